@@ -1,0 +1,2 @@
+//! Builds what the daemon embeds.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The demo program.
+fn main() {}

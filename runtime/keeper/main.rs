@@ -1,0 +1,2 @@
+//! The keeper's program: see `berth_runtime::keeper`.
+fn main() {}

@@ -1,0 +1,137 @@
+//! From a CRI config to what the keeper needs: the root filesystem as a detached mount, the user looked up in it, the
+//! OCI spec, the cgroup, and the plan with its descriptors. All of it may block: it runs away from the request threads.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use berth_image::WritableLayer;
+use berth_proto::v1::{ContainerConfig, NamespaceMode};
+use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
+use berth_runtime::plan::{ContainerPlan, StdioPlan};
+use berth_runtime::{rootfs, users};
+
+use crate::daemon::Daemon;
+use crate::error::CriError;
+use crate::spec::{self, Host, ImageContext, PodContext, User};
+use crate::store::container::RecordedUser;
+use crate::store::{Container, Pod};
+
+/// What goes to the keeper.
+#[derive(Debug)]
+pub struct Assembled {
+    /// What the first process does.
+    pub plan: ContainerPlan,
+    /// In the order of the plan's slots.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Assembles a container and makes its cgroup, which the caller removes on failure.
+///
+/// # Errors
+/// The config asks for what cannot be, or the host refuses.
+pub fn assemble(
+    daemon: &Daemon,
+    pod: &Pod,
+    container: &Container,
+    layer: &WritableLayer,
+    pause_pid: i32,
+) -> Result<Assembled, CriError> {
+    let config = container.with(|record| record.config.clone());
+    let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work))?;
+    let user = resolve_user(&config, layer, &rootfs)?;
+    container.amend(|record| {
+        record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
+    })?;
+    let spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let spec = container.keep_spec(spec)?;
+    let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
+    let cgroup = Cgroup::create(&daemon.hierarchies, &path, &resources)?;
+
+    let mut descriptors = FdList::default();
+    let rootfs = descriptors.push(rootfs);
+    let cgroup = descriptors.push_cgroup(cgroup.join()?);
+    let context = Context {
+        pid_target: pid_target(daemon, pod, &config)?,
+        pod: PodNamespaces { pause_pid },
+        hierarchies: &daemon.hierarchies,
+        stdio: StdioPlan {
+            stdin: config.stdin,
+            stdin_once: config.stdin_once,
+            tty: config.tty,
+            log_path: container.with(|record| record.log_path.clone()),
+        },
+        rootfs,
+        cgroup,
+        directories: volumes(layer),
+    };
+    let plan = compile::compile_container(&spec, &context)?;
+    Ok(Assembled { plan, descriptors: descriptors.into_owned() })
+}
+
+fn resolve_user(
+    config: &ContainerConfig,
+    layer: &WritableLayer,
+    rootfs: &OwnedFd,
+) -> Result<User, CriError> {
+    let request = spec::user_request(config, &layer.image.config)?;
+    let user = users::resolve_user(rootfs.as_fd(), &request)?;
+    Ok(User { uid: user.uid, gid: user.gid, groups: user.groups, home: user.home })
+}
+
+fn container_spec(
+    daemon: &Daemon,
+    pod: &Pod,
+    container: &Container,
+    config: &ContainerConfig,
+    layer: &WritableLayer,
+    user: &User,
+    pause_pid: i32,
+) -> Result<oci_spec::runtime::Spec, CriError> {
+    let record = pod.record();
+    let pod = PodContext {
+        id: record.id.as_str(),
+        config: &record.config,
+        pause_pid,
+        files: &daemon.folders.pod_state(&record.id),
+        runtime_handler: &record.runtime_handler,
+    };
+    let image_id = layer.image.id.to_string();
+    let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    let image = ImageContext { config: &layer.image.config, name, id: &image_id };
+    let privileged = spec::is_privileged(config);
+    let host = Host {
+        privileged_devices: if privileged { super::super::devices::all() } else { Vec::new() },
+        cgroup_v2: daemon.hierarchies.is_v2(),
+        restrict_oom_score_adj: daemon.config.restrict_oom_score_adj,
+        last_cap: daemon.last_capability,
+        oom_score_adj_floor: daemon.oom_score_adj,
+    };
+    let cgroup = container.with(|record| record.cgroup.clone());
+    Ok(spec::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
+}
+
+/// The container whose process namespace is to be joined (CRI `NamespaceMode.TARGET`, for debug containers).
+fn pid_target(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
+    let options = config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|context| context.namespace_options.clone())
+        .unwrap_or_default();
+    if options.pid() != NamespaceMode::Target {
+        return Ok(None);
+    }
+    let target = daemon.store.container(&options.target_id)?;
+    if target.pod != pod.id {
+        return Err(CriError::invalid("namespace_options.target_id", "is a container of another pod"));
+    }
+    Ok(Some(target.id.as_str().to_owned()))
+}
+
+/// An image's VOLUME paths are folders of the writable layer, as with CRI-O's `image_volumes = "mkdir"`: nothing of the
+/// image is copied out of it (CVE-2022-23648).
+fn volumes(layer: &WritableLayer) -> Vec<String> {
+    let config = layer.image.config.config().as_ref();
+    config.and_then(|config| config.volumes().clone()).unwrap_or_default()
+}

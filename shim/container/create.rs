@@ -1,0 +1,226 @@
+//! CreateContainer: resolve the image, make the writable layer, translate, compile, and have the keeper take the first
+//! process up to just before exec. Each step pushes its undo.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_image::{Image, WritableLayer};
+use berth_proto::v1::ContainerConfig;
+use berth_runtime::cgroup::CgroupPath;
+use berth_runtime::wire::{Call, Failure, Outcome};
+use tonic::Status;
+
+use super::assemble::{self, Assembled};
+use crate::daemon::{Shared, blocking};
+use crate::error::CriError;
+use crate::ids::ContainerId;
+use crate::keeper::{Link, LinkError};
+use crate::operation::{Key, Progress};
+use crate::pod;
+use crate::spec::{stop_signal, validate};
+use crate::store::container::{RecordedUser, name_key};
+use crate::store::{Container, ContainerRecord, ContainerState, Pod, PodState, file};
+use crate::undo::UndoStack;
+
+/// How long the first process may take up to the gate: it opens paths that users name, on any disk. After that it is
+/// killed (DESIGN rule 8).
+const TO_THE_GATE: Duration = Duration::from_secs(60);
+
+/// Makes a container, or joins the call that is making the same one.
+///
+/// # Errors
+/// The CRI's: `InvalidArgument`, `NotFound` (pod, image), `AlreadyExists` with the holder's id, `FailedPrecondition`
+/// where the pod is not ready, or the step that failed with its object.
+pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
+    validate::container(&config).map_err(CriError::from)?;
+    let pod = daemon.store.pod(pod)?;
+    let name = name_key(&config.metadata.clone().unwrap_or_default());
+    let daemon = daemon.clone();
+    let operations = daemon.operations.clone();
+    let span = tracing::Span::current();
+    span.record("pod", pod.id.as_str());
+    operations
+        .join(Key::Create(pod.id.clone(), name.clone()), move |progress| async move {
+            if let Some(holder) = daemon.store.container_by_name(&pod.id, &name) {
+                let what = format!("container {name} of pod sandbox {}", pod.id);
+                return Err(CriError::already_exists(what, holder.as_str()).into());
+            }
+            let id = ContainerId::random();
+            span.record("container", id.as_str());
+            let creation = Creation { daemon, pod, id, config, progress, undo: UndoStack::default() };
+            creation.run().await.map_err(Status::from)
+        })
+        .await
+}
+
+struct Creation {
+    daemon: Shared,
+    pod: Arc<Pod>,
+    id: ContainerId,
+    config: ContainerConfig,
+    progress: Progress,
+    undo: UndoStack,
+}
+
+impl Creation {
+    async fn run(mut self) -> Result<String, CriError> {
+        match self.steps().await {
+            Ok(container) => {
+                self.daemon.store.insert_container(container);
+                Ok(self.id.as_str().to_owned())
+            }
+            Err(error) => {
+                self.progress.step("undo");
+                match self.undo.run().await {
+                    Ok(()) => Err(error),
+                    Err(more) => Err(error.with_undo_errors(&more)),
+                }
+            }
+        }
+    }
+
+    async fn steps(&mut self) -> Result<Arc<Container>, CriError> {
+        let pause_pid = self.ready_pod()?;
+        let link = self.pod.link().ok_or_else(|| pod_not_ready(&self.pod))?;
+        self.progress.step("image");
+        let image = self.image()?;
+        let container = self.write_intent(&image).await?;
+        self.progress.step("writable layer");
+        let layer = self.make_layer(&image).await?;
+        self.progress.step("root filesystem and spec");
+        let assembled = self.assemble(&container, layer, pause_pid).await?;
+        self.progress.step("log folder");
+        if let Some(folder) = container.with(|record| log_folder(record.log_path.as_deref())) {
+            pod::files::make_log_folder(&folder).await?;
+        }
+        self.progress.step("first process");
+        let pid = self.create_process(&link, &container, assembled).await?;
+        self.progress.step("record");
+        container.change(|state| state.created(pid))?;
+        Ok(container)
+    }
+
+    fn ready_pod(&self) -> Result<i32, CriError> {
+        match self.pod.state() {
+            PodState::Ready { pause_pid } => Ok(pause_pid),
+            _ => Err(pod_not_ready(&self.pod)),
+        }
+    }
+
+    /// The image that the kubelet names: since 1.27 it sends the id that PullImage answered.
+    fn image(&self) -> Result<Arc<Image>, CriError> {
+        let spec = self.config.image.clone().unwrap_or_default();
+        let name = if spec.image_ref.is_empty() { &spec.image } else { &spec.image_ref };
+        self.daemon
+            .images
+            .resolve(name)
+            .or_else(|| self.daemon.images.resolve(&spec.image))
+            .ok_or_else(|| CriError::not_found("image", &spec.image))
+    }
+
+    async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
+        let folder = self.daemon.folders.container(&self.id);
+        let parent = self.pod.with(|record| CgroupPath::from_recorded(&record.cgroup))?.parent();
+        let cgroup = CgroupPath::new(&parent.to_string(), self.id.as_str())
+            .map_err(|error| CriError::internal("name the container's cgroup", error))?;
+        let record = ContainerRecord {
+            id: self.id.clone(),
+            pod: self.pod.id.clone(),
+            config: self.config.clone(),
+            image_id: image.id.to_string(),
+            image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+            created_at: crate::clock::now(),
+            boot_id: self.daemon.boot_id.clone(),
+            log_path: self.log_path(),
+            cgroup: cgroup.to_string(),
+            stop_signal: stop_signal(&self.config, &image.config)?,
+            user: RecordedUser::default(),
+            state: ContainerState::Creating,
+        };
+        let container = Arc::new(Container::new(record, folder.clone()));
+        let gone = folder.clone();
+        self.undo.push("remove the container's folder", async move {
+            blocking(move || file::remove_folder(&gone)).await.map_err(|error| error.to_string())
+        });
+        let written = container.clone();
+        blocking(move || {
+            file::make_private_folder(&folder)?;
+            written.change(ContainerState::clone)
+        })
+        .await?;
+        Ok(container)
+    }
+
+    fn log_path(&self) -> Option<String> {
+        let folder = self.pod.with(|record| record.config.log_directory.clone());
+        if folder.is_empty() || self.config.log_path.is_empty() {
+            return None;
+        }
+        Path::new(&folder).join(&self.config.log_path).to_str().map(str::to_owned)
+    }
+
+    async fn make_layer(&mut self, image: &Arc<Image>) -> Result<WritableLayer, CriError> {
+        let (daemon, id) = (self.daemon.clone(), self.id.clone());
+        self.undo.push("remove the writable layer", async move {
+            daemon.images.remove_layer(id.as_str()).await.map_err(|error| error.to_string())
+        });
+        Ok(self.daemon.images.create_layer(self.id.as_str(), &image.id).await?)
+    }
+
+    async fn assemble(
+        &mut self,
+        container: &Arc<Container>,
+        layer: WritableLayer,
+        pause_pid: i32,
+    ) -> Result<Assembled, CriError> {
+        let (daemon, cgroup) = (self.daemon.clone(), container.with(|record| record.cgroup.clone()));
+        self.undo.push("remove the cgroup", async move {
+            pod::stop::release_cgroup(&daemon, cgroup).await.map_err(|error| error.to_string())
+        });
+        let (daemon, pod, container) = (self.daemon.clone(), self.pod.clone(), container.clone());
+        blocking(move || assemble::assemble(&daemon, &pod, &container, &layer, pause_pid)).await
+    }
+
+    async fn create_process(
+        &mut self,
+        link: &Link,
+        container: &Container,
+        assembled: Assembled,
+    ) -> Result<i32, CriError> {
+        let (forget, id) = (link.clone(), self.id.clone());
+        self.undo.push("end the first process", async move {
+            match forget.done(Call::Forget { container: id.as_str().to_owned() }).await {
+                Ok(()) | Err(LinkError::Gone | LinkError::Failure(Failure::NotFound { .. })) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        let plan = Box::new(assembled.plan.clone());
+        let folder = container.folder().display().to_string();
+        let call = Call::Create { container: self.id.as_str().to_owned(), folder, plan };
+        let answer = tokio::time::timeout(TO_THE_GATE, link.call(call, assembled.descriptors)).await;
+        match answer {
+            Ok(Ok((Outcome::Created { pid }, _))) => Ok(pid),
+            Ok(Err(LinkError::Failure(Failure::Init(failure)))) => Err(CriError::failed(
+                format!("create container {}", self.id),
+                berth_runtime::compile::explain(&failure, &assembled.plan),
+            )),
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok((other, _))) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
+            Err(_) => Err(CriError::deadline(format!(
+                "create container {}: its mounts are not ready after {} s",
+                self.id,
+                TO_THE_GATE.as_secs()
+            ))),
+        }
+    }
+}
+
+fn log_folder(log_path: Option<&str>) -> Option<String> {
+    let folder: PathBuf = Path::new(log_path?).parent()?.to_owned();
+    folder.to_str().map(str::to_owned)
+}
+
+fn pod_not_ready(pod: &Pod) -> CriError {
+    CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready")
+}

@@ -1,0 +1,77 @@
+//! The end of a container: what the keeper saw becomes its state, and what is left in its cgroup is killed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::wire::ExitRecord;
+
+use crate::daemon::{Shared, blocking};
+use crate::error::CriError;
+use crate::store::{Container, ContainerState, Exit};
+
+/// How long the news of an end may take after the kill. A process in an uninterruptible sleep takes longer.
+const AFTER_KILL: Duration = Duration::from_secs(30);
+
+/// A container has ended.
+pub async fn take(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
+    tracing::debug!(container = container.id.as_str(), code = record.code, "ended");
+    if let Err(error) = container.change(|state| state.exited(Exit::from_record(record))) {
+        tracing::error!(container = container.id.as_str(), %error, "record the end");
+    }
+    // With a process namespace of its own nothing is left; in a shared one or the host's the others live on.
+    if let Err(error) = kill_cgroup(daemon, container).await {
+        tracing::warn!(container = container.id.as_str(), %error, "kill what the container left behind");
+    }
+}
+
+/// How a container ended will never be known.
+pub async fn lost(daemon: &Shared, container: &Arc<Container>, why: &str) {
+    if let Err(error) = kill_cgroup(daemon, container).await {
+        tracing::warn!(container = container.id.as_str(), %error, "kill what the container left behind");
+    }
+    let changed = container.change(|state| match state {
+        ContainerState::Running { started_at, .. } => state.exited(Exit::unknown(*started_at, why)),
+        _ => state.exited(Exit::unknown(0, why)),
+    });
+    if let Err(error) = changed {
+        tracing::error!(container = container.id.as_str(), %error, "record the end");
+    }
+}
+
+/// Kills a container and waits until it has ended. The cgroup is the truth of what runs (DESIGN rule 4).
+///
+/// # Errors
+/// It cannot be killed, or its end is not heard of.
+pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriError> {
+    if matches!(container.state(), ContainerState::Exited(_)) {
+        return Ok(());
+    }
+    kill_cgroup(daemon, container).await?;
+    let pod = daemon.store.pod(container.pod.as_str())?;
+    if pod.link().is_none() {
+        lost(daemon, container, "the pod's keeper has ended").await;
+        return Ok(());
+    }
+    tokio::time::timeout(AFTER_KILL, container.ended()).await.map(drop).map_err(|_| {
+        let pid = container.state().pid();
+        let id = &container.id;
+        CriError::deadline(format!("kill container {id}: process {pid:?} does not end{}", waits_in(pid)))
+    })
+}
+
+/// Where in the kernel a process is stuck (proc(5), `wchan`), as the end of an error.
+fn waits_in(pid: Option<i32>) -> String {
+    let wchan = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/wchan")).ok());
+    wchan.map(|wchan| format!(", it waits in {wchan}")).unwrap_or_default()
+}
+
+async fn kill_cgroup(daemon: &Shared, container: &Container) -> Result<(), CriError> {
+    let recorded = container.with(|record| record.cgroup.clone());
+    let daemon = daemon.clone();
+    blocking(move || {
+        let path = CgroupPath::from_recorded(&recorded)?;
+        Cgroup::open(&daemon.hierarchies, &path).kill()
+    })
+    .await
+}

@@ -1,0 +1,65 @@
+//! RemoveContainer: one that runs is killed first, then its cgroup, writable layer and folder go.
+
+use std::sync::Arc;
+
+use berth_runtime::wire::{Call, Failure};
+use tonic::Status;
+
+use super::exit;
+use crate::daemon::{Shared, blocking};
+use crate::error::CriError;
+use crate::keeper::LinkError;
+use crate::operation::{Key, Progress};
+use crate::pod::stop::release_cgroup;
+use crate::store::{Container, ContainerState, file};
+
+/// Removes a container. One that is unknown is a success (CRI: "must be idempotent").
+///
+/// # Errors
+/// Something of it cannot be removed; a retry goes on there.
+pub async fn remove(daemon: &Shared, id: &str) -> Result<(), Status> {
+    let container = match daemon.store.container(id) {
+        Ok(container) => container,
+        Err(CriError::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let span = tracing::Span::current();
+    span.record("container", container.id.as_str());
+    span.record("pod", container.pod.as_str());
+    let daemon = daemon.clone();
+    let operations = daemon.operations.clone();
+    operations
+        .join(Key::Remove(container.id.clone()), move |progress| async move {
+            steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
+        })
+        .await
+        .map(drop)
+}
+
+async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
+    progress.step("end");
+    if let ContainerState::Running { .. } = container.state() {
+        exit::kill(daemon, container).await?;
+    }
+    forget(daemon, container).await?;
+    progress.step("cgroup");
+    release_cgroup(daemon, container.with(|record| record.cgroup.clone())).await?;
+    progress.step("writable layer");
+    daemon.images.remove_layer(container.id.as_str()).await?;
+    progress.step("folder");
+    let folder = container.folder().to_owned();
+    blocking(move || file::remove_folder(&folder)).await?;
+    daemon.store.forget_container(container);
+    Ok(())
+}
+
+/// The keeper forgets it, and kills a first process that still waits at the gate.
+async fn forget(daemon: &Shared, container: &Container) -> Result<(), CriError> {
+    let Some(link) = daemon.store.pod(container.pod.as_str()).ok().and_then(|pod| pod.link()) else {
+        return Ok(());
+    };
+    match link.done(Call::Forget { container: container.id.as_str().to_owned() }).await {
+        Ok(()) | Err(LinkError::Gone | LinkError::Failure(Failure::NotFound { .. })) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,80 @@
+//! StartContainer: one message to the keeper, and the first process execs.
+
+use std::sync::Arc;
+
+use berth_runtime::wire::{Call, Failure, InitFailure, Outcome};
+use tonic::Status;
+
+use crate::daemon::Shared;
+use crate::error::CriError;
+use crate::keeper::LinkError;
+use crate::operation::{Key, Progress};
+use crate::store::{Container, ContainerState, Exit, ExitReason, PodState};
+
+/// `ENOENT`: the exit code of a command that is not there is 127, of one that cannot be run 126, as a shell has it.
+const ENOENT: i32 = 2;
+
+/// Starts a container that is created.
+///
+/// # Errors
+/// `FailedPrecondition` in any other state; the reason why its command cannot be run, which then also stands in its
+/// status.
+pub async fn start(daemon: &Shared, id: &str) -> Result<(), Status> {
+    let container = daemon.store.container(id)?;
+    let span = tracing::Span::current();
+    span.record("container", container.id.as_str());
+    span.record("pod", container.pod.as_str());
+    let daemon = daemon.clone();
+    let operations = daemon.operations.clone();
+    operations
+        .join(Key::Start(container.id.clone()), move |progress| async move {
+            steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
+        })
+        .await
+        .map(drop)
+}
+
+async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
+    let what = || format!("container {}", container.id);
+    match container.state() {
+        ContainerState::Created { .. } => {}
+        ContainerState::Running { .. } => return Err(CriError::precondition(what(), "it is running")),
+        ContainerState::Exited(_) => return Err(CriError::precondition(what(), "it has ended")),
+        ContainerState::Creating => return Err(CriError::precondition(what(), "it is being created")),
+    }
+    let pod = daemon.store.pod(container.pod.as_str())?;
+    let link = match (pod.state(), pod.link()) {
+        (PodState::Ready { .. }, Some(link)) => link,
+        _ => return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready")),
+    };
+    progress.step("exec");
+    match link.call(Call::Start { container: container.id.as_str().to_owned() }, Vec::new()).await {
+        Ok((Outcome::Started { at }, _)) => {
+            container.change(|state| state.started(at))?;
+            Ok(())
+        }
+        Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
+        Err(LinkError::Failure(Failure::Init(failure))) => cannot_run(container, &failure),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn cannot_run(container: &Container, failure: &InitFailure) -> Result<(), CriError> {
+    let command = container
+        .spec()
+        .ok()
+        .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
+        .and_then(|args| args.into_iter().next())
+        .unwrap_or_default();
+    let message = format!("{failure}: {command:?}");
+    container.change(|state| {
+        state.exited(Exit {
+            code: if failure.errno == ENOENT { 127 } else { 126 },
+            reason: ExitReason::ContainerCannotRun,
+            message: message.clone(),
+            started_at: 0,
+            finished_at: crate::clock::now(),
+        })
+    })?;
+    Err(CriError::failed(format!("start container {}", container.id), message))
+}

@@ -1,0 +1,70 @@
+//! StopContainer: the stop signal, the grace period, then everything in the container's cgroup is killed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_runtime::wire::Call;
+use tonic::Status;
+
+use super::exit;
+use crate::daemon::Shared;
+use crate::error::CriError;
+use crate::keeper::LinkError;
+use crate::operation::{Key, Progress};
+use crate::store::{Container, ContainerState};
+
+/// Stops a container within `timeout` seconds; 0 or less kills at once. One that is unknown, not started or ended is
+/// a success (CRI: "must be idempotent").
+///
+/// # Errors
+/// It cannot be killed.
+pub async fn stop(daemon: &Shared, id: &str, timeout: i64) -> Result<(), Status> {
+    let container = match daemon.store.container(id) {
+        Ok(container) => container,
+        Err(CriError::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let span = tracing::Span::current();
+    span.record("container", container.id.as_str());
+    span.record("pod", container.pod.as_str());
+    let daemon = daemon.clone();
+    let operations = daemon.operations.clone();
+    operations
+        .join(Key::Stop(container.id.clone(), timeout), move |progress| async move {
+            steps(&daemon, &container, timeout, &progress).await.map(|()| String::new()).map_err(Status::from)
+        })
+        .await
+        .map(drop)
+}
+
+async fn steps(
+    daemon: &Shared,
+    container: &Arc<Container>,
+    timeout: i64,
+    progress: &Progress,
+) -> Result<(), CriError> {
+    // Containers that wait at the gate have no command that could be told: as with containerd, nothing happens.
+    let ContainerState::Running { .. } = container.state() else { return Ok(()) };
+    let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
+    if !grace.is_zero() {
+        progress.step("grace period");
+        send_stop_signal(daemon, container).await?;
+        if tokio::time::timeout(grace, container.ended()).await.is_ok() {
+            return Ok(());
+        }
+    }
+    progress.step("kill");
+    exit::kill(daemon, container).await
+}
+
+async fn send_stop_signal(daemon: &Shared, container: &Container) -> Result<(), CriError> {
+    let pod = daemon.store.pod(container.pod.as_str())?;
+    let Some(link) = pod.link() else { return Ok(()) };
+    let signal = container.with(|record| record.stop_signal);
+    let call = Call::Signal { container: container.id.as_str().to_owned(), signal };
+    match link.done(call).await {
+        // Without a keeper there is nobody to send it; the kill by cgroup follows.
+        Ok(()) | Err(LinkError::Gone) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

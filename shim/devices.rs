@@ -1,0 +1,57 @@
+//! The host's device nodes, for privileged containers.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
+
+/// Folders of /dev that a container has of its own.
+const OWN: [&str; 4] = ["pts", "shm", "mqueue", "console"];
+
+/// How deep /dev is searched: disks and inputs are at most four folders down.
+const DEPTH: usize = 6;
+
+/// Every character and block device below /dev but those that a container has of its own. What vanishes meanwhile is
+/// passed over.
+#[must_use]
+pub fn all() -> Vec<LinuxDevice> {
+    let mut devices = Vec::new();
+    collect(Path::new("/dev"), DEPTH, &mut devices);
+    devices.sort_by(|a, b| a.path().cmp(b.path()));
+    devices
+}
+
+fn collect(folder: &Path, depth: usize, devices: &mut Vec<LinuxDevice>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let own = folder == Path::new("/dev") && entry.file_name().to_str().is_some_and(|n| OWN.contains(&n));
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if own {
+            continue;
+        }
+        if metadata.is_dir() && depth > 0 {
+            collect(&path, depth - 1, devices);
+        }
+        devices.extend(device(&path, &metadata));
+    }
+}
+
+fn device(path: &Path, metadata: &fs::Metadata) -> Option<LinuxDevice> {
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => LinuxDeviceType::C,
+        kind if kind.is_block_device() => LinuxDeviceType::B,
+        _ => return None,
+    };
+    LinuxDeviceBuilder::default()
+        .path(path)
+        .typ(kind)
+        .major(i64::from(rustix::fs::major(metadata.rdev())))
+        .minor(i64::from(rustix::fs::minor(metadata.rdev())))
+        .file_mode(metadata.mode() & 0o7777)
+        .uid(metadata.uid())
+        .gid(metadata.gid())
+        .build()
+        .ok()
+}

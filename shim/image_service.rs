@@ -1,0 +1,66 @@
+//! The CRI's ImageService: each RPC hands over to the function that is named after it.
+
+use berth_proto::v1::image_service_server::ImageService;
+use berth_proto::v1::*;
+use tonic::{Request, Response, Status};
+
+use crate::daemon::Shared;
+use crate::error::CriError;
+use crate::images;
+use crate::runtime_service::{Answers, in_messages};
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// The ImageService of one daemon.
+#[derive(Clone, Debug)]
+pub struct Images {
+    daemon: Shared,
+}
+
+impl Images {
+    /// Answers for `daemon`.
+    #[must_use]
+    pub fn new(daemon: Shared) -> Self {
+        Self { daemon }
+    }
+}
+
+fn wanted(image: Option<ImageSpec>) -> Result<ImageSpec, CriError> {
+    image.ok_or_else(|| CriError::invalid("image", "is missing"))
+}
+
+#[tonic::async_trait]
+impl ImageService for Images {
+    type StreamImagesStream = Answers<StreamImagesResponse>;
+
+    async fn list_images(&self, request: Request<ListImagesRequest>) -> Reply<ListImagesResponse> {
+        let images = images::list(&self.daemon, request.into_inner().filter.as_ref());
+        Ok(Response::new(ListImagesResponse { images }))
+    }
+
+    async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
+        let items = images::list(&self.daemon, request.into_inner().filter.as_ref());
+        Ok(Response::new(in_messages(items, |images| StreamImagesResponse { images })))
+    }
+
+    async fn image_status(&self, request: Request<ImageStatusRequest>) -> Reply<ImageStatusResponse> {
+        let request = request.into_inner();
+        Ok(Response::new(images::status(&self.daemon, &wanted(request.image)?, request.verbose)?))
+    }
+
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<PullImageResponse> {
+        let request = request.into_inner();
+        let image = wanted(request.image)?;
+        let image_ref = images::pull(&self.daemon, &image, request.auth.as_ref()).await?;
+        Ok(Response::new(PullImageResponse { image_ref }))
+    }
+
+    async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Reply<RemoveImageResponse> {
+        images::remove(&self.daemon, &wanted(request.into_inner().image)?).await?;
+        Ok(Response::new(RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Reply<ImageFsInfoResponse> {
+        Ok(Response::new(images::fs_info(&self.daemon)))
+    }
+}

@@ -1,0 +1,135 @@
+//! The ImageService: one function an RPC, on the store of the image crate.
+
+use std::collections::HashMap;
+
+use berth_image::{Credentials, FsUsage, Image, Reference};
+use berth_proto::v1::{
+    AuthConfig, FilesystemIdentifier, FilesystemUsage, Image as CriImage, ImageFilter, ImageFsInfoResponse,
+    ImageSpec, ImageStatusResponse, Int64Value, UInt64Value,
+};
+
+use crate::daemon::Daemon;
+use crate::error::CriError;
+
+/// Pulls an image and answers its id, as containerd does: the kubelet then creates containers by it.
+///
+/// # Errors
+/// The reference, the registry or the content is at fault.
+pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) -> Result<String, CriError> {
+    let reference: Reference =
+        spec.image.parse().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
+    let credentials = auth.map(credentials).transpose()?.flatten();
+    let image = daemon.images.pull(&reference, credentials).await?;
+    Ok(image.id.to_string())
+}
+
+/// What the request carries for the registry (CRI `AuthConfig`), if anything.
+fn credentials(auth: &AuthConfig) -> Result<Option<Credentials>, CriError> {
+    Credentials::from_parts(
+        &auth.username,
+        &auth.password,
+        &auth.auth,
+        &auth.identity_token,
+        &auth.registry_token,
+    )
+    .map_err(|error| CriError::invalid("auth", error))
+}
+
+/// All images, or the one that the filter names.
+#[must_use]
+pub fn list(daemon: &Daemon, filter: Option<&ImageFilter>) -> Vec<CriImage> {
+    let wanted = filter.and_then(|filter| filter.image.as_ref()).map(|spec| spec.image.as_str());
+    match wanted.filter(|name| !name.is_empty()) {
+        Some(name) => daemon.images.resolve(name).iter().map(|image| cri_image(image)).collect(),
+        None => daemon.images.list().iter().map(|image| cri_image(image)).collect(),
+    }
+}
+
+/// One image; none is no error (CRI: "ImageStatusResponse.Image is set to nil").
+///
+/// # Errors
+/// No name is given, or the details cannot be shown.
+pub fn status(daemon: &Daemon, spec: &ImageSpec, verbose: bool) -> Result<ImageStatusResponse, CriError> {
+    let image = daemon.images.resolve(named(spec)?);
+    let info = match &image {
+        Some(image) if verbose => {
+            let info = serde_json::json!({ "imageSpec": image.config, "layers": image.layers });
+            HashMap::from([("info".to_owned(), info.to_string())])
+        }
+        _ => HashMap::new(),
+    };
+    Ok(ImageStatusResponse { image: image.map(|image| cri_image(&image)), info })
+}
+
+/// Removes an image with all its names; one that is unknown is a success.
+///
+/// # Errors
+/// No name is given, or it cannot be removed.
+pub async fn remove(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
+    daemon.images.remove(named(spec)?).await?;
+    Ok(())
+}
+
+fn named(spec: &ImageSpec) -> Result<&str, CriError> {
+    if spec.image.is_empty() {
+        return Err(CriError::invalid("image.image", "is empty"));
+    }
+    Ok(&spec.image)
+}
+
+/// What images and writable layers take of the disk.
+#[must_use]
+pub fn fs_info(daemon: &Daemon) -> ImageFsInfoResponse {
+    let usage = daemon.images.usage();
+    ImageFsInfoResponse {
+        image_filesystems: vec![filesystem(&usage.image)],
+        container_filesystems: vec![filesystem(&usage.containers)],
+    }
+}
+
+fn filesystem(usage: &FsUsage) -> FilesystemUsage {
+    FilesystemUsage {
+        timestamp: crate::clock::now(),
+        fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
+        used_bytes: Some(UInt64Value { value: usage.bytes }),
+        inodes_used: Some(UInt64Value { value: usage.inodes }),
+    }
+}
+
+fn cri_image(image: &Image) -> CriImage {
+    let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
+    let (uid, username) = image_user(&user);
+    CriImage {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size,
+        uid,
+        username,
+        spec: Some(ImageSpec { image: image.id.to_string(), ..ImageSpec::default() }),
+        pinned: image.pinned,
+    }
+}
+
+/// The user of an image by number or by name, without its group (CRI `Image.uid`, `Image.username`).
+fn image_user(user: &str) -> (Option<Int64Value>, String) {
+    let name = user.split_once(':').map_or(user, |(name, _group)| name);
+    match name.parse::<u32>() {
+        Ok(uid) => (Some(Int64Value { value: uid.into() }), String::new()),
+        Err(_) => (None, name.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_of_an_image_is_a_number_or_a_name() {
+        assert_eq!(image_user("1002"), (Some(Int64Value { value: 1002 }), String::new()));
+        assert_eq!(image_user("1002:50"), (Some(Int64Value { value: 1002 }), String::new()));
+        assert_eq!(image_user("www-data:www"), (None, "www-data".to_owned()));
+        assert_eq!(image_user(""), (None, String::new()));
+        assert_eq!(image_user("-1"), (None, "-1".to_owned()), "no number that a user can have");
+    }
+}

@@ -1,0 +1,73 @@
+//! The files of a pod that its containers see as /etc/hostname, /etc/hosts and /etc/resolv.conf.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
+
+use crate::daemon::blocking;
+use crate::error::CriError;
+use crate::spec::resolv_conf;
+use crate::store::pod::namespaces;
+
+/// How long a folder that the kubelet names may take to make.
+const FOREIGN_DISK: Duration = Duration::from_secs(20);
+
+/// A file of the pod could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}: {source}", path.display())]
+pub struct PodFileError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Writes the pod's files into its folder.
+///
+/// # Errors
+/// One of them cannot be written.
+pub fn write(folder: &Path, config: &PodSandboxConfig) -> Result<(), CriError> {
+    let hostname = match namespaces(config).network() {
+        NamespaceMode::Node => host_file("/etc/hostname")?.trim().to_owned(),
+        _ => config.hostname.clone(),
+    };
+    let resolv = resolv_conf(config.dns_config.as_ref(), &host_file("/etc/resolv.conf")?);
+    for (name, content) in [
+        ("hostname", format!("{hostname}\n")),
+        ("hosts", host_file("/etc/hosts")?),
+        ("resolv.conf", resolv),
+    ] {
+        let path = folder.join(name);
+        fs::write(&path, content).map_err(|source| PodFileError { action: "write", path, source })?;
+    }
+    Ok(())
+}
+
+/// A file of the host; one that is not there is empty.
+fn host_file(path: &str) -> Result<String, PodFileError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(PodFileError { action: "read", path: path.into(), source }),
+    }
+}
+
+/// Makes the pod's log folder. It is on a disk that the kubelet names: a thread waits for it, and only so long
+/// (DESIGN rule 8).
+///
+/// # Errors
+/// It cannot be made, or not in time.
+pub async fn make_log_folder(folder: &str) -> Result<(), CriError> {
+    if folder.is_empty() {
+        return Ok(());
+    }
+    let path = PathBuf::from(folder);
+    let made = blocking(move || {
+        fs::create_dir_all(&path).map_err(|source| PodFileError { action: "make log folder", path, source })
+    });
+    tokio::time::timeout(FOREIGN_DISK, made)
+        .await
+        .unwrap_or_else(|_| Err(CriError::deadline(format!("make log folder {folder}"))))
+}

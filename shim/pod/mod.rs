@@ -1,0 +1,13 @@
+//! Pod sandboxes: one file per RPC, and what they share.
+//!
+//! * [`run`], [`stop`], [`remove`], [`status`], [`list`]: the RPCs
+//! * [`files`]: hostname, hosts and resolv.conf of a pod
+//! * [`follow`]: what a keeper tells unasked
+
+pub mod files;
+pub mod follow;
+pub mod list;
+pub mod remove;
+pub mod run;
+pub mod status;
+pub mod stop;

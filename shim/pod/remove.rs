@@ -1,0 +1,46 @@
+//! RemovePodSandbox: a pod that runs is stopped first, its containers are removed, then its folders and its name.
+
+use std::sync::Arc;
+
+use tonic::Status;
+
+use crate::container;
+use crate::daemon::{Shared, blocking};
+use crate::error::CriError;
+use crate::operation::{Key, Progress};
+use crate::store::{Pod, file};
+
+/// Removes a pod with its containers. One that is unknown is a success.
+///
+/// # Errors
+/// Something cannot be released or removed; a retry goes on there.
+pub async fn remove(daemon: &Shared, id: &str) -> Result<(), Status> {
+    let pod = match daemon.store.pod(id) {
+        Ok(pod) => pod,
+        Err(CriError::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    tracing::Span::current().record("pod", pod.id.as_str());
+    let daemon = daemon.clone();
+    let operations = daemon.operations.clone();
+    operations
+        .join(Key::RemovePod(pod.id.clone()), move |progress| async move {
+            steps(&daemon, &pod, &progress).await.map(|()| String::new())
+        })
+        .await
+        .map(drop)
+}
+
+async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), Status> {
+    progress.step("stop");
+    super::stop::stop_pod(daemon, pod).await?;
+    progress.step("containers");
+    for container in daemon.store.containers_of(&pod.id) {
+        container::remove::remove(daemon, container.id.as_str()).await?;
+    }
+    progress.step("folders");
+    let folders = (daemon.folders.pod_state(&pod.id), daemon.folders.pod(&pod.id));
+    blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1))).await?;
+    daemon.store.forget_pod(pod);
+    Ok(())
+}

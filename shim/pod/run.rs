@@ -1,0 +1,281 @@
+//! RunPodSandbox: intent on disk, cgroup, keeper and pause, network, answer. Each step pushes its undo.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_cni::{PodAttach, PortMapping, Protocol as NetworkProtocol};
+use berth_proto::v1::{NamespaceMode, PodSandboxConfig, PortMapping as CriPortMapping, Protocol};
+use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::compile::FdList;
+use berth_runtime::plan::{CgroupJoin, NamespaceSource, SandboxPlan};
+use berth_runtime::wire::{Call, Outcome};
+use std::os::fd::{AsFd, OwnedFd};
+use tonic::Status;
+
+use super::{files, follow};
+use crate::daemon::{Shared, blocking};
+use crate::error::CriError;
+use crate::ids::PodId;
+use crate::keeper::Link;
+use crate::operation::{Key, Progress};
+use crate::spec::validate;
+use crate::store::pod::{name_key, namespaces};
+use crate::store::{Pod, PodRecord, PodState, file};
+use crate::undo::UndoStack;
+
+/// Bytes of a pod's /dev/shm, as containerd and CRI-O have it.
+const SHM_SIZE: u64 = 64 << 20;
+
+/// The pause is the last to go when memory is short (the kubelet's own value for pod infrastructure).
+const PAUSE_OOM_SCORE_ADJ: i32 = -998;
+
+/// Starts a pod, or joins the call that is starting the same one.
+///
+/// # Errors
+/// The CRI's: `InvalidArgument`, `AlreadyExists` with the holder's id, or the step that failed.
+pub async fn run(daemon: &Shared, config: PodSandboxConfig, runtime_handler: String) -> Result<String, Status> {
+    validate::pod(&config).map_err(CriError::from)?;
+    check_handler(daemon, &runtime_handler)?;
+    let name = name_key(&config.metadata.clone().unwrap_or_default());
+    let daemon = daemon.clone();
+    let key = Key::RunPod(name.clone());
+    let operations = daemon.operations.clone();
+    operations
+        .join(key, move |progress| async move {
+            if let Some(holder) = daemon.store.pod_by_name(&name) {
+                return Err(CriError::already_exists(format!("pod sandbox {name}"), holder.as_str()).into());
+            }
+            let id = PodId::random();
+            tracing::Span::current().record("pod", id.as_str());
+            Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
+        })
+        .await
+}
+
+fn check_handler(daemon: &Shared, handler: &str) -> Result<(), CriError> {
+    if handler.is_empty() || daemon.config.runtime_handlers.iter().any(|known| known == handler) {
+        return Ok(());
+    }
+    Err(CriError::invalid("runtime_handler", format!("no runtime handler {handler:?} is configured")))
+}
+
+struct Creation {
+    daemon: Shared,
+    id: PodId,
+    config: PodSandboxConfig,
+    runtime_handler: String,
+    progress: Progress,
+    undo: UndoStack,
+}
+
+impl Creation {
+    fn new(
+        daemon: Shared,
+        id: PodId,
+        config: PodSandboxConfig,
+        runtime_handler: String,
+        progress: Progress,
+    ) -> Self {
+        Self { daemon, id, config, runtime_handler, progress, undo: UndoStack::default() }
+    }
+
+    async fn run(mut self) -> Result<String, CriError> {
+        match self.steps().await {
+            Ok(pod) => {
+                self.daemon.store.insert_pod(pod);
+                Ok(self.id.as_str().to_owned())
+            }
+            Err(error) => {
+                self.progress.step("undo");
+                match self.undo.run().await {
+                    Ok(()) => Err(error),
+                    Err(more) => Err(error.with_undo_errors(&more)),
+                }
+            }
+        }
+    }
+
+    async fn steps(&mut self) -> Result<Arc<Pod>, CriError> {
+        let path = CgroupPath::new(cgroup_parent(&self.config), self.id.as_str())
+            .map_err(|error| CriError::invalid("config.linux.cgroup_parent", error))?;
+        let pod = self.write_intent(&path).await?;
+        self.progress.step("cgroup");
+        let cgroup = self.make_cgroup(path).await?;
+        self.progress.step("keeper");
+        let link = self.start_keeper(&pod).await?;
+        self.progress.step("pause");
+        let (pause_pid, netns) = self.start_pause(&link, &cgroup).await?;
+        pod.set_netns(Some(netns));
+        self.progress.step("network");
+        self.attach_network(&pod).await?;
+        self.progress.step("record");
+        pod.change(|state| state.ready(pause_pid))?;
+        Ok(pod)
+    }
+
+    /// Intent is on disk before its side effect (DESIGN rule 1).
+    async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<Arc<Pod>, CriError> {
+        self.progress.step("intent");
+        let record = PodRecord {
+            id: self.id.clone(),
+            config: self.config.clone(),
+            runtime_handler: self.runtime_handler.clone(),
+            created_at: crate::clock::now(),
+            boot_id: self.daemon.boot_id.clone(),
+            cgroup: cgroup.to_string(),
+            state: PodState::Creating,
+        };
+        let folder = self.daemon.folders.pod(&self.id);
+        let state_folder = self.daemon.folders.pod_state(&self.id);
+        let pod = Arc::new(Pod::new(record, folder.join("pod.json")));
+        let (gone, gone_state) = (folder.clone(), state_folder.clone());
+        self.undo.push("remove the pod's folders", async move {
+            blocking(move || file::remove_folder(&gone_state).and_then(|()| file::remove_folder(&gone)))
+                .await
+                .map_err(|error| error.to_string())
+        });
+        let config = self.config.clone();
+        let written = pod.clone();
+        blocking(move || {
+            file::make_private_folder(&folder)?;
+            file::make_private_folder(&state_folder)?;
+            written.save()?;
+            files::write(&state_folder, &config)
+        })
+        .await?;
+        files::make_log_folder(&self.config.log_directory).await?;
+        Ok(pod)
+    }
+
+    async fn make_cgroup(&mut self, path: CgroupPath) -> Result<Cgroup, CriError> {
+        let daemon = self.daemon.clone();
+        let gone = path.clone();
+        let undo_daemon = daemon.clone();
+        self.undo.push("remove the cgroup", async move {
+            blocking(move || Cgroup::open(&undo_daemon.hierarchies, &gone).release())
+                .await
+                .map_err(|error| error.to_string())
+        });
+        blocking(move || Cgroup::create(&daemon.hierarchies, &path, &Default::default())).await
+    }
+
+    async fn start_keeper(&mut self, pod: &Arc<Pod>) -> Result<Link, CriError> {
+        let daemon = self.daemon.clone();
+        let id = self.id.clone();
+        let folder = self.daemon.folders.pod_state(&self.id);
+        let keeper =
+            blocking(move || berth_runtime::client::spawn(&daemon.programs, id.as_str(), &folder)).await?;
+        let (link, events) = Link::start(keeper.connection).map_err(CriError::from)?;
+        follow::reap(keeper.process);
+        let stopping = link.clone();
+        self.undo.push("end the keeper", async move { end_keeper(&stopping).await });
+        link.hello().await?;
+        pod.set_link(Some(link.clone()));
+        follow::follow(&self.daemon, pod, events);
+        Ok(link)
+    }
+
+    async fn start_pause(&mut self, link: &Link, cgroup: &Cgroup) -> Result<(i32, OwnedFd), CriError> {
+        let mut descriptors = FdList::default();
+        let join = cgroup.join().map_err(CriError::from)?;
+        let plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join));
+        let (outcome, descriptors) =
+            link.call(Call::Sandbox(Box::new(plan)), descriptors.into_owned()).await?;
+        pause_of(outcome, descriptors)
+    }
+
+    async fn attach_network(&mut self, pod: &Arc<Pod>) -> Result<(), CriError> {
+        if pod.host_network() {
+            return Ok(());
+        }
+        let Some(netns) = pod.netns() else {
+            return Err(CriError::internal("attach the network", "the pod's network namespace is gone"));
+        };
+        let metadata = self.config.metadata.clone().unwrap_or_default();
+        let daemon = self.daemon.clone();
+        let (undo_daemon, undo_id) = (daemon.clone(), self.id.clone());
+        let undo_pod = pod.clone();
+        self.undo.push("detach the network", async move {
+            let netns = undo_pod.netns();
+            let detached = undo_daemon.network.del(undo_id.as_str(), netns.as_ref().map(AsFd::as_fd)).await;
+            undo_pod.set_netns(None);
+            detached.map_err(|error| error.to_string())
+        });
+        let attach = PodAttach {
+            id: self.id.as_str(),
+            netns: netns.as_fd(),
+            name: &metadata.name,
+            namespace: &metadata.namespace,
+            uid: &metadata.uid,
+            port_mappings: self.config.port_mappings.iter().filter_map(port_mapping).collect(),
+            annotations: self.config.annotations.clone().into_iter().collect(),
+        };
+        daemon.network.add(attach).await?;
+        Ok(())
+    }
+}
+
+/// Ends a keeper whose pod is given up. One that is gone has ended already.
+pub(crate) async fn end_keeper(link: &Link) -> Result<(), String> {
+    match tokio::time::timeout(Duration::from_secs(10), link.done(Call::Shutdown)).await {
+        Ok(Ok(()) | Err(crate::keeper::LinkError::Gone)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the keeper does not answer".to_owned()),
+    }
+}
+
+/// The pause's pid and the pod's network namespace out of the keeper's answer.
+pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd), CriError> {
+    match (outcome, descriptors.into_iter().nth(1)) {
+        (Outcome::Sandbox { pid }, Some(netns)) => Ok((pid, netns)),
+        (other, _) => Err(CriError::internal("start the pause", format!("unexpected answer {other:?}"))),
+    }
+}
+
+fn cgroup_parent(config: &PodSandboxConfig) -> &str {
+    match config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()) {
+        None | Some("") => "/berth",
+        Some(parent) => parent,
+    }
+}
+
+fn sandbox_plan(config: &PodSandboxConfig, daemon: &Shared, cgroup: CgroupJoin) -> SandboxPlan {
+    let modes = namespaces(config);
+    let own = |mode: NamespaceMode| match mode {
+        NamespaceMode::Node => NamespaceSource::Host,
+        _ => NamespaceSource::New,
+    };
+    let net = own(modes.network());
+    let ipc = own(modes.ipc());
+    let linux = config.linux.clone().unwrap_or_default();
+    let mut sysctls: Vec<_> = linux.sysctls.into_iter().collect();
+    sysctls.sort();
+    SandboxPlan {
+        net,
+        ipc,
+        // A pod in the host's network has the host's name as well: containerd and CRI-O give it no UTS namespace.
+        uts: net,
+        pid: if modes.pid() == NamespaceMode::Pod { NamespaceSource::New } else { NamespaceSource::Host },
+        hostname: (net == NamespaceSource::New && !config.hostname.is_empty())
+            .then(|| config.hostname.clone()),
+        sysctls,
+        shm_size: (ipc == NamespaceSource::New).then_some(SHM_SIZE),
+        cgroup,
+        oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),
+    }
+}
+
+fn port_mapping(mapping: &CriPortMapping) -> Option<PortMapping> {
+    // A mapping without a host port asks for nothing of the host (CRI `PortMapping.host_port`).
+    let host_port = u16::try_from(mapping.host_port).ok().filter(|port| *port != 0)?;
+    Some(PortMapping {
+        protocol: match mapping.protocol() {
+            Protocol::Tcp => NetworkProtocol::Tcp,
+            Protocol::Udp => NetworkProtocol::Udp,
+            Protocol::Sctp => NetworkProtocol::Sctp,
+        },
+        container_port: u16::try_from(mapping.container_port).ok()?,
+        host_port,
+        host_ip: mapping.host_ip.parse().ok(),
+    })
+}

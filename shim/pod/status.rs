@@ -1,0 +1,96 @@
+//! PodSandboxStatus: from memory; verbose adds what `crictl inspectp` shows under `info`.
+
+use std::collections::HashMap;
+
+use berth_proto::v1::{
+    LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
+    PodSandboxStatusResponse,
+};
+
+use super::list::state;
+use crate::container;
+use crate::daemon::Daemon;
+use crate::error::CriError;
+use crate::operation::Key;
+use crate::spec::{PodContext, sandbox_spec};
+use crate::store::{Pod, PodState};
+
+/// The status of a pod and of its containers.
+///
+/// # Errors
+/// `NotFound`.
+pub fn status(daemon: &Daemon, id: &str, verbose: bool) -> Result<PodSandboxStatusResponse, CriError> {
+    let pod = daemon.store.pod(id)?;
+    let containers = daemon.store.containers_of(&pod.id);
+    Ok(PodSandboxStatusResponse {
+        status: Some(pod_status(daemon, &pod)),
+        info: if verbose { info(daemon, &pod)? } else { HashMap::new() },
+        containers_statuses: containers.iter().map(|c| container::status::container_status(c)).collect(),
+        timestamp: crate::clock::now(),
+    })
+}
+
+fn pod_status(daemon: &Daemon, pod: &Pod) -> PodSandboxStatus {
+    let network = network(daemon, pod);
+    pod.with(|record| PodSandboxStatus {
+        id: record.id.as_str().to_owned(),
+        metadata: record.config.metadata.clone(),
+        state: state(&record.state).into(),
+        created_at: record.created_at,
+        network: Some(network),
+        linux: Some(LinuxPodSandboxStatus {
+            namespaces: Some(Namespace { options: Some(crate::store::pod::namespaces(&record.config)) }),
+        }),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
+    })
+}
+
+/// The addresses of a pod that is ready, in the order of the network's config; none in the host's network, as
+/// containerd answers it.
+fn network(daemon: &Daemon, pod: &Pod) -> PodSandboxNetworkStatus {
+    let attachment = match pod.state() {
+        PodState::Ready { .. } => daemon.network.attachment(pod.id.as_str()),
+        _ => None,
+    };
+    let mut ips = attachment.into_iter().flat_map(|attachment| attachment.ips).map(|ip| ip.to_string());
+    PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default(),
+        additional_ips: ips.map(|ip| PodIp { ip }).collect(),
+    }
+}
+
+fn info(daemon: &Daemon, pod: &Pod) -> Result<HashMap<String, String>, CriError> {
+    let record = pod.record();
+    let pause_pid = match record.state {
+        PodState::Ready { pause_pid } => pause_pid,
+        _ => 0,
+    };
+    let context = PodContext {
+        id: record.id.as_str(),
+        config: &record.config,
+        pause_pid,
+        files: &daemon.folders.pod_state(&record.id),
+        runtime_handler: &record.runtime_handler,
+    };
+    let operations = daemon.operations.describe(|key| concerns(key, pod));
+    let info = serde_json::json!({
+        "pid": pause_pid,
+        "state": record.state,
+        "cgroup": record.cgroup,
+        "runtimeHandler": record.runtime_handler,
+        "runtimeSpec": sandbox_spec(&context)?,
+        "cniResult": daemon.network.attachment(record.id.as_str()).map(|attachment| attachment.result),
+        "config": record.config,
+        "operations": operations,
+    });
+    Ok(HashMap::from([("info".to_owned(), info.to_string())]))
+}
+
+fn concerns(key: &Key, pod: &Pod) -> bool {
+    match key {
+        Key::StopPod(id) | Key::RemovePod(id) | Key::Create(id, _) => *id == pod.id,
+        _ => false,
+    }
+}

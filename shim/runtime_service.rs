@@ -1,0 +1,306 @@
+//! The CRI's RuntimeService: each RPC hands over to the function that is named after it.
+
+use std::pin::Pin;
+
+use berth_proto::v1::runtime_service_server::RuntimeService;
+use berth_proto::v1::*;
+use futures_util::{Stream, StreamExt, stream};
+use tonic::{Request, Response, Status};
+
+use crate::daemon::Shared;
+use crate::error::CriError;
+use crate::{container, exec, info, pod};
+
+/// How many objects go in one message of a streamed list: far below any client's limit (4 MiB by default).
+const PER_MESSAGE: usize = 100;
+
+/// A streamed answer.
+pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// The RuntimeService of one daemon.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    daemon: Shared,
+}
+
+impl Runtime {
+    /// Answers for `daemon`.
+    #[must_use]
+    pub fn new(daemon: Shared) -> Self {
+        Self { daemon }
+    }
+}
+
+/// A list, as messages of bounded size.
+pub fn in_messages<T, M>(items: Vec<T>, message: impl Fn(Vec<T>) -> M + Send + 'static) -> Answers<M>
+where
+    T: Send + 'static,
+    M: Send + 'static,
+{
+    let pieces = stream::iter(items).chunks(PER_MESSAGE);
+    Box::pin(pieces.map(move |piece| Ok(message(piece))))
+}
+
+fn later<T>(rpc: &'static str) -> Result<T, Status> {
+    Err(CriError::Unimplemented { rpc }.into())
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    type StreamPodSandboxesStream = Answers<StreamPodSandboxesResponse>;
+    type StreamContainersStream = Answers<StreamContainersResponse>;
+    type StreamContainerStatsStream = Answers<StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Answers<StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Answers<StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = Answers<ContainerEventResponse>;
+
+    async fn version(&self, _: Request<VersionRequest>) -> Reply<VersionResponse> {
+        Ok(Response::new(info::version()))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusResponse> {
+        Ok(Response::new(info::status_of(&self.daemon, request.into_inner().verbose)?))
+    }
+
+    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Reply<RuntimeConfigResponse> {
+        Ok(Response::new(info::runtime_config_of(&self.daemon)))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<UpdateRuntimeConfigRequest>,
+    ) -> Reply<UpdateRuntimeConfigResponse> {
+        let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        // An empty CIDR asks for nothing: a network plugin takes care of addresses by itself.
+        if let Some(network) = network.filter(|network| !network.pod_cidr.is_empty()) {
+            self.daemon.network.set_pod_cidr(&network.pod_cidr).map_err(CriError::from)?;
+        }
+        Ok(Response::new(UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Reply<RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let config = request.config.ok_or_else(|| CriError::invalid("config", "is missing"))?;
+        let pod_sandbox_id = pod::run::run(&self.daemon, config, request.runtime_handler).await?;
+        Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Reply<StopPodSandboxResponse> {
+        pod::stop::stop(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Reply<RemovePodSandboxResponse> {
+        pod::remove::remove(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Reply<PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        Ok(Response::new(pod::status::status(&self.daemon, &request.pod_sandbox_id, request.verbose)?))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Reply<ListPodSandboxResponse> {
+        let items = pod::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        Ok(Response::new(ListPodSandboxResponse { items }))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<StreamPodSandboxesRequest>,
+    ) -> Reply<Self::StreamPodSandboxesStream> {
+        let items = pod::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        Ok(Response::new(in_messages(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Reply<CreateContainerResponse> {
+        let request = request.into_inner();
+        let config = request.config.ok_or_else(|| CriError::invalid("config", "is missing"))?;
+        let container_id = container::create::create(&self.daemon, &request.pod_sandbox_id, config).await?;
+        Ok(Response::new(CreateContainerResponse { container_id }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Reply<StartContainerResponse> {
+        container::start::start(&self.daemon, &request.into_inner().container_id).await?;
+        Ok(Response::new(StartContainerResponse {}))
+    }
+
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Reply<StopContainerResponse> {
+        let request = request.into_inner();
+        container::stop::stop(&self.daemon, &request.container_id, request.timeout).await?;
+        Ok(Response::new(StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Reply<RemoveContainerResponse> {
+        container::remove::remove(&self.daemon, &request.into_inner().container_id).await?;
+        Ok(Response::new(RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Reply<ListContainersResponse> {
+        let containers = container::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Reply<Self::StreamContainersStream> {
+        let items = container::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        Ok(Response::new(in_messages(items, |containers| StreamContainersResponse { containers })))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Reply<ContainerStatusResponse> {
+        let request = request.into_inner();
+        Ok(Response::new(container::status::status(&self.daemon, &request.container_id, request.verbose)?))
+    }
+
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Reply<ExecSyncResponse> {
+        let request = request.into_inner();
+        let timeout = request.timeout;
+        let answer =
+            exec::sync::exec_sync(&self.daemon, &request.container_id, &request.cmd, timeout).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Reply<ReopenContainerLogResponse> {
+        container::log::reopen(&self.daemon, &request.into_inner().container_id).await?;
+        Ok(Response::new(ReopenContainerLogResponse {}))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<UpdateContainerResourcesRequest>,
+    ) -> Reply<UpdateContainerResourcesResponse> {
+        later("UpdateContainerResources")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Reply<UpdatePodSandboxResourcesResponse> {
+        later("UpdatePodSandboxResources")
+    }
+
+    async fn exec(&self, _: Request<ExecRequest>) -> Reply<ExecResponse> {
+        later("Exec")
+    }
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Reply<AttachResponse> {
+        later("Attach")
+    }
+
+    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Reply<PortForwardResponse> {
+        later("PortForward")
+    }
+
+    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Reply<ContainerStatsResponse> {
+        later("ContainerStats")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<ListContainerStatsRequest>,
+    ) -> Reply<ListContainerStatsResponse> {
+        later("ListContainerStats")
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<StreamContainerStatsRequest>,
+    ) -> Reply<Self::StreamContainerStatsStream> {
+        later("StreamContainerStats")
+    }
+
+    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Reply<PodSandboxStatsResponse> {
+        later("PodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<ListPodSandboxStatsRequest>,
+    ) -> Reply<ListPodSandboxStatsResponse> {
+        later("ListPodSandboxStats")
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Reply<Self::StreamPodSandboxStatsStream> {
+        later("StreamPodSandboxStats")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Reply<CheckpointContainerResponse> {
+        later("CheckpointContainer")
+    }
+
+    async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Reply<CheckpointPodResponse> {
+        later("CheckpointPod")
+    }
+
+    async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Reply<RestorePodResponse> {
+        later("RestorePod")
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Reply<Self::GetContainerEventsStream> {
+        later("GetContainerEvents")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Reply<ListMetricDescriptorsResponse> {
+        later("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Reply<ListPodSandboxMetricsResponse> {
+        later("ListPodSandboxMetrics")
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Reply<Self::StreamPodSandboxMetricsStream> {
+        later("StreamPodSandboxMetrics")
+    }
+}

@@ -1,0 +1,359 @@
+//! A container: its record on disk, its state and the only functions that change it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use berth_proto::v1::{ContainerConfig, ContainerMetadata};
+use berth_runtime::wire::ExitRecord;
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::file::{self, FileError};
+use crate::ids::{ContainerId, PodId};
+
+/// Where a container is in its life. The evidence for a state is in its variant, so that both cannot disagree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// CreateContainer is at work. Not shown to clients; a daemon that finds it at start takes everything back.
+    Creating,
+    /// The first process waits just before exec.
+    Created {
+        /// In the host's process namespace.
+        pid: i32,
+    },
+    /// The command runs.
+    Running {
+        /// In the host's process namespace.
+        pid: i32,
+        /// Nanoseconds since the epoch.
+        started_at: i64,
+    },
+    /// It has ended.
+    Exited(Exit),
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code, or 128 plus the signal.
+    pub code: i32,
+    /// Why, in the word that `kubectl describe` shows.
+    pub reason: ExitReason,
+    /// Why, in words.
+    pub message: String,
+    /// Nanoseconds since the epoch; 0 if the command never ran.
+    pub started_at: i64,
+    /// Nanoseconds since the epoch.
+    pub finished_at: i64,
+}
+
+/// Why a container ended (CRI `ContainerStatus.reason`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitReason {
+    /// Exit code 0.
+    Completed,
+    /// Any other exit code.
+    Error,
+    /// The kernel killed it for lack of memory.
+    #[serde(rename = "OOMKilled")]
+    OomKilled,
+    /// The command could not be run.
+    ContainerCannotRun,
+    /// How it ended is not known: the host went down or the keeper was killed.
+    ContainerStatusUnknown,
+}
+
+impl ExitReason {
+    /// The word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "Completed",
+            Self::Error => "Error",
+            Self::OomKilled => "OOMKilled",
+            Self::ContainerCannotRun => "ContainerCannotRun",
+            Self::ContainerStatusUnknown => "ContainerStatusUnknown",
+        }
+    }
+}
+
+impl ContainerState {
+    /// The first process has reached the gate.
+    #[must_use]
+    pub fn created(&self, pid: i32) -> Self {
+        match self {
+            Self::Creating => Self::Created { pid },
+            _ => self.clone(),
+        }
+    }
+
+    /// The command runs. One that has already ended stays ended: the news of both can cross.
+    #[must_use]
+    pub fn started(&self, started_at: i64) -> Self {
+        match self {
+            Self::Created { pid } => Self::Running { pid: *pid, started_at },
+            _ => self.clone(),
+        }
+    }
+
+    /// It has ended; the first news of that stands.
+    #[must_use]
+    pub fn exited(&self, exit: Exit) -> Self {
+        match self {
+            Self::Exited(_) => self.clone(),
+            _ => Self::Exited(exit),
+        }
+    }
+
+    /// Its process, while it has one.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        match self {
+            Self::Created { pid } | Self::Running { pid, .. } => Some(*pid),
+            Self::Creating | Self::Exited(_) => None,
+        }
+    }
+}
+
+impl Exit {
+    /// What the keeper saw, in the CRI's words.
+    #[must_use]
+    pub fn from_record(record: &ExitRecord) -> Self {
+        let reason = match (record.oom_killed, record.code) {
+            (true, _) => ExitReason::OomKilled,
+            (false, 0) => ExitReason::Completed,
+            (false, _) => ExitReason::Error,
+        };
+        Self {
+            code: record.code,
+            reason,
+            message: String::new(),
+            started_at: record.started_at,
+            finished_at: record.finished_at,
+        }
+    }
+
+    /// Nobody saw how it ended.
+    #[must_use]
+    pub fn unknown(started_at: i64, message: &str) -> Self {
+        Self {
+            code: 255,
+            reason: ExitReason::ContainerStatusUnknown,
+            message: message.to_owned(),
+            started_at,
+            finished_at: crate::clock::now(),
+        }
+    }
+}
+
+/// What is on disk of a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its pod.
+    pub pod: PodId,
+    /// As the client gave it.
+    pub config: ContainerConfig,
+    /// Id of its image.
+    pub image_id: String,
+    /// What `ContainerStatus.image_ref` says: the image's digest reference, or its id.
+    pub image_ref: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// As [`PodRecord::boot_id`](super::PodRecord::boot_id).
+    pub boot_id: String,
+    /// The log file, absolute.
+    pub log_path: Option<String>,
+    /// Its cgroup, as a path in every hierarchy.
+    pub cgroup: String,
+    /// What StopContainer sends.
+    pub stop_signal: i32,
+    /// The user it runs as, resolved in the image.
+    pub user: RecordedUser,
+    /// Where it is.
+    pub state: ContainerState,
+}
+
+/// A user as resolved in the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedUser {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// A container in memory.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its pod.
+    pub pod: PodId,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    folder: PathBuf,
+    record: RwLock<ContainerRecord>,
+    /// Held while a new record is written: two changes never overtake one another on disk.
+    writing: Mutex<()>,
+    changed: watch::Sender<()>,
+    spec: Mutex<Option<Arc<Spec>>>,
+}
+
+impl Container {
+    /// A container whose record is kept in `folder`.
+    #[must_use]
+    pub fn new(record: ContainerRecord, folder: PathBuf) -> Self {
+        Self {
+            id: record.id.clone(),
+            pod: record.pod.clone(),
+            created_at: record.created_at,
+            folder,
+            record: RwLock::new(record),
+            writing: Mutex::new(()),
+            changed: watch::Sender::new(()),
+            spec: Mutex::new(None),
+        }
+    }
+
+    /// The record as it is now.
+    #[must_use]
+    pub fn record(&self) -> ContainerRecord {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the record without a copy.
+    pub fn with<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
+        look(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its persistent folder.
+    #[must_use]
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
+    /// Where a container's record is in its folder.
+    #[must_use]
+    pub fn record_file(folder: &std::path::Path) -> PathBuf {
+        folder.join("container.json")
+    }
+
+    /// Changes what is known beside the state, while the container is made.
+    ///
+    /// # Errors
+    /// The file cannot be written; the record stays.
+    pub fn amend(&self, amend: impl FnOnce(&mut ContainerRecord)) -> Result<(), FileError> {
+        let _in_order = lock(&self.writing);
+        let mut record = self.record();
+        amend(&mut record);
+        file::replace(&Self::record_file(&self.folder), &record)?;
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        Ok(())
+    }
+
+    /// Changes the state: on disk first, then for everyone to see.
+    ///
+    /// # Errors
+    /// The file cannot be written; the state stays.
+    pub fn change(
+        &self,
+        transition: impl FnOnce(&ContainerState) -> ContainerState,
+    ) -> Result<(), FileError> {
+        self.amend(|record| record.state = transition(&record.state))?;
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// The state as it is now.
+    #[must_use]
+    pub fn state(&self) -> ContainerState {
+        self.with(|record| record.state.clone())
+    }
+
+    /// Waits until the container has ended.
+    pub async fn ended(&self) -> Exit {
+        let mut changes = self.changed.subscribe();
+        loop {
+            if let ContainerState::Exited(exit) = self.state() {
+                return exit;
+            }
+            // The sender lives in `self`: this cannot fail while `self` is borrowed.
+            drop(changes.changed().await);
+        }
+    }
+
+    /// See [`name_key`].
+    #[must_use]
+    pub fn name_key(&self) -> String {
+        self.with(|record| name_key(&record.config.metadata.clone().unwrap_or_default()))
+    }
+
+    /// Keeps the OCI spec, on disk and for execs to come.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep_spec(&self, spec: Spec) -> Result<Arc<Spec>, FileError> {
+        file::replace(&self.folder.join("config.json"), &spec)?;
+        let spec = Arc::new(spec);
+        *lock(&self.spec) = Some(spec.clone());
+        Ok(spec)
+    }
+
+    /// The OCI spec the container was made from.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn spec(&self) -> Result<Arc<Spec>, FileError> {
+        if let Some(spec) = lock(&self.spec).clone() {
+            return Ok(spec);
+        }
+        let spec: Arc<Spec> = Arc::new(file::read(&self.folder.join("config.json"))?);
+        *lock(&self.spec) = Some(spec.clone());
+        Ok(spec)
+    }
+}
+
+/// What makes a container of a pod the same as another: name and attempt together.
+#[must_use]
+pub fn name_key(metadata: &ContainerMetadata) -> String {
+    format!("{}/{}", metadata.name, metadata.attempt)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(code: i32, oom_killed: bool) -> Exit {
+        Exit::from_record(&ExitRecord { code, signal: None, oom_killed, started_at: 1, finished_at: 2 })
+    }
+
+    #[test]
+    fn reasons_are_those_of_the_kubelet() {
+        assert_eq!(exit(0, false).reason.as_str(), "Completed");
+        assert_eq!(exit(3, false).reason.as_str(), "Error");
+        assert_eq!(exit(137, true).reason.as_str(), "OOMKilled");
+    }
+
+    #[test]
+    fn the_first_end_stands() {
+        let ended = ContainerState::Running { pid: 7, started_at: 1 }.exited(exit(3, false));
+        assert_eq!(ended.exited(exit(0, false)), ended);
+        assert_eq!(ended.started(9), ended, "the news of start and end can cross");
+    }
+
+    #[test]
+    fn only_a_created_container_starts() {
+        assert_eq!(ContainerState::Creating.started(1), ContainerState::Creating);
+        let created = ContainerState::Creating.created(7);
+        assert_eq!(created.started(1), ContainerState::Running { pid: 7, started_at: 1 });
+    }
+}

@@ -1,0 +1,201 @@
+//! What the daemon knows: every pod and container, in memory for List and Status, and on disk as one folder with one
+//! JSON file each, so that a daemon that is killed knows it again (DESIGN rule 1 and "State").
+//!
+//! * [`file`]: a JSON file replaced atomically
+//! * [`pod`], [`container`]: the records, their states and the only functions that change these
+//! * this file: the indexes, by id, by prefix of an id and by name
+
+pub mod container;
+pub mod file;
+pub mod pod;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+pub use container::{Container, ContainerRecord, ContainerState, Exit, ExitReason};
+pub use pod::{Pod, PodRecord, PodState};
+
+use crate::error::CriError;
+use crate::ids::{ContainerId, PodId};
+
+/// The folders of one daemon.
+#[derive(Clone, Debug)]
+pub struct Folders {
+    root: PathBuf,
+    state: PathBuf,
+}
+
+impl Folders {
+    /// `root` is persistent, `state` is gone after a reboot.
+    #[must_use]
+    pub fn new(root: &Path, state: &Path) -> Self {
+        Self { root: root.to_owned(), state: state.to_owned() }
+    }
+
+    /// All pods' persistent folders.
+    #[must_use]
+    pub fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// All containers' persistent folders.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// All pods' volatile folders.
+    #[must_use]
+    pub fn pods_state(&self) -> PathBuf {
+        self.state.join("pods")
+    }
+
+    /// A pod's persistent folder: its record.
+    #[must_use]
+    pub fn pod(&self, id: &PodId) -> PathBuf {
+        self.pods().join(id.as_str())
+    }
+
+    /// A pod's volatile folder: the keeper's socket and log, hostname, hosts, resolv.conf.
+    #[must_use]
+    pub fn pod_state(&self, id: &PodId) -> PathBuf {
+        self.pods_state().join(id.as_str())
+    }
+
+    /// A container's persistent folder: its record, its OCI spec, how it ended.
+    #[must_use]
+    pub fn container(&self, id: &ContainerId) -> PathBuf {
+        self.containers().join(id.as_str())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    pods: HashMap<PodId, Arc<Pod>>,
+    pod_names: HashMap<String, PodId>,
+    containers: HashMap<ContainerId, Arc<Container>>,
+    container_names: HashMap<(PodId, String), ContainerId>,
+}
+
+/// The indexes over all pods and containers. Its lock is never held across a call that can block (DESIGN rule 8).
+#[derive(Debug, Default)]
+pub struct Store {
+    index: RwLock<Index>,
+}
+
+impl Store {
+    fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a pod known.
+    pub fn insert_pod(&self, pod: Arc<Pod>) {
+        let mut index = self.write();
+        index.pod_names.insert(pod.name_key(), pod.id.clone());
+        index.pods.insert(pod.id.clone(), pod);
+    }
+
+    /// Makes a container known.
+    pub fn insert_container(&self, container: Arc<Container>) {
+        let mut index = self.write();
+        let name = (container.pod.clone(), container.name_key());
+        index.container_names.insert(name, container.id.clone());
+        index.containers.insert(container.id.clone(), container);
+    }
+
+    /// Forgets a pod and its name.
+    pub fn forget_pod(&self, pod: &Pod) {
+        let mut index = self.write();
+        index.pods.remove(&pod.id);
+        let name = pod.name_key();
+        if index.pod_names.get(&name) == Some(&pod.id) {
+            index.pod_names.remove(&name);
+        }
+    }
+
+    /// Forgets a container and its name.
+    pub fn forget_container(&self, container: &Container) {
+        let mut index = self.write();
+        index.containers.remove(&container.id);
+        let name = (container.pod.clone(), container.name_key());
+        if index.container_names.get(&name) == Some(&container.id) {
+            index.container_names.remove(&name);
+        }
+    }
+
+    /// The pod that holds a name, from [`pod::name_key`].
+    #[must_use]
+    pub fn pod_by_name(&self, name: &str) -> Option<PodId> {
+        self.read().pod_names.get(name).cloned()
+    }
+
+    /// The container that holds a name in a pod, from [`container::name_key`].
+    #[must_use]
+    pub fn container_by_name(&self, pod: &PodId, name: &str) -> Option<ContainerId> {
+        self.read().container_names.get(&(pod.clone(), name.to_owned())).cloned()
+    }
+
+    /// The pod of an id or of a unique beginning of one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an empty id, `NotFound` where none or several match.
+    pub fn pod(&self, id: &str) -> Result<Arc<Pod>, CriError> {
+        find(&self.read().pods, id, PodId::as_str, "pod_sandbox_id", "pod sandbox")
+    }
+
+    /// The container of an id or of a unique beginning of one.
+    ///
+    /// # Errors
+    /// As [`Store::pod`].
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, CriError> {
+        find(&self.read().containers, id, ContainerId::as_str, "container_id", "container")
+    }
+
+    /// All pods, newest first, as crictl and containerd list them.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        let mut pods: Vec<_> = self.read().pods.values().cloned().collect();
+        pods.sort_by_key(|pod| std::cmp::Reverse(pod.created_at));
+        pods
+    }
+
+    /// All containers, newest first.
+    #[must_use]
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        let mut containers: Vec<_> = self.read().containers.values().cloned().collect();
+        containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
+        containers
+    }
+
+    /// The containers of a pod, oldest first.
+    #[must_use]
+    pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<Container>> {
+        let mut containers: Vec<_> =
+            self.read().containers.values().filter(|c| c.pod == *pod).cloned().collect();
+        containers.sort_by_key(|container| container.created_at);
+        containers
+    }
+}
+
+fn find<I: Eq + std::hash::Hash, T>(
+    known: &HashMap<I, Arc<T>>,
+    wanted: &str,
+    text: impl Fn(&I) -> &str,
+    field: &'static str,
+    kind: &'static str,
+) -> Result<Arc<T>, CriError> {
+    if wanted.is_empty() {
+        return Err(CriError::invalid(field, "is empty"));
+    }
+    let mut matches = known.iter().filter(|(id, _)| text(id).starts_with(wanted));
+    match (matches.next(), matches.next()) {
+        (Some((_, found)), None) => Ok(found.clone()),
+        (Some(_), Some(_)) => Err(CriError::invalid(field, format!("{wanted:?} begins several ids"))),
+        (None, _) => Err(CriError::not_found(kind, wanted)),
+    }
+}

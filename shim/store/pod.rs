@@ -1,0 +1,219 @@
+//! A pod sandbox: its record on disk, its state and the only functions that change it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use berth_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata};
+use serde::{Deserialize, Serialize};
+
+use super::file::{self, FileError};
+use crate::ids::PodId;
+use crate::keeper::Link;
+
+/// Where a pod is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodState {
+    /// RunPodSandbox is at work. Not shown to clients; a daemon that finds it at start takes everything back.
+    Creating,
+    /// The pause runs and the network is attached.
+    Ready {
+        /// The pause, in the host's process namespace.
+        pause_pid: i32,
+    },
+    /// StopPodSandbox has begun or the pause was lost; what is left is being released or has been.
+    NotReady {
+        /// Everything the pod held is released: cgroup, addresses, keeper.
+        released: bool,
+    },
+}
+
+impl PodState {
+    /// The pause runs.
+    #[must_use]
+    pub fn ready(&self, pause_pid: i32) -> Self {
+        match self {
+            Self::Creating | Self::Ready { .. } => Self::Ready { pause_pid },
+            // A pod that has been stopped never comes back.
+            Self::NotReady { .. } => self.clone(),
+        }
+    }
+
+    /// The pod is on its way down.
+    #[must_use]
+    pub fn stopping(&self) -> Self {
+        match self {
+            Self::NotReady { .. } => self.clone(),
+            Self::Creating | Self::Ready { .. } => Self::NotReady { released: false },
+        }
+    }
+
+    /// The pod holds nothing any more.
+    #[must_use]
+    pub fn released(&self) -> Self {
+        Self::NotReady { released: true }
+    }
+}
+
+/// What is on disk of a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// Its id.
+    pub id: PodId,
+    /// As the client gave it.
+    pub config: PodSandboxConfig,
+    /// As the client gave it; empty is the default.
+    pub runtime_handler: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The boot in which it was made: nothing of it runs in another (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// The pause's cgroup, as a path in every hierarchy.
+    pub cgroup: String,
+    /// Where it is.
+    pub state: PodState,
+}
+
+/// A pod in memory.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its id.
+    pub id: PodId,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    file: PathBuf,
+    record: RwLock<PodRecord>,
+    /// Held while a new record is written: two changes never overtake one another on disk.
+    writing: Mutex<()>,
+    link: Mutex<Option<Link>>,
+    netns: Mutex<Option<OwnedFd>>,
+}
+
+impl Pod {
+    /// A pod whose record is kept at `file`.
+    #[must_use]
+    pub fn new(record: PodRecord, file: PathBuf) -> Self {
+        Self {
+            id: record.id.clone(),
+            created_at: record.created_at,
+            file,
+            record: RwLock::new(record),
+            writing: Mutex::new(()),
+            link: Mutex::new(None),
+            netns: Mutex::new(None),
+        }
+    }
+
+    /// The record as it is now.
+    #[must_use]
+    pub fn record(&self) -> PodRecord {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the record without a copy.
+    pub fn with<T>(&self, look: impl FnOnce(&PodRecord) -> T) -> T {
+        look(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes the record as it is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self) -> Result<(), FileError> {
+        self.change(PodState::clone)
+    }
+
+    /// Changes the state: on disk first, then for everyone to see.
+    ///
+    /// # Errors
+    /// The file cannot be written; the state stays.
+    pub fn change(&self, transition: impl FnOnce(&PodState) -> PodState) -> Result<(), FileError> {
+        let _in_order = lock(&self.writing);
+        let mut record = self.record();
+        record.state = transition(&record.state);
+        file::replace(&self.file, &record)?;
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        Ok(())
+    }
+
+    /// The state as it is now.
+    #[must_use]
+    pub fn state(&self) -> PodState {
+        self.with(|record| record.state.clone())
+    }
+
+    /// See [`name_key`].
+    #[must_use]
+    pub fn name_key(&self) -> String {
+        self.with(|record| name_key(&record.config.metadata.clone().unwrap_or_default()))
+    }
+
+    /// The connection to the keeper, while there is one.
+    #[must_use]
+    pub fn link(&self) -> Option<Link> {
+        lock(&self.link).clone()
+    }
+
+    /// Sets or drops the connection to the keeper.
+    pub fn set_link(&self, link: Option<Link>) {
+        *lock(&self.link) = link;
+    }
+
+    /// The pod's network namespace, while the pause runs.
+    #[must_use]
+    pub fn netns(&self) -> Option<OwnedFd> {
+        lock(&self.netns).as_ref().and_then(|fd| fd.as_fd().try_clone_to_owned().ok())
+    }
+
+    /// Sets or drops the network namespace: as long as it is held here it lives.
+    pub fn set_netns(&self, netns: Option<OwnedFd>) {
+        *lock(&self.netns) = netns;
+    }
+
+    /// The namespace modes asked for; all `POD` where nothing was said (CRI: the zero value).
+    #[must_use]
+    pub fn namespaces(&self) -> NamespaceOption {
+        self.with(|record| namespaces(&record.config))
+    }
+
+    /// The pod lives in the host's network.
+    #[must_use]
+    pub fn host_network(&self) -> bool {
+        self.namespaces().network() == NamespaceMode::Node
+    }
+}
+
+/// The namespace modes of a pod's config.
+#[must_use]
+pub fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
+    config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|context| context.namespace_options.clone())
+        .unwrap_or_default()
+}
+
+/// What makes a pod sandbox the same as another: name, namespace, uid and attempt together (CRI
+/// `PodSandboxMetadata`: "uniquely identifies").
+#[must_use]
+pub fn name_key(metadata: &PodSandboxMetadata) -> String {
+    format!("{}/{}/{}/{}", metadata.namespace, metadata.name, metadata.uid, metadata.attempt)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_pod_never_comes_back() {
+        let stopped = PodState::Ready { pause_pid: 7 }.stopping();
+        assert_eq!(stopped, PodState::NotReady { released: false });
+        assert_eq!(stopped.ready(8), stopped);
+        assert_eq!(stopped.released().stopping(), PodState::NotReady { released: true });
+    }
+}
