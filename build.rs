@@ -1,2 +1,134 @@
-//! Builds what the daemon embeds.
-fn main() {}
+//! Builds the three programs that the daemon embeds, so that berth is one file to copy to a node: the keeper, the pause
+//! and the program of the demo image. Each is built by a nested cargo with a target folder of its own inside `OUT_DIR`,
+//! static, without position independence (relocated pages are private memory, once per pod).
+//!
+//! The path of each is exported as an environment variable for `shim/programs.rs`.
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A program to embed.
+struct Program {
+    /// The binary's name, which is its package's too.
+    name: &'static str,
+    /// Its manifest, relative to the repository.
+    manifest: &'static str,
+    profile: &'static str,
+    rustflags: &'static str,
+    /// The environment variable that `shim/programs.rs` reads.
+    variable: &'static str,
+    /// What it is made of: a change of these builds it again.
+    sources: &'static [&'static str],
+}
+
+const PROGRAMS: [Program; 3] = [
+    Program {
+        name: "berth-keeper",
+        manifest: "runtime/keeper/Cargo.toml",
+        profile: "pod",
+        rustflags: "-C target-feature=+crt-static -C relocation-model=static",
+        variable: "BERTH_KEEPER_PATH",
+        sources: &["runtime", "Cargo.toml", "Cargo.lock"],
+    },
+    Program {
+        name: "berth-pause",
+        manifest: "runtime/pause/Cargo.toml",
+        profile: "release",
+        rustflags: "-C relocation-model=static -C target-feature=+crt-static -C link-arg=-nostartfiles \
+                    -C link-arg=-nostdlib -C link-arg=-static -C link-arg=-Wl,--build-id=none",
+        variable: "BERTH_PAUSE_PATH",
+        sources: &["runtime/pause"],
+    },
+    Program {
+        name: "berth-demo-app",
+        manifest: "demo/Cargo.toml",
+        profile: "pod",
+        rustflags: "-C target-feature=+crt-static -C relocation-model=static",
+        variable: "BERTH_DEMO_APP_PATH",
+        sources: &["demo", "Cargo.toml", "Cargo.lock"],
+    },
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(required("CARGO_MANIFEST_DIR")?);
+    let target_folder = PathBuf::from(required("OUT_DIR")?).join("programs");
+    println!("cargo::rerun-if-changed=build.rs");
+    for program in &PROGRAMS {
+        for source in program.sources {
+            watch(&root.join(source))?;
+        }
+        let path = build(program, &root, &target_folder)?;
+        println!("cargo::rustc-env={}={}", program.variable, path.display());
+    }
+    Ok(())
+}
+
+fn required(variable: &str) -> Result<String, String> {
+    env::var(variable).map_err(|error| format!("{variable}: {error}"))
+}
+
+/// Tells cargo to watch the files that a program is made of. A whole folder would include the tests beside them.
+fn watch(path: &Path) -> Result<(), Box<dyn Error>> {
+    if !path.is_dir() {
+        println!("cargo::rerun-if-changed={}", path.display());
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).map_err(|error| format!("read {}: {error}", path.display()))? {
+        let entry = entry?.path();
+        let name = entry.file_name().unwrap_or_default();
+        if name != "tests" && name != "target" {
+            watch(&entry)?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds a program and returns the path of its binary.
+fn build(program: &Program, root: &Path, target_folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let target = required("TARGET")?;
+    let mut command = Command::new(required("CARGO")?);
+    command
+        .current_dir(root)
+        .args(["build", "--locked", "--manifest-path", program.manifest, "--bin", program.name])
+        .args(["--profile", program.profile, "--target", &target])
+        .arg("--target-dir")
+        .arg(target_folder);
+    isolate(&mut command);
+    command.env("RUSTFLAGS", program.rustflags);
+    let output = command.output().map_err(|error| format!("start cargo for {}: {error}", program.name))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("building {} failed ({}):\n{text}", program.name, output.status).into());
+    }
+    let profile_folder = target_folder.join(target).join(program.profile);
+    let built = profile_folder.join(program.name);
+    if !built.is_file() {
+        return Err(format!("cargo built {}, but there is no {}", program.name, built.display()).into());
+    }
+    Ok(built)
+}
+
+/// Takes away what the outer cargo says about the outer build: its flags, its target, clippy in rustc's place. What
+/// belongs to the machine (proxies, the registry, cargo's home, the jobserver in MAKEFLAGS) stays.
+fn isolate(command: &mut Command) {
+    const KEEP: [&str; 2] = ["CARGO_HOME", "CARGO_MAKEFLAGS"];
+    const DROP: [&str; 12] = [
+        "RUSTFLAGS", "RUSTC", "RUSTDOC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_LINKER", "TARGET", "HOST",
+        "OUT_DIR", "PROFILE", "CLIPPY_ARGS", "__CARGO_DEFAULT_LIB_METADATA",
+    ];
+    const MACHINE: [&str; 5] =
+        ["CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRY", "CARGO_REGISTRIES_", "CARGO_SOURCE_"];
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        let of_the_machine =
+            KEEP.contains(&text.as_ref()) || MACHINE.iter().any(|prefix| text.starts_with(prefix));
+        let of_the_build = DROP.contains(&text.as_ref())
+            || ["CARGO", "CLIPPY_", "DEP_"].iter().any(|prefix| text.starts_with(prefix));
+        if of_the_build && !of_the_machine {
+            command.env_remove(&name);
+        }
+    }
+}

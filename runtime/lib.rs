@@ -13,3 +13,10 @@
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
 //! * [`keeper`]: the event loop of the keeper
 //! * [`compile`], [`cgroup`], [`rootfs`], [`users`], [`client`]: the daemon's half
+
+pub mod init;
+pub mod path;
+pub mod plan;
+pub mod procfs;
+pub mod sys;
+pub mod wire;

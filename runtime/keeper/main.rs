@@ -1,2 +1,77 @@
-//! The keeper's program: see `berth_runtime::keeper`.
-fn main() {}
+//! The keeper: parent of everything that runs in one pod. One thread, one epoll, no daemon needed: it reaps, records how
+//! containers end, writes their logs and owns their terminals, whether a daemon is there or not.
+//!
+//! It is started with a listening socket as descriptor 0, the pause's program as 1 and its own log as 2.
+//!
+//! * [`keeper`], [`watch`]: the event loop
+//! * [`connection`]: daemons that come and go
+//! * [`calls`]: what they ask
+//! * [`pause`], [`container`], [`exec`]: the children
+//! * [`output`], [`lines`], [`log`], [`stamp`]: output, as lines of a CRI log
+
+#![forbid(unsafe_code)]
+
+mod calls;
+mod connection;
+mod container;
+mod exec;
+mod keeper;
+mod lines;
+mod log;
+mod output;
+mod pause;
+mod spawn;
+mod stamp;
+mod watch;
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use berth_runtime::procfs::Proc;
+use berth_runtime::sys::{self, process, pty, security};
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::keeper::Keeper;
+
+/// Below every container's own score, so that the kernel takes a container first when memory is short.
+const OOM_SCORE_ADJ: &str = "-999";
+
+/// SIGHUP, SIGINT, SIGPIPE, SIGTERM: a keeper ends when it is told to over its socket, or by SIGKILL.
+const IGNORED: [i32; 4] = [1, 2, 13, 15];
+
+fn main() -> ExitCode {
+    match start().and_then(Keeper::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> sys::Result<Keeper> {
+    use sys::Context;
+    let listener = process::inherited(0)?;
+    let pause_program = process::inherited(1)?;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let null = rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty()).on("open", "/dev/null")?;
+    for number in 0..2 {
+        pty::put_at(null.as_fd(), number)?;
+    }
+    process::ignore_signals(&IGNORED);
+    rustix::process::setsid().on("setsid", "")?;
+    rustix::process::chdir("/").on("chdir", "/")?;
+    security::set_name(c"berth-keeper")?;
+    security::set_dumpable(false)?;
+    security::become_subreaper()?;
+    // Without CAP_SYS_RESOURCE the score cannot go down: then it stays what the daemon has.
+    let _kept = Proc::mount().and_then(|proc| proc.write("self/oom_score_adj", OOM_SCORE_ADJ));
+    Keeper::new(listener, pause_program, null)
+}
+
+/// A line in the keeper's own log.
+fn report(line: &str) {
+    let stamp = stamp::Stamp::of(stamp::now());
+    let text = format!("{} {line}\n", stamp.as_str());
+    let _no_log = rustix::io::write(std::io::stderr(), text.as_bytes());
+}

@@ -224,6 +224,12 @@ macro_rules! steps {
                 match number { $($number => Some(Self::$name),)* _ => None }
             }
 
+            /// Its number on the wire.
+            #[must_use]
+            pub fn number(self) -> u32 {
+                match self { $(Self::$name => $number,)* }
+            }
+
             /// What the step does, as the start of an error message.
             #[must_use]
             pub fn words(self) -> &'static str {

@@ -1,0 +1,113 @@
+//! What a first process does between its clone and its exec: numbered steps over a compiled plan, without parsing
+//! anything. All of it runs in a child of the keeper, which has a single thread.
+//!
+//! * [`container`]: the way of a container, step by step
+//! * [`mounts`]: its root filesystem and volumes
+//! * [`process`]: what container and exec have in common: streams, limits, credentials, exec
+//! * [`sandbox`], [`exec`]: the way of a pause and of a further process
+
+pub mod container;
+pub mod exec;
+mod mounts;
+mod process;
+
+pub use process::Streams;
+pub mod sandbox;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::plan::FdSlot;
+use crate::sys::{self, process::exit_now};
+use crate::wire::transport::Report;
+use crate::wire::{InitFailure, Step};
+
+/// The byte by which the keeper tells its child that it is in its cgroup.
+pub const IN_CGROUP: u8 = b'c';
+
+/// The byte by which the keeper lets a first process exec.
+pub const START: u8 = b's';
+
+/// The result of a step.
+type Done<T> = Result<T, InitFailure>;
+
+/// Says at which step, and at which of its objects, a call failed.
+trait At<T> {
+    fn at(self, step: Step) -> Done<T>;
+    fn at_index(self, step: Step, index: usize) -> Done<T>;
+}
+
+impl<T> At<T> for sys::Result<T> {
+    fn at(self, step: Step) -> Done<T> {
+        self.map_err(|error| failure(step, None, &error))
+    }
+
+    fn at_index(self, step: Step, index: usize) -> Done<T> {
+        self.map_err(|error| failure(step, u32::try_from(index).ok(), &error))
+    }
+}
+
+fn failure(step: Step, index: Option<u32>, error: &sys::Error) -> InitFailure {
+    let detail = format!("{} {}", error.call, error.object).trim_end().to_owned();
+    InitFailure { step, errno: error.raw(), index, detail }
+}
+
+/// The descriptors that came with a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptors<'a>(pub &'a [OwnedFd]);
+
+impl<'a> Descriptors<'a> {
+    /// The descriptor of a slot.
+    ///
+    /// # Errors
+    /// `EBADF` where the message did not bring it.
+    pub fn get(self, slot: FdSlot) -> sys::Result<BorrowedFd<'a>> {
+        use sys::Context;
+        let index = usize::try_from(slot.0).unwrap_or(usize::MAX);
+        self.0.get(index).map(AsFd::as_fd).ok_or(rustix::io::Errno::BADF).on("descriptor", slot.0)
+    }
+}
+
+/// The child's end of the socket between it and the keeper.
+#[derive(Debug)]
+pub struct Gate {
+    socket: OwnedFd,
+}
+
+impl Gate {
+    /// Over this socket.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    /// Waits for a byte of the keeper. The end of the socket means that the keeper gives this process up, or is gone:
+    /// there is nothing to go on for.
+    fn wait_for(&self, wanted: u8) {
+        let mut packet = [0_u8; 1];
+        loop {
+            match rustix::io::read(&self.socket, &mut packet) {
+                Ok(1) if packet == [wanted] => return,
+                Err(rustix::io::Errno::INTR) => {}
+                _ => exit_now(1),
+            }
+        }
+    }
+
+    fn report(&self, report: &Report, descriptor: Option<BorrowedFd<'_>>) {
+        let descriptors: Vec<_> = descriptor.into_iter().collect();
+        // A keeper that is gone cannot be told anything.
+        drop(sys::socket::send(self.socket.as_fd(), &report.encode(), &descriptors));
+    }
+
+    /// Tells the failure and ends this process.
+    fn fail(&self, failure: InitFailure) -> ! {
+        self.report(&Report::Failed(failure), None);
+        exit_now(1)
+    }
+
+    /// Moves the socket to descriptor 3 and closes everything above: nothing of the host can be reached from the
+    /// container's program, not even by `/proc/self/fd` in the moment of its exec (CVE-2024-21626).
+    fn keep_alone(self) -> sys::Result<Self> {
+        Ok(Self { socket: sys::process::keep_alone(self.socket)? })
+    }
+}

@@ -1,0 +1,310 @@
+//! The root filesystem of a container and what is mounted in it. A source is opened while the host's mounts are in
+//! sight, a target is resolved to a descriptor in the new root, and the two meet by descriptor (move_mount(2)): what a
+//! name means is never asked twice (CVE-2021-30465).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{At, Descriptors, Done};
+use crate::path::Root;
+use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountKind, MountOp, Propagation};
+use crate::sys::mount::{self, FsContext};
+use crate::sys::{self, Context};
+use crate::wire::Step;
+
+/// A mount whose source is at hand, or one that is made when its turn comes.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A detached tree.
+    Tree(OwnedFd),
+    /// Made inside the container's namespaces.
+    Later,
+}
+
+/// Opens the sources of all mounts, in the host's mounts.
+pub(super) fn open_sources(
+    mounts: &[MountOp],
+    descriptors: Descriptors<'_>,
+    shm: Option<&OwnedFd>,
+) -> Done<Vec<Source>> {
+    let mut sources = Vec::with_capacity(mounts.len());
+    for (index, op) in mounts.iter().enumerate() {
+        sources.push(match &op.kind {
+            MountKind::Bind { source, recursive, create } => {
+                Source::Tree(open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?)
+            }
+            MountKind::Tree { tree } => {
+                let tree = descriptors.get(*tree).and_then(|fd| fd.try_clone_to_owned().on("dup", ""));
+                Source::Tree(tree.at_index(Step::OpenSource, index)?)
+            }
+            MountKind::PodShm => {
+                let shm = shm.ok_or(Errno::NOENT).on("open", "the pod's shared memory");
+                let clone = shm.and_then(|shm| shm.try_clone().on("dup", ""));
+                Source::Tree(clone.at_index(Step::PodShm, index)?)
+            }
+            MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => Source::Later,
+        });
+    }
+    Ok(sources)
+}
+
+fn open_bind(source: &str, recursive: bool, create: bool) -> sys::Result<OwnedFd> {
+    match mount::clone_path(source, recursive) {
+        Err(error) if error.errno == Errno::NOENT && create => {
+            make_host_folder(source)?;
+            mount::clone_path(source, recursive)
+        }
+        result => result,
+    }
+}
+
+fn make_host_folder(path: &str) -> sys::Result<()> {
+    for (end, _) in path.match_indices('/').skip(1).chain([(path.len(), "")]) {
+        let part = path.get(..end).unwrap_or(path);
+        match rustix::fs::mkdirat(CWD, part, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).on("mkdir", part),
+        }
+    }
+    Ok(())
+}
+
+/// Attaches one mount below the root.
+pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) -> Done<()> {
+    let tree = match (source, &op.kind) {
+        (Source::Tree(tree), _) => tree,
+        (Source::Later, MountKind::Filesystem { fstype, source, options, .. }) => {
+            filesystem(fstype, source, options, op.set).at_index(Step::Mount, index)?
+        }
+        (Source::Later, MountKind::Dev { options, nodes, links }) => {
+            dev(options, nodes, links, op.set).at_index(Step::Mount, index)?
+        }
+        (Source::Later, MountKind::Cgroup { hierarchies }) => {
+            return cgroup(root, op, hierarchies).at_index(Step::Mount, index);
+        }
+        (Source::Later, _) => return Err(Errno::INVAL).on("mount", "").at_index(Step::Mount, index),
+    };
+    set_attributes(tree.as_fd(), op).at_index(Step::MountAttributes, index)?;
+    let target = target(root, op, tree.as_fd()).at_index(Step::MountTarget, index)?;
+    mount::attach(tree.as_fd(), target.as_fd()).at_index(Step::Mount, index)
+}
+
+/// The place of a mount, made where absent: a folder for a folder, a file for a file.
+fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+    match op.kind {
+        MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => {
+            strict_folder(root, &op.target)
+        }
+        _ => {
+            let stat = rustix::fs::fstat(tree).on("fstat", &op.target)?;
+            if FileType::from_raw_mode(stat.st_mode).is_dir() {
+                root.make_folder(&op.target)
+            } else {
+                root.make_file(&op.target)
+            }
+        }
+    }
+}
+
+/// A folder for one of the kernel's filesystems: no symbolic link may be on the way to it.
+fn strict_folder(root: &Root, path: &str) -> sys::Result<OwnedFd> {
+    match root.resolve_strictly(path) {
+        Err(error) if error.errno == Errno::NOENT => {
+            root.make_folder(path)?;
+            root.resolve_strictly(path)
+        }
+        result => result,
+    }
+}
+
+fn set_attributes(tree: BorrowedFd<'_>, op: &MountOp) -> sys::Result<()> {
+    let propagation = flag_of(op.propagation);
+    if op.recursive_attributes == op.recursive_propagation {
+        if op.set | op.clear | propagation != 0 {
+            mount::set_attributes(tree, op.set, op.clear, propagation, op.recursive_attributes)?;
+        }
+        return Ok(());
+    }
+    if op.set | op.clear != 0 {
+        mount::set_attributes(tree, op.set, op.clear, 0, op.recursive_attributes)?;
+    }
+    if propagation != 0 {
+        mount::set_attributes(tree, 0, 0, propagation, op.recursive_propagation)?;
+    }
+    Ok(())
+}
+
+/// `MS_*` of a propagation; 0 changes nothing.
+pub(super) fn flag_of(propagation: Propagation) -> u64 {
+    match propagation {
+        Propagation::Unchanged => 0,
+        Propagation::Private => mount::PRIVATE,
+        Propagation::Slave => mount::SLAVE,
+        Propagation::Shared => mount::SHARED,
+        Propagation::Unbindable => mount::UNBINDABLE,
+    }
+}
+
+type FsOptions = [(String, Option<String>)];
+
+fn filesystem(fstype: &str, source: &str, options: &FsOptions, attributes: u64) -> sys::Result<OwnedFd> {
+    let context = FsContext::open(fstype)?;
+    if !source.is_empty() {
+        context.set("source", Some(source))?;
+    }
+    for (key, value) in options {
+        context.set(key, value.as_deref())?;
+    }
+    context.mount(attributes)
+}
+
+/// A /dev that is filled while nobody can reach it.
+fn dev(
+    options: &FsOptions,
+    nodes: &[DeviceNode],
+    links: &[(String, String)],
+    attributes: u64,
+) -> sys::Result<OwnedFd> {
+    let tree = filesystem("tmpfs", "tmpfs", options, attributes & !mount::ATTR_RDONLY)?;
+    let root = Root::new(mount::same_place(&tree)?);
+    for node in nodes {
+        make_node(&root, &node.path, node)?;
+    }
+    for (name, to) in links {
+        let (folder, name) = root.make_parent(name)?;
+        rustix::fs::symlinkat(to.as_str(), &folder, name).on("symlink", name)?;
+    }
+    Ok(tree)
+}
+
+/// Makes a device node at a path; what is there already is replaced if it is a node, and refused otherwise.
+pub(super) fn make_node(root: &Root, path: &str, node: &DeviceNode) -> sys::Result<()> {
+    let kind = match node.kind {
+        DeviceKind::Char => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+    };
+    let (folder, name) = root.make_parent(path)?;
+    let mode = Mode::from_raw_mode(node.mode & 0o7777);
+    let device = rustix::fs::makedev(node.major, node.minor);
+    match rustix::fs::mknodat(&folder, name, kind, mode, device) {
+        Err(Errno::EXIST) => {
+            rustix::fs::unlinkat(&folder, name, rustix::fs::AtFlags::empty()).on("unlink", path)?;
+            rustix::fs::mknodat(&folder, name, kind, mode, device).on("mknod", path)?;
+        }
+        made => made.on("mknod", path)?,
+    }
+    let owner = (rustix::fs::Uid::from_raw(node.uid), rustix::fs::Gid::from_raw(node.gid));
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(&folder, name, Some(owner.0), Some(owner.1), flags).on("chown", path)
+}
+
+/// The container's own cgroups: the mounts show their root at the container's, since its cgroup namespace is new.
+fn cgroup(root: &Root, op: &MountOp, hierarchies: &[CgroupHierarchy]) -> sys::Result<()> {
+    let target = strict_folder(root, &op.target)?;
+    if hierarchies.is_empty() {
+        let tree = filesystem("cgroup2", "cgroup", &[], op.set)?;
+        return mount::attach(tree.as_fd(), target.as_fd());
+    }
+    let folder_mode = [("mode".to_owned(), Some("755".to_owned()))];
+    let tree = filesystem("tmpfs", "tmpfs", &folder_mode, op.set & !mount::ATTR_RDONLY)?;
+    mount::attach(tree.as_fd(), target.as_fd())?;
+    for hierarchy in hierarchies {
+        let path = format!("{}/{}", op.target, hierarchy.folder);
+        let place = root.make_folder(&path)?;
+        let context = FsContext::open("cgroup")?;
+        for option in &hierarchy.options {
+            match option.split_once('=') {
+                Some((key, value)) => context.set(key, Some(value))?,
+                None => context.set(option, None)?,
+            }
+        }
+        mount::attach(context.mount(op.set)?.as_fd(), place.as_fd())?;
+        for link in &hierarchy.links {
+            rustix::fs::symlinkat(hierarchy.folder.as_str(), &tree, link.as_str()).on("symlink", link)?;
+        }
+    }
+    mount::set_attributes(tree.as_fd(), op.set, 0, 0, false)
+}
+
+/// What hides a path: an empty file or an empty folder, neither of which can be written to.
+#[derive(Debug)]
+pub(super) struct Masks {
+    null: OwnedFd,
+    folder: Option<OwnedFd>,
+    null_attached: bool,
+}
+
+impl Masks {
+    /// Takes /dev/null, while the host's is in sight: that of the container could be anything (CVE-2025-31133).
+    pub(super) fn open() -> sys::Result<Self> {
+        let null = mount::clone_path("/dev/null", false)?;
+        let stat = rustix::fs::fstat(&null).on("fstat", "/dev/null")?;
+        let is_char = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        if !is_char || stat.st_rdev != rustix::fs::makedev(1, 3) {
+            return Err(Errno::NODEV).on("open_tree", "/dev/null, which is not the null device");
+        }
+        Ok(Self { null, folder: None, null_attached: false })
+    }
+
+    /// Hides a path; one that is not there needs no hiding.
+    pub(super) fn hide(&mut self, root: &Root, path: &str) -> sys::Result<()> {
+        let Some(place) = present(root, path)? else { return Ok(()) };
+        let stat = rustix::fs::fstat(&place).on("fstat", path)?;
+        if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            return self.hide_folder(place.as_fd());
+        }
+        // A detached tree is attached once; after that it is in this namespace, where it can be cloned.
+        if self.null_attached {
+            let clone = mount::clone_descriptor(self.null.as_fd(), false)?;
+            return mount::attach(clone.as_fd(), place.as_fd());
+        }
+        self.null_attached = true;
+        mount::attach(self.null.as_fd(), place.as_fd())
+    }
+
+    fn hide_folder(&mut self, place: BorrowedFd<'_>) -> sys::Result<()> {
+        if let Some(folder) = &self.folder {
+            let clone = mount::clone_descriptor(folder.as_fd(), false)?;
+            return mount::attach(clone.as_fd(), place);
+        }
+        // One superblock for all: it can hold nothing but its root.
+        let options = [("nr_inodes".to_owned(), Some("1".to_owned())), ("size".to_owned(), Some("0".to_owned()))];
+        let read_only = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NODEV | mount::ATTR_NOEXEC;
+        let folder = filesystem("tmpfs", "tmpfs", &options, read_only)?;
+        mount::attach(folder.as_fd(), place)?;
+        self.folder = Some(folder);
+        Ok(())
+    }
+}
+
+/// Makes a path read-only with everything below it; one that is not there needs nothing.
+pub(super) fn make_read_only(root: &Root, path: &str) -> sys::Result<()> {
+    let Some(place) = present(root, path)? else { return Ok(()) };
+    let clone = mount::clone_descriptor(place.as_fd(), true)?;
+    mount::set_attributes(clone.as_fd(), mount::ATTR_RDONLY, 0, 0, true)?;
+    mount::attach(clone.as_fd(), place.as_fd())
+}
+
+fn present(root: &Root, path: &str) -> sys::Result<Option<OwnedFd>> {
+    match root.resolve(path) {
+        Ok(place) => Ok(Some(place)),
+        Err(error) if matches!(error.errno, Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A terminal in the place of /dev/console.
+pub(super) fn attach_console(root: &Root, slave: &OwnedFd) -> sys::Result<()> {
+    let clone = mount::clone_descriptor(slave.as_fd(), false)?;
+    let place = root.make_file("/dev/console")?;
+    mount::attach(clone.as_fd(), place.as_fd())
+}
+
+/// The descriptor by which a process gets back to the mount namespace it is in.
+pub(super) fn own_mount_namespace() -> sys::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, "/proc/self/ns/mnt", flags, Mode::empty()).on("open", "/proc/self/ns/mnt")
+}

@@ -1,0 +1,185 @@
+//! What the first process of a container and a further one have in common: standard streams, limits, credentials and
+//! the exec itself.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{At, Descriptors, Done};
+use crate::path::Root;
+use crate::plan::ProcessPlan;
+use crate::procfs::Proc;
+use crate::sys::process::{CStrings, default_signals, exec};
+use crate::sys::{self, Context, pty, security};
+use crate::wire::{InitFailure, Step};
+
+/// `DEVPTS_SUPER_MAGIC` (statfs(2)).
+const DEVPTS_MAGIC: u64 = 0x1cd1;
+
+/// The three standard streams of a process.
+#[derive(Debug)]
+pub struct Streams<'a> {
+    /// Read from.
+    pub stdin: BorrowedFd<'a>,
+    /// Written to.
+    pub stdout: BorrowedFd<'a>,
+    /// Written to.
+    pub stderr: BorrowedFd<'a>,
+}
+
+/// Leads a new session, with the streams in place; a terminal becomes the controlling one.
+pub(super) fn set_streams(streams: &Streams<'_>, terminal: bool, plan: &ProcessPlan) -> Done<()> {
+    rustix::process::setsid().on("setsid", "").at(Step::Stdio)?;
+    for (stream, number) in [(streams.stdin, 0), (streams.stdout, 1), (streams.stderr, 2)] {
+        give_to_user(stream, plan).at(Step::Stdio)?;
+        pty::put_at(stream, number).at(Step::Stdio)?;
+    }
+    if terminal {
+        pty::make_controlling(streams.stdin).at(Step::Terminal)?;
+    }
+    Ok(())
+}
+
+/// The user of the process owns its pipes and terminal, so that it can open /dev/stdout again, as programs do that log
+/// to that path. Anything else, such as /dev/null, is the host's and stays as it is.
+fn give_to_user(stream: BorrowedFd<'_>, plan: &ProcessPlan) -> sys::Result<()> {
+    let stat = rustix::fs::fstat(stream).on("fstat", "a standard stream")?;
+    let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
+    if !is_pipe && !rustix::termios::isatty(stream) {
+        return Ok(());
+    }
+    let owner = rustix::fs::Uid::from_raw(plan.uid);
+    // The group stays: a terminal's is tty, which only root and its members may write to.
+    rustix::fs::fchown(stream, Some(owner), None).on("fchown", "a standard stream")
+}
+
+/// A pseudo terminal of the devpts of a root filesystem: master and slave.
+pub(super) fn open_terminal(root: &Root) -> Done<(OwnedFd, OwnedFd)> {
+    let open = || {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let place = root.resolve_strictly("/dev/pts")?;
+        let devpts = rustix::fs::openat(&place, ".", flags, Mode::empty()).on("open", "/dev/pts")?;
+        let magic = rustix::fs::fstatfs(&devpts).on("fstatfs", "/dev/pts")?.f_type;
+        if u64::try_from(magic).ok() != Some(DEVPTS_MAGIC) {
+            return Err(Errno::XDEV).on("open", "/dev/pts, which is no devpts");
+        }
+        pty::open(devpts)
+    };
+    open().at(Step::Terminal)
+}
+
+/// What is set through procfs and what only root may: limits and labels.
+pub(super) fn set_limits_and_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
+    if let Some(score) = plan.oom_score_adj {
+        proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
+    }
+    for (index, limit) in plan.rlimits.iter().enumerate() {
+        security::set_rlimit(limit.resource, limit.soft, limit.hard).at_index(Step::Rlimit, index)?;
+    }
+    if let Some(profile) = &plan.apparmor {
+        proc.write("self/attr/apparmor/exec", &format!("exec {profile}")).at(Step::SecurityLabel)?;
+    }
+    if let Some(label) = &plan.selinux {
+        proc.write("self/attr/exec", label).at(Step::SecurityLabel)?;
+    }
+    Ok(())
+}
+
+/// The filter that is loaded last, read while its descriptor is there.
+pub(super) fn read_seccomp(plan: &ProcessPlan, descriptors: Descriptors<'_>) -> Done<Option<(Vec<u8>, u64)>> {
+    let Some(seccomp) = plan.seccomp else { return Ok(None) };
+    // 4096 instructions of 8 bytes are the most that the kernel takes (seccomp(2)).
+    let read = descriptors.get(seccomp.filter).and_then(|fd| sys::fs::read_all(fd, 4096 * 8));
+    read.map(|program| Some((program, seccomp.flags))).at(Step::Seccomp)
+}
+
+/// Becomes the user, with exactly the plan's capabilities.
+pub(super) fn set_credentials(plan: &ProcessPlan) -> Done<()> {
+    rustix::process::umask(Mode::from_raw_mode(plan.umask.unwrap_or(0o022)));
+    security::limit_bounding_set(plan.capabilities.bounding).at(Step::Capabilities)?;
+    security::keep_capabilities(true).at(Step::Capabilities)?;
+    security::set_ids(plan.uid, plan.gid, &plan.groups).at(Step::Credentials)?;
+    security::set_capabilities(&plan.capabilities).at(Step::Capabilities)?;
+    security::keep_capabilities(false).at(Step::Capabilities)?;
+    if plan.no_new_privs {
+        security::no_new_privs().at(Step::NoNewPrivs)?;
+    }
+    // What a change of ids has made unreadable stays so until the exec.
+    security::set_dumpable(false).at(Step::Credentials)
+}
+
+/// Goes to the working folder, as the user. Magic links are not followed: none of the descriptors that are still open
+/// can be reached this way (CVE-2024-21626).
+pub(super) fn change_to_cwd(plan: &ProcessPlan) -> Done<()> {
+    let change = || {
+        let root = Root::new(sys::mount::place("/")?);
+        let cwd = root.resolve(&plan.cwd)?;
+        rustix::process::fchdir(cwd.as_fd()).on("fchdir", &plan.cwd)?;
+        // A folder outside of the root has no path from it (getcwd(3), "(unreachable)").
+        let path = rustix::process::getcwd(Vec::new()).on("getcwd", &plan.cwd)?;
+        if !path.as_bytes().starts_with(b"/") {
+            return Err(Errno::XDEV).on("getcwd", &plan.cwd);
+        }
+        Ok(())
+    };
+    change().at(Step::WorkingDirectory)
+}
+
+/// Loads the filter and becomes the program; comes back only with the failure.
+pub(super) fn become_program(plan: &ProcessPlan, seccomp: Option<(Vec<u8>, u64)>) -> InitFailure {
+    let arguments = CStrings::new(&plan.args);
+    let environment = CStrings::new(&plan.env);
+    let candidates = candidates(plan);
+    default_signals();
+    if let Some((program, flags)) = seccomp {
+        if let Err(error) = security::load_seccomp(&program, flags) {
+            return super::failure(Step::Seccomp, None, &error);
+        }
+    }
+    let mut worst = Errno::NOENT;
+    for path in &candidates {
+        match exec(path, &arguments, &environment) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            // As execvp(3): the search goes on, and is remembered.
+            Errno::ACCESS => worst = Errno::ACCESS,
+            errno => {
+                worst = errno;
+                break;
+            }
+        }
+    }
+    InitFailure { step: Step::Exec, errno: worst.raw_os_error(), index: None, detail: String::new() }
+}
+
+/// Where the program may be: its path, or its name in each folder of the plan's own PATH.
+fn candidates(plan: &ProcessPlan) -> Vec<String> {
+    let Some(program) = plan.args.first() else { return Vec::new() };
+    if program.is_empty() {
+        return Vec::new();
+    }
+    if program.contains('/') {
+        return vec![program.clone()];
+    }
+    let path = plan.env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or("");
+    path.split(':').filter(|folder| folder.starts_with('/')).map(|folder| format!("{folder}/{program}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(program: &str, env: &[&str]) -> ProcessPlan {
+        let env = env.iter().map(|&variable| variable.to_owned()).collect();
+        ProcessPlan { args: vec![program.to_owned()], env, ..ProcessPlan::default() }
+    }
+
+    #[test]
+    fn a_program_is_searched_in_the_plans_own_path() {
+        assert_eq!(candidates(&plan("sh", &["PATH=/bin:/usr/bin"])), ["/bin/sh", "/usr/bin/sh"]);
+        assert_eq!(candidates(&plan("./sh", &["PATH=/bin"])), ["./sh"]);
+        assert_eq!(candidates(&plan("sh", &["PATH=.:bin:/bin"])), ["/bin/sh"], "only absolute folders");
+        assert!(candidates(&plan("sh", &[])).is_empty());
+        assert!(candidates(&plan("", &["PATH=/bin"])).is_empty());
+    }
+}

@@ -1,0 +1,230 @@
+//! What daemons ask.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use berth_runtime::init::{Descriptors, START};
+use berth_runtime::plan::{ContainerPlan, ExecPlan, PidNamespace, SandboxPlan};
+use berth_runtime::sys::process;
+use berth_runtime::wire::{Call, ContainerSnapshot, Failure, Outcome, PROTOCOL, Snapshot};
+
+use crate::container::{Container, State};
+use crate::exec::Exec;
+use crate::keeper::{Keeper, Origin, system};
+use crate::pause::Pause;
+use crate::watch::Watched;
+
+type Answer = Result<Outcome, Failure>;
+
+impl Keeper {
+    /// Takes a call; its answer goes out now, or when the child that it concerns has got where it was to go.
+    pub(crate) fn call(&mut self, origin: Origin, call: Call, descriptors: Vec<OwnedFd>) {
+        let now = match call {
+            Call::Hello { .. } => Some(Ok(Outcome::Hello(self.snapshot()))),
+            Call::Sandbox(plan) => self.sandbox(origin, &plan, &descriptors).err().map(Err),
+            Call::Namespaces => return self.tell_namespaces(origin),
+            Call::Create { container, folder, plan } => {
+                self.create(origin, container, folder, &plan, &descriptors).err().map(Err)
+            }
+            Call::Start { container } => self.start(origin, &container).err().map(Err),
+            Call::Signal { container, signal } => Some(self.signal(&container, signal)),
+            Call::Exec { container, exec, plan } => {
+                self.exec(origin, &container, exec, &plan, &descriptors).err().map(Err)
+            }
+            Call::SignalExec { exec, signal } => Some(self.signal_exec(&exec, signal)),
+            Call::ReopenLog { container } => Some(self.reopen_log(&container)),
+            Call::Forget { container } => Some(self.forget(&container)),
+            Call::Shutdown => Some(self.shut_down()),
+        };
+        if let Some(result) = now {
+            self.answer(origin, result, Vec::new());
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let containers = self.containers.iter().map(|(id, container)| ContainerSnapshot {
+            id: id.clone(),
+            pid: container.child.pid,
+            phase: container.phase(),
+        });
+        Snapshot {
+            protocol: PROTOCOL,
+            keeper_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            pause: self.pause.as_ref().map(|pause| pause.child.pid),
+            containers: containers.collect(),
+            execs: self.execs.keys().cloned().collect(),
+        }
+    }
+
+    fn sandbox(
+        &mut self,
+        origin: Origin,
+        plan: &SandboxPlan,
+        descriptors: &[OwnedFd],
+    ) -> Result<(), Failure> {
+        if self.pause.is_some() {
+            return Err(state("the pause", "started already"));
+        }
+        let pause = Pause::start(
+            plan,
+            Descriptors(descriptors),
+            &self.pause_program,
+            &self.null,
+            &self.own_pids,
+            origin,
+        );
+        let pause = pause.map_err(|error| system(&error))?;
+        self.watch.add(pause.child.gate.as_fd(), Watched::PauseGate).map_err(|error| system(&error))?;
+        self.pause = Some(pause);
+        Ok(())
+    }
+
+    /// Answers with the pause's pidfd and the pod's network namespace.
+    pub(crate) fn tell_namespaces(&mut self, origin: Origin) {
+        let Some(pause) = &self.pause else {
+            return self.answer(origin, Err(not_found("the pause")), Vec::new());
+        };
+        let pid = pause.child.pid;
+        match (pause.child.pidfd.try_clone(), pause.netns.try_clone()) {
+            (Ok(pidfd), Ok(netns)) => {
+                self.answer(origin, Ok(Outcome::Sandbox { pid }), vec![pidfd, netns]);
+            }
+            _ => self.answer(origin, Err(state("the keeper", "out of descriptors")), Vec::new()),
+        }
+    }
+
+    fn create(
+        &mut self,
+        origin: Origin,
+        id: String,
+        folder: String,
+        plan: &ContainerPlan,
+        descriptors: &[OwnedFd],
+    ) -> Result<(), Failure> {
+        if self.containers.contains_key(&id) {
+            return Err(state(&format!("container {id}"), "created already"));
+        }
+        let pause = self.pause.as_ref();
+        let pids_of = match &plan.pid {
+            PidNamespace::New | PidNamespace::Host => None,
+            PidNamespace::Pod => match pause {
+                Some(pause) if pause.shares_pids => Some(pause.child.pidfd.as_fd()),
+                // Its process namespace is the host's: nobody has asked for that one.
+                _ => return Err(state("the pod", "without a process namespace of its own")),
+            },
+            PidNamespace::Container(target) => Some(self.running(target)?.child.pidfd.as_fd()),
+        };
+        let container = Container::create(
+            plan,
+            Descriptors(descriptors),
+            folder,
+            pids_of,
+            pause.map(|pause| pause.child.pidfd.as_fd()),
+            &self.own_pids,
+            origin,
+        );
+        let container = container.map_err(|error| system(&error))?;
+        let watched = self.watch.add(container.child.gate.as_fd(), Watched::ContainerGate(id.clone()));
+        watched.map_err(|error| system(&error))?;
+        self.containers.insert(id, container);
+        Ok(())
+    }
+
+    fn start(&mut self, origin: Origin, id: &str) -> Result<(), Failure> {
+        let what = format!("container {id}");
+        let container = self.containers.get_mut(id).ok_or_else(|| not_found(&what))?;
+        match container.state {
+            State::Created => {}
+            State::Creating(_) => return Err(state(&what, "being created")),
+            State::Starting(_) | State::Running { .. } => return Err(state(&what, "running")),
+            State::Failed | State::Exited(_) => return Err(state(&what, "ended")),
+        }
+        if let Err(errno) = rustix::io::write(&container.child.gate, &[START]) {
+            let action = format!("let {what} through its gate");
+            return Err(Failure::System { action, errno: errno.raw_os_error() });
+        }
+        container.state = State::Starting(origin);
+        Ok(())
+    }
+
+    fn running(&self, id: &str) -> Result<&Container, Failure> {
+        let what = format!("container {id}");
+        let container = self.containers.get(id).ok_or_else(|| not_found(&what))?;
+        match container.state {
+            State::Running { .. } => Ok(container),
+            State::Exited(_) | State::Failed => Err(state(&what, "ended")),
+            _ => Err(state(&what, "not running")),
+        }
+    }
+
+    fn signal(&self, id: &str, signal: i32) -> Answer {
+        let container = self.containers.get(id).ok_or_else(|| not_found(&format!("container {id}")))?;
+        process::signal(container.child.pidfd.as_fd(), signal).map_err(|error| system(&error))?;
+        Ok(Outcome::Done)
+    }
+
+    fn exec(
+        &mut self,
+        origin: Origin,
+        container: &str,
+        id: String,
+        plan: &ExecPlan,
+        descriptors: &[OwnedFd],
+    ) -> Result<(), Failure> {
+        if self.execs.contains_key(&id) {
+            return Err(state(&format!("exec {id}"), "started already"));
+        }
+        let init = self.running(container)?.child.pidfd.as_fd();
+        let exec =
+            Exec::start(plan, Descriptors(descriptors), init, &self.null, &self.own_pids, origin);
+        let exec = exec.map_err(|error| system(&error))?;
+        self.watch.add(exec.child.gate.as_fd(), Watched::ExecGate(id.clone())).map_err(|error| system(&error))?;
+        self.execs.insert(id, exec);
+        Ok(())
+    }
+
+    fn signal_exec(&self, id: &str, signal: i32) -> Answer {
+        let exec = self.execs.get(id).ok_or_else(|| not_found(&format!("exec {id}")))?;
+        process::signal(exec.child.pidfd.as_fd(), signal).map_err(|error| system(&error))?;
+        Ok(Outcome::Done)
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Answer {
+        let container = self.containers.get_mut(id).ok_or_else(|| not_found(&format!("container {id}")))?;
+        container.log.reopen().map_err(|error| system(&error))?;
+        Ok(Outcome::Done)
+    }
+
+    /// A container that still lives is killed; its end is then that of an orphan, which nobody is told of.
+    fn forget(&mut self, id: &str) -> Answer {
+        if !self.containers.contains_key(id) {
+            return Err(not_found(&format!("container {id}")));
+        }
+        self.unwatch_container(id);
+        if let Some(container) = self.containers.remove(id) {
+            process::kill(container.child.pidfd.as_fd());
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn shut_down(&mut self) -> Answer {
+        for container in self.containers.values() {
+            process::kill(container.child.pidfd.as_fd());
+        }
+        for exec in self.execs.values() {
+            process::kill(exec.child.pidfd.as_fd());
+        }
+        if let Some(pause) = &self.pause {
+            process::kill(pause.child.pidfd.as_fd());
+        }
+        self.over = true;
+        Ok(Outcome::Done)
+    }
+}
+
+fn not_found(what: &str) -> Failure {
+    Failure::NotFound { what: what.to_owned() }
+}
+
+fn state(what: &str, state: &str) -> Failure {
+    Failure::State { what: what.to_owned(), state: state.to_owned() }
+}

@@ -1,0 +1,202 @@
+//! A container: its first process, its streams and how it ends.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use berth_runtime::init::{Descriptors, container};
+use berth_runtime::plan::{ContainerPlan, PidNamespace};
+use berth_runtime::sys::process::{Ended, namespace};
+use berth_runtime::sys::{self, Context};
+use berth_runtime::wire::{ExitRecord, Phase};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::keeper::Origin;
+use crate::lines::{Lines, Stream};
+use crate::log::Log;
+use crate::spawn::{Place, Spawned, spawn};
+use crate::stamp::now;
+
+/// Where a container is in its life.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// Its first process walks towards the gate.
+    Creating(Origin),
+    /// It waits at the gate.
+    Created,
+    /// It has been let through, and has not yet become its command.
+    Starting(Origin),
+    /// The command runs.
+    Running { started_at: i64 },
+    /// The first process has failed and told so; its end is awaited.
+    Failed,
+    /// It has ended.
+    Exited(ExitRecord),
+}
+
+/// A stream that is read into the log.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) fd: OwnedFd,
+    pub(crate) lines: Lines,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) child: Spawned,
+    pub(crate) state: State,
+    pub(crate) log: Log,
+    /// By their place in the epoll: 0 and 1.
+    pub(crate) outputs: [Option<Output>; 2],
+    /// Held open for attached clients: the pipe's writing end, or the terminal's master.
+    _stdin: Option<OwnedFd>,
+    /// A terminal is expected with the report of the gate.
+    tty: bool,
+    folder: String,
+    oom: Option<OwnedFd>,
+}
+
+/// The ends of a container's standard streams: the child's and the keeper's.
+struct Streams {
+    child: [OwnedFd; 3],
+    stdin: Option<OwnedFd>,
+    outputs: [Option<Output>; 2],
+}
+
+impl Container {
+    /// Clones the first process.
+    pub(crate) fn create(
+        plan: &ContainerPlan,
+        descriptors: Descriptors<'_>,
+        folder: String,
+        pids_of: Option<BorrowedFd<'_>>,
+        pause: Option<BorrowedFd<'_>>,
+        own_pids: &OwnedFd,
+        origin: Origin,
+    ) -> sys::Result<Self> {
+        let log = Log::open(plan.stdio.log_path.clone())?;
+        let streams = Streams::open(plan)?;
+        let oom = plan.cgroup.oom.map(|slot| descriptors.get(slot)).transpose()?;
+        let oom = oom.map(|fd| fd.try_clone_to_owned().on("dup", "")).transpose()?;
+        let place = Place {
+            namespaces: if plan.pid == PidNamespace::New { namespace::PID } else { 0 },
+            pids_of,
+            own_pids: own_pids.as_fd(),
+            cgroup: &plan.cgroup,
+            descriptors,
+        };
+        let [stdin, stdout, stderr] = &streams.child;
+        let child = spawn(place, |gate| {
+            let streams = berth_runtime::init::Streams {
+                stdin: stdin.as_fd(),
+                stdout: stdout.as_fd(),
+                stderr: stderr.as_fd(),
+            };
+            container::run(container::Start { plan, descriptors, pause, streams, gate })
+        })?;
+        Ok(Self {
+            child,
+            state: State::Creating(origin),
+            log,
+            outputs: streams.outputs,
+            _stdin: streams.stdin,
+            tty: plan.stdio.tty,
+            folder,
+            oom,
+        })
+    }
+
+    /// The terminal's master has come: its output is the container's only stream.
+    pub(crate) fn take_terminal(&mut self, master: OwnedFd) -> sys::Result<()> {
+        if !self.tty {
+            return Ok(());
+        }
+        rustix::io::ioctl_fionbio(&master, true).on("ioctl(FIONBIO)", "")?;
+        self._stdin = Some(master.try_clone().on("dup", "")?);
+        self.outputs = [Some(Output { fd: master, lines: Lines::new(Stream::Stdout) }), None];
+        Ok(())
+    }
+
+    /// How far it is, for a daemon that comes (back).
+    pub(crate) fn phase(&self) -> Phase {
+        match &self.state {
+            State::Creating(_) => Phase::Creating,
+            State::Created | State::Starting(_) | State::Failed => Phase::Created,
+            State::Running { started_at } => Phase::Running { started_at: *started_at },
+            State::Exited(record) => Phase::Exited(record.clone()),
+        }
+    }
+
+    /// Its first process has ended: the record of that, which is also written into its folder.
+    pub(crate) fn exited(&mut self, ended: Ended) -> ExitRecord {
+        let started_at = match self.state {
+            State::Running { started_at } => started_at,
+            _ => 0,
+        };
+        let signal = match ended {
+            Ended::Signal(signal) => Some(signal),
+            Ended::Code(_) => None,
+        };
+        let code = ended.code();
+        let record = ExitRecord {
+            code,
+            signal,
+            // A container whose helper was killed for memory, and which then ended by itself, was not.
+            oom_killed: code == 137 && self.oom_kills() > 0,
+            started_at,
+            finished_at: now(),
+        };
+        if let Err(error) = self.write_record(&record) {
+            crate::report(&format!("write exit.json in {}: {error}", self.folder));
+        }
+        self.state = State::Exited(record.clone());
+        record
+    }
+
+    /// How often the kernel has killed in this cgroup for lack of memory: `oom_kill N` is a line of both
+    /// memory.events (v2) and memory.oom_control (v1).
+    fn oom_kills(&self) -> u64 {
+        let Some(oom) = &self.oom else { return 0 };
+        let Ok(text) = sys::fs::read_all(oom, 4096) else { return 0 };
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let value = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).map(str::trim);
+        value.and_then(|value| value.parse().ok()).unwrap_or(0)
+    }
+
+    /// The record replaces an older one whole, as all state on disk.
+    fn write_record(&self, record: &ExitRecord) -> std::io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        let (path, beside) =
+            (format!("{}/exit.json", self.folder), format!("{}/exit.json.tmp", self.folder));
+        std::fs::write(&beside, text)?;
+        std::fs::rename(&beside, &path)
+    }
+}
+
+impl Streams {
+    fn open(plan: &ContainerPlan) -> sys::Result<Self> {
+        let null = || {
+            let flags = OFlags::RDWR | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty()).on("open", "/dev/null")
+        };
+        if plan.stdio.tty {
+            // Until the terminal is there.
+            return Ok(Self { child: [null()?, null()?, null()?], stdin: None, outputs: [None, None] });
+        }
+        let (stdin, held) = if plan.stdio.stdin {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC).on("pipe2", "stdin")?;
+            (read, Some(write))
+        } else {
+            (null()?, None)
+        };
+        let (stdout, out) = output_pipe(Stream::Stdout)?;
+        let (stderr, err) = output_pipe(Stream::Stderr)?;
+        Ok(Self { child: [stdin, stdout, stderr], stdin: held, outputs: [Some(out), Some(err)] })
+    }
+}
+
+fn output_pipe(stream: Stream) -> sys::Result<(OwnedFd, Output)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).on("pipe2", "output")?;
+    rustix::io::ioctl_fionbio(&read, true).on("ioctl(FIONBIO)", "")?;
+    Ok((write, Output { fd: read, lines: Lines::new(stream) }))
+}

@@ -1,0 +1,366 @@
+//! The event loop.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use berth_runtime::sys::{self, Context, process};
+use berth_runtime::wire::transport::{RECORD, Report};
+use berth_runtime::wire::{Event, Failure, InitFailure, Message, Outcome, Step};
+use rustix::event::epoll::EventFlags;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::connection::Connection;
+use crate::container::{Container, State};
+use crate::exec::Exec;
+use crate::pause::Pause;
+use crate::report;
+use crate::output::Buffers;
+use crate::stamp::now;
+use crate::watch::{Watch, Watched};
+
+/// Which call of which connection waits for an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) connection: u64,
+    pub(crate) request: u64,
+}
+
+/// The keeper.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(crate) watch: Watch,
+    listener: OwnedFd,
+    children: OwnedFd,
+    pub(crate) pause_program: OwnedFd,
+    pub(crate) null: OwnedFd,
+    pub(crate) own_pids: OwnedFd,
+    next_connection: u64,
+    connections: BTreeMap<u64, Connection>,
+    pub(crate) pause: Option<Pause>,
+    pub(crate) containers: BTreeMap<String, Container>,
+    pub(crate) execs: BTreeMap<String, Exec>,
+    pub(crate) buffers: Buffers,
+    incoming: Vec<u8>,
+    pub(crate) over: bool,
+}
+
+impl Keeper {
+    pub(crate) fn new(listener: OwnedFd, pause_program: OwnedFd, null: OwnedFd) -> sys::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let own_pids = rustix::fs::openat(CWD, "/proc/self/ns/pid", flags, Mode::empty())
+            .on("open", "/proc/self/ns/pid")?;
+        let mut keeper = Self {
+            watch: Watch::new()?,
+            children: process::child_signals()?,
+            listener,
+            pause_program,
+            null,
+            own_pids,
+            next_connection: 1,
+            connections: BTreeMap::new(),
+            pause: None,
+            containers: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            buffers: Buffers::default(),
+            incoming: Vec::new(),
+            over: false,
+        };
+        keeper.watch.add(keeper.listener.as_fd(), Watched::Listener)?;
+        keeper.watch.add(keeper.children.as_fd(), Watched::Children)?;
+        Ok(keeper)
+    }
+
+    /// Runs until it is told to end.
+    pub(crate) fn run(mut self) -> sys::Result<()> {
+        let mut events = Vec::with_capacity(16);
+        while !self.over {
+            self.watch.wait(&mut events)?;
+            for event in &events {
+                if let Some((watched, flags)) = self.watch.meaning(event) {
+                    self.take(watched, flags);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, watched: Watched, flags: EventFlags) {
+        match watched {
+            Watched::Listener => self.accept(),
+            Watched::Children => self.reap(),
+            Watched::Connection(id) => self.serve(id, flags),
+            Watched::PauseGate => self.pause_gate(),
+            Watched::ContainerGate(id) => self.container_gate(&id),
+            Watched::ExecGate(id) => self.exec_gate(&id),
+            Watched::Output(id, place) => self.output(&id, place),
+        }
+    }
+
+    fn accept(&mut self) {
+        let socket = match sys::socket::accept(self.listener.as_fd()) {
+            Ok(socket) => socket,
+            Err(error) => return report(&error.to_string()),
+        };
+        let id = self.next_connection;
+        self.next_connection += 1;
+        match self.watch.add(socket.as_fd(), Watched::Connection(id)) {
+            Ok(()) => drop(self.connections.insert(id, Connection::new(socket))),
+            Err(error) => report(&error.to_string()),
+        }
+    }
+
+    fn serve(&mut self, id: u64, flags: EventFlags) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if flags.contains(EventFlags::OUT) && connection.flush().is_err() {
+            return self.cut_off(id);
+        }
+        match connection.receive(&mut self.incoming) {
+            Ok(Some((request, descriptors))) => {
+                let origin = Origin { connection: id, request: request.id };
+                self.call(origin, request.call, descriptors);
+            }
+            Err(error) if error.would_block() => {}
+            Ok(None) => return self.cut_off(id),
+            Err(error) => {
+                report(&format!("a daemon's connection: {error}"));
+                return self.cut_off(id);
+            }
+        }
+        self.incoming = Vec::new();
+        self.update_interest(id);
+    }
+
+    fn cut_off(&mut self, id: u64) {
+        if let Some(connection) = self.connections.remove(&id) {
+            self.watch.remove(connection.socket().as_fd(), &Watched::Connection(id));
+        }
+    }
+
+    fn update_interest(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get(&id) {
+            let (socket, behind) = (connection.socket().as_fd(), connection.is_behind());
+            self.watch.want_to_write(socket, &Watched::Connection(id), behind);
+        }
+    }
+
+    /// Sends a message to one connection; one that cannot take it is cut off.
+    fn send(&mut self, id: u64, message: Message, descriptors: Vec<OwnedFd>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match connection.send(message, descriptors) {
+            Ok(()) if connection.is_behind() => self.update_interest(id),
+            Ok(()) => {}
+            Err(error) => {
+                report(&format!("a daemon's connection: {error}"));
+                self.cut_off(id);
+            }
+        }
+    }
+
+    /// Answers a call.
+    pub(crate) fn answer(
+        &mut self,
+        origin: Origin,
+        result: Result<Outcome, Failure>,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let message = Message::Answer { id: origin.request, result };
+        self.send(origin.connection, message, descriptors);
+    }
+
+    fn tell(&mut self, event: &Event) {
+        for id in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.send(id, Message::Event(event.clone()), Vec::new());
+        }
+    }
+
+    fn pause_gate(&mut self) {
+        let Some(pause) = &mut self.pause else { return };
+        let Some(news) = news_of(pause.child.gate.as_fd()) else { return };
+        self.watch.remove(pause.child.gate.as_fd(), &Watched::PauseGate);
+        let Some(origin) = pause.starting.take() else { return };
+        match news {
+            News::End => self.tell_namespaces(origin),
+            News::Report(report, _) => {
+                let failure = failure_of(report);
+                self.answer(origin, Err(failure), Vec::new());
+            }
+        }
+    }
+
+    fn container_gate(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(news) = news_of(container.child.gate.as_fd()) else { return };
+        match (&container.state, news) {
+            (State::Creating(origin), News::Report(Report::Ready, master)) => {
+                let origin = *origin;
+                container.state = State::Created;
+                let result = self.reached_gate(id, master);
+                let descriptors = self.pidfd_of(id);
+                self.answer(origin, result, descriptors);
+            }
+            (State::Starting(origin), News::End) => {
+                let (origin, at) = (*origin, now());
+                container.state = State::Running { started_at: at };
+                self.close_gate(id);
+                self.answer(origin, Ok(Outcome::Started { at }), Vec::new());
+            }
+            (State::Creating(origin) | State::Starting(origin), news) => {
+                let origin = *origin;
+                container.state = State::Failed;
+                let failure = match news {
+                    News::Report(report, _) => failure_of(report),
+                    News::End => vanished(),
+                };
+                self.close_gate(id);
+                self.answer(origin, Err(failure), Vec::new());
+            }
+            _ => self.close_gate(id),
+        }
+    }
+
+    fn close_gate(&mut self, id: &str) {
+        if let Some(container) = self.containers.get(id) {
+            self.watch.remove(container.child.gate.as_fd(), &Watched::ContainerGate(id.to_owned()));
+        }
+    }
+
+    fn reached_gate(&mut self, id: &str, master: Option<OwnedFd>) -> Result<Outcome, Failure> {
+        let Some(container) = self.containers.get_mut(id) else { return Err(vanished()) };
+        if let Some(master) = master {
+            container.take_terminal(master).map_err(|error| system(&error))?;
+        }
+        let pid = container.child.pid;
+        self.watch_outputs(id).map_err(|error| system(&error))?;
+        Ok(Outcome::Created { pid })
+    }
+
+    fn pidfd_of(&self, id: &str) -> Vec<OwnedFd> {
+        self.containers.get(id).and_then(|c| c.child.pidfd.try_clone().ok()).into_iter().collect()
+    }
+
+    fn exec_gate(&mut self, id: &str) {
+        let Some(exec) = self.execs.get_mut(id) else { return };
+        let Some(news) = news_of(exec.child.gate.as_fd()) else { return };
+        if let News::Report(Report::Ready, master) = news {
+            exec.master = master;
+            return;
+        }
+        let (pid, origin, master) = (exec.child.pid, exec.starting.take(), exec.master.take());
+        let pidfd = exec.child.pidfd.try_clone().ok();
+        self.watch.remove(exec.child.gate.as_fd(), &Watched::ExecGate(id.to_owned()));
+        let Some(origin) = origin else { return };
+        match news {
+            News::End => {
+                let descriptors = pidfd.into_iter().chain(master).collect();
+                self.answer(origin, Ok(Outcome::ExecStarted { pid }), descriptors);
+            }
+            News::Report(report, _) => self.answer(origin, Err(failure_of(report)), Vec::new()),
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut signals = [0_u8; 1024];
+        while rustix::io::read(&self.children, &mut signals).is_ok_and(|read| read > 0) {}
+        while let Some(pid) = process::peek_ended() {
+            self.child_ended(pid);
+            // An orphan that fell to the keeper, or a child whose end is taken: nothing of it is needed.
+            process::reap_pid(pid);
+        }
+    }
+
+    fn child_ended(&mut self, pid: i32) {
+        if self.pause.as_ref().is_some_and(|pause| pause.child.pid == pid) {
+            return self.pause_ended();
+        }
+        let container = self.containers.iter().find(|(_, c)| c.child.pid == pid).map(|(id, _)| id.clone());
+        if let Some(id) = container {
+            return self.container_ended(&id);
+        }
+        let exec = self.execs.iter().find(|(_, e)| e.child.pid == pid).map(|(id, _)| id.clone());
+        if let Some(id) = exec {
+            self.exec_ended(&id);
+        }
+    }
+
+    fn pause_ended(&mut self) {
+        let Some(pause) = &self.pause else { return };
+        let Ok(Some(ended)) = process::reap(pause.child.pidfd.as_fd()) else { return };
+        // What it told before it ended is heard first.
+        if self.watch.has(&Watched::PauseGate) {
+            self.pause_gate();
+        }
+        self.pause = None;
+        self.tell(&Event::PauseExited { code: ended.code() });
+    }
+
+    fn container_ended(&mut self, id: &str) {
+        let Some(container) = self.containers.get(id) else { return };
+        if matches!(container.state, State::Exited(_)) {
+            return;
+        }
+        let Ok(Some(ended)) = process::reap(container.child.pidfd.as_fd()) else { return };
+        while self.watch.has(&Watched::ContainerGate(id.to_owned())) {
+            self.container_gate(id);
+        }
+        self.drain(id);
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let record = container.exited(ended);
+        self.tell(&Event::Exited { container: id.to_owned(), record });
+    }
+
+    fn exec_ended(&mut self, id: &str) {
+        let Some(exec) = self.execs.get(id) else { return };
+        let Ok(Some(ended)) = process::reap(exec.child.pidfd.as_fd()) else { return };
+        while self.watch.has(&Watched::ExecGate(id.to_owned())) {
+            self.exec_gate(id);
+        }
+        self.execs.remove(id);
+        self.tell(&Event::ExecExited { exec: id.to_owned(), code: ended.code() });
+    }
+
+    /// Forgets what the loop watches of a container, before it is dropped.
+    pub(crate) fn unwatch_container(&mut self, id: &str) {
+        self.drain(id);
+        self.close_gate(id);
+    }
+}
+
+/// What came over the socket of a child.
+enum News {
+    Report(Report, Option<OwnedFd>),
+    /// The child's end is closed: it has become its command, or has ended.
+    End,
+}
+
+/// `None` while there is nothing.
+fn news_of(gate: BorrowedFd<'_>) -> Option<News> {
+    let mut record = [0_u8; RECORD];
+    match sys::socket::receive(gate, &mut record) {
+        Ok((0, _)) => Some(News::End),
+        Ok((length, descriptors)) => match Report::decode(record.get(..length).unwrap_or_default()) {
+            Some(report) => Some(News::Report(report, descriptors.into_iter().next())),
+            None => Some(News::End),
+        },
+        Err(error) if error.errno == Errno::AGAIN || error.errno == Errno::INTR => None,
+        // ECONNRESET: the child has ended without having read what was sent to it.
+        Err(_) => Some(News::End),
+    }
+}
+
+fn failure_of(report: Report) -> Failure {
+    match report {
+        Report::Failed(failure) => Failure::Init(failure),
+        Report::Ready => vanished(),
+    }
+}
+
+fn vanished() -> Failure {
+    Failure::Init(InitFailure { step: Step::Vanished, errno: 0, index: None, detail: String::new() })
+}
+
+/// A system call of the keeper's own has failed.
+pub(crate) fn system(error: &sys::Error) -> Failure {
+    let action = format!("{} {}", error.call, error.object).trim_end().to_owned();
+    Failure::System { action, errno: error.raw() }
+}

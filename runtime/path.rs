@@ -1,0 +1,219 @@
+//! Paths inside a container's root filesystem: they are resolved there, by the kernel, into descriptors, and are used by
+//! these alone (DESIGN rule 3). What a symbolic link in an image points to is inside the image, always.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::sys::{Context, Result};
+
+/// How many links that lead nowhere are followed while a path is made; the kernel follows as many (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+
+/// The root directory of a container.
+#[derive(Debug)]
+pub struct Root {
+    directory: OwnedFd,
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+impl Root {
+    /// The directory that `directory` is a descriptor of.
+    #[must_use]
+    pub fn new(directory: OwnedFd) -> Self {
+        Self { directory }
+    }
+
+    fn openat2(&self, path: &str, flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+        let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = flags | OFlags::CLOEXEC;
+        // EAGAIN: something on the way was renamed meanwhile, and `..` could have escaped (openat2(2)).
+        for _attempt in 0..64 {
+            match rustix::fs::openat2(&self.directory, path, flags, Mode::empty(), resolve) {
+                Err(Errno::AGAIN) => {}
+                result => return result,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// The place of a path, for use by descriptor alone (`O_PATH`).
+    ///
+    /// # Errors
+    /// `ENOENT` and the like.
+    pub fn resolve(&self, path: &str) -> Result<OwnedFd> {
+        self.openat2(path, OFlags::PATH, ResolveFlags::empty()).on("openat2", path)
+    }
+
+    /// A folder whose path has no symbolic link at all: where the kernel's own filesystems are mounted, no image may
+    /// lead elsewhere (CVE-2019-19921 and its successors).
+    ///
+    /// # Errors
+    /// `ELOOP` where a link is on the way.
+    pub fn resolve_strictly(&self, path: &str) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        self.openat2(path, flags, ResolveFlags::NO_SYMLINKS).on("openat2", path)
+    }
+
+    /// Opens a regular file for reading; a device or a pipe in its place is refused without being opened.
+    ///
+    /// # Errors
+    /// `ENOENT` and the like, `EINVAL` for what is no regular file.
+    pub fn open_file(&self, path: &str) -> Result<OwnedFd> {
+        let place = self.resolve(path)?;
+        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place).on("fstat", path)?.st_mode);
+        if !kind.is_file() {
+            return Err(Errno::INVAL).on("open", format_args!("{path}, which is no regular file"));
+        }
+        // Through the descriptor the same inode is opened, whatever the path means by now (proc(5), fd).
+        let again = crate::sys::fs::descriptor_path(place.as_fd());
+        rustix::fs::open(again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).on("open", path)
+    }
+
+    /// The folder of a path, made with its parents (mode 0755) where absent.
+    ///
+    /// # Errors
+    /// Something on the way is no folder, or cannot be made.
+    pub fn make_folder(&self, path: &str) -> Result<OwnedFd> {
+        self.make_folder_within(path, MAX_LINKS)
+    }
+
+    fn make_folder_within(&self, path: &str, links: u32) -> Result<OwnedFd> {
+        match self.openat2(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty()) {
+            Err(Errno::NOENT) => {}
+            result => return result.on("openat2", path),
+        }
+        let (parent, name) = split(path).ok_or(Errno::NOENT).on("mkdir", path)?;
+        let folder = self.make_folder_within(parent, links)?;
+        match rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                if let Some(target) = link_target(&folder, parent, name) {
+                    let links = links.checked_sub(1).ok_or(Errno::LOOP).on("openat2", path)?;
+                    return self.make_folder_within(&target, links);
+                }
+            }
+            Err(errno) => return Err(errno).on("mkdir", path),
+        }
+        self.openat2(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty()).on("openat2", path)
+    }
+
+    /// The place of a path; where there is nothing, an empty file is made there, with the folders above it.
+    ///
+    /// # Errors
+    /// Something on the way is no folder, or cannot be made.
+    pub fn make_file(&self, path: &str) -> Result<OwnedFd> {
+        self.make_file_within(path, MAX_LINKS)
+    }
+
+    fn make_file_within(&self, path: &str, links: u32) -> Result<OwnedFd> {
+        match self.openat2(path, OFlags::PATH, ResolveFlags::empty()) {
+            Err(Errno::NOENT) => {}
+            result => return result.on("openat2", path),
+        }
+        let (parent, name) = split(path).ok_or(Errno::NOENT).on("create", path)?;
+        let folder = self.make_folder_within(parent, links)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&folder, name, flags, Mode::from_raw_mode(0o644)) {
+            Ok(_made) => {}
+            Err(Errno::EXIST) => {
+                if let Some(target) = link_target(&folder, parent, name) {
+                    let links = links.checked_sub(1).ok_or(Errno::LOOP).on("openat2", path)?;
+                    return self.make_file_within(&target, links);
+                }
+            }
+            Err(errno) => return Err(errno).on("create", path),
+        }
+        self.openat2(path, OFlags::PATH, ResolveFlags::empty()).on("openat2", path)
+    }
+
+    /// The folder that holds a path's last name, made where absent, and that name.
+    ///
+    /// # Errors
+    /// As [`Root::make_folder`]; `EINVAL` where the path has no last name.
+    pub fn make_parent<'p>(&self, path: &'p str) -> Result<(OwnedFd, &'p str)> {
+        let (parent, name) = split(path).ok_or(Errno::INVAL).on("openat2", path)?;
+        Ok((self.make_folder(parent)?, name))
+    }
+}
+
+/// A path without its last name, and that name. `None` for `/`, `.` and `..`, which cannot be made.
+fn split(path: &str) -> Option<(&str, &str)> {
+    let path = path.trim_end_matches('/');
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let parent = if parent.is_empty() { "/" } else { parent };
+    (!matches!(name, "" | "." | "..")).then_some((parent, name))
+}
+
+/// Where a link that leads nowhere leads, as a path from the root; `None` where there is no link.
+fn link_target(folder: &OwnedFd, parent: &str, name: &str) -> Option<String> {
+    let target = rustix::fs::readlinkat(folder, name, Vec::new()).ok()?.into_string().ok()?;
+    if target.starts_with('/') { Some(target) } else { Some(format!("{parent}/{target}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::*;
+
+    fn root(folder: &Path) -> Root {
+        Root::new(crate::sys::mount::place(folder.to_str().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn links_stay_inside() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = root(folder.path());
+        symlink("/etc", folder.path().join("absolute")).unwrap();
+        symlink("../../../../../../etc", folder.path().join("relative")).unwrap();
+        for path in ["/absolute/passwd", "/relative/passwd", "/../../../../etc/passwd"] {
+            assert_eq!(root.resolve(path).unwrap_err().errno, Errno::NOENT, "{path}");
+        }
+        root.make_file("/absolute/made").unwrap();
+        assert!(folder.path().join("etc/made").is_file(), "a link that leads nowhere is followed inside");
+        root.make_folder("/relative/sub/folder").unwrap();
+        assert!(folder.path().join("etc/sub/folder").is_dir());
+    }
+
+    #[test]
+    fn links_in_a_circle_end() {
+        let folder = tempfile::tempdir().unwrap();
+        symlink("b", folder.path().join("a")).unwrap();
+        symlink("a", folder.path().join("b")).unwrap();
+        assert_eq!(root(folder.path()).make_folder("/a/x").unwrap_err().errno, Errno::LOOP);
+        assert_eq!(root(folder.path()).make_file("/b").unwrap_err().errno, Errno::LOOP);
+    }
+
+    #[test]
+    fn strictly_means_without_links() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("real")).unwrap();
+        symlink("real", folder.path().join("proc")).unwrap();
+        assert!(root(folder.path()).resolve_strictly("/real").is_ok());
+        assert_eq!(root(folder.path()).resolve_strictly("/proc").unwrap_err().errno, Errno::LOOP);
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            folder.path().join("pipe"),
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o644),
+            0,
+        )
+        .unwrap();
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        assert_eq!(root(folder.path()).open_file("/pipe").unwrap_err().errno, Errno::INVAL);
+        assert!(root(folder.path()).open_file("/file").is_ok());
+    }
+}

@@ -1,0 +1,101 @@
+//! Writes to procfs, through a mount of it that nobody else has and that is attached nowhere: nothing in a container can
+//! put another file in the place of one of its files (CVE-2025-52881 and its predecessors).
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, FsContext};
+use crate::sys::{Context, Result};
+
+/// `PROC_SUPER_MAGIC` (statfs(2)).
+const PROC_MAGIC: u64 = 0x9fa0;
+
+/// A private procfs of the caller's process namespace.
+#[derive(Debug)]
+pub struct Proc {
+    root: OwnedFd,
+}
+
+impl Proc {
+    /// Mounts one.
+    ///
+    /// # Errors
+    /// The caller may not mount.
+    pub fn mount() -> Result<Self> {
+        let root = FsContext::open("proc")?.mount(ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
+        Ok(Self { root })
+    }
+
+    /// Writes a file of procfs whole, in one call, as its files want it.
+    ///
+    /// # Errors
+    /// There is no such file, or the kernel refuses the value.
+    pub fn write(&self, path: &str, value: &str) -> Result<()> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve).on("openat2", path)?;
+        let magic = rustix::fs::fstatfs(&file).on("fstatfs", path)?.f_type;
+        if u64::try_from(magic).ok() != Some(PROC_MAGIC) {
+            return Err(Errno::XDEV).on("write", format_args!("{path}, which is not of procfs"));
+        }
+        let written = rustix::io::write(&file, value.as_bytes()).on("write", path)?;
+        if written != value.len() {
+            return Err(Errno::IO).on("write", format_args!("{path}, of which a part was taken"));
+        }
+        Ok(())
+    }
+
+    /// Sets a sysctl, named with dots (`net.ipv4.ip_forward`) or, where a part itself has dots, with slashes.
+    ///
+    /// # Errors
+    /// As [`Proc::write`]; `EINVAL` for a name that is none.
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = sysctl_path(name).ok_or(Errno::INVAL).on("sysctl", name)?;
+        self.write(&path, value)
+    }
+}
+
+/// The file of a sysctl: sysctl(8) reads the first separator as the one that is meant.
+fn sysctl_path(name: &str) -> Option<String> {
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/' | '_' | '-' | ':' | '@');
+    if !name.chars().all(known) {
+        return None;
+    }
+    let with_slashes = match name.find(['.', '/']).and_then(|at| name.get(at..=at)) {
+        Some("/") => name.to_owned(),
+        Some(_) => name.chars().map(swap).collect(),
+        None => return None,
+    };
+    let sound = |part: &str| !part.is_empty() && part != "." && part != "..";
+    with_slashes.split('/').all(sound).then(|| format!("sys/{with_slashes}"))
+}
+
+fn swap(c: char) -> char {
+    match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctls_have_dots_or_slashes() {
+        assert_eq!(sysctl_path("net.ipv4.ip_forward").unwrap(), "sys/net/ipv4/ip_forward");
+        assert_eq!(sysctl_path("net/ipv4/conf/eth0.1/rp_filter").unwrap(), "sys/net/ipv4/conf/eth0.1/rp_filter");
+        assert_eq!(sysctl_path("net.ipv4.conf.eth0/1.rp_filter").unwrap(), "sys/net/ipv4/conf/eth0.1/rp_filter");
+    }
+
+    #[test]
+    fn no_sysctl_leads_elsewhere() {
+        for name in ["", "kernel", "kernel/../../x", "kernel..core", "/kernel/x", "kernel.core\n.x", "a/./b"] {
+            assert_eq!(sysctl_path(name), None, "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Every system call that needs `unsafe` or that no crate has, as safe functions that own their descriptors and return
+//! errors which name the call and its object (DESIGN rule 6).
+//!
+//! What `rustix` already offers safely is used from there; here it is only given the error type.
+
+#![allow(unsafe_code, reason = "this is the one folder of the crate that makes raw system calls")]
+
+pub mod fs;
+#[cfg(feature = "daemon")]
+pub mod memory;
+pub mod mount;
+pub mod process;
+pub mod pty;
+pub mod security;
+pub mod socket;
+
+use std::fmt;
+
+use rustix::io::Errno;
+
+/// A system call failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// The call: `move_mount`.
+    pub call: &'static str,
+    /// What it was to work on; empty where the call says it all.
+    pub object: String,
+    /// Why it failed.
+    pub errno: Errno,
+}
+
+impl Error {
+    /// The number of the error.
+    #[must_use]
+    pub fn raw(&self) -> i32 {
+        self.errno.raw_os_error()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.object.is_empty() {
+            write!(f, "{}: {}", self.call, self.errno)
+        } else {
+            write!(f, "{} {}: {}", self.call, self.object, self.errno)
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The result of a system call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Gives the error of a call its name and object.
+pub trait Context<T> {
+    /// `call` on `object`.
+    ///
+    /// # Errors
+    /// As the call.
+    fn on(self, call: &'static str, object: impl fmt::Display) -> Result<T>;
+}
+
+impl<T> Context<T> for std::result::Result<T, Errno> {
+    fn on(self, call: &'static str, object: impl fmt::Display) -> Result<T> {
+        self.map_err(|errno| Error { call, object: object.to_string(), errno })
+    }
+}
+
+impl<T> Context<T> for std::io::Result<T> {
+    fn on(self, call: &'static str, object: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+            Error { call, object: object.to_string(), errno }
+        })
+    }
+}
+
+/// The result of a raw system call: -1 is an error that stands in `errno`.
+fn checked(result: libc::c_long) -> std::result::Result<libc::c_long, Errno> {
+    if result == -1 {
+        let error = std::io::Error::last_os_error();
+        return Err(error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error));
+    }
+    Ok(result)
+}

@@ -1,0 +1,198 @@
+//! Mounts by descriptor: a filesystem or a clone of a tree is a detached mount that is given its attributes before it
+//! is attached anywhere (fsopen(2), open_tree(2), mount_setattr(2), move_mount(2)).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+
+use super::{Context, Error, Result, checked};
+
+/// `MOUNT_ATTR_RDONLY`.
+pub const ATTR_RDONLY: u64 = 0x1;
+/// `MOUNT_ATTR_NOSUID`.
+pub const ATTR_NOSUID: u64 = 0x2;
+/// `MOUNT_ATTR_NODEV`.
+pub const ATTR_NODEV: u64 = 0x4;
+/// `MOUNT_ATTR_NOEXEC`.
+pub const ATTR_NOEXEC: u64 = 0x8;
+/// `MOUNT_ATTR__ATIME`: the mask over the three ways to keep access times.
+pub const ATTR_ATIME_MASK: u64 = 0x70;
+/// `MOUNT_ATTR_NOATIME`.
+pub const ATTR_NOATIME: u64 = 0x10;
+/// `MOUNT_ATTR_STRICTATIME`.
+pub const ATTR_STRICTATIME: u64 = 0x20;
+/// `MOUNT_ATTR_NODIRATIME`.
+pub const ATTR_NODIRATIME: u64 = 0x80;
+/// `MOUNT_ATTR_NOSYMFOLLOW`.
+pub const ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
+
+/// `MS_UNBINDABLE`.
+pub const UNBINDABLE: u64 = 1 << 17;
+/// `MS_PRIVATE`.
+pub const PRIVATE: u64 = 1 << 18;
+/// `MS_SLAVE`.
+pub const SLAVE: u64 = 1 << 19;
+/// `MS_SHARED`.
+pub const SHARED: u64 = 1 << 20;
+
+/// A filesystem that is being configured (fsopen(2)).
+#[derive(Debug)]
+pub struct FsContext {
+    fd: OwnedFd,
+    fstype: String,
+}
+
+impl FsContext {
+    /// Opens a filesystem type.
+    ///
+    /// # Errors
+    /// The kernel does not have it.
+    pub fn open(fstype: &str) -> Result<Self> {
+        let fd = rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC).on("fsopen", fstype)?;
+        Ok(Self { fd, fstype: fstype.to_owned() })
+    }
+
+    /// Sets an option, `key=value` or a flag.
+    ///
+    /// # Errors
+    /// The filesystem does not know it; the kernel's own words are part of the error.
+    pub fn set(&self, key: &str, value: Option<&str>) -> Result<()> {
+        match value {
+            Some(value) => rustix::mount::fsconfig_set_string(&self.fd, key, value),
+            None => rustix::mount::fsconfig_set_flag(&self.fd, key),
+        }
+        .map_err(|errno| self.explain("fsconfig", &format!("{key}={}", value.unwrap_or_default()), errno))
+    }
+
+    /// Makes the filesystem and a detached mount of it.
+    ///
+    /// # Errors
+    /// The filesystem refuses its options; the kernel's own words are part of the error.
+    pub fn mount(self, attributes: u64) -> Result<OwnedFd> {
+        rustix::mount::fsconfig_create(&self.fd).map_err(|e| self.explain("fsconfig", "create", e))?;
+        let low = u32::try_from(attributes).unwrap_or(0);
+        rustix::mount::fsmount(
+            &self.fd,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::from_bits_retain(low),
+        )
+        .map_err(|errno| self.explain("fsmount", "", errno))
+    }
+
+    /// What the filesystem has to say is read from its context (fsopen(2), "Message retrieval interface").
+    fn explain(&self, call: &'static str, what: &str, errno: rustix::io::Errno) -> Error {
+        let mut message = [0_u8; 256];
+        let read = rustix::io::read(&self.fd, &mut message[..]).unwrap_or(0);
+        let text = String::from_utf8_lossy(message.get(..read).unwrap_or_default()).trim().to_owned();
+        let mut object = self.fstype.clone();
+        for part in [what, &text] {
+            if !part.is_empty() {
+                object.push(' ');
+                object.push_str(part);
+            }
+        }
+        Error { call, object, errno }
+    }
+}
+
+/// A detached clone of the tree at a path of the caller's mount namespace.
+///
+/// # Errors
+/// The path cannot be reached, or may not be cloned (unbindable).
+pub fn clone_path(path: &str, recursive: bool) -> Result<OwnedFd> {
+    rustix::mount::open_tree(CWD, path, clone_flags(recursive)).on("open_tree", path)
+}
+
+/// A detached clone of the tree at a descriptor whose mount is in the caller's mount namespace.
+///
+/// # Errors
+/// It may not be cloned.
+pub fn clone_descriptor(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    rustix::mount::open_tree(fd, "", clone_flags(recursive) | OpenTreeFlags::AT_EMPTY_PATH)
+        .on("open_tree", "")
+}
+
+fn clone_flags(recursive: bool) -> OpenTreeFlags {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive { flags | OpenTreeFlags::AT_RECURSIVE } else { flags }
+}
+
+/// Attaches a detached mount at what `target` is a descriptor of.
+///
+/// # Errors
+/// The target cannot hold it: a file on a folder, or not in the caller's mount namespace.
+pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree, "", target, "", flags).on("move_mount", "")
+}
+
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Changes the attributes and the propagation of the mount at a descriptor (mount_setattr(2)).
+///
+/// # Errors
+/// The caller may not (a locked flag), or the kernel is older than 5.12.
+pub fn set_attributes(
+    tree: BorrowedFd<'_>,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    recursive: bool,
+) -> Result<()> {
+    let attr = MountAttr { set, clear, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty C string, `attr` is a live struct of the size that is given, and the kernel writes
+    // to neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    checked(result).map(drop).on("mount_setattr", "")
+}
+
+/// Makes the directory that `new_root` is a descriptor of the root of the caller's mount namespace, and detaches the
+/// old one with everything below it (pivot_root(2), "pivot_root(\".\", \".\")").
+///
+/// # Errors
+/// It is no mount, or the caller may not.
+pub fn pivot_to(new_root: BorrowedFd<'_>) -> Result<()> {
+    rustix::process::fchdir(new_root).on("fchdir", "the new root")?;
+    rustix::process::pivot_root(".", ".").on("pivot_root", "")?;
+    // The old root is now mounted on top of the new one, and the working directory is in the new one below it.
+    rustix::mount::unmount(".", UnmountFlags::DETACH).on("umount2", "the old root")?;
+    rustix::process::chdir("/").on("chdir", "/")
+}
+
+/// A descriptor of a path that is used for nothing but as a place (`O_PATH`).
+///
+/// # Errors
+/// The path cannot be reached.
+pub fn place(path: &str) -> Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).on("open", path)
+}
+
+/// The same place as `fd`, reached again: a mount that was attached there meanwhile is on top.
+///
+/// # Errors
+/// The descriptor is no directory.
+pub fn same_place(fd: impl AsFd) -> Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::openat(fd, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .on("open", ".")
+}

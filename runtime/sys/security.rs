@@ -1,0 +1,169 @@
+//! Credentials of a process: ids, capabilities, the seccomp filter.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::{Context, Result, checked};
+use crate::plan::CapabilityMasks;
+
+/// Sets groups, gid and uid, in the order in which the right to do so is lost (credentials(7)).
+///
+/// # Errors
+/// The caller may not, or an id is not mapped in its user namespace.
+pub fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+    let raw: Vec<libc::gid_t> = groups.to_vec();
+    // The raw calls change this thread alone, and this process has one: glibc's wrappers would look for others.
+    // SAFETY: the pointer and the length are those of a live array.
+    let result = unsafe { libc::syscall(libc::SYS_setgroups, raw.len(), raw.as_ptr()) };
+    checked(result).on("setgroups", format_args!("{groups:?}"))?;
+    // SAFETY: plain numbers.
+    checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).on("setresgid", gid)?;
+    // SAFETY: plain numbers.
+    checked(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).on("setresuid", uid)?;
+    Ok(())
+}
+
+/// Keeps capabilities over the change of the uid that is to come (capabilities(7), `PR_SET_KEEPCAPS`).
+///
+/// # Errors
+/// Never, on a kernel that has capabilities.
+pub fn keep_capabilities(keep: bool) -> Result<()> {
+    rustix::thread::set_keep_capabilities(keep).on("prctl(PR_SET_KEEPCAPS)", "")
+}
+
+/// Takes every capability out of the bounding set that is not in `keep`. Needs CAP_SETPCAP, so it comes first.
+///
+/// # Errors
+/// The caller may not.
+pub fn limit_bounding_set(keep: u64) -> Result<()> {
+    for number in 0..64_u32 {
+        // SAFETY: plain numbers; reading tells where the kernel's capabilities end.
+        let present = unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) };
+        if present < 0 {
+            return Ok(());
+        }
+        if present == 1 && keep >> number & 1 == 0 {
+            // SAFETY: plain numbers.
+            let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
+            checked(dropped.into()).on("prctl(PR_CAPBSET_DROP)", number)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the effective, permitted, inheritable and ambient sets.
+///
+/// # Errors
+/// A set holds what the caller does not have.
+pub fn set_capabilities(masks: &CapabilityMasks) -> Result<()> {
+    let sets = CapabilitySets {
+        effective: CapabilitySet::from_bits_retain(masks.effective),
+        permitted: CapabilitySet::from_bits_retain(masks.permitted),
+        inheritable: CapabilitySet::from_bits_retain(masks.inheritable),
+    };
+    rustix::thread::set_capabilities(None, sets).on("capset", format_args!("{masks:x?}"))?;
+    rustix::thread::clear_ambient_capability_set().on("prctl(PR_CAP_AMBIENT_CLEAR_ALL)", "")?;
+    for number in 0..64_u32 {
+        if masks.ambient >> number & 1 == 1 {
+            let raise = libc::PR_CAP_AMBIENT_RAISE;
+            // SAFETY: plain numbers.
+            let raised = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, number, 0, 0) };
+            checked(raised.into()).on("prctl(PR_CAP_AMBIENT_RAISE)", number)?;
+        }
+    }
+    Ok(())
+}
+
+/// `PR_SET_NO_NEW_PRIVS`.
+///
+/// # Errors
+/// Never, on a kernel of our time.
+pub fn no_new_privs() -> Result<()> {
+    rustix::thread::set_no_new_privs(true).on("prctl(PR_SET_NO_NEW_PRIVS)", "")
+}
+
+/// Loads a filter: an array of `struct sock_filter` as its bytes (seccomp(2)).
+///
+/// # Errors
+/// The program is not valid, or the caller may not.
+pub fn load_seccomp(program: &[u8], flags: u64) -> Result<()> {
+    let size = size_of::<libc::sock_filter>();
+    let filters: Vec<libc::sock_filter> = program
+        .chunks_exact(size)
+        .map(|bytes| {
+            let byte = |index: usize| bytes.get(index).copied().unwrap_or(0);
+            libc::sock_filter {
+                code: u16::from_ne_bytes([byte(0), byte(1)]),
+                jt: byte(2),
+                jf: byte(3),
+                k: u32::from_ne_bytes([byte(4), byte(5), byte(6), byte(7)]),
+            }
+        })
+        .collect();
+    let Ok(len) = u16::try_from(filters.len()) else { return Err(Errno::INVAL).on("seccomp", "too long") };
+    let program = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
+    // SAFETY: the program points to an array of `len` filters that lives until the call returns and is only read.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    };
+    checked(result).map(drop).on("seccomp", "")
+}
+
+/// Whether other processes may look into this one (`PR_SET_DUMPABLE`): not before its own program runs, so that a
+/// container cannot trace what enters it.
+///
+/// # Errors
+/// Never.
+pub fn set_dumpable(dumpable: bool) -> Result<()> {
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_int::from(dumpable), 0, 0, 0) };
+    checked(result.into()).map(drop).on("prctl(PR_SET_DUMPABLE)", "")
+}
+
+/// Sets a resource limit (getrlimit(2)); `u64::MAX` is no limit.
+///
+/// # Errors
+/// The number is no resource, or the caller may not raise it.
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `limit` is a live struct that is only read, and no old limit is asked for.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            &raw const limit,
+            std::ptr::null_mut::<libc::rlimit>(),
+        )
+    };
+    checked(result).map(drop).on("prlimit", resource)
+}
+
+/// Becomes the reaper of every descendant whose parent has gone (`PR_SET_CHILD_SUBREAPER`).
+///
+/// # Errors
+/// Never.
+pub fn become_subreaper() -> Result<()> {
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    checked(result.into()).map(drop).on("prctl(PR_SET_CHILD_SUBREAPER)", "")
+}
+
+/// The name in ps and top.
+///
+/// # Errors
+/// Never.
+pub fn set_name(name: &std::ffi::CStr) -> Result<()> {
+    rustix::thread::set_name(name).on("prctl(PR_SET_NAME)", "")
+}
+
+/// Whether a namespace descriptor and this process's own are the same.
+///
+/// # Errors
+/// One of them cannot be looked at.
+pub fn same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
+    let (a, b) = (rustix::fs::fstat(a).on("fstat", "")?, rustix::fs::fstat(b).on("fstat", "")?);
+    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+}

@@ -1,0 +1,126 @@
+//! Unix sockets of packets, with descriptors beside the bytes (unix(7)).
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+
+use super::fs::descriptor_path;
+use super::{Context, Result};
+
+/// The most descriptors in one packet: the kernel takes 253 (unix(7), `SCM_RIGHTS`).
+pub const MAX_DESCRIPTORS: usize = 250;
+
+/// A pair of connected packet sockets.
+///
+/// # Errors
+/// No more descriptors.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .on("socketpair", "")
+}
+
+fn packet_socket() -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).on("socket", "")
+}
+
+/// The address of a socket in a folder. It goes by the folder's descriptor: a path of more than 107 bytes is none
+/// (unix(7), "Pathname sockets").
+fn address(folder: &OwnedFd, name: &str) -> Result<SocketAddrUnix> {
+    let path = format!("{}/{name}", descriptor_path(folder.as_fd()));
+    SocketAddrUnix::new(path.as_str()).on("address", name)
+}
+
+fn open_folder(folder: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, folder, flags, Mode::empty()).on("open", folder.display())
+}
+
+/// A listening packet socket in a folder; an old one of the same name is replaced.
+///
+/// # Errors
+/// The folder cannot be opened or written.
+pub fn listen(folder: &Path, name: &str) -> Result<OwnedFd> {
+    let directory = open_folder(folder)?;
+    match rustix::fs::unlinkat(&directory, name, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno).on("unlink", name),
+    }
+    let socket = packet_socket()?;
+    rustix::net::bind(&socket, &address(&directory, name)?).on("bind", folder.display())?;
+    rustix::fs::chmodat(&directory, name, Mode::RUSR | Mode::WUSR, rustix::fs::AtFlags::empty())
+        .on("chmod", name)?;
+    rustix::net::listen(&socket, 8).on("listen", name)?;
+    Ok(socket)
+}
+
+/// Connects to a listening packet socket in a folder.
+///
+/// # Errors
+/// Nobody listens there.
+pub fn connect(folder: &Path, name: &str) -> Result<OwnedFd> {
+    let directory = open_folder(folder)?;
+    let socket = packet_socket()?;
+    rustix::net::connect(&socket, &address(&directory, name)?).on("connect", folder.join(name).display())?;
+    Ok(socket)
+}
+
+/// Takes a connection off a listening socket, if its peer is root (unix(7), `SO_PEERCRED`).
+///
+/// # Errors
+/// `EAGAIN` where none waits, `EACCES` where the peer is somebody else.
+pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connection = rustix::net::accept_with(listener, flags).on("accept", "")?;
+    let peer = rustix::net::sockopt::socket_peercred(&connection).on("getsockopt(SO_PEERCRED)", "")?;
+    if !peer.uid.is_root() {
+        return Err(Errno::ACCESS).on("accept", format_args!("a peer with uid {}", peer.uid.as_raw()));
+    }
+    Ok(connection)
+}
+
+/// Sends one packet with descriptors.
+///
+/// # Errors
+/// `EAGAIN` where the peer is behind, `EPIPE` where it is gone, `EMSGSIZE` where the packet is too long.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::TOOMANYREFS).on("sendmsg", format_args!("{} descriptors", descriptors.len()));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+        .map(drop)
+        .on("sendmsg", "")
+}
+
+/// Receives one packet into `buffer`: its length and its descriptors, which are closed on exec. Length 0 is the end.
+///
+/// # Errors
+/// `EAGAIN` where nothing has come; `EMSGSIZE` where the packet was cut.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let received = rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+        .on("recvmsg", "")?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    let flags = received.flags;
+    if flags.contains(rustix::net::ReturnFlags::TRUNC) || flags.contains(rustix::net::ReturnFlags::CTRUNC) {
+        return Err(Errno::MSGSIZE).on("recvmsg", "a packet that was cut");
+    }
+    Ok((received.bytes, descriptors))
+}

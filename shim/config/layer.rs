@@ -1,0 +1,43 @@
+//! One source of settings, a file or the flags: every key optional, every value checked.
+
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+use super::value::{
+    AbsolutePath, BridgeName, ByteSize, CgroupDriver, HandlerNames, LogFilter, LogFormat, Mtu, Parallel, PathList,
+    SocketPath, Subnets,
+};
+
+/// What one source sets. The fields are those of [`super::Config`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "the same fields as Config, which documents them")]
+pub struct Layer {
+    pub socket: Option<SocketPath>,
+    pub root: Option<AbsolutePath>,
+    pub state: Option<AbsolutePath>,
+    pub cni_conf_dir: Option<AbsolutePath>,
+    pub cni_bin_dirs: Option<PathList>,
+    pub certs_dir: Option<PathList>,
+    pub parallel_pulls: Option<Parallel>,
+    pub max_image_size: Option<ByteSize>,
+    pub stream_address: Option<SocketAddr>,
+    pub metrics_address: Option<SocketAddr>,
+    pub log_level: Option<LogFilter>,
+    pub log_format: Option<LogFormat>,
+    pub cgroup_driver: Option<CgroupDriver>,
+    pub restrict_oom_score_adj: Option<bool>,
+    pub runtime_handlers: Option<HandlerNames>,
+    pub network: NetworkLayer,
+}
+
+/// What one source sets of the built-in network.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "the same fields as NetworkConfig, which documents them")]
+pub struct NetworkLayer {
+    pub bridge: Option<BridgeName>,
+    pub subnets: Option<Subnets>,
+    pub mtu: Option<Mtu>,
+}

@@ -1,0 +1,342 @@
+//! The types of values that have rules of their own. Each checks itself when it is read, so that an error points to its
+//! line, and becomes a plain type in [`super::Config`].
+
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A value that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadValue(String);
+
+fn bad<T>(why: impl Into<String>) -> Result<T, BadValue> {
+    Err(BadValue(why.into()))
+}
+
+/// A type around `$inner`, read as `$raw` and checked by a function.
+macro_rules! checked {
+    ($(#[$doc:meta])* $name:ident, $raw_text:literal, $raw:ty => $inner:ty, $check:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Deserialize)]
+        #[serde(try_from = $raw_text)]
+        pub struct $name($inner);
+
+        impl TryFrom<$raw> for $name {
+            type Error = BadValue;
+
+            fn try_from(raw: $raw) -> Result<Self, BadValue> {
+                $check(raw).map(Self)
+            }
+        }
+
+        impl From<$name> for $inner {
+            fn from(value: $name) -> Self {
+                value.0
+            }
+        }
+    };
+}
+
+/// The same, for flags as well: what is read is text.
+macro_rules! checked_text {
+    ($(#[$doc:meta])* $name:ident => $inner:ty, $check:ident) => {
+        checked! { $(#[$doc])* $name, "String", String => $inner, $check }
+
+        impl FromStr for $name {
+            type Err = BadValue;
+
+            fn from_str(text: &str) -> Result<Self, BadValue> {
+                Self::try_from(text.to_owned())
+            }
+        }
+    };
+}
+
+checked_text! {
+    /// An absolute path without `..`.
+    AbsolutePath => PathBuf, absolute
+}
+checked_text! {
+    /// A path that fits in the address of a unix socket (unix(7): 108 bytes with the zero at the end).
+    SocketPath => PathBuf, socket_path
+}
+checked_text! {
+    /// The name of a network interface (netdevice(7): 15 bytes).
+    BridgeName => String, interface_name
+}
+checked_text! {
+    /// A level such as `info`, or levels by module such as `info,berth_image=debug`.
+    LogFilter => String, log_filter
+}
+checked! {
+    /// One path or a list of paths.
+    PathList, "toml::Value", toml::Value => Vec<PathBuf>, paths
+}
+checked! {
+    /// Names of RuntimeClass handlers: DNS labels, as Kubernetes requires of them.
+    HandlerNames, "Vec<String>", Vec<String> => Vec<String>, handlers
+}
+checked! {
+    /// Ranges of pod addresses: at least one, at most one of each family, large enough for a gateway and a pod.
+    Subnets, "Vec<IpNet>", Vec<IpNet> => Vec<IpNet>, subnets
+}
+checked! {
+    /// An MTU: IPv6 needs 1280 bytes, and 65535 is the most there can be.
+    Mtu, "u32", u32 => u32, mtu
+}
+checked! {
+    /// How many at once.
+    Parallel, "usize", usize => usize, parallel
+}
+
+fn absolute(text: String) -> Result<PathBuf, BadValue> {
+    let path = PathBuf::from(&text);
+    if text.contains('\0') || !path.is_absolute() {
+        return bad(format!("{text:?} is not an absolute path"));
+    }
+    if path.components().any(|part| part == Component::ParentDir) {
+        return bad(format!("{text:?} contains .."));
+    }
+    Ok(path)
+}
+
+fn socket_path(text: String) -> Result<PathBuf, BadValue> {
+    // crictl and the kubelet write it as a URL.
+    let path = absolute(text.strip_prefix("unix://").unwrap_or(&text).to_owned())?;
+    let length = path.as_os_str().len();
+    if length > 107 {
+        return bad(format!("{text:?} has {length} bytes; the path of a socket has at most 107"));
+    }
+    Ok(path)
+}
+
+fn interface_name(text: String) -> Result<String, BadValue> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if text.is_empty() || text.len() > 15 || !text.bytes().all(allowed) || text == "." || text == ".." {
+        return bad(format!("{text:?} is not the name of an interface: 1 to 15 letters, digits and ._-"));
+    }
+    Ok(text)
+}
+
+fn log_filter(text: String) -> Result<String, BadValue> {
+    // To the filter's own parser a word that is no level is a module, at every level.
+    let plain = |part: &str| !part.contains(['=', '[']);
+    let no_level = |part: &&str| plain(part) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err();
+    if let Some(part) = text.split(',').map(str::trim).find(no_level) {
+        return bad(format!("{part:?} is not a log level: off, error, warn, info, debug and trace are"));
+    }
+    match tracing_subscriber::EnvFilter::builder().parse(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => bad(format!("{text:?} is not a log level: {error}")),
+    }
+}
+
+fn paths(value: toml::Value) -> Result<Vec<PathBuf>, BadValue> {
+    let one = |value: toml::Value| match value {
+        toml::Value::String(text) => absolute(text),
+        other => bad(format!("{other} is not a path")),
+    };
+    match value {
+        toml::Value::Array(values) => values.into_iter().map(one).collect(),
+        value => one(value).map(|path| vec![path]),
+    }
+}
+
+fn handlers(names: Vec<String>) -> Result<Vec<String>, BadValue> {
+    for name in &names {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let framed = !name.starts_with('-') && !name.ends_with('-');
+        if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) || !framed {
+            return bad(format!("{name:?} is not a handler's name: 1 to 63 lowercase letters, digits and -"));
+        }
+    }
+    Ok(names)
+}
+
+fn subnets(subnets: Vec<IpNet>) -> Result<Vec<IpNet>, BadValue> {
+    if subnets.is_empty() {
+        return bad("is empty; pods need a range of addresses");
+    }
+    for subnet in &subnets {
+        if subnet.addr() != subnet.network() {
+            return bad(format!("{subnet} is an address in a range; the range is {}", subnet.trunc()));
+        }
+        if subnet.max_prefix_len() - subnet.prefix_len() < 2 {
+            return bad(format!("{subnet} has no room for a gateway and a pod"));
+        }
+    }
+    let v4 = subnets.iter().filter(|subnet| matches!(subnet, IpNet::V4(_))).count();
+    if v4 > 1 || subnets.len() - v4 > 1 {
+        return bad("has two ranges of one family; a pod gets one address of each");
+    }
+    Ok(subnets)
+}
+
+fn mtu(mtu: u32) -> Result<u32, BadValue> {
+    if (1280..=65535).contains(&mtu) { Ok(mtu) } else { bad(format!("{mtu} is not from 1280 to 65535")) }
+}
+
+fn parallel(count: usize) -> Result<usize, BadValue> {
+    if (1..=64).contains(&count) { Ok(count) } else { bad(format!("{count} is not from 1 to 64")) }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Who makes pods' parent cgroups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// systemd where it runs the host on cgroup v2, else the kubelet.
+    #[default]
+    Auto,
+    /// systemd: parents are slices.
+    Systemd,
+    /// The kubelet: parents are plain paths.
+    Cgroupfs,
+}
+
+/// systemd is the host's init (`sd_booted(3)`) and cgroup v2 is its only hierarchy.
+pub(super) fn is_systemd_host() -> bool {
+    Path::new("/run/systemd/system").is_dir() && Path::new("/sys/fs/cgroup/cgroup.controllers").is_file()
+}
+
+/// A number of bytes; written with a binary unit, `64GiB`, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "toml::Value", into = "String")]
+pub struct ByteSize(u64);
+
+/// Largest first, so that the first that divides a size is the one to write it in.
+const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+impl ByteSize {
+    /// That many GiB.
+    #[must_use]
+    pub const fn gib(count: u32) -> Self {
+        // Widening only; `u64::from` is not const.
+        #[allow(clippy::as_conversions, reason = "u32 to u64 loses nothing")]
+        Self((count as u64) << 30)
+    }
+
+    /// That many bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let (digits, unit) = UNITS
+            .iter()
+            .find_map(|(name, size)| text.strip_suffix(name).map(|digits| (digits, *size)))
+            .unwrap_or((text, 1));
+        let count: Option<u64> = digits.trim_end().parse().ok();
+        match count.and_then(|count| count.checked_mul(unit)) {
+            Some(bytes) if bytes > 0 => Ok(Self(bytes)),
+            _ => bad(format!("{text:?} is not a size such as \"512MiB\" or \"64GiB\"")),
+        }
+    }
+}
+
+impl TryFrom<toml::Value> for ByteSize {
+    type Error = BadValue;
+
+    fn try_from(value: toml::Value) -> Result<Self, BadValue> {
+        match value {
+            toml::Value::String(text) => text.parse(),
+            toml::Value::Integer(bytes) => bytes.to_string().parse(),
+            other => bad(format!("{other} is not a size such as \"512MiB\" or \"64GiB\"")),
+        }
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match UNITS.iter().find(|(_, size)| self.0 % size == 0) {
+            Some((name, size)) => write!(f, "{}{name}", self.0 / size),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl From<ByteSize> for String {
+    fn from(size: ByteSize) -> Self {
+        size.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1", 1), ("10KiB", 10 << 10), ("512MiB", 512 << 20), ("64 GiB", 64 << 30)] {
+            assert_eq!(text.parse::<ByteSize>().unwrap().bytes(), bytes, "{text}");
+        }
+        for text in ["", "0", "-1", "1.5GiB", "GiB", "10GB", "99999999TiB"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+        assert_eq!(ByteSize::gib(64).to_string(), "64GiB");
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_refused() {
+        assert!("relative".parse::<AbsolutePath>().is_err());
+        assert!("/a/../b".parse::<AbsolutePath>().is_err());
+        assert!(format!("/{}", "a".repeat(107)).parse::<SocketPath>().is_err());
+        assert_eq!(PathBuf::from("unix:///run/b.sock".parse::<SocketPath>().unwrap()), Path::new("/run/b.sock"));
+        for name in ["", "a/b", "sixteen-letters-", "..", "a b"] {
+            assert!(name.parse::<BridgeName>().is_err(), "{name}");
+        }
+        for filter in ["", "loud", "berth=loud"] {
+            assert!(filter.parse::<LogFilter>().is_err(), "{filter}");
+        }
+        assert!("info,berth_image=debug".parse::<LogFilter>().is_ok());
+        assert!(handlers(vec!["gvisor-2".to_owned()]).is_ok());
+        for name in ["", "A", "-a", "a-", "a_b"] {
+            assert!(handlers(vec![name.to_owned()]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_of_different_families_and_have_room() {
+        let nets = |texts: &[&str]| subnets(texts.iter().map(|text| text.parse().unwrap()).collect());
+        assert!(nets(&["10.83.0.0/16"]).is_ok());
+        assert!(nets(&["10.83.0.0/16", "fd83::/64"]).is_ok());
+        for wrong in [&[][..], &["10.83.0.1/16"], &["10.83.0.0/31"], &["10.1.0.0/16", "10.2.0.0/16"]] {
+            assert!(nets(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_size_is_read_as_it_is_written(bytes in 1_u64..) {
+            prop_assert_eq!(ByteSize(bytes).to_string().parse::<ByteSize>().unwrap().bytes(), bytes);
+        }
+
+        #[test]
+        fn no_text_breaks_a_parser(text in ".*") {
+            drop(text.parse::<ByteSize>());
+            drop(text.parse::<SocketPath>());
+            drop(text.parse::<LogFilter>());
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The errors of the CRI's calls, and the only place where they become gRPC status codes.
+//!
+//! The kubelet acts on three codes: `NotFound` (the object is gone, no need to stop or remove it), `DeadlineExceeded`
+//! (retry) and `Unimplemented` (use the older call). All others are for the people who read events and logs, which is
+//! why each error names its object and its reason.
+
+use std::fmt::Display;
+
+use tonic::{Code, Status};
+
+/// Why a call of the CRI failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CriError {
+    /// There is no such object.
+    #[error("{kind} {id:?} not found")]
+    NotFound {
+        /// What kind of object: "pod sandbox", "container", "image".
+        kind: &'static str,
+        /// As the client named it.
+        id: String,
+    },
+    /// The request is wrong, whatever state the node is in.
+    #[error("{field}: {why}")]
+    InvalidArgument {
+        /// The field of the request, in its dotted path.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Another object holds the name.
+    #[error("{what} exists already: {holder}")]
+    AlreadyExists {
+        /// The object that was to be made.
+        what: String,
+        /// The id of the one that holds its name.
+        holder: String,
+    },
+    /// The object is not in a state that allows the call.
+    #[error("{what}: {why}")]
+    FailedPrecondition {
+        /// The object.
+        what: String,
+        /// What it would have to be.
+        why: String,
+    },
+    /// What the client asked for was tried and does not work: a command that does not exist, a mount of what is not
+    /// there. Trying the same again does not help.
+    #[error("{operation}: {why}")]
+    Failed {
+        /// What was being done, to what.
+        operation: String,
+        /// The reason.
+        why: String,
+    },
+    /// A step took longer than it may.
+    #[error("{what}")]
+    DeadlineExceeded {
+        /// Which step, of what.
+        what: String,
+    },
+    /// Something berth needs does not answer, and may do so later: a registry, a keeper.
+    #[error("{what}: {why}")]
+    Unavailable {
+        /// What does not answer.
+        what: String,
+        /// The reason.
+        why: String,
+    },
+    /// The registry wants other credentials.
+    #[error("{what}: {why}")]
+    Unauthenticated {
+        /// What was asked for.
+        what: String,
+        /// The reason.
+        why: String,
+    },
+    /// A limit is reached: of the image, of the disk, of addresses.
+    #[error("{what}: {why}")]
+    ResourceExhausted {
+        /// What was to be had.
+        what: String,
+        /// Which limit.
+        why: String,
+    },
+    /// What was received is not what was promised: a digest or a size does not match.
+    #[error("{what}: {why}")]
+    Corrupt {
+        /// What was received.
+        what: String,
+        /// How it differs.
+        why: String,
+    },
+    /// berth does not have this call.
+    #[error("berth does not implement {rpc}")]
+    Unimplemented {
+        /// Its name.
+        rpc: &'static str,
+    },
+    /// The node or berth itself is at fault.
+    #[error("{operation}: {why}")]
+    Internal {
+        /// What was being done, to what.
+        operation: String,
+        /// The reason.
+        why: String,
+    },
+    /// A call failed, and taking back what it had made failed as well.
+    #[error("{error}; then, while undoing: {}", .undo.join("; "))]
+    NotUndone {
+        /// Why the call failed.
+        error: Box<CriError>,
+        /// Each step that could not be taken back, and why.
+        undo: Vec<String>,
+    },
+}
+
+impl CriError {
+    /// There is no such object.
+    pub fn not_found(kind: &'static str, id: impl Into<String>) -> Self {
+        Self::NotFound { kind, id: id.into() }
+    }
+
+    /// A field of the request is wrong.
+    pub fn invalid(field: impl Into<String>, why: impl Display) -> Self {
+        Self::InvalidArgument { field: field.into(), why: why.to_string() }
+    }
+
+    /// Another object holds the name.
+    pub fn already_exists(what: impl Into<String>, holder: impl Into<String>) -> Self {
+        Self::AlreadyExists { what: what.into(), holder: holder.into() }
+    }
+
+    /// The object is not in a state that allows the call.
+    pub fn precondition(what: impl Into<String>, why: impl Display) -> Self {
+        Self::FailedPrecondition { what: what.into(), why: why.to_string() }
+    }
+
+    /// What the client asked for was tried and does not work.
+    pub fn failed(operation: impl Into<String>, why: impl Display) -> Self {
+        Self::Failed { operation: operation.into(), why: why.to_string() }
+    }
+
+    /// A step took longer than it may.
+    pub fn deadline(what: impl Into<String>) -> Self {
+        Self::DeadlineExceeded { what: what.into() }
+    }
+
+    /// Something berth needs does not answer.
+    pub fn unavailable(what: impl Into<String>, why: impl Display) -> Self {
+        Self::Unavailable { what: what.into(), why: why.to_string() }
+    }
+
+    /// A limit is reached.
+    pub fn exhausted(what: impl Into<String>, why: impl Display) -> Self {
+        Self::ResourceExhausted { what: what.into(), why: why.to_string() }
+    }
+
+    /// berth does not have this call.
+    #[must_use]
+    pub fn unimplemented(rpc: &'static str) -> Self {
+        Self::Unimplemented { rpc }
+    }
+
+    /// The node or berth itself is at fault.
+    pub fn internal(operation: impl Into<String>, why: impl Display) -> Self {
+        Self::Internal { operation: operation.into(), why: why.to_string() }
+    }
+
+    /// The same error, with what could not be taken back after it. The code stays that of the error.
+    #[must_use]
+    pub fn with_undo_errors(self, undo: &[String]) -> Self {
+        if undo.is_empty() {
+            return self;
+        }
+        Self::NotUndone { error: Box::new(self), undo: undo.to_vec() }
+    }
+
+    /// The gRPC code that the kubelet and crictl expect.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotFound { .. } => Code::NotFound,
+            Self::InvalidArgument { .. } => Code::InvalidArgument,
+            Self::AlreadyExists { .. } => Code::AlreadyExists,
+            Self::FailedPrecondition { .. } | Self::Failed { .. } => Code::FailedPrecondition,
+            Self::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+            Self::Unavailable { .. } => Code::Unavailable,
+            Self::Unauthenticated { .. } => Code::Unauthenticated,
+            Self::ResourceExhausted { .. } => Code::ResourceExhausted,
+            Self::Corrupt { .. } => Code::DataLoss,
+            Self::Unimplemented { .. } => Code::Unimplemented,
+            Self::Internal { .. } => Code::Internal,
+            Self::NotUndone { error, .. } => error.code(),
+        }
+    }
+}
+
+impl From<CriError> for Status {
+    fn from(error: CriError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_names_its_object_and_has_its_code() {
+        let cases = [
+            (CriError::not_found("container", "abc"), Code::NotFound, "container \"abc\" not found"),
+            (CriError::invalid("config.metadata", "is missing"), Code::InvalidArgument, "config.metadata: is missing"),
+            (
+                CriError::already_exists("pod sandbox web", "0123"),
+                Code::AlreadyExists,
+                "pod sandbox web exists already: 0123",
+            ),
+            (
+                CriError::precondition("container abc", "it is running"),
+                Code::FailedPrecondition,
+                "container abc: it is running",
+            ),
+            (
+                CriError::failed("start container abc", "exec \"foo\": no such file"),
+                Code::FailedPrecondition,
+                "start container abc: exec \"foo\": no such file",
+            ),
+            (CriError::deadline("kill container abc"), Code::DeadlineExceeded, "kill container abc"),
+            (CriError::unimplemented("Attach"), Code::Unimplemented, "berth does not implement Attach"),
+            (CriError::internal("write x", "disk full"), Code::Internal, "write x: disk full"),
+        ];
+        for (error, code, text) in cases {
+            let status = Status::from(error);
+            assert_eq!((status.code(), status.message()), (code, text));
+        }
+    }
+
+    #[test]
+    fn undo_errors_are_added_and_the_code_stays() {
+        let error = CriError::not_found("image", "web");
+        assert_eq!(error.clone().with_undo_errors(&[]), error);
+        let status = Status::from(error.with_undo_errors(&["remove the cgroup: busy".to_owned()]));
+        assert_eq!(status.code(), Code::NotFound);
+        assert_eq!(status.message(), "image \"web\" not found; then, while undoing: remove the cgroup: busy");
+    }
+}

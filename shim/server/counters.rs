@@ -1,0 +1,163 @@
+//! What is in flight and what was answered, by RPC. The drain at the end waits on it, and names what it waits for.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tonic::Code;
+
+/// The totals of one RPC since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Calls begun and not yet answered.
+    pub in_flight: u64,
+    /// Calls answered with OK.
+    pub succeeded: u64,
+    /// Calls answered with another code.
+    pub failed: u64,
+    /// Calls that the client gave up.
+    pub abandoned: u64,
+    /// How long the answered calls took together.
+    pub time: Duration,
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was answered. A stream is answered when it begins.
+    Answered(Code),
+    /// The client went away or cancelled it.
+    Abandoned,
+}
+
+/// The totals of all RPCs that were called.
+#[derive(Debug)]
+pub struct Counters {
+    totals: Mutex<BTreeMap<String, Totals>>,
+    in_flight: watch::Sender<usize>,
+}
+
+/// How many different names are counted: those of the CRI, and what is called by mistake only up to here.
+const MAX_NAMES: usize = 200;
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { totals: Mutex::default(), in_flight: watch::Sender::new(0) }
+    }
+}
+
+impl Counters {
+    /// A call begins. It counts as abandoned unless its end is told.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>, rpc: &str) -> InFlight {
+        let mut totals = self.lock();
+        let name = if totals.len() < MAX_NAMES || totals.contains_key(rpc) { rpc } else { "other" };
+        totals.entry(name.to_owned()).or_default().in_flight += 1;
+        self.in_flight.send_modify(|count| *count += 1);
+        InFlight { counters: self.clone(), rpc: name.to_owned(), end: None }
+    }
+
+    /// The totals by RPC.
+    #[must_use]
+    pub fn totals(&self) -> BTreeMap<String, Totals> {
+        self.lock().clone()
+    }
+
+    /// The RPCs in flight, as text.
+    #[must_use]
+    pub fn describe_in_flight(&self) -> String {
+        let totals = self.lock();
+        let names: Vec<_> = totals
+            .iter()
+            .filter(|(_, totals)| totals.in_flight > 0)
+            .map(|(rpc, totals)| format!("{rpc} ({})", totals.in_flight))
+            .collect();
+        names.join(", ")
+    }
+
+    /// Waits until nothing is in flight.
+    pub async fn idle(&self) {
+        // An error would mean that the sender is gone, which `self` holds.
+        drop(self.in_flight.subscribe().wait_for(|count| *count == 0).await);
+    }
+
+    /// One line with everything, for the log of a daemon that ends.
+    pub fn log_totals(&self) {
+        for (rpc, totals) in self.totals() {
+            let Totals { succeeded, failed, abandoned, time, .. } = totals;
+            tracing::debug!(rpc, succeeded, failed, abandoned, seconds = time.as_secs_f64(), "totals");
+        }
+    }
+
+    fn end(&self, rpc: &str, end: End, time: Duration) {
+        if let Some(totals) = self.lock().get_mut(rpc) {
+            totals.in_flight = totals.in_flight.saturating_sub(1);
+            match end {
+                End::Answered(Code::Ok) => totals.succeeded += 1,
+                End::Answered(_) => totals.failed += 1,
+                End::Abandoned => totals.abandoned += 1,
+            }
+            totals.time += time;
+        }
+        self.in_flight.send_modify(|count| *count = count.saturating_sub(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Totals>> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call in flight.
+#[derive(Debug)]
+pub struct InFlight {
+    counters: Arc<Counters>,
+    rpc: String,
+    end: Option<(End, Duration)>,
+}
+
+impl InFlight {
+    /// The call was answered.
+    pub fn answered(mut self, code: Code, time: Duration) {
+        self.end = Some((End::Answered(code), time));
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let (end, time) = self.end.unwrap_or((End::Abandoned, Duration::ZERO));
+        if end == End::Abandoned {
+            tracing::info!(rpc = self.rpc, "the client gave up");
+        }
+        self.counters.end(&self.rpc, end, time);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn calls_are_counted_by_their_end() {
+        let counters = Arc::new(Counters::default());
+        let (a, b, c) = (counters.begin("Version"), counters.begin("Version"), counters.begin("Status"));
+        assert_eq!(counters.describe_in_flight(), "Status (1), Version (2)");
+        a.answered(Code::Ok, Duration::from_secs(1));
+        b.answered(Code::NotFound, Duration::from_secs(2));
+        assert!(tokio::time::timeout(Duration::from_millis(10), counters.idle()).await.is_err());
+        drop(c);
+        counters.idle().await;
+        let version = Totals { succeeded: 1, failed: 1, time: Duration::from_secs(3), ..Totals::default() };
+        assert_eq!(counters.totals()["Version"], version);
+        assert_eq!(counters.totals()["Status"], Totals { abandoned: 1, ..Totals::default() });
+    }
+
+    #[test]
+    fn made_up_names_do_not_grow_it_without_end() {
+        let counters = Arc::new(Counters::default());
+        for number in 0..(2 * MAX_NAMES) {
+            counters.begin(&format!("Rpc{number}")).answered(Code::Unimplemented, Duration::ZERO);
+        }
+        assert_eq!(counters.totals().len(), MAX_NAMES + 1);
+    }
+}

@@ -1,0 +1,213 @@
+//! The layer around every call: a tracing span that handlers add the pod's and container's ids to, the deadline, the
+//! count, and the one place where the error of a call is logged.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Request, Response};
+use tonic::body::Body;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::Instrument;
+use tracing::field::Empty;
+
+use super::counters::{Counters, InFlight};
+
+/// How long a call may take whose client names no deadline. The kubelet's own is two minutes.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(240);
+
+/// The calls that take as long as a registry, a grace period or a command does, and the streams.
+const WITHOUT_DEADLINE: [&str; 15] = [
+    "PullImage",
+    "LoadImage",
+    "ExecSync",
+    "StopContainer",
+    "StopPodSandbox",
+    "RemovePodSandbox",
+    "CheckpointContainer",
+    "CheckpointPod",
+    "RestorePod",
+    "GetContainerEvents",
+    "StreamPodSandboxes",
+    "StreamContainers",
+    "StreamImages",
+    "Watch",
+    "ServerReflectionInfo",
+];
+
+/// Puts [`Rpc`] around a service.
+#[derive(Clone, Debug)]
+pub struct RpcLayer {
+    counters: Arc<Counters>,
+}
+
+impl RpcLayer {
+    /// Counts calls in `counters`.
+    #[must_use]
+    pub fn new(counters: Arc<Counters>) -> Self {
+        Self { counters }
+    }
+}
+
+impl<S> Layer<S> for RpcLayer {
+    type Service = Rpc<S>;
+
+    fn layer(&self, inner: S) -> Rpc<S> {
+        Rpc { inner, counters: self.counters.clone() }
+    }
+}
+
+/// A service whose calls have span, deadline and count.
+#[derive(Clone, Debug)]
+pub struct Rpc<S> {
+    inner: S,
+    counters: Arc<Counters>,
+}
+
+impl<S> Service<Request<Body>> for Rpc<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let rpc = name_of(request.uri().path()).to_owned();
+        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
+        let span = tracing::info_span!("rpc", rpc, peer, pod = Empty, container = Empty);
+        let deadline = deadline_of(&rpc, request.headers());
+        // Set going now and not at the first poll: tonic answers the same header with CANCELLED, and what began first
+        // ends first. The kubelet retries DEADLINE_EXCEEDED only.
+        let too_late = deadline.map(tokio::time::sleep);
+        let in_flight = self.counters.begin(&rpc);
+        let began = Instant::now();
+        let answer = self.inner.call(request);
+        let call = async move {
+            tokio::pin!(answer);
+            let result = match too_late {
+                None => answer.await,
+                Some(too_late) => tokio::select! {
+                    biased;
+                    result = &mut answer => result,
+                    () = too_late => Ok(expired(&rpc, deadline).into_http()),
+                },
+            };
+            record(&rpc, in_flight, &result, began.elapsed());
+            result
+        };
+        Box::pin(call.instrument(span))
+    }
+}
+
+/// The name of the RPC in a path `/package.Service/Name`.
+fn name_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn deadline_of(rpc: &str, headers: &HeaderMap) -> Option<Duration> {
+    let asked = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    match asked {
+        Some(asked) => Some(asked),
+        None if WITHOUT_DEADLINE.contains(&rpc) || rpc.starts_with("Stream") => None,
+        None => Some(DEFAULT_DEADLINE),
+    }
+}
+
+/// A `grpc-timeout` of at most eight digits and a unit (gRPC over HTTP2, "Timeout").
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+fn expired(rpc: &str, deadline: Option<Duration>) -> Status {
+    let seconds = deadline.unwrap_or_default().as_secs_f64();
+    Status::deadline_exceeded(format!("{rpc} is not done after {seconds} s; what it began goes on"))
+}
+
+/// Counts the call, and logs its error where it has one.
+fn record<E>(rpc: &str, in_flight: InFlight, result: &Result<Response<Body>, E>, time: Duration) {
+    // The status of a failed call is in the headers: there is no body that trailers could follow.
+    let status = match result {
+        Ok(response) => Status::from_header_map(response.headers()),
+        Err(_) => Some(Status::internal("the connection failed")),
+    };
+    let code = status.as_ref().map_or(Code::Ok, Status::code);
+    let ms = time.as_secs_f64() * 1e3;
+    let message = status.as_ref().map_or("", |status| status.message());
+    match code {
+        Code::Ok => tracing::debug!(ms, "answered"),
+        // Clients ask for objects that have just gone, and try what a runtime may not have.
+        Code::NotFound | Code::Unimplemented => tracing::info!(ms, ?code, "{rpc}: {message}"),
+        Code::Internal | Code::Unknown | Code::DataLoss => tracing::error!(ms, ?code, "{rpc}: {message}"),
+        _ => tracing::warn!(ms, ?code, "{rpc}: {message}"),
+    }
+    in_flight.answered(code, time);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn timeouts_of_the_wire() {
+        for (text, wanted) in [
+            ("2S", Some(Duration::from_secs(2))),
+            ("1500m", Some(Duration::from_millis(1500))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("3M", Some(Duration::from_secs(180))),
+            ("", None),
+            ("S", None),
+            ("5", None),
+            ("-5S", None),
+            ("123456789S", None),
+            ("5s", None),
+            ("5é", None),
+        ] {
+            assert_eq!(parse_timeout(text), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_takes_long_has_no_deadline_unless_the_client_says() {
+        let none = HeaderMap::new();
+        assert_eq!(deadline_of("PullImage", &none), None);
+        assert_eq!(deadline_of("StreamContainerStats", &none), None);
+        assert_eq!(deadline_of("Version", &none), Some(DEFAULT_DEADLINE));
+        let asked = HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), "2S".parse().unwrap())]);
+        assert_eq!(deadline_of("PullImage", &asked), Some(Duration::from_secs(2)));
+        assert_eq!(name_of("/runtime.v1.RuntimeService/Version"), "Version");
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_breaks_the_parser(text in ".*") {
+            drop(parse_timeout(&text));
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The server with services that answer by rote: what clients see of sockets, deadlines, limits and the end.
+
+mod double;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use berth_proto::v1::image_service_client::ImageServiceClient;
+use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
+use berth_proto::v1::*;
+use tokio::task::JoinHandle;
+use tonic::{Code, Request};
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+use super::*;
+use double::Double;
+
+struct Running {
+    folder: tempfile::TempDir,
+    server: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        let claim = Claim::take(&config).unwrap();
+        let server = tokio::spawn(serve(config, claim, Double, Double, Double));
+        let running = Self { folder, server };
+        for _ in 0..200 {
+            if connect::answers(&running.socket()).await.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        running
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        config(self.folder.path()).socket
+    }
+
+    async fn runtime(&self) -> RuntimeServiceClient<tonic::transport::Channel> {
+        RuntimeServiceClient::new(connect(&self.socket()).await.unwrap())
+            .max_decoding_message_size(MAX_ANSWER)
+            .max_encoding_message_size(MAX_ANSWER)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn config(folder: &Path) -> Config {
+    Config {
+        socket: folder.join("run/berth.sock"),
+        root: folder.join("root"),
+        state: folder.join("run"),
+        ..Config::default()
+    }
+}
+
+#[tokio::test]
+async fn both_services_answer() {
+    let running = Running::start().await;
+    let version = running.runtime().await.version(VersionRequest::default()).await.unwrap().into_inner();
+    assert_eq!(version.runtime_name, "double");
+    let mut images = ImageServiceClient::new(connect(&running.socket()).await.unwrap());
+    assert_eq!(images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images.len(), 1);
+    let later = running.runtime().await.attach(AttachRequest::default()).await.unwrap_err();
+    assert_eq!((later.code(), later.message()), (Code::Unimplemented, "berth does not implement attach"));
+}
+
+#[tokio::test]
+async fn the_deadline_of_the_client_is_kept_and_has_its_own_code() {
+    let running = Running::start().await;
+    let mut client = running.runtime().await;
+    for _ in 0..20 {
+        let mut request = Request::new(StopContainerRequest::default());
+        // Not `set_timeout`: the client would count as well, and answer by itself.
+        request.metadata_mut().insert("grpc-timeout", "30m".parse().unwrap());
+        let began = Instant::now();
+        let status = client.stop_container(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn large_answers_pass_and_too_large_requests_do_not() {
+    let running = Running::start().await;
+    let mut client = running.runtime().await;
+    let answer = client.exec_sync(ExecSyncRequest::default()).await.unwrap().into_inner();
+    assert_eq!((answer.stdout.len(), answer.stderr.len()), (16 << 20, 16 << 20));
+    let request = ExecSyncRequest { cmd: vec!["x".repeat(MAX_REQUEST + 1)], ..ExecSyncRequest::default() };
+    assert_eq!(client.exec_sync(request).await.unwrap_err().code(), Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn reflection_names_every_service_in_both_versions() {
+    let running = Running::start().await;
+    let channel = connect(&running.socket()).await.unwrap();
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let answers = ServerReflectionClient::new(channel.clone())
+        .server_reflection_info(tokio_stream::once(request))
+        .await
+        .unwrap()
+        .into_inner();
+    let services = services(answers).await;
+    for service in ["runtime.v1.RuntimeService", "runtime.v1.ImageService", "berth.v1.Admin"] {
+        assert!(services.iter().any(|known| known == service), "{services:?}");
+    }
+    let older = tonic_reflection::pb::v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(
+            tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
+                "runtime.v1.RuntimeService".to_owned(),
+            ),
+        ),
+    };
+    let mut answers =
+        tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(channel)
+            .server_reflection_info(tokio_stream::once(older))
+            .await
+            .unwrap()
+            .into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse as Older;
+    assert!(matches!(answer, Older::FileDescriptorResponse(_)), "{answer:?}");
+}
+
+async fn services(mut answers: tonic::Streaming<ServerReflectionResponse>) -> Vec<String> {
+    match answers.message().await.unwrap().unwrap().message_response.unwrap() {
+        MessageResponse::ListServicesResponse(list) => list.service.into_iter().map(|s| s.name).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The only test that sends the process a signal: every server in the process hears it.
+#[test]
+fn a_signal_ends_the_server_after_its_calls() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    // The other tests' servers must not hear it, so this one is in a process of its own: the same test, told so.
+    const TOLD: &str = "BERTH_TEST_SIGNAL";
+    if std::env::var_os(TOLD).is_some() {
+        runtime().block_on(stop_by_signal());
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "server::tests::a_signal_ends_the_server_after_its_calls", "--nocapture"])
+        .env(TOLD, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+async fn stop_by_signal() {
+    let mut running = Running::start().await;
+    let socket = running.socket();
+    let mut client = running.runtime().await;
+    // A stream that never ends must not hold up the end.
+    let mut events = running.runtime().await.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+    let slow = tokio::spawn(async move { client.start_container(StartContainerRequest::default()).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let myself = rustix::process::getpid();
+    rustix::process::kill_process(myself, rustix::process::Signal::HUP).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!running.server.is_finished(), "SIGHUP is ignored");
+    rustix::process::kill_process(myself, rustix::process::Signal::TERM).unwrap();
+    let began = Instant::now();
+    (&mut running.server).await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    slow.await.unwrap().expect("the call in flight is answered");
+    assert!(!matches!(events.message().await, Ok(Some(_))), "the stream is cut");
+    assert!(!socket.exists(), "the socket is removed");
+    Claim::take(&config(running.folder.path())).expect("the locks are given back");
+}
