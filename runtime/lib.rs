@@ -20,3 +20,14 @@ pub mod plan;
 pub mod procfs;
 pub mod sys;
 pub mod wire;
+
+#[cfg(feature = "daemon")]
+pub mod cgroup;
+#[cfg(feature = "daemon")]
+pub mod client;
+#[cfg(feature = "daemon")]
+pub mod compile;
+#[cfg(feature = "daemon")]
+pub mod rootfs;
+#[cfg(feature = "daemon")]
+pub mod users;

@@ -1,2 +1,10 @@
-//! The berth binary.
-fn main() {}
+//! The berth binary: the daemon and the commands around it.
+
+use std::process::ExitCode;
+
+use berth::cli::{Cli, run};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    run(Cli::parse())
+}

@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code, reason = "this is the one folder of the crate that makes raw system calls")]
 
+#[cfg(feature = "daemon")]
+pub mod bpf;
 pub mod fs;
 #[cfg(feature = "daemon")]
 pub mod memory;

@@ -12,8 +12,8 @@ use super::counters::Counters;
 /// How long calls in flight may take. An operation that outlasts it is taken up or undone by the next daemon.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long the last answers may take to leave; then open streams (events, watches) are cut, which never end by
-/// themselves.
+/// How long the last answers may take to leave. Open streams (events, watches) never end by themselves; they end with
+/// the process.
 const FLUSH: Duration = Duration::from_millis(250);
 
 /// The signals that the daemon handles.

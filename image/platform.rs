@@ -1,0 +1,99 @@
+//! Which of the images in an index runs on this host.
+
+use oci_spec::image::{Arch, Os};
+
+/// An operating system and a processor, in the words of the Go toolchain (OCI image index, `platform`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// `amd64`, `arm64`, `riscv64` ...
+    pub architecture: String,
+    /// `v7` of 32-bit ARM, and such.
+    pub variant: Option<String>,
+}
+
+impl Default for Platform {
+    /// This host's.
+    fn default() -> Self {
+        Self {
+            os: Os::default().to_string(),
+            architecture: Arch::default().to_string(),
+            variant: cfg!(target_arch = "arm").then(|| "v7".to_owned()),
+        }
+    }
+}
+
+impl Platform {
+    /// How well an offered platform fits: higher is better, `None` does not run here.
+    pub(crate) fn rank(&self, offered: &Self) -> Option<u32> {
+        if self.os != offered.os || self.architecture != offered.architecture {
+            return None;
+        }
+        let ours = self.variant.as_deref().and_then(level).unwrap_or_else(|| self.base_level());
+        let theirs = match offered.variant.as_deref() {
+            None | Some("") => return Some(1),
+            Some(variant) => level(variant)?,
+        };
+        // The levels of a processor contain the lower ones, so the highest that runs is the best.
+        (theirs <= ours).then_some(theirs + 1)
+    }
+
+    /// What a processor has at least when nothing is said about its variant.
+    fn base_level(&self) -> u32 {
+        match self.architecture.as_str() {
+            "arm64" => 8,
+            "arm" => 7,
+            _ => 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn level(variant: &str) -> Option<u32> {
+    // "v8.1" and the like: the part after the dot is a set of optional features, which we do not know to be there.
+    variant.strip_prefix('v').and_then(|number| number.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(text: &str) -> Platform {
+        let mut parts = text.split('/').map(str::to_owned);
+        Platform {
+            os: parts.next().unwrap(),
+            architecture: parts.next().unwrap(),
+            variant: parts.next(),
+        }
+    }
+
+    fn best<'a>(host: &str, offers: &[&'a str]) -> Option<&'a str> {
+        let host = platform(host);
+        offers
+            .iter()
+            .filter_map(|offer| Some((host.rank(&platform(offer))?, *offer)))
+            .max_by_key(|(rank, _)| *rank)
+            .map(|(_, offer)| offer)
+    }
+
+    #[test]
+    fn the_best_that_runs_is_chosen() {
+        assert_eq!(best("linux/amd64", &["linux/arm64/v8", "linux/amd64", "windows/amd64"]), Some("linux/amd64"));
+        assert_eq!(best("linux/amd64", &["linux/amd64/v3", "linux/amd64/v1"]), Some("linux/amd64/v1"));
+        assert_eq!(best("linux/amd64/v3", &["linux/amd64/v2", "linux/amd64"]), Some("linux/amd64/v2"));
+        assert_eq!(best("linux/arm64", &["linux/arm/v7", "linux/arm64/v8"]), Some("linux/arm64/v8"));
+        assert_eq!(best("linux/arm/v7", &["linux/arm/v5", "linux/arm/v6", "linux/arm64"]), Some("linux/arm/v6"));
+        assert_eq!(best("linux/arm/v6", &["linux/arm/v7"]), None);
+        assert_eq!(best("linux/amd64", &["unknown/unknown", "linux/s390x"]), None);
+    }
+}

@@ -1,0 +1,293 @@
+//! Image references, normalised as Docker does: `busybox` is `docker.io/library/busybox:latest`.
+//!
+//! The grammar is that of the distribution project's reference package.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::digest::Digest;
+use crate::error::Error;
+
+const DEFAULT_DOMAIN: &str = "docker.io";
+const OFFICIAL: &str = "library/";
+const DEFAULT_TAG: &str = "latest";
+/// Domain and path together.
+const MAX_NAME: usize = 255;
+const MAX_TAG: usize = 128;
+
+/// The name of an image in a registry, always complete: domain, path, and a tag or a digest or both. With both, the
+/// digest says which image it is and the tag is only remembered.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    domain: String,
+    path: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+impl Reference {
+    /// The registry's host, with its port where one is given. Docker Hub is `docker.io`.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository within the registry.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The tag; `latest` where neither tag nor digest was given.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest of the manifest or index.
+    #[must_use]
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// Domain and path, without tag and digest.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.domain, self.path)
+    }
+
+    /// The reference `name:tag`, unless the image is pinned by a digest: then nobody has compared the tag with it.
+    pub(crate) fn tagged(&self) -> Option<String> {
+        match (&self.tag, &self.digest) {
+            (Some(tag), None) => Some(format!("{}:{tag}", self.name())),
+            _ => None,
+        }
+    }
+
+    /// The reference `name@digest`.
+    pub(crate) fn with_digest(&self, digest: &Digest) -> String {
+        format!("{}@{digest}", self.name())
+    }
+}
+
+impl FromStr for Reference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let invalid = |why| Error::InvalidReference { reference: text.chars().take(300).collect(), why };
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => {
+                (name, Some(digest.parse().map_err(|_| invalid("its digest is not valid"))?))
+            }
+            None => (text, None),
+        };
+        // A colon after the last slash separates the tag; before it, a port.
+        let last = name.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match name.get(last..).and_then(|rest| rest.find(':')) {
+            Some(colon) => {
+                let (name, tag) = name.split_at(last + colon);
+                (name, Some(tag.trim_start_matches(':')).filter(|rest| rest.len() + 1 == tag.len()))
+            }
+            None => (name, None),
+        };
+        if text.len() > name.len() && tag.is_none() && digest.is_none() {
+            return Err(invalid("its tag is not valid"));
+        }
+        if is_hex_id(name) {
+            return Err(invalid("64 hex digits are an image id, no name"));
+        }
+        let (domain, path) = split_domain(name);
+        if path.chars().any(char::is_uppercase) {
+            return Err(invalid("a repository is in lower case"));
+        }
+        if !is_domain(&domain) {
+            return Err(invalid("its registry is not a valid host"));
+        }
+        if !path.split('/').all(is_path_component) {
+            return Err(invalid("its repository is not valid"));
+        }
+        if domain.len() + 1 + path.len() > MAX_NAME {
+            return Err(invalid("its name is longer than 255 characters"));
+        }
+        if !tag.is_none_or(is_tag) {
+            return Err(invalid("its tag is not valid"));
+        }
+        let tag = match (tag, &digest) {
+            (None, None) => Some(DEFAULT_TAG.to_owned()),
+            (tag, _) => tag.map(str::to_owned),
+        };
+        Ok(Self { domain, path, tag, digest })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.domain, self.path)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether this is the hex part of an image id.
+pub(crate) fn is_hex_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The first part is a registry if it looks like a host; else the whole is a name on Docker Hub.
+fn split_domain(name: &str) -> (String, String) {
+    let (domain, path) = match name.split_once('/') {
+        Some((first, rest))
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.chars().any(|letter| letter.is_ascii_uppercase()) =>
+        {
+            (if first == "index.docker.io" { DEFAULT_DOMAIN } else { first }, rest)
+        }
+        _ => (DEFAULT_DOMAIN, name),
+    };
+    if domain == DEFAULT_DOMAIN && !path.contains('/') {
+        return (domain.to_owned(), format!("{OFFICIAL}{path}"));
+    }
+    (domain.to_owned(), path.to_owned())
+}
+
+fn is_domain(domain: &str) -> bool {
+    if let Some(rest) = domain.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else {
+            return false;
+        };
+        return address.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || is_port_suffix(port));
+    }
+    let (host, port) = match domain.find(':') {
+        Some(colon) => domain.split_at(colon),
+        None => (domain, ""),
+    };
+    (port.is_empty() || is_port_suffix(port)) && host.split('.').all(is_host_label)
+}
+
+fn is_port_suffix(text: &str) -> bool {
+    text.strip_prefix(':').is_some_and(|port| {
+        !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    })
+}
+
+fn is_host_label(label: &str) -> bool {
+    !label.is_empty()
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// Letters and digits, separated by one dot, one or two underscores, or any number of dashes.
+fn is_path_component(component: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let mut separator = String::new();
+    let ends = component.bytes().next().is_some_and(inner) && component.bytes().last().is_some_and(inner);
+    ends && component.chars().all(|letter| {
+        if u8::try_from(letter).is_ok_and(inner) {
+            separator.clear();
+            return true;
+        }
+        separator.push(letter);
+        matches!(separator.as_str(), "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-')
+    })
+}
+
+fn is_tag(tag: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    tag.len() <= MAX_TAG
+        && tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn canonical(text: &str) -> String {
+        text.parse::<Reference>().unwrap_or_else(|error| panic!("{error}")).to_string()
+    }
+
+    #[test]
+    fn names_are_completed_as_docker_does() {
+        let cases = [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("busybox:1.36", "docker.io/library/busybox:1.36"),
+            ("docker.io/busybox", "docker.io/library/busybox:latest"),
+            ("index.docker.io/library/busybox", "docker.io/library/busybox:latest"),
+            ("user/app", "docker.io/user/app:latest"),
+            ("localhost/app", "localhost/app:latest"),
+            ("localhost:5000/app:v1", "localhost:5000/app:v1"),
+            ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest"),
+            ("[::1]:5000/app:v1", "[::1]:5000/app:v1"),
+            ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
+            ("gcr.io/a__b/c---d/e.f_g", "gcr.io/a__b/c---d/e.f_g:latest"),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(canonical(given), expected);
+        }
+        assert_eq!(canonical(&format!("busybox@{DIGEST}")), format!("docker.io/library/busybox@{DIGEST}"));
+        assert_eq!(canonical(&format!("a/b:1@{DIGEST}")), format!("docker.io/a/b:1@{DIGEST}"));
+    }
+
+    #[test]
+    fn a_digest_outweighs_the_tag() {
+        let both: Reference = format!("busybox:1@{DIGEST}").parse().unwrap();
+        assert_eq!((both.tag(), both.tagged()), (Some("1"), None));
+        assert_eq!(both.digest().map(ToString::to_string).as_deref(), Some(DIGEST));
+        let tagged: Reference = "busybox".parse().unwrap();
+        assert_eq!(tagged.tagged().as_deref(), Some("docker.io/library/busybox:latest"));
+    }
+
+    #[test]
+    fn what_is_no_reference_is_refused() {
+        let long = format!("{}/a", "a".repeat(260));
+        let tag = format!("a:{}", "t".repeat(129));
+        let cases = [
+            "", "/", "a/", "/a", "a//b", "A", "a/B", "a:", "a:-x", "a:b:c", "a::b", "a@", "a@sha256:1", "a b", "-a", "a-",
+            "a._b", "a___b", "a..b", "../a", "example.com:x/a", "example.com:99999/a", "-x.io/a", "[::1/a", "[x]/a",
+            "a:x/", "ä", "http://a.io/b", "\0", &DIGEST[7..], DIGEST, &long, &tag,
+        ];
+        for text in cases {
+            assert!(text.parse::<Reference>().is_err(), "{text:?} was accepted");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_stable(text in "\\PC{0,80}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                prop_assert_eq!(reference.to_string().parse::<Reference>().ok(), Some(reference));
+            }
+        }
+
+        #[test]
+        fn likely_names_are_refused_or_stable(text in "[a-zA-Z0-9._:/@-]{1,60}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                prop_assert!(reference.tag().is_some() || reference.digest().is_some());
+                prop_assert!(!reference.path().contains(".."));
+                prop_assert_eq!(reference.to_string().parse::<Reference>().ok(), Some(reference));
+            }
+        }
+
+        #[test]
+        fn well_formed_names_are_accepted(
+            domain in "[a-z]{1,8}\\.[a-z]{2,3}(:[1-9][0-9]{0,3})?",
+            path in "[a-z0-9]{1,6}([._-][a-z0-9]{1,6}){0,2}(/[a-z0-9]{1,6}){0,3}",
+            tag in "[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}",
+        ) {
+            let text = format!("{domain}/{path}:{tag}");
+            let reference: Reference = text.parse().map_err(|error| TestCaseError::fail(format!("{error}")))?;
+            prop_assert_eq!((reference.domain(), reference.tag()), (domain.as_str(), Some(tag.as_str())));
+            prop_assert!(reference.path() == path || reference.path() == format!("library/{path}"));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Which cgroups this host has: read from /proc/self/mountinfo (proc(5)) and from the controllers of v2.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::plan::CgroupHierarchy;
+
+/// Which version of cgroups a host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// Version 1 alone.
+    V1,
+    /// Version 2 alone.
+    V2,
+    /// Version 1 with a version 2 beside it that has no controllers: version 1 is what is used.
+    Hybrid,
+}
+
+/// One mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hierarchy {
+    pub(super) mount: PathBuf,
+    /// Controllers, or `name=systemd`.
+    pub(super) controllers: Vec<String>,
+}
+
+/// The hierarchies of this host.
+#[derive(Clone, Debug)]
+pub struct Hierarchies {
+    version: Version,
+    used: Vec<Hierarchy>,
+}
+
+impl Hierarchies {
+    /// Looks at this host.
+    ///
+    /// # Errors
+    /// No cgroups are mounted.
+    pub fn detect() -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let controllers = |mount: &Path| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+        Self::of(&mounts, controllers)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroups are mounted below /sys/fs/cgroup"))
+    }
+
+    fn of(mountinfo: &str, v2_controllers: impl Fn(&Path) -> String) -> Option<Self> {
+        let (mut v1, mut v2) = (Vec::new(), None);
+        for line in mountinfo.lines() {
+            let Some((fstype, hierarchy)) = mounted(line) else { continue };
+            match fstype {
+                "cgroup2" => v2 = v2.or(Some(hierarchy.mount)),
+                _ if v1.iter().any(|known: &Hierarchy| known.controllers == hierarchy.controllers) => {}
+                _ => v1.push(hierarchy),
+            }
+        }
+        let (version, used) = match (v1.is_empty(), v2) {
+            (true, Some(mount)) => {
+                let controllers = v2_controllers(&mount).split_whitespace().map(str::to_owned).collect();
+                (Version::V2, vec![Hierarchy { mount, controllers }])
+            }
+            (false, None) => (Version::V1, v1),
+            (false, Some(_)) => (Version::Hybrid, v1),
+            (true, None) => return None,
+        };
+        Some(Self { version, used })
+    }
+
+    /// Which version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Version 2 is what is used.
+    #[must_use]
+    pub fn is_v2(&self) -> bool {
+        self.version == Version::V2
+    }
+
+    /// All controllers that can be used.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<String> {
+        self.used.iter().flat_map(|hierarchy| hierarchy.controllers.clone()).collect()
+    }
+
+    pub(super) fn used(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.used.iter()
+    }
+
+    /// The v1 hierarchies as they appear in a container; empty on v2.
+    #[must_use]
+    pub fn in_container(&self) -> Vec<CgroupHierarchy> {
+        if self.is_v2() {
+            return Vec::new();
+        }
+        self.used.iter().map(Hierarchy::in_container).collect()
+    }
+}
+
+impl Hierarchy {
+    fn in_container(&self) -> CgroupHierarchy {
+        let folder = self.mount.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let named = self.controllers.iter().any(|controller| controller.starts_with("name="));
+        let mut options = self.controllers.clone();
+        if named {
+            options.insert(0, "none".to_owned());
+        }
+        let single = |controller: &&String| !controller.contains('=') && **controller != folder;
+        let links = if self.controllers.len() > 1 {
+            self.controllers.iter().filter(single).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        CgroupHierarchy { folder, options, links }
+    }
+}
+
+/// The type and hierarchy of a line of mountinfo, if it is of a cgroup.
+fn mounted(line: &str) -> Option<(&str, Hierarchy)> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    let mount = mount.split(' ').nth(4)?;
+    let mut fields = filesystem.split(' ');
+    let (fstype, _source, options) = (fields.next()?, fields.next()?, fields.next()?);
+    if !matches!(fstype, "cgroup" | "cgroup2") || !Path::new(mount).starts_with("/sys/fs/cgroup") {
+        return None;
+    }
+    let flags = ["rw", "ro", "xattr", "clone_children", "noprefix", "favordynmods"];
+    let controllers = options
+        .split(',')
+        .filter(|option| !flags.contains(option) && !option.starts_with("release_agent="))
+        .map(str::to_owned)
+        .collect();
+    Some((fstype, Hierarchy { mount: mount.into(), controllers }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup systemd rw,xattr,name=systemd
+";
+    const V2: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn versions_are_told_apart() {
+        let version = |mounts: &str| Hierarchies::of(mounts, |_| "cpu memory".to_owned()).unwrap().version();
+        assert_eq!(version(V1), Version::V1);
+        assert_eq!(version(V2), Version::V2);
+        assert_eq!(version(&format!("{V2}{V1}")), Version::Hybrid);
+        assert!(Hierarchies::of("1 0 0:1 / / rw - ext4 /dev/vda rw", |_| String::new()).is_none());
+    }
+
+    #[test]
+    fn hierarchies_look_the_same_in_a_container() {
+        let hierarchies = Hierarchies::of(V1, |_| String::new()).unwrap().in_container();
+        let [cpu, memory, systemd] = hierarchies.as_slice() else { panic!("{hierarchies:?}") };
+        assert_eq!(cpu.folder, "cpu,cpuacct");
+        assert_eq!(cpu.links, ["cpu", "cpuacct"]);
+        assert_eq!((memory.options.as_slice(), memory.links.len()), (["memory".to_owned()].as_slice(), 0));
+        assert_eq!(systemd.options, ["none", "name=systemd"]);
+        assert!(Hierarchies::of(V2, |_| String::new()).unwrap().in_container().is_empty());
+    }
+}

@@ -1,0 +1,239 @@
+//! Resources of the OCI spec as the files of cgroup v1 and v2 (Documentation/admin-guide/cgroup-v1, cgroup-v2.rst).
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use oci_spec::runtime::LinuxResources;
+
+use super::{CgroupError, Result};
+
+/// One file to write.
+struct Write {
+    limit: &'static str,
+    controller: &'static str,
+    file: String,
+    value: String,
+}
+
+fn write(limit: &'static str, controller: &'static str, file: impl Into<String>, value: impl ToString) -> Write {
+    Write { limit, controller, file: file.into(), value: value.to_string() }
+}
+
+/// Sets the limits of v1; `folder` is where a controller has the cgroup.
+pub(super) fn apply_v1<'f>(
+    folder: impl Fn(&str) -> Option<&'f Path>,
+    resources: &LinuxResources,
+) -> Result<()> {
+    for write in v1(resources) {
+        let Some(folder) = folder(write.controller) else {
+            return Err(CgroupError::NoController { limit: write.limit, controller: write.controller });
+        };
+        put(folder, &write)?;
+    }
+    Ok(())
+}
+
+fn v1(resources: &LinuxResources) -> Vec<Write> {
+    let mut writes = Vec::new();
+    if let Some(memory) = resources.memory() {
+        let limit = memory.limit().filter(|limit| *limit != 0);
+        if let Some(limit) = limit {
+            writes.push(write("memory.limit", "memory", "memory.limit_in_bytes", limit));
+        }
+        // A limit of memory and swap together is only there when the kernel counts swap: see `put`.
+        if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
+            writes.push(write("memory.swap", "memory", "memory.memsw.limit_in_bytes", swap));
+        }
+        if let Some(soft) = memory.reservation().filter(|soft| *soft != 0) {
+            writes.push(write("memory.reservation", "memory", "memory.soft_limit_in_bytes", soft));
+        }
+    }
+    if let Some(cpu) = resources.cpu() {
+        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+            writes.push(write("cpu.shares", "cpu", "cpu.shares", shares));
+        }
+        if let Some(period) = cpu.period().filter(|period| *period != 0) {
+            writes.push(write("cpu.period", "cpu", "cpu.cfs_period_us", period));
+        }
+        if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
+            writes.push(write("cpu.quota", "cpu", "cpu.cfs_quota_us", quota));
+        }
+        if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
+            writes.push(write("cpu.cpus", "cpuset", "cpuset.cpus", cpus));
+        }
+        if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
+            writes.push(write("cpu.mems", "cpuset", "cpuset.mems", mems));
+        }
+    }
+    if let Some(limit) = resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0) {
+        writes.push(write("pids.limit", "pids", "pids.max", max_or(limit)));
+    }
+    for page in resources.hugepage_limits().iter().flatten() {
+        let file = format!("hugetlb.{}.limit_in_bytes", page.page_size());
+        writes.push(write("hugepageLimits", "hugetlb", file, page.limit()));
+    }
+    writes
+}
+
+/// Sets the limits of v2.
+pub(super) fn apply_v2(folder: &Path, resources: &LinuxResources) -> Result<()> {
+    for write in v2(resources) {
+        put(folder, &write)?;
+    }
+    for (key, value) in resources.unified().iter().flatten() {
+        let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if !key.contains('.') || !key.chars().all(sound) || value.contains('\0') {
+            return Err(CgroupError::Value { key: key.clone(), value: value.clone() });
+        }
+        put(folder, &write("unified", "unified", key.as_str(), value))?;
+    }
+    Ok(())
+}
+
+fn v2(resources: &LinuxResources) -> Vec<Write> {
+    let mut writes = Vec::new();
+    if let Some(memory) = resources.memory() {
+        let limit = memory.limit().filter(|limit| *limit != 0);
+        if let Some(limit) = limit {
+            writes.push(write("memory.limit", "memory", "memory.max", max_or(limit)));
+        }
+        if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
+            // v1 and the OCI spec count memory and swap together, v2 swap alone.
+            let alone = if swap < 0 { swap } else { swap.saturating_sub(limit.unwrap_or(0)).max(0) };
+            writes.push(write("memory.swap", "memory", "memory.swap.max", max_or(alone)));
+        }
+        if let Some(low) = memory.reservation().filter(|low| *low != 0) {
+            writes.push(write("memory.reservation", "memory", "memory.low", max_or(low)));
+        }
+    }
+    if let Some(cpu) = resources.cpu() {
+        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+            writes.push(write("cpu.shares", "cpu", "cpu.weight", weight_of(shares)));
+        }
+        let quota = cpu.quota().filter(|quota| *quota != 0);
+        let period = cpu.period().filter(|period| *period != 0);
+        if quota.is_some() || period.is_some() {
+            let quota = max_or(quota.unwrap_or(-1));
+            let value = format!("{quota} {}", period.unwrap_or(100_000));
+            writes.push(write("cpu.quota", "cpu", "cpu.max", value));
+        }
+        if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
+            writes.push(write("cpu.cpus", "cpuset", "cpuset.cpus", cpus));
+        }
+        if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
+            writes.push(write("cpu.mems", "cpuset", "cpuset.mems", mems));
+        }
+    }
+    if let Some(limit) = resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0) {
+        writes.push(write("pids.limit", "pids", "pids.max", max_or(limit)));
+    }
+    for page in resources.hugepage_limits().iter().flatten() {
+        let file = format!("hugetlb.{}.max", page.page_size());
+        writes.push(write("hugepageLimits", "hugetlb", file, page.limit()));
+    }
+    writes
+}
+
+/// A negative limit is none.
+fn max_or(limit: i64) -> String {
+    if limit < 0 { "max".to_owned() } else { limit.to_string() }
+}
+
+/// The weight (1 to 10000) of shares (2 to 262144), on a straight line between these, as all runtimes reckon it
+/// (KEP-2254).
+fn weight_of(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+fn put(folder: &Path, write: &Write) -> Result<()> {
+    let path = folder.join(&write.file);
+    match fs::write(&path, &write.value) {
+        Ok(()) => Ok(()),
+        // A kernel that does not count swap has no such file: there is no swap to limit.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && write.limit == "memory.swap" => Ok(()),
+        // Opening for write creates nothing in a cgroup: EACCES and EPERM stand for a file that is not there.
+        Err(_) if !path.exists() && write.limit == "memory.swap" => Ok(()),
+        Err(_) if !path.exists() => {
+            Err(CgroupError::NoController { limit: write.limit, controller: write.controller })
+        }
+        Err(source) => Err(CgroupError::File { action: "limit", path, source }),
+    }
+}
+
+/// Offers the controllers of a v2 folder to those below. Those it cannot offer are missed when a limit needs them.
+pub(super) fn enable_controllers(folder: &Path) {
+    let available = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    let enabled = fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap_or_default();
+    for controller in available.split_whitespace() {
+        if !enabled.split_whitespace().any(|known| known == controller) {
+            let _refused = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+}
+
+/// A new cpuset of v1 has no processors and no memory: nothing can run in it before it is given those of the one above
+/// (cpuset(7)).
+pub(super) fn inherit_cpuset(above: &Path, folder: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let path = folder.join(file);
+        let fail = |source| CgroupError::File { action: "inherit", path: path.clone(), source };
+        if fs::read_to_string(&path).map_err(fail)?.trim().is_empty() {
+            let inherited = fs::read_to_string(above.join(file)).map_err(fail)?;
+            fs::write(&path, inherited.trim()).map_err(fail)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
+
+    use super::*;
+
+    fn resources() -> LinuxResources {
+        LinuxResourcesBuilder::default()
+            .memory(LinuxMemoryBuilder::default().limit(1000_i64).swap(1500_i64).build().unwrap())
+            .cpu(LinuxCpuBuilder::default().shares(1024_u64).quota(50_000_i64).cpus("0-1").build().unwrap())
+            .pids(LinuxPidsBuilder::default().limit(100_i64).build().unwrap())
+            .build()
+            .unwrap()
+    }
+
+    fn files(writes: Vec<Write>) -> Vec<(String, String)> {
+        writes.into_iter().map(|write| (write.file, write.value)).collect()
+    }
+
+    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        expected.iter().map(|(file, value)| ((*file).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn limits_are_files_of_both_versions() {
+        assert_eq!(files(v1(&resources())), pairs(&[
+            ("memory.limit_in_bytes", "1000"),
+            ("memory.memsw.limit_in_bytes", "1500"),
+            ("cpu.shares", "1024"),
+            ("cpu.cfs_quota_us", "50000"),
+            ("cpuset.cpus", "0-1"),
+            ("pids.max", "100"),
+        ]));
+        assert_eq!(files(v2(&resources())), pairs(&[
+            ("memory.max", "1000"),
+            ("memory.swap.max", "500"),
+            ("cpu.weight", "39"),
+            ("cpu.max", "50000 100000"),
+            ("cpuset.cpus", "0-1"),
+            ("pids.max", "100"),
+        ]));
+        assert!(files(v1(&LinuxResources::default())).iter().all(|(file, _)| file != "memory.limit_in_bytes"));
+    }
+
+    #[test]
+    fn weights_are_on_a_line() {
+        assert_eq!((weight_of(2), weight_of(1024), weight_of(262_144)), (1, 39, 10_000));
+        assert_eq!((weight_of(0), weight_of(u64::MAX)), (1, 10_000));
+    }
+}

@@ -1,0 +1,317 @@
+//! Cgroups, version 1 and 2: making, limiting, joining, killing, removing. The cgroup is the truth of what runs in a
+//! container (DESIGN rule 4).
+//!
+//! * [`hierarchy`]: which cgroups this host has, and where
+//! * [`path`]: the path of a cgroup, the same in every hierarchy
+//! * [`limits`]: resources of the OCI spec as the files of both versions
+//! * [`devices`]: which devices may be opened: files on v1, a program on v2
+//! * [`kill`]: the end of everything in a cgroup
+
+mod devices;
+mod hierarchy;
+mod kill;
+mod limits;
+mod path;
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::{CWD, Mode, OFlags};
+
+pub use hierarchy::{Hierarchies, Version};
+pub use path::{CgroupPath, CgroupPathError};
+
+use crate::sys::{self, Context};
+
+/// How long a cgroup may stay busy after everything in it has ended: the kernel frees it a moment later.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// A cgroup could not be made, changed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A file or folder of a hierarchy refused.
+    #[error("{action} {}: {source}", path.display())]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// To which.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error(transparent)]
+    System(#[from] sys::Error),
+    /// A limit is asked for whose controller this host does not have.
+    #[error("the limit {limit} needs the cgroup controller {controller:?}, which this host does not have")]
+    NoController {
+        /// Which limit.
+        limit: &'static str,
+        /// Which controller.
+        controller: &'static str,
+    },
+    /// A value that is none.
+    #[error("cgroup {key}: {value:?} is not valid")]
+    Value {
+        /// Which key.
+        key: String,
+        /// Which value.
+        value: String,
+    },
+    /// What is in a cgroup does not end.
+    #[error("cgroup {}: processes {pids:?} do not end", path.display())]
+    Alive {
+        /// Which.
+        path: PathBuf,
+        /// Which processes.
+        pids: Vec<i32>,
+    },
+    /// A path that is none.
+    #[error(transparent)]
+    Path(#[from] CgroupPathError),
+}
+
+type Result<T> = std::result::Result<T, CgroupError>;
+
+/// How a process gets into a cgroup: descriptors for its parent.
+#[derive(Debug, Default)]
+pub struct JoinFds {
+    /// v2: the folder, for `CLONE_INTO_CGROUP`.
+    pub directory: Option<OwnedFd>,
+    /// v1: `cgroup.procs` of every hierarchy.
+    pub procs: Vec<OwnedFd>,
+    /// The file that counts kills for lack of memory.
+    pub oom: Option<OwnedFd>,
+}
+
+/// A cgroup: one folder on v2, one in every hierarchy on v1.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Everything in it is found and killed here: the one folder of v2, that of the freezer on v1.
+    whole: PathBuf,
+    folders: Vec<Folder>,
+    v2: bool,
+}
+
+/// A cgroup's folder in one hierarchy.
+#[derive(Clone, Debug)]
+struct Folder {
+    mount: PathBuf,
+    path: PathBuf,
+    controllers: Vec<String>,
+}
+
+impl Cgroup {
+    /// The cgroup at a path, whether it is there or not.
+    #[must_use]
+    pub fn open(hierarchies: &Hierarchies, path: &CgroupPath) -> Self {
+        let folders: Vec<Folder> = hierarchies
+            .used()
+            .map(|hierarchy| Folder {
+                mount: hierarchy.mount.clone(),
+                path: hierarchy.mount.join(path.relative()),
+                controllers: hierarchy.controllers.clone(),
+            })
+            .collect();
+        let freezer = folders.iter().find(|folder| folder.has("freezer")).or(folders.first());
+        let whole = freezer.map(|folder| folder.path.clone()).unwrap_or_default();
+        Self { whole, folders, v2: hierarchies.is_v2() }
+    }
+
+    /// Makes a cgroup with these limits.
+    ///
+    /// # Errors
+    /// A folder cannot be made, or a limit is refused; the caller then releases what there is.
+    pub fn create(
+        hierarchies: &Hierarchies,
+        path: &CgroupPath,
+        resources: &LinuxResources,
+    ) -> Result<Self> {
+        let cgroup = Self::open(hierarchies, path);
+        for folder in &cgroup.folders {
+            folder.make(cgroup.v2)?;
+        }
+        cgroup.update(resources)?;
+        Ok(cgroup)
+    }
+
+    /// Sets limits; what is not said stays.
+    ///
+    /// # Errors
+    /// A limit is refused, or its controller is not there.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        if self.v2 {
+            limits::apply_v2(&self.whole, resources)?;
+            return devices::apply_v2(&self.whole, resources);
+        }
+        limits::apply_v1(|controller| self.of(controller), resources)?;
+        match self.of("devices") {
+            Some(folder) => devices::apply_v1(folder, resources),
+            None => Ok(()),
+        }
+    }
+
+    fn of(&self, controller: &str) -> Option<&Path> {
+        self.folders.iter().find(|folder| folder.has(controller)).map(|folder| folder.path.as_path())
+    }
+
+    /// What a parent needs to put a child into this cgroup.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn join(&self) -> Result<JoinFds> {
+        let open = |path: &Path, flags: OFlags| {
+            let flags = flags | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, path, flags, Mode::empty()).on("open", path.display())
+        };
+        let mut join = JoinFds::default();
+        if self.v2 {
+            join.directory = Some(open(&self.whole, OFlags::PATH | OFlags::DIRECTORY)?);
+            let events = self.whole.join("memory.events");
+            join.oom = events.exists().then(|| open(&events, OFlags::RDONLY)).transpose()?;
+            return Ok(join);
+        }
+        for folder in &self.folders {
+            join.procs.push(open(&folder.path.join("cgroup.procs"), OFlags::WRONLY)?);
+        }
+        if let Some(memory) = self.of("memory") {
+            join.oom = Some(open(&memory.join("memory.oom_control"), OFlags::RDONLY)?);
+        }
+        Ok(join)
+    }
+
+    /// Makes a cgroup below this one, for an exec: all it starts can be killed by it, and the limits above hold. On v1
+    /// only the freezer has it; in the other hierarchies the exec is in the container's own.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn child(&self, name: &str) -> Result<Self> {
+        let child = self.existing_child(name);
+        make_folder(&child.whole)?;
+        Ok(child)
+    }
+
+    /// The cgroup below this one, whether it is there or not.
+    #[must_use]
+    pub fn existing_child(&self, name: &str) -> Self {
+        let whole = self.whole.join(name);
+        let folders = self.folders.iter().map(|folder| {
+            let mut folder = folder.clone();
+            if folder.path == self.whole {
+                folder.path.clone_from(&whole);
+            }
+            folder
+        });
+        Self { whole: whole.clone(), folders: folders.collect(), v2: self.v2 }
+    }
+
+    /// Kills everything in it and below, and waits until it has ended. One that is not there is empty.
+    ///
+    /// # Errors
+    /// Something does not end.
+    pub fn kill(&self) -> Result<()> {
+        if self.v2 { kill::kill_v2(&self.whole) } else { kill::kill_v1(&self.whole) }
+    }
+
+    /// The processes in it and below.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        kill::processes(&self.whole)
+    }
+
+    /// Kills everything in it, and removes it with what is below. One that is not there is removed already.
+    ///
+    /// # Errors
+    /// Something does not end, or a folder stays.
+    pub fn release(&self) -> Result<()> {
+        self.kill()?;
+        for folder in &self.folders {
+            remove(&folder.path, Instant::now() + BUSY)?;
+        }
+        Ok(())
+    }
+
+    /// Removes an exec's cgroup unless something in it still runs.
+    ///
+    /// # Errors
+    /// A folder stays for another reason.
+    pub fn remove_if_empty(&self) -> Result<()> {
+        if self.processes()?.is_empty() { remove(&self.whole, Instant::now() + BUSY) } else { Ok(()) }
+    }
+
+    /// How often the kernel has killed in it for lack of memory.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        let file = match (self.v2, self.of("memory")) {
+            (true, _) => self.whole.join("memory.events"),
+            (false, Some(memory)) => memory.join("memory.oom_control"),
+            (false, None) => return 0,
+        };
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let value = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Folder {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|known| known == controller)
+    }
+
+    /// Makes the folder and those above it, each ready for processes or for the next.
+    fn make(&self, v2: bool) -> Result<()> {
+        let mut missing = Vec::new();
+        let mut folder = self.path.as_path();
+        while folder != self.mount && folder.starts_with(&self.mount) {
+            missing.push(folder);
+            folder = folder.parent().unwrap_or(&self.mount);
+        }
+        let mut above = self.mount.as_path();
+        for folder in missing.into_iter().rev() {
+            if v2 {
+                limits::enable_controllers(above);
+            }
+            make_folder(folder)?;
+            if self.has("cpuset") && !v2 {
+                limits::inherit_cpuset(above, folder)?;
+            }
+            above = folder;
+        }
+        Ok(())
+    }
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(|source| CgroupError::File { action: "make", path: path.to_owned(), source }),
+    }
+}
+
+/// Removes a folder with those below it, the deepest first. The kernel calls a cgroup busy for a moment after its last
+/// process has ended.
+fn remove(path: &Path, until: Instant) -> Result<()> {
+    let Ok(entries) = fs::read_dir(path) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path(), until)?;
+        }
+    }
+    loop {
+        match fs::remove_dir(path) {
+            Err(error) if error.raw_os_error() == Some(16) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(CgroupError::File { action: "remove", path: path.to_owned(), source: error });
+            }
+            _ => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Starting keepers and speaking to them, as the daemon does it. Nothing here waits: the connection is for an event
+//! loop of the caller's.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::sys::{self, Context};
+use crate::wire::transport::{self, TransportError};
+use crate::wire::{Message, Request};
+
+/// The socket in a pod's volatile folder.
+const SOCKET: &str = "keeper.sock";
+
+/// What the keeper has to say that no daemon hears.
+const LOG: &str = "keeper.log";
+
+/// A keeper could not be started or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// A system call failed.
+    #[error(transparent)]
+    System(#[from] sys::Error),
+    /// The program could not be started.
+    #[error("start the keeper: {0}")]
+    Spawn(io::Error),
+    /// Its log could not be made.
+    #[error("create {path}: {source}")]
+    Log {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The programs of a pod, in memory files that nothing can change.
+#[derive(Debug)]
+pub struct Programs {
+    keeper: OwnedFd,
+    pause: OwnedFd,
+}
+
+impl Programs {
+    /// Seals the programs.
+    ///
+    /// # Errors
+    /// The kernel has no memory files.
+    pub fn seal(keeper: &[u8], pause: &[u8]) -> Result<Self, ClientError> {
+        Ok(Self {
+            keeper: sys::fs::sealed("berth-keeper", keeper, true)?,
+            pause: sys::fs::sealed("berth-pause", pause, true)?,
+        })
+    }
+}
+
+/// A keeper that was just started.
+#[derive(Debug)]
+pub struct Keeper {
+    /// To wait for its end.
+    pub process: KeeperProcess,
+    /// To speak to it.
+    pub connection: Connection,
+}
+
+/// The process of a keeper that this process has started: readable when it has ended.
+#[derive(Debug)]
+pub struct KeeperProcess {
+    pidfd: OwnedFd,
+}
+
+impl AsRawFd for KeeperProcess {
+    fn as_raw_fd(&self) -> RawFd {
+        self.pidfd.as_raw_fd()
+    }
+}
+
+impl KeeperProcess {
+    /// Takes its end away, if it has ended.
+    pub fn reap(&self) {
+        // That it is no child of this process any more leaves nothing to do.
+        let _ended = sys::process::reap(self.pidfd.as_fd());
+    }
+}
+
+/// Starts a keeper whose socket is in `folder`. The program is executed out of its sealed file by a spawn that shares
+/// this process's memory until the exec (posix_spawn(3)): the daemon's heap is never copied.
+///
+/// # Errors
+/// The socket or the log cannot be made, or the program does not start.
+pub fn spawn(programs: &Programs, pod: &str, folder: &Path) -> Result<Keeper, ClientError> {
+    let listener = sys::socket::listen(folder, SOCKET)?;
+    // Before the keeper runs: the connection waits in the socket's queue.
+    let connection = connect(folder)?;
+    let log_path = folder.join(LOG);
+    let log = File::create(&log_path)
+        .map_err(|source| ClientError::Log { path: log_path.display().to_string(), source })?;
+    let pause = programs.pause.try_clone().on("dup", "the pause's program")?;
+    let mut command = Command::new(sys::fs::descriptor_path(programs.keeper.as_fd()));
+    command.arg0("berth-keeper").arg(pod).env_clear();
+    command.stdin(Stdio::from(listener)).stdout(Stdio::from(pause)).stderr(Stdio::from(log));
+    let child = command.spawn().map_err(ClientError::Spawn)?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(rustix::io::Errno::SRCH).on("pidfd_open", "the keeper")?;
+    // Nobody else reaps this child: its pid cannot be another's before that.
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).on("pidfd_open", "the keeper")?;
+    Ok(Keeper { process: KeeperProcess { pidfd }, connection })
+}
+
+/// Connects to the keeper whose socket is in `folder`.
+///
+/// # Errors
+/// There is none.
+pub fn connect(folder: &Path) -> Result<Connection, ClientError> {
+    let socket = sys::socket::connect(folder, SOCKET)?;
+    Ok(Connection { socket, buffer: Mutex::new(Vec::new()) })
+}
+
+/// A connection to a keeper.
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    buffer: Mutex<Vec<u8>>,
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Connection {
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// `WouldBlock` where the keeper is behind; the keeper is gone.
+    pub fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        Ok(transport::send(self.socket.as_fd(), request, descriptors)?)
+    }
+
+    /// Receives a message; `None` is the end of the connection.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing has come; what came is no message.
+    pub fn recv(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        let mut buffer = self.buffer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let received = transport::receive(self.socket.as_fd(), &mut buffer);
+        *buffer = Vec::new();
+        match received {
+            // A keeper that was killed leaves a reset where it had not read everything.
+            Err(TransportError::System(error)) if error.errno == rustix::io::Errno::CONNRESET => Ok(None),
+            received => Ok(received?),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! From an OCI runtime spec to a flat plan: everything is read, checked and translated here, in the daemon, so that the
+//! first process of a container parses nothing.
+//!
+//! * this file: the whole, and the namespaces
+//! * [`process`]: the command and its credentials
+//! * [`mounts`]: mounts, /dev, paths
+//! * [`explain`]: a failure of the first process in words, with the object of the plan that it was about
+
+mod explain;
+mod mounts;
+mod process;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+
+pub use explain::explain;
+pub use process::compile_process;
+
+use crate::cgroup::{Hierarchies, JoinFds};
+use crate::plan::{
+    CgroupJoin, ContainerPlan, FdSlot, NamespaceSource, PidNamespace, Propagation, StdioPlan,
+};
+
+/// The source of a mount that stands for the pod's shared memory.
+pub const POD_SHM: &str = "berth:pod-shm";
+
+/// A spec that cannot be compiled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// A part is missing.
+    #[error("the spec has no {0}")]
+    Missing(&'static str),
+    /// A value that is none.
+    #[error("{field}: {value:?} {why}")]
+    Invalid {
+        /// Where.
+        field: String,
+        /// What.
+        value: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// Something that this runtime does not do.
+    #[error("{field} is not supported")]
+    Unsupported {
+        /// Where.
+        field: String,
+    },
+}
+
+pub(crate) type Result<T> = std::result::Result<T, CompileError>;
+
+fn invalid(field: impl Into<String>, value: impl Into<String>, why: &'static str) -> CompileError {
+    CompileError::Invalid { field: field.into(), value: value.into(), why }
+}
+
+/// A text for the kernel: none of its strings can hold a NUL byte.
+fn text(field: &str, value: &str) -> Result<String> {
+    if value.contains('\0') {
+        return Err(invalid(field, value, "has a NUL byte"));
+    }
+    Ok(value.to_owned())
+}
+
+fn path_text(field: &str, path: &Path) -> Result<String> {
+    match path.to_str() {
+        Some(path) => text(field, path),
+        None => Err(invalid(field, path.to_string_lossy(), "is not UTF-8")),
+    }
+}
+
+/// The descriptors that go with a plan.
+#[derive(Debug, Default)]
+pub struct FdList {
+    descriptors: Vec<OwnedFd>,
+}
+
+impl FdList {
+    /// Adds a descriptor; its slot is what the plan names.
+    pub fn push(&mut self, descriptor: OwnedFd) -> FdSlot {
+        let slot = FdSlot(u32::try_from(self.descriptors.len()).unwrap_or(u32::MAX));
+        self.descriptors.push(descriptor);
+        slot
+    }
+
+    /// Adds what is needed to join a cgroup.
+    pub fn push_cgroup(&mut self, join: JoinFds) -> CgroupJoin {
+        CgroupJoin {
+            directory: join.directory.map(|fd| self.push(fd)),
+            procs: join.procs.into_iter().map(|fd| self.push(fd)).collect(),
+            oom: join.oom.map(|fd| self.push(fd)),
+        }
+    }
+
+    /// In the order of their slots.
+    #[must_use]
+    pub fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
+        self.descriptors.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// In the order of their slots.
+    #[must_use]
+    pub fn into_owned(self) -> Vec<OwnedFd> {
+        self.descriptors
+    }
+}
+
+/// How the spec names the namespaces of the pod: by the paths of its pause in /proc.
+#[derive(Clone, Copy, Debug)]
+pub struct PodNamespaces {
+    /// The pause.
+    pub pause_pid: i32,
+}
+
+/// What a plan needs beside the spec.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The container whose process namespace is joined, for a spec that says so.
+    pub pid_target: Option<String>,
+    /// The pod.
+    pub pod: PodNamespaces,
+    /// The cgroups of this host.
+    pub hierarchies: &'a Hierarchies,
+    /// Standard streams.
+    pub stdio: StdioPlan,
+    /// The root filesystem, already assembled.
+    pub rootfs: FdSlot,
+    /// The cgroup, already made.
+    pub cgroup: CgroupJoin,
+    /// Folders to make in the root filesystem.
+    pub directories: Vec<String>,
+}
+
+/// Compiles the spec of a container.
+///
+/// # Errors
+/// The spec lacks a part, or has one that is not valid or not supported; the field is named.
+pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<ContainerPlan> {
+    let process = spec.process().as_ref().ok_or(CompileError::Missing("process"))?;
+    let linux = spec.linux().as_ref().ok_or(CompileError::Missing("linux section"))?;
+    refuse_unsupported(linux)?;
+    let (dev, mounts) = mounts::compile(spec, linux, context)?;
+    let namespaces = Namespaces { linux, pod: context.pod };
+    let directories = context.directories.iter().map(|path| text("volumes", path));
+    let list = |field: &'static str, paths: &Option<Vec<String>>| -> Result<Vec<String>> {
+        paths.iter().flatten().map(|path| text(field, path)).collect()
+    };
+    Ok(ContainerPlan {
+        pid: namespaces.pid(context)?,
+        net: namespaces.source(LinuxNamespaceType::Network)?,
+        ipc: namespaces.source(LinuxNamespaceType::Ipc)?,
+        uts: namespaces.source(LinuxNamespaceType::Uts)?,
+        cgroup_namespace: namespaces.find(LinuxNamespaceType::Cgroup).is_some(),
+        cgroup: context.cgroup.clone(),
+        rootfs: context.rootfs,
+        rootfs_readonly: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
+        rootfs_propagation: match linux.rootfs_propagation() {
+            Some(name) => propagation(name).ok_or_else(|| invalid("rootfsPropagation", name, "is none"))?.0,
+            None => Propagation::Unchanged,
+        },
+        mounts,
+        directories: directories.collect::<Result<_>>()?,
+        devices: dev,
+        masked_paths: list("maskedPaths", linux.masked_paths())?,
+        readonly_paths: list("readonlyPaths", linux.readonly_paths())?,
+        sysctls: sysctls(linux)?,
+        hostname: spec.hostname().as_deref().map(|name| text("hostname", name)).transpose()?,
+        process: process::compile_process(process)?,
+        stdio: context.stdio.clone(),
+    })
+}
+
+/// What is in the spec and would have no effect is refused, never passed over.
+fn refuse_unsupported(linux: &Linux) -> Result<()> {
+    let unsupported = |field: &str| Err(CompileError::Unsupported { field: field.to_owned() });
+    if linux.seccomp().is_some() {
+        return unsupported("linux.seccomp");
+    }
+    if linux.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()) {
+        return unsupported("linux.uidMappings");
+    }
+    if linux.intel_rdt().is_some() {
+        return unsupported("linux.intelRdt");
+    }
+    Ok(())
+}
+
+fn sysctls(linux: &Linux) -> Result<Vec<(String, String)>> {
+    let mut sysctls = Vec::new();
+    for (name, value) in linux.sysctl().iter().flatten() {
+        if value.chars().any(|c| c.is_control() && c != '\t') {
+            return Err(invalid(format!("sysctl {name}"), value, "has control characters"));
+        }
+        sysctls.push((text("sysctl", name)?, value.clone()));
+    }
+    sysctls.sort();
+    Ok(sysctls)
+}
+
+struct Namespaces<'a> {
+    linux: &'a Linux,
+    pod: PodNamespaces,
+}
+
+impl Namespaces<'_> {
+    /// The path of a namespace in the spec: `Some(None)` is a new one, `None` the host's.
+    fn find(&self, kind: LinuxNamespaceType) -> Option<Option<&Path>> {
+        let namespaces = self.linux.namespaces().iter().flatten();
+        namespaces.clone().find(|ns| ns.typ() == kind).map(|ns| ns.path().as_deref())
+    }
+
+    fn source(&self, kind: LinuxNamespaceType) -> Result<NamespaceSource> {
+        match self.find(kind) {
+            None => Ok(NamespaceSource::Host),
+            Some(None) => Ok(NamespaceSource::New),
+            Some(Some(path)) if self.is_pods(path) => Ok(NamespaceSource::Pod),
+            Some(Some(path)) => {
+                Err(invalid(format!("namespace {kind}"), path.to_string_lossy(), "is not the pod's"))
+            }
+        }
+    }
+
+    fn pid(&self, context: &Context<'_>) -> Result<PidNamespace> {
+        if let Some(target) = &context.pid_target {
+            return Ok(PidNamespace::Container(target.clone()));
+        }
+        Ok(match self.source(LinuxNamespaceType::Pid)? {
+            NamespaceSource::New => PidNamespace::New,
+            NamespaceSource::Pod => PidNamespace::Pod,
+            NamespaceSource::Host => PidNamespace::Host,
+        })
+    }
+
+    fn is_pods(&self, path: &Path) -> bool {
+        path.starts_with(format!("/proc/{}/ns", self.pod.pause_pid))
+    }
+}
+
+/// A propagation by its name in mount options, and whether it is recursive.
+fn propagation(name: &str) -> Option<(Propagation, bool)> {
+    let (name, recursive) = match name.strip_prefix('r') {
+        Some(rest) if !rest.is_empty() => (rest, true),
+        _ => (name, false),
+    };
+    let propagation = match name {
+        "private" => Propagation::Private,
+        "slave" => Propagation::Slave,
+        "shared" => Propagation::Shared,
+        "unbindable" => Propagation::Unbindable,
+        _ => return None,
+    };
+    Some((propagation, recursive))
+}

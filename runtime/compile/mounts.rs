@@ -1,0 +1,307 @@
+//! Mounts of the spec (OCI runtime spec, "Mounts"): every option is translated or refused.
+
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
+
+use super::{CompileError, Context, POD_SHM, Result, invalid, path_text, propagation, text};
+use crate::plan::{DeviceKind, DeviceNode, MountKind, MountOp, Propagation};
+use crate::sys::mount;
+
+/// Devices that every container has (OCI runtime spec, "Default Devices").
+const DEFAULT_NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Links that every container has (OCI runtime spec, "Dev symbolic links").
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// The mounts, and the devices of the spec that are not below a fresh /dev.
+pub(super) fn compile(
+    spec: &Spec,
+    linux: &Linux,
+    context: &Context<'_>,
+) -> Result<(Vec<DeviceNode>, Vec<MountOp>)> {
+    let devices = linux.devices().iter().flatten().map(device).collect::<Result<Vec<_>>>()?;
+    let mounts = spec.mounts().iter().flatten();
+    let fresh_dev = mounts.clone().any(is_fresh_dev);
+    let (inside, outside): (Vec<_>, Vec<_>) =
+        devices.into_iter().partition(|node| fresh_dev && node.path.starts_with("/dev/"));
+    let compiled = mounts.map(|mount| compile_mount(mount, &inside, context)).collect::<Result<_>>()?;
+    Ok((outside, compiled))
+}
+
+fn is_fresh_dev(mount: &Mount) -> bool {
+    mount.destination() == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs")
+}
+
+fn device(device: &LinuxDevice) -> Result<DeviceNode> {
+    let path = path_text("linux.devices", device.path())?;
+    let number = |value: i64| {
+        u32::try_from(value).map_err(|_| invalid(format!("device {path}"), value.to_string(), "is no number of one"))
+    };
+    let kind = match device.typ() {
+        LinuxDeviceType::B => DeviceKind::Block,
+        LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Char,
+        LinuxDeviceType::P => DeviceKind::Fifo,
+        LinuxDeviceType::A => return Err(invalid("linux.devices", path, "has no type")),
+    };
+    if !path.starts_with('/') {
+        return Err(invalid("linux.devices", path, "is not absolute"));
+    }
+    Ok(DeviceNode {
+        kind,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        mode: device.file_mode().unwrap_or(0o666),
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+        path,
+    })
+}
+
+fn compile_mount(mount: &Mount, devices: &[DeviceNode], context: &Context<'_>) -> Result<MountOp> {
+    let target = path_text("mount destination", mount.destination())?;
+    if !target.starts_with('/') {
+        return Err(invalid("mount destination", target, "is not absolute"));
+    }
+    if mount.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()) {
+        return Err(CompileError::Unsupported { field: format!("uidMappings of mount {target}") });
+    }
+    let options = Options::parse(&target, mount.options().as_deref().unwrap_or_default())?;
+    let source = match mount.source() {
+        Some(source) => path_text("mount source", source)?,
+        None => String::new(),
+    };
+    let kind = kind(mount, &target, source, &options, devices, context)?;
+    Ok(MountOp {
+        target,
+        kind,
+        set: options.set,
+        clear: options.clear,
+        recursive_attributes: options.recursive_attributes,
+        propagation: options.propagation,
+        recursive_propagation: options.recursive_propagation,
+    })
+}
+
+fn kind(
+    mount: &Mount,
+    target: &str,
+    source: String,
+    options: &Options,
+    devices: &[DeviceNode],
+    context: &Context<'_>,
+) -> Result<MountKind> {
+    let fstype = mount.typ().as_deref().unwrap_or(if options.bind { "bind" } else { "" });
+    if source == POD_SHM {
+        return Ok(MountKind::PodShm);
+    }
+    if options.bind || fstype == "bind" {
+        options.refuse_filesystem_options(target)?;
+        if !source.starts_with('/') {
+            return Err(invalid(format!("source of mount {target}"), source, "is not absolute"));
+        }
+        return Ok(MountKind::Bind { source, recursive: options.recursive_bind, create: options.create });
+    }
+    Ok(match fstype {
+        "cgroup" | "cgroup2" => MountKind::Cgroup { hierarchies: context.hierarchies.in_container() },
+        "tmpfs" if is_fresh_dev(mount) => {
+            MountKind::Dev { options: options.filesystem.clone(), nodes: nodes(devices), links: links() }
+        }
+        "proc" | "sysfs" | "tmpfs" | "mqueue" | "devpts" => MountKind::Filesystem {
+            fstype: fstype.to_owned(),
+            source,
+            options: options.filesystem.clone(),
+            keep_mode: false,
+        },
+        other => return Err(invalid(format!("type of mount {target}"), other, "is not supported")),
+    })
+}
+
+/// The nodes of a fresh /dev: the default ones, and those of the spec, which win.
+fn nodes(devices: &[DeviceNode]) -> Vec<DeviceNode> {
+    let mut nodes: Vec<DeviceNode> = DEFAULT_NODES
+        .iter()
+        .map(|(name, major, minor)| DeviceNode {
+            path: (*name).to_owned(),
+            kind: DeviceKind::Char,
+            major: *major,
+            minor: *minor,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        })
+        .collect();
+    for device in devices {
+        let path = device.path.trim_start_matches("/dev/").to_owned();
+        if LINKS.iter().any(|(name, _)| *name == path) {
+            continue;
+        }
+        nodes.retain(|node| node.path != path);
+        nodes.push(DeviceNode { path, ..device.clone() });
+    }
+    nodes
+}
+
+fn links() -> Vec<(String, String)> {
+    LINKS.iter().map(|(name, to)| ((*name).to_owned(), (*to).to_owned())).collect()
+}
+
+/// The options of one mount, sorted by what they are for.
+#[derive(Debug, Default, PartialEq)]
+struct Options {
+    set: u64,
+    clear: u64,
+    recursive_attributes: bool,
+    propagation: Propagation,
+    recursive_propagation: bool,
+    bind: bool,
+    recursive_bind: bool,
+    create: bool,
+    filesystem: Vec<(String, Option<String>)>,
+}
+
+impl Options {
+    fn parse(target: &str, options: &[String]) -> Result<Self> {
+        let mut parsed = Self::default();
+        for option in options {
+            parsed.take(target, &text(&format!("option of mount {target}"), option)?)?;
+        }
+        Ok(parsed)
+    }
+
+    fn take(&mut self, target: &str, option: &str) -> Result<()> {
+        match option {
+            "" | "defaults" | "async" | "nomand" | "loud" => {}
+            "bind" => self.bind = true,
+            "rbind" => (self.bind, self.recursive_bind) = (true, true),
+            // As containerd and CRI-O treat the kubelet's host paths: not part of the OCI spec.
+            "berth:create" => self.create = true,
+            _ if self.take_attribute(option) => {}
+            _ => match propagation(option) {
+                Some((propagation, recursive)) => {
+                    (self.propagation, self.recursive_propagation) = (propagation, recursive);
+                }
+                None => self.take_filesystem_option(target, option)?,
+            },
+        }
+        Ok(())
+    }
+
+    /// `ro` and the like; with an `r` before them for the mounts below as well (`rro`).
+    fn take_attribute(&mut self, option: &str) -> bool {
+        if let Some((set, clear)) = attribute(option) {
+            self.change(set, clear);
+            return true;
+        }
+        match option.strip_prefix('r').and_then(attribute) {
+            Some((set, clear)) => {
+                self.change(set, clear);
+                self.recursive_attributes = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The later of two that contradict each other counts.
+    fn change(&mut self, set: u64, clear: u64) {
+        self.set = self.set & !clear | set;
+        self.clear = self.clear & !set | clear;
+        // One of the three ways to keep access times can only be set when all are cleared (mount_setattr(2)).
+        if (set | clear) & mount::ATTR_ATIME_MASK != 0 {
+            self.clear |= mount::ATTR_ATIME_MASK;
+        }
+    }
+
+    fn take_filesystem_option(&mut self, target: &str, option: &str) -> Result<()> {
+        let (key, value) = match option.split_once('=') {
+            Some((key, value)) => (key, Some(value.to_owned())),
+            None => (option, None),
+        };
+        let known = [
+            "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "newinstance", "ptmxmode", "huge", "noswap",
+            "hidepid", "subset", "max", "inode32", "inode64", "mpol", "usrquota", "grpquota",
+        ];
+        if !known.contains(&key) {
+            return Err(invalid(format!("option of mount {target}"), option, "is not known"));
+        }
+        self.filesystem.push((key.to_owned(), value));
+        Ok(())
+    }
+
+    fn refuse_filesystem_options(&self, target: &str) -> Result<()> {
+        match self.filesystem.first() {
+            Some((key, _)) => {
+                Err(invalid(format!("option of bind mount {target}"), key.as_str(), "is for new filesystems"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What an option sets and clears of `MOUNT_ATTR_*`.
+fn attribute(option: &str) -> Option<(u64, u64)> {
+    Some(match option {
+        "ro" => (mount::ATTR_RDONLY, 0),
+        "rw" => (0, mount::ATTR_RDONLY),
+        "nosuid" => (mount::ATTR_NOSUID, 0),
+        "suid" => (0, mount::ATTR_NOSUID),
+        "nodev" => (mount::ATTR_NODEV, 0),
+        "dev" => (0, mount::ATTR_NODEV),
+        "noexec" => (mount::ATTR_NOEXEC, 0),
+        "exec" => (0, mount::ATTR_NOEXEC),
+        "noatime" => (mount::ATTR_NOATIME, mount::ATTR_STRICTATIME),
+        "strictatime" => (mount::ATTR_STRICTATIME, mount::ATTR_NOATIME),
+        "relatime" | "atime" | "nostrictatime" => (0, mount::ATTR_NOATIME | mount::ATTR_STRICTATIME),
+        "nodiratime" => (mount::ATTR_NODIRATIME, 0),
+        "diratime" => (0, mount::ATTR_NODIRATIME),
+        "nosymfollow" => (mount::ATTR_NOSYMFOLLOW, 0),
+        "symfollow" => (0, mount::ATTR_NOSYMFOLLOW),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &[&str]) -> Result<Options> {
+        Options::parse("/x", &options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_are_attributes_propagation_or_the_filesystems() {
+        let options = parse(&["rbind", "rro", "nosuid", "rslave"]).unwrap();
+        assert!(options.bind && options.recursive_bind && options.recursive_attributes);
+        assert_eq!(options.set, mount::ATTR_RDONLY | mount::ATTR_NOSUID);
+        assert_eq!((options.propagation, options.recursive_propagation), (Propagation::Slave, true));
+        let tmpfs = parse(&["size=65536k", "mode=755", "strictatime"]).unwrap();
+        assert_eq!(tmpfs.filesystem, [
+            ("size".to_owned(), Some("65536k".to_owned())),
+            ("mode".to_owned(), Some("755".to_owned()))
+        ]);
+    }
+
+    #[test]
+    fn the_later_of_two_options_counts() {
+        let options = parse(&["ro", "rw"]).unwrap();
+        assert_eq!((options.set, options.clear), (0, mount::ATTR_RDONLY));
+        let options = parse(&["rw", "ro"]).unwrap();
+        assert_eq!((options.set, options.clear), (mount::ATTR_RDONLY, 0));
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_with_its_mount() {
+        let error = parse(&["upperdir=/etc"]).unwrap_err().to_string();
+        assert!(error.contains("/x") && error.contains("upperdir"), "{error}");
+        assert!(parse(&["r"]).is_err());
+        assert!(parse(&["ro\0"]).is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! The root filesystem of a container: an overlay over the image's layers, as a detached mount. It is never attached in
+//! the host's mount namespace, so nothing of it can be left there (DESIGN rule 2).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags};
+
+use crate::sys::fs::descriptor_path;
+use crate::sys::mount::{FsContext, clone_path, place};
+use crate::sys::process::{namespace, unshare};
+use crate::sys::{Context, Error, Result};
+
+/// An overlay over `lower`, the topmost layer first. Without `upper` and `work` it is read-only.
+///
+/// # Errors
+/// A folder cannot be opened, or the kernel refuses it as a layer.
+pub fn overlay(lower: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<OwnedFd> {
+    let layers = Layers::open(lower, upper, work)?;
+    match layers.mount() {
+        // Kernels before 6.5 do not know `lowerdir+` (Documentation/filesystems/overlayfs.rst).
+        Err(error) if error.errno == Errno::INVAL => layers.mount_in_own_namespace(),
+        mounted => mounted,
+    }
+}
+
+/// The layers by descriptor: their paths may be longer than any option can be.
+struct Layers {
+    lower: Vec<OwnedFd>,
+    upper: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Layers {
+    fn open(lower: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<Self> {
+        let open = |path: &Path| place(path.to_str().unwrap_or_default());
+        let lower = lower.iter().map(|path| open(path)).collect::<Result<_>>()?;
+        let upper = match (upper, work) {
+            (Some(upper), Some(work)) => Some((open(upper)?, open(work)?)),
+            _ => None,
+        };
+        Ok(Self { lower, upper })
+    }
+
+    fn mount(&self) -> Result<OwnedFd> {
+        let context = FsContext::open("overlay")?;
+        context.set("source", Some("berth"))?;
+        for layer in &self.lower {
+            context.set("lowerdir+", Some(&descriptor_path(layer.as_fd())))?;
+        }
+        if let Some((upper, work)) = &self.upper {
+            context.set("upperdir", Some(&descriptor_path(upper.as_fd())))?;
+            context.set("workdir", Some(&descriptor_path(work.as_fd())))?;
+        }
+        context.mount(0)
+    }
+
+    /// With mount(2), on older kernels: in a mount namespace that one thread has for this one moment.
+    fn mount_in_own_namespace(&self) -> Result<OwnedFd> {
+        let path = |fd: &OwnedFd| descriptor_path(fd.as_fd());
+        let lower: Vec<String> = self.lower.iter().map(path).collect();
+        let mut options = format!("lowerdir={}", lower.join(":"));
+        if let Some((upper, work)) = &self.upper {
+            options.push_str(&format!(",upperdir={},workdir={}", path(upper), path(work)));
+        }
+        let mount = || -> Result<OwnedFd> {
+            unshare(namespace::MOUNT | FS)?;
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).on("mount", "/ as private")?;
+            // Over the root's /proc/self/fd the layers are still reached: paths are resolved before the mount is made.
+            let options = std::ffi::CString::new(options.as_str()).map_err(|_| invalid("overlay"))?;
+            let target = "/sys";
+            rustix::mount::mount("berth", target, "overlay", MountFlags::empty(), options.as_c_str())
+                .on("mount", "overlay")?;
+            clone_path(target, false)
+        };
+        std::thread::scope(|scope| scope.spawn(mount).join().unwrap_or_else(|_| Err(invalid("overlay"))))
+    }
+}
+
+/// `CLONE_FS`: a thread that shares its root and working folder with others cannot leave their mount namespace.
+const FS: u64 = 0x200;
+
+fn invalid(object: &str) -> Error {
+    Error { call: "mount", object: object.to_owned(), errno: Errno::INVAL }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Only root may mount.
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    fn layers(folder: &Path) -> (Vec<PathBuf>, PathBuf, PathBuf) {
+        let make = |name: &str| {
+            let path = folder.join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let (top, bottom) = (make("top"), make("bottom"));
+        fs::write(bottom.join("both"), "bottom").unwrap();
+        fs::write(bottom.join("below"), "bottom").unwrap();
+        fs::write(top.join("both"), "top").unwrap();
+        (vec![top, bottom], make("upper"), make("work"))
+    }
+
+    fn check(mounted: &OwnedFd, upper: &Path) {
+        let root = crate::path::Root::new(crate::sys::mount::same_place(mounted).unwrap());
+        let read = |path: &str| crate::sys::fs::read_all(root.open_file(path).unwrap(), 100).unwrap();
+        assert_eq!(read("/both"), b"top");
+        assert_eq!(read("/below"), b"bottom");
+        root.make_file("/made").unwrap();
+        assert!(upper.join("made").is_file(), "what is written goes to the upper folder");
+    }
+
+    #[test]
+    fn layers_are_seen_from_the_top_and_nothing_is_attached() {
+        if !is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (lower, upper, work) = layers(folder.path());
+        let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounted = overlay(&lower, Some(&upper), Some(&work)).unwrap();
+        check(&mounted, &upper);
+        assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    }
+
+    #[test]
+    fn older_kernels_mount_in_a_namespace_of_their_own() {
+        if !is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (lower, upper, work) = layers(folder.path());
+        let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let layers = Layers::open(&lower, Some(&upper), Some(&work)).unwrap();
+        check(&layers.mount_in_own_namespace().unwrap(), &upper);
+        assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    }
+
+    #[test]
+    fn a_layer_that_is_not_there_is_named() {
+        let missing = [PathBuf::from("/nonexistent/layer")];
+        assert!(overlay(&missing, None, None).unwrap_err().to_string().contains("/nonexistent/layer"));
+    }
+}

@@ -1,0 +1,210 @@
+//! What procfs and sysfs tell.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::{Found, Row};
+
+/// The oldest kernel that has all that berth builds on (mount_setattr(2) is of 5.12; 5.15 is the oldest with support).
+const OLDEST: (u32, u32) = (5, 15);
+
+pub(super) fn kernel() -> Row {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let found = match version(&release) {
+        Some(version) => Found::from(version >= OLDEST),
+        None => Found::Unknown,
+    };
+    let detail = format!("Linux {release} {}", uname.machine().to_string_lossy());
+    Row::new("kernel", found, detail).required()
+}
+
+/// The running kernel's version, for what depends on it.
+#[must_use]
+pub fn kernel_version() -> Option<(u32, u32)> {
+    version(&rustix::system::uname().release().to_string_lossy())
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The cgroup hierarchies of a mount table (proc_pid_mountinfo(5)).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Hierarchies {
+    /// Where version 2 is mounted.
+    v2: Option<String>,
+    /// The controllers of version 1 that are mounted.
+    v1: BTreeSet<String>,
+}
+
+fn hierarchies(mountinfo: &str) -> Hierarchies {
+    let mut found = Hierarchies::default();
+    for line in mountinfo.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut after = after.split(' ');
+        match (after.next(), before.split(' ').nth(4)) {
+            (Some("cgroup2"), Some(place)) => found.v2 = Some(place.to_owned()),
+            (Some("cgroup"), Some(_)) => {
+                let options = after.nth(1).unwrap_or_default().split(',').map(str::to_owned);
+                found.v1.extend(options.filter(|option| option != "rw" && option != "ro"));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+pub(super) fn cgroups() -> Vec<Row> {
+    let found = hierarchies(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
+    let v2: BTreeSet<String> = found
+        .v2
+        .as_ref()
+        .and_then(|place| fs::read_to_string(Path::new(place).join("cgroup.controllers")).ok())
+        .map(|names| names.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default();
+    let version = match (&found.v2, found.v1.is_empty()) {
+        (Some(_), true) => "version 2",
+        (Some(_), false) => "version 1, and 2 beside it",
+        (None, false) => "version 1",
+        (None, true) => "not mounted",
+    };
+    let mut rows = vec![Row::new("cgroup", version != "not mounted", version).required()];
+    let on_v2 = found.v1.is_empty() && found.v2.is_some();
+    for (name, v2_name, without) in [
+        ("memory", "memory", "memory limits are refused, memory use is not known"),
+        ("cpu", "cpu", "CPU shares and quotas are refused"),
+        ("cpuset", "cpuset", "containers are not bound to CPUs"),
+        ("pids", "pids", "the number of processes is not limited"),
+        ("blkio", "io", "disk use is not known"),
+        ("hugetlb", "hugetlb", "limits of huge pages are refused"),
+    ] {
+        let (there, name) = if on_v2 { (v2.contains(v2_name), v2_name) } else { (found.v1.contains(name), name) };
+        let detail = if there { "can be used" } else { "is not among the controllers" };
+        rows.push(Row::new(format!("cgroup controller {name}"), there, detail).without(without));
+    }
+    rows.push(device_control(on_v2, &found));
+    rows
+}
+
+fn device_control(on_v2: bool, found: &Hierarchies) -> Row {
+    let (there, detail) = match on_v2 {
+        // Loaded as a BPF program, which takes CAP_BPF or CAP_SYS_ADMIN (bpf(2)).
+        true => (Path::new("/proc/sys/kernel/unprivileged_bpf_disabled").exists(), "by a BPF program"),
+        false => (found.v1.contains("devices"), "by the devices controller"),
+    };
+    Row::new("device control", there, detail).without("containers are refused that may not use every device")
+}
+
+pub(super) fn seccomp() -> Row {
+    match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
+        Ok(actions) => Row::new("seccomp", actions.contains("errno"), actions.trim().replace(' ', ", ")),
+        Err(error) => Row::new("seccomp", Found::No, error.to_string()),
+    }
+    .without("containers that ask for a profile are refused")
+}
+
+pub(super) fn security_modules() -> Vec<Row> {
+    let apparmor = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    let apparmor = apparmor.trim() == "Y";
+    let selinux = Path::new("/sys/fs/selinux/enforce").exists();
+    let list = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let detail = |there: bool| match (there, list.trim()) {
+        (true, _) => "enabled".to_owned(),
+        (false, "") => "not enabled".to_owned(),
+        (false, others) => format!("not among {others}"),
+    };
+    vec![
+        Row::new("AppArmor", apparmor, detail(apparmor))
+            .without("RuntimeDefault is passed over; a Localhost profile is refused"),
+        Row::new("SELinux", selinux, detail(selinux)).without("labels are passed over"),
+    ]
+}
+
+/// Number, name (capabilities(7)), whether berth runs without it, and what it does then.
+const CAPABILITIES: [(u32, &str, bool, &str); 14] = [
+    (0, "CAP_CHOWN", true, ""),
+    (1, "CAP_DAC_OVERRIDE", true, ""),
+    (3, "CAP_FOWNER", true, ""),
+    (5, "CAP_KILL", true, ""),
+    (6, "CAP_SETGID", true, ""),
+    (7, "CAP_SETUID", true, ""),
+    (8, "CAP_SETPCAP", true, ""),
+    (12, "CAP_NET_ADMIN", true, ""),
+    (18, "CAP_SYS_CHROOT", true, ""),
+    (19, "CAP_SYS_PTRACE", false, "some reasons of a container's end are not known"),
+    (21, "CAP_SYS_ADMIN", true, ""),
+    (24, "CAP_SYS_RESOURCE", false, "oom_score_adj is not lowered below the daemon's"),
+    (27, "CAP_MKNOD", false, "images with device nodes are refused; containers have no devices of their own"),
+    (31, "CAP_SETFCAP", false, "images with file capabilities are refused"),
+];
+
+pub(super) fn capabilities() -> Vec<Row> {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let held = effective(&status);
+    CAPABILITIES
+        .iter()
+        .map(|(number, name, required, without)| {
+            let (found, detail) = match held {
+                Some(held) if held >> number & 1 == 1 => (Found::Yes, "held"),
+                Some(_) => (Found::No, "not held; is this root?"),
+                None => (Found::Unknown, "/proc/thread-self/status does not tell"),
+            };
+            let row = Row::new(*name, found, detail);
+            if *required { row.required() } else { row.without(without) }
+        })
+        .collect()
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn versions_of_releases() {
+        for (release, wanted) in [
+            ("6.18.44-fc-v657", Some((6, 18))),
+            ("5.15.0-101-generic", Some((5, 15))),
+            ("6.1-rc1", Some((6, 1))),
+            ("six", None),
+            ("", None),
+        ] {
+            assert_eq!(version(release), wanted, "{release}");
+        }
+    }
+
+    #[test]
+    fn hierarchies_of_a_hybrid_host() {
+        let mountinfo = "\
+30 24 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
+31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:5 - cgroup2 cgroup2 rw,nsdelegate
+34 30 0:30 / /sys/fs/cgroup/memory rw shared:16 - cgroup cgroup rw,memory
+36 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+broken";
+        let found = hierarchies(mountinfo);
+        assert_eq!(found.v2.as_deref(), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(found.v1, ["cpu", "cpuacct", "memory"].map(str::to_owned).into());
+    }
+
+    #[test]
+    fn effective_capabilities() {
+        assert_eq!(effective("Name:\tx\nCapEff:\t00000000a80425fb\n"), Some(0xa804_25fb));
+        assert_eq!(effective("CapEff:\tno"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_mount_table_breaks_the_parser(text in "([0-9a-z /:,-]{0,40}( - )?cgroup2? ?\n?){0,5}") {
+            prop_assert!(hierarchies(&text).v1.len() <= text.len());
+        }
+    }
+}

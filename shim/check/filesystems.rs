@@ -1,0 +1,81 @@
+//! Filesystems: the mount API and overlayfs as a container's root filesystem needs it, tried in a mount namespace that is
+//! gone afterwards.
+
+use std::os::fd::AsFd;
+
+use berth_runtime::sys::mount::{self, FsContext};
+use nix::sched::CloneFlags;
+use rustix::fs::{CWD, Mode};
+use rustix::mount::{MountPropagationFlags, mount_change};
+
+use super::files::kernel_version;
+use super::{Found, Row, in_thread, namespaces};
+
+/// Where the trial mounts a tmpfs in its own namespace: a folder that every Linux has.
+const PLACE: &str = "/proc";
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![
+        Row::tried("mount API", detached().map_err(|error| error.to_string())).required(),
+        Row::tried("overlayfs", in_thread(overlay)).required(),
+        idmapped(),
+        read_only(),
+    ]
+}
+
+/// A detached mount (fsopen(2), fsmount(2)): it is in no namespace, and gone with its descriptor.
+fn detached() -> Result<String, berth_runtime::sys::Error> {
+    FsContext::open("tmpfs")?.mount(0)?;
+    Ok("detached mounts can be made".to_owned())
+}
+
+fn overlay() -> Result<String, String> {
+    namespaces::make(CloneFlags::CLONE_NEWNS)?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(|errno| format!("make the mounts private: {errno}"))?;
+    let layers = tmpfs().map_err(|error| error.to_string())?;
+    for name in ["lower", "upper", "work"] {
+        rustix::fs::mkdirat(&layers, name, Mode::RWXU).map_err(|errno| format!("make folder {name}: {errno}"))?;
+    }
+    overlay_over().map_err(|error| error.to_string())?;
+    Ok("with an upper folder".to_owned())
+}
+
+/// An attached tmpfs: overlayfs takes no folders of detached mounts on older kernels.
+fn tmpfs() -> Result<std::os::fd::OwnedFd, berth_runtime::sys::Error> {
+    let tmpfs = FsContext::open("tmpfs")?.mount(0)?;
+    mount::attach(tmpfs.as_fd(), mount::place(PLACE)?.as_fd())?;
+    Ok(tmpfs)
+}
+
+fn overlay_over() -> Result<(), berth_runtime::sys::Error> {
+    let overlay = FsContext::open("overlay")?;
+    for (key, folder) in [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")] {
+        overlay.set(key, Some(&format!("{PLACE}/{folder}")))?;
+    }
+    overlay.mount(0).map(drop)
+}
+
+/// By the kernel's version: overlayfs can be mapped since 5.19, tmpfs since 6.3 (mount_setattr(2)).
+fn idmapped() -> Row {
+    let (found, detail) = match kernel_version() {
+        Some(version) if version >= (6, 3) => (Found::Yes, "by the kernel's version, tmpfs too"),
+        Some(version) if version >= (5, 19) => (Found::Yes, "by the kernel's version, not tmpfs"),
+        Some(_) => (Found::No, "not for overlayfs in this kernel"),
+        None => (Found::Unknown, "the kernel's version is not known"),
+    };
+    Row::new("idmapped mounts", found, detail).without("pods with a user namespace are refused")
+}
+
+/// Tried on a detached clone of the root, which nobody else sees.
+fn read_only() -> Row {
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    let trial = rustix::fs::statat(CWD, "/", rustix::fs::AtFlags::empty())
+        .map_err(|errno| errno.to_string())
+        .and_then(|_| mount::clone_path("/", true).map_err(|error| error.to_string()))
+        .and_then(|tree| {
+            mount::set_attributes(tree.as_fd(), MOUNT_ATTR_RDONLY, 0, 0, true).map_err(|error| error.to_string())
+        });
+    Row::tried("recursive read-only mounts", trial.map(|()| "can be made".to_owned()))
+        .without("mounts that ask for them are refused")
+}

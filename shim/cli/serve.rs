@@ -1,0 +1,68 @@
+//! `berth serve`: the daemon, from its configuration to its last answer.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Source, logging};
+use crate::admin_service::AdminService;
+use crate::check;
+use crate::config::Config;
+use crate::image_service::Images;
+use crate::runtime_service::Runtime;
+use crate::server::{Claim, serve};
+
+/// Arguments of `berth serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    source: Source,
+}
+
+pub(super) fn run(args: ServeArgs) -> ExitCode {
+    let config = match args.source.load() {
+        Ok(config) => config,
+        Err(error) => return super::fail(&error),
+    };
+    if let Err(error) = logging::start(&config) {
+        return super::fail(&error);
+    }
+    for broken in &config.broken_drop_ins {
+        tracing::error!("skipped a broken drop-in: {}", broken.message);
+    }
+    berth_runtime::sys::memory::limit_arenas();
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: Config) -> Result<(), String> {
+    // Before anything is read from the folders: they may be another daemon's.
+    let claim = Claim::take(&config).map_err(|error| error.to_string())?;
+    if let Some(missing) = check::host().missing() {
+        tracing::error!("this host lacks {missing}; pods will not run");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .thread_name("berth")
+        .enable_all()
+        .build()
+        .map_err(|error| format!("start threads: {error}"))?;
+    let served = runtime.block_on(async {
+        let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
+        let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
+        serve(config, claim, runtime, images, AdminService::new(daemon)).await.map_err(|error| error.to_string())
+    });
+    // Calls that block in the kernel do not hold up the end.
+    runtime.shutdown_background();
+    served
+}
+
+/// Enough to answer while one thread is busy; more only cost memory, since what blocks has threads of its own.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
+}

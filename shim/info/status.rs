@@ -1,0 +1,184 @@
+//! Status: what the kubelet goes by before it starts pods, and what people see in `crictl info`.
+
+use std::collections::HashMap;
+
+use berth_proto::v1::{
+    RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusResponse,
+};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{API_VERSION, VERSION};
+use crate::check::files::kernel_version;
+use crate::check::{Found, HostReport};
+use crate::config::{BrokenDropIn, Config};
+use crate::error::CriError;
+
+/// Whether pods can have a network, and why not.
+#[derive(Clone, Copy, Debug)]
+pub struct Network<'a> {
+    /// They can.
+    pub ready: bool,
+    /// Why not, in one word.
+    pub reason: &'a str,
+    /// Why not, with file, line and key.
+    pub message: &'a str,
+}
+
+/// Status.
+///
+/// # Errors
+/// The verbose part cannot be written as JSON.
+pub fn status(
+    config: &Config,
+    network: Network<'_>,
+    host: &HostReport,
+    verbose: bool,
+) -> Result<StatusResponse, CriError> {
+    let mut conditions = vec![runtime_ready(host), network_ready(network)];
+    conditions.extend(config.broken_drop_ins.iter().map(broken_drop_in));
+    Ok(StatusResponse {
+        status: Some(RuntimeStatus { conditions }),
+        info: if verbose { info(config, host)? } else { HashMap::new() },
+        runtime_handlers: handlers(config),
+        features: Some(RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    })
+}
+
+fn condition(kind: &str, status: bool, reason: &str, message: &str) -> RuntimeCondition {
+    RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+fn runtime_ready(host: &HostReport) -> RuntimeCondition {
+    match host.missing() {
+        None => condition("RuntimeReady", true, "", ""),
+        Some(missing) => {
+            condition("RuntimeReady", false, "HostNotFit", &format!("this host lacks {missing}; see berth check"))
+        }
+    }
+}
+
+fn network_ready(network: Network<'_>) -> RuntimeCondition {
+    match network.ready {
+        true => condition("NetworkReady", true, "", ""),
+        false => condition("NetworkReady", false, network.reason, network.message),
+    }
+}
+
+/// The kubelet looks at the two conditions above only; this one is for `crictl info` and monitoring.
+fn broken_drop_in(broken: &BrokenDropIn) -> RuntimeCondition {
+    let name = broken.file.file_name().unwrap_or(broken.file.as_os_str()).to_string_lossy();
+    condition(&format!("ConfigReady:{name}"), false, "BrokenDropIn", &broken.message)
+}
+
+/// The handlers by name; the kubelet takes the one with the empty name as the default.
+fn handlers(config: &Config) -> Vec<RuntimeHandler> {
+    let features = RuntimeHandlerFeatures {
+        // mount_setattr(2), AT_RECURSIVE.
+        recursive_read_only_mounts: kernel_version().is_some_and(|version| version >= (5, 12)),
+        user_namespaces: false,
+    };
+    let mut names: Vec<&str> = config.runtime_handlers.iter().map(String::as_str).collect();
+    names.push("");
+    names.sort_unstable();
+    names.dedup();
+    names
+        .into_iter()
+        .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) })
+        .collect()
+}
+
+fn info(config: &Config, host: &HostReport) -> Result<HashMap<String, String>, CriError> {
+    let kernel = rustix::system::uname();
+    let versions = json!({
+        "berth": VERSION,
+        "cri": API_VERSION,
+        "kernel": kernel.release().to_string_lossy(),
+        "machine": kernel.machine().to_string_lossy(),
+    });
+    let found: Vec<_> = host.rows.iter().filter(|row| row.found != Found::Unknown).collect();
+    let host = json!({ "fit": host.fit, "rows": found });
+    Ok(HashMap::from([
+        ("config".to_owned(), text("config", config)?),
+        ("versions".to_owned(), text("versions", &versions)?),
+        ("host".to_owned(), text("host", &host)?),
+    ]))
+}
+
+fn text(what: &str, value: &impl Serialize) -> Result<String, CriError> {
+    serde_json::to_string(value).map_err(|error| CriError::internal(format!("write {what} as JSON"), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Row;
+
+    const NETWORK: Network<'_> = Network { ready: true, reason: "", message: "" };
+
+    fn host(found: Found) -> HostReport {
+        let row = Row {
+            what: "overlayfs".to_owned(),
+            found,
+            detail: "no such device".to_owned(),
+            required: true,
+            without: "berth does not run",
+        };
+        HostReport { fit: found == Found::Yes, rows: vec![row] }
+    }
+
+    fn conditions(answer: &StatusResponse) -> Vec<(String, bool, String)> {
+        let conditions = &answer.status.as_ref().unwrap().conditions;
+        conditions.iter().map(|c| (c.r#type.clone(), c.status, c.message.clone())).collect()
+    }
+
+    #[test]
+    fn a_fit_host_with_a_network_is_ready() {
+        let answer = status(&Config::default(), NETWORK, &host(Found::Yes), false).unwrap();
+        let wanted = ["RuntimeReady", "NetworkReady"].map(|kind| (kind.to_owned(), true, String::new()));
+        assert_eq!(conditions(&answer), wanted);
+        assert!(answer.info.is_empty());
+    }
+
+    #[test]
+    fn each_trouble_has_its_condition_and_message() {
+        let broken = BrokenDropIn { file: "/etc/berth/conf.d/50-x.toml".into(), message: "50-x:3: bad".to_owned() };
+        let config = Config { broken_drop_ins: vec![broken], ..Config::default() };
+        let network = Network { ready: false, reason: "NetworkPluginNotReady", message: "10-x:1: bad" };
+        let answer = status(&config, network, &host(Found::No), false).unwrap();
+        let wanted = [
+            ("RuntimeReady", "this host lacks overlayfs (no such device); see berth check"),
+            ("NetworkReady", "10-x:1: bad"),
+            ("ConfigReady:50-x.toml", "50-x:3: bad"),
+        ]
+        .map(|(kind, message)| (kind.to_owned(), false, message.to_owned()));
+        assert_eq!(conditions(&answer), wanted);
+    }
+
+    #[test]
+    fn the_default_handler_comes_first_under_the_empty_name() {
+        let config =
+            Config { runtime_handlers: vec!["z".to_owned(), "berth".to_owned()], ..Config::default() };
+        let answer = status(&config, NETWORK, &host(Found::Yes), false).unwrap();
+        let names: Vec<_> = answer.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
+        assert_eq!(names, ["", "berth", "z"]);
+    }
+
+    #[test]
+    fn verbose_info_is_json_by_key() {
+        let answer = status(&Config::default(), NETWORK, &host(Found::Yes), true).unwrap();
+        let value = |key: &str| serde_json::from_str::<serde_json::Value>(&answer.info[key]).unwrap();
+        assert_eq!(value("config")["socket"], "/run/berth/berth.sock");
+        assert_eq!(value("versions")["berth"], VERSION);
+        assert_eq!(value("host")["rows"][0]["found"], "yes");
+    }
+}
