@@ -116,8 +116,18 @@ fn build(program: &Program, root: &Path, target_folder: &Path) -> Result<PathBuf
 fn isolate(command: &mut Command) {
     const KEEP: [&str; 2] = ["CARGO_HOME", "CARGO_MAKEFLAGS"];
     const DROP: [&str; 12] = [
-        "RUSTFLAGS", "RUSTC", "RUSTDOC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_LINKER", "TARGET", "HOST",
-        "OUT_DIR", "PROFILE", "CLIPPY_ARGS", "__CARGO_DEFAULT_LIB_METADATA",
+        "RUSTFLAGS",
+        "RUSTC",
+        "RUSTDOC",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_LINKER",
+        "TARGET",
+        "HOST",
+        "OUT_DIR",
+        "PROFILE",
+        "CLIPPY_ARGS",
+        "__CARGO_DEFAULT_LIB_METADATA",
     ];
     const MACHINE: [&str; 5] =
         ["CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRY", "CARGO_REGISTRIES_", "CARGO_SOURCE_"];

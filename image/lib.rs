@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Images: references, the registry client, the store of unpacked layers, and containers' writable layers.
+//!
+//! An image is pulled ([`ImageStore::pull`]) or loaded from an archive ([`ImageStore::load`]). Its layers are streamed
+//! from the socket through digest check and decompression into one folder per layer, each independent of the others; a
+//! container's root filesystem is an overlay of these folders, which somebody else mounts.
+
+mod credentials;
+mod digest;
+mod error;
+mod image;
+mod manifest;
+mod platform;
+mod reference;
+mod registry;
+
+pub use credentials::Credentials;
+pub use digest::{Algorithm, Digest};
+pub use error::{Error, ErrorKind};
+pub use image::{FsUsage, Image, Usage, WritableLayer};
+pub use platform::Platform;
+pub use reference::Reference;
+pub use registry::Timeouts;

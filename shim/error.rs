@@ -1,8 +1,11 @@
-//! The errors of the CRI's calls, and the only place where they become gRPC status codes.
+//! The errors of the CRI's calls, and the only place where they become gRPC status codes; [`sources`] has the errors of
+//! the rooms below and the code of each.
 //!
 //! The kubelet acts on three codes: `NotFound` (the object is gone, no need to stop or remove it), `DeadlineExceeded`
 //! (retry) and `Unimplemented` (use the older call). All others are for the people who read events and logs, which is
 //! why each error names its object and its reason.
+
+mod sources;
 
 use std::fmt::Display;
 
@@ -66,14 +69,6 @@ pub enum CriError {
         /// The reason.
         why: String,
     },
-    /// The registry wants other credentials.
-    #[error("{what}: {why}")]
-    Unauthenticated {
-        /// What was asked for.
-        what: String,
-        /// The reason.
-        why: String,
-    },
     /// A limit is reached: of the image, of the disk, of addresses.
     #[error("{what}: {why}")]
     ResourceExhausted {
@@ -82,13 +77,13 @@ pub enum CriError {
         /// Which limit.
         why: String,
     },
-    /// What was received is not what was promised: a digest or a size does not match.
-    #[error("{what}: {why}")]
-    Corrupt {
-        /// What was received.
-        what: String,
-        /// How it differs.
-        why: String,
+    /// A room below failed. Its error names operation, object and reason by itself.
+    #[error("{message}")]
+    Below {
+        /// What the CRI says to such a failure.
+        code: Code,
+        /// The error, in its own words.
+        message: String,
     },
     /// berth does not have this call.
     #[error("berth does not implement {rpc}")]
@@ -185,9 +180,8 @@ impl CriError {
             Self::FailedPrecondition { .. } | Self::Failed { .. } => Code::FailedPrecondition,
             Self::DeadlineExceeded { .. } => Code::DeadlineExceeded,
             Self::Unavailable { .. } => Code::Unavailable,
-            Self::Unauthenticated { .. } => Code::Unauthenticated,
             Self::ResourceExhausted { .. } => Code::ResourceExhausted,
-            Self::Corrupt { .. } => Code::DataLoss,
+            Self::Below { code, .. } => *code,
             Self::Unimplemented { .. } => Code::Unimplemented,
             Self::Internal { .. } => Code::Internal,
             Self::NotUndone { error, .. } => error.code(),
@@ -209,7 +203,11 @@ mod tests {
     fn each_error_names_its_object_and_has_its_code() {
         let cases = [
             (CriError::not_found("container", "abc"), Code::NotFound, "container \"abc\" not found"),
-            (CriError::invalid("config.metadata", "is missing"), Code::InvalidArgument, "config.metadata: is missing"),
+            (
+                CriError::invalid("config.metadata", "is missing"),
+                Code::InvalidArgument,
+                "config.metadata: is missing",
+            ),
             (
                 CriError::already_exists("pod sandbox web", "0123"),
                 Code::AlreadyExists,

@@ -17,12 +17,20 @@ use crate::sys::{Context, Error, Result};
 /// # Errors
 /// A folder cannot be opened, or the kernel refuses it as a layer.
 pub fn overlay(lower: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<OwnedFd> {
-    let layers = Layers::open(lower, upper, work)?;
-    match layers.mount() {
+    let folders = Folders { lower, upper, work };
+    match folders.open()?.mount() {
         // Kernels before 6.5 do not know `lowerdir+` (Documentation/filesystems/overlayfs.rst).
-        Err(error) if error.errno == Errno::INVAL => layers.mount_in_own_namespace(),
+        Err(error) if error.errno == Errno::INVAL => folders.mount_in_own_namespace(),
         mounted => mounted,
     }
+}
+
+/// Where the layers are.
+#[derive(Clone, Copy)]
+struct Folders<'a> {
+    lower: &'a [PathBuf],
+    upper: Option<&'a Path>,
+    work: Option<&'a Path>,
 }
 
 /// The layers by descriptor: their paths may be longer than any option can be.
@@ -31,16 +39,36 @@ struct Layers {
     upper: Option<(OwnedFd, OwnedFd)>,
 }
 
-impl Layers {
-    fn open(lower: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<Self> {
+impl Folders<'_> {
+    fn open(&self) -> Result<Layers> {
         let open = |path: &Path| place(path.to_str().unwrap_or_default());
-        let lower = lower.iter().map(|path| open(path)).collect::<Result<_>>()?;
-        let upper = match (upper, work) {
+        let lower = self.lower.iter().map(|path| open(path)).collect::<Result<_>>()?;
+        let upper = match (self.upper, self.work) {
             (Some(upper), Some(work)) => Some((open(upper)?, open(work)?)),
             _ => None,
         };
-        Ok(Self { lower, upper })
+        Ok(Layers { lower, upper })
     }
+
+    /// With mount(2), on older kernels: in a mount namespace that one thread has for this one moment. Layers are opened
+    /// there, since the kernel takes only mounts of the caller's own namespace for them.
+    fn mount_in_own_namespace(self) -> Result<OwnedFd> {
+        let mount = || -> Result<OwnedFd> {
+            unshare(namespace::MOUNT | FS)?;
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).on("mount", "/ as private")?;
+            let layers = self.open()?;
+            let options = std::ffi::CString::new(layers.options()).map_err(|_| invalid("overlay"))?;
+            let target = "/sys";
+            rustix::mount::mount("berth", target, "overlay", MountFlags::empty(), options.as_c_str())
+                .on("mount", "overlay")?;
+            clone_path(target, false)
+        };
+        std::thread::scope(|scope| scope.spawn(mount).join().unwrap_or_else(|_| Err(invalid("overlay"))))
+    }
+}
+
+impl Layers {
 
     fn mount(&self) -> Result<OwnedFd> {
         let context = FsContext::open("overlay")?;
@@ -55,26 +83,15 @@ impl Layers {
         context.mount(0)
     }
 
-    /// With mount(2), on older kernels: in a mount namespace that one thread has for this one moment.
-    fn mount_in_own_namespace(&self) -> Result<OwnedFd> {
+    /// As one text for mount(2): by descriptor some 200 layers fit in the page that it may have.
+    fn options(&self) -> String {
         let path = |fd: &OwnedFd| descriptor_path(fd.as_fd());
         let lower: Vec<String> = self.lower.iter().map(path).collect();
         let mut options = format!("lowerdir={}", lower.join(":"));
         if let Some((upper, work)) = &self.upper {
             options.push_str(&format!(",upperdir={},workdir={}", path(upper), path(work)));
         }
-        let mount = || -> Result<OwnedFd> {
-            unshare(namespace::MOUNT | FS)?;
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            rustix::mount::mount_change("/", private).on("mount", "/ as private")?;
-            // Over the root's /proc/self/fd the layers are still reached: paths are resolved before the mount is made.
-            let options = std::ffi::CString::new(options.as_str()).map_err(|_| invalid("overlay"))?;
-            let target = "/sys";
-            rustix::mount::mount("berth", target, "overlay", MountFlags::empty(), options.as_c_str())
-                .on("mount", "overlay")?;
-            clone_path(target, false)
-        };
-        std::thread::scope(|scope| scope.spawn(mount).join().unwrap_or_else(|_| Err(invalid("overlay"))))
+        options
     }
 }
 
@@ -139,8 +156,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (lower, upper, work) = layers(folder.path());
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let layers = Layers::open(&lower, Some(&upper), Some(&work)).unwrap();
-        check(&layers.mount_in_own_namespace().unwrap(), &upper);
+        let folders = Folders { lower: &lower, upper: Some(&upper), work: Some(&work) };
+        check(&folders.mount_in_own_namespace().unwrap(), &upper);
         assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
     }
 

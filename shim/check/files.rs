@@ -81,7 +81,8 @@ pub(super) fn cgroups() -> Vec<Row> {
         ("blkio", "io", "disk use is not known"),
         ("hugetlb", "hugetlb", "limits of huge pages are refused"),
     ] {
-        let (there, name) = if on_v2 { (v2.contains(v2_name), v2_name) } else { (found.v1.contains(name), name) };
+        let (there, name) =
+            if on_v2 { (v2.contains(v2_name), v2_name) } else { (found.v1.contains(name), name) };
         let detail = if there { "can be used" } else { "is not among the controllers" };
         rows.push(Row::new(format!("cgroup controller {name}"), there, detail).without(without));
     }
@@ -149,7 +150,7 @@ pub(super) fn capabilities() -> Vec<Row> {
         .map(|(number, name, required, without)| {
             let (found, detail) = match held {
                 Some(held) if held >> number & 1 == 1 => (Found::Yes, "held"),
-                Some(_) => (Found::No, "not held; is this root?"),
+                Some(_) => (Found::No, "not held"),
                 None => (Found::Unknown, "/proc/thread-self/status does not tell"),
             };
             let row = Row::new(*name, found, detail);

@@ -35,7 +35,8 @@ fn overlay() -> Result<String, String> {
     mount_change("/", private).map_err(|errno| format!("make the mounts private: {errno}"))?;
     let layers = tmpfs().map_err(|error| error.to_string())?;
     for name in ["lower", "upper", "work"] {
-        rustix::fs::mkdirat(&layers, name, Mode::RWXU).map_err(|errno| format!("make folder {name}: {errno}"))?;
+        rustix::fs::mkdirat(&layers, name, Mode::RWXU)
+            .map_err(|errno| format!("make folder {name}: {errno}"))?;
     }
     overlay_over().map_err(|error| error.to_string())?;
     Ok("with an upper folder".to_owned())
@@ -74,7 +75,8 @@ fn read_only() -> Row {
         .map_err(|errno| errno.to_string())
         .and_then(|_| mount::clone_path("/", true).map_err(|error| error.to_string()))
         .and_then(|tree| {
-            mount::set_attributes(tree.as_fd(), MOUNT_ATTR_RDONLY, 0, 0, true).map_err(|error| error.to_string())
+            mount::set_attributes(tree.as_fd(), MOUNT_ATTR_RDONLY, 0, 0, true)
+                .map_err(|error| error.to_string())
         });
     Row::tried("recursive read-only mounts", trial.map(|()| "can be made".to_owned()))
         .without("mounts that ask for them are refused")

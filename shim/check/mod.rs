@@ -126,7 +126,9 @@ pub fn host() -> &'static HostReport {
 }
 
 /// Runs a trial in a thread of its own, which takes the namespaces that it makes with it.
-fn in_thread<T: Send + 'static>(trial: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+fn in_thread<T: Send + 'static>(
+    trial: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     let thread = std::thread::Builder::new().name("berth-check".to_owned()).spawn(trial);
     let thread = thread.map_err(|error| format!("start a thread: {error}"))?;
     thread.join().unwrap_or_else(|_| Err("the trial itself failed".to_owned()))
@@ -157,7 +159,10 @@ mod tests {
         let report = probe(None);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains("lowerdir=/proc/lower"), "{mounts}");
-        assert!(!mounts.lines().any(|line| line.contains(" /proc ") && line.contains(" - tmpfs ")), "{mounts}");
+        assert!(
+            !mounts.lines().any(|line| line.contains(" /proc ") && line.contains(" - tmpfs ")),
+            "{mounts}"
+        );
         for link in std::fs::read_dir("/sys/class/net").unwrap() {
             let index = std::fs::read_to_string(link.unwrap().path().join("ifindex")).unwrap_or_default();
             assert_ne!(index.trim(), "1000");

@@ -39,11 +39,8 @@ fn user(program: Option<PathBuf>) -> Row {
     let Some(program) = program else {
         return Row::new(WHAT, Found::Unknown, "the program's own file is not known");
     };
-    let child = Command::new(program)
-        .args(["check", USER_NAMESPACE_TRIAL])
-        .env_clear()
-        .stdin(Stdio::null())
-        .output();
+    let child =
+        Command::new(program).args(["check", USER_NAMESPACE_TRIAL]).env_clear().stdin(Stdio::null()).output();
     match child {
         Ok(output) if output.status.success() => Row::new(WHAT, Found::Yes, "can be made"),
         Ok(output) => {

@@ -89,8 +89,8 @@ pub(super) fn ask(family: Family, messages: &[Message]) -> Result<(), String> {
         Family::Route => None,
         Family::Netfilter => Some(netlink::NETFILTER),
     };
-    let socket: OwnedFd = socket(AddressFamily::NETLINK, SocketType::RAW, protocol)
-        .map_err(failed("netlink socket"))?;
+    let socket: OwnedFd =
+        socket(AddressFamily::NETLINK, SocketType::RAW, protocol).map_err(failed("netlink socket"))?;
     set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(2)))
         .map_err(failed("netlink timeout"))?;
     let mut batch = Vec::new();

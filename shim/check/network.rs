@@ -20,7 +20,8 @@ pub(super) fn rows() -> Vec<Row> {
             .without("the built-in network is not ready; ptp and macvlan networks are"),
         Row::tried("macvlan device", in_namespace(|| on_veth("macvlan")))
             .without("macvlan networks are not ready"),
-        Row::tried("ipvlan device", in_namespace(|| on_veth("ipvlan"))).without("ipvlan networks are not ready"),
+        Row::tried("ipvlan device", in_namespace(|| on_veth("ipvlan")))
+            .without("ipvlan networks are not ready"),
     ]
 }
 

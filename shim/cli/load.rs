@@ -34,8 +34,8 @@ pub(super) fn run(args: LoadArgs) -> ExitCode {
 async fn load(args: LoadArgs) -> Result<String, String> {
     let config = args.source.load().map_err(|error| error.to_string())?;
     // The daemon has another working folder.
-    let file = std::fs::canonicalize(&args.file)
-        .map_err(|error| format!("{}: {error}", args.file.display()))?;
+    let file =
+        std::fs::canonicalize(&args.file).map_err(|error| format!("{}: {error}", args.file.display()))?;
     let path = file.to_str().ok_or_else(|| format!("{}: the path is not UTF-8", file.display()))?;
     let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
     let request = LoadImageRequest { path: path.to_owned() };

@@ -23,12 +23,24 @@ pub const KEYS: [Key; 19] = [
     key("", "socket", "The socket that the kubelet and crictl connect to."),
     key("", "root", "Persistent state: images, containers, addresses."),
     key("", "state", "Volatile state: the pods' keepers and their sockets."),
-    key("", "cni_conf_dir", "Where CNI configuration is looked for; without any, pods get the built-in network."),
+    key(
+        "",
+        "cni_conf_dir",
+        "Where CNI configuration is looked for; without any, pods get the built-in network.",
+    ),
     key("", "cni_bin_dirs", "Where CNI plugins are looked for that berth has not built in."),
-    key("", "certs_dir", "Where <registry>/hosts.toml is looked for: one folder or several; the first that has it wins."),
+    key(
+        "",
+        "certs_dir",
+        "Where <registry>/hosts.toml is looked for: one folder or several; the first that has it wins.",
+    ),
     key("", "parallel_pulls", "How many layers are downloaded at once, over all pulls."),
     key("", "max_image_size", "The largest image that is pulled or loaded, unpacked."),
-    key("", "stream_address", "Where exec, attach and port-forward sessions connect to; port 0 picks a free one."),
+    key(
+        "",
+        "stream_address",
+        "Where exec, attach and port-forward sessions connect to; port 0 picks a free one.",
+    ),
     Key {
         table: "",
         name: "metrics_address",
@@ -38,7 +50,11 @@ pub const KEYS: [Key; 19] = [
     key("", "log_level", "off, error, warn, info, debug or trace; or by module: \"info,berth_image=debug\"."),
     key("", "log_format", "text or json."),
     key("", "cgroup_driver", "auto, systemd or cgroupfs; the kubelet asks for it."),
-    key("", "restrict_oom_score_adj", "Give containers no lower oom_score_adj than the daemon's, instead of failing."),
+    key(
+        "",
+        "restrict_oom_score_adj",
+        "Give containers no lower oom_score_adj than the daemon's, instead of failing.",
+    ),
     key("", "runtime_handlers", "The RuntimeClass handlers that pods may name, besides none."),
     key("network", "bridge", "The bridge of the built-in network."),
     key("network", "subnets", "The ranges of its pods' addresses, at most one of each family."),
@@ -84,7 +100,9 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, wanted) in [("", "", 0), ("abc", "", 3), ("", "abc", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)] {
+        for (a, b, wanted) in
+            [("", "", 0), ("abc", "", 3), ("", "abc", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+        {
             assert_eq!(distance(a, b), wanted, "{a} {b}");
         }
     }

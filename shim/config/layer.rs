@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::value::{
-    AbsolutePath, BridgeName, ByteSize, CgroupDriver, HandlerNames, LogFilter, LogFormat, Mtu, Parallel, PathList,
-    SocketPath, Subnets,
+    AbsolutePath, BridgeName, ByteSize, CgroupDriver, HandlerNames, LogFilter, LogFormat, Mtu, Parallel,
+    PathList, SocketPath, Subnets,
 };
 
 /// What one source sets. The fields are those of [`super::Config`].

@@ -50,7 +50,8 @@ pub fn load(file: Option<&Path>, flags: Layer) -> Result<Config, ConfigError> {
     let main = file.unwrap_or(Path::new(DEFAULT_FILE));
     match read_file(main) {
         Ok(layer) => config.apply(layer),
-        Err(ConfigError::Read { error, .. }) if file.is_none() && error.kind() == io::ErrorKind::NotFound => {}
+        Err(ConfigError::Read { error, .. }) if file.is_none() && error.kind() == io::ErrorKind::NotFound => {
+        }
         Err(error) => return Err(error),
     }
     let folder = main.parent().unwrap_or(Path::new("/")).join("conf.d");

@@ -177,7 +177,8 @@ fn set<T, V: Into<T>>(field: &mut T, value: Option<V>) {
 /// As [`Config::to_toml`].
 pub fn commented_default() -> Result<String, toml::ser::Error> {
     let defaults = toml::Table::try_from(Config::default())?;
-    let mut text = String::from("# The settings of berth. Each line shows the default; see docs/configuration.md.\n");
+    let mut text =
+        String::from("# The settings of berth. Each line shows the default; see docs/configuration.md.\n");
     for key in keys::KEYS.iter().filter(|key| !keys::KEYS.iter().any(|inner| inner.table == key.name)) {
         let table = match key.table {
             "" => Some(&defaults),

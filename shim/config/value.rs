@@ -125,7 +125,8 @@ fn interface_name(text: String) -> Result<String, BadValue> {
 fn log_filter(text: String) -> Result<String, BadValue> {
     // To the filter's own parser a word that is no level is a module, at every level.
     let plain = |part: &str| !part.contains(['=', '[']);
-    let no_level = |part: &&str| plain(part) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err();
+    let no_level =
+        |part: &&str| plain(part) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err();
     if let Some(part) = text.split(',').map(str::trim).find(no_level) {
         return bad(format!("{part:?} is not a log level: off, error, warn, info, debug and trace are"));
     }
@@ -224,10 +225,8 @@ const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 <
 impl ByteSize {
     /// That many GiB.
     #[must_use]
-    pub const fn gib(count: u32) -> Self {
-        // Widening only; `u64::from` is not const.
-        #[allow(clippy::as_conversions, reason = "u32 to u64 loses nothing")]
-        Self((count as u64) << 30)
+    pub const fn gib(count: u64) -> Self {
+        Self(count << 30)
     }
 
     /// That many bytes.
@@ -267,7 +266,7 @@ impl TryFrom<toml::Value> for ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match UNITS.iter().find(|(_, size)| self.0 % size == 0) {
+        match UNITS.iter().find(|(_, size)| self.0.is_multiple_of(*size)) {
             Some((name, size)) => write!(f, "{}{name}", self.0 / size),
             None => write!(f, "{}", self.0),
         }
@@ -302,7 +301,10 @@ mod tests {
         assert!("relative".parse::<AbsolutePath>().is_err());
         assert!("/a/../b".parse::<AbsolutePath>().is_err());
         assert!(format!("/{}", "a".repeat(107)).parse::<SocketPath>().is_err());
-        assert_eq!(PathBuf::from("unix:///run/b.sock".parse::<SocketPath>().unwrap()), Path::new("/run/b.sock"));
+        assert_eq!(
+            PathBuf::from("unix:///run/b.sock".parse::<SocketPath>().unwrap()),
+            Path::new("/run/b.sock")
+        );
         for name in ["", "a/b", "sixteen-letters-", "..", "a b"] {
             assert!(name.parse::<BridgeName>().is_err(), "{name}");
         }

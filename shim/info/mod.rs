@@ -5,9 +5,7 @@
 
 pub mod status;
 
-use berth_proto::v1::{
-    LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusResponse, VersionResponse,
-};
+use berth_proto::v1::{LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusResponse, VersionResponse};
 
 use crate::check;
 use crate::config::Config;
@@ -41,7 +39,8 @@ pub fn version() -> VersionResponse {
 /// The verbose part cannot be written as JSON.
 pub fn status_of(daemon: &Daemon, verbose: bool) -> Result<StatusResponse, CriError> {
     let network = daemon.network.status();
-    let network = status::Network { ready: network.ready, reason: &network.reason, message: &network.message };
+    let network =
+        status::Network { ready: network.ready, reason: &network.reason, message: &network.message };
     status::status(&daemon.config, network, check::host(), verbose)
 }
 

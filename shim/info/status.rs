@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{API_VERSION, VERSION};
+use crate::check::HostReport;
 use crate::check::files::kernel_version;
-use crate::check::{Found, HostReport};
 use crate::config::{BrokenDropIn, Config};
 use crate::error::CriError;
 
@@ -61,9 +61,12 @@ fn condition(kind: &str, status: bool, reason: &str, message: &str) -> RuntimeCo
 fn runtime_ready(host: &HostReport) -> RuntimeCondition {
     match host.missing() {
         None => condition("RuntimeReady", true, "", ""),
-        Some(missing) => {
-            condition("RuntimeReady", false, "HostNotFit", &format!("this host lacks {missing}; see berth check"))
-        }
+        Some(missing) => condition(
+            "RuntimeReady",
+            false,
+            "HostNotFit",
+            &format!("this host lacks {missing}; see berth check"),
+        ),
     }
 }
 
@@ -91,10 +94,7 @@ fn handlers(config: &Config) -> Vec<RuntimeHandler> {
     names.push("");
     names.sort_unstable();
     names.dedup();
-    names
-        .into_iter()
-        .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) })
-        .collect()
+    names.into_iter().map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
 }
 
 fn info(config: &Config, host: &HostReport) -> Result<HashMap<String, String>, CriError> {
@@ -105,12 +105,10 @@ fn info(config: &Config, host: &HostReport) -> Result<HashMap<String, String>, C
         "kernel": kernel.release().to_string_lossy(),
         "machine": kernel.machine().to_string_lossy(),
     });
-    let found: Vec<_> = host.rows.iter().filter(|row| row.found != Found::Unknown).collect();
-    let host = json!({ "fit": host.fit, "rows": found });
     Ok(HashMap::from([
         ("config".to_owned(), text("config", config)?),
         ("versions".to_owned(), text("versions", &versions)?),
-        ("host".to_owned(), text("host", &host)?),
+        ("host".to_owned(), text("host", host)?),
     ]))
 }
 
@@ -121,7 +119,7 @@ fn text(what: &str, value: &impl Serialize) -> Result<String, CriError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Row;
+    use crate::check::{Found, Row};
 
     const NETWORK: Network<'_> = Network { ready: true, reason: "", message: "" };
 
@@ -151,7 +149,8 @@ mod tests {
 
     #[test]
     fn each_trouble_has_its_condition_and_message() {
-        let broken = BrokenDropIn { file: "/etc/berth/conf.d/50-x.toml".into(), message: "50-x:3: bad".to_owned() };
+        let broken =
+            BrokenDropIn { file: "/etc/berth/conf.d/50-x.toml".into(), message: "50-x:3: bad".to_owned() };
         let config = Config { broken_drop_ins: vec![broken], ..Config::default() };
         let network = Network { ready: false, reason: "NetworkPluginNotReady", message: "10-x:1: bad" };
         let answer = status(&config, network, &host(Found::No), false).unwrap();

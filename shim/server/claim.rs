@@ -144,7 +144,9 @@ mod tests {
         let second = Claim::take(&config).unwrap_err().to_string();
         assert!(second.contains(&format!("process {}", std::process::id())), "{second}");
         let other_root = Config { root: folder.path().join("other"), ..config.clone() };
-        assert!(matches!(Claim::take(&other_root), Err(ClaimError::Held { folder, .. }) if folder == config.state));
+        assert!(
+            matches!(Claim::take(&other_root), Err(ClaimError::Held { folder, .. }) if folder == config.state)
+        );
         drop(claim);
         Claim::take(&config).unwrap();
     }

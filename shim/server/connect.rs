@@ -67,8 +67,7 @@ pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
 /// It does not, or takes too long.
 pub async fn answers(path: &Path) -> Result<(), ConnectError> {
     let mut client = HealthClient::new(connect(path).await?);
-    let unhealthy =
-        |status| ConnectError::Unhealthy { path: path.to_owned(), status: Box::new(status) };
+    let unhealthy = |status| ConnectError::Unhealthy { path: path.to_owned(), status: Box::new(status) };
     let mut request = tonic::Request::new(HealthCheckRequest::default());
     request.set_timeout(PATIENCE);
     let answer = client.check(request).await.map_err(unhealthy)?.into_inner();

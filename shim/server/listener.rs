@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::stream::{self, Stream};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketType};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, Pid};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use tokio::net::{UnixListener, UnixStream};
 
 /// Why there is no socket.
@@ -223,7 +223,11 @@ mod tests {
         assert_eq!(metadata.mode() & 0o777, 0o660);
         let second = listen(&path).await.unwrap_err().to_string();
         assert!(second.contains(&format!("in use by process {}", std::process::id())), "{second}");
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "nothing is left beside it"
+        );
         first.socket.remove();
         assert!(!path.exists());
     }

@@ -2,17 +2,16 @@
 //! depending on its age), and health.
 
 use berth_proto::FILE_DESCRIPTOR_SET;
+use tonic_health::ServingStatus;
 use tonic_health::pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
-use tonic_health::ServingStatus;
-use tonic_reflection::server::{Builder, Error};
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 use tonic_reflection::server::v1alpha;
+use tonic_reflection::server::{Builder, Error};
 
 /// The services whose health is reported; the empty name is the server as a whole.
-const SERVICES: [&str; 4] =
-    ["", "runtime.v1.RuntimeService", "runtime.v1.ImageService", "berth.v1.Admin"];
+const SERVICES: [&str; 4] = ["", "runtime.v1.RuntimeService", "runtime.v1.ImageService", "berth.v1.Admin"];
 
 fn builder() -> Builder<'static> {
     Builder::configure()

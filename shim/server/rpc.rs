@@ -154,14 +154,14 @@ fn record<E>(rpc: &str, in_flight: InFlight, result: &Result<Response<Body>, E>,
         Err(_) => Some(Status::internal("the connection failed")),
     };
     let code = status.as_ref().map_or(Code::Ok, Status::code);
-    let ms = time.as_secs_f64() * 1e3;
+    let micros = time.as_micros();
     let message = status.as_ref().map_or("", |status| status.message());
     match code {
-        Code::Ok => tracing::debug!(ms, "answered"),
+        Code::Ok => tracing::debug!(micros, "answered"),
         // Clients ask for objects that have just gone, and try what a runtime may not have.
-        Code::NotFound | Code::Unimplemented => tracing::info!(ms, ?code, "{rpc}: {message}"),
-        Code::Internal | Code::Unknown | Code::DataLoss => tracing::error!(ms, ?code, "{rpc}: {message}"),
-        _ => tracing::warn!(ms, ?code, "{rpc}: {message}"),
+        Code::NotFound | Code::Unimplemented => tracing::info!(micros, ?code, "{rpc}: {message}"),
+        Code::Internal | Code::Unknown | Code::DataLoss => tracing::error!(micros, ?code, "{rpc}: {message}"),
+        _ => tracing::warn!(micros, ?code, "{rpc}: {message}"),
     }
     in_flight.answered(code, time);
 }

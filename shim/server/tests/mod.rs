@@ -83,7 +83,9 @@ async fn the_deadline_of_the_client_is_kept_and_has_its_own_code() {
     let socket = running.socket();
     let connector = tower::service_fn(move |_: http::Uri| {
         let socket = socket.clone();
-        Box::pin(async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) })
+        Box::pin(
+            async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) },
+        )
     });
     let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
         .http2_only(true)
@@ -160,7 +162,8 @@ async fn services(mut answers: tonic::Streaming<ServerReflectionResponse>) -> Ve
 /// The only test that sends the process a signal: every server in the process hears it.
 #[test]
 fn a_signal_ends_the_server_after_its_calls() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     // The other tests' servers must not hear it, so this one is in a process of its own: the same test, told so.
     const TOLD: &str = "BERTH_TEST_SIGNAL";
     if std::env::var_os(TOLD).is_some() {
@@ -173,7 +176,11 @@ fn a_signal_ends_the_server_after_its_calls() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 async fn stop_by_signal() {

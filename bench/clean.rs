@@ -1,0 +1,118 @@
+//! Removes everything that the run made. Pods are found by the run's label and not from memory: a call that was given up
+//! half-way may still have made one.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_proto::v1::{
+    ImageSpec, ListPodSandboxRequest, PodSandbox, PodSandboxFilter, RemoveImageRequest,
+    RemovePodSandboxRequest, StopPodSandboxRequest,
+};
+use futures_util::StreamExt;
+
+use crate::bench::{Bench, LABEL};
+use crate::client::timed;
+use crate::error::BenchError;
+
+/// How often it is looked whether pods are left: a call that was given up may end after the first look.
+const ROUNDS: u32 = 10;
+
+/// What lies between two looks.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// How many pods are removed at a time.
+const PARALLEL: usize = 8;
+
+/// Removes pods, the image if the run pulled it, files and cgroups. Goes on after an error; returns all of them.
+pub(crate) async fn all(bench: &mut Bench) -> Vec<BenchError> {
+    let mut errors = Vec::new();
+    if let Err(error) = pods(bench).await {
+        errors.push(error);
+    }
+    if bench.image_is_ours {
+        let image = Some(ImageSpec { image: bench.options.image.clone(), ..Default::default() });
+        let request = RemoveImageRequest { image };
+        if let Err(error) = timed("RemoveImage", bench.client.images.clone().remove_image(request)).await {
+            errors.push(error);
+        }
+    }
+    let folder = bench.folder.path();
+    if let Err(source) = fs::remove_dir_all(folder) {
+        errors.push(BenchError::File { action: "remove", path: folder.to_owned(), source });
+    }
+    errors.extend(cgroups(&bench.cgroup_parent));
+    errors
+}
+
+/// Removes all pods of the run, until none is found twice in a row.
+pub(crate) async fn pods(bench: &Bench) -> Result<(), BenchError> {
+    let mut empty = false;
+    let mut error = None;
+    for _ in 0..ROUNDS {
+        let left = list(bench).await?;
+        if left.is_empty() && empty {
+            return Ok(());
+        }
+        empty = left.is_empty();
+        let removed: Vec<_> = futures_util::stream::iter(left)
+            .map(|pod| remove(bench, pod))
+            .buffer_unordered(PARALLEL)
+            .collect()
+            .await;
+        error = removed.into_iter().find_map(Result::err).or(error);
+        tokio::time::sleep(PAUSE).await;
+    }
+    let left = list(bench).await?.len();
+    match error {
+        _ if left == 0 => Ok(()),
+        Some(error) => Err(error),
+        None => Err(BenchError::Left(format!("{left} pods with the label {LABEL}={}", bench.run))),
+    }
+}
+
+async fn list(bench: &Bench) -> Result<Vec<PodSandbox>, BenchError> {
+    let label_selector = [(LABEL.to_owned(), bench.run.clone())].into();
+    let filter = Some(PodSandboxFilter { label_selector, ..Default::default() });
+    let request = ListPodSandboxRequest { filter };
+    Ok(timed("ListPodSandbox", bench.client.runtime.clone().list_pod_sandbox(request)).await?.answer.items)
+}
+
+async fn remove(bench: &Bench, pod: PodSandbox) -> Result<(), BenchError> {
+    let mut client = bench.client.runtime.clone();
+    let request = StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+    timed("StopPodSandbox", client.stop_pod_sandbox(request)).await?;
+    let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id };
+    timed("RemovePodSandbox", client.remove_pod_sandbox(request)).await?;
+    Ok(())
+}
+
+/// Removes the run's parent cgroup in every hierarchy: runtimes leave the parents that they made. systemd removes slices
+/// by itself.
+fn cgroups(parent: &str) -> Vec<BenchError> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies =
+        fs::read_dir(root).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let folders = std::iter::once(root.to_owned()).chain(hierarchies);
+    folders
+        .map(|hierarchy| hierarchy.join(parent.trim_start_matches('/')))
+        .filter(|folder| parent.starts_with('/') && folder.is_dir())
+        .filter_map(|folder| remove_tree(&folder).err().map(|source| (folder, source)))
+        .map(|(path, source)| BenchError::File { action: "remove cgroup", path, source })
+        .collect()
+}
+
+/// A cgroup's files cannot be removed and need not be: only folders, the innermost first.
+fn remove_tree(folder: &PathBuf) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

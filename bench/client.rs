@@ -1,0 +1,84 @@
+//! The connection to a runtime: each call with a deadline and the time that it took.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use berth_proto::v1::image_service_client::ImageServiceClient;
+use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Response, Status};
+
+use crate::error::BenchError;
+
+/// Longer than any call but a pull may take.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Lists of a thousand pods are larger than tonic's 4 MiB.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Both services of one runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) runtime: RuntimeServiceClient<Channel>,
+    pub(crate) images: ImageServiceClient<Channel>,
+}
+
+/// What a call answered, and after what time.
+#[derive(Debug)]
+pub(crate) struct Timed<T> {
+    pub(crate) answer: T,
+    pub(crate) took: Duration,
+}
+
+impl Client {
+    /// Connects to the socket.
+    pub(crate) async fn connect(socket: &Path) -> Result<Self, BenchError> {
+        let target = socket.to_owned();
+        // The URI is not used: the connector knows where to go.
+        let channel = Endpoint::from_static("http://localhost")
+            .connect_with_connector(tower::service_fn(move |_: Uri| {
+                let target = target.clone();
+                async move { UnixStream::connect(target).await.map(TokioIo::new) }
+            }))
+            .await
+            .map_err(|error| BenchError::Connect { path: socket.to_owned(), why: root_cause(&error) })?;
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER),
+        })
+    }
+}
+
+/// The last link of the chain: the others say "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// Waits for the answer of a call and measures the time.
+pub(crate) async fn timed<T>(
+    rpc: &'static str,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Timed<T>, BenchError> {
+    timed_within(rpc, DEADLINE, call).await
+}
+
+/// [`timed`], with a deadline of its own.
+pub(crate) async fn timed_within<T>(
+    rpc: &'static str,
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Timed<T>, BenchError> {
+    let start = Instant::now();
+    match tokio::time::timeout(deadline, call).await {
+        Err(_) => Err(BenchError::TooSlow(rpc.to_owned(), deadline.as_secs())),
+        Ok(Err(status)) => Err(BenchError::Rpc { rpc, status: Box::new(status) }),
+        Ok(Ok(response)) => Ok(Timed { took: start.elapsed(), answer: response.into_inner() }),
+    }
+}

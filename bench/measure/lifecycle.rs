@@ -1,0 +1,77 @@
+//! Each call of a pod's life, one pod after the other.
+
+use berth_proto::v1::{
+    ExecSyncRequest, NamespaceMode, RemoveContainerRequest, RemovePodSandboxRequest, StartContainerRequest,
+    StopContainerRequest, StopPodSandboxRequest,
+};
+
+use crate::bench::{Bench, Pod};
+use crate::client::{Timed, timed};
+use crate::error::BenchError;
+use crate::figures::Samples;
+
+/// Measures `--count` pods. One more comes first and is not counted: it finds cold caches.
+pub(super) async fn measure(bench: &Bench, prefix: &str, network: NamespaceMode) -> Result<(), BenchError> {
+    one(bench, "", network, &mut Samples::default()).await?;
+    let mut samples = Samples::default();
+    let mut result = Ok(());
+    for _ in 0..bench.options.count {
+        result = one(bench, prefix, network, &mut samples).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    bench.add(samples);
+    result
+}
+
+async fn one(
+    bench: &Bench,
+    prefix: &str,
+    network: NamespaceMode,
+    samples: &mut Samples,
+) -> Result<(), BenchError> {
+    let (pod, container) = up(bench, prefix, network, samples).await?;
+    let mut client = bench.client.runtime.clone();
+    let mut push = |name: &str, took| samples.push(&format!("{prefix}{name}"), took);
+
+    let request =
+        ExecSyncRequest { container_id: container.clone(), cmd: vec!["true".to_owned()], timeout: 10 };
+    push("ExecSync (first)", timed("ExecSync", client.exec_sync(request)).await?.took);
+
+    // The workload is PID 1 without a handler for SIGTERM: no grace period, or nothing but that would be measured.
+    let request = StopContainerRequest { container_id: container.clone(), timeout: 0 };
+    let stop_container = timed("StopContainer", client.stop_container(request)).await?.took;
+    push("StopContainer", stop_container);
+    let request = RemoveContainerRequest { container_id: container };
+    let remove_container = timed("RemoveContainer", client.remove_container(request)).await?.took;
+    push("RemoveContainer", remove_container);
+    let request = StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+    let stop_pod = timed("StopPodSandbox", client.stop_pod_sandbox(request)).await?.took;
+    push("StopPodSandbox", stop_pod);
+    let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id };
+    let remove_pod = timed("RemovePodSandbox", client.remove_pod_sandbox(request)).await?.took;
+    push("RemovePodSandbox", remove_pod);
+    push("pod down", stop_container + remove_container + stop_pod + remove_pod);
+    Ok(())
+}
+
+/// A pod with one running container.
+pub(super) async fn up(
+    bench: &Bench,
+    prefix: &str,
+    network: NamespaceMode,
+    samples: &mut Samples,
+) -> Result<(Pod, String), BenchError> {
+    let Timed { answer: pod, took: run } = bench.run_pod(network).await?;
+    let Timed { answer: container, took: create } = bench.create_container(&pod, None).await?;
+    let request = StartContainerRequest { container_id: container.clone() };
+    let start = timed("StartContainer", bench.client.runtime.clone().start_container(request)).await?.took;
+    let sum = run + create + start;
+    for (name, took) in
+        [("RunPodSandbox", run), ("CreateContainer", create), ("StartContainer", start), ("pod up", sum)]
+    {
+        samples.push(&format!("{prefix}{name}"), took);
+    }
+    Ok((pod, container))
+}

@@ -1,0 +1,48 @@
+//! Lists and status with many pods: what the kubelet asks every second.
+
+use berth_proto::v1::{
+    ContainerFilter, ContainerStatusRequest, ListContainersRequest, ListPodSandboxRequest,
+    PodSandboxStatusRequest,
+};
+
+use super::memory::daemon;
+use super::parallel::start_pods;
+use crate::bench::Bench;
+use crate::client::timed;
+use crate::error::BenchError;
+use crate::figures::Samples;
+
+/// How often each is asked.
+const TIMES: usize = 100;
+
+pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
+    let count = usize::try_from(bench.options.pods).unwrap_or(usize::MAX);
+    let pods = start_pods(bench, count).await?;
+    let mut client = bench.client.runtime.clone();
+    let mut samples = Samples::default();
+    for (pod, container) in pods.iter().cycle().take(TIMES) {
+        let mut push = |name: &str, took| samples.push(&format!("{name}, {count} pods"), took);
+
+        let list = timed("ListPodSandbox", client.list_pod_sandbox(ListPodSandboxRequest::default())).await?;
+        if list.answer.items.len() < count {
+            return Err(BenchError::Answer { rpc: "ListPodSandbox", what: "entry for each pod" });
+        }
+        push("ListPodSandbox", list.took);
+        let list = timed("ListContainers", client.list_containers(ListContainersRequest::default())).await?;
+        if list.answer.containers.len() < count {
+            return Err(BenchError::Answer { rpc: "ListContainers", what: "entry for each container" });
+        }
+        push("ListContainers", list.took);
+
+        let filter = ContainerFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() };
+        let request = ListContainersRequest { filter: Some(filter) };
+        push("ListContainers of a pod", timed("ListContainers", client.list_containers(request)).await?.took);
+        let request = PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+        push("PodSandboxStatus", timed("PodSandboxStatus", client.pod_sandbox_status(request)).await?.took);
+        let request = ContainerStatusRequest { container_id: container.clone(), verbose: false };
+        push("ContainerStatus", timed("ContainerStatus", client.container_status(request)).await?.took);
+    }
+    bench.add(samples);
+    daemon(bench, &format!("daemon, PSS with {count} pods"));
+    Ok(())
+}

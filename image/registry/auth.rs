@@ -1,0 +1,291 @@
+//! Proving to a registry who asks: the `Authorization` header for each of its repositories, and the tokens behind it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::uri::Scheme;
+use http::{HeaderValue, Method, StatusCode, Uri};
+use serde::Deserialize;
+
+use super::challenge::Challenge;
+use super::hosts::{Endpoint, is_loopback};
+use super::transport::{Ask, Transport, join, without_query};
+use crate::credentials::Credentials;
+use crate::digest::Digest;
+use crate::error::Error;
+
+const MAX_TOKEN_ANSWER: u64 = 1 << 20;
+/// The token specification: what does not say how long it lasts lasts a minute.
+const DEFAULT_LIFE: u64 = 60;
+/// A token is not used in its last seconds.
+const MARGIN: Duration = Duration::from_secs(5);
+/// Tokens of more repositories than a node pulls from.
+const MAX_TOKENS: usize = 1000;
+
+/// Whose token it is, and for what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    registry: String,
+    repository: String,
+    owner: Option<Digest>,
+}
+
+struct Known {
+    header: HeaderValue,
+    until: Instant,
+}
+
+/// The headers that registries have accepted, per repository and credentials.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    known: Mutex<HashMap<Key, Known>>,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+/// The answer of a token service; older ones call the token `token`.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+/// Who asks a registry for what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asking<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) repository: &'a str,
+    pub(crate) credentials: Option<&'a Credentials>,
+}
+
+impl Asking<'_> {
+    fn key(&self) -> Key {
+        Key {
+            registry: format!("{}://{}", self.endpoint.scheme, self.endpoint.authority),
+            repository: self.repository.to_owned(),
+            owner: self.credentials.map(Credentials::fingerprint),
+        }
+    }
+}
+
+impl Tokens {
+    /// The header that was accepted last time, if it still is.
+    pub(crate) fn known(&self, asking: &Asking<'_>) -> Option<HeaderValue> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&asking.key()).filter(|known| known.until > Instant::now()).map(|known| known.header.clone())
+    }
+
+    /// Gets a header that meets one of the challenges.
+    pub(crate) async fn meet(
+        &self,
+        transport: &Transport,
+        asking: &Asking<'_>,
+        challenges: &[Challenge],
+        what: &str,
+    ) -> Result<HeaderValue, Error> {
+        let mut lacking = "the registry asks for a scheme that is neither Basic nor Bearer";
+        for challenge in challenges {
+            let met = match challenge {
+                Challenge::Bearer { realm, service, scope } => {
+                    let scope = scope.clone().unwrap_or_else(|| format!("repository:{}:pull", asking.repository));
+                    let request = TokenRequest { realm, service: service.as_deref(), scope: &scope };
+                    Some(bearer(transport, asking, &request, what).await?)
+                }
+                Challenge::Basic => match asking.credentials.and_then(Credentials::basic) {
+                    Some(basic) => Some((secret(what, &basic)?, Duration::from_secs(3600))),
+                    None => {
+                        lacking = "the registry asks for a user and a password";
+                        None
+                    }
+                },
+            };
+            if let Some((header, life)) = met {
+                self.keep(asking.key(), header.clone(), life);
+                return Ok(header);
+            }
+        }
+        Err(Error::unauthorized(what, lacking))
+    }
+
+    /// Forgets a header that a registry has refused.
+    pub(crate) fn forget(&self, asking: &Asking<'_>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&asking.key());
+    }
+
+    fn keep(&self, key: Key, header: HeaderValue, life: Duration) {
+        let now = Instant::now();
+        let Some(until) = now.checked_add(life.saturating_sub(MARGIN)) else {
+            return;
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, known| known.until > now);
+        if known.len() < MAX_TOKENS {
+            known.insert(key, Known { header, until });
+        }
+    }
+}
+
+struct TokenRequest<'a> {
+    realm: &'a str,
+    service: Option<&'a str>,
+    scope: &'a str,
+}
+
+async fn bearer(
+    transport: &Transport,
+    asking: &Asking<'_>,
+    request: &TokenRequest<'_>,
+    what: &str,
+) -> Result<(HeaderValue, Duration), Error> {
+    if let Some(Credentials::RegistryToken(token)) = asking.credentials {
+        return Ok((secret(what, &format!("Bearer {token}"))?, Duration::from_secs(DEFAULT_LIFE)));
+    }
+    let endpoint = asking.endpoint;
+    let base: Uri = format!("{}://{}/", endpoint.scheme, endpoint.authority)
+        .parse()
+        .map_err(|error| Error::invalid(what, error))?;
+    let realm = join(&base, request.realm)
+        .ok_or_else(|| Error::unavailable(what, format!("its token service {:?} is no URL", request.realm)))?;
+    let authority = realm.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+    let plain = realm.scheme() != Some(&Scheme::HTTPS) && !is_loopback(authority);
+    if plain && endpoint.scheme == Scheme::HTTPS && asking.credentials.is_some() {
+        let why = format!("credentials are not sent to {} over plain http", without_query(&realm));
+        return Err(Error::unauthorized(what, why));
+    }
+    let ask = token_ask(realm, asking.credentials, request, what)?;
+    let service = without_query(&ask.uri);
+    let response = transport.send(&endpoint.tls, ask).await?;
+    let status = response.status();
+    let body = transport.body(&service, response, MAX_TOKEN_ANSWER).await?;
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        return Err(Error::unavailable(what, format!("token service {service}: {status}")));
+    }
+    if !status.is_success() {
+        return Err(Error::unauthorized(what, format!("token service {service}: {status}")));
+    }
+    let answer: TokenAnswer = serde_json::from_slice(&body)
+        .map_err(|error| Error::corrupt(format!("answer of the token service {service}"), error))?;
+    let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
+    let token = token.ok_or_else(|| {
+        Error::corrupt(format!("answer of the token service {service}"), "it holds no token")
+    })?;
+    let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE).clamp(DEFAULT_LIFE, 86_400));
+    Ok((secret(what, &format!("Bearer {token}"))?, life))
+}
+
+/// The GET of the token specification; an identity token is exchanged by the POST of OAuth2 (RFC 6749, 6).
+fn token_ask(
+    realm: Uri,
+    credentials: Option<&Credentials>,
+    request: &TokenRequest<'_>,
+    what: &str,
+) -> Result<Ask, Error> {
+    let mut query = Form::default();
+    if let Some(service) = request.service {
+        query.add("service", service);
+    }
+    for scope in request.scope.split(' ').filter(|scope| !scope.is_empty()) {
+        query.add("scope", scope);
+    }
+    let mut ask = Ask::get(realm);
+    ask.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    if let Some(Credentials::IdentityToken(token)) = credentials {
+        query.add("grant_type", "refresh_token");
+        query.add("client_id", "berth");
+        query.add("refresh_token", token);
+        ask.method = Method::POST;
+        ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        ask.body = query.text.into();
+        return Ok(ask);
+    }
+    let separator = if ask.uri.query().is_some() { '&' } else { '?' };
+    let uri = format!("{}{separator}{}", ask.uri, query.text);
+    ask.uri = uri.parse().map_err(|error| Error::unavailable(what, format!("token service: {error}")))?;
+    if let Some(basic) = credentials.and_then(Credentials::basic) {
+        ask.headers.insert(AUTHORIZATION, secret(what, &basic)?);
+    }
+    Ok(ask)
+}
+
+/// A form in the URL encoding.
+#[derive(Default)]
+struct Form {
+    text: String,
+}
+
+impl Form {
+    fn add(&mut self, name: &str, value: &str) {
+        if !self.text.is_empty() {
+            self.text.push('&');
+        }
+        self.text.push_str(name);
+        self.text.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    self.text.push(char::from(byte));
+                }
+                _ => self.text.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+}
+
+/// A header that no log shows.
+fn secret(what: &str, text: &str) -> Result<HeaderValue, Error> {
+    let mut value = HeaderValue::from_str(text)
+        .map_err(|_| Error::unauthorized(what, "the credentials cannot stand in a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request<'a>() -> TokenRequest<'a> {
+        TokenRequest { realm: "", service: Some("a b"), scope: "repository:x/y:pull repository:z:pull" }
+    }
+
+    #[test]
+    fn tokens_are_asked_for_as_the_specifications_say() {
+        let realm: Uri = "https://auth.example/token?x=y".parse().unwrap();
+        let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
+        let ask = token_ask(realm.clone(), Some(&basic), &request(), "test").unwrap();
+        assert_eq!(
+            ask.uri,
+            "https://auth.example/token?x=y&service=a%20b&scope=repository%3Ax%2Fy%3Apull&scope=repository%3Az%3Apull"
+        );
+        assert_eq!(ask.headers.get(AUTHORIZATION).unwrap(), "Basic dTpw");
+        assert!(!format!("{ask:?}").contains("dTpw"));
+        let identity = Credentials::IdentityToken("t+t".into());
+        let ask = token_ask(realm, Some(&identity), &request(), "test").unwrap();
+        assert_eq!((ask.method, ask.headers.get(AUTHORIZATION)), (Method::POST, None));
+        let body = String::from_utf8(ask.body.to_vec()).unwrap();
+        assert!(body.ends_with("grant_type=refresh_token&client_id=berth&refresh_token=t%2Bt"), "{body}");
+    }
+
+    #[test]
+    fn a_header_is_known_for_its_own_repository_and_owner_only() {
+        let tokens = Tokens::default();
+        let endpoints = super::super::hosts::endpoints(&[], "r.example").unwrap();
+        let user = Credentials::RegistryToken("x".into());
+        let asking = Asking { endpoint: &endpoints[0], repository: "a", credentials: Some(&user) };
+        tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), Duration::from_secs(60));
+        assert!(tokens.known(&asking).is_some());
+        assert!(tokens.known(&Asking { repository: "b", ..asking }).is_none());
+        assert!(tokens.known(&Asking { credentials: None, ..asking }).is_none());
+        tokens.forget(&asking);
+        assert!(tokens.known(&asking).is_none());
+        tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), MARGIN);
+        assert!(tokens.known(&asking).is_none());
+    }
+}

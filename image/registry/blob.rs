@@ -1,0 +1,212 @@
+//! A layer on its way: piece by piece into a channel, its digest computed on the fly, taken up again where it broke off,
+//! from the next host if need be.
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+use super::hosts::Endpoint;
+use super::repository::{RETRIES, Repository, header};
+use crate::digest::Hasher;
+use crate::error::Error;
+use crate::manifest::Descriptor;
+
+/// What the reader of a transfer gets. A channel that closes without `End` was broken off.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    Data(Bytes),
+    /// All is there, and the digest is right.
+    End,
+}
+
+/// How a transfer went.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    /// The host that sent the last byte, by its place in the list.
+    pub(crate) endpoint: usize,
+    /// `Ok` also where the reader has gone: it knows why.
+    pub(crate) result: Result<(), Error>,
+}
+
+struct Progress {
+    offset: u64,
+    hasher: Hasher,
+}
+
+enum Attempt {
+    Complete,
+    ReaderGone,
+    /// The body broke off: what is missing can be asked for.
+    Broken(Error),
+    /// This host does not deliver.
+    Refused(Error),
+}
+
+impl Repository {
+    /// How many hosts there are.
+    pub(crate) fn hosts(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// Sends a blob into `sink`, from the first host at or after place `first` that delivers.
+    pub(crate) async fn transfer(&self, blob: &Descriptor, first: usize, sink: &mpsc::Sender<Piece>) -> Transfer {
+        let what = format!("blob {}@{}", self.name, blob.digest);
+        let mut progress = Progress { offset: 0, hasher: Hasher::new(blob.digest.algorithm()) };
+        let mut failure = None;
+        let mut last = first;
+        for (place, endpoint) in self.endpoints.iter().enumerate().skip(first) {
+            if !endpoint.pull {
+                continue;
+            }
+            last = place;
+            match self.transfer_from(endpoint, &what, blob, &mut progress, sink).await {
+                Ok(false) => return Transfer { endpoint: place, result: Ok(()) },
+                Ok(true) => {
+                    let result = finish(&what, blob, progress, sink).await;
+                    return Transfer { endpoint: place, result };
+                }
+                // What has been passed on may be wrong already: only a new start helps.
+                Err(error @ Error::Corrupt { .. }) => {
+                    return Transfer { endpoint: place, result: Err(error) };
+                }
+                Err(error) => self.note(endpoint, error, &mut failure),
+            }
+        }
+        let error =
+            failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may be pulled from"));
+        Transfer { endpoint: last, result: Err(error) }
+    }
+
+    /// Whether it is complete (or the reader gone).
+    async fn transfer_from(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        blob: &Descriptor,
+        progress: &mut Progress,
+        sink: &mpsc::Sender<Piece>,
+    ) -> Result<bool, Error> {
+        let mut failures = 0;
+        loop {
+            let before = progress.offset;
+            let error = match self.attempt(endpoint, what, blob, progress, sink).await {
+                Attempt::Complete => return Ok(true),
+                Attempt::ReaderGone => return Ok(false),
+                Attempt::Refused(error) => return Err(error),
+                Attempt::Broken(error) => error,
+            };
+            if progress.offset > before {
+                failures = 0;
+            }
+            failures += 1;
+            if failures > RETRIES {
+                return Err(error);
+            }
+            tracing::info!(%error, offset = progress.offset, of = blob.size, "taking up a transfer again");
+            tokio::time::sleep(self.backoff(failures)).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        blob: &Descriptor,
+        progress: &mut Progress,
+        sink: &mpsc::Sender<Piece>,
+    ) -> Attempt {
+        if progress.offset == blob.size && blob.size > 0 {
+            return Attempt::Complete;
+        }
+        let headers = range(progress.offset);
+        let asked = self.ask(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), headers).await;
+        let response = match asked {
+            Ok(response) => response,
+            Err(error) => return Attempt::Refused(error),
+        };
+        let mut skip = match start(what, &response, progress.offset, blob.size) {
+            Ok(start) => progress.offset - start,
+            Err(error) => return Attempt::Refused(error),
+        };
+        let mut body = response.into_body();
+        loop {
+            let mut data = match self.registry.transport.piece(what, &mut body).await {
+                Ok(Some(data)) => data,
+                Ok(None) if progress.offset == blob.size => return Attempt::Complete,
+                Ok(None) => {
+                    let why = format!("ended after {} of {} bytes", progress.offset, blob.size);
+                    return Attempt::Broken(Error::unavailable(what, why));
+                }
+                Err(error) => return Attempt::Broken(error),
+            };
+            let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+            if skip >= length {
+                skip -= length;
+                continue;
+            }
+            // What was there before the break and comes again; less than the length, as was just seen.
+            let data = data.split_off(usize::try_from(skip).unwrap_or(0));
+            skip = 0;
+            progress.offset += u64::try_from(data.len()).unwrap_or(u64::MAX);
+            if progress.offset > blob.size {
+                let why = format!("is larger than the {} bytes of its descriptor", blob.size);
+                return Attempt::Refused(Error::corrupt(what, why));
+            }
+            progress.hasher.update(&data);
+            if sink.send(Piece::Data(data)).await.is_err() {
+                return Attempt::ReaderGone;
+            }
+        }
+    }
+}
+
+async fn finish(
+    what: &str,
+    blob: &Descriptor,
+    progress: Progress,
+    sink: &mpsc::Sender<Piece>,
+) -> Result<(), Error> {
+    let digest = progress.hasher.finish();
+    if digest != blob.digest {
+        return Err(Error::corrupt(what, format!("has the digest {digest} instead of {}", blob.digest)));
+    }
+    // A reader that has gone reports its own error.
+    drop(sink.send(Piece::End).await);
+    Ok(())
+}
+
+fn range(offset: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if offset > 0
+        && let Ok(value) = HeaderValue::from_str(&format!("bytes={offset}-"))
+    {
+        headers.insert(RANGE, value);
+    }
+    headers
+}
+
+/// The offset at which an answer starts, which is ours or, for a server without ranges, 0.
+fn start(what: &str, response: &Response<Incoming>, offset: u64, size: u64) -> Result<u64, Error> {
+    let length = header(response.headers(), CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
+    if response.status() != StatusCode::PARTIAL_CONTENT {
+        return match length {
+            Some(length) if length != size => {
+                Err(Error::corrupt(what, format!("has {length} bytes instead of {size}")))
+            }
+            _ => Ok(0),
+        };
+    }
+    let range = header(response.headers(), CONTENT_RANGE.as_str());
+    let first = range
+        .as_deref()
+        .and_then(|text| text.trim().strip_prefix("bytes "))
+        .and_then(|text| text.split('-').next())
+        .and_then(|text| text.parse::<u64>().ok());
+    if first != Some(offset) {
+        let why = format!("asked for bytes from {offset}, got the range {range:?}");
+        return Err(Error::unavailable(what, why));
+    }
+    Ok(offset)
+}

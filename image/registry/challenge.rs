@@ -1,0 +1,128 @@
+//! What a registry wants to see, from its `WWW-Authenticate` headers (RFC 9110, 11.6.1).
+
+use http::HeaderMap;
+use http::header::WWW_AUTHENTICATE;
+
+/// A scheme of authentication that this client has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Challenge {
+    Basic,
+    /// A token from the service at `realm` (distribution's token specification).
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
+}
+
+/// The challenges of an answer; schemes that are not known are left out.
+pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+    let mut found = Vec::new();
+    for value in headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()) {
+        for (scheme, parameters) in schemes(value) {
+            let get = |name: &str| {
+                let known = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                known.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
+            };
+            if scheme.eq_ignore_ascii_case("basic") {
+                found.push(Challenge::Basic);
+            } else if scheme.eq_ignore_ascii_case("bearer")
+                && let Some(realm) = get("realm")
+            {
+                found.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
+            }
+        }
+    }
+    found
+}
+
+type Parameters = Vec<(String, String)>;
+
+/// Splits a header into its schemes. A word before `=` is a parameter, any other one starts the next scheme.
+fn schemes(header: &str) -> Vec<(String, Parameters)> {
+    let mut found: Vec<(String, Parameters)> = Vec::new();
+    let mut rest = header;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        if word.is_empty() {
+            // A lone `=`: not a header that anybody sends.
+            return found;
+        }
+        rest = after;
+        match rest.trim_start_matches([' ', '\t']).strip_prefix('=') {
+            Some(value) => {
+                let (value, after) = parameter_value(value.trim_start_matches([' ', '\t']));
+                rest = after;
+                if let Some((_, parameters)) = found.last_mut() {
+                    parameters.push((word.to_owned(), value));
+                }
+            }
+            None => found.push((word.to_owned(), Vec::new())),
+        }
+    }
+}
+
+fn parameter_value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([' ', '\t', ',']).unwrap_or(text.len());
+        let (value, rest) = text.split_at(end);
+        return (value.to_owned(), rest);
+    };
+    let mut value = String::new();
+    let mut letters = quoted.char_indices();
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '"' => return (value, quoted.get(at + 1..).unwrap_or_default()),
+            '\\' => value.extend(letters.next().map(|(_, letter)| letter)),
+            letter => value.push(letter),
+        }
+    }
+    (value, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn parse(values: &[&str]) -> Vec<Challenge> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap());
+        }
+        challenges(&headers)
+    }
+
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
+        let own = |text: &str| text.to_owned();
+        Challenge::Bearer { realm: realm.to_owned(), service: service.map(own), scope: scope.map(own) }
+    }
+
+    #[test]
+    fn challenges_of_registries_are_read() {
+        let hub = "Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",scope=\"repository:library/busybox:pull,push\"";
+        assert_eq!(parse(&[hub]), [bearer(
+            "https://auth.docker.io/token",
+            Some("registry.docker.io"),
+            Some("repository:library/busybox:pull,push"),
+        )]);
+        assert_eq!(parse(&["Basic realm=\"x, y\"", "bearer realm=z"]), [Challenge::Basic, bearer("z", None, None)]);
+        assert_eq!(
+            parse(&["Negotiate, Basic realm=a, Bearer realm=\"q\\\"r\" , service = s"]),
+            [Challenge::Basic, bearer("q\"r", Some("s"), None)]
+        );
+        assert_eq!(parse(&["Bearer service=x"]), []);
+        assert_eq!(parse(&["Bearer realm=\"unclosed"]), [bearer("unclosed", None, None)]);
+        assert_eq!(parse(&["", "===", ","]), []);
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_ends(text in "[ -~]{0,60}") {
+            drop(parse(&[&text]));
+        }
+    }
+}

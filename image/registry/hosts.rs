@@ -1,0 +1,400 @@
+//! Where the content of a registry is fetched from: `<certs_dir>/<host>/hosts.toml`, as containerd defines it, or the
+//! certificates that Docker keeps in such a folder. Read again for each pull, so that a change needs no restart.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use http::uri::{PathAndQuery, Scheme, Uri};
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::error::Error;
+
+/// One server that may be asked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Endpoint {
+    pub(crate) scheme: Scheme,
+    /// Host and port.
+    pub(crate) authority: String,
+    /// What precedes `/<repository>/manifests/...`: `/v2`, unless overridden.
+    pub(crate) path: String,
+    /// It serves manifests by digest, and blobs.
+    pub(crate) pull: bool,
+    /// It may say which digest a tag stands for.
+    pub(crate) resolve: bool,
+    pub(crate) tls: Tls,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// A mirror is told whose content is wanted (`?ns=docker.io`).
+    pub(crate) namespace: Option<String>,
+}
+
+/// How a server's identity is checked and ours is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Tls {
+    /// Further authorities (PEM) beside the system's.
+    pub(crate) ca: Vec<Vec<u8>>,
+    /// Client certificate and key (PEM).
+    pub(crate) client: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) skip_verify: bool,
+}
+
+/// The file, as far as pulls are concerned. Keys that are not known are left alone, as in containerd.
+#[derive(Deserialize)]
+struct HostsFile {
+    #[serde(default)]
+    server: Option<String>,
+    #[serde(default)]
+    host: BTreeMap<String, Spanned<HostKeys>>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+struct HostKeys {
+    capabilities: Option<Vec<String>>,
+    ca: OneOrMany,
+    client: Client,
+    skip_verify: bool,
+    header: BTreeMap<String, OneOrMany>,
+    override_path: bool,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum Client {
+    One(String),
+    Each(Vec<ClientEntry>),
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum ClientEntry {
+    Both(String),
+    Pair(Vec<String>),
+}
+
+impl Default for OneOrMany {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::Each(Vec::new())
+    }
+}
+
+impl OneOrMany {
+    fn iter(&self) -> impl Iterator<Item = &String> {
+        match self {
+            Self::One(one) => std::slice::from_ref(one).iter(),
+            Self::Many(many) => many.iter(),
+        }
+    }
+}
+
+/// The servers to ask for the content of `domain`, in order. Reads files.
+pub(crate) fn endpoints(certs_dirs: &[PathBuf], domain: &str) -> Result<Vec<Endpoint>, Error> {
+    for folder in certs_dirs {
+        for name in folder_names(domain) {
+            let folder = folder.join(name);
+            let file = folder.join("hosts.toml");
+            match fs::read_to_string(&file) {
+                Ok(text) => {
+                    return parse(&text, &folder, domain)
+                        .map_err(|why| Error::invalid(file.display().to_string(), why));
+                }
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(Error::io("read", &file, error)),
+            }
+            let tls = docker_certificates(&folder)?;
+            if tls != Tls::default() {
+                let mut endpoint = origin(domain);
+                // Who keeps certificates for a loopback registry speaks TLS to it.
+                endpoint.scheme = Scheme::HTTPS;
+                endpoint.tls = tls;
+                return Ok(vec![endpoint]);
+            }
+        }
+    }
+    Ok(vec![origin(domain)])
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// containerd looks for `host_port_` first, which is a valid name everywhere.
+fn folder_names(domain: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    if let Some((host, port)) = domain.rsplit_once(':')
+        && !port.ends_with(']')
+    {
+        names.push(format!("{host}_{port}_"));
+    }
+    names.push(domain.to_owned());
+    names.push("_default".to_owned());
+    names
+}
+
+/// The registry itself, without any configuration.
+fn origin(domain: &str) -> Endpoint {
+    let authority = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
+    Endpoint {
+        scheme: if is_loopback(authority) { Scheme::HTTP } else { Scheme::HTTPS },
+        authority: authority.to_owned(),
+        path: "/v2".to_owned(),
+        pull: true,
+        resolve: true,
+        tls: Tls::default(),
+        headers: Vec::new(),
+        namespace: None,
+    }
+}
+
+/// Whether `authority` (host and port) is this machine, where plain HTTP is the rule.
+pub(crate) fn is_loopback(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Parses a `hosts.toml` that lies in `folder`.
+fn parse(text: &str, folder: &Path, domain: &str) -> Result<Vec<Endpoint>, String> {
+    let file: HostsFile = toml::from_str(text).map_err(|error| error.to_string())?;
+    // Read on its own: a flattened field would lose the positions by which the hosts are sorted.
+    let of_server: HostKeys = toml::from_str(text).map_err(|error| error.to_string())?;
+    let mut hosts: Vec<_> = file.host.into_iter().collect();
+    hosts.sort_by_key(|(_, keys)| keys.span().start);
+    let mut endpoints = Vec::new();
+    for (url, keys) in hosts {
+        let endpoint = endpoint(&url, keys.get_ref(), folder, domain)
+            .map_err(|why| format!("host.{url:?}: {why}"))?;
+        endpoints.push(endpoint);
+    }
+    // The registry itself comes last; its keys stand at the top of the file.
+    let server = match &file.server {
+        Some(server) => endpoint(server, &of_server, folder, domain),
+        None => {
+            let origin = origin(domain);
+            let url = format!("{}://{}", origin.scheme, origin.authority);
+            let keys = HostKeys { override_path: false, ..of_server };
+            endpoint(&url, &keys, folder, domain)
+        }
+    };
+    endpoints.push(server.map_err(|why| format!("server: {why}"))?);
+    Ok(endpoints)
+}
+
+fn endpoint(url: &str, keys: &HostKeys, folder: &Path, domain: &str) -> Result<Endpoint, String> {
+    let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
+    let uri: Uri = url.parse().map_err(|error| format!("{url:?} is no URL: {error}"))?;
+    let scheme = uri.scheme().cloned().filter(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
+    let scheme = scheme.ok_or_else(|| format!("{url:?} is neither http nor https"))?;
+    let authority = uri.authority().map(|authority| authority.as_str().to_owned());
+    let authority = authority.filter(|authority| !authority.contains('@'));
+    let authority = authority.ok_or_else(|| format!("{url:?} has no host, or a password in it"))?;
+    if uri.path_and_query().is_some_and(|path: &PathAndQuery| path.query().is_some()) {
+        return Err(format!("{url:?} has a query"));
+    }
+    let path = uri.path().trim_end_matches('/');
+    let path = if keys.override_path { path.to_owned() } else { format!("{path}/v2") };
+    let (pull, resolve) = match &keys.capabilities {
+        None => (true, true),
+        Some(list) => {
+            if let Some(unknown) = list.iter().find(|name| !["pull", "resolve", "push"].contains(&name.as_str())) {
+                return Err(format!("unknown capability {unknown:?}"));
+            }
+            (list.iter().any(|name| name == "pull"), list.iter().any(|name| name == "resolve"))
+        }
+    };
+    let mut headers = Vec::new();
+    for (name, values) in &keys.header {
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|error| format!("header {name:?}: {error}"))?;
+        for value in values.iter() {
+            // The error does not show the value: it may be a secret.
+            let value = HeaderValue::from_str(value).map_err(|error| format!("header {name:?}: {error}"))?;
+            headers.push((header.clone(), value));
+        }
+    }
+    let namespace = (authority != origin(domain).authority).then(|| domain.to_owned());
+    let tls = tls(keys, folder)?;
+    Ok(Endpoint { scheme, authority, path, pull, resolve, tls, headers, namespace })
+}
+
+fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
+    let read = |path: &str| {
+        let path = folder.join(path);
+        fs::read(&path).map_err(|error| format!("read {}: {error}", path.display()))
+    };
+    let ca = keys.ca.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
+    let entries = match &keys.client {
+        Client::One(both) => vec![ClientEntry::Both(both.clone())],
+        Client::Each(entries) => entries.clone(),
+    };
+    let mut client = Vec::new();
+    for entry in entries {
+        match entry {
+            ClientEntry::Both(path) => client.push((read(&path)?, read(&path)?)),
+            ClientEntry::Pair(paths) => match paths.as_slice() {
+                [both] => client.push((read(both)?, read(both)?)),
+                [certificate, key] => client.push((read(certificate)?, read(key)?)),
+                _ => return Err("client: an entry is a certificate and its key".to_owned()),
+            },
+        }
+    }
+    Ok(Tls { ca, client, skip_verify: keys.skip_verify })
+}
+
+/// Docker's layout: `*.crt` are authorities, `x.cert` with `x.key` are ours.
+fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(&error) => return Ok(Tls::default()),
+        Err(error) => return Err(Error::io("read", folder, error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(|error| Error::io("read", folder, error))?.path());
+    }
+    paths.sort();
+    let read = |path: &Path| fs::read(path).map_err(|error| Error::io("read", path, error));
+    let mut tls = Tls::default();
+    for path in &paths {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => tls.ca.push(read(path)?),
+            Some("cert") => tls.client.push((read(path)?, read(&path.with_extension("key"))?)),
+            _ => {}
+        }
+    }
+    Ok(tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn urls(endpoints: &[Endpoint]) -> Vec<String> {
+        endpoints
+            .iter()
+            .map(|endpoint| format!("{}://{}{}", endpoint.scheme, endpoint.authority, endpoint.path))
+            .collect()
+    }
+
+    #[test]
+    fn without_configuration_the_registry_itself_is_asked() {
+        for (domain, url) in [
+            ("docker.io", "https://registry-1.docker.io/v2"),
+            ("quay.io", "https://quay.io/v2"),
+            ("localhost:5000", "http://localhost:5000/v2"),
+            ("127.3.2.1", "http://127.3.2.1/v2"),
+            ("[::1]:5000", "http://[::1]:5000/v2"),
+            ("127.0.0.1.example.com", "https://127.0.0.1.example.com/v2"),
+        ] {
+            assert_eq!(urls(&endpoints(&[], domain).unwrap()), [url]);
+        }
+    }
+
+    #[test]
+    fn hosts_are_asked_in_the_order_of_the_file_and_the_server_last() {
+        let text = r#"
+            server = "https://registry-1.docker.io"
+            skip_verify = true
+            [host."http://z.example:5000/prefix/"]
+              capabilities = ["pull"]
+              [host."http://z.example:5000/prefix/".header]
+                x-one = "1"
+                x-two = ["a", "b"]
+            [host."https://a.example/v2/mirror"]
+              override_path = true
+              capabilities = ["pull", "resolve"]
+            [host."m.example"]
+        "#;
+        let parsed = parse(text, Path::new("/"), "docker.io").unwrap();
+        assert_eq!(
+            urls(&parsed),
+            [
+                "http://z.example:5000/prefix/v2",
+                "https://a.example/v2/mirror",
+                "https://m.example/v2",
+                "https://registry-1.docker.io/v2",
+            ]
+        );
+        assert_eq!(parsed.iter().map(|host| (host.pull, host.resolve)).collect::<Vec<_>>(), [
+            (true, false),
+            (true, true),
+            (true, true),
+            (true, true),
+        ]);
+        let headers: Vec<_> = parsed[0].headers.iter().map(|(_, value)| value.to_str().unwrap()).collect();
+        assert_eq!(headers, ["1", "a", "b"]);
+        assert_eq!(parsed[0].namespace.as_deref(), Some("docker.io"));
+        assert_eq!((parsed[3].namespace.as_deref(), parsed[3].tls.skip_verify), (None, true));
+        assert!(!parsed[0].tls.skip_verify);
+    }
+
+    #[test]
+    fn folders_and_certificates_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = [folder.path().join("none"), folder.path().to_owned()];
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("_default/hosts.toml", "[host.\"https://cache.example\"]\n");
+        assert_eq!(
+            urls(&endpoints(&dirs, "quay.io").unwrap()),
+            ["https://cache.example/v2", "https://quay.io/v2"]
+        );
+        write("r.example_444_/hosts.toml", "server = \"https://r.example:444\"\nca = \"ca.pem\"\nclient = [[\"c\", \"k\"]]\n");
+        let error = endpoints(&dirs, "r.example:444").unwrap_err().to_string();
+        assert!(error.contains("ca.pem"), "{error}");
+        for (name, text) in [("ca.pem", "authority"), ("c", "certificate"), ("k", "key")] {
+            write(&format!("r.example_444_/{name}"), text);
+        }
+        let tls = endpoints(&dirs, "r.example:444").unwrap()[0].tls.clone();
+        assert_eq!(tls.ca, [b"authority"]);
+        assert_eq!(tls.client, [(b"certificate".to_vec(), b"key".to_vec())]);
+        write("localhost:5001/x.crt", "docker");
+        let docker = endpoints(&dirs, "localhost:5001").unwrap();
+        assert_eq!((urls(&docker), docker[0].tls.ca.len()), (vec!["https://localhost:5001/v2".to_owned()], 1));
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        for text in [
+            "server = 1",
+            "server = \"ftp://x\"",
+            "server = \"https://u:p@x\"",
+            "[host.\"https://\"]",
+            "[host.\"https://x\"]\ncapabilities = [\"fly\"]",
+            "[host.\"https://x\".header]\na = \"\\u0001\"",
+            "[host.\"https://x?y=z\"]",
+        ] {
+            assert!(parse(text, Path::new("/"), "docker.io").is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused(text in "(server|host|\\[|\\]|\"|=|\\.|https://|x|\n| |true|ca|\\PC){0,40}") {
+            if let Ok(endpoints) = parse(&text, Path::new("/nonexistent"), "docker.io") {
+                prop_assert!(!endpoints.is_empty());
+            }
+        }
+    }
+}

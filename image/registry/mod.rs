@@ -1,0 +1,38 @@
+//! The client of OCI registries: where to ask (`hosts`), how to connect (`transport`), as whom (`auth`, `challenge`), and
+//! what for (`repository`, `blob`).
+
+mod auth;
+mod blob;
+mod challenge;
+mod hosts;
+mod repository;
+mod transport;
+
+pub(crate) use blob::{Piece, Transfer};
+pub(crate) use repository::{Registry, Repository, check_blob};
+
+use std::time::Duration;
+
+/// How long the steps of a transfer may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Until a connection is there, TLS included.
+    pub connect: Duration,
+    /// Until the first byte of an answer.
+    pub answer: Duration,
+    /// Between two pieces of a body: then the transfer is stalled and is taken up again.
+    pub stall: Duration,
+    /// Before the first retry; doubled for each further one.
+    pub backoff: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            answer: Duration::from_secs(60),
+            stall: Duration::from_secs(30),
+            backoff: Duration::from_millis(250),
+        }
+    }
+}

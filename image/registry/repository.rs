@@ -1,0 +1,331 @@
+//! One repository on its registry and mirrors: its manifests and small blobs, with authentication, retries, and the next
+//! server where one does not deliver.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use serde::Deserialize;
+
+use super::Timeouts;
+use super::auth::{Asking, Tokens};
+use super::challenge::challenges;
+use super::hosts::{self, Endpoint};
+use super::transport::{Ask, Transport};
+use crate::credentials::Credentials;
+use crate::digest::{Algorithm, Digest};
+use crate::error::{Error, blocking};
+use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use crate::reference::Reference;
+
+/// How often a request is sent again.
+pub(super) const RETRIES: u32 = 3;
+/// What a server may ask us to wait.
+const MAX_WAIT: Duration = Duration::from_secs(20);
+/// How much of an answer with an error is read.
+const MAX_ERROR: u64 = 16 << 10;
+
+/// The client: configuration, connections and tokens, for all repositories.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    certs_dirs: Vec<PathBuf>,
+    pub(super) transport: Transport,
+    tokens: Tokens,
+}
+
+/// A manifest as it was sent, with its digest verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    pub(crate) bytes: Bytes,
+    pub(crate) digest: Digest,
+    pub(crate) media_type: Option<String>,
+}
+
+/// One repository, as one set of credentials sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Repository {
+    pub(super) registry: Arc<Registry>,
+    /// Domain and path, for messages.
+    pub(super) name: String,
+    path: String,
+    pub(super) endpoints: Vec<Endpoint>,
+    /// As with containerd they go to every host of hosts.toml that asks for credentials: the administrator named them.
+    credentials: Option<Credentials>,
+}
+
+impl Registry {
+    pub(crate) fn new(certs_dirs: Vec<PathBuf>, timeouts: Timeouts) -> Self {
+        Self { certs_dirs, transport: Transport::new(timeouts), tokens: Tokens::default() }
+    }
+
+    /// The repository that `reference` names.
+    pub(crate) async fn repository(
+        self: &Arc<Self>,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Result<Repository, Error> {
+        let certs_dirs = self.certs_dirs.clone();
+        let domain = reference.domain().to_owned();
+        let endpoints =
+            blocking("read the registry's hosts", move || hosts::endpoints(&certs_dirs, &domain)).await?;
+        Ok(Repository {
+            registry: self.clone(),
+            name: reference.name(),
+            path: reference.path().to_owned(),
+            endpoints,
+            credentials,
+        })
+    }
+}
+
+impl Repository {
+    /// The manifest or index that a tag stands for.
+    pub(crate) async fn manifest_by_tag(&self, tag: &str) -> Result<Fetched, Error> {
+        let what = format!("manifest {}:{tag}", self.name);
+        let mut failure = None;
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.resolve) {
+            let fetched = if endpoint.pull {
+                self.manifest(endpoint, &what, tag, None).await
+            } else {
+                match self.resolve(endpoint, &what, tag).await {
+                    Ok(digest) => return self.manifest_by_digest(&digest).await,
+                    Err(error) => Err(error),
+                }
+            };
+            match fetched {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => self.note(endpoint, error, &mut failure),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may resolve tags")))
+    }
+
+    /// The manifest or index with this digest.
+    pub(crate) async fn manifest_by_digest(&self, digest: &Digest) -> Result<Fetched, Error> {
+        let what = format!("manifest {}@{digest}", self.name);
+        let mut failure = None;
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
+            match self.manifest(endpoint, &what, &digest.to_string(), Some(digest)).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => self.note(endpoint, error, &mut failure),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may be pulled from")))
+    }
+
+    /// A small blob, whole.
+    pub(crate) async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<Bytes, Error> {
+        let what = format!("blob {}@{}", self.name, blob.digest);
+        let mut failure = None;
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
+            match self.blob_from(endpoint, &what, blob, limit).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => self.note(endpoint, error, &mut failure),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may be pulled from")))
+    }
+
+    /// Remembers why a host did not deliver; the last one's reason, which is the registry's own, is reported.
+    pub(super) fn note(&self, endpoint: &Endpoint, error: Error, failure: &mut Option<Error>) {
+        if endpoint.namespace.is_some() {
+            tracing::warn!(host = endpoint.authority, repository = self.name, %error, "a mirror does not deliver");
+        }
+        *failure = Some(error);
+    }
+
+    async fn manifest(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        name: &str,
+        expected: Option<&Digest>,
+    ) -> Result<Fetched, Error> {
+        let response = self.ask(endpoint, what, Method::GET, &format!("manifests/{name}"), accept()).await?;
+        let media_type = header(response.headers(), CONTENT_TYPE.as_str());
+        // The registry's word on a tag's digest; for a digest we know better.
+        let promised: Option<Digest> =
+            header(response.headers(), "docker-content-digest").and_then(|text| text.parse().ok());
+        let bytes = self.registry.transport.body(what, response, MAX_MANIFEST).await?;
+        let algorithm = expected.or(promised.as_ref()).map_or(Algorithm::Sha256, Digest::algorithm);
+        let digest = Digest::of(algorithm, &bytes);
+        if let Some(expected) = expected.or(promised.as_ref())
+            && *expected != digest
+        {
+            return Err(Error::corrupt(what, format!("has the digest {digest} instead of {expected}")));
+        }
+        Ok(Fetched { bytes, digest, media_type })
+    }
+
+    /// Only the digest of a tag, from a host that may say it but not serve the content.
+    async fn resolve(&self, endpoint: &Endpoint, what: &str, tag: &str) -> Result<Digest, Error> {
+        let response = self.ask(endpoint, what, Method::HEAD, &format!("manifests/{tag}"), accept()).await?;
+        let digest = header(response.headers(), "docker-content-digest")
+            .ok_or_else(|| Error::corrupt(what, "the host does not say its digest"))?;
+        digest.parse().map_err(|error| Error::corrupt(what, error))
+    }
+
+    async fn blob_from(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        blob: &Descriptor,
+        limit: u64,
+    ) -> Result<Bytes, Error> {
+        let response =
+            self.ask(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), HeaderMap::new()).await?;
+        let bytes = self.registry.transport.body(what, response, limit).await?;
+        check_blob(what, blob, &bytes)?;
+        Ok(bytes)
+    }
+
+    /// Sends a request to one host until it answers with success, or with what no repetition changes.
+    pub(super) async fn ask(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        method: Method,
+        rest: &str,
+        headers: HeaderMap,
+    ) -> Result<Response<Incoming>, Error> {
+        let asking =
+            Asking { endpoint, repository: &self.path, credentials: self.credentials.as_ref() };
+        let uri = self.uri(endpoint, rest).map_err(|error| Error::invalid(what, error))?;
+        let mut authorization = self.registry.tokens.known(&asking);
+        let mut met = false;
+        let mut failures = 0;
+        loop {
+            let mut ask = Ask { method: method.clone(), ..Ask::get(uri.clone()) };
+            ask.headers.extend(endpoint.headers.iter().cloned());
+            ask.headers.extend(headers.clone());
+            if let Some(header) = &authorization {
+                ask.headers.insert(AUTHORIZATION, header.clone());
+            }
+            let (error, wait) = match self.registry.transport.send(&endpoint.tls, ask).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !met => {
+                    // Once: a header that the registry asked for and then refuses is refused for good.
+                    met = true;
+                    self.registry.tokens.forget(&asking);
+                    let challenges = challenges(response.headers());
+                    let tokens = &self.registry.tokens;
+                    authorization =
+                        Some(tokens.meet(&self.registry.transport, &asking, &challenges, what).await?);
+                    continue;
+                }
+                Ok(response) => {
+                    let wait = retry_after(response.headers());
+                    (self.refusal(endpoint, what, response).await, wait)
+                }
+                Err(error) => (error, None),
+            };
+            failures += 1;
+            if !matches!(error, Error::Unavailable { .. }) || failures > RETRIES {
+                return Err(error);
+            }
+            tracing::debug!(%error, failures, "asking again");
+            tokio::time::sleep(wait.unwrap_or_else(|| self.backoff(failures))).await;
+        }
+    }
+
+    /// Doubled each time, with jitter, so that a hundred nodes do not come back at once.
+    pub(super) fn backoff(&self, failures: u32) -> Duration {
+        let base = self.registry.transport.timeouts().backoff;
+        let doubled = base.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1)));
+        doubled.mul_f64(rand::random_range(0.8..1.2)).min(MAX_WAIT)
+    }
+
+    fn uri(&self, endpoint: &Endpoint, rest: &str) -> Result<Uri, http::uri::InvalidUri> {
+        let Endpoint { scheme, authority, path, namespace, .. } = endpoint;
+        let query = namespace.as_ref().map(|namespace| format!("?ns={namespace}")).unwrap_or_default();
+        format!("{scheme}://{authority}{path}/{}/{rest}{query}", self.path).parse()
+    }
+
+    /// Turns an answer that is no success into an error with what the registry says.
+    async fn refusal(&self, endpoint: &Endpoint, what: &str, response: Response<Incoming>) -> Error {
+        let status = response.status();
+        let said = match self.registry.transport.body(what, response, MAX_ERROR).await {
+            Ok(body) => reasons(&body),
+            Err(_) => String::new(),
+        };
+        let why = format!("{} answers {status}{said}", endpoint.authority);
+        match status {
+            StatusCode::NOT_FOUND | StatusCode::GONE => Error::not_found(what, why),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::unauthorized(what, why),
+            StatusCode::RANGE_NOT_SATISFIABLE => Error::corrupt(what, format!("{why}: it is shorter than promised")),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Error::unavailable(what, why),
+            _ if status.is_server_error() => Error::unavailable(what, why),
+            _ => Error::unsupported(what, why),
+        }
+    }
+}
+
+/// Checks size and digest of a blob.
+pub(crate) fn check_blob(what: &str, blob: &Descriptor, bytes: &[u8]) -> Result<(), Error> {
+    if u64::try_from(bytes.len()) != Ok(blob.size) {
+        return Err(Error::corrupt(what, format!("has {} bytes instead of {}", bytes.len(), blob.size)));
+    }
+    let digest = Digest::of(blob.digest.algorithm(), bytes);
+    if digest != blob.digest {
+        return Err(Error::corrupt(what, format!("has the digest {digest} instead of {}", blob.digest)));
+    }
+    Ok(())
+}
+
+fn accept() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for media_type in [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST] {
+        headers.append(ACCEPT, HeaderValue::from_static(media_type));
+    }
+    headers
+}
+
+pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Seconds only: registries do not send the form with a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = header(headers, RETRY_AFTER.as_str())?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_WAIT))
+}
+
+/// The errors in an answer, as the distribution spec lays them out.
+fn reasons(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Answer {
+        errors: Vec<Reason>,
+    }
+    #[derive(Deserialize)]
+    struct Reason {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let Ok(answer) = serde_json::from_slice::<Answer>(body) else {
+        return String::new();
+    };
+    let reasons: Vec<_> =
+        answer.errors.iter().take(3).map(|reason| format!("{} {}", reason.code, reason.message)).collect();
+    let text: String = reasons.join(", ").chars().filter(|letter| !letter.is_control()).take(300).collect();
+    if text.is_empty() { text } else { format!(" ({text})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reasons_of_a_registry_are_shown_in_bounds() {
+        let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest\u001b[31m unknown"}]}"#;
+        assert_eq!(reasons(body), " (MANIFEST_UNKNOWN manifest[31m unknown)");
+        assert_eq!(reasons(b"<html>"), "");
+        let long = format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(5000));
+        assert!(reasons(long.as_bytes()).len() < 310);
+    }
+}

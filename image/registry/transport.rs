@@ -1,0 +1,371 @@
+//! Connections: one pool for each way of checking a server, deadlines for connecting and answering, and redirects that do
+//! not carry credentials to strangers (CVE-2020-15157).
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION, USER_AGENT};
+use http::uri::{Scheme, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ClientConfig;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+use super::Timeouts;
+use super::hosts::{Tls, is_loopback};
+use crate::error::Error;
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+const MAX_REDIRECTS: usize = 10;
+const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
+/// How long an unused connection is kept: a pull reuses it, an idle node has none.
+const IDLE: Duration = Duration::from_secs(20);
+/// What hyper may buffer of one connection.
+const READ_BUFFER: usize = 256 << 10;
+
+/// A request that can be sent again.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Ask {
+    pub(crate) fn get(uri: Uri) -> Self {
+        Self { method: Method::GET, uri, headers: HeaderMap::new(), body: Bytes::new() }
+    }
+}
+
+/// The connections of all pulls.
+pub(crate) struct Transport {
+    pools: Mutex<HashMap<Tls, HttpClient>>,
+    timeouts: Timeouts,
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").field("timeouts", &self.timeouts).finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    pub(crate) fn new(timeouts: Timeouts) -> Self {
+        Self { pools: Mutex::new(HashMap::new()), timeouts }
+    }
+
+    /// Sends a request and follows redirects; the answer's body is still on its way.
+    pub(crate) async fn send(&self, tls: &Tls, mut ask: Ask) -> Result<Response<Incoming>, Error> {
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.send_once(tls, &ask).await?;
+            let Some(target) = redirect(&response, &ask.uri)? else {
+                return Ok(response);
+            };
+            if origin(&target) != origin(&ask.uri) {
+                // Also the headers of hosts.toml, which may be secrets. What is ours stays (Range, Accept).
+                ask.headers.retain_for_strangers();
+            }
+            tracing::debug!(from = %ask.uri, to = %without_query(&target), "redirected");
+            ask.uri = target;
+        }
+        Err(Error::unavailable(without_query(&ask.uri), format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    async fn send_once(&self, tls: &Tls, ask: &Ask) -> Result<Response<Incoming>, Error> {
+        let client = self.client(tls)?;
+        let what = without_query(&ask.uri);
+        let mut request = Request::builder().method(&ask.method).uri(&ask.uri);
+        if let Some(headers) = request.headers_mut() {
+            headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+            headers.extend(ask.headers.clone());
+        }
+        let request =
+            request.body(Full::new(ask.body.clone())).map_err(|error| Error::invalid(what.clone(), error))?;
+        match tokio::time::timeout(self.timeouts.answer, client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(Error::unavailable(what, causes(&error))),
+            Err(_) => {
+                Err(Error::unavailable(what, format!("no answer within {:?}", self.timeouts.answer)))
+            }
+        }
+    }
+
+    fn client(&self, tls: &Tls) -> Result<HttpClient, Error> {
+        let known = self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(tls).cloned();
+        if let Some(client) = known {
+            return Ok(client);
+        }
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(self.timeouts.connect));
+        // HTTP/1.1: each layer has a connection of its own, and none waits for another's window.
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls_config(tls)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .http1_max_buf_size(READ_BUFFER)
+            .build(connector);
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        // Certificates that were replaced leave their pool behind.
+        if pools.len() > 64 {
+            pools.clear();
+        }
+        Ok(pools.entry(tls.clone()).or_insert(client).clone())
+    }
+
+    /// The whole body of an answer, which may have `limit` bytes.
+    pub(crate) async fn body(&self, what: &str, response: Response<Incoming>, limit: u64) -> Result<Bytes, Error> {
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        while let Some(piece) = self.piece(what, &mut body).await? {
+            bytes.extend_from_slice(&piece);
+            if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
+                return Err(Error::limit(what, format!("is larger than {limit} bytes")));
+            }
+        }
+        Ok(bytes.into())
+    }
+
+    /// The next piece of a body; an error if none comes in time.
+    pub(crate) async fn piece(&self, what: &str, body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+        loop {
+            match tokio::time::timeout(self.timeouts.stall, body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Ok(Some(Err(error))) => return Err(Error::unavailable(what, causes(&error))),
+                Err(_) => {
+                    let why = format!("the transfer stalled for {:?}", self.timeouts.stall);
+                    return Err(Error::unavailable(what, why));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+}
+
+trait RetainForStrangers {
+    fn retain_for_strangers(&mut self);
+}
+
+impl RetainForStrangers for HeaderMap {
+    fn retain_for_strangers(&mut self) {
+        let ours = [http::header::ACCEPT, http::header::RANGE];
+        let kept: Vec<_> = ours.iter().filter_map(|name| Some((name.clone(), self.get(name)?.clone()))).collect();
+        self.clear();
+        self.extend(kept);
+        debug_assert!(!self.contains_key(AUTHORIZATION) && !self.contains_key(COOKIE) && !self.contains_key(HOST));
+    }
+}
+
+/// Where an answer redirects to, if it does.
+fn redirect(response: &Response<Incoming>, from: &Uri) -> Result<Option<Uri>, Error> {
+    let redirects = [
+        StatusCode::MOVED_PERMANENTLY,
+        StatusCode::FOUND,
+        StatusCode::SEE_OTHER,
+        StatusCode::TEMPORARY_REDIRECT,
+        StatusCode::PERMANENT_REDIRECT,
+    ];
+    if !redirects.contains(&response.status()) {
+        return Ok(None);
+    }
+    let invalid = |why: &str| Error::unavailable(without_query(from), format!("redirects to {why}"));
+    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| invalid("nowhere"))?;
+    let target = join(from, location).ok_or_else(|| invalid("what is no URL"))?;
+    if target.scheme() != Some(&Scheme::HTTP) && target.scheme() != Some(&Scheme::HTTPS) {
+        return Err(invalid("neither http nor https"));
+    }
+    let downgrade = from.scheme() == Some(&Scheme::HTTPS) && target.scheme() == Some(&Scheme::HTTP);
+    if downgrade && !is_loopback(target.authority().map(http::uri::Authority::as_str).unwrap_or_default()) {
+        return Err(invalid("plain http"));
+    }
+    Ok(Some(target))
+}
+
+/// Resolves a location against the URL that answered it (RFC 3986, 5.2, as far as servers use it).
+pub(crate) fn join(base: &Uri, location: &str) -> Option<Uri> {
+    if location.contains("://") {
+        return location.parse().ok();
+    }
+    let scheme = base.scheme_str()?;
+    if let Some(rest) = location.strip_prefix("//") {
+        return format!("{scheme}://{rest}").parse().ok();
+    }
+    let authority = base.authority()?;
+    if location.starts_with('/') {
+        return format!("{scheme}://{authority}{location}").parse().ok();
+    }
+    let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    format!("{scheme}://{authority}{folder}/{location}").parse().ok()
+}
+
+fn origin(uri: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
+    let default = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    (uri.scheme_str(), uri.host().map(str::to_ascii_lowercase), uri.port_u16().or(Some(default)))
+}
+
+/// A URL for messages: queries hold signatures and tokens.
+pub(crate) fn without_query(uri: &Uri) -> String {
+    let scheme = uri.scheme_str().unwrap_or("http");
+    format!("{scheme}://{}{}", uri.host().unwrap_or_default().to_owned() + &port(uri), uri.path())
+}
+
+fn port(uri: &Uri) -> String {
+    uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default()
+}
+
+/// An error with all that led to it: hyper's own text only says "client error (Connect)".
+fn causes(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
+    let invalid = |why: String| Error::invalid("TLS configuration", why);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| invalid(error.to_string()))?;
+    let builder = if tls.skip_verify {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+    } else {
+        let mut roots = rustls::RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        for error in &native.errors {
+            tracing::warn!(%error, "load the system's root certificates");
+        }
+        let (_, ignored) = roots.add_parsable_certificates(native.certs);
+        tracing::debug!(roots = roots.len(), ignored, "system's root certificates");
+        for pem in &tls.ca {
+            for certificate in certificates(pem)? {
+                roots.add(certificate).map_err(|error| invalid(format!("ca: {error}")))?;
+            }
+        }
+        builder.with_root_certificates(roots)
+    };
+    let Some((certificate, key)) = tls.client.first() else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| invalid(format!("client key: {error}")))?;
+    builder
+        .with_client_auth_cert(certificates(certificate)?, key)
+        .map_err(|error| invalid(format!("client certificate: {error}")))
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(Error::invalid("TLS configuration", "a file holds no certificate")),
+        Err(error) => Err(Error::invalid("TLS configuration", error)),
+    }
+}
+
+/// Takes any certificate, as `skip_verify` asks for; the handshake's signatures are still checked.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_resolved() {
+        let base: Uri = "https://r.example:444/v2/a/blobs/x?y=z".parse().unwrap();
+        for (location, expected) in [
+            ("https://cdn.example/b?sig=1", "https://cdn.example/b?sig=1"),
+            ("//cdn.example/b", "https://cdn.example/b"),
+            ("/b?c", "https://r.example:444/b?c"),
+            ("b", "https://r.example:444/v2/a/blobs/b"),
+        ] {
+            assert_eq!(join(&base, location).unwrap(), expected);
+        }
+        assert_eq!(join(&base, "https://a b"), None);
+    }
+
+    #[test]
+    fn the_same_server_is_known_by_its_default_port() {
+        let uri = |text: &str| text.parse::<Uri>().unwrap();
+        assert_eq!(origin(&uri("https://R.example/a")), origin(&uri("https://r.example:443/b")));
+        assert_ne!(origin(&uri("https://r.example/")), origin(&uri("https://r.example:5000/")));
+        assert_ne!(origin(&uri("http://r.example:443/")), origin(&uri("https://r.example/")));
+    }
+
+    #[test]
+    fn messages_hold_no_query_and_no_password() {
+        let uri: Uri = "https://u:p@r.example:1/a?token=secret".parse().unwrap();
+        assert_eq!(without_query(&uri), "https://r.example:1/a");
+    }
+}

@@ -1,0 +1,124 @@
+//! The errors of the rooms below, and what the CRI says to each.
+
+use std::fmt::Display;
+
+use berth_image::ErrorKind;
+use berth_runtime::cgroup::{CgroupError, CgroupPathError};
+use berth_runtime::client::ClientError;
+use berth_runtime::compile::CompileError;
+use berth_runtime::users::UserError;
+use berth_runtime::wire::Failure;
+use tonic::Code;
+
+use super::CriError;
+use crate::keeper::LinkError;
+use crate::pod::files::PodFileError;
+use crate::spec::SpecError;
+use crate::store::file::FileError;
+
+fn below(code: Code, error: impl Display) -> CriError {
+    CriError::Below { code, message: error.to_string() }
+}
+
+impl From<berth_image::Error> for CriError {
+    fn from(error: berth_image::Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::NotFound => Code::NotFound,
+            ErrorKind::Unauthorized => Code::Unauthenticated,
+            ErrorKind::Unavailable => Code::Unavailable,
+            ErrorKind::Corrupt => Code::DataLoss,
+            ErrorKind::InvalidInput => Code::InvalidArgument,
+            ErrorKind::LimitExceeded => Code::ResourceExhausted,
+            ErrorKind::Internal => Code::Internal,
+        };
+        below(code, error)
+    }
+}
+
+impl From<CgroupError> for CriError {
+    fn from(error: CgroupError) -> Self {
+        let code = match &error {
+            CgroupError::NoController { .. } => Code::FailedPrecondition,
+            CgroupError::Value { .. } | CgroupError::Path(_) => Code::InvalidArgument,
+            CgroupError::Alive { .. } => Code::DeadlineExceeded,
+            CgroupError::File { .. } | CgroupError::System(_) => Code::Internal,
+        };
+        below(code, error)
+    }
+}
+
+impl From<CgroupPathError> for CriError {
+    fn from(error: CgroupPathError) -> Self {
+        below(Code::InvalidArgument, error)
+    }
+}
+
+impl From<UserError> for CriError {
+    fn from(error: UserError) -> Self {
+        let code = match &error {
+            UserError::UnknownUser(_) | UserError::UnknownGroup(_) | UserError::NotAnId(_) => {
+                Code::InvalidArgument
+            }
+            UserError::System(_) => Code::FailedPrecondition,
+        };
+        below(code, error)
+    }
+}
+
+impl From<CompileError> for CriError {
+    fn from(error: CompileError) -> Self {
+        let code = match &error {
+            CompileError::Missing(_) | CompileError::Invalid { .. } => Code::InvalidArgument,
+            CompileError::Unsupported { .. } => Code::Unimplemented,
+        };
+        below(code, error)
+    }
+}
+
+impl From<SpecError> for CriError {
+    fn from(error: SpecError) -> Self {
+        below(Code::InvalidArgument, error)
+    }
+}
+
+impl From<LinkError> for CriError {
+    fn from(error: LinkError) -> Self {
+        let code = match &error {
+            LinkError::Gone | LinkError::Connection(_) => Code::Unavailable,
+            LinkError::Failure(Failure::NotFound { .. }) => Code::NotFound,
+            LinkError::Failure(Failure::Init(_) | Failure::State { .. }) => Code::FailedPrecondition,
+            LinkError::Failure(Failure::Unknown) => Code::Unimplemented,
+            LinkError::Failure(Failure::System { .. }) | LinkError::Unexpected(_) => Code::Internal,
+        };
+        below(code, error)
+    }
+}
+
+/// The node is at fault.
+macro_rules! internal {
+    ($($error:ty),*) => {
+        $(impl From<$error> for CriError {
+            fn from(error: $error) -> Self {
+                below(Code::Internal, error)
+            }
+        })*
+    };
+}
+
+internal!(ClientError, FileError, PodFileError, berth_runtime::sys::Error);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_below_keeps_its_words_and_gets_its_code() {
+        let gone = CriError::from(LinkError::Gone);
+        assert_eq!((gone.code(), gone.to_string().as_str()), (Code::Unavailable, "the pod's keeper is gone"));
+        let user = CriError::from(UserError::UnknownUser("bob".to_owned()));
+        assert_eq!(user.code(), Code::InvalidArgument);
+        assert!(user.to_string().contains("bob"));
+        let limit = CgroupError::NoController { limit: "hugepages", controller: "hugetlb" };
+        assert_eq!(CriError::from(limit).code(), Code::FailedPrecondition);
+    }
+}

@@ -1,0 +1,101 @@
+//! Devices: which nodes a container has, and which may be used in it.
+
+use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
+
+use super::{Host, Result, error};
+
+/// Devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx and the
+/// terminals (OCI runtime spec, "Default Devices").
+const DEFAULT: [(i64, i64); 9] =
+    [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
+
+/// The nodes beside the default ones.
+pub(super) fn nodes(
+    config: &ContainerConfig,
+    security: &LinuxContainerSecurityContext,
+    host: &Host,
+) -> Result<Vec<LinuxDevice>> {
+    let mut nodes = if security.privileged { host.privileged_devices.clone() } else { Vec::new() };
+    for wanted in &config.devices {
+        let found: Vec<LinuxDevice> =
+            host.devices.iter().filter(|device| device.path().starts_with(&wanted.container_path)).cloned().collect();
+        if found.is_empty() {
+            return Err(error("devices.host_path", format!("{:?} is no device", wanted.host_path)));
+        }
+        nodes.retain(|node| found.iter().all(|device| device.path() != node.path()));
+        nodes.extend(found);
+    }
+    Ok(nodes)
+}
+
+/// What may be done with which device: the last rule that matches counts.
+pub(super) fn rules(
+    config: &ContainerConfig,
+    security: &LinuxContainerSecurityContext,
+    host: &Host,
+) -> Result<Vec<LinuxDeviceCgroup>> {
+    if security.privileged {
+        return Ok(vec![rule(true, LinuxDeviceType::A, (-1, -1), "rwm")?]);
+    }
+    let mut rules = vec![
+        rule(false, LinuxDeviceType::A, (-1, -1), "rwm")?,
+        // Making a node of a device is not using it.
+        rule(true, LinuxDeviceType::C, (-1, -1), "m")?,
+        rule(true, LinuxDeviceType::B, (-1, -1), "m")?,
+    ];
+    for numbers in DEFAULT {
+        rules.push(rule(true, LinuxDeviceType::C, numbers, "rwm")?);
+    }
+    for wanted in &config.devices {
+        let permissions = permissions(&wanted.permissions)?;
+        for device in host.devices.iter().filter(|device| device.path().starts_with(&wanted.container_path)) {
+            rules.push(rule(true, device.typ(), (device.major(), device.minor()), permissions)?);
+        }
+    }
+    Ok(rules)
+}
+
+/// A combination of r, w and m; empty is all (CRI `Device.permissions`).
+fn permissions(text: &str) -> Result<&str> {
+    if text.is_empty() {
+        return Ok("rwm");
+    }
+    if text.chars().all(|c| "rwm".contains(c)) {
+        return Ok(text);
+    }
+    Err(error("devices.permissions", format!("{text:?} is no combination of r, w and m")))
+}
+
+fn rule(allow: bool, typ: LinuxDeviceType, numbers: (i64, i64), access: &str) -> Result<LinuxDeviceCgroup> {
+    LinuxDeviceCgroupBuilder::default()
+        .allow(allow)
+        .typ(typ)
+        .major(numbers.0)
+        .minor(numbers.1)
+        .access(access)
+        .build()
+        .map_err(|oci| error("devices", oci.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_are_letters() {
+        assert_eq!(permissions("").unwrap(), "rwm");
+        assert_eq!(permissions("rw").unwrap(), "rw");
+        assert!(permissions("rx").is_err());
+    }
+
+    #[test]
+    fn a_container_may_use_the_default_devices_only() {
+        let rules = rules(&ContainerConfig::default(), &Default::default(), &Host::default()).unwrap();
+        assert!(!rules[0].allow() && rules[0].typ() == Some(LinuxDeviceType::A));
+        assert!(rules[1..].iter().all(LinuxDeviceCgroup::allow));
+        assert!(rules.iter().filter(|rule| rule.typ() == Some(LinuxDeviceType::B)).all(|rule| {
+            rule.access().as_deref() == Some("m")
+        }));
+    }
+}

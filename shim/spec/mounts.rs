@@ -1,0 +1,207 @@
+//! The mounts of a container: the kernel's filesystems, the pod's files, and the volumes that the client asks for.
+
+use std::collections::BTreeMap;
+
+use berth_proto::v1::{
+    ContainerConfig, LinuxContainerSecurityContext, Mount as Volume, MountPropagation, NamespaceMode,
+};
+use berth_runtime::compile::POD_SHM;
+use oci_spec::runtime::Mount;
+
+use super::{PodContext, Result, error};
+
+/// The mounts in the order in which they are made, and the propagation of the root that the volumes need.
+pub(super) fn mounts(
+    config: &ContainerConfig,
+    pod: &PodContext<'_>,
+    security: &LinuxContainerSecurityContext,
+) -> Result<(Vec<Mount>, Option<String>)> {
+    // By their place: a later one takes the place of an earlier one.
+    let mut by_place: BTreeMap<(usize, String), Mount> = BTreeMap::new();
+    let mut add = |mount: Mount| {
+        let place = normal(&mount.destination().to_string_lossy());
+        // Parents come before what is in them.
+        by_place.insert((place.matches('/').count(), place), mount);
+    };
+    kernel_filesystems(security).into_iter().for_each(&mut add);
+    pod_files(pod, security).into_iter().for_each(&mut add);
+    for volume in &config.mounts {
+        add(compile_volume(volume)?);
+    }
+    Ok((by_place.into_values().collect(), root_propagation(&config.mounts)))
+}
+
+/// A path without doubled and trailing slashes.
+fn normal(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    format!("/{}", parts.join("/"))
+}
+
+fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount.set_destination(destination.into());
+    mount.set_typ(Some(kind.to_owned()));
+    mount.set_source(Some(source.into()));
+    mount.set_options(Some(options.iter().map(|&option| option.to_owned()).collect()));
+    mount
+}
+
+/// What runc and containerd give every container. A privileged one may write to /sys and its cgroup.
+fn kernel_filesystems(security: &LinuxContainerSecurityContext) -> Vec<Mount> {
+    let access = if security.privileged { "rw" } else { "ro" };
+    let modes = security.namespace_options.clone().unwrap_or_default();
+    let shm = if modes.ipc() == NamespaceMode::Node {
+        mount("/dev/shm", "bind", "/dev/shm", &["rbind", "rprivate"])
+    } else {
+        mount("/dev/shm", "bind", POD_SHM, &[])
+    };
+    vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
+        shm,
+    ]
+}
+
+fn pod_files(pod: &PodContext<'_>, security: &LinuxContainerSecurityContext) -> Vec<Mount> {
+    let access = if security.readonly_rootfs { "ro" } else { "rw" };
+    ["hostname", "hosts", "resolv.conf"]
+        .iter()
+        .map(|name| {
+            let source = pod.files.join(name);
+            mount(&format!("/etc/{name}"), "bind", &source.to_string_lossy(), &["rbind", "rprivate", access])
+        })
+        .collect()
+}
+
+fn compile_volume(volume: &Volume) -> Result<Mount> {
+    let field = |name: &str| format!("mounts[{}].{name}", volume.container_path);
+    if volume.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
+        return Err(error(field("image"), "image volumes are not supported yet"));
+    }
+    if !volume.uid_mappings.is_empty() || !volume.gid_mappings.is_empty() {
+        return Err(error(field("uidMappings"), "id-mapped volumes are not supported yet"));
+    }
+    let mut options = vec!["rbind", "berth:create"];
+    options.push(match volume.propagation() {
+        MountPropagation::PropagationPrivate => "rprivate",
+        MountPropagation::PropagationHostToContainer => "rslave",
+        MountPropagation::PropagationBidirectional => "rshared",
+    });
+    options.push(access(volume)?);
+    for option in &volume.mount_options {
+        if !["noexec", "nodev", "nosuid"].contains(&option.as_str()) {
+            return Err(error(field("mount_options"), format!("{option:?} is none of noexec, nodev, nosuid")));
+        }
+        options.push(option);
+    }
+    Ok(mount(&normal(&volume.container_path), "bind", &volume.host_path, &options))
+}
+
+/// Read-only mounts are so for the mount itself, or with everything below it (CRI `Mount.recursive_read_only`).
+fn access(volume: &Volume) -> Result<&'static str> {
+    let field = format!("mounts[{}].recursive_read_only", volume.container_path);
+    match (volume.readonly, volume.recursive_read_only) {
+        (true, true) if volume.propagation() != MountPropagation::PropagationPrivate => {
+            Err(error(field, "needs the propagation PROPAGATION_PRIVATE"))
+        }
+        (true, true) => Ok("rro"),
+        (false, true) => Err(error(field, "needs readonly")),
+        (true, false) => Ok("ro"),
+        (false, false) => Ok("rw"),
+    }
+}
+
+/// A volume that hears of the host's mounts, or is heard by it, needs a root that is not private.
+fn root_propagation(volumes: &[Volume]) -> Option<String> {
+    let strongest = volumes.iter().map(Volume::propagation).max_by_key(|propagation| i32::from(*propagation));
+    Some(
+        match strongest {
+            Some(MountPropagation::PropagationBidirectional) => "rshared",
+            Some(MountPropagation::PropagationHostToContainer) => "rslave",
+            Some(MountPropagation::PropagationPrivate) | None => "rprivate",
+        }
+        .to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn volume(container_path: &str) -> Volume {
+        Volume {
+            container_path: container_path.to_owned(),
+            host_path: "/srv".to_owned(),
+            ..Volume::default()
+        }
+    }
+
+    fn compiled(volumes: Vec<Volume>) -> Result<Vec<Mount>> {
+        let config = ContainerConfig { mounts: volumes, ..ContainerConfig::default() };
+        let pod_config = Default::default();
+        let pod = PodContext {
+            id: "pod",
+            config: &pod_config,
+            pause_pid: 7,
+            files: Path::new("/run/pod"),
+            runtime_handler: "",
+        };
+        Ok(mounts(&config, &pod, &Default::default())?.0)
+    }
+
+    fn at<'m>(mounts: &'m [Mount], destination: &str) -> Vec<&'m Mount> {
+        mounts.iter().filter(|mount| mount.destination() == Path::new(destination)).collect()
+    }
+
+    #[test]
+    fn a_volume_takes_the_place_of_a_default() {
+        let mounts = compiled(vec![volume("/etc/hosts/"), volume("/dev//shm")]).unwrap();
+        for place in ["/etc/hosts", "/dev/shm"] {
+            let found = at(&mounts, place);
+            assert_eq!(found.len(), 1, "{place}");
+            assert_eq!(found[0].source().as_deref(), Some(Path::new("/srv")));
+        }
+        assert_eq!(at(&mounts, "/etc/resolv.conf").len(), 1);
+    }
+
+    #[test]
+    fn parents_come_first() {
+        let mounts = compiled(vec![volume("/data/sub/deep"), volume("/data")]).unwrap();
+        let position = |path: &str| mounts.iter().position(|m| m.destination() == Path::new(path)).unwrap();
+        assert!(position("/data") < position("/data/sub/deep"));
+        assert!(position("/dev") < position("/dev/pts"));
+        assert!(position("/sys") < position("/sys/fs/cgroup"));
+    }
+
+    #[test]
+    fn read_only_has_two_kinds() {
+        let with = |readonly, recursive_read_only, propagation: MountPropagation| {
+            access(&Volume { readonly, recursive_read_only, propagation: propagation.into(), ..volume("/x") })
+        };
+        let private = MountPropagation::PropagationPrivate;
+        assert_eq!(with(true, true, private).unwrap(), "rro");
+        assert_eq!(with(true, false, private).unwrap(), "ro");
+        assert!(with(false, true, private).is_err());
+        assert!(with(true, true, MountPropagation::PropagationHostToContainer).is_err());
+    }
+
+    #[test]
+    fn mount_options_are_an_allow_list() {
+        let with = |option: &str| {
+            compile_volume(&Volume { mount_options: vec![option.to_owned()], ..volume("/x") })
+        };
+        assert!(with("noexec").unwrap().options().clone().unwrap().contains(&"noexec".to_owned()));
+        assert!(with("suid").is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! The spec of a pod, for those who look at it (`crictl inspectp`): the pause is not made from it.
+
+use std::path::PathBuf;
+
+use berth_proto::v1::NamespaceMode;
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
+
+use super::{PodContext, Result, annotations, namespaces};
+use crate::store::pod::namespaces as modes_of;
+
+/// The OCI spec of a pod.
+///
+/// # Errors
+/// None today; a pod's config is checked before it is run.
+pub fn sandbox_spec(pod: &PodContext<'_>) -> Result<Spec> {
+    let mut spec = Spec::default();
+    spec.set_hostname(Some(pod.config.hostname.clone()).filter(|name| !name.is_empty()));
+    spec.set_annotations(Some(annotations::of_sandbox(pod)));
+    spec.set_mounts(None);
+    spec.set_process(None);
+    let mut linux = Linux::default();
+    linux.set_namespaces(Some(of_pause(pod)));
+    let asked = pod.config.linux.clone().unwrap_or_default();
+    linux.set_sysctl(Some(asked.sysctls).filter(|sysctls| !sysctls.is_empty()));
+    linux.set_cgroups_path(Some(PathBuf::from(asked.cgroup_parent).join(pod.id)));
+    linux.set_masked_paths(None);
+    linux.set_readonly_paths(None);
+    spec.set_linux(Some(linux));
+    Ok(spec)
+}
+
+/// The namespaces that the pause holds.
+fn of_pause(pod: &PodContext<'_>) -> Vec<LinuxNamespace> {
+    let modes = modes_of(pod.config);
+    let mut held = Vec::new();
+    let mut hold = |kind, file| held.push(namespaces::pods(pod.pause_pid, kind, file));
+    if modes.network() != NamespaceMode::Node {
+        hold(LinuxNamespaceType::Network, "net");
+        hold(LinuxNamespaceType::Uts, "uts");
+    }
+    if modes.ipc() != NamespaceMode::Node {
+        hold(LinuxNamespaceType::Ipc, "ipc");
+    }
+    if modes.pid() == NamespaceMode::Pod {
+        hold(LinuxNamespaceType::Pid, "pid");
+    }
+    held
+}

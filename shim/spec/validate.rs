@@ -1,0 +1,330 @@
+//! What a request must look like, checked before anything is done for it. Names and values end up in file names, in
+//! resolv.conf, in sysctls: what could mean something else there is refused here, with the field's name.
+
+use std::net::IpAddr;
+
+use berth_proto::v1::{ContainerConfig, Mount, NamespaceMode, PodSandboxConfig};
+
+use super::{Result, error};
+use crate::store::pod::namespaces;
+
+/// Bytes of a name, label or annotation key.
+const NAME: usize = 1024;
+
+/// Bytes of any text.
+const TEXT: usize = 1 << 20;
+
+/// Bytes of a host name (gethostname(2), HOST_NAME_MAX).
+const HOSTNAME: usize = 64;
+
+/// Bytes of a path (PATH_MAX).
+const PATH: usize = 4096;
+
+/// Checks a pod's config.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn pod(config: &PodSandboxConfig) -> Result<()> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| error("config.metadata", "is missing"))?;
+    required("metadata.name", &metadata.name)?;
+    required("metadata.uid", &metadata.uid)?;
+    required("metadata.namespace", &metadata.namespace)?;
+    hostname(&config.hostname)?;
+    maps(&config.labels, &config.annotations)?;
+    absolute_or_empty("log_directory", &config.log_directory)?;
+    dns(config)?;
+    for mapping in &config.port_mappings {
+        port("port_mappings.container_port", mapping.container_port)?;
+        port("port_mappings.host_port", mapping.host_port)?;
+        if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<IpAddr>().is_err() {
+            return Err(error("port_mappings.host_ip", format!("{:?} is no address", mapping.host_ip)));
+        }
+    }
+    if let Some(linux) = &config.linux {
+        path_text("linux.cgroup_parent", &linux.cgroup_parent)?;
+        for (key, value) in &linux.sysctls {
+            sysctl(config, key, value)?;
+        }
+    }
+    let modes = namespaces(config);
+    for (field, mode) in
+        [("network", modes.network), ("pid", modes.pid), ("ipc", modes.ipc)]
+    {
+        if NamespaceMode::try_from(mode).is_err() {
+            return Err(error(format!("namespace_options.{field}"), format!("{mode} is no mode")));
+        }
+    }
+    if modes.userns_options.as_ref().is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
+        return Err(error("namespace_options.userns_options", "user namespaces are not supported yet"));
+    }
+    Ok(())
+}
+
+/// Checks a container's config.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn container(config: &ContainerConfig) -> Result<()> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| error("config.metadata", "is missing"))?;
+    required("metadata.name", &metadata.name)?;
+    let image = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    required("image.image", image)?;
+    maps(&config.labels, &config.annotations)?;
+    log_path(&config.log_path)?;
+    path_text("working_dir", &config.working_dir)?;
+    for (field, values) in [("command", &config.command), ("args", &config.args)] {
+        for value in values {
+            text(field, value, TEXT)?;
+        }
+    }
+    for variable in &config.envs {
+        let field = format!("envs[{}]", variable.key);
+        if variable.key.is_empty() || variable.key.contains(['=', '\0']) {
+            return Err(error(field, "is no name of a variable"));
+        }
+        let value = std::str::from_utf8(&variable.value).map_err(|_| error(&field, "is not UTF-8"))?;
+        text(&field, value, TEXT)?;
+    }
+    config.mounts.iter().try_for_each(mount)?;
+    for device in &config.devices {
+        absolute("devices.host_path", &device.host_path)?;
+        absolute("devices.container_path", &device.container_path)?;
+    }
+    Ok(())
+}
+
+fn text(field: &str, value: &str, longest: usize) -> Result<()> {
+    if value.len() > longest {
+        return Err(error(field, format!("has {} bytes, {longest} are the most", value.len())));
+    }
+    if value.contains('\0') {
+        return Err(error(field, "has a NUL byte"));
+    }
+    Ok(())
+}
+
+/// A text that stands in files of lines or in names: without control characters.
+fn plain(field: &str, value: &str, longest: usize) -> Result<()> {
+    text(field, value, longest)?;
+    if value.chars().any(char::is_control) {
+        return Err(error(field, format!("{value:?} has control characters")));
+    }
+    Ok(())
+}
+
+fn required(field: &str, value: &str) -> Result<()> {
+    if value.is_empty() {
+        return Err(error(field, "is empty"));
+    }
+    plain(field, value, NAME)
+}
+
+fn path_text(field: &str, value: &str) -> Result<()> {
+    text(field, value, PATH)
+}
+
+fn absolute(field: &str, value: &str) -> Result<()> {
+    path_text(field, value)?;
+    if !value.starts_with('/') {
+        return Err(error(field, format!("{value:?} is not an absolute path")));
+    }
+    Ok(())
+}
+
+fn absolute_or_empty(field: &str, value: &str) -> Result<()> {
+    if value.is_empty() { Ok(()) } else { absolute(field, value) }
+}
+
+/// Relative to the pod's log folder, and nowhere else (CRI `ContainerConfig.log_path`).
+fn log_path(value: &str) -> Result<()> {
+    path_text("log_path", value)?;
+    if value.starts_with('/') || value.split('/').any(|part| part == "..") || value.ends_with('/') {
+        return Err(error("log_path", format!("{value:?} is not a path below the pod's log folder")));
+    }
+    Ok(())
+}
+
+fn hostname(value: &str) -> Result<()> {
+    plain("hostname", value, HOSTNAME)?;
+    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if !value.chars().all(sound) {
+        return Err(error("hostname", format!("{value:?} is no host name")));
+    }
+    Ok(())
+}
+
+type Map = std::collections::HashMap<String, String>;
+
+fn maps(labels: &Map, annotations: &Map) -> Result<()> {
+    for (field, map) in [("labels", labels), ("annotations", annotations)] {
+        for (key, value) in map {
+            text(field, key, NAME)?;
+            text(&format!("{field}[{key}]"), value, TEXT)?;
+        }
+    }
+    Ok(())
+}
+
+/// What goes into resolv.conf must not bring lines of its own.
+fn dns(config: &PodSandboxConfig) -> Result<()> {
+    let Some(dns) = &config.dns_config else { return Ok(()) };
+    for (field, values) in [
+        ("dns_config.servers", &dns.servers),
+        ("dns_config.searches", &dns.searches),
+        ("dns_config.options", &dns.options),
+    ] {
+        for value in values {
+            plain(field, value, NAME)?;
+            if value.contains(char::is_whitespace) {
+                return Err(error(field, format!("{value:?} has white space")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn port(field: &str, value: i32) -> Result<()> {
+    match u16::try_from(value) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(error(field, format!("{value} is no port"))),
+    }
+}
+
+/// Only sysctls of namespaces that the pod has for itself: any other is the host's (CVE-2022-0532), and none carries
+/// what could be read as another (CVE-2022-0811).
+fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
+    let field = format!("linux.sysctls[{key}]");
+    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/' | '_' | '-' | ':' | '@');
+    if key.is_empty() || !key.chars().all(sound) || key.split(['.', '/']).any(str::is_empty) {
+        return Err(error(field, "is no sysctl"));
+    }
+    if value.chars().any(|c| c.is_control() && c != '\t') {
+        return Err(error(field, format!("{value:?} has control characters")));
+    }
+    let modes = namespaces(config);
+    let dotted = key.replace('/', ".");
+    let is = |names: &[&str]| names.iter().any(|name| dotted.starts_with(name));
+    let (namespace, mode) = if is(&["net."]) {
+        ("network", modes.network())
+    } else if is(&["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]) {
+        ("IPC", modes.ipc())
+    } else {
+        return Err(error(field, "is not of a namespace that a pod can have for itself"));
+    };
+    if mode == NamespaceMode::Node {
+        return Err(error(field, format!("is the host's: the pod is in the host's {namespace} namespace")));
+    }
+    Ok(())
+}
+
+fn mount(mount: &Mount) -> Result<()> {
+    let field = format!("mounts[{}]", mount.container_path);
+    absolute("mounts.container_path", &mount.container_path)?;
+    if mount.container_path.split('/').all(|part| part.is_empty() || part == ".") {
+        return Err(error(field, "is the root of the container"));
+    }
+    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
+        return Ok(());
+    }
+    absolute(&format!("{field}.host_path"), &mount.host_path)?;
+    if berth_proto::v1::MountPropagation::try_from(mount.propagation).is_err() {
+        return Err(error(format!("{field}.propagation"), format!("{} is none", mount.propagation)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_proto::v1::{
+        DnsConfig, KeyValue, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxMetadata,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pod_config() -> PodSandboxConfig {
+        let metadata = PodSandboxMetadata {
+            name: "name".to_owned(),
+            uid: "uid".to_owned(),
+            namespace: "ns".to_owned(),
+            attempt: 0,
+        };
+        PodSandboxConfig { metadata: Some(metadata), ..PodSandboxConfig::default() }
+    }
+
+    fn with_sysctl(key: &str, value: &str, network: NamespaceMode) -> PodSandboxConfig {
+        let mut config = pod_config();
+        let options = berth_proto::v1::NamespaceOption { network: network.into(), ..Default::default() };
+        config.linux = Some(LinuxPodSandboxConfig {
+            sysctls: [(key.to_owned(), value.to_owned())].into(),
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        config
+    }
+
+    #[test]
+    fn sysctls_are_the_pods_own() {
+        let own = NamespaceMode::Pod;
+        assert!(pod(&with_sysctl("net.ipv4.ip_forward", "1", own)).is_ok());
+        assert!(pod(&with_sysctl("kernel.shm_rmid_forced", "1", own)).is_ok());
+        assert!(pod(&with_sysctl("net.ipv4.ip_forward", "1", NamespaceMode::Node)).is_err());
+        for (key, value) in [
+            ("kernel.core_pattern", "|/x"),
+            ("kernel.shm_rmid_forced", "1\nkernel.core_pattern=|/x"),
+            ("net..x", "1"),
+            ("net.ipv4+kernel.core_pattern", "1"),
+            ("", "1"),
+        ] {
+            assert!(pod(&with_sysctl(key, value, own)).is_err(), "{key} {value}");
+        }
+    }
+
+    #[test]
+    fn fields_are_named() {
+        assert_eq!(pod(&PodSandboxConfig::default()).unwrap_err().field, "config.metadata");
+        let mut config = pod_config();
+        config.dns_config =
+            Some(DnsConfig { servers: vec!["1.1.1.1\noptions x".to_owned()], ..DnsConfig::default() });
+        assert_eq!(pod(&config).unwrap_err().field, "dns_config.servers");
+        let mut config = pod_config();
+        config.hostname = "a b".to_owned();
+        assert_eq!(pod(&config).unwrap_err().field, "hostname");
+    }
+
+    fn container_config() -> ContainerConfig {
+        ContainerConfig {
+            metadata: Some(berth_proto::v1::ContainerMetadata { name: "c".to_owned(), attempt: 0 }),
+            image: Some(berth_proto::v1::ImageSpec { image: "busybox".to_owned(), ..Default::default() }),
+            ..ContainerConfig::default()
+        }
+    }
+
+    #[test]
+    fn logs_stay_in_their_folder() {
+        for (path, ok) in [("c/0.log", true), ("", true), ("../x", false), ("/etc/x", false), ("a/", false)] {
+            let config = ContainerConfig { log_path: path.to_owned(), ..container_config() };
+            assert_eq!(container(&config).is_ok(), ok, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_text_is_refused() {
+        let value = vec![0xff, 0xfe];
+        let envs = vec![KeyValue { key: "BINARY".to_owned(), value }];
+        let config = ContainerConfig { envs, ..container_config() };
+        assert_eq!(container(&config).unwrap_err().field, "envs[BINARY]");
+    }
+
+    proptest! {
+        #[test]
+        fn no_accepted_hostname_breaks_a_line(name in "\\PC{0,80}|[\\n\\r\\t a-z]{0,10}") {
+            if hostname(&name).is_ok() {
+                prop_assert!(name.len() <= 64 && !name.contains(char::is_whitespace));
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The configuration through the program itself: files, drop-ins, flags, and what is said about mistakes.
+#![allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(main: &str, drop_ins: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.toml"), main).unwrap();
+        fs::create_dir(folder.path().join("conf.d")).unwrap();
+        for (name, text) in drop_ins {
+            fs::write(folder.path().join("conf.d").join(name), text).unwrap();
+        }
+        Self(folder)
+    }
+
+    fn berth(&self, arguments: &[&str]) -> Output {
+        let file = self.0.path().join("config.toml");
+        berth(&[arguments, &["--config", file.to_str().unwrap()]].concat())
+    }
+
+    fn dump(&self, flags: &[&str]) -> toml::Table {
+        let output = self.berth(&[&["config", "dump"], flags].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap().parse().unwrap()
+    }
+}
+
+fn berth(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_berth")).args(arguments).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn later_files_win_and_flags_win_over_all() {
+    let files = Files::new(
+        "root = \"/main\"\nparallel_pulls = 2\nlog_level = \"warn\"\n",
+        &[
+            ("20-b.toml", "parallel_pulls = 20\n[network]\nmtu = 1400\n"),
+            ("10-a.toml", "parallel_pulls = 10\nlog_level = \"error\"\n"),
+            (".hidden.toml", "parallel_pulls = 60\n"),
+            ("90-note.txt", "not toml"),
+        ],
+    );
+    let config = files.dump(&["--log-level", "debug"]);
+    assert_eq!(config["root"].as_str(), Some("/main"));
+    assert_eq!(config["parallel_pulls"].as_integer(), Some(20));
+    assert_eq!(config["network"]["mtu"].as_integer(), Some(1400));
+    assert_eq!(config["network"]["bridge"].as_str(), Some("berth0"));
+    assert_eq!(config["log_level"].as_str(), Some("debug"));
+}
+
+#[test]
+fn a_broken_main_file_is_fatal_with_line_and_key() {
+    let files = Files::new("root = \"/main\"\nsokcet = \"/x\"\n", &[]);
+    for command in [&["config", "dump"][..], &["config", "check"], &["serve"]] {
+        let output = files.berth(command);
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        let wanted = "config.toml:2: sokcet: there is no such key; the nearest is \"socket\"";
+        assert!(stderr(&output).contains(wanted), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_broken_drop_in_is_skipped_and_told() {
+    let files = Files::new(
+        "parallel_pulls = 2\n",
+        &[("10-bad.toml", "root = \"/bad\"\nparallel_pulls = 0\n"), ("20-good.toml", "state = \"/good\"\n")],
+    );
+    let output = files.berth(&["config", "dump"]);
+    assert!(
+        stderr(&output).contains("10-bad.toml:2: parallel_pulls: 0 is not from 1 to 64"),
+        "{}",
+        stderr(&output)
+    );
+    let config = files.dump(&[]);
+    assert_eq!(config["root"].as_str(), Some("/var/lib/berth"), "nothing of a broken file counts");
+    assert_eq!(config["state"].as_str(), Some("/good"));
+    assert_eq!(files.berth(&["config", "check"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_file_that_was_named_must_be_there() {
+    let output = berth(&["config", "dump", "--config", "/nonexistent/berth.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("read /nonexistent/berth.toml: No such file"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_dump_is_a_configuration() {
+    let first = Files::new("metrics_address = \"127.0.0.1:9470\"\ncerts_dir = \"/certs\"\n", &[]).dump(&[]);
+    let second = Files::new(&first.to_string(), &[]).dump(&[]);
+    assert_eq!(first, second);
+}
+
+#[test]
+fn a_flag_is_checked_as_a_key_is() {
+    let output = berth(&["config", "dump", "--root", "relative"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("\"relative\" is not an absolute path"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_document_has_every_key_and_the_defaults() {
+    let document =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
+    let defaults = berth(&["config", "default"]);
+    let defaults = String::from_utf8(defaults.stdout).unwrap();
+    assert!(document.contains(&defaults), "docs/configuration.md shows other defaults than:\n{defaults}");
+}
