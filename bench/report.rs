@@ -1,6 +1,5 @@
 //! What is printed: a plain table, or JSON.
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -52,20 +51,19 @@ fn table(report: &Report<'_>) -> String {
     let names =
         report.milliseconds.iter().map(|row| &row.name).chain(report.figures.iter().map(|row| &row.name));
     let width = names.map(|name| name.chars().count()).max().unwrap_or_default().max(12);
-    // Writing to a String cannot fail.
     if !report.milliseconds.is_empty() {
         let head = ["n", "p50", "p95", "min", "max"].map(|word| format!("{word:>9}")).concat();
-        drop(writeln!(text, "\n{:width$}{head}", "milliseconds"));
+        text += &format!("\n{:width$}{head}\n", "milliseconds");
     }
     for row in report.milliseconds {
         let numbers = [row.p50, row.p95, row.min, row.max].map(|number| format!("{number:>9.2}")).concat();
-        drop(writeln!(text, "{:width$}{:>9}{numbers}", row.name, row.samples));
+        text += &format!("{:width$}{:>9}{numbers}\n", row.name, row.samples);
     }
     if !report.figures.is_empty() {
         text += "\n";
     }
     for row in report.figures {
-        drop(writeln!(text, "{:width$}{:>9.1} {}", row.name, row.value, row.unit));
+        text += &format!("{:width$}{:>9.1} {}\n", row.name, row.value, row.unit);
     }
     text
 }

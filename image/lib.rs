@@ -12,6 +12,7 @@ mod manifest;
 mod platform;
 mod reference;
 mod registry;
+mod unpack;
 
 pub use credentials::Credentials;
 pub use digest::{Algorithm, Digest};
@@ -20,3 +21,4 @@ pub use image::{FsUsage, Image, Usage, WritableLayer};
 pub use platform::Platform;
 pub use reference::Reference;
 pub use registry::Timeouts;
+pub use unpack::Limits;

@@ -1,7 +1,7 @@
 //! One file for each thing that is measured.
 //!
 //! * [`lifecycle`]: each call of a pod's life, with either network
-//! * [`exec`]: ExecSync
+//! * [`exec`]: the call that runs a command
 //! * [`parallel`]: pods a second
 //! * [`memory`]: the daemon's, and that of what runs beside a pod's containers
 //! * [`list`]: lists and status with many pods

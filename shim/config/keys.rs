@@ -61,7 +61,7 @@ pub const KEYS: [Key; 19] = [
     Key {
         table: "network",
         name: "mtu",
-        about: "The MTU of its pods' interfaces; without it, that of the host's default route.",
+        about: "The MTU of its pods' interfaces; without it, that of the bridge.",
         example: Some("1450"),
     },
     key("", "network", "The network that pods get when cni_conf_dir has no configuration."),

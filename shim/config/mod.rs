@@ -78,7 +78,7 @@ pub struct NetworkConfig {
     pub bridge: String,
     /// The ranges of pods' addresses, at most one of each family.
     pub subnets: Vec<IpNet>,
-    /// The MTU of pods' interfaces; none means that of the host's default route.
+    /// The MTU of pods' interfaces; none means that of the bridge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
 }

@@ -123,11 +123,15 @@ fn interface_name(text: String) -> Result<String, BadValue> {
 }
 
 fn log_filter(text: String) -> Result<String, BadValue> {
-    // To the filter's own parser a word that is no level is a module, at every level.
-    let plain = |part: &str| !part.contains(['=', '[']);
-    let no_level =
-        |part: &&str| plain(part) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err();
-    if let Some(part) = text.split(',').map(str::trim).find(no_level) {
+    // Narrower than the filter's own parser, which panics at some letters beyond ASCII.
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_:=,-".contains(&byte);
+    if text.is_empty() || !text.bytes().all(allowed) {
+        return bad(format!("{text:?} is not a log level, nor a list such as \"info,berth_image=debug\""));
+    }
+    // To that parser a word that is no level is a module, at every level.
+    let level =
+        |part: &str| !part.is_empty() && part.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    if let Some(part) = text.split(',').find(|part| !part.contains('=') && !level(part)) {
         return bad(format!("{part:?} is not a log level: off, error, warn, info, debug and trace are"));
     }
     match tracing_subscriber::EnvFilter::builder().parse(&text) {
@@ -308,7 +312,7 @@ mod tests {
         for name in ["", "a/b", "sixteen-letters-", "..", "a b"] {
             assert!(name.parse::<BridgeName>().is_err(), "{name}");
         }
-        for filter in ["", "loud", "berth=loud"] {
+        for filter in ["", "loud", "berth=loud", "info,", "\t㐀="] {
             assert!(filter.parse::<LogFilter>().is_err(), "{filter}");
         }
         assert!("info,berth_image=debug".parse::<LogFilter>().is_ok());
@@ -338,6 +342,11 @@ mod tests {
         fn no_text_breaks_a_parser(text in ".*") {
             drop(text.parse::<ByteSize>());
             drop(text.parse::<SocketPath>());
+            drop(text.parse::<LogFilter>());
+        }
+
+        #[test]
+        fn no_filter_breaks_the_filters_parser(text in "[a-z0-9_:=,-]{1,24}") {
             drop(text.parse::<LogFilter>());
         }
     }

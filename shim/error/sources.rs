@@ -35,6 +35,22 @@ impl From<berth_image::Error> for CriError {
     }
 }
 
+impl From<berth_cni::Error> for CriError {
+    fn from(error: berth_cni::Error) -> Self {
+        use berth_cni::Error;
+        let code = match &error {
+            Error::NotReady(_) => Code::Unavailable,
+            Error::NoAddress(_) => Code::ResourceExhausted,
+            Error::Invalid(_) => Code::InvalidArgument,
+            Error::Config(_) | Error::Unsupported(_) => Code::FailedPrecondition,
+            Error::Netlink { .. } | Error::Io { .. } | Error::Plugin { .. } | Error::Several(_) => {
+                Code::Internal
+            }
+        };
+        below(code, error)
+    }
+}
+
 impl From<CgroupError> for CriError {
     fn from(error: CgroupError) -> Self {
         let code = match &error {

@@ -1,0 +1,48 @@
+//! A pod's network namespace, from the outside: netlink sockets that are opened in it, and its sysctls. A thread enters
+//! it for this one purpose and ends, so that no other work can ever run in the wrong namespace.
+
+use std::fs;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::netlink::Netlink;
+use crate::{Context, Error, Result};
+
+/// Runs `work` in a network namespace, on a thread of its own.
+async fn within<T: Send + 'static>(
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let netns: OwnedFd = netns.try_clone_to_owned().doing("dup a network namespace")?;
+    let runtime = tokio::runtime::Handle::current();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let run = move || {
+        let _runtime = runtime.enter();
+        let entered = move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network));
+        let result = entered.doing("enter the pod's network namespace").and_then(|()| work());
+        // The caller may have gone: then there is nobody to tell.
+        drop(tell.send(result));
+    };
+    std::thread::Builder::new().name("netns".to_owned()).spawn(run).doing("start a thread")?;
+    told.await.unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
+}
+
+/// A netlink connection in a pod's namespace, with the sysctls of an interface that is there already set before it is
+/// brought up: no router in the pod's network can change its routes (CVE-2020-10749), and its addresses are usable at
+/// once.
+pub(crate) async fn open(netns: BorrowedFd<'_>, interface: &str) -> Result<Netlink> {
+    let interface = interface.to_owned();
+    within(netns, move || {
+        set_interface_sysctls(&interface);
+        Netlink::open()
+    })
+    .await
+}
+
+/// See [`open`]; a kernel without IPv6 has no such files.
+pub(crate) fn set_interface_sysctls(interface: &str) {
+    for (name, value) in [("accept_ra", "0"), ("accept_dad", "0")] {
+        let _without_ipv6 = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{name}"), value);
+    }
+}

@@ -1,0 +1,81 @@
+//! What is on disk of an attachment: that it may have been made is written before it is made.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Attachment, Context, Result};
+
+/// An attachment on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The interface in the pod.
+    pub(crate) interface: String,
+    /// For external plugins.
+    pub(crate) args: String,
+    /// `None` until the network is attached: it may be in part.
+    pub(crate) result: Option<Value>,
+    /// The text of the configuration it was attached by: it is detached by the same. `None` is the built-in network.
+    pub(crate) config: Option<String>,
+    /// The pod's namespace is pinned at a path, since an external plugin was run.
+    pub(crate) pinned: Option<PathBuf>,
+}
+
+impl Record {
+    /// The attachment, if it is whole.
+    pub(crate) fn attachment(&self) -> Option<Attachment> {
+        let result = self.result.clone()?;
+        let ips = result.get("ips").and_then(Value::as_array).into_iter().flatten().filter_map(|ip| {
+            let address = ip.get("address")?.as_str()?;
+            address.split('/').next()?.parse().ok()
+        });
+        Some(Attachment { ips: ips.collect(), interface: self.interface.clone(), result })
+    }
+}
+
+/// The folder of records.
+#[derive(Clone, Debug)]
+pub(crate) struct Records {
+    folder: PathBuf,
+}
+
+impl Records {
+    pub(crate) fn open(state_dir: &Path) -> Result<Self> {
+        let folder = state_dir.join("pods");
+        fs::create_dir_all(&folder).doing(format!("make {}", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    fn file(&self, pod: &str) -> PathBuf {
+        self.folder.join(format!("{pod}.json"))
+    }
+
+    pub(crate) fn write(&self, pod: &str, record: &Record) -> Result<()> {
+        let file = self.file(pod);
+        let beside = file.with_extension("tmp");
+        let text = serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode an attachment")?;
+        fs::write(&beside, text).and_then(|()| fs::rename(&beside, &file)).doing(format!("write {}", file.display()))
+    }
+
+    /// `None` where there is none, or none that can be read: that pod has nothing that is known.
+    pub(crate) fn read(&self, pod: &str) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.file(pod)).ok()?).ok()
+    }
+
+    pub(crate) fn remove(&self, pod: &str) -> Result<()> {
+        match fs::remove_file(self.file(pod)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.doing(format!("remove the record of {pod}")),
+        }
+    }
+
+    /// The pods that have a record.
+    pub(crate) fn pods(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Vec::new() };
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect()
+    }
+}

@@ -1,0 +1,351 @@
+//! Unpacks one layer into an empty folder: entries in their order, whiteouts in overlayfs's form, the times of folders
+//! last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::io::BufRead;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+};
+use rustix::io::{Errno, pwrite, write};
+
+use super::limits::Budget;
+use super::path::TreePath;
+use super::pax::Time;
+use super::stream::LayerStream;
+use super::tar::{Entry, Kind, TarReader};
+use super::tree::{Place, Tree, is_folder, is_whiteout};
+use crate::digest::{Algorithm, Digest};
+use crate::error::Error;
+
+/// What hides a name of the layers below (OCI image spec, layer, "Whiteouts").
+const WHITEOUT: &[u8] = b".wh.";
+/// What hides all names of a folder.
+const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+/// Other files of AUFS itself.
+const AUFS: &[u8] = b".wh..wh.";
+/// overlayfs's own attributes: in a layer they would send it to other folders (`redirect`, `metacopy`).
+const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// A pipe, a device and a link are made with no permission, and get theirs after their owner.
+const NO_MODE: Mode = Mode::empty();
+
+/// What the layer is, and what it needs of the layers below it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The digest of the uncompressed archive.
+    pub(crate) diff_id: Digest,
+    /// Folders that it does not list: their metadata is that of the layers below, if they have them.
+    pub(crate) implicit: BTreeSet<TreePath>,
+    /// Hard links to files that it does not hold, with their targets.
+    pub(crate) links: BTreeMap<TreePath, TreePath>,
+}
+
+struct Extraction<'a> {
+    reader: TarReader<'a>,
+    tree: Tree<'a>,
+    /// The times of folders, which each file in them would change.
+    folder_times: BTreeMap<TreePath, Time>,
+    links: BTreeMap<TreePath, TreePath>,
+}
+
+/// Unpacks `source` into the empty folder `root`, and reads it to its end.
+pub(crate) fn unpack(
+    what: &str,
+    source: impl BufRead,
+    root: OwnedFd,
+    algorithm: Algorithm,
+    budget: &Budget,
+) -> Result<Outcome, Error> {
+    let stream = LayerStream::new(what, source, algorithm, budget)?;
+    let mut extraction = Extraction {
+        reader: TarReader::new(stream),
+        tree: Tree::new(root, what, budget),
+        folder_times: BTreeMap::new(),
+        links: BTreeMap::new(),
+    };
+    while let Some(entry) = extraction.reader.next()? {
+        extraction.entry(&entry)?;
+    }
+    extraction.set_folder_times()?;
+    let Extraction { reader, tree, links, .. } = extraction;
+    Ok(Outcome { diff_id: reader.finish()?, implicit: tree.implicit, links })
+}
+
+impl Extraction<'_> {
+    fn entry(&mut self, entry: &Entry) -> Result<(), Error> {
+        self.reader.budget().take_entry(self.reader.what())?;
+        let path = self.path(&entry.name)?;
+        let Some(place) = self.tree.place(&path)? else {
+            return self.root(entry);
+        };
+        if place.name == OPAQUE_MARKER {
+            let folder = place.path.split().map(|(folder, _)| folder).unwrap_or_default();
+            return self.tree.make_opaque(&folder);
+        }
+        if place.name.starts_with(AUFS) {
+            return Ok(());
+        }
+        if let Some(hidden) = place.name.strip_prefix(WHITEOUT) {
+            return self.whiteout(&place, hidden);
+        }
+        self.links.remove(&place.path);
+        match entry.kind {
+            Kind::Directory => self.folder(&place, entry),
+            Kind::File => self.file(&place, entry),
+            Kind::HardLink => self.hard_link(&place, entry),
+            Kind::Symlink => {
+                let target = OsStr::from_bytes(&entry.link);
+                self.make(&place, |place| symlinkat(target, place.fd(), place.name()))?;
+                self.node_metadata(&place, entry, false)
+            }
+            Kind::Character | Kind::Block | Kind::Fifo => {
+                let (kind, device) = match entry.kind {
+                    Kind::Character => (FileType::CharacterDevice, entry.device),
+                    Kind::Block => (FileType::BlockDevice, entry.device),
+                    _ => (FileType::Fifo, (0, 0)),
+                };
+                let device = makedev(device.0, device.1);
+                self.make(&place, |place| mknodat(place.fd(), place.name(), kind, NO_MODE, device))?;
+                self.node_metadata(&place, entry, true)
+            }
+        }
+    }
+
+    fn path(&self, name: &[u8]) -> Result<TreePath, Error> {
+        TreePath::parse(name).ok_or_else(|| {
+            let why = format!("the name {:?} leads out of the layer or is none", name.escape_ascii().to_string());
+            Error::corrupt(self.reader.what(), why)
+        })
+    }
+
+    /// The entry of the root folder itself.
+    fn root(&mut self, entry: &Entry) -> Result<(), Error> {
+        if entry.kind != Kind::Directory {
+            return Err(Error::corrupt(self.reader.what(), "its root is not a folder"));
+        }
+        let path = TreePath::default();
+        let fd = self.tree.open(&path).map_err(|error| self.tree.failed(&path, error))?;
+        self.tree.implicit.remove(&path);
+        self.metadata(&path, &fd, entry)?;
+        self.folder_times.insert(path, entry.mtime);
+        Ok(())
+    }
+
+    /// Makes something at a place; what was there goes, as a later entry replaces an earlier one.
+    fn make<T>(&mut self, place: &Place, make: impl Fn(&Place) -> Result<T, Errno>) -> Result<T, Error> {
+        match make(place) {
+            Err(Errno::EXIST) => {
+                self.tree.remove(place)?;
+                make(place).map_err(|error| self.tree.failed(&place.path, error))
+            }
+            other => other.map_err(|error| self.tree.failed(&place.path, error)),
+        }
+    }
+
+    fn folder(&mut self, place: &Place, entry: &Entry) -> Result<(), Error> {
+        let mut opaque = false;
+        match mkdirat(place.fd(), place.name(), Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let stat = self.stat(place)?;
+                if !is_folder(&stat) {
+                    // A folder after a whiteout of its name holds nothing of the layers below.
+                    opaque = is_whiteout(&stat);
+                    self.tree.remove(place)?;
+                    mkdirat(place.fd(), place.name(), Mode::RWXU)
+                        .map_err(|error| self.tree.failed(&place.path, error))?;
+                }
+            }
+            Err(error) => return Err(self.tree.failed(&place.path, error)),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(place.fd(), place.name(), flags, Mode::empty())
+            .map_err(|error| self.tree.failed(&place.path, error))?;
+        self.metadata(&place.path, &fd, entry)?;
+        if opaque {
+            self.tree.make_opaque(&place.path)?;
+        }
+        self.tree.implicit.remove(&place.path);
+        self.folder_times.insert(place.path.clone(), entry.mtime);
+        Ok(())
+    }
+
+    fn file(&mut self, place: &Place, entry: &Entry) -> Result<(), Error> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = self.make(place, |place| openat(place.fd(), place.name(), flags, Mode::RUSR | Mode::WUSR))?;
+        match &entry.sparse {
+            None => loop {
+                let data = self.reader.data()?;
+                if data.is_empty() {
+                    break;
+                }
+                let written = write(&fd, data).map_err(|error| self.tree.failed(&place.path, error))?;
+                self.reader.consume(written);
+            },
+            Some(sparse) => {
+                let limit = self.reader.budget().limits.bytes;
+                if sparse.size > limit {
+                    let why = format!("{} has {} bytes, the limit is {limit}", place.path, sparse.size);
+                    return Err(Error::limit(self.reader.what(), why));
+                }
+                for (offset, length) in &sparse.segments {
+                    self.segment(place, &fd, *offset, *length)?;
+                }
+                ftruncate(&fd, sparse.size).map_err(|error| self.tree.failed(&place.path, error))?;
+            }
+        }
+        self.metadata(&place.path, &fd, entry)?;
+        let times = timestamps(entry.mtime);
+        futimens(&fd, &times).map_err(|error| self.tree.failed(&place.path, error))
+    }
+
+    /// One stored piece of a file with holes.
+    fn segment(&mut self, place: &Place, fd: &OwnedFd, mut offset: u64, mut length: u64) -> Result<(), Error> {
+        while length > 0 {
+            let data = self.reader.data()?;
+            let piece = data.get(..usize::try_from(length).unwrap_or(usize::MAX)).unwrap_or(data);
+            if piece.is_empty() {
+                return Err(Error::corrupt(self.reader.what(), format!("{}: data is missing", place.path)));
+            }
+            let written = pwrite(fd, piece, offset).map_err(|error| self.tree.failed(&place.path, error))?;
+            self.reader.consume(written);
+            let written = u64::try_from(written).unwrap_or(u64::MAX);
+            offset = offset.saturating_add(written);
+            length = length.saturating_sub(written);
+        }
+        Ok(())
+    }
+
+    /// A hard link within the layer; to a file of a lower layer it is noted, and made where both are there.
+    fn hard_link(&mut self, place: &Place, entry: &Entry) -> Result<(), Error> {
+        let target = self.path(&entry.link)?;
+        if let Some(found) = self.tree.find(&target)? {
+            if found.path == place.path {
+                return Err(Error::corrupt(self.reader.what(), format!("{} is a link to itself", place.path)));
+            }
+            let link = |place: &Place| {
+                // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is a second name of that.
+                linkat(found.fd(), found.name(), place.fd(), place.name(), AtFlags::empty())
+            };
+            match link(place) {
+                Err(Errno::NOENT) => {}
+                Err(Errno::EXIST) => {
+                    self.tree.remove(place)?;
+                    return link(place).map_err(|error| self.tree.failed(&place.path, error));
+                }
+                Err(Errno::PERM) => {
+                    let why = format!("{} is a link to {target}, which is a folder", place.path);
+                    return Err(Error::corrupt(self.reader.what(), why));
+                }
+                other => return other.map_err(|error| self.tree.failed(&place.path, error)),
+            }
+        }
+        self.tree.remove(place)?;
+        self.links.insert(place.path.clone(), target);
+        Ok(())
+    }
+
+    /// Hides a name of the layers below. What this layer itself has under that name stays (OCI image spec: whiteouts
+    /// apply to lower layers only); a folder then hides by being opaque.
+    fn whiteout(&mut self, place: &Place, hidden: &[u8]) -> Result<(), Error> {
+        if hidden.is_empty() || hidden == b"." || hidden == b".." {
+            return Err(Error::corrupt(self.reader.what(), format!("{} hides nothing", place.path)));
+        }
+        let folder = place.path.split().map(|(folder, _)| folder).unwrap_or_default();
+        let target = Place { name: hidden.to_vec(), path: folder.join(hidden), ..place.clone() };
+        match mknodat(target.fd(), target.name(), FileType::CharacterDevice, NO_MODE, 0) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) if is_folder(&self.stat(&target)?) => {
+                self.tree.implicit.remove(&target.path);
+                self.tree.make_opaque(&target.path)
+            }
+            Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(self.tree.failed(&target.path, error)),
+        }
+    }
+
+    fn stat(&self, place: &Place) -> Result<rustix::fs::Stat, Error> {
+        statat(place.fd(), place.name(), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| self.tree.failed(&place.path, error))
+    }
+
+    /// Owner, then mode and attributes: a new owner would clear set-id bits and capabilities (chown(2)).
+    fn metadata(&self, path: &TreePath, fd: &OwnedFd, entry: &Entry) -> Result<(), Error> {
+        let failed = |error| self.tree.failed(path, error);
+        let (owner, group) = owner(entry);
+        fchown(fd, owner, group).map_err(failed)?;
+        fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(failed)?;
+        for (name, value) in self.xattrs(entry) {
+            let set = fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty());
+            self.xattr_result(path, name, set)?;
+        }
+        Ok(())
+    }
+
+    /// The same for what cannot be opened: links, devices and pipes.
+    fn node_metadata(&self, place: &Place, entry: &Entry, has_mode: bool) -> Result<(), Error> {
+        let failed = |error| self.tree.failed(&place.path, error);
+        let (owner, group) = owner(entry);
+        chownat(place.fd(), place.name(), owner, group, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        if has_mode {
+            // chmod(2) would follow a link, but this is none: we have just made it, and nobody else is here.
+            chmodat(place.fd(), place.name(), Mode::from_raw_mode(entry.mode), AtFlags::empty()).map_err(failed)?;
+        }
+        for (name, value) in self.xattrs(entry) {
+            // There is no lsetxattrat before Linux 6.13: by the folder's descriptor, and the name is not followed.
+            let mut path = format!("/proc/self/fd/{}/", place.fd().as_raw_fd()).into_bytes();
+            path.extend_from_slice(&place.name);
+            let set = lsetxattr(path, OsStr::from_bytes(name), value, XattrFlags::empty());
+            self.xattr_result(&place.path, name, set)?;
+        }
+        utimensat(place.fd(), place.name(), &timestamps(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
+    }
+
+    fn xattrs<'e>(&self, entry: &'e Entry) -> impl Iterator<Item = (&'e [u8], &'e [u8])> {
+        let foreign = |name: &[u8]| !OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix));
+        let pairs = entry.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+        pairs.filter(move |(name, _)| foreign(name))
+    }
+
+    /// What the filesystem does not have, or not for such files, is left out, as by containerd.
+    fn xattr_result(&self, path: &TreePath, name: &[u8], set: Result<(), Errno>) -> Result<(), Error> {
+        match set {
+            Err(Errno::OPNOTSUPP) => {
+                tracing::debug!(%path, xattr = %name.escape_ascii(), "not supported by the filesystem");
+                Ok(())
+            }
+            Err(Errno::PERM) if name.starts_with(b"user.") => Ok(()),
+            other => other.map_err(|error| self.tree.failed(path, error)),
+        }
+    }
+
+    fn set_folder_times(&self) -> Result<(), Error> {
+        for (path, time) in &self.folder_times {
+            // A later entry may have replaced the folder.
+            match self.tree.open(path) {
+                Ok(fd) => {
+                    futimens(&fd, &timestamps(*time)).map_err(|error| self.tree.failed(path, error))?;
+                }
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(self.tree.failed(path, error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+}
+
+fn timestamps(time: Time) -> Timestamps {
+    let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+#[cfg(test)]
+mod tests;

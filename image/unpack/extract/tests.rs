@@ -1,0 +1,444 @@
+//! Layers as builders make them, and layers as attackers do. They run as root: owners and devices are part of a layer.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Cursor, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use proptest::prelude::*;
+use rustix::fs::{Mode, OFlags, lgetxattr};
+use tar::{Builder, EntryType, Header};
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::unpack::{Limits, OPAQUE};
+
+/// A folder with a layer's folder in it; whatever else appears in it has escaped.
+struct Sandbox {
+    folder: tempfile::TempDir,
+}
+
+impl Sandbox {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("fs")).unwrap();
+        fs::write(folder.path().join("secret"), "untouched").unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("fs").join(name)
+    }
+
+    fn unpack(&self, archive: &[u8]) -> Result<Outcome, Error> {
+        self.unpack_within(archive, Limits::default())
+    }
+
+    fn unpack_within(&self, archive: &[u8], limits: Limits) -> Result<Outcome, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let root = rustix::fs::open(self.path(""), flags, Mode::empty()).unwrap();
+        let outcome = unpack("layer", archive, root, Algorithm::Sha256, &Budget::new(limits));
+        let mut around: Vec<_> =
+            fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        around.sort();
+        assert_eq!(around, ["fs", "secret"], "something escaped");
+        let secret = fs::symlink_metadata(self.folder.path().join("secret")).unwrap();
+        assert_eq!((secret.len(), secret.nlink(), secret.uid()), (9, 1, 0), "the neighbour was touched");
+        outcome
+    }
+
+    fn stat(&self, name: &str) -> fs::Metadata {
+        fs::symlink_metadata(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    fn xattr(&self, name: &str, attribute: &str) -> Option<Vec<u8>> {
+        let mut value = vec![0; 256];
+        let length = lgetxattr(self.path(name), attribute, &mut value[..]).ok()?;
+        value.truncate(length);
+        Some(value)
+    }
+
+    fn is_whiteout(&self, name: &str) -> bool {
+        let stat = self.stat(name);
+        stat.file_type().is_char_device() && stat.rdev() == 0
+    }
+}
+
+#[derive(Default)]
+struct Layer(Vec<u8>);
+
+impl Layer {
+    fn raw(mut self, name: &str, kind: EntryType, link: &str, data: &[u8], change: impl Fn(&mut Header)) -> Self {
+        let mut header = Header::new_ustar();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_000_000_000);
+        header.set_size(data.len().try_into().unwrap());
+        change(&mut header);
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(data);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    fn folder(self, name: &str) -> Self {
+        self.raw(name, EntryType::Directory, "", b"", |_| ())
+    }
+
+    fn file(self, name: &str, text: &str) -> Self {
+        self.raw(name, EntryType::Regular, "", text.as_bytes(), |_| ())
+    }
+
+    fn symlink(self, name: &str, target: &str) -> Self {
+        self.raw(name, EntryType::Symlink, target, b"", |_| ())
+    }
+
+    fn link(self, name: &str, target: &str) -> Self {
+        self.raw(name, EntryType::Link, target, b"", |_| ())
+    }
+
+    fn pax(self, records: &[(&str, &str)]) -> Self {
+        let mut builder = Builder::new(Vec::new());
+        builder.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes()))).unwrap();
+        let mut bytes = builder.into_inner().unwrap();
+        bytes.truncate(bytes.len() - 1024);
+        Self([self.0, bytes].concat())
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}
+
+#[test]
+fn everything_of_a_layer_is_there() {
+    let sandbox = Sandbox::new();
+    let layer = Layer::default()
+        .raw("./", EntryType::Directory, "", b"", |header| header.set_mode(0o711))
+        .raw("d/", EntryType::Directory, "", b"", |header| header.set_mode(0o2775))
+        .raw("d/setuid", EntryType::Regular, "", b"x", |header| {
+            header.set_mode(0o4755);
+            header.set_uid(1000);
+            header.set_gid(50);
+        })
+        .link("d/second", "d/setuid")
+        .symlink("s", "/nowhere")
+        .raw("null", EntryType::Char, "", b"", |header| {
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(3).unwrap();
+            header.set_mode(0o666);
+        })
+        .raw("pipe", EntryType::Fifo, "", b"", |header| header.set_uid(7))
+        .pax(&[("SCHILY.xattr.user.note", "hello"), ("mtime", "1234567890.5"), ("SCHILY.xattr.trusted.overlay.redirect", "/x")])
+        .file("noted", "text")
+        .end();
+    let outcome = sandbox.unpack(&layer).unwrap();
+    assert_eq!(outcome.diff_id, Digest::of(Algorithm::Sha256, &layer));
+    assert!(outcome.implicit.is_empty() && outcome.links.is_empty());
+    assert_eq!(sandbox.stat("").mode() & 0o7777, 0o711);
+    let folder = sandbox.stat("d");
+    assert_eq!((folder.mode() & 0o7777, folder.mtime()), (0o2775, 1_000_000_000));
+    let file = sandbox.stat("d/setuid");
+    assert_eq!((file.mode() & 0o7777, file.uid(), file.gid(), file.nlink()), (0o4755, 1000, 50, 2));
+    assert_eq!(file.ino(), sandbox.stat("d/second").ino());
+    assert_eq!(fs::read_link(sandbox.path("s")).unwrap(), Path::new("/nowhere"));
+    assert_eq!(sandbox.stat("s").mtime(), 1_000_000_000);
+    let null = sandbox.stat("null");
+    assert_eq!((null.rdev(), null.mode() & 0o7777), (makedev(1, 3), 0o666));
+    assert!(sandbox.stat("pipe").file_type().is_fifo() && sandbox.stat("pipe").uid() == 7);
+    assert_eq!(sandbox.xattr("noted", "user.note").as_deref(), Some(b"hello".as_slice()));
+    assert_eq!(sandbox.xattr("noted", "trusted.overlay.redirect"), None);
+    assert_eq!((sandbox.stat("noted").mtime(), sandbox.stat("noted").mtime_nsec()), (1_234_567_890, 500_000_000));
+}
+
+#[test]
+fn later_entries_replace_earlier_ones() {
+    let sandbox = Sandbox::new();
+    let layer = Layer::default()
+        .file("a", "first")
+        .file("a", "second")
+        .folder("b")
+        .file("b/c", "x")
+        .file("b", "file now")
+        .symlink("l", "elsewhere")
+        .folder("l")
+        .file("l/x", "in a real folder")
+        .file("e", "file")
+        .folder("e")
+        .end();
+    sandbox.unpack(&layer).unwrap();
+    assert_eq!((sandbox.text("a"), sandbox.text("b")), ("second".to_owned(), "file now".to_owned()));
+    assert!(sandbox.stat("l").is_dir() && sandbox.stat("e").is_dir());
+    assert_eq!(sandbox.text("l/x"), "in a real folder");
+}
+
+#[test]
+fn whiteouts_become_those_of_overlayfs() {
+    let sandbox = Sandbox::new();
+    let layer = Layer::default()
+        .folder("d")
+        .file("d/.wh.gone", "")
+        .folder("o")
+        .file("o/.wh..wh..opq", "")
+        .file(".wh..wh.plnk", "")
+        // Taken away, and then there again: as a folder it must hide the old one.
+        .file(".wh.again", "")
+        .folder("again")
+        .file("again/x", "new")
+        .folder("kept")
+        .file(".wh.kept", "")
+        .file("stays", "text")
+        .file(".wh.stays", "")
+        .file(".wh.implied", "")
+        .file("implied/x", "new")
+        .end();
+    let outcome = sandbox.unpack(&layer).unwrap();
+    assert!(sandbox.is_whiteout("d/gone"));
+    for folder in ["o", "again", "kept", "implied"] {
+        assert_eq!(sandbox.xattr(folder, OPAQUE).as_deref(), Some(b"y".as_slice()), "{folder}");
+    }
+    assert_eq!(sandbox.xattr("d", OPAQUE), None);
+    assert_eq!((sandbox.text("again/x"), sandbox.text("stays")), ("new".to_owned(), "text".to_owned()));
+    assert!(!sandbox.path(".wh..wh.plnk").exists() && !sandbox.path("o/.wh..wh..opq").exists());
+    assert!(outcome.implicit.iter().all(TreePath::is_root), "{:?}", outcome.implicit);
+    for name in [".wh.", "d/.wh..", "d/.wh..."] {
+        let error = Sandbox::new().unpack(&Layer::default().file(name, "").end()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}");
+    }
+}
+
+#[test]
+fn what_the_layer_needs_of_others_is_reported() {
+    let sandbox = Sandbox::new();
+    let layer = Layer::default()
+        .file("usr/lib/a", "x")
+        .folder("usr")
+        .link("usr/lib/b", "usr/share/elsewhere")
+        .link("c", "usr/lib/a")
+        .end();
+    let outcome = sandbox.unpack(&layer).unwrap();
+    let names: Vec<_> = outcome.implicit.into_iter().map(String::from).collect();
+    assert_eq!(names, ["", "usr/lib"]);
+    let links: Vec<_> =
+        outcome.links.into_iter().map(|(path, target)| (String::from(path), String::from(target))).collect();
+    assert_eq!(links, [("usr/lib/b".to_owned(), "usr/share/elsewhere".to_owned())]);
+    assert_eq!(sandbox.stat("usr/lib/a").nlink(), 2);
+}
+
+#[test]
+fn links_inside_the_layer_are_followed_within_it() {
+    let sandbox = Sandbox::new();
+    let layer = Layer::default()
+        .folder("usr/lib")
+        .symlink("lib", "usr/lib")
+        .file("lib/a", "one")
+        .symlink("abs", "/usr/lib")
+        .file("abs/b", "two")
+        .symlink("up", "../../../../..")
+        .file("up/c", "three")
+        .symlink("outside", "/etc")
+        .file("outside/d", "four")
+        .symlink("loop", "loop")
+        .end();
+    sandbox.unpack(&layer).unwrap();
+    assert_eq!((sandbox.text("usr/lib/a"), sandbox.text("usr/lib/b")), ("one".to_owned(), "two".to_owned()));
+    assert_eq!((sandbox.text("c"), sandbox.text("etc/d")), ("three".to_owned(), "four".to_owned()));
+    assert!(!Path::new("/etc/d").exists());
+    let error = Sandbox::new().unpack(&Layer::default().symlink("l", "l").file("l/x", "").end()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
+fn nothing_leaves_the_layer() {
+    let refused = [
+        Layer::default().file("../secret", "x"),
+        Layer::default().file("a/../../secret", "x"),
+        Layer::default().folder("..").file("a", "x"),
+        Layer::default().link("a", "../secret"),
+        Layer::default().pax(&[("path", "../secret")]).file("a", "x"),
+        Layer::default().pax(&[("linkpath", "../secret")]).link("a", "b"),
+        Layer::default().file("", "x"),
+        Layer::default().file("f", "x").file("f/below", "x"),
+        Layer::default().file("a", "x").link("a", "a"),
+        Layer::default().folder("d").link("e", "d"),
+        Layer::default().raw("u", EntryType::Regular, "", b"", |header| header.set_uid(u64::from(u32::MAX))),
+    ];
+    for (number, layer) in refused.into_iter().enumerate() {
+        let error = Sandbox::new().unpack(&layer.end()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{number}: {error}");
+    }
+    let contained = [
+        Layer::default().file("/secret", "x"),
+        Layer::default().symlink("s", "../secret").file("s", "x"),
+        Layer::default().symlink("s", "../secret").raw("s", EntryType::Regular, "", b"x", |header| header.set_uid(5)),
+        Layer::default().symlink("d", "..").file("d/secret", "x"),
+        Layer::default().symlink("s", "../secret").link("hard", "s"),
+        Layer::default().symlink("d", "..").link("hard", "d/secret"),
+        Layer::default().symlink("d", "..").file("d/.wh.secret", ""),
+        Layer::default().symlink("d", "..").file("d/.wh..wh..opq", ""),
+        Layer::default().symlink("s", "../secret").raw("s", EntryType::Directory, "", b"", |header| header.set_mode(0)),
+        // The cached folder must not outlive its replacement by a link.
+        Layer::default().folder("d").file("d/a", "x").symlink("d", "..").file("d/secret", "x"),
+    ];
+    for (number, layer) in contained.into_iter().enumerate() {
+        let sandbox = Sandbox::new();
+        sandbox.unpack(&layer.end()).unwrap_or_else(|error| panic!("{number}: {error}"));
+    }
+}
+
+#[test]
+fn limits_are_kept() {
+    let kinds = |layer: Layer, limits: Limits| Sandbox::new().unpack_within(&layer.end(), limits).unwrap_err().kind();
+    let few = Limits { entries: 3, ..Limits::default() };
+    assert_eq!(kinds(Layer::default().file("a/b/c/d", ""), few), ErrorKind::LimitExceeded);
+    let shallow = Limits { depth: 3, ..Limits::default() };
+    assert_eq!(kinds(Layer::default().file("a/b/c/d", ""), shallow), ErrorKind::LimitExceeded);
+    // Links do not lead deeper than names do.
+    let stairs = Layer::default().folder("a/b/c").symlink("l", "a/b/c").file("l/d/e", "");
+    assert_eq!(kinds(stairs, shallow), ErrorKind::LimitExceeded);
+    let small = Limits { bytes: 4096, ..Limits::default() };
+    assert_eq!(kinds(Layer::default().file("a", &"x".repeat(5000)), small), ErrorKind::LimitExceeded);
+    let long = "x".repeat(300);
+    let error = Sandbox::new().unpack(&Layer::default().pax(&[("path", &long)]).file("a", "").end()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+/// Packs a folder with GNU tar.
+fn gnu_tar(folder: &Path, options: &[&str]) -> Vec<u8> {
+    let output = Command::new("tar").args(options).arg("-C").arg(folder).args(["-cf", "-", "."]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn gnu_tars_formats_are_read() {
+    let source = tempfile::tempdir().unwrap();
+    let deep = source.path().join("deep/".repeat(60));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("n".repeat(200)), "long").unwrap();
+    std::os::unix::fs::symlink("t".repeat(300), source.path().join("link")).unwrap();
+    let holes = fs::File::create(source.path().join("holes")).unwrap();
+    for piece in 0..60u64 {
+        std::os::unix::fs::FileExt::write_at(&holes, &[7; 4096], piece * 1_048_576).unwrap();
+    }
+    holes.set_len(70 << 20).unwrap();
+    drop(holes);
+    let formats: [&[&str]; 6] = [
+        &["--format=gnu"],
+        &["--format=posix"],
+        &["--format=gnu", "--sparse"],
+        &["--format=posix", "--sparse", "--sparse-version=1.0"],
+        &["--format=posix", "--sparse", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse", "--sparse-version=0.0"],
+    ];
+    for options in formats {
+        let sandbox = Sandbox::new();
+        sandbox.unpack(&gnu_tar(source.path(), options)).unwrap_or_else(|error| panic!("{options:?}: {error}"));
+        assert_same(source.path(), &sandbox.path(""), options);
+        if options.contains(&"--sparse") {
+            assert!(sandbox.stat("holes").blocks() < 4096, "{options:?}: the holes are filled");
+        }
+    }
+}
+
+/// Every name below a folder with what it is.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, u64, i64, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![folder.to_owned()];
+    while let Some(path) = pending.pop() {
+        let stat = fs::symlink_metadata(&path).unwrap();
+        let mut content = Vec::new();
+        if stat.is_file() {
+            fs::File::open(&path).unwrap().read_to_end(&mut content).unwrap();
+        } else if stat.is_symlink() {
+            content = fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes();
+        } else if stat.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let length = if stat.is_dir() { 0 } else { stat.len() };
+        let name = path.strip_prefix(folder).unwrap().to_owned();
+        found.insert(name, (stat.mode(), stat.uid(), length, stat.mtime(), content));
+    }
+    found
+}
+
+fn assert_same(expected: &Path, found: &Path, context: &[&str]) {
+    let (expected, found) = (tree(expected), tree(found));
+    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "{context:?}");
+    for (name, is) in expected {
+        assert!(found[&name] == is, "{context:?}: {} differs", name.display());
+    }
+}
+
+/// An entry of a layer that tries to trick.
+fn entry() -> impl Strategy<Value = (String, u8, String)> {
+    let name = "(\\./|/|\\.\\./)?[abl](/[abl]|/\\.\\.|/\\.wh\\.[abl]|/\\.wh\\.\\.wh\\.\\.opq){0,3}/?";
+    let target = "(/|\\.\\./|\\.\\./\\.\\./)?(secret|[abl]|[abl]/[abl]|\\.\\.|\\.|/)";
+    (name, 0u8..7, target)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever the names, the kinds and the links: the neighbour stays as it is (`Sandbox::unpack` looks).
+    #[test]
+    fn no_order_of_entries_escapes(entries in proptest::collection::vec(entry(), 1..12)) {
+        let sandbox = Sandbox::new();
+        let mut layer = Layer::default();
+        for (name, kind, target) in &entries {
+            layer = match kind {
+                0 | 1 => layer.file(name, "text"),
+                2 => layer.folder(name),
+                3 | 4 => layer.symlink(name, target),
+                5 => layer.link(name, target),
+                _ => layer.raw(name, EntryType::Fifo, "", b"", |header| header.set_uid(9)),
+            };
+        }
+        drop(sandbox.unpack(&layer.end()));
+    }
+
+    /// A cut or a spoilt byte is an error or a harmless difference, never a panic or an escape.
+    #[test]
+    fn spoilt_layers_do_no_harm(at: prop::sample::Index, byte: u8, cut: bool) {
+        let mut layer = Layer::default()
+            .folder("d").file("d/a", "some text").symlink("l", "d").link("h", "d/a").pax(&[("path", "p")]).file("x", "y").end();
+        let at = at.index(layer.len());
+        if cut {
+            layer.truncate(at);
+        } else {
+            layer[at] = byte;
+        }
+        drop(Sandbox::new().unpack(&layer));
+    }
+}
+
+#[test]
+fn a_reader_that_breaks_off_is_an_error() {
+    struct Breaks(Cursor<Vec<u8>>);
+    impl std::io::Read for Breaks {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            match self.0.read(buffer)? {
+                0 => Err(std::io::Error::other(Error::unavailable("transfer", "broke off"))),
+                read => Ok(read),
+            }
+        }
+    }
+    let sandbox = Sandbox::new();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let root = rustix::fs::open(sandbox.path(""), flags, Mode::empty()).unwrap();
+    let source = std::io::BufReader::new(Breaks(Cursor::new(Layer::default().file("a", "b").end())));
+    let error = unpack("layer", source, root, Algorithm::Sha256, &Budget::new(Limits::default())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}

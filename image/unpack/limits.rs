@@ -1,0 +1,69 @@
+//! What an image may cost at most, counted over all of its layers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::Error;
+
+/// Bounds on what a registry can make this node do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all layers, unpacked.
+    pub bytes: u64,
+    /// Files, folders and links of all layers.
+    pub entries: u64,
+    /// Folders in one another.
+    pub depth: usize,
+    /// Unpacked bytes for each compressed one, where a layer is larger than `ratio_floor`.
+    pub ratio: u64,
+    /// Below this many unpacked bytes any ratio is allowed: files of zeros are common and cheap.
+    pub ratio_floor: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 64 << 30, entries: 10_000_000, depth: 256, ratio: 1000, ratio_floor: 1 << 30 }
+    }
+}
+
+/// The limits of one image and what is left of them; its layers are unpacked at the same time.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    pub(crate) limits: Limits,
+    bytes: AtomicU64,
+    entries: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, bytes: AtomicU64::new(0), entries: AtomicU64::new(0) }
+    }
+
+    /// Takes unpacked bytes.
+    pub(crate) fn take_bytes(&self, what: &str, count: u64) -> Result<(), Error> {
+        let before = self.bytes.fetch_add(count, Ordering::Relaxed);
+        if before.saturating_add(count) > self.limits.bytes {
+            let why = format!("the image is larger than {} bytes unpacked", self.limits.bytes);
+            return Err(Error::limit(what, why));
+        }
+        Ok(())
+    }
+
+    /// Takes one file, folder or link.
+    pub(crate) fn take_entry(&self, what: &str) -> Result<(), Error> {
+        if self.entries.fetch_add(1, Ordering::Relaxed) >= self.limits.entries {
+            return Err(Error::limit(what, format!("the image has more than {} files", self.limits.entries)));
+        }
+        Ok(())
+    }
+
+    /// Compares what went in with what came out.
+    pub(crate) fn check_ratio(&self, what: &str, compressed: u64, unpacked: u64) -> Result<(), Error> {
+        let Limits { ratio, ratio_floor, .. } = self.limits;
+        if unpacked > ratio_floor && unpacked / ratio.max(1) > compressed {
+            let why =
+                format!("{compressed} bytes became {unpacked}: more than {ratio} for one, which is no layer but a bomb");
+            return Err(Error::limit(what, why));
+        }
+        Ok(())
+    }
+}

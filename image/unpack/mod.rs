@@ -1,0 +1,21 @@
+//! From the bytes of a layer to a folder that overlayfs can stack: decompression and digest (`stream`), the tar format
+//! (`tar`, `pax`, `sparse`), and the tree that is made by descriptors only (`tree`, `extract`).
+//!
+//! A layer comes from strangers. It is read once, in order, within limits; nothing in it can name a place outside its
+//! folder, and nothing is trusted before both of its digests are checked.
+
+mod extract;
+mod limits;
+mod path;
+mod pax;
+mod sparse;
+mod stream;
+mod tar;
+mod tree;
+
+pub(crate) use extract::{Outcome, unpack};
+pub use limits::Limits;
+pub(crate) use limits::Budget;
+pub(crate) use path::TreePath;
+pub(crate) use stream::{decompressed, inner_error};
+pub(crate) use tree::{OPAQUE, is_whiteout};

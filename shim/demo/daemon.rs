@@ -1,0 +1,246 @@
+//! The demo's own daemon: this very program, with everything that it keeps in the demo's folder and a bridge and addresses
+//! that nobody else uses.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use ipnet::{IpNet, Ipv4Net};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tonic::transport::Channel;
+
+use super::DemoError;
+use super::print::Printer;
+use crate::config::{CgroupDriver, Config, NetworkConfig};
+use crate::server::connect::{answers, connect};
+
+/// How long the daemon may take to come up, and to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What lies between two looks at whether it answers.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The daemon while it runs, and what is known of it afterwards.
+#[derive(Debug)]
+pub struct PrivateDaemon {
+    child: Child,
+    started: Instant,
+    config: Config,
+    log: PathBuf,
+    logs: PathBuf,
+    cgroup_parent: String,
+}
+
+impl PrivateDaemon {
+    /// Starts it. `folder` is empty and the demo's own.
+    ///
+    /// # Errors
+    /// Its files cannot be written, no addresses are free, or it cannot be started.
+    pub fn spawn(folder: &Path) -> Result<Self, DemoError> {
+        let config = config(folder)?;
+        let file = folder.join("config.toml");
+        let text = config.to_toml().map_err(|error| DemoError::Daemon(format!("cannot be configured: {error}")))?;
+        fs::write(&file, text).map_err(DemoError::file("write", &file))?;
+        let log = folder.join("daemon.log");
+        let output = fs::File::create(&log).map_err(DemoError::file("make", &log))?;
+        let errors = output.try_clone().map_err(DemoError::file("open", &log))?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("berth")
+            .args(["serve", "--config"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            // Ctrl-C is for the demo, which still needs the daemon to remove what it made.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| DemoError::Daemon(format!("does not start: {error}")))?;
+        let cgroup_parent = format!("/berth-demo-{}", std::process::id());
+        Ok(Self { child, started: Instant::now(), config, log, logs: folder.join("logs"), cgroup_parent })
+    }
+
+    /// Waits until it answers on its socket.
+    ///
+    /// # Errors
+    /// It ended, or takes too long.
+    pub async fn wait_until_ready(&mut self, printer: &Printer) -> Result<(), DemoError> {
+        while let Err(error) = answers(&self.config.socket).await {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(DemoError::Daemon(format!("ended when it had hardly started: {status}")));
+            }
+            if self.started.elapsed() > PATIENCE {
+                return Err(DemoError::Daemon(format!("does not answer: {error}")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let detail = self.child.id().map(|pid| format!("process {pid}")).unwrap_or_default();
+        printer.step("berth serve", &detail, self.started.elapsed())?;
+        Ok(())
+    }
+
+    /// A connection to it.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn connect(&self) -> Result<Channel, DemoError> {
+        connect(&self.config.socket).await.map_err(|error| DemoError::Daemon(format!("does not answer: {error}")))
+    }
+
+    /// Ends it as a service manager does, and removes the network, which a daemon leaves for the next one.
+    ///
+    /// # Errors
+    /// It does not end, or the network cannot be removed.
+    pub async fn end(&mut self, printer: &Printer) -> Result<(), DemoError> {
+        let start = Instant::now();
+        let ended = self.terminate().await;
+        let torn_down = self.remove_network().await;
+        let removed = self.remove_cgroup();
+        ended?;
+        torn_down?;
+        removed?;
+        printer.step("end", "the daemon and its bridge", start.elapsed())?;
+        Ok(())
+    }
+
+    async fn terminate(&mut self) -> Result<(), DemoError> {
+        let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else {
+            return Ok(());
+        };
+        // Its own child that it has not waited for: the pid is still that process's.
+        kill(Pid::from_raw(pid), Signal::SIGTERM)
+            .map_err(|error| DemoError::Daemon(format!("cannot be told to end: {error}")))?;
+        match tokio::time::timeout(PATIENCE, self.child.wait()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(DemoError::Daemon(format!("ended with {status}"))),
+            Ok(Err(error)) => Err(DemoError::Daemon(format!("cannot be waited for: {error}"))),
+            Err(_) => {
+                let killed = self.child.kill().await;
+                let how = killed.map_or_else(|error| format!("cannot be killed: {error}"), |()| "was killed".to_owned());
+                Err(DemoError::Daemon(format!("did not end in {} s and {how}", PATIENCE.as_secs())))
+            }
+        }
+    }
+
+    async fn remove_network(&self) -> Result<(), DemoError> {
+        let failed = |error: berth_cni::Error| DemoError::Host(format!("remove the network: {error}"));
+        let network = berth_cni::Network::open(crate::daemon::network_options(&self.config)).map_err(failed)?;
+        network.teardown().await.map_err(failed)
+    }
+
+    /// Removes the parent cgroup: who names a parent, the kubelet or the demo, is whose it is. Only the empty folder
+    /// itself: anything in it is berth's and would be left.
+    fn remove_cgroup(&self) -> Result<(), DemoError> {
+        for folder in super::leftovers::cgroup_mounts()? {
+            let folder = folder.join(self.cgroup_parent.trim_start_matches('/'));
+            if folder.is_dir() {
+                fs::remove_dir(&folder).map_err(DemoError::file("remove cgroup", &folder))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Where its pods' logs go.
+    #[must_use]
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The parent of its pods' cgroups.
+    #[must_use]
+    pub fn cgroup_parent(&self) -> &str {
+        &self.cgroup_parent
+    }
+
+    /// Where it keeps its state.
+    #[must_use]
+    pub fn state_folders(&self) -> [&Path; 2] {
+        [&self.config.root, &self.config.state]
+    }
+}
+
+fn config(folder: &Path) -> Result<Config, DemoError> {
+    Ok(Config {
+        socket: folder.join("berth.sock"),
+        root: folder.join("root"),
+        state: folder.join("state"),
+        // Nothing is there: the pod gets the built-in network, not this machine's.
+        cni_conf_dir: folder.join("net.d"),
+        certs_dirs: vec![folder.join("certs.d")],
+        stream_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        cgroup_driver: CgroupDriver::Cgroupfs,
+        network: NetworkConfig { bridge: free_bridge()?, subnets: vec![IpNet::V4(free_subnet()?)], mtu: None },
+        ..Config::default()
+    })
+}
+
+/// A name for the bridge that no interface has.
+fn free_bridge() -> Result<String, DemoError> {
+    let taken = super::leftovers::interfaces()?;
+    let names = (0..100).map(|number| format!("berthdemo{number}"));
+    names.into_iter().find(|name| !taken.contains(name)).ok_or_else(|| {
+        DemoError::Host("the names berthdemo0 to berthdemo99 are all taken by interfaces".to_owned())
+    })
+}
+
+/// A /24 of 10.99.0.0/16 that this machine has no route into.
+fn free_subnet() -> Result<Ipv4Net, DemoError> {
+    let path = Path::new("/proc/self/net/route");
+    let routes = fs::read_to_string(path).map_err(DemoError::file("read", path))?;
+    first_free(&routed(&routes))
+        .ok_or_else(|| DemoError::Host("no /24 of 10.99.0.0/16 is free of routes".to_owned()))
+}
+
+fn first_free(routed: &[Ipv4Net]) -> Option<Ipv4Net> {
+    let subnets = (0..=u8::MAX).filter_map(|third| Ipv4Net::new(Ipv4Addr::new(10, 99, third, 0), 24).ok());
+    subnets.into_iter().find(|subnet| {
+        // The default route leads everywhere.
+        let mut others = routed.iter().filter(|route| route.prefix_len() > 0);
+        !others.any(|route| route.contains(subnet) || subnet.contains(route))
+    })
+}
+
+/// The networks of `/proc/net/route`: hexadecimal words in the machine's byte order.
+fn routed(table: &str) -> Vec<Ipv4Net> {
+    let address = |word: &str| {
+        u32::from_str_radix(word, 16).ok().map(|number| Ipv4Addr::from(number.to_ne_bytes()))
+    };
+    let network = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        Ipv4Net::with_netmask(address(words.get(1)?)?, address(words.get(7)?)?).ok()
+    };
+    table.lines().skip(1).filter_map(network).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_with_routes_are_not_taken() {
+        let line = |destination: [u8; 4], mask: [u8; 4]| {
+            let word = |bytes| format!("{:08X}", u32::from_ne_bytes(bytes));
+            format!("eth0\t{}\t00000000\t0001\t0\t0\t0\t{}\t0\t0\t0\n", word(destination), word(mask))
+        };
+        let head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n";
+        let table = [head.to_owned(), line([0; 4], [0; 4]), line([10, 99, 0, 0], [255, 255, 255, 0])].concat();
+        let routes = routed(&table);
+        assert_eq!(routes.len(), 2);
+        assert_eq!(first_free(&routes).unwrap().to_string(), "10.99.1.0/24");
+        assert_eq!(first_free(&[]).unwrap().to_string(), "10.99.0.0/24");
+        let host_route = routed(&[head.to_owned(), line([10, 99, 0, 7], [255; 4])].concat());
+        assert_eq!(first_free(&host_route).unwrap().to_string(), "10.99.1.0/24", "a route into it is enough");
+        let vpn = routed(&[head.to_owned(), line([10, 0, 0, 0], [255, 0, 0, 0])].concat());
+        assert_eq!(first_free(&vpn), None);
+        assert_eq!(routed("head\ngarbage\na b c d e f g h\n"), []);
+    }
+}
