@@ -81,21 +81,16 @@ impl FromStr for Reference {
             }
             None => (text, None),
         };
+        if is_hex_id(name) || name.parse::<Digest>().is_ok() {
+            return Err(invalid("it is an image id, no name"));
+        }
         // A colon after the last slash separates the tag; before it, a port.
         let last = name.rfind('/').map_or(0, |slash| slash + 1);
-        let (name, tag) = match name.get(last..).and_then(|rest| rest.find(':')) {
-            Some(colon) => {
-                let (name, tag) = name.split_at(last + colon);
-                (name, Some(tag.trim_start_matches(':')).filter(|rest| rest.len() + 1 == tag.len()))
-            }
+        let colon = name.get(last..).and_then(|rest| rest.find(':'));
+        let (name, tag) = match colon.and_then(|colon| name.split_at_checked(last + colon)) {
+            Some((name, tag)) => (name, tag.get(1..)),
             None => (name, None),
         };
-        if text.len() > name.len() && tag.is_none() && digest.is_none() {
-            return Err(invalid("its tag is not valid"));
-        }
-        if is_hex_id(name) {
-            return Err(invalid("64 hex digits are an image id, no name"));
-        }
         let (domain, path) = split_domain(name);
         if path.chars().any(char::is_uppercase) {
             return Err(invalid("a repository is in lower case"));

@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use berth_cni::Network;
-use berth_image::ImageStore;
+use berth_cni::{Builtin, Network};
+use berth_image::{ImageStore, Limits, Platform};
 use berth_runtime::cgroup::Hierarchies;
 use berth_runtime::client::Programs;
 
+use rustix::thread::CapabilitySet;
+
 use crate::config::Config;
+use crate::error::CriError;
 use crate::operation::Operations;
 use crate::store::{Folders, Store};
 
@@ -35,12 +38,82 @@ pub struct Daemon {
     pub boot_id: String,
     /// The newest capability that the kernel knows.
     pub last_capability: u8,
+    /// The capabilities that the daemon has and so can hand on, as a mask.
+    pub capabilities: u64,
+    /// The most open files that a container can be given: without CAP_SYS_RESOURCE no more than the daemon may have.
+    pub open_files: u64,
     /// The daemon's own oom_score_adj: without CAP_SYS_RESOURCE nothing can go below it.
     pub oom_score_adj: i32,
 }
 
 /// A daemon as its requests hold it.
 pub type Shared = Arc<Daemon>;
+
+/// Opens a daemon: the rooms below it, and what a former daemon has left.
+///
+/// # Errors
+/// A folder cannot be made, or the host lacks what nothing can do without.
+pub async fn open(config: Config) -> Result<Shared, CriError> {
+    let root = config.root.clone();
+    blocking(move || crate::store::file::make_private_folder(&root)).await?;
+    let images = ImageStore::open(image_options(&config)).await?;
+    let network = Network::open(network_options(&config))?;
+    let fail = |what: &'static str| move |error: std::io::Error| CriError::internal(what, error);
+    let own = rustix::thread::capabilities(None).map_err(|error| CriError::internal("read capabilities", error))?;
+    let daemon = Arc::new(Daemon {
+        store: Store::default(),
+        folders: Folders::new(&config.root, &config.state),
+        images,
+        network,
+        hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
+        programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
+        operations: Operations::default(),
+        boot_id: boot_id().map_err(fail("read the boot id"))?,
+        last_capability: number_from(Path::new("/proc/sys/kernel/cap_last_cap"))
+            .map_err(fail("read the kernel's capabilities"))?,
+        capabilities: own.permitted.bits(),
+        open_files: open_files(own.permitted),
+        oom_score_adj: number_from(Path::new("/proc/self/oom_score_adj")).map_err(fail("read the own score"))?,
+        config,
+    });
+    crate::recover::recover(&daemon).await?;
+    berth_runtime::sys::memory::trim();
+    Ok(daemon)
+}
+
+fn open_files(own: CapabilitySet) -> u64 {
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    match hard {
+        Some(hard) if !own.contains(CapabilitySet::SYS_RESOURCE) => hard,
+        _ => u64::MAX,
+    }
+}
+
+fn image_options(config: &Config) -> berth_image::Options {
+    berth_image::Options {
+        root: config.root.join("image"),
+        certs_dirs: config.certs_dirs.clone(),
+        platform: Platform::default(),
+        parallel_downloads: config.parallel_pulls,
+        limits: Limits { bytes: config.max_image_size.bytes(), ..Limits::default() },
+        ..berth_image::Options::default()
+    }
+}
+
+/// What the network of a config needs.
+#[must_use]
+pub fn network_options(config: &Config) -> berth_cni::Options {
+    berth_cni::Options {
+        conf_dir: config.cni_conf_dir.clone(),
+        bin_dirs: config.cni_bin_dirs.clone(),
+        state_dir: config.root.join("network"),
+        builtin: Builtin {
+            bridge: config.network.bridge.clone(),
+            subnets: config.network.subnets.clone(),
+            mtu: config.network.mtu,
+        },
+    }
+}
 
 /// The id of this boot (proc(5), `/proc/sys/kernel/random/boot_id`).
 ///
@@ -65,15 +138,15 @@ pub fn number_from<T: std::str::FromStr>(file: &Path) -> std::io::Result<T> {
 ///
 /// # Errors
 /// As `work`, or that it panicked.
-pub async fn blocking<T, E, F>(work: F) -> Result<T, crate::error::CriError>
+pub async fn blocking<T, E, F>(work: F) -> Result<T, CriError>
 where
     F: FnOnce() -> Result<T, E> + Send + 'static,
     T: Send + 'static,
-    E: Into<crate::error::CriError> + Send + 'static,
+    E: Into<CriError> + Send + 'static,
 {
     let span = tracing::Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result.map_err(Into::into),
-        Err(panic) => Err(crate::error::CriError::internal("a blocking step", panic)),
+        Err(panic) => Err(CriError::internal("a blocking step", panic)),
     }
 }

@@ -1,10 +1,13 @@
-//! The host's device nodes, for privileged containers.
+//! The host's device nodes, for privileged containers and those that ask for some by name.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use berth_proto::v1::ContainerConfig;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
+
+use crate::error::CriError;
 
 /// Folders of /dev that a container has of its own.
 const OWN: [&str; 4] = ["pts", "shm", "mqueue", "console"];
@@ -20,6 +23,32 @@ pub fn all() -> Vec<LinuxDevice> {
     collect(Path::new("/dev"), DEPTH, &mut devices);
     devices.sort_by(|a, b| a.path().cmp(b.path()));
     devices
+}
+
+/// The devices that a container asks for, under the paths that they have in it. A link is followed; a folder stands for
+/// the devices in it (as containerd treats `Device.host_path`).
+///
+/// # Errors
+/// A path is neither a device nor a folder.
+pub fn wanted(config: &ContainerConfig) -> Result<Vec<LinuxDevice>, CriError> {
+    let mut devices = Vec::new();
+    for wanted in &config.devices {
+        let (source, target) = (Path::new(&wanted.host_path), Path::new(&wanted.container_path));
+        let none = |why: String| CriError::invalid("devices.host_path", format!("{:?} {why}", wanted.host_path));
+        let metadata = fs::metadata(source).map_err(|error| none(error.to_string()))?;
+        if metadata.is_dir() {
+            let mut inside = Vec::new();
+            collect(source, DEPTH, &mut inside);
+            for mut device in inside {
+                let below = device.path().strip_prefix(source).unwrap_or(Path::new("")).to_owned();
+                device.set_path(target.join(below));
+                devices.push(device);
+            }
+        } else {
+            devices.push(device(target, &metadata).ok_or_else(|| none("is no device".to_owned()))?);
+        }
+    }
+    Ok(devices)
 }
 
 fn collect(folder: &Path, depth: usize, devices: &mut Vec<LinuxDevice>) {

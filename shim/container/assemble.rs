@@ -11,6 +11,7 @@ use berth_runtime::plan::{ContainerPlan, StdioPlan};
 use berth_runtime::{rootfs, users};
 
 use crate::daemon::Daemon;
+use crate::devices;
 use crate::error::CriError;
 use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
@@ -101,7 +102,10 @@ fn container_spec(
     let image = ImageContext { config: &layer.image.config, name, id: &image_id };
     let privileged = spec::is_privileged(config);
     let host = Host {
-        privileged_devices: if privileged { super::super::devices::all() } else { Vec::new() },
+        privileged_devices: if privileged { devices::all() } else { Vec::new() },
+        devices: devices::wanted(config)?,
+        bounding: daemon.capabilities,
+        open_files: daemon.open_files,
         cgroup_v2: daemon.hierarchies.is_v2(),
         restrict_oom_score_adj: daemon.config.restrict_oom_score_adj,
         last_cap: daemon.last_capability,

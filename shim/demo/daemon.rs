@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use berth_cni::{Builtin, Network};
 use ipnet::{IpNet, Ipv4Net};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,6 +34,7 @@ pub struct PrivateDaemon {
     log: PathBuf,
     logs: PathBuf,
     cgroup_parent: String,
+    forwarding: Option<Forwarding>,
 }
 
 impl PrivateDaemon {
@@ -42,8 +44,10 @@ impl PrivateDaemon {
     /// Its files cannot be written, no addresses are free, or it cannot be started.
     pub fn spawn(folder: &Path) -> Result<Self, DemoError> {
         let config = config(folder)?;
+        let forwarding = Forwarding::if_off();
         let file = folder.join("config.toml");
-        let text = config.to_toml().map_err(|error| DemoError::Daemon(format!("cannot be configured: {error}")))?;
+        let text =
+            config.to_toml().map_err(|error| DemoError::Daemon(format!("cannot be configured: {error}")))?;
         fs::write(&file, text).map_err(DemoError::file("write", &file))?;
         let log = folder.join("daemon.log");
         let output = fs::File::create(&log).map_err(DemoError::file("make", &log))?;
@@ -60,7 +64,15 @@ impl PrivateDaemon {
             .spawn()
             .map_err(|error| DemoError::Daemon(format!("does not start: {error}")))?;
         let cgroup_parent = format!("/berth-demo-{}", std::process::id());
-        Ok(Self { child, started: Instant::now(), config, log, logs: folder.join("logs"), cgroup_parent })
+        Ok(Self {
+            child,
+            started: Instant::now(),
+            config,
+            log,
+            logs: folder.join("logs"),
+            cgroup_parent,
+            forwarding,
+        })
     }
 
     /// Waits until it answers on its socket.
@@ -87,7 +99,9 @@ impl PrivateDaemon {
     /// # Errors
     /// It does not answer.
     pub async fn connect(&self) -> Result<Channel, DemoError> {
-        connect(&self.config.socket).await.map_err(|error| DemoError::Daemon(format!("does not answer: {error}")))
+        connect(&self.config.socket)
+            .await
+            .map_err(|error| DemoError::Daemon(format!("does not answer: {error}")))
     }
 
     /// Ends it as a service manager does, and removes the network, which a daemon leaves for the next one.
@@ -119,7 +133,8 @@ impl PrivateDaemon {
             Ok(Err(error)) => Err(DemoError::Daemon(format!("cannot be waited for: {error}"))),
             Err(_) => {
                 let killed = self.child.kill().await;
-                let how = killed.map_or_else(|error| format!("cannot be killed: {error}"), |()| "was killed".to_owned());
+                let how = killed
+                    .map_or_else(|error| format!("cannot be killed: {error}"), |()| "was killed".to_owned());
                 Err(DemoError::Daemon(format!("did not end in {} s and {how}", PATIENCE.as_secs())))
             }
         }
@@ -127,8 +142,9 @@ impl PrivateDaemon {
 
     async fn remove_network(&self) -> Result<(), DemoError> {
         let failed = |error: berth_cni::Error| DemoError::Host(format!("remove the network: {error}"));
-        let network = berth_cni::Network::open(crate::daemon::network_options(&self.config)).map_err(failed)?;
-        network.teardown().await.map_err(failed)
+        let network = Network::open(network(&self.config)).map_err(failed)?;
+        network.teardown().await.map_err(failed)?;
+        self.forwarding.as_ref().map_or(Ok(()), Forwarding::turn_off)
     }
 
     /// Removes the parent cgroup: who names a parent, the kubelet or the demo, is whose it is. Only the empty folder
@@ -168,6 +184,24 @@ impl PrivateDaemon {
     }
 }
 
+/// That this machine forwarded no packets before: a bridge that is a gateway turns it on.
+#[derive(Debug)]
+struct Forwarding {
+    switch: PathBuf,
+}
+
+impl Forwarding {
+    fn if_off() -> Option<Self> {
+        let switch = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
+        let is_off = fs::read_to_string(&switch).is_ok_and(|value| value.trim() == "0");
+        is_off.then_some(Self { switch })
+    }
+
+    fn turn_off(&self) -> Result<(), DemoError> {
+        fs::write(&self.switch, "0").map_err(DemoError::file("write", &self.switch))
+    }
+}
+
 fn config(folder: &Path) -> Result<Config, DemoError> {
     Ok(Config {
         socket: folder.join("berth.sock"),
@@ -178,9 +212,24 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         certs_dirs: vec![folder.join("certs.d")],
         stream_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         cgroup_driver: CgroupDriver::Cgroupfs,
-        network: NetworkConfig { bridge: free_bridge()?, subnets: vec![IpNet::V4(free_subnet()?)], mtu: None },
+        network: NetworkConfig {
+            bridge: free_bridge()?,
+            subnets: vec![IpNet::V4(free_subnet()?)],
+            mtu: None,
+        },
         ..Config::default()
     })
+}
+
+/// The network as the daemon opened it, by its configuration.
+fn network(config: &Config) -> berth_cni::Options {
+    let NetworkConfig { bridge, subnets, mtu } = config.network.clone();
+    berth_cni::Options {
+        conf_dir: config.cni_conf_dir.clone(),
+        bin_dirs: config.cni_bin_dirs.clone(),
+        state_dir: config.root.join("network"),
+        builtin: Builtin { bridge, subnets, mtu },
+    }
 }
 
 /// A name for the bridge that no interface has.
@@ -211,9 +260,8 @@ fn first_free(routed: &[Ipv4Net]) -> Option<Ipv4Net> {
 
 /// The networks of `/proc/net/route`: hexadecimal words in the machine's byte order.
 fn routed(table: &str) -> Vec<Ipv4Net> {
-    let address = |word: &str| {
-        u32::from_str_radix(word, 16).ok().map(|number| Ipv4Addr::from(number.to_ne_bytes()))
-    };
+    let address =
+        |word: &str| u32::from_str_radix(word, 16).ok().map(|number| Ipv4Addr::from(number.to_ne_bytes()));
     let network = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
         Ipv4Net::with_netmask(address(words.get(1)?)?, address(words.get(7)?)?).ok()
@@ -232,7 +280,8 @@ mod tests {
             format!("eth0\t{}\t00000000\t0001\t0\t0\t0\t{}\t0\t0\t0\n", word(destination), word(mask))
         };
         let head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n";
-        let table = [head.to_owned(), line([0; 4], [0; 4]), line([10, 99, 0, 0], [255, 255, 255, 0])].concat();
+        let table =
+            [head.to_owned(), line([0; 4], [0; 4]), line([10, 99, 0, 0], [255, 255, 255, 0])].concat();
         let routes = routed(&table);
         assert_eq!(routes.len(), 2);
         assert_eq!(first_free(&routes).unwrap().to_string(), "10.99.1.0/24");

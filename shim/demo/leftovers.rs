@@ -161,7 +161,12 @@ fn cgroups_named(folder: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
             // Other programs remove cgroups meanwhile: ENODEV is what a cgroup that is going answers.
-            Err(error) if matches!(Errno::from_raw(error.raw_os_error().unwrap_or(0)), Errno::ENOENT | Errno::ENODEV) => {
+            Err(error)
+                if matches!(
+                    Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+                    Errno::ENOENT | Errno::ENODEV
+                ) =>
+            {
                 continue;
             }
             entries => entries?,
@@ -212,7 +217,13 @@ mod tests {
     #[test]
     fn objects_are_told_from_the_daemons_own_files() {
         let id = "0123456789abcdef".repeat(4);
-        for name in [id.clone(), format!("{id}.json"), format!("sha256:{id}"), format!("sha256-{id}"), "10.99.0.2".to_owned()] {
+        for name in [
+            id.clone(),
+            format!("{id}.json"),
+            format!("sha256:{id}"),
+            format!("sha256-{id}"),
+            "10.99.0.2".to_owned(),
+        ] {
             assert!(names_an_object(&name), "{name}");
         }
         for name in ["lock", "pods", "last_reserved_ip.0", "berth.sock", "sha256", &id[..63]] {

@@ -132,7 +132,7 @@ async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoErro
         signal = stopped() => Err(DemoError::Stopped(signal)),
     };
     let mut results = vec![played];
-    if let Some(daemon) = daemon {
+    if let Some(mut daemon) = daemon {
         if results.iter().any(Result::is_err) {
             results.push(script::remove_everything(&daemon).await);
         }
@@ -156,7 +156,11 @@ async fn play(
     printer: &Printer,
     running: &mut Option<PrivateDaemon>,
 ) -> Result<(), DemoError> {
-    printer.title(&format!("berth {} runs a pod on this machine, in {}", env!("CARGO_PKG_VERSION"), folder.path.display()))?;
+    printer.title(&format!(
+        "berth {} runs a pod on this machine, in {}",
+        env!("CARGO_PKG_VERSION"),
+        folder.path.display()
+    ))?;
     let daemon = running.insert(PrivateDaemon::spawn(&folder.path)?);
     daemon.wait_until_ready(printer).await?;
     script::play(daemon, printer).await

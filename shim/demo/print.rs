@@ -61,7 +61,8 @@ impl Printer {
         let mut text = format!("    {}\n", self.paint(DIM, &format!("{heading}:")));
         for line in lines.lines() {
             // Whatever a container prints, it does not speak to the terminal.
-            let line: String = line.chars().filter(|letter| !letter.is_control() || *letter == '\t').collect();
+            let line: String =
+                line.chars().filter(|letter| !letter.is_control() || *letter == '\t').collect();
             text += &format!("    {} {line}\n", self.paint(DIM, "|"));
         }
         text

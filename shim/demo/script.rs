@@ -11,11 +11,11 @@ use berth_proto::v1::image_service_client::ImageServiceClient;
 use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
 use berth_proto::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ImageSpec, KeyValue, LinuxContainerConfig, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest, VersionRequest,
+    CreateContainerRequest, ExecSyncRequest, ImageSpec, KeyValue, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, ListPodSandboxRequest, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest,
+    RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -33,6 +33,12 @@ const FETCH: Duration = Duration::from_secs(20);
 
 /// What lies between two looks at whether it has.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// How often it is looked for pods to remove after a failure.
+const ROUNDS: u32 = 10;
+
+/// What lies between two of these looks.
+const ROUND: Duration = Duration::from_millis(200);
 
 /// The port that the first container listens on.
 const PORT: &str = "8080";
@@ -59,7 +65,7 @@ struct Pod {
 /// # Errors
 /// A call failed, or an answer is not what it has to be.
 pub async fn play(daemon: &PrivateDaemon, printer: &Printer) -> Result<(), DemoError> {
-    let mut client = Client::new(daemon.connect().await?, printer);
+    let client = Client::new(daemon.connect().await?, printer);
     client.version().await?;
     client.load_image(&daemon.logs().with_file_name("image.tar")).await?;
     let pod = client.run_pod(daemon).await?;
@@ -78,18 +84,27 @@ pub async fn play(daemon: &PrivateDaemon, printer: &Printer) -> Result<(), DemoE
     Ok(())
 }
 
-/// Removes all pods, after a failure.
+/// Removes all pods, after a failure. A pod that was being made when the failure came may appear after the first look.
 ///
 /// # Errors
 /// A pod cannot be removed.
 pub async fn remove_everything(daemon: &PrivateDaemon) -> Result<(), DemoError> {
     let mut runtime = RuntimeServiceClient::new(daemon.connect().await?);
-    let list = timed("ListPodSandbox", runtime.list_pod_sandbox(ListPodSandboxRequest::default())).await?.0;
-    for pod in list.items {
-        let request = StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
-        timed("StopPodSandbox", runtime.stop_pod_sandbox(request)).await?;
-        let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id };
-        timed("RemovePodSandbox", runtime.remove_pod_sandbox(request)).await?;
+    let mut empty = false;
+    for _ in 0..ROUNDS {
+        let list =
+            timed("ListPodSandbox", runtime.list_pod_sandbox(ListPodSandboxRequest::default())).await?.0;
+        if empty && list.items.is_empty() {
+            break;
+        }
+        empty = list.items.is_empty();
+        for pod in list.items {
+            let request = StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+            timed("StopPodSandbox", runtime.stop_pod_sandbox(request)).await?;
+            let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id };
+            timed("RemovePodSandbox", runtime.remove_pod_sandbox(request)).await?;
+        }
+        tokio::time::sleep(ROUND).await;
     }
     let mut images = ImageServiceClient::new(daemon.connect().await?);
     timed("RemoveImage", images.remove_image(RemoveImageRequest { image: image() })).await?;
@@ -151,7 +166,10 @@ impl<'a> Client<'a> {
         let mut admin = self.admin.clone();
         let loaded = self.call("LoadImage", REFERENCE, admin.load_image(request)).await?;
         if loaded.images.len() != 1 {
-            return Err(DemoError::Unexpected(format!("LoadImage brought {} images, not one", loaded.images.len())));
+            return Err(DemoError::Unexpected(format!(
+                "LoadImage brought {} images, not one",
+                loaded.images.len()
+            )));
         }
         Ok(())
     }
@@ -174,10 +192,12 @@ impl<'a> Client<'a> {
         };
         let mut runtime = self.runtime.clone();
         let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
-        let id = self.call("RunPodSandbox", "pod hello", runtime.run_pod_sandbox(request)).await?.pod_sandbox_id;
+        let id =
+            self.call("RunPodSandbox", "pod hello", runtime.run_pod_sandbox(request)).await?.pod_sandbox_id;
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
         let (answer, took) = timed("PodSandboxStatus", runtime.pod_sandbox_status(request)).await?;
-        let address = answer.status.and_then(|status| status.network).map(|network| network.ip).unwrap_or_default();
+        let address =
+            answer.status.and_then(|status| status.network).map(|network| network.ip).unwrap_or_default();
         if address.is_empty() {
             return Err(DemoError::Unexpected("the pod has no address".to_owned()));
         }
@@ -186,11 +206,10 @@ impl<'a> Client<'a> {
     }
 
     async fn run_container(&self, pod: &Pod, name: &str, args: &[&str]) -> Result<String, DemoError> {
-        let namespace_options = Some(NamespaceOption {
-            pid: NamespaceMode::Container.into(),
-            ..Default::default()
-        });
-        let security_context = Some(LinuxContainerSecurityContext { namespace_options, ..Default::default() });
+        let namespace_options =
+            Some(NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() });
+        let security_context =
+            Some(LinuxContainerSecurityContext { namespace_options, ..Default::default() });
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: image(),
@@ -216,7 +235,9 @@ impl<'a> Client<'a> {
     async fn status(&self, container: &str) -> Result<ContainerStatus, DemoError> {
         let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
         let answer = timed("ContainerStatus", self.runtime.clone().container_status(request)).await?.0;
-        answer.status.ok_or_else(|| DemoError::Unexpected("ContainerStatus answered without status".to_owned()))
+        answer
+            .status
+            .ok_or_else(|| DemoError::Unexpected("ContainerStatus answered without status".to_owned()))
     }
 
     /// Waits until the second container has fetched from the first and ended, and checks what it got.
@@ -228,7 +249,10 @@ impl<'a> Client<'a> {
                 break status;
             }
             if start.elapsed() > FETCH {
-                return Err(DemoError::Unexpected(format!("the client did not end in {} s", FETCH.as_secs())));
+                return Err(DemoError::Unexpected(format!(
+                    "the client did not end in {} s",
+                    FETCH.as_secs()
+                )));
             }
             tokio::time::sleep(LOOK).await;
         };
@@ -268,7 +292,9 @@ impl<'a> Client<'a> {
         let status = self.status(id).await?;
         if status.exit_code != 0 {
             let code = status.exit_code;
-            return Err(DemoError::Unexpected(format!("{name} was asked to stop and ended with code {code}, not 0")));
+            return Err(DemoError::Unexpected(format!(
+                "{name} was asked to stop and ended with code {code}, not 0"
+            )));
         }
         let request = RemoveContainerRequest { container_id: id.to_owned() };
         self.call("RemoveContainer", name, runtime.remove_container(request)).await?;
@@ -298,7 +324,9 @@ fn read_log(pod: &Pod, container: &str) -> Result<String, DemoError> {
 
 /// CRI: `TIME STREAM TAG TEXT`.
 fn without_times(log: &str) -> String {
-    log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).fold(String::new(), |text, line| text + line + "\n")
+    log.lines()
+        .filter_map(|line| line.splitn(4, ' ').nth(3))
+        .fold(String::new(), |text, line| text + line + "\n")
 }
 
 #[cfg(test)]

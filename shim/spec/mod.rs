@@ -101,6 +101,8 @@ pub struct Host {
     pub last_cap: u8,
     /// The capabilities that the daemon has and so can hand on, as a mask; 0 is all.
     pub bounding: u64,
+    /// The most open files that a container can be given.
+    pub open_files: u64,
     /// The daemon's own score: without CAP_SYS_RESOURCE nothing can go below it.
     pub oom_score_adj_floor: i32,
 }

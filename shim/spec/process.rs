@@ -37,7 +37,7 @@ pub(super) fn process(
     process.set_capabilities(Some(capabilities::sets(security, user.uid, host)?));
     process.set_no_new_privileges(Some(security.no_new_privs));
     process.set_oom_score_adj(oom_score_adj(config, host)?);
-    process.set_rlimits(Some(vec![open_files()?]));
+    process.set_rlimits(Some(vec![open_files(host)?]));
     Ok(process)
 }
 
@@ -137,11 +137,12 @@ fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<Option<i32>> {
     Ok(Some(if host.restrict_oom_score_adj { score.max(host.oom_score_adj_floor) } else { score }))
 }
 
-fn open_files() -> Result<PosixRlimit> {
+fn open_files(host: &Host) -> Result<PosixRlimit> {
+    let limit = OPEN_FILES.min(host.open_files);
     PosixRlimitBuilder::default()
         .typ(PosixRlimitType::RlimitNofile)
-        .soft(OPEN_FILES)
-        .hard(OPEN_FILES)
+        .soft(limit)
+        .hard(limit)
         .build()
         .map_err(|oci| error("rlimits", oci.to_string()))
 }

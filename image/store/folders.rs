@@ -1,0 +1,161 @@
+//! Where everything is, and how files come into being there.
+
+use std::ffi::CStr;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::index::LayerKey;
+use crate::digest::Digest;
+use crate::error::Error;
+
+/// The store's folders.
+#[derive(Debug)]
+pub(crate) struct Folders {
+    root: PathBuf,
+}
+
+impl Folders {
+    /// Makes what is missing. All are for root alone (CVE-2021-41103).
+    pub(crate) fn make(root: &Path) -> Result<Self, Error> {
+        let folders = Self { root: root.to_owned() };
+        make_private(root)?;
+        for folder in ["images", "layers", "containers", "tmp", "trash", "empty"] {
+            make_private(&root.join(folder))?;
+        }
+        Ok(folders)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    pub(crate) fn image(&self, id: &Digest) -> PathBuf {
+        self.images().join(id.file_name())
+    }
+
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    pub(crate) fn layer(&self, key: &LayerKey) -> PathBuf {
+        self.layers().join(key.file_name())
+    }
+
+    pub(crate) fn layer_fs(&self, key: &LayerKey) -> PathBuf {
+        self.layer(key).join("fs")
+    }
+
+    pub(crate) fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    pub(crate) fn container(&self, id: &str) -> PathBuf {
+        self.containers().join(id)
+    }
+
+    pub(crate) fn empty(&self) -> PathBuf {
+        self.root.join("empty")
+    }
+
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    /// A name in the folder of half-made things.
+    pub(crate) fn new_tmp(&self) -> PathBuf {
+        self.tmp().join(unique())
+    }
+
+    /// Moves something out of sight, so that it is gone at once and can be deleted at leisure. `None` if it is not there.
+    pub(crate) fn discard(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
+        let to = self.trash().join(unique());
+        match fs::rename(path, &to) {
+            Ok(()) => Ok(Some(to)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("move away", path, error)),
+        }
+    }
+
+    /// The same for a name in an open folder.
+    pub(crate) fn discard_at(&self, folder: BorrowedFd<'_>, name: &CStr) -> Result<PathBuf, Error> {
+        let to = self.trash().join(unique());
+        rustix::fs::renameat(folder, name, rustix::fs::CWD, &to)
+            .map_err(|error| Error::io("move to", &to, error))?;
+        Ok(to)
+    }
+}
+
+/// A name that nothing has had, in this run or an earlier one.
+fn unique() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Makes a folder for root alone, with its parents. One that is there stays, with its mode set right.
+pub(crate) fn make_private(path: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700)))
+        .map_err(|error| Error::io("make", path, error))
+}
+
+/// The names in a folder.
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let failed = |error| Error::io("list", folder, error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        // A name that is not UTF-8 is none of ours; the sweep at open takes it away by its lossy form or leaves it.
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Reads a record of ours.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let text = fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    serde_json::from_slice(&text).map_err(|error| Error::corrupt(path.display().to_string(), error))
+}
+
+/// Writes a file of a folder that nobody sees yet.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_vec_pretty(value).map_err(|error| Error::internal("encode a record", error))?;
+    fs::write(path, text).map_err(|error| Error::io("write", path, error))
+}
+
+/// Replaces a file in one step; with `sync`, for good.
+pub(crate) fn replace_json(path: &Path, value: &impl Serialize, sync: bool) -> Result<(), Error> {
+    let text = serde_json::to_vec_pretty(value).map_err(|error| Error::internal("encode a record", error))?;
+    let beside = path.with_extension("json.new");
+    let failed = |error| Error::io("write", &beside, error);
+    let mut file = File::create(&beside).map_err(failed)?;
+    file.write_all(&text).map_err(failed)?;
+    if sync {
+        file.sync_all().map_err(failed)?;
+    }
+    fs::rename(&beside, path).map_err(|error| Error::io("rename", &beside, error))?;
+    if sync && let Some(folder) = path.parent() {
+        sync_folder(folder)?;
+    }
+    Ok(())
+}
+
+/// Makes the names in a folder last.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", folder, error))
+}

@@ -1,0 +1,156 @@
+//! The images and layers on this node.
+//!
+//! ```text
+//! <root>/images/<digest>/    image.json, config.json
+//! <root>/layers/<key>/       fs/, layer.json; synced, once its content is known to be on the disk
+//! <root>/containers/<id>/    upper/, work/, layer.json
+//! <root>/empty/              the lower folder of an image without layers
+//! <root>/tmp, <root>/trash   half made and half removed: both are emptied at open
+//! ```
+//!
+//! All indexes are in memory and are rebuilt from the folders. A folder gets its name by a rename when it is whole. A
+//! layer is used at once, while its content may still be in the page cache; only after its fsync is it trusted in
+//! another boot.
+
+mod containers;
+mod folders;
+mod index;
+mod layers;
+mod lower;
+mod open;
+mod patch;
+mod pulls;
+mod reaper;
+mod record;
+mod remove;
+mod usage;
+
+pub use index::Hold;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::image::{Image, Usage};
+use crate::platform::Platform;
+use crate::reference::Reference;
+use crate::registry::{Registry, Timeouts};
+use crate::unpack::Limits;
+
+use folders::Folders;
+use index::Index;
+use pulls::Flights;
+use reaper::Reaper;
+use usage::Counters;
+
+/// How a store is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder of all state.
+    pub root: PathBuf,
+    /// Where `<registry>/hosts.toml` is looked for; the first that has it wins.
+    pub certs_dirs: Vec<PathBuf>,
+    /// Which of an index's images is taken.
+    pub platform: Platform,
+    /// How many layers are downloaded at once, over all pulls.
+    pub parallel_downloads: usize,
+    /// What one image may cost.
+    pub limits: Limits,
+    /// How long the steps of a transfer may take.
+    pub timeouts: Timeouts,
+    /// References whose images the kubelet is told not to collect.
+    pub pinned: Vec<Reference>,
+}
+
+impl Options {
+    /// The defaults, for a folder.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), ..Self::default() }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/var/lib/berth/image"),
+            certs_dirs: Vec::new(),
+            platform: Platform::default(),
+            parallel_downloads: 6,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            pinned: Vec::new(),
+        }
+    }
+}
+
+/// The images and layers on this node. A clone is another handle on the same store.
+#[derive(Clone)]
+pub struct ImageStore {
+    inner: Arc<Inner>,
+}
+
+/// What all handles share.
+pub(crate) struct Inner {
+    pub(crate) options: Options,
+    pub(crate) folders: Folders,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) downloads: Arc<Semaphore>,
+    index: Mutex<Index>,
+    flights: Flights,
+    counters: Counters,
+    reaper: Reaper,
+    /// Changes of image records, one after the other: a record is read, changed and written again.
+    records: tokio::sync::Mutex<()>,
+    boot_id: String,
+}
+
+impl fmt::Debug for ImageStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageStore").field("root", &self.inner.options.root).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic leaves the index as it was before or after a change, never between.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ImageStore {
+    /// All images.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.index().list()
+    }
+
+    /// The image that a name stands for: an id or the unique beginning of one, a reference with tag, or with digest.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
+        self.inner.index().resolve(name)
+    }
+
+    /// What the store takes of the disk: images as `du` counts them; what containers have written was counted a moment
+    /// ago in the background.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+
+    /// Keeps an image's layers, also if the image is removed, until the hold is dropped.
+    ///
+    /// # Errors
+    /// The image is not in the store.
+    pub fn hold(&self, image: &Image, owner: &str) -> Result<Hold, Error> {
+        self.hold_id(&image.id, owner)
+    }
+
+    fn hold_id(&self, id: &Digest, owner: &str) -> Result<Hold, Error> {
+        index::hold(&self.inner, id, owner)
+    }
+}

@@ -1,0 +1,72 @@
+//! What is written down of images, layers and containers' layers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
+
+use super::index::LayerKey;
+use crate::digest::Digest;
+use crate::image::Image;
+use crate::unpack::TreePath;
+
+/// `images/<id>/image.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageRecord {
+    pub(crate) id: Digest,
+    pub(crate) tags: BTreeSet<String>,
+    pub(crate) digests: BTreeSet<String>,
+    pub(crate) manifests: BTreeSet<Digest>,
+    pub(crate) size: u64,
+    /// Diff ids, the bottom one first.
+    pub(crate) diff_ids: Vec<Digest>,
+    /// The folders that make the image, the bottom one first: those of the diff ids, and patches above some of them.
+    pub(crate) layers: Vec<LayerKey>,
+    /// It has been removed, and stays only for the containers that run on it.
+    #[serde(default)]
+    pub(crate) removed: bool,
+}
+
+impl ImageRecord {
+    /// What callers see of it.
+    pub(crate) fn image(&self, config: ImageConfiguration, pinned: &[String]) -> Arc<Image> {
+        Arc::new(Image {
+            id: self.id.clone(),
+            repo_tags: self.tags.iter().cloned().collect(),
+            repo_digests: self.digests.iter().cloned().collect(),
+            size: self.size,
+            config,
+            layers: self.diff_ids.clone(),
+            pinned: self.tags.iter().chain(&self.digests).any(|name| pinned.contains(name)),
+            manifests: self.manifests.iter().cloned().collect(),
+        })
+    }
+}
+
+/// `layers/<key>/layer.json`, written with the layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerRecord {
+    /// The boot in which it was unpacked: in that one the page cache has what the disk may not.
+    pub(crate) boot_id: String,
+    pub(crate) usage: DiskUsage,
+    /// Folders that the layer does not list.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) implicit: BTreeSet<TreePath>,
+    /// Hard links to files that are in layers below.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) links: BTreeMap<TreePath, TreePath>,
+}
+
+/// What a folder takes, as `du` counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskUsage {
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
+}
+
+/// `containers/<id>/layer.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerRecord {
+    pub(crate) image: Digest,
+}

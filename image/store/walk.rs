@@ -1,0 +1,184 @@
+//! Counting and deleting whole folders, by descriptors: a container may have written anything into them, folders a
+//! hundred thousand deep included.
+
+use std::collections::HashSet;
+use std::ffi::CStr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, statat, unlinkat};
+use rustix::io::Errno;
+
+use super::record::DiskUsage;
+use crate::error::Error;
+
+/// Folders in one another that are counted. Each costs a descriptor; layers have fewer.
+const COUNT_DEPTH: usize = 300;
+/// Folders in one another that are deleted without moving them out first.
+const DELETE_DEPTH: usize = 50;
+/// The unit of `st_blocks` (stat(2)).
+const BLOCK: u64 = 512;
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What a folder takes, as `du` counts: blocks, and each inode once.
+pub(super) fn measure(path: &Path) -> Result<DiskUsage, Error> {
+    Count { shared: true, ..Count::default() }.folder(path)
+}
+
+/// The same for a patch, whose files are second names of files of other layers, which have been counted there.
+pub(super) fn measure_patch(path: &Path) -> Result<DiskUsage, Error> {
+    Count::default().folder(path)
+}
+
+#[derive(Default)]
+struct Count {
+    usage: DiskUsage,
+    seen: HashSet<u64>,
+    /// Whether files with several names count.
+    shared: bool,
+}
+
+impl Count {
+    fn folder(mut self, path: &Path) -> Result<DiskUsage, Error> {
+        let counted = rustix::fs::open(path, FOLDER, Mode::empty()).and_then(|fd| {
+            self.add(&rustix::fs::fstat(&fd)?, true);
+            self.content(&fd, 0)
+        });
+        match counted {
+            // It has gone meanwhile: so has what it took.
+            Ok(()) | Err(Errno::NOENT) => Ok(self.usage),
+            Err(error) => Err(Error::io("measure", path, error)),
+        }
+    }
+
+    fn content(&mut self, fd: &OwnedFd, depth: usize) -> Result<(), Errno> {
+        for entry in Dir::read_from(fd)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if is_self_or_parent(name) {
+                continue;
+            }
+            let stat = match statat(fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error),
+            };
+            let is_folder = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
+            self.add(&stat, is_folder);
+            if is_folder && depth < COUNT_DEPTH {
+                match openat(fd, name, FOLDER, Mode::empty()) {
+                    Ok(child) => self.content(&child, depth + 1)?,
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, stat: &Stat, is_folder: bool) {
+        if !is_folder && stat.st_nlink > 1 && (!self.shared || !self.seen.insert(stat.st_ino)) {
+            return;
+        }
+        self.usage.inodes += 1;
+        self.usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK;
+    }
+}
+
+/// Takes a folder that lies too deep to somewhere else.
+pub(super) type MoveOut<'a> = dyn FnMut(BorrowedFd<'_>, &CStr) -> Result<(), Error> + 'a;
+
+/// Deletes whatever is at `path`. Nothing there is fine. Folders that lie too deep are given to `move_out`.
+pub(super) fn delete(path: &Path, move_out: &mut MoveOut<'_>) -> Result<(), Error> {
+    let failed = |error| Error::io("delete", path, error);
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let fd = rustix::fs::open(path, FOLDER, Mode::empty()).map_err(failed)?;
+    empty(path, &fd, 0, move_out)?;
+    rustix::fs::rmdir(path).map_err(failed)
+}
+
+fn empty(path: &Path, fd: &OwnedFd, depth: usize, move_out: &mut MoveOut<'_>) -> Result<(), Error> {
+    let failed = |error| Error::io("delete the content of", path, error);
+    for entry in Dir::read_from(fd).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if is_self_or_parent(name) {
+            continue;
+        }
+        match unlinkat(fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::ISDIR) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        if depth >= DELETE_DEPTH {
+            move_out(fd.as_fd(), name)?;
+            continue;
+        }
+        let child = openat(fd, name, FOLDER, Mode::empty()).map_err(failed)?;
+        empty(path, &child, depth + 1, move_out)?;
+        unlinkat(fd, name, AtFlags::REMOVEDIR).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn is_self_or_parent(name: &CStr) -> bool {
+    name == c"." || name == c".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::process::Command;
+
+    #[test]
+    fn it_counts_as_du_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        fs::create_dir_all(path.join("a/b")).unwrap();
+        fs::write(path.join("a/file"), vec![1; 100_000]).unwrap();
+        fs::hard_link(path.join("a/file"), path.join("a/b/second")).unwrap();
+        std::os::unix::fs::symlink("/etc", path.join("link")).unwrap();
+        let du = |option: &str| -> u64 {
+            let output = Command::new("du").args(["-s", option]).arg(path).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().split('\t').next().unwrap().parse().unwrap()
+        };
+        let usage = measure(path).unwrap();
+        assert_eq!(usage.bytes, du("-B1"));
+        assert_eq!(usage.inodes, du("--inodes"));
+        assert_eq!(measure_patch(path).unwrap().inodes, usage.inodes - 1);
+        assert_eq!(measure(&path.join("none")).unwrap(), DiskUsage::default());
+    }
+
+    #[test]
+    fn the_deepest_folders_are_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let top = folder.path().join("top");
+        fs::create_dir(&top).unwrap();
+        let mut fd = rustix::fs::open(&top, FOLDER, Mode::empty()).unwrap();
+        for _ in 0..5000 {
+            rustix::fs::mkdirat(&fd, "deeper", Mode::RWXU).unwrap();
+            fd = openat(&fd, "deeper", FOLDER, Mode::empty()).unwrap();
+        }
+        measure(&top).unwrap();
+        let mut pending = vec![top];
+        let mut moved = 0;
+        while let Some(path) = pending.pop() {
+            delete(&path, &mut |parent, name| {
+                moved += 1;
+                let to = folder.path().join(moved.to_string());
+                rustix::fs::renameat(parent, name, rustix::fs::CWD, &to).unwrap();
+                pending.push(to);
+                Ok(())
+            })
+            .unwrap();
+        }
+        assert!(moved > 50);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

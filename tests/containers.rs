@@ -1,0 +1,264 @@
+//! Containers against the real daemon: what runs in them, as whom, with what in sight. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use berth_proto::v1::*;
+use support::{Berth, code, container, secured, shell, sleeper};
+use tonic::Code;
+
+async fn berth_and_pod() -> (Berth, String) {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    (berth, pod)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_the_requests_or_the_images() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let (_, log) = berth.run_to_end(&pod, container("image", &[])).await;
+    assert_eq!(log, "from the image\n");
+    let mut config = shell("own", "pwd; echo $FROM_IMAGE $OWN $HOME; cat /srv/owned; ls -d /data");
+    config.envs = vec![KeyValue { key: "OWN".to_owned(), value: b"yes".to_vec() }];
+    let (exit, log) = berth.run_to_end(&pod, config).await;
+    assert_eq!((exit, log.as_str()), (0, "/srv\nyes yes /root\nweb's\n/data\n"));
+    let mut config = shell("elsewhere", "pwd");
+    config.working_dir = "/made/for/it".to_owned();
+    assert_eq!(berth.run_to_end(&pod, config).await.1, "/made/for/it\n");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_exactly_those_asked_for() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let look = "id; grep -E 'Cap|NoNewPrivs|Groups' /proc/self/status; ls /proc/self/fd | wc -l";
+    let named = secured(shell("named", look), |context| {
+        context.run_as_username = "web".to_owned();
+        context.supplemental_groups = vec![1234];
+        context.no_new_privs = true;
+    });
+    let (_, log) = berth.run_to_end(&pod, named).await;
+    assert!(log.contains("uid=1000(web) gid=1000(web) groups=50(logs),1000(web),1234"), "{log}");
+    for expected in ["CapInh:\t0000000000000000", "CapEff:\t0000000000000000", "CapBnd:\t00000000a80425fb", "NoNewPrivs:\t1"] {
+        assert!(log.contains(expected), "{expected} is not in {log}");
+    }
+    // 0, 1, 2 and the folder that ls reads: nothing of the host's is open (CVE-2024-21626).
+    assert!(log.ends_with("\n4\n"), "{log}");
+    let dropped = secured(shell("dropped", look), |context| {
+        context.capabilities = Some(Capability {
+            drop_capabilities: vec!["ALL".to_owned()],
+            add_capabilities: vec!["NET_ADMIN".to_owned()],
+            ..Capability::default()
+        });
+    });
+    let (_, log) = berth.run_to_end(&pod, dropped).await;
+    assert!(log.contains("CapEff:\t0000000000001000") && log.contains("NoNewPrivs:\t0"), "{log}");
+    let strict = secured(shell("strict", "id"), |context| {
+        context.run_as_user = Some(Int64Value { value: 1000 });
+        context.run_as_group = Some(Int64Value { value: 7 });
+        context.supplemental_groups_policy = SupplementalGroupsPolicy::Strict.into();
+    });
+    let id = berth.run(&pod, strict).await;
+    let status = berth.ended(&id).await;
+    let user = status.user.unwrap().linux.unwrap();
+    assert_eq!((user.uid, user.gid, user.supplemental_groups), (1000, 7, vec![7]));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_sees_what_runc_would_show_it() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let plain = secured(
+        shell(
+            "plain",
+            "ls /dev; stat -c %F /dev/null /dev/ptmx; readlink /dev/fd; cat /proc/self/mountinfo; \
+             cat /proc/kcore 2>&1 | head -c 10 | wc -c; ls /proc/scsi 2>/dev/null | wc -l; \
+             echo 1 >/proc/sys/kernel/panic; echo status $?; mkdir /sys/fs/cgroup/x; echo cgroup $?; echo ok >/written",
+        ),
+        |context| {
+            context.masked_paths = vec!["/proc/kcore".to_owned(), "/proc/scsi".to_owned()];
+            context.readonly_paths = vec!["/proc/sys".to_owned()];
+        },
+    );
+    let (exit, log) = berth.run_to_end(&pod, plain).await;
+    assert_eq!(exit, 0, "{log}");
+    for device in ["full", "null", "ptmx", "pts", "random", "shm", "mqueue", "stderr", "tty", "urandom", "zero"] {
+        assert!(log.lines().any(|line| line == device), "{device} is not in {log}");
+    }
+    for expected in ["/proc/self/fd", " / / rw", " /dev/mqueue ", " /sys ro", "status 1", "cgroup 1", "\n0\n"] {
+        assert!(log.contains(expected), "{expected:?} is not in {log}");
+    }
+    assert!(!log.contains(berth.folder.path().to_str().unwrap()) || !log.contains("pivot"), "no old root is left");
+
+    let readonly = secured(shell("readonly", "touch /x; echo $?; touch /dev/shm/x && echo shm"), |context| {
+        context.readonly_rootfs = true;
+    });
+    let (_, log) = berth.run_to_end(&pod, readonly).await;
+    assert!(log.contains("Read-only file system") && log.contains("\n1\n") && log.contains("shm"), "{log}");
+
+    let privileged = secured(shell("privileged", "ls /dev; mount -t tmpfs x /tmp && echo mounted"), |context| {
+        context.privileged = true;
+    });
+    let (_, log) = berth.run_to_end(&pod, privileged).await;
+    assert!(log.contains("mounted") && log.contains("kmsg"), "{log}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_the_hosts_folders_and_files() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let folder = berth.path("volume");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "content").unwrap();
+    let volume = |host: &str, inside: &str, readonly| Mount {
+        host_path: host.to_owned(),
+        container_path: inside.to_owned(),
+        readonly,
+        ..Mount::default()
+    };
+    let host = folder.to_str().unwrap();
+    let mut config = shell(
+        "volumes",
+        "cat /v/file /single; echo new >/v/made; touch /ro/x; echo $?; ls -d /late && touch /late/x",
+    );
+    let missing = berth.path("missing/deep");
+    config.mounts = vec![
+        volume(host, "/v", false),
+        volume(host, "/ro", true),
+        volume(&format!("{host}/file"), "/single", true),
+        volume(missing.to_str().unwrap(), "/late", false),
+    ];
+    let (exit, log) = berth.run_to_end(&pod, config).await;
+    assert_eq!(exit, 0, "{log}");
+    assert!(log.contains("contentcontent") && log.contains("Read-only file system"), "{log}");
+    assert_eq!(fs::read_to_string(folder.join("made")).unwrap(), "new\n");
+    assert!(missing.join("x").exists(), "a missing folder is made, as the kubelet expects");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_and_an_oom_kill_is_told() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let mut config = shell("eater", "x=; while true; do x=$x$x.; done");
+    config.linux.as_mut().unwrap().resources =
+        Some(LinuxContainerResources { memory_limit_in_bytes: 20 << 20, ..Default::default() });
+    let id = berth.run(&pod, config).await;
+    let status = berth.ended(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_have_codes_reasons_and_times() {
+    let (mut berth, pod) = berth_and_pod().await;
+    for (name, script, exit, reason) in [
+        ("good", "exit 0", 0, "Completed"),
+        ("bad", "exit 42", 42, "Error"),
+        ("killed", "kill -9 $$; sleep 9", 137, "Error"),
+    ] {
+        // Process 1 of a namespace takes no signal that it has no handler for: the script is a child of the shell.
+        let id = berth.run(&pod, shell(name, &format!("sh -c '{script}'; exit $?"))).await;
+        let status = berth.ended(&id).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (exit, reason), "{name}");
+        assert!(status.created_at <= status.started_at && status.started_at <= status.finished_at);
+    }
+    let id = berth.try_create(&pod, container("none", &["/no/such/command"])).await.unwrap();
+    let error = berth.try_start_container(&id).await.unwrap_err();
+    assert!(error.message().contains("/no/such/command"), "{error}");
+    let status = berth.status(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (127, "ContainerCannotRun"));
+    assert!(status.message.contains("No such file"), "{}", status.message);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_is_gentle_then_firm() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let gentle = berth.run(&pod, sleeper("gentle")).await;
+    let started = Instant::now();
+    berth.stop_container(&gentle, 20).await;
+    assert!(started.elapsed() < Duration::from_secs(10), "it ends by the stop signal");
+    assert_eq!(berth.status(&gentle).await.exit_code, 0);
+    let deaf = berth.run(&pod, shell("deaf", "trap '' TERM; sleep 1000 & while true; do sleep 0.1; done")).await;
+    berth.stop_container(&deaf, 1).await;
+    let status = berth.status(&deaf).await;
+    assert_eq!((status.exit_code, status.state()), (137, ContainerState::ContainerExited));
+    berth.stop_container(&deaf, 1).await;
+    let mut by_signal = shell("signal", "trap 'exit 7' USR1; while true; do sleep 0.1; done");
+    by_signal.stop_signal = Signal::Sigusr1.into();
+    let by_signal = berth.run(&pod, by_signal).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    berth.stop_container(&by_signal, 20).await;
+    assert_eq!(berth.status(&by_signal).await.exit_code, 7);
+    berth.remove_container(&by_signal).await;
+    berth.remove_container(&by_signal).await;
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_sync_answers_with_code_and_output() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let id = berth.run(&pod, sleeper("c")).await;
+    let answer = berth.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 5"], 10).await.unwrap();
+    assert_eq!((answer.exit_code, &answer.stdout[..], &answer.stderr[..]), (5, &b"out\n"[..], &b"err\n"[..]));
+    let inside = berth.sh(&id, "id -u; pwd; echo $FROM_IMAGE; cat /proc/1/comm; hostname").await;
+    assert_eq!(inside, "0\n/srv\nyes\nsh\npod");
+    assert!(berth.exec(&id, &["/nope"], 0).await.unwrap_err().message().contains("/nope"));
+
+    let started = Instant::now();
+    let error = berth.exec(&id, &["sh", "-c", "sleep 4711 & sleep 4712"], 1).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let left = berth.sh(&id, "ps -o args | grep -c '[s]leep 471'").await;
+    assert_eq!(left, "0", "a timeout ends everything that the command had started");
+
+    let answer = berth.exec(&id, &["sh", "-c", "sleep 60 & echo started"], 10).await.unwrap();
+    assert_eq!(&answer.stdout[..], b"started\n", "what holds the pipe open is not waited for");
+    let answer = berth.exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero"], 30).await.unwrap();
+    assert_eq!(answer.stdout.len(), 16 << 20, "output is cut");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_in_the_cri_format_and_survive_rotation() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let script = "head -c 40000 /dev/zero | tr '\\0' x; echo; i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; \
+                  while ! [ -e /tmp/go ]; do sleep 0.05; done; echo last; printf unended";
+    let id = berth.run(&pod, shell("logger", script)).await;
+    let log = berth.path("logs/pod/logger.log");
+    let until = Instant::now() + support::PATIENCE;
+    while !fs::read_to_string(&log).unwrap_or_default().contains("line 1999") {
+        assert!(Instant::now() < until, "the log does not grow");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let rotated = berth.path("logs/pod/logger.log.1");
+    fs::rename(&log, &rotated).unwrap();
+    let request = ReopenContainerLogRequest { container_id: id.clone() };
+    berth.runtime.reopen_container_log(request.clone()).await.unwrap();
+    berth.exec(&id, &["touch", "/tmp/go"], 0).await.unwrap();
+    berth.ended(&id).await;
+    let old = fs::read_to_string(&rotated).unwrap();
+    let tags: Vec<_> = old.lines().take(3).map(|line| line.split(' ').nth(2).unwrap()).collect();
+    assert_eq!(tags, ["P", "P", "F"], "a long line is in parts");
+    let text = support::text_of(&old);
+    assert_eq!(text.lines().next().unwrap().len(), 40000);
+    assert_eq!(text.lines().count(), 2001);
+    assert_eq!(support::text_of(&fs::read_to_string(&log).unwrap()), "last\nunended\n");
+    assert_eq!(code(berth.runtime.reopen_container_log(request).await), Code::FailedPrecondition);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_is_the_containers_own() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let mut config = shell("tty", "tty; test -t 0 && test -t 1 && echo terminal; ls -l /dev/console; echo $TERM");
+    config.tty = true;
+    config.stdin = true;
+    let (exit, log) = berth.run_to_end(&pod, config).await;
+    assert_eq!(exit, 0, "{log}");
+    assert!(log.contains("terminal") && log.contains("xterm") && log.contains("/dev/console"), "{log}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}

@@ -1,0 +1,191 @@
+//! Pods against the real daemon: what a client of RunPodSandbox and its siblings can rely on. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use berth_proto::v1::*;
+use support::{Berth, code, shell, sleeper};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_lives_and_leaves_nothing() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("web")).await;
+    let status = berth.pod_status(&pod).await;
+    assert_eq!(status.state(), PodSandboxState::SandboxReady);
+    let network = status.network.unwrap();
+    assert!(network.ip.starts_with("10.77.0."), "{network:?}");
+    assert!(network.additional_ips[0].ip.starts_with("fd77::"), "both families, in the order of the config");
+
+    let (exit, log) = berth.script(&pod, "hello", "echo hello; echo oops >&2; exit 3").await;
+    assert_eq!((exit, log.as_str()), (3, "hello\noops\n"));
+    berth.stop_pod(&pod).await;
+    berth.stop_pod(&pod).await;
+    let status = berth.pod_status(&pod).await;
+    assert_eq!(status.state(), PodSandboxState::SandboxNotready);
+    berth.remove_pod(&pod).await;
+    berth.remove_pod(&pod).await;
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_belongs_to_one_pod_and_a_retry_joins() {
+    let mut berth = Berth::start().await;
+    let config = berth.pod_config("twin");
+    let (mut a, mut b) = (berth.runtime.clone(), berth.runtime.clone());
+    let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    let (first, second) = tokio::join!(a.run_pod_sandbox(request.clone()), b.run_pod_sandbox(request));
+    let ids = [first, second].map(|answer| answer.map(|a| a.into_inner().pod_sandbox_id));
+    match &ids {
+        // Both were in flight together, or the second came when the first had ended.
+        [Ok(a), Ok(b)] => assert_eq!(a, b),
+        [Ok(a), Err(error)] | [Err(error), Ok(a)] => assert!(error.message().contains(a)),
+        other => panic!("{other:?}"),
+    }
+    let holder = ids.iter().find_map(|id| id.as_ref().ok()).unwrap().clone();
+    let error = berth.try_run_pod(config.clone()).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists);
+    assert!(error.message().contains(&holder), "{error}");
+    let mut next = config;
+    next.metadata.as_mut().unwrap().attempt = 1;
+    berth.run_pod(next).await;
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_gives_up_leaves_a_whole_pod_or_none() {
+    let mut berth = Berth::start().await;
+    for attempt in 0..10 {
+        let mut config = berth.pod_config("impatient");
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let wait = std::time::Duration::from_micros(u64::from(attempt) * 1500);
+        drop(tokio::time::timeout(wait, berth.runtime.run_pod_sandbox(request)).await);
+    }
+    // Whatever was begun is finished by the time that a retry is answered.
+    let mut config = berth.pod_config("impatient");
+    config.metadata.as_mut().unwrap().attempt = 9;
+    let answer = berth.try_run_pod(config).await;
+    assert!(matches!(code(answer), Code::Ok | Code::AlreadyExists));
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let list = berth.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap();
+    for pod in list.into_inner().items {
+        assert_eq!(pod.state(), PodSandboxState::SandboxReady);
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_see_the_pod() {
+    let mut berth = Berth::start().await;
+    let mut config = berth.pod_config("shared");
+    config.dns_config = Some(DnsConfig {
+        servers: vec!["10.96.0.10".to_owned()],
+        searches: vec!["svc.local".to_owned()],
+        options: vec!["ndots:5".to_owned()],
+    });
+    let linux = config.linux.as_mut().unwrap();
+    linux.sysctls = [
+        ("net.ipv4.ip_local_port_range".to_owned(), "2000\t3000".to_owned()),
+        ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+    ]
+    .into();
+    let pod = berth.run_pod(config).await;
+    let script = "hostname; cat /etc/resolv.conf /proc/sys/kernel/shm_rmid_forced; \
+                  cat /proc/sys/net/ipv4/ip_local_port_range; cat /etc/hostname; echo x >/dev/shm/from-a; \
+                  ip -o addr show dev eth0";
+    let (_, log) = berth.script(&pod, "a", script).await;
+    for expected in
+        ["shared\n", "nameserver 10.96.0.10\n", "search svc.local\n", "options ndots:5\n", "\n1\n", "2000\t3000", "10.77.0."]
+    {
+        assert!(log.contains(expected), "{expected:?} is not in {log}");
+    }
+    let (exit, log) = berth.script(&pod, "b", "cat /dev/shm/from-a; mount | grep ' /dev/shm '").await;
+    assert_eq!(exit, 0, "the pod's containers share memory: {log}");
+    assert!(log.contains("size=65536k"), "{log}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_network_reaches_pods_and_the_host() {
+    let mut berth = Berth::start().await;
+    let one = berth.run_pod(berth.pod_config("one")).await;
+    let two = berth.run_pod(berth.pod_config("two")).await;
+    let ip = berth.pod_status(&one).await.network.unwrap().ip;
+    let serve = "while true; do echo served | nc -l -p 8080; done";
+    berth.run(&one, shell("server", serve)).await;
+    let client = berth.run(&two, sleeper("client")).await;
+    let fetch = format!("for i in 1 2 3 4 5 6 7 8 9; do nc -w 2 {ip} 8080 </dev/null && break; sleep 0.2; done");
+    assert_eq!(berth.sh(&client, &fetch).await, "served");
+    // The gateway is the bridge, on the host.
+    let gateway = berth.sh(&client, "ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p'").await;
+    assert_eq!(gateway, "10.77.0.1");
+    assert!(berth.exec(&client, &["ping", "-c", "1", "-W", "2", &gateway], 0).await.unwrap().exit_code == 0);
+    assert!(berth.exec(&client, &["ping", "-6", "-c", "1", "-W", "2", "fd77::1"], 0).await.unwrap().exit_code == 0);
+    assert!(berth.on_host(&["ping", "-c", "1", "-W", "2", &ip]).status.success());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespaces_are_the_pods_the_containers_or_the_hosts() {
+    let mut berth = Berth::start().await;
+    let mut config = berth.pod_config("host");
+    let options = NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        pid: NamespaceMode::Node.into(),
+        ipc: NamespaceMode::Node.into(),
+        ..NamespaceOption::default()
+    };
+    let context = LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
+    config.linux.as_mut().unwrap().security_context = Some(context);
+    let pod = berth.run_pod(config).await;
+    assert_eq!(berth.pod_status(&pod).await.network.unwrap().ip, "");
+    let container = support::secured(shell("c", "ls -l /proc/1/exe; ip link; readlink /proc/self/ns/ipc"), |context| {
+        context.namespace_options = Some(options.clone());
+    });
+    let (_, log) = berth.run_to_end(&pod, container).await;
+    assert!(log.contains("testbr0") || log.contains("lo:"), "the host's links: {log}");
+    let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap();
+    assert!(log.contains(ipc.to_str().unwrap()), "the host's IPC: {log}");
+
+    let mut config = berth.pod_config("pids");
+    let options = NamespaceOption { pid: NamespaceMode::Pod.into(), ..NamespaceOption::default() };
+    let context = LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
+    config.linux.as_mut().unwrap().security_context = Some(context);
+    let pod = berth.run_pod(config).await;
+    let shared = |name: &str, script: &str| {
+        support::secured(shell(name, script), |context| context.namespace_options = Some(options.clone()))
+    };
+    berth.run(&pod, shared("first", "exec sleep 1234")).await;
+    let (_, log) = berth.run_to_end(&pod, shared("second", "ps -o args; cat /proc/1/comm")).await;
+    assert!(log.contains("sleep 1234") && log.contains("berth-pause"), "{log}");
+    let own = berth.script(&pod, "own", "echo $$").await.1;
+    assert_eq!(own, "1\n", "process 1 of its own namespace");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_filtered() {
+    let mut berth = Berth::start().await;
+    let mut labelled = berth.pod_config("labelled");
+    labelled.labels = [("app".to_owned(), "web".to_owned())].into();
+    labelled.annotations = [("note".to_owned(), "kept".to_owned())].into();
+    let labelled = berth.run_pod(labelled).await;
+    let plain = berth.run_pod(berth.pod_config("plain")).await;
+    berth.stop_pod(&plain).await;
+    let mut list = async |filter: PodSandboxFilter| {
+        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let items = berth.runtime.list_pod_sandbox(request).await.unwrap().into_inner().items;
+        items.into_iter().map(|pod| pod.id).collect::<Vec<_>>()
+    };
+    let by_label = [("app".to_owned(), "web".to_owned())].into();
+    assert_eq!(list(PodSandboxFilter { label_selector: by_label, ..Default::default() }).await, [labelled.clone()]);
+    let stopped = PodSandboxStateValue { state: PodSandboxState::SandboxNotready.into() };
+    assert_eq!(list(PodSandboxFilter { state: Some(stopped), ..Default::default() }).await, [plain.clone()]);
+    let id = labelled[..12].to_owned();
+    assert_eq!(list(PodSandboxFilter { id, ..Default::default() }).await, [labelled.clone()]);
+    assert_eq!(list(PodSandboxFilter::default()).await, [plain, labelled.clone()], "newest first");
+    let status = berth.pod_status(&labelled).await;
+    assert_eq!(status.annotations["note"], "kept");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}

@@ -1,0 +1,97 @@
+//! What is on the host: to be the same after a test as before.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Mounts, links and keepers of the host.
+pub struct Host {
+    mounts: BTreeSet<String>,
+    links: BTreeSet<String>,
+}
+
+impl Host {
+    pub fn look() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        // Without the ids, which differ where nothing else does.
+        let mounts = mounts.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned());
+        let links = fs::read_dir("/sys/class/net").unwrap().flatten();
+        Self {
+            mounts: mounts.collect(),
+            links: links.map(|link| link.file_name().to_string_lossy().into_owned()).collect(),
+        }
+    }
+
+    /// What is there now and was not before, of mounts, links, cgroups and processes.
+    pub fn left_after(&self, cgroup_parent: &str, daemon: u32) -> Vec<String> {
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let now = Self::look();
+            let mut left: Vec<String> = now.mounts.difference(&self.mounts).cloned().collect();
+            left.extend(now.links.difference(&self.links).cloned());
+            left.extend(cgroup_folders(cgroup_parent).iter().map(|folder| folder.display().to_string()));
+            left.extend(children_of(daemon));
+            if left.is_empty() || Instant::now() > until {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The folders of a cgroup in every hierarchy, the deepest first.
+pub fn cgroup_folders(path: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        let folder = root.join(path.trim_start_matches('/'));
+        if folder.is_dir() {
+            collect(&folder, &mut found);
+        }
+    }
+    found
+}
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), found);
+        }
+    }
+    found.push(folder.to_owned());
+}
+
+/// Processes whose parent is the daemon: keepers that have not ended, or zombies of them.
+fn children_of(parent: u32) -> Vec<String> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((start, rest)) = stat.rsplit_once(')') else { continue };
+        if rest.split_whitespace().nth(1) == Some(parent.to_string().as_str()) {
+            children.push(format!("process {start})"));
+        }
+    }
+    children
+}
+
+/// Ends the keepers of a daemon that has failed its test.
+pub fn end_keepers(folder: &Path) {
+    for entry in fs::read_dir(folder.join("run/pods")).into_iter().flatten().flatten() {
+        end_keepers_of(&entry.file_name().to_string_lossy());
+    }
+}
+
+/// Ends the keeper of a pod.
+pub fn end_keepers_of(pod: &str) {
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        let pid = process.file_name().to_string_lossy().parse::<i32>().ok();
+        if let (true, Some(pid)) = (command.contains("berth-keeper") && command.contains(pod), pid) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}

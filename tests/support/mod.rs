@@ -1,0 +1,386 @@
+//! A private daemon for one test: folders, socket, bridge and network namespace of its own, an image made from this
+//! host's busybox, and a look at the host before and after.
+#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::as_conversions, reason = "each test uses a part")]
+
+pub mod image;
+pub mod leftovers;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use berth::server::connect;
+use berth_proto::admin::LoadImageRequest;
+use berth_proto::admin::admin_client::AdminClient;
+use berth_proto::v1::image_service_client::ImageServiceClient;
+use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
+use berth_proto::v1::*;
+use rustix::process::{Pid, Signal, kill_process};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use leftovers::Host;
+
+/// How long something may take in a debug build on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The image that every test has.
+pub const IMAGE: &str = "localhost/busybox:test";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A daemon with clients. Drop ends it and looks for leftovers.
+pub struct Berth {
+    pub folder: tempfile::TempDir,
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub images: ImageServiceClient<Channel>,
+    /// `unshare`, which has become the daemon.
+    process: Child,
+    /// A process that keeps the network namespace over a restart.
+    holder: Child,
+    before: Host,
+    /// Cgroups of this test are below it.
+    pub cgroup_parent: String,
+}
+
+impl Berth {
+    /// A daemon with the image loaded.
+    pub async fn start() -> Self {
+        let mut berth = Self::start_with("").await;
+        berth.load_image().await;
+        berth
+    }
+
+    /// A daemon with more configuration, without an image.
+    pub async fn start_with(more: &str) -> Self {
+        let before = Host::look();
+        let folder = tempfile::Builder::new().prefix("berth-test-").tempdir().unwrap();
+        let path = folder.path().display();
+        let config = format!(
+            "socket = \"{path}/run/berth.sock\"\nroot = \"{path}/root\"\nstate = \"{path}/run\"\n\
+             cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncerts_dir = \"{path}/certs.d\"\n\
+             log_level = \"debug\"\n{more}\n\
+             [network]\nbridge = \"testbr0\"\nsubnets = [\"10.77.0.0/24\", \"fd77::/64\"]\n"
+        );
+        fs::write(folder.path().join("config.toml"), config).unwrap();
+        fs::create_dir(folder.path().join("net.d")).unwrap();
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut up = [0_u8; 3];
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut up).unwrap();
+        let process = serve(folder.path(), holder.id());
+        let channel = connected(folder.path()).await;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
+            images: ImageServiceClient::new(channel),
+            process,
+            holder,
+            before,
+            cgroup_parent: format!("/berth-test-{}-{number}", std::process::id()),
+            folder,
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Loads the test image as `berth load` does.
+    pub async fn load_image(&mut self) {
+        let archive = self.path("image.tar");
+        image::write_archive(&archive, IMAGE);
+        let channel = connect(&self.path("run/berth.sock")).await.unwrap();
+        let path = archive.display().to_string();
+        AdminClient::new(channel).load_image(LoadImageRequest { path }).await.unwrap();
+    }
+
+    /// Ends the daemon by SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts the daemon again.
+    pub async fn restart(&mut self) {
+        self.process = serve(self.folder.path(), self.holder.id());
+        let channel = connected(self.folder.path()).await;
+        self.runtime = RuntimeServiceClient::new(channel.clone());
+        self.images = ImageServiceClient::new(channel);
+    }
+
+    /// A pod's config with a log folder and the test's cgroup parent.
+    pub fn pod_config(&self, name: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("uid-{name}"),
+                namespace: "default".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            log_directory: self.path(&format!("logs/{name}")).display().to_string(),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: self.cgroup_parent.clone(),
+                ..LinuxPodSandboxConfig::default()
+            }),
+            ..PodSandboxConfig::default()
+        }
+    }
+
+    pub async fn run_pod(&mut self, config: PodSandboxConfig) -> String {
+        self.try_run_pod(config).await.unwrap()
+    }
+
+    pub async fn try_run_pod(&mut self, config: PodSandboxConfig) -> Result<String, Status> {
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    pub async fn try_create(
+        &mut self,
+        pod: &str,
+        config: ContainerConfig,
+    ) -> Result<String, Status> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config),
+            sandbox_config: None,
+        };
+        Ok(self.runtime.create_container(request).await?.into_inner().container_id)
+    }
+
+    pub async fn try_start_container(&mut self, id: &str) -> Result<(), Status> {
+        let request = StartContainerRequest { container_id: id.to_owned() };
+        self.runtime.start_container(request).await.map(drop)
+    }
+
+    /// Creates and starts a container.
+    pub async fn run(&mut self, pod: &str, config: ContainerConfig) -> String {
+        let id = self.try_create(pod, config).await.unwrap();
+        self.try_start_container(&id).await.unwrap();
+        id
+    }
+
+    /// Runs a shell script as a container of a new pod to its end: exit code and log.
+    pub async fn script(&mut self, pod: &str, name: &str, script: &str) -> (i32, String) {
+        self.run_to_end(pod, shell(name, script)).await
+    }
+
+    /// Runs a container to its end: exit code and the text of its log.
+    pub async fn run_to_end(&mut self, pod: &str, config: ContainerConfig) -> (i32, String) {
+        let id = self.run(pod, config).await;
+        let status = self.ended(&id).await;
+        (status.exit_code, text_of(&fs::read_to_string(&status.log_path).unwrap_or_default()))
+    }
+
+    pub async fn status(&mut self, id: &str) -> ContainerStatus {
+        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        self.runtime.container_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    pub async fn pod_status(&mut self, id: &str) -> PodSandboxStatus {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        self.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    /// Waits for the end of a container.
+    pub async fn ended(&mut self, id: &str) -> ContainerStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status(id).await;
+            if status.state() == ContainerState::ContainerExited {
+                return status;
+            }
+            assert!(Instant::now() < until, "{id} does not end: {status:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn exec(&mut self, id: &str, command: &[&str], timeout: i64) -> Result<ExecSyncResponse, Status> {
+        let cmd = command.iter().map(|&part| part.to_owned()).collect();
+        let request = ExecSyncRequest { container_id: id.to_owned(), cmd, timeout };
+        Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    /// A shell command in a container: its output.
+    pub async fn sh(&mut self, id: &str, script: &str) -> String {
+        let answer = self.exec(id, &["sh", "-c", script], 0).await.unwrap();
+        String::from_utf8_lossy(&answer.stdout).trim().to_owned()
+    }
+
+    pub async fn stop_container(&mut self, id: &str, timeout: i64) {
+        let request = StopContainerRequest { container_id: id.to_owned(), timeout };
+        self.runtime.stop_container(request).await.unwrap();
+    }
+
+    pub async fn remove_container(&mut self, id: &str) {
+        let request = RemoveContainerRequest { container_id: id.to_owned() };
+        self.runtime.remove_container(request).await.unwrap();
+    }
+
+    pub async fn stop_pod(&mut self, id: &str) {
+        let request = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.stop_pod_sandbox(request).await.unwrap();
+    }
+
+    pub async fn remove_pod(&mut self, id: &str) {
+        let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.remove_pod_sandbox(request).await.unwrap();
+    }
+
+    /// Runs a command in the network namespace of the daemon's host: what a process on the node would see.
+    pub fn on_host(&self, command: &[&str]) -> std::process::Output {
+        let target = format!("--net=/proc/{}/ns/net", self.holder.id());
+        Command::new("nsenter").arg(target).arg("--").args(command).output().unwrap()
+    }
+
+    /// Removes every pod, and says what is left on the host that was not there before.
+    pub async fn clean(&mut self) -> Vec<String> {
+        let request = ListPodSandboxRequest { filter: None };
+        let pods = self.runtime.list_pod_sandbox(request).await.unwrap().into_inner().items;
+        for pod in pods {
+            self.remove_pod(&pod.id).await;
+        }
+        self.remove_cgroup_parent();
+        let mut left = self.before.left_after(&self.cgroup_parent, self.process.id());
+        for folder in ["root/pods", "root/containers", "run/pods", "root/network/pods"] {
+            let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
+            left.extend(entries.map(|entry| entry.path().display().to_string()));
+        }
+        let links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
+        let until = Instant::now() + Duration::from_secs(5);
+        let mut links = links;
+        while links.contains("bv") && Instant::now() < until {
+            // A namespace takes its links along in the background (DESIGN, "The way of a pod").
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
+        }
+        left.extend(links.lines().filter(|link| link.contains(": bv")).map(str::to_owned));
+        left
+    }
+
+    /// The parent stands for the kubelet's: it is the test's own to remove.
+    fn remove_cgroup_parent(&self) {
+        for folder in leftovers::cgroup_folders(&self.cgroup_parent) {
+            drop(fs::remove_dir(folder));
+        }
+    }
+}
+
+impl Drop for Berth {
+    fn drop(&mut self) {
+        let pid = Pid::from_child(&self.process);
+        let _gone = kill_process(pid, Signal::TERM);
+        let until = Instant::now() + PATIENCE;
+        while self.process.try_wait().unwrap().is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(self.process.kill());
+        drop(self.process.wait());
+        drop(self.holder.kill());
+        drop(self.holder.wait());
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
+            let tail: Vec<_> = log.lines().rev().take(60).collect();
+            eprintln!("the daemon's last words:");
+            tail.iter().rev().for_each(|line| eprintln!("  {line}"));
+            leftovers::end_keepers(self.folder.path());
+        }
+        self.remove_cgroup_parent();
+    }
+}
+
+fn serve(folder: &Path, holder: u32) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("daemon.log")).unwrap();
+    Command::new("nsenter")
+        .arg(format!("--net=/proc/{holder}/ns/net"))
+        .arg(env!("CARGO_BIN_EXE_berth"))
+        .args(["serve", "--config"])
+        .arg(folder.join("config.toml"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+async fn connected(folder: &Path) -> Channel {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Ok(channel) = connect(&folder.join("run/berth.sock")).await {
+            let mut client = RuntimeServiceClient::new(channel.clone());
+            if client.version(VersionRequest::default()).await.is_ok() {
+                return channel;
+            }
+        }
+        if Instant::now() > until {
+            panic!("no daemon: {}", fs::read_to_string(folder.join("daemon.log")).unwrap_or_default());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A container of the test image that runs a command.
+pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
+    ContainerConfig {
+        metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        image: Some(ImageSpec { image: IMAGE.to_owned(), ..ImageSpec::default() }),
+        command: command.iter().map(|&part| part.to_owned()).collect(),
+        log_path: format!("{name}.log"),
+        linux: Some(LinuxContainerConfig {
+            resources: None,
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Container.into(),
+                    ..NamespaceOption::default()
+                }),
+                ..LinuxContainerSecurityContext::default()
+            }),
+        }),
+        ..ContainerConfig::default()
+    }
+}
+
+/// A container that runs a shell script.
+pub fn shell(name: &str, script: &str) -> ContainerConfig {
+    container(name, &["sh", "-c", script])
+}
+
+/// A container that stays until it is stopped.
+pub fn sleeper(name: &str) -> ContainerConfig {
+    shell(name, "trap 'exit 0' TERM; while true; do sleep 0.1; done")
+}
+
+/// Changes the security context of a config.
+pub fn secured(mut config: ContainerConfig, change: impl FnOnce(&mut LinuxContainerSecurityContext)) -> ContainerConfig {
+    change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
+    config
+}
+
+/// The text of a CRI log, without times, streams and tags.
+pub fn text_of(log: &str) -> String {
+    let mut text = String::new();
+    for record in log.lines() {
+        let mut fields = record.splitn(4, ' ');
+        let (tag, line) = (fields.nth(2).unwrap_or_default(), fields.next().unwrap_or_default());
+        text.push_str(line);
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// The code of an error, for comparison.
+pub fn code<T>(result: Result<T, Status>) -> Code {
+    match result {
+        Ok(_) => Code::Ok,
+        Err(status) => status.code(),
+    }
+}
