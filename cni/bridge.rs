@@ -104,11 +104,10 @@ impl Port<'_> {
     /// The bridge, made if it is not there, with the gateways' addresses.
     async fn bridge(&self, again: bool) -> Result<Link> {
         let mut ready = self.ready.bridge.lock().await;
-        if let Some((name, link)) = &*ready {
-            if !again && name == self.bridge_name() {
+        if let Some((name, link)) = &*ready
+            && !again && name == self.bridge_name() {
                 return Ok(link.clone());
             }
-        }
         let name = self.bridge_name();
         if self.host.link(name).await?.is_none() {
             self.host.add_bridge(name, self.mtu()).await?;
@@ -167,9 +166,9 @@ impl Port<'_> {
         leases: &[Lease],
         routes: &[(IpNet, Option<IpAddr>)],
     ) -> Value {
-        let ips = leases.iter().map(|lease| {
-            json!({ "address": lease.address, "gateway": lease.gateway, "interface": 2 })
-        });
+        let ips = leases
+            .iter()
+            .map(|lease| json!({ "address": lease.address, "gateway": lease.gateway, "interface": 2 }));
         let routes = routes.iter().map(|(to, gateway)| json!({ "dst": to, "gw": gateway }));
         json!({
             "cniVersion": "1.1.0",

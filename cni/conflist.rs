@@ -167,7 +167,8 @@ pub(crate) fn first_file(folder: &Path) -> io::Result<Option<PathBuf>> {
     };
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|file| {
-        matches!(file.extension().and_then(|e| e.to_str()), Some("conflist" | "conf" | "json")) && file.is_file()
+        matches!(file.extension().and_then(|e| e.to_str()), Some("conflist" | "conf" | "json"))
+            && file.is_file()
     });
     files.sort();
     Ok(files.into_iter().next())
@@ -191,7 +192,8 @@ pub(crate) fn parse(text: &str, bin_dirs: &[PathBuf]) -> Result<Conflist, String
     // serde_json's errors end with line and column.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let field = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-    let name = field("name").filter(|name| is_name(name)).ok_or("name: is missing or no name of a network")?;
+    let name =
+        field("name").filter(|name| is_name(name)).ok_or("name: is missing or no name of a network")?;
     let version = field("cniVersion").unwrap_or_else(|| "0.3.1".to_owned());
     if !VERSIONS.contains(&version.as_str()) {
         return Err(format!("cniVersion: {version:?} is none of {}", VERSIONS.join(", ")));
@@ -204,9 +206,10 @@ pub(crate) fn parse(text: &str, bin_dirs: &[PathBuf]) -> Result<Conflist, String
         Some(_) => return Err("plugins: is no list".to_owned()),
         None => &single,
     };
-    let plugins = plugins.iter().enumerate().map(|(index, plugin)| {
-        compile(plugin, bin_dirs).map_err(|why| format!("plugins[{index}].{why}"))
-    });
+    let plugins = plugins
+        .iter()
+        .enumerate()
+        .map(|(index, plugin)| compile(plugin, bin_dirs).map_err(|why| format!("plugins[{index}].{why}")));
     Ok(Conflist { name, version, plugins: plugins.collect::<Result<_, _>>()?, text: Some(text.to_owned()) })
 }
 
@@ -275,7 +278,8 @@ fn check(range: &Range) -> Result<(), String> {
     if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
         return Err(format!("subnet: {subnet} has no room for pods"));
     }
-    let limits = [("rangeStart", range.range_start), ("rangeEnd", range.range_end), ("gateway", range.gateway)];
+    let limits =
+        [("rangeStart", range.range_start), ("rangeEnd", range.range_end), ("gateway", range.gateway)];
     for (key, address) in limits {
         if let Some(address) = address.filter(|address| !subnet.contains(address)) {
             return Err(format!("{key}: {address} is not in {subnet}"));

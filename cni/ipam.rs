@@ -53,10 +53,12 @@ impl Store {
 
     fn allocate_in(&self, set: usize, ranges: &[Range], id: &str, interface: &str) -> Result<Lease> {
         let last_file = self.folder.join(format!("last_reserved_ip.{set}"));
-        let last: Option<IpAddr> = fs::read_to_string(&last_file).ok().and_then(|text| text.trim().parse().ok());
+        let last: Option<IpAddr> =
+            fs::read_to_string(&last_file).ok().and_then(|text| text.trim().parse().ok());
         // After the last one, around to it: an address is used again as late as possible.
         let all = || ranges.iter().flat_map(addresses);
-        let start = last.and_then(|last| all().position(|(address, _)| address == last)).map_or(0, |at| at + 1);
+        let start =
+            last.and_then(|last| all().position(|(address, _)| address == last)).map_or(0, |at| at + 1);
         for (address, range) in all().skip(start).chain(all().take(start)) {
             if self.reserve(address, id, interface)? {
                 fs::write(&last_file, address.to_string()).doing("write the last address")?;
@@ -198,7 +200,11 @@ mod tests {
         assert_eq!(leases[1].address.to_string(), "fd00::2/64");
         assert!(store.allocate(&both, "b", "eth0").is_err());
         let again = store.allocate(&ipam(&[&[("10.0.0.0/29", Some("10.0.0.3"))]]), "c", "eth0").unwrap();
-        assert_eq!(again[0].address.to_string(), "10.0.0.3/29", "what b could not have whole it does not have");
+        assert_eq!(
+            again[0].address.to_string(),
+            "10.0.0.3/29",
+            "what b could not have whole it does not have"
+        );
     }
 
     #[test]

@@ -222,7 +222,15 @@ struct Batch {
     messages: u32,
 }
 
-fn header(buffer: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, body: &[u8]) {
+fn header(
+    buffer: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family: u8,
+    resource: u16,
+    body: &[u8],
+) {
     let length = u32::try_from(16 + 4 + body.len()).unwrap_or(u32::MAX);
     buffer.extend_from_slice(&length.to_ne_bytes());
     buffer.extend_from_slice(&kind.to_ne_bytes());

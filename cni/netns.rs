@@ -19,7 +19,8 @@ async fn within<T: Send + 'static>(
     let (tell, told) = tokio::sync::oneshot::channel();
     let run = move || {
         let _runtime = runtime.enter();
-        let entered = move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network));
+        let entered =
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network));
         let result = entered.doing("enter the pod's network namespace").and_then(|()| work());
         // The caller may have gone: then there is nobody to tell.
         drop(tell.send(result));

@@ -63,7 +63,8 @@ impl Network {
             Some((pod, attachment))
         });
         let attachments = Mutex::new(attachments.collect());
-        let config = Loaded { seen: None, config: Ok(Arc::new(Conflist::builtin(&options.builtin))), pod_cidr };
+        let config =
+            Loaded { seen: None, config: Ok(Arc::new(Conflist::builtin(&options.builtin))), pod_cidr };
         let shared = Shared {
             host: Netlink::open()?,
             records,
@@ -79,10 +80,8 @@ impl Network {
     fn config(&self) -> std::result::Result<Arc<Conflist>, ConfigError> {
         let options = &self.shared.options;
         let mut loaded = lock(&self.shared.config);
-        let file = conflist::first_file(&options.conf_dir).map_err(|error| ConfigError {
-            file: options.conf_dir.clone(),
-            why: error.to_string(),
-        })?;
+        let file = conflist::first_file(&options.conf_dir)
+            .map_err(|error| ConfigError { file: options.conf_dir.clone(), why: error.to_string() })?;
         let Some(file) = file else {
             let mut builtin = options.builtin.clone();
             if !loaded.pod_cidr.is_empty() {
@@ -133,8 +132,13 @@ impl Network {
         );
         let external = config.plugins.iter().any(|plugin| matches!(plugin, Plugin::External(_)));
         let pinned = external.then(|| PathBuf::from(PINS).join(format!("berth-{}", pod.id)));
-        let mut record =
-            Record { interface: INTERFACE.to_owned(), args, result: None, config: config.text.clone(), pinned };
+        let mut record = Record {
+            interface: INTERFACE.to_owned(),
+            args,
+            result: None,
+            config: config.text.clone(),
+            pinned,
+        };
         self.shared.records.write(pod.id, &record)?;
         match self.add_all(&config, &pod, &record).await {
             Ok(result) => {
@@ -265,9 +269,8 @@ impl Network {
     fn config_of(&self, record: &Record) -> Result<Conflist> {
         let options = &self.shared.options;
         match &record.config {
-            Some(text) => {
-                conflist::parse(text, &options.bin_dirs).map_err(|why| Error::Invalid(format!("configuration: {why}")))
-            }
+            Some(text) => conflist::parse(text, &options.bin_dirs)
+                .map_err(|why| Error::Invalid(format!("configuration: {why}"))),
             None => Ok(Conflist::builtin(&options.builtin)),
         }
     }

@@ -56,8 +56,11 @@ impl Records {
     pub(crate) fn write(&self, pod: &str, record: &Record) -> Result<()> {
         let file = self.file(pod);
         let beside = file.with_extension("tmp");
-        let text = serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode an attachment")?;
-        fs::write(&beside, text).and_then(|()| fs::rename(&beside, &file)).doing(format!("write {}", file.display()))
+        let text =
+            serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode an attachment")?;
+        fs::write(&beside, text)
+            .and_then(|()| fs::rename(&beside, &file))
+            .doing(format!("write {}", file.display()))
     }
 
     /// `None` where there is none, or none that can be read: that pod has nothing that is known.

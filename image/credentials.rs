@@ -124,7 +124,8 @@ mod tests {
             let text = Credentials::from_parts("", "", auth, "", "").unwrap_err().to_string();
             assert!(!text.contains(auth), "{text}");
         }
-        let shown = format!("{:?}", Credentials::Basic { username: "joe".into(), password: "hunter2".into() });
+        let shown =
+            format!("{:?}", Credentials::Basic { username: "joe".into(), password: "hunter2".into() });
         assert!(!shown.contains("hunter2") && !shown.contains("joe"), "{shown}");
     }
 }

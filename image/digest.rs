@@ -179,7 +179,9 @@ mod tests {
     fn what_is_no_digest_is_refused() {
         let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
         let path = format!("sha256:{}", "../".repeat(21) + "a");
-        for bad in ["", "sha256", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e", &EMPTY[..70], &upper, &path] {
+        for bad in
+            ["", "sha256", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e", &EMPTY[..70], &upper, &path]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
         let multibyte = format!("sha256:{}", "é".repeat(32));

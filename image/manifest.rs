@@ -105,8 +105,10 @@ impl Manifest {
             let entries = field(what, fields.get("manifests"))?;
             return Ok(Self::Index(entries));
         }
-        let image =
-            ImageManifest { config: field(what, fields.get("config"))?, layers: field(what, fields.get("layers"))? };
+        let image = ImageManifest {
+            config: field(what, fields.get("config"))?,
+            layers: field(what, fields.get("layers"))?,
+        };
         image.check(what)?;
         Ok(Self::Image(image))
     }
@@ -128,7 +130,10 @@ impl ImageManifest {
         }
         for layer in &self.layers {
             let known = LAYER_PREFIXES.iter().any(|prefix| {
-                layer.media_type.strip_prefix(prefix).is_some_and(|rest| matches!(rest, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
+                layer
+                    .media_type
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| matches!(rest, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
             });
             if !known {
                 let why = format!("layer {} is of the type {:?}", layer.digest, layer.media_type);
@@ -254,7 +259,8 @@ mod tests {
 
     #[test]
     fn an_image_and_an_index_are_told_apart() {
-        let Manifest::Image(parsed) = parse(&image(), Some("application/vnd.oci.image.manifest.v1+json; x=y")).unwrap()
+        let Manifest::Image(parsed) =
+            parse(&image(), Some("application/vnd.oci.image.manifest.v1+json; x=y")).unwrap()
         else {
             panic!("no image");
         };
@@ -292,8 +298,14 @@ mod tests {
             json!({ "schemaVersion": 1, "fsLayers": [] }),
             with("fsLayers", json!([])),
             with("mediaType", json!("application/vnd.oci.artifact.manifest.v1+json")),
-            with("config", json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(""), "size": 2 })),
-            with("layers", json!([{ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "digest": digest(""), "size": 2 }])),
+            with(
+                "config",
+                json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(""), "size": 2 }),
+            ),
+            with(
+                "layers",
+                json!([{ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "digest": digest(""), "size": 2 }]),
+            ),
         ] {
             assert!(matches!(parse(&value, None), Err(Error::Unsupported { .. })), "{value}");
         }
@@ -316,11 +328,15 @@ mod tests {
         assert_eq!(parsed.config.config().as_ref().unwrap().user().as_deref(), Some("1000"));
         let bare = json!({ "rootfs": { "type": "layers", "diff_ids": [] } });
         assert!(parse_config("test", bare.to_string().as_bytes(), &host).is_ok());
-        let arm = json!({ "os": "linux", "architecture": "arm64", "rootfs": { "type": "layers", "diff_ids": [] } });
+        let arm =
+            json!({ "os": "linux", "architecture": "arm64", "rootfs": { "type": "layers", "diff_ids": [] } });
         let error = parse_config("test", arm.to_string().as_bytes(), &host).unwrap_err();
         assert!(error.to_string().contains("linux/arm64"), "{error}");
         let bad = json!({ "rootfs": { "type": "layers", "diff_ids": ["../../etc"] } });
-        assert_eq!(parse_config("test", bad.to_string().as_bytes(), &host).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(
+            parse_config("test", bad.to_string().as_bytes(), &host).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
     }
 
     proptest! {

@@ -70,11 +70,7 @@ mod tests {
 
     fn platform(text: &str) -> Platform {
         let mut parts = text.split('/').map(str::to_owned);
-        Platform {
-            os: parts.next().unwrap(),
-            architecture: parts.next().unwrap(),
-            variant: parts.next(),
-        }
+        Platform { os: parts.next().unwrap(), architecture: parts.next().unwrap(), variant: parts.next() }
     }
 
     fn best<'a>(host: &str, offers: &[&'a str]) -> Option<&'a str> {
@@ -88,11 +84,17 @@ mod tests {
 
     #[test]
     fn the_best_that_runs_is_chosen() {
-        assert_eq!(best("linux/amd64", &["linux/arm64/v8", "linux/amd64", "windows/amd64"]), Some("linux/amd64"));
+        assert_eq!(
+            best("linux/amd64", &["linux/arm64/v8", "linux/amd64", "windows/amd64"]),
+            Some("linux/amd64")
+        );
         assert_eq!(best("linux/amd64", &["linux/amd64/v3", "linux/amd64/v1"]), Some("linux/amd64/v1"));
         assert_eq!(best("linux/amd64/v3", &["linux/amd64/v2", "linux/amd64"]), Some("linux/amd64/v2"));
         assert_eq!(best("linux/arm64", &["linux/arm/v7", "linux/arm64/v8"]), Some("linux/arm64/v8"));
-        assert_eq!(best("linux/arm/v7", &["linux/arm/v5", "linux/arm/v6", "linux/arm64"]), Some("linux/arm/v6"));
+        assert_eq!(
+            best("linux/arm/v7", &["linux/arm/v5", "linux/arm/v6", "linux/arm64"]),
+            Some("linux/arm/v6")
+        );
         assert_eq!(best("linux/arm/v6", &["linux/arm/v7"]), None);
         assert_eq!(best("linux/amd64", &["unknown/unknown", "linux/s390x"]), None);
     }

@@ -88,13 +88,20 @@ mod tests {
     #[test]
     fn sysctls_have_dots_or_slashes() {
         assert_eq!(sysctl_path("net.ipv4.ip_forward").unwrap(), "sys/net/ipv4/ip_forward");
-        assert_eq!(sysctl_path("net/ipv4/conf/eth0.1/rp_filter").unwrap(), "sys/net/ipv4/conf/eth0.1/rp_filter");
-        assert_eq!(sysctl_path("net.ipv4.conf.eth0/1.rp_filter").unwrap(), "sys/net/ipv4/conf/eth0.1/rp_filter");
+        assert_eq!(
+            sysctl_path("net/ipv4/conf/eth0.1/rp_filter").unwrap(),
+            "sys/net/ipv4/conf/eth0.1/rp_filter"
+        );
+        assert_eq!(
+            sysctl_path("net.ipv4.conf.eth0/1.rp_filter").unwrap(),
+            "sys/net/ipv4/conf/eth0.1/rp_filter"
+        );
     }
 
     #[test]
     fn no_sysctl_leads_elsewhere() {
-        for name in ["", "kernel", "kernel/../../x", "kernel..core", "/kernel/x", "kernel.core\n.x", "a/./b"] {
+        for name in ["", "kernel", "kernel/../../x", "kernel..core", "/kernel/x", "kernel.core\n.x", "a/./b"]
+        {
             assert_eq!(sysctl_path(name), None, "{name:?}");
         }
     }

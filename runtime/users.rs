@@ -191,9 +191,11 @@ fn resolve(passwd: &str, group: &str, request: &UserRequest) -> Result<ResolvedU
     groups.extend(&request.supplemental);
     if let (GroupsPolicy::Merge, Some(entry)) = (request.policy, &entry) {
         let listed = group.lines().filter_map(group_entry);
-        groups.extend(listed.filter_map(|(_, gid, mut members)| {
-            members.any(|member| member == entry.name).then_some(gid)
-        }));
+        groups.extend(
+            listed.filter_map(|(_, gid, mut members)| {
+                members.any(|member| member == entry.name).then_some(gid)
+            }),
+        );
     }
     groups.sort_unstable();
     groups.dedup();
@@ -207,7 +209,8 @@ mod tests {
 
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:1000:1000::/srv:/bin/sh\nbig:x:4294967295:1::/:/\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:1000:1000::/srv:/bin/sh\nbig:x:4294967295:1::/:/\n";
     const GROUP: &str = "root:x:0:\nweb:x:1000:\nlogs:x:50:web,root\nmail:x:51:web\nodd:x:nine:web\n";
 
     fn of(user: &str) -> Result<ResolvedUser, UserError> {

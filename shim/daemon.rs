@@ -59,7 +59,8 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
     let images = ImageStore::open(image_options(&config)).await?;
     let network = Network::open(network_options(&config))?;
     let fail = |what: &'static str| move |error: std::io::Error| CriError::internal(what, error);
-    let own = rustix::thread::capabilities(None).map_err(|error| CriError::internal("read capabilities", error))?;
+    let own =
+        rustix::thread::capabilities(None).map_err(|error| CriError::internal("read capabilities", error))?;
     let daemon = Arc::new(Daemon {
         store: Store::default(),
         folders: Folders::new(&config.root, &config.state),
@@ -73,7 +74,8 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
             .map_err(fail("read the kernel's capabilities"))?,
         capabilities: own.permitted.bits(),
         open_files: open_files(own.permitted),
-        oom_score_adj: number_from(Path::new("/proc/self/oom_score_adj")).map_err(fail("read the own score"))?,
+        oom_score_adj: number_from(Path::new("/proc/self/oom_score_adj"))
+            .map_err(fail("read the own score"))?,
         config,
     });
     crate::recover::recover(&daemon).await?;

@@ -34,7 +34,8 @@ pub fn wanted(config: &ContainerConfig) -> Result<Vec<LinuxDevice>, CriError> {
     let mut devices = Vec::new();
     for wanted in &config.devices {
         let (source, target) = (Path::new(&wanted.host_path), Path::new(&wanted.container_path));
-        let none = |why: String| CriError::invalid("devices.host_path", format!("{:?} {why}", wanted.host_path));
+        let none =
+            |why: String| CriError::invalid("devices.host_path", format!("{:?} {why}", wanted.host_path));
         let metadata = fs::metadata(source).map_err(|error| none(error.to_string()))?;
         if metadata.is_dir() {
             let mut inside = Vec::new();

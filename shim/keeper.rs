@@ -60,7 +60,7 @@ impl Link {
     /// # Errors
     /// The connection cannot be watched.
     pub fn start(connection: Connection) -> Result<(Self, mpsc::UnboundedReceiver<Event>), LinkError> {
-        let connection = AsyncFd::new(connection)?;
+        let connection = AsyncFd::register(connection)?;
         let (calls, outgoing) = mpsc::unbounded_channel();
         let (events, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { calls, execs: Mutex::default() });
@@ -186,7 +186,7 @@ impl Driver {
             Message::Event(Event::ExecExited { exec, code }) => {
                 let waiting = self.shared.upgrade().and_then(|shared| lock(&shared.execs).remove(&exec));
                 if let Some(waiting) = waiting {
-                    drop(waiting.send(code));
+                    let _gone = waiting.send(code);
                 }
             }
             Message::Event(event) => {

@@ -100,12 +100,7 @@ impl Operations {
         }
     }
 
-    fn spawn<F, W>(
-        &self,
-        running: &mut HashMap<Key, Running>,
-        key: Key,
-        work: W,
-    ) -> watch::Receiver<Answer>
+    fn spawn<F, W>(&self, running: &mut HashMap<Key, Running>, key: Key, work: W) -> watch::Receiver<Answer>
     where
         W: FnOnce(Progress) -> F,
         F: Future<Output = Result<String, Status>> + Send + 'static,

@@ -34,14 +34,17 @@ async fn ids_and_pods() {
         RunPodSandboxRequest { config: Some(berth.pod_config("x")), runtime_handler: "kata".to_owned() };
     check(berth.runtime.run_pod_sandbox(request).await, Code::InvalidArgument, "kata");
 
-    let broken: [(&str, fn(&mut PodSandboxConfig)); 7] = [
+    type Break = fn(&mut PodSandboxConfig);
+    let broken: [(&str, Break); 7] = [
         ("metadata.name", |config| config.metadata.as_mut().unwrap().name.clear()),
         ("metadata.uid", |config| config.metadata.as_mut().unwrap().uid = "a\nb".to_owned()),
         ("metadata.namespace", |config| config.metadata.as_mut().unwrap().namespace = "x".repeat(5000)),
         ("hostname", |config| config.hostname = "x".repeat(65)),
         ("dns_config", |config| {
-            config.dns_config =
-                Some(DnsConfig { servers: vec!["1.1.1.1\nnameserver 6.6.6.6".to_owned()], ..Default::default() });
+            config.dns_config = Some(DnsConfig {
+                servers: vec!["1.1.1.1\nnameserver 6.6.6.6".to_owned()],
+                ..Default::default()
+            });
         }),
         ("cgroup", |config| config.linux.as_mut().unwrap().cgroup_parent = "/a/../../b".to_owned()),
         ("kernel.core_pattern", |config| {

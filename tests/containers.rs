@@ -42,7 +42,12 @@ async fn credentials_are_exactly_those_asked_for() {
     });
     let (_, log) = berth.run_to_end(&pod, named).await;
     assert!(log.contains("uid=1000(web) gid=1000(web) groups=50(logs),1000(web),1234"), "{log}");
-    for expected in ["CapInh:\t0000000000000000", "CapEff:\t0000000000000000", "CapBnd:\t00000000a80425fb", "NoNewPrivs:\t1"] {
+    for expected in [
+        "CapInh:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t00000000a80425fb",
+        "NoNewPrivs:\t1",
+    ] {
         assert!(log.contains(expected), "{expected} is not in {log}");
     }
     // 0, 1, 2 and the folder that ls reads: nothing of the host's is open (CVE-2024-21626).
@@ -85,13 +90,19 @@ async fn a_container_sees_what_runc_would_show_it() {
     );
     let (exit, log) = berth.run_to_end(&pod, plain).await;
     assert_eq!(exit, 0, "{log}");
-    for device in ["full", "null", "ptmx", "pts", "random", "shm", "mqueue", "stderr", "tty", "urandom", "zero"] {
+    for device in
+        ["full", "null", "ptmx", "pts", "random", "shm", "mqueue", "stderr", "tty", "urandom", "zero"]
+    {
         assert!(log.lines().any(|line| line == device), "{device} is not in {log}");
     }
-    for expected in ["/proc/self/fd", " / / rw", " /dev/mqueue ", " /sys ro", "status 1", "cgroup 1", "\n0\n"] {
+    for expected in ["/proc/self/fd", " / / rw", " /dev/mqueue ", " /sys ro", "status 1", "cgroup 1", "\n0\n"]
+    {
         assert!(log.contains(expected), "{expected:?} is not in {log}");
     }
-    assert!(!log.contains(berth.folder.path().to_str().unwrap()) || !log.contains("pivot"), "no old root is left");
+    assert!(
+        !log.contains(berth.folder.path().to_str().unwrap()) || !log.contains("pivot"),
+        "no old root is left"
+    );
 
     let readonly = secured(shell("readonly", "touch /x; echo $?; touch /dev/shm/x && echo shm"), |context| {
         context.readonly_rootfs = true;
@@ -99,9 +110,10 @@ async fn a_container_sees_what_runc_would_show_it() {
     let (_, log) = berth.run_to_end(&pod, readonly).await;
     assert!(log.contains("Read-only file system") && log.contains("\n1\n") && log.contains("shm"), "{log}");
 
-    let privileged = secured(shell("privileged", "ls /dev; mount -t tmpfs x /tmp && echo mounted"), |context| {
-        context.privileged = true;
-    });
+    let privileged =
+        secured(shell("privileged", "ls /dev; mount -t tmpfs x /tmp && echo mounted"), |context| {
+            context.privileged = true;
+        });
     let (_, log) = berth.run_to_end(&pod, privileged).await;
     assert!(log.contains("mounted") && log.contains("kmsg"), "{log}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
@@ -182,7 +194,8 @@ async fn stopping_is_gentle_then_firm() {
     berth.stop_container(&gentle, 20).await;
     assert!(started.elapsed() < Duration::from_secs(10), "it ends by the stop signal");
     assert_eq!(berth.status(&gentle).await.exit_code, 0);
-    let deaf = berth.run(&pod, shell("deaf", "trap '' TERM; sleep 1000 & while true; do sleep 0.1; done")).await;
+    let deaf =
+        berth.run(&pod, shell("deaf", "trap '' TERM; sleep 1000 & while true; do sleep 0.1; done")).await;
     berth.stop_container(&deaf, 1).await;
     let status = berth.status(&deaf).await;
     assert_eq!((status.exit_code, status.state()), (137, ContainerState::ContainerExited));
@@ -254,7 +267,8 @@ async fn logs_are_in_the_cri_format_and_survive_rotation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_is_the_containers_own() {
     let (mut berth, pod) = berth_and_pod().await;
-    let mut config = shell("tty", "tty; test -t 0 && test -t 1 && echo terminal; ls -l /dev/console; echo $TERM");
+    let mut config =
+        shell("tty", "tty; test -t 0 && test -t 1 && echo terminal; ls -l /dev/console; echo $TERM");
     config.tty = true;
     config.stdin = true;
     let (exit, log) = berth.run_to_end(&pod, config).await;

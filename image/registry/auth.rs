@@ -80,7 +80,10 @@ impl Tokens {
     /// The header that was accepted last time, if it still is.
     pub(crate) fn known(&self, asking: &Asking<'_>) -> Option<HeaderValue> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&asking.key()).filter(|known| known.until > Instant::now()).map(|known| known.header.clone())
+        known
+            .get(&asking.key())
+            .filter(|known| known.until > Instant::now())
+            .map(|known| known.header.clone())
     }
 
     /// Gets a header that meets one of the challenges.
@@ -95,7 +98,8 @@ impl Tokens {
         for challenge in challenges {
             let met = match challenge {
                 Challenge::Bearer { realm, service, scope } => {
-                    let scope = scope.clone().unwrap_or_else(|| format!("repository:{}:pull", asking.repository));
+                    let scope =
+                        scope.clone().unwrap_or_else(|| format!("repository:{}:pull", asking.repository));
                     let request = TokenRequest { realm, service: service.as_deref(), scope: &scope };
                     Some(bearer(transport, asking, &request, what).await?)
                 }
@@ -152,8 +156,9 @@ async fn bearer(
     let base: Uri = format!("{}://{}/", endpoint.scheme, endpoint.authority)
         .parse()
         .map_err(|error| Error::invalid(what, error))?;
-    let realm = join(&base, request.realm)
-        .ok_or_else(|| Error::unavailable(what, format!("its token service {:?} is no URL", request.realm)))?;
+    let realm = join(&base, request.realm).ok_or_else(|| {
+        Error::unavailable(what, format!("its token service {:?} is no URL", request.realm))
+    })?;
     let authority = realm.authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let plain = realm.scheme() != Some(&Scheme::HTTPS) && !is_loopback(authority);
     if plain && endpoint.scheme == Scheme::HTTPS && asking.credentials.is_some() {

@@ -51,7 +51,12 @@ impl Repository {
     }
 
     /// Sends a blob into `sink`, from the first host at or after place `first` that delivers.
-    pub(crate) async fn transfer(&self, blob: &Descriptor, first: usize, sink: &mpsc::Sender<Piece>) -> Transfer {
+    pub(crate) async fn transfer(
+        &self,
+        blob: &Descriptor,
+        first: usize,
+        sink: &mpsc::Sender<Piece>,
+    ) -> Transfer {
         let what = format!("blob {}@{}", self.name, blob.digest);
         let mut progress = Progress { offset: 0, hasher: Hasher::new(blob.digest.algorithm()) };
         let mut failure = None;
@@ -189,7 +194,8 @@ fn range(offset: u64) -> HeaderMap {
 
 /// The offset at which an answer starts, which is ours or, for a server without ranges, 0.
 fn start(what: &str, response: &Response<Incoming>, offset: u64, size: u64) -> Result<u64, Error> {
-    let length = header(response.headers(), CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
+    let length =
+        header(response.headers(), CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return match length {
             Some(length) if length != size => {

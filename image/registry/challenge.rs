@@ -104,12 +104,18 @@ mod tests {
     #[test]
     fn challenges_of_registries_are_read() {
         let hub = "Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",scope=\"repository:library/busybox:pull,push\"";
-        assert_eq!(parse(&[hub]), [bearer(
-            "https://auth.docker.io/token",
-            Some("registry.docker.io"),
-            Some("repository:library/busybox:pull,push"),
-        )]);
-        assert_eq!(parse(&["Basic realm=\"x, y\"", "bearer realm=z"]), [Challenge::Basic, bearer("z", None, None)]);
+        assert_eq!(
+            parse(&[hub]),
+            [bearer(
+                "https://auth.docker.io/token",
+                Some("registry.docker.io"),
+                Some("repository:library/busybox:pull,push"),
+            )]
+        );
+        assert_eq!(
+            parse(&["Basic realm=\"x, y\"", "bearer realm=z"]),
+            [Challenge::Basic, bearer("z", None, None)]
+        );
         assert_eq!(
             parse(&["Negotiate, Basic realm=a, Bearer realm=\"q\\\"r\" , service = s"]),
             [Challenge::Basic, bearer("q\"r", Some("s"), None)]

@@ -180,8 +180,8 @@ fn parse(text: &str, folder: &Path, domain: &str) -> Result<Vec<Endpoint>, Strin
     hosts.sort_by_key(|(_, keys)| keys.span().start);
     let mut endpoints = Vec::new();
     for (url, keys) in hosts {
-        let endpoint = endpoint(&url, keys.get_ref(), folder, domain)
-            .map_err(|why| format!("host.{url:?}: {why}"))?;
+        let endpoint =
+            endpoint(&url, keys.get_ref(), folder, domain).map_err(|why| format!("host.{url:?}: {why}"))?;
         endpoints.push(endpoint);
     }
     // The registry itself comes last; its keys stand at the top of the file.
@@ -214,7 +214,9 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, domain: &str) -> Result<E
     let (pull, resolve) = match &keys.capabilities {
         None => (true, true),
         Some(list) => {
-            if let Some(unknown) = list.iter().find(|name| !["pull", "resolve", "push"].contains(&name.as_str())) {
+            if let Some(unknown) =
+                list.iter().find(|name| !["pull", "resolve", "push"].contains(&name.as_str()))
+            {
                 return Err(format!("unknown capability {unknown:?}"));
             }
             (list.iter().any(|name| name == "pull"), list.iter().any(|name| name == "resolve"))
@@ -222,7 +224,8 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, domain: &str) -> Result<E
     };
     let mut headers = Vec::new();
     for (name, values) in &keys.header {
-        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|error| format!("header {name:?}: {error}"))?;
+        let header =
+            HeaderName::from_bytes(name.as_bytes()).map_err(|error| format!("header {name:?}: {error}"))?;
         for value in values.iter() {
             // The error does not show the value: it may be a secret.
             let value = HeaderValue::from_str(value).map_err(|error| format!("header {name:?}: {error}"))?;
@@ -333,12 +336,10 @@ mod tests {
                 "https://registry-1.docker.io/v2",
             ]
         );
-        assert_eq!(parsed.iter().map(|host| (host.pull, host.resolve)).collect::<Vec<_>>(), [
-            (true, false),
-            (true, true),
-            (true, true),
-            (true, true),
-        ]);
+        assert_eq!(
+            parsed.iter().map(|host| (host.pull, host.resolve)).collect::<Vec<_>>(),
+            [(true, false), (true, true), (true, true), (true, true),]
+        );
         let headers: Vec<_> = parsed[0].headers.iter().map(|(_, value)| value.to_str().unwrap()).collect();
         assert_eq!(headers, ["1", "a", "b"]);
         assert_eq!(parsed[0].namespace.as_deref(), Some("docker.io"));
@@ -360,7 +361,10 @@ mod tests {
             urls(&endpoints(&dirs, "quay.io").unwrap()),
             ["https://cache.example/v2", "https://quay.io/v2"]
         );
-        write("r.example_444_/hosts.toml", "server = \"https://r.example:444\"\nca = \"ca.pem\"\nclient = [[\"c\", \"k\"]]\n");
+        write(
+            "r.example_444_/hosts.toml",
+            "server = \"https://r.example:444\"\nca = \"ca.pem\"\nclient = [[\"c\", \"k\"]]\n",
+        );
         let error = endpoints(&dirs, "r.example:444").unwrap_err().to_string();
         assert!(error.contains("ca.pem"), "{error}");
         for (name, text) in [("ca.pem", "authority"), ("c", "certificate"), ("k", "key")] {
@@ -371,7 +375,10 @@ mod tests {
         assert_eq!(tls.client, [(b"certificate".to_vec(), b"key".to_vec())]);
         write("localhost:5001/x.crt", "docker");
         let docker = endpoints(&dirs, "localhost:5001").unwrap();
-        assert_eq!((urls(&docker), docker[0].tls.ca.len()), (vec!["https://localhost:5001/v2".to_owned()], 1));
+        assert_eq!(
+            (urls(&docker), docker[0].tls.ca.len()),
+            (vec!["https://localhost:5001/v2".to_owned()], 1)
+        );
     }
 
     #[test]

@@ -176,8 +176,9 @@ impl Repository {
         blob: &Descriptor,
         limit: u64,
     ) -> Result<Bytes, Error> {
-        let response =
-            self.ask(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), HeaderMap::new()).await?;
+        let response = self
+            .ask(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), HeaderMap::new())
+            .await?;
         let bytes = self.registry.transport.body(what, response, limit).await?;
         check_blob(what, blob, &bytes)?;
         Ok(bytes)
@@ -192,8 +193,7 @@ impl Repository {
         rest: &str,
         headers: HeaderMap,
     ) -> Result<Response<Incoming>, Error> {
-        let asking =
-            Asking { endpoint, repository: &self.path, credentials: self.credentials.as_ref() };
+        let asking = Asking { endpoint, repository: &self.path, credentials: self.credentials.as_ref() };
         let uri = self.uri(endpoint, rest).map_err(|error| Error::invalid(what, error))?;
         let mut authorization = self.registry.tokens.known(&asking);
         let mut met = false;
@@ -256,7 +256,9 @@ impl Repository {
         match status {
             StatusCode::NOT_FOUND | StatusCode::GONE => Error::not_found(what, why),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::unauthorized(what, why),
-            StatusCode::RANGE_NOT_SATISFIABLE => Error::corrupt(what, format!("{why}: it is shorter than promised")),
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                Error::corrupt(what, format!("{why}: it is shorter than promised"))
+            }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Error::unavailable(what, why),
             _ if status.is_server_error() => Error::unavailable(what, why),
             _ => Error::unsupported(what, why),

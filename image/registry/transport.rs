@@ -98,9 +98,7 @@ impl Transport {
         match tokio::time::timeout(self.timeouts.answer, client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(Error::unavailable(what, causes(&error))),
-            Err(_) => {
-                Err(Error::unavailable(what, format!("no answer within {:?}", self.timeouts.answer)))
-            }
+            Err(_) => Err(Error::unavailable(what, format!("no answer within {:?}", self.timeouts.answer))),
         }
     }
 
@@ -133,7 +131,12 @@ impl Transport {
     }
 
     /// The whole body of an answer, which may have `limit` bytes.
-    pub(crate) async fn body(&self, what: &str, response: Response<Incoming>, limit: u64) -> Result<Bytes, Error> {
+    pub(crate) async fn body(
+        &self,
+        what: &str,
+        response: Response<Incoming>,
+        limit: u64,
+    ) -> Result<Bytes, Error> {
         let mut body = response.into_body();
         let mut bytes = Vec::new();
         while let Some(piece) = self.piece(what, &mut body).await? {
@@ -176,10 +179,13 @@ trait RetainForStrangers {
 impl RetainForStrangers for HeaderMap {
     fn retain_for_strangers(&mut self) {
         let ours = [http::header::ACCEPT, http::header::RANGE];
-        let kept: Vec<_> = ours.iter().filter_map(|name| Some((name.clone(), self.get(name)?.clone()))).collect();
+        let kept: Vec<_> =
+            ours.iter().filter_map(|name| Some((name.clone(), self.get(name)?.clone()))).collect();
         self.clear();
         self.extend(kept);
-        debug_assert!(!self.contains_key(AUTHORIZATION) && !self.contains_key(COOKIE) && !self.contains_key(HOST));
+        debug_assert!(
+            !self.contains_key(AUTHORIZATION) && !self.contains_key(COOKIE) && !self.contains_key(HOST)
+        );
     }
 }
 

@@ -40,7 +40,7 @@ impl Flights {
         get_or_make(&mut layers, key, Weak::upgrade, || {
             let made = Arc::new(tokio::sync::Mutex::new(()));
             let weak = Arc::downgrade(&made);
-            (made, weak)
+            (made, Some(weak))
         })
     }
 
@@ -60,9 +60,8 @@ impl Flights {
                     task.await.unwrap_or_else(|error| Err(Error::internal("pull an image", error)))
                 });
                 let made = flight.shared();
-                // It has not been polled, so there is something to be weak about.
                 let weak = made.downgrade();
-                (made, weak.unwrap_or_else(|| unreachable!("a future that has not been polled is not done")))
+                (made, weak)
             })
         };
         shared.await
@@ -73,13 +72,13 @@ fn get_or_make<K: Clone + Eq + Hash, S, W>(
     known: &mut HashMap<K, W>,
     key: &K,
     upgrade: impl Fn(&W) -> Option<S>,
-    make: impl FnOnce() -> (S, W),
+    make: impl FnOnce() -> (S, Option<W>),
 ) -> S {
     known.retain(|_, weak| upgrade(weak).is_some());
     if let Some(strong) = known.get(key).and_then(&upgrade) {
         return strong;
     }
     let (strong, weak) = make();
-    known.insert(key.clone(), weak);
+    known.extend(weak.map(|weak| (key.clone(), weak)));
     strong
 }

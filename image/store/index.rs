@@ -3,7 +3,7 @@
 //! An image uses its layers; containers and holds use images; a pull leases layers until its image is recorded. What
 //! nobody uses is collected.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
@@ -185,6 +185,17 @@ impl Index {
         Ok(())
     }
 
+    /// Takes a tag from an image.
+    pub(super) fn without_tag(&mut self, id: &Digest, tag: &str) -> Result<(), Error> {
+        let Some(entry) = self.images.get(id) else {
+            return Ok(());
+        };
+        let (mut record, mut image, usage) = (entry.record.clone(), (*entry.image).clone(), entry.usage);
+        record.tags.remove(tag);
+        image.repo_tags.retain(|known| known != tag);
+        self.put(record, Arc::new(image), usage)
+    }
+
     fn unreference(&mut self, keys: &[LayerKey]) -> Vec<LayerKey> {
         let mut unused = Vec::new();
         for key in keys {
@@ -276,12 +287,6 @@ impl Index {
 
     pub(super) fn container_usage(&self) -> DiskUsage {
         sum(self.containers.values().map(|container| container.usage))
-    }
-
-    /// All tags that are in use, with their images: for the rare look from outside.
-    #[cfg(test)]
-    pub(super) fn tags(&self) -> BTreeSet<String> {
-        self.names.keys().cloned().collect()
     }
 }
 

@@ -13,17 +13,19 @@
 //! another boot.
 
 mod containers;
+mod flights;
 mod folders;
 mod index;
 mod layers;
 mod lower;
+mod make;
 mod open;
 mod patch;
-mod pulls;
 mod reaper;
 mod record;
 mod remove;
 mod usage;
+mod walk;
 
 pub use index::Hold;
 
@@ -41,9 +43,10 @@ use crate::reference::Reference;
 use crate::registry::{Registry, Timeouts};
 use crate::unpack::Limits;
 
+use flights::Flights;
 use folders::Folders;
 use index::Index;
-use pulls::Flights;
+
 use reaper::Reaper;
 use usage::Counters;
 

@@ -8,8 +8,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
-    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
+    fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, statat,
+    symlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite, write};
 
@@ -117,7 +118,8 @@ impl Extraction<'_> {
 
     fn path(&self, name: &[u8]) -> Result<TreePath, Error> {
         TreePath::parse(name).ok_or_else(|| {
-            let why = format!("the name {:?} leads out of the layer or is none", name.escape_ascii().to_string());
+            let why =
+                format!("the name {:?} leads out of the layer or is none", name.escape_ascii().to_string());
             Error::corrupt(self.reader.what(), why)
         })
     }
@@ -176,7 +178,8 @@ impl Extraction<'_> {
 
     fn file(&mut self, place: &Place, entry: &Entry) -> Result<(), Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = self.make(place, |place| openat(place.fd(), place.name(), flags, Mode::RUSR | Mode::WUSR))?;
+        let fd =
+            self.make(place, |place| openat(place.fd(), place.name(), flags, Mode::RUSR | Mode::WUSR))?;
         match &entry.sparse {
             None => loop {
                 let data = self.reader.data()?;
@@ -204,7 +207,13 @@ impl Extraction<'_> {
     }
 
     /// One stored piece of a file with holes.
-    fn segment(&mut self, place: &Place, fd: &OwnedFd, mut offset: u64, mut length: u64) -> Result<(), Error> {
+    fn segment(
+        &mut self,
+        place: &Place,
+        fd: &OwnedFd,
+        mut offset: u64,
+        mut length: u64,
+    ) -> Result<(), Error> {
         while length > 0 {
             let data = self.reader.data()?;
             let piece = data.get(..usize::try_from(length).unwrap_or(usize::MAX)).unwrap_or(data);
@@ -225,7 +234,10 @@ impl Extraction<'_> {
         let target = self.path(&entry.link)?;
         if let Some(found) = self.tree.find(&target)? {
             if found.path == place.path {
-                return Err(Error::corrupt(self.reader.what(), format!("{} is a link to itself", place.path)));
+                return Err(Error::corrupt(
+                    self.reader.what(),
+                    format!("{} is a link to itself", place.path),
+                ));
             }
             let link = |place: &Place| {
                 // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is a second name of that.
@@ -293,7 +305,8 @@ impl Extraction<'_> {
         chownat(place.fd(), place.name(), owner, group, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         if has_mode {
             // chmod(2) would follow a link, but this is none: we have just made it, and nobody else is here.
-            chmodat(place.fd(), place.name(), Mode::from_raw_mode(entry.mode), AtFlags::empty()).map_err(failed)?;
+            chmodat(place.fd(), place.name(), Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(failed)?;
         }
         for (name, value) in self.xattrs(entry) {
             // There is no lsetxattrat before Linux 6.13: by the folder's descriptor, and the name is not followed.
@@ -302,7 +315,8 @@ impl Extraction<'_> {
             let set = lsetxattr(path, OsStr::from_bytes(name), value, XattrFlags::empty());
             self.xattr_result(&place.path, name, set)?;
         }
-        utimensat(place.fd(), place.name(), &timestamps(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
+        utimensat(place.fd(), place.name(), &timestamps(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed)
     }
 
     fn xattrs<'e>(&self, entry: &'e Entry) -> impl Iterator<Item = (&'e [u8], &'e [u8])> {

@@ -60,8 +60,9 @@ impl Budget {
     pub(crate) fn check_ratio(&self, what: &str, compressed: u64, unpacked: u64) -> Result<(), Error> {
         let Limits { ratio, ratio_floor, .. } = self.limits;
         if unpacked > ratio_floor && unpacked / ratio.max(1) > compressed {
-            let why =
-                format!("{compressed} bytes became {unpacked}: more than {ratio} for one, which is no layer but a bomb");
+            let why = format!(
+                "{compressed} bytes became {unpacked}: more than {ratio} for one, which is no layer but a bomb"
+            );
             return Err(Error::limit(what, why));
         }
         Ok(())

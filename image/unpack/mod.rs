@@ -14,8 +14,8 @@ mod tar;
 mod tree;
 
 pub(crate) use extract::{Outcome, unpack};
-pub use limits::Limits;
 pub(crate) use limits::Budget;
+pub use limits::Limits;
 pub(crate) use path::TreePath;
 pub(crate) use stream::{decompressed, inner_error};
 pub(crate) use tree::{OPAQUE, is_whiteout};

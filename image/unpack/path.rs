@@ -67,7 +67,8 @@ impl TreePath {
     }
 
     pub(crate) fn is_below(&self, folder: &Self) -> bool {
-        folder.is_root() || self.0.strip_prefix(folder.0.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'))
+        folder.is_root()
+            || self.0.strip_prefix(folder.0.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'))
     }
 
     /// For calls relative to the root's descriptor.

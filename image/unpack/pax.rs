@@ -126,7 +126,8 @@ mod tests {
     /// A record in its right length, which counts its own digits.
     fn line(key: &str, value: &[u8]) -> Vec<u8> {
         let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
-        let length = (1..9).map(|digits| body.len() + digits).find(|sum| sum.to_string().len() + body.len() == *sum);
+        let length =
+            (1..9).map(|digits| body.len() + digits).find(|sum| sum.to_string().len() + body.len() == *sum);
         [length.unwrap().to_string().into_bytes(), body].concat()
     }
 
@@ -159,8 +160,16 @@ mod tests {
     #[test]
     fn malformed_records_are_refused() {
         for bad in [
-            b"5 a=b".as_slice(), b"0 a=b\n", b"99 a=b\n", b"6 path\n", b"x a=b\n", b" a=b\n", b"18446744073709551616 a=b\n",
-            &line("size", b"-1"), &line("size", b"0x10"), &line("SCHILY.xattr.", b"v"),
+            b"5 a=b".as_slice(),
+            b"0 a=b\n",
+            b"99 a=b\n",
+            b"6 path\n",
+            b"x a=b\n",
+            b" a=b\n",
+            b"18446744073709551616 a=b\n",
+            &line("size", b"-1"),
+            &line("size", b"0x10"),
+            &line("SCHILY.xattr.", b"v"),
         ] {
             assert!(Pax::parse("test", bad).is_err(), "{}", bad.escape_ascii());
         }

@@ -44,7 +44,11 @@ impl Sparse {
     }
 
     /// The old format: the map is in the header (at 386) and in blocks that follow it.
-    pub(super) fn old(stream: &mut LayerStream<'_>, header: &[u8; BLOCK], stored: u64) -> Result<Self, Error> {
+    pub(super) fn old(
+        stream: &mut LayerStream<'_>,
+        header: &[u8; BLOCK],
+        stored: u64,
+    ) -> Result<Self, Error> {
         let what = stream.what;
         let size = numeric(field(header, 483, 12)).ok_or_else(|| stream.truncated())?;
         let mut numbers = Vec::new();
@@ -60,7 +64,11 @@ impl Sparse {
     }
 
     /// The pax formats. In 1.0 the map precedes the data and is taken from `stored`, which is then the data alone.
-    pub(super) fn pax(stream: &mut LayerStream<'_>, pax: &PaxSparse, stored: &mut u64) -> Result<Option<Self>, Error> {
+    pub(super) fn pax(
+        stream: &mut LayerStream<'_>,
+        pax: &PaxSparse,
+        stored: &mut u64,
+    ) -> Result<Option<Self>, Error> {
         let what = stream.what;
         match (pax.major, pax.minor, pax.size) {
             (Some(1), Some(0), Some(size)) => {
@@ -82,7 +90,9 @@ fn pieces(what: &str, block: &[u8], numbers: &mut Vec<u64>) -> Result<bool, Erro
             return Ok(false);
         }
         match (numeric(offset), numeric(length)) {
-            (Some(offset), Some(length)) if numbers.len() < 2 * MAX_SEGMENTS => numbers.extend([offset, length]),
+            (Some(offset), Some(length)) if numbers.len() < 2 * MAX_SEGMENTS => {
+                numbers.extend([offset, length])
+            }
             _ => return Err(Error::corrupt(what, "has a map of holes that is not valid")),
         }
     }

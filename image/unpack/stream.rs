@@ -28,7 +28,8 @@ pub(crate) fn decompressed<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<
         start.extend(byte);
     }
     let is_zstd = start.starts_with(&ZSTD)
-        || (start.get(1..) == Some(ZSTD_SKIPPABLE.as_slice()) && start.first().is_some_and(|byte| byte >> 4 == 5));
+        || (start.get(1..) == Some(ZSTD_SKIPPABLE.as_slice())
+            && start.first().is_some_and(|byte| byte >> 4 == 5));
     let is_gzip = start.starts_with(&GZIP);
     let whole = Cursor::new(start).chain(source);
     if is_gzip {

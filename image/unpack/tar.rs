@@ -128,7 +128,10 @@ impl<'a> TarReader<'a> {
             self.ended = true;
             let mut second = [0; BLOCK];
             if self.stream.read_exact(&mut second)? && second != [0; BLOCK] {
-                return Err(Error::corrupt(self.what(), "something follows a lone block of zeros in the archive"));
+                return Err(Error::corrupt(
+                    self.what(),
+                    "something follows a lone block of zeros in the archive",
+                ));
             }
             return Ok(None);
         }
@@ -211,7 +214,13 @@ impl<'a> TarReader<'a> {
         })
     }
 
-    fn number<T: TryFrom<u64>>(&self, header: &[u8], at: usize, length: usize, name: &str) -> Result<T, Error> {
+    fn number<T: TryFrom<u64>>(
+        &self,
+        header: &[u8],
+        at: usize,
+        length: usize,
+        name: &str,
+    ) -> Result<T, Error> {
         let value = numeric(field(header, at, length)).and_then(|value| T::try_from(value).ok());
         value.ok_or_else(|| Error::corrupt(self.what(), format!("a header's {name} is not valid")))
     }
@@ -230,7 +239,8 @@ impl<'a> TarReader<'a> {
 }
 
 fn narrow(what: &str, number: u64) -> Result<u32, Error> {
-    u32::try_from(number).map_err(|_| Error::corrupt(what, format!("the device number {number} does not exist")))
+    u32::try_from(number)
+        .map_err(|_| Error::corrupt(what, format!("the device number {number} does not exist")))
 }
 
 /// The name in a plain header: POSIX puts its first part into another field.
@@ -272,8 +282,12 @@ fn signed(text: &[u8]) -> Option<i64> {
         }
         return Some(value);
     }
-    let digits: Vec<u8> =
-        text.iter().copied().skip_while(|byte| *byte == b' ' || *byte == 0).take_while(|byte| *byte != b' ' && *byte != 0).collect();
+    let digits: Vec<u8> = text
+        .iter()
+        .copied()
+        .skip_while(|byte| *byte == b' ' || *byte == 0)
+        .take_while(|byte| *byte != b' ' && *byte != 0)
+        .collect();
     if digits.is_empty() {
         return Some(0);
     }
@@ -355,10 +369,10 @@ mod tests {
         builder.append_data(&mut plain, &long, data.as_slice()).unwrap();
         builder.append(&header("dir/", ::tar::EntryType::Directory, 0), std::io::empty()).unwrap();
         let archive = builder.into_inner().unwrap();
-        assert_eq!(names(&archive).unwrap(), [
-            (long, Kind::File, 1300, data),
-            ("dir/".to_owned(), Kind::Directory, 0, Vec::new()),
-        ]);
+        assert_eq!(
+            names(&archive).unwrap(),
+            [(long, Kind::File, 1300, data), ("dir/".to_owned(), Kind::Directory, 0, Vec::new()),]
+        );
     }
 
     #[test]

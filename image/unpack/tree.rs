@@ -12,8 +12,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, mkdirat, openat2, readlinkat,
-    statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, mkdirat, openat2,
+    readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -86,7 +86,8 @@ impl<'a> Tree<'a> {
         let (real, fd) = match cached {
             Some((_, real, fd)) => (real.clone(), fd.clone()),
             None => {
-                let (real, fd) = self.folder(&folder, true)?.ok_or_else(|| self.failed(path, Errno::NOENT))?;
+                let (real, fd) =
+                    self.folder(&folder, true)?.ok_or_else(|| self.failed(path, Errno::NOENT))?;
                 self.last = Some((folder, real.clone(), fd.clone()));
                 (real, fd)
             }
@@ -150,7 +151,8 @@ impl<'a> Tree<'a> {
                     if links > MAX_LINKS {
                         return Err(self.failed(path, Errno::LOOP));
                     }
-                    let target = readlinkat(&fd, name, Vec::new()).map_err(|error| self.failed(path, error))?;
+                    let target =
+                        readlinkat(&fd, name, Vec::new()).map_err(|error| self.failed(path, error))?;
                     let target = target.to_bytes();
                     if target.starts_with(b"/") {
                         real.clear();
@@ -179,7 +181,13 @@ impl<'a> Tree<'a> {
         Ok(Some(joined(&real)))
     }
 
-    fn make_implicit(&mut self, fd: &OwnedFd, here: &TreePath, name: &[u8], opaque: bool) -> Result<(), Error> {
+    fn make_implicit(
+        &mut self,
+        fd: &OwnedFd,
+        here: &TreePath,
+        name: &[u8],
+        opaque: bool,
+    ) -> Result<(), Error> {
         self.budget.take_entry(self.what)?;
         let path = here.join(name);
         mkdirat(fd, OsStr::from_bytes(name), FOLDER_MODE).map_err(|error| self.failed(&path, error))?;
@@ -216,8 +224,16 @@ impl<'a> Tree<'a> {
     /// An error about an entry: the layer's fault where the kernel says that such a name cannot be.
     pub(super) fn failed(&self, path: &TreePath, error: Errno) -> Error {
         let faulty = [
-            Errno::NAMETOOLONG, Errno::LOOP, Errno::NOTDIR, Errno::ISDIR, Errno::INVAL, Errno::NOENT, Errno::EXIST,
-            Errno::RANGE, Errno::TOOBIG, Errno::ILSEQ,
+            Errno::NAMETOOLONG,
+            Errno::LOOP,
+            Errno::NOTDIR,
+            Errno::ISDIR,
+            Errno::INVAL,
+            Errno::NOENT,
+            Errno::EXIST,
+            Errno::RANGE,
+            Errno::TOOBIG,
+            Errno::ILSEQ,
         ];
         if faulty.contains(&error) {
             return Error::corrupt(self.what, format!("{path}: {}", io::Error::from(error)));

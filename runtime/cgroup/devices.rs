@@ -33,7 +33,12 @@ fn number(number: Option<i64>) -> Option<u32> {
 fn rule_line(rule: &LinuxDeviceCgroup) -> String {
     let any = |value: Option<i64>| number(value).map_or("*".to_owned(), |number| number.to_string());
     let access = rule.access().as_deref().unwrap_or("rwm");
-    format!("{} {}:{} {access}", rule.typ().unwrap_or_default().as_str(), any(rule.major()), any(rule.minor()))
+    format!(
+        "{} {}:{} {access}",
+        rule.typ().unwrap_or_default().as_str(),
+        any(rule.major()),
+        any(rule.minor())
+    )
 }
 
 /// Compiles the rules and puts the program on a folder of v2.
@@ -69,10 +74,7 @@ const MINOR: u8 = 5;
 const SCRATCH: u8 = 6;
 
 fn instruction(code: u8, to: u8, from: u8, offset: u16, value: u32) -> u64 {
-    u64::from(code)
-        | u64::from(from << 4 | to) << 8
-        | u64::from(offset) << 16
-        | u64::from(value) << 32
+    u64::from(code) | u64::from(from << 4 | to) << 8 | u64::from(offset) << 16 | u64::from(value) << 32
 }
 
 /// The filter: the last rule that matches counts, so they are asked from the last to the first. What no rule knows is
@@ -165,10 +167,10 @@ mod tests {
         let (mut registers, mut at) = ([0_u64; 11], 0_usize);
         loop {
             let word = program[at];
-            let (code, to, from) = (word & 0xff, (word >> 8 & 0xf) as usize, (word >> 12 & 0xf) as usize);
-            let (offset, value) = ((word >> 16 & 0xffff) as usize, word >> 32);
+            let index = |shift: u32, mask: u64| usize::try_from(word >> shift & mask).unwrap();
+            let (to, from, offset, value) = (index(8, 0xf), index(12, 0xf), index(16, 0xffff), word >> 32);
             at += 1;
-            match code as u8 {
+            match u8::try_from(word & 0xff).unwrap() {
                 LOAD_WORD => registers[to] = context[offset / 4],
                 AND_32 => registers[to] &= value,
                 SHIFT_RIGHT_32 => registers[to] >>= value,

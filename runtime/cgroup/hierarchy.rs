@@ -39,9 +39,11 @@ impl Hierarchies {
     /// No cgroups are mounted.
     pub fn detect() -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let controllers = |mount: &Path| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
-        Self::of(&mounts, controllers)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroups are mounted below /sys/fs/cgroup"))
+        let controllers =
+            |mount: &Path| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+        Self::of(&mounts, controllers).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "no cgroups are mounted below /sys/fs/cgroup")
+        })
     }
 
     fn of(mountinfo: &str, v2_controllers: impl Fn(&Path) -> String) -> Option<Self> {

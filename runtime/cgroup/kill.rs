@@ -92,7 +92,9 @@ pub(super) fn processes(folder: &Path) -> Result<Vec<i32>> {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             // ENODEV: the cgroup was removed between the open and the read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19) => {
+                continue;
+            }
             Err(source) => return Err(CgroupError::File { action: "read", path, source }),
         };
         pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));

@@ -16,7 +16,12 @@ struct Write {
     value: String,
 }
 
-fn write(limit: &'static str, controller: &'static str, file: impl Into<String>, value: impl ToString) -> Write {
+fn write(
+    limit: &'static str,
+    controller: &'static str,
+    file: impl Into<String>,
+    value: impl ToString,
+) -> Write {
     Write { limit, controller, file: file.into(), value: value.to_string() }
 }
 
@@ -212,23 +217,31 @@ mod tests {
 
     #[test]
     fn limits_are_files_of_both_versions() {
-        assert_eq!(files(v1(&resources())), pairs(&[
-            ("memory.limit_in_bytes", "1000"),
-            ("memory.memsw.limit_in_bytes", "1500"),
-            ("cpu.shares", "1024"),
-            ("cpu.cfs_quota_us", "50000"),
-            ("cpuset.cpus", "0-1"),
-            ("pids.max", "100"),
-        ]));
-        assert_eq!(files(v2(&resources())), pairs(&[
-            ("memory.max", "1000"),
-            ("memory.swap.max", "500"),
-            ("cpu.weight", "39"),
-            ("cpu.max", "50000 100000"),
-            ("cpuset.cpus", "0-1"),
-            ("pids.max", "100"),
-        ]));
-        assert!(files(v1(&LinuxResources::default())).iter().all(|(file, _)| file != "memory.limit_in_bytes"));
+        assert_eq!(
+            files(v1(&resources())),
+            pairs(&[
+                ("memory.limit_in_bytes", "1000"),
+                ("memory.memsw.limit_in_bytes", "1500"),
+                ("cpu.shares", "1024"),
+                ("cpu.cfs_quota_us", "50000"),
+                ("cpuset.cpus", "0-1"),
+                ("pids.max", "100"),
+            ])
+        );
+        assert_eq!(
+            files(v2(&resources())),
+            pairs(&[
+                ("memory.max", "1000"),
+                ("memory.swap.max", "500"),
+                ("cpu.weight", "39"),
+                ("cpu.max", "50000 100000"),
+                ("cpuset.cpus", "0-1"),
+                ("pids.max", "100"),
+            ])
+        );
+        assert!(
+            files(v1(&LinuxResources::default())).iter().all(|(file, _)| file != "memory.limit_in_bytes")
+        );
     }
 
     #[test]

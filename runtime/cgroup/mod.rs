@@ -126,11 +126,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// A folder cannot be made, or a limit is refused; the caller then releases what there is.
-    pub fn create(
-        hierarchies: &Hierarchies,
-        path: &CgroupPath,
-        resources: &LinuxResources,
-    ) -> Result<Self> {
+    pub fn create(hierarchies: &Hierarchies, path: &CgroupPath, resources: &LinuxResources) -> Result<Self> {
         let cgroup = Self::open(hierarchies, path);
         for folder in &cgroup.folders {
             folder.make(cgroup.v2)?;

@@ -19,9 +19,7 @@ pub use explain::explain;
 pub use process::compile_process;
 
 use crate::cgroup::{Hierarchies, JoinFds};
-use crate::plan::{
-    CgroupJoin, ContainerPlan, FdSlot, NamespaceSource, PidNamespace, Propagation, StdioPlan,
-};
+use crate::plan::{CgroupJoin, ContainerPlan, FdSlot, NamespaceSource, PidNamespace, Propagation, StdioPlan};
 
 /// The source of a mount that stands for the pod's shared memory.
 pub const POD_SHM: &str = "berth:pod-shm";

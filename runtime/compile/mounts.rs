@@ -43,7 +43,8 @@ fn is_fresh_dev(mount: &Mount) -> bool {
 fn device(device: &LinuxDevice) -> Result<DeviceNode> {
     let path = path_text("linux.devices", device.path())?;
     let number = |value: i64| {
-        u32::try_from(value).map_err(|_| invalid(format!("device {path}"), value.to_string(), "is no number of one"))
+        u32::try_from(value)
+            .map_err(|_| invalid(format!("device {path}"), value.to_string(), "is no number of one"))
     };
     let kind = match device.typ() {
         LinuxDeviceType::B => DeviceKind::Block,
@@ -226,8 +227,24 @@ impl Options {
             None => (option, None),
         };
         let known = [
-            "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "newinstance", "ptmxmode", "huge", "noswap",
-            "hidepid", "subset", "max", "inode32", "inode64", "mpol", "usrquota", "grpquota",
+            "size",
+            "mode",
+            "uid",
+            "gid",
+            "nr_inodes",
+            "nr_blocks",
+            "newinstance",
+            "ptmxmode",
+            "huge",
+            "noswap",
+            "hidepid",
+            "subset",
+            "max",
+            "inode32",
+            "inode64",
+            "mpol",
+            "usrquota",
+            "grpquota",
         ];
         if !known.contains(&key) {
             return Err(invalid(format!("option of mount {target}"), option, "is not known"));
@@ -283,10 +300,10 @@ mod tests {
         assert_eq!(options.set, mount::ATTR_RDONLY | mount::ATTR_NOSUID);
         assert_eq!((options.propagation, options.recursive_propagation), (Propagation::Slave, true));
         let tmpfs = parse(&["size=65536k", "mode=755", "strictatime"]).unwrap();
-        assert_eq!(tmpfs.filesystem, [
-            ("size".to_owned(), Some("65536k".to_owned())),
-            ("mode".to_owned(), Some("755".to_owned()))
-        ]);
+        assert_eq!(
+            tmpfs.filesystem,
+            [("size".to_owned(), Some("65536k".to_owned())), ("mode".to_owned(), Some("755".to_owned()))]
+        );
     }
 
     #[test]

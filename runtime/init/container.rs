@@ -128,7 +128,8 @@ fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> Done
     };
     let joined = of(NamespaceSource::Pod);
     if joined != 0 {
-        let pause = pause.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's pause").at(Step::JoinNamespaces)?;
+        let pause =
+            pause.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's pause").at(Step::JoinNamespaces)?;
         join_namespaces_of(pause, joined).at(Step::JoinNamespaces)?;
     }
     // Now that the process is in its cgroup, that is what a new cgroup namespace takes for its root.

@@ -271,7 +271,8 @@ impl Masks {
             return mount::attach(clone.as_fd(), place);
         }
         // One superblock for all: it can hold nothing but its root.
-        let options = [("nr_inodes".to_owned(), Some("1".to_owned())), ("size".to_owned(), Some("0".to_owned()))];
+        let options =
+            [("nr_inodes".to_owned(), Some("1".to_owned())), ("size".to_owned(), Some("0".to_owned()))];
         let read_only = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NODEV | mount::ATTR_NOEXEC;
         let folder = filesystem("tmpfs", "tmpfs", &options, read_only)?;
         mount::attach(folder.as_fd(), place)?;

@@ -132,11 +132,10 @@ pub(super) fn become_program(plan: &ProcessPlan, seccomp: Option<(Vec<u8>, u64)>
     let environment = CStrings::new(&plan.env);
     let candidates = candidates(plan);
     default_signals();
-    if let Some((program, flags)) = seccomp {
-        if let Err(error) = security::load_seccomp(&program, flags) {
+    if let Some((program, flags)) = seccomp
+        && let Err(error) = security::load_seccomp(&program, flags) {
             return super::failure(Step::Seccomp, None, &error);
         }
-    }
     let mut worst = Errno::NOENT;
     for path in &candidates {
         match exec(path, &arguments, &environment) {
@@ -162,7 +161,10 @@ fn candidates(plan: &ProcessPlan) -> Vec<String> {
         return vec![program.clone()];
     }
     let path = plan.env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or("");
-    path.split(':').filter(|folder| folder.starts_with('/')).map(|folder| format!("{folder}/{program}")).collect()
+    path.split(':')
+        .filter(|folder| folder.starts_with('/'))
+        .map(|folder| format!("{folder}/{program}"))
+        .collect()
 }
 
 #[cfg(test)]

@@ -166,8 +166,7 @@ impl Container {
     /// The record replaces an older one whole, as all state on disk.
     fn write_record(&self, record: &ExitRecord) -> std::io::Result<()> {
         let text = serde_json::to_vec(record)?;
-        let (path, beside) =
-            (format!("{}/exit.json", self.folder), format!("{}/exit.json.tmp", self.folder));
+        let (path, beside) = (format!("{}/exit.json", self.folder), format!("{}/exit.json.tmp", self.folder));
         std::fs::write(&beside, text)?;
         std::fs::rename(&beside, &path)
     }

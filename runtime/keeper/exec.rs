@@ -40,8 +40,11 @@ impl Exec {
             Some(slot) => descriptors.get(slot),
             None => Ok(null.as_fd()),
         };
-        let streams =
-            Streams { stdin: stream(plan.stdin)?, stdout: stream(plan.stdout)?, stderr: stream(plan.stderr)? };
+        let streams = Streams {
+            stdin: stream(plan.stdin)?,
+            stdout: stream(plan.stdout)?,
+            stderr: stream(plan.stderr)?,
+        };
         let child = spawn(place, |gate| exec::run(exec::Start { plan, descriptors, init, streams, gate }))?;
         Ok(Self { child, starting: Some(origin), master: None })
     }

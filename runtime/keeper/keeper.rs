@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use crate::connection::Connection;
 use crate::container::{Container, State};
 use crate::exec::Exec;
+use crate::output::Buffers;
 use crate::pause::Pause;
 use crate::report;
-use crate::output::Buffers;
 use crate::stamp::now;
 use crate::watch::{Watch, Watched};
 

@@ -69,7 +69,8 @@ impl Lines {
 
     fn line(&self, line: &[u8], stamp: &Stamp, log: &mut Vec<u8>) {
         let mut rest = line;
-        while let Some((part, after)) = rest.split_at_checked(LONGEST).filter(|(_, after)| !after.is_empty()) {
+        while let Some((part, after)) = rest.split_at_checked(LONGEST).filter(|(_, after)| !after.is_empty())
+        {
             self.record(b"P ", part, stamp, log);
             rest = after;
         }
@@ -128,13 +129,15 @@ mod tests {
     fn a_long_line_comes_in_parts_and_the_last_is_full() {
         let long = vec![b'x'; LONGEST * 2];
         let parts = log_of(&[&long, b"\n"]);
-        assert_eq!(parts.iter().map(|(tag, part)| (tag.as_str(), part.len())).collect::<Vec<_>>(), [
-            ("P", LONGEST),
-            ("F", LONGEST)
-        ]);
+        assert_eq!(
+            parts.iter().map(|(tag, part)| (tag.as_str(), part.len())).collect::<Vec<_>>(),
+            [("P", LONGEST), ("F", LONGEST)]
+        );
     }
 
     proptest! {
+        // Lines of many parts are long: few cases take long enough.
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn nothing_is_lost_or_added(
             pieces in proptest::collection::vec(proptest::collection::vec(prop_oneof![9 => Just(b'x'), 1 => Just(b'\n')], 0..40_000), 0..6)

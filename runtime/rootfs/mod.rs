@@ -69,7 +69,6 @@ impl Folders<'_> {
 }
 
 impl Layers {
-
     fn mount(&self) -> Result<OwnedFd> {
         let context = FsContext::open("overlay")?;
         context.set("source", Some("berth"))?;

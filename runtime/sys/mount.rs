@@ -4,9 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::CWD;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::{Context, Error, Result, checked};
 
@@ -74,12 +72,8 @@ impl FsContext {
     pub fn mount(self, attributes: u64) -> Result<OwnedFd> {
         rustix::mount::fsconfig_create(&self.fd).map_err(|e| self.explain("fsconfig", "create", e))?;
         let low = u32::try_from(attributes).unwrap_or(0);
-        rustix::mount::fsmount(
-            &self.fd,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::from_bits_retain(low),
-        )
-        .map_err(|errno| self.explain("fsmount", "", errno))
+        rustix::mount::fsmount(&self.fd, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::from_bits_retain(low))
+            .map_err(|errno| self.explain("fsmount", "", errno))
     }
 
     /// What the filesystem has to say is read from its context (fsopen(2), "Message retrieval interface").

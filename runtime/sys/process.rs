@@ -59,11 +59,7 @@ pub struct Child {
 ///
 /// # Errors
 /// The kernel refuses; there is no child then.
-pub fn clone_child(
-    namespaces: u64,
-    cgroup: Option<BorrowedFd<'_>>,
-    run: impl FnOnce(),
-) -> Result<Child> {
+pub fn clone_child(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, run: impl FnOnce()) -> Result<Child> {
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
         flags: namespaces | CLONE_PIDFD,
@@ -276,9 +272,8 @@ pub fn exec_descriptor(program: BorrowedFd<'_>, name: &str) -> rustix::io::Errno
 /// The kernel is older than 5.11.
 pub fn close_on_exec_from(first: u32) -> Result<()> {
     // SAFETY: no descriptor is closed here, only marked.
-    let result = unsafe {
-        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     checked(result).map(drop).on("close_range", first)
 }
 

@@ -105,9 +105,8 @@ pub fn load_seccomp(program: &[u8], flags: u64) -> Result<()> {
     let Ok(len) = u16::try_from(filters.len()) else { return Err(Errno::INVAL).on("seccomp", "too long") };
     let program = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
     // SAFETY: the program points to an array of `len` filters that lives until the call returns and is only read.
-    let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     checked(result).map(drop).on("seccomp", "")
 }
 

@@ -201,10 +201,7 @@ mod tests {
     fn garbage_is_an_error() {
         let (a, b) = sys::socket::pair().unwrap();
         sys::socket::send(a.as_fd(), b"[1", &[]).unwrap();
-        assert!(matches!(
-            receive::<Vec<u32>>(b.as_fd(), &mut Vec::new()),
-            Err(TransportError::Garbage(_))
-        ));
+        assert!(matches!(receive::<Vec<u32>>(b.as_fd(), &mut Vec::new()), Err(TransportError::Garbage(_))));
         sys::socket::send(a.as_fd(), IN_FILE, &[]).unwrap();
         assert!(matches!(receive::<Vec<u32>>(b.as_fd(), &mut Vec::new()), Err(TransportError::NoText)));
     }

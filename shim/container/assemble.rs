@@ -70,11 +70,7 @@ pub fn assemble(
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
 }
 
-fn resolve_user(
-    config: &ContainerConfig,
-    layer: &WritableLayer,
-    rootfs: &OwnedFd,
-) -> Result<User, CriError> {
+fn resolve_user(config: &ContainerConfig, layer: &WritableLayer, rootfs: &OwnedFd) -> Result<User, CriError> {
     let request = spec::user_request(config, &layer.image.config)?;
     let user = users::resolve_user(rootfs.as_fd(), &request)?;
     Ok(User { uid: user.uid, gid: user.gid, groups: user.groups, home: user.home })

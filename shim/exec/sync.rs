@@ -46,10 +46,8 @@ pub async fn exec_sync(
     // A task of its own: a caller that goes away does not leave a command without anyone who ends it in time.
     let command = command.to_vec();
     let span = tracing::Span::current();
-    let task = tokio::spawn(tracing::Instrument::instrument(
-        async move { exec.run(&command, timeout).await },
-        span,
-    ));
+    let task =
+        tokio::spawn(tracing::Instrument::instrument(async move { exec.run(&command, timeout).await }, span));
     task.await.map_err(|panic| CriError::internal("exec", panic))?
 }
 
@@ -161,11 +159,10 @@ impl Exec {
     async fn kill(&self) {
         self.link.forget_exec(&self.id);
         let (daemon, container, id) = (self.daemon.clone(), self.container.clone(), self.id.clone());
-        let killed =
-            blocking(move || -> Result<(), CriError> {
-                Ok(container_cgroup(&daemon, &container)?.existing_child(&id).kill()?)
-            })
-            .await;
+        let killed = blocking(move || -> Result<(), CriError> {
+            Ok(container_cgroup(&daemon, &container)?.existing_child(&id).kill()?)
+        })
+        .await;
         if let Err(error) = killed {
             tracing::warn!(exec = self.id, %error, "kill an exec that took too long");
         }

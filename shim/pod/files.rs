@@ -34,11 +34,9 @@ pub fn write(folder: &Path, config: &PodSandboxConfig) -> Result<(), CriError> {
         _ => config.hostname.clone(),
     };
     let resolv = resolv_conf(config.dns_config.as_ref(), &host_file("/etc/resolv.conf")?);
-    for (name, content) in [
-        ("hostname", format!("{hostname}\n")),
-        ("hosts", host_file("/etc/hosts")?),
-        ("resolv.conf", resolv),
-    ] {
+    for (name, content) in
+        [("hostname", format!("{hostname}\n")), ("hosts", host_file("/etc/hosts")?), ("resolv.conf", resolv)]
+    {
         let path = folder.join(name);
         fs::write(&path, content).map_err(|source| PodFileError { action: "write", path, source })?;
     }

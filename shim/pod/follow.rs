@@ -68,7 +68,7 @@ fn mark_stopping(pod: &Pod) {
 /// has started is reaped by process 1.
 pub fn reap(process: KeeperProcess) {
     tokio::task::spawn(async move {
-        match tokio::io::unix::AsyncFd::new(process) {
+        match tokio::io::unix::AsyncFd::register(process) {
             Ok(process) => match process.readable().await {
                 Ok(_ended) => process.get_ref().reap(),
                 Err(error) => tracing::warn!(%error, "wait for a keeper"),

@@ -33,7 +33,11 @@ const PAUSE_OOM_SCORE_ADJ: i32 = -998;
 ///
 /// # Errors
 /// The CRI's: `InvalidArgument`, `AlreadyExists` with the holder's id, or the step that failed.
-pub async fn run(daemon: &Shared, config: PodSandboxConfig, runtime_handler: String) -> Result<String, Status> {
+pub async fn run(
+    daemon: &Shared,
+    config: PodSandboxConfig,
+    runtime_handler: String,
+) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
     check_handler(daemon, &runtime_handler)?;
     let name = name_key(&config.metadata.clone().unwrap_or_default());

@@ -53,7 +53,9 @@ async fn sweep_layers(daemon: &Shared) {
         }
         match daemon.images.remove_layer(&id).await {
             Ok(()) => tracing::info!(container = id, "removed a writable layer that no container has"),
-            Err(error) => tracing::warn!(container = id, %error, "remove a writable layer that no container has"),
+            Err(error) => {
+                tracing::warn!(container = id, %error, "remove a writable layer that no container has")
+            }
         }
     }
 }

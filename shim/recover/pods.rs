@@ -169,7 +169,8 @@ async fn discard(daemon: &Shared, id: &PodId, cgroup: Option<String>) {
     }
     let folders = (daemon.folders.pod_state(id), daemon.folders.pod(id));
     let removed =
-        blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1))).await;
+        blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1)))
+            .await;
     if let Err(error) = removed {
         tracing::warn!(pod = id.as_str(), %error, "remove the pod's folders");
     }

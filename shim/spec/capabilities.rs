@@ -79,8 +79,7 @@ pub(super) fn sets(
         ALL.iter().enumerate().filter(|(n, _)| mask.held >> n & 1 == 1).map(|(_, c)| *c).collect()
     };
     let host_mask = Mask::of_host(host);
-    let bounding =
-        if security.privileged { all(&host_mask) } else { asked_for(&request, &all(&host_mask))? };
+    let bounding = if security.privileged { all(&host_mask) } else { asked_for(&request, &all(&host_mask))? };
     let ambient: Capabilities = request
         .add_ambient_capabilities
         .iter()
@@ -124,14 +123,12 @@ impl Host {
 
 fn asked_for(request: &Request, all: &Capabilities) -> Result<Capabilities> {
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
-    let mut set: Capabilities = match (
-        request.drop_capabilities.iter().any(is_all),
-        request.add_capabilities.iter().any(is_all),
-    ) {
-        (_, true) => all.clone(),
-        (true, false) => Capabilities::new(),
-        (false, false) => DEFAULT.into_iter().collect(),
-    };
+    let mut set: Capabilities =
+        match (request.drop_capabilities.iter().any(is_all), request.add_capabilities.iter().any(is_all)) {
+            (_, true) => all.clone(),
+            (true, false) => Capabilities::new(),
+            (false, false) => DEFAULT.into_iter().collect(),
+        };
     for name in request.add_capabilities.iter().filter(|name| !is_all(name)) {
         set.insert(named(name, "capabilities.add_capabilities")?);
     }
@@ -161,13 +158,9 @@ mod tests {
 
     fn bounding(add: &[&str], drop: &[&str]) -> Result<Capabilities> {
         let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        let request = Request {
-            add_capabilities: list(add),
-            drop_capabilities: list(drop),
-            ..Request::default()
-        };
-        let security =
-            LinuxContainerSecurityContext { capabilities: Some(request), ..Default::default() };
+        let request =
+            Request { add_capabilities: list(add), drop_capabilities: list(drop), ..Request::default() };
+        let security = LinuxContainerSecurityContext { capabilities: Some(request), ..Default::default() };
         Ok(sets(&security, 0, &host())?.bounding().clone().unwrap())
     }
 
@@ -188,8 +181,7 @@ mod tests {
             add_ambient_capabilities: vec!["NET_ADMIN".to_owned()],
             ..Request::default()
         };
-        let security =
-            LinuxContainerSecurityContext { capabilities: Some(request), ..Default::default() };
+        let security = LinuxContainerSecurityContext { capabilities: Some(request), ..Default::default() };
         let sets = sets(&security, 1000, &host()).unwrap();
         assert_eq!(sets.effective().clone().unwrap(), [Capability::NetAdmin].into());
         assert!(sets.bounding().clone().unwrap().contains(&Capability::Chown));

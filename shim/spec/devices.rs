@@ -7,8 +7,7 @@ use super::{Host, Result, error};
 
 /// Devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx and the
 /// terminals (OCI runtime spec, "Default Devices").
-const DEFAULT: [(i64, i64); 9] =
-    [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
+const DEFAULT: [(i64, i64); 9] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
 
 /// The nodes beside the default ones.
 pub(super) fn nodes(
@@ -18,8 +17,12 @@ pub(super) fn nodes(
 ) -> Result<Vec<LinuxDevice>> {
     let mut nodes = if security.privileged { host.privileged_devices.clone() } else { Vec::new() };
     for wanted in &config.devices {
-        let found: Vec<LinuxDevice> =
-            host.devices.iter().filter(|device| device.path().starts_with(&wanted.container_path)).cloned().collect();
+        let found: Vec<LinuxDevice> = host
+            .devices
+            .iter()
+            .filter(|device| device.path().starts_with(&wanted.container_path))
+            .cloned()
+            .collect();
         if found.is_empty() {
             return Err(error("devices.host_path", format!("{:?} is no device", wanted.host_path)));
         }
@@ -94,8 +97,11 @@ mod tests {
         let rules = rules(&ContainerConfig::default(), &Default::default(), &Host::default()).unwrap();
         assert!(!rules[0].allow() && rules[0].typ() == Some(LinuxDeviceType::A));
         assert!(rules[1..].iter().all(LinuxDeviceCgroup::allow));
-        assert!(rules.iter().filter(|rule| rule.typ() == Some(LinuxDeviceType::B)).all(|rule| {
-            rule.access().as_deref() == Some("m")
-        }));
+        assert!(
+            rules
+                .iter()
+                .filter(|rule| rule.typ() == Some(LinuxDeviceType::B))
+                .all(|rule| { rule.access().as_deref() == Some("m") })
+        );
     }
 }

@@ -6,9 +6,9 @@ use berth_proto::v1::DnsConfig;
 /// ([`super::validate`]).
 #[must_use]
 pub fn resolv_conf(dns: Option<&DnsConfig>, host: &str) -> String {
-    let Some(dns) = dns.filter(|dns| {
-        !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty())
-    }) else {
+    let Some(dns) =
+        dns.filter(|dns| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()))
+    else {
         return host.to_owned();
     };
     let mut text = String::new();

@@ -99,7 +99,10 @@ fn compile_volume(volume: &Volume) -> Result<Mount> {
     options.push(access(volume)?);
     for option in &volume.mount_options {
         if !["noexec", "nodev", "nosuid"].contains(&option.as_str()) {
-            return Err(error(field("mount_options"), format!("{option:?} is none of noexec, nodev, nosuid")));
+            return Err(error(
+                field("mount_options"),
+                format!("{option:?} is none of noexec, nodev, nosuid"),
+            ));
         }
         options.push(option);
     }
@@ -198,9 +201,8 @@ mod tests {
 
     #[test]
     fn mount_options_are_an_allow_list() {
-        let with = |option: &str| {
-            compile_volume(&Volume { mount_options: vec![option.to_owned()], ..volume("/x") })
-        };
+        let with =
+            |option: &str| compile_volume(&Volume { mount_options: vec![option.to_owned()], ..volume("/x") });
         assert!(with("noexec").unwrap().options().clone().unwrap().contains(&"noexec".to_owned()));
         assert!(with("suid").is_err());
     }

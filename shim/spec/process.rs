@@ -178,11 +178,8 @@ mod tests {
 
     #[test]
     fn commands_are_those_of_docker() {
-        let image = ConfigBuilder::default()
-            .entrypoint(list(&["/entry"]))
-            .cmd(list(&["default"]))
-            .build()
-            .unwrap();
+        let image =
+            ConfigBuilder::default().entrypoint(list(&["/entry"])).cmd(list(&["default"])).build().unwrap();
         let run = |command: &[&str], args: &[&str]| {
             let config =
                 ContainerConfig { command: list(command), args: list(args), ..ContainerConfig::default() };

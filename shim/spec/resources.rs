@@ -1,9 +1,7 @@
 //! Limits of a container, as the OCI spec has them.
 
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
-use oci_spec::runtime::{
-    LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources,
-};
+use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use super::{Host, Result, devices};
 

@@ -14,8 +14,8 @@ const RTMAX: i32 = 64;
 
 /// The signals by their numbers in the CRI, which goes by the alphabet, and in the kernel (signal(7)). 0 is the default.
 const BY_CRI: [i32; 35] = [
-    DEFAULT, 6, 14, 7, 17, 17, 18, 8, 1, 4, 2, 29, 6, 9, 13, 29, 27, 30, 3, 11, 16, 19, 31, 15, 5, 20, 21, 22, 23,
-    10, 12, 26, 28, 24, 25,
+    DEFAULT, 6, 14, 7, 17, 17, 18, 8, 1, 4, 2, 29, 6, 9, 13, 29, 27, 30, 3, 11, 16, 19, 31, 15, 5, 20, 21,
+    22, 23, 10, 12, 26, 28, 24, 25,
 ];
 
 /// The number in the CRI of SIGRTMIN; those after it follow one another to SIGRTMAX.
@@ -23,11 +23,42 @@ const CRI_RTMIN: i32 = 35;
 
 /// The names without SIG, by number.
 const NAMES: [(&str, i32); 36] = [
-    ("ABRT", 6), ("ALRM", 14), ("BUS", 7), ("CHLD", 17), ("CLD", 17), ("CONT", 18), ("FPE", 8), ("HUP", 1),
-    ("ILL", 4), ("INT", 2), ("IO", 29), ("IOT", 6), ("KILL", 9), ("PIPE", 13), ("POLL", 29), ("PROF", 27),
-    ("PWR", 30), ("QUIT", 3), ("SEGV", 11), ("STKFLT", 16), ("STOP", 19), ("SYS", 31), ("TERM", 15), ("TRAP", 5),
-    ("TSTP", 20), ("TTIN", 21), ("TTOU", 22), ("URG", 23), ("USR1", 10), ("USR2", 12), ("VTALRM", 26),
-    ("WINCH", 28), ("XCPU", 24), ("XFSZ", 25), ("RTMIN", RTMIN), ("RTMAX", RTMAX),
+    ("ABRT", 6),
+    ("ALRM", 14),
+    ("BUS", 7),
+    ("CHLD", 17),
+    ("CLD", 17),
+    ("CONT", 18),
+    ("FPE", 8),
+    ("HUP", 1),
+    ("ILL", 4),
+    ("INT", 2),
+    ("IO", 29),
+    ("IOT", 6),
+    ("KILL", 9),
+    ("PIPE", 13),
+    ("POLL", 29),
+    ("PROF", 27),
+    ("PWR", 30),
+    ("QUIT", 3),
+    ("SEGV", 11),
+    ("STKFLT", 16),
+    ("STOP", 19),
+    ("SYS", 31),
+    ("TERM", 15),
+    ("TRAP", 5),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("USR1", 10),
+    ("USR2", 12),
+    ("VTALRM", 26),
+    ("WINCH", 28),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("RTMIN", RTMIN),
+    ("RTMAX", RTMAX),
 ];
 
 /// What StopContainer sends first.

@@ -25,9 +25,8 @@ pub fn user_request(config: &ContainerConfig, image: &ImageConfiguration) -> Res
         // CRI `run_as_group`: "should only be specified when run_as_user or run_as_username is specified".
         return Err(error("run_as_group", "is given without run_as_user or run_as_username"));
     }
-    let parse = |text: &str, field: &str| {
-        UserRequest::of_image(text).map_err(|user| error(field, user.to_string()))
-    };
+    let parse =
+        |text: &str, field: &str| UserRequest::of_image(text).map_err(|user| error(field, user.to_string()));
     let mut request = match by_id {
         Some(uid) => UserRequest { user: Principal::Id(uid), ..UserRequest::default() },
         None if !name.is_empty() => parse(name, "run_as_username")?,

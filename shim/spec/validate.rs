@@ -47,9 +47,7 @@ pub fn pod(config: &PodSandboxConfig) -> Result<()> {
         }
     }
     let modes = namespaces(config);
-    for (field, mode) in
-        [("network", modes.network), ("pid", modes.pid), ("ipc", modes.ipc)]
-    {
+    for (field, mode) in [("network", modes.network), ("pid", modes.pid), ("ipc", modes.ipc)] {
         if NamespaceMode::try_from(mode).is_err() {
             return Err(error(format!("namespace_options.{field}"), format!("{mode} is no mode")));
         }

@@ -60,11 +60,11 @@ pub fn remove_folder(path: &Path) -> Result<(), FileError> {
 /// It could not be made.
 pub fn make_private_folder(path: &Path) -> Result<(), FileError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| FileError { action: "make folder", path: path.to_owned(), source })
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| FileError {
+        action: "make folder",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

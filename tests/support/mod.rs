@@ -1,6 +1,16 @@
 //! A private daemon for one test: folders, socket, bridge and network namespace of its own, an image made from this
 //! host's busybox, and a look at the host before and after.
-#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::as_conversions, reason = "each test uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::as_conversions,
+    reason = "each test uses a part"
+)]
 
 pub mod image;
 pub mod leftovers;
@@ -142,11 +152,7 @@ impl Berth {
         Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
-    pub async fn try_create(
-        &mut self,
-        pod: &str,
-        config: ContainerConfig,
-    ) -> Result<String, Status> {
+    pub async fn try_create(&mut self, pod: &str, config: ContainerConfig) -> Result<String, Status> {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.to_owned(),
             config: Some(config),
@@ -202,7 +208,12 @@ impl Berth {
         }
     }
 
-    pub async fn exec(&mut self, id: &str, command: &[&str], timeout: i64) -> Result<ExecSyncResponse, Status> {
+    pub async fn exec(
+        &mut self,
+        id: &str,
+        command: &[&str],
+        timeout: i64,
+    ) -> Result<ExecSyncResponse, Status> {
         let cmd = command.iter().map(|&part| part.to_owned()).collect();
         let request = ExecSyncRequest { container_id: id.to_owned(), cmd, timeout };
         Ok(self.runtime.exec_sync(request).await?.into_inner())
@@ -358,7 +369,10 @@ pub fn sleeper(name: &str) -> ContainerConfig {
 }
 
 /// Changes the security context of a config.
-pub fn secured(mut config: ContainerConfig, change: impl FnOnce(&mut LinuxContainerSecurityContext)) -> ContainerConfig {
+pub fn secured(
+    mut config: ContainerConfig,
+    change: impl FnOnce(&mut LinuxContainerSecurityContext),
+) -> ContainerConfig {
     change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
     config
 }

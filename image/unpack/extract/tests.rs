@@ -74,7 +74,14 @@ impl Sandbox {
 struct Layer(Vec<u8>);
 
 impl Layer {
-    fn raw(mut self, name: &str, kind: EntryType, link: &str, data: &[u8], change: impl Fn(&mut Header)) -> Self {
+    fn raw(
+        mut self,
+        name: &str,
+        kind: EntryType,
+        link: &str,
+        data: &[u8],
+        change: impl Fn(&mut Header),
+    ) -> Self {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
@@ -141,7 +148,11 @@ fn everything_of_a_layer_is_there() {
             header.set_mode(0o666);
         })
         .raw("pipe", EntryType::Fifo, "", b"", |header| header.set_uid(7))
-        .pax(&[("SCHILY.xattr.user.note", "hello"), ("mtime", "1234567890.5"), ("SCHILY.xattr.trusted.overlay.redirect", "/x")])
+        .pax(&[
+            ("SCHILY.xattr.user.note", "hello"),
+            ("mtime", "1234567890.5"),
+            ("SCHILY.xattr.trusted.overlay.redirect", "/x"),
+        ])
         .file("noted", "text")
         .end();
     let outcome = sandbox.unpack(&layer).unwrap();
@@ -160,7 +171,10 @@ fn everything_of_a_layer_is_there() {
     assert!(sandbox.stat("pipe").file_type().is_fifo() && sandbox.stat("pipe").uid() == 7);
     assert_eq!(sandbox.xattr("noted", "user.note").as_deref(), Some(b"hello".as_slice()));
     assert_eq!(sandbox.xattr("noted", "trusted.overlay.redirect"), None);
-    assert_eq!((sandbox.stat("noted").mtime(), sandbox.stat("noted").mtime_nsec()), (1_234_567_890, 500_000_000));
+    assert_eq!(
+        (sandbox.stat("noted").mtime(), sandbox.stat("noted").mtime_nsec()),
+        (1_234_567_890, 500_000_000)
+    );
 }
 
 #[test]
@@ -282,13 +296,17 @@ fn nothing_leaves_the_layer() {
     let contained = [
         Layer::default().file("/secret", "x"),
         Layer::default().symlink("s", "../secret").file("s", "x"),
-        Layer::default().symlink("s", "../secret").raw("s", EntryType::Regular, "", b"x", |header| header.set_uid(5)),
+        Layer::default()
+            .symlink("s", "../secret")
+            .raw("s", EntryType::Regular, "", b"x", |header| header.set_uid(5)),
         Layer::default().symlink("d", "..").file("d/secret", "x"),
         Layer::default().symlink("s", "../secret").link("hard", "s"),
         Layer::default().symlink("d", "..").link("hard", "d/secret"),
         Layer::default().symlink("d", "..").file("d/.wh.secret", ""),
         Layer::default().symlink("d", "..").file("d/.wh..wh..opq", ""),
-        Layer::default().symlink("s", "../secret").raw("s", EntryType::Directory, "", b"", |header| header.set_mode(0)),
+        Layer::default()
+            .symlink("s", "../secret")
+            .raw("s", EntryType::Directory, "", b"", |header| header.set_mode(0)),
         // The cached folder must not outlive its replacement by a link.
         Layer::default().folder("d").file("d/a", "x").symlink("d", "..").file("d/secret", "x"),
     ];
@@ -300,7 +318,8 @@ fn nothing_leaves_the_layer() {
 
 #[test]
 fn limits_are_kept() {
-    let kinds = |layer: Layer, limits: Limits| Sandbox::new().unpack_within(&layer.end(), limits).unwrap_err().kind();
+    let kinds =
+        |layer: Layer, limits: Limits| Sandbox::new().unpack_within(&layer.end(), limits).unwrap_err().kind();
     let few = Limits { entries: 3, ..Limits::default() };
     assert_eq!(kinds(Layer::default().file("a/b/c/d", ""), few), ErrorKind::LimitExceeded);
     let shallow = Limits { depth: 3, ..Limits::default() };
@@ -311,13 +330,15 @@ fn limits_are_kept() {
     let small = Limits { bytes: 4096, ..Limits::default() };
     assert_eq!(kinds(Layer::default().file("a", &"x".repeat(5000)), small), ErrorKind::LimitExceeded);
     let long = "x".repeat(300);
-    let error = Sandbox::new().unpack(&Layer::default().pax(&[("path", &long)]).file("a", "").end()).unwrap_err();
+    let error =
+        Sandbox::new().unpack(&Layer::default().pax(&[("path", &long)]).file("a", "").end()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
 
 /// Packs a folder with GNU tar.
 fn gnu_tar(folder: &Path, options: &[&str]) -> Vec<u8> {
-    let output = Command::new("tar").args(options).arg("-C").arg(folder).args(["-cf", "-", "."]).output().unwrap();
+    let output =
+        Command::new("tar").args(options).arg("-C").arg(folder).args(["-cf", "-", "."]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
@@ -345,7 +366,9 @@ fn gnu_tars_formats_are_read() {
     ];
     for options in formats {
         let sandbox = Sandbox::new();
-        sandbox.unpack(&gnu_tar(source.path(), options)).unwrap_or_else(|error| panic!("{options:?}: {error}"));
+        sandbox
+            .unpack(&gnu_tar(source.path(), options))
+            .unwrap_or_else(|error| panic!("{options:?}: {error}"));
         assert_same(source.path(), &sandbox.path(""), options);
         if options.contains(&"--sparse") {
             assert!(sandbox.stat("holes").blocks() < 4096, "{options:?}: the holes are filled");
@@ -439,6 +462,7 @@ fn a_reader_that_breaks_off_is_an_error() {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let root = rustix::fs::open(sandbox.path(""), flags, Mode::empty()).unwrap();
     let source = std::io::BufReader::new(Breaks(Cursor::new(Layer::default().file("a", "b").end())));
-    let error = unpack("layer", source, root, Algorithm::Sha256, &Budget::new(Limits::default())).unwrap_err();
+    let error =
+        unpack("layer", source, root, Algorithm::Sha256, &Budget::new(Limits::default())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
