@@ -105,9 +105,11 @@ impl Port<'_> {
     async fn bridge(&self, again: bool) -> Result<Link> {
         let mut ready = self.ready.bridge.lock().await;
         if let Some((name, link)) = &*ready
-            && !again && name == self.bridge_name() {
-                return Ok(link.clone());
-            }
+            && !again
+            && name == self.bridge_name()
+        {
+            return Ok(link.clone());
+        }
         let name = self.bridge_name();
         if self.host.link(name).await?.is_none() {
             self.host.add_bridge(name, self.mtu()).await?;

@@ -2,12 +2,13 @@
 //! events in the order in which they happened.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_runtime::client::Connection;
 use berth_runtime::wire::{Call, Event, Failure, Message, Outcome, PROTOCOL, Request, Snapshot};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 /// Why a call to a keeper failed.
@@ -60,7 +61,7 @@ impl Link {
     /// # Errors
     /// The connection cannot be watched.
     pub fn start(connection: Connection) -> Result<(Self, mpsc::UnboundedReceiver<Event>), LinkError> {
-        let connection = AsyncFd::register(connection)?;
+        let connection = Watched::new(connection)?;
         let (calls, outgoing) = mpsc::unbounded_channel();
         let (events, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { calls, execs: Mutex::default() });
@@ -119,7 +120,7 @@ impl Link {
 }
 
 struct Driver {
-    connection: AsyncFd<Connection>,
+    connection: Watched,
     events: mpsc::UnboundedSender<Event>,
     shared: std::sync::Weak<Shared>,
     waiting: HashMap<u64, oneshot::Sender<Reply>>,
@@ -134,7 +135,7 @@ impl Driver {
                     Some(call) => self.send(call).await,
                     None => return,
                 },
-                received = receive(&self.connection) => match received {
+                received = self.connection.receive() => match received {
                     Ok(Some((message, descriptors))) => self.take(message, descriptors),
                     Ok(None) => break,
                     Err(error) => {
@@ -155,16 +156,7 @@ impl Driver {
         self.next_id += 1;
         let request = Request { id, call: outgoing.call };
         let borrowed: Vec<_> = outgoing.descriptors.iter().map(AsFd::as_fd).collect();
-        let sent = loop {
-            let mut ready = match self.connection.writable().await {
-                Ok(ready) => ready,
-                Err(error) => break Err(error),
-            };
-            match ready.try_io(|connection| connection.get_ref().send(&request, &borrowed)) {
-                Ok(result) => break result,
-                Err(_would_block) => {}
-            }
-        };
+        let sent = self.connection.send(&request, &borrowed).await;
         match sent {
             Ok(()) => {
                 self.waiting.insert(id, outgoing.reply);
@@ -198,13 +190,26 @@ impl Driver {
     }
 }
 
-async fn receive(connection: &AsyncFd<Connection>) -> std::io::Result<Option<(Message, Vec<OwnedFd>)>> {
-    loop {
-        let mut ready = connection.readable().await?;
-        match ready.try_io(|connection| connection.get_ref().recv()) {
-            Ok(result) => return result,
-            Err(_would_block) => {}
-        }
+/// A connection whose readiness tokio tells. It is registered as a stream, which is the kind of unix socket that tokio
+/// knows; what is read and written are packets, by the connection itself.
+struct Watched {
+    connection: Connection,
+    readiness: UnixStream,
+}
+
+impl Watched {
+    fn new(connection: Connection) -> std::io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(connection.as_fd().try_clone_to_owned()?);
+        Ok(Self { connection, readiness: UnixStream::from_std(socket)? })
+    }
+
+    async fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+        let send = || self.connection.send(request, descriptors);
+        self.readiness.async_io(Interest::WRITABLE, send).await
+    }
+
+    async fn receive(&self) -> std::io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        self.readiness.async_io(Interest::READABLE, || self.connection.recv()).await
     }
 }
 

@@ -26,8 +26,8 @@ pub(crate) enum Piece {
 pub(crate) struct Transfer {
     /// The host that sent the last byte, by its place in the list.
     pub(crate) endpoint: usize,
-    /// `Ok` also where the reader has gone: it knows why.
-    pub(crate) result: Result<(), Error>,
+    /// Whether all was sent and the digest is right. It is not where the reader has gone, which knows why.
+    pub(crate) result: Result<bool, Error>,
 }
 
 struct Progress {
@@ -45,6 +45,11 @@ enum Attempt {
 }
 
 impl Repository {
+    /// Domain and path.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// How many hosts there are.
     pub(crate) fn hosts(&self) -> usize {
         self.endpoints.len()
@@ -67,9 +72,9 @@ impl Repository {
             }
             last = place;
             match self.transfer_from(endpoint, &what, blob, &mut progress, sink).await {
-                Ok(false) => return Transfer { endpoint: place, result: Ok(()) },
+                Ok(false) => return Transfer { endpoint: place, result: Ok(false) },
                 Ok(true) => {
-                    let result = finish(&what, blob, progress, sink).await;
+                    let result = finish(&what, blob, progress, sink).await.map(|()| true);
                     return Transfer { endpoint: place, result };
                 }
                 // What has been passed on may be wrong already: only a new start helps.

@@ -1,14 +1,16 @@
 //! The client of OCI registries: where to ask (`hosts`), how to connect (`transport`), as whom (`auth`, `challenge`), and
-//! what for (`repository`, `blob`).
+//! what for (`repository`, `blob`, `reader`).
 
 mod auth;
 mod blob;
 mod challenge;
 mod hosts;
+mod reader;
 mod repository;
 mod transport;
 
-pub(crate) use blob::{Piece, Transfer};
+pub(crate) use blob::Piece;
+pub(crate) use reader::PieceReader;
 pub(crate) use repository::{Registry, Repository, check_blob};
 
 use std::time::Duration;

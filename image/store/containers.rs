@@ -73,7 +73,8 @@ impl Inner {
                     return Err(Error::invalid(format!("container {id}"), why));
                 }
                 let layer = self.writable(&index, id);
-                return layer.ok_or_else(|| Error::not_found(format!("image {image}"), "it is not in the store"));
+                return layer
+                    .ok_or_else(|| Error::not_found(format!("image {image}"), "it is not in the store"));
             }
             // From here on neither the image nor the name is free.
             index.add_user(image, &user(id))?;

@@ -55,7 +55,8 @@ impl Flights {
             pulls.retain(|_, pull| pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
             get_or_make(&mut pulls, &key, WeakShared::upgrade, || {
                 let span = tracing::Span::current();
-                let task = AbortOnDropHandle::new(tokio::spawn(tracing::Instrument::instrument(work(), span)));
+                let task =
+                    AbortOnDropHandle::new(tokio::spawn(tracing::Instrument::instrument(work(), span)));
                 let flight: Flight = Box::pin(async move {
                     task.await.unwrap_or_else(|error| Err(Error::internal("pull an image", error)))
                 });

@@ -139,8 +139,10 @@ impl Index {
         if prefix.len() < MIN_PREFIX {
             return None;
         }
-        let mut fitting =
-            self.images.values().filter(|entry| !entry.record.removed && entry.record.id.hex().starts_with(prefix));
+        let mut fitting = self
+            .images
+            .values()
+            .filter(|entry| !entry.record.removed && entry.record.id.hex().starts_with(prefix));
         let found = fitting.next()?;
         fitting.next().is_none().then(|| found.image.clone())
     }
@@ -159,10 +161,18 @@ impl Index {
     }
 
     /// Puts an image in, or in the place of its former record. Its layers must be there.
-    pub(super) fn put(&mut self, record: ImageRecord, image: Arc<Image>, usage: DiskUsage) -> Result<(), Error> {
+    pub(super) fn put(
+        &mut self,
+        record: ImageRecord,
+        image: Arc<Image>,
+        usage: DiskUsage,
+    ) -> Result<(), Error> {
         let lacking = record.layers.iter().find(|key| !self.layers.contains_key(key));
         if let Some(key) = lacking {
-            return Err(Error::corrupt(format!("image {}", record.id), format!("its layer {key} is missing")));
+            return Err(Error::corrupt(
+                format!("image {}", record.id),
+                format!("its layer {key} is missing"),
+            ));
         }
         for key in &record.layers {
             if let Some(layer) = self.layers.get_mut(key) {
@@ -328,15 +338,21 @@ impl Drop for Hold {
 }
 
 /// Keeps one layer on the disk while the image that needs it is being made.
-pub(super) struct Lease {
+pub(crate) struct Lease {
     inner: Weak<Inner>,
-    pub(super) key: LayerKey,
+    key: LayerKey,
     pub(super) record: Arc<LayerRecord>,
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Lease").field(&self.key).finish()
+    }
+}
+
+impl Lease {
+    pub(crate) fn key(&self) -> &LayerKey {
+        &self.key
     }
 }
 

@@ -116,7 +116,12 @@ impl Inner {
         .await
     }
 
-    fn put_layer(self: &Arc<Self>, key: &LayerKey, made: &HalfMade, mut record: LayerRecord) -> Result<Lease, Error> {
+    fn put_layer(
+        self: &Arc<Self>,
+        key: &LayerKey,
+        made: &HalfMade,
+        mut record: LayerRecord,
+    ) -> Result<Lease, Error> {
         record.boot_id.clone_from(&self.boot_id);
         // Twice: the record is counted as well.
         let file = made.path().join("layer.json");
@@ -174,7 +179,8 @@ impl Inner {
 
     fn rename_image(&self, id: &Digest, known: &Image, names: Names, size: u64) -> Result<Arc<Image>, Error> {
         let record = self.index().entry(id).map(|entry| entry.record.clone());
-        let mut record = record.ok_or_else(|| Error::not_found(format!("image {id}"), "it has been removed"))?;
+        let mut record =
+            record.ok_or_else(|| Error::not_found(format!("image {id}"), "it has been removed"))?;
         let before = record.clone();
         record.tags.extend(names.tags);
         record.digests.extend(names.digests);
@@ -221,7 +227,8 @@ impl Inner {
                 if let Some(old) = self.folders.discard(&folder)? {
                     self.reaper.send(Job::Delete(old));
                 }
-                fs::rename(made.path(), &folder).map_err(|error| Error::io("put in place", &folder, error))?;
+                fs::rename(made.path(), &folder)
+                    .map_err(|error| Error::io("put in place", &folder, error))?;
                 sync_folder(&self.folders.images())?;
                 ImageRecord {
                     id: new.id,
@@ -243,7 +250,11 @@ impl Inner {
     }
 
     /// Writes an image's record, for good, and shows it.
-    pub(super) fn write_record(&self, record: &ImageRecord, config: &ImageConfiguration) -> Result<Arc<Image>, Error> {
+    pub(super) fn write_record(
+        &self,
+        record: &ImageRecord,
+        config: &ImageConfiguration,
+    ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         replace_json(&folder.join("image.json"), record, true)?;
         let pinned: Vec<String> = self.options.pinned.iter().map(ToString::to_string).collect();

@@ -15,8 +15,8 @@
 mod containers;
 mod flights;
 mod folders;
+mod graft;
 mod index;
-mod layers;
 mod lower;
 mod make;
 mod open;
@@ -27,7 +27,11 @@ mod remove;
 mod usage;
 mod walk;
 
+pub(crate) use flights::PullKey;
 pub use index::Hold;
+pub(crate) use index::{LayerKey, Lease};
+pub(crate) use make::{HalfMade, Names, NewImage};
+pub(crate) use record::LayerRecord;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -119,6 +123,18 @@ impl fmt::Debug for ImageStore {
 }
 
 impl Inner {
+    /// Joins the pull with this key, or starts it.
+    pub(crate) async fn share_pull<F>(
+        &self,
+        key: PullKey,
+        work: impl FnOnce() -> F,
+    ) -> Result<Arc<Image>, Error>
+    where
+        F: Future<Output = Result<Arc<Image>, Error>> + Send + 'static,
+    {
+        self.flights.pull(key, work).await
+    }
+
     fn index(&self) -> MutexGuard<'_, Index> {
         // A panic leaves the index as it was before or after a change, never between.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -126,6 +142,10 @@ impl Inner {
 }
 
 impl ImageStore {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
     /// All images.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Image>> {

@@ -162,12 +162,18 @@ impl Stock<'_> {
     fn image(&mut self, folder: &Path) -> Result<(), Error> {
         let record: ImageRecord = read_json(&folder.join("image.json"))?;
         if self.folders.image(&record.id) != folder {
-            return Err(Error::corrupt(folder.display().to_string(), format!("holds the image {}", record.id)));
+            return Err(Error::corrupt(
+                folder.display().to_string(),
+                format!("holds the image {}", record.id),
+            ));
         }
         let bytes = read_config(self.folders, &record.id)?;
         let parsed = parse_config(&format!("image {}", record.id), &bytes, &self.options.platform)?;
         if parsed.diff_ids != record.diff_ids {
-            return Err(Error::corrupt(folder.display().to_string(), "its layers are not those of its config"));
+            return Err(Error::corrupt(
+                folder.display().to_string(),
+                "its layers are not those of its config",
+            ));
         }
         self.take_tags(&record.id, &record.tags);
         let pinned: Vec<String> = self.options.pinned.iter().map(ToString::to_string).collect();

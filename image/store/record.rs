@@ -58,6 +58,13 @@ pub(crate) struct LayerRecord {
     pub(crate) links: BTreeMap<TreePath, TreePath>,
 }
 
+impl LayerRecord {
+    /// Whether the layer may look different above other layers.
+    pub(super) fn depends_on_others(&self) -> bool {
+        !self.links.is_empty() || !self.implicit.is_empty()
+    }
+}
+
 /// What a folder takes, as `du` counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DiskUsage {

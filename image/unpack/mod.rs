@@ -13,9 +13,9 @@ mod stream;
 mod tar;
 mod tree;
 
-pub(crate) use extract::{Outcome, unpack};
+pub(crate) use extract::unpack;
 pub(crate) use limits::Budget;
 pub use limits::Limits;
 pub(crate) use path::TreePath;
-pub(crate) use stream::{decompressed, inner_error};
+pub(crate) use stream::decompressed;
 pub(crate) use tree::{OPAQUE, is_whiteout};

@@ -33,8 +33,6 @@ pub(super) struct Entry {
     pub(super) kind: Kind,
     /// The target of a link.
     pub(super) link: Vec<u8>,
-    /// The bytes of data that follow.
-    pub(super) stored: u64,
     pub(super) sparse: Option<Sparse>,
     pub(super) mode: u32,
     pub(super) uid: u32,
@@ -185,7 +183,6 @@ impl<'a> TarReader<'a> {
             name,
             kind,
             link: pax.link.or(link).unwrap_or_else(|| terminated(field(header, 157, 100)).to_vec()),
-            stored,
             sparse,
             mode: u32::try_from(self.number::<u64>(header, 100, 8, "mode")? & 0o7777).unwrap_or(0),
             uid: self.id(pax.uid, header, 108, "uid")?,
@@ -315,7 +312,7 @@ mod tests {
     use crate::digest::Algorithm;
     use proptest::prelude::*;
 
-    fn names(archive: &[u8]) -> Result<Vec<(String, Kind, u64, Vec<u8>)>, Error> {
+    fn names(archive: &[u8]) -> Result<Vec<(String, Kind, Vec<u8>)>, Error> {
         let budget = Budget::new(Limits::default());
         let mut reader = TarReader::new(LayerStream::new("test", archive, Algorithm::Sha256, &budget)?);
         let mut found = Vec::new();
@@ -330,7 +327,7 @@ mod tests {
                 let count = piece.len();
                 reader.consume(count);
             }
-            found.push((String::from_utf8_lossy(&entry.name).into_owned(), entry.kind, entry.stored, data));
+            found.push((String::from_utf8_lossy(&entry.name).into_owned(), entry.kind, data));
         }
         Ok(found)
     }
@@ -371,7 +368,7 @@ mod tests {
         let archive = builder.into_inner().unwrap();
         assert_eq!(
             names(&archive).unwrap(),
-            [(long, Kind::File, 1300, data), ("dir/".to_owned(), Kind::Directory, 0, Vec::new()),]
+            [(long, Kind::File, data), ("dir/".to_owned(), Kind::Directory, Vec::new())]
         );
     }
 

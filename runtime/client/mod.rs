@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::sys::{self, Context};
@@ -69,23 +70,21 @@ pub struct Keeper {
     pub connection: Connection,
 }
 
-/// The process of a keeper that this process has started: readable when it has ended.
+/// The process of a keeper that this process has started.
 #[derive(Debug)]
 pub struct KeeperProcess {
     pidfd: OwnedFd,
 }
 
-impl AsFd for KeeperProcess {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-}
-
 impl KeeperProcess {
-    /// Takes its end away, if it has ended.
+    /// Waits for its end, so that it leaves no zombie. To be called when its connection has ended, which it does a moment
+    /// before the process itself.
     pub fn reap(&self) {
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        let mut wanted = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
+        let _ended = poll(&mut wanted, Some(&patience));
         // That it is no child of this process any more leaves nothing to do.
-        let _ended = sys::process::reap(self.pidfd.as_fd());
+        let _reaped = sys::process::reap(self.pidfd.as_fd());
     }
 }
 

@@ -133,9 +133,10 @@ pub(super) fn become_program(plan: &ProcessPlan, seccomp: Option<(Vec<u8>, u64)>
     let candidates = candidates(plan);
     default_signals();
     if let Some((program, flags)) = seccomp
-        && let Err(error) = security::load_seccomp(&program, flags) {
-            return super::failure(Step::Seccomp, None, &error);
-        }
+        && let Err(error) = security::load_seccomp(&program, flags)
+    {
+        return super::failure(Step::Seccomp, None, &error);
+    }
     let mut worst = Errno::NOENT;
     for path in &candidates {
         match exec(path, &arguments, &environment) {

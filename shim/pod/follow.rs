@@ -11,14 +11,23 @@ use crate::container::exit;
 use crate::daemon::Shared;
 use crate::store::{Pod, PodState};
 
-/// Follows a pod's keeper until its connection ends.
-pub fn follow(daemon: &Shared, pod: &Arc<Pod>, mut events: mpsc::UnboundedReceiver<Event>) {
+/// Follows a pod's keeper until its connection ends, and takes the end of its process away where this daemon has started
+/// it. One that a former daemon has started is reaped by process 1.
+pub fn follow(
+    daemon: &Shared,
+    pod: &Arc<Pod>,
+    mut events: mpsc::UnboundedReceiver<Event>,
+    process: Option<KeeperProcess>,
+) {
     let (daemon, pod) = (daemon.clone(), pod.clone());
     let span = tracing::info_span!(parent: None, "keeper", pod = pod.id.as_str());
     tokio::spawn(
         async move {
             while let Some(event) = events.recv().await {
                 take(&daemon, &pod, event).await;
+            }
+            if let Some(process) = process {
+                drop(tokio::task::spawn_blocking(move || process.reap()));
             }
             keeper_lost(&daemon, &pod).await;
         }
@@ -62,18 +71,4 @@ fn mark_stopping(pod: &Pod) {
     if let Err(error) = pod.change(PodState::stopping) {
         tracing::error!(%error, "record that the pod is not ready");
     }
-}
-
-/// Waits for the end of a keeper that this daemon has started, so that it leaves no zombie. One that a former daemon
-/// has started is reaped by process 1.
-pub fn reap(process: KeeperProcess) {
-    tokio::task::spawn(async move {
-        match tokio::io::unix::AsyncFd::register(process) {
-            Ok(process) => match process.readable().await {
-                Ok(_ended) => process.get_ref().reap(),
-                Err(error) => tracing::warn!(%error, "wait for a keeper"),
-            },
-            Err(error) => tracing::warn!(%error, "watch a keeper"),
-        }
-    });
 }

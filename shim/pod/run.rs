@@ -170,12 +170,11 @@ impl Creation {
         let keeper =
             blocking(move || berth_runtime::client::spawn(&daemon.programs, id.as_str(), &folder)).await?;
         let (link, events) = Link::start(keeper.connection).map_err(CriError::from)?;
-        follow::reap(keeper.process);
         let stopping = link.clone();
         self.undo.push("end the keeper", async move { end_keeper(&stopping).await });
         link.hello().await?;
         pod.set_link(Some(link.clone()));
-        follow::follow(&self.daemon, pod, events);
+        follow::follow(&self.daemon, pod, events, Some(keeper.process));
         Ok(link)
     }
 

@@ -121,7 +121,7 @@ pub(super) async fn finish(daemon: &Shared, mut views: Views) {
     let mut tasks = tokio::task::JoinSet::new();
     for pod in daemon.store.pods() {
         if let Some(view) = views.remove(&pod.id) {
-            follow::follow(daemon, &pod, view.events);
+            follow::follow(daemon, &pod, view.events, None);
         }
         if pod.state() == (PodState::NotReady { released: false }) {
             let daemon = daemon.clone();

@@ -1,0 +1,129 @@
+//! The OCI image layout (image-layout.md of the OCI image spec).
+
+use std::collections::BTreeMap;
+
+use super::source::Source;
+use super::{Annotations, Offer, Stored, read_small};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind};
+use crate::manifest::{Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest, choose};
+use crate::platform::Platform;
+use crate::reference::Reference;
+use crate::registry::check_blob;
+
+pub(super) const INDEX: &str = "index.json";
+/// Whole names, as containerd and docker write them.
+const FULL_NAME: &str = "io.containerd.image.name";
+/// By the spec a tag; skopeo and podman may write a whole name.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const MAX_NESTING: usize = 4;
+
+/// The images of the layout that run on `platform`.
+pub(super) fn offers(source: &Source, platform: &Platform) -> Result<Vec<Offer>, Error> {
+    let what = format!("{INDEX} of {}", source.name());
+    let Manifest::Index(entries) = Manifest::parse(&what, None, &read_small(source, INDEX, MAX_MANIFEST)?)?
+    else {
+        return Err(Error::corrupt(what, "is no index"));
+    };
+    let mut offers: Vec<Offer> = Vec::new();
+    let mut refused = None;
+    for (tag, entry) in candidates(&what, entries, platform)? {
+        match offer(source, platform, entry, tag) {
+            // The same image under two names is one image.
+            Ok(offer) => match offers.iter_mut().find(|known| known.id == offer.id) {
+                Some(known) => known.tags.extend(offer.tags),
+                None => offers.push(offer),
+            },
+            Err(error @ Error::Unsupported { .. }) => {
+                tracing::warn!(%error, "an entry of the layout is left out");
+                refused.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match (offers.is_empty(), refused) {
+        (true, Some(error)) => Err(error),
+        (true, None) => Err(Error::invalid(source.name(), "holds no image")),
+        (false, _) => Ok(offers),
+    }
+}
+
+/// The entries to load with their names: of several that share a name and differ by platform, the one for this node.
+fn candidates(
+    what: &str,
+    entries: Vec<Descriptor>,
+    platform: &Platform,
+) -> Result<Vec<(Option<Reference>, Descriptor)>, Error> {
+    let mut groups: BTreeMap<Option<String>, Vec<Descriptor>> = BTreeMap::new();
+    for entry in entries {
+        groups.entry(name(&entry.annotations)).or_default().push(entry);
+    }
+    let mut found = Vec::new();
+    for (name, group) in groups {
+        let tag = name.map(|name| name.parse::<Reference>()).transpose()?;
+        let by_platform = group.len() > 1 && group.iter().all(|entry| entry.platform.is_some());
+        if by_platform {
+            found.push((tag, choose(what, &group, platform)?));
+        } else {
+            found.extend(group.into_iter().map(|entry| (tag.clone(), entry)));
+        }
+    }
+    Ok(found)
+}
+
+fn name(annotations: &Annotations) -> Option<String> {
+    let full = annotations.get(FULL_NAME);
+    // A bare tag names no repository.
+    let whole = annotations.get(REF_NAME).filter(|name| name.contains(['/', ':', '@']));
+    full.or(whole).cloned()
+}
+
+fn offer(
+    source: &Source,
+    platform: &Platform,
+    entry: Descriptor,
+    tag: Option<Reference>,
+) -> Result<Offer, Error> {
+    let mut manifests = Vec::new();
+    let mut entry = entry;
+    for _ in 0..MAX_NESTING {
+        let what = format!("manifest {} of {}", entry.digest, source.name());
+        let bytes = blob(source, &entry, MAX_MANIFEST)?;
+        manifests.push(entry.digest.clone());
+        let media_type = Some(entry.media_type.as_str()).filter(|kind| !kind.is_empty());
+        match Manifest::parse(&what, media_type, &bytes)? {
+            Manifest::Index(entries) => entry = choose(&what, &entries, platform)?,
+            Manifest::Image(manifest) => {
+                let layers = manifest
+                    .layers
+                    .iter()
+                    .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer.clone()) });
+                return Ok(Offer {
+                    config_bytes: blob(source, &manifest.config, MAX_CONFIG)?,
+                    id: manifest.config.digest.clone(),
+                    layers: layers.collect(),
+                    tags: tag.into_iter().collect(),
+                    manifests,
+                    size: manifest.content_size().saturating_add(entry.size),
+                });
+            }
+        }
+    }
+    let why = format!("more than {MAX_NESTING} indexes are nested in one another");
+    Err(Error::unsupported(source.name(), why))
+}
+
+fn member(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
+}
+
+fn blob(source: &Source, entry: &Descriptor, limit: u64) -> Result<Vec<u8>, Error> {
+    let what = format!("blob {} of {}", entry.digest, source.name());
+    let bytes = read_small(source, &member(&entry.digest), limit).map_err(|error| match error.kind() {
+        // The archive's fault, not that of who asks for the image.
+        ErrorKind::NotFound => Error::corrupt(&what, "is missing"),
+        _ => error,
+    })?;
+    check_blob(&what, entry, &bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,164 @@
+//! Images from files: OCI layouts (folders), OCI archives and docker-archives (tar, also compressed). What they say of
+//! their content is believed as little as what a registry says.
+
+mod docker;
+mod layout;
+mod source;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+
+use crate::digest::Digest;
+use crate::error::{Error, blocking};
+use crate::image::Image;
+use crate::manifest::{Descriptor, parse_config};
+use crate::pull::unpack_layer;
+use crate::reference::Reference;
+use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage};
+use crate::unpack::Budget;
+
+use source::{Source, Verified};
+
+impl ImageStore {
+    /// Loads the images of an OCI layout or a tar archive, those that run on this platform, with the names that they
+    /// have there.
+    ///
+    /// # Errors
+    /// The file cannot be read, is of no known form, is broken, or has nothing for this platform.
+    pub async fn load(&self, path: &Path) -> Result<Vec<Arc<Image>>, Error> {
+        let inner = self.inner().clone();
+        let opener = inner.clone();
+        let owned = path.to_owned();
+        let (source, offers) = blocking("read an archive", move || {
+            let source = Source::open(&opener, &owned)?;
+            let offers = read_offers(&source, &opener)?;
+            Ok((Arc::new(source), offers))
+        })
+        .await?;
+        let mut images = Vec::new();
+        for offer in offers {
+            let image = Loading { inner: inner.clone(), source: source.clone() }.load(offer).await?;
+            tracing::info!(image = %image.id, path = %path.display(), "loaded");
+            images.push(image);
+        }
+        Ok(images)
+    }
+}
+
+/// One image of an archive.
+#[derive(Debug)]
+struct Offer {
+    config_bytes: Vec<u8>,
+    id: Digest,
+    layers: Vec<Stored>,
+    tags: Vec<Reference>,
+    /// The manifests that lead to it; none in a docker-archive.
+    manifests: Vec<Digest>,
+    size: u64,
+}
+
+/// Where a layer lies in an archive.
+#[derive(Clone, Debug)]
+struct Stored {
+    member: String,
+    /// What it must be; a docker-archive says so only of the content.
+    blob: Option<Descriptor>,
+}
+
+fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {
+    // `docker save` writes both since version 25; the layout has the digests of what a registry would have.
+    if source.has(layout::INDEX)? {
+        return layout::offers(source, &inner.options.platform);
+    }
+    if source.has(docker::MANIFEST)? {
+        return docker::offers(source);
+    }
+    let why =
+        format!("is neither an OCI layout ({}) nor a docker-archive ({})", layout::INDEX, docker::MANIFEST);
+    Err(Error::invalid(source.name(), why))
+}
+
+struct Loading {
+    inner: Arc<Inner>,
+    source: Arc<Source>,
+}
+
+impl Loading {
+    async fn load(&self, offer: Offer) -> Result<Arc<Image>, Error> {
+        let what = format!("config {} of {}", offer.id, self.source.name());
+        let parsed = parse_config(&what, &offer.config_bytes, &self.inner.options.platform)?;
+        if parsed.diff_ids.len() != offer.layers.len() {
+            let why =
+                format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), offer.layers.len());
+            return Err(Error::corrupt(what, why));
+        }
+        let names = names(&offer);
+        if let Some(image) = self.inner.name_image(&offer.id, names.clone(), offer.size).await? {
+            return Ok(image);
+        }
+        let budget = Arc::new(Budget::new(self.inner.options.limits));
+        let layers = offer.layers.iter().zip(&parsed.diff_ids);
+        let leases = layers.map(|(stored, diff_id)| self.layer(stored, diff_id, &budget));
+        let leases = self.inner.stack(try_join_all(leases).await?).await?;
+        let new = NewImage {
+            id: offer.id,
+            config_bytes: offer.config_bytes,
+            config: parsed.config,
+            diff_ids: parsed.diff_ids,
+            layers: leases.iter().map(|lease| lease.key().clone()).collect(),
+            names,
+            size: offer.size,
+        };
+        self.inner.record_image(new).await
+    }
+
+    async fn layer(&self, stored: &Stored, diff_id: &Digest, budget: &Arc<Budget>) -> Result<Lease, Error> {
+        let key = LayerKey::Diff(diff_id.clone());
+        let make = || async {
+            let permit = self.inner.downloads.acquire().await;
+            let _permit = permit.map_err(|error| Error::internal("wait for a layer's turn", error))?;
+            let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
+            let (stored, diff_id) = (stored.clone(), diff_id.clone());
+            blocking("unpack a layer", move || {
+                let what = format!("layer {} of {}", stored.member, source.name());
+                let mut content = Verified::new(source.open_member(&stored.member)?, stored.blob);
+                let made = unpack_layer(&inner, &what, &mut content, &diff_id, &budget)?;
+                content.check(&what)?;
+                Ok(made)
+            })
+            .await
+        };
+        self.inner.lease_or_make(&key, make).await
+    }
+}
+
+fn names(offer: &Offer) -> Names {
+    let tags = offer.tags.iter().filter_map(Reference::tagged).collect();
+    let digests = match offer.manifests.first() {
+        Some(digest) => offer.tags.iter().map(|tag| tag.with_digest(digest)).collect(),
+        None => Vec::new(),
+    };
+    Names { tags, digests, manifests: offer.manifests.clone() }
+}
+
+/// Reads a small member whole.
+fn read_small(source: &Source, member: &str, limit: u64) -> Result<Vec<u8>, Error> {
+    let what = format!("{member} of {}", source.name());
+    let mut bytes = Vec::new();
+    source
+        .open_member(member)?
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::io("read", &what, error))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
+        return Err(Error::limit(what, format!("is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The text annotations by which images in layouts are named.
+type Annotations = BTreeMap<String, String>;

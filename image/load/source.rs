@@ -1,0 +1,312 @@
+//! Where the members of an archive are, whichever form it has: a folder, a tar file, a compressed one.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
+
+use crate::digest::Hasher;
+use crate::error::Error;
+use crate::manifest::Descriptor;
+use crate::store::{HalfMade, Inner};
+use crate::unpack::{TreePath, decompressed};
+
+const BUFFER: usize = 256 << 10;
+/// More members than any archive of images has.
+const MAX_MEMBERS: usize = 100_000;
+/// Links from member to member, as old versions of docker write them.
+const MAX_LINKS: usize = 8;
+/// Where the name of the format stands in a tar file, and what it starts with (tar(5)).
+const USTAR: (u64, &[u8]) = (257, b"ustar");
+
+/// An archive of images.
+#[derive(Debug)]
+pub(super) struct Source {
+    name: String,
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    Folder(OwnedFd),
+    Tar(Tar),
+}
+
+#[derive(Debug)]
+struct Tar {
+    file: Arc<File>,
+    members: HashMap<TreePath, Member>,
+    /// Holds the decompressed file.
+    _folder: Option<HalfMade>,
+}
+
+#[derive(Clone, Debug)]
+enum Member {
+    File { offset: u64, length: u64 },
+    Link(TreePath),
+}
+
+impl Source {
+    /// Opens what is at `path`. A compressed archive is decompressed into the store's folder for half-made things.
+    pub(super) fn open(inner: &Arc<Inner>, path: &Path) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => Error::not_found(&name, "there is no such file"),
+            _ => Error::io("open", path, error),
+        };
+        // Without O_NONBLOCK the open of a pipe would wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let stat = fstat(&fd).map_err(|error| failed(error.into()))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Ok(Self { name, form: Form::Folder(fd) }),
+            FileType::RegularFile => {
+                let form = Form::Tar(Tar::open(inner, &name, File::from(fd))?);
+                Ok(Self { name, form })
+            }
+            _ => Err(Error::invalid(name, "is neither a folder nor a file")),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it has a member.
+    pub(super) fn has(&self, member: &str) -> Result<bool, Error> {
+        match self.open_member(member) {
+            Ok(_content) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bytes of a member.
+    pub(super) fn length(&self, member: &str) -> Result<u64, Error> {
+        self.content(member).map(|content| content.end - content.position)
+    }
+
+    /// A reader of a member.
+    pub(super) fn open_member(&self, member: &str) -> Result<BufReader<Content>, Error> {
+        Ok(BufReader::with_capacity(BUFFER, self.content(member)?))
+    }
+
+    fn content(&self, member: &str) -> Result<Content, Error> {
+        let missing = || Error::not_found(format!("{member} of {}", self.name), "it is not in the archive");
+        let path = TreePath::parse(member.as_bytes()).filter(|path| !path.is_root()).ok_or_else(missing)?;
+        match &self.form {
+            Form::Tar(tar) => {
+                let (position, length) = tar.find(path).ok_or_else(missing)?;
+                Ok(Content { file: tar.file.clone(), position, end: position.saturating_add(length) })
+            }
+            Form::Folder(folder) => {
+                let what = format!("{}/{member}", self.name);
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+                let fd = match openat2(folder, path.as_path(), flags, Mode::empty(), resolve) {
+                    Ok(fd) => fd,
+                    Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
+                    Err(error) => return Err(Error::io("open", what, error)),
+                };
+                let stat = fstat(&fd).map_err(|error| Error::io("read", &what, error))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Err(Error::corrupt(what, "is no regular file"));
+                }
+                let end = u64::try_from(stat.st_size).unwrap_or(0);
+                Ok(Content { file: Arc::new(File::from(fd)), position: 0, end })
+            }
+        }
+    }
+}
+
+impl Tar {
+    fn open(inner: &Arc<Inner>, name: &str, file: File) -> Result<Self, Error> {
+        let failed = |error| Error::io("read", name, error);
+        let mut magic = [0; USTAR.1.len()];
+        let is_tar = file.read_exact_at(&mut magic, USTAR.0).is_ok() && magic == *USTAR.1;
+        let (file, folder) = if is_tar {
+            (file, None)
+        } else {
+            let (file, folder) = decompress(inner, name, file)?;
+            (file, Some(folder))
+        };
+        let members = members(name, &file)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let whole = |member: &Member| match member {
+            Member::File { offset, length: own } => offset.saturating_add(*own) <= length,
+            Member::Link(_) => true,
+        };
+        if !members.values().all(whole) {
+            return Err(Error::corrupt(name, "the archive is cut off"));
+        }
+        Ok(Self { file: Arc::new(file), members, _folder: folder })
+    }
+
+    fn find(&self, path: TreePath) -> Option<(u64, u64)> {
+        let mut path = path;
+        for _ in 0..MAX_LINKS {
+            match self.members.get(&path)? {
+                Member::File { offset, length } => return Some((*offset, *length)),
+                Member::Link(target) => path = target.clone(),
+            }
+        }
+        None
+    }
+}
+
+/// Decompresses an archive into a file of the store's.
+fn decompress(inner: &Arc<Inner>, name: &str, file: File) -> Result<(File, HalfMade), Error> {
+    let folder = HalfMade::new(inner)?;
+    let path = folder.path().join("archive.tar");
+    let mut plain = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(|error| Error::io("make", &path, error))?;
+    let limit = inner.options.limits.bytes;
+    let broken = |error: io::Error| Error::corrupt(name, format!("is no tar archive, or broken: {error}"));
+    let mut content = decompressed(BufReader::with_capacity(BUFFER, file)).map_err(broken)?.take(limit + 1);
+    let mut buffer = vec![0; BUFFER];
+    let mut length = 0;
+    loop {
+        let read = content.read(&mut buffer).map_err(broken)?;
+        if read == 0 {
+            break;
+        }
+        length += u64::try_from(read).unwrap_or(u64::MAX);
+        if length > limit {
+            return Err(Error::limit(name, format!("is larger than {limit} bytes, decompressed")));
+        }
+        let piece = buffer.get(..read).unwrap_or_default();
+        plain.write_all(piece).map_err(|error| Error::io("write", &path, error))?;
+    }
+    Ok((plain, folder))
+}
+
+/// The members of a tar file by their names.
+fn members(name: &str, file: &File) -> Result<HashMap<TreePath, Member>, Error> {
+    let broken = |error: io::Error| Error::corrupt(name, format!("is no tar archive, or broken: {error}"));
+    let mut file = file;
+    file.seek(SeekFrom::Start(0)).map_err(|error| Error::io("read", name, error))?;
+    let mut archive = tar::Archive::new(file);
+    let mut members = HashMap::new();
+    for entry in archive.entries_with_seek().map_err(broken)? {
+        let entry = entry.map_err(broken)?;
+        let Some(path) = TreePath::parse(&entry.path_bytes()) else {
+            let why = format!("has a member {:?}", String::from_utf8_lossy(&entry.path_bytes()));
+            return Err(Error::corrupt(name, why));
+        };
+        let kind = entry.header().entry_type();
+        let member = if kind.is_file() || kind.is_contiguous() {
+            Member::File { offset: entry.raw_file_position(), length: entry.size() }
+        } else if let Some(target) = entry.link_name_bytes() {
+            let base = if kind.is_symlink() { path.split().map(|(folder, _)| folder) } else { None };
+            match join(base.unwrap_or_default(), &target) {
+                Some(target) => Member::Link(target),
+                None => continue,
+            }
+        } else {
+            continue;
+        };
+        members.insert(path, member);
+        if members.len() > MAX_MEMBERS {
+            return Err(Error::limit(name, format!("has more than {MAX_MEMBERS} members")));
+        }
+    }
+    Ok(members)
+}
+
+/// A relative link's target within the archive; `None` where it leads out.
+fn join(base: TreePath, target: &[u8]) -> Option<TreePath> {
+    let mut path = base;
+    for part in target.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => path = path.split()?.0,
+            part => path = path.join(part),
+        }
+    }
+    Some(path)
+}
+
+/// A piece of a file.
+#[derive(Debug)]
+pub(super) struct Content {
+    file: Arc<File>,
+    position: u64,
+    end: u64,
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
+        let wanted = left.min(buffer.len());
+        let read = self.file.read_at(buffer.get_mut(..wanted).unwrap_or_default(), self.position)?;
+        self.position += u64::try_from(read).unwrap_or(0);
+        Ok(read)
+    }
+}
+
+/// Passes a blob on and checks its size and digest, if they are known, at its end.
+pub(super) struct Verified<R> {
+    inner: R,
+    expected: Option<(Hasher, Descriptor)>,
+    length: u64,
+}
+
+impl<R: BufRead> Verified<R> {
+    pub(super) fn new(inner: R, expected: Option<Descriptor>) -> Self {
+        let expected = expected.map(|blob| (Hasher::new(blob.digest.algorithm()), blob));
+        Self { inner, expected, length: 0 }
+    }
+
+    /// To be called when all that was wanted has been read: nothing may be left.
+    pub(super) fn check(mut self, what: &str) -> Result<(), Error> {
+        let rest = self.fill_buf().map_err(|error| Error::io("read", what, error))?;
+        if !rest.is_empty() {
+            return Err(Error::corrupt(what, "something follows the compressed archive"));
+        }
+        let Some((hasher, blob)) = self.expected else {
+            return Ok(());
+        };
+        if self.length != blob.size {
+            return Err(Error::corrupt(what, format!("has {} bytes instead of {}", self.length, blob.size)));
+        }
+        let digest = hasher.finish();
+        if digest != blob.digest {
+            return Err(Error::corrupt(what, format!("has the digest {digest} instead of {}", blob.digest)));
+        }
+        Ok(())
+    }
+}
+
+impl<R: BufRead> Read for Verified<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut available = self.fill_buf()?;
+        let read = available.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl<R: BufRead> BufRead for Verified<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        // What is in the buffer already is read again without any call.
+        if let (Some((hasher, _)), Ok(available)) = (&mut self.expected, self.inner.fill_buf()) {
+            hasher.update(available.get(..amount).unwrap_or(available));
+        }
+        self.length = self.length.saturating_add(u64::try_from(amount).unwrap_or(u64::MAX));
+        self.inner.consume(amount);
+    }
+}

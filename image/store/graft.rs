@@ -1,0 +1,471 @@
+//! Builds the content of a patch, by descriptors only: the layers come from strangers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, OsStr};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
+    fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat, mkdirat, readlinkat, statat,
+    symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::lower::{Stack, is_opaque, open_beneath};
+use super::record::LayerRecord;
+use crate::error::Error;
+use crate::unpack::TreePath;
+
+/// The largest value of an extended attribute (xattr(7)).
+const MAX_XATTR: usize = 64 << 10;
+const OVERLAY: &[u8] = b"trusted.overlay.";
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What a folder that the layer does not list is in the layers below.
+enum Below {
+    /// Nothing that matters: what the unpacker has made up is right.
+    Same,
+    /// A folder with another owner, mode or attributes.
+    Folder,
+    /// A link to this folder.
+    Link(TreePath),
+}
+
+/// A layer and those below it.
+pub(super) struct Graft<'a> {
+    what: &'a str,
+    record: &'a LayerRecord,
+    /// The layer itself.
+    own: OwnedFd,
+    /// Those below.
+    below: Stack,
+    /// All of them.
+    all: Stack,
+}
+
+impl<'a> Graft<'a> {
+    /// `roots` are the layers' folders, the topmost first: it is the one that the patch is for.
+    pub(super) fn new(what: &'a str, roots: &[PathBuf], record: &'a LayerRecord) -> Result<Self, Error> {
+        let Some((own, below)) = roots.split_first() else {
+            return Err(Error::internal("patch a layer", "there is none"));
+        };
+        let fd =
+            rustix::fs::open(own, FOLDER, Mode::empty()).map_err(|error| Error::io("open", own, error))?;
+        Ok(Self { what, record, own: fd, below: Stack::open(below)?, all: Stack::open(roots)? })
+    }
+
+    /// Whether anything below makes a difference.
+    pub(super) fn is_needed(&self) -> Result<bool, Error> {
+        if !self.record.links.is_empty() {
+            return Ok(true);
+        }
+        for path in &self.record.implicit {
+            if !matches!(self.below(path)?, Below::Same) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Fills the empty folder `root`.
+    pub(super) fn build(&self, root: &Path) -> Result<(), Error> {
+        let fd =
+            rustix::fs::open(root, FOLDER, Mode::empty()).map_err(|error| Error::io("open", root, error))?;
+        let mut patch = Patch { graft: self, root: fd, folders: BTreeMap::new() };
+        patch.folder(&TreePath::default(), None)?;
+        let mut moved: BTreeMap<TreePath, TreePath> = BTreeMap::new();
+        for path in &self.record.implicit {
+            if moved.keys().any(|link| path.is_below(link)) {
+                continue;
+            }
+            match self.below(path)? {
+                Below::Same => {}
+                Below::Folder => patch.folder(path, None)?,
+                Below::Link(real) => {
+                    patch.link_as_below(path)?;
+                    patch.graft(path, &real)?;
+                    moved.insert(path.clone(), real);
+                }
+            }
+        }
+        for (path, target) in &self.record.links {
+            let path = relocate(path, &moved);
+            patch.hard_link(&path, target)?;
+        }
+        patch.set_times()
+    }
+
+    fn below(&self, path: &TreePath) -> Result<Below, Error> {
+        if self.is_hidden(path)? {
+            return Ok(Below::Same);
+        }
+        let Some(hit) = self.below.look_up(path, false)? else {
+            return Ok(Below::Same);
+        };
+        match hit.kind() {
+            FileType::Directory => {
+                let failed = |error| self.failed(path, error);
+                let theirs = self.below.folder(hit.layer, &hit.path).map_err(failed)?;
+                let ours = open_beneath(&self.own, path).map_err(failed)?;
+                let same = same_owner_and_mode(&hit.stat, &fstat(&ours).map_err(failed)?)
+                    && xattrs(&theirs).map_err(failed)?.is_empty();
+                Ok(if same { Below::Same } else { Below::Folder })
+            }
+            FileType::Symlink => {
+                let end = self.below.look_up(path, true)?;
+                let end = end.filter(|end| end.kind() == FileType::Directory);
+                // A link that leads nowhere is hidden by the layer's folder.
+                Ok(end.map_or(Below::Same, |end| Below::Link(end.path)))
+            }
+            _ => Ok(Below::Same),
+        }
+    }
+
+    /// Whether the layer hides what is below a folder.
+    fn is_hidden(&self, path: &TreePath) -> Result<bool, Error> {
+        let mut here = TreePath::default();
+        let mut parts = path.parts();
+        loop {
+            match open_beneath(&self.own, &here).and_then(|folder| is_opaque(&folder)) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+                Err(error) => return Err(self.failed(&here, error)),
+            }
+            match parts.next() {
+                Some(part) => here = here.join(part),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// The folder whose owner, mode and attributes `path` has in the whole.
+    fn model(&self, path: &TreePath) -> Result<Option<OwnedFd>, Error> {
+        let own = open_beneath(&self.own, path).ok();
+        if own.is_some() && (!self.record.implicit.contains(path) || self.is_hidden(path)?) {
+            return Ok(own);
+        }
+        let hit = self.below.look_up(path, false)?.filter(|hit| hit.kind() == FileType::Directory);
+        match hit {
+            Some(hit) => {
+                let theirs = self.below.folder(hit.layer, &hit.path);
+                theirs.map(Some).map_err(|error| self.failed(path, error))
+            }
+            None => Ok(own),
+        }
+    }
+
+    fn failed(&self, path: &TreePath, error: Errno) -> Error {
+        Error::io("patch", format!("{path} of {}", self.what), error)
+    }
+}
+
+/// Where something is after the folders that are links have moved.
+fn relocate(path: &TreePath, moved: &BTreeMap<TreePath, TreePath>) -> TreePath {
+    for (link, real) in moved {
+        if path.is_below(link) {
+            return path.parts().skip(link.depth()).fold(real.clone(), |path, part| path.join(part));
+        }
+    }
+    path.clone()
+}
+
+/// A patch that is being built.
+struct Patch<'a> {
+    graft: &'a Graft<'a>,
+    root: OwnedFd,
+    /// The folders that it has, with the times that they get at the end.
+    folders: BTreeMap<TreePath, Option<Timestamps>>,
+}
+
+impl Patch<'_> {
+    /// Makes a folder with its parents, like `model` or as it is in the whole.
+    fn folder(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
+        if self.folders.contains_key(path) {
+            return Ok(());
+        }
+        let failed = |error| self.graft.failed(path, error);
+        if let Some((parent, name)) = path.split() {
+            self.folder(&parent, None)?;
+            let parent = open_beneath(&self.root, &parent).map_err(failed)?;
+            mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU).map_err(failed)?;
+        }
+        let folder = open_beneath(&self.root, path).map_err(failed)?;
+        let model = match model {
+            Some(model) => Some(model),
+            None => self.graft.model(path)?,
+        };
+        let times = match model {
+            Some(model) => Some(copy_metadata(&model, &folder).map_err(failed)?),
+            None => {
+                fchmod(&folder, Mode::from_raw_mode(0o755)).map_err(failed)?;
+                None
+            }
+        };
+        self.folders.insert(path.clone(), times);
+        Ok(())
+    }
+
+    /// Shows the link that the layers below have in the place of the layer's folder.
+    fn link_as_below(&mut self, path: &TreePath) -> Result<(), Error> {
+        let Some((parent, name)) = path.split() else {
+            return Err(Error::internal("patch a layer", "its root is a link"));
+        };
+        self.folder(&parent, None)?;
+        let Some(hit) = self.graft.below.look_up(path, false)? else {
+            return Ok(());
+        };
+        let failed = |error| self.graft.failed(path, error);
+        let (real_parent, real_name) = hit.path.split().unwrap_or_default();
+        let theirs = self.graft.below.folder(hit.layer, &real_parent).map_err(failed)?;
+        let target = readlinkat(&theirs, OsStr::from_bytes(real_name), Vec::new()).map_err(failed)?;
+        let parent = open_beneath(&self.root, &parent).map_err(failed)?;
+        let name = OsStr::from_bytes(name);
+        symlinkat(&target, &parent, name).map_err(failed)?;
+        let (owner, group) = (Uid::from_raw(hit.stat.st_uid), Gid::from_raw(hit.stat.st_gid));
+        chownat(&parent, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
+    }
+
+    /// Shows what the layer has in `from` in the folder `to`, too.
+    fn graft(&mut self, from: &TreePath, to: &TreePath) -> Result<(), Error> {
+        let source = open_beneath(&self.graft.own, from).map_err(|error| self.graft.failed(from, error))?;
+        if is_opaque(&source).map_err(|error| self.graft.failed(from, error))? {
+            let why = format!("{from} hides all of a folder that is a link in the layers below");
+            return Err(Error::unsupported(self.graft.what, why));
+        }
+        self.folder(to, None)?;
+        for entry in Dir::read_from(&source).map_err(|error| self.graft.failed(from, error))? {
+            let entry = entry.map_err(|error| self.graft.failed(from, error))?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            self.graft_entry(&source, name, &from.join(name.to_bytes()), &to.join(name.to_bytes()))?;
+        }
+        Ok(())
+    }
+
+    fn graft_entry(
+        &mut self,
+        source: &OwnedFd,
+        name: &CStr,
+        from: &TreePath,
+        to: &TreePath,
+    ) -> Result<(), Error> {
+        let stat = statat(source, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat.map_err(|error| self.graft.failed(from, error))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return self.second_name(source, name, to);
+        }
+        if !self.graft.record.implicit.contains(from) {
+            let model =
+                open_beneath(&self.graft.own, from).map_err(|error| self.graft.failed(from, error))?;
+            self.folder(to, Some(model))?;
+            return self.graft(from, to);
+        }
+        let there = self.graft.all.look_up(to, true)?;
+        match there.filter(|hit| hit.kind() == FileType::Directory) {
+            Some(hit) => self.graft(from, &hit.path),
+            None => self.graft(from, to),
+        }
+    }
+
+    /// Gives a file another name. What the patch has there already came later in the archive's order.
+    fn second_name(&self, source: &OwnedFd, name: &CStr, to: &TreePath) -> Result<(), Error> {
+        let failed = |error| self.graft.failed(to, error);
+        let Some((parent, new_name)) = to.split() else {
+            return Err(Error::internal("patch a layer", "its root is a file"));
+        };
+        let parent = open_beneath(&self.root, &parent).map_err(failed)?;
+        let new_name = OsStr::from_bytes(new_name);
+        // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is a second name of that.
+        match linkat(source, name, &parent, new_name, AtFlags::empty()) {
+            Err(Errno::EXIST) => {
+                unlinkat(&parent, new_name, AtFlags::empty()).map_err(failed)?;
+                linkat(source, name, &parent, new_name, AtFlags::empty()).map_err(failed)
+            }
+            other => other.map_err(failed),
+        }
+    }
+
+    /// A hard link of the layer to a file of a layer below.
+    fn hard_link(&mut self, path: &TreePath, target: &TreePath) -> Result<(), Error> {
+        let hit = self.graft.all.look_up(target, false)?;
+        let hit = hit.filter(|hit| hit.kind() != FileType::Directory).ok_or_else(|| {
+            let why = format!("{path} is a hard link to {target}, which is no file of this or a lower layer");
+            Error::corrupt(self.graft.what, why)
+        })?;
+        let Some((parent, name)) = hit.path.split() else {
+            return Err(Error::internal("patch a layer", "its root is a file"));
+        };
+        let source = self.graft.all.folder(hit.layer, &parent);
+        let source = source.map_err(|error| self.graft.failed(target, error))?;
+        if let Some((folder, _)) = path.split() {
+            self.folder(&folder, None)?;
+        }
+        let name = std::ffi::CString::new(name).map_err(|error| Error::internal("patch a layer", error))?;
+        self.second_name(&source, &name, path)
+    }
+
+    fn set_times(&self) -> Result<(), Error> {
+        for (path, times) in &self.folders {
+            if let Some(times) = times {
+                open_beneath(&self.root, path)
+                    .and_then(|folder| futimens(&folder, times))
+                    .map_err(|error| self.graft.failed(path, error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn same_owner_and_mode(one: &Stat, other: &Stat) -> bool {
+    let key = |stat: &Stat| (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777);
+    key(one) == key(other)
+}
+
+/// Gives a folder the owner, mode and attributes of another, and answers the times that it has to get at the end.
+fn copy_metadata(model: &OwnedFd, folder: &OwnedFd) -> Result<Timestamps, Errno> {
+    let stat = fstat(model)?;
+    fchown(folder, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    for name in xattrs(model)? {
+        let name = OsStr::from_bytes(&name);
+        let mut value = vec![0; MAX_XATTR];
+        let length = fgetxattr(model, name, &mut value[..])?;
+        value.truncate(length);
+        fsetxattr(folder, name, &value, XattrFlags::empty())?;
+    }
+    let time = |seconds: i64, nanoseconds: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+    };
+    Ok(Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    })
+}
+
+/// The names of a folder's attributes, without overlayfs's own: those are about one layer.
+fn xattrs(folder: &OwnedFd) -> Result<BTreeSet<Vec<u8>>, Errno> {
+    let mut names = vec![0; MAX_XATTR];
+    let length = match flistxattr(folder, &mut names[..]) {
+        Ok(length) => length,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(error) => return Err(error),
+    };
+    names.truncate(length);
+    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    Ok(names.filter(|name| !name.starts_with(OVERLAY)).map(<[u8]>::to_vec).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+    fn path(text: &str) -> TreePath {
+        TreePath::parse(text.as_bytes()).unwrap()
+    }
+
+    /// Two layers below, and the one that the patch is for.
+    struct Layers {
+        _folder: tempfile::TempDir,
+        top: PathBuf,
+        lower: PathBuf,
+        patch: PathBuf,
+    }
+
+    fn layers() -> Layers {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let (top, lower, patch) = (make("top"), make("lower"), make("patch"));
+        Layers { _folder: folder, top, lower, patch }
+    }
+
+    impl Layers {
+        fn build(&self, record: &LayerRecord) -> Result<bool, Error> {
+            let roots = [self.top.clone(), self.lower.clone()];
+            let graft = Graft::new("layer test", &roots, record)?;
+            graft.build(&self.patch)?;
+            graft.is_needed()
+        }
+    }
+
+    #[test]
+    fn unlisted_folders_keep_the_metadata_from_below() {
+        let layers = layers();
+        fs::create_dir_all(layers.lower.join("srv/data")).unwrap();
+        fs::set_permissions(layers.lower.join("srv/data"), fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::create_dir_all(layers.top.join("srv/data")).unwrap();
+        fs::write(layers.top.join("srv/data/file"), "x").unwrap();
+        let implicit = ["srv", "srv/data"].map(path).into();
+        let record = LayerRecord { implicit, ..LayerRecord::default() };
+        assert!(layers.build(&record).unwrap());
+        assert_eq!(fs::metadata(layers.patch.join("srv/data")).unwrap().mode() & 0o7777, 0o1777);
+        assert_eq!(fs::metadata(layers.patch.join("srv")).unwrap().mode() & 0o7777, 0o755);
+        assert!(!layers.patch.join("srv/data/file").exists());
+    }
+
+    #[test]
+    fn nothing_is_patched_where_all_is_the_same() {
+        let layers = layers();
+        fs::create_dir_all(layers.lower.join("usr/bin")).unwrap();
+        fs::create_dir_all(layers.top.join("usr/bin")).unwrap();
+        let record =
+            LayerRecord { implicit: ["usr", "usr/bin", "new"].map(path).into(), ..LayerRecord::default() };
+        fs::create_dir(layers.top.join("new")).unwrap();
+        assert!(!layers.build(&record).unwrap());
+    }
+
+    #[test]
+    fn a_folder_that_is_a_link_below_stays_one() {
+        let layers = layers();
+        fs::create_dir_all(layers.lower.join("usr/lib")).unwrap();
+        symlink("usr/lib", layers.lower.join("lib")).unwrap();
+        fs::create_dir_all(layers.top.join("lib/modules")).unwrap();
+        fs::write(layers.top.join("lib/modules/one.ko"), "one").unwrap();
+        let implicit = ["lib", "lib/modules"].map(path).into();
+        let links = [(path("lib/two.ko"), path("lib/modules/one.ko"))].into();
+        let record = LayerRecord { implicit, links, ..LayerRecord::default() };
+        assert!(layers.build(&record).unwrap());
+        assert_eq!(fs::read_link(layers.patch.join("lib")).unwrap(), PathBuf::from("usr/lib"));
+        assert_eq!(fs::read(layers.patch.join("usr/lib/modules/one.ko")).unwrap(), b"one");
+        assert_eq!(fs::read(layers.patch.join("usr/lib/two.ko")).unwrap(), b"one");
+    }
+
+    #[test]
+    fn hard_links_reach_files_of_lower_layers() {
+        let layers = layers();
+        fs::create_dir_all(layers.lower.join("bin")).unwrap();
+        fs::write(layers.lower.join("bin/busybox"), "box").unwrap();
+        let links = [(path("bin/ls"), path("bin/busybox"))].into();
+        let record = LayerRecord { links, ..LayerRecord::default() };
+        assert!(layers.build(&record).unwrap());
+        let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(layers.patch.join("bin/ls")), inode(layers.lower.join("bin/busybox")));
+        let links = [(path("bin/ls"), path("bin/none"))].into();
+        let record = LayerRecord { links, ..LayerRecord::default() };
+        assert!(matches!(layers.build(&record), Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn links_below_cannot_lead_out() {
+        let layers = layers();
+        let outside = tempfile::tempdir().unwrap();
+        symlink(outside.path(), layers.lower.join("etc")).unwrap();
+        fs::create_dir(layers.top.join("etc")).unwrap();
+        fs::write(layers.top.join("etc/passwd"), "x").unwrap();
+        let record = LayerRecord { implicit: [path("etc")].into(), ..LayerRecord::default() };
+        layers.build(&record).unwrap();
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+}
