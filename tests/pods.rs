@@ -194,12 +194,15 @@ async fn lists_are_filtered() {
     let by_label = [("app".to_owned(), "web".to_owned())].into();
     assert_eq!(
         list(PodSandboxFilter { label_selector: by_label, ..Default::default() }).await,
-        [labelled.clone()]
+        std::slice::from_ref(&labelled)
     );
     let stopped = PodSandboxStateValue { state: PodSandboxState::SandboxNotready.into() };
-    assert_eq!(list(PodSandboxFilter { state: Some(stopped), ..Default::default() }).await, [plain.clone()]);
+    assert_eq!(
+        list(PodSandboxFilter { state: Some(stopped), ..Default::default() }).await,
+        std::slice::from_ref(&plain)
+    );
     let id = labelled[..12].to_owned();
-    assert_eq!(list(PodSandboxFilter { id, ..Default::default() }).await, [labelled.clone()]);
+    assert_eq!(list(PodSandboxFilter { id, ..Default::default() }).await, std::slice::from_ref(&labelled));
     assert_eq!(list(PodSandboxFilter::default()).await, [plain, labelled.clone()], "newest first");
     let status = berth.pod_status(&labelled).await;
     assert_eq!(status.annotations["note"], "kept");

@@ -84,10 +84,10 @@ async fn forget_unknown(daemon: &Shared, views: &Views) {
 }
 
 async fn discard(daemon: &Shared, id: &ContainerId, cgroup: Option<String>) {
-    if let Some(cgroup) = cgroup {
-        if let Err(error) = release_cgroup(daemon, cgroup).await {
-            tracing::warn!(container = id.as_str(), %error, "remove the cgroup");
-        }
+    if let Some(cgroup) = cgroup
+        && let Err(error) = release_cgroup(daemon, cgroup).await
+    {
+        tracing::warn!(container = id.as_str(), %error, "remove the cgroup");
     }
     if let Err(error) = daemon.images.remove_layer(id.as_str()).await {
         tracing::warn!(container = id.as_str(), %error, "remove the writable layer");

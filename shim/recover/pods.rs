@@ -154,18 +154,18 @@ pub(super) async fn end_strays(daemon: &Shared) {
 
 /// Ends and removes everything that bears a pod's id.
 async fn discard(daemon: &Shared, id: &PodId, cgroup: Option<String>) {
-    if let Ok((link, _events)) = connect(daemon, id).await {
-        if let Err(error) = run::end_keeper(&link).await {
-            tracing::warn!(pod = id.as_str(), error, "end the keeper");
-        }
+    if let Ok((link, _events)) = connect(daemon, id).await
+        && let Err(error) = run::end_keeper(&link).await
+    {
+        tracing::warn!(pod = id.as_str(), error, "end the keeper");
     }
     if let Err(error) = daemon.network.del(id.as_str(), None).await {
         tracing::warn!(pod = id.as_str(), %error, "detach the network");
     }
-    if let Some(cgroup) = cgroup {
-        if let Err(error) = stop::release_cgroup(daemon, cgroup).await {
-            tracing::warn!(pod = id.as_str(), %error, "remove the cgroup");
-        }
+    if let Some(cgroup) = cgroup
+        && let Err(error) = stop::release_cgroup(daemon, cgroup).await
+    {
+        tracing::warn!(pod = id.as_str(), %error, "remove the cgroup");
     }
     let folders = (daemon.folders.pod_state(id), daemon.folders.pod(id));
     let removed =

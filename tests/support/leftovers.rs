@@ -88,10 +88,10 @@ pub fn end_keepers_of(pod: &str) {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).into_owned();
         let pid = process.file_name().to_string_lossy().parse::<i32>().ok();
-        if let (true, Some(pid)) = (command.contains("berth-keeper") && command.contains(pod), pid) {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+        if let (true, Some(pid)) = (command.contains("berth-keeper") && command.contains(pod), pid)
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 }
