@@ -150,7 +150,7 @@ impl Conflist {
         Self {
             name: builtin.bridge.clone(),
             version: "1.1.0".to_owned(),
-            plugins: vec![Plugin::Loopback, Plugin::Bridge(Box::new(bridge))],
+            plugins: vec![Plugin::Loopback, Plugin::Bridge(Box::new(bridge)), Plugin::PortmapLater],
             text: None,
         }
     }

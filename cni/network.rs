@@ -173,8 +173,10 @@ impl Network {
                 }
                 Plugin::PortmapLater if pod.port_mappings.is_empty() => {}
                 Plugin::PortmapLater => {
-                    let why = "ports of the host need the portmap plugin, which is not in the plugin folders";
-                    return Err(Error::Unsupported(why.to_owned()));
+                    let ports: Vec<_> =
+                        pod.port_mappings.iter().map(|port| port.host_port.to_string()).collect();
+                    let why = "ports of the host need the portmap plugin, which is not built in yet";
+                    return Err(Error::Unsupported(format!("host port {}: {why}", ports.join(", "))));
                 }
                 Plugin::External(external) => {
                     let previous = result.clone();

@@ -42,7 +42,8 @@ impl From<berth_cni::Error> for CriError {
             Error::NotReady(_) => Code::Unavailable,
             Error::NoAddress(_) => Code::ResourceExhausted,
             Error::Invalid(_) => Code::InvalidArgument,
-            Error::Config(_) | Error::Unsupported(_) => Code::FailedPrecondition,
+            Error::Config(_) => Code::FailedPrecondition,
+            Error::Unsupported(_) => Code::Unimplemented,
             Error::Netlink { .. } | Error::Io { .. } | Error::Plugin { .. } | Error::Several(_) => {
                 Code::Internal
             }
