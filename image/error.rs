@@ -141,6 +141,16 @@ impl Error {
         Self::Unavailable { what: what.into(), why: why.to_string() }
     }
 
+    /// The same, said of what was wanted rather than of the address that was asked.
+    pub(crate) fn about(self, wanted: &str) -> Self {
+        match self {
+            Self::Unavailable { what, why } if what != wanted => {
+                Self::Unavailable { what: wanted.to_owned(), why: format!("{what}: {why}") }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>, why: impl ToString) -> Self {
         Self::Corrupt { what: what.into(), why: why.to_string() }
     }

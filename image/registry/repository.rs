@@ -213,15 +213,19 @@ impl Repository {
                     self.registry.tokens.forget(&asking);
                     let challenges = challenges(response.headers());
                     let tokens = &self.registry.tokens;
-                    authorization =
-                        Some(tokens.meet(&self.registry.transport, &asking, &challenges, what).await?);
+                    authorization = Some(
+                        tokens
+                            .meet(&self.registry.transport, &asking, &challenges, what)
+                            .await
+                            .map_err(|error| error.about(what))?,
+                    );
                     continue;
                 }
                 Ok(response) => {
                     let wait = retry_after(response.headers());
                     (self.refusal(endpoint, what, response).await, wait)
                 }
-                Err(error) => (error, None),
+                Err(error) => (error.about(what), None),
             };
             failures += 1;
             if !matches!(error, Error::Unavailable { .. }) || failures > RETRIES {

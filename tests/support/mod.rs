@@ -14,6 +14,7 @@
 
 pub mod image;
 pub mod leftovers;
+pub mod registry;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -243,6 +244,11 @@ impl Berth {
     pub async fn remove_pod(&mut self, id: &str) {
         let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.runtime.remove_pod_sandbox(request).await.unwrap();
+    }
+
+    /// A process that is in the network namespace of the daemon's host.
+    pub fn host_process(&self) -> u32 {
+        self.holder.id()
     }
 
     /// Runs a command in the network namespace of the daemon's host: what a process on the node would see.

@@ -1,0 +1,151 @@
+//! Pulling through the real daemon from registries that lie, break off or answer garbage: each gives the right code, a
+//! message with the image in it, and leaves nothing behind. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use berth_image::{Algorithm, Digest};
+use berth_proto::v1::*;
+use support::registry::{Answer, MANIFEST, Registry};
+use support::{Berth, PATIENCE};
+use tonic::{Code, Status};
+
+async fn pull(berth: &mut Berth, name: &str) -> Result<String, Status> {
+    let image = ImageSpec { image: name.to_owned(), ..ImageSpec::default() };
+    let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
+    Ok(berth.images.pull_image(request).await?.into_inner().image_ref)
+}
+
+/// What the store has on the disk; what is being deleted in the background gets a moment for it.
+async fn stored(berth: &Berth, expected: usize) -> Vec<String> {
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        let mut found = Vec::new();
+        for folder in ["images", "layers", "tmp", "trash"] {
+            let entries = fs::read_dir(berth.path("root/image").join(folder)).unwrap().flatten();
+            found.extend(entries.map(|entry| format!("{folder}/{}", entry.file_name().to_string_lossy())));
+        }
+        if found.len() == expected || Instant::now() > until {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn layer() -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(100_000);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "file", [7_u8; 100_000].as_slice()).unwrap();
+    tar.into_inner().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer();
+    let diff_id = Digest::of(Algorithm::Sha256, &layer);
+    let wrong = Digest::of(Algorithm::Sha256, b"something else");
+    let json = |text: &str| Answer::Whole(200, MANIFEST, text.as_bytes().to_vec());
+
+    registry.answer("/v2/garbage/manifests/1", json("<html>welcome to the hotel's network</html>"));
+    registry.answer("/v2/old/manifests/1", json(r#"{ "schemaVersion": 1, "fsLayers": [] }"#));
+    registry.answer("/v2/both/manifests/1", json(r#"{ "schemaVersion": 2, "manifests": [], "layers": [] }"#));
+    registry.answer("/v2/noise/manifests/1", Answer::Raw(vec![0xff; 3000]));
+    registry.answer("/v2/silent/manifests/1", Answer::Raw(Vec::new()));
+    registry.answer("/v2/refused/manifests/1", Answer::Whole(401, "text/plain", b"who are you".to_vec()));
+    registry.answer("/v2/forbidden/manifests/1", Answer::Whole(403, "text/plain", b"not you".to_vec()));
+    registry.image("content", &layer, &wrong);
+    registry.image("no-archive", &[b'x'; 5000], &Digest::of(Algorithm::Sha256, &[b'x'; 5000]));
+    let spoilt = registry.image("spoilt", &layer, &diff_id);
+    let mut other = layer.clone();
+    other[90_000] ^= 1;
+    registry.answer(spoilt, Answer::Whole(200, "application/octet-stream", other));
+    let short = registry.image("short", &layer, &diff_id);
+    registry.answer(short, Answer::Whole(200, "application/octet-stream", layer[..5000].to_vec()));
+    let broken = registry.image("broken", &layer, &diff_id);
+    registry.answer(broken, Answer::BrokenOff(layer.clone(), 0));
+
+    for (name, code) in [
+        ("none", Code::NotFound),
+        ("garbage", Code::DataLoss),
+        ("old", Code::InvalidArgument),
+        ("both", Code::DataLoss),
+        ("noise", Code::Unavailable),
+        ("silent", Code::Unavailable),
+        ("refused", Code::Unauthenticated),
+        ("forbidden", Code::Unauthenticated),
+        ("content", Code::DataLoss),
+        ("no-archive", Code::DataLoss),
+        ("spoilt", Code::DataLoss),
+        ("short", Code::DataLoss),
+        ("broken", Code::Unavailable),
+    ] {
+        let reference = format!("{}/{name}:1", registry.address);
+        let status = pull(&mut berth, &reference).await.unwrap_err();
+        assert_eq!(status.code(), code, "{name}: {status}");
+        assert!(status.message().contains(&format!("{}/{name}", registry.address)), "{name}: {status}");
+        assert_eq!(stored(&berth, 0).await, Vec::<String>::new(), "{name}");
+    }
+    let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert!(listed.is_empty(), "{listed:?}");
+
+    // The same registry with a sound image.
+    registry.image("sound", &layer, &diff_id);
+    let reference = format!("{}/sound:1", registry.address);
+    let id = pull(&mut berth, &reference).await.unwrap();
+    assert_eq!(pull(&mut berth, &reference).await.unwrap(), id, "a second time");
+    assert_eq!(stored(&berth, 2).await.len(), 2);
+    let image = ImageSpec { image: reference, ..ImageSpec::default() };
+    berth.images.remove_image(RemoveImageRequest { image: Some(image) }).await.unwrap();
+    assert_eq!(stored(&berth, 0).await, Vec::<String>::new());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_breaks_off_is_taken_up_again() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer();
+    let path = registry.image("late", &layer, &Digest::of(Algorithm::Sha256, &layer));
+    registry.answer(path.as_str(), Answer::BrokenOff(layer.clone(), 40_000));
+    let reference = format!("{}/late:1", registry.address);
+    let mended = async {
+        // Whole from the second time on: without ranges, as many registries are.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        registry.answer(path, Answer::Whole(200, "application/octet-stream", layer.clone()));
+    };
+    let (pulled, ()) = tokio::join!(pull(&mut berth, &reference), mended);
+    assert!(pulled.unwrap().starts_with("sha256:"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_gives_up_and_a_daemon_that_dies_leave_no_half_image() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer();
+    let path = registry.image("slow", &layer, &Digest::of(Algorithm::Sha256, &layer));
+    // Each try breaks off, so that the pull goes on and on.
+    registry.answer(path.as_str(), Answer::BrokenOff(layer.clone(), 1000));
+    let reference = format!("{}/slow:1", registry.address);
+    let given_up = tokio::time::timeout(Duration::from_millis(200), pull(&mut berth, &reference)).await;
+    assert!(given_up.is_err());
+    assert_eq!(stored(&berth, 0).await, Vec::<String>::new());
+
+    let given_up = tokio::time::timeout(Duration::from_millis(200), pull(&mut berth, &reference)).await;
+    assert!(given_up.is_err());
+    berth.kill();
+    berth.restart().await;
+    assert_eq!(stored(&berth, 0).await, Vec::<String>::new());
+    registry.answer(path, Answer::Whole(200, "application/octet-stream", layer));
+    let until = Instant::now() + PATIENCE;
+    while let Err(status) = pull(&mut berth, &reference).await {
+        assert!(Instant::now() < until, "{status}");
+    }
+    assert_eq!(stored(&berth, 2).await.len(), 2);
+}

@@ -1,0 +1,129 @@
+//! A registry in the daemon's network namespace that says what a test tells it to: bytes by path, sent whole or in part.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use berth_image::{Algorithm, Digest};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// What is answered to a path.
+#[derive(Clone)]
+pub enum Answer {
+    /// A status line's code, a media type, the body.
+    Whole(u16, &'static str, Vec<u8>),
+    /// The header promises all of it, and the connection ends after so many bytes.
+    BrokenOff(Vec<u8>, usize),
+    /// What is no HTTP at all.
+    Raw(Vec<u8>),
+}
+
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// The registry; its threads end with the test's process.
+pub struct Registry {
+    pub address: String,
+    answers: Arc<Mutex<HashMap<String, Answer>>>,
+}
+
+impl Registry {
+    /// Listens on loopback in the network namespace of the process `pid`.
+    pub fn start(pid: u32) -> Self {
+        let answers: Arc<Mutex<HashMap<String, Answer>>> = Arc::default();
+        let shared = answers.clone();
+        // A thread has a network namespace of its own (setns(2)); what it listens on stays there.
+        let listener = std::thread::spawn(move || {
+            let namespace = File::open(format!("/proc/{pid}/ns/net")).unwrap();
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
+                .unwrap();
+            TcpListener::bind("127.0.0.1:0").unwrap()
+        })
+        .join()
+        .unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let answers = shared.clone();
+                std::thread::spawn(move || serve(&stream, &answers));
+            }
+        });
+        Self { address, answers }
+    }
+
+    /// From now on `path` is answered so.
+    pub fn answer(&self, path: impl Into<String>, answer: Answer) {
+        self.answers.lock().unwrap().insert(path.into(), answer);
+    }
+
+    /// Has an image of one layer under `name:1`: the layer's bytes as they are sent, and the diff id that its config
+    /// promises. The layer's path is returned.
+    pub fn image(&self, name: &str, layer: &[u8], diff_id: &Digest) -> String {
+        let digest = Digest::of(Algorithm::Sha256, layer);
+        let config = serde_json::json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+            "config": { "Cmd": ["sh"] }, "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+        })
+        .to_string();
+        let config_digest = Digest::of(Algorithm::Sha256, config.as_bytes());
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest,
+                        "size": config.len() },
+            "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len() }],
+        });
+        let blobs = format!("/v2/{name}/blobs");
+        let octets = "application/octet-stream";
+        self.answer(
+            format!("/v2/{name}/manifests/1"),
+            Answer::Whole(200, MANIFEST, manifest.to_string().into_bytes()),
+        );
+        self.answer(format!("{blobs}/{config_digest}"), Answer::Whole(200, octets, config.into_bytes()));
+        let path = format!("{blobs}/{digest}");
+        self.answer(path.as_str(), Answer::Whole(200, octets, layer.to_vec()));
+        path
+    }
+}
+
+fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut request = String::new();
+        if reader.read_line(&mut request).unwrap_or(0) == 0 {
+            return;
+        }
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+            line.clear();
+        }
+        let path = request.split(' ').nth(1).unwrap_or_default();
+        let is_head = request.starts_with("HEAD");
+        let missing = Answer::Whole(404, "text/plain", b"none".to_vec());
+        let answer = answers.lock().unwrap().get(path).cloned().unwrap_or(missing);
+        if !send(stream, answer, is_head) {
+            drop(stream.shutdown(std::net::Shutdown::Both));
+            return;
+        }
+    }
+}
+
+/// Whether the connection goes on.
+fn send(mut stream: &TcpStream, answer: Answer, is_head: bool) -> bool {
+    let head = |code: u16, kind: &str, body: &[u8]| {
+        let digest = Digest::of(Algorithm::Sha256, body);
+        format!(
+            "HTTP/1.1 {code} x\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nDocker-Content-Digest: {digest}\r\n\r\n",
+            body.len()
+        )
+    };
+    let (head, body, goes_on) = match answer {
+        Answer::Whole(code, kind, body) => (head(code, kind, &body), body, true),
+        Answer::BrokenOff(body, sent) => {
+            (head(200, "application/octet-stream", &body), body[..sent].to_vec(), false)
+        }
+        Answer::Raw(body) => (String::new(), body, false),
+    };
+    let body = if is_head { Vec::new() } else { body };
+    stream.write_all(&[head.into_bytes(), body].concat()).is_ok() && goes_on
+}
