@@ -18,6 +18,19 @@ pub enum Answer {
     BrokenOff(Vec<u8>, usize),
     /// What is no HTTP at all.
     Raw(Vec<u8>),
+    /// With more headers, each ended by CR LF.
+    Headers(u16, String, Vec<u8>),
+    /// The first to who sends this header of authorization, the second to others.
+    Authorized(&'static str, Box<Answer>, Box<Answer>),
+    /// The first so many times, then the second.
+    Times(usize, Box<Answer>, Box<Answer>),
+}
+
+/// What somebody has asked for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub path: String,
+    pub authorization: Option<String>,
 }
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -26,13 +39,15 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub struct Registry {
     pub address: String,
     answers: Arc<Mutex<HashMap<String, Answer>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Registry {
     /// Listens on loopback in the network namespace of the process `pid`.
     pub fn start(pid: u32) -> Self {
         let answers: Arc<Mutex<HashMap<String, Answer>>> = Arc::default();
-        let shared = answers.clone();
+        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
+        let (shared, log) = (answers.clone(), asked.clone());
         // A thread has a network namespace of its own (setns(2)); what it listens on stays there.
         let listener = std::thread::spawn(move || {
             let namespace = File::open(format!("/proc/{pid}/ns/net")).unwrap();
@@ -45,11 +60,23 @@ impl Registry {
         let address = listener.local_addr().unwrap().to_string();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let answers = shared.clone();
-                std::thread::spawn(move || serve(&stream, &answers));
+                let (answers, log) = (shared.clone(), log.clone());
+                std::thread::spawn(move || serve(&stream, &answers, &log));
             }
         });
-        Self { address, answers }
+        Self { address, answers, asked }
+    }
+
+    /// What was asked for, in the order in which it came.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// How often a path was asked for.
+    pub fn times(&self, path: &str) -> usize {
+        // Mirrors are told by a query which registry they stand for.
+        let same = |asked: &Asked| asked.path == path || asked.path.split('?').next() == Some(path);
+        self.asked().iter().filter(|asked| same(asked)).count()
     }
 
     /// From now on `path` is answered so.
@@ -60,33 +87,46 @@ impl Registry {
     /// Has an image of one layer under `name:1`: the layer's bytes as they are sent, and the diff id that its config
     /// promises. The layer's path is returned.
     pub fn image(&self, name: &str, layer: &[u8], diff_id: &Digest) -> String {
-        let digest = Digest::of(Algorithm::Sha256, layer);
+        self.layers(name, &[(layer.to_vec(), diff_id.clone())]).remove(0)
+    }
+
+    /// The same with any number of layers.
+    pub fn layers(&self, name: &str, layers: &[(Vec<u8>, Digest)]) -> Vec<String> {
+        let diff_ids: Vec<_> = layers.iter().map(|(_, diff_id)| diff_id).collect();
         let config = serde_json::json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
-            "config": { "Cmd": ["sh"] }, "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+            "config": { "Cmd": ["sh"] }, "rootfs": { "type": "layers", "diff_ids": diff_ids },
         })
         .to_string();
         let config_digest = Digest::of(Algorithm::Sha256, config.as_bytes());
+        let octets = "application/octet-stream";
+        let blobs = format!("/v2/{name}/blobs");
+        let (mut descriptors, mut paths) = (Vec::new(), Vec::new());
+        for (layer, _) in layers {
+            let digest = Digest::of(Algorithm::Sha256, layer);
+            descriptors.push(serde_json::json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len() }));
+            let path = format!("{blobs}/{digest}");
+            self.answer(path.as_str(), Answer::Whole(200, octets, layer.clone()));
+            paths.push(path);
+        }
         let manifest = serde_json::json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest,
                         "size": config.len() },
-            "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len() }],
-        });
-        let blobs = format!("/v2/{name}/blobs");
-        let octets = "application/octet-stream";
-        self.answer(
-            format!("/v2/{name}/manifests/1"),
-            Answer::Whole(200, MANIFEST, manifest.to_string().into_bytes()),
-        );
+            "layers": descriptors,
+        })
+        .to_string()
+        .into_bytes();
+        let by_digest = format!("/v2/{name}/manifests/{}", Digest::of(Algorithm::Sha256, &manifest));
+        self.answer(by_digest, Answer::Whole(200, MANIFEST, manifest.clone()));
+        self.answer(format!("/v2/{name}/manifests/1"), Answer::Whole(200, MANIFEST, manifest));
         self.answer(format!("{blobs}/{config_digest}"), Answer::Whole(200, octets, config.into_bytes()));
-        let path = format!("{blobs}/{digest}");
-        self.answer(path.as_str(), Answer::Whole(200, octets, layer.to_vec()));
-        path
+        paths
     }
 }
 
-fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>) {
+fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>, log: &Mutex<Vec<Asked>>) {
     let mut reader = BufReader::new(stream);
     loop {
         let mut request = String::new();
@@ -94,13 +134,37 @@ fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>) {
             return;
         }
         let mut line = String::new();
+        let mut authorization = None;
         while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+            if let Some((_, value)) =
+                line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("authorization"))
+            {
+                authorization = Some(value.trim().to_owned());
+            }
             line.clear();
         }
         let path = request.split(' ').nth(1).unwrap_or_default();
+        log.lock().unwrap().push(Asked { path: path.to_owned(), authorization: authorization.clone() });
         let is_head = request.starts_with("HEAD");
         let missing = Answer::Whole(404, "text/plain", b"none".to_vec());
-        let answer = answers.lock().unwrap().get(path).cloned().unwrap_or(missing);
+        let mut known = answers.lock().unwrap();
+        let place = if known.contains_key(path) { path } else { path.split('?').next().unwrap_or_default() };
+        let answer = known.get_mut(place).map_or(missing, |answer| {
+            if let Answer::Times(left, first, then) = answer {
+                if *left > 0 {
+                    *left -= 1;
+                    return (**first).clone();
+                }
+                return (**then).clone();
+            }
+            answer.clone()
+        });
+        drop(known);
+        let answer = match answer {
+            Answer::Authorized(header, first, _) if authorization.as_deref() == Some(header) => *first,
+            Answer::Authorized(_, _, second) => *second,
+            other => other,
+        };
         if !send(stream, answer, is_head) {
             drop(stream.shutdown(std::net::Shutdown::Both));
             return;
@@ -123,6 +187,10 @@ fn send(mut stream: &TcpStream, answer: Answer, is_head: bool) -> bool {
             (head(200, "application/octet-stream", &body), body[..sent].to_vec(), false)
         }
         Answer::Raw(body) => (String::new(), body, false),
+        Answer::Headers(code, more, body) => {
+            (format!("HTTP/1.1 {code} x\r\nContent-Length: {}\r\n{more}\r\n", body.len()), body, true)
+        }
+        Answer::Authorized(..) | Answer::Times(..) => panic!("nested the wrong way round"),
     };
     let body = if is_head { Vec::new() } else { body };
     stream.write_all(&[head.into_bytes(), body].concat()).is_ok() && goes_on
