@@ -241,6 +241,24 @@ impl Cgroup {
         if self.processes()?.is_empty() { remove(&self.whole, Instant::now() + BUSY) } else { Ok(()) }
     }
 
+    /// Removes it where nothing is in it or below it; else it stays as it is.
+    ///
+    /// # Errors
+    /// A folder stays for another reason.
+    pub fn remove_if_unused(&self) -> Result<()> {
+        for folder in &self.folders {
+            use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+            let path = &folder.path;
+            match fs::remove_dir(path).map_err(|error| (error.kind(), error)) {
+                Ok(()) | Err((NotFound | ResourceBusy | DirectoryNotEmpty, _)) => {}
+                Err((_, source)) => {
+                    return Err(CgroupError::File { action: "remove", path: path.clone(), source });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// How often the kernel has killed in it for lack of memory.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {

@@ -55,9 +55,9 @@ fn start(config: Config) -> Result<(), String> {
     let served = runtime.block_on(async {
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
-        serve(config, claim, runtime, images, AdminService::new(daemon))
-            .await
-            .map_err(|error| error.to_string())
+        let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
+        crate::pod::run::release_default_cgroup(&daemon);
+        served.map_err(|error| error.to_string())
     });
     // Calls that block in the kernel do not hold up the end.
     runtime.shutdown_background();

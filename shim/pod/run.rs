@@ -235,9 +235,22 @@ pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<(i
     }
 }
 
+/// Where pods are whose client names no cgroup. Others are their clients' to remove; this one is berth's.
+const DEFAULT_CGROUP_PARENT: &str = "/berth";
+
+/// Removes the cgroup of pods that had none named, unless some are left. To be called when no pod is being made.
+pub fn release_default_cgroup(daemon: &Shared) {
+    let released = CgroupPath::from_recorded(DEFAULT_CGROUP_PARENT)
+        .map_err(CriError::from)
+        .and_then(|path| Ok(Cgroup::open(&daemon.hierarchies, &path).remove_if_unused()?));
+    if let Err(error) = released {
+        tracing::warn!(%error, "remove the cgroup {DEFAULT_CGROUP_PARENT}");
+    }
+}
+
 fn cgroup_parent(config: &PodSandboxConfig) -> &str {
     match config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()) {
-        None | Some("") => "/berth",
+        None | Some("") => DEFAULT_CGROUP_PARENT,
         Some(parent) => parent,
     }
 }
