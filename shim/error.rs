@@ -191,13 +191,36 @@ impl CriError {
 
 impl From<CriError> for Status {
     fn from(error: CriError) -> Self {
-        Self::new(error.code(), error.to_string())
+        Self::new(error.code(), shortened(error.to_string()))
     }
+}
+
+/// Bytes of a message: it travels in a header, in which each may take three, and clients refuse headers over 8 to 16 KiB.
+const MAX_MESSAGE: usize = 2000;
+
+/// A message that a client can receive: the middle of one that quotes something huge is left out.
+fn shortened(message: String) -> String {
+    if message.len() <= MAX_MESSAGE {
+        return message;
+    }
+    let half = MAX_MESSAGE / 2;
+    let start = message.floor_char_boundary(half);
+    let end = message.ceil_char_boundary(message.len() - half);
+    let (head, tail) = (message.get(..start).unwrap_or_default(), message.get(end..).unwrap_or_default());
+    format!("{head} [...] {tail}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_fits_into_a_header() {
+        let status = Status::from(CriError::not_found("container", &"ä".repeat(1 << 20)));
+        assert!(status.message().len() < MAX_MESSAGE + 10);
+        assert!(status.message().starts_with("container \"ä"), "{status}");
+        assert!(status.message().ends_with("not found"), "{status}");
+    }
 
     #[test]
     fn each_error_names_its_object_and_has_its_code() {

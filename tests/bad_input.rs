@@ -65,6 +65,30 @@ async fn ids_and_pods() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
+/// PodSandboxStatusRequest as a client may send it that does not keep to UTF-8.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Bytes {
+    #[prost(bytes = "vec", tag = "1")]
+    pod_sandbox_id: Vec<u8>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_message() {
+    let mut berth = Berth::start_with("").await;
+    let channel = berth::server::connect(&berth.path("run/berth.sock")).await.unwrap();
+    let mut client = tonic::client::Grpc::new(channel).max_encoding_message_size(64 << 20);
+    let mut send = async |pod_sandbox_id: Vec<u8>| {
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<Bytes, PodSandboxStatusResponse>::default();
+        let path = "/runtime.v1.RuntimeService/PodSandboxStatus".parse().unwrap();
+        client.unary(tonic::Request::new(Bytes { pod_sandbox_id }), path, codec).await.map(drop)
+    };
+    check(send(vec![b'a', 0xff, 0xfe]).await, Code::InvalidArgument, "pod_sandbox_id");
+    check(send(vec![b'a'; 17 << 20]).await, Code::OutOfRange, "");
+    check(send(vec![b'a'; 1 << 20]).await, Code::NotFound, "pod sandbox");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn containers() {
     let mut berth = Berth::start().await;

@@ -102,6 +102,7 @@ where
                     () = too_late => Ok(expired(&rpc, deadline).into_http()),
                 },
             };
+            let result = result.map(blame_the_client);
             record(&rpc, in_flight, &result, began.elapsed());
             result
         };
@@ -138,6 +139,19 @@ fn parse_timeout(text: &str) -> Option<Duration> {
         "u" => Some(Duration::from_micros(count)),
         "n" => Some(Duration::from_nanos(count)),
         _ => None,
+    }
+}
+
+/// How the decoder's errors begin (prost's `DecodeError`), which tonic takes for errors of the server.
+const UNDECODABLE: &str = "failed to decode Protobuf message";
+
+/// A request that is no valid message, such as one with text that is not UTF-8, is its sender's fault.
+fn blame_the_client(response: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::Internal && status.message().starts_with(UNDECODABLE) => {
+            Status::invalid_argument(status.message()).into_http()
+        }
+        _ => response,
     }
 }
 
