@@ -28,6 +28,15 @@ pub struct Image {
     pub manifests: Vec<Digest>,
 }
 
+/// An image that is mounted in a container.
+#[derive(Clone, Debug)]
+pub struct ImageVolume {
+    /// Which.
+    pub image: Arc<Image>,
+    /// Its layers, the topmost first. Never empty.
+    pub lower: Vec<PathBuf>,
+}
+
 /// The folders of a container's root filesystem, for an overlay mount.
 #[derive(Clone, Debug)]
 pub struct WritableLayer {
@@ -39,6 +48,8 @@ pub struct WritableLayer {
     pub lower: Vec<PathBuf>,
     /// The image below.
     pub image: Arc<Image>,
+    /// The images that are mounted in it, in the order in which they were named.
+    pub volumes: Vec<ImageVolume>,
 }
 
 /// What is taken of a filesystem.

@@ -20,7 +20,7 @@ mod unpack;
 pub use credentials::Credentials;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind};
-pub use image::{FsUsage, Image, Usage, WritableLayer};
+pub use image::{FsUsage, Image, ImageVolume, Usage, WritableLayer};
 pub use platform::Platform;
 pub use reference::Reference;
 pub use registry::Timeouts;

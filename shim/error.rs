@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_message_fits_into_a_header() {
-        let status = Status::from(CriError::not_found("container", &"ä".repeat(1 << 20)));
+        let status = Status::from(CriError::not_found("container", "ä".repeat(1 << 20)));
         assert!(status.message().len() < MAX_MESSAGE + 10);
         assert!(status.message().starts_with("container \"ä"), "{status}");
         assert!(status.message().ends_with("not found"), "{status}");

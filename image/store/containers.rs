@@ -12,18 +12,24 @@ use super::record::{ContainerRecord, DiskUsage};
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
-use crate::image::WritableLayer;
+use crate::image::{Image, ImageVolume, WritableLayer};
 
 impl ImageStore {
-    /// Makes a container's writable layer on an image, which is in use until [`Self::remove_layer`]. A repeat answers
-    /// the one that is there.
+    /// Makes a container's writable layer on an image. That one, and those that are to be mounted as `volumes`, are in use
+    /// until [`Self::remove_layer`]. A repeat answers the layer that is there.
     ///
     /// # Errors
-    /// The image is not in the store, the container has a layer on another image, or the folders cannot be made.
-    pub async fn create_layer(&self, container_id: &str, image_id: &Digest) -> Result<WritableLayer, Error> {
+    /// An image is not in the store, the container has a layer with other images, or the folders cannot be made.
+    pub async fn create_layer(
+        &self,
+        container_id: &str,
+        image_id: &Digest,
+        volumes: &[Digest],
+    ) -> Result<WritableLayer, Error> {
         check_id(container_id)?;
-        let (inner, id, image) = (self.inner.clone(), container_id.to_owned(), image_id.clone());
-        blocking("make a writable layer", move || inner.make_layer(&id, &image)).await
+        let (inner, id) = (self.inner.clone(), container_id.to_owned());
+        let record = ContainerRecord { image: image_id.clone(), volumes: volumes.to_vec() };
+        blocking("make a writable layer", move || inner.make_layer(&id, record)).await
     }
 
     /// Removes a container's writable layer with all that was written. One that is not there is fine.
@@ -64,24 +70,30 @@ pub(super) fn user(container_id: &str) -> String {
 }
 
 impl Inner {
-    fn make_layer(self: &Arc<Self>, id: &str, image: &Digest) -> Result<WritableLayer, Error> {
+    fn make_layer(self: &Arc<Self>, id: &str, record: ContainerRecord) -> Result<WritableLayer, Error> {
+        let missing = || Error::not_found(format!("image {}", record.image), "it is not in the store");
         {
             let mut index = self.index();
             if let Some(known) = index.containers.get(id) {
-                if known.image.as_ref() != Some(image) {
-                    let why = "it has a writable layer on another image";
+                if known.record.as_ref() != Some(&record) {
+                    let why = "it has a writable layer with other images";
                     return Err(Error::invalid(format!("container {id}"), why));
                 }
-                let layer = self.writable(&index, id);
-                return layer
-                    .ok_or_else(|| Error::not_found(format!("image {image}"), "it is not in the store"));
+                return self.writable(&index, id).ok_or_else(missing);
             }
-            // From here on neither the image nor the name is free.
-            index.add_user(image, &user(id))?;
-            let entry = ContainerEntry { image: Some(image.clone()), usage: DiskUsage::default() };
+            // From here on neither the images nor the name are free.
+            for (used, image) in record.images().enumerate() {
+                if let Err(error) = index.add_user(image, &user(id)) {
+                    for image in record.images().take(used) {
+                        index.drop_user(image, &user(id));
+                    }
+                    return Err(error);
+                }
+            }
+            let entry = ContainerEntry { record: Some(record.clone()), usage: DiskUsage::default() };
             index.containers.insert(id.to_owned(), entry);
         }
-        let made = self.make_layer_folder(id, image);
+        let made = self.make_layer_folder(id, &record);
         if made.is_err()
             && let Err(error) = self.drop_layer(id)
         {
@@ -90,12 +102,13 @@ impl Inner {
         made
     }
 
-    fn make_layer_folder(&self, id: &str, image: &Digest) -> Result<WritableLayer, Error> {
+    fn make_layer_folder(&self, id: &str, record: &ContainerRecord) -> Result<WritableLayer, Error> {
         let folder = self.folders.container(id);
         make_private(&folder)?;
-        write_json(&folder.join("layer.json"), &ContainerRecord { image: image.clone() })?;
+        write_json(&folder.join("layer.json"), record)?;
         let layer = self.writable(&self.index(), id);
-        let layer = layer.ok_or_else(|| Error::not_found(format!("image {image}"), "it has vanished"))?;
+        let vanished = || Error::not_found(format!("image {}", record.image), "it has vanished");
+        let layer = layer.ok_or_else(vanished)?;
         make_private(&layer.work)?;
         make_private(&layer.upper)?;
         // overlayfs takes the root's owner and mode from the upper folder.
@@ -109,32 +122,40 @@ impl Inner {
         if let Some(gone) = self.folders.discard(&self.folders.container(id))? {
             self.reaper.send(Job::Delete(gone));
         }
-        let collect = {
+        let unused: Vec<Digest> = {
             let mut index = self.index();
-            let image = index.containers.remove(id).and_then(|entry| entry.image);
-            image.filter(|image| index.drop_user(image, &user(id)))
+            let record = index.containers.remove(id).and_then(|entry| entry.record);
+            let images = record.iter().flat_map(ContainerRecord::images);
+            images.filter(|image| index.drop_user(image, &user(id))).cloned().collect()
         };
-        match collect {
-            Some(image) => self.purge(&image),
-            None => Ok(()),
-        }
+        unused.iter().try_for_each(|image| self.purge(image))
     }
 
     fn writable(&self, index: &Index, id: &str) -> Option<WritableLayer> {
-        let container = index.containers.get(id)?;
-        let entry = index.entry(container.image.as_ref()?)?;
+        let record = index.containers.get(id)?.record.as_ref()?;
         let folder = self.folders.container(id);
+        let volumes = record.volumes.iter().map(|volume| self.lower(index, volume));
+        let (image, lower) = self.lower(index, &record.image)?;
+        Some(WritableLayer {
+            upper: folder.join("upper"),
+            work: folder.join("work"),
+            lower,
+            image,
+            volumes: volumes
+                .map(|volume| volume.map(|(image, lower)| ImageVolume { image, lower }))
+                .collect::<Option<_>>()?,
+        })
+    }
+
+    /// An image and its folders, the topmost first; never none.
+    fn lower(&self, index: &Index, id: &Digest) -> Option<(Arc<Image>, Vec<PathBuf>)> {
+        let entry = index.entry(id)?;
         let mut lower: Vec<PathBuf> =
             entry.record.layers.iter().rev().map(|key| self.folders.layer_fs(key)).collect();
         if lower.is_empty() {
             lower.push(self.folders.empty());
         }
-        Some(WritableLayer {
-            upper: folder.join("upper"),
-            work: folder.join("work"),
-            lower,
-            image: entry.image.clone(),
-        })
+        Some((entry.image.clone(), lower))
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use super::reaper::Job;
-use super::record::{DiskUsage, ImageRecord, LayerRecord};
+use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerRecord};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::image::Image;
@@ -92,10 +92,10 @@ pub(super) struct LayerEntry {
     references: usize,
 }
 
-/// A container's writable layer. Its image is unknown where a crash has left only a part of the folder.
+/// A container's writable layer. Its images are unknown where a crash has left only a part of the folder.
 #[derive(Clone, Debug)]
 pub(super) struct ContainerEntry {
-    pub(super) image: Option<Digest>,
+    pub(super) record: Option<ContainerRecord>,
     pub(super) usage: DiskUsage,
 }
 

@@ -197,18 +197,18 @@ impl Stock<'_> {
     }
 
     fn container(&mut self, id: String) {
-        let record = read_json::<ContainerRecord>(&self.folders.container(&id).join("layer.json"));
-        let image = match record {
-            Ok(record) if self.index.add_known_user(&record.image, &user(&id)) => Some(record.image),
-            Ok(record) => {
-                tracing::warn!(container = id, image = %record.image, "a writable layer's image is not there");
-                None
-            }
+        let record = match read_json::<ContainerRecord>(&self.folders.container(&id).join("layer.json")) {
+            Ok(record) => Some(record),
             Err(error) => {
                 tracing::warn!(container = id, %error, "a writable layer is not whole");
                 None
             }
         };
-        self.index.containers.insert(id, ContainerEntry { image, usage: DiskUsage::default() });
+        for image in record.iter().flat_map(ContainerRecord::images) {
+            if !self.index.add_known_user(image, &user(&id)) {
+                tracing::warn!(container = id, %image, "an image of a container is not there");
+            }
+        }
+        self.index.containers.insert(id, ContainerEntry { record, usage: DiskUsage::default() });
     }
 }

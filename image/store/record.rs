@@ -76,4 +76,14 @@ pub(crate) struct DiskUsage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
     pub(crate) image: Digest,
+    /// Images that are mounted in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) volumes: Vec<Digest>,
+}
+
+impl ContainerRecord {
+    /// All images that it uses.
+    pub(super) fn images(&self) -> impl Iterator<Item = &Digest> {
+        std::iter::once(&self.image).chain(&self.volumes)
+    }
 }

@@ -166,7 +166,7 @@ async fn every_form_holds_the_same_image() {
         assert_eq!(images[0].repo_tags, ["docker.io/library/loaded:1"], "{form}");
         assert_eq!(images[0].repo_digests.len(), usize::from(form != "docker"), "{form}");
         ids.push(images[0].id.clone());
-        let layer = test.store.create_layer("c", &images[0].id).await.unwrap();
+        let layer = test.store.create_layer("c", &images[0].id, &[]).await.unwrap();
         assert_eq!(fs::read_to_string(layer.lower[0].join("file")).unwrap(), "text");
         test.store.remove_layer("c").await.unwrap();
         assert_eq!(test.load("archive").await.unwrap()[0].id, images[0].id, "a second time");

@@ -157,7 +157,7 @@ async fn layers_of_every_compression_make_one_tree() {
     assert_eq!(image.repo_tags, [format!("{}/image:1", test.registry.address)]);
     assert!(image.repo_digests[0].starts_with(&format!("{}/image@sha256:", test.registry.address)));
 
-    let layer = test.store.create_layer("c1", &image.id).await.unwrap();
+    let layer = test.store.create_layer("c1", &image.id, &[]).await.unwrap();
     let text = |name: &str| seen(&layer.lower, name).map(|path| fs::read_to_string(path).unwrap());
     assert_eq!(text("usr/lib/first").as_deref(), Some("one"));
     // What a layer puts below a link of another layer is where the link leads.
@@ -334,7 +334,7 @@ async fn images_survive_a_restart_and_half_made_things_do_not() {
     let test = test().await;
     test.registry.layers("image", &[simple("a"), simple("b")]);
     let image = test.pull("image:1").await.unwrap();
-    test.store.create_layer("kept", &image.id).await.unwrap();
+    test.store.create_layer("kept", &image.id, &[]).await.unwrap();
     let Test { folder, registry, store } = test;
     drop(store);
     let root = folder.path().join("image");
@@ -374,11 +374,11 @@ async fn removing_takes_all_names_and_waits_for_containers() {
     assert_eq!(test.store.resolve(&image.id.hex()[..12]).unwrap().id, image.id);
     assert_eq!(test.store.resolve(&image.repo_digests[0]).unwrap().id, image.id);
     assert!(test.store.resolve(&image.id.hex()[..5]).is_none());
-    let layer = test.store.create_layer("user", &image.id).await.unwrap();
+    let layer = test.store.create_layer("user", &image.id, &[]).await.unwrap();
     assert!(test.store.remove(&image.repo_tags[0]).await.unwrap());
     assert!(test.store.list().is_empty() && test.store.resolve(&image.id.to_string()).is_none());
     assert!(layer.lower[0].join("x").exists(), "the container goes on");
-    assert!(test.store.create_layer("late", &image.id).await.is_err());
+    assert!(test.store.create_layer("late", &image.id, &[]).await.is_err());
     test.store.remove_layer("user").await.unwrap();
     test.store.remove_layer("user").await.unwrap();
     assert!(test.settled("layers", 0) && test.settled("images", 0) && test.settled("trash", 0));

@@ -10,6 +10,7 @@ mod explain;
 mod mounts;
 mod process;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -23,6 +24,9 @@ use crate::plan::{CgroupJoin, ContainerPlan, FdSlot, NamespaceSource, PidNamespa
 
 /// The source of a mount that stands for the pod's shared memory.
 pub const POD_SHM: &str = "berth:pod-shm";
+
+/// How the source of a mount begins that stands for an image; its tree is in [`Context::trees`].
+pub const IMAGE_VOLUME: &str = "berth:image:";
 
 /// A spec that cannot be compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -129,6 +133,8 @@ pub struct Context<'a> {
     pub cgroup: CgroupJoin,
     /// Folders to make in the root filesystem.
     pub directories: Vec<String>,
+    /// Detached mounts, by the destination of their mount in the spec.
+    pub trees: BTreeMap<String, FdSlot>,
 }
 
 /// Compiles the spec of a container.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
-use super::{CompileError, Context, POD_SHM, Result, invalid, path_text, propagation, text};
+use super::{CompileError, Context, IMAGE_VOLUME, POD_SHM, Result, invalid, path_text, propagation, text};
 use crate::plan::{DeviceKind, DeviceNode, MountKind, MountOp, Propagation};
 use crate::sys::mount;
 
@@ -102,6 +102,10 @@ fn kind(
     let fstype = mount.typ().as_deref().unwrap_or(if options.bind { "bind" } else { "" });
     if source == POD_SHM {
         return Ok(MountKind::PodShm);
+    }
+    if source.starts_with(IMAGE_VOLUME) {
+        let missing = || invalid(format!("source of mount {target}"), source.as_str(), "is not at hand");
+        return Ok(MountKind::Tree { tree: *context.trees.get(target).ok_or_else(missing)? });
     }
     if options.bind || fstype == "bind" {
         options.refuse_filesystem_options(target)?;

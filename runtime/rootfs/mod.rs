@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
+use crate::path::Root;
 use crate::sys::fs::descriptor_path;
-use crate::sys::mount::{FsContext, clone_path, place};
+use crate::sys::mount::{FsContext, attach, clone_descriptor, clone_path, place};
 use crate::sys::process::{namespace, unshare};
 use crate::sys::{Context, Error, Result};
 
@@ -23,6 +24,44 @@ pub fn overlay(lower: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> 
         Err(error) if error.errno == Errno::INVAL => folders.mount_in_own_namespace(),
         mounted => mounted,
     }
+}
+
+/// What an image has at a path, as a detached mount for reading: `lower` are its layers, the topmost first. The path is
+/// resolved inside the image.
+///
+/// # Errors
+/// A folder cannot be opened, there is nothing at the path, or the kernel refuses a layer.
+pub fn image_volume(lower: &[PathBuf], path: &str) -> Result<OwnedFd> {
+    // overlayfs wants two layers (Documentation/filesystems/overlayfs.rst, "Multiple lower layers"); one shows itself.
+    let whole = match lower {
+        [only] => clone_path(only.to_str().unwrap_or_default(), false)?,
+        _ => overlay(lower, None, None)?,
+    };
+    if path.split('/').all(|part| part.is_empty() || part == ".") {
+        return Ok(whole);
+    }
+    // A part of a mount can be cloned only where that is attached (open_tree(2)), which it is for a moment in a namespace
+    // of its own.
+    in_own_namespace(|| {
+        let target = place(SCRATCH)?;
+        attach(whole.as_fd(), target.as_fd())?;
+        let part = Root::new(place(SCRATCH)?).resolve(path)?;
+        clone_descriptor(part.as_fd(), false)
+    })
+}
+
+/// A folder that every host has, to attach something to in a namespace of its own.
+const SCRATCH: &str = "/sys";
+
+/// Runs `work` in a mount namespace that one thread has for this one moment, and from which nothing comes out.
+fn in_own_namespace(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
+    let inside = || {
+        unshare(namespace::MOUNT | FS)?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).on("mount", "/ as private")?;
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|_| Err(invalid("overlay"))))
 }
 
 /// Where the layers are.
@@ -50,21 +89,16 @@ impl Folders<'_> {
         Ok(Layers { lower, upper })
     }
 
-    /// With mount(2), on older kernels: in a mount namespace that one thread has for this one moment. Layers are opened
-    /// there, since the kernel takes only mounts of the caller's own namespace for them.
+    /// With mount(2), on older kernels. Layers are opened in the namespace, since the kernel takes only mounts of the
+    /// caller's own namespace for them.
     fn mount_in_own_namespace(self) -> Result<OwnedFd> {
-        let mount = || -> Result<OwnedFd> {
-            unshare(namespace::MOUNT | FS)?;
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            rustix::mount::mount_change("/", private).on("mount", "/ as private")?;
+        in_own_namespace(|| {
             let layers = self.open()?;
             let options = std::ffi::CString::new(layers.options()).map_err(|_| invalid("overlay"))?;
-            let target = "/sys";
-            rustix::mount::mount("berth", target, "overlay", MountFlags::empty(), options.as_c_str())
+            rustix::mount::mount("berth", SCRATCH, "overlay", MountFlags::empty(), options.as_c_str())
                 .on("mount", "overlay")?;
-            clone_path(target, false)
-        };
-        std::thread::scope(|scope| scope.spawn(mount).join().unwrap_or_else(|_| Err(invalid("overlay"))))
+            clone_path(SCRATCH, false)
+        })
     }
 }
 
@@ -132,6 +166,30 @@ mod tests {
         assert_eq!(read("/below"), b"bottom");
         root.make_file("/made").unwrap();
         assert!(upper.join("made").is_file(), "what is written goes to the upper folder");
+    }
+
+    #[test]
+    fn a_part_of_an_image_is_a_mount_and_stays_inside() {
+        if !is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (lower, ..) = layers(folder.path());
+        fs::create_dir_all(lower[1].join("part/inner")).unwrap();
+        fs::write(lower[1].join("part/inner/file"), "deep").unwrap();
+        std::os::unix::fs::symlink("/part", lower[0].join("link")).unwrap();
+        std::os::unix::fs::symlink("/etc", lower[0].join("etc-link")).unwrap();
+        let read = |lower: &[PathBuf], part: &str, file: &str| {
+            let root = crate::path::Root::new(image_volume(lower, part).unwrap());
+            crate::sys::fs::read_all(root.open_file(file).unwrap(), 100).unwrap()
+        };
+        assert_eq!(read(&lower, "", "/both"), b"top");
+        assert_eq!(read(&lower, "part", "/inner/file"), b"deep");
+        assert_eq!(read(&lower, "/link/inner", "/file"), b"deep");
+        assert_eq!(read(&lower[1..], "part/../part/inner", "/file"), b"deep");
+        assert!(image_volume(&lower, "etc-link/passwd").is_err(), "a link leads nowhere outside the image");
+        assert!(image_volume(&lower, "../../../../etc/passwd").is_err());
+        assert!(image_volume(&lower, "none").is_err());
     }
 
     #[test]

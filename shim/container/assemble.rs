@@ -1,13 +1,14 @@
 //! From a CRI config to what the keeper needs: the root filesystem as a detached mount, the user looked up in it, the
 //! OCI spec, the cgroup, and the plan with its descriptors. All of it may block: it runs away from the request threads.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, NamespaceMode};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
-use berth_runtime::plan::{ContainerPlan, StdioPlan};
+use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan};
 use berth_runtime::{rootfs, users};
 
 use crate::daemon::Daemon;
@@ -16,6 +17,9 @@ use crate::error::CriError;
 use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, Pod};
+
+/// The word by which the kubelet knows this failure (k8s.io/cri-api/pkg/errors, `ErrImageVolumeMountFailed`).
+pub(super) const IMAGE_VOLUME_FAILED: &str = "ImageVolumeMountFailed";
 
 /// What goes to the keeper.
 #[derive(Debug)]
@@ -52,6 +56,7 @@ pub fn assemble(
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
     let cgroup = descriptors.push_cgroup(cgroup.join()?);
+    let trees = image_volumes(&config, layer, &mut descriptors)?;
     let context = Context {
         pid_target: pid_target(daemon, pod, &config)?,
         pod: PodNamespaces { pause_pid },
@@ -65,6 +70,7 @@ pub fn assemble(
         rootfs,
         cgroup,
         directories: volumes(layer),
+        trees,
     };
     let plan = compile::compile_container(&spec, &context)?;
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
@@ -127,6 +133,27 @@ fn pid_target(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Op
         return Err(CriError::invalid("namespace_options.target_id", "is a container of another pod"));
     }
     Ok(Some(target.id.as_str().to_owned()))
+}
+
+/// The trees of the images that are mounted, by their places in the container.
+fn image_volumes(
+    config: &ContainerConfig,
+    layer: &WritableLayer,
+    descriptors: &mut FdList,
+) -> Result<BTreeMap<String, FdSlot>, CriError> {
+    let mounts = config.mounts.iter().filter(|mount| mount.image.is_some());
+    let mut trees = BTreeMap::new();
+    for (mount, volume) in mounts.zip(&layer.volumes) {
+        let tree = rootfs::image_volume(&volume.lower, &mount.image_sub_path).map_err(|error| {
+            let what = format!("mounts[{}]: {IMAGE_VOLUME_FAILED}", mount.container_path);
+            CriError::failed(
+                what,
+                format!("{:?} of image {}: {error}", mount.image_sub_path, volume.image.id),
+            )
+        })?;
+        trees.insert(spec::normal(&mount.container_path), descriptors.push(tree));
+    }
+    Ok(trees)
 }
 
 /// An image's VOLUME paths are folders of the writable layer, as with CRI-O's `image_volumes = "mkdir"`: nothing of the

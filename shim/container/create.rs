@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_image::{Image, WritableLayer};
+use berth_image::{Digest, Image, WritableLayer};
 use berth_proto::v1::ContainerConfig;
 use berth_runtime::cgroup::CgroupPath;
 use berth_runtime::wire::{Call, Failure, Outcome};
@@ -85,9 +85,10 @@ impl Creation {
         let link = self.pod.link().ok_or_else(|| pod_not_ready(&self.pod))?;
         self.progress.step("image");
         let image = self.image()?;
+        let volumes = self.image_volumes()?;
         let container = self.write_intent(&image).await?;
         self.progress.step("writable layer");
-        let layer = self.make_layer(&image).await?;
+        let layer = self.make_layer(&image, &volumes).await?;
         self.progress.step("root filesystem and spec");
         let assembled = self.assemble(&container, layer, pause_pid).await?;
         self.progress.step("log folder");
@@ -129,7 +130,7 @@ impl Creation {
             pod: self.pod.id.clone(),
             config: self.config.clone(),
             image_id: image.id.to_string(),
-            image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+            image_ref: reference_of(image),
             created_at: crate::clock::now(),
             boot_id: self.daemon.boot_id.clone(),
             log_path: self.log_path(),
@@ -160,12 +161,31 @@ impl Creation {
         Path::new(&folder).join(&self.config.log_path).to_str().map(str::to_owned)
     }
 
-    async fn make_layer(&mut self, image: &Arc<Image>) -> Result<WritableLayer, CriError> {
+    /// The images that are to be mounted. Which they are is kept for the status, as the kubelet reports their digests.
+    fn image_volumes(&mut self) -> Result<Vec<Digest>, CriError> {
+        let mut digests = Vec::new();
+        for mount in &mut self.config.mounts {
+            let Some(spec) = &mut mount.image else { continue };
+            let image = self.daemon.images.resolve(&spec.image).ok_or_else(|| {
+                let what = format!("mounts[{}]: {}", mount.container_path, assemble::IMAGE_VOLUME_FAILED);
+                CriError::failed(what, format!("image {:?} not found", spec.image))
+            })?;
+            spec.image_ref = reference_of(&image);
+            digests.push(image.id.clone());
+        }
+        Ok(digests)
+    }
+
+    async fn make_layer(
+        &mut self,
+        image: &Arc<Image>,
+        volumes: &[Digest],
+    ) -> Result<WritableLayer, CriError> {
         let (daemon, id) = (self.daemon.clone(), self.id.clone());
         self.undo.push("remove the writable layer", async move {
             daemon.images.remove_layer(id.as_str()).await.map_err(|error| error.to_string())
         });
-        Ok(self.daemon.images.create_layer(self.id.as_str(), &image.id).await?)
+        Ok(self.daemon.images.create_layer(self.id.as_str(), &image.id, volumes).await?)
     }
 
     async fn assemble(
@@ -214,6 +234,11 @@ impl Creation {
             ))),
         }
     }
+}
+
+/// What tells exactly which image it is: a name with a digest, or its id.
+fn reference_of(image: &Image) -> String {
+    image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())
 }
 
 fn log_folder(log_path: Option<&str>) -> Option<String> {

@@ -25,6 +25,7 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Linux, LinuxDevice, Root, RootBuilder, Spec};
 
 pub use dns::resolv_conf;
+pub use mounts::normal;
 pub use process::exec_process;
 pub use sandbox::sandbox_spec;
 pub use signal::{stop_signal, stop_signal_number};

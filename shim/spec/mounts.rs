@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use berth_proto::v1::{
     ContainerConfig, LinuxContainerSecurityContext, Mount as Volume, MountPropagation, NamespaceMode,
 };
-use berth_runtime::compile::POD_SHM;
+use berth_runtime::compile::{IMAGE_VOLUME, POD_SHM};
 use oci_spec::runtime::Mount;
 
 use super::{PodContext, Result, error};
+
+/// Flags that only take from what a volume allows.
+const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
 /// The mounts in the order in which they are made, and the propagation of the root that the volumes need.
 pub(super) fn mounts(
@@ -32,7 +35,8 @@ pub(super) fn mounts(
 }
 
 /// A path without doubled and trailing slashes.
-fn normal(path: &str) -> String {
+#[must_use]
+pub fn normal(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     format!("/{}", parts.join("/"))
 }
@@ -84,11 +88,11 @@ fn pod_files(pod: &PodContext<'_>, security: &LinuxContainerSecurityContext) -> 
 
 fn compile_volume(volume: &Volume) -> Result<Mount> {
     let field = |name: &str| format!("mounts[{}].{name}", volume.container_path);
-    if volume.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(error(field("image"), "image volumes are not supported yet"));
-    }
     if !volume.uid_mappings.is_empty() || !volume.gid_mappings.is_empty() {
         return Err(error(field("uidMappings"), "id-mapped volumes are not supported yet"));
+    }
+    if volume.image.is_some() {
+        return image_volume(volume);
     }
     let mut options = vec!["rbind", "berth:create"];
     options.push(match volume.propagation() {
@@ -97,16 +101,42 @@ fn compile_volume(volume: &Volume) -> Result<Mount> {
         MountPropagation::PropagationBidirectional => "rshared",
     });
     options.push(access(volume)?);
-    for option in &volume.mount_options {
-        if !["noexec", "nodev", "nosuid"].contains(&option.as_str()) {
-            return Err(error(
-                field("mount_options"),
-                format!("{option:?} is none of noexec, nodev, nosuid"),
-            ));
-        }
-        options.push(option);
-    }
+    options.extend(flags(volume)?);
     Ok(mount(&normal(&volume.container_path), "bind", &volume.host_path, &options))
+}
+
+/// What an image has, read-only. Which image it is has been resolved before: its tree goes beside the spec.
+fn image_volume(volume: &Volume) -> Result<Mount> {
+    let field = |name: &str| format!("mounts[{}].{name}", volume.container_path);
+    if !volume.host_path.is_empty() {
+        return Err(error(field("host_path"), "must be empty where an image is mounted"));
+    }
+    if !volume.readonly {
+        return Err(error(field("readonly"), "must be set where an image is mounted"));
+    }
+    if volume.propagation() != MountPropagation::PropagationPrivate {
+        return Err(error(field("propagation"), "must be private where an image is mounted"));
+    }
+    let image = volume.image.clone().unwrap_or_default();
+    let mut source = format!("{IMAGE_VOLUME}{}", image.image);
+    if !volume.image_sub_path.is_empty() {
+        source = format!("{source}/{}", volume.image_sub_path.trim_matches('/'));
+    }
+    let mut options = vec!["rprivate", access(volume)?];
+    options.extend(flags(volume)?);
+    Ok(mount(&normal(&volume.container_path), "bind", &source, &options))
+}
+
+/// The flags that a client may set (CRI `Mount.mount_options`).
+fn flags(volume: &Volume) -> Result<impl Iterator<Item = &str>> {
+    let unknown = volume.mount_options.iter().find(|option| !MOUNT_OPTIONS.contains(&option.as_str()));
+    match unknown {
+        Some(option) => Err(error(
+            format!("mounts[{}].mount_options", volume.container_path),
+            format!("{option:?} is none of {}", MOUNT_OPTIONS.join(", ")),
+        )),
+        None => Ok(volume.mount_options.iter().map(String::as_str)),
+    }
 }
 
 /// Read-only mounts are so for the mount itself, or with everything below it (CRI `Mount.recursive_read_only`).

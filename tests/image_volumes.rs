@@ -1,0 +1,140 @@
+//! Images as volumes (CRI `Mount.image`): read-only, resolved inside the image, in use while a container has them.
+//! Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use berth_image::{Algorithm, Digest};
+use berth_proto::v1::*;
+use support::registry::Registry;
+use support::{Berth, code, shell};
+use tonic::Code;
+
+/// One layer with the given files and a link that leads out of the image.
+fn layer(files: &[(&str, &str)]) -> (Vec<u8>, Digest) {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len().try_into().unwrap());
+        header.set_mode(0o755);
+        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+    }
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, "out", "/../../../../etc").unwrap();
+    let bytes = tar.into_inner().unwrap();
+    let digest = Digest::of(Algorithm::Sha256, &bytes);
+    (bytes, digest)
+}
+
+async fn pull(berth: &mut Berth, registry: &Registry, name: &str) -> String {
+    let reference = format!("{}/{name}:1", registry.address);
+    let image = ImageSpec { image: reference.clone(), ..ImageSpec::default() };
+    let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
+    berth.images.pull_image(request).await.unwrap();
+    reference
+}
+
+fn volume(image: &str, path: &str, sub_path: &str) -> Mount {
+    Mount {
+        container_path: path.to_owned(),
+        readonly: true,
+        image: Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() }),
+        image_sub_path: sub_path.to_owned(),
+        ..Mount::default()
+    }
+}
+
+fn with(mounts: Vec<Mount>, config: ContainerConfig) -> ContainerConfig {
+    ContainerConfig { mounts, ..config }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_a_volume() {
+    let mut berth = Berth::start().await;
+    let registry = Registry::start(berth.host_process());
+    let bottom =
+        layer(&[("model/weights", "bottom"), ("model/tool", "#!/bin/sh\necho ran\n"), ("both", "bottom")]);
+    let top = layer(&[("both", "top"), ("model/more", "more")]);
+    registry.layers("two", &[bottom.clone(), top]);
+    registry.layers("one", &[bottom]);
+    let (two, one) = (pull(&mut berth, &registry, "two").await, pull(&mut berth, &registry, "one").await);
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let mut strict = volume(&two, "/strict", "model");
+    strict.mount_options = vec!["noexec".to_owned()];
+    let mut recursive = volume(&two, "/recursive", "");
+    recursive.recursive_read_only = true;
+    let mounts = vec![
+        volume(&two, "/whole", ""),
+        volume(&two, "/again/", ""),
+        volume(&two, "/part", "model/"),
+        volume(&one, "/file", "model/weights"),
+        volume(&one, "/single", "/"),
+        strict,
+        recursive,
+    ];
+    let script = "cat /whole/both /again/both /part/weights /part/more /file /single/both; echo; /part/tool; \
+                  /strict/tool 2>&1; touch /whole/x 2>&1; touch /recursive/x 2>&1; rm /file 2>&1";
+    let id = berth.try_create(&pod, with(mounts, shell("c", script))).await.unwrap();
+    berth.try_start_container(&id).await.unwrap();
+    let status = berth.ended(&id).await;
+    let log = support::text_of(&std::fs::read_to_string(&status.log_path).unwrap());
+    assert!(log.starts_with("toptopbottommorebottombottom\nran\n"), "{log}");
+    assert!(log.contains("/strict/tool: Permission denied"), "{log}");
+    assert_eq!(log.matches("Read-only file system").count(), 2, "{log}");
+    assert!(log.contains("can't remove '/file'"), "{log}");
+    let reported = status.mounts.iter().find(|mount| mount.container_path == "/whole").unwrap();
+    let image = reported.image.as_ref().unwrap();
+    assert!(image.image_ref.starts_with(&format!("{}/two@sha256:", registry.address)), "{image:?}");
+
+    // In use: out of sight, but there until the container is gone, over a restart too.
+    let removed = ImageSpec { image: two.clone(), ..ImageSpec::default() };
+    berth.images.remove_image(RemoveImageRequest { image: Some(removed) }).await.unwrap();
+    let layers = |berth: &Berth| std::fs::read_dir(berth.path("root/image/layers")).unwrap().count();
+    assert_eq!(layers(&berth), 3, "busybox and both of two's");
+    berth.kill();
+    berth.restart().await;
+    assert_eq!(layers(&berth), 3);
+    berth.remove_container(&id).await;
+    assert_eq!(layers(&berth), 2, "one's stays");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_mounted_is_refused() {
+    let mut berth = Berth::start().await;
+    let registry = Registry::start(berth.host_process());
+    registry.layers("one", &[layer(&[("folder/file", "x")])]);
+    let one = pull(&mut berth, &registry, "one").await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let sound = || volume(&one, "/volume", "");
+    let changed = |change: fn(&mut Mount)| {
+        let mut mount = sound();
+        change(&mut mount);
+        mount
+    };
+    for (mount, expected, words) in [
+        (volume("localhost/none:1", "/volume", ""), Code::FailedPrecondition, "ImageVolumeMountFailed"),
+        (volume(&one, "/volume", "nowhere"), Code::FailedPrecondition, "ImageVolumeMountFailed"),
+        (volume(&one, "/volume", "out/passwd"), Code::FailedPrecondition, "ImageVolumeMountFailed"),
+        (
+            volume(&one, "/volume", "../../../../etc/passwd"),
+            Code::FailedPrecondition,
+            "ImageVolumeMountFailed",
+        ),
+        (changed(|mount| mount.readonly = false), Code::InvalidArgument, "readonly"),
+        (changed(|mount| mount.host_path = "/etc".to_owned()), Code::InvalidArgument, "host_path"),
+        (
+            changed(|mount| mount.set_propagation(MountPropagation::PropagationBidirectional)),
+            Code::InvalidArgument,
+            "propagation",
+        ),
+    ] {
+        let status = berth.try_create(&pod, with(vec![mount], shell("c", "true"))).await.unwrap_err();
+        assert_eq!(status.code(), expected, "{status}");
+        assert!(status.message().contains(words) && status.message().contains("/volume"), "{status}");
+    }
+    assert_eq!(code(berth.try_create(&pod, with(vec![sound()], shell("c", "true"))).await), Code::Ok);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
