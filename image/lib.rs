@@ -4,6 +4,7 @@
 //! from the socket through digest check and decompression into one folder per layer, each independent of the others; a
 //! container's root filesystem is an overlay of these folders, which somebody else mounts.
 
+mod auth_file;
 mod credentials;
 mod digest;
 mod error;
@@ -17,6 +18,7 @@ mod registry;
 mod store;
 mod unpack;
 
+pub use auth_file::AuthFile;
 pub use credentials::Credentials;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind};

@@ -98,6 +98,8 @@ fn image_options(config: &Config) -> berth_image::Options {
         platform: Platform::default(),
         parallel_downloads: config.parallel_pulls,
         limits: Limits { bytes: config.max_image_size.bytes(), ..Limits::default() },
+        // They were checked when the configuration was read.
+        pinned: config.pinned_images.iter().filter_map(|name| name.parse().ok()).collect(),
         ..berth_image::Options::default()
     }
 }

@@ -149,3 +149,40 @@ async fn a_client_that_gives_up_and_a_daemon_that_dies_leave_no_half_image() {
     }
     assert_eq!(stored(&berth, 2).await.len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_has_credentials_and_pins_for_those_who_bring_none() {
+    let name = "127.0.0.1:5001/team/app:1";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("auth.json");
+    let more = format!("auth_file = {file:?}\npinned_images = [{name:?}]");
+    let mut berth = Berth::start_with(&more).await;
+    let registry = Registry::start_at(berth.host_process(), "127.0.0.1:5001");
+    let layer = layer();
+    let path = registry.image("team/app", &layer, &Digest::of(Algorithm::Sha256, &layer));
+    let challenge = "WWW-Authenticate: Basic realm=\"here\"\r\n".to_owned();
+    let whole = Answer::Whole(200, "application/octet-stream", layer);
+    // "user:secret" in base64.
+    let guarded = |answer| {
+        let refusal = Answer::Headers(401, challenge.clone(), Vec::new());
+        Answer::Authorized("Basic dXNlcjpzZWNyZXQ=", Box::new(answer), Box::new(refusal))
+    };
+    registry.answer(path, guarded(whole));
+    assert_eq!(pull(&mut berth, name).await.unwrap_err().code(), Code::Unauthenticated);
+    fs::write(&file, "{ \"auths\": { \"127.0.0.1:5001\": ").unwrap();
+    let broken = pull(&mut berth, name).await.unwrap_err();
+    assert!(broken.message().contains("auth.json"), "{broken}");
+    fs::write(&file, r#"{ "auths": { "127.0.0.1:5001/team": { "auth": "dXNlcjpzZWNyZXQ=" } } }"#).unwrap();
+    pull(&mut berth, name).await.unwrap();
+    let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert!(listed[0].pinned && listed[0].repo_tags == [name], "{listed:?}");
+
+    // What a request brings comes first.
+    let image = ImageSpec { image: name.to_owned(), ..ImageSpec::default() };
+    berth.images.remove_image(RemoveImageRequest { image: Some(image.clone()) }).await.unwrap();
+    let auth =
+        AuthConfig { username: "user".to_owned(), password: "wrong".to_owned(), ..AuthConfig::default() };
+    let request = PullImageRequest { image: Some(image), auth: Some(auth), ..PullImageRequest::default() };
+    let refused = berth.images.pull_image(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+}

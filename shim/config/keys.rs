@@ -19,7 +19,7 @@ const fn key(table: &'static str, name: &'static str, about: &'static str) -> Ke
 }
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [Key; 19] = [
+pub const KEYS: [Key; 21] = [
     key("", "socket", "The socket that the kubelet and crictl connect to."),
     key("", "root", "Persistent state: images, containers, addresses."),
     key("", "state", "Volatile state: the pods' keepers and their sockets."),
@@ -34,6 +34,12 @@ pub const KEYS: [Key; 19] = [
         "certs_dir",
         "Where <registry>/hosts.toml is looked for: one folder or several; the first that has it wins.",
     ),
+    key(
+        "",
+        "auth_file",
+        "Credentials for registries in the form of docker's config.json, for requests that bring none.",
+    ),
+    key("", "pinned_images", "Images that the kubelet's garbage collection leaves alone, by their names."),
     key("", "parallel_pulls", "How many layers are downloaded at once, over all pulls."),
     key("", "max_image_size", "The largest image that is pulled or loaded, unpacked."),
     key(

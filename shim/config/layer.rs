@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::value::{
     AbsolutePath, BridgeName, ByteSize, CgroupDriver, HandlerNames, LogFilter, LogFormat, Mtu, Parallel,
-    PathList, SocketPath, Subnets,
+    PathList, References, SocketPath, Subnets,
 };
 
 /// What one source sets. The fields are those of [`super::Config`].
@@ -20,6 +20,8 @@ pub struct Layer {
     pub cni_conf_dir: Option<AbsolutePath>,
     pub cni_bin_dirs: Option<PathList>,
     pub certs_dir: Option<PathList>,
+    pub auth_file: Option<AbsolutePath>,
+    pub pinned_images: Option<References>,
     pub parallel_pulls: Option<Parallel>,
     pub max_image_size: Option<ByteSize>,
     pub stream_address: Option<SocketAddr>,

@@ -45,6 +45,10 @@ pub struct Config {
     /// Where registries' `hosts.toml` are looked for; the first folder that has one for a registry wins.
     #[serde(rename = "certs_dir")]
     pub certs_dirs: Vec<PathBuf>,
+    /// Credentials for registries, for requests that bring none.
+    pub auth_file: PathBuf,
+    /// Images that the kubelet is told not to collect.
+    pub pinned_images: Vec<String>,
     /// How many layers are downloaded at once, over all pulls.
     pub parallel_pulls: usize,
     /// The largest image that is pulled or loaded, unpacked.
@@ -92,6 +96,8 @@ impl Default for Config {
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             certs_dirs: vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()],
+            auth_file: "/etc/berth/auth.json".into(),
+            pinned_images: Vec::new(),
             parallel_pulls: 4,
             max_image_size: ByteSize::gib(64),
             stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -125,6 +131,8 @@ impl Config {
         set(&mut self.cni_conf_dir, layer.cni_conf_dir);
         set(&mut self.cni_bin_dirs, layer.cni_bin_dirs);
         set(&mut self.certs_dirs, layer.certs_dir);
+        set(&mut self.auth_file, layer.auth_file);
+        set(&mut self.pinned_images, layer.pinned_images);
         set(&mut self.parallel_pulls, layer.parallel_pulls);
         set(&mut self.max_image_size, layer.max_image_size);
         set(&mut self.stream_address, layer.stream_address);

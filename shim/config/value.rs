@@ -73,6 +73,10 @@ checked_text! {
     LogFilter => String, log_filter
 }
 checked! {
+    /// Names of images.
+    References, "Vec<String>", Vec<String> => Vec<String>, references
+}
+checked! {
     /// One path or a list of paths.
     PathList, "toml::Value", toml::Value => Vec<PathBuf>, paths
 }
@@ -91,6 +95,15 @@ checked! {
 checked! {
     /// How many at once.
     Parallel, "usize", usize => usize, parallel
+}
+
+fn references(names: Vec<String>) -> Result<Vec<String>, BadValue> {
+    for name in &names {
+        if let Err(error) = name.parse::<berth_image::Reference>() {
+            return bad(error.to_string());
+        }
+    }
+    Ok(names)
 }
 
 fn absolute(text: String) -> Result<PathBuf, BadValue> {

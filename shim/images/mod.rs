@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use berth_image::{Credentials, FsUsage, Image, Reference};
+use berth_image::{AuthFile, Credentials, FsUsage, Image, Reference};
 use berth_proto::v1::{
     AuthConfig, FilesystemIdentifier, FilesystemUsage, Image as CriImage, ImageFilter, ImageFsInfoResponse,
     ImageSpec, ImageStatusResponse, Int64Value, UInt64Value,
@@ -18,7 +18,10 @@ use crate::error::CriError;
 pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) -> Result<String, CriError> {
     let reference: Reference =
         spec.image.parse().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
-    let credentials = auth.map(credentials).transpose()?.flatten();
+    let credentials = match auth.map(credentials).transpose()?.flatten() {
+        Some(credentials) => Some(credentials),
+        None => AuthFile::new(&daemon.config.auth_file).credentials(&reference).await?,
+    };
     let image = daemon.images.pull(&reference, credentials).await?;
     Ok(image.id.to_string())
 }

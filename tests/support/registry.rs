@@ -45,6 +45,11 @@ pub struct Registry {
 impl Registry {
     /// Listens on loopback in the network namespace of the process `pid`.
     pub fn start(pid: u32) -> Self {
+        Self::start_at(pid, "127.0.0.1:0")
+    }
+
+    /// The same at an address of its choice.
+    pub fn start_at(pid: u32, address: &'static str) -> Self {
         let answers: Arc<Mutex<HashMap<String, Answer>>> = Arc::default();
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let (shared, log) = (answers.clone(), asked.clone());
@@ -53,7 +58,7 @@ impl Registry {
             let namespace = File::open(format!("/proc/{pid}/ns/net")).unwrap();
             move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
                 .unwrap();
-            TcpListener::bind("127.0.0.1:0").unwrap()
+            TcpListener::bind(address).unwrap()
         })
         .join()
         .unwrap();
