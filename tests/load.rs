@@ -42,3 +42,42 @@ async fn an_archive_is_loaded_by_name_and_what_is_none_is_refused() {
     assert!(!output.status.success() && said.contains("berth.sock"), "{said}");
     assert_eq!(said.lines().count(), 1, "one sentence: {said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_listed_pulled_and_removed_by_hand() {
+    let mut berth = Berth::start().await;
+    let config = berth.path("config.toml");
+    let image = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_berth"))
+            .arg("image")
+            .args(arguments)
+            .arg("--config")
+            .arg(&config)
+            .output()
+            .unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.success(), text)
+    };
+    let registry = support::registry::Registry::start(berth.host_process());
+    let (tar, reference) = (tar::Builder::new(Vec::new()).into_inner().unwrap(), &registry.address);
+    let digest = berth_image::Digest::of(berth_image::Algorithm::Sha256, &tar);
+    registry.image("empty", &tar, &digest);
+    let name = format!("{reference}/empty:1");
+    let (pulled, text) = image(&["pull", &name]);
+    assert!(pulled && text.starts_with("sha256:"), "{text}");
+    let (_, text) = image(&["ls"]);
+    assert!(text.lines().count() == 3 && text.contains(IMAGE) && text.contains(&name), "{text}");
+    let (found, text) = image(&["rm", "no-such-image"]);
+    assert!(!found && text.contains("no-such-image: no such image"), "{text}");
+    let (failed, text) = image(&["pull", &format!("{reference}/none:1")]);
+    assert!(!failed && text.contains("not found"), "{text}");
+
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    berth.run(&pod, support::sleeper("uses-it")).await;
+    let (_, pruned) = image(&["prune"]);
+    assert!(pruned.contains(&name) && !pruned.contains(IMAGE) && pruned.contains("freed"), "{pruned}");
+    assert!(image(&["ls"]).1.contains(IMAGE));
+    assert_eq!(image(&["rm", IMAGE]).1, format!("{IMAGE}\n"));
+    assert_eq!(image(&["ls"]).1.lines().count(), 1);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod config;
+pub mod image;
 pub mod load;
 pub mod logging;
 pub mod serve;
@@ -30,6 +31,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Bring the images of a file into the store: an OCI layout, an OCI archive or a docker-archive.
     Load(load::LoadArgs),
+    /// List, pull, load and remove images.
+    Image(image::ImageArgs),
     /// Run a pod from nothing on this machine, show each step, and leave nothing behind.
     Demo(crate::demo::Options),
     /// Show the configuration.
@@ -106,6 +109,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(&args),
         Command::Load(args) => load::run(args),
+        Command::Image(args) => image::run(args),
         Command::Demo(options) => crate::demo::run(options),
         Command::Config(args) => config::run(args),
         Command::Version => version::run(),

@@ -1,0 +1,271 @@
+//! `berth image`: the images of the daemon that runs, over its socket.
+
+use std::collections::HashSet;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use berth_proto::v1::image_service_client::ImageServiceClient;
+use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
+use berth_proto::v1::{
+    AuthConfig, Image, ImageSpec, ImageStatusRequest, ListContainersRequest, ListImagesRequest,
+    PullImageRequest, RemoveImageRequest,
+};
+use clap::{Args, Subcommand};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::load::LoadArgs;
+use super::{Source, load};
+use crate::server::connect;
+
+/// Arguments of `berth image`.
+#[derive(Clone, Debug, Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// List the images
+    Ls(Where),
+    /// Pull an image from its registry
+    Pull(PullArgs),
+    /// Bring the images of a file into the store
+    Load(LoadArgs),
+    /// Remove images with all their names; containers that run on them go on
+    Rm(RmArgs),
+    /// Remove every image that no container uses and that is not pinned
+    Prune(Where),
+}
+
+#[derive(Clone, Debug, Args)]
+struct Where {
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Clone, Debug, Args)]
+struct PullArgs {
+    /// A name such as busybox:1.36 or quay.io/team/app@sha256:...
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// A file with user:password; without it the daemon uses what its auth_file has
+    #[arg(long, value_name = "FILE")]
+    credentials: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Clone, Debug, Args)]
+struct RmArgs {
+    /// Names or ids
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+    #[command(flatten)]
+    source: Source,
+}
+
+pub(super) fn run(args: ImageArgs) -> ExitCode {
+    if let Command::Load(args) = args.command {
+        return load::run(args);
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return super::fail(&format!("start: {error}")),
+    };
+    match runtime.block_on(answer(args.command)) {
+        Ok(text) => super::print(&text),
+        Err(error) => super::fail(&error),
+    }
+}
+
+async fn answer(command: Command) -> Result<String, String> {
+    match command {
+        Command::Ls(args) => Ok(table(&Client::connect(args.source).await?.list().await?)),
+        Command::Pull(args) => pull(args).await,
+        Command::Rm(args) => {
+            let mut client = Client::connect(args.source).await?;
+            let mut removed = String::new();
+            for name in args.images {
+                // RemoveImage of something unknown succeeds; a person who mistypes wants to know.
+                let image = client.find(&name).await?.ok_or(format!("{name}: no such image"))?;
+                client.remove(&image).await?;
+                removed.push_str(&format!("{}\n", names(&image).join(" ")));
+            }
+            Ok(removed)
+        }
+        Command::Prune(args) => prune(Client::connect(args.source).await?).await,
+        Command::Load(_) => Err("load is a command of its own".to_owned()),
+    }
+}
+
+async fn pull(args: PullArgs) -> Result<String, String> {
+    let auth = args.credentials.as_deref().map(read_credentials).transpose()?;
+    let mut client = Client::connect(args.source).await?;
+    let began = Instant::now();
+    let request = PullImageRequest { image: Some(spec(&args.image)), auth, sandbox_config: None };
+    let answer =
+        client.images.pull_image(request).await.map_err(|status| said("pull", &args.image, &status))?;
+    let id = answer.into_inner().image_ref;
+    let size = client.find(&id).await?.map_or(0, |image| image.size);
+    Ok(format!("{id} {} in {:.1} s\n", human(size), began.elapsed().as_secs_f64()))
+}
+
+/// From a file, so that no secret is on a command line, which all can read (proc(5), `/proc/pid/cmdline`).
+fn read_credentials(file: &std::path::Path) -> Result<AuthConfig, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    match text.trim().split_once(':') {
+        Some((username, password)) => Ok(AuthConfig {
+            username: username.to_owned(),
+            password: password.to_owned(),
+            ..AuthConfig::default()
+        }),
+        None => Err(format!("{}: is not user:password", file.display())),
+    }
+}
+
+async fn prune(mut client: Client) -> Result<String, String> {
+    let containers = client.runtime.list_containers(ListContainersRequest { filter: None }).await;
+    let containers =
+        containers.map_err(|status| said("list", "containers", &status))?.into_inner().containers;
+    let used: HashSet<String> = containers.into_iter().map(|container| container.image_id).collect();
+    let (mut text, mut freed) = (String::new(), 0_u64);
+    for image in client.list().await? {
+        if image.pinned || used.contains(&image.id) {
+            continue;
+        }
+        client.remove(&image).await?;
+        freed = freed.saturating_add(image.size);
+        text.push_str(&format!("{}\n", names(&image).join(" ")));
+    }
+    text.push_str(&format!("{} freed\n", human(freed)));
+    Ok(text)
+}
+
+struct Client {
+    images: ImageServiceClient<Channel>,
+    runtime: RuntimeServiceClient<Channel>,
+}
+
+impl Client {
+    async fn connect(source: Source) -> Result<Self, String> {
+        let config = source.load().map_err(|error| error.to_string())?;
+        let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
+        Ok(Self {
+            images: ImageServiceClient::new(channel.clone()),
+            runtime: RuntimeServiceClient::new(channel),
+        })
+    }
+
+    async fn list(&mut self) -> Result<Vec<Image>, String> {
+        let answer = self.images.list_images(ListImagesRequest { filter: None }).await;
+        Ok(answer.map_err(|status| said("list", "images", &status))?.into_inner().images)
+    }
+
+    async fn find(&mut self, name: &str) -> Result<Option<Image>, String> {
+        let request = ImageStatusRequest { image: Some(spec(name)), verbose: false };
+        let answer = self.images.image_status(request).await;
+        Ok(answer.map_err(|status| said("look for", name, &status))?.into_inner().image)
+    }
+
+    async fn remove(&mut self, image: &Image) -> Result<(), String> {
+        let request = RemoveImageRequest { image: Some(spec(&image.id)) };
+        let answer = self.images.remove_image(request).await;
+        answer.map(drop).map_err(|status| said("remove", &image.id, &status))
+    }
+}
+
+fn spec(name: &str) -> ImageSpec {
+    ImageSpec { image: name.to_owned(), ..ImageSpec::default() }
+}
+
+fn said(operation: &str, object: &str, status: &Status) -> String {
+    format!("{operation} {object}: {}", status.message())
+}
+
+/// What an image is called: its tags, else its digests, else its id.
+fn names(image: &Image) -> Vec<String> {
+    match (image.repo_tags.is_empty(), image.repo_digests.is_empty()) {
+        (false, _) => image.repo_tags.clone(),
+        (true, false) => image.repo_digests.clone(),
+        (true, true) => vec![image.id.clone()],
+    }
+}
+
+/// One line for each name, with the id as crictl and docker shorten it.
+fn table(images: &[Image]) -> String {
+    let mut rows: Vec<[String; 4]> = Vec::new();
+    for image in images {
+        let id = image.id.trim_start_matches("sha256:").chars().take(12).collect::<String>();
+        let pinned = if image.pinned { "pinned" } else { "" };
+        rows.extend(
+            names(image).into_iter().map(|name| [name, id.clone(), human(image.size), pinned.into()]),
+        );
+    }
+    rows.sort();
+    rows.insert(0, ["IMAGE", "ID", "SIZE", ""].map(str::to_owned));
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let (name_width, size_width) = (width(0), width(2));
+    let line = |[name, id, size, pinned]: &[String; 4]| {
+        let line = format!("{name:name_width$}  {id:12}  {size:>size_width$}  {pinned}");
+        format!("{}\n", line.trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// A size as people read it.
+fn human(bytes: u64) -> String {
+    let mut whole = bytes;
+    let mut rest = 0;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if whole < 1024 {
+            let tenth = rest * 10 / 1024;
+            return if unit == "B" { format!("{whole} B") } else { format!("{whole}.{tenth} {unit}") };
+        }
+        rest = whole % 1024;
+        whole /= 1024;
+    }
+    format!("{whole}.{} TiB", rest * 10 / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_readable() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (5 << 20, "5.0 MiB"),
+            ((3 << 30) + (1 << 29), "3.5 GiB"),
+            (2 << 40, "2.0 TiB"),
+        ] {
+            assert_eq!(human(bytes), text);
+        }
+    }
+
+    #[test]
+    fn each_name_has_a_line() {
+        let image = |id: &str, tags: &[&str], pinned| Image {
+            id: format!("sha256:{id}"),
+            repo_tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+            size: 2048,
+            pinned,
+            ..Image::default()
+        };
+        let images = [image(&"a".repeat(64), &["b:1", "a:1"], false), image(&"b".repeat(64), &[], true)];
+        let text = table(&images);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("IMAGE") && lines[0].ends_with("SIZE"), "{text}");
+        assert!(lines[1].starts_with("a:1 ") && lines[1].ends_with("aaaaaaaaaaaa  2.0 KiB"), "{text}");
+        assert!(lines[2].starts_with("b:1 "), "{text}");
+        assert!(lines[3].starts_with("sha256:bbbb") && lines[3].ends_with("pinned"), "{text}");
+        assert_eq!(lines.len(), 4);
+    }
+}
