@@ -25,6 +25,6 @@ pub use error::{Error, ErrorKind};
 pub use image::{FsUsage, Image, ImageVolume, Usage, WritableLayer};
 pub use platform::Platform;
 pub use reference::Reference;
-pub use registry::Timeouts;
+pub use registry::{Proxies, Timeouts};
 pub use store::{Hold, ImageStore, Options};
 pub use unpack::Limits;

@@ -1,15 +1,17 @@
-//! The client of OCI registries: where to ask (`hosts`), how to connect (`transport`), as whom (`auth`, `challenge`), and
+//! The client of OCI registries: where to ask (`hosts`), how to connect (`transport`, `proxy`), as whom (`auth`, `challenge`), and
 //! what for (`repository`, `blob`, `reader`).
 
 mod auth;
 mod blob;
 mod challenge;
 mod hosts;
+mod proxy;
 mod reader;
 mod repository;
 mod transport;
 
 pub(crate) use blob::Piece;
+pub use proxy::Proxies;
 pub(crate) use reader::PieceReader;
 pub(crate) use repository::{Registry, Repository, check_blob};
 

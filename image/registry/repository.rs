@@ -15,6 +15,7 @@ use super::Timeouts;
 use super::auth::{Asking, Tokens};
 use super::challenge::challenges;
 use super::hosts::{self, Endpoint};
+use super::proxy::Proxies;
 use super::transport::{Ask, Transport};
 use crate::credentials::Credentials;
 use crate::digest::{Algorithm, Digest};
@@ -58,8 +59,8 @@ pub(crate) struct Repository {
 }
 
 impl Registry {
-    pub(crate) fn new(certs_dirs: Vec<PathBuf>, timeouts: Timeouts) -> Self {
-        Self { certs_dirs, transport: Transport::new(timeouts), tokens: Tokens::default() }
+    pub(crate) fn new(certs_dirs: Vec<PathBuf>, timeouts: Timeouts, proxies: Proxies) -> Self {
+        Self { certs_dirs, transport: Transport::new(timeouts, proxies), tokens: Tokens::default() }
     }
 
     /// The repository that `reference` names.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION, USER_AGENT};
+use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION, PROXY_AUTHORIZATION, USER_AGENT};
 use http::uri::{Scheme, Uri};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -25,9 +25,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::Timeouts;
 use super::hosts::{Tls, is_loopback};
+use super::proxy::{Connector, Proxies};
 use crate::error::Error;
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type HttpClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 const MAX_REDIRECTS: usize = 10;
 const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
@@ -55,6 +56,7 @@ impl Ask {
 pub(crate) struct Transport {
     pools: Mutex<HashMap<Tls, HttpClient>>,
     timeouts: Timeouts,
+    proxies: Proxies,
 }
 
 impl fmt::Debug for Transport {
@@ -64,8 +66,8 @@ impl fmt::Debug for Transport {
 }
 
 impl Transport {
-    pub(crate) fn new(timeouts: Timeouts) -> Self {
-        Self { pools: Mutex::new(HashMap::new()), timeouts }
+    pub(crate) fn new(timeouts: Timeouts, proxies: Proxies) -> Self {
+        Self { pools: Mutex::new(HashMap::new()), timeouts, proxies }
     }
 
     /// Sends a request and follows redirects; the answer's body is still on its way.
@@ -92,6 +94,9 @@ impl Transport {
         if let Some(headers) = request.headers_mut() {
             headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
             headers.extend(ask.headers.clone());
+            if let Some(header) = self.proxies.authorization(&ask.uri) {
+                headers.insert(PROXY_AUTHORIZATION, header);
+            }
         }
         let request =
             request.body(Full::new(ask.body.clone())).map_err(|error| Error::invalid(what.clone(), error))?;
@@ -116,7 +121,7 @@ impl Transport {
             .with_tls_config(tls_config(tls)?)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(Connector { direct: http, proxies: self.proxies.clone() });
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)

@@ -44,7 +44,7 @@ use crate::error::Error;
 use crate::image::{Image, Usage};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::registry::{Registry, Timeouts};
+use crate::registry::{Proxies, Registry, Timeouts};
 use crate::unpack::Limits;
 
 use flights::Flights;
@@ -69,6 +69,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long the steps of a transfer may take.
     pub timeouts: Timeouts,
+    /// By which proxies registries are reached.
+    pub proxies: Proxies,
     /// References whose images the kubelet is told not to collect.
     pub pinned: Vec<Reference>,
 }
@@ -90,6 +92,7 @@ impl Default for Options {
             parallel_downloads: 6,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            proxies: Proxies::default(),
             pinned: Vec::new(),
         }
     }

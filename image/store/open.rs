@@ -59,7 +59,8 @@ impl Inner {
         };
         stock.take()?;
         let Stock { index, jobs, .. } = stock;
-        let registry = Arc::new(Registry::new(options.certs_dirs.clone(), options.timeouts));
+        let registry =
+            Arc::new(Registry::new(options.certs_dirs.clone(), options.timeouts, options.proxies.clone()));
         let downloads = Arc::new(Semaphore::new(options.parallel_downloads.max(1)));
         let (images, layers) = index.unused();
         // The thread needs the store, and the store the way to the thread.

@@ -21,7 +21,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_image::{Algorithm, Credentials, Digest, ErrorKind, Image, ImageStore, Limits, Options, Reference};
+use berth_image::{
+    Algorithm, Credentials, Digest, ErrorKind, Image, ImageStore, Limits, Options, Proxies, Reference,
+};
 use registry::{Answer, MANIFEST, Registry};
 
 struct Test {
@@ -422,4 +424,27 @@ async fn usage_is_what_du_says() {
         assert!(Instant::now() < until, "{usage:?} {expected:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_are_reached_through_a_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Registry::start(std::process::id());
+    proxy.image("image", &simple("x").0, &simple("x").1);
+    let hosts = folder.path().join("certs.d/plain.example");
+    fs::create_dir_all(&hosts).unwrap();
+    fs::write(hosts.join("hosts.toml"), "server = \"http://plain.example\"\n").unwrap();
+    let options = Options {
+        certs_dirs: vec![folder.path().join("certs.d")],
+        proxies: Proxies::all(&format!("http://{}", proxy.address), "direct.example"),
+        ..Options::new(folder.path().join("image"))
+    };
+    let store = ImageStore::open(options).await.unwrap();
+    store.pull(&"plain.example/image:1".parse().unwrap(), None).await.unwrap();
+    assert_eq!(proxy.times("http://plain.example/v2/image/manifests/1"), 1, "{:?}", proxy.asked());
+    // TLS goes through a tunnel, which this proxy refuses.
+    let error = store.pull(&"secure.example/image:1".parse().unwrap(), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("proxy 127.0.0.1"), "{error}");
+    assert!(proxy.times("secure.example:443") > 0, "{:?}", proxy.asked());
 }

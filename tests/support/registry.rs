@@ -148,8 +148,11 @@ fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>, log: &Mut
             }
             line.clear();
         }
-        let path = request.split(' ').nth(1).unwrap_or_default();
-        log.lock().unwrap().push(Asked { path: path.to_owned(), authorization: authorization.clone() });
+        let target = request.split(' ').nth(1).unwrap_or_default();
+        // Who asks a proxy names the whole address.
+        let host = target.strip_prefix("http://").unwrap_or_default();
+        let path = host.find('/').map_or(target, |start| &host[start..]);
+        log.lock().unwrap().push(Asked { path: target.to_owned(), authorization: authorization.clone() });
         let is_head = request.starts_with("HEAD");
         let missing = Answer::Whole(404, "text/plain", b"none".to_vec());
         let mut known = answers.lock().unwrap();
