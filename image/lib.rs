@@ -26,5 +26,5 @@ pub use image::{FsUsage, Image, ImageVolume, Usage, WritableLayer};
 pub use platform::Platform;
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};
-pub use store::{Hold, ImageStore, Options};
+pub use store::{Hold, ImageStore, Options, Verdict, Verified};
 pub use unpack::Limits;

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use berth_proto::admin::admin_server::Admin;
-use berth_proto::admin::{LoadImageRequest, LoadImageResponse, LoadedImage};
+use berth_proto::admin::{
+    LoadImageRequest, LoadImageResponse, LoadedImage, Verdict, VerifiedPart, VerifyImagesRequest,
+    VerifyImagesResponse,
+};
 use tonic::{Request, Response, Status};
 
 use crate::daemon::Shared;
@@ -39,5 +42,23 @@ impl Admin for AdminService {
             .map(|image| LoadedImage { id: image.id.to_string(), tags: image.repo_tags.clone() })
             .collect();
         Ok(Response::new(LoadImageResponse { images }))
+    }
+
+    async fn verify_images(
+        &self,
+        request: Request<VerifyImagesRequest>,
+    ) -> Result<Response<VerifyImagesResponse>, Status> {
+        let name = request.into_inner().image;
+        let name = Some(name.as_str()).filter(|name| !name.is_empty());
+        let found = self.daemon.images.verify(name).await.map_err(CriError::from)?;
+        let parts = found.into_iter().map(|part| {
+            let (verdict, why) = match part.verdict {
+                berth_image::Verdict::Sound => (Verdict::Sound, String::new()),
+                berth_image::Verdict::Unknown => (Verdict::Unknown, String::new()),
+                berth_image::Verdict::Broken(why) => (Verdict::Broken, why),
+            };
+            VerifiedPart { what: part.what, images: part.images, verdict: verdict.into(), why }
+        });
+        Ok(Response::new(VerifyImagesResponse { parts: parts.collect() }))
     }
 }

@@ -67,6 +67,10 @@ async fn images_are_listed_pulled_and_removed_by_hand() {
     assert!(pulled && text.starts_with("sha256:"), "{text}");
     let (_, text) = image(&["ls"]);
     assert!(text.lines().count() == 3 && text.contains(IMAGE) && text.contains(&name), "{text}");
+    let (sound, text) = image(&["verify", &name]);
+    assert!(sound && !text.contains("broken"), "{text}");
+    let (sound, text) = image(&["verify", "no-such-image"]);
+    assert!(!sound && text.contains("no-such-image"), "{text}");
     let (found, text) = image(&["rm", "no-such-image"]);
     assert!(!found && text.contains("no-such-image: no such image"), "{text}");
     let (failed, text) = image(&["pull", &format!("{reference}/none:1")]);

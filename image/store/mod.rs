@@ -24,7 +24,9 @@ mod patch;
 mod reaper;
 mod record;
 mod remove;
+mod tree_digest;
 mod usage;
+mod verify;
 mod walk;
 
 pub(crate) use flights::PullKey;
@@ -32,6 +34,7 @@ pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
 pub(crate) use make::{HalfMade, Names, NewImage};
 pub(crate) use record::LayerRecord;
+pub use verify::{Verdict, Verified};
 
 use std::fmt;
 use std::path::PathBuf;

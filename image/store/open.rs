@@ -13,7 +13,7 @@ use super::folders::{Folders, names, read_json};
 use super::index::{ContainerEntry, Index, LayerKey};
 use super::make::read_config;
 use super::reaper::{Job, Reaper};
-use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerRecord};
+use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerRecord, Synced};
 use super::usage::Counters;
 use super::walk::measure;
 use super::{ImageStore, Inner, Options};
@@ -136,8 +136,13 @@ impl Stock<'_> {
     fn layer(&mut self, name: &str, folder: &Path) -> Result<(), Error> {
         let key: LayerKey = name.parse()?;
         let record: LayerRecord = read_json(&folder.join("layer.json"))?;
-        let usage = match read_json::<DiskUsage>(&folder.join("synced")) {
-            Ok(usage) => usage,
+        let usage = match read_json::<Synced>(&folder.join("synced")) {
+            Ok(synced) => {
+                if synced.tree.is_none() {
+                    self.jobs.push(Job::Digest(key.clone()));
+                }
+                synced.usage
+            }
             Err(error) if record.boot_id != self.boot_id => return Err(error),
             Err(_) => {
                 self.jobs.push(Job::Sync(key.clone()));

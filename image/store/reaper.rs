@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError, Weak};
 use rustix::fs::{Mode, OFlags, syncfs};
 
 use super::index::LayerKey;
+use super::record::Synced;
+use super::tree_digest::tree_digest;
 use super::walk::{self, measure, measure_patch};
 use super::{Inner, folders};
 use crate::digest::Digest;
@@ -25,6 +27,8 @@ pub(super) enum Job {
     Purge(Digest),
     /// Bring a layer's content to the disk, and note that.
     Sync(LayerKey),
+    /// Note the digest of a layer's files.
+    Digest(LayerKey),
     /// Count again what containers have written.
     MeasureContainers,
 }
@@ -74,6 +78,7 @@ fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
                     fresh.push(key);
                     Ok(())
                 }
+                Job::Digest(key) => digest(&inner, &key),
                 Job::MeasureContainers => {
                     inner.measure_containers();
                     Ok(())
@@ -100,24 +105,44 @@ fn make_last(inner: &Inner, keys: &[LayerKey]) -> Result<(), Error> {
         rustix::fs::open(&layers, flags, Mode::empty()).map_err(|error| Error::io("open", &layers, error))?;
     syncfs(fd.as_fd()).map_err(|error| Error::io("sync the filesystem of", &layers, error))?;
     for key in keys {
-        // It may have been collected meanwhile; its flight keeps a new one of the same name from coming in between.
-        let flight = inner.flights.layer(key);
-        let _guard = flight.blocking_lock();
-        if inner.index().layer(key).is_none() {
-            continue;
-        }
-        let folder = inner.folders.layer(key);
-        let marker = folder.join("synced");
-        // Counted now: what is delayed has its blocks.
-        let count = |path: &Path| match key {
-            LayerKey::Diff(_) => measure(path),
-            LayerKey::Patch(_) => measure_patch(path),
-        };
-        folders::replace_json(&marker, &count(&folder)?, false)?;
-        let usage = count(&folder)?;
-        folders::replace_json(&marker, &usage, false)?;
-        inner.index().set_layer_usage(key, usage);
+        mark(inner, key, None)?;
+        inner.reaper.send(Job::Digest(key.clone()));
     }
+    Ok(())
+}
+
+/// Notes what a layer's files are, by which a later change shows.
+fn digest(inner: &Inner, key: &LayerKey) -> Result<(), Error> {
+    match tree_digest(&inner.folders.layer_fs(key)) {
+        Ok(tree) => mark(inner, key, Some(tree)),
+        // It has been collected meanwhile.
+        Err(_) if inner.index().layer(key).is_none() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes down that a layer's content is on the disk.
+fn mark(inner: &Inner, key: &LayerKey, tree: Option<Digest>) -> Result<(), Error> {
+    // It may have been collected meanwhile; its flight keeps a new one of the same name from coming in between.
+    let flight = inner.flights.layer(key);
+    let _guard = flight.blocking_lock();
+    if inner.index().layer(key).is_none() {
+        return Ok(());
+    }
+    let folder = inner.folders.layer(key);
+    let marker = folder.join("synced");
+    // Counted now: what is delayed has its blocks.
+    let count = |path: &Path| match key {
+        LayerKey::Diff(_) => measure(path),
+        LayerKey::Patch(_) => measure_patch(path),
+    };
+    let mut synced = Synced { usage: count(&folder)?, tree };
+    // Twice: the marker is counted as well.
+    for _ in 0..2 {
+        folders::replace_json(&marker, &synced, false)?;
+        synced.usage = count(&folder)?;
+    }
+    inner.index().set_layer_usage(key, synced.usage);
     Ok(())
 }
 

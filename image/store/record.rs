@@ -72,6 +72,16 @@ pub(crate) struct DiskUsage {
     pub(crate) inodes: u64,
 }
 
+/// `layers/<key>/synced`, written when the layer's content is on the disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Synced {
+    #[serde(flatten)]
+    pub(crate) usage: DiskUsage,
+    /// The digest of the files, by which a later change shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tree: Option<Digest>,
+}
+
 /// `containers/<id>/layer.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {

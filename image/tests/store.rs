@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use berth_image::{
     Algorithm, Credentials, Digest, ErrorKind, Image, ImageStore, Limits, Options, Proxies, Reference,
+    Verdict,
 };
 use registry::{Answer, MANIFEST, Registry};
 
@@ -447,4 +448,36 @@ async fn registries_are_reached_through_a_proxy() {
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("proxy 127.0.0.1"), "{error}");
     assert!(proxy.times("secure.example:443") > 0, "{:?}", proxy.asked());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_changed_on_the_disk_is_found() {
+    let test = test().await;
+    test.registry.layers("image", &[simple("a"), simple("b")]);
+    test.registry.image("other", &simple("c").0, &simple("c").1);
+    let image = test.pull("image:1").await.unwrap();
+    test.pull("other:1").await.unwrap();
+    let until = Instant::now() + Duration::from_secs(5);
+    let sound = loop {
+        let found = test.store.verify(None).await.unwrap();
+        if found.iter().all(|part| part.verdict == Verdict::Sound) || Instant::now() > until {
+            break found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(sound.len(), 5, "two configs, three layers: {sound:?}");
+    assert!(sound.iter().all(|part| part.verdict == Verdict::Sound), "{sound:?}");
+
+    let root = test.folder.path().join("image");
+    let layer = root.join("layers").join(format!("sha256-{}", image.layers[1].hex()));
+    fs::write(layer.join("fs/b"), "changed").unwrap();
+    let config = root.join("images").join(format!("sha256-{}", image.id.hex())).join("config.json");
+    fs::write(&config, "{}").unwrap();
+    let found = test.store.verify(None).await.unwrap();
+    let broken: Vec<_> = found.iter().filter(|part| part.verdict != Verdict::Sound).collect();
+    assert_eq!(broken.len(), 2, "{found:?}");
+    assert!(broken.iter().all(|part| part.images == image.repo_tags), "{broken:?}");
+    assert_eq!(test.store.verify(Some("no-such:1")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    let other = test.store.verify(Some(&format!("{}/other:1", test.registry.address))).await.unwrap();
+    assert!(other.len() == 2 && other.iter().all(|part| part.verdict == Verdict::Sound), "{other:?}");
 }

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use berth_proto::admin::admin_client::AdminClient;
+use berth_proto::admin::{Verdict, VerifyImagesRequest};
 use berth_proto::v1::image_service_client::ImageServiceClient;
 use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
 use berth_proto::v1::{
@@ -35,6 +37,8 @@ enum Command {
     Load(LoadArgs),
     /// Remove images with all their names; containers that run on them go on
     Rm(RmArgs),
+    /// Compare what is on the disk with its digests
+    Verify(VerifyArgs),
     /// Remove every image that no container uses and that is not pinned
     Prune(Where),
 }
@@ -53,6 +57,15 @@ struct PullArgs {
     /// A file with user:password; without it the daemon uses what its auth_file has
     #[arg(long, value_name = "FILE")]
     credentials: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Clone, Debug, Args)]
+struct VerifyArgs {
+    /// A name or an id; without one, all images
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
     #[command(flatten)]
     source: Source,
 }
@@ -95,6 +108,7 @@ async fn answer(command: Command) -> Result<String, String> {
             }
             Ok(removed)
         }
+        Command::Verify(args) => verify(args).await,
         Command::Prune(args) => prune(Client::connect(args.source).await?).await,
         Command::Load(_) => Err("load is a command of its own".to_owned()),
     }
@@ -123,6 +137,24 @@ fn read_credentials(file: &std::path::Path) -> Result<AuthConfig, String> {
         }),
         None => Err(format!("{}: is not user:password", file.display())),
     }
+}
+
+/// The parts that are sound are counted, the others named; any that is broken makes it a failure.
+async fn verify(args: VerifyArgs) -> Result<String, String> {
+    let config = args.source.load().map_err(|error| error.to_string())?;
+    let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
+    let request = VerifyImagesRequest { image: args.image.unwrap_or_default() };
+    let answer = AdminClient::new(channel).verify_images(request).await;
+    let parts = answer.map_err(|status| format!("verify: {}", status.message()))?.into_inner().parts;
+    let of = |verdict: Verdict| parts.iter().filter(move |part| part.verdict() == verdict);
+    let mut text = format!("{} parts are sound\n", of(Verdict::Sound).count());
+    for part in of(Verdict::Unknown) {
+        text.push_str(&format!("not known yet: {} of {}\n", part.what, part.images.join(", ")));
+    }
+    for part in of(Verdict::Broken) {
+        text.push_str(&format!("broken: {} of {}: {}\n", part.what, part.images.join(", "), part.why));
+    }
+    if of(Verdict::Broken).count() == 0 { Ok(text) } else { Err(text.trim_end().to_owned()) }
 }
 
 async fn prune(mut client: Client) -> Result<String, String> {

@@ -20,9 +20,10 @@ use super::counters::{Counters, InFlight};
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(240);
 
 /// The calls that take as long as a registry, a grace period or a command does, and the streams.
-const WITHOUT_DEADLINE: [&str; 15] = [
+const WITHOUT_DEADLINE: [&str; 16] = [
     "PullImage",
     "LoadImage",
+    "VerifyImages",
     "ExecSync",
     "StopContainer",
     "StopPodSandbox",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_proto::admin::admin_server::Admin;
-use berth_proto::admin::{LoadImageRequest, LoadImageResponse};
+use berth_proto::admin::{LoadImageRequest, LoadImageResponse, VerifyImagesRequest, VerifyImagesResponse};
 use berth_proto::v1::image_service_server::ImageService;
 use berth_proto::v1::runtime_service_server::RuntimeService;
 use berth_proto::v1::*;
@@ -136,6 +136,7 @@ service! { ImageService {
 service! { Admin {}
     unary {
         load_image(LoadImageRequest) -> LoadImageResponse;
+        verify_images(VerifyImagesRequest) -> VerifyImagesResponse;
     }
     streams {}
 }
