@@ -190,10 +190,9 @@ async fn ends_have_codes_reasons_and_times() {
 async fn stopping_is_gentle_then_firm() {
     let (mut berth, pod) = berth_and_pod().await;
     let gentle = berth.run(&pod, sleeper("gentle")).await;
-    let started = Instant::now();
-    berth.stop_container(&gentle, 20).await;
-    assert!(started.elapsed() < Duration::from_secs(10), "it ends by the stop signal");
-    assert_eq!(berth.status(&gentle).await.exit_code, 0);
+    berth.catches(&gentle, rustix::process::Signal::TERM).await;
+    berth.stop_container(&gentle, 60).await;
+    assert_eq!(berth.status(&gentle).await.exit_code, 0, "it ends by the stop signal");
     let deaf =
         berth.run(&pod, shell("deaf", "trap '' TERM; sleep 1000 & while true; do sleep 0.1; done")).await;
     berth.stop_container(&deaf, 1).await;
@@ -203,8 +202,8 @@ async fn stopping_is_gentle_then_firm() {
     let mut by_signal = shell("signal", "trap 'exit 7' USR1; while true; do sleep 0.1; done");
     by_signal.stop_signal = Signal::Sigusr1.into();
     let by_signal = berth.run(&pod, by_signal).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    berth.stop_container(&by_signal, 20).await;
+    berth.catches(&by_signal, rustix::process::Signal::USR1).await;
+    berth.stop_container(&by_signal, 60).await;
     assert_eq!(berth.status(&by_signal).await.exit_code, 7);
     berth.remove_container(&by_signal).await;
     berth.remove_container(&by_signal).await;
@@ -221,14 +220,12 @@ async fn exec_sync_answers_with_code_and_output() {
     assert_eq!(inside, "0\n/srv\nyes\nsh\npod");
     assert!(berth.exec(&id, &["/nope"], 0).await.unwrap_err().message().contains("/nope"));
 
-    let started = Instant::now();
     let error = berth.exec(&id, &["sh", "-c", "sleep 4711 & sleep 4712"], 1).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded);
-    assert!(started.elapsed() < Duration::from_secs(10));
     let left = berth.sh(&id, "ps -o args | grep -c '[s]leep 471'").await;
     assert_eq!(left, "0", "a timeout ends everything that the command had started");
 
-    let answer = berth.exec(&id, &["sh", "-c", "sleep 60 & echo started"], 10).await.unwrap();
+    let answer = berth.exec(&id, &["sh", "-c", "sleep 4713 & echo started"], 60).await.unwrap();
     assert_eq!(&answer.stdout[..], b"started\n", "what holds the pipe open is not waited for");
     let answer = berth.exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero"], 30).await.unwrap();
     assert_eq!(answer.stdout.len(), 16 << 20, "output is cut");

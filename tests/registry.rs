@@ -21,7 +21,7 @@ async fn pull(berth: &mut Berth, name: &str) -> Result<String, Status> {
 
 /// What the store has on the disk; what is being deleted in the background gets a moment for it.
 async fn stored(berth: &Berth, expected: usize) -> Vec<String> {
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + PATIENCE;
     loop {
         let mut found = Vec::new();
         for folder in ["images", "layers", "tmp", "trash"] {

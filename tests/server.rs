@@ -151,9 +151,7 @@ async fn ready_means_that_the_socket_answers() {
     assert_eq!(status(&home.socket()).await.status.unwrap().conditions[0].r#type, "RuntimeReady");
     daemon.signal(Signal::TERM);
     assert!(daemon.hear().contains("STOPPING=1"));
-    let began = Instant::now();
     assert!(daemon.ended().success(), "{}", home.log());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert!(!home.socket().exists());
     let credentials = format!("pid={} uid=0 gid=0", std::process::id());
     assert!(home.log().contains(&credentials), "{}", home.log());

@@ -27,6 +27,9 @@ use berth_image::{
 };
 use registry::{Answer, MANIFEST, Registry};
 
+/// How long what happens in the background may take on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 struct Test {
     folder: tempfile::TempDir,
     registry: Registry,
@@ -60,7 +63,7 @@ impl Test {
 
     /// Waits for the background thread.
     fn settled(&self, folder: &str, count: usize) -> bool {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + PATIENCE;
         while self.stored(folder).len() != count && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -415,7 +418,7 @@ async fn usage_is_what_du_says() {
     };
     // The two folders themselves are no image's.
     let own = |path: &str| fs::metadata(root.join(path)).unwrap().blocks() * 512;
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + PATIENCE;
     loop {
         let usage = test.store.usage().image;
         let expected = (du("-B1") - own("layers") - own("images"), du("--inodes") - 2);
@@ -457,7 +460,7 @@ async fn what_has_changed_on_the_disk_is_found() {
     test.registry.image("other", &simple("c").0, &simple("c").1);
     let image = test.pull("image:1").await.unwrap();
     test.pull("other:1").await.unwrap();
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + PATIENCE;
     let sound = loop {
         let found = test.store.verify(None).await.unwrap();
         if found.iter().all(|part| part.verdict == Verdict::Sound) || Instant::now() > until {

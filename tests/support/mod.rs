@@ -226,6 +226,17 @@ impl Berth {
         String::from_utf8_lossy(&answer.stdout).trim().to_owned()
     }
 
+    /// Waits until the container's first process has a handler for `signal`: before that the kernel drops the
+    /// signal, as this process is number 1 of its namespace (pid_namespaces(7)).
+    pub async fn catches(&mut self, id: &str, signal: rustix::process::Signal) {
+        let script = format!(
+            "until mask=0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/1/status); \
+             [ $((mask >> {} & 1)) = 1 ]; do sleep 0.05; done; echo yes",
+            signal.as_raw() - 1
+        );
+        assert_eq!(self.sh(id, &script).await, "yes");
+    }
+
     pub async fn stop_container(&mut self, id: &str, timeout: i64) {
         let request = StopContainerRequest { container_id: id.to_owned(), timeout };
         self.runtime.stop_container(request).await.unwrap();
