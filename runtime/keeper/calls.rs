@@ -136,7 +136,7 @@ impl Keeper {
             State::Created => {}
             State::Creating(_) => return Err(state(&what, "being created")),
             State::Starting(_) | State::Running { .. } => return Err(state(&what, "running")),
-            State::Failed | State::Exited(_) => return Err(state(&what, "ended")),
+            State::Failed(_) | State::Exited(_) => return Err(state(&what, "ended")),
         }
         if let Err(errno) = rustix::io::write(&container.child.gate, &[START]) {
             let action = format!("let {what} through its gate");
@@ -151,7 +151,7 @@ impl Keeper {
         let container = self.containers.get(id).ok_or_else(|| not_found(&what))?;
         match container.state {
             State::Running { .. } => Ok(container),
-            State::Exited(_) | State::Failed => Err(state(&what, "ended")),
+            State::Exited(_) | State::Failed(_) => Err(state(&what, "ended")),
             _ => Err(state(&what, "not running")),
         }
     }

@@ -6,7 +6,7 @@ use berth_runtime::init::{Descriptors, container};
 use berth_runtime::plan::{ContainerPlan, PidNamespace};
 use berth_runtime::sys::process::{Ended, namespace};
 use berth_runtime::sys::{self, Context};
-use berth_runtime::wire::{ExitRecord, Phase};
+use berth_runtime::wire::{ExitRecord, InitFailure, Phase};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -28,7 +28,7 @@ pub(crate) enum State {
     /// The command runs.
     Running { started_at: i64 },
     /// The first process has failed and told so; its end is awaited.
-    Failed,
+    Failed(Option<InitFailure>),
     /// It has ended.
     Exited(ExitRecord),
 }
@@ -121,7 +121,7 @@ impl Container {
     pub(crate) fn phase(&self) -> Phase {
         match &self.state {
             State::Creating(_) => Phase::Creating,
-            State::Created | State::Starting(_) | State::Failed => Phase::Created,
+            State::Created | State::Starting(_) | State::Failed(_) => Phase::Created,
             State::Running { started_at } => Phase::Running { started_at: *started_at },
             State::Exited(record) => Phase::Exited(record.clone()),
         }
@@ -132,6 +132,10 @@ impl Container {
         let started_at = match self.state {
             State::Running { started_at } => started_at,
             _ => 0,
+        };
+        let failure = match &mut self.state {
+            State::Failed(failure) => failure.take(),
+            _ => None,
         };
         let signal = match ended {
             Ended::Signal(signal) => Some(signal),
@@ -145,6 +149,7 @@ impl Container {
             oom_killed: code == 137 && self.oom_kills() > 0,
             started_at,
             finished_at: now(),
+            failure,
         };
         if let Err(error) = self.write_record(&record) {
             crate::report(&format!("write exit.json in {}: {error}", self.folder));

@@ -207,11 +207,15 @@ impl Keeper {
             }
             (State::Creating(origin) | State::Starting(origin), news) => {
                 let origin = *origin;
-                container.state = State::Failed;
                 let failure = match news {
                     News::Report(report, _) => failure_of(report),
                     News::End => vanished(),
                 };
+                let told = match &failure {
+                    Failure::Init(failure) => Some(failure.clone()),
+                    _ => None,
+                };
+                container.state = State::Failed(told);
                 self.close_gate(id);
                 self.answer(origin, Err(failure), Vec::new());
             }

@@ -361,6 +361,9 @@ pub struct ExitRecord {
     pub started_at: i64,
     /// In nanoseconds since the epoch.
     pub finished_at: i64,
+    /// Why it never became its command, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<InitFailure>,
 }
 
 /// What the keeper tells unasked, to every connection.

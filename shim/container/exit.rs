@@ -4,24 +4,48 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
-use berth_runtime::wire::ExitRecord;
+use berth_runtime::wire::{ExitRecord, InitFailure};
 
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
-use crate::store::{Container, ContainerState, Exit};
+use crate::store::{Container, ContainerState, Exit, ExitReason};
 
+/// `ENOENT`: the exit code of a command that is not there is 127, of one that cannot be run 126, as a shell has it.
+const ENOENT: i32 = 2;
 /// How long the news of an end may take after the kill. A process in an uninterruptible sleep takes longer.
 const AFTER_KILL: Duration = Duration::from_secs(30);
 
 /// A container has ended.
 pub async fn take(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
     tracing::debug!(container = container.id.as_str(), code = record.code, "ended");
-    if let Err(error) = container.change(|state| state.exited(Exit::from_record(record))) {
+    let exit = match &record.failure {
+        Some(failure) => cannot_run(container, failure, record.finished_at),
+        None => Exit::from_record(record),
+    };
+    if let Err(error) = container.change(|state| state.exited(exit.clone())) {
         tracing::error!(container = container.id.as_str(), %error, "record the end");
     }
     // With a process namespace of its own nothing is left; in a shared one or the host's the others live on.
     if let Err(error) = kill_cgroup(daemon, container).await {
         tracing::warn!(container = container.id.as_str(), %error, "kill what the container left behind");
+    }
+}
+
+/// The end of a container whose command could not be run. The answer to the start and the news of the end can cross:
+/// both come to this.
+pub(super) fn cannot_run(container: &Container, failure: &InitFailure, finished_at: i64) -> Exit {
+    let command = container
+        .spec()
+        .ok()
+        .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
+        .and_then(|args| args.into_iter().next())
+        .unwrap_or_default();
+    Exit {
+        code: if failure.errno == ENOENT { 127 } else { 126 },
+        reason: ExitReason::ContainerCannotRun,
+        message: format!("{failure}: {command:?}"),
+        started_at: 0,
+        finished_at,
     }
 }
 

@@ -5,14 +5,12 @@ use std::sync::Arc;
 use berth_runtime::wire::{Call, Failure, InitFailure, Outcome};
 use tonic::Status;
 
+use super::exit;
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::LinkError;
 use crate::operation::{Key, Progress};
-use crate::store::{Container, ContainerState, Exit, ExitReason, PodState};
-
-/// `ENOENT`: the exit code of a command that is not there is 127, of one that cannot be run 126, as a shell has it.
-const ENOENT: i32 = 2;
+use crate::store::{Container, ContainerState, PodState};
 
 /// Starts a container that is created.
 ///
@@ -60,21 +58,8 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
 }
 
 fn cannot_run(container: &Container, failure: &InitFailure) -> Result<(), CriError> {
-    let command = container
-        .spec()
-        .ok()
-        .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
-        .and_then(|args| args.into_iter().next())
-        .unwrap_or_default();
-    let message = format!("{failure}: {command:?}");
-    container.change(|state| {
-        state.exited(Exit {
-            code: if failure.errno == ENOENT { 127 } else { 126 },
-            reason: ExitReason::ContainerCannotRun,
-            message: message.clone(),
-            started_at: 0,
-            finished_at: crate::clock::now(),
-        })
-    })?;
+    let exit = exit::cannot_run(container, failure, crate::clock::now());
+    let message = exit.message.clone();
+    container.change(|state| state.exited(exit.clone()))?;
     Err(CriError::failed(format!("start container {}", container.id), message))
 }

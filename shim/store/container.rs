@@ -333,7 +333,14 @@ mod tests {
     use super::*;
 
     fn exit(code: i32, oom_killed: bool) -> Exit {
-        Exit::from_record(&ExitRecord { code, signal: None, oom_killed, started_at: 1, finished_at: 2 })
+        Exit::from_record(&ExitRecord {
+            code,
+            signal: None,
+            oom_killed,
+            started_at: 1,
+            finished_at: 2,
+            failure: None,
+        })
     }
 
     #[test]
