@@ -10,11 +10,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Known};
 use crate::error::Error;
-use crate::reference::Reference;
 
 /// How docker calls its own registry in these files.
+const HUB: &str = "docker.io";
 const DOCKER_HUB: [&str; 3] = ["index.docker.io/v1", "index.docker.io", "registry-1.docker.io"];
 /// What a helper answers as the user of a token (docker-credential-helpers, "identity token").
 const TOKEN_USER: &str = "<token>";
@@ -23,10 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What a helper writes on standard output where it knows of nothing.
 const NOT_FOUND: &str = "credentials not found";
 
-/// A file with credentials. It is read at each use: whoever changes it needs to tell nobody.
-#[derive(Clone, Debug)]
-pub struct AuthFile {
-    path: PathBuf,
+/// Files with credentials, which need not be there. They are read at each use: whoever changes one needs to tell nobody.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AuthFiles {
+    paths: Vec<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -55,64 +55,73 @@ struct Answer {
     secret: String,
 }
 
-impl AuthFile {
-    /// The file at `path`, which need not be there.
-    #[must_use]
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+impl AuthFiles {
+    pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
+        Self { paths }
     }
 
-    /// The credentials for an image: of its repository, of a folder above it, of its registry; or what a helper has.
+    /// The credentials for a repository (`quay.io/team/app`): its own, those of a folder above it, of its registry; or what
+    /// a helper has. The first file that has any counts.
     ///
     /// # Errors
-    /// The file or an entry in it is broken, or a helper fails.
-    pub async fn credentials(&self, reference: &Reference) -> Result<Option<Credentials>, Error> {
-        let what = self.path.display().to_string();
-        let text = match tokio::fs::read(&self.path).await {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("read", &self.path, error)),
-        };
-        let content: Content = serde_json::from_slice(&text)
-            .map_err(|error| Error::invalid(&what, format!("is no docker config: {error}")))?;
-        let names = names(reference);
-        if let Some((server, helper)) = find(&content.cred_helpers, &names) {
-            return ask(helper, server).await;
-        }
-        if let Some((server, entry)) = find(&content.auths, &names) {
-            let found = Credentials::from_parts(
-                &entry.username,
-                &entry.password,
-                &entry.auth,
-                &entry.identitytoken,
-                &entry.registrytoken,
-            );
-            let found = found.map_err(|error| Error::invalid(format!("{what}: {server}"), error))?;
-            // An empty entry says that the store has the secret.
-            if found.is_some() || content.creds_store.is_empty() {
-                return Ok(found);
+    /// A file or an entry in it is broken, or a helper fails.
+    pub(crate) async fn credentials(&self, name: &str) -> Result<Option<Known>, Error> {
+        for path in &self.paths {
+            if let Some(found) = credentials(path, name).await? {
+                return Ok(Some(found));
             }
         }
-        if content.creds_store.is_empty() {
-            return Ok(None);
-        }
-        let server = match reference.domain() {
-            "docker.io" => "https://index.docker.io/v1/",
-            domain => domain,
-        };
-        ask(&content.creds_store, server).await
+        Ok(None)
     }
 }
 
+async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
+    let what = path.display().to_string();
+    let text = match tokio::fs::read(path).await {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path, error)),
+    };
+    let content: Content = serde_json::from_slice(&text)
+        .map_err(|error| Error::invalid(&what, format!("is no docker config: {error}")))?;
+    let names = names(name);
+    if let Some((server, helper)) = find(&content.cred_helpers, &names) {
+        return ask(helper, server).await;
+    }
+    if let Some((server, entry)) = find(&content.auths, &names) {
+        let found = Credentials::from_parts(
+            &entry.username,
+            &entry.password,
+            &entry.auth,
+            &entry.identitytoken,
+            &entry.registrytoken,
+        );
+        let found = found.map_err(|error| Error::invalid(format!("{what}: {server}"), error))?;
+        // An empty entry says that the store has the secret.
+        if found.is_some() || content.creds_store.is_empty() {
+            let known = |credentials| Known { credentials, source: format!("{what}: {server}") };
+            return Ok(found.map(known));
+        }
+    }
+    if content.creds_store.is_empty() {
+        return Ok(None);
+    }
+    let server = match name.split('/').next().unwrap_or_default() {
+        HUB => "https://index.docker.io/v1/",
+        domain => domain,
+    };
+    ask(&content.creds_store, server).await
+}
+
 /// The names under which an image's credentials may be, the narrowest first.
-fn names(reference: &Reference) -> Vec<String> {
-    let mut name = reference.name();
+fn names(name: &str) -> Vec<String> {
+    let mut name = name.to_owned();
     let mut names = vec![name.clone()];
     while let Some((above, _)) = name.rsplit_once('/') {
         name = above.to_owned();
         names.push(name.clone());
     }
-    if reference.domain() == "docker.io" {
+    if name == HUB {
         names.extend(DOCKER_HUB.map(str::to_owned));
     }
     names
@@ -138,7 +147,7 @@ fn plain(key: &str) -> &str {
 }
 
 /// Asks a credential helper, a program `docker-credential-<name>` (docker's CLI reference, "Credential helper protocol").
-async fn ask(helper: &str, server: &str) -> Result<Option<Credentials>, Error> {
+async fn ask(helper: &str, server: &str) -> Result<Option<Known>, Error> {
     let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let program = format!("docker-credential-{helper}");
     if helper.is_empty() || !helper.bytes().all(named) {
@@ -171,10 +180,11 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Credentials>, Error> {
     }
     let answer: Answer =
         serde_json::from_str(&text).map_err(|error| failed(format!("its answer is broken: {error}")))?;
-    Ok(Some(match answer.username.as_str() {
+    let credentials = match answer.username.as_str() {
         TOKEN_USER => Credentials::IdentityToken(answer.secret),
         _ => Credentials::Basic { username: answer.username, password: answer.secret },
-    }))
+    };
+    Ok(Some(Known { credentials, source: format!("{program} for {server}") }))
 }
 
 #[cfg(test)]
@@ -184,8 +194,9 @@ mod tests {
     async fn credentials(content: &str, reference: &str) -> Result<Option<String>, Error> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
-        let found = AuthFile::new(file.path()).credentials(&reference.parse().unwrap()).await?;
-        Ok(found.map(|found| match found {
+        let name = reference.parse::<crate::reference::Reference>().unwrap().name();
+        let found = AuthFiles::new(vec![file.path().to_owned()]).credentials(&name).await?;
+        Ok(found.map(|found| match found.credentials {
             Credentials::Basic { username, .. } => username,
             Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => token,
         }))
@@ -222,8 +233,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_is_not_there_has_none_and_a_broken_one_is_told() {
-        let nowhere = AuthFile::new("/nonexistent/auth.json");
-        assert!(nowhere.credentials(&"busybox".parse().unwrap()).await.unwrap().is_none());
+        let nowhere = AuthFiles::new(vec!["/nonexistent/auth.json".into()]);
+        assert!(nowhere.credentials("docker.io/library/busybox").await.unwrap().is_none());
         for broken in ["", "{", "7", r#"{ "auths": { "docker.io": { "auth": "!" } } }"#] {
             assert!(credentials(broken, "busybox").await.is_err(), "{broken}");
         }

@@ -24,6 +24,14 @@ pub enum Credentials {
     RegistryToken(String),
 }
 
+/// Credentials, and where they are from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) credentials: Credentials,
+    /// The file with its key, the helper, or the request.
+    pub(crate) source: String,
+}
+
 impl Credentials {
     /// From the fields of a docker config's entry, which are those of the CRI's `AuthConfig`: the first of user name,
     /// identity token, registry token and `auth` (base64 of `user:password`) that is not empty counts, in containerd's

@@ -47,6 +47,14 @@ pub enum Error {
         /// The rule that it breaks.
         why: &'static str,
     },
+    /// The node's policy does not let it in.
+    #[error("{what}: {why}")]
+    Untrusted {
+        /// The image, or the policy itself.
+        what: String,
+        /// What the policy wants.
+        why: String,
+    },
     /// What the caller or a configuration file gave is wrong.
     #[error("{what}: {why}")]
     InvalidInput {
@@ -102,6 +110,8 @@ pub enum ErrorKind {
     Unavailable,
     /// The content is broken.
     Corrupt,
+    /// The node's policy forbids it.
+    Untrusted,
     /// The request asks for what cannot be.
     InvalidInput,
     /// A limit is reached.
@@ -119,6 +129,7 @@ impl Error {
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::Untrusted { .. } => ErrorKind::Untrusted,
             Self::InvalidReference { .. } | Self::InvalidInput { .. } | Self::Unsupported { .. } => {
                 ErrorKind::InvalidInput
             }
@@ -153,6 +164,10 @@ impl Error {
 
     pub(crate) fn corrupt(what: impl Into<String>, why: impl ToString) -> Self {
         Self::Corrupt { what: what.into(), why: why.to_string() }
+    }
+
+    pub(crate) fn untrusted(what: impl Into<String>, why: impl ToString) -> Self {
+        Self::Untrusted { what: what.into(), why: why.to_string() }
     }
 
     pub(crate) fn invalid(what: impl Into<String>, why: impl ToString) -> Self {

@@ -24,6 +24,8 @@ pub struct Image {
     pub layers: Vec<Digest>,
     /// The kubelet's garbage collection leaves it alone.
     pub pinned: bool,
+    /// It is an artifact: files to be mounted, nothing that runs. Its id is the digest of its manifest.
+    pub artifact: bool,
     /// The manifests by which it was pulled or loaded: of the image, and of the index that named it.
     pub manifests: Vec<Digest>,
 }

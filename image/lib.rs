@@ -4,26 +4,33 @@
 //! from the socket through digest check and decompression into one folder per layer, each independent of the others; a
 //! container's root filesystem is an overlay of these folders, which somebody else mounts.
 
+mod artifact;
 mod auth_file;
 mod credentials;
 mod digest;
 mod error;
+mod explain;
 mod image;
+mod import;
 mod load;
 mod manifest;
 mod platform;
+mod policy;
+mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod save;
 mod store;
 mod unpack;
 
-pub use auth_file::AuthFile;
 pub use credentials::Credentials;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind};
+pub use explain::{Explanation, Server};
 pub use image::{FsUsage, Image, ImageVolume, Usage, WritableLayer};
 pub use platform::Platform;
+pub use progress::{LayerProgress, Stage};
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};
 pub use store::{Hold, ImageStore, Options, Verdict, Verified};

@@ -22,10 +22,11 @@ pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const CONFIGS: [&str; 2] =
-    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const CONFIGS: [&str; 2] = [OCI_CONFIG, "application/vnd.docker.container.image.v1+json"];
 const LAYER_PREFIXES: [&str; 5] = [
-    "application/vnd.oci.image.layer.v1.tar",
+    OCI_LAYER,
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
@@ -60,6 +61,14 @@ pub(crate) struct OfferedPlatform {
 pub(crate) enum Manifest {
     Index(Vec<Descriptor>),
     Image(ImageManifest),
+    /// Content that is no container image (OCI image spec, "Guidelines for Artifact Usage").
+    Artifact(ArtifactManifest),
+}
+
+/// Files that somebody keeps in a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ArtifactManifest {
+    pub(crate) blobs: Vec<Descriptor>,
 }
 
 /// An image for one platform.
@@ -105,16 +114,50 @@ impl Manifest {
             let entries = field(what, fields.get("manifests"))?;
             return Ok(Self::Index(entries));
         }
-        let image = ImageManifest {
-            config: field(what, fields.get("config"))?,
-            layers: field(what, fields.get("layers"))?,
-        };
-        image.check(what)?;
-        Ok(Self::Image(image))
+        let image = ImageManifest::parts(what, fields)?;
+        // Docker's manifests are images and nothing else.
+        let docker = stated.map(essence).is_some_and(|stated| stated == DOCKER_MANIFEST);
+        if docker || CONFIGS.contains(&image.config.media_type.as_str()) {
+            image.check(what)?;
+            return Ok(Self::Image(image));
+        }
+        check_count(what, &image.layers)?;
+        Ok(Self::Artifact(ArtifactManifest { blobs: image.layers }))
     }
 }
 
+/// The blobs of a signature's manifest, which calls its config that of an image (cosign's signature specification).
+pub(crate) fn signature_blobs(what: &str, bytes: &[u8]) -> Result<Vec<Descriptor>, Error> {
+    let parts = unchecked(what, bytes)?;
+    check_count(what, &parts.layers)?;
+    Ok(parts.layers)
+}
+
+/// What a manifest has in the place of a configuration.
+pub(crate) fn config_of(what: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
+    unchecked(what, bytes).map(|parts| parts.config)
+}
+
+fn unchecked(what: &str, bytes: &[u8]) -> Result<ImageManifest, Error> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
+    match &value {
+        Value::Object(fields) => ImageManifest::parts(what, fields),
+        _ => Err(Error::corrupt(what, "is no JSON object")),
+    }
+}
+
+fn check_count(what: &str, layers: &[Descriptor]) -> Result<(), Error> {
+    if layers.len() > MAX_LAYERS {
+        return Err(Error::limit(what, format!("{} layers, the limit is {MAX_LAYERS}", layers.len())));
+    }
+    Ok(())
+}
+
 impl ImageManifest {
+    fn parts(what: &str, fields: &serde_json::Map<String, Value>) -> Result<Self, Error> {
+        Ok(Self { config: field(what, fields.get("config"))?, layers: field(what, fields.get("layers"))? })
+    }
+
     fn check(&self, what: &str) -> Result<(), Error> {
         if !CONFIGS.contains(&self.config.media_type.as_str()) {
             let why = format!("has a config of the type {:?}: no container image", self.config.media_type);
@@ -124,10 +167,7 @@ impl ImageManifest {
             let why = format!("config of {} bytes, the limit is {MAX_CONFIG}", self.config.size);
             return Err(Error::limit(what, why));
         }
-        if self.layers.len() > MAX_LAYERS {
-            let why = format!("{} layers, the limit is {MAX_LAYERS}", self.layers.len());
-            return Err(Error::limit(what, why));
-        }
+        check_count(what, &self.layers)?;
         for layer in &self.layers {
             let known = LAYER_PREFIXES.iter().any(|prefix| {
                 layer
@@ -299,16 +339,26 @@ mod tests {
             with("fsLayers", json!([])),
             with("mediaType", json!("application/vnd.oci.artifact.manifest.v1+json")),
             with(
-                "config",
-                json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(""), "size": 2 }),
-            ),
-            with(
                 "layers",
                 json!([{ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "digest": digest(""), "size": 2 }]),
             ),
         ] {
             assert!(matches!(parse(&value, None), Err(Error::Unsupported { .. })), "{value}");
         }
+    }
+
+    #[test]
+    fn what_has_another_config_is_an_artifact() {
+        let config =
+            json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(""), "size": 2 });
+        let mut value = with("config", config);
+        value["layers"] = json!([{ "mediaType": "text/plain", "digest": digest("a"), "size": 3 }]);
+        let Manifest::Artifact(artifact) = parse(&value, Some(OCI_MANIFEST)).unwrap() else {
+            panic!("no artifact");
+        };
+        assert_eq!(artifact.blobs[0].size, 3);
+        value["mediaType"] = json!(DOCKER_MANIFEST);
+        assert!(matches!(parse(&value, None), Err(Error::Unsupported { .. })), "docker has none");
     }
 
     #[test]

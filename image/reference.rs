@@ -64,6 +64,15 @@ impl Reference {
         }
     }
 
+    /// The name by which policies and signatures know what is pulled: a digest says more than a tag beside it.
+    pub(crate) fn identity(&self) -> String {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => self.with_digest(digest),
+            (None, Some(tag)) => format!("{}:{tag}", self.name()),
+            (None, None) => self.name(),
+        }
+    }
+
     /// The reference `name@digest`.
     pub(crate) fn with_digest(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.name())

@@ -2,15 +2,21 @@
 
 use std::path::Path;
 
+use berth_image::Credentials;
 use berth_proto::admin::admin_server::Admin;
 use berth_proto::admin::{
-    LoadImageRequest, LoadImageResponse, LoadedImage, Verdict, VerifiedPart, VerifyImagesRequest,
-    VerifyImagesResponse,
+    ArchivePiece, ExplainImageRequest, ExplainImageResponse, LoadImageRequest, LoadImageResponse,
+    LoadedImage, PullImageRequest, PullProgress, SaveImagesRequest, Verdict, VerifiedPart,
+    VerifyImagesRequest, VerifyImagesResponse,
 };
 use tonic::{Request, Response, Status};
 
 use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::images;
+use crate::runtime_service::Answers;
+
+type Reply<T> = Result<Response<T>, Status>;
 
 /// The Admin service of one daemon.
 #[derive(Clone, Debug)]
@@ -26,12 +32,13 @@ impl AdminService {
     }
 }
 
+fn credentials(username: &str, password: &str) -> Result<Option<Credentials>, CriError> {
+    Ok(Credentials::from_parts(username, password, "", "", "")?)
+}
+
 #[tonic::async_trait]
 impl Admin for AdminService {
-    async fn load_image(
-        &self,
-        request: Request<LoadImageRequest>,
-    ) -> Result<Response<LoadImageResponse>, Status> {
+    async fn load_image(&self, request: Request<LoadImageRequest>) -> Reply<LoadImageResponse> {
         let path = request.into_inner().path;
         if !Path::new(&path).is_absolute() {
             return Err(CriError::invalid("path", "is not absolute").into());
@@ -44,10 +51,7 @@ impl Admin for AdminService {
         Ok(Response::new(LoadImageResponse { images }))
     }
 
-    async fn verify_images(
-        &self,
-        request: Request<VerifyImagesRequest>,
-    ) -> Result<Response<VerifyImagesResponse>, Status> {
+    async fn verify_images(&self, request: Request<VerifyImagesRequest>) -> Reply<VerifyImagesResponse> {
         let name = request.into_inner().image;
         let name = Some(name.as_str()).filter(|name| !name.is_empty());
         let found = self.daemon.images.verify(name).await.map_err(CriError::from)?;
@@ -60,5 +64,27 @@ impl Admin for AdminService {
             VerifiedPart { what: part.what, images: part.images, verdict: verdict.into(), why }
         });
         Ok(Response::new(VerifyImagesResponse { parts: parts.collect() }))
+    }
+
+    type PullImageStream = Answers<PullProgress>;
+
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<Self::PullImageStream> {
+        let PullImageRequest { image, username, password } = request.into_inner();
+        let credentials = credentials(&username, &password)?;
+        Ok(Response::new(images::progress::pull(&self.daemon, image, credentials)))
+    }
+
+    async fn explain_image(&self, request: Request<ExplainImageRequest>) -> Reply<ExplainImageResponse> {
+        let ExplainImageRequest { image, username, password } = request.into_inner();
+        let credentials = credentials(&username, &password)?;
+        let explained = self.daemon.images.explain(&image, credentials).await.map_err(CriError::from)?;
+        let explanations = explained.into_iter().map(images::explanation).collect();
+        Ok(Response::new(ExplainImageResponse { explanations }))
+    }
+
+    type SaveImagesStream = Answers<ArchivePiece>;
+
+    async fn save_images(&self, request: Request<SaveImagesRequest>) -> Reply<Self::SaveImagesStream> {
+        Ok(Response::new(images::save::save(&self.daemon, request.into_inner().images)))
     }
 }

@@ -97,7 +97,16 @@ fn image_options(config: &Config) -> berth_image::Options {
         certs_dirs: config.certs_dirs.clone(),
         platform: Platform::default(),
         parallel_downloads: config.parallel_pulls,
-        limits: Limits { bytes: config.max_image_size.bytes(), ..Limits::default() },
+        limits: Limits {
+            bytes: config.max_image_size.bytes(),
+            entries: config.max_image_files,
+            depth: config.max_image_depth,
+            ratio: config.max_compression_ratio,
+            ..Limits::default()
+        },
+        registries_conf: Some(config.registries_conf.clone()),
+        auth_files: config.auth_files.clone(),
+        policy: Some(config.signature_policy.clone()),
         // They were checked when the configuration was read.
         pinned: config.pinned_images.iter().filter_map(|name| name.parse().ok()).collect(),
         ..berth_image::Options::default()

@@ -162,7 +162,7 @@ async fn a_registry_that_is_not_there() {
     let mut berth = Berth::start().await;
     let image = ImageSpec { image: "127.0.0.1:5999/a:1".to_owned(), ..ImageSpec::default() };
     let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
-    check(berth.images.pull_image(request).await, Code::Unavailable, "127.0.0.1:5999");
+    check(berth.images.pull_image(request).await, Code::Unknown, "127.0.0.1:5999");
     let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert_eq!(listed.len(), 1, "only the image that was loaded");
     assert_eq!(berth.clean().await, Vec::<String>::new());

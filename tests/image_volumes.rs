@@ -138,3 +138,38 @@ async fn what_cannot_be_mounted_is_refused() {
     assert_eq!(code(berth.try_create(&pod, with(vec![sound()], shell("c", "true"))).await), Code::Ok);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_is_a_volume_and_no_container() {
+    let mut berth = Berth::start().await;
+    let registry = Registry::start(berth.host_process());
+    let blob = |title: &str, content: &str| {
+        let digest = registry.blob("model", content.as_bytes());
+        serde_json::json!({ "mediaType": "application/x-weights", "digest": digest, "size": content.len(),
+                            "annotations": { "org.opencontainers.image.title": title } })
+    };
+    let empty = registry.blob("model", b"{}");
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": support::registry::MANIFEST, "artifactType": "application/x-model",
+        "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": empty, "size": 2 },
+        "layers": [blob("weights.bin", "12345"), blob("docs/readme.md", "read me")],
+    });
+    let digest = registry.manifest("model", "1", &manifest);
+    let model = pull(&mut berth, &registry, "model").await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let mounts = vec![volume(&model, "/model", ""), volume(&model, "/docs", "docs")];
+    let script = "cat /model/weights.bin /docs/readme.md; touch /model/new || echo no";
+    let id = berth.run(&pod, with(mounts, shell("reader", script))).await;
+    let status = berth.ended(&id).await;
+    let log = std::fs::read_to_string(&status.log_path).unwrap();
+    assert!(support::text_of(&log).contains("12345read me"), "{log}");
+    assert!(support::text_of(&log).contains("no\n"), "{log}");
+    let told = status.mounts.iter().find(|mount| mount.container_path == "/model").unwrap();
+    assert!(told.image.as_ref().unwrap().image_ref.ends_with(&digest.to_string()), "{told:?}");
+
+    let mut config = shell("none", "true");
+    config.image = Some(ImageSpec { image: model, ..ImageSpec::default() });
+    let refused = berth.try_create(&pod, config).await.unwrap_err();
+    assert!(refused.message().contains("is an artifact"), "{refused}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}

@@ -44,6 +44,41 @@ async fn an_archive_is_loaded_by_name_and_what_is_none_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_saved_on_one_node_is_imported_on_another() {
+    let first = Berth::start().await;
+    let command = |berth: &Berth, arguments: &[&str]| {
+        let config = berth.path("config.toml");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        command.arg("image").args(arguments).arg("--config").arg(config).output().unwrap()
+    };
+    let file = first.path("saved.tar");
+    let saved = command(&first, &["save", IMAGE, "-o", file.to_str().unwrap()]);
+    assert!(saved.status.success(), "{saved:?}");
+    let piped = command(&first, &["save", IMAGE]);
+    assert!(piped.stdout == std::fs::read(&file).unwrap(), "the same images give the same archive");
+    let none = command(&first, &["save", "none", "-o", first.path("none.tar").to_str().unwrap()]);
+    assert!(!none.status.success() && String::from_utf8_lossy(&none.stderr).contains("none"), "{none:?}");
+    assert!(!first.path("none.tar").exists() && !first.path("none.tar.part").exists());
+
+    let mut second = Berth::start_with("").await;
+    std::fs::copy(&file, second.path("root/import/.coming")).unwrap();
+    std::fs::rename(second.path("root/import/.coming"), second.path("root/import/app.tar")).unwrap();
+    let until = std::time::Instant::now() + support::PATIENCE;
+    let image = loop {
+        let listed = second.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner();
+        if let Some(image) = listed.images.into_iter().find(|image| image.pinned) {
+            break image;
+        }
+        assert!(std::time::Instant::now() < until, "it is imported");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert_eq!(image.repo_tags, [IMAGE]);
+    let pod = second.run_pod(second.pod_config("pod")).await;
+    assert_eq!(second.script(&pod, "it-runs", "echo ran").await, (0, "ran\n".to_owned()));
+    assert_eq!(second.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn images_are_listed_pulled_and_removed_by_hand() {
     let mut berth = Berth::start().await;
     let config = berth.path("config.toml");
@@ -65,6 +100,11 @@ async fn images_are_listed_pulled_and_removed_by_hand() {
     let name = format!("{reference}/empty:1");
     let (pulled, text) = image(&["pull", &name]);
     assert!(pulled && text.starts_with("sha256:"), "{text}");
+    let (explained, text) = image(&["explain", &name]);
+    let asked = format!("HEAD http://{reference}/v2/empty/manifests/1: 200 OK");
+    assert!(explained && text.contains(&asked) && text.contains("policy: none"), "{text}");
+    let (explained, text) = image(&["explain", "NO NAME"]);
+    assert!(!explained && text.contains("NO NAME"), "{text}");
     let (_, text) = image(&["ls"]);
     assert!(text.lines().count() == 3 && text.contains(IMAGE) && text.contains(&name), "{text}");
     let (sound, text) = image(&["verify", &name]);

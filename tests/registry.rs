@@ -76,19 +76,22 @@ async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
         ("garbage", Code::DataLoss),
         ("old", Code::InvalidArgument),
         ("both", Code::DataLoss),
-        ("noise", Code::Unavailable),
-        ("silent", Code::Unavailable),
+        ("noise", Code::Unknown),
+        ("silent", Code::Unknown),
         ("refused", Code::Unauthenticated),
         ("forbidden", Code::Unauthenticated),
         ("content", Code::DataLoss),
         ("no-archive", Code::DataLoss),
         ("spoilt", Code::DataLoss),
         ("short", Code::DataLoss),
-        ("broken", Code::Unavailable),
+        ("broken", Code::Unknown),
     ] {
         let reference = format!("{}/{name}:1", registry.address);
         let status = pull(&mut berth, &reference).await.unwrap_err();
         assert_eq!(status.code(), code, "{name}: {status}");
+        // By these words the kubelet knows that another attempt may help (k8s.io/cri-api/pkg/errors).
+        let unavailable = status.message().starts_with("RegistryUnavailable: ");
+        assert_eq!(unavailable, code == Code::Unknown, "{name}: {status}");
         assert!(status.message().contains(&format!("{}/{name}", registry.address)), "{name}: {status}");
         assert_eq!(stored(&berth, 0).await, Vec::<String>::new(), "{name}");
     }
@@ -185,4 +188,22 @@ async fn the_node_has_credentials_and_pins_for_those_who_bring_none() {
     let request = PullImageRequest { image: Some(image), auth: Some(auth), ..PullImageRequest::default() };
     let refused = berth.images.pull_image(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_policy_is_told_in_the_kubelets_words() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer();
+    registry.image("app", &layer, &Digest::of(Algorithm::Sha256, &layer));
+    let name = format!("{}/app:1", registry.address);
+    fs::write(berth.path("policy.json"), r#"{ "default": [{ "type": "reject" }] }"#).unwrap();
+    let refused = pull(&mut berth, &name).await.unwrap_err();
+    // k8s.io/cri-api/pkg/errors; the kubelet sees the text as it is only where the code is Unknown.
+    assert_eq!(refused.code(), Code::Unknown);
+    assert!(refused.message().starts_with("SignatureValidationFailed: "), "{refused}");
+    assert_eq!(stored(&berth, 0).await, Vec::<String>::new());
+    fs::write(berth.path("policy.json"), r#"{ "default": [{ "type": "insecureAcceptAnything" }] }"#).unwrap();
+    pull(&mut berth, &name).await.unwrap();
+    assert_eq!(berth.clean().await, Vec::<String>::new());
 }

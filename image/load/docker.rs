@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::source::Source;
-use super::{Offer, Stored, read_small};
+use super::{Content, Offer, Stored, read_small};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::manifest::{MAX_CONFIG, MAX_MANIFEST};
@@ -48,7 +48,7 @@ fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
     Ok(Offer {
         id: Digest::of(Algorithm::Sha256, &config_bytes),
         config_bytes,
-        layers,
+        content: Content::Image(layers),
         tags: tags.map_err(|error| Error::corrupt(what, error))?,
         manifests: Vec::new(),
         size,

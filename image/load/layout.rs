@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::source::Source;
-use super::{Annotations, Offer, Stored, read_small};
+use super::{Annotations, Content, Offer, Stored, read_small};
+use crate::artifact;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::manifest::{Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest, choose};
@@ -92,6 +93,17 @@ fn offer(
         manifests.push(entry.digest.clone());
         let media_type = Some(entry.media_type.as_str()).filter(|kind| !kind.is_empty());
         match Manifest::parse(&what, media_type, &bytes)? {
+            Manifest::Artifact(artifact) => {
+                let size = artifact::content_size(&artifact.blobs).saturating_add(entry.size);
+                return Ok(Offer {
+                    config_bytes: bytes,
+                    id: entry.digest,
+                    content: Content::Artifact(artifact),
+                    tags: tag.into_iter().collect(),
+                    manifests,
+                    size,
+                });
+            }
             Manifest::Index(entries) => entry = choose(&what, &entries, platform)?,
             Manifest::Image(manifest) => {
                 let layers = manifest
@@ -101,7 +113,7 @@ fn offer(
                 return Ok(Offer {
                     config_bytes: blob(source, &manifest.config, MAX_CONFIG)?,
                     id: manifest.config.digest.clone(),
-                    layers: layers.collect(),
+                    content: Content::Image(layers.collect()),
                     tags: tag.into_iter().collect(),
                     manifests,
                     size: manifest.content_size().saturating_add(entry.size),
@@ -113,7 +125,7 @@ fn offer(
     Err(Error::unsupported(source.name(), why))
 }
 
-fn member(digest: &Digest) -> String {
+pub(super) fn member(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
 }
 

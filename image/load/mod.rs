@@ -11,11 +11,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
+use oci_spec::image::ImageConfiguration;
 
+use crate::artifact::{self, ArtifactFolder};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{Descriptor, parse_config};
+use crate::manifest::{ArtifactManifest, Descriptor, ParsedConfig, parse_config};
+use crate::policy;
 use crate::pull::unpack_layer;
 use crate::reference::Reference;
 use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage};
@@ -33,12 +36,16 @@ impl ImageStore {
         let inner = self.inner().clone();
         let opener = inner.clone();
         let owned = path.to_owned();
+        let policy = inner.options.policy.clone();
         let (source, offers) = blocking("read an archive", move || {
             let source = Source::open(&opener, &owned)?;
             let offers = read_offers(&source, &opener)?;
             Ok((Arc::new(source), offers))
         })
         .await?;
+        if let Some(policy) = policy {
+            policy::check_archive(&policy, &source.transport(path)?, &path.display().to_string()).await?;
+        }
         let mut images = Vec::new();
         for offer in offers {
             let image = Loading { inner: inner.clone(), source: source.clone() }.load(offer).await?;
@@ -54,11 +61,18 @@ impl ImageStore {
 struct Offer {
     config_bytes: Vec<u8>,
     id: Digest,
-    layers: Vec<Stored>,
+    content: Content,
     tags: Vec<Reference>,
     /// The manifests that lead to it; none in a docker-archive.
     manifests: Vec<Digest>,
     size: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    Image(Vec<Stored>),
+    /// What is its config then is its manifest.
+    Artifact(ArtifactManifest),
 }
 
 /// Where a layer lies in an archive.
@@ -89,21 +103,18 @@ struct Loading {
 
 impl Loading {
     async fn load(&self, offer: Offer) -> Result<Arc<Image>, Error> {
-        let what = format!("config {} of {}", offer.id, self.source.name());
-        let parsed = parse_config(&what, &offer.config_bytes, &self.inner.options.platform)?;
-        if parsed.diff_ids.len() != offer.layers.len() {
-            let why =
-                format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), offer.layers.len());
-            return Err(Error::corrupt(what, why));
-        }
         let names = names(&offer);
         if let Some(image) = self.inner.name_image(&offer.id, names.clone(), offer.size).await? {
             return Ok(image);
         }
         let budget = Arc::new(Budget::new(self.inner.options.limits));
-        let layers = offer.layers.iter().zip(&parsed.diff_ids);
-        let leases = layers.map(|(stored, diff_id)| self.layer(stored, diff_id, &budget));
-        let leases = self.inner.stack(try_join_all(leases).await?).await?;
+        let (leases, parsed) = match &offer.content {
+            Content::Image(layers) => self.image(&offer, layers, &budget).await?,
+            Content::Artifact(manifest) => {
+                let parsed = ParsedConfig { config: ImageConfiguration::default(), diff_ids: Vec::new() };
+                (vec![self.artifact(&offer.id, manifest, &budget).await?], parsed)
+            }
+        };
         let new = NewImage {
             id: offer.id,
             config_bytes: offer.config_bytes,
@@ -114,6 +125,49 @@ impl Loading {
             size: offer.size,
         };
         self.inner.record_image(new).await
+    }
+
+    async fn image(
+        &self,
+        offer: &Offer,
+        layers: &[Stored],
+        budget: &Arc<Budget>,
+    ) -> Result<(Vec<Lease>, ParsedConfig), Error> {
+        let what = format!("config {} of {}", offer.id, self.source.name());
+        let parsed = parse_config(&what, &offer.config_bytes, &self.inner.options.platform)?;
+        if parsed.diff_ids.len() != layers.len() {
+            let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
+            return Err(Error::corrupt(what, why));
+        }
+        let leases = layers.iter().zip(&parsed.diff_ids);
+        let leases = leases.map(|(stored, diff_id)| self.layer(stored, diff_id, budget));
+        Ok((self.inner.stack(try_join_all(leases).await?).await?, parsed))
+    }
+
+    async fn artifact(
+        &self,
+        id: &Digest,
+        manifest: &ArtifactManifest,
+        budget: &Arc<Budget>,
+    ) -> Result<Lease, Error> {
+        let make = || async {
+            let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
+            let what = format!("artifact {id} of {}", source.name());
+            let names = artifact::file_names(&what, manifest, &budget)?;
+            let blobs = manifest.blobs.clone();
+            blocking("write an artifact's files", move || {
+                let folder = ArtifactFolder::new(&inner)?;
+                for (blob, name) in blobs.into_iter().zip(&names) {
+                    let content = source.open_member(&layout::member(&blob.digest))?;
+                    let mut content = Verified::new(content, Some(blob));
+                    folder.write(&what, name, &mut content, &budget)?;
+                    content.check(&what)?;
+                }
+                Ok(folder.finish())
+            })
+            .await
+        };
+        self.inner.lease_or_make(&LayerKey::Artifact(id.clone()), make).await
     }
 
     async fn layer(&self, stored: &Stored, diff_id: &Digest, budget: &Arc<Budget>) -> Result<Lease, Error> {

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::digest::Hasher;
 use crate::error::Error;
 use crate::manifest::Descriptor;
+use crate::policy::Transport;
 use crate::store::{HalfMade, Inner};
 use crate::unpack::{TreePath, decompressed};
 
@@ -72,6 +73,15 @@ impl Source {
             }
             _ => Err(Error::invalid(name, "is neither a folder nor a file")),
         }
+    }
+
+    /// What policies call this kind of source.
+    pub(super) fn transport<'a>(&self, path: &'a Path) -> Result<Transport<'a>, Error> {
+        Ok(match &self.form {
+            Form::Folder(_) => Transport::Layout(path),
+            Form::Tar(_) if self.has(super::layout::INDEX)? => Transport::OciArchive(path),
+            Form::Tar(_) => Transport::DockerArchive(path),
+        })
     }
 
     pub(super) fn name(&self) -> &str {

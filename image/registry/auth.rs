@@ -281,9 +281,9 @@ mod tests {
     #[test]
     fn a_header_is_known_for_its_own_repository_and_owner_only() {
         let tokens = Tokens::default();
-        let endpoints = super::super::hosts::endpoints(&[], "r.example").unwrap();
+        let endpoint = super::super::hosts::origin("r.example", "a");
         let user = Credentials::RegistryToken("x".into());
-        let asking = Asking { endpoint: &endpoints[0], repository: "a", credentials: Some(&user) };
+        let asking = Asking { endpoint: &endpoint, repository: "a", credentials: Some(&user) };
         tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), Duration::from_secs(60));
         assert!(tokens.known(&asking).is_some());
         assert!(tokens.known(&Asking { repository: "b", ..asking }).is_none());

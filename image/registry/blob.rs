@@ -1,6 +1,8 @@
 //! A layer on its way: piece by piece into a channel, its digest computed on the fly, taken up again where it broke off,
 //! from the next host if need be.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -30,9 +32,11 @@ pub(crate) struct Transfer {
     pub(crate) result: Result<bool, Error>,
 }
 
-struct Progress {
+struct Progress<'a> {
     offset: u64,
     hasher: Hasher,
+    /// The offset, for who watches.
+    received: &'a AtomicU64,
 }
 
 enum Attempt {
@@ -55,15 +59,16 @@ impl Repository {
         self.endpoints.len()
     }
 
-    /// Sends a blob into `sink`, from the first host at or after place `first` that delivers.
+    /// Sends a blob into `sink` and counts in `received`, from the first host at or after place `first` that delivers.
     pub(crate) async fn transfer(
         &self,
         blob: &Descriptor,
         first: usize,
         sink: &mpsc::Sender<Piece>,
+        received: &AtomicU64,
     ) -> Transfer {
         let what = format!("blob {}@{}", self.name, blob.digest);
-        let mut progress = Progress { offset: 0, hasher: Hasher::new(blob.digest.algorithm()) };
+        let mut progress = Progress { offset: 0, hasher: Hasher::new(blob.digest.algorithm()), received };
         let mut failure = None;
         let mut last = first;
         for (place, endpoint) in self.endpoints.iter().enumerate().skip(first) {
@@ -95,7 +100,7 @@ impl Repository {
         endpoint: &Endpoint,
         what: &str,
         blob: &Descriptor,
-        progress: &mut Progress,
+        progress: &mut Progress<'_>,
         sink: &mpsc::Sender<Piece>,
     ) -> Result<bool, Error> {
         let mut failures = 0;
@@ -124,7 +129,7 @@ impl Repository {
         endpoint: &Endpoint,
         what: &str,
         blob: &Descriptor,
-        progress: &mut Progress,
+        progress: &mut Progress<'_>,
         sink: &mpsc::Sender<Piece>,
     ) -> Attempt {
         if progress.offset == blob.size && blob.size > 0 {
@@ -164,6 +169,7 @@ impl Repository {
                 let why = format!("is larger than the {} bytes of its descriptor", blob.size);
                 return Attempt::Refused(Error::corrupt(what, why));
             }
+            progress.received.store(progress.offset, Ordering::Relaxed);
             progress.hasher.update(&data);
             if sink.send(Piece::Data(data)).await.is_err() {
                 return Attempt::ReaderGone;
@@ -175,7 +181,7 @@ impl Repository {
 async fn finish(
     what: &str,
     blob: &Descriptor,
-    progress: Progress,
+    progress: Progress<'_>,
     sink: &mpsc::Sender<Piece>,
 ) -> Result<(), Error> {
     let digest = progress.hasher.finish();

@@ -11,7 +11,9 @@ use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::credentials::Known;
 use crate::error::Error;
+use crate::reference::Reference;
 
 /// One server that may be asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +31,23 @@ pub(crate) struct Endpoint {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// A mirror is told whose content is wanted (`?ns=docker.io`).
     pub(crate) namespace: Option<String>,
+    /// What the repository is called there.
+    pub(crate) repository: String,
+    /// It stands in for the registry that the image's name has.
+    pub(crate) mirror: bool,
+    /// It is shown only credentials of its own, not those for the registry.
+    pub(crate) own_credentials: bool,
+    /// It is asked again where it does not answer.
+    pub(crate) retried: bool,
+    /// Who asks.
+    pub(crate) credentials: Option<Known>,
+}
+
+impl Endpoint {
+    /// Host and repository, as credentials are kept for it.
+    pub(crate) fn name(&self) -> String {
+        format!("{}/{}", self.authority, self.repository)
+    }
 }
 
 /// How a server's identity is checked and ours is shown.
@@ -103,31 +122,45 @@ impl OneOrMany {
     }
 }
 
-/// The servers to ask for the content of `domain`, in order. Reads files.
-pub(crate) fn endpoints(certs_dirs: &[PathBuf], domain: &str) -> Result<Vec<Endpoint>, Error> {
+/// The servers to ask for an image by the `hosts.toml` for its registry, in order. Reads files.
+pub(crate) fn endpoints(
+    certs_dirs: &[PathBuf],
+    reference: &Reference,
+) -> Result<Option<Vec<Endpoint>>, Error> {
     for folder in certs_dirs {
-        for name in folder_names(domain) {
+        for name in folder_names(reference.domain()) {
             let folder = folder.join(name);
             let file = folder.join("hosts.toml");
             match fs::read_to_string(&file) {
                 Ok(text) => {
-                    return parse(&text, &folder, domain)
+                    return parse(&text, &folder, reference)
+                        .map(Some)
                         .map_err(|why| Error::invalid(file.display().to_string(), why));
                 }
                 Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(Error::io("read", &file, error)),
             }
-            let tls = docker_certificates(&folder)?;
+        }
+    }
+    Ok(None)
+}
+
+/// The certificates that lie in the folder of a host without a `hosts.toml`, as Docker and CRI-O keep them; the first
+/// folder that has any counts.
+pub(crate) fn certificates(certs_dirs: &[PathBuf], authority: &str) -> Result<Tls, Error> {
+    let names: Vec<String> = match authority {
+        "registry-1.docker.io" => [folder_names(authority), folder_names("docker.io")].concat(),
+        _ => folder_names(authority),
+    };
+    for folder in certs_dirs {
+        for name in &names {
+            let tls = docker_certificates(&folder.join(name))?;
             if tls != Tls::default() {
-                let mut endpoint = origin(domain);
-                // Who keeps certificates for a loopback registry speaks TLS to it.
-                endpoint.scheme = Scheme::HTTPS;
-                endpoint.tls = tls;
-                return Ok(vec![endpoint]);
+                return Ok(tls);
             }
         }
     }
-    Ok(vec![origin(domain)])
+    Ok(Tls::default())
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -148,7 +181,7 @@ fn folder_names(domain: &str) -> Vec<String> {
 }
 
 /// The registry itself, without any configuration.
-fn origin(domain: &str) -> Endpoint {
+pub(crate) fn origin(domain: &str, repository: &str) -> Endpoint {
     let authority = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
     Endpoint {
         scheme: if is_loopback(authority) { Scheme::HTTP } else { Scheme::HTTPS },
@@ -159,6 +192,11 @@ fn origin(domain: &str) -> Endpoint {
         tls: Tls::default(),
         headers: Vec::new(),
         namespace: None,
+        repository: repository.to_owned(),
+        mirror: false,
+        own_credentials: false,
+        retried: true,
+        credentials: None,
     }
 }
 
@@ -172,7 +210,7 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
 }
 
 /// Parses a `hosts.toml` that lies in `folder`.
-fn parse(text: &str, folder: &Path, domain: &str) -> Result<Vec<Endpoint>, String> {
+fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<Vec<Endpoint>, String> {
     let file: HostsFile = toml::from_str(text).map_err(|error| error.to_string())?;
     // Read on its own: a flattened field would lose the positions by which the hosts are sorted.
     let of_server: HostKeys = toml::from_str(text).map_err(|error| error.to_string())?;
@@ -180,25 +218,25 @@ fn parse(text: &str, folder: &Path, domain: &str) -> Result<Vec<Endpoint>, Strin
     hosts.sort_by_key(|(_, keys)| keys.span().start);
     let mut endpoints = Vec::new();
     for (url, keys) in hosts {
-        let endpoint =
-            endpoint(&url, keys.get_ref(), folder, domain).map_err(|why| format!("host.{url:?}: {why}"))?;
+        let endpoint = endpoint(&url, keys.get_ref(), folder, reference)
+            .map_err(|why| format!("host.{url:?}: {why}"))?;
         endpoints.push(endpoint);
     }
     // The registry itself comes last; its keys stand at the top of the file.
     let server = match &file.server {
-        Some(server) => endpoint(server, &of_server, folder, domain),
+        Some(server) => endpoint(server, &of_server, folder, reference),
         None => {
-            let origin = origin(domain);
+            let origin = origin(reference.domain(), reference.path());
             let url = format!("{}://{}", origin.scheme, origin.authority);
             let keys = HostKeys { override_path: false, ..of_server };
-            endpoint(&url, &keys, folder, domain)
+            endpoint(&url, &keys, folder, reference)
         }
     };
     endpoints.push(server.map_err(|why| format!("server: {why}"))?);
     Ok(endpoints)
 }
 
-fn endpoint(url: &str, keys: &HostKeys, folder: &Path, domain: &str) -> Result<Endpoint, String> {
+fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) -> Result<Endpoint, String> {
     let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
     let uri: Uri = url.parse().map_err(|error| format!("{url:?} is no URL: {error}"))?;
     let scheme = uri.scheme().cloned().filter(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
@@ -232,9 +270,11 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, domain: &str) -> Result<E
             headers.push((header.clone(), value));
         }
     }
-    let namespace = (authority != origin(domain).authority).then(|| domain.to_owned());
+    let own = origin(reference.domain(), reference.path());
+    let mirror = authority != own.authority;
+    let namespace = mirror.then(|| reference.domain().to_owned());
     let tls = tls(keys, folder)?;
-    Ok(Endpoint { scheme, authority, path, pull, resolve, tls, headers, namespace })
+    Ok(Endpoint { scheme, authority, path, pull, resolve, tls, headers, namespace, mirror, ..own })
 }
 
 fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
@@ -290,6 +330,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn named(domain: &str) -> Reference {
+        format!("{domain}/team/app").parse().unwrap()
+    }
+
     fn urls(endpoints: &[Endpoint]) -> Vec<String> {
         endpoints
             .iter()
@@ -307,7 +351,7 @@ mod tests {
             ("[::1]:5000", "http://[::1]:5000/v2"),
             ("127.0.0.1.example.com", "https://127.0.0.1.example.com/v2"),
         ] {
-            assert_eq!(urls(&endpoints(&[], domain).unwrap()), [url]);
+            assert_eq!(urls(&[origin(domain, "team/app")]), [url]);
         }
     }
 
@@ -326,7 +370,7 @@ mod tests {
               capabilities = ["pull", "resolve"]
             [host."m.example"]
         "#;
-        let parsed = parse(text, Path::new("/"), "docker.io").unwrap();
+        let parsed = parse(text, Path::new("/"), &named("docker.io")).unwrap();
         assert_eq!(
             urls(&parsed),
             [
@@ -358,27 +402,24 @@ mod tests {
         };
         write("_default/hosts.toml", "[host.\"https://cache.example\"]\n");
         assert_eq!(
-            urls(&endpoints(&dirs, "quay.io").unwrap()),
+            urls(&endpoints(&dirs, &named("quay.io")).unwrap().unwrap()),
             ["https://cache.example/v2", "https://quay.io/v2"]
         );
         write(
             "r.example_444_/hosts.toml",
             "server = \"https://r.example:444\"\nca = \"ca.pem\"\nclient = [[\"c\", \"k\"]]\n",
         );
-        let error = endpoints(&dirs, "r.example:444").unwrap_err().to_string();
+        let error = endpoints(&dirs, &named("r.example:444")).unwrap_err().to_string();
         assert!(error.contains("ca.pem"), "{error}");
         for (name, text) in [("ca.pem", "authority"), ("c", "certificate"), ("k", "key")] {
             write(&format!("r.example_444_/{name}"), text);
         }
-        let tls = endpoints(&dirs, "r.example:444").unwrap()[0].tls.clone();
+        let tls = endpoints(&dirs, &named("r.example:444")).unwrap().unwrap()[0].tls.clone();
         assert_eq!(tls.ca, [b"authority"]);
         assert_eq!(tls.client, [(b"certificate".to_vec(), b"key".to_vec())]);
         write("localhost:5001/x.crt", "docker");
-        let docker = endpoints(&dirs, "localhost:5001").unwrap();
-        assert_eq!(
-            (urls(&docker), docker[0].tls.ca.len()),
-            (vec!["https://localhost:5001/v2".to_owned()], 1)
-        );
+        assert_eq!(certificates(&dirs, "localhost:5001").unwrap().ca.len(), 1);
+        assert_eq!(certificates(&dirs, "localhost:5002").unwrap(), Tls::default());
     }
 
     #[test]
@@ -392,14 +433,14 @@ mod tests {
             "[host.\"https://x\".header]\na = \"\\u0001\"",
             "[host.\"https://x?y=z\"]",
         ] {
-            assert!(parse(text, Path::new("/"), "docker.io").is_err(), "{text}");
+            assert!(parse(text, Path::new("/"), &named("docker.io")).is_err(), "{text}");
         }
     }
 
     proptest! {
         #[test]
         fn any_text_is_parsed_or_refused(text in "(server|host|\\[|\\]|\"|=|\\.|https://|x|\n| |true|ca|\\PC){0,40}") {
-            if let Ok(endpoints) = parse(&text, Path::new("/nonexistent"), "docker.io") {
+            if let Ok(endpoints) = parse(&text, Path::new("/nonexistent"), &named("docker.io")) {
                 prop_assert!(!endpoints.is_empty());
             }
         }

@@ -1,4 +1,4 @@
-//! The client of OCI registries: where to ask (`hosts`), how to connect (`transport`, `proxy`), as whom (`auth`, `challenge`), and
+//! The client of OCI registries: where to ask (`sources`, `hosts`, `registries_conf`), how to connect (`transport`, `proxy`), as whom (`auth`, `challenge`), and
 //! what for (`repository`, `blob`, `reader`).
 
 mod auth;
@@ -7,13 +7,18 @@ mod challenge;
 mod hosts;
 mod proxy;
 mod reader;
+mod registries_conf;
 mod repository;
+mod sources;
 mod transport;
 
 pub(crate) use blob::Piece;
+pub(crate) use hosts::Endpoint;
 pub use proxy::Proxies;
 pub(crate) use reader::PieceReader;
 pub(crate) use repository::{Registry, Repository, check_blob};
+pub(crate) use sources::Sources;
+pub(crate) use transport::traced;
 
 use std::time::Duration;
 

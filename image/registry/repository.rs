@@ -1,7 +1,6 @@
 //! One repository on its registry and mirrors: its manifests and small blobs, with authentication, retries, and the next
 //! server where one does not deliver.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +13,13 @@ use serde::Deserialize;
 use super::Timeouts;
 use super::auth::{Asking, Tokens};
 use super::challenge::challenges;
-use super::hosts::{self, Endpoint};
+use super::hosts::Endpoint;
 use super::proxy::Proxies;
+use super::sources::Sources;
 use super::transport::{Ask, Transport};
 use crate::credentials::Credentials;
 use crate::digest::{Algorithm, Digest};
-use crate::error::{Error, blocking};
+use crate::error::Error;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::Reference;
 
@@ -33,7 +33,7 @@ const MAX_ERROR: u64 = 16 << 10;
 /// The client: configuration, connections and tokens, for all repositories.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    certs_dirs: Vec<PathBuf>,
+    pub(crate) sources: Sources,
     pub(super) transport: Transport,
     tokens: Tokens,
 }
@@ -52,15 +52,12 @@ pub(crate) struct Repository {
     pub(super) registry: Arc<Registry>,
     /// Domain and path, for messages.
     pub(super) name: String,
-    path: String,
     pub(super) endpoints: Vec<Endpoint>,
-    /// As with containerd they go to every host of hosts.toml that asks for credentials: the administrator named them.
-    credentials: Option<Credentials>,
 }
 
 impl Registry {
-    pub(crate) fn new(certs_dirs: Vec<PathBuf>, timeouts: Timeouts, proxies: Proxies) -> Self {
-        Self { certs_dirs, transport: Transport::new(timeouts, proxies), tokens: Tokens::default() }
+    pub(crate) fn new(sources: Sources, timeouts: Timeouts, proxies: Proxies) -> Self {
+        Self { sources, transport: Transport::new(timeouts, proxies), tokens: Tokens::default() }
     }
 
     /// The repository that `reference` names.
@@ -69,17 +66,8 @@ impl Registry {
         reference: &Reference,
         credentials: Option<Credentials>,
     ) -> Result<Repository, Error> {
-        let certs_dirs = self.certs_dirs.clone();
-        let domain = reference.domain().to_owned();
-        let endpoints =
-            blocking("read the registry's hosts", move || hosts::endpoints(&certs_dirs, &domain)).await?;
-        Ok(Repository {
-            registry: self.clone(),
-            name: reference.name(),
-            path: reference.path().to_owned(),
-            endpoints,
-            credentials,
-        })
+        let endpoints = self.sources.endpoints(reference, credentials).await?;
+        Ok(Repository { registry: self.clone(), name: reference.name(), endpoints })
     }
 }
 
@@ -103,6 +91,22 @@ impl Repository {
             }
         }
         Err(failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may resolve tags")))
+    }
+
+    /// The servers, in the order in which they are asked.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// The digest that one server has for a name, without its content; asked once.
+    pub(crate) async fn probe(&self, endpoint: &Endpoint, reference: &Reference) -> Result<Digest, Error> {
+        let what = format!("manifest {reference}");
+        let endpoint = Endpoint { retried: false, ..endpoint.clone() };
+        let name = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => digest.to_string(),
+            (None, tag) => tag.unwrap_or_default().to_owned(),
+        };
+        self.resolve(&endpoint, &what, &name).await
     }
 
     /// The manifest or index with this digest.
@@ -133,7 +137,7 @@ impl Repository {
 
     /// Remembers why a host did not deliver; the last one's reason, which is the registry's own, is reported.
     pub(super) fn note(&self, endpoint: &Endpoint, error: Error, failure: &mut Option<Error>) {
-        if endpoint.namespace.is_some() {
+        if endpoint.mirror {
             tracing::warn!(host = endpoint.authority, repository = self.name, %error, "a mirror does not deliver");
         }
         *failure = Some(error);
@@ -194,7 +198,8 @@ impl Repository {
         rest: &str,
         headers: HeaderMap,
     ) -> Result<Response<Incoming>, Error> {
-        let asking = Asking { endpoint, repository: &self.path, credentials: self.credentials.as_ref() };
+        let credentials = endpoint.credentials.as_ref().map(|known| &known.credentials);
+        let asking = Asking { endpoint, repository: &endpoint.repository, credentials };
         let uri = self.uri(endpoint, rest).map_err(|error| Error::invalid(what, error))?;
         let mut authorization = self.registry.tokens.known(&asking);
         let mut met = false;
@@ -229,7 +234,7 @@ impl Repository {
                 Err(error) => (error.about(what), None),
             };
             failures += 1;
-            if !matches!(error, Error::Unavailable { .. }) || failures > RETRIES {
+            if !matches!(error, Error::Unavailable { .. }) || failures > RETRIES || !endpoint.retried {
                 return Err(error);
             }
             tracing::debug!(%error, failures, "asking again");
@@ -245,9 +250,9 @@ impl Repository {
     }
 
     fn uri(&self, endpoint: &Endpoint, rest: &str) -> Result<Uri, http::uri::InvalidUri> {
-        let Endpoint { scheme, authority, path, namespace, .. } = endpoint;
+        let Endpoint { scheme, authority, path, namespace, repository, .. } = endpoint;
         let query = namespace.as_ref().map(|namespace| format!("?ns={namespace}")).unwrap_or_default();
-        format!("{scheme}://{authority}{path}/{}/{rest}{query}", self.path).parse()
+        format!("{scheme}://{authority}{path}/{repository}/{rest}{query}").parse()
     }
 
     /// Turns an answer that is no success into an error with what the registry says.

@@ -52,6 +52,33 @@ impl Ask {
     }
 }
 
+tokio::task_local! {
+    /// What is asked and answered, for who wants to see it.
+    static TRACE: Mutex<Vec<String>>;
+}
+
+/// Runs `work` and says which requests were sent and how they were answered.
+pub(crate) async fn traced<F: Future>(work: F) -> (F::Output, Vec<String>) {
+    let trace = Mutex::new(Vec::new());
+    TRACE
+        .scope(trace, async move {
+            let output = work.await;
+            let lines = TRACE
+                .with(|trace| std::mem::take(&mut *trace.lock().unwrap_or_else(PoisonError::into_inner)));
+            (output, lines)
+        })
+        .await
+}
+
+fn trace(ask: &Ask, answer: &dyn fmt::Display) {
+    let add = |trace: &Mutex<Vec<String>>| {
+        let line = format!("{} {}: {answer}", ask.method, without_query(&ask.uri));
+        trace.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    };
+    // Nobody listens to an ordinary pull.
+    TRACE.try_with(add).unwrap_or_default();
+}
+
 /// The connections of all pulls.
 pub(crate) struct Transport {
     pools: Mutex<HashMap<Tls, HttpClient>>,
@@ -100,11 +127,16 @@ impl Transport {
         }
         let request =
             request.body(Full::new(ask.body.clone())).map_err(|error| Error::invalid(what.clone(), error))?;
-        match tokio::time::timeout(self.timeouts.answer, client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Error::unavailable(what, causes(&error))),
-            Err(_) => Err(Error::unavailable(what, format!("no answer within {:?}", self.timeouts.answer))),
-        }
+        let why = match tokio::time::timeout(self.timeouts.answer, client.request(request)).await {
+            Ok(Ok(response)) => {
+                trace(ask, &response.status());
+                return Ok(response);
+            }
+            Ok(Err(error)) => causes(&error),
+            Err(_) => format!("no answer within {:?}", self.timeouts.answer),
+        };
+        trace(ask, &why);
+        Err(Error::unavailable(what, why))
     }
 
     fn client(&self, tls: &Tls) -> Result<HttpClient, Error> {

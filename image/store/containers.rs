@@ -81,6 +81,10 @@ impl Inner {
                 }
                 return self.writable(&index, id).ok_or_else(missing);
             }
+            if index.entry(&record.image).is_some_and(|entry| entry.image.artifact) {
+                let why = "is an artifact, which can be mounted, but not run";
+                return Err(Error::unsupported(format!("image {}", record.image), why));
+            }
             // From here on neither the images nor the name are free.
             for (used, image) in record.images().enumerate() {
                 if let Err(error) = index.add_user(image, &user(id)) {

@@ -14,6 +14,9 @@ use super::index::LayerKey;
 use crate::digest::Digest;
 use crate::error::Error;
 
+/// The recipe of a layer's archive, in its folder.
+pub(crate) const RECIPE: &str = "recipe.zst";
+
 /// The store's folders.
 #[derive(Debug)]
 pub(crate) struct Folders {

@@ -29,15 +29,19 @@ pub(crate) enum LayerKey {
     Diff(Digest),
     /// What the topmost layer of a chain takes from the ones below, by the chain's id (OCI image config, "ChainID").
     Patch(Digest),
+    /// The files of an artifact, by its manifest.
+    Artifact(Digest),
 }
 
 const PATCH: &str = "patch-";
+const ARTIFACT: &str = "artifact-";
 
 impl LayerKey {
     pub(crate) fn file_name(&self) -> String {
         match self {
             Self::Diff(digest) => digest.file_name(),
             Self::Patch(chain) => format!("{PATCH}{}", chain.file_name()),
+            Self::Artifact(manifest) => format!("{ARTIFACT}{}", manifest.file_name()),
         }
     }
 }
@@ -47,10 +51,14 @@ impl FromStr for LayerKey {
 
     fn from_str(name: &str) -> Result<Self, Error> {
         let invalid = || Error::invalid(format!("layer {name:?}"), "is not named by a digest");
-        match name.strip_prefix(PATCH) {
-            Some(chain) => Digest::from_file_name(chain).map(Self::Patch).ok_or_else(invalid),
-            None => Digest::from_file_name(name).map(Self::Diff).ok_or_else(invalid),
-        }
+        let key = if let Some(chain) = name.strip_prefix(PATCH) {
+            Digest::from_file_name(chain).map(Self::Patch)
+        } else if let Some(manifest) = name.strip_prefix(ARTIFACT) {
+            Digest::from_file_name(manifest).map(Self::Artifact)
+        } else {
+            Digest::from_file_name(name).map(Self::Diff)
+        };
+        key.ok_or_else(invalid)
     }
 }
 

@@ -42,6 +42,11 @@ impl HalfMade {
         self.path.join("fs")
     }
 
+    /// The file by which the layer's archive can be made again.
+    pub(crate) fn recipe(&self) -> PathBuf {
+        self.path.join(folders::RECIPE)
+    }
+
     /// Makes that folder, as the root of a filesystem.
     pub(crate) fn make_fs(&self) -> Result<(), Error> {
         let fs = self.fs();
@@ -128,7 +133,7 @@ impl Inner {
         for _ in 0..2 {
             write_json(&file, &record)?;
             record.usage = match key {
-                LayerKey::Diff(_) => measure(made.path())?,
+                LayerKey::Diff(_) | LayerKey::Artifact(_) => measure(made.path())?,
                 LayerKey::Patch(_) => measure_patch(made.path())?,
             };
         }
@@ -249,6 +254,19 @@ impl Inner {
         self.write_record(&record, &new.config)
     }
 
+    /// Shows an image again, whose record is the same and which is pinned now, or is not any more.
+    pub(crate) fn show_again(&self, id: &Digest) -> Result<(), Error> {
+        let _guard = self.records.blocking_lock();
+        let known = {
+            let index = self.index();
+            index.entry(id).map(|entry| (entry.record.clone(), entry.image.clone()))
+        };
+        match known {
+            Some((record, image)) => self.write_record(&record, &image.config).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Writes an image's record, for good, and shows it.
     pub(super) fn write_record(
         &self,
@@ -257,8 +275,8 @@ impl Inner {
     ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         replace_json(&folder.join("image.json"), record, true)?;
-        let pinned: Vec<String> = self.options.pinned.iter().map(ToString::to_string).collect();
-        let image = record.image(config.clone(), &pinned);
+        let pinned = record.is_pinned(&self.options.pinned, &self.notes());
+        let image = record.image(config.clone(), pinned);
         let usage = measure(&folder)?;
         self.index().put(record.clone(), image.clone(), usage)?;
         Ok(image)

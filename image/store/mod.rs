@@ -30,6 +30,7 @@ mod verify;
 mod walk;
 
 pub(crate) use flights::PullKey;
+pub(crate) use folders::{read_json, replace_json};
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
 pub(crate) use make::{HalfMade, Names, NewImage};
@@ -45,7 +46,9 @@ use tokio::sync::Semaphore;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::image::{Image, Usage};
+use crate::import::Notes;
 use crate::platform::Platform;
+use crate::progress::Pulls;
 use crate::reference::Reference;
 use crate::registry::{Proxies, Registry, Timeouts};
 use crate::unpack::Limits;
@@ -64,6 +67,10 @@ pub struct Options {
     pub root: PathBuf,
     /// Where `<registry>/hosts.toml` is looked for; the first that has it wins.
     pub certs_dirs: Vec<PathBuf>,
+    /// containers-registries.conf(5), for registries without a `hosts.toml`; it may be missing.
+    pub registries_conf: Option<PathBuf>,
+    /// Credentials for pulls that bring none, in the form of docker's config.json; the first that has any wins.
+    pub auth_files: Vec<PathBuf>,
     /// Which of an index's images is taken.
     pub platform: Platform,
     /// How many layers are downloaded at once, over all pulls.
@@ -74,6 +81,8 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// By which proxies registries are reached.
     pub proxies: Proxies,
+    /// The policy that decides which images may come in (containers-policy.json(5)); where the file is missing, all may.
+    pub policy: Option<PathBuf>,
     /// References whose images the kubelet is told not to collect.
     pub pinned: Vec<Reference>,
 }
@@ -91,11 +100,14 @@ impl Default for Options {
         Self {
             root: PathBuf::from("/var/lib/berth/image"),
             certs_dirs: Vec::new(),
+            registries_conf: None,
+            auth_files: Vec::new(),
             platform: Platform::default(),
             parallel_downloads: 6,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             proxies: Proxies::default(),
+            policy: None,
             pinned: Vec::new(),
         }
     }
@@ -117,6 +129,9 @@ pub(crate) struct Inner {
     flights: Flights,
     counters: Counters,
     reaper: Reaper,
+    pub(crate) pulls: Pulls,
+    /// What came from the import folder.
+    imported: Mutex<Notes>,
     /// Changes of image records, one after the other: a record is read, changed and written again.
     records: tokio::sync::Mutex<()>,
     boot_id: String,
@@ -128,7 +143,37 @@ impl fmt::Debug for ImageStore {
     }
 }
 
+/// A layer as it lies in the store.
+#[derive(Debug)]
+pub(crate) struct KeptLayer {
+    /// Its files.
+    pub(crate) fs: PathBuf,
+    /// How its archive is made again.
+    pub(crate) recipe: PathBuf,
+    /// The length of that.
+    pub(crate) length: Option<u64>,
+}
+
 impl Inner {
+    pub(crate) fn kept_layer(&self, key: &LayerKey) -> Option<KeptLayer> {
+        let length = self.index().layer(key)?.record.length;
+        let folder = self.folders.layer(key);
+        Some(KeptLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
+    }
+
+    /// What is kept as an image's configuration: of an artifact its manifest.
+    pub(crate) fn config_bytes(&self, id: &Digest) -> Result<Vec<u8>, Error> {
+        make::read_config(&self.folders, id)
+    }
+
+    /// See [`ImageStore::resolve`].
+    fn resolve(&self, name: &str) -> Option<Arc<Image>> {
+        // Where the registries.conf says what short names are, it counts; one that is broken fails pulls, not this.
+        let candidates = self.registry.sources.candidates(name).unwrap_or_default();
+        let index = self.index();
+        candidates.iter().find_map(|name| index.resolve(&name.to_string())).or_else(|| index.resolve(name))
+    }
+
     /// Joins the pull with this key, or starts it.
     pub(crate) async fn share_pull<F>(
         &self,
@@ -139,6 +184,19 @@ impl Inner {
         F: Future<Output = Result<Arc<Image>, Error>> + Send + 'static,
     {
         self.flights.pull(key, work).await
+    }
+
+    /// Whether the store has an image that is not removed.
+    pub(crate) fn has(&self, id: &Digest) -> bool {
+        self.index().entry(id).is_some_and(|entry| !entry.record.removed)
+    }
+
+    pub(crate) fn notes(&self) -> Notes {
+        self.imported.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn replace_notes(&self, notes: Notes) {
+        *self.imported.lock().unwrap_or_else(PoisonError::into_inner) = notes;
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -161,7 +219,7 @@ impl ImageStore {
     /// The image that a name stands for: an id or the unique beginning of one, a reference with tag, or with digest.
     #[must_use]
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
-        self.inner.index().resolve(name)
+        self.inner.resolve(name)
     }
 
     /// What the store takes of the disk: images as `du` counts them; what containers have written was counted a moment

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
 
 use super::containers::user;
@@ -17,10 +18,13 @@ use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerRecord, Synced
 use super::usage::Counters;
 use super::walk::measure;
 use super::{ImageStore, Inner, Options};
+use crate::auth_file::AuthFiles;
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
+use crate::import::{Notes, read_notes};
 use crate::manifest::parse_config;
-use crate::registry::Registry;
+use crate::progress::Pulls;
+use crate::registry::{Registry, Sources};
 
 /// This boot's id (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -43,6 +47,7 @@ struct Stock<'a> {
     boot_id: &'a str,
     index: Index,
     jobs: Vec<Job>,
+    imported: Notes,
 }
 
 impl Inner {
@@ -56,11 +61,11 @@ impl Inner {
             boot_id: &boot_id,
             index: Index::default(),
             jobs: Vec::new(),
+            imported: read_notes(&options.root),
         };
         stock.take()?;
-        let Stock { index, jobs, .. } = stock;
-        let registry =
-            Arc::new(Registry::new(options.certs_dirs.clone(), options.timeouts, options.proxies.clone()));
+        let Stock { index, jobs, imported, .. } = stock;
+        let registry = Arc::new(Registry::new(sources(&options), options.timeouts, options.proxies.clone()));
         let downloads = Arc::new(Semaphore::new(options.parallel_downloads.max(1)));
         let (images, layers) = index.unused();
         // The thread needs the store, and the store the way to the thread.
@@ -79,6 +84,8 @@ impl Inner {
                 flights: Flights::default(),
                 counters: Counters::default(),
                 reaper,
+                pulls: Pulls::default(),
+                imported: Mutex::new(imported),
                 records: tokio::sync::Mutex::new(()),
                 boot_id,
             }
@@ -97,6 +104,14 @@ impl Inner {
         }
         inner.reaper.send(Job::MeasureContainers);
         Ok(inner)
+    }
+}
+
+fn sources(options: &Options) -> Sources {
+    Sources {
+        certs_dirs: options.certs_dirs.clone(),
+        registries_conf: options.registries_conf.clone(),
+        auth_files: AuthFiles::new(options.auth_files.clone()),
     }
 }
 
@@ -174,16 +189,21 @@ impl Stock<'_> {
             ));
         }
         let bytes = read_config(self.folders, &record.id)?;
-        let parsed = parse_config(&format!("image {}", record.id), &bytes, &self.options.platform)?;
-        if parsed.diff_ids != record.diff_ids {
-            return Err(Error::corrupt(
-                folder.display().to_string(),
-                "its layers are not those of its config",
-            ));
-        }
+        let config = if record.is_artifact() {
+            ImageConfiguration::default()
+        } else {
+            let parsed = parse_config(&format!("image {}", record.id), &bytes, &self.options.platform)?;
+            if parsed.diff_ids != record.diff_ids {
+                return Err(Error::corrupt(
+                    folder.display().to_string(),
+                    "its layers are not those of its config",
+                ));
+            }
+            parsed.config
+        };
         self.take_tags(&record.id, &record.tags);
-        let pinned: Vec<String> = self.options.pinned.iter().map(ToString::to_string).collect();
-        let image = record.image(parsed.config, &pinned);
+        let pinned = record.is_pinned(&self.options.pinned, &self.imported);
+        let image = record.image(config, pinned);
         let usage = measure(folder)?;
         self.index.put(record, image, usage)
     }

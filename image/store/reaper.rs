@@ -133,7 +133,7 @@ fn mark(inner: &Inner, key: &LayerKey, tree: Option<Digest>) -> Result<(), Error
     let marker = folder.join("synced");
     // Counted now: what is delayed has its blocks.
     let count = |path: &Path| match key {
-        LayerKey::Diff(_) => measure(path),
+        LayerKey::Diff(_) | LayerKey::Artifact(_) => measure(path),
         LayerKey::Patch(_) => measure_patch(path),
     };
     let mut synced = Synced { usage: count(&folder)?, tree };

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::index::LayerKey;
 use crate::digest::Digest;
 use crate::image::Image;
+use crate::import::{self, Notes};
+use crate::reference::Reference;
 use crate::unpack::TreePath;
 
 /// `images/<id>/image.json`.
@@ -30,7 +32,7 @@ pub(crate) struct ImageRecord {
 
 impl ImageRecord {
     /// What callers see of it.
-    pub(crate) fn image(&self, config: ImageConfiguration, pinned: &[String]) -> Arc<Image> {
+    pub(crate) fn image(&self, config: ImageConfiguration, pinned: bool) -> Arc<Image> {
         Arc::new(Image {
             id: self.id.clone(),
             repo_tags: self.tags.iter().cloned().collect(),
@@ -38,9 +40,24 @@ impl ImageRecord {
             size: self.size,
             config,
             layers: self.diff_ids.clone(),
-            pinned: self.tags.iter().chain(&self.digests).any(|name| pinned.contains(name)),
+            pinned,
+            artifact: self.is_artifact(),
             manifests: self.manifests.iter().cloned().collect(),
         })
+    }
+
+    /// Whether the kubelet is told to leave it alone: one of its names is pinned, or it came from the import folder.
+    pub(crate) fn is_pinned(&self, names: &[Reference], imported: &Notes) -> bool {
+        let named = |pinned: &Reference| {
+            let pinned = pinned.to_string();
+            self.tags.contains(&pinned) || self.digests.contains(&pinned)
+        };
+        names.iter().any(named) || import::images_of(imported).contains(&self.id)
+    }
+
+    /// Whether it is files to be mounted; what is kept as its configuration is then its manifest.
+    pub(crate) fn is_artifact(&self) -> bool {
+        matches!(self.layers.as_slice(), [LayerKey::Artifact(_)])
     }
 }
 
@@ -53,6 +70,9 @@ pub(crate) struct LayerRecord {
     /// Folders that the layer does not list.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) implicit: BTreeSet<TreePath>,
+    /// The length of its archive, which can be made again where there is a recipe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) length: Option<u64>,
     /// Hard links to files that are in layers below.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) links: BTreeMap<TreePath, TreePath>,

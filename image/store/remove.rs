@@ -20,7 +20,7 @@ impl ImageStore {
         // On its own: a caller that gives up does not leave half a removal.
         let task = tokio::spawn(async move {
             let guard = inner.records.lock().await;
-            let Some(image) = inner.index().resolve(&name) else {
+            let Some(image) = inner.resolve(&name) else {
                 return Ok(false);
             };
             let worker = inner.clone();

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::BufRead;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -39,6 +40,8 @@ const NO_MODE: Mode = Mode::empty();
 pub(crate) struct Outcome {
     /// The digest of the uncompressed archive.
     pub(crate) diff_id: Digest,
+    /// Its length.
+    pub(crate) length: u64,
     /// Folders that it does not list: their metadata is that of the layers below, if they have them.
     pub(crate) implicit: BTreeSet<TreePath>,
     /// Hard links to files that it does not hold, with their targets.
@@ -53,15 +56,17 @@ struct Extraction<'a> {
     links: BTreeMap<TreePath, TreePath>,
 }
 
-/// Unpacks `source` into the empty folder `root`, and reads it to its end.
+/// Unpacks `source` into the empty folder `root`, and reads it to its end. Into the file `recipe` goes what
+/// [`super::rebuild`] needs.
 pub(crate) fn unpack(
     what: &str,
     source: impl BufRead,
     root: OwnedFd,
     algorithm: Algorithm,
     budget: &Budget,
+    recipe: Option<File>,
 ) -> Result<Outcome, Error> {
-    let stream = LayerStream::new(what, source, algorithm, budget)?;
+    let stream = LayerStream::new(what, source, algorithm, budget, recipe)?;
     let mut extraction = Extraction {
         reader: TarReader::new(stream),
         tree: Tree::new(root, what, budget),
@@ -73,7 +78,8 @@ pub(crate) fn unpack(
     }
     extraction.set_folder_times()?;
     let Extraction { reader, tree, links, .. } = extraction;
-    Ok(Outcome { diff_id: reader.finish()?, implicit: tree.implicit, links })
+    let (diff_id, length) = reader.finish()?;
+    Ok(Outcome { diff_id, length, implicit: tree.implicit, links })
 }
 
 impl Extraction<'_> {
@@ -181,14 +187,19 @@ impl Extraction<'_> {
         let fd =
             self.make(place, |place| openat(place.fd(), place.name(), flags, Mode::RUSR | Mode::WUSR))?;
         match &entry.sparse {
-            None => loop {
-                let data = self.reader.data()?;
-                if data.is_empty() {
-                    break;
+            None => {
+                let mut length = 0_u64;
+                loop {
+                    let data = self.reader.data()?;
+                    if data.is_empty() {
+                        break;
+                    }
+                    let written = write(&fd, data).map_err(|error| self.tree.failed(&place.path, error))?;
+                    self.reader.consume_content(written);
+                    length = length.saturating_add(u64::try_from(written).unwrap_or(0));
                 }
-                let written = write(&fd, data).map_err(|error| self.tree.failed(&place.path, error))?;
-                self.reader.consume(written);
-            },
+                self.reader.content(&place.path, length);
+            }
             Some(sparse) => {
                 let limit = self.reader.budget().limits.bytes;
                 if sparse.size > limit {

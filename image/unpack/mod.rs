@@ -1,5 +1,5 @@
 //! From the bytes of a layer to a folder that overlayfs can stack: decompression and digest (`stream`), the tar format
-//! (`tar`, `pax`, `sparse`), and the tree that is made by descriptors only (`tree`, `extract`).
+//! (`tar`, `pax`, `sparse`), the tree that is made by descriptors only (`tree`, `extract`), and the way back (`recipe`).
 //!
 //! A layer comes from strangers. It is read once, in order, within limits; nothing in it can name a place outside its
 //! folder, and nothing is trusted before both of its digests are checked.
@@ -8,6 +8,7 @@ mod extract;
 mod limits;
 mod path;
 mod pax;
+mod recipe;
 mod sparse;
 mod stream;
 mod tar;
@@ -17,5 +18,6 @@ pub(crate) use extract::unpack;
 pub(crate) use limits::Budget;
 pub use limits::Limits;
 pub(crate) use path::TreePath;
+pub(crate) use recipe::rebuild;
 pub(crate) use stream::decompressed;
 pub(crate) use tree::{OPAQUE, is_whiteout};

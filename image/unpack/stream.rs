@@ -1,10 +1,13 @@
 //! The decompressed bytes of a layer: through one buffer, counted against the limits, and hashed for the diff id.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, BufRead, Cursor, Read};
 use std::rc::Rc;
 
 use super::limits::Budget;
+use super::path::TreePath;
+use super::recipe::RecipeWriter;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::Error;
 
@@ -81,6 +84,7 @@ pub(super) struct LayerStream<'a> {
     hasher: Hasher,
     position: u64,
     budget: &'a Budget,
+    recipe: Option<RecipeWriter>,
 }
 
 impl<'a> LayerStream<'a> {
@@ -89,7 +93,10 @@ impl<'a> LayerStream<'a> {
         source: impl BufRead + 'a,
         algorithm: Algorithm,
         budget: &'a Budget,
+        recipe: Option<File>,
     ) -> Result<Self, Error> {
+        let recipe = recipe.map(RecipeWriter::new).transpose();
+        let recipe = recipe.map_err(|error| Error::io("write the recipe of", what, error))?;
         let compressed = Rc::new(Cell::new(0));
         let counted = Counted { inner: source, count: compressed.clone() };
         let decoder = decompressed(counted).map_err(|error| broken(what, error))?;
@@ -103,6 +110,7 @@ impl<'a> LayerStream<'a> {
             hasher: Hasher::new(algorithm),
             position: 0,
             budget,
+            recipe,
         })
     }
 
@@ -115,7 +123,23 @@ impl<'a> LayerStream<'a> {
     }
 
     pub(super) fn consume(&mut self, count: usize) {
+        let start = self.start;
+        self.consume_content(count);
+        if let Some(recipe) = &mut self.recipe {
+            recipe.literal(self.buffer.get(start..self.start).unwrap_or_default());
+        }
+    }
+
+    /// The same for the content of a file, which the archive can be given again from there: see [`Self::content`].
+    pub(super) fn consume_content(&mut self, count: usize) {
         self.start = self.start.saturating_add(count).min(self.end);
+    }
+
+    /// What was consumed last as content is the whole of a file.
+    pub(super) fn content(&mut self, path: &TreePath, length: u64) {
+        if let Some(recipe) = self.recipe.as_mut().filter(|_| length > 0) {
+            recipe.content(path, length);
+        }
     }
 
     fn refill(&mut self) -> Result<(), Error> {
@@ -170,15 +194,19 @@ impl<'a> LayerStream<'a> {
         Ok(())
     }
 
-    /// Reads what follows the archive, which belongs to the digest, and returns that.
-    pub(super) fn finish(mut self) -> Result<Digest, Error> {
+    /// Reads what follows the archive, which belongs to the digest, and returns that and the length.
+    pub(super) fn finish(mut self) -> Result<(Digest, u64), Error> {
         loop {
             let available = self.fill()?.len();
             if available == 0 {
-                return Ok(self.hasher.finish());
+                break;
             }
             self.consume(available);
         }
+        if let Some(recipe) = self.recipe {
+            recipe.finish().map_err(|error| Error::io("write the recipe of", self.what, error))?;
+        }
+        Ok((self.hasher.finish(), self.position))
     }
 
     pub(super) fn truncated(&self) -> Error {
@@ -218,7 +246,7 @@ mod tests {
 
     fn digest(source: &[u8], limits: Limits) -> Result<Digest, Error> {
         let budget = Budget::new(limits);
-        LayerStream::new("test", source, Algorithm::Sha256, &budget)?.finish()
+        LayerStream::new("test", source, Algorithm::Sha256, &budget, None)?.finish().map(|(digest, _)| digest)
     }
 
     #[test]

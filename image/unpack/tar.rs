@@ -5,6 +5,7 @@
 //! type has none.
 
 use super::limits::Budget;
+use super::path::TreePath;
 use super::pax::{Pax, Time};
 use super::sparse::Sparse;
 use super::stream::LayerStream;
@@ -71,8 +72,8 @@ impl<'a> TarReader<'a> {
         self.stream.budget()
     }
 
-    /// Reads the rest of the stream, after the archive's end, and returns its digest.
-    pub(super) fn finish(self) -> Result<crate::digest::Digest, Error> {
+    /// Reads the rest of the stream, after the archive's end, and returns its digest and length.
+    pub(super) fn finish(self) -> Result<(crate::digest::Digest, u64), Error> {
         self.stream.finish()
     }
 
@@ -93,6 +94,17 @@ impl<'a> TarReader<'a> {
     pub(super) fn consume(&mut self, count: usize) {
         self.unread = self.unread.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
         self.stream.consume(count);
+    }
+
+    /// Marks data as read that has become content of the file which [`Self::content`] then names.
+    pub(super) fn consume_content(&mut self, count: usize) {
+        self.unread = self.unread.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
+        self.stream.consume_content(count);
+    }
+
+    /// See [`LayerStream::content`].
+    pub(super) fn content(&mut self, path: &TreePath, length: u64) {
+        self.stream.content(path, length);
     }
 
     /// The next entry; what is left of the last one is skipped.
@@ -314,7 +326,7 @@ mod tests {
 
     fn names(archive: &[u8]) -> Result<Vec<(String, Kind, Vec<u8>)>, Error> {
         let budget = Budget::new(Limits::default());
-        let mut reader = TarReader::new(LayerStream::new("test", archive, Algorithm::Sha256, &budget)?);
+        let mut reader = TarReader::new(LayerStream::new("test", archive, Algorithm::Sha256, &budget, None)?);
         let mut found = Vec::new();
         while let Some(entry) = reader.next()? {
             let mut data = Vec::new();

@@ -54,6 +54,9 @@ fn start(config: Config) -> Result<(), String> {
         .map_err(|error| format!("start threads: {error}"))?;
     let served = runtime.block_on(async {
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
+        let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
+        let store = daemon.images.clone();
+        tokio::spawn(async move { store.import_from(folder).await });
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
         let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
         crate::pod::run::release_default_cgroup(&daemon);

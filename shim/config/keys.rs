@@ -19,7 +19,7 @@ const fn key(table: &'static str, name: &'static str, about: &'static str) -> Ke
 }
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [Key; 21] = [
+pub const KEYS: [Key; 27] = [
     key("", "socket", "The socket that the kubelet and crictl connect to."),
     key("", "root", "Persistent state: images, containers, addresses."),
     key("", "state", "Volatile state: the pods' keepers and their sockets."),
@@ -32,16 +32,35 @@ pub const KEYS: [Key; 21] = [
     key(
         "",
         "certs_dir",
-        "Where <registry>/hosts.toml is looked for: one folder or several; the first that has it wins.",
+        "Where <registry>/hosts.toml or certificates are looked for: one folder or several; the first that has any wins.",
+    ),
+    key(
+        "",
+        "registries_conf",
+        "Mirrors and short names as podman and CRI-O have them, for registries without a hosts.toml.",
     ),
     key(
         "",
         "auth_file",
-        "Credentials for registries in the form of docker's config.json, for requests that bring none.",
+        "Credentials for registries in the form of docker's config.json, for requests that bring none: one file or several.",
     ),
+    key("", "signature_policy", "Which images may come in (containers-policy.json); without the file, all."),
+    Key {
+        table: "",
+        name: "import_dir",
+        about: "Where archives and layouts are imported from as they appear; without it, <root>/import.",
+        example: Some("\"/var/lib/berth/import\""),
+    },
     key("", "pinned_images", "Images that the kubelet's garbage collection leaves alone, by their names."),
     key("", "parallel_pulls", "How many layers are downloaded at once, over all pulls."),
     key("", "max_image_size", "The largest image that is pulled or loaded, unpacked."),
+    key("", "max_image_files", "The most files, folders and links of an image."),
+    key("", "max_image_depth", "The most folders in one another."),
+    key(
+        "",
+        "max_compression_ratio",
+        "The most bytes that one byte of a layer may become, beyond the first GiB.",
+    ),
     key(
         "",
         "stream_address",

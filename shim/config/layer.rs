@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::value::{
-    AbsolutePath, BridgeName, ByteSize, CgroupDriver, HandlerNames, LogFilter, LogFormat, Mtu, Parallel,
-    PathList, References, SocketPath, Subnets,
+    AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, HandlerNames, LogFilter, LogFormat,
+    Mtu, Parallel, PathList, References, SocketPath, Subnets,
 };
 
 /// What one source sets. The fields are those of [`super::Config`].
@@ -20,10 +20,16 @@ pub struct Layer {
     pub cni_conf_dir: Option<AbsolutePath>,
     pub cni_bin_dirs: Option<PathList>,
     pub certs_dir: Option<PathList>,
-    pub auth_file: Option<AbsolutePath>,
+    pub registries_conf: Option<AbsolutePath>,
+    pub auth_file: Option<PathList>,
+    pub signature_policy: Option<AbsolutePath>,
+    pub import_dir: Option<AbsolutePath>,
     pub pinned_images: Option<References>,
     pub parallel_pulls: Option<Parallel>,
     pub max_image_size: Option<ByteSize>,
+    pub max_image_files: Option<AtLeastOne>,
+    pub max_image_depth: Option<Depth>,
+    pub max_compression_ratio: Option<AtLeastOne>,
     pub stream_address: Option<SocketAddr>,
     pub metrics_address: Option<SocketAddr>,
     pub log_level: Option<LogFilter>,

@@ -45,14 +45,28 @@ pub struct Config {
     /// Where registries' `hosts.toml` are looked for; the first folder that has one for a registry wins.
     #[serde(rename = "certs_dir")]
     pub certs_dirs: Vec<PathBuf>,
-    /// Credentials for registries, for requests that bring none.
-    pub auth_file: PathBuf,
+    /// Mirrors and short names of registries (containers-registries.conf(5)).
+    pub registries_conf: PathBuf,
+    /// Credentials for registries, for requests that bring none; the first file that has any for a registry wins.
+    #[serde(rename = "auth_file")]
+    pub auth_files: Vec<PathBuf>,
+    /// Which images may come in (containers-policy.json(5)).
+    pub signature_policy: PathBuf,
+    /// Where archives and layouts are imported from; none means the folder `import` of `root`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import_dir: Option<PathBuf>,
     /// Images that the kubelet is told not to collect.
     pub pinned_images: Vec<String>,
     /// How many layers are downloaded at once, over all pulls.
     pub parallel_pulls: usize,
     /// The largest image that is pulled or loaded, unpacked.
     pub max_image_size: ByteSize,
+    /// The most files, folders and links of an image.
+    pub max_image_files: u64,
+    /// The most folders in one another.
+    pub max_image_depth: usize,
+    /// The most bytes that one byte of a layer may become, beyond the first GiB.
+    pub max_compression_ratio: u64,
     /// Where exec, attach and port-forward sessions connect to; port 0 picks a free one.
     pub stream_address: SocketAddr,
     /// Where metrics are served; none means not at all.
@@ -95,11 +109,25 @@ impl Default for Config {
             state: "/run/berth".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
-            certs_dirs: vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()],
-            auth_file: "/etc/berth/auth.json".into(),
+            certs_dirs: [
+                "/etc/berth/certs.d",
+                "/etc/containerd/certs.d",
+                "/etc/containers/certs.d",
+                "/etc/docker/certs.d",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
+            registries_conf: "/etc/containers/registries.conf".into(),
+            // The second is where podman's and skopeo's login of root keeps them (containers-auth.json(5)).
+            auth_files: vec!["/etc/berth/auth.json".into(), "/run/containers/0/auth.json".into()],
+            signature_policy: "/etc/containers/policy.json".into(),
+            import_dir: None,
             pinned_images: Vec::new(),
             parallel_pulls: 4,
             max_image_size: ByteSize::gib(64),
+            max_image_files: 10_000_000,
+            max_image_depth: 256,
+            max_compression_ratio: 1000,
             stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             metrics_address: None,
             log_level: "info".to_owned(),
@@ -131,10 +159,18 @@ impl Config {
         set(&mut self.cni_conf_dir, layer.cni_conf_dir);
         set(&mut self.cni_bin_dirs, layer.cni_bin_dirs);
         set(&mut self.certs_dirs, layer.certs_dir);
-        set(&mut self.auth_file, layer.auth_file);
+        set(&mut self.registries_conf, layer.registries_conf);
+        set(&mut self.auth_files, layer.auth_file);
+        set(&mut self.signature_policy, layer.signature_policy);
+        if let Some(folder) = layer.import_dir {
+            self.import_dir = Some(folder.into());
+        }
         set(&mut self.pinned_images, layer.pinned_images);
         set(&mut self.parallel_pulls, layer.parallel_pulls);
         set(&mut self.max_image_size, layer.max_image_size);
+        set(&mut self.max_image_files, layer.max_image_files);
+        set(&mut self.max_image_depth, layer.max_image_depth);
+        set(&mut self.max_compression_ratio, layer.max_compression_ratio);
         set(&mut self.stream_address, layer.stream_address);
         if let Some(address) = layer.metrics_address {
             self.metrics_address = Some(address);

@@ -97,6 +97,23 @@ checked! {
     Parallel, "usize", usize => usize, parallel
 }
 
+checked! {
+    /// A limit that lets something through.
+    AtLeastOne, "u64", u64 => u64, at_least_one
+}
+checked! {
+    /// Folders in one another: a path in which each has one letter, and that the kernel still takes (PATH_MAX).
+    Depth, "usize", usize => usize, depth
+}
+
+fn at_least_one(count: u64) -> Result<u64, BadValue> {
+    if count > 0 { Ok(count) } else { bad("is 0: nothing would come in") }
+}
+
+fn depth(count: usize) -> Result<usize, BadValue> {
+    if (1..=2047).contains(&count) { Ok(count) } else { bad(format!("{count} is not from 1 to 2047")) }
+}
+
 fn references(names: Vec<String>) -> Result<Vec<String>, BadValue> {
     for name in &names {
         if let Err(error) = name.parse::<berth_image::Reference>() {

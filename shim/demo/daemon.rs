@@ -209,7 +209,11 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         state: folder.join("state"),
         // Nothing is there: the pod gets the built-in network, not this machine's.
         cni_conf_dir: folder.join("net.d"),
+        // Nor are there its registries, credentials and policy.
         certs_dirs: vec![folder.join("certs.d")],
+        registries_conf: folder.join("registries.conf"),
+        auth_files: Vec::new(),
+        signature_policy: folder.join("policy.json"),
         stream_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         cgroup_driver: CgroupDriver::Cgroupfs,
         network: NetworkConfig {

@@ -22,10 +22,15 @@ fn below(code: Code, error: impl Display) -> CriError {
 
 impl From<berth_image::Error> for CriError {
     fn from(error: berth_image::Error) -> Self {
+        // The kubelet knows these two by the beginning of the text, and strips the code only where it is Unknown
+        // (k8s.io/cri-api/pkg/errors, and the kubelet's remote image service).
         let code = match error.kind() {
+            ErrorKind::Unavailable => return below(Code::Unknown, format!("RegistryUnavailable: {error}")),
+            ErrorKind::Untrusted => {
+                return below(Code::Unknown, format!("SignatureValidationFailed: {error}"));
+            }
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::Unauthorized => Code::Unauthenticated,
-            ErrorKind::Unavailable => Code::Unavailable,
             ErrorKind::Corrupt => Code::DataLoss,
             ErrorKind::InvalidInput => Code::InvalidArgument,
             ErrorKind::LimitExceeded => Code::ResourceExhausted,

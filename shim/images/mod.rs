@@ -1,8 +1,15 @@
 //! The ImageService: one function an RPC, on the store of the image crate.
+//!
+//! * [`progress`]: a pull that tells how far it is, for `berth image pull`
+//! * [`save`]: archives, for `berth image save`
+
+pub mod progress;
+pub mod save;
 
 use std::collections::HashMap;
 
-use berth_image::{AuthFile, Credentials, FsUsage, Image, Reference};
+use berth_image::{Credentials, FsUsage, Image, Reference};
+use berth_proto::admin::{ExplainedServer, Explanation};
 use berth_proto::v1::{
     AuthConfig, FilesystemIdentifier, FilesystemUsage, Image as CriImage, ImageFilter, ImageFsInfoResponse,
     ImageSpec, ImageStatusResponse, Int64Value, UInt64Value,
@@ -16,13 +23,10 @@ use crate::error::CriError;
 /// # Errors
 /// The reference, the registry or the content is at fault.
 pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) -> Result<String, CriError> {
-    let reference: Reference =
-        spec.image.parse().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
-    let credentials = match auth.map(credentials).transpose()?.flatten() {
-        Some(credentials) => Some(credentials),
-        None => AuthFile::new(&daemon.config.auth_file).credentials(&reference).await?,
-    };
-    let image = daemon.images.pull(&reference, credentials).await?;
+    // Checked first, so that the message names the field.
+    spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
+    let credentials = auth.map(credentials).transpose()?.flatten();
+    let image = daemon.images.pull_name(&spec.image, credentials).await?;
     Ok(image.id.to_string())
 }
 
@@ -71,6 +75,20 @@ pub fn status(daemon: &Daemon, spec: &ImageSpec, verbose: bool) -> Result<ImageS
 pub async fn remove(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
     daemon.images.remove(named(spec)?).await?;
     Ok(())
+}
+
+/// What a pull would do, for `berth image explain`.
+#[must_use]
+pub fn explanation(explained: berth_image::Explanation) -> Explanation {
+    let servers = explained.servers.into_iter().map(|server| {
+        let (digest, error) = match server.outcome {
+            Ok(digest) => (digest, String::new()),
+            Err(error) => (String::new(), error),
+        };
+        let berth_image::Server { url, notes, credentials, answers, .. } = server;
+        ExplainedServer { url, notes, credentials, answers, digest, error }
+    });
+    Explanation { reference: explained.reference, policy: explained.policy, servers: servers.collect() }
 }
 
 fn named(spec: &ImageSpec) -> Result<&str, CriError> {

@@ -20,10 +20,12 @@ use super::counters::{Counters, InFlight};
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(240);
 
 /// The calls that take as long as a registry, a grace period or a command does, and the streams.
-const WITHOUT_DEADLINE: [&str; 16] = [
+const WITHOUT_DEADLINE: [&str; 18] = [
     "PullImage",
     "LoadImage",
     "VerifyImages",
+    "ExplainImage",
+    "SaveImages",
     "ExecSync",
     "StopContainer",
     "StopPodSandbox",

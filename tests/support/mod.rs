@@ -69,10 +69,13 @@ impl Berth {
         let before = Host::look();
         let folder = tempfile::Builder::new().prefix("berth-test-").tempdir().unwrap();
         let path = folder.path().display();
+        // Nothing that this machine has been told of registries counts.
+        let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
         let config = format!(
             "socket = \"{path}/run/berth.sock\"\nroot = \"{path}/root\"\nstate = \"{path}/run\"\n\
              cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncerts_dir = \"{path}/certs.d\"\n\
-             log_level = \"debug\"\n{more}\n\
+             registries_conf = \"{path}/registries.conf\"\nsignature_policy = \"{path}/policy.json\"\n\
+             log_level = \"debug\"\n{auth}{more}\n\
              [network]\nbridge = \"testbr0\"\nsubnets = [\"10.77.0.0/24\", \"fd77::/64\"]\n"
         );
         fs::write(folder.path().join("config.toml"), config).unwrap();

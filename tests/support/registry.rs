@@ -84,9 +84,36 @@ impl Registry {
         self.asked().iter().filter(|asked| same(asked)).count()
     }
 
+    /// The bytes that are answered to a path.
+    pub fn answer_of(&self, path: &str) -> Option<Vec<u8>> {
+        match self.answers.lock().unwrap().get(path)? {
+            Answer::Whole(_, _, bytes) | Answer::Headers(_, _, bytes) => Some(bytes.clone()),
+            _ => None,
+        }
+    }
+
     /// From now on `path` is answered so.
     pub fn answer(&self, path: impl Into<String>, answer: Answer) {
         self.answers.lock().unwrap().insert(path.into(), answer);
+    }
+
+    /// Has a blob; its digest is returned.
+    pub fn blob(&self, name: &str, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        let answer = Answer::Whole(200, "application/octet-stream", bytes.to_vec());
+        self.answer(format!("/v2/{name}/blobs/{digest}"), answer);
+        digest
+    }
+
+    /// Has a manifest under a tag and under its digest, which is returned.
+    pub fn manifest(&self, name: &str, tag: &str, manifest: &serde_json::Value) -> Digest {
+        let bytes = manifest.to_string().into_bytes();
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        for place in [tag, &digest.to_string()] {
+            let answer = Answer::Whole(200, MANIFEST, bytes.clone());
+            self.answer(format!("/v2/{name}/manifests/{place}"), answer);
+        }
+        digest
     }
 
     /// Has an image of one layer under `name:1`: the layer's bytes as they are sent, and the diff id that its config
@@ -120,12 +147,8 @@ impl Registry {
             "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest,
                         "size": config.len() },
             "layers": descriptors,
-        })
-        .to_string()
-        .into_bytes();
-        let by_digest = format!("/v2/{name}/manifests/{}", Digest::of(Algorithm::Sha256, &manifest));
-        self.answer(by_digest, Answer::Whole(200, MANIFEST, manifest.clone()));
-        self.answer(format!("/v2/{name}/manifests/1"), Answer::Whole(200, MANIFEST, manifest));
+        });
+        self.manifest(name, "1", &manifest);
         self.answer(format!("{blobs}/{config_digest}"), Answer::Whole(200, octets, config.into_bytes()));
         paths
     }

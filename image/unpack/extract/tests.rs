@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,14 +40,24 @@ impl Sandbox {
     fn unpack_within(&self, archive: &[u8], limits: Limits) -> Result<Outcome, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let root = rustix::fs::open(self.path(""), flags, Mode::empty()).unwrap();
-        let outcome = unpack("layer", archive, root, Algorithm::Sha256, &Budget::new(limits));
+        let recipe = fs::File::create(self.folder.path().join("recipe")).unwrap();
+        let outcome = unpack("layer", archive, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
         let mut around: Vec<_> =
             fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         around.sort();
-        assert_eq!(around, ["fs", "secret"], "something escaped");
+        assert_eq!(around, ["fs", "recipe", "secret"], "something escaped");
         let secret = fs::symlink_metadata(self.folder.path().join("secret")).unwrap();
         assert_eq!((secret.len(), secret.nlink(), secret.uid()), (9, 1, 0), "the neighbour was touched");
         outcome
+    }
+
+    /// The archive that was unpacked, made again.
+    fn rebuild(&self) -> Vec<u8> {
+        let recipe = fs::File::open(self.folder.path().join("recipe")).unwrap();
+        let root = fs::File::open(self.path("")).unwrap();
+        let mut archive = Vec::new();
+        crate::unpack::rebuild(recipe, root.as_fd(), &mut archive).unwrap();
+        archive
     }
 
     fn stat(&self, name: &str) -> fs::Metadata {
@@ -366,9 +377,10 @@ fn gnu_tars_formats_are_read() {
     ];
     for options in formats {
         let sandbox = Sandbox::new();
-        sandbox
-            .unpack(&gnu_tar(source.path(), options))
-            .unwrap_or_else(|error| panic!("{options:?}: {error}"));
+        let archive = gnu_tar(source.path(), options);
+        let outcome = sandbox.unpack(&archive).unwrap_or_else(|error| panic!("{options:?}: {error}"));
+        assert_eq!(outcome.length, u64::try_from(archive.len()).unwrap());
+        assert!(sandbox.rebuild() == archive, "{options:?}: the archive is made again byte for byte");
         assert_same(source.path(), &sandbox.path(""), options);
         if options.contains(&"--sparse") {
             assert!(sandbox.stat("holes").blocks() < 4096, "{options:?}: the holes are filled");
@@ -410,6 +422,114 @@ fn entry() -> impl Strategy<Value = (String, u8, String)> {
     let name = "(\\./|/|\\.\\./)?[abl](/[abl]|/\\.\\.|/\\.wh\\.[abl]|/\\.wh\\.\\.wh\\.\\.opq){0,3}/?";
     let target = "(/|\\.\\./|\\.\\./\\.\\./)?(secret|[abl]|[abl]/[abl]|\\.\\.|\\.|/)";
     (name, 0u8..7, target)
+}
+
+/// A plain entry: name, kind, content or mode.
+type Plain = (String, u8, u8);
+
+/// A layer without tricks: no entry stands where another makes it impossible, so that all programs agree on it.
+fn plain_layer(entries: &[Plain]) -> (Layer, BTreeMap<String, u8>) {
+    let (mut layer, mut known) = (Layer::default(), BTreeMap::<String, u8>::new());
+    for (name, kind, detail) in entries {
+        let parents: Vec<&str> = name.match_indices('/').map(|(slash, _)| &name[..slash]).collect();
+        let beneath = format!("{name}/");
+        let blocked = parents.iter().any(|parent| known.get(*parent).is_some_and(|kind| *kind != 0))
+            // A file that another entry replaces cannot be given again.
+            || known.get(name).is_some_and(|known| *known != *kind || *kind == 1)
+            || (*kind != 0 && known.keys().any(|known| known.starts_with(&beneath)));
+        let target =
+            known.iter().find(|(other, kind)| **kind == 1 && *other != name).map(|(name, _)| name.clone());
+        if blocked {
+            continue;
+        }
+        layer = match (kind, target) {
+            (0, _) => layer.folder(name),
+            (1, _) => layer.file(name, &"x".repeat(usize::from(*detail) * 7)),
+            (2, _) => layer.symlink(name, "nowhere"),
+            (3, Some(target)) if !known.contains_key(name) => layer.link(name, &target),
+            (4, _) if !known.contains_key(name) => {
+                let (folder, base) = name.rsplit_once('/').unwrap_or((".", name));
+                layer = layer.file(&format!("{folder}/.wh.{base}"), "");
+                known.insert(format!("{folder}/.wh.{base}"), 9);
+                continue;
+            }
+            _ => continue,
+        };
+        known.insert(name.clone(), if *kind == 3 { 1 } else { *kind });
+    }
+    (layer, known)
+}
+
+/// What the whiteout rules make of a folder into which the markers were unpacked as they are.
+fn apply_whiteouts(root: &Path) {
+    let markers: Vec<PathBuf> = tree(root)
+        .into_keys()
+        .filter(|path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".wh.")))
+        .collect();
+    for marker in markers {
+        let marker = root.join(marker);
+        fs::remove_file(&marker).unwrap();
+        let hidden = marker.file_name().unwrap().to_str().unwrap().trim_start_matches(".wh.").to_owned();
+        let hidden = marker.with_file_name(hidden);
+        match fs::symlink_metadata(&hidden) {
+            Ok(stat) if stat.is_dir() => {
+                rustix::fs::lsetxattr(
+                    &hidden,
+                    "trusted.overlay.opaque",
+                    b"y",
+                    rustix::fs::XattrFlags::empty(),
+                )
+                .unwrap();
+            }
+            Ok(_) => {}
+            Err(_) => {
+                rustix::fs::mknodat(
+                    rustix::fs::CWD,
+                    &hidden,
+                    rustix::fs::FileType::CharacterDevice,
+                    Mode::empty(),
+                    0,
+                )
+                .unwrap();
+            }
+        }
+    }
+}
+
+/// The tree without what programs may choose, and with what is opaque.
+fn comparable(root: &Path) -> BTreeMap<PathBuf, (u32, u64, Vec<u8>, bool)> {
+    tree(root)
+        .into_iter()
+        .map(|(name, (mode, _, length, _, content))| {
+            let mut value = [0_u8; 8];
+            let opaque =
+                rustix::fs::lgetxattr(root.join(&name), "trusted.overlay.opaque", &mut value[..]).is_ok();
+            (name, (mode, length, content, opaque))
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn what_gnu_tar_and_the_whiteout_rules_give_is_what_comes_out(
+        entries in proptest::collection::vec(("[abc](/[abc]){0,3}", 0u8..5, any::<u8>()), 1..25),
+    ) {
+        let archive = plain_layer(&entries).0.end();
+        let sandbox = Sandbox::new();
+        sandbox.unpack(&archive).unwrap();
+        prop_assert!(sandbox.rebuild() == archive);
+        let other = tempfile::tempdir().unwrap();
+        let file = other.path().join("layer.tar");
+        let root = other.path().join("fs");
+        fs::write(&file, &archive).unwrap();
+        fs::create_dir(&root).unwrap();
+        let output = Command::new("tar").arg("-xpf").arg(&file).arg("-C").arg(&root).output().unwrap();
+        prop_assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        apply_whiteouts(&root);
+        prop_assert_eq!(comparable(&sandbox.path("")), comparable(&root));
+    }
 }
 
 proptest! {
@@ -463,6 +583,6 @@ fn a_reader_that_breaks_off_is_an_error() {
     let root = rustix::fs::open(sandbox.path(""), flags, Mode::empty()).unwrap();
     let source = std::io::BufReader::new(Breaks(Cursor::new(Layer::default().file("a", "b").end())));
     let error =
-        unpack("layer", source, root, Algorithm::Sha256, &Budget::new(Limits::default())).unwrap_err();
+        unpack("layer", source, root, Algorithm::Sha256, &Budget::new(Limits::default()), None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }

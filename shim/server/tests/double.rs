@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use berth_proto::admin::admin_server::Admin;
-use berth_proto::admin::{LoadImageRequest, LoadImageResponse, VerifyImagesRequest, VerifyImagesResponse};
+use berth_proto::admin::{
+    self, ArchivePiece, ExplainImageRequest, ExplainImageResponse, LoadImageRequest, LoadImageResponse,
+    PullProgress, SaveImagesRequest, VerifyImagesRequest, VerifyImagesResponse,
+};
 use berth_proto::v1::image_service_server::ImageService;
 use berth_proto::v1::runtime_service_server::RuntimeService;
 use berth_proto::v1::*;
@@ -137,6 +140,11 @@ service! { Admin {}
     unary {
         load_image(LoadImageRequest) -> LoadImageResponse;
         verify_images(VerifyImagesRequest) -> VerifyImagesResponse;
+        explain_image(ExplainImageRequest) -> ExplainImageResponse;
     }
-    streams {}
+
+    streams {
+        pull_image(admin::PullImageRequest) -> PullProgress as PullImageStream;
+        save_images(SaveImagesRequest) -> ArchivePiece as SaveImagesStream;
+    }
 }

@@ -1,16 +1,18 @@
 //! `berth image`: the images of the daemon that runs, over its socket.
 
+mod explain;
+mod pull;
+mod save;
+
 use std::collections::HashSet;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use berth_proto::admin::admin_client::AdminClient;
 use berth_proto::admin::{Verdict, VerifyImagesRequest};
 use berth_proto::v1::image_service_client::ImageServiceClient;
 use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
 use berth_proto::v1::{
-    AuthConfig, Image, ImageSpec, ImageStatusRequest, ListContainersRequest, ListImagesRequest,
-    PullImageRequest, RemoveImageRequest,
+    Image, ImageSpec, ImageStatusRequest, ListContainersRequest, ListImagesRequest, RemoveImageRequest,
 };
 use clap::{Args, Subcommand};
 use tonic::Status;
@@ -32,9 +34,13 @@ enum Command {
     /// List the images
     Ls(Where),
     /// Pull an image from its registry
-    Pull(PullArgs),
+    Pull(pull::PullArgs),
+    /// Show what a pull would ask whom, as whom, and what it is answered, without pulling
+    Explain(explain::ExplainArgs),
     /// Bring the images of a file into the store
     Load(LoadArgs),
+    /// Write images into an archive that berth, docker and podman load
+    Save(save::SaveArgs),
     /// Remove images with all their names; containers that run on them go on
     Rm(RmArgs),
     /// Compare what is on the disk with its digests
@@ -45,18 +51,6 @@ enum Command {
 
 #[derive(Clone, Debug, Args)]
 struct Where {
-    #[command(flatten)]
-    source: Source,
-}
-
-#[derive(Clone, Debug, Args)]
-struct PullArgs {
-    /// A name such as busybox:1.36 or quay.io/team/app@sha256:...
-    #[arg(value_name = "IMAGE")]
-    image: String,
-    /// A file with user:password; without it the daemon uses what its auth_file has
-    #[arg(long, value_name = "FILE")]
-    credentials: Option<std::path::PathBuf>,
     #[command(flatten)]
     source: Source,
 }
@@ -96,7 +90,9 @@ pub(super) fn run(args: ImageArgs) -> ExitCode {
 async fn answer(command: Command) -> Result<String, String> {
     match command {
         Command::Ls(args) => Ok(table(&Client::connect(args.source).await?.list().await?)),
-        Command::Pull(args) => pull(args).await,
+        Command::Pull(args) => pull::pull(args).await,
+        Command::Explain(args) => explain::explain(args).await,
+        Command::Save(args) => save::save(args).await,
         Command::Rm(args) => {
             let mut client = Client::connect(args.source).await?;
             let mut removed = String::new();
@@ -111,31 +107,6 @@ async fn answer(command: Command) -> Result<String, String> {
         Command::Verify(args) => verify(args).await,
         Command::Prune(args) => prune(Client::connect(args.source).await?).await,
         Command::Load(_) => Err("load is a command of its own".to_owned()),
-    }
-}
-
-async fn pull(args: PullArgs) -> Result<String, String> {
-    let auth = args.credentials.as_deref().map(read_credentials).transpose()?;
-    let mut client = Client::connect(args.source).await?;
-    let began = Instant::now();
-    let request = PullImageRequest { image: Some(spec(&args.image)), auth, sandbox_config: None };
-    let answer =
-        client.images.pull_image(request).await.map_err(|status| said("pull", &args.image, &status))?;
-    let id = answer.into_inner().image_ref;
-    let size = client.find(&id).await?.map_or(0, |image| image.size);
-    Ok(format!("{id} {} in {:.1} s\n", human(size), began.elapsed().as_secs_f64()))
-}
-
-/// From a file, so that no secret is on a command line, which all can read (proc(5), `/proc/pid/cmdline`).
-fn read_credentials(file: &std::path::Path) -> Result<AuthConfig, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    match text.trim().split_once(':') {
-        Some((username, password)) => Ok(AuthConfig {
-            username: username.to_owned(),
-            password: password.to_owned(),
-            ..AuthConfig::default()
-        }),
-        None => Err(format!("{}: is not user:password", file.display())),
     }
 }
 
@@ -176,6 +147,7 @@ async fn prune(mut client: Client) -> Result<String, String> {
 }
 
 struct Client {
+    channel: Channel,
     images: ImageServiceClient<Channel>,
     runtime: RuntimeServiceClient<Channel>,
 }
@@ -186,7 +158,8 @@ impl Client {
         let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
         Ok(Self {
             images: ImageServiceClient::new(channel.clone()),
-            runtime: RuntimeServiceClient::new(channel),
+            runtime: RuntimeServiceClient::new(channel.clone()),
+            channel,
         })
     }
 

@@ -1,0 +1,202 @@
+//! A folder whose archives and layouts are loaded as they appear, and whose images stay: for nodes without a registry.
+//!
+//! What was loaded is noted beside the images, so that a start reads no archive again; an image of the folder that was
+//! removed comes back. The images are pinned as long as their file is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use inotify::{Inotify, WatchMask};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Error, blocking};
+use crate::store::{ImageStore, Inner, read_json, replace_json};
+
+/// How often the folder is looked at without news of it: a layout's files are below what is watched.
+const LOOK: Duration = Duration::from_secs(30);
+/// A file that changed this recently is still being written.
+const QUIET: Duration = Duration::from_secs(2);
+/// The longest time between two attempts at a file that cannot be loaded.
+const MAX_WAIT: Duration = Duration::from_secs(600);
+/// The file that notes what was loaded.
+const NOTES: &str = "imported.json";
+
+/// What was loaded, by the names in the folder.
+pub(crate) type Notes = BTreeMap<String, Note>;
+
+/// What was loaded of one file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    stamp: Stamp,
+    images: BTreeSet<Digest>,
+}
+
+/// By which a file is known to be the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    /// Of the last change of the content and of the file itself, in nanoseconds since the epoch.
+    changed: [i128; 2],
+}
+
+/// A file that could not be loaded.
+struct Failed {
+    stamp: Stamp,
+    wait: Duration,
+    again: Instant,
+}
+
+/// What was loaded by former daemons.
+pub(crate) fn read_notes(root: &Path) -> Notes {
+    read_json(&root.join(NOTES)).unwrap_or_default()
+}
+
+/// The images of all files.
+pub(crate) fn images_of(notes: &Notes) -> BTreeSet<Digest> {
+    notes.values().flat_map(|note| note.images.iter().cloned()).collect()
+}
+
+impl ImageStore {
+    /// Loads what is in `folder` and what comes into it, until the future is dropped. The folder is made if it is missing.
+    pub async fn import_from(&self, folder: PathBuf) {
+        let mut failed = BTreeMap::new();
+        let mut watch = watch(&folder).await;
+        loop {
+            let unready = self.import(&folder, &mut failed).await.unwrap_or_else(|error| {
+                tracing::warn!(folder = %folder.display(), %error, "look for images to import");
+                false
+            });
+            let next = failed.values().map(|failed: &Failed| failed.again).min();
+            let longest = if unready { QUIET } else { LOOK };
+            let look =
+                next.map_or(longest, |next| next.saturating_duration_since(Instant::now()).min(longest));
+            // Never busy, whatever the clocks say.
+            let look = look.max(Duration::from_millis(500));
+            match &mut watch {
+                Some(events) => {
+                    drop(tokio::time::timeout(look, events.next()).await);
+                    // One look serves all news of a moment.
+                    while let Ok(Some(_)) =
+                        tokio::time::timeout(Duration::from_millis(200), events.next()).await
+                    {
+                    }
+                }
+                None => tokio::time::sleep(look).await,
+            }
+        }
+    }
+
+    /// One look at the folder; whether something in it is still being written.
+    async fn import(&self, folder: &Path, failed: &mut BTreeMap<String, Failed>) -> Result<bool, Error> {
+        let path = folder.to_owned();
+        let found = blocking("read the import folder", move || stamps(&path)).await?;
+        failed.retain(|name, failure| found.get(name) == Some(&failure.stamp));
+        let inner = self.inner();
+        let mut notes = inner.notes();
+        notes.retain(|name, _| found.contains_key(name));
+        let mut unready = false;
+        for (name, stamp) in found {
+            let known = notes.get(&name).filter(|note| note.stamp == stamp);
+            if known.is_some_and(|note| note.images.iter().all(|id| inner.has(id))) {
+                continue;
+            }
+            let path = folder.join(&name);
+            let waits = failed.get(&name).is_some_and(|failure| failure.again > Instant::now());
+            if waits || is_fresh(&path) {
+                unready |= !waits;
+                continue;
+            }
+            match self.load(&path).await {
+                Ok(images) => {
+                    failed.remove(&name);
+                    tracing::info!(file = %path.display(), images = images.len(), "imported");
+                    let images = images.iter().map(|image| image.id.clone()).collect();
+                    notes.insert(name, Note { stamp, images });
+                }
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), %error, "cannot be imported");
+                    let wait = failed.get(&name).map_or(QUIET, |failure| (failure.wait * 2).min(MAX_WAIT));
+                    failed.insert(name, Failed { stamp, wait, again: Instant::now() + wait });
+                }
+            }
+        }
+        let inner = inner.clone();
+        blocking("note what was imported", move || inner.set_notes(notes)).await.map(|()| unready)
+    }
+}
+
+impl Inner {
+    /// Notes what was imported; images that are pinned or are not any more show it.
+    fn set_notes(self: &Arc<Self>, notes: Notes) -> Result<(), Error> {
+        let before = self.notes();
+        if before == notes {
+            return Ok(());
+        }
+        replace_json(&self.options.root.join(NOTES), &notes, true)?;
+        let (old, new) = (images_of(&before), images_of(&notes));
+        self.replace_notes(notes);
+        old.symmetric_difference(&new).try_for_each(|id| self.show_again(id))
+    }
+}
+
+async fn watch(folder: &Path) -> Option<inotify::EventStream<Vec<u8>>> {
+    let path = folder.to_owned();
+    let watching = blocking("watch the import folder", move || {
+        fs::create_dir_all(&path).map_err(|error| Error::io("make", &path, error))?;
+        let failed = |error: io::Error| Error::io("watch", &path, error);
+        let inotify = Inotify::init().map_err(failed)?;
+        let news = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE
+            | WatchMask::CREATE;
+        inotify.watches().add(&path, news).map_err(failed)?;
+        inotify.into_event_stream(vec![0; 4096]).map_err(failed)
+    })
+    .await;
+    watching
+        .map_err(|error| tracing::warn!(%error, "the import folder is looked at every {LOOK:?} only"))
+        .ok()
+}
+
+/// What lies in the folder. Names that start with a dot are none of its images.
+fn stamps(folder: &Path) -> Result<BTreeMap<String, Stamp>, Error> {
+    let failed = |error| Error::io("read", folder, error);
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if name.starts_with('.') {
+            continue;
+        }
+        // A layout changes with its index.
+        let path = entry.path();
+        let index = path.join("index.json");
+        if let Ok(stat) = fs::metadata(if index.exists() { &index } else { &path }) {
+            found.insert(name, Stamp::of(&stat));
+        }
+    }
+    Ok(found)
+}
+
+impl Stamp {
+    fn of(stat: &fs::Metadata) -> Self {
+        let time =
+            |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+        let changed = [time(stat.mtime(), stat.mtime_nsec()), time(stat.ctime(), stat.ctime_nsec())];
+        Self { inode: stat.ino(), size: stat.len(), changed }
+    }
+}
+
+fn is_fresh(path: &Path) -> bool {
+    let modified = fs::metadata(path).and_then(|stat| stat.modified());
+    modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < QUIET))
+}

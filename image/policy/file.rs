@@ -1,0 +1,286 @@
+//! The policy's format, and which of its parts an image falls under.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::identity::Identity;
+use super::signature::Key;
+use crate::error::Error;
+use crate::reference::Reference;
+
+/// The whole file. Unknown keys make it invalid, as its manual page wants: a mistyped one must not open the node.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Policy {
+    default: Vec<Requirement>,
+    #[serde(default)]
+    transports: BTreeMap<String, BTreeMap<String, Vec<Requirement>>>,
+}
+
+/// What an image must meet. All requirements of a part count.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub(super) enum Requirement {
+    InsecureAcceptAnything {},
+    Reject {},
+    SigstoreSigned(Box<SigstoreSigned>),
+    /// GPG signatures: read, so that the rest of the file can be used, and never met.
+    SignedBy {
+        #[serde(rename = "keyType")]
+        _key_type: Option<IgnoredAny>,
+        #[serde(rename = "keyPath")]
+        _key_path: Option<IgnoredAny>,
+        #[serde(rename = "keyPaths")]
+        _key_paths: Option<IgnoredAny>,
+        #[serde(rename = "keyData")]
+        _key_data: Option<IgnoredAny>,
+        #[serde(rename = "signedIdentity")]
+        _signed_identity: Option<IgnoredAny>,
+    },
+}
+
+/// The keys of which one must have signed.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct SigstoreSigned {
+    key_path: Option<PathBuf>,
+    key_paths: Option<Vec<PathBuf>>,
+    key_data: Option<String>,
+    key_datas: Option<Vec<String>>,
+    signed_identity: Option<Identity>,
+    // Certificates and transparency logs: known, so that the message says what is not supported.
+    fulcio: Option<serde_json::Value>,
+    pki: Option<serde_json::Value>,
+    rekor_public_key_path: Option<serde_json::Value>,
+    rekor_public_key_paths: Option<serde_json::Value>,
+    rekor_public_key_data: Option<serde_json::Value>,
+    rekor_public_key_datas: Option<serde_json::Value>,
+}
+
+/// Where an image comes from, as far as policies tell it apart (containers-transports(5)).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Transport<'a> {
+    /// `docker`
+    Registry(&'a Reference),
+    /// `oci`, a folder
+    Layout(&'a Path),
+    /// `oci-archive`
+    OciArchive(&'a Path),
+    /// `docker-archive`
+    DockerArchive(&'a Path),
+}
+
+impl Transport<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Registry(_) => "docker",
+            Self::Layout(_) => "oci",
+            Self::OciArchive(_) => "oci-archive",
+            Self::DockerArchive(_) => "docker-archive",
+        }
+    }
+
+    /// The scopes that an image falls under, the narrowest first (containers-policy.json(5), "docker:" and "oci:").
+    fn scopes(&self) -> Vec<String> {
+        let mut scopes = Vec::new();
+        match self {
+            Self::Registry(reference) => {
+                scopes.push(reference.identity());
+                let mut name = reference.name();
+                scopes.push(name.clone());
+                while let Some((above, _)) = name.rsplit_once('/') {
+                    name = above.to_owned();
+                    scopes.push(name.clone());
+                }
+                let mut host = reference.domain().split(':').next().unwrap_or_default();
+                while let Some((_, above)) = host.split_once('.') {
+                    scopes.push(format!("*.{above}"));
+                    host = above;
+                }
+            }
+            Self::Layout(path) | Self::OciArchive(path) | Self::DockerArchive(path) => {
+                scopes.extend(path.ancestors().map(|path| path.display().to_string()));
+            }
+        }
+        scopes.push(String::new());
+        scopes
+    }
+}
+
+impl Policy {
+    /// The policy of a file; none where there is none.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, Error> {
+        match fs::read(path) {
+            Ok(text) => Self::parse(&text)
+                .map(Some)
+                .map_err(|why| Error::untrusted(format!("policy {}", path.display()), why)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("read", path, error)),
+        }
+    }
+
+    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+        let policy: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let parts = policy.transports.values().flat_map(BTreeMap::values).chain([&policy.default]);
+        for part in parts {
+            if part.is_empty() {
+                return Err("a list of requirements is empty".to_owned());
+            }
+            for requirement in part {
+                if let Requirement::SigstoreSigned(wanted) = requirement {
+                    wanted.check()?;
+                }
+            }
+        }
+        Ok(policy)
+    }
+
+    /// What decides on an image, and its name for messages.
+    pub(super) fn requirements(&self, transport: &Transport<'_>) -> (String, &[Requirement]) {
+        let name = transport.name();
+        let found = self.transports.get(name).and_then(|scopes| {
+            let mut names = transport.scopes().into_iter();
+            names.find_map(|scope| scopes.get(&scope).map(|found| (scope, found)))
+        });
+        match found {
+            Some((scope, found)) => (format!("transports.{name}.{scope:?}"), found),
+            None => ("default".to_owned(), &self.default),
+        }
+    }
+}
+
+impl Requirement {
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::InsecureAcceptAnything {} => "anything is accepted".to_owned(),
+            Self::Reject {} => "it is rejected".to_owned(),
+            Self::SigstoreSigned(wanted) => format!("it must be signed (sigstore), as {}", wanted.identity()),
+            Self::SignedBy { .. } => {
+                "it must be signed with GPG, which berth does not verify: it is rejected".to_owned()
+            }
+        }
+    }
+}
+
+impl SigstoreSigned {
+    fn check(&self) -> Result<(), String> {
+        let unsupported = [
+            ("fulcio", &self.fulcio),
+            ("pki", &self.pki),
+            ("rekorPublicKeyPath", &self.rekor_public_key_path),
+            ("rekorPublicKeyPaths", &self.rekor_public_key_paths),
+            ("rekorPublicKeyData", &self.rekor_public_key_data),
+            ("rekorPublicKeyDatas", &self.rekor_public_key_datas),
+        ];
+        if let Some((name, _)) = unsupported.iter().find(|(_, value)| value.is_some()) {
+            return Err(format!("sigstoreSigned: {name} is not supported, only keys are"));
+        }
+        let given = [
+            self.key_path.is_some(),
+            self.key_paths.as_ref().is_some_and(|paths| !paths.is_empty()),
+            self.key_data.is_some(),
+            self.key_datas.as_ref().is_some_and(|datas| !datas.is_empty()),
+        ];
+        if given.iter().filter(|given| **given).count() != 1 {
+            return Err(
+                "sigstoreSigned: exactly one of keyPath, keyPaths, keyData and keyDatas is needed".into()
+            );
+        }
+        if let Some(identity) = &self.signed_identity {
+            identity.valid()?;
+        }
+        Ok(())
+    }
+
+    /// How a signature must name the image.
+    pub(super) fn identity(&self) -> &Identity {
+        self.signed_identity.as_ref().unwrap_or(&Identity::MatchRepoDigestOrExact {})
+    }
+
+    /// The keys, of which one must have made the signature.
+    pub(super) async fn keys(&self) -> Result<Vec<Key>, String> {
+        let mut keys = Vec::new();
+        for path in self.key_path.iter().chain(self.key_paths.iter().flatten()) {
+            let text =
+                tokio::fs::read(path).await.map_err(|error| format!("read {}: {error}", path.display()))?;
+            keys.push(Key::from_pem(&text).map_err(|why| format!("key {}: {why}", path.display()))?);
+        }
+        for data in self.key_data.iter().chain(self.key_datas.iter().flatten()) {
+            let text = STANDARD.decode(data).map_err(|error| format!("key data: {error}"))?;
+            keys.push(Key::from_pem(&text).map_err(|why| format!("key data: {why}"))?);
+        }
+        Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope_of(policy: &Policy, reference: &str) -> String {
+        policy.requirements(&Transport::Registry(&reference.parse().unwrap())).0
+    }
+
+    #[test]
+    fn the_narrowest_scope_decides() {
+        let accept = r#"[{"type":"insecureAcceptAnything"}]"#;
+        let scopes = [
+            "",
+            "r.example",
+            "r.example/team",
+            "r.example/team/app",
+            "r.example/team/app:1",
+            "*.wild.example",
+        ];
+        let scopes = scopes.map(|scope| format!("{scope:?}: {accept}")).join(",");
+        let text = format!(
+            r#"{{"default": [{{"type":"reject"}}], "transports": {{"docker": {{{scopes}}}, "oci-archive": {{"/trusted": {accept}}}}}}}"#
+        );
+        let policy = Policy::parse(text.as_bytes()).unwrap();
+        for (reference, scope) in [
+            ("r.example/team/app:1", "r.example/team/app:1"),
+            ("r.example/team/app:2", "r.example/team/app"),
+            ("r.example/team/other", "r.example/team"),
+            ("r.example/teams/other", "r.example"),
+            ("a.b.wild.example:5000/x", "*.wild.example"),
+            ("wild.example/x", ""),
+            ("busybox", ""),
+        ] {
+            assert_eq!(scope_of(&policy, reference), format!("transports.docker.{scope:?}"), "{reference}");
+        }
+        let archive = |path: &str| policy.requirements(&Transport::OciArchive(Path::new(path))).0;
+        assert_eq!(archive("/trusted/a.tar"), "transports.oci-archive.\"/trusted\"");
+        assert_eq!(archive("/trusting/a.tar"), "default");
+        assert_eq!(policy.requirements(&Transport::Layout(Path::new("/trusted"))).0, "default");
+    }
+
+    #[test]
+    fn a_policy_that_is_not_understood_is_refused() {
+        for text in [
+            "",
+            "{}",
+            r#"{"default": []}"#,
+            r#"{"default": [{"type":"acceptAll"}]}"#,
+            r#"{"default": [{"type":"reject","why":"x"}]}"#,
+            r#"{"default": [{"type":"reject"}], "transport": {}}"#,
+            r#"{"default": [{"type":"reject"}], "transports": {"docker": {"x": []}}}"#,
+            r#"{"default": [{"type":"sigstoreSigned"}]}"#,
+            r#"{"default": [{"type":"sigstoreSigned","keyPath":"/a","keyData":"eA=="}]}"#,
+            r#"{"default": [{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"/b"}]}"#,
+            r#"{"default": [{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"no"}}]}"#,
+            r#"{"default": [{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"exactReference","dockerReference":"r.example/a"}}]}"#,
+        ] {
+            assert!(Policy::parse(text.as_bytes()).is_err(), "{text}");
+        }
+        let gpg = r#"{"default": [{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}]}"#;
+        let policy = Policy::parse(gpg.as_bytes()).unwrap();
+        assert!(policy.default[0].words().contains("rejected"));
+    }
+}

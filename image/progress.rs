@@ -1,0 +1,121 @@
+//! How far a pull is, layer by layer, for who waits for it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::credentials::Credentials;
+use crate::manifest::Descriptor;
+use crate::reference::Reference;
+use crate::store::{ImageStore, PullKey};
+
+/// Where a layer is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Others are fetched before it.
+    Waiting,
+    /// It is being received and unpacked.
+    Receiving,
+    /// It is in the store.
+    Done,
+}
+
+/// One layer of an image that is being pulled, or one file of an artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerProgress {
+    /// The digest of what is received.
+    pub digest: String,
+    /// All bytes of it.
+    pub size: u64,
+    /// Those that have come.
+    pub received: u64,
+    /// Where it is.
+    pub stage: Stage,
+}
+
+/// The layers of one pull, once its manifest is there.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    layers: Mutex<Vec<Arc<Tracked>>>,
+}
+
+/// One layer, as its download reports it.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    digest: String,
+    size: u64,
+    pub(crate) received: AtomicU64,
+    stage: AtomicU8,
+}
+
+/// The pulls under way.
+#[derive(Debug, Default)]
+pub(crate) struct Pulls(Mutex<HashMap<PullKey, Weak<Progress>>>);
+
+impl Pulls {
+    /// A new pull.
+    pub(crate) fn start(&self, key: &PullKey) -> Arc<Progress> {
+        let progress = Arc::new(Progress::default());
+        let mut pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.retain(|_, pull| pull.strong_count() > 0);
+        pulls.insert(key.clone(), Arc::downgrade(&progress));
+        progress
+    }
+
+    fn of(&self, key: &PullKey) -> Option<Arc<Progress>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
+    }
+}
+
+impl Progress {
+    /// The layers are known now.
+    pub(crate) fn track(&self, layers: &[Descriptor]) -> Vec<Arc<Tracked>> {
+        let tracked = layers.iter().map(|layer| {
+            Arc::new(Tracked {
+                digest: layer.digest.to_string(),
+                size: layer.size,
+                received: AtomicU64::new(0),
+                stage: AtomicU8::new(0),
+            })
+        });
+        let tracked: Vec<_> = tracked.collect();
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&tracked);
+        tracked
+    }
+}
+
+impl Tracked {
+    pub(crate) fn set(&self, stage: Stage) {
+        let number = match stage {
+            Stage::Waiting => 0,
+            Stage::Receiving => 1,
+            Stage::Done => 2,
+        };
+        self.stage.store(number, Ordering::Relaxed);
+    }
+
+    fn show(&self) -> LayerProgress {
+        let stage = match self.stage.load(Ordering::Relaxed) {
+            0 => Stage::Waiting,
+            1 => Stage::Receiving,
+            _ => Stage::Done,
+        };
+        LayerProgress {
+            digest: self.digest.clone(),
+            size: self.size,
+            received: self.received.load(Ordering::Relaxed),
+            stage,
+        }
+    }
+}
+
+impl ImageStore {
+    /// How far the pull of a name with these credentials is; empty before its manifest is there, and afterwards.
+    #[must_use]
+    pub fn progress(&self, reference: &Reference, auth: Option<&Credentials>) -> Vec<LayerProgress> {
+        let key = (reference.to_string(), auth.map(Credentials::fingerprint));
+        let Some(progress) = self.inner().pulls.of(&key) else { return Vec::new() };
+        let layers = progress.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.iter().map(|layer| layer.show()).collect()
+    }
+}

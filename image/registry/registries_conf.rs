@@ -1,0 +1,361 @@
+//! Where CRI-O and podman are told to fetch from: containers-registries.conf(5), version 2, with the drop-ins beside it.
+//! Read again for each pull.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use http::uri::Scheme;
+use serde::Deserialize;
+
+use super::hosts::{Endpoint, Tls, origin};
+use crate::error::Error;
+use crate::reference::{Reference, is_hex_id};
+
+/// The files' content, drop-ins laid over the main file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct RegistriesConf {
+    unqualified_search_registries: Option<Vec<String>>,
+    registry: Vec<Registry>,
+    aliases: BTreeMap<String, String>,
+    /// Of version 1, whose tables are `[registries.search]` and so on.
+    registries: Option<toml::Table>,
+}
+
+/// What is known of the images below one name.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct Registry {
+    prefix: String,
+    location: String,
+    insecure: bool,
+    blocked: bool,
+    mirror_by_digest_only: bool,
+    mirror: Vec<Mirror>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct Mirror {
+    location: String,
+    insecure: bool,
+    pull_from_mirror: PullFromMirror,
+}
+
+/// For which pulls a mirror is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum PullFromMirror {
+    #[default]
+    All,
+    DigestOnly,
+    TagOnly,
+}
+
+impl RegistriesConf {
+    /// The main file and `<file>.d/*.conf` in the order of their names; what is missing says nothing.
+    pub(crate) fn read(file: &Path) -> Result<Self, Error> {
+        let mut conf = Self::default();
+        for path in files(file)? {
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    let layer =
+                        Self::parse(&text).map_err(|why| Error::invalid(path.display().to_string(), why))?;
+                    conf.lay_over(layer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("read", &path, error)),
+            }
+        }
+        Ok(conf)
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let conf: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        if conf.registries.is_some() {
+            return Err("is of version 1 ([registries.search] and the like), which is not read".to_owned());
+        }
+        for registry in &conf.registry {
+            registry.check()?;
+        }
+        Ok(conf)
+    }
+
+    /// What comes later wins: lists whole, registries by their names.
+    fn lay_over(&mut self, layer: Self) {
+        if layer.unqualified_search_registries.is_some() {
+            self.unqualified_search_registries = layer.unqualified_search_registries;
+        }
+        self.aliases.extend(layer.aliases);
+        let names: Vec<String> = layer.registry.iter().map(|one| one.name().to_owned()).collect();
+        self.registry.retain(|registry| !names.iter().any(|name| name == registry.name()));
+        self.registry.extend(layer.registry);
+    }
+
+    /// What a name without a registry may stand for, in the order in which it is tried; empty where only the usual
+    /// `docker.io` is meant.
+    pub(crate) fn candidates(&self, text: &str) -> Vec<Reference> {
+        let Some((name, rest)) = short_name(text) else { return Vec::new() };
+        if let Some(full) = self.aliases.get(name).filter(|full| !full.is_empty()) {
+            return format!("{full}{rest}").parse().into_iter().collect();
+        }
+        let registries = self.unqualified_search_registries.iter().flatten();
+        registries.filter_map(|registry| format!("{registry}/{name}{rest}").parse().ok()).collect()
+    }
+
+    /// The servers to ask for an image, in order; `None` where nothing is said of its name.
+    pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Option<Vec<Endpoint>>, Error> {
+        let name = reference.name();
+        let fitting = self.registry.iter().filter_map(|one| Some((one.matched(&name)?, one)));
+        // The longest match; a wildcard is shorter than any name that it covers.
+        let Some((length, registry)) = fitting.max_by_key(|(length, one)| (!one.is_wildcard(), *length))
+        else {
+            return Ok(None);
+        };
+        if registry.blocked {
+            let why = format!("the registries.conf blocks {:?}", registry.name());
+            return Err(Error::invalid(reference.to_string(), why));
+        }
+        let rest = name.get(length..).unwrap_or_default();
+        let by_digest = reference.digest().is_some();
+        let mut endpoints = Vec::new();
+        for mirror in &registry.mirror {
+            let wanted = match mirror.pull_from_mirror {
+                PullFromMirror::All => by_digest || !registry.mirror_by_digest_only,
+                PullFromMirror::DigestOnly => by_digest,
+                PullFromMirror::TagOnly => !by_digest,
+            };
+            if wanted {
+                endpoints.extend(servers(&format!("{}{rest}", mirror.location), mirror.insecure, true));
+            }
+        }
+        let own =
+            if registry.location.is_empty() { name.clone() } else { format!("{}{rest}", registry.location) };
+        endpoints.extend(servers(&own, registry.insecure, false));
+        Ok(Some(endpoints))
+    }
+}
+
+impl Registry {
+    fn name(&self) -> &str {
+        if self.prefix.is_empty() { &self.location } else { &self.prefix }
+    }
+
+    fn is_wildcard(&self) -> bool {
+        self.name().starts_with("*.")
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let name = self.name();
+        if name.is_empty() {
+            return Err("a [[registry]] has neither prefix nor location".to_owned());
+        }
+        if !self.is_wildcard() && self.location.is_empty() && !self.prefix.is_empty() {
+            return Err(format!("registry {name:?}: location is missing"));
+        }
+        for location in self.mirror.iter().map(|mirror| &mirror.location).chain([&self.location]) {
+            if location.contains("://") {
+                return Err(format!("registry {name:?}: {location:?} is no name but a URL"));
+            }
+        }
+        if self.mirror.iter().any(|mirror| mirror.location.is_empty()) {
+            return Err(format!("registry {name:?}: a mirror has no location"));
+        }
+        let chosen = self.mirror.iter().any(|mirror| mirror.pull_from_mirror != PullFromMirror::All);
+        if self.mirror_by_digest_only && chosen {
+            return Err(format!(
+                "registry {name:?}: mirror-by-digest-only and pull-from-mirror exclude each other"
+            ));
+        }
+        Ok(())
+    }
+
+    /// How much of a name this covers.
+    fn matched(&self, name: &str) -> Option<usize> {
+        let host = name.split('/').next().unwrap_or_default();
+        match self.name().strip_prefix('*') {
+            Some(domain) if self.is_wildcard() => {
+                host.split(':').next()?.strip_suffix(domain).map(|_| host.len())
+            }
+            _ => {
+                let rest = name.strip_prefix(self.name())?;
+                let port = rest.starts_with(':') && !self.name().contains('/');
+                ((rest.is_empty() || rest.starts_with('/')) && !port).then_some(self.name().len())
+            }
+        }
+    }
+}
+
+/// Whether a text is a name without a registry, and no image's id.
+pub(crate) fn is_short(text: &str) -> bool {
+    short_name(text).is_some_and(|(name, _)| name != "sha256" && !is_hex_id(name))
+}
+
+/// The name and what follows it, if the name has no registry (containers-registries.conf(5), "short names").
+fn short_name(text: &str) -> Option<(&str, &str)> {
+    let end = text.find('@').unwrap_or(text.len());
+    let slash = text.get(..end)?.rfind('/').map_or(0, |slash| slash + 1);
+    let end = text.get(slash..end)?.find(':').map_or(end, |colon| slash + colon);
+    let (name, rest) = text.split_at_checked(end)?;
+    let first = name.split('/').next()?;
+    let registry = name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
+    (!registry && !name.is_empty()).then_some((name, rest))
+}
+
+/// A server; one that is insecure is asked by TLS without verification first, then without TLS.
+fn servers(name: &str, insecure: bool, mirror: bool) -> Vec<Endpoint> {
+    let (domain, repository) = name.split_once('/').unwrap_or((name, ""));
+    let mut endpoint = origin(domain, repository);
+    endpoint.mirror = mirror;
+    endpoint.own_credentials = mirror;
+    endpoint.scheme = Scheme::HTTPS;
+    if !insecure {
+        return vec![endpoint];
+    }
+    endpoint.tls = Tls { skip_verify: true, ..Tls::default() };
+    let plain = Endpoint { scheme: Scheme::HTTP, ..endpoint.clone() };
+    vec![Endpoint { retried: false, ..endpoint }, plain]
+}
+
+fn files(file: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut folder = file.as_os_str().to_owned();
+    folder.push(".d");
+    let folder = PathBuf::from(folder);
+    let mut files = Vec::new();
+    match fs::read_dir(&folder) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry.map_err(|error| Error::io("read", &folder, error))?.path();
+                if path.extension().is_some_and(|extension| extension == "conf") {
+                    files.push(path);
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io("read", &folder, error)),
+    }
+    files.sort();
+    files.insert(0, file.to_owned());
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn asked(conf: &RegistriesConf, reference: &str) -> Vec<String> {
+        let endpoints = conf.endpoints(&reference.parse().unwrap()).unwrap().unwrap_or_default();
+        let url =
+            |one: &Endpoint| format!("{}://{}{}/{}", one.scheme, one.authority, one.path, one.repository);
+        endpoints.iter().map(url).collect()
+    }
+
+    const CONF: &str = r#"
+        unqualified-search-registries = ["quay.io", "docker.io"]
+        [aliases]
+        "tool" = "r.example/team/tool"
+        [[registry]]
+        location = "docker.io"
+        [[registry.mirror]]
+        location = "mirror.example:5000/hub"
+        insecure = true
+        [[registry.mirror]]
+        location = "digests.example"
+        pull-from-mirror = "digest-only"
+        [[registry]]
+        prefix = "r.example/team"
+        location = "inner.example/t"
+        [[registry]]
+        prefix = "*.wild.example"
+        [[registry.mirror]]
+        location = "cache.example/wild"
+        [[registry]]
+        location = "evil.example"
+        blocked = true
+    "#;
+
+    #[test]
+    fn mirrors_and_locations_are_asked_as_podman_asks_them() {
+        let conf = RegistriesConf::parse(CONF).unwrap();
+        assert_eq!(
+            asked(&conf, "busybox:1"),
+            [
+                "https://mirror.example:5000/v2/hub/library/busybox",
+                "http://mirror.example:5000/v2/hub/library/busybox",
+                "https://registry-1.docker.io/v2/library/busybox"
+            ]
+        );
+        let digest = format!("busybox@sha256:{}", "a".repeat(64));
+        assert_eq!(asked(&conf, &digest)[2], "https://digests.example/v2/library/busybox");
+        assert_eq!(asked(&conf, "r.example/team/a/b"), ["https://inner.example/v2/t/a/b"]);
+        assert_eq!(
+            asked(&conf, "x.wild.example/a"),
+            ["https://cache.example/v2/wild/a", "https://x.wild.example/v2/a"]
+        );
+        for other in ["r.example/teams/a", "r.example/other", "docker.io.example/a", "wild.example/a"] {
+            assert!(conf.endpoints(&other.parse().unwrap()).unwrap().is_none(), "{other}");
+        }
+        let error = conf.endpoints(&"evil.example/a".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("blocks"), "{error}");
+    }
+
+    #[test]
+    fn short_names_are_looked_for_in_order() {
+        let conf = RegistriesConf::parse(CONF).unwrap();
+        let names =
+            |text: &str| -> Vec<String> { conf.candidates(text).iter().map(ToString::to_string).collect() };
+        assert_eq!(names("busybox:1"), ["quay.io/busybox:1", "docker.io/library/busybox:1"]);
+        assert_eq!(names("team/app"), ["quay.io/team/app:latest", "docker.io/team/app:latest"]);
+        assert_eq!(names("tool:2"), ["r.example/team/tool:2"]);
+        for whole in ["r.example/a", "localhost/a", "h:5000/a:1"] {
+            assert!(names(whole).is_empty(), "{whole}");
+        }
+        assert!(RegistriesConf::default().candidates("busybox").is_empty());
+    }
+
+    #[test]
+    fn drop_ins_win_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let main = folder.path().join("registries.conf");
+        assert!(RegistriesConf::read(&main).unwrap().registry.is_empty());
+        fs::write(&main, CONF).unwrap();
+        fs::create_dir(folder.path().join("registries.conf.d")).unwrap();
+        let drop_in = folder.path().join("registries.conf.d/50-x.conf");
+        fs::write(
+            &drop_in,
+            "unqualified-search-registries = []\n[[registry]]\nlocation = \"evil.example\"\n",
+        )
+        .unwrap();
+        let conf = RegistriesConf::read(&main).unwrap();
+        assert_eq!(asked(&conf, "evil.example/a"), ["https://evil.example/v2/a"]);
+        assert!(conf.candidates("busybox").is_empty());
+        fs::write(&drop_in, "[[registry]]\nblocked = true\n").unwrap();
+        let error = RegistriesConf::read(&main).unwrap_err().to_string();
+        assert!(error.contains("50-x.conf") && error.contains("neither prefix nor location"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for text in [
+            "[registries.search]\nregistries = ['docker.io']",
+            "[[registry]]\nprefix = \"a.example\"",
+            "[[registry]]\nlocation = \"https://a.example\"",
+            "[[registry]]\nlocation = \"a.example\"\n[[registry.mirror]]\ninsecure = true",
+            "[[registry]]\nlocation = \"a.example\"\n[[registry.mirror]]\nlocation = \"b\"\npull-from-mirror = \"never\"",
+            "[[registry]]\nlocation = \"a.example\"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"b\"\npull-from-mirror = \"tag-only\"",
+        ] {
+            assert!(RegistriesConf::parse(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_and_any_name_are_taken(text in ".{0,200}", name in "[a-z./:@]{0,40}") {
+            drop(RegistriesConf::parse(&text));
+            drop(RegistriesConf::parse(CONF).unwrap().candidates(&name));
+        }
+    }
+}

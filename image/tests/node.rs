@@ -1,0 +1,362 @@
+//! What a node's own files decide: policies, artifacts to mount, archives to save and to import, and what a pull would do.
+//! Runs as root, as the store does.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    reason = "a test that fails says so by panicking"
+)]
+
+#[path = "../../tests/support/registry.rs"]
+mod registry;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use berth_image::{Algorithm, Digest, ErrorKind, Image, ImageStore, Options};
+use rcgen::SigningKey as _;
+use registry::{Answer, MANIFEST, Registry};
+use serde_json::{Value, json};
+
+/// How long what happens in the background may take on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+struct Node {
+    folder: tempfile::TempDir,
+    registry: Registry,
+    store: ImageStore,
+}
+
+async fn open(folder: &Path) -> ImageStore {
+    let options = Options {
+        certs_dirs: vec![folder.join("certs.d")],
+        registries_conf: Some(folder.join("registries.conf")),
+        auth_files: vec![folder.join("auth.json")],
+        policy: Some(folder.join("policy.json")),
+        ..Options::new(folder.join("image"))
+    };
+    ImageStore::open(options).await.unwrap()
+}
+
+async fn node() -> Node {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    Node { registry: Registry::start(std::process::id()), store, folder }
+}
+
+impl Node {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: impl ToString) {
+        fs::write(self.path(name), content.to_string()).unwrap();
+    }
+
+    fn name(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.registry.address)
+    }
+
+    async fn pull(&self, rest: &str) -> Result<Arc<Image>, berth_image::Error> {
+        self.store.pull(&self.name(rest).parse().unwrap(), None).await
+    }
+
+    /// An image of one file; its manifest's digest.
+    fn image(&self, name: &str) -> Digest {
+        let (layer, diff_id) = layer(&[("a", "content")]);
+        self.registry.image(name, &layer, &diff_id);
+        let answer = self.registry.answer_of(&format!("/v2/{name}/manifests/1")).unwrap();
+        Digest::of(Algorithm::Sha256, &answer)
+    }
+
+    /// An artifact of these files under a tag.
+    fn artifact(&self, name: &str, files: &[(&str, &str)]) -> Digest {
+        let layers: Vec<Value> = files
+            .iter()
+            .map(|(title, content)| {
+                let digest = self.registry.blob(name, content.as_bytes());
+                json!({ "mediaType": "text/plain", "digest": digest, "size": content.len(),
+                        "annotations": { "org.opencontainers.image.title": title } })
+            })
+            .collect();
+        let config = json!({ "mediaType": EMPTY, "digest": self.registry.blob(name, b"{}"), "size": 2 });
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "text/x-test",
+                               "config": config, "layers": layers });
+        self.registry.manifest(name, "1", &manifest)
+    }
+
+    /// Signs a manifest under a name, as cosign does.
+    fn sign(&self, repository: &str, digest: &Digest, name: &str, key: &rcgen::KeyPair) {
+        let payload = json!({
+            "critical": { "identity": { "docker-reference": name },
+                          "image": { "docker-manifest-digest": digest },
+                          "type": "cosign container image signature" },
+            "optional": { "by": "test" },
+        })
+        .to_string();
+        let signature =
+            base64::engine::general_purpose::STANDARD.encode(key.sign(payload.as_bytes()).unwrap());
+        let blob = self.registry.blob(repository, payload.as_bytes());
+        let config = json!({ "mediaType": "application/vnd.oci.image.config.v1+json",
+                             "digest": self.registry.blob(repository, b"{}"), "size": 2 });
+        let layer = json!({ "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json", "digest": blob,
+                            "size": payload.len(),
+                            "annotations": { "dev.cosignproject.cosign/signature": signature } });
+        let manifest =
+            json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
+        self.registry.manifest(repository, &format!("sha256-{}.sig", digest.hex()), &manifest);
+    }
+}
+
+fn layer(files: &[(&str, &str)]) -> (Vec<u8>, Digest) {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_mtime(1_000_000_000);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, name, content.as_bytes()).unwrap();
+    }
+    let bytes = tar.into_inner().unwrap();
+    let digest = Digest::of(Algorithm::Sha256, &bytes);
+    (bytes, digest)
+}
+
+/// Waits until `holds`.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_lets_in_what_is_signed_and_nothing_else() {
+    let node = node().await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let stranger = rcgen::KeyPair::generate().unwrap();
+    node.write("key.pem", key.public_key_pem());
+    let signed = json!([{ "type": "sigstoreSigned", "keyPath": node.path("key.pem"),
+                          "signedIdentity": { "type": "matchRepository" } }]);
+    let policy = json!({ "default": [{ "type": "reject" }],
+                         "transports": { "docker": { node.name("signed"): signed,
+                                                     node.name("open"): [{ "type": "insecureAcceptAnything" }] } } });
+    let digest = node.image("signed");
+    node.image("open");
+    node.image("other");
+    node.pull("signed:1").await.expect("without a policy all comes in");
+
+    node.write("policy.json", &policy);
+    node.pull("open:1").await.unwrap();
+    let refused = |error: berth_image::Error, words: &str| {
+        assert_eq!(error.kind(), ErrorKind::Untrusted, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    };
+    refused(node.pull("other:1").await.unwrap_err(), "it is rejected");
+    refused(node.pull("signed:1").await.unwrap_err(), "it has no signature");
+    node.sign("signed", &digest, &node.name("signed"), &stranger);
+    refused(node.pull("signed:1").await.unwrap_err(), "by none of the keys");
+    node.sign("signed", &digest, "docker.io/other/image", &key);
+    refused(node.pull("signed:1").await.unwrap_err(), "for the name \"docker.io/other/image\"");
+    let another = Digest::of(Algorithm::Sha256, b"another");
+    node.sign("signed", &digest, &node.name("signed"), &key);
+    node.pull("signed:1").await.expect("a signature by the key, for the repository");
+    node.pull(&format!("signed@{digest}")).await.unwrap();
+    // A signature of something else, kept beside this image.
+    let other_payload = node.registry.answer_of(&format!("/v2/signed/manifests/sha256-{}.sig", digest.hex()));
+    assert!(other_payload.is_some());
+    node.sign("signed", &another, &node.name("signed"), &key);
+    let moved =
+        node.registry.answer_of(&format!("/v2/signed/manifests/sha256-{}.sig", another.hex())).unwrap();
+    let place = format!("/v2/signed/manifests/sha256-{}.sig", digest.hex());
+    node.registry.answer(place, Answer::Whole(200, MANIFEST, moved));
+    refused(node.pull("signed:1").await.unwrap_err(), &format!("a signature is for {another}"));
+
+    node.write("policy.json", "{ \"default\": [ { \"type\": \"insecureAcceptAnythin\" } ] }");
+    refused(node.pull("open:1").await.unwrap_err(), "policy.json");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_are_files_to_mount_and_nothing_to_run() {
+    let node = node().await;
+    let digest = node.artifact("models", &[("model.bin", "weights"), ("docs/readme", "text")]);
+    let artifact = node.pull("models:1").await.unwrap();
+    assert_eq!((artifact.id.clone(), artifact.artifact), (digest.clone(), true));
+    assert_eq!(artifact.repo_tags, [node.name("models:1")]);
+    node.image("app");
+    let app = node.pull("app:1").await.unwrap();
+    let layer = node.store.create_layer("c", &app.id, std::slice::from_ref(&artifact.id)).await.unwrap();
+    let files = &layer.volumes[0].lower[0];
+    assert_eq!(fs::read_to_string(files.join("model.bin")).unwrap(), "weights");
+    assert_eq!(fs::read_to_string(files.join("docs/readme")).unwrap(), "text");
+    let error = node.store.create_layer("d", &artifact.id, &[]).await.unwrap_err();
+    assert!(error.to_string().contains("artifact"), "{error}");
+
+    // Over a restart, and gone with its last user.
+    let Node { folder, registry, store } = node;
+    drop(store);
+    let node = Node { store: open(folder.path()).await, folder, registry };
+    let again = node.store.resolve(&node.name("models:1")).unwrap();
+    assert!(again.artifact && again.id == digest);
+    until("its digest is made", || {
+        let layers = fs::read_dir(node.path("image/layers")).unwrap().flatten();
+        layers.into_iter().all(|layer| {
+            fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("tree"))
+        })
+    })
+    .await;
+    let verified = node.store.verify(None).await.unwrap();
+    assert!(verified.iter().all(|part| part.verdict == berth_image::Verdict::Sound), "{verified:?}");
+    node.store.remove(&node.name("models:1")).await.unwrap();
+    assert!(files.join("model.bin").exists(), "it is mounted");
+    node.store.remove_layer("c").await.unwrap();
+    until("it goes with its last user", || !files.join("model.bin").exists()).await;
+
+    for (name, title) in [("up", "../x"), ("root", "/etc/x"), ("twice", "model.bin")] {
+        node.artifact(name, &[("model.bin", "a"), (title, "b")]);
+        let error = node.pull(&format!("{name}:1")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    }
+    node.artifact("wrong", &[("a", "sound")]);
+    let spoilt = Digest::of(Algorithm::Sha256, b"sound");
+    node.registry.answer(
+        format!("/v2/wrong/blobs/{spoilt}"),
+        Answer::Whole(200, "application/octet-stream", b"SOUND".to_vec()),
+    );
+    assert_eq!(node.pull("wrong:1").await.unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+/// A writer whose bytes can be looked at afterwards.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_saved_is_loaded_with_the_same_ids() {
+    let node = node().await;
+    let (first, first_id) = layer(&[("a", "one"), ("long/".repeat(40).as_str(), ""), ("b", "two")]);
+    let (second, second_id) = layer(&[("c", "three"), (".wh.a", "")]);
+    let gz = {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, &first).unwrap();
+        encoder.finish().unwrap()
+    };
+    node.registry.layers("app", &[(gz, first_id), (second, second_id)]);
+    let app = node.pull("app:1").await.unwrap();
+    let artifact = node.artifact("models", &[("model.bin", "weights")]);
+    node.pull("models:1").await.unwrap();
+    let kept = Kept::default();
+    node.store.save(&[node.name("app:1"), artifact.to_string()], kept.clone()).await.unwrap();
+    fs::write(node.path("saved.tar"), &*kept.0.lock().unwrap()).unwrap();
+    // GNU tar and skopeo can read it, where they are.
+    let listed = Command::new("tar").arg("-tf").arg(node.path("saved.tar")).output().unwrap();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("index.json"), "{listed:?}");
+
+    let other = tempfile::tempdir().unwrap();
+    let store = open(other.path()).await;
+    let loaded = store.load(&node.path("saved.tar")).await.unwrap();
+    let ids: Vec<_> = loaded.iter().map(|image| image.id.clone()).collect();
+    assert!(ids.contains(&app.id) && ids.contains(&artifact), "{ids:?}");
+    let image = store.resolve(&node.name("app:1")).unwrap();
+    assert_eq!((&image.layers, &image.repo_tags), (&app.layers, &app.repo_tags));
+    assert!(store.resolve(&node.name("models:1")).unwrap().artifact);
+
+    // What has changed on the disk is not passed on.
+    let layer = node.path("image/layers").join(app.layers[0].to_string().replace(':', "-")).join("fs/a");
+    fs::write(&layer, "ONE").unwrap();
+    let error = node.store.save(&[node.name("app:1")], Kept::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(
+        node.store.save(&["none".to_owned()], Kept::default()).await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_import_folder_is_loaded_and_pinned() {
+    let node = node().await;
+    node.image("app");
+    let app = node.pull("app:1").await.unwrap();
+    let kept = Kept::default();
+    node.store.save(&[node.name("app:1")], kept.clone()).await.unwrap();
+    let archive = kept.0.lock().unwrap().clone();
+
+    let other = tempfile::tempdir().unwrap();
+    let store = open(other.path()).await;
+    let import = other.path().join("import");
+    let run = |store: &ImageStore| {
+        let (store, import) = (store.clone(), import.clone());
+        tokio::spawn(async move { store.import_from(import).await })
+    };
+    let importing = run(&store);
+    until("the folder is made", || import.is_dir()).await;
+    fs::write(import.join("broken.tar"), "no archive").unwrap();
+    fs::write(import.join(".app.tar.part"), &archive).unwrap();
+    fs::rename(import.join(".app.tar.part"), import.join("app.tar")).unwrap();
+    let there = |store: &ImageStore| store.resolve(app.id.to_string().as_str());
+    until("it is imported", || there(&store).is_some_and(|image| image.pinned)).await;
+    importing.abort();
+
+    // A later daemon knows it without reading it again; one that was removed comes back.
+    drop(store);
+    let store = open(other.path()).await;
+    assert!(there(&store).unwrap().pinned);
+    store.remove(&app.id.to_string()).await.unwrap();
+    let importing = run(&store);
+    until("it comes back", || there(&store).is_some_and(|image| image.pinned)).await;
+    fs::remove_file(import.join("app.tar")).unwrap();
+    until("it is not pinned any more", || there(&store).is_some_and(|image| !image.pinned)).await;
+    importing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_shows_what_a_pull_would_do_and_pulls_nothing() {
+    let node = node().await;
+    let digest = node.image("mirrored/app");
+    let address = node.registry.address.clone();
+    node.write(
+        "registries.conf",
+        format!(
+            "unqualified-search-registries = [\"r.invalid\"]\n[[registry]]\nlocation = \"r.invalid\"\n\
+             [[registry.mirror]]\nlocation = \"{address}/mirrored\"\ninsecure = true\n"
+        ),
+    );
+    node.write("auth.json", json!({ "auths": { address.as_str(): { "auth": "dTpw" } } }));
+    node.write("policy.json", json!({ "default": [{ "type": "insecureAcceptAnything" }] }));
+    let explained = node.store.explain("app:1", None).await.unwrap();
+    assert_eq!(explained[0].reference, "r.invalid/app:1");
+    assert_eq!(explained[0].policy, ["default", "anything is accepted"]);
+    let [tls, plain, own] = explained[0].servers.as_slice() else { panic!("{explained:?}") };
+    assert!(tls.outcome.is_err() && tls.url.starts_with("https://"), "{tls:?}");
+    assert_eq!(plain.url, format!("http://{address}/v2/mirrored/app"));
+    assert_eq!(plain.outcome, Ok(digest.to_string()), "{plain:?}");
+    assert!(plain.credentials.ends_with(&format!("auth.json: {address}")), "{plain:?}");
+    assert_eq!(plain.answers.len(), 1);
+    assert!(plain.answers[0].ends_with("/mirrored/app/manifests/1: 200 OK"), "{plain:?}");
+    assert!(own.outcome.is_err() && own.credentials.is_empty(), "{own:?}");
+    assert!(node.store.list().is_empty());
+
+    let image = node.store.pull_name("app:1", None).await.unwrap();
+    assert_eq!(image.repo_tags, ["r.invalid/app:1"]);
+    assert_eq!(node.store.resolve("app:1").unwrap().id, image.id);
+}
