@@ -113,6 +113,14 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
     ask(&content.creds_store, server).await
 }
 
+/// Parses such a file, for the fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(bytes: &[u8]) {
+    if let Ok(content) = serde_json::from_slice::<Content>(bytes) {
+        drop(find(&content.auths, &names("r.example/team/app")).map(|(key, _)| key.to_owned()));
+    }
+}
+
 /// The names under which an image's credentials may be, the narrowest first.
 fn names(name: &str) -> Vec<String> {
     let mut name = name.to_owned();

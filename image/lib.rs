@@ -10,6 +10,8 @@ mod credentials;
 mod digest;
 mod error;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod image;
 mod import;
 mod load;

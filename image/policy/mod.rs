@@ -93,6 +93,13 @@ pub(crate) async fn explain(file: &Path, reference: &Reference) -> Result<Option
     Ok(Some(Ruling { scope, requirements: requirements.iter().map(Requirement::words).collect() }))
 }
 
+/// Parses a policy, for the fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(bytes: &[u8]) {
+    drop(Policy::parse(bytes));
+    drop(Key::from_pem(bytes));
+}
+
 async fn read(file: &Path) -> Result<Option<Policy>, Error> {
     let path = file.to_owned();
     blocking("read the policy", move || Policy::read(&path)).await

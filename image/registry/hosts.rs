@@ -210,7 +210,7 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
 }
 
 /// Parses a `hosts.toml` that lies in `folder`.
-fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<Vec<Endpoint>, String> {
+pub(super) fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<Vec<Endpoint>, String> {
     let file: HostsFile = toml::from_str(text).map_err(|error| error.to_string())?;
     // Read on its own: a flattened field would lose the positions by which the hosts are sorted.
     let of_server: HostKeys = toml::from_str(text).map_err(|error| error.to_string())?;

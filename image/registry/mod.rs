@@ -20,6 +20,21 @@ pub(crate) use repository::{Registry, Repository, check_blob};
 pub(crate) use sources::Sources;
 pub(crate) use transport::traced;
 
+/// Parses the files about registries, for the fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse_files(text: &str) {
+    use crate::reference::Reference;
+    let Ok(reference) = "r.example/team/app:1".parse::<Reference>() else { return };
+    drop(hosts::parse(text, std::path::Path::new("/nonexistent"), &reference));
+    if let Ok(conf) = registries_conf::RegistriesConf::parse(text) {
+        drop((conf.endpoints(&reference), conf.candidates("app:1")));
+    }
+    if let Ok(value) = http::HeaderValue::from_str(text) {
+        let headers = http::HeaderMap::from_iter([(http::header::WWW_AUTHENTICATE, value)]);
+        drop(challenge::challenges(&headers));
+    }
+}
+
 use std::time::Duration;
 
 /// How long the steps of a transfer may take.

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Writes the beginnings of the fuzz corpus: one small specimen of each form that the parsers know."""
+import gzip
+import io
+import json
+import os
+import subprocess
+import tarfile
+
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
+
+
+def write(target, name, content):
+    folder = os.path.join(HERE, target)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, name), "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
+
+
+def tar(members, form=tarfile.PAX_FORMAT):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, kind, extra in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            data = b""
+            if kind == tarfile.REGTYPE:
+                data = extra.encode()
+                info.size = len(data)
+            elif kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+                info.linkname = extra
+            elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+                info.devmajor, info.devminor = 1, 3
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+D, F, S, H, C, P = (tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+plain = [("d/", D, ""), ("d/a", F, "text"), ("l", S, "d"), ("h", H, "d/a"), ("null", C, ""), ("fifo", P, "")]
+write("layer", "plain", tar(plain))
+write("layer", "gnu", tar(plain + [("n" * 150, F, "long"), ("s", S, "t" * 150)], tarfile.GNU_FORMAT))
+write("layer", "pax", tar(plain + [("ä" * 80, F, "long")]))
+write("layer", "whiteouts", tar([("d/.wh.a", F, ""), ("d/.wh..wh..opq", F, ""), (".wh.d", F, ""), ("d/b", F, "x")]))
+write("layer", "escapes", tar([("l", S, "/"), ("l/x", F, "x"), ("../y", F, "y"), ("h", H, "../secret"), ("/abs", F, "z")]))
+write("layer", "replaced", tar([("a", F, "one"), ("a", F, "two"), ("a", D, ""), ("a/b", S, ".."), ("a/b", F, "x")]))
+write("layer", "gzip", gzip.compress(tar(plain), mtime=0))
+for name, options in [("sparse-1.0", ["--format=posix", "--sparse-version=1.0"]), ("sparse-0.0", ["--format=posix", "--sparse-version=0.0"]), ("sparse-old", ["--format=gnu"])]:
+    folder = subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True).stdout.strip()
+    with open(os.path.join(folder, "holes"), "wb") as holes:
+        for place in range(4):
+            holes.seek(place * 65536)
+            holes.write(b"x" * 100)
+    made = subprocess.run(["tar", "--sparse", "--mtime=@0", "--owner=0", "--group=0", *options, "-C", folder, "-cf", "-", "holes"], check=True, capture_output=True)
+    write("layer", name, made.stdout)
+    subprocess.run(["rm", "-r", folder], check=True)
+write("layer", "zstd", subprocess.run(["zstd", "-q", "-c"], input=tar(plain), check=True, capture_output=True).stdout)
+
+literal = b"\0" + (4).to_bytes(8, "little") + b"text"
+content = b"\1" + (3).to_bytes(8, "little") + (6).to_bytes(8, "little") + b"recipe"
+write("recipe", "both", subprocess.run(["zstd", "-q", "-c"], input=literal + content, check=True, capture_output=True).stdout)
+
+digest = "sha256:" + "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+image = "application/vnd.oci.image."
+layer = {"mediaType": image + "layer.v1.tar+gzip", "digest": digest, "size": 1, "annotations": {"org.opencontainers.image.title": "a/b"}}
+config = {"mediaType": image + "config.v1+json", "digest": digest, "size": 2}
+write("manifest", "image", json.dumps({"schemaVersion": 2, "mediaType": image + "manifest.v1+json", "config": config, "layers": [layer]}))
+write("manifest", "artifact", json.dumps({"schemaVersion": 2, "artifactType": "x/y", "config": {**config, "mediaType": "application/vnd.oci.empty.v1+json"}, "layers": [layer]}))
+write("manifest", "index", json.dumps({"schemaVersion": 2, "manifests": [{**config, "mediaType": image + "manifest.v1+json", "platform": {"os": "linux", "architecture": "arm", "variant": "v7"}}]}))
+write("manifest", "schema1", json.dumps({"schemaVersion": 1, "fsLayers": [{"blobSum": digest}]}))
+write("manifest", "config", json.dumps({"os": "linux", "architecture": "amd64", "config": {"Env": ["A=b"], "Volumes": {"/v": {}}}, "rootfs": {"type": "layers", "diff_ids": [digest]}}))
+
+for number, name in enumerate(["busybox", "a.b:5000/c/d:e", "localhost/x@" + digest, "[::1]:5000/a:1", "docker.io/library/a_b-c.d:latest", "a@sha512:" + "0" * 128, "A/b", ":x"]):
+    write("reference", str(number), name)
+
+write("node_files", "hosts.toml", 'server = "https://r.example"\nca = "ca.pem"\n[host."http://m.example/p"]\ncapabilities = ["pull"]\noverride_path = true\n[host."http://m.example/p".header]\nx = ["y"]\n')
+write("node_files", "registries.conf", 'unqualified-search-registries = ["r.example"]\n[aliases]\n"app" = "r.example/x"\n[[registry]]\nprefix = "*.example"\nlocation = "i.example"\n[[registry.mirror]]\nlocation = "m.example"\npull-from-mirror = "digest-only"\n')
+write("node_files", "policy.json", json.dumps({"default": [{"type": "reject"}], "transports": {"docker": {"r.example": [{"type": "sigstoreSigned", "keyData": "eA==", "signedIdentity": {"type": "remapIdentity", "prefix": "a", "signedPrefix": "b"}}]}}}))
+write("node_files", "auth.json", json.dumps({"auths": {"https://r.example/v1/": {"auth": "dTpw"}}, "credHelpers": {"r.example": "x"}, "credsStore": "y"}))
+write("node_files", "challenge", 'Bearer realm="https://a.example/token",service="s",scope="repository:a:pull", Basic realm="x"')
+write("node_files", "key.pem", "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n")

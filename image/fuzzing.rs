@@ -1,0 +1,116 @@
+//! What strangers can send, as one function each: bytes in, and nothing may break. The fuzz targets (`fuzz/`) call these
+//! with anything; the tests here with what is kept in `fuzz/corpus`.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::auth_file;
+use crate::digest::Algorithm;
+use crate::manifest::{Manifest, choose, parse_config, signature_blobs};
+use crate::platform::Platform;
+use crate::policy;
+use crate::reference::Reference;
+use crate::registry;
+use crate::unpack::{Budget, Limits, rebuild, unpack};
+
+/// Unpacks a layer within small limits, in a folder of its own.
+///
+/// # Panics
+/// Something outside the layer's folder has changed, or a layer that unpacks cannot be given again.
+pub fn layer(bytes: &[u8]) {
+    let Ok(folder) = tempfile::tempdir() else { return };
+    let path = |name: &str| folder.path().join(name);
+    let prepared = fs::create_dir(path("fs")).and_then(|()| fs::write(path("secret"), "untouched"));
+    let (Ok(()), Ok(recipe)) = (prepared, fs::File::create(path("recipe"))) else { return };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(root) = rustix::fs::open(path("fs"), flags, Mode::empty()) else { return };
+    let limits = Limits { bytes: 8 << 20, entries: 500, depth: 32, ratio: 200, ratio_floor: 1 << 20 };
+    let outcome = unpack("layer", bytes, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
+    let mut names: Vec<_> =
+        fs::read_dir(folder.path()).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["fs", "recipe", "secret"], "something escaped");
+    assert_eq!(
+        fs::read(path("secret")).ok().as_deref(),
+        Some(&b"untouched"[..]),
+        "the neighbour was touched"
+    );
+    if outcome.is_ok() {
+        again(&path("recipe"), &path("fs"));
+    }
+}
+
+/// A layer whose entries replace one another cannot be made again: that is told, and nothing breaks.
+fn again(recipe: &Path, root: &Path) {
+    if let (Ok(recipe), Ok(root)) = (fs::File::open(recipe), fs::File::open(root)) {
+        use std::os::fd::AsFd as _;
+        drop(rebuild(recipe, root.as_fd(), &mut std::io::sink()));
+    }
+}
+
+/// A recipe that a broken disk gives.
+pub fn recipe(bytes: &[u8]) {
+    let Ok(folder) = tempfile::tempdir() else { return };
+    let file = folder.path().join("recipe");
+    if fs::write(&file, bytes).is_ok() {
+        again(&file, folder.path());
+    }
+}
+
+/// Manifests, indexes, configs and the manifests of signatures.
+pub fn manifest(bytes: &[u8]) {
+    let platform = Platform::default();
+    for media_type in [None, Some("application/vnd.oci.image.index.v1+json")] {
+        if let Ok(Manifest::Index(entries)) = Manifest::parse("manifest", media_type, bytes) {
+            drop(choose("manifest", &entries, &platform));
+        }
+    }
+    drop(parse_config("config", bytes, &platform));
+    drop(signature_blobs("signatures", bytes));
+}
+
+/// Names of images.
+///
+/// # Panics
+/// What a name is printed as is another name.
+pub fn reference(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(reference) = text.parse::<Reference>() {
+        let printed = reference.to_string();
+        assert_eq!(printed.parse::<Reference>().ok(), Some(reference), "{printed}");
+    }
+}
+
+/// The files that say where images come from and who may have them.
+pub fn node_files(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    registry::parse_files(&text);
+    policy::parse(bytes);
+    auth_file::parse(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn corpus(target: &str, run: fn(&[u8])) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+        let mut count = 0;
+        for entry in fs::read_dir(&folder).unwrap() {
+            run(&fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{}", folder.display());
+    }
+
+    #[test]
+    fn what_has_been_found_before_does_no_harm() {
+        corpus("layer", layer);
+        corpus("recipe", recipe);
+        corpus("manifest", manifest);
+        corpus("reference", reference);
+        corpus("node_files", node_files);
+    }
+}
