@@ -9,7 +9,7 @@ use berth_runtime::wire::{Call, ContainerSnapshot, Failure, Outcome, PROTOCOL, S
 
 use crate::container::{Container, State};
 use crate::exec::Exec;
-use crate::keeper::{Keeper, Origin, system};
+use crate::keeper::{Keeper, Origin, system, vanished};
 use crate::pause::Pause;
 use crate::watch::Watched;
 
@@ -84,7 +84,10 @@ impl Keeper {
             return self.answer(origin, Err(not_found("the pause")), Vec::new());
         };
         let pid = pause.child.pid;
-        match (pause.child.pidfd.try_clone(), pause.netns.try_clone()) {
+        let Some(netns) = &pause.netns else {
+            return self.answer(origin, Err(vanished()), Vec::new());
+        };
+        match (pause.child.pidfd.try_clone(), netns.try_clone()) {
             (Ok(pidfd), Ok(netns)) => {
                 self.answer(origin, Ok(Outcome::Sandbox { pid }), vec![pidfd, netns]);
             }

@@ -359,7 +359,7 @@ fn failure_of(report: Report) -> Failure {
     }
 }
 
-fn vanished() -> Failure {
+pub(crate) fn vanished() -> Failure {
     Failure::Init(InitFailure { step: Step::Vanished, errno: 0, index: None, detail: String::new() })
 }
 

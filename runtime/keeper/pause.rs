@@ -6,6 +6,7 @@ use berth_runtime::init::{Descriptors, sandbox};
 use berth_runtime::plan::{NamespaceSource, SandboxPlan};
 use berth_runtime::sys::{self, Context};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::keeper::Origin;
 use crate::spawn::{Place, Spawned, spawn};
@@ -14,8 +15,9 @@ use crate::spawn::{Place, Spawned, spawn};
 #[derive(Debug)]
 pub(crate) struct Pause {
     pub(crate) child: Spawned,
-    /// Open as soon as the pause runs: it outlives a pause that dies, until the pod is stopped.
-    pub(crate) netns: OwnedFd,
+    /// Open as soon as the pause runs: it outlives a pause that dies, until the pod is stopped. None of a pause that ended
+    /// before: then it has told why.
+    pub(crate) netns: Option<OwnedFd>,
     /// The pod's containers share the pause's process namespace.
     pub(crate) shares_pids: bool,
     /// Who waits for the start.
@@ -44,8 +46,11 @@ impl Pause {
         })?;
         let path = format!("/proc/{}/ns/net", child.pid);
         // The child cannot be reaped before this returns: its pid is its own.
-        let netns = rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .on("open", &path)?;
+        let netns = match rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            // Of a process that has ended /proc has no namespaces any more.
+            Err(Errno::NOENT | Errno::SRCH) => None,
+            opened => Some(opened.on("open", &path)?),
+        };
         let shares_pids = plan.pid == NamespaceSource::New;
         Ok(Self { child, netns, shares_pids, starting: Some(origin) })
     }

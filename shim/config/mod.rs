@@ -256,7 +256,11 @@ mod tests {
 
     #[test]
     fn every_setting_has_its_key_and_every_key_its_setting() {
-        let mut config = Config { metrics_address: Some(([127, 0, 0, 1], 1).into()), ..Config::default() };
+        let mut config = Config {
+            metrics_address: Some(([127, 0, 0, 1], 1).into()),
+            import_dir: Some("/import".into()),
+            ..Config::default()
+        };
         config.network.mtu = Some(1500);
         let table = toml::Table::try_from(&config).unwrap();
         let mut settings: Vec<_> = table.keys().map(|name| (String::new(), name.clone())).collect();
