@@ -2,12 +2,14 @@
 //! through its digest and its decompression into place.
 
 use std::io::BufRead;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use oci_spec::image::ImageConfiguration;
 use rustix::fs::{Mode, OFlags};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::artifact::{self, ArtifactFolder};
@@ -28,6 +30,9 @@ use crate::unpack::{self, Budget, TreePath};
 
 /// Indexes in indexes: more than any builder makes.
 const MAX_NESTING: usize = 4;
+/// How long the layers of a pull that failed stay, so that the next attempt goes on from there. The kubelet's own
+/// longest wait between two attempts is five minutes.
+const KEPT: Duration = Duration::from_secs(600);
 /// Pieces of a layer between the socket and the thread that unpacks it.
 const PIECES: usize = 8;
 
@@ -188,13 +193,22 @@ impl Pull {
         }
         let budget = Arc::new(Budget::new(self.inner.options.limits));
         let tracked = self.progress.track(layers);
+        let finished = Finished::default();
         let downloads =
             layers.iter().zip(&parsed.diff_ids).zip(&tracked).map(|((layer, diff_id), tracked)| {
-                let download =
-                    Download { inner: &self.inner, repository, layer, diff_id, budget: &budget, tracked };
+                let download = Download {
+                    inner: &self.inner,
+                    repository,
+                    layer,
+                    diff_id,
+                    budget: &budget,
+                    tracked,
+                    finished: &finished,
+                };
                 download.lease()
             });
         let leases = self.inner.stack(try_join_all(downloads).await?).await?;
+        finished.release();
         Ok((leases, config_bytes.to_vec(), parsed))
     }
 
@@ -261,6 +275,34 @@ struct Download<'a> {
     diff_id: &'a Digest,
     budget: &'a Arc<Budget>,
     tracked: &'a Tracked,
+    finished: &'a Finished,
+}
+
+/// The layers of a pull that are there already. Unless they are released, they outlive the pull for a while: whoever
+/// gave it up, or failed with another layer, tries again.
+#[derive(Default)]
+struct Finished(Mutex<Vec<Lease>>);
+
+impl Finished {
+    fn add(&self, lease: Option<Lease>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(lease);
+    }
+
+    fn release(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        let leases = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if let (false, Ok(runtime)) = (leases.is_empty(), Handle::try_current()) {
+            runtime.spawn(async move {
+                tokio::time::sleep(KEPT).await;
+                drop(leases);
+            });
+        }
+    }
 }
 
 impl Download<'_> {
@@ -268,6 +310,7 @@ impl Download<'_> {
         let key = LayerKey::Diff(self.diff_id.clone());
         let lease = self.inner.lease_or_make(&key, || self.fetch()).await?;
         self.tracked.set(Stage::Done);
+        self.finished.add(self.inner.lease_again(&key));
         Ok(lease)
     }
 

@@ -121,6 +121,11 @@ impl Inner {
         .await
     }
 
+    /// One more lease of a layer that is there.
+    pub(crate) fn lease_again(self: &Arc<Self>, key: &LayerKey) -> Option<Lease> {
+        lease(self, key)
+    }
+
     fn put_layer(
         self: &Arc<Self>,
         key: &LayerKey,

@@ -484,3 +484,18 @@ async fn what_has_changed_on_the_disk_is_found() {
     let other = test.store.verify(Some(&format!("{}/other:1", test.registry.address))).await.unwrap();
     assert!(other.len() == 2 && other.iter().all(|part| part.verdict == Verdict::Sound), "{other:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_pull_has_got_is_not_fetched_again() {
+    let test = test().await;
+    let (first, second) = (simple("a"), simple("b"));
+    let paths = test.registry.layers("image", &[first, second.clone()]);
+    // Asked for again, until the first layer is long there.
+    test.registry.answer(paths[1].as_str(), Answer::Whole(503, "text/plain", Vec::new()));
+    assert_eq!(test.pull("image:1").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(test.settled("layers", 1), "{:?}", test.stored("layers"));
+    test.registry.answer(paths[1].as_str(), Answer::Whole(200, "application/octet-stream", second.0));
+    let image = test.pull("image:1").await.unwrap();
+    assert_eq!(test.registry.times(&paths[0]), 1, "the first layer stays for the next attempt");
+    test.store.remove(&image.id.to_string()).await.unwrap();
+}
