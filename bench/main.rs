@@ -4,6 +4,7 @@
 //! * [`client`]: the connection, with the time that each call takes
 //! * [`bench`]: the image, the folder and the label of one run, and pods with them
 //! * [`measure`]: one file for each thing that is measured
+//! * [`daemon`]: what a piece of work costs the daemon
 //! * [`processes`]: which processes a pod costs, and their memory
 //! * [`figures`]: samples, percentiles
 //! * [`report`]: what is printed
@@ -13,6 +14,7 @@
 mod bench;
 mod clean;
 mod client;
+mod daemon;
 mod error;
 mod figures;
 mod measure;

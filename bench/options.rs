@@ -37,6 +37,10 @@ pub(crate) struct Options {
     #[arg(long = "pull", value_name = "REFERENCE")]
     pub(crate) pulls: Vec<String>,
 
+    /// An image to pull at the same time as all others that this names.
+    #[arg(long, value_name = "REFERENCE")]
+    pub(crate) together: Vec<String>,
+
     /// How often each of these is pulled.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) pull_count: u32,
@@ -86,7 +90,8 @@ pub(crate) enum Part {
 impl Options {
     /// Whether to measure it. What `--only` does not name is left out, and pulls need references.
     pub(crate) fn wants(&self, part: Part) -> bool {
-        (self.only.is_empty() || self.only.contains(&part)) && (part != Part::Pull || !self.pulls.is_empty())
+        (self.only.is_empty() || self.only.contains(&part))
+            && (part != Part::Pull || !self.pulls.is_empty() || !self.together.is_empty())
     }
 
     pub(crate) fn max_time(&self) -> Duration {

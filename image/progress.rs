@@ -62,6 +62,12 @@ impl Pulls {
         progress
     }
 
+    /// Whether nobody pulls.
+    pub(crate) fn is_idle(&self) -> bool {
+        let pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.values().all(|pull| pull.strong_count() == 0)
+    }
+
     fn of(&self, key: &PullKey) -> Option<Arc<Progress>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
     }

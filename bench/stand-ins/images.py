@@ -7,6 +7,9 @@ busybox:1     Debian's busybox with its libraries
 pause:1       the program PAUSE, for runtimes whose pause is an image
 layers-gzip:1 200 MB in seven layers of files, gzip
 layers-zstd:1 the same with zstd (made when the zstd program is there)
+small-gzip:1  sixty layers of 500 small files each, gzip
+one-layer:1   one layer of 600 MB, zstd or gzip
+tenth-N:1     ten images of two layers of 8 MB each, gzip
 
 The same content comes out every time, so that figures of different days compare.
 """
@@ -58,6 +61,29 @@ def files(layer):
     return tar.bytes()
 
 
+def small(layer):
+    """One of many layers: source files, a few kilobytes each."""
+    chance = random.Random(1000 + layer)
+    tar = Tar()
+    tar.folder(f"part{layer}")
+    for number in range(500):
+        if number % 50 == 0:
+            tar.folder(f"part{layer}/{number // 50}")
+        text = chance.randbytes(chance.choice([100, 500, 1500])).hex()
+        tar.file(f"part{layer}/{number // 50}/{number}.c", text.encode())
+    return tar.bytes()
+
+
+def large(seed, megabytes):
+    """One layer of a few large files, as models and databases are: half of it cannot be compressed."""
+    chance = random.Random(seed)
+    tar = Tar()
+    for number in range(max(1, megabytes // 100)):
+        size = min(megabytes, 100)
+        tar.file(f"large{seed}-{number}", b"".join(chance.randbytes(1 << 19) + bytes(1 << 19) for _ in range(size)))
+    return tar.bytes()
+
+
 def main():
     folder, pause = sys.argv[1:]
     store = Store(folder)
@@ -70,6 +96,10 @@ def main():
     store.image("layers-gzip:1", layers, config)
     if shutil.which("zstd"):
         store.image("layers-zstd:1", layers, config, "zstd")
+    store.image("small-gzip:1", [small(layer) for layer in range(60)], config)
+    store.image("one-layer:1", [large(2000, 600)], config, "zstd" if shutil.which("zstd") else "gzip")
+    for number in range(10):
+        store.image(f"tenth-{number}:1", [large(3000 + 2 * number + part, 8) for part in range(2)], config)
     store.close()
 
 

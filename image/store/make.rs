@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use oci_spec::image::ImageConfiguration;
 
-use super::folders::{make_private, replace_json, sync_folder, write_json};
+use super::folders::{make_private, replace_json, write_json};
 use super::index::{LayerKey, Lease, lease};
 use super::reaper::Job;
 use super::record::{ImageRecord, LayerRecord};
@@ -227,36 +227,39 @@ impl Inner {
     fn write_image(self: &Arc<Self>, new: NewImage) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&new.id);
         let known = self.index().entry(&new.id).map(|entry| entry.record.clone());
+        let fresh = known.is_none();
         let mut record = match known {
             Some(record) => ImageRecord { removed: false, layers: new.layers, ..record },
-            None => {
-                let made = HalfMade::new(self)?;
-                let file = made.path().join("config.json");
-                fs::write(&file, &new.config_bytes).map_err(|error| Error::io("write", &file, error))?;
-                sync_file(&file)?;
-                if let Some(old) = self.folders.discard(&folder)? {
-                    self.reaper.send(Job::Delete(old));
-                }
-                fs::rename(made.path(), &folder)
-                    .map_err(|error| Error::io("put in place", &folder, error))?;
-                sync_folder(&self.folders.images())?;
-                ImageRecord {
-                    id: new.id,
-                    tags: Default::default(),
-                    digests: Default::default(),
-                    manifests: Default::default(),
-                    size: new.size,
-                    diff_ids: new.diff_ids,
-                    layers: new.layers,
-                    removed: false,
-                }
-            }
+            None => ImageRecord {
+                id: new.id,
+                tags: Default::default(),
+                digests: Default::default(),
+                manifests: Default::default(),
+                size: new.size,
+                diff_ids: new.diff_ids,
+                layers: new.layers,
+                removed: false,
+            },
         };
         record.tags.extend(new.names.tags);
         record.digests.extend(new.names.digests);
         record.manifests.extend(new.names.manifests);
         record.size = new.size;
-        self.write_record(&record, &new.config)
+        if !fresh {
+            return self.write_record(&record, &new.config);
+        }
+        // Not synced: like its layers, the image lasts once the background thread has had its turn. What a crash of the
+        // host leaves of it before is not whole, and so not trusted.
+        let made = HalfMade::new(self)?;
+        let file = made.path().join("config.json");
+        fs::write(&file, &new.config_bytes).map_err(|error| Error::io("write", &file, error))?;
+        write_json(&made.path().join("image.json"), &record)?;
+        if let Some(old) = self.folders.discard(&folder)? {
+            self.reaper.send(Job::Delete(old));
+        }
+        fs::rename(made.path(), &folder).map_err(|error| Error::io("put in place", &folder, error))?;
+        self.reaper.send(Job::SyncRecords);
+        self.show(&record, &new.config)
     }
 
     /// Shows an image again, whose record is the same and which is pinned now, or is not any more.
@@ -280,16 +283,17 @@ impl Inner {
     ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         replace_json(&folder.join("image.json"), record, true)?;
+        self.show(record, config)
+    }
+
+    fn show(&self, record: &ImageRecord, config: &ImageConfiguration) -> Result<Arc<Image>, Error> {
+        let folder = self.folders.image(&record.id);
         let pinned = record.is_pinned(&self.options.pinned, &self.notes());
         let image = record.image(config.clone(), pinned);
         let usage = measure(&folder)?;
         self.index().put(record.clone(), image.clone(), usage)?;
         Ok(image)
     }
-}
-
-fn sync_file(path: &Path) -> Result<(), Error> {
-    fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", path, error))
 }
 
 /// The configuration that is kept with an image.

@@ -3,8 +3,9 @@
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, syncfs};
 
@@ -16,8 +17,13 @@ use super::{Inner, folders};
 use crate::digest::Digest;
 use crate::error::Error;
 
+/// How often it is looked whether what waits can be done.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long it waits at most.
+const LONGEST: Duration = Duration::from_secs(30);
+
 /// What the thread is asked to do.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Job {
     /// Delete a folder that nobody knows any more.
     Delete(PathBuf),
@@ -27,6 +33,8 @@ pub(super) enum Job {
     Purge(Digest),
     /// Bring a layer's content to the disk, and note that.
     Sync(LayerKey),
+    /// Bring to the disk what is said of images.
+    SyncRecords,
     /// Note the digest of a layer's files.
     Digest(LayerKey),
     /// Count again what containers have written.
@@ -63,24 +71,28 @@ impl Reaper {
 }
 
 fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
-    while let Ok(first) = inbox.recv() {
-        // One sync serves all layers that have been made by then.
-        let mut fresh = Vec::new();
-        for job in std::iter::once(first).chain(inbox.try_iter()) {
-            let Some(inner) = store.upgrade() else {
-                return;
-            };
+    let mut later = Later::default();
+    loop {
+        let first = if later.is_empty() {
+            inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            inbox.recv_timeout(LOOK)
+        };
+        if first == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+        let Some(inner) = store.upgrade() else { return };
+        for job in first.ok().into_iter().chain(inbox.try_iter()) {
             let result = match job {
                 Job::Delete(path) => delete(&inner, &path),
                 Job::Collect(keys) => keys.iter().try_for_each(|key| inner.collect_layer(key)),
                 Job::Purge(id) => inner.purge(&id),
-                Job::Sync(key) => {
-                    fresh.push(key);
-                    Ok(())
-                }
-                Job::Digest(key) => digest(&inner, &key),
                 Job::MeasureContainers => {
                     inner.measure_containers();
+                    Ok(())
+                }
+                job @ (Job::Sync(_) | Job::SyncRecords | Job::Digest(_)) => {
+                    later.put(job);
                     Ok(())
                 }
             };
@@ -88,12 +100,50 @@ fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
                 tracing::error!(%error, "clean up the image store");
             }
         }
-        if let Some(inner) = store.upgrade()
-            && !fresh.is_empty()
-            && let Err(error) = make_last(&inner, &fresh)
+        if later.is_due(&inner)
+            && let Err(error) = later.work(&inner)
         {
             tracing::error!(%error, "sync the image store");
         }
+    }
+}
+
+/// What reads and writes whole layers: it waits while images are pulled, which need the disk and the processors for
+/// somebody who waits.
+#[derive(Default)]
+struct Later {
+    since: Option<Instant>,
+    fresh: Vec<LayerKey>,
+    records: bool,
+    digests: Vec<LayerKey>,
+}
+
+impl Later {
+    fn put(&mut self, job: Job) {
+        self.since.get_or_insert_with(Instant::now);
+        match job {
+            Job::Sync(key) => self.fresh.push(key),
+            Job::SyncRecords => self.records = true,
+            Job::Digest(key) => self.digests.push(key),
+            _ => {}
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.since.is_none()
+    }
+
+    fn is_due(&self, inner: &Inner) -> bool {
+        self.since.is_some_and(|since| inner.pulls.is_idle() || since.elapsed() > LONGEST)
+    }
+
+    /// One sync serves all that has been made by then.
+    fn work(&mut self, inner: &Inner) -> Result<(), Error> {
+        let Self { fresh, records, digests, .. } = std::mem::take(self);
+        if records || !fresh.is_empty() {
+            make_last(inner, &fresh)?;
+        }
+        digests.iter().try_for_each(|key| digest(inner, key))
     }
 }
 

@@ -13,27 +13,7 @@ grpcurl=v1.9.4
 cache="${BERTH_CACHE:-$HOME/.cache/berth}"
 bin="$cache/bin-cri-tools-$cri_tools-grpcurl-$grpcurl"
 
-# The folder of a module's source as `go mod download` left it: read-only, so it is copied before it is built.
-source_of() { # module@version
-    go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'
-}
-
-# `go install module@version` refuses a main module with replace directives, as cri-tools has them: its own folder is the
-# main module then.
-build_in() { # module@version, then a command
-    local module=$1 folder work
-    shift
-    folder=$(source_of "$module")
-    [ -n "$folder" ] || { echo "tools.sh: $module is not available" >&2; return 1; }
-    work=$(mktemp -d "${TMPDIR:-/tmp}/berth-tools-XXXXXX")
-    cp -r "$folder/." "$work"
-    chmod -R u+w "$work"
-    echo "tools.sh: building $module" >&2
-    local status=0
-    (cd "$work" && GOFLAGS=-mod=mod GOTOOLCHAIN=auto CGO_ENABLED=0 "$@" >&2) || status=$?
-    rm -rf "$work"
-    return "$status"
-}
+. "$(dirname "$0")/../stand-ins/gobuild.sh"
 
 if [ ! -x "$bin/complete" ]; then
     command -v go >/dev/null || { echo "tools.sh: no Go toolchain here" >&2; exit 1; }
