@@ -156,6 +156,7 @@ mod tests {
             digest: Digest::of(Algorithm::Sha256, b""),
             size: 0,
             platform: None,
+            urls: Vec::new(),
             annotations: [(TITLE.to_owned(), (*title).to_owned())].into(),
         });
         let manifest = ArtifactManifest { blobs: blobs.collect() };

@@ -45,6 +45,9 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<OfferedPlatform>,
     #[serde(default)]
     pub(crate) annotations: BTreeMap<String, String>,
+    /// Where else the content is: of layers that a registry may not keep (OCI descriptor, "urls").
+    #[serde(default)]
+    pub(crate) urls: Vec<String>,
 }
 
 /// The platform of an entry of an index. What is missing is empty.

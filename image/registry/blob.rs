@@ -9,10 +9,10 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
-use super::hosts::Endpoint;
+use super::hosts::{self, Endpoint};
 use super::repository::{RETRIES, Repository, header};
 use crate::digest::Hasher;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::manifest::Descriptor;
 
 /// What the reader of a transfer gets. A channel that closes without `End` was broken off.
@@ -71,8 +71,12 @@ impl Repository {
         let mut progress = Progress { offset: 0, hasher: Hasher::new(blob.digest.algorithm()), received };
         let mut failure = None;
         let mut last = first;
-        for (place, endpoint) in self.endpoints.iter().enumerate().skip(first) {
-            if !endpoint.pull {
+        let elsewhere: Vec<Endpoint> = blob.urls.iter().filter_map(|url| hosts::elsewhere(url)).collect();
+        for (place, endpoint) in self.endpoints.iter().chain(&elsewhere).enumerate().skip(first) {
+            // What the registry has is its own; other places are for what it says that it has not.
+            let unneeded = endpoint.direct
+                && failure.as_ref().is_some_and(|error: &Error| error.kind() != ErrorKind::NotFound);
+            if !endpoint.pull || unneeded {
                 continue;
             }
             last = place;

@@ -37,6 +37,8 @@ pub(crate) struct Endpoint {
     pub(crate) mirror: bool,
     /// It is shown only credentials of its own, not those for the registry.
     pub(crate) own_credentials: bool,
+    /// The path is that of the content itself, not of an API.
+    pub(crate) direct: bool,
     /// It is asked again where it does not answer.
     pub(crate) retried: bool,
     /// Who asks.
@@ -195,9 +197,24 @@ pub(crate) fn origin(domain: &str, repository: &str) -> Endpoint {
         repository: repository.to_owned(),
         mirror: false,
         own_credentials: false,
+        direct: false,
         retried: true,
         credentials: None,
     }
+}
+
+/// Where a manifest says that a layer is which the registry does not keep. Nobody is shown credentials there, and without
+/// TLS only this machine is asked.
+pub(crate) fn elsewhere(url: &str) -> Option<Endpoint> {
+    let uri: Uri = url.parse().ok()?;
+    let authority = uri.authority().map(|authority| authority.as_str()).filter(|text| !text.contains('@'))?;
+    let scheme = match uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTPS => Scheme::HTTPS,
+        Some(scheme) if *scheme == Scheme::HTTP && is_loopback(authority) => Scheme::HTTP,
+        _ => return None,
+    };
+    let path = uri.path_and_query().map(PathAndQuery::to_string).unwrap_or_default();
+    Some(Endpoint { scheme, path, direct: true, own_credentials: true, ..origin(authority, "") })
 }
 
 /// Whether `authority` (host and port) is this machine, where plain HTTP is the rule.

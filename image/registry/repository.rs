@@ -251,6 +251,9 @@ impl Repository {
 
     fn uri(&self, endpoint: &Endpoint, rest: &str) -> Result<Uri, http::uri::InvalidUri> {
         let Endpoint { scheme, authority, path, namespace, repository, .. } = endpoint;
+        if endpoint.direct {
+            return format!("{scheme}://{authority}{path}").parse();
+        }
         let query = namespace.as_ref().map(|namespace| format!("?ns={namespace}")).unwrap_or_default();
         format!("{scheme}://{authority}{path}/{repository}/{rest}{query}").parse()
     }

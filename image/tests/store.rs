@@ -499,3 +499,26 @@ async fn what_a_failed_pull_has_got_is_not_fetched_again() {
     assert_eq!(test.registry.times(&paths[0]), 1, "the first layer stays for the next attempt");
     test.store.remove(&image.id.to_string()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_the_registry_may_not_keep_is_fetched_from_where_it_says() {
+    let test = test().await;
+    let elsewhere = Registry::start(std::process::id());
+    let (bytes, diff_id) = simple("a");
+    let digest = Digest::of(Algorithm::Sha256, &bytes);
+    let path = test.registry.image("image", &bytes, &diff_id);
+    let text = String::from_utf8(test.registry.answer_of("/v2/image/manifests/1").unwrap()).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    manifest["layers"][0]["mediaType"] =
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".into();
+    let place = format!("http://{}/layers/a?x=y", elsewhere.address);
+    manifest["layers"][0]["urls"] = serde_json::json!(["ftp://r.example/a", "http://r.example/a", place]);
+    test.registry.manifest("image", "1", &manifest);
+    test.registry.answer(path, Answer::Whole(404, "text/plain", Vec::new()));
+    elsewhere.answer("/layers/a?x=y", Answer::Whole(200, "application/octet-stream", bytes));
+    let auth = Credentials::Basic { username: "user".to_owned(), password: "secret".to_owned() };
+    let image = test.store.pull(&test.reference("image:1"), Some(auth)).await.unwrap();
+    assert_eq!(image.layers, [diff_id]);
+    let asked = elsewhere.asked();
+    assert!(asked.len() == 1 && asked[0].authorization.is_none(), "{asked:?} {digest}");
+}
