@@ -358,6 +358,15 @@ async fn images_survive_a_restart_and_half_made_things_do_not() {
     // After a power cut, what was not synced is not trusted.
     let Test { folder, registry, store } = test;
     store.remove_layer("kept").await.unwrap();
+    // The background thread of this store must have done with the layers.
+    let until = Instant::now() + PATIENCE;
+    let done = |layer: fs::DirEntry| {
+        fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("tree"))
+    };
+    while !fs::read_dir(root.join("layers")).unwrap().flatten().all(done) {
+        assert!(Instant::now() < until, "the layers are brought to the disk");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     drop(store);
     for layer in fs::read_dir(root.join("layers")).unwrap() {
         let layer = layer.unwrap().path();
