@@ -46,11 +46,45 @@ pub struct CgroupJoin {
     pub oom: Option<FdSlot>,
 }
 
+/// A range of ids in a user namespace (user_namespaces(7), "uid_map").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first id in the namespace.
+    pub inside: u32,
+    /// What it is on the host.
+    pub outside: u32,
+    /// How many follow one another.
+    pub length: u32,
+}
+
+/// The ids of a pod's user namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Users.
+    pub uids: Vec<IdRange>,
+    /// Groups.
+    pub gids: Vec<IdRange>,
+}
+
+impl UserNamespace {
+    /// What a user of the namespace is on the host; none where it is nobody there.
+    #[must_use]
+    pub fn host_uid(&self, inside: u32) -> Option<u32> {
+        self.uids.iter().find_map(|range| {
+            let offset = inside.checked_sub(range.inside).filter(|offset| *offset < range.length)?;
+            range.outside.checked_add(offset)
+        })
+    }
+}
+
 /// What the pause of a pod is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxPlan {
     /// Network namespace: `New` or `Host`.
     pub net: NamespaceSource,
+    /// A user namespace that owns all others of the pod.
+    #[serde(default)]
+    pub userns: Option<UserNamespace>,
     /// IPC namespace: `New` or `Host`.
     pub ipc: NamespaceSource,
     /// UTS namespace: `New` or `Host`.
@@ -74,6 +108,9 @@ pub struct SandboxPlan {
 pub struct ContainerPlan {
     /// Process namespace.
     pub pid: PidNamespace,
+    /// The pod's user namespace is joined, whose ids are these.
+    #[serde(default)]
+    pub userns: Option<UserNamespace>,
     /// Network namespace: `Pod` or `Host` (`New` is never asked by the CRI, but works).
     pub net: NamespaceSource,
     /// IPC namespace.
@@ -238,6 +275,9 @@ pub enum MountKind {
         recursive: bool,
         /// Made as a folder when absent, as containerd and CRI-O do for the kubelet.
         create: bool,
+        /// Its files belong to the same ids inside the pod's user namespace as on the host outside of it.
+        #[serde(default)]
+        idmapped: bool,
     },
     /// A detached mount that came with the message.
     Tree {
@@ -321,6 +361,9 @@ pub struct ExecPlan {
     pub process: ProcessPlan,
     /// Its cgroup, below the container's.
     pub cgroup: CgroupJoin,
+    /// The ids of the container's user namespace, which is joined.
+    #[serde(default)]
+    pub userns: Option<UserNamespace>,
     /// Standard input; absent is /dev/null.
     pub stdin: Option<FdSlot>,
     /// Standard output; absent is /dev/null.

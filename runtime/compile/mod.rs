@@ -14,13 +14,16 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 
 pub use explain::explain;
 pub use process::compile_process;
 
 use crate::cgroup::{Hierarchies, JoinFds};
-use crate::plan::{CgroupJoin, ContainerPlan, FdSlot, NamespaceSource, PidNamespace, Propagation, StdioPlan};
+use crate::plan::{
+    CgroupJoin, ContainerPlan, FdSlot, IdRange, NamespaceSource, PidNamespace, Propagation, StdioPlan,
+    UserNamespace,
+};
 
 /// The source of a mount that stands for the pod's shared memory.
 pub const POD_SHM: &str = "berth:pod-shm";
@@ -133,6 +136,8 @@ pub struct Context<'a> {
     pub cgroup: CgroupJoin,
     /// Folders to make in the root filesystem.
     pub directories: Vec<String>,
+    /// The ids of the user namespace, as the spec has them.
+    pub uid_mappings: &'a Option<Vec<LinuxIdMapping>>,
     /// Detached mounts, by the destination of their mount in the spec.
     pub trees: BTreeMap<String, FdSlot>,
 }
@@ -153,6 +158,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
     };
     Ok(ContainerPlan {
         pid: namespaces.pid(context)?,
+        userns: namespaces.users()?,
         net: namespaces.source(LinuxNamespaceType::Network)?,
         ipc: namespaces.source(LinuxNamespaceType::Ipc)?,
         uts: namespaces.source(LinuxNamespaceType::Uts)?,
@@ -176,14 +182,19 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
     })
 }
 
+/// The ids of the user namespace that a container of this spec lives in, if any.
+#[must_use]
+pub fn compile_users(spec: &Spec) -> Option<UserNamespace> {
+    let linux = spec.linux().as_ref()?;
+    let uids = ranges(linux.uid_mappings());
+    (!uids.is_empty()).then(|| UserNamespace { uids, gids: ranges(linux.gid_mappings()) })
+}
+
 /// What is in the spec and would have no effect is refused, never passed over.
 fn refuse_unsupported(linux: &Linux) -> Result<()> {
     let unsupported = |field: &str| Err(CompileError::Unsupported { field: field.to_owned() });
     if linux.seccomp().is_some() {
         return unsupported("linux.seccomp");
-    }
-    if linux.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()) {
-        return unsupported("linux.uidMappings");
     }
     if linux.intel_rdt().is_some() {
         return unsupported("linux.intelRdt");
@@ -226,6 +237,20 @@ impl Namespaces<'_> {
         }
     }
 
+    /// Only the pod's: one namespace of users owns all that the containers of a pod share.
+    fn users(&self) -> Result<Option<UserNamespace>> {
+        match self.source(LinuxNamespaceType::User)? {
+            NamespaceSource::Host => Ok(None),
+            NamespaceSource::New => {
+                Err(CompileError::Unsupported { field: "a new user namespace".to_owned() })
+            }
+            NamespaceSource::Pod => Ok(Some(UserNamespace {
+                uids: ranges(self.linux.uid_mappings()),
+                gids: ranges(self.linux.gid_mappings()),
+            })),
+        }
+    }
+
     fn pid(&self, context: &Context<'_>) -> Result<PidNamespace> {
         if let Some(target) = &context.pid_target {
             return Ok(PidNamespace::Container(target.clone()));
@@ -240,6 +265,15 @@ impl Namespaces<'_> {
     fn is_pods(&self, path: &Path) -> bool {
         path.starts_with(format!("/proc/{}/ns", self.pod.pause_pid))
     }
+}
+
+fn ranges(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdRange> {
+    let range = |mapping: &LinuxIdMapping| IdRange {
+        inside: mapping.container_id(),
+        outside: mapping.host_id(),
+        length: mapping.size(),
+    };
+    mappings.iter().flatten().map(range).collect()
 }
 
 /// A propagation by its name in mount options, and whether it is recursive.

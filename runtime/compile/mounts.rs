@@ -4,7 +4,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
-use super::{CompileError, Context, IMAGE_VOLUME, POD_SHM, Result, invalid, path_text, propagation, text};
+use super::{Context, IMAGE_VOLUME, POD_SHM, Result, invalid, path_text, propagation, text};
 use crate::plan::{DeviceKind, DeviceNode, MountKind, MountOp, Propagation};
 use crate::sys::mount;
 
@@ -71,9 +71,6 @@ fn compile_mount(mount: &Mount, devices: &[DeviceNode], context: &Context<'_>) -
     if !target.starts_with('/') {
         return Err(invalid("mount destination", target, "is not absolute"));
     }
-    if mount.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()) {
-        return Err(CompileError::Unsupported { field: format!("uidMappings of mount {target}") });
-    }
     let options = Options::parse(&target, mount.options().as_deref().unwrap_or_default())?;
     let source = match mount.source() {
         Some(source) => path_text("mount source", source)?,
@@ -112,7 +109,20 @@ fn kind(
         if !source.starts_with('/') {
             return Err(invalid(format!("source of mount {target}"), source, "is not absolute"));
         }
-        return Ok(MountKind::Bind { source, recursive: options.recursive_bind, create: options.create });
+        let idmapped = mount.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty());
+        if idmapped && mount.uid_mappings() != context.uid_mappings {
+            return Err(invalid(
+                format!("uidMappings of mount {target}"),
+                source,
+                "differ from the container's",
+            ));
+        }
+        return Ok(MountKind::Bind {
+            source,
+            recursive: options.recursive_bind,
+            create: options.create,
+            idmapped,
+        });
     }
     Ok(match fstype {
         "cgroup" | "cgroup2" => MountKind::Cgroup { hierarchies: context.hierarchies.in_container() },

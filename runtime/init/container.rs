@@ -6,10 +6,10 @@ use super::mounts::{self, Masks};
 use super::process::{self, Streams};
 use super::{At, Descriptors, Done, Gate, IN_CGROUP, START};
 use crate::path::Root;
-use crate::plan::{ContainerPlan, MountKind, NamespaceSource};
+use crate::plan::{ContainerPlan, MountKind, NamespaceSource, PidNamespace};
 use crate::procfs::Proc;
 use crate::sys::mount;
-use crate::sys::process::{exit_now, join_namespace, join_namespaces_of, namespace, unshare};
+use crate::sys::process::{clone_sibling, exit_now, join_namespace, join_namespaces_of, namespace, unshare};
 use crate::sys::{self, Context, security};
 use crate::wire::Step;
 use crate::wire::transport::Report;
@@ -23,6 +23,8 @@ pub struct Start<'a> {
     pub descriptors: Descriptors<'a>,
     /// The pause, whose namespaces are joined.
     pub pause: Option<BorrowedFd<'a>>,
+    /// The pod's user namespace, where it has one.
+    pub userns: Option<BorrowedFd<'a>>,
     /// Standard streams; with a terminal these are replaced by it.
     pub streams: Streams<'a>,
     /// To the keeper.
@@ -34,11 +36,19 @@ pub fn run(start: Start<'_>) -> ! {
     // The container must not be able to look into what sets it up (ptrace(2), PTRACE_MODE checks).
     drop(security::set_dumpable(false));
     start.gate.wait_for(IN_CGROUP);
-    let Start { plan, descriptors, pause, streams, gate } = start;
-    match prepare(plan, descriptors, pause, &streams) {
+    let Start { plan, descriptors, pause, userns, streams, gate } = start;
+    let pod = PodOf { pause, userns };
+    match prepare(plan, descriptors, pod, &streams, &gate) {
         Ok(prepared) => go_through(gate, plan, prepared),
         Err(failure) => gate.fail(failure),
     }
+}
+
+/// What is joined.
+#[derive(Clone, Copy)]
+struct PodOf<'a> {
+    pause: Option<BorrowedFd<'a>>,
+    userns: Option<BorrowedFd<'a>>,
 }
 
 /// What is left to do at the gate.
@@ -63,18 +73,25 @@ fn go_through(gate: Gate, plan: &ContainerPlan, prepared: Prepared) -> ! {
 fn prepare(
     plan: &ContainerPlan,
     descriptors: Descriptors<'_>,
-    pause: Option<BorrowedFd<'_>>,
+    pod: PodOf<'_>,
     streams: &Streams<'_>,
+    gate: &Gate,
 ) -> Done<Prepared> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let seccomp = process::read_seccomp(&plan.process, descriptors)?;
-    let shm = open_pod_shm(plan, pause).at(Step::PodShm)?;
-    let sources = mounts::open_sources(&plan.mounts, descriptors, shm.as_ref())?;
+    let shm = open_pod_shm(plan, pod.pause).at(Step::PodShm)?;
+    let userns = pod.userns.filter(|_| plan.userns.is_some());
+    let sources = mounts::open_sources(&plan.mounts, descriptors, shm.as_ref(), userns)?;
+    let nodes = match userns {
+        Some(_) => Some(mounts::open_nodes(&plan.devices).at(Step::Device)?),
+        None => None,
+    };
     let mut masks = match plan.masked_paths.is_empty() {
         true => None,
         false => Some(Masks::open().at(Step::MaskedPath)?),
     };
-    join_and_unshare(plan, pause)?;
+    enter_users(plan, userns, streams, gate)?;
+    join_and_unshare(plan, pod.pause)?;
     let proc = Proc::mount().at(Step::PrivateMounts)?;
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
@@ -86,7 +103,7 @@ fn prepare(
     for (index, (op, source)) in plan.mounts.iter().zip(sources).enumerate() {
         mounts::attach(&root, op, source, index)?;
     }
-    fill(plan, &root, &proc)?;
+    fill(plan, &root, &proc, nodes)?;
     let terminal = match plan.stdio.tty {
         true => Some(process::open_terminal(&root)?),
         false => None,
@@ -107,6 +124,33 @@ fn prepare(
     set_hostname(plan)?;
     become_user(plan, streams, terminal.as_ref().map(|(_, slave)| slave), &proc)?;
     Ok(Prepared { master: terminal.map(|(master, _)| master), seccomp })
+}
+
+/// Where the pod has a user namespace, all that follows is done in it: by this process, or, for a process namespace that
+/// is to belong to it, by one that is cloned there.
+fn enter_users(
+    plan: &ContainerPlan,
+    userns: Option<BorrowedFd<'_>>,
+    streams: &Streams<'_>,
+    gate: &Gate,
+) -> Done<()> {
+    let Some(ids) = &plan.userns else { return Ok(()) };
+    let userns =
+        userns.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's users").at(Step::JoinNamespaces)?;
+    let proc = Proc::mount().at(Step::PrivateMounts)?;
+    process::enter_user_namespace(&plan.process, ids, streams, &proc, || {
+        join_namespace(userns, namespace::USER)
+    })?;
+    // What a change of ids has made readable or not (prctl(2), PR_SET_DUMPABLE).
+    drop(security::set_dumpable(false));
+    if plan.pid != PidNamespace::New {
+        return Ok(());
+    }
+    if let Some(child) = clone_sibling(namespace::PID).at(Step::Unshare)? {
+        gate.report(&Report::Moved { pid: child.pid }, Some(child.pidfd.as_fd()));
+        exit_now(0);
+    }
+    Ok(())
 }
 
 /// The pod's shared memory is the root of the pause: it is cloned from within the pause's mount namespace, the only one
@@ -137,9 +181,14 @@ fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> Done
     unshare(of(NamespaceSource::New) | namespace::MOUNT | cgroup).at(Step::Unshare)
 }
 
-fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc) -> Done<()> {
-    for (index, node) in plan.devices.iter().enumerate() {
-        mounts::make_node(root, &node.path, node).at_index(Step::Device, index)?;
+fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedFd>>) -> Done<()> {
+    match nodes {
+        Some(nodes) => mounts::attach_nodes(root, "", &plan.devices, &nodes).at(Step::Device)?,
+        None => {
+            for (index, node) in plan.devices.iter().enumerate() {
+                mounts::make_node(root, &node.path, node).at_index(Step::Device, index)?;
+            }
+        }
     }
     let folders = plan.directories.iter().chain([&plan.process.cwd]);
     for (index, path) in folders.enumerate() {
@@ -184,7 +233,10 @@ fn become_user(
         }
         None => process::set_streams(streams, false, &plan.process)?,
     }
-    process::set_limits_and_labels(&plan.process, proc)?;
+    match &plan.userns {
+        Some(_) => process::set_labels(&plan.process, proc)?,
+        None => process::set_limits_and_labels(&plan.process, proc)?,
+    }
     process::set_credentials(&plan.process)?;
     process::change_to_cwd(&plan.process)
 }

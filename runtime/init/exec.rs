@@ -54,7 +54,12 @@ fn prepare(
     let seccomp = process::read_seccomp(&plan.process, descriptors)?;
     let proc = Proc::mount().at(Step::PrivateMounts)?;
     let all = namespace::MOUNT | namespace::NET | namespace::IPC | namespace::UTS | namespace::CGROUP;
-    join_namespaces_of(init, all).at(Step::JoinNamespaces)?;
+    match &plan.userns {
+        Some(userns) => process::enter_user_namespace(&plan.process, userns, streams, &proc, || {
+            join_namespaces_of(init, all | namespace::USER)
+        })?,
+        None => join_namespaces_of(init, all).at(Step::JoinNamespaces)?,
+    }
     if plan.tty {
         let root = Root::new(mount::place("/").at(Step::Terminal)?);
         let (master, slave) = process::open_terminal(&root)?;
@@ -64,7 +69,10 @@ fn prepare(
     } else {
         process::set_streams(streams, false, &plan.process)?;
     }
-    process::set_limits_and_labels(&plan.process, &proc)?;
+    match &plan.userns {
+        Some(_) => process::set_labels(&plan.process, &proc)?,
+        None => process::set_limits_and_labels(&plan.process, &proc)?,
+    }
     process::set_credentials(&plan.process)?;
     process::change_to_cwd(&plan.process)?;
     Ok(seccomp)

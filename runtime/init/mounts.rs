@@ -21,6 +21,8 @@ pub(super) enum Source {
     Tree(OwnedFd),
     /// Made inside the container's namespaces.
     Later,
+    /// The same, with the host's devices for it: in a user namespace nobody may make any (mknod(2)).
+    WithNodes(Vec<OwnedFd>),
 }
 
 /// Opens the sources of all mounts, in the host's mounts.
@@ -28,12 +30,20 @@ pub(super) fn open_sources(
     mounts: &[MountOp],
     descriptors: Descriptors<'_>,
     shm: Option<&OwnedFd>,
+    userns: Option<BorrowedFd<'_>>,
 ) -> Done<Vec<Source>> {
     let mut sources = Vec::with_capacity(mounts.len());
     for (index, op) in mounts.iter().enumerate() {
         sources.push(match &op.kind {
-            MountKind::Bind { source, recursive, create } => {
-                Source::Tree(open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?)
+            MountKind::Bind { source, recursive, create, idmapped } => {
+                let tree = open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?;
+                if let Some(userns) = userns.filter(|_| *idmapped) {
+                    mount::idmap(tree.as_fd(), userns, *recursive).at_index(Step::MountAttributes, index)?;
+                }
+                Source::Tree(tree)
+            }
+            MountKind::Dev { nodes, .. } if userns.is_some() => {
+                Source::WithNodes(open_nodes(nodes).at_index(Step::OpenSource, index)?)
             }
             MountKind::Tree { tree } => {
                 let tree = descriptors.get(*tree).and_then(|fd| fd.try_clone_to_owned().on("dup", ""));
@@ -48,6 +58,42 @@ pub(super) fn open_sources(
         });
     }
     Ok(sources)
+}
+
+/// The host's devices that are the same as `nodes`.
+pub(super) fn open_nodes(nodes: &[DeviceNode]) -> sys::Result<Vec<OwnedFd>> {
+    nodes.iter().map(open_node).collect()
+}
+
+fn open_node(node: &DeviceNode) -> sys::Result<OwnedFd> {
+    let path = format!("/dev/{}", node.path.trim_start_matches("/dev/").trim_start_matches('/'));
+    let tree = mount::clone_path(&path, false)?;
+    let stat = rustix::fs::fstat(&tree).on("fstat", &path)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let same = match node.kind {
+        DeviceKind::Char => kind == FileType::CharacterDevice,
+        DeviceKind::Block => kind == FileType::BlockDevice,
+        DeviceKind::Fifo => kind == FileType::Fifo,
+    };
+    let device = rustix::fs::makedev(node.major, node.minor);
+    if !same || (node.kind != DeviceKind::Fifo && stat.st_rdev != device) {
+        return Err(Errno::NODEV).on("open_tree", format_args!("{path}, which is another device"));
+    }
+    Ok(tree)
+}
+
+/// Attaches devices at their paths below `folder`.
+pub(super) fn attach_nodes(
+    root: &Root,
+    folder: &str,
+    nodes: &[DeviceNode],
+    trees: &[OwnedFd],
+) -> sys::Result<()> {
+    for (node, tree) in nodes.iter().zip(trees) {
+        let place = root.make_file(&format!("{folder}/{}", node.path.trim_start_matches('/')))?;
+        mount::attach(tree.as_fd(), place.as_fd())?;
+    }
+    Ok(())
 }
 
 fn open_bind(source: &str, recursive: bool, create: bool) -> sys::Result<OwnedFd> {
@@ -78,13 +124,22 @@ pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) ->
         (Source::Later, MountKind::Filesystem { fstype, source, options, .. }) => {
             filesystem(fstype, source, options, op.set).at_index(Step::Mount, index)?
         }
+        (Source::WithNodes(trees), MountKind::Dev { options, nodes, links }) => {
+            let dev = dev(options, &[], links, op.set).at_index(Step::Mount, index)?;
+            set_attributes(dev.as_fd(), op).at_index(Step::MountAttributes, index)?;
+            let target = target(root, op, dev.as_fd()).at_index(Step::MountTarget, index)?;
+            mount::attach(dev.as_fd(), target.as_fd()).at_index(Step::Mount, index)?;
+            return attach_nodes(root, &op.target, nodes, &trees).at_index(Step::Mount, index);
+        }
         (Source::Later, MountKind::Dev { options, nodes, links }) => {
             dev(options, nodes, links, op.set).at_index(Step::Mount, index)?
         }
         (Source::Later, MountKind::Cgroup { hierarchies }) => {
             return cgroup(root, op, hierarchies).at_index(Step::Mount, index);
         }
-        (Source::Later, _) => return Err(Errno::INVAL).on("mount", "").at_index(Step::Mount, index),
+        (Source::Later | Source::WithNodes(_), _) => {
+            return Err(Errno::INVAL).on("mount", "").at_index(Step::Mount, index);
+        }
     };
     set_attributes(tree.as_fd(), op).at_index(Step::MountAttributes, index)?;
     let target = target(root, op, tree.as_fd()).at_index(Step::MountTarget, index)?;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::{At, Descriptors, Done};
 use crate::path::Root;
-use crate::plan::ProcessPlan;
+use crate::plan::{ProcessPlan, UserNamespace};
 use crate::procfs::Proc;
 use crate::sys::process::{CStrings, default_signals, exec};
 use crate::sys::{self, Context, pty, security};
@@ -46,7 +46,7 @@ pub(super) fn set_streams(streams: &Streams<'_>, terminal: bool, plan: &ProcessP
 fn give_to_user(stream: BorrowedFd<'_>, plan: &ProcessPlan) -> sys::Result<()> {
     let stat = rustix::fs::fstat(stream).on("fstat", "a standard stream")?;
     let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
-    if !is_pipe && !rustix::termios::isatty(stream) {
+    if (!is_pipe && !rustix::termios::isatty(stream)) || stat.st_uid == plan.uid {
         return Ok(());
     }
     let owner = rustix::fs::Uid::from_raw(plan.uid);
@@ -69,14 +69,46 @@ pub(super) fn open_terminal(root: &Root) -> Done<(OwnedFd, OwnedFd)> {
     open().at(Step::Terminal)
 }
 
+/// Becomes root of the pod's user namespace. What only the host's root may is done before: limits, the score, and giving
+/// the pipes, which are of no user of the namespace, to the one that the process will be.
+pub(super) fn enter_user_namespace(
+    plan: &ProcessPlan,
+    userns: &UserNamespace,
+    streams: &Streams<'_>,
+    proc: &Proc,
+    join: impl FnOnce() -> sys::Result<()>,
+) -> Done<()> {
+    set_limits(plan, proc)?;
+    let owner = userns.host_uid(plan.uid).ok_or(Errno::INVAL).on("user namespace, user", plan.uid);
+    let owner = rustix::fs::Uid::from_raw(owner.at(Step::Credentials)?);
+    for stream in [streams.stdin, streams.stdout, streams.stderr] {
+        let stat = rustix::fs::fstat(stream).on("fstat", "a standard stream").at(Step::Stdio)?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo {
+            let given = rustix::fs::fchown(stream, Some(owner), None);
+            given.on("fchown", "a standard stream").at(Step::Stdio)?;
+        }
+    }
+    join().at(Step::JoinNamespaces)?;
+    security::set_ids(0, 0, &[]).at(Step::Credentials)
+}
+
 /// What is set through procfs and what only root may: limits and labels.
 pub(super) fn set_limits_and_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
+    set_limits(plan, proc)?;
+    set_labels(plan, proc)
+}
+
+fn set_limits(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
     if let Some(score) = plan.oom_score_adj {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
     for (index, limit) in plan.rlimits.iter().enumerate() {
         security::set_rlimit(limit.resource, limit.soft, limit.hard).at_index(Step::Rlimit, index)?;
     }
+    Ok(())
+}
+
+pub(super) fn set_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
     if let Some(profile) = &plan.apparmor {
         proc.write("self/attr/apparmor/exec", &format!("exec {profile}")).at(Step::SecurityLabel)?;
     }

@@ -21,6 +21,8 @@ pub struct Start<'a> {
     pub program: BorrowedFd<'a>,
     /// For the standard streams.
     pub null: BorrowedFd<'a>,
+    /// The host's procfs, for a pause in a user namespace: it cannot mount one for processes that are the host's.
+    pub proc: Option<Proc>,
     /// To the keeper.
     pub gate: Gate,
 }
@@ -28,6 +30,7 @@ pub struct Start<'a> {
 /// The namespaces of a pause, for its clone.
 #[must_use]
 pub fn namespaces(plan: &SandboxPlan) -> u64 {
+    let users = if plan.userns.is_some() { namespace::USER } else { 0 };
     [
         (plan.net, namespace::NET),
         (plan.ipc, namespace::IPC),
@@ -36,14 +39,14 @@ pub fn namespaces(plan: &SandboxPlan) -> u64 {
     ]
     .iter()
     .filter(|(source, _)| *source == NamespaceSource::New)
-    .fold(0, |all, (_, kind)| all | kind)
+    .fold(users, |all, (_, kind)| all | kind)
 }
 
 /// Walks the plan. Ends by exec, or by telling the failure.
 pub fn run(start: Start<'_>) -> ! {
-    let Start { plan, program, null, gate } = start;
+    let Start { plan, program, null, proc, gate } = start;
     gate.wait_for(IN_CGROUP);
-    if let Err(failure) = prepare(plan, null) {
+    if let Err(failure) = prepare(plan, null, proc) {
         gate.fail(failure);
     }
     default_signals();
@@ -57,19 +60,27 @@ pub fn run(start: Start<'_>) -> ! {
     })
 }
 
-fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>) -> Done<()> {
+fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: Option<Proc>) -> Done<()> {
     rustix::process::setsid().on("setsid", "").at(Step::Stdio)?;
     for number in 0..3 {
         sys::pty::put_at(null, number).at(Step::Stdio)?;
     }
-    let proc = Proc::mount().at(Step::PrivateMounts)?;
+    let proc = match proc {
+        Some(proc) => {
+            // The ids are mapped by now; until here this process was nobody in its namespace.
+            security::set_ids(0, 0, &[]).at(Step::Credentials)?;
+            proc
+        }
+        None => Proc::mount().at(Step::PrivateMounts)?,
+    };
     if let Some(name) = &plan.hostname {
         rustix::system::sethostname(name.as_bytes()).on("sethostname", name).at(Step::Hostname)?;
     }
     for (index, (name, value)) in plan.sysctls.iter().enumerate() {
         proc.set_sysctl(name, value).at_index(Step::Sysctl, index)?;
     }
-    if let Some(score) = plan.oom_score_adj {
+    // In a user namespace the keeper has set it: nobody there may.
+    if let Some(score) = plan.oom_score_adj.filter(|_| plan.userns.is_none()) {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
     move_to_own_root(plan).at(Step::PivotRoot)?;

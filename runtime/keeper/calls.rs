@@ -7,7 +7,7 @@ use berth_runtime::plan::{ContainerPlan, ExecPlan, PidNamespace, SandboxPlan};
 use berth_runtime::sys::process;
 use berth_runtime::wire::{Call, ContainerSnapshot, Failure, Outcome, PROTOCOL, Snapshot};
 
-use crate::container::{Container, State};
+use crate::container::{Container, Joined, State};
 use crate::exec::Exec;
 use crate::keeper::{Keeper, Origin, system, vanished};
 use crate::pause::Pause;
@@ -87,9 +87,11 @@ impl Keeper {
         let Some(netns) = &pause.netns else {
             return self.answer(origin, Err(vanished()), Vec::new());
         };
-        match (pause.child.pidfd.try_clone(), netns.try_clone()) {
-            (Ok(pidfd), Ok(netns)) => {
-                self.answer(origin, Ok(Outcome::Sandbox { pid }), vec![pidfd, netns]);
+        let userns = pause.userns.as_ref().map(OwnedFd::try_clone).transpose();
+        match (pause.child.pidfd.try_clone(), netns.try_clone(), userns) {
+            (Ok(pidfd), Ok(netns), Ok(userns)) => {
+                let descriptors = [pidfd, netns].into_iter().chain(userns).collect();
+                self.answer(origin, Ok(Outcome::Sandbox { pid }), descriptors);
             }
             _ => self.answer(origin, Err(state("the keeper", "out of descriptors")), Vec::new()),
         }
@@ -120,8 +122,11 @@ impl Keeper {
             plan,
             Descriptors(descriptors),
             folder,
-            pids_of,
-            pause.map(|pause| pause.child.pidfd.as_fd()),
+            Joined {
+                pids_of,
+                pause: pause.map(|pause| pause.child.pidfd.as_fd()),
+                userns: pause.and_then(|pause| pause.userns.as_ref()).map(AsFd::as_fd),
+            },
             &self.own_pids,
             origin,
         );

@@ -63,26 +63,43 @@ struct Streams {
     outputs: [Option<Output>; 2],
 }
 
+/// What a container shares with others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Joined<'a> {
+    /// A process whose process namespace is taken.
+    pub(crate) pids_of: Option<BorrowedFd<'a>>,
+    /// The pause, whose other namespaces are.
+    pub(crate) pause: Option<BorrowedFd<'a>>,
+    /// The pod's user namespace, where it has one.
+    pub(crate) userns: Option<BorrowedFd<'a>>,
+}
+
 impl Container {
     /// Clones the first process.
     pub(crate) fn create(
         plan: &ContainerPlan,
         descriptors: Descriptors<'_>,
         folder: String,
-        pids_of: Option<BorrowedFd<'_>>,
-        pause: Option<BorrowedFd<'_>>,
+        joined: Joined<'_>,
         own_pids: &OwnedFd,
         origin: Origin,
     ) -> sys::Result<Self> {
+        let Joined { pids_of, pause, userns } = joined;
         let log = Log::open(plan.stdio.log_path.clone())?;
         let streams = Streams::open(plan)?;
         let oom = plan.cgroup.oom.map(|slot| descriptors.get(slot)).transpose()?;
         let oom = oom.map(|fd| fd.try_clone_to_owned().on("dup", "")).transpose()?;
         let place = Place {
-            namespaces: if plan.pid == PidNamespace::New { namespace::PID } else { 0 },
+            // In a user namespace the first process clones another one there, whose process namespace belongs to it.
+            namespaces: match (&plan.pid, &plan.userns) {
+                (PidNamespace::New, None) => namespace::PID,
+                _ => 0,
+            },
             pids_of,
             own_pids: own_pids.as_fd(),
             cgroup: &plan.cgroup,
+            userns: None,
+            oom_score_adj: None,
             descriptors,
         };
         let [stdin, stdout, stderr] = &streams.child;
@@ -92,7 +109,7 @@ impl Container {
                 stdout: stdout.as_fd(),
                 stderr: stderr.as_fd(),
             };
-            container::run(container::Start { plan, descriptors, pause, streams, gate })
+            container::run(container::Start { plan, descriptors, pause, userns, streams, gate })
         })?;
         Ok(Self {
             child,
@@ -115,6 +132,12 @@ impl Container {
         self._stdin = Some(master.try_clone().on("dup", "")?);
         self.outputs = [Some(Output { fd: master, lines: Lines::new(Stream::Stdout) }), None];
         Ok(())
+    }
+
+    /// Another process goes on as the first one.
+    pub(crate) fn moved(&mut self, pid: i32, pidfd: OwnedFd) {
+        self.child.pid = pid;
+        self.child.pidfd = pidfd;
     }
 
     /// How far it is, for a daemon that comes (back).

@@ -34,6 +34,8 @@ impl Exec {
             pids_of: Some(init),
             own_pids: own_pids.as_fd(),
             cgroup: &plan.cgroup,
+            userns: None,
+            oom_score_adj: None,
             descriptors,
         };
         let stream = |slot: Option<FdSlot>| match slot {

@@ -199,6 +199,9 @@ impl Keeper {
                 let descriptors = self.pidfd_of(id);
                 self.answer(origin, result, descriptors);
             }
+            (State::Creating(_), News::Report(Report::Moved { pid }, Some(pidfd))) => {
+                container.moved(pid, pidfd);
+            }
             (State::Starting(origin), News::End) => {
                 let (origin, at) = (*origin, now());
                 container.state = State::Running { started_at: at };
@@ -279,7 +282,7 @@ impl Keeper {
         }
         let container = self.containers.iter().find(|(_, c)| c.child.pid == pid).map(|(id, _)| id.clone());
         if let Some(id) = container {
-            return self.container_ended(&id);
+            return self.container_ended(&id, pid);
         }
         let exec = self.execs.iter().find(|(_, e)| e.child.pid == pid).map(|(id, _)| id.clone());
         if let Some(id) = exec {
@@ -298,9 +301,13 @@ impl Keeper {
         self.tell(&Event::PauseExited { code: ended.code() });
     }
 
-    fn container_ended(&mut self, id: &str) {
+    fn container_ended(&mut self, id: &str, pid: i32) {
+        // It may have told before that another process goes on.
+        if self.watch.has(&Watched::ContainerGate(id.to_owned())) {
+            self.container_gate(id);
+        }
         let Some(container) = self.containers.get(id) else { return };
-        if matches!(container.state, State::Exited(_)) {
+        if matches!(container.state, State::Exited(_)) || container.child.pid != pid {
             return;
         }
         let Ok(Some(ended)) = process::reap(container.child.pidfd.as_fd()) else { return };
@@ -355,7 +362,7 @@ fn news_of(gate: BorrowedFd<'_>) -> Option<News> {
 fn failure_of(report: Report) -> Failure {
     match report {
         Report::Failed(failure) => Failure::Init(failure),
-        Report::Ready => vanished(),
+        Report::Ready | Report::Moved { .. } => vanished(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, sandbox};
 use berth_runtime::plan::{NamespaceSource, SandboxPlan};
+use berth_runtime::procfs::Proc;
 use berth_runtime::sys::{self, Context};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,6 +19,8 @@ pub(crate) struct Pause {
     /// Open as soon as the pause runs: it outlives a pause that dies, until the pod is stopped. None of a pause that ended
     /// before: then it has told why.
     pub(crate) netns: Option<OwnedFd>,
+    /// The user namespace that owns all others of the pod, if it has one.
+    pub(crate) userns: Option<OwnedFd>,
     /// The pod's containers share the pause's process namespace.
     pub(crate) shares_pids: bool,
     /// Who waits for the start.
@@ -39,19 +42,29 @@ impl Pause {
             pids_of: None,
             own_pids: own_pids.as_fd(),
             cgroup: &plan.cgroup,
+            userns: plan.userns.as_ref(),
+            oom_score_adj: plan.oom_score_adj,
             descriptors,
         };
+        let proc = plan.userns.as_ref().map(|_| Proc::mount()).transpose()?;
         let child = spawn(place, |gate| {
-            sandbox::run(sandbox::Start { plan, program: program.as_fd(), null: null.as_fd(), gate })
+            sandbox::run(sandbox::Start { plan, program: program.as_fd(), null: null.as_fd(), proc, gate })
         })?;
-        let path = format!("/proc/{}/ns/net", child.pid);
-        // The child cannot be reaped before this returns: its pid is its own.
-        let netns = match rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            // Of a process that has ended /proc has no namespaces any more.
-            Err(Errno::NOENT | Errno::SRCH) => None,
-            opened => Some(opened.on("open", &path)?),
+        let netns = namespace_of(&child, "net")?;
+        let userns = match plan.userns {
+            Some(_) => namespace_of(&child, "user")?,
+            None => None,
         };
         let shares_pids = plan.pid == NamespaceSource::New;
-        Ok(Self { child, netns, shares_pids, starting: Some(origin) })
+        Ok(Self { child, netns, userns, shares_pids, starting: Some(origin) })
+    }
+}
+
+/// A namespace of the child, which cannot be reaped meanwhile: its pid is its own. Of one that has ended /proc has none.
+fn namespace_of(child: &Spawned, kind: &str) -> sys::Result<Option<OwnedFd>> {
+    let path = format!("/proc/{}/ns/{kind}", child.pid);
+    match rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        opened => opened.on("open", &path).map(Some),
     }
 }

@@ -3,9 +3,10 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, Gate, IN_CGROUP};
-use berth_runtime::plan::CgroupJoin;
+use berth_runtime::plan::{CgroupJoin, IdRange, UserNamespace};
 use berth_runtime::sys::process::{self, Child, clone_child, namespace};
 use berth_runtime::sys::{self, Context};
+use rustix::fs::{CWD, Mode, OFlags};
 
 /// A child on its way.
 #[derive(Debug)]
@@ -27,6 +28,10 @@ pub(crate) struct Place<'a> {
     pub(crate) own_pids: BorrowedFd<'a>,
     /// Its cgroup.
     pub(crate) cgroup: &'a CgroupJoin,
+    /// The ids of the user namespace that is among the new ones.
+    pub(crate) userns: Option<&'a UserNamespace>,
+    /// Set from outside for a child in a new user namespace, which could not.
+    pub(crate) oom_score_adj: Option<i32>,
     /// What the slots mean.
     pub(crate) descriptors: Descriptors<'a>,
 }
@@ -52,12 +57,30 @@ pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate)) -> sys::Result<Spa
         process::join_namespace(place.own_pids, namespace::PID)?;
     }
     let Child { pid, pidfd } = child?;
-    if let Err(error) = join_cgroup(&place, pid, ours.as_fd()) {
+    if let Err(error) = map_ids(&place, pid).and_then(|()| join_cgroup(&place, pid, ours.as_fd())) {
         process::kill(pidfd.as_fd());
         return Err(error);
     }
     rustix::io::ioctl_fionbio(&ours, true).on("ioctl(FIONBIO)", "")?;
     Ok(Spawned { pid, pidfd, gate: ours })
+}
+
+/// Only a process outside may map any ids (user_namespaces(7), "Defining user and group ID mappings").
+fn map_ids(place: &Place<'_>, pid: i32) -> sys::Result<()> {
+    let Some(userns) = place.userns else { return Ok(()) };
+    let lines = |ranges: &[IdRange]| -> String {
+        ranges.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.length)).collect()
+    };
+    let score = place.oom_score_adj.map(|score| ("oom_score_adj", score.to_string()));
+    let files = [("uid_map", lines(&userns.uids)), ("gid_map", lines(&userns.gids))];
+    for (name, text) in files.into_iter().chain(score) {
+        let path = format!("/proc/{pid}/{name}");
+        let file = rustix::fs::openat(CWD, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        // In one call, as these files want it.
+        file.and_then(|file| rustix::io::write(&file, text.as_bytes()))
+            .on("write", format_args!("{path} {:?}", text.trim_end()))?;
+    }
+    Ok(())
 }
 
 /// On v1 the keeper puts the child into its cgroups while the child waits; on v2 it was cloned into its own.

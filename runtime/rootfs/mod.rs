@@ -1,7 +1,7 @@
 //! The root filesystem of a container: an overlay over the image's layers, as a detached mount. It is never attached in
 //! the host's mount namespace, so nothing of it can be left there (DESIGN rule 2).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -9,16 +9,25 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 
 use crate::path::Root;
 use crate::sys::fs::descriptor_path;
-use crate::sys::mount::{FsContext, attach, clone_descriptor, clone_path, place};
+use crate::sys::mount::{FsContext, attach, clone_descriptor, clone_path, idmap, place};
 use crate::sys::process::{namespace, unshare};
 use crate::sys::{Context, Error, Result};
 
-/// An overlay over `lower`, the topmost layer first. Without `upper` and `work` it is read-only.
+/// An overlay over `lower`, the topmost layer first. Without `upper` and `work` it is read-only. For a user namespace the
+/// files of the layers belong to the ids there that they have on the disk; nothing is copied or given to anybody.
 ///
 /// # Errors
 /// A folder cannot be opened, or the kernel refuses it as a layer.
-pub fn overlay(lower: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<OwnedFd> {
+pub fn overlay(
+    lower: &[PathBuf],
+    upper: Option<&Path>,
+    work: Option<&Path>,
+    userns: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd> {
     let folders = Folders { lower, upper, work };
+    if let Some(userns) = userns {
+        return folders.mount_for_users(userns);
+    }
     match folders.open()?.mount() {
         // Kernels before 6.5 do not know `lowerdir+` (Documentation/filesystems/overlayfs.rst).
         Err(error) if error.errno == Errno::INVAL => folders.mount_in_own_namespace(),
@@ -31,11 +40,11 @@ pub fn overlay(lower: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> 
 ///
 /// # Errors
 /// A folder cannot be opened, there is nothing at the path, or the kernel refuses a layer.
-pub fn image_volume(lower: &[PathBuf], path: &str) -> Result<OwnedFd> {
+pub fn image_volume(lower: &[PathBuf], path: &str, userns: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     // overlayfs wants two layers (Documentation/filesystems/overlayfs.rst, "Multiple lower layers"); one shows itself.
     let whole = match lower {
-        [only] => clone_path(only.to_str().unwrap_or_default(), false)?,
-        _ => overlay(lower, None, None)?,
+        [only] => mapped(only, userns)?,
+        _ => overlay(lower, None, None, userns)?,
     };
     if path.split('/').all(|part| part.is_empty() || part == ".") {
         return Ok(whole);
@@ -48,6 +57,15 @@ pub fn image_volume(lower: &[PathBuf], path: &str) -> Result<OwnedFd> {
         let part = Root::new(place(SCRATCH)?).resolve(path)?;
         clone_descriptor(part.as_fd(), false)
     })
+}
+
+/// A folder as a detached mount, with the ids of a user namespace.
+fn mapped(folder: &Path, userns: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+    let tree = clone_path(folder.to_str().unwrap_or_default(), false)?;
+    if let Some(userns) = userns {
+        idmap(tree.as_fd(), userns, false)?;
+    }
+    Ok(tree)
 }
 
 /// A folder that every host has, to attach something to in a namespace of its own.
@@ -98,6 +116,41 @@ impl Folders<'_> {
             rustix::mount::mount("berth", SCRATCH, "overlay", MountFlags::empty(), options.as_c_str())
                 .on("mount", "overlay")?;
             clone_path(SCRATCH, false)
+        })
+    }
+}
+
+impl Folders<'_> {
+    /// Each layer is a mount of its own with the ids of the namespace, attached for a moment: the kernel takes only mounts
+    /// of the caller's mount namespace for layers. The upper folder is not mapped: whoever mounts has no id in it.
+    fn mount_for_users(self, userns: BorrowedFd<'_>) -> Result<OwnedFd> {
+        in_own_namespace(|| {
+            let scratch = FsContext::open("tmpfs")?.mount(0)?;
+            attach(scratch.as_fd(), place(SCRATCH)?.as_fd())?;
+            let mut layers = Folders { lower: &[], ..self }.open()?;
+            for (number, folder) in self.lower.iter().enumerate() {
+                let at = format!("{SCRATCH}/{number}");
+                rustix::fs::mkdirat(rustix::fs::CWD, &at, rustix::fs::Mode::RWXU).on("mkdir", &at)?;
+                attach(mapped(folder, Some(userns))?.as_fd(), place(&at)?.as_fd())?;
+                layers.lower.push(place(&at)?);
+            }
+            match layers.mount() {
+                Err(error) if error.errno == Errno::INVAL => {
+                    let at = format!("{SCRATCH}/root");
+                    rustix::fs::mkdirat(rustix::fs::CWD, &at, rustix::fs::Mode::RWXU).on("mkdir", &at)?;
+                    let options = std::ffi::CString::new(layers.options()).map_err(|_| invalid("overlay"))?;
+                    rustix::mount::mount(
+                        "berth",
+                        at.as_str(),
+                        "overlay",
+                        MountFlags::empty(),
+                        options.as_c_str(),
+                    )
+                    .on("mount", "overlay")?;
+                    clone_path(&at, false)
+                }
+                mounted => mounted,
+            }
         })
     }
 }
@@ -180,16 +233,19 @@ mod tests {
         std::os::unix::fs::symlink("/part", lower[0].join("link")).unwrap();
         std::os::unix::fs::symlink("/etc", lower[0].join("etc-link")).unwrap();
         let read = |lower: &[PathBuf], part: &str, file: &str| {
-            let root = crate::path::Root::new(image_volume(lower, part).unwrap());
+            let root = crate::path::Root::new(image_volume(lower, part, None).unwrap());
             crate::sys::fs::read_all(root.open_file(file).unwrap(), 100).unwrap()
         };
         assert_eq!(read(&lower, "", "/both"), b"top");
         assert_eq!(read(&lower, "part", "/inner/file"), b"deep");
         assert_eq!(read(&lower, "/link/inner", "/file"), b"deep");
         assert_eq!(read(&lower[1..], "part/../part/inner", "/file"), b"deep");
-        assert!(image_volume(&lower, "etc-link/passwd").is_err(), "a link leads nowhere outside the image");
-        assert!(image_volume(&lower, "../../../../etc/passwd").is_err());
-        assert!(image_volume(&lower, "none").is_err());
+        assert!(
+            image_volume(&lower, "etc-link/passwd", None).is_err(),
+            "a link leads nowhere outside the image"
+        );
+        assert!(image_volume(&lower, "../../../../etc/passwd", None).is_err());
+        assert!(image_volume(&lower, "none", None).is_err());
     }
 
     #[test]
@@ -200,7 +256,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (lower, upper, work) = layers(folder.path());
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mounted = overlay(&lower, Some(&upper), Some(&work)).unwrap();
+        let mounted = overlay(&lower, Some(&upper), Some(&work), None).unwrap();
         check(&mounted, &upper);
         assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
     }
@@ -221,6 +277,6 @@ mod tests {
     #[test]
     fn a_layer_that_is_not_there_is_named() {
         let missing = [PathBuf::from("/nonexistent/layer")];
-        assert!(overlay(&missing, None, None).unwrap_err().to_string().contains("/nonexistent/layer"));
+        assert!(overlay(&missing, None, None, None).unwrap_err().to_string().contains("/nonexistent/layer"));
     }
 }

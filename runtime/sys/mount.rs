@@ -131,6 +131,20 @@ struct MountAttr {
     userns_fd: u64,
 }
 
+/// `MOUNT_ATTR_IDMAP`.
+const ATTR_IDMAP: u64 = 0x10_0000;
+
+/// Lets the files of a detached mount belong, inside a user namespace, to the ids that they have on the disk
+/// (mount_setattr(2), "ID-mapped mounts").
+///
+/// # Errors
+/// The filesystem does not support it, or the caller may not.
+pub fn idmap(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    let userns_fd = u64::try_from(userns.as_raw_fd()).unwrap_or(0);
+    let attr = MountAttr { set: ATTR_IDMAP, clear: 0, propagation: 0, userns_fd };
+    setattr(tree, &attr, recursive).on("mount_setattr", "MOUNT_ATTR_IDMAP")
+}
+
 /// Changes the attributes and the propagation of the mount at a descriptor (mount_setattr(2)).
 ///
 /// # Errors
@@ -143,6 +157,10 @@ pub fn set_attributes(
     recursive: bool,
 ) -> Result<()> {
     let attr = MountAttr { set, clear, propagation, userns_fd: 0 };
+    setattr(tree, &attr, recursive).on("mount_setattr", "")
+}
+
+fn setattr(tree: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> rustix::io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, `attr` is a live struct of the size that is given, and the kernel writes
     // to neither.
@@ -152,11 +170,11 @@ pub fn set_attributes(
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };
-    checked(result).map(drop).on("mount_setattr", "")
+    checked(result).map(drop)
 }
 
 /// Makes the directory that `new_root` is a descriptor of the root of the caller's mount namespace, and detaches the

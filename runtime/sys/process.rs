@@ -42,6 +42,7 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+const CLONE_PARENT: u64 = 0x8000;
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -83,6 +84,30 @@ pub fn clone_child(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, run: impl Fn
     // SAFETY: the kernel has just opened this descriptor for this process and nobody else knows it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Child { pid: i32::try_from(pid).unwrap_or(0), pidfd })
+}
+
+/// Clones this process as [`clone_child`] does, but for its parent, and goes on in both: `None` is the new one, whose end
+/// is told to that parent as this one's is (clone(2), `CLONE_PARENT`).
+///
+/// # Errors
+/// The kernel refuses; there is no new process then.
+pub fn clone_sibling(namespaces: u64) -> Result<Option<Child>> {
+    let mut pidfd: RawFd = -1;
+    // With CLONE_PARENT the signal is that of this process, and none may be named.
+    let mut args = CloneArgs {
+        flags: namespaces | CLONE_PARENT | CLONE_PIDFD,
+        pidfd: u64::try_from((&raw mut pidfd).addr()).unwrap_or(0),
+        ..CloneArgs::default()
+    };
+    // SAFETY: as in `clone_child`.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
+    let pid = checked(result).on("clone3", format_args!("flags {namespaces:#x}, for the parent"))?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel has just opened this descriptor for this process and nobody else knows it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Some(Child { pid: i32::try_from(pid).unwrap_or(0), pidfd }))
 }
 
 /// Ends this process at once: no destructors, no buffers.

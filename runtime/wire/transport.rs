@@ -109,6 +109,7 @@ pub const RECORD: usize = 20 + DETAIL;
 
 const READY: u32 = 1;
 const FAILED: u32 = 2;
+const MOVED: u32 = 3;
 const NO_INDEX: u32 = u32::MAX;
 
 /// What a first process tells its parent over their socket: it has reached the gate, or it has failed. It is a fixed
@@ -118,6 +119,12 @@ const NO_INDEX: u32 = u32::MAX;
 pub enum Report {
     /// The gate is reached.
     Ready,
+    /// Another process goes on in its place, which comes by its pidfd: one that was cloned inside the pod's user
+    /// namespace, so that its process namespace belongs to that.
+    Moved {
+        /// In the process namespace of the one that tells.
+        pid: i32,
+    },
     /// A step has failed.
     Failed(InitFailure),
 }
@@ -134,6 +141,10 @@ impl Report {
         };
         match self {
             Self::Ready => put(0, &READY.to_ne_bytes()),
+            Self::Moved { pid } => {
+                put(0, &MOVED.to_ne_bytes());
+                put(4, &pid.to_ne_bytes());
+            }
             Self::Failed(failure) => {
                 let detail = cut(&failure.detail);
                 put(0, &FAILED.to_ne_bytes());
@@ -153,6 +164,7 @@ impl Report {
         let word = |at: usize| -> Option<[u8; 4]> { record.get(at..at + 4)?.try_into().ok() };
         match u32::from_ne_bytes(word(0)?) {
             READY => Some(Self::Ready),
+            MOVED => Some(Self::Moved { pid: i32::from_ne_bytes(word(4)?) }),
             FAILED => {
                 let length = usize::try_from(u32::from_ne_bytes(word(16)?)).ok()?;
                 let detail = record.get(20..)?.get(..length)?;

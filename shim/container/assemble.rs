@@ -2,13 +2,14 @@
 //! OCI spec, the cgroup, and the plan with its descriptors. All of it may block: it runs away from the request threads.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, NamespaceMode};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
-use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan};
+use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
 use berth_runtime::{rootfs, users};
 
 use crate::daemon::Daemon;
@@ -42,7 +43,18 @@ pub fn assemble(
     pause_pid: i32,
 ) -> Result<Assembled, CriError> {
     let config = container.with(|record| record.config.clone());
-    let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work))?;
+    let users = crate::spec::userns::wanted(&pod.namespaces())?;
+    let userns = match &users {
+        Some(_) => {
+            Some(pod.userns().ok_or_else(|| CriError::internal("map ids", "the pod's users are gone"))?)
+        }
+        None => None,
+    };
+    if let Some(users) = &users {
+        own_upper(users, layer)?;
+    }
+    let userns = userns.as_ref().map(AsFd::as_fd);
+    let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work), userns)?;
     let user = resolve_user(&config, layer, &rootfs)?;
     container.amend(|record| {
         record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
@@ -56,7 +68,8 @@ pub fn assemble(
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
     let cgroup = descriptors.push_cgroup(cgroup.join()?);
-    let trees = image_volumes(&config, layer, &mut descriptors)?;
+    let trees = image_volumes(&config, layer, &mut descriptors, userns)?;
+    let uid_mappings = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().clone());
     let context = Context {
         pid_target: pid_target(daemon, pod, &config)?,
         pod: PodNamespaces { pause_pid },
@@ -70,10 +83,22 @@ pub fn assemble(
         rootfs,
         cgroup,
         directories: volumes(layer),
+        uid_mappings: &uid_mappings,
         trees,
     };
     let plan = compile::compile_container(&spec, &context)?;
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
+}
+
+/// The root of the writable layer belongs to whom it does in the image, inside the pod's user namespace: of what a
+/// container writes, the ids on the disk are those on the host.
+fn own_upper(users: &UserNamespace, layer: &WritableLayer) -> Result<(), CriError> {
+    let failed = |error: std::io::Error| CriError::internal("give the writable layer to its pod", error);
+    let Some(top) = layer.lower.first() else { return Ok(()) };
+    let stat = std::fs::metadata(top).map_err(failed)?;
+    let gids = UserNamespace { uids: users.gids.clone(), gids: Vec::new() };
+    let (uid, gid) = (users.host_uid(stat.uid()), gids.host_uid(stat.gid()));
+    std::os::unix::fs::chown(&layer.upper, uid, gid).map_err(failed)
 }
 
 fn resolve_user(config: &ContainerConfig, layer: &WritableLayer, rootfs: &OwnedFd) -> Result<User, CriError> {
@@ -140,11 +165,12 @@ fn image_volumes(
     config: &ContainerConfig,
     layer: &WritableLayer,
     descriptors: &mut FdList,
+    userns: Option<BorrowedFd<'_>>,
 ) -> Result<BTreeMap<String, FdSlot>, CriError> {
     let mounts = config.mounts.iter().filter(|mount| mount.image.is_some());
     let mut trees = BTreeMap::new();
     for (mount, volume) in mounts.zip(&layer.volumes) {
-        let tree = rootfs::image_volume(&volume.lower, &mount.image_sub_path).map_err(|error| {
+        let tree = rootfs::image_volume(&volume.lower, &mount.image_sub_path, userns).map_err(|error| {
             let what = format!("mounts[{}]: {IMAGE_VOLUME_FAILED}", mount.container_path);
             CriError::failed(
                 what,

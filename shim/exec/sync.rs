@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use berth_proto::v1::ExecSyncResponse;
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
-use berth_runtime::compile::{FdList, compile_process};
+use berth_runtime::compile::{FdList, compile_process, compile_users};
 use berth_runtime::plan::ExecPlan;
 use berth_runtime::wire::{Call, Failure};
 
@@ -130,13 +130,15 @@ impl Exec {
         let (daemon, container) = (self.daemon.clone(), self.container.clone());
         let (id, command) = (self.id.clone(), command.to_vec());
         blocking(move || -> Result<_, CriError> {
-            let process = compile_process(&exec_process(&*container.spec()?, &command, false)?)?;
+            let spec = container.spec()?;
+            let process = compile_process(&exec_process(&spec, &command, false)?)?;
+            let userns = compile_users(&spec);
             let cgroup = container_cgroup(&daemon, &container)?.child(&id)?;
             let mut descriptors = FdList::default();
             let cgroup = descriptors.push_cgroup(cgroup.join()?);
             let stdout = Some(descriptors.push(stdout));
             let stderr = Some(descriptors.push(stderr));
-            let plan = ExecPlan { process, cgroup, stdin: None, stdout, stderr, tty: false };
+            let plan = ExecPlan { process, cgroup, userns, stdin: None, stdout, stderr, tty: false };
             Ok((plan, descriptors.into_owned()))
         })
         .await

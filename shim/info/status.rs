@@ -88,7 +88,8 @@ fn handlers(config: &Config) -> Vec<RuntimeHandler> {
     let features = RuntimeHandlerFeatures {
         // mount_setattr(2), AT_RECURSIVE.
         recursive_read_only_mounts: kernel_version().is_some_and(|version| version >= (5, 12)),
-        user_namespaces: false,
+        // Overlays of ID-mapped layers (Linux 5.19); tmpfs, which kubelets use for volumes, can be mapped since 6.3.
+        user_namespaces: kernel_version().is_some_and(|version| version >= (6, 3)),
     };
     let mut names: Vec<&str> = config.runtime_handlers.iter().map(String::as_str).collect();
     names.push("");

@@ -108,8 +108,10 @@ impl Creation {
         self.progress.step("keeper");
         let link = self.start_keeper(&pod).await?;
         self.progress.step("pause");
-        let (pause_pid, netns) = self.start_pause(&link, &cgroup).await?;
-        pod.set_netns(Some(netns));
+        let pause = self.start_pause(&link, &cgroup).await?;
+        let pause_pid = pause.pid;
+        pod.set_netns(Some(pause.netns));
+        pod.set_userns(pause.userns);
         self.progress.step("network");
         self.attach_network(&pod).await?;
         self.progress.step("record");
@@ -178,10 +180,10 @@ impl Creation {
         Ok(link)
     }
 
-    async fn start_pause(&mut self, link: &Link, cgroup: &Cgroup) -> Result<(i32, OwnedFd), CriError> {
+    async fn start_pause(&mut self, link: &Link, cgroup: &Cgroup) -> Result<Pause, CriError> {
         let mut descriptors = FdList::default();
         let join = cgroup.join().map_err(CriError::from)?;
-        let plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join));
+        let plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join))?;
         let (outcome, descriptors) =
             link.call(Call::Sandbox(Box::new(plan)), descriptors.into_owned()).await?;
         pause_of(outcome, descriptors)
@@ -227,10 +229,20 @@ pub(crate) async fn end_keeper(link: &Link) -> Result<(), String> {
     }
 }
 
-/// The pause's pid and the pod's network namespace out of the keeper's answer.
-pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd), CriError> {
-    match (outcome, descriptors.into_iter().nth(1)) {
-        (Outcome::Sandbox { pid }, Some(netns)) => Ok((pid, netns)),
+/// The pause as the keeper hands it out.
+#[derive(Debug)]
+pub(crate) struct Pause {
+    pub(crate) pid: i32,
+    pub(crate) netns: OwnedFd,
+    pub(crate) userns: Option<OwnedFd>,
+}
+
+/// The pause's pid and the pod's namespaces out of the keeper's answer: after the pidfd that of the network and, if there
+/// is one, that of the users.
+pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<Pause, CriError> {
+    let mut descriptors = descriptors.into_iter().skip(1);
+    match (outcome, descriptors.next()) {
+        (Outcome::Sandbox { pid }, Some(netns)) => Ok(Pause { pid, netns, userns: descriptors.next() }),
         (other, _) => Err(CriError::internal("start the pause", format!("unexpected answer {other:?}"))),
     }
 }
@@ -255,7 +267,11 @@ fn cgroup_parent(config: &PodSandboxConfig) -> &str {
     }
 }
 
-fn sandbox_plan(config: &PodSandboxConfig, daemon: &Shared, cgroup: CgroupJoin) -> SandboxPlan {
+fn sandbox_plan(
+    config: &PodSandboxConfig,
+    daemon: &Shared,
+    cgroup: CgroupJoin,
+) -> Result<SandboxPlan, CriError> {
     let modes = namespaces(config);
     let own = |mode: NamespaceMode| match mode {
         NamespaceMode::Node => NamespaceSource::Host,
@@ -266,8 +282,9 @@ fn sandbox_plan(config: &PodSandboxConfig, daemon: &Shared, cgroup: CgroupJoin) 
     let linux = config.linux.clone().unwrap_or_default();
     let mut sysctls: Vec<_> = linux.sysctls.into_iter().collect();
     sysctls.sort();
-    SandboxPlan {
+    Ok(SandboxPlan {
         net,
+        userns: crate::spec::userns::wanted(&modes)?,
         ipc,
         // A pod in the host's network has the host's name as well: containerd and CRI-O give it no UTS namespace.
         uts: net,
@@ -278,7 +295,7 @@ fn sandbox_plan(config: &PodSandboxConfig, daemon: &Shared, cgroup: CgroupJoin) 
         shm_size: (ipc == NamespaceSource::New).then_some(SHM_SIZE),
         cgroup,
         oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),
-    }
+    })
 }
 
 fn port_mapping(mapping: &CriPortMapping) -> Option<PortMapping> {

@@ -73,6 +73,7 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
         pod.set_link(None);
     }
     pod.set_netns(None);
+    pod.set_userns(None);
     if let Err(error) = release_cgroup(daemon, pod.with(|record| record.cgroup.clone())).await {
         errors.push(format!("remove the cgroup: {error}"));
     }

@@ -97,9 +97,10 @@ async fn take_over(daemon: &Shared, pod: &Arc<Pod>) -> Result<View, LinkError> {
         return Ok(View { containers: snapshot.containers, events });
     }
     let (outcome, descriptors) = link.call(Call::Namespaces, Vec::new()).await?;
-    let (_pid, netns) =
+    let pause =
         run::pause_of(outcome, descriptors).map_err(|error| LinkError::Unexpected(error.to_string()))?;
-    pod.set_netns(Some(netns));
+    pod.set_netns(Some(pause.netns));
+    pod.set_userns(pause.userns);
     pod.set_link(Some(link));
     Ok(View { containers: snapshot.containers, events })
 }

@@ -16,6 +16,7 @@ mod resources;
 mod sandbox;
 mod signal;
 mod user;
+pub mod userns;
 pub mod validate;
 
 use std::path::Path;
@@ -132,14 +133,19 @@ pub fn container_spec(
     root.set_path("rootfs".into());
     spec.set_root(Some(root));
     spec.set_process(Some(process::process(config, pod, image, user, host, &security)?));
-    let (mounts, propagation) = mounts::mounts(config, pod, &security)?;
+    let userns = pods_users(pod, &security)?;
+    let (mounts, propagation) = mounts::mounts(config, pod, &security, userns.as_ref())?;
     spec.set_mounts(Some(mounts));
     // The name is that of the UTS namespace, which is the pod's.
     spec.set_hostname(None);
     spec.set_annotations(Some(annotations::of_container(config, pod, image)));
 
     let mut linux = Linux::default();
-    linux.set_namespaces(Some(namespaces::of_container(&security, pod)));
+    linux.set_namespaces(Some(namespaces::of_container(&security, pod, userns.is_some())));
+    if let Some(userns) = &userns {
+        linux.set_uid_mappings(Some(userns::mappings(&userns.uids)?));
+        linux.set_gid_mappings(Some(userns::mappings(&userns.gids)?));
+    }
     linux.set_resources(Some(resources::resources(config, &security, host)?));
     linux.set_cgroups_path(Some(cgroup_path.into()));
     linux.set_rootfs_propagation(propagation);
@@ -152,6 +158,19 @@ pub fn container_spec(
     spec.set_linux(Some(linux));
     tracing::trace!(container = container_id, "translated");
     Ok(spec)
+}
+
+/// The pod's user namespace, which its containers must ask for as well.
+fn pods_users(
+    pod: &PodContext<'_>,
+    security: &LinuxContainerSecurityContext,
+) -> Result<Option<berth_runtime::plan::UserNamespace>> {
+    let own = userns::wanted(&security.namespace_options.clone().unwrap_or_default())?;
+    let pods = userns::wanted(&crate::store::pod::namespaces(pod.config))?;
+    if own != pods {
+        return Err(error("namespace_options.userns_options", "differ from those of the pod"));
+    }
+    Ok(pods)
 }
 
 /// The security context, with the CRI's zero values where it is missing.
@@ -184,11 +203,7 @@ fn paths(security: &LinuxContainerSecurityContext) -> (Vec<String>, Vec<String>)
 
 /// Fields that would have no effect are refused, never passed over.
 fn refuse_what_comes_later(config: &ContainerConfig, security: &LinuxContainerSecurityContext) -> Result<()> {
-    use berth_proto::v1::{NamespaceMode, security_profile::ProfileType};
-    let userns = security.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
-    if userns.is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
-        return Err(error("namespace_options.userns_options", "user namespaces are not supported yet"));
-    }
+    use berth_proto::v1::security_profile::ProfileType;
     if !config.cdi_devices.is_empty() {
         return Err(error("CDI_devices", "are not supported yet"));
     }

@@ -6,9 +6,10 @@ use berth_proto::v1::{
     ContainerConfig, LinuxContainerSecurityContext, Mount as Volume, MountPropagation, NamespaceMode,
 };
 use berth_runtime::compile::{IMAGE_VOLUME, POD_SHM};
+use berth_runtime::plan::UserNamespace;
 use oci_spec::runtime::Mount;
 
-use super::{PodContext, Result, error};
+use super::{PodContext, Result, error, userns};
 
 /// Flags that only take from what a volume allows.
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
@@ -18,6 +19,7 @@ pub(super) fn mounts(
     config: &ContainerConfig,
     pod: &PodContext<'_>,
     security: &LinuxContainerSecurityContext,
+    users: Option<&UserNamespace>,
 ) -> Result<(Vec<Mount>, Option<String>)> {
     // By their place: a later one takes the place of an earlier one.
     let mut by_place: BTreeMap<(usize, String), Mount> = BTreeMap::new();
@@ -29,7 +31,7 @@ pub(super) fn mounts(
     kernel_filesystems(security).into_iter().for_each(&mut add);
     pod_files(pod, security).into_iter().for_each(&mut add);
     for volume in &config.mounts {
-        add(compile_volume(volume)?);
+        add(compile_volume(volume, users)?);
     }
     Ok((by_place.into_values().collect(), root_propagation(&config.mounts)))
 }
@@ -86,11 +88,10 @@ fn pod_files(pod: &PodContext<'_>, security: &LinuxContainerSecurityContext) -> 
         .collect()
 }
 
-fn compile_volume(volume: &Volume) -> Result<Mount> {
+fn compile_volume(volume: &Volume, users: Option<&UserNamespace>) -> Result<Mount> {
     let field = |name: &str| format!("mounts[{}].{name}", volume.container_path);
-    if !volume.uid_mappings.is_empty() || !volume.gid_mappings.is_empty() {
-        return Err(error(field("uidMappings"), "id-mapped volumes are not supported yet"));
-    }
+    let (uids, gids) = (&volume.uid_mappings, &volume.gid_mappings);
+    let mapped = userns::is_mapped(&field("uidMappings"), uids, gids, users)?;
     if volume.image.is_some() {
         return image_volume(volume);
     }
@@ -102,7 +103,12 @@ fn compile_volume(volume: &Volume) -> Result<Mount> {
     });
     options.push(access(volume)?);
     options.extend(flags(volume)?);
-    Ok(mount(&normal(&volume.container_path), "bind", &volume.host_path, &options))
+    let mut mount = mount(&normal(&volume.container_path), "bind", &volume.host_path, &options);
+    if let Some(users) = users.filter(|_| mapped) {
+        mount.set_uid_mappings(Some(userns::mappings(&users.uids)?));
+        mount.set_gid_mappings(Some(userns::mappings(&users.gids)?));
+    }
+    Ok(mount)
 }
 
 /// What an image has, read-only. Which image it is has been resolved before: its tree goes beside the spec.
@@ -190,7 +196,7 @@ mod tests {
             files: Path::new("/run/pod"),
             runtime_handler: "",
         };
-        Ok(mounts(&config, &pod, &Default::default())?.0)
+        Ok(mounts(&config, &pod, &Default::default(), None)?.0)
     }
 
     fn at<'m>(mounts: &'m [Mount], destination: &str) -> Vec<&'m Mount> {
@@ -231,8 +237,9 @@ mod tests {
 
     #[test]
     fn mount_options_are_an_allow_list() {
-        let with =
-            |option: &str| compile_volume(&Volume { mount_options: vec![option.to_owned()], ..volume("/x") });
+        let with = |option: &str| {
+            compile_volume(&Volume { mount_options: vec![option.to_owned()], ..volume("/x") }, None)
+        };
         assert!(with("noexec").unwrap().options().clone().unwrap().contains(&"noexec".to_owned()));
         assert!(with("suid").is_err());
     }

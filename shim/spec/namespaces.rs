@@ -23,9 +23,13 @@ pub(super) fn new(kind: LinuxNamespaceType) -> LinuxNamespace {
 pub(super) fn of_container(
     security: &LinuxContainerSecurityContext,
     pod: &PodContext<'_>,
+    users: bool,
 ) -> Vec<LinuxNamespace> {
     let modes = security.namespace_options.clone().unwrap_or_default();
     let mut namespaces = vec![new(LinuxNamespaceType::Mount), new(LinuxNamespaceType::Cgroup)];
+    if users {
+        namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::User, "user"));
+    }
     match modes.pid() {
         NamespaceMode::Container => namespaces.push(new(LinuxNamespaceType::Pid)),
         NamespaceMode::Pod => namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Pid, "pid")),

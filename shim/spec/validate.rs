@@ -52,10 +52,7 @@ pub fn pod(config: &PodSandboxConfig) -> Result<()> {
             return Err(error(format!("namespace_options.{field}"), format!("{mode} is no mode")));
         }
     }
-    if modes.userns_options.as_ref().is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
-        return Err(error("namespace_options.userns_options", "user namespaces are not supported yet"));
-    }
-    Ok(())
+    super::userns::wanted(&modes).map(drop)
 }
 
 /// Checks a container's config.

@@ -87,6 +87,7 @@ pub struct Pod {
     writing: Mutex<()>,
     link: Mutex<Option<Link>>,
     netns: Mutex<Option<OwnedFd>>,
+    userns: Mutex<Option<OwnedFd>>,
 }
 
 impl Pod {
@@ -101,6 +102,7 @@ impl Pod {
             writing: Mutex::new(()),
             link: Mutex::new(None),
             netns: Mutex::new(None),
+            userns: Mutex::new(None),
         }
     }
 
@@ -168,6 +170,17 @@ impl Pod {
     /// Sets or drops the network namespace: as long as it is held here it lives.
     pub fn set_netns(&self, netns: Option<OwnedFd>) {
         *lock(&self.netns) = netns;
+    }
+
+    /// The pod's user namespace, if it has one, while the pause runs.
+    #[must_use]
+    pub fn userns(&self) -> Option<OwnedFd> {
+        lock(&self.userns).as_ref().and_then(|fd| fd.as_fd().try_clone_to_owned().ok())
+    }
+
+    /// Sets or drops the user namespace.
+    pub fn set_userns(&self, userns: Option<OwnedFd>) {
+        *lock(&self.userns) = userns;
     }
 
     /// The namespace modes asked for; all `POD` where nothing was said (CRI: the zero value).

@@ -1,0 +1,132 @@
+//! User namespaces (CRI `NamespaceOption.userns_options`): one for the whole pod, whose ids are one range.
+
+use berth_proto::v1::{IdMapping, NamespaceMode, NamespaceOption, UserNamespace as Asked};
+use berth_runtime::plan::{IdRange, UserNamespace};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
+
+use super::{Result, error};
+
+const FIELD: &str = "namespace_options.userns_options";
+
+/// The user namespace that is asked for; none is the host's.
+///
+/// # Errors
+/// The mode or the mappings are not what Kubernetes sends, or the pod shares with the host what such a namespace cannot.
+pub fn wanted(options: &NamespaceOption) -> Result<Option<UserNamespace>> {
+    let Some(asked) = &options.userns_options else { return Ok(None) };
+    match asked.mode() {
+        NamespaceMode::Node => return Ok(None),
+        NamespaceMode::Pod => {}
+        other => return Err(error(FIELD, format!("the mode {} is not supported", other.as_str_name()))),
+    }
+    for (what, mode) in [("network", options.network()), ("pid", options.pid()), ("ipc", options.ipc())] {
+        if mode == NamespaceMode::Node {
+            return Err(error(
+                FIELD,
+                format!("a pod with users of its own cannot have the host's {what} namespace"),
+            ));
+        }
+    }
+    ranges(asked).map(Some)
+}
+
+fn ranges(asked: &Asked) -> Result<UserNamespace> {
+    Ok(UserNamespace { uids: vec![range("uids", &asked.uids)?], gids: vec![range("gids", &asked.gids)?] })
+}
+
+fn range(name: &str, mappings: &[IdMapping]) -> Result<IdRange> {
+    let field = format!("{FIELD}.{name}");
+    let [mapping] = mappings else {
+        return Err(error(field, format!("has {} mappings; exactly one is supported", mappings.len())));
+    };
+    let &IdMapping { host_id, container_id, length } = mapping;
+    // The kernel has no id of all ones (credentials(7)).
+    let fits = |first: u32| length > 0 && first.checked_add(length).is_some();
+    if container_id != 0 || !fits(host_id) {
+        let why = format!(
+            "{length} ids from {container_id}, on the host from {host_id}, are no range that begins with root"
+        );
+        return Err(error(field, why));
+    }
+    Ok(IdRange { inside: container_id, outside: host_id, length })
+}
+
+/// The same in the OCI spec's words.
+///
+/// # Errors
+/// Never for ranges that were checked.
+pub(super) fn mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>> {
+    let one = |range: &IdRange| {
+        LinuxIdMappingBuilder::default()
+            .container_id(range.inside)
+            .host_id(range.outside)
+            .size(range.length)
+            .build()
+            .map_err(|oci| error(FIELD, oci.to_string()))
+    };
+    ranges.iter().map(one).collect()
+}
+
+/// Whether a volume is mapped as the pod is.
+///
+/// # Errors
+/// It has other ids, or the pod has none.
+pub(super) fn is_mapped(
+    field: &str,
+    uids: &[IdMapping],
+    gids: &[IdMapping],
+    userns: Option<&UserNamespace>,
+) -> Result<bool> {
+    if uids.is_empty() && gids.is_empty() {
+        return Ok(false);
+    }
+    let same = |mappings: &[IdMapping], ranges: &[IdRange]| {
+        let as_range =
+            |one: &IdMapping| IdRange { inside: one.container_id, outside: one.host_id, length: one.length };
+        mappings.iter().map(as_range).eq(ranges.iter().copied())
+    };
+    match userns {
+        Some(userns) if same(uids, &userns.uids) && same(gids, &userns.gids) => Ok(true),
+        Some(_) => Err(error(field, "only the ids of the pod are supported")),
+        None => Err(error(field, "the pod has no user namespace")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(mode: NamespaceMode, uids: Vec<IdMapping>) -> NamespaceOption {
+        let gids = uids.clone();
+        let pid = NamespaceMode::Container.into();
+        NamespaceOption {
+            pid,
+            userns_options: Some(Asked { mode: mode.into(), uids, gids }),
+            ..Default::default()
+        }
+    }
+
+    const ONE: IdMapping = IdMapping { host_id: 100_000, container_id: 0, length: 65_536 };
+
+    #[test]
+    fn one_range_from_root_on_is_a_namespace() {
+        let found = wanted(&options(NamespaceMode::Pod, vec![ONE])).unwrap().unwrap();
+        assert_eq!((found.host_uid(5), found.host_uid(65_536)), (Some(100_005), None));
+        assert_eq!(wanted(&options(NamespaceMode::Node, Vec::new())).unwrap(), None);
+        assert_eq!(wanted(&NamespaceOption::default()).unwrap(), None);
+        for (mode, mappings) in [
+            (NamespaceMode::Pod, vec![]),
+            (NamespaceMode::Pod, vec![ONE, IdMapping { container_id: 65_536, ..ONE }]),
+            (NamespaceMode::Pod, vec![IdMapping { container_id: 1, ..ONE }]),
+            (NamespaceMode::Pod, vec![IdMapping { length: 0, ..ONE }]),
+            (NamespaceMode::Pod, vec![IdMapping { host_id: u32::MAX, ..ONE }]),
+            (NamespaceMode::Container, vec![ONE]),
+            (NamespaceMode::Target, vec![ONE]),
+        ] {
+            assert!(wanted(&options(mode, mappings.clone())).is_err(), "{mode:?} {mappings:?}");
+        }
+        let mut shared = options(NamespaceMode::Pod, vec![ONE]);
+        shared.network = NamespaceMode::Node.into();
+        assert!(wanted(&shared).unwrap_err().to_string().contains("network"));
+    }
+}
