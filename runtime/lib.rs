@@ -12,7 +12,7 @@
 //! * [`wire`]: the messages between daemon and keeper, and the record in which an init reports its failure
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
 //! * [`keeper`]: the event loop of the keeper
-//! * [`compile`], [`cgroup`], [`rootfs`], [`users`], [`client`]: the daemon's half
+//! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: the daemon's half
 
 pub mod init;
 pub mod path;
@@ -29,5 +29,7 @@ pub mod client;
 pub mod compile;
 #[cfg(feature = "daemon")]
 pub mod rootfs;
+#[cfg(feature = "daemon")]
+pub mod seccomp;
 #[cfg(feature = "daemon")]
 pub mod users;

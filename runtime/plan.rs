@@ -207,12 +207,25 @@ pub struct Rlimit {
 }
 
 /// A compiled seccomp filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeccompPlan {
     /// A descriptor with the array of `struct sock_filter`, read from offset 0 to its end.
     pub filter: FdSlot,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u64,
+    /// It may refuse the calls by which a process tells that it could not exec.
+    pub mute: bool,
+    /// Who is asked about the calls that the filter hands over.
+    pub listener: Option<SeccompListener>,
+}
+
+/// A supervisor of system calls (OCI runtime spec, "Container Process State").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeccompListener {
+    /// Its unix socket, which takes the filter's descriptor.
+    pub path: String,
+    /// Data for it.
+    pub metadata: String,
 }
 
 /// Where the standard streams of a container lead.

@@ -7,6 +7,7 @@ use berth_cni::{Builtin, Network};
 use berth_image::{ImageStore, Limits, Platform};
 use berth_runtime::cgroup::Hierarchies;
 use berth_runtime::client::Programs;
+use berth_runtime::seccomp::Cache;
 
 use rustix::thread::CapabilitySet;
 
@@ -32,6 +33,8 @@ pub struct Daemon {
     pub hierarchies: Hierarchies,
     /// The keeper and the pause, sealed.
     pub programs: Programs,
+    /// Compiled seccomp profiles.
+    pub filters: Cache,
     /// What is in flight.
     pub operations: Operations,
     /// This boot: nothing that was made in another one runs.
@@ -68,6 +71,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         network,
         hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
+        filters: Cache::default(),
         operations: Operations::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,
         last_capability: number_from(Path::new("/proc/sys/kernel/cap_last_cap"))

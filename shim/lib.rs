@@ -10,7 +10,7 @@
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
 //! * [`pod`], [`container`], [`exec`], [`images`], [`spec`]: the life of each noun
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`]: small parts
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`seccomp`]: small parts
 
 pub mod admin_service;
 pub mod check;
@@ -33,6 +33,7 @@ pub mod pod;
 pub mod programs;
 pub mod recover;
 pub mod runtime_service;
+pub mod seccomp;
 pub mod server;
 pub mod spec;
 pub mod store;

@@ -21,9 +21,11 @@ pub use process::compile_process;
 
 use crate::cgroup::{Hierarchies, JoinFds};
 use crate::plan::{
-    CgroupJoin, ContainerPlan, FdSlot, IdRange, NamespaceSource, PidNamespace, Propagation, StdioPlan,
-    UserNamespace,
+    CgroupJoin, ContainerPlan, FdSlot, IdRange, NamespaceSource, PidNamespace, Propagation, SeccompListener,
+    SeccompPlan, StdioPlan, UserNamespace,
 };
+use crate::seccomp::Filter;
+use crate::sys::{self, Context as _};
 
 /// The source of a mount that stands for the pod's shared memory.
 pub const POD_SHM: &str = "berth:pod-shm";
@@ -97,6 +99,19 @@ impl FdList {
             procs: join.procs.into_iter().map(|fd| self.push(fd)).collect(),
             oom: join.oom.map(|fd| self.push(fd)),
         }
+    }
+
+    /// Adds what is needed to load a filter.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn push_filter(&mut self, filter: &Filter) -> sys::Result<SeccompPlan> {
+        let listener = filter.listener.as_ref().map(|listener| SeccompListener {
+            path: listener.path.display().to_string(),
+            metadata: listener.metadata.clone(),
+        });
+        let program = filter.program.try_clone().on("dup", "a seccomp filter")?;
+        Ok(SeccompPlan { filter: self.push(program), flags: filter.flags, mute: filter.mute, listener })
     }
 
     /// In the order of their slots.
@@ -193,8 +208,9 @@ pub fn compile_users(spec: &Spec) -> Option<UserNamespace> {
 /// What is in the spec and would have no effect is refused, never passed over.
 fn refuse_unsupported(linux: &Linux) -> Result<()> {
     let unsupported = |field: &str| Err(CompileError::Unsupported { field: field.to_owned() });
+    // It is compiled by itself and goes beside the plan (`FdList::push_filter`).
     if linux.seccomp().is_some() {
-        return unsupported("linux.seccomp");
+        return unsupported("linux.seccomp within the spec");
     }
     if linux.intel_rdt().is_some() {
         return unsupported("linux.intelRdt");

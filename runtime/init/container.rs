@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::mounts::{self, Masks};
 use super::process::{self, Streams};
+use super::seccomp::{self, Filter};
 use super::{At, Descriptors, Done, Gate, IN_CGROUP, START};
 use crate::path::Root;
 use crate::plan::{ContainerPlan, MountKind, NamespaceSource, PidNamespace};
@@ -54,7 +55,7 @@ struct PodOf<'a> {
 /// What is left to do at the gate.
 struct Prepared {
     master: Option<OwnedFd>,
-    seccomp: Option<(Vec<u8>, u64)>,
+    filter: Option<Filter>,
 }
 
 fn go_through(gate: Gate, plan: &ContainerPlan, prepared: Prepared) -> ! {
@@ -67,7 +68,7 @@ fn go_through(gate: Gate, plan: &ContainerPlan, prepared: Prepared) -> ! {
         Err(_) => exit_now(1),
     };
     gate.wait_for(START);
-    gate.fail(process::become_program(&plan.process, prepared.seccomp))
+    gate.fail(process::become_program(&plan.process, prepared.filter, &gate))
 }
 
 fn prepare(
@@ -78,7 +79,7 @@ fn prepare(
     gate: &Gate,
 ) -> Done<Prepared> {
     rustix::process::umask(rustix::fs::Mode::empty());
-    let seccomp = process::read_seccomp(&plan.process, descriptors)?;
+    let filter = seccomp::read(&plan.process, descriptors)?;
     let shm = open_pod_shm(plan, pod.pause).at(Step::PodShm)?;
     let userns = pod.userns.filter(|_| plan.userns.is_some());
     let sources = mounts::open_sources(&plan.mounts, descriptors, shm.as_ref(), userns)?;
@@ -123,7 +124,7 @@ fn prepare(
     set_root_attributes(plan).at(Step::RootAttributes)?;
     set_hostname(plan)?;
     become_user(plan, streams, terminal.as_ref().map(|(_, slave)| slave), &proc)?;
-    Ok(Prepared { master: terminal.map(|(master, _)| master), seccomp })
+    Ok(Prepared { master: terminal.map(|(master, _)| master), filter })
 }
 
 /// Where the pod has a user namespace, all that follows is done in it: by this process, or, for a process namespace that

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::process::{self, Streams};
+use super::seccomp::{self, Filter};
 use super::{At, Descriptors, Done, Gate, IN_CGROUP};
 use crate::path::Root;
 use crate::plan::ExecPlan;
@@ -33,15 +34,15 @@ pub fn run(start: Start<'_>) -> ! {
     drop(security::set_dumpable(false));
     start.gate.wait_for(IN_CGROUP);
     let Start { plan, descriptors, init, streams, gate } = start;
-    let seccomp = match prepare(plan, descriptors, init, &streams, &gate) {
-        Ok(seccomp) => seccomp,
+    let filter = match prepare(plan, descriptors, init, &streams, &gate) {
+        Ok(filter) => filter,
         Err(failure) => gate.fail(failure),
     };
     let gate = match gate.keep_alone() {
         Ok(gate) => gate,
         Err(_) => exit_now(1),
     };
-    gate.fail(process::become_program(&plan.process, seccomp))
+    gate.fail(process::become_program(&plan.process, filter, &gate))
 }
 
 fn prepare(
@@ -50,8 +51,8 @@ fn prepare(
     init: BorrowedFd<'_>,
     streams: &Streams<'_>,
     gate: &Gate,
-) -> Done<Option<(Vec<u8>, u64)>> {
-    let seccomp = process::read_seccomp(&plan.process, descriptors)?;
+) -> Done<Option<Filter>> {
+    let filter = seccomp::read(&plan.process, descriptors)?;
     let proc = Proc::mount().at(Step::PrivateMounts)?;
     let all = namespace::MOUNT | namespace::NET | namespace::IPC | namespace::UTS | namespace::CGROUP;
     match &plan.userns {
@@ -75,5 +76,5 @@ fn prepare(
     }
     process::set_credentials(&plan.process)?;
     process::change_to_cwd(&plan.process)?;
-    Ok(seccomp)
+    Ok(filter)
 }

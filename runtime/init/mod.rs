@@ -3,16 +3,17 @@
 //!
 //! * [`container`]: the way of a container, step by step
 //! * [`mounts`]: its root filesystem and volumes
-//! * [`process`]: what container and exec have in common: streams, limits, credentials, exec
+//! * [`process`]: what container and exec have in common: streams, limits, credentials, exec; [`seccomp`]: the filter
 //! * [`sandbox`], [`exec`]: the way of a pause and of a further process
 
 pub mod container;
 pub mod exec;
 mod mounts;
 mod process;
+pub mod sandbox;
+mod seccomp;
 
 pub use process::Streams;
-pub mod sandbox;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -97,6 +98,12 @@ impl Gate {
         let descriptors: Vec<_> = descriptor.into_iter().collect();
         // A keeper that is gone cannot be told anything.
         drop(sys::socket::send(self.socket.as_fd(), &report.encode(), &descriptors));
+    }
+
+    /// The same end of the socket, for another thread.
+    fn another(&self) -> sys::Result<Self> {
+        use sys::Context;
+        Ok(Self { socket: self.socket.try_clone().on("dup", "the gate")? })
     }
 
     /// Tells the failure and ends this process.

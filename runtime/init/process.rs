@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{At, Descriptors, Done};
+use super::seccomp::{Filter, exec_failure};
+use super::{At, Done, Gate};
 use crate::path::Root;
-use crate::plan::{ProcessPlan, UserNamespace};
+use crate::plan::{CapabilityMasks, ProcessPlan, UserNamespace};
 use crate::procfs::Proc;
 use crate::sys::process::{CStrings, default_signals, exec};
 use crate::sys::{self, Context, pty, security};
@@ -118,27 +119,32 @@ pub(super) fn set_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
     Ok(())
 }
 
-/// The filter that is loaded last, read while its descriptor is there.
-pub(super) fn read_seccomp(plan: &ProcessPlan, descriptors: Descriptors<'_>) -> Done<Option<(Vec<u8>, u64)>> {
-    let Some(seccomp) = plan.seccomp else { return Ok(None) };
-    // 4096 instructions of 8 bytes are the most that the kernel takes (seccomp(2)).
-    let read = descriptors.get(seccomp.filter).and_then(|fd| sys::fs::read_all(fd, 4096 * 8));
-    read.map(|program| Some((program, seccomp.flags))).at(Step::Seccomp)
-}
-
 /// Becomes the user, with exactly the plan's capabilities.
 pub(super) fn set_credentials(plan: &ProcessPlan) -> Done<()> {
     rustix::process::umask(Mode::from_raw_mode(plan.umask.unwrap_or(0o022)));
     security::limit_bounding_set(plan.capabilities.bounding).at(Step::Capabilities)?;
     security::keep_capabilities(true).at(Step::Capabilities)?;
     security::set_ids(plan.uid, plan.gid, &plan.groups).at(Step::Credentials)?;
-    security::set_capabilities(&plan.capabilities).at(Step::Capabilities)?;
+    security::set_capabilities(&until_exec(plan)).at(Step::Capabilities)?;
     security::keep_capabilities(false).at(Step::Capabilities)?;
     if plan.no_new_privs {
         security::no_new_privs().at(Step::NoNewPrivs)?;
     }
     // What a change of ids has made unreadable stays so until the exec.
     security::set_dumpable(false).at(Step::Credentials)
+}
+
+/// A filter can be loaded by whom may not gain privileges any more, or has CAP_SYS_ADMIN (seccomp(2)). It is loaded last,
+/// so that it needs to allow nothing that comes before; the capability lasts until the exec, which reckons what the
+/// program has from the bounding and the ambient set alone (capabilities(7), "Transformation of capabilities").
+fn until_exec(plan: &ProcessPlan) -> CapabilityMasks {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let mut masks = plan.capabilities;
+    if plan.seccomp.is_some() && !plan.no_new_privs {
+        masks.effective |= SYS_ADMIN;
+        masks.permitted |= SYS_ADMIN;
+    }
+    masks
 }
 
 /// Goes to the working folder, as the user. Magic links are not followed: none of the descriptors that are still open
@@ -159,16 +165,15 @@ pub(super) fn change_to_cwd(plan: &ProcessPlan) -> Done<()> {
 }
 
 /// Loads the filter and becomes the program; comes back only with the failure.
-pub(super) fn become_program(plan: &ProcessPlan, seccomp: Option<(Vec<u8>, u64)>) -> InitFailure {
+pub(super) fn become_program(plan: &ProcessPlan, filter: Option<Filter>, gate: &Gate) -> InitFailure {
     let arguments = CStrings::new(&plan.args);
     let environment = CStrings::new(&plan.env);
     let candidates = candidates(plan);
     default_signals();
-    if let Some((program, flags)) = seccomp
-        && let Err(error) = security::load_seccomp(&program, flags)
-    {
-        return super::failure(Step::Seccomp, None, &error);
-    }
+    let messenger = match filter.map(|filter| filter.load(gate)).transpose() {
+        Ok(messenger) => messenger.flatten(),
+        Err(failure) => return failure,
+    };
     let mut worst = Errno::NOENT;
     for path in &candidates {
         match exec(path, &arguments, &environment) {
@@ -181,7 +186,10 @@ pub(super) fn become_program(plan: &ProcessPlan, seccomp: Option<(Vec<u8>, u64)>
             }
         }
     }
-    InitFailure { step: Step::Exec, errno: worst.raw_os_error(), index: None, detail: String::new() }
+    if let Some(messenger) = messenger {
+        messenger.fail(worst);
+    }
+    exec_failure(worst.raw_os_error())
 }
 
 /// Where the program may be: its path, or its name in each folder of the plan's own PATH.

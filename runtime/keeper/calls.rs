@@ -182,7 +182,8 @@ impl Keeper {
             return Err(state(&format!("exec {id}"), "started already"));
         }
         let init = self.running(container)?.child.pidfd.as_fd();
-        let exec = Exec::start(plan, Descriptors(descriptors), init, &self.null, &self.own_pids, origin);
+        let descriptors = Descriptors(descriptors);
+        let exec = Exec::start(plan, container, descriptors, init, &self.null, &self.own_pids, origin);
         let exec = exec.map_err(|error| system(&error))?;
         self.watch
             .add(exec.child.gate.as_fd(), Watched::ExecGate(id.clone()))

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, container};
-use berth_runtime::plan::{ContainerPlan, PidNamespace};
+use berth_runtime::plan::{ContainerPlan, PidNamespace, SeccompListener};
 use berth_runtime::sys::process::{Ended, namespace};
 use berth_runtime::sys::{self, Context};
 use berth_runtime::wire::{ExitRecord, InitFailure, Phase};
@@ -52,8 +52,10 @@ pub(crate) struct Container {
     _stdin: Option<OwnedFd>,
     /// A terminal is expected with the report of the gate.
     tty: bool,
-    folder: String,
+    pub(crate) folder: String,
     oom: Option<OwnedFd>,
+    /// Who answers for its system calls, where its filter hands some over.
+    pub(crate) supervisor: Option<SeccompListener>,
 }
 
 /// The ends of a container's standard streams: the child's and the keeper's.
@@ -120,6 +122,7 @@ impl Container {
             tty: plan.stdio.tty,
             folder,
             oom,
+            supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
         })
     }
 

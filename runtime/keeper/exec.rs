@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, Streams, exec};
-use berth_runtime::plan::{ExecPlan, FdSlot};
+use berth_runtime::plan::{ExecPlan, FdSlot, SeccompListener};
 use berth_runtime::sys;
 
 use crate::keeper::Origin;
@@ -17,12 +17,17 @@ pub(crate) struct Exec {
     pub(crate) starting: Option<Origin>,
     /// The terminal's master, until it is sent with the answer.
     pub(crate) master: Option<OwnedFd>,
+    /// The container it is in.
+    pub(crate) container: String,
+    /// Who answers for its system calls, where its filter hands some over.
+    pub(crate) supervisor: Option<SeccompListener>,
 }
 
 impl Exec {
     /// Clones it.
     pub(crate) fn start(
         plan: &ExecPlan,
+        container: &str,
         descriptors: Descriptors<'_>,
         init: BorrowedFd<'_>,
         null: &OwnedFd,
@@ -48,6 +53,12 @@ impl Exec {
             stderr: stream(plan.stderr)?,
         };
         let child = spawn(place, |gate| exec::run(exec::Start { plan, descriptors, init, streams, gate }))?;
-        Ok(Self { child, starting: Some(origin), master: None })
+        Ok(Self {
+            child,
+            starting: Some(origin),
+            master: None,
+            container: container.to_owned(),
+            supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
+        })
     }
 }

@@ -202,6 +202,9 @@ impl Keeper {
             (State::Creating(_), News::Report(Report::Moved { pid }, Some(pidfd))) => {
                 container.moved(pid, pidfd);
             }
+            (State::Starting(_), News::Report(Report::Listener, Some(descriptor))) => {
+                self.supervise_container(id, &descriptor);
+            }
             (State::Starting(origin), News::End) => {
                 let (origin, at) = (*origin, now());
                 container.state = State::Running { started_at: at };
@@ -252,6 +255,9 @@ impl Keeper {
         if let News::Report(Report::Ready, master) = news {
             exec.master = master;
             return;
+        }
+        if let News::Report(Report::Listener, Some(descriptor)) = news {
+            return self.supervise_exec(id, &descriptor);
         }
         let (pid, origin, master) = (exec.child.pid, exec.starting.take(), exec.master.take());
         let pidfd = exec.child.pidfd.try_clone().ok();
@@ -362,7 +368,7 @@ fn news_of(gate: BorrowedFd<'_>) -> Option<News> {
 fn failure_of(report: Report) -> Failure {
     match report {
         Report::Failed(failure) => Failure::Init(failure),
-        Report::Ready | Report::Moved { .. } => vanished(),
+        Report::Ready | Report::Listener | Report::Moved { .. } => vanished(),
     }
 }
 

@@ -6,7 +6,7 @@
 //! * [`keeper`], [`watch`]: the event loop
 //! * [`connection`]: daemons that come and go
 //! * [`calls`]: what they ask
-//! * [`pause`], [`container`], [`exec`]: the children
+//! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: who answers for their system calls
 //! * [`output`], [`lines`], [`log`], [`stamp`]: output, as lines of a CRI log
 
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ mod output;
 mod pause;
 mod spawn;
 mod stamp;
+mod supervisor;
 mod watch;
 
 use std::os::fd::AsFd;

@@ -84,11 +84,12 @@ pub fn no_new_privs() -> Result<()> {
     rustix::thread::set_no_new_privs(true).on("prctl(PR_SET_NO_NEW_PRIVS)", "")
 }
 
-/// Loads a filter: an array of `struct sock_filter` as its bytes (seccomp(2)).
+/// Loads a filter: an array of `struct sock_filter` as its bytes (seccomp(2)). With `SECCOMP_FILTER_FLAG_NEW_LISTENER`
+/// the answer is the number of the descriptor by which a supervisor hears of calls, which is closed on exec.
 ///
 /// # Errors
 /// The program is not valid, or the caller may not.
-pub fn load_seccomp(program: &[u8], flags: u64) -> Result<()> {
+pub fn load_seccomp(program: &[u8], flags: u64) -> Result<i32> {
     let size = size_of::<libc::sock_filter>();
     let filters: Vec<libc::sock_filter> = program
         .chunks_exact(size)
@@ -107,7 +108,7 @@ pub fn load_seccomp(program: &[u8], flags: u64) -> Result<()> {
     // SAFETY: the program points to an array of `len` filters that lives until the call returns and is only read.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-    checked(result).map(drop).on("seccomp", "")
+    checked(result).map(|number| i32::try_from(number).unwrap_or(-1)).on("seccomp", "")
 }
 
 /// Whether other processes may look into this one (`PR_SET_DUMPABLE`): not before its own program runs, so that a

@@ -73,6 +73,22 @@ pub fn connect(folder: &Path, name: &str) -> Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connects to a listening stream socket at a path, without waiting for it.
+///
+/// # Errors
+/// Nobody listens there, or too many wait for it already (`EAGAIN`).
+pub fn connect_stream(path: &Path) -> Result<OwnedFd> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(Errno::INVAL).on("connect", path.display());
+    };
+    let directory = open_folder(folder)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let socket = socket.on("socket", "")?;
+    rustix::net::connect(&socket, &address(&directory, name)?).on("connect", path.display())?;
+    Ok(socket)
+}
+
 /// Takes a connection off a listening socket, if its peer is root (unix(7), `SO_PEERCRED`).
 ///
 /// # Errors

@@ -110,6 +110,7 @@ pub const RECORD: usize = 20 + DETAIL;
 const READY: u32 = 1;
 const FAILED: u32 = 2;
 const MOVED: u32 = 3;
+const LISTENER: u32 = 4;
 const NO_INDEX: u32 = u32::MAX;
 
 /// What a first process tells its parent over their socket: it has reached the gate, or it has failed. It is a fixed
@@ -125,6 +126,8 @@ pub enum Report {
         /// In the process namespace of the one that tells.
         pid: i32,
     },
+    /// The filter is loaded that hands calls over to a supervisor; its descriptor comes along.
+    Listener,
     /// A step has failed.
     Failed(InitFailure),
 }
@@ -141,6 +144,7 @@ impl Report {
         };
         match self {
             Self::Ready => put(0, &READY.to_ne_bytes()),
+            Self::Listener => put(0, &LISTENER.to_ne_bytes()),
             Self::Moved { pid } => {
                 put(0, &MOVED.to_ne_bytes());
                 put(4, &pid.to_ne_bytes());
@@ -164,6 +168,7 @@ impl Report {
         let word = |at: usize| -> Option<[u8; 4]> { record.get(at..at + 4)?.try_into().ok() };
         match u32::from_ne_bytes(word(0)?) {
             READY => Some(Self::Ready),
+            LISTENER => Some(Self::Listener),
             MOVED => Some(Self::Moved { pid: i32::from_ne_bytes(word(4)?) }),
             FAILED => {
                 let length = usize::try_from(u32::from_ne_bytes(word(16)?)).ok()?;

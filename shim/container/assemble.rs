@@ -15,8 +15,10 @@ use berth_runtime::{rootfs, users};
 use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
+use crate::seccomp;
 use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
+use crate::store::spec::Kept;
 use crate::store::{Container, Pod};
 
 /// The word by which the kubelet knows this failure (k8s.io/cri-api/pkg/errors, `ErrImageVolumeMountFailed`).
@@ -60,8 +62,11 @@ pub fn assemble(
         record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
     })?;
     let spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    let spec = container.keep_spec(spec)?;
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+    let filter = profile.map(|profile| daemon.filters.filter(profile)).transpose()?;
+    let Kept { spec, filter } = container.spec.keep(spec, filter)?;
     let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
     let cgroup = Cgroup::create(&daemon.hierarchies, &path, &resources)?;
 
@@ -86,7 +91,8 @@ pub fn assemble(
         uid_mappings: &uid_mappings,
         trees,
     };
-    let plan = compile::compile_container(&spec, &context)?;
+    let mut plan = compile::compile_container(&spec, &context)?;
+    plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
 }
 
@@ -131,6 +137,7 @@ fn container_spec(
     let host = Host {
         privileged_devices: if privileged { devices::all() } else { Vec::new() },
         devices: devices::wanted(config)?,
+        seccomp_profile: seccomp::wanted(config)?,
         bounding: daemon.capabilities,
         open_files: daemon.open_files,
         cgroup_v2: daemon.hierarchies.is_v2(),

@@ -35,7 +35,8 @@ pub async fn take(daemon: &Shared, container: &Arc<Container>, record: &ExitReco
 /// both come to this.
 pub(super) fn cannot_run(container: &Container, failure: &InitFailure, finished_at: i64) -> Exit {
     let command = container
-        .spec()
+        .spec
+        .whole()
         .ok()
         .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
         .and_then(|args| args.into_iter().next())

@@ -77,7 +77,7 @@ fn info(daemon: &Daemon, container: &Container) -> Result<HashMap<String, String
         "pid": record.state.pid().unwrap_or(0),
         "state": record.state,
         "cgroup": record.cgroup,
-        "runtimeSpec": *container.spec()?,
+        "runtimeSpec": container.spec.whole()?,
         "config": record.config,
         "operations": daemon.operations.describe(|key| matches!(
             key,

@@ -6,6 +6,7 @@ use berth_image::ErrorKind;
 use berth_runtime::cgroup::{CgroupError, CgroupPathError};
 use berth_runtime::client::ClientError;
 use berth_runtime::compile::CompileError;
+use berth_runtime::seccomp::SeccompError;
 use berth_runtime::users::UserError;
 use berth_runtime::wire::Failure;
 use tonic::Code;
@@ -64,6 +65,16 @@ impl From<CgroupError> for CriError {
             CgroupError::Value { .. } | CgroupError::Path(_) => Code::InvalidArgument,
             CgroupError::Alive { .. } => Code::DeadlineExceeded,
             CgroupError::File { .. } | CgroupError::System(_) => Code::Internal,
+        };
+        below(code, error)
+    }
+}
+
+impl From<SeccompError> for CriError {
+    fn from(error: SeccompError) -> Self {
+        let code = match &error {
+            SeccompError::System(_) => Code::Internal,
+            _ => Code::InvalidArgument,
         };
         below(code, error)
     }

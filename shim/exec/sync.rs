@@ -16,6 +16,7 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::keeper::{Link, LinkError};
 use crate::spec::exec_process;
+use crate::store::spec::Kept;
 use crate::store::{Container, ContainerState};
 
 /// How long output is read after the command has ended, when something that it left behind holds the pipe open.
@@ -130,14 +131,15 @@ impl Exec {
         let (daemon, container) = (self.daemon.clone(), self.container.clone());
         let (id, command) = (self.id.clone(), command.to_vec());
         blocking(move || -> Result<_, CriError> {
-            let spec = container.spec()?;
-            let process = compile_process(&exec_process(&spec, &command, false)?)?;
+            let Kept { spec, filter } = container.spec.kept(&daemon.filters)?;
+            let mut process = compile_process(&exec_process(&spec, &command, false)?)?;
             let userns = compile_users(&spec);
             let cgroup = container_cgroup(&daemon, &container)?.child(&id)?;
             let mut descriptors = FdList::default();
             let cgroup = descriptors.push_cgroup(cgroup.join()?);
             let stdout = Some(descriptors.push(stdout));
             let stderr = Some(descriptors.push(stderr));
+            process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
             let plan = ExecPlan { process, cgroup, userns, stdin: None, stdout, stderr, tty: false };
             Ok((plan, descriptors.into_owned()))
         })

@@ -101,6 +101,12 @@ pub(super) fn sets(
         .map_err(|oci| error("capabilities", oci.to_string()))
 }
 
+/// A set as bits, by number.
+pub(super) fn mask(set: &Capabilities) -> u64 {
+    let bits = ALL.iter().enumerate().filter(|(_, capability)| set.contains(capability));
+    bits.fold(0, |mask, (number, _)| mask | 1 << number)
+}
+
 /// What a kernel knows, by number.
 struct Mask {
     held: u64,

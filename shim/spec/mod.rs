@@ -3,6 +3,7 @@
 //! * [`validate`]: what a request must look like before anything is done for it
 //! * this file: a container's spec as a whole; [`sandbox`]: a pod's, for those who look
 //! * [`process`]: command, environment, user, capabilities; [`mounts`], [`namespaces`], [`resources`], [`devices`]
+//! * [`seccomp`]: system calls
 //! * [`signal`]: stop signals; [`dns`]: resolv.conf
 
 mod annotations;
@@ -14,6 +15,7 @@ mod namespaces;
 mod process;
 mod resources;
 mod sandbox;
+pub mod seccomp;
 mod signal;
 mod user;
 pub mod userns;
@@ -23,7 +25,7 @@ use std::path::Path;
 
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig};
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::{Linux, LinuxDevice, Root, RootBuilder, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, Root, RootBuilder, Spec};
 
 pub use dns::resolv_conf;
 pub use mounts::normal;
@@ -105,6 +107,8 @@ pub struct Host {
     pub bounding: u64,
     /// The most open files that a container can be given.
     pub open_files: u64,
+    /// The seccomp profile of the host that the container asks for.
+    pub seccomp_profile: Option<LinuxSeccomp>,
     /// The daemon's own score: without CAP_SYS_RESOURCE nothing can go below it.
     pub oom_score_adj_floor: i32,
 }
@@ -154,7 +158,8 @@ pub fn container_spec(
     linux.set_masked_paths(Some(masked));
     linux.set_readonly_paths(Some(readonly));
     linux.set_sysctl(None);
-    linux.set_seccomp(None);
+    let capabilities = spec.process().as_ref().and_then(|process| process.capabilities().clone());
+    linux.set_seccomp(seccomp::profile(&security, capabilities.as_ref(), host)?);
     spec.set_linux(Some(linux));
     tracing::trace!(container = container_id, "translated");
     Ok(spec)
@@ -174,7 +179,8 @@ fn pods_users(
 }
 
 /// The security context, with the CRI's zero values where it is missing.
-fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
+#[must_use]
+pub fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
@@ -210,9 +216,6 @@ fn refuse_what_comes_later(config: &ContainerConfig, security: &LinuxContainerSe
     let localhost = |profile: &Option<berth_proto::v1::SecurityProfile>| {
         profile.as_ref().is_some_and(|profile| profile.profile_type() == ProfileType::Localhost)
     };
-    if localhost(&security.seccomp) {
-        return Err(error("seccomp", "profiles of the host are not supported yet"));
-    }
     if localhost(&security.apparmor) && !security.privileged {
         return Err(error("apparmor", "a profile is asked for and profiles are not supported yet"));
     }

@@ -1,15 +1,15 @@
 //! A container: its record on disk, its state and the only functions that change it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use berth_proto::v1::{ContainerConfig, ContainerMetadata};
 use berth_runtime::wire::ExitRecord;
-use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::file::{self, FileError};
+use super::spec::SpecStore;
 use crate::ids::{ContainerId, PodId};
 
 /// Where a container is in its life. The evidence for a state is in its variant, so that both cannot disagree.
@@ -201,7 +201,8 @@ pub struct Container {
     /// Held while a new record is written: two changes never overtake one another on disk.
     writing: Mutex<()>,
     changed: watch::Sender<()>,
-    spec: Mutex<Option<Arc<Spec>>>,
+    /// The OCI spec that it was made from.
+    pub spec: SpecStore,
 }
 
 impl Container {
@@ -212,11 +213,11 @@ impl Container {
             id: record.id.clone(),
             pod: record.pod.clone(),
             created_at: record.created_at,
+            spec: SpecStore::new(folder.join("config.json")),
             folder,
             record: RwLock::new(record),
             writing: Mutex::new(()),
             changed: watch::Sender::new(()),
-            spec: Mutex::new(None),
         }
     }
 
@@ -291,30 +292,6 @@ impl Container {
     #[must_use]
     pub fn name_key(&self) -> String {
         self.with(|record| name_key(&record.config.metadata.clone().unwrap_or_default()))
-    }
-
-    /// Keeps the OCI spec, on disk and for execs to come.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn keep_spec(&self, spec: Spec) -> Result<Arc<Spec>, FileError> {
-        file::replace(&self.folder.join("config.json"), &spec)?;
-        let spec = Arc::new(spec);
-        *lock(&self.spec) = Some(spec.clone());
-        Ok(spec)
-    }
-
-    /// The OCI spec the container was made from.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn spec(&self) -> Result<Arc<Spec>, FileError> {
-        if let Some(spec) = lock(&self.spec).clone() {
-            return Ok(spec);
-        }
-        let spec: Arc<Spec> = Arc::new(file::read(&self.folder.join("config.json"))?);
-        *lock(&self.spec) = Some(spec.clone());
-        Ok(spec)
     }
 }
 

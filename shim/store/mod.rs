@@ -2,12 +2,14 @@
 //! JSON file each, so that a daemon that is killed knows it again (DESIGN rule 1 and "State").
 //!
 //! * [`file`]: a JSON file replaced atomically
+//! * [`spec`]: the OCI spec of a container
 //! * [`pod`], [`container`]: the records, their states and the only functions that change these
 //! * this file: the indexes, by id, by prefix of an id and by name
 
 pub mod container;
 pub mod file;
 pub mod pod;
+pub mod spec;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

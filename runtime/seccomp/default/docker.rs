@@ -1,0 +1,130 @@
+//! The default profile beside Docker's, call by call: whatever runs under Docker runs here, and nothing more. Docker's is
+//! the file that `BERTH_DOCKER_PROFILE` names (`tests/run` gets it from the module github.com/moby/profiles/seccomp);
+//! without it there is nothing to compare.
+
+use std::collections::BTreeSet;
+
+use oci_spec::runtime::{LinuxSeccomp, LinuxSyscall};
+use serde_json::{Value, json};
+
+use super::super::tests::{instructions, run};
+use super::super::{machine, program};
+use super::*;
+
+/// The capabilities whose presence a profile can ask for, by the names that Docker's has.
+const CAPABILITIES: [(&str, u32); 15] = [
+    ("CAP_DAC_READ_SEARCH", DAC_READ_SEARCH),
+    ("CAP_SYS_MODULE", SYS_MODULE),
+    ("CAP_SYS_RAWIO", SYS_RAWIO),
+    ("CAP_SYS_CHROOT", SYS_CHROOT),
+    ("CAP_SYS_PTRACE", SYS_PTRACE),
+    ("CAP_SYS_PACCT", SYS_PACCT),
+    ("CAP_SYS_ADMIN", SYS_ADMIN),
+    ("CAP_SYS_BOOT", SYS_BOOT),
+    ("CAP_SYS_NICE", SYS_NICE),
+    ("CAP_SYS_TIME", SYS_TIME),
+    ("CAP_SYS_TTY_CONFIG", SYS_TTY_CONFIG),
+    ("CAP_SYSLOG", SYSLOG),
+    ("CAP_PERFMON", PERFMON),
+    ("CAP_BPF", BPF),
+    ("CAP_NET_ADMIN", 12),
+];
+
+/// Docker's names of this machine's kinds of programs.
+#[cfg(target_arch = "x86_64")]
+const KINDS: &[&str] = &["amd64", "x86", "x32"];
+#[cfg(target_arch = "aarch64")]
+const KINDS: &[&str] = &["arm64", "arm"];
+#[cfg(target_arch = "riscv64")]
+const KINDS: &[&str] = &["riscv64"];
+
+/// Whether one of `wanted` is part of what the container and the machine have.
+fn any(wanted: &Value, field: &str, has: impl Fn(&str) -> bool) -> Option<bool> {
+    let list = wanted.get(field)?.as_array()?;
+    Some(list.iter().filter_map(Value::as_str).any(has))
+}
+
+/// Docker's profile for a container with these capabilities, in the words of the OCI spec.
+fn dockers(docker: &Value, capabilities: u64) -> LinuxSeccomp {
+    let has = |name: &str| {
+        let known = CAPABILITIES.iter().find(|(known, _)| *known == name);
+        let (_, number) =
+            known.unwrap_or_else(|| panic!("{name} is not among the capabilities of this test"));
+        capabilities >> number & 1 == 1
+    };
+    let applies = |rule: &&Value| {
+        let (includes, excludes) = (&rule["includes"], &rule["excludes"]);
+        any(includes, "caps", has).unwrap_or(true)
+            && any(includes, "arches", |arch| KINDS.contains(&arch)).unwrap_or(true)
+            && !any(excludes, "caps", has).unwrap_or(false)
+            && !any(excludes, "arches", |arch| KINDS.contains(&arch)).unwrap_or(false)
+    };
+    let rules: Vec<LinuxSyscall> = docker["syscalls"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(applies)
+        .map(|rule| serde_json::from_value(rule.clone()).unwrap())
+        .collect();
+    let mut profile: LinuxSeccomp = serde_json::from_value(json!({
+        "defaultAction": docker["defaultAction"],
+        "defaultErrnoRet": docker["defaultErrnoRet"],
+    }))
+    .unwrap();
+    profile.set_architectures(Some(ARCHITECTURES.to_vec())).set_syscalls(Some(rules));
+    profile
+}
+
+/// Values of an argument at which rules of either profile turn.
+fn samples(profiles: [&LinuxSeccomp; 2]) -> BTreeSet<u64> {
+    let rules = profiles.into_iter().flat_map(|profile| profile.syscalls().iter().flatten());
+    let arguments = rules.flat_map(|rule| rule.args().iter().flatten());
+    let around = |value: u64| [value.wrapping_sub(1), value, value.wrapping_add(1), value | 1 << 40];
+    let mut samples: BTreeSet<u64> = arguments
+        .flat_map(|argument| {
+            around(argument.value()).into_iter().chain(around(argument.value_two().unwrap_or(0)))
+        })
+        .collect();
+    samples.extend((0..64).map(|bit| 1_u64 << bit));
+    samples
+}
+
+fn compare(docker: &Value, capabilities: u64) -> usize {
+    let (own, theirs) = (profile(capabilities).unwrap(), dockers(docker, capabilities));
+    let programs = [&own, &theirs].map(|profile| instructions(profile).unwrap());
+    let answers = |abi: &machine::Abi, number: u32, argument: u64| {
+        let answer =
+            |program: &[program::Instruction]| run(program, abi.audit, number, [argument, 0, 0, 0, 0, 0]);
+        (answer(&programs[0]), answer(&programs[1]))
+    };
+    let samples = samples([&own, &theirs]);
+    let mut compared = 0;
+    for abi in machine::abis() {
+        let start = if abi.arch == Arch::ScmpArchX32 { machine::X32 } else { 0 };
+        for number in start..start + 600 {
+            for argument in &samples {
+                let (ours, dockers) = answers(&abi, number, *argument);
+                assert_eq!(
+                    ours, dockers,
+                    "{:?} call {number} of {argument:#x}, capabilities {capabilities:#x}",
+                    abi.arch
+                );
+                compared += 1;
+            }
+        }
+    }
+    compared
+}
+
+#[test]
+fn it_allows_what_dockers_does_and_nothing_more() {
+    let Some(file) = std::env::var_os("BERTH_DOCKER_PROFILE") else {
+        eprintln!("BERTH_DOCKER_PROFILE is not set: nothing is compared");
+        return;
+    };
+    let docker: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let single = CAPABILITIES.iter().map(|(_, number)| 1 << number);
+    let all = CAPABILITIES.iter().fold(0, |all, (_, number)| all | 1 << number);
+    let compared: usize = single.chain([0, all]).map(|capabilities| compare(&docker, capabilities)).sum();
+    assert!(compared > 1_000_000, "{compared}");
+}

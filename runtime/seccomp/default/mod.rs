@@ -1,0 +1,176 @@
+//! The profile of `RuntimeDefault`. It lets through what Docker's lets through, so that whatever runs there runs here
+//! (a test compares the two call by call): everything a program needs and nothing that leads to the parts of
+//! the kernel which programs in containers do not need and which have been ways out of them. What is refused fails with
+//! EPERM, as do calls that it does not know; those newer than all it knows fail with ENOSYS.
+//!
+//! Some calls need a capability in any case. The profile allows them to whom has it, so that adding the capability is
+//! enough.
+
+mod calls;
+
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompOperator as Operator, LinuxSyscall,
+};
+
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+
+// Capabilities by number (linux/capability.h).
+const DAC_READ_SEARCH: u32 = 2;
+const SYS_MODULE: u32 = 16;
+const SYS_RAWIO: u32 = 17;
+const SYS_CHROOT: u32 = 18;
+const SYS_PTRACE: u32 = 19;
+const SYS_PACCT: u32 = 20;
+const SYS_ADMIN: u32 = 21;
+const SYS_BOOT: u32 = 22;
+const SYS_NICE: u32 = 23;
+const SYS_TIME: u32 = 25;
+const SYS_TTY_CONFIG: u32 = 26;
+const SYSLOG: u32 = 34;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+
+/// What a capability adds.
+const BY_CAPABILITY: [(u32, &[&str]); 14] = [
+    (DAC_READ_SEARCH, &["open_by_handle_at"]),
+    (SYS_MODULE, &["delete_module", "finit_module", "init_module"]),
+    (SYS_RAWIO, &["ioperm", "iopl"]),
+    (SYS_CHROOT, &["chroot"]),
+    (SYS_PTRACE, &["kcmp", "pidfd_getfd", "process_madvise"]),
+    (SYS_PACCT, &["acct"]),
+    (
+        SYS_ADMIN,
+        &[
+            "bpf",
+            "clone",
+            "clone3",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "lookup_dcookie",
+            "lsm_get_self_attr",
+            "lsm_list_modules",
+            "lsm_set_self_attr",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "perf_event_open",
+            "quotactl",
+            "quotactl_fd",
+            "setdomainname",
+            "sethostname",
+            "setns",
+            "syslog",
+            "umount",
+            "umount2",
+            "unshare",
+        ],
+    ),
+    (SYS_BOOT, &["reboot"]),
+    (SYS_NICE, &["get_mempolicy", "mbind", "set_mempolicy", "set_mempolicy_home_node"]),
+    (SYS_TIME, &["clock_settime", "clock_settime64", "settimeofday", "stime"]),
+    (SYS_TTY_CONFIG, &["vhangup"]),
+    (SYSLOG, &["syslog"]),
+    (PERFMON, &["perf_event_open"]),
+    (BPF, &["bpf"]),
+];
+
+/// Calls that only one kind of machine has.
+#[cfg(target_arch = "x86_64")]
+const OF_THE_MACHINE: &[&str] = &["arch_prctl", "modify_ldt"];
+#[cfg(target_arch = "aarch64")]
+const OF_THE_MACHINE: &[&str] =
+    &["arm_fadvise64_64", "arm_sync_file_range", "breakpoint", "cacheflush", "set_tls", "sync_file_range2"];
+#[cfg(target_arch = "riscv64")]
+const OF_THE_MACHINE: &[&str] = &["riscv_flush_icache"];
+
+/// The programs that it allows: those of the machine, and those of its older sisters.
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32];
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchAarch64, Arch::ScmpArchArm];
+#[cfg(target_arch = "riscv64")]
+const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchRiscv64];
+
+/// Families of sockets (linux/socket.h, `AF_*`) that may be made: below 3 the unix and IPv4 ones, then these. Not among
+/// them are those of old networks, of the kernel's cryptography (38) and of virtual machines (40), through which
+/// containers have reached the host.
+const FAMILIES_BELOW: u64 = 3;
+const FAMILIES: [u64; 29] = [
+    7, 8, 9, 10, 13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43,
+    44, 45,
+];
+
+/// What personality(2) may set: Linux, or BSD-like signals (8), either with UNAME26, or the question what is set.
+const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// `CLONE_NEW*` of all namespaces (clone(2)) but that of time, which clone cannot make.
+const NAMESPACES: u64 = 0x7e02_0000;
+
+/// The profile for a container with these capabilities in its bounding set, as a mask.
+///
+/// # Errors
+/// Never: each of its parts is complete.
+pub fn profile(capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
+    let has = |number: u32| capabilities >> number & 1 == 1;
+    let mut allowed: Vec<&str> = calls::ALLOWED.concat();
+    allowed.extend(OF_THE_MACHINE);
+    for (_, calls) in BY_CAPABILITY.iter().filter(|(capability, _)| has(*capability)) {
+        allowed.extend(*calls);
+    }
+    let mut rules = vec![allow(&allowed, Vec::new())];
+    rules.push(allow(&["socket"], vec![argument(Operator::ScmpCmpLt, FAMILIES_BELOW, None)?]));
+    for family in FAMILIES {
+        rules.push(allow(&["socket"], vec![argument(Operator::ScmpCmpEq, family, None)?]));
+    }
+    for personality in PERSONALITIES {
+        rules.push(allow(&["personality"], vec![argument(Operator::ScmpCmpEq, personality, None)?]));
+    }
+    if !has(SYS_ADMIN) {
+        rules.push(allow(&["clone"], vec![argument(Operator::ScmpCmpMaskedEq, NAMESPACES, Some(0))?]));
+        // What clone3 is asked for is in memory, where no filter looks: programs fall back to clone.
+        rules.push(rule(&["clone3"], Vec::new(), Action::ScmpActErrno, Some(ENOSYS)));
+    }
+    let mut profile = LinuxSeccomp::default();
+    profile
+        .set_default_action(Action::ScmpActErrno)
+        .set_default_errno_ret(Some(EPERM))
+        .set_architectures(Some(ARCHITECTURES.to_vec()))
+        .set_syscalls(Some(rules));
+    Ok(profile)
+}
+
+fn allow(names: &[&str], conditions: Vec<LinuxSeccompArg>) -> LinuxSyscall {
+    rule(names, conditions, Action::ScmpActAllow, None)
+}
+
+fn rule(
+    names: &[&str],
+    conditions: Vec<LinuxSeccompArg>,
+    action: Action,
+    errno: Option<u32>,
+) -> LinuxSyscall {
+    let mut rule = LinuxSyscall::default();
+    rule.set_names(names.iter().map(|&name| name.to_owned()).collect())
+        .set_action(action)
+        .set_errno_ret(errno)
+        .set_args(Some(conditions).filter(|conditions| !conditions.is_empty()));
+    rule
+}
+
+/// A condition on the first argument.
+fn argument(operator: Operator, value: u64, value_two: Option<u64>) -> oci_spec::Result<LinuxSeccompArg> {
+    let argument = LinuxSeccompArgBuilder::default().index(0_usize).op(operator).value(value);
+    match value_two {
+        Some(value_two) => argument.value_two(value_two).build(),
+        None => argument.build(),
+    }
+}
+
+#[cfg(test)]
+mod docker;

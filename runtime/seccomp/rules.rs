@@ -1,0 +1,211 @@
+//! A profile as decisions by the number of a system call. What is allowed does not depend on the order of the rules, as
+//! with libseccomp, by which other runtimes compile profiles: rules with the default action say nothing, a rule without
+//! conditions outweighs those with.
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+};
+
+use super::SeccompError;
+use super::machine::{self, Abi, X32};
+
+/// What the kernel does about a system call: what a filter returns (seccomp(2), "SECCOMP_RET_*").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Action(pub(super) u32);
+
+impl Action {
+    pub(super) const KILL_THREAD: Self = Self(0);
+
+    /// The call fails with this error.
+    pub(super) const fn errno(errno: u32) -> Self {
+        // No error is above 4095; the lower half of the action is the error.
+        Self(0x0005_0000 | errno & 0xffff)
+    }
+
+    fn of(action: LinuxSeccompAction, errno: Option<u32>) -> Self {
+        const EPERM: u32 = 1;
+        let data = errno.unwrap_or(EPERM) & 0xffff;
+        match action {
+            LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => Self::KILL_THREAD,
+            LinuxSeccompAction::ScmpActKillProcess => Self(0x8000_0000),
+            LinuxSeccompAction::ScmpActTrap => Self(0x0003_0000),
+            LinuxSeccompAction::ScmpActErrno => Self::errno(data),
+            LinuxSeccompAction::ScmpActNotify => Self(0x7fc0_0000),
+            LinuxSeccompAction::ScmpActTrace => Self(0x7ff0_0000 | data),
+            LinuxSeccompAction::ScmpActLog => Self(0x7ffc_0000),
+            LinuxSeccompAction::ScmpActAllow => Self(0x7fff_0000),
+        }
+    }
+
+    /// The call is made, or handed to somebody who decides.
+    fn lets_through(self) -> bool {
+        let kind = self.0 & 0xffff_0000;
+        matches!(kind, 0x7ff0_0000 | 0x7ffc_0000 | 0x7fff_0000)
+    }
+}
+
+/// A condition on an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Condition {
+    /// Which, from 0.
+    pub(super) index: u8,
+    pub(super) operator: LinuxSeccompOperator,
+    pub(super) value: u64,
+    pub(super) value_two: u64,
+    /// The argument has 64 bits.
+    pub(super) wide: bool,
+}
+
+/// An action where all conditions hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) conditions: Vec<Condition>,
+    pub(super) action: Action,
+}
+
+/// What is done about a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Always the same.
+    Always(Action),
+    /// The first rule that holds; else the action.
+    Rules(Vec<Rule>, Action),
+}
+
+/// The decisions for one value of `seccomp_data.arch`.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) audit: u32,
+    /// From which number on, in order and from 0: each goes up to the next.
+    pub(super) from: Vec<(u32, Decision)>,
+}
+
+/// The decisions for each kind of program; calls of kinds that the profile does not list kill.
+pub(super) fn groups(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Vec<Group>, SeccompError> {
+    let default = Action::of(profile.default_action(), profile.default_errno_ret());
+    let listed = |abi: &Abi| {
+        abi.native || profile.architectures().iter().flatten().any(|arch: &Arch| *arch == abi.arch)
+    };
+    let mut groups: Vec<Group> = Vec::new();
+    for abi in abis.iter().filter(|abi| listed(abi)) {
+        let start = if is_x32(abi) { X32 } else { 0 };
+        let from = ranges(&decisions(profile, abi, default)?, start, default);
+        match groups.iter_mut().find(|group| group.audit == abi.audit) {
+            Some(group) => group.from.extend(from),
+            None => groups.push(Group { audit: abi.audit, from }),
+        }
+    }
+    let native = abis.iter().find(|abi| abi.native).map(|abi| abi.audit);
+    for group in groups.iter_mut().filter(|group| cfg!(target_arch = "x86_64") && Some(group.audit) == native)
+    {
+        close_x32(group, default);
+    }
+    Ok(groups)
+}
+
+/// Whether the machine's own programs can make a call whatever its arguments.
+pub(super) fn is_free(groups: &[Group], name: &str) -> bool {
+    let native = machine::abis().into_iter().find(|abi| abi.native);
+    let Some((number, audit)) = native.and_then(|abi| Some(((abi.number)(name)?, abi.audit))) else {
+        return false;
+    };
+    let group = groups.iter().find(|group| group.audit == audit);
+    let decision = group.and_then(|group| group.from.iter().rev().find(|(from, _)| *from <= number));
+    matches!(decision, Some((_, Decision::Always(action))) if action.lets_through())
+}
+
+fn is_x32(abi: &Abi) -> bool {
+    abi.arch == Arch::ScmpArchX32
+}
+
+/// Numbers with the bit of x32 are of a kind of its own; -1 is what a tracer leaves of a call that it has taken away
+/// (seccomp(2), `SECCOMP_RET_TRACE`), and no call of x32.
+fn close_x32(group: &mut Group, default: Action) {
+    if group.from.iter().all(|(from, _)| *from < X32) {
+        group.from.push((X32, Decision::Always(Action::KILL_THREAD)));
+    }
+    group.from.push((u32::MAX, Decision::Always(default)));
+}
+
+fn decisions(
+    profile: &LinuxSeccomp,
+    abi: &Abi,
+    default: Action,
+) -> Result<BTreeMap<u32, Decision>, SeccompError> {
+    let mut decisions = BTreeMap::new();
+    for syscall in profile.syscalls().iter().flatten() {
+        let action = Action::of(syscall.action(), syscall.errno_ret());
+        // A name that the kernel of our time does not have is nothing to decide about.
+        for number in syscall.names().iter().filter_map(|name| (abi.number)(name)) {
+            let decision = decisions.entry(number).or_insert(Decision::Rules(Vec::new(), default));
+            if action != default {
+                add(decision, rules(syscall, abi.wide, action)?, action);
+            }
+        }
+    }
+    Ok(decisions)
+}
+
+fn add(decision: &mut Decision, new: Vec<Rule>, action: Action) {
+    match decision {
+        Decision::Always(_) => {}
+        Decision::Rules(..) if new.is_empty() => *decision = Decision::Always(action),
+        Decision::Rules(rules, _) => rules.extend(new),
+    }
+}
+
+/// Conditions on different arguments must all hold; of several on the same argument one is enough (runc and crun read
+/// profiles so). None where the rule has no conditions.
+fn rules(syscall: &LinuxSyscall, wide: bool, action: Action) -> Result<Vec<Rule>, SeccompError> {
+    let condition = |arg: &LinuxSeccompArg| match u8::try_from(arg.index()) {
+        Ok(index) if index < 6 => Ok(Condition {
+            index,
+            operator: arg.op(),
+            value: arg.value(),
+            value_two: arg.value_two().unwrap_or(0),
+            wide,
+        }),
+        _ => Err(SeccompError::Argument {
+            call: syscall.names().first().cloned().unwrap_or_default(),
+            index: arg.index(),
+        }),
+    };
+    let conditions: Vec<Condition> =
+        syscall.args().iter().flatten().map(condition).collect::<Result<_, _>>()?;
+    let twice = |one: &Condition| conditions.iter().filter(|other| other.index == one.index).count() > 1;
+    if conditions.iter().any(twice) {
+        return Ok(conditions.iter().map(|one| Rule { conditions: vec![*one], action }).collect());
+    }
+    if conditions.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Rule { conditions, action }])
+}
+
+/// The decisions as ranges from `start` on. A call that is newer than all that the profile knows does not exist for its
+/// container, so that programs fall back to older ones (as runc has it).
+fn ranges(decisions: &BTreeMap<u32, Decision>, start: u32, default: Action) -> Vec<(u32, Decision)> {
+    const ENOSYS: u32 = 38;
+    let mut ranges: Vec<(u32, Decision)> = vec![(start, Decision::Always(default))];
+    let mut put = |from: u32, decision: Decision| match ranges.last_mut() {
+        Some((last, known)) if *last == from => *known = decision,
+        Some((_, known)) if *known == decision && matches!(decision, Decision::Always(_)) => {}
+        _ => ranges.push((from, decision)),
+    };
+    let mut newest = None;
+    for (number, decision) in decisions {
+        let decision = match decision {
+            Decision::Rules(rules, default) if rules.is_empty() => Decision::Always(*default),
+            decision => decision.clone(),
+        };
+        put(*number, decision);
+        put(number + 1, Decision::Always(default));
+        newest = Some(*number);
+    }
+    if let Some(newest) = newest.filter(|_| !default.lets_through()) {
+        put(newest + 1, Decision::Always(Action::errno(ENOSYS)));
+    }
+    ranges
+}

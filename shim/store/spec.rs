@@ -1,0 +1,74 @@
+//! The OCI spec that a container was made from: whole on disk, and in memory what its further processes need of it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use berth_runtime::seccomp::{Cache, Filter};
+use oci_spec::runtime::Spec;
+
+use super::file::{self, FileError};
+use crate::error::CriError;
+
+/// What is kept in memory.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Without the seccomp profile, whose hundreds of names are the longest part of it.
+    pub spec: Arc<Spec>,
+    /// The profile's filter.
+    pub filter: Option<Arc<Filter>>,
+}
+
+/// The spec of one container.
+#[derive(Debug)]
+pub struct SpecStore {
+    file: PathBuf,
+    kept: Mutex<Option<Kept>>,
+}
+
+impl SpecStore {
+    /// Kept in this file.
+    #[must_use]
+    pub fn new(file: PathBuf) -> Self {
+        Self { file, kept: Mutex::new(None) }
+    }
+
+    /// Keeps a spec, with the filter of its seccomp profile.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep(&self, spec: Spec, filter: Option<Arc<Filter>>) -> Result<Kept, FileError> {
+        file::replace(&self.file, &spec)?;
+        Ok(self.remember(spec, filter))
+    }
+
+    fn remember(&self, mut spec: Spec, filter: Option<Arc<Filter>>) -> Kept {
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_seccomp(None);
+        }
+        let kept = Kept { spec: Arc::new(spec), filter };
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept.clone());
+        kept
+    }
+
+    /// The spec as it is on disk.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn whole(&self) -> Result<Spec, FileError> {
+        file::read(&self.file)
+    }
+
+    /// What a further process needs.
+    ///
+    /// # Errors
+    /// The file cannot be read, or its profile cannot be compiled any more.
+    pub fn kept(&self, filters: &Cache) -> Result<Kept, CriError> {
+        if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Ok(kept);
+        }
+        let spec = self.whole()?;
+        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let filter = profile.map(|profile| filters.filter(profile)).transpose()?;
+        Ok(self.remember(spec, filter))
+    }
+}
