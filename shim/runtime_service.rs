@@ -201,16 +201,18 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Reply<UpdateContainerResourcesResponse> {
-        later("UpdateContainerResources")
+        container::update::update(&self.daemon, request.into_inner()).await?;
+        Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Reply<UpdatePodSandboxResourcesResponse> {
-        later("UpdatePodSandboxResources")
+        pod::update::update(&self.daemon, request.into_inner()).await?;
+        Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 
     async fn exec(&self, _: Request<ExecRequest>) -> Reply<ExecResponse> {

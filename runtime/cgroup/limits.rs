@@ -16,6 +16,13 @@ struct Write {
     value: String,
 }
 
+impl Write {
+    /// The kubelet sends a limit of nothing for pages of every size, on hosts that have none as well.
+    fn asks_for_nothing(&self) -> bool {
+        self.limit == "hugepageLimits" && self.value == "0"
+    }
+}
+
 fn write(
     limit: &'static str,
     controller: &'static str,
@@ -30,13 +37,38 @@ pub(super) fn apply_v1<'f>(
     folder: impl Fn(&str) -> Option<&'f Path>,
     resources: &LinuxResources,
 ) -> Result<()> {
-    for write in v1(resources) {
+    let mut writes = v1(resources);
+    if let Some(memory) = folder("memory") {
+        order_memory(&mut writes, memory);
+    }
+    let mut again = None;
+    for write in writes {
         let Some(folder) = folder(write.controller) else {
+            if write.asks_for_nothing() {
+                continue;
+            }
             return Err(CgroupError::NoController { limit: write.limit, controller: write.controller });
         };
-        put(folder, &write)?;
+        match put(folder, &write) {
+            // With the quota of before the new period can be more than the cgroup above has: it is set after the quota.
+            Err(_) if write.limit == "cpu.period" => again = Some((folder, write)),
+            done => done?,
+        }
     }
-    Ok(())
+    again.map_or(Ok(()), |(folder, write)| put(folder, &write))
+}
+
+/// The limit of memory is never above that of memory and swap: whichever gives way is written first
+/// (Documentation/admin-guide/cgroup-v1/memory.rst, 2.4).
+fn order_memory(writes: &mut [Write], folder: &Path) {
+    let position = |limit: &str| writes.iter().position(|write| write.limit == limit);
+    let (Some(memory), Some(swap)) = (position("memory.limit"), position("memory.swap")) else { return };
+    let number = |text: &str| text.trim().parse::<i64>().ok().filter(|limit| *limit >= 0).unwrap_or(i64::MAX);
+    let new = writes.get(memory).map_or(i64::MAX, |write| number(&write.value));
+    let both = fs::read_to_string(folder.join("memory.memsw.limit_in_bytes"));
+    if both.is_ok_and(|both| new > number(&both)) {
+        writes.swap(memory, swap);
+    }
 }
 
 fn v1(resources: &LinuxResources) -> Vec<Write> {
@@ -159,7 +191,7 @@ fn put(folder: &Path, write: &Write) -> Result<()> {
         // A kernel that does not count swap has no such file: there is no swap to limit.
         Err(error) if error.kind() == io::ErrorKind::NotFound && write.limit == "memory.swap" => Ok(()),
         // Opening for write creates nothing in a cgroup: EACCES and EPERM stand for a file that is not there.
-        Err(_) if !path.exists() && write.limit == "memory.swap" => Ok(()),
+        Err(_) if !path.exists() && (write.limit == "memory.swap" || write.asks_for_nothing()) => Ok(()),
         Err(_) if !path.exists() => {
             Err(CgroupError::NoController { limit: write.limit, controller: write.controller })
         }

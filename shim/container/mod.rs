@@ -1,6 +1,6 @@
 //! Containers: one file per RPC, and what they share.
 //!
-//! * [`create`], [`start`], [`stop`], [`remove`], [`status`], [`list`], [`log`]: the RPCs
+//! * [`create`], [`start`], [`stop`], [`remove`], [`status`], [`list`], [`log`], [`update`]: the RPCs
 //! * [`assemble`]: from a CRI config to a compiled plan with its descriptors
 //! * [`exit`]: what happens when one has ended
 
@@ -13,3 +13,4 @@ pub mod remove;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod update;

@@ -1,6 +1,6 @@
 //! Pod sandboxes: one file per RPC, and what they share.
 //!
-//! * [`run`], [`stop`], [`remove`], [`status`], [`list`]: the RPCs
+//! * [`run`], [`stop`], [`remove`], [`status`], [`list`], [`update`]: the RPCs
 //! * [`files`]: hostname, hosts and resolv.conf of a pod
 //! * [`follow`]: what a keeper tells unasked
 
@@ -11,3 +11,4 @@ pub mod remove;
 pub mod run;
 pub mod status;
 pub mod stop;
+pub mod update;

@@ -13,7 +13,7 @@ mod dns;
 mod mounts;
 mod namespaces;
 mod process;
-mod resources;
+pub mod resources;
 mod sandbox;
 pub mod seccomp;
 mod signal;

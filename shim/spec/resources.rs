@@ -1,29 +1,28 @@
 //! Limits of a container, as the OCI spec has them.
 
-use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
+use berth_proto::v1::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext};
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use super::{Host, Result, devices};
 
-/// The limits that the client asks for; 0 and empty are none (CRI `LinuxContainerResources`).
+/// The limits of a container, and its devices.
 pub(super) fn resources(
     config: &ContainerConfig,
     security: &LinuxContainerSecurityContext,
     host: &Host,
 ) -> Result<LinuxResources> {
-    let mut resources = LinuxResources::default();
+    let asked = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let mut resources = asked.map(|asked| limits(asked, host.cgroup_v2)).unwrap_or_default();
     resources.set_devices(Some(devices::rules(config, security, host)?));
-    let Some(asked) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else {
-        return Ok(resources);
-    };
-    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
-    let mut cpu = LinuxCpu::default();
-    cpu.set_shares(positive(asked.cpu_shares));
-    cpu.set_period(positive(asked.cpu_period));
-    cpu.set_quota(Some(asked.cpu_quota).filter(|quota| *quota != 0));
-    cpu.set_cpus(Some(asked.cpuset_cpus.clone()).filter(|cpus| !cpus.is_empty()));
-    cpu.set_mems(Some(asked.cpuset_mems.clone()).filter(|mems| !mems.is_empty()));
-    resources.set_cpu(Some(cpu));
+    Ok(resources)
+}
+
+/// The limits that the client asks for; 0 and empty are none (CRI `LinuxContainerResources`).
+#[must_use]
+pub fn limits(asked: &LinuxContainerResources, cgroup_v2: bool) -> LinuxResources {
+    let mut resources = LinuxResources::default();
+    resources.set_devices(None);
+    resources.set_cpu(Some(cpu(asked)));
     let limit = Some(asked.memory_limit_in_bytes).filter(|limit| *limit != 0);
     let mut memory = LinuxMemory::default();
     memory.set_limit(limit);
@@ -37,18 +36,58 @@ pub(super) fn resources(
         limit.set_limit(i64::try_from(page.limit).unwrap_or(i64::MAX));
         limit
     });
-    // A limit of nothing on pages that the host does not have needs no controller: the kubelet sends one for each size.
-    let pages: Vec<LinuxHugepageLimit> = pages.filter(|page| page.limit() > 0).collect();
+    let pages: Vec<LinuxHugepageLimit> = pages.collect();
     resources.set_hugepage_limits(Some(pages).filter(|pages| !pages.is_empty()));
-    if host.cgroup_v2 && !asked.unified.is_empty() {
+    if cgroup_v2 && !asked.unified.is_empty() {
         resources.set_unified(Some(asked.unified.clone()));
     }
-    Ok(resources)
+    resources
+}
+
+fn cpu(asked: &LinuxContainerResources) -> LinuxCpu {
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    let mut cpu = LinuxCpu::default();
+    cpu.set_shares(positive(asked.cpu_shares));
+    cpu.set_period(positive(asked.cpu_period));
+    cpu.set_quota(Some(asked.cpu_quota).filter(|quota| *quota != 0));
+    cpu.set_cpus(Some(asked.cpuset_cpus.clone()).filter(|cpus| !cpus.is_empty()));
+    cpu.set_mems(Some(asked.cpuset_mems.clone()).filter(|mems| !mems.is_empty()));
+    cpu
+}
+
+/// What is asked for now, over what was before: 0 and empty change nothing.
+pub fn change(before: &mut LinuxContainerResources, now: &LinuxContainerResources) {
+    let number = |before: &mut i64, now: i64| {
+        if now != 0 {
+            *before = now;
+        }
+    };
+    number(&mut before.cpu_period, now.cpu_period);
+    number(&mut before.cpu_quota, now.cpu_quota);
+    number(&mut before.cpu_shares, now.cpu_shares);
+    if now.memory_limit_in_bytes != 0 {
+        before.memory_limit_in_bytes = now.memory_limit_in_bytes;
+        // That of before was reckoned for another limit.
+        before.memory_swap_limit_in_bytes = 0;
+    }
+    number(&mut before.memory_swap_limit_in_bytes, now.memory_swap_limit_in_bytes);
+    for (before, now) in
+        [(&mut before.cpuset_cpus, &now.cpuset_cpus), (&mut before.cpuset_mems, &now.cpuset_mems)]
+    {
+        if !now.is_empty() {
+            before.clone_from(now);
+        }
+    }
+    for page in &now.hugepage_limits {
+        before.hugepage_limits.retain(|known| known.page_size != page.page_size);
+        before.hugepage_limits.push(page.clone());
+    }
+    before.unified.extend(now.unified.clone());
 }
 
 #[cfg(test)]
 mod tests {
-    use berth_proto::v1::{LinuxContainerConfig, LinuxContainerResources};
+    use berth_proto::v1::{HugepageLimit, LinuxContainerConfig};
 
     use super::*;
 
@@ -67,5 +106,31 @@ mod tests {
         assert_eq!((memory.limit(), memory.swap()), (Some(1000), Some(1000)));
         let cpu = resources.cpu().clone().unwrap();
         assert_eq!((cpu.shares(), cpu.quota(), cpu.period()), (Some(512), Some(-1), None));
+    }
+
+    #[test]
+    fn what_is_not_said_stays() {
+        let page = |size: &str, limit| HugepageLimit { page_size: size.to_owned(), limit };
+        let mut before = LinuxContainerResources {
+            memory_limit_in_bytes: 1000,
+            memory_swap_limit_in_bytes: 3000,
+            cpu_shares: 512,
+            cpuset_cpus: "0".to_owned(),
+            hugepage_limits: vec![page("2MB", 1), page("1GB", 1)],
+            unified: [("memory.high".to_owned(), "900".to_owned())].into(),
+            ..Default::default()
+        };
+        let now = LinuxContainerResources {
+            memory_limit_in_bytes: 2000,
+            cpu_quota: 5000,
+            hugepage_limits: vec![page("2MB", 2)],
+            unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
+            ..Default::default()
+        };
+        change(&mut before, &now);
+        assert_eq!((before.memory_limit_in_bytes, before.memory_swap_limit_in_bytes), (2000, 0));
+        assert_eq!((before.cpu_shares, before.cpu_quota, before.cpuset_cpus.as_str()), (512, 5000, "0"));
+        assert_eq!(before.hugepage_limits, [page("1GB", 1), page("2MB", 2)]);
+        assert_eq!(before.unified.len(), 2);
     }
 }

@@ -201,6 +201,8 @@ pub struct Container {
     /// Held while a new record is written: two changes never overtake one another on disk.
     writing: Mutex<()>,
     changed: watch::Sender<()>,
+    /// Held while limits are changed: two changes do not mix.
+    pub updating: Mutex<()>,
     /// The OCI spec that it was made from.
     pub spec: SpecStore,
 }
@@ -218,6 +220,7 @@ impl Container {
             record: RwLock::new(record),
             writing: Mutex::new(()),
             changed: watch::Sender::new(()),
+            updating: Mutex::new(()),
         }
     }
 
@@ -244,7 +247,7 @@ impl Container {
         folder.join("container.json")
     }
 
-    /// Changes what is known beside the state, while the container is made.
+    /// Changes what is known beside the state.
     ///
     /// # Errors
     /// The file cannot be written; the record stays.

@@ -130,9 +130,17 @@ impl Pod {
     /// # Errors
     /// The file cannot be written; the state stays.
     pub fn change(&self, transition: impl FnOnce(&PodState) -> PodState) -> Result<(), FileError> {
+        self.amend(|record| record.state = transition(&record.state))
+    }
+
+    /// Changes what is known beside the state.
+    ///
+    /// # Errors
+    /// The file cannot be written; the record stays.
+    pub fn amend(&self, amend: impl FnOnce(&mut PodRecord)) -> Result<(), FileError> {
         let _in_order = lock(&self.writing);
         let mut record = self.record();
-        record.state = transition(&record.state);
+        amend(&mut record);
         file::replace(&self.file, &record)?;
         *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
         Ok(())

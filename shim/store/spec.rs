@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_runtime::seccomp::{Cache, Filter};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::file::{self, FileError};
 use crate::error::CriError;
@@ -56,6 +56,21 @@ impl SpecStore {
     /// The file cannot be read.
     pub fn whole(&self) -> Result<Spec, FileError> {
         file::read(&self.file)
+    }
+
+    /// Changes the limits of the spec; its devices stay.
+    ///
+    /// # Errors
+    /// As [`Self::kept`], or the file cannot be written.
+    pub fn change_limits(&self, mut limits: LinuxResources, filters: &Cache) -> Result<(), CriError> {
+        let filter = self.kept(filters)?.filter;
+        let mut spec = self.whole()?;
+        let Some(linux) = spec.linux_mut() else { return Ok(()) };
+        let devices = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
+        limits.set_devices(devices);
+        linux.set_resources(Some(limits));
+        self.keep(spec, filter)?;
+        Ok(())
     }
 
     /// What a further process needs.

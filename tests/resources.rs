@@ -1,0 +1,187 @@
+//! Limits of a container, on whichever version of cgroups the host has: set, changed, and what they do. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use std::fs;
+
+use berth_proto::v1::*;
+use support::{Berth, code, shell, sleeper};
+use tonic::Code;
+
+fn limited(mut config: ContainerConfig, resources: LinuxContainerResources) -> ContainerConfig {
+    config.linux.as_mut().unwrap().resources = Some(resources);
+    config
+}
+
+fn is_v2() -> bool {
+    fs::metadata("/sys/fs/cgroup/cgroup.controllers").is_ok()
+}
+
+/// A file of the cgroup of a container, by its controller and name on v1 or its name on v2, as root on the host reads it.
+async fn limit(berth: &mut Berth, id: &str, v1: (&str, &str), v2: &str) -> String {
+    let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+    let info = berth.runtime.container_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let cgroup = info["cgroup"].as_str().unwrap();
+    let path = if is_v2() {
+        format!("/sys/fs/cgroup{cgroup}/{v2}")
+    } else {
+        format!("/sys/fs/cgroup/{}{cgroup}/{}", v1.0, v1.1)
+    };
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")).trim().to_owned()
+}
+
+async fn memory(berth: &mut Berth, id: &str) -> String {
+    limit(berth, id, ("memory", "memory.limit_in_bytes"), "memory.max").await
+}
+
+async fn quota(berth: &mut Berth, id: &str) -> String {
+    let text = limit(berth, id, ("cpu", "cpu.cfs_quota_us"), "cpu.max").await;
+    text.split(' ').next().unwrap().to_owned()
+}
+
+async fn update(
+    berth: &mut Berth,
+    id: &str,
+    resources: LinuxContainerResources,
+) -> Result<(), tonic::Status> {
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.to_owned(),
+        linux: Some(resources),
+        ..UpdateContainerResourcesRequest::default()
+    };
+    berth.runtime.update_container_resources(request).await.map(drop)
+}
+
+const MIB: i64 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_while_created_running_and_over() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("update")).await;
+    let resources = LinuxContainerResources {
+        memory_limit_in_bytes: 64 * MIB,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        cpu_shares: 512,
+        ..Default::default()
+    };
+    let id = berth.try_create(&pod, limited(sleeper("c"), resources.clone())).await.unwrap();
+    assert_eq!(memory(&mut berth, &id).await, (64 * MIB).to_string());
+
+    let more = LinuxContainerResources { memory_limit_in_bytes: 128 * MIB, ..Default::default() };
+    update(&mut berth, &id, more).await.unwrap();
+    assert_eq!(memory(&mut berth, &id).await, (128 * MIB).to_string());
+    assert_eq!(quota(&mut berth, &id).await, "50000", "what is not said stays");
+
+    berth.try_start_container(&id).await.unwrap();
+    let cpu = LinuxContainerResources {
+        cpu_quota: 20_000,
+        cpuset_cpus: "0".to_owned(),
+        memory_limit_in_bytes: 32 * MIB,
+        ..Default::default()
+    };
+    update(&mut berth, &id, cpu).await.unwrap();
+    assert_eq!(memory(&mut berth, &id).await, (32 * MIB).to_string());
+    assert_eq!(quota(&mut berth, &id).await, "20000");
+    assert_eq!(limit(&mut berth, &id, ("cpuset", "cpuset.cpus"), "cpuset.cpus").await, "0");
+
+    // One that the kernel refuses takes the others with it.
+    let bad = LinuxContainerResources {
+        memory_limit_in_bytes: 48 * MIB,
+        cpuset_cpus: "4000".to_owned(),
+        ..Default::default()
+    };
+    let error = update(&mut berth, &id, bad).await.unwrap_err();
+    assert!(error.message().contains("cpuset.cpus"), "{error}");
+    assert_eq!(memory(&mut berth, &id).await, (32 * MIB).to_string());
+
+    // The status tells what holds, also to the next daemon.
+    berth.kill();
+    berth.restart().await;
+    let told = berth.status(&id).await.resources.unwrap().linux.unwrap();
+    assert_eq!((told.memory_limit_in_bytes, told.cpu_quota, told.cpu_shares), (32 * MIB, 20_000, 512));
+    assert_eq!(told.cpuset_cpus, "0");
+
+    berth.stop_container(&id, 5).await;
+    let over = LinuxContainerResources { cpu_quota: 10_000, ..Default::default() };
+    update(&mut berth, &id, over).await.unwrap();
+    assert_eq!(berth.status(&id).await.resources.unwrap().linux.unwrap().cpu_quota, 10_000);
+    let unknown = update(&mut berth, "0123", LinuxContainerResources::default()).await;
+    assert_eq!(code(unknown), Code::NotFound);
+    assert!(berth.clean().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pod_is_given_is_recorded() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("given")).await;
+    let resources = LinuxContainerResources { cpu_shares: 300, ..Default::default() };
+    let overhead = LinuxContainerResources { memory_limit_in_bytes: MIB, ..Default::default() };
+    let request = UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.clone(),
+        overhead: Some(overhead),
+        resources: Some(resources),
+    };
+    berth.runtime.update_pod_sandbox_resources(request).await.unwrap();
+    berth.kill();
+    berth.restart().await;
+    let request = PodSandboxStatusRequest { pod_sandbox_id: pod, verbose: true };
+    let info = berth.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let linux = &info["config"]["linux"];
+    assert_eq!(linux["resources"]["cpu_shares"], 300, "{info}");
+    assert_eq!(linux["overhead"]["memory_limit_in_bytes"], MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_needs_more_memory_than_it_may_is_told_so() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("oom")).await;
+    let resources = LinuxContainerResources { memory_limit_in_bytes: 16 * MIB, ..Default::default() };
+    let greedy = limited(shell("greedy", "exec tail /dev/zero"), resources.clone());
+    let id = berth.run(&pod, greedy).await;
+    let status = berth.ended(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
+    // A neighbour of the same pod is not.
+    let killed = limited(shell("killed", "kill -9 $$"), resources);
+    let id = berth.run(&pod, killed).await;
+    let status = berth.ended(&id).await;
+    assert_ne!(status.reason, "OOMKilled", "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_the_host_does_not_have_need_no_limit() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pages")).await;
+    let pages = |limit| LinuxContainerResources {
+        hugepage_limits: vec![HugepageLimit { page_size: "3MB".to_owned(), limit }],
+        ..Default::default()
+    };
+    let (code, _) = berth.run_to_end(&pod, limited(shell("none", "true"), pages(0))).await;
+    assert_eq!(code, 0);
+    let error = berth.try_create(&pod, limited(shell("some", "true"), pages(3 << 20))).await.unwrap_err();
+    assert!(error.message().contains("hugetlb"), "{error}");
+    assert!(berth.clean().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_v2_are_set_as_asked() {
+    if !is_v2() {
+        eprintln!("cgroup v1: there is no unified map");
+        return;
+    }
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("unified")).await;
+    let unified = |key: &str, value: &str| LinuxContainerResources {
+        unified: [(key.to_owned(), value.to_owned())].into(),
+        ..Default::default()
+    };
+    let id = berth.run(&pod, limited(sleeper("c"), unified("memory.high", "33554432"))).await;
+    assert_eq!(limit(&mut berth, &id, ("", ""), "memory.high").await, "33554432");
+    update(&mut berth, &id, unified("memory.oom.group", "1")).await.unwrap();
+    assert_eq!(limit(&mut berth, &id, ("", ""), "memory.oom.group").await, "1");
+    let error = berth.try_create(&pod, limited(shell("bad", "true"), unified("../x", "1"))).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+}
