@@ -354,6 +354,9 @@ pub struct DeviceNode {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// The host's node for it, absolute, where that is not at the same place.
+    #[serde(default)]
+    pub source: Option<String>,
 }
 
 /// The kind of a device node.

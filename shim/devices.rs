@@ -1,8 +1,9 @@
 //! The host's device nodes, for privileged containers and those that ask for some by name.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use berth_proto::v1::ContainerConfig;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
@@ -31,6 +32,20 @@ pub fn all() -> Vec<LinuxDevice> {
 /// # Errors
 /// A path is neither a device nor a folder.
 pub fn wanted(config: &ContainerConfig) -> Result<Vec<LinuxDevice>, CriError> {
+    Ok(found(config)?.into_iter().map(|(device, _)| device).collect())
+}
+
+/// The host's nodes of these devices, by the paths in the container.
+///
+/// # Errors
+/// As [`wanted`].
+pub fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, String>, CriError> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    Ok(found(config)?.iter().map(|(device, source)| (text(device.path()), text(source))).collect())
+}
+
+/// Each device with its node on the host.
+fn found(config: &ContainerConfig) -> Result<Vec<(LinuxDevice, PathBuf)>, CriError> {
     let mut devices = Vec::new();
     for wanted in &config.devices {
         let (source, target) = (Path::new(&wanted.host_path), Path::new(&wanted.container_path));
@@ -41,12 +56,13 @@ pub fn wanted(config: &ContainerConfig) -> Result<Vec<LinuxDevice>, CriError> {
             let mut inside = Vec::new();
             collect(source, DEPTH, &mut inside);
             for mut device in inside {
-                let below = device.path().strip_prefix(source).unwrap_or(Path::new("")).to_owned();
-                device.set_path(target.join(below));
-                devices.push(device);
+                let node = device.path().clone();
+                device.set_path(target.join(node.strip_prefix(source).unwrap_or(Path::new(""))));
+                devices.push((device, node));
             }
         } else {
-            devices.push(device(target, &metadata).ok_or_else(|| none("is no device".to_owned()))?);
+            let device = device(target, &metadata).ok_or_else(|| none("is no device".to_owned()))?;
+            devices.push((device, source.to_owned()));
         }
     }
     Ok(devices)

@@ -182,6 +182,7 @@ async fn files_of_v2_are_set_as_asked() {
     assert_eq!(limit(&mut berth, &id, ("", ""), "memory.high").await, "33554432");
     update(&mut berth, &id, unified("memory.oom.group", "1")).await.unwrap();
     assert_eq!(limit(&mut berth, &id, ("", ""), "memory.oom.group").await, "1");
-    let error = berth.try_create(&pod, limited(shell("bad", "true"), unified("../x", "1"))).await.unwrap_err();
+    let error =
+        berth.try_create(&pod, limited(shell("bad", "true"), unified("../x", "1"))).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
 }

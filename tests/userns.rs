@@ -116,3 +116,26 @@ async fn ids_that_cannot_be_mapped_are_refused_by_name() {
     assert_eq!(code(refused), Code::InvalidArgument);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_and_profiles_are_as_in_any_other_pod() {
+    let mut berth = Berth::start().await;
+    let config = pod(&berth, "whole");
+    let pod = berth.run_pod(config).await;
+    let mut config = with_users(sleeper("c"));
+    let device = |host: &str, inside: &str| Device {
+        host_path: host.to_owned(),
+        container_path: inside.to_owned(),
+        permissions: "rw".to_owned(),
+    };
+    config.devices = vec![device("/dev/zero", "/dev/nothing/at-all"), device("/dev/full", "/full")];
+    let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.seccomp = Some(SecurityProfile::default());
+    let id = berth.run(&pod, config).await;
+    let script = "head -c 3 /dev/nothing/at-all | wc -c; echo x >/full; echo $?; \
+                  grep -E '^(Seccomp|CapEff):' /proc/self/status; mount -t tmpfs x /mnt; echo $?";
+    let text = berth.sh(&id, script).await;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines, ["3", "1", "CapEff:\t00000000a80425fb", "Seccomp:\t2", "1"], "{text}");
+    assert!(berth.clean().await.is_empty());
+}

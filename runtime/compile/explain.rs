@@ -23,7 +23,12 @@ pub fn explain(failure: &InitFailure, plan: &ContainerPlan) -> String {
 fn object(failure: &InitFailure, plan: &ContainerPlan) -> Option<String> {
     let index = usize::try_from(failure.index.unwrap_or(0)).ok()?;
     match failure.step {
-        Step::OpenSource | Step::PodShm | Step::MountTarget | Step::Mount | Step::MountAttributes => {
+        Step::OpenSource
+        | Step::Peers
+        | Step::PodShm
+        | Step::MountTarget
+        | Step::Mount
+        | Step::MountAttributes => {
             failure.index?;
             plan.mounts.get(index).map(|op| describe(op, index))
         }

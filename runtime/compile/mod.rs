@@ -153,6 +153,10 @@ pub struct Context<'a> {
     pub directories: Vec<String>,
     /// The ids of the user namespace, as the spec has them.
     pub uid_mappings: &'a Option<Vec<LinuxIdMapping>>,
+    /// The host's nodes of devices, by the paths that these have in the container.
+    pub device_sources: BTreeMap<String, String>,
+    /// The container has a cgroup namespace of its own.
+    pub cgroup_namespace: bool,
     /// Detached mounts, by the destination of their mount in the spec.
     pub trees: BTreeMap<String, FdSlot>,
 }
@@ -177,7 +181,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
         net: namespaces.source(LinuxNamespaceType::Network)?,
         ipc: namespaces.source(LinuxNamespaceType::Ipc)?,
         uts: namespaces.source(LinuxNamespaceType::Uts)?,
-        cgroup_namespace: namespaces.find(LinuxNamespaceType::Cgroup).is_some(),
+        cgroup_namespace: context.cgroup_namespace,
         cgroup: context.cgroup.clone(),
         rootfs: context.rootfs,
         rootfs_readonly: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
@@ -195,6 +199,14 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
         process: process::compile_process(process)?,
         stdio: context.stdio.clone(),
     })
+}
+
+/// Whether a container of this spec has a cgroup namespace of its own.
+#[must_use]
+pub fn has_cgroup_namespace(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let mut namespaces = linux.iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup)
 }
 
 /// The ids of the user namespace that a container of this spec lives in, if any.

@@ -27,7 +27,8 @@ pub(super) fn compile(
     linux: &Linux,
     context: &Context<'_>,
 ) -> Result<(Vec<DeviceNode>, Vec<MountOp>)> {
-    let devices = linux.devices().iter().flatten().map(device).collect::<Result<Vec<_>>>()?;
+    let devices = linux.devices().iter().flatten();
+    let devices = devices.map(|found| device(found, context)).collect::<Result<Vec<_>>>()?;
     let mounts = spec.mounts().iter().flatten();
     let fresh_dev = mounts.clone().any(is_fresh_dev);
     let (inside, outside): (Vec<_>, Vec<_>) =
@@ -40,7 +41,7 @@ fn is_fresh_dev(mount: &Mount) -> bool {
     mount.destination() == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs")
 }
 
-fn device(device: &LinuxDevice) -> Result<DeviceNode> {
+fn device(device: &LinuxDevice, context: &Context<'_>) -> Result<DeviceNode> {
     let path = path_text("linux.devices", device.path())?;
     let number = |value: i64| {
         u32::try_from(value)
@@ -62,6 +63,7 @@ fn device(device: &LinuxDevice) -> Result<DeviceNode> {
         mode: device.file_mode().unwrap_or(0o666),
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
+        source: context.device_sources.get(&path).cloned(),
         path,
     })
 }
@@ -125,6 +127,14 @@ fn kind(
         });
     }
     Ok(match fstype {
+        // Without a namespace of its own it is the host's mount that is seen: a new one would change the options that
+        // all mounts of it have in common.
+        "cgroup" | "cgroup2" if context.hierarchies.is_v2() && !context.cgroup_namespace => MountKind::Bind {
+            source: "/sys/fs/cgroup".to_owned(),
+            recursive: true,
+            create: false,
+            idmapped: false,
+        },
         "cgroup" | "cgroup2" => MountKind::Cgroup { hierarchies: context.hierarchies.in_container() },
         "tmpfs" if is_fresh_dev(mount) => {
             MountKind::Dev { options: options.filesystem.clone(), nodes: nodes(devices), links: links() }
@@ -151,6 +161,7 @@ fn nodes(devices: &[DeviceNode]) -> Vec<DeviceNode> {
             mode: 0o666,
             uid: 0,
             gid: 0,
+            source: None,
         })
         .collect();
     for device in devices {

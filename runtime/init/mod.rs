@@ -2,13 +2,14 @@
 //! anything. All of it runs in a child of the keeper, which has a single thread.
 //!
 //! * [`container`]: the way of a container, step by step
-//! * [`mounts`]: its root filesystem and volumes
+//! * [`mounts`]: its root filesystem and volumes; [`peers`]: whether those can propagate
 //! * [`process`]: what container and exec have in common: streams, limits, credentials, exec; [`seccomp`]: the filter
 //! * [`sandbox`], [`exec`]: the way of a pause and of a further process
 
 pub mod container;
 pub mod exec;
 mod mounts;
+mod peers;
 mod process;
 pub mod sandbox;
 mod seccomp;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{At, Descriptors, Done};
+use super::{At, Descriptors, Done, peers};
 use crate::path::Root;
 use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountKind, MountOp, Propagation};
 use crate::sys::mount::{self, FsContext};
@@ -37,6 +37,7 @@ pub(super) fn open_sources(
         sources.push(match &op.kind {
             MountKind::Bind { source, recursive, create, idmapped } => {
                 let tree = open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?;
+                peers::check(source, op.propagation, index)?;
                 if let Some(userns) = userns.filter(|_| *idmapped) {
                     mount::idmap(tree.as_fd(), userns, *recursive).at_index(Step::MountAttributes, index)?;
                 }
@@ -66,7 +67,10 @@ pub(super) fn open_nodes(nodes: &[DeviceNode]) -> sys::Result<Vec<OwnedFd>> {
 }
 
 fn open_node(node: &DeviceNode) -> sys::Result<OwnedFd> {
-    let path = format!("/dev/{}", node.path.trim_start_matches("/dev/").trim_start_matches('/'));
+    let path = match &node.source {
+        Some(source) => source.clone(),
+        None => format!("/dev/{}", node.path.trim_start_matches("/dev/").trim_start_matches('/')),
+    };
     let tree = mount::clone_path(&path, false)?;
     let stat = rustix::fs::fstat(&tree).on("fstat", &path)?;
     let kind = FileType::from_raw_mode(stat.st_mode);

@@ -302,6 +302,8 @@ steps! {
     Seccomp = 30, "load the seccomp filter";
     /// execve(2).
     Exec = 31, "exec";
+    /// Propagation between a volume and the host.
+    Peers = 33, "propagate mount";
     /// The process ended before it told anything.
     Vanished = 32, "the first process ended before exec";
 }

@@ -90,6 +90,8 @@ pub fn assemble(
         directories: volumes(layer),
         uid_mappings: &uid_mappings,
         trees,
+        device_sources: devices::sources(&config)?,
+        cgroup_namespace: compile::has_cgroup_namespace(&spec),
     };
     let mut plan = compile::compile_container(&spec, &context)?;
     plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;

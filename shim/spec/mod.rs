@@ -128,6 +128,9 @@ pub fn container_spec(
 ) -> Result<Spec> {
     let security = security(config);
     refuse_what_comes_later(config, &security)?;
+    if security.privileged && !allows_privileged(pod.config) {
+        return Err(error("privileged", "is set: no privileged container allowed in sandbox"));
+    }
     let mut spec = Spec::default();
     let mut root: Root = RootBuilder::default()
         .path("rootfs")
@@ -145,7 +148,7 @@ pub fn container_spec(
     spec.set_annotations(Some(annotations::of_container(config, pod, image)));
 
     let mut linux = Linux::default();
-    linux.set_namespaces(Some(namespaces::of_container(&security, pod, userns.is_some())));
+    linux.set_namespaces(Some(namespaces::of_container(&security, pod, userns.is_some(), host)));
     if let Some(userns) = &userns {
         linux.set_uid_mappings(Some(userns::mappings(&userns.uids)?));
         linux.set_gid_mappings(Some(userns::mappings(&userns.gids)?));
@@ -163,6 +166,12 @@ pub fn container_spec(
     spec.set_linux(Some(linux));
     tracing::trace!(container = container_id, "translated");
     Ok(spec)
+}
+
+/// Whether a pod may have privileged containers (CRI `LinuxSandboxSecurityContext.privileged`).
+fn allows_privileged(pod: &PodSandboxConfig) -> bool {
+    let security = pod.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security.is_some_and(|security| security.privileged)
 }
 
 /// The pod's user namespace, which its containers must ask for as well.

@@ -3,7 +3,7 @@
 use berth_proto::v1::{LinuxContainerSecurityContext, NamespaceMode};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
-use super::PodContext;
+use super::{Host, PodContext};
 
 /// A namespace of the pod's pause, as a path.
 pub(super) fn pods(pause_pid: i32, kind: LinuxNamespaceType, file: &str) -> LinuxNamespace {
@@ -24,9 +24,14 @@ pub(super) fn of_container(
     security: &LinuxContainerSecurityContext,
     pod: &PodContext<'_>,
     users: bool,
+    host: &Host,
 ) -> Vec<LinuxNamespace> {
     let modes = security.namespace_options.clone().unwrap_or_default();
-    let mut namespaces = vec![new(LinuxNamespaceType::Mount), new(LinuxNamespaceType::Cgroup)];
+    let mut namespaces = vec![new(LinuxNamespaceType::Mount)];
+    // A privileged container manages the host's cgroups on v2, as with containerd and CRI-O.
+    if !(security.privileged && host.cgroup_v2) {
+        namespaces.push(new(LinuxNamespaceType::Cgroup));
+    }
     if users {
         namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::User, "user"));
     }

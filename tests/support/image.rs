@@ -59,6 +59,11 @@ fn layer() -> Vec<u8> {
     }
     add(&mut layer, "etc/passwd", PASSWD.as_bytes(), 0o644, 0);
     add(&mut layer, "etc/group", GROUP.as_bytes(), 0o644, 0);
+    let mut link = tar::Header::new_gnu();
+    link.set_entry_type(tar::EntryType::Symlink);
+    link.set_size(0);
+    link.set_mode(0o777);
+    layer.append_link(&mut link, "link-to-srv", "../../srv").unwrap();
     add(&mut layer, "srv/owned", b"web's\n", 0o640, 1000);
     layer.into_inner().unwrap()
 }
