@@ -10,9 +10,10 @@
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
 //! * [`pod`], [`container`], [`exec`], [`images`], [`spec`]: the life of each noun
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`seccomp`]: small parts
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`]: small parts
 
 pub mod admin_service;
+pub mod cdi;
 pub mod check;
 pub mod cli;
 pub mod clock;

@@ -212,3 +212,42 @@ async fn privileged_needs_a_pod_that_allows_it() {
     assert!(log.contains("managed"), "its cgroups are writable: {log}");
     assert!(berth.clean().await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_has_what_its_vendor_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let dirs = format!(
+        "cdi_spec_dirs = [{:?}]\ndefault_ulimits = [\"nofile=100:200\"]\nshm_size = \"3MiB\"",
+        folder.path()
+    );
+    let mut berth = Berth::start_with(&dirs).await;
+    berth.load_image().await;
+    let library = berth.path("library");
+    fs::write(&library, "vendor's").unwrap();
+    let file = format!(
+        "cdiVersion: 0.6.0\nkind: vendor.example/accelerator\ndevices:\n- name: one\n  containerEdits:\n    \
+         env: [ACCELERATOR=one]\n    deviceNodes: [{{path: /dev/accelerator, hostPath: /dev/full}}]\n    \
+         mounts: [{{hostPath: {:?}, containerPath: /usr/lib/vendor.so, options: [ro, nosuid, bind]}}]\n",
+        library
+    );
+    fs::write(folder.path().join("vendor.yaml"), file).unwrap();
+    let pod = berth.run_pod(berth.pod_config("cdi")).await;
+    let named = |name: &str| {
+        let mut config = shell(
+            "c",
+            "echo $ACCELERATOR; cat /usr/lib/vendor.so; head -c2 /dev/accelerator | wc -c; ulimit -n; ulimit -Hn; \
+             df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2",
+        );
+        config.metadata.as_mut().unwrap().name = name.replace(['/', '='], "-");
+        config.cdi_devices = vec![CdiDevice { name: name.to_owned() }];
+        config
+    };
+    let (_, log) = berth.run_to_end(&pod, named("vendor.example/accelerator=one")).await;
+    assert_eq!(
+        log.split_whitespace().collect::<Vec<_>>(),
+        ["one", "vendor's2", "100", "200", "3072"],
+        "{log}"
+    );
+    let error = berth.try_create(&pod, named("vendor.example/accelerator=two")).await.unwrap_err();
+    assert!(error.message().contains(folder.path().to_str().unwrap()), "{error}");
+}

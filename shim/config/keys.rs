@@ -19,7 +19,7 @@ const fn key(table: &'static str, name: &'static str, about: &'static str) -> Ke
 }
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [Key; 27] = [
+pub const KEYS: [Key; 31] = [
     key("", "socket", "The socket that the kubelet and crictl connect to."),
     key("", "root", "Persistent state: images, containers, addresses."),
     key("", "state", "Volatile state: the pods' keepers and their sockets."),
@@ -29,6 +29,7 @@ pub const KEYS: [Key; 27] = [
         "Where CNI configuration is looked for; without any, pods get the built-in network.",
     ),
     key("", "cni_bin_dirs", "Where CNI plugins are looked for that berth has not built in."),
+    key("", "cdi_spec_dirs", "Where vendors' CDI files are looked for; a later folder wins."),
     key(
         "",
         "certs_dir",
@@ -79,6 +80,17 @@ pub const KEYS: [Key; 27] = [
         "",
         "restrict_oom_score_adj",
         "Give containers no lower oom_score_adj than the daemon's, instead of failing.",
+    ),
+    key(
+        "",
+        "default_ulimits",
+        "Resource limits of every container: \"nofile=1024:524288\" is soft and hard, \"core=0\" both.",
+    ),
+    key("", "shm_size", "The size of a pod's /dev/shm."),
+    key(
+        "",
+        "device_ownership_from_security_context",
+        "Give devices to the user and group that their container asks to run as.",
     ),
     key("", "runtime_handlers", "The RuntimeClass handlers that pods may name, besides none."),
     key("network", "bridge", "The bridge of the built-in network."),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::value::{
     AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, HandlerNames, LogFilter, LogFormat,
-    Mtu, Parallel, PathList, References, SocketPath, Subnets,
+    Mtu, Parallel, PathList, References, SocketPath, Subnets, Ulimits,
 };
 
 /// What one source sets. The fields are those of [`super::Config`].
@@ -19,6 +19,7 @@ pub struct Layer {
     pub state: Option<AbsolutePath>,
     pub cni_conf_dir: Option<AbsolutePath>,
     pub cni_bin_dirs: Option<PathList>,
+    pub cdi_spec_dirs: Option<PathList>,
     pub certs_dir: Option<PathList>,
     pub registries_conf: Option<AbsolutePath>,
     pub auth_file: Option<PathList>,
@@ -36,6 +37,9 @@ pub struct Layer {
     pub log_format: Option<LogFormat>,
     pub cgroup_driver: Option<CgroupDriver>,
     pub restrict_oom_score_adj: Option<bool>,
+    pub default_ulimits: Option<Ulimits>,
+    pub shm_size: Option<ByteSize>,
+    pub device_ownership_from_security_context: Option<bool>,
     pub runtime_handlers: Option<HandlerNames>,
     pub network: NetworkLayer,
 }

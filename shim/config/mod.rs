@@ -42,6 +42,8 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     /// Where CNI plugins are looked for that berth has not built in.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// Where vendors say what their devices need (Container Device Interface); a later folder wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Where registries' `hosts.toml` are looked for; the first folder that has one for a registry wins.
     #[serde(rename = "certs_dir")]
     pub certs_dirs: Vec<PathBuf>,
@@ -80,6 +82,12 @@ pub struct Config {
     pub cgroup_driver: CgroupDriver,
     /// Give containers no lower `oom_score_adj` than the daemon's own, instead of failing where the kernel refuses.
     pub restrict_oom_score_adj: bool,
+    /// Resource limits of every container, as `name=soft:hard`.
+    pub default_ulimits: Vec<String>,
+    /// Bytes of a pod's /dev/shm.
+    pub shm_size: ByteSize,
+    /// A device belongs to the user and group that its container asks to run as.
+    pub device_ownership_from_security_context: bool,
     /// The names of RuntimeClass handlers that pods may ask for, besides none.
     pub runtime_handlers: Vec<String>,
     /// The built-in network.
@@ -109,6 +117,7 @@ impl Default for Config {
             state: "/run/berth".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             certs_dirs: [
                 "/etc/berth/certs.d",
                 "/etc/containerd/certs.d",
@@ -134,6 +143,10 @@ impl Default for Config {
             log_format: LogFormat::Text,
             cgroup_driver: CgroupDriver::Auto,
             restrict_oom_score_adj: false,
+            default_ulimits: Vec::new(),
+            // As containerd and CRI-O have it.
+            shm_size: ByteSize::mib(64),
+            device_ownership_from_security_context: false,
             runtime_handlers: vec!["berth".to_owned()],
             network: NetworkConfig::default(),
             broken_drop_ins: Vec::new(),
@@ -158,6 +171,7 @@ impl Config {
         set(&mut self.state, layer.state);
         set(&mut self.cni_conf_dir, layer.cni_conf_dir);
         set(&mut self.cni_bin_dirs, layer.cni_bin_dirs);
+        set(&mut self.cdi_spec_dirs, layer.cdi_spec_dirs);
         set(&mut self.certs_dirs, layer.certs_dir);
         set(&mut self.registries_conf, layer.registries_conf);
         set(&mut self.auth_files, layer.auth_file);
@@ -179,6 +193,9 @@ impl Config {
         set(&mut self.log_format, layer.log_format);
         set(&mut self.cgroup_driver, layer.cgroup_driver);
         set(&mut self.restrict_oom_score_adj, layer.restrict_oom_score_adj);
+        set(&mut self.default_ulimits, layer.default_ulimits);
+        set(&mut self.shm_size, layer.shm_size);
+        set(&mut self.device_ownership_from_security_context, layer.device_ownership_from_security_context);
         set(&mut self.runtime_handlers, layer.runtime_handlers);
         set(&mut self.network.bridge, layer.network.bridge);
         set(&mut self.network.subnets, layer.network.subnets);

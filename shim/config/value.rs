@@ -85,6 +85,10 @@ checked! {
     HandlerNames, "Vec<String>", Vec<String> => Vec<String>, handlers
 }
 checked! {
+    /// Resource limits as `name=soft:hard`, by the names of setrlimit(2) in lower case.
+    Ulimits, "Vec<String>", Vec<String> => Vec<String>, ulimits
+}
+checked! {
     /// Ranges of pod addresses: at least one, at most one of each family, large enough for a gateway and a pod.
     Subnets, "Vec<IpNet>", Vec<IpNet> => Vec<IpNet>, subnets
 }
@@ -104,6 +108,15 @@ checked! {
 checked! {
     /// Folders in one another: a path in which each has one letter, and that the kernel still takes (PATH_MAX).
     Depth, "usize", usize => usize, depth
+}
+
+fn ulimits(limits: Vec<String>) -> Result<Vec<String>, BadValue> {
+    for limit in &limits {
+        if let Err(why) = crate::spec::rlimits::parse(limit) {
+            return bad(format!("{limit:?} {why}"));
+        }
+    }
+    Ok(limits)
 }
 
 fn at_least_one(count: u64) -> Result<u64, BadValue> {
@@ -257,6 +270,12 @@ pub struct ByteSize(u64);
 const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 impl ByteSize {
+    /// That many MiB.
+    #[must_use]
+    pub const fn mib(count: u64) -> Self {
+        Self(count << 20)
+    }
+
     /// That many GiB.
     #[must_use]
     pub const fn gib(count: u64) -> Self {

@@ -12,6 +12,7 @@ use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
 use berth_runtime::{rootfs, users};
 
+use crate::cdi;
 use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
@@ -61,7 +62,10 @@ pub fn assemble(
     container.amend(|record| {
         record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
     })?;
-    let spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
+    let mut spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
+    let cdi_devices: Vec<String> = config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+    let mut device_sources = devices::sources(&config)?;
+    device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
     let linux = spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let profile = linux.and_then(|linux| linux.seccomp().as_ref());
@@ -90,7 +94,7 @@ pub fn assemble(
         directories: volumes(layer),
         uid_mappings: &uid_mappings,
         trees,
-        device_sources: devices::sources(&config)?,
+        device_sources,
         cgroup_namespace: compile::has_cgroup_namespace(&spec),
     };
     let mut plan = compile::compile_container(&spec, &context)?;
@@ -140,6 +144,8 @@ fn container_spec(
         privileged_devices: if privileged { devices::all() } else { Vec::new() },
         devices: devices::wanted(config)?,
         seccomp_profile: seccomp::wanted(config)?,
+        default_ulimits: daemon.config.default_ulimits.clone(),
+        device_ownership: daemon.config.device_ownership_from_security_context,
         bounding: daemon.capabilities,
         open_files: daemon.open_files,
         cgroup_v2: daemon.hierarchies.is_v2(),

@@ -23,9 +23,6 @@ use crate::store::pod::{name_key, namespaces};
 use crate::store::{Pod, PodRecord, PodState, file};
 use crate::undo::UndoStack;
 
-/// Bytes of a pod's /dev/shm, as containerd and CRI-O have it.
-const SHM_SIZE: u64 = 64 << 20;
-
 /// The pause is the last to go when memory is short (the kubelet's own value for pod infrastructure).
 const PAUSE_OOM_SCORE_ADJ: i32 = -998;
 
@@ -292,7 +289,7 @@ fn sandbox_plan(
         hostname: (net == NamespaceSource::New && !config.hostname.is_empty())
             .then(|| config.hostname.clone()),
         sysctls,
-        shm_size: (ipc == NamespaceSource::New).then_some(SHM_SIZE),
+        shm_size: (ipc == NamespaceSource::New).then(|| daemon.config.shm_size.bytes()),
         cgroup,
         oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),
     })

@@ -1,6 +1,6 @@
 //! Devices: which nodes a container has, and which may be used in it.
 
-use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
+use berth_proto::v1::{ContainerConfig, Int64Value, LinuxContainerSecurityContext};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
 
 use super::{Host, Result, error};
@@ -26,10 +26,25 @@ pub(super) fn nodes(
         if found.is_empty() {
             return Err(error("devices.host_path", format!("{:?} is no device", wanted.host_path)));
         }
+        let found: Vec<LinuxDevice> = found.into_iter().map(|device| owned(device, security, host)).collect();
         nodes.retain(|node| found.iter().all(|device| device.path() != node.path()));
         nodes.extend(found);
     }
     Ok(nodes)
+}
+
+/// A device of the user and group that are asked for by number, where the configuration says so.
+fn owned(mut device: LinuxDevice, security: &LinuxContainerSecurityContext, host: &Host) -> LinuxDevice {
+    let id = |id: Option<&Int64Value>| id.and_then(|id| u32::try_from(id.value).ok()).filter(|id| *id != 0);
+    if host.device_ownership {
+        if let Some(uid) = id(security.run_as_user.as_ref()) {
+            device.set_uid(Some(uid));
+        }
+        if let Some(gid) = id(security.run_as_group.as_ref()) {
+            device.set_gid(Some(gid));
+        }
+    }
+    device
 }
 
 /// What may be done with which device: the last rule that matches counts.

@@ -2,7 +2,8 @@
 //!
 //! * [`validate`]: what a request must look like before anything is done for it
 //! * this file: a container's spec as a whole; [`sandbox`]: a pod's, for those who look
-//! * [`process`]: command, environment, user, capabilities; [`mounts`], [`namespaces`], [`resources`], [`devices`]
+//! * [`process`]: command, environment, user, capabilities; [`mounts`], [`namespaces`], [`resources`], [`rlimits`],
+//!   [`devices`]
 //! * [`seccomp`]: system calls
 //! * [`signal`]: stop signals; [`dns`]: resolv.conf
 
@@ -14,6 +15,7 @@ mod mounts;
 mod namespaces;
 mod process;
 pub mod resources;
+pub mod rlimits;
 mod sandbox;
 pub mod seccomp;
 mod signal;
@@ -107,6 +109,10 @@ pub struct Host {
     pub bounding: u64,
     /// The most open files that a container can be given.
     pub open_files: u64,
+    /// Resource limits of every container, checked when the configuration was read.
+    pub default_ulimits: Vec<String>,
+    /// Devices belong to the user that the container asks to run as.
+    pub device_ownership: bool,
     /// The seccomp profile of the host that the container asks for.
     pub seccomp_profile: Option<LinuxSeccomp>,
     /// The daemon's own score: without CAP_SYS_RESOURCE nothing can go below it.
@@ -127,7 +133,7 @@ pub fn container_spec(
     cgroup_path: &str,
 ) -> Result<Spec> {
     let security = security(config);
-    refuse_what_comes_later(config, &security)?;
+    refuse_what_comes_later(&security)?;
     if security.privileged && !allows_privileged(pod.config) {
         return Err(error("privileged", "is set: no privileged container allowed in sandbox"));
     }
@@ -217,11 +223,8 @@ fn paths(security: &LinuxContainerSecurityContext) -> (Vec<String>, Vec<String>)
 }
 
 /// Fields that would have no effect are refused, never passed over.
-fn refuse_what_comes_later(config: &ContainerConfig, security: &LinuxContainerSecurityContext) -> Result<()> {
+fn refuse_what_comes_later(security: &LinuxContainerSecurityContext) -> Result<()> {
     use berth_proto::v1::security_profile::ProfileType;
-    if !config.cdi_devices.is_empty() {
-        return Err(error("CDI_devices", "are not supported yet"));
-    }
     let localhost = |profile: &Option<berth_proto::v1::SecurityProfile>| {
         profile.as_ref().is_some_and(|profile| profile.profile_type() == ProfileType::Localhost)
     };

@@ -2,16 +2,12 @@
 
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
 use oci_spec::image::Config as ImageConfig;
-use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec, User as OciUser};
+use oci_spec::runtime::{Process, Spec, User as OciUser};
 
-use super::{Host, ImageContext, PodContext, Result, User, capabilities, error};
+use super::{Host, ImageContext, PodContext, Result, User, capabilities, error, rlimits};
 
 /// Where commands are looked for in an image that does not say it.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Open files of a container. Programs that close every descriptor they could have take ages with the daemon's own
-/// limit; this is what containers under Docker and containerd commonly have.
-const OPEN_FILES: u64 = 1 << 20;
 
 /// The lowest score that the kernel knows (proc(5), oom_score_adj).
 const LOWEST_SCORE: i64 = -1000;
@@ -37,7 +33,7 @@ pub(super) fn process(
     process.set_capabilities(Some(capabilities::sets(security, user.uid, host)?));
     process.set_no_new_privileges(Some(security.no_new_privs));
     process.set_oom_score_adj(oom_score_adj(config, host)?);
-    process.set_rlimits(Some(vec![open_files(host)?]));
+    process.set_rlimits(Some(rlimits::of_container(host)?));
     Ok(process)
 }
 
@@ -135,16 +131,6 @@ fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<Option<i32>> {
     }
     let score = i32::try_from(asked).unwrap_or(0);
     Ok(Some(if host.restrict_oom_score_adj { score.max(host.oom_score_adj_floor) } else { score }))
-}
-
-fn open_files(host: &Host) -> Result<PosixRlimit> {
-    let limit = OPEN_FILES.min(host.open_files);
-    PosixRlimitBuilder::default()
-        .typ(PosixRlimitType::RlimitNofile)
-        .soft(limit)
-        .hard(limit)
-        .build()
-        .map_err(|oci| error("rlimits", oci.to_string()))
 }
 
 /// A further process of a container: the container's own with another command. It has never more than the container.

@@ -1,0 +1,140 @@
+//! A file of a vendor (CDI specification, "CDI JSON Specification").
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// The newest version of the format that is known; minor ones add fields.
+const MAJOR: u32 = 1;
+
+/// The longest file that is read, in bytes.
+const LONGEST: u64 = 4 << 20;
+
+/// A file.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct File {
+    cdi_version: String,
+    /// `vendor.com/class`.
+    pub(super) kind: String,
+    #[serde(default)]
+    pub(super) devices: Vec<Device>,
+    /// For whoever uses one of the devices.
+    #[serde(default, rename = "containerEdits")]
+    pub(super) edits: Edits,
+}
+
+/// A device.
+#[derive(Debug, Deserialize)]
+pub(super) struct Device {
+    pub(super) name: String,
+    #[serde(default, rename = "containerEdits")]
+    pub(super) edits: Edits,
+}
+
+/// What is changed of a container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Edits {
+    pub(super) env: Vec<String>,
+    pub(super) device_nodes: Vec<Node>,
+    pub(super) mounts: Vec<Mount>,
+    pub(super) hooks: Vec<Hook>,
+    pub(super) additional_gids: Vec<u32>,
+    pub(super) intel_rdt: Option<serde::de::IgnoredAny>,
+    pub(super) net_devices: Vec<NetDevice>,
+}
+
+/// A node.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Node {
+    pub(super) path: String,
+    pub(super) host_path: Option<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+    pub(super) major: Option<i64>,
+    pub(super) minor: Option<i64>,
+    pub(super) file_mode: Option<u32>,
+    pub(super) permissions: Option<String>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+}
+
+/// A mount.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Mount {
+    pub(super) host_path: String,
+    pub(super) container_path: String,
+    #[serde(default)]
+    pub(super) options: Vec<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+}
+
+/// A program that is run on the way.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Hook {
+    pub(super) hook_name: String,
+    pub(super) path: String,
+}
+
+/// An interface that is moved into the pod.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NetDevice {
+    pub(super) host_interface_name: String,
+}
+
+/// Reads a file; none where its name is not that of one.
+pub(super) fn read(path: &Path) -> Option<Result<File, String>> {
+    let json = match path.extension()?.to_str()? {
+        "json" => true,
+        "yaml" | "yml" => false,
+        _ => return None,
+    };
+    Some(parse(path, json))
+}
+
+fn parse(path: &Path, json: bool) -> Result<File, String> {
+    let length = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if length > LONGEST {
+        return Err(format!("is longer than {LONGEST} bytes"));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let file: File = match json {
+        true => serde_json::from_str(&text).map_err(|error| error.to_string())?,
+        false => serde_saphyr::from_str(&text).map_err(|error| error.to_string())?,
+    };
+    let major =
+        file.cdi_version.trim_start_matches('v').split('.').next().and_then(|major| major.parse().ok());
+    match major {
+        Some(0..=MAJOR) => {}
+        _ => return Err(format!("has the version {:?}", file.cdi_version)),
+    }
+    if !is_kind(&file.kind) {
+        return Err(format!("{:?} is no kind of devices", file.kind));
+    }
+    match file.devices.iter().find(|device| !is_device(&device.name)) {
+        Some(device) => Err(format!("{:?} is no name of a device", device.name)),
+        None => Ok(file),
+    }
+}
+
+/// `vendor/class`, each of letters, digits, `_`, `-` and `.`.
+pub(super) fn is_kind(text: &str) -> bool {
+    let part = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic())
+            && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+    };
+    text.split_once('/').is_some_and(|(vendor, class)| part(vendor) && part(class))
+}
+
+/// Letters, digits, `_`, `-`, `.` and `:`.
+pub(super) fn is_device(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':'))
+}

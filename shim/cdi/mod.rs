@@ -1,0 +1,134 @@
+//! Devices by name (Container Device Interface, github.com/cncf-tags/container-device-interface): vendors say in files
+//! what a container needs to use a device of theirs, and a request names the device.
+//!
+//! * this file: finding a device in the folders with such files
+//! * [`file`]: what is in a file
+//! * [`edits`]: what a device changes of a container's OCI spec
+
+mod edits;
+mod file;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+
+use crate::error::CriError;
+use file::{Edits, File};
+
+/// The field of the request.
+const FIELD: &str = "CDI_devices";
+
+/// The full name of a device: `vendor.com/class=name`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct DeviceName {
+    kind: String,
+    device: String,
+}
+
+impl DeviceName {
+    fn parse(text: &str) -> Option<Self> {
+        let (kind, device) = text.split_once('=')?;
+        (file::is_kind(kind) && file::is_device(device))
+            .then(|| Self { kind: kind.to_owned(), device: device.to_owned() })
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.kind, self.device)
+    }
+}
+
+/// The files of all folders, those of the last folder first, and what is wrong with others.
+#[derive(Debug, Default)]
+struct Registry {
+    files: Vec<(usize, PathBuf, File)>,
+    broken: Vec<String>,
+}
+
+/// Changes a container's spec as the devices that it asks for want it: the answer is where the host has their nodes, by
+/// the paths in the container.
+///
+/// # Errors
+/// A device is in none of the folders or in two files of one, or wants what cannot be done.
+pub fn inject(
+    spec: &mut Spec,
+    names: &[String],
+    folders: &[PathBuf],
+) -> Result<BTreeMap<String, String>, CriError> {
+    let mut sources = BTreeMap::new();
+    if names.is_empty() {
+        return Ok(sources);
+    }
+    let registry = Registry::read(folders);
+    let mut used: Vec<&Path> = Vec::new();
+    let mut wanted: Vec<DeviceName> = Vec::new();
+    for text in names {
+        let name = DeviceName::parse(text)
+            .ok_or_else(|| CriError::invalid(FIELD, format!("{text:?} is no name of a device")))?;
+        if wanted.contains(&name) {
+            continue;
+        }
+        let (path, file, edits) = registry.find(&name, folders)?;
+        // What all devices of a file have in common is done once, before those.
+        let common = (!used.contains(&path)).then_some(&file.edits);
+        used.push(path);
+        for edits in common.into_iter().chain([edits]) {
+            let applied = edits::apply(spec, edits, &mut sources);
+            applied.map_err(|why| CriError::failed(format!("{FIELD} {name}, of {}", path.display()), why))?;
+        }
+        wanted.push(name);
+    }
+    edits::sort_mounts(spec);
+    Ok(sources)
+}
+
+impl Registry {
+    fn read(folders: &[PathBuf]) -> Self {
+        let mut registry = Self::default();
+        for (priority, folder) in folders.iter().enumerate().rev() {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+            paths.sort();
+            for path in paths {
+                match file::read(&path) {
+                    Some(Ok(file)) => registry.files.push((priority, path, file)),
+                    Some(Err(why)) => registry.broken.push(format!("{}: {why}", path.display())),
+                    None => {}
+                }
+            }
+        }
+        for broken in &registry.broken {
+            tracing::warn!(file = broken, "a CDI file that cannot be used");
+        }
+        registry
+    }
+
+    fn find(&self, name: &DeviceName, folders: &[PathBuf]) -> Result<(&Path, &File, &Edits), CriError> {
+        let mut found = self.files.iter().filter_map(|(priority, path, file)| {
+            let device = file.devices.iter().find(|device| device.name == name.device);
+            device.filter(|_| file.kind == name.kind).map(|device| (priority, path, file, &device.edits))
+        });
+        let Some((priority, path, file, edits)) = found.next() else {
+            let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+            let mut why = format!("{name} is in no file of {}", folders.join(", "));
+            if !self.broken.is_empty() {
+                why.push_str(&format!("; cannot be used: {}", self.broken.join("; ")));
+            }
+            return Err(CriError::invalid(FIELD, why));
+        };
+        match found.next() {
+            Some((other, second, ..)) if other == priority => Err(CriError::invalid(
+                FIELD,
+                format!("{name} is in two files: {}, {}", path.display(), second.display()),
+            )),
+            _ => Ok((path, file, edits)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! Resource limits of a container: the CRI has no word on them, so they are the configuration's.
+
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
+
+use super::{Host, Result, error};
+
+/// Open files of a container. Programs that close every descriptor they could have take ages with the daemon's own
+/// limit; this is what containers under Docker and containerd commonly have.
+const OPEN_FILES: u64 = 1 << 20;
+
+const NAMES: [(&str, PosixRlimitType); 16] = [
+    ("as", PosixRlimitType::RlimitAs),
+    ("core", PosixRlimitType::RlimitCore),
+    ("cpu", PosixRlimitType::RlimitCpu),
+    ("data", PosixRlimitType::RlimitData),
+    ("fsize", PosixRlimitType::RlimitFsize),
+    ("locks", PosixRlimitType::RlimitLocks),
+    ("memlock", PosixRlimitType::RlimitMemlock),
+    ("msgqueue", PosixRlimitType::RlimitMsgqueue),
+    ("nice", PosixRlimitType::RlimitNice),
+    ("nofile", PosixRlimitType::RlimitNofile),
+    ("nproc", PosixRlimitType::RlimitNproc),
+    ("rss", PosixRlimitType::RlimitRss),
+    ("rtprio", PosixRlimitType::RlimitRtprio),
+    ("rttime", PosixRlimitType::RlimitRttime),
+    ("sigpending", PosixRlimitType::RlimitSigpending),
+    ("stack", PosixRlimitType::RlimitStack),
+];
+
+/// A limit as `name=soft:hard`, or `name=both`; -1 and `unlimited` are none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(text: &str) -> std::result::Result<(PosixRlimitType, u64, u64), String> {
+    let (name, values) = text.split_once('=').ok_or("is not of the form name=soft:hard")?;
+    let known = NAMES.iter().find(|(known, _)| *known == name);
+    let (_, kind) =
+        known.ok_or_else(|| format!("names no limit; there are {}", NAMES.map(|n| n.0).join(", ")))?;
+    let number = |text: &str| match text {
+        "-1" | "unlimited" => Ok(u64::MAX),
+        text => text.parse::<u64>().map_err(|_| format!("has {text:?}, which is no number")),
+    };
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let (soft, hard) = (number(soft)?, number(hard)?);
+    if soft > hard {
+        return Err("has a soft limit above the hard one".to_owned());
+    }
+    Ok((*kind, soft, hard))
+}
+
+/// The limits of a container: never the daemon's own.
+pub(super) fn of_container(host: &Host) -> Result<Vec<PosixRlimit>> {
+    let mut limits = vec![(PosixRlimitType::RlimitNofile, OPEN_FILES, OPEN_FILES)];
+    for text in &host.default_ulimits {
+        let limit = parse(text).map_err(|why| error("default_ulimits", format!("{text:?} {why}")))?;
+        limits.retain(|known| known.0 != limit.0);
+        limits.push(limit);
+    }
+    limits.into_iter().map(|limit| rlimit(limit, host)).collect()
+}
+
+fn rlimit((kind, soft, hard): (PosixRlimitType, u64, u64), host: &Host) -> Result<PosixRlimit> {
+    let most = if kind == PosixRlimitType::RlimitNofile { host.open_files } else { u64::MAX };
+    PosixRlimitBuilder::default()
+        .typ(kind)
+        .soft(soft.min(most))
+        .hard(hard.min(most))
+        .build()
+        .map_err(|oci| error("rlimits", oci.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_have_names_and_one_or_two_numbers() {
+        assert_eq!(parse("nofile=10:20"), Ok((PosixRlimitType::RlimitNofile, 10, 20)));
+        assert_eq!(parse("core=0"), Ok((PosixRlimitType::RlimitCore, 0, 0)));
+        assert_eq!(parse("memlock=unlimited"), Ok((PosixRlimitType::RlimitMemlock, u64::MAX, u64::MAX)));
+        for wrong in ["nofile", "files=1", "nofile=x", "nofile=2:1", "nofile=1:2:3"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_replaces_the_default() {
+        let host = Host {
+            default_ulimits: vec!["nofile=10:20".to_owned(), "core=0".to_owned()],
+            open_files: 15,
+            ..Host::default()
+        };
+        let limits = of_container(&host).unwrap();
+        let pairs: Vec<_> = limits.iter().map(|limit| (limit.typ(), limit.soft(), limit.hard())).collect();
+        let wanted = [(PosixRlimitType::RlimitNofile, 10, 15), (PosixRlimitType::RlimitCore, 0, 0)];
+        assert_eq!(pairs, wanted);
+    }
+}
