@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::error::CriError;
 use crate::operation::Operations;
 use crate::store::{Folders, Store};
+use crate::systemd::Systemd;
 
 /// One running daemon. It is shared by all requests and holds nothing that is not also on disk or in a keeper.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Daemon {
     pub hierarchies: Hierarchies,
     /// The keeper and the pause, sealed.
     pub programs: Programs,
+    /// systemd, where it makes the cgroups.
+    pub systemd: Systemd,
     /// Compiled seccomp profiles.
     pub filters: Cache,
     /// What is in flight.
@@ -47,6 +50,14 @@ pub struct Daemon {
     pub open_files: u64,
     /// The daemon's own oom_score_adj: without CAP_SYS_RESOURCE nothing can go below it.
     pub oom_score_adj: i32,
+}
+
+impl Daemon {
+    /// Cgroups are systemd's scopes.
+    #[must_use]
+    pub fn by_systemd(&self) -> bool {
+        self.config.cgroup_driver() == berth_proto::v1::CgroupDriver::Systemd
+    }
 }
 
 /// A daemon as its requests hold it.
@@ -71,6 +82,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         network,
         hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
+        systemd: Systemd::default(),
         filters: Cache::default(),
         operations: Operations::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,

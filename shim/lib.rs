@@ -10,7 +10,7 @@
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
 //! * [`pod`], [`container`], [`exec`], [`images`], [`spec`]: the life of each noun
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`]: small parts
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`], [`systemd`]: small parts
 
 pub mod admin_service;
 pub mod cdi;
@@ -38,4 +38,5 @@ pub mod seccomp;
 pub mod server;
 pub mod spec;
 pub mod store;
+pub mod systemd;
 pub mod undo;

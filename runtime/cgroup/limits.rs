@@ -179,7 +179,8 @@ fn max_or(limit: i64) -> String {
 
 /// The weight (1 to 10000) of shares (2 to 262144), on a straight line between these, as all runtimes reckon it
 /// (KEP-2254).
-fn weight_of(shares: u64) -> u64 {
+#[must_use]
+pub fn weight_of(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     1 + (shares - 2) * 9999 / 262_142
 }

@@ -23,6 +23,7 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
 
 pub use hierarchy::{Hierarchies, Version};
+pub use limits::weight_of;
 pub use path::{CgroupPath, CgroupPathError};
 
 use crate::sys::{self, Context};

@@ -52,6 +52,12 @@ impl CgroupPath {
         Self { parts }
     }
 
+    /// Its last part; none at the root.
+    #[must_use]
+    pub fn leaf(&self) -> Option<&str> {
+        self.parts.last().map(String::as_str)
+    }
+
     /// Relative to the root of a hierarchy.
     pub(super) fn relative(&self) -> PathBuf {
         self.parts.iter().collect()

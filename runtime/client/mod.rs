@@ -48,7 +48,41 @@ pub struct Programs {
     pause: OwnedFd,
 }
 
+/// A process that does nothing but be in a cgroup, until it is dropped.
+#[derive(Debug)]
+pub struct Placeholder {
+    process: std::process::Child,
+}
+
+impl Placeholder {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Placeholder {
+    fn drop(&mut self) {
+        // The only error is that of a process which has ended.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
 impl Programs {
+    /// Starts a process that only waits.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn placeholder(&self) -> Result<Placeholder, ClientError> {
+        let null = Stdio::null;
+        let program = sys::fs::descriptor_path(self.pause.as_fd());
+        let mut command = Command::new(program);
+        command.arg0("berth-placeholder").env_clear().stdin(null()).stdout(null()).stderr(null());
+        Ok(Placeholder { process: command.spawn().map_err(ClientError::Spawn)? })
+    }
+
     /// Seals the programs.
     ///
     /// # Errors

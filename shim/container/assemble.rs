@@ -21,6 +21,7 @@ use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
 use crate::store::spec::Kept;
 use crate::store::{Container, Pod};
+use crate::systemd;
 
 /// The word by which the kubelet knows this failure (k8s.io/cri-api/pkg/errors, `ErrImageVolumeMountFailed`).
 pub(super) const IMAGE_VOLUME_FAILED: &str = "ImageVolumeMountFailed";
@@ -153,8 +154,18 @@ fn container_spec(
         last_cap: daemon.last_capability,
         oom_score_adj_floor: daemon.oom_score_adj,
     };
-    let cgroup = container.with(|record| record.cgroup.clone());
+    let cgroup = spec_cgroup(daemon, container)?;
     Ok(spec::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
+}
+
+/// The cgroup in the words of the spec: a path, or with the systemd driver the scope in its slice.
+fn spec_cgroup(daemon: &Daemon, container: &Container) -> Result<String, CriError> {
+    let recorded = container.with(|record| record.cgroup.clone());
+    if !daemon.by_systemd() {
+        return Ok(recorded);
+    }
+    let slice = CgroupPath::from_recorded(&recorded)?.parent();
+    Ok(systemd::spec_path(slice.leaf().unwrap_or_default(), container.id.as_str()))
 }
 
 /// The container whose process namespace is to be joined (CRI `NamespaceMode.TARGET`, for debug containers).

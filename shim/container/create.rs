@@ -8,6 +8,7 @@ use std::time::Duration;
 use berth_image::{Digest, Image, WritableLayer};
 use berth_proto::v1::ContainerConfig;
 use berth_runtime::cgroup::CgroupPath;
+use berth_runtime::client::Placeholder;
 use berth_runtime::wire::{Call, Failure, Outcome};
 use tonic::Status;
 
@@ -18,9 +19,11 @@ use crate::ids::ContainerId;
 use crate::keeper::{Link, LinkError};
 use crate::operation::{Key, Progress};
 use crate::pod;
+use crate::spec::resources::limits;
 use crate::spec::{stop_signal, validate};
 use crate::store::container::{RecordedUser, name_key};
 use crate::store::{Container, ContainerRecord, ContainerState, Pod, PodState, file};
+use crate::systemd;
 use crate::undo::UndoStack;
 
 /// How long the first process may take up to the gate: it opens paths that users name, on any disk. After that it is
@@ -89,6 +92,8 @@ impl Creation {
         let container = self.write_intent(&image).await?;
         self.progress.step("writable layer");
         let layer = self.make_layer(&image, &volumes).await?;
+        self.progress.step("scope");
+        let placeholder = self.start_scope(&container).await?;
         self.progress.step("root filesystem and spec");
         let assembled = self.assemble(&container, layer, pause_pid).await?;
         self.progress.step("log folder");
@@ -97,6 +102,7 @@ impl Creation {
         }
         self.progress.step("first process");
         let pid = self.create_process(&link, &container, assembled).await?;
+        systemd::release(placeholder).await;
         self.progress.step("record");
         container.change(|state| state.created(pid))?;
         Ok(container)
@@ -123,7 +129,11 @@ impl Creation {
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
         let folder = self.daemon.folders.container(&self.id);
         let parent = self.pod.with(|record| CgroupPath::from_recorded(&record.cgroup))?.parent();
-        let cgroup = CgroupPath::new(&parent.to_string(), self.id.as_str())
+        let leaf = match self.daemon.by_systemd() {
+            true => systemd::scope_name(self.id.as_str()),
+            false => self.id.as_str().to_owned(),
+        };
+        let cgroup = CgroupPath::new(&parent.to_string(), &leaf)
             .map_err(|error| CriError::internal("name the container's cgroup", error))?;
         let record = ContainerRecord {
             id: self.id.clone(),
@@ -188,16 +198,29 @@ impl Creation {
         Ok(self.daemon.images.create_layer(self.id.as_str(), &image.id, volumes).await?)
     }
 
+    /// With the systemd driver its cgroup is a scope, which some process must be in from the beginning.
+    async fn start_scope(&mut self, container: &Container) -> Result<Option<Placeholder>, CriError> {
+        let (daemon, cgroup) = (self.daemon.clone(), container.with(|record| record.cgroup.clone()));
+        let recorded = cgroup.clone();
+        self.undo.push("remove the cgroup", async move {
+            pod::stop::release_cgroup(&daemon, recorded).await.map_err(|error| error.to_string())
+        });
+        if !self.daemon.by_systemd() {
+            return Ok(None);
+        }
+        let asked = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let v2 = self.daemon.hierarchies.is_v2();
+        let limits = asked.map(|asked| limits(asked, v2)).unwrap_or_default();
+        let path = CgroupPath::from_recorded(&cgroup)?;
+        systemd::start_scope(&self.daemon, &path, &limits).await.map(Some)
+    }
+
     async fn assemble(
         &mut self,
         container: &Arc<Container>,
         layer: WritableLayer,
         pause_pid: i32,
     ) -> Result<Assembled, CriError> {
-        let (daemon, cgroup) = (self.daemon.clone(), container.with(|record| record.cgroup.clone()));
-        self.undo.push("remove the cgroup", async move {
-            pod::stop::release_cgroup(&daemon, cgroup).await.map_err(|error| error.to_string())
-        });
         let (daemon, pod, container) = (self.daemon.clone(), self.pod.clone(), container.clone());
         blocking(move || assemble::assemble(&daemon, &pod, &container, &layer, pause_pid)).await
     }

@@ -10,6 +10,7 @@ use crate::daemon::{Daemon, Shared, blocking};
 use crate::error::CriError;
 use crate::spec::resources::{change, limits};
 use crate::store::{Container, ContainerState};
+use crate::systemd;
 
 /// Changes limits; 0 and empty leave a limit as it is. What a process was started with (its `oom_score_adj`) stays, as
 /// with other runtimes.
@@ -26,6 +27,10 @@ pub async fn update(daemon: &Shared, request: UpdateContainerResourcesRequest) -
     }
     let Some(asked) = request.linux else { return Ok(()) };
     let daemon = daemon.clone();
+    if daemon.by_systemd() {
+        let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
+        systemd::set_limits(&daemon, &path, &limits(&asked, daemon.hierarchies.is_v2())).await?;
+    }
     // Not to be broken off by a caller that goes away: what blocks runs on to its end.
     blocking(move || apply(&daemon, &container, &asked)).await
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use berth_cni::{PodAttach, PortMapping, Protocol as NetworkProtocol};
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig, PortMapping as CriPortMapping, Protocol};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::client::Placeholder;
 use berth_runtime::compile::FdList;
 use berth_runtime::plan::{CgroupJoin, NamespaceSource, SandboxPlan};
 use berth_runtime::wire::{Call, Outcome};
@@ -21,6 +22,7 @@ use crate::operation::{Key, Progress};
 use crate::spec::validate;
 use crate::store::pod::{name_key, namespaces};
 use crate::store::{Pod, PodRecord, PodState, file};
+use crate::systemd;
 use crate::undo::UndoStack;
 
 /// The pause is the last to go when memory is short (the kubelet's own value for pod infrastructure).
@@ -97,15 +99,15 @@ impl Creation {
     }
 
     async fn steps(&mut self) -> Result<Arc<Pod>, CriError> {
-        let path = CgroupPath::new(cgroup_parent(&self.config), self.id.as_str())
-            .map_err(|error| CriError::invalid("config.linux.cgroup_parent", error))?;
+        let path = cgroup_path(&self.daemon, &self.config, &self.id)?;
         let pod = self.write_intent(&path).await?;
         self.progress.step("cgroup");
-        let cgroup = self.make_cgroup(path).await?;
+        let (cgroup, placeholder) = self.make_cgroup(path).await?;
         self.progress.step("keeper");
         let link = self.start_keeper(&pod).await?;
         self.progress.step("pause");
         let pause = self.start_pause(&link, &cgroup).await?;
+        systemd::release(placeholder).await;
         let pause_pid = pause.pid;
         pod.set_netns(Some(pause.netns));
         pod.set_userns(pause.userns);
@@ -150,7 +152,7 @@ impl Creation {
         Ok(pod)
     }
 
-    async fn make_cgroup(&mut self, path: CgroupPath) -> Result<Cgroup, CriError> {
+    async fn make_cgroup(&mut self, path: CgroupPath) -> Result<(Cgroup, Option<Placeholder>), CriError> {
         let daemon = self.daemon.clone();
         let gone = path.clone();
         let undo_daemon = daemon.clone();
@@ -159,7 +161,12 @@ impl Creation {
                 .await
                 .map_err(|error| error.to_string())
         });
-        blocking(move || Cgroup::create(&daemon.hierarchies, &path, &Default::default())).await
+        let placeholder = match daemon.by_systemd() {
+            true => Some(systemd::start_scope(&daemon, &path, &Default::default()).await?),
+            false => None,
+        };
+        let cgroup = blocking(move || Cgroup::create(&daemon.hierarchies, &path, &Default::default()));
+        Ok((cgroup.await?, placeholder))
     }
 
     async fn start_keeper(&mut self, pod: &Arc<Pod>) -> Result<Link, CriError> {
@@ -257,11 +264,22 @@ pub fn release_default_cgroup(daemon: &Shared) {
     }
 }
 
-fn cgroup_parent(config: &PodSandboxConfig) -> &str {
-    match config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()) {
-        None | Some("") => DEFAULT_CGROUP_PARENT,
-        Some(parent) => parent,
+/// The cgroup of a pod, below the one that its client names: a path, or with the systemd driver a slice.
+fn cgroup_path(daemon: &Shared, config: &PodSandboxConfig, id: &PodId) -> Result<CgroupPath, CriError> {
+    let wrong = |why: String| CriError::invalid("config.linux.cgroup_parent", why);
+    let named =
+        config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).filter(|name| !name.is_empty());
+    if !daemon.by_systemd() {
+        let parent = named.unwrap_or(DEFAULT_CGROUP_PARENT);
+        return CgroupPath::new(parent, id.as_str()).map_err(|error| wrong(error.to_string()));
     }
+    let slice = named.unwrap_or(systemd::DEFAULT_SLICE);
+    // The kubelet may send the path of the slice, whose last part is its name.
+    let slice = slice.trim_end_matches('/').rsplit('/').next().unwrap_or(slice);
+    if !slice.ends_with(".slice") {
+        return Err(wrong(format!("{slice:?} is no slice, and the cgroup driver is systemd")));
+    }
+    CgroupPath::new(slice, &systemd::scope_name(id.as_str())).map_err(|error| wrong(error.to_string()))
 }
 
 fn sandbox_plan(

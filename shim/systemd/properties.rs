@@ -1,0 +1,156 @@
+//! Limits in systemd's words (systemd.resource-control(5); the types are those of org.freedesktop.systemd1(5)).
+
+use berth_runtime::cgroup::weight_of;
+use oci_spec::runtime::LinuxResources;
+use zbus::Variant;
+
+/// A property with its value.
+pub(super) type Property = (&'static str, Variant<'static>);
+
+/// systemd's word for no limit.
+const INFINITY: u64 = u64::MAX;
+
+/// What makes a scope one of berth's: its cgroup is delegated, and it is forgotten as soon as it is empty, however it
+/// ended.
+pub(super) fn of_scope(slice: &str, description: &str, pid: u32) -> Vec<Property> {
+    let mut properties: Vec<Property> = vec![
+        ("Description", description.to_owned().into()),
+        ("Slice", slice.to_owned().into()),
+        ("Delegate", true.into()),
+        ("PIDs", vec![pid].into()),
+        ("DefaultDependencies", false.into()),
+        ("CollectMode", "inactive-or-failed".into()),
+    ];
+    // Without these a controller may be missing in the slices above.
+    for accounting in ["CPUAccounting", "IOAccounting", "MemoryAccounting", "TasksAccounting"] {
+        properties.push((accounting, true.into()));
+    }
+    properties
+}
+
+/// The limits of a container.
+pub(super) fn of(resources: &LinuxResources, v2: bool) -> Vec<Property> {
+    let mut properties = Vec::new();
+    let mut limit = |name, value: Option<i64>| {
+        if let Some(value) = value.filter(|value| *value != 0) {
+            properties.push((name, Variant::from(u64::try_from(value).unwrap_or(INFINITY))));
+        }
+    };
+    if let Some(memory) = resources.memory() {
+        limit(if v2 { "MemoryMax" } else { "MemoryLimit" }, memory.limit());
+        if v2 {
+            limit("MemoryLow", memory.reservation());
+        }
+    }
+    limit("TasksMax", resources.pids().as_ref().map(|pids| pids.limit()));
+    if let Some(swap) =
+        resources.memory().as_ref().and_then(|memory| memory.swap()).filter(|swap| v2 && *swap != 0)
+    {
+        let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
+        // v1 and the OCI spec count memory and swap together.
+        let alone = if swap < 0 { INFINITY } else { u64::try_from(swap - limit).unwrap_or(0) };
+        properties.push(("MemorySwapMax", alone.into()));
+    }
+    properties.extend(of_cpu(resources, v2));
+    properties
+}
+
+fn of_cpu(resources: &LinuxResources, v2: bool) -> Vec<Property> {
+    let Some(cpu) = resources.cpu() else { return Vec::new() };
+    let mut properties: Vec<Property> = Vec::new();
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+        properties.push(if v2 {
+            ("CPUWeight", weight_of(shares).into())
+        } else {
+            ("CPUShares", shares.into())
+        });
+    }
+    let period = cpu.period().filter(|period| *period != 0).unwrap_or(100_000);
+    if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
+        properties.push(("CPUQuotaPeriodUSec", period.into()));
+        properties.push(("CPUQuotaPerSecUSec", per_second(quota, period).into()));
+    }
+    for (name, list) in [("AllowedCPUs", cpu.cpus()), ("AllowedMemoryNodes", cpu.mems())] {
+        if let Some(bits) = list.as_ref().and_then(|list| bits(list)).filter(|_| v2) {
+            properties.push((name, bits.into()));
+        }
+    }
+    properties
+}
+
+/// Microseconds a second. systemd counts in whole percents: a part of one is rounded up.
+fn per_second(quota: i64, period: u64) -> u64 {
+    const PERCENT: u64 = 10_000;
+    match u64::try_from(quota) {
+        Ok(quota) => (quota.saturating_mul(1_000_000) / period).div_ceil(PERCENT) * PERCENT,
+        Err(_) => INFINITY,
+    }
+}
+
+/// A list such as `0-2,5` as bits, the lowest first; none where it is no such list (the kernel refuses it then).
+fn bits(list: &str) -> Option<Vec<u8>> {
+    const MOST: usize = 1 << 16;
+    let mut bits: Vec<u8> = Vec::new();
+    for range in list.split(',').map(str::trim).filter(|range| !range.is_empty()) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last >= MOST {
+            return None;
+        }
+        for number in first..=last {
+            let place = number / 8;
+            if bits.len() <= place {
+                bits.resize(place + 1, 0);
+            }
+            if let Some(byte) = bits.get_mut(place) {
+                *byte |= 1 << (number % 8);
+            }
+        }
+    }
+    (!bits.is_empty()).then_some(bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_proto::v1::LinuxContainerResources;
+
+    use super::*;
+    use crate::spec::resources::limits;
+
+    fn named(v2: bool, asked: &LinuxContainerResources) -> Vec<String> {
+        of(&limits(asked, v2), v2).iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    #[test]
+    fn limits_have_names_on_both_versions() {
+        let asked = LinuxContainerResources {
+            memory_limit_in_bytes: 1000,
+            cpu_shares: 1024,
+            cpu_quota: 50_500,
+            cpu_period: 100_000,
+            cpuset_cpus: "0-1,9".to_owned(),
+            ..Default::default()
+        };
+        let v2 = named(true, &asked).join(" ");
+        for part in ["MemoryMax=1000", "MemorySwapMax=0", "CPUWeight=39", "CPUQuotaPerSecUSec=510000"] {
+            assert!(v2.contains(part), "{part} is not in {v2}");
+        }
+        let v1 = named(false, &asked).join(" ");
+        assert!(v1.contains("MemoryLimit=1000") && v1.contains("CPUShares=1024"), "{v1}");
+        assert!(!v1.contains("Weight") && !v1.contains("AllowedCPUs"), "{v1}");
+        let unlimited =
+            LinuxContainerResources { memory_limit_in_bytes: -1, cpu_quota: -1, ..Default::default() };
+        let text = named(true, &unlimited).join(" ");
+        assert!(text.contains(&format!("MemoryMax={INFINITY}")), "{text}");
+        assert!(text.contains(&format!("CPUQuotaPerSecUSec={INFINITY}")), "{text}");
+    }
+
+    #[test]
+    fn lists_are_bits() {
+        assert_eq!(bits("0-1,9"), Some(vec![0b11, 0b10]));
+        assert_eq!(bits("7"), Some(vec![0b1000_0000]));
+        for wrong in ["", "x", "3-1", "0-99999999"] {
+            assert_eq!(bits(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The systemd cgroup driver, against a stand-in for systemd on a bus of its own. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use berth_proto::v1::*;
+use support::{Berth, code, sleeper};
+use tonic::Code;
+use zbus::object_server::SignalEmitter;
+use zbus::{OwnedObjectPath, OwnedVariant};
+
+type Properties = HashMap<String, OwnedVariant>;
+
+/// What systemd was asked for.
+#[derive(Debug, Default)]
+struct Asked {
+    started: Vec<(String, Properties)>,
+    changed: Vec<(String, Properties)>,
+}
+
+/// A manager whose jobs all end as soon as they have begun.
+struct Manager {
+    asked: Arc<Mutex<Asked>>,
+    result: &'static str,
+}
+
+#[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
+impl Manager {
+    fn subscribe(&self) {}
+
+    async fn start_transient_unit(
+        &self,
+        name: String,
+        mode: String,
+        properties: Vec<(String, OwnedVariant)>,
+        auxiliary: Vec<(String, Vec<(String, OwnedVariant)>)>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+    ) -> OwnedObjectPath {
+        assert!(mode == "replace" && auxiliary.is_empty());
+        self.asked.lock().unwrap().started.push((name.clone(), properties.into_iter().collect()));
+        let job = OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/1").unwrap();
+        Self::job_removed(&emitter, 1, job.clone(), &name, self.result).await.unwrap();
+        job
+    }
+
+    fn set_unit_properties(&self, name: String, runtime: bool, properties: Vec<(String, OwnedVariant)>) {
+        assert!(runtime);
+        self.asked.lock().unwrap().changed.push((name, properties.into_iter().collect()));
+    }
+
+    #[zbus(signal)]
+    async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: &str,
+        result: &str,
+    ) -> zbus::Result<()>;
+}
+
+/// A bus at which the daemon looks for systemd.
+struct Bus {
+    process: Child,
+    _manager: zbus::Connection,
+    asked: Arc<Mutex<Asked>>,
+}
+
+impl Bus {
+    async fn start(folder: &Path, result: &'static str) -> Self {
+        let (socket, config) = (folder.join("bus"), folder.join("bus.conf"));
+        let text = format!(
+            "<busconfig><type>system</type><listen>unix:path={}</listen><policy context=\"default\">\
+             <allow own=\"*\"/><allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>",
+            socket.display()
+        );
+        fs::write(&config, text).unwrap();
+        let process = Command::new("dbus-daemon")
+            .arg(format!("--config-file={}", config.display()))
+            .args(["--nofork", "--nopidfile"])
+            .spawn()
+            .unwrap();
+        while !socket.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let asked = Arc::new(Mutex::new(Asked::default()));
+        let address = format!("unix:path={}", socket.display());
+        let manager = zbus::connection::Builder::address(address.as_str())
+            .name("org.freedesktop.systemd1")
+            .serve_at("/org/freedesktop/systemd1", Manager { asked: asked.clone(), result })
+            .build()
+            .await
+            .unwrap();
+        Self { process, _manager: manager, asked }
+    }
+
+    fn started(&self) -> Vec<(String, Properties)> {
+        std::mem::take(&mut self.asked.lock().unwrap().started)
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// A slice of this test, which stands for the kubelet's.
+fn slice() -> String {
+    format!("berthtest{}.slice", std::process::id())
+}
+
+fn in_slice(berth: &Berth, name: &str) -> PodSandboxConfig {
+    let mut config = berth.pod_config(name);
+    config.linux.as_mut().unwrap().cgroup_parent = slice();
+    config
+}
+
+fn remove_slice() {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        drop(fs::remove_dir(hierarchy.path().join(slice())));
+    }
+    drop(fs::remove_dir(Path::new("/sys/fs/cgroup").join(slice())));
+}
+
+fn text(properties: &Properties, name: &str) -> String {
+    properties.get(name).map(|value| value.to_string()).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_and_containers_are_scopes_of_their_slice() {
+    let mut berth = Berth::start_with("cgroup_driver = \"systemd\"").await;
+    berth.load_image().await;
+    let config = in_slice(&berth, "early");
+    let error = berth.try_run_pod(config).await.unwrap_err();
+    assert!(error.message().contains("D-Bus"), "nobody is there: {error}");
+
+    let bus = Bus::start(berth.folder.path(), "done").await;
+    let config = in_slice(&berth, "scoped");
+    let pod = berth.run_pod(config).await;
+    let started = bus.started();
+    let [(name, properties)] = started.as_slice() else { panic!("{started:?}") };
+    assert_eq!(*name, format!("berth-{pod}.scope"));
+    assert!(text(properties, "Slice").contains(&slice()), "{properties:?}");
+    assert!(text(properties, "Delegate").contains("true") && properties.contains_key("PIDs"));
+
+    let mut config = sleeper("c");
+    let resources = LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
+    config.linux.as_mut().unwrap().resources = Some(resources);
+    let id = berth.run(&pod, config).await;
+    let started = bus.started();
+    let [(name, properties)] = started.as_slice() else { panic!("{started:?}") };
+    assert_eq!(*name, format!("berth-{id}.scope"));
+    let limit =
+        if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "MemoryMax" } else { "MemoryLimit" };
+    assert!(text(properties, limit).contains("67108864"), "{properties:?}");
+
+    // The process is where systemd knows it, and the placeholder has gone.
+    let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
+    let info = berth.runtime.container_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    assert_eq!(info["runtimeSpec"]["linux"]["cgroupsPath"], format!("{}:berth:{id}", slice()));
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", info["pid"])).unwrap();
+    let path = format!("/{}/berth-{id}.scope", slice());
+    assert!(cgroup.lines().all(|line| line.ends_with(&path) || line.starts_with("0::")), "{cgroup}");
+    let placeholders = Command::new("pgrep").args(["-f", "^berth-placeholder$"]).output().unwrap().stdout;
+    assert_eq!(String::from_utf8(placeholders).unwrap(), "");
+
+    let linux = LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..UpdateContainerResourcesRequest::default()
+    };
+    berth.runtime.update_container_resources(request).await.unwrap();
+    let changed = std::mem::take(&mut bus.asked.lock().unwrap().changed);
+    assert!(text(&changed[0].1, limit).contains("33554432"), "{changed:?}");
+
+    // A daemon that comes back finds them.
+    berth.kill();
+    berth.restart().await;
+    assert_eq!(berth.sh(&id, "echo there").await, "there");
+    let left = berth.clean().await;
+    remove_slice();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_systemd_refuses_is_told_and_nothing_is_left() {
+    let mut berth = Berth::start_with("cgroup_driver = \"systemd\"").await;
+    let _bus = Bus::start(berth.folder.path(), "failed").await;
+    let mut config = in_slice(&berth, "refused");
+    let error = berth.try_run_pod(config.clone()).await.unwrap_err();
+    assert!(error.message().contains("its job has ended as failed"), "{error}");
+    config.linux.as_mut().unwrap().cgroup_parent = "/kubepods/pod1".to_owned();
+    let error = berth.try_run_pod(config).await;
+    assert_eq!(code(error), Code::InvalidArgument, "a path is no slice");
+    assert!(berth.clean().await.is_empty());
+}
