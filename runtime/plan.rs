@@ -97,6 +97,12 @@ pub struct SandboxPlan {
     pub sysctls: Vec<(String, String)>,
     /// Bytes of the pod's shared /dev/shm; `None` with the host's IPC namespace.
     pub shm_size: Option<u64>,
+    /// SELinux label of the pause.
+    #[serde(default)]
+    pub selinux: Option<String>,
+    /// SELinux label of the pod's shared memory.
+    #[serde(default)]
+    pub mount_label: Option<String>,
     /// The pause's cgroup.
     pub cgroup: CgroupJoin,
     /// `/proc/self/oom_score_adj` of the pause.

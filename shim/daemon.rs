@@ -13,6 +13,8 @@ use rustix::thread::CapabilitySet;
 
 use crate::config::Config;
 use crate::error::CriError;
+use crate::lsm::apparmor::AppArmor;
+use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
 use crate::store::{Folders, Store};
 use crate::systemd::Systemd;
@@ -36,6 +38,10 @@ pub struct Daemon {
     pub programs: Programs,
     /// systemd, where it makes the cgroups.
     pub systemd: Systemd,
+    /// AppArmor of this host.
+    pub apparmor: AppArmor,
+    /// SELinux of this host.
+    pub selinux: SeLinux,
     /// Compiled seccomp profiles.
     pub filters: Cache,
     /// What is in flight.
@@ -83,6 +89,8 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
         systemd: Systemd::default(),
+        apparmor: AppArmor::detect(Path::new("/"), &config.state),
+        selinux: SeLinux::detect(Path::new("/")),
         filters: Cache::default(),
         operations: Operations::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,

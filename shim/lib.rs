@@ -10,7 +10,7 @@
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
 //! * [`pod`], [`container`], [`exec`], [`images`], [`spec`]: the life of each noun
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`], [`systemd`]: small parts
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`], [`lsm`], [`systemd`]: small parts
 
 pub mod admin_service;
 pub mod cdi;
@@ -29,6 +29,7 @@ pub mod image_service;
 pub mod images;
 pub mod info;
 pub mod keeper;
+pub mod lsm;
 pub mod operation;
 pub mod pod;
 pub mod programs;

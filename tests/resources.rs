@@ -186,3 +186,32 @@ async fn files_of_v2_are_set_as_asked() {
         berth.try_create(&pod, limited(shell("bad", "true"), unified("../x", "1"))).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_runs_in_a_container_that_is_paused() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("paused")).await;
+    let resources = LinuxContainerResources { memory_limit_in_bytes: 32 * MIB, ..Default::default() };
+    let id = berth.run(&pod, limited(sleeper("c"), resources)).await;
+    let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
+    let info = berth.runtime.container_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let cgroup = info["cgroup"].as_str().unwrap();
+    let (file, frozen, thawed) = if is_v2() {
+        (format!("/sys/fs/cgroup{cgroup}/cgroup.freeze"), "1", "0")
+    } else {
+        (format!("/sys/fs/cgroup/freezer{cgroup}/freezer.state"), "FROZEN", "THAWED")
+    };
+    fs::write(&file, frozen).unwrap();
+    assert_eq!(berth.sh(&id, "echo there").await, "there");
+    let slow = berth.exec(&id, &["sleep", "60"], 1).await.unwrap_err();
+    assert_eq!(slow.code(), Code::DeadlineExceeded);
+    // The limits hold beside it as well.
+    let greedy = berth.exec(&id, &["tail", "/dev/zero"], 20).await.unwrap();
+    assert_eq!(greedy.exit_code, 137);
+    fs::write(&file, thawed).unwrap();
+    assert_eq!(berth.sh(&id, "echo again").await, "again");
+    fs::write(&file, frozen).unwrap();
+    berth.stop_container(&id, 1).await;
+    assert!(berth.clean().await.is_empty());
+}

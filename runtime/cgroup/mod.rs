@@ -31,6 +31,9 @@ use crate::sys::{self, Context};
 /// How long a cgroup may stay busy after everything in it has ended: the kernel frees it a moment later.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// What stands between the names of a cgroup and of one next to it.
+const BESIDE: &str = ".";
+
 /// A cgroup could not be made, changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -206,6 +209,49 @@ impl Cgroup {
         Self { whole: whole.clone(), folders: folders.collect(), v2: self.v2 }
     }
 
+    /// Makes a cgroup next to this one, for an exec while this one is frozen: what is below it would be as well. The same
+    /// limits hold; on v1 the exec leaves the freezer's alone.
+    ///
+    /// # Errors
+    /// It cannot be made, or a limit is refused.
+    pub fn beside(&self, name: &str, resources: &LinuxResources) -> Result<Self> {
+        let other = self.existing_beside(name);
+        make_folder(&other.whole)?;
+        if self.v2 {
+            other.update(resources)?;
+        }
+        Ok(other)
+    }
+
+    /// The cgroup next to this one, whether it is there or not.
+    #[must_use]
+    pub fn existing_beside(&self, name: &str) -> Self {
+        let mut leaf = self.whole.file_name().unwrap_or_default().to_owned();
+        leaf.push(format!("{BESIDE}{name}"));
+        let whole = self.whole.with_file_name(leaf);
+        let mut folders = self.folders.clone();
+        for folder in folders.iter_mut().filter(|folder| folder.path == self.whole) {
+            folder.path.clone_from(&whole);
+        }
+        Self { whole, folders, v2: self.v2 }
+    }
+
+    /// Those next to it that a daemon has left behind.
+    fn all_beside(&self) -> Vec<Self> {
+        let entries = self.whole.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten();
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let leaf = self.whole.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!("{leaf}{BESIDE}");
+        names.filter_map(|name| name.strip_prefix(&prefix).map(|name| self.existing_beside(name))).collect()
+    }
+
+    /// Somebody has stopped everything in it (cgroup-v2.rst, `cgroup.freeze`; freezer-subsystem.rst).
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let (file, thawed) = if self.v2 { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
+        fs::read_to_string(self.whole.join(file)).is_ok_and(|state| state.trim() != thawed)
+    }
+
     /// Kills everything in it and below, and waits until it has ended. One that is not there is empty.
     ///
     /// # Errors
@@ -227,6 +273,10 @@ impl Cgroup {
     /// # Errors
     /// Something does not end, or a folder stays.
     pub fn release(&self) -> Result<()> {
+        for other in self.all_beside() {
+            other.kill()?;
+            remove(&other.whole, Instant::now() + BUSY)?;
+        }
         self.kill()?;
         for folder in &self.folders {
             remove(&folder.path, Instant::now() + BUSY)?;

@@ -155,6 +155,8 @@ pub struct Context<'a> {
     pub uid_mappings: &'a Option<Vec<LinuxIdMapping>>,
     /// The host's nodes of devices, by the paths that these have in the container.
     pub device_sources: BTreeMap<String, String>,
+    /// SELinux label of its files.
+    pub mount_label: Option<String>,
     /// The container has a cgroup namespace of its own.
     pub cgroup_namespace: bool,
     /// Detached mounts, by the destination of their mount in the spec.

@@ -137,16 +137,25 @@ fn kind(
         },
         "cgroup" | "cgroup2" => MountKind::Cgroup { hierarchies: context.hierarchies.in_container() },
         "tmpfs" if is_fresh_dev(mount) => {
-            MountKind::Dev { options: options.filesystem.clone(), nodes: nodes(devices), links: links() }
+            MountKind::Dev { options: labelled(options, context), nodes: nodes(devices), links: links() }
         }
-        "proc" | "sysfs" | "tmpfs" | "mqueue" | "devpts" => MountKind::Filesystem {
-            fstype: fstype.to_owned(),
-            source,
-            options: options.filesystem.clone(),
-            keep_mode: false,
-        },
+        "proc" | "sysfs" => new_filesystem(fstype, source, options.filesystem.clone()),
+        "tmpfs" | "mqueue" | "devpts" => new_filesystem(fstype, source, labelled(options, context)),
         other => return Err(invalid(format!("type of mount {target}"), other, "is not supported")),
     })
+}
+
+fn new_filesystem(fstype: &str, source: String, options: Vec<(String, Option<String>)>) -> MountKind {
+    MountKind::Filesystem { fstype: fstype.to_owned(), source, options, keep_mode: false }
+}
+
+/// The options of a filesystem that has files of the container's own, with the label that these have.
+fn labelled(options: &Options, context: &Context<'_>) -> Vec<(String, Option<String>)> {
+    let mut options = options.filesystem.clone();
+    if let Some(label) = &context.mount_label {
+        options.push(("context".to_owned(), Some(label.clone())));
+    }
+    options
 }
 
 /// The nodes of a fresh /dev: the default ones, and those of the spec, which win.

@@ -83,6 +83,9 @@ fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: Option<Proc>) -> Done
     if let Some(score) = plan.oom_score_adj.filter(|_| plan.userns.is_none()) {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
+    if let Some(label) = &plan.selinux {
+        proc.write("self/attr/exec", label).at(Step::SecurityLabel)?;
+    }
     move_to_own_root(plan).at(Step::PivotRoot)?;
     security::no_new_privs().at(Step::NoNewPrivs)
 }
@@ -100,6 +103,9 @@ fn move_to_own_root(plan: &SandboxPlan) -> sys::Result<()> {
             context.set("source", Some("shm"))?;
             context.set("mode", Some("1777"))?;
             context.set("size", Some(&size.to_string()))?;
+            if let Some(label) = &plan.mount_label {
+                context.set("context", Some(label))?;
+            }
         }
         None => {
             context.set("nr_inodes", Some("1"))?;

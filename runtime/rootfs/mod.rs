@@ -14,7 +14,8 @@ use crate::sys::process::{namespace, unshare};
 use crate::sys::{Context, Error, Result};
 
 /// An overlay over `lower`, the topmost layer first. Without `upper` and `work` it is read-only. For a user namespace the
-/// files of the layers belong to the ids there that they have on the disk; nothing is copied or given to anybody.
+/// files of the layers belong to the ids there that they have on the disk; nothing is copied or given to anybody. With a
+/// label all files have this one for SELinux.
 ///
 /// # Errors
 /// A folder cannot be opened, or the kernel refuses it as a layer.
@@ -23,8 +24,9 @@ pub fn overlay(
     upper: Option<&Path>,
     work: Option<&Path>,
     userns: Option<BorrowedFd<'_>>,
+    label: Option<&str>,
 ) -> Result<OwnedFd> {
-    let folders = Folders { lower, upper, work };
+    let folders = Folders { lower, upper, work, label };
     if let Some(userns) = userns {
         return folders.mount_for_users(userns);
     }
@@ -40,11 +42,17 @@ pub fn overlay(
 ///
 /// # Errors
 /// A folder cannot be opened, there is nothing at the path, or the kernel refuses a layer.
-pub fn image_volume(lower: &[PathBuf], path: &str, userns: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+pub fn image_volume(
+    lower: &[PathBuf],
+    path: &str,
+    userns: Option<BorrowedFd<'_>>,
+    label: Option<&str>,
+) -> Result<OwnedFd> {
     // overlayfs wants two layers (Documentation/filesystems/overlayfs.rst, "Multiple lower layers"); one shows itself.
     let whole = match lower {
+        // Its labels are those on the disk: only a new filesystem can be given others.
         [only] => mapped(only, userns)?,
-        _ => overlay(lower, None, None, userns)?,
+        _ => overlay(lower, None, None, userns, label)?,
     };
     if path.split('/').all(|part| part.is_empty() || part == ".") {
         return Ok(whole);
@@ -88,12 +96,14 @@ struct Folders<'a> {
     lower: &'a [PathBuf],
     upper: Option<&'a Path>,
     work: Option<&'a Path>,
+    label: Option<&'a str>,
 }
 
 /// The layers by descriptor: their paths may be longer than any option can be.
 struct Layers {
     lower: Vec<OwnedFd>,
     upper: Option<(OwnedFd, OwnedFd)>,
+    label: Option<String>,
 }
 
 impl Folders<'_> {
@@ -104,7 +114,7 @@ impl Folders<'_> {
             (Some(upper), Some(work)) => Some((open(upper)?, open(work)?)),
             _ => None,
         };
-        Ok(Layers { lower, upper })
+        Ok(Layers { lower, upper, label: self.label.map(str::to_owned) })
     }
 
     /// With mount(2), on older kernels. Layers are opened in the namespace, since the kernel takes only mounts of the
@@ -166,6 +176,9 @@ impl Layers {
             context.set("upperdir", Some(&descriptor_path(upper.as_fd())))?;
             context.set("workdir", Some(&descriptor_path(work.as_fd())))?;
         }
+        if let Some(label) = &self.label {
+            context.set("context", Some(label))?;
+        }
         context.mount(0)
     }
 
@@ -176,6 +189,9 @@ impl Layers {
         let mut options = format!("lowerdir={}", lower.join(":"));
         if let Some((upper, work)) = &self.upper {
             options.push_str(&format!(",upperdir={},workdir={}", path(upper), path(work)));
+        }
+        if let Some(label) = &self.label {
+            options.push_str(&format!(",context=\"{label}\""));
         }
         options
     }
@@ -233,7 +249,7 @@ mod tests {
         std::os::unix::fs::symlink("/part", lower[0].join("link")).unwrap();
         std::os::unix::fs::symlink("/etc", lower[0].join("etc-link")).unwrap();
         let read = |lower: &[PathBuf], part: &str, file: &str| {
-            let root = crate::path::Root::new(image_volume(lower, part, None).unwrap());
+            let root = crate::path::Root::new(image_volume(lower, part, None, None).unwrap());
             crate::sys::fs::read_all(root.open_file(file).unwrap(), 100).unwrap()
         };
         assert_eq!(read(&lower, "", "/both"), b"top");
@@ -241,11 +257,11 @@ mod tests {
         assert_eq!(read(&lower, "/link/inner", "/file"), b"deep");
         assert_eq!(read(&lower[1..], "part/../part/inner", "/file"), b"deep");
         assert!(
-            image_volume(&lower, "etc-link/passwd", None).is_err(),
+            image_volume(&lower, "etc-link/passwd", None, None).is_err(),
             "a link leads nowhere outside the image"
         );
-        assert!(image_volume(&lower, "../../../../etc/passwd", None).is_err());
-        assert!(image_volume(&lower, "none", None).is_err());
+        assert!(image_volume(&lower, "../../../../etc/passwd", None, None).is_err());
+        assert!(image_volume(&lower, "none", None, None).is_err());
     }
 
     #[test]
@@ -256,7 +272,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (lower, upper, work) = layers(folder.path());
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mounted = overlay(&lower, Some(&upper), Some(&work), None).unwrap();
+        let mounted = overlay(&lower, Some(&upper), Some(&work), None, None).unwrap();
         check(&mounted, &upper);
         assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
     }
@@ -269,7 +285,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (lower, upper, work) = layers(folder.path());
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let folders = Folders { lower: &lower, upper: Some(&upper), work: Some(&work) };
+        let folders = Folders { lower: &lower, upper: Some(&upper), work: Some(&work), label: None };
         check(&folders.mount_in_own_namespace().unwrap(), &upper);
         assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
     }
@@ -277,6 +293,8 @@ mod tests {
     #[test]
     fn a_layer_that_is_not_there_is_named() {
         let missing = [PathBuf::from("/nonexistent/layer")];
-        assert!(overlay(&missing, None, None, None).unwrap_err().to_string().contains("/nonexistent/layer"));
+        assert!(
+            overlay(&missing, None, None, None, None).unwrap_err().to_string().contains("/nonexistent/layer")
+        );
     }
 }

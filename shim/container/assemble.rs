@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, NamespaceMode};
@@ -16,6 +17,7 @@ use crate::cdi;
 use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
+use crate::lsm::selinux::{self, Labels};
 use crate::seccomp;
 use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
@@ -58,12 +60,15 @@ pub fn assemble(
         own_upper(users, layer)?;
     }
     let userns = userns.as_ref().map(AsFd::as_fd);
-    let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work), userns)?;
+    let labels = selinux_labels(daemon, pod, &config)?;
+    let label = labels.as_ref().map(|labels| labels.mount.as_str());
+    let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work), userns, label)?;
     let user = resolve_user(&config, layer, &rootfs)?;
     container.amend(|record| {
         record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
     })?;
     let mut spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
+    confine(daemon, &config, labels.as_ref(), &mut spec)?;
     let cdi_devices: Vec<String> = config.cdi_devices.iter().map(|device| device.name.clone()).collect();
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
@@ -78,7 +83,7 @@ pub fn assemble(
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
     let cgroup = descriptors.push_cgroup(cgroup.join()?);
-    let trees = image_volumes(&config, layer, &mut descriptors, userns)?;
+    let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
     let uid_mappings = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().clone());
     let context = Context {
         pid_target: pid_target(daemon, pod, &config)?,
@@ -96,6 +101,7 @@ pub fn assemble(
         uid_mappings: &uid_mappings,
         trees,
         device_sources,
+        mount_label: label.map(str::to_owned),
         cgroup_namespace: compile::has_cgroup_namespace(&spec),
     };
     let mut plan = compile::compile_container(&spec, &context)?;
@@ -158,6 +164,39 @@ fn container_spec(
     Ok(spec::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
 }
 
+/// The SELinux labels of a container, on a host that has them; volumes that are to be relabelled are.
+fn selinux_labels(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<Labels>, CriError> {
+    let asked = spec::security(config).selinux_options;
+    let labels = pod.with(|record| daemon.selinux.of_container(asked.as_ref(), record.selinux.as_ref()))?;
+    if let Some(labels) = &labels {
+        for mount in config.mounts.iter().filter(|mount| mount.selinux_relabel && !mount.host_path.is_empty())
+        {
+            selinux::relabel(Path::new(&mount.host_path), &labels.mount)?;
+        }
+    }
+    Ok(labels)
+}
+
+/// What the security modules of the host confine the process by. A privileged one has the daemon's own SELinux label.
+fn confine(
+    daemon: &Daemon,
+    config: &ContainerConfig,
+    labels: Option<&Labels>,
+    spec: &mut oci_spec::runtime::Spec,
+) -> Result<(), CriError> {
+    let security = spec::security(config);
+    let profile = daemon.apparmor.profile(&security)?;
+    if let Some(process) = spec.process_mut() {
+        process.set_apparmor_profile(profile);
+        process
+            .set_selinux_label(labels.filter(|_| !security.privileged).map(|labels| labels.process.clone()));
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_mount_label(labels.map(|labels| labels.mount.clone()));
+    }
+    Ok(())
+}
+
 /// The cgroup in the words of the spec: a path, or with the systemd driver the scope in its slice.
 fn spec_cgroup(daemon: &Daemon, container: &Container) -> Result<String, CriError> {
     let recorded = container.with(|record| record.cgroup.clone());
@@ -192,17 +231,19 @@ fn image_volumes(
     layer: &WritableLayer,
     descriptors: &mut FdList,
     userns: Option<BorrowedFd<'_>>,
+    label: Option<&str>,
 ) -> Result<BTreeMap<String, FdSlot>, CriError> {
     let mounts = config.mounts.iter().filter(|mount| mount.image.is_some());
     let mut trees = BTreeMap::new();
     for (mount, volume) in mounts.zip(&layer.volumes) {
-        let tree = rootfs::image_volume(&volume.lower, &mount.image_sub_path, userns).map_err(|error| {
-            let what = format!("mounts[{}]: {IMAGE_VOLUME_FAILED}", mount.container_path);
-            CriError::failed(
-                what,
-                format!("{:?} of image {}: {error}", mount.image_sub_path, volume.image.id),
-            )
-        })?;
+        let tree =
+            rootfs::image_volume(&volume.lower, &mount.image_sub_path, userns, label).map_err(|error| {
+                let what = format!("mounts[{}]: {IMAGE_VOLUME_FAILED}", mount.container_path);
+                CriError::failed(
+                    what,
+                    format!("{:?} of image {}: {error}", mount.image_sub_path, volume.image.id),
+                )
+            })?;
         trees.insert(spec::normal(&mount.container_path), descriptors.push(tree));
     }
     Ok(trees)

@@ -134,7 +134,14 @@ impl Exec {
             let Kept { spec, filter } = container.spec.kept(&daemon.filters)?;
             let mut process = compile_process(&exec_process(&spec, &command, false)?)?;
             let userns = compile_users(&spec);
-            let cgroup = container_cgroup(&daemon, &container)?.child(&id)?;
+            let cgroup = container_cgroup(&daemon, &container)?;
+            let cgroup = match cgroup.is_frozen() {
+                true => {
+                    let limits = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+                    cgroup.beside(&id, &limits.unwrap_or_default())?
+                }
+                false => cgroup.child(&id)?,
+            };
             let mut descriptors = FdList::default();
             let cgroup = descriptors.push_cgroup(cgroup.join()?);
             let stdout = Some(descriptors.push(stdout));
@@ -164,7 +171,9 @@ impl Exec {
         self.link.forget_exec(&self.id);
         let (daemon, container, id) = (self.daemon.clone(), self.container.clone(), self.id.clone());
         let killed = blocking(move || -> Result<(), CriError> {
-            Ok(container_cgroup(&daemon, &container)?.existing_child(&id).kill()?)
+            let cgroup = container_cgroup(&daemon, &container)?;
+            cgroup.existing_beside(&id).kill()?;
+            Ok(cgroup.existing_child(&id).kill()?)
         })
         .await;
         if let Err(error) = killed {
@@ -176,7 +185,9 @@ impl Exec {
     async fn remove_cgroup(&self) {
         let (daemon, container, id) = (self.daemon.clone(), self.container.clone(), self.id.clone());
         let removed = blocking(move || -> Result<(), CriError> {
-            Ok(container_cgroup(&daemon, &container)?.existing_child(&id).remove_if_empty()?)
+            let cgroup = container_cgroup(&daemon, &container)?;
+            cgroup.existing_beside(&id).remove_if_empty()?;
+            Ok(cgroup.existing_child(&id).remove_if_empty()?)
         })
         .await;
         if let Err(error) = removed {

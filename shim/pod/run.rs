@@ -18,6 +18,7 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::ids::PodId;
 use crate::keeper::Link;
+use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
 use crate::spec::validate;
 use crate::store::pod::{name_key, namespaces};
@@ -106,7 +107,7 @@ impl Creation {
         self.progress.step("keeper");
         let link = self.start_keeper(&pod).await?;
         self.progress.step("pause");
-        let pause = self.start_pause(&link, &cgroup).await?;
+        let pause = self.start_pause(&pod, &link, &cgroup).await?;
         systemd::release(placeholder).await;
         let pause_pid = pause.pid;
         pod.set_netns(Some(pause.netns));
@@ -128,6 +129,7 @@ impl Creation {
             created_at: crate::clock::now(),
             boot_id: self.daemon.boot_id.clone(),
             cgroup: cgroup.to_string(),
+            selinux: selinux_labels(&self.daemon, &self.config)?,
             state: PodState::Creating,
         };
         let folder = self.daemon.folders.pod(&self.id);
@@ -184,10 +186,11 @@ impl Creation {
         Ok(link)
     }
 
-    async fn start_pause(&mut self, link: &Link, cgroup: &Cgroup) -> Result<Pause, CriError> {
+    async fn start_pause(&mut self, pod: &Pod, link: &Link, cgroup: &Cgroup) -> Result<Pause, CriError> {
         let mut descriptors = FdList::default();
         let join = cgroup.join().map_err(CriError::from)?;
-        let plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join))?;
+        let selinux = pod.with(|record| record.selinux.clone());
+        let plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join), selinux)?;
         let (outcome, descriptors) =
             link.call(Call::Sandbox(Box::new(plan)), descriptors.into_owned()).await?;
         pause_of(outcome, descriptors)
@@ -264,6 +267,14 @@ pub fn release_default_cgroup(daemon: &Shared) {
     }
 }
 
+/// The labels of a pod on a host with SELinux, with a level that no other pod has.
+fn selinux_labels(daemon: &Shared, config: &PodSandboxConfig) -> Result<Option<Labels>, CriError> {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let pods = daemon.store.pods();
+    let used = pods.iter().filter_map(|pod| pod.with(|record| record.selinux.as_ref().and_then(level_of)));
+    daemon.selinux.of_pod(security.and_then(|security| security.selinux_options.as_ref()), &used.collect())
+}
+
 /// The cgroup of a pod, below the one that its client names: a path, or with the systemd driver a slice.
 fn cgroup_path(daemon: &Shared, config: &PodSandboxConfig, id: &PodId) -> Result<CgroupPath, CriError> {
     let wrong = |why: String| CriError::invalid("config.linux.cgroup_parent", why);
@@ -286,6 +297,7 @@ fn sandbox_plan(
     config: &PodSandboxConfig,
     daemon: &Shared,
     cgroup: CgroupJoin,
+    selinux: Option<Labels>,
 ) -> Result<SandboxPlan, CriError> {
     let modes = namespaces(config);
     let own = |mode: NamespaceMode| match mode {
@@ -309,6 +321,8 @@ fn sandbox_plan(
         sysctls,
         shm_size: (ipc == NamespaceSource::New).then(|| daemon.config.shm_size.bytes()),
         cgroup,
+        selinux: selinux.as_ref().map(|labels| labels.process.clone()),
+        mount_label: selinux.map(|labels| labels.mount),
         oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),
     })
 }

@@ -133,7 +133,6 @@ pub fn container_spec(
     cgroup_path: &str,
 ) -> Result<Spec> {
     let security = security(config);
-    refuse_what_comes_later(&security)?;
     if security.privileged && !allows_privileged(pod.config) {
         return Err(error("privileged", "is set: no privileged container allowed in sandbox"));
     }
@@ -220,16 +219,4 @@ fn paths(security: &LinuxContainerSecurityContext) -> (Vec<String>, Vec<String>)
         masked.push(ALWAYS_MASKED.to_owned());
     }
     (masked, security.readonly_paths.clone())
-}
-
-/// Fields that would have no effect are refused, never passed over.
-fn refuse_what_comes_later(security: &LinuxContainerSecurityContext) -> Result<()> {
-    use berth_proto::v1::security_profile::ProfileType;
-    let localhost = |profile: &Option<berth_proto::v1::SecurityProfile>| {
-        profile.as_ref().is_some_and(|profile| profile.profile_type() == ProfileType::Localhost)
-    };
-    if localhost(&security.apparmor) && !security.privileged {
-        return Err(error("apparmor", "a profile is asked for and profiles are not supported yet"));
-    }
-    Ok(())
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::file::{self, FileError};
 use crate::ids::PodId;
 use crate::keeper::Link;
+use crate::lsm::selinux::Labels;
 
 /// Where a pod is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,9 @@ pub struct PodRecord {
     pub boot_id: String,
     /// The pause's cgroup, as a path in every hierarchy.
     pub cgroup: String,
+    /// Its SELinux labels, on a host that has them.
+    #[serde(default)]
+    pub selinux: Option<Labels>,
     /// Where it is.
     pub state: PodState,
 }

@@ -1,0 +1,222 @@
+//! AppArmor: which profile a container is confined by (apparmor(7)). The decisions are those of containerd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use berth_proto::v1::security_profile::ProfileType;
+use berth_proto::v1::{LinuxContainerSecurityContext, SecurityProfile};
+
+use crate::error::CriError;
+
+const FIELD: &str = "apparmor";
+
+/// The name of berth's own profile.
+const DEFAULT: &str = "berth-default";
+
+/// What comes before the name of a loaded profile in the older field, and words that it has.
+const LOCALHOST: &str = "localhost/";
+const DEFAULTS: [&str; 2] = ["runtime/default", "docker/default"];
+const UNCONFINED: &str = "unconfined";
+
+/// The text of berth's own profile: what is not the container's own is denied, even to its root.
+const PROFILE: &str = include_str!("berth-default.apparmor");
+
+/// AppArmor of a host.
+#[derive(Clone, Debug)]
+pub struct AppArmor {
+    enabled: bool,
+    profiles: PathBuf,
+    parser: PathBuf,
+    /// Where the profile's text is written for the parser.
+    folder: PathBuf,
+}
+
+/// A profile by where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Choice {
+    Unset,
+    Unconfined,
+    RuntimeDefault,
+    Loaded(String),
+}
+
+impl AppArmor {
+    /// Looks at the host whose files are below `root`.
+    #[must_use]
+    pub fn detect(root: &Path, folder: &Path) -> Self {
+        let text = fs::read_to_string(root.join("sys/module/apparmor/parameters/enabled"));
+        let profiles = root.join("sys/kernel/security/apparmor/profiles");
+        let parsers = ["usr/sbin/apparmor_parser", "sbin/apparmor_parser"].map(|path| root.join(path));
+        let [first, second] = parsers;
+        Self {
+            enabled: text.is_ok_and(|text| text.starts_with('Y')) && profiles.exists(),
+            profiles,
+            parser: if first.exists() { first } else { second },
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// The profile of a container; none where it is unconfined. May load berth's own.
+    ///
+    /// # Errors
+    /// A profile is asked for that is not loaded, or any on a host without AppArmor.
+    pub fn profile(&self, security: &LinuxContainerSecurityContext) -> Result<Option<String>, CriError> {
+        let choice = choice(security)?;
+        if !self.enabled {
+            return match choice {
+                Choice::Unset | Choice::Unconfined => Ok(None),
+                Choice::RuntimeDefault | Choice::Loaded(_) => Err(CriError::precondition(
+                    FIELD.to_owned(),
+                    "a profile is asked for and this host has no AppArmor",
+                )),
+            };
+        }
+        match choice {
+            Choice::Unconfined => Ok(None),
+            Choice::Unset | Choice::RuntimeDefault if security.privileged => Ok(None),
+            Choice::Unset | Choice::RuntimeDefault => self.load_default().map(Some),
+            Choice::Loaded(name) if self.is_loaded(&name)? => Ok(Some(name)),
+            Choice::Loaded(name) => {
+                Err(CriError::invalid(FIELD, format!("the profile {name:?} is not loaded on this host")))
+            }
+        }
+    }
+
+    /// The kernel lists profiles as `name (mode)`.
+    fn is_loaded(&self, name: &str) -> Result<bool, CriError> {
+        let profiles = fs::read_to_string(&self.profiles)
+            .map_err(|error| CriError::internal(format!("read {}", self.profiles.display()), error))?;
+        Ok(profiles.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(" ("))))
+    }
+
+    fn load_default(&self) -> Result<String, CriError> {
+        if self.is_loaded(DEFAULT)? {
+            return Ok(DEFAULT.to_owned());
+        }
+        let failed = |why: String| CriError::failed(format!("load the AppArmor profile {DEFAULT}"), why);
+        let file = self.folder.join("apparmor-profile");
+        fs::write(&file, PROFILE).map_err(|error| failed(format!("write {}: {error}", file.display())))?;
+        // -K: without the cache of the distribution's own profiles, -r: in the place of an older one.
+        let output = Command::new(&self.parser).arg("-Kr").arg(&file).output();
+        let output = output.map_err(|error| failed(format!("run {}: {error}", self.parser.display())))?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(failed(format!("{} ended with {}: {words}", self.parser.display(), output.status)));
+        }
+        Ok(DEFAULT.to_owned())
+    }
+}
+
+fn choice(security: &LinuxContainerSecurityContext) -> Result<Choice, CriError> {
+    let Some(SecurityProfile { profile_type, localhost_ref }) = &security.apparmor else {
+        #[expect(deprecated, reason = "older clients send it")]
+        return of_old(&security.apparmor_profile);
+    };
+    match ProfileType::try_from(*profile_type) {
+        Ok(ProfileType::Localhost) => loaded(localhost_ref),
+        Ok(_) if !localhost_ref.is_empty() => {
+            Err(CriError::invalid(FIELD, "localhost_ref is set and the profile is not of the host"))
+        }
+        Ok(ProfileType::RuntimeDefault) => Ok(Choice::RuntimeDefault),
+        Ok(ProfileType::Unconfined) => Ok(Choice::Unconfined),
+        Err(_) => Err(CriError::invalid(FIELD, format!("{profile_type} is no profile type"))),
+    }
+}
+
+fn of_old(profile: &str) -> Result<Choice, CriError> {
+    match profile {
+        "" => Ok(Choice::Unset),
+        UNCONFINED => Ok(Choice::Unconfined),
+        profile if DEFAULTS.contains(&profile) => Ok(Choice::RuntimeDefault),
+        profile if profile.starts_with(LOCALHOST) => loaded(profile),
+        profile => Err(CriError::invalid("apparmor_profile", format!("{profile:?} is no profile"))),
+    }
+}
+
+fn loaded(reference: &str) -> Result<Choice, CriError> {
+    let name = reference.strip_prefix(LOCALHOST).unwrap_or(reference);
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return Err(CriError::invalid(FIELD, format!("{reference:?} is no name of a profile")));
+    }
+    Ok(Choice::Loaded(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A host with AppArmor, as far as files tell.
+    struct Host {
+        folder: tempfile::TempDir,
+    }
+
+    impl Host {
+        fn new(parser: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let host = Self { folder };
+            host.write("sys/module/apparmor/parameters/enabled", "Y\n");
+            host.write("sys/kernel/security/apparmor/profiles", "nginx (enforce)\ncups (complain)\n");
+            host.write("sbin/apparmor_parser", parser);
+            let path = host.folder.path().join("sbin/apparmor_parser");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+            host
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            let path = self.folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        fn profile(&self, security: &LinuxContainerSecurityContext) -> Result<Option<String>, String> {
+            let apparmor = AppArmor::detect(self.folder.path(), self.folder.path());
+            apparmor.profile(security).map_err(|error| error.to_string())
+        }
+    }
+
+    fn asks(kind: ProfileType, reference: &str) -> LinuxContainerSecurityContext {
+        let profile = SecurityProfile { profile_type: kind.into(), localhost_ref: reference.to_owned() };
+        LinuxContainerSecurityContext { apparmor: Some(profile), ..Default::default() }
+    }
+
+    #[test]
+    fn a_host_without_it_refuses_what_asks_for_a_profile() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = AppArmor::detect(folder.path(), folder.path());
+        assert_eq!(none.profile(&LinuxContainerSecurityContext::default()).unwrap(), None);
+        assert_eq!(none.profile(&asks(ProfileType::Unconfined, "")).unwrap(), None);
+        for security in [asks(ProfileType::RuntimeDefault, ""), asks(ProfileType::Localhost, "nginx")] {
+            let error = none.profile(&security).unwrap_err().to_string();
+            assert!(error.contains("no AppArmor"), "{error}");
+        }
+    }
+
+    #[test]
+    fn profiles_are_loaded_ones_or_berths_own() {
+        let host = Host::new("#!/bin/sh\n[ \"$1\" = -Kr ] && grep -q 'profile berth-default' \"$2\"\n");
+        let own = Some(DEFAULT.to_owned());
+        assert_eq!(host.profile(&LinuxContainerSecurityContext::default()), Ok(own.clone()));
+        assert_eq!(host.profile(&asks(ProfileType::RuntimeDefault, "")), Ok(own));
+        assert_eq!(host.profile(&asks(ProfileType::Unconfined, "")), Ok(None));
+        assert_eq!(host.profile(&asks(ProfileType::Localhost, "nginx")), Ok(Some("nginx".to_owned())));
+        assert_eq!(
+            host.profile(&asks(ProfileType::Localhost, "localhost/cups")),
+            Ok(Some("cups".to_owned()))
+        );
+        assert!(host.profile(&asks(ProfileType::Localhost, "ngin")).unwrap_err().contains("not loaded"));
+        let privileged = LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+        assert_eq!(host.profile(&privileged), Ok(None));
+    }
+
+    #[test]
+    fn what_the_parser_says_is_told() {
+        let host = Host::new("#!/bin/sh\necho 'syntax error' >&2; exit 1\n");
+        let error = host.profile(&asks(ProfileType::RuntimeDefault, "")).unwrap_err();
+        assert!(error.contains("syntax error"), "{error}");
+        host.write("sys/kernel/security/apparmor/profiles", "berth-default (enforce)\n");
+        assert!(host.profile(&asks(ProfileType::RuntimeDefault, "")).is_ok(), "it is loaded already");
+    }
+}
