@@ -16,6 +16,7 @@ use crate::error::CriError;
 use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
+use crate::stats::rate::Rates;
 use crate::store::{Folders, Store};
 use crate::systemd::Systemd;
 
@@ -42,6 +43,8 @@ pub struct Daemon {
     pub apparmor: AppArmor,
     /// SELinux of this host.
     pub selinux: SeLinux,
+    /// Processor time from one question to the next.
+    pub rates: Rates,
     /// Compiled seccomp profiles.
     pub filters: Cache,
     /// What is in flight.
@@ -91,6 +94,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         systemd: Systemd::default(),
         apparmor: AppArmor::detect(Path::new("/"), &config.state),
         selinux: SeLinux::detect(Path::new("/")),
+        rates: Rates::default(),
         filters: Cache::default(),
         operations: Operations::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,

@@ -8,7 +8,7 @@
 //! * [`cli`], [`config`], [`check`], [`demo`]: what a person meets
 //! * [`server`], [`info`], [`error`]: the outer layer
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
-//! * [`pod`], [`container`], [`exec`], [`images`], [`spec`]: the life of each noun
+//! * [`pod`], [`container`], [`exec`], [`images`], [`stats`], [`spec`]: the life of each noun
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`], [`lsm`], [`systemd`]: small parts
 
@@ -38,6 +38,7 @@ pub mod runtime_service;
 pub mod seccomp;
 pub mod server;
 pub mod spec;
+pub mod stats;
 pub mod store;
 pub mod systemd;
 pub mod undo;

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::{container, exec, info, pod};
+use crate::{container, exec, info, pod, stats};
 
 /// How many objects go in one message of a streamed list: far below any client's limit (4 MiB by default).
 const PER_MESSAGE: usize = 100;
@@ -227,40 +227,56 @@ impl RuntimeService for Runtime {
         later("PortForward")
     }
 
-    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Reply<ContainerStatsResponse> {
-        later("ContainerStats")
+    async fn container_stats(
+        &self,
+        request: Request<ContainerStatsRequest>,
+    ) -> Reply<ContainerStatsResponse> {
+        let found = stats::container::stats(&self.daemon, &request.into_inner().container_id).await?;
+        Ok(Response::new(ContainerStatsResponse { stats: Some(found) }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Reply<ListContainerStatsResponse> {
-        later("ListContainerStats")
+        let stats = stats::container::list(&self.daemon, request.into_inner().filter).await?;
+        Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Reply<Self::StreamContainerStatsStream> {
-        later("StreamContainerStats")
+        let items = stats::container::list(&self.daemon, request.into_inner().filter).await?;
+        Ok(Response::new(in_messages(items, |container_stats| StreamContainerStatsResponse {
+            container_stats,
+        })))
     }
 
-    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Reply<PodSandboxStatsResponse> {
-        later("PodSandboxStats")
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<PodSandboxStatsRequest>,
+    ) -> Reply<PodSandboxStatsResponse> {
+        let found = stats::pod::stats(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(PodSandboxStatsResponse { stats: Some(found) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Reply<ListPodSandboxStatsResponse> {
-        later("ListPodSandboxStats")
+        let stats = stats::pod::list(&self.daemon, request.into_inner().filter).await?;
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Reply<Self::StreamPodSandboxStatsStream> {
-        later("StreamPodSandboxStats")
+        let items = stats::pod::list(&self.daemon, request.into_inner().filter).await?;
+        Ok(Response::new(in_messages(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse {
+            pod_sandbox_stats,
+        })))
     }
 
     async fn checkpoint_container(

@@ -215,3 +215,55 @@ async fn a_command_runs_in_a_container_that_is_paused() {
     berth.stop_container(&id, 1).await;
     assert!(berth.clean().await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_used_can_be_asked_for() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("stats")).await;
+    let resources = LinuxContainerResources { memory_limit_in_bytes: 64 * MIB, ..Default::default() };
+    let mut config =
+        limited(shell("c", "dd if=/dev/zero of=/written bs=1M count=3; while :; do :; done"), resources);
+    config.labels = [("app".to_owned(), "busy".to_owned())].into();
+    let id = berth.run(&pod, config).await;
+    let filter = |app: &str| {
+        let label_selector = [("app".to_owned(), app.to_owned())].into();
+        Some(ContainerStatsFilter { label_selector, ..ContainerStatsFilter::default() })
+    };
+    let list = |filter| ListContainerStatsRequest { filter };
+    let found = berth.runtime.list_container_stats(list(filter("busy"))).await.unwrap().into_inner().stats;
+    assert_eq!(found.len(), 1);
+    assert!(
+        berth.runtime.list_container_stats(list(filter("idle"))).await.unwrap().into_inner().stats.is_empty()
+    );
+    tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+
+    let request = PodSandboxStatsRequest { pod_sandbox_id: pod.clone() };
+    let stats = berth.runtime.pod_sandbox_stats(request).await.unwrap().into_inner().stats.unwrap();
+    let linux = stats.linux.unwrap();
+    assert!(linux.cpu.unwrap().usage_core_nano_seconds.unwrap().value > 0);
+    assert!(linux.memory.unwrap().working_set_bytes.unwrap().value > 0);
+    assert!(linux.process.unwrap().process_count.unwrap().value >= 2, "the pause and the container");
+    assert_eq!(linux.network.unwrap().default_interface.unwrap().name, "eth0");
+    let container = &linux.containers[0];
+    assert_eq!(container.attributes.as_ref().unwrap().id, id);
+    let cpu = container.cpu.as_ref().unwrap();
+    let cores = cpu.usage_nano_cores.unwrap().value;
+    assert!(cores > 50_000_000, "a loop takes what it gets: {cores}");
+    let memory = container.memory.as_ref().unwrap();
+    let available = memory.available_bytes.unwrap().value;
+    assert!(available > 0 && available <= u64::try_from(64 * MIB).unwrap());
+
+    let layer = loop {
+        let request = ContainerStatsRequest { container_id: id.clone() };
+        let stats = berth.runtime.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+        let layer = stats.writable_layer.unwrap();
+        if layer.used_bytes.unwrap().value > 0 {
+            break layer;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    assert!(layer.used_bytes.unwrap().value >= 3 << 20 && layer.inodes_used.unwrap().value > 0);
+    let request = ContainerStatsRequest { container_id: "0123".to_owned() };
+    assert_eq!(code(berth.runtime.container_stats(request).await), Code::NotFound);
+    assert!(berth.clean().await.is_empty());
+}

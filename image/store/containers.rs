@@ -12,7 +12,7 @@ use super::record::{ContainerRecord, DiskUsage};
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
-use crate::image::{Image, ImageVolume, WritableLayer};
+use crate::image::{FsUsage, Image, ImageVolume, WritableLayer};
 
 impl ImageStore {
     /// Makes a container's writable layer on an image. That one, and those that are to be mounted as `volumes`, are in use
@@ -46,6 +46,12 @@ impl ImageStore {
     #[must_use]
     pub fn layer(&self, container_id: &str) -> Option<WritableLayer> {
         self.inner.writable(&self.inner.index(), container_id)
+    }
+
+    /// What a container has written; the figures are at most some seconds old, and 0 before they are there.
+    #[must_use]
+    pub fn layer_usage(&self, container_id: &str) -> Option<FsUsage> {
+        self.inner.layer_usage(container_id)
     }
 
     /// The containers that have a writable layer, whole or in part.

@@ -36,6 +36,13 @@ impl Inner {
         }
     }
 
+    /// What a container has written, as it was last counted.
+    pub(super) fn layer_usage(&self, container_id: &str) -> Option<FsUsage> {
+        self.refresh_containers();
+        let usage = self.index().containers.get(container_id)?.usage;
+        Some(FsUsage { mountpoint: self.folders.root().to_owned(), bytes: usage.bytes, inodes: usage.inodes })
+    }
+
     fn refresh_containers(&self) {
         let mut counting = self.counters.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !counting.under_way && counting.done.is_none_or(|done| done.elapsed() > REFRESH) {

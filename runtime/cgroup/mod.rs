@@ -5,6 +5,7 @@
 //! * [`path`]: the path of a cgroup, the same in every hierarchy
 //! * [`limits`]: resources of the OCI spec as the files of both versions
 //! * [`devices`]: which devices may be opened: files on v1, a program on v2
+//! * [`stats`]: what a cgroup has used
 //! * [`kill`]: the end of everything in a cgroup
 
 mod devices;
@@ -12,6 +13,7 @@ mod hierarchy;
 mod kill;
 mod limits;
 mod path;
+mod stats;
 
 use std::fs;
 use std::io;
@@ -25,6 +27,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 pub use hierarchy::{Hierarchies, Version};
 pub use limits::weight_of;
 pub use path::{CgroupPath, CgroupPathError};
+pub use stats::{Memory, Pressure, Stats, Waited};
 
 use crate::sys::{self, Context};
 

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -30,12 +31,22 @@ pub fn overlay(
     if let Some(userns) = userns {
         return folders.mount_for_users(userns);
     }
+    if OLDER_KERNEL.load(Ordering::Relaxed) {
+        return folders.mount_in_own_namespace();
+    }
     match folders.open()?.mount() {
         // Kernels before 6.5 do not know `lowerdir+` (Documentation/filesystems/overlayfs.rst).
-        Err(error) if error.errno == Errno::INVAL => folders.mount_in_own_namespace(),
+        Err(error) if error.errno == Errno::INVAL => {
+            let mounted = folders.mount_in_own_namespace()?;
+            OLDER_KERNEL.store(true, Ordering::Relaxed);
+            Ok(mounted)
+        }
         mounted => mounted,
     }
 }
+
+/// The kernel has refused what only a newer one knows: it is not asked again, since it writes that down each time.
+static OLDER_KERNEL: AtomicBool = AtomicBool::new(false);
 
 /// What an image has at a path, as a detached mount for reading: `lower` are its layers, the topmost first. The path is
 /// resolved inside the image.

@@ -220,7 +220,7 @@ fn check(asked: Option<&SeLinuxOption>) -> Result<(), CriError> {
     }
     let sound = |c: char| c.is_ascii_digit() || matches!(c, 's' | 'c' | ',' | '.' | ':' | '-');
     let level = asked.level.as_str();
-    if !level.is_empty() && !(level.starts_with('s') && level.chars().all(sound)) {
+    if !(level.is_empty() || level.starts_with('s') && level.chars().all(sound)) {
         return Err(CriError::invalid(format!("{FIELD}.level"), format!("{level:?} is no level")));
     }
     Ok(())

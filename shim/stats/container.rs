@@ -1,0 +1,93 @@
+//! ContainerStats, ListContainerStats and their stream.
+
+use std::sync::Arc;
+
+use berth_proto::v1::{
+    ContainerAttributes, ContainerStats, ContainerStatsFilter, FilesystemIdentifier, FilesystemUsage,
+};
+use berth_runtime::cgroup::{Cgroup, CgroupPath, Stats};
+
+use super::usage::{Reading, value};
+use crate::daemon::{Daemon, Shared, blocking};
+use crate::error::CriError;
+use crate::store::{Container, ContainerState};
+
+/// The statistics of one container. One that has ended has those of its writable layer only.
+///
+/// # Errors
+/// There is no such container.
+pub async fn stats(daemon: &Shared, id: &str) -> Result<ContainerStats, CriError> {
+    let container = daemon.store.container(id)?;
+    tracing::Span::current().record("container", container.id.as_str());
+    let daemon = daemon.clone();
+    blocking(move || Ok::<_, CriError>(of(&daemon, &container))).await
+}
+
+/// The statistics of all containers that run and match the filter.
+///
+/// # Errors
+/// None but that the daemon is going down.
+pub async fn list(
+    daemon: &Shared,
+    filter: Option<ContainerStatsFilter>,
+) -> Result<Vec<ContainerStats>, CriError> {
+    let daemon = daemon.clone();
+    blocking(move || {
+        let containers = daemon.store.containers();
+        daemon.rates.keep(|id| daemon.store.container(id).is_ok() || daemon.store.pod(id).is_ok());
+        let wanted = containers.iter().filter(|container| matches(container, filter.as_ref()));
+        Ok::<_, CriError>(wanted.map(|container| of(&daemon, container)).collect())
+    })
+    .await
+}
+
+fn matches(container: &Arc<Container>, filter: Option<&ContainerStatsFilter>) -> bool {
+    container.with(|record| {
+        !matches!(record.state, ContainerState::Exited(_))
+            && filter.is_none_or(|filter| {
+                let labels = &record.config.labels;
+                record.id.as_str().starts_with(&filter.id)
+                    && record.pod.as_str().starts_with(&filter.pod_sandbox_id)
+                    && filter.label_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+            })
+    })
+}
+
+/// The figures of a container's cgroup; none where it has ended.
+pub(super) fn read(daemon: &Daemon, container: &Container) -> Stats {
+    let path = container.with(|record| match record.state {
+        ContainerState::Exited(_) => None,
+        _ => CgroupPath::from_recorded(&record.cgroup).ok(),
+    });
+    path.map(|path| Cgroup::open(&daemon.hierarchies, &path).stats()).unwrap_or_default()
+}
+
+pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
+    let stats = read(daemon, container);
+    let nano_cores = stats.cpu.and_then(|cpu| daemon.rates.nano_cores(container.id.as_str(), cpu));
+    let at = crate::clock::now();
+    let reading = Reading { at, stats: &stats, nano_cores };
+    ContainerStats {
+        attributes: Some(container.with(|record| ContainerAttributes {
+            id: record.id.as_str().to_owned(),
+            metadata: record.config.metadata.clone(),
+            labels: record.config.labels.clone(),
+            annotations: record.config.annotations.clone(),
+        })),
+        cpu: reading.cpu(),
+        memory: reading.memory(),
+        writable_layer: writable_layer(daemon, container, at),
+        swap: reading.swap(),
+        io: reading.io(),
+    }
+}
+
+fn writable_layer(daemon: &Daemon, container: &Container, at: i64) -> Option<FilesystemUsage> {
+    let usage = daemon.images.layer_usage(container.id.as_str())?;
+    Some(FilesystemUsage {
+        timestamp: at,
+        fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
+        used_bytes: value(usage.bytes),
+        inodes_used: value(usage.inodes),
+    })
+}

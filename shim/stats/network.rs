@@ -1,0 +1,57 @@
+//! What a pod's interfaces have carried, as the kernel tells it in the network namespace of its pause
+//! (proc_pid_net(5), `dev`).
+
+use std::fs;
+
+use berth_proto::v1::{NetworkInterfaceUsage, NetworkUsage};
+
+use super::usage::value;
+
+/// The interface that a pod has its addresses on.
+const DEFAULT: &str = "eth0";
+
+/// The figures of the namespace that a process is in; none where it is gone.
+pub(super) fn of(pid: i32, at: i64) -> Option<NetworkUsage> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
+    let mut interfaces = parse(&text);
+    let default = interfaces.iter().position(|interface| interface.name == DEFAULT);
+    Some(NetworkUsage {
+        timestamp: at,
+        default_interface: default.map(|place| interfaces.remove(place)),
+        interfaces,
+    })
+}
+
+/// Lines such as `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs ...`.
+fn parse(text: &str) -> Vec<NetworkInterfaceUsage> {
+    let interface = |line: &str| {
+        let (name, figures) = line.split_once(':')?;
+        let figures: Vec<u64> = figures.split_whitespace().filter_map(|figure| figure.parse().ok()).collect();
+        let figure = |place: usize| figures.get(place).copied().and_then(value);
+        Some(NetworkInterfaceUsage {
+            name: name.trim().to_owned(),
+            rx_bytes: figure(0),
+            rx_errors: figure(2),
+            tx_bytes: figure(8),
+            tx_errors: figure(10),
+        })
+    };
+    text.lines().filter_map(interface).filter(|interface| interface.name != "lo").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_by_their_place() {
+        let text = "Inter-|   Receive |  Transmit\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 500 5 1 0 0 0 0 0 700 7 2 0 0 0 0 0\n";
+        let interfaces = parse(text);
+        assert_eq!(interfaces.len(), 1);
+        let figures = |usage: &NetworkInterfaceUsage| {
+            [usage.rx_bytes, usage.rx_errors, usage.tx_bytes, usage.tx_errors]
+                .map(|figure| figure.unwrap().value)
+        };
+        assert_eq!(figures(&interfaces[0]), [500, 1, 700, 2]);
+    }
+}

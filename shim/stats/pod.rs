@@ -1,0 +1,126 @@
+//! PodSandboxStats, ListPodSandboxStats and their stream.
+
+use std::sync::Arc;
+
+use berth_proto::v1::{LinuxPodSandboxStats, PodSandboxAttributes, PodSandboxStats, PodSandboxStatsFilter};
+use berth_runtime::cgroup::{Cgroup, CgroupPath, Memory, Stats};
+
+use super::usage::Reading;
+use super::{container, network};
+use crate::daemon::{Daemon, Shared, blocking};
+use crate::error::CriError;
+use crate::store::{Container, Pod, PodState};
+
+/// The statistics of one pod with its containers.
+///
+/// # Errors
+/// There is no such pod, or it is not ready.
+pub async fn stats(daemon: &Shared, id: &str) -> Result<PodSandboxStats, CriError> {
+    let pod = daemon.store.pod(id)?;
+    tracing::Span::current().record("pod", pod.id.as_str());
+    let PodState::Ready { .. } = pod.state() else {
+        return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready"));
+    };
+    let daemon = daemon.clone();
+    blocking(move || Ok::<_, CriError>(of(&daemon, &pod))).await
+}
+
+/// The statistics of all pods that are ready and match the filter.
+///
+/// # Errors
+/// None but that the daemon is going down.
+pub async fn list(
+    daemon: &Shared,
+    filter: Option<PodSandboxStatsFilter>,
+) -> Result<Vec<PodSandboxStats>, CriError> {
+    let daemon = daemon.clone();
+    blocking(move || {
+        let pods = daemon.store.pods();
+        let wanted = pods.iter().filter(|pod| matches(pod, filter.as_ref()));
+        Ok::<_, CriError>(wanted.map(|pod| of(&daemon, pod)).collect())
+    })
+    .await
+}
+
+fn matches(pod: &Pod, filter: Option<&PodSandboxStatsFilter>) -> bool {
+    pod.with(|record| {
+        matches!(record.state, PodState::Ready { .. })
+            && filter.is_none_or(|filter| {
+                let labels = &record.config.labels;
+                record.id.as_str().starts_with(&filter.id)
+                    && filter.label_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+            })
+    })
+}
+
+fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
+    let containers: Vec<Arc<Container>> =
+        daemon.store.containers().into_iter().filter(|container| container.pod == pod.id).collect();
+    let stats = read(daemon, pod, &containers);
+    let nano_cores = stats.cpu.and_then(|cpu| daemon.rates.nano_cores(pod.id.as_str(), cpu));
+    let at = crate::clock::now();
+    let reading = Reading { at, stats: &stats, nano_cores };
+    let network = match pod.state() {
+        // In the host's network the figures are the host's, and no pod's.
+        PodState::Ready { pause_pid } if !pod.host_network() => network::of(pause_pid, at),
+        _ => None,
+    };
+    PodSandboxStats {
+        attributes: Some(pod.with(|record| PodSandboxAttributes {
+            id: record.id.as_str().to_owned(),
+            metadata: record.config.metadata.clone(),
+            labels: record.config.labels.clone(),
+            annotations: record.config.annotations.clone(),
+        })),
+        linux: Some(LinuxPodSandboxStats {
+            cpu: reading.cpu(),
+            memory: reading.memory(),
+            network,
+            process: reading.processes(),
+            containers: containers.iter().map(|found| container::of(daemon, found)).collect(),
+            io: reading.io(),
+        }),
+        windows: None,
+    }
+}
+
+/// The cgroup that the kubelet has made for a pod has the figures of all in it. A pod without one of its own shares
+/// berth's with others: it is the sum of what is in it.
+fn read(daemon: &Daemon, pod: &Pod, containers: &[Arc<Container>]) -> Stats {
+    let (own, named) = pod.with(|record| {
+        let linux = record.config.linux.as_ref();
+        let named = linux.is_some_and(|linux| !linux.cgroup_parent.is_empty());
+        (CgroupPath::from_recorded(&record.cgroup), named)
+    });
+    let Ok(own) = own else { return Stats::default() };
+    if named {
+        return Cgroup::open(&daemon.hierarchies, &own.parent()).stats();
+    }
+    let pause = Cgroup::open(&daemon.hierarchies, &own).stats();
+    containers.iter().fold(pause, |sum, found| add(sum, &container::read(daemon, found)))
+}
+
+fn add(sum: Stats, more: &Stats) -> Stats {
+    let both = |a: Option<u64>, b: Option<u64>| match (a, b) {
+        (None, None) => None,
+        (a, b) => Some(a.unwrap_or(0).saturating_add(b.unwrap_or(0))),
+    };
+    Stats {
+        cpu: both(sum.cpu, more.cpu),
+        processes: both(sum.processes, more.processes),
+        memory: match (sum.memory, more.memory) {
+            (Some(a), Some(b)) => Some(Memory {
+                usage: a.usage + b.usage,
+                working_set: a.working_set + b.working_set,
+                anonymous: a.anonymous + b.anonymous,
+                faults: a.faults + b.faults,
+                major_faults: a.major_faults + b.major_faults,
+                swap: both(a.swap, b.swap),
+                ..Memory::default()
+            }),
+            (a, b) => a.or(b),
+        },
+        // Shares of time do not add up.
+        ..Stats::default()
+    }
+}
