@@ -117,8 +117,14 @@ mod tests {
     use super::*;
     use crate::spec::resources::limits;
 
-    fn named(v2: bool, asked: &LinuxContainerResources) -> Vec<String> {
-        of(&limits(asked, v2), v2).iter().map(|(name, value)| format!("{name}={value}")).collect()
+    fn named(v2: bool, asked: &LinuxContainerResources) -> Vec<Property> {
+        of(&limits(asked, v2), v2)
+    }
+
+    /// What a property is set to: a number, as all those asked for here are.
+    fn number(properties: &[Property], name: &str) -> Option<u64> {
+        let (_, value) = properties.iter().find(|property| property.0 == name)?;
+        u64::try_from(value).ok()
     }
 
     #[test]
@@ -131,18 +137,22 @@ mod tests {
             cpuset_cpus: "0-1,9".to_owned(),
             ..Default::default()
         };
-        let v2 = named(true, &asked).join(" ");
-        for part in ["MemoryMax=1000", "MemorySwapMax=0", "CPUWeight=39", "CPUQuotaPerSecUSec=510000"] {
-            assert!(v2.contains(part), "{part} is not in {v2}");
+        let v2 = named(true, &asked);
+        for (name, value) in
+            [("MemoryMax", 1000), ("MemorySwapMax", 0), ("CPUWeight", 39), ("CPUQuotaPerSecUSec", 510_000)]
+        {
+            assert_eq!(number(&v2, name), Some(value), "{name} in {v2:?}");
         }
-        let v1 = named(false, &asked).join(" ");
-        assert!(v1.contains("MemoryLimit=1000") && v1.contains("CPUShares=1024"), "{v1}");
-        assert!(!v1.contains("Weight") && !v1.contains("AllowedCPUs"), "{v1}");
+        let v1 = named(false, &asked);
+        assert_eq!(number(&v1, "MemoryLimit"), Some(1000), "{v1:?}");
+        assert_eq!(number(&v1, "CPUShares"), Some(1024), "{v1:?}");
+        assert!(v1.iter().all(|(name, _)| !["CPUWeight", "AllowedCPUs"].contains(name)), "{v1:?}");
         let unlimited =
             LinuxContainerResources { memory_limit_in_bytes: -1, cpu_quota: -1, ..Default::default() };
-        let text = named(true, &unlimited).join(" ");
-        assert!(text.contains(&format!("MemoryMax={INFINITY}")), "{text}");
-        assert!(text.contains(&format!("CPUQuotaPerSecUSec={INFINITY}")), "{text}");
+        let unlimited = named(true, &unlimited);
+        for name in ["MemoryMax", "CPUQuotaPerSecUSec"] {
+            assert_eq!(number(&unlimited, name), Some(INFINITY), "{name} in {unlimited:?}");
+        }
     }
 
     #[test]
