@@ -97,6 +97,9 @@ pub struct SandboxPlan {
     pub sysctls: Vec<(String, String)>,
     /// Bytes of the pod's shared /dev/shm; `None` with the host's IPC namespace.
     pub shm_size: Option<u64>,
+    /// The pause's filter of system calls.
+    #[serde(default)]
+    pub seccomp: Option<SeccompPlan>,
     /// SELinux label of the pause.
     #[serde(default)]
     pub selinux: Option<String>,

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use berth_proto::v1::security_profile::ProfileType;
-use berth_proto::v1::{Capability, ContainerConfig, Int64Value, SecurityProfile};
+use berth_proto::v1::{Capability, ContainerConfig, Int64Value, PodSandboxStatusRequest, SecurityProfile};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use support::{Berth, container, secured, shell, sleeper};
 use tonic::Code;
@@ -171,5 +171,17 @@ async fn an_agent_is_handed_the_calls_that_it_answers_for() {
     let state = exec.join().unwrap();
     assert_eq!(state["state"]["status"], "running");
     assert!(text.contains("not implemented"), "{text}");
+    assert!(berth.clean().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pause_can_do_nothing_but_wait() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pause")).await;
+    let request = PodSandboxStatusRequest { pod_sandbox_id: pod, verbose: true };
+    let info = berth.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", info["pid"])).unwrap();
+    assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"), "{status}");
     assert!(berth.clean().await.is_empty());
 }

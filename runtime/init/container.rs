@@ -79,7 +79,7 @@ fn prepare(
     gate: &Gate,
 ) -> Done<Prepared> {
     rustix::process::umask(rustix::fs::Mode::empty());
-    let filter = seccomp::read(&plan.process, descriptors)?;
+    let filter = seccomp::read(plan.process.seccomp.as_ref(), descriptors)?;
     let shm = open_pod_shm(plan, pod.pause).at(Step::PodShm)?;
     let userns = pod.userns.filter(|_| plan.userns.is_some());
     let sources = mounts::open_sources(&plan.mounts, descriptors, shm.as_ref(), userns)?;

@@ -52,7 +52,7 @@ fn prepare(
     streams: &Streams<'_>,
     gate: &Gate,
 ) -> Done<Option<Filter>> {
-    let filter = seccomp::read(&plan.process, descriptors)?;
+    let filter = seccomp::read(plan.process.seccomp.as_ref(), descriptors)?;
     let proc = Proc::mount().at(Step::PrivateMounts)?;
     let all = namespace::MOUNT | namespace::NET | namespace::IPC | namespace::UTS | namespace::CGROUP;
     match &plan.userns {

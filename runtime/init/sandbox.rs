@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::Mode;
 
-use super::{At, Done, Gate, IN_CGROUP};
+use super::{At, Descriptors, Done, Gate, IN_CGROUP, seccomp};
 use crate::plan::{NamespaceSource, SandboxPlan};
 use crate::procfs::Proc;
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, FsContext};
@@ -23,6 +23,8 @@ pub struct Start<'a> {
     pub null: BorrowedFd<'a>,
     /// The host's procfs, for a pause in a user namespace: it cannot mount one for processes that are the host's.
     pub proc: Option<Proc>,
+    /// What the plan's slots mean.
+    pub descriptors: Descriptors<'a>,
     /// To the keeper.
     pub gate: Gate,
 }
@@ -44,12 +46,19 @@ pub fn namespaces(plan: &SandboxPlan) -> u64 {
 
 /// Walks the plan. Ends by exec, or by telling the failure.
 pub fn run(start: Start<'_>) -> ! {
-    let Start { plan, program, null, proc, gate } = start;
+    let Start { plan, program, null, proc, descriptors, gate } = start;
     gate.wait_for(IN_CGROUP);
+    let filter = match seccomp::read(plan.seccomp.as_ref(), descriptors) {
+        Ok(filter) => filter,
+        Err(failure) => gate.fail(failure),
+    };
     if let Err(failure) = prepare(plan, null, proc) {
         gate.fail(failure);
     }
     default_signals();
+    if let Some(Err(failure)) = filter.map(|filter| filter.load(&gate)) {
+        gate.fail(failure);
+    }
     // Every descriptor of the keeper is closed on exec; the pause opens none.
     let errno = exec_descriptor(program, "berth-pause");
     gate.fail(InitFailure {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{At, Descriptors, Done, Gate};
-use crate::plan::ProcessPlan;
+use crate::plan::SeccompPlan;
 use crate::sys::process::exit_now;
 use crate::sys::{self, Context, security};
 use crate::wire::transport::Report;
@@ -27,8 +27,8 @@ pub(super) struct Filter {
 }
 
 /// Reads the filter of a plan while its descriptor is there.
-pub(super) fn read(plan: &ProcessPlan, descriptors: Descriptors<'_>) -> Done<Option<Filter>> {
-    let Some(seccomp) = &plan.seccomp else { return Ok(None) };
+pub(super) fn read(plan: Option<&SeccompPlan>, descriptors: Descriptors<'_>) -> Done<Option<Filter>> {
+    let Some(seccomp) = plan else { return Ok(None) };
     let program = descriptors.get(seccomp.filter).and_then(|fd| sys::fs::read_all(fd, LONGEST));
     Ok(Some(Filter {
         program: program.at(Step::Seccomp)?,

@@ -48,7 +48,14 @@ impl Pause {
         };
         let proc = plan.userns.as_ref().map(|_| Proc::mount()).transpose()?;
         let child = spawn(place, |gate| {
-            sandbox::run(sandbox::Start { plan, program: program.as_fd(), null: null.as_fd(), proc, gate })
+            sandbox::run(sandbox::Start {
+                plan,
+                program: program.as_fd(),
+                null: null.as_fd(),
+                proc,
+                descriptors,
+                gate,
+            })
         })?;
         let netns = namespace_of(&child, "net")?;
         let userns = match plan.userns {

@@ -9,6 +9,7 @@ use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::Placeholder;
 use berth_runtime::compile::FdList;
 use berth_runtime::plan::{CgroupJoin, NamespaceSource, SandboxPlan};
+use berth_runtime::seccomp::default::of_pause;
 use berth_runtime::wire::{Call, Outcome};
 use std::os::fd::{AsFd, OwnedFd};
 use tonic::Status;
@@ -190,7 +191,9 @@ impl Creation {
         let mut descriptors = FdList::default();
         let join = cgroup.join().map_err(CriError::from)?;
         let selinux = pod.with(|record| record.selinux.clone());
-        let plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join), selinux)?;
+        let mut plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join), selinux)?;
+        let filter = self.daemon.filters.filter(&of_pause())?;
+        plan.seccomp = Some(descriptors.push_filter(&filter).map_err(CriError::from)?);
         let (outcome, descriptors) =
             link.call(Call::Sandbox(Box::new(plan)), descriptors.into_owned()).await?;
         pause_of(outcome, descriptors)
@@ -321,6 +324,7 @@ fn sandbox_plan(
         sysctls,
         shm_size: (ipc == NamespaceSource::New).then(|| daemon.config.shm_size.bytes()),
         cgroup,
+        seccomp: None,
         selinux: selinux.as_ref().map(|labels| labels.process.clone()),
         mount_label: selinux.map(|labels| labels.mount),
         oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),

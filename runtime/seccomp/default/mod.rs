@@ -145,6 +145,28 @@ pub fn profile(capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
     Ok(profile)
 }
 
+/// The calls of a pause: those that it makes once it runs, those by which it becomes the pause or tells that it could not.
+const OF_THE_PAUSE: [&str; 8] = [
+    "rt_sigprocmask",
+    "rt_sigtimedwait",
+    "rt_sigreturn",
+    "wait4",
+    "exit_group",
+    "restart_syscall",
+    "execveat",
+    "sendmsg",
+];
+
+/// The profile of a pod's pause, which holds all its namespaces: it can wait and end.
+#[must_use]
+pub fn of_pause() -> LinuxSeccomp {
+    let mut profile = LinuxSeccomp::default();
+    profile
+        .set_default_action(Action::ScmpActKillProcess)
+        .set_syscalls(Some(vec![allow(&OF_THE_PAUSE, Vec::new())]));
+    profile
+}
+
 fn allow(names: &[&str], conditions: Vec<LinuxSeccompArg>) -> LinuxSyscall {
     rule(names, conditions, Action::ScmpActAllow, None)
 }
