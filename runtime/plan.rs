@@ -136,6 +136,9 @@ pub struct ContainerPlan {
     pub rootfs_readonly: bool,
     /// Propagation of the container's `/` after all mounts are in place.
     pub rootfs_propagation: Propagation,
+    /// Programs of the host that run before the root filesystem is the root.
+    #[serde(default)]
+    pub hooks: Option<Hooks>,
     /// Mounts, in the order in which they are attached.
     pub mounts: Vec<MountOp>,
     /// Directories that are made in the root filesystem when absent (an image's VOLUME paths, the working folder).
@@ -154,6 +157,35 @@ pub struct ContainerPlan {
     pub process: ProcessPlan,
     /// Where its standard streams lead.
     pub stdio: StdioPlan,
+}
+
+/// The hooks of a container (OCI runtime specification, "POSIX-platform Hooks").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// The folder of the host where the root filesystem is while they run.
+    pub root: String,
+    /// What each is given on its standard input, with [`Hooks::PID`] where the number of the process belongs.
+    pub state: String,
+    /// In their order.
+    pub create_container: Vec<HookPlan>,
+}
+
+impl Hooks {
+    /// Stands for the number of the process, which is not known before.
+    pub const PID: &str = "\"PID\"";
+}
+
+/// One hook.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookPlan {
+    /// An absolute path of the host.
+    pub path: String,
+    /// Arguments; the first is the name under which it runs.
+    pub args: Vec<String>,
+    /// `NAME=value`, and nothing else.
+    pub env: Vec<String>,
+    /// Seconds after which it is ended.
+    pub timeout: Option<u32>,
 }
 
 /// The command of a container or of an exec, with its credentials.

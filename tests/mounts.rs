@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -250,4 +251,52 @@ async fn a_device_has_what_its_vendor_says() {
     );
     let error = berth.try_create(&pod, named("vendor.example/accelerator=two")).await.unwrap_err();
     assert!(error.message().contains(folder.path().to_str().unwrap()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_hook_changes_the_root_filesystem() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut berth = Berth::start_with(&format!("cdi_spec_dirs = [{:?}]", folder.path())).await;
+    berth.load_image().await;
+    let script = berth.path("hook");
+    let text = r#"#!/bin/sh
+state=$(cat)
+bundle=$(expr "$state" : '.*"bundle":"\([^"]*\)"')
+case $1 in
+link) ln -s "$VENDOR" "$bundle/rootfs/etc/linked" && mkdir "$bundle/rootfs/mnt" && mount -t tmpfs vendor "$bundle/rootfs/mnt" ;;
+fail) echo "no such accelerator" >&2; exit 3 ;;
+stay) exec sleep 60 ;;
+esac
+"#;
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let hook = |name: &str, argument: &str| {
+        format!(
+            "- name: {argument}\n  containerEdits:\n    hooks: [{{hookName: {name}, path: {script:?}, args: [hook, \
+             {argument}], env: [VENDOR=lib, PATH=/usr/bin:/bin:/usr/sbin:/sbin], timeout: 1}}]\n"
+        )
+    };
+    let (link, fail) = (hook("createContainer", "link"), hook("createContainer", "fail"));
+    let (stay, late) = (hook("createContainer", "stay"), hook("poststop", "late"));
+    let file = format!("cdiVersion: 0.6.0\nkind: vendor.example/gpu\ndevices:\n{link}{fail}{stay}{late}");
+    fs::write(folder.path().join("vendor.yaml"), file).unwrap();
+    let pod = berth.run_pod(berth.pod_config("hooks")).await;
+    let named = |name: &str| {
+        let mut config =
+            shell("c", "readlink /etc/linked; grep -c 'vendor /mnt tmpfs' /proc/mounts");
+        config.metadata.as_mut().unwrap().name = name.to_owned();
+        config.cdi_devices = vec![CdiDevice { name: format!("vendor.example/gpu={name}") }];
+        config
+    };
+    let (_, log) = berth.run_to_end(&pod, named("link")).await;
+    assert_eq!(log.split_whitespace().collect::<Vec<_>>(), ["lib", "1"], "{log}");
+    for (name, told) in [
+        ("fail", "exit status: 3: no such accelerator"),
+        ("stay", "ended after 1 s"),
+        ("late", "hooks.poststop is not supported"),
+    ] {
+        let error = berth.try_create(&pod, named(name)).await.unwrap_err();
+        assert!(error.message().contains(told), "{error}");
+    }
+    assert!(berth.clean().await.is_empty());
 }

@@ -4,9 +4,11 @@
 //! * this file: the whole, and the namespaces
 //! * [`process`]: the command and its credentials
 //! * [`mounts`]: mounts, /dev, paths
+//! * [`hooks`]: programs of the host that change the root filesystem
 //! * [`explain`]: a failure of the first process in words, with the object of the plan that it was about
 
 mod explain;
+mod hooks;
 mod mounts;
 mod process;
 
@@ -139,6 +141,8 @@ pub struct PodNamespaces {
 pub struct Context<'a> {
     /// The container whose process namespace is joined, for a spec that says so.
     pub pid_target: Option<String>,
+    /// The folder of the spec, which has the container's name.
+    pub bundle: &'a Path,
     /// The pod.
     pub pod: PodNamespaces,
     /// The cgroups of this host.
@@ -191,6 +195,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
             Some(name) => propagation(name).ok_or_else(|| invalid("rootfsPropagation", name, "is none"))?.0,
             None => Propagation::Unchanged,
         },
+        hooks: hooks::compile(spec, context)?,
         mounts,
         directories: directories.collect::<Result<_>>()?,
         devices: dev,

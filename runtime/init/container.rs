@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::hooks;
 use super::mounts::{self, Masks};
 use super::process::{self, Streams};
 use super::seccomp::{self, Filter};
@@ -97,9 +98,14 @@ fn prepare(
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
 
-    // Over the host's root, which is gone after the pivot. Nothing else of the host is touched.
+    // Over the host's root, which is gone after the pivot. Nothing else of the host is touched. Hooks look for it at a
+    // path.
     let rootfs = descriptors.get(plan.rootfs).at(Step::AttachRootfs)?;
-    mount::attach(rootfs, host_root.as_fd()).at(Step::AttachRootfs)?;
+    let place = match &plan.hooks {
+        Some(hooks) => mount::place(&hooks.root).at(Step::AttachRootfs)?,
+        None => host_root,
+    };
+    mount::attach(rootfs, place.as_fd()).at(Step::AttachRootfs)?;
     let root = Root::new(mount::same_place(rootfs).at(Step::AttachRootfs)?);
     for (index, (op, source)) in plan.mounts.iter().zip(sources).enumerate() {
         mounts::attach(&root, op, source, index)?;
@@ -119,6 +125,9 @@ fn prepare(
         for (index, path) in plan.masked_paths.iter().enumerate() {
             masks.hide(&root, path).at_index(Step::MaskedPath, index)?;
         }
+    }
+    if let Some(hooks) = &plan.hooks {
+        hooks::run(hooks)?;
     }
     mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;
     set_root_attributes(plan).at(Step::RootAttributes)?;

@@ -4,10 +4,12 @@
 //! * [`container`]: the way of a container, step by step
 //! * [`mounts`]: its root filesystem and volumes; [`peers`]: whether those can propagate
 //! * [`process`]: what container and exec have in common: streams, limits, credentials, exec; [`seccomp`]: the filter
+//! * [`hooks`]: programs of the host that have a say in a container's root filesystem
 //! * [`sandbox`], [`exec`]: the way of a pause and of a further process
 
 pub mod container;
 pub mod exec;
+mod hooks;
 mod mounts;
 mod peers;
 mod process;

@@ -302,6 +302,8 @@ steps! {
     Seccomp = 30, "load the seccomp filter";
     /// execve(2).
     Exec = 31, "exec";
+    /// A hook of the container.
+    Hook = 34, "run hook";
     /// Propagation between a volume and the host.
     Peers = 33, "propagate mount";
     /// The process ended before it told anything.

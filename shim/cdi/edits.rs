@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount as OciMount, Process, Spec,
+    Hook as OciHook, Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount as OciMount, Process, Spec,
 };
 
-use super::file::{Edits, Mount, Node};
+use super::file::{Edits, Hook, Mount, Node};
 use crate::spec::normal;
 
 /// Makes the changes. `sources` grows by the host's paths of the nodes.
@@ -32,14 +32,14 @@ pub(super) fn apply(
     for mount in &edits.mounts {
         add_mount(spec, mount);
     }
+    for hook in &edits.hooks {
+        add_hook(spec, hook)?;
+    }
     Ok(())
 }
 
 /// What would have no effect is refused, never passed over.
 fn refuse_unsupported(edits: &Edits) -> Result<(), String> {
-    if let Some(hook) = edits.hooks.first() {
-        return Err(format!("the hook {} {} is not supported", hook.hook_name, hook.path));
-    }
     if let Some(device) = edits.net_devices.first() {
         return Err(format!("the network device {} is not supported", device.host_interface_name));
     }
@@ -47,6 +47,30 @@ fn refuse_unsupported(edits: &Edits) -> Result<(), String> {
         Some(_) => Err("classes of Intel RDT are not supported".to_owned()),
         None => Ok(()),
     }
+}
+
+/// Which hooks are run is for the compiler of the spec to say: it names those that are not.
+fn add_hook(spec: &mut Spec, hook: &Hook) -> Result<(), String> {
+    let mut added = OciHook::default();
+    added
+        .set_path(hook.path.clone().into())
+        .set_args(Some(hook.args.clone()))
+        .set_env(Some(hook.env.clone()))
+        .set_timeout(hook.timeout);
+    let mut hooks = spec.hooks().clone().unwrap_or_default();
+    let with = |known: &Option<Vec<OciHook>>| {
+        Some(known.iter().flatten().cloned().chain([added.clone()]).collect::<Vec<_>>())
+    };
+    match hook.hook_name.as_str() {
+        "createRuntime" | "prestart" => hooks.set_create_runtime(with(hooks.create_runtime())),
+        "createContainer" => hooks.set_create_container(with(hooks.create_container())),
+        "startContainer" => hooks.set_start_container(with(hooks.start_container())),
+        "poststart" => hooks.set_poststart(with(hooks.poststart())),
+        "poststop" => hooks.set_poststop(with(hooks.poststop())),
+        name => return Err(format!("{name:?} is no hook")),
+    };
+    spec.set_hooks(Some(hooks));
+    Ok(())
 }
 
 fn set_env(process: &mut Process, variables: &[String]) {

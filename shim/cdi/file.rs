@@ -79,6 +79,11 @@ pub(super) struct Mount {
 pub(super) struct Hook {
     pub(super) hook_name: String,
     pub(super) path: String,
+    #[serde(default)]
+    pub(super) args: Vec<String>,
+    #[serde(default)]
+    pub(super) env: Vec<String>,
+    pub(super) timeout: Option<i64>,
 }
 
 /// An interface that is moved into the pod.

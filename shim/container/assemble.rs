@@ -85,7 +85,9 @@ pub fn assemble(
     let cgroup = descriptors.push_cgroup(cgroup.join()?);
     let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
     let uid_mappings = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().clone());
+    make_place_for_hooks(&spec, container)?;
     let context = Context {
+        bundle: container.folder(),
         pid_target: pid_target(daemon, pod, &config)?,
         pod: PodNamespaces { pause_pid },
         hierarchies: &daemon.hierarchies,
@@ -107,6 +109,13 @@ pub fn assemble(
     let mut plan = compile::compile_container(&spec, &context)?;
     plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
+}
+
+/// Hooks look for the root filesystem where the spec says that it is, in the folder of the container. Nothing else does.
+fn make_place_for_hooks(spec: &oci_spec::runtime::Spec, container: &Container) -> Result<(), CriError> {
+    let Some(root) = spec.root().as_ref().filter(|_| spec.hooks().is_some()) else { return Ok(()) };
+    let place = container.folder().join(root.path());
+    std::fs::create_dir_all(&place).map_err(|error| CriError::internal("make the place for hooks", error))
 }
 
 /// The root of the writable layer belongs to whom it does in the image, inside the pod's user namespace: of what a

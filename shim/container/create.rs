@@ -20,7 +20,7 @@ use crate::keeper::{Link, LinkError};
 use crate::operation::{Key, Progress};
 use crate::pod;
 use crate::spec::resources::limits;
-use crate::spec::{stop_signal, validate};
+use crate::spec::{classes, stop_signal, validate};
 use crate::store::container::{RecordedUser, name_key};
 use crate::store::{Container, ContainerRecord, ContainerState, Pod, PodState, file};
 use crate::systemd;
@@ -86,6 +86,7 @@ impl Creation {
     async fn steps(&mut self) -> Result<Arc<Container>, CriError> {
         let pause_pid = self.ready_pod()?;
         let link = self.pod.link().ok_or_else(|| pod_not_ready(&self.pod))?;
+        self.warn_of_classes();
         self.progress.step("image");
         let image = self.image()?;
         let volumes = self.image_volumes()?;
@@ -113,6 +114,14 @@ impl Creation {
             PodState::Ready { pause_pid } => Ok(pause_pid),
             _ => Err(pod_not_ready(&self.pod)),
         }
+    }
+
+    fn warn_of_classes(&self) {
+        self.pod.with(|record| {
+            for (annotation, class) in classes(&self.config, &record.config) {
+                tracing::warn!(annotation, class, "berth has no such classes: the annotation has no effect");
+            }
+        });
     }
 
     /// The image that the kubelet names: since 1.27 it sends the id that PullImage answered.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use berth_proto::v1::ContainerConfig;
+use berth_proto::v1::{ContainerConfig, PodSandboxConfig};
 
 use super::{ImageContext, PodContext};
 
@@ -38,4 +38,54 @@ pub(super) fn of_sandbox(pod: &PodContext<'_>) -> HashMap<String, String> {
     let folder = pod.config.log_directory.clone();
     annotations.insert("io.kubernetes.cri.sandbox-log-directory".to_owned(), folder);
     annotations
+}
+
+/// The classes of block I/O and of cache and memory bandwidth (resctrl) that annotations of the container or of its pod
+/// ask for, as the annotation and the class. berth has no such classes: they are told and have no effect, as where
+/// the peers are not configured for them. Names: the annotations of containerd's and CRI-O's documentation.
+pub fn classes<'a>(
+    config: &'a ContainerConfig,
+    pod: &'a PodSandboxConfig,
+) -> impl Iterator<Item = (String, &'a str)> {
+    let name = config.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
+    ["blockio", "rdt"].into_iter().filter_map(move |kind| {
+        let own = format!("io.kubernetes.cri.{kind}-class");
+        let of_pod = [format!("container.{name}"), "pod".to_owned()]
+            .map(|whose| format!("{kind}.resources.beta.kubernetes.io/{whose}"));
+        let of_pod = of_pod.into_iter().map(|key| (&pod.annotations, key));
+        let mut places = std::iter::once((&config.annotations, own)).chain(of_pod);
+        places.find_map(|(annotations, key)| annotations.get(&key).map(|class| (key, class.as_str())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_proto::v1::ContainerMetadata;
+
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_nearest_annotation_names_the_class() {
+        let metadata = Some(ContainerMetadata { name: "app".to_owned(), attempt: 0 });
+        let mut config = ContainerConfig { metadata, ..Default::default() };
+        let mut pod = PodSandboxConfig::default();
+        assert_eq!(classes(&config, &pod).count(), 0);
+
+        pod.annotations = map(&[
+            ("rdt.resources.beta.kubernetes.io/pod", "silver"),
+            ("blockio.resources.beta.kubernetes.io/pod", "slow"),
+            ("blockio.resources.beta.kubernetes.io/container.app", "fast"),
+            ("blockio.resources.beta.kubernetes.io/container.other", "none"),
+        ]);
+        let named = |config: &ContainerConfig| -> Vec<String> {
+            classes(config, &pod).map(|(_, class)| class.to_owned()).collect()
+        };
+        assert_eq!(named(&config), ["fast", "silver"]);
+        config.annotations = map(&[("io.kubernetes.cri.rdt-class", "gold")]);
+        assert_eq!(named(&config), ["fast", "gold"]);
+    }
 }

@@ -29,6 +29,7 @@ use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext, PodSandbox
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, Root, RootBuilder, Spec};
 
+pub use annotations::classes;
 pub use dns::resolv_conf;
 pub use mounts::normal;
 pub use process::exec_process;
