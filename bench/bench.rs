@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use berth_proto::v1::security_profile::ProfileType;
 use berth_proto::v1::{
     CgroupDriver, ContainerConfig, ContainerMetadata, CreateContainerRequest, CreateContainerResponse,
-    ImageSpec, ImageStatusRequest, LinuxContainerConfig, LinuxContainerSecurityContext,
+    IdMapping, ImageSpec, ImageStatusRequest, LinuxContainerConfig, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RunPodSandboxRequest, RunPodSandboxResponse,
-    RuntimeConfigRequest, VersionRequest, VersionResponse,
+    RuntimeConfigRequest, SecurityProfile, UserNamespace, VersionRequest, VersionResponse,
 };
 use tokio::net::UnixStream;
 
@@ -52,6 +53,17 @@ pub(crate) struct Found {
     pub(crate) distributions: Vec<Distribution>,
     pub(crate) figures: Vec<Figure>,
     problems: Vec<String>,
+}
+
+/// What keeps a pod's processes apart from the host beyond namespaces and cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isolation {
+    /// Nothing.
+    Plain,
+    /// The runtime's own seccomp profile.
+    Seccomp,
+    /// Users of the pod's own.
+    Users,
 }
 
 /// A pod of the run, as later calls need it.
@@ -99,7 +111,19 @@ impl Bench {
 
     /// RunPodSandbox.
     pub(crate) async fn run_pod(&self, network: NamespaceMode) -> Result<Timed<Pod>, BenchError> {
-        let config = self.pod_config(network);
+        self.run_isolated_pod(network, Isolation::Plain).await
+    }
+
+    /// RunPodSandbox; the containers of the pod are isolated alike.
+    pub(crate) async fn run_isolated_pod(
+        &self,
+        network: NamespaceMode,
+        isolation: Isolation,
+    ) -> Result<Timed<Pod>, BenchError> {
+        let mut config = self.pod_config(network);
+        if let Some(linux) = &mut config.linux {
+            linux.security_context = Some(isolated(network, isolation));
+        }
         let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
         let Timed { answer: RunPodSandboxResponse { pod_sandbox_id }, took } =
             timed("RunPodSandbox", self.client.runtime.clone().run_pod_sandbox(request)).await?;
@@ -140,10 +164,7 @@ impl Bench {
             labels: [(LABEL.to_owned(), self.run.clone())].into(),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: self.cgroup_parent.clone(),
-                security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(namespaces(network)),
-                    ..Default::default()
-                }),
+                security_context: Some(isolated(network, Isolation::Plain)),
                 ..Default::default()
             }),
             ..Default::default()
@@ -162,6 +183,7 @@ impl Bench {
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
                     namespace_options: linux.and_then(|context| context.namespace_options.clone()),
+                    seccomp: linux.and_then(|context| context.seccomp.clone()),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -209,6 +231,25 @@ impl Pod {
 }
 
 /// As the kubelet sets them for a pod that says nothing: each container has its own pid namespace.
+fn isolated(network: NamespaceMode, isolation: Isolation) -> LinuxSandboxSecurityContext {
+    let mut options = namespaces(network);
+    if isolation == Isolation::Users {
+        let ids = || vec![IdMapping { container_id: 0, host_id: 1 << 20, length: 1 << 16 }];
+        let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids(), gids: ids() };
+        options.userns_options = Some(users);
+    }
+    let profile_type = match isolation {
+        Isolation::Seccomp => ProfileType::RuntimeDefault,
+        Isolation::Plain | Isolation::Users => ProfileType::Unconfined,
+    };
+    let seccomp = SecurityProfile { profile_type: profile_type.into(), ..Default::default() };
+    LinuxSandboxSecurityContext {
+        namespace_options: Some(options),
+        seccomp: Some(seccomp),
+        ..Default::default()
+    }
+}
+
 fn namespaces(network: NamespaceMode) -> NamespaceOption {
     NamespaceOption {
         network: network.into(),

@@ -73,6 +73,8 @@ pub(crate) enum Part {
     Lifecycle,
     /// The same with the host's network.
     Hostnet,
+    /// The same with a seccomp profile, and with users of the pod's own.
+    Isolation,
     /// ExecSync in one container, again and again.
     Exec,
     /// Pods a second, several at a time.

@@ -3,7 +3,7 @@
 use berth_proto::v1::{ExecSyncRequest, NamespaceMode};
 
 use super::lifecycle::up;
-use crate::bench::Bench;
+use crate::bench::{Bench, Isolation};
 use crate::client::timed;
 use crate::error::BenchError;
 use crate::figures::Samples;
@@ -12,7 +12,8 @@ use crate::figures::Samples;
 const EACH: u32 = 5;
 
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
-    let (_pod, container) = up(bench, "", NamespaceMode::Pod, &mut Samples::default()).await?;
+    let (_pod, container) =
+        up(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await?;
     let mut samples = Samples::default();
     for _ in 0..bench.options.count.saturating_mul(EACH) {
         let request =

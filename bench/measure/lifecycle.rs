@@ -5,18 +5,40 @@ use berth_proto::v1::{
     StopContainerRequest, StopPodSandboxRequest,
 };
 
-use crate::bench::{Bench, Pod};
+use crate::bench::{Bench, Isolation, Pod};
 use crate::client::{Timed, timed};
 use crate::error::BenchError;
 use crate::figures::Samples;
 
 /// Measures `--count` pods. One more comes first and is not counted: it finds cold caches.
 pub(super) async fn measure(bench: &Bench, prefix: &str, network: NamespaceMode) -> Result<(), BenchError> {
-    one(bench, "", network, &mut Samples::default()).await?;
+    in_turns(bench, network, &[(prefix, Isolation::Plain)]).await
+}
+
+/// Measures pods of each isolation in turns, so that what the machine does meanwhile meets them all.
+pub(super) async fn isolation(bench: &Bench) -> Result<(), BenchError> {
+    let kinds =
+        [("plain: ", Isolation::Plain), ("seccomp: ", Isolation::Seccomp), ("users: ", Isolation::Users)];
+    in_turns(bench, NamespaceMode::Pod, &kinds).await
+}
+
+async fn in_turns(
+    bench: &Bench,
+    network: NamespaceMode,
+    kinds: &[(&str, Isolation)],
+) -> Result<(), BenchError> {
+    for (_, isolation) in kinds {
+        one(bench, "", network, *isolation, &mut Samples::default()).await?;
+    }
     let mut samples = Samples::default();
     let mut result = Ok(());
     for _ in 0..bench.options.count {
-        result = one(bench, prefix, network, &mut samples).await;
+        for (prefix, isolation) in kinds {
+            result = one(bench, prefix, network, *isolation, &mut samples).await;
+            if result.is_err() {
+                break;
+            }
+        }
         if result.is_err() {
             break;
         }
@@ -29,9 +51,10 @@ async fn one(
     bench: &Bench,
     prefix: &str,
     network: NamespaceMode,
+    isolation: Isolation,
     samples: &mut Samples,
 ) -> Result<(), BenchError> {
-    let (pod, container) = up(bench, prefix, network, samples).await?;
+    let (pod, container) = up(bench, prefix, network, isolation, samples).await?;
     let mut client = bench.client.runtime.clone();
     let mut push = |name: &str, took| samples.push(&format!("{prefix}{name}"), took);
 
@@ -61,15 +84,17 @@ pub(super) async fn up(
     bench: &Bench,
     prefix: &str,
     network: NamespaceMode,
+    isolation: Isolation,
     samples: &mut Samples,
 ) -> Result<(Pod, String), BenchError> {
-    let Timed { answer: pod, took: run } = bench.run_pod(network).await?;
+    let Timed { answer: pod, took: run } = bench.run_isolated_pod(network, isolation).await?;
     let Timed { answer: container, took: create } = bench.create_container(&pod, None).await?;
     let request = StartContainerRequest { container_id: container.clone() };
     let start = timed("StartContainer", bench.client.runtime.clone().start_container(request)).await?.took;
-    let sum = run + create + start;
-    for (name, took) in
-        [("RunPodSandbox", run), ("CreateContainer", create), ("StartContainer", start), ("pod up", sum)]
+    let sums = [("create + start", create + start), ("pod up", run + create + start)];
+    for (name, took) in [("RunPodSandbox", run), ("CreateContainer", create), ("StartContainer", start)]
+        .into_iter()
+        .chain(sums)
     {
         samples.push(&format!("{prefix}{name}"), took);
     }

@@ -27,9 +27,9 @@ pub(crate) use pull::DEADLINE as PULL_DEADLINE;
 /// Measures what is wanted, one after the other. What fails is noted and the next goes on, since they do not depend on
 /// each other; a runtime that is not there any more ends it.
 pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
-    use Part::{Exec, Hostnet, Lifecycle, List, Log, Memory, Parallel, Pull};
+    use Part::{Exec, Hostnet, Isolation, Lifecycle, List, Log, Memory, Parallel, Pull};
     // Memory comes first: the daemon has not grown by what else is measured.
-    for part in [Memory, Lifecycle, Hostnet, Exec, Parallel, List, Log, Pull] {
+    for part in [Memory, Lifecycle, Hostnet, Isolation, Exec, Parallel, List, Log, Pull] {
         if !bench.options.wants(part) {
             continue;
         }
@@ -37,6 +37,7 @@ pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
             Part::Memory => memory::measure(bench).await,
             Part::Lifecycle => lifecycle::measure(bench, "", NamespaceMode::Pod).await,
             Part::Hostnet => lifecycle::measure(bench, "host network: ", NamespaceMode::Node).await,
+            Part::Isolation => lifecycle::isolation(bench).await,
             Part::Exec => exec::measure(bench).await,
             Part::Parallel => parallel::measure(bench).await,
             Part::List => list::measure(bench).await,

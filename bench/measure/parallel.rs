@@ -6,7 +6,7 @@ use berth_proto::v1::NamespaceMode;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::lifecycle::up;
-use crate::bench::{Bench, Pod};
+use crate::bench::{Bench, Isolation, Pod};
 use crate::error::BenchError;
 use crate::figures::{Samples, number};
 
@@ -28,7 +28,7 @@ pub(super) async fn start_pods(bench: &Bench, count: usize) -> Result<Vec<(Pod, 
     futures_util::stream::iter(0..count)
         .map(|_| async {
             // How long each takes while others do the same says nothing about one.
-            up(bench, "", NamespaceMode::Pod, &mut Samples::default()).await
+            up(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await
         })
         .buffer_unordered(usize::from(bench.options.parallel))
         .try_collect()
