@@ -1,16 +1,15 @@
-//! Configuration files of the CNI specification (0.3.1 to 1.1): read, checked as a whole, and turned into types before
+//! Configuration files of the CNI specification (0.3.0 to 1.1.0): read, checked as a whole, and turned into types before
 //! anything is done with them.
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Builtin;
+use crate::plugins::{self, Plugin};
 
 /// A configuration that is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,137 +21,116 @@ pub struct ConfigError {
     pub why: String,
 }
 
-/// Versions of the specification that are understood.
-const VERSIONS: [&str; 5] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0", "0.3.0"];
+/// A version of the specification that is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Version {
+    V0_3_0,
+    V0_3_1,
+    V0_4_0,
+    V1_0_0,
+    V1_1_0,
+}
+
+impl Version {
+    /// Every one, the oldest first.
+    pub(crate) const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+
+    /// As it is written.
+    #[must_use]
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::V0_3_0 => "0.3.0",
+            Self::V0_3_1 => "0.3.1",
+            Self::V0_4_0 => "0.4.0",
+            Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
+        }
+    }
+
+    /// The version of a configuration, by its key `cniVersion`, or the best of its `cniVersions` (since 1.1).
+    ///
+    /// # Errors
+    /// It is none that is understood.
+    pub(crate) fn of(config: &Value) -> Result<Self, String> {
+        let named = |text: &str| Self::ALL.into_iter().find(|version| version.text() == text);
+        let list = config.get("cniVersions").and_then(Value::as_array);
+        let best = list.into_iter().flatten().filter_map(Value::as_str).filter_map(named).max();
+        match (config.get("cniVersion").and_then(Value::as_str), best) {
+            (_, Some(best)) => Ok(best),
+            (None, None) => Ok(Self::V0_3_1),
+            (Some(text), None) => named(text).ok_or_else(|| {
+                let known: Vec<_> = Self::ALL.iter().map(|version| version.text()).collect();
+                format!("cniVersion: {text:?} is none of {}", known.join(", "))
+            }),
+        }
+    }
+}
 
 /// A network: its plugins are run in order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Conflist {
     pub(crate) name: String,
-    pub(crate) version: String,
-    pub(crate) plugins: Vec<Plugin>,
+    pub(crate) version: Version,
+    /// `CHECK` is not to be asked of it.
+    pub(crate) disable_check: bool,
+    /// `GC` is not to be asked of it.
+    pub(crate) disable_gc: bool,
+    pub(crate) plugins: Vec<Entry>,
     /// The file's text; `None` of the built-in network.
     pub(crate) text: Option<String>,
 }
 
-/// One plugin of a network.
+/// One plugin of a network, with its configuration as it was written.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Plugin {
-    /// `bridge`, done here.
-    Bridge(Box<Bridge>),
-    /// `loopback`, done here.
-    Loopback,
-    /// `portmap` that no program is there for: pods that ask for no port of the host do without.
-    PortmapLater,
-    /// A program by the specification.
-    External(External),
-}
-
-/// A program by the specification.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct External {
-    pub(crate) kind: String,
-    pub(crate) program: PathBuf,
+pub(crate) struct Entry {
+    pub(crate) plugin: Plugin,
     pub(crate) config: Value,
 }
 
-/// The bridge plugin's keys.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct Bridge {
-    #[serde(rename = "bridge")]
-    pub(crate) name: Option<String>,
-    pub(crate) is_gateway: bool,
-    pub(crate) is_default_gateway: bool,
-    pub(crate) ip_masq: bool,
-    pub(crate) hairpin_mode: bool,
-    pub(crate) promisc_mode: bool,
-    pub(crate) mtu: u32,
-    pub(crate) ipam: Ipam,
-}
+impl Entry {
+    /// Its type.
+    pub(crate) fn kind(&self) -> &str {
+        self.config.get("type").and_then(Value::as_str).unwrap_or_default()
+    }
 
-/// The host-local plugin's keys.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct Ipam {
-    #[serde(rename = "type")]
-    pub(crate) kind: String,
-    pub(crate) data_dir: Option<PathBuf>,
-    pub(crate) routes: Vec<Route>,
-    /// One address is taken of each set.
-    pub(crate) ranges: Vec<Vec<Range>>,
-    pub(crate) subnet: Option<IpNet>,
-    pub(crate) range_start: Option<IpAddr>,
-    pub(crate) range_end: Option<IpAddr>,
-    pub(crate) gateway: Option<IpAddr>,
-}
-
-/// A route of the pod.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub(crate) struct Route {
-    pub(crate) dst: IpNet,
-    pub(crate) gw: Option<IpAddr>,
-}
-
-/// Addresses from the first to the last.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Range {
-    pub(crate) subnet: IpNet,
-    pub(crate) range_start: Option<IpAddr>,
-    pub(crate) range_end: Option<IpAddr>,
-    pub(crate) gateway: Option<IpAddr>,
-}
-
-impl Range {
-    /// The gateway: as said, or the first address of the subnet.
-    pub(crate) fn gateway(&self) -> IpAddr {
-        self.gateway.unwrap_or_else(|| nth(self.subnet, 1))
+    /// Whether the runtime may tell it of something (`capabilities`).
+    pub(crate) fn has_capability(&self, name: &str) -> bool {
+        self.config.pointer("/capabilities").and_then(|all| all.get(name)) == Some(&Value::Bool(true))
     }
 }
 
-/// The nth address of a subnet.
-pub(crate) fn nth(subnet: IpNet, n: u128) -> IpAddr {
-    match subnet.network() {
-        IpAddr::V4(network) => {
-            let n = u32::try_from(n).unwrap_or(u32::MAX);
-            IpAddr::V4(u32::from(network).saturating_add(n).into())
-        }
-        IpAddr::V6(network) => IpAddr::V6(u128::from(network).saturating_add(n).into()),
-    }
+/// How plugins are found.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Search {
+    /// Folders of programs.
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    /// Types that are built in and yet run as programs.
+    pub(crate) external: Vec<String>,
 }
 
 impl Conflist {
     /// The network of a node without a configuration file.
-    pub(crate) fn builtin(builtin: &Builtin) -> Self {
-        let range = |subnet: &IpNet| {
-            vec![Range { subnet: *subnet, range_start: None, range_end: None, gateway: None }]
-        };
-        let default = |v4: bool| if v4 { "0.0.0.0/0" } else { "::/0" };
-        let routes = builtin.subnets.iter().filter_map(|subnet| {
-            let dst = default(subnet.addr().is_ipv4()).parse().ok()?;
-            Some(Route { dst, gw: None })
+    pub(crate) fn builtin(builtin: &Builtin) -> Result<Self, String> {
+        let ranges: Vec<Value> =
+            builtin.subnets.iter().map(|subnet| json!([{ "subnet": subnet.trunc() }])).collect();
+        let default = |subnet: &IpNet| if subnet.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let routes: Vec<Value> =
+            builtin.subnets.iter().map(|subnet| json!({ "dst": default(subnet) })).collect();
+        let config = json!({
+            "cniVersion": Version::V1_1_0.text(),
+            "name": builtin.bridge,
+            "plugins": [
+                {
+                    "type": "bridge", "bridge": builtin.bridge, "isGateway": true, "ipMasq": true,
+                    "hairpinMode": true, "mtu": builtin.mtu.unwrap_or(0),
+                    "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },
+                },
+                { "type": "portmap", "capabilities": { "portMappings": true } },
+                { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+            ],
         });
-        let bridge = Bridge {
-            name: Some(builtin.bridge.clone()),
-            is_gateway: true,
-            ip_masq: true,
-            hairpin_mode: true,
-            mtu: builtin.mtu.unwrap_or(0),
-            ipam: Ipam {
-                kind: "host-local".to_owned(),
-                routes: routes.collect(),
-                ranges: builtin.subnets.iter().map(range).collect(),
-                ..Ipam::default()
-            },
-            ..Bridge::default()
-        };
-        Self {
-            name: builtin.bridge.clone(),
-            version: "1.1.0".to_owned(),
-            plugins: vec![Plugin::Loopback, Plugin::Bridge(Box::new(bridge)), Plugin::PortmapLater],
-            text: None,
-        }
+        let list = parse(&config.to_string(), &Search::default())?;
+        Ok(Self { text: None, ..list })
     }
 }
 
@@ -178,26 +156,22 @@ pub(crate) fn first_file(folder: &Path) -> io::Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// It is not valid; line and key are named.
-pub(crate) fn load(file: &Path, bin_dirs: &[PathBuf]) -> Result<Conflist, ConfigError> {
+pub(crate) fn load(file: &Path, search: &Search) -> Result<Conflist, ConfigError> {
     let fail = |why: String| ConfigError { file: file.to_owned(), why };
     let text = fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
-    parse(&text, bin_dirs).map_err(fail)
+    parse(&text, search).map_err(fail)
 }
 
 /// Checks the text of a configuration file.
 ///
 /// # Errors
 /// It is not valid; line and key are named.
-pub(crate) fn parse(text: &str, bin_dirs: &[PathBuf]) -> Result<Conflist, String> {
+pub(crate) fn parse(text: &str, search: &Search) -> Result<Conflist, String> {
     // serde_json's errors end with line and column.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let field = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-    let name =
-        field("name").filter(|name| is_name(name)).ok_or("name: is missing or no name of a network")?;
-    let version = field("cniVersion").unwrap_or_else(|| "0.3.1".to_owned());
-    if !VERSIONS.contains(&version.as_str()) {
-        return Err(format!("cniVersion: {version:?} is none of {}", VERSIONS.join(", ")));
-    }
+    let name = value.get("name").and_then(Value::as_str).filter(|name| is_name(name));
+    let name = name.ok_or("name: is missing or no name of a network")?.to_owned();
+    let version = Version::of(&value)?;
     // A file with a single plugin is that plugin itself.
     let single = [value.clone()];
     let plugins = match value.get("plugins") {
@@ -206,89 +180,34 @@ pub(crate) fn parse(text: &str, bin_dirs: &[PathBuf]) -> Result<Conflist, String
         Some(_) => return Err("plugins: is no list".to_owned()),
         None => &single,
     };
-    let plugins = plugins
-        .iter()
-        .enumerate()
-        .map(|(index, plugin)| compile(plugin, bin_dirs).map_err(|why| format!("plugins[{index}].{why}")));
-    Ok(Conflist { name, version, plugins: plugins.collect::<Result<_, _>>()?, text: Some(text.to_owned()) })
+    let entry = |(index, config): (usize, &Value)| {
+        let plugin = plugins::compile(config, search).map_err(|why| format!("plugins[{index}].{why}"))?;
+        Ok::<_, String>(Entry { plugin, config: config.clone() })
+    };
+    let flag = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(false);
+    Ok(Conflist {
+        name,
+        version,
+        disable_check: flag("disableCheck"),
+        disable_gc: flag("disableGC"),
+        plugins: plugins.iter().enumerate().map(entry).collect::<Result<_, _>>()?,
+        text: Some(text.to_owned()),
+    })
 }
 
 /// Letters, digits, dots, dashes and underscores, as the specification has it for names; they become file names.
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.len() <= 200
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }
 
-fn compile(plugin: &Value, bin_dirs: &[PathBuf]) -> Result<Plugin, String> {
-    let kind = plugin.get("type").and_then(Value::as_str).ok_or("type: is missing")?;
-    if !is_name(kind) {
-        return Err(format!("type: {kind:?} is no name of a plugin"));
-    }
-    let ipam = plugin.pointer("/ipam/type").and_then(Value::as_str);
-    match kind {
-        "loopback" => return Ok(Plugin::Loopback),
-        // With another IPAM the reference plugin does the whole.
-        "bridge" if matches!(ipam, Some("host-local")) => return bridge(plugin),
-        _ => {}
-    }
-    let found = bin_dirs.iter().map(|folder| folder.join(kind)).find(|program| program.is_file());
-    match (found, kind) {
-        (Some(program), _) => {
-            Ok(Plugin::External(External { kind: kind.to_owned(), program, config: plugin.clone() }))
-        }
-        (None, "portmap") => Ok(Plugin::PortmapLater),
-        (None, _) => {
-            let folders: Vec<_> = bin_dirs.iter().map(|folder| folder.display().to_string()).collect();
-            Err(format!("type: {kind:?} is not built in and not found in {}", folders.join(", ")))
-        }
-    }
-}
-
-fn bridge(plugin: &Value) -> Result<Plugin, String> {
-    let mut bridge: Bridge = serde_json::from_value(plugin.clone()).map_err(|error| error.to_string())?;
-    if plugin.get("vlan").and_then(Value::as_u64).unwrap_or(0) != 0 {
-        return Err("vlan: is not supported yet".to_owned());
-    }
-    let name = bridge.name.as_deref().unwrap_or("cni0");
-    if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', ':']) {
-        return Err(format!("bridge: {name:?} is no name of a link"));
-    }
-    let ipam = &mut bridge.ipam;
-    if let Some(subnet) = ipam.subnet.take() {
-        let range = Range {
-            subnet,
-            range_start: ipam.range_start.take(),
-            range_end: ipam.range_end.take(),
-            gateway: ipam.gateway.take(),
-        };
-        ipam.ranges.insert(0, vec![range]);
-    }
-    if ipam.ranges.is_empty() || ipam.ranges.iter().any(Vec::is_empty) {
-        return Err("ipam.ranges: is empty".to_owned());
-    }
-    for (place, range) in ipam.ranges.iter().flatten().enumerate() {
-        check(range).map_err(|why| format!("ipam.ranges[{place}].{why}"))?;
-    }
-    Ok(Plugin::Bridge(Box::new(bridge)))
-}
-
-fn check(range: &Range) -> Result<(), String> {
-    let subnet = range.subnet;
-    if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
-        return Err(format!("subnet: {subnet} has no room for pods"));
-    }
-    let limits =
-        [("rangeStart", range.range_start), ("rangeEnd", range.range_end), ("gateway", range.gateway)];
-    for (key, address) in limits {
-        if let Some(address) = address.filter(|address| !subnet.contains(address)) {
-            return Err(format!("{key}: {address} is not in {subnet}"));
-        }
-    }
-    match (range.range_start, range.range_end) {
-        (Some(start), Some(end)) if start > end => Err(format!("rangeEnd: {end} is before {start}")),
-        _ => Ok(()),
-    }
+/// Whether a link can have this name (`dev_valid_name` of the kernel).
+pub(crate) fn is_link_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 15
+        && !matches!(text, "." | "..")
+        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
 }
 
 #[cfg(test)]
@@ -298,7 +217,7 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Result<Conflist, String> {
-        parse(text, &[])
+        parse(text, &Search::default())
     }
 
     const SOUND: &str = r#"{ "cniVersion": "1.0.0", "name": "pods", "plugins": [
@@ -310,21 +229,16 @@ mod tests {
     #[test]
     fn a_conflist_becomes_types() {
         let list = parsed(SOUND).unwrap();
-        assert_eq!(list.name, "pods");
-        let [Plugin::Bridge(bridge), Plugin::PortmapLater] = list.plugins.as_slice() else {
-            panic!("{list:?}")
-        };
-        assert!(bridge.is_gateway && bridge.ip_masq && bridge.mtu == 1400);
-        assert_eq!(bridge.ipam.ranges.len(), 2);
-        assert_eq!(bridge.ipam.ranges[0][0].gateway().to_string(), "10.1.0.1");
+        assert_eq!((list.name.as_str(), list.version), ("pods", Version::V1_0_0));
+        assert_eq!(list.plugins.len(), 2);
+        assert!(matches!(list.plugins[0].plugin, Plugin::Bridge(_)), "{list:?}");
+        assert!(list.plugins[1].has_capability("portMappings") && !list.plugins[0].has_capability("ips"));
     }
 
     #[test]
-    fn the_old_form_has_one_range() {
-        let text = r#"{ "name": "old", "type": "bridge",
-            "ipam": { "type": "host-local", "subnet": "10.2.0.0/24", "gateway": "10.2.0.254" } }"#;
-        let Plugin::Bridge(bridge) = parsed(text).unwrap().plugins.remove(0) else { panic!() };
-        assert_eq!(bridge.ipam.ranges[0][0].gateway().to_string(), "10.2.0.254");
+    fn a_list_may_have_several_versions() {
+        let list = parsed(&SOUND.replace("\"name\"", "\"cniVersions\": [\"1.1.0\", \"2.0.0\"], \"name\""));
+        assert_eq!(list.unwrap().version, Version::V1_1_0);
     }
 
     #[test]
@@ -334,13 +248,22 @@ mod tests {
             ("\"1.0.0\"", "\"9.9\"", "cniVersion"),
             ("\"type\": \"bridge\"", "\"type\": \"../../bin/sh\"", "plugins[0].type"),
             ("\"type\": \"bridge\"", "\"type\": \"calico\"", "calico"),
+            ("\"cni0\"", "\"a/b\"", "plugins[0].bridge"),
             ("10.1.0.10", "10.9.0.10", "plugins[0].ipam.ranges[0].rangeStart"),
             ("10.1.0.0/24", "10.1.0.0/31", "no room"),
+            ("\"mtu\": 1400", "\"mtu\": \"big\"", "plugins[0].mtu"),
             ("\"mtu\": 1400", "\"mtu\": ", "line 2"),
         ] {
             let error = parsed(&SOUND.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error:?} has no {expected:?}");
         }
+    }
+
+    #[test]
+    fn the_network_without_a_file_is_sound() {
+        let subnets = vec!["10.88.0.0/16".parse().unwrap(), "fd00:88::/64".parse().unwrap()];
+        let builtin = Builtin { bridge: "berth0".to_owned(), subnets, mtu: None };
+        assert_eq!(Conflist::builtin(&builtin).unwrap().plugins.len(), 3);
     }
 
     proptest! {

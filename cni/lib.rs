@@ -1,42 +1,67 @@
 //! The network of pods: what the CNI reference plugins do in several processes, done here over netlink in one; what is
 //! not known here is run as an external plugin by the CNI specification.
 //!
-//! * [`network`]: the whole: add, del, gc, status
-//! * [`conflist`]: configuration files, checked before anything is done
-//! * [`bridge`]: veth pairs on a bridge; [`ipam`]: addresses; [`masquerade`]: nftables; [`external`]: other plugins
-//! * [`netlink`], [`netns`]: links, addresses and routes, in the host's namespace and in a pod's
-//! * [`record`]: what is on disk of an attachment
+//! * [`network`]: the whole: add, del, check, status; [`gc`]: what nobody holds any more
+//! * [`config`]: the configuration in force; [`conflist`]: its files, checked before anything is done; [`watch`], [`template`],
+//!   [`health`]
+//! * [`plugins`]: what is built in, a file each; [`ipam`]: addresses; [`external`]: other plugins
+//! * [`call`], [`result`]: what a plugin is called with, and what it answers
+//! * [`netlink`], [`netns`], [`nftables`]: links, addresses, routes and rules, in the host's namespace and in a pod's
+//! * [`record`], [`pin`]: what is on disk of an attachment
+//! * [`program`]: the plugins that are built in, for other runtimes
 
 #![forbid(unsafe_code)]
 
-mod bridge;
+mod call;
+mod config;
 mod conflist;
 mod external;
+mod gc;
+mod health;
+mod host;
 mod ipam;
-mod masquerade;
 mod netlink;
 mod netns;
 mod network;
+mod nftables;
+mod pin;
+mod plugins;
+pub mod program;
 mod record;
+mod result;
+mod template;
+mod watch;
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use call::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};
 pub use conflist::ConfigError;
 pub use network::Network;
+pub use plugins::BUILT_IN;
+pub use result::CniResult;
 
 /// Where things are, and the network that a node has without a configuration file.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Configuration files (`/etc/cni/net.d`): the first by name counts.
     pub conf_dir: PathBuf,
+    /// What is written there when the kubelet names the pods' subnets, with gaps for these.
+    pub template: Option<PathBuf>,
     /// External plugins (`/opt/cni/bin`).
     pub bin_dirs: Vec<PathBuf>,
-    /// What this crate keeps: attachments, addresses.
+    /// Types that are built in and yet run as external plugins.
+    pub external: Vec<String>,
+    /// What this crate keeps: attachments.
     pub state_dir: PathBuf,
+    /// Addresses that are taken (`/var/lib/cni/networks`, the reference plugin host-local's own).
+    pub data_dir: PathBuf,
+    /// How long an external plugin may take.
+    pub patience: Duration,
     /// The network without a configuration file.
     pub builtin: Builtin,
 }
@@ -72,29 +97,16 @@ pub struct PodAttach<'a> {
     pub id: &'a str,
     /// Its network namespace.
     pub netns: BorrowedFd<'a>,
+    /// A path of that, for results.
+    pub netns_path: &'a str,
     /// Its name.
     pub name: &'a str,
     /// Its Kubernetes namespace.
     pub namespace: &'a str,
     /// Its uid.
     pub uid: &'a str,
-    /// Ports of the host that lead to it.
-    pub port_mappings: Vec<PortMapping>,
-    /// Its annotations: data for external plugins.
-    pub annotations: Vec<(String, String)>,
-}
-
-/// A port of the host that leads to a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortMapping {
-    /// The protocol.
-    pub protocol: Protocol,
-    /// In the pod.
-    pub container_port: u16,
-    /// On the host.
-    pub host_port: u16,
-    /// One address of the host; all where it is not said.
-    pub host_ip: Option<IpAddr>,
+    /// What plugins are told that have the capability: ports of the host, limits of the traffic.
+    pub runtime: RuntimeConfig,
 }
 
 /// A transport protocol.
@@ -109,24 +121,41 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    fn name(self) -> &'static str {
+    /// As it is written in configurations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Sctp => "sctp",
         }
     }
+
+    /// See [`Protocol::name`].
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.name() == name)
+    }
+
+    /// `IPPROTO_*`.
+    fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
 }
 
 /// A pod that is attached.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// Its addresses, in the order of the configuration.
     pub ips: Vec<IpAddr>,
     /// Its interface.
     pub interface: String,
     /// The CNI result.
-    pub result: serde_json::Value,
+    pub result: CniResult,
 }
 
 /// Why the network could not do something.

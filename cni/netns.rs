@@ -10,7 +10,7 @@ use crate::netlink::Netlink;
 use crate::{Context, Error, Result};
 
 /// Runs `work` in a network namespace, on a thread of its own.
-async fn within<T: Send + 'static>(
+pub(crate) async fn within<T: Send + 'static>(
     netns: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -29,19 +29,28 @@ async fn within<T: Send + 'static>(
     told.await.unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
 }
 
-/// A netlink connection in a pod's namespace, with the sysctls of an interface that is there already set before it is
-/// brought up: no router in the pod's network can change its routes (CVE-2020-10749), and its addresses are usable at
-/// once.
-pub(crate) async fn open(netns: BorrowedFd<'_>, interface: &str) -> Result<Netlink> {
+/// A netlink connection in a pod's namespace.
+pub(crate) async fn open(netns: BorrowedFd<'_>) -> Result<Netlink> {
+    within(netns, Netlink::open).await
+}
+
+/// As [`open`], with the sysctls of an interface set that is there already and not yet up: no router in the pod's
+/// network can change its routes (CVE-2020-10749), its addresses are usable at once, and are told to neighbours.
+pub(crate) async fn open_with(netns: BorrowedFd<'_>, interface: &str) -> Result<Netlink> {
     let interface = interface.to_owned();
     within(netns, move || {
         set_interface_sysctls(&interface);
+        let told =
+            [("ipv4", "arp_notify", "1"), ("ipv6", "ndisc_notify", "1"), ("ipv6", "disable_ipv6", "0")];
+        for (family, name, value) in told {
+            let _without_ipv6 = fs::write(format!("/proc/sys/net/{family}/conf/{interface}/{name}"), value);
+        }
         Netlink::open()
     })
     .await
 }
 
-/// See [`open`]; a kernel without IPv6 has no such files.
+/// No advertisements of routers, no wait for duplicates of an address; a kernel without IPv6 has no such files.
 pub(crate) fn set_interface_sysctls(interface: &str) {
     for (name, value) in [("accept_ra", "0"), ("accept_dad", "0")] {
         let _without_ipv6 = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{name}"), value);

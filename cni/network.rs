@@ -1,52 +1,40 @@
 //! The network as a whole: the plugins of its configuration, in order on the way in and in the reverse order out.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
-use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::bridge::{Port, Ready};
-use crate::conflist::{self, Bridge, ConfigError, Conflist, Plugin};
-use crate::external::Invocation;
-use crate::ipam::Store;
-use crate::netlink::Netlink;
+use crate::call::{Call, RangeEntry, RuntimeConfig, parse_args};
+use crate::config::Configuration;
+use crate::conflist::{Conflist, Entry, Version};
+use crate::health::Health;
+use crate::host::{Host, Places};
+use crate::pin;
+use crate::plugins::Plugin;
 use crate::record::{Record, Records};
-use crate::{Attachment, Context, Error, Options, PodAttach, Result, Status, netns};
+use crate::result::CniResult;
+use crate::{Attachment, Error, Options, PodAttach, Result, Status, netns};
 
 /// The interface in a pod.
 const INTERFACE: &str = "eth0";
 
-/// Where a pod's network namespace is pinned for external plugins, as agents expect it.
-const PINS: &str = "/run/netns";
-
 /// The network of one node. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Network {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    options: Options,
-    host: Netlink,
-    records: Records,
-    ready: Ready,
-    config: Mutex<Loaded>,
+pub(crate) struct Shared {
+    pub(crate) host: Host,
+    pub(crate) records: Records,
+    pub(crate) configuration: Configuration,
+    health: Health,
     attachments: Mutex<HashMap<String, Attachment>>,
-}
-
-/// The configuration, and by what it is told whether the file has changed.
-#[derive(Debug)]
-struct Loaded {
-    seen: Option<(PathBuf, SystemTime, u64)>,
-    config: std::result::Result<Arc<Conflist>, ConfigError>,
-    /// From UpdateRuntimeConfig: in the place of the built-in network's subnets.
-    pod_cidr: Vec<IpNet>,
+    bin_path: String,
 }
 
 impl Network {
@@ -56,61 +44,44 @@ impl Network {
     /// The state folder cannot be made, or there is no netlink.
     pub fn open(options: Options) -> Result<Self> {
         let records = Records::open(&options.state_dir)?;
-        let pod_cidr = fs::read_to_string(options.state_dir.join("pod-cidr")).unwrap_or_default();
-        let pod_cidr = parse_cidrs(&pod_cidr).unwrap_or_default();
         let attachments = records.pods().into_iter().filter_map(|pod| {
             let attachment = records.read(&pod)?.attachment()?;
             Some((pod, attachment))
         });
         let attachments = Mutex::new(attachments.collect());
-        let config =
-            Loaded { seen: None, config: Ok(Arc::new(Conflist::builtin(&options.builtin))), pod_cidr };
+        let folders: Vec<_> = options.bin_dirs.iter().map(|folder| folder.display().to_string()).collect();
         let shared = Shared {
-            host: Netlink::open()?,
+            host: Host::open(Places {
+                state_dir: options.state_dir.clone(),
+                data_dir: options.data_dir.clone(),
+                patience: options.patience,
+            })?,
             records,
-            ready: Ready::default(),
-            config: Mutex::new(config),
+            configuration: Configuration::new(&options),
+            health: Health::default(),
             attachments,
-            options,
+            bin_path: folders.join(":"),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The configuration as it is on disk now.
-    fn config(&self) -> std::result::Result<Arc<Conflist>, ConfigError> {
-        let options = &self.shared.options;
-        let mut loaded = lock(&self.shared.config);
-        let file = conflist::first_file(&options.conf_dir)
-            .map_err(|error| ConfigError { file: options.conf_dir.clone(), why: error.to_string() })?;
-        let Some(file) = file else {
-            let mut builtin = options.builtin.clone();
-            if !loaded.pod_cidr.is_empty() {
-                builtin.subnets.clone_from(&loaded.pod_cidr);
-            }
-            loaded.seen = None;
-            loaded.config = Ok(Arc::new(Conflist::builtin(&builtin)));
-            return loaded.config.clone();
-        };
-        let metadata = fs::metadata(&file).ok();
-        let seen = metadata.and_then(|m| Some((file.clone(), m.modified().ok()?, m.len())));
-        if seen.is_none() || seen != loaded.seen || loaded.config.is_err() {
-            loaded.config = conflist::load(&file, &options.bin_dirs).map(Arc::new);
-            loaded.seen = seen;
-        }
-        loaded.config.clone()
-    }
-
-    /// Whether pods can be attached, and why not.
+    /// Whether pods can be attached, and why not. Programs are asked (`STATUS`, CNI 1.1) beside this, and what they said
+    /// last counts: nothing is waited for here.
     #[must_use]
     pub fn status(&self) -> Status {
-        match self.config() {
-            Ok(config) => Status { ready: true, network: config.name.clone(), ..Status::default() },
-            Err(error) => Status {
-                ready: false,
-                reason: "NetworkPluginNotReady".to_owned(),
-                message: error.to_string(),
-                network: String::new(),
-            },
+        let not_ready = |network: &str, message: String| Status {
+            ready: false,
+            reason: "NetworkPluginNotReady".to_owned(),
+            message,
+            network: network.to_owned(),
+        };
+        let config = match self.shared.configuration.current() {
+            Ok(config) => config,
+            Err(error) => return not_ready("", error.to_string()),
+        };
+        match self.shared.health.of(self, &config) {
+            Some(why) => not_ready(&config.name, why),
+            None => Status { ready: true, network: config.name.clone(), ..Status::default() },
         }
     }
 
@@ -120,27 +91,39 @@ impl Network {
         lock(&self.shared.attachments).get(pod).cloned()
     }
 
+    /// See [`Configuration::set_pod_cidr`].
+    ///
+    /// # Errors
+    /// The text holds no subnets, or cannot be kept; the template cannot be written.
+    pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        self.shared.configuration.set_pod_cidr(cidr)
+    }
+
     /// Attaches a pod.
     ///
     /// # Errors
     /// The network is not ready, or a plugin failed; all that was made is taken back.
     pub async fn add(&self, pod: PodAttach<'_>) -> Result<Attachment> {
-        let config = self.config().map_err(|error| Error::NotReady(error.to_string()))?;
+        let config =
+            self.shared.configuration.current().map_err(|error| Error::NotReady(error.to_string()))?;
         let args = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
             pod.namespace, pod.name, pod.id, pod.uid
         );
-        let external = config.plugins.iter().any(|plugin| matches!(plugin, Plugin::External(_)));
-        let pinned = external.then(|| PathBuf::from(PINS).join(format!("berth-{}", pod.id)));
+        let external = config.plugins.iter().any(|entry| entry.plugin.is_external());
+        let pinned = external.then(|| pin::path_of(pod.id));
+        let path = |path: &PathBuf| path.display().to_string();
         let mut record = Record {
             interface: INTERFACE.to_owned(),
             args,
+            runtime: self.with_ranges(pod.runtime.clone()),
             result: None,
             config: config.text.clone(),
+            sandbox: pinned.as_ref().map_or_else(|| pod.netns_path.to_owned(), path),
             pinned,
         };
         self.shared.records.write(pod.id, &record)?;
-        match self.add_all(&config, &pod, &record).await {
+        match self.add_all(&config, pod.id, pod.netns, &record).await {
             Ok(result) => {
                 record.result = Some(result);
                 self.shared.records.write(pod.id, &record)?;
@@ -157,35 +140,39 @@ impl Network {
         }
     }
 
-    async fn add_all(&self, config: &Conflist, pod: &PodAttach<'_>, record: &Record) -> Result<Value> {
-        if let Some(path) = &record.pinned {
-            pin(pod.netns, path)?;
+    /// Subnets that the kubelet has named, for plugins that take them.
+    fn with_ranges(&self, mut runtime: RuntimeConfig) -> RuntimeConfig {
+        let range = |subnet| vec![RangeEntry { subnet, range_start: None, range_end: None, gateway: None }];
+        if runtime.ip_ranges.is_empty() {
+            runtime.ip_ranges = self.shared.configuration.pod_cidr().into_iter().map(range).collect();
         }
-        Self::loopback_up(pod.netns).await?;
-        let invocation = self.invocation(config, pod.id, record, pod.port_mappings.clone());
-        let mut result = Value::Null;
-        for plugin in &config.plugins {
-            match plugin {
-                Plugin::Loopback => {}
-                Plugin::Bridge(bridge) => {
-                    let addresses = self.addresses(config, bridge);
-                    result = self.port(config, bridge, &addresses, pod.id).add(pod.netns).await?;
-                }
-                Plugin::PortmapLater if pod.port_mappings.is_empty() => {}
-                Plugin::PortmapLater => {
-                    let ports: Vec<_> =
-                        pod.port_mappings.iter().map(|port| port.host_port.to_string()).collect();
-                    let why = "ports of the host need the portmap plugin, which is not built in yet";
-                    return Err(Error::Unsupported(format!("host port {}: {why}", ports.join(", "))));
-                }
-                Plugin::External(external) => {
-                    let previous = result.clone();
-                    let answer = invocation.run("ADD", external, Some(&previous)).await?;
-                    if !answer.is_null() {
-                        result = answer;
-                    }
-                }
+        runtime
+    }
+
+    async fn add_all(
+        &self,
+        config: &Conflist,
+        pod: &str,
+        netns: BorrowedFd<'_>,
+        record: &Record,
+    ) -> Result<CniResult> {
+        if let Some(path) = &record.pinned {
+            pin::pin(netns, path)?;
+        }
+        Self::loopback_up(netns).await?;
+        let told = Told::of(record);
+        told.check_ports(config)?;
+        let mut result = CniResult::default();
+        for entry in &config.plugins {
+            // Every pod has it up, whether the configuration says so or not; its result is not the pod's.
+            if matches!(entry.plugin, Plugin::Loopback) {
+                continue;
             }
+            let runtime = told.of_entry(entry)?;
+            let call = self.call(config, pod, Some(netns), record, &runtime, &told);
+            let started = std::time::Instant::now();
+            result = entry.plugin.add(&call, &entry.config, result).await?;
+            tracing::debug!(pod, plugin = entry.kind(), elapsed = ?started.elapsed(), "a network plugin has attached the pod");
         }
         Ok(result)
     }
@@ -195,55 +182,38 @@ impl Network {
     /// # Errors
     /// The namespace cannot be entered.
     pub async fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
-        let inside = netns::open(netns, "lo").await?;
+        let inside = netns::open(netns).await?;
         let link = inside.existing("lo").await?;
         inside.set_up(link.index, false).await
     }
 
-    fn addresses(&self, config: &Conflist, bridge: &Bridge) -> Store {
-        Store::new(&self.shared.options.state_dir.join("addresses"), &config.name, &bridge.ipam)
-    }
-
-    fn port<'a>(
+    pub(crate) fn call<'a>(
         &'a self,
         config: &'a Conflist,
-        bridge: &'a Bridge,
-        addresses: &'a Store,
         pod: &'a str,
-    ) -> Port<'a> {
-        Port {
+        netns: Option<BorrowedFd<'a>>,
+        record: &'a Record,
+        runtime: &'a RuntimeConfig,
+        told: &'a Told,
+    ) -> Call<'a> {
+        Call {
             network: &config.name,
-            config: bridge,
+            version: config.version,
+            container: pod,
+            interface: &record.interface,
+            netns,
+            sandbox: &record.sandbox,
+            namespace_ends: true,
+            runtime,
+            args: &told.args,
+            args_text: &record.args,
+            bin_path: &self.shared.bin_path,
             host: &self.shared.host,
-            addresses,
-            ready: &self.shared.ready,
-            pod,
-            interface: INTERFACE,
         }
     }
 
-    fn invocation(
-        &self,
-        config: &Conflist,
-        pod: &str,
-        record: &Record,
-        port_mappings: Vec<crate::PortMapping>,
-    ) -> Invocation {
-        let folders: Vec<_> =
-            self.shared.options.bin_dirs.iter().map(|folder| folder.display().to_string()).collect();
-        Invocation {
-            network: config.name.clone(),
-            version: config.version.clone(),
-            pod: pod.to_owned(),
-            netns: record.pinned.clone(),
-            interface: record.interface.clone(),
-            args: record.args.clone(),
-            bin_path: folders.join(":"),
-            port_mappings,
-        }
-    }
-
-    /// Detaches a pod; one that is not attached is detached already. Goes on after an error and reports all.
+    /// Detaches a pod, whose namespace is about to end; one that is not attached is detached already. Goes on after an
+    /// error and reports all.
     ///
     /// # Errors
     /// What could not be released; a retry goes on there.
@@ -253,12 +223,12 @@ impl Network {
             return self.shared.records.remove(pod);
         };
         let mut errors = Vec::new();
-        match self.config_of(&record) {
-            Ok(config) => self.del_all(&config, pod, &record, netns.is_some(), &mut errors).await,
+        match self.shared.configuration.recorded(record.config.as_deref()) {
+            Ok(config) => self.del_all(&config, pod, &record, netns, &mut errors).await,
             Err(error) => errors.push(error),
         }
         if let Some(path) = &record.pinned {
-            errors.extend(unpin(path).err());
+            errors.extend(pin::unpin(path).err());
         }
         if errors.is_empty() {
             lock(&self.shared.attachments).remove(pod);
@@ -267,130 +237,107 @@ impl Network {
         Err(Error::Several(errors))
     }
 
-    /// The configuration that a pod was attached by, whatever the file says by now.
-    fn config_of(&self, record: &Record) -> Result<Conflist> {
-        let options = &self.shared.options;
-        match &record.config {
-            Some(text) => conflist::parse(text, &options.bin_dirs)
-                .map_err(|why| Error::Invalid(format!("configuration: {why}"))),
-            None => Ok(Conflist::builtin(&options.builtin)),
-        }
-    }
-
     async fn del_all(
         &self,
         config: &Conflist,
         pod: &str,
         record: &Record,
-        netns_lives: bool,
+        netns: Option<BorrowedFd<'_>>,
         errors: &mut Vec<Error>,
     ) {
-        let invocation = self.invocation(config, pod, record, Vec::new());
-        for plugin in config.plugins.iter().rev() {
-            let deleted = match plugin {
-                Plugin::Loopback | Plugin::PortmapLater => Ok(()),
-                Plugin::Bridge(bridge) => {
-                    let addresses = self.addresses(config, bridge);
-                    self.port(config, bridge, &addresses, pod).del(netns_lives).await
+        let told = Told::of(record);
+        let result = record.result.clone().unwrap_or_default();
+        for entry in config.plugins.iter().rev() {
+            if matches!(entry.plugin, Plugin::Loopback) {
+                continue;
+            }
+            let deleted = match told.of_entry(entry) {
+                Ok(runtime) => {
+                    let call = self.call(config, pod, netns, record, &runtime, &told);
+                    entry.plugin.del(&call, &entry.config, &result).await
                 }
-                Plugin::External(external) => {
-                    invocation.run("DEL", external, record.result.as_ref()).await.map(drop)
-                }
+                Err(error) => Err(error),
             };
             errors.extend(deleted.err());
         }
     }
 
-    /// Frees what pods hold that are not among `live`; what was freed.
+    /// Whether a pod's network is still as it was made (`CHECK`).
     ///
     /// # Errors
-    /// What could not be freed.
-    pub async fn gc(&self, live: &HashSet<String>) -> Result<Vec<String>> {
-        let (mut freed, mut errors) = (Vec::new(), Vec::new());
-        for pod in self.shared.records.pods().into_iter().filter(|pod| !live.contains(pod)) {
-            match self.del(&pod, None).await {
-                Ok(()) => freed.push(format!("pod {pod}")),
-                Err(error) => errors.push(error),
-            }
+    /// What is not, or the pod is not attached.
+    pub async fn check(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<()> {
+        let record = self.shared.records.read(pod);
+        let record = record.ok_or_else(|| Error::Invalid(format!("pod {pod} is not attached")))?;
+        let result = record.result.clone();
+        let result = result.ok_or_else(|| Error::Invalid(format!("pod {pod} is attached in part")))?;
+        let config = self.shared.configuration.recorded(record.config.as_deref())?;
+        if config.disable_check || config.version < Version::V0_4_0 {
+            return Ok(());
         }
-        let config = self.config();
-        for plugin in config.iter().flat_map(|config| &config.plugins) {
-            if let (Plugin::Bridge(bridge), Ok(config)) = (plugin, &config) {
-                let is_ours = |owner: &str| owner.len() == 64 && !live.contains(owner);
-                match self.addresses(config, bridge).release_where(is_ours) {
-                    Ok(addresses) => freed.extend(addresses.into_iter().map(|ip| format!("address {ip}"))),
-                    Err(error) => errors.push(error),
-                }
-            }
+        let told = Told::of(&record);
+        for entry in &config.plugins {
+            let runtime = told.of_entry(entry)?;
+            let call = self.call(&config, pod, Some(netns), &record, &runtime, &told);
+            entry.plugin.check(&call, &entry.config, &result).await?;
         }
-        if errors.is_empty() { Ok(freed) } else { Err(Error::Several(errors)) }
-    }
-
-    /// The addresses of pods as the kubelet says (UpdateRuntimeConfig): IPv4, IPv6 or both with a comma between. Used
-    /// where no configuration file says otherwise.
-    ///
-    /// # Errors
-    /// The text holds no subnets, or cannot be kept.
-    pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
-        let subnets = parse_cidrs(cidr)?;
-        let file = self.shared.options.state_dir.join("pod-cidr");
-        fs::write(&file, cidr).doing(format!("write {}", file.display()))?;
-        lock(&self.shared.config).pod_cidr = subnets;
         Ok(())
     }
 
-    /// Takes away what the network has for all pods, when it has none: bridge and rules. For a daemon that ends for
-    /// good.
-    ///
-    /// # Errors
-    /// Something stays.
-    pub async fn teardown(&self) -> Result<()> {
-        if !self.shared.records.pods().is_empty() {
-            return Ok(());
+    /// Programs of a configuration say whether they could attach a pod (`STATUS`, since CNI 1.1): the first that could not.
+    pub(crate) async fn ask_status(&self, config: &Conflist) -> Result<()> {
+        let record = Record {
+            interface: INTERFACE.to_owned(),
+            args: String::new(),
+            runtime: RuntimeConfig::default(),
+            result: None,
+            config: None,
+            pinned: None,
+            sandbox: String::new(),
+        };
+        let told = Told::of(&record);
+        for entry in &config.plugins {
+            let call = self.call(config, "", None, &record, &record.runtime, &told);
+            entry.plugin.status(&call, &entry.config).await?;
         }
-        let config = self.config()?;
-        let mut errors = Vec::new();
-        for plugin in &config.plugins {
-            if let Plugin::Bridge(bridge) = plugin {
-                let addresses = self.addresses(&config, bridge);
-                errors.extend(self.port(&config, bridge, &addresses, "").teardown().await.err());
-            }
-        }
-        if errors.is_empty() { Ok(()) } else { Err(Error::Several(errors)) }
+        Ok(())
     }
 }
 
-fn parse_cidrs(text: &str) -> Result<Vec<IpNet>> {
-    let parse = |part: &str| {
-        let subnet = part.trim().parse::<IpNet>();
-        subnet.map_err(|_| Error::Invalid(format!("{part:?} is no subnet"))).and_then(|subnet| {
-            match subnet.prefix_len() + 2 <= subnet.max_prefix_len() {
-                true => Ok(subnet.trunc()),
-                false => Err(Error::Invalid(format!("{subnet} has no room for pods"))),
-            }
-        })
-    };
-    text.split(',').filter(|part| !part.trim().is_empty()).map(parse).collect()
+/// What the plugins of one attachment are told beside their configuration.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) args: std::collections::BTreeMap<String, String>,
+    /// By the names of capabilities.
+    runtime: Value,
 }
 
-/// Gives a network namespace a path: the one mount that is made in the host's mount namespace, since external plugins
-/// know namespaces by paths alone (DESIGN rule 2).
-fn pin(netns: BorrowedFd<'_>, path: &std::path::Path) -> Result<()> {
-    fs::create_dir_all(PINS).doing(format!("make {PINS}"))?;
-    fs::write(path, "").doing(format!("make {}", path.display()))?;
-    let source = format!("/proc/self/fd/{}", netns.as_raw_fd());
-    rustix::mount::mount_bind(source.as_str(), path).doing(format!("pin {}", path.display()))
-}
-
-fn unpin(path: &std::path::Path) -> Result<()> {
-    match rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH) {
-        // Not a mount, or gone with the last boot.
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        unmounted => unmounted.doing(format!("unpin {}", path.display()))?,
+impl Told {
+    pub(crate) fn of(record: &Record) -> Self {
+        Self { args: parse_args(&record.args), runtime: serde_json::json!(record.runtime) }
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.doing(format!("remove {}", path.display())),
+
+    /// What a plugin is told: that of which it says that it can be told (CNI conventions, "capabilities").
+    pub(crate) fn of_entry(&self, entry: &Entry) -> Result<RuntimeConfig> {
+        let all = self.runtime.as_object().cloned().unwrap_or_default();
+        let some = all.into_iter().filter(|(name, _)| entry.has_capability(name));
+        serde_json::from_value(Value::Object(some.collect()))
+            .map_err(|error| Error::Invalid(format!("what the runtime says: {error}")))
+    }
+
+    /// Ports of the host are refused where no plugin takes them, not forgotten.
+    fn check_ports(&self, config: &Conflist) -> Result<()> {
+        let ports = self.runtime.get("portMappings").and_then(Value::as_array);
+        let taken = config.plugins.iter().any(|entry| entry.has_capability("portMappings"));
+        match ports.filter(|ports| !taken && !ports.is_empty()) {
+            None => Ok(()),
+            Some(ports) => {
+                let ports: Vec<String> =
+                    ports.iter().filter_map(|port| port.get("hostPort")).map(Value::to_string).collect();
+                let why = "no plugin of the network has the capability portMappings";
+                Err(Error::Unsupported(format!("host port {}: {why} ({})", ports.join(", "), config.name)))
+            }
+        }
     }
 }
 

@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use crate::call::RuntimeConfig;
+use crate::result::CniResult;
 use crate::{Attachment, Context, Result};
 
 /// An attachment on disk.
@@ -14,25 +15,32 @@ use crate::{Attachment, Context, Result};
 pub(crate) struct Record {
     /// The interface in the pod.
     pub(crate) interface: String,
-    /// For external plugins.
+    /// `CNI_ARGS`.
     pub(crate) args: String,
+    /// What the runtime said beyond the configuration: it says it again when the pod is detached.
+    #[serde(default)]
+    pub(crate) runtime: RuntimeConfig,
     /// `None` until the network is attached: it may be in part.
-    pub(crate) result: Option<Value>,
+    pub(crate) result: Option<CniResult>,
     /// The text of the configuration it was attached by: it is detached by the same. `None` is the built-in network.
     pub(crate) config: Option<String>,
     /// The pod's namespace is pinned at a path, since an external plugin was run.
     pub(crate) pinned: Option<PathBuf>,
+    /// The path by which results name the namespace.
+    #[serde(default)]
+    pub(crate) sandbox: String,
 }
 
 impl Record {
     /// The attachment, if it is whole.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
         let result = self.result.clone()?;
-        let ips = result.get("ips").and_then(Value::as_array).into_iter().flatten().filter_map(|ip| {
-            let address = ip.get("address")?.as_str()?;
-            address.split('/').next()?.parse().ok()
-        });
-        Some(Attachment { ips: ips.collect(), interface: self.interface.clone(), result })
+        let place = result.of_pod().find(|(_, found)| found.name == self.interface).map(|(place, _)| place);
+        // The addresses of the pod's first interface come first: the first of them is the pod's own.
+        let (own, others): (Vec<_>, Vec<_>) =
+            result.ips.iter().partition(|ip| ip.interface.is_none() || ip.interface == place);
+        let ips = own.iter().chain(&others).map(|ip| ip.address.addr()).collect();
+        Some(Attachment { ips, interface: self.interface.clone(), result })
     }
 }
 

@@ -146,7 +146,11 @@ fn image_options(config: &Config) -> berth_image::Options {
 pub fn network_options(config: &Config) -> berth_cni::Options {
     berth_cni::Options {
         conf_dir: config.cni_conf_dir.clone(),
+        template: config.cni_conf_template.clone(),
         bin_dirs: config.cni_bin_dirs.clone(),
+        external: config.cni_external_plugins.clone(),
+        data_dir: config.cni_data_dir.clone(),
+        patience: std::time::Duration::from_secs(config.cni_plugin_timeout),
         state_dir: config.root.join("network"),
         builtin: Builtin {
             bridge: config.network.bridge.clone(),

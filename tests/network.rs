@@ -189,8 +189,10 @@ async fn what_is_not_built_in_is_run_by_the_cni_specification() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ports_of_the_host_are_refused_not_forgotten() {
+async fn ports_of_the_host_are_refused_where_no_plugin_takes_them() {
     let mut berth = Berth::start().await;
+    let text = CONFLIST.replace("MASQUERADE", "true");
+    fs::write(berth.path("net.d/10-joined.conflist"), text).unwrap();
     let mut config = berth.pod_config("ports");
     config.port_mappings = vec![berth_proto::v1::PortMapping {
         container_port: 80,
@@ -199,7 +201,7 @@ async fn ports_of_the_host_are_refused_not_forgotten() {
     }];
     let refused = berth.try_run_pod(config.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
-    assert!(refused.message().contains("8080"), "{refused}");
+    assert!(refused.message().contains("8080") && refused.message().contains("portMappings"), "{refused}");
     config.port_mappings[0].host_port = 0;
     berth.run_pod(config).await;
     assert_eq!(berth.clean().await, Vec::<String>::new());

@@ -1,6 +1,7 @@
 //! The command line. Each command is one file; all that they print for programs goes to stdout, all else to stderr.
 
 pub mod check;
+pub mod cni;
 pub mod config;
 pub mod image;
 pub mod load;
@@ -35,6 +36,8 @@ enum Command {
     Image(image::ImageArgs),
     /// Run a pod from nothing on this machine, show each step, and leave nothing behind.
     Demo(crate::demo::Options),
+    /// Act as a plugin of the network (CNI) for another runtime.
+    Cni(cni::CniArgs),
     /// Show the configuration.
     Config(config::ConfigArgs),
     /// Show the version.
@@ -111,6 +114,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Load(args) => load::run(args),
         Command::Image(args) => image::run(args),
         Command::Demo(options) => crate::demo::run(options),
+        Command::Cni(args) => cni::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => version::run(),
     }

@@ -19,7 +19,7 @@ const fn key(table: &'static str, name: &'static str, about: &'static str) -> Ke
 }
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [Key; 31] = [
+pub const KEYS: [Key; 35] = [
     key("", "socket", "The socket that the kubelet and crictl connect to."),
     key("", "root", "Persistent state: images, containers, addresses."),
     key("", "state", "Volatile state: the pods' keepers and their sockets."),
@@ -29,6 +29,19 @@ pub const KEYS: [Key; 31] = [
         "Where CNI configuration is looked for; without any, pods get the built-in network.",
     ),
     key("", "cni_bin_dirs", "Where CNI plugins are looked for that berth has not built in."),
+    key(
+        "",
+        "cni_data_dir",
+        "Where taken addresses are noted, as the reference plugin host-local does it: a node that used that keeps them.",
+    ),
+    Key {
+        table: "",
+        name: "cni_conf_template",
+        about: "What is written to cni_conf_dir when the kubelet names the pods' subnets, in the form of containerd's conf_template.",
+        example: Some("\"/etc/berth/cni.conflist.tmpl\""),
+    },
+    key("", "cni_external_plugins", "Types of plugins that are built in and yet run from cni_bin_dirs."),
+    key("", "cni_plugin_timeout", "How many seconds a plugin from cni_bin_dirs may take."),
     key("", "cdi_spec_dirs", "Where vendors' CDI files are looked for; a later folder wins."),
     key(
         "",

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::value::{
     AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, HandlerNames, LogFilter, LogFormat,
-    Mtu, Parallel, PathList, References, SocketPath, Subnets, Ulimits,
+    Mtu, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
 };
 
 /// What one source sets. The fields are those of [`super::Config`].
@@ -19,6 +19,10 @@ pub struct Layer {
     pub state: Option<AbsolutePath>,
     pub cni_conf_dir: Option<AbsolutePath>,
     pub cni_bin_dirs: Option<PathList>,
+    pub cni_data_dir: Option<AbsolutePath>,
+    pub cni_conf_template: Option<AbsolutePath>,
+    pub cni_external_plugins: Option<PluginNames>,
+    pub cni_plugin_timeout: Option<AtLeastOne>,
     pub cdi_spec_dirs: Option<PathList>,
     pub certs_dir: Option<PathList>,
     pub registries_conf: Option<AbsolutePath>,

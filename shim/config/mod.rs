@@ -42,6 +42,15 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     /// Where CNI plugins are looked for that berth has not built in.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// Where taken addresses are noted.
+    pub cni_data_dir: PathBuf,
+    /// What is written to `cni_conf_dir` when the kubelet names the pods' subnets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cni_conf_template: Option<PathBuf>,
+    /// Types of plugins that are built in and yet run from `cni_bin_dirs`.
+    pub cni_external_plugins: Vec<String>,
+    /// How many seconds a plugin from `cni_bin_dirs` may take.
+    pub cni_plugin_timeout: u64,
     /// Where vendors say what their devices need (Container Device Interface); a later folder wins.
     pub cdi_spec_dirs: Vec<PathBuf>,
     /// Where registries' `hosts.toml` are looked for; the first folder that has one for a registry wins.
@@ -117,6 +126,10 @@ impl Default for Config {
             state: "/run/berth".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            cni_data_dir: "/var/lib/cni/networks".into(),
+            cni_conf_template: None,
+            cni_external_plugins: Vec::new(),
+            cni_plugin_timeout: 90,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             certs_dirs: [
                 "/etc/berth/certs.d",
@@ -171,6 +184,12 @@ impl Config {
         set(&mut self.state, layer.state);
         set(&mut self.cni_conf_dir, layer.cni_conf_dir);
         set(&mut self.cni_bin_dirs, layer.cni_bin_dirs);
+        set(&mut self.cni_data_dir, layer.cni_data_dir);
+        if let Some(file) = layer.cni_conf_template {
+            self.cni_conf_template = Some(file.into());
+        }
+        set(&mut self.cni_external_plugins, layer.cni_external_plugins);
+        set(&mut self.cni_plugin_timeout, layer.cni_plugin_timeout);
         set(&mut self.cdi_spec_dirs, layer.cdi_spec_dirs);
         set(&mut self.certs_dirs, layer.certs_dir);
         set(&mut self.registries_conf, layer.registries_conf);

@@ -85,6 +85,10 @@ checked! {
     HandlerNames, "Vec<String>", Vec<String> => Vec<String>, handlers
 }
 checked! {
+    /// Types of plugins of the network that are built in.
+    PluginNames, "Vec<String>", Vec<String> => Vec<String>, plugins
+}
+checked! {
     /// Resource limits as `name=soft:hard`, by the names of setrlimit(2) in lower case.
     Ulimits, "Vec<String>", Vec<String> => Vec<String>, ulimits
 }
@@ -117,6 +121,13 @@ fn ulimits(limits: Vec<String>) -> Result<Vec<String>, BadValue> {
         }
     }
     Ok(limits)
+}
+
+fn plugins(names: Vec<String>) -> Result<Vec<String>, BadValue> {
+    match names.iter().find(|name| !berth_cni::BUILT_IN.contains(&name.as_str())) {
+        Some(name) => bad(format!("{name:?} is none of {}", berth_cni::BUILT_IN.join(", "))),
+        None => Ok(names),
+    }
 }
 
 fn at_least_one(count: u64) -> Result<u64, BadValue> {

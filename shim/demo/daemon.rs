@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use berth_cni::{Builtin, Network};
+use berth_cni::Network;
 use ipnet::{IpNet, Ipv4Net};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -142,7 +142,7 @@ impl PrivateDaemon {
 
     async fn remove_network(&self) -> Result<(), DemoError> {
         let failed = |error: berth_cni::Error| DemoError::Host(format!("remove the network: {error}"));
-        let network = Network::open(network(&self.config)).map_err(failed)?;
+        let network = Network::open(crate::daemon::network_options(&self.config)).map_err(failed)?;
         network.teardown().await.map_err(failed)?;
         self.forwarding.as_ref().map_or(Ok(()), Forwarding::turn_off)
     }
@@ -209,6 +209,7 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         state: folder.join("state"),
         // Nothing is there: the pod gets the built-in network, not this machine's.
         cni_conf_dir: folder.join("net.d"),
+        cni_data_dir: folder.join("addresses"),
         // Nor are there its registries, credentials and policy.
         certs_dirs: vec![folder.join("certs.d")],
         registries_conf: folder.join("registries.conf"),
@@ -223,17 +224,6 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         },
         ..Config::default()
     })
-}
-
-/// The network as the daemon opened it, by its configuration.
-fn network(config: &Config) -> berth_cni::Options {
-    let NetworkConfig { bridge, subnets, mtu } = config.network.clone();
-    berth_cni::Options {
-        conf_dir: config.cni_conf_dir.clone(),
-        bin_dirs: config.cni_bin_dirs.clone(),
-        state_dir: config.root.join("network"),
-        builtin: Builtin { bridge, subnets, mtu },
-    }
 }
 
 /// A name for the bridge that no interface has.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_cni::{PodAttach, PortMapping, Protocol as NetworkProtocol};
-use berth_proto::v1::{NamespaceMode, PodSandboxConfig, PortMapping as CriPortMapping, Protocol};
+use berth_cni::PodAttach;
+use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::Placeholder;
 use berth_runtime::compile::FdList;
@@ -14,7 +14,7 @@ use berth_runtime::wire::{Call, Outcome};
 use std::os::fd::{AsFd, OwnedFd};
 use tonic::Status;
 
-use super::{files, follow};
+use super::{files, follow, network};
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::ids::PodId;
@@ -114,7 +114,7 @@ impl Creation {
         pod.set_netns(Some(pause.netns));
         pod.set_userns(pause.userns);
         self.progress.step("network");
-        self.attach_network(&pod).await?;
+        self.attach_network(&pod, pause_pid).await?;
         self.progress.step("record");
         pod.change(|state| state.ready(pause_pid))?;
         Ok(pod)
@@ -199,7 +199,7 @@ impl Creation {
         pause_of(outcome, descriptors)
     }
 
-    async fn attach_network(&mut self, pod: &Arc<Pod>) -> Result<(), CriError> {
+    async fn attach_network(&mut self, pod: &Arc<Pod>, pause_pid: i32) -> Result<(), CriError> {
         if pod.host_network() {
             return Ok(());
         }
@@ -207,6 +207,7 @@ impl Creation {
             return Err(CriError::internal("attach the network", "the pod's network namespace is gone"));
         };
         let metadata = self.config.metadata.clone().unwrap_or_default();
+        let runtime = network::told(&self.config, &pod.with(|record| record.cgroup.clone()))?;
         let daemon = self.daemon.clone();
         let (undo_daemon, undo_id) = (daemon.clone(), self.id.clone());
         let undo_pod = pod.clone();
@@ -219,11 +220,11 @@ impl Creation {
         let attach = PodAttach {
             id: self.id.as_str(),
             netns: netns.as_fd(),
+            netns_path: &format!("/proc/{pause_pid}/ns/net"),
             name: &metadata.name,
             namespace: &metadata.namespace,
             uid: &metadata.uid,
-            port_mappings: self.config.port_mappings.iter().filter_map(port_mapping).collect(),
-            annotations: self.config.annotations.clone().into_iter().collect(),
+            runtime,
         };
         daemon.network.add(attach).await?;
         Ok(())
@@ -328,20 +329,5 @@ fn sandbox_plan(
         selinux: selinux.as_ref().map(|labels| labels.process.clone()),
         mount_label: selinux.map(|labels| labels.mount),
         oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),
-    })
-}
-
-fn port_mapping(mapping: &CriPortMapping) -> Option<PortMapping> {
-    // A mapping without a host port asks for nothing of the host (CRI `PortMapping.host_port`).
-    let host_port = u16::try_from(mapping.host_port).ok().filter(|port| *port != 0)?;
-    Some(PortMapping {
-        protocol: match mapping.protocol() {
-            Protocol::Tcp => NetworkProtocol::Tcp,
-            Protocol::Udp => NetworkProtocol::Udp,
-            Protocol::Sctp => NetworkProtocol::Sctp,
-        },
-        container_port: u16::try_from(mapping.container_port).ok()?,
-        host_port,
-        host_ip: mapping.host_ip.parse().ok(),
     })
 }

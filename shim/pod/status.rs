@@ -81,7 +81,7 @@ fn info(daemon: &Daemon, pod: &Pod) -> Result<HashMap<String, String>, CriError>
         "cgroup": record.cgroup,
         "runtimeHandler": record.runtime_handler,
         "runtimeSpec": sandbox_spec(&context)?,
-        "cniResult": daemon.network.attachment(record.id.as_str()).map(|attachment| attachment.result),
+        "cniResult": daemon.network.attachment(record.id.as_str()).map(|attachment| serde_json::json!(attachment.result)),
         "config": record.config,
         "operations": operations,
     });

@@ -73,7 +73,7 @@ impl Berth {
         let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
         let config = format!(
             "socket = \"{path}/run/berth.sock\"\nroot = \"{path}/root\"\nstate = \"{path}/run\"\n\
-             cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncerts_dir = \"{path}/certs.d\"\n\
+             cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncni_data_dir = \"{path}/addresses\"\ncerts_dir = \"{path}/certs.d\"\n\
              registries_conf = \"{path}/registries.conf\"\nsignature_policy = \"{path}/policy.json\"\n\
              log_level = \"debug\"\n{auth}{more}\n\
              [network]\nbridge = \"testbr0\"\nsubnets = [\"10.77.0.0/24\", \"fd77::/64\"]\n"

@@ -1,0 +1,148 @@
+//! The configuration that is in force: the first file of the folder, or the network that is built in; and what the
+//! kubelet says of addresses (CRI `UpdateRuntimeConfig`).
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+
+use crate::conflist::{self, ConfigError, Conflist, Search};
+use crate::watch::Watch;
+use crate::{Context, Error, Options, Result, template};
+
+/// What a template is written to.
+const FROM_TEMPLATE: &str = "10-berth-net.conflist";
+
+/// The configuration, looked at again when its folder has changed.
+#[derive(Debug)]
+pub(crate) struct Configuration {
+    options: Options,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    watch: Watch,
+    config: std::result::Result<Arc<Conflist>, ConfigError>,
+    pod_cidr: Vec<IpNet>,
+}
+
+impl Configuration {
+    pub(crate) fn new(options: &Options) -> Self {
+        let pod_cidr = fs::read_to_string(options.state_dir.join("pod-cidr")).unwrap_or_default();
+        let loaded = Loaded {
+            watch: Watch::new(&options.conf_dir),
+            config: Err(ConfigError { file: options.conf_dir.clone(), why: "is not read yet".to_owned() }),
+            pod_cidr: parse_cidrs(&pod_cidr).unwrap_or_default(),
+        };
+        Self { options: options.clone(), loaded: Mutex::new(loaded) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn search(&self) -> Search {
+        Search { bin_dirs: self.options.bin_dirs.clone(), external: self.options.external.clone() }
+    }
+
+    /// The configuration as it is on disk now.
+    pub(crate) fn current(&self) -> std::result::Result<Arc<Conflist>, ConfigError> {
+        let mut loaded = self.lock();
+        // One that is not valid may become so by a program that is put where it is looked for.
+        if loaded.watch.has_changed() || loaded.config.is_err() {
+            loaded.config = self.read(&loaded.pod_cidr).map(Arc::new);
+        }
+        loaded.config.clone()
+    }
+
+    fn read(&self, pod_cidr: &[IpNet]) -> std::result::Result<Conflist, ConfigError> {
+        let folder = &self.options.conf_dir;
+        let file = conflist::first_file(folder)
+            .map_err(|error| ConfigError { file: folder.clone(), why: error.to_string() })?;
+        match file {
+            Some(file) => conflist::load(&file, &self.search()),
+            None => {
+                self.builtin(pod_cidr).map_err(|why| ConfigError { file: PathBuf::from("[network]"), why })
+            }
+        }
+    }
+
+    fn builtin(&self, pod_cidr: &[IpNet]) -> std::result::Result<Conflist, String> {
+        let mut builtin = self.options.builtin.clone();
+        if !pod_cidr.is_empty() {
+            builtin.subnets = pod_cidr.to_vec();
+        }
+        Conflist::builtin(&builtin)
+    }
+
+    /// The configuration of this text, or the built-in one: what an attachment was made by.
+    pub(crate) fn recorded(&self, text: Option<&str>) -> Result<Conflist> {
+        let conflist = match text {
+            Some(text) => conflist::parse(text, &self.search()),
+            None => self.builtin(&self.lock().pod_cidr),
+        };
+        conflist.map_err(|why| Error::Invalid(format!("configuration: {why}")))
+    }
+
+    /// The subnets that the kubelet has named.
+    pub(crate) fn pod_cidr(&self) -> Vec<IpNet> {
+        self.lock().pod_cidr.clone()
+    }
+
+    /// The addresses of pods as the kubelet says: IPv4, IPv6 or both with a comma between. They are those of the built-in
+    /// network, of a plugin that has the capability `ipRanges`, and of the template, which is written where there is no
+    /// configuration yet.
+    ///
+    /// # Errors
+    /// The text holds no subnets, or cannot be kept; the template cannot be written.
+    pub(crate) fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        let subnets = parse_cidrs(cidr)?;
+        let file = self.options.state_dir.join("pod-cidr");
+        let beside = file.with_extension("tmp");
+        fs::write(&beside, cidr)
+            .and_then(|()| fs::rename(&beside, &file))
+            .doing(format!("write {}", file.display()))?;
+        {
+            let mut loaded = self.lock();
+            loaded.pod_cidr.clone_from(&subnets);
+            loaded.config = self.read(&subnets).map(Arc::new);
+        }
+        self.write_template(&subnets)
+    }
+
+    fn write_template(&self, subnets: &[IpNet]) -> Result<()> {
+        let (Some(template), folder) = (&self.options.template, &self.options.conf_dir) else {
+            return Ok(());
+        };
+        let target = folder.join(FROM_TEMPLATE);
+        let first = conflist::first_file(folder).doing(format!("read {}", folder.display()))?;
+        // What somebody else has put there counts.
+        if first.is_some_and(|first| first != target) {
+            return Ok(());
+        }
+        let text = fs::read_to_string(template).doing(format!("read {}", template.display()))?;
+        let text = template::render(&text, subnets)
+            .map_err(|why| Error::Invalid(format!("{}: {why}", template.display())))?;
+        fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+        // Only a file with such an ending is a configuration.
+        let beside = target.with_extension("tmp");
+        fs::write(&beside, text)
+            .and_then(|()| fs::rename(&beside, &target))
+            .doing(format!("write {}", target.display()))
+    }
+}
+
+fn parse_cidrs(text: &str) -> Result<Vec<IpNet>> {
+    let parse = |part: &str| {
+        let subnet = part.trim().parse::<IpNet>();
+        subnet.map_err(|_| Error::Invalid(format!("{part:?} is no subnet"))).and_then(|subnet| {
+            match subnet.prefix_len() + 2 <= subnet.max_prefix_len() {
+                true => Ok(subnet.trunc()),
+                false => Err(Error::Invalid(format!("{subnet} has no room for pods"))),
+            }
+        })
+    };
+    text.split(',').filter(|part| !part.trim().is_empty()).map(parse).collect()
+}

@@ -1,0 +1,51 @@
+//! The host as plugins see it: its links, and where things are kept.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::Result;
+use crate::netlink::Netlink;
+use crate::nftables::Made;
+use crate::plugins::bridge::Ready;
+
+/// Where plugins keep things, and how long a program may take.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// What plugins must know again.
+    pub(crate) state_dir: PathBuf,
+    /// Addresses that are taken, a folder a network, in the form of the reference plugin host-local.
+    pub(crate) data_dir: PathBuf,
+    /// How long a program may take.
+    pub(crate) patience: Duration,
+}
+
+/// One network namespace, which is the host's for the pods.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) links: Netlink,
+    pub(crate) ready: Ready,
+    pub(crate) made: Made,
+    places: Places,
+}
+
+impl Host {
+    /// The namespace of the calling thread.
+    pub(crate) fn open(places: Places) -> Result<Self> {
+        Ok(Self { links: Netlink::open()?, ready: Ready::default(), made: Made::default(), places })
+    }
+
+    /// Where plugins keep what they must know again.
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.places.state_dir
+    }
+
+    /// Where addresses are that are taken.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.places.data_dir
+    }
+
+    /// How long a program may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.places.patience
+    }
+}

@@ -1,0 +1,90 @@
+//! `static`: the addresses that the configuration or the runtime names.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::requested;
+use crate::call::Call;
+use crate::result::{CniResult, Dns, Ip, Route};
+use crate::{Error, Result};
+
+/// The plugin's keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Fixed {
+    addresses: Vec<Address>,
+    routes: Vec<Route>,
+    dns: Dns,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct Address {
+    address: String,
+    gateway: Option<IpAddr>,
+}
+
+impl Fixed {
+    /// Reads and checks the keys. `dynamic`: a runtime may bring addresses, so that none need be there.
+    pub(super) fn compile(ipam: &Value, dynamic: bool) -> std::result::Result<Self, String> {
+        let keys: Self = super::keys(ipam)?;
+        for (place, address) in keys.addresses.iter().enumerate() {
+            // A length may be missing where a gateway is not.
+            if address.address.parse::<IpNet>().is_err() {
+                return Err(format!("addresses[{place}].address: {:?} is no subnet", address.address));
+            }
+        }
+        match keys.addresses.is_empty() && !dynamic {
+            // CNI_ARGS can bring them, too.
+            true => tracing::debug!("static: there are no addresses in the configuration"),
+            false => {}
+        }
+        Ok(keys)
+    }
+
+    fn ips(&self, call: &Call<'_>, config: &Value) -> Result<Vec<Ip>> {
+        let asked = requested(call, config)?;
+        if asked.is_empty() {
+            let known = self.addresses.iter().filter_map(|address| {
+                let net = address.address.parse().ok()?;
+                Some(Ip { address: net, gateway: address.gateway, interface: None })
+            });
+            return Ok(known.collect());
+        }
+        let gateways: Vec<IpAddr> = call
+            .args
+            .get("GATEWAY")
+            .into_iter()
+            .flat_map(|list| list.split(','))
+            .filter_map(|gateway| gateway.trim().parse().ok())
+            .collect();
+        asked
+            .into_iter()
+            .map(|(address, length)| {
+                let length = length.ok_or_else(|| {
+                    Error::Invalid(format!("static: {address} has no length of its subnet"))
+                })?;
+                let address =
+                    IpNet::new(address, length).map_err(|error| Error::Invalid(error.to_string()))?;
+                let gateway = gateways.iter().copied().find(|gateway| address.contains(gateway));
+                Ok(Ip { address, gateway, interface: None })
+            })
+            .collect()
+    }
+
+    pub(super) fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
+        let ips = self.ips(call, config)?;
+        Ok(CniResult { ips, routes: self.routes.clone(), dns: self.dns.clone(), ..CniResult::default() })
+    }
+
+    pub(super) fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        for ip in self.ips(call, config)? {
+            if !previous.ips.iter().any(|known| known.address == ip.address) {
+                return Err(Error::Invalid(format!("static: {} is not in the result", ip.address)));
+            }
+        }
+        Ok(())
+    }
+}

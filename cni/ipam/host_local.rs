@@ -1,0 +1,527 @@
+//! Addresses, one file each in a folder of their network, in the form of the reference plugin host-local: a node that
+//! used that keeps its addresses.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use rustix::fs::FlockOperation;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::requested;
+use crate::call::{Call, RangeEntry as Range};
+use crate::host::Host;
+use crate::result::{CniResult, Ip, Route};
+use crate::{Context, Error, Result};
+
+/// The plugin's keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct HostLocal {
+    data_dir: Option<PathBuf>,
+    routes: Vec<Route>,
+    resolv_conf: Option<PathBuf>,
+    /// One address is taken of each set.
+    pub(crate) ranges: Vec<Vec<Range>>,
+    subnet: Option<IpNet>,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+}
+
+impl HostLocal {
+    /// Reads and checks the keys. `dynamic`: a runtime may bring ranges, so that none need be there.
+    pub(super) fn compile(ipam: &Value, dynamic: bool) -> std::result::Result<Self, String> {
+        let mut keys: Self = super::keys(ipam)?;
+        if let Some(subnet) = keys.subnet.take() {
+            let range = Range {
+                subnet,
+                range_start: keys.range_start.take(),
+                range_end: keys.range_end.take(),
+                gateway: keys.gateway.take(),
+            };
+            keys.ranges.insert(0, vec![range]);
+        }
+        if (keys.ranges.is_empty() && !dynamic) || keys.ranges.iter().any(Vec::is_empty) {
+            return Err("ranges: is empty".to_owned());
+        }
+        for (place, range) in keys.ranges.iter().flatten().enumerate() {
+            check(range).map_err(|why| format!("ranges[{place}].{why}"))?;
+        }
+        overlaps(&keys.ranges)?;
+        Ok(keys)
+    }
+
+    /// Those that the runtime says come first.
+    fn all_ranges(&self, call: &Call<'_>) -> Result<Vec<Vec<Range>>> {
+        let asked = &call.runtime.ip_ranges;
+        for range in asked.iter().flatten() {
+            check(range).map_err(|why| Error::Invalid(format!("ipRanges: {why}")))?;
+        }
+        let all: Vec<_> = asked.iter().chain(&self.ranges).cloned().collect();
+        match all.is_empty() || all.iter().any(Vec::is_empty) {
+            true => Err(Error::Invalid("host-local: there are no ranges of addresses".to_owned())),
+            false => overlaps(&all).map(|()| all).map_err(Error::Invalid),
+        }
+    }
+
+    pub(crate) fn store(&self, host: &Host, network: &str) -> Store {
+        Store { folder: self.data_dir.as_deref().unwrap_or(host.data_dir()).join(network) }
+    }
+
+    /// Takes addresses: they are on disk before they are used.
+    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
+        let (store, ranges) = (self.store(call.host, call.network), self.all_ranges(call)?);
+        let (owner, wanted) = (Owner::of(call), requested(call, config)?);
+        let wanted: Vec<IpAddr> = wanted.into_iter().map(|(address, _)| address).collect();
+        let ips = super::blocking(move || store.allocate(&ranges, &owner, &wanted)).await?;
+        let dns = match &self.resolv_conf {
+            Some(file) => super::resolv_conf(file)?,
+            None => crate::result::Dns::default(),
+        };
+        Ok(CniResult { ips, routes: self.routes.clone(), dns, ..CniResult::default() })
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
+        let (store, owner) = (self.store(call.host, call.network), Owner::of(call));
+        super::blocking(move || store.release(&owner)).await
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>) -> Result<()> {
+        let (store, owner) = (self.store(call.host, call.network), Owner::of(call));
+        match super::blocking(move || store.has(&owner)).await? {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!("host-local: {} has no address", call.container))),
+        }
+    }
+}
+
+/// Who has an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Owner {
+    pub(crate) container: String,
+    pub(crate) interface: String,
+}
+
+impl Owner {
+    fn of(call: &Call<'_>) -> Self {
+        Self { container: call.container.to_owned(), interface: call.interface.to_owned() }
+    }
+
+    /// As it is in a file. The oldest files have no interface.
+    fn parse(text: &str) -> Self {
+        let mut lines = text.lines().map(str::trim);
+        let container = lines.next().unwrap_or_default().to_owned();
+        Self { container, interface: lines.next().unwrap_or_default().to_owned() }
+    }
+
+    fn is(&self, found: &Self) -> bool {
+        self.container == found.container && (found.interface.is_empty() || self.interface == found.interface)
+    }
+}
+
+/// The addresses of one network.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Takes one address of every set of ranges, those that are wanted first; all or none.
+    ///
+    /// # Errors
+    /// No address is free, a wanted one is not, or the folder cannot be written.
+    fn allocate(&self, sets: &[Vec<Range>], owner: &Owner, wanted: &[IpAddr]) -> Result<Vec<Ip>> {
+        fs::create_dir_all(&self.folder).doing(format!("make {}", self.folder.display()))?;
+        let _lock = self.lock()?;
+        let mut wanted: Vec<IpAddr> = wanted.to_vec();
+        let mut ips = Vec::new();
+        let mut take = || {
+            for (set, ranges) in sets.iter().enumerate() {
+                let at = wanted.iter().position(|ip| ranges.iter().any(|range| contains(range, *ip)));
+                ips.push(match at.map(|at| wanted.swap_remove(at)) {
+                    Some(address) => self.take(ranges, owner, address)?,
+                    None => self.next(set, ranges, owner)?,
+                });
+            }
+            match wanted.first() {
+                Some(address) => Err(Error::Invalid(format!("address {address} is in none of the ranges"))),
+                None => Ok(()),
+            }
+        };
+        // An attachment has addresses once: what an earlier one has left is not found again by chance.
+        if self.find(|found| owner.is(found))?.is_some() {
+            let again = format!("{} {} has an address already", owner.container, owner.interface);
+            return Err(Error::Invalid(again));
+        }
+        match take() {
+            Ok(()) => Ok(ips),
+            Err(error) => {
+                self.release_locked(|found| owner.is(found))?;
+                Err(error)
+            }
+        }
+    }
+
+    fn take(&self, ranges: &[Range], owner: &Owner, address: IpAddr) -> Result<Ip> {
+        let range = ranges.iter().find(|range| contains(range, address));
+        let range = range.ok_or_else(|| Error::NoAddress(address.to_string()))?;
+        if gateway(range) == address {
+            return Err(Error::Invalid(format!("address {address} is that of the gateway")));
+        }
+        match self.reserve(address, owner)? {
+            true => ip(address, range),
+            false => Err(Error::Invalid(format!("address {address} is taken"))),
+        }
+    }
+
+    fn next(&self, set: usize, ranges: &[Range], owner: &Owner) -> Result<Ip> {
+        let last_file = self.folder.join(format!("last_reserved_ip.{set}"));
+        let last: Option<IpAddr> =
+            fs::read_to_string(&last_file).ok().and_then(|text| text.trim().parse().ok());
+        let taken = self.taken()?;
+        // After the last one, around to it: an address is used again as late as possible.
+        let after = last
+            .into_iter()
+            .flat_map(|last| ranges.iter().flat_map(move |range| addresses(range, Some(last))));
+        let in_last = ranges.iter().position(|range| last.is_some_and(|last| contains(range, last)));
+        let after = after.filter(|(_, range)| {
+            // Ranges before that of the last address come around.
+            in_last.is_some_and(|at| ranges.iter().skip(at).any(|later| std::ptr::eq(later, *range)))
+        });
+        let all = ranges.iter().flat_map(|range| addresses(range, None));
+        for (address, range) in after.chain(all) {
+            if !taken.contains(&address) && self.reserve(address, owner)? {
+                fs::write(&last_file, address.to_string()).doing("write the last address")?;
+                return ip(address, range);
+            }
+        }
+        let subnets: Vec<_> = ranges.iter().map(|range| range.subnet.to_string()).collect();
+        Err(Error::NoAddress(subnets.join(", ")))
+    }
+
+    /// The addresses that have a file.
+    fn taken(&self) -> Result<HashSet<IpAddr>> {
+        let entries = fs::read_dir(&self.folder).doing(format!("read {}", self.folder.display()))?;
+        Ok(entries.flatten().filter_map(|entry| address_of(&entry.file_name().to_string_lossy())).collect())
+    }
+
+    /// The file is made, never opened: who makes it has the address.
+    fn reserve(&self, address: IpAddr, owner: &Owner) -> Result<bool> {
+        let path = self.folder.join(address.to_string());
+        match File::options().write(true).create_new(true).open(&path) {
+            Ok(mut file) => {
+                let text = format!("{}\r\n{}", owner.container, owner.interface);
+                file.write_all(text.as_bytes()).doing("write an address")?;
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error).doing(format!("reserve {address}")),
+        }
+    }
+
+    /// Gives back the addresses of an attachment.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub(crate) fn release(&self, owner: &Owner) -> Result<()> {
+        self.release_where(|found| owner.is(found)).map(drop)
+    }
+
+    /// Gives back the addresses of everyone of whom `gone` says so; the addresses.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub(crate) fn release_where(&self, gone: impl Fn(&Owner) -> bool) -> Result<Vec<String>> {
+        if !self.folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let _lock = self.lock()?;
+        self.release_locked(gone)
+    }
+
+    fn release_locked(&self, gone: impl Fn(&Owner) -> bool) -> Result<Vec<String>> {
+        let mut released = Vec::new();
+        for (name, owner) in self.owners()? {
+            if gone(&owner) {
+                fs::remove_file(self.folder.join(&name)).doing(format!("release {name}"))?;
+                released.push(name);
+            }
+        }
+        Ok(released)
+    }
+
+    fn has(&self, owner: &Owner) -> Result<bool> {
+        if !self.folder.is_dir() {
+            return Ok(false);
+        }
+        let _lock = self.lock()?;
+        Ok(self.find(|found| owner.is(found))?.is_some())
+    }
+
+    fn find(&self, wanted: impl Fn(&Owner) -> bool) -> Result<Option<String>> {
+        Ok(self.owners()?.into_iter().find(|(_, owner)| wanted(owner)).map(|(name, _)| name))
+    }
+
+    fn owners(&self) -> Result<Vec<(String, Owner)>> {
+        let mut owners = Vec::new();
+        let entries = fs::read_dir(&self.folder).doing(format!("read {}", self.folder.display()))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if address_of(&name).is_none() {
+                continue;
+            }
+            if let Ok(text) = fs::read_to_string(entry.path()) {
+                owners.push((name, Owner::parse(&text)));
+            }
+        }
+        Ok(owners)
+    }
+
+    /// The lock that the reference plugin takes, too.
+    fn lock(&self) -> Result<File> {
+        let file = File::options().create(true).truncate(false).write(true).open(self.folder.join("lock"));
+        let file = file.doing("open the lock of addresses")?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).doing("lock the addresses")?;
+        Ok(file)
+    }
+}
+
+/// A file's name as an address; the reference plugin writes underscores for colons on some systems.
+fn address_of(name: &str) -> Option<IpAddr> {
+    name.replace('_', ":").parse().ok()
+}
+
+fn ip(address: IpAddr, range: &Range) -> Result<Ip> {
+    let address = IpNet::new(address, range.subnet.prefix_len());
+    let address = address.map_err(|error| Error::Invalid(error.to_string()))?;
+    Ok(Ip { address, gateway: Some(gateway(range)), interface: None })
+}
+
+/// The gateway: as said, or the first address of the subnet.
+pub(crate) fn gateway(range: &Range) -> IpAddr {
+    range.gateway.unwrap_or_else(|| nth(range.subnet, 1))
+}
+
+/// The nth address of a subnet.
+fn nth(subnet: IpNet, n: u128) -> IpAddr {
+    match subnet.network() {
+        IpAddr::V4(network) => {
+            let n = u32::try_from(n).unwrap_or(u32::MAX);
+            IpAddr::V4(u32::from(network).saturating_add(n).into())
+        }
+        IpAddr::V6(network) => IpAddr::V6(u128::from(network).saturating_add(n).into()),
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+/// The first and the last address that pods can have of a range.
+fn bounds(range: &Range) -> (IpAddr, IpAddr) {
+    let first = range.range_start.unwrap_or_else(|| nth(range.subnet, 1));
+    // Of IPv4 the last address is for all, and is nobody's.
+    let last = range.range_end.unwrap_or_else(|| match range.subnet.broadcast() {
+        IpAddr::V4(all) => IpAddr::V4(u32::from(all).saturating_sub(1).into()),
+        v6 => v6,
+    });
+    (first, last)
+}
+
+fn contains(range: &Range, address: IpAddr) -> bool {
+    let (first, last) = bounds(range);
+    address.is_ipv4() == first.is_ipv4() && first <= address && address <= last
+}
+
+/// The addresses of a range that pods can have; those after one of them, where one is said that is in it.
+fn addresses(range: &Range, after: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &Range)> {
+    let (first, last) = bounds(range);
+    let start = match after.filter(|after| contains(range, *after)) {
+        Some(after) => number(after).saturating_add(1),
+        None => number(first),
+    };
+    let (v4, gateway) = (first.is_ipv4(), gateway(range));
+    (start..=number(last)).filter_map(move |number| {
+        let address = match v4 {
+            true => IpAddr::V4(u32::try_from(number).ok()?.into()),
+            false => IpAddr::V6(number.into()),
+        };
+        (address != gateway).then_some((address, range))
+    })
+}
+
+fn check(range: &Range) -> std::result::Result<(), String> {
+    let subnet = range.subnet;
+    if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
+        return Err(format!("subnet: {subnet} has no room for pods"));
+    }
+    let limits =
+        [("rangeStart", range.range_start), ("rangeEnd", range.range_end), ("gateway", range.gateway)];
+    for (key, address) in limits {
+        let outside = |address: &IpAddr| key != "gateway" && !subnet.contains(address);
+        if let Some(address) = address.filter(outside) {
+            return Err(format!("{key}: {address} is not in {subnet}"));
+        }
+        if address.is_some_and(|address| address.is_ipv4() != subnet.addr().is_ipv4()) {
+            return Err(format!("{key}: is not of the family of {subnet}"));
+        }
+    }
+    match (range.range_start, range.range_end) {
+        (Some(start), Some(end)) if start > end => Err(format!("rangeEnd: {end} is before {start}")),
+        _ => Ok(()),
+    }
+}
+
+/// An address that two sets have would be taken for both.
+fn overlaps(sets: &[Vec<Range>]) -> std::result::Result<(), String> {
+    for (at, set) in sets.iter().enumerate() {
+        for (other_at, other) in sets.iter().enumerate().skip(at + 1) {
+            let meet = |range: &Range| {
+                let (first, last) = bounds(range);
+                other.iter().any(|other| {
+                    let (start, end) = bounds(other);
+                    contains(range, start)
+                        || contains(range, end)
+                        || contains(other, first)
+                        || contains(other, last)
+                })
+            };
+            if set.iter().any(meet) {
+                return Err(format!("ranges[{at}]: overlaps with ranges[{other_at}]"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn sets(ranges: &[&[(&str, Option<&str>)]]) -> Vec<Vec<Range>> {
+        let range = |(subnet, end): &(&str, Option<&str>)| Range {
+            subnet: subnet.parse().unwrap(),
+            range_start: None,
+            range_end: end.map(|end| end.parse().unwrap()),
+            gateway: None,
+        };
+        ranges.iter().map(|set| set.iter().map(range).collect()).collect()
+    }
+
+    fn store(folder: &Path) -> Store {
+        Store { folder: folder.join("net") }
+    }
+
+    fn owner(container: &str) -> Owner {
+        Owner { container: container.to_owned(), interface: "eth0".to_owned() }
+    }
+
+    #[test]
+    fn addresses_are_taken_in_a_circle_and_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let sets = sets(&[&[("10.0.0.0/29", None)]]);
+        let take = |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.to_string());
+        let taken: Vec<_> = (0..5).map(|n| take(&n.to_string()).unwrap()).collect();
+        assert_eq!(taken, ["10.0.0.2/29", "10.0.0.3/29", "10.0.0.4/29", "10.0.0.5/29", "10.0.0.6/29"]);
+        assert!(matches!(take("x"), Err(Error::NoAddress(_))));
+        store.release(&owner("1")).unwrap();
+        store.release(&owner("3")).unwrap();
+        assert_eq!(take("y").unwrap(), "10.0.0.3/29");
+        assert_eq!(fs::read_to_string(folder.path().join("net/10.0.0.3")).unwrap(), "y\r\neth0");
+        assert!(take("y").is_err(), "an attachment has addresses once");
+        assert_eq!(store.release_where(|owner| owner.container != "y").unwrap().len(), 3);
+    }
+
+    #[test]
+    fn ranges_of_a_set_follow_one_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let sets = sets(&[&[("10.0.0.0/29", Some("10.0.0.3")), ("10.0.1.0/29", Some("10.0.1.2"))]]);
+        let take = |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.to_string());
+        assert_eq!([take("a").unwrap(), take("b").unwrap()], ["10.0.0.2/29", "10.0.0.3/29"]);
+        assert_eq!(take("c").unwrap(), "10.0.1.2/29");
+        store.release(&owner("a")).unwrap();
+        assert_eq!(take("d").unwrap(), "10.0.0.2/29", "around to the first range");
+    }
+
+    #[test]
+    fn a_wanted_address_is_taken_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let sets = sets(&[&[("10.0.0.0/24", None)], &[("fd00::/64", None)]]);
+        let wanted = ["fd00::77".parse().unwrap()];
+        let ips = store.allocate(&sets, &owner("a"), &wanted).unwrap();
+        assert_eq!([ips[0].address.to_string(), ips[1].address.to_string()], ["10.0.0.2/24", "fd00::77/64"]);
+        for (wanted, why) in
+            [("fd00::77", "is taken"), ("10.0.0.1", "the gateway"), ("10.9.0.1", "in none of the ranges")]
+        {
+            let error = store.allocate(&sets, &owner("b"), &[wanted.parse().unwrap()]).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        assert_eq!(store.owners().unwrap().len(), 2, "a refused attachment has nothing");
+    }
+
+    #[test]
+    fn both_families_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let both = sets(&[&[("10.0.0.0/29", None)], &[("fd00::/64", Some("fd00::2"))]]);
+        let ips = store.allocate(&both, &owner("a"), &[]).unwrap();
+        assert_eq!(ips[1].address.to_string(), "fd00::2/64");
+        assert!(store.allocate(&both, &owner("b"), &[]).is_err());
+        let again = store.allocate(&sets(&[&[("10.0.0.0/29", Some("10.0.0.3"))]]), &owner("c"), &[]).unwrap();
+        let why = "what b could not have whole it does not have";
+        assert_eq!(again[0].address.to_string(), "10.0.0.3/29", "{why}");
+    }
+
+    #[test]
+    fn the_keys_are_checked() {
+        let compile = |keys: Value| HostLocal::compile(&keys, false);
+        let old = compile(json!({ "subnet": "10.2.0.0/24", "gateway": "10.2.0.254" })).unwrap();
+        assert_eq!(gateway(&old.ranges[0][0]).to_string(), "10.2.0.254");
+        for (keys, why) in [
+            (json!({}), "ranges: is empty"),
+            (json!({ "ranges": [[{ "subnet": "10.0.0.0/31" }]] }), "no room"),
+            (
+                json!({ "ranges": [[{ "subnet": "10.0.0.0/24" }], [{ "subnet": "10.0.0.128/25" }]] }),
+                "overlaps",
+            ),
+            (json!({ "ranges": [[{ "subnet": "10.0.0.0/24", "gateway": "fd00::1" }]] }), "family"),
+            (json!({ "subnet": "ten" }), "subnet"),
+        ] {
+            let error = compile(keys.clone()).unwrap_err();
+            assert!(error.contains(why), "{keys}: {error}");
+        }
+        assert!(HostLocal::compile(&json!({}), true).is_ok(), "the runtime may bring them");
+    }
+
+    #[test]
+    fn no_address_is_taken_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let sets = sets(&[&[("10.0.0.0/22", None)]]);
+        let take = |thread: usize| {
+            let store = store(folder.path());
+            let ids = (0..50).map(|n| format!("{thread}-{n}"));
+            ids.map(|id| store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address).collect::<Vec<_>>()
+        };
+        let all: Vec<IpNet> = std::thread::scope(|scope| {
+            let take = &take;
+            let threads: Vec<_> = (0..8).map(|thread| scope.spawn(move || take(thread))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), 400);
+    }
+}

@@ -1,0 +1,192 @@
+//! Where the addresses of a pod come from: the delegated part of the plugins that make interfaces (CNI specification,
+//! "Section 4: Plugin Delegation").
+//!
+//! * [`host_local`]: ranges of this host, in the reference plugin's files
+//! * [`fixed`]: those that the configuration or the runtime names (`static`)
+//! * any other is run as a program
+
+pub(crate) mod fixed;
+pub(crate) mod host_local;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::call::Call;
+use crate::conflist::{Search, Version};
+use crate::external::Program;
+use crate::host::Host;
+use crate::plugins::find;
+use crate::result::{CniResult, Dns};
+use crate::{Context, Error, Result};
+
+use fixed::Fixed;
+use host_local::HostLocal;
+
+/// How addresses are found.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Ipam {
+    /// `host-local`.
+    HostLocal(HostLocal),
+    /// `static`.
+    Static(Fixed),
+    /// A program.
+    External(Program),
+}
+
+impl Ipam {
+    /// Of a plugin's configuration; none where the plugin is to give no addresses.
+    pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Option<Self>, String> {
+        let Some(ipam) = config.get("ipam").filter(|ipam| !ipam.is_null()) else { return Ok(None) };
+        let kind = ipam.get("type").and_then(Value::as_str).unwrap_or_default();
+        let can = |name: &str| config.pointer(&format!("/capabilities/{name}")) == Some(&Value::Bool(true));
+        let built_in = !search.external.iter().any(|external| external == kind);
+        let named = |why: String| format!("ipam.{why}");
+        match kind {
+            "" => Ok(None),
+            "host-local" if built_in => {
+                HostLocal::compile(ipam, can("ipRanges")).map(Self::HostLocal).map(Some).map_err(named)
+            }
+            "static" if built_in => {
+                Fixed::compile(ipam, can("ips")).map(Self::Static).map(Some).map_err(named)
+            }
+            kind => find(kind, search).map(Self::External).map(Some).map_err(named),
+        }
+    }
+
+    /// See [`Ipam::compile`]: what a runtime may bring is there already, or is never.
+    pub(crate) fn compile_for_program(
+        config: &Value,
+        search: &Search,
+    ) -> std::result::Result<Option<Self>, String> {
+        let mut config = config.clone();
+        if let Some(config) = config.as_object_mut() {
+            config.insert("capabilities".to_owned(), serde_json::json!({ "ipRanges": true, "ips": true }));
+        }
+        Self::compile(&config, search)
+    }
+
+    /// Whether it asks somebody on the link, which must be up for that.
+    pub(crate) fn needs_link(&self) -> bool {
+        matches!(self, Self::External(program) if program.kind == "dhcp")
+    }
+
+    /// Takes addresses.
+    pub(crate) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
+        let result = match self {
+            Self::HostLocal(ipam) => ipam.add(call, config).await?,
+            Self::Static(ipam) => ipam.add(call, config)?,
+            Self::External(program) => {
+                let answer = program.run(call, "ADD", config, None).await?;
+                CniResult::parse(&answer).map_err(|why| program.failed(why))?
+            }
+        };
+        match result.ips.is_empty() {
+            true => Err(Error::Invalid("there is no address in the answer of IPAM".to_owned())),
+            false => Ok(result),
+        }
+    }
+
+    /// Gives them back; those that are not there are given back already.
+    pub(crate) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        match self {
+            Self::HostLocal(ipam) => ipam.del(call).await,
+            Self::Static(_) => Ok(()),
+            Self::External(program) => program.run(call, "DEL", config, None).await.map(drop),
+        }
+    }
+
+    /// Whether they are still taken.
+    pub(crate) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        match self {
+            Self::HostLocal(ipam) => ipam.check(call).await,
+            Self::Static(ipam) => ipam.check(call, config, previous),
+            Self::External(program) => {
+                program.run(call, "CHECK", config, Some(&previous.to_value(call.version))).await.map(drop)
+            }
+        }
+    }
+
+    /// Whether it is a program.
+    pub(crate) fn is_external(&self) -> bool {
+        matches!(self, Self::External(_))
+    }
+
+    /// Gives back the addresses of a network's pods that are not among `live`; which these were.
+    pub(crate) async fn gc(&self, host: &Host, network: &str, live: &HashSet<String>) -> Result<Vec<String>> {
+        let Self::HostLocal(ipam) = self else { return Ok(Vec::new()) };
+        let (store, live) = (ipam.store(host, network), live.clone());
+        blocking(move || store.release_where(|owner| !live.contains(&owner.container))).await
+    }
+
+    /// Whether addresses can be taken (since 1.1).
+    pub(crate) async fn status(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        match self {
+            Self::External(program) if call.version >= Version::V1_1_0 => {
+                program.run(call, "STATUS", config, None).await.map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads keys; an error names the one that is wrong.
+pub(crate) fn keys<T: DeserializeOwned>(config: &Value) -> std::result::Result<T, String> {
+    serde_path_to_error::deserialize(config).map_err(|error| {
+        let path = error.path().to_string();
+        format!("{path}: {}", error.into_inner())
+    })
+}
+
+/// Addresses that are asked for: by the runtime, by the network's arguments, by `CNI_ARGS`; with the length of the subnet
+/// where it is said.
+pub(crate) fn requested(call: &Call<'_>, config: &Value) -> Result<Vec<(IpAddr, Option<u8>)>> {
+    let arguments = config.pointer("/args/cni/ips").and_then(Value::as_array);
+    let arguments = arguments.into_iter().flatten().filter_map(Value::as_str);
+    let of_args = call.args.get("IP").map(String::as_str).into_iter().flat_map(|list| list.split(','));
+    let asked = call.runtime.ips.iter().map(String::as_str);
+    let parse = |text: &str| {
+        let text = text.trim();
+        let with_length = text.parse::<IpNet>().ok().map(|net| (net.addr(), Some(net.prefix_len())));
+        with_length
+            .or_else(|| text.parse().ok().map(|address| (address, None)))
+            .ok_or_else(|| Error::Invalid(format!("{text:?} is no address")))
+    };
+    let mut all = Vec::new();
+    for address in asked.chain(arguments).chain(of_args.filter(|text| !text.is_empty())) {
+        let address = parse(address)?;
+        if !all.iter().any(|(known, _)| *known == address.0) {
+            all.push(address);
+        }
+    }
+    Ok(all)
+}
+
+/// The name servers of a file (resolv.conf(5)).
+pub(crate) fn resolv_conf(file: &Path) -> Result<Dns> {
+    let text = std::fs::read_to_string(file).doing(format!("read {}", file.display()))?;
+    let mut dns = Dns::default();
+    for line in text.lines().filter(|line| !line.starts_with(['#', ';'])) {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        match words.next().as_deref() {
+            Some("nameserver") => dns.nameservers.extend(words.next()),
+            Some("domain") => dns.domain = words.next().unwrap_or_default(),
+            Some("search") => dns.search.extend(words),
+            Some("options") => dns.options.extend(words),
+            _ => {}
+        }
+    }
+    Ok(dns)
+}
+
+/// Runs work that waits for a disk away from the threads that answer requests.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(std::io::Error::other).doing("run work of the network")?
+}

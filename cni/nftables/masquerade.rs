@@ -1,0 +1,101 @@
+//! Masquerade: packets of pods to anywhere but their own subnet and groups get the host's address.
+//!
+//! A map leads from a pod's address to the chain of its subnet. The chain goes with the last pod of the subnet.
+
+use ipnet::IpNet;
+
+use super::blocking;
+use super::expression::{Expressions, Verdict, Version, bytes};
+use super::message::Family;
+use super::table::{self, Chain, Element, Hook, JUMPED_TO, Part, Set, Type, Value};
+use crate::Result;
+use crate::call::Call;
+use crate::result::CniResult;
+
+/// From a pod's address to the chain of its subnet.
+pub(super) const SETS: [Set; 2] = [
+    Set { name: "masquerade4", key: Type::IPV4, value: Some(Type::VERDICT) },
+    Set { name: "masquerade6", key: Type::IPV6, value: Some(Type::VERDICT) },
+];
+
+/// `NF_INET_POST_ROUTING` at the priority of source NAT.
+pub(super) const POSTROUTING: Hook = Hook { kind: "nat", place: 4, priority: 100 };
+
+pub(super) fn name_of(set: usize) -> &'static str {
+    SETS.get(set).map_or("", |set| set.name)
+}
+
+fn map(version: Version) -> &'static str {
+    match version {
+        Version::V4 => name_of(0),
+        Version::V6 => name_of(1),
+    }
+}
+
+/// Masquerades what comes from the addresses of an attachment.
+pub(crate) async fn apply(call: &Call<'_>, result: &CniResult) -> Result<()> {
+    let owner = call.owner();
+    let subnets: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
+    let made = call.host.made.clone();
+    let action = format!("masquerade {owner}");
+    blocking(action, move || {
+        let parts: Vec<Part> = [base()].into_iter().chain(subnets.iter().map(of_subnet)).collect();
+        let elements: Vec<Element> = subnets.iter().map(element).collect();
+        table::add(&made, &parts, &elements, &owner)
+    })
+    .await
+}
+
+/// Chains of subnets that no pod is in any more.
+pub(crate) async fn remove_unused(made: &super::Made) -> Result<()> {
+    let made = made.clone();
+    blocking("remove unused chains".to_owned(), move || table::remove_unused_chains(&made)).await
+}
+
+/// Takes an attachment out of the masquerade.
+pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
+    super::release(call.owner(), &SETS).await
+}
+
+fn base() -> Part {
+    let rule = |version: Version| Expressions::of(version).field(version.source()).verdict_of(map(version));
+    Part {
+        name: "masquerade".to_owned(),
+        family: Family::Inet,
+        sets: SETS.to_vec(),
+        chains: vec![Chain {
+            name: "masquerade".to_owned(),
+            hook: Some(POSTROUTING),
+            rules: Version::BOTH.map(rule).into(),
+        }],
+    }
+}
+
+/// A name that nft(8) can read.
+fn chain_of(subnet: &IpNet) -> String {
+    format!("{JUMPED_TO}{}", subnet.trunc()).replace(':', "_")
+}
+
+fn of_subnet(subnet: &IpNet) -> Part {
+    let version = Version::of(subnet.addr());
+    let to = |net: IpNet| {
+        let rule = Expressions::of(version).field(version.destination()).is_in(net);
+        rule.verdict(Verdict::Return)
+    };
+    let name = chain_of(subnet);
+    let rules = vec![to(subnet.trunc()), to(version.multicast()), Expressions::default().masquerade()];
+    Part {
+        name: name.clone(),
+        family: Family::Inet,
+        sets: Vec::new(),
+        chains: vec![Chain { name, hook: None, rules }],
+    }
+}
+
+fn element(subnet: &IpNet) -> Element {
+    Element {
+        set: map(Version::of(subnet.addr())),
+        key: bytes(subnet.addr()),
+        value: Value::Jump(chain_of(subnet)),
+    }
+}

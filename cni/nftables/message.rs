@@ -1,0 +1,319 @@
+//! Messages of nf_tables on a netlink socket (linux/netfilter/nfnetlink.h, nf_tables.h): attributes, batches that are
+//! applied whole or not at all, and lists.
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+// linux/netfilter/nfnetlink.h.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u16 = 10 << 8;
+/// `NFNL_BATCH_GENID`.
+const BATCH_GENERATION: u16 = 1;
+
+pub(super) const NEW_TABLE: u16 = 0;
+pub(super) const DELETE_TABLE: u16 = 2;
+pub(super) const NEW_CHAIN: u16 = 3;
+pub(super) const GET_CHAIN: u16 = 4;
+pub(super) const DELETE_CHAIN: u16 = 5;
+pub(super) const NEW_RULE: u16 = 6;
+pub(super) const DELETE_RULE: u16 = 8;
+pub(super) const NEW_SET: u16 = 9;
+pub(super) const NEW_ELEMENT: u16 = 12;
+pub(super) const GET_ELEMENT: u16 = 13;
+pub(super) const DELETE_ELEMENT: u16 = 14;
+const GET_GENERATION: u16 = 16;
+
+const REQUEST: u16 = 0x1;
+const ACK: u16 = 0x4;
+pub(super) const CREATE: u16 = 0x400;
+pub(super) const APPEND: u16 = 0x800;
+/// `NLM_F_ROOT | NLM_F_MATCH`.
+pub(crate) const DUMP: u16 = 0x300;
+
+const NESTED: u16 = 0x8000;
+/// `NLMSG_ERROR` and `NLMSG_DONE` (netlink(7)).
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// The family of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// IPv4 and IPv6.
+    Inet,
+    /// Frames on a bridge.
+    Bridge,
+}
+
+impl Family {
+    fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Bridge => 7,
+        }
+    }
+}
+
+/// Attributes of netlink: length, type, value, padded to four bytes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attributes {
+    buffer: Vec<u8>,
+}
+
+impl Attributes {
+    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) {
+        let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+        self.buffer.extend_from_slice(&length.to_ne_bytes());
+        self.buffer.extend_from_slice(&kind.to_ne_bytes());
+        self.buffer.extend_from_slice(value);
+        self.buffer.resize(self.buffer.len().next_multiple_of(4), 0);
+    }
+
+    pub(super) fn text(&mut self, kind: u16, value: &str) {
+        let mut terminated = value.as_bytes().to_vec();
+        terminated.push(0);
+        self.bytes(kind, &terminated);
+    }
+
+    /// Numbers of nf_tables are big-endian.
+    pub(super) fn number(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_be_bytes());
+    }
+
+    pub(super) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+        let mut inner = Self::default();
+        fill(&mut inner);
+        self.bytes(kind | NESTED, &inner.buffer);
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+/// The attributes in a buffer: type without its flags, and value.
+pub(crate) fn attributes(mut buffer: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(buffer.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(buffer.get(2..4)?.try_into().ok()?) & 0x3fff;
+        let value = buffer.get(4..length)?;
+        buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// The value of the first attribute of a type.
+pub(crate) fn attribute(buffer: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(buffer).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+/// Text up to its terminating zero.
+pub(super) fn text_of(value: &[u8]) -> String {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(value.get(..end).unwrap_or_default()).into_owned()
+}
+
+/// Messages that are applied together or not at all.
+#[derive(Debug)]
+pub(super) struct Batch {
+    family: Family,
+    buffer: Vec<u8>,
+    messages: u32,
+}
+
+/// Appends one message: netlink's header, that of netfilter, the body.
+pub(crate) fn header(
+    buffer: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family: u8,
+    resource: u16,
+    body: &[u8],
+) {
+    let length = u32::try_from(16 + 4 + body.len()).unwrap_or(u32::MAX);
+    buffer.extend_from_slice(&length.to_ne_bytes());
+    buffer.extend_from_slice(&kind.to_ne_bytes());
+    buffer.extend_from_slice(&(REQUEST | flags).to_ne_bytes());
+    buffer.extend_from_slice(&sequence.to_ne_bytes());
+    buffer.extend_from_slice(&0_u32.to_ne_bytes());
+    buffer.extend_from_slice(&[family, 0]);
+    buffer.extend_from_slice(&resource.to_be_bytes());
+    buffer.extend_from_slice(body);
+    buffer.resize(buffer.len().next_multiple_of(4), 0);
+}
+
+impl Batch {
+    pub(super) fn new(family: Family) -> Self {
+        Self::start(family, &[])
+    }
+
+    /// A batch that is refused with `ERESTART` if anything has changed since `generation` was read.
+    pub(super) fn since(family: Family, generation: u32) -> Self {
+        let mut body = Attributes::default();
+        body.number(BATCH_GENERATION, generation);
+        Self::start(family, body.as_bytes())
+    }
+
+    fn start(family: Family, body: &[u8]) -> Self {
+        let mut buffer = Vec::new();
+        header(&mut buffer, BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, body);
+        Self { family, buffer, messages: 0 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
+    pub(super) fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes)) {
+        let mut body = Attributes::default();
+        fill(&mut body);
+        self.messages += 1;
+        let family = self.family.number();
+        header(&mut self.buffer, SUBSYSTEM | kind, ACK | flags, self.messages, family, 0, body.as_bytes());
+    }
+
+    /// Sends the batch and reads the answer to each message; the first refusal is the error.
+    pub(super) fn send(mut self) -> io::Result<()> {
+        header(&mut self.buffer, BATCH_END, 0, self.messages + 1, 0, SUBSYSTEM >> 8, &[]);
+        let socket = connect()?;
+        socket.send(&self.buffer, 0)?;
+        let (mut acknowledged, mut refused) = (0, None);
+        while acknowledged < self.messages && refused.is_none() {
+            for message in messages(&receive(&socket)?) {
+                match message.error() {
+                    Some(0) => acknowledged += 1,
+                    Some(code) => refused = refused.or(Some(code)),
+                    None => tracing::trace!(sequence = message.sequence, "a message that is no answer"),
+                }
+            }
+        }
+        refused.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(-code)))
+    }
+}
+
+/// Asks for a list; the body of each of its messages, behind netfilter's header. What is not there is empty.
+pub(super) fn list(
+    family: Family,
+    kind: u16,
+    fill: impl FnOnce(&mut Attributes),
+) -> io::Result<Vec<Vec<u8>>> {
+    let mut body = Attributes::default();
+    fill(&mut body);
+    match dump(SUBSYSTEM | kind, family.number(), body.as_bytes()) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+/// A dump of any part of netfilter: the body of each message, behind netfilter's header.
+pub(crate) fn dump(kind: u16, family: u8, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    let mut buffer = Vec::new();
+    header(&mut buffer, kind, DUMP, 1, family, 0, body);
+    let socket = connect()?;
+    socket.send(&buffer, 0)?;
+    let mut bodies = Vec::new();
+    loop {
+        for message in messages(&receive(&socket)?) {
+            match (message.kind, message.error()) {
+                (DONE, _) => return Ok(bodies),
+                (_, Some(code)) if code != 0 => return Err(io::Error::from_raw_os_error(-code)),
+                _ => bodies.push(message.body.get(4..).unwrap_or_default().to_vec()),
+            }
+        }
+    }
+}
+
+/// Sends one request and reads whether it was taken.
+pub(crate) fn request(kind: u16, family: u8, body: &[u8]) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    header(&mut buffer, kind, ACK, 1, family, 0, body);
+    let socket = connect()?;
+    socket.send(&buffer, 0)?;
+    match messages(&receive(&socket)?).next().and_then(|message| message.error()) {
+        Some(0) | None => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+    }
+}
+
+/// The number that the kernel gives to the rules as they are.
+pub(super) fn generation() -> io::Result<u32> {
+    /// `NFTA_GEN_ID`.
+    const ID: u16 = 1;
+    let mut buffer = Vec::new();
+    header(&mut buffer, SUBSYSTEM | GET_GENERATION, 0, 1, 0, 0, &[]);
+    let socket = connect()?;
+    socket.send(&buffer, 0)?;
+    let answer = receive(&socket)?;
+    let message = messages(&answer).next();
+    let id = message.and_then(|message| attribute(message.body.get(4..)?, ID)?.try_into().ok());
+    id.map(u32::from_be_bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn connect() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
+    /// More than any message of a dump (`NLMSG_GOODSIZE`, and what libmnl reads).
+    const LARGEST: usize = 64 << 10;
+    let mut buffer = Vec::with_capacity(LARGEST);
+    socket.recv(&mut buffer, 0)?;
+    Ok(buffer)
+}
+
+struct Message<'a> {
+    kind: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// `NLMSG_ERROR`: the code, 0 where it went well; `None` of another message.
+    fn error(&self) -> Option<i32> {
+        let code = self.body.get(..4)?.try_into().ok().map(i32::from_ne_bytes)?;
+        (self.kind == ERROR).then_some(code)
+    }
+}
+
+fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let word = |at: usize| -> Option<[u8; 4]> { buffer.get(at..at + 4)?.try_into().ok() };
+        let length = usize::try_from(u32::from_ne_bytes(word(0)?)).ok()?;
+        let kind = u16::from_ne_bytes(buffer.get(4..6)?.try_into().ok()?);
+        let sequence = u32::from_ne_bytes(word(8)?);
+        let body = buffer.get(16..length)?;
+        buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message { kind, sequence, body })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_they_are_written() {
+        let mut all = Attributes::default();
+        all.text(1, "abc");
+        all.nested(2, |inner| inner.number(7, 5));
+        all.bytes(3, &[9]);
+        let read: Vec<_> = attributes(all.as_bytes()).collect();
+        assert_eq!(read.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(text_of(read[0].1), "abc");
+        assert_eq!(attribute(read[1].1, 7), Some(&[0, 0, 0, 5][..]));
+        assert_eq!(read[2].1, [9]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_fail(bytes: Vec<u8>) {
+            let _all = attributes(&bytes).count() + messages(&bytes).count();
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Ports of the host that lead to pods.
+//!
+//! Maps lead from protocol and port (and one address of the host, where it is said) to a pod's address and port. They are
+//! asked for packets to an address of this host alone (`fib daddr type local`: GHSA-jv3w-x3r3-g6rm of the reference
+//! plugin), and after the rules of services (kube-proxy's, at the priority of destination NAT: CVE-2019-9946).
+//!
+//! The answers of a pod must come back through this host: where it would answer directly (itself, or its neighbours on
+//! the bridge) or cannot at all (127.0.0.1), the sender's address becomes the host's. 127.0.0.1 can only leave by a link
+//! whose `route_localnet` is set; that others on the link do not reach services on 127.0.0.1 then (CVE-2020-8558) is
+//! seen to by the first chain.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::blocking;
+use super::expression::{DESTINATION_PORT, Expressions, Meta, Verdict, Version, bytes};
+use super::masquerade::POSTROUTING;
+use super::message::Family;
+use super::table::{self, Chain, Element, Hook, JUMPED_TO, Part, Set, Type, Value, joined};
+use crate::call::Call;
+use crate::{Protocol, Result};
+
+const fn port() -> Type {
+    Type::PROTOCOL.with(Type::PORT)
+}
+
+/// In this order: of all addresses, of one address, hairpins; for IPv4 and for IPv6.
+pub(super) const SETS: [Set; 6] = [
+    Set { name: "ports4", key: port(), value: Some(Type::IPV4.with(Type::PORT)) },
+    Set { name: "ports6", key: port(), value: Some(Type::IPV6.with(Type::PORT)) },
+    Set {
+        name: "ports4-at",
+        key: Type::IPV4.with(Type::PROTOCOL).with(Type::PORT),
+        value: Some(Type::IPV4.with(Type::PORT)),
+    },
+    Set {
+        name: "ports6-at",
+        key: Type::IPV6.with(Type::PROTOCOL).with(Type::PORT),
+        value: Some(Type::IPV6.with(Type::PORT)),
+    },
+    Set { name: "hairpin4", key: Type::IPV4, value: Some(Type::VERDICT) },
+    Set { name: "hairpin6", key: Type::IPV6, value: Some(Type::VERDICT) },
+];
+
+/// The names of the sets of one IP version.
+struct Names {
+    everywhere: &'static str,
+    at: &'static str,
+    hairpin: &'static str,
+}
+
+fn names(version: Version) -> Names {
+    let [all4, all6, at4, at6, hairpin4, hairpin6] = SETS;
+    match version {
+        Version::V4 => Names { everywhere: all4.name, at: at4.name, hairpin: hairpin4.name },
+        Version::V6 => Names { everywhere: all6.name, at: at6.name, hairpin: hairpin6.name },
+    }
+}
+
+/// A bit later than `NF_IP_PRI_NAT_DST` (-100), where services are.
+const AFTER_SERVICES: i32 = -90;
+
+/// A port of the host that leads to an address.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapping {
+    pub(crate) protocol: Protocol,
+    pub(crate) host_port: u16,
+    pub(crate) host_address: Option<IpAddr>,
+    pub(crate) pod: IpNet,
+    pub(crate) pod_port: u16,
+}
+
+/// Maps ports. `masquerade`: answers that would not come back through this host are made to.
+///
+/// # Errors
+/// Another pod has one of them.
+pub(crate) async fn apply(call: &Call<'_>, mappings: Vec<Mapping>, masquerade: bool) -> Result<()> {
+    let owner = call.owner();
+    let made = call.host.made.clone();
+    // A port has a mapping for each family.
+    let ports: std::collections::BTreeSet<u16> = mappings.iter().map(|mapping| mapping.host_port).collect();
+    let words: Vec<_> = ports.iter().map(u16::to_string).collect();
+    let action = format!("map port {} of the host to {owner}: another pod may have it", words.join(", "));
+    blocking(action, move || {
+        let mut parts = vec![base()];
+        let mut elements: Vec<Element> = mappings.iter().map(element).collect();
+        if masquerade {
+            let mut pods: Vec<IpNet> = mappings.iter().map(|mapping| mapping.pod).collect();
+            pods.sort_unstable();
+            pods.dedup();
+            parts.extend(pods.iter().map(hairpin_of));
+            elements.extend(pods.iter().map(hairpin));
+        }
+        table::add(&made, &parts, &elements, &owner)
+    })
+    .await
+}
+
+/// Whether a port leads to where it should.
+pub(crate) async fn is_there(mapping: &Mapping) -> Result<bool> {
+    let wanted = element(mapping);
+    let action = format!("look for port {} of the host", mapping.host_port);
+    blocking(action, move || table::has(Family::Inet, &wanted)).await
+}
+
+fn element(mapping: &Mapping) -> Element {
+    let names = names(Version::of(mapping.pod.addr()));
+    let (protocol, port) = ([mapping.protocol.number()], mapping.host_port.to_be_bytes());
+    let (set, key) = match mapping.host_address {
+        None => (names.everywhere, joined(&[&protocol, &port])),
+        Some(address) => (names.at, joined(&[&bytes(address), &protocol, &port])),
+    };
+    let value = joined(&[&bytes(mapping.pod.addr()), &mapping.pod_port.to_be_bytes()]);
+    Element { set, key, value: Value::Bytes(value) }
+}
+
+/// Ports of the host lead to an attachment no more.
+pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
+    super::release(call.owner(), &SETS).await
+}
+
+fn base() -> Part {
+    let chain = |name: &str, hook: Option<Hook>, rules: Vec<Expressions>| Chain {
+        name: name.to_owned(),
+        hook,
+        rules,
+    };
+    let here = |place: u32| Hook { kind: "nat", place, priority: AFTER_SERVICES };
+    let look_up = || vec![Expressions::default().destination_is_local().verdict(Verdict::Jump("ports"))];
+    let find = |version: Version| {
+        let (names, start) = (names(version), || Expressions::of(version));
+        let port = |rule: Expressions| rule.meta(Meta::L4proto).field(DESTINATION_PORT);
+        [
+            port(start().field(version.destination())).redirect_by(names.at, version),
+            port(start()).redirect_by(names.everywhere, version),
+        ]
+    };
+    let back = |version: Version| {
+        let rule = Expressions::default().is_redirected().meta(Meta::Nfproto).is(&[version.number()]);
+        rule.field(version.destination()).verdict_of(names(version).hairpin)
+    };
+    Part {
+        name: "ports".to_owned(),
+        family: Family::Inet,
+        sets: SETS.to_vec(),
+        chains: vec![
+            // NF_INET_PRE_ROUTING before connections are looked up: answers to this host's own packets are still for
+            // the address that those got.
+            chain(
+                "localhost",
+                Some(Hook { kind: "filter", place: 0, priority: -300 }),
+                vec![only_by_loopback()],
+            ),
+            chain("ports", None, Version::BOTH.into_iter().flat_map(find).collect()),
+            chain("ports-in", Some(here(0)), look_up()),
+            // NF_INET_LOCAL_OUT: this host's own connections.
+            chain("ports-out", Some(here(3)), look_up()),
+            chain("hairpin", Some(POSTROUTING), Version::BOTH.map(back).into()),
+        ],
+    }
+}
+
+fn only_by_loopback() -> Expressions {
+    let mut loopback = b"lo".to_vec();
+    loopback.resize(16, 0);
+    let rule = Expressions::default().meta(Meta::InName).is_not(&loopback);
+    let rule = rule.meta(Meta::Nfproto).is(&[Version::V4.number()]);
+    rule.field(Version::V4.destination()).is_in(localhost()).verdict(Verdict::Drop)
+}
+
+fn localhost() -> IpNet {
+    IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8))
+}
+
+fn hairpin_chain(pod: &IpNet) -> String {
+    format!("{JUMPED_TO}hairpin-{}", pod.trunc()).replace(':', "_")
+}
+
+/// What is redirected to a pod from its own subnet, or from this host's loopback.
+fn hairpin_of(pod: &IpNet) -> Part {
+    let version = Version::of(pod.addr());
+    let from = |net: IpNet| Expressions::of(version).field(version.source()).is_in(net).masquerade();
+    let name = hairpin_chain(pod);
+    let rules = match version {
+        Version::V4 => vec![from(pod.trunc()), from(localhost())],
+        Version::V6 => vec![from(pod.trunc())],
+    };
+    Part {
+        name: name.clone(),
+        family: Family::Inet,
+        sets: Vec::new(),
+        chains: vec![Chain { name, hook: None, rules }],
+    }
+}
+
+fn hairpin(pod: &IpNet) -> Element {
+    let set = names(Version::of(pod.addr())).hairpin;
+    Element { set, key: bytes(pod.addr()), value: Value::Jump(hairpin_chain(pod)) }
+}

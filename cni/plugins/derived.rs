@@ -1,0 +1,251 @@
+//! `macvlan`, `ipvlan`, `vlan`, `dummy`: links of a pod that are made of a link of the host, or of nothing.
+
+use netlink_packet_route::link::{IpVlanMode, MacVlanMode};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::interface::{self, configure};
+use super::with_undo;
+use crate::call::Call;
+use crate::conflist::{Search, is_link_name};
+use crate::ipam::{self, Ipam};
+use crate::netlink::links::Kind;
+use crate::netlink::{Link, Netlink};
+use crate::result::CniResult;
+use crate::{Error, Result, netns};
+
+/// The plugins' keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Keys {
+    master: String,
+    mode: String,
+    mtu: u32,
+    vlan_id: u16,
+    mac: String,
+    /// The parent is in the pod's namespace, not in the host's.
+    link_in_container: bool,
+}
+
+/// Of what the link is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Make {
+    MacVlan(MacVlanMode),
+    IpVlan(IpVlanMode),
+    Vlan(u16),
+    Dummy,
+}
+
+/// The plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Derived {
+    keys: Keys,
+    make: Make,
+    pub(super) ipam: Option<Ipam>,
+}
+
+impl Derived {
+    pub(super) fn compile(kind: &str, config: &Value, search: &Search) -> std::result::Result<Self, String> {
+        let keys: Keys = ipam::keys(config)?;
+        if !keys.master.is_empty() && !is_link_name(&keys.master) {
+            return Err(format!("master: {:?} is no name of a link", keys.master));
+        }
+        if !keys.mac.is_empty() {
+            crate::call::parse_mac(&keys.mac).map_err(|error| format!("mac: {error}"))?;
+        }
+        let ipam = Ipam::compile(config, search)?;
+        let make = match kind {
+            "macvlan" => Make::MacVlan(macvlan_mode(&keys.mode)?),
+            "ipvlan" => Make::IpVlan(ipvlan_mode(&keys.mode)?),
+            "vlan" => match (keys.vlan_id, keys.master.is_empty()) {
+                (_, true) => return Err("master: is missing".to_owned()),
+                (0..=4094, false) => Make::Vlan(keys.vlan_id),
+                (id, false) => return Err(format!("vlanId: {id} is more than 4094")),
+            },
+            _ if ipam.is_none() => return Err("ipam: is missing".to_owned()),
+            _ => Make::Dummy,
+        };
+        Ok(Self { keys, make, ipam })
+    }
+
+    pub(super) async fn add(
+        &self,
+        call: &Call<'_>,
+        config: &Value,
+        previous: CniResult,
+    ) -> Result<CniResult> {
+        let made = self.make_link(call, config).await;
+        let added = match made {
+            Ok(inside) => self.give_addresses(call, config, previous, inside).await,
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = match &self.ipam {
+                    Some(ipam) => ipam.del(call, config).await,
+                    None => Ok(()),
+                };
+                Err(with_undo(error, [interface::remove(call).await, addresses]))
+            }
+        }
+    }
+
+    async fn make_link(&self, call: &Call<'_>, config: &Value) -> Result<Netlink> {
+        let (host, netns) = (&call.host.links, call.pod_netns()?);
+        let inside = netns::open(netns).await?;
+        let around = if self.keys.link_in_container { &inside } else { host };
+        let parent = self.parent(around).await?;
+        let mtu = self.mtu(parent.as_ref())?;
+        let configured = Some(self.keys.mac.as_str());
+        let of_args = config.pointer("/args/cni/mac").and_then(Value::as_str);
+        let mac = call.mac(of_args.or(configured))?;
+        let index = parent.as_ref().map_or(0, |parent| parent.index);
+        let kind = match self.make {
+            Make::MacVlan(mode) => Kind::MacVlan(index, mode),
+            Make::IpVlan(mode) => Kind::IpVlan(index, mode),
+            Make::Vlan(id) => Kind::Vlan(index, id),
+            Make::Dummy => Kind::Dummy,
+        };
+        around.add_in(netns, call.interface, kind, mtu, mac.as_deref()).await?;
+        netns::open_with(netns, call.interface).await
+    }
+
+    async fn parent(&self, around: &Netlink) -> Result<Option<Link>> {
+        if self.make == Make::Dummy {
+            return Ok(None);
+        }
+        if !self.keys.master.is_empty() {
+            return around.existing(&self.keys.master).await.map(Some);
+        }
+        let none = || Error::Invalid("master: is not set, and there is no default route".to_owned());
+        let index = around.default_link().await?.ok_or_else(none)?;
+        around.link_at(index).await?.ok_or_else(none).map(Some)
+    }
+
+    /// As it is set, or the parent's, above which it cannot be.
+    fn mtu(&self, parent: Option<&Link>) -> Result<Option<u32>> {
+        match (self.keys.mtu, parent) {
+            (0, parent) => Ok(parent.map(|parent| parent.mtu)),
+            (mtu, Some(parent)) if mtu > parent.mtu => {
+                let why = format!("{mtu} is more than the {} of {}", parent.mtu, parent.name);
+                Err(Error::Invalid(format!("mtu: {why}")))
+            }
+            (mtu, _) => Ok(Some(mtu)),
+        }
+    }
+
+    async fn give_addresses(
+        &self,
+        call: &Call<'_>,
+        config: &Value,
+        previous: CniResult,
+        inside: Netlink,
+    ) -> Result<CniResult> {
+        let link = inside.existing(call.interface).await?;
+        let mut result = match &self.ipam {
+            Some(ipam) => {
+                if ipam.needs_link() {
+                    inside.set_up(link.index, false).await?;
+                }
+                ipam.add(call, config).await?
+            }
+            // An ipvlan may get its addresses from the plugin before it.
+            None if matches!(self.make, Make::IpVlan(_)) => CniResult { interfaces: Vec::new(), ..previous },
+            None => CniResult::default(),
+        };
+        for ip in &mut result.ips {
+            ip.interface = Some(0);
+        }
+        configure(&inside, &link, &result).await?;
+        result.interfaces = vec![call.interface_of(&link)];
+        result.dns = interface::dns(config, result.dns);
+        Ok(result)
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        // With the end of the namespace it goes, some time later: until then nobody else may meet its address.
+        match call.namespace_ends {
+            true => interface::down(call).await?,
+            false => interface::remove(call).await?,
+        }
+        match &self.ipam {
+            Some(ipam) => ipam.del(call, config).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        if let Some(ipam) = &self.ipam {
+            ipam.check(call, config, previous).await?;
+        }
+        let link = interface::check(call, previous).await?;
+        let kind = link.kind.map(|kind| kind.to_string()).unwrap_or_default();
+        let wanted = match self.make {
+            Make::MacVlan(_) => "macvlan",
+            Make::IpVlan(_) => "ipvlan",
+            Make::Vlan(_) => "vlan",
+            Make::Dummy => "dummy",
+        };
+        match kind == wanted {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!("{}: is a {kind}, not a {wanted}", call.interface))),
+        }
+    }
+}
+
+fn macvlan_mode(text: &str) -> std::result::Result<MacVlanMode, String> {
+    match text {
+        "" | "bridge" => Ok(MacVlanMode::Bridge),
+        "private" => Ok(MacVlanMode::Private),
+        "vepa" => Ok(MacVlanMode::Vepa),
+        "passthru" => Ok(MacVlanMode::Passthrough),
+        other => Err(format!("mode: {other:?} is none of bridge, private, vepa, passthru")),
+    }
+}
+
+fn ipvlan_mode(text: &str) -> std::result::Result<IpVlanMode, String> {
+    match text {
+        "" | "l2" => Ok(IpVlanMode::L2),
+        "l3" => Ok(IpVlanMode::L3),
+        "l3s" => Ok(IpVlanMode::L3S),
+        other => Err(format!("mode: {other:?} is none of l2, l3, l3s")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_checked() {
+        let search = Search::default();
+        for (kind, config, why) in [
+            ("macvlan", json!({ "mode": "l2" }), "mode"),
+            ("ipvlan", json!({ "mode": "bridge" }), "mode"),
+            ("vlan", json!({ "vlanId": 5 }), "master"),
+            ("vlan", json!({ "master": "eth0", "vlanId": 4095 }), "vlanId"),
+            ("dummy", json!({}), "ipam"),
+            ("macvlan", json!({ "master": "a/b" }), "master"),
+            ("macvlan", json!({ "mac": "02:00" }), "mac"),
+        ] {
+            let error = Derived::compile(kind, &config, &search).unwrap_err();
+            assert!(error.contains(why), "{kind} {config}: {error}");
+        }
+        assert!(Derived::compile("macvlan", &json!({}), &search).is_ok());
+    }
+
+    #[test]
+    fn the_mtu_is_at_most_the_parents() {
+        let parent = Link { mtu: 1400, name: "eth0".to_owned(), ..Link::default() };
+        let with = |mtu: u32| {
+            let config = json!({ "mtu": mtu });
+            Derived::compile("macvlan", &config, &Search::default()).unwrap().mtu(Some(&parent))
+        };
+        assert_eq!(with(0).unwrap(), Some(1400));
+        assert_eq!(with(1300).unwrap(), Some(1300));
+        assert!(with(1500).is_err());
+    }
+}

@@ -1,0 +1,202 @@
+//! `host-device`: a device of the host is the pod's as long as it lives, under another name.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::interface::{self, configure};
+use super::with_undo;
+use crate::call::Call;
+use crate::conflist::{Search, is_link_name};
+use crate::ipam::{self, Ipam};
+use crate::netlink::{Link, Netlink};
+use crate::result::CniResult;
+use crate::{Context, Error, Result, netns};
+
+/// The plugin's keys: one of them names the device.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Keys {
+    device: String,
+    hwaddr: String,
+    kernelpath: String,
+    #[serde(rename = "pciBusID")]
+    pci: String,
+}
+
+/// The plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HostDevice {
+    keys: Keys,
+    pub(super) ipam: Option<Ipam>,
+}
+
+impl HostDevice {
+    pub(super) fn compile(config: &Value, search: &Search) -> std::result::Result<Self, String> {
+        let keys: Keys = ipam::keys(config)?;
+        let named = [&keys.device, &keys.hwaddr, &keys.kernelpath, &keys.pci];
+        let by_runtime = config.pointer("/capabilities/deviceID") == Some(&Value::Bool(true));
+        if named.iter().all(|name| name.is_empty()) && !by_runtime {
+            return Err("device: is missing, and so are hwaddr, kernelpath and pciBusID".to_owned());
+        }
+        if !keys.device.is_empty() && !is_link_name(&keys.device) {
+            return Err(format!("device: {:?} is no name of a link", keys.device));
+        }
+        Ok(Self { keys, ipam: Ipam::compile(config, search)? })
+    }
+
+    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
+        let device = self.device(call).await?;
+        let inside = self.take(call, &device).await?;
+        let added = match &self.ipam {
+            None => Ok(CniResult::default()),
+            Some(ipam) => match ipam.needs_link() {
+                true => match inside.existing(call.interface).await {
+                    Ok(link) => match inside.set_up(link.index, false).await {
+                        Ok(()) => ipam.add(call, config).await,
+                        Err(error) => Err(error),
+                    },
+                    Err(error) => Err(error),
+                },
+                false => ipam.add(call, config).await,
+            },
+        };
+        let added = match added {
+            Ok(result) => self.configure(call, config, &inside, result).await,
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = match &self.ipam {
+                    Some(ipam) => ipam.del(call, config).await,
+                    None => Ok(()),
+                };
+                Err(with_undo(error, [give_back(call).await, addresses]))
+            }
+        }
+    }
+
+    async fn configure(
+        &self,
+        call: &Call<'_>,
+        config: &Value,
+        inside: &Netlink,
+        mut result: CniResult,
+    ) -> Result<CniResult> {
+        for ip in &mut result.ips {
+            ip.interface = Some(0);
+        }
+        let link = inside.existing(call.interface).await?;
+        configure(inside, &link, &result).await?;
+        let told = crate::result::Interface { pci_id: self.pci(call).to_owned(), ..call.interface_of(&link) };
+        result.interfaces = vec![told];
+        result.dns = interface::dns(config, result.dns);
+        Ok(result)
+    }
+
+    fn pci<'a>(&'a self, call: &'a Call<'_>) -> &'a str {
+        call.runtime.device_id.as_deref().unwrap_or(&self.keys.pci)
+    }
+
+    /// The device, by what the configuration or the runtime knows of it.
+    async fn device(&self, call: &Call<'_>) -> Result<Link> {
+        let host = &call.host.links;
+        let keys = &self.keys;
+        let pci = self.pci(call);
+        if !pci.is_empty() {
+            let folder = Path::new("/sys/bus/pci/devices").join(pci_name(pci)?).join("net");
+            return host.existing(&link_in(&folder)?).await;
+        }
+        if !keys.device.is_empty() {
+            return host.existing(&keys.device).await;
+        }
+        if !keys.hwaddr.is_empty() {
+            let mac = crate::call::parse_mac(&keys.hwaddr)?;
+            let found = host.links().await?.into_iter().find(|link| link.mac == mac);
+            return found.ok_or_else(|| Error::Invalid(format!("hwaddr: no link has {}", keys.hwaddr)));
+        }
+        let path = fs::canonicalize(&keys.kernelpath).doing(format!("find {}", keys.kernelpath))?;
+        if !path.starts_with("/sys/devices") {
+            let why = format!("{} is not in /sys/devices", keys.kernelpath);
+            return Err(Error::Invalid(format!("kernelpath: {why}")));
+        }
+        host.existing(&link_in(&path.join("net"))?).await
+    }
+
+    /// Moves it into the pod. Its name at home is kept as its alias: so it is known where it belongs, whatever else is
+    /// lost.
+    async fn take(&self, call: &Call<'_>, device: &Link) -> Result<Netlink> {
+        let host = &call.host.links;
+        let name = device.name.clone();
+        host.change(device.index, "set the alias", |link| link.alias(name)).await?;
+        host.move_to(device.index, call.pod_netns()?, call.interface).await?;
+        netns::open_with(call.pod_netns()?, call.interface).await
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        let addresses = match &self.ipam {
+            Some(ipam) => ipam.del(call, config).await,
+            None => Ok(()),
+        };
+        // A device of its own goes home with the end of the namespace, but under the pod's name, and a link that only
+        // the kernel holds together (veth, VLAN) dies with it.
+        give_back(call).await.and(addresses)
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        if let Some(ipam) = &self.ipam {
+            ipam.check(call, config, previous).await?;
+        }
+        interface::check(call, previous).await.map(drop)
+    }
+}
+
+/// Moves the pod's interface back to the host, under the name that it had there.
+async fn give_back(call: &Call<'_>) -> Result<()> {
+    if call.netns.is_none() {
+        return Ok(());
+    }
+    let inside = call.inside().await?;
+    let Some(link) = inside.link(call.interface).await? else { return Ok(()) };
+    let Some(name) = link.alias.clone().filter(|alias| is_link_name(alias)) else { return Ok(()) };
+    let home = fs::File::open("/proc/thread-self/ns/net").doing("open the host's network namespace")?;
+    inside.change(link.index, "clear the alias", |link| link.alias("")).await?;
+    inside.move_to(link.index, std::os::fd::AsFd::as_fd(&home), &name).await
+}
+
+/// The only link in a folder of sysfs.
+fn link_in(folder: &Path) -> Result<String> {
+    let mut entries = fs::read_dir(folder).doing(format!("read {}", folder.display()))?;
+    let first = entries.next().and_then(std::result::Result::ok);
+    let name = first.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    name.ok_or_else(|| Error::Invalid(format!("{} has no link", folder.display())))
+}
+
+/// A bus address (`0000:00:1f.6`) becomes a file name: nothing else may be in it.
+fn pci_name(text: &str) -> Result<&str> {
+    let sound = text.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '.')) && !text.contains("..");
+    match sound {
+        true => Ok(text),
+        false => Err(Error::Invalid(format!("pciBusID: {text:?} is no address of a device"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_device_is_named_somehow() {
+        let compile = |config: Value| HostDevice::compile(&config, &Search::default());
+        assert!(compile(json!({})).unwrap_err().contains("device"));
+        assert!(compile(json!({ "device": "../x" })).unwrap_err().contains("device"));
+        assert!(compile(json!({ "capabilities": { "deviceID": true } })).is_ok());
+        assert!(pci_name("0000:00:1f.6").is_ok());
+        assert!(pci_name("../../etc").is_err() && pci_name("..").is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! `ptp`: a veth pair without a bridge. The pod sends everything to its gateway, whose address the host's end has; the
+//! host has a route to each of the pod's addresses.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::interface::{self, configure, host_link};
+use super::with_undo;
+use crate::call::Call;
+use crate::conflist::Search;
+use crate::ipam::{self, Ipam};
+use crate::netlink::links::Veth;
+use crate::nftables::masquerade;
+use crate::result::{CniResult, Interface, Route};
+use crate::{Error, Result, netns};
+
+/// The plugin's keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Keys {
+    ip_masq: bool,
+    mtu: u32,
+}
+
+/// The plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ptp {
+    keys: Keys,
+    pub(super) ipam: Option<Ipam>,
+}
+
+/// Of one address alone.
+fn alone(address: IpAddr) -> Result<IpNet> {
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    IpNet::new(address, length).map_err(|error| Error::Invalid(error.to_string()))
+}
+
+impl Ptp {
+    pub(super) fn compile(config: &Value, search: &Search) -> std::result::Result<Self, String> {
+        let ipam = Ipam::compile(config, search)?;
+        if ipam.is_none() {
+            return Err("ipam: is missing".to_owned());
+        }
+        Ok(Self { keys: ipam::keys(config)?, ipam })
+    }
+
+    fn ipam(&self) -> Result<&Ipam> {
+        self.ipam.as_ref().ok_or_else(|| Error::Invalid("ptp: there is no ipam".to_owned()))
+    }
+
+    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
+        let found = self.ipam()?.add(call, config).await?;
+        match self.attach(call, config, found).await {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
+                Err(with_undo(error, [link, self.ipam()?.del(call, config).await]))
+            }
+        }
+    }
+
+    async fn attach(&self, call: &Call<'_>, config: &Value, mut result: CniResult) -> Result<CniResult> {
+        let host = &call.host.links;
+        let name = host_link(call.container, call.interface);
+        let mtu = Some(self.keys.mtu).filter(|mtu| *mtu != 0);
+        let (pod, netns) = (call.interface, call.pod_netns()?);
+        host.add_veth(&Veth { host: &name, pod, netns, bridge: None, mtu, mac: None }).await?;
+        netns::set_interface_sysctls(&name);
+        let near = host.existing(&name).await?;
+        host.set_up_as(near.index, &call.alias()).await?;
+
+        let inside = netns::open_with(netns, call.interface).await?;
+        let link = inside.existing(call.interface).await?;
+        for ip in &mut result.ips {
+            ip.interface = Some(1);
+        }
+        for ip in &result.ips {
+            inside.add_address(link.index, ip.address).await?;
+        }
+        inside.set_up(link.index, false).await?;
+        self.route_all_by_gateway(&inside, link.index, &result).await?;
+        configure(&inside, &link, &CniResult { ips: Vec::new(), ..with_gateways(&result) }).await?;
+
+        for ip in &result.ips {
+            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: there is no gateway".to_owned()))?;
+            interface::forward(gateway.is_ipv4())?;
+            host.add_address(near.index, alone(gateway)?).await?;
+            host.add_route(near.index, &Route::new(alone(ip.address.addr())?, None), None).await?;
+        }
+        if self.keys.ip_masq {
+            masquerade::apply(call, &result).await?;
+        }
+        let near =
+            Interface { name: name.clone(), mac: near.mac_text(), mtu: near.mtu, ..Default::default() };
+        result.interfaces = vec![near, call.interface_of(&link)];
+        result.dns = interface::dns(config, result.dns);
+        Ok(result)
+    }
+
+    /// The gateway is the only one on the link: the rest of the subnet is behind it, since it is in other pods.
+    async fn route_all_by_gateway(
+        &self,
+        inside: &crate::netlink::Netlink,
+        link: u32,
+        result: &CniResult,
+    ) -> Result<()> {
+        for route in inside.routes().await? {
+            let direct = route.link == Some(link) && route.gateway.is_none();
+            if direct && result.ips.iter().any(|ip| ip.address.trunc() == route.to) {
+                inside.remove_route(route.message).await?;
+            }
+        }
+        for ip in &result.ips {
+            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: there is no gateway".to_owned()))?;
+            let source = Some(ip.address.addr());
+            inside.add_route(link, &Route::new(alone(gateway)?, None), source).await?;
+            inside.add_route(link, &Route::new(ip.address.trunc(), Some(gateway)), source).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        let link = super::bridge::detach(call).await;
+        let rules = if self.keys.ip_masq { masquerade::forget(call).await } else { Ok(()) };
+        // The address is free when nothing reaches the pod by it any more.
+        link.and(rules)?;
+        self.ipam()?.del(call, config).await
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        self.ipam()?.check(call, config, previous).await?;
+        call.host.links.existing(&host_link(call.container, call.interface)).await?;
+        interface::check(call, previous).await.map(drop)
+    }
+}
+
+/// Routes that name no gateway go by that of their family.
+fn with_gateways(result: &CniResult) -> CniResult {
+    let mut result = result.clone();
+    for place in 0..result.routes.len() {
+        let v4 = result.routes.get(place).is_some_and(|route| route.dst.addr().is_ipv4());
+        let gateway = result.gateway(v4);
+        if let Some(route) = result.routes.get_mut(place) {
+            route.gw = route.gw.or(gateway);
+        }
+    }
+    result
+}

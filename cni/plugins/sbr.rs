@@ -1,0 +1,118 @@
+//! `sbr`: routing by the source. What a pod sends from an address of this interface leaves by it: each address has a
+//! routing table of its own, with the routes of the interface.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::call::Call;
+use crate::netlink::Netlink;
+use crate::netlink::routes::MAIN;
+use crate::result::{CniResult, Route};
+use crate::{Error, Result, ipam};
+
+/// Tables of this plugin start here (the reference plugin's number).
+const FIRST: u32 = 100;
+
+/// The plugin's keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Sbr {
+    table: Option<u32>,
+    /// Routes have the address as their source.
+    add_source_hints: bool,
+}
+
+impl Sbr {
+    pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
+        let keys: Self = ipam::keys(config)?;
+        match keys.table {
+            Some(0 | 253..=255) => Err("table: is one of the kernel's own".to_owned()),
+            _ => Ok(keys),
+        }
+    }
+
+    pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
+        let inside = call.inside().await?;
+        let link = inside.existing(call.interface).await?;
+        let of_link =
+            |known: &crate::netlink::routes::Known| known.link == Some(link.index) && known.table == MAIN;
+        let routes: Vec<_> = inside.routes().await?.into_iter().filter(of_link).collect();
+        let mut used: Vec<u32> = inside.rules().await?.iter().map(|rule| rule.table).collect();
+        for ip in own(call, &previous) {
+            let address = ip.address.addr();
+            let table = match self.table {
+                Some(table) => table,
+                None => (FIRST..).find(|table| !used.contains(table)).unwrap_or(FIRST),
+            };
+            used.push(table);
+            inside.add_source_rule(address, table).await?;
+            let source = self.add_source_hints.then_some(address);
+            // The subnet before its gateway: what a gateway is reached by must be in the table, too.
+            for route in routes.iter().filter(|route| belongs(route, ip.address)) {
+                inside.copy_route(route, table, source).await?;
+            }
+            if let Some(gateway) = ip.gateway {
+                let route = Route { table: Some(table), ..Route::new(default(address)?, Some(gateway)) };
+                inside.add_route(link.index, &route, source).await?;
+            }
+        }
+        for route in routes {
+            inside.remove_route(route.message).await?;
+        }
+        Ok(previous)
+    }
+
+    /// The rules of the interface's addresses; its routes go with it.
+    pub(super) async fn del(call: &Call<'_>) -> Result<()> {
+        if call.netns.is_none() || call.namespace_ends {
+            return Ok(());
+        }
+        let inside = call.inside().await?;
+        let Some(link) = inside.link(call.interface).await? else { return Ok(()) };
+        let addresses: Vec<IpAddr> = inside.addresses(link.index).await?.iter().map(IpNet::addr).collect();
+        remove_rules(&inside, &addresses).await
+    }
+
+    pub(super) async fn check(call: &Call<'_>, previous: &CniResult) -> Result<()> {
+        let rules = call.inside().await?.rules().await?;
+        for ip in own(call, previous) {
+            let address = ip.address.addr();
+            if !rules.iter().any(|rule| rule.source == Some(address)) {
+                return Err(Error::Invalid(format!("sbr: there is no rule for what comes from {address}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn remove_rules(inside: &Netlink, addresses: &[IpAddr]) -> Result<()> {
+    for rule in inside.rules().await? {
+        if rule.source.is_some_and(|source| addresses.contains(&source)) {
+            inside.remove_rule(rule.message).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The addresses of the call's interface.
+fn own<'a>(call: &'a Call<'_>, result: &'a CniResult) -> impl Iterator<Item = &'a crate::result::Ip> {
+    let place =
+        result.of_pod().find(|(_, interface)| interface.name == call.interface).map(|(place, _)| place);
+    result.ips.iter().filter(move |ip| ip.interface.is_none() || ip.interface == place)
+}
+
+fn belongs(route: &crate::netlink::routes::Known, address: IpNet) -> bool {
+    let family = route.to.addr().is_ipv4() == address.addr().is_ipv4();
+    family && route.gateway.is_none_or(|gateway| address.contains(&gateway))
+}
+
+fn default(address: IpAddr) -> Result<IpNet> {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNet::new(any, 0).map_err(|error| Error::Invalid(error.to_string()))
+}

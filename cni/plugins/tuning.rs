@@ -1,0 +1,315 @@
+//! `tuning`: sysctls of the pod's network, and properties of its interface.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::call::{Call, parse_mac};
+use crate::netlink::{Link, Netlink};
+use crate::result::CniResult;
+use crate::{Context, Error, Result, ipam, netns};
+
+/// Which sysctls may be set, one regular expression a line, where the file is there (the reference plugin's place).
+const ALLOWED: &str = "/etc/cni/tuning/allowlist.conf";
+
+/// The plugin's keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Tuning {
+    sysctl: BTreeMap<String, String>,
+    mac: Option<String>,
+    promisc: bool,
+    mtu: u32,
+    #[serde(rename = "txQLen")]
+    queue_length: Option<u32>,
+    #[serde(rename = "allmulti")]
+    all_multicast: Option<bool>,
+}
+
+/// What the interface had before, for one that outlives the attachment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Before {
+    mac: Option<Vec<u8>>,
+    promisc: Option<bool>,
+    mtu: Option<u32>,
+    queue_length: Option<u32>,
+    all_multicast: Option<bool>,
+}
+
+impl Tuning {
+    pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
+        let keys: Self = ipam::keys(config)?;
+        for name in keys.sysctl.keys() {
+            sysctl_file(name, "eth0").map_err(|why| format!("sysctl.{why}"))?;
+        }
+        if let Some(mac) = keys.mac.as_deref().filter(|mac| !mac.is_empty()) {
+            parse_mac(mac).map_err(|error| format!("mac: {error}"))?;
+        }
+        Ok(keys)
+    }
+
+    fn wanted_mac(&self, call: &Call<'_>, config: &Value) -> Result<Option<Vec<u8>>> {
+        let of_args = config.pointer("/args/cni/mac").and_then(Value::as_str);
+        call.mac(of_args.or(self.mac.as_deref()))
+    }
+
+    pub(super) async fn add(
+        &self,
+        call: &Call<'_>,
+        config: &Value,
+        mut previous: CniResult,
+    ) -> Result<CniResult> {
+        self.set_sysctls(call).await?;
+        let mac = self.wanted_mac(call, config)?;
+        let inside = call.inside().await?;
+        let Some(link) = inside.link(call.interface).await? else {
+            return match mac.is_none() && self.mtu == 0 && !self.promisc {
+                true => Ok(previous),
+                false => Err(Error::Invalid(format!("tuning: there is no {}", call.interface))),
+            };
+        };
+        self.keep(call, &link, mac.is_some())?;
+        if let Some(mac) = &mac {
+            set_mac(&inside, &link, mac).await?;
+        }
+        self.change(&inside, &link).await?;
+        for interface in previous.interfaces.iter_mut().filter(|found| is_it(found, call)) {
+            if let Some(mac) = &mac {
+                interface.mac = Link { mac: mac.clone(), ..Link::default() }.mac_text();
+            }
+            if self.mtu != 0 {
+                interface.mtu = self.mtu;
+            }
+        }
+        Ok(previous)
+    }
+
+    async fn change(&self, inside: &Netlink, link: &Link) -> Result<()> {
+        let mtu = Some(self.mtu).filter(|mtu| *mtu != 0);
+        let (promisc, queue, multicast) = (self.promisc, self.queue_length, self.all_multicast);
+        if mtu.is_none() && !promisc && queue.is_none() && multicast.is_none() {
+            return Ok(());
+        }
+        inside
+            .change(link.index, "tune the properties", |mut link| {
+                if let Some(mtu) = mtu {
+                    link = link.mtu(mtu);
+                }
+                if promisc {
+                    link = link.promiscuous(true);
+                }
+                if let Some(queue) = queue {
+                    link = link.txqueuelen(queue);
+                }
+                if let Some(multicast) = multicast {
+                    link = link.allmulticast(multicast);
+                }
+                link
+            })
+            .await
+    }
+
+    /// Written in the pod's namespace: what is under `/proc/sys/net` is that of the thread's.
+    async fn set_sysctls(&self, call: &Call<'_>) -> Result<()> {
+        if self.sysctl.is_empty() {
+            return Ok(());
+        }
+        let allowed = allowed()?;
+        let files: Vec<(PathBuf, String)> = self
+            .sysctl
+            .iter()
+            .map(|(name, value)| {
+                if !allowed.iter().all(|list| list.iter().any(|pattern| pattern.is_match(name))) {
+                    return Err(Error::Invalid(format!("sysctl {name:?} is not in {ALLOWED}")));
+                }
+                let file = sysctl_file(name, call.interface).map_err(Error::Invalid)?;
+                Ok((file, value.clone()))
+            })
+            .collect::<Result<_>>()?;
+        netns::within(call.pod_netns()?, move || {
+            for (file, value) in &files {
+                fs::write(file, value).doing(format!("write {value:?} to {}", file.display()))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn keep(&self, call: &Call<'_>, link: &Link, with_mac: bool) -> Result<()> {
+        let before = Before {
+            mac: with_mac.then(|| link.mac.clone()),
+            promisc: self.promisc.then_some(link.promiscuous),
+            mtu: (self.mtu != 0).then_some(link.mtu),
+            queue_length: self.queue_length.map(|_| link.queue_length),
+            all_multicast: self.all_multicast.map(|_| link.all_multicast),
+        };
+        if before == Before::default() {
+            return Ok(());
+        }
+        let file = file(call);
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+        let text = serde_json::to_vec(&before).map_err(std::io::Error::from).doing("encode a link")?;
+        fs::write(&file, text).doing(format!("write {}", file.display()))
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
+        let file = file(call);
+        let before = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Before>(&text).ok());
+        // With the namespace the interface goes: only a device of the host comes back.
+        if let (Some(before), true) = (before, call.netns.is_some()) {
+            let inside = call.inside().await?;
+            if let Some(link) = inside.link(call.interface).await? {
+                restore(&inside, &link, &before).await?;
+            }
+        }
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.doing(format!("remove {}", file.display())),
+        }
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        let wrong = |why: String| Err(Error::Invalid(format!("tuning: {why}")));
+        for (name, value) in &self.sysctl {
+            let file = sysctl_file(name, call.interface).map_err(Error::Invalid)?;
+            let read = move || fs::read_to_string(&file).doing(format!("read {}", file.display()));
+            let found = netns::within(call.pod_netns()?, read).await?;
+            let same = found.split_whitespace().eq(value.split_whitespace());
+            if !same {
+                return wrong(format!("sysctl {name} is {:?}, not {value:?}", found.trim()));
+            }
+        }
+        let Some(link) = call.inside().await?.link(call.interface).await? else { return Ok(()) };
+        match self.wanted_mac(call, config)? {
+            Some(mac) if mac != link.mac => return wrong(format!("the address is {}", link.mac_text())),
+            _ => {}
+        }
+        if self.mtu != 0 && self.mtu != link.mtu {
+            return wrong(format!("the MTU is {}, not {}", link.mtu, self.mtu));
+        }
+        if self.promisc && !link.promiscuous {
+            return wrong("the interface is not promiscuous".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn is_it(found: &crate::result::Interface, call: &Call<'_>) -> bool {
+    found.name == call.interface && !found.sandbox.is_empty()
+}
+
+/// A hardware address can only be changed while the link is down on some devices; routes go with that.
+async fn set_mac(inside: &Netlink, link: &Link, mac: &[u8]) -> Result<()> {
+    if link.mac == mac {
+        return Ok(());
+    }
+    let routes: Vec<_> =
+        inside.routes().await?.into_iter().filter(|route| route.link == Some(link.index)).collect();
+    let mac = mac.to_vec();
+    if link.up {
+        inside.change(link.index, "set the state", |link| link.down()).await?;
+    }
+    inside.change(link.index, "set the hardware address", |link| link.address(mac)).await?;
+    if link.up {
+        inside.set_up(link.index, false).await?;
+        for route in routes {
+            inside.add_route_message(route.message).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn restore(inside: &Netlink, link: &Link, before: &Before) -> Result<()> {
+    if let Some(mac) = &before.mac {
+        set_mac(inside, link, mac).await?;
+    }
+    let before = before.clone();
+    inside
+        .change(link.index, "restore the properties", move |mut link| {
+            if let Some(mtu) = before.mtu {
+                link = link.mtu(mtu);
+            }
+            if let Some(promisc) = before.promisc {
+                link = link.promiscuous(promisc);
+            }
+            if let Some(queue) = before.queue_length {
+                link = link.txqueuelen(queue);
+            }
+            if let Some(multicast) = before.all_multicast {
+                link = link.allmulticast(multicast);
+            }
+            link
+        })
+        .await
+}
+
+fn file(call: &Call<'_>) -> PathBuf {
+    let name = format!("{}-{}-{}.json", call.network, call.container, call.interface);
+    call.state().join("tuning").join(name)
+}
+
+/// The file of a sysctl of the network. Parts are divided by dots, or all by slashes; `IFNAME` stands for the interface.
+fn sysctl_file(name: &str, interface: &str) -> std::result::Result<PathBuf, String> {
+    let separator = if name.contains('/') { '/' } else { '.' };
+    let parts: Vec<&str> = name.split(separator).collect();
+    let sound = |part: &&str| {
+        !part.is_empty()
+            && *part != ".."
+            && *part != "."
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@".contains(c))
+    };
+    if parts.first() != Some(&"net") || parts.len() < 2 || !parts.iter().all(sound) {
+        return Err(format!("{name}: is no sysctl of the network"));
+    }
+    let parts = parts.iter().map(|part| if *part == "IFNAME" { interface } else { part });
+    Ok(Path::new("/proc/sys").join(parts.collect::<PathBuf>()))
+}
+
+fn allowed() -> Result<Option<Vec<regex_lite::Regex>>> {
+    let text = match fs::read_to_string(ALLOWED) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.doing(format!("read {ALLOWED}"))?,
+    };
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let compile = |line: &str| {
+        regex_lite::Regex::new(line).map_err(|error| Error::Invalid(format!("{ALLOWED}: {line:?}: {error}")))
+    };
+    lines.map(compile).collect::<Result<_>>().map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sysctls_of_the_network_can_be_set() {
+        let file = |name: &str| sysctl_file(name, "net1").map(|path| path.display().to_string());
+        assert_eq!(file("net.core.somaxconn").unwrap(), "/proc/sys/net/core/somaxconn");
+        assert_eq!(
+            file("net/ipv4/conf/IFNAME/arp_filter").unwrap(),
+            "/proc/sys/net/ipv4/conf/net1/arp_filter"
+        );
+        assert_eq!(
+            file("net/ipv4/conf/eth0.5/rp_filter").unwrap(),
+            "/proc/sys/net/ipv4/conf/eth0.5/rp_filter"
+        );
+        for wrong in
+            ["kernel.core_pattern", "net/../kernel/core_pattern", "net", "net..core", "net/a b", "/net/x"]
+        {
+            assert!(file(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn keys_are_checked() {
+        let compile = |config: Value| Tuning::compile(&config);
+        let sysctl = serde_json::json!({ "sysctl": { "kernel.x": "1" } });
+        assert!(compile(sysctl).unwrap_err().contains("kernel.x"));
+        assert!(compile(serde_json::json!({ "mac": "zz" })).unwrap_err().contains("mac"));
+        assert!(compile(serde_json::json!({ "mtu": "big" })).unwrap_err().contains("mtu"));
+    }
+}

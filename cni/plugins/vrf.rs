@@ -1,0 +1,111 @@
+//! `vrf`: the pod's interface is part of a routing domain of its own (VRF) in the pod's namespace.
+
+use netlink_packet_route::link::InfoKind;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::call::Call;
+use crate::conflist::is_link_name;
+use crate::netlink::{Link, Netlink};
+use crate::result::CniResult;
+use crate::{Error, Result, ipam};
+
+/// The plugin's keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Vrf {
+    #[serde(rename = "vrfname")]
+    name: String,
+    table: Option<u32>,
+}
+
+impl Vrf {
+    pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
+        let keys: Self = ipam::keys(config)?;
+        match (is_link_name(&keys.name), keys.table) {
+            (false, _) => Err(format!("vrfname: {:?} is no name of a link", keys.name)),
+            (true, Some(0 | 253..=255)) => Err("table: is one of the kernel's own".to_owned()),
+            (true, _) => Ok(keys),
+        }
+    }
+
+    pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
+        let inside = call.inside().await?;
+        let link = inside.existing(call.interface).await?;
+        let vrf = self.domain(&inside).await?;
+        // What the kernel takes away when a link changes its domain: addresses of IPv6, and routes.
+        let addresses = inside.addresses(link.index).await?;
+        let routes: Vec<_> =
+            inside.routes().await?.into_iter().filter(|route| route.link == Some(link.index)).collect();
+        inside.change(link.index, "join the VRF", |link| link.controller(vrf.index)).await?;
+        for address in addresses {
+            inside.add_address(link.index, address).await?;
+        }
+        let table = vrf.table.or(self.table);
+        // Those without a gateway first: a gateway is reached by one of them.
+        let (direct, by_gateway): (Vec<_>, Vec<_>) =
+            routes.into_iter().partition(|route| route.gateway.is_none());
+        for route in direct.iter().chain(&by_gateway) {
+            if let Some(table) = table {
+                inside.copy_route(route, table, None).await?;
+            }
+        }
+        Ok(previous)
+    }
+
+    /// The domain, made if it is not there.
+    async fn domain(&self, inside: &Netlink) -> Result<Link> {
+        if let Some(link) = inside.link(&self.name).await? {
+            if link.kind != Some(InfoKind::Vrf) {
+                return Err(Error::Invalid(format!("vrf: there is a link {} that is no VRF", self.name)));
+            }
+            if self.table.is_some() && link.table != self.table {
+                let why = format!("{} has the table {:?}", self.name, link.table.unwrap_or_default());
+                return Err(Error::Invalid(format!("table: {why}")));
+            }
+            return Ok(link);
+        }
+        let used: Vec<u32> = inside.links().await?.iter().filter_map(|link| link.table).collect();
+        let table = self.table.or_else(|| (1..).find(|table| !used.contains(table) && *table != 253));
+        inside.add_vrf(&self.name, table.unwrap_or(1)).await?;
+        inside.existing(&self.name).await
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
+        if call.netns.is_none() || call.namespace_ends {
+            return Ok(());
+        }
+        let inside = call.inside().await?;
+        let Some(vrf) = inside.link(&self.name).await? else { return Ok(()) };
+        if let Some(link) = inside.link(call.interface).await?
+            && link.controller == Some(vrf.index)
+        {
+            inside.change(link.index, "leave the VRF", |link| link.nocontroller()).await?;
+        }
+        let others = inside.links().await?.iter().any(|link| link.controller == Some(vrf.index));
+        if others { Ok(()) } else { inside.remove(&self.name).await }
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>) -> Result<()> {
+        let inside = call.inside().await?;
+        let (vrf, link) = (inside.existing(&self.name).await?, inside.existing(call.interface).await?);
+        match link.controller == Some(vrf.index) {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!("vrf: {} is not in {}", call.interface, self.name))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_checked() {
+        assert!(Vrf::compile(&json!({})).unwrap_err().contains("vrfname"));
+        assert!(Vrf::compile(&json!({ "vrfname": "red", "table": 254 })).unwrap_err().contains("table"));
+        assert!(Vrf::compile(&json!({ "vrfname": "red", "table": 10 })).is_ok());
+    }
+}

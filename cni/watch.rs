@@ -1,0 +1,110 @@
+//! The folder of configuration files, watched: whether anything in it has changed is asked without reading it
+//! (inotify(7)).
+
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
+
+/// A folder that is watched, as soon as it is there.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    folder: PathBuf,
+    events: Option<OwnedFd>,
+}
+
+impl Watch {
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), events: None }
+    }
+
+    /// Whether something may have changed since this was asked last. A folder that cannot be watched may always have.
+    pub(crate) fn has_changed(&mut self) -> bool {
+        match &self.events {
+            Some(events) => match drain(events) {
+                Drained::Nothing => false,
+                Drained::Changes => true,
+                Drained::End => {
+                    self.events = start(&self.folder);
+                    true
+                }
+            },
+            None => {
+                self.events = start(&self.folder);
+                true
+            }
+        }
+    }
+}
+
+fn start(folder: &Path) -> Option<OwnedFd> {
+    let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
+    let wanted = WatchFlags::CREATE
+        | WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
+    inotify::add_watch(&events, folder, wanted).ok()?;
+    Some(events)
+}
+
+enum Drained {
+    Nothing,
+    Changes,
+    /// The folder itself is another one now, or gone.
+    End,
+}
+
+fn drain(events: &OwnedFd) -> Drained {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(events, &mut buffer);
+    let mut drained = Drained::Nothing;
+    loop {
+        match reader.next() {
+            Ok(event) => {
+                let end =
+                    ReadFlags::IGNORED | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT;
+                if event.events().intersects(end) {
+                    drained = Drained::End;
+                } else if matches!(drained, Drained::Nothing) {
+                    drained = Drained::Changes;
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return drained,
+            Err(_) => return Drained::End,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_told_once() {
+        let top = tempfile::tempdir().unwrap();
+        let folder = top.path().join("net.d");
+        let mut watch = Watch::new(&folder);
+        assert!(watch.has_changed() && watch.has_changed(), "there is no folder yet");
+        std::fs::create_dir(&folder).unwrap();
+        assert!(watch.has_changed());
+        assert!(!watch.has_changed());
+        std::fs::write(folder.join("a"), "x").unwrap();
+        assert!(watch.has_changed());
+        assert!(!watch.has_changed());
+        std::fs::rename(folder.join("a"), folder.join("b")).unwrap();
+        assert!(watch.has_changed());
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(watch.has_changed());
+        std::fs::create_dir(&folder).unwrap();
+        assert!(watch.has_changed());
+        std::fs::write(folder.join("c"), "x").unwrap();
+        assert!(watch.has_changed());
+    }
+}
