@@ -44,7 +44,11 @@ impl Configuration {
     }
 
     pub(crate) fn search(&self) -> Search {
-        Search { bin_dirs: self.options.bin_dirs.clone(), external: self.options.external.clone() }
+        Search {
+            bin_dirs: self.options.bin_dirs.clone(),
+            external: self.options.external.clone(),
+            daemon: true,
+        }
     }
 
     /// The configuration as it is on disk now.

@@ -106,6 +106,8 @@ pub(crate) struct Search {
     pub(crate) bin_dirs: Vec<PathBuf>,
     /// Types that are built in and yet run as programs.
     pub(crate) external: Vec<String>,
+    /// There is a daemon, which keeps leases of addresses.
+    pub(crate) daemon: bool,
 }
 
 impl Conflist {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Result;
+use crate::dhcp::Dhcp;
 use crate::netlink::Netlink;
 use crate::nftables::Made;
 use crate::plugins::bridge::Ready;
@@ -25,13 +26,22 @@ pub(crate) struct Host {
     pub(crate) links: Netlink,
     pub(crate) ready: Ready,
     pub(crate) made: Made,
+    /// Only a daemon has it: somebody must be there to renew leases.
+    pub(crate) dhcp: Option<Dhcp>,
     places: Places,
 }
 
 impl Host {
     /// The namespace of the calling thread.
     pub(crate) fn open(places: Places) -> Result<Self> {
-        Ok(Self { links: Netlink::open()?, ready: Ready::default(), made: Made::default(), places })
+        let (links, ready, made) = (Netlink::open()?, Ready::default(), Made::default());
+        Ok(Self { links, ready, made, dhcp: None, places })
+    }
+
+    /// The same for a daemon, which keeps leases of addresses.
+    pub(crate) fn open_for_daemon(places: Places) -> Result<Self> {
+        let dhcp = Dhcp::new(&places.state_dir.join("dhcp"))?;
+        Ok(Self { dhcp: Some(dhcp), ..Self::open(places)? })
     }
 
     /// Where plugins keep what they must know again.

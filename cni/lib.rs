@@ -4,7 +4,8 @@
 //! * [`network`]: the whole: add, del, check, status; [`gc`]: what nobody holds any more
 //! * [`config`]: the configuration in force; [`conflist`]: its files, checked before anything is done; [`watch`], [`template`],
 //!   [`health`]
-//! * [`plugins`]: what is built in, a file each; [`ipam`]: addresses; [`external`]: other plugins
+//! * [`plugins`]: what is built in, a file each; [`ipam`]: addresses; [`dhcp`]: those that servers lend;
+//!   [`external`]: other plugins
 //! * [`call`], [`result`]: what a plugin is called with, and what it answers
 //! * [`netlink`], [`netns`], [`nftables`]: links, addresses, routes and rules, in the host's namespace and in a pod's
 //! * [`record`], [`pin`]: what is on disk of an attachment
@@ -15,7 +16,10 @@
 mod call;
 mod config;
 mod conflist;
+mod dhcp;
 mod external;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gc;
 mod health;
 mod host;

@@ -1,7 +1,7 @@
 //! The network as a whole: the plugins of its configuration, in order on the way in and in the reverse order out.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -51,7 +51,7 @@ impl Network {
         let attachments = Mutex::new(attachments.collect());
         let folders: Vec<_> = options.bin_dirs.iter().map(|folder| folder.display().to_string()).collect();
         let shared = Shared {
-            host: Host::open(Places {
+            host: Host::open_for_daemon(Places {
                 state_dir: options.state_dir.clone(),
                 data_dir: options.data_dir.clone(),
                 patience: options.patience,
@@ -89,6 +89,14 @@ impl Network {
     #[must_use]
     pub fn attachment(&self, pod: &str) -> Option<Attachment> {
         lock(&self.shared.attachments).get(pod).cloned()
+    }
+
+    /// Goes on with the leases of pods' addresses after a restart. `netns` is a pod's network namespace.
+    pub fn resume(&self, netns: impl Fn(&str) -> Option<OwnedFd>) {
+        if let Some(dhcp) = &self.shared.host.dhcp {
+            let resumed = dhcp.resume(|owner| netns(&owner.container));
+            tracing::debug!(leases = resumed.len(), "leases of addresses go on");
+        }
     }
 
     /// See [`Configuration::set_pod_cidr`].

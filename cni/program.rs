@@ -157,7 +157,7 @@ async fn answer(
         check_environment(invocation)?;
     }
     let bin_dirs: Vec<PathBuf> = std::env::split_paths(&invocation.path).collect();
-    let search = Search { bin_dirs, external: Vec::new() };
+    let search = Search { bin_dirs, ..Search::default() };
     let kind = kind(invocation, config, &search)?;
     let netns = match File::open(&invocation.netns) {
         Ok(netns) => Some(netns),

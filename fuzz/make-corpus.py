@@ -78,3 +78,21 @@ write("node_files", "policy.json", json.dumps({"default": [{"type": "reject"}], 
 write("node_files", "auth.json", json.dumps({"auths": {"https://r.example/v1/": {"auth": "dTpw"}}, "credHelpers": {"r.example": "x"}, "credsStore": "y"}))
 write("node_files", "challenge", 'Bearer realm="https://a.example/token",service="s",scope="repository:a:pull", Basic realm="x"')
 write("node_files", "key.pem", "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n")
+
+
+def dhcp(*options, sname=b"", file=b""):
+    head = bytes([2, 1, 6, 0]) + b"\xde\xad\xbe\xef" + bytes(4) + bytes([0] * 4 + [10, 5, 0, 100] + [10, 5, 0, 1] + [0] * 4)
+    body = b"".join(bytes([number, len(value)]) + value for number, value in options)
+    chaddr = bytes([2, 0, 0, 0, 0, 5]) + bytes(10)
+    return head + chaddr + sname.ljust(64, b"\0") + file.ljust(128, b"\0") + bytes([99, 130, 83, 99]) + body + b"\xff"
+
+
+usual = [(53, b"\5"), (54, bytes([10, 5, 0, 1])), (51, bytes([0, 0, 0, 60])), (1, bytes([255, 255, 255, 0])), (3, bytes([10, 5, 0, 1]))]
+classless = (121, bytes([0, 10, 5, 0, 1, 24, 192, 0, 2, 10, 5, 0, 9]))
+write("dhcp", "ack", dhcp(*usual))
+write("dhcp", "routes", dhcp(*usual, classless, (33, bytes([172, 16, 0, 0, 10, 5, 0, 9])), (6, bytes(8)), (15, b"x.example"), (26, b"\5\x78")))
+write("dhcp", "nak", dhcp((53, b"\6"), (56, b"no")))
+write("dhcp", "overload", dhcp((53, b"\2"), (52, b"\3"), sname=bytes([12, 1, 97, 255]), file=bytes([12, 1, 98, 255])))
+message = dhcp(*usual)
+udp = bytes([0, 67, 0, 68]) + (len(message) + 8).to_bytes(2, "big") + bytes(2) + message
+write("dhcp", "packet", bytes([0x45, 0]) + (len(udp) + 20).to_bytes(2, "big") + bytes([0, 0, 0, 0, 64, 17, 0, 0, 10, 5, 0, 1, 10, 5, 0, 100]) + udp)

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -17,6 +17,9 @@ use crate::call::{Call, RangeEntry as Range};
 use crate::host::Host;
 use crate::result::{CniResult, Ip, Route};
 use crate::{Context, Error, Result};
+
+/// A file that is about to be an address's: the lock makes it one at a time.
+const UNFINISHED: &str = ".unfinished";
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -210,18 +213,19 @@ impl Store {
         Ok(entries.flatten().filter_map(|entry| address_of(&entry.file_name().to_string_lossy())).collect())
     }
 
-    /// The file is made, never opened: who makes it has the address.
+    /// The file is there with its owner or not at all, whenever this is killed: else an address could be nobody's for
+    /// ever. link(2) makes it under the address's name if nobody else has that.
     fn reserve(&self, address: IpAddr, owner: &Owner) -> Result<bool> {
-        let path = self.folder.join(address.to_string());
-        match File::options().write(true).create_new(true).open(&path) {
-            Ok(mut file) => {
-                let text = format!("{}\r\n{}", owner.container, owner.interface);
-                file.write_all(text.as_bytes()).doing("write an address")?;
-                Ok(true)
-            }
+        let (path, beside) = (self.folder.join(address.to_string()), self.folder.join(UNFINISHED));
+        let text = format!("{}\r\n{}", owner.container, owner.interface);
+        fs::write(&beside, text).doing("write an address")?;
+        let linked = match fs::hard_link(&beside, &path) {
+            Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(error).doing(format!("reserve {address}")),
-        }
+        };
+        fs::remove_file(&beside).doing("write an address")?;
+        linked
     }
 
     /// Gives back the addresses of an attachment.

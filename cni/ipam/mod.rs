@@ -2,6 +2,7 @@
 //! "Section 4: Plugin Delegation").
 //!
 //! * [`host_local`]: ranges of this host, in the reference plugin's files
+//! * `dhcp` is [`crate::dhcp`]'s
 //! * [`fixed`]: those that the configuration or the runtime names (`static`)
 //! * any other is run as a program
 
@@ -18,10 +19,11 @@ use serde_json::Value;
 
 use crate::call::Call;
 use crate::conflist::{Search, Version};
+use crate::dhcp::{Dhcp, Owner};
 use crate::external::Program;
 use crate::host::Host;
 use crate::plugins::find;
-use crate::result::{CniResult, Dns};
+use crate::result::{CniResult, Dns, Ip, Route};
 use crate::{Context, Error, Result};
 
 use fixed::Fixed;
@@ -34,6 +36,8 @@ pub(crate) enum Ipam {
     HostLocal(HostLocal),
     /// `static`.
     Static(Fixed),
+    /// `dhcp`.
+    Dhcp,
     /// A program.
     External(Program),
 }
@@ -54,6 +58,9 @@ impl Ipam {
             "static" if built_in => {
                 Fixed::compile(ipam, can("ips")).map(Self::Static).map(Some).map_err(named)
             }
+            "dhcp" if built_in && search.daemon => {
+                crate::dhcp::check(ipam).map(|()| Some(Self::Dhcp)).map_err(named)
+            }
             kind => find(kind, search).map(Self::External).map(Some).map_err(named),
         }
     }
@@ -72,7 +79,11 @@ impl Ipam {
 
     /// Whether it asks somebody on the link, which must be up for that.
     pub(crate) fn needs_link(&self) -> bool {
-        matches!(self, Self::External(program) if program.kind == "dhcp")
+        match self {
+            Self::External(program) => program.kind == "dhcp",
+            Self::Dhcp => true,
+            Self::HostLocal(_) | Self::Static(_) => false,
+        }
     }
 
     /// Takes addresses.
@@ -80,6 +91,7 @@ impl Ipam {
         let result = match self {
             Self::HostLocal(ipam) => ipam.add(call, config).await?,
             Self::Static(ipam) => ipam.add(call, config)?,
+            Self::Dhcp => lease(call, config).await?,
             Self::External(program) => {
                 let answer = program.run(call, "ADD", config, None).await?;
                 CniResult::parse(&answer).map_err(|why| program.failed(why))?
@@ -96,6 +108,7 @@ impl Ipam {
         match self {
             Self::HostLocal(ipam) => ipam.del(call).await,
             Self::Static(_) => Ok(()),
+            Self::Dhcp => clients(call)?.release(&tenant(call), call.netns).await,
             Self::External(program) => program.run(call, "DEL", config, None).await.map(drop),
         }
     }
@@ -105,6 +118,13 @@ impl Ipam {
         match self {
             Self::HostLocal(ipam) => ipam.check(call).await,
             Self::Static(ipam) => ipam.check(call, config, previous),
+            Self::Dhcp => {
+                let lease = clients(call)?.check(&tenant(call))?;
+                match previous.ips.iter().any(|ip| ip.address == IpNet::V4(lease.address)) {
+                    true => Ok(()),
+                    false => Err(Error::Invalid(format!("dhcp: {} is not in the result", lease.address))),
+                }
+            }
             Self::External(program) => {
                 program.run(call, "CHECK", config, Some(&previous.to_value(call.version))).await.map(drop)
             }
@@ -118,9 +138,20 @@ impl Ipam {
 
     /// Gives back the addresses of a network's pods that are not among `live`; which these were.
     pub(crate) async fn gc(&self, host: &Host, network: &str, live: &HashSet<String>) -> Result<Vec<String>> {
-        let Self::HostLocal(ipam) = self else { return Ok(Vec::new()) };
-        let (store, live) = (ipam.store(host, network), live.clone());
-        blocking(move || store.release_where(|owner| !live.contains(&owner.container))).await
+        match self {
+            Self::HostLocal(ipam) => {
+                let (store, live) = (ipam.store(host, network), live.clone());
+                blocking(move || store.release_where(|owner| !live.contains(&owner.container))).await
+            }
+            Self::Dhcp => {
+                let Some(dhcp) = &host.dhcp else { return Ok(Vec::new()) };
+                let gone =
+                    dhcp.release_where(|owner| owner.network == network && !live.contains(&owner.container));
+                let freed = gone.await?.into_iter().map(|owner| format!("lease of {}", owner.container));
+                Ok(freed.collect())
+            }
+            Self::Static(_) | Self::External(_) => Ok(Vec::new()),
+        }
     }
 
     /// Whether addresses can be taken (since 1.1).
@@ -132,6 +163,41 @@ impl Ipam {
             _ => Ok(()),
         }
     }
+}
+
+/// The DHCP clients, which a daemon has.
+fn clients<'a>(call: &'a Call<'_>) -> Result<&'a Dhcp> {
+    let none = || Error::Unsupported("dhcp: only a daemon can keep a lease".to_owned());
+    call.host.dhcp.as_ref().ok_or_else(none)
+}
+
+/// Who has a lease.
+fn tenant(call: &Call<'_>) -> Owner {
+    Owner {
+        container: call.container.to_owned(),
+        network: call.network.to_owned(),
+        interface: call.interface.to_owned(),
+    }
+}
+
+async fn lease(call: &Call<'_>, config: &Value) -> Result<CniResult> {
+    let ipam = config.get("ipam").unwrap_or(&Value::Null);
+    let lease = clients(call)?.acquire(&tenant(call), call.pod_netns()?, ipam, call.args).await?;
+    let route = |route: crate::dhcp::Route| Route {
+        priority: route.priority,
+        ..Route::new(IpNet::V4(route.to), route.via.map(IpAddr::V4))
+    };
+    let gateway = lease.gateway.map(IpAddr::V4);
+    Ok(CniResult {
+        ips: vec![Ip { address: IpNet::V4(lease.address), gateway, interface: None }],
+        routes: lease.routes.into_iter().map(route).collect(),
+        dns: Dns {
+            nameservers: lease.name_servers.iter().map(ToString::to_string).collect(),
+            domain: lease.domain.unwrap_or_default(),
+            ..Dns::default()
+        },
+        ..CniResult::default()
+    })
 }
 
 /// Reads keys; an error names the one that is wrong.

@@ -43,6 +43,10 @@ const DONE: u16 = 3;
 pub(super) enum Family {
     /// IPv4 and IPv6.
     Inet,
+    /// IPv4 alone: where iptables has its rules.
+    Ip,
+    /// IPv6 alone.
+    Ip6,
     /// Frames on a bridge.
     Bridge,
 }
@@ -51,6 +55,8 @@ impl Family {
     fn number(self) -> u8 {
         match self {
             Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
             Self::Bridge => 7,
         }
     }

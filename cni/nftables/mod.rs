@@ -9,10 +9,11 @@
 //! * [`message`], [`expression`]: the wire; [`table`]: chains, sets and elements
 //! * [`masquerade`]: behind the host's address; [`ports`]: ports of the host; [`spoof`]: frames with a pod's own
 //!   address alone
-//! * [`conntrack`]: connections that the kernel remembers
+//! * [`guard`]: which bridges forward to which pods; [`conntrack`]: connections that the kernel remembers
 
 pub(crate) mod conntrack;
 mod expression;
+pub(crate) mod guard;
 pub(crate) mod masquerade;
 mod message;
 pub(crate) mod ports;

@@ -270,7 +270,7 @@ impl Element {
 
 /// The sets and maps of all parts, by family.
 fn all_sets() -> impl Iterator<Item = (Family, Set)> {
-    let inet = super::masquerade::SETS.iter().chain(&super::ports::SETS);
+    let inet = super::masquerade::SETS.iter().chain(&super::ports::SETS).chain(&super::guard::SETS);
     let inet = inet.map(|set| (Family::Inet, *set));
     inet.chain(super::spoof::SETS.iter().map(|set| (Family::Bridge, *set)))
 }
@@ -340,7 +340,7 @@ pub(super) fn remove_if_unused() -> io::Result<bool> {
     const ATTEMPTS: usize = 5;
     for _attempt in 0..ATTEMPTS {
         let generation = generation()?;
-        for (family, set) in all_sets() {
+        for (family, set) in all_sets().filter(|(_, set)| set.name != super::guard::BRIDGES.name) {
             if !elements(family, set)?.is_empty() {
                 return Ok(false);
             }
@@ -351,7 +351,7 @@ pub(super) fn remove_if_unused() -> io::Result<bool> {
             let mut batch = match (family, table_exists(family)?) {
                 (_, false) => continue,
                 (Family::Inet, true) => Batch::since(family, generation),
-                (Family::Bridge, true) => Batch::new(family),
+                (_, true) => Batch::new(family),
             };
             batch.message(DELETE_TABLE, 0, |m| m.text(1, TABLE));
             match batch.send() {
@@ -376,16 +376,38 @@ fn table_exists(family: Family) -> io::Result<bool> {
 
 /// A chain of anybody.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) table: String,
-    pub(super) name: String,
+struct Found {
+    table: String,
+    name: String,
+    /// Where it is hooked in (`NF_INET_*`).
+    place: Option<u32>,
+    /// What becomes of a packet that no rule decides on: 0 drops it.
+    policy: Option<u32>,
+}
+
+/// A chain of somebody else's at a place in the packets' way that drops what no rule of it lets through.
+pub(super) fn closing_chain(place: u32) -> io::Result<Option<String>> {
+    for family in [Family::Inet, Family::Ip, Family::Ip6] {
+        let closes =
+            |chain: &Found| chain.table != TABLE && chain.place == Some(place) && chain.policy == Some(0);
+        if let Some(chain) = chains(family)?.into_iter().find(closes) {
+            return Ok(Some(format!("chain {} of table {}", chain.name, chain.table)));
+        }
+    }
+    Ok(None)
 }
 
 /// The chains of a family.
-pub(super) fn chains(family: Family) -> io::Result<Vec<Found>> {
+fn chains(family: Family) -> io::Result<Vec<Found>> {
     let bodies = list(family, GET_CHAIN, |_| {})?;
+    let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
     let read = bodies.iter().filter_map(|body| {
-        Some(Found { table: text_of(attribute(body, 1)?), name: text_of(attribute(body, 3)?) })
+        Some(Found {
+            table: text_of(attribute(body, 1)?),
+            name: text_of(attribute(body, 3)?),
+            place: attribute(body, 4).and_then(|hook| attribute(hook, 1)).and_then(number),
+            policy: attribute(body, 5).and_then(number),
+        })
     });
     Ok(read.collect())
 }

@@ -164,6 +164,10 @@ impl Derived {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        // A server is told by the link that the address is given back.
+        if let Some(ipam) = self.ipam.as_ref().filter(|ipam| ipam.needs_link()) {
+            ipam.del(call, config).await?;
+        }
         // With the end of the namespace it goes, some time later: until then nobody else may meet its address.
         match call.namespace_ends {
             true => interface::down(call).await?,

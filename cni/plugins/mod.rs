@@ -2,12 +2,13 @@
 //! and what is done for the commands of the CNI specification.
 //!
 //! Making an interface: [`bridge`], [`ptp`], [`derived`] (macvlan, ipvlan, vlan, dummy), [`host_device`], [`loopback`].
-//! Changing what another has made: [`portmap`], [`bandwidth`], [`tuning`], [`sbr`], [`vrf`]. [`interface`] is what the
+//! Changing what another has made: [`portmap`], [`bandwidth`], [`tuning`], [`firewall`], [`sbr`], [`vrf`]. [`interface`] is what the
 //! first have in common.
 
 pub(crate) mod bandwidth;
 pub(crate) mod bridge;
 pub(crate) mod derived;
+pub(crate) mod firewall;
 pub(crate) mod host_device;
 pub(crate) mod interface;
 pub(crate) mod loopback;
@@ -38,15 +39,17 @@ pub(crate) enum Plugin {
     Tuning(Box<tuning::Tuning>),
     Sbr(sbr::Sbr),
     Vrf(vrf::Vrf),
+    Firewall(firewall::Firewall),
     /// A program by the specification.
     External(Program),
 }
 
 /// The types that are built in.
-pub const BUILT_IN: [&str; 13] = [
+pub const BUILT_IN: [&str; 14] = [
     "bandwidth",
     "bridge",
     "dummy",
+    "firewall",
     "host-device",
     "ipvlan",
     "loopback",
@@ -84,6 +87,10 @@ pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Pl
                     "{key}: is not for the portmap that is built in, which has nftables of its own; {why}"
                 )
             })?),
+        },
+        "firewall" => match firewall::Firewall::compile(config, search)? {
+            Ok(firewall) => Plugin::Firewall(firewall),
+            Err(program) => Plugin::External(program),
         },
         "sbr" => Plugin::Sbr(sbr::Sbr::compile(config)?),
         "vrf" => Plugin::Vrf(vrf::Vrf::compile(config)?),
@@ -124,6 +131,7 @@ impl Plugin {
             Self::Tuning(tuning) => tuning.add(call, config, previous).await,
             Self::Sbr(sbr) => sbr.add(call, previous).await,
             Self::Vrf(vrf) => vrf.add(call, previous).await,
+            Self::Firewall(firewall) => firewall.add(call, config, previous).await,
             Self::External(program) => {
                 let before = previous.to_value(call.version);
                 let before = (previous != CniResult::default()).then_some(&before);
@@ -149,6 +157,7 @@ impl Plugin {
             Self::Tuning(tuning) => tuning.del(call).await,
             Self::Sbr(_) => sbr::Sbr::del(call).await,
             Self::Vrf(vrf) => vrf.del(call).await,
+            Self::Firewall(firewall) => firewall.del(call, config, previous).await,
             Self::External(program) => {
                 let before = previous.to_value(call.version);
                 // Before 0.4.0 a plugin was not told of it.
@@ -171,6 +180,7 @@ impl Plugin {
             Self::Tuning(tuning) => tuning.check(call, config).await,
             Self::Sbr(_) => sbr::Sbr::check(call, previous).await,
             Self::Vrf(vrf) => vrf.check(call).await,
+            Self::Firewall(firewall) => firewall.check(call, config, previous).await,
             Self::External(program) => {
                 let before = previous.to_value(call.version);
                 program.run(call, "CHECK", config, Some(&before)).await.map(drop)
@@ -198,7 +208,15 @@ impl Plugin {
 
     /// Whether it changes what another has made.
     pub(crate) fn is_chained(&self) -> bool {
-        matches!(self, Self::Portmap(_) | Self::Bandwidth(_) | Self::Tuning(_) | Self::Sbr(_) | Self::Vrf(_))
+        matches!(
+            self,
+            Self::Portmap(_)
+                | Self::Bandwidth(_)
+                | Self::Tuning(_)
+                | Self::Sbr(_)
+                | Self::Vrf(_)
+                | Self::Firewall(_)
+        )
     }
 
     /// Whether programs have a part in it, which know namespaces by paths alone.

@@ -68,6 +68,7 @@ async fn sweep_network(daemon: &Shared) {
         .filter(|pod| pod.state() != PodState::NotReady { released: true })
         .map(|pod| pod.id.as_str().to_owned())
         .collect();
+    daemon.network.resume(|id| daemon.store.pods().iter().find(|pod| pod.id.as_str() == id)?.netns());
     match daemon.network.gc(&live).await {
         Ok(freed) if freed.is_empty() => {}
         Ok(freed) => tracing::info!(?freed, "freed what no pod holds"),

@@ -1,0 +1,222 @@
+//! A lease on disk, which is there before its address is used: the next daemon goes on with it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::message::Message;
+use super::offer::{Lease, Times};
+use super::wanted::Wanted;
+use crate::{Context, Error, Result};
+
+/// Whose lease it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Owner {
+    /// The pod's id.
+    pub(crate) container: String,
+    /// The network's name.
+    pub(crate) network: String,
+    /// The interface in the pod.
+    pub(crate) interface: String,
+}
+
+impl Owner {
+    /// How the pod calls itself to servers, as the reference plugin does: a node that used that keeps its addresses.
+    /// The first byte says that it is no hardware address (RFC 2132, section 9.14).
+    pub(super) fn client_id(&self) -> Vec<u8> {
+        let text = format!("{}/{}/{}", self.container, self.network, self.interface);
+        [0].into_iter().chain(text.into_bytes().into_iter().take(254)).collect()
+    }
+
+    fn file_name(&self) -> Result<String> {
+        let parts = [&self.container, &self.network, &self.interface];
+        let plain =
+            |part: &&String| !part.is_empty() && !part.starts_with('.') && !part.contains(['/', '\0', '@']);
+        match parts.iter().all(plain) {
+            true => Ok(format!("{}@{}@{}.json", self.container, self.network, self.interface)),
+            false => Err(Error::Invalid(format!("{parts:?} cannot have a lease: no such names"))),
+        }
+    }
+}
+
+/// What is known of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) owner: Owner,
+    pub(super) lease: Lease,
+    /// None of a lease without an end.
+    pub(super) times: Option<Times>,
+    /// When it was given, since the epoch.
+    pub(super) given: Duration,
+    pub(super) provided: Vec<(u8, Vec<u8>)>,
+    pub(super) requested: Vec<u8>,
+    /// Why the address is not the pod's any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lost: Option<String>,
+}
+
+/// What is to be done about a lease, now or after a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing, for so long; none: for ever.
+    Bound(Option<Duration>),
+    /// Its server is asked; others after so long.
+    Renewing(Duration),
+    /// Every server is asked; it ends after so long.
+    Rebinding(Duration),
+    Ended,
+}
+
+impl Record {
+    pub(super) fn new(owner: Owner, ack: &Message, wanted: &Wanted) -> Result<Self> {
+        let mut lease = Lease::of(ack).map_err(Error::Invalid)?;
+        for route in &mut lease.routes {
+            route.priority = wanted.priority;
+        }
+        Ok(Self {
+            owner,
+            lease,
+            times: Times::of(ack),
+            given: now(),
+            provided: wanted.provided.clone().into_iter().collect(),
+            requested: wanted.requested.clone(),
+            lost: None,
+        })
+    }
+
+    /// What the messages of its client say; that routes are there already.
+    pub(super) fn wanted(&self) -> Wanted {
+        let provided = self.provided.iter().cloned().collect();
+        Wanted { provided, requested: self.requested.clone(), priority: 0 }
+    }
+
+    /// What is to be done at a time.
+    pub(super) fn stage(&self, now: Duration) -> Stage {
+        let Some(times) = self.times else { return Stage::Bound(None) };
+        // A clock that was set back makes no lease longer than it was.
+        let age = now.saturating_sub(self.given);
+        let until = |time: Duration| time.checked_sub(age).filter(|left| !left.is_zero());
+        if let Some(left) = until(times.renew) {
+            return Stage::Bound(Some(left));
+        }
+        if let Some(left) = until(times.rebind) {
+            return Stage::Renewing(left);
+        }
+        until(times.end).map_or(Stage::Ended, Stage::Rebinding)
+    }
+}
+
+/// The time since the epoch: it goes on while the host sleeps, and over a restart.
+pub(super) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The folder of records.
+#[derive(Clone, Debug)]
+pub(super) struct Records {
+    folder: PathBuf,
+}
+
+impl Records {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Replaces what is there, whole or not at all.
+    pub(super) fn write(&self, record: &Record) -> Result<()> {
+        let file = self.folder.join(record.owner.file_name()?);
+        let beside = file.with_extension("tmp");
+        let text = serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode a lease")?;
+        let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, &file));
+        written.doing(format!("write {}", file.display()))
+    }
+
+    /// `None` where there is none, or none that can be read.
+    pub(super) fn read(&self, owner: &Owner) -> Result<Option<Record>> {
+        let text = fs::read(self.folder.join(owner.file_name()?)).ok();
+        Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+    }
+
+    /// One that is not there is removed already.
+    pub(super) fn remove(&self, owner: &Owner) -> Result<()> {
+        let file = self.folder.join(owner.file_name()?);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.doing(format!("remove {}", file.display())),
+        }
+    }
+
+    /// All that can be read.
+    pub(super) fn all(&self) -> Vec<Record> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        files.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(container: &str) -> Owner {
+        Owner { container: container.to_owned(), network: "net".to_owned(), interface: "eth0".to_owned() }
+    }
+
+    fn record(times: Option<[u64; 3]>) -> Record {
+        let lease = Lease {
+            address: "10.0.0.2/24".parse().unwrap(),
+            gateway: None,
+            routes: Vec::new(),
+            name_servers: Vec::new(),
+            domain: None,
+            mtu: None,
+            server: [10, 0, 0, 1].into(),
+        };
+        let times = times.map(|times| times.map(Duration::from_secs));
+        let times = times.map(|[renew, rebind, end]| Times { renew, rebind, end });
+        let given = Duration::from_secs(1000);
+        let (provided, requested) = (vec![(12, b"x".to_vec())], vec![1, 3]);
+        Record { owner: owner("a"), lease, times, given, provided, requested, lost: None }
+    }
+
+    #[test]
+    fn a_lease_has_stages() {
+        let record = record(Some([10, 20, 30]));
+        let stage = |seconds: u64| record.stage(Duration::from_secs(seconds));
+        let left = Duration::from_secs;
+        assert_eq!(stage(900), Stage::Bound(Some(left(10))));
+        assert_eq!(stage(1003), Stage::Bound(Some(left(7))));
+        assert_eq!(stage(1010), Stage::Renewing(left(10)));
+        assert_eq!(stage(1020), Stage::Rebinding(left(10)));
+        assert_eq!(stage(1030), Stage::Ended);
+        assert_eq!(self::record(None).stage(left(u64::MAX)), Stage::Bound(None));
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path()).unwrap();
+        let mut record = record(Some([1, 2, 3]));
+        records.write(&record).unwrap();
+        record.lost = Some("it has ended".to_owned());
+        records.write(&record).unwrap();
+        fs::write(folder.path().join("b@net@eth0.json"), "{").unwrap();
+        assert_eq!(records.read(&owner("a")).unwrap(), Some(record.clone()));
+        assert_eq!(records.read(&owner("b")).unwrap(), None);
+        assert_eq!(records.all(), [record]);
+        records.remove(&owner("a")).unwrap();
+        records.remove(&owner("a")).unwrap();
+        assert_eq!(records.all(), []);
+        assert!(records.read(&owner("../a")).is_err());
+    }
+
+    #[test]
+    fn a_client_id_is_the_reference_plugins() {
+        assert_eq!(owner("a").client_id(), b"\0a/net/eth0");
+        assert_eq!(owner(&"a".repeat(300)).client_id().len(), 255);
+    }
+}

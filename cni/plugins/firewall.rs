@@ -1,0 +1,143 @@
+//! `firewall`: packets to and from a pod may pass. With the policy `same-bridge` those from the pods of other such bridges
+//! may not.
+//!
+//! A table of berth's own can forbid, not permit what another one forbids. On a host whose forwarding is closed (docker
+//! does that with iptables, and firewalld) the rule that lets pods through must be in that other table: there the
+//! reference plugin is run, which knows how to ask for it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use netlink_packet_route::link::InfoKind;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::find;
+use crate::call::Call;
+use crate::conflist::Search;
+use crate::external::Program;
+use crate::nftables::guard;
+use crate::result::CniResult;
+use crate::{Context, Error, Result, ipam};
+
+/// The plugin's keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Keys {
+    backend: String,
+    ingress_policy: String,
+}
+
+/// The plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Firewall {
+    same_bridge: bool,
+    /// The reference plugin, where there is one.
+    program: Option<Program>,
+}
+
+impl Firewall {
+    /// Reads and checks the keys; a backend that is named is another program's.
+    pub(super) fn compile(
+        config: &Value,
+        search: &Search,
+    ) -> std::result::Result<std::result::Result<Self, Program>, String> {
+        let keys: Keys = ipam::keys(config)?;
+        let same_bridge = match keys.ingress_policy.as_str() {
+            "" | "open" => false,
+            "same-bridge" => true,
+            other => return Err(format!("ingressPolicy: {other:?} is none of open, same-bridge")),
+        };
+        match keys.backend.as_str() {
+            "" | "nftables" => Ok(Ok(Self { same_bridge, program: find("firewall", search).ok() })),
+            "iptables" | "firewalld" => {
+                find("firewall", search).map(Err).map_err(|why| format!("backend: {why}"))
+            }
+            other => Err(format!("backend: {other:?} is none of nftables, iptables, firewalld")),
+        }
+    }
+
+    pub(super) async fn add(
+        &self,
+        call: &Call<'_>,
+        config: &Value,
+        previous: CniResult,
+    ) -> Result<CniResult> {
+        if let Some(chain) = guard::closed_elsewhere().await? {
+            let Some(program) = &self.program else {
+                let why = format!("{chain} drops what no rule of it lets through");
+                let missing = "the program firewall, which could add one, is not among the plugins";
+                return Err(Error::Unsupported(format!("firewall: {why}, and {missing}")));
+            };
+            // It is to take away what it has made, whatever the host is like by then.
+            let marker = marker(call);
+            let folder = marker.parent().unwrap_or(call.state());
+            fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+            fs::write(&marker, "").doing(format!("write {}", marker.display()))?;
+            let before = previous.to_value(call.version);
+            program.run(call, "ADD", config, Some(&before)).await?;
+            return Ok(previous);
+        }
+        if self.same_bridge {
+            let bridge = bridge_of(call, &previous).await?;
+            let addresses = previous.ips.iter().map(|ip| ip.address.addr()).collect();
+            guard::apply(call, &bridge, addresses).await?;
+        }
+        Ok(previous)
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        let guarded = if self.same_bridge { guard::forget(call).await } else { Ok(()) };
+        let marker = marker(call);
+        if let Some(program) = self.program.as_ref().filter(|_| marker.exists()) {
+            let before = previous.to_value(call.version);
+            let told = (*previous != CniResult::default()).then_some(&before);
+            program.run(call, "DEL", config, told).await?;
+            fs::remove_file(&marker).doing(format!("remove {}", marker.display()))?;
+        }
+        guarded
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        match self.program.as_ref().filter(|_| marker(call).exists()) {
+            Some(program) => {
+                let before = previous.to_value(call.version);
+                program.run(call, "CHECK", config, Some(&before)).await.map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// That the program was run for an attachment.
+fn marker(call: &Call<'_>) -> PathBuf {
+    let name = format!("{}-{}-{}", call.network, call.container, call.interface);
+    call.state().join("firewall").join(name)
+}
+
+/// The bridge that the pod is on.
+async fn bridge_of(call: &Call<'_>, result: &CniResult) -> Result<String> {
+    for interface in result.interfaces.iter().filter(|interface| interface.sandbox.is_empty()) {
+        let link = call.host.links.link(&interface.name).await?;
+        if link.is_some_and(|link| link.kind == Some(InfoKind::Bridge)) {
+            return Ok(interface.name.clone());
+        }
+    }
+    Err(Error::Invalid("ingressPolicy: same-bridge is for pods on a bridge".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_checked() {
+        let compile = |config: Value| Firewall::compile(&config, &Search::default());
+        assert!(compile(json!({ "ingressPolicy": "closed" })).unwrap_err().contains("ingressPolicy"));
+        assert!(compile(json!({ "backend": "pf" })).unwrap_err().contains("backend"));
+        assert!(compile(json!({ "backend": "iptables" })).unwrap_err().contains("not found"));
+        assert!(compile(json!({ "ingressPolicy": "same-bridge" })).unwrap().is_ok());
+    }
+}
