@@ -1,0 +1,234 @@
+//! What is to be seen of a network: links, addresses, routes, rules, ports of bridges, queues, sysctls, in the host's
+//! namespace and the pod's, in words that two runs have in common. What is random (hardware addresses, names of links,
+//! numbers) is replaced by what it stands for.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::net::Namespace;
+
+/// Prints sections that begin with `@@ NAME`; $run leads into a namespace.
+const SCRIPT: &str = r#"
+section() { echo "@@ $1"; }
+for place in host pod; do
+  run=; [ $place = host ] || run="ip netns exec pod"
+  section "$place links"; $run ip -json -details addr
+  section "$place routes"; $run ip -json -details -4 route show table all
+  section "$place routes6"; $run ip -json -details -6 route show table all
+  section "$place rules"; $run ip -json -4 rule
+  section "$place rules6"; $run ip -json -6 rule
+  section "$place ports"; $run bridge -json -details link
+  section "$place vlans"; $run bridge -json vlan
+  section "$place qdiscs"; $run tc -json qdisc
+  for link in $($run ip -o link | sed 's/^[0-9]*: \([^:@]*\).*/\1/'); do
+    section "$place classes $link"; $run tc -json class show dev $link
+    for parent in root ingress; do
+      section "$place filters $link $parent"; $run tc -json filter show dev $link $parent 2>/dev/null || :
+    done
+  done
+  section "$place sysctl"
+  $run sh -c 'cd /proc/sys/net
+    for name in ipv4/ip_forward ipv6/conf/all/forwarding ipv6/conf/all/disable_ipv6; do echo $name=$(cat $name); done
+    for folder in ipv4/conf/* ipv6/conf/*; do
+      for name in forwarding proxy_arp arp_filter arp_notify rp_filter route_localnet accept_local \
+          accept_ra accept_dad dad_transmits disable_ipv6 ndisc_notify proxy_ndp keep_addr_on_down; do
+        if [ -r $folder/$name ]; then echo $folder/$name=$(cat $folder/$name); fi
+      done
+    done'
+done
+section files
+if cd /var/lib/cni/networks 2>/dev/null; then
+  find . -type f ! -name lock | sort | while read -r file; do echo "$file=$(tr '\r\n' '  ' < "$file")"; done
+fi
+"#;
+
+/// Keys whose values are counters, numbers of links, or made of hardware addresses.
+const UNLIKE: [&str; 24] = [
+    "ifindex",
+    "link_index",
+    "link_netnsid",
+    "gc_timer",
+    "hello_timer",
+    "tcn_timer",
+    "topology_change_timer",
+    "bridge_id",
+    "root_id",
+    "designated_bridge",
+    "root_port",
+    "no",
+    "id",
+    "forward_delay_timer",
+    "hold_timer",
+    "message_age_timer",
+    "valid_life_time",
+    "preferred_life_time",
+    "permaddr",
+    "parentbus",
+    "parentdev",
+    "designated_root",
+    "group_fwd_mask_timer",
+    "pref64",
+];
+
+/// What stands for a random name or hardware address.
+pub type Words = BTreeMap<String, String>;
+
+/// The network as it is, and the words that it needs.
+pub fn look(host: &Namespace, kept: &str) -> (Value, Words) {
+    let sections = sections(&host.sh(SCRIPT));
+    let words = words(&sections, kept);
+    let mut seen = Map::new();
+    for (name, value) in sections {
+        // A link's own section has its name, and an empty section says nothing.
+        let name: Vec<&str> =
+            name.split(' ').map(|part| words.get(part).map_or(part, String::as_str)).collect();
+        if !is_empty(&value) {
+            seen.insert(name.join(" "), alike(&value, &words));
+        }
+    }
+    (Value::Object(seen), words)
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(|list| list.iter().all(|entry| entry == &json!({}))) || value.is_null()
+}
+
+fn sections(text: &str) -> Vec<(String, Value)> {
+    let mut sections = Vec::new();
+    for section in text.split("@@ ").skip(1) {
+        let (name, content) = section.split_once('\n').unwrap_or((section.trim(), ""));
+        let value = match name {
+            "files" | "host sysctl" | "pod sysctl" => {
+                let pairs = content.lines().filter_map(|line| line.split_once('='));
+                pairs.map(|(key, value)| (key.to_owned(), json!(value))).collect::<Map<_, _>>().into()
+            }
+            _ if content.trim().is_empty() => Value::Null,
+            // Not all of tc speaks JSON.
+            _ if name.contains("classes") => {
+                serde_json::from_str(content).unwrap_or_else(|_| content.lines().collect())
+            }
+            _ => serde_json::from_str(content).unwrap_or_else(|error| panic!("{name}: {error}: {content}")),
+        };
+        sections.push((name.to_owned(), value));
+    }
+    sections
+}
+
+fn text<'a>(link: &'a Value, key: &str) -> &'a str {
+    link.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A link of the host whose other end is in the pod is named after that; so is the device of a limit. A hardware address
+/// is that of its link, if it is not among those that the configuration names.
+fn words(sections: &[(String, Value)], kept: &str) -> Words {
+    let links = |place: &str| {
+        let found = sections.iter().find(|(name, _)| name == place);
+        found.and_then(|(_, links)| links.as_array().cloned()).unwrap_or_default()
+    };
+    let (host, pod) = (links("host links"), links("pod links"));
+    let mut words = Words::new();
+    for link in &host {
+        let kind = link.pointer("/linkinfo/info_kind").and_then(Value::as_str).unwrap_or_default();
+        let peer = pod.iter().find(|peer| {
+            let known = peer.get("ifindex").is_some() && link.get("link_netnsid").is_some();
+            known && kind == "veth" && peer.get("ifindex") == link.get("link_index")
+        });
+        if let Some(peer) = peer {
+            words.insert(text(link, "ifname").to_owned(), format!("peer-of-{}", text(peer, "ifname")));
+        } else if kind == "ifb" {
+            words.insert(text(link, "ifname").to_owned(), "ifb-of-pod".to_owned());
+        }
+    }
+    for (place, link) in host.iter().map(|link| ("host", link)).chain(pod.iter().map(|link| ("pod", link))) {
+        let (mac, name) = (text(link, "address"), text(link, "ifname"));
+        let random = mac.contains(':') && mac != "00:00:00:00:00:00" && !kept.contains(mac);
+        if random {
+            let name = words.get(name).cloned().unwrap_or_else(|| name.to_owned());
+            words.entry(mac.to_owned()).or_insert_with(|| format!("mac-of-{place}-{name}"));
+        }
+    }
+    words
+}
+
+/// A value with its random parts replaced, and with lists of objects in an order.
+pub fn alike(value: &Value, words: &Words) -> Value {
+    match value {
+        Value::Array(list) => {
+            let mut list: Vec<Value> = list.iter().map(|entry| alike(entry, words)).collect();
+            if list.iter().any(Value::is_object) {
+                list.retain(|entry| entry != &json!({}));
+                list.sort_by_key(Value::to_string);
+            }
+            keyed(list)
+        }
+        Value::Object(object) => {
+            let known = object.iter().filter(|(key, _)| !UNLIKE.contains(&key.as_str()));
+            let pairs = known.map(|(key, value)| (word(key, words), alike(value, words)));
+            pairs.collect::<Map<_, _>>().into()
+        }
+        Value::String(text) => Value::String(word(text, words)),
+        other => other.clone(),
+    }
+}
+
+/// Links are found by their names, so that a difference names the link.
+fn keyed(list: Vec<Value>) -> Value {
+    let names: Vec<_> = list.iter().map(|entry| text(entry, "ifname").to_owned()).collect();
+    let unique = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
+    if !names.is_empty() && unique && names.iter().all(|name| !name.is_empty()) {
+        return names.into_iter().zip(list).collect::<Map<_, _>>().into();
+    }
+    Value::Array(list)
+}
+
+/// Random names may be part of a path; a link-local address is made of a hardware address.
+fn word(text: &str, words: &Words) -> String {
+    if let Some(word) = words.get(text) {
+        return word.clone();
+    }
+    if text.starts_with("fe80::") && text.len() > "fe80::/64".len() {
+        let length = text.split_once('/').map(|(_, length)| format!("/{length}")).unwrap_or_default();
+        return format!("link-local{length}");
+    }
+    if text.contains('/') {
+        let parts = text.split('/').map(|part| words.get(part).map_or(part, String::as_str));
+        return parts.collect::<Vec<_>>().join("/");
+    }
+    text.to_owned()
+}
+
+/// Every place in which two values differ.
+pub fn differences(path: &str, reference: &Value, own: &Value, found: &mut Vec<String>) {
+    match (reference, own) {
+        (Value::Object(one), Value::Object(other)) => {
+            let keys: std::collections::BTreeSet<_> = one.keys().chain(other.keys()).collect();
+            for key in keys {
+                let of = |object: &Map<String, Value>| object.get(key).cloned().unwrap_or(Value::Null);
+                differences(&format!("{path}/{key}"), &of(one), &of(other), found);
+            }
+        }
+        (Value::Array(one), Value::Array(other))
+            if one.iter().any(Value::is_object) || other.iter().any(Value::is_object) =>
+        {
+            let only = |these: &[Value], those: &[Value]| -> Vec<Value> {
+                these.iter().filter(|entry| !those.contains(entry)).cloned().collect()
+            };
+            for entry in only(one, other) {
+                found.push(format!("{path}: only the reference has {entry}"));
+            }
+            for entry in only(other, one) {
+                found.push(format!("{path}: only berth has {entry}"));
+            }
+            if one.len() != other.len() && only(one, other).is_empty() && only(other, one).is_empty() {
+                found.push(format!(
+                    "{path}: {} entries of the reference, {} of berth",
+                    one.len(),
+                    other.len()
+                ));
+            }
+        }
+        (one, other) if one == other => {}
+        (one, other) => found.push(format!("{path}: reference {one}, berth {other}")),
+    }
+}
