@@ -40,8 +40,13 @@ pub(crate) async fn open_with(netns: BorrowedFd<'_>, interface: &str) -> Result<
     let interface = interface.to_owned();
     within(netns, move || {
         set_interface_sysctls(&interface);
-        let told =
-            [("ipv4", "arp_notify", "1"), ("ipv6", "ndisc_notify", "1"), ("ipv6", "disable_ipv6", "0")];
+        let told = [
+            ("ipv4", "arp_notify", "1"),
+            ("ipv6", "ndisc_notify", "1"),
+            ("ipv6", "disable_ipv6", "0"),
+            // What brings it down for a moment (another hardware address, a VRF) leaves its addresses.
+            ("ipv6", "keep_addr_on_down", "1"),
+        ];
         for (family, name, value) in told {
             let _without_ipv6 = fs::write(format!("/proc/sys/net/{family}/conf/{interface}/{name}"), value);
         }

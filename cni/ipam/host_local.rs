@@ -147,7 +147,7 @@ impl Store {
             for (set, ranges) in sets.iter().enumerate() {
                 let at = wanted.iter().position(|ip| ranges.iter().any(|range| contains(range, *ip)));
                 ips.push(match at.map(|at| wanted.swap_remove(at)) {
-                    Some(address) => self.take(ranges, owner, address)?,
+                    Some(address) => self.take(set, ranges, owner, address)?,
                     None => self.next(set, ranges, owner)?,
                 });
             }
@@ -170,16 +170,21 @@ impl Store {
         }
     }
 
-    fn take(&self, ranges: &[Range], owner: &Owner, address: IpAddr) -> Result<Ip> {
+    fn take(&self, set: usize, ranges: &[Range], owner: &Owner, address: IpAddr) -> Result<Ip> {
         let range = ranges.iter().find(|range| contains(range, address));
         let range = range.ok_or_else(|| Error::NoAddress(address.to_string()))?;
         if gateway(range) == address {
             return Err(Error::Invalid(format!("address {address} is that of the gateway")));
         }
         match self.reserve(address, owner)? {
-            true => ip(address, range),
+            true => self.note_last(set, address).and_then(|()| ip(address, range)),
             false => Err(Error::Invalid(format!("address {address} is taken"))),
         }
+    }
+
+    fn note_last(&self, set: usize, address: IpAddr) -> Result<()> {
+        let file = self.folder.join(format!("last_reserved_ip.{set}"));
+        fs::write(file, address.to_string()).doing("write the last address")
     }
 
     fn next(&self, set: usize, ranges: &[Range], owner: &Owner) -> Result<Ip> {
@@ -199,7 +204,7 @@ impl Store {
         let all = ranges.iter().flat_map(|range| addresses(range, None));
         for (address, range) in after.chain(all) {
             if !taken.contains(&address) && self.reserve(address, owner)? {
-                fs::write(&last_file, address.to_string()).doing("write the last address")?;
+                self.note_last(set, address)?;
                 return ip(address, range);
             }
         }

@@ -9,7 +9,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::{EADDRNOTAVAIL, EEXIST, ENOENT, ESRCH, Netlink, code};
@@ -66,7 +66,9 @@ impl Netlink {
 
     /// Adds a route by a link; one that is there already is kept.
     pub(crate) async fn add_route(&self, index: u32, route: &Route, source: Option<IpAddr>) -> Result<()> {
-        let message = message_of(index, route, source);
+        let mut message = message_of(index, route, source);
+        // As the reference plugins': daemons of routing tell it from what an administrator has added.
+        message.header.protocol = RouteProtocol::Boot;
         match self.handle.route().add(message).execute().await {
             Err(error) if code(&error) == EEXIST => Ok(()),
             added => added.doing(format!("add route to {}", route.dst)),
@@ -112,8 +114,6 @@ impl Netlink {
         message.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Table(_)));
         message.attributes.push(RouteAttribute::Table(table));
         message.header.table = u8::try_from(table).unwrap_or(0);
-        // The kernel's own routes are copied as ours.
-        message.header.protocol = RouteProtocol::Boot;
         message.header.flags = RouteFlags::empty();
         if let Some(source) = source {
             let kept = |attribute: &RouteAttribute| !matches!(attribute, RouteAttribute::PrefSource(_));
@@ -141,10 +141,12 @@ impl Netlink {
     pub(crate) async fn add_source_rule(&self, from: IpAddr, table: u32) -> Result<()> {
         let added = match from {
             IpAddr::V4(from) => {
-                self.handle.rule().add().v4().source_prefix(from, 32).table_id(table).execute().await
+                let rule = self.handle.rule().add().v4().source_prefix(from, 32);
+                rule.table_id(table).action(RuleAction::ToTable).execute().await
             }
             IpAddr::V6(from) => {
-                self.handle.rule().add().v6().source_prefix(from, 128).table_id(table).execute().await
+                let rule = self.handle.rule().add().v6().source_prefix(from, 128);
+                rule.table_id(table).action(RuleAction::ToTable).execute().await
             }
         };
         match added {

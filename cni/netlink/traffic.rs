@@ -76,7 +76,8 @@ impl Netlink {
         let words = format!("redirect what link {from} receives");
         self.handle.qdisc().replace(from).ingress().execute().await.doing(words.clone())?;
         let mut filters = self.handle.traffic_filter(from);
-        let filter = filters.add().parent(0xffff_0000).protocol(ALL_PROTOCOLS.to_be()).priority(1);
+        // In this order: the priority's setter overwrites the protocol.
+        let filter = filters.add().parent(0xffff_0000).priority(1).protocol(ALL_PROTOCOLS.to_be());
         filter.redirect(through).doing(words.clone())?.execute().await.doing(words)
     }
 }

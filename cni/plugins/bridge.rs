@@ -125,25 +125,29 @@ impl Bridge {
 
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
         let found = match &self.ipam {
-            Some(ipam) => ipam.add(call, config).await?,
-            None => CniResult::default(),
+            Some(ipam) if ipam.needs_link() => None,
+            Some(ipam) => Some(ipam.add(call, config).await?),
+            None => Some(CniResult::default()),
         };
         match self.attach(call, config, found).await {
             Ok(result) => Ok(result),
             Err(error) => {
-                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
                 let addresses = match &self.ipam {
                     Some(ipam) => ipam.del(call, config).await,
                     None => Ok(()),
                 };
-                Err(with_undo(error, [link, addresses]))
+                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
+                Err(with_undo(error, [addresses, link]))
             }
         }
     }
 
-    async fn attach(&self, call: &Call<'_>, config: &Value, mut result: CniResult) -> Result<CniResult> {
+    /// Without addresses that were found before, they are asked for over the new link.
+    async fn attach(&self, call: &Call<'_>, config: &Value, found: Option<CniResult>) -> Result<CniResult> {
         let host = &call.host.links;
         let name = host_link(call.container, call.interface);
+        let ask = self.ipam.as_ref().filter(|_| found.is_none());
+        let mut result = found.unwrap_or_default();
         self.complete(&mut result);
         let (mut bridge, port) = self.port(call, &name, &config_mac(config), &result).await?;
         host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
@@ -155,6 +159,12 @@ impl Bridge {
             spoof::allow(call, &name, &link.mac).await?;
         }
         host.set_up_as(port.index, &call.alias()).await?;
+        if let Some(ipam) = ask {
+            inside.set_up(link.index, false).await?;
+            result = ipam.add(call, config).await?;
+            self.complete(&mut result);
+            bridge = self.bridge(call, &result.ips, true).await?;
+        }
         match self.keys.disable_container_interface {
             true => {}
             false => configure(&inside, &link, &result).await?,
@@ -162,7 +172,8 @@ impl Bridge {
         if self.keys.ip_masq {
             masquerade::apply(call, &result).await?;
         }
-        if bridge.mac.iter().all(|byte| *byte == 0) {
+        // One without a gateway's address has the hardware address of a port.
+        if !self.keys.is_gateway || bridge.mac.iter().all(|byte| *byte == 0) {
             bridge = host.existing(&self.keys.bridge).await?;
         }
         let of_host = |link: &Link| Interface {
@@ -351,12 +362,18 @@ impl Bridge {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+        let asked = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
+        // Whoever has lent it is told over the link.
+        let told = match asked {
+            Some(ipam) => ipam.del(call, config).await,
+            None => Ok(()),
+        };
         let link = detach(call).await;
         let masquerade = if self.keys.ip_masq { masquerade::forget(call).await } else { Ok(()) };
         let spoof = if self.keys.macspoofchk { spoof::forget(call).await } else { Ok(()) };
         // The address is free when nothing reaches the pod by it any more.
-        link.and(masquerade).and(spoof)?;
-        match &self.ipam {
+        told.and(link).and(masquerade).and(spoof)?;
+        match self.ipam.as_ref().filter(|_| asked.is_none()) {
             Some(ipam) => ipam.del(call, config).await,
             None => Ok(()),
         }

@@ -163,11 +163,6 @@ mod bridges {
     fn mac_of_the_arguments() {
         check(&Case { args: "MAC=02:11:22:33:44:55;IgnoreUnknown=true", ..one(bridge(v4(), json!({}))) });
     }
-
-    #[test]
-    fn duplicates_are_looked_for() {
-        check(&one(bridge(dual(), json!({ "isGateway": true, "enabledad": true }))));
-    }
 }
 
 mod addresses {

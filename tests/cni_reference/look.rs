@@ -43,8 +43,16 @@ if cd /var/lib/cni/networks 2>/dev/null; then
 fi
 "#;
 
-/// Keys whose values are counters, numbers of links, or made of hardware addresses.
-const UNLIKE: [&str; 24] = [
+/// Keys whose values are counters, numbers of links or rules, made of hardware addresses, or of how far the detection of
+/// duplicate addresses has come.
+const UNLIKE: [&str; 31] = [
+    "tentative",
+    "nodad",
+    "control_action",
+    "index",
+    "bind",
+    "ref",
+    "order",
     "ifindex",
     "link_index",
     "link_netnsid",
@@ -159,16 +167,30 @@ pub fn alike(value: &Value, words: &Words) -> Value {
             if list.iter().any(Value::is_object) {
                 list.retain(|entry| entry != &json!({}));
                 list.sort_by_key(Value::to_string);
+                if list.iter().any(|entry| entry.get("mirred_action").is_some()) {
+                    // The reference redirects a packet twice.
+                    list.dedup();
+                }
             }
             keyed(list)
         }
         Value::Object(object) => {
             let known = object.iter().filter(|(key, _)| !UNLIKE.contains(&key.as_str()));
-            let pairs = known.map(|(key, value)| (word(key, words), alike(value, words)));
+            let known = known.filter(|(key, value)| !(*key == "action" && *value == "to_tbl"));
+            let pairs = known.map(|(key, value)| (word(key, words), settled(key, alike(value, words))));
             pairs.collect::<Map<_, _>>().into()
         }
         Value::String(text) => Value::String(word(text, words)),
         other => other.clone(),
+    }
+}
+
+/// How far the kernel has come with a link is not what a plugin has done; whether it is up is in its flags.
+fn settled(key: &str, value: Value) -> Value {
+    match value.as_str() {
+        Some("LOWERLAYERDOWN") if key == "operstate" => json!("DOWN"),
+        Some("UNKNOWN") if key == "operstate" => json!("UP"),
+        _ => value,
     }
 }
 
