@@ -84,7 +84,7 @@ impl Configuration {
     /// The configuration of this text, or the built-in one: what an attachment was made by.
     pub(crate) fn recorded(&self, text: Option<&str>) -> Result<Conflist> {
         let conflist = match text {
-            Some(text) => conflist::parse(text, &self.search()),
+            Some(text) => conflist::parse_recorded(text, &self.search()),
             None => self.builtin(&self.lock().pod_cidr),
         };
         conflist.map_err(|why| Error::Invalid(format!("configuration: {why}")))

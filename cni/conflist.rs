@@ -169,6 +169,19 @@ pub(crate) fn load(file: &Path, search: &Search) -> Result<Conflist, ConfigError
 /// # Errors
 /// It is not valid; line and key are named.
 pub(crate) fn parse(text: &str, search: &Search) -> Result<Conflist, String> {
+    parse_with(text, |config| plugins::compile(config, search))
+}
+
+/// The same for a pod that was attached by this text: a plugin that cannot be found any more fails by itself, so that the
+/// others detach the pod.
+///
+/// # Errors
+/// As [`parse`], but for the plugins.
+pub(crate) fn parse_recorded(text: &str, search: &Search) -> Result<Conflist, String> {
+    parse_with(text, |config| Ok(plugins::compile(config, search).unwrap_or_else(Plugin::Missing)))
+}
+
+fn parse_with(text: &str, compile: impl Fn(&Value) -> Result<Plugin, String>) -> Result<Conflist, String> {
     // serde_json's errors end with line and column.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let name = value.get("name").and_then(Value::as_str).filter(|name| is_name(name));
@@ -183,7 +196,7 @@ pub(crate) fn parse(text: &str, search: &Search) -> Result<Conflist, String> {
         None => &single,
     };
     let entry = |(index, config): (usize, &Value)| {
-        let plugin = plugins::compile(config, search).map_err(|why| format!("plugins[{index}].{why}"))?;
+        let plugin = compile(config).map_err(|why| format!("plugins[{index}].{why}"))?;
         Ok::<_, String>(Entry { plugin, config: config.clone() })
     };
     let flag = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(false);
@@ -235,6 +248,15 @@ mod tests {
         assert_eq!(list.plugins.len(), 2);
         assert!(matches!(list.plugins[0].plugin, Plugin::Bridge(_)), "{list:?}");
         assert!(list.plugins[1].has_capability("portMappings") && !list.plugins[0].has_capability("ips"));
+    }
+
+    #[test]
+    fn a_plugin_that_is_gone_keeps_no_other_from_detaching() {
+        let text = SOUND.replace("\"portmap\"", "\"gone\"");
+        assert!(parsed(&text).unwrap_err().contains("gone"));
+        let list = parse_recorded(&text, &Search::default()).unwrap();
+        assert!(matches!(list.plugins[0].plugin, Plugin::Bridge(_)));
+        assert!(matches!(list.plugins[1].plugin, Plugin::Missing(_)));
     }
 
     #[test]

@@ -8,7 +8,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 
-use berth_proto::v1::{LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, StatusRequest};
+use berth_proto::v1::{
+    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, NetworkConfig, PortMapping, RuntimeConfig,
+    StatusRequest, UpdateRuntimeConfigRequest,
+};
 use support::{Berth, sleeper};
 use tonic::Code;
 
@@ -194,15 +197,84 @@ async fn ports_of_the_host_are_refused_where_no_plugin_takes_them() {
     let text = CONFLIST.replace("MASQUERADE", "true");
     fs::write(berth.path("net.d/10-joined.conflist"), text).unwrap();
     let mut config = berth.pod_config("ports");
-    config.port_mappings = vec![berth_proto::v1::PortMapping {
-        container_port: 80,
-        host_port: 8080,
-        ..berth_proto::v1::PortMapping::default()
-    }];
+    config.port_mappings =
+        vec![PortMapping { container_port: 80, host_port: 8080, ..PortMapping::default() }];
     let refused = berth.try_run_pod(config.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
     assert!(refused.message().contains("8080") && refused.message().contains("portMappings"), "{refused}");
     config.port_mappings[0].host_port = 0;
     berth.run_pod(config).await;
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_pod_holds_is_freed_at_the_start_and_nothing_else() {
+    let mut berth = Berth::start().await;
+    let mut config = berth.pod_config("lives");
+    config.port_mappings =
+        vec![PortMapping { container_port: 80, host_port: 8080, ..PortMapping::default() }];
+    let pod = berth.run_pod(config).await;
+    let ip = berth.pod_status(&pod).await.network.unwrap().ip;
+    berth.kill();
+    // What a pod has left of which nothing else is known: the folder of attachments may have been lost.
+    let gone = "ab".repeat(32);
+    let addresses = berth.path("addresses/testbr0");
+    fs::write(addresses.join("10.77.0.99"), format!("{gone}\r\neth0")).unwrap();
+    let leftovers = format!(
+        "ip link add bvleft type veth peer name bvright; ip link set bvleft alias 'berth testbr0 {gone}'; \
+         nft add element inet berth ports4 '{{ tcp . 9090 comment \"testbr0 {gone} eth0\" : 10.77.0.99 . 90 }}'; \
+         ip link add others type veth peer name others1; ip link set others alias 'somebody else'"
+    );
+    let made = berth.on_host(&["sh", "-ec", &leftovers]);
+    assert!(made.status.success(), "{made:?}");
+    berth.restart().await;
+    let rules = |berth: &Berth| {
+        let listed = berth.on_host(&["nft", "list", "table", "inet", "berth"]);
+        String::from_utf8_lossy(&listed.stdout).into_owned()
+    };
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while (addresses.join("10.77.0.99").exists() || rules(&berth).contains("9090"))
+        && std::time::Instant::now() < until
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let links = berth.on_host(&["ip", "link"]);
+    let links = String::from_utf8_lossy(&links.stdout).into_owned();
+    assert!(!links.contains("bvleft"), "{links}");
+    assert!(links.contains("others") && links.contains(&format!("bv{}", &pod[..13])), "{links}");
+    assert!(!addresses.join("10.77.0.99").exists() && addresses.join(&ip).exists());
+    assert!(!rules(&berth).contains("9090") && rules(&berth).contains("8080"), "{}", rules(&berth));
+    assert_eq!(berth.pod_status(&pod).await.network.unwrap().ip, ip);
+    let removed = berth.on_host(&["ip", "link", "del", "others"]);
+    assert!(removed.status.success(), "{removed:?}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+/// In the form that containerd has for its `conf_template`.
+const TEMPLATE: &str = r#"{ "cniVersion": "1.0.0", "name": "templated", "plugins": [
+  { "type": "bridge", "bridge": "templ0", "isGateway": true, "ipMasq": true,
+    "ipam": { "type": "host-local",
+      "ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
+      "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}] } } ] }"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kubelets_subnets_fill_a_template() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = folder.path().join("template");
+    fs::write(&template, TEMPLATE).unwrap();
+    let mut berth =
+        Berth::start_with(&format!("cni_conf_template = {:?}", template.display().to_string())).await;
+    let update = |pod_cidr: &str| UpdateRuntimeConfigRequest {
+        runtime_config: Some(RuntimeConfig {
+            network_config: Some(NetworkConfig { pod_cidr: pod_cidr.to_owned() }),
+        }),
+    };
+    let wrong = berth.runtime.update_runtime_config(update("everything")).await.unwrap_err();
+    assert_eq!(wrong.code(), Code::InvalidArgument, "{wrong}");
+    berth.runtime.update_runtime_config(update("10.78.0.0/24,fd78::/64")).await.unwrap();
+    let pod = berth.run_pod(berth.pod_config("templated")).await;
+    let network = berth.pod_status(&pod).await.network.unwrap();
+    assert!(network.ip.starts_with("10.78.0."), "{network:?}");
+    assert!(network.additional_ips[0].ip.starts_with("fd78::"), "{network:?}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

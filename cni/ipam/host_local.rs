@@ -533,4 +533,100 @@ mod tests {
         });
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), 400);
     }
+
+    /// What a child of the next test does: it takes addresses, and says which, until it is killed or done.
+    fn allocate_until_killed(folder: &Path, name: &str) {
+        let (store, sets) = (store(folder), thousand());
+        for number in 0..100 {
+            let id = format!("{name}-{number}");
+            // A few are given back at once, as by a pod whose start fails.
+            if number % 10 == 0 {
+                store.allocate(&sets, &owner(&format!("{id}-gone")), &[]).unwrap();
+                store.release(&owner(&format!("{id}-gone"))).unwrap();
+            }
+            let ip = store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address.addr();
+            // One write: the line is there whole or not at all.
+            io::Write::write_all(&mut io::stdout(), format!("got {id} {ip}\n").as_bytes()).unwrap();
+        }
+    }
+
+    fn thousand() -> Vec<Vec<Range>> {
+        let range = Range {
+            subnet: "10.0.0.0/16".parse().unwrap(),
+            range_start: Some("10.0.1.0".parse().unwrap()),
+            range_end: Some("10.0.4.231".parse().unwrap()),
+            gateway: None,
+        };
+        vec![vec![range]]
+    }
+
+    #[test]
+    fn a_thousand_addresses_survive_kills() {
+        const FOLDER: &str = "BERTH_TEST_ADDRESSES";
+        const NAME: &str = "BERTH_TEST_NAME";
+        if let (Some(folder), Ok(name)) = (std::env::var_os(FOLDER), std::env::var(NAME)) {
+            return allocate_until_killed(Path::new(&folder), &name);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let start = |name: &str| {
+            std::process::Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "ipam::host_local::tests::a_thousand_addresses_survive_kills",
+                    "--nocapture",
+                ])
+                .env(FOLDER, folder.path())
+                .env(NAME, name)
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let (store, sets) = (store(folder.path()), thousand());
+        let mut known = std::collections::HashMap::new();
+        // Ten at once, of which every other one is killed somewhere on its way.
+        let children: Vec<_> = (0..10).map(|number| (number, start(&number.to_string()))).collect();
+        let outputs = children.into_iter().map(|(number, mut child)| {
+            if number % 2 == 0 {
+                let mut some = [0_u8; 300];
+                let read = io::Read::read(child.stdout.as_mut().unwrap(), &mut some).unwrap();
+                child.kill().unwrap();
+                let mut text = String::from_utf8_lossy(&some[..read]).into_owned();
+                io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();
+                child.wait().unwrap();
+                return text;
+            }
+            String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+        });
+        for line in outputs.collect::<Vec<_>>().iter().flat_map(|text| text.lines()) {
+            if let Some((id, ip)) = line.find("got ").and_then(|at| line[at + 4..].split_once(' ')) {
+                assert_eq!(known.insert(id.to_owned(), ip.to_owned()), None);
+            }
+        }
+        // What was told is still so.
+        let owners: std::collections::HashMap<_, _> =
+            store.owners().unwrap().into_iter().map(|(ip, owner)| (owner.container, ip)).collect();
+        for (id, ip) in &known {
+            assert_eq!(owners.get(id), Some(ip), "{id}");
+        }
+        // A runtime gives back what it does not know the end of, and takes again.
+        store.release_where(|owner| !known.contains_key(&owner.container)).unwrap();
+        for number in 0..10 {
+            for place in 0..100 {
+                let id = format!("{number}-{place}");
+                if !known.contains_key(&id) {
+                    let ip = store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address.addr();
+                    known.insert(id, ip.to_string());
+                }
+            }
+        }
+        assert_eq!(known.values().collect::<HashSet<_>>().len(), 1000, "no address twice, none lost");
+        assert!(matches!(store.allocate(&sets, &owner("one more"), &[]), Err(Error::NoAddress(_))));
+        assert_eq!(store.release_where(|_| true).unwrap().len(), 1000);
+        let rest: Vec<_> =
+            fs::read_dir(&store.folder).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert!(
+            rest.iter().all(|name| name == "lock" || name.to_string_lossy().starts_with("last_reserved_ip")),
+            "{rest:?}"
+        );
+    }
 }

@@ -42,6 +42,8 @@ pub(crate) enum Plugin {
     Firewall(firewall::Firewall),
     /// A program by the specification.
     External(Program),
+    /// One that a pod was attached by and that is not there any more, and why.
+    Missing(String),
 }
 
 /// The types that are built in.
@@ -132,6 +134,7 @@ impl Plugin {
             Self::Sbr(sbr) => sbr.add(call, previous).await,
             Self::Vrf(vrf) => vrf.add(call, previous).await,
             Self::Firewall(firewall) => firewall.add(call, config, previous).await,
+            Self::Missing(why) => Err(missing(why)),
             Self::External(program) => {
                 let before = previous.to_value(call.version);
                 let before = (previous != CniResult::default()).then_some(&before);
@@ -158,6 +161,7 @@ impl Plugin {
             Self::Sbr(_) => sbr::Sbr::del(call).await,
             Self::Vrf(vrf) => vrf.del(call).await,
             Self::Firewall(firewall) => firewall.del(call, config, previous).await,
+            Self::Missing(why) => Err(missing(why)),
             Self::External(program) => {
                 let before = previous.to_value(call.version);
                 // Before 0.4.0 a plugin was not told of it.
@@ -181,6 +185,7 @@ impl Plugin {
             Self::Sbr(_) => sbr::Sbr::check(call, previous).await,
             Self::Vrf(vrf) => vrf.check(call).await,
             Self::Firewall(firewall) => firewall.check(call, config, previous).await,
+            Self::Missing(why) => Err(missing(why)),
             Self::External(program) => {
                 let before = previous.to_value(call.version);
                 program.run(call, "CHECK", config, Some(&before)).await.map(drop)
@@ -234,6 +239,10 @@ impl Plugin {
             _ => None,
         }
     }
+}
+
+fn missing(why: &str) -> Error {
+    Error::Plugin { plugin: "of an earlier configuration".to_owned(), message: why.to_owned() }
 }
 
 /// An error, with those of taking back what was done before it.

@@ -1,8 +1,6 @@
 //! What the network's plugins are told of a pod beside their configuration: ports of the host, limits of its traffic, name
 //! servers; and what an operator may let pods ask for.
 
-use std::collections::BTreeMap;
-
 use berth_cni::{Bandwidth, DnsConfig, PortMappingEntry, Protocol, RuntimeConfig};
 use berth_proto::v1::{PodSandboxConfig, PortMapping, Protocol as CriProtocol};
 
@@ -30,18 +28,12 @@ pub(crate) fn told(config: &PodSandboxConfig, cgroup: &str) -> Result<RuntimeCon
         parts.map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
     };
     let dns = config.dns_config.as_ref().filter(|dns| !dns.servers.is_empty() || !dns.searches.is_empty());
-    let aliases = list(ALIASES);
     Ok(RuntimeConfig {
         port_mappings: config.port_mappings.iter().filter_map(port_mapping).collect(),
         bandwidth: bandwidth(annotation(INGRESS), annotation(EGRESS))?,
         ips: list(IPS),
         mac: annotation(MAC).map(str::to_owned),
-        // Without a network's name they are of the one that there is.
-        aliases: if aliases.is_empty() {
-            BTreeMap::new()
-        } else {
-            BTreeMap::from([("*".to_owned(), aliases)])
-        },
+        aliases: list(ALIASES),
         dns: dns.map(|dns| DnsConfig {
             servers: dns.servers.clone(),
             searches: dns.searches.clone(),
