@@ -86,7 +86,9 @@ impl Bus {
             .args(["--nofork", "--nopidfile"])
             .spawn()
             .unwrap();
+        let until = std::time::Instant::now() + support::PATIENCE;
         while !socket.exists() {
+            assert!(std::time::Instant::now() < until, "dbus-daemon does not listen");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let asked = Arc::new(Mutex::new(Asked::default()));

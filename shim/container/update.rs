@@ -8,7 +8,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::daemon::{Daemon, Shared, blocking};
 use crate::error::CriError;
-use crate::spec::resources::{change, limits};
+use crate::spec::resources::{change, check, limits};
 use crate::store::{Container, ContainerState};
 use crate::systemd;
 
@@ -26,6 +26,7 @@ pub async fn update(daemon: &Shared, request: UpdateContainerResourcesRequest) -
         return Err(CriError::invalid("windows", "is not for this host"));
     }
     let Some(asked) = request.linux else { return Ok(()) };
+    check(&asked, daemon.hierarchies.is_v2())?;
     let daemon = daemon.clone();
     if daemon.by_systemd() {
         let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;

@@ -34,8 +34,9 @@ use tonic::{Code, Status};
 
 use leftovers::Host;
 
-/// How long something may take in a debug build on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long something may take in a debug build on a busy machine, or on an emulated one. Only a test that fails waits
+/// for as long.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The image that every test has.
 pub const IMAGE: &str = "localhost/busybox:test";
@@ -67,7 +68,7 @@ impl Berth {
     /// A daemon with more configuration, without an image.
     pub async fn start_with(more: &str) -> Self {
         let before = Host::look();
-        let folder = tempfile::Builder::new().prefix("berth-test-").tempdir().unwrap();
+        let folder = tempfile::Builder::new().prefix(leftovers::FOLDER).tempdir().unwrap();
         let path = folder.path().display();
         // Nothing that this machine has been told of registries counts.
         let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
@@ -279,14 +280,13 @@ impl Berth {
             self.remove_pod(&pod.id).await;
         }
         self.remove_cgroup_parent();
-        let mut left = self.before.left_after(&self.cgroup_parent, self.process.id());
+        let mut left = self.before.left_after(self.folder.path(), &self.cgroup_parent, self.process.id());
         for folder in ["root/pods", "root/containers", "run/pods", "root/network/pods"] {
             let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
             left.extend(entries.map(|entry| entry.path().display().to_string()));
         }
-        let links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
-        let until = Instant::now() + Duration::from_secs(5);
-        let mut links = links;
+        let mut links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
+        let until = Instant::now() + PATIENCE;
         while links.contains("bv") && Instant::now() < until {
             // A namespace takes its links along in the background (DESIGN, "The way of a pod").
             tokio::time::sleep(Duration::from_millis(50)).await;
