@@ -96,7 +96,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
         systemd: Systemd::default(),
-        apparmor: AppArmor::detect(Path::new("/"), &config.state),
+        apparmor: AppArmor::detect(Path::new("/")),
         selinux: SeLinux::detect(Path::new("/")),
         rates: Rates::default(),
         filters: Cache::default(),

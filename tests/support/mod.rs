@@ -102,6 +102,18 @@ impl Berth {
         }
     }
 
+    /// The daemon.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    /// What a verbose status tells of a container, such as `pid` and `cgroup`.
+    pub async fn info(&mut self, container: &str) -> serde_json::Value {
+        let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+        let info = self.runtime.container_status(request).await.unwrap().into_inner().info;
+        serde_json::from_str(&info["info"]).unwrap()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -411,6 +423,11 @@ pub fn text_of(log: &str) -> String {
         }
     }
     text
+}
+
+/// Whether this host has cgroup v2 alone.
+pub fn is_v2() -> bool {
+    fs::metadata("/sys/fs/cgroup/cgroup.controllers").is_ok()
 }
 
 /// The code of an error, for comparison.
