@@ -187,6 +187,10 @@ async fn pages_and_swap_have_limits() {
             let id = berth.try_create(&pod, limited(sleeper(name), swap(64 * MIB, both))).await.unwrap();
             let expected = if is_v2() { expected } else { 64 * MIB + expected };
             assert_eq!(limit(&mut berth, &id, files.0, files.1).await, expected.to_string(), "{name}");
+            let more = swap(0, 100 * MIB);
+            update(&mut berth, &id, more).await.unwrap();
+            let expected = if is_v2() { 36 * MIB } else { 100 * MIB };
+            assert_eq!(limit(&mut berth, &id, files.0, files.1).await, expected.to_string(), "{name}");
         }
     }
     assert!(berth.clean().await.is_empty());
