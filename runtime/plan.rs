@@ -67,6 +67,12 @@ pub struct UserNamespace {
 }
 
 impl UserNamespace {
+    /// Ranges as a file that maps ids wants them (user_namespaces(7), "uid_map").
+    #[must_use]
+    pub fn lines(ranges: &[IdRange]) -> String {
+        ranges.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.length)).collect()
+    }
+
     /// What a user of the namespace is on the host; none where it is nobody there.
     #[must_use]
     pub fn host_uid(&self, inside: u32) -> Option<u32> {
@@ -317,6 +323,18 @@ pub struct MountOp {
     pub recursive_propagation: bool,
 }
 
+/// Whom the files of a mount belong to (mount_setattr(2), "ID-mapped mounts").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountIds {
+    /// The ids on the disk are those of the host.
+    #[default]
+    Host,
+    /// The ids on the disk are those inside the pod's user namespace.
+    Pod,
+    /// The ids on the disk are the inner ones of these ranges.
+    Mapped(UserNamespace),
+}
+
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
@@ -329,9 +347,9 @@ pub enum MountKind {
         recursive: bool,
         /// Made as a folder when absent, as containerd and CRI-O do for the kubelet.
         create: bool,
-        /// Its files belong to the same ids inside the pod's user namespace as on the host outside of it.
+        /// Whom its files belong to.
         #[serde(default)]
-        idmapped: bool,
+        ids: MountIds,
     },
     /// A detached mount that came with the message.
     Tree {

@@ -48,6 +48,16 @@ impl Proc {
         Ok(())
     }
 
+    /// Opens a namespace of a process, by the name of its file in `/proc/PID/ns`.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn namespace(&self, pid: i32, kind: &str) -> Result<OwnedFd> {
+        let path = format!("{pid}/ns/{kind}");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.root, &path, flags, Mode::empty()).on("open", path)
+    }
+
     /// Sets a sysctl, named with dots (`net.ipv4.ip_forward`) or, where a part itself has dots, with slashes.
     ///
     /// # Errors

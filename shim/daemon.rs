@@ -9,6 +9,8 @@ use berth_runtime::cgroup::Hierarchies;
 use berth_runtime::client::Programs;
 use berth_runtime::seccomp::Cache;
 
+use oci_spec::runtime::PosixRlimitType;
+use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
 use crate::config::Config;
@@ -55,8 +57,10 @@ pub struct Daemon {
     pub last_capability: u8,
     /// The capabilities that the daemon has and so can hand on, as a mask.
     pub capabilities: u64,
-    /// The most open files that a container can be given: without CAP_SYS_RESOURCE no more than the daemon may have.
-    pub open_files: u64,
+    /// The most that a container can be given of what: without CAP_SYS_RESOURCE no more than the daemon may have.
+    pub rlimit_ceilings: Vec<(PosixRlimitType, u64)>,
+    /// How many signals may wait for the processes of a user: as the kernel reckons it.
+    pub pending_signals: u64,
     /// The daemon's own oom_score_adj: without CAP_SYS_RESOURCE nothing can go below it.
     pub oom_score_adj: i32,
 }
@@ -92,7 +96,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
         systemd: Systemd::default(),
-        apparmor: AppArmor::detect(Path::new("/"), &config.state),
+        apparmor: AppArmor::detect(Path::new("/")),
         selinux: SeLinux::detect(Path::new("/")),
         rates: Rates::default(),
         filters: Cache::default(),
@@ -101,7 +105,10 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         last_capability: number_from(Path::new("/proc/sys/kernel/cap_last_cap"))
             .map_err(fail("read the kernel's capabilities"))?,
         capabilities: own.permitted.bits(),
-        open_files: open_files(own.permitted),
+        rlimit_ceilings: rlimit_ceilings(own.permitted),
+        pending_signals: number_from::<u64>(Path::new("/proc/sys/kernel/threads-max"))
+            .map_err(fail("read the most threads"))?
+            / 2,
         oom_score_adj: number_from(Path::new("/proc/self/oom_score_adj"))
             .map_err(fail("read the own score"))?,
         config,
@@ -111,12 +118,31 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
     Ok(daemon)
 }
 
-fn open_files(own: CapabilitySet) -> u64 {
-    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    match hard {
-        Some(hard) if !own.contains(CapabilitySet::SYS_RESOURCE) => hard,
-        _ => u64::MAX,
+const RLIMITS: [(PosixRlimitType, Resource); 16] = [
+    (PosixRlimitType::RlimitAs, Resource::As),
+    (PosixRlimitType::RlimitCore, Resource::Core),
+    (PosixRlimitType::RlimitCpu, Resource::Cpu),
+    (PosixRlimitType::RlimitData, Resource::Data),
+    (PosixRlimitType::RlimitFsize, Resource::Fsize),
+    (PosixRlimitType::RlimitLocks, Resource::Locks),
+    (PosixRlimitType::RlimitMemlock, Resource::Memlock),
+    (PosixRlimitType::RlimitMsgqueue, Resource::Msgqueue),
+    (PosixRlimitType::RlimitNice, Resource::Nice),
+    (PosixRlimitType::RlimitNofile, Resource::Nofile),
+    (PosixRlimitType::RlimitNproc, Resource::Nproc),
+    (PosixRlimitType::RlimitRss, Resource::Rss),
+    (PosixRlimitType::RlimitRtprio, Resource::Rtprio),
+    (PosixRlimitType::RlimitRttime, Resource::Rttime),
+    (PosixRlimitType::RlimitSigpending, Resource::Sigpending),
+    (PosixRlimitType::RlimitStack, Resource::Stack),
+];
+
+fn rlimit_ceilings(own: CapabilitySet) -> Vec<(PosixRlimitType, u64)> {
+    if own.contains(CapabilitySet::SYS_RESOURCE) {
+        return Vec::new();
     }
+    let hard = |(kind, resource)| Some((kind, rustix::process::getrlimit(resource).maximum?));
+    RLIMITS.into_iter().filter_map(hard).collect()
 }
 
 fn image_options(config: &Config) -> berth_image::Options {

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use berth_proto::v1::ContainerConfig;
+use berth_proto::v1::{ContainerConfig, Device};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
 
 use crate::error::CriError;
@@ -26,13 +26,14 @@ pub fn all() -> Vec<LinuxDevice> {
     devices
 }
 
-/// The devices that a container asks for, under the paths that they have in it. A link is followed; a folder stands for
-/// the devices in it (as containerd treats `Device.host_path`).
+/// The devices that a container asks for, by its requests, under the paths that they have in it. A link is followed; a
+/// folder stands for the devices in it (as containerd treats `Device.host_path`).
 ///
 /// # Errors
 /// A path is neither a device nor a folder.
-pub fn wanted(config: &ContainerConfig) -> Result<Vec<LinuxDevice>, CriError> {
-    Ok(found(config)?.into_iter().map(|(device, _)| device).collect())
+pub fn wanted(config: &ContainerConfig) -> Result<Vec<Vec<LinuxDevice>>, CriError> {
+    let alone = |found: Vec<(LinuxDevice, PathBuf)>| found.into_iter().map(|(device, _)| device).collect();
+    Ok(found(config)?.into_iter().map(alone).collect())
 }
 
 /// The host's nodes of these devices, by the paths in the container.
@@ -41,31 +42,31 @@ pub fn wanted(config: &ContainerConfig) -> Result<Vec<LinuxDevice>, CriError> {
 /// As [`wanted`].
 pub fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, String>, CriError> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    Ok(found(config)?.iter().map(|(device, source)| (text(device.path()), text(source))).collect())
+    let found = found(config)?;
+    Ok(found.iter().flatten().map(|(device, source)| (text(device.path()), text(source))).collect())
 }
 
-/// Each device with its node on the host.
-fn found(config: &ContainerConfig) -> Result<Vec<(LinuxDevice, PathBuf)>, CriError> {
-    let mut devices = Vec::new();
-    for wanted in &config.devices {
+/// Each device with its node on the host, by the requests.
+fn found(config: &ContainerConfig) -> Result<Vec<Vec<(LinuxDevice, PathBuf)>>, CriError> {
+    let one = |wanted: &Device| {
         let (source, target) = (Path::new(&wanted.host_path), Path::new(&wanted.container_path));
         let none =
             |why: String| CriError::invalid("devices.host_path", format!("{:?} {why}", wanted.host_path));
         let metadata = fs::metadata(source).map_err(|error| none(error.to_string()))?;
-        if metadata.is_dir() {
-            let mut inside = Vec::new();
-            collect(source, DEPTH, &mut inside);
-            for mut device in inside {
-                let node = device.path().clone();
-                device.set_path(target.join(node.strip_prefix(source).unwrap_or(Path::new(""))));
-                devices.push((device, node));
-            }
-        } else {
+        if !metadata.is_dir() {
             let device = device(target, &metadata).ok_or_else(|| none("is no device".to_owned()))?;
-            devices.push((device, source.to_owned()));
+            return Ok(vec![(device, source.to_owned())]);
         }
-    }
-    Ok(devices)
+        let mut inside = Vec::new();
+        collect(source, DEPTH, &mut inside);
+        let placed = |mut device: LinuxDevice| {
+            let node = device.path().clone();
+            device.set_path(target.join(node.strip_prefix(source).unwrap_or(Path::new(""))));
+            (device, node)
+        };
+        Ok(inside.into_iter().map(placed).collect())
+    };
+    config.devices.iter().map(one).collect()
 }
 
 fn collect(folder: &Path, depth: usize, devices: &mut Vec<LinuxDevice>) {

@@ -196,12 +196,14 @@ mod tests {
         let operations = Operations::default();
         let done = Arc::new(AtomicUsize::new(0));
         let seen = done.clone();
+        let (go_on, given_up) = tokio::sync::oneshot::channel();
         let call = operations.join(key(), move |_| async move {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(given_up.await);
             seen.store(1, Ordering::SeqCst);
             Ok(String::new())
         });
         assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err());
+        go_on.send(()).unwrap();
         operations.idle().await;
         assert_eq!(done.load(Ordering::SeqCst), 1);
     }

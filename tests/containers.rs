@@ -4,9 +4,12 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use berth_proto::v1::security_profile::ProfileType;
 use berth_proto::v1::*;
+use rustix::process::Resource;
 use support::{Berth, code, container, secured, shell, sleeper};
 use tonic::Code;
 
@@ -79,7 +82,7 @@ async fn a_container_sees_what_runc_would_show_it() {
     let plain = secured(
         shell(
             "plain",
-            "ls /dev; stat -c %F /dev/null /dev/ptmx; readlink /dev/fd; cat /proc/self/mountinfo; \
+            "ls /dev; cat /proc/self/cgroup; readlink /proc/self/ns/cgroup; stat -c %F /dev/null /dev/ptmx; readlink /dev/fd; cat /proc/self/mountinfo; \
              cat /proc/kcore 2>&1 | head -c 10 | wc -c; ls /proc/scsi 2>/dev/null | wc -l; \
              echo 1 >/proc/sys/kernel/panic; echo status $?; mkdir /sys/fs/cgroup/x; echo cgroup $?; echo ok >/written",
         ),
@@ -99,6 +102,12 @@ async fn a_container_sees_what_runc_would_show_it() {
     {
         assert!(log.contains(expected), "{expected:?} is not in {log}");
     }
+    let hosts = fs::read_link("/proc/self/ns/cgroup").unwrap();
+    assert!(!log.contains(hosts.to_str().unwrap()), "a cgroup namespace of its own: {log}");
+    assert!(
+        !support::is_v2() || log.lines().any(|line| line == "0::/"),
+        "it is the root of its cgroups: {log}"
+    );
     assert!(
         !log.contains(berth.folder.path().to_str().unwrap()) || !log.contains("pivot"),
         "no old root is left"
@@ -207,7 +216,7 @@ async fn stopping_is_gentle_then_firm() {
 async fn exec_sync_answers_with_code_and_output() {
     let (mut berth, pod) = berth_and_pod().await;
     let id = berth.run(&pod, sleeper("c")).await;
-    let answer = berth.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 5"], 10).await.unwrap();
+    let answer = berth.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 5"], 120).await.unwrap();
     assert_eq!((answer.exit_code, &answer.stdout[..], &answer.stderr[..]), (5, &b"out\n"[..], &b"err\n"[..]));
     let inside = berth.sh(&id, "id -u; pwd; echo $FROM_IMAGE; cat /proc/1/comm; hostname").await;
     assert_eq!(inside, "0\n/srv\nyes\nsh\npod");
@@ -220,9 +229,149 @@ async fn exec_sync_answers_with_code_and_output() {
 
     let answer = berth.exec(&id, &["sh", "-c", "sleep 4713 & echo started"], 60).await.unwrap();
     assert_eq!(&answer.stdout[..], b"started\n", "what holds the pipe open is not waited for");
-    let answer = berth.exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero"], 30).await.unwrap();
+    let answer = berth.exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero"], 0).await.unwrap();
     assert_eq!(answer.stdout.len(), 16 << 20, "output is cut");
     assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_has_exactly_what_its_container_has() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let look = "grep -E '^(Uid|Gid|Groups|Umask|Cap|NoNewPrivs|Seccomp)' /proc/self/status; cat /proc/self/limits \
+                /proc/self/oom_score_adj; for ns in /proc/self/ns/*; do readlink $ns; done; pwd; env | sort; echo end";
+    let profile = SecurityProfile::default();
+    let mut config = secured(shell("own", &format!("{look}; exec sleep 1000")), |context| {
+        context.run_as_user = Some(Int64Value { value: 1000 });
+        context.supplemental_groups = vec![1234];
+        context.no_new_privs = true;
+        context.seccomp = Some(profile);
+        context.capabilities = Some(Capability {
+            add_capabilities: vec!["NET_ADMIN".to_owned()],
+            drop_capabilities: vec!["MKNOD".to_owned()],
+            add_ambient_capabilities: vec!["NET_ADMIN".to_owned()],
+        });
+    });
+    config.envs = vec![KeyValue { key: "OWN".to_owned(), value: b"yes".to_vec() }];
+    config.linux.as_mut().unwrap().resources =
+        Some(LinuxContainerResources { oom_score_adj: 321, ..Default::default() });
+    let id = berth.run(&pod, config).await;
+    let log = berth.path("logs/pod/own.log");
+    let until = Instant::now() + support::PATIENCE;
+    let own = loop {
+        let text = support::text_of(&fs::read_to_string(&log).unwrap_or_default());
+        if text.ends_with("end\n") {
+            break text;
+        }
+        assert!(Instant::now() < until, "{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    // A user other than root holds what is ambient.
+    for expected in
+        ["CapAmb:\t0000000000001000", "CapEff:\t0000000000001000", "NoNewPrivs:\t1", "Seccomp:\t2", "\n321\n"]
+    {
+        assert!(own.contains(expected), "{expected:?} is not in {own}");
+    }
+    assert_eq!(berth.sh(&id, look).await, own.trim());
+
+    // In a cgroup of its own, below the container's.
+    let cgroup = berth.info(&id).await["cgroup"].as_str().unwrap().to_owned();
+    assert!(berth.sh(&id, "cat /proc/self/cgroup").await.contains(":/exec-"));
+    let whole =
+        if support::is_v2() { "/sys/fs/cgroup".to_owned() } else { "/sys/fs/cgroup/freezer".to_owned() };
+    let running = tokio::spawn({
+        let mut runtime = berth.runtime.clone();
+        let cmd = ["sh", "-c", "touch /tmp/there; sleep 4545"].map(str::to_owned).to_vec();
+        let request = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 0 };
+        async move { runtime.exec_sync(request).await }
+    });
+    berth.sh(&id, "until [ -e /tmp/there ]; do sleep 0.05; done").await;
+    let below = fs::read_dir(format!("{whole}{cgroup}")).unwrap().flatten();
+    let below: Vec<_> =
+        below.filter(|entry| entry.file_name().to_string_lossy().starts_with("exec-")).collect();
+    assert_eq!(below.len(), 1, "{below:?}");
+    let pids = fs::read_to_string(below[0].path().join("cgroup.procs")).unwrap();
+    assert!(pids.lines().count() > 0, "nothing is in {below:?}");
+    berth.stop_container(&id, 0).await;
+    drop(running.await.unwrap());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_and_score_are_not_the_daemons() {
+    let mut berth = Berth::start().await;
+    let low = |soft| rustix::process::Rlimit { current: Some(soft), maximum: None };
+    for (resource, soft) in [(Resource::Stack, 1 << 20), (Resource::Core, 4096), (Resource::Data, 1 << 40)] {
+        rustix::process::prlimit(Some(berth.pid()), resource, low(soft)).unwrap();
+    }
+    let pod = berth.run_pod(berth.pod_config("limits")).await;
+    let (_, log) = berth.run_to_end(&pod, shell("c", "cat /proc/self/limits /proc/self/oom_score_adj")).await;
+    let rows: Vec<String> =
+        log.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for expected in [
+        "Max stack size 8388608 unlimited bytes",
+        "Max core file size 0 unlimited bytes",
+        "Max data size unlimited unlimited bytes",
+        "Max locked memory 8388608 8388608 bytes",
+        "Max msgqueue size 819200 819200 bytes",
+        "0",
+    ] {
+        assert!(rows.iter().any(|row| row == expected), "{expected:?} is not in {log}");
+    }
+    assert!(berth.clean().await.is_empty());
+}
+
+fn has_apparmor() -> bool {
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.starts_with('Y')) && Path::new("/sys/kernel/security/apparmor").exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_needs_its_security_module() {
+    let (mut berth, pod) = berth_and_pod().await;
+    let look = "cat /proc/self/attr/current; true 2>/dev/null >/proc/sysrq-trigger || echo denied";
+    let with = |name: &str, kind: ProfileType, localhost_ref: &str| {
+        let profile = SecurityProfile { profile_type: kind.into(), localhost_ref: localhost_ref.to_owned() };
+        secured(shell(name, look), |context| context.apparmor = Some(profile))
+    };
+    let (default, loaded, none) = (
+        with("default", ProfileType::RuntimeDefault, ""),
+        with("loaded", ProfileType::Localhost, "k8s-nginx"),
+        with("none", ProfileType::Unconfined, ""),
+    );
+    if has_apparmor() {
+        for config in [default, shell("unset", look), with("own", ProfileType::Localhost, "berth-default")] {
+            let (_, log) = berth.run_to_end(&pod, config).await;
+            assert_eq!(log, "berth-default (enforce)\ndenied\n");
+        }
+        let error = berth.try_create(&pod, loaded).await.unwrap_err();
+        assert!(error.code() == Code::InvalidArgument && error.message().contains("k8s-nginx"), "{error}");
+        let (_, log) = berth.run_to_end(&pod, none).await;
+        assert!(log.starts_with("unconfined\n"), "{log}");
+        let id = berth.run(&pod, sleeper("exec")).await;
+        assert_eq!(berth.sh(&id, "cat /proc/self/attr/current").await, "berth-default (enforce)");
+    } else {
+        for config in [default, loaded] {
+            let error = berth.try_create(&pod, config).await.unwrap_err();
+            assert!(
+                error.code() == Code::FailedPrecondition && error.message().contains("AppArmor"),
+                "{error}"
+            );
+        }
+        let id = berth.try_create(&pod, none).await.unwrap();
+        berth.remove_container(&id).await;
+    }
+    // Options of SELinux are without effect where there is none, but have to be some.
+    let labelled = |name: &str, level: &str| {
+        secured(shell(name, "true"), |context| {
+            context.selinux_options = Some(SeLinuxOption { level: level.to_owned(), ..Default::default() });
+        })
+    };
+    let garbage = berth.try_create(&pod, labelled("garbage", "s0:c1,c2;x")).await;
+    assert_eq!(code(garbage), Code::InvalidArgument);
+    if !Path::new("/sys/fs/selinux/enforce").exists() {
+        assert_eq!(berth.run_to_end(&pod, labelled("label", "s0:c1,c2")).await.0, 0);
+    }
+    assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

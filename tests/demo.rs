@@ -3,6 +3,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,8 +14,15 @@ fn demo() -> Command {
     command
 }
 
+/// A demo looks at the whole machine before and after: two at once see each other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn a_pod_runs_and_nothing_is_left() {
+    let _alone = alone();
     let output = demo().output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
@@ -37,6 +45,7 @@ fn a_pod_runs_and_nothing_is_left() {
 
 #[test]
 fn a_demo_that_is_interrupted_cleans_up() {
+    let _alone = alone();
     for wait in [20, 100, 200] {
         let mut child = demo().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(wait));

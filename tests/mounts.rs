@@ -199,6 +199,36 @@ async fn devices_are_usable_as_far_as_permitted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn links_to_devices_and_folders_of_them_are_what_they_lead_to() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("nodes")).await;
+    let folder = berth.path("nodes");
+    fs::create_dir_all(folder.join("deep")).unwrap();
+    fs::write(folder.join("text"), "no device").unwrap();
+    let node = |path: PathBuf, minor: &str| run("mknod", &[path.to_str().unwrap(), "c", "1", minor]);
+    node(folder.join("kernel"), "11");
+    node(folder.join("deep/zero"), "5");
+    std::os::unix::fs::symlink("/dev/full", berth.path("link")).unwrap();
+    let device = |host: &Path, inside: &str, permissions: &str| Device {
+        host_path: host.display().to_string(),
+        container_path: inside.to_owned(),
+        permissions: permissions.to_owned(),
+    };
+    let mut config = shell(
+        "c",
+        "cd /dev/things && find . -type c | sort; stat -c %t:%T kernel deep/zero /dev/linked; \
+         head -c 2 deep/zero | wc -c; head -c 1 kernel 2>&1 | grep -c 'not permitted'",
+    );
+    // One request allows to make the node of the kernel's log, none allows to read it.
+    config.devices =
+        vec![device(&folder, "/dev/things", "m"), device(&berth.path("link"), "/dev/linked", "rw")];
+    let (_, log) = berth.run_to_end(&pod, config).await;
+    let expected = "./deep/zero\n./kernel\n1:b\n1:5\n1:7\n2\n1\n";
+    assert_eq!(log, expected);
+    assert!(berth.clean().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_needs_a_pod_that_allows_it() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("plain")).await;
@@ -251,6 +281,62 @@ async fn a_device_has_what_its_vendor_says() {
     );
     let error = berth.try_create(&pod, named("vendor.example/accelerator=two")).await.unwrap_err();
     assert!(error.message().contains(folder.path().to_str().unwrap()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_mounts_have_every_propagation_of_the_specification() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut berth = Berth::start_with(&format!("cdi_spec_dirs = [{:?}]", folder.path())).await;
+    berth.load_image().await;
+    let outer = HostMount::new(berth.path("outer"), "--make-shared");
+    let inner = HostMount::new(outer.below("inner"), "--make-shared");
+    let options = ["private", "slave", "shared", "unbindable"];
+    let mount = |name: &str, bind: &str| {
+        format!("{{hostPath: {:?}, containerPath: /{name}, options: [{bind}, {name}]}}", outer.path)
+    };
+    let mounts: Vec<String> = options
+        .iter()
+        .flat_map(|&name| [mount(name, "rbind"), mount(&format!("r{name}"), "rbind")])
+        .chain([
+            "{hostPath: tmpfs, containerPath: /small, type: tmpfs, options: [size=64k, nosuid]}".to_owned()
+        ])
+        .collect();
+    let file = format!(
+        "cdiVersion: 0.6.0\nkind: vendor.example/tree\ndevices:\n- name: all\n  containerEdits:\n    mounts: [{}]\n",
+        mounts.join(", ")
+    );
+    fs::write(folder.path().join("vendor.yaml"), file).unwrap();
+    let pod = berth.run_pod(berth.pod_config("tree")).await;
+    let script = "cat /proc/self/mountinfo; head -c 100000 /dev/zero >/small/x || echo full";
+    let mut config = shell("c", script);
+    config.cdi_devices = vec![CdiDevice { name: "vendor.example/tree=all".to_owned() }];
+    let (_, log) = berth.run_to_end(&pod, config).await;
+    assert!(log.ends_with("full\n"), "a tmpfs has the size that is asked for: {log}");
+    // The optional fields of a mount tell its propagation (proc_pid_mountinfo(5)).
+    let tags = |point: &str| {
+        let line = log
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some(point))
+            .unwrap_or_else(|| panic!("{point}: {log}"));
+        let fields: Vec<&str> = line.split(' ').skip(6).take_while(|field| *field != "-").collect();
+        let kinds = fields.iter().map(|field| field.split(':').next().unwrap()).collect::<Vec<_>>();
+        kinds.join(" ")
+    };
+    for (name, outermost, inside) in [
+        ("rprivate", "", ""),
+        ("private", "", "shared"),
+        ("rslave", "master", "master"),
+        ("slave", "master", "shared"),
+        ("rshared", "shared", "shared"),
+        ("shared", "shared", "shared"),
+        ("runbindable", "unbindable", "unbindable"),
+        ("unbindable", "unbindable", "shared"),
+    ] {
+        assert_eq!(tags(&format!("/{name}")), outermost, "{name}");
+        assert_eq!(tags(&format!("/{name}/inner")), inside, "below {name}");
+    }
+    drop((inner, outer));
+    assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

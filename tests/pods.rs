@@ -63,13 +63,16 @@ async fn a_caller_that_gives_up_leaves_a_whole_pod_or_none() {
         drop(tokio::time::timeout(wait, berth.runtime.run_pod_sandbox(request)).await);
     }
     // Whatever was begun is finished by the time that a retry is answered.
-    let mut config = berth.pod_config("impatient");
-    config.metadata.as_mut().unwrap().attempt = 9;
-    let answer = berth.try_run_pod(config).await;
-    assert!(matches!(code(answer), Code::Ok | Code::AlreadyExists));
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    for attempt in 0..10 {
+        let mut config = berth.pod_config("impatient");
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        let answer = berth.try_run_pod(config).await;
+        assert!(matches!(code(answer), Code::Ok | Code::AlreadyExists), "attempt {attempt}");
+    }
     let list = berth.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap();
-    for pod in list.into_inner().items {
+    let items = list.into_inner().items;
+    assert_eq!(items.len(), 10);
+    for pod in items {
         assert_eq!(pod.state(), PodSandboxState::SandboxReady);
     }
     assert_eq!(berth.clean().await, Vec::<String>::new());
@@ -175,6 +178,72 @@ async fn namespaces_are_the_pods_the_containers_or_the_hosts() {
     let own = berth.script(&pod, "own", "echo $$").await.1;
     assert_eq!(own, "1\n", "process 1 of its own namespace");
     assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pause_of_shared_processes_reaps_orphans() {
+    let mut berth = Berth::start().await;
+    let mut config = berth.pod_config("orphans");
+    let options = NamespaceOption { pid: NamespaceMode::Pod.into(), ..NamespaceOption::default() };
+    let context =
+        LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
+    config.linux.as_mut().unwrap().security_context = Some(context);
+    let pod = berth.run_pod(config).await;
+    // What it leaves behind falls to process 1 of the namespace, which is the pause.
+    let script = "sh -c 'sleep 0.2 & echo left'; exec sleep 4321";
+    let shared = support::secured(shell("c", script), |context| context.namespace_options = Some(options));
+    let id = berth.run(&pod, shared).await;
+    let until = std::time::Instant::now() + support::PATIENCE;
+    loop {
+        let seen = berth.sh(&id, "ps -o ppid,stat,args").await;
+        // One that has ended and is not waited for stays as a zombie.
+        let children_of_pause = seen.lines().filter(|line| line.trim_start().starts_with("1 "));
+        if seen.contains("sleep 4321") && children_of_pause.count() == 0 {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "{seen}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(berth.clean().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_debug_container_is_among_the_processes_of_its_target() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("debugged")).await;
+    let other = berth.run_pod(berth.pod_config("other")).await;
+    let target = berth.run(&pod, shell("target", "exec sleep 4242")).await;
+    let bystander = berth.run(&pod, shell("bystander", "exec sleep 4343")).await;
+    let strange = berth.run(&other, sleeper("strange")).await;
+    let debug = |name: &str, target: &str, script: &str| {
+        support::secured(shell(name, script), |context| {
+            let options = context.namespace_options.as_mut().unwrap();
+            options.pid = NamespaceMode::Target.into();
+            options.target_id = target.to_owned();
+        })
+    };
+    let look = "ps -o pid,args; cat /proc/1/root/etc/hostname; hostname; id -u";
+    let (code_, log) = berth.run_to_end(&pod, debug("look", &target, look)).await;
+    assert!(log.contains("1 sleep 4242") && !log.contains("4343"), "{log}");
+    assert_eq!((code_, log.ends_with("debugged\ndebugged\n0\n")), (0, true), "{log}");
+    let staying = berth.run(&pod, debug("stay", &target, "exec sleep 4444")).await;
+    assert!(berth.sh(&target, "ps -o args").await.contains("sleep 4444"));
+
+    for (name, target, expected) in [
+        ("strange", strange.as_str(), Code::InvalidArgument),
+        ("none", "0123456789", Code::NotFound),
+        ("empty", "", Code::InvalidArgument),
+    ] {
+        let refused = berth.try_create(&pod, debug(name, target, "true")).await;
+        assert_eq!(code(refused), expected, "{name}");
+    }
+    // A process namespace ends with its first process.
+    berth.stop_container(&target, 0).await;
+    assert_eq!(berth.ended(&staying).await.exit_code, 137);
+    let late = berth.try_create(&pod, debug("late", &target, "true")).await;
+    assert_eq!(code(late), Code::FailedPrecondition);
+    assert_eq!(berth.status(&bystander).await.state(), ContainerState::ContainerRunning);
+    assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_proto::v1::*;
 use support::{Berth, shell, sleeper};
@@ -20,8 +20,13 @@ async fn pods_and_logs_go_on_without_the_daemon() {
     berth.kill();
     let log = berth.path("logs/pod/ticker.log");
     let before = fs::metadata(&log).unwrap().len();
-    tokio::time::sleep(Duration::from_millis(2000)).await;
-    assert!(fs::metadata(&log).unwrap().len() > before, "the log grows without a daemon");
+    let record = berth.path(&format!("root/containers/{ending}/exit.json"));
+    let until = Instant::now() + support::PATIENCE;
+    // The log grows and the end is recorded without a daemon.
+    while fs::metadata(&log).unwrap().len() == before || !record.exists() {
+        assert!(Instant::now() < until, "{log:?} does not grow, or there is no {record:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     berth.restart().await;
 
     assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxReady);
@@ -30,7 +35,7 @@ async fn pods_and_logs_go_on_without_the_daemon() {
     let ended = berth.status(&ending).await;
     assert_eq!((ended.state(), ended.exit_code), (ContainerState::ContainerExited, 9));
     let age = Duration::from_nanos(u64::try_from(ended.finished_at - ended.started_at).unwrap());
-    assert!(age > Duration::from_millis(900) && age < Duration::from_secs(10), "{age:?}");
+    assert!(age > Duration::from_millis(900) && age < support::PATIENCE, "{age:?}");
     assert_eq!(support::text_of(&fs::read_to_string(&ended.log_path).unwrap()), "bye\n");
     assert_eq!(berth.sh(&ticker, "echo still here").await, "still here");
     berth.try_start_container(&waiting).await.unwrap();

@@ -81,12 +81,16 @@ impl Bus {
             socket.display()
         );
         fs::write(&config, text).unwrap();
+        // That of a bus before this one.
+        drop(fs::remove_file(&socket));
         let process = Command::new("dbus-daemon")
             .arg(format!("--config-file={}", config.display()))
             .args(["--nofork", "--nopidfile"])
             .spawn()
             .unwrap();
+        let until = std::time::Instant::now() + support::PATIENCE;
         while !socket.exists() {
+            assert!(std::time::Instant::now() < until, "dbus-daemon does not listen");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let asked = Arc::new(Mutex::new(Asked::default()));
@@ -170,8 +174,13 @@ async fn pods_and_containers_are_scopes_of_their_slice() {
     let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", info["pid"])).unwrap();
     let path = format!("/{}/berth-{id}.scope", slice());
     assert!(cgroup.lines().all(|line| line.ends_with(&path) || line.starts_with("0::")), "{cgroup}");
-    let placeholders = Command::new("pgrep").args(["-f", "^berth-placeholder$"]).output().unwrap().stdout;
-    assert_eq!(String::from_utf8(placeholders).unwrap(), "");
+    let hierarchy = if support::is_v2() { "" } else { "/freezer" };
+    let processes = fs::read_to_string(format!("/sys/fs/cgroup{hierarchy}{path}/cgroup.procs")).unwrap();
+    assert!(processes.contains(&info["pid"].to_string()), "{processes}");
+    for process in processes.lines() {
+        let command = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        assert!(!command.contains("berth-placeholder"), "{process}: {command}");
+    }
 
     let linux = LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
     let request = UpdateContainerResourcesRequest {
@@ -182,6 +191,13 @@ async fn pods_and_containers_are_scopes_of_their_slice() {
     berth.runtime.update_container_resources(request).await.unwrap();
     let changed = std::mem::take(&mut bus.asked.lock().unwrap().changed);
     assert!(text(&changed[0].1, limit).contains("33554432"), "{changed:?}");
+
+    // The bus may be started anew.
+    drop(bus);
+    let bus = Bus::start(berth.folder.path(), "done").await;
+    let config = in_slice(&berth, "second");
+    let second = berth.run_pod(config).await;
+    assert_eq!(bus.started()[0].0, format!("berth-{second}.scope"));
 
     // A daemon that comes back finds them.
     berth.kill();

@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
 
 use berth_proto::v1::*;
 use support::{Berth, code, shell, sleeper};
@@ -57,10 +58,7 @@ async fn root_inside_is_nobody_outside() {
         berth.sh(&id, "id -u; cat /proc/self/uid_map | tr -s ' ' | sed 's/^ //'").await,
         format!("0\n0 {FIRST} 65536")
     );
-    let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
-    let info = berth.runtime.container_status(request).await.unwrap().into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
-    let pid = info["pid"].as_i64().unwrap();
+    let pid = berth.info(&id).await["pid"].as_i64().unwrap();
     assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), FIRST, "outside it is somebody else");
     let seen = berth.sh(&id, "stat -c %u /bin /volume/mine /dev/shm /proc/1; echo x > /volume/made; echo y > /made; cat /volume/mine").await;
     assert_eq!(seen, "0\n0\n0\n0\ntext");
@@ -86,6 +84,110 @@ async fn root_inside_is_nobody_outside() {
     let differs = berth.try_create(&pod, sleeper("differs")).await.unwrap_err();
     assert!(differs.message().contains("userns_options"), "{differs}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+fn with_capability(mut config: ContainerConfig, name: &str) -> ContainerConfig {
+    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    let add_capabilities = vec![name.to_owned()];
+    security.capabilities = Some(Capability { add_capabilities, ..Capability::default() });
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_users_of_a_pod_own_its_other_namespaces() {
+    let mut berth = Berth::start().await;
+    let status = berth.runtime.status(StatusRequest { verbose: false }).await.unwrap().into_inner();
+    // Since Linux 6.3 every filesystem that the kubelet makes volumes of can be mapped, tmpfs among them.
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let whole = (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 3);
+    let told = |handler: &RuntimeHandler| {
+        let features = handler.features.unwrap();
+        features.user_namespaces == whole && features.recursive_read_only_mounts
+    };
+    assert!(status.runtime_handlers.iter().all(told), "{status:?}");
+    let config = pod(&berth, "owner");
+    let pod = berth.run_pod(config).await;
+    let id = berth.run(&pod, with_capability(with_users(sleeper("c")), "NET_ADMIN")).await;
+    let pid = berth.info(&id).await["pid"].to_string();
+    let listed =
+        Command::new("lsns").args(["--noheadings", "-o", "TYPE,NS,ONS", "-p", &pid]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+    let users = rows.iter().find(|row| row[0] == "user").unwrap()[1];
+    for kind in ["mnt", "net", "ipc", "uts", "pid", "cgroup"] {
+        let row = rows.iter().find(|row| row[0] == kind).unwrap();
+        assert_eq!(row.get(2), Some(&users), "the owner of {kind}: {listed}");
+    }
+    // Which is to say: root of the pod may do to them what its capabilities say.
+    assert_eq!(berth.sh(&id, "ip link set dev lo mtu 1400 && cat /sys/class/net/lo/mtu").await, "1400");
+    assert!(berth.clean().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_have_the_hosts_ids_the_pods_or_their_own() {
+    let mut berth = Berth::start().await;
+    let config = pod(&berth, "ids");
+    let users = berth.run_pod(config).await;
+    let plain = berth.run_pod(berth.pod_config("plain")).await;
+    let volume = berth.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let mapped = |outside: u32| {
+        let ids = vec![IdMapping { host_id: outside, container_id: 0, length: 10 }];
+        Mount {
+            container_path: "/v".to_owned(),
+            host_path: volume.display().to_string(),
+            uid_mappings: ids.clone(),
+            gid_mappings: ids,
+            ..Mount::default()
+        }
+    };
+    let with = |mut config: ContainerConfig, mount: Mount| {
+        config.mounts = vec![mount];
+        config
+    };
+    let look = "stat -c %u:%g /v; touch /v/x; echo $?; stat -c %u:%g /v/x";
+    let hosts = Mount { uid_mappings: Vec::new(), gid_mappings: Vec::new(), ..mapped(0) };
+    let (_, log) = berth.run_to_end(&users, with(with_users(shell("hosts", look)), hosts)).await;
+    assert!(log.starts_with("65534:65534\n") && log.contains("Permission denied"), "overflow ids: {log}");
+    // Root of the volume is the sixth user of the pod, whom its root may be, too.
+    let own = with(with_users(shell("own", look)), mapped(FIRST + 5));
+    let (_, log) = berth.run_to_end(&users, own).await;
+    assert!(log.starts_with("5:5\n"), "{log}");
+    let own = with(shell("own", look), mapped(4711));
+    let (_, log) = berth.run_to_end(&plain, own).await;
+    assert!(log.starts_with("4711:4711\n"), "{log}");
+    let half = Mount { gid_mappings: Vec::new(), ..mapped(4711) };
+    let refused = berth.try_create(&plain, with(shell("half", "true"), half)).await;
+    assert!(refused.as_ref().unwrap_err().message().contains("gidMappings"), "{refused:?}");
+    assert_eq!(code(refused), Code::InvalidArgument);
+    assert!(berth.clean().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proc_can_be_mounted_anew_where_nothing_of_it_is_masked() {
+    let mut berth = Berth::start().await;
+    let config = pod(&berth, "unmasked");
+    let pod = berth.run_pod(config).await;
+    // As a container engine in the container does it. What is mounted over parts of the old one is locked there
+    // (mount_namespaces(7), "Restrictions on mount namespaces").
+    let script = "mkdir /new; unshare -Urmpf sh -c 'mount -t proc proc /new && ls /new/1/comm'";
+    let config = |name: &str| {
+        support::secured(with_users(shell(name, script)), |security| {
+            // On a host that has AppArmor its profile forbids mounts.
+            let profile_type = security_profile::ProfileType::Unconfined.into();
+            security.apparmor = Some(SecurityProfile { profile_type, ..SecurityProfile::default() });
+        })
+    };
+    // `procMount: Unmasked` of a pod's spec comes as empty lists.
+    assert_eq!(berth.run_to_end(&pod, config("unmasked")).await, (0, "/new/1/comm\n".to_owned()));
+    let masked = support::secured(config("masked"), |security| {
+        security.masked_paths = vec!["/proc/kcore".to_owned()];
+        security.readonly_paths = vec!["/proc/sys".to_owned()];
+    });
+    let (code, log) = berth.run_to_end(&pod, masked).await;
+    assert!(code != 0 && !log.contains("/comm\n"), "a mask cannot be got around: {log}");
+    assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use berth_image::{Algorithm, Credentials, Digest, ErrorKind, ImageStore, Options};
 use serde_json::json;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// `user:secret` (bcrypt, the only form that the registry takes).
 const PASSWORDS: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -43,7 +43,7 @@ impl Test {
                 && count("trash") == 0
                 && (images > 0 || count("layers") == 0)
         };
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(120);
         while !clean() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -27,7 +27,7 @@ use registry::{Answer, MANIFEST, Registry};
 use serde_json::{Value, json};
 
 /// How long what happens in the background may take on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 struct Node {

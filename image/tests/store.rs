@@ -28,7 +28,7 @@ use berth_image::{
 use registry::{Answer, MANIFEST, Registry};
 
 /// How long what happens in the background may take on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Test {
     folder: tempfile::TempDir,

@@ -30,7 +30,7 @@ pub(super) fn compile(spec: &Spec, context: &Context<'_>) -> Result<Option<Hooks
         return Ok(None);
     }
     // Root of the namespace can reach neither the root filesystem nor the spec at the paths that hooks are told.
-    if context.uid_mappings.as_ref().is_some_and(|mappings| !mappings.is_empty()) {
+    if context.users.is_some() {
         return unsupported("hooks.createContainer in a pod with a user namespace");
     }
     let root = spec.root().as_ref().ok_or(CompileError::Missing("root"))?;

@@ -155,8 +155,8 @@ pub struct Context<'a> {
     pub cgroup: CgroupJoin,
     /// Folders to make in the root filesystem.
     pub directories: Vec<String>,
-    /// The ids of the user namespace, as the spec has them.
-    pub uid_mappings: &'a Option<Vec<LinuxIdMapping>>,
+    /// The ids of the user namespace ([`compile_users`]).
+    pub users: Option<UserNamespace>,
     /// The host's nodes of devices, by the paths that these have in the container.
     pub device_sources: BTreeMap<String, String>,
     /// SELinux label of its files.

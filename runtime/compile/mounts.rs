@@ -4,8 +4,8 @@ use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
-use super::{Context, IMAGE_VOLUME, POD_SHM, Result, invalid, path_text, propagation, text};
-use crate::plan::{DeviceKind, DeviceNode, MountKind, MountOp, Propagation};
+use super::{Context, IMAGE_VOLUME, POD_SHM, Result, invalid, path_text, propagation, ranges, text};
+use crate::plan::{DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation, UserNamespace};
 use crate::sys::mount;
 
 /// Devices that every container has (OCI runtime spec, "Default Devices").
@@ -111,19 +111,11 @@ fn kind(
         if !source.starts_with('/') {
             return Err(invalid(format!("source of mount {target}"), source, "is not absolute"));
         }
-        let idmapped = mount.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty());
-        if idmapped && mount.uid_mappings() != context.uid_mappings {
-            return Err(invalid(
-                format!("uidMappings of mount {target}"),
-                source,
-                "differ from the container's",
-            ));
-        }
         return Ok(MountKind::Bind {
             source,
             recursive: options.recursive_bind,
             create: options.create,
-            idmapped,
+            ids: ids(mount, target, context)?,
         });
     }
     Ok(match fstype {
@@ -133,7 +125,7 @@ fn kind(
             source: "/sys/fs/cgroup".to_owned(),
             recursive: true,
             create: false,
-            idmapped: false,
+            ids: MountIds::Host,
         },
         "cgroup" | "cgroup2" => MountKind::Cgroup { hierarchies: context.hierarchies.in_container() },
         "tmpfs" if is_fresh_dev(mount) => {
@@ -143,6 +135,16 @@ fn kind(
         "tmpfs" | "mqueue" | "devpts" => new_filesystem(fstype, source, labelled(options, context)),
         other => return Err(invalid(format!("type of mount {target}"), other, "is not supported")),
     })
+}
+
+fn ids(mount: &Mount, target: &str, context: &Context<'_>) -> Result<MountIds> {
+    let ids = UserNamespace { uids: ranges(mount.uid_mappings()), gids: ranges(mount.gid_mappings()) };
+    match (ids.uids.is_empty(), ids.gids.is_empty()) {
+        (true, true) => Ok(MountIds::Host),
+        (false, false) if context.users.as_ref() == Some(&ids) => Ok(MountIds::Pod),
+        (false, false) => Ok(MountIds::Mapped(ids)),
+        _ => Err(invalid(format!("mappings of mount {target}"), "", "are of users or groups alone")),
+    }
 }
 
 fn new_filesystem(fstype: &str, source: String, options: Vec<(String, Option<String>)>) -> MountKind {

@@ -2,7 +2,7 @@
 //! anything. All of it runs in a child of the keeper, which has a single thread.
 //!
 //! * [`container`]: the way of a container, step by step
-//! * [`mounts`]: its root filesystem and volumes; [`peers`]: whether those can propagate
+//! * [`mounts`]: its root filesystem and volumes; [`peers`]: whether those can propagate; [`users`]: ids of volumes
 //! * [`process`]: what container and exec have in common: streams, limits, credentials, exec; [`seccomp`]: the filter
 //! * [`hooks`]: programs of the host that have a say in a container's root filesystem
 //! * [`sandbox`], [`exec`]: the way of a pause and of a further process
@@ -15,6 +15,7 @@ mod peers;
 mod process;
 pub mod sandbox;
 mod seccomp;
+mod users;
 
 pub use process::Streams;
 

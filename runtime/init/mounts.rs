@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{At, Descriptors, Done, peers};
+use super::{At, Descriptors, Done, peers, users};
 use crate::path::Root;
-use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountKind, MountOp, Propagation};
+use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation};
 use crate::sys::mount::{self, FsContext};
 use crate::sys::{self, Context};
 use crate::wire::Step;
@@ -35,12 +35,10 @@ pub(super) fn open_sources(
     let mut sources = Vec::with_capacity(mounts.len());
     for (index, op) in mounts.iter().enumerate() {
         sources.push(match &op.kind {
-            MountKind::Bind { source, recursive, create, idmapped } => {
+            MountKind::Bind { source, recursive, create, ids } => {
                 let tree = open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?;
                 peers::check(source, op.propagation, index)?;
-                if let Some(userns) = userns.filter(|_| *idmapped) {
-                    mount::idmap(tree.as_fd(), userns, *recursive).at_index(Step::MountAttributes, index)?;
-                }
+                map_ids(tree.as_fd(), ids, userns, *recursive).at_index(Step::MountAttributes, index)?;
                 Source::Tree(tree)
             }
             MountKind::Dev { nodes, .. } if userns.is_some() => {
@@ -59,6 +57,21 @@ pub(super) fn open_sources(
         });
     }
     Ok(sources)
+}
+
+fn map_ids(
+    tree: BorrowedFd<'_>,
+    ids: &MountIds,
+    pods: Option<BorrowedFd<'_>>,
+    recursive: bool,
+) -> sys::Result<()> {
+    match ids {
+        MountIds::Host => Ok(()),
+        MountIds::Pod => {
+            mount::idmap(tree, pods.ok_or(Errno::SRCH).on("idmap", "the pod's users")?, recursive)
+        }
+        MountIds::Mapped(ids) => mount::idmap(tree, users::namespace(ids)?.as_fd(), recursive),
+    }
 }
 
 /// The host's devices that are the same as `nodes`.

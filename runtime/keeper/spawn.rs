@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, Gate, IN_CGROUP};
-use berth_runtime::plan::{CgroupJoin, IdRange, UserNamespace};
+use berth_runtime::plan::{CgroupJoin, UserNamespace};
 use berth_runtime::sys::process::{self, Child, clone_child, namespace};
 use berth_runtime::sys::{self, Context};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -68,9 +68,7 @@ pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate)) -> sys::Result<Spa
 /// Only a process outside may map any ids (user_namespaces(7), "Defining user and group ID mappings").
 fn map_ids(place: &Place<'_>, pid: i32) -> sys::Result<()> {
     let Some(userns) = place.userns else { return Ok(()) };
-    let lines = |ranges: &[IdRange]| -> String {
-        ranges.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.length)).collect()
-    };
+    let lines = UserNamespace::lines;
     let score = place.oom_score_adj.map(|score| ("oom_score_adj", score.to_string()));
     let files = [("uid_map", lines(&userns.uids)), ("gid_map", lines(&userns.gids))];
     for (name, text) in files.into_iter().chain(score) {

@@ -149,6 +149,19 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
     }))
 }
 
+/// Waits for the end of a child and reaps it.
+///
+/// # Errors
+/// It is no child of this process.
+pub fn wait(pidfd: BorrowedFd<'_>) -> Result<()> {
+    loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
+            Err(rustix::io::Errno::INTR) => {}
+            waited => return waited.map(drop).on("waitid", "pidfd"),
+        }
+    }
+}
+
 /// A child that has ended, without reaping it; its pid.
 #[must_use]
 pub fn peek_ended() -> Option<i32> {

@@ -84,7 +84,6 @@ pub fn assemble(
     let rootfs = descriptors.push(rootfs);
     let cgroup = descriptors.push_cgroup(cgroup.join()?);
     let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
-    let uid_mappings = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().clone());
     make_place_for_hooks(&spec, container)?;
     let context = Context {
         bundle: container.folder(),
@@ -100,7 +99,7 @@ pub fn assemble(
         rootfs,
         cgroup,
         directories: volumes(layer),
-        uid_mappings: &uid_mappings,
+        users: compile::compile_users(&spec),
         trees,
         device_sources,
         mount_label: label.map(str::to_owned),
@@ -163,7 +162,8 @@ fn container_spec(
         default_ulimits: daemon.config.default_ulimits.clone(),
         device_ownership: daemon.config.device_ownership_from_security_context,
         bounding: daemon.capabilities,
-        open_files: daemon.open_files,
+        rlimit_ceilings: daemon.rlimit_ceilings.clone(),
+        pending_signals: daemon.pending_signals,
         cgroup_v2: daemon.hierarchies.is_v2(),
         restrict_oom_score_adj: daemon.config.restrict_oom_score_adj,
         last_cap: daemon.last_capability,

@@ -8,7 +8,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::daemon::{Daemon, Shared, blocking};
 use crate::error::CriError;
-use crate::spec::resources::{change, limits};
+use crate::spec::resources::{change, check, limits};
 use crate::store::{Container, ContainerState};
 use crate::systemd;
 
@@ -26,10 +26,12 @@ pub async fn update(daemon: &Shared, request: UpdateContainerResourcesRequest) -
         return Err(CriError::invalid("windows", "is not for this host"));
     }
     let Some(asked) = request.linux else { return Ok(()) };
+    check(&asked, daemon.hierarchies.is_v2())?;
     let daemon = daemon.clone();
     if daemon.by_systemd() {
         let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
-        systemd::set_limits(&daemon, &path, &limits(&asked, daemon.hierarchies.is_v2())).await?;
+        let (_, after) = changed(&container, &asked);
+        systemd::set_limits(&daemon, &path, &limits(&after, daemon.hierarchies.is_v2())).await?;
     }
     // Not to be broken off by a caller that goes away: what blocks runs on to its end.
     blocking(move || apply(&daemon, &container, &asked)).await
@@ -42,15 +44,12 @@ fn apply(
 ) -> Result<(), CriError> {
     let _in_order = container.updating.lock().unwrap_or_else(PoisonError::into_inner);
     let v2 = daemon.hierarchies.is_v2();
-    let before = container.with(|record| record.config.linux.clone()).unwrap_or_default();
-    let before = before.resources.unwrap_or_default();
-    let mut after = before.clone();
-    change(&mut after, asked);
+    let (before, after) = changed(container, asked);
     // A container that is over has no cgroup; what it would have had is told in its status.
     if !matches!(container.state(), ContainerState::Exited(_)) {
         let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
         let cgroup = Cgroup::open(&daemon.hierarchies, &path);
-        if let Err(error) = cgroup.update(&limits(asked, v2)) {
+        if let Err(error) = cgroup.update(&limits(&after, v2)) {
             restore(&cgroup, &limits(&before, v2));
             return Err(error.into());
         }
@@ -60,6 +59,19 @@ fn apply(
         record.config.linux.get_or_insert_default().resources = Some(after);
     })?;
     Ok(())
+}
+
+/// The limits before and after. Those that are not spoken of are set again with the others: what two of them say together,
+/// such as a quota and its period, is one value to the kernel.
+fn changed(
+    container: &Container,
+    asked: &LinuxContainerResources,
+) -> (LinuxContainerResources, LinuxContainerResources) {
+    let linux = container.with(|record| record.config.linux.clone()).unwrap_or_default();
+    let before = linux.resources.unwrap_or_default();
+    let mut after = before.clone();
+    change(&mut after, asked);
+    (before, after)
 }
 
 /// One limit was refused: those before it are taken back.

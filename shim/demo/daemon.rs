@@ -20,7 +20,7 @@ use crate::config::{CgroupDriver, Config, NetworkConfig};
 use crate::server::connect::{answers, connect};
 
 /// How long the daemon may take to come up, and to end.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What lies between two looks at whether it answers.
 const LOOK: Duration = Duration::from_millis(2);

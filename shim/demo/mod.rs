@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::check;
 use daemon::PrivateDaemon;
@@ -124,12 +124,13 @@ async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoErro
     // daemon leaves running can be missed.
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|error| DemoError::Host(format!("become a subreaper: {error}")))?;
+    let mut signals = Signals::watch()?;
     let before = Snapshot::take()?;
     let folder = Folder::make()?;
     let mut daemon = None;
     let played = tokio::select! {
         played = play(&folder, printer, &mut daemon) => played,
-        signal = stopped() => Err(DemoError::Stopped(signal)),
+        signal = signals.next() => Err(DemoError::Stopped(signal)),
     };
     let mut results = vec![played];
     if let Some(mut daemon) = daemon {
@@ -166,18 +167,30 @@ async fn play(
     script::play(daemon, printer).await
 }
 
-/// Waits for Ctrl-C, SIGTERM or a closed terminal.
-async fn stopped() -> &'static str {
-    let watch = |kind| signal(kind).ok();
-    let (Some(mut interrupt), Some(mut terminate), Some(mut hangup)) =
-        (watch(SignalKind::interrupt()), watch(SignalKind::terminate()), watch(SignalKind::hangup()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => "Ctrl-C",
-        _ = terminate.recv() => "SIGTERM",
-        _ = hangup.recv() => "SIGHUP",
+/// Ctrl-C, SIGTERM and a closed terminal. They are watched from before anything is made: what is made is removed.
+#[derive(Debug)]
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn watch() -> Result<Self, DemoError> {
+        let watch = |kind| signal(kind).map_err(|error| DemoError::Host(format!("watch signals: {error}")));
+        Ok(Self {
+            interrupt: watch(SignalKind::interrupt())?,
+            terminate: watch(SignalKind::terminate())?,
+            hangup: watch(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "Ctrl-C",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
     }
 }
 

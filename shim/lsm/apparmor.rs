@@ -1,8 +1,9 @@
 //! AppArmor: which profile a container is confined by (apparmor(7)). The decisions are those of containerd.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use berth_proto::v1::security_profile::ProfileType;
 use berth_proto::v1::{LinuxContainerSecurityContext, SecurityProfile};
@@ -28,8 +29,6 @@ pub struct AppArmor {
     enabled: bool,
     profiles: PathBuf,
     parser: PathBuf,
-    /// Where the profile's text is written for the parser.
-    folder: PathBuf,
 }
 
 /// A profile by where it comes from.
@@ -44,7 +43,7 @@ enum Choice {
 impl AppArmor {
     /// Looks at the host whose files are below `root`.
     #[must_use]
-    pub fn detect(root: &Path, folder: &Path) -> Self {
+    pub fn detect(root: &Path) -> Self {
         let text = fs::read_to_string(root.join("sys/module/apparmor/parameters/enabled"));
         let profiles = root.join("sys/kernel/security/apparmor/profiles");
         let parsers = ["usr/sbin/apparmor_parser", "sbin/apparmor_parser"].map(|path| root.join(path));
@@ -53,7 +52,6 @@ impl AppArmor {
             enabled: text.is_ok_and(|text| text.starts_with('Y')) && profiles.exists(),
             profiles,
             parser: if first.exists() { first } else { second },
-            folder: folder.to_owned(),
         }
     }
 
@@ -95,11 +93,16 @@ impl AppArmor {
             return Ok(DEFAULT.to_owned());
         }
         let failed = |why: String| CriError::failed(format!("load the AppArmor profile {DEFAULT}"), why);
-        let file = self.folder.join("apparmor-profile");
-        fs::write(&file, PROFILE).map_err(|error| failed(format!("write {}: {error}", file.display())))?;
+        let ran = |error: std::io::Error| failed(format!("run {}: {error}", self.parser.display()));
         // -K: without the cache of the distribution's own profiles, -r: in the place of an older one.
-        let output = Command::new(&self.parser).arg("-Kr").arg(&file).output();
-        let output = output.map_err(|error| failed(format!("run {}: {error}", self.parser.display())))?;
+        let mut command = Command::new(&self.parser);
+        command.arg("-Kr").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut parser = command.spawn().map_err(ran)?;
+        if let Some(mut stdin) = parser.stdin.take() {
+            // A parser that ends early says why itself.
+            drop(stdin.write_all(PROFILE.as_bytes()));
+        }
+        let output = parser.wait_with_output().map_err(ran)?;
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(failed(format!("{} ended with {}: {words}", self.parser.display(), output.status)));
@@ -172,7 +175,7 @@ mod tests {
         }
 
         fn profile(&self, security: &LinuxContainerSecurityContext) -> Result<Option<String>, String> {
-            let apparmor = AppArmor::detect(self.folder.path(), self.folder.path());
+            let apparmor = AppArmor::detect(self.folder.path());
             apparmor.profile(security).map_err(|error| error.to_string())
         }
     }
@@ -185,7 +188,7 @@ mod tests {
     #[test]
     fn a_host_without_it_refuses_what_asks_for_a_profile() {
         let folder = tempfile::tempdir().unwrap();
-        let none = AppArmor::detect(folder.path(), folder.path());
+        let none = AppArmor::detect(folder.path());
         assert_eq!(none.profile(&LinuxContainerSecurityContext::default()).unwrap(), None);
         assert_eq!(none.profile(&asks(ProfileType::Unconfined, "")).unwrap(), None);
         for security in [asks(ProfileType::RuntimeDefault, ""), asks(ProfileType::Localhost, "nginx")] {
@@ -196,7 +199,7 @@ mod tests {
 
     #[test]
     fn profiles_are_loaded_ones_or_berths_own() {
-        let host = Host::new("#!/bin/sh\n[ \"$1\" = -Kr ] && grep -q 'profile berth-default' \"$2\"\n");
+        let host = Host::new("#!/bin/sh\n[ \"$*\" = -Kr ] && grep -q 'profile berth-default'\n");
         let own = Some(DEFAULT.to_owned());
         assert_eq!(host.profile(&LinuxContainerSecurityContext::default()), Ok(own.clone()));
         assert_eq!(host.profile(&asks(ProfileType::RuntimeDefault, "")), Ok(own));

@@ -94,6 +94,7 @@ impl SeLinux {
     ) -> Result<Option<Labels>, CriError> {
         check(asked)?;
         if !self.enabled {
+            tell_unheeded(asked);
             return Ok(None);
         }
         let level = asked.map(|asked| asked.level.clone()).filter(|level| !level.is_empty());
@@ -111,7 +112,10 @@ impl SeLinux {
         pod: Option<&Labels>,
     ) -> Result<Option<Labels>, CriError> {
         check(asked)?;
-        let (true, Some(pod)) = (self.enabled, pod) else { return Ok(None) };
+        let (true, Some(pod)) = (self.enabled, pod) else {
+            tell_unheeded(asked);
+            return Ok(None);
+        };
         match asked.filter(|asked| **asked != SeLinuxOption::default()) {
             None => Ok(Some(pod.clone())),
             Some(asked) => {
@@ -138,6 +142,14 @@ impl SeLinux {
         process.level.clone_from(&level);
         file.level = level;
         Labels { process: process.to_string(), mount: file.to_string() }
+    }
+}
+
+/// Kubernetes has the options without effect where there is no SELinux ("Configure a Security Context for a Pod or
+/// Container"): pods that bring them run on any node. The log tells it.
+fn tell_unheeded(asked: Option<&SeLinuxOption>) {
+    if let Some(asked) = asked.filter(|asked| **asked != SeLinuxOption::default()) {
+        tracing::warn!(?asked, "this host has no SELinux: the options have no effect");
     }
 }
 

@@ -15,8 +15,9 @@ use crate::keeper::{Link, LinkError};
 use crate::pod::{follow, run, stop};
 use crate::store::{Pod, PodRecord, PodState, file};
 
-/// A keeper answers at once; one that does not is as good as gone.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A keeper answers at once, but for a machine that is overloaded, which must not cost a pod its life. One that is gone
+/// refuses the connection and is not waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a keeper knows of its containers, and the events that it sends from now on.
 #[derive(Debug)]

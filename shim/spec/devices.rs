@@ -16,17 +16,12 @@ pub(super) fn nodes(
     host: &Host,
 ) -> Result<Vec<LinuxDevice>> {
     let mut nodes = if security.privileged { host.privileged_devices.clone() } else { Vec::new() };
-    for wanted in &config.devices {
-        let found: Vec<LinuxDevice> = host
-            .devices
-            .iter()
-            .filter(|device| device.path().starts_with(&wanted.container_path))
-            .cloned()
-            .collect();
+    for (wanted, found) in config.devices.iter().zip(&host.devices) {
         if found.is_empty() {
-            return Err(error("devices.host_path", format!("{:?} is no device", wanted.host_path)));
+            return Err(error("devices.host_path", format!("{:?} has no device", wanted.host_path)));
         }
-        let found: Vec<LinuxDevice> = found.into_iter().map(|device| owned(device, security, host)).collect();
+        let found: Vec<LinuxDevice> =
+            found.iter().map(|device| owned(device.clone(), security, host)).collect();
         nodes.retain(|node| found.iter().all(|device| device.path() != node.path()));
         nodes.extend(found);
     }
@@ -65,9 +60,9 @@ pub(super) fn rules(
     for numbers in DEFAULT {
         rules.push(rule(true, LinuxDeviceType::C, numbers, "rwm")?);
     }
-    for wanted in &config.devices {
+    for (wanted, found) in config.devices.iter().zip(&host.devices) {
         let permissions = permissions(&wanted.permissions)?;
-        for device in host.devices.iter().filter(|device| device.path().starts_with(&wanted.container_path)) {
+        for device in found {
             rules.push(rule(true, device.typ(), (device.major(), device.minor()), permissions)?);
         }
     }

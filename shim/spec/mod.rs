@@ -27,7 +27,7 @@ use std::path::Path;
 
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig};
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, Root, RootBuilder, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, PosixRlimitType, Root, RootBuilder, Spec};
 
 pub use annotations::classes;
 pub use dns::resolv_conf;
@@ -98,8 +98,8 @@ pub struct User {
 pub struct Host {
     /// All its devices, for a privileged container.
     pub privileged_devices: Vec<LinuxDevice>,
-    /// The devices that the container asks for, as they are on the host.
-    pub devices: Vec<LinuxDevice>,
+    /// The devices that the container asks for, as they are on the host, by their requests.
+    pub devices: Vec<Vec<LinuxDevice>>,
     /// Cgroups are version 2.
     pub cgroup_v2: bool,
     /// Scores below the daemon's own are raised to it instead of failing.
@@ -108,8 +108,10 @@ pub struct Host {
     pub last_cap: u8,
     /// The capabilities that the daemon has and so can hand on, as a mask; 0 is all.
     pub bounding: u64,
-    /// The most open files that a container can be given.
-    pub open_files: u64,
+    /// The most that a container can be given of what; more than the daemon has only where that may raise limits.
+    pub rlimit_ceilings: Vec<(PosixRlimitType, u64)>,
+    /// How many signals may wait for the processes of a user.
+    pub pending_signals: u64,
     /// Resource limits of every container, checked when the configuration was read.
     pub default_ulimits: Vec<String>,
     /// Devices belong to the user that the container asks to run as.

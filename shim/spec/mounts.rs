@@ -90,10 +90,13 @@ fn pod_files(pod: &PodContext<'_>, security: &LinuxContainerSecurityContext) -> 
 
 fn compile_volume(volume: &Volume, users: Option<&UserNamespace>) -> Result<Mount> {
     let field = |name: &str| format!("mounts[{}].{name}", volume.container_path);
-    let (uids, gids) = (&volume.uid_mappings, &volume.gid_mappings);
-    let mapped = userns::is_mapped(&field("uidMappings"), uids, gids, users)?;
+    let ids = userns::of_volume(field, &volume.uid_mappings, &volume.gid_mappings)?;
     if volume.image.is_some() {
-        return image_volume(volume);
+        // Its files have the ids that they have in the image, inside the pod.
+        return match ids {
+            Some(ids) if users != Some(&ids) => Err(error(field("uidMappings"), "are not those of the pod")),
+            _ => image_volume(volume),
+        };
     }
     let mut options = vec!["rbind", "berth:create"];
     options.push(match volume.propagation() {
@@ -104,9 +107,9 @@ fn compile_volume(volume: &Volume, users: Option<&UserNamespace>) -> Result<Moun
     options.push(access(volume)?);
     options.extend(flags(volume)?);
     let mut mount = mount(&normal(&volume.container_path), "bind", &volume.host_path, &options);
-    if let Some(users) = users.filter(|_| mapped) {
-        mount.set_uid_mappings(Some(userns::mappings(&users.uids)?));
-        mount.set_gid_mappings(Some(userns::mappings(&users.gids)?));
+    if let Some(ids) = ids {
+        mount.set_uid_mappings(Some(userns::mappings(&ids.uids)?));
+        mount.set_gid_mappings(Some(userns::mappings(&ids.gids)?));
     }
     Ok(mount)
 }

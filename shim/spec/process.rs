@@ -32,7 +32,7 @@ pub(super) fn process(
     process.set_user(oci_user);
     process.set_capabilities(Some(capabilities::sets(security, user.uid, host)?));
     process.set_no_new_privileges(Some(security.no_new_privs));
-    process.set_oom_score_adj(oom_score_adj(config, host)?);
+    process.set_oom_score_adj(Some(oom_score_adj(config, host)?));
     process.set_rlimits(Some(rlimits::of_container(host)?));
     Ok(process)
 }
@@ -121,16 +121,17 @@ impl Environment {
 }
 
 /// A score below the daemon's own needs CAP_SYS_RESOURCE; where the config says so it is raised instead of refused.
-fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<Option<i32>> {
+/// It is always set: the one that a container would have otherwise is its keeper's, which is among the last to be killed.
+fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<i32> {
     let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else {
-        return Ok(None);
+        return Ok(host.oom_score_adj_floor.max(0));
     };
     let asked = resources.oom_score_adj;
     if !(LOWEST_SCORE..=1000).contains(&asked) {
         return Err(error("linux.resources.oom_score_adj", format!("{asked} is not from -1000 to 1000")));
     }
     let score = i32::try_from(asked).unwrap_or(0);
-    Ok(Some(if host.restrict_oom_score_adj { score.max(host.oom_score_adj_floor) } else { score }))
+    Ok(if host.restrict_oom_score_adj { score.max(host.oom_score_adj_floor) } else { score })
 }
 
 /// A further process of a container: the container's own with another command. It has never more than the container.
@@ -154,6 +155,7 @@ pub fn exec_process(spec: &Spec, command: &[String], tty: bool) -> Result<Proces
 
 #[cfg(test)]
 mod tests {
+    use berth_proto::v1::{LinuxContainerConfig, LinuxContainerResources};
     use oci_spec::image::ConfigBuilder;
 
     use super::*;
@@ -176,6 +178,25 @@ mod tests {
         assert_eq!(run(&["sh"], &[]), ["sh"]);
         assert_eq!(run(&["sh"], &["-c", "true"]), ["sh", "-c", "true"]);
         assert!(arguments(&ContainerConfig::default(), &ImageConfig::default()).is_err());
+    }
+
+    #[test]
+    fn a_score_is_always_set_and_raised_only_where_configured() {
+        let of = |asked: Option<i64>, host: &Host| {
+            let resources =
+                asked.map(|oom_score_adj| LinuxContainerResources { oom_score_adj, ..Default::default() });
+            let linux = LinuxContainerConfig { resources, security_context: None };
+            oom_score_adj(&ContainerConfig { linux: Some(linux), ..Default::default() }, host)
+        };
+        let daemon = |restrict_oom_score_adj, oom_score_adj_floor| Host {
+            restrict_oom_score_adj,
+            oom_score_adj_floor,
+            ..Host::default()
+        };
+        let scores = |host: &Host| [None, Some(-998), Some(500)].map(|asked| of(asked, host).unwrap());
+        assert_eq!(scores(&daemon(false, -999)), [0, -998, 500]);
+        assert_eq!(scores(&daemon(true, 100)), [100, 100, 500]);
+        assert!(of(Some(1001), &Host::default()).is_err() && of(Some(i64::MIN), &Host::default()).is_err());
     }
 
     #[test]

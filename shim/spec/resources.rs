@@ -3,7 +3,7 @@
 use berth_proto::v1::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext};
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
-use super::{Host, Result, devices};
+use super::{Host, Result, devices, error};
 
 /// The limits of a container, and its devices.
 pub(super) fn resources(
@@ -12,9 +12,23 @@ pub(super) fn resources(
     host: &Host,
 ) -> Result<LinuxResources> {
     let asked = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    asked.map_or(Ok(()), |asked| check(asked, host.cgroup_v2))?;
     let mut resources = asked.map(|asked| limits(asked, host.cgroup_v2)).unwrap_or_default();
     resources.set_devices(Some(devices::rules(config, security, host)?));
     Ok(resources)
+}
+
+/// Whether the limits can be set here at all.
+///
+/// # Errors
+/// Files of cgroup v2 are named and this host has none.
+pub fn check(asked: &LinuxContainerResources, cgroup_v2: bool) -> Result<()> {
+    match asked.unified.keys().min() {
+        Some(file) if !cgroup_v2 => {
+            Err(error("linux.resources.unified", format!("has {file:?}, and this host has no cgroup v2")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The limits that the client asks for; 0 and empty are none (CRI `LinuxContainerResources`).
@@ -106,6 +120,14 @@ mod tests {
         assert_eq!((memory.limit(), memory.swap()), (Some(1000), Some(1000)));
         let cpu = resources.cpu().clone().unwrap();
         assert_eq!((cpu.shares(), cpu.quota(), cpu.period()), (Some(512), Some(-1), None));
+    }
+
+    #[test]
+    fn files_of_v2_need_v2() {
+        let unified = [("memory.high".to_owned(), "900".to_owned())].into();
+        let asked = LinuxContainerResources { unified, ..Default::default() };
+        assert!(check(&asked, false).unwrap_err().to_string().contains("memory.high"));
+        assert!(check(&asked, true).is_ok() && check(&Default::default(), false).is_ok());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Resource limits of a container: the CRI has no word on them, so they are the configuration's.
+//! Resource limits of a container: the CRI has no word on them, so they are the configuration's, and where that says
+//! nothing fixed ones. Each is set: none is left as the daemon has it.
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 
@@ -7,6 +8,29 @@ use super::{Host, Result, error};
 /// Open files of a container. Programs that close every descriptor they could have take ages with the daemon's own
 /// limit; this is what containers under Docker and containerd commonly have.
 const OPEN_FILES: u64 = 1 << 20;
+
+/// What the kernel gives its first process (getrlimit(2)), but for open files, and for processes, which the cgroup counts
+/// by container and this limit by user, over all of them.
+const DEFAULTS: [(PosixRlimitType, u64, u64); 15] = [
+    (PosixRlimitType::RlimitNofile, OPEN_FILES, OPEN_FILES),
+    (PosixRlimitType::RlimitAs, NONE, NONE),
+    (PosixRlimitType::RlimitCore, 0, NONE),
+    (PosixRlimitType::RlimitCpu, NONE, NONE),
+    (PosixRlimitType::RlimitData, NONE, NONE),
+    (PosixRlimitType::RlimitFsize, NONE, NONE),
+    (PosixRlimitType::RlimitLocks, NONE, NONE),
+    (PosixRlimitType::RlimitMemlock, 8 << 20, 8 << 20),
+    (PosixRlimitType::RlimitMsgqueue, 819_200, 819_200),
+    (PosixRlimitType::RlimitNice, 0, 0),
+    (PosixRlimitType::RlimitNproc, NONE, NONE),
+    (PosixRlimitType::RlimitRss, NONE, NONE),
+    (PosixRlimitType::RlimitRtprio, 0, 0),
+    (PosixRlimitType::RlimitRttime, NONE, NONE),
+    (PosixRlimitType::RlimitStack, 8 << 20, NONE),
+];
+
+/// `RLIM_INFINITY`.
+const NONE: u64 = u64::MAX;
 
 const NAMES: [(&str, PosixRlimitType); 16] = [
     ("as", PosixRlimitType::RlimitAs),
@@ -37,7 +61,7 @@ pub fn parse(text: &str) -> std::result::Result<(PosixRlimitType, u64, u64), Str
     let (_, kind) =
         known.ok_or_else(|| format!("names no limit; there are {}", NAMES.map(|n| n.0).join(", ")))?;
     let number = |text: &str| match text {
-        "-1" | "unlimited" => Ok(u64::MAX),
+        "-1" | "unlimited" => Ok(NONE),
         text => text.parse::<u64>().map_err(|_| format!("has {text:?}, which is no number")),
     };
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
@@ -50,7 +74,8 @@ pub fn parse(text: &str) -> std::result::Result<(PosixRlimitType, u64, u64), Str
 
 /// The limits of a container: never the daemon's own.
 pub(super) fn of_container(host: &Host) -> Result<Vec<PosixRlimit>> {
-    let mut limits = vec![(PosixRlimitType::RlimitNofile, OPEN_FILES, OPEN_FILES)];
+    let mut limits = DEFAULTS.to_vec();
+    limits.push((PosixRlimitType::RlimitSigpending, host.pending_signals, host.pending_signals));
     for text in &host.default_ulimits {
         let limit = parse(text).map_err(|why| error("default_ulimits", format!("{text:?} {why}")))?;
         limits.retain(|known| known.0 != limit.0);
@@ -60,7 +85,7 @@ pub(super) fn of_container(host: &Host) -> Result<Vec<PosixRlimit>> {
 }
 
 fn rlimit((kind, soft, hard): (PosixRlimitType, u64, u64), host: &Host) -> Result<PosixRlimit> {
-    let most = if kind == PosixRlimitType::RlimitNofile { host.open_files } else { u64::MAX };
+    let most = host.rlimit_ceilings.iter().find(|(known, _)| *known == kind).map_or(NONE, |(_, most)| *most);
     PosixRlimitBuilder::default()
         .typ(kind)
         .soft(soft.min(most))
@@ -87,12 +112,24 @@ mod tests {
     fn the_configuration_replaces_the_default() {
         let host = Host {
             default_ulimits: vec!["nofile=10:20".to_owned(), "core=0".to_owned()],
-            open_files: 15,
+            rlimit_ceilings: vec![(PosixRlimitType::RlimitNofile, 15), (PosixRlimitType::RlimitNproc, 70)],
+            pending_signals: 5,
             ..Host::default()
         };
         let limits = of_container(&host).unwrap();
-        let pairs: Vec<_> = limits.iter().map(|limit| (limit.typ(), limit.soft(), limit.hard())).collect();
-        let wanted = [(PosixRlimitType::RlimitNofile, 10, 15), (PosixRlimitType::RlimitCore, 0, 0)];
-        assert_eq!(pairs, wanted);
+        let of = |kind| {
+            let mut found = limits.iter().filter(|limit| limit.typ() == kind);
+            let limit = found.next().unwrap();
+            assert!(found.next().is_none(), "{kind:?} is set once");
+            (limit.soft(), limit.hard())
+        };
+        assert_eq!(of(PosixRlimitType::RlimitNofile), (10, 15));
+        assert_eq!(of(PosixRlimitType::RlimitCore), (0, 0));
+        assert_eq!(of(PosixRlimitType::RlimitNproc), (70, 70));
+        assert_eq!(of(PosixRlimitType::RlimitStack), (8 << 20, NONE));
+        assert_eq!(of(PosixRlimitType::RlimitSigpending), (5, 5));
+        for (name, kind) in NAMES {
+            assert!(limits.iter().any(|limit| limit.typ() == kind), "{name} is the daemon's");
+        }
     }
 }

@@ -67,29 +67,35 @@ pub(super) fn mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>> {
     ranges.iter().map(one).collect()
 }
 
-/// Whether a volume is mapped as the pod is.
+/// The ids of a volume, where it has some of its own (CRI `Mount.uidMappings`, `gidMappings`): mostly the pod's.
 ///
 /// # Errors
-/// It has other ids, or the pod has none.
-pub(super) fn is_mapped(
-    field: &str,
+/// They are no ranges, or of users or groups alone.
+pub(super) fn of_volume(
+    field: impl Fn(&str) -> String,
     uids: &[IdMapping],
     gids: &[IdMapping],
-    userns: Option<&UserNamespace>,
-) -> Result<bool> {
+) -> Result<Option<UserNamespace>> {
     if uids.is_empty() && gids.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
-    let same = |mappings: &[IdMapping], ranges: &[IdRange]| {
-        let as_range =
-            |one: &IdMapping| IdRange { inside: one.container_id, outside: one.host_id, length: one.length };
-        mappings.iter().map(as_range).eq(ranges.iter().copied())
+    let ranges = |name: &str, mappings: &[IdMapping]| {
+        if mappings.is_empty() {
+            return Err(error(field(name), "are missing, and the others are given"));
+        }
+        let range = |mapping: &IdMapping| {
+            let &IdMapping { host_id, container_id, length } = mapping;
+            let fits = |first: u32| length > 0 && first.checked_add(length).is_some();
+            let why =
+                || format!("{length} ids from {container_id}, on the host from {host_id}, are no range");
+            match fits(host_id) && fits(container_id) {
+                true => Ok(IdRange { inside: container_id, outside: host_id, length }),
+                false => Err(error(field(name), why())),
+            }
+        };
+        mappings.iter().map(range).collect::<Result<Vec<_>>>()
     };
-    match userns {
-        Some(userns) if same(uids, &userns.uids) && same(gids, &userns.gids) => Ok(true),
-        Some(_) => Err(error(field, "only the ids of the pod are supported")),
-        None => Err(error(field, "the pod has no user namespace")),
-    }
+    Ok(Some(UserNamespace { uids: ranges("uidMappings", uids)?, gids: ranges("gidMappings", gids)? }))
 }
 
 #[cfg(test)]
@@ -125,6 +131,12 @@ mod tests {
         ] {
             assert!(wanted(&options(mode, mappings.clone())).is_err(), "{mode:?} {mappings:?}");
         }
+        let name = |name: &str| format!("v.{name}");
+        assert_eq!(of_volume(name, &[], &[]).unwrap(), None);
+        let other = IdMapping { container_id: 7, ..ONE };
+        assert_eq!(of_volume(name, &[other, ONE], &[ONE]).unwrap().unwrap().uids[0].inside, 7);
+        assert!(of_volume(name, &[ONE], &[]).unwrap_err().to_string().contains("v.gidMappings"));
+        assert!(of_volume(name, &[ONE], &[IdMapping { length: 0, ..ONE }]).is_err());
         let mut shared = options(NamespaceMode::Pod, vec![ONE]);
         shared.network = NamespaceMode::Node.into();
         assert!(wanted(&shared).unwrap_err().to_string().contains("network"));

@@ -203,6 +203,9 @@ fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
         ("network", modes.network())
     } else if is(&["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]) {
         ("IPC", modes.ipc())
+    } else if dotted == "kernel.domainname" {
+        // The name's namespace goes with the network's.
+        ("UTS", modes.network())
     } else {
         return Err(error(field, "is not of a namespace that a pod can have for itself"));
     };
@@ -266,7 +269,10 @@ mod tests {
         let own = NamespaceMode::Pod;
         assert!(pod(&with_sysctl("net.ipv4.ip_forward", "1", own)).is_ok());
         assert!(pod(&with_sysctl("kernel.shm_rmid_forced", "1", own)).is_ok());
-        assert!(pod(&with_sysctl("net.ipv4.ip_forward", "1", NamespaceMode::Node)).is_err());
+        assert!(pod(&with_sysctl("kernel/domainname", "example", own)).is_ok());
+        for hosts in ["net.ipv4.ip_forward", "kernel.domainname"] {
+            assert!(pod(&with_sysctl(hosts, "1", NamespaceMode::Node)).is_err(), "{hosts}");
+        }
         for (key, value) in [
             ("kernel.core_pattern", "|/x"),
             ("kernel.shm_rmid_forced", "1\nkernel.core_pattern=|/x"),

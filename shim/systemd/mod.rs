@@ -13,7 +13,7 @@ use berth_runtime::cgroup::{CgroupPath, Version};
 use berth_runtime::client::Placeholder;
 use futures_util::StreamExt;
 use oci_spec::runtime::LinuxResources;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use zbus::{Connection, ObjectPath, OwnedObjectPath, Variant};
 
@@ -56,10 +56,10 @@ trait Manager {
     fn job_removed(&self, id: u32, job: ObjectPath<'_>, unit: &str, result: &str) -> zbus::Result<()>;
 }
 
-/// The connection to systemd, made when it is first needed.
+/// The connection to systemd, made when it is first needed, and again where the bus was started anew.
 #[derive(Debug, Default)]
 pub struct Systemd {
-    manager: OnceCell<ManagerProxy<'static>>,
+    manager: Mutex<Option<ManagerProxy<'static>>>,
 }
 
 /// The name of a scope in a pod's slice: tools find the id of a container in it.
@@ -108,8 +108,11 @@ pub async fn set_limits(
     let Some(scope) = cgroup.leaf().filter(|leaf| leaf.ends_with(".scope") && !limits.is_empty()) else {
         return Ok(());
     };
-    let manager = daemon.systemd.manager().await?;
-    match manager.set_unit_properties(scope, true, &limits).await {
+    let mut set = daemon.systemd.set(scope, &limits).await;
+    if daemon.systemd.was_cut_off(set.as_ref().err()).await {
+        set = daemon.systemd.set(scope, &limits).await;
+    }
+    match set {
         Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => Ok(()),
         result => result.map_err(|error| failed(&format!("change the limits of {scope}"), error)),
     }
@@ -120,36 +123,60 @@ fn failed(what: &str, error: impl std::fmt::Display) -> CriError {
 }
 
 impl Systemd {
-    async fn manager(&self) -> Result<&ManagerProxy<'static>, CriError> {
-        let connect = || async {
-            let manager = ManagerProxy::new(&Connection::system().await?).await?;
-            // Without it no news of jobs is sent.
-            manager.subscribe().await?;
-            Ok(manager)
-        };
-        let connected = self.manager.get_or_try_init(connect).await;
-        connected.map_err(|error: zbus::Error| failed("connect over D-Bus", error))
+    async fn manager(&self) -> zbus::Result<ManagerProxy<'static>> {
+        let mut kept = self.manager.lock().await;
+        if let Some(manager) = &*kept {
+            return Ok(manager.clone());
+        }
+        let manager = ManagerProxy::new(&Connection::system().await?).await?;
+        // Without it no news of jobs is sent.
+        manager.subscribe().await?;
+        Ok(kept.insert(manager).clone())
+    }
+
+    /// Whether a call has failed since its connection had ended: the next one is made over a new one.
+    async fn was_cut_off(&self, error: Option<&zbus::Error>) -> bool {
+        let Some(zbus::Error::InputOutput(error)) = error else { return false };
+        tracing::info!(%error, "the connection to D-Bus has ended: a new one is made");
+        self.manager.lock().await.take().is_some()
+    }
+
+    async fn set(&self, scope: &str, properties: &[(&'static str, Variant<'_>)]) -> zbus::Result<()> {
+        self.manager().await?.set_unit_properties(scope, true, properties).await
+    }
+
+    /// Starts a scope and waits for its job: how that has ended, unless the connection did before.
+    async fn run(
+        &self,
+        scope: &str,
+        properties: &[(&'static str, Variant<'_>)],
+    ) -> zbus::Result<Option<String>> {
+        let manager = self.manager().await?;
+        let mut removed = manager.receive_job_removed().await?;
+        let job = manager.start_transient_unit(scope, "replace", properties, &[]).await?;
+        while let Some(news) = removed.next().await {
+            let news = news.args()?;
+            if *news.job() == *job {
+                return Ok(Some(news.result().to_string()));
+            }
+        }
+        Ok(None)
     }
 
     async fn start(&self, scope: &str, properties: &[(&'static str, Variant<'_>)]) -> Result<(), CriError> {
-        let manager = self.manager().await?;
         let what = format!("start {scope}");
         let started = async {
-            let mut removed = manager.receive_job_removed().await?;
-            let job = manager.start_transient_unit(scope, "replace", properties, &[]).await?;
-            while let Some(news) = removed.next().await {
-                let news = news.args()?;
-                if *news.job() == *job {
-                    return Ok(Some(news.result().to_string()));
-                }
+            let started = self.run(scope, properties).await;
+            match self.was_cut_off(started.as_ref().err()).await {
+                true => self.run(scope, properties).await,
+                false => started,
             }
-            Ok::<_, zbus::Error>(None)
         };
         match tokio::time::timeout(PATIENCE, started).await {
             Ok(Ok(Some(result))) if result == "done" => Ok(()),
             Ok(Ok(Some(result))) => Err(failed(&what, format!("its job has ended as {result}"))),
             Ok(Ok(None)) => Err(failed(&what, "the connection has ended")),
-            Ok(Err(error)) => Err(failed(&what, error)),
+            Ok(Err(error)) => Err(failed(&what, format!("over D-Bus: {error}"))),
             Err(_) => Err(CriError::deadline(format!("systemd: {what} after {} s", PATIENCE.as_secs()))),
         }
     }

@@ -5,6 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::PATIENCE;
+
+/// How the folder of a test begins.
+pub const FOLDER: &str = "berth-test-";
+
 /// Mounts, links and keepers of the host.
 pub struct Host {
     mounts: BTreeSet<String>,
@@ -23,12 +28,14 @@ impl Host {
         }
     }
 
-    /// What is there now and was not before, of mounts, links, cgroups and processes.
-    pub fn left_after(&self, cgroup_parent: &str, daemon: u32) -> Vec<String> {
-        let until = Instant::now() + Duration::from_secs(5);
+    /// What is there now and was not before, of mounts, links, cgroups and processes. What other tests have mounted in
+    /// their folders is theirs; the rest may be another test's for a while.
+    pub fn left_after(&self, folder: &Path, cgroup_parent: &str, daemon: u32) -> Vec<String> {
+        let until = Instant::now() + PATIENCE;
         loop {
             let now = Self::look();
-            let mut left: Vec<String> = now.mounts.difference(&self.mounts).cloned().collect();
+            let new = now.mounts.difference(&self.mounts);
+            let mut left: Vec<String> = new.filter(|mount| !is_of_another(mount, folder)).cloned().collect();
             left.extend(now.links.difference(&self.links).cloned());
             left.extend(cgroup_folders(cgroup_parent).iter().map(|folder| folder.display().to_string()));
             left.extend(children_of(daemon));
@@ -38,6 +45,10 @@ impl Host {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn is_of_another(mount: &str, folder: &Path) -> bool {
+    mount.contains(FOLDER) && !mount.contains(&folder.display().to_string())
 }
 
 /// The folders of a cgroup in every hierarchy, the deepest first.

@@ -34,8 +34,9 @@ use tonic::{Code, Status};
 
 use leftovers::Host;
 
-/// How long something may take in a debug build on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long something may take in a debug build on a busy machine, or on an emulated one. Only a test that fails waits
+/// for as long.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The image that every test has.
 pub const IMAGE: &str = "localhost/busybox:test";
@@ -67,7 +68,7 @@ impl Berth {
     /// A daemon with more configuration, without an image.
     pub async fn start_with(more: &str) -> Self {
         let before = Host::look();
-        let folder = tempfile::Builder::new().prefix("berth-test-").tempdir().unwrap();
+        let folder = tempfile::Builder::new().prefix(leftovers::FOLDER).tempdir().unwrap();
         let path = folder.path().display();
         // Nothing that this machine has been told of registries counts.
         let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
@@ -99,6 +100,18 @@ impl Berth {
             cgroup_parent: format!("/berth-test-{}-{number}", std::process::id()),
             folder,
         }
+    }
+
+    /// The daemon.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    /// What a verbose status tells of a container, such as `pid` and `cgroup`.
+    pub async fn info(&mut self, container: &str) -> serde_json::Value {
+        let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+        let info = self.runtime.container_status(request).await.unwrap().into_inner().info;
+        serde_json::from_str(&info["info"]).unwrap()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -279,14 +292,13 @@ impl Berth {
             self.remove_pod(&pod.id).await;
         }
         self.remove_cgroup_parent();
-        let mut left = self.before.left_after(&self.cgroup_parent, self.process.id());
+        let mut left = self.before.left_after(self.folder.path(), &self.cgroup_parent, self.process.id());
         for folder in ["root/pods", "root/containers", "run/pods", "root/network/pods"] {
             let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
             left.extend(entries.map(|entry| entry.path().display().to_string()));
         }
-        let links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
-        let until = Instant::now() + Duration::from_secs(5);
-        let mut links = links;
+        let mut links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
+        let until = Instant::now() + PATIENCE;
         while links.contains("bv") && Instant::now() < until {
             // A namespace takes its links along in the background (DESIGN, "The way of a pod").
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -411,6 +423,11 @@ pub fn text_of(log: &str) -> String {
         }
     }
     text
+}
+
+/// Whether this host has cgroup v2 alone.
+pub fn is_v2() -> bool {
+    fs::metadata("/sys/fs/cgroup/cgroup.controllers").is_ok()
 }
 
 /// The code of an error, for comparison.

@@ -17,6 +17,9 @@ use crate::error::CriError;
 
 pub(super) struct Double;
 
+/// A call to StartContainer has begun.
+pub(super) static BEGUN: tokio::sync::Notify = tokio::sync::Notify::const_new();
+
 /// A service with the calls that tests make, written out, and those that no test makes, by name. (The macro is around
 /// the whole, since `async_trait` does not see into macros.)
 macro_rules! service {
@@ -55,11 +58,12 @@ service! { RuntimeService {
         std::future::pending().await
     }
 
-    /// Answers after a while.
+    /// Answers after a while; that it has begun is told.
     async fn start_container(
         &self,
         _: Request<StartContainerRequest>,
     ) -> Result<Response<StartContainerResponse>, Status> {
+        BEGUN.notify_one();
         tokio::time::sleep(Duration::from_millis(600)).await;
         Ok(Response::new(StartContainerResponse {}))
     }
