@@ -282,8 +282,7 @@ esac
     fs::write(folder.path().join("vendor.yaml"), file).unwrap();
     let pod = berth.run_pod(berth.pod_config("hooks")).await;
     let named = |name: &str| {
-        let mut config =
-            shell("c", "readlink /etc/linked; grep -c 'vendor /mnt tmpfs' /proc/mounts");
+        let mut config = shell("c", "readlink /etc/linked; grep -c 'vendor /mnt tmpfs' /proc/mounts");
         config.metadata.as_mut().unwrap().name = name.to_owned();
         config.cdi_devices = vec![CdiDevice { name: format!("vendor.example/gpu={name}") }];
         config

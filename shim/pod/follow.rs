@@ -48,6 +48,7 @@ async fn take(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
             }
         }
         Event::ExecExited { exec, .. } => tracing::debug!(exec, "nobody waits for the end of this exec"),
+        Event::Detached { client, .. } => tracing::debug!(client, "nobody waits for the end of this client"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A container: its record on disk, its state and the only functions that change it.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -205,6 +206,8 @@ pub struct Container {
     pub updating: Mutex<()>,
     /// The OCI spec that it was made from.
     pub spec: SpecStore,
+    /// Execs that have ended and left something running, which is all that their cgroups are there for.
+    left: Mutex<VecDeque<String>>,
 }
 
 impl Container {
@@ -221,7 +224,20 @@ impl Container {
             writing: Mutex::new(()),
             changed: watch::Sender::new(()),
             updating: Mutex::new(()),
+            left: Mutex::default(),
         }
+    }
+
+    /// Takes up to `most` of the execs that have left something running, the oldest first, to look whether it still does.
+    pub(crate) fn take_left(&self, most: usize) -> Vec<String> {
+        let mut left = lock(&self.left);
+        let most = most.min(left.len());
+        left.drain(..most).collect()
+    }
+
+    /// These execs have left something running.
+    pub(crate) fn put_left(&self, execs: Vec<String>) {
+        lock(&self.left).extend(execs);
     }
 
     /// The record as it is now.
