@@ -225,6 +225,9 @@ pub struct ProcessPlan {
     pub apparmor: Option<String>,
     /// SELinux label to change to on exec.
     pub selinux: Option<String>,
+    /// Columns and rows of its terminal, where it has one and they are known.
+    #[serde(default)]
+    pub terminal_size: Option<(u16, u16)>,
 }
 
 /// Capability sets as bit masks: bit n is capability n.

@@ -15,6 +15,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::config::Config;
 use crate::error::CriError;
+use crate::event::Events;
 use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
@@ -51,6 +52,8 @@ pub struct Daemon {
     pub filters: Cache,
     /// What is in flight.
     pub operations: Operations,
+    /// Who is told what happens.
+    pub events: Events,
     /// This boot: nothing that was made in another one runs.
     pub boot_id: String,
     /// The newest capability that the kernel knows.
@@ -101,6 +104,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         rates: Rates::default(),
         filters: Cache::default(),
         operations: Operations::default(),
+        events: Events::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,
         last_capability: number_from(Path::new("/proc/sys/kernel/cap_last_cap"))
             .map_err(fail("read the kernel's capabilities"))?,
@@ -114,6 +118,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         config,
     });
     crate::recover::recover(&daemon).await?;
+    daemon.events.started();
     berth_runtime::sys::memory::trim();
     Ok(daemon)
 }

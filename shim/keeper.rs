@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_runtime::client::Connection;
-use berth_runtime::wire::{Call, Event, Failure, Message, Outcome, PROTOCOL, Request, Snapshot};
+use berth_runtime::wire::{Call, Detachment, Event, Failure, Message, Outcome, PROTOCOL, Request, Snapshot};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -39,8 +40,12 @@ struct Outgoing {
 #[derive(Debug)]
 struct Shared {
     calls: mpsc::UnboundedSender<Outgoing>,
+    /// What the keeper speaks: the oldest until it has said so.
+    protocol: AtomicU32,
     /// Who waits for the end of which exec.
     execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
+    /// Who waits to hear that which client is attached no more.
+    clients: Mutex<HashMap<String, oneshot::Sender<Detachment>>>,
 }
 
 impl std::fmt::Debug for Outgoing {
@@ -64,7 +69,12 @@ impl Link {
         let connection = Watched::new(connection)?;
         let (calls, outgoing) = mpsc::unbounded_channel();
         let (events, receiver) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared { calls, execs: Mutex::default() });
+        let shared = Arc::new(Shared {
+            calls,
+            protocol: AtomicU32::new(1),
+            execs: Mutex::default(),
+            clients: Mutex::default(),
+        });
         let driver = Driver {
             connection,
             events,
@@ -81,6 +91,10 @@ impl Link {
     /// # Errors
     /// The keeper refuses or is gone.
     pub async fn call(&self, call: Call, descriptors: Vec<OwnedFd>) -> Reply {
+        // A keeper of an older daemon takes a call that it does not know for garbage, and hangs up.
+        if call.since() > self.shared.protocol.load(Ordering::Relaxed) {
+            return Err(Failure::Unknown.into());
+        }
         let (reply, answer) = oneshot::channel();
         self.shared.calls.send(Outgoing { call, descriptors, reply }).map_err(|_| LinkError::Gone)?;
         answer.await.map_err(|_| LinkError::Gone)?
@@ -92,7 +106,10 @@ impl Link {
     /// As [`Link::call`].
     pub async fn hello(&self) -> Result<Snapshot, LinkError> {
         match self.call(Call::Hello { protocol: PROTOCOL }, Vec::new()).await?.0 {
-            Outcome::Hello(snapshot) => Ok(snapshot),
+            Outcome::Hello(snapshot) => {
+                self.shared.protocol.store(snapshot.protocol, Ordering::Relaxed);
+                Ok(snapshot)
+            }
             other => Err(LinkError::Unexpected(format!("{other:?}"))),
         }
     }
@@ -111,6 +128,19 @@ impl Link {
         let (tell, told) = oneshot::channel();
         lock(&self.shared.execs).insert(exec.to_owned(), tell);
         told
+    }
+
+    /// Tells when a client is attached no more. To be asked for before it is attached.
+    #[must_use]
+    pub fn detachment(&self, client: &str) -> oneshot::Receiver<Detachment> {
+        let (tell, told) = oneshot::channel();
+        lock(&self.shared.clients).insert(client.to_owned(), tell);
+        told
+    }
+
+    /// Nobody waits for the detachment of this client any more.
+    pub fn forget_client(&self, client: &str) {
+        lock(&self.shared.clients).remove(client);
     }
 
     /// Nobody waits for the end of this exec any more.
@@ -145,9 +175,10 @@ impl Driver {
                 },
             }
         }
-        // Dropping `waiting` and `execs` tells everyone who waits that the keeper is gone.
+        // Dropping `waiting`, `execs` and `clients` tells everyone who waits that the keeper is gone.
         if let Some(shared) = self.shared.upgrade() {
             lock(&shared.execs).clear();
+            lock(&shared.clients).clear();
         }
     }
 
@@ -179,6 +210,12 @@ impl Driver {
                 let waiting = self.shared.upgrade().and_then(|shared| lock(&shared.execs).remove(&exec));
                 if let Some(waiting) = waiting {
                     let _gone = waiting.send(code);
+                }
+            }
+            Message::Event(Event::Detached { client, why }) => {
+                let waiting = self.shared.upgrade().and_then(|shared| lock(&shared.clients).remove(&client));
+                if let Some(waiting) = waiting {
+                    let _gone = waiting.send(why);
                 }
             }
             Message::Event(event) => {

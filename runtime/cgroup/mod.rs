@@ -113,6 +113,9 @@ struct Folder {
 }
 
 impl Cgroup {
+    /// How the names of execs' cgroups begin.
+    pub const EXEC: &str = "exec-";
+
     /// The cgroup at a path, whether it is there or not.
     #[must_use]
     pub fn open(hierarchies: &Hierarchies, path: &CgroupPath) -> Self {
@@ -287,12 +290,30 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes an exec's cgroup unless something in it still runs.
+    /// Removes an exec's cgroup unless something in it still runs; whether it is gone.
     ///
     /// # Errors
     /// A folder stays for another reason.
-    pub fn remove_if_empty(&self) -> Result<()> {
-        if self.processes()?.is_empty() { remove(&self.whole, Instant::now() + BUSY) } else { Ok(()) }
+    pub fn remove_if_empty(&self) -> Result<bool> {
+        if !self.processes()?.is_empty() {
+            return Ok(false);
+        }
+        remove(&self.whole, Instant::now() + BUSY).map(|()| true)
+    }
+
+    /// Kills and removes what execs have left below and next to it: of a daemon that has ended, nobody waits for them.
+    ///
+    /// # Errors
+    /// Something does not end, or a folder stays.
+    pub fn release_execs(&self) -> Result<()> {
+        let entries = fs::read_dir(&self.whole).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let below = names.filter(|name| is_exec(name)).map(|name| self.existing_child(&name));
+        for exec in below.chain(self.all_beside()) {
+            exec.kill()?;
+            remove(&exec.whole, Instant::now() + BUSY)?;
+        }
+        Ok(())
     }
 
     /// Removes it where nothing is in it or below it; else it stays as it is.
@@ -353,6 +374,12 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Whether a name is that of an exec's cgroup, and not one that the container has given to a cgroup of its own.
+fn is_exec(name: &str) -> bool {
+    let number = name.strip_prefix(Cgroup::EXEC).and_then(|rest| rest.split_once('-'));
+    number.is_some_and(|(daemon, number)| daemon.parse::<u32>().is_ok() && number.parse::<u64>().is_ok())
 }
 
 fn make_folder(path: &Path) -> Result<()> {

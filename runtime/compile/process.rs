@@ -1,6 +1,6 @@
 //! The command of a container or an exec, with its credentials.
 
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
+use oci_spec::runtime::{Box, Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
 
 use super::{CompileError, Result, invalid, path_text, text};
 use crate::plan::{CapabilityMasks, ProcessPlan, Rlimit};
@@ -83,7 +83,14 @@ pub fn compile_process(process: &Process) -> Result<ProcessPlan> {
         seccomp: None,
         apparmor: label("process.apparmorProfile", process.apparmor_profile())?,
         selinux: label("process.selinuxLabel", process.selinux_label())?,
+        terminal_size: process.console_size().filter(|_| process.terminal() == Some(true)).map(terminal_size),
     })
+}
+
+/// More than a terminal can be told is as much as it can.
+fn terminal_size(size: Box) -> (u16, u16) {
+    let side = |length: u64| u16::try_from(length).unwrap_or(u16::MAX);
+    (side(size.width()), side(size.height()))
 }
 
 fn masks(sets: &LinuxCapabilities) -> CapabilityMasks {

@@ -112,7 +112,7 @@ fn prepare(
     }
     fill(plan, &root, &proc, nodes)?;
     let terminal = match plan.stdio.tty {
-        true => Some(process::open_terminal(&root)?),
+        true => Some(process::open_terminal(&root, &plan.process)?),
         false => None,
     };
     if let Some((_, slave)) = &terminal {

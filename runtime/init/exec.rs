@@ -63,7 +63,7 @@ fn prepare(
     }
     if plan.tty {
         let root = Root::new(mount::place("/").at(Step::Terminal)?);
-        let (master, slave) = process::open_terminal(&root)?;
+        let (master, slave) = process::open_terminal(&root, &plan.process)?;
         gate.report(&Report::Ready, Some(master.as_fd()));
         let slave = slave.as_fd();
         process::set_streams(&Streams { stdin: slave, stdout: slave, stderr: slave }, true, &plan.process)?;

@@ -55,8 +55,8 @@ fn give_to_user(stream: BorrowedFd<'_>, plan: &ProcessPlan) -> sys::Result<()> {
     rustix::fs::fchown(stream, Some(owner), None).on("fchown", "a standard stream")
 }
 
-/// A pseudo terminal of the devpts of a root filesystem: master and slave.
-pub(super) fn open_terminal(root: &Root) -> Done<(OwnedFd, OwnedFd)> {
+/// A pseudo terminal of the devpts of a root filesystem: master and slave, of the size that is known.
+pub(super) fn open_terminal(root: &Root, plan: &ProcessPlan) -> Done<(OwnedFd, OwnedFd)> {
     let open = || {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let place = root.resolve_strictly("/dev/pts")?;
@@ -65,7 +65,11 @@ pub(super) fn open_terminal(root: &Root) -> Done<(OwnedFd, OwnedFd)> {
         if u64::try_from(magic).ok() != Some(DEVPTS_MAGIC) {
             return Err(Errno::XDEV).on("open", "/dev/pts, which is no devpts");
         }
-        pty::open(devpts)
+        let terminal = pty::open(devpts)?;
+        if let Some((width, height)) = plan.terminal_size {
+            pty::resize(terminal.0.as_fd(), width, height)?;
+        }
+        Ok(terminal)
     };
     open().at(Step::Terminal)
 }

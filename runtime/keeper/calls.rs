@@ -13,7 +13,7 @@ use crate::keeper::{Keeper, Origin, system, vanished};
 use crate::pause::Pause;
 use crate::watch::Watched;
 
-type Answer = Result<Outcome, Failure>;
+pub(crate) type Answer = Result<Outcome, Failure>;
 
 impl Keeper {
     /// Takes a call; its answer goes out now, or when the child that it concerns has got where it was to go.
@@ -32,6 +32,11 @@ impl Keeper {
             }
             Call::SignalExec { exec, signal } => Some(self.signal_exec(&exec, signal)),
             Call::ReopenLog { container } => Some(self.reopen_log(&container)),
+            Call::Attach { container, client, stdin, stdout, stderr } => {
+                let slots = [stdin, stdout, stderr];
+                Some(self.attach(origin, (&container, &client), slots, descriptors))
+            }
+            Call::Resize { container, width, height } => Some(self.resize(&container, width, height)),
             Call::Forget { container } => Some(self.forget(&container)),
             Call::Shutdown => Some(self.shut_down()),
         };
@@ -154,7 +159,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn running(&self, id: &str) -> Result<&Container, Failure> {
+    pub(crate) fn running(&self, id: &str) -> Result<&Container, Failure> {
         let what = format!("container {id}");
         let container = self.containers.get(id).ok_or_else(|| not_found(&what))?;
         match container.state {
@@ -231,10 +236,10 @@ impl Keeper {
     }
 }
 
-fn not_found(what: &str) -> Failure {
+pub(crate) fn not_found(what: &str) -> Failure {
     Failure::NotFound { what: what.to_owned() }
 }
 
-fn state(what: &str, state: &str) -> Failure {
+pub(crate) fn state(what: &str, state: &str) -> Failure {
     Failure::State { what: what.to_owned(), state: state.to_owned() }
 }

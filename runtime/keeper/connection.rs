@@ -5,10 +5,30 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::wire::transport::{self, TransportError};
-use berth_runtime::wire::{Message, Request};
+use berth_runtime::wire::{AnyRequest, Message, Request};
 
 /// The most messages that wait for a daemon.
 const MOST_WAITING: usize = 4096;
+
+/// What comes from a daemon.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Request(Request),
+    /// A call of a newer daemon.
+    Unknown {
+        /// The request's.
+        id: u64,
+    },
+}
+
+impl Incoming {
+    fn decode(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text).map(Self::Request).or_else(|error| {
+            let request = serde_json::from_slice::<AnyRequest>(text);
+            request.map(|request| Self::Unknown { id: request.id }).map_err(|_| error)
+        })
+    }
+}
 
 /// A connection.
 #[derive(Debug)]
@@ -35,8 +55,8 @@ impl Connection {
     pub(crate) fn receive(
         &self,
         buffer: &mut Vec<u8>,
-    ) -> Result<Option<(Request, Vec<OwnedFd>)>, TransportError> {
-        transport::receive(self.socket.as_fd(), buffer)
+    ) -> Result<Option<(Incoming, Vec<OwnedFd>)>, TransportError> {
+        transport::receive_with(self.socket.as_fd(), buffer, Incoming::decode)
     }
 
     /// Sends a message, now or when the socket can be written to.
@@ -65,5 +85,19 @@ impl Connection {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_of_a_newer_daemon_is_unknown_and_no_garbage() {
+        let decoded = Incoming::decode(br#"{"id":7,"call":{"Levitate":{"container":"c1","height":3}}}"#);
+        assert!(matches!(decoded, Ok(Incoming::Unknown { id: 7 })), "{decoded:?}");
+        let decoded = Incoming::decode(br#"{"id":8,"call":"Shutdown"}"#);
+        assert!(matches!(decoded, Ok(Incoming::Request(Request { id: 8, .. }))), "{decoded:?}");
+        assert!(Incoming::decode(b"{").is_err());
     }
 }

@@ -10,6 +10,7 @@ use berth_runtime::wire::{ExitRecord, InitFailure, Phase};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::attach::{Client, Input};
 use crate::keeper::Origin;
 use crate::lines::{Lines, Stream};
 use crate::log::Log;
@@ -48,8 +49,13 @@ pub(crate) struct Container {
     pub(crate) log: Log,
     /// By their place in the epoll: 0 and 1.
     pub(crate) outputs: [Option<Output>; 2],
-    /// Held open for attached clients: the pipe's writing end, or the terminal's master.
-    _stdin: Option<OwnedFd>,
+    /// For attached clients.
+    pub(crate) input: Input,
+    /// Has standard input, which the terminal is when it comes.
+    stdin: bool,
+    pub(crate) clients: Vec<Client>,
+    /// The terminal's master.
+    pub(crate) terminal: Option<OwnedFd>,
     /// A terminal is expected with the report of the gate.
     tty: bool,
     pub(crate) folder: String,
@@ -118,7 +124,10 @@ impl Container {
             state: State::Creating(origin),
             log,
             outputs: streams.outputs,
-            _stdin: streams.stdin,
+            input: Input::new(streams.stdin, plan.stdio.stdin_once),
+            stdin: plan.stdio.stdin,
+            clients: Vec::new(),
+            terminal: None,
             tty: plan.stdio.tty,
             folder,
             oom,
@@ -132,7 +141,8 @@ impl Container {
             return Ok(());
         }
         rustix::io::ioctl_fionbio(&master, true).on("ioctl(FIONBIO)", "")?;
-        self._stdin = Some(master.try_clone().on("dup", "")?);
+        self.terminal = Some(master.try_clone().on("dup", "")?);
+        self.input.fd = self.stdin.then(|| master.try_clone().on("dup", "")).transpose()?;
         self.outputs = [Some(Output { fd: master, lines: Lines::new(Stream::Stdout) }), None];
         Ok(())
     }
@@ -215,6 +225,7 @@ impl Streams {
         }
         let (stdin, held) = if plan.stdio.stdin {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).on("pipe2", "stdin")?;
+            rustix::io::ioctl_fionbio(&write, true).on("ioctl(FIONBIO)", "")?;
             (read, Some(write))
         } else {
             (null()?, None)

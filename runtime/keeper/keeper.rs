@@ -10,7 +10,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Incoming};
 use crate::container::{Container, State};
 use crate::exec::Exec;
 use crate::output::Buffers;
@@ -94,6 +94,8 @@ impl Keeper {
             Watched::ContainerGate(id) => self.container_gate(&id),
             Watched::ExecGate(id) => self.exec_gate(&id),
             Watched::Output(id, place) => self.output(&id, place),
+            Watched::Input(id) => self.feed(&id),
+            Watched::Client(id, client, part) => self.client(&id, &client, part),
         }
     }
 
@@ -116,9 +118,12 @@ impl Keeper {
             return self.cut_off(id);
         }
         match connection.receive(&mut self.incoming) {
-            Ok(Some((request, descriptors))) => {
+            Ok(Some((Incoming::Request(request), descriptors))) => {
                 let origin = Origin { connection: id, request: request.id };
                 self.call(origin, request.call, descriptors);
+            }
+            Ok(Some((Incoming::Unknown { id: request }, _))) => {
+                self.answer(Origin { connection: id, request }, Err(Failure::Unknown), Vec::new());
             }
             Err(error) if error.would_block() => {}
             Ok(None) => return self.cut_off(id),
@@ -145,7 +150,7 @@ impl Keeper {
     }
 
     /// Sends a message to one connection; one that cannot take it is cut off.
-    fn send(&mut self, id: u64, message: Message, descriptors: Vec<OwnedFd>) {
+    pub(crate) fn send(&mut self, id: u64, message: Message, descriptors: Vec<OwnedFd>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match connection.send(message, descriptors) {
             Ok(()) if connection.is_behind() => self.update_interest(id),
@@ -321,7 +326,9 @@ impl Keeper {
             self.container_gate(id);
         }
         self.drain(id);
+        self.let_all_go(id);
         let Some(container) = self.containers.get_mut(id) else { return };
+        container.terminal = None;
         let record = container.exited(ended);
         self.tell(&Event::Exited { container: id.to_owned(), record });
     }
@@ -339,6 +346,7 @@ impl Keeper {
     /// Forgets what the loop watches of a container, before it is dropped.
     pub(crate) fn unwatch_container(&mut self, id: &str) {
         self.drain(id);
+        self.let_all_go(id);
         self.close_gate(id);
     }
 }

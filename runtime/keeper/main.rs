@@ -7,10 +7,12 @@
 //! * [`connection`]: daemons that come and go
 //! * [`calls`]: what they ask
 //! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: who answers for their system calls
+//! * [`attach`]: clients of a container's streams
 //! * [`output`], [`lines`], [`log`], [`stamp`]: output, as lines of a CRI log
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod calls;
 mod connection;
 mod container;

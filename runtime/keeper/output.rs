@@ -3,8 +3,10 @@
 
 use std::os::fd::AsFd;
 
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
+use crate::attach::Part;
 use crate::keeper::Keeper;
 use crate::stamp::{Stamp, now};
 use crate::watch::Watched;
@@ -18,7 +20,7 @@ const LAST_PIECES: usize = 64;
 /// Buffers that all streams share.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    piece: Vec<u8>,
+    pub(crate) piece: Vec<u8>,
     records: Vec<u8>,
 }
 
@@ -37,16 +39,18 @@ impl Keeper {
         let Some(container) = self.containers.get_mut(id) else { return Ok(false) };
         let Some(Some(output)) = container.outputs.get_mut(place) else { return Ok(false) };
         let Buffers { piece, records } = &mut self.buffers;
-        piece.resize(PIECE, 0);
-        let read = rustix::io::read(&output.fd, &mut piece[..])?;
-        if read == 0 {
+        piece.clear();
+        piece.reserve(PIECE);
+        if rustix::io::read(&output.fd, spare_capacity(piece))? == 0 {
             return Ok(false);
         }
         if container.log.keeps() {
             records.clear();
-            let bytes = piece.get(..read).unwrap_or_default();
-            output.lines.push(bytes, &Stamp::of(now()), records);
+            output.lines.push(piece, &Stamp::of(now()), records);
             container.log.write(records);
+        }
+        if !container.clients.is_empty() {
+            self.give_to_clients(id, place);
         }
         Ok(true)
     }
@@ -70,6 +74,7 @@ impl Keeper {
         output.lines.finish(&Stamp::of(now()), records);
         container.log.write(records);
         self.watch.remove(output.fd.as_fd(), &Watched::Output(id.to_owned(), place));
+        self.close_of_clients(id, Part::Output(place));
     }
 
     /// Reads what is left of a container's output. What it left behind may hold its pipes open and write on: that is

@@ -8,6 +8,8 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
+use crate::attach::Part;
+
 /// What a descriptor belongs to.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Watched {
@@ -18,6 +20,10 @@ pub(crate) enum Watched {
     ContainerGate(String),
     ExecGate(String),
     Output(String, usize),
+    /// The input of a container, until it takes more.
+    Input(String),
+    /// A stream of a client of a container.
+    Client(String, String, Part),
 }
 
 /// An epoll, and what its tokens stand for.
@@ -34,11 +40,21 @@ impl Watch {
         Ok(Self { epoll, watched: BTreeMap::new(), next: 1 })
     }
 
-    /// Looks at a descriptor from now on.
+    /// Looks from now on whether a descriptor can be read.
     pub(crate) fn add(&mut self, fd: BorrowedFd<'_>, watched: Watched) -> sys::Result<()> {
+        self.add_for(fd, watched, EventFlags::IN)
+    }
+
+    /// Looks at a descriptor from now on.
+    pub(crate) fn add_for(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        watched: Watched,
+        wanted: EventFlags,
+    ) -> sys::Result<()> {
         let token = self.next;
         self.next += 1;
-        epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::IN).on("epoll_ctl", "")?;
+        epoll::add(&self.epoll, fd, EventData::new_u64(token), wanted).on("epoll_ctl", "")?;
         self.watched.insert(token, watched);
         Ok(())
     }

@@ -35,6 +35,15 @@ pub fn make_controlling(terminal: BorrowedFd<'_>) -> Result<()> {
     rustix::process::ioctl_tiocsctty(terminal).on("ioctl(TIOCSCTTY)", "")
 }
 
+/// Tells a terminal its size in characters; its foreground processes are told by SIGWINCH (ioctl_tty(2), `TIOCSWINSZ`).
+///
+/// # Errors
+/// It is no terminal.
+pub fn resize(terminal: BorrowedFd<'_>, width: u16, height: u16) -> Result<()> {
+    let size = rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(terminal, size).on("ioctl(TIOCSWINSZ)", format_args!("{width}x{height}"))
+}
+
 /// Puts `source` in the place of descriptor 0, 1 or 2, open over exec.
 ///
 /// # Errors

@@ -17,17 +17,18 @@
 //! One message is one packet of a `SOCK_SEQPACKET` unix socket: JSON, with descriptors beside it (`SCM_RIGHTS`). A body
 //! that is too long for a packet travels in a memfd (see [`transport`]). The daemon may go and come back at any
 //! time: every connection starts with `Hello`, and what happened meanwhile is in the snapshot. A daemon speaks to the
-//! keepers of its predecessor: [`PROTOCOL`] only ever grows, and calls that a keeper does not know are answered
-//! with [`Failure::Unknown`].
+//! keepers of its predecessor: [`PROTOCOL`] only ever grows, a call is sent only to a keeper that knows it
+//! ([`Call::since`]), and calls that a keeper does not know are answered with [`Failure::Unknown`]. What is told unasked
+//! goes to the daemons that know it: those that have made the call it follows.
 
 pub mod transport;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ContainerPlan, ExecPlan, SandboxPlan};
+use crate::plan::{ContainerPlan, ExecPlan, FdSlot, SandboxPlan};
 
-/// The version of these messages.
-pub const PROTOCOL: u32 = 1;
+/// The version of these messages: 2 has brought [`Call::Attach`] and [`Call::Resize`].
+pub const PROTOCOL: u32 = 2;
 
 /// A call of the daemon, answered by an [`Answer`] with the same id; answers may overtake one another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +37,13 @@ pub struct Request {
     pub id: u64,
     /// What to do.
     pub call: Call,
+}
+
+/// What every request has, whatever it asks.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct AnyRequest {
+    /// As of a [`Request`].
+    pub id: u64,
 }
 
 /// What the daemon asks.
@@ -94,6 +102,29 @@ pub enum Call {
         /// Whose.
         container: String,
     },
+    /// Attaches a client to a running container, until it closes its ends. Answer: [`Outcome::Done`], later perhaps
+    /// [`Event::Detached`]. A container without standard input, or whose input has ended, closes that of the client.
+    Attach {
+        /// To which.
+        container: String,
+        /// Chosen by the daemon, unique in the pod.
+        client: String,
+        /// Read, and written to the container's standard input.
+        stdin: Option<FdSlot>,
+        /// A socket that the container's output is written to as far as its buffer takes it; a terminal's output as well.
+        stdout: Option<FdSlot>,
+        /// The same for its errors.
+        stderr: Option<FdSlot>,
+    },
+    /// Tells a container's terminal its size.
+    Resize {
+        /// Whose.
+        container: String,
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
     /// Forgets a container that has ended or was never started (its process is killed).
     Forget {
         /// Which.
@@ -101,6 +132,17 @@ pub enum Call {
     },
     /// Ends the pause and then the keeper itself. Containers must have ended; what has not is killed.
     Shutdown,
+}
+
+impl Call {
+    /// The version of the messages that has brought this call.
+    #[must_use]
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::Attach { .. } | Self::Resize { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// What the keeper sends.
@@ -370,6 +412,15 @@ pub struct ExitRecord {
     pub failure: Option<InitFailure>,
 }
 
+/// Why a client is attached no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Detachment {
+    /// Its input has ended, and that of the container stays open for others.
+    InputEnded,
+    /// It is too far behind with reading: the buffer of its socket is full.
+    Behind,
+}
+
 /// What the keeper tells unasked, to every connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -391,5 +442,13 @@ pub enum Event {
     PauseExited {
         /// As of an [`ExitRecord`].
         code: i32,
+    },
+    /// A client is attached no more. Told only to the connection that has attached it; a client that closed its ends
+    /// itself, or whose container has ended, is not told of.
+    Detached {
+        /// Which.
+        client: String,
+        /// Why.
+        why: Detachment,
     },
 }

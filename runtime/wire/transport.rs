@@ -85,6 +85,18 @@ pub fn receive<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
 ) -> Result<Option<(T, Vec<OwnedFd>)>, TransportError> {
+    receive_with(socket, buffer, |text| serde_json::from_slice(text))
+}
+
+/// The same, for a reader that understands more than one kind of message.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_with<T>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    decode: impl FnOnce(&[u8]) -> serde_json::Result<T>,
+) -> Result<Option<(T, Vec<OwnedFd>)>, TransportError> {
     buffer.resize(IN_PACKET, 0);
     let (length, mut descriptors) = sys::socket::receive(socket, buffer)?;
     let packet = buffer.get(..length).unwrap_or_default();
@@ -92,13 +104,13 @@ pub fn receive<T: DeserializeOwned>(
         return Ok(None);
     }
     if packet != IN_FILE {
-        return Ok(Some((serde_json::from_slice(packet)?, descriptors)));
+        return Ok(Some((decode(packet)?, descriptors)));
     }
     if descriptors.is_empty() {
         return Err(TransportError::NoText);
     }
     let text = sys::fs::read_all(descriptors.remove(0), LONGEST)?;
-    Ok(Some((serde_json::from_slice(&text)?, descriptors)))
+    Ok(Some((decode(&text)?, descriptors)))
 }
 
 /// Bytes of the words in a failure's record.

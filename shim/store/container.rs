@@ -1,5 +1,6 @@
 //! A container: its record on disk, its state and the only functions that change it.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 
 use super::file::{self, FileError};
 use super::spec::SpecStore;
+use crate::event::{Level, Told};
 use crate::ids::{ContainerId, PodId};
 
 /// Where a container is in its life. The evidence for a state is in its variant, so that both cannot disagree.
@@ -203,8 +205,12 @@ pub struct Container {
     changed: watch::Sender<()>,
     /// Held while limits are changed: two changes do not mix.
     pub updating: Mutex<()>,
+    /// What has been told of it.
+    pub told: Told,
     /// The OCI spec that it was made from.
     pub spec: SpecStore,
+    /// Execs that have ended and left something running, which is all that their cgroups are there for.
+    left: Mutex<VecDeque<String>>,
 }
 
 impl Container {
@@ -215,13 +221,27 @@ impl Container {
             id: record.id.clone(),
             pod: record.pod.clone(),
             created_at: record.created_at,
+            told: Told::already(Level::of_container(&record.state)),
             spec: SpecStore::new(folder.join("config.json")),
             folder,
             record: RwLock::new(record),
             writing: Mutex::new(()),
             changed: watch::Sender::new(()),
             updating: Mutex::new(()),
+            left: Mutex::default(),
         }
+    }
+
+    /// Takes up to `most` of the execs that have left something running, the oldest first, to look whether it still does.
+    pub(crate) fn take_left(&self, most: usize) -> Vec<String> {
+        let mut left = lock(&self.left);
+        let most = most.min(left.len());
+        left.drain(..most).collect()
+    }
+
+    /// These execs have left something running.
+    pub(crate) fn put_left(&self, execs: Vec<String>) {
+        lock(&self.left).extend(execs);
     }
 
     /// The record as it is now.
