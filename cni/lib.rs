@@ -5,6 +5,7 @@
 //! * [`conflist`]: configuration files, checked before anything is done
 //! * [`bridge`]: veth pairs on a bridge; [`ipam`]: addresses; [`masquerade`]: nftables; [`external`]: other plugins
 //! * [`netlink`], [`netns`]: links, addresses and routes, in the host's namespace and in a pod's
+//! * [`port_forward`]: connections to a pod's loopback
 //! * [`record`]: what is on disk of an attachment
 
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ mod masquerade;
 mod netlink;
 mod netns;
 mod network;
+pub mod port_forward;
 mod record;
 
 use std::net::IpAddr;

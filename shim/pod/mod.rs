@@ -7,6 +7,7 @@
 pub mod files;
 pub mod follow;
 pub mod list;
+pub mod port_forward;
 pub mod remove;
 pub mod run;
 pub mod status;
