@@ -13,6 +13,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::config::Config;
 use crate::error::CriError;
+use crate::event::Events;
 use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
@@ -52,6 +53,8 @@ pub struct Daemon {
     pub streams: Streams,
     /// What is in flight.
     pub operations: Operations,
+    /// Who is told what happens.
+    pub events: Events,
     /// This boot: nothing that was made in another one runs.
     pub boot_id: String,
     /// The newest capability that the kernel knows.
@@ -101,6 +104,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         filters: Cache::default(),
         streams: Streams::default(),
         operations: Operations::default(),
+        events: Events::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,
         last_capability: number_from(Path::new("/proc/sys/kernel/cap_last_cap"))
             .map_err(fail("read the kernel's capabilities"))?,
@@ -111,6 +115,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         config,
     });
     crate::recover::recover(&daemon).await?;
+    daemon.events.started();
     berth_runtime::sys::memory::trim();
     Ok(daemon)
 }

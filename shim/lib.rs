@@ -8,7 +8,7 @@
 //! * [`cli`], [`config`], [`check`], [`demo`]: what a person meets
 //! * [`server`], [`info`], [`error`]: the outer layer
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
-//! * [`pod`], [`container`], [`exec`], [`images`], [`stats`], [`spec`]: the life of each noun
+//! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`spec`]: the life of each noun
 //! * [`stream`]: sessions of people with pods, and their protocols
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`], [`lsm`], [`systemd`]: small parts
@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod demo;
 pub mod devices;
 pub mod error;
+pub mod event;
 pub mod exec;
 pub mod ids;
 pub mod image_service;

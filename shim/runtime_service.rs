@@ -301,7 +301,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        later("GetContainerEvents")
+        Ok(Response::new(Box::pin(self.daemon.events.subscribe(&self.daemon))))
     }
 
     async fn list_metric_descriptors(

@@ -27,8 +27,8 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
         .on("socketpair", "")
 }
 
-/// A pair of connected stream sockets, of which the second takes up to `ahead` bytes that the first has not read yet. The
-/// kernel holds no memory for what is not there.
+/// A pair of connected stream sockets, of which the second takes up to `ahead` bytes that the first has not read yet: fewer
+/// where they are written in small pieces, each of which costs some. The kernel holds no memory for what is not there.
 ///
 /// # Errors
 /// No more descriptors.
@@ -37,6 +37,8 @@ pub fn stream_pair(ahead: usize) -> Result<(OwnedFd, OwnedFd)> {
     let (reads, writes) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .on("socketpair", "")?;
+    // The kernel doubles what it is told, for what the pieces cost (socket(7), SO_SNDBUF).
+    let ahead = ahead / 2;
     // Above net.core.wmem_max only CAP_NET_ADMIN may go (socket(7), SO_SNDBUFFORCE).
     sockopt::set_socket_send_buffer_size_force(&writes, ahead)
         .or_else(|_| sockopt::set_socket_send_buffer_size(&writes, ahead))

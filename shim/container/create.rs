@@ -70,7 +70,8 @@ impl Creation {
     async fn run(mut self) -> Result<String, CriError> {
         match self.steps().await {
             Ok(container) => {
-                self.daemon.store.insert_container(container);
+                self.daemon.store.insert_container(container.clone());
+                self.daemon.events.container(&self.daemon, &container);
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {

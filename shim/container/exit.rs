@@ -25,6 +25,7 @@ pub async fn take(daemon: &Shared, container: &Arc<Container>, record: &ExitReco
     if let Err(error) = container.change(|state| state.exited(exit.clone())) {
         tracing::error!(container = container.id.as_str(), %error, "record the end");
     }
+    daemon.events.container(daemon, container);
     // With a process namespace of its own nothing is left; in a shared one or the host's the others live on.
     if let Err(error) = kill_cgroup(daemon, container).await {
         tracing::warn!(container = container.id.as_str(), %error, "kill what the container left behind");
@@ -62,6 +63,7 @@ pub async fn lost(daemon: &Shared, container: &Arc<Container>, why: &str) {
     if let Err(error) = changed {
         tracing::error!(container = container.id.as_str(), %error, "record the end");
     }
+    daemon.events.container(daemon, container);
 }
 
 /// Kills a container and waits until it has ended. The cgroup is the truth of what runs (DESIGN rule 4).

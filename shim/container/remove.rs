@@ -50,6 +50,7 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     let folder = container.folder().to_owned();
     blocking(move || file::remove_folder(&folder)).await?;
     daemon.store.forget_container(container);
+    daemon.events.container_deleted(daemon, container);
     Ok(())
 }
 

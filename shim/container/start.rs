@@ -49,17 +49,19 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     match link.call(Call::Start { container: container.id.as_str().to_owned() }, Vec::new()).await {
         Ok((Outcome::Started { at }, _)) => {
             container.change(|state| state.started(at))?;
+            daemon.events.container(daemon, container);
             Ok(())
         }
         Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
-        Err(LinkError::Failure(Failure::Init(failure))) => cannot_run(container, &failure),
+        Err(LinkError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure),
         Err(error) => Err(error.into()),
     }
 }
 
-fn cannot_run(container: &Container, failure: &InitFailure) -> Result<(), CriError> {
+fn cannot_run(daemon: &Shared, container: &Container, failure: &InitFailure) -> Result<(), CriError> {
     let exit = exit::cannot_run(container, failure, crate::clock::now());
     let message = exit.message.clone();
     container.change(|state| state.exited(exit.clone()))?;
+    daemon.events.container(daemon, container);
     Err(CriError::failed(format!("start container {}", container.id), message))
 }

@@ -32,6 +32,8 @@ pub(super) struct Ends {
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
     pub(super) tty: bool,
+    /// Columns and rows of the terminal, where they are known.
+    pub(super) size: Option<(u16, u16)>,
 }
 
 /// A process that runs. Dropped before its end, it is killed with everything that it has started.
@@ -155,6 +157,7 @@ impl Place {
         blocking(move || -> Result<_, CriError> {
             let Kept { spec, filter } = container.spec.kept(&daemon.filters)?;
             let mut process = compile_process(&exec_process(&spec, &command, ends.tty)?)?;
+            process.terminal_size = ends.size.or(process.terminal_size);
             let userns = compile_users(&spec);
             let cgroup = container_cgroup(&daemon, &container)?;
             let cgroup = match cgroup.is_frozen() {

@@ -160,9 +160,24 @@ pub async fn exec(
     command: Vec<String>,
     wanted: Wanted,
 ) -> Result<Session, CriError> {
+    exec_sized(daemon, container_id, command, wanted, None).await
+}
+
+/// The same, where the size of the terminal is known already: the process never sees another one.
+///
+/// # Errors
+/// As [`exec`].
+pub async fn exec_sized(
+    daemon: &Shared,
+    container_id: &str,
+    command: Vec<String>,
+    wanted: Wanted,
+    size: Option<TerminalSize>,
+) -> Result<Session, CriError> {
     let container = daemon.store.container(container_id)?;
     let failed = |error| CriError::internal("make the streams of an exec", error);
-    let (ends, mut streams) = ends_of(wanted).map_err(failed)?;
+    let (mut ends, mut streams) = ends_of(wanted).map_err(failed)?;
+    ends.size = size.map(|size| (size.width, size.height));
     let (process, master) = Process::start(daemon, container, command, ends).await?;
     let mut control = Control::none();
     if wanted.tty {

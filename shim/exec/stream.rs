@@ -90,7 +90,12 @@ impl AsyncWrite for Writer {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let Some(fd) = &mut self.fd else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
-        let written = ready!(Pin::new(fd).poll_write(context, bytes))?;
+        let written = ready!(Pin::new(fd).poll_write(context, bytes));
+        let written = written.map_err(|error| match Errno::from_io_error(&error) {
+            // A terminal that nothing has open any more.
+            Some(Errno::IO) => io::ErrorKind::BrokenPipe.into(),
+            _ => error,
+        })?;
         if let Some(last) = written.checked_sub(1).and_then(|last| bytes.get(last)) {
             self.mid_line = !matches!(*last, b'\n' | b'\r');
         }

@@ -9,6 +9,7 @@ use tracing::Instrument;
 
 use crate::container::exit;
 use crate::daemon::Shared;
+use crate::event::Level;
 use crate::store::{Pod, PodState};
 
 /// Follows a pod's keeper until its connection ends, and takes the end of its process away where this daemon has started
@@ -45,6 +46,7 @@ async fn take(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
             if matches!(pod.state(), PodState::Ready { .. }) {
                 tracing::warn!(code, "the pause has ended: the pod is not ready");
                 mark_stopping(pod);
+                daemon.events.pod(daemon, pod, Level::Stopped);
             }
         }
         Event::ExecExited { exec, .. } => tracing::debug!(exec, "nobody waits for the end of this exec"),
@@ -63,6 +65,7 @@ async fn keeper_lost(daemon: &Shared, pod: &Arc<Pod>) {
     for container in daemon.store.containers_of(&pod.id) {
         exit::lost(daemon, &container, "the pod's keeper has ended").await;
     }
+    daemon.events.pod(daemon, pod, Level::Stopped);
     if let Err(error) = super::stop::release(daemon, pod).await {
         tracing::error!(%error, "release what the pod held");
     }

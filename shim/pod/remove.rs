@@ -7,6 +7,7 @@ use tonic::Status;
 use crate::container;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
+use crate::event::Level;
 use crate::operation::{Key, Progress};
 use crate::store::{Pod, file};
 
@@ -42,5 +43,6 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
     let folders = (daemon.folders.pod_state(&pod.id), daemon.folders.pod(&pod.id));
     blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1))).await?;
     daemon.store.forget_pod(pod);
+    daemon.events.pod(daemon, pod, Level::Deleted);
     Ok(())
 }

@@ -17,6 +17,7 @@ use tonic::Status;
 use super::{files, follow};
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
+use crate::event::Level;
 use crate::ids::PodId;
 use crate::keeper::Link;
 use crate::lsm::selinux::{Labels, level_of};
@@ -87,7 +88,8 @@ impl Creation {
     async fn run(mut self) -> Result<String, CriError> {
         match self.steps().await {
             Ok(pod) => {
-                self.daemon.store.insert_pod(pod);
+                self.daemon.store.insert_pod(pod.clone());
+                self.daemon.events.pod(&self.daemon, &pod, Level::Started);
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {

@@ -30,7 +30,9 @@ pub fn status(daemon: &Daemon, id: &str, verbose: bool) -> Result<PodSandboxStat
     })
 }
 
-fn pod_status(daemon: &Daemon, pod: &Pod) -> PodSandboxStatus {
+/// The status of a pod that is at hand.
+#[must_use]
+pub fn pod_status(daemon: &Daemon, pod: &Pod) -> PodSandboxStatus {
     let network = network(daemon, pod);
     pod.with(|record| PodSandboxStatus {
         id: record.id.as_str().to_owned(),

@@ -10,6 +10,7 @@ use super::run::end_keeper;
 use crate::container::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
+use crate::event::Level;
 use crate::operation::{Key, Progress};
 use crate::store::{Pod, PodState};
 
@@ -49,6 +50,7 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
     for container in daemon.store.containers_of(&pod.id) {
         exit::kill(daemon, &container).await?;
     }
+    daemon.events.pod(daemon, pod, Level::Stopped);
     progress.step("release");
     release(daemon, pod).await
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{ContainerSnapshot, ExitRecord, Phase};
 
 use super::names_in;
@@ -51,12 +52,29 @@ async fn reconcile(daemon: &Shared, container: &Arc<Container>, view: Option<&[C
     let seen = view.and_then(|view| view.iter().find(|seen| seen.id == container.id.as_str()));
     let changed = match seen.map(|seen| &seen.phase) {
         Some(Phase::Creating | Phase::Created) => Ok(()),
-        Some(Phase::Running { started_at }) => container.change(|state| state.started(*started_at)),
+        Some(Phase::Running { started_at }) => {
+            end_execs(daemon, container).await;
+            container.change(|state| state.started(*started_at))
+        }
         Some(Phase::Exited(record)) => return exit::take(daemon, container, record).await,
         None => return ended_unseen(daemon, container).await,
     };
     if let Err(error) = changed {
         tracing::error!(container = container.id.as_str(), %error, "record the state");
+    }
+}
+
+/// Nobody waits for the execs of a former daemon: their callers were told that it has gone.
+async fn end_execs(daemon: &Shared, container: &Container) {
+    let recorded = container.with(|record| record.cgroup.clone());
+    let hierarchies = daemon.clone();
+    let ended = blocking(move || -> Result<(), CriError> {
+        let path = CgroupPath::from_recorded(&recorded)?;
+        Ok(Cgroup::open(&hierarchies.hierarchies, &path).release_execs()?)
+    })
+    .await;
+    if let Err(error) = ended {
+        tracing::warn!(container = container.id.as_str(), %error, "end the execs of a former daemon");
     }
 }
 

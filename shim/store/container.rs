@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::file::{self, FileError};
 use super::spec::SpecStore;
+use crate::event::{Level, Told};
 use crate::ids::{ContainerId, PodId};
 
 /// Where a container is in its life. The evidence for a state is in its variant, so that both cannot disagree.
@@ -204,6 +205,8 @@ pub struct Container {
     changed: watch::Sender<()>,
     /// Held while limits are changed: two changes do not mix.
     pub updating: Mutex<()>,
+    /// What has been told of it.
+    pub told: Told,
     /// The OCI spec that it was made from.
     pub spec: SpecStore,
     /// Execs that have ended and left something running, which is all that their cgroups are there for.
@@ -218,6 +221,7 @@ impl Container {
             id: record.id.clone(),
             pod: record.pod.clone(),
             created_at: record.created_at,
+            told: Told::already(Level::of_container(&record.state)),
             spec: SpecStore::new(folder.join("config.json")),
             folder,
             record: RwLock::new(record),

@@ -8,6 +8,7 @@ use berth_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandb
 use serde::{Deserialize, Serialize};
 
 use super::file::{self, FileError};
+use crate::event::{Level, Told};
 use crate::ids::PodId;
 use crate::keeper::Link;
 use crate::lsm::selinux::Labels;
@@ -85,6 +86,8 @@ pub struct Pod {
     pub id: PodId,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
+    /// What has been told of it.
+    pub told: Told,
     file: PathBuf,
     record: RwLock<PodRecord>,
     /// Held while a new record is written: two changes never overtake one another on disk.
@@ -101,6 +104,7 @@ impl Pod {
         Self {
             id: record.id.clone(),
             created_at: record.created_at,
+            told: Told::already(Level::of_found_pod(&record.state)),
             file,
             record: RwLock::new(record),
             writing: Mutex::new(()),

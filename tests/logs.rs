@@ -1,0 +1,214 @@
+//! The log of a container has what it wrote, whatever happens to the file. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use berth_proto::v1::*;
+use berth_runtime::sys::mount::FsContext;
+use support::{Berth, PATIENCE, shell, sleeper};
+use tonic::{Code, Status};
+
+/// One record of a log.
+struct Record<'a> {
+    time: &'a str,
+    stream: &'a str,
+    tag: &'a str,
+    text: &'a str,
+}
+
+/// The records of a log, each of which must be whole.
+fn records(log: &str) -> Vec<Record<'_>> {
+    assert!(log.is_empty() || log.ends_with('\n'), "the last record is torn");
+    let mut records = Vec::new();
+    for line in log.lines() {
+        let mut fields = line.splitn(4, ' ');
+        let mut field = || fields.next().unwrap_or_else(|| panic!("a record is torn: {line:?}"));
+        let record = Record { time: field(), stream: field(), tag: field(), text: field() };
+        let time: jiff::Timestamp = record.time.parse().unwrap_or_else(|_| panic!("no time: {line:?}"));
+        assert!(record.time.len() == 30 && record.time.ends_with('Z'), "{line:?}");
+        assert!(time > jiff::Timestamp::UNIX_EPOCH);
+        assert!(
+            ["stdout", "stderr"].contains(&record.stream) && ["P", "F"].contains(&record.tag),
+            "{line:?}"
+        );
+        records.push(record);
+    }
+    records
+}
+
+async fn reopen(berth: &mut Berth, id: &str) -> Result<(), Status> {
+    let request = ReopenContainerLogRequest { container_id: id.to_owned() };
+    berth.runtime.reopen_container_log(request).await.map(drop)
+}
+
+async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < until, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_rotated_under_load_loses_doubles_and_tears_nothing() {
+    const LINES: u32 = 800_000;
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let script = format!("seq {LINES} & seq {LINES} >&2; wait");
+    let id = berth.run(&pod, shell("busy", &script)).await;
+    let log = berth.path("logs/pod/busy.log");
+    let mut files: Vec<PathBuf> = Vec::new();
+    while berth.status(&id).await.state() == ContainerState::ContainerRunning {
+        let rotated = log.with_extension(format!("{}", files.len()));
+        fs::rename(&log, &rotated).unwrap();
+        files.push(rotated);
+        match reopen(&mut berth, &id).await {
+            Ok(()) => {}
+            Err(ended) if ended.code() == Code::FailedPrecondition => break,
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(files.len() > 5, "it ran long enough: {}", files.len());
+    files.extend(log.exists().then_some(log));
+    let mut next = HashMap::new();
+    for file in &files {
+        for record in records(&fs::read_to_string(file).unwrap()) {
+            let expected = next.entry(record.stream.to_owned()).or_insert(1_u32);
+            assert_eq!((record.tag, record.text), ("F", expected.to_string().as_str()), "{}", file.display());
+            *expected += 1;
+        }
+    }
+    assert_eq!(next, HashMap::from([("stdout".to_owned(), LINES + 1), ("stderr".to_owned(), LINES + 1)]));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_lines_come_in_parts_of_16_kib() {
+    const PART: usize = 16 << 10;
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let script = "head -c 50000 /dev/zero | tr '\\0' x; echo; echo short; head -c 16384 /dev/zero | tr '\\0' y; \
+                  echo; printf 'no end'";
+    let (code, _) = berth.script(&pod, "long", script).await;
+    assert_eq!(code, 0);
+    let log = fs::read_to_string(berth.path("logs/pod/long.log")).unwrap();
+    let parts: Vec<_> = records(&log).iter().map(|record| (record.tag, record.text.len())).collect();
+    let rest = 50_000 - 3 * PART;
+    assert_eq!(parts, [("P", PART), ("P", PART), ("P", PART), ("F", rest), ("F", 5), ("F", PART), ("F", 6)]);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+/// A filesystem of `bytes` that is mounted nowhere, and the path by which every process of the host reaches it.
+fn small_disk(bytes: u32) -> (OwnedFd, PathBuf) {
+    let disk = FsContext::open("tmpfs").unwrap();
+    disk.set("size", Some(&bytes.to_string())).unwrap();
+    let mount = disk.mount(0).unwrap();
+    let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), mount.as_raw_fd()));
+    (mount, path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_holds_no_container_up_and_the_log_goes_on_when_there_is_room() {
+    let mut berth = Berth::start().await;
+    let (_disk, folder) = small_disk(2 << 20);
+    let mut config = berth.pod_config("pod");
+    config.log_directory = folder.display().to_string();
+    let pod = berth.run_pod(config).await;
+    fs::write(folder.join("others"), vec![0; 1 << 20]).unwrap();
+    let script = "echo first; seq 500000; touch /tmp/written; until [ -e /tmp/room ]; do sleep 0.05; done; \
+                  echo after; echo last; exit 3";
+    let id = berth.run(&pod, shell("c", script)).await;
+    // Many times what the disk holds: it is written to its end nevertheless.
+    assert_eq!(berth.sh(&id, "until [ -e /tmp/written ]; do sleep 0.05; done; echo yes").await, "yes");
+    let log = folder.join("c.log");
+    let full = fs::read_to_string(&log).unwrap();
+    let kept = records(&full);
+    assert!(kept.len() > 1000 && kept.len() < 500_000, "{}", kept.len());
+    assert_eq!(kept[0].text, "first");
+    assert!(kept[1..].iter().enumerate().all(|(n, record)| record.text == (n + 1).to_string()));
+    fs::remove_file(folder.join("others")).unwrap();
+    berth.exec(&id, &["touch", "/tmp/room"], 0).await.unwrap();
+    assert_eq!(berth.ended(&id).await.exit_code, 3);
+    let log = fs::read_to_string(&log).unwrap();
+    let rest: Vec<_> = records(&log).into_iter().skip(kept.len()).map(|record| record.text).collect();
+    let lost = 500_001 - kept.len();
+    assert_eq!(rest, [&format!("[berth: {lost} log records could not be written]"), "after", "last"]);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_folder_vanishes_comes_back_with_the_folder() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let id = berth.run(&pod, shell("c", "while true; do echo tick; sleep 0.02; done")).await;
+    let folder = berth.path("logs/pod");
+    let log = folder.join("c.log");
+    eventually("it writes", || size(&log) > 0).await;
+    fs::remove_dir_all(&folder).unwrap();
+    let error = reopen(&mut berth, &id).await.unwrap_err();
+    assert!(error.message().contains("logs/pod"), "{error}");
+    assert_eq!(berth.sh(&id, "echo still here").await, "still here");
+    fs::create_dir(&folder).unwrap();
+    reopen(&mut berth, &id).await.unwrap();
+    eventually("it writes again", || size(&log) > 0).await;
+    // A link in its place is not followed.
+    fs::remove_file(&log).unwrap();
+    let elsewhere = berth.path("elsewhere");
+    std::os::unix::fs::symlink(&elsewhere, &log).unwrap();
+    assert!(reopen(&mut berth, &id).await.is_err());
+    assert!(!elsewhere.exists());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_log_path_output_is_taken_and_dropped() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let mut config = shell("silent", "seq 200000; seq 200000 >&2; exit 6");
+    config.log_path = String::new();
+    let id = berth.run(&pod, config).await;
+    let status = berth.ended(&id).await;
+    assert_eq!((status.exit_code, status.log_path.as_str()), (6, ""));
+    let waits = {
+        let mut config = sleeper("waits");
+        config.log_path = String::new();
+        berth.run(&pod, config).await
+    };
+    reopen(&mut berth, &waits).await.unwrap();
+    assert_eq!(fs::read_dir(berth.path("logs/pod")).unwrap().count(), 0);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_that_write_fast_share_with_the_others_of_their_pod() {
+    const GROWTH: u64 = 40 << 20;
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let mut logs = Vec::new();
+    for name in ["one", "two", "three"] {
+        berth.run(&pod, shell(name, "while true; do seq 1000000; done")).await;
+        logs.push(berth.path(&format!("logs/pod/{name}.log")));
+    }
+    let quiet = berth.run(&pod, shell("quiet", "echo a; read x </dev/null; echo b; exit 2")).await;
+    eventually("all write", || logs.iter().all(|log| size(log) > 0)).await;
+    let before: Vec<_> = logs.iter().map(|log| size(log)).collect();
+    let growth = || logs.iter().zip(&before).map(|(log, before)| size(log) - before).collect::<Vec<_>>();
+    eventually("they grow", || growth().iter().any(|grown| *grown > GROWTH)).await;
+    let grown = growth();
+    assert!(grown.iter().all(|grown| *grown > GROWTH / 8), "{grown:?}");
+    assert_eq!(berth.ended(&quiet).await.exit_code, 2);
+    let log = fs::read_to_string(berth.path("logs/pod/quiet.log")).unwrap();
+    assert_eq!(support::text_of(&log), "a\nb\n");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
