@@ -26,13 +26,14 @@ impl Activity {
 
     /// Waits until nothing has gone over the connection for so long.
     pub async fn idle(&self, limit: Duration) {
-        loop {
-            let until = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
-            if until <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(until).await;
+        while self.until(limit) > Instant::now() {
+            tokio::time::sleep_until(self.until(limit)).await;
         }
+    }
+
+    /// Until when it is not idle yet, if nothing more goes over it.
+    fn until(&self, limit: Duration) -> Instant {
+        self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit
     }
 }
 
@@ -108,19 +109,21 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_goes_over_it_puts_off_the_end() {
         let (near, mut far) = tokio::io::duplex(10);
         let mut near = Watched::new(near);
         let activity = near.activity();
-        let begun = Instant::now();
-        let idle = tokio::spawn(async move {
-            activity.idle(Duration::from_secs(100)).await;
-            Instant::now()
-        });
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        let limit = Duration::from_secs(100);
+        let before = activity.until(limit);
+        activity.idle(Duration::ZERO).await;
+        while before > Instant::now() + limit - Duration::from_millis(2) {
+            tokio::task::yield_now().await;
+        }
         far.write_all(b"x").await.unwrap();
         near.read_u8().await.unwrap();
-        assert_eq!((idle.await.unwrap() - begun).as_secs(), 160);
+        assert!(activity.until(limit) > before);
+        near.write_all(b"y").await.unwrap();
+        assert!(activity.until(limit) <= Instant::now() + limit);
     }
 }

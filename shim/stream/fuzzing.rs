@@ -40,10 +40,11 @@ fn written_again(control: &Control<'_>) {
     let mut frame = Vec::new();
     control.encode(&mut frame);
     let Some((head, payload)) = frame.split_first_chunk() else { return };
-    let Ok(Head::Control { kind, flags, .. }) = Head::parse(*head) else {
-        panic!("{control:?} is written as another frame")
+    let again = match Head::parse(*head) {
+        Ok(Head::Control { kind, flags, .. }) => Control::parse(kind, flags, payload).ok(),
+        _ => None,
     };
-    assert_eq!(Control::parse(kind, flags, payload).as_ref(), Ok(control));
+    assert_eq!(again.as_ref(), Some(control));
 }
 
 /// A WebSocket connection: frames in their order, up to what breaks it; and sizes of a terminal.

@@ -56,38 +56,41 @@ async fn connect(daemon: &Shared, pod: &str, port: u16) -> Result<TcpStream, Cri
 
 /// Bytes in both directions, and the end of each. A reset on either side is one on the other; it is no error of the
 /// forwarding, which would make kubectl give up all its connections.
-async fn pass(stream: TcpStream, mut from_client: Incoming, to_client: Outgoing, ends: bool) {
-    let (mut from_pod, mut to_pod) = stream.into_split();
-    let mut inward = std::pin::pin!(pass_in(&mut from_client, &mut to_pod));
+async fn pass(stream: TcpStream, from_client: Incoming, to_client: Outgoing, ends: bool) {
+    let (mut from_pod, to_pod) = stream.into_split();
+    let mut inward = std::pin::pin!(pass_in(from_client, to_pod));
     let mut outward = std::pin::pin!(pass_out(&mut from_pod, &to_client));
-    let mut sent = None;
-    let received = loop {
+    let mut all_in = false;
+    let out = loop {
         tokio::select! {
-            passed = &mut inward, if sent.is_none() => match passed {
-                Ok(()) => sent = Some(()),
+            passed = &mut inward, if !all_in => match passed {
+                Ok(()) => all_in = true,
                 Err(Broken) => break Err(Gone),
             },
             passed = &mut outward => break passed,
         }
     };
-    drop(match received {
+    // The client may be gone: then there is nobody to tell.
+    drop(match &out {
         Ok(()) => to_client.finish().await,
-        Err(Gone) => {
-            drop(to_client.abort().await);
-            return;
-        }
+        Err(Gone) => to_client.abort().await,
     });
-    if ends && sent.is_none() {
+    if out.is_ok() && ends && !all_in {
         // The pod may still listen.
         drop(inward.await);
     }
 }
 
-async fn pass_in(from: &mut Incoming, to: &mut OwnedWriteHalf) -> Result<(), Broken> {
+/// To the pod, up to the client's end. A pod that takes no more ends it, too: what it still sends is worth having.
+async fn pass_in(mut from: Incoming, mut to: OwnedWriteHalf) -> Result<(), Broken> {
     while let Some(bytes) = from.next().await? {
-        to.write_all(&bytes).await.map_err(|_| Broken)?;
+        if to.write_all(&bytes).await.is_err() {
+            return Ok(());
+        }
     }
-    to.shutdown().await.map_err(|_| Broken)
+    // The pod may have closed it before.
+    drop(to.shutdown().await);
+    Ok(())
 }
 
 async fn pass_out(from: &mut OwnedReadHalf, to: &Outgoing) -> Result<(), Gone> {

@@ -174,7 +174,11 @@ impl Server {
                 tracing::debug!(%status, why, "a session is refused");
                 let mut response = Response::new(Full::from(why + "\n"));
                 *response.status_mut() = status;
-                *response.headers_mut() = headers;
+                for (name, value) in headers {
+                    response.headers_mut().append(name, value);
+                }
+                // Who was refused asks for a new URL, which is another connection.
+                response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                 response
             }
         }
@@ -182,7 +186,7 @@ impl Server {
 
     /// Begins the session that a request is for, as soon as its answer is sent.
     fn begin(&self, mut request: HttpRequest<Body>) -> Result<HeaderMap, Refusal> {
-        let refuse = |status, why: &str| Refusal { status, why: why.to_owned(), headers: HeaderMap::new() };
+        let refuse = |status, why: &str| Refusal { status, why: why.to_owned(), headers: Vec::new() };
         let unknown = || refuse(StatusCode::NOT_FOUND, "there is no such session, or its time is over");
         let mut parts = request.uri().path().splitn(4, '/').skip(1);
         let (Some(verb), Some(token), None) = (parts.next(), parts.next(), parts.next()) else {
@@ -199,7 +203,7 @@ impl Server {
         let (agreed, headers) = agree(purpose, request.headers())?;
         let Ok(permit) = self.sessions.clone().try_acquire_owned() else {
             let mut refusal = refuse(StatusCode::SERVICE_UNAVAILABLE, "there are too many sessions");
-            refusal.headers.insert(http::header::RETRY_AFTER, HeaderValue::from_static("60"));
+            refusal.headers.push((http::header::RETRY_AFTER, HeaderValue::from_static("60")));
             return Err(refusal);
         };
         let session = self.daemon.streams.tokens.redeem(verb, token).ok_or_else(unknown)?;

@@ -68,7 +68,7 @@ pub struct Refusal {
     /// Why, for people.
     pub why: String,
     /// More headers of the answer.
-    pub headers: HeaderMap,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What sessions are for.
@@ -134,7 +134,7 @@ pub fn agree(purpose: Purpose, request: &HeaderMap) -> Result<(Agreed, HeaderMap
         };
         let key = accept_key(request)?;
         let (name, agreed) = choose(table, tokens(request, &SEC_WEBSOCKET_PROTOCOL))
-            .ok_or_else(|| none_of(table, HeaderMap::new()))?;
+            .ok_or_else(|| none_of(table, Vec::new()))?;
         answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
         answer.insert(SEC_WEBSOCKET_ACCEPT, key);
         if !name.is_empty() {
@@ -148,11 +148,8 @@ pub fn agree(purpose: Purpose, request: &HeaderMap) -> Result<(Agreed, HeaderMap
             Purpose::Ports => SPDY_PORTS,
         };
         let (name, agreed) = choose(table, tokens(request, &STREAM_PROTOCOL)).ok_or_else(|| {
-            let mut offered = HeaderMap::new();
-            for (name, _) in table.iter().filter(|(name, _)| !name.is_empty()) {
-                offered.append(ACCEPTED, HeaderValue::from_static(name));
-            }
-            none_of(table, offered)
+            let offered = table.iter().filter(|(name, _)| !name.is_empty());
+            none_of(table, offered.map(|(name, _)| (ACCEPTED, HeaderValue::from_static(name))).collect())
         })?;
         answer.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
         if !name.is_empty() {
@@ -160,8 +157,7 @@ pub fn agree(purpose: Purpose, request: &HeaderMap) -> Result<(Agreed, HeaderMap
         }
         return Ok((agreed, answer));
     }
-    let mut headers = HeaderMap::new();
-    headers.append(UPGRADE, HeaderValue::from_static("SPDY/3.1, websocket"));
+    let headers = vec![(UPGRADE, HeaderValue::from_static("SPDY/3.1, websocket"))];
     let why = "unable to upgrade: the request asks for neither SPDY/3.1 nor websocket".to_owned();
     Err(Refusal { status: StatusCode::BAD_REQUEST, why, headers })
 }
@@ -173,7 +169,7 @@ fn choose<'a>(table: &Table, wishes: impl Iterator<Item = &'a str>) -> Option<(&
     none.into_iter().chain(wishes).find_map(|wish| table.iter().find(|(name, _)| *name == wish).copied())
 }
 
-fn none_of(table: &Table, headers: HeaderMap) -> Refusal {
+fn none_of(table: &Table, headers: Vec<(HeaderName, HeaderValue)>) -> Refusal {
     let names: Vec<_> = table.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
     let why = format!("unable to upgrade: none of the requested protocols is one of {}", names.join(", "));
     Refusal { status: StatusCode::FORBIDDEN, why, headers }
@@ -190,7 +186,7 @@ fn accept_key(request: &HeaderMap) -> Result<HeaderValue, Refusal> {
     let bad = |why: &str| Refusal {
         status: StatusCode::BAD_REQUEST,
         why: format!("unable to upgrade: {why}"),
-        headers: HeaderMap::from_iter([(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))]),
+        headers: vec![(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))],
     };
     if request.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(bad("the version of WebSocket is not 13"));
@@ -264,7 +260,7 @@ mod tests {
     fn what_there_is_not_is_refused_with_what_there_is() {
         let refusal = agree(Purpose::Command, &spdy_request(&["v9.channel.k8s.io"])).unwrap_err();
         assert_eq!(refusal.status, StatusCode::FORBIDDEN);
-        assert_eq!(refusal.headers.get_all(ACCEPTED).iter().count(), 4);
+        assert_eq!(refusal.headers.iter().filter(|(name, _)| *name == ACCEPTED).count(), 4);
         let refusal = agree(Purpose::Ports, &websocket_request("v5.channel.k8s.io")).unwrap_err();
         assert_eq!(refusal.status, StatusCode::FORBIDDEN);
         for request in [HeaderMap::new(), headers(&[("upgrade", "SPDY/3.1")])] {

@@ -226,7 +226,7 @@ mod tests {
         #[test]
         fn a_head_is_read_as_it_was_written(fin: bool, mask: [u8; 4], length in 0..200_000_usize) {
             let bytes = from_client(Opcode::Binary, fin, mask, length);
-            let head = Head { fin, opcode: Opcode::Binary, mask, length: length as u64 };
+            let head = Head { fin, opcode: Opcode::Binary, mask, length: u64::try_from(length).unwrap() };
             prop_assert_eq!(Head::parse(&bytes), Ok(Some((head, bytes.len()))));
             for cut in 0..bytes.len() {
                 prop_assert_eq!(Head::parse(&bytes[..cut]), Ok(None));
@@ -237,7 +237,7 @@ mod tests {
         fn nothing_breaks_the_parser(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
             if let Ok(Some((head, length))) = Head::parse(&bytes) {
                 prop_assert!(length <= MAX_HEAD && length <= bytes.len());
-                drop(Order::default().next(&head));
+                let _next = Order::default().next(&head);
             }
         }
 
