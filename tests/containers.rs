@@ -220,6 +220,8 @@ async fn exec_sync_answers_with_code_and_output() {
 
     let answer = berth.exec(&id, &["sh", "-c", "sleep 4713 & echo started"], 60).await.unwrap();
     assert_eq!(&answer.stdout[..], b"started\n", "what holds the pipe open is not waited for");
+    let answer = berth.exec(&id, &["sh", "-c", "sleep 4714 & exit 3"], 1).await.unwrap();
+    assert_eq!(answer.exit_code, 3, "the command has ended in time, whatever it has left behind");
     let answer = berth.exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero"], 30).await.unwrap();
     assert_eq!(answer.stdout.len(), 16 << 20, "output is cut");
     assert_eq!(berth.clean().await, Vec::<String>::new());

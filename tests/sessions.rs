@@ -398,6 +398,44 @@ async fn a_terminal_outlives_the_daemon() {
     inside.finish().await;
 }
 
+/// The terminal is the devpts of the container or none: what was put in its place is refused (CVE-2025-52565).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_comes_from_no_other_place() {
+    let mut mounts_over = support::secured(sleeper("c"), |security| security.privileged = true);
+    mounts_over.tty = true;
+    let (inside, ids) = Inside::start(vec![mounts_over]).await;
+    for script in [
+        "mount -t tmpfs none /dev/pts && ln -s /dev/null /dev/pts/ptmx",
+        "umount /dev/pts && umount -l /dev/pts; rmdir /dev/pts && mkdir /dev/real && ln -s real /dev/pts && \
+         mount -t devpts -o newinstance,ptmxmode=0666 none /dev/real",
+    ] {
+        let mut prepare = inside.exec(&ids[0], script, ALL).await;
+        let said = all(&mut prepare.streams.stderr).await;
+        assert_eq!(within(prepare.end()).await, End::Exited(0), "{said}");
+        let command = vec!["true".to_owned()];
+        let refused = session::exec(&inside.daemon, &ids[0], command, TERMINAL).await.unwrap_err();
+        assert!(refused.to_string().contains("make the terminal"), "{refused}");
+    }
+    let Inside { mut berth, daemon, threads, pod } = inside;
+    end(daemon, threads).await;
+    berth.restart().await;
+    let folder = berth.path("pts");
+    fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink("/dev/null", folder.join("ptmx")).unwrap();
+    let mut volume = sleeper("volume");
+    volume.tty = true;
+    volume.mounts.push(Mount {
+        container_path: "/dev/pts".to_owned(),
+        host_path: folder.display().to_string(),
+        ..Mount::default()
+    });
+    let security = volume.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.namespace_options.as_mut().unwrap().network = NamespaceMode::Node.into();
+    let refused = berth.try_create(&pod, volume).await.unwrap_err();
+    assert!(refused.message().contains("make the terminal"), "{refused}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_execs_leave_nothing_in_keeper_daemon_or_cgroup() {
     let (inside, ids) = Inside::start(vec![sleeper("c"), interactive(sleeper("a"), false, false)]).await;
@@ -405,7 +443,9 @@ async fn many_execs_leave_nothing_in_keeper_daemon_or_cgroup() {
     let round = async |times: u32| {
         for number in 0..times {
             let wanted = if number % 5 == 0 { TERMINAL } else { ALL };
-            let mut exec = inside.exec(&ids[0], "echo x", wanted).await;
+            // Some leave something running for a while: its cgroup goes with a later exec.
+            let script = if number % 10 == 1 { "sleep 0.2 >/dev/null 2>&1 & echo x" } else { "echo x" };
+            let mut exec = inside.exec(&ids[0], script, wanted).await;
             assert_eq!(all(&mut exec.streams.stdout).await.trim(), "x");
             if number % 3 != 0 {
                 assert_eq!(within(exec.end()).await, End::Exited(0));
@@ -426,12 +466,13 @@ async fn many_execs_leave_nothing_in_keeper_daemon_or_cgroup() {
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
-    eventually("no exec is left", || execs() == 0).await;
+    // The last ones may have left something, which nobody comes after to look at.
+    eventually("no exec is left", || execs() <= 20).await;
     let own = std::process::id();
     let before = (descriptors(keeper), memory(keeper));
     let own_before = descriptors(own);
     round(1000).await;
-    eventually("no exec is left", || execs() == 0).await;
+    eventually("no exec is left", || execs() <= 20).await;
     eventually("no descriptor is left in the keeper", || descriptors(keeper) <= before.0).await;
     // Other tests of this process have descriptors too, but not a thousand.
     assert!(descriptors(own) < own_before + 300, "{} after {own_before}", descriptors(own));

@@ -1,12 +1,16 @@
-//! ExecSync in one container, again and again.
+//! ExecSync in one container, again and again, and as the probes of a full node: several at a time.
+
+use std::time::{Duration, Instant};
 
 use berth_proto::v1::{ExecSyncRequest, NamespaceMode};
+use futures_util::{StreamExt, TryStreamExt};
 
 use super::lifecycle::up;
 use crate::bench::{Bench, Isolation};
 use crate::client::timed;
+use crate::daemon::Watched;
 use crate::error::BenchError;
-use crate::figures::Samples;
+use crate::figures::{Samples, number};
 
 /// How many execs for each of `--count`.
 const EACH: u32 = 5;
@@ -14,16 +18,36 @@ const EACH: u32 = 5;
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     let (_pod, container) =
         up(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await?;
+    let count = bench.options.count.saturating_mul(EACH);
     let mut samples = Samples::default();
-    for _ in 0..bench.options.count.saturating_mul(EACH) {
-        let request =
-            ExecSyncRequest { container_id: container.clone(), cmd: vec!["true".to_owned()], timeout: 10 };
-        let exec = timed("ExecSync", bench.client.runtime.clone().exec_sync(request)).await?;
-        if exec.answer.exit_code != 0 {
-            return Err(BenchError::Answer { rpc: "ExecSync", what: "exit code 0 for `true`" });
-        }
-        samples.push("ExecSync", exec.took);
+    let watched = bench.daemon.map(Watched::start);
+    for _ in 0..count {
+        samples.push("ExecSync", probe(bench, &container).await?);
     }
+    let cost = watched.and_then(|watched| watched.cost());
     bench.add(samples);
+    if let Some(cost) = cost {
+        let each = cost.cpu.as_secs_f64() * 1000.0 / f64::from(count.max(1));
+        bench.add_figure("ExecSync: processor time of the daemon".to_owned(), each, "ms");
+    }
+    let parallel = usize::from(bench.options.parallel);
+    let start = Instant::now();
+    futures_util::stream::iter(0..count)
+        .map(|_| probe(bench, &container))
+        .buffer_unordered(parallel)
+        .try_collect::<Vec<_>>()
+        .await?;
+    let rate = number(count) / start.elapsed().as_secs_f64();
+    bench.add_figure(format!("ExecSync, {parallel} at a time"), rate, "a second");
     Ok(())
+}
+
+async fn probe(bench: &Bench, container: &str) -> Result<Duration, BenchError> {
+    let request =
+        ExecSyncRequest { container_id: container.to_owned(), cmd: vec!["true".to_owned()], timeout: 10 };
+    let exec = timed("ExecSync", bench.client.runtime.clone().exec_sync(request)).await?;
+    if exec.answer.exit_code != 0 {
+        return Err(BenchError::Answer { rpc: "ExecSync", what: "exit code 0 for `true`" });
+    }
+    Ok(exec.took)
 }

@@ -5,31 +5,27 @@
 //! * An event is never older than what Status answers, and its statuses are those of the moment in which it is told. A
 //!   client that subscribes first and lists then misses nothing.
 //! * What this daemon found to have ended when it started is told to every subscriber, as long as it is there.
-//! * A subscriber that does not read is ended with an error after [`QUEUE`] events: it never misses one unknowingly.
+//! * A subscriber that does not read is ended with an error when its queue is full ([`subscribers`]): it never misses one
+//!   unknowingly.
 //!
 //! A sandbox is told of as a container with its own id, as with containerd.
 
+mod subscribers;
 mod told;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_proto::v1::{ContainerEventResponse, ContainerEventType};
-use futures_util::{Stream, stream};
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
+use futures_util::Stream;
 use tonic::Status;
 
+use subscribers::Subscribers;
 pub use told::{Level, Told};
 
 use crate::container::status::container_status;
 use crate::daemon::Daemon;
-use crate::error::CriError;
 use crate::pod::status::pod_status;
 use crate::store::{Container, Pod};
-
-/// How many events wait for a subscriber.
-const QUEUE: usize = 1024;
 
 /// Who listens, and what has been told. Its lock is held while an event is made from memory and put into the queues: so
 /// their order is the same for everyone.
@@ -40,19 +36,13 @@ pub struct Events {
 
 #[derive(Debug, Default)]
 struct Inner {
-    subscribers: Vec<Subscriber>,
+    subscribers: Subscribers<ContainerEventResponse>,
     /// The time of the last event: none has an earlier one than that before it, also when the clock is set back.
     last: i64,
     /// The daemon has started: nothing is noted for later any more.
     started: bool,
     /// What was told while nobody could listen yet.
     missed: Vec<Missed>,
-}
-
-#[derive(Debug)]
-struct Subscriber {
-    queue: mpsc::Sender<Arc<ContainerEventResponse>>,
-    behind: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -99,10 +89,7 @@ impl Events {
     pub fn subscribe(
         &self,
         daemon: &Daemon,
-    ) -> impl Stream<Item = Result<ContainerEventResponse, Status>> + Send + 'static {
-        let (queue, events) = mpsc::channel(QUEUE);
-        let behind = Arc::new(AtomicBool::new(false));
-        let subscriber = Subscriber { queue, behind: behind.clone() };
+    ) -> impl Stream<Item = Result<ContainerEventResponse, Status>> + Send + use<> {
         let mut inner = self.lock();
         let there = |missed: &Missed| match missed.id == missed.pod {
             true => daemon.store.pod(&missed.id).is_ok(),
@@ -110,25 +97,13 @@ impl Events {
         };
         inner.missed.retain(there);
         let missed = std::mem::take(&mut inner.missed);
-        let mut listens = true;
+        let mut first = Vec::new();
         for Missed { pod, id, kind } in &missed {
             let pod = daemon.store.pod(pod).ok();
-            let event = Arc::new(inner.event(daemon, pod.as_deref(), id, *kind));
-            listens = listens && subscriber.send(&event);
+            first.push(Arc::new(inner.event(daemon, pod.as_deref(), id, *kind)));
         }
         inner.missed = missed;
-        if listens {
-            inner.subscribers.push(subscriber);
-        }
-        drop(inner);
-        stream::unfold((events, behind), |(mut events, behind)| async move {
-            let event = match events.recv().await {
-                Some(event) => Ok(Arc::unwrap_or_clone(event)),
-                None if behind.swap(false, Ordering::Relaxed) => Err(too_far_behind()),
-                None => return None,
-            };
-            Some((event, (events, behind)))
-        })
+        inner.subscribers.add(&first)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -154,7 +129,7 @@ impl Inner {
             return;
         }
         let event = Arc::new(self.event(daemon, pod, id, kind));
-        self.subscribers.retain(|subscriber| subscriber.send(&event));
+        self.subscribers.tell(&event);
     }
 
     fn event(
@@ -174,23 +149,4 @@ impl Inner {
             containers_statuses: containers.iter().map(|container| container_status(container)).collect(),
         }
     }
-}
-
-impl Subscriber {
-    /// Whether it still listens.
-    fn send(&self, event: &Arc<ContainerEventResponse>) -> bool {
-        match self.queue.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Closed(_)) => false,
-            Err(TrySendError::Full(_)) => {
-                self.behind.store(true, Ordering::Relaxed);
-                false
-            }
-        }
-    }
-}
-
-fn too_far_behind() -> Status {
-    let why = format!("{QUEUE} of them were not read: subscribe anew, then list what there is");
-    CriError::exhausted("container events", why).into()
 }
