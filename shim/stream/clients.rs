@@ -37,15 +37,12 @@ where
         tracing::debug!("a client did not open its streams");
         return;
     };
-    let served = tokio::select! {
-        () = serve(daemon, work, wanted, client) => true,
-        () = gone(&mut session) => false,
-    };
-    if served {
-        session.close().await;
-    } else {
-        tracing::debug!("a client has gone before the end");
+    tokio::select! {
+        () = serve(daemon, work, wanted, client) => {}
+        () = gone(&mut session) => tracing::debug!("a client has gone before the end"),
     }
+    // One that broke the protocol is told so.
+    session.close().await;
 }
 
 /// The streams that the client has said it would open; none when it goes before.
@@ -119,13 +116,10 @@ pub(super) async fn over_channels<T>(
     if first.send(Bytes::new()).await.is_err() {
         return;
     }
-    let served = tokio::select! {
-        () = serve(daemon, work, wanted, client) => true,
-        () = channels.gone() => false,
-    };
-    if served {
-        channels.close().await;
-    } else {
-        tracing::debug!("a client has gone before the end");
+    tokio::select! {
+        () = serve(daemon, work, wanted, client) => {}
+        () = channels.gone() => tracing::debug!("a client has gone before the end"),
     }
+    // One that broke the protocol is told so.
+    channels.close().await;
 }

@@ -38,7 +38,7 @@ where
                     Ok(None) => {}
                     Err(refused) => refuse(*refused).await,
                 },
-                None => return,
+                None => break,
             },
             Some(_ended) = forwarding.join_next(), if !forwarding.is_empty() => {}
             () = tokio::time::sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
@@ -48,6 +48,9 @@ where
             }
         }
     }
+    // What is forwarded has ended before its client is waited for.
+    drop(forwarding);
+    session.close().await;
 }
 
 /// A stream that is not forwarded.
@@ -176,11 +179,11 @@ where
         });
     }
     let all = async { while forwarding.join_next().await.is_some() {} };
-    let done = tokio::select! {
-        () = all => true,
-        () = channels.gone() => false,
-    };
-    if done {
-        channels.close().await;
+    tokio::select! {
+        () = all => {}
+        () = channels.gone() => {}
     }
+    // What is forwarded has ended before its client is waited for.
+    drop(forwarding);
+    channels.close().await;
 }

@@ -255,12 +255,13 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match (agreed, request) {
-        (Agreed::SpdyPorts, Request::PortForward { pod, .. }) => forwarder::over_spdy(daemon, io, &pod).await,
-        (Agreed::TunnelPorts, Request::PortForward { pod, .. }) => {
-            forwarder::over_spdy(daemon, tunnel::start(io), &pod).await;
-        }
-        (Agreed::ChannelsPorts { coding }, Request::PortForward { pod, ports }) => {
-            forwarder::over_channels(daemon, io, coding, &pod, &ports).await;
+        (agreed, Request::PortForward { pod, ports }) => {
+            let Ok(found) = daemon.store.pod(&pod) else { return };
+            tokio::select! {
+                () = forward(daemon, io, agreed, &pod, &ports) => {}
+                // A socket in a network namespace keeps that alive.
+                () = found.stopping() => tracing::debug!("the pod stops, and with it what is forwarded to it"),
+            }
         }
         (agreed, request) => match (agreed, Work::of(request)) {
             (Agreed::SpdyCommand(version), Some((work, wanted))) => {
@@ -272,5 +273,19 @@ where
             // What is agreed on is by the path, and the token is for that path only.
             (agreed, _) => tracing::error!(?agreed, "a request of another kind"),
         },
+    }
+}
+
+async fn forward<T>(daemon: &Shared, io: Watched<T>, agreed: Agreed, pod: &str, ports: &[u16])
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match agreed {
+        Agreed::SpdyPorts => forwarder::over_spdy(daemon, io, pod).await,
+        Agreed::TunnelPorts => forwarder::over_spdy(daemon, tunnel::start(io), pod).await,
+        Agreed::ChannelsPorts { coding } => forwarder::over_channels(daemon, io, coding, pod, ports).await,
+        Agreed::SpdyCommand(_) | Agreed::ChannelsCommand { .. } => {
+            tracing::error!(?agreed, "a request of another kind");
+        }
     }
 }

@@ -153,15 +153,15 @@ func (i input) Read(into []byte) (int, error) {
 
 // output counts its session as begun when its text is there.
 type output struct {
-	bytes.Buffer
+	text   bytes.Buffer
 	wanted int
 	once   sync.Once
 	begun  *sync.WaitGroup
 }
 
 func (o *output) Write(text []byte) (int, error) {
-	count, err := o.Buffer.Write(text)
-	if o.Len() >= o.wanted {
+	count, err := o.text.Write(text)
+	if o.text.Len() >= o.wanted {
 		o.once.Do(o.begun.Done)
 	}
 	return count, err
@@ -179,8 +179,8 @@ func echo(address, text string, begun *sync.WaitGroup) error {
 	if err := client.StreamWithContext(context.Background(), options); err != nil {
 		return err
 	}
-	if out.String() != text {
-		return fmt.Errorf("sent %q, received %q", text, out.String())
+	if out.text.String() != text {
+		return fmt.Errorf("sent %q, received %q", text, out.text.String())
 	}
 	return nil
 }
