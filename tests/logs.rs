@@ -61,7 +61,7 @@ fn size(path: &Path) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_rotated_under_load_loses_doubles_and_tears_nothing() {
-    const LINES: u32 = 800_000;
+    const LINES: u32 = 500_000;
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let script = format!("seq {LINES} & seq {LINES} >&2; wait");
@@ -192,7 +192,7 @@ async fn without_a_log_path_output_is_taken_and_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_that_write_fast_share_with_the_others_of_their_pod() {
-    const GROWTH: u64 = 40 << 20;
+    const GROWTH: u64 = 16 << 20;
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let mut logs = Vec::new();

@@ -308,7 +308,7 @@ impl Cgroup {
     pub fn release_execs(&self) -> Result<()> {
         let entries = fs::read_dir(&self.whole).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let below = names.filter(|name| name.starts_with(Self::EXEC)).map(|name| self.existing_child(&name));
+        let below = names.filter(|name| is_exec(name)).map(|name| self.existing_child(&name));
         for exec in below.chain(self.all_beside()) {
             exec.kill()?;
             remove(&exec.whole, Instant::now() + BUSY)?;
@@ -374,6 +374,12 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Whether a name is that of an exec's cgroup, and not one that the container has given to a cgroup of its own.
+fn is_exec(name: &str) -> bool {
+    let number = name.strip_prefix(Cgroup::EXEC).and_then(|rest| rest.split_once('-'));
+    number.is_some_and(|(daemon, number)| daemon.parse::<u32>().is_ok() && number.parse::<u64>().is_ok())
 }
 
 fn make_folder(path: &Path) -> Result<()> {

@@ -97,7 +97,9 @@ impl Keeper {
             client.close_all(id, &mut self.watch);
             return Err(system(&error));
         }
-        container.clients.push(client);
+        if !client.has_nothing() {
+            container.clients.push(client);
+        }
         Ok(Outcome::Done)
     }
 
@@ -151,9 +153,9 @@ impl Keeper {
                 break false;
             }
             match rustix::io::write(&*fd, rest) {
+                Ok(0) | Err(Errno::AGAIN) => break false,
                 Ok(more) => written += more,
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break false,
                 // The container has closed its input.
                 Err(_) => break true,
             }
@@ -228,7 +230,7 @@ impl Keeper {
         let Some(place) = container.clients.iter().position(|known| known.id == client) else { return };
         let Some(client) = container.clients.get_mut(place) else { return };
         client.close(id, part, &mut self.watch);
-        if client.stdin.is_none() && client.outputs.iter().all(Option::is_none) {
+        if client.has_nothing() {
             container.clients.remove(place);
         }
     }
@@ -292,6 +294,10 @@ impl Keeper {
 }
 
 impl Client {
+    fn has_nothing(&self) -> bool {
+        self.stdin.is_none() && self.outputs.iter().all(Option::is_none)
+    }
+
     fn watched(&self, container: &str, part: Part) -> Watched {
         Watched::Client(container.to_owned(), self.id.clone(), part)
     }
