@@ -9,6 +9,7 @@
 //! * [`call`], [`result`]: what a plugin is called with, and what it answers
 //! * [`netlink`], [`netns`], [`nftables`]: links, addresses, routes and rules, in the host's namespace and in a pod's
 //! * [`record`], [`pin`]: what is on disk of an attachment
+//! * [`port_forward`]: connections to a pod's loopback
 //! * [`program`]: the plugins that are built in, for other runtimes
 
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ mod network;
 mod nftables;
 mod pin;
 mod plugins;
+pub mod port_forward;
 pub mod program;
 mod record;
 mod result;

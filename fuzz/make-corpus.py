@@ -4,8 +4,10 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
+import zlib
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
 
@@ -96,3 +98,43 @@ write("dhcp", "overload", dhcp((53, b"\2"), (52, b"\3"), sname=bytes([12, 1, 97,
 message = dhcp(*usual)
 udp = bytes([0, 67, 0, 68]) + (len(message) + 8).to_bytes(2, "big") + bytes(2) + message
 write("dhcp", "packet", bytes([0x45, 0]) + (len(udp) + 20).to_bytes(2, "big") + bytes([0, 0, 0, 0, 64, 17, 0, 0, 10, 5, 0, 1, 10, 5, 0, 100]) + udp)
+
+# Sessions as clients begin them. The dictionary is the one of the server's source, read from there.
+source = open(os.path.join(HERE, "../../shim/stream/spdy/dictionary.rs")).read()
+words = re.findall(r'"([^"]*)"', re.search(r"WORDS.*?\];", source, re.S).group(0))
+rest = re.search(r'REST: &str = "(.*?)";', source, re.S).group(1)
+dictionary = b"".join(len(word).to_bytes(4, "big") + word.encode() for word in words) + re.sub(r"\\\n\s*", "", rest).encode()
+assert zlib.adler32(dictionary) == 0xE3C6A7C2
+
+
+def control(kind, payload, flags=0):
+    return b"\x80\x03" + kind.to_bytes(2, "big") + bytes([flags]) + len(payload).to_bytes(3, "big") + payload
+
+
+def numbers(*values):
+    return b"".join(value.to_bytes(4, "big") for value in values)
+
+
+def session(*streams):
+    deflate = zlib.compressobj(9, zdict=dictionary)
+    frames = b""
+    for number, headers in enumerate(streams):
+        block = numbers(len(headers)) + b"".join(numbers(len(text)) + text.encode() for pair in headers.items() for text in pair)
+        block = deflate.compress(block) + deflate.flush(zlib.Z_SYNC_FLUSH)
+        frames += control(1, numbers(2 * number + 1, 0) + b"\0\0" + block)
+    return frames
+
+
+write("spdy", "exec", session({"streamtype": "error"}, {"streamtype": "stdin"}, {"streamtype": "stdout"}) + numbers(3, 0x01000005) + b"input")
+write("spdy", "forward", session({"streamtype": "error", "port": "80", "requestid": "0"}, {"streamtype": "data", "port": "80", "requestid": "0"}))
+write("spdy", "control", control(4, numbers(1, 7, 65536)) + control(6, numbers(1)) + control(9, numbers(0, 1000)) + control(3, numbers(1, 5)) + control(7, numbers(1, 0)) + control(11, b"x"))
+write("spdy", "bomb", session({"x": "x" * 65000}, {"x": "y" * 70000}))
+
+
+def masked(first, payload):
+    length = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2, "big")
+    return bytes([first]) + length + b"mask" + bytes(byte ^ b"mask"[i % 4] for i, byte in enumerate(payload))
+
+
+write("websocket", "channels", masked(0x82, b"\0input") + masked(0x82, b'\x04{"Width":80,"Height":24}') + masked(0x82, b"\xff\0") + masked(0x88, b"\x03\xe8"))
+write("websocket", "parts", masked(0x01, b"0aGV") + masked(0x89, b"ping") + masked(0x80, b"sbG8=") + masked(0x82, b"x" * 200))

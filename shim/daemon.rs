@@ -21,6 +21,7 @@ use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
 use crate::stats::rate::Rates;
 use crate::store::{Folders, Store};
+use crate::stream::Streams;
 use crate::systemd::Systemd;
 
 /// One running daemon. It is shared by all requests and holds nothing that is not also on disk or in a keeper.
@@ -50,6 +51,8 @@ pub struct Daemon {
     pub rates: Rates,
     /// Compiled seccomp profiles.
     pub filters: Cache,
+    /// Sessions that wait for their client.
+    pub streams: Streams,
     /// What is in flight.
     pub operations: Operations,
     /// Who is told what happens.
@@ -103,6 +106,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         selinux: SeLinux::detect(Path::new("/")),
         rates: Rates::default(),
         filters: Cache::default(),
+        streams: Streams::default(),
         operations: Operations::default(),
         events: Events::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,

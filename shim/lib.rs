@@ -9,6 +9,7 @@
 //! * [`server`], [`info`], [`error`]: the outer layer
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
 //! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`spec`]: the life of each noun
+//! * [`stream`]: sessions of people with pods, and their protocols
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`], [`lsm`], [`systemd`]: small parts
 
@@ -41,5 +42,6 @@ pub mod server;
 pub mod spec;
 pub mod stats;
 pub mod store;
+pub mod stream;
 pub mod systemd;
 pub mod undo;

@@ -215,16 +215,19 @@ impl RuntimeService for Runtime {
         Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Reply<ExecResponse> {
-        later("Exec")
+    async fn exec(&self, request: Request<ExecRequest>) -> Reply<ExecResponse> {
+        let url = exec::exec_url::exec_url(&self.daemon, request.into_inner())?;
+        Ok(Response::new(ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Reply<AttachResponse> {
-        later("Attach")
+    async fn attach(&self, request: Request<AttachRequest>) -> Reply<AttachResponse> {
+        let url = exec::attach_url::attach_url(&self.daemon, &request.into_inner())?;
+        Ok(Response::new(AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Reply<PortForwardResponse> {
-        later("PortForward")
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Reply<PortForwardResponse> {
+        let url = pod::port_forward::port_forward_url(&self.daemon, &request.into_inner())?;
+        Ok(Response::new(PortForwardResponse { url }))
     }
 
     async fn container_stats(

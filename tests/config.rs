@@ -115,3 +115,40 @@ fn the_document_has_every_key_and_the_defaults() {
     let defaults = String::from_utf8(defaults.stdout).unwrap();
     assert!(document.contains(&defaults), "docs/configuration.md shows other defaults than:\n{defaults}");
 }
+
+#[test]
+fn a_certificate_and_its_key_belong_together() {
+    let half = Files::new("stream_key = \"/k\"\n", &[]);
+    let output = half.berth(&["config", "check"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("stream_key is set and stream_certificate is not"),
+        "{}",
+        stderr(&output)
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let pairs = [1, 2].map(|_| rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap());
+    for (number, pair) in pairs.iter().enumerate() {
+        fs::write(path(&format!("{number}.crt")), pair.cert.pem()).unwrap();
+        fs::write(path(&format!("{number}.key")), pair.signing_key.serialize_pem()).unwrap();
+    }
+    for (certificate, key, wanted) in [
+        ("0.crt", "0.key", None),
+        ("0.crt", "1.key", Some("stream_key")),
+        ("0.key", "0.key", Some("stream_certificate")),
+        ("none", "0.key", Some("stream_certificate")),
+        ("0.crt", "0.crt", Some("stream_key")),
+    ] {
+        let text = format!("stream_certificate = {:?}\nstream_key = {:?}\n", path(certificate), path(key));
+        let output = Files::new(&text, &[]).berth(&["config", "check"]);
+        match wanted {
+            None => assert!(output.status.success(), "{}", stderr(&output)),
+            Some(wanted) => {
+                assert_eq!(output.status.code(), Some(1), "{certificate} {key}");
+                assert!(stderr(&output).contains(wanted), "{certificate} {key}: {}", stderr(&output));
+            }
+        }
+    }
+}

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::Source;
 use crate::config::commented_default;
+use crate::stream::tls;
 
 /// Arguments of `berth config`.
 #[derive(Clone, Debug, Args)]
@@ -53,7 +54,10 @@ fn dump(source: Source) -> ExitCode {
 fn check(source: Source) -> ExitCode {
     match source.load() {
         Err(error) => super::fail(&error),
-        Ok(config) if config.broken_drop_ins.is_empty() => super::print("the configuration is right\n"),
+        Ok(config) if config.broken_drop_ins.is_empty() => match tls::configured(&config) {
+            Ok(_) => super::print("the configuration is right\n"),
+            Err(error) => super::fail(&error),
+        },
         Ok(config) => {
             for broken in &config.broken_drop_ins {
                 eprintln!("berth: {}", broken.message);

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::image_service::Images;
 use crate::runtime_service::Runtime;
 use crate::server::{Claim, serve};
+use crate::stream::Listener;
 
 /// Arguments of `berth serve`.
 #[derive(Clone, Debug, Args)]
@@ -57,6 +58,9 @@ fn start(config: Config) -> Result<(), String> {
         let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
         let store = daemon.images.clone();
         tokio::spawn(async move { store.import_from(folder).await });
+        let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
+        daemon.streams.serve_at(sessions.base());
+        tokio::spawn(sessions.serve(daemon.clone()));
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
         let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
         crate::pod::run::release_default_cgroup(&daemon);

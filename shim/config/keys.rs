@@ -19,7 +19,7 @@ const fn key(table: &'static str, name: &'static str, about: &'static str) -> Ke
 }
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [Key; 35] = [
+pub const KEYS: [Key; 37] = [
     key("", "socket", "The socket that the kubelet and crictl connect to."),
     key("", "root", "Persistent state: images, containers, addresses."),
     key("", "state", "Volatile state: the pods' keepers and their sockets."),
@@ -80,6 +80,18 @@ pub const KEYS: [Key; 35] = [
         "stream_address",
         "Where exec, attach and port-forward sessions connect to; port 0 picks a free one.",
     ),
+    Key {
+        table: "",
+        name: "stream_certificate",
+        about: "The certificate of these sessions, with those above it, in PEM; without it they are plain HTTP.",
+        example: Some("\"/etc/berth/stream.crt\""),
+    },
+    Key {
+        table: "",
+        name: "stream_key",
+        about: "The key of that certificate, in PEM.",
+        example: Some("\"/etc/berth/stream.key\""),
+    },
     Key {
         table: "",
         name: "metrics_address",

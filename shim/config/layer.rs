@@ -36,6 +36,8 @@ pub struct Layer {
     pub max_image_depth: Option<Depth>,
     pub max_compression_ratio: Option<AtLeastOne>,
     pub stream_address: Option<SocketAddr>,
+    pub stream_certificate: Option<AbsolutePath>,
+    pub stream_key: Option<AbsolutePath>,
     pub metrics_address: Option<SocketAddr>,
     pub log_level: Option<LogFilter>,
     pub log_format: Option<LogFormat>,

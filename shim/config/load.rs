@@ -22,6 +22,14 @@ pub enum ConfigError {
         /// Why.
         error: io::Error,
     },
+    /// Two keys belong together.
+    #[error("{is} is set and {is_not} is not: a certificate and its key belong together")]
+    Half {
+        /// The one that is there.
+        is: &'static str,
+        /// The one that is not.
+        is_not: &'static str,
+    },
     /// A file has a mistake.
     #[error("{}:{problem}", file.display())]
     Wrong {
@@ -66,7 +74,11 @@ pub fn load(file: Option<&Path>, flags: Layer) -> Result<Config, ConfigError> {
         }
     }
     config.apply(flags);
-    Ok(config)
+    match (&config.stream_certificate, &config.stream_key) {
+        (Some(_), None) => Err(ConfigError::Half { is: "stream_certificate", is_not: "stream_key" }),
+        (None, Some(_)) => Err(ConfigError::Half { is: "stream_key", is_not: "stream_certificate" }),
+        _ => Ok(config),
+    }
 }
 
 fn read_file(file: &Path) -> Result<Layer, ConfigError> {

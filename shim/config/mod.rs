@@ -80,6 +80,12 @@ pub struct Config {
     pub max_compression_ratio: u64,
     /// Where exec, attach and port-forward sessions connect to; port 0 picks a free one.
     pub stream_address: SocketAddr,
+    /// The certificate of these sessions; none means plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_certificate: Option<PathBuf>,
+    /// Its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_key: Option<PathBuf>,
     /// Where metrics are served; none means not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_address: Option<SocketAddr>,
@@ -151,6 +157,8 @@ impl Default for Config {
             max_image_depth: 256,
             max_compression_ratio: 1000,
             stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            stream_certificate: None,
+            stream_key: None,
             metrics_address: None,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -205,6 +213,12 @@ impl Config {
         set(&mut self.max_image_depth, layer.max_image_depth);
         set(&mut self.max_compression_ratio, layer.max_compression_ratio);
         set(&mut self.stream_address, layer.stream_address);
+        if let Some(file) = layer.stream_certificate {
+            self.stream_certificate = Some(file.into());
+        }
+        if let Some(file) = layer.stream_key {
+            self.stream_key = Some(file.into());
+        }
         if let Some(address) = layer.metrics_address {
             self.metrics_address = Some(address);
         }
@@ -295,6 +309,8 @@ mod tests {
         let mut config = Config {
             metrics_address: Some(([127, 0, 0, 1], 1).into()),
             import_dir: Some("/import".into()),
+            stream_certificate: Some("/tls/certificate".into()),
+            stream_key: Some("/tls/key".into()),
             ..Config::default()
         };
         config.network.mtu = Some(1500);

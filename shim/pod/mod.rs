@@ -8,6 +8,7 @@ pub mod files;
 pub mod follow;
 pub mod list;
 pub(crate) mod network;
+pub mod port_forward;
 pub mod remove;
 pub mod run;
 pub mod status;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use berth_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::file::{self, FileError};
 use crate::event::{Level, Told};
@@ -92,6 +93,7 @@ pub struct Pod {
     record: RwLock<PodRecord>,
     /// Held while a new record is written: two changes never overtake one another on disk.
     writing: Mutex<()>,
+    changed: watch::Sender<()>,
     link: Mutex<Option<Link>>,
     netns: Mutex<Option<OwnedFd>>,
     userns: Mutex<Option<OwnedFd>>,
@@ -108,6 +110,7 @@ impl Pod {
             file,
             record: RwLock::new(record),
             writing: Mutex::new(()),
+            changed: watch::Sender::new(()),
             link: Mutex::new(None),
             netns: Mutex::new(None),
             userns: Mutex::new(None),
@@ -138,7 +141,9 @@ impl Pod {
     /// # Errors
     /// The file cannot be written; the state stays.
     pub fn change(&self, transition: impl FnOnce(&PodState) -> PodState) -> Result<(), FileError> {
-        self.amend(|record| record.state = transition(&record.state))
+        self.amend(|record| record.state = transition(&record.state))?;
+        self.changed.send_replace(());
+        Ok(())
     }
 
     /// Changes what is known beside the state.
@@ -158,6 +163,15 @@ impl Pod {
     #[must_use]
     pub fn state(&self) -> PodState {
         self.with(|record| record.state.clone())
+    }
+
+    /// Waits until the pod is on its way down.
+    pub async fn stopping(&self) {
+        let mut changes = self.changed.subscribe();
+        while !matches!(self.state(), PodState::NotReady { .. }) {
+            // The sender lives in `self`: this cannot fail while `self` is borrowed.
+            drop(changes.changed().await);
+        }
     }
 
     /// See [`name_key`].

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Says which specs passed, failed and were skipped, and compares them with those that must pass.
 
-usage: report.py REPORT MUST_PASS [--record | --focused]
+usage: report.py REPORT MUST_PASS [--record | --focused] [--websocket=REPORT]
 
 REPORT is ginkgo's JSON report. MUST_PASS has one spec in a line, as the texts of its containers and its own, with a space
-between them; lines with # are comments.
+between them; lines with # are comments. The specs of the second report are those over WebSocket, and named so.
 """
 
 import json
@@ -15,18 +15,24 @@ HEAD = """# The specs of critest that must pass, as texts of the containers and 
 """
 
 
-def specs(report):
+def specs(path, ending=""):
+    with open(path) as file:
+        report = json.load(file)
     for suite in report:
         for spec in suite["SpecReports"] or []:
             if spec["LeafNodeType"] == "It":
                 texts = [*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]]
-                yield " ".join(texts), spec
+                yield " ".join(texts) + ending, spec
 
 
 def main():
     report_path, list_path, *options = sys.argv[1:]
-    with open(report_path) as file:
-        found = dict(specs(json.load(file)))
+    found = dict(specs(report_path))
+    for option in options:
+        if option.startswith("--websocket="):
+            again = specs(option.removeprefix("--websocket="), " (WebSocket)")
+            # What is not of Streaming was left out.
+            found.update((name, spec) for name, spec in again if spec["State"] != "skipped")
     with open(list_path) as file:
         lines = [line.strip() for line in file]
     must = {line for line in lines if line and not line.startswith("#")}

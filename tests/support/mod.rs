@@ -15,6 +15,7 @@
 pub mod image;
 pub mod leftovers;
 pub mod registry;
+pub mod streams;
 
 use std::fs;
 use std::path::{Path, PathBuf};

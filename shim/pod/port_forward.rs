@@ -1,0 +1,34 @@
+//! PortForward: where a client finds the session whose connections lead to ports of a pod.
+
+use berth_proto::v1::PortForwardRequest;
+
+use crate::daemon::Daemon;
+use crate::error::CriError;
+use crate::store::PodState;
+use crate::stream::Request;
+
+/// Ports of one request: their WebSocket channels are numbered in a byte, two for each.
+const MAX_PORTS: usize = 127;
+
+/// The URL of a session for ports of a pod. SPDY clients name their ports later.
+///
+/// # Errors
+/// `NotFound`; `InvalidArgument` for what is no port; `FailedPrecondition` where the pod does not run;
+/// `ResourceExhausted`.
+pub fn port_forward_url(daemon: &Daemon, request: &PortForwardRequest) -> Result<String, CriError> {
+    let pod = daemon.store.pod(&request.pod_sandbox_id)?;
+    if request.port.len() > MAX_PORTS {
+        return Err(CriError::invalid("port", format!("has more than {MAX_PORTS} ports")));
+    }
+    let mut ports = Vec::with_capacity(request.port.len());
+    for port in &request.port {
+        match u16::try_from(*port) {
+            Ok(port @ 1..) => ports.push(port),
+            _ => return Err(CriError::invalid("port", format!("{port} is not from 1 to 65535"))),
+        }
+    }
+    if !matches!(pod.state(), PodState::Ready { .. }) {
+        return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not running"));
+    }
+    daemon.streams.url(Request::PortForward { pod: pod.id.as_str().to_owned(), ports })
+}

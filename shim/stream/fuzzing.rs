@@ -1,0 +1,124 @@
+//! What clients can send, as one function each: bytes in, and nothing may break. The fuzz targets (`fuzz/`) call these with
+//! anything; the tests here with what is kept in `fuzz/corpus`.
+
+use super::resize;
+use super::spdy::frame::{Control, HEAD, Head};
+use super::spdy::headers::{Decompressor, Headers, MAX_BLOCK, Writer};
+use super::websocket::frame::{self, MAX_CONTROL, Order, Part};
+
+/// A SPDY session: frames with their headers, up to what breaks it.
+///
+/// # Panics
+/// What was read is written as something else, or is larger than it may be.
+pub fn spdy(bytes: &[u8]) {
+    let mut rest = bytes;
+    let mut decompressor = Decompressor::default();
+    while let Some((head, after)) = rest.split_first_chunk::<HEAD>() {
+        let Ok(head) = Head::parse(*head) else { return };
+        let (Head::Data { length, .. } | Head::Control { length, .. }) = head;
+        let Some((payload, after)) = after.split_at_checked(length) else { return };
+        rest = after;
+        let Head::Control { kind, flags, .. } = head else { continue };
+        let Ok(control) = Control::parse(kind, flags, payload) else { return };
+        written_again(&control);
+        let (Control::SynStream { block, .. }
+        | Control::SynReply { block, .. }
+        | Control::Headers { block, .. }) = control
+        else {
+            continue;
+        };
+        let Ok(headers) = decompressor.block(block) else { return };
+        let block = headers.encode();
+        assert!(block.len() <= MAX_BLOCK, "{} bytes of headers", block.len());
+        let again = Decompressor::default().block(&Writer::default().block(&headers));
+        assert_eq!(again.as_ref(), Ok(&headers));
+        assert_eq!(Headers::parse(&block), Ok(headers));
+    }
+}
+
+fn written_again(control: &Control<'_>) {
+    let mut frame = Vec::new();
+    control.encode(&mut frame);
+    let Some((head, payload)) = frame.split_first_chunk() else { return };
+    let again = match Head::parse(*head) {
+        Ok(Head::Control { kind, flags, .. }) => Control::parse(kind, flags, payload).ok(),
+        _ => None,
+    };
+    assert_eq!(again.as_ref(), Some(control));
+}
+
+/// A WebSocket connection: frames in their order, up to what breaks it; and sizes of a terminal.
+///
+/// # Panics
+/// A head is longer than what it was read from, or a control frame larger than it may be.
+pub fn websocket(bytes: &[u8]) {
+    let mut rest = bytes;
+    let mut order = Order::default();
+    while let Ok(Some((head, length))) = frame::Head::parse(rest) {
+        let (_, after) = rest.split_at(length);
+        let Ok(part) = order.next(&head) else { return };
+        let Some((payload, after)) =
+            usize::try_from(head.length).ok().and_then(|length| after.split_at_checked(length))
+        else {
+            return;
+        };
+        rest = after;
+        let mut payload = payload.to_vec();
+        frame::unmask(&mut { head.mask }, &mut payload);
+        match part {
+            Part::Message { .. } => drop(resize::sizes(&mut bytes::BytesMut::from(&payload[..]))),
+            Part::Close | Part::Ping | Part::Pong => assert!(payload.len() <= MAX_CONTROL),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+
+    fn corpus(target: &str) -> Vec<Vec<u8>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let corpus: Vec<_> = entries.map(|path| std::fs::read(path).unwrap()).collect();
+        assert!(!corpus.is_empty(), "{}", folder.display());
+        corpus
+    }
+
+    #[test]
+    fn what_has_been_found_before_does_no_harm() {
+        corpus("spdy").iter().for_each(|bytes| spdy(bytes));
+        corpus("websocket").iter().for_each(|bytes| websocket(bytes));
+    }
+
+    /// One of a corpus, with some bytes changed, and its end cut off.
+    fn near(target: &str) -> impl Strategy<Value = Vec<u8>> {
+        let changes = prop::collection::vec((any::<Index>(), any::<u8>()), 0..6);
+        (prop::sample::select(corpus(target)), changes, any::<Index>(), any::<bool>()).prop_map(
+            |(mut bytes, changes, cut, whole)| {
+                for (place, byte) in changes {
+                    let place = place.index(bytes.len());
+                    bytes[place] = byte;
+                }
+                bytes.truncate(if whole { bytes.len() } else { cut.index(bytes.len()) });
+                bytes
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_near_to_a_session_does_no_harm(bytes in near("spdy")) {
+            spdy(&bytes);
+        }
+
+        #[test]
+        fn what_is_near_to_a_websocket_does_no_harm(bytes in near("websocket")) {
+            websocket(&bytes);
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The frames of SPDY/3.1 (draft 3.1, section 2): bytes to values and back, without any input or output.
+//!
+//! A frame is a head of eight bytes and a payload. The payload of data goes by in pieces and is never whole here; that of
+//! a control frame is, within [`MAX_CONTROL`].
+
+/// Bytes of a frame's head.
+pub const HEAD: usize = 8;
+
+/// The largest control frame that is taken: a block of headers, compressed, and what is before it.
+pub const MAX_CONTROL: usize = 64 << 10;
+
+/// The window of a stream, and of a session, until something else is said (draft 3.1, section 2.6.8).
+pub const INITIAL_WINDOW: u32 = 64 << 10;
+
+const VERSION: u16 = 3;
+const CONTROL: u8 = 0x80;
+const FLAG_FIN: u8 = 1;
+const SETTINGS_INITIAL_WINDOW: u32 = 7;
+
+/// Number of a stream: 31 bits, odd for those that the client opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(u32);
+
+impl StreamId {
+    /// The session as a whole, where a window is changed.
+    pub const SESSION: Self = Self(0);
+
+    /// The lower 31 bits: the highest is reserved.
+    #[must_use]
+    pub const fn new(raw: u32) -> Self {
+        Self(raw & 0x7fff_ffff)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The client has opened it.
+    #[must_use]
+    pub const fn is_clients(self) -> bool {
+        self.0 % 2 == 1
+    }
+}
+
+/// Why a stream is broken off (draft 3.1, section 2.6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetStatus(pub u32);
+
+impl ResetStatus {
+    /// What the peer sent breaks the protocol.
+    pub const PROTOCOL_ERROR: Self = Self(1);
+    /// There is no such stream.
+    pub const INVALID_STREAM: Self = Self(2);
+    /// Refused before anything was done.
+    pub const REFUSED_STREAM: Self = Self(3);
+    /// Not needed any more.
+    pub const CANCEL: Self = Self(5);
+    /// A window was overrun or is out of range.
+    pub const FLOW_CONTROL_ERROR: Self = Self(7);
+}
+
+/// Why a session ends (draft 3.1, section 2.6.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GoAwayStatus(pub u32);
+
+impl GoAwayStatus {
+    /// It is done.
+    pub const OK: Self = Self(0);
+    /// What the peer sent breaks the protocol.
+    pub const PROTOCOL_ERROR: Self = Self(1);
+}
+
+/// What breaks the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Another version of the protocol.
+    #[error("a frame of version {0}, not 3")]
+    Version(u16),
+    /// A control frame that is larger than any can be.
+    #[error("a control frame of {0} bytes")]
+    TooLarge(usize),
+    /// A control frame that is shorter than its kind, or whose parts do not add up.
+    #[error("a control frame of kind {kind} with {length} bytes")]
+    Length {
+        /// Its kind.
+        kind: u16,
+        /// Bytes of its payload.
+        length: usize,
+    },
+}
+
+/// The head of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// Data of a stream.
+    Data {
+        /// Which.
+        stream: StreamId,
+        /// Nothing follows on this stream.
+        fin: bool,
+        /// Bytes that follow.
+        length: usize,
+    },
+    /// A control frame.
+    Control {
+        /// Its kind.
+        kind: u16,
+        /// Its flags, by kind.
+        flags: u8,
+        /// Bytes that follow.
+        length: usize,
+    },
+}
+
+/// A control frame. Blocks of headers are as they are on the wire, compressed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control<'a> {
+    /// Opens a stream.
+    SynStream {
+        /// Which.
+        stream: StreamId,
+        /// Nothing follows on it.
+        fin: bool,
+        /// Its headers.
+        block: &'a [u8],
+    },
+    /// Accepts a stream.
+    SynReply {
+        /// Which.
+        stream: StreamId,
+        /// Nothing follows on it.
+        fin: bool,
+        /// Headers of the answer.
+        block: &'a [u8],
+    },
+    /// Breaks a stream off.
+    Reset {
+        /// Which.
+        stream: StreamId,
+        /// Why.
+        status: ResetStatus,
+    },
+    /// Settings, of which only this one concerns us.
+    Settings {
+        /// The window that streams begin with.
+        initial_window: Option<u32>,
+    },
+    /// Asks for the same frame back, or is it.
+    Ping(u32),
+    /// No more streams are accepted.
+    GoAway {
+        /// The last one that was.
+        last: StreamId,
+        /// Why.
+        status: GoAwayStatus,
+    },
+    /// More headers of a stream.
+    Headers {
+        /// Which.
+        stream: StreamId,
+        /// Nothing follows on it.
+        fin: bool,
+        /// The headers.
+        block: &'a [u8],
+    },
+    /// More may be sent.
+    WindowUpdate {
+        /// On which stream, or the session.
+        stream: StreamId,
+        /// How many bytes more.
+        delta: u32,
+    },
+    /// Any other kind: to be passed over (section 2.2.1).
+    Unknown(u16),
+}
+
+impl Head {
+    /// Reads a head.
+    ///
+    /// # Errors
+    /// Another version, or a control frame of a size that none has.
+    pub fn parse(bytes: [u8; HEAD]) -> Result<Self, FrameError> {
+        let [a, b, c, d, flags, x, y, z] = bytes;
+        let length = usize::try_from(u32::from_be_bytes([0, x, y, z])).unwrap_or(usize::MAX);
+        if a & CONTROL == 0 {
+            let stream = StreamId::new(u32::from_be_bytes([a, b, c, d]));
+            return Ok(Self::Data { stream, fin: flags & FLAG_FIN != 0, length });
+        }
+        let version = u16::from_be_bytes([a & !CONTROL, b]);
+        if version != VERSION {
+            return Err(FrameError::Version(version));
+        }
+        if length > MAX_CONTROL {
+            return Err(FrameError::TooLarge(length));
+        }
+        Ok(Self::Control { kind: u16::from_be_bytes([c, d]), flags, length })
+    }
+
+    /// The head of a frame of data.
+    #[must_use]
+    pub fn data(stream: StreamId, fin: bool, length: u32) -> [u8; HEAD] {
+        let [a, b, c, d] = stream.0.to_be_bytes();
+        let [_, x, y, z] = length.to_be_bytes();
+        [a, b, c, d, u8::from(fin), x, y, z]
+    }
+}
+
+/// Takes numbers off the front of a payload.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn number(&mut self) -> Option<u32> {
+        let (number, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_be_bytes(*number))
+    }
+
+    fn skip(&mut self, count: usize) -> Option<()> {
+        self.0 = self.0.get(count..)?;
+        Some(())
+    }
+
+    fn rest(self) -> &'a [u8] {
+        self.0
+    }
+
+    fn end(&self) -> Option<()> {
+        self.0.is_empty().then_some(())
+    }
+}
+
+impl<'a> Control<'a> {
+    /// Reads the payload of a control frame.
+    ///
+    /// # Errors
+    /// The payload is not one of its kind.
+    pub fn parse(kind: u16, flags: u8, payload: &'a [u8]) -> Result<Self, FrameError> {
+        Self::fields(kind, flags & FLAG_FIN != 0, Fields(payload))
+            .ok_or(FrameError::Length { kind, length: payload.len() })
+    }
+
+    fn fields(kind: u16, fin: bool, mut fields: Fields<'a>) -> Option<Self> {
+        let control = match kind {
+            1 => {
+                let stream = StreamId::new(fields.number()?);
+                // The stream that it belongs to, its priority and a slot: nobody uses them.
+                fields.skip(6)?;
+                return Some(Self::SynStream { stream, fin, block: fields.rest() });
+            }
+            2 => {
+                let stream = StreamId::new(fields.number()?);
+                return Some(Self::SynReply { stream, fin, block: fields.rest() });
+            }
+            3 => {
+                Self::Reset { stream: StreamId::new(fields.number()?), status: ResetStatus(fields.number()?) }
+            }
+            4 => {
+                let mut initial_window = None;
+                for _ in 0..fields.number()? {
+                    // One byte of flags and three that name the setting.
+                    let (name, value) = (fields.number()? & 0x00ff_ffff, fields.number()?);
+                    if name == SETTINGS_INITIAL_WINDOW {
+                        initial_window = Some(value);
+                    }
+                }
+                Self::Settings { initial_window }
+            }
+            6 => Self::Ping(fields.number()?),
+            7 => {
+                Self::GoAway { last: StreamId::new(fields.number()?), status: GoAwayStatus(fields.number()?) }
+            }
+            8 => {
+                let stream = StreamId::new(fields.number()?);
+                return Some(Self::Headers { stream, fin, block: fields.rest() });
+            }
+            9 => Self::WindowUpdate {
+                stream: StreamId::new(fields.number()?),
+                delta: fields.number()? & 0x7fff_ffff,
+            },
+            other => return Some(Self::Unknown(other)),
+        };
+        fields.end()?;
+        Some(control)
+    }
+
+    /// Appends the frame. An unknown kind has no payload.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        let number = |out: &mut Vec<u8>, value: u32| out.extend_from_slice(&value.to_be_bytes());
+        out.extend_from_slice(&[0; HEAD]);
+        let (kind, fin) = match self {
+            Self::SynStream { stream, fin, block } => {
+                number(out, stream.0);
+                out.extend_from_slice(&[0; 6]);
+                out.extend_from_slice(block);
+                (1, *fin)
+            }
+            Self::SynReply { stream, fin, block } => {
+                number(out, stream.0);
+                out.extend_from_slice(block);
+                (2, *fin)
+            }
+            Self::Reset { stream, status } => {
+                number(out, stream.0);
+                number(out, status.0);
+                (3, false)
+            }
+            Self::Settings { initial_window } => {
+                number(out, u32::from(initial_window.is_some()));
+                if let Some(window) = initial_window {
+                    number(out, SETTINGS_INITIAL_WINDOW);
+                    number(out, *window);
+                }
+                (4, false)
+            }
+            Self::Ping(id) => {
+                number(out, *id);
+                (6, false)
+            }
+            Self::GoAway { last, status } => {
+                number(out, last.0);
+                number(out, status.0);
+                (7, false)
+            }
+            Self::Headers { stream, fin, block } => {
+                number(out, stream.0);
+                out.extend_from_slice(block);
+                (8, *fin)
+            }
+            Self::WindowUpdate { stream, delta } => {
+                number(out, stream.0);
+                number(out, *delta);
+                (9, false)
+            }
+            Self::Unknown(kind) => (*kind, false),
+        };
+        let length = u32::try_from(out.len() - start - HEAD).unwrap_or(u32::MAX);
+        let [_, x, y, z] = length.to_be_bytes();
+        let [a, b] = VERSION.to_be_bytes();
+        let [c, d] = u16::to_be_bytes(kind);
+        if let Some(head) = out.get_mut(start..start + HEAD) {
+            head.copy_from_slice(&[a | CONTROL, b, c, d, u8::from(fin), x, y, z]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn controls(block: &[u8]) -> impl Strategy<Value = Control<'_>> {
+        let stream = any::<u32>().prop_map(StreamId::new);
+        let (a, b, c, d, e) =
+            (stream.clone(), stream.clone(), stream.clone(), stream.clone(), stream.clone());
+        prop_oneof![
+            (a, any::<bool>()).prop_map(move |(stream, fin)| Control::SynStream { stream, fin, block }),
+            (b, any::<bool>()).prop_map(move |(stream, fin)| Control::SynReply { stream, fin, block }),
+            (c, any::<bool>()).prop_map(move |(stream, fin)| Control::Headers { stream, fin, block }),
+            (d, any::<u32>())
+                .prop_map(|(stream, status)| Control::Reset { stream, status: ResetStatus(status) }),
+            (e, any::<u32>())
+                .prop_map(|(last, status)| Control::GoAway { last, status: GoAwayStatus(status) }),
+            (stream, 0..1_u32 << 31).prop_map(|(stream, delta)| Control::WindowUpdate { stream, delta }),
+            any::<Option<u32>>().prop_map(|initial_window| Control::Settings { initial_window }),
+            any::<u32>().prop_map(Control::Ping),
+            (10..u16::MAX).prop_map(Control::Unknown),
+        ]
+    }
+
+    fn parse(frame: &[u8]) -> Result<Control<'_>, FrameError> {
+        let (head, payload) = frame.split_first_chunk().unwrap();
+        match Head::parse(*head)? {
+            Head::Control { kind, flags, length } => {
+                assert_eq!(length, payload.len());
+                Control::parse(kind, flags, payload)
+            }
+            Head::Data { .. } => panic!("data"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_control_frame_is_read_as_it_was_written(control in controls(b"headers")) {
+            let mut frame = Vec::new();
+            control.encode(&mut frame);
+            prop_assert_eq!(parse(&frame), Ok(control));
+        }
+
+        #[test]
+        fn a_data_head_is_read_as_it_was_written(stream: u32, fin: bool, length in 0..1_u32 << 24) {
+            let stream = StreamId::new(stream);
+            let wanted = Head::Data { stream, fin, length: usize::try_from(length).unwrap() };
+            prop_assert_eq!(Head::parse(Head::data(stream, fin, length)), Ok(wanted));
+        }
+
+        #[test]
+        fn nothing_breaks_the_parser(kind in 0_u16..12, flags: u8, payload: Vec<u8>, head: [u8; HEAD]) {
+            let _parsed = Head::parse(head);
+            drop(Control::parse(kind, flags, &payload));
+        }
+    }
+
+    #[test]
+    fn what_is_not_spdy_3_is_refused() {
+        assert_eq!(Head::parse([0x80, 2, 0, 1, 0, 0, 0, 0]), Err(FrameError::Version(2)));
+        assert_eq!(Head::parse([0x80, 3, 0, 1, 0, 1, 0, 1]), Err(FrameError::TooLarge(65537)));
+        assert_eq!(Control::parse(6, 0, &[0; 5]), Err(FrameError::Length { kind: 6, length: 5 }));
+        // A table of settings that says it has four billion of them.
+        assert_eq!(Control::parse(4, 0, &[0xff; 4]), Err(FrameError::Length { kind: 4, length: 4 }));
+    }
+}

@@ -1,0 +1,264 @@
+//! Blocks of headers: pairs of names and values, compressed over the whole life of a session with a dictionary (draft
+//! 3.1, section 2.6.10).
+//!
+//! What is received is decompressed within [`MAX_BLOCK`], however small it was on the wire. What is sent is stored in the
+//! format of zlib and not compressed: it is next to nothing, a compressor's state is 256 KiB a session, and nothing can
+//! be learned from its length.
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+use super::dictionary::{DICTIONARY, ID};
+
+/// The most that a block may become.
+pub const MAX_BLOCK: usize = 64 << 10;
+
+/// The most headers of a block.
+const MAX_HEADERS: u32 = 64;
+
+/// What is wrong with a block. The session cannot go on: the state of its compression is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// It is not what zlib writes, or with another dictionary.
+    #[error("headers that cannot be decompressed")]
+    Compression,
+    /// It becomes more than [`MAX_BLOCK`].
+    #[error("headers of more than {MAX_BLOCK} bytes")]
+    TooLarge,
+    /// It has more headers than anyone sends.
+    #[error("{0} headers in one block")]
+    TooMany(u32),
+    /// Lengths that do not add up, or a name that is none.
+    #[error("a malformed block of headers")]
+    Malformed,
+}
+
+/// The headers of a stream. Names are in lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    /// Headers from pairs; names become lower case.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect())
+    }
+
+    /// The value of a header, whose name may be in any case. Of several values it is the first.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.split('\0').next().unwrap_or_default())
+    }
+
+    /// Reads a block after it was decompressed.
+    ///
+    /// # Errors
+    /// Lengths that do not add up.
+    pub fn parse(block: &[u8]) -> Result<Self, HeaderError> {
+        let mut rest = block;
+        let count = number(&mut rest)?;
+        if count > MAX_HEADERS {
+            return Err(HeaderError::TooMany(count));
+        }
+        let mut headers = Vec::new();
+        for _ in 0..count {
+            let (name, value) = (text(&mut rest)?, text(&mut rest)?);
+            if name.is_empty() {
+                return Err(HeaderError::Malformed);
+            }
+            headers.push((name.to_ascii_lowercase(), value));
+        }
+        if rest.is_empty() { Ok(Self(headers)) } else { Err(HeaderError::Malformed) }
+    }
+
+    /// The block before it is compressed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut block = Vec::new();
+        let length = |block: &mut Vec<u8>, length: usize| {
+            block.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+        };
+        length(&mut block, self.0.len());
+        for text in self.0.iter().flat_map(|(name, value)| [name, value]) {
+            length(&mut block, text.len());
+            block.extend_from_slice(text.as_bytes());
+        }
+        block
+    }
+}
+
+fn number(rest: &mut &[u8]) -> Result<u32, HeaderError> {
+    let (number, after) = rest.split_first_chunk().ok_or(HeaderError::Malformed)?;
+    *rest = after;
+    Ok(u32::from_be_bytes(*number))
+}
+
+fn text(rest: &mut &[u8]) -> Result<String, HeaderError> {
+    let length = usize::try_from(number(rest)?).map_err(|_| HeaderError::Malformed)?;
+    let (text, after) = rest.split_at_checked(length).ok_or(HeaderError::Malformed)?;
+    *rest = after;
+    String::from_utf8(text.to_vec()).map_err(|_| HeaderError::Malformed)
+}
+
+/// Reads the blocks of one direction of a session.
+#[derive(Debug)]
+pub struct Decompressor {
+    zlib: Decompress,
+    block: Vec<u8>,
+}
+
+impl Default for Decompressor {
+    fn default() -> Self {
+        Self { zlib: Decompress::new(true), block: Vec::new() }
+    }
+}
+
+impl Decompressor {
+    /// The headers of the next block.
+    ///
+    /// # Errors
+    /// See [`HeaderError`]; after one no further block can be read.
+    pub fn block(&mut self, compressed: &[u8]) -> Result<Headers, HeaderError> {
+        self.block.clear();
+        let mut rest = compressed;
+        let mut piece = [0_u8; 4096];
+        loop {
+            let before = (self.zlib.total_in(), self.zlib.total_out());
+            let status = self.zlib.decompress(rest, &mut piece, FlushDecompress::Sync);
+            let taken = usize::try_from(self.zlib.total_in() - before.0).unwrap_or(usize::MAX);
+            let given = usize::try_from(self.zlib.total_out() - before.1).unwrap_or(usize::MAX);
+            rest = rest.get(taken..).ok_or(HeaderError::Compression)?;
+            let given = piece.get(..given).ok_or(HeaderError::Compression)?;
+            if self.block.len() + given.len() > MAX_BLOCK {
+                return Err(HeaderError::TooLarge);
+            }
+            self.block.extend_from_slice(given);
+            match status {
+                Ok(Status::Ok | Status::BufError) if given.is_empty() && taken == 0 => break,
+                Ok(Status::Ok | Status::BufError) => {}
+                Ok(Status::StreamEnd) => return Err(HeaderError::Compression),
+                Err(error) if error.needs_dictionary() == Some(ID) => {
+                    self.zlib.set_dictionary(&DICTIONARY).map_err(|_| HeaderError::Compression)?;
+                }
+                Err(_) => return Err(HeaderError::Compression),
+            }
+        }
+        if !rest.is_empty() {
+            return Err(HeaderError::Compression);
+        }
+        Headers::parse(&self.block)
+    }
+}
+
+/// Writes the blocks of one direction of a session.
+#[derive(Debug, Default)]
+pub struct Writer {
+    begun: bool,
+}
+
+impl Writer {
+    /// The next block, as zlib could have written it.
+    pub fn block(&mut self, headers: &Headers) -> Vec<u8> {
+        let mut out = Vec::new();
+        if !self.begun {
+            // The head of a zlib stream with a dictionary (RFC 1950): method and window, level and check bits, its id.
+            out.extend_from_slice(&[0x78, 0xbb]);
+            out.extend_from_slice(&ID.to_be_bytes());
+            self.begun = true;
+        }
+        let block = headers.encode();
+        // Stored blocks of DEFLATE (RFC 1951, section 3.2.4); the empty one at the end is what a flush leaves behind, and
+        // what Go's reader waits for before it gives out what it has.
+        for piece in block.chunks(usize::from(u16::MAX)).chain([&[][..]]) {
+            let length = u16::try_from(piece.len()).unwrap_or_default();
+            out.push(0);
+            out.extend_from_slice(&length.to_le_bytes());
+            out.extend_from_slice(&(!length).to_le_bytes());
+            out.extend_from_slice(piece);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, Compression, FlushCompress};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a peer does that compresses.
+    struct Compressor(Compress);
+
+    impl Compressor {
+        fn new() -> Self {
+            let mut zlib = Compress::new(Compression::best(), true);
+            assert_eq!(zlib.set_dictionary(&DICTIONARY).unwrap(), ID);
+            Self(zlib)
+        }
+
+        fn block(&mut self, block: &[u8]) -> Vec<u8> {
+            let mut out = Vec::with_capacity(block.len() + 1000);
+            self.0.compress_vec(block, &mut out, FlushCompress::Sync).unwrap();
+            out
+        }
+    }
+
+    fn headers() -> impl Strategy<Value = Headers> {
+        let pairs = prop::collection::vec(("[a-z][a-z-]{0,20}", ".{0,80}"), 0..10);
+        pairs.prop_map(Headers)
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_of_a_session_are_read_as_they_were_written(blocks in prop::collection::vec(headers(), 1..6)) {
+            let (mut stored, mut compressed) = (Decompressor::default(), Decompressor::default());
+            let (mut writer, mut compressor) = (Writer::default(), Compressor::new());
+            for block in blocks {
+                prop_assert_eq!(&stored.block(&writer.block(&block)).unwrap(), &block);
+                prop_assert_eq!(&compressed.block(&compressor.block(&block.encode())).unwrap(), &block);
+            }
+        }
+
+        #[test]
+        fn nothing_breaks_the_parsers(bytes: Vec<u8>) {
+            drop(Headers::parse(&bytes));
+            drop(Decompressor::default().block(&bytes));
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_any_case() {
+        let headers = Headers::from_pairs([("streamType", "data\0other"), ("port", "80")]);
+        assert_eq!(headers.get("StreamType"), Some("data"));
+        assert_eq!(headers.get("requestID"), None);
+    }
+
+    #[test]
+    fn a_bomb_goes_off_at_the_limit() {
+        let mut compressor = Compressor::new();
+        let block = compressor.block(&vec![0; 1 << 20]);
+        assert!(block.len() < 64 << 10, "{}", block.len());
+        assert_eq!(Decompressor::default().block(&block), Err(HeaderError::TooLarge));
+    }
+
+    #[test]
+    fn lengths_that_lie_are_found() {
+        for (block, wanted) in [
+            (&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, b'a'][..], HeaderError::Malformed),
+            (&[0xff, 0xff, 0xff, 0xff], HeaderError::TooMany(u32::MAX)),
+            (&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], HeaderError::Malformed),
+            (&[0, 0, 0, 0, 0], HeaderError::Malformed),
+        ] {
+            assert_eq!(Headers::parse(block), Err(wanted), "{block:?}");
+        }
+    }
+
+    #[test]
+    fn another_dictionary_is_refused() {
+        let mut zlib = Compress::new(Compression::best(), true);
+        zlib.set_dictionary(b"another").unwrap();
+        let mut out = Vec::with_capacity(100);
+        zlib.compress_vec(&[0; 4], &mut out, FlushCompress::Sync).unwrap();
+        assert_eq!(Decompressor::default().block(&out), Err(HeaderError::Compression));
+    }
+}

@@ -1,0 +1,100 @@
+//! The task that writes a session: what the streams are handed, in order, and what the peer may send more.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use super::super::outgoing::Item;
+use super::frame::{Control, GoAwayStatus, Head, ResetStatus, StreamId};
+use super::table::Table;
+
+/// The most data in one frame: its length has 24 bits.
+const MAX_DATA: usize = (1 << 24) - 1;
+
+pub(super) struct FrameWriter<W> {
+    pub(super) io: W,
+    pub(super) table: Arc<Table>,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Writes until the goodbye, or until nobody is left who could send.
+    pub(super) async fn run(mut self, mut items: mpsc::Receiver<Item>) -> io::Result<()> {
+        loop {
+            let item = match items.try_recv() {
+                Ok(item) => Some(item),
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    // For connections with a buffer of their own (TLS).
+                    self.io.flush().await?;
+                    let table = self.table.clone();
+                    tokio::select! {
+                        item = items.recv() => item,
+                        () = table.credited() => {
+                            self.credits().await?;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let done = matches!(item, None | Some(Item::Goodbye { .. }));
+            if let Some(item) = item {
+                self.item(item).await?;
+            }
+            self.credits().await?;
+            if done {
+                self.io.flush().await?;
+                return self.io.shutdown().await;
+            }
+        }
+    }
+
+    async fn item(&mut self, item: Item) -> io::Result<()> {
+        match item {
+            Item::Data { stream, bytes } => self.data(StreamId::new(stream), bytes).await,
+            Item::Finish(stream) => {
+                let stream = StreamId::new(stream);
+                if !self.table.finish_here(stream) {
+                    return Ok(());
+                }
+                self.io.write_all(&Head::data(stream, true, 0)).await
+            }
+            Item::Abort(stream) => {
+                let stream = StreamId::new(stream);
+                if !self.table.remove(stream) {
+                    return Ok(());
+                }
+                self.control(&Control::Reset { stream, status: ResetStatus::CANCEL }).await
+            }
+            Item::Frame(frame) => self.io.write_all(&frame).await,
+            Item::Goodbye { in_order } => {
+                let status = if in_order { GoAwayStatus::OK } else { GoAwayStatus::PROTOCOL_ERROR };
+                self.control(&Control::GoAway { last: self.table.last(), status }).await
+            }
+        }
+    }
+
+    async fn data(&mut self, stream: StreamId, mut bytes: Bytes) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(MAX_DATA));
+            let head = Head::data(stream, false, u32::try_from(piece.len()).unwrap_or_default());
+            self.io.write_all_buf(&mut Buf::chain(&head[..], piece)).await?;
+        }
+        Ok(())
+    }
+
+    async fn credits(&mut self) -> io::Result<()> {
+        for (stream, delta) in self.table.credits() {
+            self.control(&Control::WindowUpdate { stream, delta }).await?;
+        }
+        Ok(())
+    }
+
+    async fn control(&mut self, control: &Control<'_>) -> io::Result<()> {
+        let mut frame = Vec::new();
+        control.encode(&mut frame);
+        self.io.write_all(&frame).await
+    }
+}
