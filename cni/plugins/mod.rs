@@ -18,6 +18,8 @@ pub(crate) mod sbr;
 pub(crate) mod tuning;
 pub(crate) mod vrf;
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use crate::call::{Bandwidth, Call};
@@ -104,7 +106,11 @@ pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Pl
 
 /// The program of a type.
 pub(crate) fn find(kind: &str, search: &Search) -> std::result::Result<Program, String> {
-    let found = search.bin_dirs.iter().map(|folder| folder.join(kind)).find(|program| program.is_file());
+    // A link to this program is none: it would run itself for ever.
+    let own = std::env::current_exe().and_then(|own| own.canonicalize()).ok();
+    let is_other = |program: &PathBuf| own.is_none() || program.canonicalize().ok() != own;
+    let programs = search.bin_dirs.iter().map(|folder| folder.join(kind));
+    let found = programs.filter(is_other).find(|program| program.is_file());
     match found {
         Some(path) if is_name(kind) => Ok(Program { kind: kind.to_owned(), path }),
         _ => {

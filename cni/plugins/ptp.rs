@@ -88,7 +88,9 @@ impl Ptp {
             let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: there is no gateway".to_owned()))?;
             interface::forward(gateway.is_ipv4())?;
             host.add_address(near.index, alone(gateway)?).await?;
-            host.add_route(near.index, &Route::new(alone(ip.address.addr())?, None), None).await?;
+            // As narrow as the reference plugin's (`RT_SCOPE_HOST`, rtnetlink(7)).
+            let route = Route { scope: Some(254), ..Route::new(alone(ip.address.addr())?, None) };
+            host.add_route(near.index, &route, None).await?;
         }
         if self.keys.ip_masq {
             masquerade::apply(call, &result).await?;

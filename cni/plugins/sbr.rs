@@ -49,6 +49,10 @@ impl Sbr {
             };
             used.push(table);
             inside.add_source_rule(address, table).await?;
+            // Routes of a table that is named are another plugin's business.
+            if self.table.is_some() {
+                continue;
+            }
             let source = self.add_source_hints.then_some(address);
             // The subnet before its gateway: what a gateway is reached by must be in the table, too.
             for route in routes.iter().filter(|route| belongs(route, ip.address)) {
@@ -59,7 +63,7 @@ impl Sbr {
                 inside.add_route(link.index, &route, source).await?;
             }
         }
-        for route in routes {
+        for route in routes.into_iter().filter(|_| self.table.is_none()) {
             inside.remove_route(route.message).await?;
         }
         Ok(previous)

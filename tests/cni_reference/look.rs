@@ -45,7 +45,8 @@ fi
 
 /// Keys whose values are counters, numbers of links or rules, made of hardware addresses, or of how far the detection of
 /// duplicate addresses has come.
-const UNLIKE: [&str; 31] = [
+const UNLIKE: [&str; 32] = [
+    "flowid",
     "tentative",
     "nodad",
     "control_action",
@@ -140,7 +141,8 @@ fn words(sections: &[(String, Value)], kept: &str) -> Words {
         let kind = link.pointer("/linkinfo/info_kind").and_then(Value::as_str).unwrap_or_default();
         let peer = pod.iter().find(|peer| {
             let known = peer.get("ifindex").is_some() && link.get("link_netnsid").is_some();
-            known && kind == "veth" && peer.get("ifindex") == link.get("link_index")
+            let mutual = peer.get("link_index") == link.get("ifindex");
+            known && kind == "veth" && mutual && peer.get("ifindex") == link.get("link_index")
         });
         if let Some(peer) = peer {
             words.insert(text(link, "ifname").to_owned(), format!("peer-of-{}", text(peer, "ifname")));

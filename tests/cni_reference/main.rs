@@ -75,7 +75,9 @@ pub struct Case {
 }
 
 /// What berth does otherwise in every network, and why.
-const MEANT: [(&str, &str); 8] = [
+const MEANT: [(&str, &str); 10] = [
+    ("host links/ifb-of-pod/txqlen", "the kernel's own length: the reference sets none"),
+    ("pod sysctl/ipv6/conf/eth0/accept_dad:", "a pod's address is usable at once, with each plugin"),
     ("/ifalias", "the host's end of a veth says whose it is"),
     ("host links/peer-of-eth0/txqlen", "the kernel's own length: the reference sets none"),
     ("/accept_ra:", "no router in a pod's network changes its routes (CVE-2020-10749)"),
