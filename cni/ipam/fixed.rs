@@ -36,10 +36,9 @@ impl Fixed {
                 return Err(format!("addresses[{place}].address: {:?} is no subnet", address.address));
             }
         }
-        match keys.addresses.is_empty() && !dynamic {
+        if keys.addresses.is_empty() && !dynamic {
             // CNI_ARGS can bring them, too.
-            true => tracing::debug!("static: there are no addresses in the configuration"),
-            false => {}
+            tracing::debug!("static: there are no addresses in the configuration");
         }
         Ok(keys)
     }

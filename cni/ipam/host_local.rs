@@ -613,10 +613,9 @@ mod tests {
         for number in 0..10 {
             for place in 0..100 {
                 let id = format!("{number}-{place}");
-                if !known.contains_key(&id) {
-                    let ip = store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address.addr();
-                    known.insert(id, ip.to_string());
-                }
+                known.entry(id.clone()).or_insert_with(|| {
+                    store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address.addr().to_string()
+                });
             }
         }
         assert_eq!(known.values().collect::<HashSet<_>>().len(), 1000, "no address twice, none lost");

@@ -216,7 +216,7 @@ impl Expressions {
     }
 
     /// The connection was sent to another destination (`ct status dnat`).
-    pub(super) fn is_redirected(self) -> Self {
+    pub(super) fn redirected(self) -> Self {
         /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
         const DESTINATION_NAT: u32 = 1 << 5;
         self.connection(2, DESTINATION_NAT)
@@ -249,17 +249,17 @@ impl Expressions {
     }
 
     /// Goes on if what is loaded is not this.
-    pub(super) fn is_not(self, value: &[u8]) -> Self {
+    pub(super) fn unless(self, value: &[u8]) -> Self {
         self.compare(false, value)
     }
 
     /// Goes on if the address that is loaded is in a subnet.
-    pub(super) fn is_in(self, subnet: IpNet) -> Self {
+    pub(super) fn within(self, subnet: IpNet) -> Self {
         self.masked(&bytes(subnet.netmask())).is(&bytes(subnet.network()))
     }
 
     /// Goes on if what is loaded is in a set, or is not.
-    pub(super) fn is_in_set(mut self, set: &str, is: bool) -> Self {
+    pub(super) fn in_set(mut self, set: &str, is: bool) -> Self {
         self.taken = 0;
         self.add("lookup", |e| {
             e.text(1, set);

@@ -71,12 +71,12 @@ fn base() -> Part {
         let start = || Expressions::of(version);
         let to = version.destination();
         [
-            start().meta(Meta::InName).field(to).is_in_set(places, true).verdict(Verdict::Return),
+            start().meta(Meta::InName).field(to).in_set(places, true).verdict(Verdict::Return),
             start()
                 .meta(Meta::InName)
-                .is_in_set(BRIDGES.name, true)
+                .in_set(BRIDGES.name, true)
                 .field(to)
-                .is_in_set(pods, true)
+                .in_set(pods, true)
                 .verdict(Verdict::Drop),
         ]
     };

@@ -79,7 +79,7 @@ fn chain_of(subnet: &IpNet) -> String {
 fn of_subnet(subnet: &IpNet) -> Part {
     let version = Version::of(subnet.addr());
     let to = |net: IpNet| {
-        let rule = Expressions::of(version).field(version.destination()).is_in(net);
+        let rule = Expressions::of(version).field(version.destination()).within(net);
         rule.verdict(Verdict::Return)
     };
     let name = chain_of(subnet);

@@ -137,7 +137,7 @@ fn base() -> Part {
         ]
     };
     let back = |version: Version| {
-        let rule = Expressions::default().is_redirected().meta(Meta::Nfproto).is(&[version.number()]);
+        let rule = Expressions::default().redirected().meta(Meta::Nfproto).is(&[version.number()]);
         rule.field(version.destination()).verdict_of(names(version).hairpin)
     };
     Part {
@@ -164,9 +164,9 @@ fn base() -> Part {
 fn only_by_loopback() -> Expressions {
     let mut loopback = b"lo".to_vec();
     loopback.resize(16, 0);
-    let rule = Expressions::default().meta(Meta::InName).is_not(&loopback);
+    let rule = Expressions::default().meta(Meta::InName).unless(&loopback);
     let rule = rule.meta(Meta::Nfproto).is(&[Version::V4.number()]);
-    rule.field(Version::V4.destination()).is_in(localhost()).verdict(Verdict::Drop)
+    rule.field(Version::V4.destination()).within(localhost()).verdict(Verdict::Drop)
 }
 
 fn localhost() -> IpNet {
@@ -180,7 +180,7 @@ fn hairpin_chain(pod: &IpNet) -> String {
 /// What is redirected to a pod from its own subnet, or from this host's loopback.
 fn hairpin_of(pod: &IpNet) -> Part {
     let version = Version::of(pod.addr());
-    let from = |net: IpNet| Expressions::of(version).field(version.source()).is_in(net).masquerade();
+    let from = |net: IpNet| Expressions::of(version).field(version.source()).within(net).masquerade();
     let name = hairpin_chain(pod);
     let rules = match version {
         Version::V4 => vec![from(pod.trunc()), from(localhost())],

@@ -44,8 +44,8 @@ pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
 
 fn base() -> Part {
     let [guarded, senders] = SETS;
-    let of_guarded = Expressions::default().meta(Meta::InName).is_in_set(guarded.name, true);
-    let from_another = of_guarded.meta(Meta::InName).field(SOURCE_MAC).is_in_set(senders.name, false);
+    let of_guarded = Expressions::default().meta(Meta::InName).in_set(guarded.name, true);
+    let from_another = of_guarded.meta(Meta::InName).field(SOURCE_MAC).in_set(senders.name, false);
     Part {
         name: "spoof".to_owned(),
         family: Family::Bridge,

@@ -442,6 +442,8 @@ fn trunk(parts: &[Trunk]) -> std::result::Result<BTreeSet<u16>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use serde_json::json;
 
     use super::*;
