@@ -90,6 +90,7 @@ async fn the_life_of_a_pod_is_told_in_order_to_everyone() {
         Some(ContainerState::ContainerExited),
         "containers end before their pod"
     );
+    assert!(find(&long, Kind::ContainerStoppedEvent).created_at < stopped.created_at);
     let end = find(&short, Kind::ContainerStoppedEvent);
     let status = end.containers_statuses.iter().find(|status| status.id == short).unwrap();
     assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 4));

@@ -49,6 +49,8 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
     progress.step("containers");
     for container in daemon.store.containers_of(&pod.id) {
         exit::kill(daemon, &container).await?;
+        // The end of a pod is told after those of its containers.
+        daemon.events.container(daemon, &container);
     }
     daemon.events.pod(daemon, pod, Level::Stopped);
     progress.step("release");
