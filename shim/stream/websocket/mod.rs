@@ -3,8 +3,8 @@
 //!
 //! * [`frame`]: heads of frames and the order they come in: bytes only
 //! * [`reader`], [`writer`]: the two tasks of a connection
-//! * [`channels`], which are `*.channel.k8s.io`
-//! * [`tunnel`], which is `SPDY/3.1+portforward.k8s.io`
+//! * [`channels`]: numbered ones, `*.channel.k8s.io`
+//! * [`tunnel`]: SPDY in messages, `SPDY/3.1+portforward.k8s.io`
 
 pub mod channels;
 pub mod frame;
