@@ -317,7 +317,7 @@ pub(crate) fn gateway(range: &Range) -> IpAddr {
 }
 
 /// The nth address of a subnet.
-fn nth(subnet: IpNet, n: u128) -> IpAddr {
+pub(crate) fn nth(subnet: IpNet, n: u128) -> IpAddr {
     match subnet.network() {
         IpAddr::V4(network) => {
             let n = u32::try_from(n).unwrap_or(u32::MAX);

@@ -54,7 +54,7 @@ pub(crate) async fn remove_unused(made: &super::Made) -> Result<()> {
 
 /// Takes an attachment out of the masquerade.
 pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(call.owner(), &SETS).await
+    super::release(&call.host.made, call.owner(), &SETS).await
 }
 
 fn base() -> Part {

@@ -12,6 +12,7 @@ use super::interface::{self, configure, host_link};
 use super::with_undo;
 use crate::call::Call;
 use crate::conflist::{Search, is_link_name};
+use crate::ipam::host_local::nth;
 use crate::ipam::{self, Ipam};
 use crate::netlink::Link;
 use crate::netlink::links::Veth;
@@ -195,7 +196,7 @@ impl Bridge {
         for ip in &mut result.ips {
             ip.interface = Some(2);
             if ip.gateway.is_none() && self.keys.is_gateway {
-                ip.gateway = ip.address.hosts().next();
+                ip.gateway = Some(nth(ip.address, 1));
             }
         }
         if !self.keys.is_default_gateway {

@@ -309,6 +309,7 @@ mod tests {
         let mut config = Config {
             metrics_address: Some(([127, 0, 0, 1], 1).into()),
             import_dir: Some("/import".into()),
+            cni_conf_template: Some("/template".into()),
             stream_certificate: Some("/tls/certificate".into()),
             stream_key: Some("/tls/key".into()),
             ..Config::default()

@@ -115,10 +115,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
-        let ended = match &mut self.end {
-            End::Awaited(ended) => ended.try_recv().is_ok(),
-            End::Known(code) => code.is_some(),
-        };
+        // An end that nobody has seen may come of this very drop: a terminal that closes hangs up (SIGHUP), which what
+        // has a session of its own does not hear.
+        let ended = matches!(self.end, End::Known(Some(_)));
         // Without a runtime the daemon is ending; the next one kills what this one has started.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let span = tracing::Span::current();
