@@ -75,6 +75,12 @@ pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Pl
     if search.external.iter().any(|external| external == kind) {
         return find(kind, search).map(Plugin::External);
     }
+    for (of, key) in NOT_FOLLOWED {
+        if of == kind && config.get(key).is_some_and(|value| !EMPTY.iter().any(|empty| empty == value)) {
+            let instead = "name the plugin in cni_external_plugins to run the CNI project's own";
+            return Err(format!("{key}: is not followed by the {kind} that is built in: {instead}"));
+        }
+    }
     Ok(match kind {
         "bridge" => Plugin::Bridge(Box::new(bridge::Bridge::compile(config, search)?)),
         "ptp" => Plugin::Ptp(Box::new(ptp::Ptp::compile(config, search)?)),
@@ -103,6 +109,13 @@ pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Pl
         kind => Plugin::External(find(kind, search)?),
     })
 }
+
+/// Keys of the reference plugins that the built-in ones do not follow: they are refused, never passed over.
+const NOT_FOLLOWED: [(&str, &str); 3] =
+    [("bandwidth", "shapedSubnets"), ("bandwidth", "unshapedSubnets"), ("bridge", "enabledad")];
+
+/// Values by which such a key asks for nothing.
+const EMPTY: [Value; 3] = [Value::Null, Value::Bool(false), Value::Array(Vec::new())];
 
 /// The program of a type.
 pub(crate) fn find(kind: &str, search: &Search) -> std::result::Result<Program, String> {

@@ -404,15 +404,6 @@ mod changes {
     }
 
     #[test]
-    fn bandwidth_of_some_subnets() {
-        check(&Case {
-            needs: &["ifb"],
-            ..chained(json!({ "type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 800_000,
-            "egressRate": 4_000_000, "egressBurst": 400_000, "unshapedSubnets": ["10.0.0.0/8", "fd00::/8"] }))
-        });
-    }
-
-    #[test]
     fn source_based_routes() {
         let meant = &[(
             "pod routes6: only the reference has",
