@@ -39,9 +39,9 @@ pub enum PidNamespace {
 pub struct CgroupJoin {
     /// v2: the cgroup's directory, for `CLONE_INTO_CGROUP` (clone(2)).
     pub directory: Option<FdSlot>,
-    /// v1: a `cgroup.procs` open for writing in every hierarchy; the keeper writes the child's pid into each while
-    /// the child waits.
-    pub procs: Vec<FdSlot>,
+    /// v1: `tasks`, open for writing, of every hierarchy; the child moves itself.
+    #[serde(rename = "procs")]
+    pub tasks: Vec<FdSlot>,
     /// `memory.events` (v2) or `memory.oom_control` (v1), read when the container has ended to tell an OOM kill.
     pub oom: Option<FdSlot>,
 }

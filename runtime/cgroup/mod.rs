@@ -84,13 +84,13 @@ pub enum CgroupError {
 
 type Result<T> = std::result::Result<T, CgroupError>;
 
-/// How a process gets into a cgroup: descriptors for its parent.
+/// How a process gets into a cgroup.
 #[derive(Debug, Default)]
 pub struct JoinFds {
     /// v2: the folder, for `CLONE_INTO_CGROUP`.
     pub directory: Option<OwnedFd>,
-    /// v1: `cgroup.procs` of every hierarchy.
-    pub procs: Vec<OwnedFd>,
+    /// v1: `tasks` of every hierarchy, for a process with one thread that moves itself.
+    pub tasks: Vec<OwnedFd>,
     /// The file that counts kills for lack of memory.
     pub oom: Option<OwnedFd>,
 }
@@ -182,7 +182,7 @@ impl Cgroup {
             return Ok(join);
         }
         for folder in &self.folders {
-            join.procs.push(open(&folder.path.join("cgroup.procs"), OFlags::WRONLY)?);
+            join.tasks.push(open(&folder.path.join("tasks"), OFlags::WRONLY)?);
         }
         if let Some(memory) = self.of("memory") {
             join.oom = Some(open(&memory.join("memory.oom_control"), OFlags::RDONLY)?);

@@ -98,7 +98,7 @@ impl FdList {
     pub fn push_cgroup(&mut self, join: JoinFds) -> CgroupJoin {
         CgroupJoin {
             directory: join.directory.map(|fd| self.push(fd)),
-            procs: join.procs.into_iter().map(|fd| self.push(fd)).collect(),
+            tasks: join.tasks.into_iter().map(|fd| self.push(fd)).collect(),
             oom: join.oom.map(|fd| self.push(fd)),
         }
     }

@@ -6,7 +6,7 @@ use super::hooks;
 use super::mounts::{self, Masks};
 use super::process::{self, Streams};
 use super::seccomp::{self, Filter};
-use super::{At, Descriptors, Done, Gate, IN_CGROUP, START};
+use super::{At, Descriptors, Done, Gate, START};
 use crate::path::Root;
 use crate::plan::{ContainerPlan, MountKind, NamespaceSource, PidNamespace};
 use crate::procfs::Proc;
@@ -37,7 +37,7 @@ pub struct Start<'a> {
 pub fn run(start: Start<'_>) -> ! {
     // The container must not be able to look into what sets it up (ptrace(2), PTRACE_MODE checks).
     drop(security::set_dumpable(false));
-    start.gate.wait_for(IN_CGROUP);
+    start.gate.enter(&start.plan.cgroup, start.descriptors);
     let Start { plan, descriptors, pause, userns, streams, gate } = start;
     let pod = PodOf { pause, userns };
     match prepare(plan, descriptors, pod, &streams, &gate) {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::process::{self, Streams};
 use super::seccomp::{self, Filter};
-use super::{At, Descriptors, Done, Gate, IN_CGROUP};
+use super::{At, Descriptors, Done, Gate};
 use crate::path::Root;
 use crate::plan::ExecPlan;
 use crate::procfs::Proc;
@@ -32,7 +32,7 @@ pub struct Start<'a> {
 /// Walks the plan. Ends by exec, or by telling the failure.
 pub fn run(start: Start<'_>) -> ! {
     drop(security::set_dumpable(false));
-    start.gate.wait_for(IN_CGROUP);
+    start.gate.enter(&start.plan.cgroup, start.descriptors);
     let Start { plan, descriptors, init, streams, gate } = start;
     let filter = match prepare(plan, descriptors, init, &streams, &gate) {
         Ok(filter) => filter,

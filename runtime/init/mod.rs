@@ -21,13 +21,13 @@ pub use process::Streams;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::plan::FdSlot;
+use crate::plan::{CgroupJoin, FdSlot};
 use crate::sys::{self, process::exit_now};
 use crate::wire::transport::Report;
 use crate::wire::{InitFailure, Step};
 
-/// The byte by which the keeper tells its child that it is in its cgroup.
-pub const IN_CGROUP: u8 = b'c';
+/// The byte by which the keeper tells its child that its ids are mapped, where it has a user namespace of its own.
+pub const MAPPED: u8 = b'c';
 
 /// The byte by which the keeper lets a first process exec.
 pub const START: u8 = b's';
@@ -83,6 +83,23 @@ impl Gate {
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         Self { socket }
+    }
+
+    /// Joins the cgroup, where the clone has not (v1), and waits for the keeper.
+    ///
+    /// A thread that moves itself alone, by `0` in `tasks`, waits for nobody. Whoever moves another, or a whole process by
+    /// `cgroup.procs`, waits until every processor has seen that no process may start or end meanwhile: 5 to 15 ms for the
+    /// first in a while (kernel/cgroup/cgroup.c, `cgroup_procs_write_start`). This process has one thread.
+    fn enter(&self, cgroup: &CgroupJoin, descriptors: Descriptors<'_>) {
+        use sys::Context;
+        for slot in &cgroup.tasks {
+            let joined =
+                descriptors.get(*slot).and_then(|tasks| rustix::io::write(tasks, b"0").on("write", "tasks"));
+            if let Err(error) = joined {
+                self.fail(failure(Step::Cgroup, None, &error));
+            }
+        }
+        self.wait_for(MAPPED);
     }
 
     /// Waits for a byte of the keeper. The end of the socket means that the keeper gives this process up, or is gone:

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::Mode;
 
-use super::{At, Descriptors, Done, Gate, IN_CGROUP, seccomp};
+use super::{At, Descriptors, Done, Gate, seccomp};
 use crate::plan::{NamespaceSource, SandboxPlan};
 use crate::procfs::Proc;
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, FsContext};
@@ -47,7 +47,7 @@ pub fn namespaces(plan: &SandboxPlan) -> u64 {
 /// Walks the plan. Ends by exec, or by telling the failure.
 pub fn run(start: Start<'_>) -> ! {
     let Start { plan, program, null, proc, descriptors, gate } = start;
-    gate.wait_for(IN_CGROUP);
+    gate.enter(&plan.cgroup, descriptors);
     let filter = match seccomp::read(plan.seccomp.as_ref(), descriptors) {
         Ok(filter) => filter,
         Err(failure) => gate.fail(failure),

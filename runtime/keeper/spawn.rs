@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_runtime::init::{Descriptors, Gate, IN_CGROUP};
+use berth_runtime::init::{Descriptors, Gate, MAPPED};
 use berth_runtime::plan::{CgroupJoin, UserNamespace};
 use berth_runtime::sys::process::{self, Child, clone_child, namespace};
 use berth_runtime::sys::{self, Context};
@@ -57,7 +57,7 @@ pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate)) -> sys::Result<Spa
         process::join_namespace(place.own_pids, namespace::PID)?;
     }
     let Child { pid, pidfd } = child?;
-    if let Err(error) = map_ids(&place, pid).and_then(|()| join_cgroup(&place, pid, ours.as_fd())) {
+    if let Err(error) = map_ids(&place, pid).and_then(|()| let_go(ours.as_fd())) {
         process::kill(pidfd.as_fd());
         return Err(error);
     }
@@ -81,11 +81,6 @@ fn map_ids(place: &Place<'_>, pid: i32) -> sys::Result<()> {
     Ok(())
 }
 
-/// On v1 the keeper puts the child into its cgroups while the child waits; on v2 it was cloned into its own.
-fn join_cgroup(place: &Place<'_>, pid: i32, gate: BorrowedFd<'_>) -> sys::Result<()> {
-    for slot in &place.cgroup.procs {
-        let procs = place.descriptors.get(*slot)?;
-        rustix::io::write(procs, pid.to_string().as_bytes()).on("write", "cgroup.procs")?;
-    }
-    rustix::io::write(gate, &[IN_CGROUP]).map(drop).on("write", "the first process")
+fn let_go(gate: BorrowedFd<'_>) -> sys::Result<()> {
+    rustix::io::write(gate, &[MAPPED]).map(drop).on("write", "the first process")
 }
