@@ -57,7 +57,7 @@ pub(crate) async fn apply(call: &Call<'_>, bridge: &str, addresses: Vec<IpAddr>)
 
 /// Guards an attachment no more.
 pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(&call.host.made, call.owner(), &SETS).await
+    super::release(call.owner(), &SETS).await
 }
 
 /// A chain of somebody else's that drops what it has no rule for on the way to a pod.

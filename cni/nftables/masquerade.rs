@@ -1,6 +1,7 @@
 //! Masquerade: packets of pods to anywhere but their own subnet and groups get the host's address.
 //!
-//! A map leads from a pod's address to the chain of its subnet. The chain goes with the last pod of the subnet.
+//! A map leads from a pod's address to the chain of its subnet. Like the bridge, the chain stays when its last pod has
+//! gone, for the next one.
 
 use ipnet::IpNet;
 
@@ -54,7 +55,7 @@ pub(crate) async fn remove_unused(made: &super::Made) -> Result<()> {
 
 /// Takes an attachment out of the masquerade.
 pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(&call.host.made, call.owner(), &SETS).await
+    super::release(call.owner(), &SETS).await
 }
 
 fn base() -> Part {

@@ -1,6 +1,7 @@
 //! Messages of nf_tables on a netlink socket (linux/netfilter/nfnetlink.h, nf_tables.h): attributes, batches that are
 //! applied whole or not at all, and lists.
 
+use std::cell::RefCell;
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
@@ -184,19 +185,19 @@ impl Batch {
     /// Sends the batch and reads the answer to each message; the first refusal is the error.
     pub(super) fn send(mut self) -> io::Result<()> {
         header(&mut self.buffer, BATCH_END, 0, self.messages + 1, 0, SUBSYSTEM >> 8, &[]);
-        let socket = connect()?;
-        socket.send(&self.buffer, 0)?;
-        let (mut acknowledged, mut refused) = (0, None);
-        while acknowledged < self.messages && refused.is_none() {
-            for message in messages(&receive(&socket)?) {
-                match message.error() {
-                    Some(0) => acknowledged += 1,
-                    Some(code) => refused = refused.or(Some(code)),
-                    None => tracing::trace!(sequence = message.sequence, "a message that is no answer"),
+        exchange(&self.buffer, |socket| {
+            let (mut acknowledged, mut refused) = (0, None);
+            while acknowledged < self.messages && refused.is_none() {
+                for message in messages(&receive(socket)?) {
+                    match message.error() {
+                        Some(0) => acknowledged += 1,
+                        Some(code) => refused = refused.or(Some(code)),
+                        None => tracing::trace!(sequence = message.sequence, "a message that is no answer"),
+                    }
                 }
             }
-        }
-        refused.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(-code)))
+            refused.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(-code)))
+        })
     }
 }
 
@@ -218,27 +219,26 @@ pub(super) fn list(
 pub(crate) fn dump(kind: u16, family: u8, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let mut buffer = Vec::new();
     header(&mut buffer, kind, DUMP, 1, family, 0, body);
-    let socket = connect()?;
-    socket.send(&buffer, 0)?;
-    let mut bodies = Vec::new();
-    loop {
-        for message in messages(&receive(&socket)?) {
-            match (message.kind, message.error()) {
-                (DONE, _) => return Ok(bodies),
-                (_, Some(code)) if code != 0 => return Err(io::Error::from_raw_os_error(-code)),
-                _ => bodies.push(message.body.get(4..).unwrap_or_default().to_vec()),
+    exchange(&buffer, |socket| {
+        let mut bodies = Vec::new();
+        loop {
+            for message in messages(&receive(socket)?) {
+                match (message.kind, message.error()) {
+                    (DONE, _) => return Ok(Ok(bodies)),
+                    (_, Some(code)) if code != 0 => return Ok(Err(io::Error::from_raw_os_error(-code))),
+                    _ => bodies.push(message.body.get(4..).unwrap_or_default().to_vec()),
+                }
             }
         }
-    }
+    })?
 }
 
 /// Sends one request and reads whether it was taken.
 pub(crate) fn request(kind: u16, family: u8, body: &[u8]) -> io::Result<()> {
     let mut buffer = Vec::new();
     header(&mut buffer, kind, ACK, 1, family, 0, body);
-    let socket = connect()?;
-    socket.send(&buffer, 0)?;
-    match messages(&receive(&socket)?).next().and_then(|message| message.error()) {
+    let answer = exchange(&buffer, receive)?;
+    match messages(&answer).next().and_then(|message| message.error()) {
         Some(0) | None => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(-code)),
     }
@@ -250,12 +250,29 @@ pub(super) fn generation() -> io::Result<u32> {
     const ID: u16 = 1;
     let mut buffer = Vec::new();
     header(&mut buffer, SUBSYSTEM | GET_GENERATION, 0, 1, 0, 0, &[]);
-    let socket = connect()?;
-    socket.send(&buffer, 0)?;
-    let answer = receive(&socket)?;
+    let answer = exchange(&buffer, receive)?;
     let message = messages(&answer).next();
     let id = message.and_then(|message| attribute(message.body.get(4..)?, ID)?.try_into().ok());
     id.map(u32::from_be_bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+thread_local! {
+    static SOCKET: RefCell<Option<Socket>> = const { RefCell::new(None) };
+}
+
+/// Sends a request on the socket of this thread and reads what comes of it. It stays open for the next request: closing one
+/// waits until the kernel has freed all that was deleted, which is for every processor (RCU, 10 ms; net/netfilter's
+/// `nft_rcv_nl_event`). Where `read` fails there may be answers left that nobody has read: the next request gets a new
+/// socket.
+///
+/// A thread that talks to nftables therefore does not change its network namespace.
+fn exchange<T>(request: &[u8], read: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
+    let kept = SOCKET.with(RefCell::take);
+    let socket = kept.map_or_else(connect, Ok)?;
+    socket.send(request, 0)?;
+    let answer = read(&socket)?;
+    SOCKET.set(Some(socket));
+    Ok(answer)
 }
 
 fn connect() -> io::Result<Socket> {

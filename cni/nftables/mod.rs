@@ -64,21 +64,16 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Takes away what one attachment has in some sets; what it does not have is gone already.
-async fn release(made: &Made, owner: Comment, sets: &'static [table::Set]) -> Result<()> {
-    let (made, action) = (made.clone(), format!("remove the rules of {owner}"));
+async fn release(owner: Comment, sets: &'static [table::Set]) -> Result<()> {
+    let action = format!("remove the rules of {owner}");
     let is_in = |set: &table::Set| sets.iter().any(|of| of.name == set.name);
-    blocking(action, move || {
-        let (_, free) = table::remove_elements(is_in, |comment| *comment == owner)?;
-        // With the last pod of a subnet goes its chain.
-        if free { table::remove_unused_chains(&made) } else { Ok(()) }
-    })
-    .await
+    blocking(action, move || table::remove_elements(is_in, |comment| *comment == owner).map(drop)).await
 }
 
 /// Takes away what attachments have of whom `gone` says so; whose it was.
 pub(crate) async fn release_where(gone: impl Fn(&Comment) -> bool + Send + 'static) -> Result<Vec<Comment>> {
     let action = "remove rules of pods that are gone".to_owned();
-    blocking(action, move || table::remove_elements(|_| true, gone).map(|(owners, _)| owners)).await
+    blocking(action, move || table::remove_elements(|_| true, gone)).await
 }
 
 /// Takes the tables away if no attachment has anything in them.

@@ -117,7 +117,7 @@ fn element(mapping: &Mapping) -> Element {
 
 /// Ports of the host lead to an attachment no more.
 pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(&call.host.made, call.owner(), &SETS).await
+    super::release(call.owner(), &SETS).await
 }
 
 fn base() -> Part {

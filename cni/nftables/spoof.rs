@@ -39,7 +39,7 @@ pub(crate) async fn allow(call: &Call<'_>, name: &str, mac: &[u8]) -> Result<()>
 
 /// Lets any frames come by the links of an attachment, which are to go.
 pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(&call.host.made, call.owner(), &SETS).await
+    super::release(call.owner(), &SETS).await
 }
 
 fn base() -> Part {

@@ -206,11 +206,6 @@ impl Part {
 }
 
 impl Set {
-    /// Whether its elements lead to chains.
-    fn jumps(&self) -> bool {
-        self.value.is_some_and(|value| value.number == Type::VERDICT.number)
-    }
-
     fn write(&self, batch: &mut Batch, id: u32) {
         /// `NFT_SET_MAP`.
         const MAP: u32 = 8;
@@ -308,23 +303,18 @@ pub(super) fn has(family: Family, wanted: &Element) -> io::Result<bool> {
     Ok(elements(family, set)?.iter().any(|(found, _)| found.key == wanted.key && same(found)))
 }
 
-/// Takes elements away of some sets, whose owner is `gone`; whose they were, and whether no element jumps to a chain any
-/// more where some have.
+/// Takes elements away of some sets, whose owner is `gone`; whose they were. What they jump to stays for the next pod: a
+/// chain that goes makes the kernel wait for every processor (RCU, 20 ms) before it takes the next change.
 pub(super) fn remove_elements(
     is_in: impl Fn(&Set) -> bool,
     gone: impl Fn(&Comment) -> bool,
-) -> io::Result<(Vec<Comment>, bool)> {
-    let (mut owners, mut free): (Vec<Comment>, bool) = (Vec::new(), false);
+) -> io::Result<Vec<Comment>> {
+    let mut owners: Vec<Comment> = Vec::new();
     for family in [Family::Inet, Family::Bridge] {
         let mut batch = Batch::new(family);
         for (_, set) in all_sets().filter(|(of, set)| *of == family && is_in(set)) {
-            let (mut kept, mut removed) = (0, 0);
             for (element, comment) in elements(family, set)? {
-                let Some(comment) = comment.filter(&gone) else {
-                    kept += 1;
-                    continue;
-                };
-                removed += 1;
+                let Some(comment) = comment.filter(&gone) else { continue };
                 // A key is enough to find it.
                 let element = Element { value: Value::None, ..element };
                 element.write(&mut batch, DELETE_ELEMENT, None);
@@ -332,7 +322,6 @@ pub(super) fn remove_elements(
                     owners.push(comment);
                 }
             }
-            free |= set.jumps() && removed > 0 && kept == 0;
         }
         if batch.is_empty() {
             continue;
@@ -343,7 +332,7 @@ pub(super) fn remove_elements(
             sent => sent?,
         }
     }
-    Ok((owners, free))
+    Ok(owners)
 }
 
 /// Takes the tables away if they have no elements; whether they are gone. Atomic: an element that is added meanwhile makes
