@@ -68,11 +68,9 @@ impl Call<'_> {
         }
     }
 
-    /// The hardware address that is asked for: by the runtime, else by an argument, else by the configuration.
-    pub(crate) fn mac(&self, configured: Option<&str>) -> Result<Option<Vec<u8>>> {
-        let argument = self.args.get("MAC").map(String::as_str);
-        let asked = self.runtime.mac.as_deref().or(argument).or(configured).filter(|mac| !mac.is_empty());
-        asked.map(parse_mac).transpose()
+    /// The hardware address that an argument of the runtime asks for (`CNI_ARGS`).
+    pub(crate) fn argument_mac(&self) -> Option<&str> {
+        self.args.get("MAC").map(String::as_str)
     }
 
     /// Whose what is made is.
@@ -94,6 +92,11 @@ impl Call<'_> {
 /// See [`Call::alias`].
 pub(crate) fn alias(network: &str, container: &str) -> String {
     format!("berth {network} {container}")
+}
+
+/// The first hardware address that is asked for. Which comes first differs among the reference plugins.
+pub(crate) fn first_mac<const N: usize>(asked: [Option<&str>; N]) -> Result<Option<Vec<u8>>> {
+    asked.into_iter().flatten().find(|mac| !mac.is_empty()).map(parse_mac).transpose()
 }
 
 /// Six bytes in hexadecimal.

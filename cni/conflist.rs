@@ -277,7 +277,7 @@ mod tests {
             ("10.1.0.0/24", "10.1.0.0/31", "no room"),
             ("\"mtu\": 1400", "\"mtu\": \"big\"", "plugins[0].mtu"),
             ("\"mtu\": 1400", "\"mtu\": ", "line 2"),
-            ("\"mtu\": 1400", "\"enabledad\": true", "cni_external_plugins"),
+            ("\"mtu\": 1400", "\"enabledad\": 7", "plugins[0].enabledad"),
         ] {
             let error = parsed(&SOUND.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error:?} has no {expected:?}");

@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::netlink::Netlink;
+use crate::netlink::duplicates::Changes;
 use crate::{Context, Error, Result};
 
 /// Runs `work` in a network namespace, on a thread of its own.
@@ -39,20 +40,37 @@ pub(crate) async fn open(netns: BorrowedFd<'_>) -> Result<Netlink> {
 pub(crate) async fn open_with(netns: BorrowedFd<'_>, interface: &str) -> Result<Netlink> {
     let interface = interface.to_owned();
     within(netns, move || {
-        set_interface_sysctls(&interface);
-        let told = [
-            ("ipv4", "arp_notify", "1"),
-            ("ipv6", "ndisc_notify", "1"),
-            ("ipv6", "disable_ipv6", "0"),
-            // What brings it down for a moment (another hardware address, a VRF) leaves its addresses.
-            ("ipv6", "keep_addr_on_down", "1"),
-        ];
-        for (family, name, value) in told {
-            let _without_ipv6 = fs::write(format!("/proc/sys/net/{family}/conf/{interface}/{name}"), value);
-        }
+        set_pod_sysctls(&interface);
         Netlink::open()
     })
     .await
+}
+
+/// As [`open_with`], but the kernel looks whether others in the network have the interface's addresses.
+pub(crate) async fn open_detecting(netns: BorrowedFd<'_>, interface: &str) -> Result<(Netlink, Changes)> {
+    let interface = interface.to_owned();
+    within(netns, move || {
+        set_pod_sysctls(&interface);
+        for name in ["accept_dad", "enhanced_dad"] {
+            let _without_ipv6 = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{name}"), "1");
+        }
+        Netlink::open_listening()
+    })
+    .await
+}
+
+fn set_pod_sysctls(interface: &str) {
+    set_interface_sysctls(interface);
+    let told = [
+        ("ipv4", "arp_notify", "1"),
+        ("ipv6", "ndisc_notify", "1"),
+        ("ipv6", "disable_ipv6", "0"),
+        // What brings it down for a moment (another hardware address, a VRF) leaves its addresses.
+        ("ipv6", "keep_addr_on_down", "1"),
+    ];
+    for (family, name, value) in told {
+        let _without_ipv6 = fs::write(format!("/proc/sys/net/{family}/conf/{interface}/{name}"), value);
+    }
 }
 
 /// No advertisements of routers, no wait for duplicates of an address; a kernel without IPv6 has no such files.

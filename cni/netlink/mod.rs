@@ -2,8 +2,10 @@
 //! interface changes often.
 //!
 //! * this file: the socket, and links as they are
+//! * [`duplicates`]: addresses that somebody else has
 //! * [`links`]: making and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters
 
+pub(crate) mod duplicates;
 pub(crate) mod links;
 pub(crate) mod routes;
 pub(crate) mod traffic;

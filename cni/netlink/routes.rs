@@ -32,9 +32,19 @@ pub(crate) struct Known {
 impl Netlink {
     /// Gives a link an address that is usable at once; one that it has already is kept.
     pub(crate) async fn add_address(&self, index: u32, address: IpNet) -> Result<()> {
+        self.add_address_as(index, address, AddressFlags::Nodad).await
+    }
+
+    /// Gives a link an address for which the kernel looks whether another has it, where the link's sysctls say so; see
+    /// [`Self::settle`].
+    pub(crate) async fn add_tentative_address(&self, index: u32, address: IpNet) -> Result<()> {
+        self.add_address_as(index, address, AddressFlags::empty()).await
+    }
+
+    async fn add_address_as(&self, index: u32, address: IpNet, flags: AddressFlags) -> Result<()> {
         let mut request = self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
         if address.addr().is_ipv6() {
-            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            request.message_mut().attributes.push(AddressAttribute::Flags(flags));
         }
         request.execute().await.doing(format!("add address {address} to link {index}"))
     }
@@ -45,7 +55,7 @@ impl Netlink {
         Ok(messages.iter().filter_map(address_of).filter(|address| !is_link_local(address.addr())).collect())
     }
 
-    async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>> {
+    pub(super) async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>> {
         let stream = self.handle.address().get().set_link_index_filter(index).execute();
         stream.try_collect().await.doing(format!("list the addresses of link {index}"))
     }
@@ -197,7 +207,7 @@ fn rule_of(message: RuleMessage) -> Rule {
     Rule { source, table: table.unwrap_or_else(|| u32::from(message.header.table)), message }
 }
 
-fn address_of(message: &AddressMessage) -> Option<IpNet> {
+pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
     // The local one where the link has another at its far end (rtnetlink(7), `IFA_LOCAL`).
     let local = of(|attribute| match attribute {

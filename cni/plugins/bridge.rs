@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::interface::{self, configure, host_link};
+use super::interface::{self, configure, configure_detecting, host_link};
 use super::with_undo;
-use crate::call::Call;
+use crate::call::{Call, first_mac};
 use crate::conflist::{Search, is_link_name};
 use crate::ipam::host_local::nth;
 use crate::ipam::{self, Ipam};
@@ -39,6 +39,8 @@ pub(crate) struct Keys {
     vlan_trunk: Vec<Trunk>,
     preserve_default_vlan: bool,
     macspoofchk: bool,
+    #[serde(rename = "enabledad")]
+    enable_dad: bool,
     disable_container_interface: bool,
     port_isolation: bool,
 }
@@ -58,6 +60,7 @@ impl Default for Keys {
             vlan_trunk: Vec::new(),
             preserve_default_vlan: false,
             macspoofchk: false,
+            enable_dad: false,
             disable_container_interface: false,
             port_isolation: false,
         }
@@ -154,7 +157,13 @@ impl Bridge {
         host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
         self.tag(call, &port).await?;
 
-        let inside = netns::open_with(call.pod_netns()?, call.interface).await?;
+        let (inside, mut changes) = match self.keys.enable_dad {
+            true => {
+                let (inside, changes) = netns::open_detecting(call.pod_netns()?, call.interface).await?;
+                (inside, Some(changes))
+            }
+            false => (netns::open_with(call.pod_netns()?, call.interface).await?, None),
+        };
         let link = inside.existing(call.interface).await?;
         if self.keys.macspoofchk {
             spoof::allow(call, &name, &link.mac).await?;
@@ -166,9 +175,10 @@ impl Bridge {
             self.complete(&mut result);
             bridge = self.bridge(call, &result.ips, true).await?;
         }
-        match self.keys.disable_container_interface {
-            true => {}
-            false => configure(&inside, &link, &result).await?,
+        match &mut changes {
+            _ if self.keys.disable_container_interface => {}
+            Some(changes) => configure_detecting(&inside, changes, &link, &result).await?,
+            None => configure(&inside, &link, &result).await?,
         }
         if self.keys.ip_masq {
             masquerade::apply(call, &result).await?;
@@ -220,7 +230,8 @@ impl Bridge {
         result: &CniResult,
     ) -> Result<(Link, Link)> {
         let host = &call.host.links;
-        let mac = call.mac(mac.as_deref())?;
+        let asked = [call.runtime.mac.as_deref(), mac.as_deref(), call.argument_mac()];
+        let mac = first_mac(asked)?;
         let mut bridge = self.bridge(call, &result.ips, false).await?;
         let veth = |bridge: &Link| {
             let (pod, netns) = (call.interface, call.pod_netns()?);

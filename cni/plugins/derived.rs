@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::interface::{self, configure};
 use super::with_undo;
-use crate::call::Call;
+use crate::call::{Call, first_mac};
 use crate::conflist::{Search, is_link_name};
 use crate::ipam::{self, Ipam};
 use crate::netlink::links::Kind;
@@ -99,7 +99,7 @@ impl Derived {
         let mtu = self.mtu(parent.as_ref())?;
         let configured = Some(self.keys.mac.as_str());
         let of_args = config.pointer("/args/cni/mac").and_then(Value::as_str);
-        let mac = call.mac(of_args.or(configured))?;
+        let mac = first_mac([call.runtime.mac.as_deref(), call.argument_mac(), of_args, configured])?;
         let index = parent.as_ref().map_or(0, |parent| parent.index);
         let kind = match self.make {
             Make::MacVlan(mode) => Kind::MacVlan(index, mode),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::call::Call;
+use crate::netlink::duplicates::Changes;
 use crate::netlink::{Link, Netlink};
 use crate::result::{CniResult, Dns, Route};
 use crate::{Error, Result, netns};
@@ -15,6 +16,25 @@ pub(crate) async fn configure(inside: &Netlink, link: &Link, result: &CniResult)
         inside.add_address(link.index, ip.address).await?;
     }
     inside.set_up(link.index, false).await?;
+    add_routes(inside, link, result).await
+}
+
+/// As [`configure`], but fails where another in the network has one of the addresses.
+pub(crate) async fn configure_detecting(
+    inside: &Netlink,
+    changes: &mut Changes,
+    link: &Link,
+    result: &CniResult,
+) -> Result<()> {
+    for ip in &result.ips {
+        inside.add_tentative_address(link.index, ip.address).await?;
+    }
+    inside.set_up(link.index, false).await?;
+    inside.settle(link.index, changes).await?;
+    add_routes(inside, link, result).await
+}
+
+async fn add_routes(inside: &Netlink, link: &Link, result: &CniResult) -> Result<()> {
     for route in &result.routes {
         let gw = route.gw.or_else(|| result.gateway(route.dst.addr().is_ipv4()));
         inside.add_route(link.index, &Route { gw, ..route.clone() }, None).await?;

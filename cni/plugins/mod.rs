@@ -111,8 +111,7 @@ pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Pl
 }
 
 /// Keys of the reference plugins that the built-in ones do not follow: they are refused, never passed over.
-const NOT_FOLLOWED: [(&str, &str); 3] =
-    [("bandwidth", "shapedSubnets"), ("bandwidth", "unshapedSubnets"), ("bridge", "enabledad")];
+const NOT_FOLLOWED: [(&str, &str); 2] = [("bandwidth", "shapedSubnets"), ("bandwidth", "unshapedSubnets")];
 
 /// Values by which such a key asks for nothing.
 const EMPTY: [Value; 3] = [Value::Null, Value::Bool(false), Value::Array(Vec::new())];
@@ -270,5 +269,21 @@ pub(crate) fn with_undo(error: Error, undone: impl IntoIterator<Item = Result<()
     match errors.is_empty() {
         true => error,
         false => Error::Several([error].into_iter().chain(errors).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn keys_that_are_not_followed_are_refused_where_they_say_something() {
+        let search = Search::default();
+        let with =
+            |subnets: &[&str]| compile(&json!({ "type": "bandwidth", "shapedSubnets": subnets }), &search);
+        assert!(with(&[]).is_ok());
+        assert!(with(&["10.0.0.0/8"]).unwrap_err().contains("cni_external_plugins"));
     }
 }

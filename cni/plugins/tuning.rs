@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::call::{Call, parse_mac};
+use crate::call::{Call, first_mac, parse_mac};
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
 use crate::{Context, Error, Result, ipam, netns};
@@ -39,9 +39,28 @@ struct Before {
     all_multicast: Option<bool>,
 }
 
+/// What `args.cni` of a configuration says counts before its own keys (CNI conventions, "args in network config"). The
+/// hardware address has an order of its own.
+fn with_arguments(config: &Value) -> Value {
+    let mut config = config.clone();
+    let Some(said) = config.pointer("/args/cni").and_then(Value::as_object).cloned() else { return config };
+    for (key, value) in said {
+        match key.as_str() {
+            "sysctl" => {
+                for (name, value) in value.as_object().into_iter().flatten() {
+                    config["sysctl"][name] = value.clone();
+                }
+            }
+            "promisc" | "mtu" | "allmulti" | "txQLen" => config[key] = value,
+            _ => {}
+        }
+    }
+    config
+}
+
 impl Tuning {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
-        let keys: Self = ipam::keys(config)?;
+        let keys: Self = ipam::keys(&with_arguments(config))?;
         for name in keys.sysctl.keys() {
             sysctl_file(name, "eth0").map_err(|why| format!("sysctl.{why}"))?;
         }
@@ -53,7 +72,7 @@ impl Tuning {
 
     fn wanted_mac(&self, call: &Call<'_>, config: &Value) -> Result<Option<Vec<u8>>> {
         let of_args = config.pointer("/args/cni/mac").and_then(Value::as_str);
-        call.mac(of_args.or(self.mac.as_deref()))
+        first_mac([of_args, call.runtime.mac.as_deref(), call.argument_mac(), self.mac.as_deref()])
     }
 
     pub(super) async fn add(
@@ -307,6 +326,13 @@ mod tests {
     #[test]
     fn keys_are_checked() {
         let compile = |config: Value| Tuning::compile(&config);
+        let said = serde_json::json!({
+            "sysctl": { "net.a": "1", "net.b": "1" }, "mtu": 1400,
+            "args": { "cni": { "sysctl": { "net.b": "2" }, "promisc": true, "x": 1 } },
+        });
+        let keys = compile(said).unwrap();
+        assert_eq!(keys.sysctl.into_values().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!((keys.mtu, keys.promisc), (1400, true));
         let sysctl = serde_json::json!({ "sysctl": { "kernel.x": "1" } });
         assert!(compile(sysctl).unwrap_err().contains("kernel.x"));
         assert!(compile(serde_json::json!({ "mac": "zz" })).unwrap_err().contains("mac"));

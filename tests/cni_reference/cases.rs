@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Case, check};
+use crate::{Case, Side, check, own, reference};
 
 fn v4() -> Value {
     json!({ "type": "host-local", "subnet": "10.1.0.0/24" })
@@ -162,6 +162,40 @@ mod bridges {
     #[test]
     fn mac_of_the_arguments() {
         check(&Case { args: "MAC=02:11:22:33:44:55;IgnoreUnknown=true", ..one(bridge(v4(), json!({}))) });
+    }
+
+    #[test]
+    fn mac_of_the_configuration_before_that_of_the_arguments() {
+        let keys = json!({ "args": { "cni": { "mac": "02:11:22:33:44:88" } } });
+        check(&Case { args: "MAC=02:11:22:33:44:55;IgnoreUnknown=true", ..one(bridge(v4(), keys)) });
+    }
+
+    #[test]
+    fn duplicates_looked_for() {
+        let probe = Some((
+            "ip netns exec pod sh -c 'cd /proc/sys/net/ipv6/conf/eth0; cat accept_dad enhanced_dad'
+             ip -n pod -6 addr show dev eth0 | grep -c tentative || true",
+            "1\n1\n0",
+        ));
+        check(&Case { probe, ..one(bridge(v6(), json!({ "isGateway": true, "enabledad": true }))) });
+    }
+
+    #[test]
+    fn an_address_that_another_has() {
+        let setup = "ip link add cni0 type bridge; ip link set cni0 up; ip netns add other
+            ip link add p0 master cni0 type veth peer name p1 netns other; ip link set p0 up
+            ip -n other link set p1 up; ip -n other addr add fd01::5/64 dev p1 nodad";
+        let ipam =
+            json!({ "type": "static", "addresses": [{ "address": "fd01::5/64", "gateway": "fd01::1" }] });
+        let case = Case { setup, ..one(bridge(ipam, json!({ "enabledad": true }))) };
+        for programs in [reference(), own()] {
+            let side = Side::new(programs, &case);
+            let output = side.try_cni("add");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned()
+                + &String::from_utf8_lossy(&output.stdout);
+            assert!(!output.status.success() && said.contains("fd01::5"), "{}: {said}", programs.display());
+            side.cni("del");
+        }
     }
 }
 
@@ -335,6 +369,15 @@ mod changes {
     fn tuning() {
         check(&chained(json!({ "type": "tuning", "mac": "02:11:22:33:44:66", "mtu": 1300, "promisc": true,
             "allmulti": true, "txQLen": 777, "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" } })));
+    }
+
+    #[test]
+    fn tuning_by_arguments_of_the_configuration() {
+        check(&chained(
+            json!({ "type": "tuning", "mtu": 1400, "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "0" },
+            "args": { "cni": { "mac": "02:11:22:33:44:66", "mtu": 1300, "promisc": true, "allmulti": true,
+                "txQLen": 777, "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" } } } }),
+        ));
     }
 
     #[test]
