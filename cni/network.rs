@@ -167,9 +167,21 @@ impl Network {
         if let Some(path) = &record.pinned {
             pin::pin(netns, path)?;
         }
-        Self::loopback_up(netns).await?;
         let told = Told::of(record);
         told.check_ports(config)?;
+        let plugins = self.add_plugins(config, pod, netns, record, &told);
+        let (up, result) = futures_util::future::join(Self::loopback_up(netns), plugins).await;
+        up.and(result)
+    }
+
+    async fn add_plugins(
+        &self,
+        config: &Conflist,
+        pod: &str,
+        netns: BorrowedFd<'_>,
+        record: &Record,
+        told: &Told,
+    ) -> Result<CniResult> {
         let mut result = CniResult::default();
         for entry in &config.plugins {
             // Every pod has it up, whether the configuration says so or not; its result is not the pod's.
@@ -177,7 +189,7 @@ impl Network {
                 continue;
             }
             let runtime = told.of_entry(entry)?;
-            let call = self.call(config, pod, Some(netns), record, &runtime, &told);
+            let call = self.call(config, pod, Some(netns), record, &runtime, told);
             let started = std::time::Instant::now();
             result = entry.plugin.add(&call, &entry.config, result).await?;
             tracing::debug!(pod, plugin = entry.kind(), elapsed = ?started.elapsed(), "a network plugin has attached the pod");
@@ -190,9 +202,9 @@ impl Network {
     /// # Errors
     /// The namespace cannot be entered.
     pub async fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
-        let inside = netns::open(netns).await?;
-        let link = inside.existing("lo").await?;
-        inside.set_up(link.index, false).await
+        /// The first link of every namespace (`LOOPBACK_IFINDEX` of the kernel).
+        const LOOPBACK: u32 = 1;
+        netns::open(netns).await?.set_up(LOOPBACK, false).await
     }
 
     pub(crate) fn call<'a>(
