@@ -147,7 +147,6 @@ fn loaded(reference: &str) -> Result<Choice, CriError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -162,9 +161,12 @@ mod tests {
             let host = Self { folder };
             host.write("sys/module/apparmor/parameters/enabled", "Y\n");
             host.write("sys/kernel/security/apparmor/profiles", "nginx (enforce)\ncups (complain)\n");
-            host.write("sbin/apparmor_parser", parser);
-            let path = host.folder.path().join("sbin/apparmor_parser");
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+            host.write("sbin/parser", parser);
+            // By another process: a program that this one has open for writing, in a child that another test has just
+            // made, cannot be run (execve(2), ETXTBSY).
+            let mut install = std::process::Command::new("install");
+            let copied = install.args(["-m755", "parser", "apparmor_parser"]);
+            assert!(copied.current_dir(host.folder.path().join("sbin")).status().unwrap().success());
             host
         }
 
