@@ -8,6 +8,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use berth_proto::v1::{PodSandboxConfig, PodSandboxStatusRequest, PortMapping, Protocol};
 use net::{Namespace, Place, traffic};
@@ -215,6 +216,90 @@ async fn pods_share_a_link_with_hosts_outside() {
     node.clean().await;
 }
 
+/// A server of addresses in the network of a node's neighbour.
+struct Lender {
+    server: std::process::Child,
+    leases: tempfile::NamedTempFile,
+}
+
+impl Lender {
+    fn on(neighbour: &Namespace) -> Self {
+        let leases = tempfile::NamedTempFile::new().unwrap();
+        let mut command = neighbour.command("dnsmasq");
+        command.arg(format!("--dhcp-leasefile={}", leases.path().display()));
+        command.args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--port=0",
+            "--interface=far0",
+            "--no-ping",
+        ]);
+        command.args([
+            "--bind-interfaces",
+            "--dhcp-authoritative",
+            "--user=root",
+            "--pid-file=",
+            "--log-facility=-",
+        ]);
+        command.arg("--dhcp-range=10.66.0.100,10.66.0.110,255.255.255.0,2m");
+        let silent = std::process::Stdio::null;
+        Self { server: command.stdin(silent()).stderr(silent()).spawn().unwrap(), leases }
+    }
+
+    fn lends(&self, address: &str) -> bool {
+        fs::read_to_string(self.leases.path()).unwrap().contains(&format!(" {address} "))
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        drop(self.server.kill());
+        drop(self.server.wait());
+    }
+}
+
+/// A pod has what the network's own server lends it, over a restart of the daemon, and gives it back.
+async fn is_lent_an_address(plugin: Value, on_the_node: &str) {
+    let mut node = Node::with(json!([plugin])).await;
+    let neighbour = Namespace::beside(&node.place, "lan0", "10.66.0", "fd66");
+    node.place.sh(on_the_node);
+    let lender = Lender::on(&neighbour);
+    let pod = node.pod("lent").await;
+    let address = pod.ip(false).to_owned();
+    assert!(address.starts_with("10.66.0.1") && lender.lends(&address), "{address}");
+    assert_eq!(seen(&neighbour, "10.66.0.2", &pod.place).as_deref(), Some(&*address));
+    node.berth.kill();
+    node.berth.restart().await;
+    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+    let status = node.berth.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap();
+    assert_eq!(status.network.unwrap().ip, address);
+    node.berth.remove_pod(&pod.id).await;
+    let until = Instant::now() + Duration::from_secs(30);
+    while lender.lends(&address) {
+        assert!(Instant::now() < until, "{address} was not given back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(lender);
+    drop(neighbour);
+    node.clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_on_a_shared_link_is_lent_an_address() {
+    let plugin = json!({ "type": "macvlan", "master": "lan0", "ipam": { "type": "dhcp" } });
+    is_lent_an_address(plugin, "true").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_on_a_bridge_of_the_lan_is_lent_an_address() {
+    let plugin = json!({ "type": "bridge", "bridge": "lan", "ipam": { "type": "dhcp" } });
+    is_lent_an_address(
+        plugin,
+        "ip link add lan type bridge; ip link set lan up; ip link set lan0 master lan",
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn packets_are_as_large_as_the_network_says() {
     let mut node = Node::with(json!([bridge(&json!({ "mtu": 1400 }))])).await;
@@ -230,7 +315,7 @@ async fn packets_are_as_large_as_the_network_says() {
         let mut sizes = String::new();
         while !running.is_finished() && !sizes.contains("advmss:") {
             sizes = one.place.sh(&script);
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
         (running.join().unwrap(), sizes)
     });

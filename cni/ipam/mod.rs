@@ -22,12 +22,36 @@ use crate::conflist::{Search, Version};
 use crate::dhcp::{Dhcp, Owner};
 use crate::external::Program;
 use crate::host::Host;
+use crate::netlink::Netlink;
 use crate::plugins::find;
 use crate::result::{CniResult, Dns, Ip, Route};
 use crate::{Context, Error, Result};
 
 use fixed::Fixed;
 use host_local::HostLocal;
+
+/// Addresses for the pod's interface. Where they are asked for by that, it is brought up before.
+pub(crate) async fn take(
+    ipam: Option<&Ipam>,
+    call: &Call<'_>,
+    config: &Value,
+    inside: &Netlink,
+) -> Result<CniResult> {
+    let Some(ipam) = ipam else { return Ok(CniResult::default()) };
+    if ipam.needs_link() {
+        let link = inside.existing(call.interface).await?;
+        inside.set_up(link.index, false).await?;
+    }
+    ipam.add(call, config).await
+}
+
+/// Gives back what [`take`] has taken; without any there is nothing to give.
+pub(crate) async fn give_back(ipam: Option<&Ipam>, call: &Call<'_>, config: &Value) -> Result<()> {
+    match ipam {
+        Some(ipam) => ipam.del(call, config).await,
+        None => Ok(()),
+    }
+}
 
 /// How addresses are found.
 #[derive(Clone, Debug, PartialEq)]

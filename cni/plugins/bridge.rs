@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::future::try_join;
 use ipnet::IpNet;
 use netlink_packet_route::link::InfoKind;
 use serde::Deserialize;
@@ -14,8 +15,9 @@ use crate::call::{Call, first_mac};
 use crate::conflist::{Search, is_link_name};
 use crate::ipam::host_local::nth;
 use crate::ipam::{self, Ipam};
-use crate::netlink::Link;
+use crate::netlink::duplicates::Changes;
 use crate::netlink::links::Veth;
+use crate::netlink::{Link, Netlink};
 use crate::nftables::{masquerade, spoof};
 use crate::result::{CniResult, Interface, Ip, Route};
 use crate::{Error, Result, netns};
@@ -86,6 +88,18 @@ pub(crate) struct Bridge {
     pub(super) ipam: Option<Ipam>,
 }
 
+/// A pod's veth.
+struct Ends {
+    /// The host's end.
+    port: Link,
+    /// The pod's namespace.
+    inside: Netlink,
+    /// Changes of its addresses, where duplicates are looked for.
+    changes: Option<Changes>,
+    /// The pod's end.
+    link: Link,
+}
+
 /// What has been made ready on the host: a bridge is looked at again when a pod cannot be attached to it.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
@@ -136,10 +150,7 @@ impl Bridge {
         match self.attach(call, config, found).await {
             Ok(result) => Ok(result),
             Err(error) => {
-                let addresses = match &self.ipam {
-                    Some(ipam) => ipam.del(call, config).await,
-                    None => Ok(()),
-                };
+                let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
                 let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
                 Err(with_undo(error, [addresses, link]))
             }
@@ -153,36 +164,27 @@ impl Bridge {
         let ask = self.ipam.as_ref().filter(|_| found.is_none());
         let mut result = found.unwrap_or_default();
         self.complete(&mut result);
-        let (mut bridge, port) = self.port(call, &name, &config_mac(config), &result).await?;
-        host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
-        self.tag(call, &port).await?;
-
-        let (inside, mut changes) = match self.keys.enable_dad {
-            true => {
-                let (inside, changes) = netns::open_detecting(call.pod_netns()?, call.interface).await?;
-                (inside, Some(changes))
+        let mut bridge = self.make_pair(call, &name, &config_mac(config), &result).await?;
+        let ends = match ask {
+            Some(ipam) => {
+                let mut ends = self.ends(call, &name).await?;
+                result = ipam::take(Some(ipam), call, config, &ends.inside).await?;
+                self.complete(&mut result);
+                bridge = self.bridge(call, &result.ips, true).await?;
+                self.configure(&mut ends, &result).await?;
+                self.masquerade(call, &result).await?;
+                ends
             }
-            false => (netns::open_with(call.pod_netns()?, call.interface).await?, None),
+            // Links and rules do not need each other: at the end there are both.
+            None => {
+                let links = async {
+                    let mut ends = self.ends(call, &name).await?;
+                    self.configure(&mut ends, &result).await.map(|()| ends)
+                };
+                let (ends, rules) = futures_util::future::join(links, self.masquerade(call, &result)).await;
+                rules.and(ends)?
+            }
         };
-        let link = inside.existing(call.interface).await?;
-        if self.keys.macspoofchk {
-            spoof::allow(call, &name, &link.mac).await?;
-        }
-        host.set_up_as(port.index, &call.alias()).await?;
-        if let Some(ipam) = ask {
-            inside.set_up(link.index, false).await?;
-            result = ipam.add(call, config).await?;
-            self.complete(&mut result);
-            bridge = self.bridge(call, &result.ips, true).await?;
-        }
-        match &mut changes {
-            _ if self.keys.disable_container_interface => {}
-            Some(changes) => configure_detecting(&inside, changes, &link, &result).await?,
-            None => configure(&inside, &link, &result).await?,
-        }
-        if self.keys.ip_masq {
-            masquerade::apply(call, &result).await?;
-        }
         // One without a gateway's address has the hardware address of a port.
         if !self.keys.is_gateway || bridge.mac.iter().all(|byte| *byte == 0) {
             bridge = host.existing(&self.keys.bridge).await?;
@@ -193,12 +195,64 @@ impl Bridge {
             mtu: link.mtu,
             ..Interface::default()
         };
-        result.interfaces = vec![of_host(&bridge), of_host(&port), call.interface_of(&link)];
+        result.interfaces = vec![of_host(&bridge), of_host(&ends.port), call.interface_of(&ends.link)];
         if self.keys.is_gateway && self.keys.vlan != 0 {
             result.interfaces.push(of_host(&host.existing(&self.vlan_link()).await?));
         }
         result.dns = interface::dns(config, result.dns);
         Ok(result)
+    }
+
+    /// The ends of a pod's veth, that of the host up: what the pod sends when its own comes up is heard.
+    async fn ends(&self, call: &Call<'_>, name: &str) -> Result<Ends> {
+        let (port, far) = match self.keys.macspoofchk {
+            true => {
+                let far = self.far_end(call).await?;
+                spoof::allow(call, name, &far.1.mac).await?;
+                (self.near_end(call, name).await?, far)
+            }
+            false => try_join(self.near_end(call, name), self.far_end(call)).await?,
+        };
+        let ((inside, changes), link) = far;
+        Ok(Ends { port, inside, changes, link })
+    }
+
+    async fn near_end(&self, call: &Call<'_>, name: &str) -> Result<Link> {
+        let host = &call.host.links;
+        netns::set_interface_sysctls(name);
+        let port = host.existing(name).await?;
+        host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
+        self.tag(call, &port).await?;
+        host.set_up_as(port.index, &call.alias()).await?;
+        Ok(port)
+    }
+
+    async fn far_end(&self, call: &Call<'_>) -> Result<((Netlink, Option<Changes>), Link)> {
+        let (netns, interface) = (call.pod_netns()?, call.interface);
+        let (inside, changes) = match self.keys.enable_dad {
+            true => {
+                let (inside, changes) = netns::open_detecting(netns, interface).await?;
+                (inside, Some(changes))
+            }
+            false => (netns::open_with(netns, interface).await?, None),
+        };
+        let link = inside.existing(interface).await?;
+        Ok(((inside, changes), link))
+    }
+
+    async fn configure(&self, ends: &mut Ends, result: &CniResult) -> Result<()> {
+        match &mut ends.changes {
+            _ if self.keys.disable_container_interface => Ok(()),
+            Some(changes) => configure_detecting(&ends.inside, changes, &ends.link, result).await,
+            None => configure(&ends.inside, &ends.link, result).await,
+        }
+    }
+
+    async fn masquerade(&self, call: &Call<'_>, result: &CniResult) -> Result<()> {
+        match self.keys.ip_masq {
+            true => masquerade::apply(call, result).await,
+            false => Ok(()),
+        }
     }
 
     /// What the bridge adds to the addresses: whose they are, gateways, a default route.
@@ -221,14 +275,14 @@ impl Bridge {
         }
     }
 
-    /// The bridge, and a new port of it.
-    async fn port(
+    /// The bridge, with a new veth pair whose one end is a port of it.
+    async fn make_pair(
         &self,
         call: &Call<'_>,
         name: &str,
         mac: &Option<String>,
         result: &CniResult,
-    ) -> Result<(Link, Link)> {
+    ) -> Result<Link> {
         let host = &call.host.links;
         let asked = [call.runtime.mac.as_deref(), mac.as_deref(), call.argument_mac()];
         let mac = first_mac(asked)?;
@@ -250,8 +304,7 @@ impl Bridge {
             host.remove(name).await?;
             host.add_veth(&veth(&bridge)?).await?;
         }
-        netns::set_interface_sysctls(name);
-        Ok((bridge, host.existing(name).await?))
+        Ok(bridge)
     }
 
     /// The bridge, made if it is not there, with the gateways' addresses.
@@ -376,19 +429,13 @@ impl Bridge {
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
         let asked = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
         // Whoever has lent it is told over the link.
-        let told = match asked {
-            Some(ipam) => ipam.del(call, config).await,
-            None => Ok(()),
-        };
+        let told = ipam::give_back(asked, call, config).await;
         let link = detach(call).await;
         let masquerade = if self.keys.ip_masq { masquerade::forget(call).await } else { Ok(()) };
         let spoof = if self.keys.macspoofchk { spoof::forget(call).await } else { Ok(()) };
         // The address is free when nothing reaches the pod by it any more.
         told.and(link).and(masquerade).and(spoof)?;
-        match self.ipam.as_ref().filter(|_| asked.is_none()) {
-            Some(ipam) => ipam.del(call, config).await,
-            None => Ok(()),
-        }
+        ipam::give_back(self.ipam.as_ref().filter(|_| asked.is_none()), call, config).await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {

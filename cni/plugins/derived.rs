@@ -82,10 +82,7 @@ impl Derived {
         match added {
             Ok(result) => Ok(result),
             Err(error) => {
-                let addresses = match &self.ipam {
-                    Some(ipam) => ipam.del(call, config).await,
-                    None => Ok(()),
-                };
+                let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
                 Err(with_undo(error, [interface::remove(call).await, addresses]))
             }
         }
@@ -144,15 +141,9 @@ impl Derived {
     ) -> Result<CniResult> {
         let link = inside.existing(call.interface).await?;
         let mut result = match &self.ipam {
-            Some(ipam) => {
-                if ipam.needs_link() {
-                    inside.set_up(link.index, false).await?;
-                }
-                ipam.add(call, config).await?
-            }
             // An ipvlan may get its addresses from the plugin before it.
             None if matches!(self.make, Make::IpVlan(_)) => CniResult { interfaces: Vec::new(), ..previous },
-            None => CniResult::default(),
+            ipam => ipam::take(ipam.as_ref(), call, config, &inside).await?,
         };
         for ip in &mut result.ips {
             ip.interface = Some(0);
@@ -173,10 +164,7 @@ impl Derived {
             true => interface::down(call).await?,
             false => interface::remove(call).await?,
         }
-        match &self.ipam {
-            Some(ipam) => ipam.del(call, config).await,
-            None => Ok(()),
-        }
+        ipam::give_back(self.ipam.as_ref(), call, config).await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {

@@ -50,30 +50,14 @@ impl HostDevice {
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
         let device = self.device(call).await?;
         let inside = self.take(call, &device).await?;
-        let added = match &self.ipam {
-            None => Ok(CniResult::default()),
-            Some(ipam) => match ipam.needs_link() {
-                true => match inside.existing(call.interface).await {
-                    Ok(link) => match inside.set_up(link.index, false).await {
-                        Ok(()) => ipam.add(call, config).await,
-                        Err(error) => Err(error),
-                    },
-                    Err(error) => Err(error),
-                },
-                false => ipam.add(call, config).await,
-            },
-        };
-        let added = match added {
+        let added = match ipam::take(self.ipam.as_ref(), call, config, &inside).await {
             Ok(result) => self.configure(call, config, &inside, result).await,
             Err(error) => Err(error),
         };
         match added {
             Ok(result) => Ok(result),
             Err(error) => {
-                let addresses = match &self.ipam {
-                    Some(ipam) => ipam.del(call, config).await,
-                    None => Ok(()),
-                };
+                let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
                 Err(with_undo(error, [give_back(call).await, addresses]))
             }
         }
@@ -137,10 +121,7 @@ impl HostDevice {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
-        let addresses = match &self.ipam {
-            Some(ipam) => ipam.del(call, config).await,
-            None => Ok(()),
-        };
+        let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
         // A device of its own goes home with the end of the namespace, but under the pod's name, and a link that only
         // the kernel holds together (veth, VLAN) dies with it.
         give_back(call).await.and(addresses)

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join_all};
 use serde_json::Value;
 
 use crate::call::Call;
@@ -12,11 +14,9 @@ use crate::{Error, Result, netns};
 
 /// Gives an interface the addresses and routes of a result, and brings it up.
 pub(crate) async fn configure(inside: &Netlink, link: &Link, result: &CniResult) -> Result<()> {
-    for ip in &result.ips {
-        inside.add_address(link.index, ip.address).await?;
-    }
-    inside.set_up(link.index, false).await?;
-    add_routes(inside, link, result).await
+    let addresses = result.ips.iter().map(|ip| inside.add_address(link.index, ip.address).boxed());
+    let up = inside.set_up(link.index, false).boxed();
+    in_order(addresses.chain([up]).chain(routes(inside, link, result))).await
 }
 
 /// As [`configure`], but fails where another in the network has one of the addresses.
@@ -31,15 +31,25 @@ pub(crate) async fn configure_detecting(
     }
     inside.set_up(link.index, false).await?;
     inside.settle(link.index, changes).await?;
-    add_routes(inside, link, result).await
+    in_order(routes(inside, link, result)).await
 }
 
-async fn add_routes(inside: &Netlink, link: &Link, result: &CniResult) -> Result<()> {
-    for route in &result.routes {
+fn routes<'a>(
+    inside: &'a Netlink,
+    link: &'a Link,
+    result: &'a CniResult,
+) -> impl Iterator<Item = BoxFuture<'a, Result<()>>> {
+    result.routes.iter().map(move |route| {
         let gw = route.gw.or_else(|| result.gateway(route.dst.addr().is_ipv4()));
-        inside.add_route(link.index, &Route { gw, ..route.clone() }, None).await?;
-    }
-    Ok(())
+        let route = Route { gw, ..route.clone() };
+        async move { inside.add_route(link.index, &route, None).await }.boxed()
+    })
+}
+
+/// Sends requests one behind the other over one socket, which the kernel does in their order, without a wait for each
+/// answer. The first error is that of all.
+async fn in_order<'a>(requests: impl Iterator<Item = BoxFuture<'a, Result<()>>>) -> Result<()> {
+    join_all(requests).await.into_iter().collect()
 }
 
 /// The host's end of a pod's veth. A link's name has at most 15 characters (IFNAMSIZ): that of a pod's first interface

@@ -1,5 +1,4 @@
-//! Addresses, one file each in a folder of their network, in the form of the reference plugin host-local: a node that
-//! used that keeps its addresses.
+//! The addresses of a network that are taken: a file each, named for the address, in which its owner is.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -9,99 +8,14 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use rustix::fs::FlockOperation;
-use serde::Deserialize;
-use serde_json::Value;
 
-use super::requested;
+use super::ranges::{addresses, contains, gateway};
 use crate::call::{Call, RangeEntry as Range};
-use crate::host::Host;
-use crate::result::{CniResult, Ip, Route};
+use crate::result::Ip;
 use crate::{Context, Error, Result};
 
 /// A file that is about to be an address's: the lock makes it one at a time.
 const UNFINISHED: &str = ".unfinished";
-
-/// The plugin's keys.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct HostLocal {
-    data_dir: Option<PathBuf>,
-    routes: Vec<Route>,
-    resolv_conf: Option<PathBuf>,
-    /// One address is taken of each set.
-    pub(crate) ranges: Vec<Vec<Range>>,
-    subnet: Option<IpNet>,
-    range_start: Option<IpAddr>,
-    range_end: Option<IpAddr>,
-    gateway: Option<IpAddr>,
-}
-
-impl HostLocal {
-    /// Reads and checks the keys. `dynamic`: a runtime may bring ranges, so that none need be there.
-    pub(super) fn compile(ipam: &Value, dynamic: bool) -> std::result::Result<Self, String> {
-        let mut keys: Self = super::keys(ipam)?;
-        if let Some(subnet) = keys.subnet.take() {
-            let range = Range {
-                subnet,
-                range_start: keys.range_start.take(),
-                range_end: keys.range_end.take(),
-                gateway: keys.gateway.take(),
-            };
-            keys.ranges.insert(0, vec![range]);
-        }
-        if (keys.ranges.is_empty() && !dynamic) || keys.ranges.iter().any(Vec::is_empty) {
-            return Err("ranges: is empty".to_owned());
-        }
-        for (place, range) in keys.ranges.iter().flatten().enumerate() {
-            check(range).map_err(|why| format!("ranges[{place}].{why}"))?;
-        }
-        overlaps(&keys.ranges)?;
-        Ok(keys)
-    }
-
-    /// Those that the runtime says come first.
-    fn all_ranges(&self, call: &Call<'_>) -> Result<Vec<Vec<Range>>> {
-        let asked = &call.runtime.ip_ranges;
-        for range in asked.iter().flatten() {
-            check(range).map_err(|why| Error::Invalid(format!("ipRanges: {why}")))?;
-        }
-        let all: Vec<_> = asked.iter().chain(&self.ranges).cloned().collect();
-        match all.is_empty() || all.iter().any(Vec::is_empty) {
-            true => Err(Error::Invalid("host-local: there are no ranges of addresses".to_owned())),
-            false => overlaps(&all).map(|()| all).map_err(Error::Invalid),
-        }
-    }
-
-    pub(crate) fn store(&self, host: &Host, network: &str) -> Store {
-        Store { folder: self.data_dir.as_deref().unwrap_or(host.data_dir()).join(network) }
-    }
-
-    /// Takes addresses: they are on disk before they are used.
-    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let (store, ranges) = (self.store(call.host, call.network), self.all_ranges(call)?);
-        let (owner, wanted) = (Owner::of(call), requested(call, config)?);
-        let wanted: Vec<IpAddr> = wanted.into_iter().map(|(address, _)| address).collect();
-        let ips = super::blocking(move || store.allocate(&ranges, &owner, &wanted)).await?;
-        let dns = match &self.resolv_conf {
-            Some(file) => super::resolv_conf(file)?,
-            None => crate::result::Dns::default(),
-        };
-        Ok(CniResult { ips, routes: self.routes.clone(), dns, ..CniResult::default() })
-    }
-
-    pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
-        let (store, owner) = (self.store(call.host, call.network), Owner::of(call));
-        super::blocking(move || store.release(&owner)).await
-    }
-
-    pub(super) async fn check(&self, call: &Call<'_>) -> Result<()> {
-        let (store, owner) = (self.store(call.host, call.network), Owner::of(call));
-        match super::blocking(move || store.has(&owner)).await? {
-            true => Ok(()),
-            false => Err(Error::Invalid(format!("host-local: {} has no address", call.container))),
-        }
-    }
-}
 
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -111,7 +25,7 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    fn of(call: &Call<'_>) -> Self {
+    pub(super) fn of(call: &Call<'_>) -> Self {
         Self { container: call.container.to_owned(), interface: call.interface.to_owned() }
     }
 
@@ -134,11 +48,15 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// Takes one address of every set of ranges, those that are wanted first; all or none.
     ///
     /// # Errors
     /// No address is free, a wanted one is not, or the folder cannot be written.
-    fn allocate(&self, sets: &[Vec<Range>], owner: &Owner, wanted: &[IpAddr]) -> Result<Vec<Ip>> {
+    pub(super) fn allocate(&self, sets: &[Vec<Range>], owner: &Owner, wanted: &[IpAddr]) -> Result<Vec<Ip>> {
         fs::create_dir_all(&self.folder).doing(format!("make {}", self.folder.display()))?;
         let _lock = self.lock()?;
         let mut wanted: Vec<IpAddr> = wanted.to_vec();
@@ -264,7 +182,7 @@ impl Store {
         Ok(released)
     }
 
-    fn has(&self, owner: &Owner) -> Result<bool> {
+    pub(super) fn has(&self, owner: &Owner) -> Result<bool> {
         if !self.folder.is_dir() {
             return Ok(false);
         }
@@ -311,111 +229,9 @@ fn ip(address: IpAddr, range: &Range) -> Result<Ip> {
     Ok(Ip { address, gateway: Some(gateway(range)), interface: None })
 }
 
-/// The gateway: as said, or the first address of the subnet.
-pub(crate) fn gateway(range: &Range) -> IpAddr {
-    range.gateway.unwrap_or_else(|| nth(range.subnet, 1))
-}
-
-/// The nth address of a subnet.
-pub(crate) fn nth(subnet: IpNet, n: u128) -> IpAddr {
-    match subnet.network() {
-        IpAddr::V4(network) => {
-            let n = u32::try_from(n).unwrap_or(u32::MAX);
-            IpAddr::V4(u32::from(network).saturating_add(n).into())
-        }
-        IpAddr::V6(network) => IpAddr::V6(u128::from(network).saturating_add(n).into()),
-    }
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u32::from(v4).into(),
-        IpAddr::V6(v6) => v6.into(),
-    }
-}
-
-/// The first and the last address that pods can have of a range.
-fn bounds(range: &Range) -> (IpAddr, IpAddr) {
-    let first = range.range_start.unwrap_or_else(|| nth(range.subnet, 1));
-    // Of IPv4 the last address is for all, and is nobody's.
-    let last = range.range_end.unwrap_or_else(|| match range.subnet.broadcast() {
-        IpAddr::V4(all) => IpAddr::V4(u32::from(all).saturating_sub(1).into()),
-        v6 => v6,
-    });
-    (first, last)
-}
-
-fn contains(range: &Range, address: IpAddr) -> bool {
-    let (first, last) = bounds(range);
-    address.is_ipv4() == first.is_ipv4() && first <= address && address <= last
-}
-
-/// The addresses of a range that pods can have; those after one of them, where one is said that is in it.
-fn addresses(range: &Range, after: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &Range)> {
-    let (first, last) = bounds(range);
-    let start = match after.filter(|after| contains(range, *after)) {
-        Some(after) => number(after).saturating_add(1),
-        None => number(first),
-    };
-    let (v4, gateway) = (first.is_ipv4(), gateway(range));
-    (start..=number(last)).filter_map(move |number| {
-        let address = match v4 {
-            true => IpAddr::V4(u32::try_from(number).ok()?.into()),
-            false => IpAddr::V6(number.into()),
-        };
-        (address != gateway).then_some((address, range))
-    })
-}
-
-fn check(range: &Range) -> std::result::Result<(), String> {
-    let subnet = range.subnet;
-    if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
-        return Err(format!("subnet: {subnet} has no room for pods"));
-    }
-    let limits =
-        [("rangeStart", range.range_start), ("rangeEnd", range.range_end), ("gateway", range.gateway)];
-    for (key, address) in limits {
-        let outside = |address: &IpAddr| key != "gateway" && !subnet.contains(address);
-        if let Some(address) = address.filter(outside) {
-            return Err(format!("{key}: {address} is not in {subnet}"));
-        }
-        if address.is_some_and(|address| address.is_ipv4() != subnet.addr().is_ipv4()) {
-            return Err(format!("{key}: is not of the family of {subnet}"));
-        }
-    }
-    match (range.range_start, range.range_end) {
-        (Some(start), Some(end)) if start > end => Err(format!("rangeEnd: {end} is before {start}")),
-        _ => Ok(()),
-    }
-}
-
-/// An address that two sets have would be taken for both.
-fn overlaps(sets: &[Vec<Range>]) -> std::result::Result<(), String> {
-    for (at, set) in sets.iter().enumerate() {
-        for (other_at, other) in sets.iter().enumerate().skip(at + 1) {
-            let meet = |range: &Range| {
-                let (first, last) = bounds(range);
-                other.iter().any(|other| {
-                    let (start, end) = bounds(other);
-                    contains(range, start)
-                        || contains(range, end)
-                        || contains(other, first)
-                        || contains(other, last)
-                })
-            };
-            if set.iter().any(meet) {
-                return Err(format!("ranges[{at}]: overlaps with ranges[{other_at}]"));
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-
-    use serde_json::json;
 
     use super::*;
 
@@ -430,7 +246,7 @@ mod tests {
     }
 
     fn store(folder: &Path) -> Store {
-        Store { folder: folder.join("net") }
+        Store::new(folder.join("net"))
     }
 
     fn owner(container: &str) -> Owner {
@@ -497,27 +313,6 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_are_checked() {
-        let compile = |keys: Value| HostLocal::compile(&keys, false);
-        let old = compile(json!({ "subnet": "10.2.0.0/24", "gateway": "10.2.0.254" })).unwrap();
-        assert_eq!(gateway(&old.ranges[0][0]).to_string(), "10.2.0.254");
-        for (keys, why) in [
-            (json!({}), "ranges: is empty"),
-            (json!({ "ranges": [[{ "subnet": "10.0.0.0/31" }]] }), "no room"),
-            (
-                json!({ "ranges": [[{ "subnet": "10.0.0.0/24" }], [{ "subnet": "10.0.0.128/25" }]] }),
-                "overlaps",
-            ),
-            (json!({ "ranges": [[{ "subnet": "10.0.0.0/24", "gateway": "fd00::1" }]] }), "family"),
-            (json!({ "subnet": "ten" }), "subnet"),
-        ] {
-            let error = compile(keys.clone()).unwrap_err();
-            assert!(error.contains(why), "{keys}: {error}");
-        }
-        assert!(HostLocal::compile(&json!({}), true).is_ok(), "the runtime may bring them");
-    }
-
-    #[test]
     fn no_address_is_taken_twice() {
         let folder = tempfile::tempdir().unwrap();
         let sets = sets(&[&[("10.0.0.0/22", None)]]);
@@ -572,7 +367,7 @@ mod tests {
             std::process::Command::new(std::env::current_exe().unwrap())
                 .args([
                     "--exact",
-                    "ipam::host_local::tests::a_thousand_addresses_survive_kills",
+                    "ipam::host_local::store::tests::a_thousand_addresses_survive_kills",
                     "--nocapture",
                 ])
                 .env(FOLDER, folder.path())

@@ -1,0 +1,108 @@
+//! Ranges of addresses: pure arithmetic.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::call::RangeEntry as Range;
+
+/// The gateway: as said, or the first address of the subnet.
+pub(super) fn gateway(range: &Range) -> IpAddr {
+    range.gateway.unwrap_or_else(|| nth(range.subnet, 1))
+}
+
+/// The nth address of a subnet.
+pub(crate) fn nth(subnet: IpNet, n: u128) -> IpAddr {
+    match subnet.network() {
+        IpAddr::V4(network) => {
+            let n = u32::try_from(n).unwrap_or(u32::MAX);
+            IpAddr::V4(u32::from(network).saturating_add(n).into())
+        }
+        IpAddr::V6(network) => IpAddr::V6(u128::from(network).saturating_add(n).into()),
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+/// The first and the last address that pods can have of a range.
+fn bounds(range: &Range) -> (IpAddr, IpAddr) {
+    let first = range.range_start.unwrap_or_else(|| nth(range.subnet, 1));
+    // Of IPv4 the last address is for all, and is nobody's.
+    let last = range.range_end.unwrap_or_else(|| match range.subnet.broadcast() {
+        IpAddr::V4(all) => IpAddr::V4(u32::from(all).saturating_sub(1).into()),
+        v6 => v6,
+    });
+    (first, last)
+}
+
+pub(super) fn contains(range: &Range, address: IpAddr) -> bool {
+    let (first, last) = bounds(range);
+    address.is_ipv4() == first.is_ipv4() && first <= address && address <= last
+}
+
+/// The addresses of a range that pods can have; those after one of them, where one is said that is in it.
+pub(super) fn addresses(range: &Range, after: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &Range)> {
+    let (first, last) = bounds(range);
+    let start = match after.filter(|after| contains(range, *after)) {
+        Some(after) => number(after).saturating_add(1),
+        None => number(first),
+    };
+    let (v4, gateway) = (first.is_ipv4(), gateway(range));
+    (start..=number(last)).filter_map(move |number| {
+        let address = match v4 {
+            true => IpAddr::V4(u32::try_from(number).ok()?.into()),
+            false => IpAddr::V6(number.into()),
+        };
+        (address != gateway).then_some((address, range))
+    })
+}
+
+/// Whether a range is one.
+pub(super) fn check(range: &Range) -> std::result::Result<(), String> {
+    let subnet = range.subnet;
+    if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
+        return Err(format!("subnet: {subnet} has no room for pods"));
+    }
+    let limits =
+        [("rangeStart", range.range_start), ("rangeEnd", range.range_end), ("gateway", range.gateway)];
+    for (key, address) in limits {
+        let outside = |address: &IpAddr| key != "gateway" && !subnet.contains(address);
+        if let Some(address) = address.filter(outside) {
+            return Err(format!("{key}: {address} is not in {subnet}"));
+        }
+        if address.is_some_and(|address| address.is_ipv4() != subnet.addr().is_ipv4()) {
+            return Err(format!("{key}: is not of the family of {subnet}"));
+        }
+    }
+    match (range.range_start, range.range_end) {
+        (Some(start), Some(end)) if start > end => Err(format!("rangeEnd: {end} is before {start}")),
+        _ => Ok(()),
+    }
+}
+
+/// An address that two sets have would be taken for both.
+pub(super) fn overlaps(sets: &[Vec<Range>]) -> std::result::Result<(), String> {
+    for (at, set) in sets.iter().enumerate() {
+        for (other_at, other) in sets.iter().enumerate().skip(at + 1) {
+            let meet = |range: &Range| {
+                let (first, last) = bounds(range);
+                other.iter().any(|other| {
+                    let (start, end) = bounds(other);
+                    contains(range, start)
+                        || contains(range, end)
+                        || contains(other, first)
+                        || contains(other, last)
+                })
+            };
+            if set.iter().any(meet) {
+                return Err(format!("ranges[{at}]: overlaps with ranges[{other_at}]"));
+            }
+        }
+    }
+    Ok(())
+}
