@@ -20,6 +20,9 @@ pub(crate) enum BenchError {
     /// The container's log is not what the container wrote.
     #[error("the log has {found} bytes in whole lines where the container wrote {wrote}")]
     LogDiffers { found: u64, wrote: u64 },
+    /// The client of streaming sessions.
+    #[error("streamclient {command}: {why}")]
+    Client { command: String, why: String },
     /// Something did not happen in time.
     #[error("{0} took longer than {1} s")]
     TooSlow(String, u64),

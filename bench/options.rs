@@ -45,6 +45,10 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) pull_count: u32,
 
+    /// The program of tests/stand-ins/streamclient.sh, for sessions as kubectl has them.
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) stream_client: Option<PathBuf>,
+
     /// What to measure; everything by default.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) only: Vec<Part>,
@@ -85,15 +89,19 @@ pub(crate) enum Part {
     List,
     /// A container that writes as fast as it can.
     Log,
+    /// Sessions as kubectl has them.
+    Stream,
     /// Images from a registry.
     Pull,
 }
 
 impl Options {
-    /// Whether to measure it. What `--only` does not name is left out, and pulls need references.
+    /// Whether to measure it. What `--only` does not name is left out; pulls need references,
+    /// and sessions a client.
     pub(crate) fn wants(&self, part: Part) -> bool {
         (self.only.is_empty() || self.only.contains(&part))
             && (part != Part::Pull || !self.pulls.is_empty() || !self.together.is_empty())
+            && (part != Part::Stream || self.stream_client.is_some())
     }
 
     pub(crate) fn max_time(&self) -> Duration {

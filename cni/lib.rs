@@ -1,7 +1,7 @@
 //! The network of pods: what the CNI reference plugins do in several processes, done here over netlink in one; what is
 //! not known here is run as an external plugin by the CNI specification.
 //!
-//! * [`network`]: the whole: add, del, check, status; [`gc`]: what nobody holds any more
+//! * [`network`]: the whole: add, del, check, status; [`gc`]: what nobody holds any more; [`restore`]: rules that are gone
 //! * [`config`]: the configuration in force; [`conflist`]: its files, checked before anything is done; [`watch`], [`template`],
 //!   [`health`]
 //! * [`plugins`]: what is built in, a file each; [`ipam`]: addresses; [`dhcp`]: those that servers lend;
@@ -34,6 +34,7 @@ mod plugins;
 pub mod port_forward;
 pub mod program;
 mod record;
+mod restore;
 mod result;
 mod template;
 mod watch;

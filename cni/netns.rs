@@ -6,8 +6,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::netlink::Netlink;
+use crate::netlink::direct::Direct;
 use crate::netlink::duplicates::Changes;
+use crate::netlink::{Link, Netlink};
+use crate::result::CniResult;
 use crate::{Context, Error, Result};
 
 /// Runs `work` in a network namespace, on a thread of its own.
@@ -42,6 +44,18 @@ pub(crate) async fn open_with(netns: BorrowedFd<'_>, interface: &str) -> Result<
     within(netns, move || {
         set_pod_sysctls(&interface);
         Netlink::open()
+    })
+    .await
+}
+
+/// Makes a pod's interface what its network says, on one thread: sysctls, addresses, routes, state. The link as it is then.
+pub(crate) async fn configure(netns: BorrowedFd<'_>, interface: &str, result: &CniResult) -> Result<Link> {
+    let (interface, result) = (interface.to_owned(), result.clone());
+    within(netns, move || {
+        set_pod_sysctls(&interface);
+        let links = Direct::open()?;
+        let link = links.existing(&interface)?;
+        links.configure(link.index, &result).map(|()| link)
     })
     .await
 }

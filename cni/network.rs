@@ -1,8 +1,9 @@
 //! The network as a whole: the plugins of its configuration, in order on the way in and in the reverse order out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -35,6 +36,10 @@ pub(crate) struct Shared {
     health: Health,
     attachments: Mutex<HashMap<String, Attachment>>,
     bin_path: String,
+    /// Pods that are being detached.
+    pub(crate) ending: Mutex<HashSet<String>>,
+    /// How often somebody has taken rules away.
+    pub(crate) losses: AtomicU64,
 }
 
 impl Network {
@@ -61,6 +66,8 @@ impl Network {
             health: Health::default(),
             attachments,
             bin_path: folders.join(":"),
+            ending: Mutex::default(),
+            losses: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -131,10 +138,14 @@ impl Network {
             pinned,
         };
         self.shared.records.write(pod.id, &record)?;
+        let losses = self.shared.losses.load(Ordering::SeqCst);
         match self.add_all(&config, pod.id, pod.netns, &record).await {
             Ok(result) => {
                 record.result = Some(result);
                 self.shared.records.write(pod.id, &record)?;
+                if self.shared.losses.load(Ordering::SeqCst) != losses {
+                    self.restore_pod(pod.id).await?;
+                }
                 let attachment = record
                     .attachment()
                     .ok_or_else(|| Error::Invalid("the network gave no result".to_owned()))?;
@@ -243,6 +254,8 @@ impl Network {
             return self.shared.records.remove(pod);
         };
         let mut errors = Vec::new();
+        lock(&self.shared.ending).insert(pod.to_owned());
+        let _ended = Ended { network: self, pod };
         match self.shared.configuration.recorded(record.config.as_deref()) {
             Ok(config) => self.del_all(&config, pod, &record, netns, &mut errors).await,
             Err(error) => errors.push(error),
@@ -324,6 +337,18 @@ impl Network {
     }
 }
 
+/// A pod is being detached, until this is dropped: also when the caller has gone.
+struct Ended<'a> {
+    network: &'a Network,
+    pod: &'a str,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        lock(&self.network.shared.ending).remove(self.pod);
+    }
+}
+
 /// What the plugins of one attachment are told beside their configuration.
 #[derive(Debug)]
 pub(crate) struct Told {
@@ -361,6 +386,6 @@ impl Told {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

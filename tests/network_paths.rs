@@ -185,6 +185,43 @@ async fn a_port_of_the_host_is_there_after_a_restart() {
     node.clean().await;
 }
 
+/// The rules of pods.
+fn rules(place: &Place) -> String {
+    place.sh("for family in inet bridge; do nft list table $family berth || true; done")
+}
+
+async fn are_back(place: &Place, before: &str) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while rules(place) != before {
+        assert!(Instant::now() < until, "{}\nbefore:\n{before}", rules(place));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_somebody_flushes_are_put_back() {
+    let mut node = Node::with(json!([bridge(&json!({ "macspoofchk": true })), ports()])).await;
+    let outside = node.outside();
+    let config = mapped(&node.berth, "server", "");
+    let server = node.pod_of(config).await;
+    let gone = node.pod("gone").await;
+    node.berth.remove_pod(&gone.id).await;
+    let before = rules(&node.place);
+    assert!(before.contains("table inet berth") && before.contains("table bridge berth"), "{before}");
+    // As a reload of nftables.service does it, while the daemon runs and while it does not.
+    node.place.sh("nft flush ruleset");
+    are_back(&node.place, &before).await;
+    assert!(seen_by_port(&server, "198.51.100.1", &outside, &[]).is_some());
+    assert_eq!(seen(&outside, "198.51.100.2", &server.place).as_deref(), Some("198.51.100.1"));
+    node.berth.kill();
+    node.place.sh("nft flush ruleset");
+    node.berth.restart().await;
+    are_back(&node.place, &before).await;
+    assert!(seen_by_port(&server, "198.51.100.1", &outside, &[]).is_some());
+    drop(outside);
+    node.clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_share_a_link_with_hosts_outside() {
     let ipam = json!({ "type": "host-local",

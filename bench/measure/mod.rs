@@ -6,6 +6,7 @@
 //! * [`memory`]: the daemon's, and that of what runs beside a pod's containers
 //! * [`list`]: lists and status with many pods
 //! * [`log`]: a container that writes as fast as it can
+//! * [`stream`]: sessions as kubectl has them
 //! * [`pull`]: images from a registry
 
 mod exec;
@@ -15,6 +16,7 @@ mod log;
 mod memory;
 mod parallel;
 mod pull;
+mod stream;
 
 use berth_proto::v1::NamespaceMode;
 
@@ -27,9 +29,9 @@ pub(crate) use pull::DEADLINE as PULL_DEADLINE;
 /// Measures what is wanted, one after the other. What fails is noted and the next goes on, since they do not depend on
 /// each other; a runtime that is not there any more ends it.
 pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
-    use Part::{Exec, Hostnet, Isolation, Lifecycle, List, Log, Memory, Parallel, Pull};
+    use Part::{Exec, Hostnet, Isolation, Lifecycle, List, Log, Memory, Parallel, Pull, Stream};
     // Memory comes first: the daemon has not grown by what else is measured.
-    for part in [Memory, Lifecycle, Hostnet, Isolation, Exec, Parallel, List, Log, Pull] {
+    for part in [Memory, Lifecycle, Hostnet, Isolation, Exec, Parallel, List, Log, Stream, Pull] {
         if !bench.options.wants(part) {
             continue;
         }
@@ -42,6 +44,7 @@ pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
             Part::Parallel => parallel::measure(bench).await,
             Part::List => list::measure(bench).await,
             Part::Log => log::measure(bench).await,
+            Part::Stream => stream::measure(bench).await,
             Part::Pull => pull::measure(bench).await,
         };
         if let Err(error) = result {

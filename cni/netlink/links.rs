@@ -29,6 +29,8 @@ pub(crate) struct Veth<'a> {
     pub(crate) mtu: Option<u32>,
     /// Of the pod's end.
     pub(crate) mac: Option<&'a [u8]>,
+    /// Whether the host's end is up at once.
+    pub(crate) up: bool,
 }
 
 /// What a link in a pod is made of.
@@ -67,6 +69,9 @@ impl Netlink {
             .setns_by_fd(pair.netns.as_raw_fd());
         let mut veth =
             LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth).name(pair.host.to_owned());
+        if pair.up {
+            veth = veth.up();
+        }
         if let Some(bridge) = pair.bridge {
             veth = veth.controller(bridge);
         }

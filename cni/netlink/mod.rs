@@ -2,9 +2,11 @@
 //! interface changes often.
 //!
 //! * this file: the socket, and links as they are
+//! * [`direct`]: requests without this, on the calling thread
 //! * [`duplicates`]: addresses that somebody else has
 //! * [`links`]: making and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters
 
+pub(crate) mod direct;
 pub(crate) mod duplicates;
 pub(crate) mod links;
 pub(crate) mod routes;

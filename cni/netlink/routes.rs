@@ -229,7 +229,7 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-fn message_of(index: u32, route: &Route, source: Option<IpAddr>) -> RouteMessage {
+pub(super) fn message_of(index: u32, route: &Route, source: Option<IpAddr>) -> RouteMessage {
     let scope = match (route.scope, route.gw) {
         (Some(scope), _) => RouteScope::from(scope),
         (None, None) if route.dst.addr().is_ipv4() => RouteScope::Link,

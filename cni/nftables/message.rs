@@ -10,7 +10,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM: u16 = 10 << 8;
+pub(super) const SUBSYSTEM: u16 = 10 << 8;
 /// `NFNL_BATCH_GENID`.
 const BATCH_GENERATION: u16 = 1;
 
@@ -290,10 +290,10 @@ fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-struct Message<'a> {
-    kind: u16,
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
     sequence: u32,
-    body: &'a [u8],
+    pub(super) body: &'a [u8],
 }
 
 impl Message<'_> {
@@ -304,7 +304,7 @@ impl Message<'_> {
     }
 }
 
-fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(super) fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let word = |at: usize| -> Option<[u8; 4]> { buffer.get(at..at + 4)?.try_into().ok() };
         let length = usize::try_from(u32::from_ne_bytes(word(0)?)).ok()?;

@@ -9,6 +9,7 @@
 //! * [`message`], [`expression`]: the wire; [`table`]: chains, sets and elements
 //! * [`masquerade`]: behind the host's address; [`ports`]: ports of the host; [`spoof`]: frames with a pod's own
 //!   address alone
+//! * [`watch`]: whether somebody takes the tables away
 //! * [`guard`]: which bridges forward to which pods; [`conntrack`]: connections that the kernel remembers
 
 pub(crate) mod conntrack;
@@ -19,6 +20,7 @@ mod message;
 pub(crate) mod ports;
 pub(crate) mod spoof;
 mod table;
+mod watch;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::{Context, Error, Result};
 
 pub(crate) use table::Comment;
+pub(crate) use watch::Watch;
 
 /// Which parts of the table this process has made: they are made again when an element finds no place.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +77,11 @@ async fn release(owner: Comment, sets: &'static [table::Set]) -> Result<()> {
 pub(crate) async fn release_where(gone: impl Fn(&Comment) -> bool + Send + 'static) -> Result<Vec<Comment>> {
     let action = "remove rules of pods that are gone".to_owned();
     blocking(action, move || table::remove_elements(|_| true, gone)).await
+}
+
+/// The attachments that have something in the tables.
+pub(crate) async fn owners() -> Result<HashSet<Comment>> {
+    blocking("list the rules of pods".to_owned(), table::owners).await
 }
 
 /// Takes the tables away if no attachment has anything in them.

@@ -1,5 +1,6 @@
 //! The table: its chains with their rules, its sets and maps, and the elements of attachments in them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 
@@ -14,7 +15,7 @@ use super::message::{
 };
 
 /// The tables' name.
-const TABLE: &str = "berth";
+pub(super) const TABLE: &str = "berth";
 
 /// Chains that element of a map jumps to; they go when nothing does any more.
 pub(super) const JUMPED_TO: &str = "of-";
@@ -301,6 +302,15 @@ pub(super) fn has(family: Family, wanted: &Element) -> io::Result<bool> {
         _ => true,
     };
     Ok(elements(family, set)?.iter().any(|(found, _)| found.key == wanted.key && same(found)))
+}
+
+/// Whose elements there are.
+pub(super) fn owners() -> io::Result<HashSet<Comment>> {
+    let mut owners = HashSet::new();
+    for (family, set) in all_sets() {
+        owners.extend(elements(family, set)?.into_iter().filter_map(|(_, owner)| owner));
+    }
+    Ok(owners)
 }
 
 /// Takes elements away of some sets, whose owner is `gone`; whose they were. What they jump to stays for the next pod: a

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::future::try_join;
+use futures_util::future::{join, try_join};
 use ipnet::IpNet;
 use netlink_packet_route::link::InfoKind;
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::interface::{self, configure, configure_detecting, host_link};
 use super::with_undo;
-use crate::call::{Call, first_mac};
+use crate::call::{Call, first_mac, parse_mac};
 use crate::conflist::{Search, is_link_name};
 use crate::ipam::host_local::nth;
 use crate::ipam::{self, Ipam};
@@ -165,7 +165,7 @@ impl Bridge {
         let mut result = found.unwrap_or_default();
         self.complete(&mut result);
         let mut bridge = self.make_pair(call, &name, &config_mac(config), &result).await?;
-        let ends = match ask {
+        let (port, link) = match ask {
             Some(ipam) => {
                 let mut ends = self.ends(call, &name).await?;
                 result = ipam::take(Some(ipam), call, config, &ends.inside).await?;
@@ -173,16 +173,13 @@ impl Bridge {
                 bridge = self.bridge(call, &result.ips, true).await?;
                 self.configure(&mut ends, &result).await?;
                 self.masquerade(call, &result).await?;
-                ends
+                (ends.port, ends.link)
             }
             // Links and rules do not need each other: at the end there are both.
             None => {
-                let links = async {
-                    let mut ends = self.ends(call, &name).await?;
-                    self.configure(&mut ends, &result).await.map(|()| ends)
-                };
-                let (ends, rules) = futures_util::future::join(links, self.masquerade(call, &result)).await;
-                rules.and(ends)?
+                let links = self.connect(call, &name, &result);
+                let (links, rules) = join(links, self.masquerade(call, &result)).await;
+                rules.and(links)?
             }
         };
         // One without a gateway's address has the hardware address of a port.
@@ -195,12 +192,30 @@ impl Bridge {
             mtu: link.mtu,
             ..Interface::default()
         };
-        result.interfaces = vec![of_host(&bridge), of_host(&ends.port), call.interface_of(&ends.link)];
+        result.interfaces = vec![of_host(&bridge), of_host(&port), call.interface_of(&link)];
         if self.keys.is_gateway && self.keys.vlan != 0 {
             result.interfaces.push(of_host(&host.existing(&self.vlan_link()).await?));
         }
         result.dns = interface::dns(config, result.dns);
         Ok(result)
+    }
+
+    /// Connects a pod whose addresses are known: the links of the host and of the pod.
+    async fn connect(&self, call: &Call<'_>, name: &str, result: &CniResult) -> Result<(Link, Link)> {
+        if self.is_plain() {
+            let inside = netns::configure(call.pod_netns()?, call.interface, result);
+            return try_join(self.near_end(call, name), inside).await;
+        }
+        let mut ends = self.ends(call, name).await?;
+        self.configure(&mut ends, result).await?;
+        Ok((ends.port, ends.link))
+    }
+
+    /// Whether nothing need be done to the host's end before the pod may send.
+    fn is_plain(&self) -> bool {
+        let keys = &self.keys;
+        let before = keys.macspoofchk || keys.hairpin_mode || keys.port_isolation || self.has_vlans();
+        !before && !keys.enable_dad && !keys.disable_container_interface
     }
 
     /// The ends of a pod's veth, that of the host up: what the pod sends when its own comes up is heard.
@@ -255,6 +270,16 @@ impl Bridge {
         }
     }
 
+    pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+        if self.keys.macspoofchk {
+            let own = result.of_pod().find(|(_, interface)| interface.name == call.interface);
+            let mac = own.map(|(_, interface)| parse_mac(&interface.mac)).transpose()?;
+            spoof::allow(call, &host_link(call.container, call.interface), &mac.unwrap_or_default()).await?;
+        }
+        self.masquerade(call, result).await?;
+        Ok(self.keys.ip_masq || self.keys.macspoofchk)
+    }
+
     /// What the bridge adds to the addresses: whose they are, gateways, a default route.
     fn complete(&self, result: &mut CniResult) {
         for ip in &mut result.ips {
@@ -296,6 +321,7 @@ impl Bridge {
                 bridge: Some(bridge.index),
                 mtu: self.mtu(),
                 mac: mac.as_deref(),
+                up: self.is_plain(),
             })
         };
         if host.add_veth(&veth(&bridge)?).await.is_err() {
@@ -391,8 +417,15 @@ impl Bridge {
             .map_err(|source| Error::Io { action: "open the host's network namespace".to_owned(), source })?;
         let port = format!("bp{:013x}", interface::hash(&[&name]) >> 12);
         let netns = std::os::fd::AsFd::as_fd(&own);
-        let veth =
-            Veth { host: &port, pod: &name, netns, bridge: Some(bridge.index), mtu: self.mtu(), mac: None };
+        let veth = Veth {
+            host: &port,
+            pod: &name,
+            netns,
+            bridge: Some(bridge.index),
+            mtu: self.mtu(),
+            mac: None,
+            up: false,
+        };
         host.add_veth(&veth).await?;
         let port = host.existing(&port).await?;
         self.tag(call, &port).await?;

@@ -78,12 +78,19 @@ impl Firewall {
             program.run(call, "ADD", config, Some(&before)).await?;
             return Ok(previous);
         }
-        if self.same_bridge {
-            let bridge = bridge_of(call, &previous).await?;
-            let addresses = previous.ips.iter().map(|ip| ip.address.addr()).collect();
-            guard::apply(call, &bridge, addresses).await?;
-        }
+        self.restore(call, &previous).await?;
         Ok(previous)
+    }
+
+    pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+        // What the program has made it has made elsewhere.
+        if !self.same_bridge || marker(call).exists() {
+            return Ok(false);
+        }
+        let bridge = bridge_of(call, result).await?;
+        let addresses = result.ips.iter().map(|ip| ip.address.addr()).collect();
+        guard::apply(call, &bridge, addresses).await?;
+        Ok(true)
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {

@@ -165,6 +165,20 @@ impl Plugin {
         }
     }
 
+    /// Puts the rules of an attachment back, which somebody has taken away; whether it has any. Links are as they were.
+    pub(crate) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+        match self {
+            Self::Bridge(bridge) => bridge.restore(call, result).await,
+            Self::Ptp(ptp) => ptp.restore(call, result).await,
+            Self::Portmap(portmap) => {
+                let any = !call.runtime.port_mappings.is_empty();
+                portmap.add(call, result.clone()).await.map(|_| any)
+            }
+            Self::Firewall(firewall) => firewall.restore(call, result).await,
+            _ => Ok(false),
+        }
+    }
+
     /// `DEL`: detaches; what is not there is detached already.
     pub(crate) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         match self {

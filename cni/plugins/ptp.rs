@@ -67,7 +67,7 @@ impl Ptp {
         let name = host_link(call.container, call.interface);
         let mtu = Some(self.keys.mtu).filter(|mtu| *mtu != 0);
         let (pod, netns) = (call.interface, call.pod_netns()?);
-        host.add_veth(&Veth { host: &name, pod, netns, bridge: None, mtu, mac: None }).await?;
+        host.add_veth(&Veth { host: &name, pod, netns, bridge: None, mtu, mac: None, up: false }).await?;
         netns::set_interface_sysctls(&name);
         let near = host.existing(&name).await?;
         host.set_up_as(near.index, &call.alias()).await?;
@@ -130,6 +130,13 @@ impl Ptp {
         // The address is free when nothing reaches the pod by it any more.
         link.and(rules)?;
         self.ipam()?.del(call, config).await
+    }
+
+    pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+        if self.keys.ip_masq {
+            masquerade::apply(call, result).await?;
+        }
+        Ok(self.keys.ip_masq)
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {

@@ -8,6 +8,8 @@
 //	    prints a local port for each, and forwards until its standard input ends
 //	streamclient bench [-transport T] SOCKET CONTAINER COUNT
 //	    asks for COUNT execs of `true`, one after the other, and prints how long each took in microseconds
+//	streamclient throughput [-transport T] -way in|out SOCKET CONTAINER BYTES
+//	    sends so many bytes to a command, or receives them of one, and prints how many went in a second
 package main
 
 import (
@@ -45,6 +47,7 @@ var (
 	stdout    = flag.Bool("stdout", false, "receive output")
 	stderr    = flag.Bool("stderr", false, "receive errors")
 	tty       = flag.Bool("tty", false, "a terminal")
+	way       = flag.String("way", "out", "in or out of the container")
 	size      = flag.String("size", "", "its size, as WIDTHxHEIGHT")
 )
 
@@ -76,7 +79,9 @@ func executor(address string) (remotecommand.Executor, error) {
 }
 
 // one tells one size.
-type one struct{ sizes chan *remotecommand.TerminalSize }
+type one struct {
+	sizes chan *remotecommand.TerminalSize
+}
 
 func (o one) Next() *remotecommand.TerminalSize { return <-o.sizes }
 
@@ -256,9 +261,71 @@ func bench(socket, container string, count int) error {
 	return nil
 }
 
+// counter takes so many bytes, and then says that it has them.
+type counter struct {
+	wanted int64
+	full   func()
+}
+
+func (c *counter) Write(text []byte) (int, error) {
+	before := c.wanted
+	c.wanted -= int64(len(text))
+	if before > 0 && c.wanted <= 0 {
+		c.full()
+	}
+	return len(text), nil
+}
+
+// anything is as many bytes as are asked for, whatever they are.
+type anything struct{}
+
+func (anything) Read(into []byte) (int, error) { return len(into), nil }
+
+func throughput(socket, container string, count int64) error {
+	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var took time.Duration
+	var begun time.Time
+	var said bytes.Buffer
+	request := &runtime.ExecRequest{ContainerId: container, Stdout: true, Cmd: []string{"cat", "/dev/zero"}}
+	options := remotecommand.StreamOptions{Stdout: &counter{count, func() { took = time.Since(begun); cancel() }}}
+	if *way == "in" {
+		// When it has read all it says so.
+		request.Cmd, request.Stdin = []string{"sh", "-c", "cat >/dev/null && echo end"}, true
+		options = remotecommand.StreamOptions{Stdin: io.LimitReader(anything{}, count), Stdout: &said}
+	}
+	answer, err := runtime.NewRuntimeServiceClient(connection).Exec(ctx, request)
+	if err != nil {
+		return err
+	}
+	client, err := executor(answer.Url)
+	if err != nil {
+		return err
+	}
+	begun = time.Now()
+	err = client.StreamWithContext(ctx, options)
+	if *way == "in" {
+		took = time.Since(begun)
+		if err == nil && said.String() != "end\n" {
+			err = errors.New("the command has not come to its end")
+		}
+	} else if took > 0 {
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%.0f\n", float64(count)/took.Seconds())
+	return nil
+}
+
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "streamclient: run, many, forward or bench?")
+		fmt.Fprintln(os.Stderr, "streamclient: run, many, forward, bench or throughput?")
 		os.Exit(255)
 	}
 	// An error leaves by its own exit code.
@@ -274,6 +341,9 @@ func main() {
 	case "bench":
 		count, _ := strconv.Atoi(flag.Arg(2))
 		err = bench(flag.Arg(0), flag.Arg(1), count)
+	case "throughput":
+		bytes, _ := strconv.ParseInt(flag.Arg(2), 10, 64)
+		err = throughput(flag.Arg(0), flag.Arg(1), bytes)
 	default:
 		err = fmt.Errorf("%q is no command", os.Args[1])
 	}
