@@ -40,6 +40,20 @@ impl Watched {
     }
 }
 
+/// The time that all processors have worked since the machine's start (proc(5), `/proc/stat`): what a call costs beside the
+/// daemon, in shims and programs that end, shows nowhere else. Nothing else may run meanwhile.
+pub(crate) fn machine() -> Option<Duration> {
+    let worked = worked(&fs::read_to_string("/proc/stat").ok()?)?;
+    Some(Duration::from_millis(worked * 1000 / TICKS))
+}
+
+/// user, nice, system, irq and softirq.
+fn worked(stat: &str) -> Option<u64> {
+    let all = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let fields: Vec<u64> = all.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    [0, 1, 2, 5, 6].iter().map(|place| fields.get(*place).copied()).sum()
+}
+
 fn peak(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
@@ -64,6 +78,8 @@ mod tests {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 100 20 3 1 20 0 9 0 5 6";
         assert_eq!(of_stat(stat), Some(124));
         assert_eq!(of_stat("7"), None);
+        assert_eq!(worked("cpu  1 2 4 1000 1000 8 16 0 0 0\ncpu0 1 1\n"), Some(31));
+        assert_eq!(worked("cpu  1 2\n"), None);
         assert_eq!(peak("Name:\tx\nVmHWM:\t   812 kB\n"), Some(812));
         assert!(Watched::start(std::process::id()).cost().is_some_and(|cost| cost.peak_kb > 0));
     }

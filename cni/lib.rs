@@ -48,6 +48,7 @@ use ipnet::IpNet;
 
 pub use call::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};
 pub use conflist::ConfigError;
+pub use ipam::BUILT_IN_IPAM;
 pub use network::Network;
 pub use plugins::BUILT_IN;
 pub use result::CniResult;

@@ -28,13 +28,13 @@ const ADDRESSES: &str = "/var/lib/cni/networks";
 /// How long a program that a plugin delegates to may take.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Types that give addresses and are no plugins of a network by themselves.
-pub const BUILT_IN_IPAM: [&str; 2] = ["host-local", "static"];
+/// Types that give addresses and are no plugins of a network by themselves. `dhcp` needs a daemon.
+pub const SERVED_IPAM: [&str; 2] = ["host-local", "static"];
 
 /// What a plugin is run with.
 #[derive(Clone, Debug, Default)]
 pub struct Invocation {
-    /// The plugin: a name of [`crate::BUILT_IN`] or [`BUILT_IN_IPAM`]; without one, what the configuration says.
+    /// The plugin: a name of [`crate::BUILT_IN`] or [`SERVED_IPAM`]; without one, what the configuration says.
     pub kind: Option<String>,
     /// `CNI_COMMAND`.
     pub command: String,
@@ -124,7 +124,7 @@ fn kind(invocation: &Invocation, config: &Value, search: &Search) -> std::result
     let invalid = |why: String| Failure::new(Failure::INVALID_CONFIG, why);
     let of_config = config.get("type").and_then(Value::as_str).unwrap_or_default();
     let name = invocation.kind.as_deref().unwrap_or(of_config);
-    if BUILT_IN_IPAM.contains(&name) {
+    if SERVED_IPAM.contains(&name) {
         let mut named = config.clone();
         if let Some(ipam) = named.get_mut("ipam").and_then(Value::as_object_mut) {
             ipam.insert("type".to_owned(), json!(name));

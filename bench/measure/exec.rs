@@ -8,7 +8,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use super::lifecycle::up;
 use crate::bench::{Bench, Isolation};
 use crate::client::timed;
-use crate::daemon::Watched;
+use crate::daemon::{self, Watched};
 use crate::error::BenchError;
 use crate::figures::{Samples, number};
 
@@ -31,7 +31,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
         bench.add_figure("ExecSync: processor time of the daemon".to_owned(), each, "ms");
     }
     let parallel = usize::from(bench.options.parallel);
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), daemon::machine());
     futures_util::stream::iter(0..count)
         .map(|_| probe(bench, &container))
         .buffer_unordered(parallel)
@@ -39,6 +39,10 @@ pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
         .await?;
     let rate = number(count) / start.elapsed().as_secs_f64();
     bench.add_figure(format!("ExecSync, {parallel} at a time"), rate, "a second");
+    if let (Some(before), Some(after)) = (before, daemon::machine()) {
+        let each = after.saturating_sub(before).as_secs_f64() * 1000.0 / f64::from(count.max(1));
+        bench.add_figure("ExecSync: processor time of the machine".to_owned(), each, "ms");
+    }
     Ok(())
 }
 

@@ -53,6 +53,9 @@ pub(crate) async fn give_back(ipam: Option<&Ipam>, call: &Call<'_>, config: &Val
     }
 }
 
+/// The types that are built in.
+pub const BUILT_IN_IPAM: [&str; 3] = ["dhcp", "host-local", "static"];
+
 /// How addresses are found.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ipam {

@@ -183,7 +183,7 @@ impl Bridge {
             }
         };
         // One without a gateway's address has the hardware address of a port.
-        if !self.keys.is_gateway || bridge.mac.iter().all(|byte| *byte == 0) {
+        if !self.keys.is_gateway || self.keys.vlan != 0 || bridge.mac.iter().all(|byte| *byte == 0) {
             bridge = host.existing(&self.keys.bridge).await?;
         }
         let of_host = |link: &Link| Interface {

@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::process::ExitCode;
 
-use berth_cni::program::{BUILT_IN_IPAM, Failure, Invocation, run as run_plugin};
+use berth_cni::program::{Failure, Invocation, SERVED_IPAM, run as run_plugin};
 use clap::Args;
 
 /// What `berth cni` takes.
@@ -20,7 +20,7 @@ pub struct CniArgs {
 pub fn named() -> Option<String> {
     let program = std::env::args_os().next()?;
     let name = std::path::Path::new(&program).file_name()?.to_str()?.to_owned();
-    let known = berth_cni::BUILT_IN.contains(&name.as_str()) || BUILT_IN_IPAM.contains(&name.as_str());
+    let known = berth_cni::BUILT_IN.contains(&name.as_str()) || SERVED_IPAM.contains(&name.as_str());
     known.then_some(name)
 }
 

@@ -124,8 +124,9 @@ fn ulimits(limits: Vec<String>) -> Result<Vec<String>, BadValue> {
 }
 
 fn plugins(names: Vec<String>) -> Result<Vec<String>, BadValue> {
-    match names.iter().find(|name| !berth_cni::BUILT_IN.contains(&name.as_str())) {
-        Some(name) => bad(format!("{name:?} is none of {}", berth_cni::BUILT_IN.join(", "))),
+    let built_in = [&berth_cni::BUILT_IN[..], &berth_cni::BUILT_IN_IPAM].concat();
+    match names.iter().find(|name| !built_in.contains(&name.as_str())) {
+        Some(name) => bad(format!("{name:?} is none of {}", built_in.join(", "))),
         None => Ok(names),
     }
 }
@@ -377,6 +378,8 @@ mod tests {
         }
         assert!("info,berth_image=debug".parse::<LogFilter>().is_ok());
         assert!(handlers(vec!["gvisor-2".to_owned()]).is_ok());
+        assert!(plugins(vec!["portmap".to_owned(), "host-local".to_owned()]).is_ok());
+        assert!(plugins(vec!["calico".to_owned()]).is_err(), "it is never built in");
         for name in ["", "A", "-a", "a-", "a_b"] {
             assert!(handlers(vec![name.to_owned()]).is_err(), "{name}");
         }

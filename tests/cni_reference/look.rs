@@ -144,7 +144,12 @@ fn words(sections: &[(String, Value)], kept: &str) -> Words {
             let mutual = peer.get("link_index") == link.get("ifindex");
             known && kind == "veth" && mutual && peer.get("ifindex") == link.get("link_index")
         });
-        if let Some(peer) = peer {
+        // A port of a bridge for the host itself is named for its other end, which has the VLAN in its name.
+        let own = host.iter().find(|other| {
+            let mutual = other.get("ifname") == link.get("link") && other.get("link") == link.get("ifname");
+            mutual && kind == "veth" && text(other, "ifname").contains('.')
+        });
+        if let Some(peer) = peer.or(own) {
             words.insert(text(link, "ifname").to_owned(), format!("peer-of-{}", text(peer, "ifname")));
         } else if kind == "ifb" {
             words.insert(text(link, "ifname").to_owned(), "ifb-of-pod".to_owned());

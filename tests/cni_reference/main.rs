@@ -29,27 +29,7 @@ use net::Namespace;
 use serde_json::{Value, json};
 
 /// How long the kernel may take to settle (duplicate address detection, carriers) on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The programs that a runtime finds under these names.
-const NAMES: [&str; 16] = [
-    "bandwidth",
-    "bridge",
-    "dummy",
-    "firewall",
-    "host-device",
-    "host-local",
-    "ipvlan",
-    "loopback",
-    "macvlan",
-    "portmap",
-    "ptp",
-    "sbr",
-    "static",
-    "tuning",
-    "vlan",
-    "vrf",
-];
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A network, and what is around it.
 #[derive(Debug, Clone, Default)]
@@ -155,7 +135,7 @@ fn own() -> &'static Path {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         let folder = tempfile::Builder::new().prefix("berth-cni-").tempdir().unwrap();
-        for name in NAMES {
+        for name in berth_cni::BUILT_IN.iter().chain(&berth_cni::program::SERVED_IPAM) {
             std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_berth"), folder.path().join(name)).unwrap();
         }
         folder
@@ -175,12 +155,16 @@ fn missing(case: &Case) -> Option<&'static str> {
             "vlan" => "ip link add link base name x type vlan id 7",
             "vrf" => "ip link add x type vrf table 7",
             "vlan_filtering" => {
-                "ip link add x type bridge vlan_filtering 1 && ip -d link show x | grep 'vlan_filtering 1'"
+                "ip link add bridge0 type bridge vlan_filtering 1; ip -d link show bridge0 | grep 'vlan_filtering 1'"
             }
             "ifb" => "ip link add x type ifb",
             other => panic!("nobody knows how to see whether there is {other}"),
         };
-        !scratch.try_sh(make).status.success()
+        let made = scratch.try_sh(make);
+        if !made.status.success() {
+            eprintln!("{make}: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        !made.status.success()
     })
 }
 
@@ -235,11 +219,9 @@ fn compare(case: &Case, programs: [&Path; 2]) -> Vec<String> {
         }
     }
     sides[1].cni("check");
-    assert_eq!(
-        sides[0].try_cni("check").status.success(),
-        !case.reference_fails_check,
-        "CHECK of the reference"
-    );
+    let checked = sides[0].try_cni("check");
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.success(), !case.reference_fails_check, "CHECK of the reference: {said}");
     for side in both {
         side.cni("del");
     }
