@@ -86,7 +86,32 @@ fn children_of(parent: u32) -> Vec<String> {
     children
 }
 
-/// Ends the keepers of a daemon that has failed its test.
+/// Ends what a daemon has left behind: its keepers, and all that is in the cgroups of its pods, which go, too.
+pub fn end(folder: &Path, cgroup_parent: &str) {
+    end_keepers(folder);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let folders = cgroup_folders(cgroup_parent);
+        if folders.is_empty() || Instant::now() > until {
+            return;
+        }
+        for folder in folders {
+            // What is frozen does not die.
+            drop(fs::write(folder.join("freezer.state"), "THAWED"));
+            drop(fs::write(folder.join("cgroup.freeze"), "0"));
+            let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            for pid in processes.lines().filter_map(|pid| pid.parse().ok()) {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                    let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+            drop(fs::remove_dir(folder));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends the keepers of a daemon.
 pub fn end_keepers(folder: &Path) {
     for entry in fs::read_dir(folder.join("run/pods")).into_iter().flatten().flatten() {
         end_keepers_of(&entry.file_name().to_string_lossy());

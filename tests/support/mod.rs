@@ -134,8 +134,10 @@ impl Berth {
         self.process.wait().unwrap();
     }
 
-    /// Starts the daemon again.
+    /// Starts the daemon again; one that still runs is killed.
     pub async fn restart(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
         self.process = serve(self.folder.path(), self.holder.id());
         let channel = connected(self.folder.path()).await;
         self.runtime = RuntimeServiceClient::new(channel.clone());
@@ -334,9 +336,9 @@ impl Drop for Berth {
             let tail: Vec<_> = log.lines().rev().take(60).collect();
             eprintln!("the daemon's last words:");
             tail.iter().rev().for_each(|line| eprintln!("  {line}"));
-            leftovers::end_keepers(self.folder.path());
         }
-        self.remove_cgroup_parent();
+        // A test that has failed, or that leaves it to the last of its host, leaves its pods here.
+        leftovers::end(self.folder.path(), &self.cgroup_parent);
     }
 }
 
