@@ -60,6 +60,16 @@ pub(crate) async fn configure(netns: BorrowedFd<'_>, interface: &str, result: &C
     .await
 }
 
+/// A link of a pod, as it is; its sysctls are set as by [`open_with`].
+pub(crate) async fn link(netns: BorrowedFd<'_>, interface: &str) -> Result<Link> {
+    let interface = interface.to_owned();
+    within(netns, move || {
+        set_pod_sysctls(&interface);
+        Direct::open()?.existing(&interface)
+    })
+    .await
+}
+
 /// As [`open_with`], but the kernel looks whether others in the network have the interface's addresses.
 pub(crate) async fn open_detecting(netns: BorrowedFd<'_>, interface: &str) -> Result<(Netlink, Changes)> {
     let interface = interface.to_owned();

@@ -138,17 +138,8 @@ impl Network {
             pinned,
         };
         self.shared.records.write(pod.id, &record)?;
-        let losses = self.shared.losses.load(Ordering::SeqCst);
-        match self.add_all(&config, pod.id, pod.netns, &record).await {
-            Ok(result) => {
-                record.result = Some(result);
-                self.shared.records.write(pod.id, &record)?;
-                if self.shared.losses.load(Ordering::SeqCst) != losses {
-                    self.restore_pod(pod.id).await?;
-                }
-                let attachment = record
-                    .attachment()
-                    .ok_or_else(|| Error::Invalid("the network gave no result".to_owned()))?;
+        match self.attach(&config, &pod, &mut record).await {
+            Ok(attachment) => {
                 lock(&self.shared.attachments).insert(pod.id.to_owned(), attachment.clone());
                 Ok(attachment)
             }
@@ -157,6 +148,21 @@ impl Network {
                 Err(undo) => Err(Error::Several(vec![error, undo])),
             },
         }
+    }
+
+    async fn attach(
+        &self,
+        config: &Conflist,
+        pod: &PodAttach<'_>,
+        record: &mut Record,
+    ) -> Result<Attachment> {
+        let losses = self.shared.losses.load(Ordering::SeqCst);
+        record.result = Some(self.add_all(config, pod.id, pod.netns, record).await?);
+        self.shared.records.write(pod.id, record)?;
+        if self.shared.losses.load(Ordering::SeqCst) != losses {
+            self.restore_pod(pod.id).await?;
+        }
+        record.attachment().ok_or_else(|| Error::Invalid("the network gave no result".to_owned()))
     }
 
     /// Subnets that the kubelet has named, for plugins that take them.

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use crate::network::{Network, Told, lock};
-use crate::{Context, Result, nftables};
+use crate::nftables::{self, Loss};
+use crate::{Context, Result};
 
 impl Network {
     /// Puts rules back that are not there, now and whenever somebody takes them away, as long as this process runs. Needs a
@@ -20,17 +21,21 @@ impl Network {
     }
 
     async fn rules_kept(&self) -> Result<()> {
-        let watch = || nftables::Watch::open().doing("listen to changes of nftables");
-        let mut watch = watch()?;
+        let mut watch = nftables::Watch::open().doing("listen to changes of nftables")?;
         // While nobody listened.
-        let known: HashSet<String> =
-            nftables::owners().await?.into_iter().map(|owner| owner.container).collect();
-        self.restore(|pod| !known.contains(pod)).await;
+        let mut loss = Loss::Unknown;
         loop {
-            watch.table_may_have_gone().await.doing("listen to changes of nftables")?;
             // Pods that are being attached look at this when they are.
             self.shared.losses.fetch_add(1, Ordering::SeqCst);
-            self.restore(|_| true).await;
+            match loss {
+                Loss::Table => self.restore(|_| true).await,
+                Loss::Unknown => {
+                    let known = nftables::owners().await?.into_iter().map(|owner| owner.container);
+                    let known: HashSet<String> = known.collect();
+                    self.restore(|pod| !known.contains(pod)).await;
+                }
+            }
+            loss = watch.loss().await.doing("listen to changes of nftables")?;
         }
     }
 

@@ -166,6 +166,14 @@ impl CniResult {
         self.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv4() == v4)
     }
 
+    /// The routes; those that name no gateway go by that of their family, where there is one.
+    pub fn routes_with_gateways(&self) -> impl Iterator<Item = Route> {
+        self.routes.iter().map(|route| {
+            let gw = route.gw.or_else(|| self.gateway(route.dst.addr().is_ipv4()));
+            Route { gw, ..route.clone() }
+        })
+    }
+
     /// Interfaces of the pod, with their places.
     pub fn of_pod(&self) -> impl Iterator<Item = (usize, &Interface)> {
         self.interfaces.iter().enumerate().filter(|(_, interface)| !interface.sandbox.is_empty())

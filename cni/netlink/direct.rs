@@ -17,8 +17,11 @@ use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec};
 
 use super::{EEXIST, ENODEV, Link, describe, routes};
-use crate::result::{CniResult, Route};
+use crate::result::CniResult;
 use crate::{Context, Error, Result};
+
+/// How many requests are sent at once: all their answers have room in the socket's buffer.
+const TOGETHER: usize = 64;
 
 /// A socket in the namespace of the thread that has opened it.
 pub(crate) struct Direct {
@@ -84,9 +87,8 @@ impl Direct {
             flags: NLM_F_ACK,
             words: format!("set the state of link {index}"),
         };
-        let routes = result.routes.iter().map(|route| {
-            let gw = route.gw.or_else(|| result.gateway(route.dst.addr().is_ipv4()));
-            let mut message = routes::message_of(index, &Route { gw, ..route.clone() }, None);
+        let routes = result.routes_with_gateways().map(|route| {
+            let mut message = routes::message_of(index, &route, None);
             message.header.protocol = RouteProtocol::Boot;
             Request {
                 message: RouteNetlinkMessage::NewRoute(message),
@@ -95,7 +97,7 @@ impl Direct {
             }
         });
         let requests: Vec<Request> = addresses.chain([up]).chain(routes).collect();
-        self.exchange(&requests, |_| {})
+        requests.chunks(TOGETHER).try_for_each(|some| self.exchange(some, |_| {}))
     }
 
     /// Sends requests together and reads an answer to each; the first refusal is the error. What is there already is none.

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::{Context, Error, Result};
 
 pub(crate) use table::Comment;
-pub(crate) use watch::Watch;
+pub(crate) use watch::{Loss, Watch};
 
 /// Which parts of the table this process has made: they are made again when an element finds no place.
 #[derive(Clone, Debug, Default)]

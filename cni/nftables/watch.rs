@@ -12,6 +12,15 @@ use super::table::TABLE;
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): what changes in nftables.
 const GROUP: u32 = 7;
 
+/// What has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// A table of ours, with all that is of pods.
+    Table,
+    /// More has changed than the socket can hold: nobody knows.
+    Unknown,
+}
+
 /// A socket that hears of changes.
 pub(crate) struct Watch {
     socket: TokioSocket,
@@ -26,13 +35,15 @@ impl Watch {
         Ok(Self { socket })
     }
 
-    /// Waits until a table of ours may have gone: it has, or more has changed than the socket can hold.
-    pub(crate) async fn table_may_have_gone(&mut self) -> io::Result<()> {
+    /// Waits until a table of ours has gone, or may have.
+    pub(crate) async fn loss(&mut self) -> io::Result<Loss> {
         loop {
             match self.socket.recv_from_full().await {
-                Ok((messages, _)) if takes_a_table_away(&messages) => return Ok(()),
+                Ok((messages, _)) if takes_a_table_away(&messages) => return Ok(Loss::Table),
                 Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
+                    return Ok(Loss::Unknown);
+                }
                 Err(error) => return Err(error),
             }
         }

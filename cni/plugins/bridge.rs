@@ -9,15 +9,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::interface::{self, configure, configure_detecting, host_link};
+use super::interface::{self, host_link};
 use super::with_undo;
 use crate::call::{Call, first_mac, parse_mac};
 use crate::conflist::{Search, is_link_name};
 use crate::ipam::host_local::nth;
 use crate::ipam::{self, Ipam};
-use crate::netlink::duplicates::Changes;
+use crate::netlink::Link;
 use crate::netlink::links::Veth;
-use crate::netlink::{Link, Netlink};
 use crate::nftables::{masquerade, spoof};
 use crate::result::{CniResult, Interface, Ip, Route};
 use crate::{Error, Result, netns};
@@ -88,18 +87,6 @@ pub(crate) struct Bridge {
     pub(super) ipam: Option<Ipam>,
 }
 
-/// A pod's veth.
-struct Ends {
-    /// The host's end.
-    port: Link,
-    /// The pod's namespace.
-    inside: Netlink,
-    /// Changes of its addresses, where duplicates are looked for.
-    changes: Option<Changes>,
-    /// The pod's end.
-    link: Link,
-}
-
 /// What has been made ready on the host: a bridge is looked at again when a pod cannot be attached to it.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
@@ -167,13 +154,14 @@ impl Bridge {
         let mut bridge = self.make_pair(call, &name, &config_mac(config), &result).await?;
         let (port, link) = match ask {
             Some(ipam) => {
-                let mut ends = self.ends(call, &name).await?;
-                result = ipam::take(Some(ipam), call, config, &ends.inside).await?;
+                let port = self.near_end(call, &name).await?;
+                let inside = netns::open_with(call.pod_netns()?, call.interface).await?;
+                result = ipam::take(Some(ipam), call, config, &inside).await?;
                 self.complete(&mut result);
                 bridge = self.bridge(call, &result.ips, true).await?;
-                self.configure(&mut ends, &result).await?;
+                let link = self.far_end(call, &result).await?;
                 self.masquerade(call, &result).await?;
-                (ends.port, ends.link)
+                (port, link)
             }
             // Links and rules do not need each other: at the end there are both.
             None => {
@@ -200,36 +188,21 @@ impl Bridge {
         Ok(result)
     }
 
-    /// Connects a pod whose addresses are known: the links of the host and of the pod.
+    /// Connects a pod whose addresses are known: the links of the host and of the pod, the host's up at the end of this. What
+    /// guards the pod's network is there before the pod may send.
     async fn connect(&self, call: &Call<'_>, name: &str, result: &CniResult) -> Result<(Link, Link)> {
-        if self.is_plain() {
-            let inside = netns::configure(call.pod_netns()?, call.interface, result);
-            return try_join(self.near_end(call, name), inside).await;
-        }
-        let mut ends = self.ends(call, name).await?;
-        self.configure(&mut ends, result).await?;
-        Ok((ends.port, ends.link))
-    }
-
-    /// Whether nothing need be done to the host's end before the pod may send.
-    fn is_plain(&self) -> bool {
-        let keys = &self.keys;
-        let before = keys.macspoofchk || keys.hairpin_mode || keys.port_isolation || self.has_vlans();
-        !before && !keys.enable_dad && !keys.disable_container_interface
-    }
-
-    /// The ends of a pod's veth, that of the host up: what the pod sends when its own comes up is heard.
-    async fn ends(&self, call: &Call<'_>, name: &str) -> Result<Ends> {
-        let (port, far) = match self.keys.macspoofchk {
+        let (near, far) = (self.near_end(call, name), self.far_end(call, result));
+        match self.is_guarded() {
             true => {
-                let far = self.far_end(call).await?;
-                spoof::allow(call, name, &far.1.mac).await?;
-                (self.near_end(call, name).await?, far)
+                let near = near.await?;
+                Ok((near, far.await?))
             }
-            false => try_join(self.near_end(call, name), self.far_end(call)).await?,
-        };
-        let ((inside, changes), link) = far;
-        Ok(Ends { port, inside, changes, link })
+            false => try_join(near, far).await,
+        }
+    }
+
+    fn is_guarded(&self) -> bool {
+        self.keys.macspoofchk || self.keys.port_isolation || self.has_vlans()
     }
 
     async fn near_end(&self, call: &Call<'_>, name: &str) -> Result<Link> {
@@ -238,28 +211,20 @@ impl Bridge {
         let port = host.existing(name).await?;
         host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
         self.tag(call, &port).await?;
+        if self.keys.macspoofchk {
+            let far = netns::link(call.pod_netns()?, call.interface).await?;
+            spoof::allow(call, name, &far.mac).await?;
+        }
         host.set_up_as(port.index, &call.alias()).await?;
         Ok(port)
     }
 
-    async fn far_end(&self, call: &Call<'_>) -> Result<((Netlink, Option<Changes>), Link)> {
+    async fn far_end(&self, call: &Call<'_>, result: &CniResult) -> Result<Link> {
         let (netns, interface) = (call.pod_netns()?, call.interface);
-        let (inside, changes) = match self.keys.enable_dad {
-            true => {
-                let (inside, changes) = netns::open_detecting(netns, interface).await?;
-                (inside, Some(changes))
-            }
-            false => (netns::open_with(netns, interface).await?, None),
-        };
-        let link = inside.existing(interface).await?;
-        Ok(((inside, changes), link))
-    }
-
-    async fn configure(&self, ends: &mut Ends, result: &CniResult) -> Result<()> {
-        match &mut ends.changes {
-            _ if self.keys.disable_container_interface => Ok(()),
-            Some(changes) => configure_detecting(&ends.inside, changes, &ends.link, result).await,
-            None => configure(&ends.inside, &ends.link, result).await,
+        match (self.keys.disable_container_interface, self.keys.enable_dad) {
+            (true, _) => netns::link(netns, interface).await,
+            (false, true) => interface::configure_detecting(netns, interface, result).await,
+            (false, false) => netns::configure(netns, interface, result).await,
         }
     }
 
@@ -321,7 +286,7 @@ impl Bridge {
                 bridge: Some(bridge.index),
                 mtu: self.mtu(),
                 mac: mac.as_deref(),
-                up: self.is_plain(),
+                up: !self.is_guarded(),
             })
         };
         if host.add_veth(&veth(&bridge)?).await.is_err() {

@@ -4,7 +4,7 @@ use netlink_packet_route::link::{IpVlanMode, MacVlanMode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::interface::{self, configure};
+use super::interface;
 use super::with_undo;
 use crate::call::{Call, first_mac};
 use crate::conflist::{Search, is_link_name};
@@ -139,7 +139,6 @@ impl Derived {
         previous: CniResult,
         inside: Netlink,
     ) -> Result<CniResult> {
-        let link = inside.existing(call.interface).await?;
         let mut result = match &self.ipam {
             // An ipvlan may get its addresses from the plugin before it.
             None if matches!(self.make, Make::IpVlan(_)) => CniResult { interfaces: Vec::new(), ..previous },
@@ -148,7 +147,7 @@ impl Derived {
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        configure(&inside, &link, &result).await?;
+        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?;
         result.interfaces = vec![call.interface_of(&link)];
         result.dns = interface::dns(config, result.dns);
         Ok(result)

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::interface::{self, configure};
+use super::interface;
 use super::with_undo;
 use crate::call::Call;
 use crate::conflist::{Search, is_link_name};
@@ -51,7 +51,7 @@ impl HostDevice {
         let device = self.device(call).await?;
         let inside = self.take(call, &device).await?;
         let added = match ipam::take(self.ipam.as_ref(), call, config, &inside).await {
-            Ok(result) => self.configure(call, config, &inside, result).await,
+            Ok(result) => self.configure(call, config, result).await,
             Err(error) => Err(error),
         };
         match added {
@@ -63,18 +63,11 @@ impl HostDevice {
         }
     }
 
-    async fn configure(
-        &self,
-        call: &Call<'_>,
-        config: &Value,
-        inside: &Netlink,
-        mut result: CniResult,
-    ) -> Result<CniResult> {
+    async fn configure(&self, call: &Call<'_>, config: &Value, mut result: CniResult) -> Result<CniResult> {
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        let link = inside.existing(call.interface).await?;
-        configure(inside, &link, &result).await?;
+        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?;
         let told = crate::result::Interface { pci_id: self.pci(call).to_owned(), ..call.interface_of(&link) };
         result.interfaces = vec![told];
         result.dns = interface::dns(config, result.dns);

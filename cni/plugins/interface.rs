@@ -1,55 +1,32 @@
 //! What the plugins that make an interface in a pod have in common.
 
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, join_all};
 use serde_json::Value;
 
 use crate::call::Call;
-use crate::netlink::duplicates::Changes;
-use crate::netlink::{Link, Netlink};
-use crate::result::{CniResult, Dns, Route};
+use crate::netlink::Link;
+use crate::result::{CniResult, Dns};
 use crate::{Error, Result, netns};
 
-/// Gives an interface the addresses and routes of a result, and brings it up.
-pub(crate) async fn configure(inside: &Netlink, link: &Link, result: &CniResult) -> Result<()> {
-    let addresses = result.ips.iter().map(|ip| inside.add_address(link.index, ip.address).boxed());
-    let up = inside.set_up(link.index, false).boxed();
-    in_order(addresses.chain([up]).chain(routes(inside, link, result))).await
-}
-
-/// As [`configure`], but fails where another in the network has one of the addresses.
+/// As [`netns::configure`], but fails where another in the network has one of the addresses.
 pub(crate) async fn configure_detecting(
-    inside: &Netlink,
-    changes: &mut Changes,
-    link: &Link,
+    netns: BorrowedFd<'_>,
+    interface: &str,
     result: &CniResult,
-) -> Result<()> {
+) -> Result<Link> {
+    let (inside, mut changes) = netns::open_detecting(netns, interface).await?;
+    let link = inside.existing(interface).await?;
     for ip in &result.ips {
         inside.add_tentative_address(link.index, ip.address).await?;
     }
     inside.set_up(link.index, false).await?;
-    inside.settle(link.index, changes).await?;
-    in_order(routes(inside, link, result)).await
-}
-
-fn routes<'a>(
-    inside: &'a Netlink,
-    link: &'a Link,
-    result: &'a CniResult,
-) -> impl Iterator<Item = BoxFuture<'a, Result<()>>> {
-    result.routes.iter().map(move |route| {
-        let gw = route.gw.or_else(|| result.gateway(route.dst.addr().is_ipv4()));
-        let route = Route { gw, ..route.clone() };
-        async move { inside.add_route(link.index, &route, None).await }.boxed()
-    })
-}
-
-/// Sends requests one behind the other over one socket, which the kernel does in their order, without a wait for each
-/// answer. The first error is that of all.
-async fn in_order<'a>(requests: impl Iterator<Item = BoxFuture<'a, Result<()>>>) -> Result<()> {
-    join_all(requests).await.into_iter().collect()
+    inside.settle(link.index, &mut changes).await?;
+    for route in result.routes_with_gateways() {
+        inside.add_route(link.index, &route, None).await?;
+    }
+    Ok(link)
 }
 
 /// The host's end of a pod's veth. A link's name has at most 15 characters (IFNAMSIZ): that of a pod's first interface

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::interface::{self, configure, host_link};
+use super::interface::{self, host_link};
 use super::with_undo;
 use crate::call::Call;
 use crate::conflist::Search;
@@ -82,7 +82,9 @@ impl Ptp {
         }
         inside.set_up(link.index, false).await?;
         self.route_all_by_gateway(&inside, link.index, &result).await?;
-        configure(&inside, &link, &CniResult { ips: Vec::new(), ..with_gateways(&result) }).await?;
+        for route in result.routes_with_gateways() {
+            inside.add_route(link.index, &route, None).await?;
+        }
 
         for ip in &result.ips {
             let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: there is no gateway".to_owned()))?;
@@ -144,17 +146,4 @@ impl Ptp {
         call.host.links.existing(&host_link(call.container, call.interface)).await?;
         interface::check(call, previous).await.map(drop)
     }
-}
-
-/// Routes that name no gateway go by that of their family.
-fn with_gateways(result: &CniResult) -> CniResult {
-    let mut result = result.clone();
-    for place in 0..result.routes.len() {
-        let v4 = result.routes.get(place).is_some_and(|route| route.dst.addr().is_ipv4());
-        let gateway = result.gateway(v4);
-        if let Some(route) = result.routes.get_mut(place) {
-            route.gw = route.gw.or(gateway);
-        }
-    }
-    result
 }
