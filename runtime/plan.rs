@@ -40,6 +40,7 @@ pub struct CgroupJoin {
     /// v2: the cgroup's directory, for `CLONE_INTO_CGROUP` (clone(2)).
     pub directory: Option<FdSlot>,
     /// v1: `tasks`, open for writing, of every hierarchy; the child moves itself.
+    // A keeper that writes the child's pid does the same with these: the name on the wire is that of both.
     #[serde(rename = "procs")]
     pub tasks: Vec<FdSlot>,
     /// `memory.events` (v2) or `memory.oom_control` (v1), read when the container has ended to tell an OOM kill.
