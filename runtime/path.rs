@@ -51,6 +51,14 @@ impl Root {
         self.openat2(path, OFlags::PATH, ResolveFlags::empty()).on("openat2", path)
     }
 
+    /// Opens what is at a path.
+    ///
+    /// # Errors
+    /// `ENOENT` and the like.
+    pub fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
+        self.openat2(path, flags, ResolveFlags::empty()).on("openat2", path)
+    }
+
     /// A folder whose path has no symbolic link at all: where the kernel's own filesystems are mounted, no image may
     /// lead elsewhere (CVE-2019-19921 and its successors).
     ///

@@ -160,6 +160,9 @@ pub struct ContainerPlan {
     pub sysctls: Vec<(String, String)>,
     /// The name given to a new UTS namespace.
     pub hostname: Option<String>,
+    /// SELinux label of the filesystems that are made for it.
+    #[serde(default)]
+    pub mount_label: Option<String>,
     /// The command.
     pub process: ProcessPlan,
     /// Where its standard streams lead.
@@ -266,6 +269,9 @@ pub struct SeccompPlan {
     pub flags: u64,
     /// It may refuse the calls by which a process tells that it could not exec.
     pub mute: bool,
+    /// It allows all that a process does between loading it and its exec, a clone among that.
+    #[serde(default)]
+    pub early: bool,
     /// Who is asked about the calls that the filter hands over.
     pub listener: Option<SeccompListener>,
 }
@@ -387,6 +393,14 @@ pub enum MountKind {
         /// v1: the hierarchies, in order; empty on v2.
         hierarchies: Vec<CgroupHierarchy>,
     },
+}
+
+impl MountKind {
+    /// It is a new procfs.
+    #[must_use]
+    pub fn is_procfs(&self) -> bool {
+        matches!(self, Self::Filesystem { fstype, .. } if fstype == "proc")
+    }
 }
 
 /// One v1 hierarchy as it appears below /sys/fs/cgroup.

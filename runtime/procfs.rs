@@ -10,7 +10,7 @@ use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, FsContext};
 use crate::sys::{Context, Result};
 
 /// `PROC_SUPER_MAGIC` (statfs(2)).
-const PROC_MAGIC: u64 = 0x9fa0;
+pub const PROC_MAGIC: u64 = 0x9fa0;
 
 /// A private procfs of the caller's process namespace.
 #[derive(Debug)]

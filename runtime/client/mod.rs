@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
@@ -44,8 +44,37 @@ pub enum ClientError {
 /// The programs of a pod, in memory files that nothing can change.
 #[derive(Debug)]
 pub struct Programs {
-    keeper: OwnedFd,
-    pause: OwnedFd,
+    keeper: Program,
+    pause: Program,
+}
+
+/// A program that is executed from a memory file. A container can open the file of a program that runs in it; what it
+/// changes about the file must not keep the next pod from starting.
+#[derive(Debug)]
+struct Program {
+    name: &'static str,
+    content: &'static [u8],
+    file: Mutex<Arc<OwnedFd>>,
+}
+
+impl Program {
+    fn seal(name: &'static str, content: &'static [u8]) -> Result<Self, ClientError> {
+        let file = Arc::new(sys::fs::sealed(name, content, true)?);
+        Ok(Self { name, content, file: Mutex::new(file) })
+    }
+
+    /// A file that can be executed: the one there is, or a new copy where that was changed.
+    fn file(&self) -> Result<Arc<OwnedFd>, ClientError> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sys::fs::is_as_made(file.as_ref())? {
+            tracing::warn!(
+                program = self.name,
+                "a container has changed the mode or owner of a program of the runtime; a new copy is used"
+            );
+            *file = Arc::new(sys::fs::sealed(self.name, self.content, true)?);
+        }
+        Ok(file.clone())
+    }
 }
 
 /// A process that does nothing but be in a cgroup, until it is dropped.
@@ -77,7 +106,8 @@ impl Programs {
     /// It cannot be started.
     pub fn placeholder(&self) -> Result<Placeholder, ClientError> {
         let null = Stdio::null;
-        let program = sys::fs::descriptor_path(self.pause.as_fd());
+        let file = self.pause.file()?;
+        let program = sys::fs::descriptor_path(file.as_fd());
         let mut command = Command::new(program);
         command.arg0("berth-placeholder").env_clear().stdin(null()).stdout(null()).stderr(null());
         Ok(Placeholder { process: command.spawn().map_err(ClientError::Spawn)? })
@@ -87,10 +117,10 @@ impl Programs {
     ///
     /// # Errors
     /// The kernel has no memory files.
-    pub fn seal(keeper: &[u8], pause: &[u8]) -> Result<Self, ClientError> {
+    pub fn seal(keeper: &'static [u8], pause: &'static [u8]) -> Result<Self, ClientError> {
         Ok(Self {
-            keeper: sys::fs::sealed("berth-keeper", keeper, true)?,
-            pause: sys::fs::sealed("berth-pause", pause, true)?,
+            keeper: Program::seal("berth-keeper", keeper)?,
+            pause: Program::seal("berth-pause", pause)?,
         })
     }
 }
@@ -134,8 +164,9 @@ pub fn spawn(programs: &Programs, pod: &str, folder: &Path) -> Result<Keeper, Cl
     let log_path = folder.join(LOG);
     let log = File::create(&log_path)
         .map_err(|source| ClientError::Log { path: log_path.display().to_string(), source })?;
-    let pause = programs.pause.try_clone().on("dup", "the pause's program")?;
-    let mut command = Command::new(sys::fs::descriptor_path(programs.keeper.as_fd()));
+    let pause = programs.pause.file()?.try_clone().on("dup", "the pause's program")?;
+    let keeper = programs.keeper.file()?;
+    let mut command = Command::new(sys::fs::descriptor_path(keeper.as_fd()));
     command.arg0("berth-keeper").arg(pod).env_clear();
     command.stdin(Stdio::from(listener)).stdout(Stdio::from(pause)).stderr(Stdio::from(log));
     let child = command.spawn().map_err(ClientError::Spawn)?;
@@ -182,7 +213,7 @@ impl Connection {
     /// # Errors
     /// `WouldBlock` where nothing has come; what came is no message.
     pub fn recv(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
-        let mut buffer = self.buffer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let received = transport::receive(self.socket.as_fd(), &mut buffer);
         *buffer = Vec::new();
         match received {

@@ -26,6 +26,7 @@ fn object(failure: &InitFailure, plan: &ContainerPlan) -> Option<String> {
         Step::OpenSource
         | Step::Peers
         | Step::PodShm
+        | Step::PodProc
         | Step::MountTarget
         | Step::Mount
         | Step::MountAttributes => {

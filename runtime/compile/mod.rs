@@ -113,7 +113,7 @@ impl FdList {
             metadata: listener.metadata.clone(),
         });
         let program = filter.program.try_clone().on("dup", "a seccomp filter")?;
-        Ok(SeccompPlan { filter: self.push(program), flags: filter.flags, mute: filter.mute, listener })
+        Ok(SeccompPlan { filter: self.push(program), flags: filter.flags, mute: filter.mute, early: filter.early, listener })
     }
 
     /// In the order of their slots.
@@ -203,6 +203,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
         readonly_paths: list("readonlyPaths", linux.readonly_paths())?,
         sysctls: sysctls(linux)?,
         hostname: spec.hostname().as_deref().map(|name| text("hostname", name)).transpose()?,
+        mount_label: context.mount_label.as_deref().map(|label| text("mountLabel", label)).transpose()?,
         process: process::compile_process(process)?,
         stdio: context.stdio.clone(),
     })

@@ -1,18 +1,23 @@
-//! The way of a container's first process, from its clone to the gate and through it.
+//! The steps of a container's first process, up to the last ones.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::hooks;
-use super::mounts::{self, Masks};
+use super::last::{self, Way};
+use super::masks::Masks;
+use super::mounts::{self, OfPod};
 use super::process::{self, Streams};
-use super::seccomp::{self, Filter};
-use super::{At, Descriptors, Done, Gate, START};
+use super::seccomp;
+use super::{At, Descriptors, Done, Gate};
 use crate::path::Root;
 use crate::plan::{ContainerPlan, MountKind, NamespaceSource, PidNamespace};
 use crate::procfs::Proc;
-use crate::sys::mount;
-use crate::sys::process::{clone_sibling, exit_now, join_namespace, join_namespaces_of, namespace, unshare};
-use crate::sys::{self, Context, security};
+use crate::sys::keys::{self, KeyringName};
+use crate::sys::namespaces::{self, Namespaces};
+use crate::sys::process::exit_now;
+use crate::sys::program::Program;
+use crate::sys::spawn::SingleThread;
+use crate::sys::{self, Context, mount, security};
 use crate::wire::Step;
 use crate::wire::transport::Report;
 
@@ -23,14 +28,27 @@ pub struct Start<'a> {
     pub plan: &'a ContainerPlan,
     /// What the plan's slots mean.
     pub descriptors: Descriptors<'a>,
-    /// The pause, whose namespaces are joined.
-    pub pause: Option<BorrowedFd<'a>>,
-    /// The pod's user namespace, where it has one.
-    pub userns: Option<BorrowedFd<'a>>,
+    /// What the container shares with others.
+    pub joined: Joined<'a>,
+    /// The session keyring that it shares with nobody.
+    pub keyring: &'a KeyringName,
     /// Standard streams; with a terminal these are replaced by it.
     pub streams: Streams<'a>,
     /// To the keeper.
     pub gate: Gate,
+    /// This process can be cloned.
+    pub single: SingleThread,
+}
+
+/// What a container shares with others of its pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Joined<'a> {
+    /// The pause, whose namespaces are joined.
+    pub pause: Option<BorrowedFd<'a>>,
+    /// The pod's user namespace, where it has one.
+    pub userns: Option<BorrowedFd<'a>>,
+    /// A process whose PID namespace is joined: the pause, or the first process of another container.
+    pub processes_of: Option<BorrowedFd<'a>>,
 }
 
 /// Walks the plan. Ends by exec, or by telling the failure.
@@ -38,65 +56,37 @@ pub fn run(start: Start<'_>) -> ! {
     // The container must not be able to look into what sets it up (ptrace(2), PTRACE_MODE checks).
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
-    let Start { plan, descriptors, pause, userns, streams, gate } = start;
-    let pod = PodOf { pause, userns };
-    match prepare(plan, descriptors, pod, &streams, &gate) {
-        Ok(prepared) => go_through(gate, plan, prepared),
-        Err(failure) => gate.fail(failure),
+    match prepare(&start) {
+        Ok(program) => last::go(start.gate, start.single, program),
+        Err(failure) => start.gate.fail(failure),
     }
 }
 
-/// What is joined.
-#[derive(Clone, Copy)]
-struct PodOf<'a> {
-    pause: Option<BorrowedFd<'a>>,
-    userns: Option<BorrowedFd<'a>>,
-}
-
-/// What is left to do at the gate.
-struct Prepared {
-    master: Option<OwnedFd>,
-    filter: Option<Filter>,
-}
-
-fn go_through(gate: Gate, plan: &ContainerPlan, prepared: Prepared) -> ! {
-    // The report goes first: it carries the terminal's master, which is closed with everything else after that.
-    let master = prepared.master.as_ref().map(AsFd::as_fd);
-    gate.report(&Report::Ready, master);
-    let gate = match gate.keep_alone() {
-        Ok(gate) => gate,
-        // Without its socket this process cannot tell anything: its end tells the keeper.
-        Err(_) => exit_now(1),
-    };
-    gate.wait_for(START);
-    gate.fail(process::become_program(&plan.process, prepared.filter, &gate))
-}
-
-fn prepare(
-    plan: &ContainerPlan,
-    descriptors: Descriptors<'_>,
-    pod: PodOf<'_>,
-    streams: &Streams<'_>,
-    gate: &Gate,
-) -> Done<Prepared> {
+fn prepare(start: &Start<'_>) -> Done<Program> {
+    let Start { plan, descriptors, joined, gate, .. } = start;
     rustix::process::umask(rustix::fs::Mode::empty());
-    let filter = seccomp::read(plan.process.seccomp.as_ref(), descriptors)?;
-    let shm = open_pod_shm(plan, pod.pause).at(Step::PodShm)?;
-    let userns = pod.userns.filter(|_| plan.userns.is_some());
-    let sources = mounts::open_sources(&plan.mounts, descriptors, shm.as_ref(), userns)?;
+    keys::join_session(start.keyring).at(Step::Keyring)?;
+    let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
+    let of_pod = open_of_pod(plan, *joined)?;
+    let userns = joined.userns.filter(|_| plan.userns.is_some());
+    let opener = mounts::Opener { descriptors: *descriptors, of_pod: &of_pod, userns, single: &start.single };
+    let sources = opener.open_all(&plan.mounts)?;
     let nodes = match userns {
         Some(_) => Some(mounts::open_nodes(&plan.devices).at(Step::Device)?),
         None => None,
     };
-    let mut masks = match plan.masked_paths.is_empty() {
+    let masks = match plan.masked_paths.is_empty() {
         true => None,
-        false => Some(Masks::open().at(Step::MaskedPath)?),
+        false => Some(Masks::make(plan.mount_label.as_deref()).at(Step::MaskedPath)?),
     };
-    enter_users(plan, userns, streams, gate)?;
-    join_and_unshare(plan, pod.pause)?;
+    enter_users(start, userns)?;
+    join_and_unshare(plan, joined.pause)?;
     let proc = Proc::mount().at(Step::PrivateMounts)?;
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
+    if let Some(masks) = &masks {
+        masks.attach(&host_root).at(Step::MaskedPath)?;
+    }
 
     // Over the host's root, which is gone after the pivot. Nothing else of the host is touched. Hooks look for it at a
     // path.
@@ -111,17 +101,19 @@ fn prepare(
         mounts::attach(&root, op, source, index)?;
     }
     fill(plan, &root, &proc, nodes)?;
-    let terminal = match plan.stdio.tty {
-        true => Some(process::open_terminal(&root, &plan.process)?),
+    let slave = match plan.stdio.tty {
+        true => {
+            let (master, slave) = process::open_terminal(&root, &plan.process)?;
+            mounts::attach_console(&root, &slave).at(Step::Terminal)?;
+            last::hand_over_terminal(gate, &master);
+            Some(slave)
+        }
         false => None,
     };
-    if let Some((_, slave)) = &terminal {
-        mounts::attach_console(&root, slave).at(Step::Terminal)?;
-    }
     for (index, path) in plan.readonly_paths.iter().enumerate() {
         mounts::make_read_only(&root, path).at_index(Step::ReadonlyPath, index)?;
     }
-    if let Some(masks) = &mut masks {
+    if let Some(masks) = &masks {
         for (index, path) in plan.masked_paths.iter().enumerate() {
             masks.hide(&root, path).at_index(Step::MaskedPath, index)?;
         }
@@ -132,63 +124,79 @@ fn prepare(
     mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;
     set_root_attributes(plan).at(Step::RootAttributes)?;
     set_hostname(plan)?;
-    become_user(plan, streams, terminal.as_ref().map(|(_, slave)| slave), &proc)?;
-    Ok(Prepared { master: terminal.map(|(master, _)| master), filter })
+    become_user(start, slave.as_ref(), &proc)?;
+    let way = Way {
+        terminal: slave.is_some(),
+        joins_processes: joined.processes_of.is_some(),
+        waits: true,
+    };
+    Ok(last::program(&plan.process, filter, way))
 }
 
 /// Where the pod has a user namespace, all that follows is done in it: by this process, or, for a process namespace that
 /// is to belong to it, by one that is cloned there.
-fn enter_users(
-    plan: &ContainerPlan,
-    userns: Option<BorrowedFd<'_>>,
-    streams: &Streams<'_>,
-    gate: &Gate,
-) -> Done<()> {
+fn enter_users(start: &Start<'_>, userns: Option<BorrowedFd<'_>>) -> Done<()> {
+    let plan = start.plan;
     let Some(ids) = &plan.userns else { return Ok(()) };
     let userns =
         userns.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's users").at(Step::JoinNamespaces)?;
     let proc = Proc::mount().at(Step::PrivateMounts)?;
-    process::enter_user_namespace(&plan.process, ids, streams, &proc, || {
-        join_namespace(userns, namespace::USER)
+    process::enter_user_namespace(&plan.process, ids, &start.streams, &proc, || {
+        namespaces::join_users(userns)
     })?;
     // What a change of ids has made readable or not (prctl(2), PR_SET_DUMPABLE).
     drop(security::set_dumpable(false));
     if plan.pid != PidNamespace::New {
         return Ok(());
     }
-    if let Some(child) = clone_sibling(namespace::PID).at(Step::Unshare)? {
-        gate.report(&Report::Moved { pid: child.pid }, Some(child.pidfd.as_fd()));
+    if let Some(pid) = start.single.sibling(Namespaces::PID).at(Step::Unshare)? {
+        start.gate.report(&Report::Moved { pid }, None);
         exit_now(0);
     }
     Ok(())
 }
 
-/// The pod's shared memory is the root of the pause: it is cloned from within the pause's mount namespace, the only one
-/// in which it is attached.
-fn open_pod_shm(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> sys::Result<Option<OwnedFd>> {
-    let wanted = plan.mounts.iter().any(|op| matches!(op.kind, MountKind::PodShm));
-    let Some(pause) = pause.filter(|_| wanted) else { return Ok(None) };
+/// Where the pause has the pod's shared memory and, if the pod shares its processes, their procfs.
+pub(super) const PAUSE_SHM: &str = "/shm";
+pub(super) const PAUSE_PROC: &str = "/proc";
+
+/// Clones what other processes of the pod have mounted, each from within the mount namespace in which it is attached. A
+/// procfs shows the processes of whoever mounts it, and this process is none of the pod's yet.
+fn open_of_pod(plan: &ContainerPlan, joined: Joined<'_>) -> Done<OfPod> {
+    let wants = |kind: fn(&MountKind) -> bool| plan.mounts.iter().any(|op| kind(&op.kind));
+    let shm = joined.pause.filter(|_| wants(|kind| matches!(kind, MountKind::PodShm)));
+    let proc = joined.processes_of.filter(|_| wants(MountKind::is_procfs));
+    Ok(OfPod {
+        shm: shm.map(|pause| from_mounts_of(pause, || mount::clone_path(PAUSE_SHM, false))).transpose().at(Step::PodShm)?,
+        proc: proc.map(|of| from_mounts_of(of, mounts::clone_procfs)).transpose().at(Step::PodProc)?,
+    })
+}
+
+fn from_mounts_of(
+    process: BorrowedFd<'_>,
+    open: impl FnOnce() -> sys::Result<OwnedFd>,
+) -> sys::Result<OwnedFd> {
     let own = mounts::own_mount_namespace()?;
-    join_namespaces_of(pause, namespace::MOUNT)?;
-    let shm = mount::clone_path("/", false);
-    join_namespace(own.as_fd(), namespace::MOUNT)?;
-    shm.map(Some)
+    namespaces::join_of(process, Namespaces::MOUNT)?;
+    let opened = open();
+    namespaces::join_mounts(own.as_fd())?;
+    opened
 }
 
 fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> Done<()> {
-    let kinds = [(plan.net, namespace::NET), (plan.ipc, namespace::IPC), (plan.uts, namespace::UTS)];
-    let of = |wanted: NamespaceSource| {
-        kinds.iter().filter(|(source, _)| *source == wanted).fold(0, |all, (_, kind)| all | kind)
+    let kinds = [(plan.net, Namespaces::NET), (plan.ipc, Namespaces::IPC), (plan.uts, Namespaces::UTS)];
+    let of = |wanted: NamespaceSource| -> Namespaces {
+        kinds.iter().filter(|(source, _)| *source == wanted).map(|(_, kind)| *kind).collect()
     };
     let joined = of(NamespaceSource::Pod);
-    if joined != 0 {
+    if !joined.is_empty() {
         let pause =
             pause.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's pause").at(Step::JoinNamespaces)?;
-        join_namespaces_of(pause, joined).at(Step::JoinNamespaces)?;
+        namespaces::join_of(pause, joined).at(Step::JoinNamespaces)?;
     }
     // Now that the process is in its cgroup, that is what a new cgroup namespace takes for its root.
-    let cgroup = if plan.cgroup_namespace { namespace::CGROUP } else { 0 };
-    unshare(of(NamespaceSource::New) | namespace::MOUNT | cgroup).at(Step::Unshare)
+    let cgroup = if plan.cgroup_namespace { Namespaces::CGROUP } else { Namespaces::NONE };
+    namespaces::unshare(of(NamespaceSource::New) | Namespaces::MOUNT | cgroup).at(Step::Unshare)
 }
 
 fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedFd>>) -> Done<()> {
@@ -230,22 +238,18 @@ fn set_hostname(plan: &ContainerPlan) -> Done<()> {
     }
 }
 
-fn become_user(
-    plan: &ContainerPlan,
-    streams: &Streams<'_>,
-    slave: Option<&OwnedFd>,
-    proc: &Proc,
-) -> Done<()> {
-    match slave.map(AsFd::as_fd) {
-        Some(slave) => {
-            let streams = Streams { stdin: slave, stdout: slave, stderr: slave };
-            process::set_streams(&streams, true, &plan.process)?;
-        }
-        None => process::set_streams(streams, false, &plan.process)?,
+fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>, proc: &Proc) -> Done<()> {
+    let plan = start.plan;
+    match slave {
+        Some(slave) => process::set_streams(&Streams::of_terminal(slave), &plan.process)?,
+        None => process::set_streams(&start.streams, &plan.process)?,
     }
     match &plan.userns {
         Some(_) => process::set_labels(&plan.process, proc)?,
         None => process::set_limits_and_labels(&plan.process, proc)?,
+    }
+    if let Some(of) = start.joined.processes_of {
+        namespaces::join_of(of, Namespaces::PID).at(Step::JoinNamespaces)?;
     }
     process::set_credentials(&plan.process)?;
     process::change_to_cwd(&plan.process)

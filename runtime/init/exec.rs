@@ -1,20 +1,22 @@
-//! The way of a further process in a running container.
+//! The steps of a further process in a running container, up to the last ones.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
+use super::last::{self, Way};
 use super::process::{self, Streams};
-use super::seccomp::{self, Filter};
+use super::seccomp;
 use super::{At, Descriptors, Done, Gate};
 use crate::path::Root;
 use crate::plan::ExecPlan;
 use crate::procfs::Proc;
-use crate::sys::mount;
-use crate::sys::process::{exit_now, join_namespaces_of, namespace};
-use crate::sys::security;
+use crate::sys::keys::{self, KeyringName};
+use crate::sys::namespaces::{self, Namespaces};
+use crate::sys::program::Program;
+use crate::sys::spawn::SingleThread;
+use crate::sys::{mount, security};
 use crate::wire::Step;
-use crate::wire::transport::Report;
 
-/// What a further process starts with. Its parent has put it into the container's process namespace.
+/// What a further process starts with.
 #[derive(Debug)]
 pub struct Start<'a> {
     /// What to do.
@@ -23,52 +25,51 @@ pub struct Start<'a> {
     pub descriptors: Descriptors<'a>,
     /// The container's first process, whose namespaces are joined.
     pub init: BorrowedFd<'a>,
+    /// The container's session keyring.
+    pub keyring: &'a KeyringName,
     /// Standard streams; with a terminal these are replaced by it.
     pub streams: Streams<'a>,
     /// To the keeper.
     pub gate: Gate,
+    /// This process can be cloned.
+    pub single: SingleThread,
 }
 
 /// Walks the plan. Ends by exec, or by telling the failure.
 pub fn run(start: Start<'_>) -> ! {
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
-    let Start { plan, descriptors, init, streams, gate } = start;
-    let filter = match prepare(plan, descriptors, init, &streams, &gate) {
-        Ok(filter) => filter,
-        Err(failure) => gate.fail(failure),
-    };
-    let gate = match gate.keep_alone() {
-        Ok(gate) => gate,
-        Err(_) => exit_now(1),
-    };
-    gate.fail(process::become_program(&plan.process, filter, &gate))
+    match prepare(&start) {
+        Ok(program) => last::go(start.gate, start.single, program),
+        Err(failure) => start.gate.fail(failure),
+    }
 }
 
-fn prepare(
-    plan: &ExecPlan,
-    descriptors: Descriptors<'_>,
-    init: BorrowedFd<'_>,
-    streams: &Streams<'_>,
-    gate: &Gate,
-) -> Done<Option<Filter>> {
-    let filter = seccomp::read(plan.process.seccomp.as_ref(), descriptors)?;
+fn prepare(start: &Start<'_>) -> Done<Program> {
+    let Start { plan, descriptors, streams, gate, .. } = start;
+    let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
+    keys::join_session(start.keyring).at(Step::Keyring)?;
     let proc = Proc::mount().at(Step::PrivateMounts)?;
-    let all = namespace::MOUNT | namespace::NET | namespace::IPC | namespace::UTS | namespace::CGROUP;
+    // This process stays out of the PID namespace, which its children will be in (setns(2)).
+    let all = Namespaces::MOUNT
+        | Namespaces::NET
+        | Namespaces::IPC
+        | Namespaces::UTS
+        | Namespaces::CGROUP
+        | Namespaces::PID;
     match &plan.userns {
         Some(userns) => process::enter_user_namespace(&plan.process, userns, streams, &proc, || {
-            join_namespaces_of(init, all | namespace::USER)
+            namespaces::join_of(start.init, all | Namespaces::USER)
         })?,
-        None => join_namespaces_of(init, all).at(Step::JoinNamespaces)?,
+        None => namespaces::join_of(start.init, all).at(Step::JoinNamespaces)?,
     }
     if plan.tty {
         let root = Root::new(mount::place("/").at(Step::Terminal)?);
         let (master, slave) = process::open_terminal(&root, &plan.process)?;
-        gate.report(&Report::Ready, Some(master.as_fd()));
-        let slave = slave.as_fd();
-        process::set_streams(&Streams { stdin: slave, stdout: slave, stderr: slave }, true, &plan.process)?;
+        last::hand_over_terminal(gate, &master);
+        process::set_streams(&Streams::of_terminal(&slave), &plan.process)?;
     } else {
-        process::set_streams(streams, false, &plan.process)?;
+        process::set_streams(streams, &plan.process)?;
     }
     match &plan.userns {
         Some(_) => process::set_labels(&plan.process, &proc)?,
@@ -76,5 +77,6 @@ fn prepare(
     }
     process::set_credentials(&plan.process)?;
     process::change_to_cwd(&plan.process)?;
-    Ok(filter)
+    let way = Way { terminal: plan.tty, joins_processes: true, waits: false };
+    Ok(last::program(&plan.process, filter, way))
 }

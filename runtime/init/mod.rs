@@ -1,15 +1,22 @@
 //! What a first process does between its clone and its exec: numbered steps over a compiled plan, without parsing
 //! anything. All of it runs in a child of the keeper, which has a single thread.
 //!
-//! * [`container`]: the way of a container, step by step
-//! * [`mounts`]: its root filesystem and volumes; [`peers`]: whether those can propagate; [`users`]: ids of volumes
-//! * [`process`]: what container and exec have in common: streams, limits, credentials, exec; [`seccomp`]: the filter
-//! * [`hooks`]: programs of the host that have a say in a container's root filesystem
-//! * [`sandbox`], [`exec`]: the way of a pause and of a further process
+//! The child stays in the keeper's PID namespace while anything of the host is left in it. Where it is to live among the
+//! processes of others (a further process, a container that shares a PID namespace), it first joins all other namespaces,
+//! becomes the user, and closes its descriptors. Only then does a clone of it go on in the PID namespace ([`last`]).
+//!
+//! * [`container`]: the steps of a container; [`exec`]: of a further process; [`sandbox`]: of a pause
+//! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: whether volumes can propagate;
+//!   [`users`]: ids of volumes
+//! * [`process`]: what container and exec have in common: streams, limits, credentials
+//! * [`hooks`]: programs of the host that change a container's root filesystem
+//! * [`last`]: from the credentials to the exec; [`seccomp`]: the filter of system calls
 
 pub mod container;
 pub mod exec;
 mod hooks;
+mod last;
+mod masks;
 mod mounts;
 mod peers;
 mod process;
@@ -85,7 +92,11 @@ impl Gate {
         Self { socket }
     }
 
-    /// Joins the cgroup, where the clone has not (v1), and waits for the keeper.
+    fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
+    /// Joins the cgroup, where the clone has not (v1).
     ///
     /// A thread that moves itself alone, by `0` in `tasks`, waits for nobody. Whoever moves another, or a whole process by
     /// `cgroup.procs`, waits until every processor has seen that no process may start or end meanwhile: 5 to 15 ms for the
@@ -99,7 +110,6 @@ impl Gate {
                 self.fail(failure(Step::Cgroup, None, &error));
             }
         }
-        self.wait_for(MAPPED);
     }
 
     /// Waits for a byte of the keeper. The end of the socket means that the keeper gives this process up, or is gone:
@@ -131,11 +141,5 @@ impl Gate {
     fn fail(&self, failure: InitFailure) -> ! {
         self.report(&Report::Failed(failure), None);
         exit_now(1)
-    }
-
-    /// Moves the socket to descriptor 3 and closes everything above: nothing of the host can be reached from the
-    /// container's program, not even by `/proc/self/fd` in the moment of its exec (CVE-2024-21626).
-    fn keep_alone(self) -> sys::Result<Self> {
-        Ok(Self { socket: sys::process::keep_alone(self.socket)? })
     }
 }

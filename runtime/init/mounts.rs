@@ -9,8 +9,10 @@ use rustix::io::Errno;
 
 use super::{At, Descriptors, Done, peers, users};
 use crate::path::Root;
+use crate::procfs::PROC_MAGIC;
 use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation};
 use crate::sys::mount::{self, FsContext};
+use crate::sys::spawn::SingleThread;
 use crate::sys::{self, Context};
 use crate::wire::Step;
 
@@ -25,53 +27,90 @@ pub(super) enum Source {
     WithNodes(Vec<OwnedFd>),
 }
 
-/// Opens the sources of all mounts, in the host's mounts.
-pub(super) fn open_sources(
-    mounts: &[MountOp],
-    descriptors: Descriptors<'_>,
-    shm: Option<&OwnedFd>,
-    userns: Option<BorrowedFd<'_>>,
-) -> Done<Vec<Source>> {
-    let mut sources = Vec::with_capacity(mounts.len());
-    for (index, op) in mounts.iter().enumerate() {
-        sources.push(match &op.kind {
+/// Mounts of other processes of the pod, cloned.
+#[derive(Debug)]
+pub(super) struct OfPod {
+    /// The pod's shared memory.
+    pub(super) shm: Option<OwnedFd>,
+    /// The procfs of the PID namespace that the container shares.
+    pub(super) proc: Option<OwnedFd>,
+}
+
+/// Opens the sources of mounts, in the host's mounts.
+pub(super) struct Opener<'a> {
+    pub(super) descriptors: Descriptors<'a>,
+    pub(super) of_pod: &'a OfPod,
+    /// The pod's user namespace.
+    pub(super) userns: Option<BorrowedFd<'a>>,
+    pub(super) single: &'a SingleThread,
+}
+
+impl Opener<'_> {
+    pub(super) fn open_all(&self, mounts: &[MountOp]) -> Done<Vec<Source>> {
+        mounts.iter().enumerate().map(|(index, op)| self.open(op, index)).collect()
+    }
+
+    fn open(&self, op: &MountOp, index: usize) -> Done<Source> {
+        Ok(match &op.kind {
             MountKind::Bind { source, recursive, create, ids } => {
                 let tree = open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?;
                 peers::check(source, op.propagation, index)?;
-                map_ids(tree.as_fd(), ids, userns, *recursive).at_index(Step::MountAttributes, index)?;
+                self.map_ids(tree.as_fd(), ids, *recursive).at_index(Step::MountAttributes, index)?;
                 Source::Tree(tree)
             }
-            MountKind::Dev { nodes, .. } if userns.is_some() => {
+            MountKind::Dev { nodes, .. } if self.userns.is_some() => {
                 Source::WithNodes(open_nodes(nodes).at_index(Step::OpenSource, index)?)
             }
             MountKind::Tree { tree } => {
-                let tree = descriptors.get(*tree).and_then(|fd| fd.try_clone_to_owned().on("dup", ""));
+                let tree = self.descriptors.get(*tree).and_then(|fd| fd.try_clone_to_owned().on("dup", ""));
                 Source::Tree(tree.at_index(Step::OpenSource, index)?)
             }
             MountKind::PodShm => {
-                let shm = shm.ok_or(Errno::NOENT).on("open", "the pod's shared memory");
-                let clone = shm.and_then(|shm| shm.try_clone().on("dup", ""));
-                Source::Tree(clone.at_index(Step::PodShm, index)?)
+                let shm = self.of_pod.shm.as_ref().ok_or(Errno::NOENT).on("open", "the pod's shared memory");
+                Source::Tree(shm.and_then(dup).at_index(Step::PodShm, index)?)
             }
+            kind if kind.is_procfs() => match &self.of_pod.proc {
+                Some(proc) => Source::Tree(dup(proc).at_index(Step::PodProc, index)?),
+                None => Source::Later,
+            },
             MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => Source::Later,
-        });
+        })
     }
-    Ok(sources)
+
+    fn map_ids(&self, tree: BorrowedFd<'_>, ids: &MountIds, recursive: bool) -> sys::Result<()> {
+        match ids {
+            MountIds::Host => Ok(()),
+            MountIds::Pod => {
+                let pods = self.userns.ok_or(Errno::SRCH).on("idmap", "the pod's users")?;
+                mount::idmap(tree, pods, recursive)
+            }
+            MountIds::Mapped(ids) => {
+                mount::idmap(tree, users::namespace(ids, self.single)?.as_fd(), recursive)
+            }
+        }
+    }
 }
 
-fn map_ids(
-    tree: BorrowedFd<'_>,
-    ids: &MountIds,
-    pods: Option<BorrowedFd<'_>>,
-    recursive: bool,
-) -> sys::Result<()> {
-    match ids {
-        MountIds::Host => Ok(()),
-        MountIds::Pod => {
-            mount::idmap(tree, pods.ok_or(Errno::SRCH).on("idmap", "the pod's users")?, recursive)
-        }
-        MountIds::Mapped(ids) => mount::idmap(tree, users::namespace(ids)?.as_fd(), recursive),
+fn dup(tree: &OwnedFd) -> sys::Result<OwnedFd> {
+    tree.try_clone().on("dup", "")
+}
+
+/// `PROC_ROOT_INO` (include/linux/proc_fs.h): the inode of a procfs's root.
+const PROC_ROOT: u64 = 1;
+
+/// A clone of the procfs of the mount namespace that this process is in, which may be that of a container: nothing but a
+/// procfs will do, and nothing that is mounted below it comes along.
+pub(super) fn clone_procfs() -> sys::Result<OwnedFd> {
+    let path = "/proc";
+    let place = Root::new(mount::place("/")?).resolve_strictly(path)?;
+    let magic = rustix::fs::fstatfs(&place).on("fstatfs", path)?.f_type;
+    let is_root = rustix::fs::fstat(&place).on("fstat", path)?.st_ino == PROC_ROOT;
+    if u64::try_from(magic).ok() != Some(PROC_MAGIC) || !is_root {
+        return Err(Errno::XDEV).on("open_tree", format_args!("{path}, which is no procfs"));
     }
+    let tree = mount::clone_descriptor(place.as_fd(), false)?;
+    mount::set_attributes(tree.as_fd(), 0, mount::ATTR_RDONLY, 0, false)?;
+    Ok(tree)
 }
 
 /// The host's devices that are the same as `nodes`.
@@ -301,58 +340,6 @@ fn cgroup(root: &Root, op: &MountOp, hierarchies: &[CgroupHierarchy]) -> sys::Re
     mount::set_attributes(tree.as_fd(), op.set, 0, 0, false)
 }
 
-/// What hides a path: an empty file or an empty folder, neither of which can be written to.
-#[derive(Debug)]
-pub(super) struct Masks {
-    null: OwnedFd,
-    folder: Option<OwnedFd>,
-    null_attached: bool,
-}
-
-impl Masks {
-    /// Takes /dev/null, while the host's is in sight: that of the container could be anything (CVE-2025-31133).
-    pub(super) fn open() -> sys::Result<Self> {
-        let null = mount::clone_path("/dev/null", false)?;
-        let stat = rustix::fs::fstat(&null).on("fstat", "/dev/null")?;
-        let is_char = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        if !is_char || stat.st_rdev != rustix::fs::makedev(1, 3) {
-            return Err(Errno::NODEV).on("open_tree", "/dev/null, which is not the null device");
-        }
-        Ok(Self { null, folder: None, null_attached: false })
-    }
-
-    /// Hides a path; one that is not there needs no hiding.
-    pub(super) fn hide(&mut self, root: &Root, path: &str) -> sys::Result<()> {
-        let Some(place) = present(root, path)? else { return Ok(()) };
-        let stat = rustix::fs::fstat(&place).on("fstat", path)?;
-        if FileType::from_raw_mode(stat.st_mode).is_dir() {
-            return self.hide_folder(place.as_fd());
-        }
-        // A detached tree is attached once; after that it is in this namespace, where it can be cloned.
-        if self.null_attached {
-            let clone = mount::clone_descriptor(self.null.as_fd(), false)?;
-            return mount::attach(clone.as_fd(), place.as_fd());
-        }
-        self.null_attached = true;
-        mount::attach(self.null.as_fd(), place.as_fd())
-    }
-
-    fn hide_folder(&mut self, place: BorrowedFd<'_>) -> sys::Result<()> {
-        if let Some(folder) = &self.folder {
-            let clone = mount::clone_descriptor(folder.as_fd(), false)?;
-            return mount::attach(clone.as_fd(), place);
-        }
-        // One superblock for all: it can hold nothing but its root.
-        let options =
-            [("nr_inodes".to_owned(), Some("1".to_owned())), ("size".to_owned(), Some("0".to_owned()))];
-        let read_only = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NODEV | mount::ATTR_NOEXEC;
-        let folder = filesystem("tmpfs", "tmpfs", &options, read_only)?;
-        mount::attach(folder.as_fd(), place)?;
-        self.folder = Some(folder);
-        Ok(())
-    }
-}
-
 /// Makes a path read-only with everything below it; one that is not there needs nothing.
 pub(super) fn make_read_only(root: &Root, path: &str) -> sys::Result<()> {
     let Some(place) = present(root, path)? else { return Ok(()) };
@@ -361,7 +348,7 @@ pub(super) fn make_read_only(root: &Root, path: &str) -> sys::Result<()> {
     mount::attach(clone.as_fd(), place.as_fd())
 }
 
-fn present(root: &Root, path: &str) -> sys::Result<Option<OwnedFd>> {
+pub(super) fn present(root: &Root, path: &str) -> sys::Result<Option<OwnedFd>> {
     match root.resolve(path) {
         Ok(place) => Ok(Some(place)),
         Err(error) if matches!(error.errno, Errno::NOENT | Errno::NOTDIR) => Ok(None),

@@ -1,49 +1,80 @@
-//! What the first process of a container and a further one have in common: standard streams, limits, credentials and
-//! the exec itself.
+//! What the first process of a container and a further one have in common: standard streams, limits, labels and
+//! credentials.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::seccomp::{Filter, exec_failure};
-use super::{At, Done, Gate};
+use super::masks::NULL;
+use super::{At, Done};
 use crate::path::Root;
-use crate::plan::{CapabilityMasks, ProcessPlan, UserNamespace};
+use crate::plan::{CapabilityMasks, ProcessPlan, Rlimit, UserNamespace};
 use crate::procfs::Proc;
-use crate::sys::process::{CStrings, default_signals, exec};
 use crate::sys::{self, Context, pty, security};
-use crate::wire::{InitFailure, Step};
+use crate::wire::Step;
 
 /// `DEVPTS_SUPER_MAGIC` (statfs(2)).
 const DEVPTS_MAGIC: u64 = 0x1cd1;
 
-/// The three standard streams of a process.
+/// The standard streams of a process that come from outside of its container; absent ones are the container's null device.
 #[derive(Debug)]
 pub struct Streams<'a> {
     /// Read from.
-    pub stdin: BorrowedFd<'a>,
+    pub stdin: Option<BorrowedFd<'a>>,
     /// Written to.
-    pub stdout: BorrowedFd<'a>,
+    pub stdout: Option<BorrowedFd<'a>>,
     /// Written to.
-    pub stderr: BorrowedFd<'a>,
+    pub stderr: Option<BorrowedFd<'a>>,
 }
 
-/// Leads a new session, with the streams in place; a terminal becomes the controlling one.
-pub(super) fn set_streams(streams: &Streams<'_>, terminal: bool, plan: &ProcessPlan) -> Done<()> {
-    rustix::process::setsid().on("setsid", "").at(Step::Stdio)?;
-    for (stream, number) in [(streams.stdin, 0), (streams.stdout, 1), (streams.stderr, 2)] {
+impl<'a> Streams<'a> {
+    /// All three lead to a terminal.
+    pub(super) fn of_terminal(slave: &'a OwnedFd) -> Self {
+        let slave = Some(slave.as_fd());
+        Self { stdin: slave, stdout: slave, stderr: slave }
+    }
+
+    fn all(&self) -> impl Iterator<Item = BorrowedFd<'a>> {
+        [self.stdin, self.stdout, self.stderr].into_iter().flatten()
+    }
+}
+
+/// Puts the streams in their places, as the user's. To be called when the container's root is the root.
+pub(super) fn set_streams(streams: &Streams<'_>, plan: &ProcessPlan) -> Done<()> {
+    let null = match streams.all().count() {
+        3 => None,
+        _ => Some(open_null().at(Step::Stdio)?),
+    };
+    for stream in streams.all() {
         give_to_user(stream, plan).at(Step::Stdio)?;
-        pty::put_at(stream, number).at(Step::Stdio)?;
     }
-    if terminal {
-        pty::make_controlling(streams.stdin).at(Step::Terminal)?;
+    let or_null = |stream: Option<BorrowedFd<'_>>, put: fn(BorrowedFd<'_>) -> rustix::io::Result<()>| {
+        let fd = stream.or(null.as_ref().map(AsFd::as_fd)).ok_or(Errno::BADF);
+        fd.and_then(put).on("dup2", "a standard stream").at(Step::Stdio)
+    };
+    or_null(streams.stdin, |fd| rustix::stdio::dup2_stdin(fd))?;
+    or_null(streams.stdout, |fd| rustix::stdio::dup2_stdout(fd))?;
+    or_null(streams.stderr, |fd| rustix::stdio::dup2_stderr(fd))
+}
+
+/// The container's own null device: the host's has a mode and an owner that a container could change by a descriptor of it.
+fn open_null() -> sys::Result<OwnedFd> {
+    let path = "/dev/null";
+    // Whatever else may be there must not hold this process up, nor become its terminal.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let null = Root::new(sys::mount::place("/")?).open(path, flags)?;
+    let stat = rustix::fs::fstat(&null).on("fstat", path)?;
+    let is_char = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
+    if !is_char || stat.st_rdev != rustix::fs::makedev(NULL.0, NULL.1) {
+        return Err(Errno::NODEV).on("open", format_args!("{path}, which is not the null device"));
     }
-    Ok(())
+    rustix::fs::fcntl_setfl(&null, OFlags::RDWR).on("fcntl(F_SETFL)", path)?;
+    Ok(null)
 }
 
 /// The user of the process owns its pipes and terminal, so that it can open /dev/stdout again, as programs do that log
-/// to that path. Anything else, such as /dev/null, is the host's and stays as it is.
+/// to that path.
 fn give_to_user(stream: BorrowedFd<'_>, plan: &ProcessPlan) -> sys::Result<()> {
     let stat = rustix::fs::fstat(stream).on("fstat", "a standard stream")?;
     let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
@@ -86,7 +117,7 @@ pub(super) fn enter_user_namespace(
     set_limits(plan, proc)?;
     let owner = userns.host_uid(plan.uid).ok_or(Errno::INVAL).on("user namespace, user", plan.uid);
     let owner = rustix::fs::Uid::from_raw(owner.at(Step::Credentials)?);
-    for stream in [streams.stdin, streams.stdout, streams.stderr] {
+    for stream in streams.all() {
         let stat = rustix::fs::fstat(stream).on("fstat", "a standard stream").at(Step::Stdio)?;
         if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo {
             let given = rustix::fs::fchown(stream, Some(owner), None);
@@ -108,9 +139,19 @@ fn set_limits(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
     for (index, limit) in plan.rlimits.iter().enumerate() {
-        security::set_rlimit(limit.resource, limit.soft, limit.hard).at_index(Step::Rlimit, index)?;
+        let set = match limit.resource {
+            // The process that is still to be cloned counts: it sets the limit itself, which lowering allows.
+            security::RLIMIT_NPROC => security::raise_hard_rlimit(limit.resource, limit.hard),
+            resource => security::set_rlimit(resource, limit.soft, limit.hard),
+        };
+        set.at_index(Step::Rlimit, index)?;
     }
     Ok(())
+}
+
+/// The limit of the user's processes, which is the last to be set.
+pub(super) fn processes(plan: &ProcessPlan) -> Option<&Rlimit> {
+    plan.rlimits.iter().rev().find(|limit| limit.resource == security::RLIMIT_NPROC)
 }
 
 pub(super) fn set_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
@@ -168,36 +209,8 @@ pub(super) fn change_to_cwd(plan: &ProcessPlan) -> Done<()> {
     change().at(Step::WorkingDirectory)
 }
 
-/// Loads the filter and becomes the program; comes back only with the failure.
-pub(super) fn become_program(plan: &ProcessPlan, filter: Option<Filter>, gate: &Gate) -> InitFailure {
-    let arguments = CStrings::new(&plan.args);
-    let environment = CStrings::new(&plan.env);
-    let candidates = candidates(plan);
-    default_signals();
-    let messenger = match filter.map(|filter| filter.load(gate)).transpose() {
-        Ok(messenger) => messenger.flatten(),
-        Err(failure) => return failure,
-    };
-    let mut worst = Errno::NOENT;
-    for path in &candidates {
-        match exec(path, &arguments, &environment) {
-            Errno::NOENT | Errno::NOTDIR => {}
-            // As execvp(3): the search goes on, and is remembered.
-            Errno::ACCESS => worst = Errno::ACCESS,
-            errno => {
-                worst = errno;
-                break;
-            }
-        }
-    }
-    if let Some(messenger) = messenger {
-        messenger.fail(worst);
-    }
-    exec_failure(worst.raw_os_error())
-}
-
 /// Where the program may be: its path, or its name in each folder of the plan's own PATH.
-fn candidates(plan: &ProcessPlan) -> Vec<String> {
+pub(super) fn candidates(plan: &ProcessPlan) -> Vec<String> {
     let Some(program) = plan.args.first() else { return Vec::new() };
     if program.is_empty() {
         return Vec::new();

@@ -1,15 +1,18 @@
 //! The way of a pod's pause: the namespaces that the pod's containers join.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 
-use super::{At, Descriptors, Done, Gate, seccomp};
+use super::container::{PAUSE_PROC, PAUSE_SHM};
+use super::{At, Descriptors, Done, Gate, MAPPED, seccomp};
 use crate::plan::{NamespaceSource, SandboxPlan};
 use crate::procfs::Proc;
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, FsContext};
-use crate::sys::process::{default_signals, exec_descriptor, namespace, unshare};
-use crate::sys::{self, Context, security};
+use crate::sys::namespaces::{self, Namespaces};
+use crate::sys::process::{default_signals, exec_descriptor};
+use crate::sys::spawn::SingleThread;
+use crate::sys::{self, Context, keys, security};
 use crate::wire::{InitFailure, Step};
 
 /// What a pause starts with.
@@ -27,27 +30,31 @@ pub struct Start<'a> {
     pub descriptors: Descriptors<'a>,
     /// To the keeper.
     pub gate: Gate,
+    /// This process can be cloned.
+    pub single: SingleThread,
 }
 
 /// The namespaces of a pause, for its clone.
 #[must_use]
-pub fn namespaces(plan: &SandboxPlan) -> u64 {
-    let users = if plan.userns.is_some() { namespace::USER } else { 0 };
-    [
-        (plan.net, namespace::NET),
-        (plan.ipc, namespace::IPC),
-        (plan.uts, namespace::UTS),
-        (plan.pid, namespace::PID),
-    ]
-    .iter()
-    .filter(|(source, _)| *source == NamespaceSource::New)
-    .fold(users, |all, (_, kind)| all | kind)
+pub fn namespaces_of(plan: &SandboxPlan) -> Namespaces {
+    let users = if plan.userns.is_some() { Namespaces::USER } else { Namespaces::NONE };
+    let others = [
+        (plan.net, Namespaces::NET),
+        (plan.ipc, Namespaces::IPC),
+        (plan.uts, Namespaces::UTS),
+        (plan.pid, Namespaces::PID),
+    ];
+    let new = others.iter().filter(|(source, _)| *source == NamespaceSource::New).map(|(_, kind)| *kind);
+    new.chain([users]).collect()
 }
 
 /// Walks the plan. Ends by exec, or by telling the failure.
 pub fn run(start: Start<'_>) -> ! {
-    let Start { plan, program, null, proc, descriptors, gate } = start;
+    let Start { plan, program, null, proc, descriptors, gate, single } = start;
     gate.enter(&plan.cgroup, descriptors);
+    if plan.userns.is_some() {
+        gate.wait_for(MAPPED);
+    }
     let filter = match seccomp::read(plan.seccomp.as_ref(), descriptors) {
         Ok(filter) => filter,
         Err(failure) => gate.fail(failure),
@@ -56,10 +63,10 @@ pub fn run(start: Start<'_>) -> ! {
         gate.fail(failure);
     }
     default_signals();
-    if let Some(Err(failure)) = filter.map(|filter| filter.load(&gate)) {
+    if let Some(Err(failure)) = filter.map(|filter| seccomp::load(&filter, &gate, single)) {
         gate.fail(failure);
     }
-    // Every descriptor of the keeper is closed on exec; the pause opens none.
+    // The keeper opens descriptors to be closed on exec, and has marked those that it was started with.
     let errno = exec_descriptor(program, "berth-pause");
     gate.fail(InitFailure {
         step: Step::Exec,
@@ -71,9 +78,10 @@ pub fn run(start: Start<'_>) -> ! {
 
 fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: Option<Proc>) -> Done<()> {
     rustix::process::setsid().on("setsid", "").at(Step::Stdio)?;
-    for number in 0..3 {
-        sys::pty::put_at(null, number).at(Step::Stdio)?;
-    }
+    rustix::stdio::dup2_stdin(null).on("dup2", "a standard stream").at(Step::Stdio)?;
+    rustix::stdio::dup2_stdout(null).on("dup2", "a standard stream").at(Step::Stdio)?;
+    rustix::stdio::dup2_stderr(null).on("dup2", "a standard stream").at(Step::Stdio)?;
+    keys::leave_session().at(Step::Keyring)?;
     let proc = match proc {
         Some(proc) => {
             // The ids are mapped by now; until here this process was nobody in its namespace.
@@ -99,31 +107,45 @@ fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: Option<Proc>) -> Done
     security::no_new_privs().at(Step::NoNewPrivs)
 }
 
-/// The pause's root is the pod's shared memory, and nothing else: its mount namespace holds no mount of the host, which
-/// could then not be taken off.
+/// The pause's root has nothing but what the pod's containers take from it: the pod's shared memory, and the procfs of
+/// processes that they share. No mount of the host is left in its mount namespace, where nobody could take it off.
 fn move_to_own_root(plan: &SandboxPlan) -> sys::Result<()> {
-    unshare(namespace::MOUNT)?;
+    namespaces::unshare(Namespaces::MOUNT)?;
     let host_root = mount::place("/")?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true)?;
+    let closed = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
     let context = FsContext::open("tmpfs")?;
-    let mut attributes = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-    match plan.shm_size {
-        Some(size) => {
-            context.set("source", Some("shm"))?;
-            context.set("mode", Some("1777"))?;
-            context.set("size", Some(&size.to_string()))?;
-            if let Some(label) = &plan.mount_label {
-                context.set("context", Some(label))?;
-            }
-        }
-        None => {
-            context.set("nr_inodes", Some("1"))?;
-            attributes |= ATTR_RDONLY;
-        }
+    context.set("nr_inodes", Some("3"))?;
+    context.set("size", Some("4k"))?;
+    let root = context.mount(closed)?;
+    mount::attach(root.as_fd(), host_root.as_fd())?;
+    if let Some(size) = plan.shm_size {
+        attach_below(root.as_fd(), PAUSE_SHM, shm(plan, size, closed)?.as_fd())?;
     }
-    let tree = context.mount(attributes)?;
-    mount::attach(tree.as_fd(), host_root.as_fd())?;
-    mount::pivot_to(tree.as_fd())?;
+    if plan.pid == NamespaceSource::New {
+        attach_below(root.as_fd(), PAUSE_PROC, FsContext::open("proc")?.mount(closed)?.as_fd())?;
+    }
+    mount::set_attributes(root.as_fd(), ATTR_RDONLY, 0, 0, false)?;
+    mount::pivot_to(root.as_fd())?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Ok(())
+}
+
+fn shm(plan: &SandboxPlan, size: u64, attributes: u64) -> sys::Result<OwnedFd> {
+    let context = FsContext::open("tmpfs")?;
+    context.set("source", Some("shm"))?;
+    context.set("mode", Some("1777"))?;
+    context.set("size", Some(&size.to_string()))?;
+    if let Some(label) = &plan.mount_label {
+        context.set("context", Some(label))?;
+    }
+    context.mount(attributes)
+}
+
+fn attach_below(root: BorrowedFd<'_>, path: &str, tree: BorrowedFd<'_>) -> sys::Result<()> {
+    let name = path.trim_start_matches('/');
+    rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o555)).on("mkdir", path)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let place = rustix::fs::openat(root, name, flags, Mode::empty()).on("open", path)?;
+    mount::attach(tree, place.as_fd())
 }

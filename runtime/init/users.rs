@@ -5,15 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::plan::UserNamespace;
 use crate::procfs::Proc;
 use crate::sys;
-use crate::sys::process::{clone_child, kill, namespace as kinds, wait};
+use crate::sys::process::{kill, wait};
+use crate::sys::spawn::SingleThread;
 
 /// Makes one with these ids. A process must be in it until it is open (namespaces(7), "Namespace lifetime").
-pub(super) fn namespace(ids: &UserNamespace) -> sys::Result<OwnedFd> {
-    let holder = clone_child(kinds::USER, None, || {
-        loop {
-            rustix::event::pause();
-        }
-    })?;
+pub(super) fn namespace(ids: &UserNamespace, single: &SingleThread) -> sys::Result<OwnedFd> {
+    let holder = single.holder_of_users()?;
     let made = map_and_open(holder.pid, ids);
     kill(holder.pidfd.as_fd());
     wait(holder.pidfd.as_fd())?;

@@ -2,15 +2,17 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use berth_runtime::init::container::Joined;
 use berth_runtime::init::{Descriptors, START};
 use berth_runtime::plan::{ContainerPlan, ExecPlan, PidNamespace, SandboxPlan};
-use berth_runtime::sys::process;
+use berth_runtime::sys::{self, process};
 use berth_runtime::wire::{Call, ContainerSnapshot, Failure, Outcome, PROTOCOL, Snapshot};
 
-use crate::container::{Container, Joined, State};
+use crate::container::{Container, State};
 use crate::exec::Exec;
 use crate::keeper::{Keeper, Origin, system, vanished};
 use crate::pause::Pause;
+use crate::spawn::Spawned;
 use crate::watch::Watched;
 
 pub(crate) type Answer = Result<Outcome, Failure>;
@@ -69,16 +71,11 @@ impl Keeper {
         if self.pause.is_some() {
             return Err(state("the pause", "started already"));
         }
-        let pause = Pause::start(
-            plan,
-            Descriptors(descriptors),
-            &self.pause_program,
-            &self.null,
-            &self.own_pids,
-            origin,
-        );
+        let pause =
+            Pause::start(plan, Descriptors(descriptors), &self.pause_program, &self.null, origin);
         let pause = pause.map_err(|error| system(&error))?;
-        self.watch.add(pause.child.gate.as_fd(), Watched::PauseGate).map_err(|error| system(&error))?;
+        let watched = self.watch.add(pause.child.gate.as_fd(), Watched::PauseGate);
+        watched.map_err(|error| given_up(&pause.child, &error))?;
         self.pause = Some(pause);
         Ok(())
     }
@@ -114,7 +111,7 @@ impl Keeper {
             return Err(state(&format!("container {id}"), "created already"));
         }
         let pause = self.pause.as_ref();
-        let pids_of = match &plan.pid {
+        let processes_of = match &plan.pid {
             PidNamespace::New | PidNamespace::Host => None,
             PidNamespace::Pod => match pause {
                 Some(pause) if pause.shares_pids => Some(pause.child.pidfd.as_fd()),
@@ -123,21 +120,15 @@ impl Keeper {
             },
             PidNamespace::Container(target) => Some(self.running(target)?.child.pidfd.as_fd()),
         };
-        let container = Container::create(
-            plan,
-            Descriptors(descriptors),
-            folder,
-            Joined {
-                pids_of,
-                pause: pause.map(|pause| pause.child.pidfd.as_fd()),
-                userns: pause.and_then(|pause| pause.userns.as_ref()).map(AsFd::as_fd),
-            },
-            &self.own_pids,
-            origin,
-        );
+        let joined = Joined {
+            pause: pause.map(|pause| pause.child.pidfd.as_fd()),
+            userns: pause.and_then(|pause| pause.userns.as_ref()).map(AsFd::as_fd),
+            processes_of,
+        };
+        let container = Container::create(plan, Descriptors(descriptors), folder, joined, origin);
         let container = container.map_err(|error| system(&error))?;
         let watched = self.watch.add(container.child.gate.as_fd(), Watched::ContainerGate(id.clone()));
-        watched.map_err(|error| system(&error))?;
+        watched.map_err(|error| given_up(&container.child, &error))?;
         self.containers.insert(id, container);
         Ok(())
     }
@@ -186,13 +177,11 @@ impl Keeper {
         if self.execs.contains_key(&id) {
             return Err(state(&format!("exec {id}"), "started already"));
         }
-        let init = self.running(container)?.child.pidfd.as_fd();
-        let descriptors = Descriptors(descriptors);
-        let exec = Exec::start(plan, container, descriptors, init, &self.null, &self.own_pids, origin);
+        let target = self.running(container)?;
+        let exec = Exec::start(plan, container, target, Descriptors(descriptors), origin);
         let exec = exec.map_err(|error| system(&error))?;
-        self.watch
-            .add(exec.child.gate.as_fd(), Watched::ExecGate(id.clone()))
-            .map_err(|error| system(&error))?;
+        let watched = self.watch.add(exec.child.gate.as_fd(), Watched::ExecGate(id.clone()));
+        watched.map_err(|error| given_up(&exec.child, &error))?;
         self.execs.insert(id, exec);
         Ok(())
     }
@@ -234,6 +223,12 @@ impl Keeper {
         self.over = true;
         Ok(Outcome::Done)
     }
+}
+
+/// A child that cannot be watched is killed.
+fn given_up(child: &Spawned, error: &sys::Error) -> Failure {
+    process::kill(child.pidfd.as_fd());
+    system(error)
 }
 
 pub(crate) fn not_found(what: &str) -> Failure {

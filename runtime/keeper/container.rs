@@ -1,13 +1,15 @@
 //! A container: its first process, its streams and how it ends.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use berth_runtime::init::{Descriptors, container};
+use berth_runtime::init::container::{self, Joined};
+use berth_runtime::init::{Descriptors, Streams};
 use berth_runtime::plan::{ContainerPlan, PidNamespace, SeccompListener};
-use berth_runtime::sys::process::{Ended, namespace};
+use berth_runtime::sys::keys::KeyringName;
+use berth_runtime::sys::namespaces::Namespaces;
+use berth_runtime::sys::process::Ended;
 use berth_runtime::sys::{self, Context};
 use berth_runtime::wire::{ExitRecord, InitFailure, Phase};
-use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::attach::{Client, Input};
@@ -60,26 +62,19 @@ pub(crate) struct Container {
     tty: bool,
     pub(crate) folder: String,
     oom: Option<OwnedFd>,
+    /// The session keyring of its processes.
+    pub(crate) keyring: KeyringName,
     /// Who answers for its system calls, where its filter hands some over.
     pub(crate) supervisor: Option<SeccompListener>,
 }
 
-/// The ends of a container's standard streams: the child's and the keeper's.
-struct Streams {
-    child: [OwnedFd; 3],
+/// The ends of a container's standard streams: the child's and the keeper's. With a terminal there are none, until it has
+/// come.
+#[derive(Default)]
+struct Ends {
+    child: [Option<OwnedFd>; 3],
     stdin: Option<OwnedFd>,
     outputs: [Option<Output>; 2],
-}
-
-/// What a container shares with others.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Joined<'a> {
-    /// A process whose process namespace is taken.
-    pub(crate) pids_of: Option<BorrowedFd<'a>>,
-    /// The pause, whose other namespaces are.
-    pub(crate) pause: Option<BorrowedFd<'a>>,
-    /// The pod's user namespace, where it has one.
-    pub(crate) userns: Option<BorrowedFd<'a>>,
 }
 
 impl Container {
@@ -89,68 +84,59 @@ impl Container {
         descriptors: Descriptors<'_>,
         folder: String,
         joined: Joined<'_>,
-        own_pids: &OwnedFd,
         origin: Origin,
     ) -> sys::Result<Self> {
-        let Joined { pids_of, pause, userns } = joined;
         let log = Log::open(plan.stdio.log_path.clone())?;
-        let streams = Streams::open(plan)?;
+        let ends = Ends::open(plan)?;
+        let keyring = KeyringName::new()?;
         let oom = plan.cgroup.oom.map(|slot| descriptors.get(slot)).transpose()?;
         let oom = oom.map(|fd| fd.try_clone_to_owned().on("dup", "")).transpose()?;
         let place = Place {
             // In a user namespace the first process clones another one there, whose process namespace belongs to it.
             namespaces: match (&plan.pid, &plan.userns) {
-                (PidNamespace::New, None) => namespace::PID,
-                _ => 0,
+                (PidNamespace::New, None) => Namespaces::PID,
+                _ => Namespaces::NONE,
             },
-            pids_of,
-            own_pids: own_pids.as_fd(),
             cgroup: &plan.cgroup,
             userns: None,
             oom_score_adj: None,
             descriptors,
         };
-        let [stdin, stdout, stderr] = &streams.child;
-        let child = spawn(place, |gate| {
-            let streams = berth_runtime::init::Streams {
-                stdin: stdin.as_fd(),
-                stdout: stdout.as_fd(),
-                stderr: stderr.as_fd(),
-            };
-            container::run(container::Start { plan, descriptors, pause, userns, streams, gate })
+        let [stdin, stdout, stderr] = ends.child.each_ref().map(|end| end.as_ref().map(AsFd::as_fd));
+        let child = spawn(place, |gate, single| {
+            let streams = Streams { stdin, stdout, stderr };
+            let keyring = &keyring;
+            container::run(container::Start { plan, descriptors, joined, keyring, streams, gate, single })
         })?;
         Ok(Self {
             child,
             state: State::Creating(origin),
             log,
-            outputs: streams.outputs,
-            input: Input::new(streams.stdin, plan.stdio.stdin_once),
+            outputs: ends.outputs,
+            input: Input::new(ends.stdin, plan.stdio.stdin_once),
             stdin: plan.stdio.stdin,
             clients: Vec::new(),
             terminal: None,
             tty: plan.stdio.tty,
             folder,
             oom,
+            keyring,
             supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
         })
     }
 
-    /// The terminal's master has come: its output is the container's only stream.
+    /// The terminal's master has come: its output is the container's only stream. Others may get hold of the socket of a
+    /// first process that has moved: what comes after the first is not from it.
     pub(crate) fn take_terminal(&mut self, master: OwnedFd) -> sys::Result<()> {
         if !self.tty {
             return Ok(());
         }
+        self.tty = false;
         rustix::io::ioctl_fionbio(&master, true).on("ioctl(FIONBIO)", "")?;
         self.terminal = Some(master.try_clone().on("dup", "")?);
         self.input.fd = self.stdin.then(|| master.try_clone().on("dup", "")).transpose()?;
         self.outputs = [Some(Output { fd: master, lines: Lines::new(Stream::Stdout) }), None];
         Ok(())
-    }
-
-    /// Another process goes on as the first one.
-    pub(crate) fn moved(&mut self, pid: i32, pidfd: OwnedFd) {
-        self.child.pid = pid;
-        self.child.pidfd = pidfd;
     }
 
     /// How far it is, for a daemon that comes (back).
@@ -213,26 +199,22 @@ impl Container {
     }
 }
 
-impl Streams {
+impl Ends {
     fn open(plan: &ContainerPlan) -> sys::Result<Self> {
-        let null = || {
-            let flags = OFlags::RDWR | OFlags::CLOEXEC;
-            rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty()).on("open", "/dev/null")
-        };
         if plan.stdio.tty {
-            // Until the terminal is there.
-            return Ok(Self { child: [null()?, null()?, null()?], stdin: None, outputs: [None, None] });
+            return Ok(Self::default());
         }
         let (stdin, held) = if plan.stdio.stdin {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).on("pipe2", "stdin")?;
             rustix::io::ioctl_fionbio(&write, true).on("ioctl(FIONBIO)", "")?;
-            (read, Some(write))
+            (Some(read), Some(write))
         } else {
-            (null()?, None)
+            (None, None)
         };
         let (stdout, out) = output_pipe(Stream::Stdout)?;
         let (stderr, err) = output_pipe(Stream::Stderr)?;
-        Ok(Self { child: [stdin, stdout, stderr], stdin: held, outputs: [Some(out), Some(err)] })
+        let child = [stdin, Some(stdout), Some(stderr)];
+        Ok(Self { child, stdin: held, outputs: [Some(out), Some(err)] })
     }
 }
 

@@ -1,11 +1,12 @@
 //! A further process in a container. Its output goes to whoever asked for it, not through the keeper.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, Streams, exec};
 use berth_runtime::plan::{ExecPlan, FdSlot, SeccompListener};
-use berth_runtime::sys;
+use berth_runtime::sys::{self, namespaces::Namespaces};
 
+use crate::container::Container;
 use crate::keeper::Origin;
 use crate::spawn::{Place, Spawned, spawn};
 
@@ -15,6 +16,8 @@ pub(crate) struct Exec {
     pub(crate) child: Spawned,
     /// Who waits for the start.
     pub(crate) starting: Option<Origin>,
+    /// A terminal is expected.
+    tty: bool,
     /// The terminal's master, until it is sent with the answer.
     pub(crate) master: Option<OwnedFd>,
     /// The container it is in.
@@ -27,38 +30,43 @@ impl Exec {
     /// Clones it.
     pub(crate) fn start(
         plan: &ExecPlan,
-        container: &str,
+        id: &str,
+        container: &Container,
         descriptors: Descriptors<'_>,
-        init: BorrowedFd<'_>,
-        null: &OwnedFd,
-        own_pids: &OwnedFd,
         origin: Origin,
     ) -> sys::Result<Self> {
         let place = Place {
-            namespaces: 0,
-            pids_of: Some(init),
-            own_pids: own_pids.as_fd(),
+            namespaces: Namespaces::NONE,
             cgroup: &plan.cgroup,
             userns: None,
             oom_score_adj: None,
             descriptors,
         };
-        let stream = |slot: Option<FdSlot>| match slot {
-            Some(slot) => descriptors.get(slot),
-            None => Ok(null.as_fd()),
-        };
+        let stream = |slot: Option<FdSlot>| slot.map(|slot| descriptors.get(slot)).transpose();
         let streams = Streams {
             stdin: stream(plan.stdin)?,
             stdout: stream(plan.stdout)?,
             stderr: stream(plan.stderr)?,
         };
-        let child = spawn(place, |gate| exec::run(exec::Start { plan, descriptors, init, streams, gate }))?;
+        let (init, keyring) = (container.child.pidfd.as_fd(), &container.keyring);
+        let child = spawn(place, |gate, single| {
+            exec::run(exec::Start { plan, descriptors, init, keyring, streams, gate, single })
+        })?;
         Ok(Self {
             child,
             starting: Some(origin),
+            tty: plan.tty,
             master: None,
-            container: container.to_owned(),
+            container: id.to_owned(),
             supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
         })
+    }
+    /// The terminal's master has come. Others may get hold of the socket of a child that has moved: what comes after the
+    /// first is not from the child.
+    pub(crate) fn take_terminal(&mut self, master: OwnedFd) {
+        if self.tty {
+            self.tty = false;
+            self.master = Some(master);
+        }
     }
 }

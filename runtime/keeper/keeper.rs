@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_runtime::sys::{self, Context, process};
+use berth_runtime::sys::{self, process};
 use berth_runtime::wire::transport::{RECORD, Report};
 use berth_runtime::wire::{Event, Failure, InitFailure, Message, Outcome, Step};
 use rustix::event::epoll::EventFlags;
-use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::connection::{Connection, Incoming};
@@ -34,7 +33,6 @@ pub(crate) struct Keeper {
     children: OwnedFd,
     pub(crate) pause_program: OwnedFd,
     pub(crate) null: OwnedFd,
-    pub(crate) own_pids: OwnedFd,
     next_connection: u64,
     connections: BTreeMap<u64, Connection>,
     pub(crate) pause: Option<Pause>,
@@ -47,16 +45,12 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     pub(crate) fn new(listener: OwnedFd, pause_program: OwnedFd, null: OwnedFd) -> sys::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let own_pids = rustix::fs::openat(CWD, "/proc/self/ns/pid", flags, Mode::empty())
-            .on("open", "/proc/self/ns/pid")?;
         let mut keeper = Self {
             watch: Watch::new()?,
             children: process::child_signals()?,
             listener,
             pause_program,
             null,
-            own_pids,
             next_connection: 1,
             connections: BTreeMap::new(),
             pause: None,
@@ -91,8 +85,8 @@ impl Keeper {
             Watched::Children => self.reap(),
             Watched::Connection(id) => self.serve(id, flags),
             Watched::PauseGate => self.pause_gate(),
-            Watched::ContainerGate(id) => self.container_gate(&id),
-            Watched::ExecGate(id) => self.exec_gate(&id),
+            Watched::ContainerGate(id) => drop(self.container_gate(&id)),
+            Watched::ExecGate(id) => drop(self.exec_gate(&id)),
             Watched::Output(id, place) => self.output(&id, place),
             Watched::Input(id) => self.feed(&id),
             Watched::Client(id, client, part) => self.client(&id, &client, part),
@@ -193,19 +187,27 @@ impl Keeper {
         }
     }
 
-    fn container_gate(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        let Some(news) = news_of(container.child.gate.as_fd()) else { return };
+    /// Takes one report of a container's first process; whether there was one.
+    fn container_gate(&mut self, id: &str) -> bool {
+        let Some(container) = self.containers.get_mut(id) else { return false };
+        let Some(news) = news_of(container.child.gate.as_fd()) else { return false };
         match (&container.state, news) {
-            (State::Creating(origin), News::Report(Report::Ready, master)) => {
+            (State::Creating(origin), News::Report(Report::Ready, _)) => {
                 let origin = *origin;
                 container.state = State::Created;
-                let result = self.reached_gate(id, master);
+                let result = self.reached_gate(id);
                 let descriptors = self.pidfd_of(id);
                 self.answer(origin, result, descriptors);
             }
-            (State::Creating(_), News::Report(Report::Moved { pid }, Some(pidfd))) => {
-                container.moved(pid, pidfd);
+            (State::Creating(_), News::Report(Report::Terminal, Some(master))) => {
+                if let Err(error) = container.take_terminal(master) {
+                    self.give_up_container(id, system(&error));
+                }
+            }
+            (State::Creating(_), News::Report(Report::Moved { pid }, _)) => {
+                if let Err(error) = container.child.moved(pid) {
+                    self.give_up_container(id, system(&error));
+                }
             }
             (State::Starting(_), News::Report(Report::Listener, Some(descriptor))) => {
                 self.supervise_container(id, &descriptor);
@@ -216,22 +218,27 @@ impl Keeper {
                 self.close_gate(id);
                 self.answer(origin, Ok(Outcome::Started { at }), Vec::new());
             }
-            (State::Creating(origin) | State::Starting(origin), news) => {
-                let origin = *origin;
-                let failure = match news {
-                    News::Report(report, _) => failure_of(report),
-                    News::End => vanished(),
-                };
-                let told = match &failure {
-                    Failure::Init(failure) => Some(failure.clone()),
-                    _ => None,
-                };
-                container.state = State::Failed(told);
-                self.close_gate(id);
-                self.answer(origin, Err(failure), Vec::new());
+            (State::Creating(_) | State::Starting(_), News::Report(report, _)) => {
+                self.give_up_container(id, failure_of(report));
             }
+            (State::Creating(_), News::End) => self.give_up_container(id, vanished()),
             _ => self.close_gate(id),
         }
+        true
+    }
+
+    /// Nothing more is expected of a first process: whoever waits for it is told why, and it is killed if it still lives.
+    fn give_up_container(&mut self, id: &str, failure: Failure) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let (State::Creating(origin) | State::Starting(origin)) = container.state else { return };
+        let told = match &failure {
+            Failure::Init(failure) => Some(failure.clone()),
+            _ => None,
+        };
+        container.state = State::Failed(told);
+        process::kill(container.child.pidfd.as_fd());
+        self.close_gate(id);
+        self.answer(origin, Err(failure), Vec::new());
     }
 
     fn close_gate(&mut self, id: &str) {
@@ -240,11 +247,8 @@ impl Keeper {
         }
     }
 
-    fn reached_gate(&mut self, id: &str, master: Option<OwnedFd>) -> Result<Outcome, Failure> {
-        let Some(container) = self.containers.get_mut(id) else { return Err(vanished()) };
-        if let Some(master) = master {
-            container.take_terminal(master).map_err(|error| system(&error))?;
-        }
+    fn reached_gate(&mut self, id: &str) -> Result<Outcome, Failure> {
+        let Some(container) = self.containers.get(id) else { return Err(vanished()) };
         let pid = container.child.pid;
         self.watch_outputs(id).map_err(|error| system(&error))?;
         Ok(Outcome::Created { pid })
@@ -254,26 +258,40 @@ impl Keeper {
         self.containers.get(id).and_then(|c| c.child.pidfd.try_clone().ok()).into_iter().collect()
     }
 
-    fn exec_gate(&mut self, id: &str) {
+    /// Takes one report of a further process; whether there was one.
+    fn exec_gate(&mut self, id: &str) -> bool {
+        let Some(exec) = self.execs.get_mut(id) else { return false };
+        let Some(news) = news_of(exec.child.gate.as_fd()) else { return false };
+        match news {
+            News::Report(Report::Terminal, Some(master)) => exec.take_terminal(master),
+            News::Report(Report::Moved { pid }, _) => {
+                if let Err(error) = exec.child.moved(pid) {
+                    self.exec_started(id, Err(system(&error)));
+                }
+            }
+            News::Report(Report::Listener, Some(descriptor)) => self.supervise_exec(id, &descriptor),
+            News::Report(report, _) => self.exec_started(id, Err(failure_of(report))),
+            News::End => self.exec_started(id, Ok(())),
+        }
+        true
+    }
+
+    /// A further process runs its command, or never will: then it is killed if it still lives.
+    fn exec_started(&mut self, id: &str, started: Result<(), Failure>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
-        let Some(news) = news_of(exec.child.gate.as_fd()) else { return };
-        if let News::Report(Report::Ready, master) = news {
-            exec.master = master;
-            return;
-        }
-        if let News::Report(Report::Listener, Some(descriptor)) = news {
-            return self.supervise_exec(id, &descriptor);
-        }
         let (pid, origin, master) = (exec.child.pid, exec.starting.take(), exec.master.take());
         let pidfd = exec.child.pidfd.try_clone().ok();
+        if started.is_err() {
+            process::kill(exec.child.pidfd.as_fd());
+        }
         self.watch.remove(exec.child.gate.as_fd(), &Watched::ExecGate(id.to_owned()));
         let Some(origin) = origin else { return };
-        match news {
-            News::End => {
+        match started {
+            Ok(()) => {
                 let descriptors = pidfd.into_iter().chain(master).collect();
                 self.answer(origin, Ok(Outcome::ExecStarted { pid }), descriptors);
             }
-            News::Report(report, _) => self.answer(origin, Err(failure_of(report)), Vec::new()),
+            Err(failure) => self.answer(origin, Err(failure), Vec::new()),
         }
     }
 
@@ -288,16 +306,39 @@ impl Keeper {
     }
 
     fn child_ended(&mut self, pid: i32) {
-        if self.pause.as_ref().is_some_and(|pause| pause.child.pid == pid) {
-            return self.pause_ended();
+        let child = self.child_of(pid).or_else(|| {
+            // One that has gone on in the place of another may have ended before that was heard.
+            self.hear_gates();
+            self.child_of(pid)
+        });
+        match child {
+            Some(Watched::PauseGate) => self.pause_ended(),
+            Some(Watched::ContainerGate(id)) => self.container_ended(&id, pid),
+            Some(Watched::ExecGate(id)) => self.exec_ended(&id, pid),
+            _ => {}
         }
-        let container = self.containers.iter().find(|(_, c)| c.child.pid == pid).map(|(id, _)| id.clone());
-        if let Some(id) = container {
-            return self.container_ended(&id, pid);
+    }
+
+    /// What a child is, by its gate.
+    fn child_of(&self, pid: i32) -> Option<Watched> {
+        let pause = self.pause.iter().filter(|pause| pause.child.pid == pid).map(|_| Watched::PauseGate);
+        let container = self.containers.iter().filter(|(_, container)| container.child.pid == pid);
+        let exec = self.execs.iter().filter(|(_, exec)| exec.child.pid == pid);
+        pause
+            .chain(container.map(|(id, _)| Watched::ContainerGate(id.clone())))
+            .chain(exec.map(|(id, _)| Watched::ExecGate(id.clone())))
+            .next()
+    }
+
+    /// Takes everything that children on their way have told.
+    fn hear_gates(&mut self) {
+        let creating = self.containers.iter().filter(|(_, c)| matches!(c.state, State::Creating(_)));
+        for id in creating.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            while self.container_gate(&id) {}
         }
-        let exec = self.execs.iter().find(|(_, e)| e.child.pid == pid).map(|(id, _)| id.clone());
-        if let Some(id) = exec {
-            self.exec_ended(&id);
+        let starting = self.execs.iter().filter(|(_, exec)| exec.starting.is_some());
+        for id in starting.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            while self.watch.has(&Watched::ExecGate(id.clone())) && self.exec_gate(&id) {}
         }
     }
 
@@ -314,17 +355,15 @@ impl Keeper {
 
     fn container_ended(&mut self, id: &str, pid: i32) {
         // It may have told before that another process goes on.
-        if self.watch.has(&Watched::ContainerGate(id.to_owned())) {
-            self.container_gate(id);
-        }
+        let gate = Watched::ContainerGate(id.to_owned());
+        while self.watch.has(&gate) && self.container_gate(id) {}
         let Some(container) = self.containers.get(id) else { return };
         if matches!(container.state, State::Exited(_)) || container.child.pid != pid {
             return;
         }
         let Ok(Some(ended)) = process::reap(container.child.pidfd.as_fd()) else { return };
-        while self.watch.has(&Watched::ContainerGate(id.to_owned())) {
-            self.container_gate(id);
-        }
+        self.give_up_container(id, vanished());
+        self.close_gate(id);
         self.drain(id);
         self.let_all_go(id);
         let Some(container) = self.containers.get_mut(id) else { return };
@@ -333,11 +372,14 @@ impl Keeper {
         self.tell(&Event::Exited { container: id.to_owned(), record });
     }
 
-    fn exec_ended(&mut self, id: &str) {
-        let Some(exec) = self.execs.get(id) else { return };
+    fn exec_ended(&mut self, id: &str, pid: i32) {
+        // It may have told before that another process goes on.
+        let gate = Watched::ExecGate(id.to_owned());
+        while self.watch.has(&gate) && self.exec_gate(id) {}
+        let Some(exec) = self.execs.get(id).filter(|exec| exec.child.pid == pid) else { return };
         let Ok(Some(ended)) = process::reap(exec.child.pidfd.as_fd()) else { return };
-        while self.watch.has(&Watched::ExecGate(id.to_owned())) {
-            self.exec_gate(id);
+        if self.watch.has(&gate) {
+            self.exec_started(id, Err(vanished()));
         }
         self.execs.remove(id);
         self.tell(&Event::ExecExited { exec: id.to_owned(), code: ended.code() });
@@ -376,7 +418,7 @@ fn news_of(gate: BorrowedFd<'_>) -> Option<News> {
 fn failure_of(report: Report) -> Failure {
     match report {
         Report::Failed(failure) => Failure::Init(failure),
-        Report::Ready | Report::Listener | Report::Moved { .. } => vanished(),
+        Report::Ready | Report::Terminal | Report::Listener | Report::Moved { .. } => vanished(),
     }
 }
 

@@ -27,11 +27,11 @@ mod stamp;
 mod supervisor;
 mod watch;
 
-use std::os::fd::AsFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use berth_runtime::procfs::Proc;
-use berth_runtime::sys::{self, process, pty, security};
+use berth_runtime::sys::{self, keys, memory, process, security};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::keeper::Keeper;
@@ -54,13 +54,18 @@ fn main() -> ExitCode {
 
 fn start() -> sys::Result<Keeper> {
     use sys::Context;
-    let listener = process::inherited(0)?;
-    let pause_program = process::inherited(1)?;
+    // A child of the keeper starts with a copy of its memory, and may be traced by a container before its exec: the
+    // environment of another container must not be in it.
+    memory::wipe_what_is_freed();
+    let listener = above_streams(rustix::stdio::stdin())?;
+    let pause_program = above_streams(rustix::stdio::stdout())?;
+    // Nothing that whoever started the daemon had open goes on to a pause or a container.
+    process::close_on_exec_from(3)?;
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let null = rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty()).on("open", "/dev/null")?;
-    for number in 0..2 {
-        pty::put_at(null.as_fd(), number)?;
-    }
+    rustix::stdio::dup2_stdin(&null).on("dup2", "/dev/null")?;
+    rustix::stdio::dup2_stdout(&null).on("dup2", "/dev/null")?;
+    keys::leave_session()?;
     process::ignore_signals(&IGNORED);
     rustix::process::setsid().on("setsid", "")?;
     rustix::process::chdir("/").on("chdir", "/")?;
@@ -70,6 +75,12 @@ fn start() -> sys::Result<Keeper> {
     // Without CAP_SYS_RESOURCE the score cannot go down: then it stays what the daemon has.
     let _kept = Proc::mount().and_then(|proc| proc.write("self/oom_score_adj", OOM_SCORE_ADJ));
     Keeper::new(listener, pause_program, null)
+}
+
+/// The same file by a descriptor that is no standard stream.
+fn above_streams(fd: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+    use sys::Context;
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).on("fcntl(F_DUPFD_CLOEXEC)", "a standard stream")
 }
 
 /// A line in the keeper's own log.

@@ -34,20 +34,17 @@ impl Pause {
         descriptors: Descriptors<'_>,
         program: &OwnedFd,
         null: &OwnedFd,
-        own_pids: &OwnedFd,
         origin: Origin,
     ) -> sys::Result<Self> {
         let place = Place {
-            namespaces: sandbox::namespaces(plan),
-            pids_of: None,
-            own_pids: own_pids.as_fd(),
+            namespaces: sandbox::namespaces_of(plan),
             cgroup: &plan.cgroup,
             userns: plan.userns.as_ref(),
             oom_score_adj: plan.oom_score_adj,
             descriptors,
         };
         let proc = plan.userns.as_ref().map(|_| Proc::mount()).transpose()?;
-        let child = spawn(place, |gate| {
+        let child = spawn(place, |gate, single| {
             sandbox::run(sandbox::Start {
                 plan,
                 program: program.as_fd(),
@@ -55,6 +52,7 @@ impl Pause {
                 proc,
                 descriptors,
                 gate,
+                single,
             })
         })?;
         let netns = namespace_of(&child, "net")?;

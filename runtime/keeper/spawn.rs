@@ -1,11 +1,12 @@
-//! Cloning a child: into its process namespace and its cgroup, with a socket between it and the keeper.
+//! Cloning a child into its cgroup, with a socket between it and the keeper.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, Gate, MAPPED};
 use berth_runtime::plan::{CgroupJoin, UserNamespace};
-use berth_runtime::sys::process::{self, Child, clone_child, namespace};
-use berth_runtime::sys::{self, Context};
+use berth_runtime::sys::namespaces::Namespaces;
+use berth_runtime::sys::spawn::{Child, SingleThread, spawn as clone};
+use berth_runtime::sys::{self, Context, process};
 use rustix::fs::{CWD, Mode, OFlags};
 
 /// A child on its way.
@@ -15,17 +16,31 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// The keeper's end of the socket.
     pub(crate) gate: OwnedFd,
+    /// The child that was cloned first has ended; another goes on, where a container may have got hold of its socket.
+    moved: bool,
+}
+
+impl Spawned {
+    /// Another child of this process goes on: that happens once. What the child tells is true until it has moved.
+    ///
+    /// # Errors
+    /// The process is no child of the keeper, or the child has moved before.
+    pub(crate) fn moved(&mut self, pid: i32) -> sys::Result<()> {
+        if self.moved {
+            return Err(rustix::io::Errno::ALREADY).on("follow", format_args!("process {pid}"));
+        }
+        self.pidfd = process::child(pid)?;
+        self.pid = pid;
+        self.moved = true;
+        Ok(())
+    }
 }
 
 /// Where a child is to live.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
-    /// New namespaces (`namespace::*`).
-    pub(crate) namespaces: u64,
-    /// A process whose process namespace is taken.
-    pub(crate) pids_of: Option<BorrowedFd<'a>>,
-    /// The keeper's own process namespace.
-    pub(crate) own_pids: BorrowedFd<'a>,
+    /// New namespaces.
+    pub(crate) namespaces: Namespaces,
     /// Its cgroup.
     pub(crate) cgroup: &'a CgroupJoin,
     /// The ids of the user namespace that is among the new ones.
@@ -40,36 +55,26 @@ pub(crate) struct Place<'a> {
 ///
 /// # Errors
 /// A system call failed; there is no child then.
-pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate)) -> sys::Result<Spawned> {
-    let (ours, theirs) = sys::socket::pair()?;
+pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate, SingleThread)) -> sys::Result<Spawned> {
     let cgroup = place.cgroup.directory.map(|slot| place.descriptors.get(slot)).transpose()?;
-    if let Some(process) = place.pids_of {
-        // Only children that are cloned from now on are in it (setns(2), CLONE_NEWPID).
-        process::join_namespaces_of(process, namespace::PID)?;
-    }
-    // In the child the keeper's end must not stay open: its end is how the keeper notices that the child is gone.
-    let keepers_end = ours.as_fd();
-    let child = clone_child(place.namespaces, cgroup, || {
-        let _closed = sys::process::close(keepers_end);
-        run(Gate::new(theirs));
-    });
-    if place.pids_of.is_some() {
-        process::join_namespace(place.own_pids, namespace::PID)?;
-    }
-    let Child { pid, pidfd } = child?;
-    if let Err(error) = map_ids(&place, pid).and_then(|()| let_go(ours.as_fd())) {
+    let (child, gate) = clone(place.namespaces, cgroup, |socket, single| run(Gate::new(socket), single))?;
+    let Child { pid, pidfd } = child;
+    let ready = match place.userns {
+        Some(userns) => map_ids(userns, place.oom_score_adj, pid).and_then(|()| let_go(gate.as_fd())),
+        None => Ok(()),
+    };
+    let ready = ready.and_then(|()| rustix::io::ioctl_fionbio(&gate, true).on("ioctl(FIONBIO)", ""));
+    if let Err(error) = ready {
         process::kill(pidfd.as_fd());
         return Err(error);
     }
-    rustix::io::ioctl_fionbio(&ours, true).on("ioctl(FIONBIO)", "")?;
-    Ok(Spawned { pid, pidfd, gate: ours })
+    Ok(Spawned { pid, pidfd, gate, moved: false })
 }
 
 /// Only a process outside may map any ids (user_namespaces(7), "Defining user and group ID mappings").
-fn map_ids(place: &Place<'_>, pid: i32) -> sys::Result<()> {
-    let Some(userns) = place.userns else { return Ok(()) };
+fn map_ids(userns: &UserNamespace, oom_score_adj: Option<i32>, pid: i32) -> sys::Result<()> {
     let lines = UserNamespace::lines;
-    let score = place.oom_score_adj.map(|score| ("oom_score_adj", score.to_string()));
+    let score = oom_score_adj.map(|score| ("oom_score_adj", score.to_string()));
     let files = [("uid_map", lines(&userns.uids)), ("gid_map", lines(&userns.gids))];
     for (name, text) in files.into_iter().chain(score) {
         let path = format!("/proc/{pid}/{name}");

@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use crate::path::Root;
 use crate::sys::fs::descriptor_path;
 use crate::sys::mount::{FsContext, attach, clone_descriptor, clone_path, idmap, place};
-use crate::sys::process::{namespace, unshare};
+use crate::sys::namespaces::unshare_mounts_of_thread;
 use crate::sys::{Context, Error, Result};
 
 /// An overlay over `lower`, the topmost layer first. Without `upper` and `work` it is read-only. For a user namespace the
@@ -93,7 +93,7 @@ const SCRATCH: &str = "/sys";
 /// Runs `work` in a mount namespace that one thread has for this one moment, and from which nothing comes out.
 fn in_own_namespace(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
     let inside = || {
-        unshare(namespace::MOUNT | FS)?;
+        unshare_mounts_of_thread()?;
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", private).on("mount", "/ as private")?;
         work()
@@ -207,9 +207,6 @@ impl Layers {
         options
     }
 }
-
-/// `CLONE_FS`: a thread that shares its root and working folder with others cannot leave their mount namespace.
-const FS: u64 = 0x200;
 
 fn invalid(object: &str) -> Error {
     Error { call: "mount", object: object.to_owned(), errno: Errno::INVAL }

@@ -21,6 +21,7 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag
 pub use cache::Cache;
 
 use crate::sys;
+use crate::sys::spawn::SIBLING_FLAGS;
 
 /// The most instructions that the kernel takes (`BPF_MAXINSNS`).
 const MOST_INSTRUCTIONS: usize = 4096;
@@ -36,6 +37,9 @@ const FLAG_WAIT_KILLABLE: u64 = 1 << 5;
 
 /// The calls by which a process tells that it could not exec, and ends.
 const TELLING: [&str; 2] = ["sendmsg", "exit_group"];
+
+/// What a process calls beside [`TELLING`] and the clone between loading a filter early and its exec (`init/last.rs`).
+const LAST_CALLS: [&str; 8] = ["brk", "capset", "ioctl", "mmap", "prctl", "prlimit64", "read", "setsid"];
 
 /// A profile that cannot be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +89,8 @@ pub struct Filter {
     pub flags: u64,
     /// It may refuse the calls by which a process tells that it could not exec.
     pub mute: bool,
+    /// It allows all that a process does between loading it and its exec, a clone among that.
+    pub early: bool,
     /// Where the filter's notifications go.
     pub listener: Option<Listener>,
 }
@@ -98,10 +104,13 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
     let instructions = instructions(&groups)?;
     let bytes: Vec<u8> = instructions.iter().flat_map(|instruction| instruction.bytes()).collect();
     let listener = listener(profile)?;
+    let free = |calls: &[&str]| calls.iter().all(|name| rules::is_free(&groups, name, None));
+    let clones = rules::is_free(&groups, "clone", Some(SIBLING_FLAGS));
     Ok(Filter {
         program: sys::fs::sealed("seccomp", &bytes, false)?,
         flags: flags(profile, listener.is_some()),
-        mute: !TELLING.iter().all(|name| rules::is_free(&groups, name)),
+        mute: !free(&TELLING),
+        early: listener.is_none() && clones && free(&TELLING) && free(&LAST_CALLS),
         listener,
     })
 }

@@ -39,6 +39,11 @@ impl Action {
         }
     }
 
+    /// The call is made.
+    fn allows(self) -> bool {
+        matches!(self.0 & 0xffff_0000, 0x7ffc_0000 | 0x7fff_0000)
+    }
+
     /// The call is made, or handed to somebody who decides.
     fn lets_through(self) -> bool {
         let kind = self.0 & 0xffff_0000;
@@ -56,6 +61,23 @@ pub(super) struct Condition {
     pub(super) value_two: u64,
     /// The argument has 64 bits.
     pub(super) wide: bool,
+}
+
+impl Condition {
+    /// Whether it holds of this argument (seccomp_rule_add(3), "SCMP_CMP_*").
+    fn holds(self, argument: u64) -> bool {
+        let seen = if self.wide { u64::MAX } else { u64::from(u32::MAX) };
+        let (argument, value) = (argument & seen, self.value & seen);
+        match self.operator {
+            LinuxSeccompOperator::ScmpCmpNe => argument != value,
+            LinuxSeccompOperator::ScmpCmpLt => argument < value,
+            LinuxSeccompOperator::ScmpCmpLe => argument <= value,
+            LinuxSeccompOperator::ScmpCmpEq => argument == value,
+            LinuxSeccompOperator::ScmpCmpGe => argument >= value,
+            LinuxSeccompOperator::ScmpCmpGt => argument > value,
+            LinuxSeccompOperator::ScmpCmpMaskedEq => argument & value == self.value_two & seen,
+        }
+    }
 }
 
 /// An action where all conditions hold.
@@ -105,15 +127,33 @@ pub(super) fn groups(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Vec<Group>,
     Ok(groups)
 }
 
-/// Whether the machine's own programs can make a call whatever its arguments.
-pub(super) fn is_free(groups: &[Group], name: &str) -> bool {
+/// Whether the machine's own programs can make a call whatever its arguments, but for the first where that is given.
+pub(super) fn is_free(groups: &[Group], name: &str, first: Option<u64>) -> bool {
     let native = machine::abis().into_iter().find(|abi| abi.native);
     let Some((number, audit)) = native.and_then(|abi| Some(((abi.number)(name)?, abi.audit))) else {
         return false;
     };
     let group = groups.iter().find(|group| group.audit == audit);
-    let decision = group.and_then(|group| group.from.iter().rev().find(|(from, _)| *from <= number));
-    matches!(decision, Some((_, Decision::Always(action))) if action.lets_through())
+    match group.and_then(|group| group.from.iter().rev().find(|(from, _)| *from <= number)) {
+        Some((_, Decision::Always(action))) => action.allows(),
+        Some((_, Decision::Rules(rules, otherwise))) => {
+            first.is_some_and(|first| decided(rules, *otherwise, first).is_some_and(Action::allows))
+        }
+        None => false,
+    }
+}
+
+/// What rules decide about a call of which only the first argument is known; none where others count.
+fn decided(rules: &[Rule], otherwise: Action, first: u64) -> Option<Action> {
+    for rule in rules {
+        if rule.conditions.iter().any(|condition| condition.index != 0) {
+            return None;
+        }
+        if rule.conditions.iter().all(|condition| condition.holds(first)) {
+            return Some(rule.action);
+        }
+    }
+    Some(otherwise)
 }
 
 fn is_x32(abi: &Abi) -> bool {

@@ -43,8 +43,8 @@ pub fn load_device_filter(instructions: &[u64]) -> Result<OwnedFd> {
     let load = Load {
         prog_type: PROG_TYPE_CGROUP_DEVICE,
         insn_cnt: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
-        insns: u64::try_from(instructions.as_ptr().addr()).unwrap_or(0),
-        license: u64::try_from(c"Apache-2.0".as_ptr().addr()).unwrap_or(0),
+        insns: u64::try_from(instructions.as_ptr().expose_provenance()).unwrap_or(0),
+        license: u64::try_from(c"Apache-2.0".as_ptr().expose_provenance()).unwrap_or(0),
         ..Load::default()
     };
     // SAFETY: `load` is a live struct of the size given, and its pointers lead to the live array of instructions and to

@@ -7,6 +7,12 @@ use rustix::io::Errno;
 
 use super::{Context, Result};
 
+/// `F_SEAL_EXEC` (memfd_create(2), Linux 6.3): the file can be executed for ever, or never.
+const SEAL_EXEC: u32 = 0x20;
+
+/// The permission bits of a new memory file (memfd_create(2)).
+const NEW_MODE: u32 = 0o777;
+
 /// A memory file with this content that nobody can change any more, not even its owner: what is executed from it is
 /// what was put in (CVE-2019-5736).
 ///
@@ -26,9 +32,26 @@ pub fn sealed(name: &str, content: &[u8], executable: bool) -> Result<OwnedFd> {
         let written = rustix::io::write(&file, rest).on("write", name)?;
         rest = rest.get(written..).unwrap_or_default();
     }
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&file, seals).on("fcntl(F_ADD_SEALS)", name)?;
+    let content = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    let mode = SealFlags::from_bits_retain(SEAL_EXEC);
+    match rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL | content | mode) {
+        // Before 6.3 whoever can open the file as its owner can change its mode: see `is_as_made`.
+        Err(Errno::INVAL) => rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL | content),
+        sealed => sealed,
+    }
+    .on("fcntl(F_ADD_SEALS)", name)?;
     Ok(file)
+}
+
+/// Whether mode and owner of a program's memory file are those that it was made with. A container that runs the program (by
+/// `/proc/self/exe`) can open it, and change the mode where that is not sealed, the owner, or the access control list,
+/// which no seal stops.
+///
+/// # Errors
+/// The file cannot be looked at.
+pub fn is_as_made(program: impl AsFd) -> Result<bool> {
+    let stat = rustix::fs::fstat(&program).on("fstat", "a program")?;
+    Ok(stat.st_mode & 0o7777 == NEW_MODE && stat.st_uid == 0)
 }
 
 /// Reads a file from its start, at most `limit` bytes.
@@ -57,4 +80,29 @@ pub fn read_all(file: impl AsFd, limit: usize) -> Result<Vec<u8>> {
 pub fn descriptor_path(fd: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_takes_the_right_to_execute_a_program_away() {
+        let program = sealed("program", b"#!/bin/sh\n", true).unwrap();
+        assert!(is_as_made(&program).unwrap());
+        let file = std::fs::File::from(program);
+        let changed = file.set_permissions(std::fs::Permissions::from_mode(0o0));
+        // The seal is as old as Linux 6.3; before, a change is noticed.
+        assert!(changed.is_err() || !is_as_made(&file).unwrap());
+        assert!(file.set_len(0).is_err(), "content is sealed");
+    }
+
+    #[test]
+    fn a_change_that_no_seal_stops_is_noticed() {
+        let program = sealed("program", b"#!/bin/sh\n", true).unwrap();
+        rustix::fs::fchmod(&program, rustix::fs::Mode::from_raw_mode(0o333)).unwrap();
+        assert!(!is_as_made(&program).unwrap());
+    }
 }

@@ -8,13 +8,16 @@
 #[cfg(feature = "daemon")]
 pub mod bpf;
 pub mod fs;
-#[cfg(feature = "daemon")]
+pub mod keys;
 pub mod memory;
 pub mod mount;
+pub mod namespaces;
 pub mod process;
+pub mod program;
 pub mod pty;
 pub mod security;
 pub mod socket;
+pub mod spawn;
 
 use std::fmt;
 

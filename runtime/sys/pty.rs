@@ -43,14 +43,3 @@ pub fn resize(terminal: BorrowedFd<'_>, width: u16, height: u16) -> Result<()> {
     let size = rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(terminal, size).on("ioctl(TIOCSWINSZ)", format_args!("{width}x{height}"))
 }
-
-/// Puts `source` in the place of descriptor 0, 1 or 2, open over exec.
-///
-/// # Errors
-/// The descriptor is not open.
-pub fn put_at(source: BorrowedFd<'_>, number: i32) -> Result<()> {
-    // SAFETY: dup2 onto 0, 1 or 2 takes no descriptor away that an `OwnedFd` of this process stands for: those are
-    // never below 3 after the keeper has started.
-    let result = unsafe { libc::dup2(source.as_raw_fd(), number) };
-    checked(result.into()).map(drop).on("dup2", number)
-}

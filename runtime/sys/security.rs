@@ -1,6 +1,6 @@
 //! Credentials of a process: ids, capabilities, the seccomp filter.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -85,11 +85,11 @@ pub fn no_new_privs() -> Result<()> {
 }
 
 /// Loads a filter: an array of `struct sock_filter` as its bytes (seccomp(2)). With `SECCOMP_FILTER_FLAG_NEW_LISTENER`
-/// the answer is the number of the descriptor by which a supervisor hears of calls, which is closed on exec.
+/// the answer is the descriptor by which a supervisor hears of calls, which is closed on exec.
 ///
 /// # Errors
 /// The program is not valid, or the caller may not.
-pub fn load_seccomp(program: &[u8], flags: u64) -> Result<i32> {
+pub fn load_seccomp(program: &[u8], flags: u64) -> Result<Option<OwnedFd>> {
     let size = size_of::<libc::sock_filter>();
     let filters: Vec<libc::sock_filter> = program
         .chunks_exact(size)
@@ -108,7 +108,12 @@ pub fn load_seccomp(program: &[u8], flags: u64) -> Result<i32> {
     // SAFETY: the program points to an array of `len` filters that lives until the call returns and is only read.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-    checked(result).map(|number| i32::try_from(number).unwrap_or(-1)).on("seccomp", "")
+    let number = checked(result).on("seccomp", "")?;
+    // Without a listener the answer is 0, which is no new descriptor.
+    Ok(RawFd::try_from(number).ok().filter(|number| *number > 0).map(|number| {
+        // SAFETY: the kernel has just opened this descriptor and nobody else knows it.
+        unsafe { OwnedFd::from_raw_fd(number) }
+    }))
 }
 
 /// Whether other processes may look into this one (`PR_SET_DUMPABLE`): not before its own program runs, so that a
@@ -139,6 +144,22 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
         )
     };
     checked(result).map(drop).on("prlimit", resource)
+}
+
+/// `RLIMIT_NPROC` (getrlimit(2)).
+pub const RLIMIT_NPROC: u32 = libc::RLIMIT_NPROC;
+
+/// Raises a resource's hard limit, and the soft one with it, where it is below `hard`; never lowers it.
+///
+/// # Errors
+/// The caller may not raise it.
+pub fn raise_hard_rlimit(resource: u32, hard: u64) -> Result<()> {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let none = std::ptr::null::<libc::rlimit>();
+    // SAFETY: `now` is a live struct that is only written to, and no new limit is given.
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, none, &raw mut now) };
+    checked(result).on("prlimit", resource)?;
+    if now.rlim_max < hard { set_rlimit(resource, hard, hard) } else { Ok(()) }
 }
 
 /// Becomes the reaper of every descendant whose parent has gone (`PR_SET_CHILD_SUBREAPER`).

@@ -7,6 +7,8 @@
 //!   | Request{id, Sandbox(plan)} --------->|-- clone3 --> pause
 //!   |<-- Answer{id, Sandbox{pid}} + fds ---|
 //!   | Request{id, Create(plan)} + fds ---->|-- clone3 ----------------------------->| steps
+//!   |                                      |<-- Report: Terminal -------------------|
+//!   |                                      |<-- Report: Moved (goes on as another) -|
 //!   |                                      |<-- Report: Ready | Failed -------------| waits
 //!   |<------------- Answer{id, Created} ---|
 //!   | Request{id, Start} ----------------->|-- one byte --------------------------->| execve
@@ -348,6 +350,10 @@ steps! {
     Hook = 34, "run hook";
     /// Propagation between a volume and the host.
     Peers = 33, "propagate mount";
+    /// The procfs of a PID namespace that is shared.
+    PodProc = 35, "open the procfs of the shared PID namespace";
+    /// The session keyring.
+    Keyring = 36, "join the session keyring";
     /// The process ended before it told anything.
     Vanished = 32, "the first process ended before exec";
 }

@@ -123,6 +123,7 @@ const READY: u32 = 1;
 const FAILED: u32 = 2;
 const MOVED: u32 = 3;
 const LISTENER: u32 = 4;
+const TERMINAL: u32 = 5;
 const NO_INDEX: u32 = u32::MAX;
 
 /// What a first process tells its parent over their socket: it has reached the gate, or it has failed. It is a fixed
@@ -132,8 +133,10 @@ const NO_INDEX: u32 = u32::MAX;
 pub enum Report {
     /// The gate is reached.
     Ready,
-    /// Another process goes on in its place, which comes by its pidfd: one that was cloned inside the pod's user
-    /// namespace, so that its process namespace belongs to that.
+    /// The master of the terminal comes along.
+    Terminal,
+    /// Another child of the keeper goes on in its place: one that was cloned inside the pod's user namespace, so that its
+    /// process namespace belongs to that, or one in the PID namespace of others.
     Moved {
         /// In the process namespace of the one that tells.
         pid: i32,
@@ -157,6 +160,7 @@ impl Report {
         match self {
             Self::Ready => put(0, &READY.to_ne_bytes()),
             Self::Listener => put(0, &LISTENER.to_ne_bytes()),
+            Self::Terminal => put(0, &TERMINAL.to_ne_bytes()),
             Self::Moved { pid } => {
                 put(0, &MOVED.to_ne_bytes());
                 put(4, &pid.to_ne_bytes());
@@ -181,6 +185,7 @@ impl Report {
         match u32::from_ne_bytes(word(0)?) {
             READY => Some(Self::Ready),
             LISTENER => Some(Self::Listener),
+            TERMINAL => Some(Self::Terminal),
             MOVED => Some(Self::Moved { pid: i32::from_ne_bytes(word(4)?) }),
             FAILED => {
                 let length = usize::try_from(u32::from_ne_bytes(word(16)?)).ok()?;

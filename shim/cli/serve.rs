@@ -21,6 +21,10 @@ pub struct ServeArgs {
 }
 
 pub(super) fn run(args: ServeArgs) -> ExitCode {
+    // What whoever starts the daemon has open must not go on to keepers, plugins and hooks.
+    if let Err(error) = berth_runtime::sys::process::close_on_exec_from(3) {
+        return super::fail(&error);
+    }
     let config = match args.source.load() {
         Ok(config) => config,
         Err(error) => return super::fail(&error),

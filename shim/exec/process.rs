@@ -51,8 +51,8 @@ enum End {
 }
 
 impl Process {
-    /// Starts a command; with a terminal, its master comes as well. That goes on to its end even when the caller has gone:
-    /// then what was started is killed.
+    /// Starts a command; with a terminal, its master comes as well. A caller that gives up leaves nothing: what is on its
+    /// way is killed, even where it was stopped before its exec.
     ///
     /// # Errors
     /// `InvalidArgument` without a command; `FailedPrecondition` where the container does not run; the reason why the
@@ -67,10 +67,12 @@ impl Process {
             return Err(CriError::invalid("cmd", "is empty"));
         }
         let place = Place::new(daemon, container)?;
+        // Dropped with the future of the caller.
+        let (_wanted, given_up) = oneshot::channel::<()>();
         let starting = async move {
             let ended = place.link.exec_end(&place.id);
             let started = match place.prepare(command, ends).await {
-                Ok((plan, descriptors)) => place.start(plan, descriptors).await,
+                Ok((plan, descriptors)) => place.start(plan, descriptors, given_up).await,
                 Err(error) => Err(error),
             };
             match started {
@@ -178,11 +180,25 @@ impl Place {
         .await
     }
 
-    async fn start(&self, plan: ExecPlan, descriptors: Vec<OwnedFd>) -> Result<Option<OwnedFd>, CriError> {
+    async fn start(
+        &self,
+        plan: ExecPlan,
+        descriptors: Vec<OwnedFd>,
+        given_up: oneshot::Receiver<()>,
+    ) -> Result<Option<OwnedFd>, CriError> {
         let command = plan.process.args.first().cloned().unwrap_or_default();
         let container = self.container.id.as_str().to_owned();
         let call = Call::Exec { container, exec: self.id.clone(), plan: Box::new(plan) };
-        match self.link.call(call, descriptors).await {
+        let answer = self.link.call(call, descriptors);
+        tokio::pin!(answer);
+        let answer = tokio::select! {
+            answer = &mut answer => answer,
+            _given_up = given_up => {
+                self.kill_on_its_way().await;
+                answer.await
+            }
+        };
+        match answer {
             // After the process's pidfd.
             Ok((_started, descriptors)) => Ok(descriptors.into_iter().nth(1)),
             Err(LinkError::Failure(Failure::Init(failure))) => Err(CriError::failed(
@@ -191,6 +207,15 @@ impl Place {
             )),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Ends a process that has not become its command yet: another process can stop it there. The keeper takes this call
+    /// after the one that starts the process. A clone of the process may be in the cgroup alone.
+    async fn kill_on_its_way(&self) {
+        const SIGKILL: i32 = 9;
+        // One that has ended by itself is not known any more.
+        drop(self.link.done(Call::SignalExec { exec: self.id.clone(), signal: SIGKILL }).await);
+        self.kill().await;
     }
 
     async fn kill(&self) {

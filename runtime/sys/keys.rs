@@ -1,0 +1,76 @@
+//! Session keyrings (keyrings(7), session-keyring(7)): a process inherits that of its parent, so that without these calls
+//! every container would share the daemon's.
+
+use std::ffi::CStr;
+
+use rustix::io::Errno;
+
+use super::{Context, Result, checked};
+
+/// The most bytes of a keyring's name (security/keys/keyctl.c, `KEY_MAX_DESC_SIZE`, is far above).
+const NAME: usize = 48;
+
+const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+const KEYCTL_SETPERM: libc::c_int = 5;
+
+/// Everything for who possesses the keyring (`KEY_POS_ALL`), and for the owner that it is found by its name
+/// (`KEY_USR_SEARCH`): keyctl_setperm(3).
+const POSSESSOR_AND_BY_NAME: u32 = 0x3f00_0000 | 0x0008_0000;
+
+/// The name of the keyring that the processes of one container share. Who knows it can join: it is not told to anybody.
+#[derive(Clone)]
+pub struct KeyringName([u8; NAME]);
+
+impl std::fmt::Debug for KeyringName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyringName")
+    }
+}
+
+impl KeyringName {
+    /// A new name, which nobody can guess.
+    ///
+    /// # Errors
+    /// The kernel has no random numbers (getrandom(2)).
+    pub fn new() -> Result<Self> {
+        let mut random = [0_u8; 16];
+        rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty()).on("getrandom", "")?;
+        let mut name = [0_u8; NAME];
+        let text = format!("_ses.{:032x}", u128::from_ne_bytes(random));
+        for (place, byte) in name.iter_mut().zip(text.bytes().take(NAME - 1)) {
+            *place = byte;
+        }
+        Ok(Self(name))
+    }
+}
+
+/// Leaves the session keyring for the one of this name, which is made if there is none. On a host without keyrings nothing
+/// is shared, and nothing is done.
+///
+/// # Errors
+/// There are too many keyrings (`EDQUOT`).
+pub fn join_session(name: &KeyringName) -> Result<()> {
+    let name = CStr::from_bytes_until_nul(&name.0).map_err(|_| Errno::INVAL).on("keyctl", "the name")?;
+    let Some(serial) = join(name.as_ptr())? else { return Ok(()) };
+    // SAFETY: plain numbers.
+    let set = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, POSSESSOR_AND_BY_NAME) };
+    checked(set).map(drop).on("keyctl(KEYCTL_SETPERM)", "the session keyring")
+}
+
+/// Leaves the session keyring for a new one without a name.
+///
+/// # Errors
+/// There are too many keyrings (`EDQUOT`).
+pub fn leave_session() -> Result<()> {
+    join(std::ptr::null()).map(drop)
+}
+
+fn join(name: *const libc::c_char) -> Result<Option<libc::c_long>> {
+    // SAFETY: the name is a C string that is only read, or null (keyctl_join_session_keyring(3)).
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name) };
+    match checked(joined) {
+        // A kernel without keyrings, or a sandbox around the daemon that refuses them to everybody below it.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(None),
+        joined => joined.map(Some).on("keyctl(KEYCTL_JOIN_SESSION_KEYRING)", ""),
+    }
+}

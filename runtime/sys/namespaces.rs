@@ -1,0 +1,110 @@
+//! Namespaces (namespaces(7)): joining those of others, and leaving one's own for new ones.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags};
+
+use super::{Context, Result};
+
+/// A set of namespaces by kind: `CLONE_NEW*` of clone(2), and no other flag of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Namespaces(u32);
+
+impl Namespaces {
+    /// No namespace.
+    pub const NONE: Self = Self(0);
+    /// Mounts.
+    pub const MOUNT: Self = Self(0x0002_0000);
+    /// Cgroups.
+    pub const CGROUP: Self = Self(0x0200_0000);
+    /// Host name.
+    pub const UTS: Self = Self(0x0400_0000);
+    /// System V IPC and POSIX message queues.
+    pub const IPC: Self = Self(0x0800_0000);
+    /// Users.
+    pub const USER: Self = Self(0x1000_0000);
+    /// Processes.
+    pub const PID: Self = Self(0x2000_0000);
+    /// Network.
+    pub const NET: Self = Self(0x4000_0000);
+
+    /// The flags of clone(2).
+    pub(super) fn bits(self) -> u64 {
+        self.0.into()
+    }
+
+    /// Whether this is the empty set.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::NONE
+    }
+}
+
+impl std::ops::BitOr for Namespaces {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl FromIterator<Namespaces> for Namespaces {
+    fn from_iter<I: IntoIterator<Item = Self>>(all: I) -> Self {
+        all.into_iter().fold(Self::NONE, std::ops::BitOr::bitor)
+    }
+}
+
+impl std::fmt::Display for Namespaces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "namespaces {:#x}", self.0)
+    }
+}
+
+/// Joins namespaces of the process that a pidfd stands for, all in one call (setns(2)). A PID namespace is joined by the
+/// children of the caller, not by the caller itself.
+///
+/// # Errors
+/// The process has ended, or the caller may not join.
+pub fn join_of(process: BorrowedFd<'_>, namespaces: Namespaces) -> Result<()> {
+    let kinds = ThreadNameSpaceType::from_bits_retain(namespaces.0);
+    rustix::thread::move_into_thread_name_spaces(process, kinds).on("setns", namespaces)
+}
+
+/// Joins the user namespace that a descriptor of `/proc/PID/ns/user` stands for.
+///
+/// # Errors
+/// The descriptor is of another kind, or the caller may not join.
+pub fn join_users(namespace: BorrowedFd<'_>) -> Result<()> {
+    rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::User)).on("setns", "user")
+}
+
+/// Joins the mount namespace that a descriptor of `/proc/PID/ns/mnt` stands for.
+///
+/// # Errors
+/// The descriptor is of another kind, or the caller may not join.
+pub fn join_mounts(namespace: BorrowedFd<'_>) -> Result<()> {
+    rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount)).on("setns", "mnt")
+}
+
+/// Leaves namespaces for new ones (unshare(2)).
+///
+/// # Errors
+/// The caller may not.
+pub fn unshare(namespaces: Namespaces) -> Result<()> {
+    unshare_flags(UnshareFlags::from_bits_retain(namespaces.0))
+}
+
+/// Gives this thread, and no other of the process, a mount namespace and a root and working directory of its own
+/// (unshare(2), `CLONE_FS`).
+///
+/// # Errors
+/// The caller may not.
+pub fn unshare_mounts_of_thread() -> Result<()> {
+    unshare_flags(UnshareFlags::NEWNS | UnshareFlags::FS)
+}
+
+fn unshare_flags(flags: UnshareFlags) -> Result<()> {
+    // SAFETY: only namespaces and `CLONE_FS` are given up here, by the types of the callers above. Neither takes
+    // descriptors or memory away from another thread (unshare(2)): `CLONE_FILES` and `CLONE_VM` cannot be among them.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.on("unshare", format_args!("{flags:?}"))
+}

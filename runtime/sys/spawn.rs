@@ -1,0 +1,195 @@
+//! Cloning this process. Everything that is only sound in a process with one thread is in this file, behind functions
+//! that are safe to call.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::io::Errno;
+
+use super::namespaces::Namespaces;
+use super::process::exit_now;
+use super::program::Program;
+use super::{Context, Result, checked, socket};
+
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_PARENT: u64 = 0x8000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The flags of the `clone` call that [`SingleThread::sibling`] makes, for whoever decides whether a filter of system
+/// calls allows it.
+pub const SIBLING_FLAGS: u64 = CLONE_PARENT;
+
+/// Links of `/proc/self/task` in a process with one thread: two, and one for the thread (fs/proc/base.c,
+/// `proc_task_getattr`).
+const LINKS_OF_ONE_THREAD: u32 = 3;
+
+/// Proof that this process has one thread. A child of a clone has it; who starts a thread gives it up.
+///
+/// A child of a process with several threads may find any lock taken for ever, that of the allocator first (fork(2)): only
+/// with this proof may a child go on as a normal program.
+#[derive(Debug)]
+pub struct SingleThread(());
+
+/// A child as its parent sees it.
+#[derive(Debug)]
+pub struct Child {
+    /// In the parent's process namespace.
+    pub pid: i32,
+    /// The process by descriptor: it never means another one.
+    pub pidfd: OwnedFd,
+}
+
+/// The arguments of clone3(2).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Clones this process, as fork(2) does, into new namespaces and, on cgroup v2, straight into a cgroup. The child gets one
+/// end of a socket and calls `run`; when that returns, the child ends. The parent gets the other end.
+///
+/// # Errors
+/// The kernel refuses, or this process has several threads (`EBUSY`); there is no child then.
+pub fn spawn(
+    namespaces: Namespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+    run: impl FnOnce(OwnedFd, SingleThread),
+) -> Result<(Child, OwnedFd)> {
+    let single = SingleThread::prove()?;
+    let (ours, theirs) = socket::pair()?;
+    if let Some(child) = single.clone3(namespaces, cgroup)? {
+        return Ok((child, ours));
+    }
+    // The parent notices the end of the child by the end of the socket: the child must not hold both ends.
+    drop(ours);
+    run(theirs, single);
+    exit_now(1);
+}
+
+impl SingleThread {
+    /// Looks whether this process has one thread.
+    fn prove() -> Result<Self> {
+        let task = "/proc/self/task";
+        let stat = rustix::fs::statx(CWD, task, AtFlags::empty(), StatxFlags::NLINK).on("statx", task)?;
+        match stat.stx_nlink {
+            LINKS_OF_ONE_THREAD => Ok(Self(())),
+            links => Err(Errno::BUSY).on("clone3", format_args!("{} threads", links.saturating_sub(2))),
+        }
+    }
+
+    /// `None` in the child.
+    fn clone3(&self, namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Child>> {
+        let mut pidfd: RawFd = -1;
+        let mut args = CloneArgs {
+            flags: namespaces.bits() | CLONE_PIDFD,
+            pidfd: u64::try_from((&raw mut pidfd).expose_provenance()).unwrap_or(0),
+            exit_signal: u64::try_from(libc::SIGCHLD).unwrap_or(0),
+            ..CloneArgs::default()
+        };
+        if let Some(cgroup) = cgroup {
+            args.flags |= CLONE_INTO_CGROUP;
+            args.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or(0);
+        }
+        // SAFETY: without CLONE_VM and without a stack the child goes on with a copy of this memory, as after fork(2), and
+        // `self` proves that no other thread holds a lock that the copy would never see released. `args` is a live
+        // struct of the size given, and `pidfd` outlives the call.
+        let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
+        let pid = checked(result).on("clone3", namespaces)?;
+        if pid == 0 {
+            return Ok(None);
+        }
+        // SAFETY: the kernel has just opened this descriptor for this process and nobody else knows it.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Ok(Some(Child { pid: i32::try_from(pid).unwrap_or(0), pidfd }))
+    }
+
+    /// Clones a child that only waits to be killed, in a new user namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses; there is no child then.
+    pub fn holder_of_users(&self) -> Result<Child> {
+        match self.clone3(Namespaces::USER, None)? {
+            Some(child) => Ok(child),
+            None => loop {
+                rustix::event::pause();
+            },
+        }
+    }
+
+    /// Clones this process for its own parent, which is told of the end of both (clone(2), `CLONE_PARENT`), into new
+    /// namespaces and into the PID namespace that was joined before. `None` is the new process; the pid is the one in
+    /// the caller's PID namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses; there is no new process then.
+    pub fn sibling(&self, namespaces: Namespaces) -> Result<Option<i32>> {
+        // Filters of system calls look at the flags of clone(2); they cannot see those of clone3(2), so that most refuse
+        // it. With CLONE_PARENT the signal at the end is that of this process, and none may be named.
+        let flags = SIBLING_FLAGS | namespaces.bits();
+        // SAFETY: without CLONE_VM and without a stack the child goes on with a copy of this memory, as after fork(2), and
+        // `self` proves that it has no other threads. No pointer is given.
+        let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0_u64, 0_u64, 0_u64, 0_u64) };
+        match checked(result).on("clone", format_args!("{namespaces}, for the parent"))? {
+            0 => Ok(None),
+            pid => Ok(Some(i32::try_from(pid).unwrap_or(0))),
+        }
+    }
+
+    /// Closes every descriptor of this process but the standard streams and `keep`, which becomes descriptor 3, and goes on
+    /// with `next`, which never comes back: nothing that owns a descriptor is used or dropped after this.
+    ///
+    /// # Errors
+    /// Descriptors cannot be closed; the process is unchanged then but for descriptor 3.
+    pub fn close_all_but(
+        self,
+        keep: OwnedFd,
+        program: Program,
+        next: fn(OwnedFd, Program, Self) -> !,
+    ) -> Result<std::convert::Infallible> {
+        const PLACE: RawFd = 3;
+        let keep = match keep.as_raw_fd() {
+            PLACE => keep,
+            // SAFETY: what is at 3 is closed, and with the next call everything above it. Whatever owns one of these in
+            // this process is never used or dropped again: `next` takes no reference, `Program` holds no descriptor, and
+            // neither `next` nor this function comes back after that. Where this call fails, nothing has changed.
+            number => match checked(unsafe { libc::dup3(number, PLACE, libc::O_CLOEXEC) }.into()) {
+                Ok(_) => {
+                    std::mem::forget(keep);
+                    // SAFETY: dup3 has just opened this descriptor, and what owned its number is never used again.
+                    unsafe { OwnedFd::from_raw_fd(PLACE) }
+                }
+                Err(errno) => return Err(errno).on("dup3", PLACE),
+            },
+        };
+        // SAFETY: as above.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, PLACE + 1, libc::c_uint::MAX, 0) };
+        if let Err(errno) = checked(closed) {
+            // An owner of what was at 3 must not run any more: the caller only tells this error and ends.
+            return Err(errno).on("close_range", PLACE + 1);
+        }
+        next(keep, program, self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_not_cloned() {
+        // The test harness has at least two.
+        let error = spawn(Namespaces::NONE, None, |_, _| {}).unwrap_err();
+        assert_eq!((error.errno, error.call), (Errno::BUSY, "clone3"), "{error}");
+    }
+}
