@@ -41,7 +41,8 @@ const NO_CHMOD: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
 async fn the_default_profile_is_in_force_for_every_user() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("seccomp")).await;
-    let script = "grep -E '^(Seccomp|CapEff|CapPrm|NoNewPrivs):' /proc/self/status; unshare -U true; echo $?";
+    let script =
+        "grep -E '^(Seccomp|CapEff|CapPrm|NoNewPrivs):' /proc/self/status; unshare -U true 2>&1; echo $?";
     let plain = with_default(shell("root", script));
     let (_, text) = berth.run_to_end(&pod, plain).await;
     assert!(text.contains("Seccomp:\t2"), "{text}");

@@ -113,7 +113,13 @@ impl FdList {
             metadata: listener.metadata.clone(),
         });
         let program = filter.program.try_clone().on("dup", "a seccomp filter")?;
-        Ok(SeccompPlan { filter: self.push(program), flags: filter.flags, mute: filter.mute, early: filter.early, listener })
+        Ok(SeccompPlan {
+            filter: self.push(program),
+            flags: filter.flags,
+            mute: filter.mute,
+            early: filter.early,
+            listener,
+        })
     }
 
     /// In the order of their slots.

@@ -14,7 +14,6 @@ use crate::plan::{ContainerPlan, MountKind, NamespaceSource, PidNamespace};
 use crate::procfs::Proc;
 use crate::sys::keys::{self, KeyringName};
 use crate::sys::namespaces::{self, Namespaces};
-use crate::sys::process::exit_now;
 use crate::sys::program::Program;
 use crate::sys::spawn::SingleThread;
 use crate::sys::{self, Context, mount, security};
@@ -125,11 +124,7 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
     set_root_attributes(plan).at(Step::RootAttributes)?;
     set_hostname(plan)?;
     become_user(start, slave.as_ref(), &proc)?;
-    let way = Way {
-        terminal: slave.is_some(),
-        joins_processes: joined.processes_of.is_some(),
-        waits: true,
-    };
+    let way = Way { terminal: slave.is_some(), joins_processes: joined.processes_of.is_some(), waits: true };
     Ok(last::program(&plan.process, filter, way))
 }
 
@@ -149,10 +144,8 @@ fn enter_users(start: &Start<'_>, userns: Option<BorrowedFd<'_>>) -> Done<()> {
     if plan.pid != PidNamespace::New {
         return Ok(());
     }
-    if let Some(pid) = start.single.sibling(Namespaces::PID).at(Step::Unshare)? {
-        start.gate.report(&Report::Moved { pid }, None);
-        exit_now(0);
-    }
+    start.single.go_on_as_sibling(Namespaces::PID).at(Step::Unshare)?;
+    start.gate.report(&Report::Moved, None);
     Ok(())
 }
 
@@ -167,7 +160,10 @@ fn open_of_pod(plan: &ContainerPlan, joined: Joined<'_>) -> Done<OfPod> {
     let shm = joined.pause.filter(|_| wants(|kind| matches!(kind, MountKind::PodShm)));
     let proc = joined.processes_of.filter(|_| wants(MountKind::is_procfs));
     Ok(OfPod {
-        shm: shm.map(|pause| from_mounts_of(pause, || mount::clone_path(PAUSE_SHM, false))).transpose().at(Step::PodShm)?,
+        shm: shm
+            .map(|pause| from_mounts_of(pause, || mount::clone_path(PAUSE_SHM, false)))
+            .transpose()
+            .at(Step::PodShm)?,
         proc: proc.map(|of| from_mounts_of(of, mounts::clone_procfs)).transpose().at(Step::PodProc)?,
     })
 }

@@ -66,10 +66,8 @@ fn steps(gate: &Gate, mut program: Program, single: SingleThread) -> Done<std::c
             seccomp::load_now(&filter)?;
             security::set_capabilities(&program.capabilities).at(Step::Capabilities)?;
         }
-        if let Some(pid) = single.sibling(Namespaces::NONE).at(Step::Clone)? {
-            gate.report(&Report::Moved { pid }, None);
-            exit_now(0);
-        }
+        single.go_on_as_sibling(Namespaces::NONE).at(Step::Clone)?;
+        gate.report(&Report::Moved, None);
     }
     rustix::process::setsid().on("setsid", "").at(Step::Stdio)?;
     if program.terminal {
@@ -87,10 +85,11 @@ fn steps(gate: &Gate, mut program: Program, single: SingleThread) -> Done<std::c
 
 /// Loads the filter, if it is not loaded yet, and becomes the program; comes back only with the failure.
 fn become_program(gate: &Gate, program: &Program, single: SingleThread) -> InitFailure {
-    let messenger = match program.filter.as_ref().map(|filter| seccomp::load(filter, gate, single)).transpose() {
-        Ok(messenger) => messenger.flatten(),
-        Err(failure) => return failure,
-    };
+    let messenger =
+        match program.filter.as_ref().map(|filter| seccomp::load(filter, gate, single)).transpose() {
+            Ok(messenger) => messenger.flatten(),
+            Err(failure) => return failure,
+        };
     let errno = program.exec();
     if let Some(messenger) = messenger {
         messenger.fail(errno);

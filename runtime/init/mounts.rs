@@ -9,8 +9,8 @@ use rustix::io::Errno;
 
 use super::{At, Descriptors, Done, peers, users};
 use crate::path::Root;
-use crate::procfs::PROC_MAGIC;
 use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation};
+use crate::procfs::PROC_MAGIC;
 use crate::sys::mount::{self, FsContext};
 use crate::sys::spawn::SingleThread;
 use crate::sys::{self, Context};

@@ -71,8 +71,7 @@ impl Keeper {
         if self.pause.is_some() {
             return Err(state("the pause", "started already"));
         }
-        let pause =
-            Pause::start(plan, Descriptors(descriptors), &self.pause_program, &self.null, origin);
+        let pause = Pause::start(plan, Descriptors(descriptors), &self.pause_program, &self.null, origin);
         let pause = pause.map_err(|error| system(&error))?;
         let watched = self.watch.add(pause.child.gate.as_fd(), Watched::PauseGate);
         watched.map_err(|error| given_up(&pause.child, &error))?;

@@ -91,12 +91,14 @@ impl Container {
         let keyring = KeyringName::new()?;
         let oom = plan.cgroup.oom.map(|slot| descriptors.get(slot)).transpose()?;
         let oom = oom.map(|fd| fd.try_clone_to_owned().on("dup", "")).transpose()?;
+        // In a user namespace the first process clones another one there, whose process namespace belongs to it.
+        let clones_at_once = plan.pid == PidNamespace::New && plan.userns.is_none();
         let place = Place {
-            // In a user namespace the first process clones another one there, whose process namespace belongs to it.
-            namespaces: match (&plan.pid, &plan.userns) {
-                (PidNamespace::New, None) => Namespaces::PID,
-                _ => Namespaces::NONE,
+            namespaces: match clones_at_once {
+                true => Namespaces::PID,
+                false => Namespaces::NONE,
             },
+            moves: joined.processes_of.is_some() || (plan.pid == PidNamespace::New && !clones_at_once),
             cgroup: &plan.cgroup,
             userns: None,
             oom_score_adj: None,
@@ -137,6 +139,11 @@ impl Container {
         self.input.fd = self.stdin.then(|| master.try_clone().on("dup", "")).transpose()?;
         self.outputs = [Some(Output { fd: master, lines: Lines::new(Stream::Stdout) }), None];
         Ok(())
+    }
+
+    /// Whether a child of the keeper is its first process. The pid of one that has ended may be another's.
+    pub(crate) fn is_child(&self, pid: i32) -> bool {
+        self.child.is(pid) && !matches!(self.state, State::Exited(_))
     }
 
     /// How far it is, for a daemon that comes (back).

@@ -40,6 +40,7 @@ impl Exec {
             cgroup: &plan.cgroup,
             userns: None,
             oom_score_adj: None,
+            moves: true,
             descriptors,
         };
         let stream = |slot: Option<FdSlot>| slot.map(|slot| descriptors.get(slot)).transpose();

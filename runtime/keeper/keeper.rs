@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_runtime::sys::{self, process};
+use berth_runtime::sys;
+use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::wire::transport::{RECORD, Report};
 use berth_runtime::wire::{Event, Failure, InitFailure, Message, Outcome, Step};
 use rustix::event::epoll::EventFlags;
@@ -180,10 +181,8 @@ impl Keeper {
         let Some(origin) = pause.starting.take() else { return };
         match news {
             News::End => self.tell_namespaces(origin),
-            News::Report(report, _) => {
-                let failure = failure_of(report);
-                self.answer(origin, Err(failure), Vec::new());
-            }
+            News::Report(report, _) => self.answer(origin, Err(failure_of(report)), Vec::new()),
+            News::Moved(_) => self.answer(origin, Err(vanished()), Vec::new()),
         }
     }
 
@@ -204,8 +203,8 @@ impl Keeper {
                     self.give_up_container(id, system(&error));
                 }
             }
-            (State::Creating(_), News::Report(Report::Moved { pid }, _)) => {
-                if let Err(error) = container.child.moved(pid) {
+            (State::Creating(_), News::Moved(sender)) => {
+                if let Err(error) = container.child.moved(sender) {
                     self.give_up_container(id, system(&error));
                 }
             }
@@ -215,16 +214,24 @@ impl Keeper {
             (State::Starting(origin), News::End) => {
                 let (origin, at) = (*origin, now());
                 container.state = State::Running { started_at: at };
-                self.close_gate(id);
                 self.answer(origin, Ok(Outcome::Started { at }), Vec::new());
+                self.container_gate_closed(id);
             }
             (State::Creating(_) | State::Starting(_), News::Report(report, _)) => {
                 self.give_up_container(id, failure_of(report));
             }
             (State::Creating(_), News::End) => self.give_up_container(id, vanished()),
-            _ => self.close_gate(id),
+            _ => self.container_gate_closed(id),
         }
         true
+    }
+
+    /// Nobody has the other end of the socket any more.
+    fn container_gate_closed(&mut self, id: &str) {
+        self.close_gate(id);
+        if let Some(ended) = self.containers.get_mut(id).and_then(|container| container.child.take_end()) {
+            self.container_over(id, ended);
+        }
     }
 
     /// Nothing more is expected of a first process: whoever waits for it is told why, and it is killed if it still lives.
@@ -237,8 +244,8 @@ impl Keeper {
         };
         container.state = State::Failed(told);
         process::kill(container.child.pidfd.as_fd());
-        self.close_gate(id);
         self.answer(origin, Err(failure), Vec::new());
+        self.container_gate_closed(id);
     }
 
     fn close_gate(&mut self, id: &str) {
@@ -264,14 +271,17 @@ impl Keeper {
         let Some(news) = news_of(exec.child.gate.as_fd()) else { return false };
         match news {
             News::Report(Report::Terminal, Some(master)) => exec.take_terminal(master),
-            News::Report(Report::Moved { pid }, _) => {
-                if let Err(error) = exec.child.moved(pid) {
+            News::Moved(sender) => {
+                if let Err(error) = exec.child.moved(sender) {
                     self.exec_started(id, Err(system(&error)));
                 }
             }
             News::Report(Report::Listener, Some(descriptor)) => self.supervise_exec(id, &descriptor),
             News::Report(report, _) => self.exec_started(id, Err(failure_of(report))),
-            News::End => self.exec_started(id, Ok(())),
+            News::End => {
+                let started = if exec.child.is_to_move() { Err(vanished()) } else { Ok(()) };
+                self.exec_started(id, started);
+            }
         }
         true
     }
@@ -280,18 +290,21 @@ impl Keeper {
     fn exec_started(&mut self, id: &str, started: Result<(), Failure>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
         let (pid, origin, master) = (exec.child.pid, exec.starting.take(), exec.master.take());
-        let pidfd = exec.child.pidfd.try_clone().ok();
+        let (pidfd, ended) = (exec.child.pidfd.try_clone().ok(), exec.child.take_end());
         if started.is_err() {
             process::kill(exec.child.pidfd.as_fd());
         }
         self.watch.remove(exec.child.gate.as_fd(), &Watched::ExecGate(id.to_owned()));
-        let Some(origin) = origin else { return };
-        match started {
-            Ok(()) => {
+        match (started, origin) {
+            (Ok(()), Some(origin)) => {
                 let descriptors = pidfd.into_iter().chain(master).collect();
                 self.answer(origin, Ok(Outcome::ExecStarted { pid }), descriptors);
             }
-            Err(failure) => self.answer(origin, Err(failure), Vec::new()),
+            (Err(failure), Some(origin)) => self.answer(origin, Err(failure), Vec::new()),
+            (_, None) => {}
+        }
+        if let Some(ended) = ended {
+            self.exec_over(id, ended);
         }
     }
 
@@ -321,9 +334,9 @@ impl Keeper {
 
     /// What a child is, by its gate.
     fn child_of(&self, pid: i32) -> Option<Watched> {
-        let pause = self.pause.iter().filter(|pause| pause.child.pid == pid).map(|_| Watched::PauseGate);
-        let container = self.containers.iter().filter(|(_, container)| container.child.pid == pid);
-        let exec = self.execs.iter().filter(|(_, exec)| exec.child.pid == pid);
+        let pause = self.pause.iter().filter(|pause| pause.child.is(pid)).map(|_| Watched::PauseGate);
+        let container = self.containers.iter().filter(|(_, container)| container.is_child(pid));
+        let exec = self.execs.iter().filter(|(_, exec)| exec.child.is(pid));
         pause
             .chain(container.map(|(id, _)| Watched::ContainerGate(id.clone())))
             .chain(exec.map(|(id, _)| Watched::ExecGate(id.clone())))
@@ -357,12 +370,18 @@ impl Keeper {
         // It may have told before that another process goes on.
         let gate = Watched::ContainerGate(id.to_owned());
         while self.watch.has(&gate) && self.container_gate(id) {}
-        let Some(container) = self.containers.get(id) else { return };
-        if matches!(container.state, State::Exited(_)) || container.child.pid != pid {
+        let Some(container) = self.containers.get_mut(id).filter(|container| container.is_child(pid)) else {
             return;
-        }
+        };
         let Ok(Some(ended)) = process::reap(container.child.pidfd.as_fd()) else { return };
-        self.give_up_container(id, vanished());
+        if self.watch.has(&gate) {
+            return container.child.keep_end(ended);
+        }
+        self.container_over(id, ended);
+    }
+
+    /// The last of a container: its output is read to the end, its end is told.
+    fn container_over(&mut self, id: &str, ended: Ended) {
         self.close_gate(id);
         self.drain(id);
         self.let_all_go(id);
@@ -376,11 +395,15 @@ impl Keeper {
         // It may have told before that another process goes on.
         let gate = Watched::ExecGate(id.to_owned());
         while self.watch.has(&gate) && self.exec_gate(id) {}
-        let Some(exec) = self.execs.get(id).filter(|exec| exec.child.pid == pid) else { return };
+        let Some(exec) = self.execs.get_mut(id).filter(|exec| exec.child.is(pid)) else { return };
         let Ok(Some(ended)) = process::reap(exec.child.pidfd.as_fd()) else { return };
         if self.watch.has(&gate) {
-            self.exec_started(id, Err(vanished()));
+            return exec.child.keep_end(ended);
         }
+        self.exec_over(id, ended);
+    }
+
+    fn exec_over(&mut self, id: &str, ended: Ended) {
         self.execs.remove(id);
         self.tell(&Event::ExecExited { exec: id.to_owned(), code: ended.code() });
     }
@@ -396,6 +419,8 @@ impl Keeper {
 /// What came over the socket of a child.
 enum News {
     Report(Report, Option<OwnedFd>),
+    /// Another child, the sender, goes on.
+    Moved(Option<i32>),
     /// The child's end is closed: it has become its command, or has ended.
     End,
 }
@@ -403,10 +428,10 @@ enum News {
 /// `None` while there is nothing.
 fn news_of(gate: BorrowedFd<'_>) -> Option<News> {
     let mut record = [0_u8; RECORD];
-    match sys::socket::receive(gate, &mut record) {
-        Ok((0, _)) => Some(News::End),
-        Ok((length, descriptors)) => match Report::decode(record.get(..length).unwrap_or_default()) {
-            Some(report) => Some(News::Report(report, descriptors.into_iter().next())),
+    match sys::socket::receive_from(gate, &mut record) {
+        Ok(packet) => match Report::decode(record.get(..packet.length).unwrap_or_default()) {
+            Some(Report::Moved) => Some(News::Moved(packet.sender)),
+            Some(report) => Some(News::Report(report, packet.descriptors.into_iter().next())),
             None => Some(News::End),
         },
         Err(error) if error.errno == Errno::AGAIN || error.errno == Errno::INTR => None,
@@ -418,7 +443,7 @@ fn news_of(gate: BorrowedFd<'_>) -> Option<News> {
 fn failure_of(report: Report) -> Failure {
     match report {
         Report::Failed(failure) => Failure::Init(failure),
-        Report::Ready | Report::Terminal | Report::Listener | Report::Moved { .. } => vanished(),
+        Report::Ready | Report::Terminal | Report::Listener | Report::Moved => vanished(),
     }
 }
 

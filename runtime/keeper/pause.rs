@@ -41,6 +41,7 @@ impl Pause {
             cgroup: &plan.cgroup,
             userns: plan.userns.as_ref(),
             oom_score_adj: plan.oom_score_adj,
+            moves: false,
             descriptors,
         };
         let proc = plan.userns.as_ref().map(|_| Proc::mount()).transpose()?;

@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use berth_runtime::init::{Descriptors, Gate, MAPPED};
 use berth_runtime::plan::{CgroupJoin, UserNamespace};
 use berth_runtime::sys::namespaces::Namespaces;
+use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::sys::spawn::{Child, SingleThread, spawn as clone};
-use berth_runtime::sys::{self, Context, process};
+use berth_runtime::sys::{self, Context};
 use rustix::fs::{CWD, Mode, OFlags};
 
 /// A child on its way.
@@ -16,23 +17,45 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// The keeper's end of the socket.
     pub(crate) gate: OwnedFd,
-    /// The child that was cloned first has ended; another goes on, where a container may have got hold of its socket.
-    moved: bool,
+    /// Another child is to go on in its place.
+    moves: bool,
+    /// How it has ended, while the socket is still open: the child that goes on has not told so yet, or the one that it
+    /// came from has not ended yet.
+    ended: Option<Ended>,
 }
 
 impl Spawned {
-    /// Another child of this process goes on: that happens once. What the child tells is true until it has moved.
+    /// Another child of the keeper goes on: that happens once, since others may get hold of the socket after it.
     ///
     /// # Errors
     /// The process is no child of the keeper, or the child has moved before.
-    pub(crate) fn moved(&mut self, pid: i32) -> sys::Result<()> {
-        if self.moved {
-            return Err(rustix::io::Errno::ALREADY).on("follow", format_args!("process {pid}"));
-        }
+    pub(crate) fn moved(&mut self, sender: Option<i32>) -> sys::Result<()> {
+        let pid = sender.filter(|_| self.moves).ok_or(rustix::io::Errno::ALREADY).on("follow", "a child")?;
         self.pidfd = process::child(pid)?;
         self.pid = pid;
-        self.moved = true;
-        Ok(())
+        self.moves = false;
+        self.ended = None;
+        sys::socket::tell_senders(self.gate.as_fd(), false)
+    }
+
+    /// The child that was cloned first has not gone on as another.
+    pub(crate) fn is_to_move(&self) -> bool {
+        self.moves
+    }
+
+    /// Whether this is the child. The pid of one that was reaped may be another's.
+    pub(crate) fn is(&self, pid: i32) -> bool {
+        self.pid == pid && self.ended.is_none()
+    }
+
+    /// Keeps how the child has ended until the socket is closed.
+    pub(crate) fn keep_end(&mut self, ended: Ended) {
+        self.ended = Some(ended);
+    }
+
+    /// How the child has ended, where that was kept.
+    pub(crate) fn take_end(&mut self) -> Option<Ended> {
+        self.ended.take()
     }
 }
 
@@ -47,6 +70,8 @@ pub(crate) struct Place<'a> {
     pub(crate) userns: Option<&'a UserNamespace>,
     /// Set from outside for a child in a new user namespace, which could not.
     pub(crate) oom_score_adj: Option<i32>,
+    /// Another child goes on in its place (`Report::Moved`).
+    pub(crate) moves: bool,
     /// What the slots mean.
     pub(crate) descriptors: Descriptors<'a>,
 }
@@ -57,7 +82,13 @@ pub(crate) struct Place<'a> {
 /// A system call failed; there is no child then.
 pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate, SingleThread)) -> sys::Result<Spawned> {
     let cgroup = place.cgroup.directory.map(|slot| place.descriptors.get(slot)).transpose()?;
-    let (child, gate) = clone(place.namespaces, cgroup, |socket, single| run(Gate::new(socket), single))?;
+    let pair = sys::socket::pair()?;
+    if place.moves {
+        // What is sent before this has no sender.
+        sys::socket::tell_senders(pair.0.as_fd(), true)?;
+    }
+    let (child, gate) =
+        clone(place.namespaces, cgroup, pair, |socket, single| run(Gate::new(socket), single))?;
     let Child { pid, pidfd } = child;
     let ready = match place.userns {
         Some(userns) => map_ids(userns, place.oom_score_adj, pid).and_then(|()| let_go(gate.as_fd())),
@@ -68,7 +99,7 @@ pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate, SingleThread)) -> s
         process::kill(pidfd.as_fd());
         return Err(error);
     }
-    Ok(Spawned { pid, pidfd, gate, moved: false })
+    Ok(Spawned { pid, pidfd, gate, moves: place.moves, ended: None })
 }
 
 /// Only a process outside may map any ids (user_namespaces(7), "Defining user and group ID mappings").

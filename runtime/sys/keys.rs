@@ -34,7 +34,8 @@ impl KeyringName {
     /// The kernel has no random numbers (getrandom(2)).
     pub fn new() -> Result<Self> {
         let mut random = [0_u8; 16];
-        rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty()).on("getrandom", "")?;
+        rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
+            .on("getrandom", "")?;
         let mut name = [0_u8; NAME];
         let text = format!("_ses.{:032x}", u128::from_ne_bytes(random));
         for (place, byte) in name.iter_mut().zip(text.bytes().take(NAME - 1)) {

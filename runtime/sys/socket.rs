@@ -142,20 +142,53 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
 /// # Errors
 /// `EAGAIN` where nothing has come; `EMSGSIZE` where the packet was cut.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    receive_from(socket, buffer).map(|packet| (packet.length, packet.descriptors))
+}
+
+/// A packet that was received.
+#[derive(Debug)]
+pub struct Packet {
+    /// Its bytes; 0 is the end.
+    pub length: usize,
+    /// Closed on exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// Who has sent it, in the PID namespace of the receiver, where that wants to know ([`tell_senders`]).
+    pub sender: Option<i32>,
+}
+
+/// Whether packets from now on say who has sent them (unix(7), `SO_PASSCRED`). To be switched off before the socket is
+/// written to, which would give it an abstract address.
+///
+/// # Errors
+/// Never.
+pub fn tell_senders(socket: BorrowedFd<'_>, tell: bool) -> Result<()> {
+    rustix::net::sockopt::set_socket_passcred(socket, tell).on("setsockopt(SO_PASSCRED)", tell)
+}
+
+/// As [`receive`], with the sender.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_from(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Packet> {
+    let mut space =
+        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(buffer)];
     let received =
         rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).on("recvmsg", "")?;
-    let mut descriptors = Vec::new();
+    let mut packet = Packet { length: received.bytes, descriptors: Vec::new(), sender: None };
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            descriptors.extend(received);
+        match message {
+            RecvAncillaryMessage::ScmRights(received) => packet.descriptors.extend(received),
+            RecvAncillaryMessage::ScmCredentials(peer) => {
+                packet.sender = Some(peer.pid.as_raw_nonzero().get());
+            }
+            _ => {}
         }
     }
     let flags = received.flags;
     if flags.contains(rustix::net::ReturnFlags::TRUNC) || flags.contains(rustix::net::ReturnFlags::CTRUNC) {
         return Err(Errno::MSGSIZE).on("recvmsg", "a packet that was cut");
     }
-    Ok((received.bytes, descriptors))
+    Ok(packet)
 }

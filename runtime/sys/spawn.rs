@@ -9,13 +9,13 @@ use rustix::io::Errno;
 use super::namespaces::Namespaces;
 use super::process::exit_now;
 use super::program::Program;
-use super::{Context, Result, checked, socket};
+use super::{Context, Result, checked};
 
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_PARENT: u64 = 0x8000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// The flags of the `clone` call that [`SingleThread::sibling`] makes, for whoever decides whether a filter of system
+/// The flags of the `clone` call that [`SingleThread::go_on_as_sibling`] makes, for whoever decides whether a filter of system
 /// calls allows it.
 pub const SIBLING_FLAGS: u64 = CLONE_PARENT;
 
@@ -56,18 +56,18 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Clones this process, as fork(2) does, into new namespaces and, on cgroup v2, straight into a cgroup. The child gets one
-/// end of a socket and calls `run`; when that returns, the child ends. The parent gets the other end.
+/// Clones this process, as fork(2) does, into new namespaces and, on cgroup v2, straight into a cgroup. The child gets the
+/// second end of a socket and calls `run`; when that returns, the child ends. The parent keeps the first end.
 ///
 /// # Errors
 /// The kernel refuses, or this process has several threads (`EBUSY`); there is no child then.
 pub fn spawn(
     namespaces: Namespaces,
     cgroup: Option<BorrowedFd<'_>>,
+    (ours, theirs): (OwnedFd, OwnedFd),
     run: impl FnOnce(OwnedFd, SingleThread),
 ) -> Result<(Child, OwnedFd)> {
     let single = SingleThread::prove()?;
-    let (ours, theirs) = socket::pair()?;
     if let Some(child) = single.clone3(namespaces, cgroup)? {
         return Ok((child, ours));
     }
@@ -128,12 +128,11 @@ impl SingleThread {
     }
 
     /// Clones this process for its own parent, which is told of the end of both (clone(2), `CLONE_PARENT`), into new
-    /// namespaces and into the PID namespace that was joined before. `None` is the new process; the pid is the one in
-    /// the caller's PID namespace.
+    /// namespaces and into the PID namespace that was joined before. The old process ends; only the new one comes back.
     ///
     /// # Errors
     /// The kernel refuses; there is no new process then.
-    pub fn sibling(&self, namespaces: Namespaces) -> Result<Option<i32>> {
+    pub fn go_on_as_sibling(&self, namespaces: Namespaces) -> Result<()> {
         // Filters of system calls look at the flags of clone(2); they cannot see those of clone3(2), so that most refuse
         // it. With CLONE_PARENT the signal at the end is that of this process, and none may be named.
         let flags = SIBLING_FLAGS | namespaces.bits();
@@ -141,8 +140,8 @@ impl SingleThread {
         // `self` proves that it has no other threads. No pointer is given.
         let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0_u64, 0_u64, 0_u64, 0_u64) };
         match checked(result).on("clone", format_args!("{namespaces}, for the parent"))? {
-            0 => Ok(None),
-            pid => Ok(Some(i32::try_from(pid).unwrap_or(0))),
+            0 => Ok(()),
+            _ => exit_now(0),
         }
     }
 
@@ -189,7 +188,8 @@ mod tests {
     #[test]
     fn a_process_with_threads_is_not_cloned() {
         // The test harness has at least two.
-        let error = spawn(Namespaces::NONE, None, |_, _| {}).unwrap_err();
+        let pair = crate::sys::socket::pair().unwrap();
+        let error = spawn(Namespaces::NONE, None, pair, |_, _| {}).unwrap_err();
         assert_eq!((error.errno, error.call), (Errno::BUSY, "clone3"), "{error}");
     }
 }

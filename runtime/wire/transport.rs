@@ -135,12 +135,10 @@ pub enum Report {
     Ready,
     /// The master of the terminal comes along.
     Terminal,
-    /// Another child of the keeper goes on in its place: one that was cloned inside the pod's user namespace, so that its
-    /// process namespace belongs to that, or one in the PID namespace of others.
-    Moved {
-        /// In the process namespace of the one that tells.
-        pid: i32,
-    },
+    /// Another child of the keeper goes on in its place, and tells so first of all: one that was cloned inside the pod's
+    /// user namespace, so that its process namespace belongs to that, or one in the PID namespace of others. The kernel
+    /// says which it is (`SO_PASSCRED`).
+    Moved,
     /// The filter is loaded that hands calls over to a supervisor; its descriptor comes along.
     Listener,
     /// A step has failed.
@@ -161,10 +159,7 @@ impl Report {
             Self::Ready => put(0, &READY.to_ne_bytes()),
             Self::Listener => put(0, &LISTENER.to_ne_bytes()),
             Self::Terminal => put(0, &TERMINAL.to_ne_bytes()),
-            Self::Moved { pid } => {
-                put(0, &MOVED.to_ne_bytes());
-                put(4, &pid.to_ne_bytes());
-            }
+            Self::Moved => put(0, &MOVED.to_ne_bytes()),
             Self::Failed(failure) => {
                 let detail = cut(&failure.detail);
                 put(0, &FAILED.to_ne_bytes());
@@ -186,7 +181,7 @@ impl Report {
             READY => Some(Self::Ready),
             LISTENER => Some(Self::Listener),
             TERMINAL => Some(Self::Terminal),
-            MOVED => Some(Self::Moved { pid: i32::from_ne_bytes(word(4)?) }),
+            MOVED => Some(Self::Moved),
             FAILED => {
                 let length = usize::try_from(u32::from_ne_bytes(word(16)?)).ok()?;
                 let detail = record.get(20..)?.get(..length)?;
