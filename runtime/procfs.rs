@@ -12,7 +12,11 @@ use crate::sys::{Context, Result};
 /// `PROC_SUPER_MAGIC` (statfs(2)).
 pub const PROC_MAGIC: u64 = 0x9fa0;
 
-/// A private procfs of the caller's process namespace.
+/// A private procfs of the caller's process namespace. The processes that the caller clones use it as well: `self` and the
+/// sysctls of namespaces are those of whoever looks.
+///
+/// It is to be kept: the kernel waits for all processors when a mount that is attached nowhere is closed (0.6 ms,
+/// fs/namespace.c, `namespace_unlock`).
 #[derive(Debug)]
 pub struct Proc {
     root: OwnedFd,

@@ -31,6 +31,8 @@ pub struct Start<'a> {
     pub joined: Joined<'a>,
     /// The session keyring that it shares with nobody.
     pub keyring: &'a KeyringName,
+    /// The keeper's private procfs.
+    pub proc: &'a Proc,
     /// Standard streams; with a terminal these are replaced by it.
     pub streams: Streams<'a>,
     /// To the keeper.
@@ -80,7 +82,6 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
     };
     enter_users(start, userns)?;
     join_and_unshare(plan, joined.pause)?;
-    let proc = Proc::mount().at(Step::PrivateMounts)?;
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
     if let Some(masks) = &masks {
@@ -99,7 +100,7 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
     for (index, (op, source)) in plan.mounts.iter().zip(sources).enumerate() {
         mounts::attach(&root, op, source, index)?;
     }
-    fill(plan, &root, &proc, nodes)?;
+    fill(plan, &root, start.proc, nodes)?;
     let slave = match plan.stdio.tty {
         true => {
             let (master, slave) = process::open_terminal(&root, &plan.process)?;
@@ -123,7 +124,7 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
     mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;
     set_root_attributes(plan).at(Step::RootAttributes)?;
     set_hostname(plan)?;
-    become_user(start, slave.as_ref(), &proc)?;
+    become_user(start, slave.as_ref())?;
     let way = Way { terminal: slave.is_some(), joins_processes: joined.processes_of.is_some(), waits: true };
     Ok(last::program(&plan.process, filter, way))
 }
@@ -135,8 +136,7 @@ fn enter_users(start: &Start<'_>, userns: Option<BorrowedFd<'_>>) -> Done<()> {
     let Some(ids) = &plan.userns else { return Ok(()) };
     let userns =
         userns.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's users").at(Step::JoinNamespaces)?;
-    let proc = Proc::mount().at(Step::PrivateMounts)?;
-    process::enter_user_namespace(&plan.process, ids, &start.streams, &proc, || {
+    process::enter_user_namespace(&plan.process, ids, &start.streams, start.proc, || {
         namespaces::join_users(userns)
     })?;
     // What a change of ids has made readable or not (prctl(2), PR_SET_DUMPABLE).
@@ -234,8 +234,8 @@ fn set_hostname(plan: &ContainerPlan) -> Done<()> {
     }
 }
 
-fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>, proc: &Proc) -> Done<()> {
-    let plan = start.plan;
+fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>) -> Done<()> {
+    let Start { plan, proc, .. } = start;
     match slave {
         Some(slave) => process::set_streams(&Streams::of_terminal(slave), &plan.process)?,
         None => process::set_streams(&start.streams, &plan.process)?,

@@ -27,6 +27,8 @@ pub struct Start<'a> {
     pub init: BorrowedFd<'a>,
     /// The container's session keyring.
     pub keyring: &'a KeyringName,
+    /// The keeper's private procfs.
+    pub proc: &'a Proc,
     /// Standard streams; with a terminal these are replaced by it.
     pub streams: Streams<'a>,
     /// To the keeper.
@@ -46,10 +48,9 @@ pub fn run(start: Start<'_>) -> ! {
 }
 
 fn prepare(start: &Start<'_>) -> Done<Program> {
-    let Start { plan, descriptors, streams, gate, .. } = start;
+    let Start { plan, descriptors, streams, proc, gate, .. } = start;
     let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
     keys::join_session(start.keyring).at(Step::Keyring)?;
-    let proc = Proc::mount().at(Step::PrivateMounts)?;
     // This process stays out of the PID namespace, which its children will be in (setns(2)).
     let all = Namespaces::MOUNT
         | Namespaces::NET
@@ -58,7 +59,7 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
         | Namespaces::CGROUP
         | Namespaces::PID;
     match &plan.userns {
-        Some(userns) => process::enter_user_namespace(&plan.process, userns, streams, &proc, || {
+        Some(userns) => process::enter_user_namespace(&plan.process, userns, streams, proc, || {
             namespaces::join_of(start.init, all | Namespaces::USER)
         })?,
         None => namespaces::join_of(start.init, all).at(Step::JoinNamespaces)?,
@@ -72,8 +73,8 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
         process::set_streams(streams, &plan.process)?;
     }
     match &plan.userns {
-        Some(_) => process::set_labels(&plan.process, &proc)?,
-        None => process::set_limits_and_labels(&plan.process, &proc)?,
+        Some(_) => process::set_labels(&plan.process, proc)?,
+        None => process::set_limits_and_labels(&plan.process, proc)?,
     }
     process::set_credentials(&plan.process)?;
     process::change_to_cwd(&plan.process)?;

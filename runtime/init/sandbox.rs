@@ -24,8 +24,8 @@ pub struct Start<'a> {
     pub program: BorrowedFd<'a>,
     /// For the standard streams.
     pub null: BorrowedFd<'a>,
-    /// The host's procfs, for a pause in a user namespace: it cannot mount one for processes that are the host's.
-    pub proc: Option<Proc>,
+    /// The keeper's private procfs.
+    pub proc: &'a Proc,
     /// What the plan's slots mean.
     pub descriptors: Descriptors<'a>,
     /// To the keeper.
@@ -76,20 +76,16 @@ pub fn run(start: Start<'_>) -> ! {
     })
 }
 
-fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: Option<Proc>) -> Done<()> {
+fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: &Proc) -> Done<()> {
     rustix::process::setsid().on("setsid", "").at(Step::Stdio)?;
     rustix::stdio::dup2_stdin(null).on("dup2", "a standard stream").at(Step::Stdio)?;
     rustix::stdio::dup2_stdout(null).on("dup2", "a standard stream").at(Step::Stdio)?;
     rustix::stdio::dup2_stderr(null).on("dup2", "a standard stream").at(Step::Stdio)?;
     keys::leave_session().at(Step::Keyring)?;
-    let proc = match proc {
-        Some(proc) => {
-            // The ids are mapped by now; until here this process was nobody in its namespace.
-            security::set_ids(0, 0, &[]).at(Step::Credentials)?;
-            proc
-        }
-        None => Proc::mount().at(Step::PrivateMounts)?,
-    };
+    if plan.userns.is_some() {
+        // The ids are mapped by now; until here this process was nobody in its namespace.
+        security::set_ids(0, 0, &[]).at(Step::Credentials)?;
+    }
     if let Some(name) = &plan.hostname {
         rustix::system::sethostname(name.as_bytes()).on("sethostname", name).at(Step::Hostname)?;
     }

@@ -19,6 +19,7 @@ pub(super) fn namespace(ids: &UserNamespace, single: &SingleThread) -> sys::Resu
 
 /// Only a process outside may map any ids (user_namespaces(7), "Defining user and group ID mappings").
 fn map_and_open(holder: i32, ids: &UserNamespace) -> sys::Result<OwnedFd> {
+    // The number is one of the PID namespace of this process, which the keeper's procfs does not show.
     let proc = Proc::mount()?;
     proc.write(&format!("{holder}/uid_map"), &UserNamespace::lines(&ids.uids))?;
     proc.write(&format!("{holder}/gid_map"), &UserNamespace::lines(&ids.gids))?;

@@ -71,7 +71,8 @@ impl Keeper {
         if self.pause.is_some() {
             return Err(state("the pause", "started already"));
         }
-        let pause = Pause::start(plan, Descriptors(descriptors), &self.pause_program, &self.null, origin);
+        let pause =
+            Pause::start(plan, Descriptors(descriptors), &self.pause_program, &self.null, &self.proc, origin);
         let pause = pause.map_err(|error| system(&error))?;
         let watched = self.watch.add(pause.child.gate.as_fd(), Watched::PauseGate);
         watched.map_err(|error| given_up(&pause.child, &error))?;
@@ -124,7 +125,7 @@ impl Keeper {
             userns: pause.and_then(|pause| pause.userns.as_ref()).map(AsFd::as_fd),
             processes_of,
         };
-        let container = Container::create(plan, Descriptors(descriptors), folder, joined, origin);
+        let container = Container::create(plan, Descriptors(descriptors), folder, joined, &self.proc, origin);
         let container = container.map_err(|error| system(&error))?;
         let watched = self.watch.add(container.child.gate.as_fd(), Watched::ContainerGate(id.clone()));
         watched.map_err(|error| given_up(&container.child, &error))?;
@@ -177,7 +178,7 @@ impl Keeper {
             return Err(state(&format!("exec {id}"), "started already"));
         }
         let target = self.running(container)?;
-        let exec = Exec::start(plan, container, target, Descriptors(descriptors), origin);
+        let exec = Exec::start(plan, container, target, Descriptors(descriptors), &self.proc, origin);
         let exec = exec.map_err(|error| system(&error))?;
         let watched = self.watch.add(exec.child.gate.as_fd(), Watched::ExecGate(id.clone()));
         watched.map_err(|error| given_up(&exec.child, &error))?;

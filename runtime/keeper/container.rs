@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use berth_runtime::init::container::{self, Joined};
 use berth_runtime::init::{Descriptors, Streams};
 use berth_runtime::plan::{ContainerPlan, PidNamespace, SeccompListener};
+use berth_runtime::procfs::Proc;
 use berth_runtime::sys::keys::KeyringName;
 use berth_runtime::sys::namespaces::Namespaces;
 use berth_runtime::sys::process::Ended;
@@ -84,6 +85,7 @@ impl Container {
         descriptors: Descriptors<'_>,
         folder: String,
         joined: Joined<'_>,
+        proc: &Proc,
         origin: Origin,
     ) -> sys::Result<Self> {
         let log = Log::open(plan.stdio.log_path.clone())?;
@@ -108,7 +110,16 @@ impl Container {
         let child = spawn(place, |gate, single| {
             let streams = Streams { stdin, stdout, stderr };
             let keyring = &keyring;
-            container::run(container::Start { plan, descriptors, joined, keyring, streams, gate, single })
+            container::run(container::Start {
+                plan,
+                descriptors,
+                joined,
+                keyring,
+                proc,
+                streams,
+                gate,
+                single,
+            })
         })?;
         Ok(Self {
             child,

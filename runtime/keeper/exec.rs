@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, Streams, exec};
 use berth_runtime::plan::{ExecPlan, FdSlot, SeccompListener};
+use berth_runtime::procfs::Proc;
 use berth_runtime::sys::{self, namespaces::Namespaces};
 
 use crate::container::Container;
@@ -33,6 +34,7 @@ impl Exec {
         id: &str,
         container: &Container,
         descriptors: Descriptors<'_>,
+        proc: &Proc,
         origin: Origin,
     ) -> sys::Result<Self> {
         let place = Place {
@@ -51,7 +53,7 @@ impl Exec {
         };
         let (init, keyring) = (container.child.pidfd.as_fd(), &container.keyring);
         let child = spawn(place, |gate, single| {
-            exec::run(exec::Start { plan, descriptors, init, keyring, streams, gate, single })
+            exec::run(exec::Start { plan, descriptors, init, keyring, proc, streams, gate, single })
         })?;
         Ok(Self {
             child,

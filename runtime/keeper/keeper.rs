@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use berth_runtime::procfs::Proc;
 use berth_runtime::sys;
 use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::wire::transport::{RECORD, Report};
@@ -34,6 +35,7 @@ pub(crate) struct Keeper {
     children: OwnedFd,
     pub(crate) pause_program: OwnedFd,
     pub(crate) null: OwnedFd,
+    pub(crate) proc: Proc,
     next_connection: u64,
     connections: BTreeMap<u64, Connection>,
     pub(crate) pause: Option<Pause>,
@@ -45,13 +47,19 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn new(listener: OwnedFd, pause_program: OwnedFd, null: OwnedFd) -> sys::Result<Self> {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        pause_program: OwnedFd,
+        null: OwnedFd,
+        proc: Proc,
+    ) -> sys::Result<Self> {
         let mut keeper = Self {
             watch: Watch::new()?,
             children: process::child_signals()?,
             listener,
             pause_program,
             null,
+            proc,
             next_connection: 1,
             connections: BTreeMap::new(),
             pause: None,

@@ -73,8 +73,9 @@ fn start() -> sys::Result<Keeper> {
     security::set_dumpable(false)?;
     security::become_subreaper()?;
     // Without CAP_SYS_RESOURCE the score cannot go down: then it stays what the daemon has.
-    let _kept = Proc::mount().and_then(|proc| proc.write("self/oom_score_adj", OOM_SCORE_ADJ));
-    Keeper::new(listener, pause_program, null)
+    let proc = Proc::mount()?;
+    let _kept = proc.write("self/oom_score_adj", OOM_SCORE_ADJ);
+    Keeper::new(listener, pause_program, null, proc)
 }
 
 /// The same file by a descriptor that is no standard stream.

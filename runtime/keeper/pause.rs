@@ -34,6 +34,7 @@ impl Pause {
         descriptors: Descriptors<'_>,
         program: &OwnedFd,
         null: &OwnedFd,
+        proc: &Proc,
         origin: Origin,
     ) -> sys::Result<Self> {
         let place = Place {
@@ -44,7 +45,6 @@ impl Pause {
             moves: false,
             descriptors,
         };
-        let proc = plan.userns.as_ref().map(|_| Proc::mount()).transpose()?;
         let child = spawn(place, |gate, single| {
             sandbox::run(sandbox::Start {
                 plan,
