@@ -138,3 +138,37 @@ def masked(first, payload):
 
 write("websocket", "channels", masked(0x82, b"\0input") + masked(0x82, b'\x04{"Width":80,"Height":24}') + masked(0x82, b"\xff\0") + masked(0x88, b"\x03\xe8"))
 write("websocket", "parts", masked(0x01, b"0aGV") + masked(0x89, b"ping") + masked(0x80, b"sbG8=") + masked(0x82, b"x" * 200))
+
+for name, text in {
+    "empty": "{}",
+    "none": "null",
+    "bridge": '{"cniVersion":"1.0.0","interfaces":[{"name":"br0","mac":"02:00:00:00:00:02"},{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/x"}],"ips":[{"address":"10.0.0.2/24","gateway":"10.0.0.1","interface":1},{"address":"fd00::2/64"}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0","gw":"fd00::1"}],"dns":{"nameservers":["10.0.0.10"]}}',
+    "old": '{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.2/24"}],"dns":{}}',
+    "new": '{"cniVersion":"1.1.0","interfaces":[{"name":"a","mtu":1400,"socketPath":"/x","pciID":"0000:00:1f.6"}],"routes":[{"dst":"10.0.0.0/8","mtu":1400,"advmss":1360,"priority":5,"table":100,"scope":253}]}',
+    "wrong": '{"ips":[{"address":"10.0.0.2"}]}',
+}.items():
+    write("cni_result", name, text)
+
+for name, text in {
+    "hello": '{"id":1,"call":{"Hello":{"protocol":2}}}',
+    "create": '{"id":2,"call":{"Start":{"container":"c"}}}',
+    "signal": '{"id":3,"call":{"Signal":{"container":"c","signal":9}}}',
+    "attach": '{"id":4,"call":{"Attach":{"container":"c","client":"k","stdin":0,"stdout":1,"stderr":null}}}',
+    "answer": '{"Answer":{"id":2,"result":{"Ok":{"Created":{"pid":7}}}}}',
+    "failure": '{"Answer":{"id":2,"result":{"Err":{"Init":{"step":"Mount","errno":13,"index":7,"detail":"move_mount"}}}}}',
+    "exited": '{"Event":{"Exited":{"container":"c","record":{"code":137,"signal":9,"oom_killed":true,"started_at":1,"finished_at":2}}}}',
+    "unknown": '{"id":7,"call":{"Levitate":{"height":3}}}',
+}.items():
+    write("keeper", name, text)
+write("keeper", "ready", (1).to_bytes(4, "little") + bytes(176))
+write("keeper", "failed", b"".join(n.to_bytes(4, "little") for n in (2, 10, 13, 7, 4)) + b"text" + bytes(156))
+
+for name, text in {
+    "allow": '{"defaultAction":"SCMP_ACT_ALLOW"}',
+    "log": '{"defaultAction":"SCMP_ACT_LOG","flags":["SECCOMP_FILTER_FLAG_LOG"]}',
+    "names": '{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],"syscalls":[{"names":["read","write","exit_group"],"action":"SCMP_ACT_ALLOW"}]}',
+    "arguments": '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["clone"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]},{"names":["personality"],"action":"SCMP_ACT_KILL","args":[{"index":0,"value":8,"op":"SCMP_CMP_GT"},{"index":0,"value":4294967295,"op":"SCMP_CMP_NE"}]}]}',
+    "notify": '{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/a.sock","syscalls":[{"names":["mknod"],"action":"SCMP_ACT_NOTIFY"}]}',
+    "argument-9": '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_TRAP","args":[{"index":9,"value":1,"op":"SCMP_CMP_EQ"}]}]}',
+}.items():
+    write("seccomp", name, text)

@@ -27,6 +27,9 @@ pub mod cgroup;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod compile;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::expect_used, clippy::panic, reason = "a target says what is wrong by panicking")]
+pub mod fuzzing;
 #[cfg(feature = "daemon")]
 pub mod rootfs;
 #[cfg(feature = "daemon")]
