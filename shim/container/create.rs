@@ -21,8 +21,8 @@ use crate::operation::{Key, Progress};
 use crate::pod;
 use crate::spec::resources::limits;
 use crate::spec::{classes, stop_signal, validate};
-use crate::store::container::{RecordedUser, name_key};
-use crate::store::{Container, ContainerRecord, ContainerState, Pod, PodState, file};
+use crate::store::container::RecordedUser;
+use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
@@ -38,7 +38,7 @@ const TO_THE_GATE: Duration = Duration::from_secs(60);
 pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
     validate::container(&config).map_err(CriError::from)?;
     let pod = daemon.store.pod(pod)?;
-    let name = name_key(&config.metadata.clone().unwrap_or_default());
+    let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
     let operations = daemon.operations.clone();
     let span = tracing::Span::current();

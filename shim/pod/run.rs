@@ -23,8 +23,8 @@ use crate::keeper::Link;
 use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
 use crate::spec::validate;
-use crate::store::pod::{name_key, namespaces};
-use crate::store::{Pod, PodRecord, PodState, file};
+use crate::store::pod::namespaces;
+use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
@@ -42,7 +42,7 @@ pub async fn run(
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
     check_handler(daemon, &runtime_handler)?;
-    let name = name_key(&config.metadata.clone().unwrap_or_default());
+    let name = PodName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
     let key = Key::RunPod(name.clone());
     let operations = daemon.operations.clone();
