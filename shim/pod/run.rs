@@ -125,6 +125,7 @@ impl Creation {
     /// Intent is on disk before its side effect (DESIGN rule 1).
     async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<Arc<Pod>, CriError> {
         self.progress.step("intent");
+        let log_folder = files::make_log_folder(&self.config.log_directory).await?;
         let record = PodRecord {
             id: self.id.clone(),
             config: self.config.clone(),
@@ -133,6 +134,7 @@ impl Creation {
             boot_id: self.daemon.boot_id.clone(),
             cgroup: cgroup.to_string(),
             selinux: selinux_labels(&self.daemon, &self.config)?,
+            log_folder,
             state: PodState::Creating,
         };
         let folder = self.daemon.folders.pod(&self.id);
@@ -153,7 +155,6 @@ impl Creation {
             files::write(&state_folder, &config)
         })
         .await?;
-        files::make_log_folder(&self.config.log_directory).await?;
         Ok(pod)
     }
 

@@ -77,6 +77,10 @@ pub struct PodRecord {
     /// Its SELinux labels, on a host that has them.
     #[serde(default)]
     pub selinux: Option<Labels>,
+    /// The log folder by a path without symbolic links, as it was when the pod was run; none of a pod without one, and
+    /// of one that a daemon has run which did not note it.
+    #[serde(default)]
+    pub log_folder: Option<String>,
     /// Where it is.
     pub state: PodState,
 }
