@@ -1,7 +1,6 @@
 //! RunPodSandbox: intent on disk, cgroup, keeper and pause, network, answer. Each step pushes its undo.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use berth_cni::PodAttach;
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
@@ -14,7 +13,7 @@ use berth_runtime::wire::{Call, Outcome};
 use std::os::fd::{AsFd, OwnedFd};
 use tonic::Status;
 
-use super::{files, follow, network};
+use super::{files, follow, keeper, network};
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
@@ -182,8 +181,8 @@ impl Creation {
         let keeper =
             blocking(move || berth_runtime::client::spawn(&daemon.programs, id.as_str(), &folder)).await?;
         let (link, events) = Link::start(keeper.connection).map_err(CriError::from)?;
-        let stopping = link.clone();
-        self.undo.push("end the keeper", async move { end_keeper(&stopping).await });
+        let (daemon, id, stopping) = (self.daemon.clone(), self.id.clone(), link.clone());
+        self.undo.push("end the keeper", async move { keeper::end(&daemon, &id, Some(&stopping)).await });
         link.hello().await?;
         pod.set_link(Some(link.clone()));
         follow::follow(&self.daemon, pod, events, Some(keeper.process));
@@ -231,15 +230,6 @@ impl Creation {
         };
         daemon.network.add(attach).await?;
         Ok(())
-    }
-}
-
-/// Ends a keeper whose pod is given up. One that is gone has ended already.
-pub(crate) async fn end_keeper(link: &Link) -> Result<(), String> {
-    match tokio::time::timeout(Duration::from_secs(10), link.done(Call::Shutdown)).await {
-        Ok(Ok(()) | Err(crate::keeper::LinkError::Gone)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the keeper does not answer".to_owned()),
     }
 }
 
