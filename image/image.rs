@@ -35,7 +35,9 @@ pub struct Image {
 pub struct ImageVolume {
     /// Which.
     pub image: Arc<Image>,
-    /// Its layers, the topmost first. Never empty.
+    /// Its layers, the topmost first: at least two, the last of which may be an empty folder. overlayfs needs two where
+    /// nothing is written, and only through a filesystem of its own are layers read-only for a container that may
+    /// mount: a mount of the folder itself could be made writable.
     pub lower: Vec<PathBuf>,
 }
 

@@ -8,6 +8,7 @@
 //!
 //! * [`sys`]: every system call that needs `unsafe`, behind safe functions that own their descriptors
 //! * [`path`], [`procfs`]: paths inside a container as descriptors, and the private procfs that writes go through
+//! * [`logs`]: log files, in folders that containers may have mounted
 //! * [`plan`]: what the init of a container or pod does, compiled
 //! * [`wire`]: the messages between daemon and keeper, and the record in which an init reports its failure
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
@@ -15,6 +16,7 @@
 //! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: the daemon's half
 
 pub mod init;
+pub mod logs;
 pub mod path;
 pub mod plan;
 pub mod procfs;

@@ -294,7 +294,7 @@ pub struct StdioPlan {
     pub stdin_once: bool,
     /// A pseudo terminal made inside the container's devpts, its master owned by the keeper.
     pub tty: bool,
-    /// The CRI log file, absolute; without it output is read and dropped.
+    /// The CRI log file, absolute and without a symbolic link on the way; without it output is read and dropped.
     pub log_path: Option<String>,
 }
 

@@ -12,18 +12,19 @@ use tonic::Status;
 use tracing::Instrument;
 
 use crate::ids::{ContainerId, PodId};
+use crate::store::{ContainerName, PodName};
 
 /// What an operation does, to what. Two calls with equal keys are one operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// RunPodSandbox of `namespace/name/uid/attempt`.
-    RunPod(String),
+    /// RunPodSandbox.
+    RunPod(PodName),
     /// StopPodSandbox.
     StopPod(PodId),
     /// RemovePodSandbox.
     RemovePod(PodId),
-    /// CreateContainer of `name/attempt` in a pod.
-    Create(PodId, String),
+    /// CreateContainer in a pod.
+    Create(PodId, ContainerName),
     /// StartContainer.
     Start(ContainerId),
     /// StopContainer with a grace period in seconds: a more impatient call is another operation.
@@ -170,7 +171,7 @@ mod tests {
     use super::*;
 
     fn key() -> Key {
-        Key::RunPod("ns/name/uid/0".to_owned())
+        Key::StopPod("7".repeat(64).try_into().unwrap())
     }
 
     #[tokio::test]

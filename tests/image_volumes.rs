@@ -101,6 +101,70 @@ async fn an_image_is_a_volume() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
+fn users() -> Option<UserNamespace> {
+    let ids = vec![IdMapping { host_id: 400_000, container_id: 0, length: 65_536 }];
+    Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids })
+}
+
+/// With the right to mount, and nothing that would take it away again.
+fn that_may_mount(config: ContainerConfig, users: Option<UserNamespace>) -> ContainerConfig {
+    support::secured(config, |security| {
+        let add_capabilities = vec!["SYS_ADMIN".to_owned()];
+        security.capabilities = Some(Capability { add_capabilities, ..Capability::default() });
+        let profile_type = security_profile::ProfileType::Unconfined.into();
+        security.apparmor = Some(SecurityProfile { profile_type, ..SecurityProfile::default() });
+        security.namespace_options.get_or_insert_default().userns_options = users;
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_remount_makes_an_image_writable() {
+    let mut berth = Berth::start().await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer(&[("part/file", "as in the image"), ("file", "as in the image")]);
+    registry.layers("one", std::slice::from_ref(&layer));
+    registry.layers("two", &[layer, self::layer(&[("top", "x")])]);
+    let (one, two) = (pull(&mut berth, &registry, "one").await, pull(&mut berth, &registry, "two").await);
+    let volumes = vec![
+        volume(&one, "/whole", ""),
+        volume(&one, "/part", "part"),
+        volume(&one, "/file", "file"),
+        volume(&two, "/both", ""),
+        volume(&two, "/both-part", "part"),
+    ];
+    let script = "write() {
+          for file in $1 $1/file; do (echo changed >$file) && echo wrote $file; done
+          touch $1/new && echo made $1/new
+        }
+        for path in /whole /part /file /both /both-part; do
+          mount -o remount,bind,rw $path || echo cannot remount $path
+          mount -o remount,rw $path && echo remounted $path
+          write $path
+          if mount --bind $path /srv; then mount -o remount,bind,rw /srv; write /srv; umount /srv; fi
+        done
+        grep -E ' /(whole|part|file|both|both-part) ' /proc/self/mountinfo | cut -d' ' -f6 | cut -d, -f1 | sort -u
+        cat /file";
+    for (name, users) in [("plain", None), ("users", users())] {
+        let mut config = berth.pod_config(name);
+        let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options.get_or_insert_default().userns_options = users.clone();
+        let pod = berth.run_pod(config).await;
+        let config =
+            that_may_mount(with(volumes.clone(), shell("c", &format!("({script}) 2>/dev/null"))), users);
+        let (_, log) = berth.run_to_end(&pod, config).await;
+        // The flag of each mount is cleared, and none of them can be written to.
+        assert_eq!(log, "rw\nas in the image\n", "{name}");
+    }
+    for layer in std::fs::read_dir(berth.path("root/image/layers")).unwrap().flatten() {
+        let files = layer.path().join("fs");
+        assert!(!files.join("new").exists() && !files.join("part/new").exists(), "{files:?}");
+        for file in [files.join("file"), files.join("part/file")].iter().filter(|file| file.exists()) {
+            assert_eq!(std::fs::read_to_string(file).unwrap(), "as in the image", "{file:?}");
+        }
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_mounted_is_refused() {
     let mut berth = Berth::start().await;

@@ -5,12 +5,12 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use berth_proto::v1::*;
-use berth_runtime::sys::mount::FsContext;
 use support::{Berth, PATIENCE, shell, sleeper};
 use tonic::{Code, Status};
 
@@ -109,19 +109,33 @@ async fn long_lines_come_in_parts_of_16_kib() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// A filesystem of `bytes` that is mounted nowhere, and the path by which every process of the host reaches it.
-fn small_disk(bytes: u32) -> (OwnedFd, PathBuf) {
-    let disk = FsContext::open("tmpfs").unwrap();
-    disk.set("size", Some(&bytes.to_string())).unwrap();
-    let mount = disk.mount(0).unwrap();
-    let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), mount.as_raw_fd()));
-    (mount, path)
+/// A small filesystem of the host, for as long as this value lives.
+struct SmallDisk {
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    fn new(folder: PathBuf, bytes: u32) -> Self {
+        fs::create_dir(&folder).unwrap();
+        let size = format!("size={bytes}");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "berth-test"]).arg(&folder).status();
+        assert!(mounted.unwrap().success());
+        Self { folder }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(&self.folder).status());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_holds_no_container_up_and_the_log_goes_on_when_there_is_room() {
     let mut berth = Berth::start().await;
-    let (_disk, folder) = small_disk(2 << 20);
+    let disk = SmallDisk::new(berth.path("disk"), 2 << 20);
+    let folder = disk.folder.clone();
     let mut config = berth.pod_config("pod");
     config.log_directory = folder.display().to_string();
     let pod = berth.run_pod(config).await;
@@ -144,6 +158,7 @@ async fn a_full_disk_holds_no_container_up_and_the_log_goes_on_when_there_is_roo
     let rest: Vec<_> = records(&log).into_iter().skip(kept.len()).map(|record| record.text).collect();
     let lost = 500_001 - kept.len();
     assert_eq!(rest, [&format!("[berth: {lost} log records could not be written]"), "after", "last"]);
+    drop(disk);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
@@ -165,9 +180,86 @@ async fn a_log_whose_folder_vanishes_comes_back_with_the_folder() {
     // A link in its place is not followed.
     fs::remove_file(&log).unwrap();
     let elsewhere = berth.path("elsewhere");
-    std::os::unix::fs::symlink(&elsewhere, &log).unwrap();
+    symlink(&elsewhere, &log).unwrap();
     assert!(reopen(&mut berth, &id).await.is_err());
     assert!(!elsewhere.exists());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+/// Replaces what is at a path.
+fn replace(path: &Path, make: impl FnOnce(&Path)) {
+    if path.is_dir() && !path.is_symlink() {
+        fs::rename(path, path.with_extension("away")).unwrap();
+    } else {
+        fs::remove_file(path).unwrap();
+    }
+    make(path);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_somebody_has_put_below_the_log_folder_is_followed() {
+    let mut berth = Berth::start().await;
+    let elsewhere = berth.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let nothing_elsewhere = || assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+    let nested = |name: &str, script: &str| {
+        let mut config = shell(name, script);
+        config.log_path = format!("{name}/0.log");
+        config
+    };
+    // The host's own links are: /var/log may be on another disk.
+    fs::create_dir(berth.path("disk")).unwrap();
+    symlink("disk", berth.path("logs")).unwrap();
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let folder = berth.path("disk/pod");
+    let runs = berth.run(&pod, nested("runs", "while true; do echo tick; sleep 0.02; done")).await;
+    eventually("it writes", || size(&folder.join("runs/0.log")) > 0).await;
+    assert_eq!(berth.status(&runs).await.log_path, berth.path("logs/pod/runs/0.log").display().to_string());
+
+    // The folder of a container that is to come, and of one that runs.
+    symlink(&elsewhere, folder.join("next")).unwrap();
+    let error = berth.try_create(&pod, nested("next", "true")).await.unwrap_err();
+    assert!(error.message().contains("next"), "{error}");
+    let logs = folder.join("runs");
+    replace(&logs, |path| symlink(&elsewhere, path).unwrap());
+    assert!(reopen(&mut berth, &runs).await.is_err());
+    nothing_elsewhere();
+    replace(&logs, |path| fs::create_dir(path).unwrap());
+
+    // What is no file of its own.
+    let precious = folder.join("precious");
+    fs::write(&precious, "").unwrap();
+    let log = logs.join("0.log");
+    let make = |program: &'static str, arguments: &'static [&'static str]| {
+        move |path: &Path| {
+            assert!(Command::new(program).arg(path).args(arguments).status().unwrap().success());
+        }
+    };
+    fs::write(&log, "").unwrap();
+    replace(&log, |path| fs::hard_link(&precious, path).unwrap());
+    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("another name"));
+    replace(&log, make("mkfifo", &[]));
+    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("no regular file"));
+    replace(&log, make("mknod", &["c", "1", "3"]));
+    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("no regular file"));
+    assert_eq!(size(&precious), 0);
+    fs::remove_file(&log).unwrap();
+    reopen(&mut berth, &runs).await.unwrap();
+    eventually("it writes again", || size(&log) > 0).await;
+
+    // The pod's folder itself; and the next daemon knows where the logs belong, too.
+    replace(&folder, |path| symlink(&elsewhere, path).unwrap());
+    for round in ["before", "after"] {
+        assert!(reopen(&mut berth, &runs).await.is_err(), "{round}");
+        assert!(berth.try_create(&pod, nested("late", "true")).await.is_err(), "{round}");
+        nothing_elsewhere();
+        berth.restart().await;
+    }
+    replace(&folder, |path| fs::create_dir(path).unwrap());
+    let (code, _) = berth.run_to_end(&pod, nested("late", "echo late")).await;
+    assert_eq!(code, 0);
+    let text = fs::read_to_string(folder.join("late/0.log")).unwrap();
+    assert_eq!(support::text_of(&text), "late\n");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 

@@ -130,7 +130,7 @@ async fn read_only_goes_as_deep_as_asked() {
     let pod = berth.run_pod(berth.pod_config("readonly")).await;
     let outer = HostMount::new(berth.path("outer"), "--make-private");
     let inner = HostMount::new(outer.below("inner"), "--make-private");
-    let script = "touch /v/x; echo $?; touch /v/inner/x; echo $?";
+    let script = "touch /v/x 2>/dev/null; echo $?; touch /v/inner/x 2>/dev/null; echo $?";
     let flat = Mount { readonly: true, ..volume(&outer.path, "/v") };
     let deep = Mount { recursive_read_only: true, ..flat.clone() };
     let (_, log) = berth.run_to_end(&pod, with(shell("flat", script), vec![flat])).await;
@@ -196,6 +196,35 @@ async fn devices_are_usable_as_far_as_permitted() {
     config.devices = vec![device("/etc/passwd", "/dev/x", "rwm")];
     let error = berth.try_create(&pod, config).await.unwrap_err();
     assert!(error.message().contains("/etc/passwd"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_takes_the_place_of_a_node_and_of_nothing_else() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("places")).await;
+    let host = berth.path("volume");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("data"), "precious").unwrap();
+    std::os::unix::fs::symlink("data", host.join("link")).unwrap();
+    run("mkfifo", &[host.join("pipe").to_str().unwrap()]);
+    let with_device_at = |name: &str, inside: &str| {
+        let mut config = shell(name, &format!("head -c 3 {inside} | wc -c"));
+        config.mounts = vec![volume(&host, "/volume")];
+        config.devices = vec![Device {
+            host_path: "/dev/zero".to_owned(),
+            container_path: inside.to_owned(),
+            permissions: "rw".to_owned(),
+        }];
+        config
+    };
+    assert_eq!(berth.run_to_end(&pod, with_device_at("pipe", "/volume/pipe")).await, (0, "3\n".to_owned()));
+    for name in ["data", "link"] {
+        let path = format!("/volume/{name}");
+        let error = berth.try_create(&pod, with_device_at(name, &path)).await.unwrap_err();
+        assert!(error.message().contains(&path), "{error}");
+    }
+    assert_eq!(fs::read_to_string(host.join("link")).unwrap(), "precious");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,6 +53,41 @@ async fn a_name_belongs_to_one_pod_and_a_retry_joins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slash_in_a_name_makes_it_no_other_name() {
+    let mut berth = Berth::start().await;
+    let named = |berth: &Berth, namespace: &str, name: &str, uid: &str| {
+        let mut config = berth.pod_config("pod");
+        config.metadata = Some(PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            namespace: namespace.to_owned(),
+            attempt: 0,
+        });
+        config
+    };
+    let mut pods = Vec::new();
+    for (namespace, name, uid) in [("a/b", "c", "u"), ("a", "b/c", "u"), ("a", "b", "c/u")] {
+        let config = named(&berth, namespace, name, uid);
+        pods.push(berth.run_pod(config).await);
+    }
+    pods.sort();
+    pods.dedup();
+    assert_eq!(pods.len(), 3);
+    // Each of them holds its own name, over a restart as well.
+    berth.restart().await;
+    for (namespace, name, uid) in [("a/b", "c", "u"), ("a", "b/c", "u"), ("a", "b", "c/u")] {
+        let config = named(&berth, namespace, name, uid);
+        assert_eq!(code(berth.try_run_pod(config).await), Code::AlreadyExists, "{namespace} {name} {uid}");
+    }
+    // A semicolon would be another argument of the network's plugins, such as an address that is asked for.
+    let config = named(&berth, "a", "x;IP=10.77.0.77", "u");
+    let refused = berth.try_run_pod(config).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("metadata.name"), "{refused}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_gives_up_leaves_a_whole_pod_or_none() {
     let mut berth = Berth::start().await;
     for attempt in 0..10 {

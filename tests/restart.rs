@@ -76,6 +76,102 @@ async fn a_kill_at_any_moment_leaves_nothing_half() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
+/// The processes of this host whose command has these words.
+fn processes(words: &str) -> Vec<String> {
+    let commands = fs::read_dir("/proc").unwrap().flatten().filter_map(|process| {
+        let command = fs::read(process.path().join("cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        command.contains(words).then(|| format!("{} {command}", process.file_name().display()))
+    });
+    commands.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
+    let mut other = Berth::start().await;
+    let others = other.run_pod(other.pod_config("other")).await;
+    let survivor = other.run(&others, sleeper("survivor")).await;
+    let mut berth = Berth::start().await;
+    // What the first process of a container leaves behind ends with it only in a process namespace of its own.
+    let marker = format!("sleep {}{}", std::process::id(), 4718);
+    let script = format!("(setsid sh -c '{marker} & {marker} & wait' &) ; sleep 1000");
+    let mut containers = Vec::new();
+    for (name, mode) in
+        [("own", NamespaceMode::Container), ("shared", NamespaceMode::Pod), ("host", NamespaceMode::Node)]
+    {
+        for folders in ["state", "records"] {
+            let mut config = berth.pod_config(&format!("{name}-{folders}"));
+            let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            security.namespace_options.get_or_insert_default().set_pid(mode);
+            let pod = berth.run_pod(config).await;
+            let config = support::secured(shell("c", &script), |security| {
+                security.namespace_options.get_or_insert_default().set_pid(mode);
+            });
+            let container = berth.run(&pod, config).await;
+            let waits = berth.try_create(&pod, sleeper("waits")).await;
+            containers.push((pod, folders, [Some(container), waits.ok()]));
+        }
+    }
+    let until = Instant::now() + support::PATIENCE;
+    while processes(&marker).iter().filter(|line| !line.contains("sh -c")).count() < 12 {
+        assert!(Instant::now() < until, "{:?}", processes(&marker));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    berth.kill();
+    fs::remove_dir_all(berth.path("run/pods")).unwrap();
+    // Of some, there is no record either: nothing of them is known but what runs.
+    for (pod, _, containers) in containers.iter().filter(|(_, folders, _)| *folders == "records") {
+        fs::remove_dir_all(berth.path(&format!("root/pods/{pod}"))).unwrap();
+        for container in containers.iter().flatten() {
+            fs::remove_dir_all(berth.path(&format!("root/containers/{container}"))).unwrap();
+        }
+    }
+    berth.restart().await;
+    for (pod, folders, containers) in &containers {
+        assert_eq!(processes(pod), Vec::<String>::new(), "{folders}");
+        if *folders == "state" {
+            assert_eq!(berth.pod_status(pod).await.state(), PodSandboxState::SandboxNotready);
+            for container in containers.iter().flatten() {
+                assert_eq!(berth.status(container).await.state(), ContainerState::ContainerExited);
+            }
+        }
+    }
+    assert_eq!(processes(&marker), Vec::<String>::new());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+    // Another daemon's are its own.
+    assert_eq!(other.status(&survivor).await.state(), ContainerState::ContainerRunning);
+    assert_eq!(other.sh(&survivor, "echo there").await, "there");
+    assert_eq!(other.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_removed_whatever_has_become_of_its_keeper() {
+    let mut berth = Berth::start().await;
+    let mut pods = Vec::new();
+    for name in ["silent", "lost"] {
+        let pod = berth.run_pod(berth.pod_config(name)).await;
+        berth.run(&pod, sleeper("c")).await;
+        pods.push(pod);
+    }
+    // One does not answer, of one the folder goes while the daemon runs.
+    for process in processes(&pods[0]) {
+        let pid = process.split(' ').next().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    }
+    fs::remove_dir_all(berth.path(&format!("run/pods/{}", pods[1]))).unwrap();
+    for pod in &pods {
+        // A kubelet tries again.
+        let until = Instant::now() + support::PATIENCE;
+        let request = || RemovePodSandboxRequest { pod_sandbox_id: pod.clone() };
+        while let Err(error) = berth.runtime.remove_pod_sandbox(request()).await {
+            assert!(Instant::now() < until, "{error}");
+        }
+        assert_eq!(processes(pod), Vec::<String>::new());
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_that_is_killed_takes_its_pod_down_and_no_other() {
     let mut berth = Berth::start().await;

@@ -144,17 +144,24 @@ impl Inner {
     fn writable(&self, index: &Index, id: &str) -> Option<WritableLayer> {
         let record = index.containers.get(id)?.record.as_ref()?;
         let folder = self.folders.container(id);
-        let volumes = record.volumes.iter().map(|volume| self.lower(index, volume));
+        let volumes = record.volumes.iter().map(|volume| self.volume(index, volume));
         let (image, lower) = self.lower(index, &record.image)?;
         Some(WritableLayer {
             upper: folder.join("upper"),
             work: folder.join("work"),
             lower,
             image,
-            volumes: volumes
-                .map(|volume| volume.map(|(image, lower)| ImageVolume { image, lower }))
-                .collect::<Option<_>>()?,
+            volumes: volumes.collect::<Option<_>>()?,
         })
+    }
+
+    /// An image that is mounted.
+    fn volume(&self, index: &Index, id: &Digest) -> Option<ImageVolume> {
+        let (image, mut lower) = self.lower(index, id)?;
+        if lower.len() < 2 {
+            lower.push(self.folders.below());
+        }
+        Some(ImageVolume { image, lower })
     }
 
     /// An image and its folders, the topmost first; never none.

@@ -28,7 +28,7 @@ impl Folders {
     pub(crate) fn make(root: &Path) -> Result<Self, Error> {
         let folders = Self { root: root.to_owned() };
         make_private(root)?;
-        for folder in ["images", "layers", "containers", "tmp", "trash", "empty"] {
+        for folder in ["images", "layers", "containers", "tmp", "trash", "empty", "below"] {
             make_private(&root.join(folder))?;
         }
         Ok(folders)
@@ -68,6 +68,11 @@ impl Folders {
 
     pub(crate) fn empty(&self) -> PathBuf {
         self.root.join("empty")
+    }
+
+    /// An empty folder below the layers of an image volume, see [`crate::ImageVolume::lower`].
+    pub(crate) fn below(&self) -> PathBuf {
+        self.root.join("below")
     }
 
     pub(crate) fn tmp(&self) -> PathBuf {

@@ -1,6 +1,8 @@
 //! Starting keepers and speaking to them, as the daemon does it. Nothing here waits: the connection is for an event
 //! loop of the caller's.
 
+mod stray;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +17,8 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::sys::{self, Context};
 use crate::wire::transport::{self, TransportError};
 use crate::wire::{Message, Request};
+
+pub use stray::{FoundKeeper, StrayError, find_keepers};
 
 /// The socket in a pod's volatile folder.
 const SOCKET: &str = "keeper.sock";

@@ -302,7 +302,7 @@ pub(super) fn make_node(root: &Root, path: &str, node: &DeviceNode) -> sys::Resu
     let device = rustix::fs::makedev(node.major, node.minor);
     match rustix::fs::mknodat(&folder, name, kind, mode, device) {
         Err(Errno::EXIST) => {
-            rustix::fs::unlinkat(&folder, name, rustix::fs::AtFlags::empty()).on("unlink", path)?;
+            remove_node(&folder, name, path)?;
             rustix::fs::mknodat(&folder, name, kind, mode, device).on("mknod", path)?;
         }
         made => made.on("mknod", path)?,
@@ -310,6 +310,17 @@ pub(super) fn make_node(root: &Root, path: &str, node: &DeviceNode) -> sys::Resu
     let owner = (rustix::fs::Uid::from_raw(node.uid), rustix::fs::Gid::from_raw(node.gid));
     let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
     rustix::fs::chownat(&folder, name, Some(owner.0), Some(owner.1), flags).on("chown", path)
+}
+
+/// Removes a device node or a named pipe. Anything else is a file of the image or of a volume, and stays.
+fn remove_node(folder: &OwnedFd, name: &str, path: &str) -> sys::Result<()> {
+    let stat = rustix::fs::statat(folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).on("stat", path)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo => {
+            rustix::fs::unlinkat(folder, name, rustix::fs::AtFlags::empty()).on("unlink", path)
+        }
+        _ => Err(Errno::EXIST).on("mknod", format_args!("{path}, where something else than a device is")),
+    }
 }
 
 /// The container's own cgroups: the mounts show their root at the container's, since its cgroup namespace is new.

@@ -3,8 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use berth_runtime::sys::{self, Context};
-use rustix::fs::{CWD, Mode, OFlags};
+use berth_runtime::{logs, sys};
 use rustix::io::Errno;
 
 use crate::lines::{Lines, Stream};
@@ -20,9 +19,9 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the file at `path`; without one everything is dropped.
+    /// Opens the file at `path`, which has no symbolic link in it; without one everything is dropped.
     pub(crate) fn open(path: Option<String>) -> sys::Result<Self> {
-        let file = path.as_deref().map(open_file).transpose()?;
+        let file = path.as_deref().map(logs::open_file).transpose()?;
         Ok(Self { path, file, lost: 0 })
     }
 
@@ -34,7 +33,7 @@ impl Log {
     /// Opens the file anew by its path; the old one stays in use when that fails.
     pub(crate) fn reopen(&mut self) -> sys::Result<()> {
         if let Some(path) = &self.path {
-            self.file = Some(open_file(path)?);
+            self.file = Some(logs::open_file(path)?);
         }
         Ok(())
     }
@@ -56,17 +55,6 @@ impl Log {
         let written = write_whole(file, records);
         self.lost += count(records.get(written..).unwrap_or_default());
     }
-}
-
-/// The file is made and opened in a folder that is opened first; a link in the file's place is refused, since the
-/// folder may be writable to others (CVE-2026-53489).
-fn open_file(path: &str) -> sys::Result<OwnedFd> {
-    let (folder, name) = path.rsplit_once('/').ok_or(Errno::INVAL).on("open", path)?;
-    let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::openat(CWD, if folder.is_empty() { "/" } else { folder }, place, Mode::empty())
-        .on("open", folder)?;
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(&folder, name, flags | OFlags::NONBLOCK, Mode::from_raw_mode(0o640)).on("open", path)
 }
 
 /// Writes as many whole records as possible; the bytes of these. A record that was written in part is taken back.

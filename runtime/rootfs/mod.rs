@@ -48,23 +48,22 @@ pub fn overlay(
 /// The kernel has refused what only a newer one knows: it is not asked again, since it writes that down each time.
 static OLDER_KERNEL: AtomicBool = AtomicBool::new(false);
 
-/// What an image has at a path, as a detached mount for reading: `lower` are its layers, the topmost first. The path is
-/// resolved inside the image.
+/// What an image has at a path, as a detached mount for reading: `lower` are its layers, the topmost first, and at least
+/// two (Documentation/filesystems/overlayfs.rst, "Multiple lower layers"). The path is resolved inside the image.
+///
+/// An overlay without an upper folder is read-only as a filesystem, which no remount changes. The flag of a mount alone
+/// would not protect the layers, which other containers share: whoever has CAP_SYS_ADMIN in the mount's namespace may
+/// clear it (mount_setattr(2)).
 ///
 /// # Errors
-/// A folder cannot be opened, there is nothing at the path, or the kernel refuses a layer.
+/// A folder cannot be opened, there is nothing at the path, or the kernel refuses the layers.
 pub fn image_volume(
     lower: &[PathBuf],
     path: &str,
     userns: Option<BorrowedFd<'_>>,
     label: Option<&str>,
 ) -> Result<OwnedFd> {
-    // overlayfs wants two layers (Documentation/filesystems/overlayfs.rst, "Multiple lower layers"); one shows itself.
-    let whole = match lower {
-        // Its labels are those on the disk: only a new filesystem can be given others.
-        [only] => mapped(only, userns)?,
-        _ => overlay(lower, None, None, userns, label)?,
-    };
+    let whole = overlay(lower, None, None, userns, label)?;
     if path.split('/').all(|part| part.is_empty() || part == ".") {
         return Ok(whole);
     }
@@ -263,13 +262,14 @@ mod tests {
         assert_eq!(read(&lower, "", "/both"), b"top");
         assert_eq!(read(&lower, "part", "/inner/file"), b"deep");
         assert_eq!(read(&lower, "/link/inner", "/file"), b"deep");
-        assert_eq!(read(&lower[1..], "part/../part/inner", "/file"), b"deep");
+        assert_eq!(read(&lower, "part/../part/inner", "/file"), b"deep");
         assert!(
             image_volume(&lower, "etc-link/passwd", None, None).is_err(),
             "a link leads nowhere outside the image"
         );
         assert!(image_volume(&lower, "../../../../etc/passwd", None, None).is_err());
         assert!(image_volume(&lower, "none", None, None).is_err());
+        assert!(image_volume(&lower[1..], "", None, None).is_err(), "a layer is never mounted itself");
     }
 
     #[test]

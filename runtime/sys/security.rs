@@ -33,24 +33,37 @@ pub fn keep_capabilities(keep: bool) -> Result<()> {
     rustix::thread::set_keep_capabilities(keep).on("prctl(PR_SET_KEEPCAPS)", "")
 }
 
+/// CAP_CHECKPOINT_RESTORE, the newest capability of the oldest kernel that berth runs on (Linux 5.15). Every kernel has
+/// this one and those below it.
+const ALWAYS_PRESENT: u32 = 40;
+
 /// Takes every capability out of the bounding set that is not in `keep`. Needs CAP_SETPCAP, so it comes first.
 ///
 /// # Errors
-/// The caller may not.
+/// The caller may not read or change the bounding set.
 pub fn limit_bounding_set(keep: u64) -> Result<()> {
-    for number in 0..64_u32 {
-        // SAFETY: plain numbers; reading tells where the kernel's capabilities end.
+    for number in 0..u64::BITS {
+        // SAFETY: plain numbers.
         let present = unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) };
-        if present < 0 {
-            return Ok(());
-        }
-        if present == 1 && keep >> number & 1 == 0 {
-            // SAFETY: plain numbers.
-            let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
-            checked(dropped.into()).on("prctl(PR_CAPBSET_DROP)", number)?;
+        match checked(present.into()) {
+            Ok(0) => {}
+            Ok(_) if keep >> number & 1 == 1 => {}
+            Ok(_) => {
+                // SAFETY: plain numbers.
+                let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
+                checked(dropped.into()).on("prctl(PR_CAPBSET_DROP)", number)?;
+            }
+            Err(errno) if is_past_the_last(number, errno) => return Ok(()),
+            Err(errno) => return Err(errno).on("prctl(PR_CAPBSET_READ)", number),
         }
     }
     Ok(())
+}
+
+/// Whether an error of `PR_CAPBSET_READ` means that the kernel has no such capability (prctl(2): EINVAL). Any other
+/// error, such as that of a system call filter, says nothing about the capability: it must not end the walk.
+fn is_past_the_last(number: u32, errno: Errno) -> bool {
+    errno == Errno::INVAL && number > ALWAYS_PRESENT
 }
 
 /// Sets the effective, permitted, inheritable and ambient sets.
@@ -187,4 +200,39 @@ pub fn set_name(name: &std::ffi::CStr) -> Result<()> {
 pub fn same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
     let (a, b) = (rustix::fs::fstat(a).on("fstat", "")?, rustix::fs::fstat(b).on("fstat", "")?);
     Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bounding set of this thread (proc(5), `CapBnd`).
+    fn bounding_set() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap();
+        u64::from_str_radix(set.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn the_bounding_set_keeps_nothing_but_what_is_asked_for() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        // The set belongs to a thread: that of this test ends with it.
+        let keep = 1 << 0 | 1 << 10;
+        let left = std::thread::spawn(move || {
+            let before = bounding_set();
+            limit_bounding_set(keep).unwrap();
+            (before, bounding_set())
+        });
+        let (before, after) = left.join().unwrap();
+        assert_eq!(after, before & keep);
+    }
+
+    #[test]
+    fn only_an_unknown_capability_ends_the_walk() {
+        assert!(is_past_the_last(41, Errno::INVAL));
+        assert!(!is_past_the_last(41, Errno::PERM), "a filter of system calls refuses");
+        assert!(!is_past_the_last(7, Errno::INVAL), "every kernel has it");
+    }
 }

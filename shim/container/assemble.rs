@@ -94,7 +94,8 @@ pub fn assemble(
             stdin: config.stdin,
             stdin_once: config.stdin_once,
             tty: config.tty,
-            log_path: container.with(|record| record.log_path.clone()),
+            // On a disk that the client names: it is looked for when nothing else is waited for.
+            log_path: None,
         },
         rootfs,
         cgroup,

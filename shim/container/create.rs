@@ -1,7 +1,7 @@
 //! CreateContainer: resolve the image, make the writable layer, translate, compile, and have the keeper take the first
 //! process up to just before exec. Each step pushes its undo.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use berth_runtime::wire::{Call, Failure, Outcome};
 use tonic::Status;
 
 use super::assemble::{self, Assembled};
+use super::log;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::ids::ContainerId;
@@ -21,8 +22,8 @@ use crate::operation::{Key, Progress};
 use crate::pod;
 use crate::spec::resources::limits;
 use crate::spec::{classes, stop_signal, validate};
-use crate::store::container::{RecordedUser, name_key};
-use crate::store::{Container, ContainerRecord, ContainerState, Pod, PodState, file};
+use crate::store::container::RecordedUser;
+use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
@@ -38,7 +39,7 @@ const TO_THE_GATE: Duration = Duration::from_secs(60);
 pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
     validate::container(&config).map_err(CriError::from)?;
     let pod = daemon.store.pod(pod)?;
-    let name = name_key(&config.metadata.clone().unwrap_or_default());
+    let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
     let operations = daemon.operations.clone();
     let span = tracing::Span::current();
@@ -97,11 +98,9 @@ impl Creation {
         self.progress.step("scope");
         let placeholder = self.start_scope(&container).await?;
         self.progress.step("root filesystem and spec");
-        let assembled = self.assemble(&container, layer, pause_pid).await?;
+        let mut assembled = self.assemble(&container, layer, pause_pid).await?;
         self.progress.step("log folder");
-        if let Some(folder) = container.with(|record| log_folder(record.log_path.as_deref())) {
-            pod::files::make_log_folder(&folder).await?;
-        }
+        assembled.plan.stdio.log_path = log::prepare(&self.pod, &self.config).await?;
         self.progress.step("first process");
         let pid = self.create_process(&link, &container, assembled).await?;
         systemd::release(placeholder).await;
@@ -272,11 +271,6 @@ impl Creation {
 /// What tells exactly which image it is: a name with a digest, or its id.
 fn reference_of(image: &Image) -> String {
     image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())
-}
-
-fn log_folder(log_path: Option<&str>) -> Option<String> {
-    let folder: PathBuf = Path::new(log_path?).parent()?.to_owned();
-    folder.to_str().map(str::to_owned)
 }
 
 fn pod_not_ready(pod: &Pod) -> CriError {

@@ -14,6 +14,8 @@ use crate::store::{Container, ContainerState, Exit, ExitReason};
 const ENOENT: i32 = 2;
 /// How long the news of an end may take after the kill. A process in an uninterruptible sleep takes longer.
 const AFTER_KILL: Duration = Duration::from_secs(30);
+/// How long a keeper may take to answer that it is there.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// A container has ended.
 pub async fn take(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
@@ -75,16 +77,21 @@ pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), Cri
         return Ok(());
     }
     kill_cgroup(daemon, container).await?;
-    let pod = daemon.store.pod(container.pod.as_str())?;
-    if pod.link().is_none() {
+    let Some(link) = daemon.store.pod(container.pod.as_str())?.link() else {
         lost(daemon, container, "the pod's keeper has ended").await;
         return Ok(());
+    };
+    if tokio::time::timeout(AFTER_KILL, container.ended()).await.is_ok() {
+        return Ok(());
     }
-    tokio::time::timeout(AFTER_KILL, container.ended()).await.map(drop).map_err(|_| {
-        let pid = container.state().pid();
-        let id = &container.id;
-        CriError::deadline(format!("kill container {id}: process {pid:?} does not end{}", waits_in(pid)))
-    })
+    if !matches!(tokio::time::timeout(ANSWER, link.hello()).await, Ok(Ok(_))) {
+        // Its cgroup is empty: it has ended, and the one that would tell is not well.
+        lost(daemon, container, "the pod's keeper does not answer").await;
+        return Ok(());
+    }
+    let pid = container.state().pid();
+    let id = &container.id;
+    Err(CriError::deadline(format!("kill container {id}: process {pid:?} does not end{}", waits_in(pid))))
 }
 
 /// Where in the kernel a process is stuck (proc(5), `wchan`), as the end of an error.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
+use berth_runtime::logs;
 
 use crate::daemon::blocking;
 use crate::error::CriError;
@@ -52,20 +53,42 @@ fn host_file(path: &str) -> Result<String, PodFileError> {
     }
 }
 
-/// Makes the pod's log folder. It is on a disk that the kubelet names: a thread waits for it, and only so long
-/// (DESIGN rule 8).
+/// Makes the pod's log folder; its path without symbolic links, by which logs are opened from now on. None where the pod
+/// has no log folder.
 ///
 /// # Errors
 /// It cannot be made, or not in time.
-pub async fn make_log_folder(folder: &str) -> Result<(), CriError> {
+pub async fn make_log_folder(folder: &str) -> Result<Option<String>, CriError> {
     if folder.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let path = PathBuf::from(folder);
-    let made = blocking(move || {
-        fs::create_dir_all(&path).map_err(|source| PodFileError { action: "make log folder", path, source })
-    });
-    tokio::time::timeout(FOREIGN_DISK, made)
+    let made = move || {
+        fs::create_dir_all(&path).map_err(|source| PodFileError {
+            action: "make log folder",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(logs::without_links(&path.to_string_lossy())?)
+    };
+    on_foreign_disk(folder, made).await.map(Some)
+}
+
+/// Makes the folder of a container's log, whose path has no symbolic link in it.
+///
+/// # Errors
+/// It cannot be made, or not in time; a symbolic link is on the way.
+pub async fn make_folder_of_log(folder: &str) -> Result<(), CriError> {
+    let path = folder.to_owned();
+    on_foreign_disk(folder, move || Ok(logs::make_folder(&path)?)).await
+}
+
+/// Log folders are on a disk that the kubelet names: a thread waits for it, and only so long (DESIGN rule 8).
+async fn on_foreign_disk<T: Send + 'static>(
+    folder: &str,
+    work: impl FnOnce() -> Result<T, CriError> + Send + 'static,
+) -> Result<T, CriError> {
+    tokio::time::timeout(FOREIGN_DISK, blocking(work))
         .await
         .unwrap_or_else(|_| Err(CriError::deadline(format!("make log folder {folder}"))))
 }

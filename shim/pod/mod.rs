@@ -6,6 +6,7 @@
 
 pub mod files;
 pub mod follow;
+pub(crate) mod keeper;
 pub mod list;
 pub(crate) mod network;
 pub mod port_forward;

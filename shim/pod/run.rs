@@ -1,7 +1,6 @@
 //! RunPodSandbox: intent on disk, cgroup, keeper and pause, network, answer. Each step pushes its undo.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use berth_cni::PodAttach;
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
@@ -14,7 +13,7 @@ use berth_runtime::wire::{Call, Outcome};
 use std::os::fd::{AsFd, OwnedFd};
 use tonic::Status;
 
-use super::{files, follow, network};
+use super::{files, follow, keeper, network};
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
@@ -23,8 +22,8 @@ use crate::keeper::Link;
 use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
 use crate::spec::validate;
-use crate::store::pod::{name_key, namespaces};
-use crate::store::{Pod, PodRecord, PodState, file};
+use crate::store::pod::namespaces;
+use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
@@ -42,7 +41,7 @@ pub async fn run(
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
     check_handler(daemon, &runtime_handler)?;
-    let name = name_key(&config.metadata.clone().unwrap_or_default());
+    let name = PodName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
     let key = Key::RunPod(name.clone());
     let operations = daemon.operations.clone();
@@ -125,6 +124,7 @@ impl Creation {
     /// Intent is on disk before its side effect (DESIGN rule 1).
     async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<Arc<Pod>, CriError> {
         self.progress.step("intent");
+        let log_folder = files::make_log_folder(&self.config.log_directory).await?;
         let record = PodRecord {
             id: self.id.clone(),
             config: self.config.clone(),
@@ -133,6 +133,7 @@ impl Creation {
             boot_id: self.daemon.boot_id.clone(),
             cgroup: cgroup.to_string(),
             selinux: selinux_labels(&self.daemon, &self.config)?,
+            log_folder,
             state: PodState::Creating,
         };
         let folder = self.daemon.folders.pod(&self.id);
@@ -153,7 +154,6 @@ impl Creation {
             files::write(&state_folder, &config)
         })
         .await?;
-        files::make_log_folder(&self.config.log_directory).await?;
         Ok(pod)
     }
 
@@ -181,8 +181,8 @@ impl Creation {
         let keeper =
             blocking(move || berth_runtime::client::spawn(&daemon.programs, id.as_str(), &folder)).await?;
         let (link, events) = Link::start(keeper.connection).map_err(CriError::from)?;
-        let stopping = link.clone();
-        self.undo.push("end the keeper", async move { end_keeper(&stopping).await });
+        let (daemon, id, stopping) = (self.daemon.clone(), self.id.clone(), link.clone());
+        self.undo.push("end the keeper", async move { keeper::end(&daemon, &id, Some(&stopping)).await });
         link.hello().await?;
         pod.set_link(Some(link.clone()));
         follow::follow(&self.daemon, pod, events, Some(keeper.process));
@@ -230,15 +230,6 @@ impl Creation {
         };
         daemon.network.add(attach).await?;
         Ok(())
-    }
-}
-
-/// Ends a keeper whose pod is given up. One that is gone has ended already.
-pub(crate) async fn end_keeper(link: &Link) -> Result<(), String> {
-    match tokio::time::timeout(Duration::from_secs(10), link.done(Call::Shutdown)).await {
-        Ok(Ok(()) | Err(crate::keeper::LinkError::Gone)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the keeper does not answer".to_owned()),
     }
 }
 

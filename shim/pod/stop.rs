@@ -6,7 +6,7 @@ use std::sync::Arc;
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use tonic::Status;
 
-use super::run::end_keeper;
+use super::keeper;
 use crate::container::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
@@ -70,12 +70,10 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
             errors.push(format!("detach the network: {error}"));
         }
     }
-    if let Some(link) = pod.link() {
-        if let Err(error) = end_keeper(&link).await {
-            errors.push(format!("end the keeper: {error}"));
-        }
-        pod.set_link(None);
+    if let Err(error) = keeper::end(daemon, &pod.id, pod.link().as_ref()).await {
+        errors.push(format!("end the keeper: {error}"));
     }
+    pod.set_link(None);
     pod.set_netns(None);
     pod.set_userns(None);
     if let Err(error) = release_cgroup(daemon, pod.with(|record| record.cgroup.clone())).await {

@@ -5,6 +5,7 @@
 //! * a pod that was ready and whose keeper answers: taken over, with the ends of its containers that happened meanwhile
 //! * a pod that was ready and whose keeper is gone, or of another boot: not ready, its containers ended
 //! * keepers, writable layers and addresses of nothing that is known: ended and freed
+//! * keepers that cannot be reached, since their folder was removed: found among the processes and ended
 
 mod containers;
 mod pods;
@@ -15,6 +16,7 @@ use std::path::Path;
 
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
+use crate::pod::keeper;
 use crate::store::PodState;
 
 /// Brings store, keepers, cgroups, network and writable layers together. What cannot be mended is logged and does not
@@ -32,6 +34,7 @@ pub async fn recover(daemon: &Shared) -> Result<(), CriError> {
     })
     .await?;
     let views = pods::recover_all(daemon).await?;
+    keeper::end_unreachable(daemon).await;
     containers::recover_all(daemon, &views).await?;
     pods::finish(daemon, views).await;
     pods::end_strays(daemon).await;

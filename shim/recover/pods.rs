@@ -12,7 +12,7 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::ids::PodId;
 use crate::keeper::{Link, LinkError};
-use crate::pod::{follow, run, stop};
+use crate::pod::{follow, keeper, run, stop};
 use crate::store::{Pod, PodRecord, PodState, file};
 
 /// A keeper answers at once, but for a machine that is overloaded, which must not cost a pod its life. One that is gone
@@ -156,9 +156,8 @@ pub(super) async fn end_strays(daemon: &Shared) {
 
 /// Ends and removes everything that bears a pod's id.
 async fn discard(daemon: &Shared, id: &PodId, cgroup: Option<String>) {
-    if let Ok((link, _events)) = connect(daemon, id).await
-        && let Err(error) = run::end_keeper(&link).await
-    {
+    let link = connect(daemon, id).await.ok().map(|(link, _events)| link);
+    if let Err(error) = keeper::end(daemon, id, link.as_ref()).await {
         tracing::warn!(pod = id.as_str(), error, "end the keeper");
     }
     if let Err(error) = daemon.network.del(id.as_str(), None).await {

@@ -26,9 +26,9 @@ const PATH: usize = 4096;
 /// The first field that is wrong.
 pub fn pod(config: &PodSandboxConfig) -> Result<()> {
     let metadata = config.metadata.as_ref().ok_or_else(|| error("config.metadata", "is missing"))?;
-    required("metadata.name", &metadata.name)?;
-    required("metadata.uid", &metadata.uid)?;
-    required("metadata.namespace", &metadata.namespace)?;
+    argument("metadata.name", &metadata.name)?;
+    argument("metadata.uid", &metadata.uid)?;
+    argument("metadata.namespace", &metadata.namespace)?;
     hostname(&config.hostname)?;
     maps(&config.labels, &config.annotations)?;
     absolute_or_empty("log_directory", &config.log_directory)?;
@@ -112,6 +112,16 @@ fn required(field: &str, value: &str) -> Result<()> {
         return Err(error(field, "is empty"));
     }
     plain(field, value, NAME)
+}
+
+/// A name that is also a value in the arguments of network plugins, `KEY=value;KEY=value` (CNI specification,
+/// `CNI_ARGS`): a semicolon in it would begin an argument of its own, such as `IP`.
+fn argument(field: &str, value: &str) -> Result<()> {
+    required(field, value)?;
+    if value.contains(';') {
+        return Err(error(field, format!("{value:?} has a semicolon")));
+    }
+    Ok(())
 }
 
 fn path_text(field: &str, value: &str) -> Result<()> {

@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
-use berth_proto::v1::{ContainerConfig, ContainerMetadata};
+use berth_proto::v1::ContainerConfig;
 use berth_runtime::wire::ExitRecord;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::file::{self, FileError};
+use super::name::ContainerName;
 use super::spec::SpecStore;
 use crate::event::{Level, Told};
 use crate::ids::{ContainerId, PodId};
@@ -311,17 +312,11 @@ impl Container {
         }
     }
 
-    /// See [`name_key`].
+    /// What the client calls it.
     #[must_use]
-    pub fn name_key(&self) -> String {
-        self.with(|record| name_key(&record.config.metadata.clone().unwrap_or_default()))
+    pub fn name(&self) -> ContainerName {
+        self.with(|record| ContainerName::from(&record.config.metadata.clone().unwrap_or_default()))
     }
-}
-
-/// What makes a container of a pod the same as another: name and attempt together.
-#[must_use]
-pub fn name_key(metadata: &ContainerMetadata) -> String {
-    format!("{}/{}", metadata.name, metadata.attempt)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

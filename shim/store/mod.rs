@@ -3,11 +3,13 @@
 //!
 //! * [`file`]: a JSON file replaced atomically
 //! * [`spec`]: the OCI spec of a container
+//! * [`name`]: what a client calls them
 //! * [`pod`], [`container`]: the records, their states and the only functions that change these
 //! * this file: the indexes, by id, by prefix of an id and by name
 
 pub mod container;
 pub mod file;
+pub mod name;
 pub mod pod;
 pub mod spec;
 
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use container::{Container, ContainerRecord, ContainerState, Exit, ExitReason};
+pub use name::{ContainerName, PodName};
 pub use pod::{Pod, PodRecord, PodState};
 
 use crate::error::CriError;
@@ -75,9 +78,9 @@ impl Folders {
 #[derive(Debug, Default)]
 struct Index {
     pods: HashMap<PodId, Arc<Pod>>,
-    pod_names: HashMap<String, PodId>,
+    pod_names: HashMap<PodName, PodId>,
     containers: HashMap<ContainerId, Arc<Container>>,
-    container_names: HashMap<(PodId, String), ContainerId>,
+    container_names: HashMap<(PodId, ContainerName), ContainerId>,
 }
 
 /// The indexes over all pods and containers. Its lock is never held across a call that can block (DESIGN rule 8).
@@ -98,14 +101,14 @@ impl Store {
     /// Makes a pod known.
     pub fn insert_pod(&self, pod: Arc<Pod>) {
         let mut index = self.write();
-        index.pod_names.insert(pod.name_key(), pod.id.clone());
+        index.pod_names.insert(pod.name(), pod.id.clone());
         index.pods.insert(pod.id.clone(), pod);
     }
 
     /// Makes a container known.
     pub fn insert_container(&self, container: Arc<Container>) {
         let mut index = self.write();
-        let name = (container.pod.clone(), container.name_key());
+        let name = (container.pod.clone(), container.name());
         index.container_names.insert(name, container.id.clone());
         index.containers.insert(container.id.clone(), container);
     }
@@ -114,7 +117,7 @@ impl Store {
     pub fn forget_pod(&self, pod: &Pod) {
         let mut index = self.write();
         index.pods.remove(&pod.id);
-        let name = pod.name_key();
+        let name = pod.name();
         if index.pod_names.get(&name) == Some(&pod.id) {
             index.pod_names.remove(&name);
         }
@@ -124,22 +127,22 @@ impl Store {
     pub fn forget_container(&self, container: &Container) {
         let mut index = self.write();
         index.containers.remove(&container.id);
-        let name = (container.pod.clone(), container.name_key());
+        let name = (container.pod.clone(), container.name());
         if index.container_names.get(&name) == Some(&container.id) {
             index.container_names.remove(&name);
         }
     }
 
-    /// The pod that holds a name, from [`pod::name_key`].
+    /// The pod that holds a name.
     #[must_use]
-    pub fn pod_by_name(&self, name: &str) -> Option<PodId> {
+    pub fn pod_by_name(&self, name: &PodName) -> Option<PodId> {
         self.read().pod_names.get(name).cloned()
     }
 
-    /// The container that holds a name in a pod, from [`container::name_key`].
+    /// The container that holds a name in a pod.
     #[must_use]
-    pub fn container_by_name(&self, pod: &PodId, name: &str) -> Option<ContainerId> {
-        self.read().container_names.get(&(pod.clone(), name.to_owned())).cloned()
+    pub fn container_by_name(&self, pod: &PodId, name: &ContainerName) -> Option<ContainerId> {
+        self.read().container_names.get(&(pod.clone(), name.clone())).cloned()
     }
 
     /// The pod of an id or of a unique beginning of one.

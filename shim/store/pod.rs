@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
-use berth_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata};
+use berth_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::file::{self, FileError};
+use super::name::PodName;
 use crate::event::{Level, Told};
 use crate::ids::PodId;
 use crate::keeper::Link;
@@ -76,6 +77,10 @@ pub struct PodRecord {
     /// Its SELinux labels, on a host that has them.
     #[serde(default)]
     pub selinux: Option<Labels>,
+    /// The log folder by a path without symbolic links, as it was when the pod was run; none of a pod without one, and
+    /// of one that a daemon has run which did not note it.
+    #[serde(default)]
+    pub log_folder: Option<String>,
     /// Where it is.
     pub state: PodState,
 }
@@ -174,10 +179,10 @@ impl Pod {
         }
     }
 
-    /// See [`name_key`].
+    /// What the client calls it.
     #[must_use]
-    pub fn name_key(&self) -> String {
-        self.with(|record| name_key(&record.config.metadata.clone().unwrap_or_default()))
+    pub fn name(&self) -> PodName {
+        self.with(|record| PodName::from(&record.config.metadata.clone().unwrap_or_default()))
     }
 
     /// The connection to the keeper, while there is one.
@@ -235,13 +240,6 @@ pub fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
         .and_then(|linux| linux.security_context.as_ref())
         .and_then(|context| context.namespace_options.clone())
         .unwrap_or_default()
-}
-
-/// What makes a pod sandbox the same as another: name, namespace, uid and attempt together (CRI
-/// `PodSandboxMetadata`: "uniquely identifies").
-#[must_use]
-pub fn name_key(metadata: &PodSandboxMetadata) -> String {
-    format!("{}/{}/{}/{}", metadata.namespace, metadata.name, metadata.uid, metadata.attempt)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,7 +3,7 @@
 //! Exec, Attach and PortForward answer with a URL of this server, whose token stands for the request ([`token`]). The
 //! kubelet, the API server and crictl connect to it and agree on a protocol ([`upgrade`]):
 //!
-//! * [`server`], [`tls`]: connections, their limits and their requests
+//! * [`server`], [`tls`]: connections and their requests; [`source`], [`waiting`]: who has how many of them
 //! * [`spdy`]: SPDY/3.1; [`websocket`]: WebSocket. Each is a codec that knows bytes only, and two tasks a connection
 //! * [`inbox`], [`outgoing`]: one stream of either, received and sent; [`connection`]: how the two tasks end
 //! * [`clients`]: the streams of a command's client; [`command`], [`resize`], [`status`]: what goes over them
@@ -25,11 +25,13 @@ pub mod outgoing;
 mod ports;
 pub mod resize;
 pub mod server;
+mod source;
 pub mod spdy;
 pub mod status;
 pub mod tls;
 pub mod token;
 pub mod upgrade;
+mod waiting;
 pub mod websocket;
 
 use std::sync::OnceLock;

@@ -11,33 +11,35 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request as HttpRequest, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming as Body;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::activity::Watched;
 use super::command::Work;
+use super::source::Sources;
 use super::token::Request;
 use super::upgrade::{Agreed, Purpose, Refusal, agree};
+use super::waiting::{Place, Waiting};
 use super::websocket::tunnel;
 use super::{clients, forwarder, tls};
 use crate::daemon::Shared;
 
-/// How long a client may take for TLS, and for a request; also for the next one after a refusal.
+/// How long a connection may take to become a session: TLS, the whole request and its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long nothing may go over a session (as the peers have it).
 const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
 
-/// Connections that have not become a session yet.
-const MAX_CONNECTIONS: usize = 256;
-
 /// Sessions at once. Each has its buffers, within a megabyte or two.
 const MAX_SESSIONS: usize = 2048;
+
+/// Connections that have not been taken yet. The kernel has a limit of its own (`net.core.somaxconn`).
+const QUEUE: u32 = 4096;
 
 /// The most headers of a request, and bytes of them.
 const MAX_HEADERS: usize = 64;
@@ -87,7 +89,7 @@ impl Listener {
         let tls = tls::configured(config)?.map(|acceptor| Arc::new(TlsHandle(acceptor)));
         let address = config.stream_address;
         let failed = |error| StreamError::Listen { address, error };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, tls, address })
     }
@@ -102,16 +104,15 @@ impl Listener {
     /// Serves for as long as it is polled.
     pub async fn serve(self, daemon: Shared) {
         tracing::info!(address = %self.address, tls = self.tls.is_some(), "sessions are served");
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (sources, waiting) = (Sources::open(), Waiting::default());
         let server = Server { daemon, sessions: Arc::new(Semaphore::new(MAX_SESSIONS)) };
         loop {
-            // Who comes when there are too many waits in the kernel's queue. It is never closed.
-            let Ok(permit) = connections.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     let span = tracing::info_span!("session", %peer, container = Empty, pod = Empty);
+                    let place = waiting.enter(sources.of(peer, stream.local_addr().unwrap_or(self.address)));
                     let (server, tls) = (server.clone(), self.tls.clone());
-                    tokio::spawn(server.connection(stream, tls, permit).instrument(span));
+                    tokio::spawn(server.connection(stream, tls, place).instrument(span));
                 }
                 Err(error) => {
                     // Of a connection that has gone again; or of the process, which has too many files open.
@@ -123,6 +124,14 @@ impl Listener {
     }
 }
 
+/// With a queue for those who come faster than they are taken: whoever finds none is delayed by a second (listen(2)).
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
+}
+
 #[derive(Clone)]
 struct Server {
     daemon: Shared,
@@ -130,28 +139,37 @@ struct Server {
 }
 
 impl Server {
-    async fn connection(self, stream: TcpStream, tls: Option<Arc<TlsHandle>>, _permit: OwnedSemaphorePermit) {
+    /// Serves a connection until it has become a session, whose task is another.
+    async fn connection(self, stream: TcpStream, tls: Option<Arc<TlsHandle>>, place: Place) {
         if let Err(error) = prepare(&stream) {
             tracing::debug!(%error, "prepare a connection");
         }
-        match tls {
-            None => self.http(stream).await,
-            Some(tls) => match tokio::time::timeout(PATIENCE, tls.0.accept(stream)).await {
-                Ok(Ok(stream)) => self.http(stream).await,
-                Ok(Err(error)) => tracing::debug!(%error, "TLS with a client"),
-                Err(_elapsed) => tracing::debug!("a client takes too long for TLS"),
-            },
+        let place = Arc::new(place);
+        let served = async {
+            match tls {
+                None => self.http(stream, &place).await,
+                Some(tls) => match tls.0.accept(stream).await {
+                    Ok(stream) => self.http(stream, &place).await,
+                    Err(error) => tracing::debug!(%error, "TLS with a client"),
+                },
+            }
+        };
+        tokio::select! {
+            served = tokio::time::timeout(PATIENCE, served) => {
+                if served.is_err() {
+                    tracing::debug!("connection closed: no request in time");
+                }
+            }
+            () = place.closed() => tracing::debug!("connection closed: too many wait for their request"),
         }
     }
 
-    async fn http<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, io: T) {
+    async fn http<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: T, place: &Arc<Place>) {
         let service = hyper::service::service_fn(move |request| {
-            let server = self.clone();
-            async move { Ok::<_, Infallible>(server.answer(request)) }
+            let (server, place) = (self.clone(), place.clone());
+            async move { Ok::<_, Infallible>(server.answer(request, &place)) }
         });
         let served = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(io), service)
@@ -162,8 +180,8 @@ impl Server {
         }
     }
 
-    fn answer(&self, request: HttpRequest<Body>) -> Response<Full<Bytes>> {
-        match self.begin(request) {
+    fn answer(&self, request: HttpRequest<Body>, place: &Place) -> Response<Full<Bytes>> {
+        match self.begin(request, place) {
             Ok(headers) => {
                 let mut response = Response::new(Full::default());
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -185,7 +203,7 @@ impl Server {
     }
 
     /// Begins the session that a request is for, as soon as its answer is sent.
-    fn begin(&self, mut request: HttpRequest<Body>) -> Result<HeaderMap, Refusal> {
+    fn begin(&self, mut request: HttpRequest<Body>, place: &Place) -> Result<HeaderMap, Refusal> {
         let refuse = |status, why: &str| Refusal { status, why: why.to_owned(), headers: Vec::new() };
         let unknown = || refuse(StatusCode::NOT_FOUND, "there is no such session, or its time is over");
         let mut parts = request.uri().path().splitn(4, '/').skip(1);
@@ -207,6 +225,7 @@ impl Server {
             return Err(refusal);
         };
         let session = self.daemon.streams.tokens.redeem(verb, token).ok_or_else(unknown)?;
+        place.leave();
         match &session {
             Request::Exec { container, .. } | Request::Attach { container, .. } => {
                 tracing::Span::current().record("container", container)

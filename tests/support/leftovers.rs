@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use berth_runtime::client::{FoundKeeper, find_keepers};
+
 use super::PATIENCE;
 
 /// How the folder of a test begins.
@@ -111,10 +113,13 @@ pub fn end(folder: &Path, cgroup_parent: &str) {
     }
 }
 
-/// Ends the keepers of a daemon.
+/// Ends the keepers of a daemon, with all in their pods: those whose folder is gone, too.
 pub fn end_keepers(folder: &Path) {
-    for entry in fs::read_dir(folder.join("run/pods")).into_iter().flatten().flatten() {
-        end_keepers_of(&entry.file_name().to_string_lossy());
+    let ours = |keeper: &FoundKeeper| keeper.folder().is_some_and(|of_keeper| of_keeper.starts_with(folder));
+    for keeper in find_keepers(ours) {
+        if let Err(error) = keeper.end() {
+            eprintln!("{error}");
+        }
     }
 }
 

@@ -47,6 +47,19 @@ pub fn exec(id: &str, command: &[&str], streams: Streams) -> ExecRequest {
     ExecRequest { container_id: id.to_owned(), cmd, stdin, stdout, stderr, tty }
 }
 
+fn port_of(url: &str) -> u16 {
+    url.split(':').nth(2).and_then(|rest| rest.split('/').next()).unwrap().parse().unwrap()
+}
+
+/// Whether a connection's other end has closed it.
+pub fn is_closed(connection: &std::net::TcpStream) -> bool {
+    connection.set_nonblocking(true).unwrap();
+    match (&mut &*connection).read(&mut [0]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    }
+}
+
 /// The folder with streamclient and crictl.
 fn tools() -> &'static Path {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
@@ -100,9 +113,27 @@ impl Berth {
         Client::start(command)
     }
 
+    /// Connections of a user of the daemon's host to the server of a URL, on which nothing is sent.
+    pub fn silent_connections(&self, user: u32, url: &str, count: usize) -> Vec<std::net::TcpStream> {
+        let netns = std::fs::File::open(format!("/proc/{}/ns/net", self.host_process())).unwrap();
+        let port = port_of(url);
+        // Namespace and user are those of a thread, which ends with what it has made.
+        let connect = move || {
+            rustix::thread::move_into_link_name_space(
+                netns.as_fd(),
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )
+            .unwrap();
+            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
+            let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+            (0..count).filter_map(|_| std::net::TcpStream::connect_timeout(&address, PATIENCE).ok()).collect()
+        };
+        std::thread::spawn(connect).join().unwrap()
+    }
+
     /// A connection to the server of a URL.
-    async fn connect(&self, url: &str) -> TcpStream {
-        let port = url.split(':').nth(2).and_then(|rest| rest.split('/').next()).unwrap().parse().unwrap();
+    pub async fn connect(&self, url: &str) -> TcpStream {
+        let port = port_of(url);
         let netns = std::fs::File::open(format!("/proc/{}/ns/net", self.host_process())).unwrap();
         berth_cni::port_forward::connect(Some(netns.as_fd()), port).await.unwrap()
     }

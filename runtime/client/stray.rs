@@ -1,0 +1,252 @@
+//! Keepers that cannot be reached over their socket any more, since its folder was removed. They are found among the
+//! processes of the host, by what a keeper cannot lose: its program, its argument and its log.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::LOG;
+
+/// What the kernel calls the file that a keeper is executed from (memfd_create(2)). A name says nothing about who has
+/// given it: what a container calls so is ended like a keeper, with its own children, and harms nobody else.
+const PROGRAM: &str = "/memfd:berth-keeper (deleted)";
+
+/// What procfs appends to the path of a file that was removed (proc(5), `/proc/PID/exe`).
+const REMOVED: &str = " (deleted)";
+
+/// How long killed processes may take: one in an uninterruptible sleep takes as long as its disk.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Processes of a pod do not end.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to end the keeper of pod {pod}: processes {pids:?} do not end")]
+pub struct StrayError {
+    pod: String,
+    pids: Vec<i32>,
+}
+
+/// A keeper among the processes of the host.
+#[derive(Debug)]
+pub struct FoundKeeper {
+    pod: String,
+    folder: Option<PathBuf>,
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+/// The keepers of this host that `wanted` is true of: those of other daemons and of older ones are among them. Only those
+/// in the caller's user and process namespaces are keepers.
+pub fn find_keepers(wanted: impl Fn(&FoundKeeper) -> bool) -> Vec<FoundKeeper> {
+    pids().into_iter().filter_map(FoundKeeper::at).filter(wanted).collect()
+}
+
+impl FoundKeeper {
+    /// The pod that it was started for.
+    #[must_use]
+    pub fn pod(&self) -> &str {
+        &self.pod
+    }
+
+    /// The volatile folder of the pod as it was at the keeper's start, without symbolic links: where its log is, or was.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// The process of this number, if it is a keeper.
+    fn at(pid: i32) -> Option<Self> {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let is_keeper = || fs::read_link(process.join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM));
+        if !is_keeper() {
+            return None;
+        }
+        let pidfd = open(pid)?;
+        // From here on the number is this process's as long as it lives, which is asked last.
+        let own = |kind: &str| {
+            let namespace = |process: &Path| fs::read_link(process.join("ns").join(kind)).ok();
+            let ours = namespace(Path::new("/proc/self"));
+            ours.is_some() && namespace(&process) == ours
+        };
+        if !is_keeper() || !own("user") || !own("pid") {
+            return None;
+        }
+        let command = fs::read(process.join("cmdline")).ok()?;
+        let pod = String::from_utf8(command.split(|byte| *byte == 0).nth(1)?.to_vec()).ok()?;
+        let log = fs::read_link(process.join("fd/2")).ok();
+        let folder = log.as_deref().and_then(|log| folder_of(log.to_str()?));
+        lives(&pidfd).then_some(Self { pod, folder, pid, pidfd })
+    }
+
+    /// Ends everything that runs in the pod, and then the keeper: it is the reaper of all that it has cloned and of what
+    /// these have left behind (prctl(2), `PR_SET_CHILD_SUBREAPER`), so that everything is among its descendants. The
+    /// cgroups that they were in, which nobody is left in.
+    ///
+    /// # Errors
+    /// Something does not end.
+    pub fn end(&self) -> Result<BTreeSet<String>, StrayError> {
+        let until = Instant::now() + PATIENCE;
+        let mut cgroups = BTreeSet::new();
+        loop {
+            let below = descendants(self.pid);
+            if below.is_empty() {
+                break;
+            }
+            if Instant::now() > until {
+                return Err(self.alive(below));
+            }
+            cgroups.extend(below.iter().filter_map(|pid| cgroup_of(*pid)));
+            let opened: Vec<_> = below.into_iter().filter_map(|pid| Some((pid, open(pid)?))).collect();
+            // A number may have been another's when it was opened: one that descends from the keeper now was not.
+            let still = descendants(self.pid);
+            let opened: Vec<_> = opened.into_iter().filter(|(pid, _)| still.contains(pid)).collect();
+            opened.iter().for_each(|(_, process)| kill(process));
+            wait_for(opened.iter().map(|(_, process)| process), until);
+        }
+        kill(&self.pidfd);
+        wait_for([&self.pidfd], until);
+        if lives(&self.pidfd) { Err(self.alive(vec![self.pid])) } else { Ok(cgroups) }
+    }
+
+    fn alive(&self, pids: Vec<i32>) -> StrayError {
+        StrayError { pod: self.pod.clone(), pids }
+    }
+}
+
+/// The folder of a keeper's log, from the path of that.
+fn folder_of(log: &str) -> Option<PathBuf> {
+    let folder = log.strip_suffix(REMOVED).unwrap_or(log).strip_suffix(LOG)?.strip_suffix('/')?;
+    folder.starts_with('/').then(|| folder.into())
+}
+
+fn open(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+fn lives(process: &OwnedFd) -> bool {
+    let mut wanted = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+    matches!(poll(&mut wanted, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+}
+
+fn kill(process: &OwnedFd) {
+    // The only error is that of a process which has ended.
+    let _gone = pidfd_send_signal(process, Signal::KILL);
+}
+
+/// Waits for the end of processes, but not for ever.
+fn wait_for<'a>(processes: impl IntoIterator<Item = &'a OwnedFd>, until: Instant) {
+    for process in processes {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        let mut wanted = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+        let _ended = poll(&mut wanted, Some(&timeout));
+    }
+}
+
+fn pids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// What lives and descends from a process.
+fn descendants(ancestor: i32) -> Vec<i32> {
+    let stat = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let mut rest: Vec<(i32, Stat)> =
+        pids().into_iter().filter_map(|pid| Some((pid, parse(&stat(pid)?)?))).collect();
+    let mut found = BTreeSet::from([ancestor]);
+    loop {
+        let (children, others): (Vec<_>, Vec<_>) =
+            rest.into_iter().partition(|(_, stat)| found.contains(&stat.parent));
+        if children.is_empty() {
+            break;
+        }
+        found.extend(children.iter().filter(|(_, stat)| !stat.ended).map(|(pid, _)| *pid));
+        rest = others;
+    }
+    found.remove(&ancestor);
+    found.into_iter().collect()
+}
+
+/// What a line of `/proc/PID/stat` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    parent: i32,
+    ended: bool,
+}
+
+/// `PID (NAME) STATE PARENT ...` (proc_pid_stat(5)). The name may have anything in it.
+fn parse(stat: &str) -> Option<Stat> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let (state, parent) = (fields.next()?, fields.next()?);
+    Some(Stat { parent: parent.parse().ok()?, ended: matches!(state, "Z" | "X") })
+}
+
+/// The cgroup that all of a container is in: that of v2, or that of the freezer.
+fn cgroup_of(pid: i32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let find = |wanted: &str| {
+        text.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|controller| controller == wanted).then(|| path.to_owned())
+        })
+    };
+    find("freezer").or_else(|| find(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_keepers_folder_is_that_of_its_log() {
+        let of = |log: &str| folder_of(log).map(|folder| folder.display().to_string());
+        assert_eq!(of("/run/berth/pods/7/keeper.log").as_deref(), Some("/run/berth/pods/7"));
+        assert_eq!(of("/run/berth/pods/7/keeper.log (deleted)").as_deref(), Some("/run/berth/pods/7"));
+        for other in ["/dev/null", "pipe:[7]", "/xkeeper.log", "keeper.log", "/run/keeper.log/x"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn descendants_are_those_of_all_generations() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "sleep 100 & sh -c 'sleep 100 & echo; wait' & wait"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = [0];
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut told).unwrap();
+        let pid = i32::try_from(shell.id()).unwrap();
+        let found = descendants(pid);
+        assert_eq!(found.len(), 3, "{found:?}");
+        let own = descendants(i32::try_from(std::process::id()).unwrap());
+        assert!(own.contains(&pid) && found.iter().all(|pid| own.contains(pid)));
+        let keeper = FoundKeeper { pod: String::new(), folder: None, pid, pidfd: open(pid).unwrap() };
+        keeper.end().unwrap();
+        shell.wait().unwrap();
+        assert!(descendants(pid).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_of_a_process_is_skipped(pid in 1..99_999_i32, name in "\\PC{0,16}", parent in 0..99_999_i32) {
+            let stat = parse(&format!("{pid} ({name}) S {parent} 1 1 0 -1"));
+            prop_assert_eq!(stat, Some(Stat { parent, ended: false }));
+        }
+
+        #[test]
+        fn no_text_breaks_the_parser(text in "\\PC{0,60}") {
+            let parsed = parse(&text);
+            prop_assert!(parsed.is_none() || text.contains(')'));
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The names by which a client tells pods and containers apart. The fields stay apart, since none of them is free of
+//! any separator: the namespace `a/b` with the pod `c` is not the namespace `a` with the pod `b/c`.
+
+use std::fmt;
+
+use berth_proto::v1::{ContainerMetadata, PodSandboxMetadata};
+
+/// The identity of a pod sandbox (CRI `PodSandboxMetadata`: name, namespace, uid and attempt together are unique).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PodName {
+    namespace: String,
+    name: String,
+    uid: String,
+    attempt: u32,
+}
+
+impl From<&PodSandboxMetadata> for PodName {
+    fn from(metadata: &PodSandboxMetadata) -> Self {
+        Self {
+            namespace: metadata.namespace.clone(),
+            name: metadata.name.clone(),
+            uid: metadata.uid.clone(),
+            attempt: metadata.attempt,
+        }
+    }
+}
+
+/// For messages alone: two names can have the same text.
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}/{}", self.namespace, self.name, self.uid, self.attempt)
+    }
+}
+
+/// The identity of a container in its pod (CRI `ContainerMetadata`: name and attempt together are unique).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ContainerName {
+    name: String,
+    attempt: u32,
+}
+
+impl From<&ContainerMetadata> for ContainerName {
+    fn from(metadata: &ContainerMetadata) -> Self {
+        Self { name: metadata.name.clone(), attempt: metadata.attempt }
+    }
+}
+
+impl fmt::Display for ContainerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.name, self.attempt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn names_are_equal_where_all_their_fields_are(
+            one in ("[a/]{1,3}", "[a/]{1,3}", "[a/]{1,3}", 0..2_u32),
+            other in ("[a/]{1,3}", "[a/]{1,3}", "[a/]{1,3}", 0..2_u32),
+        ) {
+            let name = |(namespace, name, uid, attempt): &(String, String, String, u32)| {
+                PodName::from(&PodSandboxMetadata {
+                    namespace: namespace.clone(), name: name.clone(), uid: uid.clone(), attempt: *attempt,
+                })
+            };
+            prop_assert_eq!(name(&one) == name(&other), one == other);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Who has opened a connection: a user of this host, or another host. Users of this host all come from the loopback
+//! address; the kernel tells them apart by the socket at the other end (sock_diag(7)).
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+/// Where connections come from that are limited together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    /// A user of this host.
+    User(u32),
+    /// Another host or a pod. Of IPv6 the network, since a host has as many addresses there as it likes.
+    Host(IpAddr),
+}
+
+impl Source {
+    /// Where an address of another host belongs to.
+    fn of_address(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::Host(address.into()),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                Self::Host(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
+            }
+        }
+    }
+}
+
+/// Asks the kernel about sockets.
+#[derive(Debug)]
+pub(super) struct Sources {
+    /// None on a kernel without sock_diag: then only addresses are told apart.
+    socket: Option<OwnedFd>,
+    next: AtomicU32,
+}
+
+impl Sources {
+    /// In the network namespace of this thread.
+    pub(super) fn open() -> Self {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(SOCK_DIAG))
+                .and_then(|socket| {
+                    rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0)).map(|()| socket)
+                });
+        if let Err(error) = &socket {
+            tracing::warn!(%error, "failed to open a sock_diag socket: local users share one limit of connections");
+        }
+        Self { socket: socket.ok(), next: AtomicU32::new(1) }
+    }
+
+    /// The source of a connection, by the addresses of its far and its near end.
+    pub(super) fn of(&self, far: SocketAddr, near: SocketAddr) -> Source {
+        match self.user(far, near) {
+            Some(uid) => Source::User(uid),
+            None => Source::of_address(far.ip()),
+        }
+    }
+
+    /// The owner of the socket at the far end, if it is on this host.
+    fn user(&self, far: SocketAddr, near: SocketAddr) -> Option<u32> {
+        let socket = self.socket.as_ref()?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        rustix::net::send(socket, &question(far, near, number)?, SendFlags::empty()).ok()?;
+        // The kernel has answered when the send returns (netlink(7)). What is older belongs to a question whose answer
+        // was cut off.
+        let mut answer = [0_u8; 1024];
+        loop {
+            let (length, _) = rustix::net::recv(socket, &mut answer, RecvFlags::DONTWAIT).ok()?;
+            match parse(answer.get(..length).unwrap_or_default()) {
+                Some(Answer { number: other, .. }) if other != number => {}
+                answer => return answer?.uid,
+            }
+        }
+    }
+}
+
+/// `SOCK_DIAG_BY_FAMILY` (linux/sock_diag.h).
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// `NLM_F_REQUEST` (netlink(7)).
+const REQUEST: u16 = 1;
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
+/// Bytes of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// Bytes of `struct inet_diag_req_v2`.
+const QUESTION: usize = 56;
+/// Where `idiag_uid` is in a message with a `struct inet_diag_msg`.
+const UID: usize = HEADER + 64;
+
+/// The question for one socket (sock_diag(7), `inet_diag_req_v2`): its source is the far end of our connection.
+fn question(far: SocketAddr, near: SocketAddr, number: u32) -> Option<Vec<u8>> {
+    let (far_ip, near_ip) = (far.ip().to_canonical(), near.ip().to_canonical());
+    let family = match (far_ip, near_ip) {
+        (IpAddr::V4(_), IpAddr::V4(_)) => AddressFamily::INET,
+        (IpAddr::V6(_), IpAddr::V6(_)) => AddressFamily::INET6,
+        _ => return None,
+    };
+    let length = u32::try_from(HEADER + QUESTION).ok()?;
+    let mut message = Vec::with_capacity(HEADER + QUESTION);
+    message.extend(length.to_ne_bytes());
+    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend(REQUEST.to_ne_bytes());
+    message.extend(number.to_ne_bytes());
+    message.extend(0_u32.to_ne_bytes());
+    message.extend([u8::try_from(family.as_raw()).ok()?, TCP, 0, 0]);
+    // In any state.
+    message.extend(u32::MAX.to_ne_bytes());
+    message.extend(far.port().to_be_bytes());
+    message.extend(near.port().to_be_bytes());
+    message.extend(sixteen(far_ip));
+    message.extend(sixteen(near_ip));
+    // On any interface, with any cookie.
+    message.extend(0_u32.to_ne_bytes());
+    message.extend([0xff; 8]);
+    Some(message)
+}
+
+fn sixteen(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// What the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answer {
+    /// The question's.
+    number: u32,
+    /// None where there is no such socket.
+    uid: Option<u32>,
+}
+
+fn parse(message: &[u8]) -> Option<Answer> {
+    let four = |at: usize| message.get(at..at + 4)?.try_into().ok();
+    let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
+    let number = u32::from_ne_bytes(four(8)?);
+    // Any other is an error.
+    let uid = if kind == SOCK_DIAG_BY_FAMILY { four(UID).map(u32::from_ne_bytes) } else { None };
+    Some(Answer { number, uid })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_owner_of_the_other_end_is_known() {
+        let sources = Sources::open();
+        let own = Source::User(rustix::process::geteuid().as_raw());
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            // A host without IPv6 has no such loopback.
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, far) = listener.accept().unwrap();
+            let near = server.local_addr().unwrap();
+            assert_eq!(sources.of(far, near), own, "{address}");
+            // The same after an answer that nobody has read, and for a socket that is not there.
+            let elsewhere = SocketAddr::new(far.ip(), 1);
+            assert_eq!(sources.of(elsewhere, near), Source::of_address(far.ip()));
+            assert_eq!(sources.of(far, near), own);
+            drop(client);
+        }
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_source() {
+        let of = |text: &str| Source::of_address(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_breaks_the_parser(message in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let parsed = parse(&message);
+            prop_assert!(parsed.is_none() || message.len() >= 12);
+            prop_assert!(parsed.is_none_or(|answer| answer.uid.is_none()) || message.len() >= UID + 4);
+        }
+    }
+}
