@@ -19,6 +19,7 @@ use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{ArtifactManifest, Descriptor, ParsedConfig, parse_config};
 use crate::policy;
+use crate::printable::Printable;
 use crate::pull::unpack_layer;
 use crate::reference::Reference;
 use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage};
@@ -49,7 +50,7 @@ impl ImageStore {
         let mut images = Vec::new();
         for offer in offers {
             let image = Loading { inner: inner.clone(), source: source.clone() }.load(offer).await?;
-            tracing::info!(image = %image.id, path = %path.display(), "loaded");
+            tracing::info!(image = %image.id, path = %Printable::new(&path.to_string_lossy()), "loaded");
             images.push(image);
         }
         Ok(images)

@@ -169,7 +169,7 @@ async fn bearer(
     let service = without_query(&ask.uri);
     let response = transport.send(&endpoint.tls, ask).await?;
     let status = response.status();
-    let body = transport.body(&service, response, MAX_TOKEN_ANSWER).await?;
+    let body = transport.body(service.as_str(), response, MAX_TOKEN_ANSWER).await?;
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         return Err(Error::unavailable(what, format!("token service {service}: {status}")));
     }
