@@ -7,8 +7,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 
 use crate::auth_file;
+use crate::config::parse_config;
 use crate::digest::Algorithm;
-use crate::manifest::{Manifest, choose, parse_config, signature_blobs};
+use crate::manifest::{Manifest, choose, signature_blobs};
 use crate::platform::Platform;
 use crate::policy;
 use crate::reference::Reference;

@@ -6,6 +6,8 @@
 
 mod artifact;
 mod auth_file;
+mod bounded;
+mod config;
 mod credentials;
 mod digest;
 mod error;
@@ -27,6 +29,7 @@ mod save;
 mod store;
 mod unpack;
 
+pub use config::ImageConfig;
 pub use credentials::Credentials;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind};

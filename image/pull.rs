@@ -7,20 +7,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use oci_spec::image::ImageConfiguration;
 use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::artifact::{self, ArtifactFolder};
+use crate::config::{MAX_CONFIG, ParsedConfig, parse_config};
 use crate::credentials::Credentials;
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{
-    ArtifactManifest, Descriptor, ImageManifest, MAX_CONFIG, MAX_MANIFEST, Manifest, ParsedConfig, choose,
-    parse_config,
-};
+use crate::manifest::{ArtifactManifest, Descriptor, ImageManifest, MAX_MANIFEST, Manifest, choose};
 use crate::policy;
 use crate::progress::{Progress, Stage, Tracked};
 use crate::reference::Reference;
@@ -176,7 +173,7 @@ impl Pull {
             Ok(folder.ok_or_else(|| Error::internal("pull an artifact", "it is still written"))?.finish())
         };
         let lease = self.inner.lease_or_make(&key, make).await?;
-        let parsed = ParsedConfig { config: ImageConfiguration::default(), diff_ids: Vec::new() };
+        let parsed = ParsedConfig::default();
         Ok((vec![lease], bytes.to_vec(), parsed))
     }
 

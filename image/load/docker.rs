@@ -5,9 +5,10 @@ use serde::Deserialize;
 
 use super::source::Source;
 use super::{Content, Offer, Stored, read_small};
+use crate::config::MAX_CONFIG;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
-use crate::manifest::{MAX_CONFIG, MAX_MANIFEST};
+use crate::manifest::MAX_MANIFEST;
 use crate::reference::Reference;
 
 pub(super) const MANIFEST: &str = "manifest.json";

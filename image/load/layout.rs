@@ -3,20 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::source::Source;
-use super::{Annotations, Content, Offer, Stored, read_small};
+use super::{Content, Offer, Stored, read_small};
 use crate::artifact;
+use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
-use crate::manifest::{Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest, choose};
+use crate::manifest::{Annotations, Descriptor, MAX_MANIFEST, Manifest, choose};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::registry::check_blob;
 
 pub(super) const INDEX: &str = "index.json";
-/// Whole names, as containerd and docker write them.
-const FULL_NAME: &str = "io.containerd.image.name";
-/// By the spec a tag; skopeo and podman may write a whole name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const MAX_NESTING: usize = 4;
 
 /// The images of the layout that run on `platform`.
@@ -73,9 +70,9 @@ fn candidates(
 }
 
 fn name(annotations: &Annotations) -> Option<String> {
-    let full = annotations.get(FULL_NAME);
+    let full = annotations.full_name.as_ref();
     // A bare tag names no repository.
-    let whole = annotations.get(REF_NAME).filter(|name| name.contains(['/', ':', '@']));
+    let whole = annotations.ref_name.as_ref().filter(|name| name.contains(['/', ':', '@']));
     full.or(whole).cloned()
 }
 

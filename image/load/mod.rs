@@ -5,19 +5,18 @@ mod docker;
 mod layout;
 mod source;
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
-use oci_spec::image::ImageConfiguration;
 
 use crate::artifact::{self, ArtifactFolder};
+use crate::config::{ParsedConfig, parse_config};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{ArtifactManifest, Descriptor, ParsedConfig, parse_config};
+use crate::manifest::{ArtifactManifest, Descriptor};
 use crate::policy;
 use crate::printable::Printable;
 use crate::pull::unpack_layer;
@@ -112,7 +111,7 @@ impl Loading {
         let (leases, parsed) = match &offer.content {
             Content::Image(layers) => self.image(&offer, layers, &budget).await?,
             Content::Artifact(manifest) => {
-                let parsed = ParsedConfig { config: ImageConfiguration::default(), diff_ids: Vec::new() };
+                let parsed = ParsedConfig::default();
                 (vec![self.artifact(&offer.id, manifest, &budget).await?], parsed)
             }
         };
@@ -214,6 +213,3 @@ fn read_small(source: &Source, member: &str, limit: u64) -> Result<Vec<u8>, Erro
     }
     Ok(bytes)
 }
-
-/// The text annotations by which images in layouts are named.
-type Annotations = BTreeMap<String, String>;

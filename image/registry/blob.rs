@@ -71,7 +71,8 @@ impl Repository {
         let mut progress = Progress { offset: 0, hasher: Hasher::new(blob.digest.algorithm()), received };
         let mut failure = None;
         let mut last = first;
-        let elsewhere: Vec<Endpoint> = blob.urls.iter().filter_map(|url| hosts::elsewhere(url)).collect();
+        let elsewhere: Vec<Endpoint> =
+            blob.urls.kept().iter().filter_map(|url| hosts::elsewhere(url)).collect();
         for (place, endpoint) in self.endpoints.iter().chain(&elsewhere).enumerate().skip(first) {
             // What the registry has is its own; other places are for what it says that it has not.
             let unneeded = endpoint.direct

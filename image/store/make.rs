@@ -5,14 +5,13 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use oci_spec::image::ImageConfiguration;
-
 use super::folders::{make_private, replace_json, write_json};
 use super::index::{LayerKey, Lease, lease};
 use super::reaper::Job;
 use super::record::{ImageRecord, LayerRecord};
 use super::walk::{measure, measure_patch};
 use super::{Inner, folders};
+use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::image::Image;
@@ -70,7 +69,7 @@ impl Drop for HalfMade {
 pub(crate) struct NewImage {
     pub(crate) id: Digest,
     pub(crate) config_bytes: Vec<u8>,
-    pub(crate) config: ImageConfiguration,
+    pub(crate) config: ImageConfig,
     pub(crate) diff_ids: Vec<Digest>,
     pub(crate) layers: Vec<LayerKey>,
     pub(crate) names: Names,
@@ -192,9 +191,7 @@ impl Inner {
         let mut record =
             record.ok_or_else(|| Error::not_found(format!("image {id}"), "it has been removed"))?;
         let before = record.clone();
-        record.tags.extend(names.tags);
-        record.digests.extend(names.digests);
-        record.manifests.extend(names.manifests);
+        record.add(names);
         record.size = size;
         if record == before
             && let Some(image) = self.index().entry(id).map(|entry| entry.image.clone())
@@ -241,9 +238,7 @@ impl Inner {
                 removed: false,
             },
         };
-        record.tags.extend(new.names.tags);
-        record.digests.extend(new.names.digests);
-        record.manifests.extend(new.names.manifests);
+        record.add(new.names);
         record.size = new.size;
         if !fresh {
             return self.write_record(&record, &new.config);
@@ -279,14 +274,14 @@ impl Inner {
     pub(super) fn write_record(
         &self,
         record: &ImageRecord,
-        config: &ImageConfiguration,
+        config: &ImageConfig,
     ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         replace_json(&folder.join("image.json"), record, true)?;
         self.show(record, config)
     }
 
-    fn show(&self, record: &ImageRecord, config: &ImageConfiguration) -> Result<Arc<Image>, Error> {
+    fn show(&self, record: &ImageRecord, config: &ImageConfig) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         let pinned = record.is_pinned(&self.options.pinned, &self.notes());
         let image = record.image(config.clone(), pinned);

@@ -44,10 +44,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, blocking};
 use crate::image::{Image, Usage};
 use crate::import::Notes;
 use crate::platform::Platform;
+use crate::printable::printable_json;
 use crate::progress::Pulls;
 use crate::reference::Reference;
 use crate::registry::{Proxies, Registry, Timeouts};
@@ -220,6 +221,25 @@ impl ImageStore {
     #[must_use]
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
         self.inner.resolve(name)
+    }
+
+    /// The config of an image as its builder has written it, in characters that can be printed. `None` if it is longer than
+    /// `longest` bytes.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not what its digest says.
+    pub async fn config_json(&self, id: &Digest, longest: usize) -> Result<Option<String>, Error> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking("read a config", move || {
+            let bytes = inner.config_bytes(&id)?;
+            if bytes.len() > longest {
+                return Ok(None);
+            }
+            let what = format!("config {id}");
+            let json = String::from_utf8(bytes).map_err(|error| Error::corrupt(what, error))?;
+            Ok(Some(printable_json(&json)))
+        })
+        .await
     }
 
     /// What the store takes of the disk: images as `du` counts them; what containers have written was counted a moment

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
 
 use super::containers::user;
@@ -19,10 +18,10 @@ use super::usage::Counters;
 use super::walk::measure;
 use super::{ImageStore, Inner, Options};
 use crate::auth_file::AuthFiles;
+use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::import::{Notes, read_notes};
-use crate::manifest::parse_config;
 use crate::progress::Pulls;
 use crate::registry::{Registry, Sources};
 
@@ -190,7 +189,7 @@ impl Stock<'_> {
         }
         let bytes = read_config(self.folders, &record.id)?;
         let config = if record.is_artifact() {
-            ImageConfiguration::default()
+            ImageConfig::default()
         } else {
             let parsed = parse_config(&format!("image {}", record.id), &bytes, &self.options.platform)?;
             if parsed.diff_ids != record.diff_ids {

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use super::index::LayerKey;
+use super::make::Names;
+use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::image::Image;
 use crate::import::{self, Notes};
@@ -30,9 +31,20 @@ pub(crate) struct ImageRecord {
     pub(crate) removed: bool,
 }
 
+/// The most digest references and manifests that are kept of one image. A registry may serve the same image by another
+/// manifest at each pull.
+const MAX_MANIFESTS: usize = 256;
+
 impl ImageRecord {
+    /// Gives it more names. Of digests and manifests older ones make room for these.
+    pub(super) fn add(&mut self, names: Names) {
+        self.tags.extend(names.tags);
+        add_some(&mut self.digests, names.digests);
+        add_some(&mut self.manifests, names.manifests);
+    }
+
     /// What callers see of it.
-    pub(crate) fn image(&self, config: ImageConfiguration, pinned: bool) -> Arc<Image> {
+    pub(crate) fn image(&self, config: ImageConfig, pinned: bool) -> Arc<Image> {
         Arc::new(Image {
             id: self.id.clone(),
             repo_tags: self.tags.iter().cloned().collect(),
@@ -58,6 +70,15 @@ impl ImageRecord {
     /// Whether it is files to be mounted; what is kept as its configuration is then its manifest.
     pub(crate) fn is_artifact(&self) -> bool {
         matches!(self.layers.as_slice(), [LayerKey::Artifact(_)])
+    }
+}
+
+fn add_some<T: Ord + Clone>(known: &mut BTreeSet<T>, new: Vec<T>) {
+    known.extend(new.iter().cloned());
+    let surplus = known.len().saturating_sub(MAX_MANIFESTS);
+    let old: Vec<T> = known.iter().filter(|one| !new.contains(one)).take(surplus).cloned().collect();
+    for one in old {
+        known.remove(&one);
     }
 }
 
@@ -115,5 +136,36 @@ impl ContainerRecord {
     /// All images that it uses.
     pub(super) fn images(&self) -> impl Iterator<Item = &Digest> {
         std::iter::once(&self.image).chain(&self.volumes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn an_image_that_is_served_by_ever_new_manifests_keeps_the_newest() {
+        let digest = |number: u32| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+        let mut record = ImageRecord {
+            id: digest(0),
+            tags: BTreeSet::new(),
+            digests: BTreeSet::new(),
+            manifests: BTreeSet::new(),
+            size: 0,
+            diff_ids: Vec::new(),
+            layers: Vec::new(),
+            removed: false,
+        };
+        for number in 0..1000 {
+            let names = Names {
+                tags: vec!["r.example/a:1".to_owned()],
+                digests: vec![format!("r.example/a@{}", digest(number))],
+                manifests: vec![digest(number)],
+            };
+            record.add(names.clone());
+            assert!(record.manifests.contains(&digest(number)) && record.digests.contains(&names.digests[0]));
+        }
+        assert_eq!((record.tags.len(), record.digests.len(), record.manifests.len()), (1, 256, 256));
     }
 }
