@@ -31,6 +31,11 @@ impl<T, const N: usize> Few<T, N> {
         Ok(self.kept)
     }
 
+    /// Whether it has no entries.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// The entries that were kept.
     pub(crate) fn kept(&self) -> &[T] {
         &self.kept
@@ -41,6 +46,11 @@ impl<const N: usize> FewKeys<N> {
     /// See [`Few::all`].
     pub(crate) fn all(self, what: &str, name: &str) -> Result<Vec<String>, Error> {
         self.0.all(what, name)
+    }
+
+    /// See [`Few::is_empty`].
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

@@ -147,8 +147,7 @@ impl Inner {
             self.reaper.send(Job::Delete(old));
         }
         fs::rename(made.path(), &folder).map_err(|error| Error::io("put in place", &folder, error))?;
-        let usage = record.usage;
-        self.index().put_layer(key.clone(), record, usage);
+        self.index().put_layer(key.clone(), &record.summary(), record.usage);
         self.reaper.send(Job::Sync(key.clone()));
         lease(self, key).ok_or_else(|| Error::internal("lease a layer", "it has vanished"))
     }

@@ -157,7 +157,7 @@ pub(crate) struct KeptLayer {
 
 impl Inner {
     pub(crate) fn kept_layer(&self, key: &LayerKey) -> Option<KeptLayer> {
-        let length = self.index().layer(key)?.record.length;
+        let length = self.index().layer(key)?.length;
         let folder = self.folders.layer(key);
         Some(KeptLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
     }

@@ -13,7 +13,7 @@ use super::folders::{Folders, names, read_json};
 use super::index::{ContainerEntry, Index, LayerKey};
 use super::make::read_config;
 use super::reaper::{Job, Reaper};
-use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerRecord, Synced};
+use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary, Synced};
 use super::usage::Counters;
 use super::walk::measure;
 use super::{ImageStore, Inner, Options};
@@ -149,7 +149,7 @@ impl Stock<'_> {
     /// A layer is trusted if it was synced, or if this boot's page cache has it.
     fn layer(&mut self, name: &str, folder: &Path) -> Result<(), Error> {
         let key: LayerKey = name.parse()?;
-        let record: LayerRecord = read_json(&folder.join("layer.json"))?;
+        let record: LayerSummary = read_json(&folder.join("layer.json"))?;
         let usage = match read_json::<Synced>(&folder.join("synced")) {
             Ok(synced) => {
                 if synced.tree.is_none() {
@@ -163,7 +163,7 @@ impl Stock<'_> {
                 record.usage
             }
         };
-        self.index.put_layer(key, record, usage);
+        self.index.put_layer(key, &record, usage);
         Ok(())
     }
 

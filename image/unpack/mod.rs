@@ -6,12 +6,14 @@
 
 mod extract;
 mod limits;
+mod notes;
 mod path;
 mod pax;
 mod recipe;
 mod sparse;
 mod stream;
 mod tar;
+mod times;
 mod tree;
 
 pub(crate) use extract::unpack;
@@ -20,4 +22,5 @@ pub use limits::Limits;
 pub(crate) use path::TreePath;
 pub(crate) use recipe::rebuild;
 pub(crate) use stream::decompressed;
+pub(crate) use times::FolderTimes;
 pub(crate) use tree::{OPAQUE, is_whiteout};
