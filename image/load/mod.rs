@@ -26,6 +26,11 @@ use crate::unpack::Budget;
 
 use source::{Source, Verified};
 
+/// The most images of one archive.
+const MAX_IMAGES: usize = 10_000;
+/// The most names of one image in an archive.
+const MAX_TAGS: usize = 1000;
+
 impl ImageStore {
     /// Loads the images of an OCI layout or a tar archive, those that run on this platform, with the names that they
     /// have there.
@@ -56,13 +61,29 @@ impl ImageStore {
     }
 }
 
-/// One image of an archive.
+/// One image of an archive, as the archive's lists name it. What it is made of is read when its turn comes: of an archive
+/// with thousands of images the configs have more bytes than there is memory.
 #[derive(Debug)]
 struct Offer {
+    tags: Vec<Reference>,
+    place: Place,
+}
+
+/// Where an image is described.
+#[derive(Debug)]
+enum Place {
+    /// By a manifest, or by an index with a manifest for this platform.
+    Layout(Descriptor),
+    /// By the names of its members.
+    Docker { config: String, layers: Vec<String> },
+}
+
+/// What an image is made of.
+#[derive(Debug)]
+struct Found {
     config_bytes: Vec<u8>,
     id: Digest,
     content: Content,
-    tags: Vec<Reference>,
     /// The manifests that lead to it; none in a docker-archive.
     manifests: Vec<Digest>,
     size: u64,
@@ -96,6 +117,13 @@ fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {
     Err(Error::invalid(source.name(), why))
 }
 
+fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<Found, Error> {
+    match place {
+        Place::Layout(entry) => layout::find(source, &inner.options.platform, entry),
+        Place::Docker { config, layers } => docker::find(source, config, layers),
+    }
+}
+
 struct Loading {
     inner: Arc<Inner>,
     source: Arc<Source>,
@@ -103,38 +131,40 @@ struct Loading {
 
 impl Loading {
     async fn load(&self, offer: Offer) -> Result<Arc<Image>, Error> {
-        let names = names(&offer);
-        if let Some(image) = self.inner.name_image(&offer.id, names.clone(), offer.size).await? {
+        let Offer { tags, place } = offer;
+        let (source, inner) = (self.source.clone(), self.inner.clone());
+        let found = blocking("read an archive", move || read_image(&source, &inner, &place)).await?;
+        let names = names(&tags, &found.manifests);
+        if let Some(image) = self.inner.name_image(&found.id, names.clone(), found.size).await? {
             return Ok(image);
         }
         let budget = Arc::new(Budget::new(self.inner.options.limits));
-        let (leases, parsed) = match &offer.content {
-            Content::Image(layers) => self.image(&offer, layers, &budget).await?,
+        let (leases, parsed) = match &found.content {
+            Content::Image(layers) => self.image(&found, layers, &budget).await?,
             Content::Artifact(manifest) => {
-                let parsed = ParsedConfig::default();
-                (vec![self.artifact(&offer.id, manifest, &budget).await?], parsed)
+                (vec![self.artifact(&found.id, manifest, &budget).await?], ParsedConfig::default())
             }
         };
         let new = NewImage {
-            id: offer.id,
-            config_bytes: offer.config_bytes,
+            id: found.id,
+            config_bytes: found.config_bytes,
             config: parsed.config,
             diff_ids: parsed.diff_ids,
             layers: leases.iter().map(|lease| lease.key().clone()).collect(),
             names,
-            size: offer.size,
+            size: found.size,
         };
         self.inner.record_image(new).await
     }
 
     async fn image(
         &self,
-        offer: &Offer,
+        found: &Found,
         layers: &[Stored],
         budget: &Arc<Budget>,
     ) -> Result<(Vec<Lease>, ParsedConfig), Error> {
-        let what = format!("config {} of {}", offer.id, self.source.name());
-        let parsed = parse_config(&what, &offer.config_bytes, &self.inner.options.platform)?;
+        let what = format!("config {} of {}", found.id, self.source.name());
+        let parsed = parse_config(&what, &found.config_bytes, &self.inner.options.platform)?;
         if parsed.diff_ids.len() != layers.len() {
             let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
             return Err(Error::corrupt(what, why));
@@ -190,13 +220,16 @@ impl Loading {
     }
 }
 
-fn names(offer: &Offer) -> Names {
-    let tags = offer.tags.iter().filter_map(Reference::tagged).collect();
-    let digests = match offer.manifests.first() {
-        Some(digest) => offer.tags.iter().map(|tag| tag.with_digest(digest)).collect(),
+fn names(tags: &[Reference], manifests: &[Digest]) -> Names {
+    let digests = match manifests.first() {
+        Some(digest) => tags.iter().map(|tag| tag.with_digest(digest)).collect(),
         None => Vec::new(),
     };
-    Names { tags, digests, manifests: offer.manifests.clone() }
+    Names {
+        tags: tags.iter().filter_map(Reference::tagged).collect(),
+        digests,
+        manifests: manifests.to_vec(),
+    }
 }
 
 /// Reads a small member whole.

@@ -6,6 +6,7 @@
 
 mod extract;
 mod limits;
+mod members;
 mod notes;
 mod path;
 mod pax;
@@ -19,6 +20,7 @@ mod tree;
 pub(crate) use extract::unpack;
 pub(crate) use limits::Budget;
 pub use limits::Limits;
+pub(crate) use members::{MemberKind, Members};
 pub(crate) use path::TreePath;
 pub(crate) use recipe::rebuild;
 pub(crate) use stream::decompressed;
