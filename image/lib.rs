@@ -10,6 +10,7 @@ mod bounded;
 mod config;
 mod credentials;
 mod digest;
+mod downloads;
 mod error;
 mod explain;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -27,6 +28,7 @@ mod reference;
 mod registry;
 mod save;
 mod store;
+mod transfer;
 mod unpack;
 
 pub use config::ImageConfig;

@@ -14,14 +14,15 @@ use futures_util::future::try_join_all;
 use crate::artifact::{self, ArtifactFolder};
 use crate::config::{ParsedConfig, parse_config};
 use crate::digest::Digest;
+use crate::downloads::Turns;
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{ArtifactManifest, Descriptor};
 use crate::policy;
 use crate::printable::Printable;
-use crate::pull::unpack_layer;
 use crate::reference::Reference;
 use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage};
+use crate::transfer::unpack_layer;
 use crate::unpack::Budget;
 
 use source::{Source, Verified};
@@ -51,9 +52,11 @@ impl ImageStore {
         if let Some(policy) = policy {
             policy::check_archive(&policy, &source.transport(path)?, &path.display().to_string()).await?;
         }
+        let turns = inner.downloads.turns();
+        let loading = Loading { inner, source, turns };
         let mut images = Vec::new();
         for offer in offers {
-            let image = Loading { inner: inner.clone(), source: source.clone() }.load(offer).await?;
+            let image = loading.load(offer).await?;
             tracing::info!(image = %image.id, path = %Printable::new(&path.to_string_lossy()), "loaded");
             images.push(image);
         }
@@ -127,6 +130,7 @@ fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<Found, Er
 struct Loading {
     inner: Arc<Inner>,
     source: Arc<Source>,
+    turns: Turns,
 }
 
 impl Loading {
@@ -180,7 +184,7 @@ impl Loading {
         manifest: &ArtifactManifest,
         budget: &Arc<Budget>,
     ) -> Result<Lease, Error> {
-        let make = || async {
+        let make = async |_making, _turn| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let what = format!("artifact {id} of {}", source.name());
             let names = artifact::file_names(&what, manifest, &budget)?;
@@ -197,14 +201,12 @@ impl Loading {
             })
             .await
         };
-        self.inner.lease_or_make(&LayerKey::Artifact(id.clone()), make).await
+        self.inner.lease_or_make(&LayerKey::Artifact(id.clone()), Some(&self.turns), make).await
     }
 
     async fn layer(&self, stored: &Stored, diff_id: &Digest, budget: &Arc<Budget>) -> Result<Lease, Error> {
         let key = LayerKey::Diff(diff_id.clone());
-        let make = || async {
-            let permit = self.inner.downloads.acquire().await;
-            let _permit = permit.map_err(|error| Error::internal("wait for a layer's turn", error))?;
+        let make = async |_making, _turn| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let (stored, diff_id) = (stored.clone(), diff_id.clone());
             blocking("unpack a layer", move || {
@@ -216,7 +218,7 @@ impl Loading {
             })
             .await
         };
-        self.inner.lease_or_make(&key, make).await
+        self.inner.lease_or_make(&key, Some(&self.turns), make).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION, PROXY_AUTHORIZATION, USER_AGENT};
@@ -178,13 +178,26 @@ impl Transport {
     ) -> Result<Bytes, Error> {
         let mut body = response.into_body();
         let mut bytes = Vec::new();
-        while let Some(piece) = self.piece(what, &mut body).await? {
+        let start = Instant::now();
+        loop {
+            let so_far = || format!("after {} bytes in {:.1} s", bytes.len(), start.elapsed().as_secs_f64());
+            let piece = match self.piece(what, &mut body).await {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return Ok(bytes.into()),
+                Err(Error::Unavailable { what, why }) => {
+                    return Err(Error::unavailable(what.as_str(), format!("{why}, {}", so_far())));
+                }
+                Err(error) => return Err(error),
+            };
+            if start.elapsed() > self.timeouts.document {
+                let why = format!("it takes longer than {:?}: given up {}", self.timeouts.document, so_far());
+                return Err(Error::unavailable(what, why));
+            }
             bytes.extend_from_slice(&piece);
             if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
                 return Err(Error::limit(what, format!("is larger than {limit} bytes")));
             }
         }
-        Ok(bytes.into())
     }
 
     /// The next piece of a body; an error if none comes in time.

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use super::flights::Making;
 use super::folders::{make_private, replace_json, write_json};
 use super::index::{LayerKey, Lease, lease};
 use super::reaper::Job;
@@ -13,6 +14,7 @@ use super::walk::{measure, measure_patch};
 use super::{Inner, folders};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
+use crate::downloads::{Turn, Turns};
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::reference::Reference;
@@ -93,11 +95,13 @@ impl Names {
 }
 
 impl Inner {
-    /// Leases a layer; if it is not there, `make` makes it. Who comes meanwhile waits, and makes it if this fails.
+    /// Leases a layer; if it is not there, `make` makes it, after it has got one of `turns` if there are any. Who comes
+    /// meanwhile waits, and makes it if this fails or is slow.
     pub(crate) async fn lease_or_make<F>(
         self: &Arc<Self>,
         key: &LayerKey,
-        make: impl FnOnce() -> F,
+        turns: Option<&Turns>,
+        make: impl FnOnce(Arc<Making>, Option<Turn>) -> F,
     ) -> Result<Lease, Error>
     where
         F: Future<Output = Result<(Arc<HalfMade>, LayerRecord), Error>>,
@@ -105,17 +109,32 @@ impl Inner {
         if let Some(lease) = lease(self, key) {
             return Ok(lease);
         }
-        let guard = self.flights.layer(key).lock_owned().await;
-        if let Some(lease) = lease(self, key) {
-            return Ok(lease);
-        }
-        let (made, record) = make().await?;
+        let flight = self.flights.layer(key);
+        let (making, turn) = loop {
+            // Without a turn: who waits for another one's layer does not keep a third one from a turn.
+            flight.idle().await;
+            let turn = match turns {
+                Some(turns) => Some(turns.next().await?),
+                None => None,
+            };
+            if let Some(lease) = lease(self, key) {
+                return Ok(lease);
+            }
+            if let Some(making) = flight.clone().begin() {
+                break (Arc::new(making), turn);
+            }
+        };
+        let (made, record) = make(making.clone(), turn).await?;
+        let guard = flight.placing.clone().lock_owned().await;
         let inner = self.clone();
         let key = key.clone();
         blocking("put a layer into the store", move || {
-            // The guard lives until the layer is in, also if the caller has gone.
-            let _guard = guard;
-            inner.put_layer(&key, &made, record)
+            // Both live until the layer is in, also if the caller has gone.
+            let (_guard, _making) = (guard, making);
+            match lease(&inner, &key) {
+                Some(lease) => Ok(lease),
+                None => inner.put_layer(&key, &made, record),
+            }
         })
         .await
     }

@@ -29,7 +29,7 @@ mod usage;
 mod verify;
 mod walk;
 
-pub(crate) use flights::PullKey;
+pub(crate) use flights::{Making, PullKey};
 pub(crate) use folders::{read_json, replace_json};
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
@@ -41,9 +41,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
-
 use crate::digest::Digest;
+use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
 use crate::image::{Image, Usage};
 use crate::import::Notes;
@@ -74,7 +73,8 @@ pub struct Options {
     pub auth_files: Vec<PathBuf>,
     /// Which of an index's images is taken.
     pub platform: Platform,
-    /// How many layers are downloaded at once, over all pulls.
+    /// How many layers are downloaded at once. One of each pull is not counted, so that no pull waits for another, and
+    /// neither are those that are slow.
     pub parallel_downloads: usize,
     /// What one image may cost.
     pub limits: Limits,
@@ -125,7 +125,7 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) folders: Folders,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) downloads: Arc<Semaphore>,
+    pub(crate) downloads: Arc<Downloads>,
     index: Mutex<Index>,
     flights: Flights,
     counters: Counters,

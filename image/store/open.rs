@@ -5,8 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::Semaphore;
-
 use super::containers::user;
 use super::flights::Flights;
 use super::folders::{Folders, names, read_json};
@@ -20,6 +18,7 @@ use super::{ImageStore, Inner, Options};
 use crate::auth_file::AuthFiles;
 use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
+use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
 use crate::import::{Notes, read_notes};
 use crate::progress::Pulls;
@@ -65,7 +64,7 @@ impl Inner {
         stock.take()?;
         let Stock { index, jobs, imported, .. } = stock;
         let registry = Arc::new(Registry::new(sources(&options), options.timeouts, options.proxies.clone()));
-        let downloads = Arc::new(Semaphore::new(options.parallel_downloads.max(1)));
+        let downloads = Arc::new(Downloads::new(options.parallel_downloads));
         let (images, layers) = index.unused();
         // The thread needs the store, and the store the way to the thread.
         let mut failure = None;

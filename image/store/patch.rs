@@ -67,7 +67,7 @@ impl Inner {
         if !needed {
             return Ok(None);
         }
-        let make = || {
+        let make = |_, _| {
             let inner = self.clone();
             blocking("patch a layer", move || {
                 let made = HalfMade::new(&inner)?;
@@ -76,6 +76,6 @@ impl Inner {
                 Ok((Arc::new(made), LayerRecord::default()))
             })
         };
-        self.lease_or_make(&key, make).await.map(Some)
+        self.lease_or_make(&key, None, make).await.map(Some)
     }
 }
