@@ -15,8 +15,8 @@ use crate::manifest::{ArtifactManifest, Descriptor};
 use crate::store::{HalfMade, Inner, LayerRecord};
 use crate::unpack::{Budget, TreePath};
 
-/// The name of a blob's file (OCI image spec, "Pre-Defined Annotation Keys").
-const TITLE: &str = "org.opencontainers.image.title";
+/// The longest name that the kernel takes (PATH_MAX).
+const MAX_TITLE: usize = 4095;
 const COPY: usize = 256 << 10;
 
 /// Where each blob goes: its title, or its digest where it has none.
@@ -29,13 +29,16 @@ pub(crate) fn file_names(
     budget: &Budget,
 ) -> Result<Vec<TreePath>, Error> {
     let mut known = BTreeSet::new();
-    let mut folders = BTreeSet::new();
     let mut names = Vec::new();
     for blob in &manifest.blobs {
         budget.take_entry(what)?;
-        let title = blob.annotations.get(TITLE).filter(|title| !title.is_empty());
-        let title = title.cloned().unwrap_or_else(|| blob.digest.hex().to_owned());
+        let title = blob.annotations.title.as_deref().filter(|title| !title.is_empty());
+        let title = title.unwrap_or_else(|| blob.digest.hex());
         let invalid = |why: &str| Error::corrupt(what, format!("the title {title:?} {why}"));
+        if title.len() > MAX_TITLE {
+            let why = format!("a title of {} bytes, the limit is {MAX_TITLE}", title.len());
+            return Err(Error::limit(what, why));
+        }
         // An absolute name would be taken for a relative one by the parser: nobody means that.
         let path =
             TreePath::parse(title.as_bytes()).filter(|path| !path.is_root() && !title.starts_with('/'));
@@ -46,20 +49,21 @@ pub(crate) fn file_names(
                 format!("the title {title:?} is deeper than {}", budget.limits.depth),
             ));
         }
-        let mut folder = path.split().map(|(folder, _)| folder);
-        while let Some(above) = folder.take().filter(|above| !above.is_root()) {
-            folder = above.split().map(|(folder, _)| folder);
-            folders.insert(above);
-        }
         if !known.insert(path.clone()) {
             return Err(invalid("is that of another blob, too"));
         }
         names.push(path);
     }
-    match names.iter().find(|name| folders.contains(name)) {
-        Some(name) => Err(Error::corrupt(what, format!("{name} is a file and a folder"))),
-        None => Ok(names),
+    for name in &names {
+        let mut folder = name.split().map(|(folder, _)| folder);
+        while let Some(above) = folder {
+            if known.contains(&above) {
+                return Err(Error::corrupt(what, format!("{above} is a file and a folder")));
+            }
+            folder = above.split().map(|(folder, _)| folder);
+        }
     }
+    Ok(names)
 }
 
 /// The folder of an artifact, while it is being made.
@@ -148,6 +152,7 @@ pub(crate) fn content_size(blobs: &[Descriptor]) -> u64 {
 mod tests {
     use super::*;
     use crate::digest::{Algorithm, Digest};
+    use crate::manifest::Annotations;
     use crate::unpack::Limits;
 
     fn names(titles: &[&str]) -> Result<Vec<String>, Error> {
@@ -156,8 +161,8 @@ mod tests {
             digest: Digest::of(Algorithm::Sha256, b""),
             size: 0,
             platform: None,
-            urls: Vec::new(),
-            annotations: [(TITLE.to_owned(), (*title).to_owned())].into(),
+            urls: Default::default(),
+            annotations: Box::new(Annotations { title: Some((*title).to_owned()), ..Annotations::default() }),
         });
         let manifest = ArtifactManifest { blobs: blobs.collect() };
         let limits = Limits { depth: 3, ..Limits::default() };
@@ -179,6 +184,7 @@ mod tests {
             &["a", "a/b"],
             &["a/b", "a"],
             &["a/b/c/d"],
+            &["x".repeat(5000).as_str()],
         ] {
             assert!(names(bad).is_err(), "{bad:?}");
         }

@@ -1,8 +1,11 @@
-//! The errors of this crate, and the few kinds by which callers tell them apart.
+//! The errors of this crate, and the few kinds by which callers tell them apart. Their texts quote what registries and
+//! archives hold, so they consist of [`Printable`].
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+
+use crate::printable::Printable;
 
 /// Why something about an image failed. Several callers may wait for one pull: the error is cheap to clone.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -11,39 +14,39 @@ pub enum Error {
     #[error("{what} not found: {why}")]
     NotFound {
         /// The image, manifest or blob.
-        what: String,
+        what: Printable,
         /// Who says so.
-        why: String,
+        why: Printable,
     },
     /// The registry wants other credentials, or any.
     #[error("{what}: {why}")]
     Unauthorized {
         /// What was asked for.
-        what: String,
+        what: Printable,
         /// The registry's answer.
-        why: String,
+        why: Printable,
     },
     /// The registry cannot be reached, or fails by itself, and may work later.
     #[error("{what}: {why}")]
     Unavailable {
         /// What was asked for.
-        what: String,
+        what: Printable,
         /// What happened.
-        why: String,
+        why: Printable,
     },
     /// What was received is not what its digest, its size or its format promises.
     #[error("{what}: {why}")]
     Corrupt {
         /// The manifest, config, layer or archive.
-        what: String,
+        what: Printable,
         /// How it differs.
-        why: String,
+        why: Printable,
     },
     /// A name is no image reference.
     #[error("invalid image reference {reference:?}: {why}")]
     InvalidReference {
         /// As it was given.
-        reference: String,
+        reference: Printable,
         /// The rule that it breaks.
         why: &'static str,
     },
@@ -51,41 +54,41 @@ pub enum Error {
     #[error("{what}: {why}")]
     Untrusted {
         /// The image, or the policy itself.
-        what: String,
+        what: Printable,
         /// What the policy wants.
-        why: String,
+        why: Printable,
     },
     /// What the caller or a configuration file gave is wrong.
     #[error("{what}: {why}")]
     InvalidInput {
         /// The field or the file.
-        what: String,
+        what: Printable,
         /// What is wrong with it.
-        why: String,
+        why: Printable,
     },
     /// It is well formed, but nothing that berth runs: schema 1, another platform, an artifact.
     #[error("{what}: {why}")]
     Unsupported {
         /// The image or the part of it.
-        what: String,
+        what: Printable,
         /// What it is instead.
-        why: String,
+        why: Printable,
     },
     /// It is larger than the limits allow.
     #[error("{what}: {why}")]
     LimitExceeded {
         /// The manifest or layer.
-        what: String,
+        what: Printable,
         /// The limit, in figures.
-        why: String,
+        why: Printable,
     },
     /// A call on the store's own files failed.
-    #[error("{operation} {}: {source}", .path.display())]
+    #[error("{operation} {object}: {source}")]
     Io {
         /// What was being done.
         operation: &'static str,
         /// To which file.
-        path: PathBuf,
+        object: Printable,
         /// The reason.
         source: Arc<io::Error>,
     },
@@ -95,7 +98,7 @@ pub enum Error {
         /// What was being done.
         operation: &'static str,
         /// The reason.
-        why: String,
+        why: Printable,
     },
 }
 
@@ -140,54 +143,55 @@ impl Error {
         }
     }
 
-    pub(crate) fn not_found(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::NotFound { what: what.into(), why: why.to_string() }
+    pub(crate) fn not_found(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::NotFound { what: what.into(), why: why.to_string().into() }
     }
 
-    pub(crate) fn unauthorized(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::Unauthorized { what: what.into(), why: why.to_string() }
+    pub(crate) fn unauthorized(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::Unauthorized { what: what.into(), why: why.to_string().into() }
     }
 
-    pub(crate) fn unavailable(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::Unavailable { what: what.into(), why: why.to_string() }
+    pub(crate) fn unavailable(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::Unavailable { what: what.into(), why: why.to_string().into() }
     }
 
     /// The same, said of what was wanted rather than of the address that was asked.
     pub(crate) fn about(self, wanted: &str) -> Self {
         match self {
-            Self::Unavailable { what, why } if what != wanted => {
-                Self::Unavailable { what: wanted.to_owned(), why: format!("{what}: {why}") }
+            Self::Unavailable { what, why } if what.as_str() != wanted => {
+                Self::unavailable(wanted, format!("{what}: {why}"))
             }
             other => other,
         }
     }
 
-    pub(crate) fn corrupt(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::Corrupt { what: what.into(), why: why.to_string() }
+    pub(crate) fn corrupt(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::Corrupt { what: what.into(), why: why.to_string().into() }
     }
 
-    pub(crate) fn untrusted(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::Untrusted { what: what.into(), why: why.to_string() }
+    pub(crate) fn untrusted(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::Untrusted { what: what.into(), why: why.to_string().into() }
     }
 
-    pub(crate) fn invalid(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::InvalidInput { what: what.into(), why: why.to_string() }
+    pub(crate) fn invalid(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::InvalidInput { what: what.into(), why: why.to_string().into() }
     }
 
-    pub(crate) fn unsupported(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::Unsupported { what: what.into(), why: why.to_string() }
+    pub(crate) fn unsupported(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::Unsupported { what: what.into(), why: why.to_string().into() }
     }
 
-    pub(crate) fn limit(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::LimitExceeded { what: what.into(), why: why.to_string() }
+    pub(crate) fn limit(what: impl Into<Printable>, why: impl ToString) -> Self {
+        Self::LimitExceeded { what: what.into(), why: why.to_string().into() }
     }
 
     pub(crate) fn internal(operation: &'static str, why: impl ToString) -> Self {
-        Self::Internal { operation, why: why.to_string() }
+        Self::Internal { operation, why: why.to_string().into() }
     }
 
     pub(crate) fn io(operation: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
-        Self::Io { operation, path: path.as_ref().to_owned(), source: Arc::new(source.into()) }
+        let object = path.as_ref().display().to_string().into();
+        Self::Io { operation, object, source: Arc::new(source.into()) }
     }
 }
 
@@ -205,5 +209,34 @@ where
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
         Err(error) => Err(Error::internal(operation, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_error_carries_what_a_terminal_obeys() {
+        let evil = "x\u{1b}[2J\u{202e}\u{9b}y".to_owned() + &"z".repeat(100_000);
+        let errors = [
+            Error::not_found(evil.as_str(), &evil),
+            Error::unauthorized(evil.as_str(), &evil),
+            Error::unavailable("x", &evil).about(&evil),
+            Error::corrupt(evil.as_str(), &evil),
+            Error::untrusted(evil.as_str(), &evil),
+            Error::invalid(evil.as_str(), &evil),
+            Error::unsupported(evil.as_str(), &evil),
+            Error::limit(evil.as_str(), &evil),
+            Error::io("read", &evil, io::ErrorKind::NotFound),
+            Error::internal("x", &evil),
+            evil.parse::<crate::Reference>().unwrap_err(),
+            evil.parse::<crate::Digest>().unwrap_err(),
+        ];
+        for error in errors {
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains(['\u{1b}', '\u{202e}', '\u{9b}']), "{text:?}");
+            assert!(text.len() < 10_000, "{} bytes", text.len());
+        }
     }
 }

@@ -7,8 +7,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 
 use crate::auth_file;
+use crate::config::parse_config;
 use crate::digest::Algorithm;
-use crate::manifest::{Manifest, choose, parse_config, signature_blobs};
+use crate::manifest::{Manifest, choose, signature_blobs};
 use crate::platform::Platform;
 use crate::policy;
 use crate::reference::Reference;
@@ -26,7 +27,8 @@ pub fn layer(bytes: &[u8]) {
     let (Ok(()), Ok(recipe)) = (prepared, fs::File::create(path("recipe"))) else { return };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(root) = rustix::fs::open(path("fs"), flags, Mode::empty()) else { return };
-    let limits = Limits { bytes: 8 << 20, entries: 500, depth: 32, ratio: 200, ratio_floor: 1 << 20 };
+    let limits =
+        Limits { bytes: 8 << 20, entries: 500, depth: 32, ratio: 200, ratio_floor: 1 << 20, notes: 1 << 16 };
     let outcome = unpack("layer", bytes, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
     let mut names: Vec<_> =
         fs::read_dir(folder.path()).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use oci_spec::image::ImageConfiguration;
-
+use crate::config::ImageConfig;
 use crate::digest::Digest;
 
 /// An image in the store.
@@ -18,8 +17,8 @@ pub struct Image {
     pub repo_digests: Vec<String>,
     /// The bytes of manifest, config and layers as a registry keeps them, which is what containerd reports.
     pub size: u64,
-    /// Its configuration.
-    pub config: ImageConfiguration,
+    /// What it says of its containers; the whole config is [`crate::ImageStore::config_json`].
+    pub config: ImageConfig,
     /// The digests of the unpacked layers, the bottom one first.
     pub layers: Vec<Digest>,
     /// The kubelet's garbage collection leaves it alone.

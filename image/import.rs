@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
+use crate::printable::Printable;
 use crate::store::{ImageStore, Inner, read_json, replace_json};
 
 /// How often the folder is looked at without news of it: a layout's files are below what is watched.
@@ -109,6 +110,7 @@ impl ImageStore {
                 continue;
             }
             let path = folder.join(&name);
+            let shown = Printable::new(&path.to_string_lossy());
             let waits = failed.get(&name).is_some_and(|failure| failure.again > Instant::now());
             if waits || is_fresh(&path) {
                 unready |= !waits;
@@ -117,12 +119,12 @@ impl ImageStore {
             match self.load(&path).await {
                 Ok(images) => {
                     failed.remove(&name);
-                    tracing::info!(file = %path.display(), images = images.len(), "imported");
+                    tracing::info!(file = %shown, images = images.len(), "imported");
                     let images = images.iter().map(|image| image.id.clone()).collect();
                     notes.insert(name, Note { stamp, images });
                 }
                 Err(error) => {
-                    tracing::warn!(file = %path.display(), %error, "cannot be imported");
+                    tracing::warn!(file = %shown, %error, "cannot be imported");
                     let wait = failed.get(&name).map_or(QUIET, |failure| (failure.wait * 2).min(MAX_WAIT));
                     failed.insert(name, Failed { stamp, wait, again: Instant::now() + wait });
                 }

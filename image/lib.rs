@@ -6,8 +6,11 @@
 
 mod artifact;
 mod auth_file;
+mod bounded;
+mod config;
 mod credentials;
 mod digest;
+mod downloads;
 mod error;
 mod explain;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -18,20 +21,24 @@ mod load;
 mod manifest;
 mod platform;
 mod policy;
+mod printable;
 mod progress;
 mod pull;
 mod reference;
 mod registry;
 mod save;
 mod store;
+mod transfer;
 mod unpack;
 
+pub use config::ImageConfig;
 pub use credentials::Credentials;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind};
 pub use explain::{Explanation, Server};
 pub use image::{FsUsage, Image, ImageVolume, Usage, WritableLayer};
 pub use platform::Platform;
+pub use printable::{Printable, printable, printable_json};
 pub use progress::{LayerProgress, Stage};
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};

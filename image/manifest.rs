@@ -1,22 +1,23 @@
-//! Manifests, indexes and configs: parsed from bytes whose digest has been checked, and refused where they could be read
-//! in two ways (CVE-2021-41190).
+//! Manifests and indexes: parsed from bytes whose digest has been checked, and refused where they could be read in two
+//! ways (CVE-2021-41190). What a document holds beyond the fields that are used takes no memory.
 
-use std::collections::BTreeMap;
-
-use oci_spec::image::ImageConfiguration;
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
+use crate::bounded::{Few, is_object, or_default};
+use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::platform::Platform;
 
 /// A manifest or index may not be larger: the OCI distribution spec asks registries for this much.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
-/// A config may not be larger.
-pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 /// More layers than overlayfs can stack (its limit is 500 lower folders).
-const MAX_LAYERS: usize = 500;
+pub(crate) const MAX_LAYERS: usize = 500;
+/// The most entries of an index. Those of images have some dozens, those of archives one for each image.
+const MAX_ENTRIES: usize = 10_000;
+/// Further places of one layer that are tried.
+const MAX_URLS: usize = 16;
 
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -37,24 +38,58 @@ const LAYER_PREFIXES: [&str; 5] = [
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     #[serde(default)]
     pub(crate) platform: Option<OfferedPlatform>,
-    #[serde(default)]
-    pub(crate) annotations: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) annotations: Box<Annotations>,
     /// Where else the content is: of layers that a registry may not keep (OCI descriptor, "urls").
     #[serde(default)]
-    pub(crate) urls: Vec<String>,
+    pub(crate) urls: Few<String, MAX_URLS>,
+}
+
+/// The annotations that have a meaning here, each with the one place that reads it. All others are left out: an
+/// annotation of an image steers nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Annotations {
+    /// The name of an artifact's file (OCI image spec, "Pre-Defined Annotation Keys").
+    #[serde(rename = "org.opencontainers.image.title")]
+    pub(crate) title: Option<String>,
+    /// In a layout by the spec a tag; skopeo and podman may write a whole name.
+    #[serde(rename = "org.opencontainers.image.ref.name")]
+    pub(crate) ref_name: Option<String>,
+    /// Whole names in layouts, as containerd and docker write them.
+    #[serde(rename = "io.containerd.image.name")]
+    pub(crate) full_name: Option<String>,
+    /// The signature beside what is signed (cosign's signature specification).
+    #[serde(rename = "dev.cosignproject.cosign/signature")]
+    pub(crate) signature: Option<String>,
+}
+
+/// Manifest and index: which of both it is, its fields tell.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    /// Of schema 1.
+    fs_layers: Option<IgnoredAny>,
+    manifests: Option<Few<Descriptor, MAX_ENTRIES>>,
+    config: Option<Descriptor>,
+    layers: Option<Few<Descriptor, MAX_LAYERS>>,
 }
 
 /// The platform of an entry of an index. What is missing is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct OfferedPlatform {
+    #[serde(deserialize_with = "or_default")]
     os: String,
+    #[serde(deserialize_with = "or_default")]
     architecture: String,
     variant: Option<String>,
 }
@@ -84,20 +119,17 @@ pub(crate) struct ImageManifest {
 impl Manifest {
     /// Parses `bytes`; `media_type` is what the registry's header or the descriptor says they are, if anything.
     pub(crate) fn parse(what: &str, media_type: Option<&str>, bytes: &[u8]) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
-        let Value::Object(fields) = &value else {
-            return Err(Error::corrupt(what, "is no JSON object"));
-        };
-        let stated = fields.get("mediaType").and_then(Value::as_str);
-        let has = |field: &str| fields.get(field).is_some_and(|value| !value.is_null());
-        if fields.get("schemaVersion").and_then(Value::as_u64) == Some(1) || has("fsLayers") {
+        let document = Document::parse(what, bytes)?;
+        let stated = document.media_type.as_deref();
+        if document.schema_version == Some(1) || document.fs_layers.is_some() {
             return Err(Error::unsupported(what, "is a schema 1 manifest, which has no digests to trust"));
         }
-        if has("manifests") && (has("layers") || has("config")) {
+        let is_index = document.manifests.is_some();
+        if is_index && (document.layers.is_some() || document.config.is_some()) {
             return Err(Error::corrupt(what, "claims to be both an index and an image"));
         }
         // What is found inside counts; what the field and the header say must not contradict it.
-        let kind = if has("manifests") { [OCI_INDEX, DOCKER_LIST] } else { [OCI_MANIFEST, DOCKER_MANIFEST] };
+        let kind = if is_index { [OCI_INDEX, DOCKER_LIST] } else { [OCI_MANIFEST, DOCKER_MANIFEST] };
         for claimed in [stated, media_type].into_iter().flatten().map(essence) {
             if is_manifest_type(&claimed) && !kind.contains(&claimed.as_str()) {
                 return Err(Error::corrupt(what, format!("is called {claimed:?}, but its content is not")));
@@ -113,54 +145,51 @@ impl Manifest {
         if let Some(other) = stated.map(essence).filter(|stated| !is_manifest_type(stated)) {
             return Err(Error::unsupported(what, format!("is of the type {other:?}, which is no image")));
         }
-        if has("manifests") {
-            let entries = field(what, fields.get("manifests"))?;
-            return Ok(Self::Index(entries));
-        }
-        let image = ImageManifest::parts(what, fields)?;
         // Docker's manifests are images and nothing else.
         let docker = stated.map(essence).is_some_and(|stated| stated == DOCKER_MANIFEST);
+        if let Some(entries) = document.manifests {
+            return Ok(Self::Index(entries.all(what, "entries")?));
+        }
+        let image = document.image(what)?;
         if docker || CONFIGS.contains(&image.config.media_type.as_str()) {
             image.check(what)?;
             return Ok(Self::Image(image));
         }
-        check_count(what, &image.layers)?;
         Ok(Self::Artifact(ArtifactManifest { blobs: image.layers }))
+    }
+}
+
+impl Document {
+    fn parse(what: &str, bytes: &[u8]) -> Result<Self, Error> {
+        if !is_object(bytes) {
+            // What is no JSON at all is told by the parser.
+            let _any: IgnoredAny =
+                serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
+            return Err(Error::corrupt(what, "is no JSON object"));
+        }
+        serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))
+    }
+
+    fn image(self, what: &str) -> Result<ImageManifest, Error> {
+        let missing = |field: &str| Error::corrupt(what, format!("has no {field}"));
+        Ok(ImageManifest {
+            config: self.config.ok_or_else(|| missing("config"))?,
+            layers: self.layers.ok_or_else(|| missing("layers"))?.all(what, "layers")?,
+        })
     }
 }
 
 /// The blobs of a signature's manifest, which calls its config that of an image (cosign's signature specification).
 pub(crate) fn signature_blobs(what: &str, bytes: &[u8]) -> Result<Vec<Descriptor>, Error> {
-    let parts = unchecked(what, bytes)?;
-    check_count(what, &parts.layers)?;
-    Ok(parts.layers)
+    Document::parse(what, bytes)?.image(what).map(|parts| parts.layers)
 }
 
 /// What a manifest has in the place of a configuration.
 pub(crate) fn config_of(what: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
-    unchecked(what, bytes).map(|parts| parts.config)
-}
-
-fn unchecked(what: &str, bytes: &[u8]) -> Result<ImageManifest, Error> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
-    match &value {
-        Value::Object(fields) => ImageManifest::parts(what, fields),
-        _ => Err(Error::corrupt(what, "is no JSON object")),
-    }
-}
-
-fn check_count(what: &str, layers: &[Descriptor]) -> Result<(), Error> {
-    if layers.len() > MAX_LAYERS {
-        return Err(Error::limit(what, format!("{} layers, the limit is {MAX_LAYERS}", layers.len())));
-    }
-    Ok(())
+    Document::parse(what, bytes)?.image(what).map(|parts| parts.config)
 }
 
 impl ImageManifest {
-    fn parts(what: &str, fields: &serde_json::Map<String, Value>) -> Result<Self, Error> {
-        Ok(Self { config: field(what, fields.get("config"))?, layers: field(what, fields.get("layers"))? })
-    }
-
     fn check(&self, what: &str) -> Result<(), Error> {
         if !CONFIGS.contains(&self.config.media_type.as_str()) {
             let why = format!("has a config of the type {:?}: no container image", self.config.media_type);
@@ -170,7 +199,6 @@ impl ImageManifest {
             let why = format!("config of {} bytes, the limit is {MAX_CONFIG}", self.config.size);
             return Err(Error::limit(what, why));
         }
-        check_count(what, &self.layers)?;
         for layer in &self.layers {
             let known = LAYER_PREFIXES.iter().any(|prefix| {
                 layer
@@ -190,10 +218,6 @@ impl ImageManifest {
     pub(crate) fn content_size(&self) -> u64 {
         self.layers.iter().fold(self.config.size, |sum, layer| sum.saturating_add(layer.size))
     }
-}
-
-fn field<T: serde::de::DeserializeOwned>(what: &str, value: Option<&Value>) -> Result<T, Error> {
-    T::deserialize(value.unwrap_or(&Value::Null)).map_err(|error| Error::corrupt(what, error))
 }
 
 /// A media type without its parameters.
@@ -230,52 +254,12 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], platform: &Platform) ->
     }
 }
 
-/// What the config says of the image: the configuration, and the digests of the unpacked layers.
-#[derive(Clone, Debug)]
-pub(crate) struct ParsedConfig {
-    pub(crate) config: ImageConfiguration,
-    pub(crate) diff_ids: Vec<Digest>,
-}
-
-/// Parses a config and checks that it runs on `platform`.
-pub(crate) fn parse_config(what: &str, bytes: &[u8], platform: &Platform) -> Result<ParsedConfig, Error> {
-    let mut value: Value = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
-    let Value::Object(fields) = &mut value else {
-        return Err(Error::corrupt(what, "is no JSON object"));
-    };
-    // Required by the spec and missing in the output of some builders.
-    for name in ["os", "architecture"] {
-        let field = fields.entry(name).or_insert_with(|| Value::String(String::new()));
-        if field.is_null() {
-            *field = Value::String(String::new());
-        }
-    }
-    let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let offered = Platform {
-        os: text("os"),
-        architecture: text("architecture"),
-        variant: Some(text("variant")).filter(|variant| !variant.is_empty()),
-    };
-    let unknown = offered.os.is_empty() || offered.architecture.is_empty();
-    if !unknown && platform.rank(&offered).is_none() {
-        return Err(Error::unsupported(what, format!("is for {offered}; this node is {platform}")));
-    }
-    let config = ImageConfiguration::deserialize(&value).map_err(|error| Error::corrupt(what, error))?;
-    let diff_ids: Result<Vec<Digest>, Error> =
-        config.rootfs().diff_ids().iter().map(|digest| digest.parse()).collect();
-    let diff_ids = diff_ids.map_err(|error| Error::corrupt(what, error))?;
-    if diff_ids.len() > MAX_LAYERS {
-        return Err(Error::limit(what, format!("{} layers, the limit is {MAX_LAYERS}", diff_ids.len())));
-    }
-    Ok(ParsedConfig { config, diff_ids })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn digest(seed: &str) -> String {
         Digest::of(crate::digest::Algorithm::Sha256, seed.as_bytes()).to_string()
@@ -365,31 +349,33 @@ mod tests {
     }
 
     #[test]
-    fn configs_of_docker_are_read() {
-        let host = Platform { os: "linux".into(), architecture: "amd64".into(), variant: None };
-        let config = json!({
-            "architecture": "amd64", "os": "linux", "container": "abc", "docker_version": "20.10", "history": null,
-            "container_config": { "Cmd": null },
-            "config": { "Hostname": "", "Domainname": "", "User": "1000", "AttachStdin": false, "Tty": false, "Env": null,
-                "Cmd": ["sh"], "Image": "sha256:1", "Volumes": null, "WorkingDir": "", "Entrypoint": null, "OnBuild": null,
-                "Labels": null, "ExposedPorts": null, "ArgsEscaped": true,
-                "Healthcheck": { "Test": ["CMD", "x"], "Interval": 1 } },
-            "rootfs": { "type": "layers", "diff_ids": [digest("l")] },
-        });
-        let parsed = parse_config("test", config.to_string().as_bytes(), &host).unwrap();
-        assert_eq!(parsed.diff_ids[0].to_string(), digest("l"));
-        assert_eq!(parsed.config.config().as_ref().unwrap().user().as_deref(), Some("1000"));
-        let bare = json!({ "rootfs": { "type": "layers", "diff_ids": [] } });
-        assert!(parse_config("test", bare.to_string().as_bytes(), &host).is_ok());
-        let arm =
-            json!({ "os": "linux", "architecture": "arm64", "rootfs": { "type": "layers", "diff_ids": [] } });
-        let error = parse_config("test", arm.to_string().as_bytes(), &host).unwrap_err();
-        assert!(error.to_string().contains("linux/arm64"), "{error}");
-        let bad = json!({ "rootfs": { "type": "layers", "diff_ids": ["../../etc"] } });
-        assert_eq!(
-            parse_config("test", bad.to_string().as_bytes(), &host).unwrap_err().kind(),
-            ErrorKind::Corrupt
-        );
+    fn null_is_absence_and_other_annotations_are_left_out() {
+        let mut value = image();
+        let layer = &mut value["layers"][0];
+        layer["annotations"] = json!(null);
+        layer["urls"] = json!(null);
+        value["config"]["annotations"] =
+            json!({ "org.opencontainers.image.title": "t", "other": { "x": [1] } });
+        value["annotations"] = json!({ "io.kubernetes.cri-o.Log": "/etc/passwd" });
+        let Manifest::Image(parsed) = parse(&value, None).unwrap() else { panic!("no image") };
+        assert_eq!(*parsed.layers[0].annotations, Annotations::default());
+        let title = Annotations { title: Some("t".to_owned()), ..Annotations::default() };
+        assert_eq!(*parsed.config.annotations, title);
+    }
+
+    #[test]
+    fn lists_have_limits_and_they_are_told() {
+        let layer = image()["layers"][0].clone();
+        let many = with("layers", json!(vec![layer; 501]));
+        let entry = json!({ "mediaType": OCI_MANIFEST, "digest": digest("a"), "size": 1 });
+        let index = json!({ "schemaVersion": 2, "manifests": vec![entry; 10_001] });
+        for (value, figures) in
+            [(many, "501 layers, the limit is 500"), (index, "10001 entries, the limit is 10000")]
+        {
+            let error = parse(&value, None).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+            assert!(error.to_string().contains(figures), "{error}");
+        }
     }
 
     proptest! {

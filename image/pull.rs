@@ -1,40 +1,28 @@
 //! A pull: from a reference through index and manifest to the config, then all layers at once, each from the socket
 //! through its digest and its decompression into place.
 
-use std::io::BufRead;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use oci_spec::image::ImageConfiguration;
-use rustix::fs::{Mode, OFlags};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
 use crate::artifact::{self, ArtifactFolder};
+use crate::config::{MAX_CONFIG, ParsedConfig, parse_config};
 use crate::credentials::Credentials;
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{
-    ArtifactManifest, Descriptor, ImageManifest, MAX_CONFIG, MAX_MANIFEST, Manifest, ParsedConfig, choose,
-    parse_config,
-};
+use crate::manifest::{ArtifactManifest, Descriptor, ImageManifest, MAX_MANIFEST, Manifest, choose};
 use crate::policy;
-use crate::progress::{Progress, Stage, Tracked};
+use crate::progress::Progress;
 use crate::reference::Reference;
-use crate::registry::{PieceReader, Repository};
-use crate::store::{HalfMade, ImageStore, Inner, LayerKey, LayerRecord, Lease, Names, NewImage};
-use crate::unpack::{self, Budget, TreePath};
+use crate::registry::Repository;
+use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage};
+use crate::transfer::{BlobFile, Download, Finished};
+use crate::unpack::Budget;
 
 /// Indexes in indexes: more than any builder makes.
 const MAX_NESTING: usize = 4;
-/// How long the layers of a pull that failed stay, so that the next attempt goes on from there. The kubelet's own
-/// longest wait between two attempts is five minutes.
-const KEPT: Duration = Duration::from_secs(600);
-/// Pieces of a layer between the socket and the thread that unpacks it.
-const PIECES: usize = 8;
 
 impl ImageStore {
     /// What a name may stand for, in the order in which it is tried: one without a registry is looked for where the
@@ -159,7 +147,8 @@ impl Pull {
         bytes: Bytes,
     ) -> Result<Fetched, Error> {
         let key = LayerKey::Artifact(id.clone());
-        let make = || async {
+        let make = async |making: Arc<Making>, _turn| {
+            let turns = self.inner.downloads.turns();
             let what = format!("artifact {}@{id}", self.reference.name());
             let budget = Arc::new(Budget::new(self.inner.options.limits));
             let names = artifact::file_names(&what, &manifest, &budget)?;
@@ -169,14 +158,15 @@ impl Pull {
             let tracked = self.progress.track(&manifest.blobs);
             let files = manifest.blobs.iter().zip(names).zip(tracked).map(|((blob, name), tracked)| {
                 let (folder, budget) = (folder.clone(), budget.clone());
-                BlobFile { inner: &self.inner, repository, blob, name, folder, budget, tracked }.fetch()
+                let (turns, making) = (&turns, &making);
+                BlobFile { repository, blob, name, folder, budget, tracked, turns, making }.fetch()
             });
             try_join_all(files).await?;
             let folder = Arc::into_inner(folder);
             Ok(folder.ok_or_else(|| Error::internal("pull an artifact", "it is still written"))?.finish())
         };
-        let lease = self.inner.lease_or_make(&key, make).await?;
-        let parsed = ParsedConfig { config: ImageConfiguration::default(), diff_ids: Vec::new() };
+        let lease = self.inner.lease_or_make(&key, None, make).await?;
+        let parsed = ParsedConfig::default();
         Ok((vec![lease], bytes.to_vec(), parsed))
     }
 
@@ -193,6 +183,7 @@ impl Pull {
         }
         let budget = Arc::new(Budget::new(self.inner.options.limits));
         let tracked = self.progress.track(layers);
+        let turns = self.inner.downloads.turns();
         let finished = Finished::default();
         let downloads =
             layers.iter().zip(&parsed.diff_ids).zip(&tracked).map(|((layer, diff_id), tracked)| {
@@ -203,6 +194,7 @@ impl Pull {
                     diff_id,
                     budget: &budget,
                     tracked,
+                    turns: &turns,
                     finished: &finished,
                 };
                 download.lease()
@@ -264,170 +256,4 @@ fn check_entry(what: &str, entry: &Descriptor, bytes: &[u8]) -> Result<(), Error
         return Ok(());
     }
     Manifest::parse(what, Some(&entry.media_type), bytes).map(drop)
-}
-
-/// One layer on its way into the store.
-#[derive(Clone, Copy)]
-struct Download<'a> {
-    inner: &'a Arc<Inner>,
-    repository: &'a Repository,
-    layer: &'a Descriptor,
-    diff_id: &'a Digest,
-    budget: &'a Arc<Budget>,
-    tracked: &'a Tracked,
-    finished: &'a Finished,
-}
-
-/// The layers of a pull that are there already. Unless they are released, they outlive the pull for a while: whoever
-/// gave it up, or failed with another layer, tries again.
-#[derive(Default)]
-struct Finished(Mutex<Vec<Lease>>);
-
-impl Finished {
-    fn add(&self, lease: Option<Lease>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(lease);
-    }
-
-    fn release(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-impl Drop for Finished {
-    fn drop(&mut self) {
-        let leases = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
-        if let (false, Ok(runtime)) = (leases.is_empty(), Handle::try_current()) {
-            runtime.spawn(async move {
-                tokio::time::sleep(KEPT).await;
-                drop(leases);
-            });
-        }
-    }
-}
-
-impl Download<'_> {
-    async fn lease(self) -> Result<Lease, Error> {
-        let key = LayerKey::Diff(self.diff_id.clone());
-        let lease = self.inner.lease_or_make(&key, || self.fetch()).await?;
-        self.tracked.set(Stage::Done);
-        self.finished.add(self.inner.lease_again(&key));
-        Ok(lease)
-    }
-
-    async fn fetch(self) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
-        let permit = self.inner.downloads.acquire().await;
-        let _permit = permit.map_err(|error| Error::internal("wait for a download's turn", error))?;
-        self.tracked.set(Stage::Receiving);
-        let mut first = 0;
-        loop {
-            let (host, result) = self.attempt(first).await;
-            match result {
-                // Bad content from one host is no verdict on the next.
-                Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
-                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
-                    first = host + 1;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    /// Fetches and unpacks from the hosts at or after place `first`; also answers which one was the last.
-    async fn attempt(self, first: usize) -> (usize, Result<(Arc<HalfMade>, LayerRecord), Error>) {
-        let what = format!("layer {}@{}", self.repository.name(), self.layer.digest);
-        let (sink, pieces) = mpsc::channel(PIECES);
-        let inner = self.inner.clone();
-        let (diff_id, budget) = (self.diff_id.clone(), self.budget.clone());
-        let unpacking = tokio::spawn(blocking("unpack a layer", move || {
-            unpack_layer(&inner, &what, PieceReader::new(pieces), &diff_id, &budget)
-        }));
-        let transfer = self.repository.transfer(self.layer, first, &sink, &self.tracked.received).await;
-        drop(sink);
-        let unpacked = unpacking.await.unwrap_or_else(|error| Err(Error::internal("unpack a layer", error)));
-        let result = match (transfer.result, unpacked) {
-            // The reader's error is then only that the transfer broke off.
-            (Err(error), _) | (_, Err(error)) => Err(error),
-            (Ok(true), Ok(made)) => Ok(made),
-            (Ok(false), Ok(_)) => {
-                let what = format!("layer {}", self.layer.digest);
-                Err(Error::corrupt(what, "something follows the compressed archive"))
-            }
-        };
-        (transfer.endpoint, result)
-    }
-}
-
-/// One blob of an artifact on its way into its file.
-struct BlobFile<'a> {
-    inner: &'a Arc<Inner>,
-    repository: &'a Repository,
-    blob: &'a Descriptor,
-    name: TreePath,
-    folder: Arc<ArtifactFolder>,
-    budget: Arc<Budget>,
-    tracked: Arc<Tracked>,
-}
-
-impl BlobFile<'_> {
-    async fn fetch(self) -> Result<(), Error> {
-        let permit = self.inner.downloads.acquire().await;
-        let _permit = permit.map_err(|error| Error::internal("wait for a download's turn", error))?;
-        self.tracked.set(Stage::Receiving);
-        let mut first = 0;
-        loop {
-            let (host, result) = self.attempt(first).await;
-            match result {
-                Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
-                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
-                    first = host + 1;
-                }
-                result => {
-                    self.tracked.set(Stage::Done);
-                    return result;
-                }
-            }
-        }
-    }
-
-    async fn attempt(&self, first: usize) -> (usize, Result<(), Error>) {
-        let what = format!("blob {}@{}", self.repository.name(), self.blob.digest);
-        let (sink, pieces) = mpsc::channel(PIECES);
-        let (name, folder, budget) = (self.name.clone(), self.folder.clone(), self.budget.clone());
-        let writing = tokio::spawn(blocking("write a file", move || {
-            folder.write(&what, &name, &mut PieceReader::new(pieces), &budget)
-        }));
-        let transfer = self.repository.transfer(self.blob, first, &sink, &self.tracked.received).await;
-        drop(sink);
-        let written = writing.await.unwrap_or_else(|error| Err(Error::internal("write a file", error)));
-        (transfer.endpoint, transfer.result.and(written))
-    }
-}
-
-/// Unpacks a layer beside the store and checks that it is the right one. For threads that may block.
-pub(crate) fn unpack_layer(
-    inner: &Arc<Inner>,
-    what: &str,
-    source: impl BufRead,
-    diff_id: &Digest,
-    budget: &Budget,
-) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
-    let made = HalfMade::new(inner)?;
-    made.make_fs()?;
-    let fs = made.fs();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;
-    let recipe = made.recipe();
-    let recipe = std::fs::File::create(&recipe).map_err(|error| Error::io("make", &recipe, error))?;
-    let outcome = unpack::unpack(what, source, root, diff_id.algorithm(), budget, Some(recipe))?;
-    if outcome.diff_id != *diff_id {
-        let why = format!("unpacks to {} instead of {diff_id}", outcome.diff_id);
-        return Err(Error::corrupt(what, why));
-    }
-    let record = LayerRecord {
-        implicit: outcome.implicit,
-        links: outcome.links,
-        length: Some(outcome.length),
-        ..LayerRecord::default()
-    };
-    Ok((Arc::new(made), record))
 }

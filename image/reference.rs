@@ -83,7 +83,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let invalid = |why| Error::InvalidReference { reference: text.chars().take(300).collect(), why };
+        let invalid = |why| Error::InvalidReference { reference: text.into(), why };
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => {
                 (name, Some(digest.parse().map_err(|_| invalid("its digest is not valid"))?))

@@ -9,6 +9,7 @@ mod sources;
 
 use std::fmt::Display;
 
+use berth_image::printable;
 use tonic::{Code, Status};
 
 /// Why a call of the CRI failed.
@@ -191,7 +192,8 @@ impl CriError {
 
 impl From<CriError> for Status {
     fn from(error: CriError) -> Self {
-        Self::new(error.code(), shortened(error.to_string()))
+        // Some of it quotes images, registries or programs: it ends on terminals and in the kubelet's events.
+        Self::new(error.code(), shortened(printable(&error.to_string(), usize::MAX)))
     }
 }
 
@@ -220,6 +222,13 @@ mod tests {
         assert!(status.message().len() < MAX_MESSAGE + 10);
         assert!(status.message().starts_with("container \"ä"), "{status}");
         assert!(status.message().ends_with("not found"), "{status}");
+    }
+
+    #[test]
+    fn a_message_is_one_line_that_no_terminal_obeys() {
+        let status =
+            Status::from(CriError::failed("start \u{1b}]0;x\u{7}", "first line\nsecond \u{202e}line"));
+        assert_eq!(status.message(), "start \\u{1b}]0;x\\u{7}: first line second \\u{202e}line");
     }
 
     #[test]

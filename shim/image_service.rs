@@ -45,7 +45,8 @@ impl ImageService for Images {
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Reply<ImageStatusResponse> {
         let request = request.into_inner();
-        Ok(Response::new(images::status(&self.daemon, &wanted(request.image)?, request.verbose)?))
+        let answer = images::status(&self.daemon, &wanted(request.image)?, request.verbose).await?;
+        Ok(Response::new(answer))
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<PullImageResponse> {

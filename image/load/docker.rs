@@ -4,10 +4,12 @@
 use serde::Deserialize;
 
 use super::source::Source;
-use super::{Content, Offer, Stored, read_small};
+use super::{Content, Found, MAX_IMAGES, MAX_TAGS, Offer, Place, Stored, read_small};
+use crate::bounded::Few;
+use crate::config::MAX_CONFIG;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
-use crate::manifest::{MAX_CONFIG, MAX_MANIFEST};
+use crate::manifest::{MAX_LAYERS, MAX_MANIFEST};
 use crate::reference::Reference;
 
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -17,16 +19,19 @@ pub(super) const MANIFEST: &str = "manifest.json";
 #[serde(rename_all = "PascalCase")]
 struct Entry {
     config: String,
-    repo_tags: Option<Vec<String>>,
-    layers: Option<Vec<String>>,
+    #[serde(default)]
+    repo_tags: Few<String, MAX_TAGS>,
+    #[serde(default)]
+    layers: Few<String, MAX_LAYERS>,
 }
 
 /// The images of the archive. Their layers are checked by the diff ids of their configs.
 pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
     let what = format!("{MANIFEST} of {}", source.name());
     let bytes = read_small(source, MANIFEST, MAX_MANIFEST)?;
-    let entries: Vec<Entry> =
+    let entries: Few<Entry, MAX_IMAGES> =
         serde_json::from_slice(&bytes).map_err(|error| Error::corrupt(what.as_str(), error))?;
+    let entries = entries.all(&what, "images")?;
     if entries.is_empty() {
         return Err(Error::invalid(source.name(), "holds no image"));
     }
@@ -34,22 +39,30 @@ pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
 }
 
 fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
-    let config_bytes = read_small(source, &entry.config, MAX_CONFIG)?;
-    let tags = entry.repo_tags.unwrap_or_default();
+    let tags = entry.repo_tags.all(what, "names of one image")?;
     let tags = tags.iter().map(|tag| tag.parse::<Reference>()).collect::<Result<Vec<_>, _>>();
-    let members = entry.layers.unwrap_or_default();
-    let mut size = u64::try_from(config_bytes.len()).unwrap_or(u64::MAX);
-    let mut layers = Vec::new();
-    for member in members {
-        let length = source.length(&member)?;
-        size = size.saturating_add(length);
-        layers.push(Stored { member, blob: None });
+    let layers = entry.layers.all(what, "layers")?;
+    // What is missing is told before anything is loaded.
+    for member in layers.iter().chain([&entry.config]) {
+        source.length(member)?;
     }
-    Ok(Offer {
+    let place = Place::Docker { config: entry.config, layers };
+    Ok(Offer { tags: tags.map_err(|error| Error::corrupt(what, error))?, place })
+}
+
+/// What an image is made of.
+pub(super) fn find(source: &Source, config: &str, layers: &[String]) -> Result<Found, Error> {
+    let config_bytes = read_small(source, config, MAX_CONFIG)?;
+    let mut size = u64::try_from(config_bytes.len()).unwrap_or(u64::MAX);
+    let mut stored = Vec::new();
+    for member in layers {
+        size = size.saturating_add(source.length(member)?);
+        stored.push(Stored { member: member.clone(), blob: None });
+    }
+    Ok(Found {
         id: Digest::of(Algorithm::Sha256, &config_bytes),
         config_bytes,
-        content: Content::Image(layers),
-        tags: tags.map_err(|error| Error::corrupt(what, error))?,
+        content: Content::Image(stored),
         manifests: Vec::new(),
         size,
     })

@@ -1,22 +1,19 @@
 //! The OCI image layout (image-layout.md of the OCI image spec).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::source::Source;
-use super::{Annotations, Content, Offer, Stored, read_small};
+use super::{Content, Found, MAX_TAGS, Offer, Place, Stored, read_small};
 use crate::artifact;
+use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
-use crate::manifest::{Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest, choose};
+use crate::manifest::{Annotations, Descriptor, MAX_MANIFEST, Manifest, choose};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::registry::check_blob;
 
 pub(super) const INDEX: &str = "index.json";
-/// Whole names, as containerd and docker write them.
-const FULL_NAME: &str = "io.containerd.image.name";
-/// By the spec a tag; skopeo and podman may write a whole name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const MAX_NESTING: usize = 4;
 
 /// The images of the layout that run on `platform`.
@@ -27,20 +24,30 @@ pub(super) fn offers(source: &Source, platform: &Platform) -> Result<Vec<Offer>,
         return Err(Error::corrupt(what, "is no index"));
     };
     let mut offers: Vec<Offer> = Vec::new();
+    let mut places = HashMap::new();
     let mut refused = None;
     for (tag, entry) in candidates(&what, entries, platform)? {
-        match offer(source, platform, entry, tag) {
-            // The same image under two names is one image.
-            Ok(offer) => match offers.iter_mut().find(|known| known.id == offer.id) {
-                Some(known) => known.tags.extend(offer.tags),
-                None => offers.push(offer),
-            },
+        match find(source, platform, &entry) {
+            Ok(found) => {
+                // The same image under two names is one image.
+                let place = *places.entry(found.id).or_insert(offers.len());
+                match offers.get_mut(place) {
+                    Some(known) => known.tags.extend(tag),
+                    None => {
+                        offers.push(Offer { tags: tag.into_iter().collect(), place: Place::Layout(entry) })
+                    }
+                }
+            }
             Err(error @ Error::Unsupported { .. }) => {
                 tracing::warn!(%error, "an entry of the layout is left out");
                 refused.get_or_insert(error);
             }
             Err(error) => return Err(error),
         }
+    }
+    if let Some(offer) = offers.iter().find(|offer| offer.tags.len() > MAX_TAGS) {
+        let why = format!("an image with {} names, the limit is {MAX_TAGS}", offer.tags.len());
+        return Err(Error::limit(what, why));
     }
     match (offers.is_empty(), refused) {
         (true, Some(error)) => Err(error),
@@ -73,20 +80,16 @@ fn candidates(
 }
 
 fn name(annotations: &Annotations) -> Option<String> {
-    let full = annotations.get(FULL_NAME);
+    let full = annotations.full_name.as_ref();
     // A bare tag names no repository.
-    let whole = annotations.get(REF_NAME).filter(|name| name.contains(['/', ':', '@']));
+    let whole = annotations.ref_name.as_ref().filter(|name| name.contains(['/', ':', '@']));
     full.or(whole).cloned()
 }
 
-fn offer(
-    source: &Source,
-    platform: &Platform,
-    entry: Descriptor,
-    tag: Option<Reference>,
-) -> Result<Offer, Error> {
+/// What an image is made of.
+pub(super) fn find(source: &Source, platform: &Platform, entry: &Descriptor) -> Result<Found, Error> {
     let mut manifests = Vec::new();
-    let mut entry = entry;
+    let mut entry = entry.clone();
     for _ in 0..MAX_NESTING {
         let what = format!("manifest {} of {}", entry.digest, source.name());
         let bytes = blob(source, &entry, MAX_MANIFEST)?;
@@ -95,29 +98,19 @@ fn offer(
         match Manifest::parse(&what, media_type, &bytes)? {
             Manifest::Artifact(artifact) => {
                 let size = artifact::content_size(&artifact.blobs).saturating_add(entry.size);
-                return Ok(Offer {
-                    config_bytes: bytes,
-                    id: entry.digest,
-                    content: Content::Artifact(artifact),
-                    tags: tag.into_iter().collect(),
-                    manifests,
-                    size,
-                });
+                let content = Content::Artifact(artifact);
+                return Ok(Found { config_bytes: bytes, id: entry.digest, content, manifests, size });
             }
             Manifest::Index(entries) => entry = choose(&what, &entries, platform)?,
             Manifest::Image(manifest) => {
+                let size = manifest.content_size().saturating_add(entry.size);
+                let config_bytes = blob(source, &manifest.config, MAX_CONFIG)?;
                 let layers = manifest
                     .layers
-                    .iter()
-                    .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer.clone()) });
-                return Ok(Offer {
-                    config_bytes: blob(source, &manifest.config, MAX_CONFIG)?,
-                    id: manifest.config.digest.clone(),
-                    content: Content::Image(layers.collect()),
-                    tags: tag.into_iter().collect(),
-                    manifests,
-                    size: manifest.content_size().saturating_add(entry.size),
-                });
+                    .into_iter()
+                    .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer) });
+                let content = Content::Image(layers.collect());
+                return Ok(Found { config_bytes, id: manifest.config.digest, content, manifests, size });
             }
         }
     }

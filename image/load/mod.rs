@@ -5,26 +5,32 @@ mod docker;
 mod layout;
 mod source;
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
-use oci_spec::image::ImageConfiguration;
 
 use crate::artifact::{self, ArtifactFolder};
+use crate::config::{ParsedConfig, parse_config};
 use crate::digest::Digest;
+use crate::downloads::Turns;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{ArtifactManifest, Descriptor, ParsedConfig, parse_config};
+use crate::manifest::{ArtifactManifest, Descriptor};
 use crate::policy;
-use crate::pull::unpack_layer;
+use crate::printable::Printable;
 use crate::reference::Reference;
 use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage};
+use crate::transfer::unpack_layer;
 use crate::unpack::Budget;
 
 use source::{Source, Verified};
+
+/// The most images of one archive.
+const MAX_IMAGES: usize = 10_000;
+/// The most names of one image in an archive.
+const MAX_TAGS: usize = 1000;
 
 impl ImageStore {
     /// Loads the images of an OCI layout or a tar archive, those that run on this platform, with the names that they
@@ -46,23 +52,41 @@ impl ImageStore {
         if let Some(policy) = policy {
             policy::check_archive(&policy, &source.transport(path)?, &path.display().to_string()).await?;
         }
+        let turns = inner.downloads.turns();
+        let loading = Loading { inner, source, turns };
         let mut images = Vec::new();
         for offer in offers {
-            let image = Loading { inner: inner.clone(), source: source.clone() }.load(offer).await?;
-            tracing::info!(image = %image.id, path = %path.display(), "loaded");
+            let image = loading.load(offer).await?;
+            tracing::info!(image = %image.id, path = %Printable::new(&path.to_string_lossy()), "loaded");
             images.push(image);
         }
         Ok(images)
     }
 }
 
-/// One image of an archive.
+/// One image of an archive, as the archive's lists name it. What it is made of is read when its turn comes: of an archive
+/// with thousands of images the configs have more bytes than there is memory.
 #[derive(Debug)]
 struct Offer {
+    tags: Vec<Reference>,
+    place: Place,
+}
+
+/// Where an image is described.
+#[derive(Debug)]
+enum Place {
+    /// By a manifest, or by an index with a manifest for this platform.
+    Layout(Descriptor),
+    /// By the names of its members.
+    Docker { config: String, layers: Vec<String> },
+}
+
+/// What an image is made of.
+#[derive(Debug)]
+struct Found {
     config_bytes: Vec<u8>,
     id: Digest,
     content: Content,
-    tags: Vec<Reference>,
     /// The manifests that lead to it; none in a docker-archive.
     manifests: Vec<Digest>,
     size: u64,
@@ -96,45 +120,55 @@ fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {
     Err(Error::invalid(source.name(), why))
 }
 
+fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<Found, Error> {
+    match place {
+        Place::Layout(entry) => layout::find(source, &inner.options.platform, entry),
+        Place::Docker { config, layers } => docker::find(source, config, layers),
+    }
+}
+
 struct Loading {
     inner: Arc<Inner>,
     source: Arc<Source>,
+    turns: Turns,
 }
 
 impl Loading {
     async fn load(&self, offer: Offer) -> Result<Arc<Image>, Error> {
-        let names = names(&offer);
-        if let Some(image) = self.inner.name_image(&offer.id, names.clone(), offer.size).await? {
+        let Offer { tags, place } = offer;
+        let (source, inner) = (self.source.clone(), self.inner.clone());
+        let found = blocking("read an archive", move || read_image(&source, &inner, &place)).await?;
+        let names = names(&tags, &found.manifests);
+        if let Some(image) = self.inner.name_image(&found.id, names.clone(), found.size).await? {
             return Ok(image);
         }
         let budget = Arc::new(Budget::new(self.inner.options.limits));
-        let (leases, parsed) = match &offer.content {
-            Content::Image(layers) => self.image(&offer, layers, &budget).await?,
+        let (leases, parsed) = match &found.content {
+            Content::Image(layers) => self.image(&found, layers, &budget).await?,
             Content::Artifact(manifest) => {
-                let parsed = ParsedConfig { config: ImageConfiguration::default(), diff_ids: Vec::new() };
-                (vec![self.artifact(&offer.id, manifest, &budget).await?], parsed)
+                (vec![self.artifact(&found.id, manifest, &budget).await?], ParsedConfig::default())
             }
         };
         let new = NewImage {
-            id: offer.id,
-            config_bytes: offer.config_bytes,
+            id: found.id,
+            config_bytes: found.config_bytes,
             config: parsed.config,
             diff_ids: parsed.diff_ids,
             layers: leases.iter().map(|lease| lease.key().clone()).collect(),
             names,
-            size: offer.size,
+            size: found.size,
         };
         self.inner.record_image(new).await
     }
 
     async fn image(
         &self,
-        offer: &Offer,
+        found: &Found,
         layers: &[Stored],
         budget: &Arc<Budget>,
     ) -> Result<(Vec<Lease>, ParsedConfig), Error> {
-        let what = format!("config {} of {}", offer.id, self.source.name());
-        let parsed = parse_config(&what, &offer.config_bytes, &self.inner.options.platform)?;
+        let what = format!("config {} of {}", found.id, self.source.name());
+        let parsed = parse_config(&what, &found.config_bytes, &self.inner.options.platform)?;
         if parsed.diff_ids.len() != layers.len() {
             let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
             return Err(Error::corrupt(what, why));
@@ -150,7 +184,7 @@ impl Loading {
         manifest: &ArtifactManifest,
         budget: &Arc<Budget>,
     ) -> Result<Lease, Error> {
-        let make = || async {
+        let make = async |_making, _turn| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let what = format!("artifact {id} of {}", source.name());
             let names = artifact::file_names(&what, manifest, &budget)?;
@@ -167,14 +201,12 @@ impl Loading {
             })
             .await
         };
-        self.inner.lease_or_make(&LayerKey::Artifact(id.clone()), make).await
+        self.inner.lease_or_make(&LayerKey::Artifact(id.clone()), Some(&self.turns), make).await
     }
 
     async fn layer(&self, stored: &Stored, diff_id: &Digest, budget: &Arc<Budget>) -> Result<Lease, Error> {
         let key = LayerKey::Diff(diff_id.clone());
-        let make = || async {
-            let permit = self.inner.downloads.acquire().await;
-            let _permit = permit.map_err(|error| Error::internal("wait for a layer's turn", error))?;
+        let make = async |_making, _turn| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let (stored, diff_id) = (stored.clone(), diff_id.clone());
             blocking("unpack a layer", move || {
@@ -186,17 +218,20 @@ impl Loading {
             })
             .await
         };
-        self.inner.lease_or_make(&key, make).await
+        self.inner.lease_or_make(&key, Some(&self.turns), make).await
     }
 }
 
-fn names(offer: &Offer) -> Names {
-    let tags = offer.tags.iter().filter_map(Reference::tagged).collect();
-    let digests = match offer.manifests.first() {
-        Some(digest) => offer.tags.iter().map(|tag| tag.with_digest(digest)).collect(),
+fn names(tags: &[Reference], manifests: &[Digest]) -> Names {
+    let digests = match manifests.first() {
+        Some(digest) => tags.iter().map(|tag| tag.with_digest(digest)).collect(),
         None => Vec::new(),
     };
-    Names { tags, digests, manifests: offer.manifests.clone() }
+    Names {
+        tags: tags.iter().filter_map(Reference::tagged).collect(),
+        digests,
+        manifests: manifests.to_vec(),
+    }
 }
 
 /// Reads a small member whole.
@@ -213,6 +248,3 @@ fn read_small(source: &Source, member: &str, limit: u64) -> Result<Vec<u8>, Erro
     }
     Ok(bytes)
 }
-
-/// The text annotations by which images in layouts are named.
-type Annotations = BTreeMap<String, String>;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead, BufReader, Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -16,11 +16,13 @@ use crate::error::Error;
 use crate::manifest::Descriptor;
 use crate::policy::Transport;
 use crate::store::{HalfMade, Inner};
-use crate::unpack::{TreePath, decompressed};
+use crate::unpack::{MemberKind, Members, TreePath, decompressed};
 
 const BUFFER: usize = 256 << 10;
 /// More members than any archive of images has.
 const MAX_MEMBERS: usize = 100_000;
+/// The bytes of their names.
+const MAX_NAMES: usize = 16 << 20;
 /// Links from member to member, as old versions of docker write them.
 const MAX_LINKS: usize = 8;
 /// Where the name of the format stands in a tar file, and what it starts with (tar(5)).
@@ -202,29 +204,32 @@ fn decompress(inner: &Arc<Inner>, name: &str, file: File) -> Result<(File, HalfM
 
 /// The members of a tar file by their names.
 fn members(name: &str, file: &File) -> Result<HashMap<TreePath, Member>, Error> {
-    let broken = |error: io::Error| Error::corrupt(name, format!("is no tar archive, or broken: {error}"));
-    let mut file = file;
-    file.seek(SeekFrom::Start(0)).map_err(|error| Error::io("read", name, error))?;
-    let mut archive = tar::Archive::new(file);
+    let mut archive = Members::new(name, file);
     let mut members = HashMap::new();
-    for entry in archive.entries_with_seek().map_err(broken)? {
-        let entry = entry.map_err(broken)?;
-        let Some(path) = TreePath::parse(&entry.path_bytes()) else {
-            let why = format!("has a member {:?}", String::from_utf8_lossy(&entry.path_bytes()));
-            return Err(Error::corrupt(name, why));
+    let mut room = MAX_NAMES;
+    while let Some(found) = archive.next()? {
+        let Some(path) = TreePath::parse(&found.name) else {
+            return Err(Error::corrupt(
+                name,
+                format!("has a member {:?}", String::from_utf8_lossy(&found.name)),
+            ));
         };
-        let kind = entry.header().entry_type();
-        let member = if kind.is_file() || kind.is_contiguous() {
-            Member::File { offset: entry.raw_file_position(), length: entry.size() }
-        } else if let Some(target) = entry.link_name_bytes() {
-            let base = if kind.is_symlink() { path.split().map(|(folder, _)| folder) } else { None };
-            match join(base.unwrap_or_default(), &target) {
-                Some(target) => Member::Link(target),
-                None => continue,
+        let member = match found.kind {
+            MemberKind::File { offset, length } => Some(Member::File { offset, length }),
+            MemberKind::HardLink(target) => join(TreePath::default(), &target).map(Member::Link),
+            MemberKind::Symlink(target) => {
+                let folder = path.split().map(|(folder, _)| folder).unwrap_or_default();
+                join(folder, &target).map(Member::Link)
             }
-        } else {
+            MemberKind::Other => None,
+        };
+        let Some(member) = member else {
             continue;
         };
+        let target = if let Member::Link(target) = &member { target.as_bytes().len() } else { 0 };
+        room = room.checked_sub(path.as_bytes().len() + target).ok_or_else(|| {
+            Error::limit(name, format!("the names of its members have more than {MAX_NAMES} bytes"))
+        })?;
         members.insert(path, member);
         if members.len() > MAX_MEMBERS {
             return Err(Error::limit(name, format!("has more than {MAX_MEMBERS} members")));

@@ -19,8 +19,6 @@ use signature::{Key, MAX_SIGNATURE, Signature};
 
 pub(crate) use file::Transport;
 
-/// The annotation of a signature's blob that has the signature itself (cosign's signature specification).
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// The media type of what is signed.
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// More signatures than anybody puts on an image.
@@ -122,7 +120,7 @@ async fn fetch(repository: &Repository, digests: &[Digest]) -> Result<Vec<Signat
         };
         let what = format!("signatures {}:{tag}", repository.name());
         for blob in signature_blobs(&what, &fetched.bytes)? {
-            let Some(signature) = blob.annotations.get(SIGNATURE).filter(|_| blob.media_type == PAYLOAD)
+            let Some(signature) = blob.annotations.signature.as_ref().filter(|_| blob.media_type == PAYLOAD)
             else {
                 continue;
             };

@@ -22,8 +22,12 @@ const MAX_TOKEN_ANSWER: u64 = 1 << 20;
 const DEFAULT_LIFE: u64 = 60;
 /// A token is not used in its last seconds.
 const MARGIN: Duration = Duration::from_secs(5);
+/// A token travels in a header: servers take some 8 to 64 KiB of these.
+const MAX_TOKEN: usize = 64 << 10;
 /// Tokens of more repositories than a node pulls from.
 const MAX_TOKENS: usize = 1000;
+/// The bytes of all of them.
+const MAX_KEPT: usize = 4 << 20;
 
 /// Whose token it is, and for what.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -131,7 +135,8 @@ impl Tokens {
         };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, known| known.until > now);
-        if known.len() < MAX_TOKENS {
+        let kept: usize = known.values().map(|known| known.header.len()).sum();
+        if known.len() < MAX_TOKENS && kept + header.len() <= MAX_KEPT {
             known.insert(key, Known { header, until });
         }
     }
@@ -169,7 +174,7 @@ async fn bearer(
     let service = without_query(&ask.uri);
     let response = transport.send(&endpoint.tls, ask).await?;
     let status = response.status();
-    let body = transport.body(&service, response, MAX_TOKEN_ANSWER).await?;
+    let body = transport.body(service.as_str(), response, MAX_TOKEN_ANSWER).await?;
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         return Err(Error::unavailable(what, format!("token service {service}: {status}")));
     }
@@ -182,6 +187,10 @@ async fn bearer(
     let token = token.ok_or_else(|| {
         Error::corrupt(format!("answer of the token service {service}"), "it holds no token")
     })?;
+    if token.len() > MAX_TOKEN {
+        let why = format!("a token of {} bytes, the limit is {MAX_TOKEN}", token.len());
+        return Err(Error::limit(format!("answer of the token service {service}"), why));
+    }
     let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE).clamp(DEFAULT_LIFE, 86_400));
     Ok((secret(what, &format!("Bearer {token}"))?, life))
 }
@@ -292,5 +301,19 @@ mod tests {
         assert!(tokens.known(&asking).is_none());
         tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), MARGIN);
         assert!(tokens.known(&asking).is_none());
+    }
+
+    #[test]
+    fn tokens_of_many_repositories_take_bounded_memory() {
+        let tokens = Tokens::default();
+        let endpoint = super::super::hosts::origin("r.example", "a");
+        let long = HeaderValue::from_str(&"x".repeat(MAX_TOKEN)).unwrap();
+        for number in 0..2000 {
+            let repository = number.to_string();
+            let asking = Asking { endpoint: &endpoint, repository: &repository, credentials: None };
+            tokens.keep(asking.key(), long.clone(), Duration::from_secs(60));
+        }
+        let known = tokens.known.lock().unwrap();
+        assert_eq!(known.values().map(|known| known.header.len()).sum::<usize>(), MAX_KEPT);
     }
 }

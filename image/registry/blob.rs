@@ -1,6 +1,7 @@
 //! A layer on its way: piece by piece into a channel, its digest computed on the fly, taken up again where it broke off,
 //! from the next host if need be.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use super::hosts::{self, Endpoint};
+use super::pace::{OnSlow, Pace};
 use super::repository::{RETRIES, Repository, header};
 use crate::digest::Hasher;
 use crate::error::{Error, ErrorKind};
@@ -35,8 +37,23 @@ pub(crate) struct Transfer {
 struct Progress<'a> {
     offset: u64,
     hasher: Hasher,
+    pace: Pace<'a>,
     /// The offset, for who watches.
     received: &'a AtomicU64,
+}
+
+/// Who watches a transfer.
+pub(crate) struct Watcher<'a> {
+    /// Gets the bytes that are there.
+    pub(crate) received: &'a AtomicU64,
+    /// See [`OnSlow`].
+    pub(crate) on_slow: &'a OnSlow<'a>,
+}
+
+impl fmt::Debug for Watcher<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watcher").field("received", &self.received).finish_non_exhaustive()
+    }
 }
 
 enum Attempt {
@@ -59,19 +76,25 @@ impl Repository {
         self.endpoints.len()
     }
 
-    /// Sends a blob into `sink` and counts in `received`, from the first host at or after place `first` that delivers.
+    /// Sends a blob into `sink`, from the first host at or after place `first` that delivers.
     pub(crate) async fn transfer(
         &self,
         blob: &Descriptor,
         first: usize,
         sink: &mpsc::Sender<Piece>,
-        received: &AtomicU64,
+        watcher: &Watcher<'_>,
     ) -> Transfer {
         let what = format!("blob {}@{}", self.name, blob.digest);
-        let mut progress = Progress { offset: 0, hasher: Hasher::new(blob.digest.algorithm()), received };
+        let mut progress = Progress {
+            offset: 0,
+            hasher: Hasher::new(blob.digest.algorithm()),
+            pace: Pace::new(self.registry.transport.timeouts().slow, watcher.on_slow),
+            received: watcher.received,
+        };
         let mut failure = None;
         let mut last = first;
-        let elsewhere: Vec<Endpoint> = blob.urls.iter().filter_map(|url| hosts::elsewhere(url)).collect();
+        let elsewhere: Vec<Endpoint> =
+            blob.urls.kept().iter().filter_map(|url| hosts::elsewhere(url)).collect();
         for (place, endpoint) in self.endpoints.iter().chain(&elsewhere).enumerate().skip(first) {
             // What the registry has is its own; other places are for what it says that it has not.
             let unneeded = endpoint.direct
@@ -124,7 +147,7 @@ impl Repository {
                 return Err(error);
             }
             tracing::info!(%error, offset = progress.offset, of = blob.size, "taking up a transfer again");
-            tokio::time::sleep(self.backoff(failures)).await;
+            progress.pace.wait(tokio::time::sleep(self.backoff(failures))).await?;
         }
     }
 
@@ -140,8 +163,9 @@ impl Repository {
             return Attempt::Complete;
         }
         let headers = range(progress.offset);
-        let asked = self.ask(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), headers).await;
-        let response = match asked {
+        let rest = format!("blobs/{}", blob.digest);
+        let asked = progress.pace.wait(self.ask(endpoint, what, Method::GET, &rest, headers)).await;
+        let response = match asked.flatten() {
             Ok(response) => response,
             Err(error) => return Attempt::Refused(error),
         };
@@ -151,16 +175,21 @@ impl Repository {
         };
         let mut body = response.into_body();
         loop {
-            let mut data = match self.registry.transport.piece(what, &mut body).await {
+            let piece = match progress.pace.wait(self.registry.transport.piece(what, &mut body)).await {
+                Ok(piece) => piece,
+                Err(error) => return Attempt::Refused(error),
+            };
+            let mut data = match piece {
                 Ok(Some(data)) => data,
                 Ok(None) if progress.offset == blob.size => return Attempt::Complete,
-                Ok(None) => {
-                    let why = format!("ended after {} of {} bytes", progress.offset, blob.size);
-                    return Attempt::Broken(Error::unavailable(what, why));
+                Ok(None) => return Attempt::Broken(broken(what, "it ended too early", blob, progress)),
+                Err(Error::Unavailable { why, .. }) => {
+                    return Attempt::Broken(broken(what, why.as_str(), blob, progress));
                 }
                 Err(error) => return Attempt::Broken(error),
             };
             let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+            progress.pace.received(length);
             if skip >= length {
                 skip -= length;
                 continue;
@@ -180,6 +209,13 @@ impl Repository {
             }
         }
     }
+}
+
+/// With what has come until then, and in which time.
+fn broken(what: &str, why: &str, blob: &Descriptor, progress: &Progress<'_>) -> Error {
+    let Progress { offset, pace, .. } = progress;
+    let why = format!("{why}: {offset} of {} bytes are here, {} were sent", blob.size, pace.figures());
+    Error::unavailable(what, why)
 }
 
 async fn finish(

@@ -1,10 +1,11 @@
 //! The client of OCI registries: where to ask (`sources`, `hosts`, `registries_conf`), how to connect (`transport`, `proxy`), as whom (`auth`, `challenge`), and
-//! what for (`repository`, `blob`, `reader`).
+//! what for (`repository`, `blob`, `pace`, `reader`).
 
 mod auth;
 mod blob;
 mod challenge;
 mod hosts;
+mod pace;
 mod proxy;
 mod reader;
 mod registries_conf;
@@ -12,8 +13,9 @@ mod repository;
 mod sources;
 mod transport;
 
-pub(crate) use blob::Piece;
+pub(crate) use blob::{Piece, Watcher};
 pub(crate) use hosts::Endpoint;
+pub(crate) use pace::{Figures, MIN_RATE};
 pub use proxy::Proxies;
 pub(crate) use reader::PieceReader;
 pub(crate) use repository::{Registry, Repository, check_blob};
@@ -46,6 +48,10 @@ pub struct Timeouts {
     pub answer: Duration,
     /// Between two pieces of a body: then the transfer is stalled and is taken up again.
     pub stall: Duration,
+    /// How long a transfer may be slow before its turn goes to others.
+    pub slow: Duration,
+    /// Until a small document is there as a whole: a manifest, a config, a token.
+    pub document: Duration,
     /// Before the first retry; doubled for each further one.
     pub backoff: Duration,
 }
@@ -56,6 +62,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(15),
             answer: Duration::from_secs(60),
             stall: Duration::from_secs(30),
+            slow: Duration::from_secs(10),
+            document: Duration::from_secs(600),
             backoff: Duration::from_millis(250),
         }
     }

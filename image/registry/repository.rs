@@ -21,6 +21,7 @@ use crate::credentials::Credentials;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use crate::printable::Printable;
 use crate::reference::Reference;
 
 /// How often a request is sent again.
@@ -29,6 +30,8 @@ pub(super) const RETRIES: u32 = 3;
 const MAX_WAIT: Duration = Duration::from_secs(20);
 /// How much of an answer with an error is read.
 const MAX_ERROR: u64 = 16 << 10;
+/// How many characters of it are shown.
+const MAX_REASONS: usize = 300;
 
 /// The client: configuration, connections and tokens, for all repositories.
 #[derive(Debug)]
@@ -327,7 +330,7 @@ fn reasons(body: &[u8]) -> String {
     };
     let reasons: Vec<_> =
         answer.errors.iter().take(3).map(|reason| format!("{} {}", reason.code, reason.message)).collect();
-    let text: String = reasons.join(", ").chars().filter(|letter| !letter.is_control()).take(300).collect();
+    let text: String = Printable::new(&reasons.join(", ")).as_str().chars().take(MAX_REASONS).collect();
     if text.is_empty() { text } else { format!(" ({text})") }
 }
 
@@ -338,7 +341,7 @@ mod tests {
     #[test]
     fn the_reasons_of_a_registry_are_shown_in_bounds() {
         let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest\u001b[31m unknown"}]}"#;
-        assert_eq!(reasons(body), " (MANIFEST_UNKNOWN manifest[31m unknown)");
+        assert_eq!(reasons(body), " (MANIFEST_UNKNOWN manifest\\u{1b}[31m unknown)");
         assert_eq!(reasons(b"<html>"), "");
         let long = format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(5000));
         assert!(reasons(long.as_bytes()).len() < 310);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION, PROXY_AUTHORIZATION, USER_AGENT};
@@ -27,6 +27,7 @@ use super::Timeouts;
 use super::hosts::{Tls, is_loopback};
 use super::proxy::{Connector, Proxies};
 use crate::error::Error;
+use crate::printable::Printable;
 
 type HttpClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
@@ -74,7 +75,7 @@ pub(crate) async fn traced<F: Future>(work: F) -> (F::Output, Vec<String>) {
 fn trace(ask: &Ask, answer: &dyn fmt::Display) {
     let add = |trace: &Mutex<Vec<String>>| {
         let line = format!("{} {}: {answer}", ask.method, without_query(&ask.uri));
-        trace.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        trace.lock().unwrap_or_else(PoisonError::into_inner).push(Printable::new(&line).to_string());
     };
     // Nobody listens to an ordinary pull.
     TRACE.try_with(add).unwrap_or_default();
@@ -109,7 +110,7 @@ impl Transport {
                 // Also the headers of hosts.toml, which may be secrets. What is ours stays (Range, Accept).
                 ask.headers.retain_for_strangers();
             }
-            tracing::debug!(from = %ask.uri, to = %without_query(&target), "redirected");
+            tracing::debug!(from = %without_query(&ask.uri), to = %without_query(&target), "redirected");
             ask.uri = target;
         }
         Err(Error::unavailable(without_query(&ask.uri), format!("more than {MAX_REDIRECTS} redirects")))
@@ -177,13 +178,26 @@ impl Transport {
     ) -> Result<Bytes, Error> {
         let mut body = response.into_body();
         let mut bytes = Vec::new();
-        while let Some(piece) = self.piece(what, &mut body).await? {
+        let start = Instant::now();
+        loop {
+            let so_far = || format!("after {} bytes in {:.1} s", bytes.len(), start.elapsed().as_secs_f64());
+            let piece = match self.piece(what, &mut body).await {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return Ok(bytes.into()),
+                Err(Error::Unavailable { what, why }) => {
+                    return Err(Error::unavailable(what.as_str(), format!("{why}, {}", so_far())));
+                }
+                Err(error) => return Err(error),
+            };
+            if start.elapsed() > self.timeouts.document {
+                let why = format!("it takes longer than {:?}: given up {}", self.timeouts.document, so_far());
+                return Err(Error::unavailable(what, why));
+            }
             bytes.extend_from_slice(&piece);
             if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
                 return Err(Error::limit(what, format!("is larger than {limit} bytes")));
             }
         }
-        Ok(bytes.into())
     }
 
     /// The next piece of a body; an error if none comes in time.
@@ -276,9 +290,9 @@ fn origin(uri: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
 }
 
 /// A URL for messages: queries hold signatures and tokens.
-pub(crate) fn without_query(uri: &Uri) -> String {
+pub(crate) fn without_query(uri: &Uri) -> Printable {
     let scheme = uri.scheme_str().unwrap_or("http");
-    format!("{scheme}://{}{}", uri.host().unwrap_or_default().to_owned() + &port(uri), uri.path())
+    format!("{scheme}://{}{}{}", uri.host().unwrap_or_default(), port(uri), uri.path()).into()
 }
 
 fn port(uri: &Uri) -> String {
@@ -410,6 +424,6 @@ mod tests {
     #[test]
     fn messages_hold_no_query_and_no_password() {
         let uri: Uri = "https://u:p@r.example:1/a?token=secret".parse().unwrap();
-        assert_eq!(without_query(&uri), "https://r.example:1/a");
+        assert_eq!(without_query(&uri).as_str(), "https://r.example:1/a");
     }
 }

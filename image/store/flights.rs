@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
+use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::index::LayerKey;
@@ -23,7 +25,7 @@ type Flight = BoxFuture<'static, PullResult>;
 /// Pulls and layers under way. Entries are weak: what nobody waits for any more ends.
 #[derive(Default)]
 pub(super) struct Flights {
-    layers: Mutex<HashMap<LayerKey, Weak<tokio::sync::Mutex<()>>>>,
+    layers: Mutex<HashMap<LayerKey, Weak<LayerFlight>>>,
     pulls: Mutex<HashMap<PullKey, WeakShared<Flight>>>,
 }
 
@@ -34,11 +36,11 @@ impl fmt::Debug for Flights {
 }
 
 impl Flights {
-    /// The lock under which a layer is made or removed: whoever waits for it then finds the layer, or makes it in turn.
-    pub(super) fn layer(&self, key: &LayerKey) -> Arc<tokio::sync::Mutex<()>> {
+    /// The flight of a layer: whoever waits for it then finds the layer, or makes it in turn.
+    pub(super) fn layer(&self, key: &LayerKey) -> Arc<LayerFlight> {
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         get_or_make(&mut layers, key, Weak::upgrade, || {
-            let made = Arc::new(tokio::sync::Mutex::new(()));
+            let made = Arc::new(LayerFlight::default());
             let weak = Arc::downgrade(&made);
             (made, Some(weak))
         })
@@ -66,6 +68,71 @@ impl Flights {
             })
         };
         shared.await
+    }
+}
+
+/// A layer that is being made, put in or removed.
+#[derive(Debug, Default)]
+pub(super) struct LayerFlight {
+    /// Held while the layer's folder gets its name or loses it.
+    pub(super) placing: Arc<tokio::sync::Mutex<()>>,
+    /// Those who make it, without those who are slow.
+    makers: Mutex<usize>,
+    changed: Notify,
+}
+
+impl LayerFlight {
+    /// Waits until nobody makes the layer, or only who is slow: an image that claims to have a layer of another one, and
+    /// sends it byte by byte, must not keep that one from having it.
+    pub(super) async fn idle(&self) {
+        loop {
+            // Asked for before the look, so that no change comes in between.
+            let changed = self.changed.notified();
+            if *self.makers() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Begins to make it, if nobody else does.
+    pub(super) fn begin(self: Arc<Self>) -> Option<Making> {
+        let mut makers = self.makers();
+        if *makers > 0 {
+            return None;
+        }
+        *makers += 1;
+        drop(makers);
+        Some(Making { flight: self, counted: AtomicBool::new(true) })
+    }
+
+    fn makers(&self) -> MutexGuard<'_, usize> {
+        self.makers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody makes a layer, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Making {
+    flight: Arc<LayerFlight>,
+    counted: AtomicBool,
+}
+
+impl Making {
+    /// It takes long: who waits may make the layer, too. The first one who is done has made it.
+    pub(crate) fn is_slow(&self) {
+        if self.counted.swap(false, Ordering::Relaxed) {
+            let mut makers = self.flight.makers();
+            *makers = makers.saturating_sub(1);
+            drop(makers);
+            self.flight.changed.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.is_slow();
     }
 }
 

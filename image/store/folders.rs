@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
+use std::io::{self, BufReader, BufWriter, Read as _};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,11 @@ use crate::error::Error;
 
 /// The recipe of a layer's archive, in its folder.
 pub(crate) const RECIPE: &str = "recipe.zst";
+
+/// A record may not be longer: of a layer it has names that a stranger has chosen, for which there are limits.
+const MAX_RECORD: u64 = 256 << 20;
+/// What is longer is parsed while it is read.
+const LONG_RECORD: u64 = 1 << 20;
 
 /// The store's folders.
 #[derive(Debug)]
@@ -134,27 +139,45 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Reads a record of ours.
+/// Reads a record of ours. One that is long, since a layer has many folders, is not held as text as well.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let text = fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    serde_json::from_slice(&text).map_err(|error| Error::corrupt(path.display().to_string(), error))
+    let failed = |error| Error::io("read", path, error);
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    if length > MAX_RECORD {
+        let why = format!("has {length} bytes, the limit is {MAX_RECORD}");
+        return Err(Error::limit(path.display().to_string(), why));
+    }
+    let parsed = if length > LONG_RECORD {
+        serde_json::from_reader(BufReader::new(file))
+    } else {
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(failed)?;
+        serde_json::from_slice(&text)
+    };
+    parsed.map_err(|error| Error::corrupt(path.display().to_string(), error))
 }
 
 /// Writes a file of a folder that nobody sees yet.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
-    let text = serde_json::to_vec_pretty(value).map_err(|error| Error::internal("encode a record", error))?;
-    fs::write(path, text).map_err(|error| Error::io("write", path, error))
+    encode(path, value).map(drop)
+}
+
+fn encode(path: &Path, value: &impl Serialize) -> Result<File, Error> {
+    let mut out = BufWriter::new(File::create(path).map_err(|error| Error::io("write", path, error))?);
+    serde_json::to_writer_pretty(&mut out, value).map_err(|error| match error.io_error_kind() {
+        Some(_) => Error::io("write", path, error),
+        None => Error::internal("encode a record", error),
+    })?;
+    out.into_inner().map_err(|error| Error::io("write", path, error.into_error()))
 }
 
 /// Replaces a file in one step; with `sync`, for good.
 pub(crate) fn replace_json(path: &Path, value: &impl Serialize, sync: bool) -> Result<(), Error> {
-    let text = serde_json::to_vec_pretty(value).map_err(|error| Error::internal("encode a record", error))?;
     let beside = path.with_extension("json.new");
-    let failed = |error| Error::io("write", &beside, error);
-    let mut file = File::create(&beside).map_err(failed)?;
-    file.write_all(&text).map_err(failed)?;
+    let file = encode(&beside, value)?;
     if sync {
-        file.sync_all().map_err(failed)?;
+        file.sync_all().map_err(|error| Error::io("write", &beside, error))?;
     }
     fs::rename(&beside, path).map_err(|error| Error::io("rename", &beside, error))?;
     if sync && let Some(folder) = path.parent() {

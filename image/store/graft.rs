@@ -16,10 +16,12 @@ use rustix::io::Errno;
 use super::lower::{Stack, is_opaque, open_beneath};
 use super::record::LayerRecord;
 use crate::error::Error;
-use crate::unpack::TreePath;
+use crate::unpack::{FolderTimes, TreePath};
 
 /// The largest value of an extended attribute (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
+/// What a path takes in memory beside its bytes.
+const OVERHEAD: usize = 64;
 const OVERLAY: &[u8] = b"trusted.overlay.";
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -37,6 +39,8 @@ enum Below {
 pub(super) struct Graft<'a> {
     what: &'a str,
     record: &'a LayerRecord,
+    /// Bytes of memory for folders that move.
+    limit: usize,
     /// The layer itself.
     own: OwnedFd,
     /// Those below.
@@ -46,14 +50,21 @@ pub(super) struct Graft<'a> {
 }
 
 impl<'a> Graft<'a> {
-    /// `roots` are the layers' folders, the topmost first: it is the one that the patch is for.
-    pub(super) fn new(what: &'a str, roots: &[PathBuf], record: &'a LayerRecord) -> Result<Self, Error> {
+    /// `roots` are the layers' folders, the topmost first: it is the one that the patch is for. `limit` is in bytes of
+    /// memory.
+    pub(super) fn new(
+        what: &'a str,
+        roots: &[PathBuf],
+        record: &'a LayerRecord,
+        limit: u64,
+    ) -> Result<Self, Error> {
         let Some((own, below)) = roots.split_first() else {
             return Err(Error::internal("patch a layer", "there is none"));
         };
         let fd =
             rustix::fs::open(own, FOLDER, Mode::empty()).map_err(|error| Error::io("open", own, error))?;
-        Ok(Self { what, record, own: fd, below: Stack::open(below)?, all: Stack::open(roots)? })
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Ok(Self { what, record, limit, own: fd, below: Stack::open(below)?, all: Stack::open(roots)? })
     }
 
     /// Whether anything below makes a difference.
@@ -73,11 +84,11 @@ impl<'a> Graft<'a> {
     pub(super) fn build(&self, root: &Path) -> Result<(), Error> {
         let fd =
             rustix::fs::open(root, FOLDER, Mode::empty()).map_err(|error| Error::io("open", root, error))?;
-        let mut patch = Patch { graft: self, root: fd, folders: BTreeMap::new() };
-        patch.folder(&TreePath::default(), None)?;
-        let mut moved: BTreeMap<TreePath, TreePath> = BTreeMap::new();
+        let mut patch = Patch { graft: self, root: fd, times: FolderTimes::default() };
+        patch.like_model(&TreePath::default(), None)?;
+        let mut moved = Moved { room: self.limit, ..Moved::default() };
         for path in &self.record.implicit {
-            if moved.keys().any(|link| path.is_below(link)) {
+            if moved.above(path).is_some() {
                 continue;
             }
             match self.below(path)? {
@@ -86,13 +97,12 @@ impl<'a> Graft<'a> {
                 Below::Link(real) => {
                     patch.link_as_below(path)?;
                     patch.graft(path, &real)?;
-                    moved.insert(path.clone(), real);
+                    moved.add(self, path, real)?;
                 }
             }
         }
         for (path, target) in &self.record.links {
-            let path = relocate(path, &moved);
-            patch.hard_link(&path, target)?;
+            patch.hard_link(&moved.relocate(path), target)?;
         }
         patch.set_times()
     }
@@ -162,50 +172,93 @@ impl<'a> Graft<'a> {
     }
 }
 
-/// Where something is after the folders that are links have moved.
-fn relocate(path: &TreePath, moved: &BTreeMap<TreePath, TreePath>) -> TreePath {
-    for (link, real) in moved {
-        if path.is_below(link) {
-            return path.parts().skip(link.depth()).fold(real.clone(), |path, part| path.join(part));
+/// Folders of the layer that are links in the layers below, and where these lead to.
+#[derive(Default)]
+struct Moved {
+    folders: BTreeMap<TreePath, TreePath>,
+    /// Bytes of memory that are left for them.
+    room: usize,
+}
+
+impl Moved {
+    fn add(&mut self, graft: &Graft<'_>, path: &TreePath, real: TreePath) -> Result<(), Error> {
+        let cost = path.as_bytes().len() + real.as_bytes().len() + 2 * OVERHEAD;
+        self.room = self.room.checked_sub(cost).ok_or_else(|| {
+            let why = format!(
+                "its folders that are links in the layers below take more than {} bytes of memory: {} of them",
+                graft.limit,
+                self.folders.len() + 1
+            );
+            Error::limit(graft.what, why)
+        })?;
+        self.folders.insert(path.clone(), real);
+        Ok(())
+    }
+
+    /// The moved folder that a path is below, and where that is now.
+    fn above(&self, path: &TreePath) -> Option<(TreePath, &TreePath)> {
+        let mut folder = path.split().map(|(folder, _)| folder);
+        while let Some(above) = folder {
+            if let Some(real) = self.folders.get(&above) {
+                return Some((above, real));
+            }
+            folder = above.split().map(|(folder, _)| folder);
+        }
+        None
+    }
+
+    /// Where something is after the folders that are links have moved.
+    fn relocate(&self, path: &TreePath) -> TreePath {
+        match self.above(path) {
+            Some((link, real)) => {
+                path.parts().skip(link.depth()).fold(real.clone(), |path, part| path.join(part))
+            }
+            None => path.clone(),
         }
     }
-    path.clone()
 }
 
 /// A patch that is being built.
 struct Patch<'a> {
     graft: &'a Graft<'a>,
     root: OwnedFd,
-    /// The folders that it has, with the times that they get at the end.
-    folders: BTreeMap<TreePath, Option<Timestamps>>,
+    times: FolderTimes,
 }
 
 impl Patch<'_> {
-    /// Makes a folder with its parents, like `model` or as it is in the whole.
+    /// Makes a folder with its parents, like `model` or as it is in the whole. One that is there stays as it is.
     fn folder(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
-        if self.folders.contains_key(path) {
-            return Ok(());
-        }
         let failed = |error| self.graft.failed(path, error);
-        if let Some((parent, name)) = path.split() {
-            self.folder(&parent, None)?;
-            let parent = open_beneath(&self.root, &parent).map_err(failed)?;
-            mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU).map_err(failed)?;
+        let Some((parent, name)) = path.split() else {
+            return Ok(());
+        };
+        match open_beneath(&self.root, path) {
+            Ok(_folder) => return Ok(()),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed(error)),
         }
+        self.folder(&parent, None)?;
+        let parent = open_beneath(&self.root, &parent).map_err(failed)?;
+        mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU).map_err(failed)?;
+        self.like_model(path, model)
+    }
+
+    /// Gives a new folder of the patch its metadata.
+    fn like_model(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
+        let failed = |error| self.graft.failed(path, error);
         let folder = open_beneath(&self.root, path).map_err(failed)?;
         let model = match model {
             Some(model) => Some(model),
             None => self.graft.model(path)?,
         };
-        let times = match model {
-            Some(model) => Some(copy_metadata(&model, &folder).map_err(failed)?),
-            None => {
-                fchmod(&folder, Mode::from_raw_mode(0o755)).map_err(failed)?;
-                None
+        match model {
+            Some(model) => {
+                let times = copy_metadata(&model, &folder).map_err(failed)?;
+                let noted = self.times.add(&self.root, path, &times);
+                noted.map_err(|error| Error::io("note the times of folders of", self.graft.what, error))
             }
-        };
-        self.folders.insert(path.clone(), times);
-        Ok(())
+            None => fchmod(&folder, Mode::from_raw_mode(0o755)).map_err(failed),
+        }
     }
 
     /// Shows the link that the layers below have in the place of the layer's folder.
@@ -309,15 +362,12 @@ impl Patch<'_> {
         self.second_name(&source, &name, path)
     }
 
-    fn set_times(&self) -> Result<(), Error> {
-        for (path, times) in &self.folders {
-            if let Some(times) = times {
-                open_beneath(&self.root, path)
-                    .and_then(|folder| futimens(&folder, times))
-                    .map_err(|error| self.graft.failed(path, error))?;
-            }
-        }
-        Ok(())
+    fn set_times(self) -> Result<(), Error> {
+        let Self { graft, root, times } = self;
+        times.for_each(graft.what, |path, times| {
+            let folder = open_beneath(&root, path);
+            folder.and_then(|folder| futimens(&folder, times)).map_err(|error| graft.failed(path, error))
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use super::reaper::Job;
-use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerRecord};
+use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::image::Image;
@@ -95,7 +95,9 @@ pub(super) struct ImageEntry {
 /// A layer and its use.
 #[derive(Debug)]
 pub(super) struct LayerEntry {
-    pub(super) record: Arc<LayerRecord>,
+    /// The length of its archive, if that can be made again.
+    pub(super) length: Option<u64>,
+    depends_on_others: bool,
     pub(super) usage: DiskUsage,
     references: usize,
 }
@@ -269,8 +271,9 @@ impl Index {
         self.layers.get(key)
     }
 
-    pub(super) fn put_layer(&mut self, key: LayerKey, record: LayerRecord, usage: DiskUsage) {
-        let entry = LayerEntry { record: Arc::new(record), usage, references: 0 };
+    pub(super) fn put_layer(&mut self, key: LayerKey, record: &LayerSummary, usage: DiskUsage) {
+        let LayerSummary { length, depends_on_others, .. } = *record;
+        let entry = LayerEntry { length, depends_on_others, usage, references: 0 };
         self.layers.insert(key, entry);
     }
 
@@ -349,7 +352,8 @@ impl Drop for Hold {
 pub(crate) struct Lease {
     inner: Weak<Inner>,
     key: LayerKey,
-    pub(super) record: Arc<LayerRecord>,
+    /// Whether the layer may look different above other layers.
+    pub(super) depends_on_others: bool,
 }
 
 impl fmt::Debug for Lease {
@@ -369,7 +373,8 @@ pub(super) fn lease(inner: &Arc<Inner>, key: &LayerKey) -> Option<Lease> {
     let mut index = inner.index();
     let layer = index.layers.get_mut(key)?;
     layer.references += 1;
-    Some(Lease { inner: Arc::downgrade(inner), key: key.clone(), record: layer.record.clone() })
+    let depends_on_others = layer.depends_on_others;
+    Some(Lease { inner: Arc::downgrade(inner), key: key.clone(), depends_on_others })
 }
 
 impl Drop for Lease {

@@ -5,15 +5,16 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use oci_spec::image::ImageConfiguration;
-
+use super::flights::Making;
 use super::folders::{make_private, replace_json, write_json};
 use super::index::{LayerKey, Lease, lease};
 use super::reaper::Job;
 use super::record::{ImageRecord, LayerRecord};
 use super::walk::{measure, measure_patch};
 use super::{Inner, folders};
+use crate::config::ImageConfig;
 use crate::digest::Digest;
+use crate::downloads::{Turn, Turns};
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::reference::Reference;
@@ -70,7 +71,7 @@ impl Drop for HalfMade {
 pub(crate) struct NewImage {
     pub(crate) id: Digest,
     pub(crate) config_bytes: Vec<u8>,
-    pub(crate) config: ImageConfiguration,
+    pub(crate) config: ImageConfig,
     pub(crate) diff_ids: Vec<Digest>,
     pub(crate) layers: Vec<LayerKey>,
     pub(crate) names: Names,
@@ -94,11 +95,13 @@ impl Names {
 }
 
 impl Inner {
-    /// Leases a layer; if it is not there, `make` makes it. Who comes meanwhile waits, and makes it if this fails.
+    /// Leases a layer; if it is not there, `make` makes it, after it has got one of `turns` if there are any. Who comes
+    /// meanwhile waits, and makes it if this fails or is slow.
     pub(crate) async fn lease_or_make<F>(
         self: &Arc<Self>,
         key: &LayerKey,
-        make: impl FnOnce() -> F,
+        turns: Option<&Turns>,
+        make: impl FnOnce(Arc<Making>, Option<Turn>) -> F,
     ) -> Result<Lease, Error>
     where
         F: Future<Output = Result<(Arc<HalfMade>, LayerRecord), Error>>,
@@ -106,17 +109,32 @@ impl Inner {
         if let Some(lease) = lease(self, key) {
             return Ok(lease);
         }
-        let guard = self.flights.layer(key).lock_owned().await;
-        if let Some(lease) = lease(self, key) {
-            return Ok(lease);
-        }
-        let (made, record) = make().await?;
+        let flight = self.flights.layer(key);
+        let (making, turn) = loop {
+            // Without a turn: who waits for another one's layer does not keep a third one from a turn.
+            flight.idle().await;
+            let turn = match turns {
+                Some(turns) => Some(turns.next().await?),
+                None => None,
+            };
+            if let Some(lease) = lease(self, key) {
+                return Ok(lease);
+            }
+            if let Some(making) = flight.clone().begin() {
+                break (Arc::new(making), turn);
+            }
+        };
+        let (made, record) = make(making.clone(), turn).await?;
+        let guard = flight.placing.clone().lock_owned().await;
         let inner = self.clone();
         let key = key.clone();
         blocking("put a layer into the store", move || {
-            // The guard lives until the layer is in, also if the caller has gone.
-            let _guard = guard;
-            inner.put_layer(&key, &made, record)
+            // Both live until the layer is in, also if the caller has gone.
+            let (_guard, _making) = (guard, making);
+            match lease(&inner, &key) {
+                Some(lease) => Ok(lease),
+                None => inner.put_layer(&key, &made, record),
+            }
         })
         .await
     }
@@ -148,8 +166,7 @@ impl Inner {
             self.reaper.send(Job::Delete(old));
         }
         fs::rename(made.path(), &folder).map_err(|error| Error::io("put in place", &folder, error))?;
-        let usage = record.usage;
-        self.index().put_layer(key.clone(), record, usage);
+        self.index().put_layer(key.clone(), &record.summary(), record.usage);
         self.reaper.send(Job::Sync(key.clone()));
         lease(self, key).ok_or_else(|| Error::internal("lease a layer", "it has vanished"))
     }
@@ -192,9 +209,7 @@ impl Inner {
         let mut record =
             record.ok_or_else(|| Error::not_found(format!("image {id}"), "it has been removed"))?;
         let before = record.clone();
-        record.tags.extend(names.tags);
-        record.digests.extend(names.digests);
-        record.manifests.extend(names.manifests);
+        record.add(names);
         record.size = size;
         if record == before
             && let Some(image) = self.index().entry(id).map(|entry| entry.image.clone())
@@ -241,9 +256,7 @@ impl Inner {
                 removed: false,
             },
         };
-        record.tags.extend(new.names.tags);
-        record.digests.extend(new.names.digests);
-        record.manifests.extend(new.names.manifests);
+        record.add(new.names);
         record.size = new.size;
         if !fresh {
             return self.write_record(&record, &new.config);
@@ -279,14 +292,14 @@ impl Inner {
     pub(super) fn write_record(
         &self,
         record: &ImageRecord,
-        config: &ImageConfiguration,
+        config: &ImageConfig,
     ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         replace_json(&folder.join("image.json"), record, true)?;
         self.show(record, config)
     }
 
-    fn show(&self, record: &ImageRecord, config: &ImageConfiguration) -> Result<Arc<Image>, Error> {
+    fn show(&self, record: &ImageRecord, config: &ImageConfig) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         let pinned = record.is_pinned(&self.options.pinned, &self.notes());
         let image = record.image(config.clone(), pinned);

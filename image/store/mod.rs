@@ -29,7 +29,7 @@ mod usage;
 mod verify;
 mod walk;
 
-pub(crate) use flights::PullKey;
+pub(crate) use flights::{Making, PullKey};
 pub(crate) use folders::{read_json, replace_json};
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
@@ -41,13 +41,13 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
-
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::downloads::Downloads;
+use crate::error::{Error, blocking};
 use crate::image::{Image, Usage};
 use crate::import::Notes;
 use crate::platform::Platform;
+use crate::printable::printable_json;
 use crate::progress::Pulls;
 use crate::reference::Reference;
 use crate::registry::{Proxies, Registry, Timeouts};
@@ -73,7 +73,8 @@ pub struct Options {
     pub auth_files: Vec<PathBuf>,
     /// Which of an index's images is taken.
     pub platform: Platform,
-    /// How many layers are downloaded at once, over all pulls.
+    /// How many layers are downloaded at once. One of each pull is not counted, so that no pull waits for another, and
+    /// neither are those that are slow.
     pub parallel_downloads: usize,
     /// What one image may cost.
     pub limits: Limits,
@@ -124,7 +125,7 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) folders: Folders,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) downloads: Arc<Semaphore>,
+    pub(crate) downloads: Arc<Downloads>,
     index: Mutex<Index>,
     flights: Flights,
     counters: Counters,
@@ -156,7 +157,7 @@ pub(crate) struct KeptLayer {
 
 impl Inner {
     pub(crate) fn kept_layer(&self, key: &LayerKey) -> Option<KeptLayer> {
-        let length = self.index().layer(key)?.record.length;
+        let length = self.index().layer(key)?.length;
         let folder = self.folders.layer(key);
         Some(KeptLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
     }
@@ -220,6 +221,25 @@ impl ImageStore {
     #[must_use]
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
         self.inner.resolve(name)
+    }
+
+    /// The config of an image as its builder has written it, in characters that can be printed. `None` if it is longer than
+    /// `longest` bytes.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not what its digest says.
+    pub async fn config_json(&self, id: &Digest, longest: usize) -> Result<Option<String>, Error> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking("read a config", move || {
+            let bytes = inner.config_bytes(&id)?;
+            if bytes.len() > longest {
+                return Ok(None);
+            }
+            let what = format!("config {id}");
+            let json = String::from_utf8(bytes).map_err(|error| Error::corrupt(what, error))?;
+            Ok(Some(printable_json(&json)))
+        })
+        .await
     }
 
     /// What the store takes of the disk: images as `du` counts them; what containers have written was counted a moment

@@ -5,24 +5,22 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use oci_spec::image::ImageConfiguration;
-use tokio::sync::Semaphore;
-
 use super::containers::user;
 use super::flights::Flights;
 use super::folders::{Folders, names, read_json};
 use super::index::{ContainerEntry, Index, LayerKey};
 use super::make::read_config;
 use super::reaper::{Job, Reaper};
-use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerRecord, Synced};
+use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary, Synced};
 use super::usage::Counters;
 use super::walk::measure;
 use super::{ImageStore, Inner, Options};
 use crate::auth_file::AuthFiles;
+use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
+use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
 use crate::import::{Notes, read_notes};
-use crate::manifest::parse_config;
 use crate::progress::Pulls;
 use crate::registry::{Registry, Sources};
 
@@ -66,7 +64,7 @@ impl Inner {
         stock.take()?;
         let Stock { index, jobs, imported, .. } = stock;
         let registry = Arc::new(Registry::new(sources(&options), options.timeouts, options.proxies.clone()));
-        let downloads = Arc::new(Semaphore::new(options.parallel_downloads.max(1)));
+        let downloads = Arc::new(Downloads::new(options.parallel_downloads));
         let (images, layers) = index.unused();
         // The thread needs the store, and the store the way to the thread.
         let mut failure = None;
@@ -150,7 +148,7 @@ impl Stock<'_> {
     /// A layer is trusted if it was synced, or if this boot's page cache has it.
     fn layer(&mut self, name: &str, folder: &Path) -> Result<(), Error> {
         let key: LayerKey = name.parse()?;
-        let record: LayerRecord = read_json(&folder.join("layer.json"))?;
+        let record: LayerSummary = read_json(&folder.join("layer.json"))?;
         let usage = match read_json::<Synced>(&folder.join("synced")) {
             Ok(synced) => {
                 if synced.tree.is_none() {
@@ -164,7 +162,7 @@ impl Stock<'_> {
                 record.usage
             }
         };
-        self.index.put_layer(key, record, usage);
+        self.index.put_layer(key, &record, usage);
         Ok(())
     }
 
@@ -190,7 +188,7 @@ impl Stock<'_> {
         }
         let bytes = read_config(self.folders, &record.id)?;
         let config = if record.is_artifact() {
-            ImageConfiguration::default()
+            ImageConfig::default()
         } else {
             let parsed = parse_config(&format!("image {}", record.id), &bytes, &self.options.platform)?;
             if parsed.diff_ids != record.diff_ids {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Inner;
+use super::folders::read_json;
 use super::graft::Graft;
 use super::index::{LayerKey, Lease, lease};
 use super::make::HalfMade;
@@ -45,7 +46,7 @@ impl Inner {
 
     /// The patch for the topmost layer of a stack, if it needs one.
     async fn patch(self: &Arc<Self>, chain: Digest, stack: &[Lease]) -> Result<Option<Lease>, Error> {
-        let Some(top) = stack.last().filter(|top| top.record.depends_on_others()) else {
+        let Some(top) = stack.last().filter(|top| top.depends_on_others) else {
             return Ok(None);
         };
         let key = LayerKey::Patch(chain);
@@ -55,24 +56,26 @@ impl Inner {
         let roots: Vec<PathBuf> =
             stack.iter().rev().map(|lease| self.folders.layer_fs(lease.key())).collect();
         let what = format!("layer {}", top.key());
-        let record = top.record.clone();
-        let (needed_roots, needed_what, needed_record) = (roots.clone(), what.clone(), record.clone());
+        let file = self.folders.layer(top.key()).join("layer.json");
+        let limit = self.options.limits.notes;
+        let (needed_roots, needed_what, needed_file) = (roots.clone(), what.clone(), file.clone());
         let needed = blocking("compare layers", move || {
-            Graft::new(&needed_what, &needed_roots, &needed_record)?.is_needed()
+            let record = read_json(&needed_file)?;
+            Graft::new(&needed_what, &needed_roots, &record, limit)?.is_needed()
         })
         .await?;
         if !needed {
             return Ok(None);
         }
-        let make = || {
+        let make = |_, _| {
             let inner = self.clone();
             blocking("patch a layer", move || {
                 let made = HalfMade::new(&inner)?;
                 made.make_fs()?;
-                Graft::new(&what, &roots, &record)?.build(&made.fs())?;
+                Graft::new(&what, &roots, &read_json(&file)?, limit)?.build(&made.fs())?;
                 Ok((Arc::new(made), LayerRecord::default()))
             })
         };
-        self.lease_or_make(&key, make).await.map(Some)
+        self.lease_or_make(&key, None, make).await.map(Some)
     }
 }

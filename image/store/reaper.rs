@@ -175,7 +175,7 @@ fn digest(inner: &Inner, key: &LayerKey) -> Result<(), Error> {
 fn mark(inner: &Inner, key: &LayerKey, tree: Option<Digest>) -> Result<(), Error> {
     // It may have been collected meanwhile; its flight keeps a new one of the same name from coming in between.
     let flight = inner.flights.layer(key);
-    let _guard = flight.blocking_lock();
+    let _guard = flight.placing.blocking_lock();
     if inner.index().layer(key).is_none() {
         return Ok(());
     }

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use oci_spec::image::ImageConfiguration;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::index::LayerKey;
+use super::make::Names;
+use crate::bounded::{Few, FewKeys};
+use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::image::Image;
 use crate::import::{self, Notes};
@@ -30,9 +33,20 @@ pub(crate) struct ImageRecord {
     pub(crate) removed: bool,
 }
 
+/// The most digest references and manifests that are kept of one image. A registry may serve the same image by another
+/// manifest at each pull.
+const MAX_MANIFESTS: usize = 256;
+
 impl ImageRecord {
+    /// Gives it more names. Of digests and manifests older ones make room for these.
+    pub(super) fn add(&mut self, names: Names) {
+        self.tags.extend(names.tags);
+        add_some(&mut self.digests, names.digests);
+        add_some(&mut self.manifests, names.manifests);
+    }
+
     /// What callers see of it.
-    pub(crate) fn image(&self, config: ImageConfiguration, pinned: bool) -> Arc<Image> {
+    pub(crate) fn image(&self, config: ImageConfig, pinned: bool) -> Arc<Image> {
         Arc::new(Image {
             id: self.id.clone(),
             repo_tags: self.tags.iter().cloned().collect(),
@@ -61,6 +75,15 @@ impl ImageRecord {
     }
 }
 
+fn add_some<T: Ord + Clone>(known: &mut BTreeSet<T>, new: Vec<T>) {
+    known.extend(new.iter().cloned());
+    let surplus = known.len().saturating_sub(MAX_MANIFESTS);
+    let old: Vec<T> = known.iter().filter(|one| !new.contains(one)).take(surplus).cloned().collect();
+    for one in old {
+        known.remove(&one);
+    }
+}
+
 /// `layers/<key>/layer.json`, written with the layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LayerRecord {
@@ -79,9 +102,44 @@ pub(crate) struct LayerRecord {
 }
 
 impl LayerRecord {
+    /// What is kept in memory of it.
+    pub(super) fn summary(&self) -> LayerSummary {
+        LayerSummary {
+            boot_id: self.boot_id.clone(),
+            usage: self.usage,
+            length: self.length,
+            depends_on_others: !self.links.is_empty() || !self.implicit.is_empty(),
+        }
+    }
+}
+
+/// What is kept in memory of a [`LayerRecord`]: neither folders nor links, which a stranger has written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "Skimmed")]
+pub(crate) struct LayerSummary {
+    pub(crate) boot_id: String,
+    pub(crate) usage: DiskUsage,
+    pub(crate) length: Option<u64>,
     /// Whether the layer may look different above other layers.
-    pub(super) fn depends_on_others(&self) -> bool {
-        !self.links.is_empty() || !self.implicit.is_empty()
+    pub(crate) depends_on_others: bool,
+}
+
+/// A [`LayerRecord`] that is read without its folders and links.
+#[derive(Deserialize)]
+struct Skimmed {
+    boot_id: String,
+    usage: DiskUsage,
+    #[serde(default)]
+    implicit: Few<IgnoredAny, 0>,
+    length: Option<u64>,
+    #[serde(default)]
+    links: FewKeys<0>,
+}
+
+impl From<Skimmed> for LayerSummary {
+    fn from(record: Skimmed) -> Self {
+        let Skimmed { boot_id, usage, implicit, length, links } = record;
+        Self { boot_id, usage, length, depends_on_others: !implicit.is_empty() || !links.is_empty() }
     }
 }
 
@@ -97,8 +155,8 @@ pub(crate) struct DiskUsage {
 pub(crate) struct Synced {
     #[serde(flatten)]
     pub(crate) usage: DiskUsage,
-    /// The digest of the files, by which a later change shows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The digest of the files, by which a later change shows. What stands under `tree` was made in another way.
+    #[serde(default, rename = "files", skip_serializing_if = "Option::is_none")]
     pub(crate) tree: Option<Digest>,
 }
 
@@ -115,5 +173,49 @@ impl ContainerRecord {
     /// All images that it uses.
     pub(super) fn images(&self) -> impl Iterator<Item = &Digest> {
         std::iter::once(&self.image).chain(&self.volumes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn the_summary_is_read_without_what_is_left_out() {
+        let path = |name: &str| TreePath::parse(name.as_bytes()).unwrap();
+        let usage = DiskUsage { bytes: 1, inodes: 2 };
+        let plain = LayerRecord { boot_id: "b".into(), usage, length: Some(3), ..LayerRecord::default() };
+        let implicit = LayerRecord { implicit: [path("a")].into(), ..plain.clone() };
+        let linked = LayerRecord { links: [(path("a"), path("b"))].into(), ..plain.clone() };
+        for record in [plain, implicit, linked] {
+            let json = serde_json::to_string(&record).unwrap();
+            assert_eq!(serde_json::from_str::<LayerSummary>(&json).unwrap(), record.summary(), "{json}");
+        }
+    }
+
+    #[test]
+    fn an_image_that_is_served_by_ever_new_manifests_keeps_the_newest() {
+        let digest = |number: u32| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+        let mut record = ImageRecord {
+            id: digest(0),
+            tags: BTreeSet::new(),
+            digests: BTreeSet::new(),
+            manifests: BTreeSet::new(),
+            size: 0,
+            diff_ids: Vec::new(),
+            layers: Vec::new(),
+            removed: false,
+        };
+        for number in 0..1000 {
+            let names = Names {
+                tags: vec!["r.example/a:1".to_owned()],
+                digests: vec![format!("r.example/a@{}", digest(number))],
+                manifests: vec![digest(number)],
+            };
+            record.add(names.clone());
+            assert!(record.manifests.contains(&digest(number)) && record.digests.contains(&names.digests[0]));
+        }
+        assert_eq!((record.tags.len(), record.digests.len(), record.manifests.len()), (1, 256, 256));
     }
 }

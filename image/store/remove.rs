@@ -63,7 +63,7 @@ impl Inner {
     /// Moves a layer away if nobody uses it. For threads that may block.
     pub(super) fn collect_layer(&self, key: &LayerKey) -> Result<(), Error> {
         let flight = self.flights.layer(key);
-        let _guard = flight.blocking_lock();
+        let _guard = flight.placing.blocking_lock();
         if !self.index().take_unused_layer(key) {
             return Ok(());
         }

@@ -1,9 +1,13 @@
 //! The digest of a folder's content: names, kinds, owners, modes, times, attributes and bytes, so that any later change of
 //! a layer shows. It is ours alone, and compared only with what the same code has written down.
+//!
+//! A stranger decides how many entries a folder has. So they are not sorted: each has a digest of its own, and their sum
+//! is the same in whatever order the filesystem has them. What it tells is an accident, not somebody who can write to the
+//! store.
 
-use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::collections::HashMap;
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -12,8 +16,9 @@ use rustix::fs::{
     readlinkat, statat,
 };
 use rustix::io::{Errno, read};
+use sha2::{Digest as _, Sha256};
 
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -22,88 +27,148 @@ const BUFFER: usize = 256 << 10;
 const MAX_XATTR: usize = 64 << 10;
 /// Deeper than any layer may be: a layer's folders are bounded when it is unpacked.
 const MAX_DEPTH: usize = 4096;
+/// Files with several names whose digests are remembered: about 4 MiB.
+const MAX_LINKED: usize = 1 << 16;
+
+type Hash = [u8; 32];
 
 /// The digest of all that is below a folder, and of the folder itself.
 pub(super) fn tree_digest(root: &Path) -> Result<Digest, Error> {
     let failed = |error| Error::io("read for its digest", root, error);
     let fd = rustix::fs::open(root, FOLDER, Mode::empty()).map_err(failed)?;
-    let mut walk =
-        Walk { hasher: Hasher::new(Algorithm::Sha256), linked: BTreeMap::new(), buffer: vec![0; BUFFER] };
+    let mut walk = Walk {
+        linked: HashMap::new(),
+        buffer: vec![0; BUFFER],
+        names: vec![0; MAX_XATTR],
+        value: vec![0; MAX_XATTR],
+    };
     let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-    walk.entry(b"", &stat);
-    walk.attributes_of(&fd).map_err(failed)?;
-    walk.folder(&fd, 0).map_err(failed)?;
-    Ok(walk.hasher.finish())
+    let mut record = Record::new(b"", &stat);
+    walk.attributes_of(&fd, &mut record).map_err(failed)?;
+    record.bytes(&walk.folder(fd, 0).map_err(failed)?);
+    Ok(Digest::of(Algorithm::Sha256, &record.finish()))
+}
+
+/// What is said of one entry of a folder.
+struct Record(Sha256);
+
+impl Record {
+    fn new(name: &[u8], stat: &Stat) -> Self {
+        let mut record = Self(Sha256::new());
+        record.text(name);
+        record.number(stat.st_mode.into());
+        record.number(stat.st_uid.into());
+        record.number(stat.st_gid.into());
+        record.number(stat.st_rdev);
+        // A folder's size is the filesystem's affair.
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            record.number(stat.st_size.cast_unsigned());
+        }
+        record.number(stat.st_mtime.cast_unsigned());
+        record.number(stat.st_mtime_nsec);
+        record
+    }
+
+    /// With its length, so that what follows cannot be taken for a part of it.
+    fn text(&mut self, text: &[u8]) {
+        self.number(u64::try_from(text.len()).unwrap_or(u64::MAX));
+        self.bytes(text);
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> Hash {
+        self.0.finalize().into()
+    }
+}
+
+/// The sum of digests, as numbers of 256 bits.
+#[derive(Default)]
+struct Sum {
+    total: Hash,
+    count: u64,
+}
+
+impl Sum {
+    fn add(&mut self, hash: &Hash) {
+        let mut carry = 0_u16;
+        for (total, byte) in self.total.iter_mut().zip(hash) {
+            let [low, high] = (u16::from(*total) + u16::from(*byte) + carry).to_le_bytes();
+            *total = low;
+            carry = high.into();
+        }
+        self.count += 1;
+    }
+
+    fn finish(&self) -> Hash {
+        let mut record = Record(Sha256::new());
+        record.bytes(&self.total);
+        record.number(self.count);
+        record.finish()
+    }
 }
 
 struct Walk {
-    hasher: Hasher,
     /// Digests of files with several names, by inode: their bytes are read once.
-    linked: BTreeMap<u64, Digest>,
+    linked: HashMap<u64, Hash>,
     buffer: Vec<u8>,
+    names: Vec<u8>,
+    value: Vec<u8>,
 }
 
 impl Walk {
-    fn folder(&mut self, fd: &OwnedFd, depth: usize) -> Result<(), Errno> {
+    fn folder(&mut self, fd: OwnedFd, depth: usize) -> Result<Hash, Errno> {
         if depth > MAX_DEPTH {
             return Err(Errno::LOOP);
         }
-        let mut names: Vec<CString> = Vec::new();
-        for entry in Dir::read_from(fd)? {
-            let name = entry?.file_name().to_owned();
-            if name.as_c_str() != c"." && name.as_c_str() != c".." {
-                names.push(name);
+        let mut sum = Sum::default();
+        let mut folder = Dir::new(fd)?;
+        while let Some(entry) = folder.read() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                sum.add(&self.entry(folder.fd()?, name, depth)?);
             }
         }
-        names.sort();
-        for name in &names {
-            let stat = statat(fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            self.entry(name.to_bytes(), &stat);
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => {
-                    let child = openat(fd, name, FOLDER, Mode::empty())?;
-                    self.attributes_of(&child)?;
-                    self.folder(&child, depth + 1)?;
+        Ok(sum.finish())
+    }
+
+    fn entry(&mut self, folder: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<Hash, Errno> {
+        let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mut record = Record::new(name.to_bytes(), &stat);
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let child = openat(folder, name, FOLDER, Mode::empty())?;
+                self.attributes_of(&child, &mut record)?;
+                record.bytes(&self.folder(child, depth + 1)?);
+            }
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
+                let file = openat(folder, name, flags, Mode::empty())?;
+                self.attributes_of(&file, &mut record)?;
+                record.bytes(&self.content(&file, &stat)?);
+            }
+            kind => {
+                if kind == FileType::Symlink {
+                    record.text(readlinkat(folder, name, Vec::new())?.to_bytes());
                 }
-                FileType::RegularFile => {
-                    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
-                    let file = openat(fd, name, flags, Mode::empty())?;
-                    self.attributes_of(&file)?;
-                    let content = self.content(&file, &stat)?;
-                    self.text(content.hex().as_bytes());
-                }
-                kind => {
-                    if kind == FileType::Symlink {
-                        self.text(readlinkat(fd, name, Vec::new())?.to_bytes());
-                    }
-                    self.attributes_at(fd, name)?;
-                }
+                self.attributes_at(folder, name, &mut record)?;
             }
         }
-        // The end of a folder, which no entry can look like.
-        self.number(u64::MAX);
-        Ok(())
+        Ok(record.finish())
     }
 
-    fn entry(&mut self, name: &[u8], stat: &Stat) {
-        self.text(name);
-        self.number(stat.st_mode.into());
-        self.number(stat.st_uid.into());
-        self.number(stat.st_gid.into());
-        self.number(stat.st_rdev);
-        // A folder's size is the filesystem's affair.
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            self.number(stat.st_size.cast_unsigned());
-        }
-        self.number(stat.st_mtime.cast_unsigned());
-        self.number(stat.st_mtime_nsec);
-    }
-
-    fn content(&mut self, file: &OwnedFd, stat: &Stat) -> Result<Digest, Errno> {
+    fn content(&mut self, file: &OwnedFd, stat: &Stat) -> Result<Hash, Errno> {
         if let Some(known) = self.linked.get(&stat.st_ino) {
-            return Ok(known.clone());
+            return Ok(*known);
         }
-        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut hasher = Sha256::new();
         loop {
             let count = read(file, &mut self.buffer[..])?;
             if count == 0 {
@@ -111,59 +176,56 @@ impl Walk {
             }
             hasher.update(self.buffer.get(..count).unwrap_or_default());
         }
-        let digest = hasher.finish();
+        let hash = hasher.finalize().into();
         if stat.st_nlink > 1 {
-            self.linked.insert(stat.st_ino, digest.clone());
+            if self.linked.len() >= MAX_LINKED {
+                // These are read once more, if they have further names.
+                self.linked.clear();
+            }
+            self.linked.insert(stat.st_ino, hash);
         }
-        Ok(digest)
+        Ok(hash)
     }
 
-    fn attributes_of(&mut self, fd: &OwnedFd) -> Result<(), Errno> {
-        let mut names = vec![0; MAX_XATTR];
-        let listed = flistxattr(fd, &mut names[..]);
-        self.attributes(names, listed, |name, value| fgetxattr(fd, name, value))
+    fn attributes_of(&mut self, fd: impl AsFd, record: &mut Record) -> Result<(), Errno> {
+        let listed = flistxattr(&fd, &mut self.names[..]);
+        self.attributes(listed, record, |name, value| fgetxattr(&fd, name, value))
     }
 
     /// The same for what cannot be opened: by the folder's descriptor, and the name is not followed.
-    fn attributes_at(&mut self, folder: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    fn attributes_at(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &CStr,
+        record: &mut Record,
+    ) -> Result<(), Errno> {
         let mut path = format!("/proc/self/fd/{}/", folder.as_raw_fd()).into_bytes();
         path.extend_from_slice(name.to_bytes());
-        let mut names = vec![0; MAX_XATTR];
-        let listed = llistxattr(path.as_slice(), &mut names[..]);
-        self.attributes(names, listed, |name, value| lgetxattr(path.as_slice(), name, value))
+        let listed = llistxattr(path.as_slice(), &mut self.names[..]);
+        self.attributes(listed, record, |name, value| lgetxattr(path.as_slice(), name, value))
     }
 
     fn attributes(
         &mut self,
-        mut names: Vec<u8>,
         listed: Result<usize, Errno>,
+        record: &mut Record,
         get: impl Fn(&OsStr, &mut [u8]) -> Result<usize, Errno>,
     ) -> Result<(), Errno> {
-        match listed {
-            Ok(length) => names.truncate(length),
-            Err(Errno::OPNOTSUPP) => names.clear(),
+        let length = match listed {
+            Ok(length) => length,
+            Err(Errno::OPNOTSUPP) => 0,
             Err(error) => return Err(error),
-        }
+        };
+        let names = self.names.get(..length).unwrap_or_default();
         let mut names: Vec<&[u8]> = names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
         names.sort_unstable();
-        let mut value = vec![0; if names.is_empty() { 0 } else { MAX_XATTR }];
         for name in names {
-            let length = get(OsStr::from_bytes(name), &mut value)?;
-            self.text(name);
-            self.text(value.get(..length).unwrap_or_default());
+            let length = get(OsStr::from_bytes(name), &mut self.value)?;
+            record.text(name);
+            record.text(self.value.get(..length).unwrap_or_default());
         }
-        self.number(0);
+        record.number(0);
         Ok(())
-    }
-
-    /// With its length, so that what follows cannot be taken for a part of it.
-    fn text(&mut self, text: &[u8]) {
-        self.number(u64::try_from(text.len()).unwrap_or(u64::MAX));
-        self.hasher.update(text);
-    }
-
-    fn number(&mut self, number: u64) {
-        self.hasher.update(&number.to_le_bytes());
     }
 }
 
@@ -206,5 +268,29 @@ mod tests {
         fs::remove_file(root.join("link")).unwrap();
         symlink("other!", root.join("link")).unwrap();
         assert_ne!(tree_digest(&root).unwrap(), before, "a link's target");
+    }
+
+    #[test]
+    fn the_order_of_a_folder_does_not_count_and_its_places_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str, files: &[(&str, &str)]| {
+            let root = folder.path().join(name);
+            for (file, text) in files {
+                let path = root.join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(&path, text).unwrap();
+                let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+                fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+            }
+            for place in ["a", "b", ""] {
+                let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+                fs::File::open(root.join(place)).unwrap().set_modified(time).unwrap();
+            }
+            tree_digest(&root).unwrap()
+        };
+        let one = make("one", &[("a/1", "x"), ("a/2", "y"), ("b/1", "z")]);
+        assert_eq!(make("two", &[("b/1", "z"), ("a/2", "y"), ("a/1", "x")]), one);
+        assert_ne!(make("three", &[("a/1", "y"), ("a/2", "x"), ("b/1", "z")]), one, "contents are exchanged");
+        assert_ne!(make("four", &[("a/1", "x"), ("b/2", "y"), ("b/1", "z")]), one, "a file is elsewhere");
     }
 }

@@ -1,7 +1,7 @@
 //! Counting and deleting whole folders, by descriptors: a container may have written anything into them, folders a
 //! hundred thousand deep included.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -16,6 +16,8 @@ use crate::error::Error;
 const COUNT_DEPTH: usize = 300;
 /// Folders in one another that are deleted without moving them out first.
 const DELETE_DEPTH: usize = 50;
+/// Words of files with several names that are remembered: about 16 MiB.
+const MAX_WORDS: usize = 1 << 19;
 /// The unit of `st_blocks` (stat(2)).
 const BLOCK: u64 = 512;
 
@@ -31,10 +33,34 @@ pub(super) fn measure_patch(path: &Path) -> Result<DiskUsage, Error> {
     Count::default().folder(path)
 }
 
+/// Which inodes have been seen. Filesystems number them side by side: of 64 neighbours one word tells it.
+#[derive(Default)]
+struct Inodes(HashMap<u64, u64>);
+
+impl Inodes {
+    /// Whether it is new. Of more than the memory is for each one is: then too much is counted rather than too little.
+    fn insert(&mut self, inode: u64) -> bool {
+        let (word, bit) = (inode / 64, 1 << (inode % 64));
+        match self.0.get_mut(&word) {
+            Some(seen) => {
+                let new = *seen & bit == 0;
+                *seen |= bit;
+                new
+            }
+            None => {
+                if self.0.len() < MAX_WORDS {
+                    self.0.insert(word, bit);
+                }
+                true
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Count {
     usage: DiskUsage,
-    seen: HashSet<u64>,
+    seen: Inodes,
     /// Whether files with several names count.
     shared: bool,
 }
@@ -153,6 +179,22 @@ mod tests {
         assert_eq!(usage.inodes, du("--inodes"));
         assert_eq!(measure_patch(path).unwrap().inodes, usage.inodes - 1);
         assert_eq!(measure(&path.join("none")).unwrap(), DiskUsage::default());
+    }
+
+    #[test]
+    fn inodes_are_seen_once_and_take_bounded_memory() {
+        let mut inodes = Inodes::default();
+        for inode in [0, 1, 63, 64, u64::MAX] {
+            assert!(inodes.insert(inode) && !inodes.insert(inode), "{inode}");
+        }
+        for neighbour in 0..1_000_000 {
+            inodes.insert(neighbour);
+        }
+        assert!(inodes.0.len() < 20_000, "{}", inodes.0.len());
+        for stranger in 0..2_000_000 {
+            inodes.insert(stranger * 64);
+        }
+        assert_eq!(inodes.0.len(), MAX_WORDS);
     }
 
     #[test]

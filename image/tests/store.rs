@@ -361,7 +361,7 @@ async fn images_survive_a_restart_and_half_made_things_do_not() {
     // The background thread of this store must have done with the layers.
     let until = Instant::now() + PATIENCE;
     let done = |layer: fs::DirEntry| {
-        fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("tree"))
+        fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("files"))
     };
     while !fs::read_dir(root.join("layers")).unwrap().flatten().all(done) {
         assert!(Instant::now() < until, "the layers are brought to the disk");

@@ -20,6 +20,7 @@ use super::path::TreePath;
 use super::pax::Time;
 use super::stream::LayerStream;
 use super::tar::{Entry, Kind, TarReader};
+use super::times::FolderTimes;
 use super::tree::{Place, Tree, is_folder, is_whiteout};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
@@ -51,9 +52,7 @@ pub(crate) struct Outcome {
 struct Extraction<'a> {
     reader: TarReader<'a>,
     tree: Tree<'a>,
-    /// The times of folders, which each file in them would change.
-    folder_times: BTreeMap<TreePath, Time>,
-    links: BTreeMap<TreePath, TreePath>,
+    folder_times: FolderTimes,
 }
 
 /// Unpacks `source` into the empty folder `root`, and reads it to its end. Into the file `recipe` goes what
@@ -70,16 +69,16 @@ pub(crate) fn unpack(
     let mut extraction = Extraction {
         reader: TarReader::new(stream),
         tree: Tree::new(root, what, budget),
-        folder_times: BTreeMap::new(),
-        links: BTreeMap::new(),
+        folder_times: FolderTimes::default(),
     };
     while let Some(entry) = extraction.reader.next()? {
         extraction.entry(&entry)?;
     }
-    extraction.set_folder_times()?;
-    let Extraction { reader, tree, links, .. } = extraction;
+    let Extraction { reader, tree, folder_times } = extraction;
+    set_folder_times(reader.what(), &tree, folder_times)?;
     let (diff_id, length) = reader.finish()?;
-    Ok(Outcome { diff_id, length, implicit: tree.implicit, links })
+    let (implicit, links) = tree.notes.into_parts();
+    Ok(Outcome { diff_id, length, implicit, links })
 }
 
 impl Extraction<'_> {
@@ -99,7 +98,7 @@ impl Extraction<'_> {
         if let Some(hidden) = place.name.strip_prefix(WHITEOUT) {
             return self.whiteout(&place, hidden);
         }
-        self.links.remove(&place.path);
+        self.tree.notes.drop_link(&place.path);
         match entry.kind {
             Kind::Directory => self.folder(&place, entry),
             Kind::File => self.file(&place, entry),
@@ -137,10 +136,14 @@ impl Extraction<'_> {
         }
         let path = TreePath::default();
         let fd = self.tree.open(&path).map_err(|error| self.tree.failed(&path, error))?;
-        self.tree.implicit.remove(&path);
+        self.tree.notes.listed(&path);
         self.metadata(&path, &fd, entry)?;
-        self.folder_times.insert(path, entry.mtime);
-        Ok(())
+        self.folder_time(&path, entry)
+    }
+
+    fn folder_time(&mut self, path: &TreePath, entry: &Entry) -> Result<(), Error> {
+        let added = self.folder_times.add(self.tree.root(), path, &timestamps(entry.mtime));
+        added.map_err(|error| Error::io("note the times of folders of", self.reader.what(), error))
     }
 
     /// Makes something at a place; what was there goes, as a later entry replaces an earlier one.
@@ -177,9 +180,8 @@ impl Extraction<'_> {
         if opaque {
             self.tree.make_opaque(&place.path)?;
         }
-        self.tree.implicit.remove(&place.path);
-        self.folder_times.insert(place.path.clone(), entry.mtime);
-        Ok(())
+        self.tree.notes.listed(&place.path);
+        self.folder_time(&place.path, entry)
     }
 
     fn file(&mut self, place: &Place, entry: &Entry) -> Result<(), Error> {
@@ -206,6 +208,8 @@ impl Extraction<'_> {
                     let why = format!("{} has {} bytes, the limit is {limit}", place.path, sparse.size);
                     return Err(Error::limit(self.reader.what(), why));
                 }
+                // Holes take no disk, but whoever reads the file reads them, too.
+                self.reader.budget().take_bytes(self.reader.what(), sparse.holes())?;
                 for (offset, length) in &sparse.segments {
                     self.segment(place, &fd, *offset, *length)?;
                 }
@@ -268,8 +272,7 @@ impl Extraction<'_> {
             }
         }
         self.tree.remove(place)?;
-        self.links.insert(place.path.clone(), target);
-        Ok(())
+        self.tree.notes.add_link(place.path.clone(), target)
     }
 
     /// Hides a name of the layers below. What this layer itself has under that name stays (OCI image spec: whiteouts
@@ -283,7 +286,7 @@ impl Extraction<'_> {
         match mknodat(target.fd(), target.name(), FileType::CharacterDevice, NO_MODE, 0) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) if is_folder(&self.stat(&target)?) => {
-                self.tree.implicit.remove(&target.path);
+                self.tree.notes.listed(&target.path);
                 self.tree.make_opaque(&target.path)
             }
             Err(Errno::EXIST) => Ok(()),
@@ -347,20 +350,17 @@ impl Extraction<'_> {
             other => other.map_err(|error| self.tree.failed(path, error)),
         }
     }
+}
 
-    fn set_folder_times(&self) -> Result<(), Error> {
-        for (path, time) in &self.folder_times {
-            // A later entry may have replaced the folder.
-            match self.tree.open(path) {
-                Ok(fd) => {
-                    futimens(&fd, &timestamps(*time)).map_err(|error| self.tree.failed(path, error))?;
-                }
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(error) => return Err(self.tree.failed(path, error)),
-            }
+fn set_folder_times(what: &str, tree: &Tree<'_>, times: FolderTimes) -> Result<(), Error> {
+    times.for_each(what, |path, times| {
+        // A later entry may have replaced the folder.
+        match tree.open(path) {
+            Ok(fd) => futimens(&fd, times).map_err(|error| tree.failed(path, error)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(error) => Err(tree.failed(path, error)),
         }
-        Ok(())
-    }
+    })
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
@@ -372,5 +372,7 @@ fn timestamps(time: Time) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
+#[cfg(test)]
+mod bounds;
 #[cfg(test)]
 mod tests;

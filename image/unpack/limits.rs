@@ -17,11 +17,20 @@ pub struct Limits {
     pub ratio: u64,
     /// Below this many unpacked bytes any ratio is allowed: files of zeros are common and cheap.
     pub ratio_floor: u64,
+    /// Bytes of memory for what has to be noted of one layer until it is in its place.
+    pub notes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 64 << 30, entries: 10_000_000, depth: 256, ratio: 1000, ratio_floor: 1 << 30 }
+        Self {
+            bytes: 64 << 30,
+            entries: 10_000_000,
+            depth: 256,
+            ratio: 1000,
+            ratio_floor: 1 << 30,
+            notes: 16 << 20,
+        }
     }
 }
 

@@ -6,18 +6,23 @@
 
 mod extract;
 mod limits;
+mod members;
+mod notes;
 mod path;
 mod pax;
 mod recipe;
 mod sparse;
 mod stream;
 mod tar;
+mod times;
 mod tree;
 
 pub(crate) use extract::unpack;
 pub(crate) use limits::Budget;
 pub use limits::Limits;
+pub(crate) use members::{MemberKind, Members};
 pub(crate) use path::TreePath;
 pub(crate) use recipe::rebuild;
 pub(crate) use stream::decompressed;
+pub(crate) use times::FolderTimes;
 pub(crate) use tree::{OPAQUE, is_whiteout};

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -66,9 +67,19 @@ impl TreePath {
         self.parts().count()
     }
 
+    #[cfg(test)]
     pub(crate) fn is_below(&self, folder: &Self) -> bool {
         folder.is_root()
             || self.0.strip_prefix(folder.0.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'))
+    }
+
+    /// The paths below this one, in the order of paths.
+    pub(crate) fn range_below(&self) -> (Bound<Self>, Bound<Self>) {
+        if self.is_root() {
+            return (Bound::Excluded(Self::default()), Bound::Unbounded);
+        }
+        let with = |last: u8| Self([self.0.as_slice(), &[last]].concat());
+        (Bound::Excluded(with(b'/')), Bound::Excluded(with(b'/' + 1)))
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -133,6 +144,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_range_below_holds_what_is_below(
+            names in proptest::collection::btree_set("[a./0-]{0,5}", 0..30), folder in "[a./0-]{0,3}",
+        ) {
+            let parse = |name: &String| TreePath::parse(name.as_bytes());
+            let paths: std::collections::BTreeSet<TreePath> = names.iter().filter_map(parse).collect();
+            if let Some(folder) = parse(&folder) {
+                let below: Vec<_> = paths.range(folder.range_below()).collect();
+                let expected: Vec<_> =
+                    paths.iter().filter(|path| **path != folder && path.is_below(&folder)).collect();
+                prop_assert_eq!(below, expected);
+            }
+        }
+
         #[test]
         fn any_bytes_are_refused_or_survive_the_record(name: Vec<u8>) {
             if let Some(path) = TreePath::parse(&name) {

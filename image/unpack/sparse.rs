@@ -18,6 +18,12 @@ pub(super) struct Sparse {
 }
 
 impl Sparse {
+    /// The bytes that are not stored.
+    pub(super) fn holes(&self) -> u64 {
+        let stored = self.segments.iter().fold(0, |sum: u64, (_, length)| sum.saturating_add(*length));
+        self.size.saturating_sub(stored)
+    }
+
     /// Checks that the pieces are in order, inside the file, and as long together as what is stored.
     fn new(what: &str, size: u64, numbers: &[u64], stored: u64) -> Result<Self, Error> {
         let invalid = || Error::corrupt(what, "has a map of holes that contradicts itself");
@@ -146,6 +152,7 @@ mod tests {
     fn maps_that_contradict_themselves_are_refused() {
         let new = |size, numbers: &[u64], stored| Sparse::new("test", size, numbers, stored);
         assert_eq!(new(10, &[0, 2, 5, 5], 7).unwrap().segments, [(0, 2), (5, 5)]);
+        assert_eq!(new(10, &[0, 2, 5, 5], 7).unwrap().holes(), 3);
         assert!(new(10, &[], 0).is_ok());
         for (numbers, stored) in [
             ([5, 5, 0, 2], 7),

@@ -13,7 +13,7 @@ use crate::error::Error;
 
 pub(super) const BLOCK: usize = 512;
 /// An extended header or a long name may have this many bytes.
-const MAX_EXTENSION: u64 = 1 << 20;
+pub(super) const MAX_EXTENSION: u64 = 1 << 20;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,7 +253,7 @@ fn narrow(what: &str, number: u64) -> Result<u32, Error> {
 }
 
 /// The name in a plain header: POSIX puts its first part into another field.
-fn plain_name(header: &[u8; BLOCK]) -> Vec<u8> {
+pub(super) fn plain_name(header: &[u8; BLOCK]) -> Vec<u8> {
     let name = terminated(field(header, 0, 100));
     let prefix = terminated(field(header, 345, 155));
     if field(header, 257, 6) != b"ustar\0" || prefix.is_empty() {
@@ -263,11 +263,11 @@ fn plain_name(header: &[u8; BLOCK]) -> Vec<u8> {
 }
 
 /// The blocks of zeros that fill up the last one.
-fn padding(size: u64) -> u64 {
+pub(super) fn padding(size: u64) -> u64 {
     (512 - size % 512) % 512
 }
 
-fn terminated(text: &[u8]) -> &[u8] {
+pub(super) fn terminated(text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
@@ -307,7 +307,7 @@ fn signed(text: &[u8]) -> Option<i64> {
 }
 
 /// The sum of all bytes, with the sum's own field as spaces. Some old programs summed signed bytes.
-fn checksum_matches(header: &[u8; BLOCK]) -> bool {
+pub(super) fn checksum_matches(header: &[u8; BLOCK]) -> bool {
     let (mut unsigned, mut signed_sum) = (0i64, 0i64);
     for (place, byte) in header.iter().enumerate() {
         let byte = if (148..156).contains(&place) { b' ' } else { *byte };

@@ -4,7 +4,7 @@
 //! A link in the layer itself, such as `lib -> usr/lib`, is followed by our own walk, which ends at the layer's root
 //! whatever the link says, and whose result is again opened as above.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,6 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::limits::Budget;
+use super::notes::Notes;
 use super::path::TreePath;
 use crate::error::Error;
 
@@ -53,8 +54,7 @@ pub(super) struct Tree<'a> {
     budget: &'a Budget,
     /// The folder of the last entry: most entries have the same one as their predecessor.
     last: Option<(TreePath, TreePath, Rc<OwnedFd>)>,
-    /// Folders that the layer needs but (so far) does not list.
-    pub(super) implicit: BTreeSet<TreePath>,
+    pub(super) notes: Notes<'a>,
 }
 
 /// Whether this is a whiteout: a character device 0/0.
@@ -68,9 +68,8 @@ pub(super) fn is_folder(stat: &Stat) -> bool {
 
 impl<'a> Tree<'a> {
     pub(super) fn new(root: OwnedFd, what: &'a str, budget: &'a Budget) -> Self {
-        // The root is implicit as well until the layer lists it.
-        let implicit = BTreeSet::from([TreePath::default()]);
-        Self { root: Rc::new(root), what, budget, last: None, implicit }
+        let notes = Notes::new(what, budget.limits.notes);
+        Self { root: Rc::new(root), what, budget, last: None, notes }
     }
 
     /// The place of an entry; folders on the way that are missing are made. `None` for the root itself.
@@ -102,6 +101,11 @@ impl<'a> Tree<'a> {
         };
         let found = self.folder(&folder, false)?;
         Ok(found.map(|(real, fd)| Place { folder: fd, name: name.to_vec(), path: real.join(name) }))
+    }
+
+    /// The folder of the whole tree.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// Opens a folder by its path without links.
@@ -192,11 +196,9 @@ impl<'a> Tree<'a> {
         let path = here.join(name);
         mkdirat(fd, OsStr::from_bytes(name), FOLDER_MODE).map_err(|error| self.failed(&path, error))?;
         if opaque {
-            self.make_opaque(&path)?;
-        } else {
-            self.implicit.insert(path);
+            return self.make_opaque(&path);
         }
-        Ok(())
+        self.notes.add_implicit(path)
     }
 
     /// Marks a folder as hiding what is below it.
@@ -217,7 +219,7 @@ impl<'a> Tree<'a> {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(self.failed(&place.path, error)),
         }
-        self.implicit.retain(|path| *path != place.path && !path.is_below(&place.path));
+        self.notes.forget(&place.path);
         Ok(())
     }
 

@@ -66,7 +66,11 @@ pub const KEYS: [Key; 37] = [
         example: Some("\"/var/lib/berth/import\""),
     },
     key("", "pinned_images", "Images that the kubelet's garbage collection leaves alone, by their names."),
-    key("", "parallel_pulls", "How many layers are downloaded at once, over all pulls."),
+    key(
+        "",
+        "parallel_pulls",
+        "How many layers are downloaded at once, beside one of each pull and those that are slow.",
+    ),
     key("", "max_image_size", "The largest image that is pulled or loaded, unpacked."),
     key("", "max_image_files", "The most files, folders and links of an image."),
     key("", "max_image_depth", "The most folders in one another."),

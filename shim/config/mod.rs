@@ -68,7 +68,7 @@ pub struct Config {
     pub import_dir: Option<PathBuf>,
     /// Images that the kubelet is told not to collect.
     pub pinned_images: Vec<String>,
-    /// How many layers are downloaded at once, over all pulls.
+    /// How many layers are downloaded at once, beside one of each pull and those that are slow.
     pub parallel_pulls: usize,
     /// The largest image that is pulled or loaded, unpacked.
     pub max_image_size: ByteSize,

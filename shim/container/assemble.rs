@@ -262,6 +262,5 @@ fn image_volumes(
 /// An image's VOLUME paths are folders of the writable layer, as with CRI-O's `image_volumes = "mkdir"`: nothing of the
 /// image is copied out of it (CVE-2022-23648).
 fn volumes(layer: &WritableLayer) -> Vec<String> {
-    let config = layer.image.config.config().as_ref();
-    config.and_then(|config| config.volumes().clone()).unwrap_or_default()
+    layer.image.config.volumes.clone()
 }

@@ -8,7 +8,7 @@ pub mod save;
 
 use std::collections::HashMap;
 
-use berth_image::{Credentials, FsUsage, Image, Reference};
+use berth_image::{Credentials, FsUsage, Image, Printable, Reference};
 use berth_proto::admin::{ExplainedServer, Explanation};
 use berth_proto::v1::{
     AuthConfig, FilesystemIdentifier, FilesystemUsage, Image as CriImage, ImageFilter, ImageFsInfoResponse,
@@ -52,20 +52,37 @@ pub fn list(daemon: &Daemon, filter: Option<&ImageFilter>) -> Vec<CriImage> {
     }
 }
 
+/// The bytes of a config that a verbose status shows: clients take messages of some megabytes.
+const MAX_SHOWN: usize = 1 << 20;
+
 /// One image; none is no error (CRI: "ImageStatusResponse.Image is set to nil").
 ///
 /// # Errors
-/// No name is given, or the details cannot be shown.
-pub fn status(daemon: &Daemon, spec: &ImageSpec, verbose: bool) -> Result<ImageStatusResponse, CriError> {
+/// No name is given, or the details cannot be read.
+pub async fn status(
+    daemon: &Daemon,
+    spec: &ImageSpec,
+    verbose: bool,
+) -> Result<ImageStatusResponse, CriError> {
     let image = daemon.images.resolve(named(spec)?);
     let info = match &image {
-        Some(image) if verbose => {
-            let info = serde_json::json!({ "imageSpec": image.config, "layers": image.layers });
-            HashMap::from([("info".to_owned(), info.to_string())])
-        }
+        Some(image) if verbose => HashMap::from([("info".to_owned(), info(daemon, image).await?)]),
         _ => HashMap::new(),
     };
     Ok(ImageStatusResponse { image: image.map(|image| cri_image(&image)), info })
+}
+
+/// The config of an image as it is on the disk, and its layers, as JSON.
+async fn info(daemon: &Daemon, image: &Image) -> Result<String, CriError> {
+    let layers = serde_json::json!(image.layers);
+    let config = daemon.images.config_json(&image.id, MAX_SHOWN).await?;
+    Ok(match config {
+        Some(config) => format!("{{\"imageSpec\":{config},\"layers\":{layers}}}"),
+        None => {
+            let why = format!("the config has more than {MAX_SHOWN} bytes");
+            serde_json::json!({ "imageSpec": null, "imageSpecLeftOut": why, "layers": layers }).to_string()
+        }
+    })
 }
 
 /// Removes an image with all its names; one that is unknown is a success.
@@ -118,8 +135,7 @@ fn filesystem(usage: &FsUsage) -> FilesystemUsage {
 }
 
 fn cri_image(image: &Image) -> CriImage {
-    let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
-    let (uid, username) = image_user(&user);
+    let (uid, username) = image_user(&image.config.user);
     CriImage {
         id: image.id.to_string(),
         repo_tags: image.repo_tags.clone(),
@@ -137,7 +153,7 @@ fn image_user(user: &str) -> (Option<Int64Value>, String) {
     let name = user.split_once(':').map_or(user, |(name, _group)| name);
     match name.parse::<u32>() {
         Ok(uid) => (Some(Int64Value { value: uid.into() }), String::new()),
-        Err(_) => (None, name.to_owned()),
+        Err(_) => (None, Printable::new(name).to_string()),
     }
 }
 
@@ -152,5 +168,6 @@ mod tests {
         assert_eq!(image_user("www-data:www"), (None, "www-data".to_owned()));
         assert_eq!(image_user(""), (None, String::new()));
         assert_eq!(image_user("-1"), (None, "-1".to_owned()), "no number that a user can have");
+        assert_eq!(image_user("a\u{1b}[2J\u{202e}"), (None, "a\\u{1b}[2J\\u{202e}".to_owned()));
     }
 }

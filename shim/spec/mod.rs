@@ -25,8 +25,8 @@ pub mod validate;
 
 use std::path::Path;
 
+use berth_image::ImageConfig;
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig};
-use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, PosixRlimitType, Root, RootBuilder, Spec};
 
 pub use annotations::classes;
@@ -73,7 +73,7 @@ pub struct PodContext<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct ImageContext<'a> {
     /// Its config.
-    pub config: &'a ImageConfiguration,
+    pub config: &'a ImageConfig,
     /// As the client named it.
     pub name: &'a str,
     /// Its id.

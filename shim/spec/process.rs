@@ -1,7 +1,7 @@
 //! The command of a container: what to run, where, with which environment and as whom.
 
+use berth_image::ImageConfig;
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
-use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::{Process, Spec, User as OciUser};
 
 use super::{Host, ImageContext, PodContext, Result, User, capabilities, error, rlimits};
@@ -21,12 +21,11 @@ pub(super) fn process(
     host: &Host,
     security: &LinuxContainerSecurityContext,
 ) -> Result<Process> {
-    let image_config = image.config.config().clone().unwrap_or_default();
     let mut process = Process::default();
     process.set_terminal(Some(config.tty));
-    process.set_args(Some(arguments(config, &image_config)?));
-    process.set_cwd(cwd(config, &image_config).into());
-    process.set_env(Some(environment(config, pod, &image_config, user)?));
+    process.set_args(Some(arguments(config, image.config)?));
+    process.set_cwd(cwd(config, image.config).into());
+    process.set_env(Some(environment(config, pod, image.config, user)?));
     let mut oci_user = OciUser::default();
     oci_user.set_uid(user.uid).set_gid(user.gid).set_additional_gids(Some(user.groups.clone()));
     process.set_user(oci_user);
@@ -42,9 +41,9 @@ pub(super) fn process(
 fn arguments(config: &ContainerConfig, image: &ImageConfig) -> Result<Vec<String>> {
     let (mut command, mut args) = (config.command.clone(), config.args.clone());
     if command.is_empty() {
-        command = image.entrypoint().clone().unwrap_or_default();
+        command.clone_from(&image.entrypoint);
         if args.is_empty() {
-            args = image.cmd().clone().unwrap_or_default();
+            args.clone_from(&image.cmd);
         }
     }
     command.extend(args);
@@ -55,13 +54,12 @@ fn arguments(config: &ContainerConfig, image: &ImageConfig) -> Result<Vec<String
 }
 
 fn cwd(config: &ContainerConfig, image: &ImageConfig) -> String {
-    let asked = Some(config.working_dir.clone()).filter(|cwd| !cwd.is_empty());
-    let cwd = asked.or_else(|| image.working_dir().clone()).filter(|cwd| !cwd.is_empty());
-    match cwd {
-        Some(cwd) if cwd.starts_with('/') => cwd,
+    let cwd = if config.working_dir.is_empty() { &image.working_dir } else { &config.working_dir };
+    match cwd.as_str() {
+        "" => "/".to_owned(),
+        cwd if cwd.starts_with('/') => cwd.to_owned(),
         // As containerd: relative to the root.
-        Some(cwd) => format!("/{cwd}"),
-        None => "/".to_owned(),
+        cwd => format!("/{cwd}"),
     }
 }
 
@@ -82,7 +80,7 @@ fn environment(
     if let Some(home) = &user.home {
         env.set(format!("HOME={home}"));
     }
-    for variable in image.env().iter().flatten() {
+    for variable in &image.env {
         env.set(variable.clone());
     }
     for variable in &config.envs {
@@ -156,7 +154,6 @@ pub fn exec_process(spec: &Spec, command: &[String], tty: bool) -> Result<Proces
 #[cfg(test)]
 mod tests {
     use berth_proto::v1::{LinuxContainerConfig, LinuxContainerResources};
-    use oci_spec::image::ConfigBuilder;
 
     use super::*;
 
@@ -167,7 +164,7 @@ mod tests {
     #[test]
     fn commands_are_those_of_docker() {
         let image =
-            ConfigBuilder::default().entrypoint(list(&["/entry"])).cmd(list(&["default"])).build().unwrap();
+            ImageConfig { entrypoint: list(&["/entry"]), cmd: list(&["default"]), ..ImageConfig::default() };
         let run = |command: &[&str], args: &[&str]| {
             let config =
                 ContainerConfig { command: list(command), args: list(args), ..ContainerConfig::default() };

@@ -1,7 +1,7 @@
 //! Stop signals: by the CRI's number, by the image's name, or SIGTERM.
 
+use berth_image::ImageConfig;
 use berth_proto::v1::ContainerConfig;
-use oci_spec::image::ImageConfiguration;
 
 use super::{Result, error};
 
@@ -65,17 +65,16 @@ const NAMES: [(&str, i32); 36] = [
 ///
 /// # Errors
 /// The number is none of the CRI's, or the image names no signal.
-pub fn stop_signal(config: &ContainerConfig, image: &ImageConfiguration) -> Result<i32> {
+pub fn stop_signal(config: &ContainerConfig, image: &ImageConfig) -> Result<i32> {
     if config.stop_signal != 0 {
         return from_cri(config.stop_signal)
             .ok_or_else(|| error("stop_signal", format!("{} is no signal", config.stop_signal)));
     }
-    let named = image.config().as_ref().and_then(|config| config.stop_signal().clone());
-    match named.filter(|name| !name.is_empty()) {
-        Some(name) => {
-            from_name(&name).ok_or_else(|| error("the image's stop signal", format!("{name:?} is no signal")))
+    match image.stop_signal.as_str() {
+        "" => Ok(DEFAULT),
+        name => {
+            from_name(name).ok_or_else(|| error("the image's stop signal", format!("{name:?} is no signal")))
         }
-        None => Ok(DEFAULT),
     }
 }
 
@@ -108,7 +107,7 @@ fn from_name(name: &str) -> Option<i32> {
         None => (bare, 0),
     };
     let (_, number) = NAMES.iter().find(|(known, _)| *known == base)?;
-    let signal = number + offset;
+    let signal = number.checked_add(offset)?;
     let is_real_time = matches!(base, "RTMIN" | "RTMAX");
     (offset == 0 || is_real_time && (RTMIN..=RTMAX).contains(&signal)).then_some(signal)
 }
@@ -150,7 +149,7 @@ mod tests {
         for (name, number) in [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)] {
             assert_eq!(from_name(name), Some(number), "{name}");
         }
-        for name in ["", "SIG", "0", "65", "TERM+1", "RTMIN+99", "RTMIN-1", "x"] {
+        for name in ["", "SIG", "0", "65", "TERM+1", "RTMIN+99", "RTMIN-1", "RTMIN+2147483647", "x"] {
             assert_eq!(from_name(name), None, "{name}");
         }
     }

@@ -1,8 +1,8 @@
 //! The user that a container asks for, before it is looked up in the image.
 
+use berth_image::ImageConfig;
 use berth_proto::v1::{ContainerConfig, SupplementalGroupsPolicy};
 use berth_runtime::users::{GroupsPolicy, Principal, UserRequest};
-use oci_spec::image::ImageConfiguration;
 
 use super::{Result, error, security};
 
@@ -10,7 +10,7 @@ use super::{Result, error, security};
 ///
 /// # Errors
 /// A number that is no id, a group without a user, a user given both ways.
-pub fn user_request(config: &ContainerConfig, image: &ImageConfiguration) -> Result<UserRequest> {
+pub fn user_request(config: &ContainerConfig, image: &ImageConfig) -> Result<UserRequest> {
     let security = security(config);
     let id = |value: i64, field: &str| {
         u32::try_from(value)
@@ -30,10 +30,7 @@ pub fn user_request(config: &ContainerConfig, image: &ImageConfiguration) -> Res
     let mut request = match by_id {
         Some(uid) => UserRequest { user: Principal::Id(uid), ..UserRequest::default() },
         None if !name.is_empty() => parse(name, "run_as_username")?,
-        None => {
-            let user = image.config().as_ref().and_then(|config| config.user().clone());
-            parse(&user.unwrap_or_default(), "the image's user")?
-        }
+        None => parse(&image.user, "the image's user")?,
     };
     if let Some(gid) = group {
         request.group = Some(Principal::Id(gid));
@@ -53,20 +50,11 @@ pub fn user_request(config: &ContainerConfig, image: &ImageConfiguration) -> Res
 #[cfg(test)]
 mod tests {
     use berth_proto::v1::{Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext};
-    use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
 
     use super::*;
 
-    fn image(user: &str) -> ImageConfiguration {
-        let config = ConfigBuilder::default().user(user).build().unwrap();
-        let rootfs = oci_spec::image::RootFsBuilder::default().diff_ids(Vec::new()).build().unwrap();
-        ImageConfigurationBuilder::default()
-            .architecture("amd64")
-            .os("linux")
-            .rootfs(rootfs)
-            .config(config)
-            .build()
-            .unwrap()
+    fn image(user: &str) -> ImageConfig {
+        ImageConfig { user: user.to_owned(), ..ImageConfig::default() }
     }
 
     fn config(security_context: LinuxContainerSecurityContext) -> ContainerConfig {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use berth_image::{Algorithm, Digest};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -16,6 +17,10 @@ pub enum Answer {
     Whole(u16, &'static str, Vec<u8>),
     /// The header promises all of it, and the connection ends after so many bytes.
     BrokenOff(Vec<u8>, usize),
+    /// So many bytes at once, and again after each pause.
+    Dripping(Vec<u8>, usize, Duration),
+    /// So many bytes, and then nothing for a long time.
+    Stalled(Vec<u8>, usize),
     /// What is no HTTP at all.
     Raw(Vec<u8>),
     /// With more headers, each ended by CR LF.
@@ -216,6 +221,24 @@ fn send(mut stream: &TcpStream, answer: Answer, is_head: bool) -> bool {
         Answer::Whole(code, kind, body) => (head(code, kind, &body), body, true),
         Answer::BrokenOff(body, sent) => {
             (head(200, "application/octet-stream", &body), body[..sent].to_vec(), false)
+        }
+        Answer::Dripping(body, count, pause) => {
+            let mut sent = stream.write_all(head(200, "application/octet-stream", &body).as_bytes()).is_ok();
+            for piece in body.chunks(count) {
+                sent = sent && stream.write_all(piece).is_ok();
+                if !sent {
+                    break;
+                }
+                std::thread::sleep(pause);
+            }
+            return sent;
+        }
+        Answer::Stalled(body, count) => {
+            let head = head(200, "application/octet-stream", &body).into_bytes();
+            if stream.write_all(&[head, body[..count].to_vec()].concat()).is_ok() {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+            return false;
         }
         Answer::Raw(body) => (String::new(), body, false),
         Answer::Headers(code, more, body) => {

@@ -28,8 +28,12 @@ fn layers() -> Layers {
 
 impl Layers {
     fn build(&self, record: &LayerRecord) -> Result<bool, Error> {
+        self.build_within(record, 1 << 20)
+    }
+
+    fn build_within(&self, record: &LayerRecord, limit: u64) -> Result<bool, Error> {
         let roots = [self.top.clone(), self.lower.clone()];
-        let graft = Graft::new("layer test", &roots, record)?;
+        let graft = Graft::new("layer test", &roots, record, limit)?;
         graft.build(&self.patch)?;
         graft.is_needed()
     }
@@ -102,4 +106,19 @@ fn links_below_cannot_lead_out() {
     let record = LayerRecord { implicit: [path("etc")].into(), ..LayerRecord::default() };
     layers.build(&record).unwrap();
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn folders_that_move_have_a_limit() {
+    let layers = layers();
+    fs::create_dir(layers.lower.join("real")).unwrap();
+    let mut record = LayerRecord::default();
+    for number in 0..20 {
+        let name = format!("link{number:02}");
+        symlink("real", layers.lower.join(&name)).unwrap();
+        fs::create_dir(layers.top.join(&name)).unwrap();
+        record.implicit.insert(path(&name));
+    }
+    let error = layers.build_within(&record, 1000).unwrap_err();
+    assert!(error.to_string().contains("1000 bytes of memory: 8 of them"), "{error}");
 }

@@ -17,12 +17,12 @@ use crate::error::ErrorKind;
 use crate::unpack::{Limits, OPAQUE};
 
 /// A folder with a layer's folder in it; whatever else appears in it has escaped.
-struct Sandbox {
+pub(super) struct Sandbox {
     folder: tempfile::TempDir,
 }
 
 impl Sandbox {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("fs")).unwrap();
         fs::write(folder.path().join("secret"), "untouched").unwrap();
@@ -33,11 +33,11 @@ impl Sandbox {
         self.folder.path().join("fs").join(name)
     }
 
-    fn unpack(&self, archive: &[u8]) -> Result<Outcome, Error> {
+    pub(super) fn unpack(&self, archive: &[u8]) -> Result<Outcome, Error> {
         self.unpack_within(archive, Limits::default())
     }
 
-    fn unpack_within(&self, archive: &[u8], limits: Limits) -> Result<Outcome, Error> {
+    pub(super) fn unpack_within(&self, archive: &[u8], limits: Limits) -> Result<Outcome, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let root = rustix::fs::open(self.path(""), flags, Mode::empty()).unwrap();
         let recipe = fs::File::create(self.folder.path().join("recipe")).unwrap();
@@ -60,7 +60,7 @@ impl Sandbox {
         archive
     }
 
-    fn stat(&self, name: &str) -> fs::Metadata {
+    pub(super) fn stat(&self, name: &str) -> fs::Metadata {
         fs::symlink_metadata(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
@@ -82,10 +82,10 @@ impl Sandbox {
 }
 
 #[derive(Default)]
-struct Layer(Vec<u8>);
+pub(super) struct Layer(Vec<u8>);
 
 impl Layer {
-    fn raw(
+    pub(super) fn raw(
         mut self,
         name: &str,
         kind: EntryType,
@@ -110,11 +110,11 @@ impl Layer {
         self
     }
 
-    fn folder(self, name: &str) -> Self {
+    pub(super) fn folder(self, name: &str) -> Self {
         self.raw(name, EntryType::Directory, "", b"", |_| ())
     }
 
-    fn file(self, name: &str, text: &str) -> Self {
+    pub(super) fn file(self, name: &str, text: &str) -> Self {
         self.raw(name, EntryType::Regular, "", text.as_bytes(), |_| ())
     }
 
@@ -122,11 +122,11 @@ impl Layer {
         self.raw(name, EntryType::Symlink, target, b"", |_| ())
     }
 
-    fn link(self, name: &str, target: &str) -> Self {
+    pub(super) fn link(self, name: &str, target: &str) -> Self {
         self.raw(name, EntryType::Link, target, b"", |_| ())
     }
 
-    fn pax(self, records: &[(&str, &str)]) -> Self {
+    pub(super) fn pax(self, records: &[(&str, &str)]) -> Self {
         let mut builder = Builder::new(Vec::new());
         builder.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes()))).unwrap();
         let mut bytes = builder.into_inner().unwrap();
@@ -134,7 +134,7 @@ impl Layer {
         Self([self.0, bytes].concat())
     }
 
-    fn end(mut self) -> Vec<u8> {
+    pub(super) fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }

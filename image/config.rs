@@ -1,0 +1,239 @@
+//! The config of an image: of a document of megabytes only what a container needs is kept. Labels, history and whatever
+//! else it holds have no place here, so that nothing can act on them.
+
+use serde::Deserialize;
+
+use crate::bounded::{Few, FewKeys, is_object, or_default};
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::manifest::MAX_LAYERS;
+use crate::platform::Platform;
+
+/// A config may not be larger.
+pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+/// Variables, arguments, and volumes: more than any image has.
+const MAX_LIST: usize = 4096;
+/// The bytes that are kept of one config. Two times as much as the kernel lets one argument have (execve(2),
+/// MAX_ARG_STRLEN).
+const MAX_KEPT: usize = 256 << 10;
+
+/// What an image says of the containers that run it (OCI image config, `config`). What is missing is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// `user`, `user:group`, each by name or number.
+    pub user: String,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// The command, to which `cmd` or the caller's arguments are added.
+    pub entrypoint: Vec<String>,
+    /// The arguments, or the command without an entrypoint.
+    pub cmd: Vec<String>,
+    /// Where the command starts.
+    pub working_dir: String,
+    /// Paths that are volumes.
+    pub volumes: Vec<String>,
+    /// The signal that ends a container.
+    pub stop_signal: String,
+}
+
+/// What the config says of the image: the configuration, and the digests of the unpacked layers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ParsedConfig {
+    pub(crate) config: ImageConfig,
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+/// The document. Builders leave out required fields, and Docker writes `null` into others.
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default, deserialize_with = "or_default")]
+    os: String,
+    #[serde(default, deserialize_with = "or_default")]
+    architecture: String,
+    #[serde(default, deserialize_with = "or_default")]
+    variant: String,
+    #[serde(default, deserialize_with = "or_default")]
+    config: Section,
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Few<Digest, MAX_LAYERS>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Section {
+    #[serde(deserialize_with = "or_default")]
+    user: String,
+    env: Few<String, MAX_LIST>,
+    entrypoint: Few<String, MAX_LIST>,
+    cmd: Few<String, MAX_LIST>,
+    #[serde(deserialize_with = "or_default")]
+    working_dir: String,
+    volumes: FewKeys<MAX_LIST>,
+    #[serde(deserialize_with = "or_default")]
+    stop_signal: String,
+}
+
+/// Parses a config and checks that it runs on `platform`.
+pub(crate) fn parse_config(what: &str, bytes: &[u8], platform: &Platform) -> Result<ParsedConfig, Error> {
+    if !is_object(bytes) {
+        return Err(Error::corrupt(what, "is no JSON object"));
+    }
+    let document: Document = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
+    let Document { os, architecture, variant, config, rootfs } = document;
+    let offered = Platform { os, architecture, variant: Some(variant).filter(|variant| !variant.is_empty()) };
+    let unknown = offered.os.is_empty() || offered.architecture.is_empty();
+    if !unknown && platform.rank(&offered).is_none() {
+        return Err(Error::unsupported(what, format!("is for {offered}; this node is {platform}")));
+    }
+    Ok(ParsedConfig { config: config.checked(what)?, diff_ids: rootfs.diff_ids.all(what, "layers")? })
+}
+
+impl Section {
+    fn checked(self, what: &str) -> Result<ImageConfig, Error> {
+        let config = ImageConfig {
+            user: self.user,
+            env: self.env.all(what, "environment variables")?,
+            entrypoint: self.entrypoint.all(what, "parts of an entrypoint")?,
+            cmd: self.cmd.all(what, "parts of a command")?,
+            working_dir: self.working_dir,
+            volumes: self.volumes.all(what, "volumes")?,
+            stop_signal: self.stop_signal,
+        };
+        let size = config.size();
+        if size > MAX_KEPT {
+            let why = format!(
+                "its user, environment, command, working directory and volumes have {size} bytes, the limit is {MAX_KEPT}"
+            );
+            return Err(Error::limit(what, why));
+        }
+        Ok(config)
+    }
+}
+
+impl ImageConfig {
+    fn size(&self) -> usize {
+        let lists = [&self.env, &self.entrypoint, &self.cmd, &self.volumes];
+        let single = [&self.user, &self.working_dir, &self.stop_signal];
+        lists.into_iter().flatten().chain(single).map(String::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+    use crate::error::ErrorKind;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn host() -> Platform {
+        Platform { os: "linux".into(), architecture: "amd64".into(), variant: None }
+    }
+
+    fn parse(value: &Value) -> Result<ParsedConfig, Error> {
+        parse_config("test", value.to_string().as_bytes(), &host())
+    }
+
+    fn with(section: &Value) -> Value {
+        json!({ "config": section, "rootfs": { "type": "layers", "diff_ids": [] } })
+    }
+
+    #[test]
+    fn configs_of_docker_are_read() {
+        let layer = Digest::of(Algorithm::Sha256, b"l");
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "container": "abc", "docker_version": "20.10", "history": null,
+            "container_config": { "Cmd": null },
+            "config": { "Hostname": "", "Domainname": "", "User": "1000", "AttachStdin": false, "Tty": false, "Env": null,
+                "Cmd": ["sh"], "Image": "sha256:1", "Volumes": null, "WorkingDir": "", "Entrypoint": null, "OnBuild": null,
+                "Labels": null, "ExposedPorts": null, "ArgsEscaped": true,
+                "Healthcheck": { "Test": ["CMD", "x"], "Interval": 1 } },
+            "rootfs": { "type": "layers", "diff_ids": [layer] },
+        });
+        let parsed = parse(&config).unwrap();
+        assert_eq!(parsed.diff_ids, [layer]);
+        let expected = ImageConfig { user: "1000".into(), cmd: vec!["sh".into()], ..ImageConfig::default() };
+        assert_eq!(parsed.config, expected);
+        let whole = with(&json!({
+            "User": "web:logs", "Env": ["A=b"], "Entrypoint": ["/e"], "Cmd": ["c", "d"], "WorkingDir": "/srv",
+            "Volumes": { "/v": {}, "/w": {} }, "StopSignal": "SIGQUIT",
+        }));
+        let expected = ImageConfig {
+            user: "web:logs".into(),
+            env: vec!["A=b".into()],
+            entrypoint: vec!["/e".into()],
+            cmd: vec!["c".into(), "d".into()],
+            working_dir: "/srv".into(),
+            volumes: vec!["/v".into(), "/w".into()],
+            stop_signal: "SIGQUIT".into(),
+        };
+        assert_eq!(parse(&whole).unwrap().config, expected);
+        assert!(parse(&json!({ "os": null, "config": null, "rootfs": { "diff_ids": [] } })).is_ok());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told() {
+        let arm =
+            json!({ "os": "linux", "architecture": "arm64", "rootfs": { "type": "layers", "diff_ids": [] } });
+        let error = parse(&arm).unwrap_err();
+        assert!(error.to_string().contains("linux/arm64"), "{error}");
+        for bad in [
+            json!({ "rootfs": { "type": "layers", "diff_ids": ["../../etc"] } }),
+            json!({ "os": "linux" }),
+            json!([{ "rootfs": { "diff_ids": [] } }]),
+            with(&json!({ "Env": "A=b" })),
+            with(&json!({ "Volumes": ["/v"] })),
+        ] {
+            assert_eq!(parse(&bad).unwrap_err().kind(), ErrorKind::Corrupt, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_would_be_kept_has_limits_and_they_are_told() {
+        let many = vec!["x"; 5000];
+        let volumes: serde_json::Map<_, _> =
+            (0..5000).map(|number| (format!("/{number}"), json!({}))).collect();
+        let digests = vec![Digest::of(Algorithm::Sha256, b""); 501];
+        for (config, figures) in [
+            (with(&json!({ "Env": many })), "5000 environment variables, the limit is 4096"),
+            (with(&json!({ "Entrypoint": many })), "5000 parts of an entrypoint, the limit is 4096"),
+            (with(&json!({ "Cmd": many })), "5000 parts of a command, the limit is 4096"),
+            (with(&json!({ "Volumes": volumes })), "5000 volumes, the limit is 4096"),
+            (with(&json!({ "User": "u".repeat(300_000) })), "300000 bytes, the limit is 262144"),
+            (json!({ "rootfs": { "diff_ids": digests } }), "501 layers, the limit is 500"),
+        ] {
+            let error = parse(&config).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+            assert!(error.to_string().contains(figures), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_used_may_be_long_and_is_not_kept() {
+        let history = vec![json!({}); 100_000];
+        let labels: serde_json::Map<_, _> =
+            (0..10_000).map(|number| (number.to_string(), json!("x"))).collect();
+        let config = json!({
+            "history": history, "author": "x".repeat(1 << 20), "config": { "Labels": labels, "User": "7" },
+            "rootfs": { "diff_ids": [] },
+        });
+        let expected = ImageConfig { user: "7".into(), ..ImageConfig::default() };
+        assert_eq!(parse(&config).unwrap().config, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn broken_configs_never_panic(at in 0usize..300, byte: u8) {
+            let value = with(&json!({ "User": "1", "Env": ["A=b"], "Volumes": { "/v": {} } }));
+            let mut bytes = value.to_string().into_bytes();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            drop(parse_config("test", &bytes, &host()));
+            drop(parse_config("test", &bytes[..at], &host()));
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! One layer, or one file of an artifact, on its way from a registry into the store.
+
+use std::io::BufRead;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::artifact::ArtifactFolder;
+use crate::digest::Digest;
+use crate::downloads::{Turn, Turns};
+use crate::error::{Error, blocking};
+use crate::manifest::Descriptor;
+use crate::progress::{Stage, Tracked};
+use crate::registry::{Figures, MIN_RATE, PieceReader, Repository, Watcher};
+use crate::store::{HalfMade, Inner, LayerKey, LayerRecord, Lease, Making};
+use crate::unpack::{self, Budget, TreePath};
+
+/// How long the layers of a pull that failed stay, so that the next attempt goes on from there. The kubelet's own
+/// longest wait between two attempts is five minutes.
+const KEPT: Duration = Duration::from_secs(600);
+/// Pieces of a layer between the socket and the thread that unpacks it.
+const PIECES: usize = 8;
+
+/// One layer on its way into the store.
+#[derive(Clone, Copy)]
+pub(crate) struct Download<'a> {
+    pub(crate) inner: &'a Arc<Inner>,
+    pub(crate) repository: &'a Repository,
+    pub(crate) layer: &'a Descriptor,
+    pub(crate) diff_id: &'a Digest,
+    pub(crate) budget: &'a Arc<Budget>,
+    pub(crate) tracked: &'a Tracked,
+    pub(crate) turns: &'a Turns,
+    pub(crate) finished: &'a Finished,
+}
+
+/// The layers of a pull that are there already. Unless they are released, they outlive the pull for a while: whoever
+/// gave it up, or failed with another layer, tries again.
+#[derive(Default)]
+pub(crate) struct Finished(Mutex<Vec<Lease>>);
+
+impl Finished {
+    fn add(&self, lease: Option<Lease>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(lease);
+    }
+
+    pub(crate) fn release(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        let leases = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if let (false, Ok(runtime)) = (leases.is_empty(), Handle::try_current()) {
+            runtime.spawn(async move {
+                tokio::time::sleep(KEPT).await;
+                drop(leases);
+            });
+        }
+    }
+}
+
+impl Download<'_> {
+    pub(crate) async fn lease(self) -> Result<Lease, Error> {
+        let key = LayerKey::Diff(self.diff_id.clone());
+        let fetch = |making, turn| self.fetch(making, turn);
+        let lease = self.inner.lease_or_make(&key, Some(self.turns), fetch).await?;
+        self.tracked.set(Stage::Done);
+        self.finished.add(self.inner.lease_again(&key));
+        Ok(lease)
+    }
+
+    async fn fetch(
+        self,
+        making: Arc<Making>,
+        turn: Option<Turn>,
+    ) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
+        self.tracked.set(Stage::Receiving);
+        let way = Way { blob: self.layer, making: &making, turn: turn.as_ref() };
+        let mut first = 0;
+        loop {
+            let (host, result) = self.attempt(first, way).await;
+            match result {
+                // Bad content from one host is no verdict on the next.
+                Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
+                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
+                    first = host + 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Fetches and unpacks from the hosts at or after place `first`; also answers which one was the last.
+    async fn attempt(
+        self,
+        first: usize,
+        way: Way<'_>,
+    ) -> (usize, Result<(Arc<HalfMade>, LayerRecord), Error>) {
+        let what = format!("layer {}@{}", self.repository.name(), self.layer.digest);
+        let (sink, pieces) = mpsc::channel(PIECES);
+        let inner = self.inner.clone();
+        let (diff_id, budget) = (self.diff_id.clone(), self.budget.clone());
+        let unpacking = tokio::spawn(blocking("unpack a layer", move || {
+            unpack_layer(&inner, &what, PieceReader::new(pieces), &diff_id, &budget)
+        }));
+        let on_slow = |figures| way.give(figures);
+        let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
+        let transfer = self.repository.transfer(self.layer, first, &sink, &watcher).await;
+        drop(sink);
+        let unpacked = unpacking.await.unwrap_or_else(|error| Err(Error::internal("unpack a layer", error)));
+        let result = match (transfer.result, unpacked) {
+            // The reader's error is then only that the transfer broke off.
+            (Err(error), _) | (_, Err(error)) => Err(error),
+            (Ok(true), Ok(made)) => Ok(made),
+            (Ok(false), Ok(_)) => {
+                let what = format!("layer {}", self.layer.digest);
+                Err(Error::corrupt(what, "something follows the compressed archive"))
+            }
+        };
+        (transfer.endpoint, result)
+    }
+}
+
+/// Who might be in the way of others while a blob is transferred.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    blob: &'a Descriptor,
+    making: &'a Making,
+    turn: Option<&'a Turn>,
+}
+
+impl Way<'_> {
+    /// A slow transfer goes on, but others do not wait for it: neither for its turn nor for its layer. Where so many are
+    /// slow that nobody else could begin, it is ended.
+    fn give(self, figures: Figures) -> Result<(), Error> {
+        let Self { blob: Descriptor { digest, size, .. }, making, turn } = self;
+        let slow = format!("of {size} bytes it has brought {figures}, fewer than {MIN_RATE} bytes/s");
+        if turn.is_some_and(Turn::is_in_the_way) {
+            let why = format!("the transfer is slow and others wait for its turn: {slow}");
+            return Err(Error::unavailable(format!("blob {digest}"), why));
+        }
+        tracing::info!(%digest, "a transfer is slow, others go before it: {slow}");
+        making.is_slow();
+        if let Some(turn) = turn {
+            turn.lend();
+        }
+        Ok(())
+    }
+}
+
+/// One blob of an artifact on its way into its file.
+pub(crate) struct BlobFile<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) blob: &'a Descriptor,
+    pub(crate) name: TreePath,
+    pub(crate) folder: Arc<ArtifactFolder>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) tracked: Arc<Tracked>,
+    pub(crate) turns: &'a Turns,
+    pub(crate) making: &'a Making,
+}
+
+impl BlobFile<'_> {
+    pub(crate) async fn fetch(self) -> Result<(), Error> {
+        let turn = self.turns.next().await?;
+        self.tracked.set(Stage::Receiving);
+        let way = Way { blob: self.blob, making: self.making, turn: Some(&turn) };
+        let mut first = 0;
+        loop {
+            let (host, result) = self.attempt(first, way).await;
+            match result {
+                Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
+                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
+                    first = host + 1;
+                }
+                result => {
+                    self.tracked.set(Stage::Done);
+                    return result;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, first: usize, way: Way<'_>) -> (usize, Result<(), Error>) {
+        let what = format!("blob {}@{}", self.repository.name(), self.blob.digest);
+        let (sink, pieces) = mpsc::channel(PIECES);
+        let (name, folder, budget) = (self.name.clone(), self.folder.clone(), self.budget.clone());
+        let writing = tokio::spawn(blocking("write a file", move || {
+            folder.write(&what, &name, &mut PieceReader::new(pieces), &budget)
+        }));
+        let on_slow = |figures| way.give(figures);
+        let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
+        let transfer = self.repository.transfer(self.blob, first, &sink, &watcher).await;
+        drop(sink);
+        let written = writing.await.unwrap_or_else(|error| Err(Error::internal("write a file", error)));
+        (transfer.endpoint, transfer.result.and(written))
+    }
+}
+
+/// Unpacks a layer beside the store and checks that it is the right one. For threads that may block.
+pub(crate) fn unpack_layer(
+    inner: &Arc<Inner>,
+    what: &str,
+    source: impl BufRead,
+    diff_id: &Digest,
+    budget: &Budget,
+) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
+    let made = HalfMade::new(inner)?;
+    made.make_fs()?;
+    let fs = made.fs();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;
+    let recipe = made.recipe();
+    let recipe = std::fs::File::create(&recipe).map_err(|error| Error::io("make", &recipe, error))?;
+    let outcome = unpack::unpack(what, source, root, diff_id.algorithm(), budget, Some(recipe))?;
+    if outcome.diff_id != *diff_id {
+        let why = format!("unpacks to {} instead of {diff_id}", outcome.diff_id);
+        return Err(Error::corrupt(what, why));
+    }
+    let record = LayerRecord {
+        implicit: outcome.implicit,
+        links: outcome.links,
+        length: Some(outcome.length),
+        ..LayerRecord::default()
+    };
+    Ok((Arc::new(made), record))
+}

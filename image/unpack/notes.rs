@@ -1,0 +1,138 @@
+//! What a layer needs of the layers below it, noted while it is unpacked: folders that it does not list, and hard links to
+//! files that it does not hold. A stranger decides how many there are and how long their names, so their memory has a
+//! limit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::path::TreePath;
+use crate::error::Error;
+
+/// What one path takes beside its bytes: its place in a tree, and the allocator's own.
+const OVERHEAD: u64 = 64;
+
+/// The notes of one layer.
+#[derive(Debug)]
+pub(super) struct Notes<'a> {
+    what: &'a str,
+    limit: u64,
+    bytes: u64,
+    implicit: BTreeSet<TreePath>,
+    links: BTreeMap<TreePath, TreePath>,
+}
+
+impl<'a> Notes<'a> {
+    pub(super) fn new(what: &'a str, limit: u64) -> Self {
+        // The root is implicit as well until the layer lists it.
+        let implicit = BTreeSet::from([TreePath::default()]);
+        Self { what, limit, bytes: 0, implicit, links: BTreeMap::new() }
+    }
+
+    /// A folder that the layer needs but (so far) does not list.
+    pub(super) fn add_implicit(&mut self, path: TreePath) -> Result<(), Error> {
+        self.take(cost(&path))?;
+        self.implicit.insert(path);
+        Ok(())
+    }
+
+    /// The layer lists a folder after all.
+    pub(super) fn listed(&mut self, path: &TreePath) {
+        if self.implicit.remove(path) {
+            self.bytes = self.bytes.saturating_sub(cost(path));
+        }
+    }
+
+    /// A hard link to a file that is in no folder of this layer.
+    pub(super) fn add_link(&mut self, path: TreePath, target: TreePath) -> Result<(), Error> {
+        self.drop_link(&path);
+        self.take(cost(&path) + cost(&target))?;
+        self.links.insert(path, target);
+        Ok(())
+    }
+
+    /// Something else has come to the place of a hard link.
+    pub(super) fn drop_link(&mut self, path: &TreePath) {
+        if let Some(target) = self.links.remove(path) {
+            self.bytes = self.bytes.saturating_sub(cost(path) + cost(&target));
+        }
+    }
+
+    /// What was at a path is gone, with all that was below it.
+    pub(super) fn forget(&mut self, path: &TreePath) {
+        self.listed(path);
+        let below = |path: &TreePath| path.range_below();
+        let folders: Vec<TreePath> = self.implicit.range(below(path)).cloned().collect();
+        let links: Vec<TreePath> = self.links.range(below(path)).map(|(link, _)| link.clone()).collect();
+        folders.iter().for_each(|path| self.listed(path));
+        links.iter().for_each(|path| self.drop_link(path));
+    }
+
+    pub(super) fn into_parts(self) -> (BTreeSet<TreePath>, BTreeMap<TreePath, TreePath>) {
+        (self.implicit, self.links)
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), Error> {
+        self.bytes += bytes;
+        if self.bytes > self.limit {
+            let why = format!(
+                "what it needs of the layers below takes more than {} bytes of memory: {} folders that it does not \
+                 list, {} hard links to files that it does not hold",
+                self.limit,
+                self.implicit.len(),
+                self.links.len()
+            );
+            return Err(Error::limit(self.what, why));
+        }
+        Ok(())
+    }
+}
+
+fn cost(path: &TreePath) -> u64 {
+    OVERHEAD + u64::try_from(path.as_bytes().len()).unwrap_or(u64::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn path(name: &str) -> TreePath {
+        TreePath::parse(name.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_goes_takes_no_memory_any_more() {
+        let mut notes = Notes::new("layer x", 1000);
+        for _ in 0..100 {
+            for name in ["a", "a/b", "a/b/c", "a.b", "ab"] {
+                notes.add_implicit(path(name)).unwrap();
+            }
+            notes.add_link(path("a/l"), path("t")).unwrap();
+            notes.add_link(path("a/l"), path("u")).unwrap();
+            notes.add_link(path("al"), path("t")).unwrap();
+            notes.forget(&path("a"));
+            assert_eq!(notes.implicit, BTreeSet::from([path(""), path("a.b"), path("ab")]));
+            assert_eq!(notes.links.keys().collect::<Vec<_>>(), [&path("al")]);
+            notes.listed(&path("a.b"));
+            notes.listed(&path("ab"));
+            notes.drop_link(&path("al"));
+            assert_eq!(notes.bytes, 0);
+        }
+    }
+
+    #[test]
+    fn the_limit_is_told_with_what_took_it() {
+        let mut notes = Notes::new("layer x", 1 << 20);
+        let long = "t/".repeat(1000);
+        let full =
+            (0..2000).find_map(|number| notes.add_link(path(&format!("l{number}")), path(&long)).err());
+        let error = full.unwrap();
+        assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+        let text = error.to_string();
+        assert!(
+            text.starts_with("layer x: ")
+                && text.contains("1048576 bytes")
+                && text.contains("492 hard links"),
+            "{text}"
+        );
+    }
+}
