@@ -12,6 +12,7 @@ use berth_runtime::seccomp::Cache;
 use oci_spec::runtime::PosixRlimitType;
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
+use tracing::Instrument;
 
 use crate::config::Config;
 use crate::error::CriError;
@@ -19,8 +20,7 @@ use crate::event::Events;
 use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
-use crate::stats::rate::Rates;
-use crate::store::{Folders, Store};
+use crate::store::{Folders, RecordWriter, Store};
 use crate::stream::Streams;
 use crate::systemd::Systemd;
 
@@ -33,10 +33,16 @@ pub struct Daemon {
     pub store: Store,
     /// Where they are on disk.
     pub folders: Folders,
+    /// Writes the records of what has happened.
+    pub records: RecordWriter,
     /// The images and the containers' writable layers.
     pub images: ImageStore,
     /// The pods' network.
     pub network: Network,
+    /// Pods are attached together, and not while what no pod holds is freed.
+    pub attaching: tokio::sync::RwLock<()>,
+    /// The writable layers that were there when the daemon started.
+    pub layers_at_start: Vec<String>,
     /// The cgroups of this host.
     pub hierarchies: Hierarchies,
     /// The keeper and the pause, sealed.
@@ -47,8 +53,6 @@ pub struct Daemon {
     pub apparmor: AppArmor,
     /// SELinux of this host.
     pub selinux: SeLinux,
-    /// Processor time from one question to the next.
-    pub rates: Rates,
     /// Compiled seccomp profiles.
     pub filters: Cache,
     /// Sessions that wait for their client.
@@ -97,14 +101,16 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
     let daemon = Arc::new(Daemon {
         store: Store::default(),
         folders: Folders::new(&config.root, &config.state),
+        records: RecordWriter::start().map_err(fail("start the writer of records"))?,
+        layers_at_start: images.writable_layers(),
         images,
         network,
+        attaching: tokio::sync::RwLock::default(),
         hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
         systemd: Systemd::default(),
         apparmor: AppArmor::detect(Path::new("/")),
         selinux: SeLinux::detect(Path::new("/")),
-        rates: Rates::default(),
         filters: Cache::default(),
         streams: Streams::default(),
         operations: Operations::default(),
@@ -121,8 +127,9 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
             .map_err(fail("read the own score"))?,
         config,
     });
-    crate::recover::recover(&daemon).await?;
+    let rest = crate::recover::load(&daemon).await?;
     daemon.events.started();
+    tokio::spawn(crate::recover::finish(daemon.clone(), rest).in_current_span());
     berth_runtime::sys::memory::trim();
     Ok(daemon)
 }

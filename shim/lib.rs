@@ -11,7 +11,7 @@
 //! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`spec`]: the life of each noun
 //! * [`stream`]: sessions of people with pods, and their protocols
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`devices`], [`cdi`], [`seccomp`], [`lsm`], [`systemd`]: small parts
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`], [`systemd`]: small parts
 
 pub mod admin_service;
 pub mod cdi;
@@ -22,6 +22,7 @@ pub mod config;
 pub mod container;
 pub mod daemon;
 pub mod demo;
+pub mod descriptors;
 pub mod devices;
 pub mod error;
 pub mod event;

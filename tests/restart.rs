@@ -86,6 +86,15 @@ fn processes(words: &str) -> Vec<String> {
     commands.collect()
 }
 
+/// Waits until no process has these words: the daemon answers before it has ended them.
+async fn none_left(words: &str, what: &str) {
+    let until = Instant::now() + support::PATIENCE;
+    while !processes(words).is_empty() {
+        assert!(Instant::now() < until, "{what}: {:?}", processes(words));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
     let mut other = Berth::start().await;
@@ -128,7 +137,7 @@ async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
     }
     berth.restart().await;
     for (pod, folders, containers) in &containers {
-        assert_eq!(processes(pod), Vec::<String>::new(), "{folders}");
+        none_left(pod, folders).await;
         if *folders == "state" {
             assert_eq!(berth.pod_status(pod).await.state(), PodSandboxState::SandboxNotready);
             for container in containers.iter().flatten() {
@@ -136,7 +145,7 @@ async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
             }
         }
     }
-    assert_eq!(processes(&marker), Vec::<String>::new());
+    none_left(&marker, "all").await;
     assert_eq!(berth.clean().await, Vec::<String>::new());
     // Another daemon's are its own.
     assert_eq!(other.status(&survivor).await.state(), ContainerState::ContainerRunning);

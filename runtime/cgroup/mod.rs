@@ -243,12 +243,16 @@ impl Cgroup {
     }
 
     /// Those next to it that a daemon has left behind.
-    fn all_beside(&self) -> Vec<Self> {
+    fn all_beside(&self) -> Vec<(Self, String)> {
         let entries = self.whole.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten();
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let leaf = self.whole.file_name().unwrap_or_default().to_string_lossy();
         let prefix = format!("{leaf}{BESIDE}");
-        names.filter_map(|name| name.strip_prefix(&prefix).map(|name| self.existing_beside(name))).collect()
+        let beside = |name: String| {
+            let name = name.strip_prefix(&prefix)?;
+            Some((self.existing_beside(name), name.to_owned()))
+        };
+        names.filter_map(beside).collect()
     }
 
     /// Somebody has stopped everything in it (cgroup-v2.rst, `cgroup.freeze`; freezer-subsystem.rst).
@@ -279,7 +283,7 @@ impl Cgroup {
     /// # Errors
     /// Something does not end, or a folder stays.
     pub fn release(&self) -> Result<()> {
-        for other in self.all_beside() {
+        for (other, _) in self.all_beside() {
             other.kill()?;
             remove(&other.whole, Instant::now() + BUSY)?;
         }
@@ -301,19 +305,25 @@ impl Cgroup {
         remove(&self.whole, Instant::now() + BUSY).map(|()| true)
     }
 
-    /// Kills and removes what execs have left below and next to it: of a daemon that has ended, nobody waits for them.
+    /// Kills the execs of these names, and removes the cgroups of all execs in which nothing runs; the names of those where
+    /// something still does.
     ///
     /// # Errors
     /// Something does not end, or a folder stays.
-    pub fn release_execs(&self) -> Result<()> {
+    pub fn end_execs(&self, running: &[String]) -> Result<Vec<String>> {
         let entries = fs::read_dir(&self.whole).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let below = names.filter(|name| is_exec(name)).map(|name| self.existing_child(&name));
-        for exec in below.chain(self.all_beside()) {
-            exec.kill()?;
-            remove(&exec.whole, Instant::now() + BUSY)?;
+        let below = names.filter(|name| is_exec(name)).map(|name| (self.existing_child(&name), name));
+        let mut left = Vec::new();
+        for (exec, name) in below.chain(self.all_beside()) {
+            if running.contains(&name) {
+                exec.kill()?;
+            }
+            if !exec.remove_if_empty()? {
+                left.push(name);
+            }
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Removes it where nothing is in it or below it; else it stays as it is.
@@ -376,10 +386,15 @@ impl Folder {
     }
 }
 
-/// Whether a name is that of an exec's cgroup, and not one that the container has given to a cgroup of its own.
+/// Whether a name is that of an exec's cgroup (`exec-DAEMON-NUMBER`), and not one that the container has given to a cgroup of
+/// its own.
 fn is_exec(name: &str) -> bool {
-    let number = name.strip_prefix(Cgroup::EXEC).and_then(|rest| rest.split_once('-'));
-    number.is_some_and(|(daemon, number)| daemon.parse::<u32>().is_ok() && number.parse::<u64>().is_ok())
+    let parts = name.strip_prefix(Cgroup::EXEC).and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(daemon, number)| {
+        !daemon.is_empty()
+            && daemon.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && number.parse::<u64>().is_ok()
+    })
 }
 
 fn make_folder(path: &Path) -> Result<()> {

@@ -1,23 +1,22 @@
 //! Starting keepers and speaking to them, as the daemon does it. Nothing here waits: the connection is for an event
 //! loop of the caller's.
 
+mod process;
 mod stray;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags};
-
 use crate::sys::{self, Context};
-use crate::wire::transport::{self, TransportError};
+use crate::wire::transport::{self, Received, TransportError};
 use crate::wire::{Message, Request};
 
+pub use process::KeeperProcess;
 pub use stray::{FoundKeeper, StrayError, find_keepers};
 
 /// The socket in a pod's volatile folder.
@@ -132,28 +131,10 @@ impl Programs {
 /// A keeper that was just started.
 #[derive(Debug)]
 pub struct Keeper {
-    /// To wait for its end.
+    /// The process.
     pub process: KeeperProcess,
     /// To speak to it.
     pub connection: Connection,
-}
-
-/// The process of a keeper that this process has started.
-#[derive(Debug)]
-pub struct KeeperProcess {
-    pidfd: OwnedFd,
-}
-
-impl KeeperProcess {
-    /// Waits for its end, so that it leaves no zombie. To be called when its connection has ended, which it does a moment
-    /// before the process itself.
-    pub fn reap(&self) {
-        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
-        let mut wanted = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
-        let _ended = poll(&mut wanted, Some(&patience));
-        // That it is no child of this process any more leaves nothing to do.
-        let _reaped = sys::process::reap(self.pidfd.as_fd());
-    }
 }
 
 /// Starts a keeper whose socket is in `folder`. The program is executed out of its sealed file by a spawn that shares
@@ -174,11 +155,15 @@ pub fn spawn(programs: &Programs, pod: &str, folder: &Path) -> Result<Keeper, Cl
     command.arg0("berth-keeper").arg(pod).env_clear();
     command.stdin(Stdio::from(listener)).stdout(Stdio::from(pause)).stderr(Stdio::from(log));
     let child = command.spawn().map_err(ClientError::Spawn)?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(rustix::io::Errno::SRCH).on("pidfd_open", "the keeper")?;
     // Nobody else reaps this child: its pid cannot be another's before that.
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).on("pidfd_open", "the keeper")?;
-    Ok(Keeper { process: KeeperProcess { pidfd }, connection })
+    let process = KeeperProcess::open(i32::try_from(child.id()).unwrap_or(0))?;
+    Ok(Keeper { process, connection })
+}
+
+/// Whether the socket of a keeper is in `folder`.
+#[must_use]
+pub fn has_socket(folder: &Path) -> bool {
+    folder.join(SOCKET).exists()
 }
 
 /// Connects to the keeper whose socket is in `folder`.
@@ -216,7 +201,7 @@ impl Connection {
     ///
     /// # Errors
     /// `WouldBlock` where nothing has come; what came is no message.
-    pub fn recv(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+    pub fn recv(&self) -> io::Result<Option<Received<Message>>> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let received = transport::receive(self.socket.as_fd(), &mut buffer);
         *buffer = Vec::new();
@@ -225,5 +210,11 @@ impl Connection {
             Err(TransportError::System(error)) if error.errno == rustix::io::Errno::CONNRESET => Ok(None),
             received => Ok(received?),
         }
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::LOG;
+use super::{KeeperProcess, LOG};
 
 /// What the kernel calls the file that a keeper is executed from (memfd_create(2)). A name says nothing about who has
 /// given it: what a container calls so is ended like a keeper, with its own children, and harms nobody else.
@@ -41,8 +42,15 @@ pub struct FoundKeeper {
 
 /// The keepers of this host that `wanted` is true of: those of other daemons and of older ones are among them. Only those
 /// in the caller's user and process namespaces are keepers.
-pub fn find_keepers(wanted: impl Fn(&FoundKeeper) -> bool) -> Vec<FoundKeeper> {
-    pids().into_iter().filter_map(FoundKeeper::at).filter(wanted).collect()
+///
+/// # Errors
+/// Processes cannot be looked at: there may be keepers that are not found.
+pub fn find_keepers(wanted: impl Fn(&FoundKeeper) -> bool) -> io::Result<Vec<FoundKeeper>> {
+    let mut found = Vec::new();
+    for pid in pids()? {
+        found.extend(FoundKeeper::at(pid)?.filter(|keeper| wanted(keeper)));
+    }
+    Ok(found)
 }
 
 impl FoundKeeper {
@@ -58,21 +66,38 @@ impl FoundKeeper {
         self.folder.as_deref()
     }
 
+    /// The process.
+    #[must_use]
+    pub fn into_process(self) -> KeeperProcess {
+        KeeperProcess::new(self.pid, self.pidfd)
+    }
+
     /// The process of this number, if it is a keeper.
-    fn at(pid: i32) -> Option<Self> {
+    fn at(pid: i32) -> io::Result<Option<Self>> {
         let process = PathBuf::from(format!("/proc/{pid}"));
-        let is_keeper = || fs::read_link(process.join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM));
-        if !is_keeper() {
-            return None;
+        if !is_keeper(&process) {
+            return Ok(None);
         }
-        let pidfd = open(pid)?;
+        let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self::identify(&process, pid.as_raw_nonzero().get(), pidfd)),
+            Err(rustix::io::Errno::SRCH) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn identify(process: &Path, pid: i32, pidfd: OwnedFd) -> Option<Self> {
         // From here on the number is this process's as long as it lives, which is asked last.
         let own = |kind: &str| {
             let namespace = |process: &Path| fs::read_link(process.join("ns").join(kind)).ok();
             let ours = namespace(Path::new("/proc/self"));
-            ours.is_some() && namespace(&process) == ours
+            ours.is_some() && namespace(process) == ours
         };
-        if !is_keeper() || !own("user") || !own("pid") {
+        if !is_keeper(process) || !own("user") || !own("pid") {
+            return None;
+        }
+        // A child of a keeper on its way is the same program, in the session that the keeper leads.
+        if rustix::process::getsid(Pid::from_raw(pid)).ok()?.as_raw_nonzero().get() != pid {
             return None;
         }
         let command = fs::read(process.join("cmdline")).ok()?;
@@ -117,6 +142,10 @@ impl FoundKeeper {
     }
 }
 
+fn is_keeper(process: &Path) -> bool {
+    fs::read_link(process.join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM))
+}
+
 /// The folder of a keeper's log, from the path of that.
 fn folder_of(log: &str) -> Option<PathBuf> {
     let folder = log.strip_suffix(REMOVED).unwrap_or(log).strip_suffix(LOG)?.strip_suffix('/')?;
@@ -147,16 +176,16 @@ fn wait_for<'a>(processes: impl IntoIterator<Item = &'a OwnedFd>, until: Instant
     }
 }
 
-fn pids() -> Vec<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+fn pids() -> io::Result<Vec<i32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// What lives and descends from a process.
 fn descendants(ancestor: i32) -> Vec<i32> {
     let stat = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let mut rest: Vec<(i32, Stat)> =
-        pids().into_iter().filter_map(|pid| Some((pid, parse(&stat(pid)?)?))).collect();
+        pids().into_iter().flatten().filter_map(|pid| Some((pid, parse(&stat(pid)?)?))).collect();
     let mut found = BTreeSet::from([ancestor]);
     loop {
         let (children, others): (Vec<_>, Vec<_>) =

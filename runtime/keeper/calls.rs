@@ -198,11 +198,13 @@ impl Keeper {
         Ok(Outcome::Done)
     }
 
-    /// A container that still lives is killed; its end is then that of an orphan, which nobody is told of.
+    /// A container that still lives is killed; its end is then that of an orphan, which nobody is told of. Whoever waits for
+    /// it to be created or started is answered first.
     fn forget(&mut self, id: &str) -> Answer {
         if !self.containers.contains_key(id) {
             return Err(not_found(&format!("container {id}")));
         }
+        self.give_up_container(id, state(&format!("container {id}"), "being removed"));
         self.unwatch_container(id);
         if let Some(container) = self.containers.remove(id) {
             process::kill(container.child.pidfd.as_fd());

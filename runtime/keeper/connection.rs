@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_runtime::wire::transport::{self, TransportError};
+use berth_runtime::wire::transport::{self, Received, TransportError};
 use berth_runtime::wire::{AnyRequest, Message, Request};
 
 /// The most messages that wait for a daemon.
@@ -52,10 +52,7 @@ impl Connection {
     }
 
     /// The next request; `None` at the end.
-    pub(crate) fn receive(
-        &self,
-        buffer: &mut Vec<u8>,
-    ) -> Result<Option<(Incoming, Vec<OwnedFd>)>, TransportError> {
+    pub(crate) fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Received<Incoming>>, TransportError> {
         transport::receive_with(self.socket.as_fd(), buffer, Incoming::decode)
     }
 

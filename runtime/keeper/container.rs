@@ -167,7 +167,7 @@ impl Container {
         }
     }
 
-    /// Its first process has ended: the record of that, which is also written into its folder.
+    /// Its first process has ended: the record of that.
     pub(crate) fn exited(&mut self, ended: Ended) -> ExitRecord {
         let started_at = match self.state {
             State::Running { started_at } => started_at,
@@ -191,9 +191,6 @@ impl Container {
             finished_at: now(),
             failure,
         };
-        if let Err(error) = self.write_record(&record) {
-            crate::report(&format!("write exit.json in {}: {error}", self.folder));
-        }
         self.state = State::Exited(record.clone());
         record
     }
@@ -208,12 +205,19 @@ impl Container {
         value.and_then(|value| value.parse().ok()).unwrap_or(0)
     }
 
-    /// The record replaces an older one whole, as all state on disk.
-    fn write_record(&self, record: &ExitRecord) -> std::io::Result<()> {
-        let text = serde_json::to_vec(record)?;
-        let (path, beside) = (format!("{}/exit.json", self.folder), format!("{}/exit.json.tmp", self.folder));
-        std::fs::write(&beside, text)?;
-        std::fs::rename(&beside, &path)
+    /// Writes how it ended into its folder, for a daemon that comes when this keeper has ended. The record replaces an older
+    /// one whole, as all state on disk.
+    pub(crate) fn write_record(&self, record: &ExitRecord) {
+        let write = || -> std::io::Result<()> {
+            let text = serde_json::to_vec(record)?;
+            let (path, beside) =
+                (format!("{}/exit.json", self.folder), format!("{}/exit.json.tmp", self.folder));
+            std::fs::write(&beside, text)?;
+            std::fs::rename(&beside, &path)
+        };
+        if let Err(error) = write() {
+            crate::report(&format!("failed to write exit.json in {}: {error}", self.folder));
+        }
     }
 }
 

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys;
 use berth_runtime::sys::process::{self, Ended};
-use berth_runtime::wire::transport::{RECORD, Report};
+use berth_runtime::wire::transport::{RECORD, Received, Report};
 use berth_runtime::wire::{Event, Failure, InitFailure, Message, Outcome, Step};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use crate::calls::state;
 use crate::connection::{Connection, Incoming};
 use crate::container::{Container, State};
 use crate::exec::Exec;
@@ -121,13 +122,7 @@ impl Keeper {
             return self.cut_off(id);
         }
         match connection.receive(&mut self.incoming) {
-            Ok(Some((Incoming::Request(request), descriptors))) => {
-                let origin = Origin { connection: id, request: request.id };
-                self.call(origin, request.call, descriptors);
-            }
-            Ok(Some((Incoming::Unknown { id: request }, _))) => {
-                self.answer(Origin { connection: id, request }, Err(Failure::Unknown), Vec::new());
-            }
+            Ok(Some(received)) => self.take_message(id, received),
             Err(error) if error.would_block() => {}
             Ok(None) => return self.cut_off(id),
             Err(error) => {
@@ -137,6 +132,21 @@ impl Keeper {
         }
         self.incoming = Vec::new();
         self.update_interest(id);
+    }
+
+    fn take_message(&mut self, connection: u64, received: Received<Incoming>) {
+        match received.message {
+            Incoming::Request(request) => {
+                let origin = Origin { connection, request: request.id };
+                match received.cut {
+                    true => self.answer(origin, Err(state("the keeper", "out of descriptors")), Vec::new()),
+                    false => self.call(origin, request.call, received.descriptors),
+                }
+            }
+            Incoming::Unknown { id: request } => {
+                self.answer(Origin { connection, request }, Err(Failure::Unknown), Vec::new());
+            }
+        }
     }
 
     fn cut_off(&mut self, id: u64) {
@@ -243,7 +253,7 @@ impl Keeper {
     }
 
     /// Nothing more is expected of a first process: whoever waits for it is told why, and it is killed if it still lives.
-    fn give_up_container(&mut self, id: &str, failure: Failure) {
+    pub(crate) fn give_up_container(&mut self, id: &str, failure: Failure) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (State::Creating(origin) | State::Starting(origin)) = container.state else { return };
         let told = match &failure {
@@ -396,7 +406,11 @@ impl Keeper {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.terminal = None;
         let record = container.exited(ended);
-        self.tell(&Event::Exited { container: id.to_owned(), record });
+        self.tell(&Event::Exited { container: id.to_owned(), record: record.clone() });
+        // After it is told: a disk that hangs must not hold up the news.
+        if let Some(container) = self.containers.get(id) {
+            container.write_record(&record);
+        }
     }
 
     fn exec_ended(&mut self, id: &str, pid: i32) {

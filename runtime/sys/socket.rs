@@ -140,9 +140,12 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
 /// Receives one packet into `buffer`: its length and its descriptors, which are closed on exec. Length 0 is the end.
 ///
 /// # Errors
-/// `EAGAIN` where nothing has come; `EMSGSIZE` where the packet was cut.
+/// `EAGAIN` where nothing has come; `EMSGSIZE` where the packet or its descriptors were cut.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
-    receive_from(socket, buffer).map(|packet| (packet.length, packet.descriptors))
+    match receive_from(socket, buffer)? {
+        Packet { cut: true, .. } => Err(Errno::MSGSIZE).on("recvmsg", "a packet whose descriptors were cut"),
+        packet => Ok((packet.length, packet.descriptors)),
+    }
 }
 
 /// A packet that was received.
@@ -152,6 +155,8 @@ pub struct Packet {
     pub length: usize,
     /// Closed on exec.
     pub descriptors: Vec<OwnedFd>,
+    /// Descriptors are missing: this process may not open that many (unix(7), `MSG_CTRUNC`).
+    pub cut: bool,
     /// Who has sent it, in the PID namespace of the receiver, where that wants to know ([`tell_senders`]).
     pub sender: Option<i32>,
 }
@@ -165,10 +170,10 @@ pub fn tell_senders(socket: BorrowedFd<'_>, tell: bool) -> Result<()> {
     rustix::net::sockopt::set_socket_passcred(socket, tell).on("setsockopt(SO_PASSCRED)", tell)
 }
 
-/// As [`receive`], with the sender.
+/// As [`receive`], with the sender, and with what came where descriptors are missing.
 ///
 /// # Errors
-/// As [`receive`].
+/// `EAGAIN` where nothing has come; `EMSGSIZE` where the bytes were cut.
 pub fn receive_from(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Packet> {
     let mut space =
         [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
@@ -176,7 +181,8 @@ pub fn receive_from(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Packet>
     let mut parts = [IoSliceMut::new(buffer)];
     let received =
         rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).on("recvmsg", "")?;
-    let mut packet = Packet { length: received.bytes, descriptors: Vec::new(), sender: None };
+    let cut = received.flags.contains(rustix::net::ReturnFlags::CTRUNC);
+    let mut packet = Packet { length: received.bytes, descriptors: Vec::new(), cut, sender: None };
     for message in control.drain() {
         match message {
             RecvAncillaryMessage::ScmRights(received) => packet.descriptors.extend(received),
@@ -186,8 +192,7 @@ pub fn receive_from(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Packet>
             _ => {}
         }
     }
-    let flags = received.flags;
-    if flags.contains(rustix::net::ReturnFlags::TRUNC) || flags.contains(rustix::net::ReturnFlags::CTRUNC) {
+    if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
         return Err(Errno::MSGSIZE).on("recvmsg", "a packet that was cut");
     }
     Ok(packet)

@@ -137,6 +137,26 @@ pub enum Call {
 }
 
 impl Call {
+    /// What it is called in errors and logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "Hello",
+            Self::Sandbox(_) => "Sandbox",
+            Self::Namespaces => "Namespaces",
+            Self::Create { .. } => "Create",
+            Self::Start { .. } => "Start",
+            Self::Signal { .. } => "Signal",
+            Self::Exec { .. } => "Exec",
+            Self::SignalExec { .. } => "SignalExec",
+            Self::ReopenLog { .. } => "ReopenLog",
+            Self::Attach { .. } => "Attach",
+            Self::Resize { .. } => "Resize",
+            Self::Forget { .. } => "Forget",
+            Self::Shutdown => "Shutdown",
+        }
+    }
+
     /// The version of the messages that has brought this call.
     #[must_use]
     pub fn since(&self) -> u32 {

@@ -77,6 +77,17 @@ pub fn send<T: Serialize>(
     Ok(sys::socket::send(socket, IN_FILE, &all)?)
 }
 
+/// A message that was received.
+#[derive(Debug)]
+pub struct Received<T> {
+    /// What it says.
+    pub message: T,
+    /// What came with it; none where [`cut`](Self::cut).
+    pub descriptors: Vec<OwnedFd>,
+    /// Its descriptors are lost: this process may not open that many.
+    pub cut: bool,
+}
+
 /// Receives a message with its descriptors; `None` is the end of the connection. `buffer` is for reuse.
 ///
 /// # Errors
@@ -84,7 +95,7 @@ pub fn send<T: Serialize>(
 pub fn receive<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
-) -> Result<Option<(T, Vec<OwnedFd>)>, TransportError> {
+) -> Result<Option<Received<T>>, TransportError> {
     receive_with(socket, buffer, |text| serde_json::from_slice(text))
 }
 
@@ -96,21 +107,23 @@ pub fn receive_with<T>(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
     decode: impl FnOnce(&[u8]) -> serde_json::Result<T>,
-) -> Result<Option<(T, Vec<OwnedFd>)>, TransportError> {
+) -> Result<Option<Received<T>>, TransportError> {
     buffer.resize(IN_PACKET, 0);
-    let (length, mut descriptors) = sys::socket::receive(socket, buffer)?;
+    let sys::socket::Packet { length, mut descriptors, cut, .. } = sys::socket::receive_from(socket, buffer)?;
     let packet = buffer.get(..length).unwrap_or_default();
     if packet.is_empty() {
         return Ok(None);
     }
-    if packet != IN_FILE {
-        return Ok(Some((decode(packet)?, descriptors)));
+    let message = match packet {
+        IN_FILE if descriptors.is_empty() => return Err(TransportError::NoText),
+        IN_FILE => decode(&sys::fs::read_all(descriptors.remove(0), LONGEST)?)?,
+        packet => decode(packet)?,
+    };
+    if cut {
+        // Which of them came cannot be told.
+        descriptors.clear();
     }
-    if descriptors.is_empty() {
-        return Err(TransportError::NoText);
-    }
-    let text = sys::fs::read_all(descriptors.remove(0), LONGEST)?;
-    Ok(Some((decode(&text)?, descriptors)))
+    Ok(Some(Received { message, descriptors, cut }))
 }
 
 /// Bytes of the words in a failure's record.
@@ -219,9 +232,9 @@ mod tests {
         let message = vec!["x".repeat(200 << 10)];
         let extra = sys::fs::sealed("extra", b"extra", false).unwrap();
         send(a.as_fd(), &message, &[extra.as_fd()]).unwrap();
-        let (got, descriptors) = receive::<Vec<String>>(b.as_fd(), &mut Vec::new()).unwrap().unwrap();
-        assert_eq!(got, message);
-        assert_eq!(sys::fs::read_all(&descriptors[0], 100).unwrap(), b"extra");
+        let got = receive::<Vec<String>>(b.as_fd(), &mut Vec::new()).unwrap().unwrap();
+        assert_eq!((got.message, got.cut), (message, false));
+        assert_eq!(sys::fs::read_all(&got.descriptors[0], 100).unwrap(), b"extra");
         drop(a);
         assert!(receive::<Vec<String>>(b.as_fd(), &mut Vec::new()).unwrap().is_none());
     }

@@ -36,6 +36,7 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
         tracing::error!("skipped a broken drop-in: {}", broken.message);
     }
     berth_runtime::sys::memory::limit_arenas();
+    crate::descriptors::raise_limit();
     match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -68,12 +69,19 @@ fn start(config: Config) -> Result<(), String> {
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
         let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
         crate::pod::run::release_default_cgroup(&daemon);
+        let records = daemon.records.clone();
+        if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {
+            tracing::error!("some records are not written: the next daemon asks the keepers");
+        }
         served.map_err(|error| error.to_string())
     });
     // Calls that block in the kernel do not hold up the end.
     runtime.shutdown_background();
     served
 }
+
+/// How long the disk may take for the last records.
+const LAST_WRITES: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Enough to answer while one thread is busy; more only cost memory, since what blocks has threads of its own.
 fn workers() -> usize {

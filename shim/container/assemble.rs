@@ -64,7 +64,7 @@ pub fn assemble(
     let label = labels.as_ref().map(|labels| labels.mount.as_str());
     let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work), userns, label)?;
     let user = resolve_user(&config, layer, &rootfs)?;
-    container.amend(|record| {
+    container.intend(|record| {
         record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
     })?;
     let mut spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use berth_image::{Digest, Image, WritableLayer};
 use berth_proto::v1::ContainerConfig;
@@ -15,6 +14,7 @@ use tonic::Status;
 use super::assemble::{self, Assembled};
 use super::log;
 use crate::daemon::{Shared, blocking};
+use crate::descriptors;
 use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::keeper::{Link, LinkError};
@@ -27,10 +27,6 @@ use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Po
 use crate::systemd;
 use crate::undo::UndoStack;
 
-/// How long the first process may take up to the gate: it opens paths that users name, on any disk. After that it is
-/// killed (DESIGN rule 8).
-const TO_THE_GATE: Duration = Duration::from_secs(60);
-
 /// Makes a container, or joins the call that is making the same one.
 ///
 /// # Errors
@@ -38,6 +34,7 @@ const TO_THE_GATE: Duration = Duration::from_secs(60);
 /// where the pod is not ready, or the step that failed with its object.
 pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
     validate::container(&config).map_err(CriError::from)?;
+    descriptors::check("create a container")?;
     let pod = daemon.store.pod(pod)?;
     let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
@@ -52,6 +49,7 @@ pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Resu
             }
             let id = ContainerId::random();
             span.record("container", id.as_str());
+            let _making = pod.making(id.clone());
             let creation = Creation { daemon, pod, id, config, progress, undo: UndoStack::default() };
             creation.run().await.map_err(Status::from)
         })
@@ -69,7 +67,11 @@ struct Creation {
 
 impl Creation {
     async fn run(mut self) -> Result<String, CriError> {
-        match self.steps().await {
+        let made = self.steps().await.and_then(|container| {
+            // A pod that is being stopped waits for this: it kills what is in the store, and nothing comes after that.
+            self.ready_pod().map(|_| container)
+        });
+        match made {
             Ok(container) => {
                 self.daemon.store.insert_container(container.clone());
                 self.daemon.events.container(&self.daemon, &container);
@@ -102,10 +104,12 @@ impl Creation {
         self.progress.step("log folder");
         assembled.plan.stdio.log_path = log::prepare(&self.pod, &self.config).await?;
         self.progress.step("first process");
+        self.ready_pod()?;
         let pid = self.create_process(&link, &container, assembled).await?;
         systemd::release(placeholder).await;
         self.progress.step("record");
-        container.change(|state| state.created(pid))?;
+        let created = container.clone();
+        blocking(move || created.intend(|record| record.state = record.state.created(pid))).await?;
         Ok(container)
     }
 
@@ -158,7 +162,7 @@ impl Creation {
             user: RecordedUser::default(),
             state: ContainerState::Creating,
         };
-        let container = Arc::new(Container::new(record, folder.clone()));
+        let container = Arc::new(Container::new(record, folder.clone(), self.daemon.records.clone()));
         let gone = folder.clone();
         self.undo.push("remove the container's folder", async move {
             blocking(move || file::remove_folder(&gone)).await.map_err(|error| error.to_string())
@@ -166,7 +170,7 @@ impl Creation {
         let written = container.clone();
         blocking(move || {
             file::make_private_folder(&folder)?;
-            written.change(ContainerState::clone)
+            written.intend(|_| {})
         })
         .await?;
         Ok(container)
@@ -250,20 +254,22 @@ impl Creation {
         let plan = Box::new(assembled.plan.clone());
         let folder = container.folder().display().to_string();
         let call = Call::Create { container: self.id.as_str().to_owned(), folder, plan };
-        let answer = tokio::time::timeout(TO_THE_GATE, link.call(call, assembled.descriptors)).await;
-        match answer {
-            Ok(Ok((Outcome::Created { pid }, _))) => Ok(pid),
-            Ok(Err(LinkError::Failure(Failure::Init(failure)))) => Err(CriError::failed(
+        match link.call(call, assembled.descriptors).await {
+            Ok((Outcome::Created { pid }, _)) => Ok(pid),
+            Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
+            Err(LinkError::Failure(Failure::Init(failure))) => Err(CriError::failed(
                 format!("create container {}", self.id),
                 berth_runtime::compile::explain(&failure, &assembled.plan),
             )),
-            Ok(Err(error)) => Err(error.into()),
-            Ok(Ok((other, _))) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
-            Err(_) => Err(CriError::deadline(format!(
-                "create container {}: its mounts are not ready after {} s",
+            Err(LinkError::Failure(Failure::State { .. })) if self.ready_pod().is_err() => {
+                Err(pod_not_ready(&self.pod))
+            }
+            Err(LinkError::NoAnswer { patience, keeper, .. }) => Err(CriError::deadline(format!(
+                "create container {}: its mounts are not ready after {} s ({keeper})",
                 self.id,
-                TO_THE_GATE.as_secs()
+                patience.as_secs()
             ))),
+            Err(error) => Err(error.into()),
         }
     }
 }

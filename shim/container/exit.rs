@@ -12,34 +12,42 @@ use crate::store::{Container, ContainerState, Exit, ExitReason};
 
 /// `ENOENT`: the exit code of a command that is not there is 127, of one that cannot be run 126, as a shell has it.
 const ENOENT: i32 = 2;
-/// How long the news of an end may take after the kill. A process in an uninterruptible sleep takes longer.
-const AFTER_KILL: Duration = Duration::from_secs(30);
-/// How long a keeper may take to answer that it is there.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long the news of an end usually takes after everything in the cgroup has ended.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long it may take from a keeper that answers.
+const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// A container has ended.
+/// A container has ended. With a PID namespace of its own nothing is left of it; in a shared one or the host's, others of its
+/// processes live on.
 pub async fn take(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
+    note(daemon, container, record).await;
+    kill_rest(daemon, container).await;
+}
+
+/// That a container has ended, and how, is known.
+pub(crate) async fn note(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
     tracing::debug!(container = container.id.as_str(), code = record.code, "ended");
     let exit = match &record.failure {
-        Some(failure) => cannot_run(container, failure, record.finished_at),
+        Some(failure) => cannot_run(container, failure, record.finished_at).await,
         None => Exit::from_record(record),
     };
-    if let Err(error) = container.change(|state| state.exited(exit.clone())) {
-        tracing::error!(container = container.id.as_str(), %error, "record the end");
-    }
+    container.happened(|state| state.exited(exit));
     daemon.events.container(daemon, container);
-    // With a process namespace of its own nothing is left; in a shared one or the host's the others live on.
+}
+
+/// Kills what is left in the cgroup of a container that has ended.
+pub(crate) async fn kill_rest(daemon: &Shared, container: &Arc<Container>) {
     if let Err(error) = kill_cgroup(daemon, container).await {
-        tracing::warn!(container = container.id.as_str(), %error, "kill what the container left behind");
+        tracing::warn!(container = container.id.as_str(), %error, "failed to kill what the container left behind");
     }
 }
 
 /// The end of a container whose command could not be run. The answer to the start and the news of the end can cross:
 /// both come to this.
-pub(super) fn cannot_run(container: &Container, failure: &InitFailure, finished_at: i64) -> Exit {
-    let command = container
-        .spec
-        .whole()
+pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure, finished_at: i64) -> Exit {
+    let spec = container.clone();
+    let command = blocking(move || spec.spec.whole())
+        .await
         .ok()
         .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
         .and_then(|args| args.into_iter().next())
@@ -54,44 +62,57 @@ pub(super) fn cannot_run(container: &Container, failure: &InitFailure, finished_
 }
 
 /// How a container ended will never be known.
-pub async fn lost(daemon: &Shared, container: &Arc<Container>, why: &str) {
-    if let Err(error) = kill_cgroup(daemon, container).await {
-        tracing::warn!(container = container.id.as_str(), %error, "kill what the container left behind");
-    }
-    let changed = container.change(|state| match state {
+pub(crate) fn lost(daemon: &Shared, container: &Container, why: &str) {
+    container.happened(|state| match state {
         ContainerState::Running { started_at, .. } => state.exited(Exit::unknown(*started_at, why)),
         _ => state.exited(Exit::unknown(0, why)),
     });
-    if let Err(error) = changed {
-        tracing::error!(container = container.id.as_str(), %error, "record the end");
-    }
     daemon.events.container(daemon, container);
 }
 
 /// Kills a container and waits until it has ended. The cgroup is the truth of what runs (DESIGN rule 4).
 ///
 /// # Errors
-/// It cannot be killed, or its end is not heard of.
+/// Something in it does not end.
 pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriError> {
     if matches!(container.state(), ContainerState::Exited(_)) {
         return Ok(());
     }
     kill_cgroup(daemon, container).await?;
     let Some(link) = daemon.store.pod(container.pod.as_str())?.link() else {
-        lost(daemon, container, "the pod's keeper has ended").await;
+        lost(daemon, container, "the pod's keeper has ended");
         return Ok(());
     };
-    if tokio::time::timeout(AFTER_KILL, container.ended()).await.is_ok() {
+    if tokio::time::timeout(AT_ONCE, container.ended()).await.is_ok() {
         return Ok(());
     }
-    if !matches!(tokio::time::timeout(ANSWER, link.hello()).await, Ok(Ok(_))) {
-        // Its cgroup is empty: it has ended, and the one that would tell is not well.
-        lost(daemon, container, "the pod's keeper does not answer").await;
+    let answer = tokio::select! {
+        _ended = container.ended() => return Ok(()),
+        answer = link.hello() => answer,
+    };
+    if let Err(error) = answer {
+        // Its cgroup is empty: it has ended by the kill, and only the news of that is missing.
+        killed(daemon, container, &error.to_string());
+        return Ok(());
+    }
+    if tokio::time::timeout(AFTER_KILL, container.ended()).await.is_ok() {
         return Ok(());
     }
     let pid = container.state().pid();
     let id = &container.id;
     Err(CriError::deadline(format!("kill container {id}: process {pid:?} does not end{}", waits_in(pid))))
+}
+
+/// A container was killed, and its keeper does not say so.
+fn killed(daemon: &Shared, container: &Container, why: &str) {
+    container.happened(|state| {
+        let started_at = match state {
+            ContainerState::Running { started_at, .. } => *started_at,
+            _ => 0,
+        };
+        state.exited(Exit::killed(started_at, why))
+    });
+    daemon.events.container(daemon, container);
 }
 
 /// Where in the kernel a process is stuck (proc(5), `wchan`), as the end of an error.

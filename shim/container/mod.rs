@@ -9,6 +9,7 @@ pub mod create;
 pub mod exit;
 pub mod list;
 pub mod log;
+pub mod reconcile;
 pub mod remove;
 pub mod start;
 pub mod status;

@@ -41,12 +41,17 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     if let ContainerState::Running { .. } = container.state() {
         exit::kill(daemon, container).await?;
     }
+    // What the keeper forgets cannot be started: a start that waits for the keeper is answered by this.
+    forget(daemon, container).await?;
+    progress.step("turn");
+    let _turn = container.turn.write().await;
     forget(daemon, container).await?;
     progress.step("cgroup");
     release_cgroup(daemon, container.with(|record| record.cgroup.clone())).await?;
     progress.step("writable layer");
     daemon.images.remove_layer(container.id.as_str()).await?;
     progress.step("folder");
+    container.give_up_record();
     let folder = container.folder().to_owned();
     blocking(move || file::remove_folder(&folder)).await?;
     daemon.store.forget_container(container);
@@ -61,6 +66,11 @@ async fn forget(daemon: &Shared, container: &Container) -> Result<(), CriError> 
     };
     match link.done(Call::Forget { container: container.id.as_str().to_owned() }).await {
         Ok(()) | Err(LinkError::Gone | LinkError::Failure(Failure::NotFound { .. })) => Ok(()),
+        // Nothing of the container runs any more: a keeper that does not answer holds nothing of it but memory.
+        Err(error) if matches!(container.state(), ContainerState::Exited(_)) => {
+            tracing::warn!(container = container.id.as_str(), %error, "the keeper does not forget the container");
+            Ok(())
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -33,6 +33,8 @@ pub async fn start(daemon: &Shared, id: &str) -> Result<(), Status> {
 }
 
 async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
+    let _turn = container.turn.write().await;
+    daemon.store.container(container.id.as_str())?;
     let what = || format!("container {}", container.id);
     match container.state() {
         ContainerState::Created { .. } => {}
@@ -48,20 +50,32 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     progress.step("exec");
     match link.call(Call::Start { container: container.id.as_str().to_owned() }, Vec::new()).await {
         Ok((Outcome::Started { at }, _)) => {
-            container.change(|state| state.started(at))?;
+            container.happened(|state| state.started(at));
             daemon.events.container(daemon, container);
             Ok(())
         }
         Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
-        Err(LinkError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure),
+        Err(LinkError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure).await,
+        // Whether the command runs is in what the keeper knows, which comes with the next connection.
+        Err(error @ LinkError::Broken { .. }) => {
+            pod.is_reconciled().await;
+            match container.state() {
+                ContainerState::Running { .. } => Ok(()),
+                _ => Err(error.into()),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-fn cannot_run(daemon: &Shared, container: &Container, failure: &InitFailure) -> Result<(), CriError> {
-    let exit = exit::cannot_run(container, failure, crate::clock::now());
+async fn cannot_run(
+    daemon: &Shared,
+    container: &Arc<Container>,
+    failure: &InitFailure,
+) -> Result<(), CriError> {
+    let exit = exit::cannot_run(container, failure, crate::clock::now()).await;
     let message = exit.message.clone();
-    container.change(|state| state.exited(exit.clone()))?;
+    container.happened(|state| state.exited(exit));
     daemon.events.container(daemon, container);
     Err(CriError::failed(format!("start container {}", container.id), message))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_runtime::wire::Call;
+use berth_runtime::wire::{Call, Failure};
 use tonic::Status;
 
 use super::exit;
@@ -48,8 +48,8 @@ async fn steps(
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
     if !grace.is_zero() {
         progress.step("grace period");
-        send_stop_signal(daemon, container).await?;
-        if tokio::time::timeout(grace, container.ended()).await.is_ok() {
+        let told = send_stop_signal(daemon, container).await?;
+        if told && tokio::time::timeout(grace, container.ended()).await.is_ok() {
             return Ok(());
         }
     }
@@ -57,14 +57,18 @@ async fn steps(
     exit::kill(daemon, container).await
 }
 
-async fn send_stop_signal(daemon: &Shared, container: &Container) -> Result<(), CriError> {
+/// Has the keeper send the stop signal; whether it was sent. Without a keeper that answers nobody can: the kill follows.
+async fn send_stop_signal(daemon: &Shared, container: &Container) -> Result<bool, CriError> {
     let pod = daemon.store.pod(container.pod.as_str())?;
-    let Some(link) = pod.link() else { return Ok(()) };
+    let Some(link) = pod.link() else { return Ok(false) };
     let signal = container.with(|record| record.stop_signal);
     let call = Call::Signal { container: container.id.as_str().to_owned(), signal };
     match link.done(call).await {
-        // Without a keeper there is nobody to send it; the kill by cgroup follows.
-        Ok(()) | Err(LinkError::Gone) => Ok(()),
-        Err(error) => Err(error.into()),
+        Ok(()) => Ok(true),
+        Err(error @ LinkError::Failure(Failure::System { .. })) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(container = container.id.as_str(), %error, "failed to send the stop signal");
+            Ok(false)
+        }
     }
 }

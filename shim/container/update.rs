@@ -1,6 +1,6 @@
 //! UpdateContainerResources: new limits of a container, whether it is created, running or over.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use berth_proto::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
@@ -27,6 +27,8 @@ pub async fn update(daemon: &Shared, request: UpdateContainerResourcesRequest) -
     }
     let Some(asked) = request.linux else { return Ok(()) };
     check(&asked, daemon.hierarchies.is_v2())?;
+    let turn = container.turn.clone().write_owned().await;
+    daemon.store.container(container.id.as_str())?;
     let daemon = daemon.clone();
     if daemon.by_systemd() {
         let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
@@ -34,7 +36,11 @@ pub async fn update(daemon: &Shared, request: UpdateContainerResourcesRequest) -
         systemd::set_limits(&daemon, &path, &limits(&after, daemon.hierarchies.is_v2())).await?;
     }
     // Not to be broken off by a caller that goes away: what blocks runs on to its end.
-    blocking(move || apply(&daemon, &container, &asked)).await
+    blocking(move || {
+        let _turn = turn;
+        apply(&daemon, &container, &asked)
+    })
+    .await
 }
 
 fn apply(
@@ -42,7 +48,6 @@ fn apply(
     container: &Arc<Container>,
     asked: &LinuxContainerResources,
 ) -> Result<(), CriError> {
-    let _in_order = container.updating.lock().unwrap_or_else(PoisonError::into_inner);
     let v2 = daemon.hierarchies.is_v2();
     let (before, after) = changed(container, asked);
     // A container that is over has no cgroup; what it would have had is told in its status.
@@ -55,8 +60,8 @@ fn apply(
         }
     }
     container.spec.change_limits(limits(&after, v2), &daemon.filters)?;
-    container.amend(|record| {
-        record.config.linux.get_or_insert_default().resources = Some(after);
+    container.intend(|record| {
+        record.config.linux.get_or_insert_default().resources = Some(after.clone());
     })?;
     Ok(())
 }

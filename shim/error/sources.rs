@@ -117,7 +117,9 @@ impl From<SpecError> for CriError {
 impl From<LinkError> for CriError {
     fn from(error: LinkError) -> Self {
         let code = match &error {
-            LinkError::Gone | LinkError::Connection(_) => Code::Unavailable,
+            LinkError::Gone | LinkError::Connection(_) | LinkError::Broken { .. } => Code::Unavailable,
+            LinkError::NoAnswer { .. } => Code::DeadlineExceeded,
+            LinkError::Busy { .. } | LinkError::NoDescriptors => Code::ResourceExhausted,
             LinkError::Failure(Failure::NotFound { .. }) => Code::NotFound,
             LinkError::Failure(Failure::Init(_) | Failure::State { .. }) => Code::FailedPrecondition,
             LinkError::Failure(Failure::Unknown) => Code::Unimplemented,
@@ -147,7 +149,10 @@ mod tests {
     #[test]
     fn a_failure_below_keeps_its_words_and_gets_its_code() {
         let gone = CriError::from(LinkError::Gone);
-        assert_eq!((gone.code(), gone.to_string().as_str()), (Code::Unavailable, "the pod's keeper is gone"));
+        assert_eq!(
+            (gone.code(), gone.to_string().as_str()),
+            (Code::Unavailable, "the pod's keeper has ended")
+        );
         let user = CriError::from(UserError::UnknownUser("bob".to_owned()));
         assert_eq!(user.code(), Code::InvalidArgument);
         assert!(user.to_string().contains("bob"));

@@ -2,8 +2,8 @@
 //! that it has started.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::compile::{FdList, compile_process, compile_users};
@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::daemon::{Shared, blocking};
+use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::{Link, LinkError};
 use crate::spec::exec_process;
@@ -20,6 +21,12 @@ use crate::store::spec::Kept;
 use crate::store::{Container, ContainerState};
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A number that makes the ids of this daemon's execs unique among those of former daemons, which may have had its pid.
+fn this_daemon() -> u64 {
+    static NUMBER: OnceLock<u64> = OnceLock::new();
+    *NUMBER.get_or_init(rand::random)
+}
 
 /// How many cgroups of earlier execs are looked at after each: of those that had left something running.
 const LOOKED_AT: usize = 4;
@@ -66,15 +73,13 @@ impl Process {
         if command.is_empty() {
             return Err(CriError::invalid("cmd", "is empty"));
         }
+        descriptors::check("exec")?;
         let place = Place::new(daemon, container)?;
         // Dropped with the future of the caller.
         let (_wanted, given_up) = oneshot::channel::<()>();
         let starting = async move {
             let ended = place.link.exec_end(&place.id);
-            let started = match place.prepare(command, ends).await {
-                Ok((plan, descriptors)) => place.start(plan, descriptors, given_up).await,
-                Err(error) => Err(error),
-            };
+            let started = place.take_turn(command, ends, given_up).await;
             match started {
                 Ok(master) => Ok((Self { place: Some(place), end: End::Awaited(ended) }, master)),
                 Err(error) => {
@@ -147,10 +152,29 @@ struct Place {
 impl Place {
     fn new(daemon: &Shared, container: Arc<Container>) -> Result<Self, CriError> {
         let link = link_of(daemon, &container)?;
-        // The daemon's pid makes the id unique among those of former daemons.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{}{}-{number}", Cgroup::EXEC, std::process::id());
+        let id = format!("{}{:016x}-{number}", Cgroup::EXEC, this_daemon());
         Ok(Self { daemon: daemon.clone(), container, link, id })
+    }
+
+    /// Waits for what else is done with the container, but not for other execs, and starts the command.
+    async fn take_turn(
+        &self,
+        command: Vec<String>,
+        ends: Ends,
+        mut given_up: oneshot::Receiver<()>,
+    ) -> Result<Option<OwnedFd>, CriError> {
+        let _turn = tokio::select! {
+            turn = self.container.turn.read() => turn,
+            _given_up = &mut given_up => return Err(self.given_up()),
+        };
+        let (plan, descriptors) = self.prepare(command, ends).await?;
+        self.start(plan, descriptors, given_up).await
+    }
+
+    /// Nobody hears this.
+    fn given_up(&self) -> CriError {
+        CriError::deadline(format!("exec in container {}: its caller has gone", self.container.id))
     }
 
     async fn prepare(&self, command: Vec<String>, ends: Ends) -> Result<(ExecPlan, Vec<OwnedFd>), CriError> {

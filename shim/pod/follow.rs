@@ -1,36 +1,36 @@
-//! What a keeper tells unasked: containers that end, a pause that ends, and its own end.
+//! What a keeper tells unasked: containers that end, a pause that ends, and the end of the keeper itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use berth_runtime::client::KeeperProcess;
-use berth_runtime::wire::Event;
-use tokio::sync::mpsc;
+use berth_runtime::wire::{Call, Event, Snapshot};
 use tracing::Instrument;
 
-use crate::container::exit;
+use crate::container::{exit, reconcile};
 use crate::daemon::Shared;
+use crate::error::CriError;
 use crate::event::Level;
+use crate::keeper::{Link, News, NewsReceiver};
+use crate::pod::keeper::pause_of;
 use crate::store::{Pod, PodState};
 
-/// Follows a pod's keeper until its connection ends, and takes the end of its process away where this daemon has started
-/// it. One that a former daemon has started is reaped by process 1.
-pub fn follow(
-    daemon: &Shared,
-    pod: &Arc<Pod>,
-    mut events: mpsc::UnboundedReceiver<Event>,
-    process: Option<KeeperProcess>,
-) {
-    let (daemon, pod) = (daemon.clone(), pod.clone());
+/// Follows a pod's keeper until its process ends, or until its pod is released.
+pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &Link, mut news: NewsReceiver) {
+    let (daemon, pod, process) = (daemon.clone(), pod.clone(), link.process());
     let span = tracing::info_span!(parent: None, "keeper", pod = pod.id.as_str());
     tokio::spawn(
         async move {
-            while let Some(event) = events.recv().await {
-                take(&daemon, &pod, event).await;
+            while let Some(news) = news.recv().await {
+                match news {
+                    News::Event(event) => take(&daemon, &pod, event).await,
+                    News::Reconnected(snapshot) => take_over(&daemon, &pod, snapshot).await,
+                }
             }
-            if let Some(process) = process {
-                drop(tokio::task::spawn_blocking(move || process.reap()));
+            // The news end with the process, or with the last holder of the link, whose pod is released.
+            if process.has_ended(Duration::ZERO) {
+                keeper_ended(&daemon, &pod).await;
             }
-            keeper_lost(&daemon, &pod).await;
+            pod.set_reconciled(true);
         }
         .instrument(span),
     );
@@ -42,37 +42,64 @@ async fn take(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
             Ok(container) => exit::take(daemon, &container, &record).await,
             Err(_) => tracing::debug!(container, "a container that is being made or removed has ended"),
         },
-        Event::PauseExited { code } => {
-            if matches!(pod.state(), PodState::Ready { .. }) {
-                tracing::warn!(code, "the pause has ended: the pod is not ready");
-                mark_stopping(pod);
-                daemon.events.pod(daemon, pod, Level::Stopped);
-            }
-        }
+        Event::PauseExited { code } => pause_ended(daemon, pod, code),
         Event::ExecExited { exec, .. } => tracing::debug!(exec, "nobody waits for the end of this exec"),
         Event::Detached { client, .. } => tracing::debug!(client, "nobody waits for the end of this client"),
     }
 }
 
-/// Without its keeper nothing of a pod is looked after: what still runs is killed, by its cgroups.
-async fn keeper_lost(daemon: &Shared, pod: &Arc<Pod>) {
-    pod.set_link(None);
-    if !matches!(pod.state(), PodState::Ready { .. }) {
-        return;
-    }
-    tracing::error!("the pod's keeper has ended: its containers are killed");
-    mark_stopping(pod);
-    for container in daemon.store.containers_of(&pod.id) {
-        exit::lost(daemon, &container, "the pod's keeper has ended").await;
-    }
-    daemon.events.pod(daemon, pod, Level::Stopped);
-    if let Err(error) = super::stop::release(daemon, pod).await {
-        tracing::error!(%error, "release what the pod held");
+fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
+    if matches!(pod.state(), PodState::Ready { .. }) {
+        tracing::warn!(code, "the pause has ended: the pod is not ready");
+        pod.happened(PodState::stopping);
+        daemon.events.pod(daemon, pod, Level::Stopped);
     }
 }
 
-fn mark_stopping(pod: &Pod) {
-    if let Err(error) = pod.change(PodState::stopping) {
-        tracing::error!(%error, "record that the pod is not ready");
+/// Takes over what the keeper knows, after a connection was made.
+async fn take_over(daemon: &Shared, pod: &Arc<Pod>, snapshot: Snapshot) {
+    let Some(link) = pod.link() else { return };
+    if snapshot.pause.is_none() && pod.state() != PodState::Creating {
+        pause_ended(daemon, pod, 0);
+    }
+    if pod.netns().is_none()
+        && let Err(error) = take_namespaces(pod, &link, &snapshot).await
+    {
+        tracing::error!(%error, "failed to take over the namespaces of the pod");
+    }
+    if pod.take_former_daemon() {
+        reconcile::end_execs(daemon, pod, snapshot.execs.clone()).await;
+    }
+    reconcile::all_of(daemon, pod, &link, &snapshot).await;
+    pod.set_reconciled(true);
+}
+
+async fn take_namespaces(pod: &Pod, link: &Link, snapshot: &Snapshot) -> Result<(), CriError> {
+    if snapshot.pause.is_none() {
+        return Ok(());
+    }
+    let (outcome, descriptors) = link.call(Call::Namespaces, Vec::new()).await?;
+    let pause = pause_of(outcome, descriptors)?;
+    pod.set_netns(Some(pause.netns));
+    pod.set_userns(pause.userns);
+    Ok(())
+}
+
+/// Without its keeper nothing of a pod is looked after: what still runs is killed, by its cgroups.
+pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
+    pod.set_link(None);
+    let was_ready = matches!(pod.state(), PodState::Ready { .. });
+    if was_ready {
+        tracing::error!("the pod's keeper has ended: its containers are killed");
+        pod.happened(PodState::stopping);
+    }
+    for container in daemon.store.containers_of(&pod.id) {
+        reconcile::ended_unseen(daemon, &container).await;
+    }
+    if was_ready {
+        daemon.events.pod(daemon, pod, Level::Stopped);
+        if let Err(error) = super::stop::stop_pod(daemon, pod).await {
+            tracing::error!(%error, "failed to release what the pod held");
+        }
     }
 }

@@ -1,72 +1,92 @@
-//! The end of keepers: they are told over their connection; one that cannot be reached is found among the processes of
-//! the host and ended with all that runs in its pod.
+//! Keepers as pods have them: what they hand out, and their end. A keeper is told to end; one that does not is killed by its
+//! pidfd. At the start of the daemon, keepers are found among the processes of the host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::{FoundKeeper, find_keepers};
-use berth_runtime::wire::Call;
+use berth_runtime::wire::{Call, Outcome};
 
 use crate::daemon::{Daemon, Shared, blocking};
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
-use crate::keeper::{Link, LinkError};
+use crate::keeper::{Link, LinkError, wait_for_end};
 use crate::systemd;
 
-/// How long a keeper may take to take a call.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a keeper may take to end when it is killed: one in an uninterruptible sleep takes as long as its disk.
+const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// Ends the keeper of a pod. One that is gone has ended already.
-pub(crate) async fn end(daemon: &Shared, id: &PodId, link: Option<&Link>) -> Result<(), String> {
-    let told = match link {
-        Some(link) => tokio::time::timeout(PATIENCE, link.done(Call::Shutdown)).await,
-        None => Ok(Err(LinkError::Gone)),
-    };
-    match told {
-        Ok(Ok(())) => return Ok(()),
-        // What has ended is the connection, and perhaps nothing else.
-        Ok(Err(LinkError::Gone)) => {}
-        Ok(Err(error)) => tracing::warn!(pod = id.as_str(), %error, "tell the keeper to end"),
-        Err(_) => tracing::warn!(pod = id.as_str(), "the keeper does not answer"),
-    }
-    let (daemon, id) = (daemon.clone(), id.clone());
-    let ended = blocking(move || end_found(&daemon, |found| *found == id));
-    ended.await.map_err(|error| error.to_string())
+/// The pause as the keeper hands it out.
+#[derive(Debug)]
+pub(crate) struct Pause {
+    pub(crate) pid: i32,
+    pub(crate) netns: OwnedFd,
+    pub(crate) userns: Option<OwnedFd>,
 }
 
-/// Ends the keepers of this daemon that no pod has a connection to: of a pod that has no record any more, or whose folder
-/// with the keeper's socket was removed.
-pub(crate) async fn end_unreachable(daemon: &Shared) {
+/// The pause's pid and the pod's namespaces out of the keeper's answer: after the pidfd that of the network and, if there
+/// is one, that of the users.
+pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<Pause, CriError> {
+    let mut descriptors = descriptors.into_iter().skip(1);
+    match (outcome, descriptors.next()) {
+        (Outcome::Sandbox { pid }, Some(netns)) => Ok(Pause { pid, netns, userns: descriptors.next() }),
+        (other, _) => Err(CriError::internal("start the pause", format!("unexpected answer {other:?}"))),
+    }
+}
+
+/// Ends a keeper: it is told, and killed where it does not answer.
+///
+/// # Errors
+/// It does not end, with what it is doing.
+pub(crate) async fn end(link: &Link) -> Result<(), String> {
+    match link.done(Call::Shutdown).await {
+        Ok(()) | Err(LinkError::Gone) => return Ok(()),
+        Err(error) => tracing::warn!(%error, "the keeper is killed, since it does not end when it is told"),
+    }
+    let process = link.process();
+    process.kill();
+    match wait_for_end(&process, AFTER_KILL).await {
+        true => Ok(()),
+        false => Err(format!("the keeper does not end: {}", process.describe())),
+    }
+}
+
+/// The keepers of this daemon and of its predecessors that live, by their pods.
+///
+/// # Errors
+/// The processes of the host cannot be looked at.
+pub(crate) async fn living(daemon: &Shared) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
+    let daemon = daemon.clone();
+    blocking(move || {
+        let ours = Ours::of(&daemon);
+        let found = find_keepers(|keeper| ours.has(keeper).is_some())
+            .map_err(|error| CriError::internal("look for keepers", error))?;
+        Ok::<_, CriError>(found.into_iter().filter_map(|keeper| Some((ours.has(&keeper)?, keeper))).collect())
+    })
+    .await
+}
+
+/// Ends keepers that cannot be reached, since they have no record or no socket any more, with all that runs in their pods.
+pub(crate) async fn end_unreachable(daemon: &Shared, keepers: Vec<FoundKeeper>) {
     let ending = daemon.clone();
     let ended = blocking(move || {
-        let connected: BTreeSet<PodId> =
-            ending.store.pods().iter().filter(|pod| pod.link().is_some()).map(|pod| pod.id.clone()).collect();
-        end_found(&ending, |id| !connected.contains(id))
+        for keeper in keepers {
+            tracing::warn!(
+                pod = keeper.pod(),
+                "the keeper cannot be reached: it is ended with all that runs in its pod"
+            );
+            match keeper.end() {
+                Ok(cgroups) => remove_cgroups(&ending, &cgroups),
+                Err(error) => tracing::error!(%error, "failed to end a keeper"),
+            }
+        }
+        Ok::<_, CriError>(())
     });
     if let Err(error) = ended.await {
-        tracing::error!(%error, "end keepers that cannot be reached");
-    }
-}
-
-/// Ends all of them, and goes on after an error.
-fn end_found(daemon: &Daemon, wanted: impl Fn(&PodId) -> bool) -> Result<(), CriError> {
-    let ours = Ours::of(daemon);
-    let mut errors = Vec::new();
-    for keeper in find_keepers(|keeper| ours.has(keeper).is_some_and(|id| wanted(&id))) {
-        tracing::warn!(
-            pod = keeper.pod(),
-            "the keeper cannot be reached: it is ended with all that runs in its pod"
-        );
-        match keeper.end() {
-            Ok(cgroups) => remove_cgroups(daemon, &cgroups),
-            Err(error) => errors.push(error.to_string()),
-        }
-    }
-    match errors.as_slice() {
-        [] => Ok(()),
-        _ => Err(CriError::internal("end keepers", errors.join("; "))),
+        tracing::error!(%error, "failed to end keepers that cannot be reached");
     }
 }
 
@@ -88,8 +108,7 @@ impl<'a> Ours<'a> {
     fn has(&self, keeper: &FoundKeeper) -> Option<PodId> {
         let id = PodId::try_from(keeper.pod().to_owned()).ok()?;
         let elsewhere = keeper.folder().is_some_and(Path::exists);
-        let known = !elsewhere
-            && (self.daemon.store.pod(id.as_str()).is_ok() || self.daemon.folders.pod(&id).exists());
+        let known = !elsewhere && self.daemon.folders.pod(&id).exists();
         let here =
             self.folder.as_ref().is_some_and(|folder| keeper.folder() == Some(&folder.join(id.as_str())));
         (known || here).then_some(id)

@@ -40,6 +40,7 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
         container::remove::remove(daemon, container.id.as_str()).await?;
     }
     progress.step("folders");
+    pod.give_up_record();
     let folders = (daemon.folders.pod_state(&pod.id), daemon.folders.pod(&pod.id));
     blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1))).await?;
     daemon.store.forget_pod(pod);

@@ -9,12 +9,14 @@ use berth_runtime::client::Placeholder;
 use berth_runtime::compile::FdList;
 use berth_runtime::plan::{CgroupJoin, NamespaceSource, SandboxPlan};
 use berth_runtime::seccomp::default::of_pause;
-use berth_runtime::wire::{Call, Outcome};
-use std::os::fd::{AsFd, OwnedFd};
+use berth_runtime::wire::Call;
+use std::os::fd::AsFd;
 use tonic::Status;
 
-use super::{files, follow, keeper, network};
+use super::keeper::{self, Pause, pause_of};
+use super::{files, follow, network};
 use crate::daemon::{Shared, blocking};
+use crate::descriptors;
 use crate::error::CriError;
 use crate::event::Level;
 use crate::ids::PodId;
@@ -22,7 +24,7 @@ use crate::keeper::Link;
 use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
 use crate::spec::validate;
-use crate::store::pod::namespaces;
+use crate::store::pod::{PodResources, namespaces};
 use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
@@ -41,6 +43,7 @@ pub async fn run(
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
     check_handler(daemon, &runtime_handler)?;
+    descriptors::check("run a pod sandbox")?;
     let name = PodName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
     let key = Key::RunPod(name.clone());
@@ -117,7 +120,8 @@ impl Creation {
         self.progress.step("network");
         self.attach_network(&pod, pause_pid).await?;
         self.progress.step("record");
-        pod.change(|state| state.ready(pause_pid))?;
+        let ready = pod.clone();
+        blocking(move || ready.intend(|record| record.state = record.state.ready(pause_pid))).await?;
         Ok(pod)
     }
 
@@ -134,11 +138,12 @@ impl Creation {
             cgroup: cgroup.to_string(),
             selinux: selinux_labels(&self.daemon, &self.config)?,
             log_folder,
+            resources: PodResources::default(),
             state: PodState::Creating,
         };
         let folder = self.daemon.folders.pod(&self.id);
         let state_folder = self.daemon.folders.pod_state(&self.id);
-        let pod = Arc::new(Pod::new(record, folder.join("pod.json")));
+        let pod = Arc::new(Pod::new(record, folder.join("pod.json"), self.daemon.records.clone()));
         let (gone, gone_state) = (folder.clone(), state_folder.clone());
         self.undo.push("remove the pod's folders", async move {
             blocking(move || file::remove_folder(&gone_state).and_then(|()| file::remove_folder(&gone)))
@@ -150,7 +155,7 @@ impl Creation {
         blocking(move || {
             file::make_private_folder(&folder)?;
             file::make_private_folder(&state_folder)?;
-            written.save()?;
+            written.intend(|_| {})?;
             files::write(&state_folder, &config)
         })
         .await?;
@@ -178,14 +183,15 @@ impl Creation {
         let daemon = self.daemon.clone();
         let id = self.id.clone();
         let folder = self.daemon.folders.pod_state(&self.id);
+        let place = folder.clone();
         let keeper =
             blocking(move || berth_runtime::client::spawn(&daemon.programs, id.as_str(), &folder)).await?;
-        let (link, events) = Link::start(keeper.connection).map_err(CriError::from)?;
-        let (daemon, id, stopping) = (self.daemon.clone(), self.id.clone(), link.clone());
-        self.undo.push("end the keeper", async move { keeper::end(&daemon, &id, Some(&stopping)).await });
+        let (link, news) = Link::start(keeper.connection, keeper.process, place).map_err(CriError::from)?;
+        let stopping = link.clone();
+        self.undo.push("end the keeper", async move { keeper::end(&stopping).await });
         link.hello().await?;
         pod.set_link(Some(link.clone()));
-        follow::follow(&self.daemon, pod, events, Some(keeper.process));
+        follow::follow(&self.daemon, pod, &link, news);
         Ok(link)
     }
 
@@ -228,26 +234,9 @@ impl Creation {
             uid: &metadata.uid,
             runtime,
         };
+        let _attaching = daemon.attaching.read().await;
         daemon.network.add(attach).await?;
         Ok(())
-    }
-}
-
-/// The pause as the keeper hands it out.
-#[derive(Debug)]
-pub(crate) struct Pause {
-    pub(crate) pid: i32,
-    pub(crate) netns: OwnedFd,
-    pub(crate) userns: Option<OwnedFd>,
-}
-
-/// The pause's pid and the pod's namespaces out of the keeper's answer: after the pidfd that of the network and, if there
-/// is one, that of the users.
-pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<Pause, CriError> {
-    let mut descriptors = descriptors.into_iter().skip(1);
-    match (outcome, descriptors.next()) {
-        (Outcome::Sandbox { pid }, Some(netns)) => Ok(Pause { pid, netns, userns: descriptors.next() }),
-        (other, _) => Err(CriError::internal("start the pause", format!("unexpected answer {other:?}"))),
     }
 }
 

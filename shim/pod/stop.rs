@@ -2,15 +2,19 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::wire::Call;
 use tonic::Status;
+use tracing::Instrument;
 
 use super::keeper;
 use crate::container::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
+use crate::ids::ContainerId;
 use crate::operation::{Key, Progress};
 use crate::store::{Pod, PodState};
 
@@ -44,17 +48,67 @@ pub(crate) async fn stop_pod(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), Stat
 }
 
 async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), CriError> {
-    progress.step("record");
-    pod.change(PodState::stopping)?;
+    pod.happened(PodState::stopping);
+    progress.step("containers that are being made");
+    give_up_making(pod).await?;
     progress.step("containers");
-    for container in daemon.store.containers_of(&pod.id) {
-        exit::kill(daemon, &container).await?;
-        // The end of a pod is told after those of its containers.
-        daemon.events.container(daemon, &container);
-    }
+    kill_containers(daemon, pod).await?;
     daemon.events.pod(daemon, pod, Level::Stopped);
     progress.step("release");
     release(daemon, pod).await
+}
+
+/// How often containers that are being made are given up, until they are: one may come to its keeper after that was told.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a container may be in the making once it is given up.
+const GIVEN_UP: Duration = Duration::from_secs(30);
+
+/// Ends the making of containers: nothing of it may come to run after this.
+async fn give_up_making(pod: &Pod) -> Result<(), CriError> {
+    let until = Instant::now() + GIVEN_UP;
+    let mut making = pod.none_making(Duration::ZERO).await;
+    while !making.is_empty() {
+        if Instant::now() > until {
+            let ids: Vec<_> = making.iter().map(ContainerId::as_str).collect();
+            let what =
+                format!("stop pod sandbox {}: containers are still being made: {}", pod.id, ids.join(", "));
+            return Err(CriError::deadline(what));
+        }
+        for container in making.iter().map(|id| id.as_str().to_owned()) {
+            // One that the keeper does not know yet will find that the pod is not ready.
+            if let Some(link) = pod.link() {
+                drop(link.done(Call::Forget { container }).await);
+            }
+        }
+        making = pod.none_making(AGAIN).await;
+    }
+    Ok(())
+}
+
+/// All at once: the slowest decides how long it takes.
+async fn kill_containers(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for container in daemon.store.containers_of(&pod.id) {
+        let daemon = daemon.clone();
+        let kill = async move {
+            exit::kill(&daemon, &container).await?;
+            // The end of a pod is told after those of its containers.
+            daemon.events.container(&daemon, &container);
+            Ok::<_, CriError>(())
+        };
+        tasks.spawn(kill.in_current_span());
+    }
+    let mut errors = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        match done {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => errors.push(error),
+            Err(panic) => errors.push(CriError::internal("kill a container", panic)),
+        }
+    }
+    // The first stands for all: each names its container.
+    errors.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Gives back everything that a pod without running containers holds: its addresses, its keeper and pause with the
@@ -70,17 +124,19 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
             errors.push(format!("detach the network: {error}"));
         }
     }
-    if let Err(error) = keeper::end(daemon, &pod.id, pod.link().as_ref()).await {
-        errors.push(format!("end the keeper: {error}"));
+    if let Some(link) = pod.link() {
+        match keeper::end(&link).await {
+            Ok(()) => pod.set_link(None),
+            Err(error) => errors.push(error),
+        }
     }
-    pod.set_link(None);
     pod.set_netns(None);
     pod.set_userns(None);
     if let Err(error) = release_cgroup(daemon, pod.with(|record| record.cgroup.clone())).await {
         errors.push(format!("remove the cgroup: {error}"));
     }
     if errors.is_empty() {
-        pod.change(PodState::released)?;
+        pod.happened(PodState::released);
         return Ok(());
     }
     Err(CriError::internal(format!("stop pod sandbox {}", pod.id), errors.join("; ")))

@@ -14,10 +14,11 @@ pub async fn update(daemon: &Shared, request: UpdatePodSandboxResourcesRequest) 
     let pod = daemon.store.pod(&request.pod_sandbox_id)?;
     tracing::Span::current().record("pod", pod.id.as_str());
     blocking(move || {
-        pod.amend(|record| {
-            let linux = record.config.linux.get_or_insert_default();
-            linux.overhead = request.overhead.or(linux.overhead.take());
-            linux.resources = request.resources.or(linux.resources.take());
+        // The config stays what the client gave when it ran the pod.
+        pod.intend(|record| {
+            let resources = &mut record.resources;
+            resources.overhead = request.overhead.clone().or(resources.overhead.take());
+            resources.resources = request.resources.clone().or(resources.resources.take());
         })
     })
     .await

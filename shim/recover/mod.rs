@@ -1,11 +1,13 @@
-//! The start of a daemon: what is on disk is held against what runs, and neither is lost nor left behind.
+//! What a former daemon has left: records on disk, keepers that live, cgroups, networks and writable layers.
 //!
-//! The cases, as they are met:
-//! * a record that cannot be read, or of something that was being made: taken back
-//! * a pod that was ready and whose keeper answers: taken over, with the ends of its containers that happened meanwhile
-//! * a pod that was ready and whose keeper is gone, or of another boot: not ready, its containers ended
-//! * keepers, writable layers and addresses of nothing that is known: ended and freed
-//! * keepers that cannot be reached, since their folder was removed: found among the processes and ended
+//! [`load`] reads the records, so that the daemon can answer; what keepers know is taken over as they answer. [`finish`]
+//! does the rest behind the answers, since it may take long (CNI plugins, processes that do not end):
+//!
+//! * a pod or container that was being made: taken back
+//! * a pod whose keeper lives: followed, whatever its state
+//! * a pod whose keeper's process has ended, or of another boot: not ready, its containers ended, what it held is released
+//! * a keeper without a record or without its socket: ended, with all that runs in its pod
+//! * writable layers and addresses of nothing that is known: removed and freed
 
 mod containers;
 mod pods;
@@ -13,18 +15,27 @@ mod pods;
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
-use crate::pod::keeper;
 use crate::store::PodState;
 
-/// Brings store, keepers, cgroups, network and writable layers together. What cannot be mended is logged and does not
-/// keep the daemon from starting.
+/// How long the daemon waits for keepers before it answers without what they know: one that is stopped does not answer.
+const KEEPERS: Duration = Duration::from_secs(2);
+
+/// What is left to do when the daemon answers.
+#[derive(Debug)]
+pub struct Rest {
+    pods: pods::Rest,
+    containers: containers::Rest,
+}
+
+/// Reads the records and connects to the keepers.
 ///
 /// # Errors
-/// The folders of the store cannot be made or read.
-pub async fn recover(daemon: &Shared) -> Result<(), CriError> {
+/// The folders of the store cannot be made or read, or the processes of the host not be looked at.
+pub async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     let folders = daemon.folders.clone();
     blocking(move || {
         for folder in [folders.pods(), folders.containers(), folders.pods_state()] {
@@ -33,14 +44,26 @@ pub async fn recover(daemon: &Shared) -> Result<(), CriError> {
         Ok::<_, crate::store::file::FileError>(())
     })
     .await?;
-    let views = pods::recover_all(daemon).await?;
-    keeper::end_unreachable(daemon).await;
-    containers::recover_all(daemon, &views).await?;
-    pods::finish(daemon, views).await;
-    pods::end_strays(daemon).await;
-    sweep_layers(daemon).await;
-    sweep_network(daemon).await;
-    Ok(())
+    let pods = pods::load(daemon).await?;
+    let containers = containers::load(daemon).await?;
+    pods::follow(daemon);
+    let all = async {
+        for pod in daemon.store.pods() {
+            pod.is_reconciled().await;
+        }
+    };
+    if tokio::time::timeout(KEEPERS, all).await.is_err() {
+        tracing::warn!("not all keepers answer: their pods are shown as they were last recorded");
+    }
+    Ok(Rest { pods, containers })
+}
+
+/// Takes back what was half made, releases what ended pods hold, and frees what nobody holds.
+pub async fn finish(daemon: Shared, rest: Rest) {
+    containers::finish(&daemon, rest.containers).await;
+    pods::finish(&daemon, rest.pods).await;
+    sweep_layers(&daemon).await;
+    sweep_network(&daemon).await;
 }
 
 /// The names of what is in a folder of ids.
@@ -49,21 +72,24 @@ fn names_in(folder: &Path) -> Vec<String> {
     entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
+/// Writable layers that this daemon has found and that no container has. One of a container that is being made is newer.
 async fn sweep_layers(daemon: &Shared) {
-    for id in daemon.images.writable_layers() {
-        if daemon.store.container(&id).is_ok() {
+    for id in &daemon.layers_at_start {
+        if daemon.store.container(id).is_ok() {
             continue;
         }
-        match daemon.images.remove_layer(&id).await {
+        match daemon.images.remove_layer(id).await {
             Ok(()) => tracing::info!(container = id, "removed a writable layer that no container has"),
             Err(error) => {
-                tracing::warn!(container = id, %error, "remove a writable layer that no container has")
+                tracing::warn!(container = id, %error, "failed to remove a writable layer that no container has");
             }
         }
     }
 }
 
 async fn sweep_network(daemon: &Shared) {
+    // No pod is attached meanwhile: plugins are told which pods live.
+    let _alone = daemon.attaching.write().await;
     let live: HashSet<String> = daemon
         .store
         .pods()
@@ -75,7 +101,7 @@ async fn sweep_network(daemon: &Shared) {
     match daemon.network.gc(&live).await {
         Ok(freed) if freed.is_empty() => {}
         Ok(freed) => tracing::info!(?freed, "freed what no pod holds"),
-        Err(error) => tracing::warn!(%error, "free what no pod holds of the network"),
+        Err(error) => tracing::warn!(%error, "failed to free what no pod holds of the network"),
     }
     daemon.network.keep_rules();
 }

@@ -34,7 +34,6 @@ pub async fn list(
     let daemon = daemon.clone();
     blocking(move || {
         let containers = daemon.store.containers();
-        daemon.rates.keep(|id| daemon.store.container(id).is_ok() || daemon.store.pod(id).is_ok());
         let wanted = containers.iter().filter(|container| matches(container, filter.as_ref()));
         Ok::<_, CriError>(wanted.map(|container| of(&daemon, container)).collect())
     })
@@ -64,7 +63,7 @@ pub(super) fn read(daemon: &Daemon, container: &Container) -> Stats {
 
 pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
     let stats = read(daemon, container);
-    let nano_cores = stats.cpu.and_then(|cpu| daemon.rates.nano_cores(container.id.as_str(), cpu));
+    let nano_cores = stats.cpu.and_then(|cpu| container.rate.nano_cores(cpu));
     let at = crate::clock::now();
     let reading = Reading { at, stats: &stats, nano_cores };
     ContainerStats {

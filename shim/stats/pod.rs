@@ -57,7 +57,7 @@ fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
     let containers: Vec<Arc<Container>> =
         daemon.store.containers().into_iter().filter(|container| container.pod == pod.id).collect();
     let stats = read(daemon, pod, &containers);
-    let nano_cores = stats.cpu.and_then(|cpu| daemon.rates.nano_cores(pod.id.as_str(), cpu));
+    let nano_cores = stats.cpu.and_then(|cpu| pod.rate.nano_cores(cpu));
     let at = crate::clock::now();
     let reading = Reading { at, stats: &stats, nano_cores };
     let network = match pod.state() {

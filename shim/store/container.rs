@@ -2,16 +2,19 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_proto::v1::ContainerConfig;
 use berth_runtime::wire::ExitRecord;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::file::{self, FileError};
+use super::file::FileError;
 use super::name::ContainerName;
+use super::rate::Rate;
+use super::record::Record;
 use super::spec::SpecStore;
+use super::writer::RecordWriter;
 use crate::event::{Level, Told};
 use crate::ids::{ContainerId, PodId};
 
@@ -137,6 +140,19 @@ impl Exit {
         }
     }
 
+    /// It was killed, and nobody saw its end.
+    #[must_use]
+    pub fn killed(started_at: i64, message: &str) -> Self {
+        const SIGKILL: i32 = 9;
+        Self {
+            code: 128 + SIGKILL,
+            reason: ExitReason::Error,
+            message: message.to_owned(),
+            started_at,
+            finished_at: crate::clock::now(),
+        }
+    }
+
     /// Nobody saw how it ended.
     #[must_use]
     pub fn unknown(started_at: i64, message: &str) -> Self {
@@ -151,7 +167,7 @@ impl Exit {
 }
 
 /// What is on disk of a container.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerRecord {
     /// Its id.
     pub id: ContainerId,
@@ -200,12 +216,13 @@ pub struct Container {
     /// Nanoseconds since the epoch.
     pub created_at: i64,
     folder: PathBuf,
-    record: RwLock<ContainerRecord>,
-    /// Held while a new record is written: two changes never overtake one another on disk.
-    writing: Mutex<()>,
+    record: Record<ContainerRecord>,
     changed: watch::Sender<()>,
-    /// Held while limits are changed: two changes do not mix.
-    pub updating: Mutex<()>,
+    /// Operations take their turn in the order in which they come: Start, Update and Remove alone, execs that start
+    /// together. Stop does not wait.
+    pub turn: Arc<tokio::sync::RwLock<()>>,
+    /// How much of a core it uses.
+    pub rate: Rate,
     /// What has been told of it.
     pub told: Told,
     /// The OCI spec that it was made from.
@@ -217,18 +234,18 @@ pub struct Container {
 impl Container {
     /// A container whose record is kept in `folder`.
     #[must_use]
-    pub fn new(record: ContainerRecord, folder: PathBuf) -> Self {
+    pub fn new(record: ContainerRecord, folder: PathBuf, writer: RecordWriter) -> Self {
         Self {
             id: record.id.clone(),
             pod: record.pod.clone(),
             created_at: record.created_at,
             told: Told::already(Level::of_container(&record.state)),
             spec: SpecStore::new(folder.join("config.json")),
+            record: Record::new(record, Self::record_file(&folder), writer),
             folder,
-            record: RwLock::new(record),
-            writing: Mutex::new(()),
             changed: watch::Sender::new(()),
-            updating: Mutex::new(()),
+            turn: Arc::default(),
+            rate: Rate::default(),
             left: Mutex::default(),
         }
     }
@@ -248,12 +265,12 @@ impl Container {
     /// The record as it is now.
     #[must_use]
     pub fn record(&self) -> ContainerRecord {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.record.get()
     }
 
     /// Looks at the record without a copy.
     pub fn with<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
-        look(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+        self.record.with(look)
     }
 
     /// Its persistent folder.
@@ -268,30 +285,25 @@ impl Container {
         folder.join("container.json")
     }
 
-    /// Changes what is known beside the state.
+    /// Changes what is intended: on disk first. It blocks as long as the disk does.
     ///
     /// # Errors
     /// The file cannot be written; the record stays.
-    pub fn amend(&self, amend: impl FnOnce(&mut ContainerRecord)) -> Result<(), FileError> {
-        let _in_order = lock(&self.writing);
-        let mut record = self.record();
-        amend(&mut record);
-        file::replace(&Self::record_file(&self.folder), &record)?;
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    pub fn intend(&self, change: impl Fn(&mut ContainerRecord)) -> Result<(), FileError> {
+        self.record.intend(change)?;
+        self.changed.send_replace(());
         Ok(())
     }
 
-    /// Changes the state: on disk first, then for everyone to see.
-    ///
-    /// # Errors
-    /// The file cannot be written; the state stays.
-    pub fn change(
-        &self,
-        transition: impl FnOnce(&ContainerState) -> ContainerState,
-    ) -> Result<(), FileError> {
-        self.amend(|record| record.state = transition(&record.state))?;
+    /// The state has changed: for everyone to see at once, on disk as soon as that takes it.
+    pub fn happened(&self, transition: impl FnOnce(&ContainerState) -> ContainerState) {
+        self.record.happened(|record| record.state = transition(&record.state));
         self.changed.send_replace(());
-        Ok(())
+    }
+
+    /// The container is being removed: its record is not written any more.
+    pub fn give_up_record(&self) {
+        self.record.give_up();
     }
 
     /// The state as it is now.

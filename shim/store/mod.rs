@@ -2,7 +2,8 @@
 //! JSON file each, so that a daemon that is killed knows it again (DESIGN rule 1 and "State").
 //!
 //! * [`file`]: a JSON file replaced atomically
-//! * [`spec`]: the OCI spec of a container
+//! * [`record`]: a value in memory and on disk; [`writer`]: the thread that writes what has happened
+//! * [`spec`]: the OCI spec of a container; [`rate`]: how much of a core an object uses
 //! * [`name`]: what a client calls them
 //! * [`pod`], [`container`]: the records, their states and the only functions that change these
 //! * this file: the indexes, by id, by prefix of an id and by name
@@ -11,7 +12,10 @@ pub mod container;
 pub mod file;
 pub mod name;
 pub mod pod;
+pub mod rate;
+pub mod record;
 pub mod spec;
+pub mod writer;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +24,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use container::{Container, ContainerRecord, ContainerState, Exit, ExitReason};
 pub use name::{ContainerName, PodName};
 pub use pod::{Pod, PodRecord, PodState};
+pub use writer::RecordWriter;
 
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};

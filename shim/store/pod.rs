@@ -2,17 +2,22 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use berth_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
+use berth_proto::v1::{LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::file::{self, FileError};
+use super::file::FileError;
 use super::name::PodName;
+use super::rate::Rate;
+use super::record::Record;
+use super::writer::RecordWriter;
 use crate::event::{Level, Told};
-use crate::ids::PodId;
-use crate::keeper::Link;
+use crate::ids::{ContainerId, PodId};
+use crate::keeper::{Link, NewsReceiver};
 use crate::lsm::selinux::Labels;
 
 /// Where a pod is in its life.
@@ -60,7 +65,7 @@ impl PodState {
 }
 
 /// What is on disk of a pod.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PodRecord {
     /// Its id.
     pub id: PodId,
@@ -81,8 +86,20 @@ pub struct PodRecord {
     /// of one that a daemon has run which did not note it.
     #[serde(default)]
     pub log_folder: Option<String>,
+    /// What the client has given it as a whole since it was run.
+    #[serde(default)]
+    pub resources: PodResources,
     /// Where it is.
     pub state: PodState,
+}
+
+/// The resources of a pod as a whole (CRI `UpdatePodSandboxResourcesRequest`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PodResources {
+    /// Of what is not its containers.
+    pub overhead: Option<LinuxContainerResources>,
+    /// Of its containers together.
+    pub resources: Option<LinuxContainerResources>,
 }
 
 /// A pod in memory.
@@ -94,74 +111,125 @@ pub struct Pod {
     pub created_at: i64,
     /// What has been told of it.
     pub told: Told,
-    file: PathBuf,
-    record: RwLock<PodRecord>,
-    /// Held while a new record is written: two changes never overtake one another on disk.
-    writing: Mutex<()>,
+    /// How much of a core it uses.
+    pub rate: Rate,
+    record: Record<PodRecord>,
     changed: watch::Sender<()>,
     link: Mutex<Option<Link>>,
+    /// Of a keeper that nobody follows yet.
+    news: Mutex<Option<NewsReceiver>>,
     netns: Mutex<Option<OwnedFd>>,
     userns: Mutex<Option<OwnedFd>>,
+    /// Containers that are being made.
+    making: watch::Sender<Vec<ContainerId>>,
+    /// What its keeper knows has been taken over, after a start of the daemon.
+    reconciled: watch::Sender<bool>,
+    /// Its keeper may have execs of a former daemon.
+    former_daemon: AtomicBool,
+}
+
+/// A container that is being made, until this is dropped.
+#[derive(Debug)]
+pub struct Making {
+    pod: Arc<Pod>,
+    container: ContainerId,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.pod.making.send_modify(|making| making.retain(|id| *id != self.container));
+    }
 }
 
 impl Pod {
     /// A pod whose record is kept at `file`.
     #[must_use]
-    pub fn new(record: PodRecord, file: PathBuf) -> Self {
+    pub fn new(record: PodRecord, file: PathBuf, writer: RecordWriter) -> Self {
         Self {
             id: record.id.clone(),
             created_at: record.created_at,
             told: Told::already(Level::of_found_pod(&record.state)),
-            file,
-            record: RwLock::new(record),
-            writing: Mutex::new(()),
+            rate: Rate::default(),
+            record: Record::new(record, file, writer),
             changed: watch::Sender::new(()),
             link: Mutex::new(None),
+            news: Mutex::new(None),
             netns: Mutex::new(None),
             userns: Mutex::new(None),
+            making: watch::Sender::default(),
+            reconciled: watch::Sender::new(true),
+            former_daemon: AtomicBool::new(false),
         }
+    }
+
+    /// A former daemon has run this pod: what its keeper knows is still to be taken over.
+    pub fn set_former_daemon(&self) {
+        self.former_daemon.store(true, Ordering::Release);
+        self.set_reconciled(false);
+    }
+
+    /// Whether the execs of a former daemon are still to be ended; true once.
+    #[must_use]
+    pub fn take_former_daemon(&self) -> bool {
+        self.former_daemon.swap(false, Ordering::AcqRel)
+    }
+
+    /// A container is being made in it: whoever stops the pod has to know.
+    #[must_use]
+    pub fn making(self: &Arc<Self>, container: ContainerId) -> Making {
+        self.making.send_modify(|making| making.push(container.clone()));
+        Making { pod: self.clone(), container }
+    }
+
+    /// Waits until no container is being made, but no longer than `patience`; those that still are.
+    pub async fn none_making(&self, patience: Duration) -> Vec<ContainerId> {
+        let mut making = self.making.subscribe();
+        let none = making.wait_for(Vec::is_empty);
+        drop(tokio::time::timeout(patience, none).await);
+        self.making.borrow().clone()
+    }
+
+    /// What the keeper knows is still to be taken over, or has been.
+    pub fn set_reconciled(&self, reconciled: bool) {
+        self.reconciled.send_replace(reconciled);
+    }
+
+    /// Waits until what the keeper knows has been taken over.
+    pub async fn is_reconciled(&self) {
+        // The sender lives in `self`: this cannot fail while `self` is borrowed.
+        drop(self.reconciled.subscribe().wait_for(|reconciled| *reconciled).await);
     }
 
     /// The record as it is now.
     #[must_use]
     pub fn record(&self) -> PodRecord {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.record.get()
     }
 
     /// Looks at the record without a copy.
     pub fn with<T>(&self, look: impl FnOnce(&PodRecord) -> T) -> T {
-        look(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+        self.record.with(look)
     }
 
-    /// Writes the record as it is.
+    /// Changes what is intended: on disk first. It blocks as long as the disk does.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn save(&self) -> Result<(), FileError> {
-        self.change(PodState::clone)
-    }
-
-    /// Changes the state: on disk first, then for everyone to see.
-    ///
-    /// # Errors
-    /// The file cannot be written; the state stays.
-    pub fn change(&self, transition: impl FnOnce(&PodState) -> PodState) -> Result<(), FileError> {
-        self.amend(|record| record.state = transition(&record.state))?;
+    /// The file cannot be written; the record stays.
+    pub fn intend(&self, change: impl Fn(&mut PodRecord)) -> Result<(), FileError> {
+        self.record.intend(change)?;
         self.changed.send_replace(());
         Ok(())
     }
 
-    /// Changes what is known beside the state.
-    ///
-    /// # Errors
-    /// The file cannot be written; the record stays.
-    pub fn amend(&self, amend: impl FnOnce(&mut PodRecord)) -> Result<(), FileError> {
-        let _in_order = lock(&self.writing);
-        let mut record = self.record();
-        amend(&mut record);
-        file::replace(&self.file, &record)?;
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
-        Ok(())
+    /// The state has changed: for everyone to see at once, on disk as soon as that takes it.
+    pub fn happened(&self, transition: impl FnOnce(&PodState) -> PodState) {
+        self.record.happened(|record| record.state = transition(&record.state));
+        self.changed.send_replace(());
+    }
+
+    /// The pod is being removed: its record is not written any more.
+    pub fn give_up_record(&self) {
+        self.record.give_up();
     }
 
     /// The state as it is now.
@@ -194,6 +262,16 @@ impl Pod {
     /// Sets or drops the connection to the keeper.
     pub fn set_link(&self, link: Option<Link>) {
         *lock(&self.link) = link;
+    }
+
+    /// Keeps the news of its keeper until somebody follows it.
+    pub fn put_news(&self, news: NewsReceiver) {
+        *lock(&self.news) = Some(news);
+    }
+
+    /// The news of its keeper, where nobody follows it yet.
+    pub fn take_news(&self) -> Option<NewsReceiver> {
+        lock(&self.news).take()
     }
 
     /// The pod's network namespace, while the pause runs.

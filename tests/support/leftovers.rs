@@ -39,7 +39,7 @@ impl Host {
             let new = now.mounts.difference(&self.mounts);
             let mut left: Vec<String> = new.filter(|mount| !is_of_another(mount, folder)).cloned().collect();
             left.extend(now.links.difference(&self.links).cloned());
-            left.extend(cgroup_folders(cgroup_parent).iter().map(|folder| folder.display().to_string()));
+            left.extend(cgroups_left(cgroup_parent));
             left.extend(children_of(daemon));
             if left.is_empty() || Instant::now() > until {
                 return left;
@@ -47,6 +47,14 @@ impl Host {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The cgroups below a parent. The parent stands for the kubelet's: it is the test's own to remove.
+fn cgroups_left(parent: &str) -> Vec<String> {
+    let is_parent = |folder: &Path| folder.ends_with(parent.trim_start_matches('/'));
+    let folders = cgroup_folders(parent);
+    let left = folders.iter().filter(|folder| !is_parent(folder) || fs::remove_dir(folder).is_err());
+    left.map(|folder| folder.display().to_string()).collect()
 }
 
 fn is_of_another(mount: &str, folder: &Path) -> bool {
@@ -116,7 +124,7 @@ pub fn end(folder: &Path, cgroup_parent: &str) {
 /// Ends the keepers of a daemon, with all in their pods: those whose folder is gone, too.
 pub fn end_keepers(folder: &Path) {
     let ours = |keeper: &FoundKeeper| keeper.folder().is_some_and(|of_keeper| of_keeper.starts_with(folder));
-    for keeper in find_keepers(ours) {
+    for keeper in find_keepers(ours).unwrap() {
         if let Err(error) = keeper.end() {
             eprintln!("{error}");
         }

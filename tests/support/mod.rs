@@ -287,6 +287,23 @@ impl Berth {
         Command::new("nsenter").arg(target).arg("--").args(command).output().unwrap()
     }
 
+    /// What is left of pods and containers on disk. A daemon that has just started takes back what was half made while it
+    /// answers.
+    async fn folders_left(&self) -> Vec<String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let mut left = Vec::new();
+            for folder in ["root/pods", "root/containers", "run/pods", "root/network/pods"] {
+                let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
+                left.extend(entries.map(|entry| entry.path().display().to_string()));
+            }
+            if left.is_empty() || Instant::now() > until {
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Removes every pod, and says what is left on the host that was not there before.
     pub async fn clean(&mut self) -> Vec<String> {
         let request = ListPodSandboxRequest { filter: None };
@@ -294,12 +311,8 @@ impl Berth {
         for pod in pods {
             self.remove_pod(&pod.id).await;
         }
-        self.remove_cgroup_parent();
         let mut left = self.before.left_after(self.folder.path(), &self.cgroup_parent, self.process.id());
-        for folder in ["root/pods", "root/containers", "run/pods", "root/network/pods"] {
-            let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
-            left.extend(entries.map(|entry| entry.path().display().to_string()));
-        }
+        left.extend(self.folders_left().await);
         let mut links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
         let until = Instant::now() + PATIENCE;
         while links.contains("bv") && Instant::now() < until {
@@ -309,13 +322,6 @@ impl Berth {
         }
         left.extend(links.lines().filter(|link| link.contains(": bv")).map(str::to_owned));
         left
-    }
-
-    /// The parent stands for the kubelet's: it is the test's own to remove.
-    fn remove_cgroup_parent(&self) {
-        for folder in leftovers::cgroup_folders(&self.cgroup_parent) {
-            drop(fs::remove_dir(folder));
-        }
     }
 }
 

@@ -1,0 +1,87 @@
+//! What the keeper of a pod knows of a container is taken over: when the daemon starts, and when a connection was made again.
+
+use std::sync::Arc;
+
+use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Phase, Snapshot};
+
+use super::exit;
+use crate::daemon::{Shared, blocking};
+use crate::error::CriError;
+use crate::keeper::Link;
+use crate::store::{Container, ContainerState, Pod, file};
+
+/// Takes over what a keeper knows of all containers of its pod.
+pub(crate) async fn all_of(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &Snapshot) {
+    for container in daemon.store.containers_of(&pod.id) {
+        let seen = snapshot.containers.iter().find(|seen| seen.id == container.id.as_str());
+        one(daemon, &container, seen).await;
+    }
+    forget_unknown(daemon, pod, link, snapshot).await;
+}
+
+async fn one(daemon: &Shared, container: &Arc<Container>, seen: Option<&ContainerSnapshot>) {
+    if matches!(container.state(), ContainerState::Exited(_)) {
+        return;
+    }
+    match seen.map(|seen| &seen.phase) {
+        Some(Phase::Creating | Phase::Created) => {}
+        Some(Phase::Running { started_at }) => {
+            container.happened(|state| state.started(*started_at));
+            daemon.events.container(daemon, container);
+        }
+        Some(Phase::Exited(record)) => exit::take(daemon, container, record).await,
+        None => ended_unseen(daemon, container).await,
+    }
+}
+
+/// No keeper knows the container: what it has left running is killed.
+pub(crate) async fn ended_unseen(daemon: &Shared, container: &Arc<Container>) {
+    note_end(daemon, container).await;
+    exit::kill_rest(daemon, container).await;
+}
+
+/// No keeper knows the container: the record that one has left is its last word.
+pub(crate) async fn note_end(daemon: &Shared, container: &Arc<Container>) {
+    if matches!(container.state(), ContainerState::Exited(_)) {
+        return;
+    }
+    let path = container.folder().join("exit.json");
+    match blocking(move || file::read::<ExitRecord>(&path)).await {
+        Ok(record) => exit::note(daemon, container, &record).await,
+        Err(_) => exit::lost(daemon, container, "it ended with its keeper or with the host"),
+    }
+}
+
+/// A keeper may hold a container whose record is gone, or that was being made by a daemon that has ended.
+async fn forget_unknown(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &Snapshot) {
+    let making = pod.none_making(std::time::Duration::ZERO).await;
+    for seen in &snapshot.containers {
+        let is_made = making.iter().any(|id| id.as_str() == seen.id);
+        if is_made || daemon.store.container(&seen.id).is_ok() {
+            continue;
+        }
+        if let Err(error) = link.done(Call::Forget { container: seen.id.clone() }).await {
+            tracing::warn!(container = seen.id, %error, "failed to forget a container without a record");
+        }
+    }
+}
+
+/// Ends the execs of a former daemon: nobody waits for them, and their callers were told that it has gone. What an exec has
+/// left running when it ended goes on.
+pub(crate) async fn end_execs(daemon: &Shared, pod: &Pod, execs: Vec<String>) {
+    for container in daemon.store.containers_of(&pod.id) {
+        let recorded = container.with(|record| record.cgroup.clone());
+        let (hierarchies, execs) = (daemon.clone(), execs.clone());
+        let ended = blocking(move || -> Result<Vec<String>, CriError> {
+            let path = CgroupPath::from_recorded(&recorded)?;
+            Ok(Cgroup::open(&hierarchies.hierarchies, &path).end_execs(&execs)?)
+        });
+        match ended.await {
+            Ok(left) => container.put_left(left),
+            Err(error) => {
+                tracing::warn!(container = container.id.as_str(), %error, "failed to end the execs of a former daemon");
+            }
+        }
+    }
+}
