@@ -128,7 +128,6 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         config,
     });
     let rest = crate::recover::load(&daemon).await?;
-    daemon.events.started();
     tokio::spawn(crate::recover::finish(daemon.clone(), rest).in_current_span());
     berth_runtime::sys::memory::trim();
     Ok(daemon)

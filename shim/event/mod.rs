@@ -80,7 +80,7 @@ impl Events {
         }
     }
 
-    /// The daemon has taken over what a former one has left.
+    /// The daemon has taken over what a former one has left: an end from now on is told to those who listen.
     pub fn started(&self) {
         self.lock().started = true;
     }
@@ -114,7 +114,7 @@ impl Events {
 impl Inner {
     fn tell_container(&mut self, daemon: &Daemon, container: &Container, kind: ContainerEventType) {
         let pod = daemon.store.pod(container.pod.as_str()).ok();
-        if !self.started {
+        if !self.started && kind == ContainerEventType::ContainerStoppedEvent {
             let (pod, id) = (container.pod.as_str().to_owned(), container.id.as_str().to_owned());
             self.missed.push(Missed { pod, id, kind });
         }
@@ -122,7 +122,8 @@ impl Inner {
     }
 
     fn tell(&mut self, daemon: &Daemon, pod: Option<&Pod>, id: &str, kind: ContainerEventType) {
-        if let Some(pod) = pod.filter(|pod| !self.started && pod.id.as_str() == id) {
+        let is_end = kind == ContainerEventType::ContainerStoppedEvent;
+        if let Some(pod) = pod.filter(|pod| is_end && !self.started && pod.id.as_str() == id) {
             self.missed.push(Missed { pod: pod.id.as_str().to_owned(), id: id.to_owned(), kind });
         }
         if self.subscribers.is_empty() {

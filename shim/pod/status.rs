@@ -85,6 +85,8 @@ fn info(daemon: &Daemon, pod: &Pod) -> Result<HashMap<String, String>, CriError>
         "runtimeSpec": sandbox_spec(&context)?,
         "cniResult": daemon.network.attachment(record.id.as_str()).map(|attachment| serde_json::json!(attachment.result)),
         "config": record.config,
+        "overhead": record.resources.overhead,
+        "resources": record.resources.resources,
         "operations": operations,
     });
     Ok(HashMap::from([("info".to_owned(), info.to_string())]))

@@ -46,14 +46,16 @@ pub async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     .await?;
     let pods = pods::load(daemon).await?;
     let containers = containers::load(daemon).await?;
+    pods::tell_ends(daemon);
     pods::follow(daemon);
     let all = async {
         for pod in daemon.store.pods() {
             pod.is_reconciled().await;
         }
     };
-    if tokio::time::timeout(KEEPERS, all).await.is_err() {
-        tracing::warn!("not all keepers answer: their pods are shown as they were last recorded");
+    match tokio::time::timeout(KEEPERS, all).await {
+        Ok(()) => daemon.events.started(),
+        Err(_) => tracing::warn!("not all keepers answer: their pods are shown as they were last recorded"),
     }
     Ok(Rest { pods, containers })
 }
@@ -64,6 +66,7 @@ pub async fn finish(daemon: Shared, rest: Rest) {
     pods::finish(&daemon, rest.pods).await;
     sweep_layers(&daemon).await;
     sweep_network(&daemon).await;
+    daemon.events.started();
 }
 
 /// The names of what is in a folder of ids.

@@ -8,6 +8,7 @@ use berth_runtime::client::FoundKeeper;
 use super::names_in;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
+use crate::event::Level;
 use crate::ids::PodId;
 use crate::keeper::{Link, NewsReceiver};
 use crate::pod::{follow, keeper, stop};
@@ -77,6 +78,15 @@ async fn load_one(daemon: &Shared, id: PodId, keepers: &mut BTreeMap<PodId, Foun
     if pod.link().is_none() && pod.state() != (PodState::NotReady { released: true }) {
         tracing::warn!(pod = id.as_str(), "the pod's keeper has ended: the pod is not ready");
         pod.happened(PodState::stopping);
+    }
+}
+
+/// Tells the ends of pods without a keeper, after those of their containers.
+pub(super) fn tell_ends(daemon: &Shared) {
+    for pod in daemon.store.pods() {
+        if pod.link().is_none() && pod.state() == (PodState::NotReady { released: false }) {
+            daemon.events.pod(daemon, &pod, Level::Stopped);
+        }
     }
 }
 
