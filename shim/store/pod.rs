@@ -1,7 +1,7 @@
 //! A pod sandbox: its record on disk, its state and the only functions that change it.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use berth_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
@@ -14,6 +14,7 @@ use crate::event::{Level, Told};
 use crate::ids::PodId;
 use crate::keeper::Link;
 use crate::lsm::selinux::Labels;
+use crate::spec::PodFiles;
 
 /// Where a pod is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +60,16 @@ impl PodState {
     }
 }
 
+/// Where a pod's hostname, hosts and resolv.conf are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FilesPlace {
+    /// In its volatile folder: of a pod that an older daemon has run.
+    #[default]
+    Folder,
+    /// In a small filesystem of its pause.
+    Pause,
+}
+
 /// What is on disk of a pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodRecord {
@@ -81,8 +92,22 @@ pub struct PodRecord {
     /// of one that a daemon has run which did not note it.
     #[serde(default)]
     pub log_folder: Option<String>,
+    /// Where its files are.
+    #[serde(default)]
+    pub files: FilesPlace,
     /// Where it is.
     pub state: PodState,
+}
+
+impl PodRecord {
+    /// The files of the pod, whose volatile folder this is.
+    #[must_use]
+    pub fn files<'a>(&self, folder: &'a Path) -> PodFiles<'a> {
+        match self.files {
+            FilesPlace::Folder => PodFiles::In(folder),
+            FilesPlace::Pause => PodFiles::OfPause,
+        }
+    }
 }
 
 /// A pod in memory.
