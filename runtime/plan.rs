@@ -110,13 +110,25 @@ pub struct SandboxPlan {
     /// SELinux label of the pause.
     #[serde(default)]
     pub selinux: Option<String>,
-    /// SELinux label of the pod's shared memory.
+    /// SELinux label of the pod's shared memory and files.
     #[serde(default)]
     pub mount_label: Option<String>,
+    /// Files that the pod's containers share.
+    #[serde(default)]
+    pub files: Vec<PodFile>,
     /// The pause's cgroup.
     pub cgroup: CgroupJoin,
     /// `/proc/self/oom_score_adj` of the pause.
     pub oom_score_adj: Option<i32>,
+}
+
+/// A file that the containers of a pod share, for as long as the pod runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodFile {
+    /// A name without slashes.
+    pub name: String,
+    /// What is in it at first.
+    pub content: String,
 }
 
 /// What a container is made of.
@@ -388,6 +400,11 @@ pub enum MountKind {
     },
     /// The pod's shared memory: a clone of the mount that the pause holds.
     PodShm,
+    /// A file of the pod ([`SandboxPlan::files`]): a clone of what the pause holds.
+    PodFile {
+        /// Its name.
+        name: String,
+    },
     /// The container's own cgroup tree: cgroup2, or one mount per v1 hierarchy below a tmpfs.
     Cgroup {
         /// v1: the hierarchies, in order; empty on v2.
@@ -400,6 +417,15 @@ impl MountKind {
     #[must_use]
     pub fn is_procfs(&self) -> bool {
         matches!(self, Self::Filesystem { fstype, .. } if fstype == "proc")
+    }
+
+    /// The name of a file of the pod.
+    #[must_use]
+    pub fn pod_file(&self) -> Option<&String> {
+        match self {
+            Self::PodFile { name } => Some(name),
+            _ => None,
+        }
     }
 }
 

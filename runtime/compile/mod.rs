@@ -32,6 +32,9 @@ use crate::sys::{self, Context as _};
 /// The source of a mount that stands for the pod's shared memory.
 pub const POD_SHM: &str = "berth:pod-shm";
 
+/// How the source of a mount begins that stands for a file of the pod: its name follows.
+pub const POD_FILE: &str = "berth:pod-file:";
+
 /// How the source of a mount begins that stands for an image; its tree is in [`Context::trees`].
 pub const IMAGE_VOLUME: &str = "berth:image:";
 

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
-use super::{Context, IMAGE_VOLUME, POD_SHM, Result, invalid, path_text, propagation, ranges, text};
+use super::{
+    Context, IMAGE_VOLUME, POD_FILE, POD_SHM, Result, invalid, path_text, propagation, ranges, text,
+};
 use crate::plan::{DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation, UserNamespace};
 use crate::sys::mount;
 
@@ -101,6 +103,16 @@ fn kind(
     let fstype = mount.typ().as_deref().unwrap_or(if options.bind { "bind" } else { "" });
     if source == POD_SHM {
         return Ok(MountKind::PodShm);
+    }
+    if let Some(name) = source.strip_prefix(POD_FILE) {
+        if name.is_empty() || name.contains('/') {
+            return Err(invalid(
+                format!("source of mount {target}"),
+                source.as_str(),
+                "is no file of the pod",
+            ));
+        }
+        return Ok(MountKind::PodFile { name: name.to_owned() });
     }
     if source.starts_with(IMAGE_VOLUME) {
         let missing = || invalid(format!("source of mount {target}"), source.as_str(), "is not at hand");

@@ -157,21 +157,25 @@ pub(super) const PAUSE_PROC: &str = "/proc";
 /// procfs shows the processes of whoever mounts it, and this process is none of the pod's yet.
 fn open_of_pod(plan: &ContainerPlan, joined: Joined<'_>) -> Done<OfPod> {
     let wants = |kind: fn(&MountKind) -> bool| plan.mounts.iter().any(|op| kind(&op.kind));
-    let shm = joined.pause.filter(|_| wants(|kind| matches!(kind, MountKind::PodShm)));
+    let shm = wants(|kind| matches!(kind, MountKind::PodShm));
+    let files: Vec<&String> = plan.mounts.iter().filter_map(|op| op.kind.pod_file()).collect();
     let proc = joined.processes_of.filter(|_| wants(MountKind::is_procfs));
+    let open_of_pause = || {
+        let shm = shm.then(|| mount::clone_path(PAUSE_SHM, false)).transpose()?;
+        let clone = |name: &String| Ok((name.clone(), mount::clone_path(&format!("/{name}"), false)?));
+        Ok((shm, files.iter().copied().map(clone).collect::<sys::Result<Vec<_>>>()?))
+    };
+    let of_pause = joined.pause.filter(|_| shm || !files.is_empty());
+    let of_pause = of_pause.map(|pause| from_mounts_of(pause, open_of_pause)).transpose().at(Step::PodShm)?;
+    let (shm, files) = of_pause.unwrap_or_default();
     Ok(OfPod {
-        shm: shm
-            .map(|pause| from_mounts_of(pause, || mount::clone_path(PAUSE_SHM, false)))
-            .transpose()
-            .at(Step::PodShm)?,
+        shm,
+        files,
         proc: proc.map(|of| from_mounts_of(of, mounts::clone_procfs)).transpose().at(Step::PodProc)?,
     })
 }
 
-fn from_mounts_of(
-    process: BorrowedFd<'_>,
-    open: impl FnOnce() -> sys::Result<OwnedFd>,
-) -> sys::Result<OwnedFd> {
+fn from_mounts_of<T>(process: BorrowedFd<'_>, open: impl FnOnce() -> sys::Result<T>) -> sys::Result<T> {
     let own = mounts::own_mount_namespace()?;
     namespaces::join_of(process, Namespaces::MOUNT)?;
     let opened = open();

@@ -32,6 +32,8 @@ pub(super) enum Source {
 pub(super) struct OfPod {
     /// The pod's shared memory.
     pub(super) shm: Option<OwnedFd>,
+    /// The files of the pod that the container has, by their names.
+    pub(super) files: Vec<(String, OwnedFd)>,
     /// The procfs of the PID namespace that the container shares.
     pub(super) proc: Option<OwnedFd>,
 }
@@ -68,6 +70,11 @@ impl Opener<'_> {
             MountKind::PodShm => {
                 let shm = self.of_pod.shm.as_ref().ok_or(Errno::NOENT).on("open", "the pod's shared memory");
                 Source::Tree(shm.and_then(dup).at_index(Step::PodShm, index)?)
+            }
+            MountKind::PodFile { name } => {
+                let file = self.of_pod.files.iter().find(|(known, _)| known == name).map(|(_, file)| file);
+                let file = file.ok_or(Errno::NOENT).on("open", name);
+                Source::Tree(file.and_then(dup).at_index(Step::PodShm, index)?)
             }
             kind if kind.is_procfs() => match &self.of_pod.proc {
                 Some(proc) => Source::Tree(dup(proc).at_index(Step::PodProc, index)?),

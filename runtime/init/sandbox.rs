@@ -103,17 +103,15 @@ fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: &Proc) -> Done<()> {
     security::no_new_privs().at(Step::NoNewPrivs)
 }
 
-/// The pause's root has nothing but what the pod's containers take from it: the pod's shared memory, and the procfs of
-/// processes that they share. No mount of the host is left in its mount namespace, where nobody could take it off.
+/// The pause's root has nothing but what the pod's containers take from it: the pod's files, its shared memory, and the
+/// procfs of processes that they share. No mount of the host is left in its mount namespace, where nobody could take it off.
 fn move_to_own_root(plan: &SandboxPlan) -> sys::Result<()> {
     namespaces::unshare(Namespaces::MOUNT)?;
     let host_root = mount::place("/")?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true)?;
     let closed = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-    let context = FsContext::open("tmpfs")?;
-    context.set("nr_inodes", Some("3"))?;
-    context.set("size", Some("4k"))?;
-    let root = context.mount(closed)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let root = with_files(plan, closed)?;
     mount::attach(root.as_fd(), host_root.as_fd())?;
     if let Some(size) = plan.shm_size {
         attach_below(root.as_fd(), PAUSE_SHM, shm(plan, size, closed)?.as_fd())?;
@@ -122,9 +120,38 @@ fn move_to_own_root(plan: &SandboxPlan) -> sys::Result<()> {
         attach_below(root.as_fd(), PAUSE_PROC, FsContext::open("proc")?.mount(closed)?.as_fd())?;
     }
     mount::set_attributes(root.as_fd(), ATTR_RDONLY, 0, 0, false)?;
-    mount::pivot_to(root.as_fd())?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    Ok(())
+    mount::pivot_to(root.as_fd())
+}
+
+/// Root, shared memory and procfs.
+const FOLDERS: usize = 3;
+
+/// Bytes that containers may add to the pod's files, or somewhat less: the kernel counts pages. They are memory, which the kernel charges to the cgroup of whoever
+/// writes them (Documentation/admin-guide/cgroup-v1/memory.rst, "Shared Page Accounting").
+const ROOM: usize = 1 << 20;
+
+/// The pause's root with the pod's files.
+fn with_files(plan: &SandboxPlan, attributes: u64) -> sys::Result<OwnedFd> {
+    let size = plan.files.iter().map(|file| file.content.len()).sum::<usize>();
+    let context = FsContext::open("tmpfs")?;
+    context.set("nr_inodes", Some(&(FOLDERS + plan.files.len()).to_string()))?;
+    context.set("size", Some(&(size + ROOM).to_string()))?;
+    context.set("mode", Some("755"))?;
+    if let Some(label) = &plan.mount_label {
+        context.set("context", Some(label))?;
+    }
+    let root = context.mount(attributes)?;
+    for file in &plan.files {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&root, &file.name, flags, Mode::from_raw_mode(0o644));
+        let opened = opened.on("create", &file.name)?;
+        let mut rest = file.content.as_bytes();
+        while !rest.is_empty() {
+            let written = rustix::io::write(&opened, rest).on("write", &file.name)?;
+            rest = rest.get(written..).unwrap_or_default();
+        }
+    }
+    Ok(root)
 }
 
 fn shm(plan: &SandboxPlan, size: u64, attributes: u64) -> sys::Result<OwnedFd> {

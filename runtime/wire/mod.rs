@@ -311,7 +311,7 @@ steps! {
     /// Opening the sources of bind mounts.
     OpenSource = 3, "open the source of mount";
     /// The pod's shared memory.
-    PodShm = 4, "open the pod's shared memory";
+    PodShm = 4, "open the pod's shared memory and files";
     /// setns(2) into the pod's namespaces.
     JoinNamespaces = 5, "join the pod's namespaces";
     /// unshare(2) of what remains.

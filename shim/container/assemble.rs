@@ -145,11 +145,12 @@ fn container_spec(
     pause_pid: i32,
 ) -> Result<oci_spec::runtime::Spec, CriError> {
     let record = pod.record();
+    let folder = daemon.folders.pod_state(&record.id);
     let pod = PodContext {
         id: record.id.as_str(),
         config: &record.config,
         pause_pid,
-        files: &daemon.folders.pod_state(&record.id),
+        files: record.files(&folder),
         runtime_handler: &record.runtime_handler,
     };
     let image_id = layer.image.id.to_string();

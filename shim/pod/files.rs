@@ -1,16 +1,17 @@
 //! The files of a pod that its containers see as /etc/hostname, /etc/hosts and /etc/resolv.conf.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
 use berth_runtime::logs;
+use berth_runtime::plan::PodFile;
 
 use crate::daemon::blocking;
 use crate::error::CriError;
-use crate::spec::resolv_conf;
+use crate::spec::{POD_FILES, resolv_conf};
 use crate::store::pod::namespaces;
 
 /// How long a folder that the kubelet names may take to make.
@@ -25,32 +26,40 @@ pub struct PodFileError {
     source: io::Error,
 }
 
-/// Writes the pod's files into its folder.
+/// The most that a file of the host may have to be in every pod.
+const MAX_HOST_FILE: u64 = 4 << 20;
+
+/// The pod's files, as they are at first.
 ///
 /// # Errors
-/// One of them cannot be written.
-pub fn write(folder: &Path, config: &PodSandboxConfig) -> Result<(), CriError> {
+/// A file of the host cannot be read, or is too long.
+pub fn of_pod(config: &PodSandboxConfig) -> Result<Vec<PodFile>, CriError> {
     let hostname = match namespaces(config).network() {
         NamespaceMode::Node => host_file("/etc/hostname")?.trim().to_owned(),
         _ => config.hostname.clone(),
     };
     let resolv = resolv_conf(config.dns_config.as_ref(), &host_file("/etc/resolv.conf")?);
-    for (name, content) in
-        [("hostname", format!("{hostname}\n")), ("hosts", host_file("/etc/hosts")?), ("resolv.conf", resolv)]
-    {
-        let path = folder.join(name);
-        fs::write(&path, content).map_err(|source| PodFileError { action: "write", path, source })?;
-    }
-    Ok(())
+    let contents = [format!("{hostname}\n"), host_file("/etc/hosts")?, resolv];
+    Ok(POD_FILES
+        .iter()
+        .zip(contents)
+        .map(|(name, content)| PodFile { name: (*name).to_owned(), content })
+        .collect())
 }
 
 /// A file of the host; one that is not there is empty.
 fn host_file(path: &str) -> Result<String, PodFileError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(source) => Err(PodFileError { action: "read", path: path.into(), source }),
+    let fail = |source| PodFileError { action: "read", path: path.into(), source };
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Ok(file) => file.take(MAX_HOST_FILE + 1).read_to_end(&mut bytes).map_err(fail)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(source) => return Err(fail(source)),
+    };
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_HOST_FILE {
+        return Err(fail(io::Error::other(format!("it has more than {MAX_HOST_FILE} bytes"))));
     }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Makes the pod's log folder; its path without symbolic links, by which logs are opened from now on. None where the pod

@@ -7,7 +7,7 @@ use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::Placeholder;
 use berth_runtime::compile::FdList;
-use berth_runtime::plan::{CgroupJoin, NamespaceSource, SandboxPlan};
+use berth_runtime::plan::{CgroupJoin, NamespaceSource, PodFile, SandboxPlan};
 use berth_runtime::seccomp::default::of_pause;
 use berth_runtime::wire::Call;
 use std::os::fd::AsFd;
@@ -24,7 +24,7 @@ use crate::keeper::Link;
 use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
 use crate::spec::validate;
-use crate::store::pod::{PodResources, namespaces};
+use crate::store::pod::{FilesPlace, PodResources, namespaces};
 use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
@@ -106,13 +106,13 @@ impl Creation {
 
     async fn steps(&mut self) -> Result<Arc<Pod>, CriError> {
         let path = cgroup_path(&self.daemon, &self.config, &self.id)?;
-        let pod = self.write_intent(&path).await?;
+        let (pod, files) = self.write_intent(&path).await?;
         self.progress.step("cgroup");
         let (cgroup, placeholder) = self.make_cgroup(path).await?;
         self.progress.step("keeper");
         let link = self.start_keeper(&pod).await?;
         self.progress.step("pause");
-        let pause = self.start_pause(&pod, &link, &cgroup).await?;
+        let pause = self.start_pause(&pod, files, &link, &cgroup).await?;
         systemd::release(placeholder).await;
         let pause_pid = pause.pid;
         pod.set_netns(Some(pause.netns));
@@ -126,7 +126,7 @@ impl Creation {
     }
 
     /// Intent is on disk before its side effect (DESIGN rule 1).
-    async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<Arc<Pod>, CriError> {
+    async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<(Arc<Pod>, Vec<PodFile>), CriError> {
         self.progress.step("intent");
         let log_folder = files::make_log_folder(&self.config.log_directory).await?;
         let record = PodRecord {
@@ -139,6 +139,7 @@ impl Creation {
             selinux: selinux_labels(&self.daemon, &self.config)?,
             log_folder,
             resources: PodResources::default(),
+            files: FilesPlace::Pause,
             state: PodState::Creating,
         };
         let folder = self.daemon.folders.pod(&self.id);
@@ -150,16 +151,15 @@ impl Creation {
                 .await
                 .map_err(|error| error.to_string())
         });
-        let config = self.config.clone();
-        let written = pod.clone();
-        blocking(move || {
+        let (config, written) = (self.config.clone(), pod.clone());
+        let files = blocking(move || {
             file::make_private_folder(&folder)?;
             file::make_private_folder(&state_folder)?;
             written.intend(|_| {})?;
-            files::write(&state_folder, &config)
+            files::of_pod(&config)
         })
         .await?;
-        Ok(pod)
+        Ok((pod, files))
     }
 
     async fn make_cgroup(&mut self, path: CgroupPath) -> Result<(Cgroup, Option<Placeholder>), CriError> {
@@ -195,12 +195,19 @@ impl Creation {
         Ok(link)
     }
 
-    async fn start_pause(&mut self, pod: &Pod, link: &Link, cgroup: &Cgroup) -> Result<Pause, CriError> {
+    async fn start_pause(
+        &mut self,
+        pod: &Pod,
+        files: Vec<PodFile>,
+        link: &Link,
+        cgroup: &Cgroup,
+    ) -> Result<Pause, CriError> {
         let mut descriptors = FdList::default();
         let join = cgroup.join().map_err(CriError::from)?;
         let selinux = pod.with(|record| record.selinux.clone());
         let mut plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join), selinux)?;
         let filter = self.daemon.filters.filter(&of_pause())?;
+        plan.files = files;
         plan.seccomp = Some(descriptors.push_filter(&filter).map_err(CriError::from)?);
         let (outcome, descriptors) =
             link.call(Call::Sandbox(Box::new(plan)), descriptors.into_owned()).await?;
@@ -310,6 +317,7 @@ fn sandbox_plan(
         seccomp: None,
         selinux: selinux.as_ref().map(|labels| labels.process.clone()),
         mount_label: selinux.map(|labels| labels.mount),
+        files: Vec::new(),
         oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),
     })
 }

@@ -69,11 +69,12 @@ fn info(daemon: &Daemon, pod: &Pod) -> Result<HashMap<String, String>, CriError>
         PodState::Ready { pause_pid } => pause_pid,
         _ => 0,
     };
+    let folder = daemon.folders.pod_state(&record.id);
     let context = PodContext {
         id: record.id.as_str(),
         config: &record.config,
         pause_pid,
-        files: &daemon.folders.pod_state(&record.id),
+        files: record.files(&folder),
         runtime_handler: &record.runtime_handler,
     };
     let operations = daemon.operations.describe(|key| concerns(key, pod));

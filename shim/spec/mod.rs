@@ -31,7 +31,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, PosixRlimitType, Root,
 
 pub use annotations::classes;
 pub use dns::resolv_conf;
-pub use mounts::normal;
+pub use mounts::{POD_FILES, normal};
 pub use process::exec_process;
 pub use sandbox::sandbox_spec;
 pub use signal::{stop_signal, stop_signal_number};
@@ -63,10 +63,19 @@ pub struct PodContext<'a> {
     pub config: &'a PodSandboxConfig,
     /// Its pause, in the host's process namespace.
     pub pause_pid: i32,
-    /// The folder with its hostname, hosts and resolv.conf.
-    pub files: &'a Path,
+    /// Its hostname, hosts and resolv.conf.
+    pub files: PodFiles<'a>,
     /// The handler it was run with.
     pub runtime_handler: &'a str,
+}
+
+/// Where the files of a pod are.
+#[derive(Clone, Copy, Debug)]
+pub enum PodFiles<'a> {
+    /// With its pause.
+    OfPause,
+    /// In this folder of the host: of a pod that an older daemon has run.
+    In(&'a Path),
 }
 
 /// The image of a container.

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use berth_proto::v1::{
     ContainerConfig, LinuxContainerSecurityContext, Mount as Volume, MountPropagation, NamespaceMode,
 };
-use berth_runtime::compile::{IMAGE_VOLUME, POD_SHM};
+use berth_runtime::compile::{IMAGE_VOLUME, POD_FILE, POD_SHM};
 use berth_runtime::plan::UserNamespace;
 use oci_spec::runtime::Mount;
 
-use super::{PodContext, Result, error, userns};
+use super::{PodContext, PodFiles, Result, error, userns};
+
+/// The files that a pod's containers share, by their names in /etc.
+pub const POD_FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
 /// Flags that only take from what a volume allows.
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
@@ -79,11 +82,17 @@ fn kernel_filesystems(security: &LinuxContainerSecurityContext) -> Vec<Mount> {
 
 fn pod_files(pod: &PodContext<'_>, security: &LinuxContainerSecurityContext) -> Vec<Mount> {
     let access = if security.readonly_rootfs { "ro" } else { "rw" };
-    ["hostname", "hosts", "resolv.conf"]
+    POD_FILES
         .iter()
         .map(|name| {
-            let source = pod.files.join(name);
-            mount(&format!("/etc/{name}"), "bind", &source.to_string_lossy(), &["rbind", "rprivate", access])
+            let target = format!("/etc/{name}");
+            match pod.files {
+                PodFiles::OfPause => mount(&target, "bind", &format!("{POD_FILE}{name}"), &["bind", access]),
+                PodFiles::In(folder) => {
+                    let source = folder.join(name);
+                    mount(&target, "bind", &source.to_string_lossy(), &["rbind", "rprivate", access])
+                }
+            }
         })
         .collect()
 }
@@ -196,7 +205,7 @@ mod tests {
             id: "pod",
             config: &pod_config,
             pause_pid: 7,
-            files: Path::new("/run/pod"),
+            files: PodFiles::OfPause,
             runtime_handler: "",
         };
         Ok(mounts(&config, &pod, &Default::default(), None)?.0)

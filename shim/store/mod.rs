@@ -67,7 +67,7 @@ impl Folders {
         self.pods().join(id.as_str())
     }
 
-    /// A pod's volatile folder: the keeper's socket and log, hostname, hosts, resolv.conf.
+    /// A pod's volatile folder: the keeper's socket and log.
     #[must_use]
     pub fn pod_state(&self, id: &PodId) -> PathBuf {
         self.pods_state().join(id.as_str())

@@ -1,7 +1,7 @@
 //! A pod sandbox: its record on disk, its state and the only functions that change it.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::event::{Level, Told};
 use crate::ids::{ContainerId, PodId};
 use crate::keeper::{Link, NewsReceiver};
 use crate::lsm::selinux::Labels;
+use crate::spec::PodFiles;
 
 /// Where a pod is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +65,16 @@ impl PodState {
     }
 }
 
+/// Where a pod's hostname, hosts and resolv.conf are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FilesPlace {
+    /// In its volatile folder: of a pod that an older daemon has run.
+    #[default]
+    Folder,
+    /// In a small filesystem of its pause.
+    Pause,
+}
+
 /// What is on disk of a pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PodRecord {
@@ -89,6 +100,9 @@ pub struct PodRecord {
     /// What the client has given it as a whole since it was run.
     #[serde(default)]
     pub resources: PodResources,
+    /// Where its files are.
+    #[serde(default)]
+    pub files: FilesPlace,
     /// Where it is.
     pub state: PodState,
 }
@@ -100,6 +114,17 @@ pub struct PodResources {
     pub overhead: Option<LinuxContainerResources>,
     /// Of its containers together.
     pub resources: Option<LinuxContainerResources>,
+}
+
+impl PodRecord {
+    /// The files of the pod, whose volatile folder this is.
+    #[must_use]
+    pub fn files<'a>(&self, folder: &'a Path) -> PodFiles<'a> {
+        match self.files {
+            FilesPlace::Folder => PodFiles::In(folder),
+            FilesPlace::Pause => PodFiles::OfPause,
+        }
+    }
 }
 
 /// A pod in memory.
