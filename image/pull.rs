@@ -17,7 +17,7 @@ use crate::policy;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::Repository;
-use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage};
+use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage, Spender};
 use crate::transfer::{BlobFile, Download, Finished};
 use crate::unpack::Budget;
 
@@ -66,7 +66,8 @@ impl ImageStore {
         let (inner, reference) = (self.inner().clone(), reference.clone());
         let start = || {
             let progress = self.inner().pulls.start(&key);
-            Pull { inner, reference, auth, progress }.run()
+            let spender = Spender::new(&inner);
+            Pull { inner, reference, auth, progress, _spender: spender }.run()
         };
         self.inner().share_pull(key.clone(), start).await
     }
@@ -80,6 +81,8 @@ struct Pull {
     reference: Reference,
     auth: Option<Credentials>,
     progress: Arc<Progress>,
+    /// Dropped last.
+    _spender: Spender,
 }
 
 /// The manifest of the image for this platform, and those on the way to it.

@@ -34,6 +34,7 @@ pub(crate) use folders::{read_json, replace_json};
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
 pub(crate) use make::{HalfMade, Names, NewImage};
+pub(crate) use reaper::Spender;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
 
@@ -86,6 +87,8 @@ pub struct Options {
     pub policy: Option<PathBuf>,
     /// References whose images the kubelet is told not to collect.
     pub pinned: Vec<Reference>,
+    /// Is called after work that has taken memory, to give back to the system what is free of it again.
+    pub give_back: fn(),
 }
 
 impl Options {
@@ -110,6 +113,7 @@ impl Default for Options {
             proxies: Proxies::default(),
             policy: None,
             pinned: Vec::new(),
+            give_back: || (),
         }
     }
 }

@@ -1,0 +1,199 @@
+//! Images that were made to harm the node, pulled by the real daemon: what they cost in memory, whom they delay, and what
+//! their words do to those who read them. Runs as root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    reason = "a test that fails says so by panicking"
+)]
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use berth_image::{Algorithm, Digest};
+use berth_proto::v1::*;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::json;
+use support::registry::{Answer, MANIFEST, Registry};
+use support::{Berth, PATIENCE};
+use tonic::{Code, Status};
+
+/// What the daemon may have more, some moments after any pull, than before the first one. While a layer is unpacked it may
+/// be more than that.
+const MORE: u64 = 24 << 20;
+
+async fn pull(berth: &mut Berth, registry: &Registry, name: &str) -> Result<String, Status> {
+    let image = ImageSpec { image: format!("{}/{name}:1", registry.address), ..ImageSpec::default() };
+    let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
+    Ok(berth.images.pull_image(request).await?.into_inner().image_ref)
+}
+
+/// The daemon's memory (proc(5)).
+fn resident(berth: &Berth) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", berth.pid())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Waits until the daemon has given back what it does not need.
+async fn settled(berth: &Berth, base: u64, what: &str) {
+    let until = Instant::now() + PATIENCE;
+    while resident(berth) > base + MORE {
+        assert!(Instant::now() < until, "{what}: {} MiB more", (resident(berth) - base) >> 20);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn entry(tar: &mut tar::Builder<impl std::io::Write>, kind: tar::EntryType, name: &str, target: &str) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(0o755);
+    header.set_size(0);
+    if target.is_empty() {
+        tar.append_data(&mut header, name, std::io::empty()).unwrap();
+    } else {
+        tar.append_link(&mut header, name, target).unwrap();
+    }
+}
+
+/// A compressed layer, and the digest of what it unpacks to.
+fn layer(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> (Vec<u8>, Digest) {
+    let mut tar = tar::Builder::new(Vec::new());
+    fill(&mut tar);
+    let plain = tar.into_inner().unwrap();
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    std::io::Write::write_all(&mut gzip, &plain).unwrap();
+    (gzip.finish().unwrap(), Digest::of(Algorithm::Sha256, &plain))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_any_image_the_daemon_is_as_small_as_before() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let long = format!("{}/", "a".repeat(250)).repeat(15) + "b";
+    let links = layer(|tar| {
+        for number in 0..5000 {
+            entry(tar, tar::EntryType::Link, &format!("l/{number:07}"), &long);
+        }
+    });
+    registry.image("links", &links.0, &links.1);
+    // Just below the limit: it is pulled, and none of it stays.
+    let folders = layer(|tar| {
+        for number in 0..1600 {
+            let path = format!("{number:0240}/").repeat(8);
+            entry(tar, tar::EntryType::Regular, &format!("{path}x"), "");
+        }
+    });
+    registry.image("folders", &folders.0, &folders.1);
+    let config = format!(
+        r#"{{"rootfs":{{"type":"layers","diff_ids":[]}},"history":[{}]}}"#,
+        vec!["{}"; 2_000_000].join(",")
+    );
+    let config = json!({ "mediaType": "application/vnd.oci.image.config.v1+json", "size": config.len(),
+                         "digest": registry.blob("history", config.as_bytes()) });
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [] });
+    registry.manifest("history", "1", &manifest);
+
+    let base = resident(&berth);
+    let refused = pull(&mut berth, &registry, "links").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("16777216 bytes of memory"), "{refused}");
+    settled(&berth, base, "links").await;
+    for name in ["folders", "history"] {
+        pull(&mut berth, &registry, name).await.unwrap();
+        settled(&berth, base, name).await;
+    }
+    berth.restart().await;
+    settled(&berth, base, "restarted").await;
+    let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert_eq!(listed.len(), 2);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_never_comes_keeps_no_other_waiting() {
+    let mut berth = Berth::start_with("parallel_pulls = 2\n").await;
+    let registry = Registry::start(berth.host_process());
+    let slow: Vec<_> = (0..6)
+        .map(|number| layer(|tar| entry(tar, tar::EntryType::Regular, &format!("s{number}"), "")))
+        .collect();
+    for (path, (bytes, _)) in registry.layers("slow", &slow).into_iter().zip(&slow) {
+        registry.answer(path, Answer::Dripping(bytes.clone(), 1, Duration::from_secs(5)));
+    }
+    let fast: Vec<_> = (0..6)
+        .map(|number| layer(|tar| entry(tar, tar::EntryType::Regular, &format!("f{number}"), "")))
+        .collect();
+    registry.layers("fast", &fast);
+    let mut images = berth.images.clone();
+    let image = ImageSpec { image: format!("{}/slow:1", registry.address), ..ImageSpec::default() };
+    let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
+    let never = tokio::spawn(async move { images.pull_image(request).await });
+    while registry.asked().iter().filter(|asked| asked.path.contains("/slow/blobs/")).count() < 3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let pulled = tokio::time::timeout(PATIENCE, pull(&mut berth, &registry, "fast")).await;
+    pulled.expect("it waits for the slow image").unwrap();
+    assert!(!never.is_finished());
+    never.abort();
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_word_of_a_registry_or_an_image_is_obeyed_by_a_terminal() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let evil = "\u{1b}]0;owned\u{7}\u{202e}\u{9b}2J";
+    let body = json!({ "errors": [{ "code": evil, "message": evil }] }).to_string();
+    registry.answer("/v2/refuses/manifests/1", Answer::Whole(403, "text/plain", body.into_bytes()));
+    let odd = json!({ "schemaVersion": 2, "mediaType": evil, "config": null, "layers": [] }).to_string();
+    registry.answer("/v2/odd/manifests/1", Answer::Whole(200, MANIFEST, odd.into_bytes()));
+    let named = layer(|tar| {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..8].copy_from_slice(b"../\x1b]0;x");
+        header.set_size(0);
+        header.set_cksum();
+        tar.append(&header, std::io::empty()).unwrap();
+    });
+    registry.image("named", &named.0, &named.1);
+    let challenge =
+        format!("WWW-Authenticate: Bearer realm=\"http://{}/\u{202e}{evil}\"\r\n", registry.address);
+    registry.answer("/v2/asks/manifests/1", Answer::Headers(401, challenge, Vec::new()));
+    let away = format!("Location: ftp://{}/{}\r\n", registry.address, "x".repeat(5000));
+    registry.answer("/v2/redirects/manifests/1", Answer::Headers(302, away, Vec::new()));
+    for name in ["refuses", "odd", "named", "asks", "redirects"] {
+        let refused = pull(&mut berth, &registry, name).await.unwrap_err();
+        let message = refused.message();
+        assert!(!message.contains(|letter: char| letter.is_control() || letter == '\u{202e}'), "{message:?}");
+        assert!(message.len() < 2100, "{name}: {} bytes", message.len());
+    }
+
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+        "author": evil, "config": { "User": evil, "Cmd": ["x"] }, "rootfs": { "type": "layers", "diff_ids": [] } });
+    let config = config.to_string();
+    let config = json!({ "mediaType": "application/vnd.oci.image.config.v1+json", "size": config.len(),
+                         "digest": registry.blob("user", config.as_bytes()) });
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [] });
+    registry.manifest("user", "1", &manifest);
+    pull(&mut berth, &registry, "user").await.unwrap();
+    let image = ImageSpec { image: format!("{}/user:1", registry.address), ..ImageSpec::default() };
+    let request = ImageStatusRequest { image: Some(image.clone()), verbose: true };
+    let answer = berth.images.image_status(request).await.unwrap().into_inner();
+    let info = &answer.info["info"];
+    let value: serde_json::Value = serde_json::from_str(info).unwrap();
+    assert_eq!(value["imageSpec"]["author"], evil, "its meaning is the same");
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let mut container = support::container("c", &[]);
+    container.image = Some(image);
+    let refused = berth.try_create(&pod, container).await.unwrap_err();
+    assert!(refused.message().contains("owned"), "{refused}");
+    for text in [info.as_str(), &answer.image.unwrap().username, refused.message()] {
+        assert!(!text.contains(|letter: char| letter.is_control() || letter == '\u{202e}'), "{text:?}");
+    }
+    let log = fs::read_to_string(berth.path("daemon.log")).unwrap();
+    assert!(!log.contains(['\u{202e}', '\u{9b}', '\u{7}']), "the log has it");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
