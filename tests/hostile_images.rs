@@ -197,3 +197,35 @@ async fn no_word_of_a_registry_or_an_image_is_obeyed_by_a_terminal() {
     assert!(!log.contains(['\u{202e}', '\u{9b}', '\u{7}']), "the log has it");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_list_that_is_too_long_is_told_and_needed_only_for_names() {
+    let mut berth = Berth::start_with("").await;
+    let archive = berth.path("long.tar");
+    let passwd = "web:x:1000:1000:web:/srv:/bin/sh\n".repeat(40_000);
+    support::image::write_archive_with(&archive, "localhost/long:1", &[("etc/passwd", passwd.as_bytes())]);
+    let channel = berth::server::connect(&berth.path("run/berth.sock")).await.unwrap();
+    let path = archive.display().to_string();
+    let request = berth_proto::admin::LoadImageRequest { path };
+    let mut admin = berth_proto::admin::admin_client::AdminClient::new(channel);
+    admin.load_image(request).await.unwrap();
+
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let config = |name: &str, change: &dyn Fn(&mut LinuxContainerSecurityContext)| {
+        let mut config = support::secured(support::shell(name, "id -u; id -g"), |context| change(context));
+        config.image = Some(ImageSpec { image: "localhost/long:1".to_owned(), ..ImageSpec::default() });
+        config
+    };
+    let named = config("named", &|context| context.run_as_username = "web".to_owned());
+    let refused = berth.try_create(&pod, named).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let words = format!("the image's /etc/passwd has {} bytes, the limit is 1048576", passwd.len());
+    assert!(refused.message().contains(&words), "{refused}");
+    let number = config("number", &|context| {
+        context.run_as_user = Some(Int64Value { value: 1000 });
+        context.run_as_group = Some(Int64Value { value: 50 });
+    });
+    assert_eq!(berth.run_to_end(&pod, number).await, (0, "1000\n50\n".to_owned()));
+    assert_eq!(berth.run_to_end(&pod, config("root", &|_| ())).await, (0, "0\n0\n".to_owned()));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
