@@ -229,3 +229,75 @@ async fn a_user_list_that_is_too_long_is_told_and_needed_only_for_names() {
     assert_eq!(berth.run_to_end(&pod, config("root", &|_| ())).await, (0, "0\n0\n".to_owned()));
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
+
+/// Labels and annotations by which runtimes have been led to run programs, write logs elsewhere, mount, or restore.
+const STEERING: [(&str, &str); 12] = [
+    ("containerd.io/restart.loguri", "binary:///bin/sh?-c=touch%20/tmp/steered"),
+    ("containerd.io/restart.status", "running"),
+    ("io.containerd.image.log-uri", "file:///etc/cron.d/steered"),
+    ("io.kubernetes.cri.container-type", "sandbox"),
+    ("io.kubernetes.cri-o.LogPath", "/etc/cron.d/steered"),
+    ("io.kubernetes.cri-o.Volumes", "[{\"container_path\":\"/host\",\"host_path\":\"/\"}]"),
+    ("io.kubernetes.cri-o.userns-mode", "host"),
+    ("io.kubernetes.cri-o.seccompProfile", "unconfined"),
+    ("org.criu.config", "/tmp/steered"),
+    ("run.oci.handler", "krun"),
+    ("run.oci.hooks.stdout", "/tmp/steered"),
+    ("cdi.k8s.io/steered", "vendor.example/device=all"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_label_and_no_annotation_of_an_image_steers_anything() {
+    let mut berth = Berth::start().await;
+    let registry = Registry::start(berth.host_process());
+    let steering: serde_json::Map<_, _> =
+        STEERING.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+    let mut layer = Vec::new();
+    let mut archive = tar::Archive::new(fs::File::open(berth.path("image.tar")).unwrap());
+    for member in archive.entries().unwrap() {
+        let mut member = member.unwrap();
+        if member.path().unwrap().as_os_str() == "layer.tar" {
+            std::io::Read::read_to_end(&mut member, &mut layer).unwrap();
+        }
+    }
+    let diff_id = Digest::of(Algorithm::Sha256, &layer);
+    let image = |name: &str, labels: serde_json::Value| {
+        let config = json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+            "config": { "Cmd": ["sleep", "1000"], "Labels": labels, "StopSignal": "SIGKILL" },
+            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+        });
+        let config = config.to_string();
+        let config = json!({ "mediaType": "application/vnd.oci.image.config.v1+json", "size": config.len(),
+                             "digest": registry.blob(name, config.as_bytes()), "annotations": labels });
+        let layer = json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "size": layer.len(),
+                            "digest": registry.blob(name, &layer), "annotations": labels });
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer],
+                               "annotations": labels });
+        registry.manifest(name, "1", &manifest);
+    };
+    image("plain", json!({}));
+    image("steers", steering.into());
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let mut seen = Vec::new();
+    for name in ["plain", "steers"] {
+        pull(&mut berth, &registry, name).await.unwrap();
+        let mut config = support::container(name, &[]);
+        config.image =
+            Some(ImageSpec { image: format!("{}/{name}:1", registry.address), ..ImageSpec::default() });
+        let id = berth.run(&pod, config).await;
+        let mut info = berth.info(&id).await;
+        // A set: it has no order.
+        for set in info["runtimeSpec"]["process"]["capabilities"].as_object_mut().unwrap().values_mut() {
+            set.as_array_mut().unwrap().sort_by_key(ToString::to_string);
+        }
+        let status = berth.status(&id).await;
+        assert_eq!(status.log_path, berth.path(&format!("logs/pod/{name}.log")).display().to_string());
+        let spec = info["runtimeSpec"].to_string();
+        assert!(!spec.contains("steered") && !spec.contains("krun"), "{spec}");
+        seen.push(spec.replace(&id, "ID").replace(name, "NAME"));
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert!(!fs::exists("/tmp/steered").unwrap() && !fs::exists("/etc/cron.d/steered").unwrap());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
