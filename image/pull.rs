@@ -19,7 +19,6 @@ use crate::reference::Reference;
 use crate::registry::Repository;
 use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage, Spender};
 use crate::transfer::{BlobFile, Download, Finished};
-use crate::unpack::Budget;
 
 /// Indexes in indexes: more than any builder makes.
 const MAX_NESTING: usize = 4;
@@ -153,7 +152,7 @@ impl Pull {
         let make = async |making: Arc<Making>, _turn| {
             let turns = self.inner.downloads.turns();
             let what = format!("artifact {}@{id}", self.reference.name());
-            let budget = Arc::new(Budget::new(self.inner.options.limits));
+            let budget = Arc::new(self.inner.budget());
             let names = artifact::file_names(&what, &manifest, &budget)?;
             let inner = self.inner.clone();
             let folder = blocking("make a folder", move || ArtifactFolder::new(&inner)).await?;
@@ -184,7 +183,7 @@ impl Pull {
             let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
             return Err(Error::corrupt(what, why));
         }
-        let budget = Arc::new(Budget::new(self.inner.options.limits));
+        let budget = Arc::new(self.inner.budget());
         let tracked = self.progress.track(layers);
         let turns = self.inner.downloads.turns();
         let finished = Finished::default();

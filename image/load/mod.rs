@@ -143,7 +143,7 @@ impl Loading {
         if let Some(image) = self.inner.name_image(&found.id, names.clone(), found.size).await? {
             return Ok(image);
         }
-        let budget = Arc::new(Budget::new(self.inner.options.limits));
+        let budget = Arc::new(self.inner.budget());
         let (leases, parsed) = match &found.content {
             Content::Image(layers) => self.image(&found, layers, &budget).await?,
             Content::Artifact(manifest) => {

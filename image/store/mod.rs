@@ -52,7 +52,7 @@ use crate::printable::printable_json;
 use crate::progress::Pulls;
 use crate::reference::Reference;
 use crate::registry::{Proxies, Registry, Timeouts};
-use crate::unpack::Limits;
+use crate::unpack::{Budget, Limits, Windows};
 
 use flights::Flights;
 use folders::Folders;
@@ -130,6 +130,7 @@ pub(crate) struct Inner {
     pub(crate) folders: Folders,
     pub(crate) registry: Arc<Registry>,
     pub(crate) downloads: Arc<Downloads>,
+    windows: Arc<Windows>,
     index: Mutex<Index>,
     flights: Flights,
     counters: Counters,
@@ -164,6 +165,11 @@ impl Inner {
         let length = self.index().layer(key)?.length;
         let folder = self.folders.layer(key);
         Some(KeptLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
+    }
+
+    /// What one image may cost.
+    pub(crate) fn budget(&self) -> Budget {
+        Budget::of_image(self.options.limits, &self.windows)
     }
 
     /// What is kept as an image's configuration: of an artifact its manifest.
