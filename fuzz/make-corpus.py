@@ -74,8 +74,14 @@ write("manifest", "config", json.dumps({"os": "linux", "architecture": "amd64", 
 for number, name in enumerate(["busybox", "a.b:5000/c/d:e", "localhost/x@" + digest, "[::1]:5000/a:1", "docker.io/library/a_b-c.d:latest", "a@sha512:" + "0" * 128, "A/b", ":x"]):
     write("reference", str(number), name)
 
-write("node_files", "hosts.toml", 'server = "https://r.example"\nca = "ca.pem"\n[host."http://m.example/p"]\ncapabilities = ["pull"]\noverride_path = true\n[host."http://m.example/p".header]\nx = ["y"]\n')
-write("node_files", "registries.conf", 'unqualified-search-registries = ["r.example"]\n[aliases]\n"app" = "r.example/x"\n[[registry]]\nprefix = "*.example"\nlocation = "i.example"\n[[registry.mirror]]\nlocation = "m.example"\npull-from-mirror = "digest-only"\n')
+write("hosts", "mirrors", 'server = "https://r.example"\nca = "ca.pem"\n[host."http://m.example/p"]\ncapabilities = ["pull"]\noverride_path = true\n[host."http://m.example/p".header]\nx = ["y"]\n')
+write("hosts", "keys", 'server = "r.example:5000"\nskip_verify = true\nclient = [["c.pem", "k.pem"], "both.pem"]\nca = ["a.pem", "b.pem"]\n[host]\n[host."[::1]:5000"]\nclient = "one.pem"\ncapabilities = ["resolve", "push"]\n[host."https://m.example/v2/x/"]\noverride_path = true\nskip_verify = false\n[host."https://m.example/v2/x/".header]\nauthorization = "Basic dTpw"\n')
+write("hosts", "none", "")
+write("registries_conf", "mirrors", 'unqualified-search-registries = ["r.example", "docker.io"]\nshort-name-mode = "permissive"\n[aliases]\n"app" = "r.example/x"\n[[registry]]\nprefix = "*.example"\nlocation = "i.example"\n[[registry.mirror]]\nlocation = "m.example"\npull-from-mirror = "digest-only"\n')
+write("registries_conf", "names", '[[registry]]\nlocation = "r.example/team"\ninsecure = true\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = "localhost:5000/copy"\ninsecure = true\n[[registry]]\nprefix = "r.example/team/app"\nlocation = "other.example"\nblocked = true\n')
+write("registries_conf", "version1", '[registries.search]\nregistries = ["r.example"]\n[registries.insecure]\nregistries = []\n')
+write("printable", "terminal", "\x1b]0;title\x07 \u202etxt.exe\u2066 \x9b2J\r\n\tend\0")
+write("printable", "json", json.dumps({"a\u202e": ["\x1b\n", "\U000e0041", "\u00e4"]}, ensure_ascii=False))
 write("node_files", "policy.json", json.dumps({"default": [{"type": "reject"}], "transports": {"docker": {"r.example": [{"type": "sigstoreSigned", "keyData": "eA==", "signedIdentity": {"type": "remapIdentity", "prefix": "a", "signedPrefix": "b"}}]}}}))
 write("node_files", "auth.json", json.dumps({"auths": {"https://r.example/v1/": {"auth": "dTpw"}}, "credHelpers": {"r.example": "x"}, "credsStore": "y"}))
 write("node_files", "challenge", 'Bearer realm="https://a.example/token",service="s",scope="repository:a:pull", Basic realm="x"')

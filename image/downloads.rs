@@ -8,8 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Error;
 
-/// The most transfers at once, slow ones included. Each has a thread, a connection and a few buffers.
-const MAX_TRANSFERS: usize = 128;
+/// The most transfers at once, slow ones included. Each has a thread, a connection, and memory for what is noted of its layer
+/// and for its decompression.
+const MAX_TRANSFERS: usize = 64;
 
 /// The turns of all pulls.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use crate::digest::Algorithm;
 use crate::manifest::{Manifest, choose, signature_blobs};
 use crate::platform::Platform;
 use crate::policy;
+use crate::printable::{Printable, printable_json};
 use crate::reference::Reference;
 use crate::registry;
 use crate::unpack::{Budget, Limits, rebuild, unpack};
@@ -85,12 +86,36 @@ pub fn reference(bytes: &[u8]) {
     }
 }
 
-/// The files that say where images come from and who may have them.
+/// The files that say who may have which images, and what a registry asks for.
 pub fn node_files(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    registry::parse_files(&text);
+    registry::parsers::challenge(&String::from_utf8_lossy(bytes));
     policy::parse(bytes);
     auth_file::parse(bytes);
+}
+
+/// A `hosts.toml`.
+pub fn hosts(bytes: &[u8]) {
+    registry::parsers::hosts(&String::from_utf8_lossy(bytes));
+}
+
+/// A `registries.conf`.
+pub fn registries_conf(bytes: &[u8]) {
+    registry::parsers::registries_conf(&String::from_utf8_lossy(bytes));
+}
+
+/// What strangers write, as it is shown.
+///
+/// # Panics
+/// Something that a terminal obeys comes through, or JSON gets another meaning.
+pub fn printable(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let shown = Printable::new(&text);
+    let obeyed = |letter: char| letter.is_control() || ('\u{202a}'..='\u{202e}').contains(&letter);
+    assert!(!shown.as_str().contains(obeyed), "{shown:?}");
+    if let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) {
+        let again = serde_json::from_str::<serde_json::Value>(&printable_json(&text));
+        assert_eq!(again.ok(), Some(value));
+    }
 }
 
 #[cfg(test)]
@@ -114,5 +139,8 @@ mod tests {
         corpus("manifest", manifest);
         corpus("reference", reference);
         corpus("node_files", node_files);
+        corpus("hosts", hosts);
+        corpus("registries_conf", registries_conf);
+        corpus("printable", printable);
     }
 }

@@ -17,9 +17,8 @@ use crate::policy;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::Repository;
-use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage};
+use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage, Spender};
 use crate::transfer::{BlobFile, Download, Finished};
-use crate::unpack::Budget;
 
 /// Indexes in indexes: more than any builder makes.
 const MAX_NESTING: usize = 4;
@@ -66,7 +65,8 @@ impl ImageStore {
         let (inner, reference) = (self.inner().clone(), reference.clone());
         let start = || {
             let progress = self.inner().pulls.start(&key);
-            Pull { inner, reference, auth, progress }.run()
+            let spender = Spender::new(&inner);
+            Pull { inner, reference, auth, progress, _spender: spender }.run()
         };
         self.inner().share_pull(key.clone(), start).await
     }
@@ -80,6 +80,8 @@ struct Pull {
     reference: Reference,
     auth: Option<Credentials>,
     progress: Arc<Progress>,
+    /// Dropped last.
+    _spender: Spender,
 }
 
 /// The manifest of the image for this platform, and those on the way to it.
@@ -150,7 +152,7 @@ impl Pull {
         let make = async |making: Arc<Making>, _turn| {
             let turns = self.inner.downloads.turns();
             let what = format!("artifact {}@{id}", self.reference.name());
-            let budget = Arc::new(Budget::new(self.inner.options.limits));
+            let budget = Arc::new(self.inner.budget());
             let names = artifact::file_names(&what, &manifest, &budget)?;
             let inner = self.inner.clone();
             let folder = blocking("make a folder", move || ArtifactFolder::new(&inner)).await?;
@@ -181,7 +183,7 @@ impl Pull {
             let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
             return Err(Error::corrupt(what, why));
         }
-        let budget = Arc::new(Budget::new(self.inner.options.limits));
+        let budget = Arc::new(self.inner.budget());
         let tracked = self.progress.track(layers);
         let turns = self.inner.downloads.turns();
         let finished = Finished::default();

@@ -13,7 +13,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, config_of};
-use crate::store::{ImageStore, Inner, KeptLayer, LayerKey};
+use crate::store::{ImageStore, Inner, KeptLayer, LayerKey, Spender};
 use crate::unpack::{Budget, TreePath};
 use crate::{artifact, unpack};
 
@@ -26,6 +26,7 @@ impl ImageStore {
     /// # Errors
     /// There is no such image, a layer is not what it was, or `out` fails.
     pub async fn save(&self, names: &[String], out: impl Write + Send + 'static) -> Result<(), Error> {
+        let _spender = Spender::new(self.inner());
         let mut holds = Vec::new();
         let mut images = Vec::new();
         for name in names {

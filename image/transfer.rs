@@ -80,7 +80,7 @@ impl Download<'_> {
         turn: Option<Turn>,
     ) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
         self.tracked.set(Stage::Receiving);
-        let way = Way { blob: self.layer, making: &making, turn: turn.as_ref() };
+        let way = Way { blob: self.layer, making: &making, turn: turn.as_ref(), budget: self.budget };
         let mut first = 0;
         loop {
             let (host, result) = self.attempt(first, way).await;
@@ -132,15 +132,16 @@ struct Way<'a> {
     blob: &'a Descriptor,
     making: &'a Making,
     turn: Option<&'a Turn>,
+    budget: &'a Budget,
 }
 
 impl Way<'_> {
     /// A slow transfer goes on, but others do not wait for it: neither for its turn nor for its layer. Where so many are
-    /// slow that nobody else could begin, it is ended.
+    /// slow that nobody else could begin, or others wait for the memory that its image has, it is ended.
     fn give(self, figures: Figures) -> Result<(), Error> {
-        let Self { blob: Descriptor { digest, size, .. }, making, turn } = self;
+        let Self { blob: Descriptor { digest, size, .. }, making, turn, budget } = self;
         let slow = format!("of {size} bytes it has brought {figures}, fewer than {MIN_RATE} bytes/s");
-        if turn.is_some_and(Turn::is_in_the_way) {
+        if turn.is_some_and(Turn::is_in_the_way) || budget.is_in_the_way() {
             let why = format!("the transfer is slow and others wait for its turn: {slow}");
             return Err(Error::unavailable(format!("blob {digest}"), why));
         }
@@ -169,7 +170,7 @@ impl BlobFile<'_> {
     pub(crate) async fn fetch(self) -> Result<(), Error> {
         let turn = self.turns.next().await?;
         self.tracked.set(Stage::Receiving);
-        let way = Way { blob: self.blob, making: self.making, turn: Some(&turn) };
+        let way = Way { blob: self.blob, making: self.making, turn: Some(&turn), budget: &self.budget };
         let mut first = 0;
         loop {
             let (host, result) = self.attempt(first, way).await;

@@ -4,10 +4,14 @@
 use std::os::fd::BorrowedFd;
 
 use crate::path::Root;
-use crate::sys;
+use crate::sys::{self, Context as _};
 
-/// The longest passwd or group file that is read.
+/// The longest passwd or group file that is read: an image decides how long it is, and the daemon reads it
+/// (CVE-2025-4437).
 const LONGEST: usize = 1 << 20;
+
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
 
 /// The highest id: 2^32-1 is "no change" to the kernel (setresuid(2)).
 const HIGHEST: u32 = u32::MAX - 1;
@@ -75,6 +79,14 @@ pub enum UserError {
     /// A number that is no id.
     #[error("{0:?} is no user or group id: these go from 0 to {HIGHEST}")]
     NotAnId(String),
+    /// A file that is needed is longer than any that is read.
+    #[error("the image's {file} has {size} bytes, the limit is {LONGEST}")]
+    TooLong {
+        /// Which.
+        file: &'static str,
+        /// Its length.
+        size: u64,
+    },
     /// The image's files cannot be read.
     #[error("read the image's users: {0}")]
     System(#[from] sys::Error),
@@ -120,23 +132,49 @@ impl Principal {
     }
 }
 
-/// Looks a user up in the image whose root `root` is a descriptor of.
+/// Looks a user up in the image whose root `root` is a descriptor of. A file that is too long is an error only where a
+/// name is looked for in it: a user or a group by number is one without the image as well, and has then what the kernel
+/// needs, but no further groups and no home.
 ///
 /// # Errors
-/// The user or the group is unknown there.
+/// The user or the group is unknown there, or a file that is needed is too long.
 pub fn resolve_user(root: BorrowedFd<'_>, request: &UserRequest) -> Result<ResolvedUser, UserError> {
     let root = Root::new(sys::mount::same_place(root)?);
-    let passwd = read(&root, "/etc/passwd")?;
-    let group = read(&root, "/etc/group")?;
+    let by_name = matches!(request.user, Principal::Name(_));
+    let group_by_name = matches!(request.group, Some(Principal::Name(_)));
+    let passwd = read(&root, PASSWD, by_name)?;
+    let group = if group_by_name || request.policy == GroupsPolicy::Merge {
+        read(&root, GROUP, group_by_name)?
+    } else {
+        String::new()
+    };
     resolve(&passwd, &group, request)
 }
 
-/// A file that is not there, is no file or is too long has no entries.
-fn read(root: &Root, path: &str) -> Result<String, UserError> {
+/// A file that is not there or is no file has no entries.
+fn read(root: &Root, path: &'static str, needed: bool) -> Result<String, UserError> {
     use rustix::io::Errno;
-    let content = root.open_file(path).and_then(|file| sys::fs::read_all(file, LONGEST));
+    let content = root.open_file(path).and_then(|file| {
+        let size = rustix::fs::fstat(&file).on("fstat", path)?.st_size;
+        let size = u64::try_from(size).unwrap_or(u64::MAX);
+        if size > u64::try_from(LONGEST).unwrap_or(u64::MAX) {
+            return Ok(Err(size));
+        }
+        // It may have grown since then: this does not read more either.
+        sys::fs::read_all(file, LONGEST).map(Ok)
+    });
     match content {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Ok(Ok(bytes)) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Ok(Err(size)) if needed => Err(UserError::TooLong { file: path, size }),
+        Ok(Err(size)) => {
+            tracing::warn!(
+                file = path,
+                size,
+                limit = LONGEST,
+                "a file of the image is too long, none of it is used"
+            );
+            Ok(String::new())
+        }
         Err(error) if matches!(error.errno, Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => {
             Ok(String::new())
         }
@@ -250,6 +288,47 @@ mod tests {
             assert!(matches!(of(text), Err(UserError::NotAnId(_))), "{text}");
         }
         assert!(matches!(of("big"), Err(UserError::UnknownUser(_))), "an entry with no id is none");
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_fails_only_who_needs_it() {
+        use std::os::fd::AsFd as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("etc")).unwrap();
+        let root = std::fs::File::open(folder.path()).unwrap();
+        let write = |passwd: u64, group: u64| {
+            for (name, text, size) in [("etc/passwd", PASSWD, passwd), ("etc/group", GROUP, group)] {
+                std::fs::write(folder.path().join(name), text).unwrap();
+                // The rest is a hole, which costs nobody anything.
+                let file = std::fs::File::options().write(true).open(folder.path().join(name)).unwrap();
+                file.set_len(size.max(text.len().try_into().unwrap())).unwrap();
+            }
+        };
+        let of = |user: &str, policy| {
+            resolve_user(root.as_fd(), &UserRequest { policy, ..UserRequest::of_image(user).unwrap() })
+        };
+        let (merge, strict) = (GroupsPolicy::Merge, GroupsPolicy::Strict);
+        let limit = u64::try_from(LONGEST).unwrap();
+
+        write(limit, limit);
+        assert_eq!(of("web", merge).unwrap().groups, [50, 51, 1000]);
+
+        write(limit + 1, limit + 1);
+        let error = of("web", merge).unwrap_err().to_string();
+        assert_eq!(error, "the image's /etc/passwd has 1048577 bytes, the limit is 1048576");
+        let numbers = of("1000:50", merge).unwrap();
+        assert_eq!((numbers.uid, numbers.gid, numbers.groups, numbers.home), (1000, 50, vec![50], None));
+        assert_eq!(of("0", strict).unwrap().uid, 0);
+        let error = of("1000:logs", strict).unwrap_err().to_string();
+        assert!(error.contains("/etc/group has 1048577 bytes"), "{error}");
+
+        write(0, 1 << 40);
+        assert_eq!(of("web", strict).unwrap().gid, 1000);
+        assert_eq!(of("web", merge).unwrap().groups, [1000], "its further groups are not known");
+        assert!(
+            matches!(of("web:logs", merge), Err(UserError::TooLong { file: "/etc/group", size }) if size == 1 << 40)
+        );
     }
 
     proptest! {

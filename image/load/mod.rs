@@ -21,7 +21,7 @@ use crate::manifest::{ArtifactManifest, Descriptor};
 use crate::policy;
 use crate::printable::Printable;
 use crate::reference::Reference;
-use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage};
+use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage, Spender};
 use crate::transfer::unpack_layer;
 use crate::unpack::Budget;
 
@@ -40,6 +40,7 @@ impl ImageStore {
     /// The file cannot be read, is of no known form, is broken, or has nothing for this platform.
     pub async fn load(&self, path: &Path) -> Result<Vec<Arc<Image>>, Error> {
         let inner = self.inner().clone();
+        let _spender = Spender::new(&inner);
         let opener = inner.clone();
         let owned = path.to_owned();
         let policy = inner.options.policy.clone();
@@ -142,7 +143,7 @@ impl Loading {
         if let Some(image) = self.inner.name_image(&found.id, names.clone(), found.size).await? {
             return Ok(image);
         }
-        let budget = Arc::new(Budget::new(self.inner.options.limits));
+        let budget = Arc::new(self.inner.budget());
         let (leases, parsed) = match &found.content {
             Content::Image(layers) => self.image(&found, layers, &budget).await?,
             Content::Artifact(manifest) => {

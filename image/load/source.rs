@@ -184,7 +184,8 @@ fn decompress(inner: &Arc<Inner>, name: &str, file: File) -> Result<(File, HalfM
         .map_err(|error| Error::io("make", &path, error))?;
     let limit = inner.options.limits.bytes;
     let broken = |error: io::Error| Error::corrupt(name, format!("is no tar archive, or broken: {error}"));
-    let mut content = decompressed(BufReader::with_capacity(BUFFER, file)).map_err(broken)?.take(limit + 1);
+    let mut content =
+        decompressed(BufReader::with_capacity(BUFFER, file), None).map_err(broken)?.take(limit + 1);
     let mut buffer = vec![0; BUFFER];
     let mut length = 0;
     loop {

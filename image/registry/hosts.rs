@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use http::uri::{PathAndQuery, Scheme, Uri};
@@ -14,6 +14,9 @@ use toml::Spanned;
 use crate::credentials::Known;
 use crate::error::Error;
 use crate::reference::Reference;
+
+/// A file of certificates may not be longer; those of all public authorities have a quarter of this.
+const MAX_PEM: u64 = 1 << 20;
 
 /// One server that may be asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -297,7 +300,7 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) ->
 fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
     let read = |path: &str| {
         let path = folder.join(path);
-        fs::read(&path).map_err(|error| format!("read {}: {error}", path.display()))
+        read_pem(&path).map_err(|error| format!("read {}: {error}", path.display()))
     };
     let ca = keys.ca.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
     let entries = match &keys.client {
@@ -318,6 +321,16 @@ fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
     Ok(Tls { ca, client, skip_verify: keys.skip_verify })
 }
 
+/// A certificate or a key; what is longer is none.
+fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    fs::File::open(path)?.take(MAX_PEM + 1).read_to_end(&mut content)?;
+    if u64::try_from(content.len()).unwrap_or(u64::MAX) > MAX_PEM {
+        return Err(io::Error::other(format!("it has more than {MAX_PEM} bytes")));
+    }
+    Ok(content)
+}
+
 /// Docker's layout: `*.crt` are authorities, `x.cert` with `x.key` are ours.
 fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
     let entries = match fs::read_dir(folder) {
@@ -330,7 +343,7 @@ fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
         paths.push(entry.map_err(|error| Error::io("read", folder, error))?.path());
     }
     paths.sort();
-    let read = |path: &Path| fs::read(path).map_err(|error| Error::io("read", path, error));
+    let read = |path: &Path| read_pem(path).map_err(|error| Error::io("read", path, error));
     let mut tls = Tls::default();
     for path in &paths {
         match path.extension().and_then(|extension| extension.to_str()) {

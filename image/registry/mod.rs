@@ -22,18 +22,50 @@ pub(crate) use repository::{Registry, Repository, check_blob};
 pub(crate) use sources::Sources;
 pub(crate) use transport::traced;
 
-/// Parses the files about registries, for the fuzz targets.
+/// What the fuzz targets call.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn parse_files(text: &str) {
+pub(crate) mod parsers {
+    use std::path::Path;
+
+    use super::{challenge, hosts, registries_conf};
     use crate::reference::Reference;
-    let Ok(reference) = "r.example/team/app:1".parse::<Reference>() else { return };
-    drop(hosts::parse(text, std::path::Path::new("/nonexistent"), &reference));
-    if let Ok(conf) = registries_conf::RegistriesConf::parse(text) {
-        drop((conf.endpoints(&reference), conf.candidates("app:1")));
+
+    /// A `hosts.toml`: what it says of images of several registries.
+    ///
+    /// # Panics
+    /// It leads to no server at all, or to one that cannot be asked.
+    pub(crate) fn hosts(text: &str) {
+        for name in ["r.example/team/app:1", "busybox", "localhost:5000/a"] {
+            let Ok(reference) = name.parse::<Reference>() else { continue };
+            let Ok(endpoints) = hosts::parse(text, Path::new("/nonexistent"), &reference) else { continue };
+            assert!(!endpoints.is_empty(), "no server for {name}");
+            for endpoint in endpoints {
+                let hosts::Endpoint { scheme, authority, path, repository, .. } = &endpoint;
+                let url = format!("{scheme}://{authority}{path}/{repository}/manifests/1");
+                assert!(url.parse::<http::Uri>().is_ok(), "{url}");
+                assert!(!authority.contains('@'), "{url}");
+            }
+        }
     }
-    if let Ok(value) = http::HeaderValue::from_str(text) {
-        let headers = http::HeaderMap::from_iter([(http::header::WWW_AUTHENTICATE, value)]);
-        drop(challenge::challenges(&headers));
+
+    /// A `registries.conf`: which servers and which names it gives.
+    pub(crate) fn registries_conf(text: &str) {
+        let Ok(conf) = registries_conf::RegistriesConf::parse(text) else { return };
+        let digest = format!("r.example/team/app@sha256:{}", "0".repeat(64));
+        for name in ["r.example/team/app:1", "a.b.wild.example:5000/x", "busybox", digest.as_str()] {
+            drop(conf.candidates(name));
+            if let Ok(reference) = name.parse::<Reference>() {
+                drop(conf.endpoints(&reference));
+            }
+        }
+    }
+
+    /// A `WWW-Authenticate` header.
+    pub(crate) fn challenge(text: &str) {
+        if let Ok(value) = http::HeaderValue::from_str(text) {
+            let headers = http::HeaderMap::from_iter([(http::header::WWW_AUTHENTICATE, value)]);
+            drop(challenge::challenges(&headers));
+        }
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) use folders::{read_json, replace_json};
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
 pub(crate) use make::{HalfMade, Names, NewImage};
+pub(crate) use reaper::Spender;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
 
@@ -51,7 +52,7 @@ use crate::printable::printable_json;
 use crate::progress::Pulls;
 use crate::reference::Reference;
 use crate::registry::{Proxies, Registry, Timeouts};
-use crate::unpack::Limits;
+use crate::unpack::{Budget, Limits, Windows};
 
 use flights::Flights;
 use folders::Folders;
@@ -86,6 +87,8 @@ pub struct Options {
     pub policy: Option<PathBuf>,
     /// References whose images the kubelet is told not to collect.
     pub pinned: Vec<Reference>,
+    /// Is called after work that has taken memory, to give back to the system what is free of it again.
+    pub give_back: fn(),
 }
 
 impl Options {
@@ -110,6 +113,7 @@ impl Default for Options {
             proxies: Proxies::default(),
             policy: None,
             pinned: Vec::new(),
+            give_back: || (),
         }
     }
 }
@@ -126,6 +130,7 @@ pub(crate) struct Inner {
     pub(crate) folders: Folders,
     pub(crate) registry: Arc<Registry>,
     pub(crate) downloads: Arc<Downloads>,
+    windows: Arc<Windows>,
     index: Mutex<Index>,
     flights: Flights,
     counters: Counters,
@@ -160,6 +165,11 @@ impl Inner {
         let length = self.index().layer(key)?.length;
         let folder = self.folders.layer(key);
         Some(KeptLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
+    }
+
+    /// What one image may cost.
+    pub(crate) fn budget(&self) -> Budget {
+        Budget::of_image(self.options.limits, &self.windows)
     }
 
     /// What is kept as an image's configuration: of an artifact its manifest.

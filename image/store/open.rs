@@ -23,6 +23,7 @@ use crate::error::{Error, blocking};
 use crate::import::{Notes, read_notes};
 use crate::progress::Pulls;
 use crate::registry::{Registry, Sources};
+use crate::unpack::Windows;
 
 /// This boot's id (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -65,6 +66,7 @@ impl Inner {
         let Stock { index, jobs, imported, .. } = stock;
         let registry = Arc::new(Registry::new(sources(&options), options.timeouts, options.proxies.clone()));
         let downloads = Arc::new(Downloads::new(options.parallel_downloads));
+        let windows = Arc::new(Windows::new(options.parallel_downloads));
         let (images, layers) = index.unused();
         // The thread needs the store, and the store the way to the thread.
         let mut failure = None;
@@ -78,6 +80,7 @@ impl Inner {
                 folders,
                 registry,
                 downloads,
+                windows,
                 index: Mutex::new(index),
                 flights: Flights::default(),
                 counters: Counters::default(),

@@ -4,7 +4,7 @@
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, syncfs};
@@ -39,6 +39,26 @@ pub(super) enum Job {
     Digest(LayerKey),
     /// Count again what containers have written.
     MeasureContainers,
+    /// Give memory back that is free again.
+    GiveBack,
+}
+
+/// Work that takes memory. With its end that is given back to the system: an allocator keeps what it has once had.
+#[derive(Debug)]
+pub(crate) struct Spender(Weak<Inner>);
+
+impl Spender {
+    pub(crate) fn new(inner: &Arc<Inner>) -> Self {
+        Self(Arc::downgrade(inner))
+    }
+}
+
+impl Drop for Spender {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.reaper.send(Job::GiveBack);
+        }
+    }
 }
 
 /// The way to the thread, which ends when the last store is dropped.
@@ -72,6 +92,7 @@ impl Reaper {
 
 fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
     let mut later = Later::default();
+    let mut spent = false;
     loop {
         let first = if later.is_empty() {
             inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -91,6 +112,10 @@ fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
                     inner.measure_containers();
                     Ok(())
                 }
+                Job::GiveBack => {
+                    spent = true;
+                    Ok(())
+                }
                 job @ (Job::Sync(_) | Job::SyncRecords | Job::Digest(_)) => {
                     later.put(job);
                     Ok(())
@@ -100,10 +125,16 @@ fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
                 tracing::error!(%error, "clean up the image store");
             }
         }
-        if later.is_due(&inner)
-            && let Err(error) = later.work(&inner)
-        {
-            tracing::error!(%error, "sync the image store");
+        if later.is_due(&inner) {
+            spent = true;
+            if let Err(error) = later.work(&inner) {
+                tracing::error!(%error, "sync the image store");
+            }
+        }
+        // Not while somebody pulls: what is free is about to be used.
+        if spent && later.is_empty() && inner.pulls.is_idle() {
+            spent = false;
+            (inner.options.give_back)();
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::folders::read_json;
 use super::index::LayerKey;
 use super::make::read_config;
+use super::reaper::Spender;
 use super::record::Synced;
 use super::tree_digest::tree_digest;
 use super::{ImageStore, Inner};
@@ -38,6 +39,7 @@ impl ImageStore {
     /// There is no image of that name.
     pub async fn verify(&self, name: Option<&str>) -> Result<Vec<Verified>, Error> {
         let inner = self.inner().clone();
+        let _spender = Spender::new(&inner);
         let images = match name {
             Some(name) => {
                 let image = self.resolve(name);

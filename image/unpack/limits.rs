@@ -1,7 +1,10 @@
 //! What an image may cost at most, counted over all of its layers.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::windows::{ImageWindows, LargeWindow, Windows};
 use crate::error::Error;
 
 /// Bounds on what a registry can make this node do.
@@ -40,11 +43,27 @@ pub(crate) struct Budget {
     pub(crate) limits: Limits,
     bytes: AtomicU64,
     entries: AtomicU64,
+    windows: Option<ImageWindows>,
 }
 
 impl Budget {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, bytes: AtomicU64::new(0), entries: AtomicU64::new(0) }
+        Self { limits, bytes: AtomicU64::new(0), entries: AtomicU64::new(0), windows: None }
+    }
+
+    /// Of an image that shares the memory for decompression with others.
+    pub(crate) fn of_image(limits: Limits, windows: &Arc<Windows>) -> Self {
+        Self { windows: Some(ImageWindows::new(windows)), ..Self::new(limits) }
+    }
+
+    /// Waits until a large window may be used. For threads that may block.
+    pub(super) fn large_window(&self) -> io::Result<Option<LargeWindow>> {
+        self.windows.as_ref().map(ImageWindows::large).transpose()
+    }
+
+    /// Whether others wait for memory that this image has.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        self.windows.as_ref().is_some_and(ImageWindows::are_in_the_way)
     }
 
     /// Takes unpacked bytes.

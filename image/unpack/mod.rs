@@ -5,6 +5,7 @@
 //! folder, and nothing is trusted before both of its digests are checked.
 
 mod extract;
+mod frames;
 mod limits;
 mod members;
 mod notes;
@@ -16,6 +17,7 @@ mod stream;
 mod tar;
 mod times;
 mod tree;
+mod windows;
 
 pub(crate) use extract::unpack;
 pub(crate) use limits::Budget;
@@ -26,3 +28,4 @@ pub(crate) use recipe::rebuild;
 pub(crate) use stream::decompressed;
 pub(crate) use times::FolderTimes;
 pub(crate) use tree::{OPAQUE, is_whiteout};
+pub(crate) use windows::Windows;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Cursor, Read};
 use std::rc::Rc;
 
+use super::frames::{Frames, is_frame};
 use super::limits::Budget;
 use super::path::TreePath;
 use super::recipe::RecipeWriter;
@@ -13,15 +14,13 @@ use crate::error::Error;
 
 const BUFFER: usize = 256 << 10;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// The last three bytes of a skippable frame's magic number (RFC 8878, 3.1.2); zstd:chunked layers may start with one.
-const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
-/// The largest window that is accepted: 64 MiB, as containerd's decoder does. Memory per layer is bounded by it.
-const ZSTD_WINDOW_LOG: u32 = 26;
 
 /// A reader of what is in `source`, whichever way it is compressed. The bytes decide, not the media type: registries are
-/// full of layers with the wrong one.
-pub(crate) fn decompressed<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+/// full of layers with the wrong one. `budget` is that of the image, if it is a layer.
+pub(crate) fn decompressed<'a>(
+    mut source: impl BufRead + 'a,
+    budget: Option<&'a Budget>,
+) -> io::Result<Box<dyn Read + 'a>> {
     let mut start = Vec::with_capacity(4);
     while start.len() < 4 {
         let mut byte = [0];
@@ -30,18 +29,15 @@ pub(crate) fn decompressed<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<
         }
         start.extend(byte);
     }
-    let is_zstd = start.starts_with(&ZSTD)
-        || (start.get(1..) == Some(ZSTD_SKIPPABLE.as_slice())
-            && start.first().is_some_and(|byte| byte >> 4 == 5));
+    let is_zstd = is_frame(&start);
     let is_gzip = start.starts_with(&GZIP);
     let whole = Cursor::new(start).chain(source);
     if is_gzip {
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(whole)));
     }
     if is_zstd {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-        return Ok(Box::new(decoder));
+        let ask = move || budget.map_or(Ok(None), Budget::large_window);
+        return Ok(Box::new(Frames::new(whole, Box::new(ask))?));
     }
     Ok(Box::new(whole))
 }
@@ -99,7 +95,7 @@ impl<'a> LayerStream<'a> {
         let recipe = recipe.map_err(|error| Error::io("write the recipe of", what, error))?;
         let compressed = Rc::new(Cell::new(0));
         let counted = Counted { inner: source, count: compressed.clone() };
-        let decoder = decompressed(counted).map_err(|error| broken(what, error))?;
+        let decoder = decompressed(counted, Some(budget)).map_err(|error| broken(what, error))?;
         Ok(Self {
             what,
             decoder,

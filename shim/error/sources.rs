@@ -92,7 +92,7 @@ impl From<UserError> for CriError {
             UserError::UnknownUser(_) | UserError::UnknownGroup(_) | UserError::NotAnId(_) => {
                 Code::InvalidArgument
             }
-            UserError::System(_) => Code::FailedPrecondition,
+            UserError::TooLong { .. } | UserError::System(_) => Code::FailedPrecondition,
         };
         below(code, error)
     }

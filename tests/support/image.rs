@@ -11,7 +11,12 @@ const GROUP: &str = "root:x:0:\nweb:x:1000:\nlogs:x:50:web\n";
 
 /// Writes the archive.
 pub fn write_archive(path: &Path, tag: &str) {
-    let layer = layer();
+    write_archive_with(path, tag, &[]);
+}
+
+/// The same with more files, or others in the place of those that it has.
+pub fn write_archive_with(path: &Path, tag: &str, files: &[(&str, &[u8])]) {
+    let layer = layer(files);
     let digest = sha256(&layer);
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
@@ -33,7 +38,7 @@ pub fn write_archive(path: &Path, tag: &str) {
     archive.finish().unwrap();
 }
 
-fn layer() -> Vec<u8> {
+fn layer(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     for folder in ["bin", "etc", "srv", "tmp", "proc", "sys", "dev", "usr", "usr/bin", "root"] {
         let mut header = tar::Header::new_gnu();
@@ -65,6 +70,9 @@ fn layer() -> Vec<u8> {
     link.set_mode(0o777);
     layer.append_link(&mut link, "link-to-srv", "../../srv").unwrap();
     add(&mut layer, "srv/owned", b"web's\n", 0o640, 1000);
+    for (name, content) in files {
+        add(&mut layer, name, content, 0o644, 0);
+    }
     layer.into_inner().unwrap()
 }
 
