@@ -258,6 +258,34 @@ async fn links_to_devices_and_folders_of_them_are_what_they_lead_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_the_host_is_mounted_in_a_container() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let masked = |security: &mut LinuxContainerSecurityContext| {
+        security.masked_paths = vec!["/proc/kcore".to_owned(), "/sys/firmware".to_owned()];
+        security.readonly_paths = vec!["/proc/sys".to_owned()];
+    };
+    let mut tty = secured(sleeper("tty"), masked);
+    tty.tty = true;
+    let of_the_host = berth.folder.path().display().to_string();
+    for config in [sleeper("plain"), secured(sleeper("masked"), masked), tty] {
+        let name = config.metadata.clone().unwrap().name;
+        let id = berth.run(&pod, config).await;
+        let pid = berth.info(&id).await["pid"].to_string();
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        let roots = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
+        assert_eq!(roots.count(), 1, "{name}: {mounts}");
+        let top = fs::metadata(format!("/proc/{pid}/root")).unwrap();
+        use std::os::unix::fs::MetadataExt;
+        let seen = berth.sh(&id, "stat -c %i / /..").await;
+        assert_eq!(seen, format!("{0}\n{0}", top.ino()), "{name}");
+        let there = format!("ls -d {of_the_host} /..{of_the_host} 2>/dev/null; echo nothing");
+        assert_eq!(berth.sh(&id, &there).await, "nothing", "{name}");
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_needs_a_pod_that_allows_it() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("plain")).await;

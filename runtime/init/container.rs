@@ -85,7 +85,7 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
     if let Some(masks) = &masks {
-        masks.attach(&host_root).at(Step::MaskedPath)?;
+        masks.attach().at(Step::MaskedPath)?;
     }
 
     // Over the host's root, which is gone after the pivot. Nothing else of the host is touched. Hooks look for it at a
@@ -119,6 +119,9 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
         }
     }
     if let Some(hooks) = &plan.hooks {
+        if let Some(masks) = &masks {
+            masks.detach().at(Step::MaskedPath)?;
+        }
         hooks::run(hooks)?;
     }
     mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mount::UnmountFlags;
 
 use super::mounts::present;
 use crate::path::Root;
@@ -12,6 +13,9 @@ use crate::sys::{self, Context};
 
 /// The null device (Documentation/admin-guide/devices.txt).
 pub(super) const NULL: (u32, u32) = (1, 3);
+
+/// A folder that every host has.
+const PLACE: &str = "/sys";
 
 /// Root, file and folder.
 const INODES: &str = "3";
@@ -45,12 +49,22 @@ impl Masks {
         Ok(Self { tree })
     }
 
-    /// Attaches the filesystem below the container's root: only parts of an attached mount can be cloned (open_tree(2)).
+    /// Attaches the filesystem in a folder of the host, in whose mounts this process still is: only parts of an attached
+    /// mount can be cloned (open_tree(2)). It goes with the host's mounts. It must not be on the host's root itself: after
+    /// the pivot it would be on top of that, and be taken off in its stead.
     ///
     /// # Errors
     /// The caller may not.
-    pub(super) fn attach(&self, below: &OwnedFd) -> sys::Result<()> {
-        mount::attach(self.tree.as_fd(), below.as_fd())
+    pub(super) fn attach(&self) -> sys::Result<()> {
+        mount::attach(self.tree.as_fd(), mount::place(PLACE)?.as_fd())
+    }
+
+    /// Takes the filesystem off again, and leaves its clones: whoever looks at the host's files next sees all of them.
+    ///
+    /// # Errors
+    /// The caller may not.
+    pub(super) fn detach(&self) -> sys::Result<()> {
+        rustix::mount::unmount(PLACE, UnmountFlags::DETACH).on("umount2", PLACE)
     }
 
     /// Hides a path; one that is not there needs no hiding.

@@ -181,13 +181,26 @@ fn setattr(tree: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> rustix::i
 /// old one with everything below it (pivot_root(2), "pivot_root(\".\", \".\")").
 ///
 /// # Errors
-/// It is no mount, or the caller may not.
+/// It is no mount, or the caller may not; `EBUSY` where something is still mounted over the new root, which is then not
+/// to be used: by `/..`, and by setns(2), whoever is in it would reach that.
 pub fn pivot_to(new_root: BorrowedFd<'_>) -> Result<()> {
     rustix::process::fchdir(new_root).on("fchdir", "the new root")?;
     rustix::process::pivot_root(".", ".").on("pivot_root", "")?;
     // The old root is now mounted on top of the new one, and the working directory is in the new one below it.
     rustix::mount::unmount(".", UnmountFlags::DETACH).on("umount2", "the old root")?;
-    rustix::process::chdir("/").on("chdir", "/")
+    rustix::process::chdir("/").on("chdir", "/")?;
+    if mount_id("/")? != mount_id("/..")? {
+        return Err(rustix::io::Errno::BUSY)
+            .on("pivot_root", "the new root, over which something is mounted");
+    }
+    Ok(())
+}
+
+/// The number of the mount at a path (statx(2), `STATX_MNT_ID`).
+fn mount_id(path: &str) -> Result<u64> {
+    use rustix::fs::{AtFlags, StatxFlags};
+    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).on("statx", path)?;
+    Ok(found.stx_mnt_id)
 }
 
 /// A descriptor of a path that is used for nothing but as a place (`O_PATH`).
