@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::lab::{Lab, Layer, eventually, of_image, times};
 use crate::support::streams::Streams;
-use crate::support::{IMAGE, container, secured, shell, sleeper};
+use crate::support::{IMAGE, PATIENCE, container, secured, shell, sleeper};
 
 /// More than the daemon needs for anything that a stranger can ask of it, in kB.
 const ROOM: u64 = 96 << 10;
@@ -79,7 +79,8 @@ async fn ghsa_7jxh_36q5_gcqv_cve_2026_53495_children_hold_the_output_of_an_exec(
     let before = (Lab::descriptors(daemon), Lab::descriptors(keeper), status_kb(daemon, "Threads:"));
     let number = times(200, 24);
     let runs = (0..number).map(|_| exec_sync(&lab, &id, "sleep 5781 & setsid sleep 5781 & echo answer", 0));
-    for answer in futures_util::future::join_all(runs).await {
+    let answers = tokio::time::timeout(PATIENCE, futures_util::future::join_all(runs)).await;
+    for answer in answers.unwrap_or_else(|_| panic!("execs wait for what they have left behind")) {
         assert_eq!((&answer.stdout[..], answer.exit_code), (&b"answer\n"[..], 0));
     }
     let now = || (Lab::descriptors(daemon), Lab::descriptors(keeper), status_kb(daemon, "Threads:"));
@@ -211,16 +212,41 @@ async fn cve_2023_25153_documents_of_an_archive_are_large() {
             _ => Layer::default(),
         };
         fs::write(&archive, layer.file(name, &spaces).bytes()).unwrap();
-        let channel = berth::server::connect(&lab.path("run/berth.sock")).await.unwrap();
-        let mut admin = berth_proto::admin::admin_client::AdminClient::new(channel);
-        let path = archive.display().to_string();
-        let refused = admin.load_image(berth_proto::admin::LoadImageRequest { path }).await;
+        let refused = lab.load_archive(&archive).await;
         assert!(refused.is_err(), "{name}");
         fs::remove_file(&archive).unwrap();
     }
     peak.is_below(ROOM, "documents");
     let listed = lab.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert!(listed.is_empty(), "{listed:?}");
+    lab.finish().await;
+}
+
+/// Hundredths of a second of a processor that a process has used (proc(5), stat).
+fn used(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+    fields.map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+/// A folder that is said to be opaque again and again costs no more than as many files.
+#[tokio::test(flavor = "multi_thread")]
+async fn ghsa_rp3h_jf77_q9p4_opaque_folders_are_walked_again_and_again() {
+    const COUNT: usize = 4000;
+    let mut lab = Lab::start_with("").await;
+    let pid = lab.pid().as_raw_nonzero().get();
+    let files = || (0..COUNT).fold(Layer::default(), |layer, number| layer.file(&format!("d/f{number}"), ""));
+    let opaque = (0..COUNT).fold(files(), |layer, _| layer.file("d/.wh..wh..opq", ""));
+    let whiteouts = (0..COUNT).fold(files(), |layer, number| layer.file(&format!("d/.wh.f{number}"), ""));
+    let plain = (0..COUNT).fold(files(), |layer, number| layer.file(&format!("d/g{number}"), ""));
+    let config = || json!({ "Env": ["PATH=/bin"], "WorkingDir": "/" });
+    let mut times = Vec::new();
+    for (name, layer) in [("plain", plain), ("opaque", opaque), ("whiteouts", whiteouts)] {
+        let before = used(pid);
+        drop(lab.try_load(name, &[layer], config()).await);
+        times.push(used(pid) - before);
+    }
+    assert!(times[1..].iter().all(|time| *time < 4 * times[0] + 100), "{times:?} hundredths of a second");
     lab.finish().await;
 }
 

@@ -77,7 +77,7 @@ async fn cve_2021_41190_a_manifest_is_an_index_as_well() {
 }
 
 /// Layers that were ever made to leave their folder. Each is refused, or stays inside. Also CVE-2021-32760 (containerd),
-/// CVE-2014-6407, -9356 and -9358 (docker), CVE-2020-27534 (buildkit).
+/// CVE-2014-6407, -9356 and -9358 (docker).
 #[tokio::test(flavor = "multi_thread")]
 async fn cve_2025_47290_layers_leave_their_folder() {
     let (mut lab, pod) = Lab::with_pod().await;

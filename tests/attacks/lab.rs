@@ -1,7 +1,7 @@
 //! What the attacks have in common: a daemon, a part of the host that nothing may touch, images made for an attack, and
 //! attackers that run until they are told to stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::MetadataExt as _;
@@ -110,7 +110,9 @@ impl Lab {
     /// Nothing in the canary was made, changed or removed.
     pub fn untouched(&self) {
         let now = tree(&self.canary());
-        assert_eq!(now, self.before, "the host was changed");
+        let differ = |path: &&PathBuf| now.get(*path) != self.before.get(*path);
+        let paths: BTreeSet<&PathBuf> = now.keys().chain(self.before.keys()).filter(differ).collect();
+        assert!(paths.is_empty(), "the host was changed: {paths:?}");
     }
 
     /// Nothing was touched, nothing is left.
@@ -138,10 +140,15 @@ impl Lab {
         let all: Vec<Vec<u8>> =
             [image::layer()].into_iter().chain(layers.iter().map(|layer| layer.0.clone())).collect();
         image::write_archive_of(&archive, &reference, &all, &config);
+        self.load_archive(&archive).await?;
+        Ok(reference)
+    }
+
+    /// Loads an archive as `berth load` does.
+    pub async fn load_archive(&self, archive: &Path) -> Result<(), Status> {
         let channel = berth::server::connect(&self.path("run/berth.sock")).await.unwrap();
         let path = archive.display().to_string();
-        AdminClient::new(channel).load_image(LoadImageRequest { path }).await?;
-        Ok(reference)
+        AdminClient::new(channel).load_image(LoadImageRequest { path }).await.map(drop)
     }
 
     /// Waits until a container has logged a text.

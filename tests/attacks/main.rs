@@ -6,6 +6,7 @@
 //! * [`identity`]: users, groups, capabilities, devices; [`requests`]: requests that carry more than they say
 //! * [`images`]: layers, manifests and registries that lie
 //! * [`exhaustion`]: memory, descriptors and disks of the host; [`network`], [`sockets`]
+//! * [`document`]: `docs/security.md` names all of them
 //!
 //! The attackers are small programs of `programs/`, compiled by `tests/stand-ins/attack-programs.sh`.
 #![allow(
@@ -16,6 +17,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod document;
 mod exchange;
 mod exhaustion;
 mod identity;

@@ -2,14 +2,14 @@
 //! filesystems in the place of the kernel's.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
 use berth_proto::v1::*;
 use serde_json::json;
 
 use crate::lab::{Lab, Layer, SECRET, capable, eventually, masked, of_image, volume, with};
-use crate::support::{secured, shell, sleeper};
+use crate::support::{image, secured, shell, sleeper};
 
 fn config() -> serde_json::Value {
     json!({ "Env": ["PATH=/bin"], "WorkingDir": "/" })
@@ -254,7 +254,7 @@ async fn cve_2022_23648_volumes_of_an_image_copy_the_host() {
     let image =
         Layer::default().symlink("link", &canary).symlink("up", &format!("../../../../../../..{canary}"));
     let volumes = json!({ "Env": ["PATH=/bin"], "WorkingDir": "/", "Volumes": {
-        "/link": {}, "/up/": {}, "/link/folder": {}, (format!("/../../../../../../..{canary}")): {},
+        "/link": {}, "/up/": {}, "/link/folder": {}, "/link/made": {}, "/up/made/too": {}, (format!("/../../../../../../..{canary}")): {},
         (format!("/etc/../../../../../..{canary}/folder")): {} } });
     let image = lab.load("volumes", image, volumes).await;
     let script = "find / -xdev -name secret -o -xdev -name file 2>/dev/null | grep -v ^/proc | xargs cat 2>/dev/null; \
@@ -271,6 +271,7 @@ async fn cve_2024_5154_etc_is_a_link() {
     let canary = lab.canary_text();
     let links = [
         Layer::default().symlink("etc", &format!("../../../../../../..{canary}")),
+        Layer::default().symlink("etc", &canary),
         Layer::default()
             .symlink("etc/mtab", &format!("{canary}/mtab"))
             .symlink("etc/hosts", &format!("{canary}/secret")),
@@ -359,5 +360,59 @@ async fn ghsa_7ww5_4wqc_m92c_the_power_meter_is_read() {
     let masked = spec["linux"]["maskedPaths"].as_array().unwrap();
     assert!(masked.contains(&json!("/sys/devices/virtual/powercap")), "{masked:?}");
     assert_eq!(lab.sh(&id, "find /sys/devices/virtual/powercap -type f 2>/dev/null | wc -l").await, "0");
+    lab.finish().await;
+}
+
+/// The null device of the host is in no container: neither as a mask, nor as a standard stream, nor as a device.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_null_device_of_the_host_keeps_its_mode() {
+    let (mut lab, pod) = Lab::with_pod().await;
+    let look = || {
+        let stat = fs::metadata("/dev/null").unwrap();
+        (stat.mode(), stat.uid(), stat.gid())
+    };
+    let before = look();
+    // Harmless where it works: others can still read and write it.
+    let script = "for file in /proc/kcore /proc/keys /proc/timer_list /dev/null /proc/self/fd/0 /proc/1/fd/0; do \
+                  chmod 0677 $file; chown 0:4711 $file; done 2>/dev/null; \
+                  for file in /proc/kcore /proc/keys; do stat -c %t:%T $file; head -c 1 $file | wc -c; done";
+    let (_, said) = lab.run_to_end(&pod, masked(shell("masks", script))).await;
+    let id = lab.run(&pod, masked(sleeper("running"))).await;
+    lab.sh(&id, script).await;
+    let after = look();
+    drop(fs::set_permissions("/dev/null", std::os::unix::fs::PermissionsExt::from_mode(before.0)));
+    drop(std::os::unix::fs::chown("/dev/null", Some(before.1), Some(before.2)));
+    assert_eq!(after, before, "a container has changed the null device of the host");
+    assert_eq!(said, "1:3\n0\n1:3\n0\n", "what is masked is empty");
+    lab.finish().await;
+}
+
+/// An image on a volume that the container may remount.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_volume_that_is_mounted_anew_stays_read_only() {
+    let (mut lab, pod) = Lab::with_pod().await;
+    let archive = lab.path("one.tar");
+    let layer = Layer::default().folder("data").file("data/file", "of the image").bytes();
+    let reference = "localhost/one:1";
+    image::write_archive_of(&archive, reference, &[layer], &serde_json::json!({}));
+    lab.load_archive(&archive).await.unwrap();
+    let image = |sub_path: &str, inside: &str| Mount {
+        container_path: inside.to_owned(),
+        readonly: true,
+        image: Some(ImageSpec { image: reference.to_owned(), ..ImageSpec::default() }),
+        image_sub_path: sub_path.to_owned(),
+        ..Mount::default()
+    };
+    let script = "for place in /whole /part; do mount -o remount,bind,rw $place; mount -o remount,rw $place; \
+                  mkdir -p /again && mount --bind $place /again && mount -o remount,bind,rw /again; \
+                  echo changed >$place/file; echo changed >$place/data/file; echo changed >/again/file; umount /again; \
+                  done 2>/dev/null; cat /part/file /whole/data/file";
+    let config = capable(shell("c", script), &["SYS_ADMIN"]);
+    let config = with(with(config, image("", "/whole")), image("data", "/part"));
+    let (_, said) = lab.run_to_end(&pod, config).await;
+    assert_eq!(said, "of the imageof the image");
+    let next = shell("next", "ls /part; cat /part/file");
+    let (_, said) = lab.run_to_end(&pod, with(next, image("data", "/part"))).await;
+    assert_eq!(said, "file\nof the image", "what another container sees of it");
     lab.finish().await;
 }

@@ -126,7 +126,8 @@ async fn cve_2019_5736_a_container_changes_the_runtimes_program() {
 }
 
 /// Where a process is, and what it has open, as it sees it itself.
-const LOOK: &str = "ls -l /proc/self/fd | sed -n 's/.* -> //p'; echo at $(readlink /proc/self/cwd)";
+const LOOK: &str =
+    "ls -l /proc/self/fd 2>/dev/null | sed -n 's/.* -> //p'; echo at $(readlink /proc/self/cwd)";
 
 fn has_only_its_own(said: &str, canary: &str) {
     for line in said.lines() {
@@ -140,7 +141,7 @@ async fn cve_2024_21626_leaked_descriptors_and_working_folders() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let read = format!("{LOOK}; cat ./{canary}/secret ../../../../../../..{canary}/secret 2>/dev/null");
-    let links = (0..24).map(|number| format!("/proc/self/fd/{number}"));
+    let links = (0..48).map(|number| format!("/proc/self/fd/{number}"));
     let others = ["/proc/self/cwd", "/proc/1/cwd", "/proc/self/root/..", "/link", "/proc/thread-self/fd/7"];
     let image = Layer::default().symlink("link", "/proc/self/fd/8");
     let image = lab.load("link", image, serde_json::json!({ "Env": ["PATH=/bin"] })).await;
@@ -155,6 +156,8 @@ async fn cve_2024_21626_leaked_descriptors_and_working_folders() {
             assert!(!said.contains(SECRET), "{folder}: {said}");
             has_only_its_own(&said, &canary);
         }
+        // Its streams would move the descriptors of the next one to other numbers.
+        lab.remove_container(&id).await;
     }
     // The folder of a running container becomes such a link: what is executed there goes nowhere else.
     let mut config = sleeper("running");
@@ -284,63 +287,6 @@ async fn a_process_that_is_stopped_on_its_way_leaves_nothing() {
     eventually("no exec is left", || execs() == 0).await;
     let left = || (Lab::descriptors(keeper), Lab::descriptors(lab.pid().as_raw_nonzero().get()));
     eventually("no descriptor is left", || left().0 <= before.0 && left().1 <= before.1).await;
-    lab.finish().await;
-}
-
-/// The null device of the host is in no container: neither as a mask, nor as a standard stream, nor as a device.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_null_device_of_the_host_keeps_its_mode() {
-    let (mut lab, pod) = Lab::with_pod().await;
-    let look = || {
-        let stat = fs::metadata("/dev/null").unwrap();
-        (stat.mode(), stat.uid(), stat.gid())
-    };
-    let before = look();
-    // Harmless where it works: others can still read and write it.
-    let script = "for file in /proc/kcore /proc/keys /proc/timer_list /dev/null /proc/self/fd/0 /proc/1/fd/0; do \
-                  chmod 0677 $file; chown 0:4711 $file; done 2>/dev/null; \
-                  for file in /proc/kcore /proc/keys; do stat -c %t:%T $file; head -c 1 $file | wc -c; done";
-    let (_, said) = lab.run_to_end(&pod, masked(shell("masks", script))).await;
-    let id = lab.run(&pod, masked(sleeper("running"))).await;
-    lab.sh(&id, script).await;
-    let after = look();
-    drop(fs::set_permissions("/dev/null", std::os::unix::fs::PermissionsExt::from_mode(before.0)));
-    drop(std::os::unix::fs::chown("/dev/null", Some(before.1), Some(before.2)));
-    assert_eq!(after, before, "a container has changed the null device of the host");
-    assert_eq!(said, "1:3\n0\n1:3\n0\n", "what is masked is empty");
-    lab.finish().await;
-}
-
-/// An image on a volume that the container may remount.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_volume_that_is_mounted_anew_stays_read_only() {
-    let (mut lab, pod) = Lab::with_pod().await;
-    let archive = lab.path("one.tar");
-    let layer = Layer::default().folder("data").file("data/file", "of the image").bytes();
-    let reference = "localhost/one:1";
-    crate::support::image::write_archive_of(&archive, reference, &[layer], &serde_json::json!({}));
-    let channel = berth::server::connect(&lab.path("run/berth.sock")).await.unwrap();
-    let mut admin = berth_proto::admin::admin_client::AdminClient::new(channel);
-    let path = archive.display().to_string();
-    admin.load_image(berth_proto::admin::LoadImageRequest { path }).await.unwrap();
-    let image = |sub_path: &str, inside: &str| Mount {
-        container_path: inside.to_owned(),
-        readonly: true,
-        image: Some(ImageSpec { image: reference.to_owned(), ..ImageSpec::default() }),
-        image_sub_path: sub_path.to_owned(),
-        ..Mount::default()
-    };
-    let script = "for place in /whole /part; do mount -o remount,bind,rw $place; mount -o remount,rw $place; \
-                  mkdir -p /again && mount --bind $place /again && mount -o remount,bind,rw /again; \
-                  echo changed >$place/file; echo changed >$place/data/file; echo changed >/again/file; umount /again; \
-                  done 2>/dev/null; cat /part/file /whole/data/file";
-    let config = capable(shell("c", script), &["SYS_ADMIN"]);
-    let config = with(with(config, image("", "/whole")), image("data", "/part"));
-    let (_, said) = lab.run_to_end(&pod, config).await;
-    assert_eq!(said, "of the imageof the image");
-    let next = shell("next", "ls /part; cat /part/file");
-    let (_, said) = lab.run_to_end(&pod, with(next, image("data", "/part"))).await;
-    assert_eq!(said, "file\nof the image", "what another container sees of it");
     lab.finish().await;
 }
 
