@@ -1,42 +1,40 @@
-/* spy STOP CANARY: looks at each new process of its PID namespace for something that is not the container's: a root or a
- * working folder of the host, a descriptor of a file that is in none of the container's mounts, more capabilities than the
- * container has, no system call filter where the container has one. CANARY is a path of the host: where a foreign root is
- * found, it is read and written to.
+/* spy STOP CANARY: looks at each new process of its PID namespace for a way to the host: a root or a working folder of the
+ * host, a descriptor of a file that is in no mount of a container, more capabilities than the spy has, no system call filter
+ * where the spy has one. CANARY is a file of the host by which its root is known; there it is read and written to.
  *
  * Runs until the file STOP is there, then prints how many processes it has seen and how many ways out. */
 #include "process.h"
 #include <dirent.h>
 
-static struct stat own_root;
-static dev_t devices[64];
-static int device_count;
+static struct stat own_root, its_root;
 static unsigned long long own_capabilities;
 static unsigned long own_filter;
 
-/* The devices of all mounts that the container can see. */
-static void know_mounts(void)
+/* Whether a process has a mount of the device: of a container, that is what it may have open. One that has ended has none,
+ * and nothing open either. */
+static int may_have(const char *pid, dev_t device)
 {
-    char line[8192];
-    FILE *mounts = fopen("/proc/self/mountinfo", "r");
-    while (mounts && fgets(line, sizeof line, mounts) && device_count < 64) {
+    char path[64], line[8192];
+    int lines = 0, found = 0;
+    snprintf(path, sizeof path, "/proc/%s/mountinfo", pid);
+    FILE *mounts = fopen(path, "r");
+    while (mounts && !found && fgets(line, sizeof line, mounts)) {
         unsigned major, minor;
-        if (sscanf(line, "%*d %*d %u:%u", &major, &minor) == 2)
-            devices[device_count++] = makedev(major, minor);
+        lines++;
+        found = sscanf(line, "%*d %*d %u:%u", &major, &minor) == 2 && device == makedev(major, minor);
     }
     if (mounts)
         fclose(mounts);
+    return found || lines == 0;
 }
 
-static int is_of_a_mount(dev_t device)
+static int is_same(const struct stat *one, const struct stat *other)
 {
-    for (int i = 0; i < device_count; i++)
-        if (devices[i] == device)
-            return 1;
-    return 0;
+    return one->st_dev == other->st_dev && one->st_ino == other->st_ino;
 }
 
-/* Whether the way up from a folder ends at the container's root. */
-static int is_below_own_root(int folder)
+/* Whether the way up from a folder ends at the root of a container: the spy's or the process' own. */
+static int is_below_a_root(int folder)
 {
     struct stat here, above;
     int at = dup(folder);
@@ -49,36 +47,37 @@ static int is_below_own_root(int folder)
         close(at);
         at = up;
         fstat(at, &above);
-        if (above.st_dev == here.st_dev && above.st_ino == here.st_ino)
+        if (is_same(&above, &here))
             break;
         here = above;
     }
     close(at);
-    return here.st_dev == own_root.st_dev && here.st_ino == own_root.st_ino;
+    return is_same(&here, &own_root) || is_same(&here, &its_root);
 }
 
-/* A root that is not the container's: what can be done through it. */
-static void use(int root, const char *canary, int pid)
+/* Whether the canary is below a root, which is the host's then. What can be done there is done. */
+static int is_of_host(int root, const char *canary, int pid)
 {
-    char text[64] = "";
+    char text[64] = "", written[512];
     int file = openat(root, canary + 1, O_RDONLY | O_CLOEXEC);
-    if (file >= 0) {
-        ssize_t length = read(file, text, sizeof text - 1);
-        text[length > 0 ? length : 0] = 0;
-        close(file);
-    }
-    char written[512];
+    if (file < 0)
+        return 0;
+    ssize_t length = read(file, text, sizeof text - 1);
+    text[length > 0 ? length : 0] = 0;
+    close(file);
     snprintf(written, sizeof written, "%s-written", canary + 1);
     file = openat(root, written, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (file >= 0)
         close(file);
-    hit("process %d has another root; read \"%.40s\", %s", pid, text, file >= 0 ? "wrote" : "wrote nothing");
+    hit("process %d has the host's root; read \"%.40s\", %s", pid, text, file >= 0 ? "wrote" : "wrote nothing");
+    return 1;
 }
 
 static void look_at_descriptors(int pid)
 {
-    char path[64], name[320];
+    char path[64], name[320], number[16];
     snprintf(path, sizeof path, "/proc/%d/fd", pid);
+    snprintf(number, sizeof number, "%d", pid);
     DIR *folder = opendir(path);
     if (!folder)
         return;
@@ -93,12 +92,12 @@ static void look_at_descriptors(int pid)
         name[length > 0 ? length : 0] = 0;
         if (S_ISDIR(stat.st_mode)) {
             int fd = openat(dirfd(folder), entry->d_name, O_PATH | O_CLOEXEC);
-            if (fd >= 0 && !is_below_own_root(fd))
+            if (fd >= 0 && !is_below_a_root(fd))
                 hit("process %d has folder %s open", pid, name);
             if (fd >= 0)
                 close(fd);
-        } else if (!is_of_a_mount(stat.st_dev)) {
-            hit("process %d has %s open (mode %o), which is in no mount of the container", pid, name, stat.st_mode);
+        } else if (!may_have("self", stat.st_dev) && (its_root.st_ino == 0 || !may_have(number, stat.st_dev))) {
+            hit("process %d has %s open (mode %o), which is in no mount of a container", pid, name, stat.st_mode);
         }
     }
     closedir(folder);
@@ -118,16 +117,17 @@ static int look_at(int pid, const char *canary)
     if (own_filter && strstr(status, "Seccomp:") && !status_mask(status, "Seccomp:\t"))
         hit("process %d has no filter of system calls", pid);
 
+    /* Another container's root is none of the host's; a process that has that one is in no container yet. */
+    memset(&its_root, 0, sizeof its_root);
     snprintf(path, sizeof path, "/proc/%d/root", pid);
     int root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    struct stat stat;
-    if (root >= 0 && !fstat(root, &stat) && (stat.st_dev != own_root.st_dev || stat.st_ino != own_root.st_ino))
-        use(root, canary, pid);
+    if (root >= 0 && !is_of_host(root, canary, pid))
+        fstat(root, &its_root);
     if (root >= 0)
         close(root);
     snprintf(path, sizeof path, "/proc/%d/cwd", pid);
     int cwd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (cwd >= 0 && !is_below_own_root(cwd))
+    if (cwd >= 0 && !is_below_a_root(cwd))
         hit("process %d is in a folder of the host", pid);
     if (cwd >= 0)
         close(cwd);
@@ -144,7 +144,6 @@ int main(int count, char **arguments)
     own_capabilities = status_mask(status, "CapPrm:\t");
     own_filter = status_mask(status, "Seccomp:\t");
     stat("/", &own_root);
-    know_mounts();
     printf("ready\n");
     fflush(stdout);
 
