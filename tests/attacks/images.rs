@@ -76,76 +76,45 @@ async fn cve_2021_41190_a_manifest_is_an_index_as_well() {
     lab.finish().await;
 }
 
-/// Layers that were ever made to leave their folder. Each is refused, or stays inside. Also CVE-2021-32760 (containerd),
-/// CVE-2014-6407, -9356 and -9358 (docker).
+/// Layers that were ever made to leave their folder, for a folder of the host.
+fn evil_layers(canary: &str) -> Vec<(&'static str, Vec<Layer>)> {
+    let up = format!("../../../../../../../..{canary}");
+    let plain = Layer::default;
+    let link = || Layer::default().symlink("link", canary).symlink("up", &up);
+    let folder = |layer: Layer, name: &str| layer.entry(EntryType::Directory, name, "", 0o777, b"");
+    let node = |layer: Layer, kind, name: &str| layer.entry(kind, name, "", 0o666, b"");
+    let odd_whiteouts = |layer: Layer| layer.file(".wh...", "").file(".wh..", "").file(".wh.", "");
+    let whiteouts = || link().file("link/.wh.secret", "").file("up/.wh..wh..opq", "");
+    let chain = || plain().symlink("a", "b").symlink("b", "c").symlink("c", canary);
+    vec![
+        ("dots", vec![plain().file(&format!("{up}/made"), "x")]),
+        ("dots-inside", vec![plain().file(&format!("a/b/../../{up}/made"), "x")]),
+        ("absolute", vec![plain().file(&format!("{canary}/made"), "x")]),
+        ("link-file", vec![link().file("link/made", "x").file("up/made2", "x").file("link/secret", "x")]),
+        ("link-mode", vec![folder(folder(link(), "link"), "up/")]),
+        ("link-deep", vec![link().folder("link/folder/deep").file("up/folder/file", "x")]),
+        ("hard", vec![plain().hard_link("hard", &format!("{up}/secret")).file("hard", "x")]),
+        ("hard-absolute", vec![plain().hard_link("hard", &format!("{canary}/secret"))]),
+        ("hard-link", vec![link().hard_link("hard", "link/secret").hard_link("hard2", "up/secret")]),
+        ("hard-to-link", vec![link().hard_link("hard", "link").file("hard/made", "x")]),
+        ("whiteout", vec![odd_whiteouts(whiteouts())]),
+        ("two-layers", vec![link(), plain().file("link/made", "x").file("up/secret", "x")]),
+        ("two-whiteouts", vec![link(), plain().file("link/.wh.secret", "").file("link/.wh..wh..opq", "")]),
+        ("two-hard", vec![link(), plain().hard_link("hard", "link/secret")]),
+        ("node", vec![node(node(link(), EntryType::Char, "link/null"), EntryType::Fifo, "up/pipe")]),
+        ("chain", vec![chain().file("a/made", "x")]),
+        ("dot-link", vec![plain().symlink("a", ".").symlink("a/b", "..").file("a/b/../../x", "x")]),
+    ]
+}
+
+/// Each is refused, or stays inside. Also CVE-2021-32760 (containerd), CVE-2014-6407, -9356 and -9358 (docker).
 #[tokio::test(flavor = "multi_thread")]
 async fn cve_2025_47290_layers_leave_their_folder() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
-    let up = format!("../../../../../../../..{canary}");
     let inside = canary.trim_start_matches('/').to_owned();
-    let link = || Layer::default().symlink("link", &canary).symlink("up", &up);
-    let cases: Vec<(&str, Vec<Layer>)> = vec![
-        ("dots", vec![Layer::default().file(&format!("{up}/made"), "x")]),
-        ("dots-inside", vec![Layer::default().file(&format!("a/b/../../{up}/made"), "x")]),
-        ("absolute", vec![Layer::default().file(&format!("{canary}/made"), "x")]),
-        ("link-file", vec![link().file("link/made", "x").file("up/made2", "x").file("link/secret", "x")]),
-        (
-            "link-mode",
-            vec![link().entry(EntryType::Directory, "link", "", 0o777, b"").entry(
-                EntryType::Directory,
-                "up/",
-                "",
-                0o777,
-                b"",
-            )],
-        ),
-        ("link-deep", vec![link().folder("link/folder/deep").file("up/folder/file", "x")]),
-        ("hard", vec![Layer::default().hard_link("hard", &format!("{up}/secret")).file("hard", "x")]),
-        ("hard-absolute", vec![Layer::default().hard_link("hard", &format!("{canary}/secret"))]),
-        ("hard-link", vec![link().hard_link("hard", "link/secret").hard_link("hard2", "up/secret")]),
-        ("hard-to-link", vec![link().hard_link("hard", "link").file("hard/made", "x")]),
-        (
-            "whiteout",
-            vec![
-                link()
-                    .file("link/.wh.secret", "")
-                    .file("up/.wh..wh..opq", "")
-                    .file(".wh...", "")
-                    .file(".wh..", "")
-                    .file(".wh.", ""),
-            ],
-        ),
-        ("two-layers", vec![link(), Layer::default().file("link/made", "x").file("up/secret", "x")]),
-        (
-            "two-whiteouts",
-            vec![link(), Layer::default().file("link/.wh.secret", "").file("link/.wh..wh..opq", "")],
-        ),
-        ("two-hard", vec![link(), Layer::default().hard_link("hard", "link/secret")]),
-        (
-            "node",
-            vec![link().entry(EntryType::Char, "link/null", "", 0o666, b"").entry(
-                EntryType::Fifo,
-                "up/pipe",
-                "",
-                0o666,
-                b"",
-            )],
-        ),
-        (
-            "chain",
-            vec![
-                Layer::default()
-                    .symlink("a", "b")
-                    .symlink("b", "c")
-                    .symlink("c", &canary)
-                    .file("a/made", "x"),
-            ],
-        ),
-        ("dot-link", vec![Layer::default().symlink("a", ".").symlink("a/b", "..").file("a/b/../../x", "x")]),
-    ];
     let mut loaded = 0;
-    for (name, layers) in cases {
+    for (name, layers) in evil_layers(&canary) {
         let image = lab.try_load(name, &layers, json!({ "Env": ["PATH=/bin"], "WorkingDir": "/" })).await;
         lab.untouched();
         let Ok(image) = image else { continue };

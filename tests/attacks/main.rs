@@ -2,7 +2,8 @@
 //! the attack where it has no number; `docs/security.md` lists which test stands for what. Runs as root.
 //!
 //! * [`processes`]: processes on their way into a container, their descriptors, their program, their keyring
-//! * [`mounts`]: images and volumes that lead the root filesystem elsewhere; [`exchange`]: the same as races
+//! * [`mounts`]: images and volumes that lead the root filesystem elsewhere; [`exchange`]: the same as races; [`root`]: what a
+//!   container has at its root
 //! * [`identity`]: users, groups, capabilities, devices; [`requests`]: requests that carry more than they say
 //! * [`images`]: layers, manifests and registries that lie
 //! * [`exhaustion`]: memory, descriptors and disks of the host; [`network`], [`sockets`]
@@ -29,6 +30,7 @@ mod net;
 mod network;
 mod processes;
 mod requests;
+mod root;
 mod sockets;
 #[path = "../support/mod.rs"]
 mod support;

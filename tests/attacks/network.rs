@@ -136,11 +136,10 @@ async fn cve_2020_8558_a_neighbour_reaches_the_hosts_loopback() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cve_2021_20206_a_plugin_is_a_path() {
     let mut lab = Lab::start().await;
-    let bin = lab.folder("bin");
+    lab.folder("bin");
     let evil = lab.path("evil");
     fs::write(&evil, format!("#!/bin/sh\ntouch {}/made\n", lab.canary_text())).unwrap();
     fs::set_permissions(&evil, fs::Permissions::from_mode(0o755)).unwrap();
-    std::os::unix::fs::symlink(&evil, bin.join("plain")).unwrap();
     let absolute = evil.display().to_string();
     for kind in ["../evil", "../../evil", "./../evil", absolute.as_str(), "x/../../evil", "..", ""] {
         for list in [
@@ -150,13 +149,10 @@ async fn cve_2021_20206_a_plugin_is_a_path() {
         ] {
             fs::write(lab.path("net.d/10.conflist"), list.to_string()).unwrap();
             let config = lab.pod_config("pod");
-            let refused = lab.try_run_pod(config).await;
-            // A bridge without addresses is a network, too.
-            if kind.is_empty() && refused.is_ok() {
-                let pod = refused.unwrap();
-                lab.remove_pod(&pod).await;
-            } else {
-                assert_ne!(code(refused), Code::Ok, "{list}");
+            match lab.try_run_pod(config).await {
+                // A bridge without addresses is a network, too.
+                Ok(pod) if kind.is_empty() => lab.remove_pod(&pod).await,
+                result => assert_ne!(code(result), Code::Ok, "{list}"),
             }
             lab.untouched();
         }
