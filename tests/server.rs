@@ -180,6 +180,19 @@ async fn a_daemon_that_was_killed_is_followed_by_the_next() {
     assert_eq!(fs::read_dir(home.path("run")).unwrap().filter(|e| is_hidden(e.as_ref().unwrap())).count(), 0);
 }
 
+/// A container may have filled the disk that the daemon's log is on.
+#[tokio::test]
+async fn a_log_that_takes_nothing_ends_no_daemon() {
+    let home = Home::new();
+    std::os::unix::fs::symlink("/dev/full", home.path("log")).unwrap();
+    let mut daemon = home.start();
+    for _ in 0..3 {
+        assert_eq!(version(&home.socket()).await.runtime_name, "berth");
+    }
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().success());
+}
+
 fn is_hidden(entry: &fs::DirEntry) -> bool {
     entry.file_name().as_encoded_bytes().starts_with(b".")
 }

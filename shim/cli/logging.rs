@@ -23,6 +23,9 @@ pub(super) fn start(config: &Config) -> Result<(), String> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A line that cannot be written is dropped. Telling so would go to stderr as well, and that panics where a disk is
+        // full, which any container can bring about.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let started = match config.log_format {
         LogFormat::Text => subscriber.try_init(),

@@ -16,29 +16,41 @@ pub fn write_archive(path: &Path, tag: &str) {
 
 /// The same with more files, or others in the place of those that it has.
 pub fn write_archive_with(path: &Path, tag: &str, files: &[(&str, &[u8])]) {
-    let layer = layer(files);
-    let digest = sha256(&layer);
+    let config = serde_json::json!({
+        "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=yes"],
+        "Cmd": ["sh", "-c", "echo from the image"],
+        "WorkingDir": "/srv",
+        "Volumes": { "/data": {} },
+    });
+    write_archive_of(path, tag, &[layer_with(files)], &config);
+}
+
+/// Writes an archive of these layers and this config, the `config` of an image configuration.
+pub fn write_archive_of(path: &Path, tag: &str, layers: &[Vec<u8>], config: &serde_json::Value) {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| format!("sha256:{}", sha256(layer))).collect();
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {
-            "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=yes"],
-            "Cmd": ["sh", "-c", "echo from the image"],
-            "WorkingDir": "/srv",
-            "Volumes": { "/data": {} },
-        },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+        "config": config,
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
-    let manifest =
-        serde_json::json!([{ "Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"] }]);
+    let names: Vec<_> = (0..layers.len()).map(|number| format!("layer{number}.tar")).collect();
+    let manifest = serde_json::json!([{ "Config": "config.json", "RepoTags": [tag], "Layers": names }]);
     let mut archive = tar::Builder::new(fs::File::create(path).unwrap());
-    add(&mut archive, "layer.tar", &layer, 0o644, 0);
+    for (name, layer) in names.iter().zip(layers) {
+        add(&mut archive, name, layer, 0o644, 0);
+    }
     add(&mut archive, "config.json", config.to_string().as_bytes(), 0o644, 0);
     add(&mut archive, "manifest.json", manifest.to_string().as_bytes(), 0o644, 0);
     archive.finish().unwrap();
 }
 
-fn layer(files: &[(&str, &[u8])]) -> Vec<u8> {
+/// The layer of busybox.
+pub fn layer() -> Vec<u8> {
+    layer_with(&[])
+}
+
+fn layer_with(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     for folder in ["bin", "etc", "srv", "tmp", "proc", "sys", "dev", "usr", "usr/bin", "root"] {
         let mut header = tar::Header::new_gnu();
