@@ -252,14 +252,7 @@ async fn no_label_and_no_annotation_of_an_image_steers_anything() {
     let registry = Registry::start(berth.host_process());
     let steering: serde_json::Map<_, _> =
         STEERING.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-    let mut layer = Vec::new();
-    let mut archive = tar::Archive::new(fs::File::open(berth.path("image.tar")).unwrap());
-    for member in archive.entries().unwrap() {
-        let mut member = member.unwrap();
-        if member.path().unwrap().as_os_str() == "layer.tar" {
-            std::io::Read::read_to_end(&mut member, &mut layer).unwrap();
-        }
-    }
+    let layer = support::image::layer();
     let diff_id = Digest::of(Algorithm::Sha256, &layer);
     let image = |name: &str, labels: serde_json::Value| {
         let config = json!({
