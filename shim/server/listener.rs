@@ -14,6 +14,8 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use tokio::net::{UnixListener, UnixStream};
 
+use super::http2::Connection;
+
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -83,13 +85,13 @@ impl Socket {
 impl Listener {
     /// The connections, for ever. An error of accept(2) is the failure of one connection or a lack of descriptors that
     /// passes; it never ends the server.
-    pub fn connections(self) -> impl Stream<Item = io::Result<UnixStream>> + Send {
+    pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> + Send {
         stream::unfold(self.listener, |listener| async move {
             loop {
                 match listener.accept().await {
                     Ok((connection, _)) => {
-                        log_peer(&connection);
-                        return Some((Ok(connection), listener));
+                        let peer = peer(&connection);
+                        return Some((Ok(Connection::new(connection, peer)), listener));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
@@ -101,12 +103,19 @@ impl Listener {
     }
 }
 
-fn log_peer(connection: &UnixStream) {
+/// The process that has connected, which is logged.
+fn peer(connection: &UnixStream) -> Option<i32> {
     match connection.peer_cred() {
-        // The daemon's own look whether it is ready.
-        Ok(peer) if peer.pid() == i32::try_from(std::process::id()).ok() => {}
-        Ok(peer) => tracing::info!(pid = peer.pid(), uid = peer.uid(), gid = peer.gid(), "client connected"),
-        Err(error) => tracing::warn!(%error, "client connected whose credentials cannot be read"),
+        // The daemon itself tests whether it is ready.
+        Ok(peer) if peer.pid() == i32::try_from(std::process::id()).ok() => peer.pid(),
+        Ok(peer) => {
+            tracing::info!(pid = peer.pid(), uid = peer.uid(), gid = peer.gid(), "client connected");
+            peer.pid()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "client connected whose credentials cannot be read");
+            None
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! * [`claim`]: one daemon per root and state folder
 //! * [`listener`]: the socket, ours or systemd's, and who connects to it
+//! * [`http2`]: the bytes of a connection, made acceptable to the HTTP/2 server
 //! * [`rpc`]: the layer around every call: span, deadline, count, and the one log line of an error
 //! * [`counters`]: what is in flight and what was answered
 //! * [`reflection`]: the services that describe this server (reflection, health)
@@ -13,6 +14,7 @@
 pub mod claim;
 pub mod connect;
 pub mod counters;
+mod http2;
 pub mod listener;
 pub mod notify;
 pub mod reflection;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 const DOCUMENT: &str = include_str!("../../docs/security.md");
 
 /// The tests that it names, by the word before `::`.
-const SOURCES: [(&str, &str); 21] = [
+const SOURCES: [(&str, &str); 25] = [
     ("attacks", include_str!("exchange.rs")),
     ("attacks", include_str!("exhaustion.rs")),
     ("attacks", include_str!("identity.rs")),
@@ -17,9 +17,13 @@ const SOURCES: [(&str, &str); 21] = [
     ("attacks", include_str!("root.rs")),
     ("attacks", include_str!("sockets.rs")),
     ("containers", include_str!("../containers.rs")),
+    ("image_volumes", include_str!("../image_volumes.rs")),
     ("logs", include_str!("../logs.rs")),
+    ("mount_rights", include_str!("../mount_rights.rs")),
     ("mounts", include_str!("../mounts.rs")),
     ("network_paths", include_str!("../network_paths.rs")),
+    ("pod_files", include_str!("../pod_files.rs")),
+    ("pods", include_str!("../pods.rs")),
     ("registry", include_str!("../registry.rs")),
     ("restart", include_str!("../restart.rs")),
     ("seccomp", include_str!("../seccomp.rs")),

@@ -1,0 +1,217 @@
+//! What a client sends: frames, of which those with header blocks are written anew and all others are passed on.
+
+use bytes::{Buf, BytesMut};
+use loona_hpack::Decoder;
+use tokio::io::ReadBuf;
+
+use super::fields::{self, FieldsError};
+use super::frame::{CONTINUATION, END_HEADERS, HEAD, HEADERS, Head, MAX_PAYLOAD, PADDED, PRIORITY};
+
+/// Length of the preface that a client sends first (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+/// How large an encoded header block may be.
+const MAX_BLOCK: usize = 64 << 10;
+/// `SETTINGS_HEADER_TABLE_SIZE` where the server sets none (RFC 9113, section 6.5.2).
+const TABLE: usize = 4096;
+/// Length of the fields that the flag `PRIORITY` adds.
+const PRIORITY_FIELDS: usize = 5;
+
+/// Why the bytes of a client are passed on without a look at them. The server finds the same fault and ends the
+/// connection.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error("a header block is interrupted by another frame")]
+    Interrupted,
+    #[error("a HEADERS frame is shorter than its padding")]
+    Padding,
+    #[error("an encoded header block is larger than {MAX_BLOCK} bytes")]
+    TooLarge,
+    #[error(transparent)]
+    Fields(#[from] FieldsError),
+}
+
+/// What is expected next.
+enum State {
+    /// This many bytes that are passed on.
+    Payload(usize),
+    /// The head of a frame.
+    Frame,
+    /// Anything: the client does not keep to the protocol.
+    Opaque,
+}
+
+/// A header block whose end has not come.
+struct Block {
+    /// The HEADERS frame.
+    head: Head,
+    /// The fields that the flag `PRIORITY` adds.
+    priority: BytesMut,
+    /// What has come of the block.
+    encoded: BytesMut,
+    /// The frames as they came.
+    frames: BytesMut,
+}
+
+/// Rewrites what a client sends.
+pub(super) struct Requests {
+    peer: Option<i32>,
+    state: State,
+    received: BytesMut,
+    block: Option<Block>,
+    decoder: Decoder<'static>,
+    ready: BytesMut,
+}
+
+impl Requests {
+    /// For a new connection.
+    pub(super) fn new(peer: Option<i32>) -> Self {
+        let mut decoder = Decoder::new();
+        decoder.set_max_allowed_table_size(TABLE);
+        Self {
+            peer,
+            state: State::Payload(PREFACE),
+            received: BytesMut::new(),
+            block: None,
+            decoder,
+            ready: BytesMut::new(),
+        }
+    }
+
+    /// Moves what is ready for the server into `buffer`. Answers whether there was any.
+    pub(super) fn read(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let length = self.ready.len().min(buffer.remaining());
+        buffer.put_slice(&self.ready[..length]);
+        self.ready.advance(length);
+        if self.ready.is_empty() {
+            // An idle connection keeps no memory.
+            self.ready = BytesMut::new();
+        }
+        length > 0
+    }
+
+    /// Takes bytes of the client.
+    pub(super) fn receive(&mut self, bytes: &[u8]) {
+        self.received.extend_from_slice(bytes);
+        while self.step() {}
+        if self.received.is_empty() {
+            self.received = BytesMut::new();
+        }
+    }
+
+    /// The client sends no more. What is incomplete is for the server to judge.
+    pub(super) fn end(&mut self) {
+        if let Some(block) = self.block.take() {
+            self.ready.unsplit(block.frames);
+        }
+        self.ready.unsplit(self.received.split());
+    }
+
+    /// Handles the next frame, or a part of it. Answers whether there may be more to handle.
+    fn step(&mut self) -> bool {
+        match self.state {
+            State::Opaque => {
+                self.ready.unsplit(self.received.split());
+                false
+            }
+            State::Payload(length) => {
+                let now = length.min(self.received.len());
+                self.ready.unsplit(self.received.split_to(now));
+                self.state = if now == length { State::Frame } else { State::Payload(length - now) };
+                now == length
+            }
+            State::Frame => self.frame(),
+        }
+    }
+
+    fn frame(&mut self) -> bool {
+        let Some(head) = Head::read(&self.received) else { return false };
+        let belongs = match &self.block {
+            None => head.kind == HEADERS,
+            Some(block) => head.kind == CONTINUATION && head.stream == block.head.stream,
+        };
+        if !belongs || head.length > MAX_PAYLOAD {
+            match self.block {
+                None => self.state = State::Payload(HEAD + head.length),
+                Some(_) => self.give_up(&Unreadable::Interrupted),
+            }
+            return true;
+        }
+        if self.received.len() < HEAD + head.length {
+            return false;
+        }
+        let frame = self.received.split_to(HEAD + head.length);
+        if let Err(error) = self.block_frame(head, &frame) {
+            self.give_up(&error);
+        }
+        true
+    }
+
+    /// Handles a whole HEADERS or CONTINUATION frame.
+    fn block_frame(&mut self, head: Head, frame: &[u8]) -> Result<(), Unreadable> {
+        let block = self.block.get_or_insert_with(|| Block {
+            head,
+            priority: BytesMut::new(),
+            encoded: BytesMut::new(),
+            frames: BytesMut::new(),
+        });
+        block.frames.extend_from_slice(frame);
+        let payload = frame.get(HEAD..).unwrap_or_default();
+        if head.kind == HEADERS {
+            let (priority, encoded) = without_padding(head, payload).ok_or(Unreadable::Padding)?;
+            block.priority.extend_from_slice(priority);
+            block.encoded.extend_from_slice(encoded);
+        } else {
+            block.encoded.extend_from_slice(payload);
+        }
+        if block.frames.len() > MAX_BLOCK {
+            return Err(Unreadable::TooLarge);
+        }
+        if head.has(END_HEADERS) {
+            let fields = fields::rewrite(&mut self.decoder, &block.encoded)?;
+            let (first, priority) = (block.head, block.priority.split());
+            self.block = None;
+            self.write(first, &priority, &fields);
+        }
+        Ok(())
+    }
+
+    /// Writes a block as one HEADERS frame and as many CONTINUATION frames as it needs.
+    fn write(&mut self, first: Head, priority: &[u8], mut fields: &[u8]) {
+        let mut head = Head { flags: first.flags & !(PADDED | END_HEADERS), ..first };
+        let mut before = priority;
+        loop {
+            let (now, rest) = fields.split_at(fields.len().min(MAX_PAYLOAD - before.len()));
+            head.length = before.len() + now.len();
+            if rest.is_empty() {
+                head.flags |= END_HEADERS;
+            }
+            self.ready.extend_from_slice(&head.bytes());
+            self.ready.extend_from_slice(before);
+            self.ready.extend_from_slice(now);
+            if rest.is_empty() {
+                return;
+            }
+            fields = rest;
+            before = &[];
+            head = Head { kind: CONTINUATION, flags: 0, ..head };
+        }
+    }
+
+    /// Passes on what came of the block and all that follows.
+    fn give_up(&mut self, error: &Unreadable) {
+        tracing::warn!(peer = self.peer, %error, "failed to read the requests of a client");
+        if let Some(block) = self.block.take() {
+            self.ready.unsplit(block.frames);
+        }
+        self.state = State::Opaque;
+    }
+}
+
+/// The priority fields and the block of a HEADERS frame (RFC 9113, section 6.2).
+fn without_padding(head: Head, mut payload: &[u8]) -> Option<(&[u8], &[u8])> {
+    if head.has(PADDED) {
+        let (padding, rest) = payload.split_first()?;
+        payload = rest.get(..rest.len().checked_sub(usize::from(*padding))?)?;
+    }
+    payload.split_at_checked(if head.has(PRIORITY) { PRIORITY_FIELDS } else { 0 })
+}
