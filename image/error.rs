@@ -143,6 +143,15 @@ impl Error {
         }
     }
 
+    /// The error of the call on a file that it comes from, if it does.
+    #[must_use]
+    pub fn cause_in_files(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     pub(crate) fn not_found(what: impl Into<Printable>, why: impl ToString) -> Self {
         Self::NotFound { what: what.into(), why: why.to_string().into() }
     }

@@ -34,7 +34,7 @@ use crate::undo::UndoStack;
 /// where the pod is not ready, or the step that failed with its object.
 pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
     validate::container(&config).map_err(CriError::from)?;
-    descriptors::check("create a container")?;
+    let permit = descriptors::reserve("create a container")?;
     let pod = daemon.store.pod(pod)?;
     let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
@@ -43,6 +43,7 @@ pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Resu
     span.record("pod", pod.id.as_str());
     operations
         .join(Key::Create(pod.id.clone(), name.clone()), move |progress| async move {
+            let _permit = permit;
             if let Some(holder) = daemon.store.container_by_name(&pod.id, &name) {
                 let what = format!("container {name} of pod sandbox {}", pod.id);
                 return Err(CriError::already_exists(what, holder.as_str()).into());

@@ -49,6 +49,8 @@ async fn take(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
 }
 
 fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
+    // Whoever is making it takes everything back.
+    pod.set_lost();
     if matches!(pod.state(), PodState::Ready { .. }) {
         tracing::warn!(code, "the pause has ended: the pod is not ready");
         pod.happened(PodState::stopping);
@@ -88,6 +90,8 @@ async fn take_namespaces(pod: &Pod, link: &Link, snapshot: &Snapshot) -> Result<
 /// Without its keeper nothing of a pod is looked after: what still runs is killed, by its cgroups.
 pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
     pod.set_link(None);
+    // Whoever is making it takes everything back.
+    pod.set_lost();
     let was_ready = matches!(pod.state(), PodState::Ready { .. });
     if was_ready {
         tracing::error!("the pod's keeper has ended: its containers are killed");

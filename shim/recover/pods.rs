@@ -1,18 +1,19 @@
 //! Pods at the start of a daemon.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_runtime::client::FoundKeeper;
 
-use super::names_in;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
 use crate::ids::PodId;
 use crate::keeper::{Link, NewsReceiver};
 use crate::pod::{follow, keeper, stop};
-use crate::store::{Pod, PodRecord, PodState, file};
+use crate::store::file::FileError;
+use crate::store::{Folders, Pod, PodRecord, PodState, file};
 
 /// What is left to do of pods.
 #[derive(Debug, Default)]
@@ -27,14 +28,14 @@ pub(super) struct Rest {
 pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     let mut keepers = keeper::living(daemon).await?;
     let mut rest = Rest::default();
-    for name in names_in(&daemon.folders.pods()) {
-        let Ok(id) = PodId::try_from(name.clone()) else {
-            tracing::warn!(name, "not a pod: left alone");
-            continue;
-        };
-        load_one(daemon, id, &mut keepers, &mut rest).await;
+    let folders = daemon.folders.clone();
+    let (records, state_folders) =
+        blocking(move || Ok::<_, FileError>((read_all(&folders)?, file::names_in(&folders.pods_state())?)))
+            .await?;
+    for (id, record) in records {
+        load_one(daemon, id, record, &mut keepers, &mut rest);
     }
-    for name in names_in(&daemon.folders.pods_state()) {
+    for name in state_folders {
         match PodId::try_from(name) {
             Ok(id) if daemon.store.pod(id.as_str()).is_err() && !daemon.folders.pod(&id).exists() => {
                 tracing::info!(pod = id.as_str(), "a folder of a keeper that no pod has");
@@ -47,10 +48,35 @@ pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     Ok(rest)
 }
 
-async fn load_one(daemon: &Shared, id: PodId, keepers: &mut BTreeMap<PodId, FoundKeeper>, rest: &mut Rest) {
-    let record_file = daemon.folders.pod(&id).join("pod.json");
-    let reading = record_file.clone();
-    let record: PodRecord = match blocking(move || file::read(&reading)).await {
+fn record_file(folders: &Folders, id: &PodId) -> PathBuf {
+    folders.pod(id).join("pod.json")
+}
+
+type Read = (PodId, Result<PodRecord, FileError>);
+
+fn read_all(folders: &Folders) -> Result<Vec<Read>, FileError> {
+    let mut records = Vec::new();
+    for name in file::names_in(&folders.pods())? {
+        let Ok(id) = PodId::try_from(name.clone()) else {
+            tracing::warn!(name, "not a pod: left alone");
+            continue;
+        };
+        match file::read(&record_file(folders, &id)) {
+            Err(error) if error.is_shortage() => return Err(error),
+            record => records.push((id, record)),
+        }
+    }
+    Ok(records)
+}
+
+fn load_one(
+    daemon: &Shared,
+    id: PodId,
+    record: Result<PodRecord, FileError>,
+    keepers: &mut BTreeMap<PodId, FoundKeeper>,
+    rest: &mut Rest,
+) {
+    let record = match record {
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(pod = id.as_str(), %error, "a pod without a readable record is removed");
@@ -61,7 +87,7 @@ async fn load_one(daemon: &Shared, id: PodId, keepers: &mut BTreeMap<PodId, Foun
         tracing::info!(pod = id.as_str(), "a pod that was being made is taken back");
         return rest.discard.push((id, Some(record.cgroup)));
     }
-    let pod = Arc::new(Pod::new(record, record_file, daemon.records.clone()));
+    let pod = Arc::new(Pod::new(record, record_file(&daemon.folders, &id), daemon.records.clone()));
     daemon.store.insert_pod(pod.clone());
     let folder = daemon.folders.pod_state(&id);
     match keepers.remove(&id) {

@@ -97,14 +97,7 @@ fn lock(folder: &Path) -> Result<File, ClaimError> {
         let path = path.clone();
         move |error: io::Error| ClaimError::Io { what, path, error }
     };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io_error("open"))?;
+    let file = open_lock(&path).map_err(io_error("open"))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
@@ -119,11 +112,29 @@ fn lock(folder: &Path) -> Result<File, ClaimError> {
         }
         Err(error) => return Err(io_error("lock")(error.into())),
     }
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(io_error("write"))?;
+    // The lock is what counts; the pid is for the message of another daemon. A full disk does not take it, and a daemon
+    // must start on one: only then can the kubelet evict what fills it.
+    if let Err(error) = write_pid(&file) {
+        tracing::warn!(%error, path = %path.display(), "failed to write the pid into the lock");
+    }
     Ok(file)
+}
+
+/// On a disk that has become read-only, a lock that is there can still be taken (flock(2) asks for no right to write).
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    match options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        opened => opened,
+    }
+}
+
+fn write_pid(mut file: &File) -> io::Result<()> {
+    let pid = format!("{}\n", std::process::id());
+    file.rewind()?;
+    // Its block is not given up first: a full disk would not give another one.
+    file.write_all(pid.as_bytes())?;
+    file.set_len(u64::try_from(pid.len()).unwrap_or(0))
 }
 
 #[cfg(test)]

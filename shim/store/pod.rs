@@ -151,6 +151,8 @@ pub struct Pod {
     reconciled: watch::Sender<bool>,
     /// Its keeper may have execs of a former daemon.
     former_daemon: AtomicBool,
+    /// Its pause or its keeper has ended.
+    lost: AtomicBool,
 }
 
 /// A container that is being made, until this is dropped.
@@ -184,6 +186,7 @@ impl Pod {
             making: watch::Sender::default(),
             reconciled: watch::Sender::new(true),
             former_daemon: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         }
     }
 
@@ -197,6 +200,17 @@ impl Pod {
     #[must_use]
     pub fn take_former_daemon(&self) -> bool {
         self.former_daemon.swap(false, Ordering::AcqRel)
+    }
+
+    /// Its pause or its keeper has ended.
+    pub fn set_lost(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether its pause or its keeper has ended, so that it cannot become ready.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
     }
 
     /// A container is being made in it: whoever stops the pod has to know.
