@@ -21,7 +21,7 @@ use super::{LinkError, News, Reply, Shared, lock};
 const SOON: Duration = Duration::from_millis(20);
 const LATE: Duration = Duration::from_secs(2);
 
-/// How long the end of a process is waited for, to reap it, when its pod is released.
+/// How long the end of a process is waited for, to reap it, when its pod is released; then it is killed.
 const UNUSED: Duration = Duration::from_secs(30);
 
 /// A call on its way.
@@ -109,7 +109,12 @@ impl Driver {
             known = true;
             if let Ended::Unused = self.serve(&connection, &mut outgoing).await {
                 drop(connection);
-                wait_for_end(&self.process, UNUSED).await;
+                // It was told to end. One that is stopped, or that hangs, is not left behind.
+                if !wait_for_end(&self.process, UNUSED).await {
+                    tracing::warn!(keeper = self.process.describe(), "a keeper that nobody needs is killed");
+                    self.process.kill();
+                    wait_for_end(&self.process, UNUSED).await;
+                }
                 return;
             }
             for (_, Waiting { call, reply }) in self.waiting.drain() {

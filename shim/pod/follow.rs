@@ -53,7 +53,10 @@ fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
     pod.set_lost();
     if matches!(pod.state(), PodState::Ready { .. }) {
         tracing::warn!(code, "the pause has ended: the pod is not ready");
-        pod.happened(PodState::stopping);
+    }
+    pod.happened(PodState::pause_ended);
+    // That may not have been told by a former daemon.
+    if pod.state() == PodState::Lost {
         daemon.events.pod(daemon, pod, Level::Stopped);
     }
 }
@@ -92,15 +95,15 @@ pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
     pod.set_link(None);
     // Whoever is making it takes everything back.
     pod.set_lost();
-    let was_ready = matches!(pod.state(), PodState::Ready { .. });
-    if was_ready {
+    let was_up = matches!(pod.state(), PodState::Ready { .. } | PodState::Lost);
+    if was_up {
         tracing::error!("the pod's keeper has ended: its containers are killed");
         pod.happened(PodState::stopping);
     }
     for container in daemon.store.containers_of(&pod.id) {
         reconcile::ended_unseen(daemon, &container).await;
     }
-    if was_ready {
+    if was_up {
         daemon.events.pod(daemon, pod, Level::Stopped);
         if let Err(error) = super::stop::stop_pod(daemon, pod).await {
             tracing::error!(%error, "failed to release what the pod held");

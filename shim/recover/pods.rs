@@ -91,13 +91,16 @@ fn load_one(
     daemon.store.insert_pod(pod.clone());
     let folder = daemon.folders.pod_state(&id);
     match keepers.remove(&id) {
-        Some(keeper) if berth_runtime::client::has_socket(&folder) => {
+        Some(keeper)
+            if berth_runtime::client::has_socket(&folder)
+                && pod.state() != (PodState::NotReady { released: true }) =>
+        {
             pod.set_former_daemon();
             let (link, news) = Link::adopt(keeper.into_process(), folder);
             pod.set_link(Some(link));
             pod.put_news(news);
         }
-        // Its folder was removed.
+        // Its folder was removed, or the pod was released and the keeper should have ended.
         Some(keeper) => rest.unreachable.push(keeper),
         None => {}
     }
