@@ -97,7 +97,7 @@ fn lock(folder: &Path) -> Result<File, ClaimError> {
         let path = path.clone();
         move |error: io::Error| ClaimError::Io { what, path, error }
     };
-    let file = open_lock(&path).map_err(io_error("open"))?;
+    let (file, writable) = open_lock(&path).map_err(io_error("open"))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
@@ -114,18 +114,19 @@ fn lock(folder: &Path) -> Result<File, ClaimError> {
     }
     // The lock is what counts; the pid is for the message of another daemon. A full disk does not take it, and a daemon
     // must start on one: only then can the kubelet evict what fills it.
-    if let Err(error) = write_pid(&file) {
+    if writable && let Err(error) = write_pid(&file) {
         tracing::warn!(%error, path = %path.display(), "failed to write the pid into the lock");
     }
     Ok(file)
 }
 
-/// On a disk that has become read-only, a lock that is there can still be taken (flock(2) asks for no right to write).
-fn open_lock(path: &Path) -> io::Result<File> {
+/// The lock, and whether it can be written to. On a disk that has become read-only, one that is there can still be taken
+/// (flock(2) asks for no right to write).
+fn open_lock(path: &Path) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     match options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
-        opened => opened,
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok((File::open(path)?, false)),
+        opened => Ok((opened?, true)),
     }
 }
 

@@ -244,6 +244,12 @@ impl Pod {
         self.reconciled.send_replace(reconciled);
     }
 
+    /// Whether what the keeper knows has been taken over.
+    #[must_use]
+    pub fn is_reconciled_now(&self) -> bool {
+        *self.reconciled.borrow()
+    }
+
     /// Waits until what the keeper knows has been taken over.
     pub async fn is_reconciled(&self) {
         // The sender lives in `self`: this cannot fail while `self` is borrowed.

