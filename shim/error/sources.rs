@@ -140,7 +140,13 @@ macro_rules! internal {
     };
 }
 
-internal!(ClientError, PodFileError, berth_runtime::sys::Error);
+internal!(ClientError, berth_runtime::sys::Error);
+
+impl From<PodFileError> for CriError {
+    fn from(error: PodFileError) -> Self {
+        below(code_of_file(error.cause()), error)
+    }
+}
 
 impl From<FileError> for CriError {
     fn from(error: FileError) -> Self {

@@ -95,9 +95,7 @@ impl Client {
     {
         let runtime = self.runtime().await;
         let answer = answer(&self.world, patience, what, make(runtime)).await;
-        if let Err(Fail::Unknown) = answer
-            && patience == PATIENCE
-        {
+        if let Err(Fail::Unknown) = answer {
             self.runtime = None;
         }
         answer
@@ -159,14 +157,10 @@ async fn answer<T>(
     }
 }
 
-/// The daemon has gone: its own errors have other words.
+/// Whether the daemon may have gone: what it says itself of what is not available is the keeper or the network.
 fn is_of_the_connection(status: &Status) -> bool {
     let words = status.message();
-    status.code() == Code::Cancelled
-        || words.contains("transport error")
-        || words.contains("h2 protocol error")
-        || words.contains("connection")
-            && matches!(status.code(), Code::Unknown | Code::Unavailable)
-            && !words.contains("keeper")
-        || words.contains("operation was canceled")
+    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+        && !words.contains("keeper")
+        && !words.contains("network")
 }

@@ -280,33 +280,37 @@ impl Kubelet {
     }
 
     async fn stop(&mut self, pod: &Running, name: &str, id: &str) {
+        let mut last = None;
         for _ in 0..TRIES {
             self.world.container(&pod.name, name, |c| c.stopped = Done::Perhaps);
             let timeout = self.client.rng.random_range(0..3);
             let request = StopContainerRequest { container_id: id.to_owned(), timeout };
             let stop =
                 self.client.call("StopContainer", async |mut runtime| runtime.stop_container(request).await);
-            if stop.await.is_ok() {
-                return self.world.container(&pod.name, name, |c| c.stopped = Done::Yes);
+            match stop.await {
+                Ok(_) => return self.world.container(&pod.name, name, |c| c.stopped = Done::Yes),
+                Err(error) => last = Some(error),
             }
             self.again().await;
         }
-        self.world.violation(format!("container {name} of {} cannot be stopped", pod.name));
+        self.world.violation(format!("container {name} ({id}) of {} cannot be stopped: {last:?}", pod.name));
     }
 
     async fn remove(&mut self, pod: &Running, name: &str, id: &str) {
+        let mut last = None;
         for _ in 0..TRIES {
             self.world.container(&pod.name, name, |c| c.removed = Done::Perhaps);
             let request = RemoveContainerRequest { container_id: id.to_owned() };
             let remove = self
                 .client
                 .call("RemoveContainer", async |mut runtime| runtime.remove_container(request).await);
-            if remove.await.is_ok() {
-                return self.world.container(&pod.name, name, |c| c.removed = Done::Yes);
+            match remove.await {
+                Ok(_) => return self.world.container(&pod.name, name, |c| c.removed = Done::Yes),
+                Err(error) => last = Some(error),
             }
             self.again().await;
         }
-        self.world.violation(format!("container {name} of {} cannot be removed", pod.name));
+        self.world.violation(format!("container {name} ({id}) of {} cannot be removed: {last:?}", pod.name));
     }
 
     /// Waits until a container that ends by itself has ended.
@@ -374,17 +378,19 @@ impl Kubelet {
         if self.client.rng.random_ratio(1, 8) {
             return;
         }
+        let mut last = None;
         for _ in 0..TRIES {
             self.world.pod(&pod.name, |pod| pod.removed = Done::Perhaps);
             let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
             let remove = self
                 .client
                 .call("RemovePodSandbox", async |mut runtime| runtime.remove_pod_sandbox(request).await);
-            if remove.await.is_ok() {
-                return self.world.pod(&pod.name, |pod| pod.removed = Done::Yes);
+            match remove.await {
+                Ok(_) => return self.world.pod(&pod.name, |pod| pod.removed = Done::Yes),
+                Err(error) => last = Some(error),
             }
             self.again().await;
         }
-        self.world.violation(format!("pod {} ({}) cannot be removed", pod.name, pod.id));
+        self.world.violation(format!("pod {} ({}) cannot be removed: {last:?}", pod.name, pod.id));
     }
 }

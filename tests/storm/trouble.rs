@@ -62,6 +62,10 @@ impl Trouble {
     /// The next trouble.
     pub async fn happen(&mut self, berth: &mut Berth) {
         tokio::time::sleep(self.moment(700)).await;
+        if berth.has_ended() {
+            self.world.violation("the daemon has ended by itself".to_owned());
+            berth.start_again();
+        }
         match self.rng.random_range(0..16) {
             0 => self.kill_keeper(berth),
             1 => self.kill_pause(berth),
