@@ -45,6 +45,29 @@ impl Record {
     }
 }
 
+/// How the names of files end that are not in their place yet.
+const UNFINISHED: &str = "tmp";
+
+/// Replaces a file whole or not at all. A full disk leaves nothing beside it.
+pub(crate) fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
+    let beside = file.with_extension(UNFINISHED);
+    let replaced = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file));
+    replaced.inspect_err(|_| {
+        // The error that is told is that of the write.
+        let _removed = fs::remove_file(&beside);
+    })
+}
+
+/// Removes what a process that was killed between the two steps of [`replace`] has left in a folder of records.
+pub(crate) fn remove_unfinished(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    for beside in entries.filter(|path| path.extension().is_some_and(|extension| extension == UNFINISHED)) {
+        if let Err(error) = fs::remove_file(&beside) {
+            tracing::warn!(%error, path = %beside.display(), "failed to remove an unfinished record");
+        }
+    }
+}
+
 /// The folder of records. Its disk may hang: no thread that answers requests waits for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
@@ -55,6 +78,7 @@ impl Records {
     pub(crate) fn open(state_dir: &Path) -> Result<Self> {
         let folder = state_dir.join("pods");
         fs::create_dir_all(&folder).doing(format!("make {}", folder.display()))?;
+        remove_unfinished(&folder);
         Ok(Self { folder })
     }
 
@@ -64,15 +88,9 @@ impl Records {
 
     pub(crate) async fn write(&self, pod: &str, record: &Record) -> Result<()> {
         let file = self.file(pod);
-        let beside = file.with_extension("tmp");
         let text =
             serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode an attachment")?;
-        blocking(move || {
-            fs::write(&beside, text)
-                .and_then(|()| fs::rename(&beside, &file))
-                .doing(format!("write {}", file.display()))
-        })
-        .await
+        blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
     /// `None` where there is none, or a torn one: that pod has nothing that is known.
@@ -131,5 +149,28 @@ impl Records {
             names.extend(name.strip_suffix(".json").map(str::to_owned));
         }
         Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unfinished_record_goes_with_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || -> Vec<String> {
+            let entries = fs::read_dir(folder.path().join("pods")).unwrap().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        };
+        Records::open(folder.path()).unwrap();
+        fs::write(folder.path().join("pods/a.tmp"), "{").unwrap();
+        fs::write(folder.path().join("pods/b.json"), "{").unwrap();
+        Records::open(folder.path()).unwrap();
+        assert_eq!(names(), ["b.json"]);
+        // What cannot be put in its place is not left beside it.
+        fs::create_dir_all(folder.path().join("pods/c.json/x")).unwrap();
+        assert!(replace(&folder.path().join("pods/c.json"), b"{}").is_err());
+        assert!(!names().contains(&"c.tmp".to_owned()));
     }
 }

@@ -11,6 +11,7 @@ use super::message::Message;
 use super::offer::{Lease, Times};
 use super::wanted::Wanted;
 use crate::ipam::blocking;
+use crate::record::{remove_unfinished, replace};
 use crate::{Context, Error, Result};
 
 /// Whose lease it is.
@@ -124,19 +125,15 @@ pub(super) struct Records {
 impl Records {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+        remove_unfinished(folder);
         Ok(Self { folder: folder.to_owned() })
     }
 
     /// Replaces what is there, whole or not at all.
     pub(super) async fn write(&self, record: &Record) -> Result<()> {
         let file = self.folder.join(record.owner.file_name()?);
-        let beside = file.with_extension("tmp");
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode a lease")?;
-        blocking(move || {
-            let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, &file));
-            written.doing(format!("write {}", file.display()))
-        })
-        .await
+        blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
     /// `None` where there is none, or none that can be read.

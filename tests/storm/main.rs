@@ -5,6 +5,7 @@
 //!
 //! `BERTH_STORM_SECONDS` is how long it lasts, `BERTH_STORM_KILLS` how often the daemon is killed at least (1000 before a
 //! release), `BERTH_STORM_SEED` repeats what clients and troubles choose; when they do it depends on the machine.
+//! `BERTH_STORM_LOG` is where the daemon's log is kept if something is wrong.
 //!
 //! * [`truth`]: what clients know; [`client`]: calls that may be given up
 //! * [`kubelet`]: the lives of pods; [`trouble`]: what happens to them
@@ -70,6 +71,9 @@ async fn nothing_is_lost_doubled_or_left() {
     // What was found at a start is taken over by another one as well.
     berth.restart().await;
     verdict::hold(&mut berth, &world).await;
+    if let (Some(copy), false) = (std::env::var_os("BERTH_STORM_LOG"), world.violations().is_empty()) {
+        std::fs::copy(berth.path("daemon.log"), copy).unwrap();
+    }
     assert_eq!(world.violations(), Vec::<String>::new(), "BERTH_STORM_SEED={seed}");
     assert_eq!(berth.clean().await, Vec::<String>::new(), "BERTH_STORM_SEED={seed}");
     assert_eq!(addresses(&berth.disk_path("addresses")), Vec::<String>::new(), "BERTH_STORM_SEED={seed}");
