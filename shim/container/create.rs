@@ -23,7 +23,7 @@ use crate::pod;
 use crate::spec::resources::limits;
 use crate::spec::{classes, stop_signal, validate};
 use crate::store::container::RecordedUser;
-use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, PodState, file};
+use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
@@ -115,10 +115,7 @@ impl Creation {
     }
 
     fn ready_pod(&self) -> Result<i32, CriError> {
-        match self.pod.state() {
-            PodState::Ready { pause_pid } => Ok(pause_pid),
-            _ => Err(pod_not_ready(&self.pod)),
-        }
+        self.pod.state().pause().ok_or_else(|| pod_not_ready(&self.pod))
     }
 
     fn warn_of_classes(&self) {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
-use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Phase, Snapshot};
+use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Snapshot};
 
 use super::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::keeper::Link;
-use crate::store::{Container, ContainerState, Pod, file};
+use crate::store::{Container, ContainerState, Pod, Seen, file};
 
 /// How often a record is read again that the daemon lacks descriptors for, and after which time.
 const AGAIN: u32 = 20;
@@ -26,17 +26,14 @@ pub(crate) async fn all_of(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &S
 }
 
 async fn one(daemon: &Shared, container: &Arc<Container>, seen: Option<&ContainerSnapshot>) {
-    if matches!(container.state(), ContainerState::Exited(_)) {
-        return;
-    }
-    match seen.map(|seen| &seen.phase) {
-        Some(Phase::Creating | Phase::Created) => {}
-        Some(Phase::Running { started_at }) => {
-            container.happened(|state| state.started(*started_at));
+    match container.state().seen(seen.map(|seen| &seen.phase)) {
+        Seen::AsKnown => {}
+        Seen::Running(started_at) => {
+            container.happened(|state| state.started(started_at));
             daemon.events.container(daemon, container);
         }
-        Some(Phase::Exited(record)) => exit::take(daemon, container, record).await,
-        None => ended_unseen(daemon, container).await,
+        Seen::Ended(record) => exit::take(daemon, container, &record).await,
+        Seen::Lost => ended_unseen(daemon, container).await,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::LinkError;
 use crate::operation::{Key, Progress};
-use crate::store::{Container, ContainerState, PodState};
+use crate::store::{Container, ContainerState};
 
 /// Starts a container that is created.
 ///
@@ -36,15 +36,10 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     let _turn = container.turn.write().await;
     daemon.store.container(container.id.as_str())?;
     let what = || format!("container {}", container.id);
-    match container.state() {
-        ContainerState::Created { .. } => {}
-        ContainerState::Running { .. } => return Err(CriError::precondition(what(), "it is running")),
-        ContainerState::Exited(_) => return Err(CriError::precondition(what(), "it has ended")),
-        ContainerState::Creating => return Err(CriError::precondition(what(), "it is being created")),
-    }
+    container.state().may_start().map_err(|why| CriError::precondition(what(), why))?;
     let pod = daemon.store.pod(container.pod.as_str())?;
-    let link = match (pod.state(), pod.link()) {
-        (PodState::Ready { .. }, Some(link)) => link,
+    let link = match (pod.state().pause(), pod.link()) {
+        (Some(_), Some(link)) => link,
         _ => return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready")),
     };
     progress.step("exec");

@@ -11,7 +11,7 @@ use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::LinkError;
 use crate::operation::{Key, Progress};
-use crate::store::{Container, ContainerState};
+use crate::store::Container;
 
 /// Stops a container within `timeout` seconds; 0 or less kills at once. One that is unknown, not started or ended is
 /// a success (CRI: "must be idempotent").
@@ -43,12 +43,8 @@ async fn steps(
     timeout: i64,
     progress: &Progress,
 ) -> Result<(), CriError> {
-    match container.state() {
-        ContainerState::Running { .. } => {}
-        // A former daemon may have started it and not written that down, and its keeper does not say.
-        ContainerState::Created { .. } if !is_reconciled(daemon, container) => {}
-        // Containers that wait at the gate have no command that could be told: as with containerd, nothing happens.
-        _ => return Ok(()),
+    if !container.state().is_to_be_stopped(is_reconciled(daemon, container)) {
+        return Ok(());
     }
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
     if !grace.is_zero() {

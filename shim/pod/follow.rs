@@ -95,7 +95,7 @@ pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
     pod.set_link(None);
     // Whoever is making it takes everything back.
     pod.set_lost();
-    let was_up = matches!(pod.state(), PodState::Ready { .. } | PodState::Lost);
+    let was_up = pod.state().needs_keeper();
     if was_up {
         tracing::error!("the pod's keeper has ended: its containers are killed");
         pod.happened(PodState::stopping);

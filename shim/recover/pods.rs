@@ -13,7 +13,7 @@ use crate::ids::PodId;
 use crate::keeper::{Link, NewsReceiver};
 use crate::pod::{follow, keeper, stop};
 use crate::store::file::FileError;
-use crate::store::{Folders, Pod, PodRecord, PodState, file};
+use crate::store::{Folders, Found, Pod, PodRecord, PodState, file};
 
 /// What is left to do of pods.
 #[derive(Debug, Default)]
@@ -83,28 +83,27 @@ fn load_one(
             return rest.discard.push((id, None));
         }
     };
-    if record.state == PodState::Creating {
+    let folder = daemon.folders.pod_state(&id);
+    let reachable = keepers.contains_key(&id) && berth_runtime::client::has_socket(&folder);
+    let found = record.state.found(reachable);
+    if found == Found::TakeBack {
         tracing::info!(pod = id.as_str(), "a pod that was being made is taken back");
         return rest.discard.push((id, Some(record.cgroup)));
     }
     let pod = Arc::new(Pod::new(record, record_file(&daemon.folders, &id), daemon.records.clone()));
     daemon.store.insert_pod(pod.clone());
-    let folder = daemon.folders.pod_state(&id);
-    match keepers.remove(&id) {
-        Some(keeper)
-            if berth_runtime::client::has_socket(&folder)
-                && pod.state() != (PodState::NotReady { released: true }) =>
-        {
+    match (found, keepers.remove(&id)) {
+        (Found::Follow, Some(keeper)) => {
             pod.set_former_daemon();
             let (link, news) = Link::adopt(keeper.into_process(), folder);
             pod.set_link(Some(link));
             pod.put_news(news);
         }
         // Its folder was removed, or the pod was released and the keeper should have ended.
-        Some(keeper) => rest.unreachable.push(keeper),
-        None => {}
+        (_, Some(keeper)) => rest.unreachable.push(keeper),
+        (_, None) => {}
     }
-    if pod.link().is_none() && pod.state() != (PodState::NotReady { released: true }) {
+    if found == Found::Ended {
         tracing::warn!(pod = id.as_str(), "the pod's keeper has ended: the pod is not ready");
         pod.happened(PodState::stopping);
     }
@@ -113,7 +112,7 @@ fn load_one(
 /// Tells the ends of pods without a keeper, after those of their containers.
 pub(super) fn tell_ends(daemon: &Shared) {
     for pod in daemon.store.pods() {
-        if pod.link().is_none() && pod.state() == (PodState::NotReady { released: false }) {
+        if pod.link().is_none() && pod.state().is_being_released() {
             daemon.events.pod(daemon, &pod, Level::Stopped);
         }
     }
@@ -138,7 +137,7 @@ pub(super) async fn finish(daemon: &Shared, rest: Rest) {
         tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
     }
     for pod in daemon.store.pods() {
-        if pod.state() == (PodState::NotReady { released: false }) {
+        if pod.state().is_being_released() {
             let daemon = daemon.clone();
             tasks.spawn(async move {
                 if let Err(error) = stop::stop_pod(&daemon, &pod).await {
