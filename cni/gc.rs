@@ -55,7 +55,8 @@ impl Network {
     /// What could not be freed.
     pub async fn gc(&self, live: &HashSet<String>) -> Result<Vec<String>> {
         let (mut freed, mut errors) = (Vec::new(), Vec::new());
-        for pod in self.shared.records.pods().into_iter().filter(|pod| !live.contains(pod)) {
+        let recorded = self.shared.records.pods().await?;
+        for pod in recorded.into_iter().filter(|pod| !live.contains(pod)) {
             match self.del(&pod, None).await {
                 Ok(()) => freed.push(format!("pod {pod}")),
                 Err(error) => errors.push(error),
@@ -133,7 +134,7 @@ impl Network {
     /// # Errors
     /// Something stays.
     pub async fn teardown(&self) -> Result<()> {
-        if !self.shared.records.pods().is_empty() {
+        if !self.shared.records.pods().await?.is_empty() {
             return Ok(());
         }
         let config = self.shared.configuration.current()?;

@@ -213,6 +213,22 @@ pub enum Error {
     Several(Vec<Error>),
 }
 
+impl Error {
+    /// The error of the call on a file that it comes from; of several, that of the first where all are such.
+    #[must_use]
+    pub fn cause_in_files(&self) -> Option<&std::io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Several(errors) => {
+                let mut causes = errors.iter().map(Self::cause_in_files);
+                let first = causes.next()??;
+                causes.all(|cause| cause.is_some()).then_some(first)
+            }
+            _ => None,
+        }
+    }
+}
+
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Says what a call was to do.

@@ -49,11 +49,7 @@ impl Network {
     /// The state folder cannot be made, or there is no netlink.
     pub fn open(options: Options) -> Result<Self> {
         let records = Records::open(&options.state_dir)?;
-        let attachments = records.pods().into_iter().filter_map(|pod| {
-            let attachment = records.read(&pod)?.attachment()?;
-            Some((pod, attachment))
-        });
-        let attachments = Mutex::new(attachments.collect());
+        let attachments = Mutex::new(records.attachments()?.into_iter().collect());
         let folders: Vec<_> = options.bin_dirs.iter().map(|folder| folder.display().to_string()).collect();
         let shared = Shared {
             host: Host::open_for_daemon(Places {
@@ -137,7 +133,7 @@ impl Network {
             sandbox: pinned.as_ref().map_or_else(|| pod.netns_path.to_owned(), path),
             pinned,
         };
-        self.shared.records.write(pod.id, &record)?;
+        self.shared.records.write(pod.id, &record).await?;
         match self.attach(&config, &pod, &mut record).await {
             Ok(attachment) => {
                 lock(&self.shared.attachments).insert(pod.id.to_owned(), attachment.clone());
@@ -158,7 +154,7 @@ impl Network {
     ) -> Result<Attachment> {
         let losses = self.shared.losses.load(Ordering::SeqCst);
         record.result = Some(self.add_all(config, pod.id, pod.netns, record).await?);
-        self.shared.records.write(pod.id, record)?;
+        self.shared.records.write(pod.id, record).await?;
         if self.shared.losses.load(Ordering::SeqCst) != losses {
             self.restore_pod(pod.id).await?;
         }
@@ -255,9 +251,9 @@ impl Network {
     /// # Errors
     /// What could not be released; a retry goes on there.
     pub async fn del(&self, pod: &str, netns: Option<BorrowedFd<'_>>) -> Result<()> {
-        let Some(record) = self.shared.records.read(pod) else {
+        let Some(record) = self.shared.records.read(pod).await? else {
             lock(&self.shared.attachments).remove(pod);
-            return self.shared.records.remove(pod);
+            return self.shared.records.remove(pod).await;
         };
         let mut errors = Vec::new();
         lock(&self.shared.ending).insert(pod.to_owned());
@@ -271,7 +267,7 @@ impl Network {
         }
         if errors.is_empty() {
             lock(&self.shared.attachments).remove(pod);
-            return self.shared.records.remove(pod);
+            return self.shared.records.remove(pod).await;
         }
         Err(Error::Several(errors))
     }
@@ -306,7 +302,7 @@ impl Network {
     /// # Errors
     /// What is not, or the pod is not attached.
     pub async fn check(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<()> {
-        let record = self.shared.records.read(pod);
+        let record = self.shared.records.read(pod).await?;
         let record = record.ok_or_else(|| Error::Invalid(format!("pod {pod} is not attached")))?;
         let result = record.result.clone();
         let result = result.ok_or_else(|| Error::Invalid(format!("pod {pod} is attached in part")))?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::call::RuntimeConfig;
+use crate::ipam::blocking;
 use crate::result::CniResult;
 use crate::{Attachment, Context, Result};
 
@@ -44,7 +45,30 @@ impl Record {
     }
 }
 
-/// The folder of records.
+/// How the names of files end that are not in their place yet.
+const UNFINISHED: &str = "tmp";
+
+/// Replaces a file whole or not at all. A full disk leaves nothing beside it.
+pub(crate) fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
+    let beside = file.with_extension(UNFINISHED);
+    let replaced = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file));
+    replaced.inspect_err(|_| {
+        // The error that is told is that of the write.
+        let _removed = fs::remove_file(&beside);
+    })
+}
+
+/// Removes what a process that was killed between the two steps of [`replace`] has left in a folder of records.
+pub(crate) fn remove_unfinished(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    for beside in entries.filter(|path| path.extension().is_some_and(|extension| extension == UNFINISHED)) {
+        if let Err(error) = fs::remove_file(&beside) {
+            tracing::warn!(%error, path = %beside.display(), "failed to remove an unfinished record");
+        }
+    }
+}
+
+/// The folder of records. Its disk may hang: no thread that answers requests waits for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
     folder: PathBuf,
@@ -54,6 +78,7 @@ impl Records {
     pub(crate) fn open(state_dir: &Path) -> Result<Self> {
         let folder = state_dir.join("pods");
         fs::create_dir_all(&folder).doing(format!("make {}", folder.display()))?;
+        remove_unfinished(&folder);
         Ok(Self { folder })
     }
 
@@ -61,32 +86,91 @@ impl Records {
         self.folder.join(format!("{pod}.json"))
     }
 
-    pub(crate) fn write(&self, pod: &str, record: &Record) -> Result<()> {
+    pub(crate) async fn write(&self, pod: &str, record: &Record) -> Result<()> {
         let file = self.file(pod);
-        let beside = file.with_extension("tmp");
         let text =
             serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode an attachment")?;
-        fs::write(&beside, text)
-            .and_then(|()| fs::rename(&beside, &file))
-            .doing(format!("write {}", file.display()))
+        blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
-    /// `None` where there is none, or none that can be read: that pod has nothing that is known.
-    pub(crate) fn read(&self, pod: &str) -> Option<Record> {
-        serde_json::from_slice(&fs::read(self.file(pod)).ok()?).ok()
+    /// `None` where there is none, or a torn one: that pod has nothing that is known.
+    ///
+    /// # Errors
+    /// It cannot be read, which says nothing about the pod.
+    pub(crate) async fn read(&self, pod: &str) -> Result<Option<Record>> {
+        let file = self.file(pod);
+        blocking(move || Self::read_file(&file)).await
     }
 
-    pub(crate) fn remove(&self, pod: &str) -> Result<()> {
-        match fs::remove_file(self.file(pod)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.doing(format!("remove the record of {pod}")),
+    fn read_file(file: &Path) -> Result<Option<Record>> {
+        match fs::read(file) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).doing(format!("read {}", file.display())),
         }
     }
 
+    pub(crate) async fn remove(&self, pod: &str) -> Result<()> {
+        let (file, what) = (self.file(pod), format!("remove the record of {pod}"));
+        blocking(move || match fs::remove_file(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.doing(what),
+        })
+        .await
+    }
+
     /// The pods that have a record.
-    pub(crate) fn pods(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(&self.folder) else { return Vec::new() };
-        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        names.filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect()
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) async fn pods(&self) -> Result<Vec<String>> {
+        let records = self.clone();
+        blocking(move || records.names()).await
+    }
+
+    /// The attachments that are whole, for a daemon that starts.
+    ///
+    /// # Errors
+    /// The folder or a record cannot be read.
+    pub(crate) fn attachments(&self) -> Result<Vec<(String, Attachment)>> {
+        let mut found = Vec::new();
+        for pod in self.names()? {
+            let attachment = Self::read_file(&self.file(&pod))?.and_then(|record| record.attachment());
+            found.extend(attachment.map(|attachment| (pod, attachment)));
+        }
+        Ok(found)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let failed = || format!("read {}", self.folder.display());
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder).doing(failed())? {
+            let name = entry.doing(failed())?.file_name().to_string_lossy().into_owned();
+            names.extend(name.strip_suffix(".json").map(str::to_owned));
+        }
+        Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unfinished_record_goes_with_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || -> Vec<String> {
+            let entries = fs::read_dir(folder.path().join("pods")).unwrap().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        };
+        Records::open(folder.path()).unwrap();
+        fs::write(folder.path().join("pods/a.tmp"), "{").unwrap();
+        fs::write(folder.path().join("pods/b.json"), "{").unwrap();
+        Records::open(folder.path()).unwrap();
+        assert_eq!(names(), ["b.json"]);
+        // What cannot be put in its place is not left beside it.
+        fs::create_dir_all(folder.path().join("pods/c.json/x")).unwrap();
+        assert!(replace(&folder.path().join("pods/c.json"), b"{}").is_err());
+        assert!(!names().contains(&"c.tmp".to_owned()));
     }
 }

@@ -41,7 +41,11 @@ impl Network {
 
     async fn restore(&self, lacks: impl Fn(&str) -> bool) {
         let mut restored = 0;
-        for pod in self.shared.records.pods().into_iter().filter(|pod| lacks(pod)) {
+        let recorded = self.shared.records.pods().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "put the rules of pods back");
+            Vec::new()
+        });
+        for pod in recorded.into_iter().filter(|pod| lacks(pod)) {
             match self.restore_pod(&pod).await {
                 Ok(true) => restored += 1,
                 Ok(false) => {}
@@ -55,7 +59,7 @@ impl Network {
 
     /// Puts back what rules a pod has by its configuration; whether it has any.
     pub(crate) async fn restore_pod(&self, pod: &str) -> Result<bool> {
-        let Some(record) = self.shared.records.read(pod) else { return Ok(false) };
+        let Some(record) = self.shared.records.read(pod).await? else { return Ok(false) };
         // One that is still being attached sees to its rules itself.
         let Some(result) = &record.result else { return Ok(false) };
         let config = self.shared.configuration.recorded(record.config.as_deref())?;
@@ -67,7 +71,7 @@ impl Network {
             any |= entry.plugin.restore(&call, result).await?;
         }
         // It may have begun to end meanwhile: then its rules have been removed before these came.
-        if lock(&self.shared.ending).contains(pod) || self.shared.records.read(pod).is_none() {
+        if lock(&self.shared.ending).contains(pod) || self.shared.records.read(pod).await?.is_none() {
             let pod = pod.to_owned();
             nftables::release_where(move |owner| owner.container == pod).await?;
         }

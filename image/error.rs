@@ -143,6 +143,22 @@ impl Error {
         }
     }
 
+    /// The error of the call on a file that it comes from, if it does.
+    #[must_use]
+    pub fn cause_in_files(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// The process lacks descriptors or memory (errno(3)): nothing is said about the file.
+    pub(crate) fn is_shortage(&self) -> bool {
+        use rustix::io::Errno;
+        let errno = self.cause_in_files().and_then(io::Error::raw_os_error).map(Errno::from_raw_os_error);
+        matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+    }
+
     pub(crate) fn not_found(what: impl Into<Printable>, why: impl ToString) -> Self {
         Self::NotFound { what: what.into(), why: why.to_string().into() }
     }

@@ -32,6 +32,7 @@ pub mod image_service;
 pub mod images;
 pub mod info;
 pub mod keeper;
+pub mod leftovers;
 pub mod lsm;
 pub mod operation;
 pub mod pod;

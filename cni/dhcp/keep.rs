@@ -48,7 +48,7 @@ pub(super) async fn keep(records: Records, mut record: Record, netns: OwnedFd) {
                     // What else the server says now counts for pods that start now.
                     let lease = Lease { server: longer.lease.server, ..record.lease };
                     record = Record { lease, ..longer };
-                    if let Err(error) = records.write(&record) {
+                    if let Err(error) = records.write(&record).await {
                         tracing::warn!(%error, "a DHCP lease is longer, which cannot be written down");
                     }
                     continue;
@@ -87,7 +87,7 @@ async fn extend(
 async fn lose(records: &Records, mut record: Record, netns: &OwnedFd, why: &str) {
     tracing::error!(address = %record.lease.address, owner = ?record.owner, why, "a DHCP lease is lost: its interface goes down");
     record.lost = Some(why.to_owned());
-    if let Err(error) = records.write(&record) {
+    if let Err(error) = records.write(&record).await {
         tracing::warn!(%error, "a lost DHCP lease cannot be written down");
     }
     if let Err(error) = bring_down(netns, &record.owner.interface).await {

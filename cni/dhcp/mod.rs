@@ -100,7 +100,7 @@ impl Dhcp {
         let ack = client.find(&channel).await?;
         drop(channel);
         let record = Record::new(owner.clone(), &ack, &wanted)?;
-        self.records.write(&record)?;
+        self.records.write(&record).await?;
         let lease = record.lease.clone();
         self.keep(record, netns.try_clone_to_owned().doing("dup a network namespace")?);
         Ok(lease)
@@ -125,7 +125,7 @@ impl Dhcp {
             // It ends by itself.
             tracing::warn!(%error, ?owner, "a DHCP lease is not given back to its server");
         }
-        self.records.remove(owner)
+        self.records.remove(owner).await
     }
 
     /// The lease that an interface has.

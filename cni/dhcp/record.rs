@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::message::Message;
 use super::offer::{Lease, Times};
 use super::wanted::Wanted;
+use crate::ipam::blocking;
+use crate::record::{remove_unfinished, replace};
 use crate::{Context, Error, Result};
 
 /// Whose lease it is.
@@ -114,7 +116,7 @@ pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The folder of records.
+/// The folder of records. Its disk may hang with what is written: no thread that answers requests waits for that.
 #[derive(Clone, Debug)]
 pub(super) struct Records {
     folder: PathBuf,
@@ -123,16 +125,15 @@ pub(super) struct Records {
 impl Records {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+        remove_unfinished(folder);
         Ok(Self { folder: folder.to_owned() })
     }
 
     /// Replaces what is there, whole or not at all.
-    pub(super) fn write(&self, record: &Record) -> Result<()> {
+    pub(super) async fn write(&self, record: &Record) -> Result<()> {
         let file = self.folder.join(record.owner.file_name()?);
-        let beside = file.with_extension("tmp");
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode a lease")?;
-        let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, &file));
-        written.doing(format!("write {}", file.display()))
+        blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
     /// `None` where there is none, or none that can be read.
@@ -142,12 +143,13 @@ impl Records {
     }
 
     /// One that is not there is removed already.
-    pub(super) fn remove(&self, owner: &Owner) -> Result<()> {
+    pub(super) async fn remove(&self, owner: &Owner) -> Result<()> {
         let file = self.folder.join(owner.file_name()?);
-        match fs::remove_file(&file) {
+        blocking(move || match fs::remove_file(&file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.doing(format!("remove {}", file.display())),
-        }
+        })
+        .await
     }
 
     /// All that can be read.
@@ -196,20 +198,20 @@ mod tests {
         assert_eq!(self::record(None).stage(left(u64::MAX)), Stage::Bound(None));
     }
 
-    #[test]
-    fn a_record_is_read_as_it_was_written() {
+    #[tokio::test]
+    async fn a_record_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path()).unwrap();
         let mut record = record(Some([1, 2, 3]));
-        records.write(&record).unwrap();
+        records.write(&record).await.unwrap();
         record.lost = Some("it has ended".to_owned());
-        records.write(&record).unwrap();
+        records.write(&record).await.unwrap();
         fs::write(folder.path().join("b@net@eth0.json"), "{").unwrap();
         assert_eq!(records.read(&owner("a")).unwrap(), Some(record.clone()));
         assert_eq!(records.read(&owner("b")).unwrap(), None);
         assert_eq!(records.all(), [record]);
-        records.remove(&owner("a")).unwrap();
-        records.remove(&owner("a")).unwrap();
+        records.remove(&owner("a")).await.unwrap();
+        records.remove(&owner("a")).await.unwrap();
         assert_eq!(records.all(), []);
         assert!(records.read(&owner("../a")).is_err());
     }

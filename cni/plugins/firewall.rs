@@ -16,6 +16,7 @@ use super::find;
 use crate::call::Call;
 use crate::conflist::Search;
 use crate::external::Program;
+use crate::ipam::blocking;
 use crate::nftables::guard;
 use crate::result::CniResult;
 use crate::{Context, Error, Result, ipam};
@@ -71,9 +72,12 @@ impl Firewall {
             };
             // It is to take away what it has made, whatever the host is like by then.
             let marker = marker(call);
-            let folder = marker.parent().unwrap_or(call.state());
-            fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
-            fs::write(&marker, "").doing(format!("write {}", marker.display()))?;
+            let folder = marker.parent().unwrap_or(call.state()).to_owned();
+            blocking(move || {
+                fs::create_dir_all(&folder).doing(format!("make {}", folder.display()))?;
+                fs::write(&marker, "").doing(format!("write {}", marker.display()))
+            })
+            .await?;
             let before = previous.to_value(call.version);
             program.run(call, "ADD", config, Some(&before)).await?;
             return Ok(previous);
@@ -100,7 +104,7 @@ impl Firewall {
             let before = previous.to_value(call.version);
             let told = (*previous != CniResult::default()).then_some(&before);
             program.run(call, "DEL", config, told).await?;
-            fs::remove_file(&marker).doing(format!("remove {}", marker.display()))?;
+            blocking(move || fs::remove_file(&marker).doing(format!("remove {}", marker.display()))).await?;
         }
         guarded
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::call::{Call, first_mac, parse_mac};
+use crate::ipam::blocking;
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
 use crate::{Context, Error, Result, ipam, netns};
@@ -90,7 +91,7 @@ impl Tuning {
                 false => Err(Error::Invalid(format!("tuning: there is no {}", call.interface))),
             };
         };
-        self.keep(call, &link, mac.is_some())?;
+        self.keep(call, &link, mac.is_some()).await?;
         if let Some(mac) = &mac {
             set_mac(&inside, &link, mac).await?;
         }
@@ -157,7 +158,7 @@ impl Tuning {
         .await
     }
 
-    fn keep(&self, call: &Call<'_>, link: &Link, with_mac: bool) -> Result<()> {
+    async fn keep(&self, call: &Call<'_>, link: &Link, with_mac: bool) -> Result<()> {
         let before = Before {
             mac: with_mac.then(|| link.mac.clone()),
             promisc: self.promisc.then_some(link.promiscuous),
@@ -169,10 +170,13 @@ impl Tuning {
             return Ok(());
         }
         let file = file(call);
-        let folder = file.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
         let text = serde_json::to_vec(&before).map_err(std::io::Error::from).doing("encode a link")?;
-        fs::write(&file, text).doing(format!("write {}", file.display()))
+        blocking(move || {
+            let folder = file.parent().unwrap_or(Path::new("/"));
+            fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+            fs::write(&file, text).doing(format!("write {}", file.display()))
+        })
+        .await
     }
 
     pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
@@ -185,10 +189,11 @@ impl Tuning {
                 restore(&inside, &link, &before).await?;
             }
         }
-        match fs::remove_file(&file) {
+        blocking(move || match fs::remove_file(&file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             removed => removed.doing(format!("remove {}", file.display())),
-        }
+        })
+        .await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value) -> Result<()> {

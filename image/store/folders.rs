@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufReader, BufWriter, Read as _};
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -119,12 +119,15 @@ fn unique() -> String {
 
 /// Makes a folder for root alone, with its parents. One that is there stays, with its mode set right.
 pub(crate) fn make_private(path: &Path) -> Result<(), Error> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .and_then(|()| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700)))
-        .map_err(|error| Error::io("make", path, error))
+    let make = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        // A disk that has become read-only refuses even what changes nothing.
+        match fs::metadata(path)?.permissions().mode() & 0o7777 {
+            0o700 => Ok(()),
+            _ => fs::set_permissions(path, fs::Permissions::from_mode(0o700)),
+        }
+    };
+    make().map_err(|error| Error::io("make", path, error))
 }
 
 /// The names in a folder.

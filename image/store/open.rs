@@ -95,10 +95,10 @@ impl Inner {
             return Err(error);
         }
         for id in images {
-            inner.purge(&id)?;
+            unless_read_only(inner.purge(&id))?;
         }
         for key in layers {
-            inner.collect_layer(&key)?;
+            unless_read_only(inner.collect_layer(&key))?;
         }
         for job in jobs {
             inner.reaper.send(job);
@@ -127,25 +127,31 @@ impl Stock<'_> {
         for name in names(&self.folders.layers())? {
             let folder = self.folders.layers().join(&name);
             if let Err(error) = self.layer(&name, &folder) {
+                if error.is_shortage() {
+                    return Err(error);
+                }
                 tracing::warn!(layer = name, %error, "a layer cannot be trusted: it is removed");
                 self.discard(&folder)?;
             }
         }
         for folder in self.images_by_age()? {
             if let Err(error) = self.image(&folder) {
+                if error.is_shortage() {
+                    return Err(error);
+                }
                 tracing::warn!(folder = %folder.display(), %error, "an image cannot be used: it is removed");
                 self.discard(&folder)?;
             }
         }
         for id in names(&self.folders.containers())? {
-            self.container(id);
+            self.container(id)?;
         }
         Ok(())
     }
 
     fn discard(&mut self, path: &Path) -> Result<(), Error> {
-        self.jobs.extend(self.folders.discard(path)?.map(Job::Delete));
-        Ok(())
+        let discarded = self.folders.discard(path).map(|moved| self.jobs.extend(moved.map(Job::Delete)));
+        unless_read_only(discarded)
     }
 
     /// A layer is trusted if it was synced, or if this boot's page cache has it.
@@ -223,9 +229,10 @@ impl Stock<'_> {
         }
     }
 
-    fn container(&mut self, id: String) {
+    fn container(&mut self, id: String) -> Result<(), Error> {
         let record = match read_json::<ContainerRecord>(&self.folders.container(&id).join("layer.json")) {
             Ok(record) => Some(record),
+            Err(error) if error.is_shortage() => return Err(error),
             Err(error) => {
                 tracing::warn!(container = id, %error, "a writable layer is not whole");
                 None
@@ -237,5 +244,20 @@ impl Stock<'_> {
             }
         }
         self.index.containers.insert(id, ContainerEntry { record, usage: DiskUsage::default() });
+        Ok(())
+    }
+}
+
+/// On a disk that has become read-only, what is broken or unused stays where it is: the rest is there to be read.
+fn unless_read_only(done: Result<(), Error>) -> Result<(), Error> {
+    let read_only = |error: &Error| {
+        error.cause_in_files().is_some_and(|cause| cause.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
+    };
+    match done {
+        Err(error) if read_only(&error) => {
+            tracing::warn!(%error, "the disk of the images is read-only");
+            Ok(())
+        }
+        done => done,
     }
 }

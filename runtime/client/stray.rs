@@ -80,13 +80,13 @@ impl FoundKeeper {
         }
         let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self::identify(&process, pid.as_raw_nonzero().get(), pidfd)),
+            Ok(pidfd) => Self::identify(&process, pid.as_raw_nonzero().get(), pidfd),
             Err(rustix::io::Errno::SRCH) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    fn identify(process: &Path, pid: i32, pidfd: OwnedFd) -> Option<Self> {
+    fn identify(process: &Path, pid: i32, pidfd: OwnedFd) -> io::Result<Option<Self>> {
         // From here on the number is this process's as long as it lives, which is asked last.
         let own = |kind: &str| {
             let namespace = |process: &Path| fs::read_link(process.join("ns").join(kind)).ok();
@@ -94,17 +94,23 @@ impl FoundKeeper {
             ours.is_some() && namespace(process) == ours
         };
         if !is_keeper(process) || !own("user") || !own("pid") {
-            return None;
+            return Ok(None);
         }
         // A child of a keeper on its way is the same program, in the session that the keeper leads.
-        if rustix::process::getsid(Pid::from_raw(pid)).ok()?.as_raw_nonzero().get() != pid {
-            return None;
+        if !rustix::process::getsid(Pid::from_raw(pid)).is_ok_and(|sid| sid.as_raw_nonzero().get() == pid) {
+            return Ok(None);
         }
-        let command = fs::read(process.join("cmdline")).ok()?;
-        let pod = String::from_utf8(command.split(|byte| *byte == 0).nth(1)?.to_vec()).ok()?;
+        let command = match fs::read(process.join("cmdline")) {
+            Ok(command) => command,
+            Err(_) if !lives(&pidfd) => return Ok(None),
+            // Without a descriptor nothing can be said of it: it must not be taken for none.
+            Err(error) => return Err(error),
+        };
+        let pod =
+            command.split(|byte| *byte == 0).nth(1).and_then(|pod| String::from_utf8(pod.to_vec()).ok());
         let log = fs::read_link(process.join("fd/2")).ok();
         let folder = log.as_deref().and_then(|log| folder_of(log.to_str()?));
-        lives(&pidfd).then_some(Self { pod, folder, pid, pidfd })
+        Ok(pod.filter(|_| lives(&pidfd)).map(|pod| Self { pod, folder, pid, pidfd }))
     }
 
     /// Ends everything that runs in the pod, and then the keeper: it is the reaper of all that it has cloned and of what

@@ -23,7 +23,7 @@ use crate::pod;
 use crate::spec::resources::limits;
 use crate::spec::{classes, stop_signal, validate};
 use crate::store::container::RecordedUser;
-use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, PodState, file};
+use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
@@ -34,7 +34,7 @@ use crate::undo::UndoStack;
 /// where the pod is not ready, or the step that failed with its object.
 pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
     validate::container(&config).map_err(CriError::from)?;
-    descriptors::check("create a container")?;
+    let permit = descriptors::reserve("create a container")?;
     let pod = daemon.store.pod(pod)?;
     let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
@@ -43,6 +43,7 @@ pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Resu
     span.record("pod", pod.id.as_str());
     operations
         .join(Key::Create(pod.id.clone(), name.clone()), move |progress| async move {
+            let _permit = permit;
             if let Some(holder) = daemon.store.container_by_name(&pod.id, &name) {
                 let what = format!("container {name} of pod sandbox {}", pod.id);
                 return Err(CriError::already_exists(what, holder.as_str()).into());
@@ -114,10 +115,7 @@ impl Creation {
     }
 
     fn ready_pod(&self) -> Result<i32, CriError> {
-        match self.pod.state() {
-            PodState::Ready { pause_pid } => Ok(pause_pid),
-            _ => Err(pod_not_ready(&self.pod)),
-        }
+        self.pod.state().pause().ok_or_else(|| pod_not_ready(&self.pod))
     }
 
     fn warn_of_classes(&self) {

@@ -90,10 +90,12 @@ pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), Cri
         _ended = container.ended() => return Ok(()),
         answer = link.hello() => answer,
     };
-    if let Err(error) = answer {
+    match answer {
+        Ok(snapshot) if snapshot.containers.iter().any(|seen| seen.id == container.id.as_str()) => {}
+        // The keeper has forgotten it for somebody who removes it: it tells nothing of it any more.
+        Ok(_) => return Ok(killed(daemon, container, "it is being removed")),
         // Its cgroup is empty: it has ended by the kill, and only the news of that is missing.
-        killed(daemon, container, &error.to_string());
-        return Ok(());
+        Err(error) => return Ok(killed(daemon, container, &error.to_string())),
     }
     if tokio::time::timeout(AFTER_KILL, container.ended()).await.is_ok() {
         return Ok(());

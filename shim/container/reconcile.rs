@@ -1,15 +1,20 @@
 //! What the keeper of a pod knows of a container is taken over: when the daemon starts, and when a connection was made again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
-use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Phase, Snapshot};
+use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Snapshot};
 
 use super::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::keeper::Link;
-use crate::store::{Container, ContainerState, Pod, file};
+use crate::store::{Container, ContainerState, Pod, Seen, file};
+
+/// How often a record is read again that the daemon lacks descriptors for, and after which time.
+const AGAIN: u32 = 20;
+const SHORTAGE: Duration = Duration::from_millis(250);
 
 /// Takes over what a keeper knows of all containers of its pod.
 pub(crate) async fn all_of(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &Snapshot) {
@@ -21,17 +26,14 @@ pub(crate) async fn all_of(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &S
 }
 
 async fn one(daemon: &Shared, container: &Arc<Container>, seen: Option<&ContainerSnapshot>) {
-    if matches!(container.state(), ContainerState::Exited(_)) {
-        return;
-    }
-    match seen.map(|seen| &seen.phase) {
-        Some(Phase::Creating | Phase::Created) => {}
-        Some(Phase::Running { started_at }) => {
-            container.happened(|state| state.started(*started_at));
+    match container.state().seen(seen.map(|seen| &seen.phase)) {
+        Seen::AsKnown => {}
+        Seen::Running(started_at) => {
+            container.happened(|state| state.started(started_at));
             daemon.events.container(daemon, container);
         }
-        Some(Phase::Exited(record)) => exit::take(daemon, container, record).await,
-        None => ended_unseen(daemon, container).await,
+        Seen::Ended(record) => exit::take(daemon, container, &record).await,
+        Seen::Lost => ended_unseen(daemon, container).await,
     }
 }
 
@@ -46,16 +48,32 @@ pub(crate) async fn note_end(daemon: &Shared, container: &Arc<Container>) {
     if matches!(container.state(), ContainerState::Exited(_)) {
         return;
     }
-    let path = container.folder().join("exit.json");
-    match blocking(move || file::read::<ExitRecord>(&path)).await {
-        Ok(record) => exit::note(daemon, container, &record).await,
-        Err(_) => exit::lost(daemon, container, "it ended with its keeper or with the host"),
+    match last_word(container).await {
+        Some(record) => exit::note(daemon, container, &record).await,
+        None => exit::lost(daemon, container, "it ended with its keeper or with the host"),
     }
+}
+
+/// What the keeper has left of how the container ended. That the daemon lacks descriptors says nothing about the container.
+async fn last_word(container: &Container) -> Option<ExitRecord> {
+    for _again in 0..AGAIN {
+        let path = container.folder().join("exit.json");
+        let read = blocking(move || Ok::<_, CriError>(file::read::<ExitRecord>(&path))).await;
+        match read {
+            Ok(Ok(record)) => return Some(record),
+            Ok(Err(error)) if error.is_shortage() => {
+                tracing::warn!(container = container.id.as_str(), %error, "it is read again");
+                tokio::time::sleep(SHORTAGE).await;
+            }
+            Ok(Err(_)) | Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// A keeper may hold a container whose record is gone, or that was being made by a daemon that has ended.
 async fn forget_unknown(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &Snapshot) {
-    let making = pod.none_making(std::time::Duration::ZERO).await;
+    let making = pod.none_making(Duration::ZERO).await;
     for seen in &snapshot.containers {
         let is_made = making.iter().any(|id| id.as_str() == seen.id);
         if is_made || daemon.store.container(&seen.id).is_ok() {

@@ -9,9 +9,10 @@ use super::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::keeper::LinkError;
+use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
 use crate::pod::stop::release_cgroup;
-use crate::store::{Container, ContainerState, file};
+use crate::store::{Container, ContainerState};
 
 /// Removes a container. One that is unknown is a success (CRI: "must be idempotent").
 ///
@@ -49,28 +50,27 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     progress.step("cgroup");
     release_cgroup(daemon, container.with(|record| record.cgroup.clone())).await?;
     progress.step("writable layer");
-    daemon.images.remove_layer(container.id.as_str()).await?;
+    leftovers::remove(daemon, Leftover::Layer(container.id.clone())).await?;
     progress.step("folder");
-    container.give_up_record();
-    let folder = container.folder().to_owned();
-    blocking(move || file::remove_folder(&folder)).await?;
+    let ended = container.clone();
+    blocking(move || Ok::<_, CriError>(ended.give_up_record())).await?;
+    leftovers::remove(daemon, Leftover::Folder(container.folder().to_owned())).await?;
     daemon.store.forget_container(container);
     daemon.events.container_deleted(daemon, container);
     Ok(())
 }
 
-/// The keeper forgets it, and kills a first process that still waits at the gate.
-async fn forget(daemon: &Shared, container: &Container) -> Result<(), CriError> {
+/// The keeper forgets it, and kills a first process that still waits at the gate. Where the keeper does not answer, what is
+/// in the container's cgroup is killed: a keeper that comes back has nothing left of it but memory.
+async fn forget(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriError> {
     let Some(link) = daemon.store.pod(container.pod.as_str()).ok().and_then(|pod| pod.link()) else {
         return Ok(());
     };
     match link.done(Call::Forget { container: container.id.as_str().to_owned() }).await {
         Ok(()) | Err(LinkError::Gone | LinkError::Failure(Failure::NotFound { .. })) => Ok(()),
-        // Nothing of the container runs any more: a keeper that does not answer holds nothing of it but memory.
-        Err(error) if matches!(container.state(), ContainerState::Exited(_)) => {
+        Err(error) => {
             tracing::warn!(container = container.id.as_str(), %error, "the keeper does not forget the container");
-            Ok(())
+            exit::kill(daemon, container).await
         }
-        Err(error) => Err(error.into()),
     }
 }

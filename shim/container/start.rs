@@ -5,12 +5,12 @@ use std::sync::Arc;
 use berth_runtime::wire::{Call, Failure, InitFailure, Outcome};
 use tonic::Status;
 
-use super::exit;
+use super::{exit, reconcile};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::LinkError;
 use crate::operation::{Key, Progress};
-use crate::store::{Container, ContainerState, PodState};
+use crate::store::{Container, ContainerState};
 
 /// Starts a container that is created.
 ///
@@ -36,19 +36,21 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     let _turn = container.turn.write().await;
     daemon.store.container(container.id.as_str())?;
     let what = || format!("container {}", container.id);
-    match container.state() {
-        ContainerState::Created { .. } => {}
-        ContainerState::Running { .. } => return Err(CriError::precondition(what(), "it is running")),
-        ContainerState::Exited(_) => return Err(CriError::precondition(what(), "it has ended")),
-        ContainerState::Creating => return Err(CriError::precondition(what(), "it is being created")),
-    }
+    container.state().may_start().map_err(|why| CriError::precondition(what(), why))?;
     let pod = daemon.store.pod(container.pod.as_str())?;
-    let link = match (pod.state(), pod.link()) {
-        (PodState::Ready { .. }, Some(link)) => link,
+    let link = match (pod.state().pause(), pod.link()) {
+        (Some(_), Some(link)) => link,
         _ => return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready")),
     };
     progress.step("exec");
-    match link.call(Call::Start { container: container.id.as_str().to_owned() }, Vec::new()).await {
+    let call = link.call(Call::Start { container: container.id.as_str().to_owned() }, Vec::new());
+    let answer = tokio::select! {
+        biased;
+        answer = call => answer,
+        // Whoever stops or removes it does not wait for a keeper that does not answer.
+        _ended = container.ended() => return Err(CriError::precondition(what(), "it has ended")),
+    };
+    match answer {
         Ok((Outcome::Started { at }, _)) => {
             container.happened(|state| state.started(at));
             daemon.events.container(daemon, container);
@@ -56,9 +58,11 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
         }
         Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
         Err(LinkError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure).await,
-        // Whether the command runs is in what the keeper knows, which comes with the next connection.
+        // Whether the command runs is in what the keeper knows.
         Err(error @ LinkError::Broken { .. }) => {
-            pod.is_reconciled().await;
+            if let Ok(snapshot) = link.hello().await {
+                reconcile::all_of(daemon, &pod, &link, &snapshot).await;
+            }
             match container.state() {
                 ContainerState::Running { .. } => Ok(()),
                 _ => Err(error.into()),

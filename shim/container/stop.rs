@@ -11,7 +11,7 @@ use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::LinkError;
 use crate::operation::{Key, Progress};
-use crate::store::{Container, ContainerState};
+use crate::store::Container;
 
 /// Stops a container within `timeout` seconds; 0 or less kills at once. One that is unknown, not started or ended is
 /// a success (CRI: "must be idempotent").
@@ -43,18 +43,32 @@ async fn steps(
     timeout: i64,
     progress: &Progress,
 ) -> Result<(), CriError> {
-    // Containers that wait at the gate have no command that could be told: as with containerd, nothing happens.
-    let ContainerState::Running { .. } = container.state() else { return Ok(()) };
+    if !container.state().is_to_be_stopped(is_reconciled(daemon, container)) {
+        return Ok(());
+    }
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
     if !grace.is_zero() {
         progress.step("grace period");
-        let told = send_stop_signal(daemon, container).await?;
-        if told && tokio::time::timeout(grace, container.ended()).await.is_ok() {
+        let by_itself = async {
+            if send_stop_signal(daemon, container).await? {
+                container.ended().await;
+                return Ok::<_, CriError>(true);
+            }
+            Ok(false)
+        };
+        if let Ok(ended) = tokio::time::timeout(grace, by_itself).await
+            && ended?
+        {
             return Ok(());
         }
     }
     progress.step("kill");
     exit::kill(daemon, container).await
+}
+
+/// Whether the keeper has said how far it is.
+fn is_reconciled(daemon: &Shared, container: &Container) -> bool {
+    daemon.store.pod(container.pod.as_str()).is_ok_and(|pod| pod.is_reconciled_now())
 }
 
 /// Has the keeper send the stop signal; whether it was sent. Without a keeper that answers nobody can: the kill follows.

@@ -51,7 +51,7 @@ impl From<berth_cni::Error> for CriError {
             Error::Config(_) => Code::FailedPrecondition,
             Error::Unsupported(_) => Code::Unimplemented,
             Error::Netlink { .. } | Error::Io { .. } | Error::Plugin { .. } | Error::Several(_) => {
-                Code::Internal
+                error.cause_in_files().map_or(Code::Internal, code_of_file)
             }
         };
         below(code, error)
@@ -140,7 +140,27 @@ macro_rules! internal {
     };
 }
 
-internal!(ClientError, FileError, PodFileError, berth_runtime::sys::Error);
+internal!(ClientError, berth_runtime::sys::Error);
+
+impl From<PodFileError> for CriError {
+    fn from(error: PodFileError) -> Self {
+        below(code_of_file(error.cause()), error)
+    }
+}
+
+impl From<FileError> for CriError {
+    fn from(error: FileError) -> Self {
+        below(code_of_file(error.cause()), error)
+    }
+}
+
+/// A full disk is a limit of the node, and the kubelet's eviction helps against it.
+fn code_of_file(cause: &std::io::Error) -> Code {
+    match cause.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        _ => Code::Internal,
+    }
+}
 
 #[cfg(test)]
 mod tests {

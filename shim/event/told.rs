@@ -42,7 +42,7 @@ impl Level {
     pub fn of_found_pod(state: &PodState) -> Self {
         match state {
             PodState::Creating => Self::Nothing,
-            PodState::Ready { .. } | PodState::NotReady { released: false } => Self::Started,
+            PodState::Ready { .. } | PodState::Lost | PodState::NotReady { released: false } => Self::Started,
             PodState::NotReady { released: true } => Self::Stopped,
         }
     }

@@ -16,6 +16,7 @@ use berth_runtime::wire::{Call, Detachment};
 use super::process::link_of;
 use super::session::{Control, End, Reader, Session, Streams, Wanted, Writer};
 use crate::daemon::Shared;
+use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::Link;
 
@@ -33,6 +34,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub async fn attach(daemon: &Shared, container_id: &str, wanted: Wanted) -> Result<Session, CriError> {
     let container = daemon.store.container(container_id)?;
     let link = link_of(daemon, &container)?;
+    let _permit = descriptors::reserve("attach")?;
     let tty = container.with(|record| record.config.tty);
     let wanted = Wanted { stderr: wanted.stderr && !tty, tty, ..wanted };
     let failed = |error| CriError::internal("make the streams of a client", error);

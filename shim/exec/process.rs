@@ -73,11 +73,12 @@ impl Process {
         if command.is_empty() {
             return Err(CriError::invalid("cmd", "is empty"));
         }
-        descriptors::check("exec")?;
+        let permit = descriptors::reserve("exec")?;
         let place = Place::new(daemon, container)?;
         // Dropped with the future of the caller.
         let (_wanted, given_up) = oneshot::channel::<()>();
         let starting = async move {
+            let _permit = permit;
             let ended = place.link.exec_end(&place.id);
             let started = place.take_turn(command, ends, given_up).await;
             match started {
@@ -229,6 +230,13 @@ impl Place {
                 format!("exec in container {}", self.container.id),
                 format!("{failure}: {command:?}"),
             )),
+            // It may run, or come to run when a keeper that is stopped goes on: nobody waits for it.
+            Err(
+                error @ (LinkError::NoAnswer { .. } | LinkError::Broken { .. } | LinkError::NoDescriptors),
+            ) => {
+                self.kill_on_its_way().await;
+                Err(error.into())
+            }
             Err(error) => Err(error.into()),
         }
     }

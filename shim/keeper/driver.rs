@@ -21,8 +21,11 @@ use super::{LinkError, News, Reply, Shared, lock};
 const SOON: Duration = Duration::from_millis(20);
 const LATE: Duration = Duration::from_secs(2);
 
-/// How long the end of a process is waited for, to reap it, when its pod is released.
+/// How long the end of a process is waited for, to reap it, when its pod is released; then it is killed.
 const UNUSED: Duration = Duration::from_secs(30);
+
+/// Calls that change what a keeper knows of its containers: whoever makes one makes the change known.
+const CHANGING: [&str; 2] = ["Create", "Start"];
 
 /// A call on its way.
 #[derive(Debug)]
@@ -109,7 +112,12 @@ impl Driver {
             known = true;
             if let Ended::Unused = self.serve(&connection, &mut outgoing).await {
                 drop(connection);
-                wait_for_end(&self.process, UNUSED).await;
+                // It was told to end. One that is stopped, or that hangs, is not left behind.
+                if !wait_for_end(&self.process, UNUSED).await {
+                    tracing::warn!(keeper = self.process.describe(), "a keeper that nobody needs is killed");
+                    self.process.kill();
+                    wait_for_end(&self.process, UNUSED).await;
+                }
                 return;
             }
             for (_, Waiting { call, reply }) in self.waiting.drain() {
@@ -142,7 +150,7 @@ impl Driver {
                     }
                 }
                 received = receive(connection) => match received {
-                    Ok(Some(received)) => self.take(received),
+                    Ok(Some(received)) => self.take(received, connection),
                     Ok(None) => return Ended::Broken,
                     Err(error) => {
                         tracing::warn!(%error, "the connection to a keeper broke");
@@ -185,7 +193,7 @@ impl Driver {
         }
     }
 
-    fn take(&mut self, received: Received<Message>) {
+    fn take(&mut self, received: Received<Message>, connection: &Watched) {
         let Received { message, descriptors, cut } = received;
         if let Some(shared) = self.shared.upgrade() {
             shared.silent.store(false, Ordering::Relaxed);
@@ -196,10 +204,14 @@ impl Driver {
                     true => Err(LinkError::NoDescriptors),
                     false => result.map(|outcome| (outcome, descriptors)).map_err(LinkError::from),
                 };
-                match self.waiting.remove(&id).and_then(|waiting| waiting.reply) {
-                    // The caller may have gone: then there is nobody to tell.
-                    Some(waiting) => drop(waiting.send(reply)),
-                    None => self.take_snapshot(reply),
+                match self.waiting.remove(&id) {
+                    Some(Waiting { call, reply: Some(waiting) }) => {
+                        // The caller may have gone: what such a call has changed is told to nobody then, so it is asked.
+                        if waiting.send(reply).is_err() && CHANGING.contains(&call) {
+                            self.say_hello(connection);
+                        }
+                    }
+                    Some(Waiting { reply: None, .. }) | None => self.take_snapshot(reply),
                 }
             }
             Message::Event(Event::ExecExited { exec, code }) => {

@@ -26,6 +26,14 @@ pub struct PodFileError {
     source: io::Error,
 }
 
+impl PodFileError {
+    /// The cause.
+    #[must_use]
+    pub fn cause(&self) -> &io::Error {
+        &self.source
+    }
+}
+
 /// The most that a file of the host may have to be in every pod.
 const MAX_HOST_FILE: u64 = 4 << 20;
 

@@ -49,9 +49,14 @@ async fn take(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
 }
 
 fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
+    // Whoever is making it takes everything back.
+    pod.set_lost();
     if matches!(pod.state(), PodState::Ready { .. }) {
         tracing::warn!(code, "the pause has ended: the pod is not ready");
-        pod.happened(PodState::stopping);
+    }
+    pod.happened(PodState::pause_ended);
+    // That may not have been told by a former daemon.
+    if pod.state() == PodState::Lost {
         daemon.events.pod(daemon, pod, Level::Stopped);
     }
 }
@@ -88,15 +93,17 @@ async fn take_namespaces(pod: &Pod, link: &Link, snapshot: &Snapshot) -> Result<
 /// Without its keeper nothing of a pod is looked after: what still runs is killed, by its cgroups.
 pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
     pod.set_link(None);
-    let was_ready = matches!(pod.state(), PodState::Ready { .. });
-    if was_ready {
+    // Whoever is making it takes everything back.
+    pod.set_lost();
+    let was_up = pod.state().needs_keeper();
+    if was_up {
         tracing::error!("the pod's keeper has ended: its containers are killed");
         pod.happened(PodState::stopping);
     }
     for container in daemon.store.containers_of(&pod.id) {
         reconcile::ended_unseen(daemon, &container).await;
     }
-    if was_ready {
+    if was_up {
         daemon.events.pod(daemon, pod, Level::Stopped);
         if let Err(error) = super::stop::stop_pod(daemon, pod).await {
             tracing::error!(%error, "failed to release what the pod held");

@@ -16,7 +16,7 @@ pub fn list(daemon: &Daemon, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbo
 pub fn state(state: &PodState) -> PodSandboxState {
     match state {
         PodState::Ready { .. } => PodSandboxState::SandboxReady,
-        PodState::Creating | PodState::NotReady { .. } => PodSandboxState::SandboxNotready,
+        PodState::Creating | PodState::Lost | PodState::NotReady { .. } => PodSandboxState::SandboxNotready,
     }
 }
 

@@ -8,8 +8,9 @@ use crate::container;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
+use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
-use crate::store::{Pod, file};
+use crate::store::Pod;
 
 /// Removes a pod with its containers. One that is unknown is a success.
 ///
@@ -40,9 +41,11 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
         container::remove::remove(daemon, container.id.as_str()).await?;
     }
     progress.step("folders");
-    pod.give_up_record();
-    let folders = (daemon.folders.pod_state(&pod.id), daemon.folders.pod(&pod.id));
-    blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1))).await?;
+    let ended = pod.clone();
+    blocking(move || Ok::<_, CriError>(ended.give_up_record())).await?;
+    for folder in [daemon.folders.pod_state(&pod.id), daemon.folders.pod(&pod.id)] {
+        leftovers::remove(daemon, Leftover::Folder(folder)).await.map_err(CriError::from)?;
+    }
     daemon.store.forget_pod(pod);
     daemon.events.pod(daemon, pod, Level::Deleted);
     Ok(())

@@ -43,13 +43,14 @@ pub async fn run(
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
     check_handler(daemon, &runtime_handler)?;
-    descriptors::check("run a pod sandbox")?;
+    let permit = descriptors::reserve("run a pod sandbox")?;
     let name = PodName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
     let key = Key::RunPod(name.clone());
     let operations = daemon.operations.clone();
     operations
         .join(key, move |progress| async move {
+            let _permit = permit;
             if let Some(holder) = daemon.store.pod_by_name(&name) {
                 return Err(CriError::already_exists(format!("pod sandbox {name}"), holder.as_str()).into());
             }
@@ -122,7 +123,11 @@ impl Creation {
         self.progress.step("record");
         let ready = pod.clone();
         blocking(move || ready.intend(|record| record.state = record.state.ready(pause_pid))).await?;
-        Ok(pod)
+        // Whoever notices from now on finds a pod that is ready, and stops it.
+        match pod.is_lost() {
+            true => Err(CriError::failed("run a pod sandbox", "its pause or its keeper has ended")),
+            false => Ok(pod),
+        }
     }
 
     /// Intent is on disk before its side effect (DESIGN rule 1).

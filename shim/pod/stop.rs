@@ -1,6 +1,5 @@
 //! StopPodSandbox: containers are killed, the address is given back, then the namespaces die with their last process.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
 use crate::ids::ContainerId;
+use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
 use crate::store::{Pod, PodState};
 
@@ -118,11 +118,10 @@ async fn kill_containers(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError
 /// What could not be released.
 pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
     let mut errors = Vec::new();
-    if !pod.host_network() {
-        let netns = pod.netns();
-        if let Err(error) = daemon.network.del(pod.id.as_str(), netns.as_ref().map(AsFd::as_fd)).await {
-            errors.push(format!("detach the network: {error}"));
-        }
+    if !pod.host_network()
+        && let Err(error) = leftovers::remove(daemon, Leftover::Attachment(pod.id.clone())).await
+    {
+        errors.push(format!("detach the network: {error}"));
     }
     if let Some(link) = pod.link() {
         match keeper::end(&link).await {

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::names_in;
+use tokio::task::JoinSet;
+
 use crate::container::reconcile;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::pod::stop::release_cgroup;
-use crate::store::{Container, ContainerRecord, ContainerState, file};
+use crate::store::file::FileError;
+use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 
 /// What is left to do of containers.
 #[derive(Debug, Default)]
@@ -22,11 +24,10 @@ pub(super) struct Rest {
 /// Reads every record.
 pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     let mut rest = Rest::default();
-    for name in names_in(&daemon.folders.containers()) {
-        match ContainerId::try_from(name.clone()) {
-            Ok(id) => load_one(daemon, id, &mut rest).await,
-            Err(_) => tracing::warn!(name, "not a container: left alone"),
-        }
+    let folders = daemon.folders.clone();
+    let records = blocking(move || read_all(&folders)).await?;
+    for (id, record) in records {
+        load_one(daemon, id, record, &mut rest);
     }
     // What is left of those that have ended is killed behind the answers; that they have ended is known now.
     for container in &rest.ended {
@@ -35,10 +36,26 @@ pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     Ok(rest)
 }
 
-async fn load_one(daemon: &Shared, id: ContainerId, rest: &mut Rest) {
+type Read = (ContainerId, Result<ContainerRecord, FileError>);
+
+fn read_all(folders: &Folders) -> Result<Vec<Read>, FileError> {
+    let mut records = Vec::new();
+    for name in file::names_in(&folders.containers())? {
+        let Ok(id) = ContainerId::try_from(name.clone()) else {
+            tracing::warn!(name, "not a container: left alone");
+            continue;
+        };
+        match file::read(&Container::record_file(&folders.container(&id))) {
+            Err(error) if error.is_shortage() => return Err(error),
+            record => records.push((id, record)),
+        }
+    }
+    Ok(records)
+}
+
+fn load_one(daemon: &Shared, id: ContainerId, record: Result<ContainerRecord, FileError>, rest: &mut Rest) {
     let folder = daemon.folders.container(&id);
-    let record_file = Container::record_file(&folder);
-    let record: ContainerRecord = match blocking(move || file::read(&record_file)).await {
+    let record = match record {
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(container = id.as_str(), %error, "a container without a readable record is removed");
@@ -61,15 +78,26 @@ async fn load_one(daemon: &Shared, id: ContainerId, rest: &mut Rest) {
     }
 }
 
-/// Takes back what was being made, and kills what containers without a keeper have left running.
+/// Takes back what was being made, and kills what containers without a keeper have left running: all at once, since one
+/// whose processes do not end must not hold up the others.
 pub(super) async fn finish(daemon: &Shared, rest: Rest) {
+    let mut tasks = JoinSet::new();
     for (id, cgroup) in rest.discard {
-        discard(daemon, &id, cgroup).await;
+        let daemon = daemon.clone();
+        tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
     }
     for container in rest.ended {
-        let cgroup = container.with(|record| record.cgroup.clone());
-        if let Err(error) = release_cgroup(daemon, cgroup).await {
-            tracing::warn!(container = container.id.as_str(), %error, "failed to kill what the container left behind");
+        let daemon = daemon.clone();
+        tasks.spawn(async move {
+            let cgroup = container.with(|record| record.cgroup.clone());
+            if let Err(error) = release_cgroup(&daemon, cgroup).await {
+                tracing::warn!(container = container.id.as_str(), %error, "failed to kill what the container left behind");
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        if let Err(panic) = done {
+            tracing::error!(%panic, "failed to clean up a container");
         }
     }
 }

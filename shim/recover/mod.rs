@@ -13,8 +13,6 @@ mod containers;
 mod pods;
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::daemon::{Shared, blocking};
@@ -34,7 +32,8 @@ pub struct Rest {
 /// Reads the records and connects to the keepers.
 ///
 /// # Errors
-/// The folders of the store cannot be made or read, or the processes of the host not be looked at.
+/// The folders of the store cannot be made or read, or the processes of the host not be looked at. A daemon that lacks
+/// descriptors or memory does not start: it would take what it cannot look at for gone.
 pub async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     let folders = daemon.folders.clone();
     blocking(move || {
@@ -62,17 +61,10 @@ pub async fn load(daemon: &Shared) -> Result<Rest, CriError> {
 
 /// Takes back what was half made, releases what ended pods hold, and frees what nobody holds.
 pub async fn finish(daemon: Shared, rest: Rest) {
-    containers::finish(&daemon, rest.containers).await;
-    pods::finish(&daemon, rest.pods).await;
+    tokio::join!(containers::finish(&daemon, rest.containers), pods::finish(&daemon, rest.pods));
     sweep_layers(&daemon).await;
     sweep_network(&daemon).await;
     daemon.events.started();
-}
-
-/// The names of what is in a folder of ids.
-fn names_in(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Writable layers that this daemon has found and that no container has. One of a container that is being made is newer.

@@ -1,18 +1,19 @@
 //! Pods at the start of a daemon.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_runtime::client::FoundKeeper;
 
-use super::names_in;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
 use crate::ids::PodId;
 use crate::keeper::{Link, NewsReceiver};
 use crate::pod::{follow, keeper, stop};
-use crate::store::{Pod, PodRecord, PodState, file};
+use crate::store::file::FileError;
+use crate::store::{Folders, Found, Pod, PodRecord, PodState, file};
 
 /// What is left to do of pods.
 #[derive(Debug, Default)]
@@ -27,14 +28,14 @@ pub(super) struct Rest {
 pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     let mut keepers = keeper::living(daemon).await?;
     let mut rest = Rest::default();
-    for name in names_in(&daemon.folders.pods()) {
-        let Ok(id) = PodId::try_from(name.clone()) else {
-            tracing::warn!(name, "not a pod: left alone");
-            continue;
-        };
-        load_one(daemon, id, &mut keepers, &mut rest).await;
+    let folders = daemon.folders.clone();
+    let (records, state_folders) =
+        blocking(move || Ok::<_, FileError>((read_all(&folders)?, file::names_in(&folders.pods_state())?)))
+            .await?;
+    for (id, record) in records {
+        load_one(daemon, id, record, &mut keepers, &mut rest);
     }
-    for name in names_in(&daemon.folders.pods_state()) {
+    for name in state_folders {
         match PodId::try_from(name) {
             Ok(id) if daemon.store.pod(id.as_str()).is_err() && !daemon.folders.pod(&id).exists() => {
                 tracing::info!(pod = id.as_str(), "a folder of a keeper that no pod has");
@@ -47,35 +48,62 @@ pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     Ok(rest)
 }
 
-async fn load_one(daemon: &Shared, id: PodId, keepers: &mut BTreeMap<PodId, FoundKeeper>, rest: &mut Rest) {
-    let record_file = daemon.folders.pod(&id).join("pod.json");
-    let reading = record_file.clone();
-    let record: PodRecord = match blocking(move || file::read(&reading)).await {
+fn record_file(folders: &Folders, id: &PodId) -> PathBuf {
+    folders.pod(id).join("pod.json")
+}
+
+type Read = (PodId, Result<PodRecord, FileError>);
+
+fn read_all(folders: &Folders) -> Result<Vec<Read>, FileError> {
+    let mut records = Vec::new();
+    for name in file::names_in(&folders.pods())? {
+        let Ok(id) = PodId::try_from(name.clone()) else {
+            tracing::warn!(name, "not a pod: left alone");
+            continue;
+        };
+        match file::read(&record_file(folders, &id)) {
+            Err(error) if error.is_shortage() => return Err(error),
+            record => records.push((id, record)),
+        }
+    }
+    Ok(records)
+}
+
+fn load_one(
+    daemon: &Shared,
+    id: PodId,
+    record: Result<PodRecord, FileError>,
+    keepers: &mut BTreeMap<PodId, FoundKeeper>,
+    rest: &mut Rest,
+) {
+    let record = match record {
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(pod = id.as_str(), %error, "a pod without a readable record is removed");
             return rest.discard.push((id, None));
         }
     };
-    if record.state == PodState::Creating {
+    let folder = daemon.folders.pod_state(&id);
+    let reachable = keepers.contains_key(&id) && berth_runtime::client::has_socket(&folder);
+    let found = record.state.found(reachable);
+    if found == Found::TakeBack {
         tracing::info!(pod = id.as_str(), "a pod that was being made is taken back");
         return rest.discard.push((id, Some(record.cgroup)));
     }
-    let pod = Arc::new(Pod::new(record, record_file, daemon.records.clone()));
+    let pod = Arc::new(Pod::new(record, record_file(&daemon.folders, &id), daemon.records.clone()));
     daemon.store.insert_pod(pod.clone());
-    let folder = daemon.folders.pod_state(&id);
-    match keepers.remove(&id) {
-        Some(keeper) if berth_runtime::client::has_socket(&folder) => {
+    match (found, keepers.remove(&id)) {
+        (Found::Follow, Some(keeper)) => {
             pod.set_former_daemon();
             let (link, news) = Link::adopt(keeper.into_process(), folder);
             pod.set_link(Some(link));
             pod.put_news(news);
         }
-        // Its folder was removed.
-        Some(keeper) => rest.unreachable.push(keeper),
-        None => {}
+        // Its folder was removed, or the pod was released and the keeper should have ended.
+        (_, Some(keeper)) => rest.unreachable.push(keeper),
+        (_, None) => {}
     }
-    if pod.link().is_none() && pod.state() != (PodState::NotReady { released: true }) {
+    if found == Found::Ended {
         tracing::warn!(pod = id.as_str(), "the pod's keeper has ended: the pod is not ready");
         pod.happened(PodState::stopping);
     }
@@ -84,7 +112,7 @@ async fn load_one(daemon: &Shared, id: PodId, keepers: &mut BTreeMap<PodId, Foun
 /// Tells the ends of pods without a keeper, after those of their containers.
 pub(super) fn tell_ends(daemon: &Shared) {
     for pod in daemon.store.pods() {
-        if pod.link().is_none() && pod.state() == (PodState::NotReady { released: false }) {
+        if pod.link().is_none() && pod.state().is_being_released() {
             daemon.events.pod(daemon, &pod, Level::Stopped);
         }
     }
@@ -109,7 +137,7 @@ pub(super) async fn finish(daemon: &Shared, rest: Rest) {
         tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
     }
     for pod in daemon.store.pods() {
-        if pod.state() == (PodState::NotReady { released: false }) {
+        if pod.state().is_being_released() {
             let daemon = daemon.clone();
             tasks.spawn(async move {
                 if let Err(error) = stop::stop_pod(&daemon, &pod).await {

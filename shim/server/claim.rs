@@ -1,12 +1,14 @@
 //! One daemon per root and state folder: a lock that the kernel gives back when the daemon dies, however it dies.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use crate::config::Config;
 
@@ -40,6 +42,10 @@ pub enum ClaimError {
         error: io::Error,
     },
 }
+
+/// How long the lock of a daemon that has ended may be held on: a child that it was starting when it was killed has its
+/// descriptors until its exec.
+const LAST_CHILDREN: Duration = Duration::from_secs(5);
 
 /// The root and state folders, for as long as this value lives.
 #[derive(Debug)]
@@ -97,33 +103,58 @@ fn lock(folder: &Path) -> Result<File, ClaimError> {
         let path = path.clone();
         move |error: io::Error| ClaimError::Io { what, path, error }
     };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io_error("open"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut pid = String::new();
-            // Its owner may be about to write it: the message is worth less then, and still right.
-            let read = file.take(32).read_to_string(&mut pid);
-            let pid = match (read, pid.trim()) {
-                (Ok(_), pid) if !pid.is_empty() => pid.to_owned(),
-                _ => "unknown".to_owned(),
-            };
-            return Err(ClaimError::Held { folder: folder.to_owned(), pid });
+    let (file, writable) = open_lock(&path).map_err(io_error("open"))?;
+    let until = Instant::now() + LAST_CHILDREN;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => {
+                let pid = holder(&file);
+                if pid.is_some_and(is_alive) || Instant::now() > until {
+                    let pid =
+                        pid.map_or_else(|| "unknown".to_owned(), |pid| pid.as_raw_nonzero().to_string());
+                    return Err(ClaimError::Held { folder: folder.to_owned(), pid });
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(io_error("lock")(error.into())),
         }
-        Err(error) => return Err(io_error("lock")(error.into())),
     }
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(io_error("write"))?;
+    // The lock is what counts; the pid is for the message of another daemon. A full disk does not take it, and a daemon
+    // must start on one: only then can the kubelet evict what fills it.
+    if writable && let Err(error) = write_pid(&file) {
+        tracing::warn!(%error, path = %path.display(), "failed to write the pid into the lock");
+    }
     Ok(file)
+}
+
+/// Who has the lock, as it wrote into it; none where it is about to.
+fn holder(file: &File) -> Option<Pid> {
+    let mut text = [0_u8; 32];
+    let length = file.read_at(&mut text, 0).ok()?;
+    Pid::from_raw(std::str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()?)
+}
+
+fn is_alive(pid: Pid) -> bool {
+    rustix::process::test_kill_process(pid) != Err(Errno::SRCH)
+}
+
+/// The lock, and whether it can be written to. On a disk that has become read-only, one that is there can still be taken
+/// (flock(2) asks for no right to write).
+fn open_lock(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    match options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok((File::open(path)?, false)),
+        opened => Ok((opened?, true)),
+    }
+}
+
+fn write_pid(mut file: &File) -> io::Result<()> {
+    let pid = format!("{}\n", std::process::id());
+    file.rewind()?;
+    // Its block is not given up first: a full disk would not give another one.
+    file.write_all(pid.as_bytes())?;
+    file.set_len(u64::try_from(pid.len()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -149,6 +180,24 @@ mod tests {
         );
         drop(claim);
         Claim::take(&config).unwrap();
+    }
+
+    #[test]
+    fn the_last_child_of_a_daemon_that_has_ended_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        drop(Claim::take(&config).unwrap());
+        // No process has the greatest pid that there can be.
+        let lock = config.root.join("lock");
+        std::fs::write(&lock, "4194304\n").unwrap();
+        let held = File::open(&lock).unwrap();
+        flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let child = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        Claim::take(&config).unwrap();
+        child.join().unwrap();
     }
 
     #[test]

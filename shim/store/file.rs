@@ -12,11 +12,33 @@ use serde::de::DeserializeOwned;
 
 /// A file of the store could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("{action} {}: {source}", path.display())]
+#[error("failed to {action} {}: {source}", path.display())]
 pub struct FileError {
     action: &'static str,
     path: PathBuf,
     source: io::Error,
+}
+
+impl FileError {
+    /// The cause.
+    #[must_use]
+    pub fn cause(&self) -> &io::Error {
+        &self.source
+    }
+
+    /// The daemon itself lacks something (descriptors, memory): nothing is said about the file.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        is_shortage(&self.source)
+    }
+}
+
+/// Whether a call failed for lack of descriptors or memory (errno(3)).
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 /// Writes `value` beside `path` and renames it there.
@@ -52,6 +74,24 @@ pub fn remove_folder(path: &Path) -> Result<(), FileError> {
         }
         _ => Ok(()),
     }
+}
+
+/// The names in a folder; none where it is not there.
+///
+/// # Errors
+/// The folder cannot be read, which says nothing about what is in it.
+pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
+    let fail = |source| FileError { action: "list", path: folder.to_owned(), source };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(fail(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(fail)?.file_name().into_string().ok());
+    }
+    Ok(names)
 }
 
 /// Makes a folder that only root can look into, with its parents.

@@ -5,11 +5,15 @@
 //! * [`record`]: a value in memory and on disk; [`writer`]: the thread that writes what has happened
 //! * [`spec`]: the OCI spec of a container; [`rate`]: how much of a core an object uses
 //! * [`name`]: what a client calls them
-//! * [`pod`], [`container`]: the records, their states and the only functions that change these
+//! * [`pod`], [`container`]: the records, their states and the only functions that change these; [`decide`]: what the states
+//!   decide; [`model`]: an exhaustive search through what can happen to both
 //! * this file: the indexes, by id, by prefix of an id and by name
 
 pub mod container;
+pub mod decide;
 pub mod file;
+#[cfg(test)]
+mod model;
 pub mod name;
 pub mod pod;
 pub mod rate;
@@ -22,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use container::{Container, ContainerRecord, ContainerState, Exit, ExitReason};
+pub use decide::{Found, Seen};
 pub use name::{ContainerName, PodName};
 pub use pod::{Pod, PodRecord, PodState};
 pub use writer::RecordWriter;

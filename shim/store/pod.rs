@@ -31,7 +31,9 @@ pub enum PodState {
         /// The pause, in the host's process namespace.
         pause_pid: i32,
     },
-    /// StopPodSandbox has begun or the pause was lost; what is left is being released or has been.
+    /// The pause has ended by itself. Containers may run on until the client stops the pod.
+    Lost,
+    /// StopPodSandbox has begun or the keeper has ended; what is left is being released or has been.
     NotReady {
         /// Everything the pod held is released: cgroup, addresses, keeper.
         released: bool,
@@ -45,7 +47,16 @@ impl PodState {
         match self {
             Self::Creating | Self::Ready { .. } => Self::Ready { pause_pid },
             // A pod that has been stopped never comes back.
-            Self::NotReady { .. } => self.clone(),
+            Self::Lost | Self::NotReady { .. } => self.clone(),
+        }
+    }
+
+    /// The pause has ended.
+    #[must_use]
+    pub fn pause_ended(&self) -> Self {
+        match self {
+            Self::Ready { .. } => Self::Lost,
+            Self::Creating | Self::Lost | Self::NotReady { .. } => self.clone(),
         }
     }
 
@@ -54,7 +65,7 @@ impl PodState {
     pub fn stopping(&self) -> Self {
         match self {
             Self::NotReady { .. } => self.clone(),
-            Self::Creating | Self::Ready { .. } => Self::NotReady { released: false },
+            Self::Creating | Self::Ready { .. } | Self::Lost => Self::NotReady { released: false },
         }
     }
 
@@ -151,6 +162,8 @@ pub struct Pod {
     reconciled: watch::Sender<bool>,
     /// Its keeper may have execs of a former daemon.
     former_daemon: AtomicBool,
+    /// Its pause or its keeper has ended.
+    lost: AtomicBool,
 }
 
 /// A container that is being made, until this is dropped.
@@ -184,6 +197,7 @@ impl Pod {
             making: watch::Sender::default(),
             reconciled: watch::Sender::new(true),
             former_daemon: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         }
     }
 
@@ -197,6 +211,17 @@ impl Pod {
     #[must_use]
     pub fn take_former_daemon(&self) -> bool {
         self.former_daemon.swap(false, Ordering::AcqRel)
+    }
+
+    /// Its pause or its keeper has ended.
+    pub fn set_lost(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether its pause or its keeper has ended, so that it cannot become ready.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
     }
 
     /// A container is being made in it: whoever stops the pod has to know.
@@ -217,6 +242,12 @@ impl Pod {
     /// What the keeper knows is still to be taken over, or has been.
     pub fn set_reconciled(&self, reconciled: bool) {
         self.reconciled.send_replace(reconciled);
+    }
+
+    /// Whether what the keeper knows has been taken over.
+    #[must_use]
+    pub fn is_reconciled_now(&self) -> bool {
+        *self.reconciled.borrow()
     }
 
     /// Waits until what the keeper knows has been taken over.
@@ -266,7 +297,7 @@ impl Pod {
     /// Waits until the pod is on its way down.
     pub async fn stopping(&self) {
         let mut changes = self.changed.subscribe();
-        while !matches!(self.state(), PodState::NotReady { .. }) {
+        while !matches!(self.state(), PodState::Lost | PodState::NotReady { .. }) {
             // The sender lives in `self`: this cannot fail while `self` is borrowed.
             drop(changes.changed().await);
         }
@@ -359,5 +390,8 @@ mod tests {
         assert_eq!(stopped, PodState::NotReady { released: false });
         assert_eq!(stopped.ready(8), stopped);
         assert_eq!(stopped.released().stopping(), PodState::NotReady { released: true });
+        let lost = PodState::Ready { pause_pid: 7 }.pause_ended();
+        assert_eq!((lost.ready(8), lost.stopping()), (PodState::Lost, stopped.clone()));
+        assert_eq!(stopped.pause_ended(), stopped, "it is being stopped, and goes on to be");
     }
 }

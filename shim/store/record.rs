@@ -85,9 +85,11 @@ impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static>
         self.write_later();
     }
 
-    /// Nothing is written any more: the file is being removed.
+    /// Nothing is written any more: the file is being removed. A write that is on its way is waited for, so that it cannot
+    /// come between the files that are removed and their folder: it may block as long as the disk does.
     pub fn give_up(&self) {
         self.shared.gone.store(true, Ordering::Release);
+        drop(self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn write_later(&self) {

@@ -12,6 +12,7 @@
     reason = "each test uses a part"
 )]
 
+pub mod disk;
 pub mod image;
 pub mod leftovers;
 pub mod registry;
@@ -33,6 +34,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use disk::Disk;
 use leftovers::Host;
 
 /// How long something may take in a debug build on a busy machine, or on an emulated one. Only a test that fails waits
@@ -56,6 +58,20 @@ pub struct Berth {
     before: Host,
     /// Cgroups of this test are below it.
     pub cgroup_parent: String,
+    /// Where its root folder is, in a test that has asked for one.
+    pub disk: Option<Disk>,
+    under: Vec<String>,
+}
+
+/// How the daemon of a test is started.
+#[derive(Default)]
+pub struct Setup<'a> {
+    /// More configuration.
+    pub more: &'a str,
+    /// The command that starts it, such as `prlimit`.
+    pub under: &'a [&'a str],
+    /// The root folder and the addresses are on a filesystem of its own of so many MiB.
+    pub disk: Option<u64>,
 }
 
 impl Berth {
@@ -68,14 +84,28 @@ impl Berth {
 
     /// A daemon with more configuration, without an image.
     pub async fn start_with(more: &str) -> Self {
-        let before = Host::look();
+        Self::set_up(Setup { more, ..Setup::default() }).await
+    }
+
+    /// A daemon that is started in a way of its own, with the image loaded.
+    pub async fn start_as(setup: Setup<'_>) -> Self {
+        let mut berth = Self::set_up(setup).await;
+        berth.load_image().await;
+        berth
+    }
+
+    async fn set_up(setup: Setup<'_>) -> Self {
+        let Setup { more, under, disk } = setup;
         let folder = tempfile::Builder::new().prefix(leftovers::FOLDER).tempdir().unwrap();
+        let disk = disk.map(|mebibytes| Disk::make(folder.path(), mebibytes));
+        let before = Host::look();
         let path = folder.path().display();
+        let data = disk.as_ref().map_or(folder.path(), |disk| disk.folder()).display();
         // Nothing that this machine has been told of registries counts.
         let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
         let config = format!(
-            "socket = \"{path}/run/berth.sock\"\nroot = \"{path}/root\"\nstate = \"{path}/run\"\n\
-             cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncni_data_dir = \"{path}/addresses\"\ncerts_dir = \"{path}/certs.d\"\n\
+            "socket = \"{path}/run/berth.sock\"\nroot = \"{data}/root\"\nstate = \"{path}/run\"\n\
+             cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncni_data_dir = \"{data}/addresses\"\ncerts_dir = \"{path}/certs.d\"\n\
              registries_conf = \"{path}/registries.conf\"\nsignature_policy = \"{path}/policy.json\"\n\
              log_level = \"debug\"\n{auth}{more}\n\
              [network]\nbridge = \"testbr0\"\nsubnets = [\"10.77.0.0/24\", \"fd77::/64\"]\n"
@@ -89,7 +119,8 @@ impl Berth {
             .unwrap();
         let mut up = [0_u8; 3];
         std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut up).unwrap();
-        let process = serve(folder.path(), holder.id());
+        let under: Vec<String> = under.iter().map(|&part| part.to_owned()).collect();
+        let process = serve(folder.path(), holder.id(), &under);
         let channel = connected(folder.path()).await;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -99,13 +130,36 @@ impl Berth {
             holder,
             before,
             cgroup_parent: format!("/berth-test-{}-{number}", std::process::id()),
+            disk,
+            under,
             folder,
         }
     }
 
-    /// The daemon.
+    /// The daemon: the process that was started, or the child of one that has stayed what it was.
     pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.process)
+        let started = Pid::from_child(&self.process);
+        let number = started.as_raw_nonzero().get();
+        let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let berth = Path::new(env!("CARGO_BIN_EXE_berth")).canonicalize().ok();
+        if self.under.is_empty() || program(number) == berth {
+            return started;
+        }
+        // Keepers have another program.
+        let mut descendants = vec![number];
+        while let Some(pid) = descendants.pop() {
+            if program(pid) == berth {
+                return Pid::from_raw(pid).unwrap();
+            }
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            descendants.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+        started
+    }
+
+    /// The daemon is started by another command from the next time on.
+    pub fn start_under(&mut self, command: &[&str]) {
+        self.under = command.iter().map(|&part| part.to_owned()).collect();
     }
 
     /// What a verbose status tells of a container, such as `pid` and `cgroup`.
@@ -117,6 +171,11 @@ impl Berth {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// A file of the filesystem that the daemon's root folder is on.
+    pub fn disk_path(&self, name: &str) -> PathBuf {
+        self.disk.as_ref().map_or(self.folder.path(), |disk| disk.folder()).join(name)
     }
 
     /// Loads the test image as `berth load` does.
@@ -136,12 +195,27 @@ impl Berth {
 
     /// Starts the daemon again; one that still runs is killed.
     pub async fn restart(&mut self) {
+        self.start_again();
+        self.connect_again().await;
+    }
+
+    /// Starts the daemon again, and does not wait until it answers.
+    pub fn start_again(&mut self) {
         drop(self.process.kill());
         drop(self.process.wait());
-        self.process = serve(self.folder.path(), self.holder.id());
+        self.process = serve(self.folder.path(), self.holder.id(), &self.under);
+    }
+
+    /// Waits until the daemon answers.
+    pub async fn connect_again(&mut self) {
         let channel = connected(self.folder.path()).await;
-        self.runtime = RuntimeServiceClient::new(channel.clone());
+        self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         self.images = ImageServiceClient::new(channel);
+    }
+
+    /// Whether the daemon has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
     }
 
     /// A pod's config with a log folder and the test's cgroup parent.
@@ -294,7 +368,9 @@ impl Berth {
         loop {
             let mut left = Vec::new();
             for folder in ["root/pods", "root/containers", "run/pods", "root/network/pods"] {
-                let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
+                let place = self.disk.as_ref().filter(|_| folder.starts_with("root"));
+                let place = place.map_or(self.folder.path(), |disk| disk.folder());
+                let entries = fs::read_dir(place.join(folder)).into_iter().flatten().flatten();
                 left.extend(entries.map(|entry| entry.path().display().to_string()));
             }
             if left.is_empty() || Instant::now() > until {
@@ -311,8 +387,15 @@ impl Berth {
         for pod in pods {
             self.remove_pod(&pod.id).await;
         }
-        let mut left = self.before.left_after(self.folder.path(), &self.cgroup_parent, self.process.id());
+        let mut left = self.left_running().await;
         left.extend(self.folders_left().await);
+        left
+    }
+
+    /// What is left of pods on the host but in its folders: processes, mounts, links, cgroups.
+    pub async fn left_running(&self) -> Vec<String> {
+        let daemon = u32::try_from(self.pid().as_raw_nonzero().get()).unwrap();
+        let mut left = self.before.left_after(self.folder.path(), &self.cgroup_parent, daemon);
         let mut links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
         let until = Instant::now() + PATIENCE;
         while links.contains("bv") && Instant::now() < until {
@@ -327,8 +410,7 @@ impl Berth {
 
 impl Drop for Berth {
     fn drop(&mut self) {
-        let pid = Pid::from_child(&self.process);
-        let _gone = kill_process(pid, Signal::TERM);
+        let _gone = kill_process(self.pid(), Signal::TERM);
         let until = Instant::now() + PATIENCE;
         while self.process.try_wait().unwrap().is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
@@ -345,13 +427,16 @@ impl Drop for Berth {
         }
         // A test that has failed, or that leaves it to the last of its host, leaves its pods here.
         leftovers::end(self.folder.path(), &self.cgroup_parent);
+        drop(self.disk.take());
     }
 }
 
-fn serve(folder: &Path, holder: u32) -> Child {
+fn serve(folder: &Path, holder: u32, under: &[String]) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("daemon.log")).unwrap();
     Command::new("nsenter")
         .arg(format!("--net=/proc/{holder}/ns/net"))
+        .arg("--")
+        .args(under)
         .arg(env!("CARGO_BIN_EXE_berth"))
         .args(["serve", "--config"])
         .arg(folder.join("config.toml"))

@@ -1,0 +1,182 @@
+//! Disks that are full, read-only or frozen. What has happened is told at once; only what is intended may fail.
+
+use std::fs;
+use std::time::Duration;
+
+use berth_proto::v1::*;
+use tonic::Code;
+
+use crate::support::{Berth, PATIENCE, Setup, shell, sleeper};
+use crate::{answered, listed, pods, until};
+
+const DISK: Setup<'static> = Setup { more: "", under: &[], disk: Some(48) };
+
+/// Ends with 7 when it is told.
+fn ending(name: &str) -> ContainerConfig {
+    shell(name, "trap 'exit 7' USR1; while true; do sleep 0.1; done")
+}
+
+struct Pods {
+    /// Runs on.
+    stays: (String, String),
+    /// Its container is to end.
+    ends: (String, String),
+    /// To be stopped and removed.
+    goes: (String, [String; 3]),
+}
+
+async fn run_pods(berth: &mut Berth) -> Pods {
+    let mut found = Vec::new();
+    for name in ["stays", "ends", "goes"] {
+        let pod = berth.run_pod(berth.pod_config(name)).await;
+        let id = berth.run(&pod, ending("c")).await;
+        berth.catches(&id, rustix::process::Signal::USR1).await;
+        found.push((pod, id));
+    }
+    let goes = found.remove(2);
+    let created = berth.try_create(&goes.0, sleeper("created")).await.unwrap();
+    let removed = berth.run(&goes.0, sleeper("removed")).await;
+    berth.catches(&removed, rustix::process::Signal::TERM).await;
+    let ends = found.remove(1);
+    Pods { stays: found.remove(0), ends, goes: (goes.0, [goes.1, created, removed]) }
+}
+
+/// What has to work whatever the disk says.
+async fn ends_stops_and_removes(berth: &mut Berth, pods: &Pods) {
+    let (_, ends) = &pods.ends;
+    assert_eq!(berth.sh(ends, "kill -USR1 1; echo told").await, "told");
+    let status = berth.ended(ends).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
+    // Nothing runs any more: nothing is waited for.
+    answered("StopContainer", berth.stop_container(ends, 60)).await;
+    let (pod, [runs, created, removed]) = &pods.goes;
+    answered("StopContainer", berth.stop_container(removed, 60)).await;
+    assert_eq!(berth.status(removed).await.exit_code, 0, "it has ended by its signal");
+    answered("RemoveContainer", berth.remove_container(removed)).await;
+    assert_eq!(listed(berth, removed).await, None);
+    answered("StopPodSandbox", berth.stop_pod(pod)).await;
+    assert_eq!(berth.pod_status(pod).await.state(), PodSandboxState::SandboxNotready);
+    for container in [runs, created] {
+        assert_eq!(berth.status(container).await.state(), ContainerState::ContainerExited);
+    }
+    answered("RemovePodSandbox", berth.remove_pod(pod)).await;
+    let all = crate::pods(berth).await;
+    assert!(all.iter().all(|(id, _)| id != pod), "{all:?}");
+    until("its keeper ends", || crate::keepers_of(pod).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_holds_up_no_end_no_stop_and_no_removal() {
+    let mut berth = Berth::start_as(DISK).await;
+    let known = run_pods(&mut berth).await;
+    berth.disk.as_ref().unwrap().fill();
+    // What is intended fails, says so, and leaves nothing.
+    let refused = berth.try_run_pod(berth.pod_config("refused")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let refused = berth.try_create(&known.stays.0, sleeper("refused")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(berth.path("daemon.log").exists());
+    ends_stops_and_removes(&mut berth, &known).await;
+    assert_eq!(pods(&mut berth).await.len(), 2);
+    // Nothing but memory and the keeper knows how it ended: the next daemon does, too.
+    berth.restart().await;
+    let status = berth.status(&known.ends.1).await;
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 7));
+    assert_eq!(berth.pod_status(&known.stays.0).await.state(), PodSandboxState::SandboxReady);
+    assert_eq!(berth.sh(&known.stays.1, "echo there").await, "there");
+    answered("StopPodSandbox", berth.stop_pod(&known.ends.0)).await;
+    assert_eq!(berth.status(&known.ends.1).await.exit_code, 7);
+
+    let disk = berth.disk.as_ref().unwrap();
+    disk.free();
+    let record = disk.folder().join(format!("root/containers/{}/container.json", known.ends.1));
+    until("its end is written down", || {
+        fs::read_to_string(&record).is_ok_and(|text| text.contains("Exited"))
+    })
+    .await;
+    let again = berth.run_pod(berth.pod_config("again")).await;
+    assert_eq!(berth.script(&again, "c", "echo room").await, (0, "room\n".to_owned()));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_disk_holds_up_no_end_no_stop_and_no_removal() {
+    let mut berth = Berth::start_as(DISK).await;
+    let known = run_pods(&mut berth).await;
+    berth.disk.as_ref().unwrap().break_down();
+    assert!(berth.try_run_pod(berth.pod_config("refused")).await.is_err());
+    assert!(berth.try_create(&known.stays.0, sleeper("refused")).await.is_err());
+    ends_stops_and_removes(&mut berth, &known).await;
+    for (pod, container) in [&known.ends, &known.stays] {
+        answered("RemoveContainer", berth.remove_container(container)).await;
+        answered("RemovePodSandbox", berth.remove_pod(pod)).await;
+    }
+    assert_eq!(pods(&mut berth).await, []);
+    assert_eq!(berth.left_running().await, Vec::<String>::new());
+    // The next daemon finds what the disk has kept, and it can be removed again.
+    berth.restart().await;
+    for (pod, state) in pods(&mut berth).await {
+        assert_eq!(state, PodSandboxState::SandboxNotready);
+        answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
+    }
+    assert_eq!(pods(&mut berth).await, []);
+    assert_eq!(berth.left_running().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_disk_holds_up_only_those_who_write_to_it() {
+    let mut berth = Berth::start_as(DISK).await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let stops = berth.run(&pod, sleeper("stops")).await;
+    berth.catches(&stops, rustix::process::Signal::TERM).await;
+    let lives = berth.run(&pod, sleeper("lives")).await;
+    let mut frozen = berth.disk.as_ref().unwrap().freeze(PATIENCE);
+    // More than there are threads that answer, and of every kind that writes.
+    let mut waiting = Vec::new();
+    for number in 0..8 {
+        let config = berth.pod_config(&format!("waits{number}"));
+        let mut client = berth.runtime.clone();
+        waiting.push(tokio::spawn(async move {
+            let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+            client.run_pod_sandbox(request).await.map(drop)
+        }));
+        let mut client = berth.runtime.clone();
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.clone(),
+            config: Some(sleeper(&format!("waits{number}"))),
+            sandbox_config: None,
+        };
+        waiting.push(tokio::spawn(async move { client.create_container(request).await.map(drop) }));
+        let mut client = berth.runtime.clone();
+        let request = UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: pod.clone(),
+            overhead: Some(LinuxContainerResources { cpu_shares: 2 + number, ..Default::default() }),
+            ..Default::default()
+        };
+        waiting
+            .push(tokio::spawn(async move { client.update_pod_sandbox_resources(request).await.map(drop) }));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..10 {
+        answered("Version", berth.runtime.version(VersionRequest::default())).await.unwrap();
+        assert_eq!(answered("ListPodSandbox", pods(&mut berth)).await.len(), 1);
+        assert_eq!(
+            answered("ListContainers", listed(&mut berth, &lives)).await,
+            Some(ContainerState::ContainerRunning)
+        );
+        answered("Status", berth.runtime.status(StatusRequest { verbose: false })).await.unwrap();
+    }
+    assert_eq!(berth.sh(&lives, "echo there").await, "there");
+    // What has ended is told, whatever the disk does.
+    answered("StopContainer", berth.stop_container(&stops, 60)).await;
+    assert_eq!(berth.status(&stops).await.state(), ContainerState::ContainerExited);
+    assert!(frozen.holds(), "all of this was answered while the disk was frozen");
+    assert!(waiting.iter().all(|call| !call.is_finished()), "those who write to it wait");
+    drop(frozen);
+    for call in waiting {
+        answered("what has waited", call).await.unwrap().unwrap();
+    }
+    assert_eq!(pods(&mut berth).await.len(), 9);
+    assert_eq!(berth.status(&stops).await.exit_code, 0);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}

@@ -1,0 +1,147 @@
+//! A daemon that starts after one that was killed in the middle of something.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use berth_proto::v1::*;
+use rustix::process::{Signal, kill_process};
+
+use crate::support::{Berth, shell, sleeper};
+use crate::{answered, keepers_of, not_ready, pause_of, pods, until};
+
+/// A plugin whose DEL waits until the test lets it go on. It notes what it does.
+const SLOW: &str = r#"#!/bin/sh
+folder=${0%/*}
+input=$(cat)
+case $CNI_COMMAND in
+ADD) echo '{ "cniVersion": "1.0.0", "ips": [{ "address": "203.0.113.7/24" }] }' ;;
+DEL)
+  echo begun >> "$folder/deleting"
+  while [ -e "$folder/hold" ]; do sleep 0.05; done
+  echo done >> "$folder/deleting" ;;
+VERSION) echo '{ "cniVersion": "1.0.0", "supportedVersions": ["1.0.0"] }' ;;
+esac
+"#;
+
+struct SlowPlugin {
+    folder: PathBuf,
+}
+
+impl SlowPlugin {
+    fn install(berth: &Berth) -> Self {
+        let folder = berth.path("bin");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("slow"), SLOW).unwrap();
+        fs::set_permissions(folder.join("slow"), fs::Permissions::from_mode(0o755)).unwrap();
+        let config = r#"{ "cniVersion": "1.0.0", "name": "slow-net", "plugins": [{ "type": "slow" }] }"#;
+        fs::write(berth.path("net.d/10.conflist"), config).unwrap();
+        Self { folder }
+    }
+
+    /// Its DEL waits from now on.
+    fn hold(&self) {
+        fs::write(self.folder.join("hold"), "").unwrap();
+    }
+
+    fn let_go(&self) {
+        fs::remove_file(self.folder.join("hold")).unwrap();
+    }
+
+    /// How often a DEL has begun and how often one was done.
+    fn deleting(&self) -> (usize, usize) {
+        let text = fs::read_to_string(self.folder.join("deleting")).unwrap_or_default();
+        let count = |word| text.lines().filter(|line| *line == word).count();
+        (count("begun"), count("done"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_was_cut_off_keeps_exit_codes_and_leaves_no_keeper() {
+    let mut berth = Berth::start().await;
+    let plugin = SlowPlugin::install(&berth);
+    for round in 0..4_u32 {
+        let pod = berth.run_pod(berth.pod_config(&format!("pod{round}"))).await;
+        let ended = berth.run(&pod, shell("ended", "exit 7")).await;
+        assert_eq!(berth.ended(&ended).await.exit_code, 7);
+        let runs = berth.run(&pod, sleeper("runs")).await;
+        let waits = berth.try_create(&pod, sleeper("waits")).await.unwrap();
+        plugin.hold();
+        let (begun, _) = plugin.deleting();
+        let mut client = berth.runtime.clone();
+        let request = StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+        let stop = tokio::spawn(async move { client.stop_pod_sandbox(request).await });
+        until("DEL begins", || plugin.deleting().0 > begun).await;
+        berth.restart().await;
+        assert!(stop.await.unwrap().is_err());
+        assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
+        assert_eq!(berth.status(&ended).await.exit_code, 7);
+        let status = berth.status(&runs).await;
+        assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137), "{status:?}");
+        assert_eq!(berth.status(&waits).await.state(), ContainerState::ContainerExited);
+        plugin.let_go();
+        // The daemon goes on with it by itself; in odd rounds the client asks as well.
+        if round % 2 == 1 {
+            answered("StopPodSandbox", berth.stop_pod(&pod)).await;
+        }
+        until("its keeper ends", || keepers_of(&pod).is_empty()).await;
+        answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_does_not_end_what_runs_in_a_pod_without_a_pause() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let runs = berth.run(&pod, shell("runs", "trap 'exit 6' TERM; while true; do sleep 0.1; done")).await;
+    berth.catches(&runs, Signal::TERM).await;
+    let ended = berth.run(&pod, shell("ended", "exit 7")).await;
+    berth.ended(&ended).await;
+    kill_process(pause_of(&mut berth, &pod).await, Signal::KILL).unwrap();
+    not_ready(&mut berth, &pod).await;
+    for _ in 0..2 {
+        berth.restart().await;
+        assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
+        assert_eq!(berth.status(&runs).await.state(), ContainerState::ContainerRunning);
+        assert_eq!(berth.status(&ended).await.exit_code, 7);
+        // Time for what a start does behind the answers.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(berth.status(&runs).await.state(), ContainerState::ContainerRunning);
+    berth.stop_container(&runs, 60).await;
+    assert_eq!(berth.status(&runs).await.exit_code, 6, "it has ended by its signal");
+    berth.stop_pod(&pod).await;
+    until("its keeper ends", || keepers_of(&pod).is_empty()).await;
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_answers_while_a_plugin_of_the_network_sleeps() {
+    let mut berth = Berth::start().await;
+    let plugin = SlowPlugin::install(&berth);
+    let lost = berth.run_pod(berth.pod_config("lost")).await;
+    let well = berth.run_pod(berth.pod_config("well")).await;
+    let runs = berth.run(&well, sleeper("runs")).await;
+    plugin.hold();
+    berth.kill();
+    crate::signal_keeper(&lost, Signal::KILL);
+    berth.restart().await;
+    until("DEL begins", || plugin.deleting().0 > 0).await;
+    let mut all = pods(&mut berth).await;
+    all.sort_by_key(|(id, _)| *id == well);
+    let states =
+        [(lost.clone(), PodSandboxState::SandboxNotready), (well.clone(), PodSandboxState::SandboxReady)];
+    assert_eq!(all, states);
+    answered("Status", berth.runtime.status(StatusRequest { verbose: false })).await.unwrap();
+    assert_eq!(berth.status(&runs).await.state(), ContainerState::ContainerRunning);
+    assert_eq!(berth.sh(&runs, "echo there").await, "there");
+    // Others are run and stopped meanwhile.
+    let again = answered("RunPodSandbox", berth.run_pod(berth.pod_config("again"))).await;
+    assert_eq!(answered("a script", berth.script(&again, "c", "exit 4")).await.0, 4);
+    assert_eq!(plugin.deleting(), (1, 0), "all of this was answered while it slept");
+    plugin.let_go();
+    until("DEL ends", || plugin.deleting().1 > 0).await;
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}

@@ -1,0 +1,64 @@
+//! Keepers that do not answer: every call ends, and stopping and removing work.
+
+use berth_proto::v1::*;
+use rustix::process::Signal;
+use tonic::Code;
+
+use crate::support::{Berth, sleeper};
+use crate::{answered, keepers_of, listed, pods, signal_keeper, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_keeper_holds_is_stopped_and_removed() {
+    let mut berth = Berth::start().await;
+    for restarts in [false, true] {
+        let pod = berth.run_pod(berth.pod_config(&format!("pod-{restarts}"))).await;
+        let mut ids = Vec::new();
+        for name in ["stopped", "removed", "rest"] {
+            ids.push(berth.run(&pod, sleeper(name)).await);
+        }
+        let created = berth.try_create(&pod, sleeper("created")).await.unwrap();
+        signal_keeper(&pod, Signal::STOP);
+        if restarts {
+            berth.restart().await;
+        }
+        assert_eq!(berth.status(&ids[0]).await.state(), ContainerState::ContainerRunning);
+        answered("StopContainer", berth.stop_container(&ids[0], 1)).await;
+        let status = berth.status(&ids[0]).await;
+        assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137), "{status:?}");
+        for container in [&ids[1], &created] {
+            answered("RemoveContainer", berth.remove_container(container)).await;
+            assert_eq!(listed(&mut berth, container).await, None);
+        }
+        // The last that the next daemon has read of it may be that it was created.
+        let exec = answered("ExecSync", berth.exec(&ids[2], &["true"], 5)).await.unwrap_err();
+        assert!(exec.code() == Code::DeadlineExceeded || restarts, "{exec}");
+        answered("StopContainer", berth.stop_container(&ids[2], 1)).await;
+        assert_eq!(berth.status(&ids[2]).await.exit_code, 137);
+        answered("StopPodSandbox", berth.stop_pod(&pod)).await;
+        assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
+        answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
+        until("its keeper ends", || keepers_of(&pod).is_empty()).await;
+        assert_eq!(pods(&mut berth).await, []);
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_that_goes_on_is_believed_again() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let stops = berth.run(&pod, sleeper("stops")).await;
+    let lives = berth.run(&pod, sleeper("lives")).await;
+    signal_keeper(&pod, Signal::STOP);
+    // Nobody waits any more for what this would have run.
+    let late = answered("ExecSync", berth.exec(&lives, &["touch", "/late"], 1)).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    answered("StopContainer", berth.stop_container(&stops, 0)).await;
+    signal_keeper(&pod, Signal::CONT);
+    assert_eq!(berth.sh(&lives, "ls / | grep late; echo there").await, "there");
+    assert_eq!(berth.status(&stops).await.exit_code, 137);
+    assert_eq!(berth.status(&lives).await.state(), ContainerState::ContainerRunning);
+    let (exit, _) = berth.script(&pod, "after", "exit 5").await;
+    assert_eq!(exit, 5);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
