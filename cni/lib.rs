@@ -36,6 +36,7 @@ pub mod program;
 mod record;
 mod restore;
 mod result;
+pub mod sysctls;
 mod template;
 mod watch;
 

@@ -82,7 +82,7 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    let content: Content = serde_json::from_slice(&text)
+    let content: Content = berth_json::from_slice(&text)
         .map_err(|error| Error::invalid(&what, format!("is no docker config: {error}")))?;
     let names = names(name);
     if let Some((server, helper)) = find(&content.cred_helpers, &names) {
@@ -116,7 +116,7 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
 /// Parses such a file, for the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(bytes: &[u8]) {
-    if let Ok(content) = serde_json::from_slice::<Content>(bytes) {
+    if let Ok(content) = berth_json::from_slice::<Content>(bytes) {
         drop(find(&content.auths, &names("r.example/team/app")).map(|(key, _)| key.to_owned()));
     }
 }
@@ -187,7 +187,7 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Known>, Error> {
         return if said.contains(NOT_FOUND) { Ok(None) } else { Err(failed(said.to_owned())) };
     }
     let answer: Answer =
-        serde_json::from_str(&text).map_err(|error| failed(format!("its answer is broken: {error}")))?;
+        berth_json::from_str(&text).map_err(|error| failed(format!("its answer is broken: {error}")))?;
     let credentials = match answer.username.as_str() {
         TOKEN_USER => Credentials::IdentityToken(answer.secret),
         _ => Credentials::Basic { username: answer.username, password: answer.secret },

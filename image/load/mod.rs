@@ -91,6 +91,8 @@ struct Found {
     /// The manifests that lead to it; none in a docker-archive.
     manifests: Vec<Digest>,
     size: u64,
+    /// An index has told that it is for this platform.
+    fits: bool,
 }
 
 #[derive(Debug)]
@@ -169,7 +171,10 @@ impl Loading {
         budget: &Arc<Budget>,
     ) -> Result<(Vec<Lease>, ParsedConfig), Error> {
         let what = format!("config {} of {}", found.id, self.source.name());
-        let parsed = parse_config(&what, &found.config_bytes, &self.inner.options.platform)?;
+        let parsed = parse_config(&what, &found.config_bytes)?;
+        if !found.fits {
+            parsed.check_platform(&what, &self.inner.options.platform)?;
+        }
         if parsed.diff_ids.len() != layers.len() {
             let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
             return Err(Error::corrupt(what, why));

@@ -127,7 +127,7 @@ impl Policy {
     }
 
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
-        let policy: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let policy: Self = berth_json::from_slice(text).map_err(|error| error.to_string())?;
         let parts = policy.transports.values().flat_map(BTreeMap::values).chain([&policy.default]);
         for part in parts {
             if part.is_empty() {

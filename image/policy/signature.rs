@@ -78,7 +78,7 @@ impl Signature {
         if !keys.iter().any(|key| key.verifies(&self.payload, &signature)) {
             return Err("a signature is by none of the keys".to_owned());
         }
-        let payload: Payload = serde_json::from_slice(&self.payload)
+        let payload: Payload = berth_json::from_slice(&self.payload)
             .map_err(|error| format!("the payload of a signature is broken: {error}"))?;
         let Critical { identity, image, r#type } = payload.critical;
         if !TYPES.contains(&r#type.as_str()) {

@@ -181,7 +181,7 @@ async fn bearer(
     if !status.is_success() {
         return Err(Error::unauthorized(what, format!("token service {service}: {status}")));
     }
-    let answer: TokenAnswer = serde_json::from_slice(&body)
+    let answer: TokenAnswer = berth_json::from_slice(&body)
         .map_err(|error| Error::corrupt(format!("answer of the token service {service}"), error))?;
     let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
     let token = token.ok_or_else(|| {

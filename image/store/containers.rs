@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::folders::{make_private, write_json};
 use super::index::{ContainerEntry, Index};
 use super::reaper::Job;
-use super::record::{ContainerRecord, DiskUsage};
+use super::record::ContainerRecord;
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
@@ -48,7 +48,7 @@ impl ImageStore {
         self.inner.writable(&self.inner.index(), container_id)
     }
 
-    /// What a container has written; the figures are at most some seconds old, and 0 before they are there.
+    /// What a container has written, as it was last measured ([`Self::measure_layers`]).
     #[must_use]
     pub fn layer_usage(&self, container_id: &str) -> Option<FsUsage> {
         self.inner.layer_usage(container_id)
@@ -100,7 +100,7 @@ impl Inner {
                     return Err(error);
                 }
             }
-            let entry = ContainerEntry { record: Some(record.clone()), usage: DiskUsage::default() };
+            let entry = ContainerEntry { record: Some(record.clone()), usage: None };
             index.containers.insert(id.to_owned(), entry);
         }
         let made = self.make_layer_folder(id, &record);

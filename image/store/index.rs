@@ -12,14 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use super::reaper::Job;
+use super::usage::Measured;
 use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::image::Image;
 use crate::reference::{Reference, is_hex_id};
-
-/// The shortest beginning of an id that stands for it: what crictl and docker print.
-const MIN_PREFIX: usize = 12;
 
 /// The name of a layer's folder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -106,7 +104,8 @@ pub(super) struct LayerEntry {
 #[derive(Clone, Debug)]
 pub(super) struct ContainerEntry {
     pub(super) record: Option<ContainerRecord>,
-    pub(super) usage: DiskUsage,
+    /// None before it is measured.
+    pub(super) usage: Option<Measured>,
 }
 
 /// The store's contents.
@@ -144,9 +143,10 @@ impl Index {
         }
     }
 
+    /// The image whose id begins so, if there is one: people type as much of an id as makes it unique (crictl passes it on).
     fn by_prefix(&self, name: &str) -> Option<Arc<Image>> {
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if prefix.len() < MIN_PREFIX {
+        if prefix.is_empty() {
             return None;
         }
         let mut fitting = self
@@ -307,7 +307,7 @@ impl Index {
     }
 
     pub(super) fn container_usage(&self) -> DiskUsage {
-        sum(self.containers.values().map(|container| container.usage))
+        sum(self.containers.values().filter_map(|container| container.usage).map(|measured| measured.usage))
     }
 }
 

@@ -252,8 +252,7 @@ impl ImageStore {
         .await
     }
 
-    /// What the store takes of the disk: images as `du` counts them; what containers have written was counted a moment
-    /// ago in the background.
+    /// What the store takes of the disk: images as `du` counts them; what containers have written as it was last measured.
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.inner.usage()

@@ -11,7 +11,7 @@ use super::folders::{Folders, names, read_json};
 use super::index::{ContainerEntry, Index, LayerKey};
 use super::make::read_config;
 use super::reaper::{Job, Reaper};
-use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary, Synced};
+use super::record::{ContainerRecord, ImageRecord, LayerSummary, Synced};
 use super::usage::Counters;
 use super::walk::measure;
 use super::{ImageStore, Inner, Options};
@@ -103,7 +103,6 @@ impl Inner {
         for job in jobs {
             inner.reaper.send(job);
         }
-        inner.reaper.send(Job::MeasureContainers);
         Ok(inner)
     }
 }
@@ -199,7 +198,7 @@ impl Stock<'_> {
         let config = if record.is_artifact() {
             ImageConfig::default()
         } else {
-            let parsed = parse_config(&format!("image {}", record.id), &bytes, &self.options.platform)?;
+            let parsed = parse_config(&format!("image {}", record.id), &bytes)?;
             if parsed.diff_ids != record.diff_ids {
                 return Err(Error::corrupt(
                     folder.display().to_string(),
@@ -243,7 +242,7 @@ impl Stock<'_> {
                 tracing::warn!(container = id, %image, "an image of a container is not there");
             }
         }
-        self.index.containers.insert(id, ContainerEntry { record, usage: DiskUsage::default() });
+        self.index.containers.insert(id, ContainerEntry { record, usage: None });
         Ok(())
     }
 }

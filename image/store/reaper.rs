@@ -1,5 +1,5 @@
-//! The store's one background thread: deletes what has been moved away, makes layers last, and measures. It sleeps
-//! unless it is asked.
+//! The store's one background thread: deletes what has been moved away, and makes layers last. It sleeps unless it is
+//! asked.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -37,8 +37,6 @@ pub(super) enum Job {
     SyncRecords,
     /// Note the digest of a layer's files.
     Digest(LayerKey),
-    /// Count again what containers have written.
-    MeasureContainers,
     /// Give memory back that is free again.
     GiveBack,
 }
@@ -108,10 +106,6 @@ fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
                 Job::Delete(path) => delete(&inner, &path),
                 Job::Collect(keys) => keys.iter().try_for_each(|key| inner.collect_layer(key)),
                 Job::Purge(id) => inner.purge(&id),
-                Job::MeasureContainers => {
-                    inner.measure_containers();
-                    Ok(())
-                }
                 Job::GiveBack => {
                     spent = true;
                     Ok(())

@@ -209,6 +209,13 @@ pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) ->
     mount::attach(tree.as_fd(), target.as_fd()).at_index(Step::Mount, index)
 }
 
+/// Mounts a folder on itself: it stays writable where the mount that it is in becomes read-only. So an image's volumes are
+/// writable in a container with a read-only root, and begin with what the image has there, as with containerd.
+pub(super) fn attach_to_itself(folder: &OwnedFd) -> sys::Result<()> {
+    let tree = mount::clone_descriptor(folder.as_fd(), false)?;
+    mount::attach(tree.as_fd(), folder.as_fd())
+}
+
 /// The place of a mount, made where absent: a folder for a folder, a file for a file.
 fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     match op.kind {

@@ -1,6 +1,7 @@
 //! CreateContainer: resolve the image, make the writable layer, translate, compile, and have the keeper take the first
 //! process up to just before exec. Each step pushes its undo.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,10 +18,11 @@ use crate::daemon::{Shared, blocking};
 use crate::descriptors;
 use crate::error::CriError;
 use crate::ids::ContainerId;
+use crate::images;
 use crate::keeper::{Link, LinkError};
 use crate::operation::{Key, Progress};
 use crate::pod;
-use crate::spec::resources::limits;
+use crate::spec::resources::{self, limits};
 use crate::spec::{classes, stop_signal, validate};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
@@ -33,7 +35,7 @@ use crate::undo::UndoStack;
 /// The CRI's: `InvalidArgument`, `NotFound` (pod, image), `AlreadyExists` with the holder's id, `FailedPrecondition`
 /// where the pod is not ready, or the step that failed with its object.
 pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
-    validate::container(&config).map_err(CriError::from)?;
+    check(daemon, &config)?;
     let permit = descriptors::reserve("create a container")?;
     let pod = daemon.store.pod(pod)?;
     let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
@@ -55,6 +57,18 @@ pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Resu
             creation.run().await.map_err(Status::from)
         })
         .await
+}
+
+/// What is wrong with a request whatever state the node is in.
+fn check(daemon: &Shared, config: &ContainerConfig) -> Result<(), CriError> {
+    validate::container(config)?;
+    if let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
+        resources::check(resources, daemon.hierarchies.is_v2())?;
+    }
+    let images = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+    images.chain(&config.image).try_for_each(|image| {
+        daemon.check_runtime_handler("image.runtime_handler", &image.runtime_handler)
+    })
 }
 
 struct Creation {
@@ -158,6 +172,9 @@ impl Creation {
             cgroup: cgroup.to_string(),
             stop_signal: stop_signal(&self.config, &image.config)?,
             user: RecordedUser::default(),
+            resources: None,
+            update_annotations: BTreeMap::new(),
+            image: Some(images::shown(&self.config.image.clone().unwrap_or_default(), image)),
             state: ContainerState::Creating,
         };
         let container = Arc::new(Container::new(record, folder.clone(), self.daemon.records.clone()));
@@ -191,7 +208,8 @@ impl Creation {
                 let what = format!("mounts[{}]: {}", mount.container_path, assemble::IMAGE_VOLUME_FAILED);
                 CriError::failed(what, format!("image {:?} not found", spec.image))
             })?;
-            spec.image_ref = reference_of(&image);
+            // As PullImage has answered it: the kubelet compares the two.
+            spec.image_ref = image.id.to_string();
             digests.push(image.id.clone());
         }
         Ok(digests)
