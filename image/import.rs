@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::printable::Printable;
-use crate::store::{ImageStore, Inner, read_json, replace_json};
+use crate::store::{ImageStore, Inner, durable_replace, read_json};
 
 /// How often the folder is looked at without news of it: a layout's files are below what is watched.
 const LOOK: Duration = Duration::from_secs(30);
@@ -142,7 +142,7 @@ impl Inner {
         if before == notes {
             return Ok(());
         }
-        replace_json(&self.options.root.join(NOTES), &notes, true)?;
+        durable_replace(&self.options.root.join(NOTES), &notes)?;
         let (old, new) = (images_of(&before), images_of(&notes));
         self.replace_notes(notes);
         old.symmetric_difference(&new).try_for_each(|id| self.show_again(id))

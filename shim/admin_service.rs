@@ -52,14 +52,17 @@ impl Admin for AdminService {
     }
 
     async fn verify_images(&self, request: Request<VerifyImagesRequest>) -> Reply<VerifyImagesResponse> {
-        let name = request.into_inner().image;
-        let name = Some(name.as_str()).filter(|name| !name.is_empty());
-        let found = self.daemon.images.verify(name).await.map_err(CriError::from)?;
+        let VerifyImagesRequest { image, repair } = request.into_inner();
+        let name = Some(image.as_str()).filter(|name| !name.is_empty());
+        let images = &self.daemon.images;
+        let found = if repair { images.repair(name).await } else { images.verify(name).await };
+        let found = found.map_err(CriError::from)?;
         let parts = found.into_iter().map(|part| {
             let (verdict, why) = match part.verdict {
                 berth_image::Verdict::Sound => (Verdict::Sound, String::new()),
                 berth_image::Verdict::Unknown => (Verdict::Unknown, String::new()),
                 berth_image::Verdict::Broken(why) => (Verdict::Broken, why),
+                berth_image::Verdict::Repaired(why) => (Verdict::Repaired, why),
             };
             VerifiedPart { what: part.what, images: part.images, verdict: verdict.into(), why }
         });

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::folders::{make_private, write_json};
-use super::index::{ContainerEntry, Index};
-use super::reaper::Job;
+use super::index::{ContainerEntry, Index, user};
 use super::record::ContainerRecord;
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
@@ -70,11 +69,6 @@ fn check_id(id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// How the container is named among an image's users.
-pub(super) fn user(container_id: &str) -> String {
-    format!("container {container_id}")
-}
-
 impl Inner {
     fn make_layer(self: &Arc<Self>, id: &str, record: ContainerRecord) -> Result<WritableLayer, Error> {
         let missing = || Error::not_found(format!("image {}", record.image), "it is not in the store");
@@ -129,9 +123,11 @@ impl Inner {
     }
 
     fn drop_layer(self: &Arc<Self>, id: &str) -> Result<(), Error> {
-        if let Some(gone) = self.folders.discard(&self.folders.container(id))? {
-            self.reaper.send(Job::Delete(gone));
-        }
+        let usage = self.index().containers.get(id).map(|entry| entry.usage).unwrap_or_default();
+        self.throw_away(
+            &self.folders.container(id),
+            usage.map(|measured| measured.usage).unwrap_or_default(),
+        )?;
         let unused: Vec<Digest> = {
             let mut index = self.index();
             let record = index.containers.remove(id).and_then(|entry| entry.record);

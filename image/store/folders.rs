@@ -17,6 +17,11 @@ use crate::error::Error;
 /// The recipe of a layer's archive, in its folder.
 pub(crate) const RECIPE: &str = "recipe.zst";
 
+/// The record of an image, in its folder.
+pub(super) const RECORD: &str = "image.json";
+/// Its configuration, or the manifest of an artifact.
+pub(super) const CONFIG: &str = "config.json";
+
 /// A record may not be longer: of a layer it has names that a stranger has chosen, for which there are limits.
 const MAX_RECORD: u64 = 256 << 20;
 /// What is longer is parsed while it is read.
@@ -163,33 +168,15 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
 
 /// Writes a file of a folder that nobody sees yet.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
-    encode(path, value).map(drop)
+    let file = File::create(path).map_err(|error| Error::io("write", path, error))?;
+    encode(path, BufWriter::new(file), value).map(drop)
 }
 
-fn encode(path: &Path, value: &impl Serialize) -> Result<File, Error> {
-    let mut out = BufWriter::new(File::create(path).map_err(|error| Error::io("write", path, error))?);
+/// Writes a record into an open file.
+pub(super) fn encode(path: &Path, mut out: BufWriter<File>, value: &impl Serialize) -> Result<File, Error> {
     serde_json::to_writer_pretty(&mut out, value).map_err(|error| match error.io_error_kind() {
         Some(_) => Error::io("write", path, error),
         None => Error::internal("encode a record", error),
     })?;
     out.into_inner().map_err(|error| Error::io("write", path, error.into_error()))
-}
-
-/// Replaces a file in one step; with `sync`, for good.
-pub(crate) fn replace_json(path: &Path, value: &impl Serialize, sync: bool) -> Result<(), Error> {
-    let beside = path.with_extension("json.new");
-    let file = encode(&beside, value)?;
-    if sync {
-        file.sync_all().map_err(|error| Error::io("write", &beside, error))?;
-    }
-    fs::rename(&beside, path).map_err(|error| Error::io("rename", &beside, error))?;
-    if sync && let Some(folder) = path.parent() {
-        sync_folder(folder)?;
-    }
-    Ok(())
-}
-
-/// Makes the names in a folder last.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", folder, error))
 }

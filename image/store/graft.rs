@@ -1,10 +1,11 @@
 //! Builds the content of a patch, by descriptors only: the layers come from strangers.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
@@ -13,7 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::lower::{Stack, is_opaque, open_beneath};
+use super::merged::{Above, Hit, Merged, Top, is_opaque, open_beneath};
 use super::record::LayerRecord;
 use crate::error::Error;
 use crate::unpack::{FolderTimes, TreePath};
@@ -44,27 +45,22 @@ pub(super) struct Graft<'a> {
     /// The layer itself.
     own: OwnedFd,
     /// Those below.
-    below: Stack,
-    /// All of them.
-    all: Stack,
+    below: &'a RefCell<Merged>,
 }
 
 impl<'a> Graft<'a> {
-    /// `roots` are the layers' folders, the topmost first: it is the one that the patch is for. `limit` is in bytes of
-    /// memory.
+    /// `own` is the folder of the layer that the patch is for. `limit` is in bytes of memory.
     pub(super) fn new(
         what: &'a str,
-        roots: &[PathBuf],
+        own: &Path,
+        below: &'a RefCell<Merged>,
         record: &'a LayerRecord,
         limit: u64,
     ) -> Result<Self, Error> {
-        let Some((own, below)) = roots.split_first() else {
-            return Err(Error::internal("patch a layer", "there is none"));
-        };
         let fd =
             rustix::fs::open(own, FOLDER, Mode::empty()).map_err(|error| Error::io("open", own, error))?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Ok(Self { what, record, limit, own: fd, below: Stack::open(below)?, all: Stack::open(roots)? })
+        Ok(Self { what, record, limit, own: fd, below })
     }
 
     /// Whether anything below makes a difference.
@@ -111,20 +107,25 @@ impl<'a> Graft<'a> {
         if self.is_hidden(path)? {
             return Ok(Below::Same);
         }
-        let Some(hit) = self.below.look_up(path, false)? else {
+        let Some(hit) = self.look_up(path, false, None)? else {
             return Ok(Below::Same);
         };
         match hit.kind() {
             FileType::Directory => {
                 let failed = |error| self.failed(path, error);
-                let theirs = self.below.folder(hit.layer, &hit.path).map_err(failed)?;
+                let theirs = self.folder(&hit, &hit.path, None).map_err(failed)?;
                 let ours = open_beneath(&self.own, path).map_err(failed)?;
-                let same = same_owner_and_mode(&hit.stat, &fstat(&ours).map_err(failed)?)
+                let same = same_owner_and_mode(&hit.top, &fstat(&ours).map_err(failed)?)
                     && xattrs(&theirs).map_err(failed)?.is_empty();
                 Ok(if same { Below::Same } else { Below::Folder })
             }
             FileType::Symlink => {
-                let end = self.below.look_up(path, true)?;
+                // A folder that hides what is below it hides the link.
+                let ours = open_beneath(&self.own, path).and_then(|folder| is_opaque(&folder));
+                if ours.map_err(|error| self.failed(path, error))? {
+                    return Ok(Below::Same);
+                }
+                let end = self.look_up(path, true, None)?;
                 let end = end.filter(|end| end.kind() == FileType::Directory);
                 // A link that leads nowhere is hidden by the layer's folder.
                 Ok(end.map_or(Below::Same, |end| Below::Link(end.path)))
@@ -133,22 +134,32 @@ impl<'a> Graft<'a> {
         }
     }
 
-    /// Whether the layer hides what is below a folder.
+    /// Whether the layer hides a folder of the layers below. One that only hides what is in it does not: it stays, with its
+    /// owner and mode, and is emptied (OCI image spec, layer, "Opaque Whiteout").
     fn is_hidden(&self, path: &TreePath) -> Result<bool, Error> {
-        let mut here = TreePath::default();
-        let mut parts = path.parts();
-        loop {
+        let mut above = path.split().map(|(folder, _)| folder);
+        while let Some(here) = above {
             match open_beneath(&self.own, &here).and_then(|folder| is_opaque(&folder)) {
                 Ok(true) => return Ok(true),
-                Ok(false) => {}
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+                Ok(false) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => return Err(self.failed(&here, error)),
             }
-            match parts.next() {
-                Some(part) => here = here.join(part),
-                None => return Ok(false),
-            }
+            above = here.split().map(|(folder, _)| folder);
         }
+        Ok(false)
+    }
+
+    fn look_up(&self, path: &TreePath, follow: bool, above: Above<'_>) -> Result<Option<Hit>, Error> {
+        self.below.borrow_mut().look_up(path, follow, above)
+    }
+
+    /// The same in all layers, the patch's own one included.
+    fn look_up_in_all(&self, path: &TreePath, follow: bool) -> Result<Option<Hit>, Error> {
+        self.look_up(path, follow, Some(&self.own))
+    }
+
+    fn folder(&self, hit: &Hit, path: &TreePath, above: Above<'_>) -> Result<OwnedFd, Errno> {
+        self.below.borrow().folder(hit, path, above)
     }
 
     /// The folder whose owner, mode and attributes `path` has in the whole.
@@ -157,10 +168,10 @@ impl<'a> Graft<'a> {
         if own.is_some() && (!self.record.implicit.contains(path) || self.is_hidden(path)?) {
             return Ok(own);
         }
-        let hit = self.below.look_up(path, false)?.filter(|hit| hit.kind() == FileType::Directory);
+        let hit = self.look_up(path, false, None)?.filter(|hit| hit.kind() == FileType::Directory);
         match hit {
             Some(hit) => {
-                let theirs = self.below.folder(hit.layer, &hit.path);
+                let theirs = self.folder(&hit, &hit.path, None);
                 theirs.map(Some).map_err(|error| self.failed(path, error))
             }
             None => Ok(own),
@@ -267,17 +278,17 @@ impl Patch<'_> {
             return Err(Error::internal("patch a layer", "its root is a link"));
         };
         self.folder(&parent, None)?;
-        let Some(hit) = self.graft.below.look_up(path, false)? else {
+        let Some(hit) = self.graft.look_up(path, false, None)? else {
             return Ok(());
         };
         let failed = |error| self.graft.failed(path, error);
         let (real_parent, real_name) = hit.path.split().unwrap_or_default();
-        let theirs = self.graft.below.folder(hit.layer, &real_parent).map_err(failed)?;
+        let theirs = self.graft.folder(&hit, &real_parent, None).map_err(failed)?;
         let target = readlinkat(&theirs, OsStr::from_bytes(real_name), Vec::new()).map_err(failed)?;
         let parent = open_beneath(&self.root, &parent).map_err(failed)?;
         let name = OsStr::from_bytes(name);
         symlinkat(&target, &parent, name).map_err(failed)?;
-        let (owner, group) = (Uid::from_raw(hit.stat.st_uid), Gid::from_raw(hit.stat.st_gid));
+        let (owner, group) = (Uid::from_raw(hit.top.uid), Gid::from_raw(hit.top.gid));
         chownat(&parent, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
     }
 
@@ -318,7 +329,7 @@ impl Patch<'_> {
             self.folder(to, Some(model))?;
             return self.graft(from, to);
         }
-        let there = self.graft.all.look_up(to, true)?;
+        let there = self.graft.look_up_in_all(to, true)?;
         match there.filter(|hit| hit.kind() == FileType::Directory) {
             Some(hit) => self.graft(from, &hit.path),
             None => self.graft(from, to),
@@ -345,7 +356,7 @@ impl Patch<'_> {
 
     /// A hard link of the layer to a file of a layer below.
     fn hard_link(&mut self, path: &TreePath, target: &TreePath) -> Result<(), Error> {
-        let hit = self.graft.all.look_up(target, false)?;
+        let hit = self.graft.look_up_in_all(target, false)?;
         let hit = hit.filter(|hit| hit.kind() != FileType::Directory).ok_or_else(|| {
             let why = format!("{path} is a hard link to {target}, which is no file of this or a lower layer");
             Error::corrupt(self.graft.what, why)
@@ -353,7 +364,7 @@ impl Patch<'_> {
         let Some((parent, name)) = hit.path.split() else {
             return Err(Error::internal("patch a layer", "its root is a file"));
         };
-        let source = self.graft.all.folder(hit.layer, &parent);
+        let source = self.graft.folder(&hit, &parent, Some(&self.graft.own));
         let source = source.map_err(|error| self.graft.failed(target, error))?;
         if let Some((folder, _)) = path.split() {
             self.folder(&folder, None)?;
@@ -371,9 +382,8 @@ impl Patch<'_> {
     }
 }
 
-fn same_owner_and_mode(one: &Stat, other: &Stat) -> bool {
-    let key = |stat: &Stat| (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777);
-    key(one) == key(other)
+fn same_owner_and_mode(one: &Top, other: &Stat) -> bool {
+    (one.uid, one.gid, one.mode) == (other.st_uid, other.st_gid, other.st_mode & 0o7777)
 }
 
 /// Gives a folder the owner, mode and attributes of another, and answers the times that it has to get at the end.

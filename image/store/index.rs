@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use super::reaper::Job;
-use super::usage::Measured;
 use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
+use super::usage::Measured;
+use super::usage::sum;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::image::Image;
@@ -31,6 +32,8 @@ pub(crate) enum LayerKey {
     Artifact(Digest),
 }
 
+/// How containers are called among an image's users.
+const CONTAINER: &str = "container ";
 const PATCH: &str = "patch-";
 const ARTIFACT: &str = "artifact-";
 
@@ -86,8 +89,23 @@ pub(super) struct ImageEntry {
     pub(super) record: ImageRecord,
     pub(super) image: Arc<Image>,
     pub(super) usage: DiskUsage,
+    /// What is missing of it. It is then no image for anybody, until it is pulled again.
+    pub(super) damage: Option<String>,
     /// Containers, and holds by their owners' names.
     users: Vec<String>,
+    /// Those of its layers that it has been counted as a user of.
+    referenced: Vec<LayerKey>,
+}
+
+impl ImageEntry {
+    fn is_listed(&self) -> bool {
+        !self.record.removed && self.damage.is_none()
+    }
+
+    /// The containers that run on it or mount it.
+    pub(super) fn containers(&self) -> impl Iterator<Item = &str> {
+        self.users.iter().filter_map(|user| user.strip_prefix(CONTAINER))
+    }
 }
 
 /// A layer and its use.
@@ -97,7 +115,25 @@ pub(super) struct LayerEntry {
     pub(super) length: Option<u64>,
     depends_on_others: bool,
     pub(super) usage: DiskUsage,
+    /// The number of its folder, by which one is told from the next of the same name.
+    pub(super) inode: u64,
+    /// Its content is on the disk.
+    pub(super) durable: bool,
+    /// The digest of its files is noted.
+    pub(super) digested: bool,
+    /// Its files are not what they were: it is made again as soon as somebody wants it.
+    broken: bool,
     references: usize,
+}
+
+/// A layer as it comes into the index.
+#[derive(Debug)]
+pub(super) struct NewLayer {
+    pub(super) summary: LayerSummary,
+    pub(super) usage: DiskUsage,
+    pub(super) inode: u64,
+    pub(super) durable: bool,
+    pub(super) digested: bool,
 }
 
 /// A container's writable layer. Its images are unknown where a crash has left only a part of the folder.
@@ -120,7 +156,7 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn list(&self) -> Vec<Arc<Image>> {
-        let listed = self.images.values().filter(|entry| !entry.record.removed);
+        let listed = self.images.values().filter(|entry| entry.is_listed());
         listed.map(|entry| entry.image.clone()).collect()
     }
 
@@ -152,7 +188,7 @@ impl Index {
         let mut fitting = self
             .images
             .values()
-            .filter(|entry| !entry.record.removed && entry.record.id.hex().starts_with(prefix));
+            .filter(|entry| entry.is_listed() && entry.record.id.hex().starts_with(prefix));
         let found = fitting.next()?;
         fitting.next().is_none().then(|| found.image.clone())
     }
@@ -161,30 +197,45 @@ impl Index {
         self.images.get(id)
     }
 
-    fn listed(&self, id: &Digest) -> Option<&ImageEntry> {
-        self.images.get(id).filter(|entry| !entry.record.removed)
+    /// An image that can be seen.
+    pub(super) fn listed(&self, id: &Digest) -> Option<&ImageEntry> {
+        self.images.get(id).filter(|entry| entry.is_listed())
     }
 
-    /// The image that has a name now.
-    pub(super) fn holder(&self, name: &str) -> Option<Digest> {
-        self.names.get(name).cloned()
+    /// The other images that have one of these tags, also those of which something is missing.
+    pub(super) fn others_with(&self, tags: &[String], keeper: &Digest) -> Vec<Digest> {
+        let has = |entry: &&ImageEntry| {
+            entry.record.id != *keeper && tags.iter().any(|tag| entry.record.tags.contains(tag))
+        };
+        self.images.values().filter(has).map(|entry| entry.record.id.clone()).collect()
     }
 
-    /// Puts an image in, or in the place of its former record. Its layers must be there.
+    /// The images of which something is missing and that are not removed.
+    pub(super) fn damaged(&self) -> impl Iterator<Item = &ImageEntry> {
+        self.images.values().filter(|entry| entry.damage.is_some() && !entry.record.removed)
+    }
+
+    /// The first layer that an image needs and that is not there.
+    pub(super) fn lacking<'a>(&self, layers: &'a [LayerKey]) -> Option<&'a LayerKey> {
+        layers.iter().find(|key| !self.layers.contains_key(key))
+    }
+
+    /// Whether one of an image's layers has to be made again.
+    pub(super) fn has_broken(&self, layers: &[LayerKey]) -> bool {
+        layers.iter().any(|key| self.layers.get(key).is_some_and(|layer| layer.broken))
+    }
+
+    /// Puts an image in, or in the place of its former record.
     pub(super) fn put(
         &mut self,
         record: ImageRecord,
         image: Arc<Image>,
         usage: DiskUsage,
-    ) -> Result<(), Error> {
-        let lacking = record.layers.iter().find(|key| !self.layers.contains_key(key));
-        if let Some(key) = lacking {
-            return Err(Error::corrupt(
-                format!("image {}", record.id),
-                format!("its layer {key} is missing"),
-            ));
-        }
-        for key in &record.layers {
+        damage: Option<String>,
+    ) {
+        let referenced: Vec<LayerKey> =
+            record.layers.iter().filter(|key| self.layers.contains_key(key)).cloned().collect();
+        for key in &referenced {
             if let Some(layer) = self.layers.get_mut(key) {
                 layer.references += 1;
             }
@@ -193,27 +244,34 @@ impl Index {
         let former = self.images.remove(&id);
         if let Some(former) = &former {
             self.names.retain(|_, holder| *holder != id);
-            self.unreference(&former.record.layers);
+            self.unreference(&former.referenced);
         }
-        if !record.removed {
-            for name in record.tags.iter().chain(&record.digests) {
+        let users = former.map(|former| former.users).unwrap_or_default();
+        let entry = ImageEntry { record, image, usage, damage, users, referenced };
+        if entry.is_listed() {
+            for name in entry.record.tags.iter().chain(&entry.record.digests) {
                 self.names.insert(name.clone(), id.clone());
             }
         }
-        let users = former.map(|former| former.users).unwrap_or_default();
-        self.images.insert(id, ImageEntry { record, image, usage, users });
-        Ok(())
+        self.images.insert(id, entry);
     }
 
-    /// Takes a tag from an image.
-    pub(super) fn without_tag(&mut self, id: &Digest, tag: &str) -> Result<(), Error> {
-        let Some(entry) = self.images.get(id) else {
-            return Ok(());
-        };
-        let (mut record, mut image, usage) = (entry.record.clone(), (*entry.image).clone(), entry.usage);
-        record.tags.remove(tag);
-        image.repo_tags.retain(|known| known != tag);
-        self.put(record, Arc::new(image), usage)
+    /// Takes tags from an image; its record without them.
+    pub(super) fn without_tags(&mut self, id: &Digest, tags: &[String]) -> Option<ImageRecord> {
+        let entry = self.images.get(id)?;
+        let (mut record, mut image) = (entry.record.clone(), (*entry.image).clone());
+        let (usage, damage) = (entry.usage, entry.damage.clone());
+        record.tags.retain(|tag| !tags.contains(tag));
+        image.repo_tags.retain(|tag| !tags.contains(tag));
+        self.put(record.clone(), Arc::new(image), usage, damage);
+        Some(record)
+    }
+
+    /// Notes that something is missing of an image.
+    pub(super) fn damage(&mut self, id: &Digest, why: String) {
+        let Some(entry) = self.images.get_mut(id) else { return };
+        entry.damage = Some(why);
+        self.names.retain(|_, holder| holder != id);
     }
 
     fn unreference(&mut self, keys: &[LayerKey]) -> Vec<LayerKey> {
@@ -232,14 +290,31 @@ impl Index {
     /// Takes an image out if it is removed and nobody uses it; its layers that are of no further use are returned.
     pub(super) fn take_unused(&mut self, id: &Digest) -> Option<Vec<LayerKey>> {
         let entry = self.images.get(id).filter(|entry| entry.record.removed && entry.users.is_empty())?;
-        let keys = entry.record.layers.clone();
+        let keys = entry.referenced.clone();
         self.images.remove(id);
         Some(self.unreference(&keys))
     }
 
+    /// The image of a name of which something is missing.
+    pub(super) fn resolve_damaged(&self, name: &str) -> Option<Digest> {
+        let reference = name.parse::<Reference>().ok();
+        let full = reference.and_then(|reference| match reference.digest() {
+            Some(digest) => Some(reference.with_digest(digest)),
+            None => reference.tagged(),
+        });
+        let is_meant = |record: &ImageRecord| {
+            record.id.to_string() == name
+                || record.id.hex() == name
+                || full
+                    .as_ref()
+                    .is_some_and(|full| record.tags.contains(full) || record.digests.contains(full))
+        };
+        self.damaged().find(|entry| is_meant(&entry.record)).map(|entry| entry.record.id.clone())
+    }
+
     /// Counts a user of an image that can be seen.
     pub(super) fn add_user(&mut self, id: &Digest, user: &str) -> Result<(), Error> {
-        let entry = self.images.get_mut(id).filter(|entry| !entry.record.removed);
+        let entry = self.images.get_mut(id).filter(|entry| entry.is_listed());
         let entry = entry.ok_or_else(|| Error::not_found(format!("image {id}"), "it is not in the store"))?;
         entry.users.push(user.to_owned());
         Ok(())
@@ -271,25 +346,69 @@ impl Index {
         self.layers.get(key)
     }
 
-    pub(super) fn put_layer(&mut self, key: LayerKey, record: &LayerSummary, usage: DiskUsage) {
-        let LayerSummary { length, depends_on_others, .. } = *record;
-        let entry = LayerEntry { length, depends_on_others, usage, references: 0 };
+    /// Puts a layer in. In the place of a broken one it has the users of that.
+    pub(super) fn put_layer(&mut self, key: LayerKey, new: NewLayer) {
+        let NewLayer { summary, usage, inode, durable, digested } = new;
+        let LayerSummary { length, depends_on_others, .. } = summary;
+        let references = self.layers.get(&key).map_or(0, |former| former.references);
+        let broken = false;
+        let entry =
+            LayerEntry { length, depends_on_others, usage, inode, durable, digested, broken, references };
         self.layers.insert(key, entry);
     }
 
-    pub(super) fn set_layer_usage(&mut self, key: &LayerKey, usage: DiskUsage) {
+    /// Of the layers of an image from the bottom on, as far as another image has the same: whether there is a patch above
+    /// each.
+    pub(super) fn patched(&self, layers: &[&LayerKey]) -> Vec<bool> {
+        let of = |entry: &ImageEntry| {
+            let mut keys = entry.record.layers.iter().peekable();
+            let mut patched = Vec::new();
+            for wanted in layers {
+                if keys.next() != Some(*wanted) {
+                    break;
+                }
+                patched.push(keys.next_if(|key| matches!(key, LayerKey::Patch(_))).is_some());
+            }
+            patched
+        };
+        let whole = self.images.values().filter(|entry| entry.damage.is_none());
+        whole.map(of).max_by_key(Vec::len).unwrap_or_default()
+    }
+
+    /// Takes a layer out that cannot be trusted.
+    pub(super) fn drop_layer(&mut self, key: &LayerKey) {
+        self.layers.remove(key);
+    }
+
+    /// The layers' content is on the disk. Those whose digest is not noted yet are returned.
+    pub(super) fn set_durable(&mut self, keys: &[LayerKey]) -> Vec<LayerKey> {
+        let mut fresh = Vec::new();
+        for key in keys {
+            if let Some(layer) = self.layers.get_mut(key) {
+                layer.durable = true;
+                fresh.extend((!layer.digested).then(|| key.clone()));
+            }
+        }
+        fresh
+    }
+
+    pub(super) fn set_digested(&mut self, key: &LayerKey, usage: DiskUsage) {
         if let Some(layer) = self.layers.get_mut(key) {
-            layer.usage = usage;
+            (layer.usage, layer.digested) = (usage, true);
         }
     }
 
-    /// Takes a layer out if nobody uses it.
-    pub(super) fn take_unused_layer(&mut self, key: &LayerKey) -> bool {
-        let unused = self.layers.get(key).is_some_and(|layer| layer.references == 0);
-        if unused {
-            self.layers.remove(key);
+    /// A layer has to be made again.
+    pub(super) fn set_broken(&mut self, key: &LayerKey) {
+        if let Some(layer) = self.layers.get_mut(key) {
+            layer.broken = true;
         }
-        unused
+    }
+
+    /// Takes a layer out if nobody uses it; what it took of the disk.
+    pub(super) fn take_unused_layer(&mut self, key: &LayerKey) -> Option<DiskUsage> {
+        self.layers.get(key).filter(|layer| layer.references == 0)?;
+        self.layers.remove(key).map(|layer| layer.usage)
     }
 
     /// All that nobody uses, as found at open.
@@ -309,13 +428,6 @@ impl Index {
     pub(super) fn container_usage(&self) -> DiskUsage {
         sum(self.containers.values().filter_map(|container| container.usage).map(|measured| measured.usage))
     }
-}
-
-fn sum(parts: impl Iterator<Item = DiskUsage>) -> DiskUsage {
-    parts.fold(DiskUsage::default(), |sum, part| DiskUsage {
-        bytes: sum.bytes.saturating_add(part.bytes),
-        inodes: sum.inodes.saturating_add(part.inodes),
-    })
 }
 
 /// Keeps an image's layers on the disk until it is dropped.
@@ -348,6 +460,11 @@ impl Drop for Hold {
     }
 }
 
+/// How a container is named among an image's users.
+pub(super) fn user(container_id: &str) -> String {
+    format!("{CONTAINER}{container_id}")
+}
+
 /// Keeps one layer on the disk while the image that needs it is being made.
 pub(crate) struct Lease {
     inner: Weak<Inner>,
@@ -371,7 +488,7 @@ impl Lease {
 /// Leases a layer if it is there.
 pub(super) fn lease(inner: &Arc<Inner>, key: &LayerKey) -> Option<Lease> {
     let mut index = inner.index();
-    let layer = index.layers.get_mut(key)?;
+    let layer = index.layers.get_mut(key).filter(|layer| !layer.broken)?;
     layer.references += 1;
     let depends_on_others = layer.depends_on_others;
     Some(Lease { inner: Arc::downgrade(inner), key: key.clone(), depends_on_others })

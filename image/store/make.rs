@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::future::Future;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
+use super::durable::{durable_replace, sync_folder};
 use super::flights::Making;
-use super::folders::{make_private, replace_json, write_json};
-use super::index::{LayerKey, Lease, lease};
+use super::folders::{CONFIG, RECORD, make_private, write_json};
+use super::index::{LayerKey, Lease, NewLayer, lease};
 use super::reaper::Job;
-use super::record::{ImageRecord, LayerRecord};
+use super::record::{DiskUsage, ImageRecord, LayerRecord};
 use super::walk::{measure, measure_patch};
-use super::{Inner, folders};
+use super::{Inner, folders, marker};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::downloads::{Turn, Turns};
@@ -125,6 +128,13 @@ impl Inner {
             }
         };
         let (made, record) = make(making.clone(), turn).await?;
+        let (inner, measured) = (self.clone(), key.clone());
+        // Before the lock: whoever collects a layer of this name waits for the renames alone.
+        let (made, new) = blocking("measure a layer", move || {
+            let new = inner.describe(&measured, &made, record)?;
+            Ok((made, new))
+        })
+        .await?;
         let guard = flight.placing.clone().lock_owned().await;
         let inner = self.clone();
         let key = key.clone();
@@ -133,7 +143,7 @@ impl Inner {
             let (_guard, _making) = (guard, making);
             match lease(&inner, &key) {
                 Some(lease) => Ok(lease),
-                None => inner.put_layer(&key, &made, record),
+                None => inner.put_layer(&key, &made, new),
             }
         })
         .await
@@ -144,12 +154,8 @@ impl Inner {
         lease(self, key)
     }
 
-    fn put_layer(
-        self: &Arc<Self>,
-        key: &LayerKey,
-        made: &HalfMade,
-        mut record: LayerRecord,
-    ) -> Result<Lease, Error> {
+    /// Writes the record of a layer that has been made, and counts it.
+    fn describe(&self, key: &LayerKey, made: &HalfMade, mut record: LayerRecord) -> Result<NewLayer, Error> {
         record.boot_id.clone_from(&self.boot_id);
         // Twice: the record is counted as well.
         let file = made.path().join("layer.json");
@@ -160,28 +166,47 @@ impl Inner {
                 LayerKey::Patch(_) => measure_patch(made.path())?,
             };
         }
+        let stat = fs::metadata(made.path()).map_err(|error| Error::io("read", made.path(), error))?;
+        Ok(NewLayer {
+            summary: record.summary(),
+            usage: record.usage,
+            inode: stat.ino(),
+            durable: false,
+            digested: false,
+        })
+    }
+
+    fn put_layer(self: &Arc<Self>, key: &LayerKey, made: &HalfMade, new: NewLayer) -> Result<Lease, Error> {
         let folder = self.folders.layer(key);
-        // A folder that the index does not have is of no use to anybody.
-        if let Some(old) = self.folders.discard(&folder)? {
-            self.reaper.send(Job::Delete(old));
-        }
+        // A folder that the index does not have, or has as broken, is of no use to anybody.
+        self.throw_away(&folder, DiskUsage::default())?;
         fs::rename(made.path(), &folder).map_err(|error| Error::io("put in place", &folder, error))?;
-        self.index().put_layer(key.clone(), &record.summary(), record.usage);
-        self.reaper.send(Job::Sync(key.clone()));
+        self.index().put_layer(key.clone(), new);
         lease(self, key).ok_or_else(|| Error::internal("lease a layer", "it has vanished"))
     }
 
-    /// Records an image whose layers the caller has leased, or gives more names to one that is there.
+    /// Records an image whose layers the caller has leased, or gives more names to one that is there. When this returns,
+    /// the image outlasts a power cut.
     pub(crate) async fn record_image(self: &Arc<Self>, new: NewImage) -> Result<Arc<Image>, Error> {
-        let guard = self.records.lock().await;
-        self.take_tags(&new.names.tags, Some(&new.id)).await?;
         let inner = self.clone();
-        let image = blocking("record an image", move || inner.write_image(new)).await;
+        let (new, prepared) = blocking("record an image", move || {
+            let prepared = inner.prepare(&new)?;
+            Ok((new, prepared))
+        })
+        .await?;
+        // The layers and what was prepared: from here on the record may say that they are there.
+        self.syncs.all().await?;
+        for key in self.index().set_durable(&new.layers) {
+            self.marker.send(marker::Job::Digest(key));
+        }
+        let guard = self.records.lock().await;
+        let inner = self.clone();
+        let image = blocking("record an image", move || inner.commit(new, &prepared)).await;
         drop(guard);
         image
     }
 
-    /// Gives more names to an image that is there. `None` if it is not, or not any more.
+    /// Gives more names to an image that is there. `None` if it is not, or not any more, or something of it is missing.
     pub(crate) async fn name_image(
         self: &Arc<Self>,
         id: &Digest,
@@ -191,88 +216,105 @@ impl Inner {
         let guard = self.records.lock().await;
         let known = {
             let index = self.index();
-            index.entry(id).filter(|entry| !entry.record.removed).map(|entry| entry.image.clone())
+            let whole = index.listed(id).filter(|entry| !index.has_broken(&entry.record.layers));
+            whole.map(|entry| (entry.record.clone(), entry.image.clone()))
         };
-        let Some(known) = known else {
+        let Some((record, known)) = known else {
             return Ok(None);
         };
-        self.take_tags(&names.tags, Some(id)).await?;
         let inner = self.clone();
-        let id = id.clone();
-        let image = blocking("record an image", move || inner.rename_image(&id, &known, names, size)).await;
+        let image = blocking("record an image", move || inner.rename_image(record, known, names, size)).await;
         drop(guard);
         image.map(Some)
     }
 
-    fn rename_image(&self, id: &Digest, known: &Image, names: Names, size: u64) -> Result<Arc<Image>, Error> {
-        let record = self.index().entry(id).map(|entry| entry.record.clone());
-        let mut record =
-            record.ok_or_else(|| Error::not_found(format!("image {id}"), "it has been removed"))?;
-        let before = record.clone();
-        record.add(names);
+    fn rename_image(
+        &self,
+        before: ImageRecord,
+        known: Arc<Image>,
+        names: Names,
+        size: u64,
+    ) -> Result<Arc<Image>, Error> {
+        let mut record = before.clone();
+        record.add(names.clone());
         record.size = size;
-        if record == before
-            && let Some(image) = self.index().entry(id).map(|entry| entry.image.clone())
-        {
-            return Ok(image);
-        }
-        self.write_record(&record, &known.config)
+        let image = if record == before { known } else { self.write_record(record, &known.config)? };
+        self.take_tags(&names.tags, &image.id)?;
+        Ok(image)
     }
 
-    /// Takes tags away from the images that have them, except `keeper`: a tag is one image's name.
-    async fn take_tags(self: &Arc<Self>, tags: &[String], keeper: Option<&Digest>) -> Result<(), Error> {
-        for tag in tags {
-            let holder = self.index().holder(tag).filter(|holder| Some(holder) != keeper);
-            let Some(holder) = holder else {
-                continue;
-            };
-            let known = {
-                let index = self.index();
-                index.entry(&holder).map(|entry| (entry.record.clone(), entry.image.clone()))
-            };
-            if let Some((mut record, image)) = known {
-                record.tags.remove(tag);
-                let inner = self.clone();
-                blocking("record an image", move || inner.write_record(&record, &image.config)).await?;
-            }
+    /// Takes tags away from the images that have them, except `keeper`: a tag is one image's name. Only after that one has
+    /// them for good: a tag may have two owners after a power cut, of which the later one keeps it, but never none.
+    fn take_tags(&self, tags: &[String], keeper: &Digest) -> Result<(), Error> {
+        let losers = self.index().others_with(tags, keeper);
+        for loser in losers {
+            let Some(mut record) = self.index().without_tags(&loser, tags) else { continue };
+            record.change = self.next_change();
+            durable_replace(&self.folders.image(&loser).join(RECORD), &record)?;
         }
         Ok(())
     }
 
-    fn write_image(self: &Arc<Self>, new: NewImage) -> Result<Arc<Image>, Error> {
-        let folder = self.folders.image(&new.id);
-        let known = self.index().entry(&new.id).map(|entry| entry.record.clone());
-        let fresh = known.is_none();
-        let mut record = match known {
-            Some(record) => ImageRecord { removed: false, layers: new.layers, ..record },
-            None => ImageRecord {
-                id: new.id,
-                tags: Default::default(),
-                digests: Default::default(),
-                manifests: Default::default(),
-                size: new.size,
-                diff_ids: new.diff_ids,
-                layers: new.layers,
-                removed: false,
-            },
-        };
-        record.add(new.names);
-        record.size = new.size;
-        if !fresh {
-            return self.write_record(&record, &new.config);
-        }
-        // Not synced: like its layers, the image lasts once the background thread has had its turn. What a crash of the
-        // host leaves of it before is not whole, and so not trusted.
+    /// Writes a new image beside the store, as far as it can be written before its layers are on the disk.
+    fn prepare(self: &Arc<Self>, new: &NewImage) -> Result<HalfMade, Error> {
         let made = HalfMade::new(self)?;
-        let file = made.path().join("config.json");
+        let file = made.path().join(CONFIG);
         fs::write(&file, &new.config_bytes).map_err(|error| Error::io("write", &file, error))?;
-        write_json(&made.path().join("image.json"), &record)?;
-        if let Some(old) = self.folders.discard(&folder)? {
-            self.reaper.send(Job::Delete(old));
+        write_json(&made.path().join(RECORD), &self.merged(new))?;
+        Ok(made)
+    }
+
+    /// The record of a new image, with the names that it has if it is known.
+    fn merged(&self, new: &NewImage) -> ImageRecord {
+        let known = self.index().entry(&new.id).map(|entry| entry.record.clone());
+        let mut record = known.unwrap_or_else(|| ImageRecord::new(new.id.clone()));
+        record.removed = false;
+        record.synced = true;
+        record.change = self.next_change();
+        record.diff_ids.clone_from(&new.diff_ids);
+        record.layers.clone_from(&new.layers);
+        record.add(new.names.clone());
+        record.size = new.size;
+        record
+    }
+
+    /// Puts a new image in, whose layers and record are on the disk.
+    fn commit(self: &Arc<Self>, new: NewImage, prepared: &HalfMade) -> Result<Arc<Image>, Error> {
+        let folder = self.folders.image(&new.id);
+        let whole = self.index().entry(&new.id).map(|entry| entry.damage.is_none());
+        let record = self.merged(&new);
+        if whole == Some(true) {
+            // It came by another name meanwhile, or was removed while it was in use.
+            durable_replace(&folder.join(RECORD), &record)?;
+        } else {
+            if whole.is_some() {
+                // Its names may have changed since.
+                durable_replace(&prepared.path().join(RECORD), &record)?;
+            }
+            self.throw_away(&folder, DiskUsage::default())?;
+            fs::rename(prepared.path(), &folder)
+                .map_err(|error| Error::io("put in place", &folder, error))?;
+            sync_folder(&self.folders.images())?;
         }
-        fs::rename(made.path(), &folder).map_err(|error| Error::io("put in place", &folder, error))?;
-        self.reaper.send(Job::SyncRecords);
-        self.show(&record, &new.config)
+        let tags = new.names.tags;
+        let image = self.show(record, &new.config, None)?;
+        self.take_tags(&tags, &image.id)?;
+        Ok(image)
+    }
+
+    /// Says of an image whose layers are on the disk now that they are.
+    pub(super) fn settle(&self, id: &Digest) -> Result<(), Error> {
+        let _guard = self.records.blocking_lock();
+        let known = {
+            let index = self.index();
+            index.entry(id).map(|entry| (entry.record.clone(), entry.image.clone()))
+        };
+        let Some((mut record, image)) = known else { return Ok(()) };
+        for key in self.index().set_durable(&record.layers) {
+            self.marker.send(marker::Job::Digest(key));
+        }
+        record.synced = true;
+        self.write_record(record, &image.config).map(drop)
     }
 
     /// Shows an image again, whose record is the same and which is pinned now, or is not any more.
@@ -280,38 +322,49 @@ impl Inner {
         let _guard = self.records.blocking_lock();
         let known = {
             let index = self.index();
-            index.entry(id).map(|entry| (entry.record.clone(), entry.image.clone()))
+            index.entry(id).map(|entry| (entry.record.clone(), entry.image.clone(), entry.damage.clone()))
         };
         match known {
-            Some((record, image)) => self.write_record(&record, &image.config).map(drop),
+            Some((record, image, damage)) => self.show(record, &image.config, damage).map(drop),
             None => Ok(()),
         }
     }
 
-    /// Writes an image's record, for good, and shows it.
+    /// Writes the record of an image that is known, for good, and shows it.
     pub(super) fn write_record(
         &self,
-        record: &ImageRecord,
+        mut record: ImageRecord,
         config: &ImageConfig,
     ) -> Result<Arc<Image>, Error> {
-        let folder = self.folders.image(&record.id);
-        replace_json(&folder.join("image.json"), record, true)?;
-        self.show(record, config)
+        record.change = self.next_change();
+        durable_replace(&self.folders.image(&record.id).join(RECORD), &record)?;
+        let damage = self.index().entry(&record.id).and_then(|entry| entry.damage.clone());
+        self.show(record, config, damage)
     }
 
-    fn show(&self, record: &ImageRecord, config: &ImageConfig) -> Result<Arc<Image>, Error> {
+    fn show(
+        &self,
+        record: ImageRecord,
+        config: &ImageConfig,
+        damage: Option<String>,
+    ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
         let pinned = record.is_pinned(&self.options.pinned, &self.notes());
         let image = record.image(config.clone(), pinned);
         let usage = measure(&folder)?;
-        self.index().put(record.clone(), image.clone(), usage)?;
+        self.index().put(record, image.clone(), usage, damage);
         Ok(image)
+    }
+
+    /// See [`ImageRecord::change`].
+    fn next_change(&self) -> u64 {
+        self.changes.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
 /// The configuration that is kept with an image.
 pub(super) fn read_config(folders: &folders::Folders, id: &Digest) -> Result<Vec<u8>, Error> {
-    let path = folders.image(id).join("config.json");
+    let path = folders.image(id).join(CONFIG);
     let bytes = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
     if Digest::of(id.algorithm(), &bytes) != *id {
         return Err(Error::corrupt(path.display().to_string(), "is not what its digest says"));

@@ -2,44 +2,51 @@
 //!
 //! ```text
 //! <root>/images/<digest>/    image.json, config.json
-//! <root>/layers/<key>/       fs/, layer.json; synced, once its content is known to be on the disk
+//! <root>/layers/<key>/       fs/, layer.json; synced, once the digest of its files is known
 //! <root>/containers/<id>/    upper/, work/, layer.json
 //! <root>/empty/              the lower folder of an image without layers
 //! <root>/tmp, <root>/trash   half made and half removed: both are emptied at open
 //! ```
 //!
-//! All indexes are in memory and are rebuilt from the folders. A folder gets its name by a rename when it is whole. A
-//! layer is used at once, while its content may still be in the page cache; only after its fsync is it trusted in
-//! another boot.
+//! All indexes are in memory and are rebuilt from the folders. A folder gets its name by a rename when it is whole. An image
+//! is recorded when its layers are on the disk: its record says that they are trusted in another boot, too. A tag that
+//! moves is the new image's for good before it is taken from the old one.
 
 mod containers;
+mod durable;
 mod flights;
 mod folders;
 mod graft;
 mod index;
-mod lower;
 mod make;
+mod marker;
+mod merged;
 mod open;
 mod patch;
 mod reaper;
 mod record;
 mod remove;
+mod repair;
+mod trash;
 mod tree_digest;
 mod usage;
 mod verify;
 mod walk;
+mod worker;
 
+pub(crate) use durable::durable_replace;
 pub(crate) use flights::{Making, PullKey};
-pub(crate) use folders::{read_json, replace_json};
+pub(crate) use folders::read_json;
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
 pub(crate) use make::{HalfMade, Names, NewImage};
-pub(crate) use reaper::Spender;
+pub(crate) use marker::Spender;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::digest::Digest;
@@ -54,12 +61,13 @@ use crate::reference::Reference;
 use crate::registry::{Proxies, Registry, Timeouts};
 use crate::unpack::{Budget, Limits, Windows};
 
+use durable::Syncs;
 use flights::Flights;
 use folders::Folders;
 use index::Index;
-
-use reaper::Reaper;
-use usage::Counters;
+use trash::Trash;
+use usage::{Count, Counters};
+use worker::Worker;
 
 /// How a store is kept.
 #[derive(Clone, Debug)]
@@ -134,12 +142,21 @@ pub(crate) struct Inner {
     index: Mutex<Index>,
     flights: Flights,
     counters: Counters,
-    reaper: Reaper,
+    trash: Trash,
+    syncs: Syncs,
+    /// Deletes.
+    reaper: Worker<reaper::Job>,
+    /// Counts.
+    meter: Worker<Count>,
+    /// Reads whole layers.
+    marker: Worker<marker::Job>,
     pub(crate) pulls: Pulls,
     /// What came from the import folder.
     imported: Mutex<Notes>,
     /// Changes of image records, one after the other: a record is read, changed and written again.
     records: tokio::sync::Mutex<()>,
+    /// The number of the last change of one.
+    changes: AtomicU64,
     boot_id: String,
 }
 
@@ -199,7 +216,7 @@ impl Inner {
 
     /// Whether the store has an image that is not removed.
     pub(crate) fn has(&self, id: &Digest) -> bool {
-        self.index().entry(id).is_some_and(|entry| !entry.record.removed)
+        self.index().listed(id).is_some()
     }
 
     pub(crate) fn notes(&self) -> Notes {

@@ -1,20 +1,24 @@
-//! Taking stock: what is on the disk is checked, what is half made goes, and the index is built from the rest.
+//! Taking stock: what is on the disk is checked, what is half made goes, and the index is built from the rest. Of an image
+//! that is not whole the names are kept, so that it can be pulled again.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use super::containers::user;
+use super::durable::{Syncs, durable_replace};
 use super::flights::Flights;
-use super::folders::{Folders, names, read_json};
-use super::index::{ContainerEntry, Index, LayerKey};
+use super::folders::{Folders, RECORD, names, read_json};
+use super::index::{ContainerEntry, Index, LayerKey, NewLayer, user};
 use super::make::read_config;
-use super::reaper::{Job, Reaper};
-use super::record::{ContainerRecord, ImageRecord, LayerSummary, Synced};
-use super::usage::Counters;
+use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
+use super::trash::Trash;
+use super::usage::{Count, Counters};
 use super::walk::measure;
-use super::{ImageStore, Inner, Options};
+use super::worker::Worker;
+use super::{ImageStore, Inner, Options, marker, reaper, usage};
 use crate::auth_file::AuthFiles;
 use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
@@ -39,70 +43,52 @@ impl ImageStore {
     }
 }
 
-/// The store as it is being read.
-struct Stock<'a> {
-    options: &'a Options,
-    folders: &'a Folders,
-    boot_id: &'a str,
-    index: Index,
-    jobs: Vec<Job>,
-    imported: Notes,
-}
-
 impl Inner {
     fn open(options: Options) -> Result<Arc<Self>, Error> {
         let folders = Folders::make(&options.root)?;
         let boot_id = fs::read_to_string(BOOT_ID).map_err(|error| Error::io("read", BOOT_ID, error))?;
         let boot_id = boot_id.trim().to_owned();
-        let mut stock = Stock {
-            options: &options,
-            folders: &folders,
-            boot_id: &boot_id,
-            index: Index::default(),
-            jobs: Vec::new(),
-            imported: read_notes(&options.root),
-        };
+        let imported = read_notes(&options.root);
+        let mut stock = Stock::new(&options, &folders, &boot_id, &imported);
         stock.take()?;
-        let Stock { index, jobs, imported, .. } = stock;
-        let registry = Arc::new(Registry::new(sources(&options), options.timeouts, options.proxies.clone()));
-        let downloads = Arc::new(Downloads::new(options.parallel_downloads));
-        let windows = Arc::new(Windows::new(options.parallel_downloads));
+        let Stock { index, trash, thrown, undigested, unsettled, change, .. } = stock;
+        let (reaper, reaper_inbox) = Worker::new();
+        let (meter, meter_inbox) = Worker::new();
+        let (marker, marker_inbox) = Worker::new();
         let (images, layers) = index.unused();
-        // The thread needs the store, and the store the way to the thread.
-        let mut failure = None;
-        let inner = Arc::new_cyclic(|weak| {
-            let reaper = Reaper::start(weak.clone()).unwrap_or_else(|error| {
-                failure = Some(error);
-                Reaper::nobody()
-            });
-            Self {
-                options,
-                folders,
-                registry,
-                downloads,
-                windows,
-                index: Mutex::new(index),
-                flights: Flights::default(),
-                counters: Counters::default(),
-                reaper,
-                pulls: Pulls::default(),
-                imported: Mutex::new(imported),
-                records: tokio::sync::Mutex::new(()),
-                boot_id,
-            }
+        let inner = Arc::new(Self {
+            registry: Arc::new(Registry::new(sources(&options), options.timeouts, options.proxies.clone())),
+            downloads: Arc::new(Downloads::new(options.parallel_downloads)),
+            windows: Arc::new(Windows::new(options.parallel_downloads)),
+            syncs: Syncs::of(&options.root)?,
+            options,
+            folders,
+            index: Mutex::new(index),
+            flights: Flights::default(),
+            counters: Counters::default(),
+            trash,
+            reaper,
+            meter,
+            marker,
+            pulls: Pulls::default(),
+            imported: Mutex::new(imported),
+            records: tokio::sync::Mutex::new(()),
+            changes: AtomicU64::new(change),
+            boot_id,
         });
-        if let Some(error) = failure {
-            return Err(error);
-        }
+        reaper_inbox.start("image-reaper", Arc::downgrade(&inner), reaper::run)?;
+        meter_inbox.start("image-meter", Arc::downgrade(&inner), usage::run)?;
+        marker_inbox.start("image-marker", Arc::downgrade(&inner), marker::run)?;
         for id in images {
             unless_read_only(inner.purge(&id))?;
         }
         for key in layers {
             unless_read_only(inner.collect_layer(&key))?;
         }
-        for job in jobs {
-            inner.reaper.send(job);
-        }
+        thrown.into_iter().for_each(|path| inner.reaper.send(reaper::Job::Delete(path)));
+        unsettled.into_iter().for_each(|id| inner.marker.send(marker::Job::Settle(id)));
+        undigested.into_iter().for_each(|key| inner.marker.send(marker::Job::Digest(key)));
+        inner.meter.send(Count);
         Ok(inner)
     }
 }
@@ -115,10 +101,45 @@ fn sources(options: &Options) -> Sources {
     }
 }
 
-impl Stock<'_> {
+/// The store as it is being read.
+struct Stock<'a> {
+    options: &'a Options,
+    folders: &'a Folders,
+    boot_id: &'a str,
+    imported: &'a Notes,
+    index: Index,
+    trash: Trash,
+    /// What is to be deleted.
+    thrown: Vec<PathBuf>,
+    /// Layers that only a record of an image can vouch for: they are of another boot, and nothing of their own says that
+    /// they were on the disk.
+    unproved: BTreeSet<LayerKey>,
+    undigested: Vec<LayerKey>,
+    unsettled: Vec<Digest>,
+    /// The last change of any image's record.
+    change: u64,
+}
+
+impl<'a> Stock<'a> {
+    fn new(options: &'a Options, folders: &'a Folders, boot_id: &'a str, imported: &'a Notes) -> Self {
+        Self {
+            options,
+            folders,
+            boot_id,
+            imported,
+            index: Index::default(),
+            trash: Trash::default(),
+            thrown: Vec::new(),
+            unproved: BTreeSet::new(),
+            undigested: Vec::new(),
+            unsettled: Vec::new(),
+            change: 0,
+        }
+    }
+
     fn take(&mut self) -> Result<(), Error> {
         for name in names(&self.folders.trash())? {
-            self.jobs.push(Job::Delete(self.folders.trash().join(name)));
+            self.throw(self.folders.trash().join(name));
         }
         for name in names(&self.folders.tmp())? {
             self.discard(&self.folders.tmp().join(name))?;
@@ -129,101 +150,147 @@ impl Stock<'_> {
                 if error.is_shortage() {
                     return Err(error);
                 }
-                tracing::warn!(layer = name, %error, "a layer cannot be trusted: it is removed");
+                tracing::warn!(layer = name, %error, "a layer cannot be used: it is removed");
                 self.discard(&folder)?;
             }
         }
-        for folder in self.images_by_age()? {
-            if let Err(error) = self.image(&folder) {
-                if error.is_shortage() {
-                    return Err(error);
-                }
-                tracing::warn!(folder = %folder.display(), %error, "an image cannot be used: it is removed");
-                self.discard(&folder)?;
-            }
+        let records = self.records()?;
+        for record in records.iter().filter(|record| record.synced) {
+            self.unproved.retain(|key| !record.layers.contains(key));
+            self.index.set_durable(&record.layers);
+        }
+        for key in std::mem::take(&mut self.unproved) {
+            tracing::warn!(layer = %key, "a layer was not on the disk when the machine went down: it is removed");
+            self.index.drop_layer(&key);
+            self.undigested.retain(|known| *known != key);
+            self.discard(&self.folders.layer(&key))?;
+        }
+        let mut losers = BTreeSet::new();
+        for record in records {
+            losers.extend(self.image(record)?);
         }
         for id in names(&self.folders.containers())? {
             self.container(id)?;
         }
+        self.write_losers(&losers);
         Ok(())
+    }
+
+    fn throw(&mut self, path: PathBuf) {
+        self.trash.add(path.clone(), DiskUsage::default());
+        self.thrown.push(path);
     }
 
     fn discard(&mut self, path: &Path) -> Result<(), Error> {
-        let discarded = self.folders.discard(path).map(|moved| self.jobs.extend(moved.map(Job::Delete)));
-        unless_read_only(discarded)
+        unless_read_only(
+            self.folders.discard(path).map(|gone| gone.into_iter().for_each(|gone| self.throw(gone))),
+        )
     }
 
-    /// A layer is trusted if it was synced, or if this boot's page cache has it.
     fn layer(&mut self, name: &str, folder: &Path) -> Result<(), Error> {
         let key: LayerKey = name.parse()?;
-        let record: LayerSummary = read_json(&folder.join("layer.json"))?;
-        let usage = match read_json::<Synced>(&folder.join("synced")) {
-            Ok(synced) => {
-                if synced.tree.is_none() {
-                    self.jobs.push(Job::Digest(key.clone()));
-                }
-                synced.usage
-            }
-            Err(error) if record.boot_id != self.boot_id => return Err(error),
-            Err(_) => {
-                self.jobs.push(Job::Sync(key.clone()));
-                record.usage
-            }
-        };
-        self.index.put_layer(key, &record, usage);
+        let summary: LayerSummary = read_json(&folder.join("layer.json"))?;
+        let fs = self.folders.layer_fs(&key);
+        let stat = fs::symlink_metadata(&fs).map_err(|error| Error::io("read", &fs, error))?;
+        if !stat.is_dir() {
+            return Err(Error::corrupt(fs.display().to_string(), "is not a folder"));
+        }
+        let inode = fs::metadata(folder).map_err(|error| Error::io("read", folder, error))?.ino();
+        let marked = marker::read(folder).ok();
+        if marked.is_none() && summary.boot_id != self.boot_id {
+            self.unproved.insert(key.clone());
+        }
+        let digested = marked.as_ref().is_some_and(|synced| synced.tree.is_some());
+        if !digested {
+            self.undigested.push(key.clone());
+        }
+        let durable = marked.is_some();
+        let usage = marked.map_or(summary.usage, |synced| synced.usage);
+        self.index.put_layer(key, NewLayer { summary, usage, inode, durable, digested });
         Ok(())
     }
 
-    /// The images' folders, the one that was changed last at the end: should two have the same tag, it wins.
-    fn images_by_age(&self) -> Result<Vec<std::path::PathBuf>, Error> {
+    /// The images' records, the one that was changed last at the end.
+    fn records(&mut self) -> Result<Vec<ImageRecord>, Error> {
         let mut found = Vec::new();
         for name in names(&self.folders.images())? {
             let folder = self.folders.images().join(name);
-            let changed = fs::metadata(folder.join("image.json")).and_then(|stat| stat.modified()).ok();
-            found.push((changed, folder));
-        }
-        found.sort();
-        Ok(found.into_iter().map(|(_, folder)| folder).collect())
-    }
-
-    fn image(&mut self, folder: &Path) -> Result<(), Error> {
-        let record: ImageRecord = read_json(&folder.join("image.json"))?;
-        if self.folders.image(&record.id) != folder {
-            return Err(Error::corrupt(
-                folder.display().to_string(),
-                format!("holds the image {}", record.id),
-            ));
-        }
-        let bytes = read_config(self.folders, &record.id)?;
-        let config = if record.is_artifact() {
-            ImageConfig::default()
-        } else {
-            let parsed = parse_config(&format!("image {}", record.id), &bytes)?;
-            if parsed.diff_ids != record.diff_ids {
-                return Err(Error::corrupt(
-                    folder.display().to_string(),
-                    "its layers are not those of its config",
-                ));
+            let file = folder.join(RECORD);
+            let changed = fs::metadata(&file).and_then(|stat| stat.modified()).ok();
+            let record = read_json::<ImageRecord>(&file).and_then(|record| {
+                let own = self.folders.image(&record.id) == folder;
+                let why = || Error::corrupt(file.display().to_string(), format!("is of image {}", record.id));
+                if own { Ok(record) } else { Err(why()) }
+            });
+            match record {
+                Ok(record) => found.push((record.change, changed, record)),
+                Err(error) if error.is_shortage() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(folder = %folder.display(), %error, "what an image is called is not known any more: it is removed");
+                    self.discard(&folder)?;
+                }
             }
-            parsed.config
-        };
-        self.take_tags(&record.id, &record.tags);
-        let pinned = record.is_pinned(&self.options.pinned, &self.imported);
-        let image = record.image(config, pinned);
-        let usage = measure(folder)?;
-        self.index.put(record, image, usage)
+        }
+        // Records of earlier daemons have no number.
+        found.sort_by_key(|(change, changed, _)| (*change, *changed));
+        self.change = found.last().map_or(0, |(change, _, _)| *change);
+        Ok(found.into_iter().map(|(_, _, record)| record).collect())
     }
 
-    /// A crash between two writes may have left a tag with two images; the newer one has it.
-    fn take_tags(&mut self, newer: &Digest, tags: &BTreeSet<String>) {
-        for tag in tags {
-            let Some(older) = self.index.holder(tag).filter(|holder| holder != newer) else {
-                continue;
-            };
-            tracing::warn!(tag, %older, %newer, "two images have the same tag: the newer one keeps it");
-            let taken = self.index.without_tag(&older, tag);
-            if let Err(error) = taken {
-                tracing::warn!(%error, "take a tag from an image");
+    /// Puts an image in; the images that have lost a tag to it are returned.
+    fn image(&mut self, record: ImageRecord) -> Result<Vec<Digest>, Error> {
+        let id = record.id.clone();
+        let lacking = self.index.lacking(&record.layers);
+        let config = match lacking {
+            Some(key) => Err(Error::not_found(format!("layer {key}"), "it is not in the store")),
+            None => self.config(&record),
+        };
+        let (config, damage) = match config {
+            Ok(config) => (config, None),
+            Err(error) if error.is_shortage() => return Err(error),
+            Err(error) => {
+                if !record.removed {
+                    let names: Vec<_> = record.tags.iter().chain(&record.digests).collect();
+                    tracing::warn!(image = %id, ?names, %error, "an image is not whole: it has to be pulled again");
+                }
+                (ImageConfig::default(), Some(error.to_string()))
+            }
+        };
+        let usage = measure(&self.folders.image(&id))?;
+        let pinned = record.is_pinned(&self.options.pinned, self.imported);
+        let image = record.image(config, pinned);
+        if !record.synced && damage.is_none() {
+            self.unsettled.push(id.clone());
+        }
+        let tags: Vec<String> = record.tags.iter().cloned().collect();
+        self.index.put(record, image, usage, damage);
+        let losers = self.index.others_with(&tags, &id);
+        for older in &losers {
+            tracing::warn!(?tags, %older, newer = %id, "two images have the same tag: the newer one keeps it");
+            drop(self.index.without_tags(older, &tags));
+        }
+        Ok(losers)
+    }
+
+    fn config(&self, record: &ImageRecord) -> Result<ImageConfig, Error> {
+        let bytes = read_config(self.folders, &record.id)?;
+        if record.is_artifact() {
+            return Ok(ImageConfig::default());
+        }
+        let what = format!("image {}", record.id);
+        let parsed = parse_config(&what, &bytes)?;
+        if parsed.diff_ids != record.diff_ids {
+            return Err(Error::corrupt(what, "its layers are not those of its config"));
+        }
+        Ok(parsed.config)
+    }
+
+    /// A crash between two writes has left their tag with them; otherwise it came back with the removal of its new owner.
+    fn write_losers(&self, losers: &BTreeSet<Digest>) {
+        for id in losers {
+            let Some(record) = self.index.entry(id).map(|entry| entry.record.clone()) else { continue };
+            if let Err(error) = durable_replace(&self.folders.image(id).join(RECORD), &record) {
+                tracing::warn!(image = %id, %error, "take a tag from an image");
             }
         }
     }

@@ -1,81 +1,195 @@
 //! What a layer takes from the layers below it. Layers are unpacked independently of one another and shared by images,
 //! so what depends on the others is put into a small layer of its own just above: the metadata of folders that the layer
 //! does not list, files of lower layers that it links to, and its part of folders that are links below.
+//!
+//! Whether a layer needs that depends on its chain, the layer with all below it: of one that an image in the store has it
+//! is known.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Inner;
 use super::folders::read_json;
 use super::graft::Graft;
 use super::index::{LayerKey, Lease, lease};
 use super::make::HalfMade;
+use super::merged::Merged;
 use super::record::LayerRecord;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, blocking};
+
+/// The memory for what all layers of an image need of one another, in that of one layer's notes.
+const NOTES: u64 = 4;
+
+/// The layers of an image as far as they are stacked.
+struct Stacking<'a> {
+    inner: &'a Arc<Inner>,
+    /// The layers, the bottom one first, without patches.
+    layers: Vec<Lease>,
+    /// By their chains: whether another image is known to have a patch there, or none.
+    known: Vec<bool>,
+    stacked: Vec<PathBuf>,
+    look: Option<Arc<Mutex<Look>>>,
+}
+
+/// The layers as one, as far as they have been looked through.
+struct Look {
+    merged: RefCell<Merged>,
+    pushed: usize,
+}
+
+/// One layer above those that are stacked.
+#[derive(Clone)]
+struct Layer {
+    what: String,
+    fs: PathBuf,
+    /// Its record.
+    file: PathBuf,
+    below: Vec<PathBuf>,
+    limit: u64,
+}
 
 impl Inner {
     /// The layers of an image in their order, with a patch above each that needs one. A layer that comes twice is left
     /// only where it comes last: there it shows all that it has, and overlayfs refuses the same folder twice.
     pub(crate) async fn stack(self: &Arc<Self>, leases: Vec<Lease>) -> Result<Vec<Lease>, Error> {
         let mut seen = HashSet::new();
-        let mut unique: Vec<Lease> =
+        let mut layers: Vec<Lease> =
             leases.into_iter().rev().filter(|lease| seen.insert(lease.key().clone())).collect();
-        unique.reverse();
-        let mut stack: Vec<Lease> = Vec::new();
-        let mut chain: Option<Digest> = None;
-        for lease in unique {
-            let LayerKey::Diff(diff_id) = lease.key() else {
-                return Err(Error::internal("stack layers", "a patch is no layer"));
-            };
-            // As the OCI image config's "ChainID", which names a layer together with all below it.
-            let name = match &chain {
-                Some(below) => format!("{below} {diff_id}"),
-                None => diff_id.to_string(),
-            };
-            let id = Digest::of(Algorithm::Sha256, name.as_bytes());
-            chain = Some(id.clone());
-            stack.push(lease);
-            if let Some(patch) = self.patch(id, &stack).await? {
-                stack.push(patch);
-            }
+        layers.reverse();
+        let chains = chains(&layers)?;
+        let keys: Vec<&LayerKey> = layers.iter().map(Lease::key).collect();
+        let known = self.index().patched(&keys);
+        let mut stacking = Stacking { inner: self, layers, known, stacked: Vec::new(), look: None };
+        let mut patches = Vec::new();
+        for (place, chain) in chains.into_iter().enumerate() {
+            let patch = stacking.patch(place, chain).await?;
+            stacking.put(place, patch.as_ref());
+            patches.push(patch);
         }
-        Ok(stack)
+        let pairs = stacking.layers.into_iter().zip(patches);
+        Ok(pairs.flat_map(|(layer, patch)| std::iter::once(layer).chain(patch)).collect())
     }
+}
 
-    /// The patch for the topmost layer of a stack, if it needs one.
-    async fn patch(self: &Arc<Self>, chain: Digest, stack: &[Lease]) -> Result<Option<Lease>, Error> {
-        let Some(top) = stack.last().filter(|top| top.depends_on_others) else {
-            return Ok(None);
+/// As the OCI image config's "ChainID", which names a layer together with all below it.
+fn chains(layers: &[Lease]) -> Result<Vec<Digest>, Error> {
+    let mut chains: Vec<Digest> = Vec::new();
+    for lease in layers {
+        let LayerKey::Diff(diff_id) = lease.key() else {
+            return Err(Error::internal("stack layers", "a patch is no layer"));
         };
+        let name = match chains.last() {
+            Some(below) => format!("{below} {diff_id}"),
+            None => diff_id.to_string(),
+        };
+        chains.push(Digest::of(Algorithm::Sha256, name.as_bytes()));
+    }
+    Ok(chains)
+}
+
+impl Stacking<'_> {
+    /// The patch for a layer above those that are stacked, if it needs one.
+    async fn patch(&mut self, place: usize, chain: Digest) -> Result<Option<Lease>, Error> {
+        if !self.layers.get(place).is_some_and(|layer| layer.depends_on_others) {
+            return Ok(None);
+        }
         let key = LayerKey::Patch(chain);
-        if let Some(known) = lease(self, &key) {
+        if let Some(known) = lease(self.inner, &key) {
             return Ok(Some(known));
         }
-        let roots: Vec<PathBuf> =
-            stack.iter().rev().map(|lease| self.folders.layer_fs(lease.key())).collect();
-        let what = format!("layer {}", top.key());
-        let file = self.folders.layer(top.key()).join("layer.json");
-        let limit = self.options.limits.notes;
-        let (needed_roots, needed_what, needed_file) = (roots.clone(), what.clone(), file.clone());
-        let needed = blocking("compare layers", move || {
-            let record = read_json(&needed_file)?;
-            Graft::new(&needed_what, &needed_roots, &record, limit)?.is_needed()
-        })
-        .await?;
-        if !needed {
+        if self.known.get(place) == Some(&false) {
+            return Ok(None);
+        }
+        let Some(layer) = self.layer(place) else { return Ok(None) };
+        let look = match &self.look {
+            Some(look) => look.clone(),
+            None => self.begin(place).await?,
+        };
+        let (looked, at) = (look.clone(), layer.clone());
+        if !blocking("compare layers", move || at.is_needed(&looked)).await? {
             return Ok(None);
         }
         let make = |_, _| {
-            let inner = self.clone();
+            let inner = self.inner.clone();
             blocking("patch a layer", move || {
                 let made = HalfMade::new(&inner)?;
                 made.make_fs()?;
-                Graft::new(&what, &roots, &read_json(&file)?, limit)?.build(&made.fs())?;
+                layer.build(&look, &made)?;
                 Ok((Arc::new(made), LayerRecord::default()))
             })
         };
-        self.lease_or_make(&key, None, make).await.map(Some)
+        self.inner.lease_or_make(&key, None, make).await.map(Some)
+    }
+
+    fn put(&mut self, place: usize, patch: Option<&Lease>) {
+        let folders = &self.inner.folders;
+        self.stacked
+            .extend(self.layers.get(place).into_iter().chain(patch).map(|one| folders.layer_fs(one.key())));
+    }
+
+    fn layer(&self, place: usize) -> Option<Layer> {
+        let key = self.layers.get(place)?.key();
+        let folders = &self.inner.folders;
+        Some(Layer {
+            what: format!("layer {key}"),
+            fs: folders.layer_fs(key),
+            file: folders.layer(key).join("layer.json"),
+            below: self.stacked.clone(),
+            limit: self.inner.options.limits.notes,
+        })
+    }
+
+    /// Reads what this layer and those above it will ask for.
+    async fn begin(&mut self, place: usize) -> Result<Arc<Mutex<Look>>, Error> {
+        let folders = &self.inner.folders;
+        let asking = self.layers.iter().enumerate().skip(place);
+        let asking =
+            asking.filter(|(place, layer)| layer.depends_on_others && self.known.get(*place) != Some(&false));
+        let files: Vec<PathBuf> =
+            asking.map(|(_, layer)| folders.layer(layer.key()).join("layer.json")).collect();
+        let limit = self.inner.options.limits.notes.saturating_mul(NOTES);
+        let merged = blocking("read layers' records", move || {
+            let mut merged = Merged::new(limit);
+            for file in files {
+                let record: LayerRecord = read_json(&file)?;
+                record
+                    .implicit
+                    .iter()
+                    .chain(record.links.values())
+                    .try_for_each(|path| merged.expect(path))?;
+            }
+            Ok(merged)
+        })
+        .await?;
+        let look = Arc::new(Mutex::new(Look { merged: RefCell::new(merged), pushed: 0 }));
+        self.look = Some(look.clone());
+        Ok(look)
+    }
+}
+
+impl Layer {
+    fn is_needed(&self, look: &Mutex<Look>) -> Result<bool, Error> {
+        self.graft(look, |graft| graft.is_needed())
+    }
+
+    fn build(&self, look: &Mutex<Look>, made: &HalfMade) -> Result<(), Error> {
+        self.graft(look, |graft| graft.build(&made.fs()))
+    }
+
+    fn graft<T>(
+        &self,
+        look: &Mutex<Look>,
+        work: impl FnOnce(&Graft<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut look = look.lock().unwrap_or_else(PoisonError::into_inner);
+        for root in self.below.iter().skip(look.pushed) {
+            look.merged.borrow_mut().push(root)?;
+        }
+        look.pushed = self.below.len();
+        let record = read_json(&self.file)?;
+        work(&Graft::new(&self.what, &self.fs, &look.merged, &record, self.limit)?)
     }
 }

@@ -31,6 +31,13 @@ pub(crate) struct ImageRecord {
     /// It has been removed, and stays only for the containers that run on it.
     #[serde(default)]
     pub(crate) removed: bool,
+    /// The record was written when the layers' content was on the disk: they are trusted in another boot, too.
+    #[serde(default)]
+    pub(crate) synced: bool,
+    /// Grows with each change of any record. Where a cut has left a tag with two images, the later record has it; clocks
+    /// may have been set back.
+    #[serde(default)]
+    pub(crate) change: u64,
 }
 
 /// The most digest references and manifests that are kept of one image. A registry may serve the same image by another
@@ -38,6 +45,21 @@ pub(crate) struct ImageRecord {
 const MAX_MANIFESTS: usize = 256;
 
 impl ImageRecord {
+    pub(super) fn new(id: Digest) -> Self {
+        Self {
+            id,
+            tags: BTreeSet::new(),
+            digests: BTreeSet::new(),
+            manifests: BTreeSet::new(),
+            size: 0,
+            diff_ids: Vec::new(),
+            layers: Vec::new(),
+            removed: false,
+            synced: false,
+            change: 0,
+        }
+    }
+
     /// Gives it more names. Of digests and manifests older ones make room for these.
     pub(super) fn add(&mut self, names: Names) {
         self.tags.extend(names.tags);
@@ -150,13 +172,19 @@ pub(crate) struct DiskUsage {
     pub(crate) inodes: u64,
 }
 
-/// `layers/<key>/synced`, written when the layer's content is on the disk.
+impl DiskUsage {
+    pub(super) fn without(self, part: Self) -> Self {
+        Self { bytes: self.bytes.saturating_sub(part.bytes), inodes: self.inodes.saturating_sub(part.inodes) }
+    }
+}
+
+/// `layers/<key>/synced`, written when the layer's content is on the disk: what it takes without this file, and what it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Synced {
     #[serde(flatten)]
     pub(crate) usage: DiskUsage,
-    /// The digest of the files, by which a later change shows. What stands under `tree` was made in another way.
-    #[serde(default, rename = "files", skip_serializing_if = "Option::is_none")]
+    /// The digest of the files, by which a later change shows. What stands under `tree` or `files` was made in another way.
+    #[serde(default, rename = "content", skip_serializing_if = "Option::is_none")]
     pub(crate) tree: Option<Digest>,
 }
 
@@ -197,16 +225,7 @@ mod tests {
     #[test]
     fn an_image_that_is_served_by_ever_new_manifests_keeps_the_newest() {
         let digest = |number: u32| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
-        let mut record = ImageRecord {
-            id: digest(0),
-            tags: BTreeSet::new(),
-            digests: BTreeSet::new(),
-            manifests: BTreeSet::new(),
-            size: 0,
-            diff_ids: Vec::new(),
-            layers: Vec::new(),
-            removed: false,
-        };
+        let mut record = ImageRecord::new(digest(0));
         for number in 0..1000 {
             let names = Names {
                 tags: vec!["r.example/a:1".to_owned()],

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::index::LayerKey;
-use super::reaper::Job;
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
@@ -20,19 +19,21 @@ impl ImageStore {
         // On its own: a caller that gives up does not leave half a removal.
         let task = tokio::spawn(async move {
             let guard = inner.records.lock().await;
-            let Some(image) = inner.resolve(&name) else {
+            let found = inner.resolve(&name).map(|image| image.id.clone());
+            let Some(id) = found.or_else(|| inner.index().resolve_damaged(&name)) else {
                 return Ok(false);
             };
             let worker = inner.clone();
             blocking("remove an image", move || {
-                let record = worker.index().entry(&image.id).map(|entry| entry.record.clone());
-                if let Some(mut record) = record {
+                let known =
+                    worker.index().entry(&id).map(|entry| (entry.record.clone(), entry.image.clone()));
+                if let Some((mut record, image)) = known {
                     record.removed = true;
                     record.tags.clear();
                     record.digests.clear();
-                    worker.write_record(&record, &image.config)?;
+                    worker.write_record(record, &image.config)?;
                 }
-                worker.purge_locked(&image.id)
+                worker.purge_locked(&id)
             })
             .await?;
             drop(guard);
@@ -51,25 +52,22 @@ impl Inner {
 
     /// The same where the caller has the lock of the records.
     pub(super) fn purge_locked(&self, id: &Digest) -> Result<(), Error> {
+        let usage = self.index().entry(id).map(|entry| entry.usage).unwrap_or_default();
         let Some(unused) = self.index().take_unused(id) else {
             return Ok(());
         };
-        if let Some(gone) = self.folders.discard(&self.folders.image(id))? {
-            self.reaper.send(Job::Delete(gone));
-        }
+        self.throw_away(&self.folders.image(id), usage)?;
         unused.iter().try_for_each(|key| self.collect_layer(key))
     }
 
     /// Moves a layer away if nobody uses it. For threads that may block.
     pub(super) fn collect_layer(&self, key: &LayerKey) -> Result<(), Error> {
         let flight = self.flights.layer(key);
+        // Held by others for two renames at most.
         let _guard = flight.placing.blocking_lock();
-        if !self.index().take_unused_layer(key) {
+        let Some(usage) = self.index().take_unused_layer(key) else {
             return Ok(());
-        }
-        if let Some(gone) = self.folders.discard(&self.folders.layer(key))? {
-            self.reaper.send(Job::Delete(gone));
-        }
-        Ok(())
+        };
+        self.throw_away(&self.folders.layer(key), usage)
     }
 }

@@ -4,6 +4,8 @@
 //! A stranger decides how many entries a folder has. So they are not sorted: each has a digest of its own, and their sum
 //! is the same in whatever order the filesystem has them. What it tells is an accident, not somebody who can write to the
 //! store.
+//!
+//! Nor is it the stranger who decides how long it takes: of a file with holes, only the data is read.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
@@ -12,16 +14,17 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, llistxattr, openat,
-    readlinkat, statat,
+    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, lgetxattr, llistxattr,
+    openat, readlinkat, seek, statat,
 };
-use rustix::io::{Errno, read};
+use rustix::io::{Errno, pread};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// The unit in which files are read. The digest depends on it.
 const BUFFER: usize = 256 << 10;
 /// The largest list of names and the largest value of attributes (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
@@ -32,20 +35,30 @@ const MAX_LINKED: usize = 1 << 16;
 
 type Hash = [u8; 32];
 
-/// The digest of all that is below a folder, and of the folder itself.
-pub(super) fn tree_digest(root: &Path) -> Result<Digest, Error> {
+/// The digest of all that is below a folder, and of the folder itself. `None` if `is_over` says that nobody wants it any
+/// more.
+pub(super) fn tree_digest(root: &Path, is_over: &dyn Fn() -> bool) -> Result<Option<Digest>, Error> {
     let failed = |error| Error::io("read for its digest", root, error);
-    let fd = rustix::fs::open(root, FOLDER, Mode::empty()).map_err(failed)?;
+    match digest(root, is_over) {
+        Ok(digest) => Ok(Some(digest)),
+        Err(Errno::CANCELED) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn digest(root: &Path, is_over: &dyn Fn() -> bool) -> Result<Digest, Errno> {
+    let fd = rustix::fs::open(root, FOLDER, Mode::empty())?;
     let mut walk = Walk {
+        is_over,
         linked: HashMap::new(),
         buffer: vec![0; BUFFER],
         names: vec![0; MAX_XATTR],
         value: vec![0; MAX_XATTR],
     };
-    let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+    let stat = rustix::fs::fstat(&fd)?;
     let mut record = Record::new(b"", &stat);
-    walk.attributes_of(&fd, &mut record).map_err(failed)?;
-    record.bytes(&walk.folder(fd, 0).map_err(failed)?);
+    walk.attributes_of(&fd, &mut record)?;
+    record.bytes(&walk.folder(fd, 0)?);
     Ok(Digest::of(Algorithm::Sha256, &record.finish()))
 }
 
@@ -114,7 +127,8 @@ impl Sum {
     }
 }
 
-struct Walk {
+struct Walk<'a> {
+    is_over: &'a dyn Fn() -> bool,
     /// Digests of files with several names, by inode: their bytes are read once.
     linked: HashMap<u64, Hash>,
     buffer: Vec<u8>,
@@ -122,7 +136,7 @@ struct Walk {
     value: Vec<u8>,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn folder(&mut self, fd: OwnedFd, depth: usize) -> Result<Hash, Errno> {
         if depth > MAX_DEPTH {
             return Err(Errno::LOOP);
@@ -140,6 +154,9 @@ impl Walk {
     }
 
     fn entry(&mut self, folder: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<Hash, Errno> {
+        if (self.is_over)() {
+            return Err(Errno::CANCELED);
+        }
         let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let mut record = Record::new(name.to_bytes(), &stat);
         match FileType::from_raw_mode(stat.st_mode) {
@@ -169,12 +186,20 @@ impl Walk {
             return Ok(*known);
         }
         let mut hasher = Sha256::new();
-        loop {
-            let count = read(file, &mut self.buffer[..])?;
+        let mut position = 0;
+        while let Some(start) = data_after(file, position)? {
+            // Whole blocks at their places: the digest does not depend on where the filesystem has holes.
+            position = start - start % u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
+            let count = self.block(file, position)?;
             if count == 0 {
                 break;
             }
-            hasher.update(self.buffer.get(..count).unwrap_or_default());
+            let block = self.buffer.get(..count).unwrap_or_default();
+            if block.iter().any(|byte| *byte != 0) {
+                hasher.update(position.to_le_bytes());
+                hasher.update(block);
+            }
+            position += u64::try_from(count).unwrap_or(u64::MAX);
         }
         let hash = hasher.finalize().into();
         if stat.st_nlink > 1 {
@@ -185,6 +210,22 @@ impl Walk {
             self.linked.insert(stat.st_ino, hash);
         }
         Ok(hash)
+    }
+
+    /// Fills the buffer from a place in a file; less only at its end.
+    fn block(&mut self, file: &OwnedFd, position: u64) -> Result<usize, Errno> {
+        if (self.is_over)() {
+            return Err(Errno::CANCELED);
+        }
+        let mut done = 0;
+        while let Some(rest) = self.buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let count = pread(file, rest, position + u64::try_from(done).unwrap_or(0))?;
+            if count == 0 {
+                break;
+            }
+            done += count;
+        }
+        Ok(done)
     }
 
     fn attributes_of(&mut self, fd: impl AsFd, record: &mut Record) -> Result<(), Errno> {
@@ -229,13 +270,68 @@ impl Walk {
     }
 }
 
+/// Where the next data of a file is, from a place on (lseek(2), `SEEK_DATA`); a filesystem that knows nothing of holes says
+/// that all is data.
+fn data_after(file: &OwnedFd, position: u64) -> Result<Option<u64>, Errno> {
+    match seek(file, SeekFrom::Data(position)) {
+        Ok(start) => Ok(Some(start)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(position)),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::io::{Seek as _, Write as _};
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
     use std::time::{Duration, SystemTime};
 
     use super::*;
+
+    fn tree_digest(root: &Path) -> Result<Digest, Error> {
+        super::tree_digest(root, &|| false).map(Option::unwrap)
+    }
+
+    #[test]
+    fn holes_cost_nothing_and_do_not_show() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str, fill: &dyn Fn(&fs::File)| {
+            let root = folder.path().join(name);
+            fs::create_dir(&root).unwrap();
+            let file = fs::File::create(root.join("file")).unwrap();
+            fill(&file);
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            fs::File::open(&root).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            tree_digest(&root).unwrap()
+        };
+        let length = 10 << 20;
+        let sparse = make("sparse", &|file| {
+            file.set_len(length).unwrap();
+            file.write_all_at(b"here", 5_000_000).unwrap();
+        });
+        let dense = make("dense", &|mut file| {
+            file.write_all(&vec![0; usize::try_from(length).unwrap()]).unwrap();
+            file.seek(std::io::SeekFrom::Start(5_000_000)).unwrap();
+            file.write_all(b"here").unwrap();
+        });
+        assert_eq!(sparse, dense);
+        let elsewhere = make("elsewhere", &|file| {
+            file.set_len(length).unwrap();
+            file.write_all_at(b"here", 5_000_001).unwrap();
+        });
+        assert_ne!(sparse, elsewhere);
+        // 15 TiB, the longest file of ext4, take no time to read.
+        make("huge", &|file| file.set_len(15 << 40).unwrap());
+    }
+
+    #[test]
+    fn it_ends_when_nobody_wants_it_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a"), "a").unwrap();
+        assert_eq!(super::tree_digest(folder.path(), &|| true).unwrap(), None);
+    }
 
     #[test]
     fn every_change_shows_and_a_copy_of_names_does_not() {

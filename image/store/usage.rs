@@ -1,15 +1,16 @@
 //! What the store takes of the disk. Images are counted when they come. What containers have written is counted when
 //! somebody asks, away from the request: that waits for the figures, but not for long, and each figure says when it was
-//! measured.
+//! measured. What waits to be deleted is counted by a thread of its own.
 
-use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Mutex;
 
 use super::record::DiskUsage;
 use super::walk::measure;
-use super::{ImageStore, Inner};
+use super::{ImageStore, Inner, reaper};
 use crate::error::blocking;
 use crate::image::{FsUsage, Usage};
 
@@ -22,10 +23,37 @@ const DUTY: u32 = 10;
 /// How long a request waits for figures. What takes longer is counted nevertheless, for the next one.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Held while layers are counted: by one walker, however many ask.
+/// What the thread is asked to do: to count again what waits to be deleted.
+#[derive(Debug)]
+pub(super) struct Count;
+
+pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Count>) {
+    while let Ok(Count) = inbox.recv() {
+        let Some(inner) = store.upgrade() else { return };
+        inner.trash.measure();
+        *inner.counters.trash() = Counting { under_way: false, done: Some(Instant::now()) };
+    }
+}
+
+/// What is being counted.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
+    /// Held while layers are counted: by one walker, however many ask.
     walking: Arc<Mutex<()>>,
+    trash: std::sync::Mutex<Counting>,
+}
+
+impl Counters {
+    fn trash(&self) -> std::sync::MutexGuard<'_, Counting> {
+        self.trash.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When the thread has counted.
+#[derive(Debug, Default)]
+struct Counting {
+    under_way: bool,
+    done: Option<Instant>,
 }
 
 /// What a container had written at some time.
@@ -87,8 +115,14 @@ impl ImageStore {
 
 impl Inner {
     pub(super) fn usage(&self) -> Usage {
+        self.refresh_trash();
+        // Who looks at the disk's use waits for space: what could not be deleted is tried again.
+        if self.trash.is_stuck() {
+            self.reaper.send(reaper::Job::Retry);
+        }
+        let trash = self.trash.usage();
         let index = self.index();
-        let (image, containers) = (index.image_usage(), index.container_usage());
+        let (image, containers) = (sum([index.image_usage(), trash].into_iter()), index.container_usage());
         let at = |at| FsUsage { mountpoint: self.folders.root().to_owned(), bytes: 0, inodes: 0, at };
         // Of many figures the oldest says how old the sum is.
         let measured = index.containers.values().filter_map(|entry| entry.usage.map(|measured| measured.at));
@@ -96,6 +130,14 @@ impl Inner {
         Usage {
             image: FsUsage { bytes: image.bytes, inodes: image.inodes, ..at(now()) },
             containers: FsUsage { bytes: containers.bytes, inodes: containers.inodes, ..at(oldest) },
+        }
+    }
+
+    fn refresh_trash(&self) {
+        let mut counting = self.counters.trash();
+        if !counting.under_way && counting.done.is_none_or(|done| done.elapsed() > FRESH) {
+            counting.under_way = true;
+            self.meter.send(Count);
         }
     }
 
@@ -126,12 +168,21 @@ impl Inner {
             Err(error) => {
                 tracing::warn!(container = id, %error, "failed to measure a writable layer");
                 // Not tried again at once; the figure stays, with its time.
-                if let Some(last) = self.index().containers.get_mut(id).and_then(|found| found.usage.as_mut()) {
+                if let Some(last) = self.index().containers.get_mut(id).and_then(|found| found.usage.as_mut())
+                {
                     last.done = Instant::now();
                 }
             }
         }
     }
+}
+
+/// The sum of several.
+pub(super) fn sum(parts: impl Iterator<Item = DiskUsage>) -> DiskUsage {
+    parts.fold(DiskUsage::default(), |sum, part| DiskUsage {
+        bytes: sum.bytes.saturating_add(part.bytes),
+        inodes: sum.inodes.saturating_add(part.inodes),
+    })
 }
 
 fn now() -> i64 {

@@ -2,11 +2,14 @@
 //! hundred thousand deep included.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, IFlags, Mode, OFlags, Stat, ioctl_getflags, ioctl_setflags, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::record::DiskUsage;
@@ -19,7 +22,7 @@ const DELETE_DEPTH: usize = 50;
 /// Words of files with several names that are remembered: about 16 MiB.
 const MAX_WORDS: usize = 1 << 19;
 /// The unit of `st_blocks` (stat(2)).
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -115,41 +118,111 @@ impl Count {
 /// Takes a folder that lies too deep to somewhere else.
 pub(super) type MoveOut<'a> = dyn FnMut(BorrowedFd<'_>, &CStr) -> Result<(), Error> + 'a;
 
-/// Deletes whatever is at `path`. Nothing there is fine. Folders that lie too deep are given to `move_out`.
+/// Deletes whatever is at `path`. Nothing there is fine. Folders that lie too deep are given to `move_out`. One thing that
+/// cannot be deleted does not keep the others: the first such error is returned at the end.
 pub(super) fn delete(path: &Path, move_out: &mut MoveOut<'_>) -> Result<(), Error> {
     let failed = |error| Error::io("delete", path, error);
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR) => {}
+        // Of a folder Linux says EISDIR, and EPERM first where it is immutable.
+        Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(failed(error)),
     }
-    let fd = rustix::fs::open(path, FOLDER, Mode::empty()).map_err(failed)?;
+    let fd = match rustix::fs::open(path, FOLDER, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            unlock_at(rustix::fs::CWD, path.as_os_str());
+            return rustix::fs::unlink(path).map_err(failed);
+        }
+        other => other.map_err(failed)?,
+    };
     empty(path, &fd, 0, move_out)?;
-    rustix::fs::rmdir(path).map_err(failed)
+    match rustix::fs::rmdir(path) {
+        Err(Errno::PERM) => {
+            unlock(&fd);
+            rustix::fs::rmdir(path).map_err(failed)
+        }
+        other => other.map_err(failed),
+    }
 }
 
 fn empty(path: &Path, fd: &OwnedFd, depth: usize, move_out: &mut MoveOut<'_>) -> Result<(), Error> {
     let failed = |error| Error::io("delete the content of", path, error);
+    let mut failure = None;
     for entry in Dir::read_from(fd).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         if is_self_or_parent(name) {
             continue;
         }
-        match unlinkat(fd, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => continue,
-            Err(Errno::ISDIR) => {}
-            Err(error) => return Err(failed(error)),
+        if let Err(error) = remove(path, fd, name, depth, move_out) {
+            failure = failure.or(Some(error));
         }
-        if depth >= DELETE_DEPTH {
-            move_out(fd.as_fd(), name)?;
-            continue;
-        }
-        let child = openat(fd, name, FOLDER, Mode::empty()).map_err(failed)?;
-        empty(path, &child, depth + 1, move_out)?;
-        unlinkat(fd, name, AtFlags::REMOVEDIR).map_err(failed)?;
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
+}
+
+/// Removes one entry of a folder with all that is in it.
+fn remove(
+    path: &Path,
+    fd: &OwnedFd,
+    name: &CStr,
+    depth: usize,
+    move_out: &mut MoveOut<'_>,
+) -> Result<(), Error> {
+    let failed = |error| Error::io("delete the content of", path, error);
+    match unlinked(fd, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    if depth >= DELETE_DEPTH {
+        return move_out(fd.as_fd(), name);
+    }
+    let child = openat(fd, name, FOLDER, Mode::empty()).map_err(failed)?;
+    empty(path, &child, depth + 1, move_out)?;
+    drop(child);
+    unlinked(fd, name, AtFlags::REMOVEDIR).map_err(failed)
+}
+
+/// unlinkat(2), also of what a container has made immutable or append-only (ioctl_iflags(2)): itself, or its folder.
+fn unlinked(folder: &OwnedFd, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
+    match unlinkat(folder, name, flags) {
+        Err(Errno::PERM) => {
+            unlock(folder);
+            unlock_at(folder.as_fd(), OsStr::from_bytes(name.to_bytes()));
+            unlinkat(folder, name, flags)
+        }
+        other => other,
+    }
+}
+
+/// Takes the flags away that keep a file or folder from being deleted; the call that follows says whether that has helped.
+fn unlock(fd: &OwnedFd) {
+    let lock = IFlags::IMMUTABLE | IFlags::APPEND;
+    let unlocked = ioctl_getflags(fd).and_then(|flags| ioctl_setflags(fd, flags - lock));
+    if let Err(error) = unlocked {
+        tracing::debug!(%error, "take away flags that forbid deletion");
+    }
+}
+
+/// The same by name. Only files and folders have such flags, and only these are opened: a device's driver would notice.
+fn unlock_at(folder: BorrowedFd<'_>, name: &OsStr) {
+    let opened = |stat: Stat| {
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        (kind.is_file() || kind.is_dir())
+            .then(|| {
+                openat(
+                    folder,
+                    name,
+                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+                .ok()
+            })
+            .flatten()
+    };
+    let fd = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok().and_then(opened);
+    fd.iter().for_each(unlock);
 }
 
 fn is_self_or_parent(name: &CStr) -> bool {
@@ -195,6 +268,41 @@ mod tests {
             inodes.insert(stranger * 64);
         }
         assert_eq!(inodes.0.len(), MAX_WORDS);
+    }
+
+    #[test]
+    fn what_is_immutable_is_deleted_and_what_cannot_be_does_not_keep_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let top = folder.path().join("top");
+        let lock = |path: &Path, flags| {
+            let file = fs::File::open(path).unwrap();
+            ioctl_setflags(&file, ioctl_getflags(&file)? | flags)
+        };
+        let make = || {
+            fs::create_dir_all(top.join("a/b")).unwrap();
+            for name in ["a/b/file", "a/log", "file"] {
+                fs::write(top.join(name), "x").unwrap();
+            }
+        };
+        make();
+        if lock(&top.join("file"), IFlags::IMMUTABLE).is_err() {
+            return; // Not this filesystem, or this user.
+        }
+        for (name, flags) in [
+            ("a/b/file", IFlags::IMMUTABLE),
+            ("a/b", IFlags::IMMUTABLE),
+            ("a/log", IFlags::APPEND),
+            ("a", IFlags::APPEND),
+            ("", IFlags::IMMUTABLE),
+        ] {
+            lock(&top.join(name), flags).unwrap();
+        }
+        delete(&top, &mut |_, _| panic!("not that deep")).unwrap();
+        assert!(!top.exists());
+        fs::write(&top, "a file itself").unwrap();
+        lock(&top, IFlags::IMMUTABLE).unwrap();
+        delete(&top, &mut |_, _| panic!("no folder")).unwrap();
+        assert!(!top.exists());
     }
 
     #[test]

@@ -11,138 +11,16 @@
     reason = "a test that fails says so by panicking"
 )]
 
-#[path = "../../tests/support/registry.rs"]
-mod registry;
+mod support;
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_image::{
-    Algorithm, Credentials, Digest, ErrorKind, Image, ImageStore, Limits, Options, Proxies, Reference,
-    Verdict,
-};
-use registry::{Answer, MANIFEST, Registry};
-
-/// How long what happens in the background may take on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-struct Test {
-    folder: tempfile::TempDir,
-    registry: Registry,
-    store: ImageStore,
-}
-
-async fn open(folder: &Path) -> ImageStore {
-    let options = Options { certs_dirs: vec![folder.join("certs.d")], ..Options::new(folder.join("image")) };
-    ImageStore::open(options).await.unwrap()
-}
-
-async fn test() -> Test {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    Test { registry: Registry::start(std::process::id()), store, folder }
-}
-
-impl Test {
-    fn reference(&self, name: &str) -> Reference {
-        format!("{}/{name}", self.registry.address).parse().unwrap()
-    }
-
-    async fn pull(&self, name: &str) -> Result<Arc<Image>, berth_image::Error> {
-        self.store.pull(&self.reference(name), None).await
-    }
-
-    fn stored(&self, folder: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.folder.path().join("image").join(folder)).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-    }
-
-    /// Waits for the background thread.
-    fn settled(&self, folder: &str, count: usize) -> bool {
-        let until = Instant::now() + PATIENCE;
-        while self.stored(folder).len() != count && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.stored(folder).len() == count
-    }
-}
-
-/// Builds a layer.
-#[derive(Default)]
-struct Layer(Vec<(tar::Header, String, Vec<u8>)>);
-
-impl Layer {
-    fn entry(mut self, kind: tar::EntryType, name: &str, mode: u32, link: &str, data: &[u8]) -> Self {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_mtime(1_000_000_000);
-        header.set_size(data.len() as u64);
-        if !link.is_empty() {
-            header.set_link_name(link).unwrap();
-        }
-        self.0.push((header, name.to_owned(), data.to_vec()));
-        self
-    }
-
-    fn folder(self, name: &str, mode: u32) -> Self {
-        self.entry(tar::EntryType::Directory, name, mode, "", b"")
-    }
-
-    fn file(self, name: &str, text: &str) -> Self {
-        self.entry(tar::EntryType::Regular, name, 0o644, "", text.as_bytes())
-    }
-
-    fn link(self, name: &str, target: &str) -> Self {
-        self.entry(tar::EntryType::Link, name, 0o644, target, b"")
-    }
-
-    fn symlink(self, name: &str, target: &str) -> Self {
-        self.entry(tar::EntryType::Symlink, name, 0o777, target, b"")
-    }
-
-    /// The archive and its digest.
-    fn plain(self) -> (Vec<u8>, Digest) {
-        let mut tar = tar::Builder::new(Vec::new());
-        for (mut header, name, data) in self.0 {
-            tar.append_data(&mut header, name, data.as_slice()).unwrap();
-        }
-        let bytes = tar.into_inner().unwrap();
-        let digest = Digest::of(Algorithm::Sha256, &bytes);
-        (bytes, digest)
-    }
-
-    fn gzip(self) -> (Vec<u8>, Digest) {
-        let (bytes, digest) = self.plain();
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        std::io::Write::write_all(&mut encoder, &bytes).unwrap();
-        (encoder.finish().unwrap(), digest)
-    }
-
-    fn zstd(self) -> (Vec<u8>, Digest) {
-        let (bytes, digest) = self.plain();
-        (zstd::encode_all(bytes.as_slice(), 3).unwrap(), digest)
-    }
-}
-
-fn simple(name: &str) -> (Vec<u8>, Digest) {
-    Layer::default().file(name, "content").gzip()
-}
-
-/// What a container would see: the uppermost thing of a name in a stack of folders, without whiteouts' names.
-fn seen(lower: &[PathBuf], name: &str) -> Option<PathBuf> {
-    for layer in lower {
-        let path = layer.join(name);
-        if let Ok(stat) = fs::symlink_metadata(&path) {
-            return (!(stat.file_type().is_char_device() && stat.rdev() == 0)).then_some(path);
-        }
-    }
-    None
-}
+use berth_image::{Algorithm, Credentials, Digest, ErrorKind, ImageStore, Limits, Options, Proxies, Verdict};
+use support::registry::{Answer, MANIFEST, Registry};
+use support::{Layer, Overlay, PATIENCE, Test, open, seen, simple, test, until_digested};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_of_every_compression_make_one_tree() {
@@ -176,6 +54,64 @@ async fn layers_of_every_compression_make_one_tree() {
     let srv = fs::metadata(seen(&layer.lower, "srv").unwrap()).unwrap();
     assert_eq!(srv.mode() & 0o7777, 0o1777, "a folder that a layer does not list keeps its mode");
     test.store.remove_layer("c1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_layers_share_folders_that_none_of_them_lists() {
+    const LAYERS: usize = 127;
+    let test = test().await;
+    let bottom = Layer::default()
+        .folder("srv", 0o711)
+        .folder("srv/shared", 0o1777)
+        .folder("usr", 0o755)
+        .folder("usr/lib", 0o750)
+        .symlink("lib", "usr/lib");
+    let mut layers = vec![bottom.gzip()];
+    for number in 1..LAYERS {
+        let mut layer = Layer::default().file(&format!("lib/x/{number}"), "below a link");
+        for file in 0..20 {
+            layer = layer.file(&format!("srv/shared/all/{file}/{number}"), "x");
+            layer = layer.file(&format!("srv/own{number}/{file}/x"), "x");
+        }
+        layers.push(layer.gzip());
+    }
+    test.registry.layers("image", &layers[..LAYERS - 1]);
+    let shorter = test.pull("image:1").await.unwrap();
+    test.registry.layers("longer", &layers);
+    let longer = test.pull("longer:1").await.unwrap();
+    for (id, count) in [(shorter.id.clone(), LAYERS - 1), (longer.id.clone(), LAYERS)] {
+        let layer = test.store.create_layer("c", &id, &[]).await.unwrap();
+        let mode = |name: &str| fs::metadata(seen(&layer.lower, name).unwrap()).unwrap().mode() & 0o7777;
+        assert_eq!([mode("srv"), mode("srv/shared"), mode("usr/lib")], [0o711, 0o1777, 0o750]);
+        assert!(fs::symlink_metadata(seen(&layer.lower, "lib").unwrap()).unwrap().is_symlink());
+        for number in 1..count {
+            for name in [format!("usr/lib/x/{number}"), format!("srv/shared/all/19/{number}")] {
+                assert!(seen(&layer.lower, &name).is_some(), "{name}");
+            }
+        }
+        assert!(seen(&layer.lower, &format!("usr/lib/x/{count}")).is_none());
+        test.store.remove_layer("c").await.unwrap();
+    }
+    // What is above the same layers is not made again for the other image.
+    assert!(test.store.remove(&shorter.id.to_string()).await.unwrap());
+    assert!(test.store.remove(&longer.id.to_string()).await.unwrap());
+    assert!(test.settled("layers", 0) && test.settled("trash", 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_a_layer_empties_without_listing_it_keeps_its_owner_and_mode() {
+    let test = test().await;
+    let bottom = Layer::default().folder("srv", 0o711).folder("srv/data", 0o1770).file("srv/data/old", "x");
+    let top = Layer::default().file("srv/data/.wh..wh..opq", "").file("srv/data/new", "y");
+    test.registry.layers("image", &[bottom.gzip(), top.gzip()]);
+    let image = test.pull("image:1").await.unwrap();
+    let layer = test.store.create_layer("c", &image.id, &[]).await.unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let merged = Overlay::mount(root.path(), &layer.lower);
+    let data = merged.path.join("srv/data");
+    assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1770);
+    let names: Vec<_> = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["new"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,25 +291,30 @@ async fn images_survive_a_restart_and_half_made_things_do_not() {
     assert!(test.store.layer("torn").is_none());
     test.store.remove_layer("torn").await.unwrap();
 
-    // After a power cut, what was not synced is not trusted.
+    // In another boot, a layer is trusted because an image's record vouches for it, or a marker of its own does.
     let Test { folder, registry, store } = test;
     store.remove_layer("kept").await.unwrap();
-    // The background thread of this store must have done with the layers.
-    let until = Instant::now() + PATIENCE;
-    let done = |layer: fs::DirEntry| {
-        fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("files"))
-    };
-    while !fs::read_dir(root.join("layers")).unwrap().flatten().all(done) {
-        assert!(Instant::now() < until, "the layers are brought to the disk");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until_digested(&root);
     drop(store);
-    for layer in fs::read_dir(root.join("layers")).unwrap() {
-        let layer = layer.unwrap().path();
+    let layers = || fs::read_dir(root.join("layers")).unwrap().map(|layer| layer.unwrap().path());
+    for layer in layers() {
         drop(fs::remove_file(layer.join("synced")));
         let record = fs::read_to_string(layer.join("layer.json")).unwrap();
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         fs::write(layer.join("layer.json"), record.replace(boot.trim(), "another-boot")).unwrap();
+    }
+    let store = open(folder.path()).await;
+    assert_eq!(store.list().len(), 1);
+    until_digested(&root);
+    drop(store);
+    // What an earlier daemon has recorded before its layers were on the disk does not.
+    let id = fs::read_dir(root.join("images")).unwrap().next().unwrap().unwrap().path().join("image.json");
+    let record = fs::read_to_string(&id).unwrap();
+    let old = record.replace("\"synced\": true", "\"synced\": false");
+    assert_ne!(old, record);
+    fs::write(&id, old).unwrap();
+    for layer in layers() {
+        drop(fs::remove_file(layer.join("synced")));
     }
     let test = Test { store: open(folder.path()).await, folder, registry };
     assert!(test.store.list().is_empty());

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read};
 
 use zstd::stream::raw::{DParameter, Decoder, Operation as _};
 
-use super::windows::{LargeWindow, MAX_WINDOW, MAX_WINDOW_LOG, SMALL_WINDOW};
+use super::windows::{LargeWindow, SMALL_WINDOW};
 
 /// The longest header (RFC 8878, 3.1.1): magic number, descriptor, window, dictionary, size of the content.
 const MAX_HEADER: usize = 18;
@@ -13,8 +13,11 @@ const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The last three bytes of a skippable frame's magic number (3.1.2), whose first is 0x50 to 0x5f.
 const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
-/// Gives leave to use a large window; it may wait for that.
-pub(super) type AskForWindow<'a> = dyn Fn() -> io::Result<Option<LargeWindow>> + 'a;
+/// The largest window that the library knows. How large one may be is decided by its header.
+const MAX_WINDOW_LOG: u32 = 31;
+
+/// Gives leave to use a large window of so many bytes; it may wait for that.
+pub(super) type AskForWindow<'a> = dyn Fn(u64) -> io::Result<Option<LargeWindow>> + 'a;
 
 /// A reader of what is in the frames of `source`.
 pub(super) struct Frames<'a, R> {
@@ -25,8 +28,8 @@ pub(super) struct Frames<'a, R> {
     used: usize,
     within: bool,
     ask: Box<AskForWindow<'a>>,
-    /// The decoder keeps its memory from frame to frame: leave is asked for once.
-    asked: bool,
+    /// The decoder keeps its memory from frame to frame: leave is asked for once, and again for a larger window.
+    window: u64,
     large: Option<LargeWindow>,
 }
 
@@ -50,9 +53,8 @@ fn is_skippable(start: &[u8]) -> bool {
 
 impl<'a, R: BufRead> Frames<'a, R> {
     pub(super) fn new(source: R, ask: Box<AskForWindow<'a>>) -> io::Result<Self> {
-        let mut decoder = Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
-        Ok(Self { source, decoder, head: Vec::new(), used: 0, within: false, ask, asked: false, large: None })
+        let (decoder, window) = (new_decoder()?, SMALL_WINDOW);
+        Ok(Self { source, decoder, head: Vec::new(), used: 0, within: false, ask, window, large: None })
     }
 
     /// Looks at the next header; false at the end of the stream.
@@ -94,13 +96,13 @@ impl<'a, R: BufRead> Frames<'a, R> {
     }
 
     fn check(&mut self, window: u64) -> io::Result<()> {
-        if window > MAX_WINDOW {
-            let why = format!("a window of {window} bytes, the limit is {MAX_WINDOW}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        }
-        if window > SMALL_WINDOW && !self.asked {
-            self.asked = true;
-            self.large = (self.ask)()?;
+        if window > self.window {
+            if self.large.take().is_some() {
+                // With its memory goes the leave to have it, before more is asked for.
+                self.decoder = new_decoder()?;
+            }
+            self.large = (self.ask)(window)?;
+            self.window = window;
         }
         Ok(())
     }
@@ -121,6 +123,12 @@ impl<'a, R: BufRead> Frames<'a, R> {
         }
         Ok(())
     }
+}
+
+fn new_decoder() -> io::Result<Decoder<'static>> {
+    let mut decoder = Decoder::new()?;
+    decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
+    Ok(decoder)
 }
 
 impl<R: BufRead> Read for Frames<'_, R> {
@@ -195,6 +203,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::windows::check_alone;
     use super::*;
 
     /// Gives its bytes one by one, as a slow network does.
@@ -220,9 +229,9 @@ mod tests {
     }
 
     fn decode(source: impl BufRead, asked: &Cell<usize>) -> io::Result<Vec<u8>> {
-        let ask = || {
+        let ask = |bytes| {
             asked.set(asked.get() + 1);
-            Ok(None)
+            check_alone(bytes).map(|()| None)
         };
         let mut content = Vec::new();
         Frames::new(source, Box::new(ask))?.read_to_end(&mut content)?;
@@ -264,16 +273,15 @@ mod tests {
     #[test]
     fn a_large_window_is_asked_for_once_and_a_huge_one_refused() {
         let content = vec![1; 100_000];
-        for (logs, times) in [([20, 23], 0), ([20, 24], 1), ([26, 25], 1)] {
+        for (logs, times) in [([20, 23], 0), ([20, 24], 1), ([26, 25], 1), ([27, 27], 1), ([24, 27], 2)] {
             let asked = Cell::new(0);
             let stream: Vec<u8> = logs.iter().flat_map(|log| frame(&content, *log)).collect();
             assert_eq!(decode(stream.as_slice(), &asked).unwrap().len(), 200_000);
             assert_eq!(asked.get(), times, "{logs:?}");
         }
         let asked = Cell::new(0);
-        let error = decode(frame(&content, 27).as_slice(), &asked).unwrap_err();
-        assert!(error.to_string().contains("134217728 bytes, the limit is 67108864"), "{error}");
-        assert_eq!(asked.get(), 0);
+        let error = decode(frame(&content, 28).as_slice(), &asked).unwrap_err();
+        assert!(error.to_string().contains("268435456 bytes, the limit is 134217728"), "{error}");
     }
 
     #[test]
@@ -301,7 +309,7 @@ mod tests {
             }
             let ours = decode(bytes.as_slice(), &Cell::new(0));
             let theirs = zstd::stream::read::Decoder::with_buffer(bytes.as_slice()).and_then(|mut decoder| {
-                decoder.window_log_max(MAX_WINDOW_LOG)?;
+                decoder.window_log_max(27)?;
                 let mut content = Vec::new();
                 decoder.read_to_end(&mut content).map(|_| content)
             });

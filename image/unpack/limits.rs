@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::windows::{ImageWindows, LargeWindow, Windows};
+use super::windows::{ImageWindows, LargeWindow, Windows, check_alone};
 use crate::error::Error;
 
 /// Bounds on what a registry can make this node do.
@@ -30,8 +30,10 @@ impl Default for Limits {
             bytes: 64 << 30,
             entries: 10_000_000,
             depth: 256,
-            ratio: 1000,
-            ratio_floor: 1 << 30,
+            // More than the 1032 that deflate can come to (zlib's technical details, "Maximum Compression Factor"): gzip is
+            // bounded by its format and by `bytes`. In the zstd format a few bytes may stand for as many as one likes.
+            ratio: 1100,
+            ratio_floor: 4 << 30,
             notes: 16 << 20,
         }
     }
@@ -57,8 +59,11 @@ impl Budget {
     }
 
     /// Waits until a large window may be used. For threads that may block.
-    pub(super) fn large_window(&self) -> io::Result<Option<LargeWindow>> {
-        self.windows.as_ref().map(ImageWindows::large).transpose()
+    pub(super) fn large_window(&self, bytes: u64) -> io::Result<Option<LargeWindow>> {
+        match &self.windows {
+            Some(windows) => windows.large(bytes).map(Some),
+            None => check_alone(bytes).map(|()| None),
+        }
     }
 
     /// Whether others wait for memory that this image has.

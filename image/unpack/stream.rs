@@ -9,6 +9,7 @@ use super::frames::{Frames, is_frame};
 use super::limits::Budget;
 use super::path::TreePath;
 use super::recipe::RecipeWriter;
+use super::windows::check_alone;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::Error;
 
@@ -36,7 +37,10 @@ pub(crate) fn decompressed<'a>(
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(whole)));
     }
     if is_zstd {
-        let ask = move || budget.map_or(Ok(None), Budget::large_window);
+        let ask = move |bytes| match budget {
+            Some(budget) => budget.large_window(bytes),
+            None => check_alone(bytes).map(|()| None),
+        };
         return Ok(Box::new(Frames::new(whole, Box::new(ask))?));
     }
     Ok(Box::new(whole))

@@ -66,9 +66,9 @@ fn check(daemon: &Shared, config: &ContainerConfig) -> Result<(), CriError> {
         resources::check(resources, daemon.hierarchies.is_v2())?;
     }
     let images = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
-    images.chain(&config.image).try_for_each(|image| {
-        daemon.check_runtime_handler("image.runtime_handler", &image.runtime_handler)
-    })
+    images
+        .chain(&config.image)
+        .try_for_each(|image| daemon.check_runtime_handler("image.runtime_handler", &image.runtime_handler))
 }
 
 struct Creation {

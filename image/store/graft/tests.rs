@@ -1,6 +1,7 @@
 use super::*;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::PathBuf;
 
 fn path(text: &str) -> TreePath {
     TreePath::parse(text.as_bytes()).unwrap()
@@ -32,8 +33,11 @@ impl Layers {
     }
 
     fn build_within(&self, record: &LayerRecord, limit: u64) -> Result<bool, Error> {
-        let roots = [self.top.clone(), self.lower.clone()];
-        let graft = Graft::new("layer test", &roots, record, limit)?;
+        let mut merged = Merged::new(1 << 20);
+        record.implicit.iter().for_each(|path| merged.expect(path).unwrap());
+        merged.push(&self.lower)?;
+        let merged = RefCell::new(merged);
+        let graft = Graft::new("layer test", &self.top, &merged, record, limit)?;
         graft.build(&self.patch)?;
         graft.is_needed()
     }
@@ -52,6 +56,26 @@ fn unlisted_folders_keep_the_metadata_from_below() {
     assert_eq!(fs::metadata(layers.patch.join("srv/data")).unwrap().mode() & 0o7777, 0o1777);
     assert_eq!(fs::metadata(layers.patch.join("srv")).unwrap().mode() & 0o7777, 0o755);
     assert!(!layers.patch.join("srv/data/file").exists());
+}
+
+#[test]
+fn an_unlisted_folder_that_is_emptied_keeps_its_metadata_and_what_was_in_it_does_not() {
+    let layers = layers();
+    fs::create_dir_all(layers.lower.join("srv/data/deeper")).unwrap();
+    for name in ["srv/data", "srv/data/deeper"] {
+        fs::set_permissions(layers.lower.join(name), fs::Permissions::from_mode(0o1777)).unwrap();
+    }
+    fs::create_dir_all(layers.top.join("srv/data/deeper")).unwrap();
+    let emptied = fs::File::open(layers.top.join("srv/data")).unwrap();
+    rustix::fs::fsetxattr(&emptied, "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+    let implicit = ["srv", "srv/data", "srv/data/deeper"].map(path).into();
+    let record = LayerRecord { implicit, ..LayerRecord::default() };
+    assert!(layers.build(&record).unwrap());
+    assert_eq!(fs::metadata(layers.patch.join("srv/data")).unwrap().mode() & 0o7777, 0o1777);
+    assert!(!layers.patch.join("srv/data/deeper").exists(), "it is new, and has nothing of the old one");
+    let mut value = [0; 1];
+    let patched = fs::File::open(layers.patch.join("srv/data")).unwrap();
+    assert!(rustix::fs::fgetxattr(&patched, "trusted.overlay.opaque", &mut value[..]).is_err());
 }
 
 #[test]

@@ -60,6 +60,9 @@ struct VerifyArgs {
     /// A name or an id; without one, all images
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
+    /// Pull again what is missing or has changed, where a registry is known that has it
+    #[arg(long)]
+    repair: bool,
     #[command(flatten)]
     source: Source,
 }
@@ -114,13 +117,16 @@ async fn answer(command: Command) -> Result<String, String> {
 async fn verify(args: VerifyArgs) -> Result<String, String> {
     let config = args.source.load().map_err(|error| error.to_string())?;
     let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
-    let request = VerifyImagesRequest { image: args.image.unwrap_or_default() };
+    let request = VerifyImagesRequest { image: args.image.unwrap_or_default(), repair: args.repair };
     let answer = AdminClient::new(channel).verify_images(request).await;
     let parts = answer.map_err(|status| format!("verify: {}", status.message()))?.into_inner().parts;
     let of = |verdict: Verdict| parts.iter().filter(move |part| part.verdict() == verdict);
     let mut text = format!("{} parts are sound\n", of(Verdict::Sound).count());
     for part in of(Verdict::Unknown) {
         text.push_str(&format!("not known yet: {} of {}\n", part.what, part.images.join(", ")));
+    }
+    for part in of(Verdict::Repaired) {
+        text.push_str(&format!("pulled again: {} of {}: {}\n", part.what, part.images.join(", "), part.why));
     }
     for part in of(Verdict::Broken) {
         text.push_str(&format!("broken: {} of {}: {}\n", part.what, part.images.join(", "), part.why));
