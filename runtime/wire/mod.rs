@@ -244,7 +244,7 @@ pub enum Failure {
 }
 
 /// The failure of a first process: a fixed record on the wire from the init, see [`Report`](transport::Report).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InitFailure {
     /// Where.
     pub step: Step,
@@ -405,7 +405,7 @@ pub struct ContainerSnapshot {
 }
 
 /// How far a container is, as the keeper sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// Its first process is still on its way to the gate.
     Creating,
@@ -421,7 +421,7 @@ pub enum Phase {
 }
 
 /// How a container ended; also the content of `exit.json` in its folder.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// The exit code, or 128 plus the signal's number.
     pub code: i32,

@@ -124,6 +124,7 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
         errors.push(format!("detach the network: {error}"));
     }
     if let Some(link) = pod.link() {
+        write_ends(daemon).await;
         match keeper::end(&link).await {
             Ok(()) => pod.set_link(None),
             Err(error) => errors.push(error),
@@ -139,6 +140,22 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
         return Ok(());
     }
     Err(CriError::internal(format!("stop pod sandbox {}", pod.id), errors.join("; ")))
+}
+
+/// How long the disk may take for what is known of ended containers.
+const LAST_WRITES: Duration = Duration::from_secs(1);
+
+/// The keeper is the last beside the daemon who knows how its containers have ended: that is to be on the disk before it
+/// ends, unless the disk does not take it.
+async fn write_ends(daemon: &Shared) {
+    if daemon.records.pending() == 0 {
+        return;
+    }
+    let records = daemon.records.clone();
+    let written = blocking(move || Ok::<_, CriError>(records.flush(LAST_WRITES))).await;
+    if !written.unwrap_or(false) {
+        tracing::warn!("a keeper ends before all that it knows is written");
+    }
 }
 
 /// Kills what is in a cgroup and removes it.

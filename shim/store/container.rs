@@ -19,7 +19,7 @@ use crate::event::{Level, Told};
 use crate::ids::{ContainerId, PodId};
 
 /// Where a container is in its life. The evidence for a state is in its variant, so that both cannot disagree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ContainerState {
     /// CreateContainer is at work. Not shown to clients; a daemon that finds it at start takes everything back.
     Creating,
@@ -40,7 +40,7 @@ pub enum ContainerState {
 }
 
 /// How a container ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Exit {
     /// The exit code, or 128 plus the signal.
     pub code: i32,
@@ -55,7 +55,7 @@ pub struct Exit {
 }
 
 /// Why a container ended (CRI `ContainerStatus.reason`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ExitReason {
     /// Exit code 0.
     Completed,

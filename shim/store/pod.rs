@@ -22,7 +22,7 @@ use crate::lsm::selinux::Labels;
 use crate::spec::PodFiles;
 
 /// Where a pod is in its life.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PodState {
     /// RunPodSandbox is at work. Not shown to clients; a daemon that finds it at start takes everything back.
     Creating,

@@ -20,7 +20,7 @@ const MOST: usize = 3_000_000;
 /// A world as a number: two that are different have the same one by chance only once in 2^64 / states^2.
 fn fingerprint(world: &World) -> u64 {
     let mut hasher = DefaultHasher::new();
-    format!("{world:?}").hash(&mut hasher);
+    world.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -81,7 +81,7 @@ const ONE_OF_EACH: Budget = Budget {
 
 #[test]
 fn calls_in_every_order() {
-    holds(Budget { start: 2, stop: 2, remove: 2, ..ONE_OF_EACH });
+    holds(Budget { start: 2, stop: 2, ..ONE_OF_EACH });
 }
 
 #[test]

@@ -180,6 +180,7 @@ fn keeper_starts(world: &mut World) -> bool {
 
 fn keeper_forgets(world: &mut World) {
     if world.knows.take().is_some() {
+        world.was_forgotten = true;
         world.kill();
     }
 }
@@ -200,6 +201,10 @@ fn tell(world: &mut World, memory: &Memory, told: Told) -> bool {
             true
         }
     }
+}
+
+fn forget(world: &mut World, memory: &mut Memory) {
+    let _answers = tell(world, memory, Told::Forget);
 }
 
 fn note_end(world: &mut World, memory: &mut Memory) {
@@ -310,7 +315,9 @@ fn operation(world: &World, memory: &Memory, call: Call, step: u8) -> Next {
             Keeper::Alive => to("first process", 2, &|world, _| {
                 (world.process, world.knows) = (Process::Gate, Some(Phase::Created));
             }),
-            _ => to("no answer", 9, &|world, memory| drop(tell(world, memory, Told::Create))),
+            _ => to("no answer", 9, &|world, memory| {
+                let _answers = tell(world, memory, Told::Create);
+            }),
         },
         (Call::Create, 2) => {
             to("record", 3, &|world, _| world.disk_container = Some(ContainerState::Creating.created(PID)));
@@ -339,7 +346,9 @@ fn operation(world: &World, memory: &Memory, call: Call, step: u8) -> Next {
         },
         (Call::Start, 1) if world.keeper == Keeper::Alive => {
             let starts = world.knows == Some(Phase::Created) && world.process == Process::Gate;
-            to("exec", if starts { 2 } else { 3 }, &|world, _| drop(keeper_starts(world)));
+            to("exec", if starts { 2 } else { 3 }, &|world, _| {
+                let _starts = keeper_starts(world);
+            });
         }
         (Call::Start, 1) => to("exec", if world.keeper == Keeper::Dead { 3 } else { 5 }, &|world, memory| {
             tell(world, memory, Told::Start);
@@ -365,9 +374,7 @@ fn operation(world: &World, memory: &Memory, call: Call, step: u8) -> Next {
         (Call::Remove, 1 | 2) => kill(world, memory, step, 3, &mut to),
         (Call::Remove, 3) => {
             let answers = !memory.link || world.keeper != Keeper::Stopped;
-            to("forget", if answers { 6 } else { 4 }, &|world, memory| {
-                drop(tell(world, memory, Told::Forget))
-            });
+            to("forget", if answers { 6 } else { 4 }, &forget);
         }
         (Call::Remove, 4 | 5) => kill(world, memory, step - 3, 6, &mut |label, step, change| {
             to(label, if step == 6 { 6 } else { step + 3 }, change);
@@ -389,7 +396,7 @@ fn operation(world: &World, memory: &Memory, call: Call, step: u8) -> Next {
         },
         (Call::StopPod, 1) if memory.making => {
             if world.keeper == Keeper::Alive && memory.link && world.knows.is_some() {
-                to("what is made is given up", 1, &|world, memory| drop(tell(world, memory, Told::Forget)));
+                to("what is made is given up", 1, &forget);
             }
         }
         (Call::StopPod, 1) => match memory.container.is_some() && !memory.has_ended() {
@@ -401,6 +408,8 @@ fn operation(world: &World, memory: &Memory, call: Call, step: u8) -> Next {
                 to(label, if step == 5 { 5 } else { step + 1 }, change);
             });
         }
+        // The last who knows how the container ended is about to go.
+        (Call::StopPod, 5) if memory.container_unwritten => {}
         (Call::StopPod, 5) => to("release", 6, &|world, memory| {
             world.kill();
             (world.keeper, world.knows, world.pause) = (Keeper::Dead, None, false);

@@ -16,7 +16,7 @@ pub(super) const KILLED: i32 = 137;
 const UNKNOWN: i32 = 255;
 
 /// How often what comes from outside may still happen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Budget {
     pub(super) create: u8,
     pub(super) start: u8,
@@ -32,7 +32,7 @@ pub(super) struct Budget {
     pub(super) refusals: u8,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Keeper {
     Alive,
     /// SIGSTOP: it takes nothing, and does what it was told when it goes on.
@@ -40,7 +40,7 @@ pub(super) enum Keeper {
     Dead,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Process {
     None,
     Gate,
@@ -49,7 +49,7 @@ pub(super) enum Process {
 }
 
 /// What a stopped keeper will be told when it goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Told {
     Create,
     Start,
@@ -57,7 +57,7 @@ pub(super) enum Told {
 }
 
 /// An operation's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Call {
     Create,
     Start,
@@ -68,7 +68,7 @@ pub(super) enum Call {
 }
 
 /// What a daemon has in memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Memory {
     pub(super) pod: Option<PodState>,
     pub(super) container: Option<ContainerState>,
@@ -88,7 +88,7 @@ pub(super) struct Memory {
     pub(super) operations: BTreeMap<Call, u8>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct World {
     pub(super) budget: Budget,
     pub(super) keeper: Keeper,
@@ -102,9 +102,11 @@ pub(super) struct World {
     pub(super) disk_pod: Option<PodState>,
     pub(super) disk_container: Option<ContainerState>,
     pub(super) daemon: Option<Memory>,
-    /// A keeper has been killed, or stopped: then how the container ended may never be known, or has been guessed.
+    /// The keeper has been killed, or stopped: then how the container ended may never be known, or has been guessed.
     pub(super) was_killed: bool,
     pub(super) was_stopped: bool,
+    /// The keeper was told to forget the container: nobody asks any more how it ended.
+    pub(super) was_forgotten: bool,
 }
 
 pub(super) fn record(code: i32) -> ExitRecord {
@@ -138,6 +140,7 @@ impl World {
             daemon: Some(Memory { link: true, ..Memory::of(Some(ready)) }),
             was_killed: false,
             was_stopped: false,
+            was_forgotten: false,
         }
     }
 
@@ -161,7 +164,7 @@ impl World {
     fn wrong_code(&self, memory: &Memory) -> Option<String> {
         let Some(ContainerState::Exited(exit)) = &memory.container else { return None };
         let right = match exit.code {
-            code if self.process == Process::Gone(code) => true,
+            code if self.process == Process::Gone(code) || self.was_forgotten => true,
             UNKNOWN => self.was_killed,
             // It has ended by the kill, as far as anybody can tell: its keeper does not speak.
             KILLED => self.was_stopped || self.was_killed,
