@@ -28,7 +28,8 @@ pub fn is_of_interface(name: &str) -> bool {
 pub async fn set(netns: BorrowedFd<'_>, sysctls: Vec<(String, String)>) -> Result<()> {
     netns::within(netns, move || {
         for (name, value) in &sysctls {
-            let failed = |why: String| Error::Invalid(format!("failed to set sysctl {name} to {value:?}: {why}"));
+            let failed =
+                |why: String| Error::Invalid(format!("failed to set sysctl {name} to {value:?}: {why}"));
             let file = file(name).ok_or_else(|| failed("it is not a sysctl of the network".to_owned()))?;
             fs::write(file, value).map_err(|error| failed(error.to_string()))?;
         }

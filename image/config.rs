@@ -186,9 +186,22 @@ mod tests {
         };
         assert_eq!(parse(&whole).unwrap().config, expected);
         assert!(parse(&json!({ "os": null, "config": null, "rootfs": { "diff_ids": [] } })).is_ok());
-        for member in ["User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Volumes", "StopSignal", "Labels", "ExposedPorts"]
-        {
-            assert_eq!(parse(&with(&json!({ member: null }))).unwrap().config, ImageConfig::default(), "{member}");
+        for member in [
+            "User",
+            "Env",
+            "Entrypoint",
+            "Cmd",
+            "WorkingDir",
+            "Volumes",
+            "StopSignal",
+            "Labels",
+            "ExposedPorts",
+        ] {
+            assert_eq!(
+                parse(&with(&json!({ member: null }))).unwrap().config,
+                ImageConfig::default(),
+                "{member}"
+            );
         }
         let other = json!({ "os": "Linux", "architecture": "x86_64", "variant": null, "rootfs": { "type": null, "diff_ids": null } });
         assert!(parse(&other).unwrap().diff_ids.is_empty());

@@ -209,7 +209,8 @@ pub(crate) fn config_of(what: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
 impl ImageManifest {
     /// In a manifest of Docker's, types that registries and builders of old have put there say nothing.
     fn check(&self, what: &str, docker: bool) -> Result<(), Error> {
-        let says_nothing = |media_type: &str| docker && WITHOUT_MEANING.contains(&essence(media_type).as_str());
+        let says_nothing =
+            |media_type: &str| docker && WITHOUT_MEANING.contains(&essence(media_type).as_str());
         let config = self.config.media_type.as_str();
         if !CONFIGS.contains(&config) && !says_nothing(config) {
             let why = format!("has a config of the type {:?}: no container image", self.config.media_type);
@@ -370,9 +371,13 @@ mod tests {
             value
         };
         let layer = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-        for config in
-            [json!("application/octet-stream"), json!("application/json"), json!("text/html"), json!(""), json!(null)]
-        {
+        for config in [
+            json!("application/octet-stream"),
+            json!("application/json"),
+            json!("text/html"),
+            json!(""),
+            json!(null),
+        ] {
             let parsed = parse(&docker(config.clone(), json!(layer)), Some(DOCKER_MANIFEST)).unwrap();
             assert!(matches!(parsed, Manifest::Image(_)), "{config}");
         }
@@ -389,16 +394,18 @@ mod tests {
 
     #[test]
     fn an_entry_without_a_platform_is_the_last_choice() {
-        let entry = |seed: &str, platform: Value| {
-            json!({ "mediaType": OCI_MANIFEST, "digest": digest(seed), "size": 1, "platform": platform })
-        };
+        let entry = |seed: &str, platform: Value| json!({ "mediaType": OCI_MANIFEST, "digest": digest(seed), "size": 1, "platform": platform });
         let index = json!({ "schemaVersion": 2, "manifests": [
             entry("none", json!(null)),
             entry("empty", json!({ "os": null, "architecture": "" })),
             entry("other", json!({ "os": "Linux", "architecture": "x86_64", "variant": null })),
         ]});
         let Manifest::Index(entries) = parse(&index, None).unwrap() else { panic!("no index") };
-        let host = |architecture: &str| Platform { os: "linux".into(), architecture: architecture.into(), variant: None };
+        let host = |architecture: &str| Platform {
+            os: "linux".into(),
+            architecture: architecture.into(),
+            variant: None,
+        };
         assert_eq!(choose("test", &entries, &host("amd64")).unwrap().digest.to_string(), digest("other"));
         assert_eq!(choose("test", &entries, &host("s390x")).unwrap().digest.to_string(), digest("none"));
     }

@@ -88,8 +88,15 @@ mod tests {
     fn what_is_not_null_is_read_as_it_is() {
         let text = r#"{"text": "t", "inner": {"list": ["a"], "number": 4294967295}, "flag": true, "anything": [null, 1]}"#;
         assert_eq!(from_str::<Outer>(text).unwrap(), serde_json::from_str::<Outer>(text).unwrap());
-        for wrong in ["", "{", "null", r#"{"inner": {}}"#, r#"{"text": 1}"#, r#"{"text": "t"} x"#, r#"{"text": "t", "inner": {"number": -1}}"#]
-        {
+        for wrong in [
+            "",
+            "{",
+            "null",
+            r#"{"inner": {}}"#,
+            r#"{"text": 1}"#,
+            r#"{"text": "t"} x"#,
+            r#"{"text": "t", "inner": {"number": -1}}"#,
+        ] {
             assert!(from_str::<Outer>(wrong).is_err(), "{wrong}");
         }
         assert_eq!(from_str::<serde_json::Value>("[null]").unwrap(), serde_json::json!([null]));

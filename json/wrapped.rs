@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess,
-    Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
 
 /// Reads `null` as the empty value of whatever is read: no members, no text, 0, false. An `Option` is none.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use super::reaper::Job;
-use super::usage::Measured;
 use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
+use super::usage::Measured;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::image::Image;

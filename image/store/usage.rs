@@ -126,7 +126,8 @@ impl Inner {
             Err(error) => {
                 tracing::warn!(container = id, %error, "failed to measure a writable layer");
                 // Not tried again at once; the figure stays, with its time.
-                if let Some(last) = self.index().containers.get_mut(id).and_then(|found| found.usage.as_mut()) {
+                if let Some(last) = self.index().containers.get_mut(id).and_then(|found| found.usage.as_mut())
+                {
                     last.done = Instant::now();
                 }
             }

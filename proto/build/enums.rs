@@ -126,6 +126,7 @@ fn rust_path(name: &str) -> Result<String, String> {
     let found = MODULES.iter().find_map(|(package, module)| Some((name.strip_prefix(package)?, module)));
     let (local, module) = found.ok_or_else(|| format!("{name} is in no package of ours"))?;
     let (scope, last) = local.rsplit_once('.').unwrap_or(("", local));
-    let scopes = scope.split('.').filter(|part| !part.is_empty()).map(|part| format!("{}::", part.to_snake_case()));
+    let scopes =
+        scope.split('.').filter(|part| !part.is_empty()).map(|part| format!("{}::", part.to_snake_case()));
     Ok(format!("crate::{module}::{}{}", scopes.collect::<String>(), last.to_upper_camel_case()))
 }

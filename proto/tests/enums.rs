@@ -14,7 +14,12 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 const NONE: u64 = 4711;
 
 /// Each way through the fields of a message to an enum, as the numbers of the fields and their names.
-fn ways(file: &[DescriptorProto], message: &DescriptorProto, above: &[(u32, String)], found: &mut Vec<Vec<(u32, String)>>) {
+fn ways(
+    file: &[DescriptorProto],
+    message: &DescriptorProto,
+    above: &[(u32, String)],
+    found: &mut Vec<Vec<(u32, String)>>,
+) {
     for field in &message.field {
         let mut way = above.to_vec();
         way.push((u32::try_from(field.number()).unwrap(), field.name().to_owned()));

@@ -381,7 +381,8 @@ mod tests {
             LinuxResourcesBuilder::default().unified(unified).build().unwrap()
         };
         assert!(apply_v2(v2.path(), &unified("memory.high", "900")).is_ok());
-        for (key, value) in [("memory.low", "1"), ("../memory.high", "1"), ("memory", "1"), ("memory.high", "\0")]
+        for (key, value) in
+            [("memory.low", "1"), ("../memory.high", "1"), ("memory", "1"), ("memory.high", "\0")]
         {
             let error = apply_v2(v2.path(), &unified(key, value)).unwrap_err();
             assert!(matches!(error, CgroupError::Value { .. }), "{key}: {error}");

@@ -30,7 +30,9 @@ impl Scores {
     pub fn take_back(self) -> Vec<String> {
         let restored = self.former.iter().rev().map(|(process, score)| write(process, *score));
         let failed = restored.filter_map(|result| result.err().filter(|errno| *errno != Errno::SRCH));
-        failed.map(|errno| format!("failed to restore an oom_score_adj: {}", io::Error::from(errno))).collect()
+        failed
+            .map(|errno| format!("failed to restore an oom_score_adj: {}", io::Error::from(errno)))
+            .collect()
     }
 }
 

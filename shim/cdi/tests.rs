@@ -124,7 +124,11 @@ fn devices_are_asked_for_by_the_field_and_by_annotations() {
         ..ContainerConfig::default()
     };
     let both = config(
-        &[("cdi.k8s.io/b", "v.test/d=2, v.test/d=1"), ("cdi.k8s.io/a", "v.test/d=3"), ("other/x", "no device")],
+        &[
+            ("cdi.k8s.io/b", "v.test/d=2, v.test/d=1"),
+            ("cdi.k8s.io/a", "v.test/d=3"),
+            ("other/x", "no device"),
+        ],
         &["v.test/d=1"],
     );
     assert_eq!(requested(&both).unwrap(), ["v.test/d=1", "v.test/d=3", "v.test/d=2"]);

@@ -157,7 +157,11 @@ impl Update {
 }
 
 impl Limits {
-    fn new(daemon: &Daemon, container: &Container, asked: &LinuxContainerResources) -> Result<Self, CriError> {
+    fn new(
+        daemon: &Daemon,
+        container: &Container,
+        asked: &LinuxContainerResources,
+    ) -> Result<Self, CriError> {
         let v2 = daemon.hierarchies.is_v2();
         let before = container.with(ContainerRecord::limits);
         let mut after = before.clone();

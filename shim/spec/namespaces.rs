@@ -33,11 +33,9 @@ pub(super) fn modes(security: &LinuxContainerSecurityContext, pod: &PodSandboxCo
     let of_pod = namespaces(pod);
     let mut modes = security.namespace_options.clone().unwrap_or_default();
     let (node, shared) = (i32::from(NamespaceMode::Node), i32::from(NamespaceMode::Pod));
-    for (own, pods) in [
-        (&mut modes.network, of_pod.network),
-        (&mut modes.pid, of_pod.pid),
-        (&mut modes.ipc, of_pod.ipc),
-    ] {
+    for (own, pods) in
+        [(&mut modes.network, of_pod.network), (&mut modes.pid, of_pod.pid), (&mut modes.ipc, of_pod.ipc)]
+    {
         if *own == shared && pods == node {
             *own = node;
         }
@@ -89,13 +87,15 @@ mod tests {
     use crate::spec::PodFiles;
 
     fn pod(options: NamespaceOption, hostname: &str) -> PodSandboxConfig {
-        let security =
-            LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        let security = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
         let linux = LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
         PodSandboxConfig { linux: Some(linux), hostname: hostname.to_owned(), ..Default::default() }
     }
 
-    fn joined(security: &LinuxContainerSecurityContext, config: &PodSandboxConfig) -> Vec<LinuxNamespaceType> {
+    fn joined(
+        security: &LinuxContainerSecurityContext,
+        config: &PodSandboxConfig,
+    ) -> Vec<LinuxNamespaceType> {
         let security = LinuxContainerSecurityContext {
             namespace_options: Some(modes(security, config)),
             ..security.clone()

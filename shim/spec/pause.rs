@@ -34,9 +34,8 @@ pub fn user(config: &PodSandboxConfig) -> Result<PauseUser> {
         let id = u32::try_from(value).ok().filter(|id| *id < u32::MAX);
         id.ok_or_else(|| error(format!("{FIELD}.{field}"), format!("{value} is no user or group id")))
     };
-    let of = |wrapped: Option<&Int64Value>, field: &str| {
-        wrapped.map_or(Ok(0), |wrapped| id(wrapped.value, field))
-    };
+    let of =
+        |wrapped: Option<&Int64Value>, field: &str| wrapped.map_or(Ok(0), |wrapped| id(wrapped.value, field));
     if security.run_as_group.is_some() && security.run_as_user.is_none() {
         // CRI `LinuxSandboxSecurityContext.run_as_group`: "should only be specified when run_as_user is specified".
         return Err(error(format!("{FIELD}.run_as_group"), "is given without run_as_user"));
@@ -68,8 +67,7 @@ mod tests {
     use super::*;
 
     fn pod(security_context: LinuxSandboxSecurityContext) -> PodSandboxConfig {
-        let linux =
-            LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() };
+        let linux = LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() };
         PodSandboxConfig { linux: Some(linux), ..Default::default() }
     }
 

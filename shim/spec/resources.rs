@@ -79,9 +79,7 @@ pub fn check(asked: &LinuxContainerResources, cgroup_v2: bool) -> Result<()> {
         }
     }
     match asked.unified.keys().min() {
-        Some(file) if !cgroup_v2 => {
-            wrong("unified", format!("has {file:?}, and this host has no cgroup v2"))
-        }
+        Some(file) if !cgroup_v2 => wrong("unified", format!("has {file:?}, and this host has no cgroup v2")),
         _ => Ok(()),
     }
 }

@@ -64,7 +64,10 @@ fn modes(options: &NamespaceOption, of_container: bool) -> Result<()> {
         match NamespaceMode::try_from(mode) {
             Ok(NamespaceMode::Pod | NamespaceMode::Node) => {}
             Ok(mode) => {
-                return Err(error(field, format!("{} is not supported; POD and NODE are", mode.as_str_name())));
+                return Err(error(
+                    field,
+                    format!("{} is not supported; POD and NODE are", mode.as_str_name()),
+                ));
             }
             Err(_) => return Err(error(field, format!("{mode} is no mode"))),
         }
@@ -357,9 +360,14 @@ mod tests {
             let mut container = container_config();
             let linux = container.linux.get_or_insert_default();
             linux.security_context.get_or_insert_default().namespace_options = Some(options);
-            (pod(&config).map_err(|error| error.field), super::container(&container).map_err(|error| error.field))
+            (
+                pod(&config).map_err(|error| error.field),
+                super::container(&container).map_err(|error| error.field),
+            )
         };
-        let both = |field: &str| (Err(format!("namespace_options.{field}")), Err(format!("namespace_options.{field}")));
+        let both = |field: &str| {
+            (Err(format!("namespace_options.{field}")), Err(format!("namespace_options.{field}")))
+        };
         let (container, target) = (i32::from(NamespaceMode::Container), i32::from(NamespaceMode::Target));
         assert_eq!((container, target), (1, 3));
         assert_eq!(with(|options| options.network = 1), both("network"));
