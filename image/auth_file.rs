@@ -82,8 +82,7 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    let content: Content = berth_json::from_slice(&text)
-        .map_err(|error| Error::invalid(&what, format!("is no docker config: {error}")))?;
+    let content = parsed(path, &text)?;
     let names = names(name);
     if let Some((server, helper)) = find(&content.cred_helpers, &names) {
         return ask(helper, server).await;
@@ -111,6 +110,23 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
         domain => domain,
     };
     ask(&content.creds_store, server).await
+}
+
+/// Whether a file is one of credentials; one that is missing says nothing.
+///
+/// # Errors
+/// It cannot be read, or is broken.
+pub(crate) async fn check(path: &Path) -> Result<(), Error> {
+    match tokio::fs::read(path).await {
+        Ok(text) => parsed(path, &text).map(drop),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("read", path, error)),
+    }
+}
+
+fn parsed(path: &Path, text: &[u8]) -> Result<Content, Error> {
+    berth_json::from_slice(text)
+        .map_err(|error| Error::invalid(path.display().to_string(), format!("is no docker config: {error}")))
 }
 
 /// Parses such a file, for the fuzz targets.

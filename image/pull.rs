@@ -109,10 +109,11 @@ impl Pull {
             (Content::Artifact { .. }, None) => return Err(Error::internal("pull", "no manifest")),
         };
         // Also for what is here already: the policy may have changed since, or another name have brought it.
-        if let Some(file) = &self.inner.options.policy {
-            policy::check_pull(file, &repository, &self.reference, &found.digests).await?;
-        }
-        let names = Names::pulled(&self.reference, found.digests);
+        let verified = match &self.inner.options.policy {
+            Some(file) => policy::check_pull(file, &repository, &self.reference, &found.digests).await?,
+            None => Vec::new(),
+        };
+        let names = Names { verified, ..Names::pulled(&self.reference, found.digests) };
         if let Some(image) = self.inner.name_image(&id, names.clone(), found.size).await? {
             tracing::info!(image = %image.id, reference = %self.reference, "the image is here already");
             return Ok(image);

@@ -171,7 +171,7 @@ fn rlimit_ceilings(own: CapabilitySet) -> Vec<(PosixRlimitType, u64)> {
     RLIMITS.into_iter().filter_map(hard).collect()
 }
 
-fn image_options(config: &Config) -> berth_image::Options {
+pub(crate) fn image_options(config: &Config) -> berth_image::Options {
     berth_image::Options {
         root: config.root.join("image"),
         certs_dirs: config.certs_dirs.clone(),

@@ -117,6 +117,11 @@ impl Key {
         Ok(Self { algorithm, bytes })
     }
 
+    /// What makes it this key.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(self.algorithm, &self.bytes).verify(message, signature).is_ok()
     }

@@ -15,8 +15,21 @@ pub(crate) enum Challenge {
     },
 }
 
-/// The challenges of an answer; schemes that are not known are left out.
-pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+/// What an answer asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Challenges {
+    /// It asks for something.
+    pub(crate) sent: bool,
+    /// Without the schemes that are not known.
+    pub(crate) known: Vec<Challenge>,
+}
+
+/// The challenges of an answer.
+pub(crate) fn challenges(headers: &HeaderMap) -> Challenges {
+    Challenges { sent: headers.contains_key(WWW_AUTHENTICATE), known: known(headers) }
+}
+
+fn known(headers: &HeaderMap) -> Vec<Challenge> {
     let mut found = Vec::new();
     for value in headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()) {
         for (scheme, parameters) in schemes(value) {
@@ -93,7 +106,9 @@ mod tests {
         for value in values {
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap());
         }
-        challenges(&headers)
+        let found = challenges(&headers);
+        assert_eq!(found.sent, !values.is_empty());
+        found.known
     }
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {

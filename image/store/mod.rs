@@ -44,6 +44,7 @@ pub(crate) use marker::Spender;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -212,6 +213,16 @@ impl Inner {
         F: Future<Output = Result<Arc<Image>, Error>> + Send + 'static,
     {
         self.flights.pull(key, work).await
+    }
+
+    /// Marks of the signatures of an image that were verified.
+    pub(crate) fn verified(&self, id: &Digest) -> BTreeSet<String> {
+        self.index().entry(id).map(|entry| entry.record.verified.clone()).unwrap_or_default()
+    }
+
+    /// The archives that an image came from.
+    pub(crate) fn origins(&self, id: &Digest) -> BTreeSet<String> {
+        self.index().entry(id).map(|entry| entry.record.origins.clone()).unwrap_or_default()
     }
 
     /// Whether the store has an image that is not removed.

@@ -114,6 +114,12 @@ pub fn inject(
     Ok(sources)
 }
 
+/// All that is wrong in the files of vendors.
+#[must_use]
+pub fn mistakes(folders: &[PathBuf]) -> Vec<String> {
+    Registry::read(folders).broken
+}
+
 impl Registry {
     fn read(folders: &[PathBuf]) -> Self {
         let mut registry = Self::default();

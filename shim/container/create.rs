@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::assemble::{self, Assembled};
 use super::log;
+use super::out_of_memory;
 use crate::daemon::{Shared, blocking};
 use crate::descriptors;
 use crate::error::CriError;
@@ -108,7 +109,9 @@ impl Creation {
         self.warn_of_classes();
         self.progress.step("image");
         let image = self.image()?;
-        let volumes = self.image_volumes()?;
+        let volumes = self.image_volumes().await?;
+        self.progress.step("signature policy");
+        self.check_policy(&image).await?;
         let container = self.write_intent(&image).await?;
         self.progress.step("writable layer");
         let layer = self.make_layer(&image, &volumes).await?;
@@ -149,6 +152,14 @@ impl Creation {
             .resolve(name)
             .or_else(|| self.daemon.images.resolve(&spec.image))
             .ok_or_else(|| CriError::not_found("image", &spec.image))
+    }
+
+    /// By the name that the author of the pod wrote, or the client.
+    async fn check_policy(&mut self, image: &Image) -> Result<(), CriError> {
+        let spec = self.config.image.clone().unwrap_or_default();
+        let by_author = spec.user_specified_image.as_str();
+        let name = if by_author.is_empty() { &spec.image } else { by_author };
+        Ok(self.daemon.images.check_policy(image, name).await?)
     }
 
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
@@ -200,7 +211,7 @@ impl Creation {
     }
 
     /// The images that are to be mounted. Which they are is kept for the status, as the kubelet reports their digests.
-    fn image_volumes(&mut self) -> Result<Vec<Digest>, CriError> {
+    async fn image_volumes(&mut self) -> Result<Vec<Digest>, CriError> {
         let mut digests = Vec::new();
         for mount in &mut self.config.mounts {
             let Some(spec) = &mut mount.image else { continue };
@@ -208,6 +219,7 @@ impl Creation {
                 let what = format!("mounts[{}]: {}", mount.container_path, assemble::IMAGE_VOLUME_FAILED);
                 CriError::failed(what, format!("image {:?} not found", spec.image))
             })?;
+            self.daemon.images.check_policy(&image, &spec.image).await?;
             // As PullImage has answered it: the kubelet compares the two.
             spec.image_ref = image.id.to_string();
             digests.push(image.id.clone());
@@ -273,10 +285,11 @@ impl Creation {
         match link.call(call, assembled.descriptors).await {
             Ok((Outcome::Created { pid }, _)) => Ok(pid),
             Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
-            Err(LinkError::Failure(Failure::Init(failure))) => Err(CriError::failed(
-                format!("create container {}", self.id),
-                berth_runtime::compile::explain(&failure, &assembled.plan),
-            )),
+            Err(LinkError::Failure(Failure::Init(failure))) => {
+                let why = berth_runtime::compile::explain(&failure, &assembled.plan);
+                let hint = out_of_memory::hint(&self.daemon, container, &failure).await;
+                Err(CriError::failed(format!("create container {}", self.id), format!("{why}{hint}")))
+            }
             Err(LinkError::Failure(Failure::State { .. })) if self.ready_pod().is_err() => {
                 Err(pod_not_ready(&self.pod))
             }

@@ -149,13 +149,25 @@ impl Control {
     }
 }
 
-/// Runs a further process in a running container, with the streams wanted. Where the size of its terminal is known, the
-/// process never sees another one.
+/// Runs a further process in a running container, with the streams wanted.
 ///
 /// # Errors
 /// `NotFound`; `InvalidArgument` without a command; `FailedPrecondition` where the container does not run; the reason why
 /// the command cannot be run.
 pub async fn exec(
+    daemon: &Shared,
+    container_id: &str,
+    command: Vec<String>,
+    wanted: Wanted,
+) -> Result<Session, CriError> {
+    exec_sized(daemon, container_id, command, wanted, None).await
+}
+
+/// The same, where the size of the terminal is known already: the process never sees another one.
+///
+/// # Errors
+/// As [`exec`].
+pub async fn exec_sized(
     daemon: &Shared,
     container_id: &str,
     command: Vec<String>,

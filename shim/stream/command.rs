@@ -84,7 +84,7 @@ impl Work {
                     Some(sizes) => sizes.first().await,
                     None => None,
                 };
-                session::exec(daemon, container, command.clone(), wanted, size).await
+                session::exec_sized(daemon, container, command.clone(), wanted, size).await
             }
             Self::Attach { container } => session::attach(daemon, container, wanted).await,
         }
