@@ -6,9 +6,10 @@
 //! * [`limits`]: resources of the OCI spec as the files of both versions
 //! * [`devices`]: which devices may be opened: files on v1, a program on v2
 //! * [`stats`]: what a cgroup has used
-//! * [`kill`]: the end of everything in a cgroup
+//! * [`kill`]: the end of everything in a cgroup; [`find`]: cgroups by their last name
 
 mod devices;
+mod find;
 mod hierarchy;
 mod kill;
 mod limits;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
 
+pub use find::find;
 pub use hierarchy::{Hierarchies, Version};
 pub use limits::weight_of;
 pub use path::{CgroupPath, CgroupPathError};
