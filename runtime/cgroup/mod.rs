@@ -7,10 +7,11 @@
 //! * [`oom`]: the scores by which the kernel chooses whom it kills
 //! * [`devices`]: which devices may be opened: files on v1, a program on v2
 //! * [`stats`]: what a cgroup has used
-//! * [`kill`]: the end of everything in a cgroup
+//! * [`kill`]: the end of everything in a cgroup; [`find`]: cgroups by their last name
 
 mod change;
 mod devices;
+mod find;
 mod hierarchy;
 mod kill;
 mod limits;
@@ -28,6 +29,7 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
 
 pub use change::Change;
+pub use find::find;
 pub use hierarchy::{Hierarchies, Version};
 pub use limits::weight_of;
 pub use oom::Scores;

@@ -149,6 +149,7 @@ impl Driver {
                         writable.clear_ready();
                     }
                 }
+                () = given_up(self.unsent.as_mut()), if self.unsent.is_some() => self.unsent = None,
                 received = receive(connection) => match received {
                     Ok(Some(received)) => self.take(received, connection),
                     Ok(None) => return Ended::Broken,
@@ -265,6 +266,14 @@ impl Driver {
             }
             pause = (pause * 2).min(LATE);
         }
+    }
+}
+
+/// Waits until nobody waits for the answer to a call any more: a keeper that is stopped must not keep its descriptors open.
+async fn given_up(unsent: Option<&mut Outgoing>) {
+    match unsent {
+        Some(call) => call.reply.closed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::ids::ContainerId;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
 use crate::store::{Pod, PodState};
+use crate::systemd;
 
 /// Stops a pod. One that is unknown or stopped already is a success (CRI: "must be idempotent").
 ///
@@ -140,6 +141,20 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
         return Ok(());
     }
     Err(CriError::internal(format!("stop pod sandbox {}", pod.id), errors.join("; ")))
+}
+
+/// Kills what is in the cgroups of an object whose record is gone, wherever they are, and removes them: its id is the name.
+///
+/// # Errors
+/// As [`release_cgroup`].
+pub async fn release_cgroups_of(daemon: &Shared, id: &str) -> Result<(), CriError> {
+    let names = [id.to_owned(), systemd::scope_name(id)];
+    let daemon = daemon.clone();
+    blocking(move || {
+        let found = berth_runtime::cgroup::find(&daemon.hierarchies, &names);
+        found.iter().try_for_each(|path| Cgroup::open(&daemon.hierarchies, path).release())
+    })
+    .await
 }
 
 /// How long the disk may take for what is known of ended containers.

@@ -8,7 +8,7 @@ use crate::container::reconcile;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::ids::ContainerId;
-use crate::pod::stop::release_cgroup;
+use crate::pod::stop::{release_cgroup, release_cgroups_of};
 use crate::store::file::FileError;
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 
@@ -103,9 +103,11 @@ pub(super) async fn finish(daemon: &Shared, rest: Rest) {
 }
 
 async fn discard(daemon: &Shared, id: &ContainerId, cgroup: Option<String>) {
-    if let Some(cgroup) = cgroup
-        && let Err(error) = release_cgroup(daemon, cgroup).await
-    {
+    let released = match cgroup {
+        Some(cgroup) => release_cgroup(daemon, cgroup).await,
+        None => release_cgroups_of(daemon, id.as_str()).await,
+    };
+    if let Err(error) = released {
         tracing::warn!(container = id.as_str(), %error, "failed to remove the cgroup");
     }
     if let Err(error) = daemon.images.remove_layer(id.as_str()).await {

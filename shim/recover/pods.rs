@@ -158,9 +158,11 @@ async fn discard(daemon: &Shared, id: &PodId, cgroup: Option<String>) {
     if let Err(error) = daemon.network.del(id.as_str(), None).await {
         tracing::warn!(pod = id.as_str(), %error, "failed to detach the network");
     }
-    if let Some(cgroup) = cgroup
-        && let Err(error) = stop::release_cgroup(daemon, cgroup).await
-    {
+    let released = match cgroup {
+        Some(cgroup) => stop::release_cgroup(daemon, cgroup).await,
+        None => stop::release_cgroups_of(daemon, id.as_str()).await,
+    };
+    if let Err(error) = released {
         tracing::warn!(pod = id.as_str(), %error, "failed to remove the cgroup");
     }
     let folders = (daemon.folders.pod_state(id), daemon.folders.pod(id));

@@ -214,3 +214,41 @@ fn find<I: Eq + std::hash::Hash, T>(
         (None, _) => Err(CriError::not_found(kind, wanted)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, number: u8) -> Arc<Pod> {
+        let metadata = berth_proto::v1::PodSandboxMetadata { name: name.to_owned(), ..Default::default() };
+        let record = PodRecord {
+            id: PodId::try_from(format!("{number:02x}").repeat(32)).unwrap(),
+            config: berth_proto::v1::PodSandboxConfig { metadata: Some(metadata), ..Default::default() },
+            runtime_handler: String::new(),
+            created_at: 1,
+            boot_id: String::new(),
+            cgroup: String::new(),
+            selinux: None,
+            log_folder: None,
+            resources: pod::PodResources::default(),
+            files: pod::FilesPlace::default(),
+            state: PodState::Creating.ready(7),
+        };
+        Arc::new(Pod::new(record, PathBuf::from("/nonexistent/pod.json"), RecordWriter::start().unwrap()))
+    }
+
+    #[test]
+    fn what_is_known_of_rates_goes_with_what_it_is_known_of() {
+        let store = Store::default();
+        for number in 0..100 {
+            let pod = pod("pod", number);
+            store.insert_pod(pod.clone());
+            assert_eq!(pod.rate.nano_cores(1_000), None, "nothing is left of a former pod of this name");
+            store.forget_pod(&pod);
+            let last = Arc::downgrade(&pod);
+            drop(pod);
+            assert!(last.upgrade().is_none(), "the store holds nothing of it any more");
+        }
+        assert!(store.pods().is_empty() && store.read().pod_names.is_empty());
+    }
+}

@@ -118,6 +118,32 @@ async fn a_start_does_not_end_what_runs_in_a_pod_without_a_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_an_object_without_a_readable_record_nothing_is_left_on_the_host() {
+    let mut berth = Berth::start().await;
+    let pods =
+        [berth.run_pod(berth.pod_config("container")).await, berth.run_pod(berth.pod_config("pod")).await];
+    let mut containers = Vec::new();
+    for pod in &pods {
+        containers.push(berth.run(pod, sleeper("runs")).await);
+    }
+    let well = berth.run(&pods[0], sleeper("well")).await;
+    berth.kill();
+    fs::write(berth.path(&format!("root/containers/{}/container.json", containers[0])), "{ torn").unwrap();
+    fs::write(berth.path(&format!("root/pods/{}/pod.json", pods[1])), "").unwrap();
+    berth.restart().await;
+    until("the keeper of a pod without a record ends", || keepers_of(&pods[1]).is_empty()).await;
+    let gone = |id: &str| {
+        let entries = crate::support::leftovers::cgroup_folders(&berth.cgroup_parent);
+        !entries.iter().any(|folder| folder.ends_with(id))
+    };
+    until("their cgroups go", || containers.iter().chain(&pods[1..]).all(|id| gone(id))).await;
+    assert_eq!(crate::listed(&mut berth, &containers[0]).await, None);
+    assert_eq!(berth.status(&well).await.state(), ContainerState::ContainerRunning);
+    assert_eq!(berth.sh(&well, "echo there").await, "there");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_socket_answers_while_a_plugin_of_the_network_sleeps() {
     let mut berth = Berth::start().await;
     let plugin = SlowPlugin::install(&berth);

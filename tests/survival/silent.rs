@@ -43,6 +43,39 @@ async fn what_a_stopped_keeper_holds_is_stopped_and_removed() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
+/// The descriptors that the daemon has open.
+fn descriptors_of(berth: &Berth) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", berth.pid().as_raw_nonzero())).unwrap().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn execs_that_a_stopped_keeper_does_not_take_keep_no_descriptors() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let id = berth.run(&pod, sleeper("c")).await;
+    assert_eq!(berth.sh(&id, "echo runs").await, "runs");
+    let before = descriptors_of(&berth);
+    signal_keeper(&pod, Signal::STOP);
+    // More than its socket takes.
+    let execs: Vec<_> = (0..120)
+        .map(|_| {
+            let mut client = berth.runtime.clone();
+            let cmd = ["sh", "-c", ":", &"x".repeat(20_000)].map(str::to_owned).to_vec();
+            let request = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 1 };
+            tokio::spawn(async move { client.exec_sync(request).await })
+        })
+        .collect();
+    for exec in execs {
+        let refused = answered("ExecSync", exec).await.unwrap().unwrap_err();
+        let codes = [Code::DeadlineExceeded, Code::ResourceExhausted];
+        assert!(codes.contains(&refused.code()), "{refused}");
+    }
+    until("their descriptors are closed", || descriptors_of(&berth) <= before + 8).await;
+    signal_keeper(&pod, Signal::CONT);
+    assert_eq!(berth.sh(&id, "echo there").await, "there");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_that_goes_on_is_believed_again() {
     let mut berth = Berth::start().await;

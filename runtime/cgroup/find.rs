@@ -1,0 +1,54 @@
+//! Cgroups by their last name: of an object whose record is gone, nobody knows the parent any more.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{CgroupPath, Hierarchies};
+
+/// The cgroups of this host whose last name is one of these, in whichever hierarchy. What cannot be read has none.
+#[must_use]
+pub fn find(hierarchies: &Hierarchies, leaves: &[String]) -> Vec<CgroupPath> {
+    let mut found = BTreeSet::new();
+    for hierarchy in hierarchies.used() {
+        for folder in folders_of(&hierarchy.mount, leaves) {
+            let path = folder.strip_prefix(&hierarchy.mount).ok().and_then(Path::to_str);
+            found.extend(path.map(str::to_owned));
+        }
+    }
+    found.iter().filter_map(|path| CgroupPath::from_recorded(path).ok()).collect()
+}
+
+fn folders_of(mount: &Path, leaves: &[String]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut waiting = vec![mount.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            match leaves.iter().any(|leaf| *entry.file_name() == **leaf) {
+                true => found.push(entry.path()),
+                false => waiting.push(entry.path()),
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_found_by_its_last_name_wherever_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        for folder in ["a/b/wanted/below", "wanted", "a/wanted.x", "c"] {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        fs::write(root.path().join("c/wanted"), "a file").unwrap();
+        let mut found = folders_of(root.path(), &["wanted".to_owned()]);
+        found.sort();
+        assert_eq!(found, [root.path().join("a/b/wanted"), root.path().join("wanted")]);
+    }
+}
