@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::credentials::{Credentials, Known};
@@ -82,8 +83,8 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    let content: Content = serde_json::from_slice(&text)
-        .map_err(|error| Error::invalid(&what, format!("is no docker config: {error}")))?;
+    let content =
+        read(&text).map_err(|error| Error::invalid(&what, format!("is no docker config: {error}")))?;
     let names = names(name);
     if let Some((server, helper)) = find(&content.cred_helpers, &names) {
         return ask(helper, server).await;
@@ -113,10 +114,24 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
     ask(&content.creds_store, server).await
 }
 
+/// Programs in Go write `null` for a map or a text that is not there.
+fn read(text: &[u8]) -> Result<Content, serde_json::Error> {
+    let mut value: Value = serde_json::from_slice(text)?;
+    drop_nulls(&mut value);
+    serde_json::from_value(value)
+}
+
+fn drop_nulls(value: &mut Value) {
+    if let Value::Object(members) = value {
+        members.retain(|_, member| !member.is_null());
+        members.values_mut().for_each(drop_nulls);
+    }
+}
+
 /// Parses such a file, for the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(bytes: &[u8]) {
-    if let Ok(content) = serde_json::from_slice::<Content>(bytes) {
+    if let Ok(content) = read(bytes) {
         drop(find(&content.auths, &names("r.example/team/app")).map(|(key, _)| key.to_owned()));
     }
 }
@@ -207,6 +222,7 @@ mod tests {
         Ok(found.map(|found| match found.credentials {
             Credentials::Basic { username, .. } => username,
             Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => token,
+            Credentials::For { server, .. } => server,
         }))
     }
 
@@ -236,6 +252,22 @@ mod tests {
             ("notquay.io/app", None),
         ] {
             assert_eq!(credentials(content, reference).await.unwrap().as_deref(), user, "{reference}");
+        }
+    }
+
+    #[tokio::test]
+    async fn null_is_as_absent() {
+        for (content, user) in [
+            (r#"{ "auths": null, "credHelpers": null, "credsStore": null }"#, None),
+            (r#"{ "auths": { "quay.io": null } }"#, None),
+            (
+                r#"{ "auths": { "quay.io": { "username": null, "password": null, "auth": "YWxsOng=",
+                     "identitytoken": null, "email": null } }, "credHelpers": { "quay.io": null },
+                     "HttpHeaders": null }"#,
+                Some("all"),
+            ),
+        ] {
+            assert_eq!(credentials(content, "quay.io/app").await.unwrap().as_deref(), user, "{content}");
         }
     }
 
