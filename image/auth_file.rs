@@ -223,6 +223,7 @@ mod tests {
         Ok(found.map(|found| match found.credentials {
             Credentials::Basic { username, .. } => username,
             Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => token,
+            Credentials::For { server, .. } => server,
         }))
     }
 
@@ -252,6 +253,22 @@ mod tests {
             ("notquay.io/app", None),
         ] {
             assert_eq!(credentials(content, reference).await.unwrap().as_deref(), user, "{reference}");
+        }
+    }
+
+    #[tokio::test]
+    async fn null_is_as_absent() {
+        for (content, user) in [
+            (r#"{ "auths": null, "credHelpers": null, "credsStore": null }"#, None),
+            (r#"{ "auths": { "quay.io": null } }"#, None),
+            (
+                r#"{ "auths": { "quay.io": { "username": null, "password": null, "auth": "YWxsOng=",
+                     "identitytoken": null, "email": null } }, "credHelpers": { "quay.io": null },
+                     "HttpHeaders": null }"#,
+                Some("all"),
+            ),
+        ] {
+            assert_eq!(credentials(content, "quay.io/app").await.unwrap().as_deref(), user, "{content}");
         }
     }
 

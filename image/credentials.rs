@@ -22,6 +22,13 @@ pub enum Credentials {
     IdentityToken(String),
     /// A bearer token that the registry itself takes.
     RegistryToken(String),
+    /// Any of these, for one server only.
+    For {
+        /// Host and port.
+        server: String,
+        /// What it is shown.
+        credentials: Box<Credentials>,
+    },
 }
 
 /// Credentials, and where they are from.
@@ -61,12 +68,39 @@ impl Credentials {
         Ok(None)
     }
 
+    /// The same for one server only (CRI `AuthConfig.server_address`; a host, or a URL as docker's config has it).
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn only_for(self, server: &str) -> Result<Self, Error> {
+        let invalid = |why: &str| Error::invalid(format!("server address {server:?}"), why);
+        let url = if server.contains("://") { server.to_owned() } else { format!("https://{server}") };
+        let url: http::Uri = url.parse().map_err(|_| invalid("is neither a host nor a URL"))?;
+        let authority = url.authority().filter(|authority| !authority.as_str().contains('@'));
+        let authority = authority.ok_or_else(|| invalid("has no host, or a password in it"))?;
+        let plain = url.scheme() == Some(&http::uri::Scheme::HTTP);
+        let server = named(authority.as_str(), if plain { 80 } else { 443 });
+        Ok(Self::For { server, credentials: Box::new(self) })
+    }
+
+    /// What a server is shown of these; `authority` is its host and port.
+    pub(crate) fn shown_to(&self, authority: &str, scheme: &http::uri::Scheme) -> Option<&Self> {
+        let default = if *scheme == http::uri::Scheme::HTTP { 80 } else { 443 };
+        match self {
+            Self::For { server, credentials } => {
+                (named(authority, default) == *server).then_some(credentials.as_ref())
+            }
+            any => Some(any),
+        }
+    }
+
     /// Tells credentials apart without keeping them, as a key of caches.
     pub(crate) fn fingerprint(&self) -> Digest {
         let text = match self {
             Self::Basic { username, password } => format!("basic\0{username}\0{password}"),
             Self::IdentityToken(token) => format!("identity\0{token}"),
             Self::RegistryToken(token) => format!("registry\0{token}"),
+            Self::For { server, credentials } => format!("for\0{server}\0{}", credentials.fingerprint()),
         };
         Digest::of(Algorithm::Sha256, text.as_bytes())
     }
@@ -79,6 +113,20 @@ impl Credentials {
             }
             _ => None,
         }
+    }
+}
+
+/// A server by its host and port. Docker Hub has several names.
+fn named(authority: &str, default: u16) -> String {
+    let authority = authority.to_ascii_lowercase();
+    let parsed: Option<http::uri::Authority> = authority.parse().ok();
+    let (host, port) = match &parsed {
+        Some(parsed) => (parsed.host(), parsed.port_u16().unwrap_or(default)),
+        None => (authority.as_str(), default),
+    };
+    match host {
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" => "docker.io:443".to_owned(),
+        host => format!("{host}:{port}"),
     }
 }
 
@@ -102,6 +150,7 @@ impl fmt::Debug for Credentials {
             Self::Basic { .. } => "Basic(***)",
             Self::IdentityToken(_) => "IdentityToken(***)",
             Self::RegistryToken(_) => "RegistryToken(***)",
+            Self::For { credentials, .. } => return fmt::Debug::fmt(credentials, f),
         })
     }
 }
@@ -124,6 +173,32 @@ mod tests {
         assert_eq!(from(["", "", "eDp5OnoAAA", "", ""]), basic("x", "y:z"));
         assert_eq!(from(["", "", "eDp5", "i", "r"]), Some(Credentials::IdentityToken("i".to_owned())));
         assert_eq!(from(["", "", "", "", "r"]), Some(Credentials::RegistryToken("r".to_owned())));
+    }
+
+    #[test]
+    fn credentials_for_one_server_are_shown_to_no_other() {
+        let secret = Credentials::RegistryToken("x".to_owned());
+        let shown = |server: &str, authority: &str, scheme: &http::uri::Scheme| {
+            secret.clone().only_for(server).unwrap().shown_to(authority, scheme).is_some()
+        };
+        let (plain, tls) = (http::uri::Scheme::HTTP, http::uri::Scheme::HTTPS);
+        assert!(shown("quay.io", "quay.io", &tls) && shown("https://quay.io/v2/", "QUAY.io:443", &tls));
+        assert!(shown("https://index.docker.io/v1/", "registry-1.docker.io", &tls));
+        assert!(shown("docker.io", "registry-1.docker.io", &tls));
+        assert!(shown("http://r.test", "r.test", &plain) && shown("r.test:5000", "r.test:5000", &plain));
+        for (server, authority) in [
+            ("quay.io", "evil.test"),
+            ("quay.io", "quay.io:5000"),
+            ("r.test:5000", "r.test"),
+            ("http://r.test", "r.test"),
+            ("https://index.docker.io/v1/", "quay.io"),
+        ] {
+            assert!(!shown(server, authority, &tls), "{server} {authority}");
+        }
+        assert!(secret.shown_to("any.test", &tls).is_some());
+        for bad in ["https://u:p@r.test", "a b", "https://"] {
+            assert!(secret.clone().only_for(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

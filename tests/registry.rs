@@ -207,3 +207,72 @@ async fn the_nodes_policy_is_told_in_the_kubelets_words() {
     pull(&mut berth, &name).await.unwrap();
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_is_half_deleted_starts_says_what_is_missing_and_is_repaired() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer();
+    registry.image("image", &layer, &Digest::of(Algorithm::Sha256, &layer));
+    let reference = format!("{}/image:1", registry.address);
+    let id = pull(&mut berth, &reference).await.unwrap();
+    let verify = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_berth"));
+        command.args(["image", "verify"]).args(more).arg("--config").arg(berth.path("config.toml"));
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    };
+    let root = berth.path("root/image");
+    berth.kill();
+    fs::remove_dir_all(root.join("layers")).unwrap();
+    berth.restart().await;
+    let log = fs::read_to_string(berth.path("daemon.log")).unwrap();
+    assert!(log.contains("an image is not whole") && log.contains(&reference), "{log}");
+    let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert!(listed.is_empty(), "{listed:?}");
+    let (sound, text) = verify(&[]);
+    assert!(!sound && text.contains("broken: image") && text.contains(&reference), "{text}");
+    let (sound, text) = verify(&["--repair"]);
+    assert!(sound && text.contains("pulled again: image") && text.contains(&reference), "{text}");
+    let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert_eq!(listed.iter().map(|image| image.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_for_another_server_are_not_shown() {
+    let mut berth = Berth::start_with("").await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer();
+    registry.image("image", &layer, &Digest::of(Algorithm::Sha256, &layer));
+    let manifest = registry.answer_of("/v2/image/manifests/1").unwrap();
+    let refuse =
+        Answer::Headers(401, "WWW-Authenticate: Basic realm=\"r\u{fc}ck\"\r\n".to_owned(), Vec::new());
+    // "user:secret" in base64.
+    let guarded = Answer::Authorized(
+        "Basic dXNlcjpzZWNyZXQ=",
+        Box::new(Answer::Whole(200, MANIFEST, manifest)),
+        Box::new(refuse),
+    );
+    registry.answer("/v2/image/manifests/1", guarded);
+    let mut pull = async |server: &str| {
+        let auth = AuthConfig {
+            username: "user".to_owned(),
+            password: "secret".to_owned(),
+            server_address: server.to_owned(),
+            ..AuthConfig::default()
+        };
+        let image = ImageSpec { image: format!("{}/image:1", registry.address), ..ImageSpec::default() };
+        let request =
+            PullImageRequest { image: Some(image), auth: Some(auth), ..PullImageRequest::default() };
+        berth.images.pull_image(request).await.map(drop)
+    };
+    for other in ["https://index.docker.io/v1/", "other.example", "127.0.0.1:1"] {
+        assert_eq!(pull(other).await.unwrap_err().code(), Code::Unauthenticated, "{other}");
+    }
+    assert!(registry.asked().iter().all(|asked| asked.authorization.is_none()), "{:?}", registry.asked());
+    assert_eq!(pull("https://a b").await.unwrap_err().code(), Code::InvalidArgument);
+    pull(&format!("http://{}/v2/", registry.address)).await.unwrap();
+    pull(&registry.address.clone()).await.unwrap();
+}

@@ -8,6 +8,7 @@ pause:1       the program PAUSE, for runtimes whose pause is an image
 layers-gzip:1 200 MB in seven layers of files, gzip
 layers-zstd:1 the same with zstd (made when the zstd program is there)
 small-gzip:1  sixty layers of 500 small files each, gzip
+many-layers:1 127 layers, the most that docker makes, of 300 files each in folders that only the first one lists
 one-layer:1   one layer of 600 MB, zstd or gzip
 tenth-N:1     ten images of two layers of 8 MB each, gzip
 
@@ -74,6 +75,22 @@ def small(layer):
     return tar.bytes()
 
 
+MANY = 127
+
+
+def many(layer):
+    """One of very many layers: small files in folders that all share and that only the first one lists, with modes of their own."""
+    chance = random.Random(2_000_000 + layer)
+    tar = Tar()
+    folders = ["srv"] + [f"srv/{part}" for part in range(10)]
+    if layer == 0:
+        for folder in folders:
+            tar.folder(folder, 0o750)
+    for number in range(300):
+        tar.file(f"srv/{number % 10}/{layer}-{number}", chance.randbytes(chance.choice([50, 200, 800])).hex().encode())
+    return tar.bytes()
+
+
 def large(seed, megabytes):
     """One layer of a few large files, as models and databases are: half of it cannot be compressed."""
     chance = random.Random(seed)
@@ -97,6 +114,7 @@ def main():
     if shutil.which("zstd"):
         store.image("layers-zstd:1", layers, config, "zstd")
     store.image("small-gzip:1", [small(layer) for layer in range(60)], config)
+    store.image("many-layers:1", [many(layer) for layer in range(MANY)], config)
     store.image("one-layer:1", [large(2000, 600)], config, "zstd" if shutil.which("zstd") else "gzip")
     for number in range(10):
         store.image(f"tenth-{number}:1", [large(3000 + 2 * number + part, 8) for part in range(2)], config)

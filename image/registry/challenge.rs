@@ -31,8 +31,9 @@ pub(crate) fn challenges(headers: &HeaderMap) -> Challenges {
 
 fn known(headers: &HeaderMap) -> Vec<Challenge> {
     let mut found = Vec::new();
-    for value in headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()) {
-        for (scheme, parameters) in schemes(value) {
+    for value in headers.get_all(WWW_AUTHENTICATE) {
+        // A realm may be any text, in any encoding (RFC 9110, 5.5, "obs-text").
+        for (scheme, parameters) in schemes(&String::from_utf8_lossy(value.as_bytes())) {
             let get = |name: &str| {
                 let known = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
                 known.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
@@ -42,11 +43,27 @@ fn known(headers: &HeaderMap) -> Vec<Challenge> {
             } else if scheme.eq_ignore_ascii_case("bearer")
                 && let Some(realm) = get("realm")
             {
+                let realm = ascii(&realm);
                 found.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
             }
         }
     }
     found
+}
+
+/// An address as a URL has it (RFC 3987, 3.1): other letters are written as bytes.
+fn ascii(address: &str) -> String {
+    let mut url = String::new();
+    for letter in address.chars() {
+        if letter.is_ascii() {
+            url.push(letter);
+        } else {
+            let mut bytes = [0; 4];
+            let bytes = letter.encode_utf8(&mut bytes).bytes();
+            bytes.for_each(|byte| url.push_str(&format!("%{byte:02X}")));
+        }
+    }
+    url
 }
 
 type Parameters = Vec<(String, String)>;
@@ -135,6 +152,18 @@ mod tests {
             parse(&["Negotiate, Basic realm=a, Bearer realm=\"q\\\"r\" , service = s"]),
             [Challenge::Basic, bearer("q\"r", Some("s"), None)]
         );
+        // "Zugriff für alle" as UTF-8, and as Latin-1.
+        for realm in [&b"Basic realm=\"Zugriff f\xc3\xbcr alle\""[..], b"Basic realm=\"Zugriff f\xfcr alle\""]
+        {
+            let mut headers = HeaderMap::new();
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(realm).unwrap());
+            assert_eq!(challenges(&headers), [Challenge::Basic]);
+        }
+        let mut headers = HeaderMap::new();
+        let token = "Bearer realm=\"https://auth.test/t\u{f6}ken\",service=\"d\u{e9}p\u{f4}t\"";
+        headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(token.as_bytes()).unwrap());
+        let expected = bearer("https://auth.test/t%C3%B6ken", Some("d\u{e9}p\u{f4}t"), None);
+        assert_eq!(challenges(&headers), [expected]);
         assert_eq!(parse(&["Bearer service=x"]), []);
         assert_eq!(parse(&["Bearer realm=\"unclosed"]), [bearer("unclosed", None, None)]);
         assert_eq!(parse(&["", "===", ","]), []);

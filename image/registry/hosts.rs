@@ -80,7 +80,7 @@ struct HostKeys {
     capabilities: Option<Vec<String>>,
     ca: OneOrMany,
     client: Client,
-    skip_verify: bool,
+    skip_verify: Option<bool>,
     header: BTreeMap<String, OneOrMany>,
     override_path: bool,
 }
@@ -132,37 +132,43 @@ pub(crate) fn endpoints(
     certs_dirs: &[PathBuf],
     reference: &Reference,
 ) -> Result<Option<Vec<Endpoint>>, Error> {
-    for folder in certs_dirs {
-        for name in folder_names(reference.domain()) {
-            let folder = folder.join(name);
-            let file = folder.join("hosts.toml");
-            match fs::read_to_string(&file) {
-                Ok(text) => {
-                    return parse(&text, &folder, reference)
-                        .map(Some)
-                        .map_err(|why| Error::invalid(file.display().to_string(), why));
-                }
-                Err(error) if is_absent(&error) => {}
-                Err(error) => return Err(Error::io("read", &file, error)),
+    for folder in folders(certs_dirs, &[reference.domain()]) {
+        let file = folder.join("hosts.toml");
+        match fs::read_to_string(&file) {
+            // An empty file says nothing.
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(text) => {
+                return parse(&text, &folder, reference)
+                    .map(Some)
+                    .map_err(|why| Error::invalid(file.display().to_string(), why));
             }
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(Error::io("read", &file, error)),
         }
     }
     Ok(None)
 }
 
+/// The folders for a registry, one of each place: the first of its names that is there. `_default` is for registries that
+/// have no folder of their own anywhere, also if theirs holds certificates only.
+fn folders(certs_dirs: &[PathBuf], domains: &[&str]) -> Vec<PathBuf> {
+    let names: Vec<String> = domains.iter().flat_map(|domain| folder_names(domain)).collect();
+    let own = |place: &PathBuf| names.iter().map(|name| place.join(name)).find(|folder| folder.is_dir());
+    let found: Vec<PathBuf> = certs_dirs.iter().filter_map(own).collect();
+    if found.is_empty() { certs_dirs.iter().map(|place| place.join("_default")).collect() } else { found }
+}
+
 /// The certificates that lie in the folder of a host without a `hosts.toml`, as Docker and CRI-O keep them; the first
 /// folder that has any counts.
 pub(crate) fn certificates(certs_dirs: &[PathBuf], authority: &str) -> Result<Tls, Error> {
-    let names: Vec<String> = match authority {
-        "registry-1.docker.io" => [folder_names(authority), folder_names("docker.io")].concat(),
-        _ => folder_names(authority),
+    let domains = match authority {
+        "registry-1.docker.io" => vec![authority, "docker.io"],
+        _ => vec![authority],
     };
-    for folder in certs_dirs {
-        for name in &names {
-            let tls = docker_certificates(&folder.join(name))?;
-            if tls != Tls::default() {
-                return Ok(tls);
-            }
+    for folder in folders(certs_dirs, &domains) {
+        let tls = docker_certificates(&folder)?;
+        if tls != Tls::default() {
+            return Ok(tls);
         }
     }
     Ok(Tls::default())
@@ -181,7 +187,6 @@ fn folder_names(domain: &str) -> Vec<String> {
         names.push(format!("{host}_{port}_"));
     }
     names.push(domain.to_owned());
-    names.push("_default".to_owned());
     names
 }
 
@@ -238,22 +243,38 @@ pub(super) fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<
     hosts.sort_by_key(|(_, keys)| keys.span().start);
     let mut endpoints = Vec::new();
     for (url, keys) in hosts {
-        let endpoint = endpoint(&url, keys.get_ref(), folder, reference)
-            .map_err(|why| format!("host.{url:?}: {why}"))?;
-        endpoints.push(endpoint);
+        let servers =
+            servers(&url, keys.get_ref(), folder, reference).map_err(|why| format!("host.{url:?}: {why}"))?;
+        endpoints.extend(servers);
     }
     // The registry itself comes last; its keys stand at the top of the file.
-    let server = match &file.server {
-        Some(server) => endpoint(server, &of_server, folder, reference),
+    let server = match file.server.as_deref().filter(|server| !server.is_empty()) {
+        Some(server) => servers(server, &of_server, folder, reference),
         None => {
             let origin = origin(reference.domain(), reference.path());
             let url = format!("{}://{}", origin.scheme, origin.authority);
             let keys = HostKeys { override_path: false, ..of_server };
-            endpoint(&url, &keys, folder, reference)
+            servers(&url, &keys, folder, reference)
         }
     };
-    endpoints.push(server.map_err(|why| format!("server: {why}"))?);
+    endpoints.extend(server.map_err(|why| format!("server: {why}"))?);
     Ok(endpoints)
+}
+
+/// One server, by its URL. Where it is said how TLS is spoken to one that is given by plain `http`, TLS is tried first, as
+/// by containerd; port 80 is plain.
+fn servers(
+    url: &str,
+    keys: &HostKeys,
+    folder: &Path,
+    reference: &Reference,
+) -> Result<Vec<Endpoint>, String> {
+    let plain = endpoint(url, keys, folder, reference)?;
+    let speaks_tls = plain.tls != Tls::default() || keys.skip_verify.is_some();
+    if plain.scheme != Scheme::HTTP || !speaks_tls || plain.authority.ends_with(":80") {
+        return Ok(vec![plain]);
+    }
+    Ok(vec![Endpoint { scheme: Scheme::HTTPS, retried: false, ..plain.clone() }, plain])
 }
 
 fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) -> Result<Endpoint, String> {
@@ -267,19 +288,8 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) ->
     if uri.path_and_query().is_some_and(|path: &PathAndQuery| path.query().is_some()) {
         return Err(format!("{url:?} has a query"));
     }
-    let path = uri.path().trim_end_matches('/');
-    let path = if keys.override_path { path.to_owned() } else { format!("{path}/v2") };
-    let (pull, resolve) = match &keys.capabilities {
-        None => (true, true),
-        Some(list) => {
-            if let Some(unknown) =
-                list.iter().find(|name| !["pull", "resolve", "push"].contains(&name.as_str()))
-            {
-                return Err(format!("unknown capability {unknown:?}"));
-            }
-            (list.iter().any(|name| name == "pull"), list.iter().any(|name| name == "resolve"))
-        }
-    };
+    let path = api_path(uri.path(), keys.override_path);
+    let (pull, resolve) = capabilities(keys.capabilities.as_deref().unwrap_or_default())?;
     let mut headers = Vec::new();
     for (name, values) in &keys.header {
         let header =
@@ -295,6 +305,25 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) ->
     let namespace = mirror.then(|| reference.domain().to_owned());
     let tls = tls(keys, folder)?;
     Ok(Endpoint { scheme, authority, path, pull, resolve, tls, headers, namespace, mirror, ..own })
+}
+
+/// The path of the API below a server's URL; most tools write its `/v2` there themselves.
+fn api_path(path: &str, is_whole: bool) -> String {
+    let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+    let path: String = parts.flat_map(|part| ["/", part]).collect();
+    if is_whole || path.ends_with("/v2") { path } else { format!("{path}/v2") }
+}
+
+/// Whether a server may be pulled from, and resolve tags. None named is all.
+fn capabilities(list: &[String]) -> Result<(bool, bool), String> {
+    let names: Vec<String> = list.iter().map(|name| name.to_ascii_lowercase()).collect();
+    if let Some(unknown) =
+        names.iter().find(|name| !["pull", "resolve", "push", "referrers"].contains(&name.as_str()))
+    {
+        return Err(format!("unknown capability {unknown:?}"));
+    }
+    let has = |wanted: &str| names.is_empty() || names.iter().any(|name| name == wanted);
+    Ok((has("pull"), has("resolve")))
 }
 
 fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
@@ -318,7 +347,7 @@ fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
             },
         }
     }
-    Ok(Tls { ca, client, skip_verify: keys.skip_verify })
+    Ok(Tls { ca, client, skip_verify: keys.skip_verify.unwrap_or_default() })
 }
 
 /// All that is wrong in the folders of hosts: in each `hosts.toml`, and in certificates.
@@ -409,7 +438,12 @@ fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
     for path in &paths {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => tls.ca.push(read(path)?),
-            Some("cert") => tls.client.push((read(path)?, read(&path.with_extension("key"))?)),
+            Some("cert") => {
+                // Without a file of its own, the key is in that of the certificate.
+                let key = path.with_extension("key");
+                let key = if key.exists() { read(&key)? } else { read(path)? };
+                tls.client.push((read(path)?, key));
+            }
             _ => {}
         }
     }
@@ -511,6 +545,88 @@ mod tests {
         write("localhost:5001/x.crt", "docker");
         assert_eq!(certificates(&dirs, "localhost:5001").unwrap().ca.len(), 1);
         assert_eq!(certificates(&dirs, "localhost:5002").unwrap(), Tls::default());
+    }
+
+    fn asked(text: &str) -> Vec<String> {
+        let parsed = parse(text, Path::new("/"), &named("reg.test:5000")).unwrap();
+        let line = |one: &Endpoint| {
+            let what = [(one.pull, " pull"), (one.resolve, " resolve")];
+            let what: String = what.iter().filter(|(may, _)| *may).map(|(_, text)| *text).collect();
+            format!("{}{what}", urls(std::slice::from_ref(one))[0])
+        };
+        parsed.iter().map(line).collect()
+    }
+
+    #[test]
+    fn paths_and_capabilities_are_read_as_by_containerd() {
+        for (text, expected) in [
+            // As k3s writes it.
+            (
+                "server = \"http://reg.test:5000/v2\"\ncapabilities = [\"pull\", \"resolve\", \"push\"]\n[host]\n\
+                 [host.\"http://mirror.test:5001/v2\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+                &["http://mirror.test:5001/v2 pull resolve", "http://reg.test:5000/v2 pull resolve"][..],
+            ),
+            ("server = \"\"", &["https://reg.test:5000/v2 pull resolve"]),
+            ("server = \"reg.test:5000\"", &["https://reg.test:5000/v2 pull resolve"]),
+            ("server = \"https://x.test/\"", &["https://x.test/v2 pull resolve"]),
+            ("server = \"https://x.test/v2/\"", &["https://x.test/v2 pull resolve"]),
+            ("server = \"https://x.test//a//b/\"", &["https://x.test/a/b/v2 pull resolve"]),
+            ("server = \"https://x.test/av2\"", &["https://x.test/av2/v2 pull resolve"]),
+            ("server = \"https://x.test/a\"\noverride_path = true", &["https://x.test/a pull resolve"]),
+            ("server = \"https://x.test\"\noverride_path = true", &["https://x.test pull resolve"]),
+            (
+                "server = \"http://reg.test:5000\"\n\
+                 [host.\"http://a.test:5001\"]\ncapabilities = [\"pull\", \"resolve\", \"referrers\"]\n\
+                 [host.\"http://b.test:5001\"]\ncapabilities = [\"Pull\", \"RESOLVE\"]\n\
+                 [host.\"http://c.test:5001\"]\ncapabilities = []\n\
+                 [host.\"http://d.test:5001\"]\ncapabilities = [\"push\"]\n",
+                &[
+                    "http://a.test:5001/v2 pull resolve",
+                    "http://b.test:5001/v2 pull resolve",
+                    "http://c.test:5001/v2 pull resolve",
+                    "http://d.test:5001/v2",
+                    "http://reg.test:5000/v2 pull resolve",
+                ],
+            ),
+            // How TLS is spoken to it is said: so it is tried.
+            (
+                "server = \"http://reg.test:5000\"\nskip_verify = true",
+                &["https://reg.test:5000/v2 pull resolve", "http://reg.test:5000/v2 pull resolve"],
+            ),
+            ("server = \"http://reg.test:80\"\nskip_verify = true", &["http://reg.test:80/v2 pull resolve"]),
+        ] {
+            assert_eq!(asked(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_folder_with_certificates_only_is_the_registrys_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = [folder.path().join("first"), folder.path().join("second")];
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("first/_default/hosts.toml", "[host.\"https://cache.example\"]\n");
+        write("first/r.example/ca.crt", "authority");
+        assert_eq!(endpoints(&dirs, &named("r.example")).unwrap(), None);
+        assert_eq!(certificates(&dirs, "r.example").unwrap().ca, [b"authority"]);
+        // An empty file is none; another place may say more.
+        write("first/r.example/hosts.toml", "\n");
+        write("second/r.example/hosts.toml", "[host.\"https://other.example\"]\n");
+        let hosts = endpoints(&dirs, &named("r.example")).unwrap().unwrap();
+        assert_eq!(urls(&hosts), ["https://other.example/v2", "https://r.example/v2"]);
+        // The first name counts, and what lies in the second does not.
+        write("first/r.example_5000_/x.cert", "both");
+        write("first/r.example:5000/hosts.toml", "[host.\"https://never.example\"]\n");
+        assert_eq!(endpoints(&dirs, &named("r.example:5000")).unwrap(), None);
+        let tls = certificates(&dirs, "r.example:5000").unwrap();
+        assert_eq!(tls.client, [(b"both".to_vec(), b"both".to_vec())]);
+        assert!(
+            endpoints(&dirs, &named("other.example")).unwrap().is_some(),
+            "the default is for all others"
+        );
     }
 
     #[test]

@@ -5,11 +5,14 @@ mod auth;
 mod blob;
 mod challenge;
 mod hosts;
+mod no_proxy;
+mod p521;
 mod pace;
 mod proxy;
 mod reader;
 mod registries_conf;
 mod repository;
+mod server_identity;
 mod sources;
 mod transport;
 

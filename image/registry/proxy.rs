@@ -1,6 +1,7 @@
 //! Connections by way of a proxy, as the environment names them (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in
-//! either case): a tunnel for TLS (RFC 9110, 9.3.6 "CONNECT"), requests with the whole address otherwise. What is on this
-//! machine is never asked for through a proxy.
+//! either case): a tunnel for TLS (RFC 9110, 9.3.6 "CONNECT"), requests with the whole address otherwise, or SOCKS version 5
+//! (RFC 1928) for both. The proxy itself is spoken to by TLS where its address says `https`. What is on this machine is never
+//! asked for through a proxy.
 
 use std::fmt;
 use std::future::Future;
@@ -9,24 +10,46 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use http::uri::Uri;
+use http::uri::{Scheme, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
-use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::hosts::is_loopback;
+use super::no_proxy::NoProxy;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Which proxies are used for what.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Proxies {
-    matcher: Arc<Matcher>,
+    http: Option<Arc<Proxy>>,
+    https: Option<Arc<Proxy>>,
+    no: NoProxy,
+}
+
+/// One proxy.
+#[derive(Clone)]
+struct Proxy {
+    kind: Kind,
+    /// With its port, by `http` or `https`.
+    address: Uri,
+    user: Option<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Http,
+    Socks,
+    /// What it says instead is told when it is used.
+    Unknown,
 }
 
 impl fmt::Debug for Proxies {
@@ -36,40 +59,166 @@ impl fmt::Debug for Proxies {
     }
 }
 
-impl Default for Proxies {
-    /// Those of the environment.
-    fn default() -> Self {
-        Self { matcher: Arc::new(Matcher::from_env()) }
-    }
-}
-
 impl Proxies {
+    /// Those that the environment names, whose variables `get` reads. The name in capitals counts first, as for Go.
+    #[must_use]
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Self {
+        let read = |name: &str| {
+            let set = |name: &str| get(name).filter(|value| !value.is_empty());
+            set(name).or_else(|| set(&name.to_ascii_lowercase()))
+        };
+        let proxy = |name: &str| {
+            let text = read(name).or_else(|| read("ALL_PROXY"))?;
+            Proxy::parse(&text).map(Arc::new)
+        };
+        let no = NoProxy::parse(&read("NO_PROXY").unwrap_or_default());
+        Self { http: proxy("HTTP_PROXY"), https: proxy("HTTPS_PROXY"), no }
+    }
+
+    /// Those of this process's environment.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self::from_env(|name| std::env::var(name).ok())
+    }
+
     /// One proxy for everything but the hosts of `no`, a list as in `NO_PROXY`.
     #[must_use]
     pub fn all(proxy: &str, no: &str) -> Self {
-        Self { matcher: Arc::new(Matcher::builder().all(proxy).no(no).build()) }
+        let proxy = Proxy::parse(proxy).map(Arc::new);
+        Self { http: proxy.clone(), https: proxy, no: NoProxy::parse(no) }
     }
 
-    /// The proxy for an address, and the header that it wants of a plain request.
-    fn of(&self, uri: &Uri) -> Option<(Uri, Option<HeaderValue>)> {
-        if uri.authority().is_some_and(|authority| is_loopback(authority.as_str())) {
-            return None;
-        }
-        let intercept = self.matcher.intercept(uri)?;
-        Some((intercept.uri().clone(), intercept.basic_auth().cloned()))
+    /// The proxy for an address.
+    fn of(&self, uri: &Uri) -> Option<&Proxy> {
+        let tls = uri.scheme() == Some(&Scheme::HTTPS);
+        let proxy = if tls { &self.https } else { &self.http };
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        proxy.as_deref().filter(|_| !self.no.covers(uri.host().unwrap_or_default(), port))
     }
 
     /// The header that a plain request to this address takes along for its proxy.
     pub(super) fn authorization(&self, uri: &Uri) -> Option<HeaderValue> {
-        if uri.scheme_str() == Some("http") { self.of(uri)?.1 } else { None }
+        if uri.scheme() != Some(&Scheme::HTTP) {
+            return None;
+        }
+        self.of(uri).filter(|proxy| proxy.kind == Kind::Http)?.authorization()
     }
 }
 
+impl Proxy {
+    /// From a URL; `http` is meant where it has no scheme.
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.trim().split_once("://").unwrap_or(("http", text.trim()));
+        let rest = rest.split('/').next()?;
+        let (user, host) = match rest.rsplit_once('@') {
+            Some((user, host)) => (Some(user), host),
+            None => (None, rest),
+        };
+        let (kind, tls, port) = match scheme.to_ascii_lowercase().as_str() {
+            "http" => (Kind::Http, false, 80),
+            "https" => (Kind::Http, true, 443),
+            // Go has the proxy resolve names in both cases.
+            "socks5" | "socks5h" => (Kind::Socks, false, 1080),
+            _ => (Kind::Unknown, false, 80),
+        };
+        let authority: http::uri::Authority = host.parse().ok()?;
+        let port = authority.port_u16().unwrap_or(port);
+        let scheme = if tls { "https" } else { "http" };
+        let address = format!("{scheme}://{}:{port}", authority.host()).parse().ok()?;
+        let user = user.map(|user| {
+            let (name, password) = user.split_once(':').unwrap_or((user, ""));
+            (decoded(name), decoded(password))
+        });
+        Some(Self { kind, address, user })
+    }
+
+    fn authorization(&self) -> Option<HeaderValue> {
+        let (name, password) = self.user.as_ref()?;
+        let text = format!("Basic {}", STANDARD.encode(format!("{name}:{password}")));
+        let mut header = HeaderValue::from_str(&text).ok()?;
+        header.set_sensitive(true);
+        Some(header)
+    }
+}
+
+/// A part of a URL without its percent signs (RFC 3986, 2.1).
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..2).and_then(|code| std::str::from_utf8(code).ok());
+        match code.filter(|_| *first == b'%').and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Connects directly or by way of a proxy.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Connector {
-    pub(super) direct: HttpConnector,
-    pub(super) proxies: Proxies,
+    direct: HttpConnector,
+    /// To a proxy, whose certificate is checked as those of the servers behind it, as by Go.
+    to_proxy: HttpsConnector<HttpConnector>,
+    proxies: Proxies,
+}
+
+impl Connector {
+    pub(super) fn new(direct: HttpConnector, tls: ClientConfig, proxies: Proxies) -> Self {
+        let to_proxy = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(direct.clone());
+        Self { direct, to_proxy, proxies }
+    }
+
+    /// What answers is the server, or the proxy in its place.
+    async fn connect(mut self, uri: Uri) -> Result<Stream, BoxError> {
+        let Some(proxy) = self.proxies.of(&uri) else {
+            let inner = MaybeHttpsStream::Http(Service::call(&mut self.direct, uri).await?);
+            return Ok(Stream { inner, asks_whole: false });
+        };
+        let tls = uri.scheme() == Some(&Scheme::HTTPS);
+        let through = |error: BoxError| -> BoxError {
+            format!("proxy {}: {error}", proxy.address.host().unwrap_or_default()).into()
+        };
+        let address = proxy.address.clone();
+        let (inner, asks_whole) = match proxy.kind {
+            Kind::Unknown => return Err("a proxy is not supported: only http, https and socks5 are".into()),
+            Kind::Socks => {
+                let mut socks = SocksV5::new(address, self.to_proxy);
+                if let Some((name, password)) = proxy.user.clone() {
+                    socks = socks.with_auth(name, password);
+                }
+                let connected = Service::call(&mut socks, with_port(&uri, tls)?).await;
+                (connected.map_err(|error| through(error.into()))?, false)
+            }
+            Kind::Http if tls => {
+                let mut tunnel = Tunnel::new(address, self.to_proxy);
+                if let Some(header) = proxy.authorization() {
+                    tunnel = tunnel.with_auth(header);
+                }
+                (Service::call(&mut tunnel, uri).await.map_err(|error| through(error.into()))?, false)
+            }
+            Kind::Http => (Service::call(&mut self.to_proxy, address).await.map_err(through)?, true),
+        };
+        Ok(Stream { inner, asks_whole })
+    }
+}
+
+/// SOCKS has no default ports.
+fn with_port(uri: &Uri, tls: bool) -> Result<Uri, BoxError> {
+    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    let scheme = uri.scheme_str().unwrap_or("http");
+    Ok(format!("{scheme}://{}:{port}/", uri.host().unwrap_or_default()).parse()?)
 }
 
 impl Service<Uri> for Connector {
@@ -82,41 +231,14 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let mut direct = self.direct.clone();
-        let Some((proxy, authorization)) = self.proxies.of(&uri) else {
-            return Box::pin(async move {
-                let inner = Service::call(&mut direct, uri).await?;
-                Ok(Stream { inner, asks_whole: false })
-            });
-        };
-        Box::pin(async move {
-            if proxy.scheme_str() != Some("http") {
-                let scheme = proxy.scheme_str().unwrap_or_default().to_owned();
-                return Err(format!("a proxy by {scheme:?} is not supported: only http").into());
-            }
-            let through = |error: BoxError| -> BoxError {
-                let host = proxy.authority().map(http::uri::Authority::host).unwrap_or_default();
-                format!("proxy {host}: {error}").into()
-            };
-            if uri.scheme_str() == Some("https") {
-                let mut tunnel = Tunnel::new(proxy.clone(), direct);
-                if let Some(header) = authorization {
-                    tunnel = tunnel.with_auth(header);
-                }
-                let inner = Service::call(&mut tunnel, uri).await.map_err(|error| through(error.into()))?;
-                return Ok(Stream { inner, asks_whole: false });
-            }
-            let inner =
-                Service::call(&mut direct, proxy.clone()).await.map_err(|error| through(error.into()))?;
-            Ok(Stream { inner, asks_whole: true })
-        })
+        Box::pin(self.clone().connect(uri))
     }
 }
 
 /// A connection that knows whether requests on it name the whole address.
 #[derive(Debug)]
 pub(super) struct Stream {
-    inner: TokioIo<TcpStream>,
+    inner: MaybeHttpsStream<TokioIo<TcpStream>>,
     asks_whole: bool,
 }
 
@@ -174,9 +296,9 @@ mod tests {
     fn what_is_here_or_excepted_is_asked_directly() {
         let proxies = Proxies::all("http://user:secret@proxy.example:3128", "inside.example,10.0.0.0/8");
         let of = |uri: &str| proxies.of(&uri.parse().unwrap());
-        let (proxy, header) = of("https://registry.example/v2/").unwrap();
-        assert_eq!(proxy.authority().unwrap().host(), "proxy.example");
-        assert_eq!(header.unwrap(), "Basic dXNlcjpzZWNyZXQ=");
+        let proxy = of("https://registry.example/v2/").unwrap();
+        assert_eq!(proxy.address, "http://proxy.example:3128/");
+        assert_eq!(proxy.authorization().unwrap(), "Basic dXNlcjpzZWNyZXQ=");
         assert!(of("http://registry.example/v2/").is_some());
         for direct in [
             "https://inside.example/",
@@ -191,5 +313,44 @@ mod tests {
         assert!(!format!("{proxies:?}").contains("secret"));
         assert!(proxies.authorization(&"http://registry.example/".parse().unwrap()).is_some());
         assert!(proxies.authorization(&"https://registry.example/".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_environment_is_read_as_go_reads_it() {
+        let of = |set: &[(&str, &str)], uri: &str| {
+            let get =
+                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+            Proxies::from_env(get).of(&uri.parse().unwrap()).map(|proxy| proxy.address.to_string())
+        };
+        let plain = ("HTTP_PROXY", "http://10.92.0.1:3128");
+        for no in ["*.test", "reg.test:5000"] {
+            assert_eq!(of(&[plain, ("NO_PROXY", no)], "http://reg.test:5000/v2/"), None, "{no}");
+        }
+        assert_eq!(of(&[plain, ("NO_PROXY", "10.92.0.1:5000")], "http://10.92.0.1:5000/v2/"), None);
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(of(&[plain], "http://reg.test/"), some("http://10.92.0.1:3128/"));
+        assert_eq!(of(&[plain], "https://reg.test/"), None);
+        assert_eq!(of(&[("https_proxy", "p.test")], "https://reg.test/"), some("http://p.test:80/"));
+        let both = [("HTTPS_PROXY", "https://one.test"), ("https_proxy", "https://two.test")];
+        assert_eq!(of(&both, "https://reg.test/"), some("https://one.test:443/"));
+        let fallback = [("HTTPS_PROXY", ""), ("ALL_PROXY", "socks5://s.test")];
+        assert_eq!(of(&fallback, "https://reg.test/"), some("http://s.test:1080/"));
+    }
+
+    #[test]
+    fn addresses_of_proxies_are_read() {
+        let parse =
+            |text: &str| Proxy::parse(text).map(|proxy| (proxy.kind, proxy.address.to_string(), proxy.user));
+        let user = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
+        for (text, kind, address, expected) in [
+            ("p.test:3128", Kind::Http, "http://p.test:3128/", None),
+            ("http://u@p.test", Kind::Http, "http://p.test:80/", user("u", "")),
+            ("HTTPS://u:p%40ss@p.test/", Kind::Http, "https://p.test:443/", user("u", "p@ss")),
+            ("socks5h://[::1]:9", Kind::Socks, "http://[::1]:9/", None),
+            ("quic://p.test", Kind::Unknown, "http://p.test:80/", None),
+        ] {
+            assert_eq!(parse(text), Some((kind, address.to_owned(), expected)), "{text}");
+        }
+        assert!(Proxy::parse("http://").is_none() && Proxy::parse("").is_none());
     }
 }

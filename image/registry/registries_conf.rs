@@ -73,11 +73,12 @@ impl RegistriesConf {
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let conf: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let mut conf: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         if conf.registries.is_some() {
             return Err("is of version 1 ([registries.search] and the like), which is not read".to_owned());
         }
-        for registry in &conf.registry {
+        for registry in &mut conf.registry {
+            registry.trim();
             registry.check()?;
         }
         Ok(conf)
@@ -108,19 +109,20 @@ impl RegistriesConf {
     /// The servers to ask for an image, in order; `None` where nothing is said of its name.
     pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Option<Vec<Endpoint>>, Error> {
         let name = reference.name();
-        let fitting = self.registry.iter().filter_map(|one| Some((one.matched(&name)?, one)));
-        // The longest match; a wildcard is shorter than any name that it covers.
-        let Some((length, registry)) = fitting.max_by_key(|(length, one)| (!one.is_wildcard(), *length))
-        else {
-            return Ok(None);
-        };
-        if registry.blocked {
-            let why = format!("the registries.conf blocks {:?}", registry.name());
-            return Err(Error::invalid(reference.to_string(), why));
-        }
+        let Some((length, registry)) = self.find(&name) else { return Ok(None) };
         let rest = name.get(length..).unwrap_or_default();
         let by_digest = reference.digest().is_some();
         let mut endpoints = Vec::new();
+        let mut blocked = None;
+        // What is blocked is a place, not a name: mirrors of a registry that is never to be contacted are asked.
+        let mut ask = |location: &str, insecure: bool, mirror: bool| match self.blocking(location) {
+            Some(blocking) => blocked = blocked.take().or(Some(blocking.name().to_owned())),
+            None => {
+                // What is said of the place itself counts, too.
+                let insecure = insecure || self.find(location).is_some_and(|(_, own)| own.insecure);
+                endpoints.extend(servers(location, insecure, mirror));
+            }
+        };
         for mirror in &registry.mirror {
             let wanted = match mirror.pull_from_mirror {
                 PullFromMirror::All => by_digest || !registry.mirror_by_digest_only,
@@ -128,13 +130,36 @@ impl RegistriesConf {
                 PullFromMirror::TagOnly => !by_digest,
             };
             if wanted {
-                endpoints.extend(servers(&format!("{}{rest}", mirror.location), mirror.insecure, true));
+                ask(&format!("{}{rest}", mirror.location), mirror.insecure, true);
             }
         }
         let own =
             if registry.location.is_empty() { name.clone() } else { format!("{}{rest}", registry.location) };
-        endpoints.extend(servers(&own, registry.insecure, false));
-        Ok(Some(endpoints))
+        if registry.blocked {
+            // By its own name, wherever it is.
+            blocked = blocked.or(Some(registry.name().to_owned()));
+        } else {
+            ask(&own, registry.insecure, false);
+        }
+        match blocked {
+            Some(name) if endpoints.is_empty() => {
+                let why =
+                    format!("the registries.conf blocks {name:?}, and names no mirror that may be asked");
+                Err(Error::invalid(reference.to_string(), why))
+            }
+            _ => Ok(Some(endpoints)),
+        }
+    }
+
+    /// What is said of a name, by the longest match; a wildcard is shorter than any name that it covers.
+    fn find(&self, name: &str) -> Option<(usize, &Registry)> {
+        let fitting = self.registry.iter().filter_map(|one| Some((one.matched(name)?, one)));
+        fitting.max_by_key(|(length, one)| (!one.is_wildcard(), *length))
+    }
+
+    /// What forbids to ask a place.
+    fn blocking(&self, location: &str) -> Option<&Registry> {
+        self.find(location).map(|(_, registry)| registry).filter(|registry| registry.blocked)
     }
 }
 
@@ -145,6 +170,14 @@ impl Registry {
 
     fn is_wildcard(&self) -> bool {
         self.name().starts_with("*.")
+    }
+
+    /// Slashes at the end are no part of a name.
+    fn trim(&mut self) {
+        let mirrors = self.mirror.iter_mut().map(|mirror| &mut mirror.location);
+        for text in mirrors.chain([&mut self.prefix, &mut self.location]) {
+            text.truncate(text.trim_end_matches('/').len());
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -324,6 +357,52 @@ mod tests {
         }
         let error = conf.endpoints(&"evil.example/a".parse().unwrap()).unwrap_err();
         assert!(error.to_string().contains("blocks"), "{error}");
+    }
+
+    #[test]
+    fn a_source_that_is_never_contacted_has_mirrors_that_are() {
+        // As OpenShift writes it, with slashes that people add.
+        let conf = RegistriesConf::parse(
+            r#"
+            [[registry]]
+              prefix = ""
+              location = "source.test/release/"
+              blocked = true
+              [[registry.mirror]]
+                location = "mirror.test:5000/release//"
+                insecure = true
+                pull-from-mirror = "digest-only"
+            [[registry]]
+              location = "moved.test"
+              [[registry.mirror]]
+                location = "blocked.test/x"
+              [[registry.mirror]]
+                location = "insecure.test/x"
+            [[registry]]
+              location = "blocked.test"
+              blocked = true
+            [[registry]]
+              location = "insecure.test"
+              insecure = true
+            [[registry]]
+              prefix = "away.test"
+              location = "blocked.test/y"
+            "#,
+        )
+        .unwrap();
+        let digest = format!("source.test/release/a@sha256:{}", "a".repeat(64));
+        assert_eq!(
+            asked(&conf, &digest),
+            ["https://mirror.test:5000/v2/release/a", "http://mirror.test:5000/v2/release/a"]
+        );
+        for blocked in ["source.test/release/a:1", "away.test/a", "blocked.test/a"] {
+            let error = conf.endpoints(&blocked.parse().unwrap()).unwrap_err();
+            assert!(error.to_string().contains("blocks"), "{blocked}: {error}");
+        }
+        assert_eq!(
+            asked(&conf, "moved.test/a"),
+            ["https://insecure.test/v2/x/a", "http://insecure.test/v2/x/a", "https://moved.test/v2/a"]
+        );
     }
 
     #[test]

@@ -32,6 +32,10 @@ impl Sources {
         for endpoint in &mut endpoints {
             let at_mirror =
                 if endpoint.mirror { self.auth_files.credentials(&endpoint.name()).await? } else { None };
+            let given = given.as_ref().and_then(|given| {
+                let credentials = given.credentials.shown_to(&endpoint.authority, &endpoint.scheme)?;
+                Some(Known { credentials: credentials.clone(), source: given.source.clone() })
+            });
             endpoint.credentials = match (at_mirror, &given) {
                 // What is for the registry is not shown to another server, unless a hosts.toml says so.
                 (found, _) if endpoint.own_credentials => found,
@@ -122,6 +126,21 @@ mod tests {
             asked(&sources, "r.example/a", Some("secret")).await,
             [format!("https://m.example {file}: m.example"), "https://r.example the request".to_owned()]
         );
+        // What is said to be for another server is shown to none; then the node's own count.
+        let elsewhere = Credentials::RegistryToken("secret".to_owned()).only_for("other.example").unwrap();
+        let wanted = "r.example/a".parse().unwrap();
+        let endpoints = sources.endpoints(&wanted, Some(elsewhere)).await.unwrap();
+        assert!(
+            endpoints.iter().all(|one| one
+                .credentials
+                .as_ref()
+                .unwrap()
+                .source
+                .starts_with(&file.to_string()))
+        );
+        let own = Credentials::RegistryToken("secret".to_owned()).only_for("https://r.example/v1/").unwrap();
+        let endpoints = sources.endpoints(&wanted, Some(own)).await.unwrap();
+        assert_eq!(endpoints[1].credentials.as_ref().unwrap().source, "the request");
         write(folder.path(), "certs.d/localhost:5000/ca.crt", "authority");
         assert_eq!(asked(&sources, "localhost:5000/a", None).await, ["https://localhost:5000"]);
         write(folder.path(), "certs.d/r.example/hosts.toml", "[host.\"https://n.example\"]\n");

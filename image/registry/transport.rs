@@ -25,7 +25,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::Timeouts;
 use super::hosts::{Tls, is_loopback};
+use super::p521::provider;
 use super::proxy::{Connector, Proxies};
+use super::server_identity::ServerIdentity;
 use crate::error::Error;
 use crate::printable::Printable;
 
@@ -151,11 +153,12 @@ impl Transport {
         http.set_nodelay(true);
         http.set_connect_timeout(Some(self.timeouts.connect));
         // HTTP/1.1: each layer has a connection of its own, and none waits for another's window.
+        let config = tls_config(tls)?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls_config(tls)?)
+            .with_tls_config(config.clone())
             .https_or_http()
             .enable_http1()
-            .wrap_connector(Connector { direct: http, proxies: self.proxies.clone() });
+            .wrap_connector(Connector::new(http, config, self.proxies.clone()));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -317,7 +320,7 @@ fn causes(error: &dyn StdError) -> String {
 /// A certificate or a key is none.
 pub(super) fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
     let invalid = |why: String| Error::invalid("TLS configuration", why);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| invalid(error.to_string()))?;
@@ -331,12 +334,18 @@ pub(super) fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
         }
         let (_, ignored) = roots.add_parsable_certificates(native.certs);
         tracing::debug!(roots = roots.len(), ignored, "system's root certificates");
+        let mut named = Vec::new();
         for pem in &tls.ca {
-            for certificate in certificates(pem)? {
-                roots.add(certificate).map_err(|error| invalid(format!("ca: {error}")))?;
+            let found = certificates(pem)?;
+            // As Go does, which takes of a file what it can read.
+            let (added, _) = roots.add_parsable_certificates(found.iter().cloned());
+            if added == 0 {
+                return Err(invalid("ca: a file holds no certificate that can be read".to_owned()));
             }
+            named.extend(found);
         }
-        builder.with_root_certificates(roots)
+        let identity = ServerIdentity::new(provider, roots, named);
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(identity))
     };
     let Some((certificate, key)) = tls.client.first() else {
         return Ok(builder.with_no_client_auth());
@@ -421,6 +430,67 @@ mod tests {
         assert_eq!(origin(&uri("https://R.example/a")), origin(&uri("https://r.example:443/b")));
         assert_ne!(origin(&uri("https://r.example/")), origin(&uri("https://r.example:5000/")));
         assert_ne!(origin(&uri("http://r.example:443/")), origin(&uri("https://r.example/")));
+    }
+
+    /// A server of openssl that answers any request, with a key of its own.
+    struct OpensslServer {
+        process: std::process::Child,
+        folder: tempfile::TempDir,
+        port: u16,
+    }
+
+    impl OpensslServer {
+        fn start(key: &str) -> Self {
+            use std::io::BufRead as _;
+            let folder = tempfile::tempdir().unwrap();
+            let mut make = std::process::Command::new("openssl");
+            make.args(["req", "-newkey"]).args(key.split(' ')).current_dir(folder.path());
+            make.args(["-nodes", "-x509", "-days", "365", "-keyout", "key", "-out", "crt", "-subj", "/CN=x"]);
+            make.args(["-addext", "subjectAltName = IP:127.0.0.1"]);
+            let made = make.output().unwrap();
+            assert!(made.status.success(), "{key}: {}", String::from_utf8_lossy(&made.stderr));
+            let mut process = std::process::Command::new("openssl")
+                .args(["s_server", "-accept", "127.0.0.1:0", "-cert", "crt", "-key", "key", "-www"])
+                .current_dir(folder.path())
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let lines = std::io::BufReader::new(process.stdout.take().unwrap()).lines();
+            let port = lines
+                .map_while(Result::ok)
+                .find_map(|line| line.strip_prefix("ACCEPT ")?.rsplit(':').next()?.parse().ok());
+            Self { process, folder, port: port.unwrap() }
+        }
+    }
+
+    impl Drop for OpensslServer {
+        fn drop(&mut self) {
+            drop(self.process.kill());
+            drop(self.process.wait());
+        }
+    }
+
+    #[tokio::test]
+    async fn handshakes_succeed_with_the_keys_that_go_takes() {
+        for key in [
+            "rsa:2048",
+            "ec -pkeyopt ec_paramgen_curve:P-256",
+            "ec -pkeyopt ec_paramgen_curve:P-384",
+            "ec -pkeyopt ec_paramgen_curve:P-521",
+            "ed25519",
+        ] {
+            let server = OpensslServer::start(key);
+            let ca = vec![std::fs::read(server.folder.path().join("crt")).unwrap()];
+            let transport = Transport::new(Timeouts::default(), Proxies::default());
+            let uri: Uri = format!("https://127.0.0.1:{}/", server.port).parse().unwrap();
+            let known = Tls { ca, ..Tls::default() };
+            let answer = transport.send(&known, Ask::get(uri.clone())).await;
+            assert_eq!(answer.unwrap_or_else(|error| panic!("{key}: {error}")).status(), StatusCode::OK);
+            let error = transport.send(&Tls::default(), Ask::get(uri.clone())).await.unwrap_err();
+            assert!(error.to_string().contains("UnknownIssuer"), "{key}: {error}");
+            transport.send(&Tls { skip_verify: true, ..Tls::default() }, Ask::get(uri)).await.unwrap();
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Default for Options {
             parallel_downloads: 6,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
-            proxies: Proxies::default(),
+            proxies: Proxies::of_process(),
             policy: None,
             pinned: Vec::new(),
             give_back: || (),

@@ -250,7 +250,7 @@ async fn artifacts_are_files_to_mount_and_nothing_to_run() {
     until("its digest is made", || {
         let layers = fs::read_dir(node.path("image/layers")).unwrap().flatten();
         layers.into_iter().all(|layer| {
-            fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("files"))
+            fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("content"))
         })
     })
     .await;

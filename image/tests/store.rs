@@ -57,6 +57,20 @@ async fn layers_of_every_compression_make_one_tree() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn windows_of_zstd_fit_into_the_nodes_budget_or_are_refused_with_it() {
+    let test = test().await;
+    let layer = |number: u32, log| Layer::default().file(&format!("{number}"), "x").zstd_with_window(log);
+    // More at once than there is room for: they wait for one another.
+    let layers: Vec<_> =
+        (0..9).map(|number| layer(number, 27)).chain([layer(10, 28), layer(11, 24)]).collect();
+    test.registry.layers("image", &layers);
+    assert_eq!(test.pull("image:1").await.unwrap().layers.len(), layers.len());
+    test.registry.layers("huge", &[layer(12, 29)]);
+    let error = test.pull("huge:1").await.unwrap_err();
+    assert!(error.to_string().contains("a window of 536870912 bytes, the limit is 402653184"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_layers_share_folders_that_none_of_them_lists() {
     const LAYERS: usize = 127;
     let test = test().await;

@@ -277,6 +277,20 @@ mod tests {
     }
 
     #[test]
+    fn zeros_in_the_best_that_gzip_can_do_are_no_bomb() {
+        let content = vec![0; 16 << 20];
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(&content).unwrap();
+        let bytes = encoder.finish().unwrap();
+        assert!(content.len() / bytes.len() > 1000, "{} bytes", bytes.len());
+        let limits = Limits { ratio_floor: 1 << 20, ..Limits::default() };
+        assert_eq!(digest(&bytes, limits).unwrap(), Digest::of(Algorithm::Sha256, &content));
+        // The same ratio does not hold for zstd, which has a few bytes for as many zeros as one likes.
+        let error = digest(&zstd::encode_all(content.as_slice(), 1).unwrap(), limits).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+    }
+
+    #[test]
     fn bombs_are_refused_with_the_figures() {
         let content = vec![0; 8 << 20];
         let limits = Limits { bytes: 1 << 20, ..Limits::default() };

@@ -77,7 +77,7 @@ pub const KEYS: [Key; 37] = [
     key(
         "",
         "max_compression_ratio",
-        "The most bytes that one byte of a layer may become, beyond the first GiB.",
+        "The most bytes that one byte of a layer may become, beyond the first 4 GiB.",
     ),
     key(
         "",

@@ -76,7 +76,7 @@ pub struct Config {
     pub max_image_files: u64,
     /// The most folders in one another.
     pub max_image_depth: usize,
-    /// The most bytes that one byte of a layer may become, beyond the first GiB.
+    /// The most bytes that one byte of a layer may become, beyond the first 4 GiB.
     pub max_compression_ratio: u64,
     /// Where exec, attach and port-forward sessions connect to; port 0 picks a free one.
     pub stream_address: SocketAddr,
@@ -155,7 +155,7 @@ impl Default for Config {
             max_image_size: ByteSize::gib(64),
             max_image_files: 10_000_000,
             max_image_depth: 256,
-            max_compression_ratio: 1000,
+            max_compression_ratio: 1100,
             stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             stream_certificate: None,
             stream_key: None,

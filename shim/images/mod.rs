@@ -39,14 +39,22 @@ fn check_handler(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
 
 /// What the request carries for the registry (CRI `AuthConfig`), if anything.
 fn credentials(auth: &AuthConfig) -> Result<Option<Credentials>, CriError> {
-    Credentials::from_parts(
+    let found = Credentials::from_parts(
         &auth.username,
         &auth.password,
         &auth.auth,
         &auth.identity_token,
         &auth.registry_token,
     )
-    .map_err(|error| CriError::invalid("auth", error))
+    .map_err(|error| CriError::invalid("auth", error))?;
+    match found {
+        // For another server than the one that is asked, they are not shown.
+        Some(found) if !auth.server_address.is_empty() => {
+            let only = found.only_for(&auth.server_address);
+            only.map(Some).map_err(|error| CriError::invalid("auth.server_address", error))
+        }
+        found => Ok(found),
+    }
 }
 
 /// All images, or the one that the filter names.

@@ -119,6 +119,15 @@ impl Layer {
         (encoder.finish().unwrap(), digest)
     }
 
+    /// As `zstd --ultra -22` and `zstd --long` make it of a stream.
+    pub fn zstd_with_window(self, log: u32) -> (Vec<u8>, Digest) {
+        let (bytes, digest) = self.plain();
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.window_log(log).unwrap();
+        std::io::Write::write_all(&mut encoder, &bytes).unwrap();
+        (encoder.finish().unwrap(), digest)
+    }
+
     pub fn zstd(self) -> (Vec<u8>, Digest) {
         let (bytes, digest) = self.plain();
         (zstd::encode_all(bytes.as_slice(), 3).unwrap(), digest)
