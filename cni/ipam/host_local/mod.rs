@@ -2,9 +2,12 @@
 //! used that keeps its addresses.
 //!
 //! * this file: the keys, and the plugin
-//! * [`ranges`]: which addresses there are; [`store`]: whose they are, on disk
+//! * [`ranges`]: which addresses there are; [`store`]: whose they are, on disk; [`index`]: the same in memory; [`runs`]: which
+//!   numbers are free
 
+mod index;
 mod ranges;
+mod runs;
 mod store;
 
 use std::net::IpAddr;
@@ -20,6 +23,7 @@ use crate::host::Host;
 use crate::result::{CniResult, Route};
 use crate::{Error, Result};
 
+pub(crate) use index::Indexes;
 pub(crate) use ranges::nth;
 use ranges::{check, overlaps};
 pub(crate) use store::{Owner, Store};
@@ -76,7 +80,7 @@ impl HostLocal {
     }
 
     pub(crate) fn store(&self, host: &Host, network: &str) -> Store {
-        Store::new(self.data_dir.as_deref().unwrap_or(host.data_dir()).join(network))
+        Store::new(self.data_dir.as_deref().unwrap_or(host.data_dir()).join(network), &host.addresses)
     }
 
     /// Takes addresses: they are on disk before they are used.
@@ -126,6 +130,8 @@ mod tests {
             ),
             (json!({ "ranges": [[{ "subnet": "10.0.0.0/24", "gateway": "fd00::1" }]] }), "family"),
             (json!({ "subnet": "ten" }), "subnet"),
+            (json!({ "subnet": "10.0.0.0/24", "rangeStart": "10.0.0.255" }), "rangeStart"),
+            (json!({ "subnet": "10.0.0.0/24", "rangeEnd": "10.0.0.0" }), "rangeEnd"),
         ] {
             let error = compile(keys.clone()).unwrap_err();
             assert!(error.contains(why), "{keys}: {error}");
