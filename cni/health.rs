@@ -34,8 +34,8 @@ impl Health {
             return None;
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.text != config.text {
-            *known = Known { text: config.text.clone(), asking: known.asking, ..Known::default() };
+        if known.text.as_ref() != Some(&config.text) {
+            *known = Known { text: Some(config.text.clone()), asking: known.asking, ..Known::default() };
         }
         let stale = known.asked.is_none_or(|asked| asked.elapsed() >= FRESH);
         if stale && !known.asking {
@@ -50,7 +50,7 @@ impl Health {
         let answer = network.ask_status(config).await.err().map(|error| error.to_string());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.asking = false;
-        if known.text == config.text {
+        if known.text.as_ref() == Some(&config.text) {
             known.asked = Some(Instant::now());
             known.why_not = answer;
         }

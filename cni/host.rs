@@ -50,7 +50,7 @@ impl Host {
     /// The same for a daemon, which keeps leases of addresses.
     pub(crate) fn open_for_daemon(places: Places) -> Result<Self> {
         let dhcp = Dhcp::new(&places.state_dir.join("dhcp"))?;
-        Ok(Self { dhcp: Some(dhcp), ..Self::open(places)? })
+        Ok(Self { dhcp: Some(dhcp), ready: Ready::watching()?, ..Self::open(places)? })
     }
 
     /// Where plugins keep what they must know again.

@@ -181,7 +181,7 @@ pub enum Error {
         /// What was being done, to what.
         action: String,
         /// Why it failed.
-        source: rtnetlink::Error,
+        source: std::io::Error,
     },
     /// A file or system call failed.
     #[error("{action}: {source}")]
@@ -229,11 +229,5 @@ impl<T> Context<T> for std::io::Result<T> {
 impl<T> Context<T> for rustix::io::Result<T> {
     fn doing(self, action: impl Into<String>) -> Result<T> {
         self.map_err(|errno| Error::Io { action: action.into(), source: errno.into() })
-    }
-}
-
-impl<T> Context<T> for std::result::Result<T, rtnetlink::Error> {
-    fn doing(self, action: impl Into<String>) -> Result<T> {
-        self.map_err(|source| Error::Netlink { action: action.into(), source })
     }
 }

@@ -20,7 +20,7 @@ use crate::result::CniResult;
 use crate::{Attachment, Error, Options, PodAttach, Result, Status, netns};
 
 /// The interface in a pod.
-const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 /// The network of one node. Clones share it.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Shared {
     pub(crate) records: Records,
     pub(crate) configuration: Configuration,
     health: Health,
-    attachments: Mutex<HashMap<String, Attachment>>,
+    pub(crate) attachments: Mutex<HashMap<String, Attachment>>,
     bin_path: String,
     /// Pods that are being detached.
     pub(crate) ending: Mutex<HashSet<String>>,
@@ -86,7 +86,12 @@ impl Network {
             Ok(config) => config,
             Err(error) => return not_ready("", error.to_string()),
         };
-        match self.shared.health.of(self, &config) {
+        // What is over is told by nobody.
+        if self.shared.host.ready.is_to_be_tried_again() {
+            let network = self.clone();
+            tokio::spawn(async move { network.repair_bridges().await });
+        }
+        match self.shared.host.ready.trouble().or_else(|| self.shared.health.of(self, &config)) {
             Some(why) => not_ready(&config.name, why),
             None => Status { ready: true, network: config.name.clone(), ..Status::default() },
         }
@@ -133,7 +138,9 @@ impl Network {
             args,
             runtime: self.with_ranges(pod.runtime.clone()),
             result: None,
-            config: config.text.clone(),
+            config: Some(config.text.clone()),
+            built_in: config.built_in,
+            data_dir: Some(self.shared.host.data_dir().to_owned()),
             sandbox: pinned.as_ref().map_or_else(|| pod.netns_path.to_owned(), path),
             pinned,
         };
@@ -241,10 +248,12 @@ impl Network {
             netns,
             sandbox: &record.sandbox,
             namespace_ends: true,
+            knows_all: !config.plugins.iter().any(|entry| entry.plugin.is_external()),
             runtime,
             args: &told.args,
             args_text: &record.args,
             bin_path: &self.shared.bin_path,
+            data_dir: record.data_dir.as_deref().unwrap_or(self.shared.host.data_dir()),
             host: &self.shared.host,
         }
     }
@@ -262,7 +271,7 @@ impl Network {
         let mut errors = Vec::new();
         lock(&self.shared.ending).insert(pod.to_owned());
         let _ended = Ended { network: self, pod };
-        match self.shared.configuration.recorded(record.config.as_deref()) {
+        match self.shared.configuration.recorded(&record.made_by()) {
             Ok(config) => self.del_all(&config, pod, &record, netns, &mut errors).await,
             Err(error) => errors.push(error),
         }
@@ -271,9 +280,42 @@ impl Network {
         }
         if errors.is_empty() {
             lock(&self.shared.attachments).remove(pod);
-            return self.shared.records.remove(pod);
+            self.shared.records.remove(pod)?;
+            return self.clear_away(&record).await;
         }
         Err(Error::Several(errors))
+    }
+
+    /// Takes a bridge of the built-in network away when its last pod has gone and the network has another by now.
+    async fn clear_away(&self, record: &Record) -> Result<()> {
+        let made_by = record.made_by();
+        if !record.built_in
+            || self
+                .shared
+                .configuration
+                .current()
+                .is_ok_and(|config| Some(&config.text) == record.config.as_ref())
+        {
+            return Ok(());
+        }
+        let config = self.shared.configuration.recorded(&made_by)?;
+        let current = self.shared.configuration.current();
+        let names =
+            |config: &Conflist| config.bridges().map(|bridge| bridge.name().to_owned()).collect::<Vec<_>>();
+        let mut used: Vec<String> = current.iter().flat_map(|config| names(config)).collect();
+        for pod in self.shared.records.pods() {
+            let config = self.shared.records.read(&pod).map(|record| record.made_by());
+            let config = config.and_then(|by| self.shared.configuration.recorded(&by).ok());
+            used.extend(config.iter().flat_map(names));
+        }
+        for bridge in config.bridges().filter(|bridge| !used.iter().any(|name| name == bridge.name())) {
+            tracing::info!(
+                bridge = bridge.name(),
+                "no pod is on the bridge any more, and the network has another: it goes"
+            );
+            bridge.teardown(&self.shared.host).await?;
+        }
+        Ok(())
     }
 
     async fn del_all(
@@ -310,7 +352,7 @@ impl Network {
         let record = record.ok_or_else(|| Error::Invalid(format!("pod {pod} is not attached")))?;
         let result = record.result.clone();
         let result = result.ok_or_else(|| Error::Invalid(format!("pod {pod} is attached in part")))?;
-        let config = self.shared.configuration.recorded(record.config.as_deref())?;
+        let config = self.shared.configuration.recorded(&record.made_by())?;
         if config.disable_check || config.version < Version::V0_4_0 {
             return Ok(());
         }
@@ -325,15 +367,7 @@ impl Network {
 
     /// Programs of a configuration say whether they could attach a pod (`STATUS`, since CNI 1.1): the first that could not.
     pub(crate) async fn ask_status(&self, config: &Conflist) -> Result<()> {
-        let record = Record {
-            interface: INTERFACE.to_owned(),
-            args: String::new(),
-            runtime: RuntimeConfig::default(),
-            result: None,
-            config: None,
-            pinned: None,
-            sandbox: String::new(),
-        };
+        let record = Record::of_none(INTERFACE);
         let told = Told::of(&record);
         for entry in &config.plugins {
             let call = self.call(config, "", None, &record, &record.runtime, &told);

@@ -167,7 +167,7 @@ impl Ipam {
     pub(crate) async fn gc(&self, host: &Host, network: &str, live: &HashSet<String>) -> Result<Vec<String>> {
         match self {
             Self::HostLocal(ipam) => {
-                let (store, live) = (ipam.store(host, network), live.clone());
+                let (store, live) = (ipam.store(host, host.data_dir(), network), live.clone());
                 blocking(move || store.release_where(|owner| !live.contains(&owner.container))).await
             }
             Self::Dhcp => {

@@ -157,10 +157,7 @@ impl Plugin {
                 let before = previous.to_value(call.version);
                 let before = (previous != CniResult::default()).then_some(&before);
                 let answer = program.run(call, "ADD", config, before).await?;
-                match answer {
-                    Value::Null => Ok(previous),
-                    answer => CniResult::parse(&answer).map_err(|why| program.failed(why)),
-                }
+                CniResult::parse(&answer).map_err(|why| program.failed(why))
             }
         }
     }
@@ -182,12 +179,12 @@ impl Plugin {
     /// `DEL`: detaches; what is not there is detached already.
     pub(crate) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         match self {
-            Self::Bridge(bridge) => bridge.del(call, config).await,
-            Self::Ptp(ptp) => ptp.del(call, config).await,
+            Self::Bridge(bridge) => bridge.del(call, config, previous).await,
+            Self::Ptp(ptp) => ptp.del(call, config, previous).await,
             Self::Derived(derived) => derived.del(call, config).await,
             Self::HostDevice(device) => device.del(call, config).await,
             Self::Loopback => loopback::del(call).await,
-            Self::Portmap(_) => portmap::del(call).await,
+            Self::Portmap(_) => portmap::del(call, previous).await,
             Self::Bandwidth(_) => bandwidth::del(call).await,
             Self::Tuning(tuning) => tuning.del(call).await,
             Self::Sbr(_) => sbr::Sbr::del(call).await,

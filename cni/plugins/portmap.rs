@@ -86,14 +86,14 @@ impl Portmap {
         }
         for v4 in [true, false] {
             if mappings.iter().any(|mapping| mapping.pod.addr().is_ipv4() == v4) {
-                super::interface::forward(v4)?;
+                call.host.ready.forward(v4).await?;
             }
         }
         let udp = udp_ports(call);
-        match ports::apply(call, mappings, self.snat).await {
+        match ports::apply(call, &mappings, self.snat).await {
             Ok(()) => {}
             Err(error) => {
-                let undone = ports::forget(call).await;
+                let undone = ports::forget(call, Some(&mappings)).await;
                 return Err(super::with_undo(error, [undone]));
             }
         }
@@ -115,12 +115,13 @@ impl Portmap {
     }
 }
 
-pub(super) async fn del(call: &Call<'_>) -> Result<()> {
+pub(super) async fn del(call: &Call<'_>, previous: &CniResult) -> Result<()> {
     // The daemon has a record of what it has asked for.
     if call.namespace_ends && call.runtime.port_mappings.is_empty() {
         return Ok(());
     }
-    let released = ports::forget(call).await;
+    let known = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
+    let released = ports::forget(call, known.as_deref()).await;
     released.and(conntrack::forget(udp_ports(call)).await)
 }
 
