@@ -98,6 +98,17 @@ pub struct Status {
     pub network: String,
 }
 
+/// What of somebody else's on this host drops what pods send to other hosts, with the network that is built in. For a thread
+/// that may wait.
+///
+/// # Errors
+/// The host's rules cannot be read.
+pub fn obstacle(builtin: &Builtin) -> std::io::Result<Option<String>> {
+    let packets =
+        builtin.subnets.iter().map(|from| nftables::Packet { by: builtin.bridge.clone(), from: *from });
+    nftables::first_obstacle(&packets.collect::<Vec<_>>())
+}
+
 /// A pod to attach.
 #[derive(Debug)]
 pub struct PodAttach<'a> {

@@ -13,6 +13,7 @@ use crate::config::Configuration;
 use crate::conflist::{Conflist, Entry, Version};
 use crate::health::Health;
 use crate::host::{Host, Places};
+use crate::nftables::Packet;
 use crate::pin;
 use crate::plugins::Plugin;
 use crate::record::{Record, Records};
@@ -363,6 +364,20 @@ impl Network {
             entry.plugin.check(&call, &entry.config, &result).await?;
         }
         Ok(())
+    }
+
+    /// What pods of a configuration would send to other hosts through this one.
+    pub(crate) fn packets(&self, config: &Conflist) -> Vec<Packet> {
+        let of_kubelet = self.shared.configuration.pod_cidr();
+        let packets = config.plugins.iter().flat_map(|entry| {
+            let by = entry.plugin.routes_by()?;
+            let subnets = entry.plugin.ipam()?.subnets();
+            let all = subnets
+                .into_iter()
+                .chain(of_kubelet.iter().copied().filter(|_| entry.has_capability("ipRanges")));
+            Some(all.map(|from| Packet { by: by.clone(), from: from.trunc() }).collect::<Vec<_>>())
+        });
+        packets.flatten().collect()
     }
 
     /// Programs of a configuration say whether they could attach a pod (`STATUS`, since CNI 1.1): the first that could not.

@@ -158,6 +158,14 @@ impl Ipam {
         }
     }
 
+    /// The subnets of the addresses, as far as the configuration says them.
+    pub(crate) fn subnets(&self) -> Vec<IpNet> {
+        match self {
+            Self::HostLocal(ipam) => ipam.ranges.iter().flatten().map(|range| range.subnet).collect(),
+            Self::Static(_) | Self::Dhcp | Self::External(_) => Vec::new(),
+        }
+    }
+
     /// Whether it is a program.
     pub(crate) fn is_external(&self) -> bool {
         matches!(self, Self::External(_))

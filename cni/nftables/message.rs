@@ -69,6 +69,18 @@ impl Family {
     }
 }
 
+impl Family {
+    /// As nft(8) writes it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
 /// Attributes of netlink: length, type, value, padded to four bytes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Attributes {

@@ -32,6 +32,7 @@ use crate::result::CniResult;
 use crate::{Context, Error, Result};
 
 pub(crate) use elements::Comment;
+pub(crate) use foreign::Packet;
 #[cfg(test)]
 pub(crate) use message::Attributes;
 pub(crate) use message::attribute;
@@ -139,6 +140,21 @@ pub(crate) async fn release_where(gone: impl Fn(&Comment) -> bool + Send + 'stat
 /// The attachments that have something in the tables.
 pub(crate) async fn owners() -> Result<HashSet<Comment>> {
     blocking("list the rules of pods".to_owned(), elements::owners).await
+}
+
+/// What of others drops one of these packets for certain.
+pub(crate) async fn obstacle(packets: Vec<Packet>) -> Result<Option<String>> {
+    blocking("look at others' rules".to_owned(), move || first_obstacle(&packets)).await
+}
+
+/// See [`obstacle`]; for a thread that may wait.
+pub(crate) fn first_obstacle(packets: &[Packet]) -> std::io::Result<Option<String>> {
+    for packet in packets {
+        if let Some(obstacle) = foreign::obstacle(packet)? {
+            return Ok(Some(obstacle));
+        }
+    }
+    Ok(None)
 }
 
 /// Takes the tables away if no attachment has anything in them.

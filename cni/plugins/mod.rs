@@ -258,6 +258,16 @@ impl Plugin {
         matches!(self, Self::External(_)) || self.ipam().is_some_and(crate::ipam::Ipam::is_external)
     }
 
+    /// The link by which the host has packets of pods to pass on; none where they do not go through it.
+    pub(crate) fn routes_by(&self) -> Option<String> {
+        match self {
+            Self::Bridge(bridge) => bridge.routes_by(),
+            // Each has a link of its own, of such a name.
+            Self::Ptp(_) => Some(interface::host_link("0000000000000", "eth0")),
+            _ => None,
+        }
+    }
+
     /// The part that gives addresses.
     pub(crate) fn ipam(&self) -> Option<&crate::ipam::Ipam> {
         match self {

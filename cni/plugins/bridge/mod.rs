@@ -156,6 +156,12 @@ impl Bridge {
         host.ready.bridge(&host.links, &self.keys, &self.gateways(&result.ips)?, false).await.map(drop)
     }
 
+    /// See [`super::Plugin::routes_by`].
+    pub(super) fn routes_by(&self) -> Option<String> {
+        let by = if self.keys.vlan == 0 { self.keys.bridge.clone() } else { self.keys.vlan_link() };
+        self.keys.is_gateway.then_some(by)
+    }
+
     /// The bridge's name.
     pub(crate) fn name(&self) -> &str {
         &self.keys.bridge
