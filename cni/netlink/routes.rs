@@ -74,6 +74,17 @@ impl Netlink {
         Ok(messages.iter().filter_map(address_of).filter(|address| !is_link_local(address.addr())).collect())
     }
 
+    /// Gives a link the address that the kernel gives to every link of IPv6, where somebody has taken it. Without it the host
+    /// asks for no neighbour by this link for packets that it passes on (RFC 4861, section 7.2.2).
+    pub(crate) async fn keep_link_local(&self, index: u32, mac: &[u8]) -> Result<()> {
+        let messages = self.address_messages(index).await?;
+        let has = messages.iter().filter_map(address_of).any(|address| is_link_local(address.addr()));
+        match link_local_of(mac).filter(|_| !has) {
+            Some(address) => self.add_address(index, address).await,
+            None => Ok(()),
+        }
+    }
+
     pub(super) async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>> {
         let mut asked = AddressMessage::default();
         asked.header.index = index;
@@ -267,6 +278,13 @@ pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
         _ => None,
     });
     IpNet::new(local.or(address)?, message.header.prefix_len).ok()
+}
+
+/// The address of a link by its hardware address (RFC 4291, appendix A).
+fn link_local_of(mac: &[u8]) -> Option<IpNet> {
+    let [a, b, c, d, e, f]: [u8; 6] = mac.try_into().ok()?;
+    let address = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    IpNet::new(address.into(), 64).ok()
 }
 
 /// Whether the kernel gives it to every link.

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
-
 use super::super::message::{attribute, attributes, text_of};
 use super::Packet;
 

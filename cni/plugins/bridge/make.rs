@@ -47,6 +47,10 @@ impl Keys {
         }
         // As it is now.
         let bridge = host.existing(name).await?;
+        if gateways.iter().any(|gateway| gateway.addr().is_ipv6()) {
+            let of_gateways = if of_gateways.index == bridge.index { &bridge } else { &of_gateways };
+            host.keep_link_local(of_gateways.index, &of_gateways.mac).await?;
+        }
         let gateway = if of_gateways.index == bridge.index { bridge.clone() } else { of_gateways };
         Ok(Made { bridge, gateway })
     }
