@@ -111,13 +111,20 @@ impl Element {
     }
 }
 
+/// An element as it is. One without a comment of ours is nobody's.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) element: Element,
+    pub(super) owner: Option<Comment>,
+}
+
 /// The family of the table that a set is in.
 fn family_of(set: &str) -> Option<Family> {
     all_sets().find(|(_, known)| known.name == set).map(|(family, _)| family)
 }
 
-/// The elements of a set, with whose they are. One without a comment of ours is nobody's.
-pub(super) fn elements(family: Family, set: Set) -> io::Result<Vec<(Element, Option<Comment>)>> {
+/// The elements of a set.
+pub(super) fn elements(family: Family, set: Set) -> io::Result<Vec<Held>> {
     let bodies = list(family, GET_ELEMENT, |m| {
         m.text(1, TABLE);
         m.text(2, set.name);
@@ -126,38 +133,31 @@ pub(super) fn elements(family: Family, set: Set) -> io::Result<Vec<(Element, Opt
 }
 
 /// The elements of one message.
-fn elements_of<'a>(
-    body: &'a [u8],
-    set: &'static str,
-) -> impl Iterator<Item = (Element, Option<Comment>)> + use<'a> {
+fn elements_of<'a>(body: &'a [u8], set: &'static str) -> impl Iterator<Item = Held> + use<'a> {
     let elements = attribute(body, 3).into_iter().flat_map(attributes);
     elements.filter_map(move |(_, element)| {
         let key = attribute(attribute(element, 1)?, 1)?.to_vec();
-        let comment = attribute(element, 6).and_then(Comment::of_data);
+        let owner = attribute(element, 6).and_then(Comment::of_data);
         let value = attribute(element, 2).and_then(|data| attribute(data, 1));
         let value = value.map_or(Value::None, |bytes| Value::Bytes(bytes.to_vec()));
-        Some((Element { set, key, value }, comment))
+        Some(Held { element: Element { set, key, value }, owner })
     })
 }
 
-/// The elements that have the keys of these, with whose they are; `None` for those that are not there. A look at each, however
-/// many others there are.
-pub(super) fn find(wanted: &[Element]) -> io::Result<Vec<Option<(Element, Option<Comment>)>>> {
-    let mut all: Vec<Option<(Element, Option<Comment>)>> = vec![None; wanted.len()];
+/// Those of these elements that are there, by their keys. A look at each, however many others there are.
+pub(super) fn find(wanted: &[Element]) -> io::Result<Vec<Held>> {
+    let mut all = Vec::new();
     for family in [Family::Inet, Family::Bridge] {
-        let of_family: Vec<(usize, &Element)> =
-            wanted.iter().enumerate().filter(|(_, element)| family_of(element.set) == Some(family)).collect();
-        let asked = of_family.iter().map(|(_, element)| {
+        let of_family: Vec<&Element> =
+            wanted.iter().filter(|element| family_of(element.set) == Some(family)).collect();
+        let asked = of_family.iter().map(|element| {
             let mut body = Attributes::default();
             element.key_alone().fill(&mut body, None);
             body
         });
         let answers = get(family, GET_ELEMENT, &asked.collect::<Vec<_>>())?;
-        for ((place, element), body) in of_family.into_iter().zip(answers) {
-            let found = body.and_then(|body| elements_of(&body, element.set).next());
-            if let Some(slot) = all.get_mut(place) {
-                *slot = found;
-            }
+        for (element, body) in of_family.into_iter().zip(answers) {
+            all.extend(body.and_then(|body| elements_of(&body, element.set).next()));
         }
     }
     Ok(all)
@@ -169,13 +169,13 @@ pub(super) fn has(wanted: &Element) -> io::Result<bool> {
         (Value::Bytes(found), Value::Bytes(wanted)) => found == wanted,
         _ => true,
     };
-    Ok(find(std::slice::from_ref(wanted))?.iter().flatten().any(|(found, _)| same(found)))
+    Ok(find(std::slice::from_ref(wanted))?.iter().any(|found| same(&found.element)))
 }
 
 /// Who else has one of these elements.
 pub(super) fn holder_of(wanted: &[Element], owner: &Comment) -> io::Result<Option<Comment>> {
     let found = find(wanted)?;
-    Ok(found.into_iter().flatten().find_map(|(_, holder)| holder.filter(|holder| holder != owner)))
+    Ok(found.into_iter().find_map(|held| held.owner.filter(|holder| holder != owner)))
 }
 
 /// Takes away those of these elements that are an attachment's: one that is gone, or another's by now, is nothing to it.
@@ -184,12 +184,8 @@ pub(super) fn remove(elements: &[Element], owner: &Comment) -> io::Result<()> {
     const ATTEMPTS: usize = 3;
     for _attempt in 0..ATTEMPTS {
         let found = find(elements)?;
-        let own: Vec<Element> = found
-            .into_iter()
-            .flatten()
-            .filter(|(_, holder)| holder.as_ref() == Some(owner))
-            .map(|(element, _)| element.key_alone())
-            .collect();
+        let own = found.into_iter().filter(|held| held.owner.as_ref() == Some(owner));
+        let own: Vec<Element> = own.map(|held| held.element.key_alone()).collect();
         let mut gone = false;
         for family in [Family::Inet, Family::Bridge] {
             let mut batch = Batch::new(family);
@@ -211,7 +207,7 @@ pub(super) fn remove(elements: &[Element], owner: &Comment) -> io::Result<()> {
 pub(super) fn owners() -> io::Result<HashSet<Comment>> {
     let mut owners = HashSet::new();
     for (family, set) in all_sets() {
-        owners.extend(elements(family, set)?.into_iter().filter_map(|(_, owner)| owner));
+        owners.extend(elements(family, set)?.into_iter().filter_map(|held| held.owner));
     }
     Ok(owners)
 }
@@ -230,10 +226,10 @@ pub(super) fn remove_elements(
         for family in [Family::Inet, Family::Bridge] {
             let mut batch = Batch::new(family);
             for (_, set) in all_sets().filter(|(of, set)| *of == family && is_in(set)) {
-                for (element, comment) in elements(family, set)? {
-                    let Some(comment) = comment.filter(&gone) else { continue };
+                for Held { element, owner } in elements(family, set)? {
+                    let Some(owner) = owner.filter(&gone) else { continue };
                     element.key_alone().write(&mut batch, DELETE_ELEMENT, None);
-                    owners.insert(comment);
+                    owners.insert(owner);
                 }
             }
             match batch.send() {
