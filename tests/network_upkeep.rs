@@ -348,6 +348,14 @@ async fn rules_of_others_that_drop_what_pods_send_are_told() {
     let chain = "nft add table inet other; nft add chain inet other forward '{ type filter hook forward priority 0; policy drop; }'";
     let iptables = "iptables -P FORWARD DROP; iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
                     iptables -A FORWARD -i docker0 -j ACCEPT";
+    // An iptables that does not use nftables.
+    let legacy = "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
+    // As dockerd leaves it.
+    let docker = "iptables -P FORWARD DROP; iptables -N DOCKER; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN; \
+                  iptables -A FORWARD -j DOCKER-USER; iptables -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
+                  iptables -A FORWARD -o docker0 -j DOCKER; iptables -A FORWARD -i docker0 ! -o docker0 -j ACCEPT; \
+                  iptables -A FORWARD -i docker0 -o docker0 -j ACCEPT; \
+                  iptables -A FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT";
     let reject = "nft add table inet other; nft add chain inet other forward '{ type filter hook forward priority 10; }'; \
                   nft add rule inet other forward ct state '{ established, related }' accept; \
                   nft add chain inet other zone; nft add rule inet other zone iifname docker0 accept; \
@@ -363,6 +371,8 @@ async fn rules_of_others_that_drop_what_pods_send_are_told() {
                  nft add rule inet other forward ip6 saddr fd66::/64 accept",
         ),
         (iptables, "iptables -I FORWARD -i paths0 -j ACCEPT"),
+        (legacy, "iptables-legacy -I FORWARD -i paths0 -j ACCEPT"),
+        (docker, "iptables -I DOCKER-USER -i paths0 -j ACCEPT; iptables -I DOCKER-USER -o paths0 -j ACCEPT"),
         (reject, "nft add rule inet other zone iifname 'paths*' accept"),
     ] {
         assert!(is_answered(&pod.place, "198.51.100.2"));
@@ -376,8 +386,202 @@ async fn rules_of_others_that_drop_what_pods_send_are_told() {
         node.place.sh(opened);
         assert!(is_answered(&pod.place, "198.51.100.2"), "{opened}");
         until(opened, async || network_condition(&mut node.berth).await.0).await;
-        node.place.sh("nft delete table inet other || true; iptables -P FORWARD ACCEPT; iptables -F FORWARD");
+        node.place.sh(
+            "nft delete table inet other 2>/dev/null || true
+             for tables in iptables iptables-legacy; do $tables -P FORWARD ACCEPT; $tables -F; $tables -X; done",
+        );
     }
     drop(outside);
+    node.clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_may_have_ipv6_alone() {
+    let mut plugin = bridge(&json!({ "hairpinMode": true }));
+    plugin["ipam"] = json!({ "type": "host-local", "ranges": [[{ "subnet": "fd66::/64" }]], "routes": [{ "dst": "::/0" }] });
+    let mut node = Node::with(json!([plugin, ports()])).await;
+    let outside = node.outside();
+    let config = with_ports(&node.berth, "six", [20000]);
+    let pod = node.pod_of(config).await;
+    assert_eq!(pod.ips, ["fd66::2"]);
+    assert!(is_answered(&pod.place, "fd99::2") && is_answered(&node.place, "fd66::2"));
+    let server = Server::start(&pod.place, "[::]", 80, "six");
+    assert_eq!(server.answers(&outside, "fd99::1", 20000), "six");
+    assert_eq!(server.answers(&node.place, "fd99::1", 20000), "six");
+    assert_eq!(server.answers(&pod.place, "fd99::1", 20000), "six");
+    drop((server, outside));
+    node.clean().await;
+}
+
+/// A server that answers every connection with its name.
+struct Server(std::process::Child);
+
+impl Server {
+    fn start(place: &Place, address: &str, port: u16, name: &str) -> Self {
+        let script = "import socket,sys
+host,port,name=sys.argv[1].strip('[]'),int(sys.argv[2]),sys.argv[3]
+s=socket.create_server((host,port),family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+print('ready',flush=True)
+while True:
+    c,_=s.accept()
+    c.sendall(name.encode())
+    if name!='holds': c.close()
+    else: sys.held=getattr(sys,'held',[])+[c]";
+        let mut child = place
+            .command("python3")
+            .args(["-c", script, address, &port.to_string(), name])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0_u8; 6];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        Self(child)
+    }
+
+    /// What is heard by who connects.
+    fn answers(&self, from: &Place, address: &str, port: u16) -> String {
+        let answer = from.try_sh(&format!("busybox nc -w 5 {address} {port} </dev/null"));
+        String::from_utf8_lossy(&answer.stdout).into_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn at(host_ip: &str, host_port: i32) -> PortMapping {
+    PortMapping { host_ip: host_ip.to_owned(), ..port(host_port) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_of_one_address_goes_before_that_of_all() {
+    let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
+    let outside = node.outside();
+    let with = |name: &str, ports: Vec<PortMapping>| PodSandboxConfig {
+        port_mappings: ports,
+        ..node.berth.pod_config(name)
+    };
+    let (all, one) = (with("all", vec![at("", 20000)]), with("one", vec![at("198.51.100.1", 20000)]));
+    let refused = [
+        with("same", vec![at("198.51.100.1", 20000)]),
+        with("any", vec![at("0.0.0.0", 20000)]),
+        with("any6", vec![at("::", 20000)]),
+        with("twice", vec![port(20001), PortMapping { container_port: 81, ..port(20001) }]),
+    ];
+    let (all, one) = (node.pod_of(all).await, node.pod_of(one).await);
+    let servers =
+        [Server::start(&all.place, "0.0.0.0", 80, "all"), Server::start(&one.place, "0.0.0.0", 80, "one")];
+    assert_eq!(servers[0].answers(&outside, "198.51.100.1", 20000), "one");
+    assert_eq!(servers[0].answers(&node.place, "127.0.0.1", 20000), "all");
+    for config in refused {
+        let name = config.metadata.clone().unwrap().name;
+        let error = node.berth.try_run_pod(config).await.unwrap_err();
+        let whose = [&all.id, &one.id].iter().any(|id| error.message().contains(id.as_str()));
+        assert!(whose || (name == "twice" && error.message().contains("20001")), "{name}: {error}");
+    }
+    node.berth.remove_pod(&one.id).await;
+    assert_eq!(servers[0].answers(&outside, "198.51.100.1", 20000), "all");
+    drop((servers, outside));
+    node.clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_a_pod_that_is_gone_meets_the_next() {
+    let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
+    let outside = node.outside();
+    let config = with_ports(&node.berth, "gone", [20000]);
+    let gone = node.pod_of(config).await;
+    let server = Server::start(&gone.place, "0.0.0.0", 80, "holds");
+    // A connection that is open when the pod goes, from a port that its client uses again.
+    let client = "import socket,sys
+s=socket.socket()
+s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1)
+s.settimeout(10)
+s.bind(('0.0.0.0',4567))
+s.connect(('198.51.100.1',20000))
+print(s.recv(9).decode(),flush=True)
+if sys.argv[1]=='stays':
+    import os,time,struct
+    s.setsockopt(socket.SOL_SOCKET,socket.SO_LINGER,struct.pack('ii',1,0))
+    sys.stdin.read()";
+    let mut first = outside.command("python3");
+    first
+        .args(["-c", client, "stays"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped());
+    let mut first = first.spawn().unwrap();
+    let mut heard = [0_u8; 6];
+    std::io::Read::read_exact(first.stdout.as_mut().unwrap(), &mut heard).unwrap();
+    assert_eq!(&heard, b"holds\n");
+    // Nobody hears of its end: the client is cut off, and only then the pod goes.
+    outside.sh("ip link set far0 down");
+    drop(first.kill());
+    drop(first.wait());
+    drop(server);
+    node.berth.remove_pod(&gone.id).await;
+    outside.sh("ip link set far0 up; ip addr add fd99::2/64 dev far0 nodad 2>/dev/null || true");
+    let config = with_ports(&node.berth, "next", [20000]);
+    let next = node.pod_of(config).await;
+    let server = Server::start(&next.place, "0.0.0.0", 80, "next");
+    let again = outside.command("python3").args(["-c", client, "once"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&again.stdout), "next\n", "{again:?}");
+    drop((server, outside));
+    node.clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_of_kube_proxy_and_ports_of_the_host_are_beside_each_other() {
+    let mut node = Node::with(json!([bridge(&json!({ "hairpinMode": true })), ports()])).await;
+    let outside = node.outside();
+    outside.sh("ip route add 10.96.0.0/24 via 198.51.100.1");
+    let config = with_ports(&node.berth, "pod", [20000]);
+    let (pod, other) = (node.pod_of(config).await, node.pod("other").await);
+    let server = Server::start(&pod.place, "0.0.0.0", 80, "pod");
+    let ip = pod.ip(false);
+    // The rules that kube-proxy makes for a service at 10.96.0.10:443 and a node port 30443, in each of its modes.
+    let nftables = format!(
+        "nft add table ip kube-proxy
+         for hook in prerouting output; do
+           nft add chain ip kube-proxy nat-$hook \"{{ type nat hook $hook priority -100; }}\"
+           nft add rule ip kube-proxy nat-$hook ip daddr 10.96.0.10 tcp dport 443 meta mark set 0x4000 dnat to {ip}:80
+           nft add rule ip kube-proxy nat-$hook fib daddr type local tcp dport 30443 meta mark set 0x4000 dnat to {ip}:80
+         done
+         nft add chain ip kube-proxy nat-postrouting '{{ type nat hook postrouting priority 100; }}'
+         nft add rule ip kube-proxy nat-postrouting meta mark and 0x4000 != 0 masquerade fully-random"
+    );
+    let iptables = format!(
+        "iptables -t nat -N KUBE-SERVICES; iptables -t nat -N KUBE-MARK-MASQ; iptables -t nat -N KUBE-SEP
+         iptables -t nat -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+         iptables -t nat -A KUBE-SEP -j KUBE-MARK-MASQ
+         iptables -t nat -A KUBE-SEP -p tcp -j DNAT --to-destination {ip}:80
+         iptables -t nat -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp --dport 443 -j KUBE-SEP
+         iptables -t nat -A KUBE-SERVICES -m addrtype --dst-type LOCAL -p tcp --dport 30443 -j KUBE-SEP
+         iptables -t nat -A PREROUTING -j KUBE-SERVICES; iptables -t nat -A OUTPUT -j KUBE-SERVICES
+         iptables -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully
+         iptables -N KUBE-FORWARD; iptables -A FORWARD -j KUBE-FORWARD
+         iptables -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+         iptables -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT"
+    );
+    for (mode, rules, away) in [
+        ("nftables", &nftables, "nft delete table ip kube-proxy"),
+        ("iptables", &iptables, "iptables -F; iptables -X; iptables -t nat -F; iptables -t nat -X"),
+        ("iptables-legacy", &iptables.replace("iptables ", "iptables-legacy "), "true"),
+    ] {
+        node.place.sh(rules);
+        for (who, client) in
+            [("outside", &*outside), ("node", &node.place), ("other", &other.place), ("itself", &pod.place)]
+        {
+            for (address, port) in [("10.96.0.10", 443), ("198.51.100.1", 30443), ("198.51.100.1", 20000)] {
+                let answer = server.answers(client, address, port);
+                assert_eq!(answer, "pod", "{mode}: {address}:{port} from {who}");
+            }
+        }
+        assert!(network_condition(&mut node.berth).await.0, "{mode}");
+        node.place.sh(away);
+    }
+    drop((server, outside));
     node.clean().await;
 }

@@ -107,7 +107,7 @@ impl Attributes {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    pub(crate) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let mut inner = Self::default();
         fill(&mut inner);
         self.bytes(kind | NESTED, &inner.buffer);

@@ -78,6 +78,10 @@ impl Portmap {
         if mappings.is_empty() {
             return Ok(previous);
         }
+        if let Some(port) = ambiguous(&mappings) {
+            let why = "cannot lead to two ports of the pod";
+            return Err(Error::Invalid(format!("portmap: port {port} of the host {why}")));
+        }
         if self.snat {
             for link in leading_to_pod(call, &previous).await? {
                 let file = format!("/proc/sys/net/ipv4/conf/{link}/route_localnet");
@@ -98,7 +102,7 @@ impl Portmap {
             }
         }
         // What the kernel remembers of another pod that had the port.
-        conntrack::forget(udp).await?;
+        conntrack::forget_ports(udp).await?;
         Ok(previous)
     }
 
@@ -122,12 +126,24 @@ pub(super) async fn del(call: &Call<'_>, previous: &CniResult) -> Result<()> {
     }
     let known = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
     let released = ports::forget(call, known.as_deref()).await;
-    released.and(conntrack::forget(udp_ports(call)).await)
+    let pods = previous.ips.iter().map(|ip| ip.address.addr()).collect();
+    let forgotten = conntrack::forget_pods(pods).await;
+    released.and(forgotten).and(conntrack::forget_ports(udp_ports(call)).await)
 }
 
 fn udp_ports(call: &Call<'_>) -> Vec<u16> {
     let ports = call.runtime.port_mappings.iter().filter(|port| port.protocol.eq_ignore_ascii_case("udp"));
     ports.map(|port| port.host_port).collect()
+}
+
+/// A port that is asked for twice, for two places.
+fn ambiguous(mappings: &[Mapping]) -> Option<u16> {
+    let mut known = std::collections::HashMap::new();
+    mappings.iter().find_map(|mapping| {
+        let from = (mapping.protocol.name(), mapping.host_port, mapping.host_address, mapping.pod.addr());
+        let before = known.insert(from, mapping.pod_port);
+        before.is_some_and(|port| port != mapping.pod_port).then_some(mapping.host_port)
+    })
 }
 
 /// Each port with each address of the pod of the same family, and only the first of that: a port leads to one place.
