@@ -9,8 +9,9 @@ use berth_proto::v1::{
     CgroupDriver, ContainerConfig, ContainerMetadata, CreateContainerRequest, CreateContainerResponse,
     IdMapping, ImageSpec, ImageStatusRequest, LinuxContainerConfig, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RunPodSandboxRequest, RunPodSandboxResponse,
-    RuntimeConfigRequest, SecurityProfile, UserNamespace, VersionRequest, VersionResponse,
+    PodSandboxConfig, PodSandboxMetadata, PortMapping, PullImageRequest, RunPodSandboxRequest,
+    RunPodSandboxResponse, RuntimeConfigRequest, SecurityProfile, UserNamespace, VersionRequest,
+    VersionResponse,
 };
 use tokio::net::UnixStream;
 
@@ -114,6 +115,14 @@ impl Bench {
         self.run_isolated_pod(network, Isolation::Plain).await
     }
 
+    /// RunPodSandbox of a pod to which a port of the host leads.
+    pub(crate) async fn run_pod_with_port(&self, host_port: u16) -> Result<Timed<Pod>, BenchError> {
+        let mut config = self.pod_config(NamespaceMode::Pod);
+        let port = PortMapping { container_port: 80, host_port: host_port.into(), ..Default::default() };
+        config.port_mappings.push(port);
+        self.run(config).await
+    }
+
     /// RunPodSandbox; the containers of the pod are isolated alike.
     pub(crate) async fn run_isolated_pod(
         &self,
@@ -124,6 +133,10 @@ impl Bench {
         if let Some(linux) = &mut config.linux {
             linux.security_context = Some(isolated(network, isolation));
         }
+        self.run(config).await
+    }
+
+    async fn run(&self, config: PodSandboxConfig) -> Result<Timed<Pod>, BenchError> {
         let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
         let Timed { answer: RunPodSandboxResponse { pod_sandbox_id }, took } =
             timed("RunPodSandbox", self.client.runtime.clone().run_pod_sandbox(request)).await?;

@@ -23,6 +23,9 @@ pub(crate) enum BenchError {
     /// The client of streaming sessions.
     #[error("streamclient {command}: {why}")]
     Client { command: String, why: String },
+    /// The program that makes rules.
+    #[error("nft -f: {0}")]
+    Nft(String),
     /// Something did not happen in time.
     #[error("{0} took longer than {1} s")]
     TooSlow(String, u64),

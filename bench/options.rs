@@ -49,6 +49,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) stream_client: Option<PathBuf>,
 
+    /// The folder of the network's addresses, in the form of the CNI plugin host-local.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) addresses: Option<PathBuf>,
+
+    /// Beside how many others pods are attached where the network is crowded.
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=30_000))]
+    pub(crate) crowd: u32,
+
     /// What to measure; everything by default.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) only: Vec<Part>,
@@ -93,15 +101,22 @@ pub(crate) enum Part {
     Stream,
     /// Images from a registry.
     Pull,
+    /// Pods with ports of the host, eight at a time.
+    Ports,
+    /// How soon an address is reached that was another pod's before.
+    Returns,
+    /// Pods beside thousands of others.
+    Crowd,
 }
 
 impl Options {
-    /// Whether to measure it. What `--only` does not name is left out; pulls need references,
-    /// and sessions a client.
+    /// Whether to measure it. What `--only` does not name is left out; pulls need references, sessions a client, and what is
+    /// about addresses their folder.
     pub(crate) fn wants(&self, part: Part) -> bool {
         (self.only.is_empty() || self.only.contains(&part))
             && (part != Part::Pull || !self.pulls.is_empty() || !self.together.is_empty())
             && (part != Part::Stream || self.stream_client.is_some())
+            && (!matches!(part, Part::Returns | Part::Crowd) || self.addresses.is_some())
     }
 
     pub(crate) fn max_time(&self) -> Duration {

@@ -33,6 +33,8 @@ pub(crate) struct Call<'a> {
     /// The namespace dies after this call and takes its links along: they need not be removed one by one, which costs
     /// 20 ms each (RCU).
     pub(crate) namespace_ends: bool,
+    /// The result names all that the plugins have made: no program had a part in it, which could have changed it.
+    pub(crate) knows_all: bool,
     /// What the runtime says beyond the configuration.
     pub(crate) runtime: &'a RuntimeConfig,
     /// `CNI_ARGS`, taken apart.
@@ -41,6 +43,8 @@ pub(crate) struct Call<'a> {
     pub(crate) args_text: &'a str,
     /// `CNI_PATH`, for programs.
     pub(crate) bin_path: &'a str,
+    /// Where addresses are that are taken, unless the configuration says so.
+    pub(crate) data_dir: &'a Path,
     /// The host.
     pub(crate) host: &'a Host,
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 
 use crate::conflist::{self, ConfigError, Conflist, Search};
+use crate::record::MadeBy;
 use crate::watch::Watch;
 use crate::{Context, Error, Options, Result, template};
 
@@ -81,11 +82,12 @@ impl Configuration {
         Conflist::builtin(&builtin)
     }
 
-    /// The configuration of this text, or the built-in one: what an attachment was made by.
-    pub(crate) fn recorded(&self, text: Option<&str>) -> Result<Conflist> {
-        let conflist = match text {
-            Some(text) => conflist::parse_recorded(text, &self.search()),
-            None => self.builtin(&self.lock().pod_cidr),
+    /// The configuration that an attachment was made by, whatever is configured now.
+    pub(crate) fn recorded(&self, by: &MadeBy) -> Result<Conflist> {
+        let conflist = match by {
+            MadeBy::File(text) => conflist::parse_recorded(text, &self.search()),
+            MadeBy::BuiltIn(text) => conflist::parse_built_in(text),
+            MadeBy::BuiltInOfOld => self.builtin(&self.lock().pod_cidr),
         };
         conflist.map_err(|why| Error::Invalid(format!("configuration: {why}")))
     }

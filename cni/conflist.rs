@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::Builtin;
+use crate::plugins::bridge::Bridge;
 use crate::plugins::{self, Plugin};
 
 /// A configuration that is not valid.
@@ -76,8 +77,10 @@ pub(crate) struct Conflist {
     /// `GC` is not to be asked of it.
     pub(crate) disable_gc: bool,
     pub(crate) plugins: Vec<Entry>,
-    /// The file's text; `None` of the built-in network.
-    pub(crate) text: Option<String>,
+    /// It is the network that is built in.
+    pub(crate) built_in: bool,
+    /// The file's text, or that of the built-in network.
+    pub(crate) text: String,
 }
 
 /// One plugin of a network, with its configuration as it was written.
@@ -131,8 +134,17 @@ impl Conflist {
                 { "type": "bandwidth", "capabilities": { "bandwidth": true } },
             ],
         });
-        let list = parse(&config.to_string(), &Search::default())?;
-        Ok(Self { text: None, ..list })
+        parse_built_in(&config.to_string())
+    }
+}
+
+impl Conflist {
+    /// The bridges of its plugins.
+    pub(crate) fn bridges(&self) -> impl Iterator<Item = &Bridge> {
+        self.plugins.iter().filter_map(|entry| match &entry.plugin {
+            Plugin::Bridge(bridge) => Some(&**bridge),
+            _ => None,
+        })
     }
 }
 
@@ -197,6 +209,14 @@ pub(crate) fn parse_recorded(text: &str, search: &Search) -> Result<Conflist, St
     parse_with(text, |config| Ok(plugins::compile(config, search).unwrap_or_else(Plugin::Missing)))
 }
 
+/// The same for the text of the built-in network: its plugins are always those that are built in.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn parse_built_in(text: &str) -> Result<Conflist, String> {
+    Ok(Conflist { built_in: true, ..parse(text, &Search::default())? })
+}
+
 fn parse_with(text: &str, compile: impl Fn(&Value) -> Result<Plugin, String>) -> Result<Conflist, String> {
     // serde_json's errors end with line and column.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -222,7 +242,8 @@ fn parse_with(text: &str, compile: impl Fn(&Value) -> Result<Plugin, String>) ->
         disable_check: flag("disableCheck"),
         disable_gc: flag("disableGC"),
         plugins: plugins.iter().enumerate().map(entry).collect::<Result<_, _>>()?,
-        text: Some(text.to_owned()),
+        built_in: false,
+        text: text.to_owned(),
     })
 }
 

@@ -1,8 +1,8 @@
 //! Plugins that are programs, by the CNI specification ("Section 3: Execution of Network Configurations"): parameters in
 //! the environment, the configuration on standard input, the result on standard output.
 //!
-//! A program is bounded in its time and in what it prints, and has a process group of its own: with a call that is given up
-//! everything that it has started ends, and a daemon that starts ends what the calls of a former one have left ([`leftovers`]).
+//! A program is limited in time and output, and runs in a process group of its own ([`running`]). If a call fails or is given
+//! up, the group is killed. A daemon that starts kills the groups that a former daemon has left ([`leftovers`]).
 
 mod leftovers;
 mod running;
@@ -15,9 +15,9 @@ use tokio::process::Command;
 use crate::call::Call;
 use crate::{Error, Result};
 pub(crate) use leftovers::end_leftovers;
-use running::Running;
+use running::{LONGEST_WORDS, Running};
 
-/// Says to whom a plugin's process belongs: the folder in which the daemon keeps its attachments.
+/// The environment variable that says to whom a plugin's process belongs: the folder in which the daemon keeps its attachments.
 const OWNER: &str = "BERTH_NETWORK";
 
 /// A program by the specification.
@@ -33,7 +33,7 @@ impl Program {
         Error::Plugin { plugin: self.kind.clone(), message: message.into() }
     }
 
-    /// Runs it: its result, `Null` where it has none.
+    /// Runs it: its result, which only `ADD` has.
     pub(crate) async fn run(
         &self,
         call: &Call<'_>,
@@ -43,23 +43,29 @@ impl Program {
     ) -> Result<Value> {
         let input = request(call, config, previous).to_string();
         let patience = call.host.patience();
-        let ran = Running::start(self.command(call, command)).map_err(|why| self.failed(why))?;
-        let output =
-            ran.output(input, patience).await.map_err(|why| self.failed(format!("{command}: {why}")))?;
-        let stdout = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let running = Running::start(self.command(call, command)).map_err(|why| self.failed(why))?;
+        let output = running.output(input, patience).await;
+        let output = output.map_err(|why| self.failed(format!("{command} {why}")))?;
+        let stderr = words(&output.stderr);
         if !output.status.success() {
-            let words = format!("{command}: {}: {stdout} {stderr}", output.status);
-            return Err(self.failed(words.trim()));
+            let said = [complaint(&output.stdout), stderr].join(" ");
+            return Err(self.failed(format!("{command}: {}: {}", output.status, said.trim()).trim()));
         }
         if !stderr.is_empty() {
             tracing::debug!(plugin = self.kind, command, stderr, "what a plugin said beside its result");
         }
-        if stdout.is_empty() {
+        // The others succeed without a word; whatever they say is nothing to anybody.
+        if command != "ADD" {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&stdout)
-            .map_err(|error| self.failed(format!("{command} answered no result: {error}")))
+        match serde_json::from_slice(&output.stdout) {
+            Ok(result @ Value::Object(_)) => Ok(result),
+            Ok(_) => Err(self.failed(format!("{command} answered no result: it is no object"))),
+            Err(_) if output.stdout.trim_ascii().is_empty() => {
+                Err(self.failed(format!("{command} answered nothing, and yet ended as if it had succeeded")))
+            }
+            Err(error) => Err(self.failed(format!("{command} answered no result: {error}"))),
+        }
     }
 
     fn command(&self, call: &Call<'_>, command: &str) -> Command {
@@ -79,6 +85,25 @@ impl Program {
     }
 }
 
+/// What a program said, to be shown.
+fn words(bytes: &[u8]) -> String {
+    let start = bytes.get(..LONGEST_WORDS).unwrap_or(bytes);
+    String::from_utf8_lossy(start).trim().to_owned()
+}
+
+/// Why a program has failed: the error of the specification ("Section 5: Result Types"), else what it said.
+fn complaint(stdout: &[u8]) -> String {
+    let error: Value = serde_json::from_slice(stdout).unwrap_or_default();
+    let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default().trim();
+    match (text("msg"), text("details"), error.get("code").and_then(Value::as_u64)) {
+        ("", ..) => words(stdout),
+        (message, "", Some(code)) => words(format!("{message} (code {code})").as_bytes()),
+        (message, "", None) => words(message.as_bytes()),
+        (message, details, Some(code)) => words(format!("{message}: {details} (code {code})").as_bytes()),
+        (message, details, None) => words(format!("{message}: {details}").as_bytes()),
+    }
+}
+
 /// The plugin's configuration as it is given to it ("Deriving request configuration").
 fn request(call: &Call<'_>, config: &Value, previous: Option<&Value>) -> Value {
     let mut request = config.as_object().cloned().unwrap_or_default();
@@ -94,4 +119,132 @@ fn request(call: &Call<'_>, config: &Value, previous: Option<&Value>) -> Value {
         None => request.remove("prevResult"),
     };
     Value::Object(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::{Duration, Instant};
+
+    use nix::sys::signal::Signal;
+    use nix::unistd::Pid;
+
+    use super::*;
+    use crate::call::RuntimeConfig;
+    use crate::conflist::Version;
+    use crate::host::{Host, Places};
+
+    /// A shell script that is a plugin; how long it may take.
+    struct Plugin {
+        folder: tempfile::TempDir,
+        patience: Duration,
+    }
+
+    impl Plugin {
+        fn of(script: &str, patience: Duration) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("plugin");
+            std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+            Self { folder, patience }
+        }
+
+        async fn run(&self, command: &str) -> std::result::Result<Value, String> {
+            let folder = self.folder.path();
+            let places =
+                Places { state_dir: folder.to_owned(), data_dir: folder.to_owned(), patience: self.patience };
+            let host = Host::open(places).unwrap();
+            let call = Call {
+                network: "net",
+                version: Version::V1_1_0,
+                container: "c",
+                interface: "eth0",
+                netns: None,
+                sandbox: "",
+                namespace_ends: true,
+                knows_all: false,
+                runtime: &RuntimeConfig::default(),
+                args: &std::collections::BTreeMap::new(),
+                args_text: "",
+                bin_path: "",
+                data_dir: folder,
+                host: &host,
+            };
+            let program = Program { kind: "plugin".to_owned(), path: folder.join("plugin") };
+            program.run(&call, command, &json!({}), None).await.map_err(|error| error.to_string())
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+    const COMMANDS: [&str; 5] = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
+
+    #[tokio::test]
+    async fn a_success_without_a_result_is_none() {
+        for script in ["exit 0", "echo", "echo null", "echo '[]'", "echo garbage", "echo '{'", "exec >&-"] {
+            let plugin = Plugin::of(script, LONG);
+            let error = plugin.run("ADD").await.unwrap_err();
+            assert!(error.contains("plugin plugin: ADD answered no"), "{script}: {error}");
+            // The others have no result: nothing that they say is one.
+            for command in ["DEL", "CHECK", "GC", "STATUS"] {
+                assert_eq!(plugin.run(command).await, Ok(Value::Null), "{script}");
+            }
+        }
+        assert_eq!(Plugin::of("echo '{}'", LONG).run("ADD").await, Ok(json!({})));
+    }
+
+    #[tokio::test]
+    async fn output_without_an_end_is_cut_off() {
+        for command in COMMANDS {
+            let started = Instant::now();
+            let error = Plugin::of("cat /dev/zero", LONG).run(command).await.unwrap_err();
+            assert!(error.contains("more than 1024 KiB") && started.elapsed() < LONG, "{error}");
+        }
+        let error = Plugin::of("head -c 9000000 /dev/zero | tr '\\0' x >&2; exit 3", LONG).run("ADD").await;
+        let error = error.unwrap_err();
+        assert!(error.contains("exit status: 3") && error.len() < 2 * LONGEST_WORDS, "{}", error.len());
+    }
+
+    fn is_alive(file: &std::path::Path) -> bool {
+        let pid = std::fs::read_to_string(file).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        // A process that nobody has waited for yet has ended, too.
+        !stat.is_empty() && !stat.contains(") Z ")
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_too_long_ends_with_all_that_it_has_started() {
+        let script = "trap '' TERM HUP INT; sleep 600 & echo $! > ${0%/*}/child; wait";
+        for command in COMMANDS {
+            let plugin = Plugin::of(script, Duration::from_secs(1));
+            let error = plugin.run(command).await.unwrap_err();
+            assert!(error.contains(&format!("{command} did not end within 1 s")), "{error}");
+            let until = Instant::now() + Duration::from_secs(60);
+            let child = plugin.folder.path().join("child");
+            assert!(child.exists());
+            while is_alive(&child) {
+                assert!(Instant::now() < until, "the child lives");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_that_keeps_the_output_open_keeps_nobody_waiting() {
+        let plugin = Plugin::of("sleep 600 & echo $! > ${0%/*}/child; echo '{}'", LONG);
+        let started = Instant::now();
+        assert_eq!(plugin.run("ADD").await, Ok(json!({})));
+        assert!(started.elapsed() < LONG);
+        let child = std::fs::read_to_string(plugin.folder.path().join("child")).unwrap();
+        let child = Pid::from_raw(child.trim().parse().unwrap());
+        // It may be a service of the plugin's: it lives on.
+        nix::sys::signal::kill(child, Signal::SIGKILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_specification_is_told_in_its_words() {
+        let script =
+            r#"cat > /dev/null; echo '{"code": 11, "msg": "not today", "details": "no room"}'; exit 1"#;
+        let error = Plugin::of(script, LONG).run("ADD").await.unwrap_err();
+        assert_eq!(error, "plugin plugin: ADD: exit status: 1: not today: no room (code 11)");
+    }
 }

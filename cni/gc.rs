@@ -114,15 +114,7 @@ impl Network {
                 live.iter().map(|pod| json!({ "containerID": pod, "ifname": "eth0" })).collect();
             request.insert("cni.dev/valid-attachments".to_owned(), Value::Array(live));
         }
-        let record = Record {
-            interface: "eth0".to_owned(),
-            args: String::new(),
-            runtime: crate::call::RuntimeConfig::default(),
-            result: None,
-            config: None,
-            pinned: None,
-            sandbox: String::new(),
-        };
+        let record = Record::of_none("eth0");
         let told = Told::of(&record);
         let call = self.call(config, "", None, &record, &record.runtime, &told);
         program.run(&call, "GC", &request, None).await.map(drop)

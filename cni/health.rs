@@ -1,16 +1,18 @@
-//! What programs say of themselves: whether they could attach a pod (`STATUS`, since CNI 1.1). They are asked when
-//! somebody wants to know, beside that, and not more often than every few seconds.
+//! Whether pods that are attached have a network in fact: what programs say of themselves (`STATUS`, since CNI 1.1), and
+//! whether rules of others drop what pods send. Both are looked at when somebody wants to know, beside that, and not more
+//! often than every few seconds.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::Network;
 use crate::conflist::{Conflist, Version};
+use crate::nftables;
 
 /// How old an answer may be: the kubelet asks for the node's status every five seconds.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// What was said last.
+/// What was found last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Health {
     known: Arc<Mutex<Known>>,
@@ -26,16 +28,11 @@ struct Known {
 }
 
 impl Health {
-    /// Why the programs of a configuration could not attach a pod, as far as they have said. Needs a tokio runtime.
+    /// Why pods of a configuration would have no network, as far as it was found. Needs a tokio runtime.
     pub(crate) fn of(&self, network: &Network, config: &Arc<Conflist>) -> Option<String> {
-        let asks = config.version >= Version::V1_1_0
-            && config.plugins.iter().any(|entry| entry.plugin.is_external());
-        if !asks {
-            return None;
-        }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.text != config.text {
-            *known = Known { text: config.text.clone(), asking: known.asking, ..Known::default() };
+        if known.text.as_ref() != Some(&config.text) {
+            *known = Known { text: Some(config.text.clone()), asking: known.asking, ..Known::default() };
         }
         let stale = known.asked.is_none_or(|asked| asked.elapsed() >= FRESH);
         if stale && !known.asking {
@@ -47,12 +44,35 @@ impl Health {
     }
 
     async fn ask(&self, network: &Network, config: &Conflist) {
-        let answer = network.ask_status(config).await.err().map(|error| error.to_string());
+        let answer = why_not(network, config).await;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.asking = false;
-        if known.text == config.text {
+        if known.text.as_ref() == Some(&config.text) {
+            if known.why_not != answer {
+                tracing::info!(
+                    network = config.name,
+                    why_not = answer,
+                    "the network's readiness has changed"
+                );
+            }
             known.asked = Some(Instant::now());
             known.why_not = answer;
+        }
+    }
+}
+
+async fn why_not(network: &Network, config: &Conflist) -> Option<String> {
+    let programs =
+        config.version >= Version::V1_1_0 && config.plugins.iter().any(|entry| entry.plugin.is_external());
+    if programs && let Err(error) = network.ask_status(config).await {
+        return Some(error.to_string());
+    }
+    match nftables::obstacle(network.packets(config)).await {
+        Ok(obstacle) => obstacle,
+        // It is nothing that keeps pods from their network.
+        Err(error) => {
+            tracing::debug!(%error, "others' rules cannot be looked at");
+            None
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::Result;
 use crate::dhcp::Dhcp;
+use crate::ipam::host_local::Indexes;
 use crate::netlink::Netlink;
 use crate::nftables::Made;
 use crate::plugins::bridge::Ready;
@@ -26,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) links: Netlink,
     pub(crate) ready: Ready,
     pub(crate) made: Made,
+    /// What is known of the files of addresses.
+    pub(crate) addresses: Indexes,
     /// Only a daemon has it: somebody must be there to renew leases.
     pub(crate) dhcp: Option<Dhcp>,
     places: Places,
@@ -34,14 +37,20 @@ pub(crate) struct Host {
 impl Host {
     /// The namespace of the calling thread.
     pub(crate) fn open(places: Places) -> Result<Self> {
-        let (links, ready, made) = (Netlink::open()?, Ready::default(), Made::default());
-        Ok(Self { links, ready, made, dhcp: None, places })
+        Ok(Self {
+            links: Netlink::open()?,
+            ready: Ready::default(),
+            made: Made::default(),
+            addresses: Indexes::default(),
+            dhcp: None,
+            places,
+        })
     }
 
     /// The same for a daemon, which keeps leases of addresses.
     pub(crate) fn open_for_daemon(places: Places) -> Result<Self> {
         let dhcp = Dhcp::new(&places.state_dir.join("dhcp"))?;
-        Ok(Self { dhcp: Some(dhcp), ..Self::open(places)? })
+        Ok(Self { dhcp: Some(dhcp), ready: Ready::watching()?, ..Self::open(places)? })
     }
 
     /// Where plugins keep what they must know again.

@@ -99,6 +99,17 @@ pub struct Status {
     pub network: String,
 }
 
+/// What of somebody else's on this host drops what pods send to other hosts, with the network that is built in. For a thread
+/// that may wait.
+///
+/// # Errors
+/// The host's rules cannot be read.
+pub fn obstacle(builtin: &Builtin) -> std::io::Result<Option<String>> {
+    let packets =
+        builtin.subnets.iter().map(|from| nftables::Packet { by: builtin.bridge.clone(), from: *from });
+    nftables::first_obstacle(&packets.collect::<Vec<_>>())
+}
+
 /// A pod to attach.
 #[derive(Debug)]
 pub struct PodAttach<'a> {
@@ -182,7 +193,7 @@ pub enum Error {
         /// What was being done, to what.
         action: String,
         /// Why it failed.
-        source: rtnetlink::Error,
+        source: std::io::Error,
     },
     /// A file or system call failed.
     #[error("{action}: {source}")]
@@ -246,11 +257,5 @@ impl<T> Context<T> for std::io::Result<T> {
 impl<T> Context<T> for rustix::io::Result<T> {
     fn doing(self, action: impl Into<String>) -> Result<T> {
         self.map_err(|errno| Error::Io { action: action.into(), source: errno.into() })
-    }
-}
-
-impl<T> Context<T> for std::result::Result<T, rtnetlink::Error> {
-    fn doing(self, action: impl Into<String>) -> Result<T> {
-        self.map_err(|source| Error::Netlink { action: action.into(), source })
     }
 }

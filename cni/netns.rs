@@ -2,12 +2,12 @@
 //! it for this one purpose and ends, so that no other work can ever run in the wrong namespace.
 
 use std::fs;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::netlink::direct::Direct;
-use crate::netlink::duplicates::Changes;
+use crate::netlink::monitor::{Group, Monitor};
+use crate::netlink::socket::Socket;
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
 use crate::{Context, Error, Result};
@@ -32,6 +32,22 @@ pub(crate) async fn within<T: Send + 'static>(
     told.await.unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
 }
 
+/// The same for a thread that may wait for it.
+pub(crate) fn on_a_thread_in<T: Send>(
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let enter = || {
+        let entered = move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network));
+        entered.doing("enter a network namespace").and_then(|()| work())
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, enter);
+        let joined = thread.doing("start a thread")?.join();
+        joined.unwrap_or_else(|_| Err(Error::Invalid("the thread in the namespace died".to_owned())))
+    })
+}
+
 /// A netlink connection in a pod's namespace.
 pub(crate) async fn open(netns: BorrowedFd<'_>) -> Result<Netlink> {
     within(netns, Netlink::open).await
@@ -48,14 +64,38 @@ pub(crate) async fn open_with(netns: BorrowedFd<'_>, interface: &str) -> Result<
     .await
 }
 
-/// Makes a pod's interface what its network says, on one thread: sysctls, addresses, routes, state. The link as it is then.
-pub(crate) async fn configure(netns: BorrowedFd<'_>, interface: &str, result: &CniResult) -> Result<Link> {
+/// A pod's interface, and its namespace.
+#[derive(Debug)]
+pub(crate) struct Configured {
+    /// As it is.
+    pub(crate) link: Link,
+    pub(crate) inside: Netlink,
+}
+
+impl Configured {
+    /// Tells all on the link which hardware address has the interface's addresses. The kernel does, for both families,
+    /// when the hardware address is set, be it the same (`arp_notify`, `ndisc_notify` of ip-sysctl).
+    pub(crate) async fn announce(&self) -> Result<()> {
+        let mac = self.link.mac.clone();
+        self.inside.change(self.link.index, "announce the addresses", |link| link.address(mac)).await
+    }
+}
+
+/// Makes a pod's interface what its network says, on one thread: sysctls, addresses, routes, state.
+pub(crate) async fn configure(
+    netns: BorrowedFd<'_>,
+    interface: &str,
+    result: &CniResult,
+) -> Result<Configured> {
     let (interface, result) = (interface.to_owned(), result.clone());
     within(netns, move || {
         set_pod_sysctls(&interface);
-        let links = Direct::open()?;
-        let link = links.existing(&interface)?;
-        links.configure(link.index, &result).map(|()| link)
+        let inside = Netlink::open()?;
+        let link = inside.here(|links| {
+            let link = links.existing(&interface)?;
+            links.configure(link.index, &result).map(|()| link)
+        })?;
+        Ok(Configured { link, inside })
     })
     .await
 }
@@ -65,20 +105,21 @@ pub(crate) async fn link(netns: BorrowedFd<'_>, interface: &str) -> Result<Link>
     let interface = interface.to_owned();
     within(netns, move || {
         set_pod_sysctls(&interface);
-        Direct::open()?.existing(&interface)
+        Socket::open().doing("open a netlink socket")?.existing(&interface)
     })
     .await
 }
 
 /// As [`open_with`], but the kernel looks whether others in the network have the interface's addresses.
-pub(crate) async fn open_detecting(netns: BorrowedFd<'_>, interface: &str) -> Result<(Netlink, Changes)> {
+pub(crate) async fn open_detecting(netns: BorrowedFd<'_>, interface: &str) -> Result<(Netlink, Monitor)> {
     let interface = interface.to_owned();
     within(netns, move || {
         set_pod_sysctls(&interface);
         for name in ["accept_dad", "enhanced_dad"] {
             let _without_ipv6 = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{name}"), "1");
         }
-        Netlink::open_listening()
+        let changes = Monitor::open(&[Group::Addresses6]).doing("hear of addresses")?;
+        Ok((Netlink::open()?, changes))
     })
     .await
 }

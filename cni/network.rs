@@ -14,6 +14,7 @@ use crate::conflist::{Conflist, Entry, Version};
 use crate::external::end_leftovers;
 use crate::health::Health;
 use crate::host::{Host, Places};
+use crate::nftables::Packet;
 use crate::pin;
 use crate::plugins::Plugin;
 use crate::record::{Record, Records};
@@ -21,7 +22,7 @@ use crate::result::CniResult;
 use crate::{Attachment, Error, Options, PodAttach, Result, Status, netns};
 
 /// The interface in a pod.
-const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 /// The network of one node. Clones share it.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ pub(crate) struct Shared {
     pub(crate) records: Records,
     pub(crate) configuration: Configuration,
     health: Health,
-    attachments: Mutex<HashMap<String, Attachment>>,
+    pub(crate) attachments: Mutex<HashMap<String, Attachment>>,
     bin_path: String,
     /// Pods that are being detached.
     pub(crate) ending: Mutex<HashSet<String>>,
@@ -84,7 +85,12 @@ impl Network {
             Ok(config) => config,
             Err(error) => return not_ready("", error.to_string()),
         };
-        match self.shared.health.of(self, &config) {
+        // What is over is told by nobody.
+        if self.shared.host.ready.is_to_be_tried_again() {
+            let network = self.clone();
+            tokio::spawn(async move { network.repair_bridges().await });
+        }
+        match self.shared.host.ready.trouble().or_else(|| self.shared.health.of(self, &config)) {
             Some(why) => not_ready(&config.name, why),
             None => Status { ready: true, network: config.name.clone(), ..Status::default() },
         }
@@ -131,7 +137,9 @@ impl Network {
             args,
             runtime: self.with_ranges(pod.runtime.clone()),
             result: None,
-            config: config.text.clone(),
+            config: Some(config.text.clone()),
+            built_in: config.built_in,
+            data_dir: Some(self.shared.host.data_dir().to_owned()),
             sandbox: pinned.as_ref().map_or_else(|| pod.netns_path.to_owned(), path),
             pinned,
         };
@@ -239,10 +247,12 @@ impl Network {
             netns,
             sandbox: &record.sandbox,
             namespace_ends: true,
+            knows_all: !config.plugins.iter().any(|entry| entry.plugin.is_external()),
             runtime,
             args: &told.args,
             args_text: &record.args,
             bin_path: &self.shared.bin_path,
+            data_dir: record.data_dir.as_deref().unwrap_or(self.shared.host.data_dir()),
             host: &self.shared.host,
         }
     }
@@ -260,7 +270,7 @@ impl Network {
         let mut errors = Vec::new();
         lock(&self.shared.ending).insert(pod.to_owned());
         let _ended = Ended { network: self, pod };
-        match self.shared.configuration.recorded(record.config.as_deref()) {
+        match self.shared.configuration.recorded(&record.made_by()) {
             Ok(config) => self.del_all(&config, pod, &record, netns, &mut errors).await,
             Err(error) => errors.push(error),
         }
@@ -269,9 +279,42 @@ impl Network {
         }
         if errors.is_empty() {
             lock(&self.shared.attachments).remove(pod);
-            return self.shared.records.remove(pod).await;
+            self.shared.records.remove(pod).await?;
+            return self.clear_away(&record).await;
         }
         Err(Error::Several(errors))
+    }
+
+    /// Takes a bridge of the built-in network away when its last pod has gone and the network has another by now.
+    async fn clear_away(&self, record: &Record) -> Result<()> {
+        let made_by = record.made_by();
+        if !record.built_in
+            || self
+                .shared
+                .configuration
+                .current()
+                .is_ok_and(|config| Some(&config.text) == record.config.as_ref())
+        {
+            return Ok(());
+        }
+        let config = self.shared.configuration.recorded(&made_by)?;
+        let current = self.shared.configuration.current();
+        let names =
+            |config: &Conflist| config.bridges().map(|bridge| bridge.name().to_owned()).collect::<Vec<_>>();
+        let mut used: Vec<String> = current.iter().flat_map(|config| names(config)).collect();
+        for pod in self.shared.records.pods().await? {
+            let config = self.shared.records.read(&pod).await?.map(|record| record.made_by());
+            let config = config.and_then(|by| self.shared.configuration.recorded(&by).ok());
+            used.extend(config.iter().flat_map(names));
+        }
+        for bridge in config.bridges().filter(|bridge| !used.iter().any(|name| name == bridge.name())) {
+            tracing::info!(
+                bridge = bridge.name(),
+                "no pod is on the bridge any more, and the network has another: it goes"
+            );
+            bridge.teardown(&self.shared.host).await?;
+        }
+        Ok(())
     }
 
     async fn del_all(
@@ -308,7 +351,7 @@ impl Network {
         let record = record.ok_or_else(|| Error::Invalid(format!("pod {pod} is not attached")))?;
         let result = record.result.clone();
         let result = result.ok_or_else(|| Error::Invalid(format!("pod {pod} is attached in part")))?;
-        let config = self.shared.configuration.recorded(record.config.as_deref())?;
+        let config = self.shared.configuration.recorded(&record.made_by())?;
         if config.disable_check || config.version < Version::V0_4_0 {
             return Ok(());
         }
@@ -321,17 +364,23 @@ impl Network {
         Ok(())
     }
 
+    /// What pods of a configuration would send to other hosts through this one.
+    pub(crate) fn packets(&self, config: &Conflist) -> Vec<Packet> {
+        let of_kubelet = self.shared.configuration.pod_cidr();
+        let packets = config.plugins.iter().flat_map(|entry| {
+            let by = entry.plugin.routes_by()?;
+            let subnets = entry.plugin.ipam()?.subnets();
+            let all = subnets
+                .into_iter()
+                .chain(of_kubelet.iter().copied().filter(|_| entry.has_capability("ipRanges")));
+            Some(all.map(|from| Packet { by: by.clone(), from: from.trunc() }).collect::<Vec<_>>())
+        });
+        packets.flatten().collect()
+    }
+
     /// Programs of a configuration say whether they could attach a pod (`STATUS`, since CNI 1.1): the first that could not.
     pub(crate) async fn ask_status(&self, config: &Conflist) -> Result<()> {
-        let record = Record {
-            interface: INTERFACE.to_owned(),
-            args: String::new(),
-            runtime: RuntimeConfig::default(),
-            result: None,
-            config: None,
-            pinned: None,
-            sandbox: String::new(),
-        };
+        let record = Record::of_none(INTERFACE);
         let told = Told::of(&record);
         for entry in &config.plugins {
             let call = self.call(config, "", None, &record, &record.runtime, &told);

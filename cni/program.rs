@@ -187,10 +187,12 @@ async fn answer(
         netns: netns.as_ref().map(AsFd::as_fd),
         sandbox: &invocation.netns,
         namespace_ends: false,
+        knows_all: false,
         runtime: &runtime,
         args: &args,
         args_text: &invocation.args,
         bin_path: &invocation.path,
+        data_dir: host.data_dir(),
         host: &host,
     };
     let previous = CniResult::parse(config.get("prevResult").unwrap_or(&Value::Null))

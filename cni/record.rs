@@ -23,8 +23,15 @@ pub(crate) struct Record {
     pub(crate) runtime: RuntimeConfig,
     /// `None` until the network is attached: it may be in part.
     pub(crate) result: Option<CniResult>,
-    /// The text of the configuration it was attached by: it is detached by the same. `None` is the built-in network.
+    /// The text of the configuration it was attached by: it is detached by the same. An older daemon has written none of the
+    /// built-in network.
     pub(crate) config: Option<String>,
+    /// That is the text of the built-in network.
+    #[serde(default)]
+    pub(crate) built_in: bool,
+    /// Where its addresses are, unless the configuration says so; an older daemon has not said it.
+    #[serde(default)]
+    pub(crate) data_dir: Option<PathBuf>,
     /// The pod's namespace is pinned at a path, since an external plugin was run.
     pub(crate) pinned: Option<PathBuf>,
     /// The path by which results name the namespace.
@@ -32,7 +39,41 @@ pub(crate) struct Record {
     pub(crate) sandbox: String,
 }
 
+/// What an attachment was made by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum MadeBy {
+    /// The text of a file.
+    File(String),
+    /// The network that was built in, as a text.
+    BuiltIn(String),
+    /// The network that is built in; an older daemon has not said more.
+    BuiltInOfOld,
+}
+
 impl Record {
+    /// Of no attachment: for what is asked of a network as a whole.
+    pub(crate) fn of_none(interface: &str) -> Self {
+        Self {
+            interface: interface.to_owned(),
+            args: String::new(),
+            runtime: RuntimeConfig::default(),
+            result: None,
+            config: None,
+            built_in: false,
+            data_dir: None,
+            pinned: None,
+            sandbox: String::new(),
+        }
+    }
+
+    pub(crate) fn made_by(&self) -> MadeBy {
+        match (self.config.clone(), self.built_in) {
+            (Some(text), true) => MadeBy::BuiltIn(text),
+            (Some(text), false) => MadeBy::File(text),
+            (None, _) => MadeBy::BuiltInOfOld,
+        }
+    }
+
     /// The attachment, if it is whole.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
         let result = self.result.clone()?;

@@ -4,6 +4,8 @@
 
 #[path = "support/net.rs"]
 mod net;
+#[path = "support/node.rs"]
+mod node;
 mod support;
 
 use std::collections::HashMap;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use berth_proto::v1::{PodSandboxConfig, PodSandboxStatusRequest, PortMapping, Protocol};
 use net::{Namespace, Place, traffic};
+use node::{Node, Pod, bridge, ports};
 use serde_json::{Value, json};
 use support::Berth;
 
@@ -23,63 +26,6 @@ const HOST_PORT: &str = "18080";
 /// Enough to see who is seen.
 const LITTLE: [&str; 2] = ["--bytes", "64K"];
 
-struct Node {
-    berth: Berth,
-    place: Place,
-}
-
-impl Node {
-    async fn with(plugins: Value) -> Self {
-        let berth = Berth::start().await;
-        let list = json!({ "cniVersion": "1.0.0", "name": "paths", "plugins": plugins });
-        fs::write(berth.path("net.d/10-paths.conflist"), list.to_string()).unwrap();
-        let place = Place::of(berth.host_process());
-        Self { berth, place }
-    }
-
-    /// A host that knows the node only.
-    fn outside(&self) -> Namespace {
-        Namespace::beside(&self.place, "out0", "198.51.100", "fd99")
-    }
-
-    async fn pod(&mut self, name: &str) -> Pod {
-        let config = self.berth.pod_config(name);
-        self.pod_of(config).await
-    }
-
-    async fn pod_of(&mut self, config: PodSandboxConfig) -> Pod {
-        let id = self.berth.run_pod(config).await;
-        let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
-        let answer = self.berth.runtime.pod_sandbox_status(request).await.unwrap().into_inner();
-        let info: Value = serde_json::from_str(&answer.info["info"]).unwrap();
-        let network = answer.status.unwrap().network.unwrap();
-        let ips =
-            [network.ip].into_iter().chain(network.additional_ips.into_iter().map(|ip| ip.ip)).collect();
-        let place = Place::of(info["pid"].as_u64().unwrap().try_into().unwrap());
-        Pod { id, ips, place }
-    }
-
-    async fn clean(mut self) {
-        assert_eq!(self.berth.clean().await, Vec::<String>::new());
-        let rules = self.place.sh("nft list ruleset");
-        // The chains are the network's, as the bridge is; pods are elements.
-        assert!(!rules.contains("elements"), "rules of pods are left: {rules}");
-    }
-}
-
-/// A pod, as who looks at its namespace from the host sees it.
-struct Pod {
-    id: String,
-    ips: Vec<String>,
-    place: Place,
-}
-
-impl Pod {
-    fn ip(&self, v6: bool) -> &str {
-        self.ips.iter().find(|ip| ip.contains(':') == v6).unwrap()
-    }
-}
-
 /// Whom a server sees when a client connects to an address.
 fn seen(server: &Place, address: &str, client: &Place) -> Option<String> {
     let options = [&["--client", address][..], &LITTLE].concat();
@@ -90,20 +36,6 @@ fn seen(server: &Place, address: &str, client: &Place) -> Option<String> {
 fn seen_by_port(server: &Pod, address: &str, client: &Place, more: &[&str]) -> Option<String> {
     let options = [&["--client", address, "--port", HOST_PORT][..], &LITTLE, more].concat();
     traffic(&server.place, PORT, client, &options).map(|traffic| traffic.client)
-}
-
-fn bridge(keys: &Value) -> Value {
-    let mut bridge = json!({ "type": "bridge", "bridge": "paths0", "isGateway": true, "ipMasq": true,
-        "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.66.0.0/24" }], [{ "subnet": "fd66::/64" }]],
-                  "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }] } });
-    for (key, value) in keys.as_object().unwrap() {
-        bridge[key] = value.clone();
-    }
-    bridge
-}
-
-fn ports() -> Value {
-    json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,12 +8,14 @@
 //! * [`log`]: a container that writes as fast as it can
 //! * [`stream`]: sessions as kubectl has them
 //! * [`pull`]: images from a registry
+//! * [`network`]: ports of the host, addresses that come back, very many pods
 
 mod exec;
 mod lifecycle;
 mod list;
 mod log;
 mod memory;
+mod network;
 mod parallel;
 mod pull;
 mod stream;
@@ -29,9 +31,13 @@ pub(crate) use pull::DEADLINE as PULL_DEADLINE;
 /// Measures what is wanted, one after the other. What fails is noted and the next goes on, since they do not depend on
 /// each other; a runtime that is not there any more ends it.
 pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
-    use Part::{Exec, Hostnet, Isolation, Lifecycle, List, Log, Memory, Parallel, Pull, Stream};
+    use Part::{
+        Crowd, Exec, Hostnet, Isolation, Lifecycle, List, Log, Memory, Parallel, Ports, Pull, Returns, Stream,
+    };
     // Memory comes first: the daemon has not grown by what else is measured.
-    for part in [Memory, Lifecycle, Hostnet, Isolation, Exec, Parallel, List, Log, Stream, Pull] {
+    for part in [
+        Memory, Lifecycle, Hostnet, Isolation, Exec, Parallel, Ports, Returns, Crowd, List, Log, Stream, Pull,
+    ] {
         if !bench.options.wants(part) {
             continue;
         }
@@ -46,6 +52,9 @@ pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
             Part::Log => log::measure(bench).await,
             Part::Stream => stream::measure(bench).await,
             Part::Pull => pull::measure(bench).await,
+            Part::Ports => network::ports(bench).await,
+            Part::Returns => network::returns(bench).await,
+            Part::Crowd => network::crowd(bench).await,
         };
         if let Err(error) = result {
             if matches!(&error, BenchError::Rpc { status, .. } if status.code() == tonic::Code::Unavailable) {

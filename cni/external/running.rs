@@ -7,8 +7,11 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-/// The most that a plugin may print on a stream: results have some kilobytes.
-const MOST: usize = 1 << 20;
+/// The longest result that is accepted. Those of the reference plugins have some hundred bytes.
+const LONGEST: usize = 1 << 20;
+
+/// How much is kept of what a plugin prints beside its result.
+pub(super) const LONGEST_WORDS: usize = 4 << 10;
 
 /// How long output is waited for after the plugin has ended: what it has left running may hold its streams open.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -48,12 +51,14 @@ impl Running {
         let answered = tokio::time::timeout(patience, self.talk(input)).await;
         let why = match answered {
             Ok(Ok(output)) => {
-                // What it has left in the background on purpose goes on.
-                self.group = None;
+                // What a successful plugin leaves in the background on purpose goes on.
+                if output.status.success() {
+                    self.group = None;
+                }
                 return Ok(output);
             }
             Ok(Err(why)) => why,
-            Err(_) => format!("it did not end within {} s", patience.as_secs()),
+            Err(_) => format!("did not end within {} s", patience.as_secs()),
         };
         self.kill();
         match tokio::time::timeout(AFTER_KILL, self.child.wait()).await {
@@ -74,7 +79,12 @@ impl Running {
                     drop(stdin.write_all(input.as_bytes()).await);
                 }
             };
-            let read = async { tokio::try_join!(read(stdout, &mut out), read(stderr, &mut err)) };
+            let read = async {
+                tokio::try_join!(
+                    read(stdout, &mut out, LONGEST, true),
+                    read(stderr, &mut err, LONGEST_WORDS, false)
+                )
+            };
             let talk = async { tokio::join!(write, read).1 };
             tokio::pin!(talk);
             tokio::select! {
@@ -107,17 +117,25 @@ impl Drop for Running {
     }
 }
 
-async fn read(stream: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) -> Result<(), String> {
+/// Reads to the end and keeps at most so many bytes. More than that is an error where the `whole` output is needed.
+async fn read(
+    stream: Option<impl AsyncRead + Unpin>,
+    kept: &mut Vec<u8>,
+    most: usize,
+    whole: bool,
+) -> Result<(), String> {
     let Some(mut stream) = stream else { return Ok(()) };
+    let mut buffer = vec![0; 16 << 10];
     loop {
-        let room = MOST.saturating_sub(into.len());
-        if room == 0 {
-            return Err(format!("it prints more than {MOST} bytes"));
-        }
-        let mut piece = (&mut stream).take(u64::try_from(room).unwrap_or(u64::MAX));
-        if piece.read_buf(into).await.map_err(|error| error.to_string())? == 0 {
+        let length = stream.read(&mut buffer).await.map_err(|error| error.to_string())?;
+        if length == 0 {
             return Ok(());
         }
+        let room = most.saturating_sub(kept.len());
+        if length > room && whole {
+            return Err(format!("answered more than {} KiB", most >> 10));
+        }
+        kept.extend_from_slice(buffer.get(..length.min(room)).unwrap_or_default());
     }
 }
 
@@ -154,7 +172,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let error = shell("exec cat /dev/zero").output(String::new(), LONG).await.unwrap_err();
-        assert!(error.contains("prints more"), "{error}");
+        assert!(error.contains("answered more"), "{error}");
     }
 
     #[tokio::test]

@@ -158,6 +158,14 @@ impl Ipam {
         }
     }
 
+    /// The subnets of the addresses, as far as the configuration says them.
+    pub(crate) fn subnets(&self) -> Vec<IpNet> {
+        match self {
+            Self::HostLocal(ipam) => ipam.ranges.iter().flatten().map(|range| range.subnet).collect(),
+            Self::Static(_) | Self::Dhcp | Self::External(_) => Vec::new(),
+        }
+    }
+
     /// Whether it is a program.
     pub(crate) fn is_external(&self) -> bool {
         matches!(self, Self::External(_))
@@ -167,7 +175,7 @@ impl Ipam {
     pub(crate) async fn gc(&self, host: &Host, network: &str, live: &HashSet<String>) -> Result<Vec<String>> {
         match self {
             Self::HostLocal(ipam) => {
-                let (store, live) = (ipam.store(host, network), live.clone());
+                let (store, live) = (ipam.store(host, host.data_dir(), network), live.clone());
                 blocking(move || store.release_where(|owner| !live.contains(&owner.container))).await
             }
             Self::Dhcp => {

@@ -3,46 +3,25 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::MulticastGroup;
 
 use super::Netlink;
+use super::monitor::Monitor;
 use super::routes::address_of;
 use crate::{Context, Error, Result};
 
 /// How long the kernel may look. It takes one or two seconds (`dad_transmits`, `retrans_time` of ip-sysctl).
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Something about an IPv6 address of the namespace has changed.
-pub(crate) struct Changes(BoxStream<'static, ()>);
-
-impl std::fmt::Debug for Changes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Changes")
-    }
-}
-
 impl Netlink {
-    /// A socket in the namespace of the calling thread that hears of changes of addresses.
-    pub(crate) fn open_listening() -> Result<(Self, Changes)> {
-        let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Ipv6Ifaddr]);
-        let (connection, handle, changes) = opened.doing("open a netlink socket")?;
-        tokio::spawn(connection);
-        Ok((Self { handle }, Changes(changes.map(drop).boxed())))
-    }
-
     /// Waits until the addresses of a link are its own.
     ///
     /// # Errors
     /// Another in the network has one of them, or the kernel does not come to an end.
-    pub(crate) async fn settle(&self, index: u32, changes: &mut Changes) -> Result<()> {
+    pub(crate) async fn settle(&self, index: u32, changes: &Monitor) -> Result<()> {
         let settled = tokio::time::timeout(PATIENCE, async {
             while self.is_unsettled(index).await? {
-                if changes.0.next().await.is_none() {
-                    return Err(Error::Invalid(format!("link {index}: its namespace tells nothing more")));
-                }
+                changes.next().await.doing(format!("hear of addresses of link {index}"))?;
             }
             Ok(())
         });

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     BridgeVlanInfoFlags, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
     IpVlanMode, LinkMessage, MacVlanMode,
@@ -10,9 +11,11 @@ use rtnetlink::{
     LinkBridge, LinkBridgeVlan, LinkDummy, LinkIfb, LinkIpVlan, LinkMacVlan, LinkMessageBuilder, LinkUnspec,
     LinkVeth, LinkVlan, LinkVrf,
 };
+use rustix::io::Errno;
 
-use super::{EEXIST, ENODEV, Netlink, code};
-use crate::{Context, Result};
+use super::socket::Ask;
+use super::{Netlink, Refused as _, unless};
+use crate::Result;
 
 /// A veth pair to make.
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +59,16 @@ impl Netlink {
         if vlans {
             bridge = bridge.vlan_filtering(true);
         }
-        match self.handle.link().add(bridge.build()).execute().await {
-            Err(error) if code(&error) == EEXIST => Ok(()),
-            added => added.doing(format!("add bridge {name}")),
-        }
+        let made = self.ask(Ask::Create, RouteNetlinkMessage::NewLink(bridge.build())).await;
+        unless(made, Errno::EXIST).map(drop).doing_netlink(format!("add bridge {name}"))
+    }
+
+    async fn make(&self, link: LinkMessage, words: String) -> Result<()> {
+        self.ask(Ask::Create, RouteNetlinkMessage::NewLink(link)).await.map(drop).doing_netlink(words)
+    }
+
+    async fn set(&self, link: LinkMessage, words: String) -> Result<()> {
+        self.ask(Ask::Change, RouteNetlinkMessage::SetLink(link)).await.map(drop).doing_netlink(words)
     }
 
     /// Makes a veth pair.
@@ -83,7 +92,7 @@ impl Netlink {
             peer = peer.address(mac.to_vec());
         }
         let veth = veth.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
-        self.handle.link().add(veth.build()).execute().await.doing(format!("add veth {}", pair.host))
+        self.make(veth.build(), format!("add veth {}", pair.host)).await
     }
 
     /// Makes a link in a namespace.
@@ -120,19 +129,19 @@ impl Netlink {
             Kind::Vlan(parent, id) => (finish(LinkVlan::new(name, parent, id), netns, mtu, mac), "vlan"),
             Kind::Dummy => (finish(LinkDummy::new(name), netns, mtu, mac), "dummy"),
         };
-        self.handle.link().add(message).execute().await.doing(format!("add {words} link {name}"))
+        self.make(message, format!("add {words} link {name}")).await
     }
 
     /// Makes a device through which the traffic that comes in by another can be queued.
     pub(crate) async fn add_ifb(&self, name: &str, mtu: u32) -> Result<()> {
         let link = LinkIfb::new(name).mtu(mtu).up().build();
-        self.handle.link().add(link).execute().await.doing(format!("add ifb {name}"))
+        self.make(link, format!("add ifb {name}")).await
     }
 
     /// Makes a VRF.
     pub(crate) async fn add_vrf(&self, name: &str, table: u32) -> Result<()> {
         let link = LinkVrf::new(name, table).up().build();
-        self.handle.link().add(link).execute().await.doing(format!("add vrf {name}"))
+        self.make(link, format!("add vrf {name}")).await
     }
 
     /// Changes a link; the words tell what, for an error.
@@ -143,7 +152,7 @@ impl Netlink {
         change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
     ) -> Result<()> {
         let message = change(LinkUnspec::new_with_index(index)).build();
-        self.handle.link().set(message).execute().await.doing(format!("{words} of link {index}"))
+        self.set(message, format!("{words} of link {index}")).await
     }
 
     /// Brings a link up, with promiscuous mode where asked for.
@@ -192,8 +201,9 @@ impl Netlink {
         let message = LinkUnspec::new_with_index(index)
             .set_port_kind(InfoPortKind::Bridge)
             .set_port_data(InfoPortData::BridgePort(data));
-        let request = self.handle.link().set_port(message.build());
-        request.execute().await.doing(format!("set the bridge port {index}"))
+        // It is RTM_NEWLINK that changes what a port is, without NLM_F_CREATE.
+        let changed = self.ask(Ask::Change, RouteNetlinkMessage::NewLink(message.build())).await;
+        changed.map(drop).doing_netlink(format!("set the bridge port {index}"))
     }
 
     /// Lets a tag through a port of a bridge; `untagged` is the one of packets without.
@@ -203,22 +213,21 @@ impl Netlink {
             false => BridgeVlanInfoFlags::empty(),
         };
         let message = LinkBridgeVlan::new(index).vlan(id, flags).build();
-        self.handle.link().set(message).execute().await.doing(format!("add VLAN {id} to bridge port {index}"))
+        self.set(message, format!("add VLAN {id} to bridge port {index}")).await
     }
 
     /// Lets a tag through a port no more.
     pub(crate) async fn remove_port_vlan(&self, index: u32, id: u16) -> Result<()> {
         let message = LinkBridgeVlan::new(index).vlan(id, BridgeVlanInfoFlags::empty()).build();
-        let removed = self.handle.link().del_with_message(message).execute().await;
-        removed.doing(format!("remove VLAN {id} from bridge port {index}"))
+        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelLink(message)).await;
+        removed.map(drop).doing_netlink(format!("remove VLAN {id} from bridge port {index}"))
     }
 
     /// Removes a link; one that is gone is removed already.
     pub(crate) async fn remove(&self, name: &str) -> Result<()> {
         let Some(link) = self.link(name).await? else { return Ok(()) };
-        match self.handle.link().del(link.index).execute().await {
-            Err(error) if code(&error) == ENODEV => Ok(()),
-            removed => removed.doing(format!("remove link {name}")),
-        }
+        let message = LinkUnspec::new_with_index(link.index).build();
+        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelLink(message)).await;
+        unless(removed, Errno::NODEV).map(drop).doing_netlink(format!("remove link {name}"))
     }
 }

@@ -1,28 +1,34 @@
-//! Links, addresses and routes over one netlink socket (rtnetlink(7)). The only user of the rtnetlink crate, whose
-//! interface changes often.
+//! Links, addresses and routes over netlink (rtnetlink(7)). The only user of the rtnetlink crate, whose interface changes
+//! often.
 //!
-//! * this file: the socket, and links as they are
-//! * [`direct`]: requests without this, on the calling thread
-//! * [`duplicates`]: addresses that somebody else has
-//! * [`links`]: making and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters
+//! * this file: the sockets of a network namespace, and links as they are
+//! * [`socket`]: one socket; [`direct`]: what a thread does that has entered a pod's namespace
+//! * [`monitor`]: what changes; [`duplicates`]: addresses that somebody else has
+//! * [`links`]: making and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters;
+//!   [`neighbours`]: what hosts remember of each other
 
 pub(crate) mod direct;
 pub(crate) mod duplicates;
 pub(crate) mod links;
+pub(crate) mod monitor;
+pub(crate) mod neighbours;
 pub(crate) mod routes;
+pub(crate) mod socket;
 pub(crate) mod traffic;
 
-use futures_util::TryStreamExt;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::Handle;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Context, Error, Result};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rustix::io::Errno;
+use socket::{Ask, Socket};
 
-pub(super) const ENOENT: i32 = -2;
-pub(super) const ESRCH: i32 = -3;
-pub(super) const EEXIST: i32 = -17;
-pub(super) const ENODEV: i32 = -19;
-pub(super) const EADDRNOTAVAIL: i32 = -99;
+use crate::{Context, Error, Result, netns};
 
 /// A link as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub(crate) struct Link {
     pub(crate) controller: Option<u32>,
     /// The table of a VRF.
     pub(crate) table: Option<u32>,
+    /// It is a port of a bridge, and the bridge passes frames on by it.
+    pub(crate) forwards: bool,
 }
 
 impl Link {
@@ -53,62 +61,145 @@ impl Link {
     }
 }
 
-/// A netlink socket in one network namespace.
+/// A network namespace, by its netlink sockets: each is one user's as long as that has it. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Netlink {
-    pub(super) handle: Handle,
+    place: Arc<OwnedFd>,
+    idle: Arc<Mutex<Vec<Socket>>>,
 }
 
 impl Netlink {
-    /// A socket in the namespace of the calling thread.
+    /// The namespace of the calling thread.
     pub(crate) fn open() -> Result<Self> {
-        let (connection, handle, _messages) = rtnetlink::new_connection().doing("open a netlink socket")?;
-        // It ends with the last handle.
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        let place = File::open("/proc/thread-self/ns/net").doing("open the thread's network namespace")?;
+        let socket = Socket::open().doing("open a netlink socket")?;
+        Ok(Self { place: Arc::new(place.into()), idle: Arc::new(Mutex::new(vec![socket])) })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Socket>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works with a socket, away from the threads that answer requests: the kernel may let a request wait for others.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Socket) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        /// More are never in use at once but for a moment.
+        const KEPT: usize = 16;
+        let own = self.clone();
+        let joined = tokio::task::spawn_blocking(move || {
+            let idle = own.idle().pop();
+            let mut socket = match idle {
+                Some(socket) => socket,
+                None => {
+                    netns::on_a_thread_in(own.place.as_fd(), || Socket::open().doing("open a netlink socket"))
+                        .map_err(io::Error::other)?
+                }
+            };
+            let worked = work(&mut socket);
+            let mut idle = own.idle();
+            if !socket.confused && idle.len() < KEPT {
+                idle.push(socket);
+            }
+            worked
+        });
+        joined.await.map_err(io::Error::other).and_then(|worked| worked)
+    }
+
+    /// The same on the calling thread, which is for nothing else.
+    pub(crate) fn here<T>(&self, work: impl FnOnce(&mut Socket) -> Result<T>) -> Result<T> {
+        let idle = self.idle().pop();
+        let mut socket = idle.map_or_else(Socket::open, Ok).doing("open a netlink socket")?;
+        let worked = work(&mut socket);
+        if !socket.confused {
+            self.idle().push(socket);
+        }
+        worked
+    }
+
+    /// Asks for one thing.
+    async fn ask(&self, ask: Ask, message: RouteNetlinkMessage) -> socket::Answer {
+        self.with(move |socket| socket.ask(ask, message)).await
+    }
+
+    /// Everything of a kind.
+    async fn list(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.with(move |socket| socket.list(&message)).await
     }
 
     /// A link by its name.
     pub(crate) async fn link(&self, name: &str) -> Result<Option<Link>> {
-        let stream = self.handle.link().get().match_name(name.to_owned()).execute();
-        let mut stream = std::pin::pin!(stream);
-        match stream.try_next().await {
-            Ok(message) => Ok(message.map(|message| describe(&message))),
-            Err(error) if code(&error) == ENODEV => Ok(None),
-            Err(error) => Err(error).doing(format!("look for link {name}")),
-        }
+        found(self.ask(Ask::Get, by_name(name)).await).doing_netlink(format!("look for link {name}"))
     }
 
     /// A link by its number.
     pub(crate) async fn link_at(&self, index: u32) -> Result<Option<Link>> {
-        let stream = self.handle.link().get().match_index(index).execute();
-        let mut stream = std::pin::pin!(stream);
-        match stream.try_next().await {
-            Ok(message) => Ok(message.map(|message| describe(&message))),
-            Err(error) if code(&error) == ENODEV => Ok(None),
-            Err(error) => Err(error).doing(format!("look for link {index}")),
-        }
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let answer = self.ask(Ask::Get, RouteNetlinkMessage::GetLink(message)).await;
+        found(answer).doing_netlink(format!("look for link {index}"))
     }
 
     /// A link that must be there.
     pub(crate) async fn existing(&self, name: &str) -> Result<Link> {
-        let link = self.link(name).await?;
-        link.ok_or_else(|| Error::Invalid(format!("there is no link {name}")))
+        self.link(name).await?.ok_or_else(|| no_link(name))
     }
 
     /// All links.
     pub(crate) async fn links(&self) -> Result<Vec<Link>> {
-        let stream = self.handle.link().get().execute();
-        let links: Vec<LinkMessage> = stream.try_collect().await.doing("list links")?;
-        Ok(links.iter().map(describe).collect())
+        let all = self.list(RouteNetlinkMessage::GetLink(LinkMessage::default())).await;
+        Ok(all.doing_netlink("list links")?.iter().filter_map(link_of).collect())
     }
 }
 
-/// The errno of a refused request, negative as the kernel sends it; 0 for any other error.
-pub(super) fn code(error: &rtnetlink::Error) -> i32 {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.raw_code(),
-        _ => 0,
+fn no_link(name: &str) -> Error {
+    Error::Invalid(format!("there is no link {name}"))
+}
+
+fn by_name(name: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    RouteNetlinkMessage::GetLink(message)
+}
+
+/// The link of an answer; `None` where there is none.
+fn found(answer: socket::Answer) -> io::Result<Option<Link>> {
+    match answer {
+        Err(error) if is(&error, Errno::NODEV) => Ok(None),
+        Err(error) => Err(error),
+        Ok(message) => Ok(message.as_ref().and_then(link_of)),
+    }
+}
+
+fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => Some(describe(link)),
+        _ => None,
+    }
+}
+
+/// Whether the kernel has refused something for this reason.
+pub(super) fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+/// What is done already when the kernel refuses it so.
+pub(super) fn unless<T: Default>(answer: io::Result<T>, errno: Errno) -> io::Result<T> {
+    match answer {
+        Err(error) if is(&error, errno) => Ok(T::default()),
+        answer => answer,
+    }
+}
+
+/// Says what a request was to do.
+pub(super) trait Refused<T> {
+    fn doing_netlink(self, action: impl Into<String>) -> Result<T>;
+}
+
+impl<T> Refused<T> for io::Result<T> {
+    fn doing_netlink(self, action: impl Into<String>) -> Result<T> {
+        self.map_err(|source| Error::Netlink { action: action.into(), source })
     }
 }
 
@@ -147,6 +238,9 @@ fn describe_kind(link: &mut Link, infos: &[LinkInfo]) {
                     InfoVrf::TableId(table) => Some(*table),
                     _ => None,
                 });
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(parts)) => {
+                link.forwards = parts.contains(&InfoBridgePort::State(BridgePortState::Forwarding));
             }
             _ => {}
         }

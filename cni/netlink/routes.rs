@@ -2,22 +2,32 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{IpVersion, RouteMessageBuilder};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
+use rustix::io::Errno;
 
-use super::{EADDRNOTAVAIL, EEXIST, ENOENT, ESRCH, Netlink, code};
+use super::socket::Ask;
+use super::{Netlink, Refused as _, is, unless};
+use crate::Result;
 use crate::result::Route;
-use crate::{Context, Result};
 
 /// The table of routes that no other is said for (rtnetlink(7), `RT_TABLE_MAIN`).
 pub(crate) const MAIN: u32 = 254;
+
+/// Addresses of documents (RFC 5737, RFC 3849): no host has them, so that only a default route leads there.
+const NOBODY: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
 
 /// A route as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +52,20 @@ impl Netlink {
     }
 
     async fn add_address_as(&self, index: u32, address: IpNet, flags: AddressFlags) -> Result<()> {
-        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
-        if address.addr().is_ipv6() {
-            request.message_mut().attributes.push(AddressAttribute::Flags(flags));
-        }
-        request.execute().await.doing(format!("add address {address} to link {index}"))
+        let length = address.prefix_len();
+        let message = match address.addr() {
+            IpAddr::V4(v4) => {
+                AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(v4, length).build()
+            }
+            IpAddr::V6(v6) => {
+                let mut message =
+                    AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6, length).build();
+                message.attributes.push(AddressAttribute::Flags(flags));
+                message
+            }
+        };
+        let added = self.ask(Ask::Put, RouteNetlinkMessage::NewAddress(message)).await;
+        added.map(drop).doing_netlink(format!("add address {address} to link {index}"))
     }
 
     /// The addresses of a link, without those that the kernel gives to every link.
@@ -55,9 +74,27 @@ impl Netlink {
         Ok(messages.iter().filter_map(address_of).filter(|address| !is_link_local(address.addr())).collect())
     }
 
+    /// Gives a link the address that the kernel gives to every link of IPv6, where somebody has taken it. Without it the host
+    /// asks for no neighbour by this link for packets that it passes on (RFC 4861, section 7.2.2).
+    pub(crate) async fn keep_link_local(&self, index: u32, mac: &[u8]) -> Result<()> {
+        let messages = self.address_messages(index).await?;
+        let has = messages.iter().filter_map(address_of).any(|address| is_link_local(address.addr()));
+        match link_local_of(mac).filter(|_| !has) {
+            Some(address) => self.add_address(index, address).await,
+            None => Ok(()),
+        }
+    }
+
     pub(super) async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>> {
-        let stream = self.handle.address().get().set_link_index_filter(index).execute();
-        stream.try_collect().await.doing(format!("list the addresses of link {index}"))
+        let mut asked = AddressMessage::default();
+        asked.header.index = index;
+        let all = self.list(RouteNetlinkMessage::GetAddress(asked)).await;
+        let all = all.doing_netlink(format!("list the addresses of link {index}"))?;
+        let of_link = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => Some(message),
+            _ => None,
+        };
+        Ok(all.into_iter().filter_map(of_link).collect())
     }
 
     /// Takes an address from a link; one that it does not have is taken already.
@@ -66,10 +103,10 @@ impl Netlink {
             if address_of(&message) != Some(address) {
                 continue;
             }
-            match self.handle.address().del(message).execute().await {
-                Err(error) if code(&error) == EADDRNOTAVAIL => {}
-                removed => removed.doing(format!("remove address {address} from link {index}"))?,
-            }
+            let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelAddress(message)).await;
+            unless(removed, Errno::ADDRNOTAVAIL)
+                .map(drop)
+                .doing_netlink(format!("remove address {address} from link {index}"))?;
         }
         Ok(())
     }
@@ -79,26 +116,20 @@ impl Netlink {
         let mut message = message_of(index, route, source);
         // As the reference plugins': daemons of routing tell it from what an administrator has added.
         message.header.protocol = RouteProtocol::Boot;
-        match self.handle.route().add(message).execute().await {
-            Err(error) if code(&error) == EEXIST => Ok(()),
-            added => added.doing(format!("add route to {}", route.dst)),
-        }
+        let added = self.ask(Ask::Create, RouteNetlinkMessage::NewRoute(message)).await;
+        unless(added, Errno::EXIST).map(drop).doing_netlink(format!("add route to {}", route.dst))
     }
 
     /// Adds a route as it was found elsewhere.
     pub(crate) async fn add_route_message(&self, message: RouteMessage) -> Result<()> {
-        match self.handle.route().add(message).execute().await {
-            Err(error) if code(&error) == EEXIST => Ok(()),
-            added => added.doing("add a route"),
-        }
+        let added = self.ask(Ask::Create, RouteNetlinkMessage::NewRoute(message)).await;
+        unless(added, Errno::EXIST).map(drop).doing_netlink("add a route")
     }
 
     /// Removes a route; one that is gone is removed already.
     pub(crate) async fn remove_route(&self, message: RouteMessage) -> Result<()> {
-        match self.handle.route().del(message).execute().await {
-            Err(error) if code(&error) == ESRCH => Ok(()),
-            removed => removed.doing("remove a route"),
-        }
+        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelRoute(message)).await;
+        unless(removed, Errno::SRCH).map(drop).doing_netlink("remove a route")
     }
 
     /// The routes of every table, without those of the kernel's own table for local addresses.
@@ -111,9 +142,9 @@ impl Netlink {
             // A dump of all, whatever the table (`RT_TABLE_UNSPEC`).
             family.header.table = 0;
             family.header.scope = RouteScope::Universe;
-            let routes: Vec<RouteMessage> =
-                self.handle.route().get(family).execute().try_collect().await.doing("list routes")?;
-            all.extend(routes.into_iter().filter_map(known));
+            let routes =
+                self.list(RouteNetlinkMessage::GetRoute(family)).await.doing_netlink("list routes")?;
+            all.extend(routes.into_iter().filter_map(route_of).filter_map(known));
         }
         Ok(all)
     }
@@ -133,55 +164,83 @@ impl Netlink {
         self.add_route_message(message).await
     }
 
-    /// The link by which an address is reached: that of the narrowest route of the main table.
+    /// The link by which an address is reached.
     pub(crate) async fn link_to(&self, address: IpAddr) -> Result<Option<u32>> {
-        let routes = self.routes().await?;
-        let fitting = routes.iter().filter(|route| route.table == MAIN && route.to.contains(&address));
-        Ok(fitting.max_by_key(|route| route.to.prefix_len()).and_then(|route| route.link))
+        Ok(self.route_to(address).await?.and_then(|route| route.link))
     }
 
-    /// The link of the default route of the main table.
+    /// The route by which packets to an address leave; `None` where they cannot. One lookup, however many routes there are.
+    async fn route_to(&self, address: IpAddr) -> Result<Option<Known>> {
+        let mut message = match address {
+            IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
+            IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
+        };
+        message.header = RouteHeader {
+            address_family: message.header.address_family,
+            destination_prefix_length: message.header.destination_prefix_length,
+            // The route itself, not what is made of it for this address.
+            flags: RouteFlags::FibMatch,
+            ..RouteHeader::default()
+        };
+        let answer = self.ask(Ask::Get, RouteNetlinkMessage::GetRoute(message)).await;
+        let no_way = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::NOENT];
+        match answer {
+            Err(error) if no_way.iter().any(|errno| is(&error, *errno)) => Ok(None),
+            answer => Ok(answer
+                .doing_netlink(format!("look for the route to {address}"))?
+                .and_then(route_of)
+                .and_then(known)),
+        }
+    }
+
+    /// The link of the default route: of that which leads to an address that nobody has.
     pub(crate) async fn default_link(&self) -> Result<Option<u32>> {
-        let routes = self.routes().await?;
-        let default = routes.iter().find(|route| route.to.prefix_len() == 0 && route.table == MAIN);
-        Ok(default.and_then(|route| route.link))
+        for nobody in NOBODY {
+            let route = self.route_to(nobody).await?;
+            if let Some(link) = route.filter(|route| route.to.prefix_len() == 0).and_then(|route| route.link)
+            {
+                return Ok(Some(link));
+            }
+        }
+        Ok(None)
     }
 
     /// Sends what comes from an address to a table.
     pub(crate) async fn add_source_rule(&self, from: IpAddr, table: u32) -> Result<()> {
-        let added = match from {
-            IpAddr::V4(from) => {
-                let rule = self.handle.rule().add().v4().source_prefix(from, 32);
-                rule.table_id(table).action(RuleAction::ToTable).execute().await
-            }
-            IpAddr::V6(from) => {
-                let rule = self.handle.rule().add().v6().source_prefix(from, 128);
-                rule.table_id(table).action(RuleAction::ToTable).execute().await
-            }
+        let mut message = RuleMessage::default();
+        (message.header.family, message.header.src_len) = match from {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
         };
-        match added {
-            Err(error) if code(&error) == EEXIST => Ok(()),
-            added => added.doing(format!("add a rule for what comes from {from}")),
+        message.header.action = RuleAction::ToTable;
+        message.attributes.push(RuleAttribute::Source(from));
+        match u8::try_from(table) {
+            Ok(table) => message.header.table = table,
+            Err(_) => message.attributes.push(RuleAttribute::Table(table)),
         }
+        let added = self.ask(Ask::Create, RouteNetlinkMessage::NewRule(message)).await;
+        unless(added, Errno::EXIST).map(drop).doing_netlink(format!("add a rule for what comes from {from}"))
     }
 
     /// The rules of both families.
     pub(crate) async fn rules(&self) -> Result<Vec<Rule>> {
         let mut found = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let rules: Vec<RuleMessage> =
-                self.handle.rule().get(version).execute().try_collect().await.doing("list rules")?;
-            found.extend(rules.into_iter().map(rule_of));
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            let rules = self.list(RouteNetlinkMessage::GetRule(message)).await.doing_netlink("list rules")?;
+            found.extend(rules.into_iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRule(rule) => Some(rule_of(rule)),
+                _ => None,
+            }));
         }
         Ok(found)
     }
 
     /// Removes a rule; one that is gone is removed already.
     pub(crate) async fn remove_rule(&self, rule: RuleMessage) -> Result<()> {
-        match self.handle.rule().del(rule).execute().await {
-            Err(error) if code(&error) == ENOENT => Ok(()),
-            removed => removed.doing("remove a rule"),
-        }
+        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelRule(rule)).await;
+        unless(removed, Errno::NOENT).map(drop).doing_netlink("remove a rule")
     }
 }
 
@@ -219,6 +278,13 @@ pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
         _ => None,
     });
     IpNet::new(local.or(address)?, message.header.prefix_len).ok()
+}
+
+/// The address of a link by its hardware address (RFC 4291, appendix A).
+fn link_local_of(mac: &[u8]) -> Option<IpNet> {
+    let [a, b, c, d, e, f]: [u8; 6] = mac.try_into().ok()?;
+    let address = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    IpNet::new(address.into(), 64).ok()
 }
 
 /// Whether the kernel gives it to every link.
@@ -283,6 +349,13 @@ fn finer<T>(mut message: RouteMessageBuilder<T>, route: &Route) -> RouteMessageB
     match route.table {
         Some(table) => message.table_id(table),
         None => message,
+    }
+}
+
+fn route_of(message: RouteNetlinkMessage) -> Option<RouteMessage> {
+    match message {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
+        _ => None,
     }
 }
 

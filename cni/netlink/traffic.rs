@@ -1,15 +1,16 @@
 //! Queues and filters of links (tc(8)): limits of a pod's traffic.
 
-use futures_util::{StreamExt, TryStreamExt};
-use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-    Nla as _, NlasIterator,
-};
+use netlink_packet_core::{DefaultNla, Nla as _, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption, TcActionOption,
+    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
+    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+};
 
-use super::Netlink;
-use crate::{Context, Error, Result};
+use super::socket::Ask;
+use super::{Netlink, Refused as _};
+use crate::{Error, Result};
 
 /// How long a packet may wait in the queue.
 const LATENCY_MILLISECONDS: u64 = 25;
@@ -33,28 +34,20 @@ impl Netlink {
         message.header.handle = TcHandle { major: 1, minor: 0 };
         message.attributes.push(TcAttribute::Kind("tbf".to_owned()));
         message.attributes.push(TcAttribute::Options(options(limit)));
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        let mut handle = self.handle.clone();
-        let mut answers = handle.request(request).doing(format!("limit link {index}"))?;
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload
-                && error.code.is_some()
-            {
-                return Err(Error::Netlink {
-                    action: format!("limit link {index}"),
-                    source: rtnetlink::Error::NetlinkError(error),
-                });
-            }
-        }
-        Ok(())
+        let limited = self.ask(Ask::Put, RouteNetlinkMessage::NewQueueDiscipline(message)).await;
+        limited.map(drop).doing_netlink(format!("limit link {index}"))
     }
 
     /// Whether what a link sends is limited so.
     pub(crate) async fn check_limit(&self, index: u32, limit: Limit) -> Result<()> {
-        let found = self.handle.qdisc().get().index(i32::try_from(index).unwrap_or_default()).execute();
-        let queues: Vec<TcMessage> =
-            found.try_collect().await.doing(format!("list the queues of link {index}"))?;
+        let of_link = TcMessage::with_index(i32::try_from(index).unwrap_or_default());
+        let asked = RouteNetlinkMessage::GetQueueDiscipline(of_link.clone());
+        let all = self.list(asked).await.doing_netlink(format!("list the queues of link {index}"))?;
+        let queues = all.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewQueueDiscipline(queue) => Some(queue),
+            _ => None,
+        });
+        let mut queues = queues.filter(|queue| queue.header.index == of_link.header.index);
         let is_it = |queue: &TcMessage| {
             let rate = queue.attributes.iter().find_map(|attribute| match attribute {
                 TcAttribute::Options(options) => options.iter().find_map(rate_of),
@@ -62,7 +55,7 @@ impl Netlink {
             });
             queue.header.parent == TcHandle::ROOT && rate == Some(limit.rate)
         };
-        match queues.iter().any(is_it) {
+        match queues.any(|queue| is_it(&queue)) {
             true => Ok(()),
             false => {
                 Err(Error::Invalid(format!("bandwidth: link {index} is not limited to {} B/s", limit.rate)))
@@ -74,12 +67,43 @@ impl Netlink {
     pub(crate) async fn redirect_received(&self, from: u32, through: u32) -> Result<()> {
         let from = i32::try_from(from).unwrap_or_default();
         let words = format!("redirect what link {from} receives");
-        self.handle.qdisc().replace(from).ingress().execute().await.doing(words.clone())?;
-        let mut filters = self.handle.traffic_filter(from);
-        // In this order: the priority's setter overwrites the protocol.
-        let filter = filters.add().parent(0xffff_0000).priority(1).protocol(ALL_PROTOCOLS.to_be());
-        filter.redirect(through).doing(words.clone())?.execute().await.doing(words)
+        let mut queue = TcMessage::with_index(from);
+        queue.header.parent = TcHandle::INGRESS;
+        queue.header.handle = TcHandle::from(0xffff_0000);
+        queue.attributes.push(TcAttribute::Kind("ingress".to_owned()));
+        let queued = self.ask(Ask::Put, RouteNetlinkMessage::NewQueueDiscipline(queue)).await;
+        queued.doing_netlink(words.clone())?;
+        let filter = everything_goes_to(from, through);
+        let filtered = self.ask(Ask::Create, RouteNetlinkMessage::NewTrafficFilter(filter)).await;
+        filtered.map(drop).doing_netlink(words)
     }
+}
+
+/// A filter of what a link receives (tc-u32(8)) that lets everything match, and lets another link send it (tc-mirred(8)).
+fn everything_goes_to(from: i32, through: u32) -> TcMessage {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = 1;
+    selector.keys = vec![TcU32Key::default()];
+    let mut mirror = TcMirror::default();
+    mirror.generic = TcActionGeneric::default();
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = through;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
+    ];
+    let mut filter = TcMessage::with_index(from);
+    filter.header.parent = TcHandle::from(0xffff_0000);
+    filter.header.info = u32::from(TcHandle { major: 1, minor: ALL_PROTOCOLS.to_be() });
+    filter.attributes.push(TcAttribute::Kind(TcFilterU32::KIND.to_owned()));
+    filter.attributes.push(TcAttribute::Options(vec![
+        TcOption::U32(TcFilterU32Option::Selector(selector)),
+        TcOption::U32(TcFilterU32Option::Action(vec![action])),
+    ]));
+    filter
 }
 
 /// The rate of a token bucket, whose options come as one attribute with all of them in it: at the start of `struct tc_ratespec` behind eight bytes of other things, or by itself

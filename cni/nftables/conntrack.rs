@@ -1,11 +1,15 @@
-//! Connections that the kernel remembers (linux/netfilter/nfnetlink_conntrack.h). A client of UDP goes on sending from the
-//! same port: its packets go where the first one went, until that is forgotten, even if another pod has the port by now.
+//! Connections that the kernel remembers (linux/netfilter/nfnetlink_conntrack.h). A client goes on sending from the same port:
+//! its packets go where the first one went, until that is forgotten, even if another pod has the port of the host by now, or
+//! nobody has. Of UDP any packet keeps that up; of TCP a client that opens a connection anew from the same port would meet
+//! the old one for five days (`nf_conntrack_tcp_timeout_established`).
 
 use std::io;
+use std::net::IpAddr;
 
 use rustix::io::Errno;
 
 use super::blocking;
+use super::expression::bytes;
 use super::message::{Attributes, attribute, dump, request};
 use crate::Result;
 
@@ -14,33 +18,69 @@ const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
 
-/// `CTA_TUPLE_ORIG`, in it `CTA_TUPLE_PROTO`, in that `CTA_PROTO_NUM` and `CTA_PROTO_DST_PORT`.
+/// `CTA_TUPLE_ORIG` and `CTA_TUPLE_REPLY`; in each `CTA_TUPLE_IP` and `CTA_TUPLE_PROTO`.
 const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const ADDRESSES: u16 = 1;
 const PROTOCOL: u16 = 2;
+/// `CTA_IP_V4_SRC`, `CTA_IP_V4_DST`, `CTA_IP_V6_SRC`, `CTA_IP_V6_DST`.
+const SOURCE: [u16; 2] = [1, 3];
+const DESTINATION: [u16; 2] = [2, 4];
+/// `CTA_PROTO_NUM`, `CTA_PROTO_DST_PORT`.
 const NUMBER: u16 = 1;
 const DESTINATION_PORT: u16 = 3;
 /// `CTA_ZONE`.
 const ZONE: u16 = 18;
+/// `CTA_FILTER`, in it `CTA_FILTER_REPLY_FLAGS`, of which this is `CTA_FILTER_F_CTA_IP_SRC`.
+const FILTER: u16 = 25;
+const FILTER_ORIGINAL: u16 = 1;
+const FILTER_REPLY: u16 = 2;
+const BY_SOURCE: u32 = 1;
 
 const UDP: u8 = 17;
 
 /// Forgets the connections of UDP to these ports of the host.
-pub(crate) async fn forget(ports: Vec<u16>) -> Result<()> {
+pub(crate) async fn forget_ports(ports: Vec<u16>) -> Result<()> {
     if ports.is_empty() {
         return Ok(());
     }
-    blocking("forget connections of UDP".to_owned(), move || forget_now(&ports)).await
+    blocking("forget connections of UDP".to_owned(), move || {
+        forget(&Attributes::default(), |entry| udp_port_of(entry).is_some_and(|port| ports.contains(&port)))
+    })
+    .await
 }
 
-fn forget_now(ports: &[u16]) -> io::Result<()> {
+/// Forgets the connections to something else that lead to these addresses of pods that go: to ports of the host, and to
+/// services.
+pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
+    blocking("forget connections to a pod".to_owned(), move || {
+        for pod in pods {
+            // The kernel looks through them: a host may remember hundreds of thousands (since Linux 5.8).
+            let mut only = Attributes::default();
+            let v6 = usize::from(pod.is_ipv6());
+            only.nested(REPLY, |tuple| {
+                tuple.nested(ADDRESSES, |ip| ip.bytes(SOURCE.get(v6).copied().unwrap_or(0), &bytes(pod)));
+            });
+            only.nested(FILTER, |filter| {
+                filter.bytes(FILTER_ORIGINAL, &0_u32.to_ne_bytes());
+                filter.bytes(FILTER_REPLY, &BY_SOURCE.to_ne_bytes());
+            });
+            forget(&only, |entry| leads_to(entry, pod))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn forget(only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io::Result<()> {
     // AF_INET, AF_INET6.
     for family in [2, 10] {
-        let known = match dump(GET, family, &[]) {
-            // A kernel without it remembers nothing.
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(()),
+        let known = match dump(GET, family, only.as_bytes()) {
+            // A kernel without it remembers nothing, and has no other family's addresses to look for.
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => continue,
             known => known?,
         };
-        for entry in known.iter().filter(|entry| port_of(entry).is_some_and(|port| ports.contains(&port))) {
+        for entry in known.iter().filter(|entry| is(entry)) {
             let mut body = Attributes::default();
             for kind in [ORIGINAL, ZONE] {
                 if let Some(value) = attribute(entry, kind) {
@@ -57,8 +97,18 @@ fn forget_now(ports: &[u16]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a pod answers, and was not who was asked.
+fn leads_to(entry: &[u8], pod: IpAddr) -> bool {
+    let pod = bytes(pod);
+    let of = |tuple: u16, kinds: [u16; 2]| {
+        let addresses = attribute(attribute(entry, tuple)?, ADDRESSES)?;
+        kinds.into_iter().find_map(|kind| attribute(addresses, kind))
+    };
+    of(REPLY, SOURCE) == Some(&*pod) && of(ORIGINAL, DESTINATION) != Some(&*pod)
+}
+
 /// The port that the first packet of a connection of UDP was for.
-fn port_of(entry: &[u8]) -> Option<u16> {
+fn udp_port_of(entry: &[u8]) -> Option<u16> {
     let protocol = attribute(attribute(entry, ORIGINAL)?, PROTOCOL)?;
     let udp = attribute(protocol, NUMBER)? == [UDP];
     let port = attribute(protocol, DESTINATION_PORT)?.try_into().ok().map(u16::from_be_bytes)?;

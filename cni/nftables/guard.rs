@@ -4,11 +4,14 @@
 use std::net::IpAddr;
 
 use super::blocking;
+use super::elements::{Element, Value, joined};
 use super::expression::{Expressions, Meta, Verdict, Version, bytes};
 use super::message::Family;
-use super::table::{self, Chain, Element, Hook, Part, Set, Type, Value, joined};
+use super::table::{self, Chain, Hook, Part, Set, Type};
+use super::{Holding, foreign};
 use crate::Result;
 use crate::call::Call;
+use crate::result::CniResult;
 
 /// Bridges that are guarded; by IP version, pods that are and the bridge of each.
 pub(super) const SETS: [Set; 5] = [
@@ -37,32 +40,46 @@ fn names(version: Version) -> (&'static str, &'static str) {
 /// Guards the addresses of an attachment, which is on a bridge.
 pub(crate) async fn apply(call: &Call<'_>, bridge: &str, addresses: Vec<IpAddr>) -> Result<()> {
     let owner = call.owner();
-    let mut link = bridge.as_bytes().to_vec();
-    link.resize(16, 0);
+    let link = name_of(bridge);
+    let elements = elements(bridge, &addresses);
     let made = call.host.made.clone();
     let action = format!("guard {owner}");
     blocking(action, move || {
         let of_bridge = super::Comment::new(&owner.network, "-", "-");
-        let known = Element { set: BRIDGES.name, key: link.clone(), value: Value::None };
+        let known = Element { set: BRIDGES.name, key: link, value: Value::None };
         table::add(&made, &[base()], &[known], &of_bridge)?;
-        let elements = addresses.iter().flat_map(|address| {
-            let (pods, places) = names(Version::of(*address));
-            let (pod, place) = (bytes(*address), joined(&[&link, &bytes(*address)]));
-            [(pods, pod), (places, place)].map(|(set, key)| Element { set, key, value: Value::None })
-        });
-        table::add(&made, &[base()], &elements.collect::<Vec<_>>(), &owner)
+        table::add(&made, &[base()], &elements, &owner)
     })
     .await
 }
 
+fn name_of(link: &str) -> Vec<u8> {
+    let mut link = link.as_bytes().to_vec();
+    link.resize(16, 0);
+    link
+}
+
+fn elements(bridge: &str, addresses: &[IpAddr]) -> Vec<Element> {
+    let elements = addresses.iter().flat_map(|address| {
+        let (pods, places) = names(Version::of(*address));
+        let (pod, place) = (bytes(*address), joined(&[&name_of(bridge), &bytes(*address)]));
+        [(pods, pod), (places, place)].map(|(set, key)| Element { set, key, value: Value::None })
+    });
+    elements.collect()
+}
+
 /// Guards an attachment no more.
-pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(call.owner(), &SETS).await
+pub(crate) async fn forget(call: &Call<'_>, result: &CniResult) -> Result<()> {
+    let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
+    // One of them is the bridge.
+    let of_host = result.interfaces.iter().filter(|interface| interface.sandbox.is_empty());
+    let elements = of_host.flat_map(|interface| elements(&interface.name, &addresses)).collect();
+    super::release(call.owner(), &SETS, Holding::of(call, result, elements)).await
 }
 
 /// A chain of somebody else's that drops what it has no rule for on the way to a pod.
 pub(crate) async fn closed_elsewhere() -> Result<Option<String>> {
-    blocking("look at others' chains".to_owned(), || table::closing_chain(FORWARD.place)).await
+    blocking("look at others' chains".to_owned(), || foreign::closing_chain(FORWARD.place)).await
 }
 
 fn base() -> Part {

@@ -5,10 +5,12 @@
 
 use ipnet::IpNet;
 
+use super::Holding;
 use super::blocking;
+use super::elements::{Element, Value};
 use super::expression::{Expressions, Verdict, Version, bytes};
 use super::message::Family;
-use super::table::{self, Chain, Element, Hook, JUMPED_TO, Part, Set, Type, Value};
+use super::table::{self, Chain, Hook, JUMPED_TO, Part, Set, Type};
 use crate::Result;
 use crate::call::Call;
 use crate::result::CniResult;
@@ -54,8 +56,9 @@ pub(crate) async fn remove_unused(made: &super::Made) -> Result<()> {
 }
 
 /// Takes an attachment out of the masquerade.
-pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(call.owner(), &SETS).await
+pub(crate) async fn forget(call: &Call<'_>, result: &CniResult) -> Result<()> {
+    let elements = result.ips.iter().map(|ip| element(&ip.address)).collect();
+    super::release(call.owner(), &SETS, Holding::of(call, result, elements)).await
 }
 
 fn base() -> Part {

@@ -2,9 +2,13 @@
 //! applied whole or not at all, and lists.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::io::Errno;
 
 // linux/netfilter/nfnetlink.h.
 const BATCH_BEGIN: u16 = 0x10;
@@ -20,8 +24,10 @@ pub(super) const NEW_CHAIN: u16 = 3;
 pub(super) const GET_CHAIN: u16 = 4;
 pub(super) const DELETE_CHAIN: u16 = 5;
 pub(super) const NEW_RULE: u16 = 6;
+pub(super) const GET_RULE: u16 = 7;
 pub(super) const DELETE_RULE: u16 = 8;
 pub(super) const NEW_SET: u16 = 9;
+pub(super) const DELETE_SET: u16 = 11;
 pub(super) const NEW_ELEMENT: u16 = 12;
 pub(super) const GET_ELEMENT: u16 = 13;
 pub(super) const DELETE_ELEMENT: u16 = 14;
@@ -63,6 +69,18 @@ impl Family {
     }
 }
 
+impl Family {
+    /// As nft(8) writes it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
 /// Attributes of netlink: length, type, value, padded to four bytes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Attributes {
@@ -89,7 +107,7 @@ impl Attributes {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    pub(crate) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let mut inner = Self::default();
         fill(&mut inner);
         self.bytes(kind | NESTED, &inner.buffer);
@@ -122,12 +140,14 @@ pub(super) fn text_of(value: &[u8]) -> String {
     String::from_utf8_lossy(value.get(..end).unwrap_or_default()).into_owned()
 }
 
-/// Messages that are applied together or not at all.
+/// Messages that are applied together or not at all, as long as they have room in one datagram: very many are sent in parts,
+/// each of which is.
 #[derive(Debug)]
 pub(super) struct Batch {
     family: Family,
-    buffer: Vec<u8>,
-    messages: u32,
+    /// What stands in the beginning of each part.
+    begin: Vec<u8>,
+    messages: Vec<Vec<u8>>,
 }
 
 /// Appends one message: netlink's header, that of netfilter, the body.
@@ -165,38 +185,71 @@ impl Batch {
     }
 
     fn start(family: Family, body: &[u8]) -> Self {
-        let mut buffer = Vec::new();
-        header(&mut buffer, BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, body);
-        Self { family, buffer, messages: 0 }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.messages == 0
+        Self { family, begin: body.to_vec(), messages: Vec::new() }
     }
 
     pub(super) fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes)) {
         let mut body = Attributes::default();
         fill(&mut body);
-        self.messages += 1;
+        let (mut message, sequence) =
+            (Vec::new(), u32::try_from(self.messages.len() + 1).unwrap_or(u32::MAX));
         let family = self.family.number();
-        header(&mut self.buffer, SUBSYSTEM | kind, ACK | flags, self.messages, family, 0, body.as_bytes());
+        header(&mut message, SUBSYSTEM | kind, flags, sequence, family, 0, body.as_bytes());
+        self.messages.push(message);
     }
 
-    /// Sends the batch and reads the answer to each message; the first refusal is the error.
-    pub(super) fn send(mut self) -> io::Result<()> {
-        header(&mut self.buffer, BATCH_END, 0, self.messages + 1, 0, SUBSYSTEM >> 8, &[]);
-        exchange(&self.buffer, |socket| {
-            let (mut acknowledged, mut refused) = (0, None);
-            while acknowledged < self.messages && refused.is_none() {
-                for message in messages(&receive(socket)?) {
+    /// Sends the batch; the first refusal is the error.
+    pub(super) fn send(self) -> io::Result<()> {
+        /// A socket takes 208 KiB at once where nobody has said otherwise (`wmem_default` of socket(7)).
+        const LARGEST: usize = 64 << 10;
+        let mut rest = self.messages.as_slice();
+        while !rest.is_empty() {
+            let mut size = 0;
+            let fits = rest.iter().take_while(|message| {
+                size += message.len();
+                size <= LARGEST
+            });
+            let (part, later) = rest.split_at(fits.count().clamp(1, rest.len()));
+            self.send_part(part)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The last message alone is acknowledged: that stands for all, and one answer has always room in the socket. What is
+    /// refused is told for each message, as far as there is room: the first will do.
+    fn send_part(&self, part: &[Vec<u8>]) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        header(&mut buffer, BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, &self.begin);
+        let mut last = 0;
+        for (place, message) in part.iter().enumerate() {
+            let start = buffer.len();
+            buffer.extend_from_slice(message);
+            if place + 1 == part.len() {
+                last = message.get(8..12).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes);
+                if let Some(flags) = buffer.get_mut(start + 6..start + 8) {
+                    let known = flags.try_into().map_or(0, u16::from_ne_bytes);
+                    flags.copy_from_slice(&(known | ACK).to_ne_bytes());
+                }
+            }
+        }
+        header(&mut buffer, BATCH_END, 0, last.wrapping_add(1), 0, SUBSYSTEM >> 8, &[]);
+        exchange(&buffer, |socket| {
+            let (mut acknowledged, mut refused) = (false, None);
+            while let Some(answer) = receive(socket)? {
+                for message in messages(&answer) {
                     match message.error() {
-                        Some(0) => acknowledged += 1,
+                        Some(0) => acknowledged |= message.sequence == last,
                         Some(code) => refused = refused.or(Some(code)),
                         None => tracing::trace!(sequence = message.sequence, "a message that is no answer"),
                     }
                 }
             }
-            refused.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(-code)))
+            match (refused, acknowledged) {
+                (Some(code), _) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                (None, true) => Ok(()),
+                (None, false) => Err(io::Error::other("the kernel's answer is lost")),
+            }
         })
     }
 }
@@ -210,38 +263,103 @@ pub(super) fn list(
     let mut body = Attributes::default();
     fill(&mut body);
     match dump(SUBSYSTEM | kind, family.number(), body.as_bytes()) {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => Ok(Vec::new()),
+        Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(Vec::new()),
         listed => listed,
     }
 }
 
-/// A dump of any part of netfilter: the body of each message, behind netfilter's header.
+/// A dump of any part of netfilter: the body of each message, behind netfilter's header. It is repeated while others change
+/// what is listed.
 pub(crate) fn dump(kind: u16, family: u8, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    const ATTEMPTS: u32 = 10;
+    let mut wait = Duration::from_micros(200);
+    for _attempt in 1..ATTEMPTS {
+        match dump_once(kind, family, body) {
+            Ok((bodies, true)) => return Ok(bodies),
+            Ok((_, false)) => {}
+            Err(error) if is_transient(&error) => {}
+            Err(error) => return Err(error),
+        }
+        std::thread::sleep(wait);
+        wait *= 2;
+    }
+    // On a host that is never quiet, what was found is better than nothing.
+    dump_once(kind, family, body).map(|(bodies, _)| bodies)
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    let transient = [Errno::BUSY, Errno::INTR, Errno::NOBUFS, Errno::AGAIN].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| transient.contains(&code))
+}
+
+/// A dump, and whether it is of one moment.
+fn dump_once(kind: u16, family: u8, body: &[u8]) -> io::Result<(Vec<Vec<u8>>, bool)> {
+    /// `NLM_F_DUMP_INTR`.
+    const INTERRUPTED: u16 = 0x10;
     let mut buffer = Vec::new();
     header(&mut buffer, kind, DUMP, 1, family, 0, body);
     exchange(&buffer, |socket| {
-        let mut bodies = Vec::new();
-        loop {
-            for message in messages(&receive(socket)?) {
+        let (mut bodies, mut whole) = (Vec::new(), true);
+        while let Some(answer) = receive(socket)? {
+            for message in messages(&answer) {
+                whole &= message.flags & INTERRUPTED == 0;
                 match (message.kind, message.error()) {
-                    (DONE, _) => return Ok(Ok(bodies)),
-                    (_, Some(code)) if code != 0 => return Ok(Err(io::Error::from_raw_os_error(-code))),
+                    (DONE, _) => match message.code() {
+                        Some(code) if code < 0 => {
+                            return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                        }
+                        _ => return Ok((bodies, whole)),
+                    },
+                    (_, Some(code)) if code != 0 => {
+                        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                    }
                     _ => bodies.push(message.body.get(4..).unwrap_or_default().to_vec()),
                 }
             }
         }
-    })?
+        Err(io::Error::from(Errno::NOBUFS))
+    })
 }
 
 /// Sends one request and reads whether it was taken.
 pub(crate) fn request(kind: u16, family: u8, body: &[u8]) -> io::Result<()> {
     let mut buffer = Vec::new();
     header(&mut buffer, kind, ACK, 1, family, 0, body);
-    let answer = exchange(&buffer, receive)?;
+    let answer = exchange(&buffer, only_answer)?;
     match messages(&answer).next().and_then(|message| message.error()) {
         Some(0) | None => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+        Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
     }
+}
+
+/// Asks for one thing each; the body of each answer, `None` for what is not there. One look each, however many there are.
+pub(super) fn get(family: Family, kind: u16, asked: &[Attributes]) -> io::Result<Vec<Option<Vec<u8>>>> {
+    /// All answers have room in the socket.
+    const TOGETHER: usize = 32;
+    let mut found = Vec::with_capacity(asked.len());
+    for some in asked.chunks(TOGETHER) {
+        let mut buffer = Vec::new();
+        for (sequence, body) in (0..).zip(some) {
+            header(&mut buffer, SUBSYSTEM | kind, 0, sequence, family.number(), 0, body.as_bytes());
+        }
+        found.extend(exchange(&buffer, |socket| {
+            let mut answers: Vec<Option<Option<Vec<u8>>>> = vec![None; some.len()];
+            while let Some(answer) = receive(socket)? {
+                for message in messages(&answer) {
+                    let place = usize::try_from(message.sequence).ok();
+                    let Some(answer) = place.and_then(|place| answers.get_mut(place)) else { continue };
+                    *answer = Some(match message.error() {
+                        Some(code) if code == -Errno::NOENT.raw_os_error() => None,
+                        Some(code) => return Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                        None => Some(message.body.get(4..).unwrap_or_default().to_vec()),
+                    });
+                }
+            }
+            let whole: Option<Vec<_>> = answers.into_iter().collect();
+            whole.ok_or_else(|| io::Error::other("the kernel's answer is lost"))
+        })?);
+    }
+    Ok(found)
 }
 
 /// The number that the kernel gives to the rules as they are.
@@ -250,14 +368,37 @@ pub(super) fn generation() -> io::Result<u32> {
     const ID: u16 = 1;
     let mut buffer = Vec::new();
     header(&mut buffer, SUBSYSTEM | GET_GENERATION, 0, 1, 0, 0, &[]);
-    let answer = exchange(&buffer, receive)?;
+    let answer = exchange(&buffer, only_answer)?;
     let message = messages(&answer).next();
     let id = message.and_then(|message| attribute(message.body.get(4..)?, ID)?.try_into().ok());
     id.map(u32::from_be_bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 thread_local! {
-    static SOCKET: RefCell<Option<Socket>> = const { RefCell::new(None) };
+    static SOCKET: RefCell<Option<Own>> = const { RefCell::new(None) };
+}
+
+/// The ports of this process' sockets: by them it knows its own changes among those that the kernel tells.
+static PORTS: Mutex<Option<HashSet<u32>>> = Mutex::new(None);
+
+/// Whether a change was made by this process.
+pub(super) fn is_own(port: u32) -> bool {
+    let ports = PORTS.lock().unwrap_or_else(PoisonError::into_inner);
+    ports.as_ref().is_some_and(|ports| ports.contains(&port))
+}
+
+/// A socket of this process.
+struct Own {
+    socket: Socket,
+    port: u32,
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(ports) = &mut *PORTS.lock().unwrap_or_else(PoisonError::into_inner) {
+            ports.remove(&self.port);
+        }
+    }
 }
 
 /// Sends a request on the socket of this thread and reads what comes of it. It stays open for the next request: closing one
@@ -268,39 +409,61 @@ thread_local! {
 /// A thread that talks to nftables therefore does not change its network namespace.
 fn exchange<T>(request: &[u8], read: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
     let kept = SOCKET.with(RefCell::take);
-    let socket = kept.map_or_else(connect, Ok)?;
-    socket.send(request, 0)?;
-    let answer = read(&socket)?;
-    SOCKET.set(Some(socket));
+    let own = kept.map_or_else(connect, Ok)?;
+    own.socket.send(request, 0)?;
+    let answer = read(&own.socket)?;
+    SOCKET.set(Some(own));
     Ok(answer)
 }
 
-fn connect() -> io::Result<Socket> {
+fn connect() -> io::Result<Own> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
+    let port = socket.bind_auto()?.port_number();
     socket.connect(&SocketAddr::new(0, 0))?;
-    Ok(socket)
+    socket.set_non_blocking(true)?;
+    // An error is told without the request that it is about.
+    socket.set_cap_ack(true)?;
+    PORTS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().insert(port);
+    Ok(Own { socket, port })
 }
 
-fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
+/// What the kernel has answered and nobody has read yet. It has done with a request when the send returns: what is not there
+/// then will not come. Answers that found no room are lost, the others are there all the same.
+fn receive(socket: &Socket) -> io::Result<Option<Vec<u8>>> {
     /// More than any message of a dump (`NLMSG_GOODSIZE`, and what libmnl reads).
     const LARGEST: usize = 64 << 10;
     let mut buffer = Vec::with_capacity(LARGEST);
-    socket.recv(&mut buffer, 0)?;
-    Ok(buffer)
+    loop {
+        match socket.recv(&mut buffer, 0) {
+            Ok(_) => return Ok(Some(buffer)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn only_answer(socket: &Socket) -> io::Result<Vec<u8>> {
+    receive(socket)?.ok_or_else(|| io::Error::other("the kernel's answer is lost"))
 }
 
 pub(super) struct Message<'a> {
     pub(super) kind: u16,
+    flags: u16,
     sequence: u32,
+    /// Of the socket that has asked for it, or for what it tells.
+    pub(super) port: u32,
     pub(super) body: &'a [u8],
 }
 
 impl Message<'_> {
     /// `NLMSG_ERROR`: the code, 0 where it went well; `None` of another message.
     fn error(&self) -> Option<i32> {
-        let code = self.body.get(..4)?.try_into().ok().map(i32::from_ne_bytes)?;
-        (self.kind == ERROR).then_some(code)
+        self.code().filter(|_| self.kind == ERROR)
+    }
+
+    fn code(&self) -> Option<i32> {
+        self.body.get(..4)?.try_into().ok().map(i32::from_ne_bytes)
     }
 }
 
@@ -309,10 +472,11 @@ pub(super) fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let word = |at: usize| -> Option<[u8; 4]> { buffer.get(at..at + 4)?.try_into().ok() };
         let length = usize::try_from(u32::from_ne_bytes(word(0)?)).ok()?;
         let kind = u16::from_ne_bytes(buffer.get(4..6)?.try_into().ok()?);
-        let sequence = u32::from_ne_bytes(word(8)?);
+        let flags = u16::from_ne_bytes(buffer.get(6..8)?.try_into().ok()?);
+        let (sequence, port) = (u32::from_ne_bytes(word(8)?), u32::from_ne_bytes(word(12)?));
         let body = buffer.get(16..length)?;
         buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, sequence, body })
+        Some(Message { kind, flags, sequence, port, body })
     })
 }
 

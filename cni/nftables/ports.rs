@@ -9,15 +9,18 @@
 //! whose `route_localnet` is set; that others on the link do not reach services on 127.0.0.1 then (CVE-2020-8558) is
 //! seen to by the first chain.
 
+use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::Holding;
 use super::blocking;
+use super::elements::{self, Element, Value, joined};
 use super::expression::{DESTINATION_PORT, Expressions, Meta, Verdict, Version, bytes};
 use super::masquerade::POSTROUTING;
 use super::message::Family;
-use super::table::{self, Chain, Element, Hook, JUMPED_TO, Part, Set, Type, Value, joined};
+use super::table::{self, Chain, Hook, JUMPED_TO, Part, Set, Type};
 use crate::call::Call;
 use crate::{Protocol, Result};
 
@@ -75,33 +78,66 @@ pub(crate) struct Mapping {
 ///
 /// # Errors
 /// Another pod has one of them.
-pub(crate) async fn apply(call: &Call<'_>, mappings: Vec<Mapping>, masquerade: bool) -> Result<()> {
+pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: bool) -> Result<()> {
     let owner = call.owner();
     let made = call.host.made.clone();
-    // A port has a mapping for each family.
-    let ports: std::collections::BTreeSet<u16> = mappings.iter().map(|mapping| mapping.host_port).collect();
-    let words: Vec<_> = ports.iter().map(u16::to_string).collect();
-    let action = format!("map port {} of the host to {owner}: another pod may have it", words.join(", "));
+    let action = format!("map {} of the host to {owner}", words(mappings));
+    let (pods, mapped) = (pods(mappings), mappings.iter().map(element).collect::<Vec<_>>());
     blocking(action, move || {
-        let mut parts = vec![base()];
-        let mut elements: Vec<Element> = mappings.iter().map(element).collect();
+        let (mut parts, mut elements) = (vec![base()], mapped.clone());
         if masquerade {
-            let mut pods: Vec<IpNet> = mappings.iter().map(|mapping| mapping.pod).collect();
-            pods.sort_unstable();
-            pods.dedup();
             parts.extend(pods.iter().map(hairpin_of));
             elements.extend(pods.iter().map(hairpin));
         }
-        table::add(&made, &parts, &elements, &owner)
+        match table::add(&made, &parts, &elements, &owner) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let holder = elements::holder_of(&mapped, &owner)?;
+                let whose = holder.map_or("another pod".to_owned(), |holder| {
+                    format!("pod {} of network {}", holder.container, holder.network)
+                });
+                Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{whose} has one of them")))
+            }
+            added => added,
+        }
     })
     .await
+}
+
+/// `port 80`, `ports 80, 81, 82, 83, 84 and 265 more`.
+fn words(mappings: &[Mapping]) -> String {
+    const SHOWN: usize = 5;
+    // A port has a mapping for each family.
+    let ports: std::collections::BTreeSet<u16> = mappings.iter().map(|mapping| mapping.host_port).collect();
+    let words: Vec<_> = ports.iter().take(SHOWN).map(u16::to_string).collect();
+    match ports.len() {
+        1 => format!("port {}", words.join("")),
+        2..=SHOWN => format!("ports {}", words.join(", ")),
+        all => format!("ports {} and {} more", words.join(", "), all.saturating_sub(SHOWN)),
+    }
+}
+
+fn pods(mappings: &[Mapping]) -> Vec<IpNet> {
+    let mut pods: Vec<IpNet> = mappings.iter().map(|mapping| mapping.pod).collect();
+    pods.sort_unstable();
+    pods.dedup();
+    pods
 }
 
 /// Whether a port leads to where it should.
 pub(crate) async fn is_there(mapping: &Mapping) -> Result<bool> {
     let wanted = element(mapping);
     let action = format!("look for port {} of the host", mapping.host_port);
-    blocking(action, move || table::has(Family::Inet, &wanted)).await
+    blocking(action, move || elements::has(&wanted)).await
+}
+
+/// Ports of the host lead to an attachment no more. Without `mappings` it is not known which.
+pub(crate) async fn forget(call: &Call<'_>, mappings: Option<&[Mapping]>) -> Result<()> {
+    let elements = |mappings: &[Mapping]| {
+        let hairpins = pods(mappings);
+        mappings.iter().map(element).chain(hairpins.iter().map(hairpin)).collect()
+    };
+    let holding = mappings.map_or(Holding::Unknown, |mappings| Holding::Known(elements(mappings)));
+    super::release(call.owner(), &SETS, holding).await
 }
 
 fn element(mapping: &Mapping) -> Element {
@@ -113,11 +149,6 @@ fn element(mapping: &Mapping) -> Element {
     };
     let value = joined(&[&bytes(mapping.pod.addr()), &mapping.pod_port.to_be_bytes()]);
     Element { set, key, value: Value::Bytes(value) }
-}
-
-/// Ports of the host lead to an attachment no more.
-pub(crate) async fn forget(call: &Call<'_>) -> Result<()> {
-    super::release(call.owner(), &SETS).await
 }
 
 fn base() -> Part {

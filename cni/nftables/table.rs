@@ -1,66 +1,24 @@
-//! The table: its chains with their rules, its sets and maps, and the elements of attachments in them.
+//! The table: its chains with their rules, its sets and maps.
 
-use std::collections::HashSet;
-use std::fmt;
+use std::collections::HashMap;
 use std::io;
 
 use rustix::io::Errno;
 
-use super::Made;
-use super::expression::{Expressions, Verdict};
+use super::elements::{Comment, Element, elements};
+use super::expression::Expressions;
+use super::foreign::chains;
 use super::message::{
-    APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_TABLE, Family, GET_CHAIN,
-    GET_ELEMENT, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, attribute, attributes, generation,
-    list, text_of,
+    APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Family, GET_RULE, NEW_CHAIN, NEW_ELEMENT,
+    NEW_RULE, NEW_SET, NEW_TABLE, attribute, generation, list, text_of,
 };
+use super::{Made, Rules};
 
 /// The tables' name.
 pub(super) const TABLE: &str = "berth";
 
 /// Chains that element of a map jumps to; they go when nothing does any more.
 pub(super) const JUMPED_TO: &str = "of-";
-
-/// Whose an element is: network, pod and interface. As a comment of nft(8) it is what an operator sees.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Comment {
-    pub(crate) network: String,
-    pub(crate) container: String,
-    pub(crate) interface: String,
-}
-
-impl fmt::Display for Comment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.network, self.container, self.interface)
-    }
-}
-
-impl Comment {
-    pub(crate) fn new(network: &str, container: &str, interface: &str) -> Self {
-        Self { network: network.to_owned(), container: container.to_owned(), interface: interface.to_owned() }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        // None of the three can have a space.
-        let mut words = text.split(' ');
-        Some(Self::new(words.next()?, words.next()?, words.next()?))
-    }
-
-    /// As data of an element that the kernel keeps for its user: type, length, text (libnftnl's `udata.h`: type 0 is
-    /// a comment).
-    fn to_data(&self) -> Vec<u8> {
-        let mut text = self.to_string().into_bytes();
-        text.truncate(254);
-        text.push(0);
-        let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
-        [vec![0, length], text].concat()
-    }
-
-    fn of_data(data: &[u8]) -> Option<Self> {
-        let (kind, length) = (data.first()?, usize::from(*data.get(1)?));
-        let text = data.get(2..2 + length)?;
-        (*kind == 0).then(|| Self::parse(&text_of(text)))?
-    }
-}
 
 /// Where in a packet's way a chain is (linux/netfilter.h, `NF_INET_*`), and when among others there.
 #[derive(Clone, Copy, Debug)]
@@ -122,36 +80,10 @@ pub(super) struct Part {
     pub(super) chains: Vec<Chain>,
 }
 
-/// The value of an element.
-#[derive(Clone, Debug)]
-pub(super) enum Value {
-    None,
-    Bytes(Vec<u8>),
-    Jump(String),
-}
-
-/// An element of an attachment.
-#[derive(Clone, Debug)]
-pub(super) struct Element {
-    pub(super) set: &'static str,
-    pub(super) key: Vec<u8>,
-    pub(super) value: Value,
-}
-
-/// Parts of a key or value, each padded to a register.
-pub(super) fn joined(parts: &[&[u8]]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for part in parts {
-        all.extend_from_slice(part);
-        all.resize(all.len().next_multiple_of(4), 0);
-    }
-    all
-}
-
 /// Adds the elements of an attachment, with the parts of the table that they need.
 ///
 /// # Errors
-/// `EBUSY` or `EEXIST` where another attachment has one of them.
+/// `EEXIST` where another attachment has one of them.
 pub(super) fn add(made: &Made, parts: &[Part], elements: &[Element], owner: &Comment) -> io::Result<()> {
     let Some(family) = parts.first().map(|part| part.family) else { return Ok(()) };
     let batch = |all: bool| {
@@ -173,7 +105,7 @@ pub(super) fn add(made: &Made, parts: &[Part], elements: &[Element], owner: &Com
     };
     added?;
     for part in parts {
-        made.insert(part.name.clone());
+        made.insert(part);
     }
     Ok(())
 }
@@ -246,103 +178,32 @@ impl Chain {
     }
 }
 
-impl Element {
-    fn write(&self, batch: &mut Batch, kind: u16, owner: Option<&Comment>) {
-        let flags = if kind == NEW_ELEMENT { CREATE } else { 0 };
-        batch.message(kind, flags, |m| {
-            m.text(1, TABLE);
-            m.text(2, self.set);
-            m.nested(3, |list| {
-                list.nested(1, |element| {
-                    element.nested(1, |key| key.bytes(1, &self.key));
-                    match &self.value {
-                        Value::None => {}
-                        Value::Bytes(bytes) => element.nested(2, |data| data.bytes(1, bytes)),
-                        Value::Jump(chain) => element.nested(2, |data| Verdict::Jump(chain).write(data)),
-                    }
-                    if let Some(owner) = owner {
-                        element.bytes(6, &owner.to_data());
-                    }
-                });
-            });
-        });
-    }
-}
-
 /// The sets and maps of all parts, by family.
-fn all_sets() -> impl Iterator<Item = (Family, Set)> {
+pub(super) fn all_sets() -> impl Iterator<Item = (Family, Set)> {
     let inet = super::masquerade::SETS.iter().chain(&super::ports::SETS).chain(&super::guard::SETS);
     let inet = inet.map(|set| (Family::Inet, *set));
     inet.chain(super::spoof::SETS.iter().map(|set| (Family::Bridge, *set)))
 }
 
-/// The elements of a set, with whose they are. One without a comment of ours is nobody's.
-fn elements(family: Family, set: Set) -> io::Result<Vec<(Element, Option<Comment>)>> {
-    let bodies = list(family, GET_ELEMENT, |m| {
-        m.text(1, TABLE);
-        m.text(2, set.name);
-    })?;
-    let lists = bodies.iter().filter_map(|body| attribute(body, 3));
-    let elements = lists.flat_map(|list| attributes(list).map(|(_, element)| element));
-    let read = elements.filter_map(|element| {
-        let key = attribute(attribute(element, 1)?, 1)?.to_vec();
-        let comment = attribute(element, 6).and_then(Comment::of_data);
-        let value = attribute(element, 2).and_then(|data| attribute(data, 1));
-        let value = value.map_or(Value::None, |bytes| Value::Bytes(bytes.to_vec()));
-        Some((Element { set: set.name, key, value }, comment))
-    });
-    Ok(read.collect())
-}
-
-/// Whether a set has an element with this key and value.
-pub(super) fn has(family: Family, wanted: &Element) -> io::Result<bool> {
-    let Some((_, set)) = all_sets().find(|(_, set)| set.name == wanted.set) else { return Ok(false) };
-    let same = |found: &Element| match (&found.value, &wanted.value) {
-        (Value::Bytes(found), Value::Bytes(wanted)) => found == wanted,
-        _ => true,
-    };
-    Ok(elements(family, set)?.iter().any(|(found, _)| found.key == wanted.key && same(found)))
-}
-
-/// Whose elements there are.
-pub(super) fn owners() -> io::Result<HashSet<Comment>> {
-    let mut owners = HashSet::new();
-    for (family, set) in all_sets() {
-        owners.extend(elements(family, set)?.into_iter().filter_map(|(_, owner)| owner));
-    }
-    Ok(owners)
-}
-
-/// Takes elements away of some sets, whose owner is `gone`; whose they were. What they jump to stays for the next pod: a
-/// chain that goes makes the kernel wait for every processor (RCU, 20 ms) before it takes the next change.
-pub(super) fn remove_elements(
-    is_in: impl Fn(&Set) -> bool,
-    gone: impl Fn(&Comment) -> bool,
-) -> io::Result<Vec<Comment>> {
-    let mut owners: Vec<Comment> = Vec::new();
+/// Whether chains have as many rules as they were made with.
+pub(super) fn has_rules(wanted: &[Rules]) -> io::Result<bool> {
     for family in [Family::Inet, Family::Bridge] {
-        let mut batch = Batch::new(family);
-        for (_, set) in all_sets().filter(|(of, set)| *of == family && is_in(set)) {
-            for (element, comment) in elements(family, set)? {
-                let Some(comment) = comment.filter(&gone) else { continue };
-                // A key is enough to find it.
-                let element = Element { value: Value::None, ..element };
-                element.write(&mut batch, DELETE_ELEMENT, None);
-                if !owners.contains(&comment) {
-                    owners.push(comment);
-                }
-            }
-        }
-        if batch.is_empty() {
+        let mut wanted = wanted.iter().filter(|rules| rules.family == family).peekable();
+        if wanted.peek().is_none() {
             continue;
         }
-        match batch.send() {
-            // Somebody has flushed them meanwhile.
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
-            sent => sent?,
+        let bodies = list(family, GET_RULE, |m| m.text(1, TABLE))?;
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        // Older kernels list the rules of all tables.
+        let own = bodies.iter().filter(|body| attribute(body, 1).map(text_of).as_deref() == Some(TABLE));
+        for chain in own.filter_map(|body| attribute(body, 2)) {
+            *counts.entry(text_of(chain)).or_default() += 1;
+        }
+        if wanted.any(|rules| counts.get(&rules.chain).copied().unwrap_or_default() != rules.count) {
+            return Ok(false);
         }
     }
-    Ok(owners)
+    Ok(true)
 }
 
 /// Takes the tables away if they have no elements; whether they are gone. Atomic: an element that is added meanwhile makes
@@ -385,44 +246,6 @@ fn table_exists(family: Family) -> io::Result<bool> {
     Ok(chains(family)?.iter().any(|chain| chain.table == TABLE))
 }
 
-/// A chain of anybody.
-#[derive(Debug)]
-struct Found {
-    table: String,
-    name: String,
-    /// Where it is hooked in (`NF_INET_*`).
-    place: Option<u32>,
-    /// What becomes of a packet that no rule decides on: 0 drops it.
-    policy: Option<u32>,
-}
-
-/// A chain of somebody else's at a place in the packets' way that drops what no rule of it lets through.
-pub(super) fn closing_chain(place: u32) -> io::Result<Option<String>> {
-    for family in [Family::Inet, Family::Ip, Family::Ip6] {
-        let closes =
-            |chain: &Found| chain.table != TABLE && chain.place == Some(place) && chain.policy == Some(0);
-        if let Some(chain) = chains(family)?.into_iter().find(closes) {
-            return Ok(Some(format!("chain {} of table {}", chain.name, chain.table)));
-        }
-    }
-    Ok(None)
-}
-
-/// The chains of a family.
-fn chains(family: Family) -> io::Result<Vec<Found>> {
-    let bodies = list(family, GET_CHAIN, |_| {})?;
-    let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
-    let read = bodies.iter().filter_map(|body| {
-        Some(Found {
-            table: text_of(attribute(body, 1)?),
-            name: text_of(attribute(body, 3)?),
-            place: attribute(body, 4).and_then(|hook| attribute(hook, 1)).and_then(number),
-            policy: attribute(body, 5).and_then(number),
-        })
-    });
-    Ok(read.collect())
-}
-
 /// Takes away the chains that only elements jump to and that none does any more. The kernel refuses those that are in
 /// use (`EBUSY`).
 pub(super) fn remove_unused_chains(made: &Made) -> io::Result<()> {
@@ -440,18 +263,4 @@ pub(super) fn remove_unused_chains(made: &Made) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_owner_is_read_as_it_is_written() {
-        let owner = Comment::new("pods", &"ab".repeat(32), "eth0");
-        assert_eq!(Comment::of_data(&owner.to_data()), Some(owner));
-        for data in [&[][..], &[0], &[0, 9, 1], &[1, 2, b'a', 0]] {
-            assert_eq!(Comment::of_data(data), None);
-        }
-    }
 }

@@ -1,24 +1,69 @@
-//! Whether somebody takes the tables away: `nft flush ruleset`, which nftables.service does at each reload, spares nobody's.
+//! Whether somebody takes away what is pods': `nft flush ruleset`, which nftables.service does at each reload, spares nobody's,
+//! and others flush the table, a chain or a set, or delete one rule or one element.
 
+use std::collections::HashSet;
 use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket};
 use rustix::io::Errno;
 
-use super::message::{self, DELETE_TABLE, attribute, text_of};
+use super::elements::Comment;
+use super::message::{
+    self, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, NEW_CHAIN, NEW_RULE,
+    attribute, attributes, text_of,
+};
 use super::table::TABLE;
 
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): what changes in nftables.
 const GROUP: u32 = 7;
 
-/// What has gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loss {
-    /// A table of ours, with all that is of pods.
-    Table,
-    /// More has changed than the socket can hold: nobody knows.
-    Unknown,
+/// What others have taken away, or may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// A table of ours, with all that is of pods; or more has changed than the socket can hold.
+    pub(crate) everything: bool,
+    /// Rules or chains of a table of ours are others than they were.
+    pub(crate) rules: bool,
+    /// Elements of these attachments.
+    pub(crate) elements: HashSet<Comment>,
+}
+
+impl Loss {
+    /// Nobody knows what.
+    pub(crate) fn everything() -> Self {
+        Self { everything: true, ..Self::default() }
+    }
+
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What this process does itself is no loss.
+    fn take_in(&mut self, buffer: &[u8]) {
+        /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`, `NFTA_SET_ELEM_LIST_TABLE`.
+        const NAME: u16 = 1;
+        /// `NFTA_SET_ELEM_LIST_ELEMENTS`, and in each `NFTA_SET_ELEM_USERDATA`.
+        const ELEMENTS: u16 = 3;
+        const COMMENT: u16 = 6;
+        for message in message::messages(buffer).filter(|message| !message::is_own(message.port)) {
+            let Some(body) = message.body.get(4..) else { continue };
+            if attribute(body, NAME).map(text_of).as_deref() != Some(TABLE) {
+                continue;
+            }
+            let Some(kind) = message.kind.checked_sub(message::SUBSYSTEM) else { continue };
+            match kind {
+                DELETE_TABLE | DELETE_SET => self.everything = true,
+                DELETE_RULE | NEW_RULE | DELETE_CHAIN | NEW_CHAIN => self.rules = true,
+                DELETE_ELEMENT => {
+                    let elements = attribute(body, ELEMENTS).into_iter().flat_map(attributes);
+                    let comments = elements.filter_map(|(_, element)| attribute(element, COMMENT));
+                    self.elements.extend(comments.filter_map(Comment::of_data));
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// A socket that hears of changes.
@@ -35,26 +80,18 @@ impl Watch {
         Ok(Self { socket })
     }
 
-    /// Waits until a table of ours has gone, or may have.
+    /// Waits until something of ours has gone, or may have.
     pub(crate) async fn loss(&mut self) -> io::Result<Loss> {
-        loop {
+        let mut loss = Loss::default();
+        while loss.is_nothing() {
             match self.socket.recv_from_full().await {
-                Ok((messages, _)) if takes_a_table_away(&messages) => return Ok(Loss::Table),
-                Ok(_) => {}
+                Ok((messages, _)) => loss.take_in(&messages),
                 Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
-                    return Ok(Loss::Unknown);
+                    return Ok(Loss::everything());
                 }
                 Err(error) => return Err(error),
             }
         }
+        Ok(loss)
     }
-}
-
-fn takes_a_table_away(buffer: &[u8]) -> bool {
-    /// `NFTA_TABLE_NAME`.
-    const NAME: u16 = 1;
-    message::messages(buffer).any(|message| {
-        let name = message.body.get(4..).and_then(|body| attribute(body, NAME)).map(text_of);
-        message.kind == message::SUBSYSTEM | DELETE_TABLE && name.as_deref() == Some(TABLE)
-    })
 }

@@ -147,7 +147,7 @@ impl Derived {
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?;
+        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?.link;
         result.interfaces = vec![call.interface_of(&link)];
         result.dns = interface::dns(config, result.dns);
         Ok(result)

@@ -98,7 +98,7 @@ impl Firewall {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        let guarded = if self.same_bridge { guard::forget(call).await } else { Ok(()) };
+        let guarded = if self.same_bridge { guard::forget(call, previous).await } else { Ok(()) };
         let marker = marker(call);
         if let Some(program) = self.program.as_ref().filter(|_| marker.exists()) {
             let before = previous.to_value(call.version);

@@ -67,7 +67,7 @@ impl HostDevice {
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?;
+        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?.link;
         let told = crate::result::Interface { pci_id: self.pci(call).to_owned(), ..call.interface_of(&link) };
         result.interfaces = vec![told];
         result.dns = interface::dns(config, result.dns);

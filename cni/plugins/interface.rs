@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::call::Call;
 use crate::netlink::Link;
+use crate::netns::Configured;
 use crate::result::{CniResult, Dns};
 use crate::{Error, Result, netns};
 
@@ -15,18 +16,18 @@ pub(crate) async fn configure_detecting(
     netns: BorrowedFd<'_>,
     interface: &str,
     result: &CniResult,
-) -> Result<Link> {
-    let (inside, mut changes) = netns::open_detecting(netns, interface).await?;
+) -> Result<Configured> {
+    let (inside, changes) = netns::open_detecting(netns, interface).await?;
     let link = inside.existing(interface).await?;
     for ip in &result.ips {
         inside.add_tentative_address(link.index, ip.address).await?;
     }
     inside.set_up(link.index, false).await?;
-    inside.settle(link.index, &mut changes).await?;
+    inside.settle(link.index, &changes).await?;
     for route in result.routes_with_gateways() {
         inside.add_route(link.index, &route, None).await?;
     }
-    Ok(link)
+    Ok(Configured { link, inside })
 }
 
 /// The host's end of a pod's veth. A link's name has at most 15 characters (IFNAMSIZ): that of a pod's first interface
@@ -56,11 +57,20 @@ pub(crate) fn dns(config: &Value, found: Dns) -> Dns {
 
 /// The host passes packets on between its links (ip-sysctl, `ip_forward`).
 pub(crate) fn forward(v4: bool) -> Result<()> {
-    use crate::Context;
-    let file = match v4 {
+    switch_on(match v4 {
         true => "/proc/sys/net/ipv4/ip_forward",
         false => "/proc/sys/net/ipv6/conf/all/forwarding",
-    };
+    })
+}
+
+/// It passes on what comes by one of them, too, where somebody has said otherwise of that one.
+pub(crate) fn forward_from(link: &str, v4: bool) -> Result<()> {
+    let family = if v4 { "ipv4" } else { "ipv6" };
+    switch_on(&format!("/proc/sys/net/{family}/conf/{link}/forwarding"))
+}
+
+fn switch_on(file: &str) -> Result<()> {
+    use crate::Context;
     // What is as it should be already may be in a place that cannot be written to.
     if std::fs::read_to_string(file).is_ok_and(|value| value.trim() == "1") {
         return Ok(());

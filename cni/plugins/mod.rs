@@ -157,10 +157,7 @@ impl Plugin {
                 let before = previous.to_value(call.version);
                 let before = (previous != CniResult::default()).then_some(&before);
                 let answer = program.run(call, "ADD", config, before).await?;
-                match answer {
-                    Value::Null => Ok(previous),
-                    answer => CniResult::parse(&answer).map_err(|why| program.failed(why)),
-                }
+                CniResult::parse(&answer).map_err(|why| program.failed(why))
             }
         }
     }
@@ -182,12 +179,12 @@ impl Plugin {
     /// `DEL`: detaches; what is not there is detached already.
     pub(crate) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         match self {
-            Self::Bridge(bridge) => bridge.del(call, config).await,
-            Self::Ptp(ptp) => ptp.del(call, config).await,
+            Self::Bridge(bridge) => bridge.del(call, config, previous).await,
+            Self::Ptp(ptp) => ptp.del(call, config, previous).await,
             Self::Derived(derived) => derived.del(call, config).await,
             Self::HostDevice(device) => device.del(call, config).await,
             Self::Loopback => loopback::del(call).await,
-            Self::Portmap(_) => portmap::del(call).await,
+            Self::Portmap(_) => portmap::del(call, previous).await,
             Self::Bandwidth(_) => bandwidth::del(call).await,
             Self::Tuning(tuning) => tuning.del(call).await,
             Self::Sbr(_) => sbr::Sbr::del(call).await,
@@ -259,6 +256,16 @@ impl Plugin {
     /// Whether programs have a part in it, which know namespaces by paths alone.
     pub(crate) fn is_external(&self) -> bool {
         matches!(self, Self::External(_)) || self.ipam().is_some_and(crate::ipam::Ipam::is_external)
+    }
+
+    /// The link by which the host has packets of pods to pass on; none where they do not go through it.
+    pub(crate) fn routes_by(&self) -> Option<String> {
+        match self {
+            Self::Bridge(bridge) => bridge.routes_by(),
+            // Each has a link of its own, of such a name.
+            Self::Ptp(_) => Some(interface::host_link("0000000000000", "eth0")),
+            _ => None,
+        }
     }
 
     /// The part that gives addresses.

@@ -78,6 +78,10 @@ impl Portmap {
         if mappings.is_empty() {
             return Ok(previous);
         }
+        if let Some(port) = ambiguous(&mappings) {
+            let why = "cannot lead to two ports of the pod";
+            return Err(Error::Invalid(format!("portmap: port {port} of the host {why}")));
+        }
         if self.snat {
             for link in leading_to_pod(call, &previous).await? {
                 let file = format!("/proc/sys/net/ipv4/conf/{link}/route_localnet");
@@ -86,19 +90,19 @@ impl Portmap {
         }
         for v4 in [true, false] {
             if mappings.iter().any(|mapping| mapping.pod.addr().is_ipv4() == v4) {
-                super::interface::forward(v4)?;
+                call.host.ready.forward(v4).await?;
             }
         }
         let udp = udp_ports(call);
-        match ports::apply(call, mappings, self.snat).await {
+        match ports::apply(call, &mappings, self.snat).await {
             Ok(()) => {}
             Err(error) => {
-                let undone = ports::forget(call).await;
+                let undone = ports::forget(call, Some(&mappings)).await;
                 return Err(super::with_undo(error, [undone]));
             }
         }
         // What the kernel remembers of another pod that had the port.
-        conntrack::forget(udp).await?;
+        conntrack::forget_ports(udp).await?;
         Ok(previous)
     }
 
@@ -115,18 +119,31 @@ impl Portmap {
     }
 }
 
-pub(super) async fn del(call: &Call<'_>) -> Result<()> {
+pub(super) async fn del(call: &Call<'_>, previous: &CniResult) -> Result<()> {
     // The daemon has a record of what it has asked for.
     if call.namespace_ends && call.runtime.port_mappings.is_empty() {
         return Ok(());
     }
-    let released = ports::forget(call).await;
-    released.and(conntrack::forget(udp_ports(call)).await)
+    let known = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
+    let released = ports::forget(call, known.as_deref()).await;
+    let pods = previous.ips.iter().map(|ip| ip.address.addr()).collect();
+    let forgotten = conntrack::forget_pods(pods).await;
+    released.and(forgotten).and(conntrack::forget_ports(udp_ports(call)).await)
 }
 
 fn udp_ports(call: &Call<'_>) -> Vec<u16> {
     let ports = call.runtime.port_mappings.iter().filter(|port| port.protocol.eq_ignore_ascii_case("udp"));
     ports.map(|port| port.host_port).collect()
+}
+
+/// A port that is asked for twice, for two places.
+fn ambiguous(mappings: &[Mapping]) -> Option<u16> {
+    let mut known = std::collections::HashMap::new();
+    mappings.iter().find_map(|mapping| {
+        let from = (mapping.protocol.name(), mapping.host_port, mapping.host_address, mapping.pod.addr());
+        let before = known.insert(from, mapping.pod_port);
+        before.is_some_and(|port| port != mapping.pod_port).then_some(mapping.host_port)
+    })
 }
 
 /// Each port with each address of the pod of the same family, and only the first of that: a port leads to one place.

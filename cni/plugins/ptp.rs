@@ -88,7 +88,7 @@ impl Ptp {
 
         for ip in &result.ips {
             let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: there is no gateway".to_owned()))?;
-            interface::forward(gateway.is_ipv4())?;
+            call.host.ready.forward(gateway.is_ipv4()).await?;
             host.add_address(near.index, alone(gateway)?).await?;
             // As narrow as the reference plugin's (`RT_SCOPE_HOST`, rtnetlink(7)).
             let route = Route { scope: Some(254), ..Route::new(alone(ip.address.addr())?, None) };
@@ -126,9 +126,9 @@ impl Ptp {
         Ok(())
     }
 
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+    pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         let link = super::bridge::detach(call).await;
-        let rules = if self.keys.ip_masq { masquerade::forget(call).await } else { Ok(()) };
+        let rules = if self.keys.ip_masq { masquerade::forget(call, previous).await } else { Ok(()) };
         // The address is free when nothing reaches the pod by it any more.
         link.and(rules)?;
         self.ipam()?.del(call, config).await

@@ -3,7 +3,7 @@
 use nix::sched::CloneFlags;
 
 use super::netlink::{Family, Message, ask, attribute, nested, text};
-use super::{Row, in_thread, namespaces};
+use super::{Found, Row, in_thread, namespaces};
 
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
@@ -22,7 +22,24 @@ pub(super) fn rows() -> Vec<Row> {
             .without("macvlan networks are not ready"),
         Row::tried("ipvlan device", in_namespace(|| on_veth("ipvlan")))
             .without("ipvlan networks are not ready"),
+        forwarding(),
     ]
+}
+
+/// Whether rules of others on this host drop what pods send to other hosts, with the network that is built in.
+fn forwarding() -> Row {
+    let network = crate::config::Config::default().network;
+    let builtin = berth_cni::Builtin { bridge: network.bridge, subnets: network.subnets, mtu: network.mtu };
+    let what = "forwarding for pods";
+    let row = match berth_cni::obstacle(&builtin) {
+        Ok(None) => Row::new(what, Found::Yes, "no rule of others forbids it"),
+        Ok(Some(why)) => {
+            let permit = format!("iptables -I FORWARD -i {} -j ACCEPT", builtin.bridge);
+            Row::new(what, Found::No, format!("{why}; to permit it, for one: {permit}"))
+        }
+        Err(error) => Row::new(what, Found::Unknown, format!("failed to read the host's rules: {error}")),
+    };
+    row.without("pods reach no other host, and the network is not ready")
 }
 
 fn in_namespace(trial: fn() -> Result<(), String>) -> Result<String, String> {

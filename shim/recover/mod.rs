@@ -98,5 +98,5 @@ async fn sweep_network(daemon: &Shared) {
         Ok(freed) => tracing::info!(?freed, "freed what no pod holds"),
         Err(error) => tracing::warn!(%error, "failed to free what no pod holds of the network"),
     }
-    daemon.network.keep_rules();
+    daemon.network.keep();
 }

@@ -2,13 +2,16 @@
 //! used that keeps its addresses.
 //!
 //! * this file: the keys, and the plugin
-//! * [`ranges`]: which addresses there are; [`store`]: whose they are, on disk
+//! * [`ranges`]: which addresses there are; [`store`]: whose they are, on disk; [`index`]: the same in memory; [`runs`]: which
+//!   numbers are free
 
+mod index;
 mod ranges;
+mod runs;
 mod store;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -20,6 +23,7 @@ use crate::host::Host;
 use crate::result::{CniResult, Route};
 use crate::{Error, Result};
 
+pub(crate) use index::Indexes;
 pub(crate) use ranges::nth;
 use ranges::{check, overlaps};
 pub(crate) use store::{Owner, Store};
@@ -75,13 +79,18 @@ impl HostLocal {
         }
     }
 
-    pub(crate) fn store(&self, host: &Host, network: &str) -> Store {
-        Store::new(self.data_dir.as_deref().unwrap_or(host.data_dir()).join(network))
+    /// The addresses of a network, in a folder of this one unless the keys say where.
+    pub(crate) fn store(&self, host: &Host, data_dir: &Path, network: &str) -> Store {
+        Store::new(self.data_dir.as_deref().unwrap_or(data_dir).join(network), &host.addresses)
+    }
+
+    fn store_of(&self, call: &Call<'_>) -> Store {
+        self.store(call.host, call.data_dir, call.network)
     }
 
     /// Takes addresses: they are on disk before they are used.
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let (store, ranges) = (self.store(call.host, call.network), self.all_ranges(call)?);
+        let (store, ranges) = (self.store_of(call), self.all_ranges(call)?);
         let (owner, wanted) = (Owner::of(call), requested(call, config)?);
         let wanted: Vec<IpAddr> = wanted.into_iter().map(|(address, _)| address).collect();
         let ips = super::blocking(move || store.allocate(&ranges, &owner, &wanted)).await?;
@@ -93,12 +102,12 @@ impl HostLocal {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
-        let (store, owner) = (self.store(call.host, call.network), Owner::of(call));
+        let (store, owner) = (self.store_of(call), Owner::of(call));
         super::blocking(move || store.release(&owner)).await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>) -> Result<()> {
-        let (store, owner) = (self.store(call.host, call.network), Owner::of(call));
+        let (store, owner) = (self.store_of(call), Owner::of(call));
         match super::blocking(move || store.has(&owner)).await? {
             true => Ok(()),
             false => Err(Error::Invalid(format!("host-local: {} has no address", call.container))),
@@ -126,6 +135,8 @@ mod tests {
             ),
             (json!({ "ranges": [[{ "subnet": "10.0.0.0/24", "gateway": "fd00::1" }]] }), "family"),
             (json!({ "subnet": "ten" }), "subnet"),
+            (json!({ "subnet": "10.0.0.0/24", "rangeStart": "10.0.0.255" }), "rangeStart"),
+            (json!({ "subnet": "10.0.0.0/24", "rangeEnd": "10.0.0.0" }), "rangeEnd"),
         ] {
             let error = compile(keys.clone()).unwrap_err();
             assert!(error.contains(why), "{keys}: {error}");

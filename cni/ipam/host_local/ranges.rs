@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::index::Index;
 use crate::call::RangeEntry as Range;
 
 /// The gateway: as said, or the first address of the subnet.
@@ -22,10 +23,18 @@ pub(crate) fn nth(subnet: IpNet, n: u128) -> IpAddr {
     }
 }
 
-fn number(address: IpAddr) -> u128 {
+pub(super) fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u32::from(v4).into(),
         IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+/// The address of a family that has this number.
+fn address(number: u128, v4: bool) -> Option<IpAddr> {
+    match v4 {
+        true => u32::try_from(number).ok().map(|number| IpAddr::V4(number.into())),
+        false => Some(IpAddr::V6(number.into())),
     }
 }
 
@@ -45,21 +54,35 @@ pub(super) fn contains(range: &Range, address: IpAddr) -> bool {
     address.is_ipv4() == first.is_ipv4() && first <= address && address <= last
 }
 
-/// The addresses of a range that pods can have; those after one of them, where one is said that is in it.
-pub(super) fn addresses(range: &Range, after: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &Range)> {
-    let (first, last) = bounds(range);
-    let start = match after.filter(|after| contains(range, *after)) {
-        Some(after) => number(after).saturating_add(1),
-        None => number(first),
-    };
-    let (v4, gateway) = (first.is_ipv4(), gateway(range));
-    (start..=number(last)).filter_map(move |number| {
-        let address = match v4 {
-            true => IpAddr::V4(u32::try_from(number).ok()?.into()),
-            false => IpAddr::V6(number.into()),
-        };
-        (address != gateway).then_some((address, range))
-    })
+/// The first address that a pod can have of some ranges and that is not taken: after the last one that was given, around
+/// to it. So an address is used again as late as possible. Where the last one is in none of the ranges (they are new, or it
+/// is of the other family), from their start.
+pub(super) fn next_free<'a>(
+    ranges: &'a [Range],
+    last: Option<IpAddr>,
+    index: &Index,
+) -> Option<(IpAddr, &'a Range)> {
+    let in_last = last.and_then(|last| {
+        let at = ranges.iter().position(|range| contains(range, last))?;
+        Some((at, number(last).checked_add(1)))
+    });
+    let after = in_last.into_iter().flat_map(|(at, start)| {
+        let rest = ranges.iter().skip(at + 1).map(|range| (range, Some(number(bounds(range).0))));
+        ranges.get(at).map(|range| (range, start)).into_iter().chain(rest)
+    });
+    let all = ranges.iter().map(|range| (range, Some(number(bounds(range).0))));
+    after.chain(all).find_map(|(range, start)| Some((free_in(range, start?, index)?, range)))
+}
+
+/// The first free address of a range from a number on.
+fn free_in(range: &Range, start: u128, index: &Index) -> Option<IpAddr> {
+    let ((_, last), gateway) = (bounds(range), gateway(range));
+    let taken = index.taken(last.is_ipv4());
+    let mut free = taken.next_free(start)?;
+    if free == number(gateway) {
+        free = taken.next_free(free.checked_add(1)?)?;
+    }
+    (free <= number(last)).then(|| address(free, last.is_ipv4())).flatten()
 }
 
 /// Whether a range is one.
@@ -81,6 +104,12 @@ pub(super) fn check(range: &Range) -> std::result::Result<(), String> {
     }
     match (range.range_start, range.range_end) {
         (Some(start), Some(end)) if start > end => Err(format!("rangeEnd: {end} is before {start}")),
+        (Some(start), None) if start > bounds(range).1 => {
+            Err(format!("rangeStart: {start} is after the last address of {subnet}"))
+        }
+        (None, Some(end)) if end < bounds(range).0 => {
+            Err(format!("rangeEnd: {end} is before the first address of {subnet}"))
+        }
         _ => Ok(()),
     }
 }

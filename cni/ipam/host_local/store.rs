@@ -1,15 +1,16 @@
 //! The addresses of a network that are taken: a file each, named for the address, in which its owner is.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use rustix::fs::FlockOperation;
 
-use super::ranges::{addresses, contains, gateway};
+use super::index::{Index, Indexes, lock};
+use super::ranges::{contains, gateway, next_free};
 use crate::call::{Call, RangeEntry as Range};
 use crate::result::Ip;
 use crate::{Context, Error, Result};
@@ -29,14 +30,19 @@ impl Owner {
         Self { container: call.container.to_owned(), interface: call.interface.to_owned() }
     }
 
+    /// Of a file that cannot be read.
+    pub(super) fn unknown() -> Self {
+        Self { container: String::new(), interface: String::new() }
+    }
+
     /// As it is in a file. The oldest files have no interface.
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let mut lines = text.lines().map(str::trim);
         let container = lines.next().unwrap_or_default().to_owned();
         Self { container, interface: lines.next().unwrap_or_default().to_owned() }
     }
 
-    fn is(&self, found: &Self) -> bool {
+    pub(super) fn is(&self, found: &Self) -> bool {
         self.container == found.container && (found.interface.is_empty() || self.interface == found.interface)
     }
 }
@@ -45,11 +51,22 @@ impl Owner {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     folder: PathBuf,
+    index: Arc<Mutex<Index>>,
 }
 
 impl Store {
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder }
+    pub(super) fn new(folder: PathBuf, indexes: &Indexes) -> Self {
+        let index = indexes.of(&folder);
+        Self { folder, index }
+    }
+
+    /// Works with the folder, alone among all processes and threads, and knowing what is in it. One that is not there has
+    /// nothing.
+    fn alone<T>(&self, work: impl FnOnce(&mut Index) -> Result<T>) -> Result<T> {
+        let mut index = lock(&self.index);
+        let _lock = self.lock()?;
+        index.refresh(&self.folder)?;
+        work(&mut index)
     }
 
     /// Takes one address of every set of ranges, those that are wanted first; all or none.
@@ -58,70 +75,75 @@ impl Store {
     /// No address is free, a wanted one is not, or the folder cannot be written.
     pub(super) fn allocate(&self, sets: &[Vec<Range>], owner: &Owner, wanted: &[IpAddr]) -> Result<Vec<Ip>> {
         fs::create_dir_all(&self.folder).doing(format!("make {}", self.folder.display()))?;
-        let _lock = self.lock()?;
+        self.alone(|index| {
+            // An attachment has addresses once: what an earlier one has left is not found again by chance.
+            if !index.of(owner).is_empty() {
+                let again = format!("{} {} has an address already", owner.container, owner.interface);
+                return Err(Error::Invalid(again));
+            }
+            match self.take_all(index, sets, owner, wanted) {
+                Ok(ips) => Ok(ips),
+                Err(error) => {
+                    self.free(index, index.of(owner))?;
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    fn take_all(
+        &self,
+        index: &mut Index,
+        sets: &[Vec<Range>],
+        owner: &Owner,
+        wanted: &[IpAddr],
+    ) -> Result<Vec<Ip>> {
         let mut wanted: Vec<IpAddr> = wanted.to_vec();
         let mut ips = Vec::new();
-        let mut take = || {
-            for (set, ranges) in sets.iter().enumerate() {
-                let at = wanted.iter().position(|ip| ranges.iter().any(|range| contains(range, *ip)));
-                ips.push(match at.map(|at| wanted.swap_remove(at)) {
-                    Some(address) => self.take(set, ranges, owner, address)?,
-                    None => self.next(set, ranges, owner)?,
-                });
-            }
-            match wanted.first() {
-                Some(address) => Err(Error::Invalid(format!("address {address} is in none of the ranges"))),
-                None => Ok(()),
-            }
-        };
-        // An attachment has addresses once: what an earlier one has left is not found again by chance.
-        if self.find(|found| owner.is(found))?.is_some() {
-            let again = format!("{} {} has an address already", owner.container, owner.interface);
-            return Err(Error::Invalid(again));
+        for (set, ranges) in sets.iter().enumerate() {
+            let at = wanted.iter().position(|ip| ranges.iter().any(|range| contains(range, *ip)));
+            ips.push(match at.map(|at| wanted.swap_remove(at)) {
+                Some(address) => self.take(index, set, ranges, owner, address)?,
+                None => self.next(index, set, ranges, owner)?,
+            });
         }
-        match take() {
-            Ok(()) => Ok(ips),
-            Err(error) => {
-                self.release_locked(|found| owner.is(found))?;
-                Err(error)
-            }
+        match wanted.first() {
+            Some(address) => Err(Error::Invalid(format!("address {address} is in none of the ranges"))),
+            None => Ok(ips),
         }
     }
 
-    fn take(&self, set: usize, ranges: &[Range], owner: &Owner, address: IpAddr) -> Result<Ip> {
+    fn take(
+        &self,
+        index: &mut Index,
+        set: usize,
+        ranges: &[Range],
+        owner: &Owner,
+        address: IpAddr,
+    ) -> Result<Ip> {
         let range = ranges.iter().find(|range| contains(range, address));
         let range = range.ok_or_else(|| Error::NoAddress(address.to_string()))?;
         if gateway(range) == address {
             return Err(Error::Invalid(format!("address {address} is that of the gateway")));
         }
-        match self.reserve(address, owner)? {
+        match self.reserve(index, address, owner)? {
             true => self.note_last(set, address).and_then(|()| ip(address, range)),
             false => Err(Error::Invalid(format!("address {address} is taken"))),
         }
     }
 
-    fn note_last(&self, set: usize, address: IpAddr) -> Result<()> {
-        let file = self.folder.join(format!("last_reserved_ip.{set}"));
-        fs::write(file, address.to_string()).doing("write the last address")
+    fn last_file(&self, set: usize) -> PathBuf {
+        self.folder.join(format!("last_reserved_ip.{set}"))
     }
 
-    fn next(&self, set: usize, ranges: &[Range], owner: &Owner) -> Result<Ip> {
-        let last_file = self.folder.join(format!("last_reserved_ip.{set}"));
-        let last: Option<IpAddr> =
-            fs::read_to_string(&last_file).ok().and_then(|text| text.trim().parse().ok());
-        let taken = self.taken()?;
-        // After the last one, around to it: an address is used again as late as possible.
-        let after = last
-            .into_iter()
-            .flat_map(|last| ranges.iter().flat_map(move |range| addresses(range, Some(last))));
-        let in_last = ranges.iter().position(|range| last.is_some_and(|last| contains(range, last)));
-        let after = after.filter(|(_, range)| {
-            // Ranges before that of the last address come around.
-            in_last.is_some_and(|at| ranges.iter().skip(at).any(|later| std::ptr::eq(later, *range)))
-        });
-        let all = ranges.iter().flat_map(|range| addresses(range, None));
-        for (address, range) in after.chain(all) {
-            if !taken.contains(&address) && self.reserve(address, owner)? {
+    fn note_last(&self, set: usize, address: IpAddr) -> Result<()> {
+        fs::write(self.last_file(set), address.to_string()).doing("write the last address")
+    }
+
+    fn next(&self, index: &mut Index, set: usize, ranges: &[Range], owner: &Owner) -> Result<Ip> {
+        let last = fs::read_to_string(self.last_file(set)).ok().and_then(|text| text.trim().parse().ok());
+        while let Some((address, range)) = next_free(ranges, last, index) {
+            if self.reserve(index, address, owner)? {
                 self.note_last(set, address)?;
                 return ip(address, range);
             }
@@ -130,16 +152,11 @@ impl Store {
         Err(Error::NoAddress(subnets.join(", ")))
     }
 
-    /// The addresses that have a file.
-    fn taken(&self) -> Result<HashSet<IpAddr>> {
-        let entries = fs::read_dir(&self.folder).doing(format!("read {}", self.folder.display()))?;
-        Ok(entries.flatten().filter_map(|entry| address_of(&entry.file_name().to_string_lossy())).collect())
-    }
-
     /// The file is there with its owner or not at all, whenever this is killed: else an address could be nobody's for
-    /// ever. link(2) makes it under the address's name if nobody else has that.
-    fn reserve(&self, address: IpAddr, owner: &Owner) -> Result<bool> {
-        let (path, beside) = (self.folder.join(address.to_string()), self.folder.join(UNFINISHED));
+    /// ever. link(2) makes it under the address's name if nobody else has that. From then on the index knows it as taken.
+    fn reserve(&self, index: &mut Index, address: IpAddr, owner: &Owner) -> Result<bool> {
+        let name = address.to_string();
+        let (path, beside) = (self.folder.join(&name), self.folder.join(UNFINISHED));
         let text = format!("{}\r\n{}", owner.container, owner.interface);
         fs::write(&beside, text).doing("write an address")?;
         let linked = match fs::hard_link(&beside, &path) {
@@ -148,7 +165,10 @@ impl Store {
             Err(error) => Err(error).doing(format!("reserve {address}")),
         };
         fs::remove_file(&beside).doing("write an address")?;
-        linked
+        let linked = linked?;
+        let owner = if linked { owner.clone() } else { Owner::unknown() };
+        index.insert(address, &name, owner);
+        Ok(linked)
     }
 
     /// Gives back the addresses of an attachment.
@@ -156,7 +176,10 @@ impl Store {
     /// # Errors
     /// The folder cannot be written.
     pub(crate) fn release(&self, owner: &Owner) -> Result<()> {
-        self.release_where(|found| owner.is(found)).map(drop)
+        if !self.folder.is_dir() {
+            return Ok(());
+        }
+        self.alone(|index| self.free(index, index.of(owner))).map(drop)
     }
 
     /// Gives back the addresses of everyone of whom `gone` says so; the addresses.
@@ -167,17 +190,18 @@ impl Store {
         if !self.folder.is_dir() {
             return Ok(Vec::new());
         }
-        let _lock = self.lock()?;
-        self.release_locked(gone)
+        self.alone(|index| self.free(index, index.all_where(gone)))
     }
 
-    fn release_locked(&self, gone: impl Fn(&Owner) -> bool) -> Result<Vec<String>> {
+    fn free(&self, index: &mut Index, addresses: Vec<(IpAddr, String)>) -> Result<Vec<String>> {
         let mut released = Vec::new();
-        for (name, owner) in self.owners()? {
-            if gone(&owner) {
-                fs::remove_file(self.folder.join(&name)).doing(format!("release {name}"))?;
-                released.push(name);
+        for (address, name) in addresses {
+            match fs::remove_file(self.folder.join(&name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.doing(format!("release {name}"))?,
             }
+            index.remove(address);
+            released.push(name);
         }
         Ok(released)
     }
@@ -186,27 +210,7 @@ impl Store {
         if !self.folder.is_dir() {
             return Ok(false);
         }
-        let _lock = self.lock()?;
-        Ok(self.find(|found| owner.is(found))?.is_some())
-    }
-
-    fn find(&self, wanted: impl Fn(&Owner) -> bool) -> Result<Option<String>> {
-        Ok(self.owners()?.into_iter().find(|(_, owner)| wanted(owner)).map(|(name, _)| name))
-    }
-
-    fn owners(&self) -> Result<Vec<(String, Owner)>> {
-        let mut owners = Vec::new();
-        let entries = fs::read_dir(&self.folder).doing(format!("read {}", self.folder.display()))?;
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if address_of(&name).is_none() {
-                continue;
-            }
-            if let Ok(text) = fs::read_to_string(entry.path()) {
-                owners.push((name, Owner::parse(&text)));
-            }
-        }
-        Ok(owners)
+        self.alone(|index| Ok(!index.of(owner).is_empty()))
     }
 
     /// The lock that the reference plugin takes, too.
@@ -218,11 +222,6 @@ impl Store {
     }
 }
 
-/// A file's name as an address; the reference plugin writes underscores for colons on some systems.
-fn address_of(name: &str) -> Option<IpAddr> {
-    name.replace('_', ":").parse().ok()
-}
-
 fn ip(address: IpAddr, range: &Range) -> Result<Ip> {
     let address = IpNet::new(address, range.subnet.prefix_len());
     let address = address.map_err(|error| Error::Invalid(error.to_string()))?;
@@ -231,6 +230,7 @@ fn ip(address: IpAddr, range: &Range) -> Result<Ip> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::path::Path;
 
     use super::*;
@@ -245,8 +245,19 @@ mod tests {
         ranges.iter().map(|set| set.iter().map(range).collect()).collect()
     }
 
+    /// As a process has it that has just started.
     fn store(folder: &Path) -> Store {
-        Store::new(folder.join("net"))
+        Store::new(folder.join("net"), &Indexes::default())
+    }
+
+    /// Who has what, as it is on disk.
+    fn owners(store: &Store) -> std::collections::HashMap<String, String> {
+        let all = |name: String| {
+            let owner = Owner::parse(&fs::read_to_string(store.folder.join(&name)).unwrap());
+            name.parse::<IpAddr>().ok().map(|_| (owner.container, name))
+        };
+        let names = fs::read_dir(&store.folder).unwrap().flatten();
+        names.map(|entry| entry.file_name().into_string().unwrap()).filter_map(all).collect()
     }
 
     fn owner(container: &str) -> Owner {
@@ -296,7 +307,8 @@ mod tests {
             let error = store.allocate(&sets, &owner("b"), &[wanted.parse().unwrap()]).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
-        assert_eq!(store.owners().unwrap().len(), 2, "a refused attachment has nothing");
+        assert_eq!(owners(&store).len(), 1, "a refused attachment has nothing");
+        assert!(!folder.path().join("net/10.0.0.3").exists(), "a refused attachment has nothing");
     }
 
     #[test]
@@ -310,6 +322,101 @@ mod tests {
         let again = store.allocate(&sets(&[&[("10.0.0.0/29", Some("10.0.0.3"))]]), &owner("c"), &[]).unwrap();
         let why = "what b could not have whole it does not have";
         assert_eq!(again[0].address.to_string(), "10.0.0.3/29", "{why}");
+    }
+
+    /// Ends a test that would never end: whatever a range's size is, an answer is there at once.
+    fn at_once<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(work()));
+        told.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer")
+    }
+
+    #[test]
+    fn a_last_address_that_is_in_no_range_is_passed_over() {
+        let six = ("fd00:2::/64", None);
+        let high = ("fd00:2::/64", Some("fd00:2::ffff"));
+        for (ranges, last, expected) in [
+            (&[&[six][..]][..], "fd00:1::5", "fd00:2::2/64"),
+            (&[&[six][..]], "10.244.0.2", "fd00:2::2/64"),
+            (&[&[six][..]], "fd00:3::", "fd00:2::2/64"),
+            (&[&[six][..]], "::", "fd00:2::2/64"),
+            (&[&[six][..]], "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fd00:2::2/64"),
+            (&[&[six][..]], "not an address", "fd00:2::2/64"),
+            (&[&[six][..]], "", "fd00:2::2/64"),
+            (&[&[six][..]], "fd00:2::ffff:ffff:ffff:ffff", "fd00:2::2/64"),
+            (&[&[high][..]], "fd00:2::1:0", "fd00:2::2/64"),
+            (&[&[high][..]], "fd00:2::ffff", "fd00:2::2/64"),
+            (&[&[("10.0.0.0/24", None), six][..]], "fd00:1::5", "10.0.0.2/24"),
+            (&[&[("10.0.0.0/24", None), six][..]], "fd00:2::9", "fd00:2::a/64"),
+            (&[&[six, ("10.0.0.0/24", None)][..]], "fd00:2::ffff:ffff:ffff:ffff", "10.0.0.2/24"),
+            (&[&[("::/1", None)][..]], "fd00:1::5", "::2/1"),
+            (&[&[("8000::/1", None)][..]], "10.0.0.1", "8000::2/1"),
+            (&[&[("8000::/1", None)][..]], "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "8000::2/1"),
+            (&[&[("0.0.0.0/0", None)][..]], "fd00:2::1", "0.0.0.2/0"),
+            (&[&[("10.0.0.0/8", None)][..]], "10.255.255.254", "10.0.0.2/8"),
+            (&[&[("10.0.0.0/8", None)][..]], "192.0.2.7", "10.0.0.2/8"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, sets) = (store(folder.path()), sets(ranges));
+            fs::create_dir_all(&store.folder).unwrap();
+            fs::write(store.folder.join("last_reserved_ip.0"), last).unwrap();
+            let ips = at_once(move || store.allocate(&sets, &owner("a"), &[]).unwrap());
+            assert_eq!(ips[0].address.to_string(), expected, "{ranges:?} after {last:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_subnet_goes_around() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, sets) = (store(folder.path()), sets(&[&[("10.0.0.0/16", None)]]));
+        fs::create_dir_all(&store.folder).unwrap();
+        // All but two: below and above the last one that was given.
+        let (low, high) = ("10.0.3.7".parse().unwrap(), "10.0.200.9".parse().unwrap());
+        for number in 2..65535_u32 {
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+            if address != low && address != high {
+                fs::write(store.folder.join(address.to_string()), format!("{number}\r\neth0")).unwrap();
+            }
+        }
+        fs::write(store.folder.join("last_reserved_ip.0"), "10.0.100.0").unwrap();
+        let take = |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.addr());
+        assert_eq!([take("a").unwrap(), take("b").unwrap()], [IpAddr::V4(high), IpAddr::V4(low)]);
+        assert!(matches!(take("c"), Err(Error::NoAddress(_))));
+        store.release(&owner("5")).unwrap();
+        assert_eq!(take("c").unwrap().to_string(), "10.0.0.5");
+    }
+
+    #[test]
+    fn what_others_do_with_the_files_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (store(folder.path()), store(folder.path()));
+        let sets = sets(&[&[("10.0.0.0/24", None)], &[("fd00::/64", None)]]);
+        let take = |store: &Store, id: &str| {
+            let ips = store.allocate(&sets, &owner(id), &[]).unwrap();
+            [ips[0].address.addr().to_string(), ips[1].address.addr().to_string()]
+        };
+        assert_eq!(take(&one, "a"), ["10.0.0.2", "fd00::2"]);
+        assert_eq!(take(&other, "b"), ["10.0.0.3", "fd00::3"]);
+        assert!(one.has(&owner("b")).unwrap());
+        one.release(&owner("b")).unwrap();
+        assert!(!other.has(&owner("b")).unwrap());
+        // The reference plugin's way, and its underscores.
+        fs::write(one.folder.join("10.0.0.4"), "c\r\neth0").unwrap();
+        fs::write(one.folder.join("fd00__4"), "c\r\neth0").unwrap();
+        assert_eq!(take(&one, "d"), ["10.0.0.5", "fd00::5"]);
+        fs::rename(one.folder.join("10.0.0.5"), one.folder.join("10.0.0.6")).unwrap();
+        other.release(&owner("d")).unwrap();
+        other.release(&owner("c")).unwrap();
+        assert_eq!(
+            fs::read_dir(&one.folder).unwrap().count(),
+            2 + 1 + 2,
+            "a's addresses, the lock, the last ones"
+        );
+        // Somebody takes the whole folder away.
+        fs::remove_dir_all(&one.folder).unwrap();
+        assert!(!one.has(&owner("a")).unwrap());
+        assert_eq!(take(&one, "e"), ["10.0.0.2", "fd00::2"]);
+        assert!(other.has(&owner("e")).unwrap());
     }
 
     #[test]
@@ -398,8 +505,7 @@ mod tests {
             }
         }
         // What was told is still so.
-        let owners: std::collections::HashMap<_, _> =
-            store.owners().unwrap().into_iter().map(|(ip, owner)| (owner.container, ip)).collect();
+        let owners = owners(&store);
         for (id, ip) in &known {
             assert_eq!(owners.get(id), Some(ip), "{id}");
         }

@@ -1,0 +1,224 @@
+//! What changes in a network namespace, as the kernel tells it to all who listen (rtnetlink(7)).
+
+use std::io;
+use std::net::UdpSocket as Datagrams;
+
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{SocketFlags, SocketType, sockopt};
+use tokio::net::UdpSocket;
+
+use super::socket::header;
+use super::{Link, describe};
+
+/// What can be listened to (`RTNLGRP_*` of linux/rtnetlink.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Links,
+    Addresses4,
+    Addresses6,
+    Settings4,
+    Settings6,
+}
+
+impl Group {
+    /// As a bit of the address that a socket is bound to.
+    fn bit(self) -> u32 {
+        let number = match self {
+            Self::Links => 1,
+            Self::Addresses4 => 5,
+            Self::Addresses6 => 9,
+            Self::Settings4 => 24,
+            Self::Settings6 => 25,
+        };
+        1 << (number - 1)
+    }
+}
+
+/// What was heard.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// Messages, one behind the other.
+    Messages(Vec<u8>),
+    /// More has changed than the socket can hold: nobody knows.
+    Lost,
+}
+
+/// A socket that hears of changes.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    /// What tokio knows of a socket of UDP holds for every socket of datagrams.
+    socket: UdpSocket,
+}
+
+impl Monitor {
+    /// In the network namespace of the calling thread. Needs a tokio runtime.
+    pub(crate) fn open(groups: &[Group]) -> io::Result<Self> {
+        /// Room for what some hundred pods cause that come or go at once.
+        const ROOM: usize = 2 << 20;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // NETLINK_ROUTE is the protocol that a socket has by itself.
+        let family = rustix::net::AddressFamily::NETLINK;
+        let socket = rustix::net::socket_with(family, SocketType::RAW, flags, None)?;
+        // Only root may have so much: with less, more is lost, and looked at anew.
+        let _without_right = sockopt::set_socket_recv_buffer_size_force(&socket, ROOM);
+        let groups = groups.iter().fold(0, |all, group| all | group.bit());
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+        Ok(Self { socket: UdpSocket::from_std(Datagrams::from(socket))? })
+    }
+
+    /// What has changed and is not heard of yet; `None` where there is nothing. Whatever was changed before this is called is
+    /// among it: the kernel tells before it answers who has changed it.
+    pub(crate) fn heard(&self) -> Option<Heard> {
+        /// More than any one message about a link.
+        const LARGEST: usize = 64 << 10;
+        let mut buffer = Vec::with_capacity(LARGEST);
+        // Straight from the socket: what tokio has not heard of yet is there all the same.
+        match rustix::net::recv(
+            &self.socket,
+            rustix::buffer::spare_capacity(&mut buffer),
+            rustix::net::RecvFlags::DONTWAIT,
+        ) {
+            Ok(_) => Some(Heard::Messages(buffer)),
+            Err(rustix::io::Errno::AGAIN) => None,
+            Err(rustix::io::Errno::INTR) => self.heard(),
+            Err(_) => Some(Heard::Lost),
+        }
+    }
+
+    /// Waits until there may be something to hear.
+    pub(crate) async fn changed(&self) -> io::Result<()> {
+        loop {
+            self.socket.readable().await?;
+            // Whether there still is: else tokio would say so for ever.
+            let seen = self.socket.try_io(tokio::io::Interest::READABLE, || {
+                let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
+                match rustix::net::recv(&self.socket, &mut [0_u8; 1][..], flags) {
+                    Err(rustix::io::Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
+                    _ => Ok(()),
+                }
+            });
+            if seen.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for what is heard next.
+    pub(crate) async fn next(&self) -> io::Result<Heard> {
+        loop {
+            if let Some(heard) = self.heard() {
+                return Ok(heard);
+            }
+            self.changed().await?;
+        }
+    }
+}
+
+/// A change, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A link is like this now.
+    Link(Box<Link>),
+    /// A link is gone.
+    LinkGone(u32),
+    /// A link has lost an address.
+    AddressGone(u32),
+    /// Packets are not passed on any more that come by a link, or by any.
+    NotForwarding { link: Option<u32>, v4: bool },
+}
+
+impl Change {
+    /// The changes of what was heard. Of links only those of which somebody wants to know: most are others'.
+    pub(crate) fn all(messages: &[u8], wanted: impl Fn(u32) -> bool) -> Vec<Self> {
+        let mut changes = Vec::new();
+        let mut rest = messages;
+        while let Some(header) = header(rest) {
+            let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+            let Some(message) = rest.get(..length) else { break };
+            changes.extend(Self::of(header.message_type, message, &wanted));
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        changes
+    }
+
+    fn of(kind: u16, message: &[u8], wanted: &impl Fn(u32) -> bool) -> Option<Self> {
+        // linux/rtnetlink.h.
+        const NEW_LINK: u16 = 16;
+        const DELETE_LINK: u16 = 17;
+        const DELETE_ADDRESS: u16 = 21;
+        const NEW_SETTINGS: u16 = 80;
+        let body = message.get(16..)?;
+        // `struct ifinfomsg` and `struct ifaddrmsg` have the family first and the link behind four bytes.
+        let family = AddressFamily::from(*body.first()?);
+        match kind {
+            NEW_SETTINGS => return not_forwarding(family, body.get(4..)?),
+            NEW_LINK | DELETE_LINK | DELETE_ADDRESS => {}
+            _ => return None,
+        }
+        let index = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
+        // What a bridge says of its ports is not about links.
+        if !wanted(index) || (kind != DELETE_ADDRESS && family == AddressFamily::Bridge) {
+            return None;
+        }
+        match kind {
+            DELETE_LINK => Some(Self::LinkGone(index)),
+            DELETE_ADDRESS => Some(Self::AddressGone(index)),
+            _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    Some(Self::Link(Box::new(describe(&link))))
+                }
+                _ => None,
+            },
+        }
+    }
+}
+
+/// `RTM_NEWNETCONF` (linux/netconf.h), which rtnetlink's crates do not know.
+fn not_forwarding(family: AddressFamily, attributes: &[u8]) -> Option<Change> {
+    const INDEX: u16 = 1;
+    const FORWARDING: u16 = 2;
+    /// `NETCONFA_IFINDEX_ALL`; -2 is the default of links to come.
+    const ALL: i32 = -1;
+    let v4 = match family {
+        AddressFamily::Inet => true,
+        AddressFamily::Inet6 => false,
+        _ => return None,
+    };
+    let number = |kind: u16| -> Option<i32> {
+        let value = crate::nftables::attribute(attributes, kind)?;
+        Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?))
+    };
+    match (number(INDEX)?, number(FORWARDING)?) {
+        (_, forwarding) if forwarding != 0 => None,
+        (ALL, _) => Some(Change::NotForwarding { link: None, v4 }),
+        (link, _) => u32::try_from(link).ok().map(|link| Change::NotForwarding { link: Some(link), v4 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_fail(bytes: Vec<u8>) {
+            proptest::prop_assert!(Change::all(&bytes, |_| true).len() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn settings_are_read() {
+        let mut attributes = crate::nftables::Attributes::default();
+        attributes.bytes(1, &(-1_i32).to_ne_bytes());
+        attributes.bytes(2, &0_i32.to_ne_bytes());
+        let all = not_forwarding(AddressFamily::Inet, attributes.as_bytes());
+        assert_eq!(all, Some(Change::NotForwarding { link: None, v4: true }));
+        let mut attributes = crate::nftables::Attributes::default();
+        attributes.bytes(1, &7_i32.to_ne_bytes());
+        attributes.bytes(2, &0_i32.to_ne_bytes());
+        let one = not_forwarding(AddressFamily::Inet6, attributes.as_bytes());
+        assert_eq!(one, Some(Change::NotForwarding { link: Some(7), v4: false }));
+    }
+}

@@ -1,0 +1,126 @@
+//! The keys of `bridge`, checked.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::conflist::is_link_name;
+use crate::ipam;
+
+/// The highest tag of a VLAN (IEEE 802.1Q).
+const HIGHEST_VLAN: u16 = 4094;
+
+/// What a configuration says of the bridge and its ports.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Keys {
+    pub(super) bridge: String,
+    pub(super) is_gateway: bool,
+    pub(super) is_default_gateway: bool,
+    pub(super) force_address: bool,
+    pub(super) ip_masq: bool,
+    mtu: u32,
+    pub(super) hairpin_mode: bool,
+    pub(super) promisc_mode: bool,
+    pub(super) vlan: u16,
+    vlan_trunk: Vec<Trunk>,
+    pub(super) preserve_default_vlan: bool,
+    pub(super) macspoofchk: bool,
+    #[serde(rename = "enabledad")]
+    pub(super) enable_dad: bool,
+    pub(super) disable_container_interface: bool,
+    pub(super) port_isolation: bool,
+    /// The tags of `vlanTrunk`.
+    #[serde(skip)]
+    pub(super) trunk: BTreeSet<u16>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            bridge: "cni0".to_owned(),
+            is_gateway: false,
+            is_default_gateway: false,
+            force_address: false,
+            ip_masq: false,
+            mtu: 0,
+            hairpin_mode: false,
+            promisc_mode: false,
+            vlan: 0,
+            vlan_trunk: Vec::new(),
+            preserve_default_vlan: false,
+            macspoofchk: false,
+            enable_dad: false,
+            disable_container_interface: false,
+            port_isolation: false,
+            trunk: BTreeSet::new(),
+        }
+    }
+}
+
+/// Tags that a port lets through: one, or all from one to another.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Trunk {
+    id: Option<u16>,
+    #[serde(rename = "minID")]
+    min_id: Option<u16>,
+    #[serde(rename = "maxID")]
+    max_id: Option<u16>,
+}
+
+impl Keys {
+    pub(super) fn compile(config: &Value) -> Result<Self, String> {
+        let mut keys: Self = ipam::keys(config)?;
+        keys.is_gateway |= keys.is_default_gateway;
+        if !is_link_name(&keys.bridge) {
+            return Err(format!("bridge: {:?} is no name of a link", keys.bridge));
+        }
+        if keys.vlan > HIGHEST_VLAN {
+            return Err(format!("vlan: {} is more than {HIGHEST_VLAN}", keys.vlan));
+        }
+        if keys.hairpin_mode && keys.promisc_mode {
+            return Err("hairpinMode: cannot be with promiscMode".to_owned());
+        }
+        keys.trunk = trunk(&keys.vlan_trunk)?;
+        Ok(keys)
+    }
+
+    pub(super) fn has_vlans(&self) -> bool {
+        self.vlan != 0 || !self.trunk.is_empty()
+    }
+
+    /// Whether a pod's port is guarded before the pod may send.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.macspoofchk || self.port_isolation || self.has_vlans()
+    }
+
+    pub(super) fn mtu(&self) -> Option<u32> {
+        Some(self.mtu).filter(|mtu| *mtu != 0)
+    }
+
+    /// The link by which the host is in the pods' VLAN.
+    pub(super) fn vlan_link(&self) -> String {
+        format!("{}.{}", self.bridge, self.vlan)
+    }
+}
+
+fn trunk(parts: &[Trunk]) -> Result<BTreeSet<u16>, String> {
+    let sound = |id: u16| (1..=HIGHEST_VLAN).contains(&id);
+    let mut all = BTreeSet::new();
+    for (place, part) in parts.iter().enumerate() {
+        match (part.min_id, part.max_id) {
+            (Some(first), Some(last)) if sound(first) && sound(last) && first <= last => {
+                all.extend(first..=last);
+            }
+            (None, None) => {}
+            _ => return Err(format!("vlanTrunk[{place}]: minID and maxID are no range of VLANs")),
+        }
+        match part.id {
+            Some(id) if !sound(id) => return Err(format!("vlanTrunk[{place}].id: {id} is no VLAN")),
+            id => all.extend(id),
+        }
+    }
+    Ok(all)
+}

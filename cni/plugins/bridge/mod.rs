@@ -1,0 +1,292 @@
+//! `bridge`: a veth pair whose host end is a port of a bridge.
+//!
+//! * this file: the plugin; [`keys`]: what a configuration says
+//! * [`make`]: the bridge itself; [`ready`]: whether it still is as it was made; [`port`]: a pod's port of it
+
+mod keys;
+mod make;
+mod port;
+mod ready;
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join;
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::interface::{self, host_link};
+use super::with_undo;
+use crate::call::{Call, parse_mac};
+use crate::conflist::Search;
+use crate::ipam::host_local::nth;
+use crate::ipam::{self, Ipam};
+use crate::netlink::Link;
+use crate::nftables::{masquerade, spoof};
+use crate::result::{CniResult, Interface, Ip, Route};
+use crate::{Error, Result, netns};
+
+use keys::Keys;
+use make::Made;
+pub(crate) use ready::Ready;
+
+/// The plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Bridge {
+    keys: Keys,
+    pub(super) ipam: Option<Ipam>,
+}
+
+impl Bridge {
+    pub(super) fn compile(config: &Value, search: &Search) -> std::result::Result<Self, String> {
+        let keys = Keys::compile(config)?;
+        let ipam = Ipam::compile(config, search)?;
+        if ipam.is_some() && keys.disable_container_interface {
+            return Err("disableContainerInterface: cannot be with ipam".to_owned());
+        }
+        Ok(Self { keys, ipam })
+    }
+
+    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
+        let found = match &self.ipam {
+            Some(ipam) if ipam.needs_link() => None,
+            Some(ipam) => Some(ipam.add(call, config).await?),
+            None => Some(CniResult::default()),
+        };
+        match self.attach(call, config, found).await {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
+                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
+                Err(with_undo(error, [addresses, link]))
+            }
+        }
+    }
+
+    /// Without addresses that were found before, they are asked for over the new link.
+    async fn attach(&self, call: &Call<'_>, config: &Value, found: Option<CniResult>) -> Result<CniResult> {
+        let host = &call.host.links;
+        let name = host_link(call.container, call.interface);
+        let ask = self.ipam.as_ref().filter(|_| found.is_none());
+        let mut result = found.unwrap_or_default();
+        self.complete(&mut result);
+        let mut made = self.make_pair(call, &name, &config_mac(config), &result.ips).await?;
+        let (port, pod) = match ask {
+            Some(ipam) => {
+                let port = self.near_end(call, &name).await?;
+                let inside = netns::open_with(call.pod_netns()?, call.interface).await?;
+                result = ipam::take(Some(ipam), call, config, &inside).await?;
+                self.complete(&mut result);
+                made = self.bridge(call, &result.ips, true).await?;
+                let pod = self.far_end(call, &result).await?;
+                self.masquerade(call, &result).await?;
+                (port, pod)
+            }
+            // Links and rules do not need each other: at the end there are both.
+            None => {
+                let links = self.connect(call, &name, &result);
+                let (links, rules) = join(links, self.masquerade(call, &result)).await;
+                rules.and(links)?
+            }
+        };
+        let link = pod.link.clone();
+        self.introduce(call, &made, &port, pod, &result).await?;
+        let mut bridge = made.bridge;
+        // One without a gateway's address has the hardware address of a port.
+        if !self.keys.is_gateway || self.keys.vlan != 0 || bridge.mac.iter().all(|byte| *byte == 0) {
+            bridge = host.existing(&self.keys.bridge).await?;
+        }
+        let of_host = |link: &Link| Interface {
+            name: link.name.clone(),
+            mac: link.mac_text(),
+            mtu: link.mtu,
+            ..Interface::default()
+        };
+        result.interfaces = vec![of_host(&bridge), of_host(&port), call.interface_of(&link)];
+        if self.keys.is_gateway && self.keys.vlan != 0 {
+            result.interfaces.push(of_host(&host.existing(&self.keys.vlan_link()).await?));
+        }
+        result.dns = interface::dns(config, result.dns);
+        Ok(result)
+    }
+
+    async fn masquerade(&self, call: &Call<'_>, result: &CniResult) -> Result<()> {
+        match self.keys.ip_masq {
+            true => masquerade::apply(call, result).await,
+            false => Ok(()),
+        }
+    }
+
+    pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+        if self.keys.macspoofchk {
+            let own = result.of_pod().find(|(_, interface)| interface.name == call.interface);
+            let mac = own.map(|(_, interface)| parse_mac(&interface.mac)).transpose()?;
+            spoof::allow(call, &host_link(call.container, call.interface), &mac.unwrap_or_default()).await?;
+        }
+        self.masquerade(call, result).await?;
+        Ok(self.keys.ip_masq || self.keys.macspoofchk)
+    }
+
+    /// What the bridge adds to the addresses: whose they are, gateways, a default route.
+    fn complete(&self, result: &mut CniResult) {
+        for ip in &mut result.ips {
+            ip.interface = Some(2);
+            if ip.gateway.is_none() && self.keys.is_gateway {
+                ip.gateway = Some(nth(ip.address, 1));
+            }
+        }
+        if !self.keys.is_default_gateway {
+            return;
+        }
+        for default in ["0.0.0.0/0", "::/0"] {
+            let Ok(default) = default.parse::<IpNet>() else { continue };
+            let known = result.routes.iter().any(|route| route.dst == default && route.gw.is_some());
+            if let (false, Some(gateway)) = (known, result.gateway(default.addr().is_ipv4())) {
+                result.routes.push(Route::new(default, Some(gateway)));
+            }
+        }
+    }
+
+    /// The bridge, made if it is not there, with the gateways' addresses.
+    async fn bridge(&self, call: &Call<'_>, ips: &[Ip], again: bool) -> Result<Made> {
+        call.host.ready.bridge(&call.host.links, &self.keys, &self.gateways(ips)?, again).await
+    }
+
+    /// The bridge as it must be for an attachment that was made before.
+    pub(crate) async fn stand_ready(&self, host: &crate::host::Host, result: &CniResult) -> Result<()> {
+        host.ready.bridge(&host.links, &self.keys, &self.gateways(&result.ips)?, false).await.map(drop)
+    }
+
+    /// See [`super::Plugin::routes_by`].
+    pub(super) fn routes_by(&self) -> Option<String> {
+        let by = if self.keys.vlan == 0 { self.keys.bridge.clone() } else { self.keys.vlan_link() };
+        self.keys.is_gateway.then_some(by)
+    }
+
+    /// The bridge's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.keys.bridge
+    }
+
+    fn gateways(&self, ips: &[Ip]) -> Result<BTreeSet<IpNet>> {
+        let wanted = ips.iter().filter(|_| self.keys.is_gateway);
+        wanted
+            .filter_map(|ip| Some((ip.gateway?, ip.address.prefix_len())))
+            .map(|(gateway, length)| {
+                IpNet::new(gateway, length).map_err(|error| Error::Invalid(error.to_string()))
+            })
+            .collect()
+    }
+
+    pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        let asked = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
+        // Whoever has lent it is told over the link.
+        let told = ipam::give_back(asked, call, config).await;
+        let link = detach(call).await;
+        let masquerade = if self.keys.ip_masq { masquerade::forget(call, previous).await } else { Ok(()) };
+        let name = host_link(call.container, call.interface);
+        let spoof = if self.keys.macspoofchk { spoof::forget(call, &name, previous).await } else { Ok(()) };
+        let neighbours = self.forget_neighbours(call, previous).await;
+        // The address is free when nothing reaches the pod by it any more.
+        told.and(link).and(masquerade).and(spoof).and(neighbours)?;
+        ipam::give_back(self.ipam.as_ref().filter(|_| asked.is_none()), call, config).await
+    }
+
+    /// The host does not look for the pod where it was.
+    async fn forget_neighbours(&self, call: &Call<'_>, previous: &CniResult) -> Result<()> {
+        let host = &call.host.links;
+        let name = match self.keys.vlan {
+            0 => self.keys.bridge.clone(),
+            _ => self.keys.vlan_link(),
+        };
+        let addresses: Vec<_> = previous.ips.iter().map(|ip| ip.address.addr()).collect();
+        match host.link(&name).await? {
+            Some(link) if !addresses.is_empty() => host.forget_neighbours(link.index, &addresses).await,
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        if let Some(ipam) = &self.ipam {
+            ipam.check(call, config, previous).await?;
+        }
+        let host = &call.host.links;
+        let bridge = host.existing(&self.keys.bridge).await?;
+        let port = host.existing(&host_link(call.container, call.interface)).await?;
+        if port.controller != Some(bridge.index) {
+            let why = format!("{} is not a port of {}", port.name, bridge.name);
+            return Err(Error::Invalid(format!("bridge: {why}")));
+        }
+        interface::check(call, previous).await.map(drop)
+    }
+
+    /// Takes away what is there for all pods of the network.
+    pub(crate) async fn teardown(&self, host: &crate::host::Host) -> Result<()> {
+        host.ready.forget(&self.keys.bridge).await;
+        if self.keys.vlan != 0 {
+            host.links.remove(&self.keys.vlan_link()).await?;
+        }
+        host.links.remove(&self.keys.bridge).await
+    }
+}
+
+/// Detaches a pod from its veth. The pair dies with the pod's namespace; here it is only cut off, which does not wait
+/// for the kernel. One whose namespace is gone and that is still there is removed, and so is one that a runtime is to
+/// find gone while the namespace stays.
+pub(super) async fn detach(call: &Call<'_>) -> Result<()> {
+    let (host, name) = (&call.host.links, host_link(call.container, call.interface));
+    if call.netns.is_none() || !call.namespace_ends {
+        return host.remove(&name).await;
+    }
+    match host.link(&name).await? {
+        Some(link) => host.cut_off(link.index).await,
+        None => Ok(()),
+    }
+}
+
+fn config_mac(config: &Value) -> Option<String> {
+    config.pointer("/args/cni/mac").and_then(Value::as_str).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn compile(config: Value) -> std::result::Result<Bridge, String> {
+        Bridge::compile(&config, &Search::default())
+    }
+
+    #[test]
+    fn keys_are_checked() {
+        for (config, why) in [
+            (json!({ "vlan": 4095 }), "vlan"),
+            (json!({ "hairpinMode": true, "promiscMode": true }), "hairpinMode"),
+            (json!({ "vlanTrunk": [{ "minID": 5 }] }), "vlanTrunk[0]"),
+            (json!({ "vlanTrunk": [{ "id": 7 }, { "minID": 9, "maxID": 5 }] }), "vlanTrunk[1]"),
+            (json!({ "bridge": "much-too-long-a-name" }), "bridge"),
+            (
+                json!({ "disableContainerInterface": true, "ipam": { "type": "host-local", "subnet": "10.0.0.0/24" } }),
+                "disableContainerInterface",
+            ),
+        ] {
+            let error = compile(config.clone()).unwrap_err();
+            assert!(error.contains(why), "{config}: {error}");
+        }
+        let trunk =
+            compile(json!({ "vlanTrunk": [{ "minID": 3, "maxID": 5, "id": 9 }] })).unwrap().keys.trunk;
+        assert_eq!(trunk.into_iter().collect::<Vec<_>>(), [3, 4, 5, 9]);
+    }
+
+    #[test]
+    fn a_gateway_is_the_first_address_unless_it_is_said() {
+        let bridge = compile(json!({ "isDefaultGateway": true })).unwrap();
+        let ip = |address: &str| Ip { address: address.parse().unwrap(), gateway: None, interface: None };
+        let mut result = CniResult { ips: vec![ip("10.0.0.7/24"), ip("fd00::7/64")], ..CniResult::default() };
+        bridge.complete(&mut result);
+        let gateways: Vec<IpAddr> = result.routes.iter().filter_map(|route| route.gw).collect();
+        assert_eq!(gateways, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+    }
+}

@@ -1,0 +1,258 @@
+//! Bridges that are as they should be, and whether they still are. The kernel tells of every change of a link, an address or
+//! a setting, so that neither an attachment nor an idle daemon looks at what has not changed: an attachment takes in what
+//! has been told until then, and a task of the daemon puts right what somebody has changed meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex as StdMutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::sync::Mutex;
+
+use super::keys::Keys;
+use super::make::Made;
+use crate::netlink::Netlink;
+use crate::netlink::monitor::{Change, Group, Heard, Monitor};
+use crate::plugins::interface;
+use crate::{Context, Result};
+
+/// How long after a repair that failed the next is tried, when somebody asks whether the network is ready.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What has been made ready on the host.
+#[derive(Debug, Default)]
+pub(crate) struct Ready {
+    /// `None`: nobody tells of changes, so that a bridge is looked at each time.
+    monitor: Option<Monitor>,
+    state: Mutex<State>,
+    trouble: StdMutex<Option<Trouble>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bridges: BTreeMap<String, Known>,
+    /// IP versions of which the host passes packets on; whether it is version 4.
+    forwarding: BTreeSet<bool>,
+}
+
+#[derive(Debug)]
+struct Known {
+    keys: Keys,
+    made: Made,
+    gateways: BTreeSet<IpNet>,
+    /// A link of it is down, or has another name.
+    down: bool,
+    /// It lacks something, or may.
+    lacks: bool,
+    /// It is another than the one that pods were attached to.
+    another: bool,
+}
+
+/// Why a bridge is not as it should be.
+#[derive(Debug)]
+struct Trouble {
+    bridge: String,
+    why: String,
+    since: Instant,
+}
+
+impl Known {
+    fn is_sound(&self) -> bool {
+        !self.down && !self.lacks
+    }
+
+    fn take_in(&mut self, change: &Change) {
+        let (bridge, gateway) = (self.made.bridge.index, self.made.gateway.index);
+        match change {
+            Change::Link(link) if link.index == bridge => {
+                self.down = !link.up || link.name != self.keys.bridge;
+                self.made.bridge.mac.clone_from(&link.mac);
+                self.made.bridge.mtu = link.mtu;
+            }
+            Change::Link(link) if link.index == gateway => self.lacks |= !link.up,
+            Change::LinkGone(index) | Change::AddressGone(index) if *index == bridge || *index == gateway => {
+                self.lacks = true;
+            }
+            Change::NotForwarding { link, .. } if *link == Some(bridge) || *link == Some(gateway) => {
+                self.lacks = true;
+            }
+            _ => {}
+        }
+    }
+}
+
+impl State {
+    fn take_in(&mut self, heard: Heard) {
+        let Heard::Messages(messages) = heard else {
+            self.bridges.values_mut().for_each(|known| known.lacks = true);
+            self.forwarding.clear();
+            return;
+        };
+        let links = |index: u32| {
+            let mut of_bridges = self.bridges.values().map(|known| &known.made);
+            of_bridges.any(|made| made.bridge.index == index || made.gateway.index == index)
+        };
+        for change in Change::all(&messages, links) {
+            if let Change::NotForwarding { link: None, v4 } = change {
+                self.forwarding.remove(&v4);
+                let has = |known: &&mut Known| known.gateways.iter().any(|ip| ip.addr().is_ipv4() == v4);
+                self.bridges.values_mut().filter(has).for_each(|known| known.lacks = true);
+            }
+            self.bridges.values_mut().for_each(|known| known.take_in(&change));
+        }
+    }
+}
+
+impl Ready {
+    /// In the network namespace of the calling thread. Needs a tokio runtime.
+    pub(crate) fn watching() -> Result<Self> {
+        let groups = [Group::Links, Group::Addresses4, Group::Addresses6, Group::Settings4, Group::Settings6];
+        let monitor = Monitor::open(&groups).doing("hear of changes of links")?;
+        Ok(Self { monitor: Some(monitor), ..Self::default() })
+    }
+
+    fn take_in(&self, state: &mut State) {
+        let heard = self.monitor.iter().flat_map(|monitor| std::iter::from_fn(|| monitor.heard()));
+        heard.for_each(|heard| state.take_in(heard));
+    }
+
+    /// The bridge of a configuration with some gateways, as it should be. `again`: whatever is known of it.
+    pub(super) async fn bridge(
+        &self,
+        host: &Netlink,
+        keys: &Keys,
+        gateways: &BTreeSet<IpNet>,
+        again: bool,
+    ) -> Result<Made> {
+        let mut state = self.state.lock().await;
+        self.take_in(&mut state);
+        let known = state.bridges.get(&keys.bridge).filter(|known| known.keys == *keys);
+        if let Some(known) = known
+            && self.monitor.is_some()
+            && !again
+            && known.is_sound()
+            && known.gateways.is_superset(gateways)
+        {
+            return Ok(known.made.clone());
+        }
+        let before = known.map(|known| known.gateways.clone()).unwrap_or_default();
+        let all = before.union(gateways).copied().collect();
+        let made = keys.make(host, &all).await;
+        self.note(&keys.bridge, made.as_ref().err().map(ToString::to_string));
+        let made = made?;
+        state.forwarding.extend(all.iter().map(|gateway: &IpNet| gateway.addr().is_ipv4()));
+        let index = made.bridge.index;
+        let former = state.bridges.get(&keys.bridge);
+        let another = former.is_some_and(|former| former.another || former.made.bridge.index != index);
+        let known = Known {
+            keys: keys.clone(),
+            made: made.clone(),
+            gateways: all,
+            down: false,
+            lacks: false,
+            another,
+        };
+        state.bridges.insert(keys.bridge.clone(), known);
+        Ok(made)
+    }
+
+    /// The host passes packets of an IP version on.
+    pub(crate) async fn forward(&self, v4: bool) -> Result<()> {
+        let mut state = self.state.lock().await;
+        self.take_in(&mut state);
+        if self.monitor.is_none() || !state.forwarding.contains(&v4) {
+            interface::forward(v4)?;
+            state.forwarding.insert(v4);
+        }
+        Ok(())
+    }
+
+    /// Nothing is known of a bridge any more, which is to go.
+    pub(super) async fn forget(&self, bridge: &str) {
+        self.state.lock().await.bridges.remove(bridge);
+        self.note(bridge, None);
+    }
+
+    /// Waits until something has changed.
+    ///
+    /// # Errors
+    /// Nobody tells.
+    pub(crate) async fn changed(&self) -> Result<()> {
+        match &self.monitor {
+            Some(monitor) => monitor.changed().await.doing("hear of changes of links"),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Puts right what somebody has changed. Whether a bridge is another than that to which pods were attached: they are to
+    /// join this one. A bridge that is gone while no pod is there (`in_use`) is not missed.
+    pub(crate) async fn repair(&self, host: &Netlink, in_use: bool) -> bool {
+        let mut state = self.state.lock().await;
+        let had_forwarding = state.forwarding.clone();
+        self.take_in(&mut state);
+        for v4 in had_forwarding {
+            if !state.forwarding.contains(&v4) && interface::forward(v4).is_ok() {
+                tracing::warn!(ipv4 = v4, "the host passed packets on no more: it does again");
+                state.forwarding.insert(v4);
+            }
+        }
+        let mut another = false;
+        for (name, known) in &mut state.bridges {
+            if known.is_sound() {
+                another |= std::mem::take(&mut known.another);
+                continue;
+            }
+            if !in_use && host.link(name).await.is_ok_and(|link| link.is_none()) {
+                continue;
+            }
+            let before = (known.made.bridge.index, known.down);
+            match known.keys.make(host, &known.gateways).await {
+                Ok(made) => {
+                    self.note(name, None);
+                    if made.bridge.index != before.0 || before.1 {
+                        tracing::warn!(bridge = name, "somebody has changed the bridge: it is put right");
+                    } else {
+                        tracing::info!(bridge = name, "the bridge has been looked at after a change");
+                    }
+                    another |= std::mem::take(&mut known.another) || made.bridge.index != before.0;
+                    known.made = made;
+                    (known.down, known.lacks) = (false, false);
+                }
+                Err(error) => self.note(name, Some(error.to_string())),
+            }
+        }
+        another
+    }
+
+    fn note(&self, bridge: &str, why: Option<String>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => {
+                if trouble.as_ref().is_none_or(|known| known.why != why) {
+                    tracing::warn!(bridge, why, "the bridge of pods is not as it should be");
+                }
+                *trouble = Some(Trouble { bridge: bridge.to_owned(), why, since: Instant::now() });
+            }
+            None if trouble.as_ref().is_some_and(|known| known.bridge == bridge) => *trouble = None,
+            None => {}
+        }
+    }
+
+    /// Why pods would have no network.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().map(|known| format!("bridge {}: {}", known.bridge, known.why))
+    }
+
+    /// Whether it is time to look whether trouble is over. Once each time.
+    pub(crate) fn is_to_be_tried_again(&self) -> bool {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *trouble {
+            Some(known) if known.since.elapsed() >= AGAIN => {
+                known.since = Instant::now();
+                true
+            }
+            _ => false,
+        }
+    }
+}
