@@ -90,12 +90,16 @@ pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), Cri
         _ended = container.ended() => return Ok(()),
         answer = link.hello() => answer,
     };
-    match answer {
-        Ok(snapshot) if snapshot.containers.iter().any(|seen| seen.id == container.id.as_str()) => {}
+    let unheard = match answer {
+        Ok(snapshot) if snapshot.containers.iter().any(|seen| seen.id == container.id.as_str()) => None,
         // The keeper has forgotten it for somebody who removes it: it tells nothing of it any more.
-        Ok(_) => return Ok(killed(daemon, container, "it is being removed")),
+        Ok(_) => Some("it is being removed".to_owned()),
         // Its cgroup is empty: it has ended by the kill, and only the news of that is missing.
-        Err(error) => return Ok(killed(daemon, container, &error.to_string())),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(why) = unheard {
+        killed(daemon, container, &why);
+        return Ok(());
     }
     if tokio::time::timeout(AFTER_KILL, container.ended()).await.is_ok() {
         return Ok(());
@@ -106,7 +110,7 @@ pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), Cri
 }
 
 /// A container was killed, and its keeper does not say so.
-fn killed(daemon: &Shared, container: &Container, why: &str) {
+pub(crate) fn killed(daemon: &Shared, container: &Container, why: &str) {
     container.happened(|state| {
         let started_at = match state {
             ContainerState::Running { started_at, .. } => *started_at,

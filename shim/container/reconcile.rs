@@ -33,17 +33,23 @@ async fn one(daemon: &Shared, container: &Arc<Container>, seen: Option<&Containe
             daemon.events.container(daemon, container);
         }
         Seen::Ended(record) => exit::take(daemon, container, &record).await,
-        Seen::Lost => ended_unseen(daemon, container).await,
+        Seen::Forgotten => {
+            match last_word(container).await {
+                Some(record) => exit::note(daemon, container, &record).await,
+                None => exit::killed(daemon, container, "it was being removed"),
+            }
+            exit::kill_rest(daemon, container).await;
+        }
     }
 }
 
-/// No keeper knows the container: what it has left running is killed.
+/// The container has no keeper any more: what it has left running is killed.
 pub(crate) async fn ended_unseen(daemon: &Shared, container: &Arc<Container>) {
     note_end(daemon, container).await;
     exit::kill_rest(daemon, container).await;
 }
 
-/// No keeper knows the container: the record that one has left is its last word.
+/// The container has no keeper any more: the record that it has left is its last word.
 pub(crate) async fn note_end(daemon: &Shared, container: &Arc<Container>) {
     if matches!(container.state(), ContainerState::Exited(_)) {
         return;

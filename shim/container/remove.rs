@@ -53,7 +53,11 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     leftovers::remove(daemon, Leftover::Layer(container.id.clone())).await?;
     progress.step("folder");
     let ended = container.clone();
-    blocking(move || Ok::<_, CriError>(ended.give_up_record())).await?;
+    blocking(move || {
+        ended.give_up_record();
+        Ok::<_, CriError>(())
+    })
+    .await?;
     leftovers::remove(daemon, Leftover::Folder(container.folder().to_owned())).await?;
     daemon.store.forget_container(container);
     daemon.events.container_deleted(daemon, container);

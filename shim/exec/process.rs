@@ -218,10 +218,11 @@ impl Place {
         tokio::pin!(answer);
         let answer = tokio::select! {
             answer = &mut answer => answer,
-            _given_up = given_up => {
-                self.kill_on_its_way().await;
-                answer.await
-            }
+            _given_up = given_up => match self.kill_on_its_way().await {
+                true => answer.await,
+                // Nor will the keeper answer the first call: it is not waited for, and its descriptors are closed.
+                false => return Err(self.given_up()),
+            },
         };
         match answer {
             // After the process's pidfd.
@@ -234,7 +235,7 @@ impl Place {
             Err(
                 error @ (LinkError::NoAnswer { .. } | LinkError::Broken { .. } | LinkError::NoDescriptors),
             ) => {
-                self.kill_on_its_way().await;
+                let _answers = self.kill_on_its_way().await;
                 Err(error.into())
             }
             Err(error) => Err(error.into()),
@@ -242,12 +243,14 @@ impl Place {
     }
 
     /// Ends a process that has not become its command yet: another process can stop it there. The keeper takes this call
-    /// after the one that starts the process. A clone of the process may be in the cgroup alone.
-    async fn kill_on_its_way(&self) {
+    /// after the one that starts the process. A clone of the process may be in the cgroup alone. Whether the keeper answers:
+    /// one that goes on later finds no cgroup that it could clone the process into.
+    async fn kill_on_its_way(&self) -> bool {
         const SIGKILL: i32 = 9;
-        // One that has ended by itself is not known any more.
-        drop(self.link.done(Call::SignalExec { exec: self.id.clone(), signal: SIGKILL }).await);
+        let killed = self.link.done(Call::SignalExec { exec: self.id.clone(), signal: SIGKILL }).await;
         self.kill().await;
+        // One that has ended by itself is not known any more.
+        matches!(killed, Ok(()) | Err(LinkError::Failure(_)))
     }
 
     async fn kill(&self) {

@@ -42,7 +42,11 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
     }
     progress.step("folders");
     let ended = pod.clone();
-    blocking(move || Ok::<_, CriError>(ended.give_up_record())).await?;
+    blocking(move || {
+        ended.give_up_record();
+        Ok::<_, CriError>(())
+    })
+    .await?;
     for folder in [daemon.folders.pod_state(&pod.id), daemon.folders.pod(&pod.id)] {
         leftovers::remove(daemon, Leftover::Folder(folder)).await.map_err(CriError::from)?;
     }

@@ -14,8 +14,8 @@ pub enum Seen {
     Running(i64),
     /// It has ended.
     Ended(ExitRecord),
-    /// The keeper does not know it: it has ended, and nobody has seen how.
-    Lost,
+    /// The keeper does not know it: a daemon that was removing it had it forgotten, which kills what runs.
+    Forgotten,
 }
 
 /// What becomes of the record of a pod that a daemon finds at its start.
@@ -65,7 +65,7 @@ impl ContainerState {
             (Self::Exited(_), _) | (_, Some(Phase::Creating | Phase::Created)) => Seen::AsKnown,
             (_, Some(Phase::Running { started_at })) => Seen::Running(*started_at),
             (_, Some(Phase::Exited(record))) => Seen::Ended(record.clone()),
-            (_, None) => Seen::Lost,
+            (_, None) => Seen::Forgotten,
         }
     }
 }

@@ -197,7 +197,7 @@ impl Store {
     }
 }
 
-fn find<I: Eq + std::hash::Hash, T>(
+fn find<I: Eq + std::hash::Hash + TryFrom<String>, T>(
     known: &HashMap<I, Arc<T>>,
     wanted: &str,
     text: impl Fn(&I) -> &str,
@@ -206,6 +206,10 @@ fn find<I: Eq + std::hash::Hash, T>(
 ) -> Result<Arc<T>, CriError> {
     if wanted.is_empty() {
         return Err(CriError::invalid(field, "is empty"));
+    }
+    // A whole id, as nearly every client sends it, is found without a look at all others.
+    if let Some(found) = I::try_from(wanted.to_owned()).ok().and_then(|id| known.get(&id)) {
+        return Ok(found.clone());
     }
     let mut matches = known.iter().filter(|(id, _)| text(id).starts_with(wanted));
     match (matches.next(), matches.next()) {

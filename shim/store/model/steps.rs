@@ -2,13 +2,11 @@
 
 use berth_runtime::wire::Phase;
 
-use super::world::{Call, Keeper, Memory, OWN, PID, Process, Told, World, killed, record, unknown};
+use super::operations;
+use super::world::{Call, Keeper, Memory, OWN, Process, Told, World, killed, record, unknown};
 use crate::store::{ContainerState, Exit, Found, PodState, Seen};
 
-type Next = Vec<(String, World)>;
-
-/// The step of an operation that is done.
-const DONE: u8 = u8::MAX;
+pub(super) type Next = Vec<(String, World)>;
 
 /// What happens without anybody from outside: steps of operations, the keeper's own work, news, late writes.
 pub(super) fn by_themselves(world: &World) -> Next {
@@ -63,7 +61,7 @@ pub(super) fn by_themselves(world: &World) -> Next {
         });
     }
     for (call, step) in &memory.operations {
-        for (label, after) in operation(world, memory, *call, *step) {
+        for (label, after) in operations::next(world, memory, *call, *step) {
             next.push((format!("{call:?} {step}: {label}"), after));
         }
     }
@@ -140,7 +138,7 @@ fn calls(world: &World) -> Next {
     next
 }
 
-fn changed(world: &World, memory: &Memory, change: &dyn Fn(&mut World, &mut Memory)) -> World {
+pub(super) fn changed(world: &World, memory: &Memory, change: &dyn Fn(&mut World, &mut Memory)) -> World {
     let (mut world, mut memory) = (world.clone(), memory.clone());
     change(&mut world, &mut memory);
     world.daemon = Some(memory);
@@ -170,7 +168,7 @@ fn goes_on(world: &mut World) {
     }
 }
 
-fn keeper_starts(world: &mut World) -> bool {
+pub(super) fn keeper_starts(world: &mut World) -> bool {
     let starts = world.knows == Some(Phase::Created) && world.process == Process::Gate;
     if starts {
         (world.process, world.knows) = (Process::Runs, Some(Phase::Running { started_at: 1 }));
@@ -186,7 +184,7 @@ fn keeper_forgets(world: &mut World) {
 }
 
 /// The keeper is told, if there is a link to it; whether it answers.
-fn tell(world: &mut World, memory: &Memory, told: Told) -> bool {
+pub(super) fn tell(world: &mut World, memory: &Memory, told: Told) -> bool {
     match world.keeper {
         _ if !memory.link => false,
         Keeper::Dead => false,
@@ -203,7 +201,7 @@ fn tell(world: &mut World, memory: &Memory, told: Told) -> bool {
     }
 }
 
-fn forget(world: &mut World, memory: &mut Memory) {
+pub(super) fn forget(world: &mut World, memory: &mut Memory) {
     let _answers = tell(world, memory, Told::Forget);
 }
 
@@ -260,7 +258,11 @@ fn take_over(world: &mut World, memory: &mut Memory) {
                 memory.container_happened(|state| state.exited(Exit::from_record(&record)));
                 world.kill();
             }
-            Seen::Lost => note_end(world, memory),
+            Seen::Forgotten => {
+                let exit = world.exit_file.as_ref().map_or_else(killed, Exit::from_record);
+                memory.container_happened(|state| state.exited(exit));
+                world.kill();
+            }
         }
     } else if !memory.making {
         keeper_forgets(world);
@@ -281,178 +283,5 @@ fn keeper_ended(world: &mut World, memory: &mut Memory) {
     }
     if was_up {
         memory.operations.entry(Call::StopPod).or_insert(0);
-    }
-}
-
-/// The next steps of an operation: none where it waits for something else.
-fn operation(world: &World, memory: &Memory, call: Call, step: u8) -> Next {
-    let mut next = Next::new();
-    let mut to = |label: &str, step: u8, change: &dyn Fn(&mut World, &mut Memory)| {
-        let after = changed(world, memory, &|world, memory| {
-            match step {
-                DONE => drop(memory.operations.remove(&call)),
-                step => drop(memory.operations.insert(call, step)),
-            }
-            change(world, memory);
-        });
-        next.push((label.to_owned(), after));
-    };
-    let nothing = |_: &mut World, _: &mut Memory| {};
-    let has_pause = memory.pod.as_ref().is_some_and(|pod| pod.pause().is_some());
-    match (call, step) {
-        (Call::Create, 0) if !has_pause || !memory.link => to("refused", DONE, &nothing),
-        (Call::Create, 0) => {
-            to("intent", 1, &|world, memory| {
-                (memory.making, world.cgroup) = (true, true);
-                world.disk_container = Some(ContainerState::Creating);
-            });
-            if world.budget.refusals > 0 {
-                to("the disk refuses", DONE, &|world, _| world.budget.refusals -= 1);
-            }
-        }
-        (Call::Create, 1) if !has_pause => to("not ready any more", 9, &nothing),
-        (Call::Create, 1) => match world.keeper {
-            Keeper::Alive => to("first process", 2, &|world, _| {
-                (world.process, world.knows) = (Process::Gate, Some(Phase::Created));
-            }),
-            _ => to("no answer", 9, &|world, memory| {
-                let _answers = tell(world, memory, Told::Create);
-            }),
-        },
-        (Call::Create, 2) => {
-            to("record", 3, &|world, _| world.disk_container = Some(ContainerState::Creating.created(PID)));
-            if world.budget.refusals > 0 {
-                to("the disk refuses", 9, &|world, _| world.budget.refusals -= 1);
-            }
-        }
-        (Call::Create, 3) if has_pause => to("made", DONE, &|_, memory| {
-            memory.container = Some(ContainerState::Creating.created(PID));
-            memory.making = false;
-        }),
-        (Call::Create, 3) => to("not ready any more", 9, &nothing),
-        (Call::Create, _) => to("undo", DONE, &|world, memory| {
-            tell(world, memory, Told::Forget);
-            world.kill();
-            (world.disk_container, world.cgroup, world.exit_file) = (None, false, None);
-            memory.making = false;
-        }),
-
-        (Call::Start, 0) if memory.turn => {}
-        (Call::Start, 0) => match &memory.container {
-            Some(state) if state.may_start().is_ok() && has_pause && memory.link => {
-                to("turn", 1, &|_, memory| memory.turn = true);
-            }
-            _ => to("refused", DONE, &nothing),
-        },
-        (Call::Start, 1) if world.keeper == Keeper::Alive => {
-            let starts = world.knows == Some(Phase::Created) && world.process == Process::Gate;
-            to("exec", if starts { 2 } else { 3 }, &|world, _| {
-                let _starts = keeper_starts(world);
-            });
-        }
-        (Call::Start, 1) => to("exec", if world.keeper == Keeper::Dead { 3 } else { 5 }, &|world, memory| {
-            tell(world, memory, Told::Start);
-        }),
-        (Call::Start, 2) => to("started", DONE, &|_, memory| {
-            memory.container_happened(|state| state.started(1));
-            memory.turn = false;
-        }),
-        (Call::Start, 5) if world.keeper == Keeper::Alive => {}
-        (Call::Start, _) => to("failed", DONE, &|_, memory| memory.turn = false),
-
-        (Call::Stop, 0) => match memory.container.as_ref().is_some_and(|s| s.is_to_be_stopped(memory.spoken))
-        {
-            true => to("to be stopped", 1, &nothing),
-            false => to("nothing to stop", DONE, &nothing),
-        },
-        (Call::Stop, _) => kill(world, memory, step, DONE, &mut to),
-
-        (Call::Remove, 0) => match memory.container {
-            Some(ContainerState::Running { .. }) => to("it runs", 1, &nothing),
-            _ => to("it does not run", 3, &nothing),
-        },
-        (Call::Remove, 1 | 2) => kill(world, memory, step, 3, &mut to),
-        (Call::Remove, 3) => {
-            let answers = !memory.link || world.keeper != Keeper::Stopped;
-            to("forget", if answers { 6 } else { 4 }, &forget);
-        }
-        (Call::Remove, 4 | 5) => kill(world, memory, step - 3, 6, &mut |label, step, change| {
-            to(label, if step == 6 { 6 } else { step + 3 }, change);
-        }),
-        (Call::Remove, 6) if memory.turn => {}
-        (Call::Remove, 6) => to("turn", 7, &|world, memory| {
-            memory.turn = true;
-            tell(world, memory, Told::Forget);
-        }),
-        (Call::Remove, _) => to("removed", DONE, &|world, memory| {
-            world.kill();
-            (world.disk_container, world.cgroup, world.exit_file) = (None, false, None);
-            (memory.container, memory.container_unwritten, memory.turn) = (None, false, false);
-        }),
-
-        (Call::StopPod, 0) => match &memory.pod {
-            None | Some(PodState::NotReady { released: true }) => to("released already", DONE, &nothing),
-            Some(_) => to("begins", 1, &|_, memory| memory.pod_happened(PodState::stopping)),
-        },
-        (Call::StopPod, 1) if memory.making => {
-            if world.keeper == Keeper::Alive && memory.link && world.knows.is_some() {
-                to("what is made is given up", 1, &forget);
-            }
-        }
-        (Call::StopPod, 1) => match memory.container.is_some() && !memory.has_ended() {
-            true => to("kill", 2, &nothing),
-            false => to("nothing runs", 5, &nothing),
-        },
-        (Call::StopPod, 2 | 3) => {
-            kill(world, memory, step - 1, 5, &mut |label, step, change| {
-                to(label, if step == 5 { 5 } else { step + 1 }, change);
-            });
-        }
-        // The last who knows how the container ended is about to go.
-        (Call::StopPod, 5) if memory.container_unwritten => {}
-        (Call::StopPod, 5) => to("release", 6, &|world, memory| {
-            world.kill();
-            (world.keeper, world.knows, world.pause) = (Keeper::Dead, None, false);
-            world.told.clear();
-            (memory.link, memory.spoken, memory.news, memory.late) = (false, true, None, false);
-        }),
-        (Call::StopPod, _) => to("released", DONE, &|_, memory| memory.pod_happened(PodState::released)),
-
-        (Call::RemovePod, 0) => to("stop", 1, &|_, memory| {
-            memory.operations.entry(Call::StopPod).or_insert(0);
-        }),
-        (Call::RemovePod, 1) if memory.operations.contains_key(&Call::StopPod) => {}
-        (Call::RemovePod, 1) => match memory.container.is_some() {
-            true => to("remove the container", 2, &|_, memory| {
-                memory.operations.entry(Call::Remove).or_insert(0);
-            }),
-            false => to("no container", 3, &nothing),
-        },
-        (Call::RemovePod, 2) if memory.operations.contains_key(&Call::Remove) => {}
-        (Call::RemovePod, _) => to("removed", DONE, &|world, memory| {
-            (memory.pod, memory.pod_unwritten, world.disk_pod) = (None, false, None);
-        }),
-    }
-    next
-}
-
-type To<'a> = dyn FnMut(&str, u8, &dyn Fn(&mut World, &mut Memory)) + 'a;
-
-/// Killing the container and waiting for its end: steps 1 and 2 of whoever does it, which then goes on at `then`.
-fn kill(world: &World, memory: &Memory, step: u8, then: u8, to: &mut To<'_>) {
-    if memory.container.is_none() || memory.has_ended() {
-        return to("it has ended", then, &|_, _| ());
-    }
-    if step == 1 {
-        return to("kill", 2, &|world, _| world.kill());
-    }
-    if !memory.link {
-        return to("it is lost", then, &|_, memory| {
-            memory.container_happened(|state| state.exited(unknown()))
-        });
-    }
-    // A keeper that answers and knows it will tell its end.
-    if world.keeper != Keeper::Alive || world.knows.is_none() {
-        to("it was killed", then, &|_, memory| memory.container_happened(|state| state.exited(killed())));
     }
 }

@@ -105,7 +105,7 @@ pub(super) struct World {
     /// The keeper has been killed, or stopped: then how the container ended may never be known, or has been guessed.
     pub(super) was_killed: bool,
     pub(super) was_stopped: bool,
-    /// The keeper was told to forget the container: nobody asks any more how it ended.
+    /// The keeper was told to forget the container, which kills it: had it just ended, nobody asks for that any more.
     pub(super) was_forgotten: bool,
 }
 
@@ -164,10 +164,10 @@ impl World {
     fn wrong_code(&self, memory: &Memory) -> Option<String> {
         let Some(ContainerState::Exited(exit)) = &memory.container else { return None };
         let right = match exit.code {
-            code if self.process == Process::Gone(code) || self.was_forgotten => true,
+            code if self.process == Process::Gone(code) => true,
             UNKNOWN => self.was_killed,
             // It has ended by the kill, as far as anybody can tell: its keeper does not speak.
-            KILLED => self.was_stopped || self.was_killed,
+            KILLED => self.was_stopped || self.was_killed || self.was_forgotten,
             _ => false,
         };
         (!right).then(|| format!("the code {} is told, and the process is {:?}", exit.code, self.process))
