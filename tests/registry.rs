@@ -216,9 +216,10 @@ async fn a_root_that_is_half_deleted_starts_says_what_is_missing_and_is_repaired
     registry.image("image", &layer, &Digest::of(Algorithm::Sha256, &layer));
     let reference = format!("{}/image:1", registry.address);
     let id = pull(&mut berth, &reference).await.unwrap();
+    let config = berth.path("config.toml");
     let verify = |more: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_berth"));
-        command.args(["image", "verify"]).args(more).arg("--config").arg(berth.path("config.toml"));
+        command.args(["image", "verify"]).args(more).arg("--config").arg(&config);
         let output = command.output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(text).unwrap())
