@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     bin_path: String,
     /// Pods that are being detached.
     pub(crate) ending: Mutex<HashSet<String>>,
+    /// Held while rules of one pod are put back: its end begins before or after that.
+    pub(crate) restoring: tokio::sync::Mutex<()>,
     /// How often somebody has taken rules away.
     pub(crate) losses: AtomicU64,
 }
@@ -66,6 +68,7 @@ impl Network {
             attachments,
             bin_path: folders.join(":"),
             ending: Mutex::default(),
+            restoring: tokio::sync::Mutex::default(),
             losses: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -268,7 +271,10 @@ impl Network {
             return self.shared.records.remove(pod).await;
         };
         let mut errors = Vec::new();
-        lock(&self.shared.ending).insert(pod.to_owned());
+        {
+            let _alone = self.shared.restoring.lock().await;
+            lock(&self.shared.ending).insert(pod.to_owned());
+        }
         let _ended = Ended { network: self, pod };
         match self.shared.configuration.recorded(&record.made_by()) {
             Ok(config) => self.del_all(&config, pod, &record, netns, &mut errors).await,

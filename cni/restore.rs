@@ -165,6 +165,10 @@ impl Network {
 
     /// Puts back what rules a pod has by its configuration; whether it has any.
     pub(crate) async fn restore_pod(&self, pod: &str) -> Result<bool> {
+        let _alone = self.shared.restoring.lock().await;
+        if lock(&self.shared.ending).contains(pod) {
+            return Ok(false);
+        }
         let Some(record) = self.shared.records.read(pod).await? else { return Ok(false) };
         // One that is still being attached sees to its rules itself.
         let Some(result) = &record.result else { return Ok(false) };
@@ -175,11 +179,6 @@ impl Network {
             let runtime = told.of_entry(entry)?;
             let call = self.call(&config, pod, None, &record, &runtime, &told);
             any |= entry.plugin.restore(&call, result).await?;
-        }
-        // It may have begun to end meanwhile: then its rules have been removed before these came.
-        if lock(&self.shared.ending).contains(pod) || self.shared.records.read(pod).await?.is_none() {
-            let pod = pod.to_owned();
-            nftables::release_where(move |owner| owner.container == pod).await?;
         }
         Ok(any)
     }

@@ -537,6 +537,8 @@ async fn services_of_kube_proxy_and_ports_of_the_host_are_beside_each_other() {
     let mut node = Node::with(json!([bridge(&json!({ "hairpinMode": true })), ports()])).await;
     let outside = node.outside();
     outside.sh("ip route add 10.96.0.0/24 via 198.51.100.1");
+    // Addresses of services are on no link: packets to them set out for the default gateway.
+    node.place.sh("ip route add default via 198.51.100.2");
     let config = with_ports(&node.berth, "pod", [20000]);
     let (pod, other) = (node.pod_of(config).await, node.pod("other").await);
     let server = Server::start(&pod.place, "0.0.0.0", 80, "pod");

@@ -7,6 +7,7 @@ use std::io;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 
 use super::elements::Comment;
 use super::message::{
@@ -74,7 +75,11 @@ pub(crate) struct Watch {
 impl Watch {
     /// In the namespace of the calling thread. Needs a tokio runtime.
     pub(crate) fn open() -> io::Result<Self> {
+        /// Room for the elements of some thousand pods that go at once.
+        const ROOM: usize = 4 << 20;
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        // Only root may have so much: with less, more is lost, and looked at anew.
+        let _without_right = sockopt::set_socket_recv_buffer_size_force(socket.socket_ref(), ROOM);
         socket.socket_mut().bind_auto()?;
         socket.socket_mut().add_membership(GROUP)?;
         Ok(Self { socket })
