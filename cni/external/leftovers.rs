@@ -46,8 +46,8 @@ fn groups_of(variable: &str) -> Vec<Pid> {
         // One that ends meanwhile, or a thread of the kernel, has none.
         let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
         let is_ours = environment.split(|byte| *byte == 0).any(|found| found == variable.as_bytes());
-        let leads = getpgid(Some(pid)) == Ok(pid) && getsid(Some(pid)) != Ok(pid);
-        if is_ours && leads {
+        // Threads of the kernel have neither an environment nor a group.
+        if is_ours && getpgid(Some(pid)) == Ok(pid) && getsid(Some(pid)) != Ok(pid) {
             groups.push(pid);
         }
     }
