@@ -11,6 +11,7 @@ mod operations;
 mod steps;
 mod world;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -50,8 +51,8 @@ fn search(first: World) -> Result<usize, String> {
         }
         for (action, next) in by_itself.into_iter().chain(steps::from_outside(&world)) {
             let next_key = fingerprint(&next);
-            if !came_from.contains_key(&next_key) {
-                came_from.insert(next_key, (key, action));
+            if let Entry::Vacant(unseen) = came_from.entry(next_key) {
+                unseen.insert((key, action));
                 waiting.push_back((next_key, next));
             }
         }
