@@ -168,6 +168,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn key() -> Key {
@@ -215,5 +217,99 @@ mod tests {
         let answer = operations.join(key(), |_| async { panic!("on purpose") }).await;
         assert_eq!(answer.unwrap_err().code(), tonic::Code::Internal);
         assert!(operations.describe(|_| true).is_empty());
+    }
+
+    /// What a caller does, in turns that others get meanwhile.
+    #[derive(Clone, Debug)]
+    struct Caller {
+        key: char,
+        asks_after: u8,
+        takes: u8,
+        panics: bool,
+        gives_up_after: Option<u8>,
+    }
+
+    fn any_caller() -> impl Strategy<Value = Caller> {
+        let turns = || 0..6_u8;
+        (prop::char::range('a', 'c'), turns(), turns(), prop::bool::weighted(0.1), prop::option::of(turns()))
+            .prop_map(|(key, asks_after, takes, panics, gives_up_after)| Caller {
+                key,
+                asks_after,
+                takes,
+                panics,
+                gives_up_after,
+            })
+    }
+
+    async fn turns(count: u8) {
+        for _ in 0..count {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Which operation a caller was answered by; none where that panicked or the caller gave up.
+    async fn call(
+        operations: Operations,
+        caller: Caller,
+        number: usize,
+        running: Arc<Mutex<Vec<char>>>,
+    ) -> Result<Option<usize>, String> {
+        turns(caller.asks_after).await;
+        let key = Key::StopPod(caller.key.to_string().repeat(64).try_into().unwrap());
+        let (letter, panics, takes) = (caller.key, caller.panics, caller.takes);
+        let answer = operations.join(key, move |_| async move {
+            if lock(&running).contains(&letter) {
+                return Ok("two at once".to_owned());
+            }
+            lock(&running).push(letter);
+            turns(takes).await;
+            lock(&running).retain(|known| *known != letter);
+            assert!(!panics, "on purpose");
+            Ok(number.to_string())
+        });
+        let answer = match caller.gives_up_after {
+            None => answer.await,
+            Some(count) => tokio::select! {
+                biased;
+                answer = answer => answer,
+                () = turns(count) => return Ok(None),
+            },
+        };
+        match answer {
+            Ok(text) => text.parse().map(Some).map_err(|_| text),
+            Err(status) if status.code() == tonic::Code::Internal => Ok(None),
+            Err(status) => Err(status.to_string()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_caller_is_answered_and_no_two_operations_of_a_key_run_at_once(
+            callers in prop::collection::vec(any_caller(), 1..12),
+        ) {
+            let threads = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let (operations, running) = (Operations::default(), Arc::new(Mutex::new(Vec::new())));
+            let calls: Vec<_> = callers
+                .iter()
+                .enumerate()
+                .map(|(number, caller)| {
+                    threads.spawn(call(operations.clone(), caller.clone(), number, running.clone()))
+                })
+                .collect();
+            let answers = threads.block_on(async {
+                let mut answers = Vec::new();
+                for call in calls {
+                    answers.push(tokio::time::timeout(Duration::from_secs(60), call).await.unwrap().unwrap());
+                }
+                operations.idle().await;
+                answers
+            });
+            for (caller, answer) in callers.iter().zip(answers) {
+                // Nobody is answered by an operation on something else.
+                let by = answer.map(|by| by.map_or(caller.key, |by| callers[by].key));
+                prop_assert_eq!(by, Ok(caller.key));
+            }
+            prop_assert!(operations.describe(|_| true).is_empty() && lock(&running).is_empty());
+        }
     }
 }

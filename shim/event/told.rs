@@ -91,6 +91,8 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn told(before: Level, levels: &[Level]) -> Vec<&'static str> {
@@ -111,5 +113,22 @@ mod tests {
         assert_eq!(told(Created, &[Deleted, Stopped]), [deleted]);
         assert_eq!(told(Started, &[Started, Stopped]), [stopped]);
         assert!(told(Stopped, &[Created, Started, Stopped]).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn however_the_news_cross_nothing_is_told_twice_or_out_of_order(
+            levels in prop::collection::vec(0..6_usize, 0..20),
+        ) {
+            use Level::{Created, Deleted, NeverStarted, Nothing, Started, Stopped};
+            let all = [Nothing, Created, Started, NeverStarted, Stopped, Deleted];
+            let levels: Vec<Level> = levels.into_iter().filter_map(|level| all.get(level).copied()).collect();
+            let events = told(Nothing, &levels);
+            let order = ["CREATED", "STARTED", "STOPPED", "DELETED"];
+            let places: Vec<_> =
+                events.iter().map(|event| order.iter().position(|word| event.contains(word)).unwrap()).collect();
+            prop_assert!(places.is_sorted_by(|one, next| one < next), "{:?} of {:?}", events, levels);
+            prop_assert_eq!(events.last().is_some_and(|last| last.contains("DELETED")), levels.contains(&Deleted));
+        }
     }
 }

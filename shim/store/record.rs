@@ -160,4 +160,39 @@ mod tests {
         assert!(writer.flush(std::time::Duration::from_secs(60)));
         assert!(!path.exists());
     }
+
+    #[test]
+    fn intents_and_facts_that_cross_are_all_there_and_written_in_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = RecordWriter::start().unwrap();
+        let path = folder.path().join("record.json");
+        let record = Record::new(Vec::<u32>::new(), path.clone(), writer.clone());
+        std::thread::scope(|scope| {
+            for thread in 0..4_u32 {
+                let record = &record;
+                scope.spawn(move || {
+                    for number in (0..100).map(|number| thread * 1000 + number) {
+                        match number % 2 {
+                            // What is intended may be changed twice: it says what is to be so, not what to do.
+                            0 => record
+                                .intend(|value| {
+                                    if !value.contains(&number) {
+                                        value.push(number);
+                                    }
+                                })
+                                .unwrap(),
+                            _ => record.happened(|value| value.push(number)),
+                        }
+                    }
+                });
+            }
+        });
+        assert!(writer.flush(std::time::Duration::from_secs(60)));
+        let mut value = record.get();
+        assert_eq!(on_disk(&path), value);
+        value.sort_unstable();
+        let wanted: Vec<u32> =
+            (0..4).flat_map(|thread| (0..100).map(move |number| thread * 1000 + number)).collect();
+        assert_eq!(value, wanted);
+    }
 }

@@ -43,12 +43,8 @@ pub(super) fn by_themselves(world: &World) -> Next {
     if memory.link && world.keeper == Keeper::Dead {
         may("the end of the keeper is noticed", &keeper_ended);
     }
-    if memory.link
-        && memory.spoken
-        && !world.pause
-        && world.keeper == Keeper::Alive
-        && memory.pod != memory.pod.as_ref().map(PodState::pause_ended)
-    {
+    let pause_unnoticed = memory.pod != memory.pod.as_ref().map(PodState::pause_ended);
+    if memory.link && memory.spoken && !world.pause && world.keeper == Keeper::Alive && pause_unnoticed {
         may("the end of the pause is noticed", &|_, memory| memory.pod_happened(PodState::pause_ended));
     }
     if memory.pod_unwritten {
