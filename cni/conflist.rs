@@ -141,8 +141,24 @@ impl Conflist {
 /// # Errors
 /// The folder cannot be read.
 pub(crate) fn first_file(folder: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(files(folder)?.into_iter().next())
+}
+
+/// All that is wrong in the configuration files of a folder, also in those that are not in force.
+#[must_use]
+pub fn mistakes(folder: &Path, bin_dirs: &[PathBuf], external: &[String]) -> Vec<String> {
+    let search = Search { bin_dirs: bin_dirs.to_vec(), external: external.to_vec(), daemon: true };
+    match files(folder) {
+        Ok(files) => {
+            files.iter().filter_map(|file| load(file, &search).err()).map(|e| e.to_string()).collect()
+        }
+        Err(error) => vec![format!("read {}: {error}", folder.display())],
+    }
+}
+
+fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
@@ -151,7 +167,7 @@ pub(crate) fn first_file(folder: &Path) -> io::Result<Option<PathBuf>> {
             && file.is_file()
     });
     files.sort();
-    Ok(files.into_iter().next())
+    Ok(files)
 }
 
 /// Reads and checks a configuration file.

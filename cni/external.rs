@@ -1,15 +1,24 @@
 //! Plugins that are programs, by the CNI specification ("Section 3: Execution of Network Configurations"): parameters in
 //! the environment, the configuration on standard input, the result on standard output.
+//!
+//! A program is bounded in its time and in what it prints, and has a process group of its own: with a call that is given up
+//! everything that it has started ends, and a daemon that starts ends what the calls of a former one have left ([`leftovers`]).
+
+mod leftovers;
+mod running;
 
 use std::path::PathBuf;
-use std::process::Stdio;
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::call::Call;
-use crate::{Context, Error, Result};
+use crate::{Error, Result};
+pub(crate) use leftovers::end_leftovers;
+use running::Running;
+
+/// Says to whom a plugin's process belongs: the folder in which the daemon keeps its attachments.
+const OWNER: &str = "BERTH_NETWORK";
 
 /// A program by the specification.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,18 +43,9 @@ impl Program {
     ) -> Result<Value> {
         let input = request(call, config, previous).to_string();
         let patience = call.host.patience();
-        let mut child = self.spawn(call, command)?;
-        let work = async {
-            if let Some(mut stdin) = child.stdin.take() {
-                // A plugin that does not read its input says why in its answer.
-                drop(stdin.write_all(input.as_bytes()).await);
-            }
-            child.wait_with_output().await
-        };
-        let output = tokio::time::timeout(patience, work)
-            .await
-            .map_err(|_| self.failed(format!("{command} did not end within {} s", patience.as_secs())))?
-            .doing(format!("wait for plugin {}", self.kind))?;
+        let ran = Running::start(self.command(call, command)).map_err(|why| self.failed(why))?;
+        let output =
+            ran.output(input, patience).await.map_err(|why| self.failed(format!("{command}: {why}")))?;
         let stdout = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         if !output.status.success() {
@@ -62,23 +62,20 @@ impl Program {
             .map_err(|error| self.failed(format!("{command} answered no result: {error}")))
     }
 
-    fn spawn(&self, call: &Call<'_>, command: &str) -> Result<tokio::process::Child> {
+    fn command(&self, call: &Call<'_>, command: &str) -> Command {
         let netns = if call.netns.is_some() { call.sandbox } else { "" };
-        Command::new(&self.path)
+        let mut program = Command::new(&self.path);
+        program
             .env_clear()
             .env("PATH", std::env::var("PATH").unwrap_or_default())
+            .env(OWNER, call.host.state_dir())
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", call.container)
             .env("CNI_NETNS", netns)
             .env("CNI_IFNAME", call.interface)
             .env("CNI_ARGS", call.args_text)
-            .env("CNI_PATH", call.bin_path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .doing(format!("start plugin {}", self.path.display()))
+            .env("CNI_PATH", call.bin_path);
+        program
     }
 }
 

@@ -36,6 +36,7 @@ pub mod program;
 mod record;
 mod restore;
 mod result;
+pub mod sysctls;
 mod template;
 mod watch;
 
@@ -47,7 +48,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use call::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};
-pub use conflist::ConfigError;
+pub use conflist::{ConfigError, mistakes};
 pub use ipam::BUILT_IN_IPAM;
 pub use network::Network;
 pub use plugins::BUILT_IN;

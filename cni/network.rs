@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::call::{Call, RangeEntry, RuntimeConfig, parse_args};
 use crate::config::Configuration;
 use crate::conflist::{Conflist, Entry, Version};
+use crate::external::end_leftovers;
 use crate::health::Health;
 use crate::host::{Host, Places};
 use crate::pin;
@@ -48,6 +49,7 @@ impl Network {
     /// # Errors
     /// The state folder cannot be made, or there is no netlink.
     pub fn open(options: Options) -> Result<Self> {
+        end_leftovers(&options.state_dir);
         let records = Records::open(&options.state_dir)?;
         let attachments = records.pods().into_iter().filter_map(|pod| {
             let attachment = records.read(&pod)?.attachment()?;

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::call::{Call, RuntimeConfig, parse_args};
@@ -169,7 +170,7 @@ async fn answer(
         }
     };
     let runtime = match config.get("runtimeConfig") {
-        Some(runtime) => serde_json::from_value(runtime.clone())
+        Some(runtime) => RuntimeConfig::deserialize(berth_json::NullIsAbsent(runtime))
             .map_err(|error| Failure::new(Failure::DECODE, format!("runtimeConfig: {error}")))?,
         None => RuntimeConfig::default(),
     };

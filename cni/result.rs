@@ -125,7 +125,7 @@ impl CniResult {
     pub fn parse(value: &Value) -> Result<Self, String> {
         match value {
             Value::Null => Ok(Self::default()),
-            value => serde_json::from_value(value.clone()).map_err(|error| error.to_string()),
+            value => Self::deserialize(berth_json::NullIsAbsent(value)).map_err(|error| error.to_string()),
         }
     }
 
@@ -202,5 +202,17 @@ mod tests {
         assert_eq!(old["routes"][0], json!({ "dst": "0.0.0.0/0" }));
         assert_eq!(old["interfaces"][0].get("mtu"), None);
         assert_eq!(CniResult::parse(&old).unwrap().ips, result.ips);
+    }
+
+    #[test]
+    fn what_is_null_in_a_result_is_not_there() {
+        let text = json!({
+            "cniVersion": "1.0.0", "interfaces": [{ "name": "eth0", "mac": null, "sandbox": null }], "routes": null,
+            "ips": [{ "address": "10.0.0.2/24", "gateway": null, "interface": null }],
+            "dns": { "nameservers": null, "domain": null, "search": null },
+        });
+        let result = CniResult::parse(&text).unwrap();
+        assert_eq!((result.interfaces[0].mac.as_str(), result.ips[0].gateway), ("", None));
+        assert_eq!(CniResult::parse(&json!({ "ips": null, "dns": null })).unwrap(), CniResult::default());
     }
 }

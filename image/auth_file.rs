@@ -8,7 +8,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::credentials::{Credentials, Known};
@@ -83,8 +82,7 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    let content =
-        read(&text).map_err(|error| Error::invalid(&what, format!("is no docker config: {error}")))?;
+    let content = parsed(path, &text)?;
     let names = names(name);
     if let Some((server, helper)) = find(&content.cred_helpers, &names) {
         return ask(helper, server).await;
@@ -114,24 +112,27 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
     ask(&content.creds_store, server).await
 }
 
-/// Programs in Go write `null` for a map or a text that is not there.
-fn read(text: &[u8]) -> Result<Content, serde_json::Error> {
-    let mut value: Value = serde_json::from_slice(text)?;
-    drop_nulls(&mut value);
-    serde_json::from_value(value)
+/// Whether a file is one of credentials; one that is missing says nothing.
+///
+/// # Errors
+/// It cannot be read, or is broken.
+pub(crate) async fn check(path: &Path) -> Result<(), Error> {
+    match tokio::fs::read(path).await {
+        Ok(text) => parsed(path, &text).map(drop),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("read", path, error)),
+    }
 }
 
-fn drop_nulls(value: &mut Value) {
-    if let Value::Object(members) = value {
-        members.retain(|_, member| !member.is_null());
-        members.values_mut().for_each(drop_nulls);
-    }
+fn parsed(path: &Path, text: &[u8]) -> Result<Content, Error> {
+    berth_json::from_slice(text)
+        .map_err(|error| Error::invalid(path.display().to_string(), format!("is no docker config: {error}")))
 }
 
 /// Parses such a file, for the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(bytes: &[u8]) {
-    if let Ok(content) = read(bytes) {
+    if let Ok(content) = berth_json::from_slice::<Content>(bytes) {
         drop(find(&content.auths, &names("r.example/team/app")).map(|(key, _)| key.to_owned()));
     }
 }
@@ -202,7 +203,7 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Known>, Error> {
         return if said.contains(NOT_FOUND) { Ok(None) } else { Err(failed(said.to_owned())) };
     }
     let answer: Answer =
-        serde_json::from_str(&text).map_err(|error| failed(format!("its answer is broken: {error}")))?;
+        berth_json::from_str(&text).map_err(|error| failed(format!("its answer is broken: {error}")))?;
     let credentials = match answer.username.as_str() {
         TOKEN_USER => Credentials::IdentityToken(answer.secret),
         _ => Credentials::Basic { username: answer.username, password: answer.secret },

@@ -128,13 +128,6 @@ impl<'de, const N: usize> Deserialize<'de> for FewKeys<N> {
     }
 }
 
-/// For fields in which `null` is the same as absence (`#[serde(default, deserialize_with = "or_default")]`).
-pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
-}
-
 /// Whether a document is an object: a list would be taken for the fields of a struct in their order.
 pub(crate) fn is_object(json: &[u8]) -> bool {
     json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')

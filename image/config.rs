@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use crate::bounded::{Few, FewKeys, is_object, or_default};
+use crate::bounded::{Few, FewKeys, is_object};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::manifest::MAX_LAYERS;
@@ -41,18 +41,33 @@ pub struct ImageConfig {
 pub(crate) struct ParsedConfig {
     pub(crate) config: ImageConfig,
     pub(crate) diff_ids: Vec<Digest>,
+    /// None where it says nothing.
+    platform: Option<Platform>,
+}
+
+impl ParsedConfig {
+    /// Checks that the image runs on a platform. For an image that an index has told the platform of, that counts: its
+    /// config may say something else, or what a builder took for a default (containerd reads it so).
+    pub(crate) fn check_platform(&self, what: &str, platform: &Platform) -> Result<(), Error> {
+        match &self.platform {
+            Some(offered) if platform.rank(offered).is_none() => {
+                Err(Error::unsupported(what, format!("is for {offered}; this node is {platform}")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The document. Builders leave out required fields, and Docker writes `null` into others.
 #[derive(Deserialize)]
 struct Document {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     os: String,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     architecture: String,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     variant: String,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     config: Section,
     rootfs: RootFs,
 }
@@ -65,31 +80,28 @@ struct RootFs {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Section {
-    #[serde(deserialize_with = "or_default")]
     user: String,
     env: Few<String, MAX_LIST>,
     entrypoint: Few<String, MAX_LIST>,
     cmd: Few<String, MAX_LIST>,
-    #[serde(deserialize_with = "or_default")]
     working_dir: String,
     volumes: FewKeys<MAX_LIST>,
-    #[serde(deserialize_with = "or_default")]
     stop_signal: String,
 }
 
-/// Parses a config and checks that it runs on `platform`.
-pub(crate) fn parse_config(what: &str, bytes: &[u8], platform: &Platform) -> Result<ParsedConfig, Error> {
+/// Parses a config.
+pub(crate) fn parse_config(what: &str, bytes: &[u8]) -> Result<ParsedConfig, Error> {
     if !is_object(bytes) {
         return Err(Error::corrupt(what, "is no JSON object"));
     }
-    let document: Document = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
+    let document: Document = berth_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
     let Document { os, architecture, variant, config, rootfs } = document;
     let offered = Platform { os, architecture, variant: Some(variant).filter(|variant| !variant.is_empty()) };
-    let unknown = offered.os.is_empty() || offered.architecture.is_empty();
-    if !unknown && platform.rank(&offered).is_none() {
-        return Err(Error::unsupported(what, format!("is for {offered}; this node is {platform}")));
-    }
-    Ok(ParsedConfig { config: config.checked(what)?, diff_ids: rootfs.diff_ids.all(what, "layers")? })
+    Ok(ParsedConfig {
+        config: config.checked(what)?,
+        diff_ids: rootfs.diff_ids.all(what, "layers")?,
+        platform: Some(offered).filter(Platform::is_told),
+    })
 }
 
 impl Section {
@@ -135,7 +147,8 @@ mod tests {
     }
 
     fn parse(value: &Value) -> Result<ParsedConfig, Error> {
-        parse_config("test", value.to_string().as_bytes(), &host())
+        let parsed = parse_config("test", value.to_string().as_bytes())?;
+        parsed.check_platform("test", &host()).map(|()| parsed)
     }
 
     fn with(section: &Value) -> Value {
@@ -173,6 +186,25 @@ mod tests {
         };
         assert_eq!(parse(&whole).unwrap().config, expected);
         assert!(parse(&json!({ "os": null, "config": null, "rootfs": { "diff_ids": [] } })).is_ok());
+        for member in [
+            "User",
+            "Env",
+            "Entrypoint",
+            "Cmd",
+            "WorkingDir",
+            "Volumes",
+            "StopSignal",
+            "Labels",
+            "ExposedPorts",
+        ] {
+            assert_eq!(
+                parse(&with(&json!({ member: null }))).unwrap().config,
+                ImageConfig::default(),
+                "{member}"
+            );
+        }
+        let other = json!({ "os": "Linux", "architecture": "x86_64", "variant": null, "rootfs": { "type": null, "diff_ids": null } });
+        assert!(parse(&other).unwrap().diff_ids.is_empty());
     }
 
     #[test]
@@ -232,8 +264,8 @@ mod tests {
             let mut bytes = value.to_string().into_bytes();
             let at = at % bytes.len();
             bytes[at] = byte;
-            drop(parse_config("test", &bytes, &host()));
-            drop(parse_config("test", &bytes[..at], &host()));
+            drop(parse_config("test", &bytes));
+            drop(parse_config("test", &bytes[..at]));
         }
     }
 }

@@ -70,7 +70,7 @@ pub fn manifest(bytes: &[u8]) {
             drop(choose("manifest", &entries, &platform));
         }
     }
-    drop(parse_config("config", bytes, &platform));
+    drop(parse_config("config", bytes).map(|parsed| parsed.check_platform("config", &platform)));
     drop(signature_blobs("signatures", bytes));
 }
 

@@ -64,6 +64,8 @@ pub struct FsUsage {
     pub bytes: u64,
     /// Files and folders.
     pub inodes: u64,
+    /// When it was measured, in nanoseconds since the epoch.
+    pub at: i64,
 }
 
 /// What the store takes.

@@ -4,6 +4,7 @@
 //! from the socket through digest check and decompression into one folder per layer, each independent of the others; a
 //! container's root filesystem is an overlay of these folders, which somebody else mounts.
 
+mod admission;
 mod artifact;
 mod auth_file;
 mod bounded;
@@ -19,6 +20,7 @@ mod image;
 mod import;
 mod load;
 mod manifest;
+mod mistakes;
 mod platform;
 mod policy;
 mod printable;
@@ -37,6 +39,7 @@ pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind};
 pub use explain::{Explanation, Server};
 pub use image::{FsUsage, Image, ImageVolume, Usage, WritableLayer};
+pub use mistakes::mistakes;
 pub use platform::Platform;
 pub use printable::{Printable, printable, printable_json};
 pub use progress::{LayerProgress, Stage};

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::bounded::{Few, is_object, or_default};
+use crate::bounded::{Few, is_object};
 use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -26,6 +26,10 @@ pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.ma
 pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIGS: [&str; 2] = [OCI_CONFIG, "application/vnd.docker.container.image.v1+json"];
+/// Types of configs and layers in manifests of Docker's that stand for "an image" (github.com/docker/distribution issue
+/// 1621; Docker and containerd read them so): what a layer is compressed by shows its beginning.
+const WITHOUT_MEANING: [&str; 5] =
+    ["", "application/octet-stream", "application/json", "text/html", "text/plain"];
 const LAYER_PREFIXES: [&str; 5] = [
     OCI_LAYER,
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -38,13 +42,13 @@ const LAYER_PREFIXES: [&str; 5] = [
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     #[serde(default)]
     pub(crate) platform: Option<OfferedPlatform>,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default)]
     pub(crate) annotations: Box<Annotations>,
     /// Where else the content is: of layers that a registry may not keep (OCI descriptor, "urls").
     #[serde(default)]
@@ -87,11 +91,23 @@ struct Document {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct OfferedPlatform {
-    #[serde(deserialize_with = "or_default")]
     os: String,
-    #[serde(deserialize_with = "or_default")]
     architecture: String,
     variant: Option<String>,
+}
+
+impl OfferedPlatform {
+    fn platform(&self) -> Platform {
+        let Self { os, architecture, variant } = self.clone();
+        Platform { os, architecture, variant }
+    }
+}
+
+impl Descriptor {
+    /// What its index says that it runs on.
+    pub(crate) fn told_platform(&self) -> Option<Platform> {
+        self.platform.as_ref().map(OfferedPlatform::platform).filter(Platform::is_told)
+    }
 }
 
 /// What a manifest's bytes say.
@@ -146,13 +162,14 @@ impl Manifest {
             return Err(Error::unsupported(what, format!("is of the type {other:?}, which is no image")));
         }
         // Docker's manifests are images and nothing else.
-        let docker = stated.map(essence).is_some_and(|stated| stated == DOCKER_MANIFEST);
+        let docker =
+            [stated, media_type].into_iter().flatten().map(essence).any(|claimed| claimed == DOCKER_MANIFEST);
         if let Some(entries) = document.manifests {
             return Ok(Self::Index(entries.all(what, "entries")?));
         }
         let image = document.image(what)?;
         if docker || CONFIGS.contains(&image.config.media_type.as_str()) {
-            image.check(what)?;
+            image.check(what, docker)?;
             return Ok(Self::Image(image));
         }
         Ok(Self::Artifact(ArtifactManifest { blobs: image.layers }))
@@ -167,7 +184,7 @@ impl Document {
                 serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
             return Err(Error::corrupt(what, "is no JSON object"));
         }
-        serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))
+        berth_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))
     }
 
     fn image(self, what: &str) -> Result<ImageManifest, Error> {
@@ -190,8 +207,12 @@ pub(crate) fn config_of(what: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
 }
 
 impl ImageManifest {
-    fn check(&self, what: &str) -> Result<(), Error> {
-        if !CONFIGS.contains(&self.config.media_type.as_str()) {
+    /// In a manifest of Docker's, types that registries and builders of old have put there say nothing.
+    fn check(&self, what: &str, docker: bool) -> Result<(), Error> {
+        let says_nothing =
+            |media_type: &str| docker && WITHOUT_MEANING.contains(&essence(media_type).as_str());
+        let config = self.config.media_type.as_str();
+        if !CONFIGS.contains(&config) && !says_nothing(config) {
             let why = format!("has a config of the type {:?}: no container image", self.config.media_type);
             return Err(Error::unsupported(what, why));
         }
@@ -206,7 +227,7 @@ impl ImageManifest {
                     .strip_prefix(prefix)
                     .is_some_and(|rest| matches!(rest, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
             });
-            if !known {
+            if !known && !says_nothing(&layer.media_type) {
                 let why = format!("layer {} is of the type {:?}", layer.digest, layer.media_type);
                 return Err(Error::unsupported(what, why));
             }
@@ -233,14 +254,7 @@ fn is_manifest_type(text: &str) -> bool {
 pub(crate) fn choose(what: &str, entries: &[Descriptor], platform: &Platform) -> Result<Descriptor, Error> {
     let mut best: Option<(u32, &Descriptor)> = None;
     for entry in entries {
-        let rank = match &entry.platform {
-            None => Some(0),
-            Some(offered) => platform.rank(&Platform {
-                os: offered.os.clone(),
-                architecture: offered.architecture.clone(),
-                variant: offered.variant.clone(),
-            }),
-        };
+        let rank = entry.told_platform().map_or(Some(0), |offered| platform.rank(&offered));
         // The first of equals wins, as everywhere.
         if let Some(rank) = rank
             && best.is_none_or(|(highest, _)| rank > highest)
@@ -346,6 +360,54 @@ mod tests {
         assert_eq!(artifact.blobs[0].size, 3);
         value["mediaType"] = json!(DOCKER_MANIFEST);
         assert!(matches!(parse(&value, None), Err(Error::Unsupported { .. })), "docker has none");
+    }
+
+    #[test]
+    fn types_that_say_nothing_are_those_of_an_image_in_a_manifest_of_dockers() {
+        let docker = |config: Value, layer: Value| {
+            let mut value = with("mediaType", json!(DOCKER_MANIFEST));
+            value["config"]["mediaType"] = config;
+            value["layers"][0]["mediaType"] = layer;
+            value
+        };
+        let layer = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+        for config in [
+            json!("application/octet-stream"),
+            json!("application/json"),
+            json!("text/html"),
+            json!(""),
+            json!(null),
+        ] {
+            let parsed = parse(&docker(config.clone(), json!(layer)), Some(DOCKER_MANIFEST)).unwrap();
+            assert!(matches!(parsed, Manifest::Image(_)), "{config}");
+        }
+        let parsed = parse(&docker(json!(CONFIGS[1]), json!("application/octet-stream")), None).unwrap();
+        assert!(matches!(parsed, Manifest::Image(_)));
+        let mut unstated = docker(json!("application/octet-stream"), json!(layer));
+        unstated.as_object_mut().unwrap().remove("mediaType");
+        assert!(matches!(parse(&unstated, Some(DOCKER_MANIFEST)).unwrap(), Manifest::Image(_)));
+        for wrong in ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/x-model"] {
+            assert!(parse(&docker(json!(CONFIGS[1]), json!(wrong)), None).is_err(), "{wrong}");
+        }
+        assert!(parse(&docker(json!("application/x-model"), json!(layer)), None).is_err());
+    }
+
+    #[test]
+    fn an_entry_without_a_platform_is_the_last_choice() {
+        let entry = |seed: &str, platform: Value| json!({ "mediaType": OCI_MANIFEST, "digest": digest(seed), "size": 1, "platform": platform });
+        let index = json!({ "schemaVersion": 2, "manifests": [
+            entry("none", json!(null)),
+            entry("empty", json!({ "os": null, "architecture": "" })),
+            entry("other", json!({ "os": "Linux", "architecture": "x86_64", "variant": null })),
+        ]});
+        let Manifest::Index(entries) = parse(&index, None).unwrap() else { panic!("no index") };
+        let host = |architecture: &str| Platform {
+            os: "linux".into(),
+            architecture: architecture.into(),
+            variant: None,
+        };
+        assert_eq!(choose("test", &entries, &host("amd64")).unwrap().digest.to_string(), digest("other"));
+        assert_eq!(choose("test", &entries, &host("s390x")).unwrap().digest.to_string(), digest("none"));
     }
 
     #[test]

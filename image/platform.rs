@@ -25,8 +25,35 @@ impl Default for Platform {
 }
 
 impl Platform {
+    /// The same in the words of the Go toolchain: builders write what `uname` or the vendor says, in any case (containerd
+    /// reads them so, github.com/containerd/platforms, "Normalize").
+    fn normalized(&self) -> Self {
+        let variant = self.variant.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let architecture = self.architecture.to_ascii_lowercase();
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("x86_64" | "x86-64", variant) => ("amd64", variant),
+            ("i386" | "i486" | "i586" | "i686", _) => ("386", ""),
+            ("aarch64", variant) => ("arm64", variant),
+            ("armhf", _) => ("arm", "v7"),
+            ("armel", _) => ("arm", "v6"),
+            (architecture, variant) => (architecture, variant),
+        };
+        let variant = match variant {
+            "" => None,
+            number if number.starts_with(|c: char| c.is_ascii_digit()) => Some(format!("v{number}")),
+            other => Some(other.to_owned()),
+        };
+        Self { os: self.os.to_ascii_lowercase(), architecture: architecture.to_owned(), variant }
+    }
+
+    /// Whether it says what it runs on.
+    pub(crate) fn is_told(&self) -> bool {
+        !self.os.is_empty() && !self.architecture.is_empty()
+    }
+
     /// How well an offered platform fits: higher is better, `None` does not run here.
     pub(crate) fn rank(&self, offered: &Self) -> Option<u32> {
+        let offered = offered.normalized();
         if self.os != offered.os || self.architecture != offered.architecture {
             return None;
         }
@@ -97,5 +124,10 @@ mod tests {
         );
         assert_eq!(best("linux/arm/v6", &["linux/arm/v7"]), None);
         assert_eq!(best("linux/amd64", &["unknown/unknown", "linux/s390x"]), None);
+        assert_eq!(best("linux/amd64", &["Linux/x86_64"]), Some("Linux/x86_64"));
+        assert_eq!(best("linux/amd64", &["linux/AMD64", "linux/i386"]), Some("linux/AMD64"));
+        assert_eq!(best("linux/arm64", &["linux/aarch64/8"]), Some("linux/aarch64/8"));
+        assert_eq!(best("linux/arm/v7", &["linux/armhf", "linux/armel"]), Some("linux/armhf"));
+        assert_eq!(best("linux/386", &["LINUX/i686"]), Some("LINUX/i686"));
     }
 }

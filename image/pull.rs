@@ -90,6 +90,8 @@ struct Found {
     /// The digest of the manifest that was asked for, and so on down to the one that names the content.
     digests: Vec<Digest>,
     size: u64,
+    /// An index has told that it is for this platform.
+    fits: bool,
 }
 
 enum Content {
@@ -107,10 +109,11 @@ impl Pull {
             (Content::Artifact { .. }, None) => return Err(Error::internal("pull", "no manifest")),
         };
         // Also for what is here already: the policy may have changed since, or another name have brought it.
-        if let Some(file) = &self.inner.options.policy {
-            policy::check_pull(file, &repository, &self.reference, &found.digests).await?;
-        }
-        let names = Names::pulled(&self.reference, found.digests);
+        let verified = match &self.inner.options.policy {
+            Some(file) => policy::check_pull(file, &repository, &self.reference, &found.digests).await?,
+            None => Vec::new(),
+        };
+        let names = Names { verified, ..Names::pulled(&self.reference, found.digests) };
         if let Some(image) = self.inner.name_image(&id, names.clone(), found.size).await? {
             tracing::info!(image = %image.id, reference = %self.reference, "the image is here already");
             return Ok(image);
@@ -121,7 +124,7 @@ impl Pull {
             return Err(Error::limit(self.reference.to_string(), why));
         }
         let new = match found.content {
-            Content::Image(manifest) => self.image(&repository, manifest).await?,
+            Content::Image(manifest) => self.image(&repository, manifest, found.fits).await?,
             Content::Artifact { manifest, bytes } => self.artifact(&repository, &id, manifest, bytes).await?,
         };
         // The layers are leased until the image is recorded.
@@ -173,11 +176,19 @@ impl Pull {
     }
 
     /// The config of an image, and its layers.
-    async fn image(&self, repository: &Repository, manifest: ImageManifest) -> Result<Fetched, Error> {
+    async fn image(
+        &self,
+        repository: &Repository,
+        manifest: ImageManifest,
+        fits: bool,
+    ) -> Result<Fetched, Error> {
         let id = &manifest.config.digest;
         let what = format!("config {}@{id}", self.reference.name());
         let config_bytes = repository.blob(&manifest.config, MAX_CONFIG).await?;
-        let parsed = parse_config(&what, &config_bytes, &self.inner.options.platform)?;
+        let parsed = parse_config(&what, &config_bytes)?;
+        if !fits {
+            parsed.check_platform(&what, &self.inner.options.platform)?;
+        }
         let layers = &manifest.layers;
         if parsed.diff_ids.len() != layers.len() {
             let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
@@ -213,19 +224,20 @@ impl Pull {
             (None, tag) => repository.manifest_by_tag(tag.unwrap_or_default()).await?,
         };
         let mut digests = Vec::new();
+        let mut fits = false;
         for _ in 0..MAX_NESTING {
             let what = format!("manifest {}@{}", reference.name(), fetched.digest);
             digests.push(fetched.digest.clone());
             match Manifest::parse(&what, fetched.media_type.as_deref(), &fetched.bytes)? {
                 Manifest::Image(manifest) => {
                     let size = manifest.content_size().saturating_add(length(&fetched.bytes));
-                    return Ok(Found { content: Content::Image(manifest), digests, size });
+                    return Ok(Found { content: Content::Image(manifest), digests, size, fits });
                 }
                 Manifest::Artifact(manifest) => {
                     let size = artifact::content_size(&manifest.blobs);
                     let size = size.saturating_add(length(&fetched.bytes));
                     let content = Content::Artifact { manifest, bytes: fetched.bytes };
-                    return Ok(Found { content, digests, size });
+                    return Ok(Found { content, digests, size, fits });
                 }
                 Manifest::Index(entries) => {
                     let entry = choose(&what, &entries, &self.inner.options.platform)?;
@@ -234,6 +246,7 @@ impl Pull {
                             format!("names a manifest of {} bytes, the limit is {MAX_MANIFEST}", entry.size);
                         return Err(Error::limit(what, why));
                     }
+                    fits = entry.told_platform().is_some();
                     fetched = repository.manifest_by_digest(&entry.digest).await?;
                     check_entry(&what, &entry, &fetched.bytes)?;
                 }

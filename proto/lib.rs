@@ -1,7 +1,9 @@
 //! The messages and services on berth's socket, generated from the protos beside this file: the whole CRI
 //! (`runtime/v1/api.proto`) and what berth's own command line asks of a running daemon (`berth/v1/admin.proto`).
 
+pub mod codec;
 mod credentials;
+pub mod enums;
 
 /// The Kubernetes Container Runtime Interface, version 1.
 pub mod v1 {

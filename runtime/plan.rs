@@ -107,6 +107,18 @@ pub struct SandboxPlan {
     /// The pause's filter of system calls.
     #[serde(default)]
     pub seccomp: Option<SeccompPlan>,
+    /// User id of the pause, in its user namespace.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group id of the pause.
+    #[serde(default)]
+    pub gid: u32,
+    /// Supplementary groups of the pause, exactly these.
+    #[serde(default)]
+    pub groups: Vec<u32>,
+    /// AppArmor profile of the pause.
+    #[serde(default)]
+    pub apparmor: Option<String>,
     /// SELinux label of the pause.
     #[serde(default)]
     pub selinux: Option<String>,

@@ -81,6 +81,17 @@ impl Daemon {
     pub fn by_systemd(&self) -> bool {
         self.config.cgroup_driver() == berth_proto::v1::CgroupDriver::Systemd
     }
+
+    /// Checks the name of a runtime handler that a request has in `field`; empty is the default.
+    ///
+    /// # Errors
+    /// `InvalidArgument`: none of that name is configured.
+    pub fn check_runtime_handler(&self, field: &str, handler: &str) -> Result<(), CriError> {
+        if handler.is_empty() || self.config.runtime_handlers.iter().any(|known| known == handler) {
+            return Ok(());
+        }
+        Err(CriError::invalid(field, format!("no runtime handler {handler:?} is configured")))
+    }
 }
 
 /// A daemon as its requests hold it.
@@ -160,7 +171,7 @@ fn rlimit_ceilings(own: CapabilitySet) -> Vec<(PosixRlimitType, u64)> {
     RLIMITS.into_iter().filter_map(hard).collect()
 }
 
-fn image_options(config: &Config) -> berth_image::Options {
+pub(crate) fn image_options(config: &Config) -> berth_image::Options {
     berth_image::Options {
         root: config.root.join("image"),
         certs_dirs: config.certs_dirs.clone(),

@@ -34,12 +34,12 @@ impl ImageService for Images {
     type StreamImagesStream = Answers<StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Reply<ListImagesResponse> {
-        let images = images::list(&self.daemon, request.into_inner().filter.as_ref());
+        let images = images::list(&self.daemon, request.into_inner().filter.as_ref())?;
         Ok(Response::new(ListImagesResponse { images }))
     }
 
     async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        let items = images::list(&self.daemon, request.into_inner().filter.as_ref());
+        let items = images::list(&self.daemon, request.into_inner().filter.as_ref())?;
         Ok(Response::new(in_messages(items, |images| StreamImagesResponse { images })))
     }
 
@@ -62,6 +62,6 @@ impl ImageService for Images {
     }
 
     async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Reply<ImageFsInfoResponse> {
-        Ok(Response::new(images::fs_info(&self.daemon)))
+        Ok(Response::new(images::fs_info(&self.daemon).await))
     }
 }

@@ -5,12 +5,13 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use berth_proto::v1::ContainerConfig;
+use berth_proto::v1::{ContainerConfig, PodSandboxConfig};
+use berth_runtime::seccomp::Cache;
 use oci_spec::runtime::LinuxSeccomp;
 
 use crate::error::CriError;
 use crate::spec::seccomp::{SeccompChoice, container_choice};
-use crate::spec::security;
+use crate::spec::{pause, security};
 
 /// The longest profile that is read, in bytes: Docker's has some 20 KiB.
 const LONGEST: u64 = 1 << 20;
@@ -24,6 +25,17 @@ pub fn wanted(config: &ContainerConfig) -> Result<Option<LinuxSeccomp>, CriError
         SeccompChoice::Localhost(path) => read(&path).map(Some),
         SeccompChoice::Unconfined | SeccompChoice::RuntimeDefault => Ok(None),
     }
+}
+
+/// Checks the profile that a pod asks for: that it can be, and, where it is a file of the host, what is in it.
+///
+/// # Errors
+/// As [`wanted`], or it cannot be compiled.
+pub fn check_of_pod(config: &PodSandboxConfig, filters: &Cache) -> Result<(), CriError> {
+    if let SeccompChoice::Localhost(path) = pause::seccomp_choice(config)? {
+        filters.filter(&read(&path)?)?;
+    }
+    Ok(())
 }
 
 /// Reads a profile, as the OCI runtime spec has it in `linux.seccomp`.
@@ -44,7 +56,7 @@ pub fn read(path: &Path) -> Result<LinuxSeccomp, CriError> {
     if u64::try_from(text.len()).unwrap_or(u64::MAX) > LONGEST {
         return Err(wrong(format!("it is longer than {LONGEST} bytes")));
     }
-    serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))
+    berth_json::from_str(&text).map_err(|error| wrong(error.to_string()))
 }
 
 #[cfg(test)]

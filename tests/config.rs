@@ -152,3 +152,50 @@ fn a_certificate_and_its_key_belong_together() {
         }
     }
 }
+
+#[test]
+fn every_mistake_of_every_file_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("certs.d/a.test/hosts.toml", "server = \"ftp://a.test\"\n");
+    write("registries.conf", "[[registry]]\nlocation = \"https://b.test\"\n");
+    write("policy.json", "{}");
+    write("auth.json", "[");
+    write("net.d/10-one.conflist", r#"{"cniVersion": "1.0.0", "name": "../x", "plugins": []}"#);
+    write("net.d/20-two.conflist", "{");
+    write("cdi/vendor.yaml", "kind: x\n");
+    let place = folder.path().display();
+    let main = format!(
+        "sokcet = \"/x\"\nroot = \"relative\"\ncerts_dir = \"{place}/certs.d\"\n\
+         registries_conf = \"{place}/registries.conf\"\nsignature_policy = \"{place}/policy.json\"\n\
+         auth_file = [\"{place}/auth.json\"]\ncni_conf_dir = \"{place}/net.d\"\ncdi_spec_dirs = [\"{place}/cdi\"]\n"
+    );
+    let files =
+        Files::new(&main, &[("10-a.toml", "parallel_pulls = 0\nno_key = 1\n"), ("20-b.toml", "= 1\n")]);
+    let output = files.berth(&["config", "check"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    for wanted in [
+        "config.toml:1: sokcet",
+        "config.toml:2: root",
+        "10-a.toml:1: parallel_pulls",
+        "10-a.toml:2: no_key",
+        "20-b.toml:1:",
+        "certs.d/a.test/hosts.toml",
+        "registries.conf",
+        "policy.json",
+        "auth.json",
+        "10-one.conflist",
+        "20-two.conflist",
+        "vendor.yaml",
+    ] {
+        assert!(
+            told.lines().any(|line| line.starts_with("berth: ") && line.contains(wanted)),
+            "{wanted}: {told}"
+        );
+    }
+}

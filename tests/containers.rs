@@ -183,7 +183,7 @@ async fn ends_have_codes_reasons_and_times() {
     let error = berth.try_start_container(&id).await.unwrap_err();
     assert!(error.message().contains("/no/such/command"), "{error}");
     let status = berth.status(&id).await;
-    assert_eq!((status.exit_code, status.reason.as_str()), (127, "ContainerCannotRun"));
+    assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
     assert!(status.message.contains("No such file"), "{}", status.message);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

@@ -227,9 +227,9 @@ async fn lease(call: &Call<'_>, config: &Value) -> Result<CniResult> {
     })
 }
 
-/// Reads keys; an error names the one that is wrong.
+/// Reads keys, of which those that are null are not there; an error names the one that is wrong.
 pub(crate) fn keys<T: DeserializeOwned>(config: &Value) -> std::result::Result<T, String> {
-    serde_path_to_error::deserialize(config).map_err(|error| {
+    serde_path_to_error::deserialize(berth_json::NullIsAbsent(config)).map_err(|error| {
         let path = error.path().to_string();
         format!("{path}: {}", error.into_inner())
     })

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::call::Call;
@@ -50,7 +51,7 @@ pub(crate) fn hash(parts: &[&str]) -> u64 {
 
 /// What the configuration says of name servers, else what the addresses came with.
 pub(crate) fn dns(config: &Value, found: Dns) -> Dns {
-    let said = config.get("dns").and_then(|dns| serde_json::from_value::<Dns>(dns.clone()).ok());
+    let said = config.get("dns").and_then(|dns| Dns::deserialize(berth_json::NullIsAbsent(dns)).ok());
     said.filter(|dns| *dns != Dns::default()).unwrap_or(found)
 }
 

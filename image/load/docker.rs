@@ -30,7 +30,7 @@ pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
     let what = format!("{MANIFEST} of {}", source.name());
     let bytes = read_small(source, MANIFEST, MAX_MANIFEST)?;
     let entries: Few<Entry, MAX_IMAGES> =
-        serde_json::from_slice(&bytes).map_err(|error| Error::corrupt(what.as_str(), error))?;
+        berth_json::from_slice(&bytes).map_err(|error| Error::corrupt(what.as_str(), error))?;
     let entries = entries.all(&what, "images")?;
     if entries.is_empty() {
         return Err(Error::invalid(source.name(), "holds no image"));
@@ -65,5 +65,6 @@ pub(super) fn find(source: &Source, config: &str, layers: &[String]) -> Result<F
         content: Content::Image(stored),
         manifests: Vec::new(),
         size,
+        fits: false,
     })
 }

@@ -90,7 +90,9 @@ fn name(annotations: &Annotations) -> Option<String> {
 pub(super) fn find(source: &Source, platform: &Platform, entry: &Descriptor) -> Result<Found, Error> {
     let mut manifests = Vec::new();
     let mut entry = entry.clone();
+    let mut fits = false;
     for _ in 0..MAX_NESTING {
+        fits |= entry.told_platform().is_some_and(|told| platform.rank(&told).is_some());
         let what = format!("manifest {} of {}", entry.digest, source.name());
         let bytes = blob(source, &entry, MAX_MANIFEST)?;
         manifests.push(entry.digest.clone());
@@ -99,7 +101,7 @@ pub(super) fn find(source: &Source, platform: &Platform, entry: &Descriptor) -> 
             Manifest::Artifact(artifact) => {
                 let size = artifact::content_size(&artifact.blobs).saturating_add(entry.size);
                 let content = Content::Artifact(artifact);
-                return Ok(Found { config_bytes: bytes, id: entry.digest, content, manifests, size });
+                return Ok(Found { config_bytes: bytes, id: entry.digest, content, manifests, size, fits });
             }
             Manifest::Index(entries) => entry = choose(&what, &entries, platform)?,
             Manifest::Image(manifest) => {
@@ -110,7 +112,8 @@ pub(super) fn find(source: &Source, platform: &Platform, entry: &Descriptor) -> 
                     .into_iter()
                     .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer) });
                 let content = Content::Image(layers.collect());
-                return Ok(Found { config_bytes, id: manifest.config.digest, content, manifests, size });
+                let id = manifest.config.digest;
+                return Ok(Found { config_bytes, id, content, manifests, size, fits });
             }
         }
     }

@@ -50,11 +50,13 @@ impl ImageStore {
             Ok((Arc::new(source), offers))
         })
         .await?;
+        let transport = source.transport(path)?;
         if let Some(policy) = policy {
-            policy::check_archive(&policy, &source.transport(path)?, &path.display().to_string()).await?;
+            policy::check_archive(&policy, &transport, &path.display().to_string()).await?;
         }
         let turns = inner.downloads.turns();
-        let loading = Loading { inner, source, turns };
+        let origin = transport.origin();
+        let loading = Loading { inner, source, turns, origin };
         let mut images = Vec::new();
         for offer in offers {
             let image = loading.load(offer).await?;
@@ -91,6 +93,8 @@ struct Found {
     /// The manifests that lead to it; none in a docker-archive.
     manifests: Vec<Digest>,
     size: u64,
+    /// An index has told that it is for this platform.
+    fits: bool,
 }
 
 #[derive(Debug)]
@@ -132,6 +136,8 @@ struct Loading {
     inner: Arc<Inner>,
     source: Arc<Source>,
     turns: Turns,
+    /// For the images' records.
+    origin: Option<String>,
 }
 
 impl Loading {
@@ -139,7 +145,8 @@ impl Loading {
         let Offer { tags, place } = offer;
         let (source, inner) = (self.source.clone(), self.inner.clone());
         let found = blocking("read an archive", move || read_image(&source, &inner, &place)).await?;
-        let names = names(&tags, &found.manifests);
+        let names =
+            Names { origins: self.origin.iter().cloned().collect(), ..names(&tags, &found.manifests) };
         if let Some(image) = self.inner.name_image(&found.id, names.clone(), found.size).await? {
             return Ok(image);
         }
@@ -169,7 +176,10 @@ impl Loading {
         budget: &Arc<Budget>,
     ) -> Result<(Vec<Lease>, ParsedConfig), Error> {
         let what = format!("config {} of {}", found.id, self.source.name());
-        let parsed = parse_config(&what, &found.config_bytes, &self.inner.options.platform)?;
+        let parsed = parse_config(&what, &found.config_bytes)?;
+        if !found.fits {
+            parsed.check_platform(&what, &self.inner.options.platform)?;
+        }
         if parsed.diff_ids.len() != layers.len() {
             let why = format!("{} layers, but the manifest has {}", parsed.diff_ids.len(), layers.len());
             return Err(Error::corrupt(what, why));
@@ -232,6 +242,7 @@ fn names(tags: &[Reference], manifests: &[Digest]) -> Names {
         tags: tags.iter().filter_map(Reference::tagged).collect(),
         digests,
         manifests: manifests.to_vec(),
+        ..Names::default()
     }
 }
 

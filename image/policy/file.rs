@@ -77,6 +77,30 @@ pub(crate) enum Transport<'a> {
     DockerArchive(&'a Path),
 }
 
+impl<'a> Transport<'a> {
+    /// An archive as [`Self::origin`] has noted it.
+    pub(crate) fn of_origin(origin: &'a str) -> Option<Self> {
+        let (name, path) = origin.split_once(':')?;
+        let path = Path::new(path);
+        Some(match name {
+            "oci" => Self::Layout(path),
+            "oci-archive" => Self::OciArchive(path),
+            "docker-archive" => Self::DockerArchive(path),
+            _ => return None,
+        })
+    }
+
+    /// Where an archive is, for the record of its images: `docker-archive:/path`. None of a registry.
+    pub(crate) fn origin(&self) -> Option<String> {
+        match self {
+            Self::Registry(_) => None,
+            Self::Layout(path) | Self::OciArchive(path) | Self::DockerArchive(path) => {
+                Some(format!("{}:{}", self.name(), path.display()))
+            }
+        }
+    }
+}
+
 impl Transport<'_> {
     fn name(&self) -> &'static str {
         match self {
@@ -127,9 +151,8 @@ impl Policy {
     }
 
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
-        let policy: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let parts = policy.transports.values().flat_map(BTreeMap::values).chain([&policy.default]);
-        for part in parts {
+        let policy: Self = berth_json::from_slice(text).map_err(|error| error.to_string())?;
+        for part in policy.parts() {
             if part.is_empty() {
                 return Err("a list of requirements is empty".to_owned());
             }
@@ -140,6 +163,15 @@ impl Policy {
             }
         }
         Ok(policy)
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Vec<Requirement>> {
+        self.transports.values().flat_map(BTreeMap::values).chain([&self.default])
+    }
+
+    /// What it wants of any image.
+    pub(super) fn all_requirements(&self) -> impl Iterator<Item = &Requirement> {
+        self.parts().flatten()
     }
 
     /// What decides on an image, and its name for messages.

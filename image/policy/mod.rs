@@ -1,14 +1,16 @@
 //! Which images may come onto the node: a policy in the form of containers-policy.json(5), as podman, skopeo and CRI-O
 //! read it. `file` is its format, `identity` whose image a signature is for, `signature` what a signature says and whether
-//! a key made it. Read at each pull, so that a change needs no restart; a policy that cannot be read lets nothing through.
+//! a key made it. Read at each pull and for each container, so that a change needs no restart; a policy that cannot be read
+//! lets nothing through.
 
 mod file;
 mod identity;
 mod signature;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, ErrorKind, blocking};
 use crate::manifest::signature_blobs;
 use crate::reference::Reference;
@@ -34,7 +36,7 @@ pub(crate) struct Ruling {
 }
 
 /// Refuses what the policy does not let through. `digests` are those of the manifests that lead to the image: a signature
-/// of any of them covers what it names.
+/// of any of them covers what it names. The answer are the marks of the signatures that were verified ([`check_use`]).
 ///
 /// # Errors
 /// The policy is broken, rejects the image, or wants a signature that is not there.
@@ -43,16 +45,11 @@ pub(crate) async fn check_pull(
     repository: &Repository,
     reference: &Reference,
     digests: &[Digest],
-) -> Result<(), Error> {
-    let Some(policy) = read(file).await? else { return Ok(()) };
-    let (scope, requirements) = policy.requirements(&Transport::Registry(reference));
-    let mut signatures = None;
-    for requirement in requirements {
-        let wanted = match requirement {
-            Requirement::InsecureAcceptAnything {} => continue,
-            Requirement::SigstoreSigned(wanted) => wanted,
-            other => return Err(refused(file, &scope, reference, other)),
-        };
+) -> Result<Vec<String>, Error> {
+    let Some(policy) = read(file).await? else { return Ok(Vec::new()) };
+    let (scope, wanted) = signatures_wanted(file, &policy, reference)?;
+    let (mut signatures, mut marks) = (None, Vec::new());
+    for wanted in wanted {
         let keys = wanted.keys().await.map_err(|why| Error::untrusted(reference.to_string(), why))?;
         let found = match &mut signatures {
             Some(found) => found,
@@ -61,8 +58,67 @@ pub(crate) async fn check_pull(
         verify(reference, digests, found, wanted, &keys).map_err(|why| {
             Error::untrusted(reference.to_string(), format!("{why} (policy {}, {scope})", file.display()))
         })?;
+        marks.push(mark(reference, wanted, &keys));
     }
-    Ok(())
+    Ok(marks)
+}
+
+/// Whether an image that is here may be used, as the policy is now. `marks` are those of the signatures of the image that
+/// were verified before: False where another signature is wanted, which has to be fetched.
+///
+/// # Errors
+/// The policy is broken, or rejects the image.
+pub(crate) async fn check_use(
+    file: &Path,
+    reference: &Reference,
+    marks: &BTreeSet<String>,
+) -> Result<bool, Error> {
+    let Some(policy) = read(file).await? else { return Ok(true) };
+    let (_, wanted) = signatures_wanted(file, &policy, reference)?;
+    for wanted in wanted {
+        let keys = wanted.keys().await.map_err(|why| Error::untrusted(reference.to_string(), why))?;
+        if !marks.contains(&mark(reference, wanted, &keys)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether there is a policy.
+///
+/// # Errors
+/// It is broken.
+pub(crate) async fn is_there(file: &Path) -> Result<bool, Error> {
+    Ok(read(file).await?.is_some())
+}
+
+/// The signatures that an image must have, where nothing else keeps it away; and the part of the policy that says so.
+fn signatures_wanted<'p>(
+    file: &Path,
+    policy: &'p Policy,
+    reference: &Reference,
+) -> Result<(String, Vec<&'p SigstoreSigned>), Error> {
+    let (scope, requirements) = policy.requirements(&Transport::Registry(reference));
+    let mut wanted = Vec::new();
+    for requirement in requirements {
+        match requirement {
+            Requirement::InsecureAcceptAnything {} => {}
+            Requirement::SigstoreSigned(signed) => wanted.push(&**signed),
+            other => return Err(refused(file, &scope, reference, other)),
+        }
+    }
+    Ok((scope, wanted))
+}
+
+/// Stands for a signature that was verified: by one of these keys, for an image of this name. Other keys or another name
+/// make another mark.
+fn mark(reference: &Reference, wanted: &SigstoreSigned, keys: &[Key]) -> String {
+    let mut content = format!("{}\0{}", reference.identity(), wanted.identity()).into_bytes();
+    for key in keys {
+        content.push(0);
+        content.extend_from_slice(Digest::of(Algorithm::Sha256, key.bytes()).to_string().as_bytes());
+    }
+    Digest::of(Algorithm::Sha256, &content).to_string()
 }
 
 /// The same for an archive, which has no signatures: only what accepts or rejects can be met.
@@ -89,6 +145,24 @@ pub(crate) async fn explain(file: &Path, reference: &Reference) -> Result<Option
     let Some(policy) = read(file).await? else { return Ok(None) };
     let (scope, requirements) = policy.requirements(&Transport::Registry(reference));
     Ok(Some(Ruling { scope, requirements: requirements.iter().map(Requirement::words).collect() }))
+}
+
+/// All that is wrong with a policy: that it cannot be read, or each of its keys that cannot.
+pub(crate) async fn mistakes(file: &Path) -> Vec<String> {
+    let policy = match read(file).await {
+        Ok(Some(policy)) => policy,
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![error.to_string()],
+    };
+    let mut mistakes = Vec::new();
+    for requirement in policy.all_requirements() {
+        if let Requirement::SigstoreSigned(wanted) = requirement
+            && let Err(why) = wanted.keys().await
+        {
+            mistakes.push(format!("policy {}: {why}", file.display()));
+        }
+    }
+    mistakes
 }
 
 /// Parses a policy, for the fuzz targets.

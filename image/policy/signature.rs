@@ -78,7 +78,7 @@ impl Signature {
         if !keys.iter().any(|key| key.verifies(&self.payload, &signature)) {
             return Err("a signature is by none of the keys".to_owned());
         }
-        let payload: Payload = serde_json::from_slice(&self.payload)
+        let payload: Payload = berth_json::from_slice(&self.payload)
             .map_err(|error| format!("the payload of a signature is broken: {error}"))?;
         let Critical { identity, image, r#type } = payload.critical;
         if !TYPES.contains(&r#type.as_str()) {
@@ -115,6 +115,11 @@ impl Key {
         };
         let bytes = info.subject_public_key.as_bytes().ok_or("is broken: it has unused bits")?.to_vec();
         Ok(Self { algorithm, bytes })
+    }
+
+    /// What makes it this key.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {

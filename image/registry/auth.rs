@@ -10,7 +10,7 @@ use http::uri::Scheme;
 use http::{HeaderValue, Method, StatusCode, Uri};
 use serde::Deserialize;
 
-use super::challenge::Challenge;
+use super::challenge::{Challenge, Challenges};
 use super::hosts::{Endpoint, is_loopback};
 use super::transport::{Ask, Transport, join, without_query};
 use crate::credentials::Credentials;
@@ -95,11 +95,17 @@ impl Tokens {
         &self,
         transport: &Transport,
         asking: &Asking<'_>,
-        challenges: &[Challenge],
+        challenges: &Challenges,
         what: &str,
     ) -> Result<HeaderValue, Error> {
-        let mut lacking = "the registry asks for a scheme that is neither Basic nor Bearer";
-        for challenge in challenges {
+        let mut lacking = match challenges.sent {
+            true => "the registry asks for a scheme that is neither Basic nor Bearer",
+            false => {
+                "it answers 401 and sends no challenge (WWW-Authenticate), so that nothing tells how to log in: \
+                 check that the address is that of a registry, and what stands before it"
+            }
+        };
+        for challenge in &challenges.known {
             let met = match challenge {
                 Challenge::Bearer { realm, service, scope } => {
                     let scope =
@@ -181,7 +187,7 @@ async fn bearer(
     if !status.is_success() {
         return Err(Error::unauthorized(what, format!("token service {service}: {status}")));
     }
-    let answer: TokenAnswer = serde_json::from_slice(&body)
+    let answer: TokenAnswer = berth_json::from_slice(&body)
         .map_err(|error| Error::corrupt(format!("answer of the token service {service}"), error))?;
     let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
     let token = token.ok_or_else(|| {

@@ -15,8 +15,21 @@ pub(crate) enum Challenge {
     },
 }
 
-/// The challenges of an answer; schemes that are not known are left out.
-pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+/// What an answer asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Challenges {
+    /// It asks for something.
+    pub(crate) sent: bool,
+    /// Without the schemes that are not known.
+    pub(crate) known: Vec<Challenge>,
+}
+
+/// The challenges of an answer.
+pub(crate) fn challenges(headers: &HeaderMap) -> Challenges {
+    Challenges { sent: headers.contains_key(WWW_AUTHENTICATE), known: known(headers) }
+}
+
+fn known(headers: &HeaderMap) -> Vec<Challenge> {
     let mut found = Vec::new();
     for value in headers.get_all(WWW_AUTHENTICATE) {
         // A realm may be any text, in any encoding (RFC 9110, 5.5, "obs-text").
@@ -110,7 +123,9 @@ mod tests {
         for value in values {
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap());
         }
-        challenges(&headers)
+        let found = challenges(&headers);
+        assert_eq!(found.sent, !values.is_empty());
+        found.known
     }
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
@@ -142,13 +157,13 @@ mod tests {
         {
             let mut headers = HeaderMap::new();
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(realm).unwrap());
-            assert_eq!(challenges(&headers), [Challenge::Basic]);
+            assert_eq!(challenges(&headers).known, [Challenge::Basic]);
         }
         let mut headers = HeaderMap::new();
         let token = "Bearer realm=\"https://auth.test/t\u{f6}ken\",service=\"d\u{e9}p\u{f4}t\"";
         headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(token.as_bytes()).unwrap());
         let expected = bearer("https://auth.test/t%C3%B6ken", Some("d\u{e9}p\u{f4}t"), None);
-        assert_eq!(challenges(&headers), [expected]);
+        assert_eq!(challenges(&headers).known, [expected]);
         assert_eq!(parse(&["Bearer service=x"]), []);
         assert_eq!(parse(&["Bearer realm=\"unclosed"]), [bearer("unclosed", None, None)]);
         assert_eq!(parse(&["", "===", ","]), []);

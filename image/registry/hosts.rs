@@ -386,6 +386,68 @@ fn duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(sum)
 }
 
+/// All that is wrong in the folders of hosts: in each `hosts.toml`, and in certificates.
+pub(crate) fn mistakes(certs_dirs: &[PathBuf]) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    for folder in certs_dirs.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten() {
+        let folder = folder.path();
+        let file = folder.join("hosts.toml");
+        let found = match fs::read_to_string(&file) {
+            Ok(text) => mistakes_of(&text, &folder),
+            Err(error) if is_absent(&error) => {
+                mistakes.extend(
+                    docker_certificates(&folder)
+                        .and_then(|tls| tls.check(&folder))
+                        .err()
+                        .map(|e| e.to_string()),
+                );
+                continue;
+            }
+            Err(error) => vec![error.to_string()],
+        };
+        mistakes.extend(found.into_iter().map(|why| format!("{}: {why}", file.display())));
+    }
+    mistakes.sort();
+    mistakes
+}
+
+/// All that is wrong in one `hosts.toml`.
+fn mistakes_of(text: &str, folder: &Path) -> Vec<String> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    // The folder of a host with a port may be called `host_port_`; that of all others is of none.
+    let domain = match name.strip_suffix('_').and_then(|name| name.rsplit_once('_')) {
+        Some((host, port)) => format!("{host}:{port}"),
+        None => name.into_owned(),
+    };
+    let named = |domain: &str| format!("{domain}/name").parse::<Reference>();
+    let reference = match named(&domain).or_else(|_| named("host.example")) {
+        Ok(reference) => reference,
+        Err(error) => return vec![error.to_string()],
+    };
+    let (file, of_server) = match (toml::from_str::<HostsFile>(text), toml::from_str::<HostKeys>(text)) {
+        (Ok(file), Ok(of_server)) => (file, of_server),
+        (Err(error), _) | (_, Err(error)) => return vec![error.to_string()],
+    };
+    let hosts = file.host.iter().map(|(url, keys)| (format!("host.{url:?}"), url.as_str(), keys.get_ref()));
+    let server = file.server.as_deref().filter(|url| !url.is_empty());
+    let server = server.map(|url| ("server".to_owned(), url, &of_server));
+    let check = |(key, url, keys): (String, &str, &HostKeys)| {
+        let endpoint = endpoint(url, keys, folder, &reference).map_err(|why| format!("{key}: {why}"));
+        endpoint
+            .and_then(|endpoint| endpoint.tls.check(folder).map_err(|error| format!("{key}: {error}")))
+            .err()
+    };
+    hosts.chain(server).filter_map(check).collect()
+}
+
+impl Tls {
+    /// Whether its certificates and keys are such.
+    fn check(&self, folder: &Path) -> Result<(), Error> {
+        let config = super::transport::tls_config(self);
+        config.map(drop).map_err(|error| Error::invalid(folder.display().to_string(), error))
+    }
+}
+
 /// A certificate or a key; what is longer is none.
 fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();

@@ -17,10 +17,11 @@ mod sources;
 mod transport;
 
 pub(crate) use blob::{Piece, Watcher};
-pub(crate) use hosts::Endpoint;
+pub(crate) use hosts::{Endpoint, mistakes as host_mistakes};
 pub(crate) use pace::{Figures, MIN_RATE};
 pub use proxy::Proxies;
 pub(crate) use reader::PieceReader;
+pub(crate) use registries_conf::mistakes as conf_mistakes;
 pub(crate) use repository::{Registry, Repository, check_blob};
 pub(crate) use sources::Sources;
 pub(crate) use transport::traced;

@@ -264,6 +264,30 @@ fn servers(name: &str, insecure: bool, mirror: bool) -> Vec<Endpoint> {
     vec![Endpoint { retried: false, ..endpoint }, plain]
 }
 
+/// All that is wrong in the main file and the drop-ins.
+pub(crate) fn mistakes(file: &Path) -> Vec<String> {
+    let files = match files(file) {
+        Ok(files) => files,
+        Err(error) => return vec![error.to_string()],
+    };
+    let mut mistakes = Vec::new();
+    for path in files {
+        let found = match fs::read_to_string(&path) {
+            Ok(text) => match toml::from_str::<RegistriesConf>(&text) {
+                Ok(conf) if conf.registries.is_some() => {
+                    RegistriesConf::parse(&text).err().into_iter().collect()
+                }
+                Ok(conf) => conf.registry.iter().filter_map(|registry| registry.check().err()).collect(),
+                Err(error) => vec![error.to_string()],
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => vec![error.to_string()],
+        };
+        mistakes.extend(found.into_iter().map(|why| format!("{}: {why}", path.display())));
+    }
+    mistakes
+}
+
 fn files(file: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut folder = file.as_os_str().to_owned();
     folder.push(".d");

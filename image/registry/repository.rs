@@ -325,7 +325,7 @@ fn reasons(body: &[u8]) -> String {
         #[serde(default)]
         message: String,
     }
-    let Ok(answer) = serde_json::from_slice::<Answer>(body) else {
+    let Ok(answer) = berth_json::from_slice::<Answer>(body) else {
         return String::new();
     };
     let reasons: Vec<_> =

@@ -318,7 +318,9 @@ fn causes(error: &dyn StdError) -> String {
     text
 }
 
-fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
+/// # Errors
+/// A certificate or a key is none.
+pub(super) fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
     let invalid = |why: String| Error::invalid("TLS configuration", why);
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())

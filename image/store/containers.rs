@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::folders::{make_private, write_json};
 use super::index::{ContainerEntry, Index, user};
-use super::record::{ContainerRecord, DiskUsage};
+use super::record::ContainerRecord;
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
@@ -47,7 +47,7 @@ impl ImageStore {
         self.inner.writable(&self.inner.index(), container_id)
     }
 
-    /// What a container has written; the figures are at most some seconds old, and 0 before they are there.
+    /// What a container has written, as it was last measured ([`Self::measure_layers`]).
     #[must_use]
     pub fn layer_usage(&self, container_id: &str) -> Option<FsUsage> {
         self.inner.layer_usage(container_id)
@@ -94,7 +94,7 @@ impl Inner {
                     return Err(error);
                 }
             }
-            let entry = ContainerEntry { record: Some(record.clone()), usage: DiskUsage::default() };
+            let entry = ContainerEntry { record: Some(record.clone()), usage: None };
             index.containers.insert(id.to_owned(), entry);
         }
         let made = self.make_layer_folder(id, &record);
@@ -123,7 +123,8 @@ impl Inner {
     }
 
     fn drop_layer(self: &Arc<Self>, id: &str) -> Result<(), Error> {
-        let usage = self.index().containers.get(id).map(|entry| entry.usage).unwrap_or_default();
+        let measured = self.index().containers.get(id).and_then(|entry| entry.usage);
+        let usage = measured.map(|measured| measured.usage).unwrap_or_default();
         self.throw_away(&self.folders.container(id), usage)?;
         let unused: Vec<Digest> = {
             let mut index = self.index();

@@ -13,14 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::Inner;
 use super::reaper::Job;
 use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
-use super::usage::sum;
+use super::usage::{Measured, sum};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::image::Image;
 use crate::reference::{Reference, is_hex_id};
-
-/// The shortest beginning of an id that stands for it: what crictl and docker print.
-const MIN_PREFIX: usize = 12;
 
 /// The name of a layer's folder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -142,7 +139,8 @@ pub(super) struct NewLayer {
 #[derive(Clone, Debug)]
 pub(super) struct ContainerEntry {
     pub(super) record: Option<ContainerRecord>,
-    pub(super) usage: DiskUsage,
+    /// None before it is measured.
+    pub(super) usage: Option<Measured>,
 }
 
 /// The store's contents.
@@ -180,9 +178,10 @@ impl Index {
         }
     }
 
+    /// The image whose id begins so, if there is one: people type as much of an id as makes it unique (crictl passes it on).
     fn by_prefix(&self, name: &str) -> Option<Arc<Image>> {
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if prefix.len() < MIN_PREFIX {
+        if prefix.is_empty() {
             return None;
         }
         let mut fitting = self
@@ -426,7 +425,7 @@ impl Index {
     }
 
     pub(super) fn container_usage(&self) -> DiskUsage {
-        sum(self.containers.values().map(|container| container.usage))
+        sum(self.containers.values().filter_map(|container| container.usage).map(|measured| measured.usage))
     }
 }
 

@@ -87,13 +87,18 @@ pub(crate) struct Names {
     pub(crate) tags: Vec<String>,
     pub(crate) digests: Vec<String>,
     pub(crate) manifests: Vec<Digest>,
+    /// Marks of signatures that were verified.
+    pub(crate) verified: Vec<String>,
+    /// The archive that it came from.
+    pub(crate) origins: Vec<String>,
 }
 
 impl Names {
     /// The names that a pull of `reference` gives, which has come to these manifests (the first is what was asked for).
     pub(crate) fn pulled(reference: &Reference, manifests: Vec<Digest>) -> Self {
         let digests = manifests.first().map(|digest| reference.with_digest(digest)).into_iter().collect();
-        Self { tags: reference.tagged().into_iter().collect(), digests, manifests }
+        let tags = reference.tagged().into_iter().collect();
+        Self { tags, digests, manifests, ..Self::default() }
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) use marker::Spender;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -66,7 +67,7 @@ use flights::Flights;
 use folders::Folders;
 use index::Index;
 use trash::Trash;
-use usage::{Count, Counters};
+use usage::Counters;
 use worker::Worker;
 
 /// How a store is kept.
@@ -146,8 +147,6 @@ pub(crate) struct Inner {
     syncs: Syncs,
     /// Deletes.
     reaper: Worker<reaper::Job>,
-    /// Counts.
-    meter: Worker<Count>,
     /// Reads whole layers.
     marker: Worker<marker::Job>,
     pub(crate) pulls: Pulls,
@@ -214,6 +213,16 @@ impl Inner {
         self.flights.pull(key, work).await
     }
 
+    /// Marks of the signatures of an image that were verified.
+    pub(crate) fn verified(&self, id: &Digest) -> BTreeSet<String> {
+        self.index().entry(id).map(|entry| entry.record.verified.clone()).unwrap_or_default()
+    }
+
+    /// The archives that an image came from.
+    pub(crate) fn origins(&self, id: &Digest) -> BTreeSet<String> {
+        self.index().entry(id).map(|entry| entry.record.origins.clone()).unwrap_or_default()
+    }
+
     /// Whether the store has an image that is not removed.
     pub(crate) fn has(&self, id: &Digest) -> bool {
         self.index().listed(id).is_some()
@@ -269,8 +278,7 @@ impl ImageStore {
         .await
     }
 
-    /// What the store takes of the disk: images as `du` counts them; what containers have written was counted a moment
-    /// ago in the background.
+    /// What the store takes of the disk: images as `du` counts them; what containers have written as it was last measured.
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.inner.usage()

@@ -28,6 +28,12 @@ pub(crate) struct ImageRecord {
     pub(crate) diff_ids: Vec<Digest>,
     /// The folders that make the image, the bottom one first: those of the diff ids, and patches above some of them.
     pub(crate) layers: Vec<LayerKey>,
+    /// Marks of the signatures of it that were verified: what a policy wants again needs no registry.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) verified: BTreeSet<String>,
+    /// The archives that it came from, as transport and path.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) origins: BTreeSet<String>,
     /// It has been removed, and stays only for the containers that run on it.
     #[serde(default)]
     pub(crate) removed: bool,
@@ -54,6 +60,8 @@ impl ImageRecord {
             size: 0,
             diff_ids: Vec::new(),
             layers: Vec::new(),
+            verified: BTreeSet::new(),
+            origins: BTreeSet::new(),
             removed: false,
             synced: false,
             change: 0,
@@ -65,6 +73,8 @@ impl ImageRecord {
         self.tags.extend(names.tags);
         add_some(&mut self.digests, names.digests);
         add_some(&mut self.manifests, names.manifests);
+        add_some(&mut self.verified, names.verified);
+        add_some(&mut self.origins, names.origins);
     }
 
     /// What callers see of it.
@@ -231,6 +241,7 @@ mod tests {
                 tags: vec!["r.example/a:1".to_owned()],
                 digests: vec![format!("r.example/a@{}", digest(number))],
                 manifests: vec![digest(number)],
+                ..Names::default()
             };
             record.add(names.clone());
             assert!(record.manifests.contains(&digest(number)) && record.digests.contains(&names.digests[0]));

@@ -187,6 +187,45 @@ async fn a_policy_lets_in_what_is_signed_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_holds_for_the_use_of_images_that_are_here() {
+    let node = node().await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    node.write("key.pem", key.public_key_pem());
+    let digest = node.image("signed");
+    node.image("open");
+    let signed = node.pull("signed:1").await.unwrap();
+    let open = node.pull("open:1").await.unwrap();
+    let check = async |image: &berth_image::Image, name: &str| node.store.check_policy(image, name).await;
+    check(&signed, "").await.expect("without a policy anything may be used");
+
+    let wanted = json!([{ "type": "sigstoreSigned", "keyPath": node.path("key.pem"),
+                          "signedIdentity": { "type": "matchRepository" } }]);
+    let policy = json!({ "default": [{ "type": "reject" }], "transports": { "docker": { node.name("signed"): wanted } } });
+    node.write("policy.json", &policy);
+    let refused = |result: Result<(), berth_image::Error>, words: &str| {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Untrusted, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    };
+    refused(check(&open, &node.name("open:1")).await, "it is rejected");
+    refused(check(&signed, &node.name("signed:1")).await, "it has no signature");
+    node.sign("signed", &digest, &node.name("signed"), &key);
+    check(&signed, &node.name("signed:1")).await.expect("it is signed by now");
+    // Verified once: the registry is not asked again, whatever the client calls it.
+    let place = format!("/v2/signed/manifests/sha256-{}.sig", digest.hex());
+    let before = node.registry.times(&place);
+    node.registry.answer(&place, Answer::Whole(500, "text/plain", Vec::new()));
+    for name in [node.name("signed:1"), signed.id.to_string(), String::new()] {
+        check(&signed, &name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    assert_eq!(node.registry.times(&place), before);
+    // By another key it is another question.
+    node.write("key.pem", rcgen::KeyPair::generate().unwrap().public_key_pem());
+    assert!(check(&signed, &node.name("signed:1")).await.is_err());
+    assert!(node.registry.times(&place) > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn artifacts_are_files_to_mount_and_nothing_to_run() {
     let node = node().await;
     let digest = node.artifact("models", &[("model.bin", "weights"), ("docs/readme", "text")]);

@@ -1,11 +1,11 @@
 //! Resources of the OCI spec as the files of cgroup v1 and v2 (Documentation/admin-guide/cgroup-v1, cgroup-v2.rst).
 
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 
+use super::change::Change;
 use super::{CgroupError, Result};
 
 /// One file to write.
@@ -21,6 +21,10 @@ impl Write {
     fn asks_for_nothing(&self) -> bool {
         self.limit == "hugepageLimits" && self.value == "0"
     }
+
+    fn no_controller(&self) -> CgroupError {
+        CgroupError::NoController { limit: self.limit, controller: self.controller }
+    }
 }
 
 fn write(
@@ -32,30 +36,48 @@ fn write(
     Write { limit, controller, file: file.into(), value: value.to_string() }
 }
 
-/// Sets the limits of v1; `folder` is where a controller has the cgroup.
+/// Sets the limits of v1, all or none; `folder` is where a controller has the cgroup.
 pub(super) fn apply_v1<'f>(
     folder: impl Fn(&str) -> Option<&'f Path>,
     resources: &LinuxResources,
-) -> Result<()> {
+) -> Result<Change> {
     let mut writes = v1(resources);
     if let Some(memory) = folder("memory") {
         order_memory(&mut writes, memory);
     }
-    let mut again = None;
+    let mut placed = Vec::new();
     for write in writes {
-        let Some(folder) = folder(write.controller) else {
-            if write.asks_for_nothing() {
-                continue;
-            }
-            return Err(CgroupError::NoController { limit: write.limit, controller: write.controller });
-        };
-        match put(folder, &write) {
+        match folder(write.controller) {
+            Some(folder) => placed.extend(place(folder, write)?),
+            None if write.asks_for_nothing() => {}
+            None => return Err(write.no_controller()),
+        }
+    }
+    apply(placed)
+}
+
+/// Writes all, or takes back what was written.
+fn apply(placed: Vec<Placed>) -> Result<Change> {
+    let mut change = Change::default();
+    match write_all(&mut change, placed) {
+        Ok(()) => Ok(change),
+        Err(error) => {
+            let left = change.take_back();
+            Err(if left.is_empty() { error } else { CgroupError::Partly { error: Box::new(error), left } })
+        }
+    }
+}
+
+fn write_all(change: &mut Change, placed: Vec<Placed>) -> Result<()> {
+    let mut again = None;
+    for write in placed {
+        match write.put(change) {
             // With the quota of before the new period can be more than the cgroup above has: it is set after the quota.
-            Err(_) if write.limit == "cpu.period" => again = Some((folder, write)),
+            Err(_) if write.limit == "cpu.period" => again = Some(write),
             done => done?,
         }
     }
-    again.map_or(Ok(()), |(folder, write)| put(folder, &write))
+    again.map_or(Ok(()), |write| write.put(change))
 }
 
 /// The limit of memory is never above that of memory and swap: whichever gives way is written first
@@ -78,7 +100,7 @@ fn v1(resources: &LinuxResources) -> Vec<Write> {
         if let Some(limit) = limit {
             writes.push(write("memory.limit", "memory", "memory.limit_in_bytes", limit));
         }
-        // A limit of memory and swap together is only there when the kernel counts swap: see `put`.
+        // A limit of memory and swap together is only there when the kernel counts swap: see `place`.
         if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
             writes.push(write("memory.swap", "memory", "memory.memsw.limit_in_bytes", swap));
         }
@@ -113,19 +135,34 @@ fn v1(resources: &LinuxResources) -> Vec<Write> {
     writes
 }
 
-/// Sets the limits of v2.
-pub(super) fn apply_v2(folder: &Path, resources: &LinuxResources) -> Result<()> {
+/// Sets the limits of v2, all or none.
+pub(super) fn apply_v2(folder: &Path, resources: &LinuxResources) -> Result<Change> {
+    let mut placed = Vec::new();
     for write in v2(resources) {
-        put(folder, &write)?;
+        placed.extend(place(folder, write)?);
     }
     for (key, value) in resources.unified().iter().flatten() {
-        let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if !key.contains('.') || !key.chars().all(sound) || value.contains('\0') {
-            return Err(CgroupError::Value { key: key.clone(), value: value.clone() });
-        }
-        put(folder, &write("unified", "unified", key.as_str(), value))?;
+        placed.push(place_unified(folder, key, value)?);
     }
-    Ok(())
+    apply(placed)
+}
+
+/// A file that the client names itself (OCI runtime spec, "Unified").
+fn place_unified(folder: &Path, key: &str, value: &str) -> Result<Placed> {
+    let invalid = |why| CgroupError::Value { key: key.to_owned(), value: value.to_owned(), why };
+    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !key.contains('.') || !key.chars().all(sound) {
+        return Err(invalid("it is not the name of a file of a cgroup"));
+    }
+    if value.contains('\0') {
+        return Err(invalid("the value has a NUL byte"));
+    }
+    match place(folder, write("unified", "unified", key, value)) {
+        Err(CgroupError::NoController { .. }) => Err(invalid("the cgroup has no such file")),
+        Ok(None) => Err(invalid("the cgroup has no such file")),
+        Ok(Some(placed)) => Ok(placed),
+        Err(error) => Err(error),
+    }
 }
 
 fn v2(resources: &LinuxResources) -> Vec<Write> {
@@ -185,19 +222,37 @@ pub fn weight_of(shares: u64) -> u64 {
     1 + (shares - 2) * 9999 / 262_142
 }
 
-fn put(folder: &Path, write: &Write) -> Result<()> {
-    let path = folder.join(&write.file);
-    match fs::write(&path, &write.value) {
-        Ok(()) => Ok(()),
-        // A kernel that does not count swap has no such file: there is no swap to limit.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && write.limit == "memory.swap" => Ok(()),
-        // Opening for write creates nothing in a cgroup: EACCES and EPERM stand for a file that is not there.
-        Err(_) if !path.exists() && (write.limit == "memory.swap" || write.asks_for_nothing()) => Ok(()),
-        Err(_) if !path.exists() => {
-            Err(CgroupError::NoController { limit: write.limit, controller: write.controller })
-        }
-        Err(source) => Err(CgroupError::File { action: "limit", path, source }),
+/// A file of a cgroup that is there, and what is to be written to it.
+struct Placed {
+    limit: &'static str,
+    path: PathBuf,
+    value: String,
+}
+
+impl Placed {
+    fn put(&self, change: &mut Change) -> Result<()> {
+        change.write(&self.path, &self.value).map_err(|source| match self.path.exists() {
+            true => CgroupError::Refused { path: self.path.clone(), value: self.value.clone(), source },
+            // The file was there before: the cgroup has gone meanwhile.
+            false => CgroupError::Gone { path: self.path.clone() },
+        })
     }
+}
+
+/// Finds the file. None where it is not there and nothing is lost by that.
+fn place(folder: &Path, write: Write) -> Result<Option<Placed>> {
+    let path = folder.join(&write.file);
+    if path.exists() {
+        return Ok(Some(Placed { limit: write.limit, path, value: write.value }));
+    }
+    if !folder.exists() {
+        return Err(CgroupError::Gone { path: folder.to_owned() });
+    }
+    // A kernel that does not count swap has no such file: there is no swap to limit.
+    if write.limit == "memory.swap" || write.asks_for_nothing() {
+        return Ok(None);
+    }
+    Err(write.no_controller())
 }
 
 /// Offers the controllers of a v2 folder to those below. Those it cannot offer are missed when a limit needs them.
@@ -275,6 +330,63 @@ mod tests {
         assert!(
             files(v1(&LinuxResources::default())).iter().all(|(file, _)| file != "memory.limit_in_bytes")
         );
+    }
+
+    /// A cgroup of files that take everything.
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_set_leaves_all_as_they_were() {
+        let v2 = folder(&[("memory.max", "max"), ("memory.swap.max", "max"), ("cpu.weight", "100")]);
+        let read = |name: &str| fs::read_to_string(v2.path().join(name)).unwrap();
+        let error = apply_v2(v2.path(), &resources()).unwrap_err();
+        assert!(matches!(error, CgroupError::NoController { limit: "cpu.quota", .. }), "{error}");
+        assert_eq!((read("memory.max"), read("cpu.weight")), ("max".to_owned(), "100".to_owned()));
+        // Found before the first write, and refused by the kernel after some: a folder takes no value.
+        fs::create_dir(v2.path().join("cpu.max")).unwrap();
+        fs::write(v2.path().join("cpuset.cpus"), "").unwrap();
+        fs::write(v2.path().join("pids.max"), "max").unwrap();
+        let error = apply_v2(v2.path(), &resources()).unwrap_err();
+        assert!(matches!(&error, CgroupError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("cpu.max"), "{error}");
+        assert_eq!((read("memory.max"), read("cpu.weight")), ("max".to_owned(), "100".to_owned()));
+        fs::remove_dir(v2.path().join("cpu.max")).unwrap();
+        fs::write(v2.path().join("cpu.max"), "max 100000").unwrap();
+        let change = apply_v2(v2.path(), &resources()).unwrap();
+        assert_eq!((read("memory.max"), read("cpu.max")), ("1000".to_owned(), "50000 100000".to_owned()));
+        assert_eq!(change.take_back(), Vec::<String>::new());
+        assert_eq!((read("memory.max"), read("cpu.max")), ("max".to_owned(), "max 100000".to_owned()));
+    }
+
+    #[test]
+    fn what_is_gone_is_told_apart_from_what_the_host_lacks() {
+        let missing = std::path::Path::new("/nonexistent/cgroup");
+        assert!(matches!(apply_v2(missing, &resources()), Err(CgroupError::Gone { .. })));
+        let only_memory = |controller: &str| (controller == "memory").then_some(missing);
+        assert!(matches!(apply_v1(only_memory, &resources()), Err(CgroupError::Gone { .. })));
+    }
+
+    #[test]
+    fn a_file_that_the_client_names_must_be_there() {
+        let v2 = folder(&[("memory.high", "max")]);
+        let unified = |key: &str, value: &str| {
+            let unified: std::collections::HashMap<String, String> =
+                [(key.to_owned(), value.to_owned())].into();
+            LinuxResourcesBuilder::default().unified(unified).build().unwrap()
+        };
+        assert!(apply_v2(v2.path(), &unified("memory.high", "900")).is_ok());
+        for (key, value) in
+            [("memory.low", "1"), ("../memory.high", "1"), ("memory", "1"), ("memory.high", "\0")]
+        {
+            let error = apply_v2(v2.path(), &unified(key, value)).unwrap_err();
+            assert!(matches!(error, CgroupError::Value { .. }), "{key}: {error}");
+        }
     }
 
     #[test]

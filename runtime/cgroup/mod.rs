@@ -3,15 +3,18 @@
 //!
 //! * [`hierarchy`]: which cgroups this host has, and where
 //! * [`path`]: the path of a cgroup, the same in every hierarchy
-//! * [`limits`]: resources of the OCI spec as the files of both versions
+//! * [`limits`]: resources of the OCI spec as the files of both versions; [`change`]: several files or none
+//! * [`oom`]: the scores by which the kernel chooses whom it kills
 //! * [`devices`]: which devices may be opened: files on v1, a program on v2
 //! * [`stats`]: what a cgroup has used
 //! * [`kill`]: the end of everything in a cgroup
 
+mod change;
 mod devices;
 mod hierarchy;
 mod kill;
 mod limits;
+mod oom;
 mod path;
 mod stats;
 
@@ -24,8 +27,10 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
 
+pub use change::Change;
 pub use hierarchy::{Hierarchies, Version};
 pub use limits::weight_of;
+pub use oom::Scores;
 pub use path::{CgroupPath, CgroupPathError};
 pub use stats::{Memory, Pressure, Stats, Waited};
 
@@ -61,13 +66,49 @@ pub enum CgroupError {
         /// Which controller.
         controller: &'static str,
     },
+    /// The kernel takes a limit not as it is.
+    #[error("failed to set {} to {value:?}: {source}", path.display())]
+    Refused {
+        /// The limit's file.
+        path: PathBuf,
+        /// What was to be written.
+        value: String,
+        /// Why it was refused.
+        source: io::Error,
+    },
+    /// The cgroup is not there any more.
+    #[error("the cgroup of {} is gone", path.display())]
+    Gone {
+        /// A folder or file of it.
+        path: PathBuf,
+    },
+    /// A change failed, and some of it cannot be taken back.
+    #[error("{error}; then, while undoing: {}", left.join("; "))]
+    Partly {
+        /// Why the change failed.
+        error: Box<CgroupError>,
+        /// What stays changed, and why.
+        left: Vec<String>,
+    },
+    /// A process cannot be given a score.
+    #[error("failed to set oom_score_adj of process {pid} to {score}: {source}")]
+    OomScore {
+        /// Which process.
+        pid: i32,
+        /// Which score.
+        score: i32,
+        /// Why it was refused.
+        source: io::Error,
+    },
     /// A value that is none.
-    #[error("cgroup {key}: {value:?} is not valid")]
+    #[error("invalid limit {key}={value:?}: {why}")]
     Value {
         /// Which key.
         key: String,
         /// Which value.
         value: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// What is in a cgroup does not end.
     #[error("cgroup {}: processes {pids:?} do not end", path.display())]
@@ -141,24 +182,26 @@ impl Cgroup {
         for folder in &cgroup.folders {
             folder.make(cgroup.v2)?;
         }
-        cgroup.update(resources)?;
+        // What is made for them is removed as a whole where they cannot be set.
+        drop(cgroup.update(resources)?);
         Ok(cgroup)
     }
 
-    /// Sets limits; what is not said stays.
+    /// Sets limits; what is not said stays. The answer can take them back.
     ///
     /// # Errors
-    /// A limit is refused, or its controller is not there.
-    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+    /// A limit is refused, or its controller is not there: all limits are then as before.
+    pub fn update(&self, resources: &LinuxResources) -> Result<Change> {
         if self.v2 {
-            limits::apply_v2(&self.whole, resources)?;
-            return devices::apply_v2(&self.whole, resources);
+            let change = limits::apply_v2(&self.whole, resources)?;
+            devices::apply_v2(&self.whole, resources)?;
+            return Ok(change);
         }
-        limits::apply_v1(|controller| self.of(controller), resources)?;
-        match self.of("devices") {
-            Some(folder) => devices::apply_v1(folder, resources),
-            None => Ok(()),
+        let change = limits::apply_v1(|controller| self.of(controller), resources)?;
+        if let Some(folder) = self.of("devices") {
+            devices::apply_v1(folder, resources)?;
         }
+        Ok(change)
     }
 
     fn of(&self, controller: &str) -> Option<&Path> {
@@ -224,7 +267,7 @@ impl Cgroup {
         let other = self.existing_beside(name);
         make_folder(&other.whole)?;
         if self.v2 {
-            other.update(resources)?;
+            drop(other.update(resources)?);
         }
         Ok(other)
     }

@@ -214,7 +214,11 @@ fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedF
     let folders = plan.directories.iter().chain([&plan.process.cwd]);
     for (index, path) in folders.enumerate() {
         // Whether the working folder can be entered is for its own step to tell.
-        root.make_folder(path).at_index(Step::Directory, index)?;
+        let folder = root.make_folder(path).at_index(Step::Directory, index)?;
+        let is_volume = index < plan.directories.len();
+        if is_volume && plan.rootfs_readonly && plan.mounts.iter().all(|op| op.target != *path) {
+            mounts::attach_to_itself(&folder).at_index(Step::Directory, index)?;
+        }
     }
     for (index, (name, value)) in plan.sysctls.iter().enumerate() {
         proc.set_sysctl(name, value).at_index(Step::Sysctl, index)?;
@@ -254,6 +258,5 @@ fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>) -> Done<()> {
     if let Some(of) = start.joined.processes_of {
         namespaces::join_of(of, Namespaces::PID).at(Step::JoinNamespaces)?;
     }
-    process::set_credentials(&plan.process)?;
-    process::change_to_cwd(&plan.process)
+    process::set_credentials_and_cwd(&plan.process)
 }

@@ -76,8 +76,7 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
         Some(_) => process::set_labels(&plan.process, proc)?,
         None => process::set_limits_and_labels(&plan.process, proc)?,
     }
-    process::set_credentials(&plan.process)?;
-    process::change_to_cwd(&plan.process)?;
+    process::set_credentials_and_cwd(&plan.process)?;
     let way = Way { terminal: plan.tty, joins_processes: true, waits: false };
     Ok(last::program(&plan.process, filter, way))
 }

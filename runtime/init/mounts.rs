@@ -209,6 +209,13 @@ pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) ->
     mount::attach(tree.as_fd(), target.as_fd()).at_index(Step::Mount, index)
 }
 
+/// Mounts a folder on itself: it stays writable where the mount that it is in becomes read-only. So an image's volumes are
+/// writable in a container with a read-only root, and begin with what the image has there, as with containerd.
+pub(super) fn attach_to_itself(folder: &OwnedFd) -> sys::Result<()> {
+    let tree = mount::clone_descriptor(folder.as_fd(), false)?;
+    mount::attach(tree.as_fd(), folder.as_fd())
+}
+
 /// The place of a mount, made where absent: a folder for a folder, a file for a file.
 fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     match op.kind {
@@ -216,14 +223,29 @@ fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedF
             strict_folder(root, &op.target)
         }
         _ => {
-            let stat = rustix::fs::fstat(tree).on("fstat", &op.target)?;
-            if FileType::from_raw_mode(stat.st_mode).is_dir() {
-                root.make_folder(&op.target)
-            } else {
-                root.make_file(&op.target)
+            let is_folder = is_folder(tree).on("fstat", &op.target)?;
+            // What is there already must be of the same kind (mount(2), ENOTDIR); the kernel alone would not say what is wrong.
+            if let Ok(there) = root.resolve(&op.target) {
+                return match (is_folder, self::is_folder(&there).on("fstat", &op.target)?) {
+                    (true, false) => {
+                        Err(Errno::NOTDIR).on("a folder cannot be mounted over a file,", &op.target)
+                    }
+                    (false, true) => {
+                        Err(Errno::ISDIR).on("a file cannot be mounted over a folder,", &op.target)
+                    }
+                    _ => Ok(there),
+                };
+            }
+            match is_folder {
+                true => root.make_folder(&op.target),
+                false => root.make_file(&op.target),
             }
         }
     }
+}
+
+fn is_folder(place: impl AsFd) -> rustix::io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode).is_dir())
 }
 
 /// A folder for one of the kernel's filesystems: no symbolic link may be on the way to it.

@@ -165,7 +165,7 @@ pub(super) fn set_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
 }
 
 /// Becomes the user, with exactly the plan's capabilities.
-pub(super) fn set_credentials(plan: &ProcessPlan) -> Done<()> {
+fn set_credentials(plan: &ProcessPlan) -> Done<()> {
     rustix::process::umask(Mode::from_raw_mode(plan.umask.unwrap_or(0o022)));
     security::limit_bounding_set(plan.capabilities.bounding).at(Step::Capabilities)?;
     security::keep_capabilities(true).at(Step::Capabilities)?;
@@ -192,9 +192,22 @@ fn until_exec(plan: &ProcessPlan) -> CapabilityMasks {
     masks
 }
 
-/// Goes to the working folder, as the user. Magic links are not followed: none of the descriptors that are still open
-/// can be reached this way (CVE-2024-21626).
-pub(super) fn change_to_cwd(plan: &ProcessPlan) -> Done<()> {
+/// Becomes the user, in the working folder. That is entered before, as root: the user may not be allowed to enter it (a
+/// home folder of somebody else); and where root is not either, as on a network's filesystem, as the user (runc does the
+/// same).
+pub(super) fn set_credentials_and_cwd(plan: &ProcessPlan) -> Done<()> {
+    match change_to_cwd(plan) {
+        Err(failure) if [Errno::ACCESS, Errno::PERM].map(Errno::raw_os_error).contains(&failure.errno) => {
+            set_credentials(plan)?;
+            change_to_cwd(plan)
+        }
+        entered => entered.and_then(|()| set_credentials(plan)),
+    }
+}
+
+/// Goes to the working folder. Magic links are not followed: none of the descriptors that are still open can be reached
+/// this way (CVE-2024-21626).
+fn change_to_cwd(plan: &ProcessPlan) -> Done<()> {
     let change = || {
         let root = Root::new(sys::mount::place("/")?);
         let cwd = root.resolve(&plan.cwd)?;

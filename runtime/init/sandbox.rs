@@ -96,10 +96,14 @@ fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: &Proc) -> Done<()> {
     if let Some(score) = plan.oom_score_adj.filter(|_| plan.userns.is_none()) {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
+    if let Some(profile) = &plan.apparmor {
+        proc.write("self/attr/apparmor/exec", &format!("exec {profile}")).at(Step::SecurityLabel)?;
+    }
     if let Some(label) = &plan.selinux {
         proc.write("self/attr/exec", label).at(Step::SecurityLabel)?;
     }
     move_to_own_root(plan).at(Step::PivotRoot)?;
+    security::set_ids(plan.uid, plan.gid, &plan.groups).at(Step::Credentials)?;
     security::no_new_privs().at(Step::NoNewPrivs)
 }
 

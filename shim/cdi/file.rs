@@ -110,8 +110,8 @@ fn parse(path: &Path, json: bool) -> Result<File, String> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let file: File = match json {
-        true => serde_json::from_str(&text).map_err(|error| error.to_string())?,
-        false => serde_saphyr::from_str(&text).map_err(|error| error.to_string())?,
+        true => berth_json::from_str(&text).map_err(|error| error.to_string())?,
+        false => parse_yaml(&text)?,
     };
     let major =
         file.cdi_version.trim_start_matches('v').split('.').next().and_then(|major| major.parse().ok());
@@ -126,6 +126,16 @@ fn parse(path: &Path, json: bool) -> Result<File, String> {
         Some(device) => Err(format!("{:?} is no name of a device", device.name)),
         None => Ok(file),
     }
+}
+
+/// The files are written for the peers' reader, which is one of YAML 1.1: there a number that begins with 0 is octal
+/// (yaml.org/type/int.html), as modes are written.
+fn parse_yaml(text: &str) -> Result<File, String> {
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+        File::deserialize(berth_json::NullIsAbsent(deserializer))
+    });
+    read.map_err(|error| error.to_string())
 }
 
 /// `vendor/class`, each of letters, digits, `_`, `-` and `.`.

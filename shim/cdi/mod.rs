@@ -8,11 +8,12 @@
 mod edits;
 mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use berth_proto::v1::ContainerConfig;
 use oci_spec::runtime::Spec;
 
 use crate::error::CriError;
@@ -20,6 +21,33 @@ use file::{Edits, File};
 
 /// The field of the request.
 const FIELD: &str = "CDI_devices";
+
+/// How the keys of annotations begin whose values name devices, separated by commas (CDI specification, "Requesting
+/// Devices"): so device plugins ask whose kubelet does not know the field.
+const ANNOTATION: &str = "cdi.k8s.io/";
+
+/// The devices that a container asks for, by the field and by annotations, each once.
+///
+/// # Errors
+/// An annotation has what is no name of a device.
+pub fn requested(config: &ContainerConfig) -> Result<Vec<String>, CriError> {
+    let mut names: Vec<String> = config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+    let keys: BTreeSet<&String> =
+        config.annotations.keys().filter(|key| key.starts_with(ANNOTATION)).collect();
+    for key in keys {
+        let value = config.annotations.get(key).map(String::as_str).unwrap_or_default();
+        for name in value.split(',').map(str::trim) {
+            if DeviceName::parse(name).is_none() {
+                let field = format!("annotations[{key}]");
+                return Err(CriError::invalid(field, format!("{name:?} is no name of a device")));
+            }
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+    }
+    Ok(names)
+}
 
 /// The full name of a device: `vendor.com/class=name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +112,12 @@ pub fn inject(
     }
     edits::sort_mounts(spec);
     Ok(sources)
+}
+
+/// All that is wrong in the files of vendors.
+#[must_use]
+pub fn mistakes(folders: &[PathBuf]) -> Vec<String> {
+    Registry::read(folders).broken
 }
 
 impl Registry {

@@ -112,3 +112,58 @@ fn what_cannot_be_done_is_refused() {
     assert!(with(r#""netDevices": [{"hostInterfaceName": "eth7", "name": "x"}]"#).contains("eth7"));
     assert!(with(r#""intelRdt": {"closID": "x"}"#).contains("RDT"));
 }
+
+#[test]
+fn devices_are_asked_for_by_the_field_and_by_annotations() {
+    let config = |annotations: &[(&str, &str)], devices: &[&str]| ContainerConfig {
+        annotations: annotations.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        cdi_devices: devices
+            .iter()
+            .map(|&name| berth_proto::v1::CdiDevice { name: name.to_owned() })
+            .collect(),
+        ..ContainerConfig::default()
+    };
+    let both = config(
+        &[
+            ("cdi.k8s.io/b", "v.test/d=2, v.test/d=1"),
+            ("cdi.k8s.io/a", "v.test/d=3"),
+            ("other/x", "no device"),
+        ],
+        &["v.test/d=1"],
+    );
+    assert_eq!(requested(&both).unwrap(), ["v.test/d=1", "v.test/d=3", "v.test/d=2"]);
+    for value in ["", "d", "v.test/d", "v.test/d=1,", "v.test/d=../x"] {
+        let error = requested(&config(&[("cdi.k8s.io/x", value)], &[])).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::InvalidArgument, "{value}");
+        assert!(error.to_string().contains("cdi.k8s.io/x"), "{error}");
+    }
+}
+
+#[test]
+fn files_are_read_as_the_peers_read_them() {
+    let yaml = r#"
+cdiVersion: "0.5.0"
+kind: vendor.test/dev
+containerEdits:
+devices:
+  - name: "0"
+    containerEdits:
+      env: null
+      mounts: ~
+      deviceNodes:
+        - path: /dev/zero
+          fileMode: 0640
+          major: 1
+          minor: 5
+          type: c
+          permissions: null
+"#;
+    let json = r#"{"cdiVersion": "0.5.0", "kind": "vendor.test/json", "containerEdits": null, "devices": [
+        {"name": "a", "containerEdits": {"env": ["A=1"], "mounts": null, "hooks": null, "deviceNodes": null,
+        "additionalGids": null, "intelRdt": null}}]}"#;
+    let folders = folders(&[(0, "a.yaml", yaml), (0, "b.json", json)]);
+    let (spec, _) = injected(&folders, &["vendor.test/dev=0", "vendor.test/json=a"]).unwrap();
+    let devices = spec.linux().clone().unwrap().devices().clone().unwrap();
+    assert_eq!(devices[0].file_mode(), Some(0o640));
+    assert!(spec.process().clone().unwrap().env().clone().unwrap().contains(&"A=1".to_owned()));
+}

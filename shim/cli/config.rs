@@ -4,8 +4,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use berth_image::printable;
+
 use super::Source;
-use crate::config::commented_default;
+use crate::cdi;
+use crate::config::{commented_default, mistakes};
+use crate::daemon::image_options;
 use crate::stream::tls;
 
 /// Arguments of `berth config`.
@@ -19,7 +23,8 @@ pub struct ConfigArgs {
 enum Action {
     /// Print the configuration in effect: files, drop-ins and flags together
     Dump(Source),
-    /// Look for mistakes in the configuration; exit code 1 if there are any
+    /// Look for mistakes in the configuration and in the files that it names (hosts.toml, registries.conf, credentials,
+    /// signature policy, CNI, CDI); exit code 1 if there are any
     Check(Source),
     /// Print the defaults, with a comment for each key
     Default,
@@ -50,19 +55,24 @@ fn dump(source: Source) -> ExitCode {
     }
 }
 
-/// Here a broken drop-in is a mistake as any other: the daemon skips it, and someone should know before that.
+/// Here a broken drop-in is a mistake as any other: the daemon skips it, and someone should know before that. The files that
+/// the configuration names are looked at as well: of most the daemon would only tell when it needs them.
 fn check(source: Source) -> ExitCode {
-    match source.load() {
-        Err(error) => super::fail(&error),
-        Ok(config) if config.broken_drop_ins.is_empty() => match tls::configured(&config) {
-            Ok(_) => super::print("the configuration is right\n"),
-            Err(error) => super::fail(&error),
-        },
-        Ok(config) => {
-            for broken in &config.broken_drop_ins {
-                eprintln!("berth: {}", broken.message);
-            }
-            ExitCode::FAILURE
-        }
+    let (file, layer) = source.parts();
+    let (config, mut mistakes) = mistakes(file.as_deref(), layer);
+    mistakes.extend(tls::configured(&config).err().map(|error| error.to_string()));
+    mistakes.extend(berth_cni::mistakes(
+        &config.cni_conf_dir,
+        &config.cni_bin_dirs,
+        &config.cni_external_plugins,
+    ));
+    mistakes.extend(cdi::mistakes(&config.cdi_spec_dirs));
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => mistakes.extend(runtime.block_on(berth_image::mistakes(&image_options(&config)))),
+        Err(error) => mistakes.push(format!("failed to start a runtime: {error}")),
     }
+    for mistake in &mistakes {
+        eprintln!("berth: {}", printable(mistake, usize::MAX));
+    }
+    if mistakes.is_empty() { super::print("the configuration is right\n") } else { ExitCode::FAILURE }
 }

@@ -88,6 +88,12 @@ pub struct Flags {
 
 impl Source {
     fn load(self) -> Result<Config, ConfigError> {
+        let (file, layer) = self.parts();
+        load_config(file.as_deref(), layer)
+    }
+
+    /// The main file, where one is named, and what the flags say.
+    fn parts(self) -> (Option<PathBuf>, Layer) {
         let flags = self.flags;
         let layer = Layer {
             socket: flags.socket,
@@ -101,7 +107,7 @@ impl Source {
             cgroup_driver: flags.cgroup_driver,
             ..Layer::default()
         };
-        load_config(self.config.as_deref(), layer)
+        (self.config, layer)
     }
 }
 

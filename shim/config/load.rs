@@ -74,14 +74,52 @@ pub fn load(file: Option<&Path>, flags: Layer) -> Result<Config, ConfigError> {
         }
     }
     config.apply(flags);
+    check_pairs(&config).map(|()| config)
+}
+
+/// Reads what is right in the configuration, and tells all that is wrong in each of its files.
+#[must_use]
+pub fn mistakes(file: Option<&Path>, flags: Layer) -> (Config, Vec<String>) {
+    let (mut config, mut mistakes) = (Config::default(), Vec::new());
+    let main = file.unwrap_or(Path::new(DEFAULT_FILE));
+    let folder = main.parent().unwrap_or(Path::new("/")).join("conf.d");
+    let mut files = vec![main.to_owned()];
+    match drop_ins(&folder) {
+        Ok(found) => files.extend(found),
+        Err(error) => mistakes.push(format!("read {}: {error}", folder.display())),
+    }
+    for path in files {
+        match read_text(&path) {
+            Ok(text) => {
+                let (layer, problems) = problem::read_all(&text);
+                config.apply(layer);
+                mistakes.extend(problems.iter().map(|problem| format!("{}:{problem}", path.display())));
+            }
+            Err(ConfigError::Read { error, .. })
+                if file.is_none() && path == main && error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => mistakes.push(error.to_string()),
+        }
+    }
+    config.apply(flags);
+    mistakes.extend(check_pairs(&config).err().map(|error| error.to_string()));
+    (config, mistakes)
+}
+
+/// Keys that belong together.
+fn check_pairs(config: &Config) -> Result<(), ConfigError> {
     match (&config.stream_certificate, &config.stream_key) {
         (Some(_), None) => Err(ConfigError::Half { is: "stream_certificate", is_not: "stream_key" }),
         (None, Some(_)) => Err(ConfigError::Half { is: "stream_key", is_not: "stream_certificate" }),
-        _ => Ok(config),
+        _ => Ok(()),
     }
 }
 
 fn read_file(file: &Path) -> Result<Layer, ConfigError> {
+    let text = read_text(file)?;
+    problem::read(&text).map_err(|problem| ConfigError::Wrong { file: file.to_owned(), problem })
+}
+
+fn read_text(file: &Path) -> Result<String, ConfigError> {
     let unreadable = |error| ConfigError::Read { file: file.to_owned(), error };
     // Asked first: opening a fifo would wait for a writer.
     let metadata = std::fs::metadata(file).map_err(unreadable)?;
@@ -89,8 +127,7 @@ fn read_file(file: &Path) -> Result<Layer, ConfigError> {
         let why = format!("is not a file of at most {MAX_FILE} bytes");
         return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, why)));
     }
-    let text = std::fs::read_to_string(file).map_err(unreadable)?;
-    problem::read(&text).map_err(|problem| ConfigError::Wrong { file: file.to_owned(), problem })
+    std::fs::read_to_string(file).map_err(unreadable)
 }
 
 /// The drop-ins by name. Hidden files are left over by editors and package managers.

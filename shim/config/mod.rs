@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 pub use layer::Layer;
-pub use load::{BrokenDropIn, ConfigError, load};
+pub use load::{BrokenDropIn, ConfigError, load, mistakes};
 pub use problem::Problem;
 pub use value::{ByteSize, CgroupDriver, LogFormat};
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -35,12 +36,49 @@ impl fmt::Display for Problem {
 /// # Errors
 /// The first thing that is wrong in it.
 pub fn read(text: &str) -> Result<Layer, Problem> {
-    let table = DeTable::parse(text).map_err(|error| at(text, error.span(), "", error.message()))?;
-    check_keys(text, table.get_ref(), "")?;
-    toml::from_str(text).map_err(|error| {
+    let (layer, problems) = read_all(text);
+    problems.into_iter().next().map_or(Ok(layer), Err)
+}
+
+/// Reads what is right in a text of configuration, and tells all that is wrong in it, in the order of the lines.
+#[must_use]
+pub fn read_all(text: &str) -> (Layer, Vec<Problem>) {
+    let (mut table, broken) = DeTable::parse_recoverable(text);
+    if !broken.is_empty() {
+        // What a text means that is no TOML is anybody's guess: its keys are not looked at.
+        let broken = broken.iter().map(|error| at(text, error.span(), "", error.message()));
+        return (Layer::default(), sorted(broken.collect()));
+    }
+    let mut problems = Vec::new();
+    take_unknown_keys(text, table.get_mut(), "", &mut problems);
+    loop {
+        // A value that is wrong is taken out, so that the next one is found.
+        let error = match Layer::deserialize(toml::Deserializer::from(table.clone())) {
+            Ok(layer) => return (layer, sorted(problems)),
+            Err(error) => error,
+        };
         let key = error.span().and_then(|span| key_at(table.get_ref(), &span)).unwrap_or_default();
-        at(text, error.span(), &key, error.message())
-    })
+        problems.push(at(text, error.span(), &key, error.message()));
+        if !remove(table.get_mut(), &key) {
+            return (Layer::default(), sorted(problems));
+        }
+    }
+}
+
+fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by_key(|problem| problem.line);
+    problems
+}
+
+/// Removes a dotted key; whether it was there.
+fn remove(table: &mut DeTable<'_>, dotted: &str) -> bool {
+    match dotted.split_once('.') {
+        Some((name, rest)) => match table.get_mut(name).map(Spanned::get_mut) {
+            Some(DeValue::Table(inner)) => remove(inner, rest),
+            _ => false,
+        },
+        None => table.remove(dotted).is_some(),
+    }
 }
 
 fn at(text: &str, span: Option<Range<usize>>, key: &str, why: &str) -> Problem {
@@ -49,8 +87,9 @@ fn at(text: &str, span: Option<Range<usize>>, key: &str, why: &str) -> Problem {
     Problem { line, key: key.to_owned(), why: why.trim_end().replace('\n', "; ") }
 }
 
-fn check_keys(text: &str, table: &DeTable<'_>, name: &str) -> Result<(), Problem> {
-    for (key, value) in table {
+fn take_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems: &mut Vec<Problem>) {
+    let mut unknown = Vec::new();
+    for (key, value) in table.iter_mut() {
         let known = KEYS.iter().any(|k| k.table == name && k.name == key.get_ref());
         if !known {
             let dotted = dotted(name, key);
@@ -58,16 +97,20 @@ fn check_keys(text: &str, table: &DeTable<'_>, name: &str) -> Result<(), Problem
                 Some(near) => format!("there is no such key; the nearest is {near:?}"),
                 None => "there is no such key; `berth config default` shows all".to_owned(),
             };
-            return Err(at(text, Some(key.span()), &dotted, &why));
+            problems.push(at(text, Some(key.span()), &dotted, &why));
+            unknown.push(key.get_ref().to_string());
+            continue;
         }
-        if let DeValue::Table(inner) = value.get_ref()
+        if let DeValue::Table(inner) = value.get_mut()
             && name.is_empty()
             && KEYS.iter().any(|k| k.table == key.get_ref())
         {
-            check_keys(text, inner, key.get_ref())?;
+            take_unknown_keys(text, inner, key.get_ref(), problems);
         }
     }
-    Ok(())
+    for key in unknown {
+        table.remove(key.as_str());
+    }
 }
 
 fn dotted(table: &str, key: &Spanned<impl AsRef<str>>) -> String {
@@ -134,6 +177,21 @@ mod tests {
     }
 
     #[test]
+    fn every_mistake_is_found() {
+        let text = "sokcet = \"/x\"\nroot = \"relative\"\nstate = \"/fine\"\nparallel_pulls = 0\n\
+                    [network]\nmtu = 5\nsubnet = []\n";
+        let (layer, problems) = read_all(text);
+        let lines: Vec<(usize, &str)> =
+            problems.iter().map(|problem| (problem.line, problem.key.as_str())).collect();
+        let expected =
+            [(1, "sokcet"), (2, "root"), (4, "parallel_pulls"), (6, "network.mtu"), (7, "network.subnet")];
+        assert_eq!(lines, expected);
+        assert!(layer.state.is_some() && layer.root.is_none(), "what is right counts");
+        let (_, problems) = read_all("a = = 1\nb = [\n");
+        assert!(problems.iter().any(|problem| problem.line == 1), "{problems:?}");
+    }
+
+    #[test]
     fn what_is_no_toml_is_told_with_its_line() {
         assert!(problem("a = 1\nb = = 2\n").starts_with("2: "));
         assert!(problem("socket = \"/a\"\nsocket = \"/b\"\n").starts_with("2: "));
@@ -149,6 +207,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_breaks_the_reader(text in "(\\[network\\]\n)?([a-z_]{1,12} ?= ?[\"0-9a-z/\\[\\], ]{0,20}\n){0,4}") {
+            let (_, problems) = read_all(&text);
+            prop_assert!(problems.len() <= text.lines().count() * 3 + 1);
             if let Err(problem) = read(&text) {
                 prop_assert!(problem.line <= text.lines().count().max(1) + 1);
             }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use berth_image::WritableLayer;
-use berth_proto::v1::{ContainerConfig, NamespaceMode};
+use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
@@ -18,6 +18,7 @@ use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
 use crate::lsm::selinux::{self, Labels};
+use crate::pod::files;
 use crate::seccomp;
 use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
@@ -64,12 +65,14 @@ pub fn assemble(
     let label = labels.as_ref().map(|labels| labels.mount.as_str());
     let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work), userns, label)?;
     let user = resolve_user(&config, layer, &rootfs)?;
+    let mut spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
+    let limits = limits_of(&config, &spec);
     container.intend(|record| {
         record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
+        record.resources = Some(limits.clone());
     })?;
-    let mut spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
     confine(daemon, &config, labels.as_ref(), &mut spec)?;
-    let cdi_devices: Vec<String> = config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+    let cdi_devices = cdi::requested(&config)?;
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
     let linux = spec.linux().as_ref();
@@ -109,6 +112,13 @@ pub fn assemble(
     let mut plan = compile::compile_container(&spec, &context)?;
     plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
+}
+
+/// The limits as they will hold, for the status.
+fn limits_of(config: &ContainerConfig, spec: &oci_spec::runtime::Spec) -> LinuxContainerResources {
+    let asked = config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+    let score = spec.process().as_ref().and_then(oci_spec::runtime::Process::oom_score_adj);
+    spec::resources::applied(&asked, score.unwrap_or_default())
 }
 
 /// Hooks look for the root filesystem where the spec says that it is, in the folder of the container. Nothing else does.
@@ -170,6 +180,7 @@ fn container_spec(
         restrict_oom_score_adj: daemon.config.restrict_oom_score_adj,
         last_cap: daemon.last_capability,
         oom_score_adj_floor: daemon.oom_score_adj,
+        node_name: files::node_name(),
     };
     let cgroup = spec_cgroup(daemon, container)?;
     Ok(spec::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
@@ -263,5 +274,5 @@ fn image_volumes(
 /// An image's VOLUME paths are folders of the writable layer, as with CRI-O's `image_volumes = "mkdir"`: nothing of the
 /// image is copied out of it (CVE-2022-23648).
 fn volumes(layer: &WritableLayer) -> Vec<String> {
-    layer.image.config.volumes.clone()
+    layer.image.config.volumes.iter().map(|path| spec::normal(path)).collect()
 }

@@ -1,6 +1,7 @@
 //! CreateContainer: resolve the image, make the writable layer, translate, compile, and have the keeper take the first
 //! process up to just before exec. Each step pushes its undo.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,14 +14,16 @@ use tonic::Status;
 
 use super::assemble::{self, Assembled};
 use super::log;
+use super::out_of_memory;
 use crate::daemon::{Shared, blocking};
 use crate::descriptors;
 use crate::error::CriError;
 use crate::ids::ContainerId;
+use crate::images;
 use crate::keeper::{Link, LinkError};
 use crate::operation::{Key, Progress};
 use crate::pod;
-use crate::spec::resources::limits;
+use crate::spec::resources::{self, limits};
 use crate::spec::{classes, stop_signal, validate};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, PodState, file};
@@ -33,7 +36,7 @@ use crate::undo::UndoStack;
 /// The CRI's: `InvalidArgument`, `NotFound` (pod, image), `AlreadyExists` with the holder's id, `FailedPrecondition`
 /// where the pod is not ready, or the step that failed with its object.
 pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
-    validate::container(&config).map_err(CriError::from)?;
+    check(daemon, &config)?;
     descriptors::check("create a container")?;
     let pod = daemon.store.pod(pod)?;
     let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
@@ -54,6 +57,18 @@ pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Resu
             creation.run().await.map_err(Status::from)
         })
         .await
+}
+
+/// What is wrong with a request whatever state the node is in.
+fn check(daemon: &Shared, config: &ContainerConfig) -> Result<(), CriError> {
+    validate::container(config)?;
+    if let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
+        resources::check(resources, daemon.hierarchies.is_v2())?;
+    }
+    let images = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+    images
+        .chain(&config.image)
+        .try_for_each(|image| daemon.check_runtime_handler("image.runtime_handler", &image.runtime_handler))
 }
 
 struct Creation {
@@ -93,7 +108,9 @@ impl Creation {
         self.warn_of_classes();
         self.progress.step("image");
         let image = self.image()?;
-        let volumes = self.image_volumes()?;
+        let volumes = self.image_volumes().await?;
+        self.progress.step("signature policy");
+        self.check_policy(&image).await?;
         let container = self.write_intent(&image).await?;
         self.progress.step("writable layer");
         let layer = self.make_layer(&image, &volumes).await?;
@@ -139,6 +156,14 @@ impl Creation {
             .ok_or_else(|| CriError::not_found("image", &spec.image))
     }
 
+    /// By the name that the author of the pod wrote, or the client.
+    async fn check_policy(&mut self, image: &Image) -> Result<(), CriError> {
+        let spec = self.config.image.clone().unwrap_or_default();
+        let by_author = spec.user_specified_image.as_str();
+        let name = if by_author.is_empty() { &spec.image } else { by_author };
+        Ok(self.daemon.images.check_policy(image, name).await?)
+    }
+
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
         let folder = self.daemon.folders.container(&self.id);
         let parent = self.pod.with(|record| CgroupPath::from_recorded(&record.cgroup))?.parent();
@@ -160,6 +185,9 @@ impl Creation {
             cgroup: cgroup.to_string(),
             stop_signal: stop_signal(&self.config, &image.config)?,
             user: RecordedUser::default(),
+            resources: None,
+            update_annotations: BTreeMap::new(),
+            image: Some(images::shown(&self.config.image.clone().unwrap_or_default(), image)),
             state: ContainerState::Creating,
         };
         let container = Arc::new(Container::new(record, folder.clone(), self.daemon.records.clone()));
@@ -185,7 +213,7 @@ impl Creation {
     }
 
     /// The images that are to be mounted. Which they are is kept for the status, as the kubelet reports their digests.
-    fn image_volumes(&mut self) -> Result<Vec<Digest>, CriError> {
+    async fn image_volumes(&mut self) -> Result<Vec<Digest>, CriError> {
         let mut digests = Vec::new();
         for mount in &mut self.config.mounts {
             let Some(spec) = &mut mount.image else { continue };
@@ -193,7 +221,9 @@ impl Creation {
                 let what = format!("mounts[{}]: {}", mount.container_path, assemble::IMAGE_VOLUME_FAILED);
                 CriError::failed(what, format!("image {:?} not found", spec.image))
             })?;
-            spec.image_ref = reference_of(&image);
+            self.daemon.images.check_policy(&image, &spec.image).await?;
+            // As PullImage has answered it: the kubelet compares the two.
+            spec.image_ref = image.id.to_string();
             digests.push(image.id.clone());
         }
         Ok(digests)
@@ -257,10 +287,11 @@ impl Creation {
         match link.call(call, assembled.descriptors).await {
             Ok((Outcome::Created { pid }, _)) => Ok(pid),
             Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
-            Err(LinkError::Failure(Failure::Init(failure))) => Err(CriError::failed(
-                format!("create container {}", self.id),
-                berth_runtime::compile::explain(&failure, &assembled.plan),
-            )),
+            Err(LinkError::Failure(Failure::Init(failure))) => {
+                let why = berth_runtime::compile::explain(&failure, &assembled.plan);
+                let hint = out_of_memory::hint(&self.daemon, container, &failure).await;
+                Err(CriError::failed(format!("create container {}", self.id), format!("{why}{hint}")))
+            }
             Err(LinkError::Failure(Failure::State { .. })) if self.ready_pod().is_err() => {
                 Err(pod_not_ready(&self.pod))
             }

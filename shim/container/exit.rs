@@ -10,8 +10,8 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::store::{Container, ContainerState, Exit, ExitReason};
 
-/// `ENOENT`: the exit code of a command that is not there is 127, of one that cannot be run 126, as a shell has it.
-const ENOENT: i32 = 2;
+/// The exit code of a container whose command could not be run, as containerd has it: no program ends with it by itself.
+const START_FAILED: i32 = 128;
 /// How long the news of an end usually takes after everything in the cgroup has ended.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long it may take from a keeper that answers.
@@ -53,8 +53,8 @@ pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure
         .and_then(|args| args.into_iter().next())
         .unwrap_or_default();
     Exit {
-        code: if failure.errno == ENOENT { 127 } else { 126 },
-        reason: ExitReason::ContainerCannotRun,
+        code: START_FAILED,
+        reason: ExitReason::StartError,
         message: format!("{failure}: {command:?}"),
         started_at: 0,
         finished_at,

@@ -26,7 +26,7 @@ fn summary(container: &Container) -> Summary {
         id: record.id.as_str().to_owned(),
         pod_sandbox_id: record.pod.as_str().to_owned(),
         metadata: record.config.metadata.clone(),
-        image: record.config.image.clone(),
+        image: record.image.clone().or_else(|| record.config.image.clone()),
         image_ref: record.image_ref.clone(),
         state: state(&record.state).into(),
         created_at: record.created_at,

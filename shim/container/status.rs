@@ -29,22 +29,20 @@ pub fn status(daemon: &Daemon, id: &str, verbose: bool) -> Result<ContainerStatu
 #[must_use]
 pub fn container_status(container: &Container) -> ContainerStatus {
     let record = container.record();
+    let limits = record.limits();
     let config = record.config;
     let mut status = ContainerStatus {
         id: record.id.as_str().to_owned(),
         metadata: config.metadata,
         state: state(&record.state).into(),
         created_at: record.created_at,
-        image: config.image,
+        image: record.image.or(config.image),
         image_ref: record.image_ref,
         labels: config.labels,
         annotations: config.annotations,
         mounts: config.mounts,
         log_path: record.log_path.unwrap_or_default(),
-        resources: config
-            .linux
-            .and_then(|linux| linux.resources)
-            .map(|linux| ContainerResources { linux: Some(linux), windows: None }),
+        resources: Some(ContainerResources { linux: Some(limits), windows: None }),
         image_id: record.image_id,
         user: Some(ContainerUser {
             linux: Some(LinuxContainerUser {
@@ -79,6 +77,7 @@ fn info(daemon: &Daemon, container: &Container) -> Result<HashMap<String, String
         "cgroup": record.cgroup,
         "runtimeSpec": container.spec.whole()?,
         "config": record.config,
+        "updateAnnotations": record.update_annotations,
         "operations": daemon.operations.describe(|key| matches!(
             key,
             Key::Start(id) | Key::Stop(id, _) | Key::Remove(id) if *id == container.id

@@ -60,13 +60,43 @@ impl From<berth_cni::Error> for CriError {
 
 impl From<CgroupError> for CriError {
     fn from(error: CgroupError) -> Self {
-        let code = match &error {
-            CgroupError::NoController { .. } => Code::FailedPrecondition,
-            CgroupError::Value { .. } | CgroupError::Path(_) => Code::InvalidArgument,
-            CgroupError::Alive { .. } => Code::DeadlineExceeded,
-            CgroupError::File { .. } | CgroupError::System(_) => Code::Internal,
-        };
-        below(code, error)
+        below(code_of_cgroup(&error), error)
+    }
+}
+
+fn code_of_cgroup(error: &CgroupError) -> Code {
+    match error {
+        CgroupError::NoController { .. } | CgroupError::OomScore { .. } => Code::FailedPrecondition,
+        CgroupError::Value { .. } | CgroupError::Path(_) => Code::InvalidArgument,
+        CgroupError::Refused { source, .. } => code_of_refusal(source),
+        CgroupError::Gone { .. } => Code::NotFound,
+        CgroupError::Alive { .. } => Code::DeadlineExceeded,
+        CgroupError::Partly { error, .. } => code_of_cgroup(error),
+        CgroupError::File { .. } | CgroupError::System(_) => Code::Internal,
+    }
+}
+
+/// What the kernel says to a value that it does not take, at any time or as things are (cgroup-v1/cpusets.rst: EACCES for
+/// processors that the cgroup above does not have, EBUSY for those that are in use; cgroup-v1/memory.rst: EBUSY for less
+/// than what is used).
+fn code_of_refusal(error: &std::io::Error) -> Code {
+    use rustix::io::Errno;
+    let caller = [
+        Errno::INVAL,
+        Errno::RANGE,
+        Errno::OVERFLOW,
+        Errno::TOOBIG,
+        Errno::DOM,
+        Errno::ACCESS,
+        Errno::NOSPC,
+        Errno::NODEV,
+        Errno::NXIO,
+        Errno::OPNOTSUPP,
+    ];
+    match Errno::from_io_error(error) {
+        Some(Errno::BUSY) => Code::FailedPrecondition,
+        Some(errno) if caller.contains(&errno) => Code::InvalidArgument,
+        _ => Code::Internal,
     }
 }
 
@@ -158,5 +188,17 @@ mod tests {
         assert!(user.to_string().contains("bob"));
         let limit = CgroupError::NoController { limit: "hugepages", controller: "hugetlb" };
         assert_eq!(CriError::from(limit).code(), Code::FailedPrecondition);
+        for (errno, code) in [
+            (22, Code::InvalidArgument),
+            (34, Code::InvalidArgument),
+            (13, Code::InvalidArgument),
+            (16, Code::FailedPrecondition),
+            (5, Code::Internal),
+        ] {
+            let source = std::io::Error::from_raw_os_error(errno);
+            let refused = CgroupError::Refused { path: "/x".into(), value: "1".to_owned(), source };
+            let partly = CgroupError::Partly { error: Box::new(refused), left: vec!["y".to_owned()] };
+            assert_eq!(CriError::from(partly).code(), code, "{errno}");
+        }
     }
 }

@@ -25,9 +25,16 @@ use crate::error::CriError;
 pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) -> Result<String, CriError> {
     // Checked first, so that the message names the field.
     spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
+    check_handler(daemon, spec)?;
     let credentials = auth.map(credentials).transpose()?.flatten();
     let image = daemon.images.pull_name(&spec.image, credentials).await?;
     Ok(image.id.to_string())
+}
+
+/// The handler is a name for how an image is kept for a runtime (CRI `ImageSpec.runtime_handler`); all of berth's have the
+/// same images.
+fn check_handler(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
+    daemon.check_runtime_handler("image.runtime_handler", &spec.runtime_handler)
 }
 
 /// What the request carries for the registry (CRI `AuthConfig`), if anything.
@@ -51,13 +58,16 @@ fn credentials(auth: &AuthConfig) -> Result<Option<Credentials>, CriError> {
 }
 
 /// All images, or the one that the filter names.
-#[must_use]
-pub fn list(daemon: &Daemon, filter: Option<&ImageFilter>) -> Vec<CriImage> {
-    let wanted = filter.and_then(|filter| filter.image.as_ref()).map(|spec| spec.image.as_str());
-    match wanted.filter(|name| !name.is_empty()) {
+///
+/// # Errors
+/// The filter names a runtime handler that is not configured.
+pub fn list(daemon: &Daemon, filter: Option<&ImageFilter>) -> Result<Vec<CriImage>, CriError> {
+    let wanted = filter.and_then(|filter| filter.image.as_ref());
+    wanted.map_or(Ok(()), |spec| check_handler(daemon, spec))?;
+    Ok(match wanted.map(|spec| spec.image.as_str()).filter(|name| !name.is_empty()) {
         Some(name) => daemon.images.resolve(name).iter().map(|image| cri_image(image)).collect(),
         None => daemon.images.list().iter().map(|image| cri_image(image)).collect(),
-    }
+    })
 }
 
 /// The bytes of a config that a verbose status shows: clients take messages of some megabytes.
@@ -72,6 +82,7 @@ pub async fn status(
     spec: &ImageSpec,
     verbose: bool,
 ) -> Result<ImageStatusResponse, CriError> {
+    check_handler(daemon, spec)?;
     let image = daemon.images.resolve(named(spec)?);
     let info = match &image {
         Some(image) if verbose => HashMap::from([("info".to_owned(), info(daemon, image).await?)]),
@@ -98,6 +109,7 @@ async fn info(daemon: &Daemon, image: &Image) -> Result<String, CriError> {
 /// # Errors
 /// No name is given, or it cannot be removed.
 pub async fn remove(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
+    check_handler(daemon, spec)?;
     daemon.images.remove(named(spec)?).await?;
     Ok(())
 }
@@ -124,8 +136,8 @@ fn named(spec: &ImageSpec) -> Result<&str, CriError> {
 }
 
 /// What images and writable layers take of the disk.
-#[must_use]
-pub fn fs_info(daemon: &Daemon) -> ImageFsInfoResponse {
+pub async fn fs_info(daemon: &Daemon) -> ImageFsInfoResponse {
+    daemon.images.measure_all_layers().await;
     let usage = daemon.images.usage();
     ImageFsInfoResponse {
         image_filesystems: vec![filesystem(&usage.image)],
@@ -135,7 +147,7 @@ pub fn fs_info(daemon: &Daemon) -> ImageFsInfoResponse {
 
 fn filesystem(usage: &FsUsage) -> FilesystemUsage {
     FilesystemUsage {
-        timestamp: crate::clock::now(),
+        timestamp: usage.at,
         fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
         used_bytes: Some(UInt64Value { value: usage.bytes }),
         inodes_used: Some(UInt64Value { value: usage.inodes }),
@@ -156,6 +168,22 @@ fn cri_image(image: &Image) -> CriImage {
     }
 }
 
+/// The image of a container as people call it (`ContainerStatus.image`, which Kubernetes shows): as the author of the pod
+/// wrote it, where the client tells; else by a tag, since what the client sends may be the id that a pull has answered.
+#[must_use]
+pub fn shown(asked: &ImageSpec, image: &Image) -> ImageSpec {
+    let own = |name: &str| {
+        let reference = name.parse::<Reference>().ok()?;
+        let tagged = format!("{}:{}", reference.name(), reference.tag()?);
+        image.repo_tags.iter().find(|tag| **tag == tagged).cloned()
+    };
+    let name = match asked.user_specified_image.as_str() {
+        "" => own(&asked.image).or_else(|| image.repo_tags.first().cloned()),
+        name => Some(name.to_owned()),
+    };
+    ImageSpec { image: name.unwrap_or_else(|| asked.image.clone()), ..asked.clone() }
+}
+
 /// The user of an image by number or by name, without its group (CRI `Image.uid`, `Image.username`).
 fn image_user(user: &str) -> (Option<Int64Value>, String) {
     let name = user.split_once(':').map_or(user, |(name, _group)| name);
@@ -168,6 +196,34 @@ fn image_user(user: &str) -> (Option<Int64Value>, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_shown_by_the_name_that_people_gave_it() {
+        let tags = ["docker.io/library/busybox:1.36", "docker.io/library/busybox:latest"];
+        let id = berth_image::Digest::of(berth_image::Algorithm::Sha256, b"image");
+        let image = |repo_tags: &[&str]| Image {
+            id: id.clone(),
+            repo_tags: repo_tags.iter().map(|&tag| tag.to_owned()).collect(),
+            repo_digests: Vec::new(),
+            size: 0,
+            config: berth_image::ImageConfig::default(),
+            layers: Vec::new(),
+            pinned: false,
+            artifact: false,
+            manifests: Vec::new(),
+        };
+        let named = |name: &str, by_user: &str| ImageSpec {
+            image: name.to_owned(),
+            user_specified_image: by_user.to_owned(),
+            ..ImageSpec::default()
+        };
+        let id = id.to_string();
+        assert_eq!(shown(&named(&id, "busybox:mine"), &image(&tags)).image, "busybox:mine");
+        assert_eq!(shown(&named(&id, ""), &image(&tags)).image, tags[0]);
+        assert_eq!(shown(&named("docker.io/library/busybox", ""), &image(&tags)).image, tags[1]);
+        assert_eq!(shown(&named("other.test/name:1", ""), &image(&tags)).image, tags[0], "by an alias");
+        assert_eq!(shown(&named(&id, ""), &image(&[])).image, id);
+    }
 
     #[test]
     fn the_user_of_an_image_is_a_number_or_a_name() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use berth_proto::v1::security_profile::ProfileType;
-use berth_proto::v1::{LinuxContainerSecurityContext, SecurityProfile};
+use berth_proto::v1::{LinuxContainerSecurityContext, LinuxSandboxSecurityContext, SecurityProfile};
 
 use crate::error::CriError;
 
@@ -79,6 +79,21 @@ impl AppArmor {
                 Err(CriError::invalid(FIELD, format!("the profile {name:?} is not loaded on this host")))
             }
         }
+    }
+
+    /// The profile of a pod's pause: one that is asked for.
+    ///
+    /// # Errors
+    /// As [`Self::profile`].
+    pub fn of_pause(&self, security: &LinuxSandboxSecurityContext) -> Result<Option<String>, CriError> {
+        if security.apparmor.is_none() {
+            return Ok(None);
+        }
+        self.profile(&LinuxContainerSecurityContext {
+            apparmor: security.apparmor.clone(),
+            privileged: security.privileged,
+            ..LinuxContainerSecurityContext::default()
+        })
     }
 
     /// The kernel lists profiles as `name (mode)`.
@@ -214,6 +229,21 @@ mod tests {
         assert!(host.profile(&asks(ProfileType::Localhost, "ngin")).unwrap_err().contains("not loaded"));
         let privileged = LinuxContainerSecurityContext { privileged: true, ..Default::default() };
         assert_eq!(host.profile(&privileged), Ok(None));
+    }
+
+    #[test]
+    fn a_pause_has_the_profile_that_is_asked_for() {
+        let host = Host::new("#!/bin/sh\nexit 1\n");
+        let apparmor = AppArmor::detect(host.folder.path());
+        let of = |kind: ProfileType, name: &str| {
+            let profile = SecurityProfile { profile_type: kind.into(), localhost_ref: name.to_owned() };
+            LinuxSandboxSecurityContext { apparmor: Some(profile), ..Default::default() }
+        };
+        assert_eq!(apparmor.of_pause(&LinuxSandboxSecurityContext::default()).unwrap(), None);
+        let nginx = apparmor.of_pause(&of(ProfileType::Localhost, "nginx")).unwrap();
+        assert_eq!(nginx, Some("nginx".to_owned()));
+        assert!(apparmor.of_pause(&of(ProfileType::Localhost, "none")).is_err());
+        assert_eq!(apparmor.of_pause(&of(ProfileType::Unconfined, "")).unwrap(), None);
     }
 
     #[test]

@@ -5,14 +5,13 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
+use berth_proto::v1::PodSandboxConfig;
 use berth_runtime::logs;
 use berth_runtime::plan::PodFile;
 
 use crate::daemon::blocking;
 use crate::error::CriError;
-use crate::spec::{POD_FILES, resolv_conf};
-use crate::store::pod::namespaces;
+use crate::spec::{POD_FILES, has_own_uts, resolv_conf};
 
 /// How long a folder that the kubelet names may take to make.
 const FOREIGN_DISK: Duration = Duration::from_secs(20);
@@ -34,9 +33,10 @@ const MAX_HOST_FILE: u64 = 4 << 20;
 /// # Errors
 /// A file of the host cannot be read, or is too long.
 pub fn of_pod(config: &PodSandboxConfig) -> Result<Vec<PodFile>, CriError> {
-    let hostname = match namespaces(config).network() {
-        NamespaceMode::Node => host_file("/etc/hostname")?.trim().to_owned(),
-        _ => config.hostname.clone(),
+    let hostname = match has_own_uts(config) {
+        false => host_file("/etc/hostname")?.trim().to_owned(),
+        true if config.hostname.is_empty() => node_name(),
+        true => config.hostname.clone(),
     };
     let resolv = resolv_conf(config.dns_config.as_ref(), &host_file("/etc/resolv.conf")?);
     let contents = [format!("{hostname}\n"), host_file("/etc/hosts")?, resolv];
@@ -45,6 +45,12 @@ pub fn of_pod(config: &PodSandboxConfig) -> Result<Vec<PodFile>, CriError> {
         .zip(contents)
         .map(|(name, content)| PodFile { name: (*name).to_owned(), content })
         .collect())
+}
+
+/// The name of the node, which a new UTS namespace begins with (uts_namespaces(7)).
+#[must_use]
+pub fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// A file of the host; one that is not there is empty.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use berth_cni::PodAttach;
+use berth_cni::{PodAttach, sysctls};
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::Placeholder;
@@ -23,7 +23,8 @@ use crate::ids::PodId;
 use crate::keeper::Link;
 use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
-use crate::spec::validate;
+use crate::seccomp;
+use crate::spec::{has_own_uts, pause, validate};
 use crate::store::pod::{FilesPlace, PodResources, namespaces};
 use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
@@ -42,7 +43,8 @@ pub async fn run(
     runtime_handler: String,
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
-    check_handler(daemon, &runtime_handler)?;
+    seccomp::check_of_pod(&config, &daemon.filters)?;
+    daemon.check_runtime_handler("runtime_handler", &runtime_handler)?;
     descriptors::check("run a pod sandbox")?;
     let name = PodName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
@@ -58,13 +60,6 @@ pub async fn run(
             Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
         })
         .await
-}
-
-fn check_handler(daemon: &Shared, handler: &str) -> Result<(), CriError> {
-    if handler.is_empty() || daemon.config.runtime_handlers.iter().any(|known| known == handler) {
-        return Ok(());
-    }
-    Err(CriError::invalid("runtime_handler", format!("no runtime handler {handler:?} is configured")))
 }
 
 struct Creation {
@@ -243,7 +238,7 @@ impl Creation {
         };
         let _attaching = daemon.attaching.read().await;
         daemon.network.add(attach).await?;
-        Ok(())
+        Ok(sysctls::set(netns.as_fd(), sysctls_of(&self.config, sysctls::is_of_interface)).await?)
     }
 }
 
@@ -286,6 +281,15 @@ fn cgroup_path(daemon: &Shared, config: &PodSandboxConfig, id: &PodId) -> Result
     CgroupPath::new(slice, &systemd::scope_name(id.as_str())).map_err(|error| wrong(error.to_string()))
 }
 
+/// The sysctls of a pod whose names are wanted, in their order.
+fn sysctls_of(config: &PodSandboxConfig, wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let all = config.linux.iter().flat_map(|linux| &linux.sysctls);
+    let mut wanted: Vec<_> =
+        all.filter(|(name, _)| wanted(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    wanted.sort();
+    wanted
+}
+
 fn sandbox_plan(
     config: &PodSandboxConfig,
     daemon: &Shared,
@@ -299,22 +303,25 @@ fn sandbox_plan(
     };
     let net = own(modes.network());
     let ipc = own(modes.ipc());
-    let linux = config.linux.clone().unwrap_or_default();
-    let mut sysctls: Vec<_> = linux.sysctls.into_iter().collect();
-    sysctls.sort();
+    let uts = if has_own_uts(config) { NamespaceSource::New } else { NamespaceSource::Host };
+    let user = pause::user(config)?;
+    let sysctls = sysctls_of(config, |name| !sysctls::is_of_interface(name));
     Ok(SandboxPlan {
         net,
         userns: crate::spec::userns::wanted(&modes)?,
         ipc,
-        // A pod in the host's network has the host's name as well: containerd and CRI-O give it no UTS namespace.
-        uts: net,
+        uts,
         pid: if modes.pid() == NamespaceMode::Pod { NamespaceSource::New } else { NamespaceSource::Host },
-        hostname: (net == NamespaceSource::New && !config.hostname.is_empty())
+        hostname: (uts == NamespaceSource::New && !config.hostname.is_empty())
             .then(|| config.hostname.clone()),
         sysctls,
         shm_size: (ipc == NamespaceSource::New).then(|| daemon.config.shm_size.bytes()),
         cgroup,
         seccomp: None,
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups,
+        apparmor: daemon.apparmor.of_pause(&pause::security(config))?,
         selinux: selinux.as_ref().map(|labels| labels.process.clone()),
         mount_label: selinux.map(|labels| labels.mount),
         files: Vec::new(),

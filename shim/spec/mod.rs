@@ -4,7 +4,7 @@
 //! * this file: a container's spec as a whole; [`sandbox`]: a pod's, for those who look
 //! * [`process`]: command, environment, user, capabilities; [`mounts`], [`namespaces`], [`resources`], [`rlimits`],
 //!   [`devices`]
-//! * [`seccomp`]: system calls
+//! * [`seccomp`]: system calls; [`pause`]: the security context of a pod
 //! * [`signal`]: stop signals; [`dns`]: resolv.conf
 
 mod annotations;
@@ -13,6 +13,7 @@ mod devices;
 mod dns;
 mod mounts;
 mod namespaces;
+pub mod pause;
 mod process;
 pub mod resources;
 pub mod rlimits;
@@ -32,7 +33,8 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, PosixRlimitType, Root,
 pub use annotations::classes;
 pub use dns::resolv_conf;
 pub use mounts::{POD_FILES, normal};
-pub use process::exec_process;
+pub use namespaces::has_own_uts;
+pub use process::{exec_process, score};
 pub use sandbox::sandbox_spec;
 pub use signal::{stop_signal, stop_signal_number};
 pub use user::user_request;
@@ -129,6 +131,8 @@ pub struct Host {
     pub seccomp_profile: Option<LinuxSeccomp>,
     /// The daemon's own score: without CAP_SYS_RESOURCE nothing can go below it.
     pub oom_score_adj_floor: i32,
+    /// Its name.
+    pub node_name: String,
 }
 
 /// The OCI spec of a container.
@@ -144,7 +148,8 @@ pub fn container_spec(
     host: &Host,
     cgroup_path: &str,
 ) -> Result<Spec> {
-    let security = security(config);
+    let mut security = security(config);
+    security.namespace_options = Some(namespaces::modes(&security, pod.config));
     if security.privileged && !allows_privileged(pod.config) {
         return Err(error("privileged", "is set: no privileged container allowed in sandbox"));
     }

@@ -39,10 +39,19 @@ pub(super) fn mounts(
     Ok((by_place.into_values().collect(), root_propagation(&config.mounts)))
 }
 
-/// A path without doubled and trailing slashes.
+/// A path in a container without doubled and trailing slashes, `.` and `..`. These are taken out before any link is
+/// followed, as runc does it (`filepath.Clean`): so a path means the same to all who look at it. Relative ones begin at the
+/// root.
 #[must_use]
 pub fn normal(path: &str) -> String {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
     format!("/{}", parts.join("/"))
 }
 
@@ -224,6 +233,27 @@ mod tests {
             assert_eq!(found[0].source().as_deref(), Some(Path::new("/srv")));
         }
         assert_eq!(at(&mounts, "/etc/resolv.conf").len(), 1);
+    }
+
+    #[test]
+    fn paths_are_cleaned_as_runc_does_it() {
+        for (path, clean) in [
+            ("/", "/"),
+            ("", "/"),
+            ("srv", "/srv"),
+            ("//a///b/", "/a/b"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/../../b", "/b"),
+            ("/a/b/../../..", "/"),
+            ("../etc", "/etc"),
+            ("/a..b/...", "/a..b/..."),
+        ] {
+            assert_eq!(normal(path), clean, "{path}");
+        }
+        let mounts = compiled(vec![volume("/x/../dev/shm"), volume("/data/../data/./sub/")]).unwrap();
+        assert_eq!(at(&mounts, "/dev/shm").len(), 1, "it takes the place of the default");
+        assert_eq!(at(&mounts, "/data/sub").len(), 1);
     }
 
     #[test]

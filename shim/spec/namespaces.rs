@@ -1,9 +1,10 @@
 //! The namespaces of a container, and the paths by which those of the pod are named.
 
-use berth_proto::v1::{LinuxContainerSecurityContext, NamespaceMode};
+use berth_proto::v1::{LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::{Host, PodContext};
+use crate::store::pod::namespaces;
 
 /// A namespace of the pod's pause, as a path.
 pub(super) fn pods(pause_pid: i32, kind: LinuxNamespaceType, file: &str) -> LinuxNamespace {
@@ -17,6 +18,29 @@ pub(super) fn new(kind: LinuxNamespaceType) -> LinuxNamespace {
     let mut namespace = LinuxNamespace::default();
     namespace.set_typ(kind);
     namespace
+}
+
+/// Whether a pod has a UTS namespace of its own. In the host's network it has the host's name as well, unless it asks for
+/// another one.
+#[must_use]
+pub fn has_own_uts(pod: &PodSandboxConfig) -> bool {
+    namespaces(pod).network() != NamespaceMode::Node || !pod.hostname.is_empty()
+}
+
+/// The modes of a container. What it shares with its pod (POD, which is also what a client says that says nothing) is the
+/// host's where the pod shares it with the host.
+pub(super) fn modes(security: &LinuxContainerSecurityContext, pod: &PodSandboxConfig) -> NamespaceOption {
+    let of_pod = namespaces(pod);
+    let mut modes = security.namespace_options.clone().unwrap_or_default();
+    let (node, shared) = (i32::from(NamespaceMode::Node), i32::from(NamespaceMode::Pod));
+    for (own, pods) in
+        [(&mut modes.network, of_pod.network), (&mut modes.pid, of_pod.pid), (&mut modes.ipc, of_pod.ipc)]
+    {
+        if *own == shared && pods == node {
+            *own = node;
+        }
+    }
+    modes
 }
 
 /// The namespaces that a container does not share with the host.
@@ -44,9 +68,58 @@ pub(super) fn of_container(
     if modes.ipc() != NamespaceMode::Node {
         namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Ipc, "ipc"));
     }
-    if modes.network() != NamespaceMode::Node {
+    let in_pods_network = modes.network() != NamespaceMode::Node;
+    if in_pods_network {
         namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Network, "net"));
+    }
+    let host_network = self::namespaces(pod.config).network() == NamespaceMode::Node;
+    if in_pods_network || host_network && has_own_uts(pod.config) {
         namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Uts, "uts"));
     }
     namespaces
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_proto::v1::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext};
+
+    use super::*;
+    use crate::spec::PodFiles;
+
+    fn pod(options: NamespaceOption, hostname: &str) -> PodSandboxConfig {
+        let security = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        let linux = LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
+        PodSandboxConfig { linux: Some(linux), hostname: hostname.to_owned(), ..Default::default() }
+    }
+
+    fn joined(
+        security: &LinuxContainerSecurityContext,
+        config: &PodSandboxConfig,
+    ) -> Vec<LinuxNamespaceType> {
+        let security = LinuxContainerSecurityContext {
+            namespace_options: Some(modes(security, config)),
+            ..security.clone()
+        };
+        let files = PodFiles::OfPause;
+        let pod = PodContext { id: "pod", config, pause_pid: 7, files, runtime_handler: "" };
+        let all = of_container(&security, &pod, false, &Host::default());
+        all.iter().filter(|namespace| namespace.path().is_some()).map(LinuxNamespace::typ).collect()
+    }
+
+    #[test]
+    fn a_container_that_names_no_mode_is_where_its_pod_is() {
+        use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
+        let node = i32::from(NamespaceMode::Node);
+        let host = NamespaceOption { network: node, pid: node, ipc: node, ..Default::default() };
+        let silent = LinuxContainerSecurityContext::default();
+        assert_eq!(joined(&silent, &pod(host.clone(), "")), []);
+        assert_eq!(joined(&silent, &pod(host.clone(), "name")), [Uts], "the name that the pod asks for");
+        assert_eq!(joined(&silent, &pod(NamespaceOption::default(), "")), [Pid, Ipc, Network, Uts]);
+        let host_pids = NamespaceOption { pid: node, ..Default::default() };
+        assert_eq!(joined(&silent, &pod(host_pids.clone(), "")), [Ipc, Network, Uts]);
+        // One that names its mode has it.
+        let own = NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() };
+        let own = LinuxContainerSecurityContext { namespace_options: Some(own), ..Default::default() };
+        assert_eq!(modes(&own, &pod(host_pids, "")).pid(), NamespaceMode::Container);
+    }
 }

@@ -4,13 +4,10 @@ use berth_image::ImageConfig;
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
 use oci_spec::runtime::{Process, Spec, User as OciUser};
 
-use super::{Host, ImageContext, PodContext, Result, User, capabilities, error, rlimits};
+use super::{Host, ImageContext, PodContext, Result, User, capabilities, error, normal, rlimits};
 
 /// Where commands are looked for in an image that does not say it.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// The lowest score that the kernel knows (proc(5), oom_score_adj).
-const LOWEST_SCORE: i64 = -1000;
 
 /// The process of a container.
 pub(super) fn process(
@@ -25,7 +22,7 @@ pub(super) fn process(
     process.set_terminal(Some(config.tty));
     process.set_args(Some(arguments(config, image.config)?));
     process.set_cwd(cwd(config, image.config).into());
-    process.set_env(Some(environment(config, pod, image.config, user)?));
+    process.set_env(Some(environment(config, pod, image.config, user, host)?));
     let mut oci_user = OciUser::default();
     oci_user.set_uid(user.uid).set_gid(user.gid).set_additional_gids(Some(user.groups.clone()));
     process.set_user(oci_user);
@@ -41,7 +38,7 @@ pub(super) fn process(
 fn arguments(config: &ContainerConfig, image: &ImageConfig) -> Result<Vec<String>> {
     let (mut command, mut args) = (config.command.clone(), config.args.clone());
     if command.is_empty() {
-        command.clone_from(&image.entrypoint);
+        command = entrypoint(image).to_vec();
         if args.is_empty() {
             args.clone_from(&image.cmd);
         }
@@ -49,18 +46,23 @@ fn arguments(config: &ContainerConfig, image: &ImageConfig) -> Result<Vec<String
     command.extend(args);
     match command.first() {
         Some(program) if !program.is_empty() => Ok(command),
-        _ => Err(error("command", "is given neither by the request nor by the image")),
+        Some(_) => Err(error("command", "begins with an empty text where the program belongs")),
+        None => Err(error("command", "is given neither by the request nor by the image")),
+    }
+}
+
+/// An entrypoint of one empty text is how a builder takes that of the image below away: there is none (Docker's builder
+/// and containerd read it so).
+fn entrypoint(image: &ImageConfig) -> &[String] {
+    match image.entrypoint.as_slice() {
+        [only] if only.is_empty() => &[],
+        all => all,
     }
 }
 
 fn cwd(config: &ContainerConfig, image: &ImageConfig) -> String {
     let cwd = if config.working_dir.is_empty() { &image.working_dir } else { &config.working_dir };
-    match cwd.as_str() {
-        "" => "/".to_owned(),
-        cwd if cwd.starts_with('/') => cwd.to_owned(),
-        // As containerd: relative to the root.
-        cwd => format!("/{cwd}"),
-    }
+    normal(cwd)
 }
 
 fn environment(
@@ -68,15 +70,16 @@ fn environment(
     pod: &PodContext<'_>,
     image: &ImageConfig,
     user: &User,
+    host: &Host,
 ) -> Result<Vec<String>> {
     let mut env = Environment::default();
     env.set(PATH.to_owned());
     if config.tty {
         env.set("TERM=xterm".to_owned());
     }
-    if !pod.config.hostname.is_empty() {
-        env.set(format!("HOSTNAME={}", pod.config.hostname));
-    }
+    // A pod that asks for no name has the node's.
+    let hostname = if pod.config.hostname.is_empty() { &host.node_name } else { &pod.config.hostname };
+    env.set(format!("HOSTNAME={hostname}"));
     if let Some(home) = &user.home {
         env.set(format!("HOME={home}"));
     }
@@ -118,18 +121,23 @@ impl Environment {
     }
 }
 
-/// A score below the daemon's own needs CAP_SYS_RESOURCE; where the config says so it is raised instead of refused.
-/// It is always set: the one that a container would have otherwise is its keeper's, which is among the last to be killed.
+/// The score of a container. It is always set: the one that a container would have otherwise is its keeper's, which is
+/// among the last to be killed.
 fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<i32> {
     let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else {
         return Ok(host.oom_score_adj_floor.max(0));
     };
-    let asked = resources.oom_score_adj;
-    if !(LOWEST_SCORE..=1000).contains(&asked) {
-        return Err(error("linux.resources.oom_score_adj", format!("{asked} is not from -1000 to 1000")));
-    }
-    let score = i32::try_from(asked).unwrap_or(0);
-    Ok(if host.restrict_oom_score_adj { score.max(host.oom_score_adj_floor) } else { score })
+    super::resources::check(resources, host.cgroup_v2)?;
+    let floor = Some(host.oom_score_adj_floor).filter(|_| host.restrict_oom_score_adj);
+    Ok(score(resources.oom_score_adj, floor))
+}
+
+/// The score that is given to whom asks for one. One below the daemon's own takes CAP_SYS_RESOURCE: where the
+/// configuration says so (`floor`), it is raised instead of refused.
+#[must_use]
+pub fn score(asked: i64, floor: Option<i32>) -> i32 {
+    let asked = i32::try_from(asked).unwrap_or(0);
+    floor.map_or(asked, |floor| asked.max(floor))
 }
 
 /// A further process of a container: the container's own with another command. It has never more than the container.
@@ -175,6 +183,14 @@ mod tests {
         assert_eq!(run(&["sh"], &[]), ["sh"]);
         assert_eq!(run(&["sh"], &["-c", "true"]), ["sh", "-c", "true"]);
         assert!(arguments(&ContainerConfig::default(), &ImageConfig::default()).is_err());
+        let none = ImageConfig { entrypoint: list(&[""]), cmd: list(&["echo", "x"]), ..image.clone() };
+        assert_eq!(arguments(&ContainerConfig::default(), &none).unwrap(), ["echo", "x"]);
+        let args = ContainerConfig { args: list(&["ls"]), ..ContainerConfig::default() };
+        assert_eq!(arguments(&args, &none).unwrap(), ["ls"]);
+        let nothing = ImageConfig { cmd: Vec::new(), ..none };
+        assert!(arguments(&ContainerConfig::default(), &nothing).unwrap_err().why.contains("neither"));
+        let empty = ImageConfig { entrypoint: list(&["", "x"]), ..image.clone() };
+        assert!(arguments(&ContainerConfig::default(), &empty).is_err());
     }
 
     #[test]

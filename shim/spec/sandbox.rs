@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use berth_proto::v1::NamespaceMode;
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Root, Spec, User};
 
-use super::{PodContext, Result, annotations, namespaces};
+use super::{PodContext, Result, annotations, namespaces, pause};
 use crate::store::pod::namespaces as modes_of;
 
 /// The OCI spec of a pod.
@@ -17,7 +17,22 @@ pub fn sandbox_spec(pod: &PodContext<'_>) -> Result<Spec> {
     spec.set_hostname(Some(pod.config.hostname.clone()).filter(|name| !name.is_empty()));
     spec.set_annotations(Some(annotations::of_sandbox(pod)));
     spec.set_mounts(None);
-    spec.set_process(None);
+    let user = pause::user(pod.config)?;
+    let mut process = Process::default();
+    let mut oci_user = User::default();
+    oci_user.set_uid(user.uid).set_gid(user.gid).set_additional_gids(Some(user.groups));
+    process
+        .set_user(oci_user)
+        .set_args(Some(vec!["berth-pause".to_owned()]))
+        .set_env(None)
+        .set_capabilities(None)
+        .set_rlimits(None)
+        .set_no_new_privileges(Some(true));
+    spec.set_process(Some(process));
+    // Whatever the client says: nobody needs to write to it.
+    let mut root = Root::default();
+    root.set_readonly(Some(true));
+    spec.set_root(Some(root));
     let mut linux = Linux::default();
     linux.set_namespaces(Some(of_pause(pod)));
     let asked = pod.config.linux.clone().unwrap_or_default();
@@ -32,10 +47,13 @@ pub fn sandbox_spec(pod: &PodContext<'_>) -> Result<Spec> {
 /// The namespaces that the pause holds.
 fn of_pause(pod: &PodContext<'_>) -> Vec<LinuxNamespace> {
     let modes = modes_of(pod.config);
+    let own_uts = namespaces::has_own_uts(pod.config);
     let mut held = Vec::new();
     let mut hold = |kind, file| held.push(namespaces::pods(pod.pause_pid, kind, file));
     if modes.network() != NamespaceMode::Node {
         hold(LinuxNamespaceType::Network, "net");
+    }
+    if own_uts {
         hold(LinuxNamespaceType::Uts, "uts");
     }
     if modes.ipc() != NamespaceMode::Node {

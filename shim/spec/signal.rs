@@ -61,10 +61,11 @@ const NAMES: [(&str, i32); 36] = [
     ("RTMAX", RTMAX),
 ];
 
-/// What StopContainer sends first.
+/// What StopContainer sends first. An image that names no signal does not keep its containers from running: they are
+/// stopped by the default, as with containerd.
 ///
 /// # Errors
-/// The number is none of the CRI's, or the image names no signal.
+/// The number is none of the CRI's.
 pub fn stop_signal(config: &ContainerConfig, image: &ImageConfig) -> Result<i32> {
     if config.stop_signal != 0 {
         return from_cri(config.stop_signal)
@@ -72,9 +73,10 @@ pub fn stop_signal(config: &ContainerConfig, image: &ImageConfig) -> Result<i32>
     }
     match image.stop_signal.as_str() {
         "" => Ok(DEFAULT),
-        name => {
-            from_name(name).ok_or_else(|| error("the image's stop signal", format!("{name:?} is no signal")))
-        }
+        name => Ok(from_name(name).unwrap_or_else(|| {
+            tracing::warn!(signal = name, "the image's stop signal is not known: SIGTERM is used");
+            DEFAULT
+        })),
     }
 }
 
@@ -134,6 +136,19 @@ mod tests {
         }
         assert_eq!(from_cri(66), None);
         assert_eq!(from_cri(-1), None);
+    }
+
+    #[test]
+    fn an_image_that_names_no_signal_has_the_default() {
+        let image = |name: &str| ImageConfig { stop_signal: name.to_owned(), ..ImageConfig::default() };
+        let config = ContainerConfig::default();
+        assert_eq!(stop_signal(&config, &image("SIGQUIT")), Ok(3));
+        for name in ["", "SIGNONSENSE", "99", "terminate please", "\u{1b}[2J"] {
+            assert_eq!(stop_signal(&config, &image(name)), Ok(DEFAULT), "{name}");
+        }
+        let asked = ContainerConfig { stop_signal: Signal::Sigusr1.into(), ..config };
+        assert_eq!(stop_signal(&asked, &image("SIGNONSENSE")), Ok(10));
+        assert!(stop_signal(&ContainerConfig { stop_signal: 66, ..asked }, &image("")).is_err());
     }
 
     #[test]

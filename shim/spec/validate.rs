@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use berth_proto::v1::{ContainerConfig, Mount, NamespaceMode, PodSandboxConfig};
+use berth_image::ImageConfig;
+use berth_proto::v1::{ContainerConfig, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
 
 use super::{Result, error};
 use crate::store::pod::namespaces;
@@ -46,13 +47,42 @@ pub fn pod(config: &PodSandboxConfig) -> Result<()> {
             sysctl(config, key, value)?;
         }
     }
-    let modes = namespaces(config);
-    for (field, mode) in [("network", modes.network), ("pid", modes.pid), ("ipc", modes.ipc)] {
-        if NamespaceMode::try_from(mode).is_err() {
-            return Err(error(format!("namespace_options.{field}"), format!("{mode} is no mode")));
+    if config.windows.is_some() {
+        return Err(error("windows", "is not for this host"));
+    }
+    super::pause::user(config)?;
+    let own = namespaces(config);
+    modes(&own, false)?;
+    super::userns::wanted(&own).map(drop)
+}
+
+/// Checks what is asked of namespaces. That of the network and that of IPC are the pod's or the host's (CRI
+/// `NamespaceOption`); only a container can join another one's processes.
+fn modes(options: &NamespaceOption, of_container: bool) -> Result<()> {
+    for (field, mode) in [("network", options.network), ("ipc", options.ipc)] {
+        let field = format!("namespace_options.{field}");
+        match NamespaceMode::try_from(mode) {
+            Ok(NamespaceMode::Pod | NamespaceMode::Node) => {}
+            Ok(mode) => {
+                return Err(error(
+                    field,
+                    format!("{} is not supported; POD and NODE are", mode.as_str_name()),
+                ));
+            }
+            Err(_) => return Err(error(field, format!("{mode} is no mode"))),
         }
     }
-    super::userns::wanted(&modes).map(drop)
+    let field = "namespace_options.pid";
+    match NamespaceMode::try_from(options.pid) {
+        Ok(NamespaceMode::Target) if !of_container => {
+            Err(error(field, "TARGET is for containers, and this is a pod"))
+        }
+        Ok(NamespaceMode::Target) if options.target_id.is_empty() => {
+            Err(error("namespace_options.target_id", "is empty, and pid is TARGET"))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(error(field, format!("{} is no mode", options.pid))),
+    }
 }
 
 /// Checks a container's config.
@@ -80,6 +110,13 @@ pub fn container(config: &ContainerConfig) -> Result<()> {
         let value = std::str::from_utf8(&variable.value).map_err(|_| error(&field, "is not UTF-8"))?;
         text(&field, value, TEXT)?;
     }
+    if config.windows.is_some() {
+        return Err(error("windows", "is not for this host"));
+    }
+    let security = super::security(config);
+    security.namespace_options.as_ref().map_or(Ok(()), |options| modes(options, true))?;
+    // What is wrong with the ids of the request is so whatever the image says.
+    super::user_request(config, &ImageConfig::default())?;
     config.mounts.iter().try_for_each(mount)?;
     for device in &config.devices {
         absolute("devices.host_path", &device.host_path)?;
@@ -161,11 +198,22 @@ fn hostname(value: &str) -> Result<()> {
 type Map = std::collections::HashMap<String, String>;
 
 fn maps(labels: &Map, annotations: &Map) -> Result<()> {
-    for (field, map) in [("labels", labels), ("annotations", annotations)] {
-        for (key, value) in map {
-            text(field, key, NAME)?;
-            text(&format!("{field}[{key}]"), value, TEXT)?;
-        }
+    map("labels", labels)?;
+    self::annotations(annotations)
+}
+
+/// Checks annotations: data of the client's, of any form and of bounded length.
+///
+/// # Errors
+/// The first that is wrong.
+pub fn annotations(annotations: &Map) -> Result<()> {
+    map("annotations", annotations)
+}
+
+fn map(field: &str, map: &Map) -> Result<()> {
+    for (key, value) in map {
+        text(field, key, NAME)?;
+        text(&format!("{field}[{key}]"), value, TEXT)?;
     }
     Ok(())
 }
@@ -214,8 +262,7 @@ fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
     } else if is(&["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]) {
         ("IPC", modes.ipc())
     } else if dotted == "kernel.domainname" {
-        // The name's namespace goes with the network's.
-        ("UTS", modes.network())
+        ("UTS", if super::has_own_uts(config) { NamespaceMode::Pod } else { NamespaceMode::Node })
     } else {
         return Err(error(field, "is not of a namespace that a pod can have for itself"));
     };
@@ -228,17 +275,13 @@ fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
 fn mount(mount: &Mount) -> Result<()> {
     let field = format!("mounts[{}]", mount.container_path);
     absolute("mounts.container_path", &mount.container_path)?;
-    if mount.container_path.split('/').all(|part| part.is_empty() || part == ".") {
+    if super::normal(&mount.container_path) == "/" {
         return Err(error(field, "is the root of the container"));
     }
     if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
         return Ok(());
     }
-    absolute(&format!("{field}.host_path"), &mount.host_path)?;
-    if berth_proto::v1::MountPropagation::try_from(mount.propagation).is_err() {
-        return Err(error(format!("{field}.propagation"), format!("{} is none", mount.propagation)));
-    }
-    Ok(())
+    absolute(&format!("{field}.host_path"), &mount.host_path)
 }
 
 #[cfg(test)]
@@ -304,6 +347,45 @@ mod tests {
         let mut config = pod_config();
         config.hostname = "a b".to_owned();
         assert_eq!(pod(&config).unwrap_err().field, "hostname");
+    }
+
+    #[test]
+    fn modes_that_no_namespace_has_are_refused() {
+        let with = |change: fn(&mut NamespaceOption)| {
+            let mut options = NamespaceOption::default();
+            change(&mut options);
+            let mut config = pod_config();
+            config.linux.get_or_insert_default().security_context.get_or_insert_default().namespace_options =
+                Some(options.clone());
+            let mut container = container_config();
+            let linux = container.linux.get_or_insert_default();
+            linux.security_context.get_or_insert_default().namespace_options = Some(options);
+            (
+                pod(&config).map_err(|error| error.field),
+                super::container(&container).map_err(|error| error.field),
+            )
+        };
+        let both = |field: &str| {
+            (Err(format!("namespace_options.{field}")), Err(format!("namespace_options.{field}")))
+        };
+        let (container, target) = (i32::from(NamespaceMode::Container), i32::from(NamespaceMode::Target));
+        assert_eq!((container, target), (1, 3));
+        assert_eq!(with(|options| options.network = 1), both("network"));
+        assert_eq!(with(|options| options.network = 3), both("network"));
+        assert_eq!(with(|options| options.ipc = 1), both("ipc"));
+        assert_eq!(with(|options| options.pid = 9), both("pid"));
+        assert_eq!(with(|options| options.pid = 1), (Ok(()), Ok(())));
+        let (of_pod, of_container) = with(|options| options.pid = 3);
+        assert_eq!(of_pod, Err("namespace_options.pid".to_owned()));
+        assert_eq!(of_container, Err("namespace_options.target_id".to_owned()));
+    }
+
+    #[test]
+    fn what_is_for_another_system_is_refused() {
+        let windows = PodSandboxConfig { windows: Some(Default::default()), ..pod_config() };
+        assert_eq!(pod(&windows).unwrap_err().field, "windows");
+        let windows = ContainerConfig { windows: Some(Default::default()), ..container_config() };
+        assert_eq!(super::container(&windows).unwrap_err().field, "windows");
     }
 
     fn container_config() -> ContainerConfig {

@@ -19,6 +19,7 @@ use crate::store::{Container, ContainerState};
 pub async fn stats(daemon: &Shared, id: &str) -> Result<ContainerStats, CriError> {
     let container = daemon.store.container(id)?;
     tracing::Span::current().record("container", container.id.as_str());
+    daemon.images.measure_layers(&[container.id.as_str().to_owned()]).await;
     let daemon = daemon.clone();
     blocking(move || Ok::<_, CriError>(of(&daemon, &container))).await
 }
@@ -31,13 +32,17 @@ pub async fn list(
     daemon: &Shared,
     filter: Option<ContainerStatsFilter>,
 ) -> Result<Vec<ContainerStats>, CriError> {
+    let mut wanted = daemon.store.containers();
+    wanted.retain(|container| matches(container, filter.as_ref()));
+    measure(daemon, &wanted).await;
     let daemon = daemon.clone();
-    blocking(move || {
-        let containers = daemon.store.containers();
-        let wanted = containers.iter().filter(|container| matches(container, filter.as_ref()));
-        Ok::<_, CriError>(wanted.map(|container| of(&daemon, container)).collect())
-    })
-    .await
+    blocking(move || Ok::<_, CriError>(wanted.iter().map(|container| of(&daemon, container)).collect())).await
+}
+
+/// Has what containers have written counted before it is told.
+pub(super) async fn measure(daemon: &Daemon, containers: &[Arc<Container>]) {
+    let ids: Vec<String> = containers.iter().map(|container| container.id.as_str().to_owned()).collect();
+    daemon.images.measure_layers(&ids).await;
 }
 
 fn matches(container: &Arc<Container>, filter: Option<&ContainerStatsFilter>) -> bool {
@@ -75,16 +80,17 @@ pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
         })),
         cpu: reading.cpu(),
         memory: reading.memory(),
-        writable_layer: writable_layer(daemon, container, at),
+        writable_layer: writable_layer(daemon, container),
         swap: reading.swap(),
         io: reading.io(),
     }
 }
 
-fn writable_layer(daemon: &Daemon, container: &Container, at: i64) -> Option<FilesystemUsage> {
+/// With the time at which it was measured: that of a container with very many files may be a while ago.
+fn writable_layer(daemon: &Daemon, container: &Container) -> Option<FilesystemUsage> {
     let usage = daemon.images.layer_usage(container.id.as_str())?;
     Some(FilesystemUsage {
-        timestamp: at,
+        timestamp: usage.at,
         fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
         used_bytes: value(usage.bytes),
         inodes_used: value(usage.inodes),

@@ -7,19 +7,24 @@ use berth_proto::v1::{NetworkInterfaceUsage, NetworkUsage};
 
 use super::usage::value;
 
-/// The interface that a pod has its addresses on.
+/// The interface that a pod has its addresses on, unless its network calls it otherwise.
 const DEFAULT: &str = "eth0";
 
 /// The figures of the namespace that a process is in; none where it is gone.
 pub(super) fn of(pid: i32, at: i64) -> Option<NetworkUsage> {
     let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
-    let mut interfaces = parse(&text);
-    let default = interfaces.iter().position(|interface| interface.name == DEFAULT);
-    Some(NetworkUsage {
+    Some(usage(parse(&text), at))
+}
+
+/// The default interface is `eth0`, or else the first.
+fn usage(mut interfaces: Vec<NetworkInterfaceUsage>, at: i64) -> NetworkUsage {
+    let named = interfaces.iter().position(|interface| interface.name == DEFAULT);
+    let default = named.or(if interfaces.is_empty() { None } else { Some(0) });
+    NetworkUsage {
         timestamp: at,
         default_interface: default.map(|place| interfaces.remove(place)),
         interfaces,
-    })
+    }
 }
 
 /// Lines such as `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs ...`.
@@ -42,6 +47,21 @@ fn parse(text: &str) -> Vec<NetworkInterfaceUsage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_interface_is_eth0_or_the_first() {
+        let of = |names: &[&str]| {
+            let interface =
+                |name: &&str| NetworkInterfaceUsage { name: (*name).to_owned(), ..Default::default() };
+            let usage = usage(names.iter().map(interface).collect(), 7);
+            let name = |interface: NetworkInterfaceUsage| interface.name;
+            (usage.default_interface.map(name), usage.interfaces.into_iter().map(name).collect::<Vec<_>>())
+        };
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(of(&["net1", "eth0"]), (Some("eth0".to_owned()), owned(&["net1"])));
+        assert_eq!(of(&["ens5", "net1"]), (Some("ens5".to_owned()), owned(&["net1"])));
+        assert_eq!(of(&[]), (None, Vec::new()));
+    }
 
     #[test]
     fn figures_are_read_by_their_place() {

@@ -21,6 +21,7 @@ pub async fn stats(daemon: &Shared, id: &str) -> Result<PodSandboxStats, CriErro
     let PodState::Ready { .. } = pod.state() else {
         return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready"));
     };
+    container::measure(daemon, &daemon.store.containers_of(&pod.id)).await;
     let daemon = daemon.clone();
     blocking(move || Ok::<_, CriError>(of(&daemon, &pod))).await
 }
@@ -33,13 +34,13 @@ pub async fn list(
     daemon: &Shared,
     filter: Option<PodSandboxStatsFilter>,
 ) -> Result<Vec<PodSandboxStats>, CriError> {
+    let mut wanted = daemon.store.pods();
+    wanted.retain(|pod| matches(pod, filter.as_ref()));
+    let containers: Vec<Arc<Container>> =
+        wanted.iter().flat_map(|pod| daemon.store.containers_of(&pod.id)).collect();
+    container::measure(daemon, &containers).await;
     let daemon = daemon.clone();
-    blocking(move || {
-        let pods = daemon.store.pods();
-        let wanted = pods.iter().filter(|pod| matches(pod, filter.as_ref()));
-        Ok::<_, CriError>(wanted.map(|pod| of(&daemon, pod)).collect())
-    })
-    .await
+    blocking(move || Ok::<_, CriError>(wanted.iter().map(|pod| of(&daemon, pod)).collect())).await
 }
 
 fn matches(pod: &Pod, filter: Option<&PodSandboxStatsFilter>) -> bool {

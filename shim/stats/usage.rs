@@ -64,12 +64,26 @@ impl Reading<'_> {
     }
 }
 
+/// The kernel counts microseconds (Documentation/accounting/psi.rst), the CRI nanoseconds (CRI `PsiData.Total`).
 fn pressure(pressure: Pressure) -> PsiStats {
     let data = |waited: Waited| PsiData {
-        total: waited.total,
+        total: waited.total.saturating_mul(1000),
         avg10: waited.avg10,
         avg60: waited.avg60,
         avg300: waited.avg300,
     };
     PsiStats { full: Some(data(pressure.full)), some: Some(data(pressure.some)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_told_in_nanoseconds() {
+        let waited = |total| Waited { avg10: 1.5, total, ..Waited::default() };
+        let told = pressure(Pressure { some: waited(42), full: waited(u64::MAX) });
+        assert_eq!((told.some.unwrap().total, told.some.unwrap().avg10), (42_000, 1.5));
+        assert_eq!(told.full.unwrap().total, u64::MAX);
+    }
 }

@@ -1,10 +1,10 @@
 //! A container: its record on disk, its state and the only functions that change it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use berth_proto::v1::ContainerConfig;
+use berth_proto::v1::{ContainerConfig, ImageSpec, LinuxContainerResources};
 use berth_runtime::wire::ExitRecord;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -65,7 +65,8 @@ pub enum ExitReason {
     #[serde(rename = "OOMKilled")]
     OomKilled,
     /// The command could not be run.
-    ContainerCannotRun,
+    #[serde(alias = "ContainerCannotRun")]
+    StartError,
     /// How it ended is not known: the host went down or the keeper was killed.
     ContainerStatusUnknown,
 }
@@ -78,7 +79,7 @@ impl ExitReason {
             Self::Completed => "Completed",
             Self::Error => "Error",
             Self::OomKilled => "OOMKilled",
-            Self::ContainerCannotRun => "ContainerCannotRun",
+            Self::StartError => "StartError",
             Self::ContainerStatusUnknown => "ContainerStatusUnknown",
         }
     }
@@ -191,8 +192,26 @@ pub struct ContainerRecord {
     pub stop_signal: i32,
     /// The user it runs as, resolved in the image.
     pub user: RecordedUser,
+    /// Its limits as they hold; the config stays what the client gave. None of a container that an older daemon has made.
+    #[serde(default)]
+    pub resources: Option<LinuxContainerResources>,
+    /// What the client has said of its limits beside these when it changed them.
+    #[serde(default)]
+    pub update_annotations: BTreeMap<String, String>,
+    /// What `ContainerStatus.image` says: the image as people call it. None of a container that an older daemon has made.
+    #[serde(default)]
+    pub image: Option<ImageSpec>,
     /// Where it is.
     pub state: ContainerState,
+}
+
+impl ContainerRecord {
+    /// The limits as they hold.
+    #[must_use]
+    pub fn limits(&self) -> LinuxContainerResources {
+        let asked = || self.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        self.resources.clone().or_else(asked).unwrap_or_default()
+    }
 }
 
 /// A user as resolved in the image.

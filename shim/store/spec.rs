@@ -18,6 +18,13 @@ pub struct Kept {
     pub filter: Option<Arc<Filter>>,
 }
 
+/// A spec as it was before a change.
+#[derive(Debug)]
+pub struct Former {
+    spec: Spec,
+    filter: Option<Arc<Filter>>,
+}
+
 /// The spec of one container.
 #[derive(Debug)]
 pub struct SpecStore {
@@ -58,19 +65,38 @@ impl SpecStore {
         file::read(&self.file)
     }
 
-    /// Changes the limits of the spec; its devices stay.
+    /// Changes the limits of the spec, and the score that further processes start with; its devices stay. The answer is
+    /// the spec as it was.
     ///
     /// # Errors
-    /// As [`Self::kept`], or the file cannot be written.
-    pub fn change_limits(&self, mut limits: LinuxResources, filters: &Cache) -> Result<(), CriError> {
+    /// As [`Self::kept`], or the file cannot be written: the spec is then as it was.
+    pub fn change_limits(
+        &self,
+        mut limits: LinuxResources,
+        oom_score_adj: i32,
+        filters: &Cache,
+    ) -> Result<Former, CriError> {
         let filter = self.kept(filters)?.filter;
-        let mut spec = self.whole()?;
-        let Some(linux) = spec.linux_mut() else { return Ok(()) };
-        let devices = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
-        limits.set_devices(devices);
-        linux.set_resources(Some(limits));
-        self.keep(spec, filter)?;
-        Ok(())
+        let former = self.whole()?;
+        let mut spec = former.clone();
+        if let Some(linux) = spec.linux_mut() {
+            let devices = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
+            limits.set_devices(devices);
+            linux.set_resources(Some(limits));
+        }
+        if let Some(process) = spec.process_mut() {
+            process.set_oom_score_adj(Some(oom_score_adj));
+        }
+        self.keep(spec, filter.clone())?;
+        Ok(Former { spec: former, filter })
+    }
+
+    /// Keeps a spec again that was changed.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn take_back(&self, former: Former) -> Result<(), FileError> {
+        self.keep(former.spec, former.filter).map(drop)
     }
 
     /// What a further process needs.

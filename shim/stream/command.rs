@@ -1,6 +1,7 @@
 //! Exec and Attach, from the moment on that the client's streams are there: bytes go to and from the process, its end is
 //! told last. A client that vanishes ends this by dropping it, and with it the process of an exec.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -15,10 +16,14 @@ use super::token::Request;
 use super::upgrade::Ending;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::exec::session::{self, Control, End, Session, Wanted};
+use crate::exec::session::{self, Control, End, Session, TerminalSize, Wanted};
 
 /// How long output is waited for after the command has ended, when something that it left behind holds the pipe open.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long a command with a terminal waits for the size of that, so that it never sees another one. Clients without a
+/// terminal ask for none (kubectl and crictl then give up `-t`).
+const FIRST_SIZE: Duration = Duration::from_secs(1);
 
 /// What a pipe holds at most (`/proc/sys/fs/pipe-max-size`): what comes after it was produced after the command's end.
 const PIPE: usize = 1 << 20;
@@ -67,10 +72,19 @@ impl Work {
         }
     }
 
-    async fn begin(&self, daemon: &Shared, wanted: Wanted) -> Result<Session, CriError> {
+    async fn begin(
+        &self,
+        daemon: &Shared,
+        wanted: Wanted,
+        sizes: Option<&mut Sizes>,
+    ) -> Result<Session, CriError> {
         match self {
             Self::Exec { container, command } => {
-                session::exec(daemon, container, command.clone(), wanted).await
+                let size = match sizes.filter(|_| wanted.tty) {
+                    Some(sizes) => sizes.first().await,
+                    None => None,
+                };
+                session::exec_sized(daemon, container, command.clone(), wanted, size).await
             }
             Self::Attach { container } => session::attach(daemon, container, wanted).await,
         }
@@ -97,8 +111,9 @@ impl Work {
 /// Serves a client to its end.
 pub(super) async fn serve(daemon: &Shared, work: &Work, wanted: Wanted, client: Client) {
     let Client { stdin, stdout, stderr, error, resize, ending } = client;
-    let outcome = match work.begin(daemon, wanted).await {
-        Ok(session) => converse(work, session, stdin, [stdout, stderr], resize).await,
+    let mut sizes = resize.map(Sizes::new);
+    let outcome = match work.begin(daemon, wanted, sizes.as_mut()).await {
+        Ok(session) => converse(work, session, stdin, [stdout, stderr], sizes).await,
         Err(why) => {
             for output in [stdout, stderr].into_iter().flatten() {
                 // The client may be gone: then there is nobody to tell, here and below.
@@ -118,7 +133,7 @@ async fn converse(
     mut session: Session,
     stdin: Option<Incoming>,
     outputs: [Option<Outgoing>; 2],
-    resize: Option<Incoming>,
+    sizes: Option<Sizes>,
 ) -> Outcome {
     let input = session.streams.stdin.take();
     let [stdout, stderr] = outputs;
@@ -126,7 +141,7 @@ async fn converse(
     let control = session.control.clone();
     let (ended, end) = watch::channel(false);
     let to_process = async {
-        tokio::join!(pass_in(stdin, input), pass_sizes(resize, control));
+        tokio::join!(pass_in(stdin, input), pass_sizes(sizes, control));
         // What the client sends ends nothing by itself.
         std::future::pending::<()>().await;
     };
@@ -157,20 +172,44 @@ async fn pass_in<W: AsyncWrite + Unpin>(from: Option<Incoming>, to: Option<W>) {
     drop(to.shutdown().await);
 }
 
-/// Sizes of the terminal.
-async fn pass_sizes(from: Option<Incoming>, control: Control) {
-    let Some(mut from) = from else { return };
-    let mut text = BytesMut::new();
-    while let Ok(Some(bytes)) = from.next().await {
-        text.extend_from_slice(&bytes);
-        let Ok(sizes) = sizes(&mut text) else {
-            tracing::debug!("a client sends sizes of its terminal that are none");
-            return;
-        };
-        for size in sizes {
-            if let Err(error) = control.resize(size).await {
-                tracing::debug!(%error, "resize a terminal");
-            }
+/// Sizes of the terminal, which a client sends as they change.
+struct Sizes {
+    from: Incoming,
+    text: BytesMut,
+    /// Those that have come.
+    next: VecDeque<TerminalSize>,
+}
+
+impl Sizes {
+    fn new(from: Incoming) -> Self {
+        Self { from, text: BytesMut::new(), next: VecDeque::new() }
+    }
+
+    /// The first size, which clients with a terminal send as soon as they are connected. None where it does not come.
+    async fn first(&mut self) -> Option<TerminalSize> {
+        tokio::time::timeout(FIRST_SIZE, self.next()).await.ok().flatten()
+    }
+
+    /// The next size; none when no more can come.
+    async fn next(&mut self) -> Option<TerminalSize> {
+        while self.next.is_empty() {
+            let bytes = self.from.next().await.ok().flatten()?;
+            self.text.extend_from_slice(&bytes);
+            let Ok(sizes) = sizes(&mut self.text) else {
+                tracing::debug!("a client sends sizes of its terminal that are none");
+                return None;
+            };
+            self.next.extend(sizes);
+        }
+        self.next.pop_front()
+    }
+}
+
+async fn pass_sizes(sizes: Option<Sizes>, control: Control) {
+    let Some(mut sizes) = sizes else { return };
+    while let Some(size) = sizes.next().await {
+        if let Err(error) = control.resize(size).await {
+            tracing::debug!(%error, "resize a terminal");
         }
     }
 }

@@ -104,7 +104,27 @@ pub async fn set_limits(
     cgroup: &CgroupPath,
     resources: &LinuxResources,
 ) -> Result<(), CriError> {
-    let limits = properties::of(resources, daemon.hierarchies.version() == Version::V2);
+    set_properties(daemon, cgroup, properties::of(resources, daemon.hierarchies.is_v2())).await
+}
+
+/// Tells systemd that the limits of before hold again. Of what had none then, there is none again.
+///
+/// # Errors
+/// As [`set_limits`].
+pub async fn set_limits_back(
+    daemon: &Daemon,
+    cgroup: &CgroupPath,
+    before: &LinuxResources,
+    after: &LinuxResources,
+) -> Result<(), CriError> {
+    set_properties(daemon, cgroup, properties::back(before, after, daemon.hierarchies.is_v2())).await
+}
+
+async fn set_properties(
+    daemon: &Daemon,
+    cgroup: &CgroupPath,
+    limits: Vec<properties::Property>,
+) -> Result<(), CriError> {
     let Some(scope) = cgroup.leaf().filter(|leaf| leaf.ends_with(".scope") && !limits.is_empty()) else {
         return Ok(());
     };

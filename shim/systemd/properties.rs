@@ -55,6 +55,25 @@ pub(super) fn of(resources: &LinuxResources, v2: bool) -> Vec<Property> {
     properties
 }
 
+/// The limits of before, and none for what has one after and had none before.
+pub(super) fn back(before: &LinuxResources, after: &LinuxResources, v2: bool) -> Vec<Property> {
+    let mut properties = of(before, v2);
+    for (name, _) in of(after, v2) {
+        if properties.iter().all(|(known, _)| *known != name) {
+            properties.push((name, unset(name)));
+        }
+    }
+    properties
+}
+
+/// What a property is that nobody has set: a list without members, or systemd's word for no limit and for no weight.
+fn unset(name: &str) -> Variant<'static> {
+    match name {
+        "AllowedCPUs" | "AllowedMemoryNodes" => Vec::<u8>::new().into(),
+        _ => INFINITY.into(),
+    }
+}
+
 fn of_cpu(resources: &LinuxResources, v2: bool) -> Vec<Property> {
     let Some(cpu) = resources.cpu() else { return Vec::new() };
     let mut properties: Vec<Property> = Vec::new();
@@ -153,6 +172,23 @@ mod tests {
         for name in ["MemoryMax", "CPUQuotaPerSecUSec"] {
             assert_eq!(number(&unlimited, name), Some(INFINITY), "{name} in {unlimited:?}");
         }
+    }
+
+    #[test]
+    fn what_had_no_limit_has_none_again() {
+        let before = LinuxContainerResources { cpu_shares: 1024, ..Default::default() };
+        let after = LinuxContainerResources {
+            cpu_shares: 512,
+            memory_limit_in_bytes: 1000,
+            cpuset_cpus: "0".to_owned(),
+            ..Default::default()
+        };
+        let back = back(&limits(&before, true), &limits(&after, true), true);
+        assert_eq!(number(&back, "CPUWeight"), Some(39));
+        assert_eq!(number(&back, "MemoryMax"), Some(INFINITY));
+        assert_eq!(number(&back, "MemorySwapMax"), Some(INFINITY));
+        assert!(back.iter().any(|(name, _)| *name == "AllowedCPUs"), "{back:?}");
+        assert_eq!(back.len(), 4, "{back:?}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Compiles the protos with protox (no protoc on the machine) and generates clients and servers from the descriptors.
 
+mod enums;
+
 use std::error::Error;
 use std::path::PathBuf;
 use std::{env, fs};
@@ -18,7 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut bare = descriptors.clone();
     bare.file.iter_mut().for_each(|file| file.source_code_info = None);
     fs::write(out.join("descriptors.bin"), bare.encode_to_vec())?;
+    fs::write(out.join("enums.rs"), enums::generate(&descriptors)?)?;
     tonic_prost_build::configure()
+        .codec_path("crate::codec::CheckedCodec")
         .build_client(true)
         .build_server(true)
         // What the daemon keeps on disk of a pod or container is the client's own config, as JSON; a field that a newer

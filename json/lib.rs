@@ -1,0 +1,112 @@
+//! Reads JSON that others have written. Programs in Go write `null` for lists, maps and structs that have nothing in them,
+//! and read it everywhere as if the member were not there (encoding/json, "Unmarshal": "The JSON null value [...] has no
+//! effect"). What berth reads of images, registries, vendors and operators is read the same way: where a value is `null`,
+//! the field has the empty value of its type.
+//!
+//! This goes for every format that serde knows: [`NullIsAbsent`] wraps its deserializer.
+
+mod wrapped;
+
+use serde::de::{Deserialize, DeserializeOwned};
+
+pub use wrapped::NullIsAbsent;
+
+/// Reads a document.
+///
+/// # Errors
+/// It is no JSON, or not of this form.
+pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = T::deserialize(NullIsAbsent(&mut deserializer))?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+/// Reads a document.
+///
+/// # Errors
+/// As [`from_slice`].
+pub fn from_str<'de, T: Deserialize<'de>>(text: &'de str) -> serde_json::Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = T::deserialize(NullIsAbsent(&mut deserializer))?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(default)]
+    struct Inner {
+        list: Vec<String>,
+        number: u32,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Outer {
+        text: String,
+        #[serde(default)]
+        inner: Inner,
+        #[serde(default)]
+        all: Vec<Inner>,
+        #[serde(default)]
+        by_name: BTreeMap<String, Inner>,
+        option: Option<Inner>,
+        #[serde(default)]
+        flag: bool,
+        #[serde(default)]
+        anything: serde_json::Value,
+    }
+
+    #[test]
+    fn null_is_absence_at_every_depth() {
+        let absent: Outer = from_str(r#"{"text": "t"}"#).unwrap();
+        let null = r#"{"text": "t", "inner": null, "all": null, "byName": null, "option": null, "flag": null,
+            "unknown": null, "anything": null}"#;
+        assert_eq!(from_str::<Outer>(null).unwrap(), absent);
+        let deep = r#"{"text": "t", "inner": {"list": null, "number": null}, "all": [{"list": null}, null],
+            "byName": {"a": null, "b": {"list": ["x", null]}}, "option": {"number": null}}"#;
+        let read: Outer = from_slice(deep.as_bytes()).unwrap();
+        assert_eq!(read.inner, Inner::default());
+        assert_eq!(read.all, [Inner::default(), Inner::default()]);
+        assert_eq!(read.by_name["a"], Inner::default());
+        assert_eq!(read.by_name["b"].list, ["x", ""]);
+        assert_eq!(read.option, Some(Inner::default()));
+        // As in Go: a text that is null is empty.
+        assert_eq!(from_str::<Outer>(r#"{"text": null}"#).unwrap().text, "");
+    }
+
+    #[test]
+    fn what_is_not_null_is_read_as_it_is() {
+        let text = r#"{"text": "t", "inner": {"list": ["a"], "number": 4294967295}, "flag": true, "anything": [null, 1]}"#;
+        assert_eq!(from_str::<Outer>(text).unwrap(), serde_json::from_str::<Outer>(text).unwrap());
+        for wrong in [
+            "",
+            "{",
+            "null",
+            r#"{"inner": {}}"#,
+            r#"{"text": 1}"#,
+            r#"{"text": "t"} x"#,
+            r#"{"text": "t", "inner": {"number": -1}}"#,
+        ] {
+            assert!(from_str::<Outer>(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(from_str::<serde_json::Value>("[null]").unwrap(), serde_json::json!([null]));
+    }
+
+    proptest! {
+        #[test]
+        fn without_null_nothing_changes(text in "(\\[|\\]|\\{|\\}|,|:|\"a\"|\"list\"|1| ){0,30}") {
+            let plain = serde_json::from_str::<serde_json::Value>(&text).ok();
+            prop_assert_eq!(from_str::<serde_json::Value>(&text).ok(), plain);
+        }
+    }
+}

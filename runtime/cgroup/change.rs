@@ -1,0 +1,99 @@
+//! A change of several files of a cgroup, of which either all are written or none: what each had before is kept, and
+//! written again when a later one is refused (CRI `UpdateContainerResources`: a transaction).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// How `io.max` says that a device has no limit (cgroup-v2.rst, "IO Interface Files").
+const NO_IO_LIMIT: &str = "rbps=max wbps=max riops=max wiops=max";
+
+/// What was written, and what was there before.
+#[derive(Debug, Default)]
+#[must_use = "what is written can be taken back by this alone"]
+pub struct Change {
+    former: Vec<Former>,
+}
+
+/// A file as it was. None where it cannot be read: such a file holds no setting.
+#[derive(Debug)]
+struct Former {
+    path: PathBuf,
+    text: Option<String>,
+}
+
+impl Change {
+    /// Writes one file.
+    pub(super) fn write(&mut self, path: &Path, value: &str) -> io::Result<()> {
+        let text = fs::read_to_string(path).ok();
+        fs::write(path, value)?;
+        self.former.push(Former { path: path.to_owned(), text });
+        Ok(())
+    }
+
+    /// Writes what was there before, the last first: where one limit bounds another, they go back as they came. Goes on
+    /// after an error; the errors name their files.
+    #[must_use]
+    pub fn take_back(self) -> Vec<String> {
+        let mut errors = Vec::new();
+        for former in self.former.into_iter().rev() {
+            if let Err(error) = former.restore() {
+                errors.push(format!("failed to restore {}: {error}", former.path.display()));
+            }
+        }
+        errors
+    }
+}
+
+impl Former {
+    fn restore(&self) -> io::Result<()> {
+        let Some(text) = &self.text else { return Ok(()) };
+        if self.path.file_name().is_some_and(|name| name == "io.max") {
+            for device in added(text, &fs::read_to_string(&self.path)?) {
+                fs::write(&self.path, format!("{device} {NO_IO_LIMIT}"))?;
+            }
+        }
+        // A file takes one of its lines at a time. An empty list is written as an empty line.
+        let mut lines = text.lines().peekable();
+        if lines.peek().is_none() {
+            return fs::write(&self.path, "\n");
+        }
+        lines.try_for_each(|line| fs::write(&self.path, line))
+    }
+}
+
+/// The keys of lines that were not there before.
+fn added<'t>(before: &str, now: &'t str) -> Vec<&'t str> {
+    let key = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    let known: Vec<String> = before.lines().map(key).collect();
+    let keys = now.lines().filter_map(|line| line.split(' ').next());
+    keys.filter(|device| !device.is_empty() && !known.iter().any(|known| known == device)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_go_back_to_what_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("memory.max"), "max\n").unwrap();
+        fs::write(path("cpuset.cpus"), "\n").unwrap();
+        let mut change = Change::default();
+        change.write(&path("memory.max"), "1000").unwrap();
+        change.write(&path("memory.max"), "2000").unwrap();
+        change.write(&path("cpuset.cpus"), "0").unwrap();
+        assert!(change.write(&path("none/here"), "0").is_err());
+        assert_eq!(fs::read_to_string(path("memory.max")).unwrap(), "2000");
+        assert_eq!(change.take_back(), Vec::<String>::new());
+        assert_eq!(fs::read_to_string(path("memory.max")).unwrap(), "max");
+        assert_eq!(fs::read_to_string(path("cpuset.cpus")).unwrap().trim(), "");
+    }
+
+    #[test]
+    fn a_device_that_had_no_limit_is_found_by_its_number() {
+        assert_eq!(added("8:0 rbps=1\n", "8:0 rbps=2\n8:16 rbps=3\n"), ["8:16"]);
+        assert!(added("8:0 rbps=1\n", "").is_empty());
+    }
+}
