@@ -50,7 +50,8 @@ impl Machine {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let made = Command::new(format!("mkfs.{filesystem}")).arg("-q").arg(&disk).output();
-        let made = made.expect("e2fsprogs and xfsprogs are installed by tests/run");
+        // e2fsprogs and xfsprogs are installed by tests/run.
+        let made = made.unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private", "sh", "-c"])

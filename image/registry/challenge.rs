@@ -157,13 +157,13 @@ mod tests {
         {
             let mut headers = HeaderMap::new();
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(realm).unwrap());
-            assert_eq!(challenges(&headers), [Challenge::Basic]);
+            assert_eq!(challenges(&headers).known, [Challenge::Basic]);
         }
         let mut headers = HeaderMap::new();
         let token = "Bearer realm=\"https://auth.test/t\u{f6}ken\",service=\"d\u{e9}p\u{f4}t\"";
         headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(token.as_bytes()).unwrap());
         let expected = bearer("https://auth.test/t%C3%B6ken", Some("d\u{e9}p\u{f4}t"), None);
-        assert_eq!(challenges(&headers), [expected]);
+        assert_eq!(challenges(&headers).known, [expected]);
         assert_eq!(parse(&["Bearer service=x"]), []);
         assert_eq!(parse(&["Bearer realm=\"unclosed"]), [bearer("unclosed", None, None)]);
         assert_eq!(parse(&["", "===", ","]), []);

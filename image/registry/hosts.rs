@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme, Uri};
 use http::{HeaderName, HeaderValue};
@@ -63,6 +64,8 @@ pub(crate) struct Tls {
     /// Client certificate and key (PEM).
     pub(crate) client: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) skip_verify: bool,
+    /// How long connecting may take, where that is said.
+    pub(crate) dial_timeout: Option<Duration>,
 }
 
 /// The file, as far as pulls are concerned. Keys that are not known are left alone, as in containerd.
@@ -83,6 +86,7 @@ struct HostKeys {
     skip_verify: Option<bool>,
     header: BTreeMap<String, OneOrMany>,
     override_path: bool,
+    dial_timeout: String,
 }
 
 #[derive(Clone, Deserialize)]
@@ -270,7 +274,8 @@ fn servers(
     reference: &Reference,
 ) -> Result<Vec<Endpoint>, String> {
     let plain = endpoint(url, keys, folder, reference)?;
-    let speaks_tls = plain.tls != Tls::default() || keys.skip_verify.is_some();
+    let Tls { ca, client, .. } = &plain.tls;
+    let speaks_tls = !ca.is_empty() || !client.is_empty() || keys.skip_verify.is_some();
     if plain.scheme != Scheme::HTTP || !speaks_tls || plain.authority.ends_with(":80") {
         return Ok(vec![plain]);
     }
@@ -342,12 +347,43 @@ fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
             ClientEntry::Both(path) => client.push((read(&path)?, read(&path)?)),
             ClientEntry::Pair(paths) => match paths.as_slice() {
                 [both] => client.push((read(both)?, read(both)?)),
+                // A key without a file of its own is in that of the certificate.
+                [both, key] if key.is_empty() => client.push((read(both)?, read(both)?)),
                 [certificate, key] => client.push((read(certificate)?, read(key)?)),
                 _ => return Err("client: an entry is a certificate and its key".to_owned()),
             },
         }
     }
-    Ok(Tls { ca, client, skip_verify: keys.skip_verify.unwrap_or_default() })
+    let dial_timeout = match keys.dial_timeout.as_str() {
+        "" => None,
+        text => Some(duration(text).ok_or_else(|| format!("dial_timeout: {text:?} is no duration"))?),
+    };
+    Ok(Tls { ca, client, skip_verify: keys.skip_verify.unwrap_or_default(), dial_timeout })
+}
+
+/// A duration as Go writes it (time.ParseDuration): `1m30s`, `1.5s`, `500ms`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut sum = Duration::ZERO;
+    while !rest.is_empty() {
+        let (number, after) =
+            rest.split_at(rest.find(|letter: char| letter.is_ascii_alphabetic() || letter == 'µ')?);
+        let end = after.find(|letter: char| letter.is_ascii_digit() || letter == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        sum = sum.checked_add(part)?;
+        rest = after;
+    }
+    (!text.is_empty()).then_some(sum)
 }
 
 /// All that is wrong in the folders of hosts: in each `hosts.toml`, and in certificates.
@@ -393,7 +429,8 @@ fn mistakes_of(text: &str, folder: &Path) -> Vec<String> {
         (Err(error), _) | (_, Err(error)) => return vec![error.to_string()],
     };
     let hosts = file.host.iter().map(|(url, keys)| (format!("host.{url:?}"), url.as_str(), keys.get_ref()));
-    let server = file.server.as_deref().map(|url| ("server".to_owned(), url, &of_server));
+    let server = file.server.as_deref().filter(|url| !url.is_empty());
+    let server = server.map(|url| ("server".to_owned(), url, &of_server));
     let check = |(key, url, keys): (String, &str, &HostKeys)| {
         let endpoint = endpoint(url, keys, folder, &reference).map_err(|why| format!("{key}: {why}"));
         endpoint
@@ -596,6 +633,23 @@ mod tests {
             ("server = \"http://reg.test:80\"\nskip_verify = true", &["http://reg.test:80/v2 pull resolve"]),
         ] {
             assert_eq!(asked(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_to_connect_is_read_as_by_go() {
+        let parsed = |text: &str| {
+            let text = format!("server = \"https://x.test\"\ndial_timeout = {text:?}");
+            parse(&text, Path::new("/"), &named("x.test")).map(|hosts| hosts[0].tls.dial_timeout)
+        };
+        for (text, milliseconds) in
+            [("3s", 3000), ("1m30s", 90_000), ("1.5s", 1500), ("250ms", 250), ("0s", 0)]
+        {
+            assert_eq!(parsed(text), Ok(Some(Duration::from_millis(milliseconds))), "{text}");
+        }
+        assert_eq!(parsed(""), Ok(None));
+        for bad in ["3", "s", "-1s", "3 s", "3x", "1e400s"] {
+            assert!(parsed(bad).is_err(), "{bad}");
         }
     }
 

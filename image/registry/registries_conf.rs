@@ -109,7 +109,11 @@ impl RegistriesConf {
     /// The servers to ask for an image, in order; `None` where nothing is said of its name.
     pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Option<Vec<Endpoint>>, Error> {
         let name = reference.name();
-        let Some((length, registry)) = self.find(&name) else { return Ok(None) };
+        // A prefix may be that of one image alone.
+        let whole = reference.to_string();
+        let single = self.registry.iter().find(|one| one.is_single() && one.name() == whole);
+        let found = single.map(|one| (name.len(), one)).or_else(|| self.find(&name));
+        let Some((length, registry)) = found else { return Ok(None) };
         let rest = name.get(length..).unwrap_or_default();
         let by_digest = reference.digest().is_some();
         let mut endpoints = Vec::new();
@@ -151,10 +155,10 @@ impl RegistriesConf {
         }
     }
 
-    /// What is said of a name, by the longest match; a wildcard is shorter than any name that it covers.
+    /// What is said of a name, by the longest prefix; a wildcard is shorter than any name that it covers.
     fn find(&self, name: &str) -> Option<(usize, &Registry)> {
         let fitting = self.registry.iter().filter_map(|one| Some((one.matched(name)?, one)));
-        fitting.max_by_key(|(length, one)| (!one.is_wildcard(), *length))
+        fitting.max_by_key(|(_, one)| (!one.is_wildcard(), one.name().len()))
     }
 
     /// What forbids to ask a place.
@@ -166,6 +170,12 @@ impl RegistriesConf {
 impl Registry {
     fn name(&self) -> &str {
         if self.prefix.is_empty() { &self.location } else { &self.prefix }
+    }
+
+    /// Whether it is said of one image, with its tag or digest.
+    fn is_single(&self) -> bool {
+        let last = self.prefix.rsplit('/').next().unwrap_or_default();
+        self.prefix.contains('@') || (self.prefix.contains('/') && last.contains(':'))
     }
 
     fn is_wildcard(&self) -> bool {
@@ -209,8 +219,10 @@ impl Registry {
     fn matched(&self, name: &str) -> Option<usize> {
         let host = name.split('/').next().unwrap_or_default();
         match self.name().strip_prefix('*') {
+            // The port is no part of the match: it stays where the name is rewritten.
             Some(domain) if self.is_wildcard() => {
-                host.split(':').next()?.strip_suffix(domain).map(|_| host.len())
+                let domain_name = host.split(':').next()?;
+                domain_name.strip_suffix(domain).map(|_| domain_name.len())
             }
             _ => {
                 let rest = name.strip_prefix(self.name())?;
@@ -357,6 +369,44 @@ mod tests {
         }
         let error = conf.endpoints(&"evil.example/a".parse().unwrap()).unwrap_err();
         assert!(error.to_string().contains("blocks"), "{error}");
+    }
+
+    #[test]
+    fn the_longest_prefix_counts() {
+        let conf = RegistriesConf::parse(
+            r#"
+            [[registry]]
+            prefix = "*.bar.example.com"
+            location = "three.test"
+            [[registry]]
+            prefix = "*.example.com"
+            location = "two.test/x"
+            [[registry]]
+            prefix = "*.com"
+            [[registry]]
+            prefix = "foo.bar.example.com:5000"
+            location = "five.test"
+            [[registry]]
+            prefix = "one.test/team"
+            location = "six.test"
+            [[registry]]
+            prefix = "one.test/team/app:1"
+            location = "seven.test/only"
+            "#,
+        )
+        .unwrap();
+        for (reference, expected) in [
+            ("a.bar.example.com/i", "https://three.test/v2/i"),
+            ("a.bar.example.com:4000/i", "https://three.test:4000/v2/i"),
+            ("a.example.com/i", "https://two.test/v2/x/i"),
+            ("a.b.com/i", "https://a.b.com/v2/i"),
+            ("foo.bar.example.com:5000/i", "https://five.test/v2/i"),
+            ("one.test/team/app:2", "https://six.test/v2/app"),
+            ("one.test/team/app:1", "https://seven.test/v2/only"),
+        ] {
+            assert_eq!(asked(&conf, reference), [expected], "{reference}");
+        }
+        assert!(conf.endpoints(&"com/i:1".parse::<Reference>().unwrap()).unwrap().is_none());
     }
 
     #[test]

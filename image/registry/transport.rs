@@ -151,7 +151,9 @@ impl Transport {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
-        http.set_connect_timeout(Some(self.timeouts.connect));
+        http.set_connect_timeout(Some(
+            tls.dial_timeout.filter(|time| !time.is_zero()).unwrap_or(self.timeouts.connect),
+        ));
         // HTTP/1.1: each layer has a connection of its own, and none waits for another's window.
         let config = tls_config(tls)?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new()

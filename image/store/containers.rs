@@ -123,11 +123,9 @@ impl Inner {
     }
 
     fn drop_layer(self: &Arc<Self>, id: &str) -> Result<(), Error> {
-        let usage = self.index().containers.get(id).map(|entry| entry.usage).unwrap_or_default();
-        self.throw_away(
-            &self.folders.container(id),
-            usage.map(|measured| measured.usage).unwrap_or_default(),
-        )?;
+        let measured = self.index().containers.get(id).and_then(|entry| entry.usage);
+        let usage = measured.map(|measured| measured.usage).unwrap_or_default();
+        self.throw_away(&self.folders.container(id), usage)?;
         let unused: Vec<Digest> = {
             let mut index = self.index();
             let record = index.containers.remove(id).and_then(|entry| entry.record);

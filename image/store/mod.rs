@@ -67,7 +67,7 @@ use flights::Flights;
 use folders::Folders;
 use index::Index;
 use trash::Trash;
-use usage::{Count, Counters};
+use usage::Counters;
 use worker::Worker;
 
 /// How a store is kept.
@@ -147,8 +147,6 @@ pub(crate) struct Inner {
     syncs: Syncs,
     /// Deletes.
     reaper: Worker<reaper::Job>,
-    /// Counts.
-    meter: Worker<Count>,
     /// Reads whole layers.
     marker: Worker<marker::Job>,
     pub(crate) pulls: Pulls,

@@ -15,10 +15,10 @@ use super::index::{ContainerEntry, Index, LayerKey, NewLayer, user};
 use super::make::read_config;
 use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
 use super::trash::Trash;
-use super::usage::{Count, Counters};
+use super::usage::Counters;
 use super::walk::measure;
 use super::worker::Worker;
-use super::{ImageStore, Inner, Options, marker, reaper, usage};
+use super::{ImageStore, Inner, Options, marker, reaper};
 use crate::auth_file::AuthFiles;
 use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
@@ -53,7 +53,6 @@ impl Inner {
         stock.take()?;
         let Stock { index, trash, thrown, undigested, unsettled, change, .. } = stock;
         let (reaper, reaper_inbox) = Worker::new();
-        let (meter, meter_inbox) = Worker::new();
         let (marker, marker_inbox) = Worker::new();
         let (images, layers) = index.unused();
         let inner = Arc::new(Self {
@@ -68,7 +67,6 @@ impl Inner {
             counters: Counters::default(),
             trash,
             reaper,
-            meter,
             marker,
             pulls: Pulls::default(),
             imported: Mutex::new(imported),
@@ -77,7 +75,6 @@ impl Inner {
             boot_id,
         });
         reaper_inbox.start("image-reaper", Arc::downgrade(&inner), reaper::run)?;
-        meter_inbox.start("image-meter", Arc::downgrade(&inner), usage::run)?;
         marker_inbox.start("image-marker", Arc::downgrade(&inner), marker::run)?;
         for id in images {
             unless_read_only(inner.purge(&id))?;
@@ -88,7 +85,6 @@ impl Inner {
         thrown.into_iter().for_each(|path| inner.reaper.send(reaper::Job::Delete(path)));
         unsettled.into_iter().for_each(|id| inner.marker.send(marker::Job::Settle(id)));
         undigested.into_iter().for_each(|key| inner.marker.send(marker::Job::Digest(key)));
-        inner.meter.send(Count);
         Ok(inner)
     }
 }

@@ -36,6 +36,10 @@ impl Trash {
         self.stuck.load(Ordering::Relaxed)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries().is_empty()
+    }
+
     pub(super) fn usage(&self) -> DiskUsage {
         usage::sum(self.entries().values().copied())
     }

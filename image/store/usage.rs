@@ -1,9 +1,8 @@
 //! What the store takes of the disk. Images are counted when they come. What containers have written is counted when
 //! somebody asks, away from the request: that waits for the figures, but not for long, and each figure says when it was
-//! measured. What waits to be deleted is counted by a thread of its own.
+//! measured.
 
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Mutex;
@@ -23,37 +22,10 @@ const DUTY: u32 = 10;
 /// How long a request waits for figures. What takes longer is counted nevertheless, for the next one.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the thread is asked to do: to count again what waits to be deleted.
-#[derive(Debug)]
-pub(super) struct Count;
-
-pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Count>) {
-    while let Ok(Count) = inbox.recv() {
-        let Some(inner) = store.upgrade() else { return };
-        inner.trash.measure();
-        *inner.counters.trash() = Counting { under_way: false, done: Some(Instant::now()) };
-    }
-}
-
-/// What is being counted.
+/// Held while layers are counted: by one walker, however many ask.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Held while layers are counted: by one walker, however many ask.
     walking: Arc<Mutex<()>>,
-    trash: std::sync::Mutex<Counting>,
-}
-
-impl Counters {
-    fn trash(&self) -> std::sync::MutexGuard<'_, Counting> {
-        self.trash.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// When the thread has counted.
-#[derive(Debug, Default)]
-struct Counting {
-    under_way: bool,
-    done: Option<Instant>,
 }
 
 /// What a container had written at some time.
@@ -106,16 +78,25 @@ impl ImageStore {
         drop(tokio::time::timeout_at(until, measured).await);
     }
 
-    /// The same for all containers.
+    /// The same for all containers, and for what waits to be deleted.
     pub async fn measure_all_layers(&self) {
         let all: Vec<String> = self.inner.index().containers.keys().cloned().collect();
         self.measure_layers(&all).await;
+        if self.inner.trash.is_empty() {
+            return;
+        }
+        let inner = self.inner.clone();
+        let measured = blocking("measure the trash", move || {
+            inner.trash.measure();
+            Ok(())
+        });
+        // Nor is this waited for longer.
+        drop(tokio::time::timeout(PATIENCE, measured).await);
     }
 }
 
 impl Inner {
     pub(super) fn usage(&self) -> Usage {
-        self.refresh_trash();
         // Who looks at the disk's use waits for space: what could not be deleted is tried again.
         if self.trash.is_stuck() {
             self.reaper.send(reaper::Job::Retry);
@@ -130,14 +111,6 @@ impl Inner {
         Usage {
             image: FsUsage { bytes: image.bytes, inodes: image.inodes, ..at(now()) },
             containers: FsUsage { bytes: containers.bytes, inodes: containers.inodes, ..at(oldest) },
-        }
-    }
-
-    fn refresh_trash(&self) {
-        let mut counting = self.counters.trash();
-        if !counting.under_way && counting.done.is_none_or(|done| done.elapsed() > FRESH) {
-            counting.under_way = true;
-            self.meter.send(Count);
         }
     }
 
