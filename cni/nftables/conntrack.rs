@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use rustix::io::Errno;
 
 use super::blocking;
-use super::expression::bytes;
+use super::expression::{Version, bytes};
 use super::message::{Attributes, attribute, dump, request};
 use crate::Result;
 
@@ -45,7 +45,8 @@ pub(crate) async fn forget_ports(ports: Vec<u16>) -> Result<()> {
         return Ok(());
     }
     blocking("forget connections of UDP".to_owned(), move || {
-        forget(&Attributes::default(), |entry| udp_port_of(entry).is_some_and(|port| ports.contains(&port)))
+        let is = |entry: &[u8]| udp_port_of(entry).is_some_and(|port| ports.contains(&port));
+        Version::BOTH.into_iter().try_for_each(|version| forget(version, &Attributes::default(), is))
     })
     .await
 }
@@ -65,33 +66,30 @@ pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
                 filter.bytes(FILTER_ORIGINAL, &0_u32.to_ne_bytes());
                 filter.bytes(FILTER_REPLY, &BY_SOURCE.to_ne_bytes());
             });
-            forget(&only, |entry| leads_to(entry, pod))?;
+            forget(Version::of(pod), &only, |entry| leads_to(entry, pod))?;
         }
         Ok(())
     })
     .await
 }
 
-fn forget(only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-    // AF_INET, AF_INET6.
-    for family in [2, 10] {
-        let known = match dump(GET, family, only.as_bytes()) {
-            // A kernel without it remembers nothing, and has no other family's addresses to look for.
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => continue,
-            known => known?,
-        };
-        for entry in known.iter().filter(|entry| is(entry)) {
-            let mut body = Attributes::default();
-            for kind in [ORIGINAL, ZONE] {
-                if let Some(value) = attribute(entry, kind) {
-                    let nested = if kind == ORIGINAL { 0x8000 } else { 0 };
-                    body.bytes(kind | nested, value);
-                }
+fn forget(version: Version, only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+    let known = match dump(GET, version.number(), only.as_bytes()) {
+        // A kernel without it remembers nothing.
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(()),
+        known => known?,
+    };
+    for entry in known.iter().filter(|entry| is(entry)) {
+        let mut body = Attributes::default();
+        for kind in [ORIGINAL, ZONE] {
+            if let Some(value) = attribute(entry, kind) {
+                let nested = if kind == ORIGINAL { 0x8000 } else { 0 };
+                body.bytes(kind | nested, value);
             }
-            match request(DELETE, family, body.as_bytes()) {
-                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
-                deleted => deleted?,
-            }
+        }
+        match request(DELETE, version.number(), body.as_bytes()) {
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
+            deleted => deleted?,
         }
     }
     Ok(())
