@@ -3,8 +3,10 @@
 //! nobody has. Of UDP any packet keeps that up; of TCP a client that opens a connection anew from the same port would meet
 //! the old one for five days (`nf_conntrack_tcp_timeout_established`).
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -52,11 +54,11 @@ pub(crate) async fn forget_ports(ports: Vec<u16>) -> Result<()> {
 }
 
 /// Forgets the connections to something else that lead to these addresses of pods that go: to ports of the host, and to
-/// services.
+/// services. The kernel walks through all buckets of its table for each (20 ms where there are 262,144).
 pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
     blocking("forget connections to a pod".to_owned(), move || {
         for pod in pods {
-            // The kernel looks through them: a host may remember hundreds of thousands (since Linux 5.8).
+            // It passes on those that are wanted alone (since Linux 5.8).
             let mut only = Attributes::default();
             let v6 = usize::from(pod.is_ipv6());
             only.nested(REPLY, |tuple| {
@@ -71,6 +73,41 @@ pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Addresses whose connections are being forgotten, which no teardown waits for. Whoever gets one of them next does: else
+/// its own connections would be forgotten, too.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Forgetting {
+    pending: Arc<Mutex<HashSet<IpAddr>>>,
+    alone: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Forgetting {
+    fn pending(&self) -> MutexGuard<'_, HashSet<IpAddr>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to forget. Needs a tokio runtime.
+    pub(crate) fn begin(&self, pods: Vec<IpAddr>) {
+        self.pending().extend(&pods);
+        let own = self.clone();
+        tokio::spawn(async move {
+            let _one_at_a_time = own.alone.lock().await;
+            if let Err(error) = forget_pods(pods.clone()).await {
+                tracing::warn!(?pods, %error, "failed to forget the connections to a pod that is gone");
+            }
+            own.pending().retain(|pending| !pods.contains(pending));
+        });
+    }
+
+    /// Waits until these are forgotten.
+    pub(crate) async fn end(&self, pods: &[IpAddr]) {
+        while pods.iter().any(|pod| self.pending().contains(pod)) {
+            drop(self.alone.lock().await);
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 fn forget(version: Version, only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io::Result<()> {
