@@ -8,6 +8,7 @@ use crate::dhcp::Dhcp;
 use crate::ipam::host_local::Indexes;
 use crate::netlink::Netlink;
 use crate::nftables::Made;
+use crate::nftables::conntrack::Forgetting;
 use crate::plugins::bridge::Ready;
 
 /// Where plugins keep things, and how long a program may take.
@@ -27,6 +28,8 @@ pub(crate) struct Host {
     pub(crate) links: Netlink,
     pub(crate) ready: Ready,
     pub(crate) made: Made,
+    /// Connections that are being forgotten.
+    pub(crate) forgetting: Forgetting,
     /// What is known of the files of addresses.
     pub(crate) addresses: Indexes,
     /// Only a daemon has it: somebody must be there to renew leases.
@@ -41,6 +44,7 @@ impl Host {
             links: Netlink::open()?,
             ready: Ready::default(),
             made: Made::default(),
+            forgetting: Forgetting::default(),
             addresses: Indexes::default(),
             dhcp: None,
             places,

@@ -494,6 +494,8 @@ async fn a_client_of_a_pod_that_is_gone_meets_the_next() {
     let outside = node.outside();
     let config = with_ports(&node.berth, "gone", [20000]);
     let gone = node.pod_of(config).await;
+    // Else the kernel keeps the pod's namespace for as long as it tries to tell the client of the end.
+    gone.place.sh("echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries");
     let server = Server::start(&gone.place, "0.0.0.0", 80, "holds");
     // A connection that is open when the pod goes, from a port that its client uses again.
     let client = "import socket,sys

@@ -3,13 +3,15 @@
 //! nobody has. Of UDP any packet keeps that up; of TCP a client that opens a connection anew from the same port would meet
 //! the old one for five days (`nf_conntrack_tcp_timeout_established`).
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
 use super::blocking;
-use super::expression::bytes;
+use super::expression::{Version, bytes};
 use super::message::{Attributes, attribute, dump, request};
 use crate::Result;
 
@@ -45,17 +47,18 @@ pub(crate) async fn forget_ports(ports: Vec<u16>) -> Result<()> {
         return Ok(());
     }
     blocking("forget connections of UDP".to_owned(), move || {
-        forget(&Attributes::default(), |entry| udp_port_of(entry).is_some_and(|port| ports.contains(&port)))
+        let is = |entry: &[u8]| udp_port_of(entry).is_some_and(|port| ports.contains(&port));
+        Version::BOTH.into_iter().try_for_each(|version| forget(version, &Attributes::default(), is))
     })
     .await
 }
 
 /// Forgets the connections to something else that lead to these addresses of pods that go: to ports of the host, and to
-/// services.
+/// services. The kernel walks through all buckets of its table for each (20 ms where there are 262,144).
 pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
     blocking("forget connections to a pod".to_owned(), move || {
         for pod in pods {
-            // The kernel looks through them: a host may remember hundreds of thousands (since Linux 5.8).
+            // It passes on those that are wanted alone (since Linux 5.8).
             let mut only = Attributes::default();
             let v6 = usize::from(pod.is_ipv6());
             only.nested(REPLY, |tuple| {
@@ -65,33 +68,65 @@ pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
                 filter.bytes(FILTER_ORIGINAL, &0_u32.to_ne_bytes());
                 filter.bytes(FILTER_REPLY, &BY_SOURCE.to_ne_bytes());
             });
-            forget(&only, |entry| leads_to(entry, pod))?;
+            forget(Version::of(pod), &only, |entry| leads_to(entry, pod))?;
         }
         Ok(())
     })
     .await
 }
 
-fn forget(only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-    // AF_INET, AF_INET6.
-    for family in [2, 10] {
-        let known = match dump(GET, family, only.as_bytes()) {
-            // A kernel without it remembers nothing, and has no other family's addresses to look for.
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => continue,
-            known => known?,
-        };
-        for entry in known.iter().filter(|entry| is(entry)) {
-            let mut body = Attributes::default();
-            for kind in [ORIGINAL, ZONE] {
-                if let Some(value) = attribute(entry, kind) {
-                    let nested = if kind == ORIGINAL { 0x8000 } else { 0 };
-                    body.bytes(kind | nested, value);
-                }
+/// Addresses whose connections are being forgotten, which no teardown waits for. Whoever gets one of them next does: else
+/// its own connections would be forgotten, too.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Forgetting {
+    pending: Arc<Mutex<HashSet<IpAddr>>>,
+    alone: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Forgetting {
+    fn pending(&self) -> MutexGuard<'_, HashSet<IpAddr>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to forget. Needs a tokio runtime.
+    pub(crate) fn begin(&self, pods: Vec<IpAddr>) {
+        self.pending().extend(&pods);
+        let own = self.clone();
+        tokio::spawn(async move {
+            let _one_at_a_time = own.alone.lock().await;
+            if let Err(error) = forget_pods(pods.clone()).await {
+                tracing::warn!(?pods, %error, "failed to forget the connections to a pod that is gone");
             }
-            match request(DELETE, family, body.as_bytes()) {
-                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
-                deleted => deleted?,
+            own.pending().retain(|pending| !pods.contains(pending));
+        });
+    }
+
+    /// Waits until these are forgotten.
+    pub(crate) async fn end(&self, pods: &[IpAddr]) {
+        while pods.iter().any(|pod| self.pending().contains(pod)) {
+            drop(self.alone.lock().await);
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn forget(version: Version, only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+    let known = match dump(GET, version.number(), only.as_bytes()) {
+        // A kernel without it remembers nothing.
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(()),
+        known => known?,
+    };
+    for entry in known.iter().filter(|entry| is(entry)) {
+        let mut body = Attributes::default();
+        for kind in [ORIGINAL, ZONE] {
+            if let Some(value) = attribute(entry, kind) {
+                let nested = if kind == ORIGINAL { 0x8000 } else { 0 };
+                body.bytes(kind | nested, value);
             }
+        }
+        match request(DELETE, version.number(), body.as_bytes()) {
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
+            deleted => deleted?,
         }
     }
     Ok(())

@@ -246,12 +246,17 @@ impl Batch {
                 }
             }
             match (refused, acknowledged) {
-                (Some(code), _) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-                (None, true) => Ok(()),
+                (Some(code), _) => Ok(Err(refusal(code))),
+                (None, true) => Ok(Ok(())),
                 (None, false) => Err(io::Error::other("the kernel's answer is lost")),
             }
-        })
+        })?
     }
+}
+
+/// A code of the kernel's, which is negative.
+fn refusal(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code.saturating_neg())
 }
 
 /// Asks for a list; the body of each of its messages, behind netfilter's header. What is not there is empty.
@@ -305,20 +310,16 @@ fn dump_once(kind: u16, family: u8, body: &[u8]) -> io::Result<(Vec<Vec<u8>>, bo
                 whole &= message.flags & INTERRUPTED == 0;
                 match (message.kind, message.error()) {
                     (DONE, _) => match message.code() {
-                        Some(code) if code < 0 => {
-                            return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-                        }
-                        _ => return Ok((bodies, whole)),
+                        Some(code) if code < 0 => return Ok(Err(refusal(code))),
+                        _ => return Ok(Ok((bodies, whole))),
                     },
-                    (_, Some(code)) if code != 0 => {
-                        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-                    }
+                    (_, Some(code)) if code != 0 => return Ok(Err(refusal(code))),
                     _ => bodies.push(message.body.get(4..).unwrap_or_default().to_vec()),
                 }
             }
         }
         Err(io::Error::from(Errno::NOBUFS))
-    })
+    })?
 }
 
 /// Sends one request and reads whether it was taken.
@@ -328,7 +329,7 @@ pub(crate) fn request(kind: u16, family: u8, body: &[u8]) -> io::Result<()> {
     let answer = exchange(&buffer, only_answer)?;
     match messages(&answer).next().and_then(|message| message.error()) {
         Some(0) | None => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+        Some(code) => Err(refusal(code)),
     }
 }
 
@@ -343,21 +344,25 @@ pub(super) fn get(family: Family, kind: u16, asked: &[Attributes]) -> io::Result
             header(&mut buffer, SUBSYSTEM | kind, 0, sequence, family.number(), 0, body.as_bytes());
         }
         found.extend(exchange(&buffer, |socket| {
-            let mut answers: Vec<Option<Option<Vec<u8>>>> = vec![None; some.len()];
+            let (mut answers, mut refused) = (vec![None; some.len()], None);
             while let Some(answer) = receive(socket)? {
                 for message in messages(&answer) {
                     let place = usize::try_from(message.sequence).ok();
                     let Some(answer) = place.and_then(|place| answers.get_mut(place)) else { continue };
                     *answer = Some(match message.error() {
                         Some(code) if code == -Errno::NOENT.raw_os_error() => None,
-                        Some(code) => return Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                        Some(code) => {
+                            refused = refused.or(Some(code));
+                            None
+                        }
                         None => Some(message.body.get(4..).unwrap_or_default().to_vec()),
                     });
                 }
             }
             let whole: Option<Vec<_>> = answers.into_iter().collect();
-            whole.ok_or_else(|| io::Error::other("the kernel's answer is lost"))
-        })?);
+            let whole = whole.ok_or_else(|| io::Error::other("the kernel's answer is lost"))?;
+            Ok(refused.map_or(Ok(whole), |code| Err(refusal(code))))
+        })??);
     }
     Ok(found)
 }
@@ -403,8 +408,8 @@ impl Drop for Own {
 
 /// Sends a request on the socket of this thread and reads what comes of it. It stays open for the next request: closing one
 /// waits until the kernel has freed all that was deleted, which is for every processor (RCU, 10 ms; net/netfilter's
-/// `nft_rcv_nl_event`). Where `read` fails there may be answers left that nobody has read: the next request gets a new
-/// socket.
+/// `nft_rcv_nl_event`). Where `read` itself fails there may be answers left that nobody has read: the next request gets a new
+/// socket. What the kernel refuses is no such failure.
 ///
 /// A thread that talks to nftables therefore does not change its network namespace.
 fn exchange<T>(request: &[u8], read: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {

@@ -74,6 +74,8 @@ impl Portmap {
     }
 
     pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
+        // The addresses may have been another pod's just before.
+        call.host.forgetting.end(&addresses(&previous)).await;
         let mappings = mappings(call, &previous)?;
         if mappings.is_empty() {
             return Ok(previous);
@@ -126,9 +128,19 @@ pub(super) async fn del(call: &Call<'_>, previous: &CniResult) -> Result<()> {
     }
     let known = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
     let released = ports::forget(call, known.as_deref()).await;
-    let pods = previous.ips.iter().map(|ip| ip.address.addr()).collect();
-    let forgotten = conntrack::forget_pods(pods).await;
+    let forgotten = match call.namespace_ends {
+        true => {
+            call.host.forgetting.begin(addresses(previous));
+            Ok(())
+        }
+        // A process that ends at once forgets before.
+        false => conntrack::forget_pods(addresses(previous)).await,
+    };
     released.and(forgotten).and(conntrack::forget_ports(udp_ports(call)).await)
+}
+
+fn addresses(result: &CniResult) -> Vec<IpAddr> {
+    result.ips.iter().map(|ip| ip.address.addr()).collect()
 }
 
 fn udp_ports(call: &Call<'_>) -> Vec<u16> {
