@@ -9,37 +9,44 @@ use crate::{answered, keepers_of, listed, pods, signal_keeper, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stopped_keeper_holds_is_stopped_and_removed() {
+    stop_and_remove(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_keeper_holds_is_stopped_and_removed_by_the_next_daemon() {
+    stop_and_remove(true).await;
+}
+
+async fn stop_and_remove(restarts: bool) {
     let mut berth = Berth::start().await;
-    for restarts in [false, true] {
-        let pod = berth.run_pod(berth.pod_config(&format!("pod-{restarts}"))).await;
-        let mut ids = Vec::new();
-        for name in ["stopped", "removed", "rest"] {
-            ids.push(berth.run(&pod, sleeper(name)).await);
-        }
-        let created = berth.try_create(&pod, sleeper("created")).await.unwrap();
-        signal_keeper(&pod, Signal::STOP);
-        if restarts {
-            berth.restart().await;
-        }
-        assert_eq!(berth.status(&ids[0]).await.state(), ContainerState::ContainerRunning);
-        answered("StopContainer", berth.stop_container(&ids[0], 1)).await;
-        let status = berth.status(&ids[0]).await;
-        assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137), "{status:?}");
-        for container in [&ids[1], &created] {
-            answered("RemoveContainer", berth.remove_container(container)).await;
-            assert_eq!(listed(&mut berth, container).await, None);
-        }
-        // The last that the next daemon has read of it may be that it was created.
-        let exec = answered("ExecSync", berth.exec(&ids[2], &["true"], 5)).await.unwrap_err();
-        assert!(exec.code() == Code::DeadlineExceeded || restarts, "{exec}");
-        answered("StopContainer", berth.stop_container(&ids[2], 1)).await;
-        assert_eq!(berth.status(&ids[2]).await.exit_code, 137);
-        answered("StopPodSandbox", berth.stop_pod(&pod)).await;
-        assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
-        answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
-        until("its keeper ends", || keepers_of(&pod).is_empty()).await;
-        assert_eq!(pods(&mut berth).await, []);
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let mut ids = Vec::new();
+    for name in ["stopped", "removed", "rest"] {
+        ids.push(berth.run(&pod, sleeper(name)).await);
     }
+    let created = berth.try_create(&pod, sleeper("created")).await.unwrap();
+    signal_keeper(&pod, Signal::STOP);
+    if restarts {
+        berth.restart().await;
+    }
+    assert_eq!(berth.status(&ids[0]).await.state(), ContainerState::ContainerRunning);
+    answered("StopContainer", berth.stop_container(&ids[0], 1)).await;
+    let status = berth.status(&ids[0]).await;
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137), "{status:?}");
+    for container in [&ids[1], &created] {
+        answered("RemoveContainer", berth.remove_container(container)).await;
+        assert_eq!(listed(&mut berth, container).await, None);
+    }
+    // The last that the next daemon has read of it may be that it was created.
+    let exec = answered("ExecSync", berth.exec(&ids[2], &["true"], 2)).await.unwrap_err();
+    assert!(exec.code() == Code::DeadlineExceeded || restarts, "{exec}");
+    answered("StopContainer", berth.stop_container(&ids[2], 1)).await;
+    assert_eq!(berth.status(&ids[2]).await.exit_code, 137);
+    answered("StopPodSandbox", berth.stop_pod(&pod)).await;
+    assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
+    answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
+    until("its keeper ends", || keepers_of(&pod).is_empty()).await;
+    assert_eq!(pods(&mut berth).await, []);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
