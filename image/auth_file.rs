@@ -84,7 +84,9 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
     };
     let content = parsed(path, &text)?;
     let names = names(name);
-    if let Some((server, helper)) = find(&content.cred_helpers, &names) {
+    // One without a name is none, as for docker.
+    let helper = find(&content.cred_helpers, &names).filter(|(_, helper)| !helper.is_empty());
+    if let Some((server, helper)) = helper {
         return ask(helper, server).await;
     }
     if let Some((server, entry)) = find(&content.auths, &names) {
