@@ -44,8 +44,7 @@ async fn a_last_line_without_a_line_break_is_told_as_it_was_written() {
     let id = berth.run(&pod, shell("c", "printf 'one\\ntwo'; printf 'three' >&2")).await;
     let log = berth.ended(&id).await.log_path;
     let log = fs::read_to_string(log).unwrap();
-    let mut lines: Vec<String> =
-        log.lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned()).collect();
+    let mut lines: Vec<String> = log.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
     lines.sort();
     assert_eq!(lines, ["stderr P three", "stdout F one", "stdout P two"], "{log}");
     assert_eq!(berth.clean().await, Vec::<String>::new());

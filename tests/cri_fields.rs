@@ -111,7 +111,8 @@ async fn what_no_enum_has_and_what_is_for_other_systems_is_refused() {
         change(&mut options);
         options
     };
-    let modes: [(&str, fn(&mut NamespaceOption)); 6] = [
+    type Change = fn(&mut NamespaceOption);
+    let modes: [(&str, Change); 6] = [
         ("namespace_options.network", |options| options.network = 77),
         ("namespace_options.pid", |options| options.pid = -1),
         ("namespace_options.network", |options| options.network = NamespaceMode::Container.into()),
