@@ -60,11 +60,11 @@ impl Program {
         }
         match serde_json::from_slice(&output.stdout) {
             Ok(result @ Value::Object(_)) => Ok(result),
-            Ok(_) => Err(self.failed(format!("{command} answered no result: it is no object"))),
+            Ok(_) => Err(self.failed(format!("{command}: no result: output is not a JSON object"))),
             Err(_) if output.stdout.trim_ascii().is_empty() => {
-                Err(self.failed(format!("{command} answered nothing, and yet ended as if it had succeeded")))
+                Err(self.failed(format!("{command}: no result: exit status 0 with empty output")))
             }
-            Err(error) => Err(self.failed(format!("{command} answered no result: {error}"))),
+            Err(error) => Err(self.failed(format!("{command}: no result: {error}"))),
         }
     }
 
@@ -183,7 +183,7 @@ mod tests {
         for script in ["exit 0", "echo", "echo null", "echo '[]'", "echo garbage", "echo '{'", "exec >&-"] {
             let plugin = Plugin::of(script, LONG);
             let error = plugin.run("ADD").await.unwrap_err();
-            assert!(error.contains("plugin plugin: ADD answered no"), "{script}: {error}");
+            assert!(error.contains("plugin plugin: ADD: no result"), "{script}: {error}");
             // The others have no result: nothing that they say is one.
             for command in ["DEL", "CHECK", "GC", "STATUS"] {
                 assert_eq!(plugin.run(command).await, Ok(Value::Null), "{script}");
@@ -197,7 +197,7 @@ mod tests {
         for command in COMMANDS {
             let started = Instant::now();
             let error = Plugin::of("cat /dev/zero", LONG).run(command).await.unwrap_err();
-            assert!(error.contains("more than 1024 KiB") && started.elapsed() < LONG, "{error}");
+            assert!(error.contains("exceeds 1024 KiB") && started.elapsed() < LONG, "{error}");
         }
         let error = Plugin::of("head -c 9000000 /dev/zero | tr '\\0' x >&2; exit 3", LONG).run("ADD").await;
         let error = error.unwrap_err();

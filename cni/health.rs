@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::Network;
 use crate::conflist::{Conflist, Version};
 use crate::nftables;
+use crate::plugins::Plugin;
 
 /// How old an answer may be: the kubelet asks for the node's status every five seconds.
 const FRESH: Duration = Duration::from_secs(5);
@@ -67,11 +68,16 @@ async fn why_not(network: &Network, config: &Conflist) -> Option<String> {
     if programs && let Err(error) = network.ask_status(config).await {
         return Some(error.to_string());
     }
+    // A firewall plugin permits what others forbid, for each pod when it comes; other programs may do so.
+    let permits = |plugin: &Plugin| matches!(plugin, Plugin::Firewall(_) | Plugin::External(_));
+    if config.plugins.iter().any(|entry| permits(&entry.plugin)) {
+        return None;
+    }
     match nftables::obstacle(network.packets(config)).await {
         Ok(obstacle) => obstacle,
         // It is nothing that keeps pods from their network.
         Err(error) => {
-            tracing::debug!(%error, "others' rules cannot be looked at");
+            tracing::debug!(%error, "failed to read the firewall rules of others");
             None
         }
     }

@@ -17,6 +17,7 @@ use crate::host::{Host, Places};
 use crate::nftables::Packet;
 use crate::pin;
 use crate::plugins::Plugin;
+use crate::plugins::bridge::Bridge;
 use crate::record::{Record, Records};
 use crate::result::CniResult;
 use crate::{Attachment, Error, Options, PodAttach, Result, Status, netns};
@@ -93,7 +94,13 @@ impl Network {
             let network = self.clone();
             tokio::spawn(async move { network.repair_bridges().await });
         }
-        match self.shared.host.ready.trouble().or_else(|| self.shared.health.of(self, &config)) {
+        match self
+            .shared
+            .host
+            .ready
+            .trouble(config.bridges().map(Bridge::name))
+            .or_else(|| self.shared.health.of(self, &config))
+        {
             Some(why) => not_ready(&config.name, why),
             None => Status { ready: true, network: config.name.clone(), ..Status::default() },
         }
@@ -316,7 +323,7 @@ impl Network {
         for bridge in config.bridges().filter(|bridge| !used.iter().any(|name| name == bridge.name())) {
             tracing::info!(
                 bridge = bridge.name(),
-                "no pod is on the bridge any more, and the network has another: it goes"
+                "removing the bridge: its last pod is gone, and the network has another one"
             );
             bridge.teardown(&self.shared.host).await?;
         }

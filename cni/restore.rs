@@ -38,7 +38,7 @@ impl Network {
                 let result = record.result.clone().unwrap_or_default();
                 // What is wrong shows in the status.
                 if let Err(error) = bridge.stand_ready(&self.shared.host, &result).await {
-                    tracing::debug!(bridge = bridge.name(), %error, "a bridge of pods is not as it should be");
+                    tracing::debug!(bridge = bridge.name(), %error, "failed to prepare the bridge of a running pod");
                 }
             }
         }
@@ -80,7 +80,13 @@ impl Network {
 
     /// Puts bridges right that somebody has changed.
     pub(crate) async fn repair_bridges(&self) {
-        let in_use = !lock(&self.shared.attachments).is_empty();
+        let in_use = |bridge: &str| {
+            let has = |config: &Conflist| config.bridges().any(|other| other.name() == bridge);
+            let any_pod = !lock(&self.shared.attachments).is_empty();
+            any_pod
+                && (self.shared.configuration.current().is_ok_and(|config| has(&config))
+                    || self.attached().iter().any(|(_, _, config)| has(config)))
+        };
         if self.shared.host.ready.repair(&self.shared.host.links, in_use).await {
             self.join_again().await;
         }
@@ -94,7 +100,7 @@ impl Network {
         }
         let links = match self.shared.host.links.links().await {
             Ok(links) => links,
-            Err(error) => return tracing::warn!(%error, "failed to look for ports that are on no bridge"),
+            Err(error) => return tracing::warn!(%error, "failed to look for disconnected bridge ports"),
         };
         let off = links.into_iter().filter(|link| link.controller.is_none() || !link.up);
         let off: HashSet<String> = off.map(|link| link.name).collect();
@@ -108,12 +114,12 @@ impl Network {
             let call = self.call(&config, &pod, None, &record, &record.runtime, &told);
             for bridge in config.bridges() {
                 match bridge.join_again(&call, &ips).await {
-                    Ok(()) => tracing::warn!(
-                        pod,
-                        bridge = bridge.name(),
-                        "the pod was on no bridge: it has joined it again"
-                    ),
-                    Err(error) => tracing::warn!(pod, %error, "failed to join the pod to its bridge again"),
+                    Ok(()) => {
+                        tracing::warn!(pod, bridge = bridge.name(), "connected the pod to its bridge again")
+                    }
+                    Err(error) => {
+                        tracing::warn!(pod, %error, "failed to connect the pod to its bridge again")
+                    }
                 }
             }
         }

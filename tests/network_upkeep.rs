@@ -380,7 +380,9 @@ async fn rules_of_others_that_drop_what_pods_send_are_told() {
         assert!(!is_answered(&pod.place, "198.51.100.2"), "{close}");
         until(close, async || {
             let (ready, why) = network_condition(&mut node.berth).await;
-            !ready && why.contains("drops what 10.66.0.0/24 sends") && why.to_lowercase().contains("forward")
+            !ready
+                && why.contains("drops forwarded packets from 10.66.0.0/24")
+                && why.to_lowercase().contains("forward")
         })
         .await;
         node.place.sh(opened);

@@ -133,7 +133,7 @@ async fn read(
         }
         let room = most.saturating_sub(kept.len());
         if length > room && whole {
-            return Err(format!("answered more than {} KiB", most >> 10));
+            return Err(format!("output exceeds {} KiB", most >> 10));
         }
         kept.extend_from_slice(buffer.get(..length.min(room)).unwrap_or_default());
     }
@@ -172,7 +172,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let error = shell("exec cat /dev/zero").output(String::new(), LONG).await.unwrap_err();
-        assert!(error.contains("answered more"), "{error}");
+        assert!(error.contains("output exceeds"), "{error}");
     }
 
     #[tokio::test]

@@ -81,7 +81,7 @@ pub(crate) struct Mapping {
 pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: bool) -> Result<()> {
     let owner = call.owner();
     let made = call.host.made.clone();
-    let action = format!("map {} of the host to {owner}", words(mappings));
+    let action = format!("failed to map host {} to {owner}", words(mappings));
     let (pods, mapped) = (pods(mappings), mappings.iter().map(element).collect::<Vec<_>>());
     blocking(action, move || {
         let (mut parts, mut elements) = (vec![base()], mapped.clone());
@@ -95,7 +95,7 @@ pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: boo
                 let whose = holder.map_or("another pod".to_owned(), |holder| {
                     format!("pod {} of network {}", holder.container, holder.network)
                 });
-                Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{whose} has one of them")))
+                Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("already used by {whose}")))
             }
             added => added,
         }

@@ -81,8 +81,8 @@ impl Portmap {
             return Ok(previous);
         }
         if let Some(port) = ambiguous(&mappings) {
-            let why = "cannot lead to two ports of the pod";
-            return Err(Error::Invalid(format!("portmap: port {port} of the host {why}")));
+            let why = format!("host port {port} maps to two container ports");
+            return Err(Error::Invalid(format!("invalid portMappings: {why}")));
         }
         if self.snat {
             for link in leading_to_pod(call, &previous).await? {

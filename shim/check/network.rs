@@ -26,13 +26,13 @@ pub(super) fn rows() -> Vec<Row> {
     ]
 }
 
-/// Whether rules of others on this host drop what pods send to other hosts, with the network that is built in.
+/// Whether firewall rules of others on this host drop packets that pods send to other hosts, with the built-in network.
 fn forwarding() -> Row {
     let network = crate::config::Config::default().network;
     let builtin = berth_cni::Builtin { bridge: network.bridge, subnets: network.subnets, mtu: network.mtu };
     let what = "forwarding for pods";
     let row = match berth_cni::obstacle(&builtin) {
-        Ok(None) => Row::new(what, Found::Yes, "no rule of others forbids it"),
+        Ok(None) => Row::new(what, Found::Yes, "no firewall rule of others drops it"),
         Ok(Some(why)) => {
             let permit = format!("iptables -I FORWARD -i {} -j ACCEPT", builtin.bridge);
             Row::new(what, Found::No, format!("{why}; to permit it, for one: {permit}"))

@@ -21,7 +21,7 @@ pub(super) fn obstacle(packet: &Packet) -> Option<String> {
     // It waits for no lock: who holds that is changing the rules.
     let listed = Command::new(program).arg("-S").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let drops = listed.status.success() && drops(&String::from_utf8_lossy(&listed.stdout), packet);
-    let why = format!("chain FORWARD of {program} drops what {} sends to other hosts", packet.from);
+    let why = format!("{program} chain FORWARD drops forwarded packets from {}", packet.from);
     drops.then_some(why)
 }
 

@@ -95,7 +95,7 @@ fn in_nftables(packet: &Packet) -> io::Result<Option<String>> {
             };
             if dropped {
                 return Ok(Some(format!(
-                    "chain {} of table {} {} of nftables drops what {} sends to other hosts",
+                    "nftables chain {} in table {} {} drops forwarded packets from {}",
                     chain.name,
                     family.word(),
                     chain.table,

@@ -185,14 +185,14 @@ impl Ready {
     }
 
     /// Puts right what somebody has changed. Whether a bridge is another than that to which pods were attached: they are to
-    /// join this one. A bridge that is gone while no pod is there (`in_use`) is not missed.
-    pub(crate) async fn repair(&self, host: &Netlink, in_use: bool) -> bool {
+    /// join this one. A bridge that is gone and that nobody needs (`in_use`) is not missed.
+    pub(crate) async fn repair(&self, host: &Netlink, in_use: impl Fn(&str) -> bool) -> bool {
         let mut state = self.state.lock().await;
         let had_forwarding = state.forwarding.clone();
         self.take_in(&mut state);
         for v4 in had_forwarding {
             if !state.forwarding.contains(&v4) && interface::forward(v4).is_ok() {
-                tracing::warn!(ipv4 = v4, "the host passed packets on no more: it does again");
+                tracing::warn!(ipv4 = v4, "IP forwarding was off: switched it on again");
                 state.forwarding.insert(v4);
             }
         }
@@ -202,7 +202,7 @@ impl Ready {
                 another |= std::mem::take(&mut known.another);
                 continue;
             }
-            if !in_use && host.link(name).await.is_ok_and(|link| link.is_none()) {
+            if host.link(name).await.is_ok_and(|link| link.is_none()) && !in_use(name) {
                 continue;
             }
             let before = (known.made.bridge.index, known.down);
@@ -210,9 +210,9 @@ impl Ready {
                 Ok(made) => {
                     self.note(name, None);
                     if made.bridge.index != before.0 || before.1 {
-                        tracing::warn!(bridge = name, "somebody has changed the bridge: it is put right");
+                        tracing::warn!(bridge = name, "repaired the bridge after a change by others");
                     } else {
-                        tracing::info!(bridge = name, "the bridge has been looked at after a change");
+                        tracing::info!(bridge = name, "checked the bridge after a change by others");
                     }
                     another |= std::mem::take(&mut known.another) || made.bridge.index != before.0;
                     known.made = made;
@@ -229,7 +229,7 @@ impl Ready {
         match why {
             Some(why) => {
                 if trouble.as_ref().is_none_or(|known| known.why != why) {
-                    tracing::warn!(bridge, why, "the bridge of pods is not as it should be");
+                    tracing::warn!(bridge, why, "failed to repair the bridge");
                 }
                 *trouble = Some(Trouble { bridge: bridge.to_owned(), why, since: Instant::now() });
             }
@@ -238,10 +238,11 @@ impl Ready {
         }
     }
 
-    /// Why pods would have no network.
-    pub(crate) fn trouble(&self) -> Option<String> {
+    /// Why pods would have no network on one of these bridges.
+    pub(crate) fn trouble<'a>(&self, mut bridges: impl Iterator<Item = &'a str>) -> Option<String> {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.as_ref().map(|known| format!("bridge {}: {}", known.bridge, known.why))
+        let known = trouble.as_ref().filter(|known| bridges.any(|name| name == known.bridge))?;
+        Some(format!("failed to repair bridge {}: {}", known.bridge, known.why))
     }
 
     /// Whether it is time to look whether trouble is over. Once each time.
