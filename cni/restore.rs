@@ -80,12 +80,15 @@ impl Network {
 
     /// Puts bridges right that somebody has changed.
     pub(crate) async fn repair_bridges(&self) {
+        let any_pod = !lock(&self.shared.attachments).is_empty();
+        // Records are read only where something has to be put right.
+        let sound = self.shared.host.ready.is_sound().await;
+        let attached = if any_pod && !sound { self.attached().await } else { Vec::new() };
         let in_use = |bridge: &str| {
             let has = |config: &Conflist| config.bridges().any(|other| other.name() == bridge);
-            let any_pod = !lock(&self.shared.attachments).is_empty();
             any_pod
                 && (self.shared.configuration.current().is_ok_and(|config| has(&config))
-                    || self.attached().iter().any(|(_, _, config)| has(config)))
+                    || attached.iter().any(|(_, _, config)| has(config)))
         };
         if self.shared.host.ready.repair(&self.shared.host.links, in_use).await {
             self.join_again().await;

@@ -184,6 +184,13 @@ impl Ready {
         }
     }
 
+    /// Whether all bridges are as they were made.
+    pub(crate) async fn is_sound(&self) -> bool {
+        let mut state = self.state.lock().await;
+        self.take_in(&mut state);
+        state.bridges.values().all(|known| known.is_sound())
+    }
+
     /// Puts right what somebody has changed. Whether a bridge is another than that to which pods were attached: they are to
     /// join this one. A bridge that is gone and that nobody needs (`in_use`) is not missed.
     pub(crate) async fn repair(&self, host: &Netlink, in_use: impl Fn(&str) -> bool) -> bool {
