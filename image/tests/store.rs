@@ -388,7 +388,7 @@ async fn removing_takes_all_names_and_waits_for_containers() {
     assert_eq!(test.store.resolve(&image.id.to_string()).unwrap().id, image.id);
     assert_eq!(test.store.resolve(&image.id.hex()[..12]).unwrap().id, image.id);
     assert_eq!(test.store.resolve(&image.repo_digests[0]).unwrap().id, image.id);
-    assert!(test.store.resolve(&image.id.hex()[..5]).is_none());
+    assert!(test.store.resolve(&image.id.hex()[..5]).is_some(), "as much as makes it unique");
     let layer = test.store.create_layer("user", &image.id, &[]).await.unwrap();
     assert!(test.store.remove(&image.repo_tags[0]).await.unwrap());
     assert!(test.store.list().is_empty() && test.store.resolve(&image.id.to_string()).is_none());
