@@ -47,7 +47,10 @@ pub fn read_all(text: &str) -> (Layer, Vec<Problem>) {
     if !broken.is_empty() {
         // What a text means that is no TOML is anybody's guess: its keys are not looked at.
         let broken = broken.iter().map(|error| at(text, error.span(), "", error.message()));
-        return (Layer::default(), sorted(broken.collect()));
+        let mut broken = sorted(broken.collect());
+        // One mistake makes several of what follows it.
+        broken.dedup_by_key(|problem| problem.line);
+        return (Layer::default(), broken);
     }
     let mut problems = Vec::new();
     take_unknown_keys(text, table.get_mut(), "", &mut problems);
