@@ -400,7 +400,7 @@ async fn logs_are_in_the_cri_format_and_survive_rotation() {
     let text = support::text_of(&old);
     assert_eq!(text.lines().next().unwrap().len(), 40000);
     assert_eq!(text.lines().count(), 2001);
-    assert_eq!(support::text_of(&fs::read_to_string(&log).unwrap()), "last\nunended\n");
+    assert_eq!(support::text_of(&fs::read_to_string(&log).unwrap()), "last\nunended");
     assert_eq!(code(berth.runtime.reopen_container_log(request).await), Code::FailedPrecondition);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

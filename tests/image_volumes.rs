@@ -158,7 +158,7 @@ async fn no_remount_makes_an_image_writable() {
             that_may_mount(with(volumes.clone(), shell("c", &format!("({script}) 2>/dev/null"))), users);
         let (_, log) = berth.run_to_end(&pod, config).await;
         // The flag of each mount is cleared, and none of them can be written to.
-        assert_eq!(log, "rw\nas in the image\n", "{name}");
+        assert_eq!(log, "rw\nas in the image", "{name}");
     }
     for layer in std::fs::read_dir(berth.path("root/image/layers")).unwrap().flatten() {
         let files = layer.path().join("fs");

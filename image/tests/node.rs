@@ -226,6 +226,53 @@ async fn a_policy_holds_for_the_use_of_images_that_are_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_index_says_of_a_platform_counts_and_old_types_are_images() {
+    const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    let node = node().await;
+    let (layer, diff_id) = layer(&[("a", "content")]);
+    let blob = node.registry.blob("old", &layer);
+    // As builders of old leave it: another platform than the index tells, null and nothing where it need not be.
+    let config = json!({ "architecture": "mips", "os": "linux", "config": { "Labels": null, "Env": null },
+                         "rootfs": { "diff_ids": [diff_id] }, "history": null })
+    .to_string();
+    let config_digest = node.registry.blob("old", config.as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "mediaType": DOCKER,
+        "config": { "mediaType": "application/octet-stream", "digest": config_digest, "size": config.len(), "urls": null },
+        "layers": [{ "mediaType": "application/octet-stream", "digest": blob, "size": layer.len(), "annotations": null }] });
+    let text = manifest.to_string();
+    let digest = node.registry.manifest("old", "alone", &manifest);
+    for place in ["alone".to_owned(), digest.to_string()] {
+        node.registry.answer(
+            format!("/v2/old/manifests/{place}"),
+            Answer::Whole(200, DOCKER, text.clone().into_bytes()),
+        );
+    }
+    let architecture = if cfg!(target_arch = "aarch64") { "AARCH64" } else { "x86_64" };
+    let entry = json!({ "mediaType": DOCKER, "digest": digest, "size": text.len(), "annotations": null,
+                        "platform": { "os": "Linux", "architecture": architecture, "variant": null } });
+    let index =
+        json!({ "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.list.v2+json",
+                        "manifests": [entry] })
+        .to_string();
+    let list = "application/vnd.docker.distribution.manifest.list.v2+json";
+    node.registry.answer("/v2/old/manifests/1", Answer::Whole(200, list, index.into_bytes()));
+    let image = node.pull("old:1").await.unwrap();
+    assert_eq!(image.id, config_digest);
+    // It is found by as much of its id as makes it unique.
+    for name in [&image.id.to_string()[..12], &image.id.hex()[..3], image.id.hex()] {
+        assert_eq!(node.store.resolve(name).map(|found| found.id.clone()), Some(image.id.clone()), "{name}");
+    }
+    let other = node.pull("old:alone").await;
+    assert!(other.is_ok(), "it is here already: {other:?}");
+    let fresh = self::node().await;
+    fresh.registry.blob("old", &layer);
+    fresh.registry.blob("old", config.as_bytes());
+    fresh.registry.answer("/v2/old/manifests/1", Answer::Whole(200, DOCKER, text.into_bytes()));
+    let error = fresh.pull("old:1").await.unwrap_err();
+    assert!(error.to_string().contains("linux/mips"), "without an index the config decides: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn artifacts_are_files_to_mount_and_nothing_to_run() {
     let node = node().await;
     let digest = node.artifact("models", &[("model.bin", "weights"), ("docs/readme", "text")]);

@@ -262,7 +262,8 @@ fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
     } else if is(&["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]) {
         ("IPC", modes.ipc())
     } else if dotted == "kernel.domainname" {
-        ("UTS", if super::has_own_uts(config) { NamespaceMode::Pod } else { NamespaceMode::Node })
+        // Also where a pod in the host's network has a name of its own: its domain is the network's.
+        ("UTS", modes.network())
     } else {
         return Err(error(field, "is not of a namespace that a pod can have for itself"));
     };

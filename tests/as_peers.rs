@@ -1,0 +1,243 @@
+//! What works with containerd and CRI-O works here: images of many builders, devices by annotation, names, logs, folders.
+//! Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod support;
+
+use std::fs;
+
+use berth_proto::admin::LoadImageRequest;
+use berth_proto::admin::admin_client::AdminClient;
+use berth_proto::v1::*;
+use serde_json::json;
+use support::{Berth, code, container, secured, shell, sleeper};
+use tonic::Code;
+
+fn pod_with(
+    berth: &Berth,
+    name: &str,
+    change: impl FnOnce(&mut LinuxSandboxSecurityContext),
+) -> PodSandboxConfig {
+    let mut config = berth.pod_config(name);
+    change(config.linux.get_or_insert_default().security_context.get_or_insert_default());
+    config
+}
+
+/// Loads an image of busybox with this config.
+async fn load(berth: &Berth, tag: &str, config: &serde_json::Value) {
+    let archive = berth.path("own.tar");
+    support::image::write_archive_of(&archive, tag, &[support::image::layer()], config);
+    let channel = berth::server::connect(&berth.path("run/berth.sock")).await.unwrap();
+    let path = archive.display().to_string();
+    AdminClient::new(channel).load_image(LoadImageRequest { path }).await.unwrap();
+}
+
+fn of_image(tag: &str, name: &str) -> ContainerConfig {
+    let image = Some(ImageSpec { image: tag.to_owned(), ..ImageSpec::default() });
+    ContainerConfig { image, ..container(name, &[]) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_line_without_a_line_break_is_told_as_it_was_written() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let id = berth.run(&pod, shell("c", "printf 'one\\ntwo'; printf 'three' >&2")).await;
+    let log = berth.ended(&id).await.log_path;
+    let log = fs::read_to_string(log).unwrap();
+    let mut lines: Vec<String> = log.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
+    lines.sort();
+    assert_eq!(lines, ["stderr P three", "stdout F one", "stdout P two"], "{log}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_has_written_is_told_with_the_time_at_which_it_was_measured() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let id = berth.run(&pod, sleeper("c")).await;
+    berth.sh(&id, "dd if=/dev/zero of=/written bs=1M count=8 2>/dev/null").await;
+    let before =
+        i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos())
+            .unwrap();
+    // The first answer has what is there; a daemon that is very busy measures for the next.
+    let until = std::time::Instant::now() + support::PATIENCE;
+    let layer = loop {
+        let request = ContainerStatsRequest { container_id: id.clone() };
+        let stats = berth.runtime.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+        match stats.writable_layer {
+            Some(layer) => break layer,
+            None => assert!(std::time::Instant::now() < until, "it is never measured"),
+        }
+    };
+    assert!(layer.used_bytes.unwrap().value >= 8 << 20, "{layer:?}");
+    assert!(layer.timestamp >= before, "{layer:?}");
+    let info = berth.images.image_fs_info(ImageFsInfoRequest {}).await.unwrap().into_inner();
+    assert!(info.container_filesystems[0].used_bytes.unwrap().value >= 8 << 20, "{info:?}");
+    assert!(info.container_filesystems[0].timestamp >= before, "{info:?}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_come_by_annotation_or_the_container_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = json!({ "cdiVersion": "0.5.0", "kind": "vendor.test/dev", "containerEdits": null, "devices": [
+        { "name": "a", "containerEdits": { "env": ["DEV=a"], "mounts": null, "hooks": null } } ] });
+    fs::write(folder.path().join("vendor.json"), spec.to_string()).unwrap();
+    let mut berth = Berth::start_with(&format!("cdi_spec_dirs = [\"{}\"]\n", folder.path().display())).await;
+    berth.load_image().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let asks = |name: &str, device: &str| ContainerConfig {
+        annotations: [("cdi.k8s.io/plugin_x".to_owned(), device.to_owned())].into(),
+        ..shell(name, "echo $DEV")
+    };
+    assert_eq!(berth.run_to_end(&pod, asks("known", "vendor.test/dev=a")).await, (0, "a\n".to_owned()));
+    for device in ["vendor.test/dev=b", "vendor.test/dev", ""] {
+        let error = berth.try_create(&pod, asks("unknown", device)).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{device}: {error}");
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_in_the_hosts_network_is_the_nodes_or_the_one_that_is_asked_for() {
+    let mut berth = Berth::start().await;
+    let node = rustix::system::uname().nodename().to_str().unwrap().to_owned();
+    let host = NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        pid: NamespaceMode::Node.into(),
+        ipc: NamespaceMode::Node.into(),
+        ..NamespaceOption::default()
+    };
+    let script = "hostname; echo $HOSTNAME; cat /etc/hostname; readlink /proc/self/ns/pid";
+    let pids = fs::read_link("/proc/self/ns/pid").unwrap().display().to_string();
+    let of_file = fs::read_to_string("/etc/hostname").unwrap_or_default().trim().to_owned();
+    for (asked, name, file) in
+        [("", &node, &of_file), ("own-name", &"own-name".to_owned(), &"own-name".to_owned())]
+    {
+        let mut config = pod_with(&berth, &format!("pod{asked}"), |security| {
+            security.namespace_options = Some(host.clone())
+        });
+        config.hostname = asked.to_owned();
+        let pod = berth.run_pod(config).await;
+        // It names no mode: it is where its pod is.
+        let silent = secured(shell("c", script), |security| security.namespace_options = None);
+        let (code, log) = berth.run_to_end(&pod, silent).await;
+        assert_eq!((code, log), (0, format!("{name}\n{name}\n{file}\n{pids}\n")), "{asked:?}");
+    }
+    assert_eq!(rustix::system::uname().nodename().to_str().unwrap(), node, "the node keeps its name");
+    let mut config = berth.pod_config("nameless");
+    config.hostname = String::new();
+    let pod = berth.run_pod(config).await;
+    let (_, log) = berth.script(&pod, "c", "hostname; echo $HOSTNAME; cat /etc/hostname").await;
+    assert_eq!(log, format!("{node}\n{node}\n{node}\n"));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_run_as_the_peers_run_them() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let path = json!(["PATH=/bin"]);
+    load(
+        &berth,
+        "localhost/empty:1",
+        &json!({ "Env": path, "Entrypoint": [""], "Cmd": ["echo", "x"], "Volumes": null, "Labels": null }),
+    )
+    .await;
+    assert_eq!(berth.run_to_end(&pod, of_image("localhost/empty:1", "empty")).await, (0, "x\n".to_owned()));
+
+    load(
+        &berth,
+        "localhost/signal:1",
+        &json!({ "Env": path, "Cmd": ["echo", "y"], "StopSignal": "SIGNONSENSE" }),
+    )
+    .await;
+    let id = berth.run(&pod, of_image("localhost/signal:1", "signal")).await;
+    let status = berth.ended(&id).await;
+    assert_eq!((status.exit_code, status.stop_signal()), (0, Signal::Sigterm));
+
+    let script = "cat /srv/owned; echo new >/srv/new; cat /srv/new; touch /x; grep -c ' /srv ' /proc/mounts";
+    let config =
+        json!({ "Env": path, "Cmd": ["sh", "-c", script], "Volumes": { "/srv/../srv/": {}, "/made": {} } });
+    load(&berth, "localhost/volume:1", &config).await;
+    let read_only =
+        secured(of_image("localhost/volume:1", "volume"), |security| security.readonly_rootfs = true);
+    let (_, log) = berth.run_to_end(&pod, read_only).await;
+    let of_users = IdMapping { host_id: 500_000, container_id: 0, length: 65_536 };
+    let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![of_users], gids: vec![of_users] };
+    let options = NamespaceOption {
+        pid: NamespaceMode::Container.into(),
+        userns_options: Some(users),
+        ..NamespaceOption::default()
+    };
+    let config = pod_with(&berth, "users", |security| security.namespace_options = Some(options.clone()));
+    let in_users = berth.run_pod(config).await;
+    let config = secured(of_image("localhost/volume:1", "users"), |security| {
+        security.readonly_rootfs = true;
+        security.namespace_options = Some(options);
+    });
+    let (_, same) = berth.run_to_end(&in_users, config).await;
+    assert_eq!(same, log, "in a user namespace as well");
+    assert!(
+        log.starts_with("web's\nnew\n") && log.contains("Read-only file system") && log.ends_with("1\n"),
+        "{log}"
+    );
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_working_folder_that_the_user_may_not_enter_is_entered_before() {
+    let mut berth = Berth::start().await;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let folder = berth.path("private");
+    fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::chown(&folder, Some(0), Some(0)).unwrap();
+    fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let mount = Mount {
+        host_path: folder.display().to_string(),
+        container_path: "/x/../private/.".to_owned(),
+        ..Mount::default()
+    };
+    let mut config = secured(shell("c", "id -u; pwd; sleep 1000"), |security| {
+        security.run_as_user = Some(Int64Value { value: 1000 });
+    });
+    config.mounts = vec![mount];
+    config.working_dir = "/../srv/.././private".to_owned();
+    let id = berth.run(&pod, config.clone()).await;
+    assert_eq!(berth.sh(&id, "id -u; pwd").await, "1000\n/private", "a further command as well");
+    let log = berth.status(&id).await.log_path;
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while support::text_of(&fs::read_to_string(&log).unwrap()) != "1000\n/private\n" {
+        assert!(std::time::Instant::now() < until, "{}", fs::read_to_string(&log).unwrap());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let mut root = config.clone();
+    root.metadata.as_mut().unwrap().name = "root".to_owned();
+    root.mounts[0].container_path = "/a/..".to_owned();
+    assert_eq!(code(berth.try_create(&pod, root).await), Code::InvalidArgument, "that is the root");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sysctls_of_the_pods_interface_are_set_when_it_is_there() {
+    let mut berth = Berth::start().await;
+    let mut config = berth.pod_config("pod");
+    config.linux.as_mut().unwrap().sysctls = [
+        ("net.ipv4.conf.eth0.rp_filter", "2"),
+        ("net/ipv4/neigh/eth0/gc_stale_time", "77"),
+        ("net.ipv4.conf.all.log_martians", "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let pod = berth.run_pod(config).await;
+    let read =
+        "cd /proc/sys/net/ipv4 && cat conf/eth0/rp_filter neigh/eth0/gc_stale_time conf/all/log_martians";
+    assert_eq!(berth.script(&pod, "c", read).await, (0, "2\n77\n1\n".to_owned()));
+    let mut wrong = berth.pod_config("wrong");
+    wrong.linux.as_mut().unwrap().sysctls =
+        [("net.ipv4.conf.eth7.rp_filter".to_owned(), "1".to_owned())].into();
+    let error = berth.try_run_pod(wrong).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().contains("net.ipv4.conf.eth7.rp_filter"), "{error}");
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
