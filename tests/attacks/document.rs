@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 const DOCUMENT: &str = include_str!("../../docs/security.md");
 
 /// The tests that it names, by the word before `::`.
-const SOURCES: [(&str, &str); 25] = [
+const SOURCES: [(&str, &str); 26] = [
     ("attacks", include_str!("exchange.rs")),
     ("attacks", include_str!("exhaustion.rs")),
     ("attacks", include_str!("identity.rs")),
@@ -22,6 +22,7 @@ const SOURCES: [(&str, &str); 25] = [
     ("mount_rights", include_str!("../mount_rights.rs")),
     ("mounts", include_str!("../mounts.rs")),
     ("network_paths", include_str!("../network_paths.rs")),
+    ("network_upkeep", include_str!("../network_upkeep.rs")),
     ("pod_files", include_str!("../pod_files.rs")),
     ("pods", include_str!("../pods.rs")),
     ("registry", include_str!("../registry.rs")),
