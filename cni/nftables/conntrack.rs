@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -75,12 +76,18 @@ pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
     .await
 }
 
+/// How long a walk through the table waits: the kernel does nothing else on that processor meanwhile (`local_bh_disable`), and
+/// a teardown waits for all processors (RCU) more than once.
+const AFTER_TEARDOWN: Duration = Duration::from_millis(200);
+
 /// Addresses whose connections are being forgotten, which no teardown waits for. Whoever gets one of them next does: else
 /// its own connections would be forgotten, too.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Forgetting {
     pending: Arc<Mutex<HashSet<IpAddr>>>,
     alone: Arc<tokio::sync::Mutex<()>>,
+    /// Somebody waits for an address.
+    hurry: Arc<tokio::sync::Notify>,
 }
 
 impl Forgetting {
@@ -93,6 +100,8 @@ impl Forgetting {
         self.pending().extend(&pods);
         let own = self.clone();
         tokio::spawn(async move {
+            // Whether it is told or late, it goes on.
+            drop(tokio::time::timeout(AFTER_TEARDOWN, own.hurry.notified()).await);
             let _one_at_a_time = own.alone.lock().await;
             if let Err(error) = forget_pods(pods.clone()).await {
                 tracing::warn!(?pods, %error, "failed to forget the connections to a pod that is gone");
@@ -104,6 +113,7 @@ impl Forgetting {
     /// Waits until these are forgotten.
     pub(crate) async fn end(&self, pods: &[IpAddr]) {
         while pods.iter().any(|pod| self.pending().contains(pod)) {
+            self.hurry.notify_waiters();
             drop(self.alone.lock().await);
             tokio::task::yield_now().await;
         }
