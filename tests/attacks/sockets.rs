@@ -83,7 +83,7 @@ async fn cve_2021_41103_folders_of_the_runtime_are_entered() {
     // By procfs as well: a keeper and the daemon are root's.
     for pid in [lab.keeper(&pod), lab.pid().as_raw_nonzero().get()] {
         let said = as_nobody(&format!(
-            "ls /proc/{pid}/fd /proc/{pid}/root/; cat /proc/{pid}/environ /proc/{pid}/maps"
+            "ls /proc/{pid}/fd; ls /proc/{pid}/root/; cat /proc/{pid}/environ /proc/{pid}/maps"
         ));
         assert_eq!(said, "", "{pid}");
     }

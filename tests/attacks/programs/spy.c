@@ -6,6 +6,7 @@
 #include "process.h"
 #include <dirent.h>
 
+static const char *canary;
 static struct stat own_root, its_root;
 static unsigned long long own_capabilities;
 static unsigned long own_filter;
@@ -56,7 +57,7 @@ static int is_below_a_root(int folder)
 }
 
 /* Whether the canary is below a root, which is the host's then. What can be done there is done. */
-static int is_of_host(int root, const char *canary, int pid)
+static int is_of_host(int root, int pid)
 {
     char text[64] = "", written[512];
     int file = openat(root, canary + 1, O_RDONLY | O_CLOEXEC);
@@ -71,6 +72,23 @@ static int is_of_host(int root, const char *canary, int pid)
         close(file);
     hit("process %d has the host's root; read \"%.40s\", %s", pid, text, file >= 0 ? "wrote" : "wrote nothing");
     return 1;
+}
+
+/* Reads the root of a process, unless that is the host's. Called again after its folder or a descriptor was opened: before
+ * its exec a process may refuse to be looked into, and after its exec allow it. With a root that was read too early, the
+ * folders of its container would look like the host's. */
+static void learn_root(int pid)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/root", pid);
+    int root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0)
+        return;
+    if (is_of_host(root, pid))
+        memset(&its_root, 0, sizeof its_root);
+    else
+        fstat(root, &its_root);
+    close(root);
 }
 
 static void look_at_descriptors(int pid)
@@ -92,19 +110,22 @@ static void look_at_descriptors(int pid)
         name[length > 0 ? length : 0] = 0;
         if (S_ISDIR(stat.st_mode)) {
             int fd = openat(dirfd(folder), entry->d_name, O_PATH | O_CLOEXEC);
+            learn_root(pid);
             if (fd >= 0 && !is_below_a_root(fd))
                 hit("process %d has folder %s open", pid, name);
             if (fd >= 0)
                 close(fd);
-        } else if (!may_have("self", stat.st_dev) && (its_root.st_ino == 0 || !may_have(number, stat.st_dev))) {
-            hit("process %d has %s open (mode %o), which is in no mount of a container", pid, name, stat.st_mode);
+        } else if (!may_have("self", stat.st_dev)) {
+            learn_root(pid);
+            if (its_root.st_ino == 0 || !may_have(number, stat.st_dev))
+                hit("process %d has %s open (mode %o), which is in no mount of a container", pid, name, stat.st_mode);
         }
     }
     closedir(folder);
 }
 
 /* Whether there is such a process. */
-static int look_at(int pid, const char *canary)
+static int look_at(int pid)
 {
     char path[64], status[4096];
     snprintf(path, sizeof path, "/proc/%d/status", pid);
@@ -119,14 +140,10 @@ static int look_at(int pid, const char *canary)
 
     /* Another container's root is none of the host's; a process that has that one is in no container yet. */
     memset(&its_root, 0, sizeof its_root);
-    snprintf(path, sizeof path, "/proc/%d/root", pid);
-    int root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (root >= 0 && !is_of_host(root, canary, pid))
-        fstat(root, &its_root);
-    if (root >= 0)
-        close(root);
+    learn_root(pid);
     snprintf(path, sizeof path, "/proc/%d/cwd", pid);
     int cwd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    learn_root(pid);
     if (cwd >= 0 && !is_below_a_root(cwd))
         hit("process %d is in a folder of the host", pid);
     if (cwd >= 0)
@@ -140,6 +157,7 @@ int main(int count, char **arguments)
     if (count < 3)
         return 2;
     char status[4096];
+    canary = arguments[2];
     read_text("/proc/self/status", status, sizeof status);
     own_capabilities = status_mask(status, "CapPrm:\t");
     own_filter = status_mask(status, "Seccomp:\t");
@@ -151,7 +169,7 @@ int main(int count, char **arguments)
     int next = newest_pid() + 1, last_seen = next - 1;
     for (unsigned long round = 0;; round++) {
         for (int pid = next; pid < next + 4; pid++) {
-            if (look_at(pid, arguments[2]) && pid > last_seen) {
+            if (look_at(pid) && pid > last_seen) {
                 seen++;
                 last_seen = pid;
             }
