@@ -17,7 +17,7 @@ use crate::{Error, Result};
 pub(crate) use leftovers::end_leftovers;
 use running::{LONGEST_WORDS, Running};
 
-/// The environment variable that says to whom a plugin's process belongs: the folder in which the daemon keeps its attachments.
+/// The environment variable that names the daemon that a plugin's process belongs to, by the folder of its attachments.
 const OWNER: &str = "BERTH_NETWORK";
 
 /// A program by the specification.

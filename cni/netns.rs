@@ -19,17 +19,19 @@ pub(crate) async fn within<T: Send + 'static>(
 ) -> Result<T> {
     let netns: OwnedFd = netns.try_clone_to_owned().doing("dup a network namespace")?;
     let runtime = tokio::runtime::Handle::current();
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
     let run = move || {
         let _runtime = runtime.enter();
         let entered =
             move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network));
         let result = entered.doing("enter the pod's network namespace").and_then(|()| work());
-        // The caller may have gone: then there is nobody to tell.
-        drop(tell.send(result));
+        // The caller may have gone: then nobody receives the result.
+        drop(sender.send(result));
     };
     std::thread::Builder::new().name("netns".to_owned()).spawn(run).doing("start a thread")?;
-    told.await.unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
 }
 
 /// The same for a thread that may wait for it.

@@ -89,7 +89,7 @@ impl Network {
             Ok(config) => config,
             Err(error) => return not_ready("", error.to_string()),
         };
-        // What is over is told by nobody.
+        // Nothing announces that the cause of a failed repair has gone: each look at the status tries again.
         if self.shared.host.ready.is_to_be_tried_again() {
             let network = self.clone();
             tokio::spawn(async move { network.repair_bridges().await });

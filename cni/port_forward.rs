@@ -60,15 +60,17 @@ fn sockets() -> Sockets {
 }
 
 async fn sockets_in(netns: OwnedFd) -> Result<Sockets> {
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
     let run = move || {
         let entered = move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network));
         let made = entered.doing("enter the pod's network namespace").map(|()| sockets());
-        // The caller may have gone: then there is nobody to tell.
-        drop(tell.send(made));
+        // The caller may have gone: then nobody receives the result.
+        drop(sender.send(made));
     };
     std::thread::Builder::new().name("port-forward".to_owned()).spawn(run).doing("start a thread")?;
-    told.await.unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
 }
 
 #[cfg(test)]

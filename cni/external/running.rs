@@ -1,4 +1,4 @@
-//! A plugin that runs: a process group of its own, which ends with the call.
+//! A running plugin. It has its own process group, which is killed if the call fails or is given up.
 
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;

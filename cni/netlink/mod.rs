@@ -154,7 +154,7 @@ impl Netlink {
 }
 
 fn no_link(name: &str) -> Error {
-    Error::Invalid(format!("there is no link {name}"))
+    Error::Invalid(format!("link {name} not found"))
 }
 
 fn by_name(name: &str) -> RouteNetlinkMessage {

@@ -75,7 +75,7 @@ impl Socket {
         let socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
-        // An error is told without the request that it is about.
+        // Without a copy of the request in each error answer (netlink(7), NETLINK_CAP_ACK).
         socket.set_cap_ack(true)?;
         Ok(Self { socket, sequence: 0, confused: false })
     }

@@ -100,7 +100,7 @@ impl Forgetting {
         self.pending().extend(&pods);
         let own = self.clone();
         tokio::spawn(async move {
-            // Whether it is told or late, it goes on.
+            // A notification or the timeout: either way, it starts now.
             drop(tokio::time::timeout(AFTER_TEARDOWN, own.hurry.notified()).await);
             let _one_at_a_time = own.alone.lock().await;
             if let Err(error) = forget_pods(pods.clone()).await {

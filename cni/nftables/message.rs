@@ -216,8 +216,8 @@ impl Batch {
         Ok(())
     }
 
-    /// The last message alone is acknowledged: that stands for all, and one answer has always room in the socket. What is
-    /// refused is told for each message, as far as there is room: the first will do.
+    /// Only the last message asks for an acknowledgement: a single answer always fits into the socket's buffer. The kernel
+    /// reports an error for each message that it refuses, as far as there is room; the first error is enough.
     fn send_part(&self, part: &[Vec<u8>]) -> io::Result<()> {
         let mut buffer = Vec::new();
         header(&mut buffer, BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, &self.begin);
@@ -409,7 +409,7 @@ impl Drop for Own {
 /// Sends a request on the socket of this thread and reads what comes of it. It stays open for the next request: closing one
 /// waits until the kernel has freed all that was deleted, which is for every processor (RCU, 10 ms; net/netfilter's
 /// `nft_rcv_nl_event`). Where `read` itself fails there may be answers left that nobody has read: the next request gets a new
-/// socket. What the kernel refuses is no such failure.
+/// socket. An error that the kernel reports is an answer, and keeps the socket.
 ///
 /// A thread that talks to nftables therefore does not change its network namespace.
 fn exchange<T>(request: &[u8], read: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
@@ -426,7 +426,7 @@ fn connect() -> io::Result<Own> {
     let port = socket.bind_auto()?.port_number();
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.set_non_blocking(true)?;
-    // An error is told without the request that it is about.
+    // Without a copy of the request in each error answer (netlink(7), NETLINK_CAP_ACK).
     socket.set_cap_ack(true)?;
     PORTS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().insert(port);
     Ok(Own { socket, port })

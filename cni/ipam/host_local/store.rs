@@ -326,9 +326,9 @@ mod tests {
 
     /// Ends a test that would never end: whatever a range's size is, an answer is there at once.
     fn at_once<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-        let (tell, told) = std::sync::mpsc::channel();
-        std::thread::spawn(move || tell.send(work()));
-        told.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer")
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(work()));
+        receiver.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer")
     }
 
     #[test]

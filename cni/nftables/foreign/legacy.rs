@@ -1,5 +1,5 @@
-//! The rules of an iptables that has a place of its own in the kernel (iptables-legacy): only its program can read them, and it
-//! is run only where the kernel says that there are any.
+//! The rules of iptables-legacy, which the kernel keeps apart from nftables. Only the program iptables-save can read them. It runs
+//! only if the kernel says that there are such rules.
 
 use std::fs;
 use std::process::{Command, Stdio};
