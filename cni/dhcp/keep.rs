@@ -97,8 +97,5 @@ async fn lose(records: &Records, mut record: Record, netns: &OwnedFd, why: &str)
 
 async fn bring_down(netns: &OwnedFd, interface: &str) -> Result<()> {
     let links = netns::within(netns.as_fd(), Netlink::open).await?;
-    match links.link(interface).await? {
-        Some(link) => links.cut_off(link.index).await,
-        None => Ok(()),
-    }
+    links.cut_off(interface).await
 }

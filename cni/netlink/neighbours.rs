@@ -1,6 +1,7 @@
 //! What hosts remember of each other: which hardware address has an IP address (arp(7)), and by which port of a bridge a
 //! hardware address is reached (bridge(8), fdb). An address that comes back in another pod is not where it was.
 
+use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::neighbour::{
@@ -9,26 +10,26 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
-use super::socket::Ask;
+use super::socket::{Ask, Socket};
 use super::{Netlink, Refused as _, is};
 use crate::Result;
 
 impl Netlink {
     /// Forgets who has had these addresses on a link; what is not remembered is forgotten already.
     pub(crate) async fn forget_neighbours(&self, link: u32, addresses: &[IpAddr]) -> Result<()> {
-        let requests: Vec<_> =
-            addresses.iter().map(|address| (Ask::Delete, of_address(link, *address))).collect();
-        let words = format!("forget neighbours of link {link}");
-        let answers = self.with(move |socket| socket.ask_all(requests)).await.doing_netlink(words.clone())?;
-        for answer in answers {
-            match answer {
-                // Also of a family that the link or the kernel does not have.
-                Err(error)
-                    if [Errno::NOENT, Errno::NODEV, Errno::AFNOSUPPORT].iter().any(|e| is(&error, *e)) => {}
-                answer => answer.map(drop).doing_netlink(words.clone())?,
-            }
-        }
-        Ok(())
+        let addresses = addresses.to_vec();
+        let forgotten = self.with(move |socket| forget(socket, link, &addresses)).await;
+        forgotten.doing_netlink(format!("forget neighbours of link {link}"))
+    }
+
+    /// The same for a link by its name, if it is there.
+    pub(crate) async fn forget_neighbours_on(&self, name: &str, addresses: Vec<IpAddr>) -> Result<()> {
+        let by_name = super::by_name(name);
+        let forgotten = self.with(move |socket| match super::found(socket.ask(Ask::Get, by_name))? {
+            Some(link) => forget(socket, link.index, &addresses),
+            None => Ok(()),
+        });
+        forgotten.await.doing_netlink(format!("forget neighbours of link {name}"))
     }
 
     /// Forgets by which port of a bridge a hardware address was reached, unless it is `port`.
@@ -52,6 +53,19 @@ impl Netlink {
             removed => removed.map(drop).doing_netlink(format!("forget a station of bridge {bridge}")),
         }
     }
+}
+
+fn forget(socket: &mut Socket, link: u32, addresses: &[IpAddr]) -> io::Result<()> {
+    let requests = addresses.iter().map(|address| (Ask::Delete, of_address(link, *address))).collect();
+    for answer in socket.ask_all(requests)? {
+        match answer {
+            // Also of a family that the link or the kernel does not have.
+            Err(error) if [Errno::NOENT, Errno::NODEV, Errno::AFNOSUPPORT].iter().any(|e| is(&error, *e)) => {
+            }
+            answer => drop(answer?),
+        }
+    }
+    Ok(())
 }
 
 fn of_address(link: u32, address: IpAddr) -> RouteNetlinkMessage {

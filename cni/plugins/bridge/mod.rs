@@ -193,16 +193,12 @@ impl Bridge {
 
     /// The host does not look for the pod where it was.
     async fn forget_neighbours(&self, call: &Call<'_>, previous: &CniResult) -> Result<()> {
-        let host = &call.host.links;
         let name = match self.keys.vlan {
             0 => self.keys.bridge.clone(),
             _ => self.keys.vlan_link(),
         };
-        let addresses: Vec<_> = previous.ips.iter().map(|ip| ip.address.addr()).collect();
-        match host.link(&name).await? {
-            Some(link) if !addresses.is_empty() => host.forget_neighbours(link.index, &addresses).await,
-            _ => Ok(()),
-        }
+        let addresses = previous.ips.iter().map(|ip| ip.address.addr()).collect();
+        call.host.links.forget_neighbours_on(&name, addresses).await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
@@ -237,10 +233,7 @@ pub(super) async fn detach(call: &Call<'_>) -> Result<()> {
     if call.netns.is_none() || !call.namespace_ends {
         return host.remove(&name).await;
     }
-    match host.link(&name).await? {
-        Some(link) => host.cut_off(link.index).await,
-        None => Ok(()),
-    }
+    host.cut_off(&name).await
 }
 
 fn config_mac(config: &Value) -> Option<String> {
