@@ -51,9 +51,9 @@ impl Network {
     /// Opens the network. A configuration that is not valid shows in [`Network::status`]. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The state folder cannot be made, or there is no netlink.
+    /// The state folder cannot be made, there is no netlink, or the processes of the host cannot be looked at.
     pub fn open(options: Options) -> Result<Self> {
-        end_leftovers(&options.state_dir);
+        end_leftovers(&options.state_dir)?;
         let records = Records::open(&options.state_dir)?;
         let attachments = Mutex::new(records.attachments()?.into_iter().collect());
         let folders: Vec<_> = options.bin_dirs.iter().map(|folder| folder.display().to_string()).collect();

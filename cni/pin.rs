@@ -1,5 +1,5 @@
 //! A network namespace gets a path, since external plugins know namespaces by paths alone: the one mount that is made in
-//! the host's mount namespace (DESIGN rule 2).
+//! the host's mount namespace.
 
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -27,21 +27,25 @@ impl Watch {
                 Drained::Nothing => false,
                 Drained::Changes => true,
                 Drained::End => {
-                    self.events = start(&self.folder);
+                    self.events = changes_in(&self.folder).ok();
                     true
                 }
             },
             None => {
-                self.events = start(&self.folder);
+                self.events = changes_in(&self.folder).ok();
                 true
             }
         }
     }
 }
 
-fn start(folder: &Path) -> Option<OwnedFd> {
-    let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-    let wanted = WatchFlags::CREATE
+/// Changes of what is in a folder, to be read without waiting (inotify(7)).
+///
+/// # Errors
+/// It is not there, or no more folders can be watched.
+pub(crate) fn changes_in(folder: &Path) -> rustix::io::Result<OwnedFd> {
+    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let kinds = WatchFlags::CREATE
         | WatchFlags::CLOSE_WRITE
         | WatchFlags::MOVED_TO
         | WatchFlags::MOVED_FROM
@@ -49,8 +53,8 @@ fn start(folder: &Path) -> Option<OwnedFd> {
         | WatchFlags::DELETE_SELF
         | WatchFlags::MOVE_SELF
         | WatchFlags::ONLYDIR;
-    inotify::add_watch(&events, folder, wanted).ok()?;
-    Some(events)
+    inotify::add_watch(&changes, folder, kinds)?;
+    Ok(changes)
 }
 
 enum Drained {

@@ -1,5 +1,5 @@
 //! Pods and containers on the kernel: this crate knows namespaces, mounts, cgroups, credentials and processes,
-//! and nothing of the CRI, of gRPC or of images (DESIGN rule 5).
+//! and nothing of the CRI, of gRPC or of images.
 //!
 //! It is built twice. The daemon takes it with the feature `daemon`: there an OCI runtime spec is compiled into a
 //! flat [`plan`], cgroups are made, root filesystems are assembled as detached mounts, and a pod's keeper is started

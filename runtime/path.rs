@@ -1,5 +1,5 @@
 //! Paths inside a container's root filesystem: they are resolved there, by the kernel, into descriptors, and are used by
-//! these alone (DESIGN rule 3). What a symbolic link in an image points to is inside the image, always.
+//! these alone. What a symbolic link in an image points to is inside the image, always.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

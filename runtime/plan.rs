@@ -373,7 +373,7 @@ pub enum MountIds {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
     /// A file or folder of the host, by its absolute path. It is opened by the init while it still sees the host's
-    /// mounts: a path that hangs holds up this child alone, which the daemon can kill (DESIGN rule 8).
+    /// mounts: a path that hangs holds up this child alone, which the daemon can kill.
     Bind {
         /// The path on the host.
         source: String,

@@ -1,4 +1,4 @@
-//! Joinable operations (DESIGN rule 7): a retry of the same call joins the one in flight and gets its answer, and a caller
+//! Joinable operations: a retry of the same call joins the one in flight and gets its answer, and a caller
 //! that gives up does not stop it. Each shows the step it is at and since when.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The undo stack: each step of an operation that makes something pushes how to take it back (DESIGN rule 10).
+//! The undo stack: each step of an operation that makes something pushes how to take it back.
 
 use std::fmt;
 use std::future::Future;

@@ -10,18 +10,8 @@ use berth_proto::admin::LoadImageRequest;
 use berth_proto::admin::admin_client::AdminClient;
 use berth_proto::v1::*;
 use serde_json::json;
-use support::{Berth, code, container, secured, shell, sleeper};
+use support::{Berth, code, container, pod_with, secured, shell, sleeper};
 use tonic::Code;
-
-fn pod_with(
-    berth: &Berth,
-    name: &str,
-    change: impl FnOnce(&mut LinuxSandboxSecurityContext),
-) -> PodSandboxConfig {
-    let mut config = berth.pod_config(name);
-    change(config.linux.get_or_insert_default().security_context.get_or_insert_default());
-    config
-}
 
 /// Loads an image of busybox with this config.
 async fn load(berth: &Berth, tag: &str, config: &serde_json::Value) {

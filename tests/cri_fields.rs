@@ -6,21 +6,11 @@ mod support;
 use std::fs;
 
 use berth_proto::v1::*;
-use support::{Berth, IMAGE, code, secured, shell, sleeper};
+use support::{Berth, IMAGE, code, pod_with, secured, shell, sleeper};
 use tonic::{Code, Status};
 
 fn limited(mut config: ContainerConfig, resources: LinuxContainerResources) -> ContainerConfig {
     config.linux.as_mut().unwrap().resources = Some(resources);
-    config
-}
-
-fn pod_with(
-    berth: &Berth,
-    name: &str,
-    change: impl FnOnce(&mut LinuxSandboxSecurityContext),
-) -> PodSandboxConfig {
-    let mut config = berth.pod_config(name);
-    change(config.linux.get_or_insert_default().security_context.get_or_insert_default());
     config
 }
 

@@ -2,12 +2,15 @@
 //! for their attachments: no two calls for one are ever made at once (CNI specification, "Lifecycle & Ordering").
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getpgid, getsid, kill_process_group, test_kill_process_group};
+use nix::unistd;
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 use super::OWNER;
+use crate::{Context, Result};
 
 /// How long killed plugins may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -16,8 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Ends the process groups of plugins that were started for attachments in this folder.
-pub(crate) fn end_leftovers(state_dir: &Path) {
-    let groups = groups_of(&format!("{OWNER}={}", state_dir.display()));
+///
+/// # Errors
+/// The processes of this host cannot be looked at: plugins may be among them.
+pub(crate) fn end_leftovers(state_dir: &Path) -> Result<()> {
+    let groups =
+        groups_of(&format!("{OWNER}={}", state_dir.display())).doing("look for network plugins in /proc")?;
     for group in &groups {
         tracing::warn!(group = group.as_raw_nonzero().get(), "a network plugin of a former daemon is ended");
         if let Err(error) = kill_process_group(*group, Signal::KILL) {
@@ -34,24 +41,41 @@ pub(crate) fn end_leftovers(state_dir: &Path) {
             std::thread::sleep(LOOK);
         }
     }
+    Ok(())
 }
 
 /// The groups whose leaders have this variable in their environment (proc_pid_environ(5)), in a session of somebody else.
 /// What a plugin has put into the background on purpose has another leader, or none.
-fn groups_of(variable: &str) -> Vec<Pid> {
+fn groups_of(variable: &str) -> io::Result<Vec<Pid>> {
     let mut groups = Vec::new();
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let entries = fs::read_dir("/proc")?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     for pid in pids.filter_map(Pid::from_raw) {
-        // One that ends meanwhile, or a thread of the kernel, has none.
-        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+        let environment = match fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) {
+            Ok(environment) => environment,
+            // Without a descriptor nothing can be said of it.
+            Err(error) if lacks_descriptors(&error) => return Err(error),
+            // It has ended, or is one of the kernel.
+            Err(_) => continue,
+        };
         let is_ours = environment.split(|byte| *byte == 0).any(|found| found == variable.as_bytes());
-        // Threads of the kernel have neither an environment nor a group.
-        if is_ours && getpgid(Some(pid)) == Ok(pid) && getsid(Some(pid)) != Ok(pid) {
+        // Not with rustix: its getpgid and getsid panic for 0, the number of a group or session whose leader is outside
+        // of this pid namespace (pid_namespaces(7)).
+        let number = unistd::Pid::from_raw(pid.as_raw_nonzero().get());
+        let leads_group = unistd::getpgid(Some(number)) == Ok(number);
+        let leads_session = unistd::getsid(Some(number)) == Ok(number);
+        if is_ours && leads_group && !leads_session {
             groups.push(pid);
         }
     }
-    groups
+    Ok(groups)
+}
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(
+        rustix::io::Errno::from_io_error(error),
+        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)
+    )
 }
 
 #[cfg(test)]
@@ -72,7 +96,7 @@ mod tests {
         let (mut ours, mut others) = (start(&folder.path().display().to_string()), start(&other));
         // Whoever has started it has to wait for it: here that is this test.
         let waiting = std::thread::spawn(move || ours.wait().unwrap());
-        end_leftovers(folder.path());
+        end_leftovers(folder.path()).unwrap();
         assert!(!waiting.join().unwrap().success());
         assert!(others.try_wait().unwrap().is_none(), "that of another daemon goes on");
         others.kill().unwrap();

@@ -1,5 +1,5 @@
 //! Cgroups, version 1 and 2: making, limiting, joining, killing, removing. The cgroup is the truth of what runs in a
-//! container (DESIGN rule 4).
+//! container.
 //!
 //! * [`hierarchy`]: which cgroups this host has, and where
 //! * [`path`]: the path of a cgroup, the same in every hierarchy

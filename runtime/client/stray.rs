@@ -23,12 +23,25 @@ const REMOVED: &str = " (deleted)";
 /// How long killed processes may take: one in an uninterruptible sleep takes as long as its disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Processes of a pod do not end.
+/// A keeper has not been ended.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to end the keeper of pod {pod}: processes {pids:?} do not end")]
-pub struct StrayError {
-    pod: String,
-    pids: Vec<i32>,
+pub enum StrayError {
+    /// Processes of its pod do not end.
+    #[error("failed to end the keeper of pod {pod}: processes {pids:?} do not end")]
+    Alive {
+        /// The pod.
+        pod: String,
+        /// These.
+        pids: Vec<i32>,
+    },
+    /// What descends from it cannot be told.
+    #[error("failed to list the processes of pod {pod}: {source}")]
+    List {
+        /// The pod.
+        pod: String,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 /// A keeper among the processes of the host.
@@ -97,7 +110,7 @@ impl FoundKeeper {
             return Ok(None);
         }
         // A child of a keeper on its way is the same program, in the session that the keeper leads.
-        if !rustix::process::getsid(Pid::from_raw(pid)).is_ok_and(|sid| sid.as_raw_nonzero().get() == pid) {
+        if stat_of(pid)?.is_none_or(|stat| stat.session != pid) {
             return Ok(None);
         }
         let command = match fs::read(process.join("cmdline")) {
@@ -118,12 +131,12 @@ impl FoundKeeper {
     /// cgroups that they were in, which nobody is left in.
     ///
     /// # Errors
-    /// Something does not end.
+    /// Something does not end, or the processes of the host cannot be looked at.
     pub fn end(&self) -> Result<BTreeSet<String>, StrayError> {
         let until = Instant::now() + PATIENCE;
         let mut cgroups = BTreeSet::new();
         loop {
-            let below = descendants(self.pid);
+            let below = self.descendants()?;
             if below.is_empty() {
                 break;
             }
@@ -133,7 +146,7 @@ impl FoundKeeper {
             cgroups.extend(below.iter().filter_map(|pid| cgroup_of(*pid)));
             let opened: Vec<_> = below.into_iter().filter_map(|pid| Some((pid, open(pid)?))).collect();
             // A number may have been another's when it was opened: one that descends from the keeper now was not.
-            let still = descendants(self.pid);
+            let still = self.descendants()?;
             let opened: Vec<_> = opened.into_iter().filter(|(pid, _)| still.contains(pid)).collect();
             opened.iter().for_each(|(_, process)| kill(process));
             wait_for(opened.iter().map(|(_, process)| process), until);
@@ -144,7 +157,11 @@ impl FoundKeeper {
     }
 
     fn alive(&self, pids: Vec<i32>) -> StrayError {
-        StrayError { pod: self.pod.clone(), pids }
+        StrayError::Alive { pod: self.pod.clone(), pids }
+    }
+
+    fn descendants(&self) -> Result<Vec<i32>, StrayError> {
+        descendants(self.pid).map_err(|source| StrayError::List { pod: self.pod.clone(), source })
     }
 }
 
@@ -188,10 +205,11 @@ fn pids() -> io::Result<Vec<i32>> {
 }
 
 /// What lives and descends from a process.
-fn descendants(ancestor: i32) -> Vec<i32> {
-    let stat = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    let mut rest: Vec<(i32, Stat)> =
-        pids().into_iter().flatten().filter_map(|pid| Some((pid, parse(&stat(pid)?)?))).collect();
+fn descendants(ancestor: i32) -> io::Result<Vec<i32>> {
+    let mut rest = Vec::new();
+    for pid in pids()? {
+        rest.extend(stat_of(pid)?.map(|stat| (pid, stat)));
+    }
     let mut found = BTreeSet::from([ancestor]);
     loop {
         let (children, others): (Vec<_>, Vec<_>) =
@@ -203,21 +221,42 @@ fn descendants(ancestor: i32) -> Vec<i32> {
         rest = others;
     }
     found.remove(&ancestor);
-    found.into_iter().collect()
+    Ok(found.into_iter().collect())
 }
 
 /// What a line of `/proc/PID/stat` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     parent: i32,
+    /// 0 where its leader is outside of this pid namespace (pid_namespaces(7)).
+    session: i32,
     ended: bool,
 }
 
-/// `PID (NAME) STATE PARENT ...` (proc_pid_stat(5)). The name may have anything in it.
+/// None of a process that has ended.
+///
+/// # Errors
+/// It cannot be looked at: without a descriptor nothing can be said of it.
+fn stat_of(pid: i32) -> io::Result<Option<Stat>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        // A process may give itself any bytes as a name (PR_SET_NAME(2const)).
+        Ok(stat) => Ok(parse(&String::from_utf8_lossy(&stat))),
+        // What ends between open(2) and read(2) is no process then.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `PID (NAME) STATE PARENT GROUP SESSION ...` (proc_pid_stat(5)). The name may have anything in it.
 fn parse(stat: &str) -> Option<Stat> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let (state, parent) = (fields.next()?, fields.next()?);
-    Some(Stat { parent: parent.parse().ok()?, ended: matches!(state, "Z" | "X") })
+    let (state, parent, _group, session) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    Some(Stat {
+        parent: parent.parse().ok()?,
+        session: session.parse().ok()?,
+        ended: matches!(state, "Z" | "X"),
+    })
 }
 
 /// The cgroup that all of a container is in: that of v2, or that of the freezer.
@@ -261,21 +300,23 @@ mod tests {
         let mut told = [0];
         std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut told).unwrap();
         let pid = i32::try_from(shell.id()).unwrap();
-        let found = descendants(pid);
+        let found = descendants(pid).unwrap();
         assert_eq!(found.len(), 3, "{found:?}");
-        let own = descendants(i32::try_from(std::process::id()).unwrap());
+        let own = descendants(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(own.contains(&pid) && found.iter().all(|pid| own.contains(pid)));
         let keeper = FoundKeeper { pod: String::new(), folder: None, pid, pidfd: open(pid).unwrap() };
         keeper.end().unwrap();
         shell.wait().unwrap();
-        assert!(descendants(pid).is_empty());
+        assert!(descendants(pid).unwrap().is_empty());
     }
 
     proptest! {
         #[test]
-        fn any_name_of_a_process_is_skipped(pid in 1..99_999_i32, name in "\\PC{0,16}", parent in 0..99_999_i32) {
-            let stat = parse(&format!("{pid} ({name}) S {parent} 1 1 0 -1"));
-            prop_assert_eq!(stat, Some(Stat { parent, ended: false }));
+        fn any_name_of_a_process_is_skipped(
+            pid in 1..99_999_i32, name in "\\PC{0,16}", parent in 0..99_999_i32, session in 0..99_999_i32,
+        ) {
+            let stat = parse(&format!("{pid} ({name}) S {parent} 1 {session} 0 -1"));
+            prop_assert_eq!(stat, Some(Stat { parent, session, ended: false }));
         }
 
         #[test]

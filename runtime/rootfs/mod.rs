@@ -1,5 +1,5 @@
 //! The root filesystem of a container: an overlay over the image's layers, as a detached mount. It is never attached in
-//! the host's mount namespace, so nothing of it can be left there (DESIGN rule 2).
+//! the host's mount namespace, so nothing of it can be left there.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Every system call that needs `unsafe` or that no crate has, as safe functions that own their descriptors and return
-//! errors which name the call and its object (DESIGN rule 6).
+//! errors which name the call and its object.
 //!
 //! What `rustix` already offers safely is used from there; here it is only given the error type.
 

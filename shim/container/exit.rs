@@ -70,7 +70,7 @@ pub(crate) fn lost(daemon: &Shared, container: &Container, why: &str) {
     daemon.events.container(daemon, container);
 }
 
-/// Kills a container and waits until it has ended. The cgroup is the truth of what runs (DESIGN rule 4).
+/// Kills a container and waits until it has ended. The cgroup is the truth of what runs.
 ///
 /// # Errors
 /// Something in it does not end.

@@ -33,7 +33,7 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 const STILL_SILENT: Duration = Duration::from_secs(1);
 
 /// How long a first process may take up to the gate, or to its exec: it opens paths that users name, on any disk. After
-/// that it is killed (DESIGN rule 8).
+/// that it is killed.
 const ON_THEIR_DISKS: Duration = Duration::from_secs(60);
 
 /// Why a call to a keeper failed.

@@ -106,7 +106,7 @@ pub async fn make_folder_of_log(folder: &str) -> Result<(), CriError> {
     on_foreign_disk(folder, move || Ok(logs::make_folder(&path)?)).await
 }
 
-/// Log folders are on a disk that the kubelet names: a thread waits for it, and only so long (DESIGN rule 8).
+/// Log folders are on a disk that the kubelet names: a thread waits for it, and only so long.
 async fn on_foreign_disk<T: Send + 'static>(
     folder: &str,
     work: impl FnOnce() -> Result<T, CriError> + Send + 'static,

@@ -125,7 +125,7 @@ impl Creation {
         }
     }
 
-    /// Intent is on disk before its side effect (DESIGN rule 1).
+    /// Intent is on disk before its side effect.
     async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<(Arc<Pod>, Vec<PodFile>), CriError> {
         self.progress.step("intent");
         let log_folder = files::make_log_folder(&self.config.log_directory).await?;

@@ -113,7 +113,7 @@ async fn kill_containers(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError
 }
 
 /// Gives back everything that a pod without running containers holds: its addresses, its keeper and pause with the
-/// namespaces, its cgroup. Goes on after an error and reports all (DESIGN rule 10).
+/// namespaces, its cgroup. Goes on after an error and reports all.
 ///
 /// # Errors
 /// What could not be released.

@@ -1,4 +1,4 @@
-//! Statistics of pods and containers: read from their cgroups when somebody asks, never in the background (DESIGN rule 9).
+//! Statistics of pods and containers: read from their cgroups when somebody asks, never in the background.
 //!
 //! * [`container`], [`pod`]: the RPCs
 //! * [`usage`]: figures of a cgroup in the CRI's words; [`network`]: those of a pod's interfaces

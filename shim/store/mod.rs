@@ -93,7 +93,7 @@ struct Index {
     container_names: HashMap<(PodId, ContainerName), ContainerId>,
 }
 
-/// The indexes over all pods and containers. Its lock is never held across a call that can block (DESIGN rule 8).
+/// The indexes over all pods and containers. Its lock is never held across a call that can block.
 #[derive(Debug, Default)]
 pub struct Store {
     index: RwLock<Index>,

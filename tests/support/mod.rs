@@ -505,6 +505,17 @@ pub fn secured(
     config
 }
 
+/// A pod with another security context than usual.
+pub fn pod_with(
+    berth: &Berth,
+    name: &str,
+    change: impl FnOnce(&mut LinuxSandboxSecurityContext),
+) -> PodSandboxConfig {
+    let mut config = berth.pod_config(name);
+    change(config.linux.get_or_insert_default().security_context.get_or_insert_default());
+    config
+}
+
 /// The text of a CRI log, without times, streams and tags.
 pub fn text_of(log: &str) -> String {
     let mut text = String::new();

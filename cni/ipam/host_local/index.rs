@@ -10,12 +10,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::inotify::{self, ReadFlags};
 use rustix::io::Errno;
 
 use super::ranges::number;
 use super::runs::Runs;
 use super::store::Owner;
+use crate::watch::changes_in;
 use crate::{Context, Result};
 
 /// The indexes of all folders of a process.
@@ -74,7 +75,7 @@ impl Index {
 
     /// Everything anew. Changes are watched before the folder is read: what comes meanwhile is read twice.
     fn read(&mut self, folder: &Path) -> Result<()> {
-        *self = Self { changes: watch(folder).ok(), ..Self::default() };
+        *self = Self { changes: changes_in(folder).ok(), ..Self::default() };
         let entries = fs::read_dir(folder).doing(format!("read {}", folder.display()))?;
         for entry in entries {
             let entry = entry.doing(format!("read {}", folder.display()))?;
@@ -144,20 +145,6 @@ impl Index {
 /// A file's name as an address.
 fn address_of(name: &str) -> Option<IpAddr> {
     name.replace('_', ":").parse().ok()
-}
-
-fn watch(folder: &Path) -> rustix::io::Result<OwnedFd> {
-    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let wanted = WatchFlags::CREATE
-        | WatchFlags::CLOSE_WRITE
-        | WatchFlags::MOVED_TO
-        | WatchFlags::MOVED_FROM
-        | WatchFlags::DELETE
-        | WatchFlags::DELETE_SELF
-        | WatchFlags::MOVE_SELF
-        | WatchFlags::ONLYDIR;
-    inotify::add_watch(&changes, folder, wanted)?;
-    Ok(changes)
 }
 
 /// What has changed in a folder.
