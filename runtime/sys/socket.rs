@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -13,7 +13,7 @@ use rustix::net::{
 };
 
 use super::fs::descriptor_path;
-use super::{Context, Result};
+use super::{Context, Result, checked};
 
 /// The most descriptors in one packet: the kernel takes 253 (unix(7), `SCM_RIGHTS`).
 pub const MAX_DESCRIPTORS: usize = 250;
@@ -115,11 +115,30 @@ pub fn connect_stream(path: &Path) -> Result<OwnedFd> {
 pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let connection = rustix::net::accept_with(listener, flags).on("accept", "")?;
-    let peer = rustix::net::sockopt::socket_peercred(&connection).on("getsockopt(SO_PEERCRED)", "")?;
-    if !peer.uid.is_root() {
-        return Err(Errno::ACCESS).on("accept", format_args!("a peer with uid {}", peer.uid.as_raw()));
+    let uid = peer_uid(connection.as_fd())?;
+    if uid != 0 {
+        return Err(Errno::ACCESS).on("accept", format_args!("a peer with uid {uid}"));
     }
     Ok(connection)
+}
+
+/// The user that the other end of a connected socket ran as. Not with rustix: its type has no place for the process id 0 of
+/// a peer that is outside of this pid namespace (pid_namespaces(7)).
+fn peer_uid(connection: BorrowedFd<'_>) -> Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
+    // SAFETY: both pointers are to values of this function, and the length is that of the first.
+    let result = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    checked(result.into()).on("getsockopt(SO_PEERCRED)", "")?;
+    Ok(peer.uid)
 }
 
 /// Sends one packet with descriptors.

@@ -8,7 +8,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::config::{Config, LogFormat};
 
 /// Libraries that log every frame and packet at debug. Who wants those names them.
-const LOUD: &str = "h2=info,hyper=info,hyper_util=info,rustls=info,tonic=info,tower=info";
+const LOUD: &str = "h2=info,hyper=info,hyper_util=info,loona_hpack=info,rustls=info,tonic=info,tower=info";
 
 /// What a setting means: a level alone is that of berth, and of libraries as far as they are of use.
 fn directives(setting: &str) -> String {

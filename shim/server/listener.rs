@@ -204,8 +204,10 @@ fn refuse_living(path: &Path) -> Result<(), ListenError> {
     }
     match StdStream::connect(path) {
         Ok(connection) => {
-            let peer = rustix::net::sockopt::socket_peercred(&connection);
-            let pid = peer.map_or_else(|_| "unknown".to_owned(), |peer| peer.pid.to_string());
+            let peer = nix::sys::socket::getsockopt(&connection, nix::sys::socket::sockopt::PeerCredentials);
+            // 0 is one outside of this pid namespace (pid_namespaces(7)).
+            let pid = peer.map(|peer| peer.pid()).ok().filter(|pid| *pid > 0);
+            let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
             Err(ListenError::InUse { path: path.to_owned(), pid })
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
