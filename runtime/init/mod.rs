@@ -92,7 +92,9 @@ impl Gate {
         Self { socket }
     }
 
-    fn into_socket(self) -> OwnedFd {
+    /// The socket.
+    #[must_use]
+    pub fn into_socket(self) -> OwnedFd {
         self.socket
     }
 

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::init::container::Joined;
 use berth_runtime::init::{Descriptors, START};
-use berth_runtime::plan::{ContainerPlan, ExecPlan, PidNamespace, SandboxPlan};
-use berth_runtime::sys::{self, process};
+use berth_runtime::plan::{ContainerPlan, ExecPlan, FdSlot, PidNamespace, SandboxPlan};
+use berth_runtime::sys::{self, Context, process};
 use berth_runtime::wire::{Call, ContainerSnapshot, Failure, Outcome, PROTOCOL, Snapshot};
 
 use crate::container::{Container, State};
@@ -33,7 +33,7 @@ impl Keeper {
                 self.exec(origin, &container, exec, &plan, &descriptors).err().map(Err)
             }
             Call::SignalExec { exec, signal } => Some(self.signal_exec(&exec, signal)),
-            Call::ReopenLog { container } => Some(self.reopen_log(&container)),
+            Call::ReopenLog { container, log } => Some(self.reopen_log(&container, log, &descriptors)),
             Call::Attach { container, client, stdin, stdout, stderr } => {
                 let slots = [stdin, stdout, stderr];
                 Some(self.attach(origin, (&container, &client), slots, descriptors))
@@ -125,10 +125,13 @@ impl Keeper {
             userns: pause.and_then(|pause| pause.userns.as_ref()).map(AsFd::as_fd),
             processes_of,
         };
-        let container = Container::create(plan, Descriptors(descriptors), folder, joined, &self.proc, origin);
+        let number = self.next_log;
+        let place = (folder, number);
+        let container = Container::create(plan, Descriptors(descriptors), place, joined, &self.proc, origin);
         let container = container.map_err(|error| system(&error))?;
         let watched = self.watch.add(container.child.gate.as_fd(), Watched::ContainerGate(id.clone()));
         watched.map_err(|error| given_up(&container.child, &error))?;
+        self.next_log = number.wrapping_add(1);
         self.containers.insert(id, container);
         Ok(())
     }
@@ -192,9 +195,13 @@ impl Keeper {
         Ok(Outcome::Done)
     }
 
-    fn reopen_log(&mut self, id: &str) -> Answer {
+    fn reopen_log(&mut self, id: &str, log: Option<FdSlot>, descriptors: &[OwnedFd]) -> Answer {
         let container = self.containers.get_mut(id).ok_or_else(|| not_found(&format!("container {id}")))?;
-        container.log.reopen().map_err(|error| system(&error))?;
+        let opened = log.map(|slot| Descriptors(descriptors).get(slot)).transpose();
+        let opened =
+            opened.and_then(|fd| fd.map(|fd| fd.try_clone_to_owned().on("dup", "the log")).transpose());
+        opened.and_then(|opened| container.log.reopen(opened)).map_err(|error| system(&error))?;
+        self.writer.reopened(&mut container.log, &mut self.watch);
         Ok(Outcome::Done)
     }
 

@@ -65,6 +65,8 @@ pub(crate) struct Container {
     oom: Option<OwnedFd>,
     /// The session keyring of its processes.
     pub(crate) keyring: KeyringName,
+    /// Its end is in `exit.json`.
+    pub(crate) recorded: bool,
     /// Who answers for its system calls, where its filter hands some over.
     pub(crate) supervisor: Option<SeccompListener>,
 }
@@ -79,16 +81,18 @@ struct Ends {
 }
 
 impl Container {
-    /// Clones the first process.
+    /// Clones the first process. `number` is that of its log.
     pub(crate) fn create(
         plan: &ContainerPlan,
         descriptors: Descriptors<'_>,
-        folder: String,
+        (folder, number): (String, u32),
         joined: Joined<'_>,
         proc: &Proc,
         origin: Origin,
     ) -> sys::Result<Self> {
-        let log = Log::open(plan.stdio.log_path.clone())?;
+        let opened = plan.stdio.log.map(|slot| descriptors.get(slot)).transpose()?;
+        let opened = opened.map(|fd| fd.try_clone_to_owned().on("dup", "the log")).transpose()?;
+        let log = Log::open(number, plan.stdio.log_path.clone(), opened)?;
         let ends = Ends::open(plan)?;
         let keyring = KeyringName::new()?;
         let oom = plan.cgroup.oom.map(|slot| descriptors.get(slot)).transpose()?;
@@ -134,6 +138,7 @@ impl Container {
             folder,
             oom,
             keyring,
+            recorded: false,
             supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
         })
     }
@@ -164,6 +169,14 @@ impl Container {
             State::Created | State::Starting(_) | State::Failed(_) => Phase::Created,
             State::Running { started_at } => Phase::Running { started_at: *started_at },
             State::Exited(record) => Phase::Exited(record.clone()),
+        }
+    }
+
+    /// How it has ended.
+    pub(crate) fn record(&self) -> Option<ExitRecord> {
+        match &self.state {
+            State::Exited(record) => Some(record.clone()),
+            _ => None,
         }
     }
 
@@ -203,21 +216,6 @@ impl Container {
         let text = String::from_utf8_lossy(&text).into_owned();
         let value = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).map(str::trim);
         value.and_then(|value| value.parse().ok()).unwrap_or(0)
-    }
-
-    /// Writes how it ended into its folder, for a daemon that comes when this keeper has ended. The record replaces an older
-    /// one whole, as all state on disk.
-    pub(crate) fn write_record(&self, record: &ExitRecord) {
-        let write = || -> std::io::Result<()> {
-            let text = serde_json::to_vec(record)?;
-            let (path, beside) =
-                (format!("{}/exit.json", self.folder), format!("{}/exit.json.tmp", self.folder));
-            std::fs::write(&beside, text)?;
-            std::fs::rename(&beside, &path)
-        };
-        if let Err(error) = write() {
-            crate::report(&format!("failed to write exit.json in {}: {error}", self.folder));
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys;
@@ -15,11 +16,13 @@ use crate::calls::state;
 use crate::connection::{Connection, Incoming};
 use crate::container::{Container, State};
 use crate::exec::Exec;
+use crate::leaving::Leaving;
 use crate::output::Buffers;
 use crate::pause::Pause;
 use crate::report;
 use crate::stamp::now;
 use crate::watch::{Watch, Watched};
+use crate::writer::Writer;
 
 /// Which call of which connection waits for an answer.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,11 @@ pub(crate) struct Keeper {
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) execs: BTreeMap<String, Exec>,
     pub(crate) buffers: Buffers,
+    pub(crate) writer: Writer,
+    /// Outputs that are not watched while the writer is behind.
+    pub(crate) held: Vec<(String, usize)>,
+    pub(crate) leaving: Vec<Leaving>,
+    pub(crate) next_log: u32,
     incoming: Vec<u8>,
     pub(crate) over: bool,
 }
@@ -67,6 +75,10 @@ impl Keeper {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             buffers: Buffers::default(),
+            writer: Writer::default(),
+            held: Vec::new(),
+            leaving: Vec::new(),
+            next_log: 0,
             incoming: Vec::new(),
             over: false,
         };
@@ -79,11 +91,16 @@ impl Keeper {
     pub(crate) fn run(mut self) -> sys::Result<()> {
         let mut events = Vec::with_capacity(16);
         while !self.over {
-            self.watch.wait(&mut events)?;
+            let until = self.leaves_at().into_iter().chain(self.writer.looks_at()).min();
+            self.watch.wait(&mut events, until)?;
             for event in &events {
                 if let Some((watched, flags)) = self.watch.meaning(event) {
                     self.take(watched, flags);
                 }
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                self.go_on_leaving();
+                self.writer.look(&mut self.watch);
             }
         }
         Ok(())
@@ -98,6 +115,7 @@ impl Keeper {
             Watched::ContainerGate(id) => drop(self.container_gate(&id)),
             Watched::ExecGate(id) => drop(self.exec_gate(&id)),
             Watched::Output(id, place) => self.output(&id, place),
+            Watched::Logs => self.logs(),
             Watched::Input(id) => self.feed(&id),
             Watched::Client(id, client, part) => self.client(&id, &client, part),
         }
@@ -153,6 +171,12 @@ impl Keeper {
         if let Some(connection) = self.connections.remove(&id) {
             self.watch.remove(connection.socket().as_fd(), &Watched::Connection(id));
         }
+        self.record_ends();
+    }
+
+    /// Whether no daemon is connected.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.connections.is_empty()
     }
 
     fn update_interest(&mut self, id: u64) {
@@ -186,7 +210,7 @@ impl Keeper {
         self.send(origin.connection, message, descriptors);
     }
 
-    fn tell(&mut self, event: &Event) {
+    pub(crate) fn tell(&mut self, event: &Event) {
         for id in self.connections.keys().copied().collect::<Vec<_>>() {
             self.send(id, Message::Event(event.clone()), Vec::new());
         }
@@ -266,7 +290,7 @@ impl Keeper {
         self.container_gate_closed(id);
     }
 
-    fn close_gate(&mut self, id: &str) {
+    pub(crate) fn close_gate(&mut self, id: &str) {
         if let Some(container) = self.containers.get(id) {
             self.watch.remove(container.child.gate.as_fd(), &Watched::ContainerGate(id.to_owned()));
         }
@@ -398,21 +422,6 @@ impl Keeper {
         self.container_over(id, ended);
     }
 
-    /// The last of a container: its output is read to the end, its end is told.
-    fn container_over(&mut self, id: &str, ended: Ended) {
-        self.close_gate(id);
-        self.drain(id);
-        self.let_all_go(id);
-        let Some(container) = self.containers.get_mut(id) else { return };
-        container.terminal = None;
-        let record = container.exited(ended);
-        self.tell(&Event::Exited { container: id.to_owned(), record: record.clone() });
-        // After it is told: a disk that hangs must not hold up the news.
-        if let Some(container) = self.containers.get(id) {
-            container.write_record(&record);
-        }
-    }
-
     fn exec_ended(&mut self, id: &str, pid: i32) {
         // It may have told before that another process goes on.
         let gate = Watched::ExecGate(id.to_owned());
@@ -432,9 +441,16 @@ impl Keeper {
 
     /// Forgets what the loop watches of a container, before it is dropped.
     pub(crate) fn unwatch_container(&mut self, id: &str) {
-        self.drain(id);
+        self.leaves_unheard(id);
+        if !self.drain(id) {
+            // Nobody waits for its log any more: what that does not take is lost.
+            let _all = self.drain(id);
+        }
         self.let_all_go(id);
         self.close_gate(id);
+        if let Some(container) = self.containers.get(id) {
+            self.writer.close(&container.log, &mut self.watch);
+        }
     }
 }
 

@@ -1,89 +1,46 @@
-//! The log file of a container. Only whole records are ever in it: a file that is renamed and opened anew loses, doubles
-//! and splits nothing.
+//! The log of a container. Only whole records are ever in its file: a file that is renamed and opened anew loses, doubles and
+//! splits nothing.
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use berth_runtime::{logs, sys};
-use rustix::io::Errno;
-
-use crate::lines::{Lines, Stream};
-use crate::stamp::{Stamp, now};
 
 /// A log, or nowhere.
 #[derive(Debug)]
 pub(crate) struct Log {
+    /// Its number among those of the keeper.
+    pub(crate) number: u32,
+    pub(crate) file: Option<Rc<OwnedFd>>,
     path: Option<String>,
-    file: Option<OwnedFd>,
-    /// Records that could not be written since the last that could.
-    lost: usize,
+    /// Records that nobody could take since the last that were taken.
+    pub(crate) lost: u32,
 }
 
 impl Log {
-    /// Opens the file at `path`, which has no symbolic link in it; without one everything is dropped.
-    pub(crate) fn open(path: Option<String>) -> sys::Result<Self> {
-        let file = path.as_deref().map(logs::open_file).transpose()?;
-        Ok(Self { path, file, lost: 0 })
+    /// Takes the file that the daemon has opened. A daemon of before that leaves it to the keeper, by a path without symbolic
+    /// links. Without either everything is dropped.
+    pub(crate) fn open(number: u32, path: Option<String>, opened: Option<OwnedFd>) -> sys::Result<Self> {
+        let mut log = Self { number, file: opened.map(Rc::new), path, lost: 0 };
+        if log.file.is_none() {
+            log.reopen(None)?;
+        }
+        Ok(log)
     }
 
     /// Whether anything is kept.
     pub(crate) fn keeps(&self) -> bool {
-        self.path.is_some()
+        self.file.is_some()
     }
 
-    /// Opens the file anew by its path; the old one stays in use when that fails.
-    pub(crate) fn reopen(&mut self) -> sys::Result<()> {
-        if let Some(path) = &self.path {
-            self.file = Some(logs::open_file(path)?);
+    /// Goes on in another file: the one that the daemon has opened, or what is at the path now. The old one stays in use when
+    /// that fails.
+    pub(crate) fn reopen(&mut self, opened: Option<OwnedFd>) -> sys::Result<()> {
+        let path = self.path.as_deref();
+        match opened {
+            Some(opened) => self.file = Some(Rc::new(opened)),
+            None => self.file = path.map(logs::open_file).transpose()?.map(Rc::new),
         }
         Ok(())
     }
-
-    /// Writes whole records. What a full disk does not take is dropped and counted: the container goes on, and the log
-    /// says how much is missing as soon as there is room again.
-    pub(crate) fn write(&mut self, records: &[u8]) {
-        let Some(file) = &self.file else { return };
-        if self.lost > 0 {
-            let mut marker = Vec::new();
-            let text = format!("[berth: {} log records could not be written]\n", self.lost);
-            Lines::new(Stream::Stderr).push(text.as_bytes(), &Stamp::of(now()), &mut marker);
-            if write_whole(file, &marker) < marker.len() {
-                self.lost += count(records);
-                return;
-            }
-            self.lost = 0;
-        }
-        let written = write_whole(file, records);
-        self.lost += count(records.get(written..).unwrap_or_default());
-    }
-}
-
-/// Writes as many whole records as possible; the bytes of these. A record that was written in part is taken back.
-fn write_whole(file: &OwnedFd, records: &[u8]) -> usize {
-    let mut written = 0;
-    while let Some(rest) = records.get(written..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::write(file, rest) {
-            Ok(0) => break,
-            Ok(more) => written += more,
-            Err(Errno::INTR) => {}
-            Err(_) => break,
-        }
-    }
-    if written == records.len() {
-        return written;
-    }
-    let done = records.get(..written).unwrap_or_default();
-    let whole = memchr::memrchr(b'\n', done).map_or(0, |end| end + 1);
-    let torn = u64::try_from(written - whole).unwrap_or(0);
-    if torn > 0 {
-        let size = rustix::fs::fstat(file).ok().and_then(|stat| u64::try_from(stat.st_size).ok());
-        if let Some(size) = size.and_then(|size| size.checked_sub(torn)) {
-            // A file that cannot even be cut keeps the torn record; the marker that follows tells.
-            let _stays = rustix::fs::ftruncate(file, size);
-        }
-    }
-    whole
-}
-
-fn count(records: &[u8]) -> usize {
-    memchr::memchr_iter(b'\n', records).count()
 }

@@ -9,6 +9,8 @@
 //! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: who answers for their system calls
 //! * [`attach`]: clients of a container's streams
 //! * [`output`], [`lines`], [`log`], [`stamp`]: output, as lines of a CRI log
+//! * [`writer`], [`write_process`]: the process that writes to disks, which may hang
+//! * [`leaving`]: the end of a container is told when its log is written
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +20,7 @@ mod connection;
 mod container;
 mod exec;
 mod keeper;
+mod leaving;
 mod lines;
 mod log;
 mod output;
@@ -26,6 +29,8 @@ mod spawn;
 mod stamp;
 mod supervisor;
 mod watch;
+mod write_process;
+mod writer;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;

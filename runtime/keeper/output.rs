@@ -27,8 +27,13 @@ pub(crate) struct Buffers {
 impl Keeper {
     /// Reads one piece of a stream into the log.
     pub(crate) fn output(&mut self, id: &str, place: usize) {
+        // A container that has come since the log is behind.
+        if self.writer.is_behind() && self.containers.get(id).is_some_and(|container| container.log.keeps()) {
+            return self.hold_outputs();
+        }
         match self.pump(id, place) {
-            Ok(true) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(true) => self.hold_outputs(),
+            Err(Errno::AGAIN | Errno::INTR) => {}
             // The end of a pipe is a read of nothing, that of a terminal is EIO.
             Ok(false) | Err(_) => self.close_output(id, place),
         }
@@ -47,7 +52,7 @@ impl Keeper {
         if container.log.keeps() {
             records.clear();
             output.lines.push(piece, &Stamp::of(now()), records);
-            container.log.write(records);
+            self.writer.write(&mut container.log, records, &mut self.watch);
         }
         if !container.clients.is_empty() {
             self.give_to_clients(id, place);
@@ -72,17 +77,25 @@ impl Keeper {
         let records = &mut self.buffers.records;
         records.clear();
         output.lines.finish(&Stamp::of(now()), records);
-        container.log.write(records);
+        if !records.is_empty() {
+            self.writer.write(&mut container.log, records, &mut self.watch);
+        }
         self.watch.remove(output.fd.as_fd(), &Watched::Output(id.to_owned(), place));
         self.close_of_clients(id, Part::Output(place));
     }
 
-    /// Reads what is left of a container's output. What it left behind may hold its pipes open and write on: that is
-    /// not waited for.
-    pub(crate) fn drain(&mut self, id: &str) {
+    /// Reads what is left of a container's output and closes it; not all at once where the log is behind. What the container
+    /// left behind may hold its pipes open and write on: that is not waited for.
+    pub(crate) fn drain(&mut self, id: &str) -> bool {
+        let was_behind = self.writer.is_behind();
         for place in 0..2 {
             for _piece in 0..LAST_PIECES {
                 match self.pump(id, place) {
+                    // Whoever has waited long enough goes on: the log counts what it does not take.
+                    Ok(true) if self.writer.is_behind() && !was_behind => {
+                        self.hold_outputs();
+                        return false;
+                    }
                     Ok(true) => {}
                     _ => break,
                 }
@@ -91,5 +104,41 @@ impl Keeper {
         }
         // An idle keeper holds next to nothing.
         self.buffers = Buffers::default();
+        true
+    }
+
+    /// While the log is behind, outputs are not even watched: the end of a pipe is told unasked.
+    fn hold_outputs(&mut self) {
+        if !self.writer.is_behind() {
+            return;
+        }
+        for (id, container) in self.containers.iter().filter(|(_, container)| container.log.keeps()) {
+            for (place, output) in container.outputs.iter().enumerate() {
+                let watched = Watched::Output(id.clone(), place);
+                if let Some(output) = output
+                    && self.watch.has(&watched)
+                {
+                    self.watch.remove(output.fd.as_fd(), &watched);
+                    self.held.push((id.clone(), place));
+                }
+            }
+        }
+    }
+
+    /// The log takes more, or has answered.
+    pub(crate) fn logs(&mut self) {
+        self.writer.heard(&mut self.watch);
+        self.go_on_leaving();
+        if self.writer.is_behind() {
+            return;
+        }
+        for (id, place) in std::mem::take(&mut self.held) {
+            let output =
+                self.containers.get(&id).and_then(|container| container.outputs.get(place)?.as_ref());
+            let Some(output) = output else { continue };
+            if let Err(error) = self.watch.add(output.fd.as_fd(), Watched::Output(id.clone(), place)) {
+                crate::report(&format!("failed to watch the output of container {id}: {error}"));
+            }
+        }
     }
 }

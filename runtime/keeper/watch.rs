@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use berth_runtime::sys::{self, Context};
 use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
@@ -20,6 +22,8 @@ pub(crate) enum Watched {
     ContainerGate(String),
     ExecGate(String),
     Output(String, usize),
+    /// The process that writes logs.
+    Logs,
     /// The input of a container, until it takes more.
     Input(String),
     /// A stream of a client of a container.
@@ -92,10 +96,14 @@ impl Watch {
         Some((watched.clone(), flags))
     }
 
-    /// Waits until something happens.
-    pub(crate) fn wait(&self, events: &mut Vec<Event>) -> sys::Result<()> {
+    /// Waits until something happens, or until a time.
+    pub(crate) fn wait(&self, events: &mut Vec<Event>, until: Option<Instant>) -> sys::Result<()> {
         events.clear();
-        match epoll::wait(&self.epoll, spare_capacity(events), None) {
+        // The kernel takes whole milliseconds: not to be woken too early, one is added.
+        let left =
+            until.map(|until| until.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match epoll::wait(&self.epoll, spare_capacity(events), left.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno).on("epoll_wait", ""),
         }

@@ -156,29 +156,45 @@ impl SingleThread {
         program: Program,
         next: fn(OwnedFd, Program, Self) -> !,
     ) -> Result<std::convert::Infallible> {
-        const PLACE: RawFd = 3;
-        let keep = match keep.as_raw_fd() {
-            PLACE => keep,
-            // SAFETY: what is at 3 is closed, and with the next call everything above it. Whatever owns one of these in
-            // this process is never used or dropped again: `next` takes no reference, `Program` holds no descriptor, and
-            // neither `next` nor this function comes back after that. Where this call fails, nothing has changed.
-            number => match checked(unsafe { libc::dup3(number, PLACE, libc::O_CLOEXEC) }.into()) {
-                Ok(_) => {
-                    std::mem::forget(keep);
-                    // SAFETY: dup3 has just opened this descriptor, and what owned its number is never used again.
-                    unsafe { OwnedFd::from_raw_fd(PLACE) }
-                }
-                Err(errno) => return Err(errno).on("dup3", PLACE),
-            },
-        };
-        // SAFETY: as above.
-        let closed = unsafe { libc::syscall(libc::SYS_close_range, PLACE + 1, libc::c_uint::MAX, 0) };
-        if let Err(errno) = checked(closed) {
-            // An owner of what was at 3 must not run any more: the caller only tells this error and ends.
-            return Err(errno).on("close_range", PLACE + 1);
-        }
+        let keep = close_others(keep)?;
         next(keep, program, self)
     }
+
+    /// The same for a child that needs nothing but the descriptor.
+    ///
+    /// # Errors
+    /// As of [`Self::close_all_but`].
+    pub fn keep_only(self, keep: OwnedFd, next: fn(OwnedFd) -> !) -> Result<std::convert::Infallible> {
+        next(close_others(keep)?)
+    }
+}
+
+/// The one descriptor beside the standard streams that is left, at 3. Only for functions that never come back to what has
+/// owned the others, and that hand nothing on that owns one.
+fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
+    const PLACE: RawFd = 3;
+    let keep = match keep.as_raw_fd() {
+        PLACE => keep,
+        // SAFETY: what is at 3 is closed, and with the next call everything above it. Whatever owns one of these in
+        // this process is never used or dropped again: both callers go on with a function that takes no reference, that is
+        // given nothing which holds a descriptor (`Program` holds none), and that never comes back. Where this call fails,
+        // nothing has changed.
+        number => match checked(unsafe { libc::dup3(number, PLACE, libc::O_CLOEXEC) }.into()) {
+            Ok(_) => {
+                std::mem::forget(keep);
+                // SAFETY: dup3 has just opened this descriptor, and what owned its number is never used again.
+                unsafe { OwnedFd::from_raw_fd(PLACE) }
+            }
+            Err(errno) => return Err(errno).on("dup3", PLACE),
+        },
+    };
+    // SAFETY: as above.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, PLACE + 1, libc::c_uint::MAX, 0) };
+    if let Err(errno) = checked(closed) {
+        // An owner of what was at 3 must not run any more: the caller only tells this error and ends.
+        return Err(errno).on("close_range", PLACE + 1);
+    }
+    Ok(keep)
 }
 
 #[cfg(test)]

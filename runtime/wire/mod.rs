@@ -13,7 +13,7 @@
 //!   |<------------- Answer{id, Created} ---|
 //!   | Request{id, Start} ----------------->|-- one byte --------------------------->| execve
 //!   |<------------- Answer{id, Started} ---|<-- end of file: exec succeeded | Failed
-//!   |<--- Event(Exited{record}) -----------|  waitid(P_PIDFD), drain, exit.json
+//!   |<--- Event(Exited{record}) -----------|  waitid(P_PIDFD), the log is written
 //! ```
 //!
 //! One message is one packet of a `SOCK_SEQPACKET` unix socket: JSON, with descriptors beside it (`SCM_RIGHTS`). A body
@@ -99,10 +99,13 @@ pub enum Call {
         /// Signal number.
         signal: i32,
     },
-    /// Opens the log file anew by its path; nothing is lost, doubled or split.
+    /// Goes on in another log file; nothing is lost, doubled or split.
     ReopenLog {
         /// Whose.
         container: String,
+        /// The file, open for appending. A keeper of before that opens what is at the log's path.
+        #[serde(default)]
+        log: Option<FdSlot>,
     },
     /// Attaches a client to a running container, until it closes its ends. Answer: [`Outcome::Done`], later perhaps
     /// [`Event::Detached`]. A container without standard input, or whose input has ended, closes that of the client.

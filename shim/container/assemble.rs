@@ -13,6 +13,7 @@ use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
 use berth_runtime::{rootfs, users};
 
+use super::log::LogFile;
 use crate::cdi;
 use crate::daemon::Daemon;
 use crate::devices;
@@ -36,6 +37,16 @@ pub struct Assembled {
     pub plan: ContainerPlan,
     /// In the order of the plan's slots.
     pub descriptors: Vec<OwnedFd>,
+}
+
+impl Assembled {
+    /// Gives the container its log.
+    pub(super) fn add_log(&mut self, log: LogFile) {
+        let slot = u32::try_from(self.descriptors.len()).unwrap_or(u32::MAX);
+        self.descriptors.push(log.file);
+        self.plan.stdio.log = Some(FdSlot(slot));
+        self.plan.stdio.log_path = Some(log.path);
+    }
 }
 
 /// Assembles a container and makes its cgroup, which the caller removes on failure.
@@ -99,6 +110,7 @@ pub fn assemble(
             tty: config.tty,
             // On a disk that the client names: it is looked for when nothing else is waited for.
             log_path: None,
+            log: None,
         },
         rootfs,
         cgroup,

@@ -119,8 +119,10 @@ impl Creation {
         let placeholder = self.start_scope(&container).await?;
         self.progress.step("root filesystem and spec");
         let mut assembled = self.assemble(&container, layer, pause_pid).await?;
-        self.progress.step("log folder");
-        assembled.plan.stdio.log_path = log::prepare(&self.pod, &self.config).await?;
+        self.progress.step("log file");
+        if let Some(log) = log::make(&self.pod, &self.config).await? {
+            assembled.add_log(log);
+        }
         self.progress.step("first process");
         self.ready_pod()?;
         let pid = self.create_process(&link, &container, assembled).await?;

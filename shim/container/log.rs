@@ -1,7 +1,10 @@
-//! Where the log of a container is; and ReopenContainerLog: after the kubelet has renamed a log file, the keeper opens a
-//! new one by the old path.
+//! Where the log of a container is; and ReopenContainerLog: after the kubelet has renamed a log file, a new one is opened by
+//! the old path. The daemon opens the files, in threads that a disk may hang, and the keeper gets them open.
+
+use std::os::fd::OwnedFd;
 
 use berth_proto::v1::ContainerConfig;
+use berth_runtime::plan::FdSlot;
 use berth_runtime::wire::Call;
 
 use crate::daemon::Daemon;
@@ -9,12 +12,26 @@ use crate::error::CriError;
 use crate::pod::files;
 use crate::store::{ContainerState, Pod};
 
-/// Makes the folder of a container's log; the path of the log, without a symbolic link. None where the client wants no
-/// log.
+/// A log file.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    /// Without a symbolic link.
+    pub(super) path: String,
+    /// Open for appending.
+    pub(super) file: OwnedFd,
+}
+
+/// Makes the log file of a container with its folder. None where the client wants no log.
 ///
 /// # Errors
-/// The folder cannot be made, or not in time; a symbolic link is below the pod's log folder, or has taken its place.
-pub(super) async fn prepare(pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
+/// They cannot be made, or not in time; a symbolic link is below the pod's log folder, or has taken its place.
+pub(super) async fn make(pod: &Pod, config: &ContainerConfig) -> Result<Option<LogFile>, CriError> {
+    let Some(path) = path_of(pod, config).await? else { return Ok(None) };
+    let file = files::make_log(&path).await?;
+    Ok(Some(LogFile { path, file }))
+}
+
+async fn path_of(pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
     let (directory, noted) =
         pod.with(|record| (record.config.log_directory.clone(), record.log_folder.clone()));
     if config.log_path.is_empty() {
@@ -24,15 +41,10 @@ pub(super) async fn prepare(pod: &Pod, config: &ContainerConfig) -> Result<Optio
         Some(folder) => Some(folder),
         None => files::make_log_folder(&directory).await?,
     };
-    let Some(folder) = folder else { return Ok(None) };
-    let path = format!("{folder}/{}", config.log_path);
-    if let Some((folder, _)) = path.rsplit_once('/') {
-        files::make_folder_of_log(folder).await?;
-    }
-    Ok(Some(path))
+    Ok(folder.map(|folder| format!("{folder}/{}", config.log_path)))
 }
 
-/// Has the log file of a running container opened anew.
+/// Has a running container go on in another log file.
 ///
 /// # Errors
 /// `FailedPrecondition` where the container does not run; the file cannot be opened.
@@ -44,9 +56,15 @@ pub async fn reopen(daemon: &Daemon, id: &str) -> Result<(), CriError> {
     let ContainerState::Running { .. } = container.state() else {
         return Err(CriError::precondition(format!("container {}", container.id), "it is not running"));
     };
-    let link = daemon.store.pod(container.pod.as_str())?.link();
-    let link = link.ok_or_else(|| {
+    let pod = daemon.store.pod(container.pod.as_str())?;
+    let link = pod.link().ok_or_else(|| {
         CriError::precondition(format!("pod sandbox {}", container.pod), "its keeper has ended")
     })?;
-    Ok(link.done(Call::ReopenLog { container: container.id.as_str().to_owned() }).await?)
+    let config = container.with(|record| record.config.clone());
+    let (log, files) = match path_of(&pod, &config).await? {
+        Some(path) => (Some(FdSlot(0)), vec![files::open_log(path).await?]),
+        None => (None, Vec::new()),
+    };
+    link.call(Call::ReopenLog { container: container.id.as_str().to_owned(), log }, files).await?;
+    Ok(())
 }

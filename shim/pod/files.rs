@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -97,21 +98,37 @@ pub async fn make_log_folder(folder: &str) -> Result<Option<String>, CriError> {
     on_foreign_disk(folder, made).await.map(Some)
 }
 
-/// Makes the folder of a container's log, whose path has no symbolic link in it.
+/// Makes a container's log with its folder, where they are absent, and opens it for appending. Its path has no symbolic link
+/// in it.
 ///
 /// # Errors
-/// It cannot be made, or not in time; a symbolic link is on the way.
-pub async fn make_folder_of_log(folder: &str) -> Result<(), CriError> {
-    let path = folder.to_owned();
-    on_foreign_disk(folder, move || Ok(logs::make_folder(&path)?)).await
+/// It cannot be made, or not in time; a symbolic link is on the way, or there is no regular file with this one name.
+pub async fn make_log(path: &str) -> Result<OwnedFd, CriError> {
+    let wanted = path.to_owned();
+    let make = move || {
+        if let Some((folder, _)) = wanted.rsplit_once('/') {
+            logs::make_folder(folder)?;
+        }
+        Ok(logs::open_file(&wanted)?)
+    };
+    on_foreign_disk(path, make).await
+}
+
+/// The same in a folder that is there.
+///
+/// # Errors
+/// As of [`make_log`].
+pub async fn open_log(path: String) -> Result<OwnedFd, CriError> {
+    let wanted = path.clone();
+    on_foreign_disk(&path, move || Ok(logs::open_file(&wanted)?)).await
 }
 
 /// Log folders are on a disk that the kubelet names: a thread waits for it, and only so long.
 async fn on_foreign_disk<T: Send + 'static>(
-    folder: &str,
+    path: &str,
     work: impl FnOnce() -> Result<T, CriError> + Send + 'static,
 ) -> Result<T, CriError> {
     tokio::time::timeout(FOREIGN_DISK, blocking(work))
         .await
-        .unwrap_or_else(|_| Err(CriError::deadline(format!("make log folder {folder}"))))
+        .unwrap_or_else(|_| Err(CriError::deadline(format!("make {path} for a log"))))
 }

@@ -4,8 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use berth_proto::v1::*;
+use rustix::process::Signal;
 use tonic::Code;
 
+use crate::support::disk::Disk;
 use crate::support::{Berth, PATIENCE, Setup, shell, sleeper};
 use crate::{answered, listed, pods, until};
 
@@ -178,5 +180,42 @@ async fn a_frozen_disk_holds_up_only_those_who_write_to_it() {
     }
     assert_eq!(pods(&mut berth).await.len(), 9);
     assert_eq!(berth.status(&stops).await.exit_code, 0);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_on_a_frozen_disk_holds_up_only_those_who_write_to_it() {
+    let mut berth = Berth::start().await;
+    let disk = Disk::make(&berth.path(""), 16);
+    let logs = disk.folder().join("logs");
+    let mut config = berth.pod_config("pod");
+    config.log_directory = logs.display().to_string();
+    let pod = berth.run_pod(config).await;
+    let writes =
+        shell("writes", "trap 'exit 7' TERM; n=0; while true; do n=$((n+1)); echo \"line $n\"; done");
+    let writes = berth.run(&pod, writes).await;
+    let quiet =
+        berth.run(&pod, shell("quiet", "trap 'echo end; exit 5' TERM; while true; do sleep 0.1; done")).await;
+    berth.catches(&quiet, Signal::TERM).await;
+    let log = logs.join("writes.log");
+    until("it writes", || fs::metadata(&log).is_ok_and(|found| found.len() > 100_000)).await;
+    let mut frozen = disk.freeze(PATIENCE);
+    // Everything that can hold output is full by then.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(berth.sh(&quiet, "echo there").await, "there");
+    answered("StopContainer", berth.stop_container(&quiet, 60)).await;
+    assert_eq!(berth.status(&quiet).await.exit_code, 5, "it has ended by its signal");
+    assert_eq!(berth.status(&writes).await.state(), ContainerState::ContainerRunning);
+    answered("StopPodSandbox", berth.stop_pod(&pod)).await;
+    assert_eq!(berth.status(&writes).await.state(), ContainerState::ContainerExited);
+    answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
+    assert!(frozen.holds(), "all of this was answered while the disk was frozen");
+    drop(frozen);
+    // What was on its way to the disk gets there, whole.
+    until("the process that writes ends", || crate::keepers_of(&pod).is_empty()).await;
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.ends_with('\n'));
+    let numbers = text.lines().filter_map(|line| line.rsplit_once("F line ")?.1.parse::<usize>().ok());
+    assert!(numbers.eq(1..=text.lines().count()), "a line is missing or doubled");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

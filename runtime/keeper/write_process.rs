@@ -1,0 +1,289 @@
+//! The process that writes to disks for the keeper: the log files of its pod, and how containers ended. The keeper writes
+//! none of this itself: a write to a frozen filesystem, or to one whose server is gone, cannot be interrupted, and would stop
+//! everything that the keeper does for its pod.
+//!
+//! It is a child of the keeper, owns nothing but its end of a packet socket and the files that came over it, and ends when
+//! the keeper closes the other end, after the last packet.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use berth_runtime::sys::spawn::SingleThread;
+use berth_runtime::sys::{self, process, security};
+use rustix::io::Errno;
+
+use crate::lines::{Lines, Stream};
+use crate::stamp::{Stamp, now};
+
+/// The most bytes of records in one packet: far less than what a socket holds (unix(7), `SO_SNDBUF`).
+pub(crate) const MOST: usize = 48 << 10;
+
+/// Kind, number and count before the records.
+const HEADER: usize = 9;
+
+/// What the keeper tells the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packet<'a> {
+    /// Whole records for a log. Its file comes as descriptor where it is a new one.
+    Records { log: u32, lost: u32, records: &'a [u8] },
+    /// A log that is written no more.
+    Close { log: u32 },
+    /// How a container ended, for `exit.json` in its folder.
+    Exit { folder: &'a str, record: &'a [u8] },
+    /// To be sent back, after all that came before was written.
+    Ticket(u32),
+}
+
+impl<'a> Packet<'a> {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let (kind, number, count, folder, records) = match self {
+            Self::Records { log, lost, records } => (0_u8, log, lost, "", records),
+            Self::Close { log } => (1, log, 0, "", &[][..]),
+            Self::Ticket(ticket) => (2, ticket, 0, "", &[][..]),
+            Self::Exit { folder, record } => {
+                (3, 0, u32::try_from(folder.len()).unwrap_or(u32::MAX), folder, record)
+            }
+        };
+        let mut bytes = Vec::with_capacity(HEADER + folder.len() + records.len());
+        bytes.push(kind);
+        bytes.extend_from_slice(&number.to_le_bytes());
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.extend_from_slice(folder.as_bytes());
+        bytes.extend_from_slice(records);
+        bytes
+    }
+
+    fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let (header, records) = bytes.split_at_checked(HEADER)?;
+        let (kind, numbers) = header.split_first()?;
+        let (number, count) = numbers.split_at_checked(4)?;
+        let number = u32::from_le_bytes(number.try_into().ok()?);
+        let count = u32::from_le_bytes(count.try_into().ok()?);
+        match kind {
+            0 => Some(Self::Records { log: number, lost: count, records }),
+            1 => Some(Self::Close { log: number }),
+            2 => Some(Self::Ticket(number)),
+            3 => {
+                let (folder, record) = records.split_at_checked(usize::try_from(count).ok()?)?;
+                Some(Self::Exit { folder: std::str::from_utf8(folder).ok()?, record })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The whole life of the process.
+pub(crate) fn run(socket: OwnedFd, single: SingleThread) {
+    let Err(error) = single.keep_only(socket, serve);
+    crate::report(&format!("failed to start the process that writes: {error}"));
+}
+
+fn serve(socket: OwnedFd) -> ! {
+    // Shown by ps(1) and top(1); nothing depends on it.
+    let _named = security::set_name(c"berth-writer");
+    let mut files = BTreeMap::new();
+    let mut buffer = vec![0; HEADER + MOST];
+    loop {
+        match sys::socket::receive(socket.as_fd(), &mut buffer) {
+            Ok((0, _)) => break,
+            Ok((length, descriptors)) => {
+                let file = descriptors.into_iter().next();
+                let packet = Packet::decode(buffer.get(..length).unwrap_or_default());
+                if !packet.is_some_and(|packet| take(packet, file, &mut files, &socket)) {
+                    break;
+                }
+            }
+            Err(error) if error.errno == Errno::INTR => {}
+            Err(_) => break,
+        }
+    }
+    process::exit_now(0);
+}
+
+/// Whether the keeper is still there.
+fn take(
+    packet: Packet<'_>,
+    file: Option<OwnedFd>,
+    files: &mut BTreeMap<u32, File>,
+    socket: &OwnedFd,
+) -> bool {
+    match packet {
+        Packet::Records { log, lost, records } => {
+            if let Some(fd) = file {
+                let before = files.insert(log, File { fd, lost: 0 });
+                // What could not be written to the old file is told in the new one.
+                if let (Some(before), Some(file)) = (before, files.get_mut(&log)) {
+                    file.lost = before.lost;
+                }
+            }
+            if let Some(file) = files.get_mut(&log) {
+                file.lost = file.lost.saturating_add(lost);
+                file.write(records);
+            }
+            true
+        }
+        Packet::Close { log } => {
+            files.remove(&log);
+            true
+        }
+        Packet::Exit { folder, record } => {
+            if let Err(error) = write_exit(folder, record) {
+                crate::report(&format!("failed to write exit.json in {folder}: {error}"));
+            }
+            true
+        }
+        Packet::Ticket(ticket) => sys::socket::send(socket.as_fd(), &ticket.to_le_bytes(), &[]).is_ok(),
+    }
+}
+
+/// The record replaces an older one whole, as all state on disk.
+fn write_exit(folder: &str, record: &[u8]) -> std::io::Result<()> {
+    let (path, beside) = (format!("{folder}/exit.json"), format!("{folder}/exit.json.tmp"));
+    std::fs::write(&beside, record)?;
+    std::fs::rename(&beside, &path)
+}
+
+/// A log file.
+#[derive(Debug)]
+struct File {
+    fd: OwnedFd,
+    /// Records that could not be written since the last that could.
+    lost: u32,
+}
+
+impl File {
+    /// Writes whole records. What a full disk does not take is dropped and counted: the container goes on, and the log
+    /// says how much is missing as soon as there is room again.
+    fn write(&mut self, records: &[u8]) {
+        if records.is_empty() {
+            return;
+        }
+        if self.lost > 0 {
+            let mut marker = Vec::new();
+            let text = format!("[berth: {} log records could not be written]\n", self.lost);
+            Lines::new(Stream::Stderr).push(text.as_bytes(), &Stamp::of(now()), &mut marker);
+            if write_whole(&self.fd, &marker) < marker.len() {
+                self.lost = self.lost.saturating_add(count(records));
+                return;
+            }
+            self.lost = 0;
+        }
+        let written = write_whole(&self.fd, records);
+        self.lost = self.lost.saturating_add(count(records.get(written..).unwrap_or_default()));
+    }
+}
+
+/// Writes as many whole records as possible; the bytes of these. A record that was written in part is taken back.
+fn write_whole(file: &OwnedFd, records: &[u8]) -> usize {
+    let mut written = 0;
+    while let Some(rest) = records.get(written..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::write(file, rest) {
+            Ok(0) => break,
+            Ok(more) => written += more,
+            Err(Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+    if written == records.len() {
+        return written;
+    }
+    let done = records.get(..written).unwrap_or_default();
+    let whole = memchr::memrchr(b'\n', done).map_or(0, |end| end + 1);
+    let torn = u64::try_from(written - whole).unwrap_or(0);
+    if torn > 0 {
+        let size = rustix::fs::fstat(file).ok().and_then(|stat| u64::try_from(stat.st_size).ok());
+        if let Some(size) = size.and_then(|size| size.checked_sub(torn)) {
+            // A file that cannot even be cut keeps the torn record; the marker that follows tells.
+            let _stays = rustix::fs::ftruncate(file, size);
+        }
+    }
+    whole
+}
+
+/// How many records these are.
+pub(crate) fn count(records: &[u8]) -> u32 {
+    u32::try_from(memchr::memchr_iter(b'\n', records).count()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_log_goes_to_its_file_and_a_ticket_comes_back_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str| OwnedFd::from(std::fs::File::create(folder.path().join(name)).unwrap());
+        let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let (ours, theirs) = sys::socket::pair().unwrap();
+        let mut files = BTreeMap::new();
+        let mut tell = |packet: Packet<'_>, file| take(packet, file, &mut files, &theirs);
+        assert!(tell(Packet::Records { log: 1, lost: 0, records: b"a\n" }, Some(open("a"))));
+        assert!(tell(Packet::Records { log: 2, lost: 0, records: b"b\n" }, Some(open("b"))));
+        assert!(tell(Packet::Records { log: 1, lost: 0, records: b"c\n" }, None));
+        assert!(tell(Packet::Records { log: 1, lost: 0, records: b"" }, Some(open("new"))));
+        assert!(tell(Packet::Records { log: 1, lost: 2, records: b"d\n" }, None));
+        assert!(tell(Packet::Close { log: 2 }, None));
+        assert!(tell(Packet::Records { log: 2, lost: 0, records: b"of nobody\n" }, None));
+        assert!(tell(Packet::Ticket(7), None));
+        assert_eq!((text("a"), text("b")), ("a\nc\n".to_owned(), "b\n".to_owned()));
+        let new = text("new");
+        assert!(
+            new.contains("[berth: 2 log records could not be written]\n") && new.ends_with("\nd\n"),
+            "{new}"
+        );
+        let mut ticket = [0; 4];
+        assert_eq!(sys::socket::receive(ours.as_fd(), &mut ticket).unwrap().0, 4);
+        assert_eq!(u32::from_le_bytes(ticket), 7);
+        drop(ours);
+        assert!(!take(Packet::Ticket(8), None, &mut BTreeMap::new(), &theirs), "the keeper is gone");
+    }
+
+    #[test]
+    fn the_record_of_an_end_is_in_the_folder_of_its_container() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let (_ours, theirs) = sys::socket::pair().unwrap();
+        for record in [&b"first"[..], b"second"] {
+            assert!(take(Packet::Exit { folder: path, record }, None, &mut BTreeMap::new(), &theirs));
+        }
+        let names: Vec<_> =
+            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["exit.json"]);
+        assert_eq!(std::fs::read(folder.path().join("exit.json")).unwrap(), b"second");
+        // A folder that was removed meanwhile is no reason to end.
+        assert!(take(
+            Packet::Exit { folder: "/nonexistent", record: b"" },
+            None,
+            &mut BTreeMap::new(),
+            &theirs
+        ));
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_counted() {
+        let fd = OwnedFd::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        let mut file = File { fd, lost: 0 };
+        file.write(b"1\n2\n");
+        file.write(b"3\n");
+        assert_eq!(file.lost, 3);
+    }
+
+    proptest! {
+        #[test]
+        fn packets_come_back(log: u32, lost: u32, folder in "\\PC{0,40}", bytes: Vec<u8>) {
+            let records = Packet::Records { log, lost, records: &bytes };
+            let exit = Packet::Exit { folder: &folder, record: &bytes };
+            for packet in [records, exit, Packet::Close { log }, Packet::Ticket(lost)] {
+                let bytes = packet.encode();
+                prop_assert_eq!(Packet::decode(&bytes), Some(packet));
+            }
+        }
+
+        #[test]
+        fn no_bytes_break_the_decoder(bytes: Vec<u8>) {
+            let _packet = Packet::decode(&bytes);
+        }
+    }
+}
