@@ -65,8 +65,6 @@ pub(crate) struct Container {
     oom: Option<OwnedFd>,
     /// The session keyring of its processes.
     pub(crate) keyring: KeyringName,
-    /// Its end is in `exit.json`.
-    pub(crate) recorded: bool,
     /// Who answers for its system calls, where its filter hands some over.
     pub(crate) supervisor: Option<SeccompListener>,
 }
@@ -138,7 +136,6 @@ impl Container {
             folder,
             oom,
             keyring,
-            recorded: false,
             supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
         })
     }

@@ -171,12 +171,6 @@ impl Keeper {
         if let Some(connection) = self.connections.remove(&id) {
             self.watch.remove(connection.socket().as_fd(), &Watched::Connection(id));
         }
-        self.record_ends();
-    }
-
-    /// Whether no daemon is connected.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.connections.is_empty()
     }
 
     fn update_interest(&mut self, id: u64) {

@@ -88,27 +88,15 @@ impl Keeper {
     }
 
     fn tell_end(&mut self, id: &str) {
-        let Some(record) = self.containers.get(id).and_then(|container| container.record()) else { return };
+        let Some(container) = self.containers.get(id) else { return };
+        let Some(record) = container.record() else { return };
+        // Handed on before it is told: what a client has heard is known to the next daemon, even if this one and the keeper
+        // end now. The disk is not waited for.
+        match serde_json::to_vec(&record) {
+            Ok(text) => self.writer.write_exit(&container.folder, &text, &mut self.watch),
+            Err(error) => crate::report(&format!("failed to encode the end of container {id}: {error}")),
+        }
         self.tell(&Event::Exited { container: id.to_owned(), record });
-        self.record_ends();
-    }
-
-    /// Where no daemon is there to know it, how containers ended is written into their folders: for the next daemon, should
-    /// this keeper have ended by then.
-    pub(crate) fn record_ends(&mut self) {
-        if !self.is_alone() {
-            return;
-        }
-        for container in self.containers.values_mut().filter(|container| !container.recorded) {
-            let Some(record) = container.record() else { continue };
-            match serde_json::to_vec(&record) {
-                Ok(text) => self.writer.write_exit(&container.folder, &text, &mut self.watch),
-                Err(error) => {
-                    crate::report(&format!("failed to encode exit.json in {}: {error}", container.folder))
-                }
-            }
-            container.recorded = true;
-        }
     }
 }
 

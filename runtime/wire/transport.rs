@@ -203,7 +203,8 @@ impl Report {
                     step: Step::from_number(u32::from_ne_bytes(word(4)?))?,
                     errno: i32::from_ne_bytes(word(8)?),
                     index: (index != NO_INDEX).then_some(index),
-                    detail: String::from_utf8_lossy(detail).into_owned(),
+                    // What stands for bytes that are no text is longer than they are.
+                    detail: cut(&String::from_utf8_lossy(detail)).to_owned(),
                 }))
             }
             _ => None,

@@ -68,7 +68,18 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
 /// # Errors
 /// The removal failed.
 pub fn remove_folder(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
+    // The keeper's writer may put an exit.json into the folder of a container meanwhile, once.
+    const ATTEMPTS: usize = 4;
+    let mut removed = fs::remove_dir_all(path);
+    for _again in 1..ATTEMPTS {
+        match &removed {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                removed = fs::remove_dir_all(path)
+            }
+            _ => break,
+        }
+    }
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(FileError { action: "remove", path: path.to_owned(), source: error })
         }
