@@ -55,6 +55,11 @@ pub(crate) async fn open(netns: BorrowedFd<'_>) -> Result<Netlink> {
     within(netns, Netlink::open).await
 }
 
+/// Brings a link of a namespace up.
+pub(crate) async fn set_up(netns: BorrowedFd<'_>, index: u32) -> Result<()> {
+    within(netns, move || Socket::open().doing("open a netlink socket")?.set_up(index)).await
+}
+
 /// As [`open`], with the sysctls of an interface set that is there already and not yet up: no router in the pod's
 /// network can change its routes (CVE-2020-10749), its addresses are usable at once, and are told to neighbours.
 pub(crate) async fn open_with(netns: BorrowedFd<'_>, interface: &str) -> Result<Netlink> {
@@ -75,11 +80,9 @@ pub(crate) struct Configured {
 }
 
 impl Configured {
-    /// Tells all on the link which hardware address has the interface's addresses. The kernel does, for both families,
-    /// when the hardware address is set, be it the same (`arp_notify`, `ndisc_notify` of ip-sysctl).
-    pub(crate) async fn announce(&self) -> Result<()> {
-        let mac = self.link.mac.clone();
-        self.inside.change(self.link.index, "announce the addresses", |link| link.address(mac)).await
+    /// Tells all on the link which hardware address has the interface's addresses, on the calling thread.
+    pub(crate) fn announce(&self) -> Result<()> {
+        self.inside.here(|links| links.announce(&self.link))?
     }
 }
 
@@ -96,7 +99,7 @@ pub(crate) async fn configure(
         let link = inside.here(|links| {
             let link = links.existing(&interface)?;
             links.configure(link.index, &result).map(|()| link)
-        })?;
+        })??;
         Ok(Configured { link, inside })
     })
     .await

@@ -237,7 +237,7 @@ impl Network {
     pub async fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
         /// The first link of every namespace (`LOOPBACK_IFINDEX` of the kernel).
         const LOOPBACK: u32 = 1;
-        netns::open(netns).await?.set_up(LOOPBACK, false).await
+        netns::set_up(netns, LOOPBACK).await
     }
 
     pub(crate) fn call<'a>(

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::conflist::Conflist;
 use crate::network::{Network, Told, lock};
@@ -11,6 +12,9 @@ use crate::nftables::{self, Loss};
 use crate::plugins::interface::host_link;
 use crate::record::{MadeBy, Record};
 use crate::{Context, Result};
+
+/// How long after a change it is looked at: not after each of several that come at once.
+const SOON: Duration = Duration::from_millis(50);
 
 impl Network {
     /// Puts back what is not there of rules and bridges, now and whenever somebody takes it away, as long as this process
@@ -75,6 +79,8 @@ impl Network {
         loop {
             self.repair_bridges().await;
             self.shared.host.ready.changed().await?;
+            // Every attachment is some changes: they are looked at together.
+            tokio::time::sleep(SOON).await;
         }
     }
 

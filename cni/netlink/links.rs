@@ -4,8 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    BridgeVlanInfoFlags, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    IpVlanMode, LinkMessage, MacVlanMode,
+    BridgeVlanInfoFlags, InfoData, InfoKind, InfoVeth, IpVlanMode, LinkMessage, MacVlanMode,
 };
 use rtnetlink::{
     LinkBridge, LinkBridgeVlan, LinkDummy, LinkIfb, LinkIpVlan, LinkMacVlan, LinkMessageBuilder, LinkUnspec,
@@ -164,23 +163,16 @@ impl Netlink {
         .await
     }
 
-    /// Brings a link up, with words that say whose it is.
+    /// See [`Socket::set_up_as`].
     pub(crate) async fn set_up_as(&self, index: u32, alias: &str) -> Result<()> {
         let alias = alias.to_owned();
-        self.change(index, "set the state", |link| link.up().alias(alias)).await
+        self.visit(move |links| links.set_up_as(index, &alias)).await
     }
 
-    /// Takes a port off its bridge and brings it down: nothing reaches the pod any more. One that is not there is fine. Costs a
-    /// fraction of a removal, which waits for every processor (RCU, 20 ms).
+    /// See [`Socket::cut_off`].
     pub(crate) async fn cut_off(&self, name: &str) -> Result<()> {
-        let by_name = super::by_name(name);
-        // One visit of a thread for both requests: a pod waits for this.
-        let cut = self.with(move |socket| {
-            let Some(link) = super::found(socket.ask(Ask::Get, by_name))? else { return Ok(()) };
-            let message = LinkUnspec::new_with_index(link.index).nocontroller().down().build();
-            socket.ask(Ask::Change, RouteNetlinkMessage::SetLink(message)).map(drop)
-        });
-        cut.await.doing_netlink(format!("cut off link {name}"))
+        let name = name.to_owned();
+        self.visit(move |links| links.cut_off(&name)).await
     }
 
     /// Moves a link to another namespace, under a name.
@@ -192,25 +184,9 @@ impl Netlink {
         .await
     }
 
-    /// How a port of a bridge behaves: whether it sends back what came in by it (a pod reaches itself over its own
-    /// service), and whether it reaches other such ports.
+    /// See [`Socket::set_port`].
     pub(crate) async fn set_port(&self, index: u32, hairpin: bool, isolated: bool) -> Result<()> {
-        let mut data = Vec::new();
-        if hairpin {
-            data.push(InfoBridgePort::HairpinMode(true));
-        }
-        if isolated {
-            data.push(InfoBridgePort::Isolated(true));
-        }
-        if data.is_empty() {
-            return Ok(());
-        }
-        let message = LinkUnspec::new_with_index(index)
-            .set_port_kind(InfoPortKind::Bridge)
-            .set_port_data(InfoPortData::BridgePort(data));
-        // It is RTM_NEWLINK that changes what a port is, without NLM_F_CREATE.
-        let changed = self.ask(Ask::Change, RouteNetlinkMessage::NewLink(message.build())).await;
-        changed.map(drop).doing_netlink(format!("set the bridge port {index}"))
+        self.visit(move |links| links.set_port(index, hairpin, isolated)).await
     }
 
     /// Lets a tag through a port of a bridge; `untagged` is the one of packets without.

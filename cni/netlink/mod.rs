@@ -85,37 +85,39 @@ impl Netlink {
         &self,
         work: impl FnOnce(&mut Socket) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        /// More are never in use at once but for a moment.
-        const KEPT: usize = 16;
         let own = self.clone();
-        let joined = tokio::task::spawn_blocking(move || {
-            let idle = own.idle().pop();
-            let mut socket = match idle {
-                Some(socket) => socket,
-                None => {
-                    netns::on_a_thread_in(own.place.as_fd(), || Socket::open().doing("open a netlink socket"))
-                        .map_err(io::Error::other)?
-                }
-            };
-            let worked = work(&mut socket);
-            let mut idle = own.idle();
-            if !socket.confused && idle.len() < KEPT {
-                idle.push(socket);
-            }
-            worked
-        });
-        joined.await.map_err(io::Error::other).and_then(|worked| worked)
+        let joined = tokio::task::spawn_blocking(move || own.here(work).map_err(io::Error::other));
+        joined.await.map_err(io::Error::other).and_then(|worked| worked?)
     }
 
-    /// The same on the calling thread, which is for nothing else.
-    pub(crate) fn here<T>(&self, work: impl FnOnce(&mut Socket) -> Result<T>) -> Result<T> {
+    /// The same for several things at once: each visit of another thread costs more than most requests.
+    pub(crate) async fn visit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Socket) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.with(move |socket| Ok(work(socket))).await.doing("run work with links")?
+    }
+
+    /// The same on the calling thread, which may wait.
+    ///
+    /// # Errors
+    /// There is no socket; `work` was not begun.
+    pub(crate) fn here<T>(&self, work: impl FnOnce(&mut Socket) -> T) -> Result<T> {
+        /// More are never in use at once but for a moment.
+        const KEPT: usize = 16;
         let idle = self.idle().pop();
-        let mut socket = idle.map_or_else(Socket::open, Ok).doing("open a netlink socket")?;
+        let mut socket = match idle {
+            Some(socket) => socket,
+            None => {
+                netns::on_a_thread_in(self.place.as_fd(), || Socket::open().doing("open a netlink socket"))?
+            }
+        };
         let worked = work(&mut socket);
-        if !socket.confused {
-            self.idle().push(socket);
+        let mut idle = self.idle();
+        if !socket.confused && idle.len() < KEPT {
+            idle.push(socket);
         }
-        worked
+        Ok(worked)
     }
 
     /// Asks for one thing.

@@ -1,7 +1,6 @@
 //! What hosts remember of each other: which hardware address has an IP address (arp(7)), and by which port of a bridge a
 //! hardware address is reached (bridge(8), fdb). An address that comes back in another pod is not where it was.
 
-use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::neighbour::{
@@ -15,23 +14,6 @@ use super::{Netlink, Refused as _, is};
 use crate::Result;
 
 impl Netlink {
-    /// Forgets who has had these addresses on a link; what is not remembered is forgotten already.
-    pub(crate) async fn forget_neighbours(&self, link: u32, addresses: &[IpAddr]) -> Result<()> {
-        let addresses = addresses.to_vec();
-        let forgotten = self.with(move |socket| forget(socket, link, &addresses)).await;
-        forgotten.doing_netlink(format!("forget neighbours of link {link}"))
-    }
-
-    /// The same for a link by its name, if it is there.
-    pub(crate) async fn forget_neighbours_on(&self, name: &str, addresses: Vec<IpAddr>) -> Result<()> {
-        let by_name = super::by_name(name);
-        let forgotten = self.with(move |socket| match super::found(socket.ask(Ask::Get, by_name))? {
-            Some(link) => forget(socket, link.index, &addresses),
-            None => Ok(()),
-        });
-        forgotten.await.doing_netlink(format!("forget neighbours of link {name}"))
-    }
-
     /// Forgets by which port of a bridge a hardware address was reached, unless it is `port`.
     pub(crate) async fn forget_station(&self, bridge: u32, mac: &[u8], port: Option<u32>) -> Result<()> {
         let mut asked = of_bridge(mac);
@@ -55,17 +37,30 @@ impl Netlink {
     }
 }
 
-fn forget(socket: &mut Socket, link: u32, addresses: &[IpAddr]) -> io::Result<()> {
-    let requests = addresses.iter().map(|address| (Ask::Delete, of_address(link, *address))).collect();
-    for answer in socket.ask_all(requests)? {
-        match answer {
-            // Also of a family that the link or the kernel does not have.
-            Err(error) if [Errno::NOENT, Errno::NODEV, Errno::AFNOSUPPORT].iter().any(|e| is(&error, *e)) => {
+impl Socket {
+    /// Forgets who has had these addresses on a link; what is not remembered is forgotten already.
+    pub(crate) fn forget_neighbours(&mut self, link: u32, addresses: &[IpAddr]) -> Result<()> {
+        let requests = addresses.iter().map(|address| (Ask::Delete, of_address(link, *address))).collect();
+        let failed = || format!("forget neighbours of link {link}");
+        for answer in self.ask_all(requests).doing_netlink(failed())? {
+            match answer {
+                // Also of a family that the link or the kernel does not have.
+                Err(error)
+                    if [Errno::NOENT, Errno::NODEV, Errno::AFNOSUPPORT].iter().any(|e| is(&error, *e)) => {}
+                answer => drop(answer.doing_netlink(failed())?),
             }
-            answer => drop(answer?),
+        }
+        Ok(())
+    }
+
+    /// The same for a link by its name, if it is there.
+    pub(crate) fn forget_neighbours_on(&mut self, name: &str, addresses: &[IpAddr]) -> Result<()> {
+        let found = super::found(self.ask(Ask::Get, super::by_name(name)));
+        match found.doing_netlink(format!("look for link {name}"))? {
+            Some(link) => self.forget_neighbours(link.index, addresses),
+            None => Ok(()),
         }
     }
-    Ok(())
 }
 
 fn of_address(link: u32, address: IpAddr) -> RouteNetlinkMessage {

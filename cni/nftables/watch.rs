@@ -3,7 +3,9 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket};
 use rustix::io::Errno;
@@ -18,6 +20,9 @@ use super::table::TABLE;
 
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): what changes in nftables.
 const GROUP: u32 = 7;
+
+/// How long after changes that are no loss the next ones are looked at.
+const SOON: Duration = Duration::from_millis(50);
 
 /// What others have taken away, or may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,12 +94,21 @@ impl Watch {
     pub(crate) async fn loss(&mut self) -> io::Result<Loss> {
         let mut loss = Loss::default();
         while loss.is_nothing() {
-            match self.socket.recv_from_full().await {
-                Ok((messages, _)) => loss.take_in(&messages),
-                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
-                    return Ok(Loss::everything());
+            let mut received = Some(self.socket.recv_from_full().await);
+            while let Some(next) = received {
+                match next {
+                    Ok((messages, _)) => loss.take_in(&messages),
+                    Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
+                        return Ok(Loss::everything());
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
+                // What is there already, without waiting for more.
+                received = self.socket.recv_from_full().now_or_never();
+            }
+            if loss.is_nothing() {
+                // Every attachment is some changes of this process: it is not woken for each.
+                tokio::time::sleep(SOON).await;
             }
         }
         Ok(loss)

@@ -83,8 +83,9 @@ impl Bridge {
             }
             // Links and rules do not need each other: at the end there are both.
             None => {
+                // What others do comes first: this thread does its own part meanwhile.
                 let links = self.connect(call, &name, &result);
-                let (links, rules) = join(links, self.masquerade(call, &result)).await;
+                let (rules, links) = join(self.masquerade(call, &result), links).await;
                 rules.and(links)?
             }
         };
@@ -181,24 +182,33 @@ impl Bridge {
         let asked = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
         // Whoever has lent it is told over the link.
         let told = ipam::give_back(asked, call, config).await;
-        let link = detach(call).await;
+        let link = self.disconnect(call, previous).await;
         let masquerade = if self.keys.ip_masq { masquerade::forget(call, previous).await } else { Ok(()) };
         let name = host_link(call.container, call.interface);
         let spoof = if self.keys.macspoofchk { spoof::forget(call, &name, previous).await } else { Ok(()) };
-        let neighbours = self.forget_neighbours(call, previous).await;
         // The address is free when nothing reaches the pod by it any more.
-        told.and(link).and(masquerade).and(spoof).and(neighbours)?;
+        told.and(link).and(masquerade).and(spoof)?;
         ipam::give_back(self.ipam.as_ref().filter(|_| asked.is_none()), call, config).await
     }
 
-    /// The host does not look for the pod where it was.
-    async fn forget_neighbours(&self, call: &Call<'_>, previous: &CniResult) -> Result<()> {
-        let name = match self.keys.vlan {
+    /// Nothing reaches the pod any more, and the host does not look for it where it was.
+    async fn disconnect(&self, call: &Call<'_>, previous: &CniResult) -> Result<()> {
+        let gateway = match self.keys.vlan {
             0 => self.keys.bridge.clone(),
             _ => self.keys.vlan_link(),
         };
-        let addresses = previous.ips.iter().map(|ip| ip.address.addr()).collect();
-        call.host.links.forget_neighbours_on(&name, addresses).await
+        let addresses: Vec<_> = previous.ips.iter().map(|ip| ip.address.addr()).collect();
+        let host = &call.host.links;
+        if is_to_be_removed(call) {
+            detach(call).await?;
+            return host.visit(move |links| links.forget_neighbours_on(&gateway, &addresses)).await;
+        }
+        let name = host_link(call.container, call.interface);
+        host.visit(move |links| {
+            links.cut_off(&name)?;
+            links.forget_neighbours_on(&gateway, &addresses)
+        })
+        .await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
@@ -230,10 +240,14 @@ impl Bridge {
 /// find gone while the namespace stays.
 pub(super) async fn detach(call: &Call<'_>) -> Result<()> {
     let (host, name) = (&call.host.links, host_link(call.container, call.interface));
-    if call.netns.is_none() || !call.namespace_ends {
+    if is_to_be_removed(call) {
         return host.remove(&name).await;
     }
     host.cut_off(&name).await
+}
+
+fn is_to_be_removed(call: &Call<'_>) -> bool {
+    call.netns.is_none() || !call.namespace_ends
 }
 
 fn config_mac(config: &Value) -> Option<String> {

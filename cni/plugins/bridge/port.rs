@@ -1,6 +1,7 @@
 //! A pod's port of the bridge: the veth pair, what guards it, and that the others on the bridge learn where the pod is.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join;
@@ -76,15 +77,28 @@ impl Bridge {
                 let near = near.await?;
                 Ok((near, far.await?))
             }
-            false => try_join(near, far).await,
+            false => try_join(far, near).await.map(|(far, near)| (near, far)),
         }
     }
 
     pub(super) async fn near_end(&self, call: &Call<'_>, name: &str) -> Result<Link> {
         let host = &call.host.links;
         netns::set_interface_sysctls(name);
-        let port = host.existing(name).await?;
-        host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
+        let (name_of, alias) = (name.to_owned(), call.alias());
+        let (hairpin, isolation) = (self.keys.hairpin_mode, self.keys.port_isolation);
+        let at_once = !self.keys.is_guarded();
+        let port = host.visit(move |links| {
+            let port = links.existing(&name_of)?;
+            links.set_port(port.index, hairpin, isolation)?;
+            if at_once {
+                links.set_up_as(port.index, &alias)?;
+            }
+            Ok(port)
+        });
+        let port = port.await?;
+        if at_once {
+            return Ok(port);
+        }
         self.keys.tag(host, &port).await?;
         if self.keys.macspoofchk {
             let far = netns::link(call.pod_netns()?, call.interface).await?;
@@ -121,13 +135,15 @@ impl Bridge {
             return Ok(());
         }
         let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
-        let in_time = forwards(&call.host.links, port.index, PATIENCE).await?;
-        call.host.links.forget_neighbours(made.gateway.index, &addresses).await?;
-        if in_time {
-            return pod.announce().await;
+        let host = call.host.links.clone();
+        let (name, port) = (port.name.clone(), port.index);
+        let newcomer = Arc::new(Newcomer { port, gateway: made.gateway.index, addresses, pod });
+        if newcomer.is_introduced(&host).await? {
+            return Ok(());
         }
-        let (host, name, port, gateway) =
-            (call.host.links.clone(), port.name.clone(), port.index, made.gateway.index);
+        if forwards(&host, port, PATIENCE).await? && newcomer.is_introduced(&host).await? {
+            return Ok(());
+        }
         tracing::info!(
             port = name,
             "a bridge does not pass on a pod's frames yet: it is announced when it does"
@@ -135,8 +151,7 @@ impl Bridge {
         tokio::spawn(async move {
             let announced = async {
                 if forwards(&host, port, LONG_PATIENCE).await? {
-                    host.forget_neighbours(gateway, &addresses).await?;
-                    pod.announce().await?;
+                    newcomer.is_introduced(&host).await?;
                 }
                 Ok::<_, Error>(())
             };
@@ -159,6 +174,30 @@ impl Bridge {
         host.change(port.index, "join the bridge", |link| link.controller(bridge).up()).await?;
         host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
         self.keys.tag(host, &port).await
+    }
+}
+
+/// A pod that those on its bridge are to hear of.
+struct Newcomer {
+    port: u32,
+    /// The link by which the host reaches it.
+    gateway: u32,
+    addresses: Vec<IpAddr>,
+    pod: Configured,
+}
+
+impl Newcomer {
+    /// Announces it where its port passes frames on; whether it does.
+    async fn is_introduced(self: &Arc<Self>, host: &Netlink) -> Result<bool> {
+        let own = self.clone();
+        host.visit(move |links| {
+            if !links.link_at(own.port)?.is_some_and(|port| port.forwards) {
+                return Ok(false);
+            }
+            links.forget_neighbours(own.gateway, &own.addresses)?;
+            own.pod.announce().map(|()| true)
+        })
+        .await
     }
 }
 
