@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Drives a pod through its whole life with crictl, and asks the server with grpcurl, as an operator would.
+# Drives a pod through its whole life with every command of crictl, and asks the server with grpcurl, as an operator would.
 #
 # usage: crictl.sh TOOLS SOCKET FOLDER      called by tests/conformance/run, beside its daemon and registry
 set -eu
@@ -38,7 +38,14 @@ cat >"$folder/container.json" <<END
 END
 
 echo "== crictl"
+crictl events --output json >"$folder/events.json" 2>&1 &
+events=$!
+trap 'kill "$events" 2>/dev/null || true' EXIT
 has "version" "RuntimeName:  berth" "$(crictl version)"
+has "config" "unix://$socket" "$(crictl config --get runtime-endpoint)"
+has "completion" "crictl" "$(crictl completion bash)"
+has "runtime-config" "CGROUPFS" "$(crictl runtime-config)"
+has "update-runtime-config" "" "$(crictl update-runtime-config --pod-cidr 10.87.0.0/16)"
 has "info" '"type": "NetworkReady"' "$(crictl info)"
 has "pull" "up to date" "$(crictl pull "$image")"
 has "images" "busybox" "$(crictl images)"
@@ -59,10 +66,44 @@ pid=$(crictl inspect -o go-template --template '{{.info.pid}}' "$container")
 has "pid" "sh" "$(tr '\0' ' ' <"/proc/$pid/cmdline")"
 has "runtime spec" '"namespaces"' "$(crictl inspect "$container")"
 has "exit code of exec" "7" "$(crictl exec --sync "$container" sh -c 'exit 7' 2>&1 || true)"
+is "exec over a session" "blue" "$(crictl exec "$container" sh -c 'echo $COLOUR')"
+is "input of an exec" "through" "$(echo through | crictl exec --interactive "$container" cat)"
+crictl update --memory 67108864 --cpu-share 512 "$container" >/dev/null
+has "update" '"67108864"' "$(crictl inspect "$container" | grep memoryLimitInBytes)"
+has "stats" "${container:0:13}" "$(crictl stats --id "$container")"
+has "statsp" "${pod:0:13}" "$(crictl statsp --id "$pod")"
+# What berth does not have says so.
+has "checkpoint" "Unimplemented" "$(crictl checkpoint --export "$folder/checkpoint.tar" "$container" 2>&1 || true)"
+has "metricdescs" "Unimplemented" "$(crictl metricdescs 2>&1 || true)"
+has "metricsp" "Unimplemented" "$(crictl metricsp 2>&1 || true)"
 crictl stop --timeout 10 "$container" >/dev/null
 is "exit code" "3" "$(crictl inspect -o go-template --template '{{.status.exitCode}}' "$container")"
 is "logs" "started stopping" "$(crictl logs "$container" | xargs)"
 crictl rm "$container" >/dev/null
+
+# Sessions that last: attach, port-forward, and a container of one command.
+sed 's/"name": "shell"/"name": "echo"/; s/"command": .*/"command": ["sh", "-c", "read line; echo got $line; nc -l -p 7000 -e echo served"],/
+    s/"log_path": "shell.log"/"log_path": "echo.log", "stdin": true/' "$folder/container.json" >"$folder/echo.json"
+echo_id=$(crictl create "$pod" "$folder/echo.json" "$folder/pod.json")
+crictl start "$echo_id" >/dev/null
+is "attach" "got input" "$( (echo input; sleep 2) | timeout 10 "$tools/crictl" --config "$folder/crictl.yaml" attach --stdin "$echo_id" | head -1)"
+crictl port-forward "$pod" 17000:7000 >"$folder/forward.log" 2>&1 &
+forward=$!
+for _ in $(seq 100); do
+    grep -q "Forwarding from 127.0.0.1" "$folder/forward.log" && break
+    sleep 0.1
+done
+is "port-forward" "served" "$(timeout 10 bash -c 'cat </dev/tcp/127.0.0.1/17000')"
+kill "$forward"
+wait "$forward" || true
+crictl rm --force "$echo_id" >/dev/null
+sed 's/"name": "web", "namespace": "default", "uid": "crictl-web"/"name": "once", "namespace": "default", "uid": "crictl-once"/' \
+    "$folder/pod.json" >"$folder/once-pod.json"
+once=$(crictl run --no-pull "$folder/container.json" "$folder/once-pod.json")
+is "run" "CONTAINER_RUNNING" "$(crictl inspect -o go-template --template '{{.status.state}}' "$once")"
+once_pod=$(crictl pods --quiet --no-trunc --name once)
+crictl rmp --force "$once_pod" >/dev/null
+
 crictl stopp "$pod" >/dev/null
 is "pod state" "SANDBOX_NOTREADY" "$(crictl inspectp -o go-template --template '{{.status.state}}' "$pod")"
 crictl rmp "$pod" >/dev/null
@@ -70,6 +111,12 @@ crictl rmi "$image" >/dev/null
 is "pods left" "" "$(crictl pods --quiet)"
 is "containers left" "" "$(crictl ps --all --quiet)"
 is "images left" "" "$(crictl images --quiet)"
+
+kill "$events"
+wait "$events" 2>/dev/null || true
+for event in CONTAINER_CREATED_EVENT CONTAINER_STARTED_EVENT CONTAINER_STOPPED_EVENT CONTAINER_DELETED_EVENT; do
+    has "events" "$event" "$(cat "$folder/events.json")"
+done
 
 echo "== grpcurl"
 has "list" "runtime.v1.RuntimeService" "$(grpcurl list)"

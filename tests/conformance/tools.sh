@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Gets the real clients with which berth is tested, at pinned versions, from the Go module proxy: crictl and critest
-# (sigs.k8s.io/cri-tools) and grpcurl. They are built once, into a cache folder.
+# (sigs.k8s.io/cri-tools), ginkgo, by which critest runs specs in parallel, and grpcurl. They are built once, into a cache folder.
 #
 #   tests/conformance/tools.sh      prints the folder with the programs, and nothing else, on standard output
 #
@@ -8,10 +8,10 @@
 #   BERTH_CACHE    where they are kept (default ~/.cache/berth)
 set -eu
 
-cri_tools=v1.36.0
+cri_tools=v1.37.0
 grpcurl=v1.9.4
 cache="${BERTH_CACHE:-$HOME/.cache/berth}"
-bin="$cache/bin-cri-tools-$cri_tools-grpcurl-$grpcurl"
+bin="$cache/bin-cri-tools-$cri_tools-ginkgo-grpcurl-$grpcurl"
 
 . "$(dirname "$0")/../stand-ins/gobuild.sh"
 
@@ -21,7 +21,8 @@ if [ ! -x "$bin/complete" ]; then
     version="-X sigs.k8s.io/cri-tools/pkg/version.Version=${cri_tools#v}"
     build_in "sigs.k8s.io/cri-tools@$cri_tools" sh -c "
         go build -trimpath -ldflags '-s -w $version' -o '$bin/crictl' ./cmd/crictl &&
-        go test -c -trimpath -ldflags '-s -w $version' -o '$bin/critest' ./cmd/critest"
+        go test -c -trimpath -ldflags '-s -w $version' -o '$bin/critest' ./cmd/critest &&
+        go build -trimpath -ldflags '-s -w' -o '$bin/ginkgo' github.com/onsi/ginkgo/v2/ginkgo"
     build_in "github.com/fullstorydev/grpcurl@$grpcurl" go build -trimpath -ldflags '-s -w' -o "$bin/grpcurl" ./cmd/grpcurl
     install -m 755 /dev/null "$bin/complete"
 fi
