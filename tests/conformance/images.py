@@ -9,6 +9,8 @@ registry's host: mirrors lead there. Nothing of the real images is in them, only
 - Debian's busybox, not busybox-static, whose shell runs applets inside itself, so that a masked /bin/ls is not noticed;
 - applets as hard links, and pgrep and ipcs, which busybox does not have here;
 - nginx as the web servers.
+
+Images under `suites/` are for the suites of other runtimes (tests/suites).
 """
 
 import json
@@ -105,6 +107,19 @@ def predefined_group():
     return tar.bytes()
 
 
+def copied_up():
+    tar = Tar()
+    for folder, name in [("test_dir", "test_file"), ("C:/weird_test_dir", "weird_test_file"), (":colon_prefixed", "colon_prefixed_file")]:
+        tar.file(f"{folder}/{name}", b"test_content\n")
+    return tar.bytes()
+
+
+def owned():
+    tar = Tar()
+    tar.folder("test_dir", owner=(65534, 65534))
+    return tar.bytes()
+
+
 def build(store, folder):
     base = busybox()
     shell = {"Cmd": ["sh"], "Env": [PATH]}
@@ -138,6 +153,9 @@ def build(store, folder):
     store.image(f"{TOOLS}/test-image-predefined-group:latest", [base, predefined_group()], {**shell, "User": "1000"})
     for name in ["1", "2", "3", "latest", "digest"]:
         store.image(f"{TOOLS}/test-image-{name}:latest", [base, with_file(f"test-image-{name}")], shell)
+    volumes = {"/test_dir": {}, "C:/weird_test_dir": {}, "/:colon_prefixed": {}}
+    store.image("suites/volume-copy-up:1", [base, copied_up()], {**shell, "Volumes": volumes})
+    store.image("suites/volume-ownership:1", [base, owned()], {**shell, "Volumes": {"/test_dir": {}}})
     for tag in ["1", "2", "3"]:
         store.image(f"{TOOLS}/test-image-tags:{tag}", [base, with_file("same-image")], shell)
     for tag in ["test", "all"]:

@@ -1,0 +1,141 @@
+# A private node for suites of others: a registry on loopback with stand-in images, and a daemon; to be sourced by a script
+# that is in network and mount namespaces of its own.
+#
+# Needs: here (this folder), cache, tools (see tools.sh), BERTH_BIN, port.
+# Gives: work (a folder), the socket $work/berth.sock; `end PID`. All is ended and removed when the script ends.
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/berth-conformance-XXXXXX")
+pids=()
+had_cgroup=unknown
+
+end() { # pid
+    kill -TERM "$1" 2>/dev/null || return 0
+    for _ in $(seq 200); do
+        kill -0 "$1" 2>/dev/null || break
+        sleep 0.05
+    done
+    kill -KILL "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+}
+
+# What of this run is still there: keepers, which are in the daemon's network namespace, and the cgroup of its pods.
+leftovers() {
+    local process
+    for process in /proc/[0-9]*; do
+        [ "$(cat "$process/comm" 2>/dev/null)" = berth-keeper ] || continue
+        [ "$(readlink "$process/ns/net" 2>/dev/null)" != "$(readlink /proc/self/ns/net)" ] || echo "process ${process#/proc/}"
+    done
+    [ -n "$had_cgroup" ] || default_cgroups
+}
+
+# Cgroups of pods that name none. Those of others come and go meanwhile, which find(1) takes for an error.
+default_cgroups() {
+    find /sys/fs/cgroup -type d -name berth 2>/dev/null || true
+}
+
+finish() {
+    local status=$? i
+    trap - EXIT
+    # Specs that fail leave their pods, and pods outlive their daemon.
+    if [ -S "$work/berth.sock" ]; then
+        "$tools/crictl" --runtime-endpoint "unix://$work/berth.sock" --image-endpoint "unix://$work/berth.sock" \
+            rmp --all --force >/dev/null 2>"$work/rmp.log" || cat "$work/rmp.log" >&2
+    fi
+    for ((i = ${#pids[@]} - 1; i >= 0; i--)); do end "${pids[i]}"; done
+    local left
+    left=$(leftovers)
+    if [ -n "$left" ]; then
+        echo "$0: left behind: $left" >&2
+        [ "$status" != 0 ] || status=1
+    fi
+    if [ -n "${BERTH_CONFORMANCE_LOG:-}" ]; then cp "$work/"*.log "$BERTH_CONFORMANCE_LOG/" || true; fi
+    rm -rf --one-file-system "$work"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# Waits until something listens on a port of loopback.
+listening() {
+    for _ in $(seq 200); do
+        (: </dev/tcp/127.0.0.1/"$1") 2>/dev/null && return 0
+        sleep 0.05
+    done
+    echo "$0: nothing listens on port $1" >&2
+    return 1
+}
+
+start_registry() { # storage folder
+    cat >"$work/registry.yml" <<END
+version: 0.1
+log: { level: error, accesslog: { disabled: true } }
+storage: { filesystem: { rootdirectory: "$1" }, delete: { enabled: true } }
+http: { addr: "127.0.0.1:$port", secret: conformance }
+END
+    OTEL_TRACES_EXPORTER=none docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
+    registry=$!
+    pids+=("$registry")
+    listening "$port"
+}
+
+start_daemon() {
+    "$BERTH_BIN" serve --config "$work/config.toml" >"$work/daemon.log" 2>&1 &
+    daemon=$!
+    pids+=("$daemon")
+}
+
+# Starts the registry and the daemon, in this network and mount namespace.
+start_node() {
+    # Another daemon of this host may have it.
+    had_cgroup=$(default_cgroups)
+    ip link set lo up
+    # Sockets and pinned namespaces of this run go with the mount namespace.
+    mount -t tmpfs none /run
+    # The images are made once for one set of scripts and programs.
+    stamp=$(cat "$here/images.py" "$here/../stand-ins/oci.py" "$(command -v busybox)" "$(command -v nginx || echo /usr/sbin/nginx)" | sha256sum | cut -c1-16)
+    images=$cache/conformance-$stamp
+    if [ ! -d "$images" ]; then
+        echo "making the stand-in images, once, in $images" >&2
+        rm -rf "$images.new"
+        mkdir -p "$images.new/registry" "$work/images"
+        start_registry "$images.new/registry"
+        python3 "$here/images.py" "http://127.0.0.1:$port" "$work/images"
+        end "$registry"
+        mv "$images.new" "$images"
+    fi
+    start_registry "$images/registry"
+
+    for host in registry.k8s.io gcr.io k8s.gcr.io; do
+        mkdir -p "$work/certs.d/$host"
+        cat >"$work/certs.d/$host/hosts.toml" <<END
+server = "http://127.0.0.1:$port"
+[host."http://127.0.0.1:$port"]
+capabilities = ["pull", "resolve"]
+END
+    done
+
+    mkdir -p "$work/net.d"
+    cat >"$work/config.toml" <<END
+socket = "$work/berth.sock"
+root = "$work/root"
+state = "$work/state"
+certs_dir = "$work/certs.d"
+registries_conf = "$work/registries.conf"
+auth_file = []
+signature_policy = "$work/policy.json"
+cni_conf_dir = "$work/net.d"
+cni_data_dir = "$work/addresses"
+cgroup_driver = "cgroupfs"
+log_level = "${BERTH_LOG:-debug}"
+[network]
+bridge = "conform0"
+subnets = ["10.87.0.0/16"]
+END
+    start_daemon
+    for _ in $(seq 200); do
+        [ -S "$work/berth.sock" ] && break
+        kill -0 "$daemon" 2>/dev/null || { cat "$work/daemon.log" >&2; exit 1; }
+        sleep 0.05
+    done
+}
