@@ -107,6 +107,12 @@ def predefined_group():
     return tar.bytes()
 
 
+def with_wheel():
+    tar = Tar()
+    tar.file("etc/group", (GROUP + "wheel:x:10:root\n").encode())
+    return tar.bytes()
+
+
 def copied_up():
     tar = Tar()
     for folder, name in [("test_dir", "test_file"), ("C:/weird_test_dir", "weird_test_file"), (":colon_prefixed", "colon_prefixed_file")]:
@@ -153,6 +159,7 @@ def build(store, folder):
     store.image(f"{TOOLS}/test-image-predefined-group:latest", [base, predefined_group()], {**shell, "User": "1000"})
     for name in ["1", "2", "3", "latest", "digest"]:
         store.image(f"{TOOLS}/test-image-{name}:latest", [base, with_file(f"test-image-{name}")], shell)
+    store.image("suites/busybox:1", [base, with_wheel()], shell)
     volumes = {"/test_dir": {}, "C:/weird_test_dir": {}, "/:colon_prefixed": {}}
     store.image("suites/volume-copy-up:1", [base, copied_up()], {**shell, "Volumes": volumes})
     store.image("suites/volume-ownership:1", [base, owned()], {**shell, "Volumes": {"/test_dir": {}}})

@@ -33,14 +33,17 @@ default_cgroups() {
     find /sys/fs/cgroup -type d -name berth 2>/dev/null || true
 }
 
+remove_pods() {
+    "$tools/crictl" --runtime-endpoint "unix://$work/berth.sock" --image-endpoint "unix://$work/berth.sock" \
+        rmp --all --force >/dev/null 2>"$work/rmp.log" || cat "$work/rmp.log" >&2
+}
+
 finish() {
     local status=$? i
     trap - EXIT
     # Specs that fail leave their pods, and pods outlive their daemon.
-    if [ -S "$work/berth.sock" ]; then
-        "$tools/crictl" --runtime-endpoint "unix://$work/berth.sock" --image-endpoint "unix://$work/berth.sock" \
-            rmp --all --force >/dev/null 2>"$work/rmp.log" || cat "$work/rmp.log" >&2
-    fi
+    [ ! -S "$work/berth.sock" ] || remove_pods
+    end_daemon
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do end "${pids[i]}"; done
     local left
     left=$(leftovers)
@@ -82,7 +85,10 @@ END
 start_daemon() {
     "$BERTH_BIN" serve --config "$work/config.toml" >"$work/daemon.log" 2>&1 &
     daemon=$!
-    pids+=("$daemon")
+}
+
+end_daemon() {
+    [ -z "${daemon:-}" ] || end "$daemon"
 }
 
 # Starts the registry and the daemon, in this network and mount namespace.

@@ -18,7 +18,8 @@ def main():
     log, list_path, *options = sys.argv[1:]
     with open(log, errors="replace") as file:
         ends = re.findall(r"^\s*--- (PASS|FAIL|SKIP): (\S+)", file.read(), re.MULTILINE)
-    states = {name: state for state, name in ends}
+    # The first word on a test counts: what ended it comes after.
+    states = {name: state for state, name in reversed(ends)}
     with open(list_path) as file:
         must = {line.strip() for line in file if line.strip() and not line.startswith("#")}
     passed = {name for name, state in states.items() if state == "PASS"}
