@@ -186,7 +186,7 @@ async fn a_frozen_disk_holds_up_only_those_who_write_to_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_on_a_frozen_disk_holds_up_only_those_who_write_to_it() {
     let mut berth = Berth::start().await;
-    let disk = Disk::make(&berth.path(""), 16);
+    let disk = Disk::make(&berth.path(""), 128);
     let logs = disk.folder().join("logs");
     let mut config = berth.pod_config("pod");
     config.log_directory = logs.display().to_string();
