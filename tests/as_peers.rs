@@ -146,7 +146,8 @@ async fn images_are_run_as_the_peers_run_them() {
     let status = berth.ended(&id).await;
     assert_eq!((status.exit_code, status.stop_signal()), (0, Signal::Sigterm));
 
-    let script = "cat /srv/owned; echo new >/srv/new; cat /srv/new; touch /x 2>&1; grep -c ' /srv ' /proc/mounts";
+    let script =
+        "cat /srv/owned; echo new >/srv/new; cat /srv/new; touch /x 2>&1; grep -c ' /srv ' /proc/mounts";
     let config =
         json!({ "Env": path, "Cmd": ["sh", "-c", script], "Volumes": { "/srv/../srv/": {}, "/made": {} } });
     load(&berth, "localhost/volume:1", &config).await;
