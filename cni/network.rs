@@ -51,7 +51,7 @@ impl Network {
     /// Opens the network. A configuration that is not valid shows in [`Network::status`]. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The state folder cannot be made, there is no netlink, or the processes of the host cannot be looked at.
+    /// The state folder cannot be created, netlink is not available, or the processes of the host cannot be listed.
     pub fn open(options: Options) -> Result<Self> {
         end_leftovers(&options.state_dir)?;
         let records = Records::open(&options.state_dir)?;

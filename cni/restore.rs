@@ -13,7 +13,7 @@ use crate::plugins::interface::host_link;
 use crate::record::{MadeBy, Record};
 use crate::{Context, Result};
 
-/// How long after a change it is looked at: not after each of several that come at once.
+/// Delay between a change and the check for it. An attachment makes several changes at once.
 const SOON: Duration = Duration::from_millis(50);
 
 impl Network {
@@ -79,7 +79,6 @@ impl Network {
         loop {
             self.repair_bridges().await;
             self.shared.host.ready.changed().await?;
-            // Every attachment is some changes: they are looked at together.
             tokio::time::sleep(SOON).await;
         }
     }

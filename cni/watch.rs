@@ -39,10 +39,10 @@ impl Watch {
     }
 }
 
-/// Changes of what is in a folder, to be read without waiting (inotify(7)).
+/// Watches a folder for changes of its entries (inotify(7)). The descriptor is non-blocking.
 ///
 /// # Errors
-/// It is not there, or no more folders can be watched.
+/// The folder does not exist, or the limit of watches is reached.
 pub(crate) fn changes_in(folder: &Path) -> rustix::io::Result<OwnedFd> {
     let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let kinds = WatchFlags::CREATE

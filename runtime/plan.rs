@@ -320,7 +320,7 @@ pub struct StdioPlan {
     pub tty: bool,
     /// The CRI log file, absolute and without a symbolic link on the way; without it output is read and dropped.
     pub log_path: Option<String>,
-    /// The same file, open for appending: the disk that it is on may hang whoever opens it, which must not be the keeper.
+    /// The same file, open for appending. The daemon opens it, because opening a file on a hung disk blocks.
     #[serde(default)]
     pub log: Option<FdSlot>,
 }

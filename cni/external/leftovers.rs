@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Ends the process groups of plugins that were started for attachments in this folder.
 ///
 /// # Errors
-/// The processes of this host cannot be looked at: plugins may be among them.
+/// The processes of this host cannot be listed, so that plugins among them would be missed.
 pub(crate) fn end_leftovers(state_dir: &Path) -> Result<()> {
     let groups =
         groups_of(&format!("{OWNER}={}", state_dir.display())).doing("look for network plugins in /proc")?;

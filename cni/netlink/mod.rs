@@ -90,7 +90,7 @@ impl Netlink {
         joined.await.map_err(io::Error::other).and_then(|worked| worked?)
     }
 
-    /// The same for several things at once: each visit of another thread costs more than most requests.
+    /// Makes several requests in one visit of a blocking thread: a visit costs more than most requests.
     pub(crate) async fn visit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Socket) -> Result<T> + Send + 'static,
@@ -98,10 +98,10 @@ impl Netlink {
         self.with(move |socket| Ok(work(socket))).await.doing("run work with links")?
     }
 
-    /// The same on the calling thread, which may wait.
+    /// The same on the calling thread, which must be one that may block.
     ///
     /// # Errors
-    /// There is no socket; `work` was not begun.
+    /// A socket cannot be opened. `work` is not called then.
     pub(crate) fn here<T>(&self, work: impl FnOnce(&mut Socket) -> T) -> Result<T> {
         /// More are never in use at once but for a moment.
         const KEPT: usize = 16;

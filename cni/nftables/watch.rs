@@ -21,7 +21,7 @@ use super::table::TABLE;
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): what changes in nftables.
 const GROUP: u32 = 7;
 
-/// How long after changes that are no loss the next ones are looked at.
+/// Delay between changes that are no loss and the next read.
 const SOON: Duration = Duration::from_millis(50);
 
 /// What others have taken away, or may have.
@@ -103,11 +103,11 @@ impl Watch {
                     }
                     Err(error) => return Err(error),
                 }
-                // What is there already, without waiting for more.
+                // Read all that is queued, without waiting.
                 received = self.socket.recv_from_full().now_or_never();
             }
             if loss.is_nothing() {
-                // Every attachment is some changes of this process: it is not woken for each.
+                // Do not wake up for each of the changes that an attachment of this process makes.
                 tokio::time::sleep(SOON).await;
             }
         }

@@ -23,23 +23,23 @@ const REMOVED: &str = " (deleted)";
 /// How long killed processes may take: one in an uninterruptible sleep takes as long as its disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A keeper has not been ended.
+/// A keeper could not be ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StrayError {
     /// Processes of its pod do not end.
     #[error("failed to end the keeper of pod {pod}: processes {pids:?} do not end")]
     Alive {
-        /// The pod.
+        /// The id of the pod.
         pod: String,
-        /// These.
+        /// The processes that still run.
         pids: Vec<i32>,
     },
-    /// What descends from it cannot be told.
+    /// Its descendants cannot be listed.
     #[error("failed to list the processes of pod {pod}: {source}")]
     List {
-        /// The pod.
+        /// The id of the pod.
         pod: String,
-        /// Why not.
+        /// The error of the read from /proc.
         source: io::Error,
     },
 }
@@ -131,7 +131,7 @@ impl FoundKeeper {
     /// cgroups that they were in, which nobody is left in.
     ///
     /// # Errors
-    /// Something does not end, or the processes of the host cannot be looked at.
+    /// A process does not end, or the processes of the host cannot be listed.
     pub fn end(&self) -> Result<BTreeSet<String>, StrayError> {
         let until = Instant::now() + PATIENCE;
         let mut cgroups = BTreeSet::new();
@@ -233,15 +233,15 @@ struct Stat {
     ended: bool,
 }
 
-/// None of a process that has ended.
+/// `None` if the process has ended.
 ///
 /// # Errors
-/// It cannot be looked at: without a descriptor nothing can be said of it.
+/// The file cannot be read, for example because this process has no more file descriptors.
 fn stat_of(pid: i32) -> io::Result<Option<Stat>> {
     match fs::read(format!("/proc/{pid}/stat")) {
         // A process may give itself any bytes as a name (PR_SET_NAME(2const)).
         Ok(stat) => Ok(parse(&String::from_utf8_lossy(&stat))),
-        // What ends between open(2) and read(2) is no process then.
+        // A process may end at any time: before open(2), or between that and read(2).
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
         Err(error) => Err(error),

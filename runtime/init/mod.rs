@@ -92,7 +92,7 @@ impl Gate {
         Self { socket }
     }
 
-    /// The socket.
+    /// Returns the socket, for a child that does not use it as a gate.
     #[must_use]
     pub fn into_socket(self) -> OwnedFd {
         self.socket

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use crate::calls::state;
 use crate::connection::{Connection, Incoming};
 use crate::container::{Container, State};
+use crate::ending::Ending;
 use crate::exec::Exec;
-use crate::leaving::Leaving;
 use crate::output::Buffers;
 use crate::pause::Pause;
 use crate::report;
@@ -47,9 +47,9 @@ pub(crate) struct Keeper {
     pub(crate) execs: BTreeMap<String, Exec>,
     pub(crate) buffers: Buffers,
     pub(crate) writer: Writer,
-    /// Outputs that are not watched while the writer is behind.
-    pub(crate) held: Vec<(String, usize)>,
-    pub(crate) leaving: Vec<Leaving>,
+    /// Outputs that are not watched while the writer is blocked.
+    pub(crate) paused: Vec<(String, usize)>,
+    pub(crate) endings: Vec<Ending>,
     pub(crate) next_log: u32,
     incoming: Vec<u8>,
     pub(crate) over: bool,
@@ -76,8 +76,8 @@ impl Keeper {
             execs: BTreeMap::new(),
             buffers: Buffers::default(),
             writer: Writer::default(),
-            held: Vec::new(),
-            leaving: Vec::new(),
+            paused: Vec::new(),
+            endings: Vec::new(),
             next_log: 0,
             incoming: Vec::new(),
             over: false,
@@ -91,7 +91,7 @@ impl Keeper {
     pub(crate) fn run(mut self) -> sys::Result<()> {
         let mut events = Vec::with_capacity(16);
         while !self.over {
-            let until = self.leaves_at().into_iter().chain(self.writer.looks_at()).min();
+            let until = self.endings_at().into_iter().chain(self.writer.check_at()).min();
             self.watch.wait(&mut events, until)?;
             for event in &events {
                 if let Some((watched, flags)) = self.watch.meaning(event) {
@@ -99,8 +99,8 @@ impl Keeper {
                 }
             }
             if until.is_some_and(|until| until <= Instant::now()) {
-                self.go_on_leaving();
-                self.writer.look(&mut self.watch);
+                self.continue_endings();
+                self.writer.check_idle(&mut self.watch);
             }
         }
         Ok(())
@@ -115,7 +115,7 @@ impl Keeper {
             Watched::ContainerGate(id) => drop(self.container_gate(&id)),
             Watched::ExecGate(id) => drop(self.exec_gate(&id)),
             Watched::Output(id, place) => self.output(&id, place),
-            Watched::Logs => self.logs(),
+            Watched::Writer => self.writer_event(),
             Watched::Input(id) => self.feed(&id),
             Watched::Client(id, client, part) => self.client(&id, &client, part),
         }
@@ -435,9 +435,9 @@ impl Keeper {
 
     /// Forgets what the loop watches of a container, before it is dropped.
     pub(crate) fn unwatch_container(&mut self, id: &str) {
-        self.leaves_unheard(id);
+        self.drop_ending(id);
         if !self.drain(id) {
-            // Nobody waits for its log any more: what that does not take is lost.
+            // Nobody waits for its log any more: the rest is dropped.
             let _all = self.drain(id);
         }
         self.let_all_go(id);

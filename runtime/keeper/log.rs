@@ -1,5 +1,4 @@
-//! The log of a container. Only whole records are ever in its file: a file that is renamed and opened anew loses, doubles and
-//! splits nothing.
+//! The log of a container. Its file only ever has whole records, so that rotation loses, doubles and splits none.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -13,13 +12,13 @@ pub(crate) struct Log {
     pub(crate) number: u32,
     pub(crate) file: Option<Rc<OwnedFd>>,
     path: Option<String>,
-    /// Records that nobody could take since the last that were taken.
+    /// Records that were dropped and that the writer does not know of yet.
     pub(crate) lost: u32,
 }
 
 impl Log {
-    /// Takes the file that the daemon has opened. A daemon of before that leaves it to the keeper, by a path without symbolic
-    /// links. Without either everything is dropped.
+    /// Takes the file that the daemon has opened. An older daemon sends only the path, which has no symbolic links. Without
+    /// either, output is dropped.
     pub(crate) fn open(number: u32, path: Option<String>, opened: Option<OwnedFd>) -> sys::Result<Self> {
         let mut log = Self { number, file: opened.map(Rc::new), path, lost: 0 };
         if log.file.is_none() {
@@ -33,8 +32,8 @@ impl Log {
         self.file.is_some()
     }
 
-    /// Goes on in another file: the one that the daemon has opened, or what is at the path now. The old one stays in use when
-    /// that fails.
+    /// Switches to another file: the one that the daemon has opened, or the one at the path now. On an error the old one stays
+    /// in use.
     pub(crate) fn reopen(&mut self, opened: Option<OwnedFd>) -> sys::Result<()> {
         let path = self.path.as_deref();
         match opened {

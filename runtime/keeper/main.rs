@@ -9,8 +9,8 @@
 //! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: who answers for their system calls
 //! * [`attach`]: clients of a container's streams
 //! * [`output`], [`lines`], [`log`], [`stamp`]: output, as lines of a CRI log
-//! * [`writer`], [`write_process`]: the process that writes to disks, which may hang
-//! * [`leaving`]: the end of a container is told when its log is written
+//! * [`writer`], [`write_process`]: a child that writes to disks, which may hang
+//! * [`ending`]: the exit of a container is reported when its log is written
 
 #![forbid(unsafe_code)]
 
@@ -18,9 +18,9 @@ mod attach;
 mod calls;
 mod connection;
 mod container;
+mod ending;
 mod exec;
 mod keeper;
-mod leaving;
 mod lines;
 mod log;
 mod output;

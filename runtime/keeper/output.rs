@@ -27,12 +27,13 @@ pub(crate) struct Buffers {
 impl Keeper {
     /// Reads one piece of a stream into the log.
     pub(crate) fn output(&mut self, id: &str, place: usize) {
-        // A container that has come since the log is behind.
-        if self.writer.is_behind() && self.containers.get(id).is_some_and(|container| container.log.keeps()) {
-            return self.hold_outputs();
+        // A container that was started while the writer is blocked.
+        if self.writer.is_blocked() && self.containers.get(id).is_some_and(|container| container.log.keeps())
+        {
+            return self.pause_outputs();
         }
         match self.pump(id, place) {
-            Ok(true) => self.hold_outputs(),
+            Ok(true) => self.pause_outputs(),
             Err(Errno::AGAIN | Errno::INTR) => {}
             // The end of a pipe is a read of nothing, that of a terminal is EIO.
             Ok(false) | Err(_) => self.close_output(id, place),
@@ -77,23 +78,21 @@ impl Keeper {
         let records = &mut self.buffers.records;
         records.clear();
         output.lines.finish(&Stamp::of(now()), records);
-        if !records.is_empty() {
-            self.writer.write(&mut container.log, records, &mut self.watch);
-        }
+        self.writer.write(&mut container.log, records, &mut self.watch);
         self.watch.remove(output.fd.as_fd(), &Watched::Output(id.to_owned(), place));
         self.close_of_clients(id, Part::Output(place));
     }
 
-    /// Reads what is left of a container's output and closes it; not all at once where the log is behind. What the container
-    /// left behind may hold its pipes open and write on: that is not waited for.
+    /// Reads the rest of a container's output and closes it. Returns false if the writer became blocked before the end. Processes
+    /// that the container left behind may hold its pipes open and write on: they are not waited for.
     pub(crate) fn drain(&mut self, id: &str) -> bool {
-        let was_behind = self.writer.is_behind();
+        let was_blocked = self.writer.is_blocked();
         for place in 0..2 {
             for _piece in 0..LAST_PIECES {
                 match self.pump(id, place) {
-                    // Whoever has waited long enough goes on: the log counts what it does not take.
-                    Ok(true) if self.writer.is_behind() && !was_behind => {
-                        self.hold_outputs();
+                    // If it was blocked before, the caller has waited long enough: what is read is dropped and counted.
+                    Ok(true) if self.writer.is_blocked() && !was_blocked => {
+                        self.pause_outputs();
                         return false;
                     }
                     Ok(true) => {}
@@ -107,9 +106,10 @@ impl Keeper {
         true
     }
 
-    /// While the log is behind, outputs are not even watched: the end of a pipe is told unasked.
-    fn hold_outputs(&mut self) {
-        if !self.writer.is_behind() {
+    /// Stops to watch outputs while the writer is blocked. To watch them for nothing would not do: epoll(7) always reports the
+    /// end of a pipe.
+    fn pause_outputs(&mut self) {
+        if !self.writer.is_blocked() {
             return;
         }
         for (id, container) in self.containers.iter().filter(|(_, container)| container.log.keeps()) {
@@ -119,20 +119,20 @@ impl Keeper {
                     && self.watch.has(&watched)
                 {
                     self.watch.remove(output.fd.as_fd(), &watched);
-                    self.held.push((id.clone(), place));
+                    self.paused.push((id.clone(), place));
                 }
             }
         }
     }
 
-    /// The log takes more, or has answered.
-    pub(crate) fn logs(&mut self) {
-        self.writer.heard(&mut self.watch);
-        self.go_on_leaving();
-        if self.writer.is_behind() {
+    /// Handles an event of the writer's socket.
+    pub(crate) fn writer_event(&mut self) {
+        self.writer.on_event(&mut self.watch);
+        self.continue_endings();
+        if self.writer.is_blocked() {
             return;
         }
-        for (id, place) in std::mem::take(&mut self.held) {
+        for (id, place) in std::mem::take(&mut self.paused) {
             let output =
                 self.containers.get(&id).and_then(|container| container.outputs.get(place)?.as_ref());
             let Some(output) = output else { continue };

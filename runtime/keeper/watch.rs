@@ -22,8 +22,8 @@ pub(crate) enum Watched {
     ContainerGate(String),
     ExecGate(String),
     Output(String, usize),
-    /// The process that writes logs.
-    Logs,
+    /// The socket of the writer process.
+    Writer,
     /// The input of a container, until it takes more.
     Input(String),
     /// A stream of a client of a container.

@@ -1,8 +1,8 @@
-//! The process that writes to disks for the keeper: the log files of its pod, and how containers ended. The keeper writes
-//! none of this itself: a write to a frozen filesystem, or to one whose server is gone, cannot be interrupted, and would stop
-//! everything that the keeper does for its pod.
+//! The writer: the process that writes to disk for the keeper, logs of its pod and exit records of containers. The keeper does
+//! not write these itself. A write to a frozen filesystem, or to one whose server is lost, cannot be interrupted, and would
+//! block everything that the keeper does for its pod.
 //!
-//! It is a child of the keeper, owns nothing but its end of a packet socket and the files that came over it, and ends when
+//! The writer is a child of the keeper. It owns its end of a packet socket and the files that it received over it. It ends when
 //! the keeper closes the other end, after the last packet.
 
 use std::collections::BTreeMap;
@@ -21,17 +21,18 @@ pub(crate) const MOST: usize = 48 << 10;
 /// Kind, number and count before the records.
 const HEADER: usize = 9;
 
-/// What the keeper tells the process.
+/// What the keeper sends to the writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Packet<'a> {
-    /// Whole records for a log. Its file comes as descriptor where it is a new one.
+    /// Whole records for a log. A new file of the log comes with them as a descriptor. `lost` is how many records were dropped
+    /// before these.
     Records { log: u32, lost: u32, records: &'a [u8] },
-    /// A log that is written no more.
+    /// Closes the file of a log.
     Close { log: u32 },
-    /// How a container ended, for `exit.json` in its folder.
+    /// The exit record of a container, for `exit.json` in its folder.
     Exit { folder: &'a str, record: &'a [u8] },
-    /// To be sent back, after all that came before was written.
-    Ticket(u32),
+    /// Asks for an acknowledgement, with the same number, when all packets before it are written.
+    Flush(u32),
 }
 
 impl<'a> Packet<'a> {
@@ -39,7 +40,7 @@ impl<'a> Packet<'a> {
         let (kind, number, count, folder, records) = match self {
             Self::Records { log, lost, records } => (0_u8, log, lost, "", records),
             Self::Close { log } => (1, log, 0, "", &[][..]),
-            Self::Ticket(ticket) => (2, ticket, 0, "", &[][..]),
+            Self::Flush(number) => (2, number, 0, "", &[][..]),
             Self::Exit { folder, record } => {
                 (3, 0, u32::try_from(folder.len()).unwrap_or(u32::MAX), folder, record)
             }
@@ -62,7 +63,7 @@ impl<'a> Packet<'a> {
         match kind {
             0 => Some(Self::Records { log: number, lost: count, records }),
             1 => Some(Self::Close { log: number }),
-            2 => Some(Self::Ticket(number)),
+            2 => Some(Self::Flush(number)),
             3 => {
                 let (folder, record) = records.split_at_checked(usize::try_from(count).ok()?)?;
                 Some(Self::Exit { folder: std::str::from_utf8(folder).ok()?, record })
@@ -75,7 +76,7 @@ impl<'a> Packet<'a> {
 /// The whole life of the process.
 pub(crate) fn run(socket: OwnedFd, single: SingleThread) {
     let Err(error) = single.keep_only(socket, serve);
-    crate::report(&format!("failed to start the process that writes: {error}"));
+    crate::report(&format!("failed to start the writer: {error}"));
 }
 
 fn serve(socket: OwnedFd) -> ! {
@@ -100,7 +101,7 @@ fn serve(socket: OwnedFd) -> ! {
     process::exit_now(0);
 }
 
-/// Whether the keeper is still there.
+/// Handles a packet. Returns whether the keeper is still there.
 fn take(
     packet: Packet<'_>,
     file: Option<OwnedFd>,
@@ -111,7 +112,7 @@ fn take(
         Packet::Records { log, lost, records } => {
             if let Some(fd) = file {
                 let before = files.insert(log, File { fd, lost: 0 });
-                // What could not be written to the old file is told in the new one.
+                // The new file tells how many records the old one did not take.
                 if let (Some(before), Some(file)) = (before, files.get_mut(&log)) {
                     file.lost = before.lost;
                 }
@@ -132,11 +133,11 @@ fn take(
             }
             true
         }
-        Packet::Ticket(ticket) => sys::socket::send(socket.as_fd(), &ticket.to_le_bytes(), &[]).is_ok(),
+        Packet::Flush(number) => sys::socket::send(socket.as_fd(), &number.to_le_bytes(), &[]).is_ok(),
     }
 }
 
-/// The record replaces an older one whole, as all state on disk.
+/// Replaces an older record by rename(2).
 fn write_exit(folder: &str, record: &[u8]) -> std::io::Result<()> {
     let (path, beside) = (format!("{folder}/exit.json"), format!("{folder}/exit.json.tmp"));
     std::fs::write(&beside, record)?;
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_goes_to_its_file_and_a_ticket_comes_back_after_it() {
+    fn a_log_goes_to_its_file_and_a_flush_is_acknowledged_after_it() {
         let folder = tempfile::tempdir().unwrap();
         let open = |name: &str| OwnedFd::from(std::fs::File::create(folder.path().join(name)).unwrap());
         let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
@@ -226,18 +227,18 @@ mod tests {
         assert!(tell(Packet::Records { log: 1, lost: 2, records: b"d\n" }, None));
         assert!(tell(Packet::Close { log: 2 }, None));
         assert!(tell(Packet::Records { log: 2, lost: 0, records: b"of nobody\n" }, None));
-        assert!(tell(Packet::Ticket(7), None));
+        assert!(tell(Packet::Flush(7), None));
         assert_eq!((text("a"), text("b")), ("a\nc\n".to_owned(), "b\n".to_owned()));
         let new = text("new");
         assert!(
             new.contains("[berth: 2 log records could not be written]\n") && new.ends_with("\nd\n"),
             "{new}"
         );
-        let mut ticket = [0; 4];
-        assert_eq!(sys::socket::receive(ours.as_fd(), &mut ticket).unwrap().0, 4);
-        assert_eq!(u32::from_le_bytes(ticket), 7);
+        let mut number = [0; 4];
+        assert_eq!(sys::socket::receive(ours.as_fd(), &mut number).unwrap().0, 4);
+        assert_eq!(u32::from_le_bytes(number), 7);
         drop(ours);
-        assert!(!take(Packet::Ticket(8), None, &mut BTreeMap::new(), &theirs), "the keeper is gone");
+        assert!(!take(Packet::Flush(8), None, &mut BTreeMap::new(), &theirs), "the keeper is gone");
     }
 
     #[test]
@@ -252,7 +253,7 @@ mod tests {
             std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["exit.json"]);
         assert_eq!(std::fs::read(folder.path().join("exit.json")).unwrap(), b"second");
-        // A folder that was removed meanwhile is no reason to end.
+        // The folder may have been removed. The writer continues.
         assert!(take(
             Packet::Exit { folder: "/nonexistent", record: b"" },
             None,
@@ -275,7 +276,7 @@ mod tests {
         fn packets_come_back(log: u32, lost: u32, folder in "\\PC{0,40}", bytes: Vec<u8>) {
             let records = Packet::Records { log, lost, records: &bytes };
             let exit = Packet::Exit { folder: &folder, record: &bytes };
-            for packet in [records, exit, Packet::Close { log }, Packet::Ticket(lost)] {
+            for packet in [records, exit, Packet::Close { log }, Packet::Flush(lost)] {
                 let bytes = packet.encode();
                 prop_assert_eq!(Packet::decode(&bytes), Some(packet));
             }

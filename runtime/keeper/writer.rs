@@ -1,6 +1,6 @@
-//! The keeper's side of the process that writes to disks (see [`crate::write_process`]): that is started when there is
-//! something to write and ends when there was nothing for a while. What it does not take at once waits here, and the outputs
-//! of containers are not read meanwhile: a container whose log is on a disk that hangs waits in its own write.
+//! The keeper's side of the writer process (see [`crate::write_process`]). The writer is started when there is something to
+//! write, and ends after some idle seconds. Packets that its socket does not take are queued here. While there are any, the
+//! keeper does not read the output of containers: a container whose log is on a hung disk blocks in its own write.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,60 +18,66 @@ use crate::spawn::{Place, spawn};
 use crate::watch::{Watch, Watched};
 use crate::write_process::{self, MOST, Packet, count};
 
-/// How long the process stays when nothing is written.
+/// How long the writer stays when nothing is written.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// What is to be sent, with the file that a log is written to from then on.
+/// A packet for the writer, and the file of the log that it is about.
 #[derive(Debug)]
-struct Waiting {
+struct Queued {
     bytes: Vec<u8>,
     file: Option<(u32, Rc<OwnedFd>)>,
 }
 
-/// The process, as long as there is one.
+/// The running writer.
 #[derive(Debug)]
 struct Process {
     socket: OwnedFd,
-    /// The files that it has, by the numbers of their logs.
+    /// The files that were sent to it, by log number.
     files: BTreeMap<u32, Rc<OwnedFd>>,
     used: Instant,
 }
 
-/// In the place of a log's number, for records of how containers ended.
+/// Stands for a log number in [`Writer::unflushed`]: exit records.
 const EXITS: u32 = u32::MAX;
 
-/// Who has things written.
+/// Writes logs and exit records through the writer process.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     process: Option<Process>,
-    waiting: VecDeque<Waiting>,
-    /// Logs of which something was sent that no ticket has come back for.
-    unsure: BTreeSet<u32>,
-    /// The last ticket that was sent, and the last that has come back.
-    sent: u32,
-    back: u32,
+    queue: VecDeque<Queued>,
+    /// Logs with packets that no flush has been requested for.
+    unflushed: BTreeSet<u32>,
+    /// The number of the last flush that was requested, and of the last that was acknowledged.
+    requested: u32,
+    acknowledged: u32,
 }
 
 impl Writer {
-    /// Whether something waits for the process: nothing more is to be written until it has gone out.
-    pub(crate) fn is_behind(&self) -> bool {
-        !self.waiting.is_empty()
+    /// Whether packets are queued because the writer's socket is full.
+    pub(crate) fn is_blocked(&self) -> bool {
+        !self.queue.is_empty()
     }
 
-    /// Has whole records written. Where the process is behind they are dropped and counted, which the log will tell.
+    /// Writes whole records to a log. While the writer is blocked, records are dropped and counted; the log tells how many.
     pub(crate) fn write(&mut self, log: &mut Log, records: &[u8], watch: &mut Watch) {
+        if !records.is_empty() {
+            self.send_records(log, records, watch);
+        }
+    }
+
+    fn send_records(&mut self, log: &mut Log, records: &[u8], watch: &mut Watch) {
         let Some(file) = log.file.clone() else { return };
-        if self.is_behind() || !self.start(watch) {
+        if self.is_blocked() || !self.start(watch) {
             log.lost = log.lost.saturating_add(count(records));
             return;
         }
-        self.unsure.insert(log.number);
+        self.unflushed.insert(log.number);
         let mut rest = records;
         loop {
             let (part, after) = rest.split_at(whole_records(rest));
             let lost = std::mem::take(&mut log.lost);
             let bytes = Packet::Records { log: log.number, lost, records: part }.encode();
-            self.send(Waiting { bytes, file: Some((log.number, file.clone())) }, watch);
+            self.send(Queued { bytes, file: Some((log.number, file.clone())) }, watch);
             rest = after;
             if rest.is_empty() {
                 break;
@@ -79,104 +85,104 @@ impl Writer {
         }
     }
 
-    /// A log goes on in another file: the old one is held no longer than what belongs there.
+    /// Gives the writer the new file of a log, so that it closes the old one.
     pub(crate) fn reopened(&mut self, log: &mut Log, watch: &mut Watch) {
         if self.process.is_some() {
-            self.write(log, &[], watch);
+            self.send_records(log, &[], watch);
         }
     }
 
-    /// A log is written no more.
+    /// Closes the file of a log in the writer.
     pub(crate) fn close(&mut self, log: &Log, watch: &mut Watch) {
-        self.unsure.remove(&log.number);
+        self.unflushed.remove(&log.number);
         if self.process.as_mut().is_some_and(|process| process.files.remove(&log.number).is_some()) {
-            self.send(Waiting { bytes: Packet::Close { log: log.number }.encode(), file: None }, watch);
+            self.send(Queued { bytes: Packet::Close { log: log.number }.encode(), file: None }, watch);
         }
     }
 
-    /// Has the record of how a container ended written into its folder.
+    /// Writes the exit record of a container into its folder.
     pub(crate) fn write_exit(&mut self, folder: &str, record: &[u8], watch: &mut Watch) {
-        self.unsure.insert(EXITS);
-        self.send(Waiting { bytes: Packet::Exit { folder, record }.encode(), file: None }, watch);
+        self.unflushed.insert(EXITS);
+        self.send(Queued { bytes: Packet::Exit { folder, record }.encode(), file: None }, watch);
     }
 
-    /// Asks for a ticket that comes back when everything of a log is written; none where it is already.
-    pub(crate) fn ticket(&mut self, log: &Log, watch: &mut Watch) -> Option<u32> {
-        if !self.unsure.remove(&log.number) || self.process.is_none() {
+    /// Requests a flush of a log. Returns its number, or `None` if everything is written already.
+    pub(crate) fn flush(&mut self, log: &Log, watch: &mut Watch) -> Option<u32> {
+        if !self.unflushed.remove(&log.number) || self.process.is_none() {
             return None;
         }
-        self.ask(watch);
-        Some(self.sent)
+        self.request_flush(watch);
+        Some(self.requested)
     }
 
-    fn ask(&mut self, watch: &mut Watch) {
-        self.sent = self.sent.wrapping_add(1);
-        self.send(Waiting { bytes: Packet::Ticket(self.sent).encode(), file: None }, watch);
+    fn request_flush(&mut self, watch: &mut Watch) {
+        self.requested = self.requested.wrapping_add(1);
+        self.send(Queued { bytes: Packet::Flush(self.requested).encode(), file: None }, watch);
     }
 
-    /// Whether a ticket has come back, or never will.
-    pub(crate) fn is_back(&self, ticket: u32) -> bool {
-        // Tickets come back in their order; the numbers may have gone round.
-        self.process.is_none() || self.back.wrapping_sub(ticket) < u32::MAX / 2
+    /// Whether a flush is acknowledged, or its writer has ended.
+    pub(crate) fn is_flushed(&self, flush: u32) -> bool {
+        // Acknowledgements come in order. The numbers may wrap.
+        self.process.is_none() || self.acknowledged.wrapping_sub(flush) < u32::MAX / 2
     }
 
-    /// The process takes more, or has answered.
-    pub(crate) fn heard(&mut self, watch: &mut Watch) {
+    /// Handles an event of the writer's socket: it takes more packets, has acknowledged a flush, or has ended.
+    pub(crate) fn on_event(&mut self, watch: &mut Watch) {
         while let Some(process) = &self.process {
-            let mut ticket = [0; 4];
-            match socket::receive(process.socket.as_fd(), &mut ticket) {
-                Ok((4, _)) => self.back = u32::from_le_bytes(ticket),
+            let mut number = [0; 4];
+            match socket::receive(process.socket.as_fd(), &mut number) {
+                Ok((4, _)) => self.acknowledged = u32::from_le_bytes(number),
                 Err(error) if error.errno == Errno::AGAIN => break,
                 Err(error) if error.errno == Errno::INTR => {}
                 Ok(_) | Err(_) => self.end(watch),
             }
         }
-        // Where the process has ended, another one takes what waits.
-        while let Some(next) = self.waiting.pop_front() {
+        // If the writer has ended, a new one takes the queue.
+        while let Some(next) = self.queue.pop_front() {
             if !self.start(watch) {
-                self.waiting.clear();
+                self.queue.clear();
                 break;
             }
             if let Some(next) = self.try_send(next, watch) {
-                self.waiting.push_front(next);
+                self.queue.push_front(next);
                 break;
             }
         }
         self.want(watch);
     }
 
-    /// When it is to be looked whether the process is still needed.
-    pub(crate) fn looks_at(&self) -> Option<Instant> {
+    /// When to call [`Self::check_idle`].
+    pub(crate) fn check_at(&self) -> Option<Instant> {
         self.process.as_ref().and_then(|process| process.used.checked_add(IDLE))
     }
 
-    /// Lets the process end when nothing was written for a while. One that has not answered is on a disk that hangs: it
-    /// stays, so that there is never a second one.
-    pub(crate) fn look(&mut self, watch: &mut Watch) {
+    /// Ends an idle writer. One that has not acknowledged a flush may be blocked by a hung disk. It stays, so that there is
+    /// never a second one.
+    pub(crate) fn check_idle(&mut self, watch: &mut Watch) {
         let Some(process) = self.process.as_mut().filter(|process| process.used.elapsed() >= IDLE) else {
             return;
         };
         process.used = Instant::now();
-        if self.is_behind() || self.sent != self.back {
+        if self.is_blocked() || self.requested != self.acknowledged {
             return;
         }
-        if self.unsure.is_empty() {
+        if self.unflushed.is_empty() {
             return self.end(watch);
         }
-        self.unsure.clear();
-        self.ask(watch);
+        self.unflushed.clear();
+        self.request_flush(watch);
     }
 
-    /// The process ends when it has written everything, or has ended.
+    /// Closes the socket. A writer that still runs ends after the last packet.
     fn end(&mut self, watch: &mut Watch) {
         if let Some(process) = self.process.take() {
-            watch.remove(process.socket.as_fd(), &Watched::Logs);
+            watch.remove(process.socket.as_fd(), &Watched::Writer);
         }
-        self.unsure.clear();
-        self.back = self.sent;
+        self.unflushed.clear();
+        self.acknowledged = self.requested;
     }
 
-    /// Whether there is a process.
+    /// Starts a writer if there is none. Returns whether there is one now.
     fn start(&mut self, watch: &mut Watch) -> bool {
         if self.process.is_some() {
             return true;
@@ -187,18 +193,18 @@ impl Writer {
                 true
             }
             Err(error) => {
-                crate::report(&format!("failed to start the process that writes: {error}"));
+                crate::report(&format!("failed to start the writer: {error}"));
                 false
             }
         }
     }
 
-    fn send(&mut self, next: Waiting, watch: &mut Watch) {
-        if self.is_behind() {
-            return self.waiting.push_back(next);
+    fn send(&mut self, next: Queued, watch: &mut Watch) {
+        if self.is_blocked() {
+            return self.queue.push_back(next);
         }
         let mut next = next;
-        // Where the process has ended, another one takes it.
+        // If the writer has ended, a new one takes the packet.
         for _attempt in 0..2 {
             if !self.start(watch) {
                 return;
@@ -208,14 +214,14 @@ impl Writer {
                 Some(back) => next = back,
             }
             if self.process.is_some() {
-                self.waiting.push_back(next);
+                self.queue.push_back(next);
                 return self.want(watch);
             }
         }
     }
 
-    /// What was not taken comes back.
-    fn try_send(&mut self, next: Waiting, watch: &mut Watch) -> Option<Waiting> {
+    /// Returns the packet if it was not sent.
+    fn try_send(&mut self, next: Queued, watch: &mut Watch) -> Option<Queued> {
         let Some(process) = &mut self.process else { return Some(next) };
         process.used = Instant::now();
         let new = next
@@ -231,7 +237,7 @@ impl Writer {
                 None
             }
             Err(error) if error.errno == Errno::AGAIN => Some(next),
-            // It was killed: another one goes on.
+            // It was killed.
             Err(_) => {
                 self.end(watch);
                 Some(next)
@@ -239,10 +245,10 @@ impl Writer {
         }
     }
 
-    /// Asks to be woken when the process takes more. One that has ended wakes by that.
+    /// Waits for room in the socket while packets are queued.
     fn want(&self, watch: &Watch) {
         if let Some(process) = &self.process {
-            watch.want_to_write(process.socket.as_fd(), &Watched::Logs, self.is_behind());
+            watch.want_to_write(process.socket.as_fd(), &Watched::Writer, self.is_blocked());
         }
     }
 }
@@ -256,7 +262,7 @@ fn unless_interrupted(send: impl Fn() -> sys::Result<()>) -> sys::Result<()> {
     }
 }
 
-/// Clones the process; the keeper's end of its socket.
+/// Starts the writer. Returns the keeper's end of its socket.
 fn start(watch: &mut Watch) -> sys::Result<OwnedFd> {
     let place = Place {
         namespaces: Namespaces::NONE,
@@ -266,13 +272,13 @@ fn start(watch: &mut Watch) -> sys::Result<OwnedFd> {
         moves: false,
         descriptors: Descriptors(&[]),
     };
-    // Its end is noticed by that of the socket; as a child it is reaped like what falls to the keeper.
+    // The keeper notices the writer's end by the socket, and reaps it like any orphan.
     let child = spawn(place, |gate, single| write_process::run(gate.into_socket(), single))?;
-    watch.add(child.gate.as_fd(), Watched::Logs)?;
+    watch.add(child.gate.as_fd(), Watched::Writer)?;
     Ok(child.gate)
 }
 
-/// How many bytes of whole records go into one packet.
+/// How many bytes of whole records fit in one packet.
 fn whole_records(records: &[u8]) -> usize {
     match records.get(..MOST) {
         None => records.len(),

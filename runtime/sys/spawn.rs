@@ -156,29 +156,34 @@ impl SingleThread {
         program: Program,
         next: fn(OwnedFd, Program, Self) -> !,
     ) -> Result<std::convert::Infallible> {
-        let keep = close_others(keep)?;
+        // SAFETY: `next` takes no reference, `Program` holds no descriptor, and neither `next` nor this function returns after
+        // that.
+        let keep = unsafe { close_others(keep) }?;
         next(keep, program, self)
     }
 
-    /// The same for a child that needs nothing but the descriptor.
+    /// As [`Self::close_all_but`], for a child that needs only the descriptor.
     ///
     /// # Errors
     /// As of [`Self::close_all_but`].
     pub fn keep_only(self, keep: OwnedFd, next: fn(OwnedFd) -> !) -> Result<std::convert::Infallible> {
-        next(close_others(keep)?)
+        // SAFETY: `next` takes no reference, and neither `next` nor this function returns after that.
+        next(unsafe { close_others(keep) }?)
     }
 }
 
-/// The one descriptor beside the standard streams that is left, at 3. Only for functions that never come back to what has
-/// owned the others, and that hand nothing on that owns one.
-fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
+/// Closes all descriptors but the standard streams and `keep`, which becomes 3.
+///
+/// # Safety
+/// After a success, nothing that owns a closed descriptor may be used or dropped again.
+///
+/// # Errors
+/// A system call failed. Then only descriptor 3 may have changed, and the caller may only report the error and end.
+unsafe fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
     const PLACE: RawFd = 3;
     let keep = match keep.as_raw_fd() {
         PLACE => keep,
-        // SAFETY: what is at 3 is closed, and with the next call everything above it. Whatever owns one of these in
-        // this process is never used or dropped again: both callers go on with a function that takes no reference, that is
-        // given nothing which holds a descriptor (`Program` holds none), and that never comes back. Where this call fails,
-        // nothing has changed.
+        // SAFETY: the caller never uses or drops what owns descriptor 3.
         number => match checked(unsafe { libc::dup3(number, PLACE, libc::O_CLOEXEC) }.into()) {
             Ok(_) => {
                 std::mem::forget(keep);
@@ -188,12 +193,9 @@ fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
             Err(errno) => return Err(errno).on("dup3", PLACE),
         },
     };
-    // SAFETY: as above.
+    // SAFETY: the caller never uses or drops what owns one of these.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, PLACE + 1, libc::c_uint::MAX, 0) };
-    if let Err(errno) = checked(closed) {
-        // An owner of what was at 3 must not run any more: the caller only tells this error and ends.
-        return Err(errno).on("close_range", PLACE + 1);
-    }
+    checked(closed).on("close_range", PLACE + 1)?;
     Ok(keep)
 }
 

@@ -99,11 +99,11 @@ pub enum Call {
         /// Signal number.
         signal: i32,
     },
-    /// Goes on in another log file; nothing is lost, doubled or split.
+    /// Switches to another log file. No record is lost, doubled or split.
     ReopenLog {
         /// Whose.
         container: String,
-        /// The file, open for appending. A keeper of before that opens what is at the log's path.
+        /// The file, open for appending. An older keeper ignores it and opens the log's path itself.
         #[serde(default)]
         log: Option<FdSlot>,
     },

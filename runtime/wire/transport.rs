@@ -203,7 +203,7 @@ impl Report {
                     step: Step::from_number(u32::from_ne_bytes(word(4)?))?,
                     errno: i32::from_ne_bytes(word(8)?),
                     index: (index != NO_INDEX).then_some(index),
-                    // What stands for bytes that are no text is longer than they are.
+                    // Replacement characters are longer than the invalid bytes that they replace.
                     detail: cut(&String::from_utf8_lossy(detail)).to_owned(),
                 }))
             }

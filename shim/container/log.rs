@@ -1,5 +1,5 @@
-//! Where the log of a container is; and ReopenContainerLog: after the kubelet has renamed a log file, a new one is opened by
-//! the old path. The daemon opens the files, in threads that a disk may hang, and the keeper gets them open.
+//! The log file of a container, and ReopenContainerLog: after the kubelet has renamed a log file, a new one is opened at the old
+//! path. The daemon opens log files on threads that may block, and passes the descriptors to the keeper.
 
 use std::os::fd::OwnedFd;
 
@@ -24,7 +24,7 @@ pub(super) struct LogFile {
 /// Makes the log file of a container with its folder. None where the client wants no log.
 ///
 /// # Errors
-/// They cannot be made, or not in time; a symbolic link is below the pod's log folder, or has taken its place.
+/// They cannot be created in time, or there is a symbolic link at or below the pod's log folder.
 pub(super) async fn make(pod: &Pod, config: &ContainerConfig) -> Result<Option<LogFile>, CriError> {
     let Some(path) = path_of(pod, config).await? else { return Ok(None) };
     let file = files::make_log(&path).await?;
@@ -44,7 +44,7 @@ async fn path_of(pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, 
     Ok(folder.map(|folder| format!("{folder}/{}", config.log_path)))
 }
 
-/// Has a running container go on in another log file.
+/// Switches a running container to a new log file.
 ///
 /// # Errors
 /// `FailedPrecondition` where the container does not run; the file cannot be opened.

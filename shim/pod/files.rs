@@ -102,7 +102,7 @@ pub async fn make_log_folder(folder: &str) -> Result<Option<String>, CriError> {
 /// in it.
 ///
 /// # Errors
-/// It cannot be made, or not in time; a symbolic link is on the way, or there is no regular file with this one name.
+/// The file cannot be created in time, its path has a symbolic link, or it is not a regular file with one name.
 pub async fn make_log(path: &str) -> Result<OwnedFd, CriError> {
     let wanted = path.to_owned();
     let make = move || {
@@ -114,7 +114,7 @@ pub async fn make_log(path: &str) -> Result<OwnedFd, CriError> {
     on_foreign_disk(path, make).await
 }
 
-/// The same in a folder that is there.
+/// As [`make_log`], but does not create the folder.
 ///
 /// # Errors
 /// As of [`make_log`].

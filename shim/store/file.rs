@@ -68,7 +68,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
 /// # Errors
 /// The removal failed.
 pub fn remove_folder(path: &Path) -> Result<(), FileError> {
-    // The keeper's writer may put an exit.json into the folder of a container meanwhile, once.
+    // The keeper's writer may create exit.json in a container's folder while this runs.
     const ATTEMPTS: usize = 4;
     let mut removed = fs::remove_dir_all(path);
     for _again in 1..ATTEMPTS {

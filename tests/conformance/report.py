@@ -8,7 +8,11 @@ between them; lines with # are comments. The specs of the second report are thos
 """
 
 import json
+import os
 import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../stand-ins"))
+from passing import compare  # noqa: E402
 
 HEAD = """# The specs of critest that must pass, as texts of the containers and the spec.
 # Written by tests/conformance/run --record; tests/conformance/run fails if one of them does not pass.
@@ -33,26 +37,15 @@ def main():
             again = specs(option.removeprefix("--websocket="), " (WebSocket)")
             # What is not of Streaming was left out.
             found.update((name, spec) for name, spec in again if spec["State"] != "skipped")
-    with open(list_path) as file:
-        lines = [line.strip() for line in file]
-    must = {line for line in lines if line and not line.startswith("#")}
     passed = {name for name, spec in found.items() if spec["State"] == "passed"}
     skipped = {name for name, spec in found.items() if spec["State"] in ("skipped", "pending")}
-    failed = set(found) - passed - skipped
-    for name in sorted(failed):
-        failure = found[name].get("Failure") or {}
-        message = " ".join(failure.get("Message", "").split())
-        mark = "MUST PASS" if name in must else "not on the list"
-        print(f"failed ({mark}): {name}\n    {message[:600]}")
-    if "--record" in options:
-        with open(list_path, "w") as file:
-            file.write(HEAD + "".join(name + "\n" for name in sorted(passed)))
-        must = passed
-    missing = set() if "--focused" in options else must - passed - failed
-    for name in sorted(missing):
-        print(f"did not run (MUST PASS): {name}")
-    print(f"conformance: {len(passed)} passed, {len(failed)} failed, {len(skipped)} skipped; {len(must)} must pass")
-    sys.exit(1 if (failed & must) or missing else 0)
+    failed = {name: message(found[name]) for name in set(found) - passed - skipped}
+    record, part = "--record" in options, "--focused" in options
+    sys.exit(compare("conformance", list_path, HEAD, passed, failed, len(skipped), record=record, part=part))
+
+
+def message(spec):
+    return " ".join((spec.get("Failure") or {}).get("Message", "").split())[:600]
 
 
 main()

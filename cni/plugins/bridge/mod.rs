@@ -83,7 +83,7 @@ impl Bridge {
             }
             // Links and rules do not need each other: at the end there are both.
             None => {
-                // What others do comes first: this thread does its own part meanwhile.
+                // The rules first: they are set on another thread, while this one works on the links.
                 let links = self.connect(call, &name, &result);
                 let (rules, links) = join(self.masquerade(call, &result), links).await;
                 rules.and(links)?
@@ -191,7 +191,7 @@ impl Bridge {
         ipam::give_back(self.ipam.as_ref().filter(|_| asked.is_none()), call, config).await
     }
 
-    /// Nothing reaches the pod any more, and the host does not look for it where it was.
+    /// Disconnects the pod and deletes the host's neighbour entries of its addresses.
     async fn disconnect(&self, call: &Call<'_>, previous: &CniResult) -> Result<()> {
         let gateway = match self.keys.vlan {
             0 => self.keys.bridge.clone(),

@@ -177,7 +177,7 @@ impl Bridge {
     }
 }
 
-/// A pod that those on its bridge are to hear of.
+/// A pod that is to be announced on its bridge.
 struct Newcomer {
     port: u32,
     /// The link by which the host reaches it.
@@ -187,7 +187,7 @@ struct Newcomer {
 }
 
 impl Newcomer {
-    /// Announces it where its port passes frames on; whether it does.
+    /// Announces it if its port forwards. Returns whether it does.
     async fn is_introduced(self: &Arc<Self>, host: &Netlink) -> Result<bool> {
         let own = self.clone();
         host.visit(move |links| {

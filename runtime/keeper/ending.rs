@@ -1,0 +1,109 @@
+//! The end of a container: the rest of its output is read and written, then its exit is reported. A client that hears of the
+//! exit finds the whole log. A hung disk delays the report for a limited time only.
+
+use std::time::{Duration, Instant};
+
+use berth_runtime::sys::process::Ended;
+use berth_runtime::wire::Event;
+
+use crate::keeper::Keeper;
+
+/// How long the report of an exit waits for the log since the log last made progress.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it waits at most: processes that the container left behind may write for ever.
+const MOST: Duration = Duration::from_secs(20);
+
+/// A container that has ended and whose exit is not reported yet.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    container: String,
+    /// Set when its output has been read to the end: the flush that says when it is written.
+    flush: Option<u32>,
+    /// Until when to wait for the log. Moved on when the log makes progress.
+    until: Instant,
+    /// Until when to wait in any case.
+    last: Instant,
+}
+
+impl Keeper {
+    /// A container's first process has ended.
+    pub(crate) fn container_over(&mut self, id: &str, ended: Ended) {
+        self.close_gate(id);
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let _record = container.exited(ended);
+        let (container, until, last) = (id.to_owned(), after(PATIENCE), after(MOST));
+        self.endings.push(Ending { container, flush: None, until, last });
+        self.continue_endings();
+    }
+
+    /// Does what can be done now for all containers that have ended.
+    pub(crate) fn continue_endings(&mut self) {
+        for mut ending in std::mem::take(&mut self.endings) {
+            if !self.finish(&mut ending) {
+                self.endings.push(ending);
+            }
+        }
+    }
+
+    /// When the next of them has waited long enough.
+    pub(crate) fn endings_at(&self) -> Option<Instant> {
+        self.endings.iter().map(|ending| ending.until).min()
+    }
+
+    /// Drops the report of a container that is forgotten.
+    pub(crate) fn drop_ending(&mut self, id: &str) {
+        self.endings.retain(|ending| ending.container != id);
+    }
+
+    /// Returns whether the exit is reported.
+    fn finish(&mut self, ending: &mut Ending) -> bool {
+        let id = ending.container.as_str();
+        let late = Instant::now() >= ending.until;
+        let flush = match ending.flush {
+            Some(flush) => flush,
+            None if self.writer.is_blocked() && !late => return false,
+            None => {
+                if !self.drain(id) && !late {
+                    ending.until = ending.last.min(after(PATIENCE));
+                    return false;
+                }
+                ending.until = ending.last.min(after(PATIENCE));
+                self.let_all_go(id);
+                let Some(container) = self.containers.get_mut(id) else { return true };
+                container.terminal = None;
+                match self.writer.flush(&container.log, &mut self.watch) {
+                    Some(flush) => *ending.flush.insert(flush),
+                    None => {
+                        self.report_exit(id);
+                        return true;
+                    }
+                }
+            }
+        };
+        if !late && !self.writer.is_flushed(flush) {
+            return false;
+        }
+        self.report_exit(&ending.container);
+        true
+    }
+
+    fn report_exit(&mut self, id: &str) {
+        let Some(container) = self.containers.get(id) else { return };
+        let Some(record) = container.record() else { return };
+        // Before the report: a client may know of the exit when the daemon and this keeper are killed, and the next daemon must
+        // know of it, too. This does not wait for the disk.
+        match serde_json::to_vec(&record) {
+            Ok(text) => self.writer.write_exit(&container.folder, &text, &mut self.watch),
+            Err(error) => {
+                crate::report(&format!("failed to encode the exit record of container {id}: {error}"))
+            }
+        }
+        self.tell(&Event::Exited { container: id.to_owned(), record });
+    }
+}
+
+fn after(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or(now)
+}
