@@ -98,6 +98,11 @@ pub(crate) fn alias(network: &str, container: &str) -> String {
     format!("berth {network} {container}")
 }
 
+/// The pod of an alias of a link. Neither a network's name nor a pod's id has a space in it.
+pub(crate) fn pod_of_alias(alias: &str) -> Option<&str> {
+    alias.strip_prefix("berth ")?.split_once(' ').map(|(_, container)| container)
+}
+
 /// The first hardware address that is asked for. Which comes first differs among the reference plugins.
 pub(crate) fn first_mac<const N: usize>(asked: [Option<&str>; N]) -> Result<Option<Vec<u8>>> {
     asked.into_iter().flatten().find(|mac| !mac.is_empty()).map(parse_mac).transpose()

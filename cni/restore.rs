@@ -37,7 +37,7 @@ impl Network {
 
     /// Bridges that pods were attached to before this daemon has started.
     async fn stand_ready(&self) {
-        for (_, record, config) in self.attached().await {
+        for (_, record, config) in self.attached(|_| true).await {
             for bridge in config.bridges() {
                 let result = record.result.clone().unwrap_or_default();
                 // What is wrong shows in the status.
@@ -46,18 +46,18 @@ impl Network {
                 }
             }
         }
-        self.join_again().await;
+        self.join_again(|_| true).await;
     }
 
-    /// The pods that are attached to bridges.
-    async fn attached(&self) -> Vec<(String, Record, Arc<Conflist>)> {
+    /// The pods that are attached to bridges, of those that `of` selects.
+    async fn attached(&self, of: impl Fn(&str) -> bool) -> Vec<(String, Record, Arc<Conflist>)> {
         let mut configs: HashMap<MadeBy, Option<Arc<Conflist>>> = HashMap::new();
         let mut attached = Vec::new();
         let pods = self.shared.records.pods().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "failed to read which pods are attached to bridges");
             Vec::new()
         });
-        for pod in pods {
+        for pod in pods.into_iter().filter(|pod| of(pod)) {
             let record = match self.shared.records.read(&pod).await {
                 Ok(record) => record.filter(|record| record.result.is_some()),
                 Err(error) => {
@@ -88,7 +88,7 @@ impl Network {
         let any_pod = !lock(&self.shared.attachments).is_empty();
         // Records are read only where something has to be put right.
         let sound = self.shared.host.ready.is_sound().await;
-        let attached = if any_pod && !sound { self.attached().await } else { Vec::new() };
+        let attached = if any_pod && !sound { self.attached(|_| true).await } else { Vec::new() };
         let in_use = |bridge: &str| {
             let has = |config: &Conflist| config.bridges().any(|other| other.name() == bridge);
             any_pod
@@ -96,13 +96,20 @@ impl Network {
                     || attached.iter().any(|(_, _, config)| has(config)))
         };
         if self.shared.host.ready.repair(&self.shared.host.links, in_use).await {
-            self.join_again().await;
+            return self.join_again(|_| true).await;
+        }
+        let mut disconnected = self.shared.host.ready.disconnected().await;
+        disconnected.retain(|pod| {
+            lock(&self.shared.attachments).contains_key(pod) && !lock(&self.shared.ending).contains(pod)
+        });
+        if !disconnected.is_empty() {
+            self.join_again(|pod| disconnected.contains(pod)).await;
         }
     }
 
-    /// Pods whose port is on no bridge join theirs.
-    async fn join_again(&self) {
-        let attached = self.attached().await;
+    /// Connects pods whose port is down or on no bridge, of those that `of` selects.
+    async fn join_again(&self, of: impl Fn(&str) -> bool) {
+        let attached = self.attached(of).await;
         if attached.is_empty() {
             return;
         }

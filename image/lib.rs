@@ -45,5 +45,5 @@ pub use printable::{Printable, printable, printable_json};
 pub use progress::{LayerProgress, Stage};
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};
-pub use store::{Hold, ImageStore, Options, Verdict, Verified};
+pub use store::{Hold, ImageStore, Options, ProjectQuotas, Verdict, Verified};
 pub use unpack::Limits;

@@ -67,6 +67,55 @@ async fn what_a_container_has_written_is_told_with_the_time_at_which_it_was_meas
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
+/// The bytes of a container's writable layer, once `least` are reported.
+async fn written(berth: &mut Berth, id: &str, least: u64) -> u64 {
+    let until = std::time::Instant::now() + support::PATIENCE;
+    loop {
+        let request = ContainerStatsRequest { container_id: id.to_owned() };
+        let stats = berth.runtime.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+        let bytes = stats.writable_layer.and_then(|layer| layer.used_bytes).map_or(0, |bytes| bytes.value);
+        if bytes >= least {
+            return bytes;
+        }
+        assert!(std::time::Instant::now() < until, "{bytes} bytes are reported, {least} are expected");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+}
+
+/// Runs where the filesystem counts by project (`prjquota`): the virtual machine's does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writable_layer_is_measured_by_its_quota_project() {
+    use berth_runtime::sys::quota;
+    let mut berth = Berth::start().await;
+    let root = fs::File::open(berth.path("")).unwrap();
+    if let Err(error) = quota::project_usage(&root, 0) {
+        eprintln!("skipped: this filesystem does not count by project: {error}");
+        return;
+    }
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let id = berth.run(&pod, sleeper("c")).await;
+    let layer = berth.path("root/image/containers").join(&id);
+    let project = quota::project(fs::File::open(&layer).unwrap()).unwrap();
+    assert!(project > 1 << 30, "project {project}");
+    // A file that is copied up from the image belongs to the project as well.
+    berth.sh(&id, "dd if=/dev/zero of=/written bs=1M count=8 2>/dev/null; echo >> /etc/passwd; sync").await;
+    for file in ["upper/written", "upper/etc/passwd"] {
+        assert_eq!(quota::project(fs::File::open(layer.join(file)).unwrap()).unwrap(), project, "{file}");
+    }
+    assert!(written(&mut berth, &id, 8 << 20).await < 12 << 20);
+    // The first answer came from a walk. From now on the kernel counts.
+    berth.sh(&id, "dd if=/dev/zero of=/more bs=1M count=8 2>/dev/null; sync").await;
+    assert!(written(&mut berth, &id, 16 << 20).await < 20 << 20);
+    // After a restart the layer still has its project, and another one gets its own.
+    berth.kill();
+    berth.restart().await;
+    let other = berth.run(&pod, sleeper("other")).await;
+    let of_other = fs::File::open(berth.path("root/image/containers").join(&other)).unwrap();
+    assert_ne!(quota::project(of_other).unwrap(), project);
+    assert!(written(&mut berth, &id, 16 << 20).await < 20 << 20);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_come_by_annotation_or_the_container_does_not() {
     let folder = tempfile::tempdir().unwrap();

@@ -203,6 +203,28 @@ async fn a_bridge_that_somebody_changes_is_put_right() {
     node.clean().await;
 }
 
+/// An administrator disconnects one pod's port: the pod gets it back, and the other pod keeps its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_port_that_is_disconnected_is_connected_again() {
+    let mut node = Node::with(json!([bridge(&json!({ "hairpinMode": true }))])).await;
+    let pod = node.pod("disconnected").await;
+    let other = node.pod("other").await;
+    let port = format!("bv{}", &pod.id[..13]);
+    let connected = format!("ip -o link show dev {port} | grep ',UP' | grep -q 'master paths0'");
+    let ping = "busybox ping -c 1 -W 1 10.66.0.1 && busybox ping -c 1 -W 1 fd66::1";
+    for change in ["nomaster", "down", "nomaster down"] {
+        node.place.sh(&format!("ip link set {port} {change}"));
+        until(change, async || {
+            node.place.try_sh(&connected).status.success() && pod.place.try_sh(ping).status.success()
+        })
+        .await;
+        assert!(is_answered(&other.place, "10.66.0.1"), "{change}");
+        node.place.sh(&format!("bridge -d link show dev {port} | grep -q 'hairpin on'"));
+    }
+    node.berth.remove_pod(&pod.id).await;
+    node.clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_put_right_is_told() {
     let mut node = Node::with(json!([bridge(&json!({}))])).await;

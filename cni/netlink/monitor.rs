@@ -11,6 +11,7 @@ use tokio::net::UdpSocket;
 
 use super::socket::header;
 use super::{Link, describe};
+use crate::plugins::interface::HOST_LINK_PREFIX;
 
 /// What can be listened to (`RTNLGRP_*` of linux/rtnetlink.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,12 +126,16 @@ pub(crate) enum Change {
     LinkGone(u32),
     /// A link has lost an address.
     AddressGone(u32),
+    /// The host's end of a pod's veth is up and has a controller.
+    PortConnected(u32),
+    /// The host's end of a pod's veth is down or has no controller. So is every new one, until it is set up.
+    PortDisconnected { index: u32, pod: String },
     /// Packets are not passed on any more that come by a link, or by any.
     NotForwarding { link: Option<u32>, v4: bool },
 }
 
 impl Change {
-    /// The changes of what was heard. Of links only those of which somebody wants to know: most are others'.
+    /// The changes of what was heard. Links other than the wanted ones are reported only as ports of pods, or as gone.
     pub(crate) fn all(messages: &[u8], wanted: impl Fn(u32) -> bool) -> Vec<Self> {
         let mut changes = Vec::new();
         let mut rest = messages;
@@ -159,10 +164,12 @@ impl Change {
         }
         let index = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
         // What a bridge says of its ports is not about links.
-        if !wanted(index) || (kind != DELETE_ADDRESS && family == AddressFamily::Bridge) {
+        if kind != DELETE_ADDRESS && family == AddressFamily::Bridge {
             return None;
         }
         match kind {
+            NEW_LINK if !wanted(index) => port(index, body),
+            DELETE_ADDRESS if !wanted(index) => None,
             DELETE_LINK => Some(Self::LinkGone(index)),
             DELETE_ADDRESS => Some(Self::AddressGone(index)),
             _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?.payload {
@@ -173,6 +180,28 @@ impl Change {
             },
         }
     }
+}
+
+/// The state of the host's end of a pod's veth. The attributes are read in place: every change of every link of the host comes
+/// here.
+fn port(index: u32, body: &[u8]) -> Option<Change> {
+    // linux/if_link.h, linux/if.h.
+    const NAME: u16 = 3;
+    const CONTROLLER: u16 = 10;
+    const ALIAS: u16 = 20;
+    const UP: u32 = 1;
+    let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
+    let attributes = body.get(16..)?;
+    let value = |kind| crate::nftables::attribute(attributes, kind);
+    if !value(NAME)?.starts_with(HOST_LINK_PREFIX.as_bytes()) {
+        return None;
+    }
+    if flags & UP != 0 && value(CONTROLLER).is_some() {
+        return Some(Change::PortConnected(index));
+    }
+    let alias = std::str::from_utf8(value(ALIAS)?).ok()?;
+    let pod = crate::call::pod_of_alias(alias.trim_end_matches('\0'))?;
+    Some(Change::PortDisconnected { index, pod: pod.to_owned() })
 }
 
 /// `RTM_NEWNETCONF` (linux/netconf.h), which rtnetlink's crates do not know.
@@ -206,6 +235,28 @@ mod tests {
         fn no_bytes_make_the_reader_fail(bytes: Vec<u8>) {
             proptest::prop_assert!(Change::all(&bytes, |_| true).len() <= bytes.len());
         }
+    }
+
+    #[test]
+    fn ports_of_pods_are_read_without_those_of_others() {
+        let link = |flags: u32, name: &str, controller: bool, alias: &str| {
+            let mut body = vec![0; 16];
+            body[8..12].copy_from_slice(&flags.to_ne_bytes());
+            let mut attributes = crate::nftables::Attributes::default();
+            attributes.bytes(3, format!("{name}\0").as_bytes());
+            if controller {
+                attributes.bytes(10, &3_u32.to_ne_bytes());
+            }
+            attributes.bytes(20, format!("{alias}\0").as_bytes());
+            body.extend_from_slice(attributes.as_bytes());
+            port(7, &body)
+        };
+        let disconnected = Some(Change::PortDisconnected { index: 7, pod: "0123".to_owned() });
+        assert_eq!(link(1, "bv0123", false, "berth net 0123"), disconnected);
+        assert_eq!(link(0, "bv0123", true, "berth net 0123"), disconnected);
+        assert_eq!(link(1, "bv0123", true, "berth net 0123"), Some(Change::PortConnected(7)));
+        assert_eq!(link(1, "veth0", false, "berth net 0123"), None);
+        assert_eq!(link(1, "bv0123", false, "other"), None);
     }
 
     #[test]

@@ -31,14 +31,17 @@ pub(crate) async fn configure_detecting(
     Ok(Configured { link, inside })
 }
 
+/// What the name of each host's end of a pod's veth begins with.
+pub(crate) const HOST_LINK_PREFIX: &str = "bv";
+
 /// The host's end of a pod's veth. A link's name has at most 15 characters (IFNAMSIZ): that of a pod's first interface
 /// shows whose it is.
 pub(crate) fn host_link(container: &str, interface: &str) -> String {
     match interface {
         "eth0" if container.len() >= 13 && container.is_char_boundary(13) => {
-            format!("bv{}", container.get(..13).unwrap_or(container))
+            format!("{HOST_LINK_PREFIX}{}", container.get(..13).unwrap_or(container))
         }
-        _ => format!("bv{:013x}", hash(&[container, interface]) >> 12),
+        _ => format!("{HOST_LINK_PREFIX}{:013x}", hash(&[container, interface]) >> 12),
     }
 }
 

@@ -94,7 +94,7 @@ impl Inner {
                     return Err(error);
                 }
             }
-            let entry = ContainerEntry { record: Some(record.clone()), usage: None };
+            let entry = ContainerEntry { record: Some(record.clone()), usage: None, project: None };
             index.containers.insert(id.to_owned(), entry);
         }
         let made = self.make_layer_folder(id, &record);
@@ -109,6 +109,7 @@ impl Inner {
     fn make_layer_folder(&self, id: &str, record: &ContainerRecord) -> Result<WritableLayer, Error> {
         let folder = self.folders.container(id);
         make_private(&folder)?;
+        self.assign_project(id);
         write_json(&folder.join("layer.json"), record)?;
         let layer = self.writable(&self.index(), id);
         let vanished = || Error::not_found(format!("image {}", record.image), "it has vanished");

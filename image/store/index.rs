@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
+use super::quota::Project;
 use super::reaper::Job;
 use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
 use super::usage::{Measured, sum};
@@ -141,6 +142,8 @@ pub(super) struct ContainerEntry {
     pub(super) record: Option<ContainerRecord>,
     /// None before it is measured.
     pub(super) usage: Option<Measured>,
+    /// None where the filesystem does not count by project.
+    pub(super) project: Option<Project>,
 }
 
 /// The store's contents.

@@ -23,6 +23,7 @@ mod marker;
 mod merged;
 mod open;
 mod patch;
+mod quota;
 mod reaper;
 mod record;
 mod remove;
@@ -41,6 +42,7 @@ pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
 pub(crate) use make::{HalfMade, Names, NewImage};
 pub(crate) use marker::Spender;
+pub use quota::ProjectQuotas;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
 
@@ -66,6 +68,7 @@ use durable::Syncs;
 use flights::Flights;
 use folders::Folders;
 use index::Index;
+use quota::Quotas;
 use trash::Trash;
 use usage::Counters;
 use worker::Worker;
@@ -98,6 +101,8 @@ pub struct Options {
     pub pinned: Vec<Reference>,
     /// Is called after work that has taken memory, to give back to the system what is free of it again.
     pub give_back: fn(),
+    /// How the store's filesystem counts by project. `None`: writable layers are always walked.
+    pub project_quotas: Option<Arc<dyn ProjectQuotas>>,
 }
 
 impl Options {
@@ -123,6 +128,7 @@ impl Default for Options {
             policy: None,
             pinned: Vec::new(),
             give_back: || (),
+            project_quotas: None,
         }
     }
 }
@@ -143,6 +149,7 @@ pub(crate) struct Inner {
     index: Mutex<Index>,
     flights: Flights,
     counters: Counters,
+    quotas: Option<Quotas>,
     trash: Trash,
     syncs: Syncs,
     /// Deletes.

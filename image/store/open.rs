@@ -13,6 +13,7 @@ use super::flights::Flights;
 use super::folders::{Folders, RECORD, names, read_json};
 use super::index::{ContainerEntry, Index, LayerKey, NewLayer, user};
 use super::make::read_config;
+use super::quota::Quotas;
 use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
 use super::trash::Trash;
 use super::usage::Counters;
@@ -51,10 +52,16 @@ impl Inner {
         let imported = read_notes(&options.root);
         let mut stock = Stock::new(&options, &folders, &boot_id, &imported);
         stock.take()?;
-        let Stock { index, trash, thrown, undigested, unsettled, change, .. } = stock;
+        let Stock { mut index, trash, thrown, undigested, unsettled, change, .. } = stock;
         let (reaper, reaper_inbox) = Worker::new();
         let (marker, marker_inbox) = Worker::new();
         let (images, layers) = index.unused();
+        let quotas = Quotas::of(options.project_quotas.as_ref(), &folders.containers());
+        if let Some(quotas) = &quotas {
+            for (id, entry) in &mut index.containers {
+                entry.project = quotas.existing(&folders.container(id));
+            }
+        }
         let inner = Arc::new(Self {
             registry: Arc::new(Registry::new(sources(&options), options.timeouts, options.proxies.clone())),
             downloads: Arc::new(Downloads::new(options.parallel_downloads)),
@@ -65,6 +72,7 @@ impl Inner {
             index: Mutex::new(index),
             flights: Flights::default(),
             counters: Counters::default(),
+            quotas,
             trash,
             reaper,
             marker,
@@ -305,7 +313,7 @@ impl<'a> Stock<'a> {
                 tracing::warn!(container = id, %image, "an image of a container is not there");
             }
         }
-        self.index.containers.insert(id, ContainerEntry { record, usage: None });
+        self.index.containers.insert(id, ContainerEntry { record, usage: None, project: None });
         Ok(())
     }
 }

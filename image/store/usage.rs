@@ -131,8 +131,13 @@ impl Inner {
 
     fn measure_container(&self, id: &str) {
         let (at, start) = (now(), Instant::now());
-        match measure(&self.folders.container(id)) {
+        let by_project = self.usage_by_project(id);
+        let is_walked = by_project.is_none();
+        match by_project.map_or_else(|| measure(&self.folders.container(id)), Ok) {
             Ok(usage) => {
+                if is_walked {
+                    self.audit_project(id, usage, start.elapsed());
+                }
                 let measured = Measured { usage, at, done: Instant::now(), took: start.elapsed() };
                 if let Some(container) = self.index().containers.get_mut(id) {
                     container.usage = Some(measured);

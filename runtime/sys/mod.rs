@@ -15,6 +15,8 @@ pub mod namespaces;
 pub mod process;
 pub mod program;
 pub mod pty;
+#[cfg(feature = "daemon")]
+pub mod quota;
 pub mod security;
 pub mod socket;
 pub mod spawn;

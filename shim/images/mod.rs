@@ -1,9 +1,11 @@
 //! The ImageService: one function an RPC, on the store of the image crate.
 //!
 //! * [`progress`]: a pull that tells how far it is, for `berth image pull`
+//! * [`quota`]: project quotas of the kernel, which measure writable layers
 //! * [`save`]: archives, for `berth image save`
 
 pub mod progress;
+pub(crate) mod quota;
 pub mod save;
 
 use std::collections::HashMap;

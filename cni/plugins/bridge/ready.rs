@@ -33,6 +33,8 @@ struct State {
     bridges: BTreeMap<String, Known>,
     /// IP versions of which the host passes packets on; whether it is version 4.
     forwarding: BTreeSet<bool>,
+    /// Links of pods that are disconnected from their bridge, with the pod's id.
+    disconnected: BTreeMap<u32, String>,
 }
 
 #[derive(Debug)]
@@ -98,7 +100,16 @@ impl State {
                 let has = |known: &&mut Known| known.gateways.iter().any(|ip| ip.addr().is_ipv4() == v4);
                 self.bridges.values_mut().filter(has).for_each(|known| known.lacks = true);
             }
-            self.bridges.values_mut().for_each(|known| known.take_in(&change));
+            match change {
+                Change::PortDisconnected { index, pod } if !self.bridges.is_empty() => {
+                    self.disconnected.insert(index, pod);
+                }
+                Change::PortConnected(index) | Change::LinkGone(index) => {
+                    self.disconnected.remove(&index);
+                    self.bridges.values_mut().for_each(|known| known.take_in(&change));
+                }
+                _ => self.bridges.values_mut().for_each(|known| known.take_in(&change)),
+            }
         }
     }
 }
@@ -229,6 +240,14 @@ impl Ready {
             }
         }
         another
+    }
+
+    /// The pods whose port has lost its bridge since the last call. A port that is being set up or removed is among them only
+    /// if the kernel has not reported the rest of it yet.
+    pub(crate) async fn disconnected(&self) -> BTreeSet<String> {
+        let mut state = self.state.lock().await;
+        self.take_in(&mut state);
+        std::mem::take(&mut state.disconnected).into_values().collect()
     }
 
     fn note(&self, bridge: &str, why: Option<String>) {
