@@ -1,8 +1,9 @@
-//! Builds the three programs that the daemon embeds, so that berth is one file to copy to a node: the keeper, the pause
-//! and the program of the demo image. Each is built by a nested cargo with a target folder of its own inside `OUT_DIR`,
-//! static, without position independence (relocated pages are private memory, once per pod).
+//! Builds the three programs that the daemon embeds: the keeper, the pause and the program of the demo image. berth is
+//! therefore a single file to copy to a node. A nested cargo builds each program in a separate target folder inside
+//! `OUT_DIR`. The programs are static and not position-independent, because relocated pages are private memory, once per
+//! pod.
 //!
-//! The path of each is exported as an environment variable for `shim/programs.rs`.
+//! The path of each program is exported as an environment variable for `shim/programs.rs`.
 
 use std::env;
 use std::error::Error;
@@ -12,15 +13,15 @@ use std::process::Command;
 
 /// A program to embed.
 struct Program {
-    /// The binary's name, which is its package's too.
+    /// The name of the binary and of its package.
     name: &'static str,
-    /// Its manifest, relative to the repository.
+    /// Its manifest, relative to the root of the repository.
     manifest: &'static str,
     profile: &'static str,
     rustflags: &'static str,
     /// The environment variable that `shim/programs.rs` reads.
     variable: &'static str,
-    /// What it is made of: a change of these builds it again.
+    /// Its sources. The program is rebuilt if one of them changes.
     sources: &'static [&'static str],
 }
 
@@ -67,16 +68,16 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn required(variable: &str) -> Result<String, String> {
-    env::var(variable).map_err(|error| format!("{variable}: {error}"))
+    env::var(variable).map_err(|error| format!("invalid environment variable {variable}: {error}"))
 }
 
-/// Tells cargo to watch the files that a program is made of. A whole folder would include the tests beside them.
+/// Makes cargo watch the sources of a program. Watching a whole folder would include the tests in it.
 fn watch(path: &Path) -> Result<(), Box<dyn Error>> {
     if !path.is_dir() {
         println!("cargo::rerun-if-changed={}", path.display());
         return Ok(());
     }
-    for entry in fs::read_dir(path).map_err(|error| format!("read {}: {error}", path.display()))? {
+    for entry in fs::read_dir(path).map_err(|error| format!("failed to read {}: {error}", path.display()))? {
         let entry = entry?.path();
         let name = entry.file_name().unwrap_or_default();
         if name != "tests" && name != "target" {
@@ -98,21 +99,24 @@ fn build(program: &Program, root: &Path, target_folder: &Path) -> Result<PathBuf
         .arg(target_folder);
     isolate(&mut command);
     command.env("RUSTFLAGS", program.rustflags);
-    let output = command.output().map_err(|error| format!("start cargo for {}: {error}", program.name))?;
+    let output =
+        command.output().map_err(|error| format!("failed to start cargo for {}: {error}", program.name))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("building {} failed ({}):\n{text}", program.name, output.status).into());
+        return Err(format!("failed to build {}: {}:\n{text}", program.name, output.status).into());
     }
     let profile_folder = target_folder.join(target).join(program.profile);
     let built = profile_folder.join(program.name);
     if !built.is_file() {
-        return Err(format!("cargo built {}, but there is no {}", program.name, built.display()).into());
+        return Err(
+            format!("binary {} of {} not found after its build", built.display(), program.name).into()
+        );
     }
     Ok(built)
 }
 
-/// Takes away what the outer cargo says about the outer build: its flags, its target, clippy in rustc's place. What
-/// belongs to the machine (proxies, the registry, cargo's home, the jobserver in MAKEFLAGS) stays.
+/// Removes the environment of the outer build: its flags, its target, clippy in place of rustc. Settings of the machine
+/// (proxies, the registry, cargo's home, the jobserver in MAKEFLAGS) stay.
 fn isolate(command: &mut Command) {
     const KEEP: [&str; 2] = ["CARGO_HOME", "CARGO_MAKEFLAGS"];
     const DROP: [&str; 12] = [

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Gets the containerd with which berth is compared, at a pinned version, from the Go module proxy. It is built once.
+# Builds the containerd for comparison with berth, at a pinned version from the Go module proxy. It is built once.
 #
-#   bench/containerd.sh      prints the folder with the programs, and nothing else, on standard output
+#   bench/containerd.sh      prints only the folder with the programs on standard output
 #
 # Environment:
-#   BERTH_CACHE    where they are kept (default ~/.cache/berth)
+#   BERTH_CACHE    folder for the programs (default ~/.cache/berth)
 set -eu
 
 version=v2.4.2
@@ -12,7 +12,7 @@ bin="${BERTH_CACHE:-$HOME/.cache/berth}/bin-containerd-$version"
 . "$(dirname "$0")/../tests/stand-ins/gobuild.sh"
 
 if [ ! -x "$bin/complete" ]; then
-    command -v go >/dev/null || { echo "containerd.sh: no Go toolchain here" >&2; exit 1; }
+    command -v go >/dev/null || { echo "containerd.sh: Go toolchain not found" >&2; exit 1; }
     mkdir -p "$bin"
     flags="-s -w -X github.com/containerd/containerd/v2/version.Version=${version#v}"
     build_in "github.com/containerd/containerd/v2@$version" \

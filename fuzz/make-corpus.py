@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the beginnings of the fuzz corpus: one small specimen of each form that the parsers know."""
+"""Writes the initial fuzz corpus: one small sample of each input format."""
 import gzip
 import io
 import json
@@ -105,7 +105,7 @@ message = dhcp(*usual)
 udp = bytes([0, 67, 0, 68]) + (len(message) + 8).to_bytes(2, "big") + bytes(2) + message
 write("dhcp", "packet", bytes([0x45, 0]) + (len(udp) + 20).to_bytes(2, "big") + bytes([0, 0, 0, 0, 64, 17, 0, 0, 10, 5, 0, 1, 10, 5, 0, 100]) + udp)
 
-# Sessions as clients begin them. The dictionary is the one of the server's source, read from there.
+# Sessions as clients start them. The dictionary is read from the server's source.
 source = open(os.path.join(HERE, "../../shim/stream/spdy/dictionary.rs")).read()
 words = re.findall(r'"([^"]*)"', re.search(r"WORDS.*?\];", source, re.S).group(0))
 rest = re.search(r'REST: &str = "(.*?)";', source, re.S).group(1)

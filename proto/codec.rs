@@ -1,4 +1,5 @@
-//! The codec of all services: prost's, which refuses values of enums that the proto does not know ([`crate::enums`]).
+//! The codec of all services. It is prost's codec, except that it rejects messages with undefined enum values
+//! ([`crate::enums`]).
 
 use std::marker::PhantomData;
 
@@ -9,7 +10,7 @@ use tonic_prost::{ProstDecoder, ProstEncoder};
 
 use crate::enums::Known;
 
-/// Encodes `T`, and decodes `U` with known values only.
+/// Encodes `T`, and decodes `U` if all its enum values are defined.
 #[derive(Clone, Debug)]
 pub struct CheckedCodec<T, U> {
     types: PhantomData<(T, U)>,
@@ -40,7 +41,7 @@ where
     }
 }
 
-/// Decodes messages with known values only.
+/// Decodes messages, and rejects those with undefined enum values.
 #[derive(Clone, Debug)]
 pub struct CheckedDecoder<U> {
     prost: ProstDecoder<U>,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::v1::AuthConfig;
 
-/// Says which credentials are present, never what they are.
+/// Shows which credentials are present, but not their values.
 impl fmt::Debug for AuthConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let present = |secret: &str| if secret.is_empty() { "" } else { "***" };

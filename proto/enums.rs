@@ -1,22 +1,22 @@
-//! Values of enums that the proto does not know. A request with one is refused: prost would read it as the first value of
-//! its enum, which is something else than what the client asks for.
+//! Undefined enum values. A request with one is rejected: prost would read it as the first value of its enum, which is not
+//! what the client requests.
 
 use std::fmt;
 
-/// A message whose enums can be checked; the implementations are generated. Those of messages that only a client receives
-/// do nothing: a newer server may know more.
+/// A message that can check its enum values. The implementations are generated. For messages that only a client receives
+/// they do nothing, because a newer server may define more values.
 pub trait Known {
-    /// Looks for a value that the proto does not know, in this message and those in it.
+    /// Checks the enum values of this message and of the messages in it.
     ///
     /// # Errors
-    /// The first such value.
+    /// The first value that the proto does not define.
     fn check(&self) -> Result<(), Unknown>;
 }
 
-/// A value that an enum does not have.
+/// A value that its enum does not define.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unknown {
-    /// The field, in its dotted path from the message that was checked.
+    /// The field, as a dotted path from the checked message.
     pub field: String,
     /// The number.
     pub value: i32,

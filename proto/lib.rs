@@ -1,5 +1,5 @@
-//! The messages and services on berth's socket, generated from the protos beside this file: the whole CRI
-//! (`runtime/v1/api.proto`) and what berth's own command line asks of a running daemon (`berth/v1/admin.proto`).
+//! The messages and services on berth's socket. They are generated from the protos in this folder: the complete CRI
+//! (`runtime/v1/api.proto`), and the admin service for berth's command line (`berth/v1/admin.proto`).
 
 pub mod codec;
 mod credentials;
@@ -21,7 +21,7 @@ pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
 
-/// What berth's own command line asks of a running daemon.
+/// The admin service, which berth's command line calls on a running daemon.
 pub mod admin {
     #![allow(
         missing_docs,
@@ -36,5 +36,5 @@ pub mod admin {
     tonic::include_proto!("berth.v1");
 }
 
-/// The compiled protos as an encoded `google.protobuf.FileDescriptorSet`: what gRPC reflection answers from.
+/// The compiled protos as an encoded `google.protobuf.FileDescriptorSet`. gRPC reflection uses it.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -8,11 +8,11 @@ pause:1       the program PAUSE, for runtimes whose pause is an image
 layers-gzip:1 200 MB in seven layers of files, gzip
 layers-zstd:1 the same with zstd (made when the zstd program is there)
 small-gzip:1  sixty layers of 500 small files each, gzip
-many-layers:1 127 layers, the most that docker makes, of 300 files each in folders that only the first one lists
+many-layers:1 127 layers, the maximum of docker, of 300 files each in folders that only the first layer lists
 one-layer:1   one layer of 600 MB, zstd or gzip
 tenth-N:1     ten images of two layers of 8 MB each, gzip
 
-The same content comes out every time, so that figures of different days compare.
+The content is the same every time, so figures of different days are comparable.
 """
 
 import os
@@ -40,7 +40,7 @@ def busybox():
 
 
 def files(layer):
-    """One layer: files of many sizes, as compressible as programs and text are."""
+    """One layer: files of many sizes, as compressible as programs and text."""
     chance = random.Random(layer)
     pool = bytes(chance.getrandbits(8) for _ in range(1 << 13))
     tar = Tar()
@@ -51,7 +51,7 @@ def files(layer):
         data = bytearray()
         while len(data) < size:
             start = chance.randrange(len(pool) - 256)
-            # Near a third is new, the rest has been there, within gzip's window: a third or so is left of it.
+            # About a third is new, the rest repeats data within gzip's window. The compressed size is about a third.
             if chance.random() < 0.6:
                 data += chance.randbytes(48)
             data += pool[start : start + chance.randrange(16, 128)]
@@ -79,7 +79,7 @@ MANY = 127
 
 
 def many(layer):
-    """One of very many layers: small files in folders that all share and that only the first one lists, with modes of their own."""
+    """One of very many layers: small files in shared folders. Only the first layer lists the folders, with their modes."""
     chance = random.Random(2_000_000 + layer)
     tar = Tar()
     folders = ["srv"] + [f"srv/{part}" for part in range(10)]
@@ -92,7 +92,7 @@ def many(layer):
 
 
 def large(seed, megabytes):
-    """One layer of a few large files, as models and databases are: half of it cannot be compressed."""
+    """One layer of a few large files, like models and databases. Half of it is incompressible."""
     chance = random.Random(seed)
     tar = Tar()
     for number in range(max(1, megabytes // 100)):

@@ -1,4 +1,4 @@
-/* A pause for runtimes whose pause is an image: waits, ends on SIGTERM, reaps what is handed to it. */
+/* A pause for runtimes that use a pause image. It waits, exits on SIGTERM, and reaps orphaned children. */
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A registry that serves what images.py has made, to read only (OCI distribution specification, "pull").
+"""A read-only registry that serves the images of images.py (OCI distribution specification, "pull").
 
 usage: registry.py FOLDER PORT
 """

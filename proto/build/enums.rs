@@ -1,5 +1,5 @@
-//! Generates, for each message that a request can hold, the check that its enums have values that the proto knows. prost
-//! decodes such a field into a number, whatever that is, and reads an unknown one as the first value of the enum.
+//! Generates, for each message that a request can contain, a check that its enum values are defined. prost decodes an enum
+//! field into any number, and reads an undefined number as the first value of the enum.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -8,13 +8,13 @@ use heck::{ToSnakeCase, ToUpperCamelCase};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
-/// The generated code has a module for each of these packages.
+/// The packages, and the module of the generated code for each of them.
 const MODULES: [(&str, &str); 2] = [(".runtime.v1.", "v1"), (".berth.v1.", "admin")];
 
-/// The source of all implementations of `crate::enums::Known`.
+/// Generates the source of all implementations of `crate::enums::Known`.
 ///
 /// # Errors
-/// The protos have something that no check is generated for.
+/// The protos contain a construct that this generator cannot check.
 pub(crate) fn generate(set: &FileDescriptorSet) -> Result<String, String> {
     let messages = messages(set);
     let requests = requests(set, &messages);
@@ -32,7 +32,7 @@ pub(crate) fn generate(set: &FileDescriptorSet) -> Result<String, String> {
 
 type Messages<'a> = BTreeMap<String, &'a DescriptorProto>;
 
-/// All messages by their full names, without the entries of maps.
+/// Returns all messages by their full names, without the entry messages of maps.
 fn messages(set: &FileDescriptorSet) -> Messages<'_> {
     let mut found = BTreeMap::new();
     for file in &set.file {
@@ -55,7 +55,7 @@ fn add<'a>(scope: &str, message: &'a DescriptorProto, found: &mut Messages<'a>) 
     found.insert(name, message);
 }
 
-/// The messages that a server receives, and those in them.
+/// Returns the names of the messages that a server receives, and of the messages in them.
 fn requests(set: &FileDescriptorSet, messages: &Messages<'_>) -> BTreeSet<String> {
     let services = set.file.iter().flat_map(|file| &file.service);
     let mut pending: Vec<String> =
@@ -74,7 +74,7 @@ fn requests(set: &FileDescriptorSet, messages: &Messages<'_>) -> BTreeSet<String
 
 fn checks(message: &DescriptorProto, messages: &Messages<'_>) -> Result<String, String> {
     if !message.oneof_decl.is_empty() {
-        return Err(format!("{} has a oneof, whose enums would not be checked", message.name()));
+        return Err(format!("failed to generate checks for {}: oneof is not supported", message.name()));
     }
     let mut body = String::new();
     for field in &message.field {
@@ -105,7 +105,10 @@ fn check(
             let entry = message.nested_type.iter().find(|nested| field.type_name().ends_with(nested.name()));
             let plain = |value: &FieldDescriptorProto| !matches!(value.r#type(), Type::Message | Type::Enum);
             if !entry.is_some_and(|entry| entry.field.iter().all(plain)) {
-                return Err(format!("{name} of {} would not be checked", message.name()));
+                return Err(format!(
+                    "failed to generate a check for {name} of {}: unsupported type",
+                    message.name()
+                ));
             }
             None
         }
@@ -113,7 +116,10 @@ fn check(
             let kind = rust_path(field.type_name())?;
             let word = field.type_name().rsplit('.').next().unwrap_or_default();
             if repeated {
-                return Err(format!("the list of enums {name} of {} would not be checked", message.name()));
+                return Err(format!(
+                    "failed to generate a check for {name} of {}: lists of enums are not supported",
+                    message.name()
+                ));
             }
             Some(format!("crate::enums::value::<{kind}>({name:?}, {word:?}, self.{member})"))
         }
@@ -121,10 +127,11 @@ fn check(
     })
 }
 
-/// How the generated code calls a type: what is nested in a message is in a module of its name.
+/// Returns the path of a type in the generated code. A type that is nested in a message is in a module with the message's
+/// name.
 fn rust_path(name: &str) -> Result<String, String> {
     let found = MODULES.iter().find_map(|(package, module)| Some((name.strip_prefix(package)?, module)));
-    let (local, module) = found.ok_or_else(|| format!("{name} is in no package of ours"))?;
+    let (local, module) = found.ok_or_else(|| format!("package of {name} not found"))?;
     let (scope, last) = local.rsplit_once('.').unwrap_or(("", local));
     let scopes =
         scope.split('.').filter(|part| !part.is_empty()).map(|part| format!("{}::", part.to_snake_case()));

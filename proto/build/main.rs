@@ -1,4 +1,4 @@
-//! Compiles the protos with protox (no protoc on the machine) and generates clients and servers from the descriptors.
+//! Compiles the protos with protox (protoc is not needed) and generates clients and servers from the descriptors.
 
 mod enums;
 
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let descriptors = protox::compile(PROTOS, ["."])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    // Reflection has no use for comments and line numbers, and the daemon would hold them in memory.
+    // Reflection does not use comments and line numbers. Without them, the daemon needs less memory.
     let mut bare = descriptors.clone();
     bare.file.iter_mut().for_each(|file| file.source_code_info = None);
     fs::write(out.join("descriptors.bin"), bare.encode_to_vec())?;
@@ -25,13 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .codec_path("crate::codec::CheckedCodec")
         .build_client(true)
         .build_server(true)
-        // What the daemon keeps on disk of a pod or container is the client's own config, as JSON; a field that a newer
-        // version adds is absent in what an older one wrote.
+        // The daemon stores the client's config of a pod or container on disk, as JSON. A field that a newer version adds
+        // is absent in the file of an older version.
         .message_attribute(
             ".runtime.v1",
             "#[derive(serde::Serialize, serde::Deserialize)]\n#[serde(default)]",
         )
-        // Credentials have a Debug of their own (credentials.rs), so that no log line can show them.
+        // credentials.rs implements Debug for credentials, so that log lines cannot contain them.
         .skip_debug([".runtime.v1.AuthConfig"])
         .compile_fds(descriptors)?;
     Ok(())

@@ -1,5 +1,5 @@
-//! Every enum of every request is checked, wherever it is: each field of the compiled protos is set to a number that its
-//! enum does not have, on the wire.
+//! Tests that every enum field of every request is checked, at any depth: each one is set to an undefined value on the
+//! wire.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
 
 use berth_proto::FILE_DESCRIPTOR_SET;
@@ -10,10 +10,10 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
-/// No enum has so many values.
+/// A number that is not a value of any enum.
 const NONE: u64 = 4711;
 
-/// Each way through the fields of a message to an enum, as the numbers of the fields and their names.
+/// Collects each path through the fields of a message to an enum, as numbers and names of the fields.
 fn ways(
     file: &[DescriptorProto],
     message: &DescriptorProto,
@@ -36,7 +36,7 @@ fn ways(
     }
 }
 
-/// A message in which only the enum at the end of the way is set.
+/// Encodes a message in which only the enum at the end of the path is set.
 fn encoded(way: &[(u32, String)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let Some(((number, _), below)) = way.split_first() else { return bytes };
@@ -77,7 +77,7 @@ fn no_enum_of_a_request_is_passed_over() {
         for way in found {
             seen += 1;
             let unknown = check(&encoded(&way)).unwrap_err();
-            // The members of a list are numbered.
+            // The elements of a list are numbered.
             let path: Vec<&str> = way.iter().map(|(_, name)| name.as_str()).collect();
             assert_eq!(unknown.field.replace("[0]", ""), path.join("."), "{name}");
             assert_eq!(unknown.value, 4711);
@@ -93,7 +93,7 @@ fn known_values_and_answers_pass() {
     let unknown = NamespaceOption { pid: 4, ..NamespaceOption::default() }.check().unwrap_err();
     assert_eq!(unknown.to_string(), "invalid pid: 4 is not a value of NamespaceMode");
     assert!(NamespaceOption { ipc: -1, ..NamespaceOption::default() }.check().is_err());
-    // What a newer daemon tells is for the client to read.
+    // The response of a newer daemon may have undefined values.
     let status = ContainerStatus { state: 77, ..ContainerStatus::default() };
     assert_eq!(ContainerStatusResponse { status: Some(status), ..Default::default() }.check(), Ok(()));
 }

@@ -1,5 +1,5 @@
-//! The compiled protos against `facts.tsv`, the table of what is on the wire: every RPC, message, field and enum value,
-//! in both directions.
+//! Compares the compiled protos with `facts.tsv`, the table of everything on the wire: every RPC, message, field and enum
+//! value, in both directions.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
 
 use std::collections::BTreeSet;
@@ -12,12 +12,12 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, Fi
 const FACTS: &str = include_str!("../facts.tsv");
 const PACKAGE: &str = ".runtime.v1.";
 
-/// The lines of the table, without the marks at their ends that stand for "nothing".
+/// Returns the lines of the table, without trailing white space, which marks empty columns.
 fn written() -> BTreeSet<String> {
     FACTS.lines().filter(|line| !line.starts_with('#')).map(|line| line.trim_end().to_owned()).collect()
 }
 
-/// The same lines, made from the compiled descriptors.
+/// Returns the same lines, generated from the compiled descriptors.
 fn compiled() -> BTreeSet<String> {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let file = set.file.iter().find(|file| file.package() == "runtime.v1").unwrap();
@@ -51,7 +51,7 @@ fn add_enum(lines: &mut BTreeSet<String>, scope: &str, kind: &EnumDescriptorProt
 
 fn add_message(lines: &mut BTreeSet<String>, scope: &str, message: &DescriptorProto) {
     let name = format!("{scope}{}", message.name());
-    assert!(message.oneof_decl.is_empty(), "{name} has a oneof, which the table has no word for");
+    assert!(message.oneof_decl.is_empty(), "{name} has a oneof, which the table cannot describe");
     if message.field.is_empty() {
         lines.insert(format!("message\t{name}"));
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Drives a pod through its whole life with every command of crictl, and asks the server with grpcurl, as an operator would.
+# Runs every command of crictl during the life of a pod, and queries the server with grpcurl, as an operator would.
 #
-# usage: crictl.sh TOOLS SOCKET FOLDER      called by tests/conformance/run, beside its daemon and registry
+# usage: crictl.sh TOOLS SOCKET FOLDER      called by tests/conformance/run, which has started a daemon and a registry
 set -eu
 tools=$1 socket=$2 folder=$3
 image=registry.k8s.io/e2e-test-images/busybox:1.29-2
@@ -72,7 +72,7 @@ crictl update --memory 67108864 --cpu-share 512 "$container" >/dev/null
 has "update" '"67108864"' "$(crictl inspect "$container" | grep memoryLimitInBytes)"
 has "stats" "${container:0:13}" "$(crictl stats --id "$container")"
 has "statsp" "${pod:0:13}" "$(crictl statsp --id "$pod")"
-# What berth does not have says so.
+# Unsupported calls return Unimplemented.
 has "checkpoint" "Unimplemented" "$(crictl checkpoint --export "$folder/checkpoint.tar" "$container" 2>&1 || true)"
 has "metricdescs" "Unimplemented" "$(crictl metricdescs 2>&1 || true)"
 has "metricsp" "Unimplemented" "$(crictl metricsp 2>&1 || true)"
@@ -81,7 +81,7 @@ is "exit code" "3" "$(crictl inspect -o go-template --template '{{.status.exitCo
 is "logs" "started stopping" "$(crictl logs "$container" | xargs)"
 crictl rm "$container" >/dev/null
 
-# Sessions that last: attach, port-forward, and a container of one command.
+# Long sessions: attach, port-forward, and a container of one command.
 sed 's/"name": "shell"/"name": "echo"/; s/"command": .*/"command": ["sh", "-c", "read line; echo got $line; nc -l -p 7000 -e echo served"],/
     s/"log_path": "shell.log"/"log_path": "echo.log", "stdin": true/' "$folder/container.json" >"$folder/echo.json"
 echo_id=$(crictl create "$pod" "$folder/echo.json" "$folder/pod.json")

@@ -3,12 +3,12 @@
 
 usage: images.py URL FOLDER
 
-URL is a registry (http://127.0.0.1:5000), FOLDER is for what is made on the way. Names are those of critest without the
-registry's host: mirrors lead there. Nothing of the real images is in them, only what the tests use:
+URL is a registry (http://127.0.0.1:5000), FOLDER is for temporary files. The names are those of critest without the
+registry's host; mirrors redirect to URL. The images contain only files that the tests use, and none of the real images:
 
-- Debian's busybox, not busybox-static, whose shell runs applets inside itself, so that a masked /bin/ls is not noticed;
-- applets as hard links, and pgrep and ipcs, which busybox does not have here;
-- nginx as the web servers.
+- Debian's busybox, because the shell of busybox-static runs applets internally and would ignore a masked /bin/ls;
+- applets as hard links, and pgrep and ipcs, which Debian's busybox does not have;
+- nginx for the web servers.
 
 Images under `suites/` are for the suites of other runtimes (tests/suites).
 """
@@ -134,7 +134,7 @@ def build(store, folder):
     store.image(f"{E2E}/nginx:1.14-2", [base, web_server(80)], server)
     store.image(f"{TOOLS}/hostnet-nginx-{ARCH}:latest", [base, web_server(12003)], server)
     store.image(f"{TOOLS}/hostnet-nginx:latest", [base, web_server(12003)], server)
-    # Its name must be in its log.
+    # The test looks for the name of the server in its log.
     store.image(
         f"{E2E}/httpd:2.4.39-4",
         [base, web_server(80)],

@@ -1,8 +1,9 @@
-# A private node for suites of others: a registry on loopback with stand-in images, and a daemon; to be sourced by a script
-# that is in network and mount namespaces of its own.
+# A private node for external test suites: a registry on loopback with stand-in images, and a daemon. A script that runs in a
+# private network and mount namespace sources this file.
 #
 # Needs: here (this folder), cache, tools (see tools.sh), BERTH_BIN, port.
-# Gives: work (a folder), the socket $work/berth.sock; `end PID`. All is ended and removed when the script ends.
+# Provides: work (a folder), the socket $work/berth.sock, `end PID`. When the script exits, all processes are terminated and all
+# files removed.
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/berth-conformance-XXXXXX")
 pids=()
@@ -18,7 +19,7 @@ end() { # pid
     wait "$1" 2>/dev/null || true
 }
 
-# What of this run is still there: keepers, which are in the daemon's network namespace, and the cgroup of its pods.
+# Prints leftovers of this run: keepers, which are in the daemon's network namespace, and the cgroup of its pods.
 leftovers() {
     local process
     for process in /proc/[0-9]*; do
@@ -28,7 +29,7 @@ leftovers() {
     [ -n "$had_cgroup" ] || default_cgroups
 }
 
-# Cgroups of pods that name none. Those of others come and go meanwhile, which find(1) takes for an error.
+# Prints the default cgroups of pods. Errors of find(1) are ignored, because other cgroups appear and disappear at any time.
 default_cgroups() {
     find /sys/fs/cgroup -type d -name berth 2>/dev/null || true
 }
@@ -41,7 +42,7 @@ remove_pods() {
 finish() {
     local status=$? i
     trap - EXIT
-    # Specs that fail leave their pods, and pods outlive their daemon.
+    # Failed specs leave their pods, and pods outlive the daemon.
     [ ! -S "$work/berth.sock" ] || remove_pods
     end_daemon
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do end "${pids[i]}"; done
@@ -65,7 +66,7 @@ listening() {
         (: </dev/tcp/127.0.0.1/"$1") 2>/dev/null && return 0
         sleep 0.05
     done
-    echo "$0: nothing listens on port $1" >&2
+    echo "$0: no listener on port $1" >&2
     return 1
 }
 
@@ -93,16 +94,16 @@ end_daemon() {
 
 # Starts the registry and the daemon, in this network and mount namespace.
 start_node() {
-    # Another daemon of this host may have it.
+    # Another daemon of this host may have created it.
     had_cgroup=$(default_cgroups)
     ip link set lo up
-    # Sockets and pinned namespaces of this run go with the mount namespace.
+    # Sockets and bound namespaces of this run are removed with the mount namespace.
     mount -t tmpfs none /run
-    # The images are made once for one set of scripts and programs.
+    # The images are built once for each version of the scripts and programs.
     stamp=$(cat "$here/images.py" "$here/../stand-ins/oci.py" "$(command -v busybox)" "$(command -v nginx || echo /usr/sbin/nginx)" | sha256sum | cut -c1-16)
     images=$cache/conformance-$stamp
     if [ ! -d "$images" ]; then
-        echo "making the stand-in images, once, in $images" >&2
+        echo "building the stand-in images once in $images" >&2
         rm -rf "$images.new"
         mkdir -p "$images.new/registry" "$work/images"
         start_registry "$images.new/registry"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Gets the real clients with which berth is tested, at pinned versions, from the Go module proxy: crictl and critest
-# (sigs.k8s.io/cri-tools), ginkgo, by which critest runs specs in parallel, and grpcurl. They are built once, into a cache folder.
+# Builds the clients for the conformance tests, at pinned versions from the Go module proxy: crictl and critest
+# (sigs.k8s.io/cri-tools), ginkgo, which critest needs for parallel specs, and grpcurl. They are built once, into a cache folder.
 #
-#   tests/conformance/tools.sh      prints the folder with the programs, and nothing else, on standard output
+#   tests/conformance/tools.sh      prints only the folder with the programs on standard output
 #
 # Environment:
-#   BERTH_CACHE    where they are kept (default ~/.cache/berth)
+#   BERTH_CACHE    folder for the programs (default ~/.cache/berth)
 set -eu
 
 cri_tools=v1.37.0
@@ -16,7 +16,7 @@ bin="$cache/bin-cri-tools-$cri_tools-ginkgo-grpcurl-$grpcurl"
 . "$(dirname "$0")/../stand-ins/gobuild.sh"
 
 if [ ! -x "$bin/complete" ]; then
-    command -v go >/dev/null || { echo "tools.sh: no Go toolchain here" >&2; exit 1; }
+    command -v go >/dev/null || { echo "tools.sh: Go toolchain not found" >&2; exit 1; }
     mkdir -p "$bin"
     version="-X sigs.k8s.io/cri-tools/pkg/version.Version=${cri_tools#v}"
     build_in "sigs.k8s.io/cri-tools@$cri_tools" sh -c "

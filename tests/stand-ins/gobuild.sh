@@ -1,16 +1,16 @@
-# For the scripts that build Go programs from the module proxy; to be sourced.
+# Functions that build Go programs from the module proxy. Scripts source this file.
 
-# The folder of a module's source as `go mod download` left it: read-only, so it is copied before it is built.
+# Prints the source folder of a module as `go mod download` created it. It is read-only and must be copied for a build.
 source_of() { # module@version
     go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'
 }
 
-# `go install module@version` refuses a main module with replace directives: its own folder is the main module then.
+# Builds in a copy of the module's folder, because `go install module@version` rejects modules with replace directives.
 build_in() { # module@version, then a command
     local module=$1 folder work
     shift
     folder=$(source_of "$module")
-    [ -n "$folder" ] || { echo "$module is not available" >&2; return 1; }
+    [ -n "$folder" ] || { echo "module $module not found" >&2; return 1; }
     work=$(mktemp -d "${TMPDIR:-/tmp}/berth-tools-XXXXXX")
     cp -r "$folder/." "$work"
     chmod -R u+w "$work"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Gets gRPC clients of several languages: the C core's for Python (PyPI), grpc-js for Node (npm), Go's and C++'s (Debian).
-# Prints the folder with the programs `python`, `node`, `go` and `cpp`, and nothing else, on standard output. Each is called
-# with TARGET METHOD MESSAGE and prints the first answer; messages are hexadecimal.
+# Builds gRPC clients in several languages: Python with the C core (PyPI), Node with grpc-js (npm), Go, and C++ (Debian).
+# Prints only the folder with the programs `python`, `node`, `go` and `cpp` on standard output. Each program takes the arguments
+# TARGET METHOD MESSAGE and prints the first response; messages are hexadecimal.
 #
 # Environment:
-#   BERTH_CACHE    where they are kept (default ~/.cache/berth)
+#   BERTH_CACHE    folder for the programs (default ~/.cache/berth)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/gobuild.sh"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds streamclient, a client of streaming sessions made of what kubectl is made of, among the modules of cri-tools, which
-# pins them. Prints the folder with it and crictl, and nothing else, on standard output.
+# Builds streamclient, a client for streaming sessions that uses the same libraries as kubectl. It is built in the module of
+# cri-tools, which pins their versions. Prints only the folder with streamclient and crictl on standard output.
 #
 # Environment:
-#   BERTH_CACHE    where it is kept (default ~/.cache/berth)
+#   BERTH_CACHE    folder for the program (default ~/.cache/berth)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/gobuild.sh"
