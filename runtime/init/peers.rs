@@ -1,5 +1,5 @@
-//! Whether a folder of the host has peers: mounts that are made below it in a container can only reach the host, or the
-//! other way round, where its own mount is shared (mount_namespaces(7), "Shared subtrees").
+//! Checks whether mounts can propagate between a container and a folder of the host. They can only if the folder's
+//! mount is shared (mount_namespaces(7), "Shared subtrees").
 
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
@@ -8,10 +8,10 @@ use crate::plan::Propagation;
 use crate::sys::{self, Context, mount};
 use crate::wire::{InitFailure, Step};
 
-/// Refuses a propagation that would have no effect.
+/// Rejects a propagation that would have no effect.
 ///
 /// # Errors
-/// The mount that the path is on is neither shared nor, where that is enough, the slave of one.
+/// The path's mount is not shared and, where that would be enough, not a slave either.
 pub(super) fn check(source: &str, propagation: Propagation, index: usize) -> Result<(), InitFailure> {
     let (tags, words): (&[&str], _) = match propagation {
         Propagation::Shared => (&["shared:"], "a shared mount"),
@@ -28,7 +28,7 @@ pub(super) fn check(source: &str, propagation: Propagation, index: usize) -> Res
     Err(fail(0, format!("path {source:?} is mounted on {:?} but it is not {words}", own.point)))
 }
 
-/// A mount as mountinfo has it (proc_pid_mountinfo(5)).
+/// A mount in mountinfo (proc_pid_mountinfo(5)).
 #[derive(Debug, PartialEq)]
 struct Mounted {
     point: String,

@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use berth_runtime::{logs, sys};
 
-/// A log, or nowhere.
+/// A log. Without a file, output is dropped.
 #[derive(Debug)]
 pub(crate) struct Log {
-    /// Its number among those of the keeper.
+    /// Its number, which is unique in the keeper.
     pub(crate) number: u32,
     pub(crate) file: Option<Rc<OwnedFd>>,
     path: Option<String>,
-    /// Records that were dropped and that the writer does not know of yet.
+    /// The number of dropped records that the writer has not been informed of.
     pub(crate) lost: u32,
 }
 

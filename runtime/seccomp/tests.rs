@@ -1,4 +1,4 @@
-//! Profiles, compiled and run as the kernel would.
+//! Tests that compile profiles and run the filters as the kernel does.
 
 use oci_spec::runtime::{Arch, LinuxSeccomp};
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ const ALLOW: u32 = 0x7fff_0000;
 const EPERM: u32 = 0x0005_0001;
 const ENOSYS: u32 = 0x0005_0026;
 
-/// What the kernel's interpreter would answer for a call.
+/// Interprets a filter as the kernel does.
 pub(super) fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = [0_u8; 64];
     data[..4].copy_from_slice(&number.to_ne_bytes());
@@ -58,7 +58,7 @@ pub(super) fn instructions(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, S
     super::instructions(&rules::groups(profile, &machine::abis())?)
 }
 
-/// The answer of a profile to a call of the machine's own ABI.
+/// Returns the action of a profile for a call of the native ABI.
 fn answer(profile: &LinuxSeccomp, name: &str, arguments: [u64; 6]) -> u32 {
     let program = instructions(profile).unwrap();
     run(&program, native().audit, (native().number)(name).unwrap(), arguments)
@@ -217,14 +217,14 @@ fn the_kernel_takes_the_default_profile() {
     let loading = move || {
         sys::security::no_new_privs()?;
         sys::security::load_seccomp(&program, filter.flags)?;
-        // In this thread alone.
+        // The filter applies only to this thread.
         Ok::<_, sys::Error>(rustix::system::sethostname(b"x"))
     };
     let refused = std::thread::spawn(loading).join().unwrap().unwrap();
     assert_eq!(refused, Err(rustix::io::Errno::PERM));
 }
 
-/// What a condition means, by the words of seccomp_rule_add(3).
+/// Returns whether a condition holds, as documented in seccomp_rule_add(3).
 fn holds(operator: &str, argument: u64, value: u64, value_two: u64) -> bool {
     match operator {
         "SCMP_CMP_NE" => argument != value,
@@ -237,7 +237,7 @@ fn holds(operator: &str, argument: u64, value: u64, value_two: u64) -> bool {
     }
 }
 
-/// Numbers whose halves are often equal to those of others.
+/// Generates numbers with halves that often equal those of others.
 fn number() -> impl Strategy<Value = u64> {
     let half = prop_oneof![0_u64..3, Just(0xffff_ffff), any::<u32>().prop_map(u64::from)];
     (half.clone(), half).prop_map(|(high, low)| high << 32 | low)
@@ -264,7 +264,7 @@ proptest! {
         prop_assert_eq!(answer(&profile(&json), "mmap", arguments), expected);
     }
 
-    /// However many calls are listed, each is found, over jumps of any length.
+    /// Each call is found, for any number of listed calls and jumps of any length.
     #[test]
     fn every_call_gets_its_own_answer(errnos in prop::collection::btree_map(0_u32..450, 1_u32..4000, 0..400)) {
         let named: Vec<(u32, &'static str)> = syscalls::Sysno::iter()
