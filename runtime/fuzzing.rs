@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_breaks_nothing() {
+    fn the_corpus_causes_no_panic() {
         corpus("keeper", keeper);
         corpus("seccomp", seccomp);
     }

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_made_and_gone_on_with() {
+    fn a_log_is_created_and_appended_to() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("c/0.log");
         make_folder(text(&folder.path().join("c"))).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn no_folder_is_made_through_a_link() {
+    fn no_folder_is_created_through_a_link() {
         let folder = tempfile::tempdir().unwrap();
         let (logs, elsewhere) = (folder.path().join("logs"), folder.path().join("elsewhere"));
         fs::create_dir_all(&logs).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_a_file_of_its_own_is_opened() {
+    fn only_a_regular_file_with_one_name_is_opened() {
         let folder = tempfile::tempdir().unwrap();
         let (log, victim) = (folder.path().join("0.log"), folder.path().join("victim"));
         fs::write(&victim, "").unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_not_even_opened() {
+    fn a_device_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("0.log");
         let device = rustix::fs::makedev(1, 3);
@@ -215,7 +215,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_folder_is_made_where_its_path_says(below in "[a./]{0,12}") {
+        fn a_folder_is_created_only_at_its_path(below in "[a./]{0,12}") {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("inside").join(below.trim_start_matches('/'));
             let result = make_folder(text(&path));

@@ -25,7 +25,7 @@ impl AsFd for Root {
 }
 
 impl Root {
-    /// Returns the root whose directory `directory` is a descriptor of.
+    /// Creates the root from a descriptor of its directory.
     #[must_use]
     pub fn new(directory: OwnedFd) -> Self {
         Self { directory }
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn links_in_a_circle_end() {
+    fn circular_links_are_an_error() {
         let folder = tempfile::tempdir().unwrap();
         symlink("b", folder.path().join("a")).unwrap();
         symlink("a", folder.path().join("b")).unwrap();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn strictly_means_without_links() {
+    fn resolve_strictly_follows_no_links() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("real")).unwrap();
         symlink("real", folder.path().join("proc")).unwrap();

@@ -40,7 +40,7 @@ pub enum PidNamespace {
 pub struct CgroupJoin {
     /// v2: the cgroup's directory, for `CLONE_INTO_CGROUP` (clone(2)).
     pub directory: Option<FdSlot>,
-    /// v1: `tasks`, open for writing, of every hierarchy; the child moves itself.
+    /// v1: `tasks` of every hierarchy, open for writing. The child moves itself.
     // Older keepers write the child's pid to these files. The name on the wire is the same for both.
     #[serde(rename = "procs")]
     pub tasks: Vec<FdSlot>,

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn no_sysctl_leads_elsewhere() {
+    fn no_sysctl_leads_outside_of_its_folder() {
         for name in ["", "kernel", "kernel/../../x", "kernel..core", "/kernel/x", "kernel.core\n.x", "a/./b"]
         {
             assert_eq!(sysctl_path(name), None, "{name:?}");

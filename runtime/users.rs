@@ -132,9 +132,9 @@ impl Principal {
     }
 }
 
-/// Looks up a user in the image whose root `root` is a descriptor of. A file that is too long is an error only if
-/// a name must be found in it. A user or a group by number does not need the file: it then gets no further groups
-/// and no home.
+/// Looks up a user in an image. `root` is a descriptor of the image's root directory. A file that is too long is
+/// an error only if a name must be found in it. A user or a group by number does not need the file: it then gets
+/// no further groups and no home.
 ///
 /// # Errors
 /// The image has no such user or group, or a required file is too long.
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn users_have_their_groups() {
+    fn users_get_their_groups() {
         let web = of("web").unwrap();
         assert_eq!((web.uid, web.gid, web.home.as_deref()), (1000, 1000, Some("/srv")));
         assert_eq!(web.groups, [50, 51, 1000]);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn strictly_means_only_what_was_asked_for() {
+    fn the_strict_policy_adds_no_groups() {
         let request = UserRequest {
             user: Principal::Id(1000),
             supplemental: vec![1234],
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_or_no_id_is_named() {
+    fn errors_name_unknown_users_and_invalid_ids() {
         assert!(matches!(of("nobody"), Err(UserError::UnknownUser(name)) if name == "nobody"));
         assert!(matches!(of("0:none"), Err(UserError::UnknownGroup(name)) if name == "none"));
         for text in ["4294967295", "4294967296", "99999999999999999999", "-1", "+5"] {
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_too_long_fails_only_who_needs_it() {
+    fn a_file_that_is_too_long_is_an_error_only_if_it_is_needed() {
         use std::os::fd::AsFd as _;
 
         let folder = tempfile::tempdir().unwrap();
@@ -300,7 +300,7 @@ mod tests {
         let write = |passwd: u64, group: u64| {
             for (name, text, size) in [("etc/passwd", PASSWD, passwd), ("etc/group", GROUP, group)] {
                 std::fs::write(folder.path().join(name), text).unwrap();
-                // The rest of the file is a hole, which takes no space.
+                // The rest of the file is a hole, which uses no space.
                 let file = std::fs::File::options().write(true).open(folder.path().join(name)).unwrap();
                 file.set_len(size.max(text.len().try_into().unwrap())).unwrap();
             }
@@ -333,14 +333,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_file_makes_the_lookup_fail_or_gives_a_foreign_id(passwd in "(\\PC|\n|:){0,200}", group in "(\\PC|\n|:){0,200}") {
+        fn no_file_makes_a_lookup_by_id_fail_or_changes_the_id(passwd in "(\\PC|\n|:){0,200}", group in "(\\PC|\n|:){0,200}") {
             let user = resolve(&passwd, &group, &UserRequest { user: Principal::Id(7), ..UserRequest::default() }).unwrap();
             prop_assert_eq!(user.uid, 7);
             prop_assert!(user.gid <= HIGHEST);
         }
 
         #[test]
-        fn every_number_is_itself_or_refused(number in any::<u64>()) {
+        fn every_number_is_parsed_exactly_or_rejected(number in any::<u64>()) {
             match Principal::parse(&number.to_string()) {
                 Ok(Principal::Id(id)) => prop_assert_eq!(u64::from(id), number),
                 Ok(Principal::Name(_)) => prop_assert!(false),

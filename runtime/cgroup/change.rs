@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_go_back_to_what_they_were() {
+    fn an_undo_restores_the_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::write(path("memory.max"), "max\n").unwrap();
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_had_no_limit_is_found_by_its_number() {
+    fn devices_without_a_former_limit_are_found() {
         assert_eq!(added("8:0 rbps=1\n", "8:0 rbps=2\n8:16 rbps=3\n"), ["8:16"]);
         assert!(added("8:0 rbps=1\n", "").is_empty());
     }

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_rule_that_matches_counts() {
+    fn the_last_matching_rule_decides() {
         let program = compile(&[
             rule(false, LinuxDeviceType::A, (-1, -1), "rwm"),
             rule(true, LinuxDeviceType::C, (-1, -1), "m"),
@@ -203,13 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn v1_has_lines() {
+    fn v1_rules_are_formatted() {
         assert_eq!(rule_line(&rule(true, LinuxDeviceType::C, (136, -1), "rwm")), "c 136:* rwm");
         assert!(is_all(&rule(false, LinuxDeviceType::A, (-1, -1), "rwm")));
     }
 
     #[test]
-    fn the_kernel_takes_the_program() {
+    fn the_kernel_accepts_the_program() {
         if !rustix::process::geteuid().is_root() {
             return;
         }

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cgroup_is_found_by_its_last_name_wherever_it_is() {
+    fn a_cgroup_is_found_by_its_last_component_at_any_depth() {
         let root = tempfile::tempdir().unwrap();
         for folder in ["a/b/wanted/below", "wanted", "a/wanted.x", "c"] {
             fs::create_dir_all(root.path().join(folder)).unwrap();

@@ -150,7 +150,7 @@ mod tests {
     const V2: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
 
     #[test]
-    fn versions_are_told_apart() {
+    fn versions_are_detected() {
         let version = |mounts: &str| Hierarchies::of(mounts, |_| "cpu memory".to_owned()).unwrap().version();
         assert_eq!(version(V1), Version::V1);
         assert_eq!(version(V2), Version::V2);

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_files_of_both_versions() {
+    fn limits_are_translated_for_both_versions() {
         assert_eq!(
             files(v1(&resources())),
             pairs(&[
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_cannot_be_set_leaves_all_as_they_were() {
+    fn a_limit_that_cannot_be_set_changes_no_limit() {
         let v2 = folder(&[("memory.max", "max"), ("memory.swap.max", "max"), ("cpu.weight", "100")]);
         let read = |name: &str| fs::read_to_string(v2.path().join(name)).unwrap();
         let error = apply_v2(v2.path(), &resources()).unwrap_err();
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_told_apart_from_what_the_host_lacks() {
+    fn a_missing_cgroup_is_not_reported_as_a_missing_controller() {
         let missing = std::path::Path::new("/nonexistent/cgroup");
         assert!(matches!(apply_v2(missing, &resources()), Err(CgroupError::Gone { .. })));
         let only_memory = |controller: &str| (controller == "memory").then_some(missing);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_the_client_names_must_be_there() {
+    fn unified_keys_must_name_existing_files() {
         let v2 = folder(&[("memory.high", "max")]);
         let unified = |key: &str, value: &str| {
             let unified: std::collections::HashMap<String, String> =
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_on_a_line() {
+    fn weights_are_linear() {
         assert_eq!((weight_of(2), weight_of(1024), weight_of(262_144)), (1, 39, 10_000));
         assert_eq!((weight_of(0), weight_of(u64::MAX)), (1, 10_000));
     }

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_score_is_changed_and_taken_back() {
+    fn a_score_is_changed_and_restored() {
         let sleeper = Sleeper(Command::new("sleep").arg("1000").spawn().unwrap());
         let process = open(i32::try_from(sleeper.0.id()).unwrap()).unwrap();
         let former = read(&process).unwrap();

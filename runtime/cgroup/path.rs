@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_out_of_a_hierarchy() {
+    fn no_path_leads_out_of_a_hierarchy() {
         for parent in ["..", "/a/../b", "a/./b", "a--b.slice", "a\nb", "/a\0"] {
             assert!(CgroupPath::new(parent, "leaf").is_err(), "{parent:?}");
         }
@@ -143,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(parent in "\\PC{0,60}") {
+        fn formatted_paths_are_parsed_again(parent in "\\PC{0,60}") {
             if let Ok(path) = CgroupPath::new(&parent, "leaf") {
                 let relative = path.relative();
                 prop_assert!(relative.is_relative() && relative.components().all(|c| matches!(c, std::path::Component::Normal(_))));

@@ -166,7 +166,7 @@ pub fn has_socket(folder: &Path) -> bool {
     folder.join(SOCKET).exists()
 }
 
-/// Connects to the keeper whose socket is in `folder`.
+/// Connects to the keeper with its socket in `folder`.
 ///
 /// # Errors
 /// No keeper listens there.

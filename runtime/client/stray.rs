@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_keepers_folder_is_that_of_its_log() {
+    fn a_keepers_folder_is_derived_from_its_log() {
         let of = |log: &str| folder_of(log).map(|folder| folder.display().to_string());
         assert_eq!(of("/run/berth/pods/7/keeper.log").as_deref(), Some("/run/berth/pods/7"));
         assert_eq!(of("/run/berth/pods/7/keeper.log (deleted)").as_deref(), Some("/run/berth/pods/7"));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn descendants_are_those_of_all_generations() {
+    fn descendants_of_all_generations_are_found() {
         let mut shell = Command::new("sh")
             .args(["-c", "sleep 100 & sh -c 'sleep 100 & echo; wait' & wait"])
             .stdin(Stdio::null())
@@ -324,7 +324,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_breaks_the_parser(text in "\\PC{0,60}") {
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,60}") {
             let parsed = parse(&text);
             prop_assert!(parsed.is_none() || text.contains(')'));
         }

@@ -139,14 +139,14 @@ pub struct PodNamespaces {
     pub pause_pid: i32,
 }
 
-/// The input of a plan beside the spec.
+/// The input for a plan in addition to the spec.
 #[derive(Debug)]
 pub struct Context<'a> {
     /// The container whose process namespace is joined, if any.
     pub pid_target: Option<String>,
     /// The folder of the spec. Its name is the container's id.
     pub bundle: &'a Path,
-    /// The pod.
+    /// The pod's namespaces.
     pub pod: PodNamespaces,
     /// The cgroups of this host.
     pub hierarchies: &'a Hierarchies,
@@ -158,7 +158,7 @@ pub struct Context<'a> {
     pub cgroup: CgroupJoin,
     /// Folders to create in the root filesystem.
     pub directories: Vec<String>,
-    /// The ids of the user namespace ([`compile_users`]).
+    /// The ids of the user namespace, if there is one ([`compile_users`]).
     pub users: Option<UserNamespace>,
     /// The paths of the host's device nodes, by their paths in the container.
     pub device_sources: BTreeMap<String, String>,

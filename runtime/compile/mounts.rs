@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_attributes_propagation_or_the_filesystems() {
+    fn options_are_sorted_by_category() {
         let options = parse(&["rbind", "rro", "nosuid", "rslave"]).unwrap();
         assert!(options.bind && options.recursive_bind && options.recursive_attributes);
         assert_eq!(options.set, mount::ATTR_RDONLY | mount::ATTR_NOSUID);
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_of_two_options_counts() {
+    fn the_later_of_two_options_applies() {
         let options = parse(&["ro", "rw"]).unwrap();
         assert_eq!((options.set, options.clear), (0, mount::ATTR_RDONLY));
         let options = parse(&["rw", "ro"]).unwrap();
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_with_its_mount() {
+    fn errors_name_the_mount_of_an_unknown_option() {
         let error = parse(&["upperdir=/etc"]).unwrap_err().to_string();
         assert!(error.contains("/x") && error.contains("upperdir"), "{error}");
         assert!(parse(&["r"]).is_err());

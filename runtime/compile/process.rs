@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_inheritable_that_is_not_ambient() {
+    fn only_ambient_capabilities_are_inheritable() {
         let sets = LinuxCapabilitiesBuilder::default()
             .inheritable(Capabilities::from([Capability::Chown, Capability::Kill]))
             .ambient(Capabilities::from([Capability::Kill]))
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_cannot_take_is_named() {
+    fn errors_name_the_invalid_field() {
         assert_eq!(compile_process(&process(&[], "/")), Err(CompileError::Missing("process.args")));
         let error = compile_process(&process(&["a\0b"], "/")).unwrap_err();
         assert!(error.to_string().contains("process.args"), "{error}");

@@ -6,7 +6,7 @@
 //! other namespaces, sets its credentials and closes its descriptors. Only then does a clone of it continue in
 //! that PID namespace ([`last`]).
 //!
-//! * [`container`]: the steps of a container; [`exec`]: of a further process; [`sandbox`]: of a pause
+//! * [`container`]: the steps of a container; [`exec`]: of an exec; [`sandbox`]: of a pause
 //! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
 //!   can propagate; [`users`]: ids of volumes
 //! * [`process`]: the steps that a container and an exec have in common: streams, limits, credentials
@@ -34,7 +34,7 @@ use crate::sys::{self, process::exit_now};
 use crate::wire::transport::Report;
 use crate::wire::{InitFailure, Step};
 
-/// The byte with which the keeper tells a child in a new user namespace that its ids are mapped.
+/// The byte with which the keeper notifies a child in a new user namespace that its ids are mapped.
 pub const MAPPED: u8 = b'c';
 
 /// The byte with which the keeper lets a first process exec.
@@ -69,7 +69,7 @@ fn failure(step: Step, index: Option<u32>, error: &sys::Error) -> InitFailure {
 pub struct Descriptors<'a>(pub &'a [OwnedFd]);
 
 impl<'a> Descriptors<'a> {
-    /// The descriptor of a slot.
+    /// Returns the descriptor of a slot.
     ///
     /// # Errors
     /// `EBADF` if the message did not contain it.

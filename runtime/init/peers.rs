@@ -65,7 +65,7 @@ mod tests {
 ";
 
     #[test]
-    fn a_mount_has_its_tags() {
+    fn mountinfo_tags_are_parsed() {
         let of = |id| find(MOUNTS, id).map(|mounted| (mounted.point, mounted.tags));
         assert_eq!(of(22), Some(("/proc".to_owned(), String::new())));
         assert_eq!(of(35), Some(("/".to_owned(), "shared:1 master:7".to_owned())));
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_propagate_is_not_looked_at() {
+    fn private_mounts_are_not_checked() {
         assert_eq!(check("/nonexistent", Propagation::Private, 0), Ok(()));
         assert!(check("/nonexistent", Propagation::Shared, 0).is_err());
     }

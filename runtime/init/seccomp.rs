@@ -93,7 +93,7 @@ impl Messenger {
     }
 
     fn hand_over(&self, listener: OwnedFd) {
-        // Setting a cell that has no waiters takes no system call.
+        // Setting a cell that has no waiters makes no system call.
         drop(self.shared.listener.set(listener));
         while !self.shared.sent.load(Ordering::Acquire) {
             std::hint::spin_loop();

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_of_a_newer_daemon_is_unknown_and_no_garbage() {
+    fn a_call_of_a_newer_daemon_is_unknown_but_valid() {
         let decoded = Incoming::decode(br#"{"id":7,"call":{"Levitate":{"container":"c1","height":3}}}"#);
         assert!(matches!(decoded, Ok(Incoming::Unknown { id: 7 })), "{decoded:?}");
         let decoded = Incoming::decode(br#"{"id":8,"call":"Shutdown"}"#);

@@ -1,5 +1,5 @@
-//! The end of a container: the rest of its output is read and written, then its exit is reported. A client that hears of the
-//! exit finds the whole log. A hung disk delays the report for a limited time only.
+//! The end of a container: the rest of its output is read and written, then its exit is reported. A client that is
+//! notified of the exit finds the whole log. A hung disk delays the report for a limited time only.
 
 use std::time::{Duration, Instant};
 
@@ -8,27 +8,27 @@ use berth_runtime::wire::Event;
 
 use crate::keeper::Keeper;
 
-/// How long the report of an exit waits for the log since the log last made progress.
+/// How long the report of an exit waits after the log has last made progress.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The maximum time: processes that the container left behind may write forever.
 const MOST: Duration = Duration::from_secs(20);
 
-/// A container that has ended and whose exit is not reported yet.
+/// A container that has ended, but has not been reported as exited yet.
 #[derive(Debug)]
 pub(crate) struct Ending {
     container: String,
     /// The flush that is acknowledged when its output is written. `None` until the output has been read to its
     /// end.
     flush: Option<u32>,
-    /// Until when to wait for the log. Moved on when the log makes progress.
+    /// Until when to wait for the log. Postponed when the log makes progress.
     until: Instant,
     /// Until when to wait in any case.
     last: Instant,
 }
 
 impl Keeper {
-    /// A container's first process has ended.
+    /// Starts the end of a container after its first process has ended.
     pub(crate) fn begin_ending(&mut self, id: &str, ended: Ended) {
         self.close_gate(id);
         let Some(container) = self.containers.get_mut(id) else { return };

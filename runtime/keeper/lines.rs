@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_whole_however_they_come() {
+    fn lines_are_whole_for_any_split_of_the_output() {
         assert_eq!(log_of(&[b"a\nb\n"]), [full(b"a"), full(b"b")]);
         let last = ("P".to_owned(), b"c".to_vec());
         assert_eq!(log_of(&[b"a", b"b\n", b"\n", b"c"]), [full(b"ab"), full(b""), last]);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_comes_in_parts_and_the_last_is_full() {
+    fn a_long_line_is_split_into_parts() {
         let long = vec![b'x'; LONGEST * 2];
         let parts = log_of(&[&long, b"\n"]);
         assert_eq!(
@@ -138,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        // Lines of many parts are long, so a few cases take long enough.
+        // Lines of many parts are long: more cases would be slow.
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn nothing_is_lost_or_added(

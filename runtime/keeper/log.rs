@@ -1,4 +1,4 @@
-//! The log of a container. Its file only ever has whole records, so that rotation loses, doubles and splits none.
+//! The log of a container. Its file contains only whole records, so rotation loses, duplicates and splits none.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -27,7 +27,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Whether anything is kept.
+    /// Returns whether output is written to a file.
     pub(crate) fn keeps(&self) -> bool {
         self.file.is_some()
     }

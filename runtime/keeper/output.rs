@@ -14,7 +14,7 @@ use crate::watch::EventSource;
 /// The number of bytes that are read at a time: a pipe's capacity.
 const READ_SIZE: usize = 64 << 10;
 
-/// How many pieces are read after a container has ended: more can only come from what it left behind.
+/// How many pieces are read after a container has ended. More can come only from processes that it left behind.
 const LAST_PIECES: usize = 64;
 
 /// Buffers that all streams share.

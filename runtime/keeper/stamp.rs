@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stamps_are_those_of_date() {
+    fn stamps_match_date() {
         // date -u -d @SECONDS +%Y-%m-%dT%H:%M:%S
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00.000000000Z"),

@@ -117,7 +117,7 @@ mod tests {
         FilteredProcess { container: "c1", bundle: "/b", init: 7, pid: 9 };
 
     #[test]
-    fn a_supervisor_is_told_of_the_process() {
+    fn a_supervisor_receives_the_state_of_the_process() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let agent = UnixListener::bind(&path).unwrap();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_supervisor_that_is_not_there_is_a_failure_with_its_path() {
+    fn the_error_names_the_path_of_a_missing_supervisor() {
         let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let failure =
             hand_over(&listener(Path::new("/nonexistent/agent.sock")), &FILTERED, &null).unwrap_err();

@@ -24,7 +24,7 @@ pub(crate) enum EventSource {
     Output(String, usize),
     /// The socket of the writer process.
     Writer,
-    /// The input of a container, while it accepts no more.
+    /// The input of a container that has pending input.
     Input(String),
     /// A stream of a container's client.
     Client(String, String, ClientStream),

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::lines::{Lines, Stream};
 use crate::stamp::{Stamp, now};
 
-/// The most bytes of records in one packet: far less than what a socket holds (unix(7), `SO_SNDBUF`).
+/// The maximum length of the records in one packet, far less than the capacity of a socket (unix(7), `SO_SNDBUF`).
 pub(crate) const MOST: usize = 48 << 10;
 
 /// Kind, number and count before the records.
@@ -24,14 +24,14 @@ const HEADER: usize = 9;
 /// What the keeper sends to the writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Packet<'a> {
-    /// Whole records for a log. A new file of the log comes with them as a descriptor. `lost` is how many records were dropped
-    /// before these.
+    /// Whole records for a log. A new file of the log comes with them as a descriptor. `lost` is the number of
+    /// records that were dropped before these.
     Records { log: u32, lost: u32, records: &'a [u8] },
     /// Closes the file of a log.
     Close { log: u32 },
     /// The exit record of a container, for `exit.json` in its folder.
     Exit { folder: &'a str, record: &'a [u8] },
-    /// Asks for an acknowledgement, with the same number, when all packets before it are written.
+    /// Requests an acknowledgement, with the same number, when all packets before it are written.
     Flush(u32),
 }
 
@@ -112,7 +112,7 @@ fn handle(
         Packet::Records { log, lost, records } => {
             if let Some(fd) = file {
                 let before = files.insert(log, File { fd, lost: 0 });
-                // The new file reports the records that the old one did not take.
+                // The new file reports the records that the old one lost.
                 if let (Some(before), Some(file)) = (before, files.get_mut(&log)) {
                     file.lost = before.lost;
                 }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_of_an_end_is_in_the_folder_of_its_container() {
+    fn an_exit_record_is_written_to_the_containers_folder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_str().unwrap();
         let (_ours, theirs) = sys::socket::pair().unwrap();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_disk_does_not_take_is_counted() {
+    fn records_that_a_full_disk_rejects_are_counted() {
         let fd = OwnedFd::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
         let mut file = File { fd, lost: 0 };
         file.write(b"1\n2\n");
@@ -274,7 +274,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_come_back(log: u32, lost: u32, folder in "\\PC{0,40}", bytes: Vec<u8>) {
+        fn packets_are_decoded_as_encoded(log: u32, lost: u32, folder in "\\PC{0,40}", bytes: Vec<u8>) {
             let records = Packet::Records { log, lost, records: &bytes };
             let exit = Packet::Exit { folder: &folder, record: &bytes };
             for packet in [records, exit, Packet::Close { log }, Packet::Flush(lost)] {

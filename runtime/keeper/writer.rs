@@ -58,7 +58,8 @@ impl Writer {
         !self.queue.is_empty()
     }
 
-    /// Writes whole records to a log. While the writer is blocked, records are dropped and counted; the log tells how many.
+    /// Writes whole records to a log. While the writer is blocked, records are dropped and counted; the log
+    /// contains their number.
     pub(crate) fn write(&mut self, log: &mut Log, records: &[u8], watch: &mut Watch) {
         if !records.is_empty() {
             self.send_records(log, records, watch);
@@ -126,7 +127,7 @@ impl Writer {
         self.process.is_none() || self.acknowledged.wrapping_sub(flush) < u32::MAX / 2
     }
 
-    /// Handles an event of the writer's socket: it takes more packets, has acknowledged a flush, or has ended.
+    /// Handles an event of the writer's socket: it accepts more packets, has acknowledged a flush, or has ended.
     pub(crate) fn on_event(&mut self, watch: &mut Watch) {
         while let Some(process) = &self.process {
             let mut number = [0; 4];
@@ -137,7 +138,7 @@ impl Writer {
                 Ok(_) | Err(_) => self.end(watch),
             }
         }
-        // If the writer has ended, a new one takes the queue.
+        // If the writer has ended, a new one gets the queue.
         while let Some(next) = self.queue.pop_front() {
             if !self.start(watch) {
                 self.queue.clear();
@@ -204,7 +205,7 @@ impl Writer {
             return self.queue.push_back(next);
         }
         let mut next = next;
-        // If the writer has ended, a new one takes the packet.
+        // If the writer has ended, a new one gets the packet.
         for _attempt in 0..2 {
             if !self.start(watch) {
                 return;
@@ -278,7 +279,7 @@ fn start(watch: &mut Watch) -> sys::Result<OwnedFd> {
     Ok(child.gate)
 }
 
-/// How many bytes of whole records fit in one packet.
+/// Returns how many bytes of whole records fit in one packet.
 fn whole_records(records: &[u8]) -> usize {
     match records.get(..MOST) {
         None => records.len(),

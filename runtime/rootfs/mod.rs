@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_an_image_is_a_mount_and_stays_inside() {
+    fn a_part_of_an_image_is_mounted_and_links_stay_inside() {
         if !is_root() {
             return;
         }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn older_kernels_mount_in_a_namespace_of_their_own() {
+    fn older_kernels_mount_in_a_private_namespace() {
         if !is_root() {
             return;
         }
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_layer() {
         let missing = [PathBuf::from("/nonexistent/layer")];
         assert!(
             overlay(&missing, None, None, None, None).unwrap_err().to_string().contains("/nonexistent/layer")

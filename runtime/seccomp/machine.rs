@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn numbers_are_those_of_the_kernels_headers() {
+    fn numbers_match_the_kernels_headers() {
         let number = |arch, name: &str| {
             let abis = abis();
             (abis.iter().find(|abi| abi.arch == arch).unwrap().number)(name)

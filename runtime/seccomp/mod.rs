@@ -38,8 +38,8 @@ const FLAG_WAIT_KILLABLE: u64 = 1 << 5;
 /// The system calls with which a process reports that its exec failed, and exits.
 const REPORT_CALLS: [&str; 2] = ["sendmsg", "exit_group"];
 
-/// The system calls, beside [`REPORT_CALLS`] and the clone, that a process makes between the early loading of a
-/// filter and its exec (`init/last.rs`).
+/// The system calls, other than [`REPORT_CALLS`] and the clone, that a process makes between the early loading of
+/// a filter and its exec (`init/last.rs`).
 const LAST_CALLS: [&str; 8] = ["brk", "capset", "ioctl", "mmap", "prctl", "prlimit64", "read", "setsid"];
 
 /// An error of compiling a profile.

@@ -65,7 +65,7 @@ fn answer(profile: &LinuxSeccomp, name: &str, arguments: [u64; 6]) -> u32 {
 }
 
 #[test]
-fn each_action_is_the_kernels() {
+fn each_action_is_translated_to_the_kernels() {
     let profile = profile(
         r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
             {"names": ["chroot"], "action": "SCMP_ACT_ERRNO"},
@@ -92,7 +92,7 @@ fn each_action_is_the_kernels() {
 }
 
 #[test]
-fn calls_newer_than_the_profile_do_not_exist() {
+fn calls_newer_than_the_profile_fail_with_enosys() {
     let strict = profile(
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
         {"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}]}"#,
@@ -106,7 +106,7 @@ fn calls_newer_than_the_profile_do_not_exist() {
 }
 
 #[test]
-fn a_rule_without_conditions_outweighs_those_with() {
+fn a_rule_without_conditions_overrides_rules_with_conditions() {
     let rules = profile(
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
         {"names": ["clone"], "action": "SCMP_ACT_KILL", "args": [{"index": 0, "value": 7, "op": "SCMP_CMP_EQ"}]},
@@ -148,7 +148,7 @@ fn conditions_on_one_argument_are_alternatives_and_others_must_all_hold() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn kinds_of_programs_that_are_not_listed_are_killed() {
+fn abis_that_are_not_listed_are_killed() {
     let (x86_64, x86, x32) = (0xc000_003e, 0x4000_0003, machine::X32);
     let allow_all = |architectures: &str| {
         let json = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "architectures": [{architectures}]}}"#);
@@ -166,7 +166,7 @@ fn kinds_of_programs_that_are_not_listed_are_killed() {
 }
 
 #[test]
-fn what_contradicts_itself_is_refused() {
+fn contradictory_profiles_are_rejected() {
     for (json, why) in [
         (r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#, "default action"),
         (
@@ -186,7 +186,7 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn flags_are_the_kernels() {
+fn flags_are_translated_to_the_kernels() {
     let with =
         |flags: &str| compile(&profile(&format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW"{flags}}}"#))).unwrap();
     assert_eq!(with("").flags, FLAG_SPEC_ALLOW);
@@ -201,7 +201,7 @@ fn flags_are_the_kernels() {
 }
 
 #[test]
-fn a_profile_that_leaves_no_word_is_known() {
+fn a_profile_that_blocks_failure_reports_is_detected() {
     let mute = |json: &str| compile(&profile(json)).unwrap().mute;
     assert!(!mute(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#));
     assert!(mute(r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#));
@@ -211,7 +211,7 @@ fn a_profile_that_leaves_no_word_is_known() {
 }
 
 #[test]
-fn the_kernel_takes_the_default_profile() {
+fn the_kernel_accepts_the_default_profile() {
     let filter = compile(&default::profile(0).unwrap()).unwrap();
     let program = sys::fs::read_all(&filter.program, MOST_INSTRUCTIONS * 8).unwrap();
     let loading = move || {
@@ -266,7 +266,7 @@ proptest! {
 
     /// Each call is found, for any number of listed calls and jumps of any length.
     #[test]
-    fn every_call_gets_its_own_answer(errnos in prop::collection::btree_map(0_u32..450, 1_u32..4000, 0..400)) {
+    fn every_listed_call_gets_its_action(errnos in prop::collection::btree_map(0_u32..450, 1_u32..4000, 0..400)) {
         let named: Vec<(u32, &'static str)> = syscalls::Sysno::iter()
             .map(|call| (u32::try_from(call.id()).unwrap(), call.name()))
             .filter(|(number, _)| errnos.contains_key(number))
@@ -289,7 +289,7 @@ proptest! {
 
 /// The architectures of the default profile are this machine's.
 #[test]
-fn the_default_profile_knows_this_machine() {
+fn the_default_profile_covers_this_machine() {
     let profile = default::profile(0).unwrap();
     assert!(profile.architectures().iter().flatten().any(|arch: &Arch| *arch == native().arch));
     assert_eq!(answer(&profile, "read", [0; 6]), ALLOW);

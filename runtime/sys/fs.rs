@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_the_right_to_execute_a_program_away() {
+    fn a_program_stays_executable_or_the_change_is_detected() {
         let program = sealed("program", b"#!/bin/sh\n", true).unwrap();
         assert!(is_unmodified(&program).unwrap());
         let file = std::fs::File::from(program);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_no_seal_stops_is_noticed() {
+    fn a_change_that_no_seal_prevents_is_detected() {
         let program = sealed("program", b"#!/bin/sh\n", true).unwrap();
         rustix::fs::fchmod(&program, rustix::fs::Mode::from_raw_mode(0o333)).unwrap();
         assert!(!is_unmodified(&program).unwrap());

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bounding_set_keeps_nothing_but_what_is_asked_for() {
+    fn the_bounding_set_keeps_only_requested_capabilities() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_unknown_capability_ends_the_walk() {
+    fn only_an_unknown_capability_ends_the_loop() {
         assert!(is_past_the_last(41, Errno::INVAL));
         assert!(!is_past_the_last(41, Errno::PERM), "a filter of system calls refuses");
         assert!(!is_past_the_last(7, Errno::INVAL), "every kernel has it");

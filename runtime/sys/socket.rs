@@ -112,7 +112,7 @@ pub fn connect_stream(path: &Path) -> Result<OwnedFd> {
 /// Accepts a connection if its peer is root (unix(7), `SO_PEERCRED`).
 ///
 /// # Errors
-/// `EAGAIN` if there is none, `EACCES` if the peer is not root.
+/// `EAGAIN` if no connection is pending, `EACCES` if the peer is not root.
 pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let connection = rustix::net::accept_with(listener, flags).on("accept", "")?;

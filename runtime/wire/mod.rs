@@ -8,7 +8,7 @@
 //!   |<-- Answer{id, Sandbox{pid}} + fds ---|
 //!   | Request{id, Create(plan)} + fds ---->|-- clone3 ----------------------------->| steps
 //!   |                                      |<-- Report: Terminal -------------------|
-//!   |                                      |<-- Report: Moved (goes on as another) -|
+//!   |                                      |<-- Report: Moved (a clone continues) ---|
 //!   |                                      |<-- Report: Ready | Failed -------------| waits
 //!   |<------------- Answer{id, Created} ---|
 //!   | Request{id, Start} ----------------->|-- one byte --------------------------->| execve
@@ -16,9 +16,10 @@
 //!   |<--- Event(Exited{record}) -----------|  waitid(P_PIDFD), the log is written
 //! ```
 //!
-//! One message is one packet of a `SOCK_SEQPACKET` unix socket: JSON, with descriptors beside it (`SCM_RIGHTS`). A
-//! body that is too long for a packet is sent in a memfd (see [`transport`]). The daemon may disconnect and
-//! reconnect at any time. Every connection starts with `Hello`. Its snapshot contains what happened in between.
+//! One message is one packet of a `SOCK_SEQPACKET` unix socket: JSON, with descriptors in ancillary data
+//! (`SCM_RIGHTS`). A body that is too long for a packet is sent in a memfd (see [`transport`]). The daemon may
+//! disconnect and reconnect at any time. Every connection starts with `Hello`. Its snapshot contains what happened
+//! in between.
 //!
 //! A daemon talks to the keepers of its predecessor. [`PROTOCOL`] therefore only grows. A call is sent only to a
 //! keeper that supports it ([`Call::since`]). A keeper answers a call that it does not support with
@@ -103,7 +104,7 @@ pub enum Call {
         /// Signal number.
         signal: i32,
     },
-    /// Switches to another log file. No record is lost, doubled or split.
+    /// Switches to another log file. No record is lost, duplicated or split.
     ReopenLog {
         /// The container's id.
         container: String,
@@ -220,7 +221,7 @@ pub enum Outcome {
     },
 }
 
-/// Why a call failed.
+/// The reason why a call failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// The first process failed in one of its steps.
@@ -430,7 +431,7 @@ pub enum Phase {
     Exited(ExitRecord),
 }
 
-/// How a container ended; also the content of `exit.json` in its folder.
+/// The end of a container; also the content of `exit.json` in its folder.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// The exit code, or 128 plus the signal's number.

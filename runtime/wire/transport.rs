@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_messages_travel_as_files_with_their_descriptors() {
+    fn long_messages_are_sent_as_files_with_their_descriptors() {
         let (a, b) = sys::socket::pair().unwrap();
         let message = vec!["x".repeat(200 << 10)];
         let extra = sys::fs::sealed("extra", b"extra", false).unwrap();
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_an_error() {
+    fn invalid_messages_are_errors() {
         let (a, b) = sys::socket::pair().unwrap();
         sys::socket::send(a.as_fd(), b"[1", &[]).unwrap();
         assert!(matches!(receive::<Vec<u32>>(b.as_fd(), &mut Vec::new()), Err(TransportError::Garbage(_))));
@@ -256,14 +256,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reports_survive_the_record(errno in any::<i32>(), index in proptest::option::of(0..1000_u32), detail in ".{0,80}") {
+        fn reports_are_decoded_as_encoded(errno in any::<i32>(), index in proptest::option::of(0..1000_u32), detail in ".{0,80}") {
             let detail = cut(&detail).to_owned();
             let report = Report::Failed(InitFailure { step: Step::Mount, errno, index, detail });
             prop_assert_eq!(Report::decode(&report.encode()), Some(report));
         }
 
         #[test]
-        fn no_record_makes_the_decoder_fail(record in proptest::collection::vec(any::<u8>(), 0..RECORD + 8)) {
+        fn no_record_makes_the_decoder_panic(record in proptest::collection::vec(any::<u8>(), 0..RECORD + 8)) {
             let _report = Report::decode(&record);
         }
     }

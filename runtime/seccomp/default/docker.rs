@@ -118,7 +118,7 @@ fn compare(docker: &Value, capabilities: u64) -> usize {
 }
 
 #[test]
-fn it_allows_what_dockers_does_and_nothing_more() {
+fn it_allows_exactly_what_dockers_profile_allows() {
     let Some(file) = std::env::var_os("BERTH_DOCKER_PROFILE") else {
         eprintln!("BERTH_DOCKER_PROFILE is not set: nothing is compared");
         return;
