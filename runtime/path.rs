@@ -189,7 +189,7 @@ mod tests {
             assert_eq!(root.resolve(path).unwrap_err().errno, Errno::NOENT, "{path}");
         }
         root.make_file("/absolute/made").unwrap();
-        assert!(folder.path().join("etc/made").is_file(), "a link that leads nowhere is followed inside");
+        assert!(folder.path().join("etc/made").is_file(), "a dangling link is followed inside the root");
         root.make_folder("/relative/sub/folder").unwrap();
         assert!(folder.path().join("etc/sub/folder").is_dir());
     }

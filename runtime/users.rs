@@ -287,7 +287,10 @@ mod tests {
         for text in ["4294967295", "4294967296", "99999999999999999999", "-1", "+5"] {
             assert!(matches!(of(text), Err(UserError::NotAnId(_))), "{text}");
         }
-        assert!(matches!(of("big"), Err(UserError::UnknownUser(_))), "an entry with no id is none");
+        assert!(
+            matches!(of("big"), Err(UserError::UnknownUser(_))),
+            "an entry with an invalid id is skipped"
+        );
     }
 
     #[test]
@@ -325,7 +328,7 @@ mod tests {
 
         write(0, 1 << 40);
         assert_eq!(of("web", strict).unwrap().gid, 1000);
-        assert_eq!(of("web", merge).unwrap().groups, [1000], "its further groups are not known");
+        assert_eq!(of("web", merge).unwrap().groups, [1000], "further groups are not looked up");
         assert!(
             matches!(of("web:logs", merge), Err(UserError::TooLong { file: "/etc/group", size }) if size == 1 << 40)
         );

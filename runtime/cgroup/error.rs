@@ -47,12 +47,12 @@ pub enum CgroupError {
         path: PathBuf,
     },
     /// A change failed, and part of it could not be undone.
-    #[error("{error}; then, while undoing: {}", left.join("; "))]
-    Partly {
+    #[error("{error}; then, while undoing: {}", undo_errors.join("; "))]
+    UndoFailed {
         /// The error of the change.
         error: Box<CgroupError>,
         /// The errors of the undo.
-        left: Vec<String>,
+        undo_errors: Vec<String>,
     },
     /// The OOM score of a process could not be set.
     #[error("failed to set oom_score_adj of process {pid} to {score}: {source}")]

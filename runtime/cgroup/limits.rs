@@ -64,8 +64,12 @@ fn apply(located: Vec<LocatedWrite>) -> Result<Change> {
     match write_all(&mut change, located) {
         Ok(()) => Ok(change),
         Err(error) => {
-            let left = change.undo();
-            Err(if left.is_empty() { error } else { CgroupError::Partly { error: Box::new(error), left } })
+            let undo_errors = change.undo();
+            Err(if undo_errors.is_empty() {
+                error
+            } else {
+                CgroupError::UndoFailed { error: Box::new(error), undo_errors }
+            })
         }
     }
 }

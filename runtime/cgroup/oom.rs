@@ -48,11 +48,11 @@ impl Cgroup {
         match self.set_all(score, &mut scores) {
             Ok(()) => Ok(scores),
             Err(error) => {
-                let left = scores.undo();
-                Err(if left.is_empty() {
+                let undo_errors = scores.undo();
+                Err(if undo_errors.is_empty() {
                     error
                 } else {
-                    CgroupError::Partly { error: Box::new(error), left }
+                    CgroupError::UndoFailed { error: Box::new(error), undo_errors }
                 })
             }
         }
@@ -142,6 +142,6 @@ mod tests {
         assert_eq!(scores.undo(), Vec::<String>::new());
         assert_eq!(read(&process), Ok(raised));
         drop(sleeper);
-        assert!(read(&process).is_err(), "the descriptor is of a process that is gone");
+        assert!(read(&process).is_err(), "the process of the descriptor has ended");
     }
 }

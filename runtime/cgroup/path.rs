@@ -128,7 +128,7 @@ mod tests {
             "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podx_y.slice/leaf"
         );
         assert_eq!(new("-.slice"), "/leaf");
-        assert_eq!(new("/a.slice/a-b.slice"), "/a.slice/a-b.slice/leaf", "a path is taken as it is");
+        assert_eq!(new("/a.slice/a-b.slice"), "/a.slice/a-b.slice/leaf", "a path is not expanded");
     }
 
     #[test]

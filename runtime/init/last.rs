@@ -51,14 +51,18 @@ pub(super) fn run(gate: Gate, single: SingleThread, program: Program) -> ! {
 
 fn walk(socket: OwnedFd, program: Program, single: SingleThread) -> ! {
     let gate = Gate::new(socket);
-    let failure = match steps(&gate, program, single) {
+    let failure = match final_steps(&gate, program, single) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
     gate.fail(failure)
 }
 
-fn steps(gate: &Gate, mut program: Program, single: SingleThread) -> StepResult<std::convert::Infallible> {
+fn final_steps(
+    gate: &Gate,
+    mut program: Program,
+    single: SingleThread,
+) -> StepResult<std::convert::Infallible> {
     default_signals();
     if program.joins_processes {
         // A process that can trace the new one must not find it without its filter, nor with the capability that

@@ -231,15 +231,15 @@ fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedF
             let is_folder = is_folder(tree).on("fstat", &op.target)?;
             // An existing target must be of the same kind (mount(2), ENOTDIR). The kernel's error alone would not
             // explain the problem.
-            if let Ok(there) = root.resolve(&op.target) {
-                return match (is_folder, self::is_folder(&there).on("fstat", &op.target)?) {
+            if let Ok(existing) = root.resolve(&op.target) {
+                return match (is_folder, self::is_folder(&existing).on("fstat", &op.target)?) {
                     (true, false) => {
                         Err(Errno::NOTDIR).on("a folder cannot be mounted over a file,", &op.target)
                     }
                     (false, true) => {
                         Err(Errno::ISDIR).on("a file cannot be mounted over a folder,", &op.target)
                     }
-                    _ => Ok(there),
+                    _ => Ok(existing),
                 };
             }
             match is_folder {

@@ -13,19 +13,19 @@ use crate::wire::{InitFailure, Step};
 /// # Errors
 /// The path's mount is not shared and, where that would be enough, not a slave either.
 pub(super) fn check(source: &str, propagation: Propagation, index: usize) -> Result<(), InitFailure> {
-    let (tags, words): (&[&str], _) = match propagation {
+    let (tags, required): (&[&str], _) = match propagation {
         Propagation::Shared => (&["shared:"], "a shared mount"),
         Propagation::Slave => (&["shared:", "master:"], "a shared or slave mount"),
         Propagation::Unchanged | Propagation::Private | Propagation::Unbindable => return Ok(()),
     };
     let fail =
         |errno, detail| InitFailure { step: Step::Peers, errno, index: u32::try_from(index).ok(), detail };
-    let own =
-        own_mount(source).map_err(|error| fail(error.raw(), format!("{} {}", error.call, error.object)))?;
-    if tags.iter().any(|tag| own.tags.split(' ').any(|own| own.starts_with(tag))) {
+    let mounted =
+        mount_of(source).map_err(|error| fail(error.raw(), format!("{} {}", error.call, error.object)))?;
+    if tags.iter().any(|tag| mounted.tags.split(' ').any(|field| field.starts_with(tag))) {
         return Ok(());
     }
-    Err(fail(0, format!("path {source:?} is mounted on {:?} but it is not {words}", own.point)))
+    Err(fail(0, format!("path {source:?} is mounted on {:?} but it is not {required}", mounted.point)))
 }
 
 /// A mount in mountinfo (proc_pid_mountinfo(5)).
@@ -36,7 +36,7 @@ struct Mounted {
     tags: String,
 }
 
-fn own_mount(path: &str) -> sys::Result<Mounted> {
+fn mount_of(path: &str) -> sys::Result<Mounted> {
     let place = mount::place(path)?;
     let stat = rustix::fs::statx(&place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).on("statx", path)?;
     let text = std::fs::read_to_string("/proc/self/mountinfo");

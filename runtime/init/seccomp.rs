@@ -83,10 +83,10 @@ const STACK: usize = 64 << 10;
 impl Messenger {
     /// Starts the thread. Consumes the proof that there is only one thread, because there are two afterwards.
     fn start(gate: &Gate, _single: SingleThread) -> StepResult<Self> {
-        let own = gate.another().at(Step::Seccomp)?;
+        let gate = gate.another().at(Step::Seccomp)?;
         let shared = Arc::<Shared>::default();
         let watched = shared.clone();
-        let spawned = std::thread::Builder::new().stack_size(STACK).spawn(move || watch(&watched, &own));
+        let spawned = std::thread::Builder::new().stack_size(STACK).spawn(move || watch(&watched, &gate));
         let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
         spawned.map_err(errno).on("clone", "a thread").at(Step::Seccomp)?;
         Ok(Self { shared })

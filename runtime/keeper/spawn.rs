@@ -17,7 +17,7 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// The keeper's end of the socket.
     pub(crate) gate: OwnedFd,
-    /// Whether another child will continue in its options.
+    /// Whether another child will continue in its place.
     moves: bool,
     /// How it ended, while the socket is still open: the report of the child that continues has not been read yet,
     /// or the process that still holds the socket has not ended yet.

@@ -65,15 +65,15 @@ pub fn image_volume(
     userns: Option<BorrowedFd<'_>>,
     label: Option<&str>,
 ) -> Result<OwnedFd> {
-    let whole = overlay(lower, None, None, userns, label)?;
+    let image = overlay(lower, None, None, userns, label)?;
     if path.split('/').all(|part| part.is_empty() || part == ".") {
-        return Ok(whole);
+        return Ok(image);
     }
     // Only a part of an attached mount can be cloned (open_tree(2)). It is attached for a moment in a private
     // mount namespace.
     in_private_namespace(|| {
         let target = place(SCRATCH)?;
-        attach(whole.as_fd(), target.as_fd())?;
+        attach(image.as_fd(), target.as_fd())?;
         let part = Root::new(place(SCRATCH)?).resolve(path)?;
         clone_descriptor(part.as_fd(), false)
     })
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(read("/both"), b"top");
         assert_eq!(read("/below"), b"bottom");
         root.make_file("/made").unwrap();
-        assert!(upper.join("made").is_file(), "what is written goes to the upper folder");
+        assert!(upper.join("made").is_file(), "writes go to the upper folder");
     }
 
     #[test]
@@ -270,11 +270,11 @@ mod tests {
         assert_eq!(read(&lower, "part/../part/inner", "/file"), b"deep");
         assert!(
             image_volume(&lower, "etc-link/passwd", None, None).is_err(),
-            "a link leads nowhere outside the image"
+            "no link leads outside of the image"
         );
         assert!(image_volume(&lower, "../../../../etc/passwd", None, None).is_err());
         assert!(image_volume(&lower, "none", None, None).is_err());
-        assert!(image_volume(&lower[1..], "", None, None).is_err(), "a layer is never mounted itself");
+        assert!(image_volume(&lower[1..], "", None, None).is_err(), "a layer is never mounted directly");
     }
 
     #[test]

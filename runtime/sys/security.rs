@@ -171,9 +171,9 @@ pub const RLIMIT_NPROC: u32 = libc::RLIMIT_NPROC;
 /// The caller is not permitted to raise it.
 pub fn raise_hard_rlimit(resource: u32, hard: u64) -> Result<()> {
     let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    let none = std::ptr::null::<libc::rlimit>();
+    let no_limit = std::ptr::null::<libc::rlimit>();
     // SAFETY: `now` is a live struct that is only written to, and no new limit is passed.
-    let result = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, none, &raw mut now) };
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, no_limit, &raw mut now) };
     checked(result).on("prlimit", resource)?;
     if now.rlim_max < hard { set_rlimit(resource, hard, hard) } else { Ok(()) }
 }
@@ -214,19 +214,19 @@ mod tests {
         }
         // The set belongs to a thread, so the change ends with this one.
         let keep = 1 << 0 | 1 << 10;
-        let left = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let before = bounding_set();
             limit_bounding_set(keep).unwrap();
             (before, bounding_set())
         });
-        let (before, after) = left.join().unwrap();
+        let (before, after) = thread.join().unwrap();
         assert_eq!(after, before & keep);
     }
 
     #[test]
     fn only_an_unknown_capability_ends_the_loop() {
         assert!(is_past_the_last(41, Errno::INVAL));
-        assert!(!is_past_the_last(41, Errno::PERM), "a filter of system calls refuses");
+        assert!(!is_past_the_last(41, Errno::PERM), "a seccomp filter rejects the call");
         assert!(!is_past_the_last(7, Errno::INVAL), "every kernel has it");
     }
 }

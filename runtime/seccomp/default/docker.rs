@@ -91,14 +91,14 @@ fn samples(profiles: [&LinuxSeccomp; 2]) -> BTreeSet<u64> {
 }
 
 fn compare(docker: &Value, capabilities: u64) -> usize {
-    let (own, theirs) = (profile(capabilities).unwrap(), dockers(docker, capabilities));
-    let programs = [&own, &theirs].map(|profile| instructions(profile).unwrap());
+    let (ours, theirs) = (profile(capabilities).unwrap(), dockers(docker, capabilities));
+    let programs = [&ours, &theirs].map(|profile| instructions(profile).unwrap());
     let answers = |abi: &machine::Abi, number: u32, argument: u64| {
         let answer =
             |program: &[program::Instruction]| run(program, abi.audit, number, [argument, 0, 0, 0, 0, 0]);
         (answer(&programs[0]), answer(&programs[1]))
     };
-    let samples = samples([&own, &theirs]);
+    let samples = samples([&ours, &theirs]);
     let mut compared = 0;
     for abi in machine::abis() {
         let start = if abi.arch == Arch::ScmpArchX32 { machine::X32 } else { 0 };
