@@ -1,5 +1,5 @@
-//! Lists in JSON documents of strangers: an entry of three bytes (`{},`) may take a hundred times as much in memory, so
-//! only as many as the limit are kept, and the others are counted.
+//! Bounded lists in untrusted JSON documents. An entry of three bytes (`{},`) may take a hundred times as
+//! much in memory, so only as many entries as the limit are kept. The others are counted.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,22 +8,22 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 
 use crate::error::Error;
 
-/// A list of which the first `N` entries are kept. `null` is an empty one.
+/// A list that keeps its first `N` entries. `null` is an empty list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Few<T, const N: usize> {
     kept: Vec<T>,
     count: usize,
 }
 
-/// The keys of an object, of which the first `N` are kept; their values are left out.
+/// The keys of an object. The first `N` are kept, the values are not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FewKeys<const N: usize>(Few<String, N>);
 
 impl<T, const N: usize> Few<T, N> {
-    /// The whole list.
+    /// Returns the whole list.
     ///
     /// # Errors
-    /// It has more than `N` entries; `name` is what they are called.
+    /// The list has more than `N` entries. `name` is the noun for them in the error.
     pub(crate) fn all(self, what: &str, name: &str) -> Result<Vec<T>, Error> {
         if self.count > N {
             return Err(Error::limit(what, format!("{} {name}, the limit is {N}", self.count)));
@@ -31,12 +31,12 @@ impl<T, const N: usize> Few<T, N> {
         Ok(self.kept)
     }
 
-    /// Whether it has no entries.
+    /// Returns whether the list has no entries.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The entries that were kept.
+    /// Returns the entries that were kept.
     pub(crate) fn kept(&self) -> &[T] {
         &self.kept
     }
@@ -128,7 +128,8 @@ impl<'de, const N: usize> Deserialize<'de> for FewKeys<N> {
     }
 }
 
-/// Whether a document is an object: a list would be taken for the fields of a struct in their order.
+/// Returns whether a document is an object. serde would accept a list as the fields of a struct in their
+/// order.
 pub(crate) fn is_object(json: &[u8]) -> bool {
     json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
@@ -139,7 +140,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_beyond_the_limit_is_counted() {
+    fn entries_beyond_the_limit_are_counted() {
         let list = |json: &str| serde_json::from_str::<Few<String, 2>>(json);
         assert_eq!(list(r#"["a", "b"]"#).unwrap().all("x", "words").unwrap(), ["a", "b"]);
         assert!(list("null").unwrap().kept().is_empty());
@@ -159,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(text in "(\\[|\\]|\\{|\\}|,|:|\"a\"|null|1| ){0,30}") {
+            fn any_text_is_parsed_or_rejected(text in "(\\[|\\]|\\{|\\}|,|:|\"a\"|null|1| ){0,30}") {
             drop(serde_json::from_str::<Few<String, 3>>(&text));
             drop(serde_json::from_str::<FewKeys<3>>(&text));
         }

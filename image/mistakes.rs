@@ -1,4 +1,5 @@
-//! All that is wrong in the files that say where images come from and which may: for who checks a node before it needs them.
+//! Finds all mistakes in the files that configure registries, credentials and the policy, before a pull needs
+//! them.
 
 use crate::auth_file;
 use crate::error::{Error, blocking};
@@ -6,11 +7,11 @@ use crate::policy;
 use crate::registry;
 use crate::store::Options;
 
-/// Looks at each `hosts.toml` with its certificates, the registries.conf with its drop-ins, the files of credentials, and the
-/// policy with its keys. What is missing says nothing.
+/// Checks each `hosts.toml` with its certificates, the registries.conf with its drop-ins, the files of
+/// credentials, and the policy with its keys. Missing files are not mistakes.
 pub async fn mistakes(options: &Options) -> Vec<String> {
     let (certs_dirs, conf) = (options.certs_dirs.clone(), options.registries_conf.clone());
-    let read = blocking("read the files of registries", move || {
+    let read = blocking("read registry configuration", move || {
         let mut found = registry::host_mistakes(&certs_dirs);
         found.extend(conf.iter().flat_map(|conf| registry::conf_mistakes(conf)));
         Ok::<_, Error>(found)
@@ -39,7 +40,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_mistake_of_every_file_is_told() {
+    async fn every_mistake_of_every_file_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let options = Options {
@@ -75,7 +76,7 @@ mod tests {
                 "transports": {"docker": {"g.test": [{"type": "sigstoreSigned", "keyPath": "/no/other/key"}]}}}"#,
         );
         let found = mistakes(&options).await;
-        for wanted in [
+        for expected in [
             "a.test/hosts.toml: server:",
             "a.test/hosts.toml: host.\"https://b.test\"",
             "a.test/hosts.toml: host.\"https://c.test?x=1\"",
@@ -87,7 +88,7 @@ mod tests {
             "/no/such/key",
             "/no/other/key",
         ] {
-            assert!(found.iter().any(|line| line.contains(wanted)), "{wanted} is not in {found:#?}");
+            assert!(found.iter().any(|line| line.contains(expected)), "{expected} is not in {found:#?}");
         }
         assert!(!found.iter().any(|line| line.contains("fine_5000_")), "{found:#?}");
     }

@@ -1,4 +1,4 @@
-//! One layer, or one file of an artifact, on its way from a registry into the store.
+//! The transfer of one layer, or of one file of an artifact, from a registry into the store.
 
 use std::io::BufRead;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,13 +18,13 @@ use crate::registry::{Figures, MIN_RATE, PieceReader, Repository, Watcher};
 use crate::store::{HalfMade, Inner, LayerKey, LayerRecord, Lease, Making};
 use crate::unpack::{self, Budget, TreePath};
 
-/// How long the layers of a pull that failed stay, so that the next attempt goes on from there. The kubelet's own
-/// longest wait between two attempts is five minutes.
-const KEPT: Duration = Duration::from_secs(600);
-/// Pieces of a layer between the socket and the thread that unpacks it.
+/// The time for which the layers of a failed pull are kept, so that the next attempt continues from there.
+/// The kubelet waits at most five minutes between two attempts.
+const KEEP_FINISHED: Duration = Duration::from_secs(600);
+/// The most pieces of a layer between the socket and the thread that unpacks it.
 const PIECES: usize = 8;
 
-/// One layer on its way into the store.
+/// The transfer of one layer into the store.
 #[derive(Clone, Copy)]
 pub(crate) struct Download<'a> {
     pub(crate) inner: &'a Arc<Inner>,
@@ -37,8 +37,8 @@ pub(crate) struct Download<'a> {
     pub(crate) finished: &'a Finished,
 }
 
-/// The layers of a pull that are there already. Unless they are released, they outlive the pull for a while: whoever
-/// gave it up, or failed with another layer, tries again.
+/// The finished layers of a pull. Unless they are released, they are kept for a while after the pull: if it
+/// was cancelled or another layer failed, it will be tried again.
 #[derive(Default)]
 pub(crate) struct Finished(Mutex<Vec<Lease>>);
 
@@ -57,7 +57,7 @@ impl Drop for Finished {
         let leases = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
         if let (false, Ok(runtime)) = (leases.is_empty(), Handle::try_current()) {
             runtime.spawn(async move {
-                tokio::time::sleep(KEPT).await;
+                tokio::time::sleep(KEEP_FINISHED).await;
                 drop(leases);
             });
         }
@@ -85,9 +85,9 @@ impl Download<'_> {
         loop {
             let (host, result) = self.attempt(first, way).await;
             match result {
-                // Bad content from one host is no verdict on the next.
+                // Corrupt content of one host is not a property of the next.
                 Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
-                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
+                    tracing::warn!(%error, "content from a mirror is corrupt, trying the next host");
                     first = host + 1;
                 }
                 result => return result,
@@ -95,7 +95,7 @@ impl Download<'_> {
         }
     }
 
-    /// Fetches and unpacks from the hosts at or after place `first`; also answers which one was the last.
+    /// Fetches and unpacks from the hosts at or after index `first`. Also returns the index of the last host.
     async fn attempt(
         self,
         first: usize,
@@ -108,25 +108,25 @@ impl Download<'_> {
         let unpacking = tokio::spawn(blocking("unpack a layer", move || {
             unpack_layer(&inner, &what, PieceReader::new(pieces), &diff_id, &budget)
         }));
-        let on_slow = |figures| way.give(figures);
+        let on_slow = |figures| way.on_slow(figures);
         let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
         let transfer = self.repository.transfer(self.layer, first, &sink, &watcher).await;
         drop(sink);
         let unpacked = unpacking.await.unwrap_or_else(|error| Err(Error::internal("unpack a layer", error)));
         let result = match (transfer.result, unpacked) {
-            // The reader's error is then only that the transfer broke off.
+            // The error of the reader is then only that the transfer broke off.
             (Err(error), _) | (_, Err(error)) => Err(error),
-            (Ok(true), Ok(made)) => Ok(made),
+            (Ok(true), Ok(unpacked)) => Ok(unpacked),
             (Ok(false), Ok(_)) => {
                 let what = format!("layer {}", self.layer.digest);
-                Err(Error::corrupt(what, "something follows the compressed archive"))
+                Err(Error::corrupt(what, "data after the end of the compressed archive"))
             }
         };
         (transfer.endpoint, result)
     }
 }
 
-/// Who might be in the way of others while a blob is transferred.
+/// The resources that others may wait for while a blob is transferred.
 #[derive(Clone, Copy)]
 struct Way<'a> {
     blob: &'a Descriptor,
@@ -136,25 +136,26 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// A slow transfer goes on, but others do not wait for it: neither for its turn nor for its layer. Where so many are
-    /// slow that nobody else could begin, or others wait for the memory that its image has, it is ended.
-    fn give(self, figures: Figures) -> Result<(), Error> {
+    /// Handles a slow transfer. It continues, but others do not wait for it: its slot and its layer are
+    /// released. The transfer is cancelled if so many are slow that no other can begin, or if others wait for
+    /// the memory of its image.
+    fn on_slow(self, figures: Figures) -> Result<(), Error> {
         let Self { blob: Descriptor { digest, size, .. }, making, turn, budget } = self;
-        let slow = format!("of {size} bytes it has brought {figures}, fewer than {MIN_RATE} bytes/s");
-        if turn.is_some_and(Turn::is_in_the_way) || budget.is_in_the_way() {
-            let why = format!("the transfer is slow and others wait for its turn: {slow}");
+        let slow = format!("{figures} of {size} bytes, fewer than {MIN_RATE} bytes/s");
+        if turn.is_some_and(Turn::blocks_others) || budget.blocks_others() {
+            let why = format!("the transfer is slow and others wait for its slot: {slow}");
             return Err(Error::unavailable(format!("blob {digest}"), why));
         }
-        tracing::info!(%digest, "a transfer is slow, others go before it: {slow}");
-        making.is_slow();
+        tracing::info!(%digest, "transfer is slow, others overtake it: {slow}");
+        making.set_slow();
         if let Some(turn) = turn {
-            turn.lend();
+            turn.release();
         }
         Ok(())
     }
 }
 
-/// One blob of an artifact on its way into its file.
+/// The transfer of one blob of an artifact into its file.
 pub(crate) struct BlobFile<'a> {
     pub(crate) repository: &'a Repository,
     pub(crate) blob: &'a Descriptor,
@@ -176,7 +177,7 @@ impl BlobFile<'_> {
             let (host, result) = self.attempt(first, way).await;
             match result {
                 Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
-                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
+                    tracing::warn!(%error, "content from a mirror is corrupt, trying the next host");
                     first = host + 1;
                 }
                 result => {
@@ -194,7 +195,7 @@ impl BlobFile<'_> {
         let writing = tokio::spawn(blocking("write a file", move || {
             folder.write(&what, &name, &mut PieceReader::new(pieces), &budget)
         }));
-        let on_slow = |figures| way.give(figures);
+        let on_slow = |figures| way.on_slow(figures);
         let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
         let transfer = self.repository.transfer(self.blob, first, &sink, &watcher).await;
         drop(sink);
@@ -203,7 +204,7 @@ impl BlobFile<'_> {
     }
 }
 
-/// Unpacks a layer beside the store and checks that it is the right one. For threads that may block.
+/// Unpacks a layer into a staging folder and checks its diff id. It blocks.
 pub(crate) fn unpack_layer(
     inner: &Arc<Inner>,
     what: &str,
@@ -211,16 +212,16 @@ pub(crate) fn unpack_layer(
     diff_id: &Digest,
     budget: &Budget,
 ) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
-    let made = HalfMade::new(inner)?;
-    made.make_fs()?;
-    let fs = made.fs();
+    let staging = HalfMade::new(inner)?;
+    staging.make_fs()?;
+    let fs = staging.fs();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;
-    let recipe = made.recipe();
-    let recipe = std::fs::File::create(&recipe).map_err(|error| Error::io("make", &recipe, error))?;
+    let recipe = staging.recipe();
+    let recipe = std::fs::File::create(&recipe).map_err(|error| Error::io("create", &recipe, error))?;
     let outcome = unpack::unpack(what, source, root, diff_id.algorithm(), budget, Some(recipe))?;
     if outcome.diff_id != *diff_id {
-        let why = format!("unpacks to {} instead of {diff_id}", outcome.diff_id);
+        let why = format!("diff id is {} instead of {diff_id}", outcome.diff_id);
         return Err(Error::corrupt(what, why));
     }
     let record = LayerRecord {
@@ -229,5 +230,5 @@ pub(crate) fn unpack_layer(
         length: Some(outcome.length),
         ..LayerRecord::default()
     };
-    Ok((Arc::new(made), record))
+    Ok((Arc::new(staging), record))
 }

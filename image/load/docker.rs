@@ -1,5 +1,5 @@
-//! The format of `docker save` before version 25, which many tools write still (docker's image specification v1.2,
-//! "Combined image JSON + filesystem changeset format").
+//! The docker-archive: the format of `docker save` before version 25, which many tools still write (docker's
+//! image specification v1.2, "Combined image JSON + filesystem changeset format").
 
 use serde::Deserialize;
 
@@ -25,7 +25,7 @@ struct Entry {
     layers: Few<String, MAX_LAYERS>,
 }
 
-/// The images of the archive. Their layers are checked by the diff ids of their configs.
+/// Lists the images of the archive. Their layers are verified by the diff ids of their configs.
 pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
     let what = format!("{MANIFEST} of {}", source.name());
     let bytes = read_small(source, MANIFEST, MAX_MANIFEST)?;
@@ -33,7 +33,7 @@ pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
         berth_json::from_slice(&bytes).map_err(|error| Error::corrupt(what.as_str(), error))?;
     let entries = entries.all(&what, "images")?;
     if entries.is_empty() {
-        return Err(Error::invalid(source.name(), "holds no image"));
+        return Err(Error::invalid(source.name(), "contains no image"));
     }
     entries.into_iter().map(|entry| offer(source, &what, entry)).collect()
 }
@@ -42,7 +42,7 @@ fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
     let tags = entry.repo_tags.all(what, "names of one image")?;
     let tags = tags.iter().map(|tag| tag.parse::<Reference>()).collect::<Result<Vec<_>, _>>();
     let layers = entry.layers.all(what, "layers")?;
-    // What is missing is told before anything is loaded.
+    // Missing members are reported before anything is loaded.
     for member in layers.iter().chain([&entry.config]) {
         source.length(member)?;
     }
@@ -50,8 +50,8 @@ fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
     Ok(Offer { tags: tags.map_err(|error| Error::corrupt(what, error))?, place })
 }
 
-/// What an image is made of.
-pub(super) fn find(source: &Source, config: &str, layers: &[String]) -> Result<Found, Error> {
+/// Reads the config of an image and finds its layers.
+pub(super) fn resolve(source: &Source, config: &str, layers: &[String]) -> Result<Found, Error> {
     let config_bytes = read_small(source, config, MAX_CONFIG)?;
     let mut size = u64::try_from(config_bytes.len()).unwrap_or(u64::MAX);
     let mut stored = Vec::new();
@@ -65,6 +65,6 @@ pub(super) fn find(source: &Source, config: &str, layers: &[String]) -> Result<F
         content: Content::Image(stored),
         manifests: Vec::new(),
         size,
-        fits: false,
+        platform_checked: false,
     })
 }

@@ -1,9 +1,10 @@
-//! What a layer takes from the layers below it. Layers are unpacked independently of one another and shared by images,
-//! so what depends on the others is put into a small layer of its own just above: the metadata of folders that the layer
-//! does not list, files of lower layers that it links to, and its part of folders that are links below.
+//! Patches: the parts of a layer that depend on the layers below. Layers are unpacked independently of one
+//! another and shared by images. So these parts are stored in a small separate layer directly above: the
+//! metadata of folders that the layer does not list, files of lower layers that it links to, and the content
+//! of its folders that are links below.
 //!
-//! Whether a layer needs that depends on its chain, the layer with all below it: of one that an image in the store has it
-//! is known.
+//! Whether a layer needs a patch depends on its chain, the layer with all layers below it. For a chain of an
+//! image in the store the answer is known.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -20,21 +21,22 @@ use super::record::LayerRecord;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, blocking};
 
-/// The memory for what all layers of an image need of one another, in that of one layer's notes.
+/// The memory for the dependencies between all layers of an image, as a multiple of the limit on one layer's
+/// notes.
 const NOTES: u64 = 4;
 
-/// The layers of an image as far as they are stacked.
+/// The layers of an image while they are stacked.
 struct Stacking<'a> {
     inner: &'a Arc<Inner>,
     /// The layers, the bottom one first, without patches.
     layers: Vec<Lease>,
-    /// By their chains: whether another image is known to have a patch there, or none.
+    /// For the lower layers that another image has as well: whether it has a patch there.
     known: Vec<bool>,
     stacked: Vec<PathBuf>,
     look: Option<Arc<Mutex<Look>>>,
 }
 
-/// The layers as one, as far as they have been looked through.
+/// The merged view of the layers that were read.
 struct Look {
     merged: RefCell<Merged>,
     pushed: usize,
@@ -45,15 +47,16 @@ struct Look {
 struct Layer {
     what: String,
     fs: PathBuf,
-    /// Its record.
+    /// The path of its record.
     file: PathBuf,
     below: Vec<PathBuf>,
     limit: u64,
 }
 
 impl Inner {
-    /// The layers of an image in their order, with a patch above each that needs one. A layer that comes twice is left
-    /// only where it comes last: there it shows all that it has, and overlayfs refuses the same folder twice.
+    /// Returns the layers of an image in their order, with a patch above each that needs one. If a layer
+    /// occurs twice, only its last occurrence is kept: there all of it is visible, and overlayfs rejects a
+    /// duplicate folder.
     pub(crate) async fn stack(self: &Arc<Self>, leases: Vec<Lease>) -> Result<Vec<Lease>, Error> {
         let mut seen = HashSet::new();
         let mut layers: Vec<Lease> =
@@ -74,12 +77,13 @@ impl Inner {
     }
 }
 
-/// As the OCI image config's "ChainID", which names a layer together with all below it.
+/// Returns the ids of the chains, each of which identifies a layer and all layers below it (OCI image config,
+/// "ChainID").
 fn chains(layers: &[Lease]) -> Result<Vec<Digest>, Error> {
     let mut chains: Vec<Digest> = Vec::new();
     for lease in layers {
         let LayerKey::Diff(diff_id) = lease.key() else {
-            return Err(Error::internal("stack layers", "a patch is no layer"));
+            return Err(Error::internal("stack layers", "a patch is not a layer"));
         };
         let name = match chains.last() {
             Some(below) => format!("{below} {diff_id}"),
@@ -91,14 +95,14 @@ fn chains(layers: &[Lease]) -> Result<Vec<Digest>, Error> {
 }
 
 impl Stacking<'_> {
-    /// The patch for a layer above those that are stacked, if it needs one.
+    /// Returns the patch for a layer above those that are stacked, if it needs one.
     async fn patch(&mut self, place: usize, chain: Digest) -> Result<Option<Lease>, Error> {
         if !self.layers.get(place).is_some_and(|layer| layer.depends_on_others) {
             return Ok(None);
         }
         let key = LayerKey::Patch(chain);
-        if let Some(known) = lease(self.inner, &key) {
-            return Ok(Some(known));
+        if let Some(existing) = lease(self.inner, &key) {
+            return Ok(Some(existing));
         }
         if self.known.get(place) == Some(&false) {
             return Ok(None);
@@ -115,10 +119,10 @@ impl Stacking<'_> {
         let make = |_, _| {
             let inner = self.inner.clone();
             blocking("patch a layer", move || {
-                let made = HalfMade::new(&inner)?;
-                made.make_fs()?;
-                layer.build(&look, &made)?;
-                Ok((Arc::new(made), LayerRecord::default()))
+                let staging = HalfMade::new(&inner)?;
+                staging.make_fs()?;
+                layer.build(&look, &staging)?;
+                Ok((Arc::new(staging), LayerRecord::default()))
             })
         };
         self.inner.lease_or_make(&key, None, make).await.map(Some)
@@ -142,16 +146,16 @@ impl Stacking<'_> {
         })
     }
 
-    /// Reads what this layer and those above it will ask for.
+    /// Announces the paths that this layer and those above it will look up.
     async fn begin(&mut self, place: usize) -> Result<Arc<Mutex<Look>>, Error> {
         let folders = &self.inner.folders;
-        let asking = self.layers.iter().enumerate().skip(place);
-        let asking =
-            asking.filter(|(place, layer)| layer.depends_on_others && self.known.get(*place) != Some(&false));
+        let dependent = self.layers.iter().enumerate().skip(place);
+        let dependent =
+            dependent.filter(|(place, layer)| layer.depends_on_others && self.known.get(*place) != Some(&false));
         let files: Vec<PathBuf> =
-            asking.map(|(_, layer)| folders.layer(layer.key()).join("layer.json")).collect();
+            dependent.map(|(_, layer)| folders.layer(layer.key()).join("layer.json")).collect();
         let limit = self.inner.options.limits.notes.saturating_mul(NOTES);
-        let merged = blocking("read layers' records", move || {
+        let merged = blocking("read the records of layers", move || {
             let mut merged = Merged::new(limit);
             for file in files {
                 let record: LayerRecord = read_json(&file)?;
@@ -172,14 +176,14 @@ impl Stacking<'_> {
 
 impl Layer {
     fn is_needed(&self, look: &Mutex<Look>) -> Result<bool, Error> {
-        self.graft(look, |graft| graft.is_needed())
+        self.with_input(look, |input| input.is_needed())
     }
 
-    fn build(&self, look: &Mutex<Look>, made: &HalfMade) -> Result<(), Error> {
-        self.graft(look, |graft| graft.build(&made.fs()))
+    fn build(&self, look: &Mutex<Look>, staging: &HalfMade) -> Result<(), Error> {
+        self.with_input(look, |input| input.build(&staging.fs()))
     }
 
-    fn graft<T>(
+    fn with_input<T>(
         &self,
         look: &Mutex<Look>,
         work: impl FnOnce(&Graft<'_>) -> Result<T, Error>,
