@@ -17,7 +17,7 @@ impl ImageStore {
     /// The policy is invalid or rejects the image, or a signature that it requires is missing.
     pub async fn check_policy(&self, image: &Image, name: &str) -> Result<(), Error> {
         let Some(file) = &self.inner().options.policy else { return Ok(()) };
-        if !policy::is_there(file).await? {
+        if !policy::exists(file).await? {
             return Ok(());
         }
         let mut refusal = None;
@@ -34,8 +34,9 @@ impl ImageStore {
                 Err(error) => drop(refusal.get_or_insert(error)),
             }
         }
-        let unnamed =
-            || Error::untrusted(image.id.to_string(), "the image has no name that the policy can be applied to");
+        let unnamed = || {
+            Error::untrusted(image.id.to_string(), "the image has no name that the policy can be applied to")
+        };
         Err(refusal.unwrap_or_else(unnamed))
     }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::manifest::{ArtifactManifest, Descriptor};
-use crate::store::{HalfMade, Inner, LayerRecord};
+use crate::store::{Inner, LayerRecord, StagingFolder};
 use crate::unpack::{Budget, TreePath};
 
 /// The longest path that the kernel accepts (PATH_MAX).
@@ -47,7 +47,7 @@ pub(crate) fn file_names(
         if path.depth() > budget.limits.depth {
             return Err(Error::limit(
                 what,
-                    format!("title {title:?} is deeper than {}", budget.limits.depth),
+                format!("title {title:?} is deeper than {}", budget.limits.depth),
             ));
         }
         if !paths.insert(path.clone()) {
@@ -58,8 +58,8 @@ pub(crate) fn file_names(
     for name in &names {
         let mut folder = name.split().map(|(folder, _)| folder);
         while let Some(above) = folder {
-                if paths.contains(&above) {
-                    return Err(Error::corrupt(what, format!("{above} is both a file and a folder")));
+            if paths.contains(&above) {
+                return Err(Error::corrupt(what, format!("{above} is both a file and a folder")));
             }
             folder = above.split().map(|(folder, _)| folder);
         }
@@ -70,19 +70,19 @@ pub(crate) fn file_names(
 /// The folder of an artifact while its files are written.
 #[derive(Debug)]
 pub(crate) struct ArtifactFolder {
-    partial: Arc<HalfMade>,
+    staging: Arc<StagingFolder>,
     root: OwnedFd,
 }
 
 impl ArtifactFolder {
     pub(crate) fn new(inner: &Arc<Inner>) -> Result<Self, Error> {
-        let partial = HalfMade::new(inner)?;
-        partial.make_fs()?;
-        let fs = partial.fs();
+        let staging = StagingFolder::new(inner)?;
+        staging.create_fs()?;
+        let fs = staging.fs();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root =
             rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;
-        Ok(Self { partial: Arc::new(partial), root })
+        Ok(Self { staging: Arc::new(staging), root })
     }
 
     /// Writes one blob into its file. The reader checks the digest.
@@ -108,8 +108,8 @@ impl ArtifactFolder {
         }
     }
 
-    pub(crate) fn finish(self) -> (Arc<HalfMade>, LayerRecord) {
-        (self.partial, LayerRecord::default())
+    pub(crate) fn finish(self) -> (Arc<StagingFolder>, LayerRecord) {
+        (self.staging, LayerRecord::default())
     }
 
     fn create(&self, name: &TreePath) -> Result<OwnedFd, Error> {

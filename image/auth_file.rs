@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::credentials::{Credentials, Known};
+use crate::credentials::{Credentials, SourcedCredentials};
 use crate::error::Error;
 
 /// The name of Docker Hub in image references.
@@ -32,7 +32,7 @@ pub(crate) struct AuthFiles {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Content {
+struct AuthFile {
     auths: BTreeMap<String, Entry>,
     cred_helpers: BTreeMap<String, String>,
     creds_store: String,
@@ -66,17 +66,17 @@ impl AuthFiles {
     ///
     /// # Errors
     /// A file or an entry in it is invalid, or a helper fails.
-    pub(crate) async fn credentials(&self, name: &str) -> Result<Option<Known>, Error> {
-            for path in &self.paths {
-            if let Some(found) = credentials(path, name).await? {
-                return Ok(Some(found));
+    pub(crate) async fn credentials(&self, name: &str) -> Result<Option<SourcedCredentials>, Error> {
+        for path in &self.paths {
+            if let Some(matching) = credentials(path, name).await? {
+                return Ok(Some(matching));
             }
         }
         Ok(None)
     }
 }
 
-async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
+async fn credentials(path: &Path, name: &str) -> Result<Option<SourcedCredentials>, Error> {
     let what = path.display().to_string();
     let text = match tokio::fs::read(path).await {
         Ok(text) => text,
@@ -85,24 +85,25 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
     };
     let content = parsed(path, &text)?;
     let names = names(name);
-    // An empty name means that there is no helper, as in docker.
+    // An empty name disables the helper, as in docker.
     let helper = find(&content.cred_helpers, &names).filter(|(_, helper)| !helper.is_empty());
     if let Some((server, helper)) = helper {
-        return ask(helper, server).await;
+        return run_helper(helper, server).await;
     }
     if let Some((server, entry)) = find(&content.auths, &names) {
-            let credentials = Credentials::from_parts(
+        let credentials = Credentials::from_parts(
             &entry.username,
             &entry.password,
             &entry.auth,
             &entry.identitytoken,
             &entry.registrytoken,
         );
-            let credentials = credentials.map_err(|error| Error::invalid(format!("{what}: {server}"), error))?;
-            // An empty entry means that the credential store has the secret.
-            if credentials.is_some() || content.creds_store.is_empty() {
-                let sourced = |credentials| Known { credentials, source: format!("{what}: {server}") };
-                return Ok(credentials.map(sourced));
+        let credentials = credentials.map_err(|error| Error::invalid(format!("{what}: {server}"), error))?;
+        // An empty entry means that the credential store has the secret.
+        if credentials.is_some() || content.creds_store.is_empty() {
+            let sourced =
+                |credentials| SourcedCredentials { credentials, source: format!("{what}: {server}") };
+            return Ok(credentials.map(sourced));
         }
     }
     if content.creds_store.is_empty() {
@@ -112,7 +113,7 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
         HUB => "https://index.docker.io/v1/",
         domain => domain,
     };
-    ask(&content.creds_store, server).await
+    run_helper(&content.creds_store, server).await
 }
 
 /// Checks a file with credentials. A missing file is valid.
@@ -127,15 +128,15 @@ pub(crate) async fn check(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn parsed(path: &Path, text: &[u8]) -> Result<Content, Error> {
+fn parsed(path: &Path, text: &[u8]) -> Result<AuthFile, Error> {
     berth_json::from_slice(text)
-            .map_err(|error| Error::invalid(path.display().to_string(), format!("not a docker config: {error}")))
+        .map_err(|error| Error::invalid(path.display().to_string(), format!("not a docker config: {error}")))
 }
 
 /// Parses a file with credentials, for the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(bytes: &[u8]) {
-    if let Ok(content) = berth_json::from_slice::<Content>(bytes) {
+    if let Ok(content) = berth_json::from_slice::<AuthFile>(bytes) {
         drop(find(&content.auths, &names("r.example/team/app")).map(|(key, _)| key.to_owned()));
     }
 }
@@ -157,8 +158,8 @@ fn names(name: &str) -> Vec<String> {
 /// Returns the entry of the first name that has one, with its key as written in the file.
 fn find<'a, T>(entries: &'a BTreeMap<String, T>, names: &[String]) -> Option<(&'a str, &'a T)> {
     names.iter().find_map(|name| {
-        let found = entries.iter().find(|(key, _)| plain(key) == name);
-        found.map(|(key, entry)| (key.as_str(), entry))
+        let matching = entries.iter().find(|(key, _)| plain(key) == name);
+        matching.map(|(key, entry)| (key.as_str(), entry))
     })
 }
 
@@ -175,11 +176,11 @@ fn plain(key: &str) -> &str {
 
 /// Runs a credential helper, a program `docker-credential-<name>` (docker's CLI reference, "Credential helper
 /// protocol").
-async fn ask(helper: &str, server: &str) -> Result<Option<Known>, Error> {
+async fn run_helper(helper: &str, server: &str) -> Result<Option<SourcedCredentials>, Error> {
     let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let program = format!("docker-credential-{helper}");
     if helper.is_empty() || !helper.bytes().all(named) {
-            return Err(Error::invalid(format!("credential helper {helper:?}"), "not a name of a helper"));
+        return Err(Error::invalid(format!("credential helper {helper:?}"), "not a name of a helper"));
     }
     let failed = |why: String| Error::unauthorized(format!("{program} for {server}"), why);
     let run = async {
@@ -192,27 +193,27 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Known>, Error> {
             .spawn()
             .map_err(|error| Error::io("start", Path::new(&program), error))?;
         if let Some(mut stdin) = child.stdin.take() {
-                // A helper that does not read its input reports the reason in its answer.
+            // A helper that does not read its input reports the reason in its answer.
             drop(stdin.write_all(server.as_bytes()).await);
         }
         child.wait_with_output().await.map_err(|error| Error::io("wait for", Path::new(&program), error))
     };
     let output = tokio::time::timeout(HELPER_TIMEOUT, run)
         .await
-            .map_err(|_| failed(format!("no answer within {HELPER_TIMEOUT:?}")))??;
+        .map_err(|_| failed(format!("no answer within {HELPER_TIMEOUT:?}")))??;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-            // The output of a helper that failed does not contain a secret.
-            let reason = text.trim();
-            return if reason.contains(NOT_FOUND) { Ok(None) } else { Err(failed(reason.to_owned())) };
+        // The output of a helper that failed does not contain a secret.
+        let reason = text.trim();
+        return if reason.contains(NOT_FOUND) { Ok(None) } else { Err(failed(reason.to_owned())) };
     }
     let answer: Answer =
-            berth_json::from_str(&text).map_err(|error| failed(format!("invalid answer: {error}")))?;
+        berth_json::from_str(&text).map_err(|error| failed(format!("invalid answer: {error}")))?;
     let credentials = match answer.username.as_str() {
         TOKEN_USER => Credentials::IdentityToken(answer.secret),
         _ => Credentials::Basic { username: answer.username, password: answer.secret },
     };
-    Ok(Some(Known { credentials, source: format!("{program} for {server}") }))
+    Ok(Some(SourcedCredentials { credentials, source: format!("{program} for {server}") }))
 }
 
 #[cfg(test)]
@@ -223,8 +224,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
         let name = reference.parse::<crate::reference::Reference>().unwrap().name();
-        let found = AuthFiles::new(vec![file.path().to_owned()]).credentials(&name).await?;
-        Ok(found.map(|found| match found.credentials {
+        let matching = AuthFiles::new(vec![file.path().to_owned()]).credentials(&name).await?;
+        Ok(matching.map(|matching| match matching.credentials {
             Credentials::Basic { username, .. } => username,
             Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => token,
             Credentials::For { server, .. } => server,
@@ -284,7 +285,7 @@ mod tests {
             assert!(credentials(broken, "busybox").await.is_err(), "{broken}");
         }
         let error = credentials(r#"{ "credsStore": "../../bin/sh" }"#, "busybox").await.unwrap_err();
-            assert!(error.to_string().contains("not a name of a helper"), "{error}");
+        assert!(error.to_string().contains("not a name of a helper"), "{error}");
         let error = credentials(r#"{ "credsStore": "none-is-here" }"#, "busybox").await.unwrap_err();
         assert!(error.to_string().contains("docker-credential-none-is-here"), "{error}");
     }

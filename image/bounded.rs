@@ -10,16 +10,16 @@ use crate::error::Error;
 
 /// A list that keeps its first `N` entries. `null` is an empty list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Few<T, const N: usize> {
+pub(crate) struct Bounded<T, const N: usize> {
     kept: Vec<T>,
     count: usize,
 }
 
 /// The keys of an object. The first `N` are kept, the values are not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FewKeys<const N: usize>(Few<String, N>);
+pub(crate) struct BoundedKeys<const N: usize>(Bounded<String, N>);
 
-impl<T, const N: usize> Few<T, N> {
+impl<T, const N: usize> Bounded<T, N> {
     /// Returns the whole list.
     ///
     /// # Errors
@@ -42,46 +42,46 @@ impl<T, const N: usize> Few<T, N> {
     }
 }
 
-impl<const N: usize> FewKeys<N> {
-    /// See [`Few::all`].
+impl<const N: usize> BoundedKeys<N> {
+    /// See [`Bounded::all`].
     pub(crate) fn all(self, what: &str, name: &str) -> Result<Vec<String>, Error> {
         self.0.all(what, name)
     }
 
-    /// See [`Few::is_empty`].
+    /// See [`Bounded::is_empty`].
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-impl<T, const N: usize> Default for Few<T, N> {
+impl<T, const N: usize> Default for Bounded<T, N> {
     fn default() -> Self {
         Self { kept: Vec::new(), count: 0 }
     }
 }
 
-impl<const N: usize> Default for FewKeys<N> {
+impl<const N: usize> Default for BoundedKeys<N> {
     fn default() -> Self {
-        Self(Few::default())
+        Self(Bounded::default())
     }
 }
 
-impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Few<T, N> {
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Bounded<T, N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct List<T, const N: usize>(PhantomData<T>);
         impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for List<T, N> {
-            type Value = Few<T, N>;
+            type Value = Bounded<T, N>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
             }
 
             fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Few::default())
+                Ok(Bounded::default())
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-                let mut list = Few::default();
+                let mut list = Bounded::default();
                 while list.count < N {
                     let Some(entry) = entries.next_element()? else { return Ok(list) };
                     list.kept.push(entry);
@@ -97,31 +97,31 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Few<T, N> {
     }
 }
 
-impl<'de, const N: usize> Deserialize<'de> for FewKeys<N> {
+impl<'de, const N: usize> Deserialize<'de> for BoundedKeys<N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object<const N: usize>;
         impl<'de, const N: usize> Visitor<'de> for Object<N> {
-            type Value = FewKeys<N>;
+            type Value = BoundedKeys<N>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
             fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(FewKeys::default())
+                Ok(BoundedKeys::default())
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-                let mut keys = Few::default();
+                let mut keys = Bounded::default();
                 while keys.count < N {
-                    let Some((key, IgnoredAny)) = entries.next_entry()? else { return Ok(FewKeys(keys)) };
+                    let Some((key, IgnoredAny)) = entries.next_entry()? else { return Ok(BoundedKeys(keys)) };
                     keys.kept.push(key);
                     keys.count += 1;
                 }
                 while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
                     keys.count += 1;
                 }
-                Ok(FewKeys(keys))
+                Ok(BoundedKeys(keys))
             }
         }
         deserializer.deserialize_any(Object)
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn entries_beyond_the_limit_are_counted() {
-        let list = |json: &str| serde_json::from_str::<Few<String, 2>>(json);
+        let list = |json: &str| serde_json::from_str::<Bounded<String, 2>>(json);
         assert_eq!(list(r#"["a", "b"]"#).unwrap().all("x", "words").unwrap(), ["a", "b"]);
         assert!(list("null").unwrap().kept().is_empty());
         let many = list(r#"["a", "b", {"c": []}, 4]"#).unwrap();
@@ -151,7 +151,7 @@ mod tests {
             "config x: 4 words, the limit is 2"
         );
         assert!(list("{}").is_err() && list("[1]").is_err() && list("7").is_err());
-        let keys = |json: &str| serde_json::from_str::<FewKeys<2>>(json);
+        let keys = |json: &str| serde_json::from_str::<BoundedKeys<2>>(json);
         assert_eq!(keys(r#"{"/a": {}, "/b": null}"#).unwrap().all("x", "volumes").unwrap(), ["/a", "/b"]);
         assert!(keys("null").unwrap().all("x", "volumes").unwrap().is_empty());
         assert!(keys(r#"{"a": 1, "b": 2, "c": 3}"#).unwrap().all("x", "volumes").is_err());
@@ -161,8 +161,8 @@ mod tests {
     proptest! {
         #[test]
             fn any_text_is_parsed_or_rejected(text in "(\\[|\\]|\\{|\\}|,|:|\"a\"|null|1| ){0,30}") {
-            drop(serde_json::from_str::<Few<String, 3>>(&text));
-            drop(serde_json::from_str::<FewKeys<3>>(&text));
+            drop(serde_json::from_str::<Bounded<String, 3>>(&text));
+            drop(serde_json::from_str::<BoundedKeys<3>>(&text));
         }
     }
 }

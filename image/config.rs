@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use crate::bounded::{Few, FewKeys, is_object};
+use crate::bounded::{Bounded, BoundedKeys, is_object};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::manifest::MAX_LAYERS;
@@ -26,7 +26,7 @@ pub struct ImageConfig {
     pub env: Vec<String>,
     /// The command to which `cmd` or the caller's arguments are appended.
     pub entrypoint: Vec<String>,
-    /// The arguments; the command if there is no entrypoint.
+    /// The arguments, or the command of an image without an entrypoint.
     pub cmd: Vec<String>,
     /// The working directory of the command.
     pub working_dir: String,
@@ -51,7 +51,7 @@ impl ParsedConfig {
     pub(crate) fn check_platform(&self, what: &str, platform: &Platform) -> Result<(), Error> {
         match &self.platform {
             Some(offered) if platform.rank(offered).is_none() => {
-                    Err(Error::unsupported(what, format!("image is for {offered}, this node is {platform}")))
+                Err(Error::unsupported(what, format!("image is for {offered}, this node is {platform}")))
             }
             _ => Ok(()),
         }
@@ -74,25 +74,25 @@ struct Document {
 
 #[derive(Deserialize)]
 struct RootFs {
-    diff_ids: Few<Digest, MAX_LAYERS>,
+    diff_ids: Bounded<Digest, MAX_LAYERS>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Section {
     user: String,
-    env: Few<String, MAX_LIST>,
-    entrypoint: Few<String, MAX_LIST>,
-    cmd: Few<String, MAX_LIST>,
+    env: Bounded<String, MAX_LIST>,
+    entrypoint: Bounded<String, MAX_LIST>,
+    cmd: Bounded<String, MAX_LIST>,
     working_dir: String,
-    volumes: FewKeys<MAX_LIST>,
+    volumes: BoundedKeys<MAX_LIST>,
     stop_signal: String,
 }
 
 /// Parses a config.
 pub(crate) fn parse_config(what: &str, bytes: &[u8]) -> Result<ParsedConfig, Error> {
     if !is_object(bytes) {
-            return Err(Error::corrupt(what, "not a JSON object"));
+        return Err(Error::corrupt(what, "not a JSON object"));
     }
     let document: Document = berth_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
     let Document { os, architecture, variant, config, rootfs } = document;
@@ -118,7 +118,7 @@ impl Section {
         let size = config.size();
         if size > MAX_KEPT {
             let why = format!(
-                    "user, environment, command, working directory and volumes have {size} bytes, the limit is {MAX_KEPT}"
+                "user, environment, command, working directory and volumes have {size} bytes, the limit is {MAX_KEPT}"
             );
             return Err(Error::limit(what, why));
         }

@@ -33,7 +33,7 @@ pub enum Credentials {
 
 /// Credentials with their source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct SourcedCredentials {
     pub(crate) credentials: Credentials,
     /// The file and its key, the helper, or the request.
     pub(crate) source: String,

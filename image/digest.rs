@@ -82,17 +82,17 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = |why: &str| Error::invalid(format!("digest {text:?}"), why);
-            let (algorithm, hex) = text.split_once(':').ok_or_else(|| invalid("no algorithm"))?;
+        let (algorithm, hex) = text.split_once(':').ok_or_else(|| invalid("no algorithm"))?;
         let algorithm = match algorithm {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
-                _ => return Err(invalid("the algorithm is neither sha256 nor sha512")),
+            _ => return Err(invalid("the algorithm is neither sha256 nor sha512")),
         };
         if hex.len() != algorithm.hex_digits() {
-                return Err(invalid("wrong length"));
+            return Err(invalid("wrong length"));
         }
         if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err(invalid("not lower-case hex digits"));
+            return Err(invalid("not lower-case hex digits"));
         }
         Ok(Self { algorithm, hex: hex.into() })
     }

@@ -20,56 +20,56 @@ pub(crate) struct Downloads {
     all: Arc<Semaphore>,
     /// The number of callers that wait for `all`.
     waiting: AtomicUsize,
-    at_once: usize,
+    concurrency: usize,
 }
 
 /// The download slots of one pull.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub(crate) struct Slots {
     downloads: Arc<Downloads>,
     own: Arc<Semaphore>,
     /// Limits the transfers of this pull, including slow ones, so that another pull does not wait behind all
     /// layers of this one.
-    at_once: Arc<Semaphore>,
+    concurrency: Arc<Semaphore>,
 }
 
 /// One download slot. Dropping it releases it.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct Slot {
     downloads: Arc<Downloads>,
     /// The pull's own permit, or a shared one. None if it was released.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
-    _at_once: OwnedSemaphorePermit,
+    _concurrency: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
 
 impl Downloads {
-    /// Creates `at_once` slots that all pulls share. One pull has at most `at_once` transfers.
-    pub(crate) fn new(at_once: usize) -> Self {
-        let at_once = at_once.max(1);
+    /// Creates `concurrency` slots that all pulls share. One pull has at most `concurrency` transfers.
+    pub(crate) fn new(concurrency: usize) -> Self {
+        let concurrency = concurrency.max(1);
         Self {
-            shared: Arc::new(Semaphore::new(at_once)),
-            all: Arc::new(Semaphore::new(MAX_TRANSFERS.max(2 * at_once))),
+            shared: Arc::new(Semaphore::new(concurrency)),
+            all: Arc::new(Semaphore::new(MAX_TRANSFERS.max(2 * concurrency))),
             waiting: AtomicUsize::new(0),
-            at_once,
+            concurrency,
         }
     }
 
     /// Returns the slots of a new pull.
-    pub(crate) fn turns(self: &Arc<Self>) -> Turns {
-        Turns {
+    pub(crate) fn slots(self: &Arc<Self>) -> Slots {
+        Slots {
             downloads: self.clone(),
             own: Arc::new(Semaphore::new(1)),
-            at_once: Arc::new(Semaphore::new(self.at_once)),
+            concurrency: Arc::new(Semaphore::new(self.concurrency)),
         }
     }
 }
 
-impl Turns {
+impl Slots {
     /// Waits for a slot.
-    pub(crate) async fn next(&self) -> Result<Turn, Error> {
+    pub(crate) async fn next(&self) -> Result<Slot, Error> {
         let closed = |error| Error::internal("acquire a download slot", error);
-        let at_once = self.at_once.clone().acquire_owned().await.map_err(closed)?;
+        let concurrency = self.concurrency.clone().acquire_owned().await.map_err(closed)?;
         let permit = tokio::select! {
             biased;
             own = self.own.clone().acquire_owned() => own,
@@ -80,11 +80,11 @@ impl Turns {
         let all = self.downloads.all.clone().acquire_owned().await.map_err(closed)?;
         drop(waiting);
         let permit = Mutex::new(Some(permit));
-        Ok(Turn { downloads: self.downloads.clone(), permit, _at_once: at_once, _all: all })
+        Ok(Slot { downloads: self.downloads.clone(), permit, _concurrency: concurrency, _all: all })
     }
 }
 
-impl Turn {
+impl Slot {
     /// Releases the slot to other transfers while this transfer continues.
     pub(crate) fn release(&self) {
         drop(self.permit.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -119,15 +119,15 @@ mod tests {
     use super::*;
 
     /// Returns the slots that are available without waiting.
-    fn available(turns: &Turns) -> Vec<Turn> {
-        let next = || tokio::task::unconstrained(turns.next()).now_or_never();
+    fn available(slots: &Slots) -> Vec<Slot> {
+        let next = || tokio::task::unconstrained(slots.next()).now_or_never();
         std::iter::from_fn(next).map(Result::unwrap).collect()
     }
 
     #[tokio::test]
     async fn each_pull_has_one_slot_and_shares_the_others() {
         let downloads = Arc::new(Downloads::new(4));
-        let (one, two, three) = (downloads.turns(), downloads.turns(), downloads.turns());
+        let (one, two, three) = (downloads.slots(), downloads.slots(), downloads.slots());
         let first = available(&one);
         assert_eq!(first.len(), 4);
         assert_eq!(available(&two).len(), 2, "its own and the last shared one");
@@ -140,11 +140,11 @@ mod tests {
     #[tokio::test]
     async fn a_slow_transfer_releases_its_slot_and_its_pull_gets_none_in_return() {
         let downloads = Arc::new(Downloads::new(2));
-        let (slow, other, third) = (downloads.turns(), downloads.turns(), downloads.turns());
+        let (slow, other, third) = (downloads.slots(), downloads.slots(), downloads.slots());
         let slow_ones = available(&slow);
         let _others = available(&other);
         assert_eq!(available(&third).len(), 1);
-        slow_ones.iter().for_each(Turn::release);
+        slow_ones.iter().for_each(Slot::release);
         assert_eq!(available(&slow).len(), 0);
         assert_eq!(available(&third).len(), 2);
     }
@@ -152,8 +152,8 @@ mod tests {
     #[tokio::test]
     async fn a_transfer_blocks_others_only_if_none_can_begin() {
         let downloads = Arc::new(Downloads::new(1));
-        let many: Vec<Turns> = (0..=MAX_TRANSFERS).map(|_| downloads.turns()).collect();
-        let running: Vec<Turn> = many.iter().take(MAX_TRANSFERS).flat_map(available).collect();
+        let many: Vec<Slots> = (0..=MAX_TRANSFERS).map(|_| downloads.slots()).collect();
+        let running: Vec<Slot> = many.iter().take(MAX_TRANSFERS).flat_map(available).collect();
         assert_eq!(running.len(), MAX_TRANSFERS);
         assert!(!running[0].blocks_others());
         let last = many.last().unwrap();

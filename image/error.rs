@@ -175,8 +175,8 @@ impl Error {
     /// Returns the same error with `object` as its subject, in place of the address of the request.
     pub(crate) fn about(self, object: &str) -> Self {
         match self {
-                Self::Unavailable { what, why } if what.as_str() != object => {
-                    Self::unavailable(object, format!("{what}: {why}"))
+            Self::Unavailable { what, why } if what.as_str() != object => {
+                Self::unavailable(object, format!("{what}: {why}"))
             }
             other => other,
         }

@@ -13,7 +13,7 @@ use crate::store::ImageStore;
 pub struct Explanation {
     /// The complete reference.
     pub reference: String,
-    /// The scope of the policy that applies, and its requirements. Empty if there is no policy.
+    /// The scope of the policy that applies, and its requirements. Empty without a policy.
     pub policy: Vec<String>,
     /// The servers in the order in which a pull tries them.
     pub servers: Vec<Server>,
@@ -30,7 +30,7 @@ pub struct Server {
     pub credentials: String,
     /// The requests and their answers, including those for a token.
     pub answers: Vec<String>,
-    /// The digest that the server has for the name, or the reason why there is none.
+    /// The digest that the server has for the name, or the reason why it has none.
     pub outcome: Result<String, String>,
 }
 
@@ -62,7 +62,7 @@ impl ImageStore {
         let repository = inner.registry.repository(reference, auth).await?;
         let mut servers = Vec::new();
         for endpoint in repository.endpoints() {
-                let (probed, answers) = registry::traced(repository.probe(endpoint, reference)).await;
+            let (probed, answers) = registry::traced(repository.probe(endpoint, reference)).await;
             servers.push(Server {
                 url: format!(
                     "{}://{}{}/{}",
@@ -72,10 +72,10 @@ impl ImageStore {
                 credentials: endpoint
                     .credentials
                     .as_ref()
-                            .map(|credentials| credentials.source.clone())
+                    .map(|credentials| credentials.source.clone())
                     .unwrap_or_default(),
                 answers,
-                    outcome: probed.map(|digest| digest.to_string()).map_err(|error| error.to_string()),
+                outcome: probed.map(|digest| digest.to_string()).map_err(|error| error.to_string()),
             });
         }
         Ok(Explanation { reference: reference.to_string(), policy: policy.unwrap_or_default(), servers })
@@ -91,7 +91,7 @@ fn notes(endpoint: &Endpoint) -> Vec<String> {
     };
     note(endpoint.mirror, "mirror");
     note(!endpoint.pull, "only resolves tags");
-    note(!endpoint.resolve, "not asked for tags");
+    note(!endpoint.resolve, "not used to resolve tags");
     note(endpoint.tls.skip_verify, "its certificate is not verified");
     note(!endpoint.tls.ca.is_empty(), "with its own certificate authorities");
     note(!endpoint.tls.client.is_empty(), "with a client certificate");

@@ -36,7 +36,7 @@ pub struct ImageVolume {
     /// The image.
     pub image: Arc<Image>,
     /// Its layers, the topmost first. There are at least two; the last may be an empty folder, since
-    /// overlayfs needs two layers where there is no writable one. An overlay has its own superblock, so the
+    /// overlayfs needs two layers without a writable one. An overlay has its own superblock, so the
     /// layers are read-only also for a container that may mount. A container could make a bind mount of the
     /// folder writable.
     pub lower: Vec<PathBuf>,

@@ -29,14 +29,14 @@ const QUIET: Duration = Duration::from_secs(2);
 /// The longest time between two attempts to load a file.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 /// The file that records the imports.
-const NOTES: &str = "imported.json";
+const RECORD: &str = "imported.json";
 
 /// The imported files, by their names in the folder.
-pub(crate) type Notes = BTreeMap<String, Note>;
+pub(crate) type Imports = BTreeMap<String, Import>;
 
 /// The images of one imported file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Note {
+pub(crate) struct Import {
     stamp: Stamp,
     images: BTreeSet<Digest>,
 }
@@ -58,13 +58,13 @@ struct Failed {
 }
 
 /// Reads the record of imports that former daemons wrote.
-pub(crate) fn read_notes(root: &Path) -> Notes {
-    read_json(&root.join(NOTES)).unwrap_or_default()
+pub(crate) fn read_imports(root: &Path) -> Imports {
+    read_json(&root.join(RECORD)).unwrap_or_default()
 }
 
 /// Returns the images of all imported files.
-pub(crate) fn images_of(notes: &Notes) -> BTreeSet<Digest> {
-    notes.values().flat_map(|note| note.images.iter().cloned()).collect()
+pub(crate) fn images_of(imports: &Imports) -> BTreeSet<Digest> {
+    imports.values().flat_map(|import| import.images.iter().cloned()).collect()
 }
 
 impl ImageStore {
@@ -101,15 +101,15 @@ impl ImageStore {
     /// Scans the folder once. Returns whether a file in it is still being written.
     async fn import(&self, folder: &Path, failed: &mut BTreeMap<String, Failed>) -> Result<bool, Error> {
         let path = folder.to_owned();
-        let found = blocking("read the import folder", move || stamps(&path)).await?;
-        failed.retain(|name, failure| found.get(name) == Some(&failure.stamp));
+        let files = blocking("read the import folder", move || stamps(&path)).await?;
+        failed.retain(|name, failure| files.get(name) == Some(&failure.stamp));
         let inner = self.inner();
-        let mut notes = inner.notes();
-        notes.retain(|name, _| found.contains_key(name));
+        let mut imports = inner.imports();
+        imports.retain(|name, _| files.contains_key(name));
         let mut unready = false;
-        for (name, stamp) in found {
-            let recorded = notes.get(&name).filter(|note| note.stamp == stamp);
-            if recorded.is_some_and(|note| note.images.iter().all(|id| inner.has(id))) {
+        for (name, stamp) in files {
+            let recorded = imports.get(&name).filter(|import| import.stamp == stamp);
+            if recorded.is_some_and(|import| import.images.iter().all(|id| inner.has(id))) {
                 continue;
             }
             let path = folder.join(&name);
@@ -124,31 +124,32 @@ impl ImageStore {
                     failed.remove(&name);
                     tracing::info!(file = %shown, images = images.len(), "imported images from file");
                     let images = images.iter().map(|image| image.id.clone()).collect();
-                    notes.insert(name, Note { stamp, images });
+                    imports.insert(name, Import { stamp, images });
                 }
                 Err(error) => {
                     tracing::warn!(file = %shown, %error, "failed to import file");
-                    let backoff = failed.get(&name).map_or(QUIET, |failure| (failure.backoff * 2).min(MAX_BACKOFF));
+                    let backoff =
+                        failed.get(&name).map_or(QUIET, |failure| (failure.backoff * 2).min(MAX_BACKOFF));
                     failed.insert(name, Failed { stamp, backoff, retry_at: Instant::now() + backoff });
                 }
             }
         }
         let inner = inner.clone();
-        blocking("record the imports", move || inner.set_notes(notes)).await.map(|()| unready)
+        blocking("record the imports", move || inner.set_imports(imports)).await.map(|()| unready)
     }
 }
 
 impl Inner {
     /// Records the imports, and updates the images whose pinning changes.
-    fn set_notes(self: &Arc<Self>, notes: Notes) -> Result<(), Error> {
-        let before = self.notes();
-        if before == notes {
+    fn set_imports(self: &Arc<Self>, imports: Imports) -> Result<(), Error> {
+        let before = self.imports();
+        if before == imports {
             return Ok(());
         }
-        durable_replace(&self.options.root.join(NOTES), &notes)?;
-        let (old, new) = (images_of(&before), images_of(&notes));
-        self.replace_notes(notes);
-        old.symmetric_difference(&new).try_for_each(|id| self.show_again(id))
+        durable_replace(&self.options.root.join(RECORD), &imports)?;
+        let (old, new) = (images_of(&before), images_of(&imports));
+        self.replace_imports(imports);
+        old.symmetric_difference(&new).try_for_each(|id| self.refresh(id))
     }
 }
 
@@ -175,7 +176,7 @@ async fn watch(folder: &Path) -> Option<inotify::EventStream<Vec<u8>>> {
 /// Returns the files in the folder. Names that start with a dot are skipped.
 fn stamps(folder: &Path) -> Result<BTreeMap<String, Stamp>, Error> {
     let failed = |error| Error::io("read", folder, error);
-    let mut found = BTreeMap::new();
+    let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let Ok(name) = entry.file_name().into_string() else { continue };
@@ -186,10 +187,10 @@ fn stamps(folder: &Path) -> Result<BTreeMap<String, Stamp>, Error> {
         let path = entry.path();
         let index = path.join("index.json");
         if let Ok(stat) = fs::metadata(if index.exists() { &index } else { &path }) {
-            found.insert(name, Stamp::of(&stat));
+            files.insert(name, Stamp::of(&stat));
         }
     }
-    Ok(found)
+    Ok(files)
 }
 
 impl Stamp {

@@ -4,13 +4,13 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::bounded::{Few, is_object};
+use crate::bounded::{Bounded, is_object};
 use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::platform::Platform;
 
-/// The largest manifest or index, in bytes: the OCI distribution spec asks registries for this much.
+/// The largest manifest or index, in bytes: the OCI distribution spec recommends that registries accept this size.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// The most layers of an image: overlayfs stacks at most 500 lower folders.
 pub(crate) const MAX_LAYERS: usize = 500;
@@ -54,7 +54,7 @@ pub(crate) struct Descriptor {
     /// Other locations of the content, for layers that a registry may not distribute (OCI descriptor,
     /// "urls").
     #[serde(default)]
-    pub(crate) urls: Few<String, MAX_URLS>,
+    pub(crate) urls: Bounded<String, MAX_URLS>,
 }
 
 /// The annotations that berth uses, each in one place. All others are skipped, so an annotation of an image
@@ -84,9 +84,9 @@ struct Document {
     media_type: Option<String>,
     /// A field of schema 1.
     fs_layers: Option<IgnoredAny>,
-    manifests: Option<Few<Descriptor, MAX_ENTRIES>>,
+    manifests: Option<Bounded<Descriptor, MAX_ENTRIES>>,
     config: Option<Descriptor>,
-    layers: Option<Few<Descriptor, MAX_LAYERS>>,
+    layers: Option<Bounded<Descriptor, MAX_LAYERS>>,
 }
 
 /// The platform of an entry of an index. Missing members are empty.
@@ -150,7 +150,10 @@ impl Manifest {
         let kind = if is_index { [OCI_INDEX, DOCKER_LIST] } else { [OCI_MANIFEST, DOCKER_MANIFEST] };
         for claimed in [stated, media_type].into_iter().flatten().map(essence) {
             if is_manifest_type(&claimed) && !kind.contains(&claimed.as_str()) {
-                return Err(Error::corrupt(what, format!("media type is {claimed:?}, but the content is not")));
+                return Err(Error::corrupt(
+                    what,
+                    format!("media type is {claimed:?}, but the content is not"),
+                ));
             }
         }
         if let (Some(stated), Some(header)) = (stated.map(essence), media_type.map(essence))

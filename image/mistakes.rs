@@ -12,18 +12,18 @@ use crate::store::Options;
 pub async fn mistakes(options: &Options) -> Vec<String> {
     let (certs_dirs, conf) = (options.certs_dirs.clone(), options.registries_conf.clone());
     let read = blocking("read registry configuration", move || {
-        let mut found = registry::host_mistakes(&certs_dirs);
-        found.extend(conf.iter().flat_map(|conf| registry::conf_mistakes(conf)));
-        Ok::<_, Error>(found)
+        let mut mistakes = registry::host_mistakes(&certs_dirs);
+        mistakes.extend(conf.iter().flat_map(|conf| registry::conf_mistakes(conf)));
+        Ok::<_, Error>(mistakes)
     });
-    let mut found = read.await.unwrap_or_else(|error| vec![error.to_string()]);
+    let mut mistakes = read.await.unwrap_or_else(|error| vec![error.to_string()]);
     for file in &options.auth_files {
-        found.extend(auth_file::check(file).await.err().map(|error| error.to_string()));
+        mistakes.extend(auth_file::check(file).await.err().map(|error| error.to_string()));
     }
     if let Some(file) = &options.policy {
-        found.extend(policy::mistakes(file).await);
+        mistakes.extend(policy::mistakes(file).await);
     }
-    found
+    mistakes
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
             r#"{"default": [{"type": "sigstoreSigned", "keyPath": "/no/such/key", "signedIdentity": null}],
                 "transports": {"docker": {"g.test": [{"type": "sigstoreSigned", "keyPath": "/no/other/key"}]}}}"#,
         );
-        let found = mistakes(&options).await;
+        let mistakes = mistakes(&options).await;
         for expected in [
             "a.test/hosts.toml: server:",
             "a.test/hosts.toml: host.\"https://b.test\"",
@@ -88,8 +88,11 @@ mod tests {
             "/no/such/key",
             "/no/other/key",
         ] {
-            assert!(found.iter().any(|line| line.contains(expected)), "{expected} is not in {found:#?}");
+            assert!(
+                mistakes.iter().any(|line| line.contains(expected)),
+                "{expected} is not in {mistakes:#?}"
+            );
         }
-        assert!(!found.iter().any(|line| line.contains("fine_5000_")), "{found:#?}");
+        assert!(!mistakes.iter().any(|line| line.contains("fine_5000_")), "{mistakes:#?}");
     }
 }

@@ -17,7 +17,7 @@ use crate::policy;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::Repository;
-use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage, Spender};
+use crate::store::{Creation, ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
 use crate::transfer::{BlobFile, Download, Finished};
 
 /// The most indexes on the way to a manifest. It is more than any builder creates.
@@ -33,8 +33,7 @@ impl ImageStore {
     pub async fn names(&self, name: &str) -> Result<Vec<Reference>, Error> {
         let own: Reference = name.parse()?;
         let (registry, name) = (self.inner().registry.clone(), name.to_owned());
-        let candidates =
-            blocking("read registries.conf", move || registry.sources.candidates(&name)).await?;
+        let candidates = blocking("read registries.conf", move || registry.sources.candidates(&name)).await?;
         Ok(if candidates.is_empty() { vec![own] } else { candidates })
     }
 
@@ -66,8 +65,8 @@ impl ImageStore {
         let (inner, reference) = (self.inner().clone(), reference.clone());
         let start = || {
             let progress = self.inner().pulls.start(&key);
-            let spender = Spender::new(&inner);
-            Pull { inner, reference, auth, progress, _spender: spender }.run()
+            let memory_user = MemoryUser::new(&inner);
+            Pull { inner, reference, auth, progress, _memory_user: memory_user }.run()
         };
         self.inner().share_pull(key.clone(), start).await
     }
@@ -82,11 +81,11 @@ struct Pull {
     auth: Option<Credentials>,
     progress: Arc<Progress>,
     /// Dropped last.
-    _spender: Spender,
+    _memory_user: MemoryUser,
 }
 
 /// The manifest for this platform, with the documents that lead to it.
-struct Found {
+struct ResolvedManifest {
     content: Content,
     /// The digests from the requested manifest down to the one that lists the content.
     digests: Vec<Digest>,
@@ -107,7 +106,9 @@ impl Pull {
         let id = match (&resolved.content, resolved.digests.last()) {
             (Content::Image(manifest), _) => manifest.config.digest.clone(),
             (Content::Artifact { .. }, Some(digest)) => digest.clone(),
-            (Content::Artifact { .. }, None) => return Err(Error::internal("pull an artifact", "no manifest")),
+            (Content::Artifact { .. }, None) => {
+                return Err(Error::internal("pull an artifact", "no manifest"));
+            }
         };
         // Images in the store are checked, too: the policy may have changed, or another name may have been
         // pulled.
@@ -154,25 +155,28 @@ impl Pull {
         bytes: Bytes,
     ) -> Result<Fetched, Error> {
         let key = LayerKey::Artifact(id.clone());
-        let make = async |making: Arc<Making>, _turn| {
-            let turns = self.inner.downloads.turns();
+        let make = async |creation: Arc<Creation>, _slot| {
+            let slots = self.inner.downloads.slots();
             let what = format!("artifact {}@{id}", self.reference.name());
             let budget = Arc::new(self.inner.budget());
             let names = artifact::file_names(&what, &manifest, &budget)?;
             let inner = self.inner.clone();
-            let folder = blocking("create the folder of an artifact", move || ArtifactFolder::new(&inner)).await?;
+            let folder =
+                blocking("create the folder of an artifact", move || ArtifactFolder::new(&inner)).await?;
             let folder = Arc::new(folder);
             let tracked = self.progress.track(&manifest.blobs);
             let files = manifest.blobs.iter().zip(names).zip(tracked).map(|((blob, name), tracked)| {
                 let (folder, budget) = (folder.clone(), budget.clone());
-                let (turns, making) = (&turns, &making);
-                BlobFile { repository, blob, name, folder, budget, tracked, turns, making }.fetch()
+                let (slots, creation) = (&slots, &creation);
+                BlobFile { repository, blob, name, folder, budget, tracked, slots, creation }.fetch()
             });
             try_join_all(files).await?;
             let folder = Arc::into_inner(folder);
-            Ok(folder.ok_or_else(|| Error::internal("pull an artifact", "a file is still being written"))?.finish())
+            Ok(folder
+                .ok_or_else(|| Error::internal("pull an artifact", "a file is still being written"))?
+                .finish())
         };
-        let lease = self.inner.lease_or_make(&key, None, make).await?;
+        let lease = self.inner.lease_or_create(&key, None, make).await?;
         let parsed = ParsedConfig::default();
         Ok((vec![lease], bytes.to_vec(), parsed))
     }
@@ -198,7 +202,7 @@ impl Pull {
         }
         let budget = Arc::new(self.inner.budget());
         let tracked = self.progress.track(layers);
-        let turns = self.inner.downloads.turns();
+        let slots = self.inner.downloads.slots();
         let finished = Finished::default();
         let downloads =
             layers.iter().zip(&parsed.diff_ids).zip(&tracked).map(|((layer, diff_id), tracked)| {
@@ -209,7 +213,7 @@ impl Pull {
                     diff_id,
                     budget: &budget,
                     tracked,
-                    turns: &turns,
+                    slots: &slots,
                     finished: &finished,
                 };
                 download.lease()
@@ -219,7 +223,7 @@ impl Pull {
         Ok((leases, config_bytes.to_vec(), parsed))
     }
 
-    async fn resolve(&self, repository: &Repository) -> Result<Found, Error> {
+    async fn resolve(&self, repository: &Repository) -> Result<ResolvedManifest, Error> {
         let reference = &self.reference;
         let mut fetched = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => repository.manifest_by_digest(digest).await?,
@@ -233,13 +237,18 @@ impl Pull {
             match Manifest::parse(&what, fetched.media_type.as_deref(), &fetched.bytes)? {
                 Manifest::Image(manifest) => {
                     let size = manifest.content_size().saturating_add(length(&fetched.bytes));
-                    return Ok(Found { content: Content::Image(manifest), digests, size, platform_checked });
+                    return Ok(ResolvedManifest {
+                        content: Content::Image(manifest),
+                        digests,
+                        size,
+                        platform_checked,
+                    });
                 }
                 Manifest::Artifact(manifest) => {
                     let size = artifact::content_size(&manifest.blobs);
                     let size = size.saturating_add(length(&fetched.bytes));
                     let content = Content::Artifact { manifest, bytes: fetched.bytes };
-                    return Ok(Found { content, digests, size, platform_checked });
+                    return Ok(ResolvedManifest { content, digests, size, platform_checked });
                 }
                 Manifest::Index(entries) => {
                     let entry = choose(&what, &entries, &self.inner.options.platform)?;

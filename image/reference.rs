@@ -85,9 +85,7 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = |why| Error::InvalidReference { reference: text.into(), why };
         let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => {
-                (name, Some(digest.parse().map_err(|_| invalid("invalid digest"))?))
-            }
+            Some((name, digest)) => (name, Some(digest.parse().map_err(|_| invalid("invalid digest"))?)),
             None => (text, None),
         };
         if is_hex_id(name) || name.parse::<Digest>().is_ok() {
@@ -205,10 +203,10 @@ fn is_path_component(component: &str) -> bool {
 }
 
 fn is_tag(tag: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     tag.len() <= MAX_TAG
-        && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+        && tag.bytes().next().is_some_and(is_word)
+        && tag.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, config_of};
-use crate::store::{ImageStore, Inner, KeptLayer, LayerKey, Spender};
+use crate::store::{ImageStore, Inner, LayerKey, MemoryUser, StoredLayer};
 use crate::unpack::{Budget, TreePath};
 use crate::{artifact, unpack};
 
@@ -26,13 +26,12 @@ impl ImageStore {
     /// # Errors
     /// An image does not exist, a layer cannot be rebuilt, or writing to `out` fails.
     pub async fn save(&self, names: &[String], out: impl Write + Send + 'static) -> Result<(), Error> {
-        let _spender = Spender::new(self.inner());
+        let _memory_user = MemoryUser::new(self.inner());
         let mut holds = Vec::new();
         let mut images = Vec::new();
         for name in names {
             let image = self.resolve(name);
-            let image =
-                image.ok_or_else(|| Error::not_found(format!("image {name}"), "not in the store"))?;
+            let image = image.ok_or_else(|| Error::not_found(format!("image {name}"), "not in the store"))?;
             holds.push(self.hold(&image, "save")?);
             images.push(image);
         }
@@ -106,10 +105,10 @@ impl Inner {
         archive.blob(&image.id, config)?;
         let (mut layers, mut paths) = (Vec::new(), Vec::new());
         for diff_id in &image.layers {
-            let layer = self.kept_layer(&LayerKey::Diff(diff_id.clone()));
+            let layer = self.stored_layer(&LayerKey::Diff(diff_id.clone()));
             let what = format!("layer {diff_id}");
             let missing = || Error::unsupported(&what, "cannot be saved: it was unpacked without a recipe");
-            let KeptLayer { fs, recipe, length } = layer.ok_or_else(missing)?;
+            let StoredLayer { fs, recipe, length } = layer.ok_or_else(missing)?;
             let length = length.ok_or_else(missing)?;
             archive.stream(diff_id, length, |out| {
                 let recipe = File::open(&recipe)?;
@@ -149,7 +148,7 @@ impl Inner {
         }
         archive.blob(&config.digest, EMPTY)?;
         let names = artifact::file_names(&what, &parsed, &Budget::new(self.options.limits))?;
-        let layer = self.kept_layer(&LayerKey::Artifact(image.id.clone()));
+        let layer = self.stored_layer(&LayerKey::Artifact(image.id.clone()));
         let layer = layer.ok_or_else(|| Error::not_found(&what, "its files are missing"))?;
         for (blob, name) in parsed.blobs.iter().zip(&names) {
             archive.stream(&blob.digest, blob.size, |out| copy_file(&layer, name, blob.size, out))?;
@@ -158,7 +157,7 @@ impl Inner {
     }
 }
 
-fn copy_file(layer: &KeptLayer, name: &TreePath, size: u64, out: &mut dyn Write) -> io::Result<()> {
+fn copy_file(layer: &StoredLayer, name: &TreePath, size: u64, out: &mut dyn Write) -> io::Result<()> {
     let mut file = File::open(layer.fs.join(name.as_path()))?.take(size);
     io::copy(&mut file, out).map(drop)
 }

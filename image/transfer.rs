@@ -10,12 +10,12 @@ use tokio::sync::mpsc;
 
 use crate::artifact::ArtifactFolder;
 use crate::digest::Digest;
-use crate::downloads::{Turn, Turns};
+use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
 use crate::manifest::Descriptor;
 use crate::progress::{Stage, Tracked};
 use crate::registry::{Figures, MIN_RATE, PieceReader, Repository, Watcher};
-use crate::store::{HalfMade, Inner, LayerKey, LayerRecord, Lease, Making};
+use crate::store::{Creation, Inner, LayerKey, LayerRecord, Lease, StagingFolder};
 use crate::unpack::{self, Budget, TreePath};
 
 /// The time for which the layers of a failed pull are kept, so that the next attempt continues from there.
@@ -33,7 +33,7 @@ pub(crate) struct Download<'a> {
     pub(crate) diff_id: &'a Digest,
     pub(crate) budget: &'a Arc<Budget>,
     pub(crate) tracked: &'a Tracked,
-    pub(crate) turns: &'a Turns,
+    pub(crate) slots: &'a Slots,
     pub(crate) finished: &'a Finished,
 }
 
@@ -67,8 +67,8 @@ impl Drop for Finished {
 impl Download<'_> {
     pub(crate) async fn lease(self) -> Result<Lease, Error> {
         let key = LayerKey::Diff(self.diff_id.clone());
-        let fetch = |making, turn| self.fetch(making, turn);
-        let lease = self.inner.lease_or_make(&key, Some(self.turns), fetch).await?;
+        let fetch = |creation, slot| self.fetch(creation, slot);
+        let lease = self.inner.lease_or_create(&key, Some(self.slots), fetch).await?;
         self.tracked.set(Stage::Done);
         self.finished.add(self.inner.lease_again(&key));
         Ok(lease)
@@ -76,14 +76,15 @@ impl Download<'_> {
 
     async fn fetch(
         self,
-        making: Arc<Making>,
-        turn: Option<Turn>,
-    ) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
+        creation: Arc<Creation>,
+        slot: Option<Slot>,
+    ) -> Result<(Arc<StagingFolder>, LayerRecord), Error> {
         self.tracked.set(Stage::Receiving);
-        let way = Way { blob: self.layer, making: &making, turn: turn.as_ref(), budget: self.budget };
+        let slow_handler =
+            SlowHandler { blob: self.layer, creation: &creation, slot: slot.as_ref(), budget: self.budget };
         let mut first = 0;
         loop {
-            let (host, result) = self.attempt(first, way).await;
+            let (host, result) = self.attempt(first, slow_handler).await;
             match result {
                 // Corrupt content of one host is not a property of the next.
                 Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
@@ -99,8 +100,8 @@ impl Download<'_> {
     async fn attempt(
         self,
         first: usize,
-        way: Way<'_>,
-    ) -> (usize, Result<(Arc<HalfMade>, LayerRecord), Error>) {
+        slow_handler: SlowHandler<'_>,
+    ) -> (usize, Result<(Arc<StagingFolder>, LayerRecord), Error>) {
         let what = format!("layer {}@{}", self.repository.name(), self.layer.digest);
         let (sink, pieces) = mpsc::channel(PIECES);
         let inner = self.inner.clone();
@@ -108,7 +109,7 @@ impl Download<'_> {
         let unpacking = tokio::spawn(blocking("unpack a layer", move || {
             unpack_layer(&inner, &what, PieceReader::new(pieces), &diff_id, &budget)
         }));
-        let on_slow = |figures| way.on_slow(figures);
+        let on_slow = |figures| slow_handler.on_slow(figures);
         let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
         let transfer = self.repository.transfer(self.layer, first, &sink, &watcher).await;
         drop(sink);
@@ -128,28 +129,28 @@ impl Download<'_> {
 
 /// The resources that others may wait for while a blob is transferred.
 #[derive(Clone, Copy)]
-struct Way<'a> {
+struct SlowHandler<'a> {
     blob: &'a Descriptor,
-    making: &'a Making,
-    turn: Option<&'a Turn>,
+    creation: &'a Creation,
+    slot: Option<&'a Slot>,
     budget: &'a Budget,
 }
 
-impl Way<'_> {
+impl SlowHandler<'_> {
     /// Handles a slow transfer. It continues, but others do not wait for it: its slot and its layer are
     /// released. The transfer is cancelled if so many are slow that no other can begin, or if others wait for
     /// the memory of its image.
     fn on_slow(self, figures: Figures) -> Result<(), Error> {
-        let Self { blob: Descriptor { digest, size, .. }, making, turn, budget } = self;
+        let Self { blob: Descriptor { digest, size, .. }, creation, slot, budget } = self;
         let slow = format!("{figures} of {size} bytes, fewer than {MIN_RATE} bytes/s");
-        if turn.is_some_and(Turn::blocks_others) || budget.blocks_others() {
+        if slot.is_some_and(Slot::blocks_others) || budget.blocks_others() {
             let why = format!("the transfer is slow and others wait for its slot: {slow}");
             return Err(Error::unavailable(format!("blob {digest}"), why));
         }
         tracing::info!(%digest, "transfer is slow, others overtake it: {slow}");
-        making.set_slow();
-        if let Some(turn) = turn {
-            turn.release();
+        creation.set_slow();
+        if let Some(slot) = slot {
+            slot.release();
         }
         Ok(())
     }
@@ -163,18 +164,19 @@ pub(crate) struct BlobFile<'a> {
     pub(crate) folder: Arc<ArtifactFolder>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) tracked: Arc<Tracked>,
-    pub(crate) turns: &'a Turns,
-    pub(crate) making: &'a Making,
+    pub(crate) slots: &'a Slots,
+    pub(crate) creation: &'a Creation,
 }
 
 impl BlobFile<'_> {
     pub(crate) async fn fetch(self) -> Result<(), Error> {
-        let turn = self.turns.next().await?;
+        let slot = self.slots.next().await?;
         self.tracked.set(Stage::Receiving);
-        let way = Way { blob: self.blob, making: self.making, turn: Some(&turn), budget: &self.budget };
+        let slow_handler =
+            SlowHandler { blob: self.blob, creation: self.creation, slot: Some(&slot), budget: &self.budget };
         let mut first = 0;
         loop {
-            let (host, result) = self.attempt(first, way).await;
+            let (host, result) = self.attempt(first, slow_handler).await;
             match result {
                 Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
                     tracing::warn!(%error, "content from a mirror is corrupt, trying the next host");
@@ -188,14 +190,14 @@ impl BlobFile<'_> {
         }
     }
 
-    async fn attempt(&self, first: usize, way: Way<'_>) -> (usize, Result<(), Error>) {
+    async fn attempt(&self, first: usize, slow_handler: SlowHandler<'_>) -> (usize, Result<(), Error>) {
         let what = format!("blob {}@{}", self.repository.name(), self.blob.digest);
         let (sink, pieces) = mpsc::channel(PIECES);
         let (name, folder, budget) = (self.name.clone(), self.folder.clone(), self.budget.clone());
         let writing = tokio::spawn(blocking("write a file", move || {
             folder.write(&what, &name, &mut PieceReader::new(pieces), &budget)
         }));
-        let on_slow = |figures| way.on_slow(figures);
+        let on_slow = |figures| slow_handler.on_slow(figures);
         let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
         let transfer = self.repository.transfer(self.blob, first, &sink, &watcher).await;
         drop(sink);
@@ -211,9 +213,9 @@ pub(crate) fn unpack_layer(
     source: impl BufRead,
     diff_id: &Digest,
     budget: &Budget,
-) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
-    let staging = HalfMade::new(inner)?;
-    staging.make_fs()?;
+) -> Result<(Arc<StagingFolder>, LayerRecord), Error> {
+    let staging = StagingFolder::new(inner)?;
+    staging.create_fs()?;
     let fs = staging.fs();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;

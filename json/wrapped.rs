@@ -100,7 +100,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for NullIsAbsent<D> {
         deserialize_struct(name: &'static str, fields: &'static [&'static str]) or visit_map(empty());
     }
 
-    // These methods pass null on: the visitor handles it, or there is no empty value.
+    // These methods pass null on: the visitor handles it, or the type does not have an empty value.
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.0.deserialize_any(Wrapped(visitor))

@@ -4,8 +4,8 @@
 use serde::Deserialize;
 
 use super::source::Source;
-use super::{Content, Found, MAX_IMAGES, MAX_TAGS, Offer, Place, Stored, read_small};
-use crate::bounded::Few;
+use super::{ArchivedImage, Content, MAX_IMAGES, MAX_TAGS, Offer, Place, Stored, read_small};
+use crate::bounded::Bounded;
 use crate::config::MAX_CONFIG;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
@@ -20,16 +20,16 @@ pub(super) const MANIFEST: &str = "manifest.json";
 struct Entry {
     config: String,
     #[serde(default)]
-    repo_tags: Few<String, MAX_TAGS>,
+    repo_tags: Bounded<String, MAX_TAGS>,
     #[serde(default)]
-    layers: Few<String, MAX_LAYERS>,
+    layers: Bounded<String, MAX_LAYERS>,
 }
 
 /// Lists the images of the archive. Their layers are verified by the diff ids of their configs.
 pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
     let what = format!("{MANIFEST} of {}", source.name());
     let bytes = read_small(source, MANIFEST, MAX_MANIFEST)?;
-    let entries: Few<Entry, MAX_IMAGES> =
+    let entries: Bounded<Entry, MAX_IMAGES> =
         berth_json::from_slice(&bytes).map_err(|error| Error::corrupt(what.as_str(), error))?;
     let entries = entries.all(&what, "images")?;
     if entries.is_empty() {
@@ -51,7 +51,7 @@ fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
 }
 
 /// Reads the config of an image and finds its layers.
-pub(super) fn resolve(source: &Source, config: &str, layers: &[String]) -> Result<Found, Error> {
+pub(super) fn resolve(source: &Source, config: &str, layers: &[String]) -> Result<ArchivedImage, Error> {
     let config_bytes = read_small(source, config, MAX_CONFIG)?;
     let mut size = u64::try_from(config_bytes.len()).unwrap_or(u64::MAX);
     let mut stored = Vec::new();
@@ -59,7 +59,7 @@ pub(super) fn resolve(source: &Source, config: &str, layers: &[String]) -> Resul
         size = size.saturating_add(source.length(member)?);
         stored.push(Stored { member: member.clone(), blob: None });
     }
-    Ok(Found {
+    Ok(ArchivedImage {
         id: Digest::of(Algorithm::Sha256, &config_bytes),
         config_bytes,
         content: Content::Image(stored),

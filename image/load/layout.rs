@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::source::Source;
-use super::{Content, Found, MAX_TAGS, Offer, Place, Stored, read_small};
+use super::{ArchivedImage, Content, MAX_TAGS, Offer, Place, Stored, read_small};
 use crate::artifact;
 use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
@@ -88,12 +88,17 @@ fn name(annotations: &Annotations) -> Option<String> {
 }
 
 /// Reads the manifest and the config of an image, and finds its layers.
-pub(super) fn resolve(source: &Source, platform: &Platform, entry: &Descriptor) -> Result<Found, Error> {
+pub(super) fn resolve(
+    source: &Source,
+    platform: &Platform,
+    entry: &Descriptor,
+) -> Result<ArchivedImage, Error> {
     let mut manifests = Vec::new();
     let mut entry = entry.clone();
     let mut platform_checked = false;
     for _ in 0..MAX_NESTING {
-        platform_checked |= entry.specified_platform().is_some_and(|offered| platform.rank(&offered).is_some());
+        platform_checked |=
+            entry.specified_platform().is_some_and(|offered| platform.rank(&offered).is_some());
         let what = format!("manifest {} of {}", entry.digest, source.name());
         let bytes = blob(source, &entry, MAX_MANIFEST)?;
         manifests.push(entry.digest.clone());
@@ -102,7 +107,14 @@ pub(super) fn resolve(source: &Source, platform: &Platform, entry: &Descriptor) 
             Manifest::Artifact(artifact) => {
                 let size = artifact::content_size(&artifact.blobs).saturating_add(entry.size);
                 let content = Content::Artifact(artifact);
-                return Ok(Found { config_bytes: bytes, id: entry.digest, content, manifests, size, platform_checked });
+                return Ok(ArchivedImage {
+                    config_bytes: bytes,
+                    id: entry.digest,
+                    content,
+                    manifests,
+                    size,
+                    platform_checked,
+                });
             }
             Manifest::Index(entries) => entry = choose(&what, &entries, platform)?,
             Manifest::Image(manifest) => {
@@ -114,7 +126,7 @@ pub(super) fn resolve(source: &Source, platform: &Platform, entry: &Descriptor) 
                     .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer) });
                 let content = Content::Image(layers.collect());
                 let id = manifest.config.digest;
-                return Ok(Found { config_bytes, id, content, manifests, size, platform_checked });
+                return Ok(ArchivedImage { config_bytes, id, content, manifests, size, platform_checked });
             }
         }
     }

@@ -14,18 +14,18 @@ use futures_util::future::try_join_all;
 use crate::artifact::{self, ArtifactFolder};
 use crate::config::{ParsedConfig, parse_config};
 use crate::digest::Digest;
-use crate::downloads::Turns;
+use crate::downloads::Slots;
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{ArtifactManifest, Descriptor};
 use crate::policy;
 use crate::printable::Printable;
 use crate::reference::Reference;
-use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage, Spender};
+use crate::store::{ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
 use crate::transfer::unpack_layer;
 use crate::unpack::Budget;
 
-use source::{Source, Verified};
+use source::{Source, VerifyingReader};
 
 /// The most images of one archive.
 const MAX_IMAGES: usize = 10_000;
@@ -40,7 +40,7 @@ impl ImageStore {
     /// The file cannot be read, has an unknown format, is corrupt, or has no image for this platform.
     pub async fn load(&self, path: &Path) -> Result<Vec<Arc<Image>>, Error> {
         let inner = self.inner().clone();
-        let _spender = Spender::new(&inner);
+        let _memory_user = MemoryUser::new(&inner);
         let opener = inner.clone();
         let owned = path.to_owned();
         let policy = inner.options.policy.clone();
@@ -54,9 +54,9 @@ impl ImageStore {
         if let Some(policy) = policy {
             policy::check_archive(&policy, &transport, &path.display().to_string()).await?;
         }
-        let turns = inner.downloads.turns();
+        let slots = inner.downloads.slots();
         let origin = transport.origin();
-        let loading = Loading { inner, source, turns, origin };
+        let loading = Loading { inner, source, slots, origin };
         let mut images = Vec::new();
         for offer in offers {
             let image = loading.load(offer).await?;
@@ -86,7 +86,7 @@ enum Place {
 
 /// An image in an archive, with its config.
 #[derive(Debug)]
-struct Found {
+struct ArchivedImage {
     config_bytes: Vec<u8>,
     id: Digest,
     content: Content,
@@ -125,7 +125,7 @@ fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {
     Err(Error::invalid(source.name(), why))
 }
 
-fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<Found, Error> {
+fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<ArchivedImage, Error> {
     match place {
         Place::Layout(entry) => layout::resolve(source, &inner.options.platform, entry),
         Place::Docker { config, layers } => docker::resolve(source, config, layers),
@@ -135,7 +135,7 @@ fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<Found, Er
 struct Loading {
     inner: Arc<Inner>,
     source: Arc<Source>,
-    turns: Turns,
+    slots: Slots,
     /// The origin in the images' records.
     origin: Option<String>,
 }
@@ -171,7 +171,7 @@ impl Loading {
 
     async fn image(
         &self,
-        image: &Found,
+        image: &ArchivedImage,
         layers: &[Stored],
         budget: &Arc<Budget>,
     ) -> Result<(Vec<Lease>, ParsedConfig), Error> {
@@ -195,7 +195,7 @@ impl Loading {
         manifest: &ArtifactManifest,
         budget: &Arc<Budget>,
     ) -> Result<Lease, Error> {
-        let make = async |_making, _turn| {
+        let make = async |_creation, _slot| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let what = format!("artifact {id} of {}", source.name());
             let names = artifact::file_names(&what, manifest, &budget)?;
@@ -204,7 +204,7 @@ impl Loading {
                 let folder = ArtifactFolder::new(&inner)?;
                 for (blob, name) in blobs.into_iter().zip(&names) {
                     let content = source.open_member(&layout::member(&blob.digest))?;
-                    let mut content = Verified::new(content, Some(blob));
+                    let mut content = VerifyingReader::new(content, Some(blob));
                     folder.write(&what, name, &mut content, &budget)?;
                     content.check(&what)?;
                 }
@@ -212,24 +212,24 @@ impl Loading {
             })
             .await
         };
-        self.inner.lease_or_make(&LayerKey::Artifact(id.clone()), Some(&self.turns), make).await
+        self.inner.lease_or_create(&LayerKey::Artifact(id.clone()), Some(&self.slots), make).await
     }
 
     async fn layer(&self, stored: &Stored, diff_id: &Digest, budget: &Arc<Budget>) -> Result<Lease, Error> {
         let key = LayerKey::Diff(diff_id.clone());
-        let make = async |_making, _turn| {
+        let make = async |_creation, _slot| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let (stored, diff_id) = (stored.clone(), diff_id.clone());
             blocking("unpack a layer", move || {
                 let what = format!("layer {} of {}", stored.member, source.name());
-                let mut content = Verified::new(source.open_member(&stored.member)?, stored.blob);
+                let mut content = VerifyingReader::new(source.open_member(&stored.member)?, stored.blob);
                 let unpacked = unpack_layer(&inner, &what, &mut content, &diff_id, &budget)?;
                 content.check(&what)?;
                 Ok(unpacked)
             })
             .await
         };
-        self.inner.lease_or_make(&key, Some(&self.turns), make).await
+        self.inner.lease_or_create(&key, Some(&self.slots), make).await
     }
 }
 

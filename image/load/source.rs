@@ -15,7 +15,7 @@ use crate::digest::Hasher;
 use crate::error::Error;
 use crate::manifest::Descriptor;
 use crate::policy::Transport;
-use crate::store::{HalfMade, Inner};
+use crate::store::{Inner, StagingFolder};
 use crate::unpack::{MemberKind, Members, TreePath, decompressed};
 
 const BUFFER: usize = 256 << 10;
@@ -44,13 +44,13 @@ enum Form {
 #[derive(Debug)]
 struct Tar {
     file: Arc<File>,
-    members: HashMap<TreePath, Member>,
+    members: HashMap<TreePath, MemberLocation>,
     /// The staging folder with the decompressed file.
-    _folder: Option<HalfMade>,
+    _folder: Option<StagingFolder>,
 }
 
 #[derive(Clone, Debug)]
-enum Member {
+enum MemberLocation {
     File { offset: u64, length: u64 },
     Link(TreePath),
 }
@@ -105,17 +105,17 @@ impl Source {
     }
 
     /// Returns a reader of a member.
-    pub(super) fn open_member(&self, member: &str) -> Result<BufReader<Content>, Error> {
+    pub(super) fn open_member(&self, member: &str) -> Result<BufReader<FileRange>, Error> {
         Ok(BufReader::with_capacity(BUFFER, self.content(member)?))
     }
 
-    fn content(&self, member: &str) -> Result<Content, Error> {
+    fn content(&self, member: &str) -> Result<FileRange, Error> {
         let missing = || Error::not_found(format!("{member} of {}", self.name), "not in the archive");
         let path = TreePath::parse(member.as_bytes()).filter(|path| !path.is_root()).ok_or_else(missing)?;
         match &self.form {
             Form::Tar(tar) => {
                 let (position, length) = tar.find(path).ok_or_else(missing)?;
-                Ok(Content { file: tar.file.clone(), position, end: position.saturating_add(length) })
+                Ok(FileRange { file: tar.file.clone(), position, end: position.saturating_add(length) })
             }
             Form::Folder(folder) => {
                 let what = format!("{}/{member}", self.name);
@@ -131,7 +131,7 @@ impl Source {
                     return Err(Error::corrupt(what, "not a regular file"));
                 }
                 let end = u64::try_from(stat.st_size).unwrap_or(0);
-                Ok(Content { file: Arc::new(File::from(fd)), position: 0, end })
+                Ok(FileRange { file: Arc::new(File::from(fd)), position: 0, end })
             }
         }
     }
@@ -150,9 +150,9 @@ impl Tar {
         };
         let members = members(name, &file)?;
         let length = file.metadata().map_err(failed)?.len();
-        let whole = |member: &Member| match member {
-            Member::File { offset, length: own } => offset.saturating_add(*own) <= length,
-            Member::Link(_) => true,
+        let whole = |member: &MemberLocation| match member {
+            MemberLocation::File { offset, length: own } => offset.saturating_add(*own) <= length,
+            MemberLocation::Link(_) => true,
         };
         if !members.values().all(whole) {
             return Err(Error::corrupt(name, "the archive is truncated"));
@@ -164,8 +164,8 @@ impl Tar {
         let mut path = path;
         for _ in 0..MAX_LINKS {
             match self.members.get(&path)? {
-                Member::File { offset, length } => return Some((*offset, *length)),
-                Member::Link(target) => path = target.clone(),
+                MemberLocation::File { offset, length } => return Some((*offset, *length)),
+                MemberLocation::Link(target) => path = target.clone(),
             }
         }
         None
@@ -173,8 +173,8 @@ impl Tar {
 }
 
 /// Decompresses an archive into a file in a staging folder.
-fn decompress(inner: &Arc<Inner>, name: &str, file: File) -> Result<(File, HalfMade), Error> {
-    let folder = HalfMade::new(inner)?;
+fn decompress(inner: &Arc<Inner>, name: &str, file: File) -> Result<(File, StagingFolder), Error> {
+    let folder = StagingFolder::new(inner)?;
     let path = folder.path().join("archive.tar");
     let mut plain = File::options()
         .read(true)
@@ -204,7 +204,7 @@ fn decompress(inner: &Arc<Inner>, name: &str, file: File) -> Result<(File, HalfM
 }
 
 /// Returns the members of a tar file by their names.
-fn members(name: &str, file: &File) -> Result<HashMap<TreePath, Member>, Error> {
+fn members(name: &str, file: &File) -> Result<HashMap<TreePath, MemberLocation>, Error> {
     let mut archive = Members::new(name, file);
     let mut members = HashMap::new();
     let mut names_left = MAX_NAMES;
@@ -216,18 +216,18 @@ fn members(name: &str, file: &File) -> Result<HashMap<TreePath, Member>, Error> 
             ));
         };
         let member = match entry.kind {
-            MemberKind::File { offset, length } => Some(Member::File { offset, length }),
-            MemberKind::HardLink(target) => join(TreePath::default(), &target).map(Member::Link),
+            MemberKind::File { offset, length } => Some(MemberLocation::File { offset, length }),
+            MemberKind::HardLink(target) => join(TreePath::default(), &target).map(MemberLocation::Link),
             MemberKind::Symlink(target) => {
                 let folder = path.split().map(|(folder, _)| folder).unwrap_or_default();
-                join(folder, &target).map(Member::Link)
+                join(folder, &target).map(MemberLocation::Link)
             }
             MemberKind::Other => None,
         };
         let Some(member) = member else {
             continue;
         };
-        let target = if let Member::Link(target) = &member { target.as_bytes().len() } else { 0 };
+        let target = if let MemberLocation::Link(target) = &member { target.as_bytes().len() } else { 0 };
         names_left = names_left.checked_sub(path.as_bytes().len() + target).ok_or_else(|| {
             Error::limit(name, format!("the names of the members have more than {MAX_NAMES} bytes"))
         })?;
@@ -254,13 +254,13 @@ fn join(base: TreePath, target: &[u8]) -> Option<TreePath> {
 
 /// A range of a file.
 #[derive(Debug)]
-pub(super) struct Content {
+pub(super) struct FileRange {
     file: Arc<File>,
     position: u64,
     end: u64,
 }
 
-impl Read for Content {
+impl Read for FileRange {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
         let length = left.min(buffer.len());
@@ -271,13 +271,13 @@ impl Read for Content {
 }
 
 /// A reader that computes the digest of a blob. If the descriptor is known, `check` compares size and digest.
-pub(super) struct Verified<R> {
+pub(super) struct VerifyingReader<R> {
     inner: R,
     expected: Option<(Hasher, Descriptor)>,
     length: u64,
 }
 
-impl<R: BufRead> Verified<R> {
+impl<R: BufRead> VerifyingReader<R> {
     pub(super) fn new(inner: R, expected: Option<Descriptor>) -> Self {
         let expected = expected.map(|blob| (Hasher::new(blob.digest.algorithm()), blob));
         Self { inner, expected, length: 0 }
@@ -303,7 +303,7 @@ impl<R: BufRead> Verified<R> {
     }
 }
 
-impl<R: BufRead> Read for Verified<R> {
+impl<R: BufRead> Read for VerifyingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut available = self.fill_buf()?;
         let read = available.read(buffer)?;
@@ -312,7 +312,7 @@ impl<R: BufRead> Read for Verified<R> {
     }
 }
 
-impl<R: BufRead> BufRead for Verified<R> {
+impl<R: BufRead> BufRead for VerifyingReader<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.inner.fill_buf()
     }

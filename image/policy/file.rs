@@ -196,7 +196,9 @@ impl Requirement {
         match self {
             Self::InsecureAcceptAnything {} => "any image is accepted".to_owned(),
             Self::Reject {} => "the image is rejected".to_owned(),
-            Self::SigstoreSigned(signed) => format!("a sigstore signature is required for {}", signed.identity()),
+            Self::SigstoreSigned(signed) => {
+                format!("a sigstore signature is required for {}", signed.identity())
+            }
             Self::SignedBy { .. } => {
                 "a GPG signature is required, which berth does not verify: the image is rejected".to_owned()
             }
@@ -243,8 +245,9 @@ impl SigstoreSigned {
     pub(super) async fn keys(&self) -> Result<Vec<Key>, String> {
         let mut keys = Vec::new();
         for path in self.key_path.iter().chain(self.key_paths.iter().flatten()) {
-            let text =
-                tokio::fs::read(path).await.map_err(|error| format!("failed to read {}: {error}", path.display()))?;
+            let text = tokio::fs::read(path)
+                .await
+                .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
             keys.push(Key::from_pem(&text).map_err(|why| format!("invalid key {}: {why}", path.display()))?);
         }
         for data in self.key_data.iter().chain(self.key_datas.iter().flatten()) {

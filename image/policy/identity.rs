@@ -105,7 +105,9 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MatchExact {} => f.write_str("the pulled name"),
-            Self::MatchRepoDigestOrExact {} => f.write_str("the pulled name, or its repository if pulled by digest"),
+            Self::MatchRepoDigestOrExact {} => {
+                f.write_str("the pulled name, or its repository if pulled by digest")
+            }
             Self::MatchRepository {} => f.write_str("the pulled repository"),
             Self::ExactReference { docker_reference } => f.write_str(docker_reference),
             Self::ExactRepository { docker_repository } => write!(f, "the repository {docker_repository}"),

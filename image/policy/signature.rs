@@ -74,8 +74,9 @@ struct PayloadImage {
 impl Signature {
     /// Verifies the signature by the keys, then parses the payload. The payload is not parsed before.
     pub(super) fn claims(&self, keys: &[Key]) -> Result<Claims, String> {
-        let signature =
-            STANDARD.decode(&self.signature).map_err(|error| format!("the signature is not base64: {error}"))?;
+        let signature = STANDARD
+            .decode(&self.signature)
+            .map_err(|error| format!("the signature is not base64: {error}"))?;
         if !keys.iter().any(|key| key.verifies(&self.payload, &signature)) {
             return Err("the signature was not made by any of the keys".to_owned());
         }

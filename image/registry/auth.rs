@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::challenge::{Challenge, Challenges};
 use super::hosts::{Endpoint, is_loopback};
-use super::transport::{Ask, Transport, join, without_query};
+use super::transport::{HttpTransport, OutgoingRequest, join, without_query};
 use crate::credentials::Credentials;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -31,13 +31,13 @@ const MAX_KEPT: usize = 4 << 20;
 
 /// The owner and the scope of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+struct TokenKey {
     registry: String,
     repository: String,
     owner: Option<Digest>,
 }
 
-struct Known {
+struct CachedHeader {
     header: HeaderValue,
     until: Instant,
 }
@@ -45,7 +45,7 @@ struct Known {
 /// The headers that registries have accepted, by repository and credentials.
 #[derive(Default)]
 pub(crate) struct Tokens {
-    cache: Mutex<HashMap<Key, Known>>,
+    cache: Mutex<HashMap<TokenKey, CachedHeader>>,
 }
 
 impl fmt::Debug for Tokens {
@@ -64,15 +64,15 @@ struct TokenAnswer {
 
 /// The repository of a request, and its credentials.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asking<'a> {
+pub(crate) struct AuthContext<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) repository: &'a str,
     pub(crate) credentials: Option<&'a Credentials>,
 }
 
-impl Asking<'_> {
-    fn key(&self) -> Key {
-        Key {
+impl AuthContext<'_> {
+    fn key(&self) -> TokenKey {
+        TokenKey {
             registry: format!("{}://{}", self.endpoint.scheme, self.endpoint.authority),
             repository: self.repository.to_owned(),
             owner: self.credentials.map(Credentials::fingerprint),
@@ -82,10 +82,10 @@ impl Asking<'_> {
 
 impl Tokens {
     /// Returns the header that was accepted last, if it has not expired.
-    pub(crate) fn cached(&self, asking: &Asking<'_>) -> Option<HeaderValue> {
+    pub(crate) fn cached(&self, context: &AuthContext<'_>) -> Option<HeaderValue> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache
-            .get(&asking.key())
+            .get(&context.key())
             .filter(|cached| cached.until > Instant::now())
             .map(|cached| cached.header.clone())
     }
@@ -93,8 +93,8 @@ impl Tokens {
     /// Gets a header that answers one of the challenges.
     pub(crate) async fn answer(
         &self,
-        transport: &Transport,
-        asking: &Asking<'_>,
+        transport: &HttpTransport,
+        context: &AuthContext<'_>,
         challenges: &Challenges,
         what: &str,
     ) -> Result<HeaderValue, Error> {
@@ -109,11 +109,11 @@ impl Tokens {
             let answer = match challenge {
                 Challenge::Bearer { realm, service, scope } => {
                     let scope =
-                        scope.clone().unwrap_or_else(|| format!("repository:{}:pull", asking.repository));
+                        scope.clone().unwrap_or_else(|| format!("repository:{}:pull", context.repository));
                     let request = TokenRequest { realm, service: service.as_deref(), scope: &scope };
-                    Some(bearer(transport, asking, &request, what).await?)
+                    Some(bearer(transport, context, &request, what).await?)
                 }
-                Challenge::Basic => match asking.credentials.and_then(Credentials::basic) {
+                Challenge::Basic => match context.credentials.and_then(Credentials::basic) {
                     Some(basic) => Some((secret(what, &basic)?, Duration::from_secs(3600))),
                     None => {
                         reason = "the registry requires a user and a password";
@@ -122,7 +122,7 @@ impl Tokens {
                 },
             };
             if let Some((header, life)) = answer {
-                self.keep(asking.key(), header.clone(), life);
+                self.keep(context.key(), header.clone(), life);
                 return Ok(header);
             }
         }
@@ -130,11 +130,11 @@ impl Tokens {
     }
 
     /// Removes a header that a registry has rejected.
-    pub(crate) fn forget(&self, asking: &Asking<'_>) {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).remove(&asking.key());
+    pub(crate) fn forget(&self, context: &AuthContext<'_>) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.key());
     }
 
-    fn keep(&self, key: Key, header: HeaderValue, life: Duration) {
+    fn keep(&self, key: TokenKey, header: HeaderValue, life: Duration) {
         let now = Instant::now();
         let Some(until) = now.checked_add(life.saturating_sub(MARGIN)) else {
             return;
@@ -143,7 +143,7 @@ impl Tokens {
         cache.retain(|_, cached| cached.until > now);
         let kept: usize = cache.values().map(|cached| cached.header.len()).sum();
         if cache.len() < MAX_TOKENS && kept + header.len() <= MAX_KEPT {
-            cache.insert(key, Known { header, until });
+            cache.insert(key, CachedHeader { header, until });
         }
     }
 }
@@ -155,15 +155,15 @@ struct TokenRequest<'a> {
 }
 
 async fn bearer(
-    transport: &Transport,
-    asking: &Asking<'_>,
+    transport: &HttpTransport,
+    context: &AuthContext<'_>,
     request: &TokenRequest<'_>,
     what: &str,
 ) -> Result<(HeaderValue, Duration), Error> {
-    if let Some(Credentials::RegistryToken(token)) = asking.credentials {
+    if let Some(Credentials::RegistryToken(token)) = context.credentials {
         return Ok((secret(what, &format!("Bearer {token}"))?, Duration::from_secs(DEFAULT_LIFE)));
     }
-    let endpoint = asking.endpoint;
+    let endpoint = context.endpoint;
     let base: Uri = format!("{}://{}/", endpoint.scheme, endpoint.authority)
         .parse()
         .map_err(|error| Error::invalid(what, error))?;
@@ -172,13 +172,13 @@ async fn bearer(
     })?;
     let authority = realm.authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let plain = realm.scheme() != Some(&Scheme::HTTPS) && !is_loopback(authority);
-    if plain && endpoint.scheme == Scheme::HTTPS && asking.credentials.is_some() {
+    if plain && endpoint.scheme == Scheme::HTTPS && context.credentials.is_some() {
         let why = format!("credentials are not sent to {} over plain http", without_query(&realm));
         return Err(Error::unauthorized(what, why));
     }
-    let ask = token_ask(realm, asking.credentials, request, what)?;
-    let service = without_query(&ask.uri);
-    let response = transport.send(&endpoint.tls, ask).await?;
+    let outgoing = token_request(realm, context.credentials, request, what)?;
+    let service = without_query(&outgoing.uri);
+    let response = transport.send(&endpoint.tls, outgoing).await?;
     let status = response.status();
     let body = transport.body(service.as_str(), response, MAX_TOKEN_ANSWER).await?;
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
@@ -190,9 +190,8 @@ async fn bearer(
     let answer: TokenAnswer = berth_json::from_slice(&body)
         .map_err(|error| Error::corrupt(format!("answer of the token service {service}"), error))?;
     let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
-    let token = token.ok_or_else(|| {
-        Error::corrupt(format!("answer of the token service {service}"), "no token")
-    })?;
+    let token =
+        token.ok_or_else(|| Error::corrupt(format!("answer of the token service {service}"), "no token"))?;
     if token.len() > MAX_TOKEN {
         let why = format!("a token of {} bytes, the limit is {MAX_TOKEN}", token.len());
         return Err(Error::limit(format!("answer of the token service {service}"), why));
@@ -203,12 +202,12 @@ async fn bearer(
 
 /// Creates the GET request of the token specification. For an identity token, creates the POST request of
 /// OAuth2 (RFC 6749, 6).
-fn token_ask(
+fn token_request(
     realm: Uri,
     credentials: Option<&Credentials>,
     request: &TokenRequest<'_>,
     what: &str,
-) -> Result<Ask, Error> {
+) -> Result<OutgoingRequest, Error> {
     let mut query = Form::default();
     if let Some(service) = request.service {
         query.add("service", service);
@@ -216,24 +215,25 @@ fn token_ask(
     for scope in request.scope.split(' ').filter(|scope| !scope.is_empty()) {
         query.add("scope", scope);
     }
-    let mut ask = Ask::get(realm);
-    ask.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let mut outgoing = OutgoingRequest::get(realm);
+    outgoing.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     if let Some(Credentials::IdentityToken(token)) = credentials {
         query.add("grant_type", "refresh_token");
         query.add("client_id", "berth");
         query.add("refresh_token", token);
-        ask.method = Method::POST;
-        ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        ask.body = query.text.into();
-        return Ok(ask);
+        outgoing.method = Method::POST;
+        outgoing.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        outgoing.body = query.text.into();
+        return Ok(outgoing);
     }
-    let separator = if ask.uri.query().is_some() { '&' } else { '?' };
-    let uri = format!("{}{separator}{}", ask.uri, query.text);
-    ask.uri = uri.parse().map_err(|error| Error::unavailable(what, format!("token service: {error}")))?;
+    let separator = if outgoing.uri.query().is_some() { '&' } else { '?' };
+    let uri = format!("{}{separator}{}", outgoing.uri, query.text);
+    outgoing.uri =
+        uri.parse().map_err(|error| Error::unavailable(what, format!("token service: {error}")))?;
     if let Some(basic) = credentials.and_then(Credentials::basic) {
-        ask.headers.insert(AUTHORIZATION, secret(what, &basic)?);
+        outgoing.headers.insert(AUTHORIZATION, secret(what, &basic)?);
     }
-    Ok(ask)
+    Ok(outgoing)
 }
 
 /// A form in URL encoding.
@@ -262,8 +262,9 @@ impl Form {
 
 /// Creates a header value that is hidden in logs.
 fn secret(what: &str, text: &str) -> Result<HeaderValue, Error> {
-    let mut value = HeaderValue::from_str(text)
-        .map_err(|_| Error::unauthorized(what, "the credentials have characters that a header cannot have"))?;
+    let mut value = HeaderValue::from_str(text).map_err(|_| {
+        Error::unauthorized(what, "the credentials have characters that a header cannot have")
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -280,17 +281,17 @@ mod tests {
     fn token_requests_follow_the_specifications() {
         let realm: Uri = "https://auth.example/token?x=y".parse().unwrap();
         let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
-        let ask = token_ask(realm.clone(), Some(&basic), &request(), "test").unwrap();
+        let outgoing = token_request(realm.clone(), Some(&basic), &request(), "test").unwrap();
         assert_eq!(
-            ask.uri,
+            outgoing.uri,
             "https://auth.example/token?x=y&service=a%20b&scope=repository%3Ax%2Fy%3Apull&scope=repository%3Az%3Apull"
         );
-        assert_eq!(ask.headers.get(AUTHORIZATION).unwrap(), "Basic dTpw");
-        assert!(!format!("{ask:?}").contains("dTpw"));
+        assert_eq!(outgoing.headers.get(AUTHORIZATION).unwrap(), "Basic dTpw");
+        assert!(!format!("{outgoing:?}").contains("dTpw"));
         let identity = Credentials::IdentityToken("t+t".into());
-        let ask = token_ask(realm, Some(&identity), &request(), "test").unwrap();
-        assert_eq!((ask.method, ask.headers.get(AUTHORIZATION)), (Method::POST, None));
-        let body = String::from_utf8(ask.body.to_vec()).unwrap();
+        let outgoing = token_request(realm, Some(&identity), &request(), "test").unwrap();
+        assert_eq!((outgoing.method, outgoing.headers.get(AUTHORIZATION)), (Method::POST, None));
+        let body = String::from_utf8(outgoing.body.to_vec()).unwrap();
         assert!(body.ends_with("grant_type=refresh_token&client_id=berth&refresh_token=t%2Bt"), "{body}");
     }
 
@@ -299,15 +300,15 @@ mod tests {
         let tokens = Tokens::default();
         let endpoint = super::super::hosts::origin("r.example", "a");
         let user = Credentials::RegistryToken("x".into());
-        let asking = Asking { endpoint: &endpoint, repository: "a", credentials: Some(&user) };
-        tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), Duration::from_secs(60));
-        assert!(tokens.cached(&asking).is_some());
-        assert!(tokens.cached(&Asking { repository: "b", ..asking }).is_none());
-        assert!(tokens.cached(&Asking { credentials: None, ..asking }).is_none());
-        tokens.forget(&asking);
-        assert!(tokens.cached(&asking).is_none());
-        tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), MARGIN);
-        assert!(tokens.cached(&asking).is_none());
+        let context = AuthContext { endpoint: &endpoint, repository: "a", credentials: Some(&user) };
+        tokens.keep(context.key(), HeaderValue::from_static("Bearer x"), Duration::from_secs(60));
+        assert!(tokens.cached(&context).is_some());
+        assert!(tokens.cached(&AuthContext { repository: "b", ..context }).is_none());
+        assert!(tokens.cached(&AuthContext { credentials: None, ..context }).is_none());
+        tokens.forget(&context);
+        assert!(tokens.cached(&context).is_none());
+        tokens.keep(context.key(), HeaderValue::from_static("Bearer x"), MARGIN);
+        assert!(tokens.cached(&context).is_none());
     }
 
     #[test]
@@ -317,8 +318,8 @@ mod tests {
         let long = HeaderValue::from_str(&"x".repeat(MAX_TOKEN)).unwrap();
         for number in 0..2000 {
             let repository = number.to_string();
-            let asking = Asking { endpoint: &endpoint, repository: &repository, credentials: None };
-            tokens.keep(asking.key(), long.clone(), Duration::from_secs(60));
+            let context = AuthContext { endpoint: &endpoint, repository: &repository, credentials: None };
+            tokens.keep(context.key(), long.clone(), Duration::from_secs(60));
         }
         let cache = tokens.cache.lock().unwrap();
         assert_eq!(cache.values().map(|cached| cached.header.len()).sum::<usize>(), MAX_KEPT);

@@ -35,7 +35,7 @@ pub(crate) struct Transfer {
     pub(crate) result: Result<bool, Error>,
 }
 
-struct Progress<'a> {
+struct TransferState<'a> {
     offset: u64,
     hasher: Hasher,
     pace: Pace<'a>,
@@ -86,7 +86,7 @@ impl Repository {
         watcher: &Watcher<'_>,
     ) -> Transfer {
         let what = format!("blob {}@{}", self.name, blob.digest);
-        let mut progress = Progress {
+        let mut progress = TransferState {
             offset: 0,
             hasher: Hasher::new(blob.digest.algorithm()),
             pace: Pace::new(self.registry.transport.timeouts().slow, watcher.on_slow),
@@ -117,8 +117,8 @@ impl Repository {
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        let error =
-            failure.unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull"));
+        let error = failure
+            .unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull"));
         Transfer { endpoint: last, result: Err(error) }
     }
 
@@ -128,7 +128,7 @@ impl Repository {
         endpoint: &Endpoint,
         what: &str,
         blob: &Descriptor,
-        progress: &mut Progress<'_>,
+        progress: &mut TransferState<'_>,
         sink: &mpsc::Sender<Piece>,
     ) -> Result<bool, Error> {
         let mut failures = 0;
@@ -157,7 +157,7 @@ impl Repository {
         endpoint: &Endpoint,
         what: &str,
         blob: &Descriptor,
-        progress: &mut Progress<'_>,
+        progress: &mut TransferState<'_>,
         sink: &mpsc::Sender<Piece>,
     ) -> Attempt {
         if progress.offset == blob.size && blob.size > 0 {
@@ -165,7 +165,7 @@ impl Repository {
         }
         let headers = range(progress.offset);
         let rest = format!("blobs/{}", blob.digest);
-        let answer = progress.pace.wait(self.ask(endpoint, what, Method::GET, &rest, headers)).await;
+        let answer = progress.pace.wait(self.send(endpoint, what, Method::GET, &rest, headers)).await;
         let response = match answer.flatten() {
             Ok(response) => response,
             Err(error) => return Attempt::Refused(error),
@@ -213,8 +213,8 @@ impl Repository {
 }
 
 /// Creates an error with the received bytes and the time.
-fn broken(what: &str, why: &str, blob: &Descriptor, progress: &Progress<'_>) -> Error {
-    let Progress { offset, pace, .. } = progress;
+fn broken(what: &str, why: &str, blob: &Descriptor, progress: &TransferState<'_>) -> Error {
+    let TransferState { offset, pace, .. } = progress;
     let why = format!("{why}: received {offset} of {} bytes, {}", blob.size, pace.figures());
     Error::unavailable(what, why)
 }
@@ -222,7 +222,7 @@ fn broken(what: &str, why: &str, blob: &Descriptor, progress: &Progress<'_>) -> 
 async fn finish(
     what: &str,
     blob: &Descriptor,
-    progress: Progress<'_>,
+    progress: TransferState<'_>,
     sink: &mpsc::Sender<Piece>,
 ) -> Result<(), Error> {
     let digest = progress.hasher.finish();

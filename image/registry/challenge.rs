@@ -30,7 +30,7 @@ pub(crate) fn challenges(headers: &HeaderMap) -> Challenges {
 }
 
 fn supported(headers: &HeaderMap) -> Vec<Challenge> {
-    let mut found = Vec::new();
+    let mut parsed = Vec::new();
     for value in headers.get_all(WWW_AUTHENTICATE) {
         // A realm may be any text, in any encoding (RFC 9110, 5.5, "obs-text").
         for (scheme, parameters) in schemes(&String::from_utf8_lossy(value.as_bytes())) {
@@ -39,16 +39,16 @@ fn supported(headers: &HeaderMap) -> Vec<Challenge> {
                 parameter.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
             };
             if scheme.eq_ignore_ascii_case("basic") {
-                found.push(Challenge::Basic);
+                parsed.push(Challenge::Basic);
             } else if scheme.eq_ignore_ascii_case("bearer")
                 && let Some(realm) = get("realm")
             {
                 let realm = ascii(&realm);
-                found.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
+                parsed.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
             }
         }
     }
-    found
+    parsed
 }
 
 /// Returns an address as a URL (RFC 3987, 3.1): letters outside ASCII are percent-encoded.
@@ -70,7 +70,7 @@ type Parameters = Vec<(String, String)>;
 
 /// Splits a header into its schemes. A word before `=` is a parameter. Any other word starts the next scheme.
 fn schemes(header: &str) -> Vec<(String, Parameters)> {
-    let mut found: Vec<(String, Parameters)> = Vec::new();
+    let mut parsed: Vec<(String, Parameters)> = Vec::new();
     let mut rest = header;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
@@ -78,18 +78,18 @@ fn schemes(header: &str) -> Vec<(String, Parameters)> {
         let (word, after) = rest.split_at(end);
         if word.is_empty() {
             // A lone `=` is not a valid header.
-            return found;
+            return parsed;
         }
         rest = after;
         match rest.trim_start_matches([' ', '\t']).strip_prefix('=') {
             Some(value) => {
                 let (value, after) = parameter_value(value.trim_start_matches([' ', '\t']));
                 rest = after;
-                if let Some((_, parameters)) = found.last_mut() {
+                if let Some((_, parameters)) = parsed.last_mut() {
                     parameters.push((word.to_owned(), value));
                 }
             }
-            None => found.push((word.to_owned(), Vec::new())),
+            None => parsed.push((word.to_owned(), Vec::new())),
         }
     }
 }
@@ -123,9 +123,9 @@ mod tests {
         for value in values {
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap());
         }
-        let found = challenges(&headers);
-        assert_eq!(found.sent, !values.is_empty());
-        found.supported
+        let parsed = challenges(&headers);
+        assert_eq!(parsed.sent, !values.is_empty());
+        parsed.supported
     }
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::credentials::Known;
+use crate::credentials::SourcedCredentials;
 use crate::error::Error;
 use crate::reference::Reference;
 
@@ -46,7 +46,7 @@ pub(crate) struct Endpoint {
     /// Requests to it are retried if it does not answer.
     pub(crate) retried: bool,
     /// The credentials for it.
-    pub(crate) credentials: Option<Known>,
+    pub(crate) credentials: Option<SourcedCredentials>,
 }
 
 impl Endpoint {
@@ -82,7 +82,7 @@ struct HostsFile {
 struct HostKeys {
     capabilities: Option<Vec<String>>,
     ca: OneOrMany,
-    client: Client,
+    client: ClientCertificates,
     skip_verify: Option<bool>,
     header: BTreeMap<String, OneOrMany>,
     override_path: bool,
@@ -98,7 +98,7 @@ enum OneOrMany {
 
 #[derive(Clone, Deserialize)]
 #[serde(untagged)]
-enum Client {
+enum ClientCertificates {
     One(String),
     Each(Vec<ClientEntry>),
 }
@@ -116,7 +116,7 @@ impl Default for OneOrMany {
     }
 }
 
-impl Default for Client {
+impl Default for ClientCertificates {
     fn default() -> Self {
         Self::Each(Vec::new())
     }
@@ -160,7 +160,11 @@ fn folders(certs_dirs: &[PathBuf], domains: &[&str]) -> Vec<PathBuf> {
     let names: Vec<String> = domains.iter().flat_map(|domain| folder_names(domain)).collect();
     let own = |place: &PathBuf| names.iter().map(|name| place.join(name)).find(|folder| folder.is_dir());
     let existing: Vec<PathBuf> = certs_dirs.iter().filter_map(own).collect();
-    if existing.is_empty() { certs_dirs.iter().map(|place| place.join("_default")).collect() } else { existing }
+    if existing.is_empty() {
+        certs_dirs.iter().map(|place| place.join("_default")).collect()
+    } else {
+        existing
+    }
 }
 
 /// Returns the certificates in the folder of a host without a `hosts.toml`, as Docker and CRI-O keep them.
@@ -299,11 +303,12 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) ->
     let (pull, resolve) = capabilities(keys.capabilities.as_deref().unwrap_or_default())?;
     let mut headers = Vec::new();
     for (name, values) in &keys.header {
-        let header =
-            HeaderName::from_bytes(name.as_bytes()).map_err(|error| format!("invalid header {name:?}: {error}"))?;
+        let header = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|error| format!("invalid header {name:?}: {error}"))?;
         for value in values.iter() {
             // The error does not contain the value, which may be a secret.
-            let value = HeaderValue::from_str(value).map_err(|error| format!("invalid header {name:?}: {error}"))?;
+            let value =
+                HeaderValue::from_str(value).map_err(|error| format!("invalid header {name:?}: {error}"))?;
             headers.push((header.clone(), value));
         }
     }
@@ -341,8 +346,8 @@ fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
     };
     let ca = keys.ca.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
     let entries = match &keys.client {
-        Client::One(both) => vec![ClientEntry::Both(both.clone())],
-        Client::Each(entries) => entries.clone(),
+        ClientCertificates::One(both) => vec![ClientEntry::Both(both.clone())],
+        ClientCertificates::Each(entries) => entries.clone(),
     };
     let mut client = Vec::new();
     for entry in entries {
@@ -395,7 +400,7 @@ pub(crate) fn mistakes(certs_dirs: &[PathBuf]) -> Vec<String> {
     for folder in certs_dirs.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten() {
         let folder = folder.path();
         let file = folder.join("hosts.toml");
-        let found = match fs::read_to_string(&file) {
+        let reasons = match fs::read_to_string(&file) {
             Ok(text) => mistakes_of(&text, &folder),
             Err(error) if is_absent(&error) => {
                 mistakes.extend(
@@ -408,7 +413,7 @@ pub(crate) fn mistakes(certs_dirs: &[PathBuf]) -> Vec<String> {
             }
             Err(error) => vec![error.to_string()],
         };
-        mistakes.extend(found.into_iter().map(|why| format!("{}: {why}", file.display())));
+        mistakes.extend(reasons.into_iter().map(|why| format!("{}: {why}", file.display())));
     }
     mistakes.sort();
     mistakes

@@ -61,7 +61,10 @@ impl NoProxy {
         match address {
             Some(address) => {
                 self.networks.iter().any(|network| contains(*network, address))
-                    || self.addresses.iter().any(|(excepted, of_port)| *excepted == address && is_port(*of_port))
+                    || self
+                        .addresses
+                        .iter()
+                        .any(|(excepted, of_port)| *excepted == address && is_port(*of_port))
             }
             None => self.domains.iter().any(|domain| {
                 let own = domain.itself && domain.suffix.strip_prefix('.') == Some(&host);

@@ -117,7 +117,10 @@ mod tests {
         }
         let reported = reported.into_inner().unwrap();
         assert!(reported.len() >= 2, "{reported:?}");
-        assert!(reported.iter().all(|figures| figures.bytes == 7 && figures.waited >= WINDOW), "{reported:?}");
+        assert!(
+            reported.iter().all(|figures| figures.bytes == 7 && figures.waited >= WINDOW),
+            "{reported:?}"
+        );
         assert!(reported.windows(2).all(|pair| pair[0].waited < pair[1].waited), "{reported:?}");
     }
 

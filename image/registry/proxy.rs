@@ -193,7 +193,9 @@ impl Connector {
         };
         let address = proxy.address.clone();
         let (inner, absolute_form) = match proxy.kind {
-            Kind::Unknown => return Err("unsupported proxy: only http, https and socks5 are supported".into()),
+            Kind::Unknown => {
+                return Err("unsupported proxy: only http, https and socks5 are supported".into());
+            }
             Kind::Socks => {
                 let mut socks = SocksV5::new(address, self.to_proxy);
                 if let Some((name, password)) = proxy.user.clone() {
@@ -236,7 +238,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A connection. `absolute_form` says whether requests on it have the absolute URL.
+/// A connection. If `absolute_form` is set, requests on it have the absolute URL.
 #[derive(Debug)]
 pub(super) struct Stream {
     inner: MaybeHttpsStream<TokioIo<TcpStream>>,

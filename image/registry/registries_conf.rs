@@ -107,7 +107,7 @@ impl RegistriesConf {
         registries.filter_map(|registry| format!("{registry}/{name}{rest}").parse().ok()).collect()
     }
 
-    /// Returns the servers for an image, in order. `None` if there are no settings for its name.
+    /// Returns the servers for an image, in order. `None` without settings for its name.
     pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Option<Vec<Endpoint>>, Error> {
         let name = reference.name();
         // A prefix may be a single image.
@@ -202,7 +202,9 @@ impl Registry {
         }
         for location in self.mirror.iter().map(|mirror| &mirror.location).chain([&self.location]) {
             if location.contains("://") {
-                return Err(format!("registry {name:?}: invalid location {location:?}: a URL instead of a name"));
+                return Err(format!(
+                    "registry {name:?}: invalid location {location:?}: a URL instead of a name"
+                ));
             }
         }
         if self.mirror.iter().any(|mirror| mirror.location.is_empty()) {
@@ -276,7 +278,7 @@ pub(crate) fn mistakes(file: &Path) -> Vec<String> {
     };
     let mut mistakes = Vec::new();
     for path in files {
-        let found = match fs::read_to_string(&path) {
+        let reasons = match fs::read_to_string(&path) {
             Ok(text) => match toml::from_str::<RegistriesConf>(&text) {
                 Ok(conf) if conf.registries.is_some() => {
                     RegistriesConf::parse(&text).err().into_iter().collect()
@@ -287,7 +289,7 @@ pub(crate) fn mistakes(file: &Path) -> Vec<String> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => vec![error.to_string()],
         };
-        mistakes.extend(found.into_iter().map(|why| format!("{}: {why}", path.display())));
+        mistakes.extend(reasons.into_iter().map(|why| format!("{}: {why}", path.display())));
     }
     mistakes
 }

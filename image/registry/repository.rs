@@ -11,12 +11,12 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 
 use super::Timeouts;
-use super::auth::{Asking, Tokens};
+use super::auth::{AuthContext, Tokens};
 use super::challenge::challenges;
 use super::hosts::Endpoint;
 use super::proxy::Proxies;
 use super::sources::Sources;
-use super::transport::{Ask, Transport};
+use super::transport::{HttpTransport, OutgoingRequest};
 use crate::credentials::Credentials;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
@@ -37,7 +37,7 @@ const MAX_REASONS: usize = 300;
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) sources: Sources,
-    pub(super) transport: Transport,
+    pub(super) transport: HttpTransport,
     tokens: Tokens,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Repository {
 
 impl Registry {
     pub(crate) fn new(sources: Sources, timeouts: Timeouts, proxies: Proxies) -> Self {
-        Self { sources, transport: Transport::new(timeouts, proxies), tokens: Tokens::default() }
+        Self { sources, transport: HttpTransport::new(timeouts, proxies), tokens: Tokens::default() }
     }
 
     /// Returns the repository of `reference`.
@@ -93,7 +93,9 @@ impl Repository {
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to resolve tags")))
+        Err(failure.unwrap_or_else(|| {
+            Error::not_found(what, "hosts.toml has no host with the capability to resolve tags")
+        }))
     }
 
     /// Returns the servers, in the order in which they are tried.
@@ -122,7 +124,8 @@ impl Repository {
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull")))
+        Err(failure
+            .unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull")))
     }
 
     /// Fetches a small blob completely.
@@ -135,7 +138,8 @@ impl Repository {
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull")))
+        Err(failure
+            .unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull")))
     }
 
     /// Records the failure of a host. The last one is returned to the caller; it is that of the registry
@@ -154,7 +158,7 @@ impl Repository {
         name: &str,
         expected: Option<&Digest>,
     ) -> Result<Fetched, Error> {
-        let response = self.ask(endpoint, what, Method::GET, &format!("manifests/{name}"), accept()).await?;
+        let response = self.send(endpoint, what, Method::GET, &format!("manifests/{name}"), accept()).await?;
         let media_type = header(response.headers(), CONTENT_TYPE.as_str());
         // The digest that the registry claims for a tag. For a digest, the requested one is used.
         let promised: Option<Digest> =
@@ -172,7 +176,7 @@ impl Repository {
 
     /// Resolves a tag to its digest without fetching the content.
     async fn resolve(&self, endpoint: &Endpoint, what: &str, tag: &str) -> Result<Digest, Error> {
-        let response = self.ask(endpoint, what, Method::HEAD, &format!("manifests/{tag}"), accept()).await?;
+        let response = self.send(endpoint, what, Method::HEAD, &format!("manifests/{tag}"), accept()).await?;
         let digest = header(response.headers(), "docker-content-digest")
             .ok_or_else(|| Error::corrupt(what, "the answer has no Docker-Content-Digest header"))?;
         digest.parse().map_err(|error| Error::corrupt(what, error))
@@ -186,7 +190,7 @@ impl Repository {
         limit: u64,
     ) -> Result<Bytes, Error> {
         let response = self
-            .ask(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), HeaderMap::new())
+            .send(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), HeaderMap::new())
             .await?;
         let bytes = self.registry.transport.body(what, response, limit).await?;
         check_blob(what, blob, &bytes)?;
@@ -195,7 +199,7 @@ impl Repository {
 
     /// Sends a request to one host, with retries, until it succeeds or fails with an error that a retry does
     /// not change.
-    pub(super) async fn ask(
+    pub(super) async fn send(
         &self,
         endpoint: &Endpoint,
         what: &str,
@@ -204,29 +208,30 @@ impl Repository {
         headers: HeaderMap,
     ) -> Result<Response<Incoming>, Error> {
         let credentials = endpoint.credentials.as_ref().map(|sourced| &sourced.credentials);
-        let asking = Asking { endpoint, repository: &endpoint.repository, credentials };
+        let context = AuthContext { endpoint, repository: &endpoint.repository, credentials };
         let uri = self.uri(endpoint, rest).map_err(|error| Error::invalid(what, error))?;
-        let mut authorization = self.registry.tokens.cached(&asking);
+        let mut authorization = self.registry.tokens.cached(&context);
         let mut authenticated = false;
         let mut failures = 0;
         loop {
-            let mut ask = Ask { method: method.clone(), ..Ask::get(uri.clone()) };
-            ask.headers.extend(endpoint.headers.iter().cloned());
-            ask.headers.extend(headers.clone());
+            let mut outgoing =
+                OutgoingRequest { method: method.clone(), ..OutgoingRequest::get(uri.clone()) };
+            outgoing.headers.extend(endpoint.headers.iter().cloned());
+            outgoing.headers.extend(headers.clone());
             if let Some(header) = &authorization {
-                ask.headers.insert(AUTHORIZATION, header.clone());
+                outgoing.headers.insert(AUTHORIZATION, header.clone());
             }
-            let (error, wait) = match self.registry.transport.send(&endpoint.tls, ask).await {
+            let (error, wait) = match self.registry.transport.send(&endpoint.tls, outgoing).await {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !authenticated => {
                     // Only once: if the registry rejects a fresh header, a retry does not help.
                     authenticated = true;
-                    self.registry.tokens.forget(&asking);
+                    self.registry.tokens.forget(&context);
                     let challenges = challenges(response.headers());
                     let tokens = &self.registry.tokens;
                     authorization = Some(
                         tokens
-                            .answer(&self.registry.transport, &asking, &challenges, what)
+                            .answer(&self.registry.transport, &context, &challenges, what)
                             .await
                             .map_err(|error| error.about(what))?,
                     );

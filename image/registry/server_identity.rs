@@ -205,8 +205,9 @@ fn check_validity(certificate: &Certificate, now: UnixTime) -> Result<(), Error>
 
 fn check_critical_extensions(certificate: &Certificate) -> Result<(), Error> {
     let extensions = certificate.tbs_certificate().extensions();
-    let unsupported =
-        |extension: &x509_cert::ext::Extension| extension.critical && !SUPPORTED_EXTENSIONS.contains(&extension.extn_id);
+    let unsupported = |extension: &x509_cert::ext::Extension| {
+        extension.critical && !SUPPORTED_EXTENSIONS.contains(&extension.extn_id)
+    };
     if extensions.is_some_and(|extensions| extensions.iter().any(unsupported)) {
         return Err(CertificateError::UnhandledCriticalExtension.into());
     }

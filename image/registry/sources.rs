@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::hosts::{self, Endpoint, Tls};
 use super::registries_conf::{RegistriesConf, is_short};
 use crate::auth_file::AuthFiles;
-use crate::credentials::{Credentials, Known};
+use crate::credentials::{Credentials, SourcedCredentials};
 use crate::error::{Error, blocking};
 use crate::reference::Reference;
 
@@ -27,14 +27,15 @@ impl Sources {
     ) -> Result<Vec<Endpoint>, Error> {
         let (sources, requested) = (self.clone(), reference.clone());
         let mut endpoints = blocking("read registry configuration", move || sources.find(&requested)).await?;
-        let given = given.map(|credentials| Known { credentials, source: "the request".to_owned() });
+        let given =
+            given.map(|credentials| SourcedCredentials { credentials, source: "the request".to_owned() });
         let mut own = None;
         for endpoint in &mut endpoints {
             let at_mirror =
                 if endpoint.mirror { self.auth_files.credentials(&endpoint.name()).await? } else { None };
             let given = given.as_ref().and_then(|given| {
                 let credentials = given.credentials.shown_to(&endpoint.authority, &endpoint.scheme)?;
-                Some(Known { credentials: credentials.clone(), source: given.source.clone() })
+                Some(SourcedCredentials { credentials: credentials.clone(), source: given.source.clone() })
             });
             endpoint.credentials = match (at_mirror, &given) {
                 // Credentials for the registry are not sent to another server, unless a hosts.toml configures
@@ -67,7 +68,8 @@ impl Sources {
             Some(file) => RegistriesConf::read(file)?.endpoints(reference)?,
             None => None,
         };
-        let mut endpoints = configured.unwrap_or_else(|| vec![hosts::origin(reference.domain(), reference.path())]);
+        let mut endpoints =
+            configured.unwrap_or_else(|| vec![hosts::origin(reference.domain(), reference.path())]);
         for endpoint in &mut endpoints {
             let tls = hosts::certificates(&self.certs_dirs, &endpoint.authority)?;
             if tls == Tls::default() {
@@ -96,7 +98,11 @@ mod tests {
         path
     }
 
-    async fn endpoints_with_credentials(sources: &Sources, reference: &str, given: Option<&str>) -> Vec<String> {
+    async fn endpoints_with_credentials(
+        sources: &Sources,
+        reference: &str,
+        given: Option<&str>,
+    ) -> Vec<String> {
         let given = given.map(|token| Credentials::RegistryToken(token.to_owned()));
         let endpoints = sources.endpoints(&reference.parse().unwrap(), given).await.unwrap();
         let line = |one: Endpoint| {
@@ -143,7 +149,10 @@ mod tests {
         let endpoints = sources.endpoints(&requested, Some(own)).await.unwrap();
         assert_eq!(endpoints[1].credentials.as_ref().unwrap().source, "the request");
         write(folder.path(), "certs.d/localhost:5000/ca.crt", "authority");
-        assert_eq!(endpoints_with_credentials(&sources, "localhost:5000/a", None).await, ["https://localhost:5000"]);
+        assert_eq!(
+            endpoints_with_credentials(&sources, "localhost:5000/a", None).await,
+            ["https://localhost:5000"]
+        );
         write(folder.path(), "certs.d/r.example/hosts.toml", "[host.\"https://n.example\"]\n");
         assert_eq!(
             endpoints_with_credentials(&sources, "r.example/a", Some("secret")).await,

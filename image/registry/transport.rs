@@ -43,14 +43,14 @@ const READ_BUFFER: usize = 128 << 10;
 
 /// A request that can be sent repeatedly.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct OutgoingRequest {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Ask {
+impl OutgoingRequest {
     pub(crate) fn get(uri: Uri) -> Self {
         Self { method: Method::GET, uri, headers: HeaderMap::new(), body: Bytes::new() }
     }
@@ -74,9 +74,9 @@ pub(crate) async fn traced<F: Future>(work: F) -> (F::Output, Vec<String>) {
         .await
 }
 
-fn trace(ask: &Ask, answer: &dyn fmt::Display) {
+fn trace(outgoing: &OutgoingRequest, answer: &dyn fmt::Display) {
     let add = |trace: &Mutex<Vec<String>>| {
-        let line = format!("{} {}: {answer}", ask.method, without_query(&ask.uri));
+        let line = format!("{} {}: {answer}", outgoing.method, without_query(&outgoing.uri));
         trace.lock().unwrap_or_else(PoisonError::into_inner).push(Printable::new(&line).to_string());
     };
     // An ordinary pull is not traced.
@@ -84,63 +84,68 @@ fn trace(ask: &Ask, answer: &dyn fmt::Display) {
 }
 
 /// The connections of all pulls.
-pub(crate) struct Transport {
+pub(crate) struct HttpTransport {
     pools: Mutex<HashMap<Tls, HttpClient>>,
     timeouts: Timeouts,
     proxies: Proxies,
 }
 
-impl fmt::Debug for Transport {
+impl fmt::Debug for HttpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transport").field("timeouts", &self.timeouts).finish_non_exhaustive()
     }
 }
 
-impl Transport {
+impl HttpTransport {
     pub(crate) fn new(timeouts: Timeouts, proxies: Proxies) -> Self {
         Self { pools: Mutex::new(HashMap::new()), timeouts, proxies }
     }
 
     /// Sends a request and follows redirects. The body of the answer is not read.
-    pub(crate) async fn send(&self, tls: &Tls, mut ask: Ask) -> Result<Response<Incoming>, Error> {
+    pub(crate) async fn send(
+        &self,
+        tls: &Tls,
+        mut outgoing: OutgoingRequest,
+    ) -> Result<Response<Incoming>, Error> {
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send_once(tls, &ask).await?;
-            let Some(target) = redirect(&response, &ask.uri)? else {
+            let response = self.send_once(tls, &outgoing).await?;
+            let Some(target) = redirect(&response, &outgoing.uri)? else {
                 return Ok(response);
             };
-            if origin(&target) != origin(&ask.uri) {
+            if origin(&target) != origin(&outgoing.uri) {
                 // This includes the headers of hosts.toml, which may be secrets. Only Range and Accept are
                 // kept.
-                ask.headers.retain_cross_origin();
+                outgoing.headers.retain_cross_origin();
             }
-            tracing::debug!(from = %without_query(&ask.uri), to = %without_query(&target), "following redirect");
-            ask.uri = target;
+            tracing::debug!(from = %without_query(&outgoing.uri), to = %without_query(&target), "following redirect");
+            outgoing.uri = target;
         }
-        Err(Error::unavailable(without_query(&ask.uri), format!("more than {MAX_REDIRECTS} redirects")))
+        Err(Error::unavailable(without_query(&outgoing.uri), format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    async fn send_once(&self, tls: &Tls, ask: &Ask) -> Result<Response<Incoming>, Error> {
+    async fn send_once(&self, tls: &Tls, outgoing: &OutgoingRequest) -> Result<Response<Incoming>, Error> {
         let client = self.client(tls)?;
-        let what = without_query(&ask.uri);
-        let mut request = Request::builder().method(&ask.method).uri(&ask.uri);
+        let what = without_query(&outgoing.uri);
+        let mut request = Request::builder().method(&outgoing.method).uri(&outgoing.uri);
         if let Some(headers) = request.headers_mut() {
             headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-            headers.extend(ask.headers.clone());
-            if let Some(header) = self.proxies.authorization(&ask.uri) {
+            headers.extend(outgoing.headers.clone());
+            if let Some(header) = self.proxies.authorization(&outgoing.uri) {
                 headers.insert(PROXY_AUTHORIZATION, header);
             }
         }
-        let request =
-            request.body(Full::new(ask.body.clone())).map_err(|error| Error::invalid(what.clone(), error))?;
+        let request = request
+            .body(Full::new(outgoing.body.clone()))
+            .map_err(|error| Error::invalid(what.clone(), error))?;
         let why = match tokio::time::timeout(self.timeouts.answer, client.request(request)).await {
             Ok(Ok(response)) => {
-                trace(ask, &response.status());
+                trace(outgoing, &response.status());
                 return Ok(response);
             }
             Ok(Err(error)) => causes(&error),
             Err(_) => format!("no answer within {:?}", self.timeouts.answer),
         };
-        trace(ask, &why);
+        trace(outgoing, &why);
         Err(Error::unavailable(what, why))
     }
 
@@ -362,8 +367,8 @@ pub(super) fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match parsed {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         Ok(_) => Err(Error::invalid("TLS configuration", "a file contains no certificate")),
         Err(error) => Err(Error::invalid("TLS configuration", error)),
@@ -450,7 +455,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut create = std::process::Command::new("openssl");
             create.args(["req", "-newkey"]).args(key.split(' ')).current_dir(folder.path());
-            create.args(["-nodes", "-x509", "-days", "365", "-keyout", "key", "-out", "crt", "-subj", "/CN=x"]);
+            create
+                .args(["-nodes", "-x509", "-days", "365", "-keyout", "key", "-out", "crt", "-subj", "/CN=x"]);
             create.args(["-addext", "subjectAltName = IP:127.0.0.1"]);
             let created = create.output().unwrap();
             assert!(created.status.success(), "{key}: {}", String::from_utf8_lossy(&created.stderr));
@@ -487,14 +493,17 @@ mod tests {
         ] {
             let server = OpensslServer::start(key);
             let ca = vec![std::fs::read(server.folder.path().join("crt")).unwrap()];
-            let transport = Transport::new(Timeouts::default(), Proxies::default());
+            let transport = HttpTransport::new(Timeouts::default(), Proxies::default());
             let uri: Uri = format!("https://127.0.0.1:{}/", server.port).parse().unwrap();
             let configured = Tls { ca, ..Tls::default() };
-            let answer = transport.send(&configured, Ask::get(uri.clone())).await;
+            let answer = transport.send(&configured, OutgoingRequest::get(uri.clone())).await;
             assert_eq!(answer.unwrap_or_else(|error| panic!("{key}: {error}")).status(), StatusCode::OK);
-            let error = transport.send(&Tls::default(), Ask::get(uri.clone())).await.unwrap_err();
+            let error = transport.send(&Tls::default(), OutgoingRequest::get(uri.clone())).await.unwrap_err();
             assert!(error.to_string().contains("UnknownIssuer"), "{key}: {error}");
-            transport.send(&Tls { skip_verify: true, ..Tls::default() }, Ask::get(uri)).await.unwrap();
+            transport
+                .send(&Tls { skip_verify: true, ..Tls::default() }, OutgoingRequest::get(uri))
+                .await
+                .unwrap();
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::folders::{make_private, write_json};
+use super::folders::{create_private, write_json};
 use super::index::{ContainerEntry, Index, user};
 use super::record::ContainerRecord;
 use super::{ImageStore, Inner};
@@ -110,13 +110,13 @@ impl Inner {
 
     fn create_layer_folder(&self, id: &str, record: &ContainerRecord) -> Result<WritableLayer, Error> {
         let folder = self.folders.container(id);
-        make_private(&folder)?;
+        create_private(&folder)?;
         write_json(&folder.join("layer.json"), record)?;
         let layer = self.writable(&self.index(), id);
         let missing = || Error::not_found(format!("image {}", record.image), "it has been removed");
         let layer = layer.ok_or_else(missing)?;
-        make_private(&layer.work)?;
-        make_private(&layer.upper)?;
+        create_private(&layer.work)?;
+        create_private(&layer.upper)?;
         // overlayfs takes the root's owner and mode from the upper folder.
         if let Some(top) = layer.lower.first() {
             copy_owner_and_mode(top, &layer.upper)?;
@@ -127,7 +127,7 @@ impl Inner {
     fn drop_layer(self: &Arc<Self>, id: &str) -> Result<(), Error> {
         let measured = self.index().containers.get(id).and_then(|entry| entry.usage);
         let usage = measured.map(|measured| measured.usage).unwrap_or_default();
-        self.throw_away(&self.folders.container(id), usage)?;
+        self.move_to_trash(&self.folders.container(id), usage)?;
         let unused: Vec<Digest> = {
             let mut index = self.index();
             let record = index.containers.remove(id).and_then(|entry| entry.record);

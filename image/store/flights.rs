@@ -20,27 +20,27 @@ use crate::image::Image;
 /// Identifies a pull: the name, and the fingerprint of the credentials.
 pub(crate) type PullKey = (String, Option<Digest>);
 type PullResult = Result<Arc<Image>, Error>;
-type Flight = BoxFuture<'static, PullResult>;
+type PullFuture = BoxFuture<'static, PullResult>;
 
 /// The pulls and layers in progress. Entries are weak: work that has no callers left is cancelled.
 #[derive(Default)]
-pub(super) struct Flights {
-    layers: Mutex<HashMap<LayerKey, Weak<LayerFlight>>>,
-    pulls: Mutex<HashMap<PullKey, WeakShared<Flight>>>,
+pub(super) struct InProgress {
+    layers: Mutex<HashMap<LayerKey, Weak<LayerState>>>,
+    pulls: Mutex<HashMap<PullKey, WeakShared<PullFuture>>>,
 }
 
-impl fmt::Debug for Flights {
+impl fmt::Debug for InProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Flights")
     }
 }
 
-impl Flights {
+impl InProgress {
     /// Returns the entry of a layer. A caller that has waited for it finds the layer, or creates it.
-    pub(super) fn layer(&self, key: &LayerKey) -> Arc<LayerFlight> {
+    pub(super) fn layer(&self, key: &LayerKey) -> Arc<LayerState> {
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         get_or_insert(&mut layers, key, Weak::upgrade, || {
-            let entry = Arc::new(LayerFlight::default());
+            let entry = Arc::new(LayerState::default());
             let weak = Arc::downgrade(&entry);
             (entry, Some(weak))
         })
@@ -52,7 +52,7 @@ impl Flights {
     where
         F: Future<Output = PullResult> + Send + 'static,
     {
-        let shared: Shared<Flight> = {
+        let shared: Shared<PullFuture> = {
             let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
             // A finished pull is not shared with later callers.
             pulls.retain(|_, pull| pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
@@ -60,7 +60,7 @@ impl Flights {
                 let span = tracing::Span::current();
                 let task =
                     AbortOnDropHandle::new(tokio::spawn(tracing::Instrument::instrument(work(), span)));
-                let pull: Flight = Box::pin(async move {
+                let pull: PullFuture = Box::pin(async move {
                     task.await.unwrap_or_else(|error| Err(Error::internal("pull an image", error)))
                 });
                 let shared = pull.shared();
@@ -74,7 +74,7 @@ impl Flights {
 
 /// The state of a layer that is being created, placed in the store or removed.
 #[derive(Debug, Default)]
-pub(super) struct LayerFlight {
+pub(super) struct LayerState {
     /// Held while the layer's folder is renamed into the store or out of it.
     pub(super) placing: Arc<tokio::sync::Mutex<()>>,
     /// The number of callers that create the layer, without those that are slow.
@@ -82,7 +82,7 @@ pub(super) struct LayerFlight {
     changed: Notify,
 }
 
-impl LayerFlight {
+impl LayerState {
     /// Waits until no caller creates the layer, or only slow ones. An image that contains a layer of another
     /// image and sends it slowly must not delay the other image.
     pub(super) async fn idle(&self) {
@@ -97,14 +97,14 @@ impl LayerFlight {
     }
 
     /// Registers a caller that creates the layer, if there is none.
-    pub(super) fn begin(self: Arc<Self>) -> Option<Making> {
+    pub(super) fn begin(self: Arc<Self>) -> Option<Creation> {
         let mut creators = self.creators();
         if *creators > 0 {
             return None;
         }
         *creators += 1;
         drop(creators);
-        Some(Making { flight: self, counted: AtomicBool::new(true) })
+        Some(Creation { state: self, counted: AtomicBool::new(true) })
     }
 
     fn creators(&self) -> MutexGuard<'_, usize> {
@@ -114,24 +114,24 @@ impl LayerFlight {
 
 /// The registration of a caller that creates a layer, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Making {
-    flight: Arc<LayerFlight>,
+pub(crate) struct Creation {
+    state: Arc<LayerState>,
     counted: AtomicBool,
 }
 
-impl Making {
+impl Creation {
     /// Lets waiting callers create the layer as well, since this one is slow. The first to finish places it.
     pub(crate) fn set_slow(&self) {
         if self.counted.swap(false, Ordering::Relaxed) {
-            let mut creators = self.flight.creators();
+            let mut creators = self.state.creators();
             *creators = creators.saturating_sub(1);
             drop(creators);
-            self.flight.changed.notify_waiters();
+            self.state.changed.notify_waiters();
         }
     }
 }
 
-impl Drop for Making {
+impl Drop for Creation {
     fn drop(&mut self) {
         self.set_slow();
     }

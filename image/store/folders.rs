@@ -35,11 +35,11 @@ pub(crate) struct Folders {
 
 impl Folders {
     /// Creates missing folders. All are accessible only to root (CVE-2021-41103).
-    pub(crate) fn make(root: &Path) -> Result<Self, Error> {
+    pub(crate) fn create(root: &Path) -> Result<Self, Error> {
         let folders = Self { root: root.to_owned() };
-        make_private(root)?;
+        create_private(root)?;
         for folder in ["images", "layers", "containers", "tmp", "trash", "empty", "below"] {
-            make_private(&root.join(folder))?;
+            create_private(&root.join(folder))?;
         }
         Ok(folders)
     }
@@ -124,7 +124,7 @@ fn unique() -> String {
 }
 
 /// Creates a folder that is accessible only to root, with its parents. If it exists, its mode is corrected.
-pub(crate) fn make_private(path: &Path) -> Result<(), Error> {
+pub(crate) fn create_private(path: &Path) -> Result<(), Error> {
     let create = || {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         // On a read-only disk, chmod fails even if it changes nothing.

@@ -37,7 +37,7 @@ enum Below {
 }
 
 /// The layer to patch and the layers below it.
-pub(super) struct Graft<'a> {
+pub(super) struct PatchInput<'a> {
     what: &'a str,
     record: &'a LayerRecord,
     /// The limit on the memory for moved folders, in bytes.
@@ -48,7 +48,7 @@ pub(super) struct Graft<'a> {
     below: &'a RefCell<Merged>,
 }
 
-impl<'a> Graft<'a> {
+impl<'a> PatchInput<'a> {
     /// Creates the input of a patch for the layer in folder `own`. `limit` is in bytes of memory.
     pub(super) fn new(
         what: &'a str,
@@ -80,9 +80,9 @@ impl<'a> Graft<'a> {
     pub(super) fn build(&self, root: &Path) -> Result<(), Error> {
         let fd =
             rustix::fs::open(root, FOLDER, Mode::empty()).map_err(|error| Error::io("open", root, error))?;
-        let mut patch = Patch { graft: self, root: fd, times: FolderTimes::default() };
+        let mut patch = Patch { input: self, root: fd, times: FolderTimes::default() };
         patch.set_metadata(&TreePath::default(), None)?;
-        let mut moved = Moved { memory_left: self.limit, ..Moved::default() };
+        let mut moved = MovedFolders { memory_left: self.limit, ..MovedFolders::default() };
         for path in &self.record.implicit {
             if moved.above(path).is_some() {
                 continue;
@@ -185,22 +185,22 @@ impl<'a> Graft<'a> {
 
 /// The folders of the layer that are links in the layers below, with the targets of the links.
 #[derive(Default)]
-struct Moved {
+struct MovedFolders {
     folders: BTreeMap<TreePath, TreePath>,
     /// The bytes of memory that are left for them.
     memory_left: usize,
 }
 
-impl Moved {
-    fn add(&mut self, graft: &Graft<'_>, path: &TreePath, real: TreePath) -> Result<(), Error> {
+impl MovedFolders {
+    fn add(&mut self, input: &PatchInput<'_>, path: &TreePath, real: TreePath) -> Result<(), Error> {
         let cost = path.as_bytes().len() + real.as_bytes().len() + 2 * OVERHEAD;
         self.memory_left = self.memory_left.checked_sub(cost).ok_or_else(|| {
             let why = format!(
                 "{} folders that are links in the layers below take more than {} bytes of memory",
                 self.folders.len() + 1,
-                graft.limit
+                input.limit
             );
-            Error::limit(graft.what, why)
+            Error::limit(input.what, why)
         })?;
         self.folders.insert(path.clone(), real);
         Ok(())
@@ -231,7 +231,7 @@ impl Moved {
 
 /// A patch that is being built.
 struct Patch<'a> {
-    graft: &'a Graft<'a>,
+    input: &'a PatchInput<'a>,
     root: OwnedFd,
     times: FolderTimes,
 }
@@ -240,7 +240,7 @@ impl Patch<'_> {
     /// Creates a folder with its parents, with the metadata of `model` or of the merged view. An existing
     /// folder is not changed.
     fn folder(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
-        let failed = |error| self.graft.failed(path, error);
+        let failed = |error| self.input.failed(path, error);
         let Some((parent, name)) = path.split() else {
             return Ok(());
         };
@@ -257,17 +257,17 @@ impl Patch<'_> {
 
     /// Sets the metadata of a new folder of the patch.
     fn set_metadata(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
-        let failed = |error| self.graft.failed(path, error);
+        let failed = |error| self.input.failed(path, error);
         let folder = open_beneath(&self.root, path).map_err(failed)?;
         let model = match model {
             Some(model) => Some(model),
-            None => self.graft.model(path)?,
+            None => self.input.model(path)?,
         };
         match model {
             Some(model) => {
                 let times = copy_metadata(&model, &folder).map_err(failed)?;
                 let added = self.times.add(&self.root, path, &times);
-                added.map_err(|error| Error::io("record the times of folders of", self.graft.what, error))
+                added.map_err(|error| Error::io("record the times of folders of", self.input.what, error))
             }
             None => fchmod(&folder, Mode::from_raw_mode(0o755)).map_err(failed),
         }
@@ -279,12 +279,12 @@ impl Patch<'_> {
             return Err(Error::internal("patch a layer", "the root is a link"));
         };
         self.folder(&parent, None)?;
-        let Some(hit) = self.graft.look_up(path, false, None)? else {
+        let Some(hit) = self.input.look_up(path, false, None)? else {
             return Ok(());
         };
-        let failed = |error| self.graft.failed(path, error);
+        let failed = |error| self.input.failed(path, error);
         let (real_parent, real_name) = hit.path.split().unwrap_or_default();
-        let theirs = self.graft.folder(&hit, &real_parent, None).map_err(failed)?;
+        let theirs = self.input.folder(&hit, &real_parent, None).map_err(failed)?;
         let target = readlinkat(&theirs, OsStr::from_bytes(real_name), Vec::new()).map_err(failed)?;
         let parent = open_beneath(&self.root, &parent).map_err(failed)?;
         let name = OsStr::from_bytes(name);
@@ -295,14 +295,14 @@ impl Patch<'_> {
 
     /// Adds the content of the layer's folder `from` to the folder `to`.
     fn merge_folder(&mut self, from: &TreePath, to: &TreePath) -> Result<(), Error> {
-        let source = open_beneath(&self.graft.own, from).map_err(|error| self.graft.failed(from, error))?;
-        if is_opaque(&source).map_err(|error| self.graft.failed(from, error))? {
+        let source = open_beneath(&self.input.own, from).map_err(|error| self.input.failed(from, error))?;
+        if is_opaque(&source).map_err(|error| self.input.failed(from, error))? {
             let why = format!("{from} is opaque, but a link in the layers below");
-            return Err(Error::unsupported(self.graft.what, why));
+            return Err(Error::unsupported(self.input.what, why));
         }
         self.folder(to, None)?;
-        for entry in Dir::read_from(&source).map_err(|error| self.graft.failed(from, error))? {
-            let entry = entry.map_err(|error| self.graft.failed(from, error))?;
+        for entry in Dir::read_from(&source).map_err(|error| self.input.failed(from, error))? {
+            let entry = entry.map_err(|error| self.input.failed(from, error))?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
                 continue;
@@ -320,17 +320,17 @@ impl Patch<'_> {
         to: &TreePath,
     ) -> Result<(), Error> {
         let stat = statat(source, name, AtFlags::SYMLINK_NOFOLLOW);
-        let stat = stat.map_err(|error| self.graft.failed(from, error))?;
+        let stat = stat.map_err(|error| self.input.failed(from, error))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return self.add_name(source, name, to);
         }
-        if !self.graft.record.implicit.contains(from) {
+        if !self.input.record.implicit.contains(from) {
             let model =
-                open_beneath(&self.graft.own, from).map_err(|error| self.graft.failed(from, error))?;
+                open_beneath(&self.input.own, from).map_err(|error| self.input.failed(from, error))?;
             self.folder(to, Some(model))?;
             return self.merge_folder(from, to);
         }
-        let existing = self.graft.look_up_in_all(to, true)?;
+        let existing = self.input.look_up_in_all(to, true)?;
         match existing.filter(|hit| hit.kind() == FileType::Directory) {
             Some(hit) => self.merge_folder(from, &hit.path),
             None => self.merge_folder(from, to),
@@ -340,7 +340,7 @@ impl Patch<'_> {
     /// Adds another name of a file. An existing file of the patch is replaced: this one comes later in the
     /// archive.
     fn add_name(&self, source: &OwnedFd, name: &CStr, to: &TreePath) -> Result<(), Error> {
-        let failed = |error| self.graft.failed(to, error);
+        let failed = |error| self.input.failed(to, error);
         let Some((parent, new_name)) = to.split() else {
             return Err(Error::internal("patch a layer", "the root is a file"));
         };
@@ -358,16 +358,17 @@ impl Patch<'_> {
 
     /// Creates a hard link of the layer to a file of a layer below.
     fn hard_link(&mut self, path: &TreePath, target: &TreePath) -> Result<(), Error> {
-        let hit = self.graft.look_up_in_all(target, false)?;
+        let hit = self.input.look_up_in_all(target, false)?;
         let hit = hit.filter(|hit| hit.kind() != FileType::Directory).ok_or_else(|| {
-            let why = format!("{path} is a hard link to {target}, which is not a file of this or a lower layer");
-            Error::corrupt(self.graft.what, why)
+            let why =
+                format!("{path} is a hard link to {target}, which is not a file of this or a lower layer");
+            Error::corrupt(self.input.what, why)
         })?;
         let Some((parent, name)) = hit.path.split() else {
             return Err(Error::internal("patch a layer", "the root is a file"));
         };
-        let source = self.graft.folder(&hit, &parent, Some(&self.graft.own));
-        let source = source.map_err(|error| self.graft.failed(target, error))?;
+        let source = self.input.folder(&hit, &parent, Some(&self.input.own));
+        let source = source.map_err(|error| self.input.failed(target, error))?;
         if let Some((folder, _)) = path.split() {
             self.folder(&folder, None)?;
         }
@@ -376,10 +377,10 @@ impl Patch<'_> {
     }
 
     fn set_times(self) -> Result<(), Error> {
-        let Self { graft, root, times } = self;
-        times.for_each(graft.what, |path, times| {
+        let Self { input, root, times } = self;
+        times.for_each(input.what, |path, times| {
             let folder = open_beneath(&root, path);
-            folder.and_then(|folder| futimens(&folder, times)).map_err(|error| graft.failed(path, error))
+            folder.and_then(|folder| futimens(&folder, times)).map_err(|error| input.failed(path, error))
         })
     }
 }

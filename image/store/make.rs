@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::durable::{durable_replace, sync_folder};
-use super::flights::Making;
-use super::folders::{CONFIG, RECORD, make_private, write_json};
+use super::flights::Creation;
+use super::folders::{CONFIG, RECORD, create_private, write_json};
 use super::index::{LayerKey, Lease, NewLayer, lease};
 use super::reaper::Job;
 use super::record::{DiskUsage, ImageRecord, LayerRecord};
@@ -17,7 +17,7 @@ use super::walk::{measure, measure_patch};
 use super::{Inner, folders, marker};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::downloads::{Turn, Turns};
+use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::reference::Reference;
@@ -25,15 +25,15 @@ use crate::reference::Reference;
 /// A folder in which a layer or an image is created. Unless it becomes part of the store, it is deleted with
 /// its last owner. The thread that writes into it is one of its owners.
 #[derive(Debug)]
-pub(crate) struct HalfMade {
+pub(crate) struct StagingFolder {
     store: Weak<Inner>,
     path: PathBuf,
 }
 
-impl HalfMade {
+impl StagingFolder {
     pub(crate) fn new(inner: &Arc<Inner>) -> Result<Self, Error> {
         let path = inner.folders.new_tmp();
-        make_private(&path)?;
+        create_private(&path)?;
         Ok(Self { store: Arc::downgrade(inner), path })
     }
 
@@ -52,7 +52,7 @@ impl HalfMade {
     }
 
     /// Creates that folder, as the root of a filesystem.
-    pub(crate) fn make_fs(&self) -> Result<(), Error> {
+    pub(crate) fn create_fs(&self) -> Result<(), Error> {
         let fs = self.fs();
         fs::create_dir(&fs).map_err(|error| Error::io("create", &fs, error))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -60,7 +60,7 @@ impl HalfMade {
     }
 }
 
-impl Drop for HalfMade {
+impl Drop for StagingFolder {
     fn drop(&mut self) {
         // After the rename the path does not exist. Folders that a crash leaves are removed at the next open.
         if let Some(inner) = self.store.upgrade() {
@@ -103,36 +103,36 @@ impl Names {
 }
 
 impl Inner {
-    /// Leases a layer. If it does not exist, `make` creates it, after it has acquired one of `turns` if there
+    /// Leases a layer. If it does not exist, `make` creates it, after it has acquired one of `slots` if there
     /// are any. Concurrent callers wait, and create it themselves if this fails or is slow.
-    pub(crate) async fn lease_or_make<F>(
+    pub(crate) async fn lease_or_create<F>(
         self: &Arc<Self>,
         key: &LayerKey,
-        turns: Option<&Turns>,
-        make: impl FnOnce(Arc<Making>, Option<Turn>) -> F,
+        slots: Option<&Slots>,
+        create: impl FnOnce(Arc<Creation>, Option<Slot>) -> F,
     ) -> Result<Lease, Error>
     where
-        F: Future<Output = Result<(Arc<HalfMade>, LayerRecord), Error>>,
+        F: Future<Output = Result<(Arc<StagingFolder>, LayerRecord), Error>>,
     {
         if let Some(lease) = lease(self, key) {
             return Ok(lease);
         }
-        let flight = self.flights.layer(key);
-        let (making, turn) = loop {
+        let state = self.in_progress.layer(key);
+        let (creation, slot) = loop {
             // No slot is held here: a caller that waits for another's layer must not occupy a slot.
-            flight.idle().await;
-            let turn = match turns {
-                Some(turns) => Some(turns.next().await?),
+            state.idle().await;
+            let slot = match slots {
+                Some(slots) => Some(slots.next().await?),
                 None => None,
             };
             if let Some(lease) = lease(self, key) {
                 return Ok(lease);
             }
-            if let Some(making) = flight.clone().begin() {
-                break (Arc::new(making), turn);
+            if let Some(creation) = state.clone().begin() {
+                break (Arc::new(creation), slot);
             }
         };
-        let (staging, record) = make(making.clone(), turn).await?;
+        let (staging, record) = create(creation.clone(), slot).await?;
         let (inner, measured) = (self.clone(), key.clone());
         // This happens before the lock is taken, so that the collection of a layer of this name only waits
         // for renames.
@@ -141,12 +141,12 @@ impl Inner {
             Ok((staging, new))
         })
         .await?;
-        let guard = flight.placing.clone().lock_owned().await;
+        let guard = state.placing.clone().lock_owned().await;
         let inner = self.clone();
         let key = key.clone();
         blocking("add a layer to the store", move || {
             // Both are held until the layer is added, also if the caller has given up.
-            let (_guard, _making) = (guard, making);
+            let (_guard, _creation) = (guard, creation);
             match lease(&inner, &key) {
                 Some(lease) => Ok(lease),
                 None => inner.put_layer(&key, &staging, new),
@@ -161,7 +161,12 @@ impl Inner {
     }
 
     /// Writes the record of a new layer, and measures it.
-    fn describe(&self, key: &LayerKey, staging: &HalfMade, mut record: LayerRecord) -> Result<NewLayer, Error> {
+    fn describe(
+        &self,
+        key: &LayerKey,
+        staging: &StagingFolder,
+        mut record: LayerRecord,
+    ) -> Result<NewLayer, Error> {
         record.boot_id.clone_from(&self.boot_id);
         // Written twice, since the size includes the record itself.
         let file = staging.path().join("layer.json");
@@ -182,10 +187,15 @@ impl Inner {
         })
     }
 
-    fn put_layer(self: &Arc<Self>, key: &LayerKey, staging: &HalfMade, new: NewLayer) -> Result<Lease, Error> {
+    fn put_layer(
+        self: &Arc<Self>,
+        key: &LayerKey,
+        staging: &StagingFolder,
+        new: NewLayer,
+    ) -> Result<Lease, Error> {
         let folder = self.folders.layer(key);
         // A folder that the index does not contain, or has marked as broken, is not used.
-        self.throw_away(&folder, DiskUsage::default())?;
+        self.move_to_trash(&folder, DiskUsage::default())?;
         fs::rename(staging.path(), &folder).map_err(|error| Error::io("rename to", &folder, error))?;
         self.index().put_layer(key.clone(), new);
         lease(self, key).ok_or_else(|| Error::internal("lease a layer", "it has disappeared"))
@@ -265,8 +275,8 @@ impl Inner {
 
     /// Writes the parts of a new image that can be written before its layers are on the disk to a staging
     /// folder.
-    fn prepare(self: &Arc<Self>, new: &NewImage) -> Result<HalfMade, Error> {
-        let staging = HalfMade::new(self)?;
+    fn prepare(self: &Arc<Self>, new: &NewImage) -> Result<StagingFolder, Error> {
+        let staging = StagingFolder::new(self)?;
         let file = staging.path().join(CONFIG);
         fs::write(&file, &new.config_bytes).map_err(|error| Error::io("write", &file, error))?;
         write_json(&staging.path().join(RECORD), &self.merged(new))?;
@@ -288,7 +298,7 @@ impl Inner {
     }
 
     /// Adds a new image whose layers and record are on the disk.
-    fn commit(self: &Arc<Self>, new: NewImage, prepared: &HalfMade) -> Result<Arc<Image>, Error> {
+    fn commit(self: &Arc<Self>, new: NewImage, prepared: &StagingFolder) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&new.id);
         let whole = self.index().entry(&new.id).map(|entry| entry.damage.is_none());
         let record = self.merged(&new);
@@ -300,9 +310,8 @@ impl Inner {
                 // Its names may have changed since `prepare`.
                 durable_replace(&prepared.path().join(RECORD), &record)?;
             }
-            self.throw_away(&folder, DiskUsage::default())?;
-            fs::rename(prepared.path(), &folder)
-                .map_err(|error| Error::io("rename to", &folder, error))?;
+            self.move_to_trash(&folder, DiskUsage::default())?;
+            fs::rename(prepared.path(), &folder).map_err(|error| Error::io("rename to", &folder, error))?;
             sync_folder(&self.folders.images())?;
         }
         let tags = new.names.tags;
@@ -358,7 +367,7 @@ impl Inner {
         damage: Option<String>,
     ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
-        let pinned = record.is_pinned(&self.options.pinned, &self.notes());
+        let pinned = record.is_pinned(&self.options.pinned, &self.imports());
         let image = record.image(config.clone(), pinned);
         let usage = measure(&folder)?;
         self.index().put(record, image.clone(), usage, damage);

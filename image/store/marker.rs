@@ -43,15 +43,15 @@ pub(super) enum Job {
 /// Marks work that uses memory. When it is dropped, free memory is released to the system: an allocator keeps
 /// freed memory.
 #[derive(Debug)]
-pub(crate) struct Spender(Weak<Inner>);
+pub(crate) struct MemoryUser(Weak<Inner>);
 
-impl Spender {
+impl MemoryUser {
     pub(crate) fn new(inner: &Arc<Inner>) -> Self {
         Self(Arc::downgrade(inner))
     }
 }
 
-impl Drop for Spender {
+impl Drop for MemoryUser {
     fn drop(&mut self) {
         if let Some(inner) = self.0.upgrade() {
             inner.marker.send(Job::ReleaseMemory);
@@ -60,14 +60,14 @@ impl Drop for Spender {
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Pending {
     since: Option<Instant>,
     images: Vec<Digest>,
     layers: Vec<LayerKey>,
     release_memory: bool,
 }
 
-impl Waiting {
+impl Pending {
     fn add(&mut self, job: Job) {
         match job {
             Job::ReleaseMemory => {
@@ -86,7 +86,7 @@ impl Waiting {
 }
 
 pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
-    let mut pending = Waiting::default();
+    let mut pending = Pending::default();
     loop {
         let first = if pending.since.is_none() && !pending.release_memory {
             inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -99,7 +99,7 @@ pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
         first.into_iter().chain(inbox.try_iter()).for_each(|job| pending.add(job));
         let Some(inner) = store.upgrade() else { return };
         if pending.is_due(&inner) {
-            let Waiting { images, layers, .. } = std::mem::take(&mut pending);
+            let Pending { images, layers, .. } = std::mem::take(&mut pending);
             pending.release_memory = true;
             sync(&inner, &images);
             // Reading takes long. The store may be closed meanwhile.
@@ -120,7 +120,8 @@ fn sync(inner: &Inner, images: &[Digest]) {
     if images.is_empty() {
         return;
     }
-    let synced = inner.syncs.all_blocking().and_then(|()| images.iter().try_for_each(|id| inner.mark_synced(id)));
+    let synced =
+        inner.syncs.all_blocking().and_then(|()| images.iter().try_for_each(|id| inner.mark_synced(id)));
     if let Err(error) = synced {
         tracing::error!(%error, "failed to sync images");
     }

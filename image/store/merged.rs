@@ -196,8 +196,8 @@ impl Merged {
                 continue;
             }
             let Some(here) = places.last() else { return Ok(None) };
-            let Some((found, next)) = self.step(here, &part, above)? else { return Ok(None) };
-            match found.kind {
+            let Some((entry, next)) = self.step(here, &part, above)? else { return Ok(None) };
+            match entry.kind {
                 FileType::Directory => places.push(next),
                 FileType::Symlink if follow || !pending.is_empty() => {
                     links += 1;
@@ -206,7 +206,7 @@ impl Merged {
                     }
                     let folder = match (next.in_above, above) {
                         (true, Some(above)) => open_beneath(above, &here.path)?,
-                        _ => self.layer_folder(found.layer, &here.path)?,
+                        _ => self.layer_folder(entry.layer, &here.path)?,
                     };
                     let target = readlinkat(folder, OsStr::from_bytes(&part), Vec::new())?;
                     let target = target.to_bytes();
@@ -217,8 +217,8 @@ impl Merged {
                     parts.rev().for_each(|part| pending.push_front(part.to_vec()));
                 }
                 _ if pending.is_empty() => {
-                    let layer = (!next.in_above).then_some(found.layer);
-                    return Ok(Some(Hit { layer, path: next.path, top: found }));
+                    let layer = (!next.in_above).then_some(entry.layer);
+                    return Ok(Some(Hit { layer, path: next.path, top: entry }));
                 }
                 _ => return Ok(None),
             }

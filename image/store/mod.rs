@@ -35,12 +35,12 @@ mod walk;
 mod worker;
 
 pub(crate) use durable::durable_replace;
-pub(crate) use flights::{Making, PullKey};
+pub(crate) use flights::{Creation, PullKey};
 pub(crate) use folders::read_json;
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
-pub(crate) use make::{HalfMade, Names, NewImage};
-pub(crate) use marker::Spender;
+pub(crate) use make::{Names, NewImage, StagingFolder};
+pub(crate) use marker::MemoryUser;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
 
@@ -54,7 +54,7 @@ use crate::digest::Digest;
 use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
 use crate::image::{Image, Usage};
-use crate::import::Notes;
+use crate::import::Imports;
 use crate::platform::Platform;
 use crate::printable::printable_json;
 use crate::progress::Pulls;
@@ -63,7 +63,7 @@ use crate::registry::{Proxies, Registry, Timeouts};
 use crate::unpack::{Budget, Limits, Windows};
 
 use durable::Syncs;
-use flights::Flights;
+use flights::InProgress;
 use folders::Folders;
 use index::Index;
 use trash::Trash;
@@ -144,7 +144,7 @@ pub(crate) struct Inner {
     pub(crate) downloads: Arc<Downloads>,
     windows: Arc<Windows>,
     index: Mutex<Index>,
-    flights: Flights,
+    in_progress: InProgress,
     counters: Counters,
     trash: Trash,
     syncs: Syncs,
@@ -154,7 +154,7 @@ pub(crate) struct Inner {
     marker: Worker<marker::Job>,
     pub(crate) pulls: Pulls,
     /// The record of the import folder.
-    imported: Mutex<Notes>,
+    imported: Mutex<Imports>,
     /// Serializes changes of image records: a record is read, changed and written.
     records: tokio::sync::Mutex<()>,
     /// The number of the last change of a record.
@@ -170,7 +170,7 @@ impl fmt::Debug for ImageStore {
 
 /// A layer in the store.
 #[derive(Debug)]
-pub(crate) struct KeptLayer {
+pub(crate) struct StoredLayer {
     /// The folder of its files.
     pub(crate) fs: PathBuf,
     /// The recipe of its archive.
@@ -180,10 +180,10 @@ pub(crate) struct KeptLayer {
 }
 
 impl Inner {
-    pub(crate) fn kept_layer(&self, key: &LayerKey) -> Option<KeptLayer> {
+    pub(crate) fn stored_layer(&self, key: &LayerKey) -> Option<StoredLayer> {
         let length = self.index().layer(key)?.length;
         let folder = self.folders.layer(key);
-        Some(KeptLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
+        Some(StoredLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
     }
 
     /// Returns the budget of a new image.
@@ -213,7 +213,7 @@ impl Inner {
     where
         F: Future<Output = Result<Arc<Image>, Error>> + Send + 'static,
     {
-        self.flights.pull(key, work).await
+        self.in_progress.pull(key, work).await
     }
 
     /// Returns the marks of an image's verified signatures.
@@ -231,12 +231,12 @@ impl Inner {
         self.index().listed(id).is_some()
     }
 
-    pub(crate) fn notes(&self) -> Notes {
+    pub(crate) fn imports(&self) -> Imports {
         self.imported.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn replace_notes(&self, notes: Notes) {
-        *self.imported.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+    pub(crate) fn replace_imports(&self, imports: Imports) {
+        *self.imported.lock().unwrap_or_else(PoisonError::into_inner) = imports;
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::durable::{Syncs, durable_replace};
-use super::flights::Flights;
+use super::flights::InProgress;
 use super::folders::{Folders, RECORD, names, read_json};
 use super::index::{ContainerEntry, Index, LayerKey, NewLayer, user};
 use super::make::read_config;
@@ -24,7 +24,7 @@ use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
 use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
-use crate::import::{Notes, read_notes};
+use crate::import::{Imports, read_imports};
 use crate::progress::Pulls;
 use crate::registry::{Registry, Sources};
 use crate::unpack::Windows;
@@ -45,13 +45,13 @@ impl ImageStore {
 
 impl Inner {
     fn open(options: Options) -> Result<Arc<Self>, Error> {
-        let folders = Folders::make(&options.root)?;
+        let folders = Folders::create(&options.root)?;
         let boot_id = fs::read_to_string(BOOT_ID).map_err(|error| Error::io("read", BOOT_ID, error))?;
         let boot_id = boot_id.trim().to_owned();
-        let imported = read_notes(&options.root);
-        let mut scan = Stock::new(&options, &folders, &boot_id, &imported);
+        let imported = read_imports(&options.root);
+        let mut scan = Scan::new(&options, &folders, &boot_id, &imported);
         scan.run()?;
-        let Stock { index, trash, to_delete, undigested, unsynced, change, .. } = scan;
+        let Scan { index, trash, to_delete, undigested, unsynced, change, .. } = scan;
         let (reaper, reaper_inbox) = Worker::new();
         let (marker, marker_inbox) = Worker::new();
         let (images, layers) = index.unused();
@@ -63,7 +63,7 @@ impl Inner {
             options,
             folders,
             index: Mutex::new(index),
-            flights: Flights::default(),
+            in_progress: InProgress::default(),
             counters: Counters::default(),
             trash,
             reaper,
@@ -98,11 +98,11 @@ fn sources(options: &Options) -> Sources {
 }
 
 /// The state of a scan of the store's folders.
-struct Stock<'a> {
+struct Scan<'a> {
     options: &'a Options,
     folders: &'a Folders,
     boot_id: &'a str,
-    imported: &'a Notes,
+    imported: &'a Imports,
     index: Index,
     trash: Trash,
     /// The paths to delete.
@@ -116,8 +116,8 @@ struct Stock<'a> {
     change: u64,
 }
 
-impl<'a> Stock<'a> {
-    fn new(options: &'a Options, folders: &'a Folders, boot_id: &'a str, imported: &'a Notes) -> Self {
+impl<'a> Scan<'a> {
+    fn new(options: &'a Options, folders: &'a Folders, boot_id: &'a str, imported: &'a Imports) -> Self {
         Self {
             options,
             folders,
@@ -179,7 +179,9 @@ impl<'a> Stock<'a> {
 
     fn discard(&mut self, path: &Path) -> Result<(), Error> {
         unless_read_only(
-            self.folders.discard(path).map(|moved| moved.into_iter().for_each(|path| self.add_to_trash(path))),
+            self.folders
+                .discard(path)
+                .map(|moved| moved.into_iter().for_each(|path| self.add_to_trash(path))),
         )
     }
 
@@ -215,7 +217,12 @@ impl<'a> Stock<'a> {
             let changed = fs::metadata(&file).and_then(|stat| stat.modified()).ok();
             let record = read_json::<ImageRecord>(&file).and_then(|record| {
                 let own = self.folders.image(&record.id) == folder;
-                let why = || Error::corrupt(file.display().to_string(), format!("it is the record of image {}", record.id));
+                let why = || {
+                    Error::corrupt(
+                        file.display().to_string(),
+                        format!("it is the record of image {}", record.id),
+                    )
+                };
                 if own { Ok(record) } else { Err(why()) }
             });
             match record {

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Inner;
 use super::folders::read_json;
-use super::graft::Graft;
+use super::graft::PatchInput;
 use super::index::{LayerKey, Lease, lease};
-use super::make::HalfMade;
+use super::make::StagingFolder;
 use super::merged::Merged;
 use super::record::LayerRecord;
 use crate::digest::{Algorithm, Digest};
@@ -23,7 +23,7 @@ use crate::error::{Error, blocking};
 
 /// The memory for the dependencies between all layers of an image, as a multiple of the limit on one layer's
 /// notes.
-const NOTES: u64 = 4;
+const MERGED_LIMIT_FACTOR: u64 = 4;
 
 /// The layers of an image while they are stacked.
 struct Stacking<'a> {
@@ -31,13 +31,13 @@ struct Stacking<'a> {
     /// The layers, the bottom one first, without patches.
     layers: Vec<Lease>,
     /// For the lower layers that another image has as well: whether it has a patch there.
-    known: Vec<bool>,
+    has_patch: Vec<bool>,
     stacked: Vec<PathBuf>,
-    look: Option<Arc<Mutex<Look>>>,
+    view: Option<Arc<Mutex<MergedView>>>,
 }
 
 /// The merged view of the layers that were read.
-struct Look {
+struct MergedView {
     merged: RefCell<Merged>,
     pushed: usize,
 }
@@ -64,8 +64,8 @@ impl Inner {
         layers.reverse();
         let chains = chains(&layers)?;
         let keys: Vec<&LayerKey> = layers.iter().map(Lease::key).collect();
-        let known = self.index().patched(&keys);
-        let mut stacking = Stacking { inner: self, layers, known, stacked: Vec::new(), look: None };
+        let has_patch = self.index().patched(&keys);
+        let mut stacking = Stacking { inner: self, layers, has_patch, stacked: Vec::new(), view: None };
         let mut patches = Vec::new();
         for (place, chain) in chains.into_iter().enumerate() {
             let patch = stacking.patch(place, chain).await?;
@@ -104,28 +104,28 @@ impl Stacking<'_> {
         if let Some(existing) = lease(self.inner, &key) {
             return Ok(Some(existing));
         }
-        if self.known.get(place) == Some(&false) {
+        if self.has_patch.get(place) == Some(&false) {
             return Ok(None);
         }
         let Some(layer) = self.layer(place) else { return Ok(None) };
-        let look = match &self.look {
-            Some(look) => look.clone(),
+        let view = match &self.view {
+            Some(view) => view.clone(),
             None => self.begin(place).await?,
         };
-        let (looked, at) = (look.clone(), layer.clone());
-        if !blocking("compare layers", move || at.is_needed(&looked)).await? {
+        let (shared_view, at) = (view.clone(), layer.clone());
+        if !blocking("compare layers", move || at.is_needed(&shared_view)).await? {
             return Ok(None);
         }
         let make = |_, _| {
             let inner = self.inner.clone();
             blocking("patch a layer", move || {
-                let staging = HalfMade::new(&inner)?;
-                staging.make_fs()?;
-                layer.build(&look, &staging)?;
+                let staging = StagingFolder::new(&inner)?;
+                staging.create_fs()?;
+                layer.build(&view, &staging)?;
                 Ok((Arc::new(staging), LayerRecord::default()))
             })
         };
-        self.inner.lease_or_make(&key, None, make).await.map(Some)
+        self.inner.lease_or_create(&key, None, make).await.map(Some)
     }
 
     fn put(&mut self, place: usize, patch: Option<&Lease>) {
@@ -147,14 +147,14 @@ impl Stacking<'_> {
     }
 
     /// Announces the paths that this layer and those above it will look up.
-    async fn begin(&mut self, place: usize) -> Result<Arc<Mutex<Look>>, Error> {
+    async fn begin(&mut self, place: usize) -> Result<Arc<Mutex<MergedView>>, Error> {
         let folders = &self.inner.folders;
         let dependent = self.layers.iter().enumerate().skip(place);
-        let dependent =
-            dependent.filter(|(place, layer)| layer.depends_on_others && self.known.get(*place) != Some(&false));
+        let dependent = dependent
+            .filter(|(place, layer)| layer.depends_on_others && self.has_patch.get(*place) != Some(&false));
         let files: Vec<PathBuf> =
             dependent.map(|(_, layer)| folders.layer(layer.key()).join("layer.json")).collect();
-        let limit = self.inner.options.limits.notes.saturating_mul(NOTES);
+        let limit = self.inner.options.limits.notes.saturating_mul(MERGED_LIMIT_FACTOR);
         let merged = blocking("read the records of layers", move || {
             let mut merged = Merged::new(limit);
             for file in files {
@@ -168,32 +168,32 @@ impl Stacking<'_> {
             Ok(merged)
         })
         .await?;
-        let look = Arc::new(Mutex::new(Look { merged: RefCell::new(merged), pushed: 0 }));
-        self.look = Some(look.clone());
-        Ok(look)
+        let view = Arc::new(Mutex::new(MergedView { merged: RefCell::new(merged), pushed: 0 }));
+        self.view = Some(view.clone());
+        Ok(view)
     }
 }
 
 impl Layer {
-    fn is_needed(&self, look: &Mutex<Look>) -> Result<bool, Error> {
-        self.with_input(look, |input| input.is_needed())
+    fn is_needed(&self, view: &Mutex<MergedView>) -> Result<bool, Error> {
+        self.with_input(view, |input| input.is_needed())
     }
 
-    fn build(&self, look: &Mutex<Look>, staging: &HalfMade) -> Result<(), Error> {
-        self.with_input(look, |input| input.build(&staging.fs()))
+    fn build(&self, view: &Mutex<MergedView>, staging: &StagingFolder) -> Result<(), Error> {
+        self.with_input(view, |input| input.build(&staging.fs()))
     }
 
     fn with_input<T>(
         &self,
-        look: &Mutex<Look>,
-        work: impl FnOnce(&Graft<'_>) -> Result<T, Error>,
+        view: &Mutex<MergedView>,
+        work: impl FnOnce(&PatchInput<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut look = look.lock().unwrap_or_else(PoisonError::into_inner);
-        for root in self.below.iter().skip(look.pushed) {
-            look.merged.borrow_mut().push(root)?;
+        let mut view = view.lock().unwrap_or_else(PoisonError::into_inner);
+        for root in self.below.iter().skip(view.pushed) {
+            view.merged.borrow_mut().push(root)?;
         }
-        look.pushed = self.below.len();
+        view.pushed = self.below.len();
         let record = read_json(&self.file)?;
-        work(&Graft::new(&self.what, &self.fs, &look.merged, &record, self.limit)?)
+        work(&PatchInput::new(&self.what, &self.fs, &view.merged, &record, self.limit)?)
     }
 }

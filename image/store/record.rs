@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::index::LayerKey;
 use super::make::Names;
-use crate::bounded::{Few, FewKeys};
+use crate::bounded::{Bounded, BoundedKeys};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::image::Image;
-use crate::import::{self, Notes};
+use crate::import::{self, Imports};
 use crate::reference::Reference;
 use crate::unpack::TreePath;
 
@@ -94,7 +94,7 @@ impl ImageRecord {
 
     /// Returns whether the kubelet must not collect the image: one of its names is pinned, or it is from the
     /// import folder.
-    pub(crate) fn is_pinned(&self, names: &[Reference], imported: &Notes) -> bool {
+    pub(crate) fn is_pinned(&self, names: &[Reference], imported: &Imports) -> bool {
         let named = |pinned: &Reference| {
             let pinned = pinned.to_string();
             self.tags.contains(&pinned) || self.digests.contains(&pinned)
@@ -160,19 +160,19 @@ pub(crate) struct LayerSummary {
 
 /// A [`LayerRecord`] that is parsed without its folders and links.
 #[derive(Deserialize)]
-struct Skimmed {
+struct PartialLayerRecord {
     boot_id: String,
     usage: DiskUsage,
     #[serde(default)]
-    implicit: Few<IgnoredAny, 0>,
+    implicit: Bounded<IgnoredAny, 0>,
     length: Option<u64>,
     #[serde(default)]
-    links: FewKeys<0>,
+    links: BoundedKeys<0>,
 }
 
-impl From<Skimmed> for LayerSummary {
-    fn from(record: Skimmed) -> Self {
-        let Skimmed { boot_id, usage, implicit, length, links } = record;
+impl From<PartialLayerRecord> for LayerSummary {
+    fn from(record: PartialLayerRecord) -> Self {
+        let PartialLayerRecord { boot_id, usage, implicit, length, links } = record;
         Self { boot_id, usage, length, depends_on_others: !implicit.is_empty() || !links.is_empty() }
     }
 }

@@ -56,18 +56,18 @@ impl Inner {
         let Some(unused) = self.index().take_unused(id) else {
             return Ok(());
         };
-        self.throw_away(&self.folders.image(id), usage)?;
+        self.move_to_trash(&self.folders.image(id), usage)?;
         unused.iter().try_for_each(|key| self.collect_layer(key))
     }
 
     /// Moves a layer to the trash if it has no users. It blocks.
     pub(super) fn collect_layer(&self, key: &LayerKey) -> Result<(), Error> {
-        let flight = self.flights.layer(key);
+        let state = self.in_progress.layer(key);
         // Others hold it for two renames at most.
-        let _guard = flight.placing.blocking_lock();
+        let _guard = state.placing.blocking_lock();
         let Some(usage) = self.index().take_unused_layer(key) else {
             return Ok(());
         };
-        self.throw_away(&self.folders.layer(key), usage)
+        self.move_to_trash(&self.folders.layer(key), usage)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::verify::{Found, Part, Verdict, Verified};
+use super::verify::{CheckedPart, Part, Verdict, Verified};
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -15,7 +15,7 @@ impl ImageStore {
     /// against the ids of the images.
     ///
     /// # Errors
-    /// There is no image of that name.
+    /// The image does not exist.
     pub async fn repair(&self, name: Option<&str>) -> Result<Vec<Verified>, Error> {
         let inner = self.inner();
         let before = self.check_parts(name).await?;
@@ -68,8 +68,8 @@ impl ImageStore {
 
 /// Returns the damage of a part that is still broken. A repaired part may have another kind: a damaged image
 /// is checked by its config.
-fn remaining_damage(one: &Found, after: &[Found]) -> Option<String> {
-    let same = |other: &&Found| match (&one.part, &other.part) {
+fn remaining_damage(one: &CheckedPart, after: &[CheckedPart]) -> Option<String> {
+    let same = |other: &&CheckedPart| match (&one.part, &other.part) {
         (Part::Image(id) | Part::Config(id), Part::Image(other) | Part::Config(other)) => id == other,
         (part, other) => part == other,
     };
@@ -82,10 +82,10 @@ fn remaining_damage(one: &Found, after: &[Found]) -> Option<String> {
 impl Inner {
     /// Marks the broken parts, so that they are created again when they are needed. Returns their images.
     /// Files of a running container are not changed.
-    fn mark_broken(&self, parts: &[Found], failures: &mut BTreeMap<Digest, String>) -> Vec<Digest> {
+    fn mark_broken(&self, parts: &[CheckedPart], failures: &mut BTreeMap<Digest, String>) -> Vec<Digest> {
         let mut ids: Vec<Digest> = Vec::new();
         let mut index = self.index();
-        for Found { part, images, verdict } in parts {
+        for CheckedPart { part, images, verdict } in parts {
             let Verdict::Broken(why) = verdict else { continue };
             let used = images.iter().find_map(|id| {
                 let container = index.entry(id)?.containers().next()?;

@@ -56,16 +56,16 @@ fn digest(root: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<Digest, Errno>
         value: vec![0; MAX_XATTR],
     };
     let stat = rustix::fs::fstat(&fd)?;
-    let mut record = Record::new(b"", &stat);
+    let mut record = EntryHash::new(b"", &stat);
     walk.attributes_of(&fd, &mut record)?;
     record.bytes(&walk.folder(fd, 0)?);
     Ok(Digest::of(Algorithm::Sha256, &record.finish()))
 }
 
 /// The hash of one entry of a folder.
-struct Record(Sha256);
+struct EntryHash(Sha256);
 
-impl Record {
+impl EntryHash {
     fn new(name: &[u8], stat: &Stat) -> Self {
         let mut record = Self(Sha256::new());
         record.text(name);
@@ -120,7 +120,7 @@ impl Sum {
     }
 
     fn finish(&self) -> Hash {
-        let mut record = Record(Sha256::new());
+        let mut record = EntryHash(Sha256::new());
         record.bytes(&self.total);
         record.number(self.count);
         record.finish()
@@ -158,7 +158,7 @@ impl Walk<'_> {
             return Err(Errno::CANCELED);
         }
         let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let mut record = Record::new(name.to_bytes(), &stat);
+        let mut record = EntryHash::new(name.to_bytes(), &stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let child = openat(folder, name, FOLDER, Mode::empty())?;
@@ -229,7 +229,7 @@ impl Walk<'_> {
         Ok(done)
     }
 
-    fn attributes_of(&mut self, fd: impl AsFd, record: &mut Record) -> Result<(), Errno> {
+    fn attributes_of(&mut self, fd: impl AsFd, record: &mut EntryHash) -> Result<(), Errno> {
         let listed = flistxattr(&fd, &mut self.names[..]);
         self.attributes(listed, record, |name, value| fgetxattr(&fd, name, value))
     }
@@ -240,7 +240,7 @@ impl Walk<'_> {
         &mut self,
         folder: BorrowedFd<'_>,
         name: &CStr,
-        record: &mut Record,
+        record: &mut EntryHash,
     ) -> Result<(), Errno> {
         let mut path = format!("/proc/self/fd/{}/", folder.as_raw_fd()).into_bytes();
         path.extend_from_slice(name.to_bytes());
@@ -251,7 +251,7 @@ impl Walk<'_> {
     fn attributes(
         &mut self,
         listed: Result<usize, Errno>,
-        record: &mut Record,
+        record: &mut EntryHash,
         get: impl Fn(&OsStr, &mut [u8]) -> Result<usize, Errno>,
     ) -> Result<(), Errno> {
         let length = match listed {

@@ -2,7 +2,7 @@
 
 use super::index::LayerKey;
 use super::make::read_config;
-use super::marker::{self, Spender};
+use super::marker::{self, MemoryUser};
 use super::tree_digest::tree_digest;
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
@@ -43,7 +43,7 @@ pub(super) enum Part {
 
 /// A part, and the result of its verification.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct CheckedPart {
     pub(super) part: Part,
     /// The images that use it.
     pub(super) images: Vec<Digest>,
@@ -54,15 +54,15 @@ impl ImageStore {
     /// Reads all images and layers, or those of one image, and compares them with their digests.
     ///
     /// # Errors
-    /// There is no image of that name.
+    /// The image does not exist.
     pub async fn verify(&self, name: Option<&str>) -> Result<Vec<Verified>, Error> {
         let parts = self.check_parts(name).await?;
         Ok(self.inner().shown(parts))
     }
 
-    pub(super) async fn check_parts(&self, name: Option<&str>) -> Result<Vec<Found>, Error> {
+    pub(super) async fn check_parts(&self, name: Option<&str>) -> Result<Vec<CheckedPart>, Error> {
         let inner = self.inner().clone();
-        let _spender = Spender::new(&inner);
+        let _memory_user = MemoryUser::new(&inner);
         let ids = inner.selected(name)?;
         // The images are held while they are read. A damaged image cannot be held.
         let holds: Vec<_> = ids.iter().filter_map(|id| self.hold_id(id, "verification").ok()).collect();
@@ -88,7 +88,7 @@ impl Inner {
         Ok(vec![id.ok_or_else(|| Error::not_found(format!("image {name}"), "not in the store"))?])
     }
 
-    fn verify(&self, ids: &[Digest]) -> Vec<Found> {
+    fn verify(&self, ids: &[Digest]) -> Vec<CheckedPart> {
         let mut parts = Vec::new();
         let mut layers: Vec<(LayerKey, Vec<Digest>)> = Vec::new();
         for id in ids {
@@ -98,7 +98,7 @@ impl Inner {
                 Some(why) => (Part::Image(id.clone()), Verdict::Broken(why)),
                 None => (Part::Config(id.clone()), of(read_config(&self.folders, id).map(drop))),
             };
-            parts.push(Found { part, images: vec![id.clone()], verdict });
+            parts.push(CheckedPart { part, images: vec![id.clone()], verdict });
             for key in record.layers {
                 match layers.iter_mut().find(|(other, _)| *other == key) {
                     Some((_, images)) => images.push(id.clone()),
@@ -110,7 +110,7 @@ impl Inner {
             // A missing layer is reported with its image.
             self.index().layer(&key)?;
             let verdict = self.verify_layer(&key);
-            Some(Found { part: Part::Layer(key), images, verdict })
+            Some(CheckedPart { part: Part::Layer(key), images, verdict })
         }));
         parts
     }
@@ -135,8 +135,8 @@ impl Inner {
     }
 
     /// Converts the results to their public form.
-    pub(super) fn shown(&self, parts: Vec<Found>) -> Vec<Verified> {
-        let shown = parts.into_iter().map(|Found { part, images, verdict }| {
+    pub(super) fn shown(&self, parts: Vec<CheckedPart>) -> Vec<Verified> {
+        let shown = parts.into_iter().map(|CheckedPart { part, images, verdict }| {
             let what = match part {
                 Part::Image(id) => format!("image {id}"),
                 Part::Config(id) => format!("config {id}"),

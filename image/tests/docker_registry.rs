@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use berth_image::{Algorithm, Credentials, Digest, ErrorKind, ImageStore, Options};
 use serde_json::json;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// `user:secret` (bcrypt, the only format that the registry accepts).
 const PASSWORDS: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -56,7 +56,7 @@ fn serve(folder: &Path, more: &str) -> Server {
         .stderr(Stdio::null())
         .spawn()
         .unwrap_or_else(|error| panic!("docker-registry: {error} (apt-get install docker-registry)"));
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while TcpStream::connect(&address).is_err() {
         assert!(Instant::now() < until, "the registry does not listen");
         std::thread::sleep(Duration::from_millis(20));

@@ -1,11 +1,6 @@
 //! Tests of durability and isolation: tags that move, parts that are lost, files that cannot be deleted,
 //! sparse files. They run as root, as the store does.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    reason = "a failing test panics"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::as_conversions, reason = "a failing test panics")]
 
 mod support;
 
@@ -17,10 +12,10 @@ use std::time::{Duration, Instant};
 use berth_image::{Digest, ErrorKind, ImageStore, Verdict, Verified};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use support::registry::Answer;
-use support::{Layer, PATIENCE, Test, open, simple, test, until_digested};
+use support::{Layer, TIMEOUT, Test, open, simple, test, until_digested};
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !holds() {
         assert!(Instant::now() < until, "{what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -73,8 +68,8 @@ async fn sparse_files_count_with_their_length_and_are_not_read() {
     test.registry.image("one", &bytes, &digest);
     let image = test.pull("one:1").await.unwrap();
     until_digested(&test.folder.path().join("image"));
-    let found = test.store.verify(None).await.unwrap();
-    assert!(found.iter().all(|part| part.verdict == Verdict::Sound), "{found:?}");
+    let parts = test.store.verify(None).await.unwrap();
+    assert!(parts.iter().all(|part| part.verdict == Verdict::Sound), "{parts:?}");
     test.store.remove(&image.id.to_string()).await.unwrap();
     assert!(test.settled("layers", 0) && test.settled("trash", 0));
 }
@@ -156,8 +151,8 @@ async fn a_tag_with_two_images_after_a_power_failure_belongs_to_the_later_one() 
     assert_eq!(test.store.list().len(), 1);
 }
 
-fn broken(found: &[Verified]) -> Vec<&Verified> {
-    found.iter().filter(|part| matches!(part.verdict, Verdict::Broken(_))).collect()
+fn broken(parts: &[Verified]) -> Vec<&Verified> {
+    parts.iter().filter(|part| matches!(part.verdict, Verdict::Broken(_))).collect()
 }
 
 /// Pulls two images that share a layer, and waits until all digests are recorded.
@@ -202,18 +197,18 @@ async fn damage_is_reported_and_repaired() {
         let test = Test { store: open(folder.path()).await, folder, registry };
         // Damaged images are not listed.
         assert!(test.store.list().is_empty(), "{number}: {:?}", test.store.list());
-        let found = test.store.verify(None).await.unwrap();
-        let reported: Vec<_> = broken(&found).into_iter().flat_map(|part| part.images.clone()).collect();
-        assert!(names.iter().all(|name| reported.contains(name)), "{number}: {found:?}");
-        let found = test.store.repair(None).await.unwrap();
-        assert_eq!(broken(&found), Vec::<&Verified>::new(), "{number}");
-        let repaired = found.iter().filter(|part| matches!(part.verdict, Verdict::Repaired(_))).count();
-        assert!(repaired >= 2, "{number}: {found:?}");
+        let parts = test.store.verify(None).await.unwrap();
+        let reported: Vec<_> = broken(&parts).into_iter().flat_map(|part| part.images.clone()).collect();
+        assert!(names.iter().all(|name| reported.contains(name)), "{number}: {parts:?}");
+        let parts = test.store.repair(None).await.unwrap();
+        assert_eq!(broken(&parts), Vec::<&Verified>::new(), "{number}");
+        let repaired = parts.iter().filter(|part| matches!(part.verdict, Verdict::Repaired(_))).count();
+        assert!(repaired >= 2, "{number}: {parts:?}");
         let again: Vec<String> = test.store.list().iter().flat_map(|image| image.repo_tags.clone()).collect();
         assert_eq!(again, names, "{number}");
         until_digested(&test.folder.path().join("image"));
-        let found = test.store.verify(None).await.unwrap();
-        assert!(found.iter().all(|part| part.verdict == Verdict::Sound), "{number}: {found:?}");
+        let parts = test.store.verify(None).await.unwrap();
+        assert!(parts.iter().all(|part| part.verdict == Verdict::Sound), "{number}: {parts:?}");
     }
 }
 
@@ -223,15 +218,15 @@ async fn changed_files_are_pulled_again_unless_a_container_uses_them() {
     fs::write(layers[0].join("fs/srv/shared"), "changed").unwrap();
     let image = test.store.list()[0].clone();
     test.store.create_layer("user", &image.id, &[]).await.unwrap();
-    let found = test.store.repair(None).await.unwrap();
-    let left = broken(&found);
+    let parts = test.store.repair(None).await.unwrap();
+    let left = broken(&parts);
     assert!(
         left.len() == 1 && matches!(&left[0].verdict, Verdict::Broken(why) if why.contains("container user")),
-        "{found:?}"
+        "{parts:?}"
     );
     test.store.remove_layer("user").await.unwrap();
-    let found = test.store.repair(None).await.unwrap();
-    assert!(broken(&found).is_empty(), "{found:?}");
+    let parts = test.store.repair(None).await.unwrap();
+    assert!(broken(&parts).is_empty(), "{parts:?}");
     assert_eq!(fs::read_to_string(layers[0].join("fs/srv/shared")).unwrap(), "shared");
     // Both images use the repaired layer: after the removal of one, it stays for the other.
     let ids: Vec<_> = test.store.list().iter().map(|image| image.id.clone()).collect();
@@ -257,8 +252,8 @@ async fn an_image_that_no_registry_has_stays_broken_and_can_be_removed() {
         assert_eq!(answer.as_deref(), Some(&b""[..]), "{name}");
     }
     let test = Test { store: open(folder.path()).await, folder, registry };
-    let found = test.store.repair(None).await.unwrap();
-    assert!(!broken(&found).is_empty(), "{found:?}");
+    let parts = test.store.repair(None).await.unwrap();
+    assert!(!broken(&parts).is_empty(), "{parts:?}");
     for name in &names {
         assert!(test.store.remove(name).await.unwrap(), "{name}");
     }
@@ -277,15 +272,15 @@ async fn a_store_can_be_copied_to_another_machine() {
     }
     let store = open(copy.path()).await;
     assert_eq!(store.list().len(), 2);
-    let found = store.verify(None).await.unwrap();
-    assert!(found.iter().all(|part| part.verdict == Verdict::Sound), "{found:?}");
+    let parts = store.verify(None).await.unwrap();
+    assert!(parts.iter().all(|part| part.verdict == Verdict::Sound), "{parts:?}");
     drop(store);
     // A copy without owners, times and attributes is damaged, and this is detected.
     let bare = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").arg("-r").arg(test.folder.path().join("image")).arg(bare.path()).status();
     assert!(copied.unwrap().success());
     let store = open(bare.path()).await;
-    let found = store.repair(None).await.unwrap();
-    assert!(broken(&found).is_empty(), "{found:?}");
-    assert!(found.iter().any(|part| matches!(part.verdict, Verdict::Repaired(_))), "{found:?}");
+    let parts = store.repair(None).await.unwrap();
+    assert!(broken(&parts).is_empty(), "{parts:?}");
+    assert!(parts.iter().any(|part| matches!(part.verdict, Verdict::Repaired(_))), "{parts:?}");
 }

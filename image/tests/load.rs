@@ -191,7 +191,10 @@ async fn names_are_those_of_the_archive() {
     let bare =
         layout("c", |entry| entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" }));
     write_folder(&test.path("bare"), &bare);
-    assert!(test.load("bare").await.unwrap()[0].repo_tags.is_empty(), "a tag alone does not contain a repository");
+    assert!(
+        test.load("bare").await.unwrap()[0].repo_tags.is_empty(),
+        "a tag alone does not contain a repository"
+    );
     let podman = layout("d", |entry| {
         entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "quay.io/some/thing:3" });
     });

@@ -27,7 +27,7 @@ use registry::{Answer, MANIFEST, Registry};
 use serde_json::{Value, json};
 
 /// The time limit for background work on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 struct Node {
@@ -133,7 +133,7 @@ fn layer(files: &[(&str, &str)]) -> (Vec<u8>, Digest) {
 
 /// Waits until `holds`.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !holds() {
         assert!(Instant::now() < until, "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -261,7 +261,7 @@ async fn the_platform_in_an_index_decides_and_old_media_types_are_images() {
     assert_eq!(image.id, config_digest);
     // A unique prefix of its id is sufficient.
     for name in [&image.id.to_string()[..12], &image.id.hex()[..3], image.id.hex()] {
-        assert_eq!(node.store.resolve(name).map(|found| found.id.clone()), Some(image.id.clone()), "{name}");
+        assert_eq!(node.store.resolve(name).map(|image| image.id.clone()), Some(image.id.clone()), "{name}");
     }
     let other = node.pull("old:alone").await;
     assert!(other.is_ok(), "the image is already in the store: {other:?}");

@@ -189,7 +189,10 @@ async fn proxies_of_all_kinds_reach_servers_of_all_kinds() {
         let pulled = network.pull(&proxy, "secure.example/image:1").await;
         pulled.unwrap_or_else(|error| panic!("{proxy}: {error}"));
         let requests = network.take_requests();
-        assert!(requests.iter().all(|line| line == "CONNECT secure.example:443 HTTP/1.1"), "{proxy}: {requests:?}");
+        assert!(
+            requests.iter().all(|line| line == "CONNECT secure.example:443 HTTP/1.1"),
+            "{proxy}: {requests:?}"
+        );
         assert!(!requests.is_empty());
     }
     network.pull(&format!("http://u:p@{http}"), "plain.example/image:1").await.unwrap();

@@ -20,7 +20,7 @@ use berth_image::{Algorithm, Digest, Error, ErrorKind, Image, ImageStore, Option
 use registry::{Answer, Registry};
 
 /// The time limit on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// The time between bytes, such that a transfer does not end during a test.
 const FOREVER: Duration = Duration::from_millis(50);
 
@@ -44,7 +44,7 @@ impl Test {
 
     /// Pulls within the time limit.
     async fn soon(&self, name: &str) -> Result<Arc<Image>, Error> {
-        let pulled = tokio::time::timeout(PATIENCE, self.pull(name)).await;
+        let pulled = tokio::time::timeout(TIMEOUT, self.pull(name)).await;
         pulled.unwrap_or_else(|_| panic!("the pull of {name} did not finish"))
     }
 

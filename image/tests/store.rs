@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use berth_image::{Algorithm, Credentials, Digest, ErrorKind, ImageStore, Limits, Options, Proxies, Verdict};
 use support::registry::{Answer, MANIFEST, Registry};
-use support::{Layer, Overlay, PATIENCE, Test, open, seen, simple, test, until_digested};
+use support::{Layer, Overlay, TIMEOUT, Test, open, seen, simple, test, until_digested};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_of_all_compressions_are_merged() {
@@ -382,7 +382,7 @@ async fn usage_is_that_of_du() {
     };
     // The two folders themselves are not part of an image.
     let own = |path: &str| fs::metadata(root.join(path)).unwrap().blocks() * 512;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     loop {
         let usage = test.store.usage().image;
         let expected = (du("-B1") - own("layers") - own("images"), du("--inodes") - 2);
@@ -424,11 +424,11 @@ async fn changes_on_the_disk_are_detected() {
     test.registry.image("other", &simple("c").0, &simple("c").1);
     let image = test.pull("image:1").await.unwrap();
     test.pull("other:1").await.unwrap();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     let sound = loop {
-        let found = test.store.verify(None).await.unwrap();
-        if found.iter().all(|part| part.verdict == Verdict::Sound) || Instant::now() > until {
-            break found;
+        let parts = test.store.verify(None).await.unwrap();
+        if parts.iter().all(|part| part.verdict == Verdict::Sound) || Instant::now() > until {
+            break parts;
         }
         std::thread::sleep(Duration::from_millis(20));
     };
@@ -440,9 +440,9 @@ async fn changes_on_the_disk_are_detected() {
     fs::write(layer.join("fs/b"), "changed").unwrap();
     let config = root.join("images").join(format!("sha256-{}", image.id.hex())).join("config.json");
     fs::write(&config, "{}").unwrap();
-    let found = test.store.verify(None).await.unwrap();
-    let broken: Vec<_> = found.iter().filter(|part| part.verdict != Verdict::Sound).collect();
-    assert_eq!(broken.len(), 2, "{found:?}");
+    let parts = test.store.verify(None).await.unwrap();
+    let broken: Vec<_> = parts.iter().filter(|part| part.verdict != Verdict::Sound).collect();
+    assert_eq!(broken.len(), 2, "{parts:?}");
     assert!(broken.iter().all(|part| part.images == image.repo_tags), "{broken:?}");
     assert_eq!(test.store.verify(Some("no-such:1")).await.unwrap_err().kind(), ErrorKind::NotFound);
     let other = test.store.verify(Some(&format!("{}/other:1", test.registry.address))).await.unwrap();

@@ -79,7 +79,7 @@ pub(crate) fn unpack(
     let Extraction { reader, tree, folder_times } = extraction;
     set_folder_times(reader.what(), &tree, folder_times)?;
     let (diff_id, length) = reader.finish()?;
-    let (implicit, links) = tree.notes.into_parts();
+    let (implicit, links) = tree.dependencies.into_parts();
     Ok(Outcome { diff_id, length, implicit, links })
 }
 
@@ -100,7 +100,7 @@ impl Extraction<'_> {
         if let Some(hidden) = place.name.strip_prefix(WHITEOUT) {
             return self.whiteout(&place, hidden);
         }
-        self.tree.notes.drop_link(&place.path);
+        self.tree.dependencies.drop_link(&place.path);
         match entry.kind {
             Kind::Directory => self.folder(&place, entry),
             Kind::File => self.file(&place, entry),
@@ -125,8 +125,10 @@ impl Extraction<'_> {
 
     fn path(&self, name: &[u8]) -> Result<TreePath, Error> {
         TreePath::parse(name).ok_or_else(|| {
-            let why =
-                format!("the name {:?} is invalid or leads out of the layer", name.escape_ascii().to_string());
+            let why = format!(
+                "the name {:?} is invalid or leads out of the layer",
+                name.escape_ascii().to_string()
+            );
             Error::corrupt(self.reader.what(), why)
         })
     }
@@ -138,7 +140,7 @@ impl Extraction<'_> {
         }
         let path = TreePath::default();
         let fd = self.tree.open(&path).map_err(|error| self.tree.failed(&path, error))?;
-        self.tree.notes.mark_listed(&path);
+        self.tree.dependencies.mark_listed(&path);
         self.metadata(&path, &fd, entry)?;
         self.folder_time(&path, entry)
     }
@@ -182,7 +184,7 @@ impl Extraction<'_> {
         if opaque {
             self.tree.make_opaque(&place.path)?;
         }
-        self.tree.notes.mark_listed(&place.path);
+        self.tree.dependencies.mark_listed(&place.path);
         self.folder_time(&place.path, entry)
     }
 
@@ -275,7 +277,7 @@ impl Extraction<'_> {
             }
         }
         self.tree.remove(place)?;
-        self.tree.notes.add_link(place.path.clone(), target)
+        self.tree.dependencies.add_link(place.path.clone(), target)
     }
 
     /// Hides a name of the layers below. If this layer has a file of that name, it stays (OCI image spec:
@@ -289,7 +291,7 @@ impl Extraction<'_> {
         match mknodat(target.fd(), target.name(), FileType::CharacterDevice, NO_MODE, 0) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) if is_folder(&self.stat(&target)?) => {
-                self.tree.notes.mark_listed(&target.path);
+                self.tree.dependencies.mark_listed(&target.path);
                 self.tree.make_opaque(&target.path)
             }
             Err(Errno::EXIST) => Ok(()),

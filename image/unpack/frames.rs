@@ -10,7 +10,7 @@ use super::windows::{LargeWindow, SMALL_WINDOW};
 /// The longest header (RFC 8878, 3.1.1): magic number, descriptor, window, dictionary, size of the content.
 const MAX_HEADER: usize = 18;
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// The last three bytes of a skippable frame's magic number (3.1.2), whose first is 0x50 to 0x5f.
+/// The last three bytes of a skippable frame's magic number (3.1.2). The first byte is 0x50 to 0x5f.
 const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
 /// The largest window of the library. The limit for a frame is checked by its header.
@@ -55,7 +55,16 @@ fn is_skippable(start: &[u8]) -> bool {
 impl<'a, R: BufRead> Frames<'a, R> {
     pub(super) fn new(source: R, request_window: Box<RequestWindow<'a>>) -> io::Result<Self> {
         let (decoder, window) = (new_decoder()?, SMALL_WINDOW);
-        Ok(Self { source, decoder, head: Vec::new(), used: 0, within: false, request_window, window, large: None })
+        Ok(Self {
+            source,
+            decoder,
+            head: Vec::new(),
+            used: 0,
+            within: false,
+            request_window,
+            window,
+            large: None,
+        })
     }
 
     /// Parses the next header. Returns false at the end of the stream.

@@ -180,22 +180,22 @@ mod tests {
     #[test]
     fn members_are_found_at_their_positions() {
         let bytes = archive();
-        let found = members(&bytes).unwrap();
+        let parsed = members(&bytes).unwrap();
         let names: Vec<_> =
-            found.iter().map(|member| String::from_utf8(member.name.clone()).unwrap()).collect();
+            parsed.iter().map(|member| String::from_utf8(member.name.clone()).unwrap()).collect();
         let long = format!("d/{}", "n".repeat(200));
         assert_eq!(names, ["d/", "d/a", "d/s", "h", &long, "ä/b"]);
-        let content = |place: usize| match found[place].kind {
+        let content = |place: usize| match parsed[place].kind {
             MemberKind::File { offset, length } => {
                 let start = usize::try_from(offset).unwrap();
                 bytes[start..start + usize::try_from(length).unwrap()].to_vec()
             }
-            _ => panic!("no file: {:?}", found[place]),
+            _ => panic!("no file: {:?}", parsed[place]),
         };
         assert_eq!((content(1), content(4), content(5)), (vec![1; 700], b"long".to_vec(), b"pax".to_vec()));
-        assert_eq!(found[0].kind, MemberKind::Other);
-        assert_eq!(found[2].kind, MemberKind::Symlink(b"a".to_vec()));
-        assert_eq!(found[3].kind, MemberKind::HardLink(b"d/a".to_vec()));
+        assert_eq!(parsed[0].kind, MemberKind::Other);
+        assert_eq!(parsed[2].kind, MemberKind::Symlink(b"a".to_vec()));
+        assert_eq!(parsed[3].kind, MemberKind::HardLink(b"d/a".to_vec()));
         assert!(members(b"").unwrap().is_empty());
         assert_eq!(members(&bytes[..600]).unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(members(&[b'x'; 2000]).unwrap_err().kind(), ErrorKind::Corrupt);

@@ -12,7 +12,7 @@ const OVERHEAD: u64 = 64;
 
 /// The dependencies of one layer.
 #[derive(Debug)]
-pub(super) struct Notes<'a> {
+pub(super) struct Dependencies<'a> {
     what: &'a str,
     limit: u64,
     bytes: u64,
@@ -20,7 +20,7 @@ pub(super) struct Notes<'a> {
     links: BTreeMap<TreePath, TreePath>,
 }
 
-impl<'a> Notes<'a> {
+impl<'a> Dependencies<'a> {
     pub(super) fn new(what: &'a str, limit: u64) -> Self {
         // The root is implicit until the layer lists it.
         let implicit = BTreeSet::from([TreePath::default()]);
@@ -101,30 +101,30 @@ mod tests {
 
     #[test]
     fn removed_notes_take_no_memory() {
-        let mut notes = Notes::new("layer x", 1000);
+        let mut dependencies = Dependencies::new("layer x", 1000);
         for _ in 0..100 {
             for name in ["a", "a/b", "a/b/c", "a.b", "ab"] {
-                notes.add_implicit(path(name)).unwrap();
+                dependencies.add_implicit(path(name)).unwrap();
             }
-            notes.add_link(path("a/l"), path("t")).unwrap();
-            notes.add_link(path("a/l"), path("u")).unwrap();
-            notes.add_link(path("al"), path("t")).unwrap();
-            notes.forget(&path("a"));
-            assert_eq!(notes.implicit, BTreeSet::from([path(""), path("a.b"), path("ab")]));
-            assert_eq!(notes.links.keys().collect::<Vec<_>>(), [&path("al")]);
-            notes.mark_listed(&path("a.b"));
-            notes.mark_listed(&path("ab"));
-            notes.drop_link(&path("al"));
-            assert_eq!(notes.bytes, 0);
+            dependencies.add_link(path("a/l"), path("t")).unwrap();
+            dependencies.add_link(path("a/l"), path("u")).unwrap();
+            dependencies.add_link(path("al"), path("t")).unwrap();
+            dependencies.forget(&path("a"));
+            assert_eq!(dependencies.implicit, BTreeSet::from([path(""), path("a.b"), path("ab")]));
+            assert_eq!(dependencies.links.keys().collect::<Vec<_>>(), [&path("al")]);
+            dependencies.mark_listed(&path("a.b"));
+            dependencies.mark_listed(&path("ab"));
+            dependencies.drop_link(&path("al"));
+            assert_eq!(dependencies.bytes, 0);
         }
     }
 
     #[test]
     fn exceeding_the_limit_is_an_error_with_figures() {
-        let mut notes = Notes::new("layer x", 1 << 20);
+        let mut dependencies = Dependencies::new("layer x", 1 << 20);
         let long = "t/".repeat(1000);
-        let full =
-            (0..2000).find_map(|number| notes.add_link(path(&format!("l{number}")), path(&long)).err());
+        let full = (0..2000)
+            .find_map(|number| dependencies.add_link(path(&format!("l{number}")), path(&long)).err());
         let error = full.unwrap();
         assert_eq!(error.kind(), ErrorKind::LimitExceeded);
         let text = error.to_string();

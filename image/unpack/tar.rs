@@ -139,10 +139,7 @@ impl<'a> TarReader<'a> {
             self.ended = true;
             let mut second = [0; BLOCK];
             if self.stream.read_exact(&mut second)? && second != [0; BLOCK] {
-                return Err(Error::corrupt(
-                    self.what(),
-                    "data after a single block of zeros in the archive",
-                ));
+                return Err(Error::corrupt(self.what(), "data after a single block of zeros in the archive"));
             }
             return Ok(None);
         }
@@ -249,8 +246,7 @@ impl<'a> TarReader<'a> {
 }
 
 fn narrow(what: &str, number: u64) -> Result<u32, Error> {
-    u32::try_from(number)
-        .map_err(|_| Error::corrupt(what, format!("invalid device number {number}")))
+    u32::try_from(number).map_err(|_| Error::corrupt(what, format!("invalid device number {number}")))
 }
 
 /// Returns the name in a plain header. In POSIX its first part is in another field.
@@ -329,7 +325,7 @@ mod tests {
     fn names(archive: &[u8]) -> Result<Vec<(String, Kind, Vec<u8>)>, Error> {
         let budget = Budget::new(Limits::default());
         let mut reader = TarReader::new(LayerStream::new("test", archive, Algorithm::Sha256, &budget, None)?);
-        let mut found = Vec::new();
+        let mut entries = Vec::new();
         while let Some(entry) = reader.next()? {
             let mut data = Vec::new();
             loop {
@@ -341,9 +337,9 @@ mod tests {
                 let count = piece.len();
                 reader.consume(count);
             }
-            found.push((String::from_utf8_lossy(&entry.name).into_owned(), entry.kind, data));
+            entries.push((String::from_utf8_lossy(&entry.name).into_owned(), entry.kind, data));
         }
-        Ok(found)
+        Ok(entries)
     }
 
     fn header(name: &str, kind: ::tar::EntryType, size: u64) -> ::tar::Header {
@@ -398,8 +394,8 @@ mod tests {
         archive.extend(header("outer", ::tar::EntryType::Regular, 0).as_bytes());
         archive.extend(header("smuggled", ::tar::EntryType::Regular, 0).as_bytes());
         archive.resize(archive.len() + 1024, 0);
-        let found = names(&archive).unwrap();
-        assert_eq!(found.iter().map(|entry| entry.0.as_str()).collect::<Vec<_>>(), ["outer"]);
+        let entries = names(&archive).unwrap();
+        assert_eq!(entries.iter().map(|entry| entry.0.as_str()).collect::<Vec<_>>(), ["outer"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, openat, unlinkat};
 use super::path::TreePath;
 use crate::error::Error;
 
-/// The bytes that are buffered in memory. Most layers need no more.
+/// The bytes that are buffered in memory. This is sufficient for most layers.
 const GATHER: usize = 256 << 10;
 /// The length of two times and the length of a path.
 const HEAD: usize = 4 * 8 + 4;
@@ -121,10 +121,10 @@ mod tests {
         assert!(times.file.is_some() && times.gathered.len() < GATHER);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let mut next = 0;
-        let all = times.for_each("test", |found, times| {
+        let all = times.for_each("test", |actual, times| {
             let expected = if next == 0 { TreePath::default() } else { path(next) };
             assert_eq!(
-                (found, times.last_access, times.last_modification),
+                (actual, times.last_access, times.last_modification),
                 (&expected, time(-next), time(next))
             );
             next += 1;

@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::limits::Budget;
-use super::notes::Notes;
+use super::notes::Dependencies;
 use super::path::TreePath;
 use crate::error::Error;
 
@@ -55,7 +55,7 @@ pub(super) struct Tree<'a> {
     budget: &'a Budget,
     /// The folder of the last entry: consecutive entries are often in the same folder.
     last: Option<(TreePath, TreePath, Rc<OwnedFd>)>,
-    pub(super) notes: Notes<'a>,
+    pub(super) dependencies: Dependencies<'a>,
 }
 
 /// Returns whether this is a whiteout: a character device 0/0.
@@ -69,8 +69,8 @@ pub(super) fn is_folder(stat: &Stat) -> bool {
 
 impl<'a> Tree<'a> {
     pub(super) fn new(root: OwnedFd, what: &'a str, budget: &'a Budget) -> Self {
-        let notes = Notes::new(what, budget.limits.notes);
-        Self { root: Rc::new(root), what, budget, last: None, notes }
+        let dependencies = Dependencies::new(what, budget.limits.notes);
+        Self { root: Rc::new(root), what, budget, last: None, dependencies }
     }
 
     /// Returns the place of an entry, and creates missing parent folders. `None` for the root itself.
@@ -100,8 +100,8 @@ impl<'a> Tree<'a> {
         let Some((folder, name)) = path.split() else {
             return Ok(None);
         };
-        let found = self.folder(&folder, false)?;
-        Ok(found.map(|(real, fd)| Place { folder: fd, name: name.to_vec(), path: real.join(name) }))
+        let resolved = self.folder(&folder, false)?;
+        Ok(resolved.map(|(real, fd)| Place { folder: fd, name: name.to_vec(), path: real.join(name) }))
     }
 
     /// Returns the root folder.
@@ -199,7 +199,7 @@ impl<'a> Tree<'a> {
         if opaque {
             return self.make_opaque(&path);
         }
-        self.notes.add_implicit(path)
+        self.dependencies.add_implicit(path)
     }
 
     /// Marks a folder as opaque: it hides the folder of that name in lower layers.
@@ -220,7 +220,7 @@ impl<'a> Tree<'a> {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(self.failed(&place.path, error)),
         }
-        self.notes.forget(&place.path);
+        self.dependencies.forget(&place.path);
         Ok(())
     }
 

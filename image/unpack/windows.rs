@@ -41,8 +41,8 @@ pub(super) struct ImageWindows {
 }
 
 impl Windows {
-    pub(crate) fn new(at_once: usize) -> Self {
-        let capacity = u64::try_from(at_once).unwrap_or(1).saturating_mul(EACH).max(LEAST);
+    pub(crate) fn new(concurrency: usize) -> Self {
+        let capacity = u64::try_from(concurrency).unwrap_or(1).saturating_mul(EACH).max(LEAST);
         let units = usize::try_from(units(capacity)).unwrap_or(Semaphore::MAX_PERMITS);
         let free = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
         Self { capacity, free, waiting: AtomicUsize::new(0) }

@@ -37,9 +37,9 @@ impl Layers {
         record.implicit.iter().for_each(|path| merged.expect(path).unwrap());
         merged.push(&self.lower)?;
         let merged = RefCell::new(merged);
-        let graft = Graft::new("layer test", &self.top, &merged, record, limit)?;
-        graft.build(&self.patch)?;
-        graft.is_needed()
+        let input = PatchInput::new("layer test", &self.top, &merged, record, limit)?;
+        input.build(&self.patch)?;
+        input.is_needed()
     }
 }
 
@@ -72,7 +72,10 @@ fn an_unlisted_opaque_folder_keeps_its_metadata_and_hides_its_content() {
     let record = LayerRecord { implicit, ..LayerRecord::default() };
     assert!(layers.build(&record).unwrap());
     assert_eq!(fs::metadata(layers.patch.join("srv/data")).unwrap().mode() & 0o7777, 0o1777);
-    assert!(!layers.patch.join("srv/data/deeper").exists(), "it is new and does not have the metadata of the old one");
+    assert!(
+        !layers.patch.join("srv/data/deeper").exists(),
+        "it is new and does not have the metadata of the old one"
+    );
     let mut value = [0; 1];
     let patched = fs::File::open(layers.patch.join("srv/data")).unwrap();
     assert!(rustix::fs::fgetxattr(&patched, "trusted.overlay.opaque", &mut value[..]).is_err());
@@ -144,5 +147,8 @@ fn folders_that_move_are_limited() {
         record.implicit.insert(path(&name));
     }
     let error = layers.build_within(&record, 1000).unwrap_err();
-    assert!(error.to_string().contains("8 folders that are links in the layers below take more than 1000 bytes"), "{error}");
+    assert!(
+        error.to_string().contains("8 folders that are links in the layers below take more than 1000 bytes"),
+        "{error}"
+    );
 }

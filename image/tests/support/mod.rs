@@ -24,7 +24,7 @@ use berth_image::{Algorithm, Digest, Image, ImageStore, Options, Reference};
 use registry::Registry;
 
 /// The time limit for background work on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub struct Test {
     pub folder: tempfile::TempDir,
@@ -59,7 +59,7 @@ impl Test {
 
     /// Waits until a folder has this many entries.
     pub fn settled(&self, folder: &str, count: usize) -> bool {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while self.stored(folder).len() != count && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -152,7 +152,7 @@ pub fn seen(lower: &[PathBuf], name: &str) -> Option<PathBuf> {
 
 /// Waits until the background thread has recorded the digests of the layers.
 pub fn until_digested(root: &Path) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     let done = |layer: fs::DirEntry| {
         fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("content"))
     };

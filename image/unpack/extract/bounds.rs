@@ -21,7 +21,9 @@ fn links_and_folders_that_need_other_layers_are_limited() {
         links = links.pax(&[("linkpath", &target)]).link(&format!("l/{number}"), "x");
         folders = folders.file(&format!("{number}/a/b/c/d/e/f/file"), "");
     }
-    for (layer, words) in [(links.end(), "hard links"), (folders.end(), "folders that the layer does not list")] {
+    for (layer, words) in
+        [(links.end(), "hard links"), (folders.end(), "folders that the layer does not list")]
+    {
         let limits = Limits { bytes: 64 << 20, ..limits() };
         let error = Sandbox::new().unpack_within(&layer, limits).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");

@@ -47,7 +47,11 @@ impl Sandbox {
         around.sort();
         assert_eq!(around, ["fs", "recipe", "secret"], "something escaped");
         let secret = fs::symlink_metadata(self.folder.path().join("secret")).unwrap();
-        assert_eq!((secret.len(), secret.nlink(), secret.uid()), (9, 1, 0), "a file beside the layer was changed");
+        assert_eq!(
+            (secret.len(), secret.nlink(), secret.uid()),
+            (9, 1, 0),
+            "a file beside the layer was changed"
+        );
         outcome
     }
 
