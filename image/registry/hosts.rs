@@ -131,7 +131,7 @@ impl OneOrMany {
     }
 }
 
-/// Returns the servers for an image by the `hosts.toml` of its registry, in order. None if there is no such
+/// Returns the servers for an image by the `hosts.toml` of its registry, in order. None without such a
 /// file. Reads files.
 pub(crate) fn endpoints(
     certs_dirs: &[PathBuf],
@@ -485,7 +485,7 @@ fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => tls.ca.push(read(path)?),
             Some("cert") => {
-                // If there is no `x.key`, the key is in the file of the certificate.
+                // Without `x.key`, the key is in the file of the certificate.
                 let key = path.with_extension("key");
                 let key = if key.exists() { read(&key)? } else { read(path)? };
                 tls.client.push((read(path)?, key));

@@ -105,7 +105,7 @@ impl Folders {
         match fs::rename(path, &to) {
             Ok(()) => Ok(Some(to)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("move to the trash", path, error)),
+            Err(error) => Err(Error::io("move", path, error)),
         }
     }
 
@@ -113,7 +113,7 @@ impl Folders {
     pub(crate) fn discard_at(&self, folder: BorrowedFd<'_>, name: &CStr) -> Result<PathBuf, Error> {
         let to = self.trash().join(unique());
         rustix::fs::renameat(folder, name, rustix::fs::CWD, &to)
-            .map_err(|error| Error::io("move to the trash as", &to, error))?;
+            .map_err(|error| Error::io("move a file to", &to, error))?;
         Ok(to)
     }
 }

@@ -196,7 +196,8 @@ impl Inner {
         let folder = self.folders.layer(key);
         // A folder that the index does not contain, or has marked as broken, is not used.
         self.move_to_trash(&folder, DiskUsage::default())?;
-        fs::rename(staging.path(), &folder).map_err(|error| Error::io("rename to", &folder, error))?;
+        fs::rename(staging.path(), &folder)
+            .map_err(|error| Error::io("rename the folder to", &folder, error))?;
         self.index().put_layer(key.clone(), new);
         lease(self, key).ok_or_else(|| Error::internal("lease a layer", "it has disappeared"))
     }
@@ -311,7 +312,8 @@ impl Inner {
                 durable_replace(&prepared.path().join(RECORD), &record)?;
             }
             self.move_to_trash(&folder, DiskUsage::default())?;
-            fs::rename(prepared.path(), &folder).map_err(|error| Error::io("rename to", &folder, error))?;
+            fs::rename(prepared.path(), &folder)
+                .map_err(|error| Error::io("rename the folder to", &folder, error))?;
             sync_folder(&self.folders.images())?;
         }
         let tags = new.names.tags;
