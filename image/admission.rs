@@ -1,6 +1,7 @@
-//! Whether a container may use an image that is here. The policy was asked when the image came, but it may have changed
-//! since, or the image have come without one: so it is asked again for each container, as CRI-O does. A signature that was
-//! verified once is remembered with the image.
+//! Decides whether a container may use an image that is in the store. The policy is checked when an image is
+//! pulled or loaded. It may have changed since, or the image may have been added without a policy. So it is
+//! checked again for each container, as CRI-O does. Signatures that were verified once are recorded with the
+//! image.
 
 use crate::error::Error;
 use crate::image::Image;
@@ -9,14 +10,14 @@ use crate::reference::Reference;
 use crate::store::{ImageStore, Names};
 
 impl ImageStore {
-    /// Asks the policy about an image, by the name that a container's request has for it. Where that is none of the image's
-    /// own, any of those will do, and the archives that it came from.
+    /// Checks an image against the policy, by the name in the container's request. If the image does not have
+    /// this name, any of its names is sufficient, or any of the archives that it was loaded from.
     ///
     /// # Errors
-    /// The policy is broken or rejects the image, or a signature that it wants is not there.
+    /// The policy is invalid or rejects the image, or a signature that it requires is missing.
     pub async fn check_policy(&self, image: &Image, name: &str) -> Result<(), Error> {
         let Some(file) = &self.inner().options.policy else { return Ok(()) };
-        if !policy::is_there(file).await? {
+        if !policy::exists(file).await? {
             return Ok(());
         }
         let mut refusal = None;
@@ -33,8 +34,9 @@ impl ImageStore {
                 Err(error) => drop(refusal.get_or_insert(error)),
             }
         }
-        let unnamed =
-            || Error::untrusted(image.id.to_string(), "it has no name that the policy could decide by");
+        let unnamed = || {
+            Error::untrusted(image.id.to_string(), "the image has no name that the policy can be applied to")
+        };
         Err(refusal.unwrap_or_else(unnamed))
     }
 
@@ -51,14 +53,15 @@ impl ImageStore {
     }
 }
 
-/// The name by which the policy is asked, or all that the image has.
+/// Returns the name to check against the policy: `name` if the image has it, otherwise all names of the
+/// image.
 fn references(image: &Image, name: &str) -> Vec<Reference> {
     let is_own = |reference: &Reference| match reference.digest() {
         Some(digest) => image.repo_digests.contains(&reference.with_digest(digest)),
         None => reference.tagged().is_some_and(|tagged| image.repo_tags.contains(&tagged)),
     };
-    if let Some(asked) = name.parse::<Reference>().ok().filter(is_own) {
-        return vec![asked];
+    if let Some(requested) = name.parse::<Reference>().ok().filter(is_own) {
+        return vec![requested];
     }
     let all = image.repo_tags.iter().chain(&image.repo_digests);
     all.filter_map(|name| name.parse().ok()).collect()
@@ -70,7 +73,7 @@ mod tests {
     use crate::digest::{Algorithm, Digest};
 
     #[test]
-    fn the_name_of_the_request_decides_where_it_is_one_of_the_images() {
+    fn the_requested_name_decides_if_the_image_has_it() {
         let digest = Digest::of(Algorithm::Sha256, b"manifest");
         let image = Image {
             id: Digest::of(Algorithm::Sha256, b"config"),

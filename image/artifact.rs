@@ -1,5 +1,5 @@
-//! OCI artifacts: manifests that are no images. Their blobs become files of one folder, each under the title that it has,
-//! which is mounted as a volume and never run.
+//! OCI artifacts: manifests that are not images. Their blobs become files of one folder, each named by its
+//! title. The folder is mounted as a volume and never run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,53 +12,54 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::manifest::{ArtifactManifest, Descriptor};
-use crate::store::{HalfMade, Inner, LayerRecord};
+use crate::store::{Inner, LayerRecord, StagingFolder};
 use crate::unpack::{Budget, TreePath};
 
-/// The longest name that the kernel takes (PATH_MAX).
+/// The longest path that the kernel accepts (PATH_MAX).
 const MAX_TITLE: usize = 4095;
 const COPY: usize = 256 << 10;
 
-/// Where each blob goes: its title, or its digest where it has none.
+/// Returns the path for each blob: its title, or its digest if it has no title.
 ///
 /// # Errors
-/// A title leaves the folder, two are the same, or one is a folder of another.
+/// A title is not a path below the folder, two titles are equal, or one is a parent folder of another. A
+/// limit is exceeded.
 pub(crate) fn file_names(
     what: &str,
     manifest: &ArtifactManifest,
     budget: &Budget,
 ) -> Result<Vec<TreePath>, Error> {
-    let mut known = BTreeSet::new();
+    let mut paths = BTreeSet::new();
     let mut names = Vec::new();
     for blob in &manifest.blobs {
         budget.take_entry(what)?;
         let title = blob.annotations.title.as_deref().filter(|title| !title.is_empty());
         let title = title.unwrap_or_else(|| blob.digest.hex());
-        let invalid = |why: &str| Error::corrupt(what, format!("the title {title:?} {why}"));
+        let invalid = |why: &str| Error::corrupt(what, format!("invalid title {title:?}: {why}"));
         if title.len() > MAX_TITLE {
             let why = format!("a title of {} bytes, the limit is {MAX_TITLE}", title.len());
             return Err(Error::limit(what, why));
         }
-        // An absolute name would be taken for a relative one by the parser: nobody means that.
+        // The parser would accept an absolute name as a relative one.
         let path =
             TreePath::parse(title.as_bytes()).filter(|path| !path.is_root() && !title.starts_with('/'));
-        let path = path.ok_or_else(|| invalid("is no name of a file below"))?;
+        let path = path.ok_or_else(|| invalid("not a relative path of a file"))?;
         if path.depth() > budget.limits.depth {
             return Err(Error::limit(
                 what,
-                format!("the title {title:?} is deeper than {}", budget.limits.depth),
+                format!("title {title:?} is deeper than {}", budget.limits.depth),
             ));
         }
-        if !known.insert(path.clone()) {
-            return Err(invalid("is that of another blob, too"));
+        if !paths.insert(path.clone()) {
+            return Err(invalid("duplicate"));
         }
         names.push(path);
     }
     for name in &names {
         let mut folder = name.split().map(|(folder, _)| folder);
         while let Some(above) = folder {
-            if known.contains(&above) {
-                return Err(Error::corrupt(what, format!("{above} is a file and a folder")));
+            if paths.contains(&above) {
+                return Err(Error::corrupt(what, format!("{above} is both a file and a folder")));
             }
             folder = above.split().map(|(folder, _)| folder);
         }
@@ -66,25 +67,25 @@ pub(crate) fn file_names(
     Ok(names)
 }
 
-/// The folder of an artifact, while it is being made.
+/// The folder of an artifact while its files are written.
 #[derive(Debug)]
 pub(crate) struct ArtifactFolder {
-    made: Arc<HalfMade>,
+    staging: Arc<StagingFolder>,
     root: OwnedFd,
 }
 
 impl ArtifactFolder {
     pub(crate) fn new(inner: &Arc<Inner>) -> Result<Self, Error> {
-        let made = HalfMade::new(inner)?;
-        made.make_fs()?;
-        let fs = made.fs();
+        let staging = StagingFolder::new(inner)?;
+        staging.create_fs()?;
+        let fs = staging.fs();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root =
             rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;
-        Ok(Self { made: Arc::new(made), root })
+        Ok(Self { staging: Arc::new(staging), root })
     }
 
-    /// Writes one blob into its file; the reader checks the digest.
+    /// Writes one blob into its file. The reader checks the digest.
     pub(crate) fn write(
         &self,
         what: &str,
@@ -107,12 +108,12 @@ impl ArtifactFolder {
         }
     }
 
-    pub(crate) fn finish(self) -> (Arc<HalfMade>, LayerRecord) {
-        (self.made, LayerRecord::default())
+    pub(crate) fn finish(self) -> (Arc<StagingFolder>, LayerRecord) {
+        (self.staging, LayerRecord::default())
     }
 
     fn create(&self, name: &TreePath) -> Result<OwnedFd, Error> {
-        let failed = |error: Errno| Error::io("make", name.as_path(), error);
+        let failed = |error: Errno| Error::io("create", name.as_path(), error);
         let mut path = TreePath::default();
         let mut parts = name.parts().peekable();
         while let Some(part) = parts.next() {
@@ -128,14 +129,14 @@ impl ArtifactFolder {
     }
 }
 
-/// By descriptor: whatever a name looks like, it stays in the folder.
+/// Creates the file by descriptor: no name can lead out of the folder.
 fn create_beneath(root: BorrowedFd<'_>, name: &TreePath) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     rustix::fs::openat2(root, name.as_path(), flags, Mode::from_raw_mode(0o644), resolve)
 }
 
-/// What the reader of a transfer says is the transfer's error, not the disk's.
+/// Returns the error of a transfer that its reader reports, or an I/O error.
 fn cause(what: &str, error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(inner) => inner,
@@ -143,7 +144,7 @@ fn cause(what: &str, error: io::Error) -> Error {
     }
 }
 
-/// All bytes that an artifact's blobs have together.
+/// Returns the total size of an artifact's blobs.
 pub(crate) fn content_size(blobs: &[Descriptor]) -> u64 {
     blobs.iter().fold(0, |sum: u64, blob| sum.saturating_add(blob.size))
 }
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn blobs_are_called_by_their_titles() {
+    fn blobs_are_named_by_their_titles() {
         assert_eq!(names(&["model.bin", "a/./b"]).unwrap(), ["/model.bin", "/a/b"]);
         let empty = names(&[""]).unwrap();
         assert!(empty[0].starts_with("/e3b0c442"), "{empty:?}");

@@ -1,5 +1,5 @@
-//! Credentials that the node itself has: a file in the form of docker's config.json, which containers-auth.json(5)
-//! widens by names of repositories, and credential helpers.
+//! Credentials that are configured on the node: credential helpers, and files in the format of docker's
+//! config.json. containers-auth.json(5) extends the format with names of repositories.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,20 +10,21 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::credentials::{Credentials, Known};
+use crate::credentials::{Credentials, SourcedCredentials};
 use crate::error::Error;
 
-/// How docker calls its own registry in these files.
+/// The name of Docker Hub in image references.
 const HUB: &str = "docker.io";
 const DOCKER_HUB: [&str; 3] = ["index.docker.io/v1", "index.docker.io", "registry-1.docker.io"];
-/// What a helper answers as the user of a token (docker-credential-helpers, "identity token").
+/// The user name of a helper's answer if its secret is a token (docker-credential-helpers, "identity token").
 const TOKEN_USER: &str = "<token>";
-/// How long a helper may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What a helper writes on standard output where it knows of nothing.
+/// The time limit for a helper.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The text that a helper writes to standard output if it has no credentials.
 const NOT_FOUND: &str = "credentials not found";
 
-/// Files with credentials, which need not be there. They are read at each use: whoever changes one needs to tell nobody.
+/// Paths of files with credentials. The files may be missing. They are read at each use, so changes take
+/// effect immediately.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AuthFiles {
     paths: Vec<PathBuf>,
@@ -31,7 +32,7 @@ pub(crate) struct AuthFiles {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Content {
+struct AuthFile {
     auths: BTreeMap<String, Entry>,
     cred_helpers: BTreeMap<String, String>,
     creds_store: String,
@@ -47,7 +48,7 @@ struct Entry {
     registrytoken: String,
 }
 
-/// What a helper answers (docker-credential-helpers, "get").
+/// A helper's answer (docker-credential-helpers, "get").
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
@@ -60,22 +61,22 @@ impl AuthFiles {
         Self { paths }
     }
 
-    /// The credentials for a repository (`quay.io/team/app`): its own, those of a folder above it, of its registry; or what
-    /// a helper has. The first file that has any counts.
+    /// Returns the credentials for a repository (`quay.io/team/app`): those of the repository, of a path
+    /// above it, or of its registry, from an entry or a helper. The first file that has any is used.
     ///
     /// # Errors
-    /// A file or an entry in it is broken, or a helper fails.
-    pub(crate) async fn credentials(&self, name: &str) -> Result<Option<Known>, Error> {
+    /// A file or an entry in it is invalid, or a helper fails.
+    pub(crate) async fn credentials(&self, name: &str) -> Result<Option<SourcedCredentials>, Error> {
         for path in &self.paths {
-            if let Some(found) = credentials(path, name).await? {
-                return Ok(Some(found));
+            if let Some(matching) = credentials(path, name).await? {
+                return Ok(Some(matching));
             }
         }
         Ok(None)
     }
 }
 
-async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
+async fn credentials(path: &Path, name: &str) -> Result<Option<SourcedCredentials>, Error> {
     let what = path.display().to_string();
     let text = match tokio::fs::read(path).await {
         Ok(text) => text,
@@ -84,24 +85,25 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
     };
     let content = parsed(path, &text)?;
     let names = names(name);
-    // One without a name is none, as for docker.
+    // An empty name disables the helper, as in docker.
     let helper = find(&content.cred_helpers, &names).filter(|(_, helper)| !helper.is_empty());
     if let Some((server, helper)) = helper {
-        return ask(helper, server).await;
+        return run_helper(helper, server).await;
     }
     if let Some((server, entry)) = find(&content.auths, &names) {
-        let found = Credentials::from_parts(
+        let credentials = Credentials::from_parts(
             &entry.username,
             &entry.password,
             &entry.auth,
             &entry.identitytoken,
             &entry.registrytoken,
         );
-        let found = found.map_err(|error| Error::invalid(format!("{what}: {server}"), error))?;
-        // An empty entry says that the store has the secret.
-        if found.is_some() || content.creds_store.is_empty() {
-            let known = |credentials| Known { credentials, source: format!("{what}: {server}") };
-            return Ok(found.map(known));
+        let credentials = credentials.map_err(|error| Error::invalid(format!("{what}: {server}"), error))?;
+        // An empty entry means that the credential store has the secret.
+        if credentials.is_some() || content.creds_store.is_empty() {
+            let sourced =
+                |credentials| SourcedCredentials { credentials, source: format!("{what}: {server}") };
+            return Ok(credentials.map(sourced));
         }
     }
     if content.creds_store.is_empty() {
@@ -111,13 +113,13 @@ async fn credentials(path: &Path, name: &str) -> Result<Option<Known>, Error> {
         HUB => "https://index.docker.io/v1/",
         domain => domain,
     };
-    ask(&content.creds_store, server).await
+    run_helper(&content.creds_store, server).await
 }
 
-/// Whether a file is one of credentials; one that is missing says nothing.
+/// Checks a file with credentials. A missing file is valid.
 ///
 /// # Errors
-/// It cannot be read, or is broken.
+/// The file cannot be read or is invalid.
 pub(crate) async fn check(path: &Path) -> Result<(), Error> {
     match tokio::fs::read(path).await {
         Ok(text) => parsed(path, &text).map(drop),
@@ -126,20 +128,20 @@ pub(crate) async fn check(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn parsed(path: &Path, text: &[u8]) -> Result<Content, Error> {
+fn parsed(path: &Path, text: &[u8]) -> Result<AuthFile, Error> {
     berth_json::from_slice(text)
-        .map_err(|error| Error::invalid(path.display().to_string(), format!("is no docker config: {error}")))
+        .map_err(|error| Error::invalid(path.display().to_string(), format!("not a docker config: {error}")))
 }
 
-/// Parses such a file, for the fuzz targets.
+/// Parses a file with credentials, for the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(bytes: &[u8]) {
-    if let Ok(content) = berth_json::from_slice::<Content>(bytes) {
+    if let Ok(content) = berth_json::from_slice::<AuthFile>(bytes) {
         drop(find(&content.auths, &names("r.example/team/app")).map(|(key, _)| key.to_owned()));
     }
 }
 
-/// The names under which an image's credentials may be, the narrowest first.
+/// Returns the keys that may hold the credentials of a repository, the most specific first.
 fn names(name: &str) -> Vec<String> {
     let mut name = name.to_owned();
     let mut names = vec![name.clone()];
@@ -153,31 +155,32 @@ fn names(name: &str) -> Vec<String> {
     names
 }
 
-/// The entry of the first name that has one, with its key as it is written.
+/// Returns the entry of the first name that has one, with its key as written in the file.
 fn find<'a, T>(entries: &'a BTreeMap<String, T>, names: &[String]) -> Option<(&'a str, &'a T)> {
     names.iter().find_map(|name| {
-        let found = entries.iter().find(|(key, _)| plain(key) == name);
-        found.map(|(key, entry)| (key.as_str(), entry))
+        let matching = entries.iter().find(|(key, _)| plain(key) == name);
+        matching.map(|(key, entry)| (key.as_str(), entry))
     })
 }
 
-/// A key without what docker puts around a registry's name.
+/// Returns a key without the scheme and version that docker adds to a registry's name.
 fn plain(key: &str) -> &str {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let key = key.trim_end_matches('/');
-    // Only docker's own has a version that tells it from others.
+    // Only the key of Docker Hub keeps its version: it is part of the name.
     match key.strip_suffix("/v2").or_else(|| key.strip_suffix("/v1")) {
         Some(host) if !host.contains('/') && host != "index.docker.io" => host,
         _ => key,
     }
 }
 
-/// Asks a credential helper, a program `docker-credential-<name>` (docker's CLI reference, "Credential helper protocol").
-async fn ask(helper: &str, server: &str) -> Result<Option<Known>, Error> {
+/// Runs a credential helper, a program `docker-credential-<name>` (docker's CLI reference, "Credential helper
+/// protocol").
+async fn run_helper(helper: &str, server: &str) -> Result<Option<SourcedCredentials>, Error> {
     let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let program = format!("docker-credential-{helper}");
     if helper.is_empty() || !helper.bytes().all(named) {
-        return Err(Error::invalid(format!("credential helper {helper:?}"), "is no name of one"));
+        return Err(Error::invalid(format!("credential helper {helper:?}"), "not a name of a helper"));
     }
     let failed = |why: String| Error::unauthorized(format!("{program} for {server}"), why);
     let run = async {
@@ -190,27 +193,27 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Known>, Error> {
             .spawn()
             .map_err(|error| Error::io("start", Path::new(&program), error))?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A helper that does not read says why in its answer.
+            // A helper that does not read its input reports the reason in its answer.
             drop(stdin.write_all(server.as_bytes()).await);
         }
         child.wait_with_output().await.map_err(|error| Error::io("wait for", Path::new(&program), error))
     };
-    let output = tokio::time::timeout(PATIENCE, run)
+    let output = tokio::time::timeout(HELPER_TIMEOUT, run)
         .await
-        .map_err(|_| failed(format!("no answer within {PATIENCE:?}")))??;
+        .map_err(|_| failed(format!("no answer within {HELPER_TIMEOUT:?}")))??;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        // What it says may have a secret in it only where it succeeds.
-        let said = text.trim();
-        return if said.contains(NOT_FOUND) { Ok(None) } else { Err(failed(said.to_owned())) };
+        // The output of a helper that failed does not contain a secret.
+        let reason = text.trim();
+        return if reason.contains(NOT_FOUND) { Ok(None) } else { Err(failed(reason.to_owned())) };
     }
     let answer: Answer =
-        berth_json::from_str(&text).map_err(|error| failed(format!("its answer is broken: {error}")))?;
+        berth_json::from_str(&text).map_err(|error| failed(format!("invalid answer: {error}")))?;
     let credentials = match answer.username.as_str() {
         TOKEN_USER => Credentials::IdentityToken(answer.secret),
         _ => Credentials::Basic { username: answer.username, password: answer.secret },
     };
-    Ok(Some(Known { credentials, source: format!("{program} for {server}") }))
+    Ok(Some(SourcedCredentials { credentials, source: format!("{program} for {server}") }))
 }
 
 #[cfg(test)]
@@ -221,8 +224,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
         let name = reference.parse::<crate::reference::Reference>().unwrap().name();
-        let found = AuthFiles::new(vec![file.path().to_owned()]).credentials(&name).await?;
-        Ok(found.map(|found| match found.credentials {
+        let matching = AuthFiles::new(vec![file.path().to_owned()]).credentials(&name).await?;
+        Ok(matching.map(|matching| match matching.credentials {
             Credentials::Basic { username, .. } => username,
             Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => token,
             Credentials::For { server, .. } => server,
@@ -275,14 +278,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_not_there_has_none_and_a_broken_one_is_told() {
+    async fn a_missing_file_has_no_credentials_and_a_broken_one_is_reported() {
         let nowhere = AuthFiles::new(vec!["/nonexistent/auth.json".into()]);
         assert!(nowhere.credentials("docker.io/library/busybox").await.unwrap().is_none());
         for broken in ["", "{", "7", r#"{ "auths": { "docker.io": { "auth": "!" } } }"#] {
             assert!(credentials(broken, "busybox").await.is_err(), "{broken}");
         }
         let error = credentials(r#"{ "credsStore": "../../bin/sh" }"#, "busybox").await.unwrap_err();
-        assert!(error.to_string().contains("is no name of one"), "{error}");
+        assert!(error.to_string().contains("not a name of a helper"), "{error}");
         let error = credentials(r#"{ "credsStore": "none-is-here" }"#, "busybox").await.unwrap_err();
         assert!(error.to_string().contains("docker-credential-none-is-here"), "{error}");
     }

@@ -1,64 +1,64 @@
-//! The config of an image: of a document of megabytes only what a container needs is kept. Labels, history and whatever
-//! else it holds have no place here, so that nothing can act on them.
+//! The config of an image. The document may have megabytes; only what a container needs is kept. Labels,
+//! history and other members are skipped, so nothing can act on them.
 
 use serde::Deserialize;
 
-use crate::bounded::{Few, FewKeys, is_object};
+use crate::bounded::{Bounded, BoundedKeys, is_object};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::manifest::MAX_LAYERS;
 use crate::platform::Platform;
 
-/// A config may not be larger.
+/// The largest config, in bytes.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
-/// Variables, arguments, and volumes: more than any image has.
+/// The most variables, arguments, or volumes. It is more than any image has.
 const MAX_LIST: usize = 4096;
-/// The bytes that are kept of one config. Two times as much as the kernel lets one argument have (execve(2),
-/// MAX_ARG_STRLEN).
+/// The most bytes that are kept of one config. This is twice the limit of the kernel for one argument
+/// (execve(2), MAX_ARG_STRLEN).
 const MAX_KEPT: usize = 256 << 10;
 
-/// What an image says of the containers that run it (OCI image config, `config`). What is missing is empty.
+/// The settings of an image for its containers (OCI image config, `config`). Missing members are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// `user`, `user:group`, each by name or number.
+    /// `user` or `user:group`, each by name or number.
     pub user: String,
-    /// `NAME=value`.
+    /// Environment variables, `NAME=value`.
     pub env: Vec<String>,
-    /// The command, to which `cmd` or the caller's arguments are added.
+    /// The command to which `cmd` or the caller's arguments are appended.
     pub entrypoint: Vec<String>,
-    /// The arguments, or the command without an entrypoint.
+    /// The arguments, or the command of an image without an entrypoint.
     pub cmd: Vec<String>,
-    /// Where the command starts.
+    /// The working directory of the command.
     pub working_dir: String,
     /// Paths that are volumes.
     pub volumes: Vec<String>,
-    /// The signal that ends a container.
+    /// The signal that stops a container.
     pub stop_signal: String,
 }
 
-/// What the config says of the image: the configuration, and the digests of the unpacked layers.
+/// The kept parts of a config: the container's settings, and the digests of the unpacked layers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ParsedConfig {
     pub(crate) config: ImageConfig,
     pub(crate) diff_ids: Vec<Digest>,
-    /// None where it says nothing.
+    /// None if the config does not specify it.
     platform: Option<Platform>,
 }
 
 impl ParsedConfig {
-    /// Checks that the image runs on a platform. For an image that an index has told the platform of, that counts: its
-    /// config may say something else, or what a builder took for a default (containerd reads it so).
+    /// Checks that the image runs on a platform. Not for an image whose index specifies the platform: its
+    /// config may differ, or have a builder's default (containerd does the same).
     pub(crate) fn check_platform(&self, what: &str, platform: &Platform) -> Result<(), Error> {
         match &self.platform {
             Some(offered) if platform.rank(offered).is_none() => {
-                Err(Error::unsupported(what, format!("is for {offered}; this node is {platform}")))
+                Err(Error::unsupported(what, format!("image is for {offered}, this node is {platform}")))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// The document. Builders leave out required fields, and Docker writes `null` into others.
+/// The document. Builders omit required members, and Docker writes `null` into others.
 #[derive(Deserialize)]
 struct Document {
     #[serde(default)]
@@ -74,25 +74,25 @@ struct Document {
 
 #[derive(Deserialize)]
 struct RootFs {
-    diff_ids: Few<Digest, MAX_LAYERS>,
+    diff_ids: Bounded<Digest, MAX_LAYERS>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Section {
     user: String,
-    env: Few<String, MAX_LIST>,
-    entrypoint: Few<String, MAX_LIST>,
-    cmd: Few<String, MAX_LIST>,
+    env: Bounded<String, MAX_LIST>,
+    entrypoint: Bounded<String, MAX_LIST>,
+    cmd: Bounded<String, MAX_LIST>,
     working_dir: String,
-    volumes: FewKeys<MAX_LIST>,
+    volumes: BoundedKeys<MAX_LIST>,
     stop_signal: String,
 }
 
 /// Parses a config.
 pub(crate) fn parse_config(what: &str, bytes: &[u8]) -> Result<ParsedConfig, Error> {
     if !is_object(bytes) {
-        return Err(Error::corrupt(what, "is no JSON object"));
+        return Err(Error::corrupt(what, "not a JSON object"));
     }
     let document: Document = berth_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
     let Document { os, architecture, variant, config, rootfs } = document;
@@ -118,7 +118,7 @@ impl Section {
         let size = config.size();
         if size > MAX_KEPT {
             let why = format!(
-                "its user, environment, command, working directory and volumes have {size} bytes, the limit is {MAX_KEPT}"
+                "user, environment, command, working directory and volumes have {size} bytes, the limit is {MAX_KEPT}"
             );
             return Err(Error::limit(what, why));
         }
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_told() {
+    fn configs_that_do_not_fit_are_rejected() {
         let arm =
             json!({ "os": "linux", "architecture": "arm64", "rootfs": { "type": "layers", "diff_ids": [] } });
         let error = parse(&arm).unwrap_err();
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_kept_has_limits_and_they_are_told() {
+    fn kept_members_have_limits() {
         let many = vec!["x"; 5000];
         let volumes: serde_json::Map<_, _> =
             (0..5000).map(|number| (format!("/{number}"), json!({}))).collect();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_used_may_be_long_and_is_not_kept() {
+    fn unused_members_may_be_long_and_are_not_kept() {
         let history = vec![json!({}); 100_000];
         let labels: serde_json::Map<_, _> =
             (0..10_000).map(|number| (number.to_string(), json!("x"))).collect();

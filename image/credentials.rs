@@ -1,4 +1,4 @@
-//! Credentials for a registry, as a request or a configuration gives them.
+//! Credentials for a registry, from a request or a configuration file.
 
 use std::fmt;
 
@@ -8,41 +8,41 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 
-/// What proves who is asking. `Debug` never shows a secret.
+/// Credentials for a registry. `Debug` never shows a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// A user and a password, or a token in its place.
+    /// A user and a password, or a token in place of the password.
     Basic {
         /// The user.
         username: String,
         /// The password.
         password: String,
     },
-    /// A refresh token that the token service exchanges (OAuth2).
+    /// A refresh token, which is exchanged at the token service (OAuth2).
     IdentityToken(String),
-    /// A bearer token that the registry itself takes.
+    /// A bearer token, which is sent to the registry as it is.
     RegistryToken(String),
-    /// Any of these, for one server only.
+    /// Credentials of another variant that are restricted to one server.
     For {
         /// Host and port.
         server: String,
-        /// What it is shown.
+        /// The credentials for this server.
         credentials: Box<Credentials>,
     },
 }
 
-/// Credentials, and where they are from.
+/// Credentials with their source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct SourcedCredentials {
     pub(crate) credentials: Credentials,
-    /// The file with its key, the helper, or the request.
+    /// The file and its key, the helper, or the request.
     pub(crate) source: String,
 }
 
 impl Credentials {
-    /// From the fields of a docker config's entry, which are those of the CRI's `AuthConfig`: the first of user name,
-    /// identity token, registry token and `auth` (base64 of `user:password`) that is not empty counts, in containerd's
-    /// order.
+    /// Creates credentials from the fields of a docker config's entry, which are those of the CRI's
+    /// `AuthConfig`. The first non-empty of user name, identity token, `auth` (base64 of `user:password`) and
+    /// registry token is used, in containerd's order.
     ///
     /// # Errors
     /// `auth` cannot be decoded.
@@ -68,22 +68,23 @@ impl Credentials {
         Ok(None)
     }
 
-    /// The same for one server only (CRI `AuthConfig.server_address`; a host, or a URL as docker's config has it).
+    /// Restricts the credentials to one server (CRI `AuthConfig.server_address`): a host, or a URL as in
+    /// docker's config.
     ///
     /// # Errors
-    /// It is neither.
+    /// The address is neither a host nor a URL, or it contains a user.
     pub fn only_for(self, server: &str) -> Result<Self, Error> {
         let invalid = |why: &str| Error::invalid(format!("server address {server:?}"), why);
         let url = if server.contains("://") { server.to_owned() } else { format!("https://{server}") };
-        let url: http::Uri = url.parse().map_err(|_| invalid("is neither a host nor a URL"))?;
+        let url: http::Uri = url.parse().map_err(|_| invalid("neither a host nor a URL"))?;
         let authority = url.authority().filter(|authority| !authority.as_str().contains('@'));
-        let authority = authority.ok_or_else(|| invalid("has no host, or a password in it"))?;
+        let authority = authority.ok_or_else(|| invalid("no host, or a user in it"))?;
         let plain = url.scheme() == Some(&http::uri::Scheme::HTTP);
         let server = named(authority.as_str(), if plain { 80 } else { 443 });
         Ok(Self::For { server, credentials: Box::new(self) })
     }
 
-    /// What a server is shown of these; `authority` is its host and port.
+    /// Returns the credentials that a server may receive. `authority` is its host and port.
     pub(crate) fn shown_to(&self, authority: &str, scheme: &http::uri::Scheme) -> Option<&Self> {
         let default = if *scheme == http::uri::Scheme::HTTP { 80 } else { 443 };
         match self {
@@ -94,7 +95,7 @@ impl Credentials {
         }
     }
 
-    /// Tells credentials apart without keeping them, as a key of caches.
+    /// Returns a digest that identifies the credentials, as a key of caches that do not keep the secret.
     pub(crate) fn fingerprint(&self) -> Digest {
         let text = match self {
             Self::Basic { username, password } => format!("basic\0{username}\0{password}"),
@@ -105,7 +106,7 @@ impl Credentials {
         Digest::of(Algorithm::Sha256, text.as_bytes())
     }
 
-    /// The value of an `Authorization` header for the Basic scheme (RFC 7617).
+    /// Returns the value of an `Authorization` header for the Basic scheme (RFC 7617).
     pub(crate) fn basic(&self) -> Option<String> {
         match self {
             Self::Basic { username, password } => {
@@ -116,7 +117,7 @@ impl Credentials {
     }
 }
 
-/// A server by its host and port. Docker Hub has several names.
+/// Returns the host and port of a server. All names of Docker Hub have one result.
 fn named(authority: &str, default: u16) -> String {
     let authority = authority.to_ascii_lowercase();
     let parsed: Option<http::uri::Authority> = authority.parse().ok();
@@ -138,7 +139,7 @@ fn decode(auth: &str) -> Result<Credentials, Error> {
         .or_else(|_| STANDARD_NO_PAD.decode(auth))
         .map_err(|_| invalid("auth is not base64"))?;
     let text = String::from_utf8(bytes).map_err(|_| invalid("auth is not UTF-8"))?;
-    // Some tools pad the decoded text with NUL.
+    // Some tools pad the decoded text with NULs.
     let text = text.trim_end_matches('\0');
     let (username, password) = text.split_once(':').ok_or_else(|| invalid("auth is not user:password"))?;
     Ok(Credentials::Basic { username: username.to_owned(), password: password.to_owned() })
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_that_is_given_counts() {
+    fn the_first_non_empty_field_is_used() {
         let basic = |user: &str, password: &str| {
             Some(Credentials::Basic { username: user.to_owned(), password: password.to_owned() })
         };
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_for_one_server_are_shown_to_no_other() {
+    fn credentials_for_one_server_are_not_sent_to_others() {
         let secret = Credentials::RegistryToken("x".to_owned());
         let shown = |server: &str, authority: &str, scheme: &http::uri::Scheme| {
             secret.clone().only_for(server).unwrap().shown_to(authority, scheme).is_some()

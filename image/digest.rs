@@ -1,4 +1,5 @@
-//! Digests of content (OCI image spec, "Digests"): validated once, so that the hex digits may be used as a file name.
+//! Digests of content (OCI image spec, "Digests"). They are validated once, so the hex digits are safe as a
+//! file name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +9,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::error::Error;
 
-/// The algorithms that the OCI image spec registers as required and as supported.
+/// A digest algorithm that the OCI image spec registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
     /// 64 hex digits.
@@ -18,7 +19,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Its name in a digest.
+    /// Returns the name of the algorithm in a digest.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,7 +45,7 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// The digest of `content`.
+    /// Computes the digest of `content`.
     #[must_use]
     pub fn of(algorithm: Algorithm, content: &[u8]) -> Self {
         let mut hasher = Hasher::new(algorithm);
@@ -52,24 +53,24 @@ impl Digest {
         hasher.finish()
     }
 
-    /// Which algorithm made it.
+    /// Returns the algorithm.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The lower-case hex digits.
+    /// Returns the lower-case hex digits.
     #[must_use]
     pub fn hex(&self) -> &str {
         &self.hex
     }
 
-    /// The name of the file or folder that is kept under this digest.
+    /// Returns the name of the file or folder that is stored under this digest.
     pub(crate) fn file_name(&self) -> String {
         format!("{}-{}", self.algorithm.as_str(), self.hex)
     }
 
-    /// The digest for a name that [`Self::file_name`] made.
+    /// Returns the digest for a name from [`Self::file_name`].
     pub(crate) fn from_file_name(name: &str) -> Option<Self> {
         let (algorithm, hex) = name.split_once('-')?;
         format!("{algorithm}:{hex}").parse().ok()
@@ -81,17 +82,17 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = |why: &str| Error::invalid(format!("digest {text:?}"), why);
-        let (algorithm, hex) = text.split_once(':').ok_or_else(|| invalid("has no algorithm"))?;
+        let (algorithm, hex) = text.split_once(':').ok_or_else(|| invalid("no algorithm"))?;
         let algorithm = match algorithm {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
-            _ => return Err(invalid("its algorithm is neither sha256 nor sha512")),
+            _ => return Err(invalid("the algorithm is neither sha256 nor sha512")),
         };
         if hex.len() != algorithm.hex_digits() {
-            return Err(invalid("has the wrong length"));
+            return Err(invalid("wrong length"));
         }
         if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(invalid("is not of lower-case hex digits"));
+            return Err(invalid("not lower-case hex digits"));
         }
         Ok(Self { algorithm, hex: hex.into() })
     }
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_digest_is_refused() {
+    fn invalid_digests_are_rejected() {
         let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
         let path = format!("sha256:{}", "../".repeat(21) + "a");
         for bad in
@@ -190,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_comes_back(text in "(sha256|sha512|x)?:?[0-9a-fA-F/.]{0,130}") {
+            fn any_text_is_rejected_or_round_trips(text in "(sha256|sha512|x)?:?[0-9a-fA-F/.]{0,130}") {
             if let Ok(digest) = text.parse::<Digest>() {
                 prop_assert_eq!(digest.to_string(), text);
                 prop_assert!(!digest.file_name().contains('/'));

@@ -1,5 +1,5 @@
-//! Whose turn it is to download and unpack. Each pull has one turn of its own, so that none waits for another pull; beyond
-//! that all of them share as many as the configuration says. A transfer that is slow lends its turn to others and goes on.
+//! Limits on concurrent downloads. Each pull has one slot, so it never waits for another pull. All pulls
+//! share further slots; the configuration sets their number. A slow transfer releases its slot and continues.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,66 +8,68 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Error;
 
-/// The most transfers at once, slow ones included. Each has a thread, a connection, and memory for what is noted of its layer
-/// and for its decompression.
+/// The most concurrent transfers, including slow ones. Each has a thread, a connection, and memory for its
+/// layer's notes and for its decompression.
 const MAX_TRANSFERS: usize = 64;
 
-/// The turns of all pulls.
+/// The download slots of all pulls.
 #[derive(Debug)]
 pub(crate) struct Downloads {
     shared: Arc<Semaphore>,
-    /// How many may be under way, and how many wait for that.
+    /// Limits the transfers that run, including slow ones.
     all: Arc<Semaphore>,
+    /// The number of callers that wait for `all`.
     waiting: AtomicUsize,
-    at_once: usize,
+    concurrency: usize,
 }
 
-/// The turns of one pull.
+/// The download slots of one pull.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub(crate) struct Slots {
     downloads: Arc<Downloads>,
     own: Arc<Semaphore>,
-    /// How many it may have, slow ones included: another pull does not wait behind all layers of this one.
-    at_once: Arc<Semaphore>,
+    /// Limits the transfers of this pull, including slow ones, so that another pull does not wait behind all
+    /// layers of this one.
+    concurrency: Arc<Semaphore>,
 }
 
-/// One turn; it ends when it is dropped.
+/// One download slot. Dropping it releases it.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct Slot {
     downloads: Arc<Downloads>,
-    /// The pull's own, or one that is shared.
-    lent: Mutex<Option<OwnedSemaphorePermit>>,
-    _at_once: OwnedSemaphorePermit,
+    /// The pull's own permit, or a shared one. None if it was released.
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    _concurrency: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
 
 impl Downloads {
-    /// `at_once` turns are shared by all pulls; one pull has as many at the same time.
-    pub(crate) fn new(at_once: usize) -> Self {
-        let at_once = at_once.max(1);
+    /// Creates `concurrency` slots that all pulls share. One pull has at most `concurrency` transfers.
+    pub(crate) fn new(concurrency: usize) -> Self {
+        let concurrency = concurrency.max(1);
         Self {
-            shared: Arc::new(Semaphore::new(at_once)),
-            all: Arc::new(Semaphore::new(MAX_TRANSFERS.max(2 * at_once))),
+            shared: Arc::new(Semaphore::new(concurrency)),
+            all: Arc::new(Semaphore::new(MAX_TRANSFERS.max(2 * concurrency))),
             waiting: AtomicUsize::new(0),
-            at_once,
+            concurrency,
         }
     }
 
-    /// The turns of a new pull.
-    pub(crate) fn turns(self: &Arc<Self>) -> Turns {
-        Turns {
+    /// Returns the slots of a new pull.
+    pub(crate) fn slots(self: &Arc<Self>) -> Slots {
+        Slots {
             downloads: self.clone(),
             own: Arc::new(Semaphore::new(1)),
-            at_once: Arc::new(Semaphore::new(self.at_once)),
+            concurrency: Arc::new(Semaphore::new(self.concurrency)),
         }
     }
 }
 
-impl Turns {
-    /// Waits for a turn.
-    pub(crate) async fn next(&self) -> Result<Turn, Error> {
-        let closed = |error| Error::internal("wait for a transfer's turn", error);
-        let at_once = self.at_once.clone().acquire_owned().await.map_err(closed)?;
+impl Slots {
+    /// Waits for a slot.
+    pub(crate) async fn next(&self) -> Result<Slot, Error> {
+        let closed = |error| Error::internal("acquire a download slot", error);
+        let concurrency = self.concurrency.clone().acquire_owned().await.map_err(closed)?;
         let permit = tokio::select! {
             biased;
             own = self.own.clone().acquire_owned() => own,
@@ -77,24 +79,24 @@ impl Turns {
         let waiting = Waiting::new(&self.downloads.waiting);
         let all = self.downloads.all.clone().acquire_owned().await.map_err(closed)?;
         drop(waiting);
-        let lent = Mutex::new(Some(permit));
-        Ok(Turn { downloads: self.downloads.clone(), lent, _at_once: at_once, _all: all })
+        let permit = Mutex::new(Some(permit));
+        Ok(Slot { downloads: self.downloads.clone(), permit, _concurrency: concurrency, _all: all })
     }
 }
 
-impl Turn {
-    /// Lets somebody else have the turn, while this transfer goes on.
-    pub(crate) fn lend(&self) {
-        drop(self.lent.lock().unwrap_or_else(PoisonError::into_inner).take());
+impl Slot {
+    /// Releases the slot to other transfers while this transfer continues.
+    pub(crate) fn release(&self) {
+        drop(self.permit.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// Whether others cannot even begin, since all transfers that there may be are under way.
-    pub(crate) fn is_in_the_way(&self) -> bool {
+    /// Returns whether a transfer waits because `MAX_TRANSFERS` transfers run.
+    pub(crate) fn blocks_others(&self) -> bool {
         self.downloads.waiting.load(Ordering::Relaxed) > 0
     }
 }
 
-/// Counts somebody who waits, also one who gives up.
+/// Counts a waiting caller until it is dropped, also if the caller gives up.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -116,19 +118,19 @@ mod tests {
 
     use super::*;
 
-    /// The turns that can be had without waiting.
-    fn available(turns: &Turns) -> Vec<Turn> {
-        let next = || tokio::task::unconstrained(turns.next()).now_or_never();
+    /// Returns the slots that are available without waiting.
+    fn available(slots: &Slots) -> Vec<Slot> {
+        let next = || tokio::task::unconstrained(slots.next()).now_or_never();
         std::iter::from_fn(next).map(Result::unwrap).collect()
     }
 
     #[tokio::test]
-    async fn each_pull_has_one_of_its_own_and_shares_the_others() {
+    async fn each_pull_has_one_slot_and_shares_the_others() {
         let downloads = Arc::new(Downloads::new(4));
-        let (one, two, three) = (downloads.turns(), downloads.turns(), downloads.turns());
+        let (one, two, three) = (downloads.slots(), downloads.slots(), downloads.slots());
         let first = available(&one);
         assert_eq!(first.len(), 4);
-        assert_eq!(available(&two).len(), 2, "its own and the one that is left");
+        assert_eq!(available(&two).len(), 2, "its own and the last shared one");
         let second = available(&two);
         assert_eq!(available(&three).len(), 1);
         drop((first, second));
@@ -136,30 +138,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_transfer_lends_its_turn_and_its_pull_gets_no_more_for_it() {
+    async fn a_slow_transfer_releases_its_slot_and_its_pull_gets_none_in_return() {
         let downloads = Arc::new(Downloads::new(2));
-        let (slow, other, third) = (downloads.turns(), downloads.turns(), downloads.turns());
+        let (slow, other, third) = (downloads.slots(), downloads.slots(), downloads.slots());
         let slow_ones = available(&slow);
         let _others = available(&other);
         assert_eq!(available(&third).len(), 1);
-        slow_ones.iter().for_each(Turn::lend);
+        slow_ones.iter().for_each(Slot::release);
         assert_eq!(available(&slow).len(), 0);
         assert_eq!(available(&third).len(), 2);
     }
 
     #[tokio::test]
-    async fn only_where_nobody_can_begin_is_a_transfer_in_the_way() {
+    async fn a_transfer_blocks_others_only_if_none_can_begin() {
         let downloads = Arc::new(Downloads::new(1));
-        let many: Vec<Turns> = (0..=MAX_TRANSFERS).map(|_| downloads.turns()).collect();
-        let running: Vec<Turn> = many.iter().take(MAX_TRANSFERS).flat_map(available).collect();
+        let many: Vec<Slots> = (0..=MAX_TRANSFERS).map(|_| downloads.slots()).collect();
+        let running: Vec<Slot> = many.iter().take(MAX_TRANSFERS).flat_map(available).collect();
         assert_eq!(running.len(), MAX_TRANSFERS);
-        assert!(!running[0].is_in_the_way());
+        assert!(!running[0].blocks_others());
         let last = many.last().unwrap();
         {
             let mut next = Box::pin(last.next());
             assert!((&mut next).now_or_never().is_none());
-            assert!(running[0].is_in_the_way());
+            assert!(running[0].blocks_others());
         }
-        assert!(!running[0].is_in_the_way(), "who gives up does not wait");
+        assert!(!running[0].blocks_others(), "a caller that gave up does not wait");
     }
 }

@@ -1,5 +1,5 @@
-//! The errors of this crate, and the few kinds by which callers tell them apart. Their texts quote what registries and
-//! archives hold, so they consist of [`Printable`].
+//! The errors of this crate, and their kinds. The texts quote content of registries and archives, so they
+//! consist of [`Printable`].
 
 use std::io;
 use std::path::Path;
@@ -7,124 +7,124 @@ use std::sync::Arc;
 
 use crate::printable::Printable;
 
-/// Why something about an image failed. Several callers may wait for one pull: the error is cheap to clone.
+/// An error of an image operation. Cloning it is cheap: several callers may wait for one pull.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The registry or the store has no such thing.
+    /// The registry or the store does not have the object.
     #[error("{what} not found: {why}")]
     NotFound {
         /// The image, manifest or blob.
         what: Printable,
-        /// Who says so.
+        /// The server or the part of the store that does not have it.
         why: Printable,
     },
-    /// The registry wants other credentials, or any.
+    /// The registry requires credentials, or rejects those that were sent.
     #[error("{what}: {why}")]
     Unauthorized {
-        /// What was asked for.
+        /// The object or the URL of the request.
         what: Printable,
         /// The registry's answer.
         why: Printable,
     },
-    /// The registry cannot be reached, or fails by itself, and may work later.
+    /// The registry cannot be reached or has an internal error. A retry may succeed.
     #[error("{what}: {why}")]
     Unavailable {
-        /// What was asked for.
+        /// The object or the URL of the request.
         what: Printable,
-        /// What happened.
+        /// The failure.
         why: Printable,
     },
-    /// What was received is not what its digest, its size or its format promises.
+    /// Received content does not match its digest, its size or its format.
     #[error("{what}: {why}")]
     Corrupt {
         /// The manifest, config, layer or archive.
         what: Printable,
-        /// How it differs.
+        /// The difference.
         why: Printable,
     },
-    /// A name is no image reference.
+    /// The name is not an image reference.
     #[error("invalid image reference {reference:?}: {why}")]
     InvalidReference {
-        /// As it was given.
+        /// The name as given.
         reference: Printable,
-        /// The rule that it breaks.
+        /// The rule that the name violates.
         why: &'static str,
     },
-    /// The node's policy does not let it in.
+    /// The node's policy rejects the image.
     #[error("{what}: {why}")]
     Untrusted {
         /// The image, or the policy itself.
         what: Printable,
-        /// What the policy wants.
+        /// The requirement that is not met.
         why: Printable,
     },
-    /// What the caller or a configuration file gave is wrong.
-    #[error("{what}: {why}")]
+    /// The caller's input or a configuration file is invalid.
+    #[error("invalid {what}: {why}")]
     InvalidInput {
         /// The field or the file.
         what: Printable,
-        /// What is wrong with it.
+        /// The reason.
         why: Printable,
     },
-    /// It is well formed, but nothing that berth runs: schema 1, another platform, an artifact.
+    /// The content is well formed, but berth does not support it: schema 1, another platform, an artifact.
     #[error("{what}: {why}")]
     Unsupported {
-        /// The image or the part of it.
+        /// The image or a part of it.
         what: Printable,
-        /// What it is instead.
+        /// The type or platform that it has instead.
         why: Printable,
     },
-    /// It is larger than the limits allow.
+    /// The content is larger than a limit.
     #[error("{what}: {why}")]
     LimitExceeded {
         /// The manifest or layer.
         what: Printable,
-        /// The limit, in figures.
+        /// The actual size and the limit.
         why: Printable,
     },
-    /// A call on the store's own files failed.
-    #[error("{operation} {object}: {source}")]
+    /// A system call on the store's files failed.
+    #[error("failed to {operation} {object}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation, a verb.
         operation: &'static str,
-        /// To which file.
+        /// The file.
         object: Printable,
-        /// The reason.
+        /// The cause.
         source: Arc<io::Error>,
     },
-    /// berth itself is at fault.
-    #[error("{operation}: {why}")]
+    /// An internal error of berth.
+    #[error("failed to {operation}: {why}")]
     Internal {
-        /// What was being done.
+        /// The operation, a verb with its object.
         operation: &'static str,
-        /// The reason.
+        /// The cause.
         why: Printable,
     },
 }
 
-/// What a caller does about an error; the CRI's codes follow from it.
+/// The kind of an error, by which callers decide what to do. The CRI's status codes follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// There is no such thing.
+    /// The object does not exist.
     NotFound,
     /// Other credentials are needed.
     Unauthorized,
-    /// It may work later.
+    /// A retry may succeed.
     Unavailable,
-    /// The content is broken.
+    /// The content is corrupt.
     Corrupt,
-    /// The node's policy forbids it.
+    /// The node's policy rejects it.
     Untrusted,
-    /// The request asks for what cannot be.
+    /// The request or the configuration is invalid, or unsupported.
     InvalidInput,
-    /// A limit is reached.
+    /// A limit is exceeded.
     LimitExceeded,
-    /// The node is at fault.
+    /// The node or berth failed.
     Internal,
 }
 
 impl Error {
-    /// The kind of this error.
+    /// Returns the kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -137,13 +137,13 @@ impl Error {
                 ErrorKind::InvalidInput
             }
             Self::LimitExceeded { .. } => ErrorKind::LimitExceeded,
-            // A full disk is a limit of the node, and the kubelet's garbage collection helps against it.
+            // A full disk is a limit of the node. The kubelet's garbage collection can free space.
             Self::Io { source, .. } if is_full(source) => ErrorKind::LimitExceeded,
             Self::Io { .. } | Self::Internal { .. } => ErrorKind::Internal,
         }
     }
 
-    /// The error of the call on a file that it comes from, if it does.
+    /// Returns the error of the system call on a file, if one is the cause.
     #[must_use]
     pub fn cause_in_files(&self) -> Option<&io::Error> {
         match self {
@@ -152,7 +152,8 @@ impl Error {
         }
     }
 
-    /// The process lacks descriptors or memory (errno(3)): nothing is said about the file.
+    /// Returns whether the process lacks descriptors or memory (errno(3)). Such an error is not evidence
+    /// about the file.
     pub(crate) fn is_shortage(&self) -> bool {
         use rustix::io::Errno;
         let errno = self.cause_in_files().and_then(io::Error::raw_os_error).map(Errno::from_raw_os_error);
@@ -171,11 +172,11 @@ impl Error {
         Self::Unavailable { what: what.into(), why: why.to_string().into() }
     }
 
-    /// The same, said of what was wanted rather than of the address that was asked.
-    pub(crate) fn about(self, wanted: &str) -> Self {
+    /// Returns the same error with `object` as its subject, in place of the address of the request.
+    pub(crate) fn about(self, object: &str) -> Self {
         match self {
-            Self::Unavailable { what, why } if what.as_str() != wanted => {
-                Self::unavailable(wanted, format!("{what}: {why}"))
+            Self::Unavailable { what, why } if what.as_str() != object => {
+                Self::unavailable(object, format!("{what}: {why}"))
             }
             other => other,
         }
@@ -215,7 +216,7 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Runs what may block (files, unpacking) away from the threads that answer requests.
+/// Runs blocking work (files, unpacking) outside the async worker threads.
 pub(crate) async fn blocking<T, F>(operation: &'static str, work: F) -> Result<T, Error>
 where
     F: FnOnce() -> Result<T, Error> + Send + 'static,
@@ -233,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_error_carries_what_a_terminal_obeys() {
+    fn errors_contain_no_terminal_control_characters() {
         let evil = "x\u{1b}[2J\u{202e}\u{9b}y".to_owned() + &"z".repeat(100_000);
         let errors = [
             Error::not_found(evil.as_str(), &evil),

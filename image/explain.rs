@@ -1,4 +1,5 @@
-//! What a pull would do, without pulling: the servers, who asks them, what they answer, and what the policy says.
+//! Explains a pull without pulling: the servers, the credentials for each, their answers, and the policy's
+//! decision.
 
 use crate::credentials::Credentials;
 use crate::error::Error;
@@ -7,38 +8,38 @@ use crate::reference::Reference;
 use crate::registry::{self, Endpoint};
 use crate::store::ImageStore;
 
-/// What a pull of one name would come to.
+/// The explanation of a pull of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// The whole name.
+    /// The complete reference.
     pub reference: String,
-    /// The part of the policy that decides, and what it wants; empty where there is no policy.
+    /// The scope of the policy that applies, and its requirements. Empty without a policy.
     pub policy: Vec<String>,
-    /// The servers in the order in which they are asked.
+    /// The servers in the order in which a pull tries them.
     pub servers: Vec<Server>,
 }
 
-/// One server that a pull would ask.
+/// One server that a pull would try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Where the repository is, such as `https://registry-1.docker.io/v2/library/busybox`.
+    /// The URL of the repository, such as `https://registry-1.docker.io/v2/library/busybox`.
     pub url: String,
-    /// What it is asked for, and how it is trusted.
+    /// The requests that it serves, and how it is trusted.
     pub notes: Vec<String>,
-    /// Where the credentials for it are from; none are its where that is empty.
+    /// The source of the credentials for this server. Empty if there are none.
     pub credentials: String,
-    /// What was asked and answered, the way to a token included.
+    /// The requests and their answers, including those for a token.
     pub answers: Vec<String>,
-    /// The digest that it has for the name, or why there is none.
+    /// The digest that the server has for the name, or the reason why it has none.
     pub outcome: Result<String, String>,
 }
 
 impl ImageStore {
-    /// Explains a pull of a name, for each of what it may stand for. Every server is asked, also where a pull would have
-    /// ended before.
+    /// Explains a pull of a name, for each reference that the name may resolve to. All servers are tried,
+    /// also where a pull would have stopped earlier.
     ///
     /// # Errors
-    /// The name is none, or a file of the configuration is broken.
+    /// The name is invalid, or a configuration file is invalid.
     pub async fn explain(&self, name: &str, auth: Option<Credentials>) -> Result<Vec<Explanation>, Error> {
         let mut explained = Vec::new();
         for reference in self.names(name).await? {
@@ -61,7 +62,7 @@ impl ImageStore {
         let repository = inner.registry.repository(reference, auth).await?;
         let mut servers = Vec::new();
         for endpoint in repository.endpoints() {
-            let (found, answers) = registry::traced(repository.probe(endpoint, reference)).await;
+            let (probed, answers) = registry::traced(repository.probe(endpoint, reference)).await;
             servers.push(Server {
                 url: format!(
                     "{}://{}{}/{}",
@@ -71,10 +72,10 @@ impl ImageStore {
                 credentials: endpoint
                     .credentials
                     .as_ref()
-                    .map(|known| known.source.clone())
+                    .map(|credentials| credentials.source.clone())
                     .unwrap_or_default(),
                 answers,
-                outcome: found.map(|digest| digest.to_string()).map_err(|error| error.to_string()),
+                outcome: probed.map(|digest| digest.to_string()).map_err(|error| error.to_string()),
             });
         }
         Ok(Explanation { reference: reference.to_string(), policy: policy.unwrap_or_default(), servers })
@@ -90,10 +91,10 @@ fn notes(endpoint: &Endpoint) -> Vec<String> {
     };
     note(endpoint.mirror, "mirror");
     note(!endpoint.pull, "only resolves tags");
-    note(!endpoint.resolve, "not asked for tags");
+    note(!endpoint.resolve, "not used to resolve tags");
     note(endpoint.tls.skip_verify, "its certificate is not verified");
-    note(!endpoint.tls.ca.is_empty(), "with authorities of its own");
+    note(!endpoint.tls.ca.is_empty(), "with its own certificate authorities");
     note(!endpoint.tls.client.is_empty(), "with a client certificate");
-    note(!endpoint.headers.is_empty(), "with further headers");
+    note(!endpoint.headers.is_empty(), "with additional headers");
     notes
 }

@@ -1,5 +1,5 @@
-//! What strangers can send, as one function each: bytes in, and nothing may break. The fuzz targets (`fuzz/`) call these
-//! with anything; the tests here with what is kept in `fuzz/corpus`.
+//! Entry points for the fuzz targets (`fuzz/`), one function for each kind of untrusted input. The tests here
+//! run them with the files in `fuzz/corpus`.
 
 use std::fs;
 use std::path::Path;
@@ -17,10 +17,10 @@ use crate::reference::Reference;
 use crate::registry;
 use crate::unpack::{Budget, Limits, rebuild, unpack};
 
-/// Unpacks a layer within small limits, in a folder of its own.
+/// Unpacks a layer with small limits, in a temporary folder.
 ///
 /// # Panics
-/// Something outside the layer's folder has changed, or a layer that unpacks cannot be given again.
+/// Something outside the layer's folder has changed.
 pub fn layer(bytes: &[u8]) {
     let Ok(folder) = tempfile::tempdir() else { return };
     let path = |name: &str| folder.path().join(name);
@@ -38,31 +38,32 @@ pub fn layer(bytes: &[u8]) {
     assert_eq!(
         fs::read(path("secret")).ok().as_deref(),
         Some(&b"untouched"[..]),
-        "the neighbour was touched"
+        "a file beside the layer was changed"
     );
     if outcome.is_ok() {
-        again(&path("recipe"), &path("fs"));
+        rebuild_layer(&path("recipe"), &path("fs"));
     }
 }
 
-/// A layer whose entries replace one another cannot be made again: that is told, and nothing breaks.
-fn again(recipe: &Path, root: &Path) {
+/// Rebuilds a layer from its recipe. A layer whose entries replace one another cannot be rebuilt: this
+/// returns an error.
+fn rebuild_layer(recipe: &Path, root: &Path) {
     if let (Ok(recipe), Ok(root)) = (fs::File::open(recipe), fs::File::open(root)) {
         use std::os::fd::AsFd as _;
         drop(rebuild(recipe, root.as_fd(), &mut std::io::sink()));
     }
 }
 
-/// A recipe that a broken disk gives.
+/// Reads a corrupt recipe.
 pub fn recipe(bytes: &[u8]) {
     let Ok(folder) = tempfile::tempdir() else { return };
     let file = folder.path().join("recipe");
     if fs::write(&file, bytes).is_ok() {
-        again(&file, folder.path());
+        rebuild_layer(&file, folder.path());
     }
 }
 
-/// Manifests, indexes, configs and the manifests of signatures.
+/// Parses manifests, indexes, configs and manifests of signatures.
 pub fn manifest(bytes: &[u8]) {
     let platform = Platform::default();
     for media_type in [None, Some("application/vnd.oci.image.index.v1+json")] {
@@ -74,10 +75,10 @@ pub fn manifest(bytes: &[u8]) {
     drop(signature_blobs("signatures", bytes));
 }
 
-/// Names of images.
+/// Parses names of images.
 ///
 /// # Panics
-/// What a name is printed as is another name.
+/// The printed form of a name is parsed as another name.
 pub fn reference(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(reference) = text.parse::<Reference>() {
@@ -86,32 +87,32 @@ pub fn reference(bytes: &[u8]) {
     }
 }
 
-/// The files that say who may have which images, and what a registry asks for.
+/// Parses the policy, files with credentials, and the challenges of registries.
 pub fn node_files(bytes: &[u8]) {
     registry::parsers::challenge(&String::from_utf8_lossy(bytes));
     policy::parse(bytes);
     auth_file::parse(bytes);
 }
 
-/// A `hosts.toml`.
+/// Parses a `hosts.toml`.
 pub fn hosts(bytes: &[u8]) {
     registry::parsers::hosts(&String::from_utf8_lossy(bytes));
 }
 
-/// A `registries.conf`.
+/// Parses a `registries.conf`.
 pub fn registries_conf(bytes: &[u8]) {
     registry::parsers::registries_conf(&String::from_utf8_lossy(bytes));
 }
 
-/// What strangers write, as it is shown.
+/// Makes untrusted text printable.
 ///
 /// # Panics
-/// Something that a terminal obeys comes through, or JSON gets another meaning.
+/// A character that controls a terminal remains, or JSON gets another meaning.
 pub fn printable(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let shown = Printable::new(&text);
-    let obeyed = |letter: char| letter.is_control() || ('\u{202a}'..='\u{202e}').contains(&letter);
-    assert!(!shown.as_str().contains(obeyed), "{shown:?}");
+    let controls = |letter: char| letter.is_control() || ('\u{202a}'..='\u{202e}').contains(&letter);
+    assert!(!shown.as_str().contains(controls), "{shown:?}");
     if let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) {
         let again = serde_json::from_str::<serde_json::Value>(&printable_json(&text));
         assert_eq!(again.ok(), Some(value));
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_been_found_before_does_no_harm() {
+    fn the_corpus_runs_without_panics() {
         corpus("layer", layer);
         corpus("recipe", recipe);
         corpus("manifest", manifest);

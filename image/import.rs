@@ -1,7 +1,8 @@
-//! A folder whose archives and layouts are loaded as they appear, and whose images stay: for nodes without a registry.
+//! The import folder: archives and layouts in it are loaded as they appear, and their images stay. It is for
+//! nodes without a registry.
 //!
-//! What was loaded is noted beside the images, so that a start reads no archive again; an image of the folder that was
-//! removed comes back. The images are pinned as long as their file is there.
+//! The imported files are recorded beside the images, so that a start does not read the archives again. If an
+//! image of the folder was removed, it is loaded again. The images are pinned as long as their file exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,98 +21,100 @@ use crate::error::{Error, blocking};
 use crate::printable::Printable;
 use crate::store::{ImageStore, Inner, durable_replace, read_json};
 
-/// How often the folder is looked at without news of it: a layout's files are below what is watched.
-const LOOK: Duration = Duration::from_secs(30);
-/// A file that changed this recently is still being written.
+/// The interval of scans without events. The files of a layout are below the watched folder, so their changes
+/// cause no events.
+const SCAN_INTERVAL: Duration = Duration::from_secs(30);
+/// A file that changed more recently than this is still being written.
 const QUIET: Duration = Duration::from_secs(2);
-/// The longest time between two attempts at a file that cannot be loaded.
-const MAX_WAIT: Duration = Duration::from_secs(600);
-/// The file that notes what was loaded.
-const NOTES: &str = "imported.json";
+/// The longest time between two attempts to load a file.
+const MAX_BACKOFF: Duration = Duration::from_secs(600);
+/// The file that records the imports.
+const RECORD: &str = "imported.json";
 
-/// What was loaded, by the names in the folder.
-pub(crate) type Notes = BTreeMap<String, Note>;
+/// The imported files, by their names in the folder.
+pub(crate) type Imports = BTreeMap<String, Import>;
 
-/// What was loaded of one file.
+/// The images of one imported file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Note {
+pub(crate) struct Import {
     stamp: Stamp,
     images: BTreeSet<Digest>,
 }
 
-/// By which a file is known to be the same.
+/// Identifies a version of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     inode: u64,
     size: u64,
-    /// Of the last change of the content and of the file itself, in nanoseconds since the epoch.
+    /// The mtime and the ctime, in nanoseconds since the epoch.
     changed: [i128; 2],
 }
 
 /// A file that could not be loaded.
 struct Failed {
     stamp: Stamp,
-    wait: Duration,
-    again: Instant,
+    backoff: Duration,
+    retry_at: Instant,
 }
 
-/// What was loaded by former daemons.
-pub(crate) fn read_notes(root: &Path) -> Notes {
-    read_json(&root.join(NOTES)).unwrap_or_default()
+/// Reads the record of imports that former daemons wrote.
+pub(crate) fn read_imports(root: &Path) -> Imports {
+    read_json(&root.join(RECORD)).unwrap_or_default()
 }
 
-/// The images of all files.
-pub(crate) fn images_of(notes: &Notes) -> BTreeSet<Digest> {
-    notes.values().flat_map(|note| note.images.iter().cloned()).collect()
+/// Returns the images of all imported files.
+pub(crate) fn images_of(imports: &Imports) -> BTreeSet<Digest> {
+    imports.values().flat_map(|import| import.images.iter().cloned()).collect()
 }
 
 impl ImageStore {
-    /// Loads what is in `folder` and what comes into it, until the future is dropped. The folder is made if it is missing.
+    /// Loads the files in `folder` and those that appear in it, until the future is dropped. The folder is
+    /// created if it is missing.
     pub async fn import_from(&self, folder: PathBuf) {
         let mut failed = BTreeMap::new();
         let mut watch = watch(&folder).await;
         loop {
             let unready = self.import(&folder, &mut failed).await.unwrap_or_else(|error| {
-                tracing::warn!(folder = %folder.display(), %error, "look for images to import");
+                tracing::warn!(folder = %folder.display(), %error, "failed to scan the import folder");
                 false
             });
-            let next = failed.values().map(|failed: &Failed| failed.again).min();
-            let longest = if unready { QUIET } else { LOOK };
-            let look =
+            let next = failed.values().map(|failed: &Failed| failed.retry_at).min();
+            let longest = if unready { QUIET } else { SCAN_INTERVAL };
+            let pause =
                 next.map_or(longest, |next| next.saturating_duration_since(Instant::now()).min(longest));
-            // Never busy, whatever the clocks say.
-            let look = look.max(Duration::from_millis(500));
+            // A lower bound prevents a busy loop.
+            let pause = pause.max(Duration::from_millis(500));
             match &mut watch {
                 Some(events) => {
-                    drop(tokio::time::timeout(look, events.next()).await);
-                    // One look serves all news of a moment.
+                    drop(tokio::time::timeout(pause, events.next()).await);
+                    // Events within a short time are handled by one scan.
                     while let Ok(Some(_)) =
                         tokio::time::timeout(Duration::from_millis(200), events.next()).await
                     {
                     }
                 }
-                None => tokio::time::sleep(look).await,
+                None => tokio::time::sleep(pause).await,
             }
         }
     }
 
-    /// One look at the folder; whether something in it is still being written.
+    /// Scans the folder once. Returns whether a file in it is still being written.
     async fn import(&self, folder: &Path, failed: &mut BTreeMap<String, Failed>) -> Result<bool, Error> {
         let path = folder.to_owned();
-        let found = blocking("read the import folder", move || stamps(&path)).await?;
-        failed.retain(|name, failure| found.get(name) == Some(&failure.stamp));
+        let files = blocking("read the import folder", move || stamps(&path)).await?;
+        failed.retain(|name, failure| files.get(name) == Some(&failure.stamp));
         let inner = self.inner();
-        let mut notes = inner.notes();
-        notes.retain(|name, _| found.contains_key(name));
+        let mut imports = inner.imports();
+        imports.retain(|name, _| files.contains_key(name));
         let mut unready = false;
-        for (name, stamp) in found {
-            let known = notes.get(&name).filter(|note| note.stamp == stamp);
-            if known.is_some_and(|note| note.images.iter().all(|id| inner.has(id))) {
+        for (name, stamp) in files {
+            let recorded = imports.get(&name).filter(|import| import.stamp == stamp);
+            if recorded.is_some_and(|import| import.images.iter().all(|id| inner.has(id))) {
                 continue;
             }
             let path = folder.join(&name);
             let shown = Printable::new(&path.to_string_lossy());
-            let waits = failed.get(&name).is_some_and(|failure| failure.again > Instant::now());
+            let waits = failed.get(&name).is_some_and(|failure| failure.retry_at > Instant::now());
             if waits || is_fresh(&path) {
                 unready |= !waits;
                 continue;
@@ -119,74 +122,75 @@ impl ImageStore {
             match self.load(&path).await {
                 Ok(images) => {
                     failed.remove(&name);
-                    tracing::info!(file = %shown, images = images.len(), "imported");
+                    tracing::info!(file = %shown, images = images.len(), "imported images from file");
                     let images = images.iter().map(|image| image.id.clone()).collect();
-                    notes.insert(name, Note { stamp, images });
+                    imports.insert(name, Import { stamp, images });
                 }
                 Err(error) => {
-                    tracing::warn!(file = %shown, %error, "cannot be imported");
-                    let wait = failed.get(&name).map_or(QUIET, |failure| (failure.wait * 2).min(MAX_WAIT));
-                    failed.insert(name, Failed { stamp, wait, again: Instant::now() + wait });
+                    tracing::warn!(file = %shown, %error, "failed to import file");
+                    let backoff =
+                        failed.get(&name).map_or(QUIET, |failure| (failure.backoff * 2).min(MAX_BACKOFF));
+                    failed.insert(name, Failed { stamp, backoff, retry_at: Instant::now() + backoff });
                 }
             }
         }
         let inner = inner.clone();
-        blocking("note what was imported", move || inner.set_notes(notes)).await.map(|()| unready)
+        blocking("record the imports", move || inner.set_imports(imports)).await.map(|()| unready)
     }
 }
 
 impl Inner {
-    /// Notes what was imported; images that are pinned or are not any more show it.
-    fn set_notes(self: &Arc<Self>, notes: Notes) -> Result<(), Error> {
-        let before = self.notes();
-        if before == notes {
+    /// Records the imports, and updates the images whose pinning changes.
+    fn set_imports(self: &Arc<Self>, imports: Imports) -> Result<(), Error> {
+        let before = self.imports();
+        if before == imports {
             return Ok(());
         }
-        durable_replace(&self.options.root.join(NOTES), &notes)?;
-        let (old, new) = (images_of(&before), images_of(&notes));
-        self.replace_notes(notes);
-        old.symmetric_difference(&new).try_for_each(|id| self.show_again(id))
+        durable_replace(&self.options.root.join(RECORD), &imports)?;
+        let (old, new) = (images_of(&before), images_of(&imports));
+        self.replace_imports(imports);
+        old.symmetric_difference(&new).try_for_each(|id| self.refresh(id))
     }
 }
 
 async fn watch(folder: &Path) -> Option<inotify::EventStream<Vec<u8>>> {
     let path = folder.to_owned();
     let watching = blocking("watch the import folder", move || {
-        fs::create_dir_all(&path).map_err(|error| Error::io("make", &path, error))?;
+        fs::create_dir_all(&path).map_err(|error| Error::io("create", &path, error))?;
         let failed = |error: io::Error| Error::io("watch", &path, error);
         let inotify = Inotify::init().map_err(failed)?;
-        let news = WatchMask::CLOSE_WRITE
+        let events = WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
             | WatchMask::MOVED_FROM
             | WatchMask::DELETE
             | WatchMask::CREATE;
-        inotify.watches().add(&path, news).map_err(failed)?;
+        inotify.watches().add(&path, events).map_err(failed)?;
         inotify.into_event_stream(vec![0; 4096]).map_err(failed)
     })
     .await;
     watching
-        .map_err(|error| tracing::warn!(%error, "the import folder is looked at every {LOOK:?} only"))
+        .map_err(|error| tracing::warn!(%error, interval = ?SCAN_INTERVAL, "failed to watch the import folder, it is only scanned periodically"))
         .ok()
 }
 
-/// What lies in the folder. Names that start with a dot are none of its images.
+/// Returns the files in the folder. Names that start with a dot are skipped.
 fn stamps(folder: &Path) -> Result<BTreeMap<String, Stamp>, Error> {
     let failed = |error| Error::io("read", folder, error);
-    let mut found = BTreeMap::new();
+    let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         if name.starts_with('.') {
             continue;
         }
-        // A layout changes with its index.
+        // A layout is identified by the stamp of its index.
         let path = entry.path();
         let index = path.join("index.json");
         if let Ok(stat) = fs::metadata(if index.exists() { &index } else { &path }) {
-            found.insert(name, Stamp::of(&stat));
+            files.insert(name, Stamp::of(&stat));
         }
     }
-    Ok(found)
+    Ok(files)
 }
 
 impl Stamp {

@@ -1,8 +1,8 @@
 //! Images: references, the registry client, the store of unpacked layers, and containers' writable layers.
 //!
-//! An image is pulled ([`ImageStore::pull`]) or loaded from an archive ([`ImageStore::load`]). Its layers are streamed
-//! from the socket through digest check and decompression into one folder per layer, each independent of the others; a
-//! container's root filesystem is an overlay of these folders, which somebody else mounts.
+//! An image is pulled ([`ImageStore::pull`]) or loaded from an archive ([`ImageStore::load`]). Each layer is
+//! streamed from the socket through digest check and decompression into its own folder, independent of the
+//! other layers. The root filesystem of a container is an overlay of these folders. The caller mounts it.
 
 mod admission;
 mod artifact;

@@ -1,22 +1,22 @@
-//! Manifests and indexes: parsed from bytes whose digest has been checked, and refused where they could be read in two
-//! ways (CVE-2021-41190). What a document holds beyond the fields that are used takes no memory.
+//! Manifests and indexes. They are parsed from bytes whose digest has been checked. Ambiguous documents are
+//! rejected (CVE-2021-41190). Members that are not used take no memory.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::bounded::{Few, is_object};
+use crate::bounded::{Bounded, is_object};
 use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::platform::Platform;
 
-/// A manifest or index may not be larger: the OCI distribution spec asks registries for this much.
+/// The largest manifest or index, in bytes: the OCI distribution spec recommends that registries accept this size.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
-/// More layers than overlayfs can stack (its limit is 500 lower folders).
+/// The most layers of an image: overlayfs stacks at most 500 lower folders.
 pub(crate) const MAX_LAYERS: usize = 500;
 /// The most entries of an index. Those of images have some dozens, those of archives one for each image.
 const MAX_ENTRIES: usize = 10_000;
-/// Further places of one layer that are tried.
+/// The most additional URLs of one layer.
 const MAX_URLS: usize = 16;
 
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -26,9 +26,10 @@ pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.ma
 pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIGS: [&str; 2] = [OCI_CONFIG, "application/vnd.docker.container.image.v1+json"];
-/// Types of configs and layers in manifests of Docker's that stand for "an image" (github.com/docker/distribution issue
-/// 1621; Docker and containerd read them so): what a layer is compressed by shows its beginning.
-const WITHOUT_MEANING: [&str; 5] =
+/// Media types of configs and layers in Docker's manifests that carry no information
+/// (github.com/docker/distribution issue 1621). Docker and containerd accept them as those of an image. The
+/// compression of a layer is detected from its first bytes.
+const UNSPECIFIC_TYPES: [&str; 5] =
     ["", "application/octet-stream", "application/json", "text/html", "text/plain"];
 const LAYER_PREFIXES: [&str; 5] = [
     OCI_LAYER,
@@ -38,7 +39,7 @@ const LAYER_PREFIXES: [&str; 5] = [
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ];
 
-/// Where content is, by its digest.
+/// A reference to content by its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -50,44 +51,45 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<OfferedPlatform>,
     #[serde(default)]
     pub(crate) annotations: Box<Annotations>,
-    /// Where else the content is: of layers that a registry may not keep (OCI descriptor, "urls").
+    /// Other locations of the content, for layers that a registry may not distribute (OCI descriptor,
+    /// "urls").
     #[serde(default)]
-    pub(crate) urls: Few<String, MAX_URLS>,
+    pub(crate) urls: Bounded<String, MAX_URLS>,
 }
 
-/// The annotations that have a meaning here, each with the one place that reads it. All others are left out: an
-/// annotation of an image steers nothing.
+/// The annotations that berth uses, each in one place. All others are skipped, so an annotation of an image
+/// cannot control anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Annotations {
     /// The name of an artifact's file (OCI image spec, "Pre-Defined Annotation Keys").
     #[serde(rename = "org.opencontainers.image.title")]
     pub(crate) title: Option<String>,
-    /// In a layout by the spec a tag; skopeo and podman may write a whole name.
+    /// In a layout a tag, by the spec. skopeo and podman may write a full reference.
     #[serde(rename = "org.opencontainers.image.ref.name")]
     pub(crate) ref_name: Option<String>,
-    /// Whole names in layouts, as containerd and docker write them.
+    /// A full reference in a layout, as containerd and docker write it.
     #[serde(rename = "io.containerd.image.name")]
     pub(crate) full_name: Option<String>,
-    /// The signature beside what is signed (cosign's signature specification).
+    /// The signature of the signed content (cosign's signature specification).
     #[serde(rename = "dev.cosignproject.cosign/signature")]
     pub(crate) signature: Option<String>,
 }
 
-/// Manifest and index: which of both it is, its fields tell.
+/// A manifest or an index, depending on its fields.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
     schema_version: Option<u64>,
     media_type: Option<String>,
-    /// Of schema 1.
+    /// A field of schema 1.
     fs_layers: Option<IgnoredAny>,
-    manifests: Option<Few<Descriptor, MAX_ENTRIES>>,
+    manifests: Option<Bounded<Descriptor, MAX_ENTRIES>>,
     config: Option<Descriptor>,
-    layers: Option<Few<Descriptor, MAX_LAYERS>>,
+    layers: Option<Bounded<Descriptor, MAX_LAYERS>>,
 }
 
-/// The platform of an entry of an index. What is missing is empty.
+/// The platform of an entry of an index. Missing members are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct OfferedPlatform {
@@ -104,22 +106,22 @@ impl OfferedPlatform {
 }
 
 impl Descriptor {
-    /// What its index says that it runs on.
-    pub(crate) fn told_platform(&self) -> Option<Platform> {
-        self.platform.as_ref().map(OfferedPlatform::platform).filter(Platform::is_told)
+    /// Returns the platform that the index specifies for this entry.
+    pub(crate) fn specified_platform(&self) -> Option<Platform> {
+        self.platform.as_ref().map(OfferedPlatform::platform).filter(Platform::is_specified)
     }
 }
 
-/// What a manifest's bytes say.
+/// A parsed manifest or index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Manifest {
     Index(Vec<Descriptor>),
     Image(ImageManifest),
-    /// Content that is no container image (OCI image spec, "Guidelines for Artifact Usage").
+    /// Content that is not a container image (OCI image spec, "Guidelines for Artifact Usage").
     Artifact(ArtifactManifest),
 }
 
-/// Files that somebody keeps in a registry.
+/// The manifest of an artifact: a list of files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ArtifactManifest {
     pub(crate) blobs: Vec<Descriptor>,
@@ -133,35 +135,38 @@ pub(crate) struct ImageManifest {
 }
 
 impl Manifest {
-    /// Parses `bytes`; `media_type` is what the registry's header or the descriptor says they are, if anything.
+    /// Parses `bytes`. `media_type` is the type in the registry's header or in the descriptor, if any.
     pub(crate) fn parse(what: &str, media_type: Option<&str>, bytes: &[u8]) -> Result<Self, Error> {
         let document = Document::parse(what, bytes)?;
         let stated = document.media_type.as_deref();
         if document.schema_version == Some(1) || document.fs_layers.is_some() {
-            return Err(Error::unsupported(what, "is a schema 1 manifest, which has no digests to trust"));
+            return Err(Error::unsupported(what, "schema 1 manifest, which has no verifiable digests"));
         }
         let is_index = document.manifests.is_some();
         if is_index && (document.layers.is_some() || document.config.is_some()) {
-            return Err(Error::corrupt(what, "claims to be both an index and an image"));
+            return Err(Error::corrupt(what, "both an index and an image"));
         }
-        // What is found inside counts; what the field and the header say must not contradict it.
+        // The content decides. The field and the header must not contradict it.
         let kind = if is_index { [OCI_INDEX, DOCKER_LIST] } else { [OCI_MANIFEST, DOCKER_MANIFEST] };
         for claimed in [stated, media_type].into_iter().flatten().map(essence) {
             if is_manifest_type(&claimed) && !kind.contains(&claimed.as_str()) {
-                return Err(Error::corrupt(what, format!("is called {claimed:?}, but its content is not")));
+                return Err(Error::corrupt(
+                    what,
+                    format!("media type is {claimed:?}, but the content is not"),
+                ));
             }
         }
         if let (Some(stated), Some(header)) = (stated.map(essence), media_type.map(essence))
             && is_manifest_type(&header)
             && stated != header
         {
-            let why = format!("calls itself {stated:?}, but was sent as {header:?}");
+            let why = format!("mediaType is {stated:?}, but the Content-Type is {header:?}");
             return Err(Error::corrupt(what, why));
         }
         if let Some(other) = stated.map(essence).filter(|stated| !is_manifest_type(stated)) {
-            return Err(Error::unsupported(what, format!("is of the type {other:?}, which is no image")));
+            return Err(Error::unsupported(what, format!("media type {other:?} is not an image")));
         }
-        // Docker's manifests are images and nothing else.
+        // A manifest of Docker's type is always an image.
         let docker =
             [stated, media_type].into_iter().flatten().map(essence).any(|claimed| claimed == DOCKER_MANIFEST);
         if let Some(entries) = document.manifests {
@@ -179,16 +184,16 @@ impl Manifest {
 impl Document {
     fn parse(what: &str, bytes: &[u8]) -> Result<Self, Error> {
         if !is_object(bytes) {
-            // What is no JSON at all is told by the parser.
+            // The parser reports content that is not JSON.
             let _any: IgnoredAny =
                 serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
-            return Err(Error::corrupt(what, "is no JSON object"));
+            return Err(Error::corrupt(what, "not a JSON object"));
         }
         berth_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))
     }
 
     fn image(self, what: &str) -> Result<ImageManifest, Error> {
-        let missing = |field: &str| Error::corrupt(what, format!("has no {field}"));
+        let missing = |field: &str| Error::corrupt(what, format!("missing {field}"));
         Ok(ImageManifest {
             config: self.config.ok_or_else(|| missing("config"))?,
             layers: self.layers.ok_or_else(|| missing("layers"))?.all(what, "layers")?,
@@ -196,24 +201,26 @@ impl Document {
     }
 }
 
-/// The blobs of a signature's manifest, which calls its config that of an image (cosign's signature specification).
+/// Returns the blobs of a signature's manifest. Its config has the media type of an image config (cosign's
+/// signature specification).
 pub(crate) fn signature_blobs(what: &str, bytes: &[u8]) -> Result<Vec<Descriptor>, Error> {
     Document::parse(what, bytes)?.image(what).map(|parts| parts.layers)
 }
 
-/// What a manifest has in the place of a configuration.
+/// Returns the config descriptor of a manifest.
 pub(crate) fn config_of(what: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
     Document::parse(what, bytes)?.image(what).map(|parts| parts.config)
 }
 
 impl ImageManifest {
-    /// In a manifest of Docker's, types that registries and builders of old have put there say nothing.
+    /// Checks types and sizes. In a Docker manifest, unspecific media types of old registries and builders
+    /// are accepted.
     fn check(&self, what: &str, docker: bool) -> Result<(), Error> {
-        let says_nothing =
-            |media_type: &str| docker && WITHOUT_MEANING.contains(&essence(media_type).as_str());
+        let unspecific =
+            |media_type: &str| docker && UNSPECIFIC_TYPES.contains(&essence(media_type).as_str());
         let config = self.config.media_type.as_str();
-        if !CONFIGS.contains(&config) && !says_nothing(config) {
-            let why = format!("has a config of the type {:?}: no container image", self.config.media_type);
+        if !CONFIGS.contains(&config) && !unspecific(config) {
+            let why = format!("not a container image: the config has the type {:?}", self.config.media_type);
             return Err(Error::unsupported(what, why));
         }
         if self.config.size > MAX_CONFIG {
@@ -221,27 +228,27 @@ impl ImageManifest {
             return Err(Error::limit(what, why));
         }
         for layer in &self.layers {
-            let known = LAYER_PREFIXES.iter().any(|prefix| {
+            let supported = LAYER_PREFIXES.iter().any(|prefix| {
                 layer
                     .media_type
                     .strip_prefix(prefix)
                     .is_some_and(|rest| matches!(rest, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
             });
-            if !known && !says_nothing(&layer.media_type) {
-                let why = format!("layer {} is of the type {:?}", layer.digest, layer.media_type);
+            if !supported && !unspecific(&layer.media_type) {
+                let why = format!("layer {} has the type {:?}", layer.digest, layer.media_type);
                 return Err(Error::unsupported(what, why));
             }
         }
         Ok(())
     }
 
-    /// The bytes of config and layers as they are in the registry.
+    /// Returns the size of config and layers in the registry, in bytes.
     pub(crate) fn content_size(&self) -> u64 {
         self.layers.iter().fold(self.config.size, |sum, layer| sum.saturating_add(layer.size))
     }
 }
 
-/// A media type without its parameters.
+/// Returns a media type without its parameters.
 fn essence(text: &str) -> String {
     text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
@@ -250,12 +257,13 @@ fn is_manifest_type(text: &str) -> bool {
     [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].contains(&text)
 }
 
-/// Chooses the entry of an index that runs here. An entry without a platform is the last choice: its config decides.
+/// Chooses the entry of an index that fits the platform best. An entry without a platform is the last choice:
+/// its config decides.
 pub(crate) fn choose(what: &str, entries: &[Descriptor], platform: &Platform) -> Result<Descriptor, Error> {
     let mut best: Option<(u32, &Descriptor)> = None;
     for entry in entries {
-        let rank = entry.told_platform().map_or(Some(0), |offered| platform.rank(&offered));
-        // The first of equals wins, as everywhere.
+        let rank = entry.specified_platform().map_or(Some(0), |offered| platform.rank(&offered));
+        // The first of equal entries is chosen, as in other runtimes.
         if let Some(rank) = rank
             && best.is_none_or(|(highest, _)| rank > highest)
         {
@@ -264,7 +272,7 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], platform: &Platform) ->
     }
     match best {
         Some((_, entry)) => Ok(entry.clone()),
-        None => Err(Error::unsupported(what, format!("has no image for {platform}"))),
+        None => Err(Error::unsupported(what, format!("no image for {platform}"))),
     }
 }
 
@@ -299,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_and_an_index_are_told_apart() {
+    fn an_image_and_an_index_are_distinguished() {
         let Manifest::Image(parsed) =
             parse(&image(), Some("application/vnd.oci.image.manifest.v1+json; x=y")).unwrap()
         else {
@@ -321,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
+    fn ambiguous_documents_are_rejected() {
         for (value, header) in [
             (with("manifests", json!([])), None),
             (image(), Some(OCI_INDEX)),
@@ -349,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_another_config_is_an_artifact() {
+    fn a_manifest_with_another_config_is_an_artifact() {
         let config =
             json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(""), "size": 2 });
         let mut value = with("config", config);
@@ -363,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn types_that_say_nothing_are_those_of_an_image_in_a_manifest_of_dockers() {
+    fn unspecific_types_are_accepted_in_a_docker_manifest() {
         let docker = |config: Value, layer: Value| {
             let mut value = with("mediaType", json!(DOCKER_MANIFEST));
             value["config"]["mediaType"] = config;
@@ -411,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_absence_and_other_annotations_are_left_out() {
+    fn null_members_are_absent_and_other_annotations_are_skipped() {
         let mut value = image();
         let layer = &mut value["layers"][0];
         layer["annotations"] = json!(null);
@@ -426,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_have_limits_and_they_are_told() {
+    fn lists_have_limits() {
         let layer = image()["layers"][0].clone();
         let many = with("layers", json!(vec![layer; 501]));
         let entry = json!({ "mediaType": OCI_MANIFEST, "digest": digest("a"), "size": 1 });

@@ -1,4 +1,5 @@
-//! All that is wrong in the files that say where images come from and which may: for who checks a node before it needs them.
+//! Finds all mistakes in the files that configure registries, credentials and the policy, before a pull needs
+//! them.
 
 use crate::auth_file;
 use crate::error::{Error, blocking};
@@ -6,23 +7,23 @@ use crate::policy;
 use crate::registry;
 use crate::store::Options;
 
-/// Looks at each `hosts.toml` with its certificates, the registries.conf with its drop-ins, the files of credentials, and the
-/// policy with its keys. What is missing says nothing.
+/// Checks each `hosts.toml` with its certificates, the registries.conf with its drop-ins, the files of
+/// credentials, and the policy with its keys. Missing files are not mistakes.
 pub async fn mistakes(options: &Options) -> Vec<String> {
     let (certs_dirs, conf) = (options.certs_dirs.clone(), options.registries_conf.clone());
-    let read = blocking("read the files of registries", move || {
-        let mut found = registry::host_mistakes(&certs_dirs);
-        found.extend(conf.iter().flat_map(|conf| registry::conf_mistakes(conf)));
-        Ok::<_, Error>(found)
+    let read = blocking("read registry configuration", move || {
+        let mut mistakes = registry::host_mistakes(&certs_dirs);
+        mistakes.extend(conf.iter().flat_map(|conf| registry::conf_mistakes(conf)));
+        Ok::<_, Error>(mistakes)
     });
-    let mut found = read.await.unwrap_or_else(|error| vec![error.to_string()]);
+    let mut mistakes = read.await.unwrap_or_else(|error| vec![error.to_string()]);
     for file in &options.auth_files {
-        found.extend(auth_file::check(file).await.err().map(|error| error.to_string()));
+        mistakes.extend(auth_file::check(file).await.err().map(|error| error.to_string()));
     }
     if let Some(file) = &options.policy {
-        found.extend(policy::mistakes(file).await);
+        mistakes.extend(policy::mistakes(file).await);
     }
-    found
+    mistakes
 }
 
 #[cfg(test)]
@@ -39,7 +40,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_mistake_of_every_file_is_told() {
+    async fn every_mistake_of_every_file_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let options = Options {
@@ -74,8 +75,8 @@ mod tests {
             r#"{"default": [{"type": "sigstoreSigned", "keyPath": "/no/such/key", "signedIdentity": null}],
                 "transports": {"docker": {"g.test": [{"type": "sigstoreSigned", "keyPath": "/no/other/key"}]}}}"#,
         );
-        let found = mistakes(&options).await;
-        for wanted in [
+        let mistakes = mistakes(&options).await;
+        for expected in [
             "a.test/hosts.toml: server:",
             "a.test/hosts.toml: host.\"https://b.test\"",
             "a.test/hosts.toml: host.\"https://c.test?x=1\"",
@@ -87,8 +88,11 @@ mod tests {
             "/no/such/key",
             "/no/other/key",
         ] {
-            assert!(found.iter().any(|line| line.contains(wanted)), "{wanted} is not in {found:#?}");
+            assert!(
+                mistakes.iter().any(|line| line.contains(expected)),
+                "{expected} is not in {mistakes:#?}"
+            );
         }
-        assert!(!found.iter().any(|line| line.contains("fine_5000_")), "{found:#?}");
+        assert!(!mistakes.iter().any(|line| line.contains("fine_5000_")), "{mistakes:#?}");
     }
 }

@@ -1,20 +1,20 @@
-//! Which of the images in an index runs on this host.
+//! Platforms: which images of an index run on this host.
 
 use oci_spec::image::{Arch, Os};
 
-/// An operating system and a processor, in the words of the Go toolchain (OCI image index, `platform`).
+/// An operating system and a processor, with the names of the Go toolchain (OCI image index, `platform`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Platform {
-    /// `linux`.
+    /// The operating system: `linux`.
     pub os: String,
-    /// `amd64`, `arm64`, `riscv64` ...
+    /// The processor: `amd64`, `arm64`, `riscv64` ...
     pub architecture: String,
-    /// `v7` of 32-bit ARM, and such.
+    /// The variant of the processor, such as `v7` of 32-bit ARM.
     pub variant: Option<String>,
 }
 
 impl Default for Platform {
-    /// This host's.
+    /// Returns the platform of this host.
     fn default() -> Self {
         Self {
             os: Os::default().to_string(),
@@ -25,8 +25,9 @@ impl Default for Platform {
 }
 
 impl Platform {
-    /// The same in the words of the Go toolchain: builders write what `uname` or the vendor says, in any case (containerd
-    /// reads them so, github.com/containerd/platforms, "Normalize").
+    /// Returns the platform with the names of the Go toolchain. Builders also write the names of `uname` or
+    /// of the vendor, in upper or lower case (containerd accepts them as well,
+    /// github.com/containerd/platforms, "Normalize").
     fn normalized(&self) -> Self {
         let variant = self.variant.as_deref().unwrap_or_default().to_ascii_lowercase();
         let architecture = self.architecture.to_ascii_lowercase();
@@ -46,12 +47,12 @@ impl Platform {
         Self { os: self.os.to_ascii_lowercase(), architecture: architecture.to_owned(), variant }
     }
 
-    /// Whether it says what it runs on.
-    pub(crate) fn is_told(&self) -> bool {
+    /// Returns whether operating system and processor are specified.
+    pub(crate) fn is_specified(&self) -> bool {
         !self.os.is_empty() && !self.architecture.is_empty()
     }
 
-    /// How well an offered platform fits: higher is better, `None` does not run here.
+    /// Returns how well an offered platform fits: higher is better, `None` does not run here.
     pub(crate) fn rank(&self, offered: &Self) -> Option<u32> {
         let offered = offered.normalized();
         if self.os != offered.os || self.architecture != offered.architecture {
@@ -62,11 +63,11 @@ impl Platform {
             None | Some("") => return Some(1),
             Some(variant) => level(variant)?,
         };
-        // The levels of a processor contain the lower ones, so the highest that runs is the best.
+        // A higher level includes the lower ones, so the highest level that runs is the best.
         (theirs <= ours).then_some(theirs + 1)
     }
 
-    /// What a processor has at least when nothing is said about its variant.
+    /// Returns the minimum level of a processor whose variant is not specified.
     fn base_level(&self) -> u32 {
         match self.architecture.as_str() {
             "arm64" => 8,
@@ -87,7 +88,8 @@ impl std::fmt::Display for Platform {
 }
 
 fn level(variant: &str) -> Option<u32> {
-    // "v8.1" and the like: the part after the dot is a set of optional features, which we do not know to be there.
+    // In "v8.1" the part after the dot is a set of optional features, which the host may lack. Such a variant
+    // has no level.
     variant.strip_prefix('v').and_then(|number| number.parse().ok())
 }
 
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_that_runs_is_chosen() {
+    fn the_best_fit_is_chosen() {
         assert_eq!(
             best("linux/amd64", &["linux/arm64/v8", "linux/amd64", "windows/amd64"]),
             Some("linux/amd64")

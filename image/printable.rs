@@ -1,26 +1,26 @@
-//! Text from strangers (registries, archives, configs of images) in a form that is safe to print: on a terminal, in a log
-//! and in the message of an error.
+//! Untrusted text (from registries, archives, configs of images) in a form that is safe to print on a
+//! terminal, in a log and in an error.
 
 use std::fmt;
 
 /// The most characters of one text.
-const LONGEST: usize = 1000;
-/// What stands for what was cut off.
+const MAX_LENGTH: usize = 1000;
+/// The mark at the end of a truncated text.
 const CUT: &str = " [...]";
 
-/// Text without control characters, escape sequences and characters that change the direction of the text around them,
-/// of bounded length. What cannot be printed is shown as `\u{1b}`.
+/// Text of bounded length without control characters, escape sequences and characters that change the
+/// direction of text. Such characters are escaped, as in `\u{1b}`.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Printable(Box<str>);
 
 impl Printable {
-    /// Makes text printable. White space of any kind becomes a single space, so that the result is one line.
+    /// Makes text printable. White space of any kind becomes a single space, so the result is one line.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        Self(printable(text, LONGEST).into())
+        Self(printable(text, MAX_LENGTH).into())
     }
 
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -57,7 +57,7 @@ impl fmt::Debug for Printable {
     }
 }
 
-/// As [`Printable`], with a length of its own: what is beyond `longest` characters is cut off.
+/// Makes text printable like [`Printable`], and truncates it to `longest` characters.
 #[must_use]
 pub fn printable(text: &str, longest: usize) -> String {
     let mut shown = String::new();
@@ -87,8 +87,8 @@ pub fn printable(text: &str, longest: usize) -> String {
     shown
 }
 
-/// JSON with the same meaning in which strings hold no character that cannot be printed. Outside of strings valid JSON has
-/// no such characters except white space.
+/// Returns JSON with the same meaning whose strings contain no unprintable characters. Outside of strings,
+/// valid JSON has no such characters except white space.
 #[must_use]
 pub fn printable_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
@@ -105,8 +105,8 @@ pub fn printable_json(json: &str) -> String {
     shown
 }
 
-/// Whether a character does something else than to be seen: controls (C0, DEL, C1), directional formatting (Unicode
-/// UAX #9, the way of CVE-2021-42574), and what has no width.
+/// Returns whether a character is not simply visible: controls (C0, DEL, C1), directional formatting (Unicode
+/// UAX #9, CVE-2021-42574), and characters without width.
 fn is_unprintable(letter: char) -> bool {
     letter.is_control()
         || matches!(letter,
@@ -123,7 +123,7 @@ mod tests {
         "\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}";
 
     #[test]
-    fn what_is_not_seen_is_shown_as_what_it_is() {
+    fn unprintable_characters_are_escaped() {
         for (text, shown) in [
             ("manifest unknown", "manifest unknown"),
             ("größer, 大きい", "größer, 大きい"),
@@ -150,16 +150,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_but_what_is_seen_comes_out_and_not_too_much(text in "(\\PC|\\p{Cc}|\\p{Cf}|\\p{Zl}|\\p{Zp}|x{0,300}){0,60}") {
+        fn the_result_is_printable_and_bounded(text in "(\\PC|\\p{Cc}|\\p{Cf}|\\p{Zl}|\\p{Zp}|x{0,300}){0,60}") {
             let shown = Printable::new(&text);
             prop_assert!(!shown.as_str().chars().any(is_unprintable), "{:?}", shown);
-            let obeyed = |letter: char| letter.is_control() || BIDI.contains(letter);
-            prop_assert!(!shown.as_str().contains(obeyed), "{:?}", shown);
-            prop_assert!(shown.as_str().chars().count() <= LONGEST + 10 + CUT.len());
+            let controls = |letter: char| letter.is_control() || BIDI.contains(letter);
+            prop_assert!(!shown.as_str().contains(controls), "{:?}", shown);
+            prop_assert!(shown.as_str().chars().count() <= MAX_LENGTH + 10 + CUT.len());
         }
 
         #[test]
-        fn printable_text_stays_as_it_is(text in "[ -~äöü大]{0,200}") {
+        fn printable_text_is_unchanged(text in "[ -~äöü大]{0,200}") {
             let shown = Printable::new(&text);
             prop_assert_eq!(shown.as_str(), text.trim_end());
             prop_assert_eq!(Printable::new(shown.as_str()), shown);

@@ -1,4 +1,4 @@
-//! How far a pull is, layer by layer, for who waits for it.
+//! The progress of pulls, layer by layer.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -9,10 +9,10 @@ use crate::manifest::Descriptor;
 use crate::reference::Reference;
 use crate::store::{ImageStore, PullKey};
 
-/// Where a layer is on its way.
+/// The stage of a layer in a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Others are fetched before it.
+    /// It waits for other layers.
     Waiting,
     /// It is being received and unpacked.
     Receiving,
@@ -23,23 +23,23 @@ pub enum Stage {
 /// One layer of an image that is being pulled, or one file of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerProgress {
-    /// The digest of what is received.
+    /// The digest of the received content.
     pub digest: String,
-    /// All bytes of it.
+    /// The size of the content, in bytes.
     pub size: u64,
-    /// Those that have come.
+    /// The bytes that were received.
     pub received: u64,
-    /// Where it is.
+    /// The stage.
     pub stage: Stage,
 }
 
-/// The layers of one pull, once its manifest is there.
+/// The layers of one pull. Empty until the manifest is received.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     layers: Mutex<Vec<Arc<Tracked>>>,
 }
 
-/// One layer, as its download reports it.
+/// One layer, whose download updates it.
 #[derive(Debug)]
 pub(crate) struct Tracked {
     digest: String,
@@ -48,12 +48,12 @@ pub(crate) struct Tracked {
     stage: AtomicU8,
 }
 
-/// The pulls under way.
+/// The running pulls.
 #[derive(Debug, Default)]
 pub(crate) struct Pulls(Mutex<HashMap<PullKey, Weak<Progress>>>);
 
 impl Pulls {
-    /// A new pull.
+    /// Registers a new pull.
     pub(crate) fn start(&self, key: &PullKey) -> Arc<Progress> {
         let progress = Arc::new(Progress::default());
         let mut pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,7 +62,7 @@ impl Pulls {
         progress
     }
 
-    /// Whether nobody pulls.
+    /// Returns whether no pull runs.
     pub(crate) fn is_idle(&self) -> bool {
         let pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pulls.values().all(|pull| pull.strong_count() == 0)
@@ -74,7 +74,7 @@ impl Pulls {
 }
 
 impl Progress {
-    /// The layers are known now.
+    /// Sets the layers, when the manifest is received.
     pub(crate) fn track(&self, layers: &[Descriptor]) -> Vec<Arc<Tracked>> {
         let tracked = layers.iter().map(|layer| {
             Arc::new(Tracked {
@@ -116,7 +116,8 @@ impl Tracked {
 }
 
 impl ImageStore {
-    /// How far the pull of a name with these credentials is; empty before its manifest is there, and afterwards.
+    /// Returns the progress of the pull of a name with these credentials. It is empty before the manifest is
+    /// received and after the pull.
     #[must_use]
     pub fn progress(&self, reference: &Reference, auth: Option<&Credentials>) -> Vec<LayerProgress> {
         let key = (reference.to_string(), auth.map(Credentials::fingerprint));

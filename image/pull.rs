@@ -1,5 +1,5 @@
-//! A pull: from a reference through index and manifest to the config, then all layers at once, each from the socket
-//! through its digest and its decompression into place.
+//! A pull: the reference leads through indexes and the manifest to the config. Then all layers are fetched
+//! concurrently; each is streamed from the socket through digest check and decompression into its folder.
 
 use std::sync::Arc;
 
@@ -17,62 +17,62 @@ use crate::policy;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::Repository;
-use crate::store::{ImageStore, Inner, LayerKey, Lease, Making, Names, NewImage, Spender};
+use crate::store::{Creation, ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
 use crate::transfer::{BlobFile, Download, Finished};
 
-/// Indexes in indexes: more than any builder makes.
+/// The most indexes on the way to a manifest. It is more than any builder creates.
 const MAX_NESTING: usize = 4;
 
 impl ImageStore {
-    /// What a name may stand for, in the order in which it is tried: one without a registry is looked for where the
-    /// registries.conf says, else on Docker Hub.
+    /// Returns the references that a name may resolve to, in the order in which they are tried. A name
+    /// without a registry is searched in the registries of registries.conf, or on Docker Hub if there are
+    /// none.
     ///
     /// # Errors
-    /// It is no name, or the registries.conf is broken.
+    /// The name is invalid, or the registries.conf is invalid.
     pub async fn names(&self, name: &str) -> Result<Vec<Reference>, Error> {
         let own: Reference = name.parse()?;
         let (registry, name) = (self.inner().registry.clone(), name.to_owned());
-        let candidates =
-            blocking("read the registries.conf", move || registry.sources.candidates(&name)).await?;
+        let candidates = blocking("read registries.conf", move || registry.sources.candidates(&name)).await?;
         Ok(if candidates.is_empty() { vec![own] } else { candidates })
     }
 
-    /// Pulls the first image of what a name may stand for that is there.
+    /// Pulls the first reference of a name that exists.
     ///
     /// # Errors
-    /// As [`Self::names`], or the last of the errors of [`Self::pull`].
+    /// As [`Self::names`], or the last error of [`Self::pull`].
     pub async fn pull_name(&self, name: &str, auth: Option<Credentials>) -> Result<Arc<Image>, Error> {
         let mut failure = None;
         for reference in self.names(name).await? {
             match self.pull(&reference, auth.clone()).await {
                 Ok(image) => return Ok(image),
-                // The node's own no is final: the next registry's image of this name is not what was asked for.
+                // A rejection by the node's policy is final: the next registry's image is another one.
                 Err(error @ Error::Untrusted { .. }) => return Err(error),
                 Err(error) => failure = Some(error),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::not_found(name, "it stands for nothing")))
+        Err(failure.unwrap_or_else(|| Error::not_found(name, "no registry to search")))
     }
 
-    /// Pulls an image, or joins the pull of the same name with the same credentials. What is there already is not
-    /// fetched again, but the registry is always asked, so that credentials count. Who drops the future leaves; the
-    /// pull ends with the last who does.
+    /// Pulls an image, or joins the pull of the same name with the same credentials. Content that is in the
+    /// store is not fetched again, but the registry is always contacted, so that it checks the credentials.
+    /// Dropping the future leaves the pull. The pull is cancelled when its last caller leaves.
     ///
     /// # Errors
-    /// The registry refuses or fails, or what it sends is broken, unsupported or too large.
+    /// The registry rejects the request or fails, or the content is corrupt, unsupported or too large.
     pub async fn pull(&self, reference: &Reference, auth: Option<Credentials>) -> Result<Arc<Image>, Error> {
         let key = (reference.to_string(), auth.as_ref().map(Credentials::fingerprint));
         let (inner, reference) = (self.inner().clone(), reference.clone());
         let start = || {
             let progress = self.inner().pulls.start(&key);
-            let spender = Spender::new(&inner);
-            Pull { inner, reference, auth, progress, _spender: spender }.run()
+            let memory_user = MemoryUser::new(&inner);
+            Pull { inner, reference, auth, progress, _memory_user: memory_user }.run()
         };
         self.inner().share_pull(key.clone(), start).await
     }
 }
 
-/// What an image is made of: its layers, and its config as it was sent and as it is understood.
+/// The fetched parts of an image: its layers, and its config as bytes and parsed.
 type Fetched = (Vec<Lease>, Vec<u8>, ParsedConfig);
 
 struct Pull {
@@ -81,17 +81,17 @@ struct Pull {
     auth: Option<Credentials>,
     progress: Arc<Progress>,
     /// Dropped last.
-    _spender: Spender,
+    _memory_user: MemoryUser,
 }
 
-/// The manifest of the image for this platform, and those on the way to it.
-struct Found {
+/// The manifest for this platform, with the documents that lead to it.
+struct ResolvedManifest {
     content: Content,
-    /// The digest of the manifest that was asked for, and so on down to the one that names the content.
+    /// The digests from the requested manifest down to the one that lists the content.
     digests: Vec<Digest>,
     size: u64,
-    /// An index has told that it is for this platform.
-    fits: bool,
+    /// An index specifies that the image is for this platform.
+    platform_checked: bool,
 }
 
 enum Content {
@@ -102,29 +102,32 @@ enum Content {
 impl Pull {
     async fn run(self) -> Result<Arc<Image>, Error> {
         let repository = self.inner.registry.repository(&self.reference, self.auth.clone()).await?;
-        let found = self.find(&repository).await?;
-        let id = match (&found.content, found.digests.last()) {
+        let resolved = self.resolve(&repository).await?;
+        let id = match (&resolved.content, resolved.digests.last()) {
             (Content::Image(manifest), _) => manifest.config.digest.clone(),
             (Content::Artifact { .. }, Some(digest)) => digest.clone(),
-            (Content::Artifact { .. }, None) => return Err(Error::internal("pull", "no manifest")),
+            (Content::Artifact { .. }, None) => {
+                return Err(Error::internal("pull an artifact", "no manifest"));
+            }
         };
-        // Also for what is here already: the policy may have changed since, or another name have brought it.
+        // Images in the store are checked, too: the policy may have changed, or another name may have been
+        // pulled.
         let verified = match &self.inner.options.policy {
-            Some(file) => policy::check_pull(file, &repository, &self.reference, &found.digests).await?,
+            Some(file) => policy::check_pull(file, &repository, &self.reference, &resolved.digests).await?,
             None => Vec::new(),
         };
-        let names = Names { verified, ..Names::pulled(&self.reference, found.digests) };
-        if let Some(image) = self.inner.name_image(&id, names.clone(), found.size).await? {
-            tracing::info!(image = %image.id, reference = %self.reference, "the image is here already");
+        let names = Names { verified, ..Names::pulled(&self.reference, resolved.digests) };
+        if let Some(image) = self.inner.name_image(&id, names.clone(), resolved.size).await? {
+            tracing::info!(image = %image.id, reference = %self.reference, "image is already in the store");
             return Ok(image);
         }
         let limit = self.inner.options.limits.bytes;
-        if found.size > limit {
-            let why = format!("{} bytes to download, the limit is {limit} bytes unpacked", found.size);
+        if resolved.size > limit {
+            let why = format!("{} bytes to download, the limit is {limit} bytes unpacked", resolved.size);
             return Err(Error::limit(self.reference.to_string(), why));
         }
-        let new = match found.content {
-            Content::Image(manifest) => self.image(&repository, manifest, found.fits).await?,
+        let new = match resolved.content {
+            Content::Image(manifest) => self.image(&repository, manifest, resolved.platform_checked).await?,
             Content::Artifact { manifest, bytes } => self.artifact(&repository, &id, manifest, bytes).await?,
         };
         // The layers are leased until the image is recorded.
@@ -136,14 +139,14 @@ impl Pull {
             diff_ids: parsed.diff_ids,
             layers: leases.iter().map(|lease| lease.key().clone()).collect(),
             names,
-            size: found.size,
+            size: resolved.size,
         };
         let image = self.inner.record_image(new).await?;
-        tracing::info!(image = %image.id, reference = %self.reference, bytes = found.size, "pulled");
+        tracing::info!(image = %image.id, reference = %self.reference, bytes = resolved.size, "pulled image");
         Ok(image)
     }
 
-    /// The files of an artifact, in a folder that stands for its only layer.
+    /// Fetches the files of an artifact into a folder, which is stored as its only layer.
     async fn artifact(
         &self,
         repository: &Repository,
@@ -152,41 +155,44 @@ impl Pull {
         bytes: Bytes,
     ) -> Result<Fetched, Error> {
         let key = LayerKey::Artifact(id.clone());
-        let make = async |making: Arc<Making>, _turn| {
-            let turns = self.inner.downloads.turns();
+        let make = async |creation: Arc<Creation>, _slot| {
+            let slots = self.inner.downloads.slots();
             let what = format!("artifact {}@{id}", self.reference.name());
             let budget = Arc::new(self.inner.budget());
             let names = artifact::file_names(&what, &manifest, &budget)?;
             let inner = self.inner.clone();
-            let folder = blocking("make a folder", move || ArtifactFolder::new(&inner)).await?;
+            let folder =
+                blocking("create the folder of an artifact", move || ArtifactFolder::new(&inner)).await?;
             let folder = Arc::new(folder);
             let tracked = self.progress.track(&manifest.blobs);
             let files = manifest.blobs.iter().zip(names).zip(tracked).map(|((blob, name), tracked)| {
                 let (folder, budget) = (folder.clone(), budget.clone());
-                let (turns, making) = (&turns, &making);
-                BlobFile { repository, blob, name, folder, budget, tracked, turns, making }.fetch()
+                let (slots, creation) = (&slots, &creation);
+                BlobFile { repository, blob, name, folder, budget, tracked, slots, creation }.fetch()
             });
             try_join_all(files).await?;
             let folder = Arc::into_inner(folder);
-            Ok(folder.ok_or_else(|| Error::internal("pull an artifact", "it is still written"))?.finish())
+            Ok(folder
+                .ok_or_else(|| Error::internal("pull an artifact", "a file is still being written"))?
+                .finish())
         };
-        let lease = self.inner.lease_or_make(&key, None, make).await?;
+        let lease = self.inner.lease_or_create(&key, None, make).await?;
         let parsed = ParsedConfig::default();
         Ok((vec![lease], bytes.to_vec(), parsed))
     }
 
-    /// The config of an image, and its layers.
+    /// Fetches the config of an image, and its layers.
     async fn image(
         &self,
         repository: &Repository,
         manifest: ImageManifest,
-        fits: bool,
+        platform_checked: bool,
     ) -> Result<Fetched, Error> {
         let id = &manifest.config.digest;
         let what = format!("config {}@{id}", self.reference.name());
         let config_bytes = repository.blob(&manifest.config, MAX_CONFIG).await?;
         let parsed = parse_config(&what, &config_bytes)?;
-        if !fits {
+        if !platform_checked {
             parsed.check_platform(&what, &self.inner.options.platform)?;
         }
         let layers = &manifest.layers;
@@ -196,7 +202,7 @@ impl Pull {
         }
         let budget = Arc::new(self.inner.budget());
         let tracked = self.progress.track(layers);
-        let turns = self.inner.downloads.turns();
+        let slots = self.inner.downloads.slots();
         let finished = Finished::default();
         let downloads =
             layers.iter().zip(&parsed.diff_ids).zip(&tracked).map(|((layer, diff_id), tracked)| {
@@ -207,7 +213,7 @@ impl Pull {
                     diff_id,
                     budget: &budget,
                     tracked,
-                    turns: &turns,
+                    slots: &slots,
                     finished: &finished,
                 };
                 download.lease()
@@ -217,42 +223,47 @@ impl Pull {
         Ok((leases, config_bytes.to_vec(), parsed))
     }
 
-    async fn find(&self, repository: &Repository) -> Result<Found, Error> {
+    async fn resolve(&self, repository: &Repository) -> Result<ResolvedManifest, Error> {
         let reference = &self.reference;
         let mut fetched = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => repository.manifest_by_digest(digest).await?,
             (None, tag) => repository.manifest_by_tag(tag.unwrap_or_default()).await?,
         };
         let mut digests = Vec::new();
-        let mut fits = false;
+        let mut platform_checked = false;
         for _ in 0..MAX_NESTING {
             let what = format!("manifest {}@{}", reference.name(), fetched.digest);
             digests.push(fetched.digest.clone());
             match Manifest::parse(&what, fetched.media_type.as_deref(), &fetched.bytes)? {
                 Manifest::Image(manifest) => {
                     let size = manifest.content_size().saturating_add(length(&fetched.bytes));
-                    return Ok(Found { content: Content::Image(manifest), digests, size, fits });
+                    return Ok(ResolvedManifest {
+                        content: Content::Image(manifest),
+                        digests,
+                        size,
+                        platform_checked,
+                    });
                 }
                 Manifest::Artifact(manifest) => {
                     let size = artifact::content_size(&manifest.blobs);
                     let size = size.saturating_add(length(&fetched.bytes));
                     let content = Content::Artifact { manifest, bytes: fetched.bytes };
-                    return Ok(Found { content, digests, size, fits });
+                    return Ok(ResolvedManifest { content, digests, size, platform_checked });
                 }
                 Manifest::Index(entries) => {
                     let entry = choose(&what, &entries, &self.inner.options.platform)?;
                     if entry.size > MAX_MANIFEST {
                         let why =
-                            format!("names a manifest of {} bytes, the limit is {MAX_MANIFEST}", entry.size);
+                            format!("lists a manifest of {} bytes, the limit is {MAX_MANIFEST}", entry.size);
                         return Err(Error::limit(what, why));
                     }
-                    fits = entry.told_platform().is_some();
+                    platform_checked = entry.specified_platform().is_some();
                     fetched = repository.manifest_by_digest(&entry.digest).await?;
                     check_entry(&what, &entry, &fetched.bytes)?;
                 }
             }
         }
-        let why = format!("more than {MAX_NESTING} indexes are nested in one another");
+        let why = format!("more than {MAX_NESTING} nested indexes");
         Err(Error::unsupported(reference.to_string(), why))
     }
 }
@@ -261,10 +272,10 @@ fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
-/// What an index says of a manifest must be so.
+/// Checks the size and the media type that an index specifies for a manifest.
 fn check_entry(what: &str, entry: &Descriptor, bytes: &[u8]) -> Result<(), Error> {
     if u64::try_from(bytes.len()) != Ok(entry.size) {
-        let why = format!("says that {} has {} bytes; it has {}", entry.digest, entry.size, bytes.len());
+        let why = format!("size of {} is {}, but it has {} bytes", entry.digest, entry.size, bytes.len());
         return Err(Error::corrupt(what, why));
     }
     if entry.media_type.is_empty() {

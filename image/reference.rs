@@ -11,12 +11,12 @@ use crate::error::Error;
 const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
-/// Domain and path together.
+/// The longest domain and path together.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
 
-/// The name of an image in a registry, always complete: domain, path, and a tag or a digest or both. With both, the
-/// digest says which image it is and the tag is only remembered.
+/// The name of an image in a registry, always complete: domain, path, and a tag or a digest or both. With
+/// both, the digest selects the image and the tag is only kept for display.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     domain: String,
@@ -26,37 +26,37 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// The registry's host, with its port where one is given. Docker Hub is `docker.io`.
+    /// Returns the registry's host, with its port if there is one. Docker Hub is `docker.io`.
     #[must_use]
     pub fn domain(&self) -> &str {
         &self.domain
     }
 
-    /// The repository within the registry.
+    /// Returns the repository within the registry.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The tag; `latest` where neither tag nor digest was given.
+    /// Returns the tag. It is `latest` if neither tag nor digest was given.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest of the manifest or index.
+    /// Returns the digest of the manifest or index.
     #[must_use]
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// Domain and path, without tag and digest.
+    /// Returns domain and path, without tag and digest.
     #[must_use]
     pub fn name(&self) -> String {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// The reference `name:tag`, unless the image is pinned by a digest: then nobody has compared the tag with it.
+    /// Returns `name:tag`, or None if there is a digest: then the tag has not been verified.
     pub(crate) fn tagged(&self) -> Option<String> {
         match (&self.tag, &self.digest) {
             (Some(tag), None) => Some(format!("{}:{tag}", self.name())),
@@ -64,7 +64,7 @@ impl Reference {
         }
     }
 
-    /// The name by which policies and signatures know what is pulled: a digest says more than a tag beside it.
+    /// Returns the name that policies and signatures are compared with. A digest takes precedence over a tag.
     pub(crate) fn identity(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => self.with_digest(digest),
@@ -73,7 +73,7 @@ impl Reference {
         }
     }
 
-    /// The reference `name@digest`.
+    /// Returns `name@digest`.
     pub(crate) fn with_digest(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.name())
     }
@@ -85,15 +85,13 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = |why| Error::InvalidReference { reference: text.into(), why };
         let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => {
-                (name, Some(digest.parse().map_err(|_| invalid("its digest is not valid"))?))
-            }
+            Some((name, digest)) => (name, Some(digest.parse().map_err(|_| invalid("invalid digest"))?)),
             None => (text, None),
         };
         if is_hex_id(name) || name.parse::<Digest>().is_ok() {
-            return Err(invalid("it is an image id, no name"));
+            return Err(invalid("an image id, not a name"));
         }
-        // A colon after the last slash separates the tag; before it, a port.
+        // A colon after the last slash separates the tag. A colon before it separates a port.
         let last = name.rfind('/').map_or(0, |slash| slash + 1);
         let colon = name.get(last..).and_then(|rest| rest.find(':'));
         let (name, tag) = match colon.and_then(|colon| name.split_at_checked(last + colon)) {
@@ -102,19 +100,19 @@ impl FromStr for Reference {
         };
         let (domain, path) = split_domain(name);
         if path.chars().any(char::is_uppercase) {
-            return Err(invalid("a repository is in lower case"));
+            return Err(invalid("upper-case letters in the repository"));
         }
         if !is_domain(&domain) {
-            return Err(invalid("its registry is not a valid host"));
+            return Err(invalid("the registry is not a valid host"));
         }
         if !path.split('/').all(is_path_component) {
-            return Err(invalid("its repository is not valid"));
+            return Err(invalid("invalid repository"));
         }
         if domain.len() + 1 + path.len() > MAX_NAME {
-            return Err(invalid("its name is longer than 255 characters"));
+            return Err(invalid("the name is longer than 255 characters"));
         }
         if !tag.is_none_or(is_tag) {
-            return Err(invalid("its tag is not valid"));
+            return Err(invalid("invalid tag"));
         }
         let tag = match (tag, &digest) {
             (None, None) => Some(DEFAULT_TAG.to_owned()),
@@ -137,12 +135,13 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Whether this is the hex part of an image id.
+/// Returns whether `text` is the hex part of an image id.
 pub(crate) fn is_hex_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The first part is a registry if it looks like a host; else the whole is a name on Docker Hub.
+/// Splits a name into registry and repository. If the first part does not look like a host, the registry is
+/// Docker Hub.
 fn split_domain(name: &str) -> (String, String) {
     let (domain, path) = match name.split_once('/') {
         Some((first, rest))
@@ -187,7 +186,8 @@ fn is_host_label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
-/// Letters and digits, separated by one dot, one or two underscores, or any number of dashes.
+/// Returns whether a component consists of letters and digits, separated by one dot, one or two underscores,
+/// or any number of dashes.
 fn is_path_component(component: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let mut separator = String::new();
@@ -203,10 +203,10 @@ fn is_path_component(component: &str) -> bool {
 }
 
 fn is_tag(tag: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     tag.len() <= MAX_TAG
-        && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+        && tag.bytes().next().is_some_and(is_word)
+        && tag.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'))
 }
 
 #[cfg(test)]
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_completed_as_docker_does() {
+    fn names_are_completed_as_in_docker() {
         let cases = [
             ("busybox", "docker.io/library/busybox:latest"),
             ("busybox:1.36", "docker.io/library/busybox:1.36"),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_outweighs_the_tag() {
+    fn a_digest_takes_precedence_over_the_tag() {
         let both: Reference = format!("busybox:1@{DIGEST}").parse().unwrap();
         assert_eq!((both.tag(), both.tagged()), (Some("1"), None));
         assert_eq!(both.digest().map(ToString::to_string).as_deref(), Some(DIGEST));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reference_is_refused() {
+    fn invalid_references_are_rejected() {
         let long = format!("{}/a", "a".repeat(260));
         let tag = format!("a:{}", "t".repeat(129));
         let cases = [
@@ -297,14 +297,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_stable(text in "\\PC{0,80}") {
+        fn any_text_is_rejected_or_stable(text in "\\PC{0,80}") {
             if let Ok(reference) = text.parse::<Reference>() {
                 prop_assert_eq!(reference.to_string().parse::<Reference>().ok(), Some(reference));
             }
         }
 
         #[test]
-        fn likely_names_are_refused_or_stable(text in "[a-zA-Z0-9._:/@-]{1,60}") {
+        fn likely_names_are_rejected_or_stable(text in "[a-zA-Z0-9._:/@-]{1,60}") {
             if let Ok(reference) = text.parse::<Reference>() {
                 prop_assert!(reference.tag().is_some() || reference.digest().is_some());
                 prop_assert!(!reference.path().contains(".."));

@@ -1,6 +1,6 @@
-//! Images into an archive that berth, docker and podman load: an OCI layout in a tar file, with docker's manifest beside it.
-//! The layers are made again from their recipes, so ids and diff ids are what they were; what a registry had compressed is
-//! plain here, so the manifest is another one.
+//! Saves images to an archive that berth, docker and podman load: an OCI layout in a tar file, with docker's
+//! manifest beside it. The layers are rebuilt from their recipes, so image ids and diff ids do not change.
+//! The layers of a registry are compressed, those in the archive are not, so the manifest differs.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,26 +13,25 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, config_of};
-use crate::store::{ImageStore, Inner, KeptLayer, LayerKey, Spender};
+use crate::store::{ImageStore, Inner, LayerKey, MemoryUser, StoredLayer};
 use crate::unpack::{Budget, TreePath};
 use crate::{artifact, unpack};
 
-/// What an artifact without a configuration has in its place (OCI image spec, "Guidance for an Empty Descriptor").
+/// The config of an artifact without a config (OCI image spec, "Guidance for an Empty Descriptor").
 const EMPTY: &[u8] = b"{}";
 
 impl ImageStore {
-    /// Writes images with their names into an archive.
+    /// Writes images with their names to an archive.
     ///
     /// # Errors
-    /// There is no such image, a layer is not what it was, or `out` fails.
+    /// An image does not exist, a layer cannot be rebuilt, or writing to `out` fails.
     pub async fn save(&self, names: &[String], out: impl Write + Send + 'static) -> Result<(), Error> {
-        let _spender = Spender::new(self.inner());
+        let _memory_user = MemoryUser::new(self.inner());
         let mut holds = Vec::new();
         let mut images = Vec::new();
         for name in names {
             let image = self.resolve(name);
-            let image =
-                image.ok_or_else(|| Error::not_found(format!("image {name}"), "it is not in the store"))?;
+            let image = image.ok_or_else(|| Error::not_found(format!("image {name}"), "not in the store"))?;
             holds.push(self.hold(&image, "save")?);
             images.push(image);
         }
@@ -51,7 +50,7 @@ impl ImageStore {
     }
 }
 
-/// What the indexes at the archive's end say.
+/// The entries of the indexes, which are written at the end of the archive.
 #[derive(Default)]
 struct Entries {
     oci: Vec<Value>,
@@ -86,7 +85,7 @@ impl Inner {
         for name in names {
             let mut descriptor = descriptor.clone();
             if let (Some(name), Some(fields)) = (name, descriptor.as_object_mut()) {
-                // The first is containerd's and docker's, the second the spec's, as podman and skopeo read it.
+                // containerd and docker read the first, podman and skopeo the second, which the spec defines.
                 let annotations =
                     json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
                 fields.insert("annotations".to_owned(), annotations);
@@ -106,10 +105,10 @@ impl Inner {
         archive.blob(&image.id, config)?;
         let (mut layers, mut paths) = (Vec::new(), Vec::new());
         for diff_id in &image.layers {
-            let layer = self.kept_layer(&LayerKey::Diff(diff_id.clone()));
+            let layer = self.stored_layer(&LayerKey::Diff(diff_id.clone()));
             let what = format!("layer {diff_id}");
-            let missing = || Error::unsupported(&what, "was unpacked without what is needed to save it");
-            let KeptLayer { fs, recipe, length } = layer.ok_or_else(missing)?;
+            let missing = || Error::unsupported(&what, "cannot be saved: it was unpacked without a recipe");
+            let StoredLayer { fs, recipe, length } = layer.ok_or_else(missing)?;
             let length = length.ok_or_else(missing)?;
             archive.stream(diff_id, length, |out| {
                 let recipe = File::open(&recipe)?;
@@ -131,7 +130,7 @@ impl Inner {
         serde_json::to_vec(&manifest).map_err(|error| Error::internal("encode a manifest", error))
     }
 
-    /// The files under their titles are the blobs.
+    /// Writes the blobs of an artifact. They are the files of its folder.
     fn save_artifact<W: Write>(
         &self,
         image: &Image,
@@ -140,17 +139,17 @@ impl Inner {
     ) -> Result<(), Error> {
         let what = format!("artifact {}", image.id);
         let Manifest::Artifact(parsed) = Manifest::parse(&what, None, manifest)? else {
-            return Err(Error::corrupt(what, "is no artifact"));
+            return Err(Error::corrupt(what, "not an artifact"));
         };
         let config = config_of(&what, manifest)?;
         if Digest::of(config.digest.algorithm(), EMPTY) != config.digest {
-            let why = "has a configuration of its own, which is not kept: it cannot be saved";
+            let why = "cannot be saved: it has a config, which the store does not keep";
             return Err(Error::unsupported(what, why));
         }
         archive.blob(&config.digest, EMPTY)?;
         let names = artifact::file_names(&what, &parsed, &Budget::new(self.options.limits))?;
-        let layer = self.kept_layer(&LayerKey::Artifact(image.id.clone()));
-        let layer = layer.ok_or_else(|| Error::not_found(&what, "its files are gone"))?;
+        let layer = self.stored_layer(&LayerKey::Artifact(image.id.clone()));
+        let layer = layer.ok_or_else(|| Error::not_found(&what, "its files are missing"))?;
         for (blob, name) in parsed.blobs.iter().zip(&names) {
             archive.stream(&blob.digest, blob.size, |out| copy_file(&layer, name, blob.size, out))?;
         }
@@ -158,23 +157,23 @@ impl Inner {
     }
 }
 
-fn copy_file(layer: &KeptLayer, name: &TreePath, size: u64, out: &mut dyn Write) -> io::Result<()> {
+fn copy_file(layer: &StoredLayer, name: &TreePath, size: u64, out: &mut dyn Write) -> io::Result<()> {
     let mut file = File::open(layer.fs.join(name.as_path()))?.take(size);
     io::copy(&mut file, out).map(drop)
 }
 
 impl<W: Write> Archive<W> {
-    /// A blob whose bytes are at hand.
+    /// Writes a blob from memory.
     fn blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         if self.written.insert(digest.clone()) { self.file(&path(digest), bytes) } else { Ok(()) }
     }
 
-    /// A blob that is made while it is written, and must come to its digest.
+    /// Writes a blob that `write` produces, and checks its digest.
     fn stream(
         &mut self,
         digest: &Digest,
         size: u64,
-        make: impl FnOnce(&mut Hashing<'_, W>) -> io::Result<()>,
+        write: impl FnOnce(&mut Hashing<'_, W>) -> io::Result<()>,
     ) -> Result<(), Error> {
         if !self.written.insert(digest.clone()) {
             return Ok(());
@@ -185,12 +184,12 @@ impl<W: Write> Archive<W> {
         let out = self.out.get_mut();
         out.write_all(header.as_bytes()).map_err(failed)?;
         let mut hashing = Hashing { out, hasher: Hasher::new(digest.algorithm()), left: size };
-        make(&mut hashing).map_err(failed)?;
+        write(&mut hashing).map_err(failed)?;
         let Hashing { hasher, left, out } = hashing;
         if left > 0 || hasher.finish() != *digest {
             return Err(Error::corrupt(
                 what,
-                "its files have changed, or replace one another: it cannot be saved",
+                "cannot be saved: its files have changed, or its entries replace one another",
             ));
         }
         let padding = usize::try_from((512 - size % 512) % 512).unwrap_or(0);
@@ -219,12 +218,12 @@ impl<W: Write> Archive<W> {
     }
 }
 
-/// Where a blob is in a layout.
+/// Returns the path of a blob in a layout.
 fn path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
 }
 
-/// Without times and owners: the same images give the same archive.
+/// Returns a tar header without times and owners, so that the same images give the same archive.
 fn header(name: &str, size: u64) -> io::Result<tar::Header> {
     let mut header = tar::Header::new_gnu();
     header.set_path(name)?;
@@ -237,7 +236,7 @@ fn header(name: &str, size: u64) -> io::Result<tar::Header> {
     Ok(header)
 }
 
-/// Hashes what is written, and writes no more than was announced.
+/// Hashes the written bytes, and returns an error if there are more than declared.
 struct Hashing<'a, W> {
     out: &'a mut W,
     hasher: Hasher,
@@ -251,7 +250,7 @@ impl<W: Write> Write for Hashing<'_, W> {
         self.left = self
             .left
             .checked_sub(u64::try_from(written).unwrap_or(u64::MAX))
-            .ok_or_else(|| io::Error::other("more than was announced"))?;
+            .ok_or_else(|| io::Error::other("more bytes than declared"))?;
         Ok(written)
     }
 

@@ -1,4 +1,4 @@
-//! One layer, or one file of an artifact, on its way from a registry into the store.
+//! The transfer of one layer, or of one file of an artifact, from a registry into the store.
 
 use std::io::BufRead;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,21 +10,21 @@ use tokio::sync::mpsc;
 
 use crate::artifact::ArtifactFolder;
 use crate::digest::Digest;
-use crate::downloads::{Turn, Turns};
+use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
 use crate::manifest::Descriptor;
 use crate::progress::{Stage, Tracked};
 use crate::registry::{Figures, MIN_RATE, PieceReader, Repository, Watcher};
-use crate::store::{HalfMade, Inner, LayerKey, LayerRecord, Lease, Making};
+use crate::store::{Creation, Inner, LayerKey, LayerRecord, Lease, StagingFolder};
 use crate::unpack::{self, Budget, TreePath};
 
-/// How long the layers of a pull that failed stay, so that the next attempt goes on from there. The kubelet's own
-/// longest wait between two attempts is five minutes.
-const KEPT: Duration = Duration::from_secs(600);
-/// Pieces of a layer between the socket and the thread that unpacks it.
+/// The time for which the layers of a failed pull are kept, so that the next attempt continues from there.
+/// The kubelet waits at most five minutes between two attempts.
+const KEEP_FINISHED: Duration = Duration::from_secs(600);
+/// The most pieces of a layer between the socket and the thread that unpacks it.
 const PIECES: usize = 8;
 
-/// One layer on its way into the store.
+/// The transfer of one layer into the store.
 #[derive(Clone, Copy)]
 pub(crate) struct Download<'a> {
     pub(crate) inner: &'a Arc<Inner>,
@@ -33,12 +33,12 @@ pub(crate) struct Download<'a> {
     pub(crate) diff_id: &'a Digest,
     pub(crate) budget: &'a Arc<Budget>,
     pub(crate) tracked: &'a Tracked,
-    pub(crate) turns: &'a Turns,
+    pub(crate) slots: &'a Slots,
     pub(crate) finished: &'a Finished,
 }
 
-/// The layers of a pull that are there already. Unless they are released, they outlive the pull for a while: whoever
-/// gave it up, or failed with another layer, tries again.
+/// The finished layers of a pull. Unless they are released, they are kept for a while after the pull: if it
+/// was cancelled or another layer failed, it will be tried again.
 #[derive(Default)]
 pub(crate) struct Finished(Mutex<Vec<Lease>>);
 
@@ -57,7 +57,7 @@ impl Drop for Finished {
         let leases = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
         if let (false, Ok(runtime)) = (leases.is_empty(), Handle::try_current()) {
             runtime.spawn(async move {
-                tokio::time::sleep(KEPT).await;
+                tokio::time::sleep(KEEP_FINISHED).await;
                 drop(leases);
             });
         }
@@ -67,8 +67,8 @@ impl Drop for Finished {
 impl Download<'_> {
     pub(crate) async fn lease(self) -> Result<Lease, Error> {
         let key = LayerKey::Diff(self.diff_id.clone());
-        let fetch = |making, turn| self.fetch(making, turn);
-        let lease = self.inner.lease_or_make(&key, Some(self.turns), fetch).await?;
+        let fetch = |creation, slot| self.fetch(creation, slot);
+        let lease = self.inner.lease_or_create(&key, Some(self.slots), fetch).await?;
         self.tracked.set(Stage::Done);
         self.finished.add(self.inner.lease_again(&key));
         Ok(lease)
@@ -76,18 +76,19 @@ impl Download<'_> {
 
     async fn fetch(
         self,
-        making: Arc<Making>,
-        turn: Option<Turn>,
-    ) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
+        creation: Arc<Creation>,
+        slot: Option<Slot>,
+    ) -> Result<(Arc<StagingFolder>, LayerRecord), Error> {
         self.tracked.set(Stage::Receiving);
-        let way = Way { blob: self.layer, making: &making, turn: turn.as_ref(), budget: self.budget };
+        let slow_handler =
+            SlowHandler { blob: self.layer, creation: &creation, slot: slot.as_ref(), budget: self.budget };
         let mut first = 0;
         loop {
-            let (host, result) = self.attempt(first, way).await;
+            let (host, result) = self.attempt(first, slow_handler).await;
             match result {
-                // Bad content from one host is no verdict on the next.
+                // Corrupt content of one host is not a property of the next.
                 Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
-                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
+                    tracing::warn!(%error, "content from a mirror is corrupt, trying the next host");
                     first = host + 1;
                 }
                 result => return result,
@@ -95,12 +96,12 @@ impl Download<'_> {
         }
     }
 
-    /// Fetches and unpacks from the hosts at or after place `first`; also answers which one was the last.
+    /// Fetches and unpacks from the hosts at or after index `first`. Also returns the index of the last host.
     async fn attempt(
         self,
         first: usize,
-        way: Way<'_>,
-    ) -> (usize, Result<(Arc<HalfMade>, LayerRecord), Error>) {
+        slow_handler: SlowHandler<'_>,
+    ) -> (usize, Result<(Arc<StagingFolder>, LayerRecord), Error>) {
         let what = format!("layer {}@{}", self.repository.name(), self.layer.digest);
         let (sink, pieces) = mpsc::channel(PIECES);
         let inner = self.inner.clone();
@@ -108,53 +109,54 @@ impl Download<'_> {
         let unpacking = tokio::spawn(blocking("unpack a layer", move || {
             unpack_layer(&inner, &what, PieceReader::new(pieces), &diff_id, &budget)
         }));
-        let on_slow = |figures| way.give(figures);
+        let on_slow = |figures| slow_handler.on_slow(figures);
         let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
         let transfer = self.repository.transfer(self.layer, first, &sink, &watcher).await;
         drop(sink);
         let unpacked = unpacking.await.unwrap_or_else(|error| Err(Error::internal("unpack a layer", error)));
         let result = match (transfer.result, unpacked) {
-            // The reader's error is then only that the transfer broke off.
+            // The error of the reader is then only that the transfer broke off.
             (Err(error), _) | (_, Err(error)) => Err(error),
-            (Ok(true), Ok(made)) => Ok(made),
+            (Ok(true), Ok(unpacked)) => Ok(unpacked),
             (Ok(false), Ok(_)) => {
                 let what = format!("layer {}", self.layer.digest);
-                Err(Error::corrupt(what, "something follows the compressed archive"))
+                Err(Error::corrupt(what, "data after the end of the compressed archive"))
             }
         };
         (transfer.endpoint, result)
     }
 }
 
-/// Who might be in the way of others while a blob is transferred.
+/// The resources that others may wait for while a blob is transferred.
 #[derive(Clone, Copy)]
-struct Way<'a> {
+struct SlowHandler<'a> {
     blob: &'a Descriptor,
-    making: &'a Making,
-    turn: Option<&'a Turn>,
+    creation: &'a Creation,
+    slot: Option<&'a Slot>,
     budget: &'a Budget,
 }
 
-impl Way<'_> {
-    /// A slow transfer goes on, but others do not wait for it: neither for its turn nor for its layer. Where so many are
-    /// slow that nobody else could begin, or others wait for the memory that its image has, it is ended.
-    fn give(self, figures: Figures) -> Result<(), Error> {
-        let Self { blob: Descriptor { digest, size, .. }, making, turn, budget } = self;
-        let slow = format!("of {size} bytes it has brought {figures}, fewer than {MIN_RATE} bytes/s");
-        if turn.is_some_and(Turn::is_in_the_way) || budget.is_in_the_way() {
-            let why = format!("the transfer is slow and others wait for its turn: {slow}");
+impl SlowHandler<'_> {
+    /// Handles a slow transfer. It continues, but others do not wait for it: its slot and its layer are
+    /// released. The transfer is cancelled if so many are slow that no other can begin, or if others wait for
+    /// the memory of its image.
+    fn on_slow(self, figures: Figures) -> Result<(), Error> {
+        let Self { blob: Descriptor { digest, size, .. }, creation, slot, budget } = self;
+        let slow = format!("{figures} of {size} bytes, fewer than {MIN_RATE} bytes/s");
+        if slot.is_some_and(Slot::blocks_others) || budget.blocks_others() {
+            let why = format!("the transfer is slow and others wait for its slot: {slow}");
             return Err(Error::unavailable(format!("blob {digest}"), why));
         }
-        tracing::info!(%digest, "a transfer is slow, others go before it: {slow}");
-        making.is_slow();
-        if let Some(turn) = turn {
-            turn.lend();
+        tracing::info!(%digest, "transfer is slow, others overtake it: {slow}");
+        creation.set_slow();
+        if let Some(slot) = slot {
+            slot.release();
         }
         Ok(())
     }
 }
 
-/// One blob of an artifact on its way into its file.
+/// The transfer of one blob of an artifact into its file.
 pub(crate) struct BlobFile<'a> {
     pub(crate) repository: &'a Repository,
     pub(crate) blob: &'a Descriptor,
@@ -162,21 +164,22 @@ pub(crate) struct BlobFile<'a> {
     pub(crate) folder: Arc<ArtifactFolder>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) tracked: Arc<Tracked>,
-    pub(crate) turns: &'a Turns,
-    pub(crate) making: &'a Making,
+    pub(crate) slots: &'a Slots,
+    pub(crate) creation: &'a Creation,
 }
 
 impl BlobFile<'_> {
     pub(crate) async fn fetch(self) -> Result<(), Error> {
-        let turn = self.turns.next().await?;
+        let slot = self.slots.next().await?;
         self.tracked.set(Stage::Receiving);
-        let way = Way { blob: self.blob, making: self.making, turn: Some(&turn), budget: &self.budget };
+        let slow_handler =
+            SlowHandler { blob: self.blob, creation: self.creation, slot: Some(&slot), budget: &self.budget };
         let mut first = 0;
         loop {
-            let (host, result) = self.attempt(first, way).await;
+            let (host, result) = self.attempt(first, slow_handler).await;
             match result {
                 Err(error @ Error::Corrupt { .. }) if host + 1 < self.repository.hosts() => {
-                    tracing::warn!(%error, "a mirror sends broken content, asking the next host");
+                    tracing::warn!(%error, "content from a mirror is corrupt, trying the next host");
                     first = host + 1;
                 }
                 result => {
@@ -187,14 +190,14 @@ impl BlobFile<'_> {
         }
     }
 
-    async fn attempt(&self, first: usize, way: Way<'_>) -> (usize, Result<(), Error>) {
+    async fn attempt(&self, first: usize, slow_handler: SlowHandler<'_>) -> (usize, Result<(), Error>) {
         let what = format!("blob {}@{}", self.repository.name(), self.blob.digest);
         let (sink, pieces) = mpsc::channel(PIECES);
         let (name, folder, budget) = (self.name.clone(), self.folder.clone(), self.budget.clone());
         let writing = tokio::spawn(blocking("write a file", move || {
             folder.write(&what, &name, &mut PieceReader::new(pieces), &budget)
         }));
-        let on_slow = |figures| way.give(figures);
+        let on_slow = |figures| slow_handler.on_slow(figures);
         let watcher = Watcher { received: &self.tracked.received, on_slow: &on_slow };
         let transfer = self.repository.transfer(self.blob, first, &sink, &watcher).await;
         drop(sink);
@@ -203,24 +206,24 @@ impl BlobFile<'_> {
     }
 }
 
-/// Unpacks a layer beside the store and checks that it is the right one. For threads that may block.
+/// Unpacks a layer into a staging folder and checks its diff id. It blocks.
 pub(crate) fn unpack_layer(
     inner: &Arc<Inner>,
     what: &str,
     source: impl BufRead,
     diff_id: &Digest,
     budget: &Budget,
-) -> Result<(Arc<HalfMade>, LayerRecord), Error> {
-    let made = HalfMade::new(inner)?;
-    made.make_fs()?;
-    let fs = made.fs();
+) -> Result<(Arc<StagingFolder>, LayerRecord), Error> {
+    let staging = StagingFolder::new(inner)?;
+    staging.create_fs()?;
+    let fs = staging.fs();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;
-    let recipe = made.recipe();
-    let recipe = std::fs::File::create(&recipe).map_err(|error| Error::io("make", &recipe, error))?;
+    let recipe = staging.recipe();
+    let recipe = std::fs::File::create(&recipe).map_err(|error| Error::io("create", &recipe, error))?;
     let outcome = unpack::unpack(what, source, root, diff_id.algorithm(), budget, Some(recipe))?;
     if outcome.diff_id != *diff_id {
-        let why = format!("unpacks to {} instead of {diff_id}", outcome.diff_id);
+        let why = format!("diff id is {} instead of {diff_id}", outcome.diff_id);
         return Err(Error::corrupt(what, why));
     }
     let record = LayerRecord {
@@ -229,5 +232,5 @@ pub(crate) fn unpack_layer(
         length: Some(outcome.length),
         ..LayerRecord::default()
     };
-    Ok((Arc::new(made), record))
+    Ok((Arc::new(staging), record))
 }

@@ -1,9 +1,9 @@
-//! Reads JSON that others have written. Programs in Go write `null` for lists, maps and structs that have nothing in them,
-//! and read it everywhere as if the member were not there (encoding/json, "Unmarshal": "The JSON null value [...] has no
-//! effect"). What berth reads of images, registries, vendors and operators is read the same way: where a value is `null`,
-//! the field has the empty value of its type.
+//! Reads JSON of other programs. Programs in Go write `null` for empty lists, maps and structs, and read it
+//! everywhere like an absent member (encoding/json, "Unmarshal": "The JSON null value [...] has no effect").
+//! berth reads the files of images, registries, vendors and operators in the same way: a member that is
+//! `null` has the empty value of its type.
 //!
-//! This goes for every format that serde knows: [`NullIsAbsent`] wraps its deserializer.
+//! [`NullIsAbsent`] wraps a deserializer, so this works for all formats of serde.
 
 mod wrapped;
 
@@ -11,10 +11,10 @@ use serde::de::{Deserialize, DeserializeOwned};
 
 pub use wrapped::NullIsAbsent;
 
-/// Reads a document.
+/// Parses a document.
 ///
 /// # Errors
-/// It is no JSON, or not of this form.
+/// It is not JSON, or it does not have the form of `T`.
 pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = T::deserialize(NullIsAbsent(&mut deserializer))?;
@@ -22,7 +22,7 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     Ok(value)
 }
 
-/// Reads a document.
+/// Parses a document.
 ///
 /// # Errors
 /// As [`from_slice`].
@@ -80,12 +80,12 @@ mod tests {
         assert_eq!(read.by_name["a"], Inner::default());
         assert_eq!(read.by_name["b"].list, ["x", ""]);
         assert_eq!(read.option, Some(Inner::default()));
-        // As in Go: a text that is null is empty.
+        // As in Go, a string that is null is empty.
         assert_eq!(from_str::<Outer>(r#"{"text": null}"#).unwrap().text, "");
     }
 
     #[test]
-    fn what_is_not_null_is_read_as_it_is() {
+    fn other_values_are_unchanged() {
         let text = r#"{"text": "t", "inner": {"list": ["a"], "number": 4294967295}, "flag": true, "anything": [null, 1]}"#;
         assert_eq!(from_str::<Outer>(text).unwrap(), serde_json::from_str::<Outer>(text).unwrap());
         for wrong in [
@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn without_null_nothing_changes(text in "(\\[|\\]|\\{|\\}|,|:|\"a\"|\"list\"|1| ){0,30}") {
+        fn documents_without_null_are_unchanged(text in "(\\[|\\]|\\{|\\}|,|:|\"a\"|\"list\"|1| ){0,30}") {
             let plain = serde_json::from_str::<serde_json::Value>(&text).ok();
             prop_assert_eq!(from_str::<serde_json::Value>(&text).ok(), plain);
         }

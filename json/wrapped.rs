@@ -1,22 +1,23 @@
-//! A deserializer around another one, which gives an empty value where that has none.
+//! A deserializer that wraps another one and replaces `null` by an empty value.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
 
-/// Reads `null` as the empty value of whatever is read: no members, no text, 0, false. An `Option` is none.
+/// Reads `null` as the empty value of the requested type: no members, an empty string, 0, false. An `Option`
+/// is `None`.
 #[derive(Debug)]
 pub struct NullIsAbsent<D>(pub D);
 
-/// Forwards to the method of the same name, once it is known that there is something: serde asks for an option first.
+/// Forwards to the method of the same name if there is a value. To find out, it requests an option first.
 macro_rules! forward {
     ($($method:ident($($argument:ident: $type:ty),*) or $empty:ident($($value:expr)?);)*) => {$(
         fn $method<V: Visitor<'de>>(self, $($argument: $type,)* visitor: V) -> Result<V::Value, D::Error> {
-            struct There<V> {
+            struct IfPresent<V> {
                 visitor: V,
                 $($argument: $type,)*
             }
-            impl<'de, V: Visitor<'de>> Visitor<'de> for There<V> {
+            impl<'de, V: Visitor<'de>> Visitor<'de> for IfPresent<V> {
                 type Value = V::Value;
 
                 fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,18 +36,18 @@ macro_rules! forward {
                     deserializer.$method($(self.$argument,)* Wrapped(self.visitor))
                 }
             }
-            self.0.deserialize_option(There { visitor, $($argument,)* })
+            self.0.deserialize_option(IfPresent { visitor, $($argument,)* })
         }
     )*};
 }
 
-/// Visitors whose values are others' fields: these are read in the same way.
+/// A visitor that wraps another one, so that members of its value are read in the same way.
 struct Wrapped<V>(V);
 
-/// No members, for whatever wants some.
-struct Nothing<E>(std::marker::PhantomData<E>);
+/// An empty list or map.
+struct Empty<E>(std::marker::PhantomData<E>);
 
-impl<'de, E: Error> SeqAccess<'de> for Nothing<E> {
+impl<'de, E: Error> SeqAccess<'de> for Empty<E> {
     type Error = E;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, _: T) -> Result<Option<T::Value>, E> {
@@ -54,7 +55,7 @@ impl<'de, E: Error> SeqAccess<'de> for Nothing<E> {
     }
 }
 
-impl<'de, E: Error> MapAccess<'de> for Nothing<E> {
+impl<'de, E: Error> MapAccess<'de> for Empty<E> {
     type Error = E;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, _: K) -> Result<Option<K::Value>, E> {
@@ -62,12 +63,12 @@ impl<'de, E: Error> MapAccess<'de> for Nothing<E> {
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, _: T) -> Result<T::Value, E> {
-        Err(E::custom("there is no value without a key"))
+        Err(E::custom("a value without a key"))
     }
 }
 
-fn nothing<E>() -> Nothing<E> {
-    Nothing(std::marker::PhantomData)
+fn empty<E>() -> Empty<E> {
+    Empty(std::marker::PhantomData)
 }
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for NullIsAbsent<D> {
@@ -92,14 +93,14 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for NullIsAbsent<D> {
         deserialize_string() or visit_str("");
         deserialize_bytes() or visit_bytes(&[]);
         deserialize_byte_buf() or visit_bytes(&[]);
-        deserialize_seq() or visit_seq(nothing());
-        deserialize_tuple(len: usize) or visit_seq(nothing());
-        deserialize_tuple_struct(name: &'static str, len: usize) or visit_seq(nothing());
-        deserialize_map() or visit_map(nothing());
-        deserialize_struct(name: &'static str, fields: &'static [&'static str]) or visit_map(nothing());
+        deserialize_seq() or visit_seq(empty());
+        deserialize_tuple(len: usize) or visit_seq(empty());
+        deserialize_tuple_struct(name: &'static str, len: usize) or visit_seq(empty());
+        deserialize_map() or visit_map(empty());
+        deserialize_struct(name: &'static str, fields: &'static [&'static str]) or visit_map(empty());
     }
 
-    // These take null as it is: they know what to make of it, or cannot make anything of it.
+    // These methods pass null on: the visitor handles it, or the type does not have an empty value.
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.0.deserialize_any(Wrapped(visitor))
@@ -218,10 +219,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     }
 }
 
-/// Members that are read in the same way.
+/// The members of a list or map, which are read in the same way.
 struct Members<A>(A);
 
-/// A member to be.
+/// The seed of a member.
 struct Seed<S>(S);
 
 impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seed<S> {

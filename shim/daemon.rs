@@ -189,7 +189,7 @@ pub(crate) fn image_options(config: &Config) -> berth_image::Options {
         policy: Some(config.signature_policy.clone()),
         // They were checked when the configuration was read.
         pinned: config.pinned_images.iter().filter_map(|name| name.parse().ok()).collect(),
-        give_back: berth_runtime::sys::memory::trim,
+        release_memory: berth_runtime::sys::memory::trim,
         project_quotas: Some(std::sync::Arc::new(crate::images::quota::KernelQuotas)),
         ..berth_image::Options::default()
     }

@@ -239,6 +239,6 @@ async fn an_artifact_is_a_volume_and_no_container() {
     let mut config = shell("none", "true");
     config.image = Some(ImageSpec { image: model, ..ImageSpec::default() });
     let refused = berth.try_create(&pod, config).await.unwrap_err();
-    assert!(refused.message().contains("is an artifact"), "{refused}");
+    assert!(refused.message().contains("an artifact can be mounted"), "{refused}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

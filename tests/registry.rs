@@ -229,7 +229,7 @@ async fn a_root_that_is_half_deleted_starts_says_what_is_missing_and_is_repaired
     fs::remove_dir_all(root.join("layers")).unwrap();
     berth.restart().await;
     let log = fs::read_to_string(berth.path("daemon.log")).unwrap();
-    assert!(log.contains("an image is not whole") && log.contains(&reference), "{log}");
+    assert!(log.contains("image is damaged") && log.contains(&reference), "{log}");
     let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert!(listed.is_empty(), "{listed:?}");
     let (sound, text) = verify(&[]);

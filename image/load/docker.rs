@@ -1,11 +1,11 @@
-//! The format of `docker save` before version 25, which many tools write still (docker's image specification v1.2,
-//! "Combined image JSON + filesystem changeset format").
+//! The docker-archive: the format of `docker save` before version 25, which many tools still write (docker's
+//! image specification v1.2, "Combined image JSON + filesystem changeset format").
 
 use serde::Deserialize;
 
 use super::source::Source;
-use super::{Content, Found, MAX_IMAGES, MAX_TAGS, Offer, Place, Stored, read_small};
-use crate::bounded::Few;
+use super::{ArchivedImage, Content, MAX_IMAGES, MAX_TAGS, Offer, Place, Stored, read_small};
+use crate::bounded::Bounded;
 use crate::config::MAX_CONFIG;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
@@ -20,20 +20,20 @@ pub(super) const MANIFEST: &str = "manifest.json";
 struct Entry {
     config: String,
     #[serde(default)]
-    repo_tags: Few<String, MAX_TAGS>,
+    repo_tags: Bounded<String, MAX_TAGS>,
     #[serde(default)]
-    layers: Few<String, MAX_LAYERS>,
+    layers: Bounded<String, MAX_LAYERS>,
 }
 
-/// The images of the archive. Their layers are checked by the diff ids of their configs.
+/// Lists the images of the archive. Their layers are verified by the diff ids of their configs.
 pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
     let what = format!("{MANIFEST} of {}", source.name());
     let bytes = read_small(source, MANIFEST, MAX_MANIFEST)?;
-    let entries: Few<Entry, MAX_IMAGES> =
+    let entries: Bounded<Entry, MAX_IMAGES> =
         berth_json::from_slice(&bytes).map_err(|error| Error::corrupt(what.as_str(), error))?;
     let entries = entries.all(&what, "images")?;
     if entries.is_empty() {
-        return Err(Error::invalid(source.name(), "holds no image"));
+        return Err(Error::invalid(source.name(), "contains no image"));
     }
     entries.into_iter().map(|entry| offer(source, &what, entry)).collect()
 }
@@ -42,7 +42,7 @@ fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
     let tags = entry.repo_tags.all(what, "names of one image")?;
     let tags = tags.iter().map(|tag| tag.parse::<Reference>()).collect::<Result<Vec<_>, _>>();
     let layers = entry.layers.all(what, "layers")?;
-    // What is missing is told before anything is loaded.
+    // Missing members are reported before anything is loaded.
     for member in layers.iter().chain([&entry.config]) {
         source.length(member)?;
     }
@@ -50,8 +50,8 @@ fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
     Ok(Offer { tags: tags.map_err(|error| Error::corrupt(what, error))?, place })
 }
 
-/// What an image is made of.
-pub(super) fn find(source: &Source, config: &str, layers: &[String]) -> Result<Found, Error> {
+/// Reads the config of an image and finds its layers.
+pub(super) fn resolve(source: &Source, config: &str, layers: &[String]) -> Result<ArchivedImage, Error> {
     let config_bytes = read_small(source, config, MAX_CONFIG)?;
     let mut size = u64::try_from(config_bytes.len()).unwrap_or(u64::MAX);
     let mut stored = Vec::new();
@@ -59,12 +59,12 @@ pub(super) fn find(source: &Source, config: &str, layers: &[String]) -> Result<F
         size = size.saturating_add(source.length(member)?);
         stored.push(Stored { member: member.clone(), blob: None });
     }
-    Ok(Found {
+    Ok(ArchivedImage {
         id: Digest::of(Algorithm::Sha256, &config_bytes),
         config_bytes,
         content: Content::Image(stored),
         manifests: Vec::new(),
         size,
-        fits: false,
+        platform_checked: false,
     })
 }

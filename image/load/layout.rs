@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::source::Source;
-use super::{Content, Found, MAX_TAGS, Offer, Place, Stored, read_small};
+use super::{ArchivedImage, Content, MAX_TAGS, Offer, Place, Stored, read_small};
 use crate::artifact;
 use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
@@ -16,31 +16,31 @@ use crate::registry::check_blob;
 pub(super) const INDEX: &str = "index.json";
 const MAX_NESTING: usize = 4;
 
-/// The images of the layout that run on `platform`.
+/// Lists the images of the layout that run on `platform`.
 pub(super) fn offers(source: &Source, platform: &Platform) -> Result<Vec<Offer>, Error> {
     let what = format!("{INDEX} of {}", source.name());
     let Manifest::Index(entries) = Manifest::parse(&what, None, &read_small(source, INDEX, MAX_MANIFEST)?)?
     else {
-        return Err(Error::corrupt(what, "is no index"));
+        return Err(Error::corrupt(what, "not an index"));
     };
     let mut offers: Vec<Offer> = Vec::new();
     let mut places = HashMap::new();
-    let mut refused = None;
+    let mut first_unsupported = None;
     for (tag, entry) in candidates(&what, entries, platform)? {
-        match find(source, platform, &entry) {
-            Ok(found) => {
+        match resolve(source, platform, &entry) {
+            Ok(image) => {
                 // The same image under two names is one image.
-                let place = *places.entry(found.id).or_insert(offers.len());
+                let place = *places.entry(image.id).or_insert(offers.len());
                 match offers.get_mut(place) {
-                    Some(known) => known.tags.extend(tag),
+                    Some(offer) => offer.tags.extend(tag),
                     None => {
                         offers.push(Offer { tags: tag.into_iter().collect(), place: Place::Layout(entry) })
                     }
                 }
             }
             Err(error @ Error::Unsupported { .. }) => {
-                tracing::warn!(%error, "an entry of the layout is left out");
-                refused.get_or_insert(error);
+                tracing::warn!(%error, "skipped an unsupported entry of the layout");
+                first_unsupported.get_or_insert(error);
             }
             Err(error) => return Err(error),
         }
@@ -49,14 +49,15 @@ pub(super) fn offers(source: &Source, platform: &Platform) -> Result<Vec<Offer>,
         let why = format!("an image with {} names, the limit is {MAX_TAGS}", offer.tags.len());
         return Err(Error::limit(what, why));
     }
-    match (offers.is_empty(), refused) {
+    match (offers.is_empty(), first_unsupported) {
         (true, Some(error)) => Err(error),
-        (true, None) => Err(Error::invalid(source.name(), "holds no image")),
+        (true, None) => Err(Error::invalid(source.name(), "contains no image")),
         (false, _) => Ok(offers),
     }
 }
 
-/// The entries to load with their names: of several that share a name and differ by platform, the one for this node.
+/// Returns the entries to load, with their names. If entries share a name and differ by platform, the one for
+/// this node is chosen.
 fn candidates(
     what: &str,
     entries: Vec<Descriptor>,
@@ -81,18 +82,23 @@ fn candidates(
 
 fn name(annotations: &Annotations) -> Option<String> {
     let full = annotations.full_name.as_ref();
-    // A bare tag names no repository.
+    // A tag alone does not contain a repository.
     let whole = annotations.ref_name.as_ref().filter(|name| name.contains(['/', ':', '@']));
     full.or(whole).cloned()
 }
 
-/// What an image is made of.
-pub(super) fn find(source: &Source, platform: &Platform, entry: &Descriptor) -> Result<Found, Error> {
+/// Reads the manifest and the config of an image, and finds its layers.
+pub(super) fn resolve(
+    source: &Source,
+    platform: &Platform,
+    entry: &Descriptor,
+) -> Result<ArchivedImage, Error> {
     let mut manifests = Vec::new();
     let mut entry = entry.clone();
-    let mut fits = false;
+    let mut platform_checked = false;
     for _ in 0..MAX_NESTING {
-        fits |= entry.told_platform().is_some_and(|told| platform.rank(&told).is_some());
+        platform_checked |=
+            entry.specified_platform().is_some_and(|offered| platform.rank(&offered).is_some());
         let what = format!("manifest {} of {}", entry.digest, source.name());
         let bytes = blob(source, &entry, MAX_MANIFEST)?;
         manifests.push(entry.digest.clone());
@@ -101,7 +107,14 @@ pub(super) fn find(source: &Source, platform: &Platform, entry: &Descriptor) -> 
             Manifest::Artifact(artifact) => {
                 let size = artifact::content_size(&artifact.blobs).saturating_add(entry.size);
                 let content = Content::Artifact(artifact);
-                return Ok(Found { config_bytes: bytes, id: entry.digest, content, manifests, size, fits });
+                return Ok(ArchivedImage {
+                    config_bytes: bytes,
+                    id: entry.digest,
+                    content,
+                    manifests,
+                    size,
+                    platform_checked,
+                });
             }
             Manifest::Index(entries) => entry = choose(&what, &entries, platform)?,
             Manifest::Image(manifest) => {
@@ -113,11 +126,11 @@ pub(super) fn find(source: &Source, platform: &Platform, entry: &Descriptor) -> 
                     .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer) });
                 let content = Content::Image(layers.collect());
                 let id = manifest.config.digest;
-                return Ok(Found { config_bytes, id, content, manifests, size, fits });
+                return Ok(ArchivedImage { config_bytes, id, content, manifests, size, platform_checked });
             }
         }
     }
-    let why = format!("more than {MAX_NESTING} indexes are nested in one another");
+    let why = format!("more than {MAX_NESTING} nested indexes");
     Err(Error::unsupported(source.name(), why))
 }
 
@@ -128,8 +141,8 @@ pub(super) fn member(digest: &Digest) -> String {
 fn blob(source: &Source, entry: &Descriptor, limit: u64) -> Result<Vec<u8>, Error> {
     let what = format!("blob {} of {}", entry.digest, source.name());
     let bytes = read_small(source, &member(&entry.digest), limit).map_err(|error| match error.kind() {
-        // The archive's fault, not that of who asks for the image.
-        ErrorKind::NotFound => Error::corrupt(&what, "is missing"),
+        // The archive is corrupt: the caller's request is not the cause.
+        ErrorKind::NotFound => Error::corrupt(&what, "missing"),
         _ => error,
     })?;
     check_blob(&what, entry, &bytes)?;

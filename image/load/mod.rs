@@ -1,5 +1,5 @@
-//! Images from files: OCI layouts (folders), OCI archives and docker-archives (tar, also compressed). What they say of
-//! their content is believed as little as what a registry says.
+//! Images from files: OCI layouts (folders), OCI archives and docker-archives (tar files, which may be
+//! compressed). Their content is as untrusted as that of a registry.
 
 mod docker;
 mod layout;
@@ -14,18 +14,18 @@ use futures_util::future::try_join_all;
 use crate::artifact::{self, ArtifactFolder};
 use crate::config::{ParsedConfig, parse_config};
 use crate::digest::Digest;
-use crate::downloads::Turns;
+use crate::downloads::Slots;
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{ArtifactManifest, Descriptor};
 use crate::policy;
 use crate::printable::Printable;
 use crate::reference::Reference;
-use crate::store::{ImageStore, Inner, LayerKey, Lease, Names, NewImage, Spender};
+use crate::store::{ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
 use crate::transfer::unpack_layer;
 use crate::unpack::Budget;
 
-use source::{Source, Verified};
+use source::{Source, VerifyingReader};
 
 /// The most images of one archive.
 const MAX_IMAGES: usize = 10_000;
@@ -33,14 +33,14 @@ const MAX_IMAGES: usize = 10_000;
 const MAX_TAGS: usize = 1000;
 
 impl ImageStore {
-    /// Loads the images of an OCI layout or a tar archive, those that run on this platform, with the names that they
-    /// have there.
+    /// Loads the images of an OCI layout or a tar archive that run on this platform, with their names in the
+    /// archive.
     ///
     /// # Errors
-    /// The file cannot be read, is of no known form, is broken, or has nothing for this platform.
+    /// The file cannot be read, has an unknown format, is corrupt, or has no image for this platform.
     pub async fn load(&self, path: &Path) -> Result<Vec<Arc<Image>>, Error> {
         let inner = self.inner().clone();
-        let _spender = Spender::new(&inner);
+        let _memory_user = MemoryUser::new(&inner);
         let opener = inner.clone();
         let owned = path.to_owned();
         let policy = inner.options.policy.clone();
@@ -54,66 +54,66 @@ impl ImageStore {
         if let Some(policy) = policy {
             policy::check_archive(&policy, &transport, &path.display().to_string()).await?;
         }
-        let turns = inner.downloads.turns();
+        let slots = inner.downloads.slots();
         let origin = transport.origin();
-        let loading = Loading { inner, source, turns, origin };
+        let loading = Loading { inner, source, slots, origin };
         let mut images = Vec::new();
         for offer in offers {
             let image = loading.load(offer).await?;
-            tracing::info!(image = %image.id, path = %Printable::new(&path.to_string_lossy()), "loaded");
+            tracing::info!(image = %image.id, path = %Printable::new(&path.to_string_lossy()), "loaded image from file");
             images.push(image);
         }
         Ok(images)
     }
 }
 
-/// One image of an archive, as the archive's lists name it. What it is made of is read when its turn comes: of an archive
-/// with thousands of images the configs have more bytes than there is memory.
+/// One image in the index of an archive. Its config is read when the image is loaded: the configs of an
+/// archive with thousands of images may be larger than the memory.
 #[derive(Debug)]
 struct Offer {
     tags: Vec<Reference>,
     place: Place,
 }
 
-/// Where an image is described.
+/// The description of an image in an archive.
 #[derive(Debug)]
 enum Place {
-    /// By a manifest, or by an index with a manifest for this platform.
+    /// A manifest, or an index with a manifest for this platform.
     Layout(Descriptor),
-    /// By the names of its members.
+    /// The names of its members.
     Docker { config: String, layers: Vec<String> },
 }
 
-/// What an image is made of.
+/// An image in an archive, with its config.
 #[derive(Debug)]
-struct Found {
+struct ArchivedImage {
     config_bytes: Vec<u8>,
     id: Digest,
     content: Content,
-    /// The manifests that lead to it; none in a docker-archive.
+    /// The manifests that lead to it. None in a docker-archive.
     manifests: Vec<Digest>,
     size: u64,
-    /// An index has told that it is for this platform.
-    fits: bool,
+    /// An index specifies that the image is for this platform.
+    platform_checked: bool,
 }
 
 #[derive(Debug)]
 enum Content {
     Image(Vec<Stored>),
-    /// What is its config then is its manifest.
+    /// For an artifact, `config_bytes` is its manifest.
     Artifact(ArtifactManifest),
 }
 
-/// Where a layer lies in an archive.
+/// The location of a layer in an archive.
 #[derive(Clone, Debug)]
 struct Stored {
     member: String,
-    /// What it must be; a docker-archive says so only of the content.
+    /// The expected blob. A docker-archive has none: it only has digests of the unpacked layers.
     blob: Option<Descriptor>,
 }
 
 fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {
-    // `docker save` writes both since version 25; the layout has the digests of what a registry would have.
+    // Since version 25 `docker save` writes both. The layout is preferred: it has the digests of a registry.
     if source.has(layout::INDEX)? {
         return layout::offers(source, &inner.options.platform);
     }
@@ -121,22 +121,22 @@ fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {
         return docker::offers(source);
     }
     let why =
-        format!("is neither an OCI layout ({}) nor a docker-archive ({})", layout::INDEX, docker::MANIFEST);
+        format!("neither an OCI layout ({}) nor a docker-archive ({})", layout::INDEX, docker::MANIFEST);
     Err(Error::invalid(source.name(), why))
 }
 
-fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<Found, Error> {
+fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<ArchivedImage, Error> {
     match place {
-        Place::Layout(entry) => layout::find(source, &inner.options.platform, entry),
-        Place::Docker { config, layers } => docker::find(source, config, layers),
+        Place::Layout(entry) => layout::resolve(source, &inner.options.platform, entry),
+        Place::Docker { config, layers } => docker::resolve(source, config, layers),
     }
 }
 
 struct Loading {
     inner: Arc<Inner>,
     source: Arc<Source>,
-    turns: Turns,
-    /// For the images' records.
+    slots: Slots,
+    /// The origin in the images' records.
     origin: Option<String>,
 }
 
@@ -144,40 +144,40 @@ impl Loading {
     async fn load(&self, offer: Offer) -> Result<Arc<Image>, Error> {
         let Offer { tags, place } = offer;
         let (source, inner) = (self.source.clone(), self.inner.clone());
-        let found = blocking("read an archive", move || read_image(&source, &inner, &place)).await?;
+        let image = blocking("read an archive", move || read_image(&source, &inner, &place)).await?;
         let names =
-            Names { origins: self.origin.iter().cloned().collect(), ..names(&tags, &found.manifests) };
-        if let Some(image) = self.inner.name_image(&found.id, names.clone(), found.size).await? {
+            Names { origins: self.origin.iter().cloned().collect(), ..names(&tags, &image.manifests) };
+        if let Some(image) = self.inner.name_image(&image.id, names.clone(), image.size).await? {
             return Ok(image);
         }
         let budget = Arc::new(self.inner.budget());
-        let (leases, parsed) = match &found.content {
-            Content::Image(layers) => self.image(&found, layers, &budget).await?,
+        let (leases, parsed) = match &image.content {
+            Content::Image(layers) => self.image(&image, layers, &budget).await?,
             Content::Artifact(manifest) => {
-                (vec![self.artifact(&found.id, manifest, &budget).await?], ParsedConfig::default())
+                (vec![self.artifact(&image.id, manifest, &budget).await?], ParsedConfig::default())
             }
         };
         let new = NewImage {
-            id: found.id,
-            config_bytes: found.config_bytes,
+            id: image.id,
+            config_bytes: image.config_bytes,
             config: parsed.config,
             diff_ids: parsed.diff_ids,
             layers: leases.iter().map(|lease| lease.key().clone()).collect(),
             names,
-            size: found.size,
+            size: image.size,
         };
         self.inner.record_image(new).await
     }
 
     async fn image(
         &self,
-        found: &Found,
+        image: &ArchivedImage,
         layers: &[Stored],
         budget: &Arc<Budget>,
     ) -> Result<(Vec<Lease>, ParsedConfig), Error> {
-        let what = format!("config {} of {}", found.id, self.source.name());
-        let parsed = parse_config(&what, &found.config_bytes)?;
-        if !found.fits {
+        let what = format!("config {} of {}", image.id, self.source.name());
+        let parsed = parse_config(&what, &image.config_bytes)?;
+        if !image.platform_checked {
             parsed.check_platform(&what, &self.inner.options.platform)?;
         }
         if parsed.diff_ids.len() != layers.len() {
@@ -195,16 +195,16 @@ impl Loading {
         manifest: &ArtifactManifest,
         budget: &Arc<Budget>,
     ) -> Result<Lease, Error> {
-        let make = async |_making, _turn| {
+        let make = async |_creation, _slot| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let what = format!("artifact {id} of {}", source.name());
             let names = artifact::file_names(&what, manifest, &budget)?;
             let blobs = manifest.blobs.clone();
-            blocking("write an artifact's files", move || {
+            blocking("write the files of an artifact", move || {
                 let folder = ArtifactFolder::new(&inner)?;
                 for (blob, name) in blobs.into_iter().zip(&names) {
                     let content = source.open_member(&layout::member(&blob.digest))?;
-                    let mut content = Verified::new(content, Some(blob));
+                    let mut content = VerifyingReader::new(content, Some(blob));
                     folder.write(&what, name, &mut content, &budget)?;
                     content.check(&what)?;
                 }
@@ -212,24 +212,24 @@ impl Loading {
             })
             .await
         };
-        self.inner.lease_or_make(&LayerKey::Artifact(id.clone()), Some(&self.turns), make).await
+        self.inner.lease_or_create(&LayerKey::Artifact(id.clone()), Some(&self.slots), make).await
     }
 
     async fn layer(&self, stored: &Stored, diff_id: &Digest, budget: &Arc<Budget>) -> Result<Lease, Error> {
         let key = LayerKey::Diff(diff_id.clone());
-        let make = async |_making, _turn| {
+        let make = async |_creation, _slot| {
             let (inner, source, budget) = (self.inner.clone(), self.source.clone(), budget.clone());
             let (stored, diff_id) = (stored.clone(), diff_id.clone());
             blocking("unpack a layer", move || {
                 let what = format!("layer {} of {}", stored.member, source.name());
-                let mut content = Verified::new(source.open_member(&stored.member)?, stored.blob);
-                let made = unpack_layer(&inner, &what, &mut content, &diff_id, &budget)?;
+                let mut content = VerifyingReader::new(source.open_member(&stored.member)?, stored.blob);
+                let unpacked = unpack_layer(&inner, &what, &mut content, &diff_id, &budget)?;
                 content.check(&what)?;
-                Ok(made)
+                Ok(unpacked)
             })
             .await
         };
-        self.inner.lease_or_make(&key, Some(&self.turns), make).await
+        self.inner.lease_or_create(&key, Some(&self.slots), make).await
     }
 }
 
@@ -246,7 +246,7 @@ fn names(tags: &[Reference], manifests: &[Digest]) -> Names {
     }
 }
 
-/// Reads a small member whole.
+/// Reads a small member completely.
 fn read_small(source: &Source, member: &str, limit: u64) -> Result<Vec<u8>, Error> {
     let what = format!("{member} of {}", source.name());
     let mut bytes = Vec::new();
@@ -256,7 +256,7 @@ fn read_small(source: &Source, member: &str, limit: u64) -> Result<Vec<u8>, Erro
         .read_to_end(&mut bytes)
         .map_err(|error| Error::io("read", &what, error))?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
-        return Err(Error::limit(what, format!("is larger than {limit} bytes")));
+        return Err(Error::limit(what, format!("larger than {limit} bytes")));
     }
     Ok(bytes)
 }

@@ -1,4 +1,4 @@
-//! The policy's format, and which of its parts an image falls under.
+//! The format of the policy, and its scopes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,8 @@ use super::signature::Key;
 use crate::error::Error;
 use crate::reference::Reference;
 
-/// The whole file. Unknown keys make it invalid, as its manual page wants: a mistyped one must not open the node.
+/// A policy file. Unknown keys make it invalid, as its manual page requires: a mistyped key must not admit
+/// images.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Policy {
@@ -24,14 +25,14 @@ pub(super) struct Policy {
     transports: BTreeMap<String, BTreeMap<String, Vec<Requirement>>>,
 }
 
-/// What an image must meet. All requirements of a part count.
+/// A requirement on an image. An image must meet all requirements of a scope.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub(super) enum Requirement {
     InsecureAcceptAnything {},
     Reject {},
     SigstoreSigned(Box<SigstoreSigned>),
-    /// GPG signatures: read, so that the rest of the file can be used, and never met.
+    /// GPG signatures. The requirement is parsed, so the rest of the file can be used, but it is never met.
     SignedBy {
         #[serde(rename = "keyType")]
         _key_type: Option<IgnoredAny>,
@@ -46,7 +47,7 @@ pub(super) enum Requirement {
     },
 }
 
-/// The keys of which one must have signed.
+/// The keys. A signature by one of them is required.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct SigstoreSigned {
@@ -55,7 +56,7 @@ pub(super) struct SigstoreSigned {
     key_data: Option<String>,
     key_datas: Option<Vec<String>>,
     signed_identity: Option<Identity>,
-    // Certificates and transparency logs: known, so that the message says what is not supported.
+    // Certificates and transparency logs. They are parsed so that the error can name the unsupported key.
     fulcio: Option<serde_json::Value>,
     pki: Option<serde_json::Value>,
     rekor_public_key_path: Option<serde_json::Value>,
@@ -64,21 +65,21 @@ pub(super) struct SigstoreSigned {
     rekor_public_key_datas: Option<serde_json::Value>,
 }
 
-/// Where an image comes from, as far as policies tell it apart (containers-transports(5)).
+/// The source of an image, as policies distinguish it (containers-transports(5)).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Transport<'a> {
-    /// `docker`
+    /// `docker`: a registry.
     Registry(&'a Reference),
-    /// `oci`, a folder
+    /// `oci`: a folder.
     Layout(&'a Path),
-    /// `oci-archive`
+    /// `oci-archive`.
     OciArchive(&'a Path),
-    /// `docker-archive`
+    /// `docker-archive`.
     DockerArchive(&'a Path),
 }
 
 impl<'a> Transport<'a> {
-    /// An archive as [`Self::origin`] has noted it.
+    /// Parses an archive's origin that [`Self::origin`] returned.
     pub(crate) fn of_origin(origin: &'a str) -> Option<Self> {
         let (name, path) = origin.split_once(':')?;
         let path = Path::new(path);
@@ -90,7 +91,8 @@ impl<'a> Transport<'a> {
         })
     }
 
-    /// Where an archive is, for the record of its images: `docker-archive:/path`. None of a registry.
+    /// Returns the origin of an archive for the record of its images: `docker-archive:/path`. None for a
+    /// registry.
     pub(crate) fn origin(&self) -> Option<String> {
         match self {
             Self::Registry(_) => None,
@@ -111,7 +113,8 @@ impl Transport<'_> {
         }
     }
 
-    /// The scopes that an image falls under, the narrowest first (containers-policy.json(5), "docker:" and "oci:").
+    /// Returns the scopes of an image, the most specific first (containers-policy.json(5), "docker:" and
+    /// "oci:").
     fn scopes(&self) -> Vec<String> {
         let mut scopes = Vec::new();
         match self {
@@ -139,7 +142,7 @@ impl Transport<'_> {
 }
 
 impl Policy {
-    /// The policy of a file; none where there is none.
+    /// Reads a policy. None if the file does not exist.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, Error> {
         match fs::read(path) {
             Ok(text) => Self::parse(&text)
@@ -154,11 +157,11 @@ impl Policy {
         let policy: Self = berth_json::from_slice(text).map_err(|error| error.to_string())?;
         for part in policy.parts() {
             if part.is_empty() {
-                return Err("a list of requirements is empty".to_owned());
+                return Err("empty list of requirements".to_owned());
             }
             for requirement in part {
-                if let Requirement::SigstoreSigned(wanted) = requirement {
-                    wanted.check()?;
+                if let Requirement::SigstoreSigned(signed) = requirement {
+                    signed.check()?;
                 }
             }
         }
@@ -169,33 +172,35 @@ impl Policy {
         self.transports.values().flat_map(BTreeMap::values).chain([&self.default])
     }
 
-    /// What it wants of any image.
+    /// Returns the requirements of all scopes.
     pub(super) fn all_requirements(&self) -> impl Iterator<Item = &Requirement> {
         self.parts().flatten()
     }
 
-    /// What decides on an image, and its name for messages.
+    /// Returns the name of the scope that applies to an image, and its requirements.
     pub(super) fn requirements(&self, transport: &Transport<'_>) -> (String, &[Requirement]) {
         let name = transport.name();
-        let found = self.transports.get(name).and_then(|scopes| {
+        let matching = self.transports.get(name).and_then(|scopes| {
             let mut names = transport.scopes().into_iter();
-            names.find_map(|scope| scopes.get(&scope).map(|found| (scope, found)))
+            names.find_map(|scope| scopes.get(&scope).map(|requirements| (scope, requirements)))
         });
-        match found {
-            Some((scope, found)) => (format!("transports.{name}.{scope:?}"), found),
+        match matching {
+            Some((scope, requirements)) => (format!("transports.{name}.{scope:?}"), requirements),
             None => ("default".to_owned(), &self.default),
         }
     }
 }
 
 impl Requirement {
-    pub(super) fn words(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
-            Self::InsecureAcceptAnything {} => "anything is accepted".to_owned(),
-            Self::Reject {} => "it is rejected".to_owned(),
-            Self::SigstoreSigned(wanted) => format!("it must be signed (sigstore), as {}", wanted.identity()),
+            Self::InsecureAcceptAnything {} => "any image is accepted".to_owned(),
+            Self::Reject {} => "the image is rejected".to_owned(),
+            Self::SigstoreSigned(signed) => {
+                format!("a sigstore signature is required for {}", signed.identity())
+            }
             Self::SignedBy { .. } => {
-                "it must be signed with GPG, which berth does not verify: it is rejected".to_owned()
+                "a GPG signature is required, which berth does not verify: the image is rejected".to_owned()
             }
         }
     }
@@ -212,7 +217,7 @@ impl SigstoreSigned {
             ("rekorPublicKeyDatas", &self.rekor_public_key_datas),
         ];
         if let Some((name, _)) = unsupported.iter().find(|(_, value)| value.is_some()) {
-            return Err(format!("sigstoreSigned: {name} is not supported, only keys are"));
+            return Err(format!("sigstoreSigned: {name} is not supported, use keys"));
         }
         let given = [
             self.key_path.is_some(),
@@ -222,7 +227,7 @@ impl SigstoreSigned {
         ];
         if given.iter().filter(|given| **given).count() != 1 {
             return Err(
-                "sigstoreSigned: exactly one of keyPath, keyPaths, keyData and keyDatas is needed".into()
+                "sigstoreSigned: exactly one of keyPath, keyPaths, keyData and keyDatas is required".into()
             );
         }
         if let Some(identity) = &self.signed_identity {
@@ -231,22 +236,23 @@ impl SigstoreSigned {
         Ok(())
     }
 
-    /// How a signature must name the image.
+    /// Returns the identity that a signature must have.
     pub(super) fn identity(&self) -> &Identity {
         self.signed_identity.as_ref().unwrap_or(&Identity::MatchRepoDigestOrExact {})
     }
 
-    /// The keys, of which one must have made the signature.
+    /// Reads the keys. A signature by one of them is required.
     pub(super) async fn keys(&self) -> Result<Vec<Key>, String> {
         let mut keys = Vec::new();
         for path in self.key_path.iter().chain(self.key_paths.iter().flatten()) {
-            let text =
-                tokio::fs::read(path).await.map_err(|error| format!("read {}: {error}", path.display()))?;
-            keys.push(Key::from_pem(&text).map_err(|why| format!("key {}: {why}", path.display()))?);
+            let text = tokio::fs::read(path)
+                .await
+                .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
+            keys.push(Key::from_pem(&text).map_err(|why| format!("invalid key {}: {why}", path.display()))?);
         }
         for data in self.key_data.iter().chain(self.key_datas.iter().flatten()) {
-            let text = STANDARD.decode(data).map_err(|error| format!("key data: {error}"))?;
-            keys.push(Key::from_pem(&text).map_err(|why| format!("key data: {why}"))?);
+            let text = STANDARD.decode(data).map_err(|error| format!("invalid key data: {error}"))?;
+            keys.push(Key::from_pem(&text).map_err(|why| format!("invalid key data: {why}"))?);
         }
         Ok(keys)
     }
@@ -261,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_narrowest_scope_decides() {
+    fn the_most_specific_scope_applies() {
         let accept = r#"[{"type":"insecureAcceptAnything"}]"#;
         let scopes = [
             "",
@@ -294,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_is_not_understood_is_refused() {
+    fn unknown_requirements_are_rejected() {
         for text in [
             "",
             "{}",
@@ -313,6 +319,6 @@ mod tests {
         }
         let gpg = r#"{"default": [{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}]}"#;
         let policy = Policy::parse(gpg.as_bytes()).unwrap();
-        assert!(policy.default[0].words().contains("rejected"));
+        assert!(policy.default[0].describe().contains("rejected"));
     }
 }

@@ -1,5 +1,4 @@
-//! Under which name a signature must be, for an image that is pulled under another (containers-policy.json(5),
-//! "signedIdentity").
+//! The identity that a signature must have for an image (containers-policy.json(5), "signedIdentity").
 
 use std::fmt;
 
@@ -7,39 +6,39 @@ use serde::Deserialize;
 
 use crate::reference::Reference;
 
-/// How the name in a signature is compared with the one that is pulled.
+/// The comparison of the name in a signature with the pulled name.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub(super) enum Identity {
     /// The same repository and tag.
     MatchExact {},
-    /// The same; for an image that is pulled by digest, the same repository.
+    /// The same repository and tag. For an image that is pulled by digest, the same repository.
     MatchRepoDigestOrExact {},
-    /// The same repository, with whatever tag.
+    /// The same repository, with any tag.
     MatchRepository {},
-    /// This name, whatever is pulled.
+    /// This name, for any pulled name.
     ExactReference { docker_reference: String },
-    /// This repository, whatever is pulled.
+    /// This repository, for any pulled name.
     ExactRepository { docker_repository: String },
-    /// What is pulled below `prefix` is signed below `signed_prefix`: for mirrors.
+    /// A name below `prefix` is replaced by one below `signed_prefix`: for mirrors.
     #[serde(rename = "remapIdentity")]
     Remap { prefix: String, signed_prefix: String },
 }
 
 impl Identity {
-    /// Whether its own names are names.
+    /// Checks the names in the identity.
     pub(super) fn valid(&self) -> Result<(), String> {
         match self {
             Self::ExactReference { docker_reference } => Named::parse(docker_reference)?.specific().map(drop),
             Self::ExactRepository { docker_repository } => Named::parse(docker_repository).map(drop),
             Self::Remap { prefix, signed_prefix } if prefix.is_empty() || signed_prefix.is_empty() => {
-                Err("remapIdentity: a prefix is empty".to_owned())
+                Err("remapIdentity: empty prefix".to_owned())
             }
             _ => Ok(()),
         }
     }
 
-    /// Whether a signature for `signed` is one for `pulled`.
+    /// Checks that the name `signed` in a signature covers the pulled image.
     pub(super) fn check(&self, pulled: &Reference, signed: &str) -> Result<(), String> {
         let named = Named::parse(signed)?;
         let fits = match self {
@@ -60,7 +59,7 @@ impl Identity {
                 repo_digest_or_exact(&mapped, &named)?
             }
         };
-        if fits { Ok(()) } else { Err(format!("a signature is for the name {signed:?}")) }
+        if fits { Ok(()) } else { Err(format!("the signature is for the name {signed:?}")) }
     }
 }
 
@@ -72,11 +71,11 @@ fn repo_digest_or_exact(pulled: &Reference, named: &Named) -> Result<bool, Strin
     })
 }
 
-/// Only whole components match: `r.example/team` is no prefix of `r.example/teams`.
+/// Replaces a prefix of whole components: `r.example/team` is not a prefix of `r.example/teams`.
 fn remap(name: &str, prefix: &str, signed_prefix: &str) -> Option<String> {
     let rest = name.strip_prefix(prefix)?;
     let whole = rest.is_empty() || rest.starts_with(['/', ':', '@']);
-    // A bare host's colon is a port's.
+    // After a bare host, a colon separates the port.
     let port = rest.starts_with(':') && !prefix.contains('/');
     (whole && !port).then(|| format!("{signed_prefix}{rest}"))
 }
@@ -84,7 +83,7 @@ fn remap(name: &str, prefix: &str, signed_prefix: &str) -> Option<String> {
 /// A name in a signature or a policy.
 struct Named {
     repository: String,
-    /// The whole, if it has a tag or a digest. A missing tag is not `latest` here.
+    /// The complete name, if it has a tag or a digest. A missing tag is not `latest` here.
     specific: Option<String>,
 }
 
@@ -98,20 +97,22 @@ impl Named {
 
     fn specific(&self) -> Result<&str, String> {
         let repository = &self.repository;
-        self.specific.as_deref().ok_or_else(|| format!("{repository:?} names a repository, not one image"))
+        self.specific.as_deref().ok_or_else(|| format!("{repository:?} has neither tag nor digest"))
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MatchExact {} => f.write_str("exactly what is pulled"),
-            Self::MatchRepoDigestOrExact {} => f.write_str("what is pulled, or its repository for a digest"),
-            Self::MatchRepository {} => f.write_str("anything in the repository"),
+            Self::MatchExact {} => f.write_str("the pulled name"),
+            Self::MatchRepoDigestOrExact {} => {
+                f.write_str("the pulled name, or its repository if pulled by digest")
+            }
+            Self::MatchRepository {} => f.write_str("the pulled repository"),
             Self::ExactReference { docker_reference } => f.write_str(docker_reference),
-            Self::ExactRepository { docker_repository } => write!(f, "anything in {docker_repository}"),
+            Self::ExactRepository { docker_repository } => write!(f, "the repository {docker_repository}"),
             Self::Remap { prefix, signed_prefix } => {
-                write!(f, "what is pulled, {prefix} being {signed_prefix}")
+                write!(f, "the pulled name with {signed_prefix} in place of {prefix}")
             }
         }
     }
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_compared_as_asked() {
+    fn names_are_compared_by_the_identity() {
         let by_digest = format!("r.example/a@{DIGEST}");
         for (identity, pulled, signed, expected) in [
             (r#"{"type":"matchExact"}"#, "r.example/a:1", "r.example/a:1", true),

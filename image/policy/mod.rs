@@ -1,7 +1,7 @@
-//! Which images may come onto the node: a policy in the form of containers-policy.json(5), as podman, skopeo and CRI-O
-//! read it. `file` is its format, `identity` whose image a signature is for, `signature` what a signature says and whether
-//! a key made it. Read at each pull and for each container, so that a change needs no restart; a policy that cannot be read
-//! lets nothing through.
+//! The policy that decides which images may be used, in the format of containers-policy.json(5), which
+//! podman, skopeo and CRI-O read. `file` is its format, `identity` compares names in signatures, `signature`
+//! verifies signatures. The policy is read at each pull and for each container, so a change needs no restart.
+//! If the policy cannot be read, all images are rejected.
 
 mod file;
 mod identity;
@@ -21,25 +21,25 @@ use signature::{Key, MAX_SIGNATURE, Signature};
 
 pub(crate) use file::Transport;
 
-/// The media type of what is signed.
+/// The media type of the signed payload.
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-/// More signatures than anybody puts on an image.
+/// The most signatures of an image that are checked.
 const MAX_SIGNATURES: usize = 64;
 
-/// What a policy has to say to an image.
+/// The decision of a policy on an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ruling {
-    /// The part of the policy that decides.
+    /// The scope of the policy that applies.
     pub(crate) scope: String,
-    /// In words, one for each requirement.
+    /// The description of each requirement.
     pub(crate) requirements: Vec<String>,
 }
 
-/// Refuses what the policy does not let through. `digests` are those of the manifests that lead to the image: a signature
-/// of any of them covers what it names. The answer are the marks of the signatures that were verified ([`check_use`]).
+/// Checks a pulled image against the policy. `digests` are those of the manifests that lead to the image: a
+/// signature of any of them covers the image. Returns the marks of the verified signatures ([`check_use`]).
 ///
 /// # Errors
-/// The policy is broken, rejects the image, or wants a signature that is not there.
+/// The policy is invalid, rejects the image, or requires a signature that is missing.
 pub(crate) async fn check_pull(
     file: &Path,
     repository: &Repository,
@@ -47,73 +47,74 @@ pub(crate) async fn check_pull(
     digests: &[Digest],
 ) -> Result<Vec<String>, Error> {
     let Some(policy) = read(file).await? else { return Ok(Vec::new()) };
-    let (scope, wanted) = signatures_wanted(file, &policy, reference)?;
+    let (scope, required) = required_signatures(file, &policy, reference)?;
     let (mut signatures, mut marks) = (None, Vec::new());
-    for wanted in wanted {
-        let keys = wanted.keys().await.map_err(|why| Error::untrusted(reference.to_string(), why))?;
-        let found = match &mut signatures {
-            Some(found) => found,
+    for requirement in required {
+        let keys = requirement.keys().await.map_err(|why| Error::untrusted(reference.to_string(), why))?;
+        let fetched = match &mut signatures {
+            Some(fetched) => fetched,
             none => none.insert(fetch(repository, digests).await?),
         };
-        verify(reference, digests, found, wanted, &keys).map_err(|why| {
+        verify(reference, digests, fetched, requirement, &keys).map_err(|why| {
             Error::untrusted(reference.to_string(), format!("{why} (policy {}, {scope})", file.display()))
         })?;
-        marks.push(mark(reference, wanted, &keys));
+        marks.push(mark(reference, requirement, &keys));
     }
     Ok(marks)
 }
 
-/// Whether an image that is here may be used, as the policy is now. `marks` are those of the signatures of the image that
-/// were verified before: False where another signature is wanted, which has to be fetched.
+/// Checks an image of the store against the current policy. `marks` are those of the image's signatures that
+/// were verified before. Returns false if another signature is required, which must be fetched.
 ///
 /// # Errors
-/// The policy is broken, or rejects the image.
+/// The policy is invalid, or rejects the image.
 pub(crate) async fn check_use(
     file: &Path,
     reference: &Reference,
     marks: &BTreeSet<String>,
 ) -> Result<bool, Error> {
     let Some(policy) = read(file).await? else { return Ok(true) };
-    let (_, wanted) = signatures_wanted(file, &policy, reference)?;
-    for wanted in wanted {
-        let keys = wanted.keys().await.map_err(|why| Error::untrusted(reference.to_string(), why))?;
-        if !marks.contains(&mark(reference, wanted, &keys)) {
+    let (_, required) = required_signatures(file, &policy, reference)?;
+    for requirement in required {
+        let keys = requirement.keys().await.map_err(|why| Error::untrusted(reference.to_string(), why))?;
+        if !marks.contains(&mark(reference, requirement, &keys)) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Whether there is a policy.
+/// Returns whether there is a policy.
 ///
 /// # Errors
-/// It is broken.
-pub(crate) async fn is_there(file: &Path) -> Result<bool, Error> {
+/// The policy is invalid.
+pub(crate) async fn exists(file: &Path) -> Result<bool, Error> {
     Ok(read(file).await?.is_some())
 }
 
-/// The signatures that an image must have, where nothing else keeps it away; and the part of the policy that says so.
-fn signatures_wanted<'p>(
+/// Returns the scope that applies to an image, and the signatures that it requires. Returns an error if
+/// another requirement rejects the image.
+fn required_signatures<'p>(
     file: &Path,
     policy: &'p Policy,
     reference: &Reference,
 ) -> Result<(String, Vec<&'p SigstoreSigned>), Error> {
     let (scope, requirements) = policy.requirements(&Transport::Registry(reference));
-    let mut wanted = Vec::new();
+    let mut required = Vec::new();
     for requirement in requirements {
         match requirement {
             Requirement::InsecureAcceptAnything {} => {}
-            Requirement::SigstoreSigned(signed) => wanted.push(&**signed),
-            other => return Err(refused(file, &scope, reference, other)),
+            Requirement::SigstoreSigned(signed) => required.push(&**signed),
+            other => return Err(rejected(file, &scope, reference, other)),
         }
     }
-    Ok((scope, wanted))
+    Ok((scope, required))
 }
 
-/// Stands for a signature that was verified: by one of these keys, for an image of this name. Other keys or another name
-/// make another mark.
-fn mark(reference: &Reference, wanted: &SigstoreSigned, keys: &[Key]) -> String {
-    let mut content = format!("{}\0{}", reference.identity(), wanted.identity()).into_bytes();
+/// Returns a mark that identifies a verified signature: by one of these keys, for an image of this name.
+/// Other keys or another name give another mark.
+fn mark(reference: &Reference, requirement: &SigstoreSigned, keys: &[Key]) -> String {
+    let mut content = format!("{}\0{}", reference.identity(), requirement.identity()).into_bytes();
     for key in keys {
         content.push(0);
         content.extend_from_slice(Digest::of(Algorithm::Sha256, key.bytes()).to_string().as_bytes());
@@ -121,33 +122,34 @@ fn mark(reference: &Reference, wanted: &SigstoreSigned, keys: &[Key]) -> String 
     Digest::of(Algorithm::Sha256, &content).to_string()
 }
 
-/// The same for an archive, which has no signatures: only what accepts or rejects can be met.
+/// Checks an archive against the policy. Archives have no signatures, so each requirement must accept any
+/// image.
 ///
 /// # Errors
-/// The policy is broken, or wants more of it.
+/// The policy is invalid, rejects the archive, or requires a signature.
 pub(crate) async fn check_archive(file: &Path, transport: &Transport<'_>, name: &str) -> Result<(), Error> {
     let Some(policy) = read(file).await? else { return Ok(()) };
     let (scope, requirements) = policy.requirements(transport);
     match requirements.iter().find(|one| !matches!(one, Requirement::InsecureAcceptAnything {})) {
         Some(requirement) => {
-            let why = format!("policy {}, {scope}: {}", file.display(), requirement.words());
+            let why = format!("policy {}, {scope}: {}", file.display(), requirement.describe());
             Err(Error::untrusted(name, why))
         }
         None => Ok(()),
     }
 }
 
-/// What a pull would have to meet; none without a policy.
+/// Returns the requirements on a pull. None without a policy.
 ///
 /// # Errors
-/// The policy is broken.
+/// The policy is invalid.
 pub(crate) async fn explain(file: &Path, reference: &Reference) -> Result<Option<Ruling>, Error> {
     let Some(policy) = read(file).await? else { return Ok(None) };
     let (scope, requirements) = policy.requirements(&Transport::Registry(reference));
-    Ok(Some(Ruling { scope, requirements: requirements.iter().map(Requirement::words).collect() }))
+    Ok(Some(Ruling { scope, requirements: requirements.iter().map(Requirement::describe).collect() }))
 }
 
-/// All that is wrong with a policy: that it cannot be read, or each of its keys that cannot.
+/// Returns all mistakes of a policy: that it cannot be read, or each key that cannot be read.
 pub(crate) async fn mistakes(file: &Path) -> Vec<String> {
     let policy = match read(file).await {
         Ok(Some(policy)) => policy,
@@ -156,8 +158,8 @@ pub(crate) async fn mistakes(file: &Path) -> Vec<String> {
     };
     let mut mistakes = Vec::new();
     for requirement in policy.all_requirements() {
-        if let Requirement::SigstoreSigned(wanted) = requirement
-            && let Err(why) = wanted.keys().await
+        if let Requirement::SigstoreSigned(signed) = requirement
+            && let Err(why) = signed.keys().await
         {
             mistakes.push(format!("policy {}: {why}", file.display()));
         }
@@ -177,12 +179,12 @@ async fn read(file: &Path) -> Result<Option<Policy>, Error> {
     blocking("read the policy", move || Policy::read(&path)).await
 }
 
-fn refused(file: &Path, scope: &str, reference: &Reference, by: &Requirement) -> Error {
-    Error::untrusted(reference.to_string(), format!("policy {}, {scope}: {}", file.display(), by.words()))
+fn rejected(file: &Path, scope: &str, reference: &Reference, by: &Requirement) -> Error {
+    Error::untrusted(reference.to_string(), format!("policy {}, {scope}: {}", file.display(), by.describe()))
 }
 
-/// The signatures that the registry keeps beside an image, under a tag made of its digest (cosign's signature
-/// specification, "Object Discovery").
+/// Fetches the signatures of an image. They are stored under a tag that is made from its digest (cosign's
+/// signature specification, "Object Discovery").
 async fn fetch(repository: &Repository, digests: &[Digest]) -> Result<Vec<Signature>, Error> {
     let mut signatures = Vec::new();
     for digest in digests {
@@ -199,7 +201,7 @@ async fn fetch(repository: &Repository, digests: &[Digest]) -> Result<Vec<Signat
                 continue;
             };
             if signatures.len() == MAX_SIGNATURES {
-                tracing::warn!(what, "more than {MAX_SIGNATURES} signatures: the rest is left out");
+                tracing::warn!(what, "more than {MAX_SIGNATURES} signatures, skipped the rest");
                 return Ok(signatures);
             }
             let payload = repository.blob(&blob, MAX_SIGNATURE).await?;
@@ -209,24 +211,24 @@ async fn fetch(repository: &Repository, digests: &[Digest]) -> Result<Vec<Signat
     Ok(signatures)
 }
 
-/// Whether one of the signatures is by one of the keys, for this image under this name.
+/// Checks that one of the signatures is valid: by one of the keys, for this image and this name.
 fn verify(
     reference: &Reference,
     digests: &[Digest],
     signatures: &[Signature],
-    wanted: &SigstoreSigned,
+    requirement: &SigstoreSigned,
     keys: &[Key],
 ) -> Result<(), String> {
     if signatures.is_empty() {
-        return Err("it has no signature".to_owned());
+        return Err("the image has no signature".to_owned());
     }
     let mut reasons = Vec::new();
     for signature in signatures {
         let valid = signature.claims(keys).and_then(|claims| {
             if !digests.contains(&claims.digest) {
-                return Err(format!("a signature is for {}", claims.digest));
+                return Err(format!("the signature is for {}", claims.digest));
             }
-            wanted.identity().check(reference, &claims.reference)
+            requirement.identity().check(reference, &claims.reference)
         });
         match valid {
             Ok(()) => return Ok(()),

@@ -1,5 +1,5 @@
-//! A signature as cosign makes it: a payload in the "simple signing" form (containers-signature(5)), and a signature of
-//! its bytes by a key.
+//! Signatures of cosign: a payload in the "simple signing" format (containers-signature(5)), and a signature
+//! of its bytes by a key.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,9 +14,10 @@ use spki::{ObjectIdentifier, SubjectPublicKeyInfoRef};
 
 use crate::digest::Digest;
 
-/// A payload may not be larger: it holds a name and a digest.
+/// The largest payload, in bytes. It contains a name and a digest.
 pub(super) const MAX_SIGNATURE: u64 = 256 << 10;
-/// What a payload says it is; podman's own differs by the first word (containers-signature(5), `critical.type`).
+/// The types of a payload. That of podman differs in the first word (containers-signature(5),
+/// `critical.type`).
 const TYPES: [&str; 2] = ["cosign container image signature", "atomic container signature"];
 
 // RFC 5480, RFC 8017 and RFC 8410.
@@ -26,7 +27,7 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const ED: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 
-/// A signature and what it is of, both as they were found.
+/// A signature and its payload, not verified.
 #[derive(Debug)]
 pub(super) struct Signature {
     pub(super) payload: Vec<u8>,
@@ -34,12 +35,12 @@ pub(super) struct Signature {
     pub(super) signature: String,
 }
 
-/// What a valid signature says.
+/// The content of a valid signature.
 #[derive(Debug)]
 pub(super) struct Claims {
     /// The name of the image.
     pub(super) reference: String,
-    /// Its manifest's digest.
+    /// The digest of the image's manifest.
     pub(super) digest: Digest,
 }
 
@@ -71,18 +72,19 @@ struct PayloadImage {
 }
 
 impl Signature {
-    /// What it says, once one of the keys has proved to have signed it: nothing of it is looked at before.
+    /// Verifies the signature by the keys, then parses the payload. The payload is not parsed before.
     pub(super) fn claims(&self, keys: &[Key]) -> Result<Claims, String> {
-        let signature =
-            STANDARD.decode(&self.signature).map_err(|error| format!("a signature is no base64: {error}"))?;
+        let signature = STANDARD
+            .decode(&self.signature)
+            .map_err(|error| format!("the signature is not base64: {error}"))?;
         if !keys.iter().any(|key| key.verifies(&self.payload, &signature)) {
-            return Err("a signature is by none of the keys".to_owned());
+            return Err("the signature was not made by any of the keys".to_owned());
         }
         let payload: Payload = berth_json::from_slice(&self.payload)
-            .map_err(|error| format!("the payload of a signature is broken: {error}"))?;
+            .map_err(|error| format!("the payload of the signature is invalid: {error}"))?;
         let Critical { identity, image, r#type } = payload.critical;
         if !TYPES.contains(&r#type.as_str()) {
-            return Err(format!("a signature is of the type {:?}", r#type));
+            return Err(format!("the signature has the type {:?}", r#type));
         }
         Ok(Claims { reference: identity.docker_reference, digest: image.docker_manifest_digest })
     }
@@ -95,12 +97,12 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// From the form that `cosign generate-key-pair` and openssl write.
+    /// Parses the format that `cosign generate-key-pair` and openssl write.
     pub(super) fn from_pem(text: &[u8]) -> Result<Self, String> {
         let der = SubjectPublicKeyInfoDer::from_pem_slice(text)
-            .map_err(|error| format!("is no public key in PEM form: {error:?}"))?;
+            .map_err(|error| format!("not a public key in PEM format: {error:?}"))?;
         let info =
-            SubjectPublicKeyInfoRef::try_from(der.as_ref()).map_err(|error| format!("is broken: {error}"))?;
+            SubjectPublicKeyInfoRef::try_from(der.as_ref()).map_err(|error| format!("corrupt: {error}"))?;
         let curve = info.algorithm.parameters.and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
         let algorithm: &'static dyn VerificationAlgorithm = match (info.algorithm.oid, curve) {
             (EC, Some(P256)) => &ECDSA_P256_SHA256_ASN1,
@@ -109,15 +111,15 @@ impl Key {
             (ED, _) => &ED25519,
             (other, _) => {
                 return Err(format!(
-                    "is of a kind that is not supported ({other}): P-256, P-384, RSA and Ed25519 are"
+                    "unsupported algorithm {other}: P-256, P-384, RSA and Ed25519 are supported"
                 ));
             }
         };
-        let bytes = info.subject_public_key.as_bytes().ok_or("is broken: it has unused bits")?.to_vec();
+        let bytes = info.subject_public_key.as_bytes().ok_or("corrupt: it has unused bits")?.to_vec();
         Ok(Self { algorithm, bytes })
     }
 
-    /// What makes it this key.
+    /// Returns the bytes that identify the key.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -152,18 +154,18 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_key_has_signed_is_believed() {
+    fn only_signatures_by_the_keys_are_accepted() {
         for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519] {
             let pair = rcgen::KeyPair::generate_for(algorithm).unwrap();
             let other = rcgen::KeyPair::generate_for(algorithm).unwrap();
             let key = || Key::from_pem(pair.public_key_pem().as_bytes()).unwrap();
-            let stranger = Key::from_pem(other.public_key_pem().as_bytes()).unwrap();
+            let unknown = Key::from_pem(other.public_key_pem().as_bytes()).unwrap();
             let signature = signed(&pair, payload(TYPES[0]));
             assert!(signature.claims(&[]).is_err());
             assert!(
-                signature.claims(std::slice::from_ref(&stranger)).unwrap_err().contains("none of the keys")
+                signature.claims(std::slice::from_ref(&unknown)).unwrap_err().contains("any of the keys")
             );
-            assert_eq!(signature.claims(&[stranger, key()]).unwrap().reference, "r.example/a:1");
+            assert_eq!(signature.claims(&[unknown, key()]).unwrap().reference, "r.example/a:1");
             let mut changed = signed(&pair, payload(TYPES[0]));
             changed.payload.push(b' ');
             assert!(changed.claims(&[key()]).is_err());
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_told() {
+    fn invalid_keys_are_rejected() {
         for text in ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "ssh-ed25519 AAAA"] {
             assert!(Key::from_pem(text.as_bytes()).is_err(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! Proving to a registry who asks: the `Authorization` header for each of its repositories, and the tokens behind it.
+//! Authentication to a registry: the `Authorization` header for each repository, and the tokens for it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,40 +12,40 @@ use serde::Deserialize;
 
 use super::challenge::{Challenge, Challenges};
 use super::hosts::{Endpoint, is_loopback};
-use super::transport::{Ask, Transport, join, without_query};
+use super::transport::{HttpTransport, OutgoingRequest, join, without_query};
 use crate::credentials::Credentials;
 use crate::digest::Digest;
 use crate::error::Error;
 
 const MAX_TOKEN_ANSWER: u64 = 1 << 20;
-/// The token specification: what does not say how long it lasts lasts a minute.
+/// The lifetime of a token without one, in seconds (token specification).
 const DEFAULT_LIFE: u64 = 60;
-/// A token is not used in its last seconds.
+/// A token is not used for this time before it expires.
 const MARGIN: Duration = Duration::from_secs(5);
-/// A token travels in a header: servers take some 8 to 64 KiB of these.
+/// The longest token, in bytes. It is sent in a header; servers accept 8 to 64 KiB of headers.
 const MAX_TOKEN: usize = 64 << 10;
-/// Tokens of more repositories than a node pulls from.
+/// The most tokens that are cached.
 const MAX_TOKENS: usize = 1000;
-/// The bytes of all of them.
+/// The most bytes of all cached tokens.
 const MAX_KEPT: usize = 4 << 20;
 
-/// Whose token it is, and for what.
+/// The owner and the scope of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+struct TokenKey {
     registry: String,
     repository: String,
     owner: Option<Digest>,
 }
 
-struct Known {
+struct CachedHeader {
     header: HeaderValue,
     until: Instant,
 }
 
-/// The headers that registries have accepted, per repository and credentials.
+/// The headers that registries have accepted, by repository and credentials.
 #[derive(Default)]
 pub(crate) struct Tokens {
-    known: Mutex<HashMap<Key, Known>>,
+    cache: Mutex<HashMap<TokenKey, CachedHeader>>,
 }
 
 impl fmt::Debug for Tokens {
@@ -54,7 +54,7 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// The answer of a token service; older ones call the token `token`.
+/// The answer of a token service. Older services call the token `token`.
 #[derive(Deserialize)]
 struct TokenAnswer {
     token: Option<String>,
@@ -62,17 +62,17 @@ struct TokenAnswer {
     expires_in: Option<u64>,
 }
 
-/// Who asks a registry for what.
+/// The repository of a request, and its credentials.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asking<'a> {
+pub(crate) struct AuthContext<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) repository: &'a str,
     pub(crate) credentials: Option<&'a Credentials>,
 }
 
-impl Asking<'_> {
-    fn key(&self) -> Key {
-        Key {
+impl AuthContext<'_> {
+    fn key(&self) -> TokenKey {
+        TokenKey {
             registry: format!("{}://{}", self.endpoint.scheme, self.endpoint.authority),
             repository: self.repository.to_owned(),
             owner: self.credentials.map(Credentials::fingerprint),
@@ -81,69 +81,69 @@ impl Asking<'_> {
 }
 
 impl Tokens {
-    /// The header that was accepted last time, if it still is.
-    pub(crate) fn known(&self, asking: &Asking<'_>) -> Option<HeaderValue> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(&asking.key())
-            .filter(|known| known.until > Instant::now())
-            .map(|known| known.header.clone())
+    /// Returns the header that was accepted last, if it has not expired.
+    pub(crate) fn cached(&self, context: &AuthContext<'_>) -> Option<HeaderValue> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache
+            .get(&context.key())
+            .filter(|cached| cached.until > Instant::now())
+            .map(|cached| cached.header.clone())
     }
 
-    /// Gets a header that meets one of the challenges.
-    pub(crate) async fn meet(
+    /// Gets a header that answers one of the challenges.
+    pub(crate) async fn answer(
         &self,
-        transport: &Transport,
-        asking: &Asking<'_>,
+        transport: &HttpTransport,
+        context: &AuthContext<'_>,
         challenges: &Challenges,
         what: &str,
     ) -> Result<HeaderValue, Error> {
-        let mut lacking = match challenges.sent {
-            true => "the registry asks for a scheme that is neither Basic nor Bearer",
+        let mut reason = match challenges.sent {
+            true => "the registry supports neither Basic nor Bearer authentication",
             false => {
-                "it answers 401 and sends no challenge (WWW-Authenticate), so that nothing tells how to log in: \
-                 check that the address is that of a registry, and what stands before it"
+                "the answer is 401 without a challenge (WWW-Authenticate), so the way to log in is unknown: \
+                 check that the address is that of a registry, and the proxies in front of it"
             }
         };
-        for challenge in &challenges.known {
-            let met = match challenge {
+        for challenge in &challenges.supported {
+            let answer = match challenge {
                 Challenge::Bearer { realm, service, scope } => {
                     let scope =
-                        scope.clone().unwrap_or_else(|| format!("repository:{}:pull", asking.repository));
+                        scope.clone().unwrap_or_else(|| format!("repository:{}:pull", context.repository));
                     let request = TokenRequest { realm, service: service.as_deref(), scope: &scope };
-                    Some(bearer(transport, asking, &request, what).await?)
+                    Some(bearer(transport, context, &request, what).await?)
                 }
-                Challenge::Basic => match asking.credentials.and_then(Credentials::basic) {
+                Challenge::Basic => match context.credentials.and_then(Credentials::basic) {
                     Some(basic) => Some((secret(what, &basic)?, Duration::from_secs(3600))),
                     None => {
-                        lacking = "the registry asks for a user and a password";
+                        reason = "the registry requires a user and a password";
                         None
                     }
                 },
             };
-            if let Some((header, life)) = met {
-                self.keep(asking.key(), header.clone(), life);
+            if let Some((header, life)) = answer {
+                self.keep(context.key(), header.clone(), life);
                 return Ok(header);
             }
         }
-        Err(Error::unauthorized(what, lacking))
+        Err(Error::unauthorized(what, reason))
     }
 
-    /// Forgets a header that a registry has refused.
-    pub(crate) fn forget(&self, asking: &Asking<'_>) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&asking.key());
+    /// Removes a header that a registry has rejected.
+    pub(crate) fn forget(&self, context: &AuthContext<'_>) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.key());
     }
 
-    fn keep(&self, key: Key, header: HeaderValue, life: Duration) {
+    fn keep(&self, key: TokenKey, header: HeaderValue, life: Duration) {
         let now = Instant::now();
         let Some(until) = now.checked_add(life.saturating_sub(MARGIN)) else {
             return;
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, known| known.until > now);
-        let kept: usize = known.values().map(|known| known.header.len()).sum();
-        if known.len() < MAX_TOKENS && kept + header.len() <= MAX_KEPT {
-            known.insert(key, Known { header, until });
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|_, cached| cached.until > now);
+        let kept: usize = cache.values().map(|cached| cached.header.len()).sum();
+        if cache.len() < MAX_TOKENS && kept + header.len() <= MAX_KEPT {
+            cache.insert(key, CachedHeader { header, until });
         }
     }
 }
@@ -155,30 +155,30 @@ struct TokenRequest<'a> {
 }
 
 async fn bearer(
-    transport: &Transport,
-    asking: &Asking<'_>,
+    transport: &HttpTransport,
+    context: &AuthContext<'_>,
     request: &TokenRequest<'_>,
     what: &str,
 ) -> Result<(HeaderValue, Duration), Error> {
-    if let Some(Credentials::RegistryToken(token)) = asking.credentials {
+    if let Some(Credentials::RegistryToken(token)) = context.credentials {
         return Ok((secret(what, &format!("Bearer {token}"))?, Duration::from_secs(DEFAULT_LIFE)));
     }
-    let endpoint = asking.endpoint;
+    let endpoint = context.endpoint;
     let base: Uri = format!("{}://{}/", endpoint.scheme, endpoint.authority)
         .parse()
         .map_err(|error| Error::invalid(what, error))?;
     let realm = join(&base, request.realm).ok_or_else(|| {
-        Error::unavailable(what, format!("its token service {:?} is no URL", request.realm))
+        Error::unavailable(what, format!("the token service {:?} is not a URL", request.realm))
     })?;
     let authority = realm.authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let plain = realm.scheme() != Some(&Scheme::HTTPS) && !is_loopback(authority);
-    if plain && endpoint.scheme == Scheme::HTTPS && asking.credentials.is_some() {
+    if plain && endpoint.scheme == Scheme::HTTPS && context.credentials.is_some() {
         let why = format!("credentials are not sent to {} over plain http", without_query(&realm));
         return Err(Error::unauthorized(what, why));
     }
-    let ask = token_ask(realm, asking.credentials, request, what)?;
-    let service = without_query(&ask.uri);
-    let response = transport.send(&endpoint.tls, ask).await?;
+    let outgoing = token_request(realm, context.credentials, request, what)?;
+    let service = without_query(&outgoing.uri);
+    let response = transport.send(&endpoint.tls, outgoing).await?;
     let status = response.status();
     let body = transport.body(service.as_str(), response, MAX_TOKEN_ANSWER).await?;
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
@@ -190,9 +190,8 @@ async fn bearer(
     let answer: TokenAnswer = berth_json::from_slice(&body)
         .map_err(|error| Error::corrupt(format!("answer of the token service {service}"), error))?;
     let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
-    let token = token.ok_or_else(|| {
-        Error::corrupt(format!("answer of the token service {service}"), "it holds no token")
-    })?;
+    let token =
+        token.ok_or_else(|| Error::corrupt(format!("answer of the token service {service}"), "no token"))?;
     if token.len() > MAX_TOKEN {
         let why = format!("a token of {} bytes, the limit is {MAX_TOKEN}", token.len());
         return Err(Error::limit(format!("answer of the token service {service}"), why));
@@ -201,13 +200,14 @@ async fn bearer(
     Ok((secret(what, &format!("Bearer {token}"))?, life))
 }
 
-/// The GET of the token specification; an identity token is exchanged by the POST of OAuth2 (RFC 6749, 6).
-fn token_ask(
+/// Creates the GET request of the token specification. For an identity token, creates the POST request of
+/// OAuth2 (RFC 6749, 6).
+fn token_request(
     realm: Uri,
     credentials: Option<&Credentials>,
     request: &TokenRequest<'_>,
     what: &str,
-) -> Result<Ask, Error> {
+) -> Result<OutgoingRequest, Error> {
     let mut query = Form::default();
     if let Some(service) = request.service {
         query.add("service", service);
@@ -215,27 +215,28 @@ fn token_ask(
     for scope in request.scope.split(' ').filter(|scope| !scope.is_empty()) {
         query.add("scope", scope);
     }
-    let mut ask = Ask::get(realm);
-    ask.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let mut outgoing = OutgoingRequest::get(realm);
+    outgoing.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     if let Some(Credentials::IdentityToken(token)) = credentials {
         query.add("grant_type", "refresh_token");
         query.add("client_id", "berth");
         query.add("refresh_token", token);
-        ask.method = Method::POST;
-        ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        ask.body = query.text.into();
-        return Ok(ask);
+        outgoing.method = Method::POST;
+        outgoing.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        outgoing.body = query.text.into();
+        return Ok(outgoing);
     }
-    let separator = if ask.uri.query().is_some() { '&' } else { '?' };
-    let uri = format!("{}{separator}{}", ask.uri, query.text);
-    ask.uri = uri.parse().map_err(|error| Error::unavailable(what, format!("token service: {error}")))?;
+    let separator = if outgoing.uri.query().is_some() { '&' } else { '?' };
+    let uri = format!("{}{separator}{}", outgoing.uri, query.text);
+    outgoing.uri =
+        uri.parse().map_err(|error| Error::unavailable(what, format!("token service: {error}")))?;
     if let Some(basic) = credentials.and_then(Credentials::basic) {
-        ask.headers.insert(AUTHORIZATION, secret(what, &basic)?);
+        outgoing.headers.insert(AUTHORIZATION, secret(what, &basic)?);
     }
-    Ok(ask)
+    Ok(outgoing)
 }
 
-/// A form in the URL encoding.
+/// A form in URL encoding.
 #[derive(Default)]
 struct Form {
     text: String,
@@ -259,10 +260,11 @@ impl Form {
     }
 }
 
-/// A header that no log shows.
+/// Creates a header value that is hidden in logs.
 fn secret(what: &str, text: &str) -> Result<HeaderValue, Error> {
-    let mut value = HeaderValue::from_str(text)
-        .map_err(|_| Error::unauthorized(what, "the credentials cannot stand in a header"))?;
+    let mut value = HeaderValue::from_str(text).map_err(|_| {
+        Error::unauthorized(what, "the credentials have characters that a header cannot have")
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -276,37 +278,37 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_asked_for_as_the_specifications_say() {
+    fn token_requests_follow_the_specifications() {
         let realm: Uri = "https://auth.example/token?x=y".parse().unwrap();
         let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
-        let ask = token_ask(realm.clone(), Some(&basic), &request(), "test").unwrap();
+        let outgoing = token_request(realm.clone(), Some(&basic), &request(), "test").unwrap();
         assert_eq!(
-            ask.uri,
+            outgoing.uri,
             "https://auth.example/token?x=y&service=a%20b&scope=repository%3Ax%2Fy%3Apull&scope=repository%3Az%3Apull"
         );
-        assert_eq!(ask.headers.get(AUTHORIZATION).unwrap(), "Basic dTpw");
-        assert!(!format!("{ask:?}").contains("dTpw"));
+        assert_eq!(outgoing.headers.get(AUTHORIZATION).unwrap(), "Basic dTpw");
+        assert!(!format!("{outgoing:?}").contains("dTpw"));
         let identity = Credentials::IdentityToken("t+t".into());
-        let ask = token_ask(realm, Some(&identity), &request(), "test").unwrap();
-        assert_eq!((ask.method, ask.headers.get(AUTHORIZATION)), (Method::POST, None));
-        let body = String::from_utf8(ask.body.to_vec()).unwrap();
+        let outgoing = token_request(realm, Some(&identity), &request(), "test").unwrap();
+        assert_eq!((outgoing.method, outgoing.headers.get(AUTHORIZATION)), (Method::POST, None));
+        let body = String::from_utf8(outgoing.body.to_vec()).unwrap();
         assert!(body.ends_with("grant_type=refresh_token&client_id=berth&refresh_token=t%2Bt"), "{body}");
     }
 
     #[test]
-    fn a_header_is_known_for_its_own_repository_and_owner_only() {
+    fn a_header_is_cached_for_its_repository_and_owner() {
         let tokens = Tokens::default();
         let endpoint = super::super::hosts::origin("r.example", "a");
         let user = Credentials::RegistryToken("x".into());
-        let asking = Asking { endpoint: &endpoint, repository: "a", credentials: Some(&user) };
-        tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), Duration::from_secs(60));
-        assert!(tokens.known(&asking).is_some());
-        assert!(tokens.known(&Asking { repository: "b", ..asking }).is_none());
-        assert!(tokens.known(&Asking { credentials: None, ..asking }).is_none());
-        tokens.forget(&asking);
-        assert!(tokens.known(&asking).is_none());
-        tokens.keep(asking.key(), HeaderValue::from_static("Bearer x"), MARGIN);
-        assert!(tokens.known(&asking).is_none());
+        let context = AuthContext { endpoint: &endpoint, repository: "a", credentials: Some(&user) };
+        tokens.keep(context.key(), HeaderValue::from_static("Bearer x"), Duration::from_secs(60));
+        assert!(tokens.cached(&context).is_some());
+        assert!(tokens.cached(&AuthContext { repository: "b", ..context }).is_none());
+        assert!(tokens.cached(&AuthContext { credentials: None, ..context }).is_none());
+        tokens.forget(&context);
+        assert!(tokens.cached(&context).is_none());
+        tokens.keep(context.key(), HeaderValue::from_static("Bearer x"), MARGIN);
+        assert!(tokens.cached(&context).is_none());
     }
 
     #[test]
@@ -316,10 +318,10 @@ mod tests {
         let long = HeaderValue::from_str(&"x".repeat(MAX_TOKEN)).unwrap();
         for number in 0..2000 {
             let repository = number.to_string();
-            let asking = Asking { endpoint: &endpoint, repository: &repository, credentials: None };
-            tokens.keep(asking.key(), long.clone(), Duration::from_secs(60));
+            let context = AuthContext { endpoint: &endpoint, repository: &repository, credentials: None };
+            tokens.keep(context.key(), long.clone(), Duration::from_secs(60));
         }
-        let known = tokens.known.lock().unwrap();
-        assert_eq!(known.values().map(|known| known.header.len()).sum::<usize>(), MAX_KEPT);
+        let cache = tokens.cache.lock().unwrap();
+        assert_eq!(cache.values().map(|cached| cached.header.len()).sum::<usize>(), MAX_KEPT);
     }
 }

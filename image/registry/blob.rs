@@ -1,5 +1,5 @@
-//! A layer on its way: piece by piece into a channel, its digest computed on the fly, taken up again where it broke off,
-//! from the next host if need be.
+//! The transfer of a blob: piece by piece into a channel, with its digest computed on the fly. A transfer
+//! that broke off is resumed, from the next host if necessary.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,34 +17,35 @@ use crate::digest::Hasher;
 use crate::error::{Error, ErrorKind};
 use crate::manifest::Descriptor;
 
-/// What the reader of a transfer gets. A channel that closes without `End` was broken off.
+/// A message to the reader of a transfer. If the channel closes without `End`, the transfer broke off.
 #[derive(Debug)]
 pub(crate) enum Piece {
     Data(Bytes),
-    /// All is there, and the digest is right.
+    /// The blob is complete, and its digest is right.
     End,
 }
 
-/// How a transfer went.
+/// The outcome of a transfer.
 #[derive(Debug)]
 pub(crate) struct Transfer {
-    /// The host that sent the last byte, by its place in the list.
+    /// The index of the host that sent the last byte.
     pub(crate) endpoint: usize,
-    /// Whether all was sent and the digest is right. It is not where the reader has gone, which knows why.
+    /// True if the blob is complete and its digest is right. False if the reader has stopped; it reports the
+    /// reason.
     pub(crate) result: Result<bool, Error>,
 }
 
-struct Progress<'a> {
+struct TransferState<'a> {
     offset: u64,
     hasher: Hasher,
     pace: Pace<'a>,
-    /// The offset, for who watches.
+    /// The offset, for the watcher.
     received: &'a AtomicU64,
 }
 
-/// Who watches a transfer.
+/// Receives the progress of a transfer.
 pub(crate) struct Watcher<'a> {
-    /// Gets the bytes that are there.
+    /// The number of received bytes.
     pub(crate) received: &'a AtomicU64,
     /// See [`OnSlow`].
     pub(crate) on_slow: &'a OnSlow<'a>,
@@ -59,24 +60,24 @@ impl fmt::Debug for Watcher<'_> {
 enum Attempt {
     Complete,
     ReaderGone,
-    /// The body broke off: what is missing can be asked for.
+    /// The body broke off. The rest can be requested.
     Broken(Error),
-    /// This host does not deliver.
+    /// The host does not send the blob.
     Refused(Error),
 }
 
 impl Repository {
-    /// Domain and path.
+    /// Returns domain and path.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// How many hosts there are.
+    /// Returns the number of hosts.
     pub(crate) fn hosts(&self) -> usize {
         self.endpoints.len()
     }
 
-    /// Sends a blob into `sink`, from the first host at or after place `first` that delivers.
+    /// Sends a blob into `sink`, from the first host at or after index `first` that sends it.
     pub(crate) async fn transfer(
         &self,
         blob: &Descriptor,
@@ -85,7 +86,7 @@ impl Repository {
         watcher: &Watcher<'_>,
     ) -> Transfer {
         let what = format!("blob {}@{}", self.name, blob.digest);
-        let mut progress = Progress {
+        let mut progress = TransferState {
             offset: 0,
             hasher: Hasher::new(blob.digest.algorithm()),
             pace: Pace::new(self.registry.transport.timeouts().slow, watcher.on_slow),
@@ -93,11 +94,11 @@ impl Repository {
         };
         let mut failure = None;
         let mut last = first;
-        let elsewhere: Vec<Endpoint> =
-            blob.urls.kept().iter().filter_map(|url| hosts::elsewhere(url)).collect();
-        for (place, endpoint) in self.endpoints.iter().chain(&elsewhere).enumerate().skip(first) {
-            // What the registry has is its own; other places are for what it says that it has not.
-            let unneeded = endpoint.direct
+        let external: Vec<Endpoint> =
+            blob.urls.kept().iter().filter_map(|url| hosts::external(url)).collect();
+        for (place, endpoint) in self.endpoints.iter().chain(&external).enumerate().skip(first) {
+            // External locations are only used if the registry does not have the blob.
+            let unneeded = endpoint.external
                 && failure.as_ref().is_some_and(|error: &Error| error.kind() != ErrorKind::NotFound);
             if !endpoint.pull || unneeded {
                 continue;
@@ -109,25 +110,25 @@ impl Repository {
                     let result = finish(&what, blob, progress, sink).await.map(|()| true);
                     return Transfer { endpoint: place, result };
                 }
-                // What has been passed on may be wrong already: only a new start helps.
+                // Wrong content may have been passed on: the transfer has to start again.
                 Err(error @ Error::Corrupt { .. }) => {
                     return Transfer { endpoint: place, result: Err(error) };
                 }
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        let error =
-            failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may be pulled from"));
+        let error = failure
+            .unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull"));
         Transfer { endpoint: last, result: Err(error) }
     }
 
-    /// Whether it is complete (or the reader gone).
+    /// Returns true if the blob is complete, false if the reader has stopped.
     async fn transfer_from(
         &self,
         endpoint: &Endpoint,
         what: &str,
         blob: &Descriptor,
-        progress: &mut Progress<'_>,
+        progress: &mut TransferState<'_>,
         sink: &mpsc::Sender<Piece>,
     ) -> Result<bool, Error> {
         let mut failures = 0;
@@ -146,7 +147,7 @@ impl Repository {
             if failures > RETRIES {
                 return Err(error);
             }
-            tracing::info!(%error, offset = progress.offset, of = blob.size, "taking up a transfer again");
+            tracing::info!(%error, offset = progress.offset, of = blob.size, "resuming transfer");
             progress.pace.wait(tokio::time::sleep(self.backoff(failures))).await?;
         }
     }
@@ -156,7 +157,7 @@ impl Repository {
         endpoint: &Endpoint,
         what: &str,
         blob: &Descriptor,
-        progress: &mut Progress<'_>,
+        progress: &mut TransferState<'_>,
         sink: &mpsc::Sender<Piece>,
     ) -> Attempt {
         if progress.offset == blob.size && blob.size > 0 {
@@ -164,8 +165,8 @@ impl Repository {
         }
         let headers = range(progress.offset);
         let rest = format!("blobs/{}", blob.digest);
-        let asked = progress.pace.wait(self.ask(endpoint, what, Method::GET, &rest, headers)).await;
-        let response = match asked.flatten() {
+        let answer = progress.pace.wait(self.send(endpoint, what, Method::GET, &rest, headers)).await;
+        let response = match answer.flatten() {
             Ok(response) => response,
             Err(error) => return Attempt::Refused(error),
         };
@@ -182,7 +183,7 @@ impl Repository {
             let mut data = match piece {
                 Ok(Some(data)) => data,
                 Ok(None) if progress.offset == blob.size => return Attempt::Complete,
-                Ok(None) => return Attempt::Broken(broken(what, "it ended too early", blob, progress)),
+                Ok(None) => return Attempt::Broken(broken(what, "the body ended too early", blob, progress)),
                 Err(Error::Unavailable { why, .. }) => {
                     return Attempt::Broken(broken(what, why.as_str(), blob, progress));
                 }
@@ -194,12 +195,12 @@ impl Repository {
                 skip -= length;
                 continue;
             }
-            // What was there before the break and comes again; less than the length, as was just seen.
+            // Skips the bytes that were received before. `skip` is less than the length.
             let data = data.split_off(usize::try_from(skip).unwrap_or(0));
             skip = 0;
             progress.offset += u64::try_from(data.len()).unwrap_or(u64::MAX);
             if progress.offset > blob.size {
-                let why = format!("is larger than the {} bytes of its descriptor", blob.size);
+                let why = format!("larger than the {} bytes of its descriptor", blob.size);
                 return Attempt::Refused(Error::corrupt(what, why));
             }
             progress.received.store(progress.offset, Ordering::Relaxed);
@@ -211,24 +212,24 @@ impl Repository {
     }
 }
 
-/// With what has come until then, and in which time.
-fn broken(what: &str, why: &str, blob: &Descriptor, progress: &Progress<'_>) -> Error {
-    let Progress { offset, pace, .. } = progress;
-    let why = format!("{why}: {offset} of {} bytes are here, {} were sent", blob.size, pace.figures());
+/// Creates an error with the received bytes and the time.
+fn broken(what: &str, why: &str, blob: &Descriptor, progress: &TransferState<'_>) -> Error {
+    let TransferState { offset, pace, .. } = progress;
+    let why = format!("{why}: received {offset} of {} bytes, {}", blob.size, pace.figures());
     Error::unavailable(what, why)
 }
 
 async fn finish(
     what: &str,
     blob: &Descriptor,
-    progress: Progress<'_>,
+    progress: TransferState<'_>,
     sink: &mpsc::Sender<Piece>,
 ) -> Result<(), Error> {
     let digest = progress.hasher.finish();
     if digest != blob.digest {
-        return Err(Error::corrupt(what, format!("has the digest {digest} instead of {}", blob.digest)));
+        return Err(Error::corrupt(what, format!("digest is {digest} instead of {}", blob.digest)));
     }
-    // A reader that has gone reports its own error.
+    // A reader that has stopped reports its own error.
     drop(sink.send(Piece::End).await);
     Ok(())
 }
@@ -243,14 +244,15 @@ fn range(offset: u64) -> HeaderMap {
     headers
 }
 
-/// The offset at which an answer starts, which is ours or, for a server without ranges, 0.
+/// Returns the offset at which an answer starts: the requested one, or 0 for a server without support for
+/// ranges.
 fn start(what: &str, response: &Response<Incoming>, offset: u64, size: u64) -> Result<u64, Error> {
     let length =
         header(response.headers(), CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return match length {
             Some(length) if length != size => {
-                Err(Error::corrupt(what, format!("has {length} bytes instead of {size}")))
+                Err(Error::corrupt(what, format!("size is {length} instead of {size}")))
             }
             _ => Ok(0),
         };
@@ -262,7 +264,7 @@ fn start(what: &str, response: &Response<Incoming>, offset: u64, size: u64) -> R
         .and_then(|text| text.split('-').next())
         .and_then(|text| text.parse::<u64>().ok());
     if first != Some(offset) {
-        let why = format!("asked for bytes from {offset}, got the range {range:?}");
+        let why = format!("requested bytes from {offset}, received the range {range:?}");
         return Err(Error::unavailable(what, why));
     }
     Ok(offset)

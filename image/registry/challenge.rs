@@ -1,9 +1,9 @@
-//! What a registry wants to see, from its `WWW-Authenticate` headers (RFC 9110, 11.6.1).
+//! The challenges of a registry in its `WWW-Authenticate` headers (RFC 9110, 11.6.1).
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 
-/// A scheme of authentication that this client has.
+/// An authentication scheme that berth supports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
     Basic,
@@ -15,43 +15,43 @@ pub(crate) enum Challenge {
     },
 }
 
-/// What an answer asks for.
+/// The challenges of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Challenges {
-    /// It asks for something.
+    /// The answer has a challenge, supported or not.
     pub(crate) sent: bool,
-    /// Without the schemes that are not known.
-    pub(crate) known: Vec<Challenge>,
+    /// The challenges whose scheme is supported.
+    pub(crate) supported: Vec<Challenge>,
 }
 
-/// The challenges of an answer.
+/// Returns the challenges of an answer.
 pub(crate) fn challenges(headers: &HeaderMap) -> Challenges {
-    Challenges { sent: headers.contains_key(WWW_AUTHENTICATE), known: known(headers) }
+    Challenges { sent: headers.contains_key(WWW_AUTHENTICATE), supported: supported(headers) }
 }
 
-fn known(headers: &HeaderMap) -> Vec<Challenge> {
-    let mut found = Vec::new();
+fn supported(headers: &HeaderMap) -> Vec<Challenge> {
+    let mut parsed = Vec::new();
     for value in headers.get_all(WWW_AUTHENTICATE) {
         // A realm may be any text, in any encoding (RFC 9110, 5.5, "obs-text").
         for (scheme, parameters) in schemes(&String::from_utf8_lossy(value.as_bytes())) {
             let get = |name: &str| {
-                let known = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-                known.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
+                let parameter = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                parameter.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
             };
             if scheme.eq_ignore_ascii_case("basic") {
-                found.push(Challenge::Basic);
+                parsed.push(Challenge::Basic);
             } else if scheme.eq_ignore_ascii_case("bearer")
                 && let Some(realm) = get("realm")
             {
                 let realm = ascii(&realm);
-                found.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
+                parsed.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
             }
         }
     }
-    found
+    parsed
 }
 
-/// An address as a URL has it (RFC 3987, 3.1): other letters are written as bytes.
+/// Returns an address as a URL (RFC 3987, 3.1): letters outside ASCII are percent-encoded.
 fn ascii(address: &str) -> String {
     let mut url = String::new();
     for letter in address.chars() {
@@ -68,28 +68,28 @@ fn ascii(address: &str) -> String {
 
 type Parameters = Vec<(String, String)>;
 
-/// Splits a header into its schemes. A word before `=` is a parameter, any other one starts the next scheme.
+/// Splits a header into its schemes. A word before `=` is a parameter. Any other word starts the next scheme.
 fn schemes(header: &str) -> Vec<(String, Parameters)> {
-    let mut found: Vec<(String, Parameters)> = Vec::new();
+    let mut parsed: Vec<(String, Parameters)> = Vec::new();
     let mut rest = header;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
         let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         if word.is_empty() {
-            // A lone `=`: not a header that anybody sends.
-            return found;
+            // A lone `=` is not a valid header.
+            return parsed;
         }
         rest = after;
         match rest.trim_start_matches([' ', '\t']).strip_prefix('=') {
             Some(value) => {
                 let (value, after) = parameter_value(value.trim_start_matches([' ', '\t']));
                 rest = after;
-                if let Some((_, parameters)) = found.last_mut() {
+                if let Some((_, parameters)) = parsed.last_mut() {
                     parameters.push((word.to_owned(), value));
                 }
             }
-            None => found.push((word.to_owned(), Vec::new())),
+            None => parsed.push((word.to_owned(), Vec::new())),
         }
     }
 }
@@ -123,9 +123,9 @@ mod tests {
         for value in values {
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap());
         }
-        let found = challenges(&headers);
-        assert_eq!(found.sent, !values.is_empty());
-        found.known
+        let parsed = challenges(&headers);
+        assert_eq!(parsed.sent, !values.is_empty());
+        parsed.supported
     }
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn challenges_of_registries_are_read() {
+    fn challenges_of_registries_are_parsed() {
         let hub = "Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",scope=\"repository:library/busybox:pull,push\"";
         assert_eq!(
             parse(&[hub]),
@@ -157,13 +157,13 @@ mod tests {
         {
             let mut headers = HeaderMap::new();
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(realm).unwrap());
-            assert_eq!(challenges(&headers).known, [Challenge::Basic]);
+            assert_eq!(challenges(&headers).supported, [Challenge::Basic]);
         }
         let mut headers = HeaderMap::new();
         let token = "Bearer realm=\"https://auth.test/t\u{f6}ken\",service=\"d\u{e9}p\u{f4}t\"";
         headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(token.as_bytes()).unwrap());
         let expected = bearer("https://auth.test/t%C3%B6ken", Some("d\u{e9}p\u{f4}t"), None);
-        assert_eq!(challenges(&headers).known, [expected]);
+        assert_eq!(challenges(&headers).supported, [expected]);
         assert_eq!(parse(&["Bearer service=x"]), []);
         assert_eq!(parse(&["Bearer realm=\"unclosed"]), [bearer("unclosed", None, None)]);
         assert_eq!(parse(&["", "===", ","]), []);
@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_header_ends(text in "[ -~]{0,60}") {
+        fn parsing_any_header_terminates(text in "[ -~]{0,60}") {
             drop(parse(&[&text]));
         }
     }

@@ -1,5 +1,5 @@
-//! Where the content of a registry is fetched from: `<certs_dir>/<host>/hosts.toml`, as containerd defines it, or the
-//! certificates that Docker keeps in such a folder. Read again for each pull, so that a change needs no restart.
+//! The servers of a registry: `<certs_dir>/<host>/hosts.toml`, as containerd defines it, or the certificates
+//! that Docker keeps in such a folder. The files are read for each pull, so a change needs no restart.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,63 +12,63 @@ use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::credentials::Known;
+use crate::credentials::SourcedCredentials;
 use crate::error::Error;
 use crate::reference::Reference;
 
-/// A file of certificates may not be longer; those of all public authorities have a quarter of this.
+/// The largest file of certificates, in bytes. A file with all public authorities has a quarter of this.
 const MAX_PEM: u64 = 1 << 20;
 
-/// One server that may be asked.
+/// One server of a registry.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Endpoint {
     pub(crate) scheme: Scheme,
     /// Host and port.
     pub(crate) authority: String,
-    /// What precedes `/<repository>/manifests/...`: `/v2`, unless overridden.
+    /// The path before `/<repository>/manifests/...`: `/v2`, unless overridden.
     pub(crate) path: String,
     /// It serves manifests by digest, and blobs.
     pub(crate) pull: bool,
-    /// It may say which digest a tag stands for.
+    /// It resolves tags to digests.
     pub(crate) resolve: bool,
     pub(crate) tls: Tls,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-    /// A mirror is told whose content is wanted (`?ns=docker.io`).
+    /// The registry's name, which is sent to a mirror (`?ns=docker.io`).
     pub(crate) namespace: Option<String>,
-    /// What the repository is called there.
+    /// The name of the repository on this server.
     pub(crate) repository: String,
-    /// It stands in for the registry that the image's name has.
+    /// It is a mirror of the registry in the image's name.
     pub(crate) mirror: bool,
-    /// It is shown only credentials of its own, not those for the registry.
+    /// It receives only credentials that are configured for it, not those for the registry.
     pub(crate) own_credentials: bool,
-    /// The path is that of the content itself, not of an API.
-    pub(crate) direct: bool,
-    /// It is asked again where it does not answer.
+    /// It is a location outside the registry. The path is that of the content itself, not of an API.
+    pub(crate) external: bool,
+    /// Requests to it are retried if it does not answer.
     pub(crate) retried: bool,
-    /// Who asks.
-    pub(crate) credentials: Option<Known>,
+    /// The credentials for it.
+    pub(crate) credentials: Option<SourcedCredentials>,
 }
 
 impl Endpoint {
-    /// Host and repository, as credentials are kept for it.
+    /// Returns host and repository, as a key for credentials.
     pub(crate) fn name(&self) -> String {
         format!("{}/{}", self.authority, self.repository)
     }
 }
 
-/// How a server's identity is checked and ours is shown.
+/// The TLS settings for a server: how it is verified, and the client certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {
-    /// Further authorities (PEM) beside the system's.
+    /// Authorities (PEM) in addition to those of the system.
     pub(crate) ca: Vec<Vec<u8>>,
-    /// Client certificate and key (PEM).
+    /// Client certificates, each with its key (PEM).
     pub(crate) client: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) skip_verify: bool,
-    /// How long connecting may take, where that is said.
+    /// The timeout for connecting, if it is configured.
     pub(crate) dial_timeout: Option<Duration>,
 }
 
-/// The file, as far as pulls are concerned. Keys that are not known are left alone, as in containerd.
+/// The keys of `hosts.toml` that matter for pulls. Unknown keys are ignored, as in containerd.
 #[derive(Deserialize)]
 struct HostsFile {
     #[serde(default)]
@@ -82,7 +82,7 @@ struct HostsFile {
 struct HostKeys {
     capabilities: Option<Vec<String>>,
     ca: OneOrMany,
-    client: Client,
+    client: ClientCertificates,
     skip_verify: Option<bool>,
     header: BTreeMap<String, OneOrMany>,
     override_path: bool,
@@ -98,7 +98,7 @@ enum OneOrMany {
 
 #[derive(Clone, Deserialize)]
 #[serde(untagged)]
-enum Client {
+enum ClientCertificates {
     One(String),
     Each(Vec<ClientEntry>),
 }
@@ -116,7 +116,7 @@ impl Default for OneOrMany {
     }
 }
 
-impl Default for Client {
+impl Default for ClientCertificates {
     fn default() -> Self {
         Self::Each(Vec::new())
     }
@@ -131,7 +131,8 @@ impl OneOrMany {
     }
 }
 
-/// The servers to ask for an image by the `hosts.toml` for its registry, in order. Reads files.
+/// Returns the servers for an image by the `hosts.toml` of its registry, in order. None without such a
+/// file. Reads files.
 pub(crate) fn endpoints(
     certs_dirs: &[PathBuf],
     reference: &Reference,
@@ -139,7 +140,7 @@ pub(crate) fn endpoints(
     for folder in folders(certs_dirs, &[reference.domain()]) {
         let file = folder.join("hosts.toml");
         match fs::read_to_string(&file) {
-            // An empty file says nothing.
+            // An empty file is ignored.
             Ok(text) if text.trim().is_empty() => {}
             Ok(text) => {
                 return parse(&text, &folder, reference)
@@ -153,17 +154,21 @@ pub(crate) fn endpoints(
     Ok(None)
 }
 
-/// The folders for a registry, one of each place: the first of its names that is there. `_default` is for registries that
-/// have no folder of their own anywhere, also if theirs holds certificates only.
+/// Returns the folders of a registry, one in each directory: the first of its names that exists. If it has
+/// none in any directory, `_default` is used. A folder that only has certificates counts as well.
 fn folders(certs_dirs: &[PathBuf], domains: &[&str]) -> Vec<PathBuf> {
     let names: Vec<String> = domains.iter().flat_map(|domain| folder_names(domain)).collect();
     let own = |place: &PathBuf| names.iter().map(|name| place.join(name)).find(|folder| folder.is_dir());
-    let found: Vec<PathBuf> = certs_dirs.iter().filter_map(own).collect();
-    if found.is_empty() { certs_dirs.iter().map(|place| place.join("_default")).collect() } else { found }
+    let existing: Vec<PathBuf> = certs_dirs.iter().filter_map(own).collect();
+    if existing.is_empty() {
+        certs_dirs.iter().map(|place| place.join("_default")).collect()
+    } else {
+        existing
+    }
 }
 
-/// The certificates that lie in the folder of a host without a `hosts.toml`, as Docker and CRI-O keep them; the first
-/// folder that has any counts.
+/// Returns the certificates in the folder of a host without a `hosts.toml`, as Docker and CRI-O keep them.
+/// The first folder that has any is used.
 pub(crate) fn certificates(certs_dirs: &[PathBuf], authority: &str) -> Result<Tls, Error> {
     let domains = match authority {
         "registry-1.docker.io" => vec![authority, "docker.io"],
@@ -182,7 +187,8 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// containerd looks for `host_port_` first, which is a valid name everywhere.
+/// Returns the names of a registry's folder. containerd tries `host_port_` first, which is valid on all
+/// filesystems.
 fn folder_names(domain: &str) -> Vec<String> {
     let mut names = Vec::new();
     if let Some((host, port)) = domain.rsplit_once(':')
@@ -194,7 +200,7 @@ fn folder_names(domain: &str) -> Vec<String> {
     names
 }
 
-/// The registry itself, without any configuration.
+/// Returns the registry's own server, without configuration.
 pub(crate) fn origin(domain: &str, repository: &str) -> Endpoint {
     let authority = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
     Endpoint {
@@ -209,15 +215,15 @@ pub(crate) fn origin(domain: &str, repository: &str) -> Endpoint {
         repository: repository.to_owned(),
         mirror: false,
         own_credentials: false,
-        direct: false,
+        external: false,
         retried: true,
         credentials: None,
     }
 }
 
-/// Where a manifest says that a layer is which the registry does not keep. Nobody is shown credentials there, and without
-/// TLS only this machine is asked.
-pub(crate) fn elsewhere(url: &str) -> Option<Endpoint> {
+/// Returns a location of a layer outside the registry, from the `urls` of its descriptor. No credentials are
+/// sent there. Plain http is only accepted for this machine.
+pub(crate) fn external(url: &str) -> Option<Endpoint> {
     let uri: Uri = url.parse().ok()?;
     let authority = uri.authority().map(|authority| authority.as_str()).filter(|text| !text.contains('@'))?;
     let scheme = match uri.scheme() {
@@ -226,10 +232,10 @@ pub(crate) fn elsewhere(url: &str) -> Option<Endpoint> {
         _ => return None,
     };
     let path = uri.path_and_query().map(PathAndQuery::to_string).unwrap_or_default();
-    Some(Endpoint { scheme, path, direct: true, own_credentials: true, ..origin(authority, "") })
+    Some(Endpoint { scheme, path, external: true, own_credentials: true, ..origin(authority, "") })
 }
 
-/// Whether `authority` (host and port) is this machine, where plain HTTP is the rule.
+/// Returns whether `authority` (host and port) is this machine. Plain HTTP is the default for it.
 pub(crate) fn is_loopback(authority: &str) -> bool {
     let host = match authority.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -238,11 +244,11 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Parses a `hosts.toml` that lies in `folder`.
+/// Parses a `hosts.toml` in `folder`.
 pub(super) fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<Vec<Endpoint>, String> {
     let file: HostsFile = toml::from_str(text).map_err(|error| error.to_string())?;
-    // Read on its own: a flattened field would lose the positions by which the hosts are sorted.
-    let of_server: HostKeys = toml::from_str(text).map_err(|error| error.to_string())?;
+    // Parsed separately: a flattened field would lose the positions by which the hosts are sorted.
+    let server_keys: HostKeys = toml::from_str(text).map_err(|error| error.to_string())?;
     let mut hosts: Vec<_> = file.host.into_iter().collect();
     hosts.sort_by_key(|(_, keys)| keys.span().start);
     let mut endpoints = Vec::new();
@@ -251,13 +257,13 @@ pub(super) fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<
             servers(&url, keys.get_ref(), folder, reference).map_err(|why| format!("host.{url:?}: {why}"))?;
         endpoints.extend(servers);
     }
-    // The registry itself comes last; its keys stand at the top of the file.
+    // The registry itself comes last. Its keys are at the top of the file.
     let server = match file.server.as_deref().filter(|server| !server.is_empty()) {
-        Some(server) => servers(server, &of_server, folder, reference),
+        Some(server) => servers(server, &server_keys, folder, reference),
         None => {
             let origin = origin(reference.domain(), reference.path());
             let url = format!("{}://{}", origin.scheme, origin.authority);
-            let keys = HostKeys { override_path: false, ..of_server };
+            let keys = HostKeys { override_path: false, ..server_keys };
             servers(&url, &keys, folder, reference)
         }
     };
@@ -265,8 +271,8 @@ pub(super) fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<
     Ok(endpoints)
 }
 
-/// One server, by its URL. Where it is said how TLS is spoken to one that is given by plain `http`, TLS is tried first, as
-/// by containerd; port 80 is plain.
+/// Returns the endpoints of one server. If its URL is `http` but it has TLS settings, TLS is tried first, as
+/// in containerd. Port 80 is always plain.
 fn servers(
     url: &str,
     keys: &HostKeys,
@@ -275,8 +281,8 @@ fn servers(
 ) -> Result<Vec<Endpoint>, String> {
     let plain = endpoint(url, keys, folder, reference)?;
     let Tls { ca, client, .. } = &plain.tls;
-    let speaks_tls = !ca.is_empty() || !client.is_empty() || keys.skip_verify.is_some();
-    if plain.scheme != Scheme::HTTP || !speaks_tls || plain.authority.ends_with(":80") {
+    let has_tls_settings = !ca.is_empty() || !client.is_empty() || keys.skip_verify.is_some();
+    if plain.scheme != Scheme::HTTP || !has_tls_settings || plain.authority.ends_with(":80") {
         return Ok(vec![plain]);
     }
     Ok(vec![Endpoint { scheme: Scheme::HTTPS, retried: false, ..plain.clone() }, plain])
@@ -284,24 +290,25 @@ fn servers(
 
 fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) -> Result<Endpoint, String> {
     let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
-    let uri: Uri = url.parse().map_err(|error| format!("{url:?} is no URL: {error}"))?;
+    let uri: Uri = url.parse().map_err(|error| format!("invalid URL {url:?}: {error}"))?;
     let scheme = uri.scheme().cloned().filter(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
-    let scheme = scheme.ok_or_else(|| format!("{url:?} is neither http nor https"))?;
+    let scheme = scheme.ok_or_else(|| format!("invalid URL {url:?}: neither http nor https"))?;
     let authority = uri.authority().map(|authority| authority.as_str().to_owned());
     let authority = authority.filter(|authority| !authority.contains('@'));
-    let authority = authority.ok_or_else(|| format!("{url:?} has no host, or a password in it"))?;
+    let authority = authority.ok_or_else(|| format!("invalid URL {url:?}: no host, or a user in it"))?;
     if uri.path_and_query().is_some_and(|path: &PathAndQuery| path.query().is_some()) {
-        return Err(format!("{url:?} has a query"));
+        return Err(format!("invalid URL {url:?}: it has a query"));
     }
     let path = api_path(uri.path(), keys.override_path);
     let (pull, resolve) = capabilities(keys.capabilities.as_deref().unwrap_or_default())?;
     let mut headers = Vec::new();
     for (name, values) in &keys.header {
-        let header =
-            HeaderName::from_bytes(name.as_bytes()).map_err(|error| format!("header {name:?}: {error}"))?;
+        let header = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|error| format!("invalid header {name:?}: {error}"))?;
         for value in values.iter() {
-            // The error does not show the value: it may be a secret.
-            let value = HeaderValue::from_str(value).map_err(|error| format!("header {name:?}: {error}"))?;
+            // The error does not contain the value, which may be a secret.
+            let value =
+                HeaderValue::from_str(value).map_err(|error| format!("invalid header {name:?}: {error}"))?;
             headers.push((header.clone(), value));
         }
     }
@@ -312,14 +319,15 @@ fn endpoint(url: &str, keys: &HostKeys, folder: &Path, reference: &Reference) ->
     Ok(Endpoint { scheme, authority, path, pull, resolve, tls, headers, namespace, mirror, ..own })
 }
 
-/// The path of the API below a server's URL; most tools write its `/v2` there themselves.
+/// Returns the path of the API below a server's URL. `/v2` is appended unless the path ends with it, or is
+/// complete.
 fn api_path(path: &str, is_whole: bool) -> String {
     let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
     let path: String = parts.flat_map(|part| ["/", part]).collect();
     if is_whole || path.ends_with("/v2") { path } else { format!("{path}/v2") }
 }
 
-/// Whether a server may be pulled from, and resolve tags. None named is all.
+/// Returns whether a server may be pulled from, and whether it resolves tags. An empty list permits both.
 fn capabilities(list: &[String]) -> Result<(bool, bool), String> {
     let names: Vec<String> = list.iter().map(|name| name.to_ascii_lowercase()).collect();
     if let Some(unknown) =
@@ -327,19 +335,19 @@ fn capabilities(list: &[String]) -> Result<(bool, bool), String> {
     {
         return Err(format!("unknown capability {unknown:?}"));
     }
-    let has = |wanted: &str| names.is_empty() || names.iter().any(|name| name == wanted);
+    let has = |capability: &str| names.is_empty() || names.iter().any(|name| name == capability);
     Ok((has("pull"), has("resolve")))
 }
 
 fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
     let read = |path: &str| {
         let path = folder.join(path);
-        read_pem(&path).map_err(|error| format!("read {}: {error}", path.display()))
+        read_pem(&path).map_err(|error| format!("failed to read {}: {error}", path.display()))
     };
     let ca = keys.ca.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
     let entries = match &keys.client {
-        Client::One(both) => vec![ClientEntry::Both(both.clone())],
-        Client::Each(entries) => entries.clone(),
+        ClientCertificates::One(both) => vec![ClientEntry::Both(both.clone())],
+        ClientCertificates::Each(entries) => entries.clone(),
     };
     let mut client = Vec::new();
     for entry in entries {
@@ -347,21 +355,21 @@ fn tls(keys: &HostKeys, folder: &Path) -> Result<Tls, String> {
             ClientEntry::Both(path) => client.push((read(&path)?, read(&path)?)),
             ClientEntry::Pair(paths) => match paths.as_slice() {
                 [both] => client.push((read(both)?, read(both)?)),
-                // A key without a file of its own is in that of the certificate.
+                // If the path of the key is empty, the key is in the file of the certificate.
                 [both, key] if key.is_empty() => client.push((read(both)?, read(both)?)),
                 [certificate, key] => client.push((read(certificate)?, read(key)?)),
-                _ => return Err("client: an entry is a certificate and its key".to_owned()),
+                _ => return Err("client: an entry must be a certificate and its key".to_owned()),
             },
         }
     }
     let dial_timeout = match keys.dial_timeout.as_str() {
         "" => None,
-        text => Some(duration(text).ok_or_else(|| format!("dial_timeout: {text:?} is no duration"))?),
+        text => Some(duration(text).ok_or_else(|| format!("dial_timeout: invalid duration {text:?}"))?),
     };
     Ok(Tls { ca, client, skip_verify: keys.skip_verify.unwrap_or_default(), dial_timeout })
 }
 
-/// A duration as Go writes it (time.ParseDuration): `1m30s`, `1.5s`, `500ms`.
+/// Parses a duration in the format of Go (time.ParseDuration): `1m30s`, `1.5s`, `500ms`.
 fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut sum = Duration::ZERO;
@@ -386,13 +394,13 @@ fn duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(sum)
 }
 
-/// All that is wrong in the folders of hosts: in each `hosts.toml`, and in certificates.
+/// Returns all mistakes in the folders of hosts: in each `hosts.toml`, and in certificates.
 pub(crate) fn mistakes(certs_dirs: &[PathBuf]) -> Vec<String> {
     let mut mistakes = Vec::new();
     for folder in certs_dirs.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten() {
         let folder = folder.path();
         let file = folder.join("hosts.toml");
-        let found = match fs::read_to_string(&file) {
+        let reasons = match fs::read_to_string(&file) {
             Ok(text) => mistakes_of(&text, &folder),
             Err(error) if is_absent(&error) => {
                 mistakes.extend(
@@ -405,16 +413,16 @@ pub(crate) fn mistakes(certs_dirs: &[PathBuf]) -> Vec<String> {
             }
             Err(error) => vec![error.to_string()],
         };
-        mistakes.extend(found.into_iter().map(|why| format!("{}: {why}", file.display())));
+        mistakes.extend(reasons.into_iter().map(|why| format!("{}: {why}", file.display())));
     }
     mistakes.sort();
     mistakes
 }
 
-/// All that is wrong in one `hosts.toml`.
+/// Returns all mistakes in one `hosts.toml`.
 fn mistakes_of(text: &str, folder: &Path) -> Vec<String> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    // The folder of a host with a port may be called `host_port_`; that of all others is of none.
+    // The folder of a host with a port may be called `host_port_`. `_default` is not a host.
     let domain = match name.strip_suffix('_').and_then(|name| name.rsplit_once('_')) {
         Some((host, port)) => format!("{host}:{port}"),
         None => name.into_owned(),
@@ -424,13 +432,13 @@ fn mistakes_of(text: &str, folder: &Path) -> Vec<String> {
         Ok(reference) => reference,
         Err(error) => return vec![error.to_string()],
     };
-    let (file, of_server) = match (toml::from_str::<HostsFile>(text), toml::from_str::<HostKeys>(text)) {
-        (Ok(file), Ok(of_server)) => (file, of_server),
+    let (file, server_keys) = match (toml::from_str::<HostsFile>(text), toml::from_str::<HostKeys>(text)) {
+        (Ok(file), Ok(server_keys)) => (file, server_keys),
         (Err(error), _) | (_, Err(error)) => return vec![error.to_string()],
     };
     let hosts = file.host.iter().map(|(url, keys)| (format!("host.{url:?}"), url.as_str(), keys.get_ref()));
     let server = file.server.as_deref().filter(|url| !url.is_empty());
-    let server = server.map(|url| ("server".to_owned(), url, &of_server));
+    let server = server.map(|url| ("server".to_owned(), url, &server_keys));
     let check = |(key, url, keys): (String, &str, &HostKeys)| {
         let endpoint = endpoint(url, keys, folder, &reference).map_err(|why| format!("{key}: {why}"));
         endpoint
@@ -441,24 +449,25 @@ fn mistakes_of(text: &str, folder: &Path) -> Vec<String> {
 }
 
 impl Tls {
-    /// Whether its certificates and keys are such.
+    /// Checks that the certificates and keys can be used.
     fn check(&self, folder: &Path) -> Result<(), Error> {
         let config = super::transport::tls_config(self);
         config.map(drop).map_err(|error| Error::invalid(folder.display().to_string(), error))
     }
 }
 
-/// A certificate or a key; what is longer is none.
+/// Reads a certificate or a key. A file that is too large is an error.
 fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     fs::File::open(path)?.take(MAX_PEM + 1).read_to_end(&mut content)?;
     if u64::try_from(content.len()).unwrap_or(u64::MAX) > MAX_PEM {
-        return Err(io::Error::other(format!("it has more than {MAX_PEM} bytes")));
+        return Err(io::Error::other(format!("more than {MAX_PEM} bytes")));
     }
     Ok(content)
 }
 
-/// Docker's layout: `*.crt` are authorities, `x.cert` with `x.key` are ours.
+/// Reads certificates in Docker's layout: `*.crt` are authorities, `x.cert` with `x.key` are client
+/// certificates.
 fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -476,7 +485,7 @@ fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => tls.ca.push(read(path)?),
             Some("cert") => {
-                // Without a file of its own, the key is in that of the certificate.
+                // Without `x.key`, the key is in the file of the certificate.
                 let key = path.with_extension("key");
                 let key = if key.exists() { read(&key)? } else { read(path)? };
                 tls.client.push((read(path)?, key));

@@ -1,5 +1,6 @@
-//! The client of OCI registries: where to ask (`sources`, `hosts`, `registries_conf`), how to connect (`transport`, `proxy`), as whom (`auth`, `challenge`), and
-//! what for (`repository`, `blob`, `pace`, `reader`).
+//! The client for OCI registries: which servers to use (`sources`, `hosts`, `registries_conf`), connections
+//! (`transport`, `proxy`), authentication (`auth`, `challenge`), and content (`repository`, `blob`, `pace`,
+//! `reader`).
 
 mod auth;
 mod blob;
@@ -26,7 +27,7 @@ pub(crate) use repository::{Registry, Repository, check_blob};
 pub(crate) use sources::Sources;
 pub(crate) use transport::traced;
 
-/// What the fuzz targets call.
+/// Entry points for the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod parsers {
     use std::path::Path;
@@ -34,10 +35,10 @@ pub(crate) mod parsers {
     use super::{challenge, hosts, registries_conf};
     use crate::reference::Reference;
 
-    /// A `hosts.toml`: what it says of images of several registries.
+    /// Parses a `hosts.toml` for images of several registries.
     ///
     /// # Panics
-    /// It leads to no server at all, or to one that cannot be asked.
+    /// The result has no server, or one with an invalid URL.
     pub(crate) fn hosts(text: &str) {
         for name in ["r.example/team/app:1", "busybox", "localhost:5000/a"] {
             let Ok(reference) = name.parse::<Reference>() else { continue };
@@ -52,7 +53,7 @@ pub(crate) mod parsers {
         }
     }
 
-    /// A `registries.conf`: which servers and which names it gives.
+    /// Parses a `registries.conf` and looks up several names.
     pub(crate) fn registries_conf(text: &str) {
         let Ok(conf) = registries_conf::RegistriesConf::parse(text) else { return };
         let digest = format!("r.example/team/app@sha256:{}", "0".repeat(64));
@@ -64,7 +65,7 @@ pub(crate) mod parsers {
         }
     }
 
-    /// A `WWW-Authenticate` header.
+    /// Parses a `WWW-Authenticate` header.
     pub(crate) fn challenge(text: &str) {
         if let Ok(value) = http::HeaderValue::from_str(text) {
             let headers = http::HeaderMap::from_iter([(http::header::WWW_AUTHENTICATE, value)]);
@@ -75,20 +76,20 @@ pub(crate) mod parsers {
 
 use std::time::Duration;
 
-/// How long the steps of a transfer may take.
+/// Time limits for the steps of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// Until a connection is there, TLS included.
+    /// For a connection, including TLS.
     pub connect: Duration,
-    /// Until the first byte of an answer.
+    /// Until the headers of an answer.
     pub answer: Duration,
-    /// Between two pieces of a body: then the transfer is stalled and is taken up again.
+    /// Between two pieces of a body. When it expires, the transfer is resumed.
     pub stall: Duration,
-    /// How long a transfer may be slow before its turn goes to others.
+    /// The time after which a slow transfer releases its slot to others.
     pub slow: Duration,
-    /// Until a small document is there as a whole: a manifest, a config, a token.
+    /// For a complete small document: a manifest, a config, a token.
     pub document: Duration,
-    /// Before the first retry; doubled for each further one.
+    /// Before the first retry. It is doubled for each further one.
     pub backoff: Duration,
 }
 

@@ -1,9 +1,9 @@
-//! Which hosts are asked without a proxy: `NO_PROXY`, read as Go reads it (golang.org/x/net/http/httpproxy, `Config.NoProxy`),
-//! since it was written for programs in Go.
+//! The hosts that are contacted without a proxy: `NO_PROXY`, parsed as in Go
+//! (golang.org/x/net/http/httpproxy, `Config.NoProxy`), since it is usually written for programs in Go.
 
 use std::net::IpAddr;
 
-/// The exceptions of a list.
+/// A parsed `NO_PROXY` list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NoProxy {
     all: bool,
@@ -14,10 +14,10 @@ pub(super) struct NoProxy {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Domain {
-    /// With the dot before it.
+    /// The domain, with a dot in front.
     suffix: String,
     port: Option<u16>,
-    /// The domain itself, too, and not only what is below it.
+    /// The domain itself matches as well as its subdomains.
     itself: bool,
 }
 
@@ -50,18 +50,21 @@ impl NoProxy {
         parsed
     }
 
-    /// Whether this host is asked directly. One on this machine always is.
+    /// Returns whether this host is contacted directly. A host on this machine always is.
     pub(super) fn covers(&self, host: &str, port: u16) -> bool {
         let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_lowercase();
         let address = host.parse::<IpAddr>().ok();
         if self.all || host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
             return true;
         }
-        let is_port = |wanted: Option<u16>| wanted.is_none_or(|wanted| wanted == port);
+        let is_port = |configured: Option<u16>| configured.is_none_or(|configured| configured == port);
         match address {
             Some(address) => {
                 self.networks.iter().any(|network| contains(*network, address))
-                    || self.addresses.iter().any(|(known, wanted)| *known == address && is_port(*wanted))
+                    || self
+                        .addresses
+                        .iter()
+                        .any(|(excepted, of_port)| *excepted == address && is_port(*of_port))
             }
             None => self.domains.iter().any(|domain| {
                 let own = domain.itself && domain.suffix.strip_prefix('.') == Some(&host);
@@ -78,7 +81,7 @@ fn network(entry: &str) -> Option<(IpAddr, u8)> {
     (length <= longest).then_some((address, length))
 }
 
-/// Host and port; an IPv6 address has brackets where it has a port, and may have them without one.
+/// Splits host and port. An IPv6 address with a port has brackets. Without a port it may have them.
 fn split(entry: &str) -> (&str, Option<u16>) {
     if let Some(rest) = entry.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').unwrap_or((rest, ""));
@@ -94,7 +97,7 @@ fn split(entry: &str) -> (&str, Option<u16>) {
 }
 
 fn contains((network, length): (IpAddr, u8), address: IpAddr) -> bool {
-    // An IPv4 address in the form of IPv6 is the same one.
+    // An IPv4-mapped IPv6 address is the same as the IPv4 address.
     let (network, address) = match (network, address) {
         (IpAddr::V4(network), IpAddr::V6(address)) => match address.to_ipv4_mapped() {
             Some(address) => (IpAddr::V4(network), IpAddr::V4(address)),
@@ -123,7 +126,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn lists_mean_what_they_mean_to_programs_in_go() {
+    fn lists_are_parsed_as_in_go() {
         for (list, host, port, direct) in [
             ("*.test", "reg.test", 5000, true),
             ("*.test", "deep.reg.test", 5000, true),
@@ -169,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_list_and_any_host_are_taken(list in "[a-z0-9.:/*,\\[\\] -]{0,60}", host in "[a-z0-9.:\\[\\]]{0,30}") {
+        fn any_list_and_any_host_are_parsed(list in "[a-z0-9.:/*,\\[\\] -]{0,60}", host in "[a-z0-9.:\\[\\]]{0,30}") {
             NoProxy::parse(&list).covers(&host, 443);
         }
     }

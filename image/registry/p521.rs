@@ -1,4 +1,4 @@
-//! Signatures by the curve P-521, which *ring* does not have and Go does.
+//! Signatures with the curve P-521, which Go supports and *ring* does not.
 
 use std::sync::{Arc, LazyLock};
 
@@ -9,8 +9,8 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
-/// ECDSA by this curve, with the hash that certificates have (RFC 5758, 3.2). TLS 1.3 has it with SHA-512 (RFC 8446, 4.2.3,
-/// `ecdsa_secp521r1_sha512`); openssl signs with SHA-256 unless it is told otherwise.
+/// ECDSA with P-521 and the hash that certificates specify (RFC 5758, 3.2). TLS 1.3 uses SHA-512 (RFC 8446,
+/// 4.2.3, `ecdsa_secp521r1_sha512`). openssl signs with SHA-256 by default.
 #[derive(Debug)]
 enum EcdsaP521 {
     Sha256,
@@ -19,8 +19,8 @@ enum EcdsaP521 {
 }
 
 impl EcdsaP521 {
-    /// The hash as the number that it is, as long as the longest: a shorter one is not cut, and zeros before it are nothing
-    /// (FIPS 186-5, 6.4.2).
+    /// Returns the hash as a number, padded with leading zeros to the longest hash. Padding does not change
+    /// its value, and a hash shorter than the curve is not truncated (FIPS 186-5, 6.4.2).
     fn hash(&self, message: &[u8]) -> [u8; 64] {
         let hash = match self {
             Self::Sha256 => Sha256::digest(message).to_vec(),
@@ -72,7 +72,7 @@ static MAPPING: LazyLock<Vec<Mapping>> = LazyLock::new(|| {
 
 type Mapping = (SignatureScheme, &'static [&'static dyn SignatureVerificationAlgorithm]);
 
-/// What *ring* has, with this curve.
+/// Returns *ring*'s provider with support for P-521.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         let algorithms = WebPkiSupportedAlgorithms { all: ALL.as_slice(), mapping: MAPPING.as_slice() };

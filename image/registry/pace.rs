@@ -1,5 +1,5 @@
-//! How fast a transfer is. What counts is the time in which the network was waited for: a full disk or a busy processor
-//! is not the registry's fault.
+//! The speed of a transfer. Only the time of waiting for the network counts, not that of a full disk or a
+//! busy processor.
 
 use std::fmt;
 use std::future::Future;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
-/// A transfer that brings fewer bytes a second is slow.
+/// The minimum rate, in bytes a second. A transfer below it is slow.
 pub(crate) const MIN_RATE: u64 = 4 << 10;
 
-/// What a transfer has brought, and in which time.
+/// The received bytes of a transfer, and the time of waiting for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Figures {
     pub(crate) bytes: u64,
@@ -34,7 +34,8 @@ impl fmt::Display for Figures {
     }
 }
 
-/// Is told when a transfer has been slow for some time, with all that it has brought so far; its error ends the transfer.
+/// A function that is called when a transfer has been slow for a whole window, with the figures of the whole
+/// transfer. If it returns an error, the transfer is cancelled.
 pub(crate) type OnSlow<'a> = dyn Fn(Figures) -> Result<(), Error> + Send + Sync + 'a;
 
 /// Measures one transfer.
@@ -42,7 +43,7 @@ pub(crate) struct Pace<'a> {
     window: Duration,
     on_slow: &'a OnSlow<'a>,
     whole: Figures,
-    /// Since the last time that it was looked at.
+    /// The figures of the current window.
     recent: Figures,
 }
 
@@ -53,7 +54,7 @@ impl fmt::Debug for Pace<'_> {
 }
 
 impl<'a> Pace<'a> {
-    /// Is looked at each time that `window` has been waited.
+    /// Creates a pace that is checked each time that `window` has been waited.
     pub(crate) fn new(window: Duration, on_slow: &'a OnSlow<'a>) -> Self {
         Self { window, on_slow, whole: Figures::default(), recent: Figures::default() }
     }
@@ -62,7 +63,7 @@ impl<'a> Pace<'a> {
         self.whole
     }
 
-    /// Counts what has come.
+    /// Adds received bytes.
     pub(crate) fn received(&mut self, bytes: u64) {
         self.whole.bytes = self.whole.bytes.saturating_add(bytes);
         self.recent.bytes = self.recent.bytes.saturating_add(bytes);
@@ -74,7 +75,7 @@ impl<'a> Pace<'a> {
         loop {
             let left = self.window.saturating_sub(self.recent.waited);
             if left.is_zero() {
-                self.look()?;
+                self.check()?;
                 continue;
             }
             let start = Instant::now();
@@ -88,7 +89,7 @@ impl<'a> Pace<'a> {
         }
     }
 
-    fn look(&mut self) -> Result<(), Error> {
+    fn check(&mut self) -> Result<(), Error> {
         let recent = std::mem::take(&mut self.recent);
         if recent.is_slow() { (self.on_slow)(self.whole) } else { Ok(()) }
     }
@@ -103,10 +104,10 @@ mod tests {
     const WINDOW: Duration = Duration::from_millis(50);
 
     #[tokio::test]
-    async fn what_is_slow_is_told_while_it_waits_and_again() {
-        let told = Mutex::new(Vec::new());
+    async fn a_slow_transfer_is_reported_repeatedly_while_it_waits() {
+        let reported = Mutex::new(Vec::new());
         let on_slow = |figures: Figures| {
-            told.lock().unwrap().push(figures);
+            reported.lock().unwrap().push(figures);
             Ok(())
         };
         let mut pace = Pace::new(WINDOW, &on_slow);
@@ -114,14 +115,17 @@ mod tests {
         for _ in 0..3 {
             pace.wait(tokio::time::sleep(WINDOW * 2)).await.unwrap();
         }
-        let told = told.into_inner().unwrap();
-        assert!(told.len() >= 2, "{told:?}");
-        assert!(told.iter().all(|figures| figures.bytes == 7 && figures.waited >= WINDOW), "{told:?}");
-        assert!(told.windows(2).all(|pair| pair[0].waited < pair[1].waited), "{told:?}");
+        let reported = reported.into_inner().unwrap();
+        assert!(reported.len() >= 2, "{reported:?}");
+        assert!(
+            reported.iter().all(|figures| figures.bytes == 7 && figures.waited >= WINDOW),
+            "{reported:?}"
+        );
+        assert!(reported.windows(2).all(|pair| pair[0].waited < pair[1].waited), "{reported:?}");
     }
 
     #[tokio::test]
-    async fn many_short_waits_are_one_long_one_and_an_error_ends_it() {
+    async fn short_waits_add_up_and_an_error_cancels_the_transfer() {
         let on_slow = |figures: Figures| Err(Error::unavailable("x", figures));
         let mut pace = Pace::new(WINDOW, &on_slow);
         let error = loop {
@@ -134,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_fast_is_left_alone_however_long_it_takes() {
+    async fn a_fast_transfer_is_not_reported() {
         let on_slow = |_: Figures| Err(Error::unavailable("x", "slow"));
         let mut pace = Pace::new(WINDOW, &on_slow);
         for _ in 0..30 {

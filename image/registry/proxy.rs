@@ -1,7 +1,7 @@
-//! Connections by way of a proxy, as the environment names them (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in
-//! either case): a tunnel for TLS (RFC 9110, 9.3.6 "CONNECT"), requests with the whole address otherwise, or SOCKS version 5
-//! (RFC 1928) for both. The proxy itself is spoken to by TLS where its address says `https`. What is on this machine is never
-//! asked for through a proxy.
+//! Connections through a proxy. The environment configures it (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`,
+//! `NO_PROXY`, in upper or lower case). TLS uses a tunnel (RFC 9110, 9.3.6 "CONNECT"), plain requests have
+//! the absolute URL, and SOCKS version 5 (RFC 1928) is used for both. If the proxy's URL is `https`, the
+//! connection to it uses TLS. Hosts on this machine are always contacted directly.
 
 use std::fmt;
 use std::future::Future;
@@ -27,7 +27,7 @@ use super::no_proxy::NoProxy;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Which proxies are used for what.
+/// The configured proxies.
 #[derive(Clone, Default)]
 pub struct Proxies {
     http: Option<Arc<Proxy>>,
@@ -39,7 +39,7 @@ pub struct Proxies {
 #[derive(Clone)]
 struct Proxy {
     kind: Kind,
-    /// With its port, by `http` or `https`.
+    /// A URL with scheme `http` or `https` and a port.
     address: Uri,
     user: Option<(String, String)>,
 }
@@ -48,19 +48,20 @@ struct Proxy {
 enum Kind {
     Http,
     Socks,
-    /// What it says instead is told when it is used.
+    /// An unsupported scheme. It is reported when the proxy is used.
     Unknown,
 }
 
 impl fmt::Debug for Proxies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Their addresses may have passwords in them.
+        // The addresses may contain passwords.
         f.write_str("Proxies")
     }
 }
 
 impl Proxies {
-    /// Those that the environment names, whose variables `get` reads. The name in capitals counts first, as for Go.
+    /// Returns the proxies of the environment whose variables `get` reads. The upper-case name takes
+    /// precedence, as in Go.
     #[must_use]
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Self {
         let read = |name: &str| {
@@ -75,20 +76,20 @@ impl Proxies {
         Self { http: proxy("HTTP_PROXY"), https: proxy("HTTPS_PROXY"), no }
     }
 
-    /// Those of this process's environment.
+    /// Returns the proxies of this process's environment.
     #[must_use]
     pub fn of_process() -> Self {
         Self::from_env(|name| std::env::var(name).ok())
     }
 
-    /// One proxy for everything but the hosts of `no`, a list as in `NO_PROXY`.
+    /// Returns one proxy for all hosts except those in `no`, a list as in `NO_PROXY`.
     #[must_use]
     pub fn all(proxy: &str, no: &str) -> Self {
         let proxy = Proxy::parse(proxy).map(Arc::new);
         Self { http: proxy.clone(), https: proxy, no: NoProxy::parse(no) }
     }
 
-    /// The proxy for an address.
+    /// Returns the proxy for an address.
     fn of(&self, uri: &Uri) -> Option<&Proxy> {
         let tls = uri.scheme() == Some(&Scheme::HTTPS);
         let proxy = if tls { &self.https } else { &self.http };
@@ -96,7 +97,7 @@ impl Proxies {
         proxy.as_deref().filter(|_| !self.no.covers(uri.host().unwrap_or_default(), port))
     }
 
-    /// The header that a plain request to this address takes along for its proxy.
+    /// Returns the header for the proxy in a plain request to this address.
     pub(super) fn authorization(&self, uri: &Uri) -> Option<HeaderValue> {
         if uri.scheme() != Some(&Scheme::HTTP) {
             return None;
@@ -106,7 +107,7 @@ impl Proxies {
 }
 
 impl Proxy {
-    /// From a URL; `http` is meant where it has no scheme.
+    /// Parses a URL. Without a scheme it is `http`.
     fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.trim().split_once("://").unwrap_or(("http", text.trim()));
         let rest = rest.split('/').next()?;
@@ -117,7 +118,7 @@ impl Proxy {
         let (kind, tls, port) = match scheme.to_ascii_lowercase().as_str() {
             "http" => (Kind::Http, false, 80),
             "https" => (Kind::Http, true, 443),
-            // Go has the proxy resolve names in both cases.
+            // In Go, the proxy resolves names in both cases.
             "socks5" | "socks5h" => (Kind::Socks, false, 1080),
             _ => (Kind::Unknown, false, 80),
         };
@@ -141,7 +142,7 @@ impl Proxy {
     }
 }
 
-/// A part of a URL without its percent signs (RFC 3986, 2.1).
+/// Decodes percent-encoding (RFC 3986, 2.1).
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -161,11 +162,11 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Connects directly or by way of a proxy.
+/// Connects directly or through a proxy.
 #[derive(Clone)]
 pub(super) struct Connector {
     direct: HttpConnector,
-    /// To a proxy, whose certificate is checked as those of the servers behind it, as by Go.
+    /// Connects to a proxy. Its certificate is verified like those of the servers behind it, as in Go.
     to_proxy: HttpsConnector<HttpConnector>,
     proxies: Proxies,
 }
@@ -180,41 +181,43 @@ impl Connector {
         Self { direct, to_proxy, proxies }
     }
 
-    /// What answers is the server, or the proxy in its place.
+    /// Connects to the server, or to the proxy in its place.
     async fn connect(mut self, uri: Uri) -> Result<Stream, BoxError> {
         let Some(proxy) = self.proxies.of(&uri) else {
             let inner = MaybeHttpsStream::Http(Service::call(&mut self.direct, uri).await?);
-            return Ok(Stream { inner, asks_whole: false });
+            return Ok(Stream { inner, absolute_form: false });
         };
         let tls = uri.scheme() == Some(&Scheme::HTTPS);
-        let through = |error: BoxError| -> BoxError {
+        let proxy_error = |error: BoxError| -> BoxError {
             format!("proxy {}: {error}", proxy.address.host().unwrap_or_default()).into()
         };
         let address = proxy.address.clone();
-        let (inner, asks_whole) = match proxy.kind {
-            Kind::Unknown => return Err("a proxy is not supported: only http, https and socks5 are".into()),
+        let (inner, absolute_form) = match proxy.kind {
+            Kind::Unknown => {
+                return Err("unsupported proxy: only http, https and socks5 are supported".into());
+            }
             Kind::Socks => {
                 let mut socks = SocksV5::new(address, self.to_proxy);
                 if let Some((name, password)) = proxy.user.clone() {
                     socks = socks.with_auth(name, password);
                 }
                 let connected = Service::call(&mut socks, with_port(&uri, tls)?).await;
-                (connected.map_err(|error| through(error.into()))?, false)
+                (connected.map_err(|error| proxy_error(error.into()))?, false)
             }
             Kind::Http if tls => {
                 let mut tunnel = Tunnel::new(address, self.to_proxy);
                 if let Some(header) = proxy.authorization() {
                     tunnel = tunnel.with_auth(header);
                 }
-                (Service::call(&mut tunnel, uri).await.map_err(|error| through(error.into()))?, false)
+                (Service::call(&mut tunnel, uri).await.map_err(|error| proxy_error(error.into()))?, false)
             }
-            Kind::Http => (Service::call(&mut self.to_proxy, address).await.map_err(through)?, true),
+            Kind::Http => (Service::call(&mut self.to_proxy, address).await.map_err(proxy_error)?, true),
         };
-        Ok(Stream { inner, asks_whole })
+        Ok(Stream { inner, absolute_form })
     }
 }
 
-/// SOCKS has no default ports.
+/// Returns the URL with its port: SOCKS has no default ports.
 fn with_port(uri: &Uri, tls: bool) -> Result<Uri, BoxError> {
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
     let scheme = uri.scheme_str().unwrap_or("http");
@@ -235,16 +238,16 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A connection that knows whether requests on it name the whole address.
+/// A connection. If `absolute_form` is set, requests on it have the absolute URL.
 #[derive(Debug)]
 pub(super) struct Stream {
     inner: MaybeHttpsStream<TokioIo<TcpStream>>,
-    asks_whole: bool,
+    absolute_form: bool,
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        self.inner.connected().proxy(self.asks_whole)
+        self.inner.connected().proxy(self.absolute_form)
     }
 }
 
@@ -293,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_here_or_excepted_is_asked_directly() {
+    fn local_and_excepted_hosts_are_contacted_directly() {
         let proxies = Proxies::all("http://user:secret@proxy.example:3128", "inside.example,10.0.0.0/8");
         let of = |uri: &str| proxies.of(&uri.parse().unwrap());
         let proxy = of("https://registry.example/v2/").unwrap();
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_read_as_go_reads_it() {
+    fn the_environment_is_parsed_as_in_go() {
         let of = |set: &[(&str, &str)], uri: &str| {
             let get =
                 |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_proxies_are_read() {
+    fn addresses_of_proxies_are_parsed() {
         let parse =
             |text: &str| Proxy::parse(text).map(|proxy| (proxy.kind, proxy.address.to_string(), proxy.user));
         let user = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));

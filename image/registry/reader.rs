@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use super::Piece;
 use crate::error::Error;
 
-/// Reads the pieces of a transfer. Its end is reported only where the digest was right; a transfer that breaks off is an
-/// error, never an end.
+/// Reads the pieces of a transfer. It returns end of file only if the digest was right. If the transfer
+/// breaks off, it returns an error.
 #[derive(Debug)]
 pub(crate) struct PieceReader {
     pieces: mpsc::Receiver<Piece>,

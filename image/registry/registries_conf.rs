@@ -1,5 +1,5 @@
-//! Where CRI-O and podman are told to fetch from: containers-registries.conf(5), version 2, with the drop-ins beside it.
-//! Read again for each pull.
+//! The servers that CRI-O and podman use: containers-registries.conf(5), version 2, with its drop-ins. The
+//! files are read for each pull.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,18 +13,18 @@ use super::hosts::{Endpoint, Tls, origin};
 use crate::error::Error;
 use crate::reference::{Reference, is_hex_id};
 
-/// The files' content, drop-ins laid over the main file.
+/// The main file, merged with the drop-ins.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct RegistriesConf {
     unqualified_search_registries: Option<Vec<String>>,
     registry: Vec<Registry>,
     aliases: BTreeMap<String, String>,
-    /// Of version 1, whose tables are `[registries.search]` and so on.
+    /// The tables of version 1: `[registries.search]` and others.
     registries: Option<toml::Table>,
 }
 
-/// What is known of the images below one name.
+/// The settings for the images below one prefix.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 struct Registry {
@@ -44,7 +44,7 @@ struct Mirror {
     pull_from_mirror: PullFromMirror,
 }
 
-/// For which pulls a mirror is asked.
+/// The pulls that use a mirror.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum PullFromMirror {
@@ -55,7 +55,7 @@ enum PullFromMirror {
 }
 
 impl RegistriesConf {
-    /// The main file and `<file>.d/*.conf` in the order of their names; what is missing says nothing.
+    /// Reads the main file and `<file>.d/*.conf` in the order of their names. Missing files are ignored.
     pub(crate) fn read(file: &Path) -> Result<Self, Error> {
         let mut conf = Self::default();
         for path in files(file)? {
@@ -63,7 +63,7 @@ impl RegistriesConf {
                 Ok(text) => {
                     let layer =
                         Self::parse(&text).map_err(|why| Error::invalid(path.display().to_string(), why))?;
-                    conf.lay_over(layer);
+                    conf.merge(layer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("read", &path, error)),
@@ -75,7 +75,7 @@ impl RegistriesConf {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut conf: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         if conf.registries.is_some() {
-            return Err("is of version 1 ([registries.search] and the like), which is not read".to_owned());
+            return Err("unsupported version 1 ([registries.search] and similar tables)".to_owned());
         }
         for registry in &mut conf.registry {
             registry.trim();
@@ -84,8 +84,9 @@ impl RegistriesConf {
         Ok(conf)
     }
 
-    /// What comes later wins: lists whole, registries by their names.
-    fn lay_over(&mut self, layer: Self) {
+    /// Merges a later file into this one. Its lists replace earlier lists, its registries replace those of
+    /// the same name.
+    fn merge(&mut self, layer: Self) {
         if layer.unqualified_search_registries.is_some() {
             self.unqualified_search_registries = layer.unqualified_search_registries;
         }
@@ -95,8 +96,8 @@ impl RegistriesConf {
         self.registry.extend(layer.registry);
     }
 
-    /// What a name without a registry may stand for, in the order in which it is tried; empty where only the usual
-    /// `docker.io` is meant.
+    /// Returns the references that a name without a registry may resolve to, in the order in which they are
+    /// tried. Empty if only the default `docker.io` applies.
     pub(crate) fn candidates(&self, text: &str) -> Vec<Reference> {
         let Some((name, rest)) = short_name(text) else { return Vec::new() };
         if let Some(full) = self.aliases.get(name).filter(|full| !full.is_empty()) {
@@ -106,62 +107,63 @@ impl RegistriesConf {
         registries.filter_map(|registry| format!("{registry}/{name}{rest}").parse().ok()).collect()
     }
 
-    /// The servers to ask for an image, in order; `None` where nothing is said of its name.
+    /// Returns the servers for an image, in order. `None` without settings for its name.
     pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Option<Vec<Endpoint>>, Error> {
         let name = reference.name();
-        // A prefix may be that of one image alone.
+        // A prefix may be a single image.
         let whole = reference.to_string();
         let single = self.registry.iter().find(|one| one.is_single() && one.name() == whole);
-        let found = single.map(|one| (name.len(), one)).or_else(|| self.find(&name));
-        let Some((length, registry)) = found else { return Ok(None) };
+        let matching = single.map(|one| (name.len(), one)).or_else(|| self.find(&name));
+        let Some((length, registry)) = matching else { return Ok(None) };
         let rest = name.get(length..).unwrap_or_default();
         let by_digest = reference.digest().is_some();
         let mut endpoints = Vec::new();
         let mut blocked = None;
-        // What is blocked is a place, not a name: mirrors of a registry that is never to be contacted are asked.
-        let mut ask = |location: &str, insecure: bool, mirror: bool| match self.blocking(location) {
+        // Locations are blocked, not names: the mirrors of a blocked registry are used.
+        let mut add = |location: &str, insecure: bool, mirror: bool| match self.blocking(location) {
             Some(blocking) => blocked = blocked.take().or(Some(blocking.name().to_owned())),
             None => {
-                // What is said of the place itself counts, too.
+                // The settings of the location itself apply as well.
                 let insecure = insecure || self.find(location).is_some_and(|(_, own)| own.insecure);
                 endpoints.extend(servers(location, insecure, mirror));
             }
         };
         for mirror in &registry.mirror {
-            let wanted = match mirror.pull_from_mirror {
+            let applies = match mirror.pull_from_mirror {
                 PullFromMirror::All => by_digest || !registry.mirror_by_digest_only,
                 PullFromMirror::DigestOnly => by_digest,
                 PullFromMirror::TagOnly => !by_digest,
             };
-            if wanted {
-                ask(&format!("{}{rest}", mirror.location), mirror.insecure, true);
+            if applies {
+                add(&format!("{}{rest}", mirror.location), mirror.insecure, true);
             }
         }
         let own =
             if registry.location.is_empty() { name.clone() } else { format!("{}{rest}", registry.location) };
         if registry.blocked {
-            // By its own name, wherever it is.
+            // Blocked by its own name, at any location.
             blocked = blocked.or(Some(registry.name().to_owned()));
         } else {
-            ask(&own, registry.insecure, false);
+            add(&own, registry.insecure, false);
         }
         match blocked {
             Some(name) if endpoints.is_empty() => {
                 let why =
-                    format!("the registries.conf blocks {name:?}, and names no mirror that may be asked");
+                    format!("registries.conf blocks {name:?} and has no mirror for it that is not blocked");
                 Err(Error::invalid(reference.to_string(), why))
             }
             _ => Ok(Some(endpoints)),
         }
     }
 
-    /// What is said of a name, by the longest prefix; a wildcard is shorter than any name that it covers.
+    /// Finds the settings with the longest prefix of a name. A wildcard is less specific than any prefix
+    /// without one.
     fn find(&self, name: &str) -> Option<(usize, &Registry)> {
         let fitting = self.registry.iter().filter_map(|one| Some((one.matched(name)?, one)));
         fitting.max_by_key(|(_, one)| (!one.is_wildcard(), one.name().len()))
     }
 
-    /// What forbids to ask a place.
+    /// Returns the settings that block a location.
     fn blocking(&self, location: &str) -> Option<&Registry> {
         self.find(location).map(|(_, registry)| registry).filter(|registry| registry.blocked)
     }
@@ -172,7 +174,7 @@ impl Registry {
         if self.prefix.is_empty() { &self.location } else { &self.prefix }
     }
 
-    /// Whether it is said of one image, with its tag or digest.
+    /// Returns whether the prefix is one image, with its tag or digest.
     fn is_single(&self) -> bool {
         let last = self.prefix.rsplit('/').next().unwrap_or_default();
         self.prefix.contains('@') || (self.prefix.contains('/') && last.contains(':'))
@@ -182,7 +184,7 @@ impl Registry {
         self.name().starts_with("*.")
     }
 
-    /// Slashes at the end are no part of a name.
+    /// Removes slashes at the end of names.
     fn trim(&mut self) {
         let mirrors = self.mirror.iter_mut().map(|mirror| &mut mirror.location);
         for text in mirrors.chain([&mut self.prefix, &mut self.location]) {
@@ -196,11 +198,13 @@ impl Registry {
             return Err("a [[registry]] has neither prefix nor location".to_owned());
         }
         if !self.is_wildcard() && self.location.is_empty() && !self.prefix.is_empty() {
-            return Err(format!("registry {name:?}: location is missing"));
+            return Err(format!("registry {name:?}: missing location"));
         }
         for location in self.mirror.iter().map(|mirror| &mirror.location).chain([&self.location]) {
             if location.contains("://") {
-                return Err(format!("registry {name:?}: {location:?} is no name but a URL"));
+                return Err(format!(
+                    "registry {name:?}: invalid location {location:?}: a URL instead of a name"
+                ));
             }
         }
         if self.mirror.iter().any(|mirror| mirror.location.is_empty()) {
@@ -209,17 +213,17 @@ impl Registry {
         let chosen = self.mirror.iter().any(|mirror| mirror.pull_from_mirror != PullFromMirror::All);
         if self.mirror_by_digest_only && chosen {
             return Err(format!(
-                "registry {name:?}: mirror-by-digest-only and pull-from-mirror exclude each other"
+                "registry {name:?}: mirror-by-digest-only and pull-from-mirror are mutually exclusive"
             ));
         }
         Ok(())
     }
 
-    /// How much of a name this covers.
+    /// Returns the length of the part of a name that the prefix matches.
     fn matched(&self, name: &str) -> Option<usize> {
         let host = name.split('/').next().unwrap_or_default();
         match self.name().strip_prefix('*') {
-            // The port is no part of the match: it stays where the name is rewritten.
+            // The port is not matched: it remains when the name is rewritten.
             Some(domain) if self.is_wildcard() => {
                 let domain_name = host.split(':').next()?;
                 domain_name.strip_suffix(domain).map(|_| domain_name.len())
@@ -233,12 +237,13 @@ impl Registry {
     }
 }
 
-/// Whether a text is a name without a registry, and no image's id.
+/// Returns whether a text is a name without a registry. An image id is not.
 pub(crate) fn is_short(text: &str) -> bool {
     short_name(text).is_some_and(|(name, _)| name != "sha256" && !is_hex_id(name))
 }
 
-/// The name and what follows it, if the name has no registry (containers-registries.conf(5), "short names").
+/// Splits a name without a registry from the rest (containers-registries.conf(5), "short names"). None if it
+/// has a registry.
 fn short_name(text: &str) -> Option<(&str, &str)> {
     let end = text.find('@').unwrap_or(text.len());
     let slash = text.get(..end)?.rfind('/').map_or(0, |slash| slash + 1);
@@ -249,7 +254,8 @@ fn short_name(text: &str) -> Option<(&str, &str)> {
     (!registry && !name.is_empty()).then_some((name, rest))
 }
 
-/// A server; one that is insecure is asked by TLS without verification first, then without TLS.
+/// Returns the endpoints of a server. If it is insecure, TLS without verification is tried first, then plain
+/// HTTP.
 fn servers(name: &str, insecure: bool, mirror: bool) -> Vec<Endpoint> {
     let (domain, repository) = name.split_once('/').unwrap_or((name, ""));
     let mut endpoint = origin(domain, repository);
@@ -264,7 +270,7 @@ fn servers(name: &str, insecure: bool, mirror: bool) -> Vec<Endpoint> {
     vec![Endpoint { retried: false, ..endpoint }, plain]
 }
 
-/// All that is wrong in the main file and the drop-ins.
+/// Returns all mistakes in the main file and the drop-ins.
 pub(crate) fn mistakes(file: &Path) -> Vec<String> {
     let files = match files(file) {
         Ok(files) => files,
@@ -272,7 +278,7 @@ pub(crate) fn mistakes(file: &Path) -> Vec<String> {
     };
     let mut mistakes = Vec::new();
     for path in files {
-        let found = match fs::read_to_string(&path) {
+        let reasons = match fs::read_to_string(&path) {
             Ok(text) => match toml::from_str::<RegistriesConf>(&text) {
                 Ok(conf) if conf.registries.is_some() => {
                     RegistriesConf::parse(&text).err().into_iter().collect()
@@ -283,7 +289,7 @@ pub(crate) fn mistakes(file: &Path) -> Vec<String> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => vec![error.to_string()],
         };
-        mistakes.extend(found.into_iter().map(|why| format!("{}: {why}", path.display())));
+        mistakes.extend(reasons.into_iter().map(|why| format!("{}: {why}", path.display())));
     }
     mistakes
 }

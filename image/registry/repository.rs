@@ -1,5 +1,5 @@
-//! One repository on its registry and mirrors: its manifests and small blobs, with authentication, retries, and the next
-//! server where one does not deliver.
+//! One repository on its registry and mirrors: manifests and small blobs, with authentication, retries, and
+//! failover to the next server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 
 use super::Timeouts;
-use super::auth::{Asking, Tokens};
+use super::auth::{AuthContext, Tokens};
 use super::challenge::challenges;
 use super::hosts::Endpoint;
 use super::proxy::Proxies;
 use super::sources::Sources;
-use super::transport::{Ask, Transport};
+use super::transport::{HttpTransport, OutgoingRequest};
 use crate::credentials::Credentials;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
@@ -24,24 +24,24 @@ use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MAX_MANIFEST, OC
 use crate::printable::Printable;
 use crate::reference::Reference;
 
-/// How often a request is sent again.
+/// The most retries of a request.
 pub(super) const RETRIES: u32 = 3;
-/// What a server may ask us to wait.
-const MAX_WAIT: Duration = Duration::from_secs(20);
-/// How much of an answer with an error is read.
+/// The longest time that a server may request in Retry-After.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
+/// The most bytes of an error answer that are read.
 const MAX_ERROR: u64 = 16 << 10;
-/// How many characters of it are shown.
+/// The most characters of its reasons that are shown.
 const MAX_REASONS: usize = 300;
 
-/// The client: configuration, connections and tokens, for all repositories.
+/// The registry client: configuration, connections and tokens, for all repositories.
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) sources: Sources,
-    pub(super) transport: Transport,
+    pub(super) transport: HttpTransport,
     tokens: Tokens,
 }
 
-/// A manifest as it was sent, with its digest verified.
+/// A manifest as it was received, with its digest verified.
 #[derive(Clone, Debug)]
 pub(crate) struct Fetched {
     pub(crate) bytes: Bytes,
@@ -49,7 +49,7 @@ pub(crate) struct Fetched {
     pub(crate) media_type: Option<String>,
 }
 
-/// One repository, as one set of credentials sees it.
+/// One repository, accessed with one set of credentials.
 #[derive(Clone, Debug)]
 pub(crate) struct Repository {
     pub(super) registry: Arc<Registry>,
@@ -60,10 +60,10 @@ pub(crate) struct Repository {
 
 impl Registry {
     pub(crate) fn new(sources: Sources, timeouts: Timeouts, proxies: Proxies) -> Self {
-        Self { sources, transport: Transport::new(timeouts, proxies), tokens: Tokens::default() }
+        Self { sources, transport: HttpTransport::new(timeouts, proxies), tokens: Tokens::default() }
     }
 
-    /// The repository that `reference` names.
+    /// Returns the repository of `reference`.
     pub(crate) async fn repository(
         self: &Arc<Self>,
         reference: &Reference,
@@ -75,7 +75,7 @@ impl Registry {
 }
 
 impl Repository {
-    /// The manifest or index that a tag stands for.
+    /// Fetches the manifest or index of a tag.
     pub(crate) async fn manifest_by_tag(&self, tag: &str) -> Result<Fetched, Error> {
         let what = format!("manifest {}:{tag}", self.name);
         let mut failure = None;
@@ -93,15 +93,17 @@ impl Repository {
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may resolve tags")))
+        Err(failure.unwrap_or_else(|| {
+            Error::not_found(what, "hosts.toml has no host with the capability to resolve tags")
+        }))
     }
 
-    /// The servers, in the order in which they are asked.
+    /// Returns the servers, in the order in which they are tried.
     pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
 
-    /// The digest that one server has for a name, without its content; asked once.
+    /// Returns the digest that one server has for a name, without the content and without retries.
     pub(crate) async fn probe(&self, endpoint: &Endpoint, reference: &Reference) -> Result<Digest, Error> {
         let what = format!("manifest {reference}");
         let endpoint = Endpoint { retried: false, ..endpoint.clone() };
@@ -112,7 +114,7 @@ impl Repository {
         self.resolve(&endpoint, &what, &name).await
     }
 
-    /// The manifest or index with this digest.
+    /// Fetches the manifest or index with this digest.
     pub(crate) async fn manifest_by_digest(&self, digest: &Digest) -> Result<Fetched, Error> {
         let what = format!("manifest {}@{digest}", self.name);
         let mut failure = None;
@@ -122,10 +124,11 @@ impl Repository {
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may be pulled from")))
+        Err(failure
+            .unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull")))
     }
 
-    /// A small blob, whole.
+    /// Fetches a small blob completely.
     pub(crate) async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<Bytes, Error> {
         let what = format!("blob {}@{}", self.name, blob.digest);
         let mut failure = None;
@@ -135,13 +138,15 @@ impl Repository {
                 Err(error) => self.note(endpoint, error, &mut failure),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::not_found(what, "no host of its hosts.toml may be pulled from")))
+        Err(failure
+            .unwrap_or_else(|| Error::not_found(what, "hosts.toml has no host with the capability to pull")))
     }
 
-    /// Remembers why a host did not deliver; the last one's reason, which is the registry's own, is reported.
+    /// Records the failure of a host. The last one is returned to the caller; it is that of the registry
+    /// itself.
     pub(super) fn note(&self, endpoint: &Endpoint, error: Error, failure: &mut Option<Error>) {
         if endpoint.mirror {
-            tracing::warn!(host = endpoint.authority, repository = self.name, %error, "a mirror does not deliver");
+            tracing::warn!(host = endpoint.authority, repository = self.name, %error, "mirror failed");
         }
         *failure = Some(error);
     }
@@ -153,9 +158,9 @@ impl Repository {
         name: &str,
         expected: Option<&Digest>,
     ) -> Result<Fetched, Error> {
-        let response = self.ask(endpoint, what, Method::GET, &format!("manifests/{name}"), accept()).await?;
+        let response = self.send(endpoint, what, Method::GET, &format!("manifests/{name}"), accept()).await?;
         let media_type = header(response.headers(), CONTENT_TYPE.as_str());
-        // The registry's word on a tag's digest; for a digest we know better.
+        // The digest that the registry claims for a tag. For a digest, the requested one is used.
         let promised: Option<Digest> =
             header(response.headers(), "docker-content-digest").and_then(|text| text.parse().ok());
         let bytes = self.registry.transport.body(what, response, MAX_MANIFEST).await?;
@@ -164,16 +169,16 @@ impl Repository {
         if let Some(expected) = expected.or(promised.as_ref())
             && *expected != digest
         {
-            return Err(Error::corrupt(what, format!("has the digest {digest} instead of {expected}")));
+            return Err(Error::corrupt(what, format!("digest is {digest} instead of {expected}")));
         }
         Ok(Fetched { bytes, digest, media_type })
     }
 
-    /// Only the digest of a tag, from a host that may say it but not serve the content.
+    /// Resolves a tag to its digest without fetching the content.
     async fn resolve(&self, endpoint: &Endpoint, what: &str, tag: &str) -> Result<Digest, Error> {
-        let response = self.ask(endpoint, what, Method::HEAD, &format!("manifests/{tag}"), accept()).await?;
+        let response = self.send(endpoint, what, Method::HEAD, &format!("manifests/{tag}"), accept()).await?;
         let digest = header(response.headers(), "docker-content-digest")
-            .ok_or_else(|| Error::corrupt(what, "the host does not say its digest"))?;
+            .ok_or_else(|| Error::corrupt(what, "the answer has no Docker-Content-Digest header"))?;
         digest.parse().map_err(|error| Error::corrupt(what, error))
     }
 
@@ -185,15 +190,16 @@ impl Repository {
         limit: u64,
     ) -> Result<Bytes, Error> {
         let response = self
-            .ask(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), HeaderMap::new())
+            .send(endpoint, what, Method::GET, &format!("blobs/{}", blob.digest), HeaderMap::new())
             .await?;
         let bytes = self.registry.transport.body(what, response, limit).await?;
         check_blob(what, blob, &bytes)?;
         Ok(bytes)
     }
 
-    /// Sends a request to one host until it answers with success, or with what no repetition changes.
-    pub(super) async fn ask(
+    /// Sends a request to one host, with retries, until it succeeds or fails with an error that a retry does
+    /// not change.
+    pub(super) async fn send(
         &self,
         endpoint: &Endpoint,
         what: &str,
@@ -201,30 +207,31 @@ impl Repository {
         rest: &str,
         headers: HeaderMap,
     ) -> Result<Response<Incoming>, Error> {
-        let credentials = endpoint.credentials.as_ref().map(|known| &known.credentials);
-        let asking = Asking { endpoint, repository: &endpoint.repository, credentials };
+        let credentials = endpoint.credentials.as_ref().map(|sourced| &sourced.credentials);
+        let context = AuthContext { endpoint, repository: &endpoint.repository, credentials };
         let uri = self.uri(endpoint, rest).map_err(|error| Error::invalid(what, error))?;
-        let mut authorization = self.registry.tokens.known(&asking);
-        let mut met = false;
+        let mut authorization = self.registry.tokens.cached(&context);
+        let mut authenticated = false;
         let mut failures = 0;
         loop {
-            let mut ask = Ask { method: method.clone(), ..Ask::get(uri.clone()) };
-            ask.headers.extend(endpoint.headers.iter().cloned());
-            ask.headers.extend(headers.clone());
+            let mut outgoing =
+                OutgoingRequest { method: method.clone(), ..OutgoingRequest::get(uri.clone()) };
+            outgoing.headers.extend(endpoint.headers.iter().cloned());
+            outgoing.headers.extend(headers.clone());
             if let Some(header) = &authorization {
-                ask.headers.insert(AUTHORIZATION, header.clone());
+                outgoing.headers.insert(AUTHORIZATION, header.clone());
             }
-            let (error, wait) = match self.registry.transport.send(&endpoint.tls, ask).await {
+            let (error, wait) = match self.registry.transport.send(&endpoint.tls, outgoing).await {
                 Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !met => {
-                    // Once: a header that the registry asked for and then refuses is refused for good.
-                    met = true;
-                    self.registry.tokens.forget(&asking);
+                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !authenticated => {
+                    // Only once: if the registry rejects a fresh header, a retry does not help.
+                    authenticated = true;
+                    self.registry.tokens.forget(&context);
                     let challenges = challenges(response.headers());
                     let tokens = &self.registry.tokens;
                     authorization = Some(
                         tokens
-                            .meet(&self.registry.transport, &asking, &challenges, what)
+                            .answer(&self.registry.transport, &context, &challenges, what)
                             .await
                             .map_err(|error| error.about(what))?,
                     );
@@ -240,40 +247,41 @@ impl Repository {
             if !matches!(error, Error::Unavailable { .. }) || failures > RETRIES || !endpoint.retried {
                 return Err(error);
             }
-            tracing::debug!(%error, failures, "asking again");
+            tracing::debug!(%error, failures, "retrying request");
             tokio::time::sleep(wait.unwrap_or_else(|| self.backoff(failures))).await;
         }
     }
 
-    /// Doubled each time, with jitter, so that a hundred nodes do not come back at once.
+    /// Returns the time before a retry. It doubles each time, with jitter, so that many nodes do not retry
+    /// simultaneously.
     pub(super) fn backoff(&self, failures: u32) -> Duration {
         let base = self.registry.transport.timeouts().backoff;
         let doubled = base.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1)));
-        doubled.mul_f64(rand::random_range(0.8..1.2)).min(MAX_WAIT)
+        doubled.mul_f64(rand::random_range(0.8..1.2)).min(MAX_RETRY_AFTER)
     }
 
     fn uri(&self, endpoint: &Endpoint, rest: &str) -> Result<Uri, http::uri::InvalidUri> {
         let Endpoint { scheme, authority, path, namespace, repository, .. } = endpoint;
-        if endpoint.direct {
+        if endpoint.external {
             return format!("{scheme}://{authority}{path}").parse();
         }
         let query = namespace.as_ref().map(|namespace| format!("?ns={namespace}")).unwrap_or_default();
         format!("{scheme}://{authority}{path}/{repository}/{rest}{query}").parse()
     }
 
-    /// Turns an answer that is no success into an error with what the registry says.
+    /// Turns an unsuccessful answer into an error with the registry's reasons.
     async fn refusal(&self, endpoint: &Endpoint, what: &str, response: Response<Incoming>) -> Error {
         let status = response.status();
-        let said = match self.registry.transport.body(what, response, MAX_ERROR).await {
+        let reasons = match self.registry.transport.body(what, response, MAX_ERROR).await {
             Ok(body) => reasons(&body),
             Err(_) => String::new(),
         };
-        let why = format!("{} answers {status}{said}", endpoint.authority);
+        let why = format!("{} answered {status}{reasons}", endpoint.authority);
         match status {
             StatusCode::NOT_FOUND | StatusCode::GONE => Error::not_found(what, why),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::unauthorized(what, why),
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                Error::corrupt(what, format!("{why}: it is shorter than promised"))
+                Error::corrupt(what, format!("{why}: it is shorter than its descriptor"))
             }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Error::unavailable(what, why),
             _ if status.is_server_error() => Error::unavailable(what, why),
@@ -306,13 +314,13 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
-/// Seconds only: registries do not send the form with a date.
+/// Parses Retry-After in seconds. Registries do not send the form with a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = header(headers, RETRY_AFTER.as_str())?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(MAX_WAIT))
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
-/// The errors in an answer, as the distribution spec lays them out.
+/// Returns the errors in an answer, whose format is that of the distribution spec.
 fn reasons(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Answer {
@@ -339,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reasons_of_a_registry_are_shown_in_bounds() {
+    fn the_reasons_of_a_registry_are_printable_and_bounded() {
         let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest\u001b[31m unknown"}]}"#;
         assert_eq!(reasons(body), " (MANIFEST_UNKNOWN manifest\\u{1b}[31m unknown)");
         assert_eq!(reasons(b"<html>"), "");

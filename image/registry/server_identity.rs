@@ -1,9 +1,10 @@
-//! Whether a server is who it says, by the rules that Go has (crypto/x509, `Certificate.Verify`): registries' certificates
-//! are made to please containerd, CRI-O and docker. They differ from webpki's in three things. A certificate that is itself
-//! among the authorities is trusted, whatever it says it is for; one that may sign others may also be a server's, as
-//! openssl's `req -x509` makes them; and `*.lan` is a name as any other with a star.
+//! Verification of server certificates by the rules of Go (crypto/x509, `Certificate.Verify`): registries'
+//! certificates are made to work with containerd, CRI-O and docker. The rules differ from those of webpki in
+//! three points. A certificate that is itself one of the authorities is trusted, for any purpose. A
+//! certificate that may sign others may also be a server's, as `openssl req -x509` creates them. And `*.lan`
+//! is a wildcard like any other.
 //!
-//! What webpki can decide, it decides.
+//! All other cases are decided by webpki.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,14 +23,14 @@ use x509_cert::der::{Decode as _, Encode as _, Reader as _, SliceReader};
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
 
-/// Certificates between a server's and an authority's.
+/// The most certificates between that of the server and that of the authority.
 const MAX_PATH: usize = 6;
 /// RFC 5280, 4.2.1.12: serverAuth, anyExtendedKeyUsage.
 const SERVER: [ObjectIdentifier; 2] =
     [ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1"), ObjectIdentifier::new_unwrap("2.5.29.37.0")];
-/// Extensions that may be critical where a path is built here: key usage, alternative names, basic constraints, extended key
-/// usage, policies. With another one, such as name constraints, it is not.
-const KNOWN: [ObjectIdentifier; 5] = [
+/// Extensions that may be critical in a path that is built here: key usage, alternative names, basic
+/// constraints, extended key usage, policies. Another one, such as name constraints, makes the path invalid.
+const SUPPORTED_EXTENSIONS: [ObjectIdentifier; 5] = [
     ObjectIdentifier::new_unwrap("2.5.29.15"),
     ObjectIdentifier::new_unwrap("2.5.29.17"),
     ObjectIdentifier::new_unwrap("2.5.29.19"),
@@ -37,22 +38,23 @@ const KNOWN: [ObjectIdentifier; 5] = [
     ObjectIdentifier::new_unwrap("2.5.29.32"),
 ];
 
-/// Checks servers as Go does.
+/// Verifies servers by the rules of Go.
 #[derive(Debug)]
 pub(super) struct ServerIdentity {
     provider: Arc<CryptoProvider>,
     roots: RootCertStore,
-    /// The authorities that a configuration names, whole: those of the system are looked for when one is missing.
-    named: Vec<CertificateDer<'static>>,
+    /// The configured authorities, as complete certificates. Those of the system are loaded when they are
+    /// needed.
+    configured: Vec<CertificateDer<'static>>,
 }
 
 impl ServerIdentity {
     pub(super) fn new(
         provider: Arc<CryptoProvider>,
         roots: RootCertStore,
-        named: Vec<CertificateDer<'static>>,
+        configured: Vec<CertificateDer<'static>>,
     ) -> Self {
-        Self { provider, roots, named }
+        Self { provider, roots, configured }
     }
 
     fn chain(
@@ -63,7 +65,7 @@ impl ServerIdentity {
         now: UnixTime,
     ) -> Result<(), Error> {
         let algorithms = self.provider.signature_verification_algorithms.all;
-        if self.named.iter().any(|named| named.as_ref() == server.as_ref()) {
+        if self.configured.iter().any(|configured| configured.as_ref() == server.as_ref()) {
             return usable_by_server(parsed, now);
         }
         if !is_authority(parsed)? {
@@ -71,19 +73,19 @@ impl ServerIdentity {
             return verify_server_cert_signed_by_trust_anchor(&server, &self.roots, others, now, algorithms);
         }
         usable_by_server(parsed, now)?;
-        known_extensions(parsed)?;
+        check_critical_extensions(parsed)?;
         let read = |certificate: &CertificateDer<'_>| Certificate::from_der(certificate).ok();
         let others: Vec<Signer> = others
             .iter()
             .filter_map(|other| Some(Signer { certificate: read(other)?, is_root: false }))
             .collect();
         let system = rustls_native_certs::load_native_certs().certs;
-        let roots = self.named.iter().chain(&system);
+        let roots = self.configured.iter().chain(&system);
         let mut signers: Vec<Signer> =
             roots.filter_map(|root| Some(Signer { certificate: read(root)?, is_root: true })).collect();
         signers.extend(others);
         let mut path = vec![(parsed.clone(), raw(server)?)];
-        // Each step goes to the first issuer that has signed: cross-signed paths are for webpki.
+        // Each step takes the first issuer that has signed: cross-signed paths are left to webpki.
         for depth in 0..MAX_PATH {
             let Some((signed, bytes)) = path.last() else { break };
             let signer = signers.iter().find(|signer| signer.has_signed(signed, bytes, self, now, depth));
@@ -97,14 +99,14 @@ impl ServerIdentity {
     }
 }
 
-/// The signed part of a certificate as it was sent.
+/// Returns the signed part of a certificate as it was received.
 fn raw(certificate: &[u8]) -> Result<Vec<u8>, Error> {
-    let content = AnyRef::from_der(certificate).map_err(bad)?.value();
-    let mut parts = SliceReader::new(content).map_err(bad)?;
-    parts.tlv_bytes().map(<[u8]>::to_vec).map_err(bad)
+    let content = AnyRef::from_der(certificate).map_err(bad_encoding)?.value();
+    let mut parts = SliceReader::new(content).map_err(bad_encoding)?;
+    parts.tlv_bytes().map(<[u8]>::to_vec).map_err(bad_encoding)
 }
 
-fn bad(_: x509_cert::der::Error) -> Error {
+fn bad_encoding(_: x509_cert::der::Error) -> Error {
     CertificateError::BadEncoding.into()
 }
 
@@ -116,7 +118,7 @@ struct Signer {
 
 impl Signer {
     fn raw(&self) -> Result<Vec<u8>, Error> {
-        raw(&self.certificate.to_der().map_err(bad)?)
+        raw(&self.certificate.to_der().map_err(bad_encoding)?)
     }
 
     fn has_signed(
@@ -129,7 +131,7 @@ impl Signer {
     ) -> bool {
         let own = self.certificate.tbs_certificate();
         own.subject() == signed.tbs_certificate().issuer()
-            && in_time(&self.certificate, now).is_ok()
+            && check_validity(&self.certificate, now).is_ok()
             && self.may_sign(depth)
             && verifies(&self.certificate, signed, bytes, identity)
     }
@@ -142,13 +144,13 @@ impl Signer {
                 let longest = constraints.path_len_constraint.map(usize::from);
                 constraints.ca && longest.is_none_or(|longest| depth <= longest)
             }
-            // A root of the first version has none.
+            // A root of X.509 version 1 has no extensions.
             Ok(None) => self.is_root,
             Err(_) => false,
         };
         let usage = own.get_extension::<KeyUsage>();
         let signs = usage.is_ok_and(|usage| usage.is_none_or(|(_, usage)| usage.key_cert_sign()));
-        authority && signs && known_extensions(&self.certificate).is_ok()
+        authority && signs && check_critical_extensions(&self.certificate).is_ok()
     }
 }
 
@@ -174,14 +176,14 @@ fn verifies(signer: &Certificate, signed: &Certificate, bytes: &[u8], identity: 
 
 fn is_authority(certificate: &Certificate) -> Result<bool, Error> {
     let constraints = certificate.tbs_certificate().get_extension::<BasicConstraints>();
-    Ok(constraints.map_err(bad)?.is_some_and(|(_, constraints)| constraints.ca))
+    Ok(constraints.map_err(bad_encoding)?.is_some_and(|(_, constraints)| constraints.ca))
 }
 
-/// In its time, and not for something else.
+/// Checks that a certificate is valid at this time, and permitted for servers.
 fn usable_by_server(certificate: &Certificate, now: UnixTime) -> Result<(), Error> {
-    in_time(certificate, now)?;
+    check_validity(certificate, now)?;
     let usage = certificate.tbs_certificate().get_extension::<ExtendedKeyUsage>();
-    match usage.map_err(bad)? {
+    match usage.map_err(bad_encoding)? {
         Some((_, ExtendedKeyUsage(purposes))) if !purposes.iter().any(|purpose| SERVER.contains(purpose)) => {
             Err(CertificateError::InvalidPurpose.into())
         }
@@ -189,7 +191,7 @@ fn usable_by_server(certificate: &Certificate, now: UnixTime) -> Result<(), Erro
     }
 }
 
-fn in_time(certificate: &Certificate, now: UnixTime) -> Result<(), Error> {
+fn check_validity(certificate: &Certificate, now: UnixTime) -> Result<(), Error> {
     let validity = certificate.tbs_certificate().validity();
     let now = Duration::from_secs(now.as_secs());
     if now < validity.not_before.to_unix_duration() {
@@ -201,40 +203,41 @@ fn in_time(certificate: &Certificate, now: UnixTime) -> Result<(), Error> {
     Ok(())
 }
 
-fn known_extensions(certificate: &Certificate) -> Result<(), Error> {
+fn check_critical_extensions(certificate: &Certificate) -> Result<(), Error> {
     let extensions = certificate.tbs_certificate().extensions();
-    let unknown =
-        |extension: &x509_cert::ext::Extension| extension.critical && !KNOWN.contains(&extension.extn_id);
-    if extensions.is_some_and(|extensions| extensions.iter().any(unknown)) {
+    let unsupported = |extension: &x509_cert::ext::Extension| {
+        extension.critical && !SUPPORTED_EXTENSIONS.contains(&extension.extn_id)
+    };
+    if extensions.is_some_and(|extensions| extensions.iter().any(unsupported)) {
         return Err(CertificateError::UnhandledCriticalExtension.into());
     }
     Ok(())
 }
 
-/// Whether a certificate is for a server of this name (RFC 6125, as Go reads it).
+/// Checks that a certificate is for a server of this name (RFC 6125, by the rules of Go).
 fn check_name(certificate: &Certificate, name: &ServerName<'_>) -> Result<(), Error> {
     let names = certificate.tbs_certificate().get_extension::<SubjectAltName>();
-    let names = names.map_err(bad)?.map(|(_, names)| names.0).unwrap_or_default();
+    let names = names.map_err(bad_encoding)?.map(|(_, names)| names.0).unwrap_or_default();
     let fits = match name {
-        ServerName::DnsName(wanted) => names.iter().any(|name| match name {
-            GeneralName::DnsName(pattern) => matches(pattern.as_str(), wanted.as_ref()),
+        ServerName::DnsName(server) => names.iter().any(|name| match name {
+            GeneralName::DnsName(pattern) => matches(pattern.as_str(), server.as_ref()),
             _ => false,
         }),
-        ServerName::IpAddress(wanted) => {
-            let wanted = match IpAddr::from(*wanted) {
+        ServerName::IpAddress(server) => {
+            let octets = match IpAddr::from(*server) {
                 IpAddr::V4(address) => address.octets().to_vec(),
                 IpAddr::V6(address) => address.octets().to_vec(),
             };
             names
                 .iter()
-                .any(|name| matches!(name, GeneralName::IpAddress(address) if address.as_bytes() == wanted))
+                .any(|name| matches!(name, GeneralName::IpAddress(address) if address.as_bytes() == octets))
         }
         _ => false,
     };
     if fits { Ok(()) } else { Err(CertificateError::NotValidForName.into()) }
 }
 
-/// A star stands for the whole first label, and for one label only.
+/// Returns whether a name matches a pattern. A star matches exactly the first label.
 fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
     let (pattern, name) = (pattern.as_str(), name.strip_suffix('.').unwrap_or(&name));
@@ -261,7 +264,7 @@ impl ServerCertVerifier for ServerIdentity {
                 self.chain(end_entity, &parsed, intermediates, now)?;
                 check_name(&parsed, server_name)?;
             }
-            // What is odd in it may not matter to webpki.
+            // webpki may accept a certificate that this parser rejects.
             Err(_) => {
                 let algorithms = self.provider.signature_verification_algorithms.all;
                 let server = ParsedCertificate::try_from(end_entity)?;

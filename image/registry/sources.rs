@@ -1,16 +1,16 @@
-//! Which servers are asked for an image, from all that the node has been told: containerd's `hosts.toml` first, then
-//! `registries.conf`, then the registry itself; with the certificates and credentials for each.
+//! The servers for an image: containerd's `hosts.toml` first, then `registries.conf`, then the registry
+//! itself, with certificates and credentials for each.
 
 use std::path::PathBuf;
 
 use super::hosts::{self, Endpoint, Tls};
 use super::registries_conf::{RegistriesConf, is_short};
 use crate::auth_file::AuthFiles;
-use crate::credentials::{Credentials, Known};
+use crate::credentials::{Credentials, SourcedCredentials};
 use crate::error::{Error, blocking};
 use crate::reference::Reference;
 
-/// The files and folders that say it.
+/// The configuration files and folders.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
     pub(crate) certs_dirs: Vec<PathBuf>,
@@ -19,30 +19,32 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// The servers for an image, in order, each with the credentials that it is shown.
+    /// Returns the servers for an image, in order, each with its credentials.
     pub(crate) async fn endpoints(
         &self,
         reference: &Reference,
         given: Option<Credentials>,
     ) -> Result<Vec<Endpoint>, Error> {
-        let (sources, wanted) = (self.clone(), reference.clone());
-        let mut endpoints = blocking("read the registry's hosts", move || sources.find(&wanted)).await?;
-        let given = given.map(|credentials| Known { credentials, source: "the request".to_owned() });
+        let (sources, requested) = (self.clone(), reference.clone());
+        let mut endpoints = blocking("read registry configuration", move || sources.find(&requested)).await?;
+        let given =
+            given.map(|credentials| SourcedCredentials { credentials, source: "the request".to_owned() });
         let mut own = None;
         for endpoint in &mut endpoints {
             let at_mirror =
                 if endpoint.mirror { self.auth_files.credentials(&endpoint.name()).await? } else { None };
             let given = given.as_ref().and_then(|given| {
                 let credentials = given.credentials.shown_to(&endpoint.authority, &endpoint.scheme)?;
-                Some(Known { credentials: credentials.clone(), source: given.source.clone() })
+                Some(SourcedCredentials { credentials: credentials.clone(), source: given.source.clone() })
             });
             endpoint.credentials = match (at_mirror, &given) {
-                // What is for the registry is not shown to another server, unless a hosts.toml says so.
-                (found, _) if endpoint.own_credentials => found,
-                (Some(found), _) => Some(found),
+                // Credentials for the registry are not sent to another server, unless a hosts.toml configures
+                // it.
+                (sourced, _) if endpoint.own_credentials => sourced,
+                (Some(sourced), _) => Some(sourced),
                 (None, Some(given)) => Some(given.clone()),
                 (None, None) => match &own {
-                    Some(known) => Option::clone(known),
+                    Some(sourced) => Option::clone(sourced),
                     None => own.insert(self.auth_files.credentials(&reference.name()).await?).clone(),
                 },
             };
@@ -50,7 +52,7 @@ impl Sources {
         Ok(endpoints)
     }
 
-    /// What a name may stand for; see [`RegistriesConf::candidates`].
+    /// Returns the references that a name may resolve to: see [`RegistriesConf::candidates`].
     pub(crate) fn candidates(&self, text: &str) -> Result<Vec<Reference>, Error> {
         match &self.registries_conf {
             Some(file) if is_short(text) => Ok(RegistriesConf::read(file)?.candidates(text)),
@@ -62,21 +64,22 @@ impl Sources {
         if let Some(endpoints) = hosts::endpoints(&self.certs_dirs, reference)? {
             return Ok(endpoints);
         }
-        let told = match &self.registries_conf {
+        let configured = match &self.registries_conf {
             Some(file) => RegistriesConf::read(file)?.endpoints(reference)?,
             None => None,
         };
-        let mut endpoints = told.unwrap_or_else(|| vec![hosts::origin(reference.domain(), reference.path())]);
+        let mut endpoints =
+            configured.unwrap_or_else(|| vec![hosts::origin(reference.domain(), reference.path())]);
         for endpoint in &mut endpoints {
-            let found = hosts::certificates(&self.certs_dirs, &endpoint.authority)?;
-            if found == Tls::default() {
+            let tls = hosts::certificates(&self.certs_dirs, &endpoint.authority)?;
+            if tls == Tls::default() {
                 continue;
             }
-            // Who keeps certificates for a loopback registry speaks TLS to it.
+            // A loopback registry with certificates uses TLS.
             if endpoint.tls == Tls::default() {
                 endpoint.scheme = http::uri::Scheme::HTTPS;
             }
-            endpoint.tls = Tls { skip_verify: endpoint.tls.skip_verify, ..found };
+            endpoint.tls = Tls { skip_verify: endpoint.tls.skip_verify, ..tls };
         }
         Ok(endpoints)
     }
@@ -95,18 +98,22 @@ mod tests {
         path
     }
 
-    async fn asked(sources: &Sources, reference: &str, given: Option<&str>) -> Vec<String> {
+    async fn endpoints_with_credentials(
+        sources: &Sources,
+        reference: &str,
+        given: Option<&str>,
+    ) -> Vec<String> {
         let given = given.map(|token| Credentials::RegistryToken(token.to_owned()));
         let endpoints = sources.endpoints(&reference.parse().unwrap(), given).await.unwrap();
         let line = |one: Endpoint| {
-            let source = one.credentials.map(|known| known.source).unwrap_or_default();
+            let source = one.credentials.map(|sourced| sourced.source).unwrap_or_default();
             format!("{}://{} {source}", one.scheme, one.authority).trim_end().to_owned()
         };
         endpoints.into_iter().map(line).collect()
     }
 
     #[tokio::test]
-    async fn both_worlds_are_read_and_secrets_stay_with_their_servers() {
+    async fn all_configurations_are_read_and_secrets_are_sent_to_their_servers_only() {
         let folder = tempfile::tempdir().unwrap();
         let conf =
             "[[registry]]\nlocation = \"r.example\"\n[[registry.mirror]]\nlocation = \"m.example/x\"\n";
@@ -119,17 +126,17 @@ mod tests {
         };
         let file = auth.display();
         assert_eq!(
-            asked(&sources, "r.example/a", None).await,
+            endpoints_with_credentials(&sources, "r.example/a", None).await,
             [format!("https://m.example {file}: m.example"), format!("https://r.example {file}: r.example")]
         );
         assert_eq!(
-            asked(&sources, "r.example/a", Some("secret")).await,
+            endpoints_with_credentials(&sources, "r.example/a", Some("secret")).await,
             [format!("https://m.example {file}: m.example"), "https://r.example the request".to_owned()]
         );
-        // What is said to be for another server is shown to none; then the node's own count.
+        // Credentials for another server are not sent. Then those of the node are used.
         let elsewhere = Credentials::RegistryToken("secret".to_owned()).only_for("other.example").unwrap();
-        let wanted = "r.example/a".parse().unwrap();
-        let endpoints = sources.endpoints(&wanted, Some(elsewhere)).await.unwrap();
+        let requested = "r.example/a".parse().unwrap();
+        let endpoints = sources.endpoints(&requested, Some(elsewhere)).await.unwrap();
         assert!(
             endpoints.iter().all(|one| one
                 .credentials
@@ -139,13 +146,16 @@ mod tests {
                 .starts_with(&file.to_string()))
         );
         let own = Credentials::RegistryToken("secret".to_owned()).only_for("https://r.example/v1/").unwrap();
-        let endpoints = sources.endpoints(&wanted, Some(own)).await.unwrap();
+        let endpoints = sources.endpoints(&requested, Some(own)).await.unwrap();
         assert_eq!(endpoints[1].credentials.as_ref().unwrap().source, "the request");
         write(folder.path(), "certs.d/localhost:5000/ca.crt", "authority");
-        assert_eq!(asked(&sources, "localhost:5000/a", None).await, ["https://localhost:5000"]);
+        assert_eq!(
+            endpoints_with_credentials(&sources, "localhost:5000/a", None).await,
+            ["https://localhost:5000"]
+        );
         write(folder.path(), "certs.d/r.example/hosts.toml", "[host.\"https://n.example\"]\n");
         assert_eq!(
-            asked(&sources, "r.example/a", Some("secret")).await,
+            endpoints_with_credentials(&sources, "r.example/a", Some("secret")).await,
             ["https://n.example the request", "https://r.example the request"]
         );
     }

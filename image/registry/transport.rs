@@ -1,5 +1,5 @@
-//! Connections: one pool for each way of checking a server, deadlines for connecting and answering, and redirects that do
-//! not carry credentials to strangers (CVE-2020-15157).
+//! HTTP connections: one pool for each TLS configuration, timeouts for connecting and answering, and
+//! redirects that do not send credentials to another origin (CVE-2020-15157).
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -35,33 +35,33 @@ type HttpClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 const MAX_REDIRECTS: usize = 10;
 const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
-/// How long an unused connection is kept: a pull reuses it, an idle node has none.
+/// The time for which an unused connection is kept. A pull reuses it; an idle node has none.
 const IDLE: Duration = Duration::from_secs(20);
-/// What hyper may buffer of one connection: below the size from which the allocator maps and unmaps each buffer, which
-/// costs a fifth of the time of a pull (`berth_runtime::sys::memory`).
+/// The limit of hyper's buffer for one connection. It is below the size from which the allocator maps and
+/// unmaps each buffer, which costs a fifth of the time of a pull (`berth_runtime::sys::memory`).
 const READ_BUFFER: usize = 128 << 10;
 
-/// A request that can be sent again.
+/// A request that can be sent repeatedly.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct OutgoingRequest {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Ask {
+impl OutgoingRequest {
     pub(crate) fn get(uri: Uri) -> Self {
         Self { method: Method::GET, uri, headers: HeaderMap::new(), body: Bytes::new() }
     }
 }
 
 tokio::task_local! {
-    /// What is asked and answered, for who wants to see it.
+    /// Collects the requests and answers of a traced task.
     static TRACE: Mutex<Vec<String>>;
 }
 
-/// Runs `work` and says which requests were sent and how they were answered.
+/// Runs `work` and returns its output with the requests that it sent and their answers.
 pub(crate) async fn traced<F: Future>(work: F) -> (F::Output, Vec<String>) {
     let trace = Mutex::new(Vec::new());
     TRACE
@@ -74,78 +74,84 @@ pub(crate) async fn traced<F: Future>(work: F) -> (F::Output, Vec<String>) {
         .await
 }
 
-fn trace(ask: &Ask, answer: &dyn fmt::Display) {
+fn trace(outgoing: &OutgoingRequest, answer: &dyn fmt::Display) {
     let add = |trace: &Mutex<Vec<String>>| {
-        let line = format!("{} {}: {answer}", ask.method, without_query(&ask.uri));
+        let line = format!("{} {}: {answer}", outgoing.method, without_query(&outgoing.uri));
         trace.lock().unwrap_or_else(PoisonError::into_inner).push(Printable::new(&line).to_string());
     };
-    // Nobody listens to an ordinary pull.
+    // An ordinary pull is not traced.
     TRACE.try_with(add).unwrap_or_default();
 }
 
 /// The connections of all pulls.
-pub(crate) struct Transport {
+pub(crate) struct HttpTransport {
     pools: Mutex<HashMap<Tls, HttpClient>>,
     timeouts: Timeouts,
     proxies: Proxies,
 }
 
-impl fmt::Debug for Transport {
+impl fmt::Debug for HttpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transport").field("timeouts", &self.timeouts).finish_non_exhaustive()
     }
 }
 
-impl Transport {
+impl HttpTransport {
     pub(crate) fn new(timeouts: Timeouts, proxies: Proxies) -> Self {
         Self { pools: Mutex::new(HashMap::new()), timeouts, proxies }
     }
 
-    /// Sends a request and follows redirects; the answer's body is still on its way.
-    pub(crate) async fn send(&self, tls: &Tls, mut ask: Ask) -> Result<Response<Incoming>, Error> {
+    /// Sends a request and follows redirects. The body of the answer is not read.
+    pub(crate) async fn send(
+        &self,
+        tls: &Tls,
+        mut outgoing: OutgoingRequest,
+    ) -> Result<Response<Incoming>, Error> {
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send_once(tls, &ask).await?;
-            let Some(target) = redirect(&response, &ask.uri)? else {
+            let response = self.send_once(tls, &outgoing).await?;
+            let Some(target) = redirect(&response, &outgoing.uri)? else {
                 return Ok(response);
             };
-            if origin(&target) != origin(&ask.uri) {
-                // Also the headers of hosts.toml, which may be secrets. What is ours stays (Range, Accept).
-                ask.headers.retain_for_strangers();
+            if origin(&target) != origin(&outgoing.uri) {
+                // This includes the headers of hosts.toml, which may be secrets. Only Range and Accept are
+                // kept.
+                outgoing.headers.retain_cross_origin();
             }
-            tracing::debug!(from = %without_query(&ask.uri), to = %without_query(&target), "redirected");
-            ask.uri = target;
+            tracing::debug!(from = %without_query(&outgoing.uri), to = %without_query(&target), "following redirect");
+            outgoing.uri = target;
         }
-        Err(Error::unavailable(without_query(&ask.uri), format!("more than {MAX_REDIRECTS} redirects")))
+        Err(Error::unavailable(without_query(&outgoing.uri), format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    async fn send_once(&self, tls: &Tls, ask: &Ask) -> Result<Response<Incoming>, Error> {
+    async fn send_once(&self, tls: &Tls, outgoing: &OutgoingRequest) -> Result<Response<Incoming>, Error> {
         let client = self.client(tls)?;
-        let what = without_query(&ask.uri);
-        let mut request = Request::builder().method(&ask.method).uri(&ask.uri);
+        let what = without_query(&outgoing.uri);
+        let mut request = Request::builder().method(&outgoing.method).uri(&outgoing.uri);
         if let Some(headers) = request.headers_mut() {
             headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-            headers.extend(ask.headers.clone());
-            if let Some(header) = self.proxies.authorization(&ask.uri) {
+            headers.extend(outgoing.headers.clone());
+            if let Some(header) = self.proxies.authorization(&outgoing.uri) {
                 headers.insert(PROXY_AUTHORIZATION, header);
             }
         }
-        let request =
-            request.body(Full::new(ask.body.clone())).map_err(|error| Error::invalid(what.clone(), error))?;
+        let request = request
+            .body(Full::new(outgoing.body.clone()))
+            .map_err(|error| Error::invalid(what.clone(), error))?;
         let why = match tokio::time::timeout(self.timeouts.answer, client.request(request)).await {
             Ok(Ok(response)) => {
-                trace(ask, &response.status());
+                trace(outgoing, &response.status());
                 return Ok(response);
             }
             Ok(Err(error)) => causes(&error),
             Err(_) => format!("no answer within {:?}", self.timeouts.answer),
         };
-        trace(ask, &why);
+        trace(outgoing, &why);
         Err(Error::unavailable(what, why))
     }
 
     fn client(&self, tls: &Tls) -> Result<HttpClient, Error> {
-        let known = self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(tls).cloned();
-        if let Some(client) = known {
+        let pooled = self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(tls).cloned();
+        if let Some(client) = pooled {
             return Ok(client);
         }
         let mut http = HttpConnector::new();
@@ -154,7 +160,7 @@ impl Transport {
         http.set_connect_timeout(Some(
             tls.dial_timeout.filter(|time| !time.is_zero()).unwrap_or(self.timeouts.connect),
         ));
-        // HTTP/1.1: each layer has a connection of its own, and none waits for another's window.
+        // HTTP/1.1: each layer has its own connection, so none waits for another's flow-control window.
         let config = tls_config(tls)?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(config.clone())
@@ -167,14 +173,14 @@ impl Transport {
             .http1_max_buf_size(READ_BUFFER)
             .build(connector);
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        // Certificates that were replaced leave their pool behind.
+        // Replaced certificates leave unused pools behind.
         if pools.len() > 64 {
             pools.clear();
         }
         Ok(pools.entry(tls.clone()).or_insert(client).clone())
     }
 
-    /// The whole body of an answer, which may have `limit` bytes.
+    /// Reads the whole body of an answer, of at most `limit` bytes.
     pub(crate) async fn body(
         &self,
         what: &str,
@@ -195,17 +201,17 @@ impl Transport {
                 Err(error) => return Err(error),
             };
             if start.elapsed() > self.timeouts.document {
-                let why = format!("it takes longer than {:?}: given up {}", self.timeouts.document, so_far());
+                let why = format!("not complete within {:?}, cancelled {}", self.timeouts.document, so_far());
                 return Err(Error::unavailable(what, why));
             }
             bytes.extend_from_slice(&piece);
             if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
-                return Err(Error::limit(what, format!("is larger than {limit} bytes")));
+                return Err(Error::limit(what, format!("larger than {limit} bytes")));
             }
         }
     }
 
-    /// The next piece of a body; an error if none comes in time.
+    /// Reads the next piece of a body. Returns an error if none arrives in time.
     pub(crate) async fn piece(&self, what: &str, body: &mut Incoming) -> Result<Option<Bytes>, Error> {
         loop {
             match tokio::time::timeout(self.timeouts.stall, body.frame()).await {
@@ -229,12 +235,12 @@ impl Transport {
     }
 }
 
-trait RetainForStrangers {
-    fn retain_for_strangers(&mut self);
+trait RetainCrossOrigin {
+    fn retain_cross_origin(&mut self);
 }
 
-impl RetainForStrangers for HeaderMap {
-    fn retain_for_strangers(&mut self) {
+impl RetainCrossOrigin for HeaderMap {
+    fn retain_cross_origin(&mut self) {
         let ours = [http::header::ACCEPT, http::header::RANGE];
         let kept: Vec<_> =
             ours.iter().filter_map(|name| Some((name.clone(), self.get(name)?.clone()))).collect();
@@ -246,7 +252,7 @@ impl RetainForStrangers for HeaderMap {
     }
 }
 
-/// Where an answer redirects to, if it does.
+/// Returns the target of a redirect, or None if the answer is not one.
 fn redirect(response: &Response<Incoming>, from: &Uri) -> Result<Option<Uri>, Error> {
     let redirects = [
         StatusCode::MOVED_PERMANENTLY,
@@ -258,21 +264,21 @@ fn redirect(response: &Response<Incoming>, from: &Uri) -> Result<Option<Uri>, Er
     if !redirects.contains(&response.status()) {
         return Ok(None);
     }
-    let invalid = |why: &str| Error::unavailable(without_query(from), format!("redirects to {why}"));
+    let invalid = |why: &str| Error::unavailable(without_query(from), format!("invalid redirect: {why}"));
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    let location = location.ok_or_else(|| invalid("nowhere"))?;
-    let target = join(from, location).ok_or_else(|| invalid("what is no URL"))?;
+    let location = location.ok_or_else(|| invalid("no location"))?;
+    let target = join(from, location).ok_or_else(|| invalid("the location is not a URL"))?;
     if target.scheme() != Some(&Scheme::HTTP) && target.scheme() != Some(&Scheme::HTTPS) {
         return Err(invalid("neither http nor https"));
     }
     let downgrade = from.scheme() == Some(&Scheme::HTTPS) && target.scheme() == Some(&Scheme::HTTP);
     if downgrade && !is_loopback(target.authority().map(http::uri::Authority::as_str).unwrap_or_default()) {
-        return Err(invalid("plain http"));
+        return Err(invalid("from https to plain http"));
     }
     Ok(Some(target))
 }
 
-/// Resolves a location against the URL that answered it (RFC 3986, 5.2, as far as servers use it).
+/// Resolves a location against the URL of the request (RFC 3986, 5.2, as far as servers use it).
 pub(crate) fn join(base: &Uri, location: &str) -> Option<Uri> {
     if location.contains("://") {
         return location.parse().ok();
@@ -294,7 +300,7 @@ fn origin(uri: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
     (uri.scheme_str(), uri.host().map(str::to_ascii_lowercase), uri.port_u16().or(Some(default)))
 }
 
-/// A URL for messages: queries hold signatures and tokens.
+/// Returns a URL for messages. The query is removed, since it may contain signatures and tokens.
 pub(crate) fn without_query(uri: &Uri) -> Printable {
     let scheme = uri.scheme_str().unwrap_or("http");
     format!("{scheme}://{}{}{}", uri.host().unwrap_or_default(), port(uri), uri.path()).into()
@@ -304,7 +310,7 @@ fn port(uri: &Uri) -> String {
     uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default()
 }
 
-/// An error with all that led to it: hyper's own text only says "client error (Connect)".
+/// Returns the text of an error with all its causes: hyper's own text is only "client error (Connect)".
 fn causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -318,8 +324,10 @@ fn causes(error: &dyn StdError) -> String {
     text
 }
 
+/// Creates the TLS configuration.
+///
 /// # Errors
-/// A certificate or a key is none.
+/// A certificate or a key is invalid.
 pub(super) fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
     let invalid = |why: String| Error::invalid("TLS configuration", why);
     let provider = provider();
@@ -332,21 +340,21 @@ pub(super) fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
         let mut roots = rustls::RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
-            tracing::warn!(%error, "load the system's root certificates");
+            tracing::warn!(%error, "failed to load a root certificate of the system");
         }
         let (_, ignored) = roots.add_parsable_certificates(native.certs);
-        tracing::debug!(roots = roots.len(), ignored, "system's root certificates");
-        let mut named = Vec::new();
+        tracing::debug!(roots = roots.len(), ignored, "loaded the root certificates of the system");
+        let mut configured = Vec::new();
         for pem in &tls.ca {
-            let found = certificates(pem)?;
-            // As Go does, which takes of a file what it can read.
-            let (added, _) = roots.add_parsable_certificates(found.iter().cloned());
+            let authorities = certificates(pem)?;
+            // As in Go, certificates that cannot be parsed are skipped.
+            let (added, _) = roots.add_parsable_certificates(authorities.iter().cloned());
             if added == 0 {
-                return Err(invalid("ca: a file holds no certificate that can be read".to_owned()));
+                return Err(invalid("ca: a file has no certificate that can be parsed".to_owned()));
             }
-            named.extend(found);
+            configured.extend(authorities);
         }
-        let identity = ServerIdentity::new(provider, roots, named);
+        let identity = ServerIdentity::new(provider, roots, configured);
         builder.dangerous().with_custom_certificate_verifier(Arc::new(identity))
     };
     let Some((certificate, key)) = tls.client.first() else {
@@ -359,15 +367,15 @@ pub(super) fn tls_config(tls: &Tls) -> Result<ClientConfig, Error> {
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match parsed {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(Error::invalid("TLS configuration", "a file holds no certificate")),
+        Ok(_) => Err(Error::invalid("TLS configuration", "a file contains no certificate")),
         Err(error) => Err(Error::invalid("TLS configuration", error)),
     }
 }
 
-/// Takes any certificate, as `skip_verify` asks for; the handshake's signatures are still checked.
+/// Accepts any certificate, as `skip_verify` requires. The signatures of the handshake are verified.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 
@@ -427,14 +435,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_server_is_known_by_its_default_port() {
+    fn a_default_port_does_not_change_the_origin() {
         let uri = |text: &str| text.parse::<Uri>().unwrap();
         assert_eq!(origin(&uri("https://R.example/a")), origin(&uri("https://r.example:443/b")));
         assert_ne!(origin(&uri("https://r.example/")), origin(&uri("https://r.example:5000/")));
         assert_ne!(origin(&uri("http://r.example:443/")), origin(&uri("https://r.example/")));
     }
 
-    /// A server of openssl that answers any request, with a key of its own.
+    /// A server of openssl that answers any request. It has its own key.
     struct OpensslServer {
         process: std::process::Child,
         folder: tempfile::TempDir,
@@ -445,12 +453,13 @@ mod tests {
         fn start(key: &str) -> Self {
             use std::io::BufRead as _;
             let folder = tempfile::tempdir().unwrap();
-            let mut make = std::process::Command::new("openssl");
-            make.args(["req", "-newkey"]).args(key.split(' ')).current_dir(folder.path());
-            make.args(["-nodes", "-x509", "-days", "365", "-keyout", "key", "-out", "crt", "-subj", "/CN=x"]);
-            make.args(["-addext", "subjectAltName = IP:127.0.0.1"]);
-            let made = make.output().unwrap();
-            assert!(made.status.success(), "{key}: {}", String::from_utf8_lossy(&made.stderr));
+            let mut create = std::process::Command::new("openssl");
+            create.args(["req", "-newkey"]).args(key.split(' ')).current_dir(folder.path());
+            create
+                .args(["-nodes", "-x509", "-days", "365", "-keyout", "key", "-out", "crt", "-subj", "/CN=x"]);
+            create.args(["-addext", "subjectAltName = IP:127.0.0.1"]);
+            let created = create.output().unwrap();
+            assert!(created.status.success(), "{key}: {}", String::from_utf8_lossy(&created.stderr));
             let mut process = std::process::Command::new("openssl")
                 .args(["s_server", "-accept", "127.0.0.1:0", "-cert", "crt", "-key", "key", "-www"])
                 .current_dir(folder.path())
@@ -474,7 +483,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn handshakes_succeed_with_the_keys_that_go_takes() {
+    async fn handshakes_succeed_with_the_keys_that_go_supports() {
         for key in [
             "rsa:2048",
             "ec -pkeyopt ec_paramgen_curve:P-256",
@@ -484,19 +493,22 @@ mod tests {
         ] {
             let server = OpensslServer::start(key);
             let ca = vec![std::fs::read(server.folder.path().join("crt")).unwrap()];
-            let transport = Transport::new(Timeouts::default(), Proxies::default());
+            let transport = HttpTransport::new(Timeouts::default(), Proxies::default());
             let uri: Uri = format!("https://127.0.0.1:{}/", server.port).parse().unwrap();
-            let known = Tls { ca, ..Tls::default() };
-            let answer = transport.send(&known, Ask::get(uri.clone())).await;
+            let configured = Tls { ca, ..Tls::default() };
+            let answer = transport.send(&configured, OutgoingRequest::get(uri.clone())).await;
             assert_eq!(answer.unwrap_or_else(|error| panic!("{key}: {error}")).status(), StatusCode::OK);
-            let error = transport.send(&Tls::default(), Ask::get(uri.clone())).await.unwrap_err();
+            let error = transport.send(&Tls::default(), OutgoingRequest::get(uri.clone())).await.unwrap_err();
             assert!(error.to_string().contains("UnknownIssuer"), "{key}: {error}");
-            transport.send(&Tls { skip_verify: true, ..Tls::default() }, Ask::get(uri)).await.unwrap();
+            transport
+                .send(&Tls { skip_verify: true, ..Tls::default() }, OutgoingRequest::get(uri))
+                .await
+                .unwrap();
         }
     }
 
     #[test]
-    fn messages_hold_no_query_and_no_password() {
+    fn messages_contain_no_query_and_no_password() {
         let uri: Uri = "https://u:p@r.example:1/a?token=secret".parse().unwrap();
         assert_eq!(without_query(&uri).as_str(), "https://r.example:1/a");
     }

@@ -1,11 +1,12 @@
-//! Containers' writable layers: a folder each, with the image that it belongs to written down before anything uses it.
+//! The writable layers of containers. Each is a folder with a record of its image, which is written before
+//! the layer is used.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::folders::{make_private, write_json};
+use super::folders::{create_private, write_json};
 use super::index::{ContainerEntry, Index, user};
 use super::record::ContainerRecord;
 use super::{ImageStore, Inner};
@@ -14,11 +15,12 @@ use crate::error::{Error, blocking};
 use crate::image::{FsUsage, Image, ImageVolume, WritableLayer};
 
 impl ImageStore {
-    /// Makes a container's writable layer on an image. That one, and those that are to be mounted as `volumes`, are in use
-    /// until [`Self::remove_layer`]. A repeat answers the layer that is there.
+    /// Creates a container's writable layer on an image. The image, and those that are mounted as `volumes`,
+    /// are in use until [`Self::remove_layer`]. A repeated call returns the existing layer.
     ///
     /// # Errors
-    /// An image is not in the store, the container has a layer with other images, or the folders cannot be made.
+    /// An image is not in the store, the container has a layer with other images, or the folders cannot be
+    /// created.
     pub async fn create_layer(
         &self,
         container_id: &str,
@@ -28,10 +30,10 @@ impl ImageStore {
         check_id(container_id)?;
         let (inner, id) = (self.inner.clone(), container_id.to_owned());
         let record = ContainerRecord { image: image_id.clone(), volumes: volumes.to_vec() };
-        blocking("make a writable layer", move || inner.make_layer(&id, record)).await
+        blocking("create a writable layer", move || inner.create_layer(&id, record)).await
     }
 
-    /// Removes a container's writable layer with all that was written. One that is not there is fine.
+    /// Removes a container's writable layer with its content. It may be missing.
     ///
     /// # Errors
     /// The folder cannot be moved away.
@@ -41,51 +43,51 @@ impl ImageStore {
         blocking("remove a writable layer", move || inner.drop_layer(&id)).await
     }
 
-    /// A container's writable layer.
+    /// Returns a container's writable layer.
     #[must_use]
     pub fn layer(&self, container_id: &str) -> Option<WritableLayer> {
         self.inner.writable(&self.inner.index(), container_id)
     }
 
-    /// What a container has written, as it was last measured ([`Self::measure_layers`]).
+    /// Returns the usage of a container's writable layer at the last measurement ([`Self::measure_layers`]).
     #[must_use]
     pub fn layer_usage(&self, container_id: &str) -> Option<FsUsage> {
         self.inner.layer_usage(container_id)
     }
 
-    /// The containers that have a writable layer, whole or in part.
+    /// Returns the containers that have a writable layer, complete or not.
     #[must_use]
     pub fn writable_layers(&self) -> Vec<String> {
         self.inner.index().containers.keys().cloned().collect()
     }
 }
 
-/// A container's id becomes a folder's name.
+/// Checks that a container's id is safe as the name of a folder.
 fn check_id(id: &str) -> Result<(), Error> {
     let fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(fine) {
-        return Err(Error::invalid(format!("container id {id:?}"), "cannot name a folder"));
+        return Err(Error::invalid(format!("container id {id:?}"), "not valid as the name of a folder"));
     }
     Ok(())
 }
 
 impl Inner {
-    fn make_layer(self: &Arc<Self>, id: &str, record: ContainerRecord) -> Result<WritableLayer, Error> {
-        let missing = || Error::not_found(format!("image {}", record.image), "it is not in the store");
+    fn create_layer(self: &Arc<Self>, id: &str, record: ContainerRecord) -> Result<WritableLayer, Error> {
+        let missing = || Error::not_found(format!("image {}", record.image), "not in the store");
         {
             let mut index = self.index();
-            if let Some(known) = index.containers.get(id) {
-                if known.record.as_ref() != Some(&record) {
+            if let Some(entry) = index.containers.get(id) {
+                if entry.record.as_ref() != Some(&record) {
                     let why = "it has a writable layer with other images";
                     return Err(Error::invalid(format!("container {id}"), why));
                 }
                 return self.writable(&index, id).ok_or_else(missing);
             }
             if index.entry(&record.image).is_some_and(|entry| entry.image.artifact) {
-                let why = "is an artifact, which can be mounted, but not run";
+                let why = "an artifact can be mounted, but not run";
                 return Err(Error::unsupported(format!("image {}", record.image), why));
             }
-            // From here on neither the images nor the name are free.
+            // From here on the images and the container's id are in use.
             for (used, image) in record.images().enumerate() {
                 if let Err(error) = index.add_user(image, &user(id)) {
                     for image in record.images().take(used) {
@@ -97,28 +99,28 @@ impl Inner {
             let entry = ContainerEntry { record: Some(record.clone()), usage: None, project: None };
             index.containers.insert(id.to_owned(), entry);
         }
-        let made = self.make_layer_folder(id, &record);
-        if made.is_err()
+        let created = self.create_layer_folder(id, &record);
+        if created.is_err()
             && let Err(error) = self.drop_layer(id)
         {
-            tracing::warn!(container = id, %error, "remove a writable layer that could not be made");
+            tracing::warn!(container = id, %error, "failed to remove an incomplete writable layer");
         }
-        made
+        created
     }
 
-    fn make_layer_folder(&self, id: &str, record: &ContainerRecord) -> Result<WritableLayer, Error> {
+    fn create_layer_folder(&self, id: &str, record: &ContainerRecord) -> Result<WritableLayer, Error> {
         let folder = self.folders.container(id);
-        make_private(&folder)?;
+        create_private(&folder)?;
         self.assign_project(id);
         write_json(&folder.join("layer.json"), record)?;
         let layer = self.writable(&self.index(), id);
-        let vanished = || Error::not_found(format!("image {}", record.image), "it has vanished");
-        let layer = layer.ok_or_else(vanished)?;
-        make_private(&layer.work)?;
-        make_private(&layer.upper)?;
+        let missing = || Error::not_found(format!("image {}", record.image), "it has been removed");
+        let layer = layer.ok_or_else(missing)?;
+        create_private(&layer.work)?;
+        create_private(&layer.upper)?;
         // overlayfs takes the root's owner and mode from the upper folder.
         if let Some(top) = layer.lower.first() {
-            like(top, &layer.upper)?;
+            copy_owner_and_mode(top, &layer.upper)?;
         }
         Ok(layer)
     }
@@ -126,7 +128,7 @@ impl Inner {
     fn drop_layer(self: &Arc<Self>, id: &str) -> Result<(), Error> {
         let measured = self.index().containers.get(id).and_then(|entry| entry.usage);
         let usage = measured.map(|measured| measured.usage).unwrap_or_default();
-        self.throw_away(&self.folders.container(id), usage)?;
+        self.move_to_trash(&self.folders.container(id), usage)?;
         let unused: Vec<Digest> = {
             let mut index = self.index();
             let record = index.containers.remove(id).and_then(|entry| entry.record);
@@ -150,7 +152,7 @@ impl Inner {
         })
     }
 
-    /// An image that is mounted.
+    /// Returns an image that is mounted as a volume.
     fn volume(&self, index: &Index, id: &Digest) -> Option<ImageVolume> {
         let (image, mut lower) = self.lower(index, id)?;
         if lower.len() < 2 {
@@ -159,7 +161,7 @@ impl Inner {
         Some(ImageVolume { image, lower })
     }
 
-    /// An image and its folders, the topmost first; never none.
+    /// Returns an image and its folders, the topmost first. There is at least one folder.
     fn lower(&self, index: &Index, id: &Digest) -> Option<(Arc<Image>, Vec<PathBuf>)> {
         let entry = index.entry(id)?;
         let mut lower: Vec<PathBuf> =
@@ -171,8 +173,8 @@ impl Inner {
     }
 }
 
-/// Gives a folder the owner and mode of another one.
-fn like(model: &Path, folder: &Path) -> Result<(), Error> {
+/// Sets the owner and mode of a folder to those of another one.
+fn copy_owner_and_mode(model: &Path, folder: &Path) -> Result<(), Error> {
     let stat = fs::metadata(model).map_err(|error| Error::io("read", model, error))?;
     chown(folder, Some(stat.uid()), Some(stat.gid()))
         .and_then(|()| fs::set_permissions(folder, stat.permissions()))
@@ -184,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_that_are_no_folders_name_are_refused() {
+    fn ids_that_are_not_valid_folder_names_are_rejected() {
         for bad in ["", ".", "..", "../x", "a/b", "a\0", ".hidden", "ä", &"x".repeat(129)] {
             assert!(check_id(bad).is_err(), "{bad:?}");
         }

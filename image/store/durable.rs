@@ -1,5 +1,5 @@
-//! What outlasts a power cut. A record that says that something is safe is replaced by [`durable_replace`], and only after
-//! what it speaks of is on the disk ([`Syncs`]).
+//! Writes that survive a power failure. Records are replaced by [`durable_replace`]. A record that marks data
+//! as durable is written only after the data is on the disk ([`Syncs`]).
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -23,17 +23,17 @@ pub(crate) fn open_folder(path: &Path) -> Result<OwnedFd, Error> {
     rustix::fs::open(path, FOLDER, Mode::empty()).map_err(|error| Error::io("open", path, error))
 }
 
-/// Replaces a record in one step and for good: the file is on the disk before it gets its name, and its name when this
-/// returns (fsync(2): "calling fsync() does not necessarily ensure that the entry in the directory ... has also reached
-/// disk").
+/// Replaces a record atomically and durably. The file is on the disk before it is renamed, and its name is on
+/// the disk when this returns (fsync(2): "calling fsync() does not necessarily ensure that the entry in the
+/// directory ... has also reached disk").
 pub(crate) fn durable_replace(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let parts = path.parent().zip(path.file_name().and_then(|name| name.to_str()));
     let (folder, name) = parts.ok_or_else(|| Error::internal("replace a record", "it has no name"))?;
     durable_replace_at(&open_folder(folder)?, folder, name, value)
 }
 
-/// The same in an open folder, which may have been moved meanwhile: what is said is said of that folder, and not of one
-/// that has come in its place. `shown` is its path in messages.
+/// Replaces a record in an open folder, like [`durable_replace`]. If the folder was moved, the record is
+/// written to the moved folder, not to a new one at its path. `shown` is its path in errors.
 pub(crate) fn durable_replace_at(
     folder: &OwnedFd,
     shown: &Path,
@@ -41,29 +41,30 @@ pub(crate) fn durable_replace_at(
     value: &impl Serialize,
 ) -> Result<(), Error> {
     let path = shown.join(name);
-    let beside = format!("{name}.new");
-    let file = openat(folder, &beside, NEW, Mode::RUSR | Mode::WUSR)
+    let temporary = format!("{name}.new");
+    let file = openat(folder, &temporary, NEW, Mode::RUSR | Mode::WUSR)
         .map_err(|error| Error::io("write", &path, error))?;
     let file = encode(&path, BufWriter::new(File::from(file)), value)?;
     file.sync_all().map_err(|error| Error::io("sync", &path, error))?;
-    renameat(folder, &beside, folder, name).map_err(|error| Error::io("rename", &path, error))?;
+    renameat(folder, &temporary, folder, name).map_err(|error| Error::io("rename", &path, error))?;
     fsync(folder).map_err(|error| Error::io("sync", shown, error))
 }
 
-/// Makes the names in a folder last.
+/// Makes the names in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
     fsync(open_folder(folder)?).map_err(|error| Error::io("sync", folder, error))
 }
 
-/// Brings what the store has written to the disk. A layer may have a hundred thousand files: all are synced with their
-/// filesystem. Callers that come while a sync is under way share the next one.
+/// Syncs the store's filesystem. A layer may have a hundred thousand files, so they are not synced one by
+/// one. Callers that arrive while a sync runs share the next one.
 #[derive(Debug)]
 pub(super) struct Syncs {
-    /// Open for as long as the store: a failed write of another moment is told here, too (syncfs(2), "EIO").
+    /// Open as long as the store: errors of earlier writes are reported on this descriptor as well
+    /// (syncfs(2), "EIO").
     root: Arc<OwnedFd>,
     path: PathBuf,
     started: AtomicU64,
-    /// The number of the last sync that has ended.
+    /// The number of the last sync that has finished.
     ended: tokio::sync::Mutex<u64>,
 }
 
@@ -80,10 +81,10 @@ impl Syncs {
 
     /// Returns when all that was written before the call is on the disk.
     pub(super) async fn all(&self) -> Result<(), Error> {
-        // One that is under way may have passed by what was written last: only the next one will do.
-        let wanted = self.started.load(Ordering::SeqCst) + 1;
+        // A running sync may have missed the last writes, so the next one is needed.
+        let needed = self.started.load(Ordering::SeqCst) + 1;
         let mut ended = self.ended.lock().await;
-        if *ended >= wanted {
+        if *ended >= needed {
             return Ok(());
         }
         let number = self.started.fetch_add(1, Ordering::SeqCst) + 1;
@@ -93,7 +94,7 @@ impl Syncs {
         Ok(())
     }
 
-    /// The same for threads that may block.
+    /// Syncs like [`Self::all`]. It blocks.
     pub(super) fn all_blocking(&self) -> Result<(), Error> {
         sync(self.root.as_fd(), &self.path)
     }
@@ -109,7 +110,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_record_is_replaced_in_its_folder_wherever_that_is_now() {
+    fn a_record_is_replaced_in_its_folder_even_if_that_was_moved() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("layer");
         fs::create_dir(&folder).unwrap();
@@ -124,11 +125,11 @@ mod tests {
             0,
             "another folder of the same name is not marked"
         );
-        assert_eq!(fs::read_dir(root.path().join("trash")).unwrap().count(), 1, "nothing half made stays");
+        assert_eq!(fs::read_dir(root.path().join("trash")).unwrap().count(), 1, "no temporary file remains");
     }
 
     #[tokio::test]
-    async fn who_comes_during_a_sync_gets_one_that_began_later() {
+    async fn a_caller_during_a_sync_waits_for_the_next_one() {
         let root = tempfile::tempdir().unwrap();
         let syncs = Syncs::of(root.path()).unwrap();
         let first = syncs.ended.lock().await;

@@ -1,4 +1,4 @@
-//! Work that several callers may want at the same time, and that is done once.
+//! Work that several callers may request concurrently and that is done once.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,136 +17,137 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::image::Image;
 
-/// What makes two pulls the same: the name, and whose rights are used.
+/// Identifies a pull: the name, and the fingerprint of the credentials.
 pub(crate) type PullKey = (String, Option<Digest>);
 type PullResult = Result<Arc<Image>, Error>;
-type Flight = BoxFuture<'static, PullResult>;
+type PullFuture = BoxFuture<'static, PullResult>;
 
-/// Pulls and layers under way. Entries are weak: what nobody waits for any more ends.
+/// The pulls and layers in progress. Entries are weak: work that has no callers left is cancelled.
 #[derive(Default)]
-pub(super) struct Flights {
-    layers: Mutex<HashMap<LayerKey, Weak<LayerFlight>>>,
-    pulls: Mutex<HashMap<PullKey, WeakShared<Flight>>>,
+pub(super) struct InProgress {
+    layers: Mutex<HashMap<LayerKey, Weak<LayerState>>>,
+    pulls: Mutex<HashMap<PullKey, WeakShared<PullFuture>>>,
 }
 
-impl fmt::Debug for Flights {
+impl fmt::Debug for InProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Flights")
     }
 }
 
-impl Flights {
-    /// The flight of a layer: whoever waits for it then finds the layer, or makes it in turn.
-    pub(super) fn layer(&self, key: &LayerKey) -> Arc<LayerFlight> {
+impl InProgress {
+    /// Returns the entry of a layer. A caller that has waited for it finds the layer, or creates it.
+    pub(super) fn layer(&self, key: &LayerKey) -> Arc<LayerState> {
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        get_or_make(&mut layers, key, Weak::upgrade, || {
-            let made = Arc::new(LayerFlight::default());
-            let weak = Arc::downgrade(&made);
-            (made, Some(weak))
+        get_or_insert(&mut layers, key, Weak::upgrade, || {
+            let entry = Arc::new(LayerState::default());
+            let weak = Arc::downgrade(&entry);
+            (entry, Some(weak))
         })
     }
 
-    /// Joins the pull of this key, or starts it. It runs on its own, and ends when the last caller has gone.
+    /// Joins the pull of this key, or starts it. It runs in its own task and is cancelled when its last
+    /// caller leaves.
     pub(super) async fn pull<F>(&self, key: PullKey, work: impl FnOnce() -> F) -> PullResult
     where
         F: Future<Output = PullResult> + Send + 'static,
     {
-        let shared: Shared<Flight> = {
+        let shared: Shared<PullFuture> = {
             let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-            // A pull that has ended is no news for a caller that comes after it.
+            // A finished pull is not shared with later callers.
             pulls.retain(|_, pull| pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
-            get_or_make(&mut pulls, &key, WeakShared::upgrade, || {
+            get_or_insert(&mut pulls, &key, WeakShared::upgrade, || {
                 let span = tracing::Span::current();
                 let task =
                     AbortOnDropHandle::new(tokio::spawn(tracing::Instrument::instrument(work(), span)));
-                let flight: Flight = Box::pin(async move {
+                let pull: PullFuture = Box::pin(async move {
                     task.await.unwrap_or_else(|error| Err(Error::internal("pull an image", error)))
                 });
-                let made = flight.shared();
-                let weak = made.downgrade();
-                (made, weak)
+                let shared = pull.shared();
+                let weak = shared.downgrade();
+                (shared, weak)
             })
         };
         shared.await
     }
 }
 
-/// A layer that is being made, put in or removed.
+/// The state of a layer that is being created, placed in the store or removed.
 #[derive(Debug, Default)]
-pub(super) struct LayerFlight {
-    /// Held while the layer's folder gets its name or loses it.
+pub(super) struct LayerState {
+    /// Held while the layer's folder is renamed into the store or out of it.
     pub(super) placing: Arc<tokio::sync::Mutex<()>>,
-    /// Those who make it, without those who are slow.
-    makers: Mutex<usize>,
+    /// The number of callers that create the layer, without those that are slow.
+    creators: Mutex<usize>,
     changed: Notify,
 }
 
-impl LayerFlight {
-    /// Waits until nobody makes the layer, or only who is slow: an image that claims to have a layer of another one, and
-    /// sends it byte by byte, must not keep that one from having it.
+impl LayerState {
+    /// Waits until no caller creates the layer, or only slow ones. An image that contains a layer of another
+    /// image and sends it slowly must not delay the other image.
     pub(super) async fn idle(&self) {
         loop {
-            // Asked for before the look, so that no change comes in between.
+            // Registered before the check, so that no change is missed.
             let changed = self.changed.notified();
-            if *self.makers() == 0 {
+            if *self.creators() == 0 {
                 return;
             }
             changed.await;
         }
     }
 
-    /// Begins to make it, if nobody else does.
-    pub(super) fn begin(self: Arc<Self>) -> Option<Making> {
-        let mut makers = self.makers();
-        if *makers > 0 {
+    /// Registers a caller that creates the layer, if there is none.
+    pub(super) fn begin(self: Arc<Self>) -> Option<Creation> {
+        let mut creators = self.creators();
+        if *creators > 0 {
             return None;
         }
-        *makers += 1;
-        drop(makers);
-        Some(Making { flight: self, counted: AtomicBool::new(true) })
+        *creators += 1;
+        drop(creators);
+        Some(Creation { state: self, counted: AtomicBool::new(true) })
     }
 
-    fn makers(&self) -> MutexGuard<'_, usize> {
-        self.makers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn creators(&self) -> MutexGuard<'_, usize> {
+        self.creators.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Somebody makes a layer, until this is dropped.
+/// The registration of a caller that creates a layer, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Making {
-    flight: Arc<LayerFlight>,
+pub(crate) struct Creation {
+    state: Arc<LayerState>,
     counted: AtomicBool,
 }
 
-impl Making {
-    /// It takes long: who waits may make the layer, too. The first one who is done has made it.
-    pub(crate) fn is_slow(&self) {
+impl Creation {
+    /// Lets waiting callers create the layer as well, since this one is slow. The first to finish places it.
+    pub(crate) fn set_slow(&self) {
         if self.counted.swap(false, Ordering::Relaxed) {
-            let mut makers = self.flight.makers();
-            *makers = makers.saturating_sub(1);
-            drop(makers);
-            self.flight.changed.notify_waiters();
+            let mut creators = self.state.creators();
+            *creators = creators.saturating_sub(1);
+            drop(creators);
+            self.state.changed.notify_waiters();
         }
     }
 }
 
-impl Drop for Making {
+impl Drop for Creation {
     fn drop(&mut self) {
-        self.is_slow();
+        self.set_slow();
     }
 }
 
-fn get_or_make<K: Clone + Eq + Hash, S, W>(
-    known: &mut HashMap<K, W>,
+fn get_or_insert<K: Clone + Eq + Hash, S, W>(
+    entries: &mut HashMap<K, W>,
     key: &K,
     upgrade: impl Fn(&W) -> Option<S>,
-    make: impl FnOnce() -> (S, Option<W>),
+    create: impl FnOnce() -> (S, Option<W>),
 ) -> S {
-    known.retain(|_, weak| upgrade(weak).is_some());
-    if let Some(strong) = known.get(key).and_then(&upgrade) {
+    entries.retain(|_, weak| upgrade(weak).is_some());
+    if let Some(strong) = entries.get(key).and_then(&upgrade) {
         return strong;
     }
-    let (strong, weak) = make();
-    known.extend(weak.map(|weak| (key.clone(), weak)));
+    let (strong, weak) = create();
+    entries.extend(weak.map(|weak| (key.clone(), weak)));
     strong
 }

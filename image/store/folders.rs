@@ -1,4 +1,4 @@
-//! Where everything is, and how files come into being there.
+//! The folders of the store, and functions that create files in them.
 
 use std::ffi::CStr;
 use std::fs::{self, DirBuilder, File};
@@ -14,17 +14,17 @@ use super::index::LayerKey;
 use crate::digest::Digest;
 use crate::error::Error;
 
-/// The recipe of a layer's archive, in its folder.
+/// The name of the recipe in a layer's folder.
 pub(crate) const RECIPE: &str = "recipe.zst";
 
-/// The record of an image, in its folder.
+/// The name of the record in an image's folder.
 pub(super) const RECORD: &str = "image.json";
-/// Its configuration, or the manifest of an artifact.
+/// The name of the config in an image's folder. For an artifact it is the manifest.
 pub(super) const CONFIG: &str = "config.json";
 
-/// A record may not be longer: of a layer it has names that a stranger has chosen, for which there are limits.
+/// The largest record, in bytes. That of a layer contains untrusted names, which are limited.
 const MAX_RECORD: u64 = 256 << 20;
-/// What is longer is parsed while it is read.
+/// A longer record is parsed while it is read.
 const LONG_RECORD: u64 = 1 << 20;
 
 /// The store's folders.
@@ -34,12 +34,12 @@ pub(crate) struct Folders {
 }
 
 impl Folders {
-    /// Makes what is missing. All are for root alone (CVE-2021-41103).
-    pub(crate) fn make(root: &Path) -> Result<Self, Error> {
+    /// Creates missing folders. All are accessible only to root (CVE-2021-41103).
+    pub(crate) fn create(root: &Path) -> Result<Self, Error> {
         let folders = Self { root: root.to_owned() };
-        make_private(root)?;
+        create_private(root)?;
         for folder in ["images", "layers", "containers", "tmp", "trash", "empty", "below"] {
-            make_private(&root.join(folder))?;
+            create_private(&root.join(folder))?;
         }
         Ok(folders)
     }
@@ -93,67 +93,69 @@ impl Folders {
         self.root.join("trash")
     }
 
-    /// A name in the folder of half-made things.
+    /// Returns a new path for a staging folder.
     pub(crate) fn new_tmp(&self) -> PathBuf {
         self.tmp().join(unique())
     }
 
-    /// Moves something out of sight, so that it is gone at once and can be deleted at leisure. `None` if it is not there.
+    /// Moves a file or folder to the trash, so that it disappears immediately and is deleted later. `None` if
+    /// it does not exist.
     pub(crate) fn discard(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
         let to = self.trash().join(unique());
         match fs::rename(path, &to) {
             Ok(()) => Ok(Some(to)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("move away", path, error)),
+            Err(error) => Err(Error::io("move", path, error)),
         }
     }
 
-    /// The same for a name in an open folder.
+    /// Moves a name in an open folder to the trash.
     pub(crate) fn discard_at(&self, folder: BorrowedFd<'_>, name: &CStr) -> Result<PathBuf, Error> {
         let to = self.trash().join(unique());
         rustix::fs::renameat(folder, name, rustix::fs::CWD, &to)
-            .map_err(|error| Error::io("move to", &to, error))?;
+            .map_err(|error| Error::io("move a file to", &to, error))?;
         Ok(to)
     }
 }
 
-/// A name that nothing has had, in this run or an earlier one.
+/// Returns a random name, which has never been used.
 fn unique() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// Makes a folder for root alone, with its parents. One that is there stays, with its mode set right.
-pub(crate) fn make_private(path: &Path) -> Result<(), Error> {
-    let make = || {
+/// Creates a folder that is accessible only to root, with its parents. If it exists, its mode is corrected.
+pub(crate) fn create_private(path: &Path) -> Result<(), Error> {
+    let create = || {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        // A disk that has become read-only refuses even what changes nothing.
+        // On a read-only disk, chmod fails even if it changes nothing.
         match fs::metadata(path)?.permissions().mode() & 0o7777 {
             0o700 => Ok(()),
             _ => fs::set_permissions(path, fs::Permissions::from_mode(0o700)),
         }
     };
-    make().map_err(|error| Error::io("make", path, error))
+    create().map_err(|error| Error::io("create", path, error))
 }
 
-/// The names in a folder.
+/// Lists the names in a folder.
 pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
     let failed = |error| Error::io("list", folder, error);
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
-        // A name that is not UTF-8 is none of ours; the sweep at open takes it away by its lossy form or leaves it.
+        // A name that is not UTF-8 was not created by the store. The cleanup at open removes it by its lossy
+        // form or leaves it.
         names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     Ok(names)
 }
 
-/// Reads a record of ours. One that is long, since a layer has many folders, is not held as text as well.
+/// Reads a record. A long record (a layer may have many folders) is not held as text in addition.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let failed = |error| Error::io("read", path, error);
     let mut file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     if length > MAX_RECORD {
-        let why = format!("has {length} bytes, the limit is {MAX_RECORD}");
+        let why = format!("{length} bytes, the limit is {MAX_RECORD}");
         return Err(Error::limit(path.display().to_string(), why));
     }
     let parsed = if length > LONG_RECORD {
@@ -166,7 +168,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     parsed.map_err(|error| Error::corrupt(path.display().to_string(), error))
 }
 
-/// Writes a file of a folder that nobody sees yet.
+/// Writes a file of a folder that is not in use yet.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let file = File::create(path).map_err(|error| Error::io("write", path, error))?;
     encode(path, BufWriter::new(file), value).map(drop)

@@ -1,4 +1,4 @@
-//! Builds the content of a patch, by descriptors only: the layers come from strangers.
+//! Builds the content of a patch. The layers are untrusted, so all access is by descriptors.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,14 +21,14 @@ use crate::unpack::{FolderTimes, TreePath};
 
 /// The largest value of an extended attribute (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
-/// What a path takes in memory beside its bytes.
+/// The memory for a path in addition to its bytes.
 const OVERHEAD: usize = 64;
 const OVERLAY: &[u8] = b"trusted.overlay.";
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// What a folder that the layer does not list is in the layers below.
+/// The form that a folder that the layer does not list has in the layers below.
 enum Below {
-    /// Nothing that matters: what the unpacker has made up is right.
+    /// It makes no difference: the metadata that the unpacker has set is right.
     Same,
     /// A folder with another owner, mode or attributes.
     Folder,
@@ -36,20 +36,20 @@ enum Below {
     Link(TreePath),
 }
 
-/// A layer and those below it.
-pub(super) struct Graft<'a> {
+/// The layer to patch and the layers below it.
+pub(super) struct PatchInput<'a> {
     what: &'a str,
     record: &'a LayerRecord,
-    /// Bytes of memory for folders that move.
+    /// The limit on the memory for moved folders, in bytes.
     limit: usize,
-    /// The layer itself.
+    /// The root of the layer.
     own: OwnedFd,
-    /// Those below.
+    /// The layers below.
     below: &'a RefCell<Merged>,
 }
 
-impl<'a> Graft<'a> {
-    /// `own` is the folder of the layer that the patch is for. `limit` is in bytes of memory.
+impl<'a> PatchInput<'a> {
+    /// Creates the input of a patch for the layer in folder `own`. `limit` is in bytes of memory.
     pub(super) fn new(
         what: &'a str,
         own: &Path,
@@ -63,7 +63,7 @@ impl<'a> Graft<'a> {
         Ok(Self { what, record, limit, own: fd, below })
     }
 
-    /// Whether anything below makes a difference.
+    /// Returns whether the layers below make a difference.
     pub(super) fn is_needed(&self) -> Result<bool, Error> {
         if !self.record.links.is_empty() {
             return Ok(true);
@@ -80,9 +80,9 @@ impl<'a> Graft<'a> {
     pub(super) fn build(&self, root: &Path) -> Result<(), Error> {
         let fd =
             rustix::fs::open(root, FOLDER, Mode::empty()).map_err(|error| Error::io("open", root, error))?;
-        let mut patch = Patch { graft: self, root: fd, times: FolderTimes::default() };
-        patch.like_model(&TreePath::default(), None)?;
-        let mut moved = Moved { room: self.limit, ..Moved::default() };
+        let mut patch = Patch { input: self, root: fd, times: FolderTimes::default() };
+        patch.set_metadata(&TreePath::default(), None)?;
+        let mut moved = MovedFolders { memory_left: self.limit, ..MovedFolders::default() };
         for path in &self.record.implicit {
             if moved.above(path).is_some() {
                 continue;
@@ -91,8 +91,8 @@ impl<'a> Graft<'a> {
                 Below::Same => {}
                 Below::Folder => patch.folder(path, None)?,
                 Below::Link(real) => {
-                    patch.link_as_below(path)?;
-                    patch.graft(path, &real)?;
+                    patch.copy_link(path)?;
+                    patch.merge_folder(path, &real)?;
                     moved.add(self, path, real)?;
                 }
             }
@@ -120,22 +120,22 @@ impl<'a> Graft<'a> {
                 Ok(if same { Below::Same } else { Below::Folder })
             }
             FileType::Symlink => {
-                // A folder that hides what is below it hides the link.
+                // An opaque folder hides the link.
                 let ours = open_beneath(&self.own, path).and_then(|folder| is_opaque(&folder));
                 if ours.map_err(|error| self.failed(path, error))? {
                     return Ok(Below::Same);
                 }
                 let end = self.look_up(path, true, None)?;
                 let end = end.filter(|end| end.kind() == FileType::Directory);
-                // A link that leads nowhere is hidden by the layer's folder.
+                // A link without a target is hidden by the layer's folder.
                 Ok(end.map_or(Below::Same, |end| Below::Link(end.path)))
             }
             _ => Ok(Below::Same),
         }
     }
 
-    /// Whether the layer hides a folder of the layers below. One that only hides what is in it does not: it stays, with its
-    /// owner and mode, and is emptied (OCI image spec, layer, "Opaque Whiteout").
+    /// Returns whether the layer hides a folder of the layers below. An opaque folder hides the content of
+    /// the lower folder, but keeps its owner and mode (OCI image spec, layer, "Opaque Whiteout").
     fn is_hidden(&self, path: &TreePath) -> Result<bool, Error> {
         let mut above = path.split().map(|(folder, _)| folder);
         while let Some(here) = above {
@@ -153,7 +153,7 @@ impl<'a> Graft<'a> {
         self.below.borrow_mut().look_up(path, follow, above)
     }
 
-    /// The same in all layers, the patch's own one included.
+    /// Looks up a path in all layers, including the layer itself.
     fn look_up_in_all(&self, path: &TreePath, follow: bool) -> Result<Option<Hit>, Error> {
         self.look_up(path, follow, Some(&self.own))
     }
@@ -162,7 +162,7 @@ impl<'a> Graft<'a> {
         self.below.borrow().folder(hit, path, above)
     }
 
-    /// The folder whose owner, mode and attributes `path` has in the whole.
+    /// Returns the folder that provides owner, mode and attributes for `path` in the merged view.
     fn model(&self, path: &TreePath) -> Result<Option<OwnedFd>, Error> {
         let own = open_beneath(&self.own, path).ok();
         if own.is_some() && (!self.record.implicit.contains(path) || self.is_hidden(path)?) {
@@ -183,30 +183,30 @@ impl<'a> Graft<'a> {
     }
 }
 
-/// Folders of the layer that are links in the layers below, and where these lead to.
+/// The folders of the layer that are links in the layers below, with the targets of the links.
 #[derive(Default)]
-struct Moved {
+struct MovedFolders {
     folders: BTreeMap<TreePath, TreePath>,
-    /// Bytes of memory that are left for them.
-    room: usize,
+    /// The bytes of memory that are left for them.
+    memory_left: usize,
 }
 
-impl Moved {
-    fn add(&mut self, graft: &Graft<'_>, path: &TreePath, real: TreePath) -> Result<(), Error> {
+impl MovedFolders {
+    fn add(&mut self, input: &PatchInput<'_>, path: &TreePath, real: TreePath) -> Result<(), Error> {
         let cost = path.as_bytes().len() + real.as_bytes().len() + 2 * OVERHEAD;
-        self.room = self.room.checked_sub(cost).ok_or_else(|| {
+        self.memory_left = self.memory_left.checked_sub(cost).ok_or_else(|| {
             let why = format!(
-                "its folders that are links in the layers below take more than {} bytes of memory: {} of them",
-                graft.limit,
-                self.folders.len() + 1
+                "{} folders that are links in the layers below take more than {} bytes of memory",
+                self.folders.len() + 1,
+                input.limit
             );
-            Error::limit(graft.what, why)
+            Error::limit(input.what, why)
         })?;
         self.folders.insert(path.clone(), real);
         Ok(())
     }
 
-    /// The moved folder that a path is below, and where that is now.
+    /// Returns the moved folder above a path, and its target.
     fn above(&self, path: &TreePath) -> Option<(TreePath, &TreePath)> {
         let mut folder = path.split().map(|(folder, _)| folder);
         while let Some(above) = folder {
@@ -218,7 +218,7 @@ impl Moved {
         None
     }
 
-    /// Where something is after the folders that are links have moved.
+    /// Returns the path after the folders that are links were moved.
     fn relocate(&self, path: &TreePath) -> TreePath {
         match self.above(path) {
             Some((link, real)) => {
@@ -231,15 +231,16 @@ impl Moved {
 
 /// A patch that is being built.
 struct Patch<'a> {
-    graft: &'a Graft<'a>,
+    input: &'a PatchInput<'a>,
     root: OwnedFd,
     times: FolderTimes,
 }
 
 impl Patch<'_> {
-    /// Makes a folder with its parents, like `model` or as it is in the whole. One that is there stays as it is.
+    /// Creates a folder with its parents, with the metadata of `model` or of the merged view. An existing
+    /// folder is not changed.
     fn folder(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
-        let failed = |error| self.graft.failed(path, error);
+        let failed = |error| self.input.failed(path, error);
         let Some((parent, name)) = path.split() else {
             return Ok(());
         };
@@ -251,39 +252,39 @@ impl Patch<'_> {
         self.folder(&parent, None)?;
         let parent = open_beneath(&self.root, &parent).map_err(failed)?;
         mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU).map_err(failed)?;
-        self.like_model(path, model)
+        self.set_metadata(path, model)
     }
 
-    /// Gives a new folder of the patch its metadata.
-    fn like_model(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
-        let failed = |error| self.graft.failed(path, error);
+    /// Sets the metadata of a new folder of the patch.
+    fn set_metadata(&mut self, path: &TreePath, model: Option<OwnedFd>) -> Result<(), Error> {
+        let failed = |error| self.input.failed(path, error);
         let folder = open_beneath(&self.root, path).map_err(failed)?;
         let model = match model {
             Some(model) => Some(model),
-            None => self.graft.model(path)?,
+            None => self.input.model(path)?,
         };
         match model {
             Some(model) => {
                 let times = copy_metadata(&model, &folder).map_err(failed)?;
-                let noted = self.times.add(&self.root, path, &times);
-                noted.map_err(|error| Error::io("note the times of folders of", self.graft.what, error))
+                let added = self.times.add(&self.root, path, &times);
+                added.map_err(|error| Error::io("record the times of folders of", self.input.what, error))
             }
             None => fchmod(&folder, Mode::from_raw_mode(0o755)).map_err(failed),
         }
     }
 
-    /// Shows the link that the layers below have in the place of the layer's folder.
-    fn link_as_below(&mut self, path: &TreePath) -> Result<(), Error> {
+    /// Copies the link that the layers below have in place of the layer's folder.
+    fn copy_link(&mut self, path: &TreePath) -> Result<(), Error> {
         let Some((parent, name)) = path.split() else {
-            return Err(Error::internal("patch a layer", "its root is a link"));
+            return Err(Error::internal("patch a layer", "the root is a link"));
         };
         self.folder(&parent, None)?;
-        let Some(hit) = self.graft.look_up(path, false, None)? else {
+        let Some(hit) = self.input.look_up(path, false, None)? else {
             return Ok(());
         };
-        let failed = |error| self.graft.failed(path, error);
+        let failed = |error| self.input.failed(path, error);
         let (real_parent, real_name) = hit.path.split().unwrap_or_default();
-        let theirs = self.graft.folder(&hit, &real_parent, None).map_err(failed)?;
+        let theirs = self.input.folder(&hit, &real_parent, None).map_err(failed)?;
         let target = readlinkat(&theirs, OsStr::from_bytes(real_name), Vec::new()).map_err(failed)?;
         let parent = open_beneath(&self.root, &parent).map_err(failed)?;
         let name = OsStr::from_bytes(name);
@@ -292,26 +293,26 @@ impl Patch<'_> {
         chownat(&parent, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
     }
 
-    /// Shows what the layer has in `from` in the folder `to`, too.
-    fn graft(&mut self, from: &TreePath, to: &TreePath) -> Result<(), Error> {
-        let source = open_beneath(&self.graft.own, from).map_err(|error| self.graft.failed(from, error))?;
-        if is_opaque(&source).map_err(|error| self.graft.failed(from, error))? {
-            let why = format!("{from} hides all of a folder that is a link in the layers below");
-            return Err(Error::unsupported(self.graft.what, why));
+    /// Adds the content of the layer's folder `from` to the folder `to`.
+    fn merge_folder(&mut self, from: &TreePath, to: &TreePath) -> Result<(), Error> {
+        let source = open_beneath(&self.input.own, from).map_err(|error| self.input.failed(from, error))?;
+        if is_opaque(&source).map_err(|error| self.input.failed(from, error))? {
+            let why = format!("{from} is opaque, but a link in the layers below");
+            return Err(Error::unsupported(self.input.what, why));
         }
         self.folder(to, None)?;
-        for entry in Dir::read_from(&source).map_err(|error| self.graft.failed(from, error))? {
-            let entry = entry.map_err(|error| self.graft.failed(from, error))?;
+        for entry in Dir::read_from(&source).map_err(|error| self.input.failed(from, error))? {
+            let entry = entry.map_err(|error| self.input.failed(from, error))?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
                 continue;
             }
-            self.graft_entry(&source, name, &from.join(name.to_bytes()), &to.join(name.to_bytes()))?;
+            self.merge_entry(&source, name, &from.join(name.to_bytes()), &to.join(name.to_bytes()))?;
         }
         Ok(())
     }
 
-    fn graft_entry(
+    fn merge_entry(
         &mut self,
         source: &OwnedFd,
         name: &CStr,
@@ -319,32 +320,33 @@ impl Patch<'_> {
         to: &TreePath,
     ) -> Result<(), Error> {
         let stat = statat(source, name, AtFlags::SYMLINK_NOFOLLOW);
-        let stat = stat.map_err(|error| self.graft.failed(from, error))?;
+        let stat = stat.map_err(|error| self.input.failed(from, error))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return self.second_name(source, name, to);
+            return self.add_name(source, name, to);
         }
-        if !self.graft.record.implicit.contains(from) {
+        if !self.input.record.implicit.contains(from) {
             let model =
-                open_beneath(&self.graft.own, from).map_err(|error| self.graft.failed(from, error))?;
+                open_beneath(&self.input.own, from).map_err(|error| self.input.failed(from, error))?;
             self.folder(to, Some(model))?;
-            return self.graft(from, to);
+            return self.merge_folder(from, to);
         }
-        let there = self.graft.look_up_in_all(to, true)?;
-        match there.filter(|hit| hit.kind() == FileType::Directory) {
-            Some(hit) => self.graft(from, &hit.path),
-            None => self.graft(from, to),
+        let existing = self.input.look_up_in_all(to, true)?;
+        match existing.filter(|hit| hit.kind() == FileType::Directory) {
+            Some(hit) => self.merge_folder(from, &hit.path),
+            None => self.merge_folder(from, to),
         }
     }
 
-    /// Gives a file another name. What the patch has there already came later in the archive's order.
-    fn second_name(&self, source: &OwnedFd, name: &CStr, to: &TreePath) -> Result<(), Error> {
-        let failed = |error| self.graft.failed(to, error);
+    /// Adds another name of a file. An existing file of the patch is replaced: this one comes later in the
+    /// archive.
+    fn add_name(&self, source: &OwnedFd, name: &CStr, to: &TreePath) -> Result<(), Error> {
+        let failed = |error| self.input.failed(to, error);
         let Some((parent, new_name)) = to.split() else {
-            return Err(Error::internal("patch a layer", "its root is a file"));
+            return Err(Error::internal("patch a layer", "the root is a file"));
         };
         let parent = open_beneath(&self.root, &parent).map_err(failed)?;
         let new_name = OsStr::from_bytes(new_name);
-        // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is a second name of that.
+        // Without AT_SYMLINK_FOLLOW, a link to a symbolic link is another name of the symbolic link.
         match linkat(source, name, &parent, new_name, AtFlags::empty()) {
             Err(Errno::EXIST) => {
                 unlinkat(&parent, new_name, AtFlags::empty()).map_err(failed)?;
@@ -354,30 +356,31 @@ impl Patch<'_> {
         }
     }
 
-    /// A hard link of the layer to a file of a layer below.
+    /// Creates a hard link of the layer to a file of a layer below.
     fn hard_link(&mut self, path: &TreePath, target: &TreePath) -> Result<(), Error> {
-        let hit = self.graft.look_up_in_all(target, false)?;
+        let hit = self.input.look_up_in_all(target, false)?;
         let hit = hit.filter(|hit| hit.kind() != FileType::Directory).ok_or_else(|| {
-            let why = format!("{path} is a hard link to {target}, which is no file of this or a lower layer");
-            Error::corrupt(self.graft.what, why)
+            let why =
+                format!("{path} is a hard link to {target}, which is not a file of this or a lower layer");
+            Error::corrupt(self.input.what, why)
         })?;
         let Some((parent, name)) = hit.path.split() else {
-            return Err(Error::internal("patch a layer", "its root is a file"));
+            return Err(Error::internal("patch a layer", "the root is a file"));
         };
-        let source = self.graft.folder(&hit, &parent, Some(&self.graft.own));
-        let source = source.map_err(|error| self.graft.failed(target, error))?;
+        let source = self.input.folder(&hit, &parent, Some(&self.input.own));
+        let source = source.map_err(|error| self.input.failed(target, error))?;
         if let Some((folder, _)) = path.split() {
             self.folder(&folder, None)?;
         }
         let name = std::ffi::CString::new(name).map_err(|error| Error::internal("patch a layer", error))?;
-        self.second_name(&source, &name, path)
+        self.add_name(&source, &name, path)
     }
 
     fn set_times(self) -> Result<(), Error> {
-        let Self { graft, root, times } = self;
-        times.for_each(graft.what, |path, times| {
+        let Self { input, root, times } = self;
+        times.for_each(input.what, |path, times| {
             let folder = open_beneath(&root, path);
-            folder.and_then(|folder| futimens(&folder, times)).map_err(|error| graft.failed(path, error))
+            folder.and_then(|folder| futimens(&folder, times)).map_err(|error| input.failed(path, error))
         })
     }
 }
@@ -386,7 +389,7 @@ fn same_owner_and_mode(one: &Top, other: &Stat) -> bool {
     (one.uid, one.gid, one.mode) == (other.st_uid, other.st_gid, other.st_mode & 0o7777)
 }
 
-/// Gives a folder the owner, mode and attributes of another, and answers the times that it has to get at the end.
+/// Copies owner, mode and attributes of a folder. Returns its times, which are set at the end.
 fn copy_metadata(model: &OwnedFd, folder: &OwnedFd) -> Result<Timestamps, Errno> {
     let stat = fstat(model)?;
     fchown(folder, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
@@ -408,7 +411,7 @@ fn copy_metadata(model: &OwnedFd, folder: &OwnedFd) -> Result<Timestamps, Errno>
     })
 }
 
-/// The names of a folder's attributes, without overlayfs's own: those are about one layer.
+/// Returns the names of a folder's attributes. Those of overlayfs are skipped: they apply to one layer.
 fn xattrs(folder: &OwnedFd) -> Result<BTreeSet<Vec<u8>>, Errno> {
     let mut names = vec![0; MAX_XATTR];
     let length = match flistxattr(folder, &mut names[..]) {

@@ -1,7 +1,7 @@
-//! What is in the store and who uses it, in memory.
+//! The index: the content of the store and its users, in memory.
 //!
-//! An image uses its layers; containers and holds use images; a pull leases layers until its image is recorded. What
-//! nobody uses is collected.
+//! An image uses its layers. Containers and holds use images. A pull leases layers until its image is
+//! recorded. Images and layers without users are collected.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -26,13 +26,13 @@ use crate::reference::{Reference, is_hex_id};
 pub(crate) enum LayerKey {
     /// A layer as it is, by its diff id.
     Diff(Digest),
-    /// What the topmost layer of a chain takes from the ones below, by the chain's id (OCI image config, "ChainID").
+    /// The patch above the topmost layer of a chain, by the chain's id (OCI image config, "ChainID").
     Patch(Digest),
     /// The files of an artifact, by its manifest.
     Artifact(Digest),
 }
 
-/// How containers are called among an image's users.
+/// The prefix of containers among an image's users.
 const CONTAINER: &str = "container ";
 const PATCH: &str = "patch-";
 const ARTIFACT: &str = "artifact-";
@@ -51,7 +51,7 @@ impl FromStr for LayerKey {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        let invalid = || Error::invalid(format!("layer {name:?}"), "is not named by a digest");
+        let invalid = || Error::invalid(format!("layer {name:?}"), "the name is not a digest");
         let key = if let Some(chain) = name.strip_prefix(PATCH) {
             Digest::from_file_name(chain).map(Self::Patch)
         } else if let Some(manifest) = name.strip_prefix(ARTIFACT) {
@@ -83,17 +83,17 @@ impl fmt::Display for LayerKey {
     }
 }
 
-/// An image and its use.
+/// An image and its users.
 #[derive(Debug)]
 pub(super) struct ImageEntry {
     pub(super) record: ImageRecord,
     pub(super) image: Arc<Image>,
     pub(super) usage: DiskUsage,
-    /// What is missing of it. It is then no image for anybody, until it is pulled again.
+    /// The missing part. The image is not listed until it is pulled again.
     pub(super) damage: Option<String>,
-    /// Containers, and holds by their owners' names.
+    /// The users: containers, and holds by their owners' names.
     users: Vec<String>,
-    /// Those of its layers that it has been counted as a user of.
+    /// The layers that count this image as a user.
     referenced: Vec<LayerKey>,
 }
 
@@ -102,31 +102,31 @@ impl ImageEntry {
         !self.record.removed && self.damage.is_none()
     }
 
-    /// The containers that run on it or mount it.
+    /// Returns the containers that run on the image or mount it.
     pub(super) fn containers(&self) -> impl Iterator<Item = &str> {
         self.users.iter().filter_map(|user| user.strip_prefix(CONTAINER))
     }
 }
 
-/// A layer and its use.
+/// A layer and its users.
 #[derive(Debug)]
 pub(super) struct LayerEntry {
-    /// The length of its archive, if that can be made again.
+    /// The length of its archive, if the archive can be rebuilt.
     pub(super) length: Option<u64>,
     depends_on_others: bool,
     pub(super) usage: DiskUsage,
-    /// The number of its folder, by which one is told from the next of the same name.
+    /// The inode of its folder, which distinguishes it from a later layer of the same name.
     pub(super) inode: u64,
-    /// Its content is on the disk.
+    /// Its content is synced to the disk.
     pub(super) durable: bool,
-    /// The digest of its files is noted.
+    /// The digest of its files is recorded.
     pub(super) digested: bool,
-    /// Its files are not what they were: it is made again as soon as somebody wants it.
+    /// Its files have changed. It is created again when it is needed.
     broken: bool,
     references: usize,
 }
 
-/// A layer as it comes into the index.
+/// A layer to be added to the index.
 #[derive(Debug)]
 pub(super) struct NewLayer {
     pub(super) summary: LayerSummary,
@@ -136,21 +136,21 @@ pub(super) struct NewLayer {
     pub(super) digested: bool,
 }
 
-/// A container's writable layer. Its images are unknown where a crash has left only a part of the folder.
+/// A container's writable layer. Its images are unknown if a crash has left an incomplete folder.
 #[derive(Clone, Debug)]
 pub(super) struct ContainerEntry {
     pub(super) record: Option<ContainerRecord>,
-    /// None before it is measured.
+    /// None until it is measured.
     pub(super) usage: Option<Measured>,
     /// None where the filesystem does not count by project.
     pub(super) project: Option<Project>,
 }
 
-/// The store's contents.
+/// The content of the store.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     images: BTreeMap<Digest, ImageEntry>,
-    /// Tags and digest references, of images that are not removed.
+    /// The tags and digest references of images that are not removed.
     names: HashMap<String, Digest>,
     layers: HashMap<LayerKey, LayerEntry>,
     pub(super) containers: BTreeMap<String, ContainerEntry>,
@@ -171,17 +171,18 @@ impl Index {
             return format!("{}:{name}", Algorithm::Sha256.as_str()).parse().ok().as_ref().and_then(by_id);
         }
         let reference = name.parse::<Reference>().ok();
-        let known = reference.and_then(|reference| match reference.digest() {
+        let id = reference.and_then(|reference| match reference.digest() {
             Some(digest) => self.names.get(&reference.with_digest(digest)),
             None => self.names.get(&reference.tagged()?),
         });
-        match known {
+        match id {
             Some(id) => by_id(id),
             None => self.by_prefix(name),
         }
     }
 
-    /// The image whose id begins so, if there is one: people type as much of an id as makes it unique (crictl passes it on).
+    /// Returns the image whose id starts with `name`, if there is exactly one: users may abbreviate an id
+    /// (crictl passes it on).
     fn by_prefix(&self, name: &str) -> Option<Arc<Image>> {
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
         if prefix.is_empty() {
@@ -191,43 +192,43 @@ impl Index {
             .images
             .values()
             .filter(|entry| entry.is_listed() && entry.record.id.hex().starts_with(prefix));
-        let found = fitting.next()?;
-        fitting.next().is_none().then(|| found.image.clone())
+        let first = fitting.next()?;
+        fitting.next().is_none().then(|| first.image.clone())
     }
 
     pub(super) fn entry(&self, id: &Digest) -> Option<&ImageEntry> {
         self.images.get(id)
     }
 
-    /// An image that can be seen.
+    /// Returns an image that is not removed and not damaged.
     pub(super) fn listed(&self, id: &Digest) -> Option<&ImageEntry> {
         self.images.get(id).filter(|entry| entry.is_listed())
     }
 
-    /// The other images that have one of these tags, also those of which something is missing.
-    pub(super) fn others_with(&self, tags: &[String], keeper: &Digest) -> Vec<Digest> {
+    /// Returns the images other than `owner` that have one of these tags, including damaged ones.
+    pub(super) fn others_with(&self, tags: &[String], owner: &Digest) -> Vec<Digest> {
         let has = |entry: &&ImageEntry| {
-            entry.record.id != *keeper && tags.iter().any(|tag| entry.record.tags.contains(tag))
+            entry.record.id != *owner && tags.iter().any(|tag| entry.record.tags.contains(tag))
         };
         self.images.values().filter(has).map(|entry| entry.record.id.clone()).collect()
     }
 
-    /// The images of which something is missing and that are not removed.
+    /// Returns the damaged images that are not removed.
     pub(super) fn damaged(&self) -> impl Iterator<Item = &ImageEntry> {
         self.images.values().filter(|entry| entry.damage.is_some() && !entry.record.removed)
     }
 
-    /// The first layer that an image needs and that is not there.
-    pub(super) fn lacking<'a>(&self, layers: &'a [LayerKey]) -> Option<&'a LayerKey> {
+    /// Returns the first missing layer.
+    pub(super) fn missing_layer<'a>(&self, layers: &'a [LayerKey]) -> Option<&'a LayerKey> {
         layers.iter().find(|key| !self.layers.contains_key(key))
     }
 
-    /// Whether one of an image's layers has to be made again.
+    /// Returns whether one of the layers has to be created again.
     pub(super) fn has_broken(&self, layers: &[LayerKey]) -> bool {
         layers.iter().any(|key| self.layers.get(key).is_some_and(|layer| layer.broken))
     }
 
-    /// Puts an image in, or in the place of its former record.
+    /// Adds an image, or replaces its former record.
     pub(super) fn put(
         &mut self,
         record: ImageRecord,
@@ -258,7 +259,7 @@ impl Index {
         self.images.insert(id, entry);
     }
 
-    /// Takes tags from an image; its record without them.
+    /// Removes tags from an image. Returns its new record.
     pub(super) fn without_tags(&mut self, id: &Digest, tags: &[String]) -> Option<ImageRecord> {
         let entry = self.images.get(id)?;
         let (mut record, mut image) = (entry.record.clone(), (*entry.image).clone());
@@ -269,7 +270,7 @@ impl Index {
         Some(record)
     }
 
-    /// Notes that something is missing of an image.
+    /// Marks an image as damaged.
     pub(super) fn damage(&mut self, id: &Digest, why: String) {
         let Some(entry) = self.images.get_mut(id) else { return };
         entry.damage = Some(why);
@@ -289,7 +290,8 @@ impl Index {
         unused
     }
 
-    /// Takes an image out if it is removed and nobody uses it; its layers that are of no further use are returned.
+    /// Removes an image from the index if it is marked as removed and has no users. Returns its layers that
+    /// have no users left.
     pub(super) fn take_unused(&mut self, id: &Digest) -> Option<Vec<LayerKey>> {
         let entry = self.images.get(id).filter(|entry| entry.record.removed && entry.users.is_empty())?;
         let keys = entry.referenced.clone();
@@ -297,33 +299,33 @@ impl Index {
         Some(self.unreference(&keys))
     }
 
-    /// The image of a name of which something is missing.
+    /// Returns the damaged image of a name.
     pub(super) fn resolve_damaged(&self, name: &str) -> Option<Digest> {
         let reference = name.parse::<Reference>().ok();
         let full = reference.and_then(|reference| match reference.digest() {
             Some(digest) => Some(reference.with_digest(digest)),
             None => reference.tagged(),
         });
-        let is_meant = |record: &ImageRecord| {
+        let has_name = |record: &ImageRecord| {
             record.id.to_string() == name
                 || record.id.hex() == name
                 || full
                     .as_ref()
                     .is_some_and(|full| record.tags.contains(full) || record.digests.contains(full))
         };
-        self.damaged().find(|entry| is_meant(&entry.record)).map(|entry| entry.record.id.clone())
+        self.damaged().find(|entry| has_name(&entry.record)).map(|entry| entry.record.id.clone())
     }
 
-    /// Counts a user of an image that can be seen.
+    /// Adds a user to an image that is not removed and not damaged.
     pub(super) fn add_user(&mut self, id: &Digest, user: &str) -> Result<(), Error> {
         let entry = self.images.get_mut(id).filter(|entry| entry.is_listed());
-        let entry = entry.ok_or_else(|| Error::not_found(format!("image {id}"), "it is not in the store"))?;
+        let entry = entry.ok_or_else(|| Error::not_found(format!("image {id}"), "not in the store"))?;
         entry.users.push(user.to_owned());
         Ok(())
     }
 
-    /// The same at open, where a removed image may still have containers.
-    pub(super) fn add_known_user(&mut self, id: &Digest, user: &str) -> bool {
+    /// Adds a user at open, when a removed image may still have containers.
+    pub(super) fn add_existing_user(&mut self, id: &Digest, user: &str) -> bool {
         match self.images.get_mut(id) {
             Some(entry) => {
                 entry.users.push(user.to_owned());
@@ -333,12 +335,12 @@ impl Index {
         }
     }
 
-    /// Ends a use. Whether the image can be collected now.
+    /// Removes a user. Returns whether the image can be collected.
     pub(super) fn drop_user(&mut self, id: &Digest, user: &str) -> bool {
         let Some(entry) = self.images.get_mut(id) else {
             return false;
         };
-        if let Some(place) = entry.users.iter().position(|known| known == user) {
+        if let Some(place) = entry.users.iter().position(|other| other == user) {
             entry.users.swap_remove(place);
         }
         entry.record.removed && entry.users.is_empty()
@@ -348,7 +350,7 @@ impl Index {
         self.layers.get(key)
     }
 
-    /// Puts a layer in. In the place of a broken one it has the users of that.
+    /// Adds a layer. If it replaces a broken one, it takes over its users.
     pub(super) fn put_layer(&mut self, key: LayerKey, new: NewLayer) {
         let NewLayer { summary, usage, inode, durable, digested } = new;
         let LayerSummary { length, depends_on_others, .. } = summary;
@@ -359,14 +361,14 @@ impl Index {
         self.layers.insert(key, entry);
     }
 
-    /// Of the layers of an image from the bottom on, as far as another image has the same: whether there is a patch above
-    /// each.
+    /// Returns which of an image's layers have a patch above them, from the bottom up, as far as another
+    /// image has the same layers.
     pub(super) fn patched(&self, layers: &[&LayerKey]) -> Vec<bool> {
         let of = |entry: &ImageEntry| {
             let mut keys = entry.record.layers.iter().peekable();
             let mut patched = Vec::new();
-            for wanted in layers {
-                if keys.next() != Some(*wanted) {
+            for key in layers {
+                if keys.next() != Some(*key) {
                     break;
                 }
                 patched.push(keys.next_if(|key| matches!(key, LayerKey::Patch(_))).is_some());
@@ -377,21 +379,21 @@ impl Index {
         whole.map(of).max_by_key(Vec::len).unwrap_or_default()
     }
 
-    /// Takes a layer out that cannot be trusted.
+    /// Removes a layer that cannot be trusted.
     pub(super) fn drop_layer(&mut self, key: &LayerKey) {
         self.layers.remove(key);
     }
 
-    /// The layers' content is on the disk. Those whose digest is not noted yet are returned.
+    /// Marks the layers as synced to the disk. Returns those whose digest is not recorded yet.
     pub(super) fn set_durable(&mut self, keys: &[LayerKey]) -> Vec<LayerKey> {
-        let mut fresh = Vec::new();
+        let mut undigested = Vec::new();
         for key in keys {
             if let Some(layer) = self.layers.get_mut(key) {
                 layer.durable = true;
-                fresh.extend((!layer.digested).then(|| key.clone()));
+                undigested.extend((!layer.digested).then(|| key.clone()));
             }
         }
-        fresh
+        undigested
     }
 
     pub(super) fn set_digested(&mut self, key: &LayerKey, usage: DiskUsage) {
@@ -400,27 +402,27 @@ impl Index {
         }
     }
 
-    /// A layer has to be made again.
+    /// Marks a layer to be created again.
     pub(super) fn set_broken(&mut self, key: &LayerKey) {
         if let Some(layer) = self.layers.get_mut(key) {
             layer.broken = true;
         }
     }
 
-    /// Takes a layer out if nobody uses it; what it took of the disk.
+    /// Removes a layer without users from the index. Returns its disk usage.
     pub(super) fn take_unused_layer(&mut self, key: &LayerKey) -> Option<DiskUsage> {
         self.layers.get(key).filter(|layer| layer.references == 0)?;
         self.layers.remove(key).map(|layer| layer.usage)
     }
 
-    /// All that nobody uses, as found at open.
+    /// Returns the images and layers without users, at open.
     pub(super) fn unused(&self) -> (Vec<Digest>, Vec<LayerKey>) {
         let images = self.images.values().filter(|entry| entry.record.removed && entry.users.is_empty());
         let layers = self.layers.iter().filter(|(_, layer)| layer.references == 0);
         (images.map(|entry| entry.record.id.clone()).collect(), layers.map(|(key, _)| key.clone()).collect())
     }
 
-    /// What images and layers take.
+    /// Returns the disk usage of images and layers.
     pub(super) fn image_usage(&self) -> DiskUsage {
         let images = self.images.values().map(|entry| entry.usage);
         let layers = self.layers.values().map(|layer| layer.usage);
@@ -462,16 +464,16 @@ impl Drop for Hold {
     }
 }
 
-/// How a container is named among an image's users.
+/// Returns the name of a container among an image's users.
 pub(super) fn user(container_id: &str) -> String {
     format!("{CONTAINER}{container_id}")
 }
 
-/// Keeps one layer on the disk while the image that needs it is being made.
+/// Keeps one layer on the disk while its image is being created.
 pub(crate) struct Lease {
     inner: Weak<Inner>,
     key: LayerKey,
-    /// Whether the layer may look different above other layers.
+    /// Whether the layer may need a patch above other layers.
     pub(super) depends_on_others: bool,
 }
 
@@ -487,7 +489,7 @@ impl Lease {
     }
 }
 
-/// Leases a layer if it is there.
+/// Leases a layer if it exists.
 pub(super) fn lease(inner: &Arc<Inner>, key: &LayerKey) -> Option<Lease> {
     let mut index = inner.index();
     let layer = index.layers.get_mut(key).filter(|layer| !layer.broken)?;

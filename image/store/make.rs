@@ -1,4 +1,4 @@
-//! How layers and images come into the store: made beside it, and put in by a rename.
+//! Adds layers and images to the store. They are created in a staging folder, which is renamed into place.
 
 use std::fs;
 use std::future::Future;
@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::durable::{durable_replace, sync_folder};
-use super::flights::Making;
-use super::folders::{CONFIG, RECORD, make_private, write_json};
+use super::flights::Creation;
+use super::folders::{CONFIG, RECORD, create_private, write_json};
 use super::index::{LayerKey, Lease, NewLayer, lease};
 use super::reaper::Job;
 use super::record::{DiskUsage, ImageRecord, LayerRecord};
@@ -17,23 +17,23 @@ use super::walk::{measure, measure_patch};
 use super::{Inner, folders, marker};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::downloads::{Turn, Turns};
+use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::reference::Reference;
 
-/// A folder in which something is made. Unless it becomes part of the store, it is deleted with its last owner: the
-/// thread that writes into it has one of them.
+/// A folder in which a layer or an image is created. Unless it becomes part of the store, it is deleted with
+/// its last owner. The thread that writes into it is one of its owners.
 #[derive(Debug)]
-pub(crate) struct HalfMade {
+pub(crate) struct StagingFolder {
     store: Weak<Inner>,
     path: PathBuf,
 }
 
-impl HalfMade {
+impl StagingFolder {
     pub(crate) fn new(inner: &Arc<Inner>) -> Result<Self, Error> {
         let path = inner.folders.new_tmp();
-        make_private(&path)?;
+        create_private(&path)?;
         Ok(Self { store: Arc::downgrade(inner), path })
     }
 
@@ -41,35 +41,35 @@ impl HalfMade {
         &self.path
     }
 
-    /// The folder that becomes a layer's content.
+    /// Returns the folder that becomes the layer's content.
     pub(crate) fn fs(&self) -> PathBuf {
         self.path.join("fs")
     }
 
-    /// The file by which the layer's archive can be made again.
+    /// Returns the file of the recipe, by which the layer's archive can be rebuilt.
     pub(crate) fn recipe(&self) -> PathBuf {
         self.path.join(folders::RECIPE)
     }
 
-    /// Makes that folder, as the root of a filesystem.
-    pub(crate) fn make_fs(&self) -> Result<(), Error> {
+    /// Creates that folder, as the root of a filesystem.
+    pub(crate) fn create_fs(&self) -> Result<(), Error> {
         let fs = self.fs();
-        fs::create_dir(&fs).map_err(|error| Error::io("make", &fs, error))?;
+        fs::create_dir(&fs).map_err(|error| Error::io("create", &fs, error))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&fs, mode).map_err(|error| Error::io("change the mode of", &fs, error))
     }
 }
 
-impl Drop for HalfMade {
+impl Drop for StagingFolder {
     fn drop(&mut self) {
-        // After the rename there is nothing here; and what a crash leaves, the next open takes away.
+        // After the rename the path does not exist. Folders that a crash leaves are removed at the next open.
         if let Some(inner) = self.store.upgrade() {
             inner.reaper.send(Job::Delete(self.path.clone()));
         }
     }
 }
 
-/// An image as a pull or a load has found it.
+/// An image from a pull or a load.
 #[derive(Debug)]
 pub(crate) struct NewImage {
     pub(crate) id: Digest,
@@ -81,20 +81,20 @@ pub(crate) struct NewImage {
     pub(crate) size: u64,
 }
 
-/// What an image is called.
+/// The names of an image, with its manifests, signatures and origins.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
     pub(crate) tags: Vec<String>,
     pub(crate) digests: Vec<String>,
     pub(crate) manifests: Vec<Digest>,
-    /// Marks of signatures that were verified.
+    /// The marks of verified signatures.
     pub(crate) verified: Vec<String>,
-    /// The archive that it came from.
+    /// The archives that it was loaded from.
     pub(crate) origins: Vec<String>,
 }
 
 impl Names {
-    /// The names that a pull of `reference` gives, which has come to these manifests (the first is what was asked for).
+    /// Returns the names from a pull of `reference`. The first of the manifests is the one of the reference.
     pub(crate) fn pulled(reference: &Reference, manifests: Vec<Digest>) -> Self {
         let digests = manifests.first().map(|digest| reference.with_digest(digest)).into_iter().collect();
         let tags = reference.tagged().into_iter().collect();
@@ -103,75 +103,81 @@ impl Names {
 }
 
 impl Inner {
-    /// Leases a layer; if it is not there, `make` makes it, after it has got one of `turns` if there are any. Who comes
-    /// meanwhile waits, and makes it if this fails or is slow.
-    pub(crate) async fn lease_or_make<F>(
+    /// Leases a layer. If it does not exist, `make` creates it, after it has acquired one of `slots` if there
+    /// are any. Concurrent callers wait, and create it themselves if this fails or is slow.
+    pub(crate) async fn lease_or_create<F>(
         self: &Arc<Self>,
         key: &LayerKey,
-        turns: Option<&Turns>,
-        make: impl FnOnce(Arc<Making>, Option<Turn>) -> F,
+        slots: Option<&Slots>,
+        create: impl FnOnce(Arc<Creation>, Option<Slot>) -> F,
     ) -> Result<Lease, Error>
     where
-        F: Future<Output = Result<(Arc<HalfMade>, LayerRecord), Error>>,
+        F: Future<Output = Result<(Arc<StagingFolder>, LayerRecord), Error>>,
     {
         if let Some(lease) = lease(self, key) {
             return Ok(lease);
         }
-        let flight = self.flights.layer(key);
-        let (making, turn) = loop {
-            // Without a turn: who waits for another one's layer does not keep a third one from a turn.
-            flight.idle().await;
-            let turn = match turns {
-                Some(turns) => Some(turns.next().await?),
+        let state = self.in_progress.layer(key);
+        let (creation, slot) = loop {
+            // No slot is held here: a caller that waits for another's layer must not occupy a slot.
+            state.idle().await;
+            let slot = match slots {
+                Some(slots) => Some(slots.next().await?),
                 None => None,
             };
             if let Some(lease) = lease(self, key) {
                 return Ok(lease);
             }
-            if let Some(making) = flight.clone().begin() {
-                break (Arc::new(making), turn);
+            if let Some(creation) = state.clone().begin() {
+                break (Arc::new(creation), slot);
             }
         };
-        let (made, record) = make(making.clone(), turn).await?;
+        let (staging, record) = create(creation.clone(), slot).await?;
         let (inner, measured) = (self.clone(), key.clone());
-        // Before the lock: whoever collects a layer of this name waits for the renames alone.
-        let (made, new) = blocking("measure a layer", move || {
-            let new = inner.describe(&measured, &made, record)?;
-            Ok((made, new))
+        // This happens before the lock is taken, so that the collection of a layer of this name only waits
+        // for renames.
+        let (staging, new) = blocking("measure a layer", move || {
+            let new = inner.describe(&measured, &staging, record)?;
+            Ok((staging, new))
         })
         .await?;
-        let guard = flight.placing.clone().lock_owned().await;
+        let guard = state.placing.clone().lock_owned().await;
         let inner = self.clone();
         let key = key.clone();
-        blocking("put a layer into the store", move || {
-            // Both live until the layer is in, also if the caller has gone.
-            let (_guard, _making) = (guard, making);
+        blocking("add a layer to the store", move || {
+            // Both are held until the layer is added, also if the caller has given up.
+            let (_guard, _creation) = (guard, creation);
             match lease(&inner, &key) {
                 Some(lease) => Ok(lease),
-                None => inner.put_layer(&key, &made, new),
+                None => inner.put_layer(&key, &staging, new),
             }
         })
         .await
     }
 
-    /// One more lease of a layer that is there.
+    /// Returns another lease of an existing layer.
     pub(crate) fn lease_again(self: &Arc<Self>, key: &LayerKey) -> Option<Lease> {
         lease(self, key)
     }
 
-    /// Writes the record of a layer that has been made, and counts it.
-    fn describe(&self, key: &LayerKey, made: &HalfMade, mut record: LayerRecord) -> Result<NewLayer, Error> {
+    /// Writes the record of a new layer, and measures it.
+    fn describe(
+        &self,
+        key: &LayerKey,
+        staging: &StagingFolder,
+        mut record: LayerRecord,
+    ) -> Result<NewLayer, Error> {
         record.boot_id.clone_from(&self.boot_id);
-        // Twice: the record is counted as well.
-        let file = made.path().join("layer.json");
+        // Written twice, since the size includes the record itself.
+        let file = staging.path().join("layer.json");
         for _ in 0..2 {
             write_json(&file, &record)?;
             record.usage = match key {
-                LayerKey::Diff(_) | LayerKey::Artifact(_) => measure(made.path())?,
-                LayerKey::Patch(_) => measure_patch(made.path())?,
+                LayerKey::Diff(_) | LayerKey::Artifact(_) => measure(staging.path())?,
+                LayerKey::Patch(_) => measure_patch(staging.path())?,
             };
         }
-        let stat = fs::metadata(made.path()).map_err(|error| Error::io("read", made.path(), error))?;
+        let stat = fs::metadata(staging.path()).map_err(|error| Error::io("read", staging.path(), error))?;
         Ok(NewLayer {
             summary: record.summary(),
             usage: record.usage,
@@ -181,17 +187,23 @@ impl Inner {
         })
     }
 
-    fn put_layer(self: &Arc<Self>, key: &LayerKey, made: &HalfMade, new: NewLayer) -> Result<Lease, Error> {
+    fn put_layer(
+        self: &Arc<Self>,
+        key: &LayerKey,
+        staging: &StagingFolder,
+        new: NewLayer,
+    ) -> Result<Lease, Error> {
         let folder = self.folders.layer(key);
-        // A folder that the index does not have, or has as broken, is of no use to anybody.
-        self.throw_away(&folder, DiskUsage::default())?;
-        fs::rename(made.path(), &folder).map_err(|error| Error::io("put in place", &folder, error))?;
+        // A folder that the index does not contain, or has marked as broken, is not used.
+        self.move_to_trash(&folder, DiskUsage::default())?;
+        fs::rename(staging.path(), &folder)
+            .map_err(|error| Error::io("rename the folder to", &folder, error))?;
         self.index().put_layer(key.clone(), new);
-        lease(self, key).ok_or_else(|| Error::internal("lease a layer", "it has vanished"))
+        lease(self, key).ok_or_else(|| Error::internal("lease a layer", "it has disappeared"))
     }
 
-    /// Records an image whose layers the caller has leased, or gives more names to one that is there. When this returns,
-    /// the image outlasts a power cut.
+    /// Records an image whose layers the caller has leased, or adds names to an existing image. When this
+    /// returns, the image is durable.
     pub(crate) async fn record_image(self: &Arc<Self>, new: NewImage) -> Result<Arc<Image>, Error> {
         let inner = self.clone();
         let (new, prepared) = blocking("record an image", move || {
@@ -199,7 +211,8 @@ impl Inner {
             Ok((new, prepared))
         })
         .await?;
-        // The layers and what was prepared: from here on the record may say that they are there.
+        // Syncs the layers and the prepared files. From here on the record may state that they are on the
+        // disk.
         self.syncs.all().await?;
         for key in self.index().set_durable(&new.layers) {
             self.marker.send(marker::Job::Digest(key));
@@ -211,7 +224,7 @@ impl Inner {
         image
     }
 
-    /// Gives more names to an image that is there. `None` if it is not, or not any more, or something of it is missing.
+    /// Adds names to an existing image. `None` if it does not exist, is removed or is damaged.
     pub(crate) async fn name_image(
         self: &Arc<Self>,
         id: &Digest,
@@ -219,16 +232,16 @@ impl Inner {
         size: u64,
     ) -> Result<Option<Arc<Image>>, Error> {
         let guard = self.records.lock().await;
-        let known = {
+        let existing = {
             let index = self.index();
             let whole = index.listed(id).filter(|entry| !index.has_broken(&entry.record.layers));
             whole.map(|entry| (entry.record.clone(), entry.image.clone()))
         };
-        let Some((record, known)) = known else {
+        let Some((record, image)) = existing else {
             return Ok(None);
         };
         let inner = self.clone();
-        let image = blocking("record an image", move || inner.rename_image(record, known, names, size)).await;
+        let image = blocking("record an image", move || inner.rename_image(record, image, names, size)).await;
         drop(guard);
         image.map(Some)
     }
@@ -236,43 +249,45 @@ impl Inner {
     fn rename_image(
         &self,
         before: ImageRecord,
-        known: Arc<Image>,
+        existing: Arc<Image>,
         names: Names,
         size: u64,
     ) -> Result<Arc<Image>, Error> {
         let mut record = before.clone();
         record.add(names.clone());
         record.size = size;
-        let image = if record == before { known } else { self.write_record(record, &known.config)? };
-        self.take_tags(&names.tags, &image.id)?;
+        let image = if record == before { existing } else { self.write_record(record, &existing.config)? };
+        self.move_tags(&names.tags, &image.id)?;
         Ok(image)
     }
 
-    /// Takes tags away from the images that have them, except `keeper`: a tag is one image's name. Only after that one has
-    /// them for good: a tag may have two owners after a power cut, of which the later one keeps it, but never none.
-    fn take_tags(&self, tags: &[String], keeper: &Digest) -> Result<(), Error> {
-        let losers = self.index().others_with(tags, keeper);
-        for loser in losers {
-            let Some(mut record) = self.index().without_tags(&loser, tags) else { continue };
+    /// Removes tags from all images except `owner`: a tag belongs to one image. It is called after the
+    /// owner's record is durable. After a power failure a tag may have two owners, of which the later one
+    /// keeps it, but always has one.
+    fn move_tags(&self, tags: &[String], owner: &Digest) -> Result<(), Error> {
+        let previous_owners = self.index().others_with(tags, owner);
+        for previous in previous_owners {
+            let Some(mut record) = self.index().without_tags(&previous, tags) else { continue };
             record.change = self.next_change();
-            durable_replace(&self.folders.image(&loser).join(RECORD), &record)?;
+            durable_replace(&self.folders.image(&previous).join(RECORD), &record)?;
         }
         Ok(())
     }
 
-    /// Writes a new image beside the store, as far as it can be written before its layers are on the disk.
-    fn prepare(self: &Arc<Self>, new: &NewImage) -> Result<HalfMade, Error> {
-        let made = HalfMade::new(self)?;
-        let file = made.path().join(CONFIG);
+    /// Writes the parts of a new image that can be written before its layers are on the disk to a staging
+    /// folder.
+    fn prepare(self: &Arc<Self>, new: &NewImage) -> Result<StagingFolder, Error> {
+        let staging = StagingFolder::new(self)?;
+        let file = staging.path().join(CONFIG);
         fs::write(&file, &new.config_bytes).map_err(|error| Error::io("write", &file, error))?;
-        write_json(&made.path().join(RECORD), &self.merged(new))?;
-        Ok(made)
+        write_json(&staging.path().join(RECORD), &self.merged(new))?;
+        Ok(staging)
     }
 
-    /// The record of a new image, with the names that it has if it is known.
+    /// Returns the record of a new image. If the image is in the store, its names are kept.
     fn merged(&self, new: &NewImage) -> ImageRecord {
-        let known = self.index().entry(&new.id).map(|entry| entry.record.clone());
-        let mut record = known.unwrap_or_else(|| ImageRecord::new(new.id.clone()));
+        let existing = self.index().entry(&new.id).map(|entry| entry.record.clone());
+        let mut record = existing.unwrap_or_else(|| ImageRecord::new(new.id.clone()));
         record.removed = false;
         record.synced = true;
         record.change = self.next_change();
@@ -283,38 +298,38 @@ impl Inner {
         record
     }
 
-    /// Puts a new image in, whose layers and record are on the disk.
-    fn commit(self: &Arc<Self>, new: NewImage, prepared: &HalfMade) -> Result<Arc<Image>, Error> {
+    /// Adds a new image whose layers and record are on the disk.
+    fn commit(self: &Arc<Self>, new: NewImage, prepared: &StagingFolder) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&new.id);
         let whole = self.index().entry(&new.id).map(|entry| entry.damage.is_none());
         let record = self.merged(&new);
         if whole == Some(true) {
-            // It came by another name meanwhile, or was removed while it was in use.
+            // It was added by another name meanwhile, or was removed while it was in use.
             durable_replace(&folder.join(RECORD), &record)?;
         } else {
             if whole.is_some() {
-                // Its names may have changed since.
+                // Its names may have changed since `prepare`.
                 durable_replace(&prepared.path().join(RECORD), &record)?;
             }
-            self.throw_away(&folder, DiskUsage::default())?;
+            self.move_to_trash(&folder, DiskUsage::default())?;
             fs::rename(prepared.path(), &folder)
-                .map_err(|error| Error::io("put in place", &folder, error))?;
+                .map_err(|error| Error::io("rename the folder to", &folder, error))?;
             sync_folder(&self.folders.images())?;
         }
         let tags = new.names.tags;
-        let image = self.show(record, &new.config, None)?;
-        self.take_tags(&tags, &image.id)?;
+        let image = self.publish(record, &new.config, None)?;
+        self.move_tags(&tags, &image.id)?;
         Ok(image)
     }
 
-    /// Says of an image whose layers are on the disk now that they are.
-    pub(super) fn settle(&self, id: &Digest) -> Result<(), Error> {
+    /// Records that the layers of an image are on the disk.
+    pub(super) fn mark_synced(&self, id: &Digest) -> Result<(), Error> {
         let _guard = self.records.blocking_lock();
-        let known = {
+        let existing = {
             let index = self.index();
             index.entry(id).map(|entry| (entry.record.clone(), entry.image.clone()))
         };
-        let Some((mut record, image)) = known else { return Ok(()) };
+        let Some((mut record, image)) = existing else { return Ok(()) };
         for key in self.index().set_durable(&record.layers) {
             self.marker.send(marker::Job::Digest(key));
         }
@@ -322,20 +337,20 @@ impl Inner {
         self.write_record(record, &image.config).map(drop)
     }
 
-    /// Shows an image again, whose record is the same and which is pinned now, or is not any more.
-    pub(crate) fn show_again(&self, id: &Digest) -> Result<(), Error> {
+    /// Publishes an image again whose record is unchanged, but whose pinning has changed.
+    pub(crate) fn refresh(&self, id: &Digest) -> Result<(), Error> {
         let _guard = self.records.blocking_lock();
-        let known = {
+        let existing = {
             let index = self.index();
             index.entry(id).map(|entry| (entry.record.clone(), entry.image.clone(), entry.damage.clone()))
         };
-        match known {
-            Some((record, image, damage)) => self.show(record, &image.config, damage).map(drop),
+        match existing {
+            Some((record, image, damage)) => self.publish(record, &image.config, damage).map(drop),
             None => Ok(()),
         }
     }
 
-    /// Writes the record of an image that is known, for good, and shows it.
+    /// Writes the record of an existing image durably, and publishes it.
     pub(super) fn write_record(
         &self,
         mut record: ImageRecord,
@@ -344,17 +359,17 @@ impl Inner {
         record.change = self.next_change();
         durable_replace(&self.folders.image(&record.id).join(RECORD), &record)?;
         let damage = self.index().entry(&record.id).and_then(|entry| entry.damage.clone());
-        self.show(record, config, damage)
+        self.publish(record, config, damage)
     }
 
-    fn show(
+    fn publish(
         &self,
         record: ImageRecord,
         config: &ImageConfig,
         damage: Option<String>,
     ) -> Result<Arc<Image>, Error> {
         let folder = self.folders.image(&record.id);
-        let pinned = record.is_pinned(&self.options.pinned, &self.notes());
+        let pinned = record.is_pinned(&self.options.pinned, &self.imports());
         let image = record.image(config.clone(), pinned);
         let usage = measure(&folder)?;
         self.index().put(record, image.clone(), usage, damage);
@@ -367,12 +382,12 @@ impl Inner {
     }
 }
 
-/// The configuration that is kept with an image.
+/// Reads the config that is stored with an image.
 pub(super) fn read_config(folders: &folders::Folders, id: &Digest) -> Result<Vec<u8>, Error> {
     let path = folders.image(id).join(CONFIG);
     let bytes = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
     if Digest::of(id.algorithm(), &bytes) != *id {
-        return Err(Error::corrupt(path.display().to_string(), "is not what its digest says"));
+        return Err(Error::corrupt(path.display().to_string(), "its digest is not that of the image"));
     }
     Ok(bytes)
 }

@@ -1,6 +1,6 @@
-//! The thread that reads whole layers: it notes what a layer's files are, by which a later change shows. It waits while
-//! images are pulled, which need the disk and the processors for somebody who waits, and leaves a layer that is removed
-//! meanwhile.
+//! The marker thread, which reads whole layers. It records the digest of a layer's files, by which later
+//! changes are detected. It waits while images are pulled, since pulls need the disk and the processors. It
+//! stops when its layer is removed.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -22,113 +22,115 @@ use super::walk::{BLOCK, measure, measure_patch};
 use crate::digest::Digest;
 use crate::error::Error;
 
-/// How often it is looked whether what waits can be done.
-const LOOK: Duration = Duration::from_millis(200);
-/// How long it waits at most.
-const LONGEST: Duration = Duration::from_secs(30);
-/// The file in a layer's folder that says that its content is on the disk, and what it is.
+/// The interval at which the thread checks whether pending work can start.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The longest time for which pending work waits.
+const MAX_DELAY: Duration = Duration::from_secs(30);
+/// The file in a layer's folder which states that its content is on the disk, and its digest.
 pub(super) const MARKER: &str = "synced";
 
-/// What the thread is asked to do.
+/// A job of the thread.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Note the digest of a layer's files.
+    /// Record the digest of a layer's files.
     Digest(LayerKey),
-    /// Bring to the disk an image that an earlier daemon has recorded before its layers were there.
-    Settle(Digest),
-    /// Give memory back that is free again.
-    GiveBack,
+    /// Sync an image that an earlier daemon has recorded before its layers were on the disk.
+    Sync(Digest),
+    /// Release free memory to the system.
+    ReleaseMemory,
 }
 
-/// Somebody whose work takes memory. With its end that is given back to the system: an allocator keeps what it has once had.
+/// Marks work that uses memory. When it is dropped, free memory is released to the system: an allocator keeps
+/// freed memory.
 #[derive(Debug)]
-pub(crate) struct Spender(Weak<Inner>);
+pub(crate) struct MemoryUser(Weak<Inner>);
 
-impl Spender {
+impl MemoryUser {
     pub(crate) fn new(inner: &Arc<Inner>) -> Self {
         Self(Arc::downgrade(inner))
     }
 }
 
-impl Drop for Spender {
+impl Drop for MemoryUser {
     fn drop(&mut self) {
         if let Some(inner) = self.0.upgrade() {
-            inner.marker.send(Job::GiveBack);
+            inner.marker.send(Job::ReleaseMemory);
         }
     }
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Pending {
     since: Option<Instant>,
     images: Vec<Digest>,
     layers: Vec<LayerKey>,
-    spent: bool,
+    release_memory: bool,
 }
 
-impl Waiting {
-    fn put(&mut self, job: Job) {
+impl Pending {
+    fn add(&mut self, job: Job) {
         match job {
-            Job::GiveBack => {
-                self.spent = true;
+            Job::ReleaseMemory => {
+                self.release_memory = true;
                 return;
             }
             Job::Digest(key) => self.layers.push(key),
-            Job::Settle(id) => self.images.push(id),
+            Job::Sync(id) => self.images.push(id),
         }
         self.since.get_or_insert_with(Instant::now);
     }
 
     fn is_due(&self, inner: &Inner) -> bool {
-        self.since.is_some_and(|since| inner.pulls.is_idle() || since.elapsed() > LONGEST)
+        self.since.is_some_and(|since| inner.pulls.is_idle() || since.elapsed() > MAX_DELAY)
     }
 }
 
 pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
-    let mut waiting = Waiting::default();
+    let mut pending = Pending::default();
     loop {
-        let first = if waiting.since.is_none() && !waiting.spent {
+        let first = if pending.since.is_none() && !pending.release_memory {
             inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
-            inbox.recv_timeout(LOOK)
+            inbox.recv_timeout(POLL_INTERVAL)
         };
         if matches!(first, Err(RecvTimeoutError::Disconnected)) {
             return;
         }
-        first.into_iter().chain(inbox.try_iter()).for_each(|job| waiting.put(job));
+        first.into_iter().chain(inbox.try_iter()).for_each(|job| pending.add(job));
         let Some(inner) = store.upgrade() else { return };
-        if waiting.is_due(&inner) {
-            let Waiting { images, layers, .. } = std::mem::take(&mut waiting);
-            waiting.spent = true;
-            settle(&inner, &images);
-            // Reading takes long: the store may end meanwhile.
+        if pending.is_due(&inner) {
+            let Pending { images, layers, .. } = std::mem::take(&mut pending);
+            pending.release_memory = true;
+            sync(&inner, &images);
+            // Reading takes long. The store may be closed meanwhile.
             drop(inner);
             layers.iter().for_each(|key| digest(store, key));
             continue;
         }
-        // Not while somebody pulls: what is free is about to be used.
-        if waiting.spent && inner.pulls.is_idle() {
-            waiting.spent = false;
-            (inner.options.give_back)();
+        // Not while a pull runs: the free memory will be used.
+        if pending.release_memory && inner.pulls.is_idle() {
+            pending.release_memory = false;
+            (inner.options.release_memory)();
         }
     }
 }
 
-/// One sync serves all that has been made by then.
-fn settle(inner: &Inner, images: &[Digest]) {
+/// Syncs the images. One sync covers all of them.
+fn sync(inner: &Inner, images: &[Digest]) {
     if images.is_empty() {
         return;
     }
-    let settled = inner.syncs.all_blocking().and_then(|()| images.iter().try_for_each(|id| inner.settle(id)));
-    if let Err(error) = settled {
-        tracing::error!(%error, "bring images to the disk");
+    let synced =
+        inner.syncs.all_blocking().and_then(|()| images.iter().try_for_each(|id| inner.mark_synced(id)));
+    if let Err(error) = synced {
+        tracing::error!(%error, "failed to sync images");
     }
 }
 
 fn digest(store: &Weak<Inner>, key: &LayerKey) {
-    let digested = Layer::open(store, key).map(|layer| layer.map_or(Ok(()), |layer| layer.note()));
+    let digested = Layer::open(store, key).map(|layer| layer.map_or(Ok(()), |layer| layer.record_digest()));
     if let Err(error) = digested.and_then(|result| result) {
-        tracing::error!(%error, "note the digest of a layer");
+        tracing::error!(%error, "failed to record the digest of a layer");
     }
 }
 
@@ -152,14 +154,15 @@ impl<'a> Layer<'a> {
         Ok(Some(Self { store, key, folder, inode: stat.st_ino }))
     }
 
-    /// Whether the folder is still the layer's, and on the disk: only of such a one is anything noted.
-    fn is_there(&self) -> bool {
+    /// Returns whether the folder still belongs to the layer and is on the disk. Otherwise nothing is
+    /// recorded.
+    fn is_current(&self) -> bool {
         let Some(inner) = self.store.upgrade() else { return false };
         let index = inner.index();
         index.layer(self.key).is_some_and(|layer| layer.durable && layer.inode == self.inode)
     }
 
-    fn note(&self) -> Result<(), Error> {
+    fn record_digest(&self) -> Result<(), Error> {
         let Some((path, fs)) = self
             .store
             .upgrade()
@@ -167,39 +170,39 @@ impl<'a> Layer<'a> {
         else {
             return Ok(());
         };
-        if !self.is_there() {
+        if !self.is_current() {
             return Ok(());
         }
-        let tree = match tree_digest(&fs, &|| !self.is_there()) {
+        let tree = match tree_digest(&fs, &|| !self.is_current()) {
             Ok(Some(tree)) => tree,
             Ok(None) => return Ok(()),
-            // It has been collected meanwhile.
-            Err(_) if !self.is_there() => return Ok(()),
+            // The layer was collected meanwhile.
+            Err(_) if !self.is_current() => return Ok(()),
             Err(error) => return Err(error),
         };
-        // Counted now: what is delayed has its blocks.
+        // Measured here, when delayed allocations have their blocks.
         let usage = match self.key {
             LayerKey::Diff(_) | LayerKey::Artifact(_) => measure(&path)?,
             LayerKey::Patch(_) => measure_patch(&path)?,
         };
-        let usage = usage.without(own(&path));
-        let Some(inner) = self.store.upgrade().filter(|_| self.is_there()) else { return Ok(()) };
+        let usage = usage.without(marker_usage(&path));
+        let Some(inner) = self.store.upgrade().filter(|_| self.is_current()) else { return Ok(()) };
         let synced = Synced { usage, tree: Some(tree) };
         durable_replace_at(&self.folder, &path, MARKER, &synced)?;
-        let usage = sum([synced.usage, own(&path)].into_iter());
+        let usage = sum([synced.usage, marker_usage(&path)].into_iter());
         inner.index().set_digested(self.key, usage);
         Ok(())
     }
 }
 
-/// What the marker in a layer's folder says, with what it takes itself.
+/// Reads the marker in a layer's folder. The usage includes the marker itself.
 pub(super) fn read(folder: &Path) -> Result<Synced, Error> {
     let synced: Synced = read_json(&folder.join(MARKER))?;
-    Ok(Synced { usage: sum([synced.usage, own(folder)].into_iter()), ..synced })
+    Ok(Synced { usage: sum([synced.usage, marker_usage(folder)].into_iter()), ..synced })
 }
 
-/// What the marker takes, which it cannot say itself.
-fn own(folder: &Path) -> DiskUsage {
+/// Returns the usage of the marker, which it cannot contain itself.
+fn marker_usage(folder: &Path) -> DiskUsage {
     let stat = std::fs::symlink_metadata(folder.join(MARKER));
     stat.map_or(DiskUsage::default(), |stat| DiskUsage { bytes: stat.blocks() * BLOCK, inodes: 1 })
 }

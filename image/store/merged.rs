@@ -1,9 +1,9 @@
-//! A stack of layers as overlayfs will show it: the topmost has the word, whiteouts and opaque folders hide what is below
-//! (kernel documentation, overlayfs).
+//! A stack of layers, merged as overlayfs merges them: the topmost layer takes precedence, whiteouts and
+//! opaque folders hide lower layers (kernel documentation, overlayfs).
 //!
-//! The stack is made layer by layer from the bottom. What somebody will ask for is announced first; each layer is then
-//! walked once, and only as far as it has folders on the way there. So the cost is that of the layers, however many lie
-//! above one another, and not of each question times all layers.
+//! The stack is built layer by layer from the bottom. Paths that will be looked up are announced first. Each
+//! layer is then walked once, and only along those paths. So the cost is proportional to the number of
+//! layers, not to lookups times layers.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
@@ -20,43 +20,44 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::unpack::{OPAQUE, TreePath, is_whiteout};
 
-/// As the kernel's own limit (path_resolution(7)).
+/// The most links on a path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
-/// What a name takes in memory beside its bytes.
+/// The memory for a name in addition to its bytes.
 const OVERHEAD: usize = 160;
-/// Of a folder with more names that matter, the entries of the layer are listed; else each name is looked for.
-const FEW: usize = 64;
+/// If a folder has more announced names than this, the entries of the layer are listed. Otherwise each name
+/// is looked up.
+const LOOKUP_LIMIT: usize = 64;
 const ROOT: usize = 0;
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Layers that lie above one another.
+/// A stack of layers.
 #[derive(Debug)]
 pub(super) struct Merged {
     /// The layers' roots, the bottom one first.
     roots: Vec<OwnedFd>,
     nodes: Vec<Node>,
-    /// Bytes of memory that are left.
-    room: usize,
+    /// The bytes of memory that are left.
+    memory_left: usize,
     limit: usize,
 }
 
-/// A folder of the whole.
+/// A merged folder.
 #[derive(Debug, Default)]
 struct Node {
-    /// The layers whose folders are shown as this one, the topmost last.
+    /// The layers whose folders are merged here, the topmost last.
     layers: Vec<usize>,
     children: HashMap<Vec<u8>, Child>,
 }
 
-/// What a name in a folder stands for.
+/// A name in a folder.
 #[derive(Clone, Copy, Debug, Default)]
 struct Child {
     top: Option<Top>,
-    /// Where that is a folder or was expected to be one.
+    /// The folder, if the name is one or was announced as one.
     node: Option<usize>,
 }
 
-/// The uppermost thing of a name.
+/// The uppermost entry of a name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Top {
     layer: usize,
@@ -67,20 +68,20 @@ pub(super) struct Top {
     pub(super) mode: u32,
 }
 
-/// A layer that is looked at above the stack without being part of it.
+/// A layer that is looked up above the stack without being part of it.
 pub(super) type Above<'a> = Option<&'a OwnedFd>;
 
-/// What is at a path.
+/// The entry at a path.
 #[derive(Clone, Debug)]
 pub(super) struct Hit {
-    /// The layer of the stack that shows it, or the one above the stack.
+    /// The layer of the stack that provides it. None for the layer above the stack.
     layer: Option<usize>,
-    /// The path without any link on the way.
+    /// The path without links.
     pub(super) path: TreePath,
     pub(super) top: Top,
 }
 
-/// A folder on the way of a look-up.
+/// A folder on the path of a lookup.
 struct Place {
     path: TreePath,
     node: Option<usize>,
@@ -106,25 +107,25 @@ impl Top {
 }
 
 impl Merged {
-    /// A stack without layers, for which names may take `limit` bytes of memory.
+    /// Creates a stack without layers. Names may use `limit` bytes of memory.
     pub(super) fn new(limit: u64) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { roots: Vec::new(), nodes: vec![Node::default()], room: limit, limit }
+        Self { roots: Vec::new(), nodes: vec![Node::default()], memory_left: limit, limit }
     }
 
-    /// Announces a path that will be asked for, before there are layers.
+    /// Announces a path that will be looked up. It is called before layers are added.
     pub(super) fn expect(&mut self, path: &TreePath) -> Result<(), Error> {
         let mut here = ROOT;
         let mut parts = path.parts().peekable();
         while let Some(part) = parts.next() {
-            let known = self.nodes.get(here).and_then(|node| node.children.get(part)).copied();
+            let existing = self.nodes.get(here).and_then(|node| node.children.get(part)).copied();
             let is_last = parts.peek().is_none();
-            let mut child = known.unwrap_or_default();
+            let mut child = existing.unwrap_or_default();
             if !is_last && child.node.is_none() {
                 child.node = Some(self.new_node(Vec::new()).map_err(|_| self.full())?);
             }
-            if known.is_none() {
-                self.take(part.len()).map_err(|_| self.full())?;
+            if existing.is_none() {
+                self.charge(part.len()).map_err(|_| self.full())?;
             }
             self.set_child(here, part, child);
             here = child.node.unwrap_or(ROOT);
@@ -132,9 +133,9 @@ impl Merged {
         Ok(())
     }
 
-    /// Puts a layer above the others.
+    /// Adds a layer at the top of the stack.
     pub(super) fn push(&mut self, root: &Path) -> Result<(), Error> {
-        let failed = |error| Error::io("look through", root, error);
+        let failed = |error| Error::io("read the layer", root, error);
         let fd = rustix::fs::open(root, FOLDER, Mode::empty()).map_err(failed)?;
         let layer = self.roots.len();
         let added = self.add(ROOT, &fd, layer);
@@ -142,7 +143,7 @@ impl Merged {
         added.map_err(failed)
     }
 
-    /// A folder of one layer, by its path without links.
+    /// Opens a folder of one layer, by a path without links.
     pub(super) fn folder(&self, hit: &Hit, path: &TreePath, above: Above<'_>) -> Result<OwnedFd, Errno> {
         match (hit.layer, above) {
             (Some(layer), _) => self.layer_folder(layer, path),
@@ -155,8 +156,8 @@ impl Merged {
         open_beneath(self.roots.get(layer).ok_or(Errno::NOENT)?, path)
     }
 
-    /// What is at `path` in the stack, with a layer above it if one is given. Links on the way are followed within the
-    /// stack; one at the end only with `follow`.
+    /// Returns the entry at `path` in the stack, with a layer above it if one is given. Links within the path
+    /// are followed within the stack. A link at its end is followed only with `follow`.
     pub(super) fn look_up(
         &mut self,
         path: &TreePath,
@@ -170,7 +171,7 @@ impl Merged {
     }
 
     fn full(&self) -> Error {
-        let why = format!("what they need of one another takes more than {} bytes of memory", self.limit);
+        let why = format!("dependencies between the layers take more than {} bytes of memory", self.limit);
         Error::limit("the image's layers", why)
     }
 
@@ -195,8 +196,8 @@ impl Merged {
                 continue;
             }
             let Some(here) = places.last() else { return Ok(None) };
-            let Some((found, next)) = self.step(here, &part, above)? else { return Ok(None) };
-            match found.kind {
+            let Some((entry, next)) = self.step(here, &part, above)? else { return Ok(None) };
+            match entry.kind {
                 FileType::Directory => places.push(next),
                 FileType::Symlink if follow || !pending.is_empty() => {
                     links += 1;
@@ -205,7 +206,7 @@ impl Merged {
                     }
                     let folder = match (next.in_above, above) {
                         (true, Some(above)) => open_beneath(above, &here.path)?,
-                        _ => self.layer_folder(found.layer, &here.path)?,
+                        _ => self.layer_folder(entry.layer, &here.path)?,
                     };
                     let target = readlinkat(folder, OsStr::from_bytes(&part), Vec::new())?;
                     let target = target.to_bytes();
@@ -216,8 +217,8 @@ impl Merged {
                     parts.rev().for_each(|part| pending.push_front(part.to_vec()));
                 }
                 _ if pending.is_empty() => {
-                    let layer = (!next.in_above).then_some(found.layer);
-                    return Ok(Some(Hit { layer, path: next.path, top: found }));
+                    let layer = (!next.in_above).then_some(entry.layer);
+                    return Ok(Some(Hit { layer, path: next.path, top: entry }));
                 }
                 _ => return Ok(None),
             }
@@ -228,13 +229,13 @@ impl Merged {
         }
     }
 
-    /// A folder at the end of a look-up.
+    /// Returns the folder at the end of a lookup.
     fn at(&self, place: Place, above: Above<'_>) -> Result<Option<Hit>, Errno> {
         let Place { path, in_above, top, node } = place;
         let layer = match (in_above, top) {
             (true, _) => None,
             (false, Some(top)) => Some(top.layer),
-            // The root has no name that would be known.
+            // The root has no entry in a parent folder.
             (false, None) => {
                 let node = node.and_then(|node| self.nodes.get(node));
                 let Some(layer) = node.and_then(|node| node.layers.last()) else { return Ok(None) };
@@ -252,7 +253,7 @@ impl Merged {
         Ok(Some(Hit { layer, path, top }))
     }
 
-    /// What a name in a folder stands for, and the place that it is.
+    /// Looks up a name in a folder. Returns its entry and its place.
     fn step(&mut self, here: &Place, name: &[u8], above: Above<'_>) -> Result<Option<(Top, Place)>, Errno> {
         let path = here.path.join(name);
         if let Some(above) = above.filter(|_| here.in_above) {
@@ -265,7 +266,7 @@ impl Merged {
                     let top = Top::of(0, &stat);
                     let mut node = None;
                     if top.is_folder() && !is_opaque(&open_beneath(above, &path)?)? {
-                        let child = self.known(here.node, &here.path, name)?;
+                        let child = self.child(here.node, &here.path, name)?;
                         node = child.filter(|child| child.top.is_some_and(|top| top.is_folder()));
                     }
                     let node = match node {
@@ -276,41 +277,42 @@ impl Merged {
                 }
             }
         }
-        let Some(top) = self.known(here.node, &here.path, name)?.and_then(|child| child.top) else {
+        let Some(top) = self.child(here.node, &here.path, name)?.and_then(|child| child.top) else {
             return Ok(None);
         };
         let node = if top.is_folder() { self.node_of(here.node, &here.path, name)? } else { None };
         Ok(Some((top, Place { path, node, in_above: false, top: Some(top) })))
     }
 
-    /// What is known of a name in a folder of the stack, or is found out.
-    fn known(&mut self, node: Option<usize>, here: &TreePath, name: &[u8]) -> Result<Option<Child>, Errno> {
+    /// Returns a name in a folder of the stack. If it was not announced, the layers are probed.
+    fn child(&mut self, node: Option<usize>, here: &TreePath, name: &[u8]) -> Result<Option<Child>, Errno> {
         let Some(node) = node else { return Ok(None) };
-        let known = self.nodes.get(node).and_then(|node| node.children.get(name)).copied();
-        if known.is_some() {
-            return Ok(known);
+        let cached = self.nodes.get(node).and_then(|node| node.children.get(name)).copied();
+        if cached.is_some() {
+            return Ok(cached);
         }
         let (top, layers) = self.probe(node, here, name)?;
-        self.take(name.len())?;
-        let found = if layers.is_empty() { None } else { Some(self.new_node(layers)?) };
-        let child = Child { top, node: found };
+        self.charge(name.len())?;
+        let folder = if layers.is_empty() { None } else { Some(self.new_node(layers)?) };
+        let child = Child { top, node: folder };
         self.set_child(node, name, child);
         Ok(Some(child))
     }
 
-    /// The folder that a name stands for.
+    /// Returns the folder of a name.
     fn node_of(&mut self, node: Option<usize>, here: &TreePath, name: &[u8]) -> Result<Option<usize>, Errno> {
-        let (Some(child), Some(node)) = (self.known(node, here, name)?, node) else { return Ok(None) };
+        let (Some(child), Some(node)) = (self.child(node, here, name)?, node) else { return Ok(None) };
         if child.node.is_some() {
             return Ok(child.node);
         }
         let (top, layers) = self.probe(node, here, name)?;
-        let found = Some(self.new_node(layers)?);
-        self.set_child(node, name, Child { top, node: found });
-        Ok(found)
+        let folder = Some(self.new_node(layers)?);
+        self.set_child(node, name, Child { top, node: folder });
+        Ok(folder)
     }
 
-    /// Asks the layers of a folder for a name: the uppermost thing, and the layers whose folders of that name are merged.
+    /// Looks up a name in the layers of a folder. Returns the uppermost entry, and the layers whose folders
+    /// of that name are merged.
     fn probe(&self, node: usize, here: &TreePath, name: &[u8]) -> Result<(Option<Top>, Vec<usize>), Errno> {
         let (mut top, mut layers) = (None, Vec::new());
         let candidates = self.nodes.get(node).map(|node| node.layers.as_slice()).unwrap_or_default();
@@ -324,9 +326,9 @@ impl Merged {
             if is_whiteout(&stat) {
                 break;
             }
-            let found = Top::of(layer, &stat);
-            top = top.or(Some(found));
-            if !found.is_folder() {
+            let entry = Top::of(layer, &stat);
+            top = top.or(Some(entry));
+            if !entry.is_folder() {
                 break;
             }
             layers.push(layer);
@@ -338,7 +340,7 @@ impl Merged {
         Ok((top, layers))
     }
 
-    /// Adds a layer's folder to a folder of the whole.
+    /// Adds a layer's folder to a merged folder.
     fn add(&mut self, node: usize, fd: &OwnedFd, layer: usize) -> Result<(), Errno> {
         let Some(place) = self.nodes.get_mut(node) else { return Ok(()) };
         place.layers.push(layer);
@@ -356,7 +358,7 @@ impl Merged {
         fd: &OwnedFd,
         layer: usize,
     ) -> Result<(), Errno> {
-        if children.len() <= FEW {
+        if children.len() <= LOOKUP_LIMIT {
             return children.iter_mut().try_for_each(|(name, child)| self.add_child(child, fd, name, layer));
         }
         for entry in Dir::read_from(fd)? {
@@ -394,7 +396,7 @@ impl Merged {
         self.add(node, &folder, layer)
     }
 
-    /// Nothing of a folder shows any more.
+    /// Hides the content of a folder.
     fn hide(&mut self, node: Option<usize>) {
         let Some(place) = node.and_then(|node| self.nodes.get_mut(node)) else { return };
         if place.layers.is_empty() {
@@ -413,7 +415,7 @@ impl Merged {
     }
 
     fn new_node(&mut self, layers: Vec<usize>) -> Result<usize, Errno> {
-        self.take(layers.len() * size_of::<usize>())?;
+        self.charge(layers.len() * size_of::<usize>())?;
         self.nodes.push(Node { layers, children: HashMap::new() });
         Ok(self.nodes.len() - 1)
     }
@@ -424,8 +426,8 @@ impl Merged {
         }
     }
 
-    fn take(&mut self, bytes: usize) -> Result<(), Errno> {
-        self.room = self.room.checked_sub(bytes + OVERHEAD).ok_or(Errno::NOMEM)?;
+    fn charge(&mut self, bytes: usize) -> Result<(), Errno> {
+        self.memory_left = self.memory_left.checked_sub(bytes + OVERHEAD).ok_or(Errno::NOMEM)?;
         Ok(())
     }
 }
@@ -436,7 +438,7 @@ pub(super) fn open_beneath(root: &OwnedFd, path: &TreePath) -> Result<OwnedFd, E
     openat2(root, path.as_path(), FOLDER, Mode::empty(), resolve)
 }
 
-/// Whether a folder hides what is below it.
+/// Returns whether a folder is opaque: it hides the lower folders of its name.
 pub(super) fn is_opaque(folder: &OwnedFd) -> Result<bool, Errno> {
     let mut value = [0; 1];
     match fgetxattr(folder, OPAQUE, &mut value[..]) {

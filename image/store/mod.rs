@@ -5,12 +5,12 @@
 //! <root>/layers/<key>/       fs/, layer.json; synced, once the digest of its files is known
 //! <root>/containers/<id>/    upper/, work/, layer.json
 //! <root>/empty/              the lower folder of an image without layers
-//! <root>/tmp, <root>/trash   half made and half removed: both are emptied at open
+//! <root>/tmp, <root>/trash   staging folders and folders to delete: both are emptied at open
 //! ```
 //!
-//! All indexes are in memory and are rebuilt from the folders. A folder gets its name by a rename when it is whole. An image
-//! is recorded when its layers are on the disk: its record says that they are trusted in another boot, too. A tag that
-//! moves is the new image's for good before it is taken from the old one.
+//! All indexes are in memory and are rebuilt from the folders. A complete folder is renamed into place. An
+//! image is recorded after its layers are on the disk: its record states that they are trusted after a
+//! reboot. When a tag moves, the new image's record is durable before the tag is removed from the old image.
 
 mod containers;
 mod durable;
@@ -36,12 +36,12 @@ mod walk;
 mod worker;
 
 pub(crate) use durable::durable_replace;
-pub(crate) use flights::{Making, PullKey};
+pub(crate) use flights::{Creation, PullKey};
 pub(crate) use folders::read_json;
 pub use index::Hold;
 pub(crate) use index::{LayerKey, Lease};
-pub(crate) use make::{HalfMade, Names, NewImage};
-pub(crate) use marker::Spender;
+pub(crate) use make::{Names, NewImage, StagingFolder};
+pub(crate) use marker::MemoryUser;
 pub use quota::ProjectQuotas;
 pub(crate) use record::LayerRecord;
 pub use verify::{Verdict, Verified};
@@ -56,7 +56,7 @@ use crate::digest::Digest;
 use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
 use crate::image::{Image, Usage};
-use crate::import::Notes;
+use crate::import::Imports;
 use crate::platform::Platform;
 use crate::printable::printable_json;
 use crate::progress::Pulls;
@@ -65,7 +65,7 @@ use crate::registry::{Proxies, Registry, Timeouts};
 use crate::unpack::{Budget, Limits, Windows};
 
 use durable::Syncs;
-use flights::Flights;
+use flights::InProgress;
 use folders::Folders;
 use index::Index;
 use quota::Quotas;
@@ -73,40 +73,43 @@ use trash::Trash;
 use usage::Counters;
 use worker::Worker;
 
-/// How a store is kept.
+/// The options of a store.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The folder of all state.
     pub root: PathBuf,
-    /// Where `<registry>/hosts.toml` is looked for; the first that has it wins.
+    /// The folders that are searched for `<registry>/hosts.toml`. The first one that has it is used.
     pub certs_dirs: Vec<PathBuf>,
-    /// containers-registries.conf(5), for registries without a `hosts.toml`; it may be missing.
+    /// The path of containers-registries.conf(5), for registries without a `hosts.toml`. The file may be
+    /// missing.
     pub registries_conf: Option<PathBuf>,
-    /// Credentials for pulls that bring none, in the form of docker's config.json; the first that has any wins.
+    /// Files with credentials for pulls without credentials, in the format of docker's config.json. The first
+    /// one that has any is used.
     pub auth_files: Vec<PathBuf>,
-    /// Which of an index's images is taken.
+    /// The platform whose image is chosen from an index.
     pub platform: Platform,
-    /// How many layers are downloaded at once. One of each pull is not counted, so that no pull waits for another, and
-    /// neither are those that are slow.
+    /// The number of layers that are downloaded concurrently. One layer of each pull and slow layers are not
+    /// counted, so that no pull waits for another.
     pub parallel_downloads: usize,
-    /// What one image may cost.
+    /// The limits on one image.
     pub limits: Limits,
-    /// How long the steps of a transfer may take.
+    /// The time limits for the steps of a transfer.
     pub timeouts: Timeouts,
-    /// By which proxies registries are reached.
+    /// The proxies through which registries are contacted.
     pub proxies: Proxies,
-    /// The policy that decides which images may come in (containers-policy.json(5)); where the file is missing, all may.
+    /// The policy that decides which images may be used (containers-policy.json(5)). If the file is missing,
+    /// all may.
     pub policy: Option<PathBuf>,
-    /// References whose images the kubelet is told not to collect.
+    /// References whose images the kubelet must not collect.
     pub pinned: Vec<Reference>,
-    /// Is called after work that has taken memory, to give back to the system what is free of it again.
-    pub give_back: fn(),
-    /// How the store's filesystem counts by project. `None`: writable layers are always walked.
+    /// A function that releases free memory to the system. It is called after work that has used memory.
+    pub release_memory: fn(),
+    /// Access to the project quotas of the store's filesystem. `None`: writable layers are always walked.
     pub project_quotas: Option<Arc<dyn ProjectQuotas>>,
 }
 
 impl Options {
-    /// The defaults, for a folder.
+    /// Returns the defaults with this folder.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), ..Self::default() }
@@ -127,7 +130,7 @@ impl Default for Options {
             proxies: Proxies::of_process(),
             policy: None,
             pinned: Vec::new(),
-            give_back: || (),
+            release_memory: || (),
             project_quotas: None,
         }
     }
@@ -139,7 +142,7 @@ pub struct ImageStore {
     inner: Arc<Inner>,
 }
 
-/// What all handles share.
+/// The state that all handles share.
 pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) folders: Folders,
@@ -147,21 +150,21 @@ pub(crate) struct Inner {
     pub(crate) downloads: Arc<Downloads>,
     windows: Arc<Windows>,
     index: Mutex<Index>,
-    flights: Flights,
+    in_progress: InProgress,
     counters: Counters,
     quotas: Option<Quotas>,
     trash: Trash,
     syncs: Syncs,
-    /// Deletes.
+    /// The thread that deletes folders.
     reaper: Worker<reaper::Job>,
-    /// Reads whole layers.
+    /// The thread that reads whole layers.
     marker: Worker<marker::Job>,
     pub(crate) pulls: Pulls,
-    /// What came from the import folder.
-    imported: Mutex<Notes>,
-    /// Changes of image records, one after the other: a record is read, changed and written again.
+    /// The record of the import folder.
+    imported: Mutex<Imports>,
+    /// Serializes changes of image records: a record is read, changed and written.
     records: tokio::sync::Mutex<()>,
-    /// The number of the last change of one.
+    /// The number of the last change of a record.
     changes: AtomicU64,
     boot_id: String,
 }
@@ -172,37 +175,37 @@ impl fmt::Debug for ImageStore {
     }
 }
 
-/// A layer as it lies in the store.
+/// A layer in the store.
 #[derive(Debug)]
-pub(crate) struct KeptLayer {
-    /// Its files.
+pub(crate) struct StoredLayer {
+    /// The folder of its files.
     pub(crate) fs: PathBuf,
-    /// How its archive is made again.
+    /// The recipe of its archive.
     pub(crate) recipe: PathBuf,
-    /// The length of that.
+    /// The length of the archive.
     pub(crate) length: Option<u64>,
 }
 
 impl Inner {
-    pub(crate) fn kept_layer(&self, key: &LayerKey) -> Option<KeptLayer> {
+    pub(crate) fn stored_layer(&self, key: &LayerKey) -> Option<StoredLayer> {
         let length = self.index().layer(key)?.length;
         let folder = self.folders.layer(key);
-        Some(KeptLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
+        Some(StoredLayer { fs: self.folders.layer_fs(key), recipe: folder.join(folders::RECIPE), length })
     }
 
-    /// What one image may cost.
+    /// Returns the budget of a new image.
     pub(crate) fn budget(&self) -> Budget {
         Budget::of_image(self.options.limits, &self.windows)
     }
 
-    /// What is kept as an image's configuration: of an artifact its manifest.
+    /// Returns the stored config of an image, or the manifest of an artifact.
     pub(crate) fn config_bytes(&self, id: &Digest) -> Result<Vec<u8>, Error> {
         make::read_config(&self.folders, id)
     }
 
     /// See [`ImageStore::resolve`].
     fn resolve(&self, name: &str) -> Option<Arc<Image>> {
-        // Where the registries.conf says what short names are, it counts; one that is broken fails pulls, not this.
+        // Short names in registries.conf take precedence. An invalid file fails pulls, not this.
         let candidates = self.registry.sources.candidates(name).unwrap_or_default();
         let index = self.index();
         candidates.iter().find_map(|name| index.resolve(&name.to_string())).or_else(|| index.resolve(name))
@@ -217,34 +220,34 @@ impl Inner {
     where
         F: Future<Output = Result<Arc<Image>, Error>> + Send + 'static,
     {
-        self.flights.pull(key, work).await
+        self.in_progress.pull(key, work).await
     }
 
-    /// Marks of the signatures of an image that were verified.
+    /// Returns the marks of an image's verified signatures.
     pub(crate) fn verified(&self, id: &Digest) -> BTreeSet<String> {
         self.index().entry(id).map(|entry| entry.record.verified.clone()).unwrap_or_default()
     }
 
-    /// The archives that an image came from.
+    /// Returns the archives that an image was loaded from.
     pub(crate) fn origins(&self, id: &Digest) -> BTreeSet<String> {
         self.index().entry(id).map(|entry| entry.record.origins.clone()).unwrap_or_default()
     }
 
-    /// Whether the store has an image that is not removed.
+    /// Returns whether the store has an image that is not removed.
     pub(crate) fn has(&self, id: &Digest) -> bool {
         self.index().listed(id).is_some()
     }
 
-    pub(crate) fn notes(&self) -> Notes {
+    pub(crate) fn imports(&self) -> Imports {
         self.imported.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn replace_notes(&self, notes: Notes) {
-        *self.imported.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+    pub(crate) fn replace_imports(&self, imports: Imports) {
+        *self.imported.lock().unwrap_or_else(PoisonError::into_inner) = imports;
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
-        // A panic leaves the index as it was before or after a change, never between.
+        // Changes cannot panic halfway, so a poisoned index is consistent.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -254,23 +257,24 @@ impl ImageStore {
         &self.inner
     }
 
-    /// All images.
+    /// Returns all images.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.inner.index().list()
     }
 
-    /// The image that a name stands for: an id or the unique beginning of one, a reference with tag, or with digest.
+    /// Resolves a name to an image: an id or a unique prefix of one, a reference with a tag, or with a
+    /// digest.
     #[must_use]
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
         self.inner.resolve(name)
     }
 
-    /// The config of an image as its builder has written it, in characters that can be printed. `None` if it is longer than
-    /// `longest` bytes.
+    /// Returns the config of an image as its builder has written it, with unprintable characters escaped.
+    /// `None` if it is longer than `longest` bytes.
     ///
     /// # Errors
-    /// The file cannot be read, or is not what its digest says.
+    /// The file cannot be read, or does not match its digest.
     pub async fn config_json(&self, id: &Digest, longest: usize) -> Result<Option<String>, Error> {
         let (inner, id) = (self.inner.clone(), id.clone());
         blocking("read a config", move || {
@@ -285,13 +289,14 @@ impl ImageStore {
         .await
     }
 
-    /// What the store takes of the disk: images as `du` counts them; what containers have written as it was last measured.
+    /// Returns the disk usage of the store. That of images is counted as by `du`, that of containers is the
+    /// last measurement.
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.inner.usage()
     }
 
-    /// Keeps an image's layers, also if the image is removed, until the hold is dropped.
+    /// Keeps an image's layers until the hold is dropped, even if the image is removed.
     ///
     /// # Errors
     /// The image is not in the store.

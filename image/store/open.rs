@@ -1,5 +1,5 @@
-//! Taking stock: what is on the disk is checked, what is half made goes, and the index is built from the rest. Of an image
-//! that is not whole the names are kept, so that it can be pulled again.
+//! Opens the store: checks the content of the disk, removes incomplete folders, and builds the index from the
+//! rest. The names of a damaged image are kept, so that it can be pulled again.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::durable::{Syncs, durable_replace};
-use super::flights::Flights;
+use super::flights::InProgress;
 use super::folders::{Folders, RECORD, names, read_json};
 use super::index::{ContainerEntry, Index, LayerKey, NewLayer, user};
 use super::make::read_config;
@@ -25,19 +25,19 @@ use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
 use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
-use crate::import::{Notes, read_notes};
+use crate::import::{Imports, read_imports};
 use crate::progress::Pulls;
 use crate::registry::{Registry, Sources};
 use crate::unpack::Windows;
 
-/// This boot's id (random(4)).
+/// The file with the boot id (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl ImageStore {
-    /// Opens the store in a folder, which is made if it is not there. Only one process may have it open.
+    /// Opens the store in a folder, which is created if it is missing. Only one process may have it open.
     ///
     /// # Errors
-    /// The folder cannot be made or read. What is broken in it is logged and cleared away instead.
+    /// The folder cannot be created or read. Corrupt content is logged and removed instead.
     pub async fn open(options: Options) -> Result<Self, Error> {
         let inner = blocking("open the image store", move || Inner::open(options)).await?;
         Ok(Self { inner })
@@ -46,13 +46,13 @@ impl ImageStore {
 
 impl Inner {
     fn open(options: Options) -> Result<Arc<Self>, Error> {
-        let folders = Folders::make(&options.root)?;
+        let folders = Folders::create(&options.root)?;
         let boot_id = fs::read_to_string(BOOT_ID).map_err(|error| Error::io("read", BOOT_ID, error))?;
         let boot_id = boot_id.trim().to_owned();
-        let imported = read_notes(&options.root);
-        let mut stock = Stock::new(&options, &folders, &boot_id, &imported);
-        stock.take()?;
-        let Stock { mut index, trash, thrown, undigested, unsettled, change, .. } = stock;
+        let imported = read_imports(&options.root);
+        let mut scan = Scan::new(&options, &folders, &boot_id, &imported);
+        scan.run()?;
+        let Scan { mut index, trash, to_delete, undigested, unsynced, change, .. } = scan;
         let (reaper, reaper_inbox) = Worker::new();
         let (marker, marker_inbox) = Worker::new();
         let (images, layers) = index.unused();
@@ -70,7 +70,7 @@ impl Inner {
             options,
             folders,
             index: Mutex::new(index),
-            flights: Flights::default(),
+            in_progress: InProgress::default(),
             counters: Counters::default(),
             quotas,
             trash,
@@ -90,8 +90,8 @@ impl Inner {
         for key in layers {
             unless_read_only(inner.collect_layer(&key))?;
         }
-        thrown.into_iter().for_each(|path| inner.reaper.send(reaper::Job::Delete(path)));
-        unsettled.into_iter().for_each(|id| inner.marker.send(marker::Job::Settle(id)));
+        to_delete.into_iter().for_each(|path| inner.reaper.send(reaper::Job::Delete(path)));
+        unsynced.into_iter().for_each(|id| inner.marker.send(marker::Job::Sync(id)));
         undigested.into_iter().for_each(|key| inner.marker.send(marker::Job::Digest(key)));
         Ok(inner)
     }
@@ -105,27 +105,27 @@ fn sources(options: &Options) -> Sources {
     }
 }
 
-/// The store as it is being read.
-struct Stock<'a> {
+/// The state of a scan of the store's folders.
+struct Scan<'a> {
     options: &'a Options,
     folders: &'a Folders,
     boot_id: &'a str,
-    imported: &'a Notes,
+    imported: &'a Imports,
     index: Index,
     trash: Trash,
-    /// What is to be deleted.
-    thrown: Vec<PathBuf>,
-    /// Layers that only a record of an image can vouch for: they are of another boot, and nothing of their own says that
-    /// they were on the disk.
-    unproved: BTreeSet<LayerKey>,
+    /// The paths to delete.
+    to_delete: Vec<PathBuf>,
+    /// Layers of an earlier boot without a marker. They are removed unless the record of an image states that
+    /// they were synced.
+    unverified: BTreeSet<LayerKey>,
     undigested: Vec<LayerKey>,
-    unsettled: Vec<Digest>,
-    /// The last change of any image's record.
+    unsynced: Vec<Digest>,
+    /// The highest change number of the images' records.
     change: u64,
 }
 
-impl<'a> Stock<'a> {
-    fn new(options: &'a Options, folders: &'a Folders, boot_id: &'a str, imported: &'a Notes) -> Self {
+impl<'a> Scan<'a> {
+    fn new(options: &'a Options, folders: &'a Folders, boot_id: &'a str, imported: &'a Imports) -> Self {
         Self {
             options,
             folders,
@@ -133,17 +133,17 @@ impl<'a> Stock<'a> {
             imported,
             index: Index::default(),
             trash: Trash::default(),
-            thrown: Vec::new(),
-            unproved: BTreeSet::new(),
+            to_delete: Vec::new(),
+            unverified: BTreeSet::new(),
             undigested: Vec::new(),
-            unsettled: Vec::new(),
+            unsynced: Vec::new(),
             change: 0,
         }
     }
 
-    fn take(&mut self) -> Result<(), Error> {
+    fn run(&mut self) -> Result<(), Error> {
         for name in names(&self.folders.trash())? {
-            self.throw(self.folders.trash().join(name));
+            self.add_to_trash(self.folders.trash().join(name));
         }
         for name in names(&self.folders.tmp())? {
             self.discard(&self.folders.tmp().join(name))?;
@@ -154,40 +154,42 @@ impl<'a> Stock<'a> {
                 if error.is_shortage() {
                     return Err(error);
                 }
-                tracing::warn!(layer = name, %error, "a layer cannot be used: it is removed");
+                tracing::warn!(layer = name, %error, "removing an unusable layer");
                 self.discard(&folder)?;
             }
         }
         let records = self.records()?;
         for record in records.iter().filter(|record| record.synced) {
-            self.unproved.retain(|key| !record.layers.contains(key));
+            self.unverified.retain(|key| !record.layers.contains(key));
             self.index.set_durable(&record.layers);
         }
-        for key in std::mem::take(&mut self.unproved) {
-            tracing::warn!(layer = %key, "a layer was not on the disk when the machine went down: it is removed");
+        for key in std::mem::take(&mut self.unverified) {
+            tracing::warn!(layer = %key, "removing a layer that was not synced before the last shutdown");
             self.index.drop_layer(&key);
-            self.undigested.retain(|known| *known != key);
+            self.undigested.retain(|other| *other != key);
             self.discard(&self.folders.layer(&key))?;
         }
-        let mut losers = BTreeSet::new();
+        let mut previous_owners = BTreeSet::new();
         for record in records {
-            losers.extend(self.image(record)?);
+            previous_owners.extend(self.image(record)?);
         }
         for id in names(&self.folders.containers())? {
             self.container(id)?;
         }
-        self.write_losers(&losers);
+        self.write_previous_owners(&previous_owners);
         Ok(())
     }
 
-    fn throw(&mut self, path: PathBuf) {
+    fn add_to_trash(&mut self, path: PathBuf) {
         self.trash.add(path.clone(), DiskUsage::default());
-        self.thrown.push(path);
+        self.to_delete.push(path);
     }
 
     fn discard(&mut self, path: &Path) -> Result<(), Error> {
         unless_read_only(
-            self.folders.discard(path).map(|gone| gone.into_iter().for_each(|gone| self.throw(gone))),
+            self.folders
+                .discard(path)
+                .map(|moved| moved.into_iter().for_each(|path| self.add_to_trash(path))),
         )
     }
 
@@ -197,56 +199,61 @@ impl<'a> Stock<'a> {
         let fs = self.folders.layer_fs(&key);
         let stat = fs::symlink_metadata(&fs).map_err(|error| Error::io("read", &fs, error))?;
         if !stat.is_dir() {
-            return Err(Error::corrupt(fs.display().to_string(), "is not a folder"));
+            return Err(Error::corrupt(fs.display().to_string(), "not a folder"));
         }
         let inode = fs::metadata(folder).map_err(|error| Error::io("read", folder, error))?.ino();
-        let marked = marker::read(folder).ok();
-        if marked.is_none() && summary.boot_id != self.boot_id {
-            self.unproved.insert(key.clone());
+        let marker = marker::read(folder).ok();
+        if marker.is_none() && summary.boot_id != self.boot_id {
+            self.unverified.insert(key.clone());
         }
-        let digested = marked.as_ref().is_some_and(|synced| synced.tree.is_some());
+        let digested = marker.as_ref().is_some_and(|synced| synced.tree.is_some());
         if !digested {
             self.undigested.push(key.clone());
         }
-        let durable = marked.is_some();
-        let usage = marked.map_or(summary.usage, |synced| synced.usage);
+        let durable = marker.is_some();
+        let usage = marker.map_or(summary.usage, |synced| synced.usage);
         self.index.put_layer(key, NewLayer { summary, usage, inode, durable, digested });
         Ok(())
     }
 
-    /// The images' records, the one that was changed last at the end.
+    /// Reads the images' records. The one that was changed last is at the end.
     fn records(&mut self) -> Result<Vec<ImageRecord>, Error> {
-        let mut found = Vec::new();
+        let mut records = Vec::new();
         for name in names(&self.folders.images())? {
             let folder = self.folders.images().join(name);
             let file = folder.join(RECORD);
             let changed = fs::metadata(&file).and_then(|stat| stat.modified()).ok();
             let record = read_json::<ImageRecord>(&file).and_then(|record| {
                 let own = self.folders.image(&record.id) == folder;
-                let why = || Error::corrupt(file.display().to_string(), format!("is of image {}", record.id));
+                let why = || {
+                    Error::corrupt(
+                        file.display().to_string(),
+                        format!("it is the record of image {}", record.id),
+                    )
+                };
                 if own { Ok(record) } else { Err(why()) }
             });
             match record {
-                Ok(record) => found.push((record.change, changed, record)),
+                Ok(record) => records.push((record.change, changed, record)),
                 Err(error) if error.is_shortage() => return Err(error),
                 Err(error) => {
-                    tracing::warn!(folder = %folder.display(), %error, "what an image is called is not known any more: it is removed");
+                    tracing::warn!(folder = %folder.display(), %error, "removing an image without a usable record");
                     self.discard(&folder)?;
                 }
             }
         }
         // Records of earlier daemons have no number.
-        found.sort_by_key(|(change, changed, _)| (*change, *changed));
-        self.change = found.last().map_or(0, |(change, _, _)| *change);
-        Ok(found.into_iter().map(|(_, _, record)| record).collect())
+        records.sort_by_key(|(change, changed, _)| (*change, *changed));
+        self.change = records.last().map_or(0, |(change, _, _)| *change);
+        Ok(records.into_iter().map(|(_, _, record)| record).collect())
     }
 
-    /// Puts an image in; the images that have lost a tag to it are returned.
+    /// Adds an image. Returns the images that lose a tag to it.
     fn image(&mut self, record: ImageRecord) -> Result<Vec<Digest>, Error> {
         let id = record.id.clone();
-        let lacking = self.index.lacking(&record.layers);
-        let config = match lacking {
-            Some(key) => Err(Error::not_found(format!("layer {key}"), "it is not in the store")),
+        let missing = self.index.missing_layer(&record.layers);
+        let config = match missing {
+            Some(key) => Err(Error::not_found(format!("layer {key}"), "not in the store")),
             None => self.config(&record),
         };
         let (config, damage) = match config {
@@ -255,7 +262,7 @@ impl<'a> Stock<'a> {
             Err(error) => {
                 if !record.removed {
                     let names: Vec<_> = record.tags.iter().chain(&record.digests).collect();
-                    tracing::warn!(image = %id, ?names, %error, "an image is not whole: it has to be pulled again");
+                    tracing::warn!(image = %id, ?names, %error, "image is damaged and has to be pulled again");
                 }
                 (ImageConfig::default(), Some(error.to_string()))
             }
@@ -264,16 +271,16 @@ impl<'a> Stock<'a> {
         let pinned = record.is_pinned(&self.options.pinned, self.imported);
         let image = record.image(config, pinned);
         if !record.synced && damage.is_none() {
-            self.unsettled.push(id.clone());
+            self.unsynced.push(id.clone());
         }
         let tags: Vec<String> = record.tags.iter().cloned().collect();
         self.index.put(record, image, usage, damage);
-        let losers = self.index.others_with(&tags, &id);
-        for older in &losers {
-            tracing::warn!(?tags, %older, newer = %id, "two images have the same tag: the newer one keeps it");
+        let previous_owners = self.index.others_with(&tags, &id);
+        for older in &previous_owners {
+            tracing::warn!(?tags, %older, newer = %id, "two images have the same tag, the newer one keeps it");
             drop(self.index.without_tags(older, &tags));
         }
-        Ok(losers)
+        Ok(previous_owners)
     }
 
     fn config(&self, record: &ImageRecord) -> Result<ImageConfig, Error> {
@@ -289,12 +296,13 @@ impl<'a> Stock<'a> {
         Ok(parsed.config)
     }
 
-    /// A crash between two writes has left their tag with them; otherwise it came back with the removal of its new owner.
-    fn write_losers(&self, losers: &BTreeSet<Digest>) {
-        for id in losers {
+    /// Writes the records of images that lost a tag. A crash between two writes has left the tag with them.
+    /// If their records kept it, they would get the tag back when its new owner is removed.
+    fn write_previous_owners(&self, previous_owners: &BTreeSet<Digest>) {
+        for id in previous_owners {
             let Some(record) = self.index.entry(id).map(|entry| entry.record.clone()) else { continue };
             if let Err(error) = durable_replace(&self.folders.image(id).join(RECORD), &record) {
-                tracing::warn!(image = %id, %error, "take a tag from an image");
+                tracing::warn!(image = %id, %error, "failed to remove a tag from an image");
             }
         }
     }
@@ -304,13 +312,13 @@ impl<'a> Stock<'a> {
             Ok(record) => Some(record),
             Err(error) if error.is_shortage() => return Err(error),
             Err(error) => {
-                tracing::warn!(container = id, %error, "a writable layer is not whole");
+                tracing::warn!(container = id, %error, "writable layer is incomplete");
                 None
             }
         };
         for image in record.iter().flat_map(ContainerRecord::images) {
-            if !self.index.add_known_user(image, &user(&id)) {
-                tracing::warn!(container = id, %image, "an image of a container is not there");
+            if !self.index.add_existing_user(image, &user(&id)) {
+                tracing::warn!(container = id, %image, "image of a container is missing");
             }
         }
         self.index.containers.insert(id, ContainerEntry { record, usage: None, project: None });
@@ -318,14 +326,14 @@ impl<'a> Stock<'a> {
     }
 }
 
-/// On a disk that has become read-only, what is broken or unused stays where it is: the rest is there to be read.
+/// Ignores the error of a read-only disk: corrupt or unused folders stay, the rest can be read.
 fn unless_read_only(done: Result<(), Error>) -> Result<(), Error> {
     let read_only = |error: &Error| {
         error.cause_in_files().is_some_and(|cause| cause.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
     };
     match done {
         Err(error) if read_only(&error) => {
-            tracing::warn!(%error, "the disk of the images is read-only");
+            tracing::warn!(%error, "the filesystem of the image store is read-only");
             Ok(())
         }
         done => done,

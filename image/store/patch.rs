@@ -1,9 +1,10 @@
-//! What a layer takes from the layers below it. Layers are unpacked independently of one another and shared by images,
-//! so what depends on the others is put into a small layer of its own just above: the metadata of folders that the layer
-//! does not list, files of lower layers that it links to, and its part of folders that are links below.
+//! Patches: the parts of a layer that depend on the layers below. Layers are unpacked independently of one
+//! another and shared by images. So these parts are stored in a small separate layer directly above: the
+//! metadata of folders that the layer does not list, files of lower layers that it links to, and the content
+//! of its folders that are links below.
 //!
-//! Whether a layer needs that depends on its chain, the layer with all below it: of one that an image in the store has it
-//! is known.
+//! Whether a layer needs a patch depends on its chain, the layer with all layers below it. For a chain of an
+//! image in the store the answer is known.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -12,30 +13,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Inner;
 use super::folders::read_json;
-use super::graft::Graft;
+use super::graft::PatchInput;
 use super::index::{LayerKey, Lease, lease};
-use super::make::HalfMade;
+use super::make::StagingFolder;
 use super::merged::Merged;
 use super::record::LayerRecord;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, blocking};
 
-/// The memory for what all layers of an image need of one another, in that of one layer's notes.
-const NOTES: u64 = 4;
+/// The memory for the dependencies between all layers of an image, as a multiple of the limit on one layer's
+/// notes.
+const MERGED_LIMIT_FACTOR: u64 = 4;
 
-/// The layers of an image as far as they are stacked.
+/// The layers of an image while they are stacked.
 struct Stacking<'a> {
     inner: &'a Arc<Inner>,
     /// The layers, the bottom one first, without patches.
     layers: Vec<Lease>,
-    /// By their chains: whether another image is known to have a patch there, or none.
-    known: Vec<bool>,
+    /// For the lower layers that another image has as well: whether it has a patch there.
+    has_patch: Vec<bool>,
     stacked: Vec<PathBuf>,
-    look: Option<Arc<Mutex<Look>>>,
+    view: Option<Arc<Mutex<MergedView>>>,
 }
 
-/// The layers as one, as far as they have been looked through.
-struct Look {
+/// The merged view of the layers that were read.
+struct MergedView {
     merged: RefCell<Merged>,
     pushed: usize,
 }
@@ -45,15 +47,16 @@ struct Look {
 struct Layer {
     what: String,
     fs: PathBuf,
-    /// Its record.
+    /// The path of its record.
     file: PathBuf,
     below: Vec<PathBuf>,
     limit: u64,
 }
 
 impl Inner {
-    /// The layers of an image in their order, with a patch above each that needs one. A layer that comes twice is left
-    /// only where it comes last: there it shows all that it has, and overlayfs refuses the same folder twice.
+    /// Returns the layers of an image in their order, with a patch above each that needs one. If a layer
+    /// occurs twice, only its last occurrence is kept: there all of it is visible, and overlayfs rejects a
+    /// duplicate folder.
     pub(crate) async fn stack(self: &Arc<Self>, leases: Vec<Lease>) -> Result<Vec<Lease>, Error> {
         let mut seen = HashSet::new();
         let mut layers: Vec<Lease> =
@@ -61,8 +64,8 @@ impl Inner {
         layers.reverse();
         let chains = chains(&layers)?;
         let keys: Vec<&LayerKey> = layers.iter().map(Lease::key).collect();
-        let known = self.index().patched(&keys);
-        let mut stacking = Stacking { inner: self, layers, known, stacked: Vec::new(), look: None };
+        let has_patch = self.index().patched(&keys);
+        let mut stacking = Stacking { inner: self, layers, has_patch, stacked: Vec::new(), view: None };
         let mut patches = Vec::new();
         for (place, chain) in chains.into_iter().enumerate() {
             let patch = stacking.patch(place, chain).await?;
@@ -74,12 +77,13 @@ impl Inner {
     }
 }
 
-/// As the OCI image config's "ChainID", which names a layer together with all below it.
+/// Returns the ids of the chains, each of which identifies a layer and all layers below it (OCI image config,
+/// "ChainID").
 fn chains(layers: &[Lease]) -> Result<Vec<Digest>, Error> {
     let mut chains: Vec<Digest> = Vec::new();
     for lease in layers {
         let LayerKey::Diff(diff_id) = lease.key() else {
-            return Err(Error::internal("stack layers", "a patch is no layer"));
+            return Err(Error::internal("stack layers", "a patch is not a layer"));
         };
         let name = match chains.last() {
             Some(below) => format!("{below} {diff_id}"),
@@ -91,37 +95,37 @@ fn chains(layers: &[Lease]) -> Result<Vec<Digest>, Error> {
 }
 
 impl Stacking<'_> {
-    /// The patch for a layer above those that are stacked, if it needs one.
+    /// Returns the patch for a layer above those that are stacked, if it needs one.
     async fn patch(&mut self, place: usize, chain: Digest) -> Result<Option<Lease>, Error> {
         if !self.layers.get(place).is_some_and(|layer| layer.depends_on_others) {
             return Ok(None);
         }
         let key = LayerKey::Patch(chain);
-        if let Some(known) = lease(self.inner, &key) {
-            return Ok(Some(known));
+        if let Some(existing) = lease(self.inner, &key) {
+            return Ok(Some(existing));
         }
-        if self.known.get(place) == Some(&false) {
+        if self.has_patch.get(place) == Some(&false) {
             return Ok(None);
         }
         let Some(layer) = self.layer(place) else { return Ok(None) };
-        let look = match &self.look {
-            Some(look) => look.clone(),
+        let view = match &self.view {
+            Some(view) => view.clone(),
             None => self.begin(place).await?,
         };
-        let (looked, at) = (look.clone(), layer.clone());
-        if !blocking("compare layers", move || at.is_needed(&looked)).await? {
+        let (shared_view, at) = (view.clone(), layer.clone());
+        if !blocking("compare layers", move || at.is_needed(&shared_view)).await? {
             return Ok(None);
         }
         let make = |_, _| {
             let inner = self.inner.clone();
             blocking("patch a layer", move || {
-                let made = HalfMade::new(&inner)?;
-                made.make_fs()?;
-                layer.build(&look, &made)?;
-                Ok((Arc::new(made), LayerRecord::default()))
+                let staging = StagingFolder::new(&inner)?;
+                staging.create_fs()?;
+                layer.build(&view, &staging)?;
+                Ok((Arc::new(staging), LayerRecord::default()))
             })
         };
-        self.inner.lease_or_make(&key, None, make).await.map(Some)
+        self.inner.lease_or_create(&key, None, make).await.map(Some)
     }
 
     fn put(&mut self, place: usize, patch: Option<&Lease>) {
@@ -142,16 +146,16 @@ impl Stacking<'_> {
         })
     }
 
-    /// Reads what this layer and those above it will ask for.
-    async fn begin(&mut self, place: usize) -> Result<Arc<Mutex<Look>>, Error> {
+    /// Announces the paths that this layer and those above it will look up.
+    async fn begin(&mut self, place: usize) -> Result<Arc<Mutex<MergedView>>, Error> {
         let folders = &self.inner.folders;
-        let asking = self.layers.iter().enumerate().skip(place);
-        let asking =
-            asking.filter(|(place, layer)| layer.depends_on_others && self.known.get(*place) != Some(&false));
+        let dependent = self.layers.iter().enumerate().skip(place);
+        let dependent = dependent
+            .filter(|(place, layer)| layer.depends_on_others && self.has_patch.get(*place) != Some(&false));
         let files: Vec<PathBuf> =
-            asking.map(|(_, layer)| folders.layer(layer.key()).join("layer.json")).collect();
-        let limit = self.inner.options.limits.notes.saturating_mul(NOTES);
-        let merged = blocking("read layers' records", move || {
+            dependent.map(|(_, layer)| folders.layer(layer.key()).join("layer.json")).collect();
+        let limit = self.inner.options.limits.notes.saturating_mul(MERGED_LIMIT_FACTOR);
+        let merged = blocking("read the records of layers", move || {
             let mut merged = Merged::new(limit);
             for file in files {
                 let record: LayerRecord = read_json(&file)?;
@@ -164,32 +168,32 @@ impl Stacking<'_> {
             Ok(merged)
         })
         .await?;
-        let look = Arc::new(Mutex::new(Look { merged: RefCell::new(merged), pushed: 0 }));
-        self.look = Some(look.clone());
-        Ok(look)
+        let view = Arc::new(Mutex::new(MergedView { merged: RefCell::new(merged), pushed: 0 }));
+        self.view = Some(view.clone());
+        Ok(view)
     }
 }
 
 impl Layer {
-    fn is_needed(&self, look: &Mutex<Look>) -> Result<bool, Error> {
-        self.graft(look, |graft| graft.is_needed())
+    fn is_needed(&self, view: &Mutex<MergedView>) -> Result<bool, Error> {
+        self.with_input(view, |input| input.is_needed())
     }
 
-    fn build(&self, look: &Mutex<Look>, made: &HalfMade) -> Result<(), Error> {
-        self.graft(look, |graft| graft.build(&made.fs()))
+    fn build(&self, view: &Mutex<MergedView>, staging: &StagingFolder) -> Result<(), Error> {
+        self.with_input(view, |input| input.build(&staging.fs()))
     }
 
-    fn graft<T>(
+    fn with_input<T>(
         &self,
-        look: &Mutex<Look>,
-        work: impl FnOnce(&Graft<'_>) -> Result<T, Error>,
+        view: &Mutex<MergedView>,
+        work: impl FnOnce(&PatchInput<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut look = look.lock().unwrap_or_else(PoisonError::into_inner);
-        for root in self.below.iter().skip(look.pushed) {
-            look.merged.borrow_mut().push(root)?;
+        let mut view = view.lock().unwrap_or_else(PoisonError::into_inner);
+        for root in self.below.iter().skip(view.pushed) {
+            view.merged.borrow_mut().push(root)?;
         }
-        look.pushed = self.below.len();
+        view.pushed = self.below.len();
         let record = read_json(&self.file)?;
-        work(&Graft::new(&self.what, &self.fs, &look.merged, &record, self.limit)?)
+        work(&PatchInput::new(&self.what, &self.fs, &view.merged, &record, self.limit)?)
     }
 }

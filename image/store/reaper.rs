@@ -1,4 +1,5 @@
-//! Deletes what has been moved away, and collects what nobody uses any more. It waits for no download, no hash and no sync.
+//! The reaper thread: deletes folders in the trash, and collects images and layers without users. It never
+//! waits for a download, a digest or a sync.
 
 use std::path::PathBuf;
 use std::sync::Weak;
@@ -10,16 +11,16 @@ use super::{Inner, walk};
 use crate::digest::Digest;
 use crate::error::Error;
 
-/// What the thread is asked to do.
+/// A job of the thread.
 #[derive(Debug, PartialEq)]
 pub(super) enum Job {
-    /// Delete a folder that nobody knows any more.
+    /// Delete a folder that is not part of the store.
     Delete(PathBuf),
-    /// Remove layers, unless somebody has come to use them again.
+    /// Remove layers, unless they have users again.
     Collect(Vec<LayerKey>),
     /// Remove an image that was removed while it was in use.
     Purge(Digest),
-    /// Try again what could not be deleted.
+    /// Retry deletions that failed.
     Retry,
 }
 
@@ -27,8 +28,8 @@ pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
     let mut failed: Vec<PathBuf> = Vec::new();
     while let Ok(first) = inbox.recv() {
         let Some(inner) = store.upgrade() else { return };
-        // Whoever has set a file's flags may have taken them away, or a disk is back: each round tries again.
-        let again = std::mem::take(&mut failed);
+        // Each round retries failed deletions: a file's flags may have been removed, or a disk may be back.
+        let retries = std::mem::take(&mut failed);
         for job in std::iter::once(first).chain(inbox.try_iter()) {
             let result = match job {
                 Job::Delete(path) => delete(&inner, path, &mut failed),
@@ -37,19 +38,20 @@ pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
                 Job::Retry => Ok(()),
             };
             if let Err(error) = result {
-                tracing::error!(%error, "clean up the image store");
+                tracing::error!(%error, "failed to clean up the image store");
             }
         }
-        for path in again {
+        for path in retries {
             if let Err(error) = delete(&inner, path, &mut failed) {
-                tracing::debug!(%error, "clean up the image store again");
+                tracing::debug!(%error, "failed again to clean up the image store");
             }
         }
         inner.trash.set_stuck(!failed.is_empty());
     }
 }
 
-/// Deletes a folder or file for good. What cannot be deleted goes to `failed`, and keeps nothing else from it.
+/// Deletes a folder or file. Paths that cannot be deleted are added to `failed`; the others are still
+/// deleted.
 fn delete(inner: &Inner, path: PathBuf, failed: &mut Vec<PathBuf>) -> Result<(), Error> {
     let mut pending = vec![path];
     let mut failure = None;

@@ -1,4 +1,4 @@
-//! What is written down of images, layers and containers' layers.
+//! The records of images, layers and writable layers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::index::LayerKey;
 use super::make::Names;
-use crate::bounded::{Few, FewKeys};
+use crate::bounded::{Bounded, BoundedKeys};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::image::Image;
-use crate::import::{self, Notes};
+use crate::import::{self, Imports};
 use crate::reference::Reference;
 use crate::unpack::TreePath;
 
-/// `images/<id>/image.json`.
+/// The record of an image, `images/<id>/image.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
     pub(crate) id: Digest,
@@ -24,30 +24,30 @@ pub(crate) struct ImageRecord {
     pub(crate) digests: BTreeSet<String>,
     pub(crate) manifests: BTreeSet<Digest>,
     pub(crate) size: u64,
-    /// Diff ids, the bottom one first.
+    /// The diff ids, the bottom one first.
     pub(crate) diff_ids: Vec<Digest>,
-    /// The folders that make the image, the bottom one first: those of the diff ids, and patches above some of them.
+    /// The folders of the image, the bottom one first: those of the diff ids, and patches above some of them.
     pub(crate) layers: Vec<LayerKey>,
-    /// Marks of the signatures of it that were verified: what a policy wants again needs no registry.
+    /// The marks of verified signatures. A policy that requires them again needs no registry.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) verified: BTreeSet<String>,
-    /// The archives that it came from, as transport and path.
+    /// The archives that it was loaded from, as transport and path.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) origins: BTreeSet<String>,
-    /// It has been removed, and stays only for the containers that run on it.
+    /// It was removed, and is kept only for the containers that use it.
     #[serde(default)]
     pub(crate) removed: bool,
-    /// The record was written when the layers' content was on the disk: they are trusted in another boot, too.
+    /// The record was written after the layers were synced: they are trusted after a reboot.
     #[serde(default)]
     pub(crate) synced: bool,
-    /// Grows with each change of any record. Where a cut has left a tag with two images, the later record has it; clocks
-    /// may have been set back.
+    /// Increases with each change of any record. If a power failure has left a tag with two images, the later
+    /// record keeps it. Times would not do: clocks may be set back.
     #[serde(default)]
     pub(crate) change: u64,
 }
 
-/// The most digest references and manifests that are kept of one image. A registry may serve the same image by another
-/// manifest at each pull.
+/// The most digest references and manifests that are kept of one image. A registry may serve the same image
+/// by a different manifest at each pull.
 const MAX_MANIFESTS: usize = 256;
 
 impl ImageRecord {
@@ -68,16 +68,16 @@ impl ImageRecord {
         }
     }
 
-    /// Gives it more names. Of digests and manifests older ones make room for these.
+    /// Adds names. If there are too many digests or manifests, older ones are dropped.
     pub(super) fn add(&mut self, names: Names) {
         self.tags.extend(names.tags);
-        add_some(&mut self.digests, names.digests);
-        add_some(&mut self.manifests, names.manifests);
-        add_some(&mut self.verified, names.verified);
-        add_some(&mut self.origins, names.origins);
+        add_bounded(&mut self.digests, names.digests);
+        add_bounded(&mut self.manifests, names.manifests);
+        add_bounded(&mut self.verified, names.verified);
+        add_bounded(&mut self.origins, names.origins);
     }
 
-    /// What callers see of it.
+    /// Returns the public form of the image.
     pub(crate) fn image(&self, config: ImageConfig, pinned: bool) -> Arc<Image> {
         Arc::new(Image {
             id: self.id.clone(),
@@ -92,8 +92,9 @@ impl ImageRecord {
         })
     }
 
-    /// Whether the kubelet is told to leave it alone: one of its names is pinned, or it came from the import folder.
-    pub(crate) fn is_pinned(&self, names: &[Reference], imported: &Notes) -> bool {
+    /// Returns whether the kubelet must not collect the image: one of its names is pinned, or it is from the
+    /// import folder.
+    pub(crate) fn is_pinned(&self, names: &[Reference], imported: &Imports) -> bool {
         let named = |pinned: &Reference| {
             let pinned = pinned.to_string();
             self.tags.contains(&pinned) || self.digests.contains(&pinned)
@@ -101,40 +102,41 @@ impl ImageRecord {
         names.iter().any(named) || import::images_of(imported).contains(&self.id)
     }
 
-    /// Whether it is files to be mounted; what is kept as its configuration is then its manifest.
+    /// Returns whether it is an artifact. Its stored config is then its manifest.
     pub(crate) fn is_artifact(&self) -> bool {
         matches!(self.layers.as_slice(), [LayerKey::Artifact(_)])
     }
 }
 
-fn add_some<T: Ord + Clone>(known: &mut BTreeSet<T>, new: Vec<T>) {
-    known.extend(new.iter().cloned());
-    let surplus = known.len().saturating_sub(MAX_MANIFESTS);
-    let old: Vec<T> = known.iter().filter(|one| !new.contains(one)).take(surplus).cloned().collect();
+fn add_bounded<T: Ord + Clone>(set: &mut BTreeSet<T>, new: Vec<T>) {
+    set.extend(new.iter().cloned());
+    let surplus = set.len().saturating_sub(MAX_MANIFESTS);
+    let old: Vec<T> = set.iter().filter(|one| !new.contains(one)).take(surplus).cloned().collect();
     for one in old {
-        known.remove(&one);
+        set.remove(&one);
     }
 }
 
-/// `layers/<key>/layer.json`, written with the layer.
+/// The record of a layer, `layers/<key>/layer.json`, written with the layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LayerRecord {
-    /// The boot in which it was unpacked: in that one the page cache has what the disk may not.
+    /// The boot in which it was unpacked. Until a reboot, files that are not on the disk are in the page
+    /// cache.
     pub(crate) boot_id: String,
     pub(crate) usage: DiskUsage,
-    /// Folders that the layer does not list.
+    /// The folders that the layer does not list.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) implicit: BTreeSet<TreePath>,
-    /// The length of its archive, which can be made again where there is a recipe.
+    /// The length of its archive, which can be rebuilt if there is a recipe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) length: Option<u64>,
-    /// Hard links to files that are in layers below.
+    /// The hard links to files of layers below.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) links: BTreeMap<TreePath, TreePath>,
 }
 
 impl LayerRecord {
-    /// What is kept in memory of it.
+    /// Returns the part that is kept in memory.
     pub(super) fn summary(&self) -> LayerSummary {
         LayerSummary {
             boot_id: self.boot_id.clone(),
@@ -145,37 +147,37 @@ impl LayerRecord {
     }
 }
 
-/// What is kept in memory of a [`LayerRecord`]: neither folders nor links, which a stranger has written.
+/// The part of a [`LayerRecord`] that is kept in memory. The untrusted folders and links are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "Skimmed")]
 pub(crate) struct LayerSummary {
     pub(crate) boot_id: String,
     pub(crate) usage: DiskUsage,
     pub(crate) length: Option<u64>,
-    /// Whether the layer may look different above other layers.
+    /// Whether the layer may need a patch above other layers.
     pub(crate) depends_on_others: bool,
 }
 
-/// A [`LayerRecord`] that is read without its folders and links.
+/// A [`LayerRecord`] that is parsed without its folders and links.
 #[derive(Deserialize)]
-struct Skimmed {
+struct PartialLayerRecord {
     boot_id: String,
     usage: DiskUsage,
     #[serde(default)]
-    implicit: Few<IgnoredAny, 0>,
+    implicit: Bounded<IgnoredAny, 0>,
     length: Option<u64>,
     #[serde(default)]
-    links: FewKeys<0>,
+    links: BoundedKeys<0>,
 }
 
-impl From<Skimmed> for LayerSummary {
-    fn from(record: Skimmed) -> Self {
-        let Skimmed { boot_id, usage, implicit, length, links } = record;
+impl From<PartialLayerRecord> for LayerSummary {
+    fn from(record: PartialLayerRecord) -> Self {
+        let PartialLayerRecord { boot_id, usage, implicit, length, links } = record;
         Self { boot_id, usage, length, depends_on_others: !implicit.is_empty() || !links.is_empty() }
     }
 }
 
-/// What a folder takes, as `du` counts.
+/// The disk usage of a folder, counted as by `du`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DiskUsage {
     pub(crate) bytes: u64,
@@ -188,27 +190,29 @@ impl DiskUsage {
     }
 }
 
-/// `layers/<key>/synced`, written when the layer's content is on the disk: what it takes without this file, and what it is.
+/// The marker `layers/<key>/synced`, written after the layer's content is on the disk: its usage without this
+/// file, and its digest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Synced {
     #[serde(flatten)]
     pub(crate) usage: DiskUsage,
-    /// The digest of the files, by which a later change shows. What stands under `tree` or `files` was made in another way.
+    /// The digest of the files, by which later changes are detected. The keys `tree` and `files` were used by
+    /// other algorithms.
     #[serde(default, rename = "content", skip_serializing_if = "Option::is_none")]
     pub(crate) tree: Option<Digest>,
 }
 
-/// `containers/<id>/layer.json`.
+/// The record of a writable layer, `containers/<id>/layer.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
     pub(crate) image: Digest,
-    /// Images that are mounted in it.
+    /// The images that are mounted in the container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) volumes: Vec<Digest>,
 }
 
 impl ContainerRecord {
-    /// All images that it uses.
+    /// Returns all images that the container uses.
     pub(super) fn images(&self) -> impl Iterator<Item = &Digest> {
         std::iter::once(&self.image).chain(&self.volumes)
     }
@@ -220,7 +224,7 @@ mod tests {
     use crate::digest::Algorithm;
 
     #[test]
-    fn the_summary_is_read_without_what_is_left_out() {
+    fn the_summary_is_that_of_the_whole_record() {
         let path = |name: &str| TreePath::parse(name.as_bytes()).unwrap();
         let usage = DiskUsage { bytes: 1, inodes: 2 };
         let plain = LayerRecord { boot_id: "b".into(), usage, length: Some(3), ..LayerRecord::default() };
@@ -233,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_is_served_by_ever_new_manifests_keeps_the_newest() {
+    fn an_image_with_many_manifests_keeps_the_newest() {
         let digest = |number: u32| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
         let mut record = ImageRecord::new(digest(0));
         for number in 0..1000 {

@@ -1,4 +1,5 @@
-//! What has been moved away and is still on the disk. It counts as taken until it is deleted.
+//! The trash: folders that were removed from the store and are not deleted yet. They count as used space
+//! until they are deleted.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,11 +12,11 @@ use super::walk::measure;
 use super::{Inner, usage};
 use crate::error::Error;
 
-/// The folders in the trash, with what they take as far as it is known.
+/// The folders in the trash, with their usage as far as it is known.
 #[derive(Debug, Default)]
 pub(super) struct Trash {
     entries: Mutex<BTreeMap<PathBuf, DiskUsage>>,
-    /// Some of it could not be deleted.
+    /// A deletion has failed.
     stuck: AtomicBool,
 }
 
@@ -44,17 +45,18 @@ impl Trash {
         usage::sum(self.entries().values().copied())
     }
 
-    /// Counts again: of what is large a part may be deleted, and of what an earlier daemon has left nothing is known.
+    /// Measures the folders again. A part of a large one may have been deleted, and the usage of those of
+    /// earlier daemons is unknown.
     pub(super) fn measure(&self) {
         let paths: Vec<PathBuf> = self.entries().keys().cloned().collect();
         for path in paths {
             match measure(&path) {
                 Ok(usage) => {
-                    if let Some(known) = self.entries().get_mut(&path) {
-                        *known = usage;
+                    if let Some(entry) = self.entries().get_mut(&path) {
+                        *entry = usage;
                     }
                 }
-                Err(error) => tracing::debug!(path = %path.display(), %error, "measure the trash"),
+                Err(error) => tracing::debug!(path = %path.display(), %error, "failed to measure the trash"),
             }
         }
     }
@@ -65,11 +67,11 @@ impl Trash {
 }
 
 impl Inner {
-    /// Moves something of the store out of sight and has it deleted. Nothing there is fine.
-    pub(super) fn throw_away(&self, path: &Path, usage: DiskUsage) -> Result<(), Error> {
-        if let Some(gone) = self.folders.discard(path)? {
-            self.trash.add(gone.clone(), usage);
-            self.reaper.send(Job::Delete(gone));
+    /// Moves a folder of the store to the trash and has it deleted. It may be missing.
+    pub(super) fn move_to_trash(&self, path: &Path, usage: DiskUsage) -> Result<(), Error> {
+        if let Some(moved) = self.folders.discard(path)? {
+            self.trash.add(moved.clone(), usage);
+            self.reaper.send(Job::Delete(moved));
         }
         Ok(())
     }
@@ -84,11 +86,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_could_not_be_deleted_counts_and_is_tried_again_when_somebody_looks() {
+    async fn failed_deletions_count_and_are_retried_when_the_usage_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let store = ImageStore::open(Options::new(folder.path())).await.unwrap();
         let inner = store.inner();
-        // A disk that refuses is not at hand: a folder that the thread has not been told of stands for what it gave up.
+        // Simulates a failed deletion by a folder that the thread has not received.
         let stuck = folder.path().join("trash/stuck");
         fs::create_dir(&stuck).unwrap();
         fs::write(stuck.join("file"), vec![1; 1 << 20]).unwrap();
@@ -99,12 +101,12 @@ mod tests {
         drop(store.usage());
         let until = Instant::now() + Duration::from_secs(120);
         while inner.trash.is_stuck() {
-            assert!(Instant::now() < until, "the thread has another look");
+            assert!(Instant::now() < until, "the thread did not retry");
             std::thread::sleep(Duration::from_millis(10));
         }
         inner.reaper.send(Job::Delete(stuck.clone()));
         while store.usage().image.bytes > 0 {
-            assert!(Instant::now() < until, "what is deleted does not count");
+            assert!(Instant::now() < until, "a deleted folder still counts");
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(!stuck.exists());

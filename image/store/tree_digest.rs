@@ -1,11 +1,12 @@
-//! The digest of a folder's content: names, kinds, owners, modes, times, attributes and bytes, so that any later change of
-//! a layer shows. It is ours alone, and compared only with what the same code has written down.
+//! The digest of a folder's content: names, types, owners, modes, times, attributes and bytes. Any later
+//! change of a layer changes the digest. The format is private: digests are only compared with those that the
+//! same code has recorded.
 //!
-//! A stranger decides how many entries a folder has. So they are not sorted: each has a digest of its own, and their sum
-//! is the same in whatever order the filesystem has them. What it tells is an accident, not somebody who can write to the
-//! store.
+//! A layer is untrusted and may have any number of entries in a folder. So entries are not sorted: each has
+//! its own digest, and the sum of the digests does not depend on the order of the filesystem. The digest
+//! detects accidents, not an attacker who can write to the store.
 //!
-//! Nor is it the stranger who decides how long it takes: of a file with holes, only the data is read.
+//! Of a sparse file only the data is read, so that a layer cannot make this take long.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
@@ -24,48 +25,47 @@ use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// The unit in which files are read. The digest depends on it.
+/// The block size in which files are read. The digest depends on it.
 const BUFFER: usize = 256 << 10;
 /// The largest list of names and the largest value of attributes (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
-/// Deeper than any layer may be: a layer's folders are bounded when it is unpacked.
+/// A limit on the depth that no layer reaches: a layer's depth is limited when it is unpacked.
 const MAX_DEPTH: usize = 4096;
-/// Files with several names whose digests are remembered: about 4 MiB.
+/// The most files with several names whose digests are cached: about 4 MiB.
 const MAX_LINKED: usize = 1 << 16;
 
 type Hash = [u8; 32];
 
-/// The digest of all that is below a folder, and of the folder itself. `None` if `is_over` says that nobody wants it any
-/// more.
-pub(super) fn tree_digest(root: &Path, is_over: &dyn Fn() -> bool) -> Result<Option<Digest>, Error> {
-    let failed = |error| Error::io("read for its digest", root, error);
-    match digest(root, is_over) {
+/// Computes the digest of a folder and everything below it. `None` if `is_cancelled` returns true.
+pub(super) fn tree_digest(root: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<Option<Digest>, Error> {
+    let failed = |error| Error::io("compute the digest of", root, error);
+    match digest(root, is_cancelled) {
         Ok(digest) => Ok(Some(digest)),
         Err(Errno::CANCELED) => Ok(None),
         Err(error) => Err(failed(error)),
     }
 }
 
-fn digest(root: &Path, is_over: &dyn Fn() -> bool) -> Result<Digest, Errno> {
+fn digest(root: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<Digest, Errno> {
     let fd = rustix::fs::open(root, FOLDER, Mode::empty())?;
     let mut walk = Walk {
-        is_over,
+        is_cancelled,
         linked: HashMap::new(),
         buffer: vec![0; BUFFER],
         names: vec![0; MAX_XATTR],
         value: vec![0; MAX_XATTR],
     };
     let stat = rustix::fs::fstat(&fd)?;
-    let mut record = Record::new(b"", &stat);
+    let mut record = EntryHash::new(b"", &stat);
     walk.attributes_of(&fd, &mut record)?;
     record.bytes(&walk.folder(fd, 0)?);
     Ok(Digest::of(Algorithm::Sha256, &record.finish()))
 }
 
-/// What is said of one entry of a folder.
-struct Record(Sha256);
+/// The hash of one entry of a folder.
+struct EntryHash(Sha256);
 
-impl Record {
+impl EntryHash {
     fn new(name: &[u8], stat: &Stat) -> Self {
         let mut record = Self(Sha256::new());
         record.text(name);
@@ -73,7 +73,7 @@ impl Record {
         record.number(stat.st_uid.into());
         record.number(stat.st_gid.into());
         record.number(stat.st_rdev);
-        // A folder's size is the filesystem's affair.
+        // The size of a folder depends on the filesystem.
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             record.number(stat.st_size.cast_unsigned());
         }
@@ -82,7 +82,7 @@ impl Record {
         record
     }
 
-    /// With its length, so that what follows cannot be taken for a part of it.
+    /// Adds a text with its length, so that it cannot be confused with what follows.
     fn text(&mut self, text: &[u8]) {
         self.number(u64::try_from(text.len()).unwrap_or(u64::MAX));
         self.bytes(text);
@@ -120,7 +120,7 @@ impl Sum {
     }
 
     fn finish(&self) -> Hash {
-        let mut record = Record(Sha256::new());
+        let mut record = EntryHash(Sha256::new());
         record.bytes(&self.total);
         record.number(self.count);
         record.finish()
@@ -128,8 +128,8 @@ impl Sum {
 }
 
 struct Walk<'a> {
-    is_over: &'a dyn Fn() -> bool,
-    /// Digests of files with several names, by inode: their bytes are read once.
+    is_cancelled: &'a dyn Fn() -> bool,
+    /// The digests of files with several names, by inode: their bytes are read once.
     linked: HashMap<u64, Hash>,
     buffer: Vec<u8>,
     names: Vec<u8>,
@@ -154,11 +154,11 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, folder: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<Hash, Errno> {
-        if (self.is_over)() {
+        if (self.is_cancelled)() {
             return Err(Errno::CANCELED);
         }
         let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let mut record = Record::new(name.to_bytes(), &stat);
+        let mut record = EntryHash::new(name.to_bytes(), &stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let child = openat(folder, name, FOLDER, Mode::empty())?;
@@ -182,13 +182,14 @@ impl Walk<'_> {
     }
 
     fn content(&mut self, file: &OwnedFd, stat: &Stat) -> Result<Hash, Errno> {
-        if let Some(known) = self.linked.get(&stat.st_ino) {
-            return Ok(*known);
+        if let Some(cached) = self.linked.get(&stat.st_ino) {
+            return Ok(*cached);
         }
         let mut hasher = Sha256::new();
         let mut position = 0;
         while let Some(start) = data_after(file, position)? {
-            // Whole blocks at their places: the digest does not depend on where the filesystem has holes.
+            // Whole aligned blocks are hashed, so the digest does not depend on where the filesystem has
+            // holes.
             position = start - start % u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
             let count = self.block(file, position)?;
             if count == 0 {
@@ -204,7 +205,7 @@ impl Walk<'_> {
         let hash = hasher.finalize().into();
         if stat.st_nlink > 1 {
             if self.linked.len() >= MAX_LINKED {
-                // These are read once more, if they have further names.
+                // These files are read again if they have further names.
                 self.linked.clear();
             }
             self.linked.insert(stat.st_ino, hash);
@@ -212,9 +213,9 @@ impl Walk<'_> {
         Ok(hash)
     }
 
-    /// Fills the buffer from a place in a file; less only at its end.
+    /// Fills the buffer from a position in a file. It is only filled partly at the end of the file.
     fn block(&mut self, file: &OwnedFd, position: u64) -> Result<usize, Errno> {
-        if (self.is_over)() {
+        if (self.is_cancelled)() {
             return Err(Errno::CANCELED);
         }
         let mut done = 0;
@@ -228,17 +229,18 @@ impl Walk<'_> {
         Ok(done)
     }
 
-    fn attributes_of(&mut self, fd: impl AsFd, record: &mut Record) -> Result<(), Errno> {
+    fn attributes_of(&mut self, fd: impl AsFd, record: &mut EntryHash) -> Result<(), Errno> {
         let listed = flistxattr(&fd, &mut self.names[..]);
         self.attributes(listed, record, |name, value| fgetxattr(&fd, name, value))
     }
 
-    /// The same for what cannot be opened: by the folder's descriptor, and the name is not followed.
+    /// Adds the attributes of a file that cannot be opened. The folder is given by its descriptor, and the
+    /// name is not followed.
     fn attributes_at(
         &mut self,
         folder: BorrowedFd<'_>,
         name: &CStr,
-        record: &mut Record,
+        record: &mut EntryHash,
     ) -> Result<(), Errno> {
         let mut path = format!("/proc/self/fd/{}/", folder.as_raw_fd()).into_bytes();
         path.extend_from_slice(name.to_bytes());
@@ -249,7 +251,7 @@ impl Walk<'_> {
     fn attributes(
         &mut self,
         listed: Result<usize, Errno>,
-        record: &mut Record,
+        record: &mut EntryHash,
         get: impl Fn(&OsStr, &mut [u8]) -> Result<usize, Errno>,
     ) -> Result<(), Errno> {
         let length = match listed {
@@ -270,8 +272,8 @@ impl Walk<'_> {
     }
 }
 
-/// Where the next data of a file is, from a place on (lseek(2), `SEEK_DATA`); a filesystem that knows nothing of holes says
-/// that all is data.
+/// Returns the position of the next data of a file (lseek(2), `SEEK_DATA`). A filesystem without support for
+/// holes reports that everything is data.
 fn data_after(file: &OwnedFd, position: u64) -> Result<Option<u64>, Errno> {
     match seek(file, SeekFrom::Data(position)) {
         Ok(start) => Ok(Some(start)),
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_cost_nothing_and_do_not_show() {
+    fn holes_are_not_read_and_do_not_change_the_digest() {
         let folder = tempfile::tempdir().unwrap();
         let make = |name: &str, fill: &dyn Fn(&fs::File)| {
             let root = folder.path().join(name);
@@ -322,19 +324,19 @@ mod tests {
             file.write_all_at(b"here", 5_000_001).unwrap();
         });
         assert_ne!(sparse, elsewhere);
-        // 15 TiB, the longest file of ext4, take no time to read.
+        // 15 TiB, the longest file of ext4.
         make("huge", &|file| file.set_len(15 << 40).unwrap());
     }
 
     #[test]
-    fn it_ends_when_nobody_wants_it_any_more() {
+    fn it_can_be_cancelled() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a"), "a").unwrap();
         assert_eq!(super::tree_digest(folder.path(), &|| true).unwrap(), None);
     }
 
     #[test]
-    fn every_change_shows_and_a_copy_of_names_does_not() {
+    fn every_change_changes_the_digest() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("fs");
         fs::create_dir_all(root.join("a/b")).unwrap();
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_a_folder_does_not_count_and_its_places_do() {
+    fn the_order_of_a_folder_does_not_change_the_digest_but_names_do() {
         let folder = tempfile::tempdir().unwrap();
         let make = |name: &str, files: &[(&str, &str)]| {
             let root = folder.path().join(name);

@@ -1,6 +1,6 @@
-//! What the store takes of the disk. Images are counted when they come. What containers have written is counted when
-//! somebody asks, away from the request: that waits for the figures, but not for long, and each figure says when it was
-//! measured.
+//! The disk usage of the store. Images are measured when they are added. Writable layers are measured on
+//! request, in a separate thread. The request waits for the result for a limited time, and each result has
+//! the time of its measurement.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,42 +13,45 @@ use super::{ImageStore, Inner, reaper};
 use crate::error::blocking;
 use crate::image::{FsUsage, Usage};
 
-/// For how long a figure is good: the kubelet asks every ten seconds.
-const FRESH: Duration = Duration::from_secs(5);
+/// The age up to which a measurement is used. The kubelet requests one every ten seconds.
+const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// A layer is not counted for more than one part in so many of the time: one of a million files takes seconds.
+/// The measurement of a layer may take at most one part in this many of the time: a layer with a million
+/// files takes seconds.
 const DUTY: u32 = 10;
 
-/// How long a request waits for figures. What takes longer is counted nevertheless, for the next one.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time for which a request waits for measurements. A measurement that takes longer continues for the
+/// next request.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// Held while layers are counted: by one walker, however many ask.
+/// Serializes measurements: one thread measures, however many requests there are.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     walking: Arc<Mutex<()>>,
 }
 
-/// What a container had written at some time.
+/// The measured usage of a container.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
     pub(super) usage: DiskUsage,
-    /// Nanoseconds since the epoch.
+    /// The time of the measurement, in nanoseconds since the epoch.
     pub(super) at: i64,
     done: Instant,
     took: Duration,
 }
 
 impl Measured {
-    /// Whether it is time to count again.
+    /// Returns whether it should be measured again.
     fn is_due(&self) -> bool {
-        self.done.elapsed() > FRESH.max(self.took.saturating_mul(DUTY))
+        self.done.elapsed() > MAX_AGE.max(self.took.saturating_mul(DUTY))
     }
 }
 
 impl ImageStore {
-    /// Counts what these containers have written, where that was not done a moment ago, and waits for it within bounds.
+    /// Measures the writable layers of these containers, unless that was done recently, and waits for a
+    /// limited time.
     pub async fn measure_layers(&self, containers: &[String]) {
-        let until = tokio::time::Instant::now() + PATIENCE;
+        let until = tokio::time::Instant::now() + MAX_WAIT;
         let measured = async {
             loop {
                 let due = self.inner.due(containers);
@@ -57,12 +60,12 @@ impl ImageStore {
                 }
                 let walking = self.inner.counters.walking.clone();
                 let Ok(walking) = walking.clone().try_lock_owned() else {
-                    // Somebody counts: perhaps these, too.
+                    // Another request measures, perhaps these layers.
                     drop(walking.lock_owned().await);
                     continue;
                 };
                 let inner = self.inner.clone();
-                // Not ended by a request that does not wait any longer.
+                // In its own task, so that it continues when the request stops waiting.
                 let walk = tokio::spawn(blocking("measure writable layers", move || {
                     let _walking = walking;
                     due.iter().for_each(|id| inner.measure_container(id));
@@ -74,11 +77,11 @@ impl ImageStore {
                 return;
             }
         };
-        // Answered with what there is.
+        // After the timeout, the last measurements are used.
         drop(tokio::time::timeout_at(until, measured).await);
     }
 
-    /// The same for all containers, and for what waits to be deleted.
+    /// Measures the writable layers of all containers, and the trash.
     pub async fn measure_all_layers(&self) {
         let all: Vec<String> = self.inner.index().containers.keys().cloned().collect();
         self.measure_layers(&all).await;
@@ -90,14 +93,14 @@ impl ImageStore {
             inner.trash.measure();
             Ok(())
         });
-        // Nor is this waited for longer.
-        drop(tokio::time::timeout(PATIENCE, measured).await);
+        // This wait is limited as well.
+        drop(tokio::time::timeout(MAX_WAIT, measured).await);
     }
 }
 
 impl Inner {
     pub(super) fn usage(&self) -> Usage {
-        // Who looks at the disk's use waits for space: what could not be deleted is tried again.
+        // A request for the usage may mean that space is short: failed deletions are retried.
         if self.trash.is_stuck() {
             self.reaper.send(reaper::Job::Retry);
         }
@@ -105,7 +108,7 @@ impl Inner {
         let index = self.index();
         let (image, containers) = (sum([index.image_usage(), trash].into_iter()), index.container_usage());
         let at = |at| FsUsage { mountpoint: self.folders.root().to_owned(), bytes: 0, inodes: 0, at };
-        // Of many figures the oldest says how old the sum is.
+        // The time of the sum is that of its oldest part.
         let measured = index.containers.values().filter_map(|entry| entry.usage.map(|measured| measured.at));
         let oldest = measured.min().unwrap_or_else(now);
         Usage {
@@ -114,7 +117,7 @@ impl Inner {
         }
     }
 
-    /// What a container has written, as it was last counted.
+    /// Returns the last measured usage of a container.
     pub(super) fn layer_usage(&self, container_id: &str) -> Option<FsUsage> {
         let Measured { usage, at, .. } = self.index().containers.get(container_id)?.usage?;
         let mountpoint = self.folders.root().to_owned();
@@ -145,8 +148,8 @@ impl Inner {
             }
             Err(error) => {
                 tracing::warn!(container = id, %error, "failed to measure a writable layer");
-                // Not tried again at once; the figure stays, with its time.
-                if let Some(last) = self.index().containers.get_mut(id).and_then(|found| found.usage.as_mut())
+                // It is not retried immediately. The last measurement remains, with its time.
+                if let Some(last) = self.index().containers.get_mut(id).and_then(|entry| entry.usage.as_mut())
                 {
                     last.done = Instant::now();
                 }
@@ -155,7 +158,7 @@ impl Inner {
     }
 }
 
-/// The sum of several.
+/// Returns the sum of several usages.
 pub(super) fn sum(parts: impl Iterator<Item = DiskUsage>) -> DiskUsage {
     parts.fold(DiskUsage::default(), |sum, part| DiskUsage {
         bytes: sum.bytes.saturating_add(part.bytes),

@@ -1,51 +1,51 @@
-//! Whether what is in the store is still what was put there.
+//! Verifies that the content of the store has not changed.
 
 use super::index::LayerKey;
 use super::make::read_config;
-use super::marker::{self, Spender};
+use super::marker::{self, MemoryUser};
 use super::tree_digest::tree_digest;
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 
-/// What was found of one part of the store.
+/// The result of the verification of one part of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is as it was.
+    /// It is unchanged.
     Sound,
-    /// Its digest is being made in the background: it has come a moment ago.
+    /// It is new, and its digest is still being computed in the background.
     Unknown,
-    /// It is not, and how that shows.
+    /// It has changed or is missing, with the reason.
     Broken(String),
-    /// It was not, and has been pulled again.
+    /// It was broken and has been pulled again, with the former reason.
     Repaired(String),
 }
 
-/// A part of the store, and what was found of it.
+/// A part of the store, and the result of its verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// An image's configuration, a layer, or an image of which something is missing.
+    /// The config of an image, a layer, or a damaged image.
     pub what: String,
-    /// The images that need it, by their names.
+    /// The names of the images that use it.
     pub images: Vec<String>,
-    /// What was found.
+    /// The result.
     pub verdict: Verdict,
 }
 
 /// A part of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// An image that is not whole.
+    /// A damaged image.
     Image(Digest),
     Config(Digest),
     Layer(LayerKey),
 }
 
-/// A part and what was found of it.
+/// A part, and the result of its verification.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct CheckedPart {
     pub(super) part: Part,
-    /// The images that need it.
+    /// The images that use it.
     pub(super) images: Vec<Digest>,
     pub(super) verdict: Verdict,
 }
@@ -54,27 +54,27 @@ impl ImageStore {
     /// Reads all images and layers, or those of one image, and compares them with their digests.
     ///
     /// # Errors
-    /// There is no image of that name.
+    /// The image does not exist.
     pub async fn verify(&self, name: Option<&str>) -> Result<Vec<Verified>, Error> {
-        let found = self.look_at(name).await?;
-        Ok(self.inner().shown(found))
+        let parts = self.check_parts(name).await?;
+        Ok(self.inner().shown(parts))
     }
 
-    pub(super) async fn look_at(&self, name: Option<&str>) -> Result<Vec<Found>, Error> {
+    pub(super) async fn check_parts(&self, name: Option<&str>) -> Result<Vec<CheckedPart>, Error> {
         let inner = self.inner().clone();
-        let _spender = Spender::new(&inner);
-        let ids = inner.chosen(name)?;
-        // While they are looked at, nobody takes them away. Of one that is not whole there is nothing to keep.
+        let _memory_user = MemoryUser::new(&inner);
+        let ids = inner.selected(name)?;
+        // The images are held while they are read. A damaged image cannot be held.
         let holds: Vec<_> = ids.iter().filter_map(|id| self.hold_id(id, "verification").ok()).collect();
-        let found = blocking("verify images", move || Ok(inner.verify(&ids))).await;
+        let parts = blocking("verify images", move || Ok(inner.verify(&ids))).await;
         drop(holds);
-        found
+        parts
     }
 }
 
 impl Inner {
-    /// The images that a name stands for, or all.
-    fn chosen(&self, name: Option<&str>) -> Result<Vec<Digest>, Error> {
+    /// Returns the image of a name, or all images.
+    fn selected(&self, name: Option<&str>) -> Result<Vec<Digest>, Error> {
         let Some(name) = name else {
             let index = self.index();
             let whole: Vec<_> = index.list().iter().map(|image| image.id.clone()).collect();
@@ -85,34 +85,34 @@ impl Inner {
         };
         let id = self.resolve(name).map(|image| image.id.clone());
         let id = id.or_else(|| self.index().resolve_damaged(name));
-        Ok(vec![id.ok_or_else(|| Error::not_found(format!("image {name}"), "it is not in the store"))?])
+        Ok(vec![id.ok_or_else(|| Error::not_found(format!("image {name}"), "not in the store"))?])
     }
 
-    fn verify(&self, ids: &[Digest]) -> Vec<Found> {
-        let mut found = Vec::new();
+    fn verify(&self, ids: &[Digest]) -> Vec<CheckedPart> {
+        let mut parts = Vec::new();
         let mut layers: Vec<(LayerKey, Vec<Digest>)> = Vec::new();
         for id in ids {
-            let known = self.index().entry(id).map(|entry| (entry.record.clone(), entry.damage.clone()));
-            let Some((record, damage)) = known else { continue };
+            let entry = self.index().entry(id).map(|entry| (entry.record.clone(), entry.damage.clone()));
+            let Some((record, damage)) = entry else { continue };
             let (part, verdict) = match damage {
                 Some(why) => (Part::Image(id.clone()), Verdict::Broken(why)),
                 None => (Part::Config(id.clone()), of(read_config(&self.folders, id).map(drop))),
             };
-            found.push(Found { part, images: vec![id.clone()], verdict });
+            parts.push(CheckedPart { part, images: vec![id.clone()], verdict });
             for key in record.layers {
-                match layers.iter_mut().find(|(known, _)| *known == key) {
+                match layers.iter_mut().find(|(other, _)| *other == key) {
                     Some((_, images)) => images.push(id.clone()),
                     None => layers.push((key, vec![id.clone()])),
                 }
             }
         }
-        found.extend(layers.into_iter().filter_map(|(key, images)| {
-            // What is missing altogether is said of the image.
+        parts.extend(layers.into_iter().filter_map(|(key, images)| {
+            // A missing layer is reported with its image.
             self.index().layer(&key)?;
             let verdict = self.verify_layer(&key);
-            Some(Found { part: Part::Layer(key), images, verdict })
+            Some(CheckedPart { part: Part::Layer(key), images, verdict })
         }));
-        found
+        parts
     }
 
     fn verify_layer(&self, key: &LayerKey) -> Verdict {
@@ -127,16 +127,16 @@ impl Inner {
         match tree_digest(&self.folders.layer_fs(key), &|| false) {
             Ok(Some(tree)) if tree == expected => Verdict::Sound,
             Ok(Some(tree)) => {
-                Verdict::Broken(format!("its files have the digest {tree} instead of {expected}"))
+                Verdict::Broken(format!("the digest of its files is {tree} instead of {expected}"))
             }
             Ok(None) => Verdict::Unknown,
             Err(error) => Verdict::Broken(error.to_string()),
         }
     }
 
-    /// What a person sees of it.
-    pub(super) fn shown(&self, found: Vec<Found>) -> Vec<Verified> {
-        let shown = found.into_iter().map(|Found { part, images, verdict }| {
+    /// Converts the results to their public form.
+    pub(super) fn shown(&self, parts: Vec<CheckedPart>) -> Vec<Verified> {
+        let shown = parts.into_iter().map(|CheckedPart { part, images, verdict }| {
             let what = match part {
                 Part::Image(id) => format!("image {id}"),
                 Part::Config(id) => format!("config {id}"),
@@ -147,7 +147,7 @@ impl Inner {
         shown.collect()
     }
 
-    /// The name of an image that a person knows best.
+    /// Returns a name of an image to show: a tag, a reference with a digest, or the id.
     fn name_of(&self, id: &Digest) -> String {
         let index = self.index();
         let record = index.entry(id).map(|entry| &entry.record);

@@ -1,5 +1,5 @@
-//! Counting and deleting whole folders, by descriptors: a container may have written anything into them, folders a
-//! hundred thousand deep included.
+//! Measures and deletes folders, by descriptors only: a container may have written anything into them,
+//! including folders that are nested a hundred thousand deep.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
@@ -15,33 +15,34 @@ use rustix::io::Errno;
 use super::record::DiskUsage;
 use crate::error::Error;
 
-/// Folders in one another that are counted. Each costs a descriptor; layers have fewer.
+/// The most nested folders that are measured. Each needs a descriptor. Layers have fewer.
 const COUNT_DEPTH: usize = 300;
-/// Folders in one another that are deleted without moving them out first.
+/// The most nested folders that are deleted in place. Deeper ones are moved out first.
 const DELETE_DEPTH: usize = 50;
-/// Words of files with several names that are remembered: about 16 MiB.
+/// The most words of 64 inodes that are remembered for files with several names: about 16 MiB.
 const MAX_WORDS: usize = 1 << 19;
 /// The unit of `st_blocks` (stat(2)).
 pub(super) const BLOCK: u64 = 512;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// What a folder takes, as `du` counts: blocks, and each inode once.
+/// Returns the disk usage of a folder, counted as by `du`: blocks, and each inode once.
 pub(super) fn measure(path: &Path) -> Result<DiskUsage, Error> {
     Count { shared: true, ..Count::default() }.folder(path)
 }
 
-/// The same for a patch, whose files are second names of files of other layers, which have been counted there.
+/// Returns the disk usage of a patch. Files with several names are not counted: they belong to other layers.
 pub(super) fn measure_patch(path: &Path) -> Result<DiskUsage, Error> {
     Count::default().folder(path)
 }
 
-/// Which inodes have been seen. Filesystems number them side by side: of 64 neighbours one word tells it.
+/// A set of inodes. Filesystems assign adjacent numbers, so 64 adjacent inodes share one word.
 #[derive(Default)]
 struct Inodes(HashMap<u64, u64>);
 
 impl Inodes {
-    /// Whether it is new. Of more than the memory is for each one is: then too much is counted rather than too little.
+    /// Adds an inode. Returns whether it is new. When the memory limit is reached, every inode is new: the
+    /// result is too high rather than too low.
     fn insert(&mut self, inode: u64) -> bool {
         let (word, bit) = (inode / 64, 1 << (inode % 64));
         match self.0.get_mut(&word) {
@@ -64,7 +65,7 @@ impl Inodes {
 struct Count {
     usage: DiskUsage,
     seen: Inodes,
-    /// Whether files with several names count.
+    /// Whether files with several names are counted.
     shared: bool,
 }
 
@@ -75,7 +76,7 @@ impl Count {
             self.content(&fd, 0)
         });
         match counted {
-            // It has gone meanwhile: so has what it took.
+            // The folder was removed meanwhile.
             Ok(()) | Err(Errno::NOENT) => Ok(self.usage),
             Err(error) => Err(Error::io("measure", path, error)),
         }
@@ -115,16 +116,17 @@ impl Count {
     }
 }
 
-/// Takes a folder that lies too deep to somewhere else.
+/// A function that moves a folder that is nested too deep to another place.
 pub(super) type MoveOut<'a> = dyn FnMut(BorrowedFd<'_>, &CStr) -> Result<(), Error> + 'a;
 
-/// Deletes whatever is at `path`. Nothing there is fine. Folders that lie too deep are given to `move_out`. One thing that
-/// cannot be deleted does not keep the others: the first such error is returned at the end.
+/// Deletes the file or folder at `path`. It may be missing. Folders that are nested too deep are passed to
+/// `move_out`. If an entry cannot be deleted, the others still are, and the first error is returned at the
+/// end.
 pub(super) fn delete(path: &Path, move_out: &mut MoveOut<'_>) -> Result<(), Error> {
     let failed = |error| Error::io("delete", path, error);
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // Of a folder Linux says EISDIR, and EPERM first where it is immutable.
+        // For a folder, Linux returns EISDIR, or EPERM if it is immutable.
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(failed(error)),
     }
@@ -161,7 +163,7 @@ fn empty(path: &Path, fd: &OwnedFd, depth: usize, move_out: &mut MoveOut<'_>) ->
     failure.map_or(Ok(()), Err)
 }
 
-/// Removes one entry of a folder with all that is in it.
+/// Removes one entry of a folder with its content.
 fn remove(
     path: &Path,
     fd: &OwnedFd,
@@ -184,7 +186,8 @@ fn remove(
     unlinked(fd, name, AtFlags::REMOVEDIR).map_err(failed)
 }
 
-/// unlinkat(2), also of what a container has made immutable or append-only (ioctl_iflags(2)): itself, or its folder.
+/// Calls unlinkat(2). If the entry or its folder is immutable or append-only (ioctl_iflags(2)), the flags are
+/// cleared first.
 fn unlinked(folder: &OwnedFd, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
     match unlinkat(folder, name, flags) {
         Err(Errno::PERM) => {
@@ -196,16 +199,17 @@ fn unlinked(folder: &OwnedFd, name: &CStr, flags: AtFlags) -> Result<(), Errno> 
     }
 }
 
-/// Takes the flags away that keep a file or folder from being deleted; the call that follows says whether that has helped.
+/// Clears the flags that prevent deletion. An error is ignored: the deletion that follows fails as well.
 fn unlock(fd: &OwnedFd) {
     let lock = IFlags::IMMUTABLE | IFlags::APPEND;
     let unlocked = ioctl_getflags(fd).and_then(|flags| ioctl_setflags(fd, flags - lock));
     if let Err(error) = unlocked {
-        tracing::debug!(%error, "take away flags that forbid deletion");
+        tracing::debug!(%error, "failed to clear flags that prevent deletion");
     }
 }
 
-/// The same by name. Only files and folders have such flags, and only these are opened: a device's driver would notice.
+/// Clears the flags of an entry by name. Only files and folders have such flags. Others are not opened, since
+/// opening a device has side effects.
 fn unlock_at(folder: BorrowedFd<'_>, name: &OsStr) {
     let opened = |stat: Stat| {
         let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
@@ -236,7 +240,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn it_counts_as_du_does() {
+    fn usage_is_that_of_du() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         fs::create_dir_all(path.join("a/b")).unwrap();
@@ -255,38 +259,38 @@ mod tests {
     }
 
     #[test]
-    fn inodes_are_seen_once_and_take_bounded_memory() {
+    fn inodes_are_new_once_and_take_bounded_memory() {
         let mut inodes = Inodes::default();
         for inode in [0, 1, 63, 64, u64::MAX] {
             assert!(inodes.insert(inode) && !inodes.insert(inode), "{inode}");
         }
-        for neighbour in 0..1_000_000 {
-            inodes.insert(neighbour);
+        for adjacent in 0..1_000_000 {
+            inodes.insert(adjacent);
         }
         assert!(inodes.0.len() < 20_000, "{}", inodes.0.len());
-        for stranger in 0..2_000_000 {
-            inodes.insert(stranger * 64);
+        for distant in 0..2_000_000 {
+            inodes.insert(distant * 64);
         }
         assert_eq!(inodes.0.len(), MAX_WORDS);
     }
 
     #[test]
-    fn what_is_immutable_is_deleted_and_what_cannot_be_does_not_keep_the_rest() {
+    fn immutable_files_are_deleted_and_failures_do_not_stop_the_rest() {
         let folder = tempfile::tempdir().unwrap();
         let top = folder.path().join("top");
         let lock = |path: &Path, flags| {
             let file = fs::File::open(path).unwrap();
             ioctl_setflags(&file, ioctl_getflags(&file)? | flags)
         };
-        let make = || {
+        let create = || {
             fs::create_dir_all(top.join("a/b")).unwrap();
             for name in ["a/b/file", "a/log", "file"] {
                 fs::write(top.join(name), "x").unwrap();
             }
         };
-        make();
+        create();
         if lock(&top.join("file"), IFlags::IMMUTABLE).is_err() {
-            return; // Not this filesystem, or this user.
+            return; // This filesystem or this user does not support it.
         }
         for (name, flags) in [
             ("a/b/file", IFlags::IMMUTABLE),

@@ -1,4 +1,5 @@
-//! The store's background threads: each has its own work, so that none waits for another's, and sleeps unless it is asked.
+//! The background threads of the store. Each has one kind of work, so that none waits for another's. They
+//! sleep while they have no jobs.
 
 use std::fmt::Debug;
 use std::sync::Weak;
@@ -7,13 +8,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::Inner;
 use crate::error::Error;
 
-/// The way to a thread, which ends when the last store is dropped.
+/// A handle to a thread. The thread ends when the last store is dropped.
 #[derive(Debug)]
 pub(super) struct Worker<J> {
     jobs: Sender<J>,
 }
 
-/// The jobs of a thread that has not begun.
+/// The jobs of a thread that has not started.
 pub(super) struct Inbox<J>(Receiver<J>);
 
 impl<J: Debug + Send + 'static> Worker<J> {
@@ -24,13 +25,13 @@ impl<J: Debug + Send + 'static> Worker<J> {
 
     pub(super) fn send(&self, job: J) {
         if let Err(error) = self.jobs.send(job) {
-            tracing::error!(job = ?error.0, "a thread of the image store has ended");
+            tracing::error!(job = ?error.0, "a thread of the image store has terminated");
         }
     }
 }
 
 impl<J: Send + 'static> Inbox<J> {
-    /// Starts the thread. The kernel shows 15 letters of its name.
+    /// Starts the thread. The kernel keeps 15 characters of its name.
     pub(super) fn start(
         self,
         name: &str,

@@ -1,5 +1,6 @@
-//! Pulls from a real registry (Debian's `docker-registry`) with TLS and a password. Runs as root, as the store does.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Tests of pulls from a real registry (Debian's `docker-registry`) with TLS and a password. They run as
+//! root, as the store does.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 use berth_image::{Algorithm, Credentials, Digest, ErrorKind, ImageStore, Options};
 use serde_json::json;
 
-const PATIENCE: Duration = Duration::from_secs(120);
-/// `user:secret` (bcrypt, the only form that the registry takes).
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// `user:secret` (bcrypt, the only format that the registry accepts).
 const PASSWORDS: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -55,7 +56,7 @@ fn serve(folder: &Path, more: &str) -> Server {
         .stderr(Stdio::null())
         .spawn()
         .unwrap_or_else(|error| panic!("docker-registry: {error} (apt-get install docker-registry)"));
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while TcpStream::connect(&address).is_err() {
         assert!(Instant::now() < until, "the registry does not listen");
         std::thread::sleep(Duration::from_millis(20));
@@ -63,7 +64,7 @@ fn serve(folder: &Path, more: &str) -> Server {
     Server { process, address }
 }
 
-/// One request to a registry without TLS; the answer's head.
+/// Sends one request to a registry without TLS. Returns the answer.
 fn send(address: &str, method: &str, path: &str, kind: &str, body: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let head = format!(
@@ -89,7 +90,7 @@ fn push_blob(address: &str, name: &str, bytes: &[u8]) -> Digest {
     digest
 }
 
-/// Pushes an image of one compressed layer, plain, before the registry is closed to strangers.
+/// Pushes an image of one compressed layer, without TLS, before authentication is enabled.
 fn push(folder: &Path) {
     let server = serve(folder, "");
     let mut tar = tar::Builder::new(Vec::new());
@@ -114,7 +115,7 @@ fn push(folder: &Path) {
     send(&server.address, "PUT", "/v2/team/app/manifests/1", MANIFEST, manifest.to_string().as_bytes());
 }
 
-/// A certificate for loopback and the authority that signed it.
+/// Creates a certificate for loopback, and the authority that signed it. Returns the authority's path.
 fn certify(folder: &Path) -> PathBuf {
     let authority_key = rcgen::KeyPair::generate().unwrap();
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -130,7 +131,7 @@ fn certify(folder: &Path) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_with_tls_and_a_password_is_pulled_from() {
+async fn a_registry_with_tls_and_a_password_can_be_pulled_from() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     push(path);
@@ -149,7 +150,7 @@ async fn a_registry_with_tls_and_a_password_is_pulled_from() {
         Some(Credentials::Basic { username: "user".to_owned(), password: password.to_owned() })
     };
 
-    // Loopback without a word of configuration is asked in plain HTTP, which this registry does not speak.
+    // Without configuration, loopback is contacted in plain HTTP, which this registry does not support.
     assert!(store.pull(&name, user("secret")).await.is_err());
     let certs = path.join("certs.d").join(&server.address);
     fs::create_dir_all(&certs).unwrap();
@@ -158,8 +159,8 @@ async fn a_registry_with_tls_and_a_password_is_pulled_from() {
             .unwrap();
     };
     hosts("");
-    let stranger = store.pull(&name, user("secret")).await.unwrap_err();
-    assert_eq!(stranger.kind(), ErrorKind::Unavailable, "its authority is not known: {stranger}");
+    let unknown = store.pull(&name, user("secret")).await.unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::Unavailable, "its authority is unknown: {unknown}");
     hosts(&format!("ca = {authority:?}\n"));
     for (auth, words) in [(None, "user and a password"), (user("wrong"), "401")] {
         let refused = store.pull(&name, auth).await.unwrap_err();
@@ -176,7 +177,7 @@ async fn a_registry_with_tls_and_a_password_is_pulled_from() {
     let layer = store.create_layer("c", &again.id, &[]).await.unwrap();
     assert_eq!(fs::metadata(layer.lower[0].join("large")).unwrap().len(), 3_000_000);
 
-    // The way of Docker and CRI-O: certificates in a folder, and no hosts.toml.
+    // The layout of Docker and CRI-O: certificates in a folder, without hosts.toml.
     store.remove(&image.id.to_string()).await.unwrap();
     fs::remove_file(certs.join("hosts.toml")).unwrap();
     fs::copy(&authority, certs.join("ca.crt")).unwrap();

@@ -1,11 +1,6 @@
-//! What lasts, and what does not hold up the rest: tags that move, parts that are lost, what cannot be deleted, files of
-//! holes. Runs as root, as the store does.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    reason = "a test that fails says so by panicking"
-)]
+//! Tests of durability and isolation: tags that move, parts that are lost, files that cannot be deleted,
+//! sparse files. They run as root, as the store does.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::as_conversions, reason = "a failing test panics")]
 
 mod support;
 
@@ -17,10 +12,10 @@ use std::time::{Duration, Instant};
 use berth_image::{Digest, ErrorKind, ImageStore, Verdict, Verified};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use support::registry::Answer;
-use support::{Layer, PATIENCE, Test, open, simple, test, until_digested};
+use support::{Layer, TIMEOUT, Test, open, simple, test, until_digested};
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !holds() {
         assert!(Instant::now() < until, "{what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -31,14 +26,14 @@ fn file_name(digest: &Digest) -> String {
     digest.to_string().replace(':', "-")
 }
 
-/// Changes an image's record as it lies on the disk.
+/// Changes an image's record on the disk.
 fn edit(record: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let mut value: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     change(&mut value);
     fs::write(record, value.to_string()).unwrap();
 }
 
-/// A layer of one file that is a hole, in the form of GNU tar's pax format 0.1.
+/// Returns a layer of sparse files without data, in GNU tar's pax format 0.1.
 fn holes(files: usize, size: u64) -> (Vec<u8>, Digest) {
     let mut tar = tar::Builder::new(Vec::new());
     for number in 0..files {
@@ -61,26 +56,26 @@ fn holes(files: usize, size: u64) -> (Vec<u8>, Digest) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_of_holes_count_with_their_length_and_cost_nothing() {
+async fn sparse_files_count_with_their_length_and_are_not_read() {
     let test = test().await;
     let (bytes, digest) = holes(40, 60 << 30);
     assert!(bytes.len() < 1500, "{} bytes", bytes.len());
     test.registry.image("many", &bytes, &digest);
     let error = test.pull("many:1").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
-    // One of them is within the limit, and is read to its end like any other layer.
+    // One of them is within the limit, and is verified like any other layer.
     let (bytes, digest) = holes(1, 60 << 30);
     test.registry.image("one", &bytes, &digest);
     let image = test.pull("one:1").await.unwrap();
     until_digested(&test.folder.path().join("image"));
-    let found = test.store.verify(None).await.unwrap();
-    assert!(found.iter().all(|part| part.verdict == Verdict::Sound), "{found:?}");
+    let parts = test.store.verify(None).await.unwrap();
+    assert!(parts.iter().all(|part| part.verdict == Verdict::Sound), "{parts:?}");
     test.store.remove(&image.id.to_string()).await.unwrap();
     assert!(test.settled("layers", 0) && test.settled("trash", 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_that_stalls_keeps_nothing_from_being_deleted() {
+async fn a_stalled_download_does_not_block_deletions() {
     let test = test().await;
     test.registry.image("other", &simple("a").0, &simple("a").1);
     let other = test.pull("other:1").await.unwrap();
@@ -89,17 +84,17 @@ async fn a_download_that_stalls_keeps_nothing_from_being_deleted() {
     test.registry.answer(path.as_str(), Answer::Stalled(bytes, 10));
     let (store, reference) = (test.store.clone(), test.reference("stalled:1"));
     let stalled = tokio::spawn(async move { store.pull(&reference, None).await });
-    until("the layer is asked for", || test.registry.times(&path) > 0);
+    until("the layer is not requested", || test.registry.times(&path) > 0);
     test.store.create_layer("c", &other.id, &[]).await.unwrap();
     test.store.remove_layer("c").await.unwrap();
     test.store.remove(&other.id.to_string()).await.unwrap();
     assert!(test.settled("layers", 0) && test.settled("trash", 0) && test.settled("containers", 0));
-    assert!(!stalled.is_finished(), "that one still waits");
+    assert!(!stalled.is_finished(), "the stalled pull ended");
     stalled.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_container_has_made_immutable_is_deleted() {
+async fn immutable_files_of_a_container_are_deleted() {
     let test = test().await;
     test.registry.image("image", &simple("a").0, &simple("a").1);
     let image = test.pull("image:1").await.unwrap();
@@ -108,14 +103,14 @@ async fn what_a_container_has_made_immutable_is_deleted() {
     fs::write(&locked, vec![1; 3 << 20]).unwrap();
     let file = fs::File::open(&locked).unwrap();
     if ioctl_setflags(&file, ioctl_getflags(&file).unwrap_or(IFlags::empty()) | IFlags::IMMUTABLE).is_err() {
-        return; // Not this filesystem.
+        return; // This filesystem does not support it.
     }
     test.store.remove_layer("c").await.unwrap();
-    assert!(test.settled("trash", 0), "an immutable file is deleted");
+    assert!(test.settled("trash", 0), "an immutable file is not deleted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_earlier_daemon_has_left_in_the_trash_counts_until_it_is_deleted() {
+async fn the_trash_of_an_earlier_daemon_counts_until_it_is_deleted() {
     let Test { folder, registry, store } = test().await;
     drop(store);
     let left = folder.path().join("image/trash/left");
@@ -123,11 +118,11 @@ async fn what_an_earlier_daemon_has_left_in_the_trash_counts_until_it_is_deleted
     fs::write(left.join("deeper/file"), vec![1; 1 << 20]).unwrap();
     let test = Test { store: open(folder.path()).await, folder, registry };
     assert!(test.settled("trash", 0));
-    until("nothing counts", || test.store.usage().image.inodes == 0);
+    until("deleted files still count", || test.store.usage().image.inodes == 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tag_that_a_cut_has_left_with_two_images_is_the_later_ones() {
+async fn a_tag_with_two_images_after_a_power_failure_belongs_to_the_later_one() {
     let test = test().await;
     test.registry.image("image", &simple("old").0, &simple("old").1);
     let old = test.pull("image:1").await.unwrap();
@@ -136,7 +131,7 @@ async fn a_tag_that_a_cut_has_left_with_two_images_is_the_later_ones() {
     let tag = new.repo_tags[0].clone();
     let Test { folder, registry, store } = test;
     drop(store);
-    // As if the power had gone between the gain and the loss; the clock says that the old record is the newer one.
+    // Simulates a power failure between the two writes. The old record has the later mtime.
     let record = folder.path().join("image/images").join(file_name(&old.id)).join("image.json");
     edit(&record, |record| {
         record["tags"] = serde_json::json!([tag]);
@@ -147,7 +142,7 @@ async fn a_tag_that_a_cut_has_left_with_two_images_is_the_later_ones() {
     let owners =
         |store: &ImageStore| store.list().iter().filter(|image| image.repo_tags.contains(&tag)).count();
     assert_eq!(owners(&test.store), 1);
-    // It does not come back to the old one with the removal of the new one.
+    // The old image does not get the tag back when the new one is removed.
     test.store.remove(&new.id.to_string()).await.unwrap();
     let Test { folder, registry, store } = test;
     drop(store);
@@ -156,11 +151,11 @@ async fn a_tag_that_a_cut_has_left_with_two_images_is_the_later_ones() {
     assert_eq!(test.store.list().len(), 1);
 }
 
-fn broken(found: &[Verified]) -> Vec<&Verified> {
-    found.iter().filter(|part| matches!(part.verdict, Verdict::Broken(_))).collect()
+fn broken(parts: &[Verified]) -> Vec<&Verified> {
+    parts.iter().filter(|part| matches!(part.verdict, Verdict::Broken(_))).collect()
 }
 
-/// Two images that share a layer, with all digests noted.
+/// Pulls two images that share a layer, and waits until all digests are recorded.
 async fn two_images() -> (Test, Vec<PathBuf>) {
     let test = test().await;
     let shared = Layer::default().folder("srv", 0o711).file("srv/shared", "shared").gzip();
@@ -176,7 +171,7 @@ async fn two_images() -> (Test, Vec<PathBuf>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_half_deleted_says_what_is_missing_and_is_repaired() {
+async fn damage_is_reported_and_repaired() {
     let ways: [fn(&Path, &[PathBuf]); 6] = [
         |_, layers| fs::remove_dir_all(&layers[0]).unwrap(),
         |_, layers| fs::remove_dir_all(layers[0].join("fs")).unwrap(),
@@ -200,40 +195,40 @@ async fn a_store_that_is_half_deleted_says_what_is_missing_and_is_repaired() {
         drop(store);
         destroy(&folder.path().join("image"), &layers);
         let test = Test { store: open(folder.path()).await, folder, registry };
-        // Nobody is given an image that is not whole.
+        // Damaged images are not listed.
         assert!(test.store.list().is_empty(), "{number}: {:?}", test.store.list());
-        let found = test.store.verify(None).await.unwrap();
-        let told: Vec<_> = broken(&found).into_iter().flat_map(|part| part.images.clone()).collect();
-        assert!(names.iter().all(|name| told.contains(name)), "{number}: {found:?}");
-        let found = test.store.repair(None).await.unwrap();
-        assert_eq!(broken(&found), Vec::<&Verified>::new(), "{number}");
-        let repaired = found.iter().filter(|part| matches!(part.verdict, Verdict::Repaired(_))).count();
-        assert!(repaired >= 2, "{number}: {found:?}");
+        let parts = test.store.verify(None).await.unwrap();
+        let reported: Vec<_> = broken(&parts).into_iter().flat_map(|part| part.images.clone()).collect();
+        assert!(names.iter().all(|name| reported.contains(name)), "{number}: {parts:?}");
+        let parts = test.store.repair(None).await.unwrap();
+        assert_eq!(broken(&parts), Vec::<&Verified>::new(), "{number}");
+        let repaired = parts.iter().filter(|part| matches!(part.verdict, Verdict::Repaired(_))).count();
+        assert!(repaired >= 2, "{number}: {parts:?}");
         let again: Vec<String> = test.store.list().iter().flat_map(|image| image.repo_tags.clone()).collect();
         assert_eq!(again, names, "{number}");
         until_digested(&test.folder.path().join("image"));
-        let found = test.store.verify(None).await.unwrap();
-        assert!(found.iter().all(|part| part.verdict == Verdict::Sound), "{number}: {found:?}");
+        let parts = test.store.verify(None).await.unwrap();
+        assert!(parts.iter().all(|part| part.verdict == Verdict::Sound), "{number}: {parts:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_have_changed_are_pulled_again_unless_a_container_sees_them() {
+async fn changed_files_are_pulled_again_unless_a_container_uses_them() {
     let (test, layers) = two_images().await;
     fs::write(layers[0].join("fs/srv/shared"), "changed").unwrap();
     let image = test.store.list()[0].clone();
     test.store.create_layer("user", &image.id, &[]).await.unwrap();
-    let found = test.store.repair(None).await.unwrap();
-    let left = broken(&found);
+    let parts = test.store.repair(None).await.unwrap();
+    let left = broken(&parts);
     assert!(
         left.len() == 1 && matches!(&left[0].verdict, Verdict::Broken(why) if why.contains("container user")),
-        "{found:?}"
+        "{parts:?}"
     );
     test.store.remove_layer("user").await.unwrap();
-    let found = test.store.repair(None).await.unwrap();
-    assert!(broken(&found).is_empty(), "{found:?}");
+    let parts = test.store.repair(None).await.unwrap();
+    assert!(broken(&parts).is_empty(), "{parts:?}");
     assert_eq!(fs::read_to_string(layers[0].join("fs/srv/shared")).unwrap(), "shared");
-    // Both images are its users still: with the one, it stays for the other.
+    // Both images use the repaired layer: after the removal of one, it stays for the other.
     let ids: Vec<_> = test.store.list().iter().map(|image| image.id.clone()).collect();
     test.store.remove(&ids[0].to_string()).await.unwrap();
     assert!(layers[0].join("fs/srv/shared").exists());
@@ -242,14 +237,14 @@ async fn files_that_have_changed_are_pulled_again_unless_a_container_sees_them()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_registry_has_any_more_stays_broken_and_can_be_removed() {
+async fn an_image_that_no_registry_has_stays_broken_and_can_be_removed() {
     let (test, layers) = two_images().await;
     let Test { folder, registry, store } = test;
     let names: Vec<String> = store.list().iter().flat_map(|image| image.repo_tags.clone()).collect();
     drop(store);
     fs::remove_dir_all(&layers[0]).unwrap();
-    let asked: Vec<String> = registry.asked().iter().map(|asked| asked.path.clone()).collect();
-    for path in asked {
+    let requested: Vec<String> = registry.asked().iter().map(|request| request.path.clone()).collect();
+    for path in requested {
         registry.answer(path, Answer::Whole(404, "text/plain", Vec::new()));
     }
     for name in ["one", "two"] {
@@ -257,8 +252,8 @@ async fn what_no_registry_has_any_more_stays_broken_and_can_be_removed() {
         assert_eq!(answer.as_deref(), Some(&b""[..]), "{name}");
     }
     let test = Test { store: open(folder.path()).await, folder, registry };
-    let found = test.store.repair(None).await.unwrap();
-    assert!(!broken(&found).is_empty(), "{found:?}");
+    let parts = test.store.repair(None).await.unwrap();
+    assert!(!broken(&parts).is_empty(), "{parts:?}");
     for name in &names {
         assert!(test.store.remove(name).await.unwrap(), "{name}");
     }
@@ -267,7 +262,7 @@ async fn what_no_registry_has_any_more_stays_broken_and_can_be_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_is_copied_to_another_machine() {
+async fn a_store_can_be_copied_to_another_machine() {
     let (test, _) = two_images().await;
     let copy = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").arg("-a").arg(test.folder.path().join("image")).arg(copy.path()).status();
@@ -277,15 +272,15 @@ async fn a_store_is_copied_to_another_machine() {
     }
     let store = open(copy.path()).await;
     assert_eq!(store.list().len(), 2);
-    let found = store.verify(None).await.unwrap();
-    assert!(found.iter().all(|part| part.verdict == Verdict::Sound), "{found:?}");
+    let parts = store.verify(None).await.unwrap();
+    assert!(parts.iter().all(|part| part.verdict == Verdict::Sound), "{parts:?}");
     drop(store);
-    // A copy without owners, times and attributes is no copy; that shows.
+    // A copy without owners, times and attributes is damaged, and this is detected.
     let bare = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").arg("-r").arg(test.folder.path().join("image")).arg(bare.path()).status();
     assert!(copied.unwrap().success());
     let store = open(bare.path()).await;
-    let found = store.repair(None).await.unwrap();
-    assert!(broken(&found).is_empty(), "{found:?}");
-    assert!(found.iter().any(|part| matches!(part.verdict, Verdict::Repaired(_))), "{found:?}");
+    let parts = store.repair(None).await.unwrap();
+    assert!(broken(&parts).is_empty(), "{parts:?}");
+    assert!(parts.iter().any(|part| matches!(part.verdict, Verdict::Repaired(_))), "{parts:?}");
 }

@@ -1,5 +1,5 @@
-//! Archives of every form, sound and spoilt. Runs as root, as the store does.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Tests of archives in all formats, valid and corrupt. They run as root, as the store does.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,7 +33,8 @@ impl Test {
         self.store.load(&self.path(name)).await
     }
 
-    /// Nothing half made, once the background thread has had its turn.
+    /// Waits for the background thread. Returns whether the store has this many images and no temporary
+    /// files.
     fn is_clean(&self, images: usize) -> bool {
         let count = |folder: &str| fs::read_dir(self.path("image").join(folder)).unwrap().count();
         let clean = || {
@@ -75,7 +76,7 @@ fn config(layers: &[Vec<u8>]) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Puts a blob into a layout and describes it.
+/// Adds a blob to a layout. Returns its descriptor.
 fn blob(members: &mut Members, kind: &str, bytes: Vec<u8>) -> Value {
     let digest = digest(&bytes);
     let described = json!({ "mediaType": kind, "digest": digest, "size": bytes.len() });
@@ -89,7 +90,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// An OCI layout with one image; `change` is made to its entry in the index.
+/// Returns an OCI layout with one image. `change` is applied to its entry in the index.
 fn layout(text: &str, change: impl FnOnce(&mut Value)) -> Members {
     let mut members = Members::new();
     let layers = [layer(text)];
@@ -110,7 +111,7 @@ fn named(entry: &mut Value) {
                                    "org.opencontainers.image.ref.name": "1" });
 }
 
-/// The same image in docker's own format; its layer may be a link to another member.
+/// Returns the same image as a docker-archive. Its layer may be a link to another member.
 fn docker(text: &str, tags: &Value) -> Members {
     let layers = [layer(text)];
     let manifest = json!([{ "Config": "config.json", "RepoTags": tags, "Layers": ["one/layer.tar"] }]);
@@ -148,7 +149,7 @@ fn write_folder(path: &Path, members: &Members) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_form_holds_the_same_image() {
+async fn every_format_contains_the_same_image() {
     let members = layout("text", named);
     let mut ids = Vec::new();
     for form in ["folder", "tar", "gzip", "zstd", "docker"] {
@@ -190,7 +191,10 @@ async fn names_are_those_of_the_archive() {
     let bare =
         layout("c", |entry| entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" }));
     write_folder(&test.path("bare"), &bare);
-    assert!(test.load("bare").await.unwrap()[0].repo_tags.is_empty(), "a tag alone names no repository");
+    assert!(
+        test.load("bare").await.unwrap()[0].repo_tags.is_empty(),
+        "a tag alone does not contain a repository"
+    );
     let podman = layout("d", |entry| {
         entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "quay.io/some/thing:3" });
     });
@@ -203,7 +207,7 @@ async fn names_are_those_of_the_archive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_several_platforms_this_one_is_taken() {
+async fn the_image_for_this_platform_is_loaded() {
     let test = test().await;
     let mut members = layout("here", |_| {});
     let index: Value = serde_json::from_slice(&members["index.json"]).unwrap();
@@ -229,16 +233,16 @@ async fn of_several_platforms_this_one_is_taken() {
     write_folder(&test.path("other"), &members);
     let error = test.load("other").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
-    assert!(error.to_string().contains("has no image for"), "{error}");
+    assert!(error.to_string().contains("no image for"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_spoilt_is_refused_and_leaves_nothing() {
+async fn corrupt_archives_are_rejected_and_leave_nothing() {
     let test = test().await;
-    let sound = layout("text", named);
-    let spoil = |kind: &str, change: &dyn Fn(&mut Members, &str)| {
-        // The blob with the most bytes of its kind of content.
-        let mut members = sound.clone();
+    let valid = layout("text", named);
+    let damaged = |kind: &str, change: &dyn Fn(&mut Members, &str)| {
+        // Finds the blob of this kind and changes it.
+        let mut members = valid.clone();
         let name = members
             .iter()
             .find(|(name, bytes)| {
@@ -261,26 +265,26 @@ async fn what_is_spoilt_is_refused_and_leaves_nothing() {
     };
     let remove = |members: &mut Members, name: &str| drop(members.remove(name));
     let cut = |members: &mut Members, name: &str| members.get_mut(name).unwrap().truncate(30);
-    let whole = archive(&sound);
+    let whole = archive(&valid);
     let mut foreign = docker("text", &json!(["x:1"]));
     foreign.insert("one/layer.tar".to_owned(), layer("another text"));
-    let mut lacking = docker("text", &json!(["x:1"]));
-    lacking.remove("one/layer.tar");
-    let mut away = docker("text", &json!(["x:1"]));
-    away.insert("one/layer.tar".to_owned(), b"->../../../../etc/passwd".to_vec());
+    let mut incomplete = docker("text", &json!(["x:1"]));
+    incomplete.remove("one/layer.tar");
+    let mut outside = docker("text", &json!(["x:1"]));
+    outside.insert("one/layer.tar".to_owned(), b"->../../../../etc/passwd".to_vec());
     for (name, bytes, kind) in [
-        ("layer flipped", spoil("layer", &flip), ErrorKind::Corrupt),
-        ("layer cut", spoil("layer", &cut), ErrorKind::Corrupt),
-        ("config flipped", spoil("config", &flip), ErrorKind::Corrupt),
-        ("config gone", spoil("config", &remove), ErrorKind::Corrupt),
-        ("manifest cut", spoil("manifest", &cut), ErrorKind::Corrupt),
-        ("layer gone", spoil("layer", &remove), ErrorKind::NotFound),
+        ("layer flipped", damaged("layer", &flip), ErrorKind::Corrupt),
+        ("layer cut", damaged("layer", &cut), ErrorKind::Corrupt),
+        ("config flipped", damaged("config", &flip), ErrorKind::Corrupt),
+        ("config gone", damaged("config", &remove), ErrorKind::Corrupt),
+        ("manifest cut", damaged("manifest", &cut), ErrorKind::Corrupt),
+        ("layer gone", damaged("layer", &remove), ErrorKind::NotFound),
         ("cut off", whole[..600].to_vec(), ErrorKind::Corrupt),
         ("noise", vec![b'x'; 4000], ErrorKind::Corrupt),
         ("empty", Vec::new(), ErrorKind::InvalidInput),
         ("foreign layer", archive(&foreign), ErrorKind::Corrupt),
-        ("lacking layer", archive(&lacking), ErrorKind::NotFound),
-        ("link out", archive(&away), ErrorKind::NotFound),
+        ("missing layer", archive(&incomplete), ErrorKind::NotFound),
+        ("link out", archive(&outside), ErrorKind::NotFound),
         ("bad name", archive(&docker("text", &json!(["NOT A NAME"]))), ErrorKind::Corrupt),
         ("neither", archive(&Members::from([("file".to_owned(), Vec::new())])), ErrorKind::InvalidInput),
     ] {
@@ -292,7 +296,7 @@ async fn what_is_spoilt_is_refused_and_leaves_nothing() {
     }
     let error = test.load("nowhere").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    // The folder of a layout is no way out of it either.
+    // A link in the folder of a layout cannot lead out of it either.
     let members = layout("text", named);
     write_folder(&test.path("links"), &members);
     let blobs = test.path("links/blobs");

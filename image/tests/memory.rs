@@ -1,5 +1,5 @@
-//! What images of strangers cost in memory, measured: small documents that unfold, archives of many images. Runs as root,
-//! as the store does.
+//! Tests that measure the memory for untrusted images: small documents that expand, archives of many images.
+//! They run as root, as the store does.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -8,7 +8,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::as_conversions,
-    reason = "a test that fails says so by panicking"
+    reason = "a failing test panics"
 )]
 
 #[path = "../../tests/support/registry.rs"]
@@ -22,10 +22,10 @@ use berth_image::{Algorithm, Digest, ErrorKind, Image, ImageStore, Options};
 use registry::{MANIFEST, Registry};
 use serde_json::{Value, json};
 
-/// One test at a time: the memory is that of the whole process.
+/// Serializes the tests: the memory is that of the whole process.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// What the registry of the test, the runtime and buffers of fixed size take beside what is measured.
+/// The memory for the registry of the test, the runtime and buffers of fixed size.
 const SLACK: u64 = 48 << 20;
 
 fn status(field: &str) -> u64 {
@@ -34,7 +34,7 @@ fn status(field: &str) -> u64 {
     line.trim_matches([':', '\t', ' ', 'k', 'B']).parse::<u64>().unwrap() << 10
 }
 
-/// The memory that some work takes at its peak, beyond what was there before (proc(5), `clear_refs`).
+/// Returns the peak memory of some work, in addition to that before it (proc(5), `clear_refs`).
 async fn peak<T>(work: impl Future<Output = T>) -> (T, u64) {
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = status("VmRSS");
@@ -50,7 +50,7 @@ async fn pull(store: &ImageStore, registry: &Registry, name: &str) -> Result<Arc
     store.pull(&format!("{}/{name}:1", registry.address).parse().unwrap(), None).await
 }
 
-/// An image without layers, of a config and a manifest as they are given.
+/// Adds an image without layers to the registry, with this config and a manifest that `change` modifies.
 fn image(registry: &Registry, name: &str, config: &str, change: impl FnOnce(&mut Value)) {
     let digest = registry.blob(name, config.as_bytes());
     let config = json!({ "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest,
@@ -64,13 +64,13 @@ fn config(more: &str) -> String {
     format!(r#"{{ "rootfs": {{ "type": "layers", "diff_ids": [] }}{more} }}"#)
 }
 
-/// `count` times the same value.
+/// Returns a list of `count` equal values.
 fn list(value: &str, count: usize) -> String {
     format!("[{}]", vec![value; count].join(","))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn documents_that_unfold_cost_no_more_than_their_length() {
+async fn documents_that_expand_take_no_more_memory_than_their_length() {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
@@ -101,7 +101,7 @@ async fn documents_that_unfold_cost_no_more_than_their_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_image_says_of_its_containers_has_limits() {
+async fn the_settings_for_containers_are_limited() {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
@@ -134,7 +134,7 @@ async fn the_configs_of_an_archive_are_read_one_after_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hard_links_to_other_layers_are_refused_before_they_cost_much() {
+async fn hard_links_to_other_layers_are_rejected_before_they_take_much_memory() {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;

@@ -1,5 +1,5 @@
-//! What a node's own files decide: policies, artifacts to mount, archives to save and to import, and what a pull would do.
-//! Runs as root, as the store does.
+//! Tests of the node's configuration: policies, artifacts as volumes, saved and imported archives, and
+//! explanations. They run as root, as the store does.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -8,7 +8,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::as_conversions,
-    reason = "a test that fails says so by panicking"
+    reason = "a failing test panics"
 )]
 
 #[path = "../../tests/support/registry.rs"]
@@ -26,8 +26,8 @@ use rcgen::SigningKey as _;
 use registry::{Answer, MANIFEST, Registry};
 use serde_json::{Value, json};
 
-/// How long what happens in the background may take on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The time limit for background work on a slow machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 struct Node {
@@ -70,7 +70,7 @@ impl Node {
         self.store.pull(&self.name(rest).parse().unwrap(), None).await
     }
 
-    /// An image of one file; its manifest's digest.
+    /// Adds an image of one file to the registry. Returns its manifest's digest.
     fn image(&self, name: &str) -> Digest {
         let (layer, diff_id) = layer(&[("a", "content")]);
         self.registry.image(name, &layer, &diff_id);
@@ -78,7 +78,7 @@ impl Node {
         Digest::of(Algorithm::Sha256, &answer)
     }
 
-    /// An artifact of these files under a tag.
+    /// Adds an artifact of these files to the registry.
     fn artifact(&self, name: &str, files: &[(&str, &str)]) -> Digest {
         let layers: Vec<Value> = files
             .iter()
@@ -94,7 +94,7 @@ impl Node {
         self.registry.manifest(name, "1", &manifest)
     }
 
-    /// Signs a manifest under a name, as cosign does.
+    /// Signs a manifest for a name, as cosign does.
     fn sign(&self, repository: &str, digest: &Digest, name: &str, key: &rcgen::KeyPair) {
         let payload = json!({
             "critical": { "identity": { "docker-reference": name },
@@ -133,7 +133,7 @@ fn layer(files: &[(&str, &str)]) -> (Vec<u8>, Digest) {
 
 /// Waits until `holds`.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !holds() {
         assert!(Instant::now() < until, "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -141,10 +141,10 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_lets_in_what_is_signed_and_nothing_else() {
+async fn a_policy_admits_signed_images_and_nothing_else() {
     let node = node().await;
     let key = rcgen::KeyPair::generate().unwrap();
-    let stranger = rcgen::KeyPair::generate().unwrap();
+    let unknown_key = rcgen::KeyPair::generate().unwrap();
     node.write("key.pem", key.public_key_pem());
     let signed = json!([{ "type": "sigstoreSigned", "keyPath": node.path("key.pem"),
                           "signedIdentity": { "type": "matchRepository" } }]);
@@ -154,7 +154,7 @@ async fn a_policy_lets_in_what_is_signed_and_nothing_else() {
     let digest = node.image("signed");
     node.image("open");
     node.image("other");
-    node.pull("signed:1").await.expect("without a policy all comes in");
+    node.pull("signed:1").await.expect("without a policy any image is admitted");
 
     node.write("policy.json", &policy);
     node.pull("open:1").await.unwrap();
@@ -162,17 +162,17 @@ async fn a_policy_lets_in_what_is_signed_and_nothing_else() {
         assert_eq!(error.kind(), ErrorKind::Untrusted, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     };
-    refused(node.pull("other:1").await.unwrap_err(), "it is rejected");
-    refused(node.pull("signed:1").await.unwrap_err(), "it has no signature");
-    node.sign("signed", &digest, &node.name("signed"), &stranger);
-    refused(node.pull("signed:1").await.unwrap_err(), "by none of the keys");
+    refused(node.pull("other:1").await.unwrap_err(), "the image is rejected");
+    refused(node.pull("signed:1").await.unwrap_err(), "the image has no signature");
+    node.sign("signed", &digest, &node.name("signed"), &unknown_key);
+    refused(node.pull("signed:1").await.unwrap_err(), "not made by any of the keys");
     node.sign("signed", &digest, "docker.io/other/image", &key);
     refused(node.pull("signed:1").await.unwrap_err(), "for the name \"docker.io/other/image\"");
     let another = Digest::of(Algorithm::Sha256, b"another");
     node.sign("signed", &digest, &node.name("signed"), &key);
     node.pull("signed:1").await.expect("a signature by the key, for the repository");
     node.pull(&format!("signed@{digest}")).await.unwrap();
-    // A signature of something else, kept beside this image.
+    // A signature for another image, stored beside this image.
     let other_payload = node.registry.answer_of(&format!("/v2/signed/manifests/sha256-{}.sig", digest.hex()));
     assert!(other_payload.is_some());
     node.sign("signed", &another, &node.name("signed"), &key);
@@ -180,14 +180,14 @@ async fn a_policy_lets_in_what_is_signed_and_nothing_else() {
         node.registry.answer_of(&format!("/v2/signed/manifests/sha256-{}.sig", another.hex())).unwrap();
     let place = format!("/v2/signed/manifests/sha256-{}.sig", digest.hex());
     node.registry.answer(place, Answer::Whole(200, MANIFEST, moved));
-    refused(node.pull("signed:1").await.unwrap_err(), &format!("a signature is for {another}"));
+    refused(node.pull("signed:1").await.unwrap_err(), &format!("the signature is for {another}"));
 
     node.write("policy.json", "{ \"default\": [ { \"type\": \"insecureAcceptAnythin\" } ] }");
     refused(node.pull("open:1").await.unwrap_err(), "policy.json");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_holds_for_the_use_of_images_that_are_here() {
+async fn a_policy_applies_to_the_use_of_images_in_the_store() {
     let node = node().await;
     let key = rcgen::KeyPair::generate().unwrap();
     node.write("key.pem", key.public_key_pem());
@@ -198,20 +198,20 @@ async fn a_policy_holds_for_the_use_of_images_that_are_here() {
     let check = async |image: &berth_image::Image, name: &str| node.store.check_policy(image, name).await;
     check(&signed, "").await.expect("without a policy anything may be used");
 
-    let wanted = json!([{ "type": "sigstoreSigned", "keyPath": node.path("key.pem"),
+    let required = json!([{ "type": "sigstoreSigned", "keyPath": node.path("key.pem"),
                           "signedIdentity": { "type": "matchRepository" } }]);
-    let policy = json!({ "default": [{ "type": "reject" }], "transports": { "docker": { node.name("signed"): wanted } } });
+    let policy = json!({ "default": [{ "type": "reject" }], "transports": { "docker": { node.name("signed"): required } } });
     node.write("policy.json", &policy);
     let refused = |result: Result<(), berth_image::Error>, words: &str| {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Untrusted, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     };
-    refused(check(&open, &node.name("open:1")).await, "it is rejected");
-    refused(check(&signed, &node.name("signed:1")).await, "it has no signature");
+    refused(check(&open, &node.name("open:1")).await, "the image is rejected");
+    refused(check(&signed, &node.name("signed:1")).await, "the image has no signature");
     node.sign("signed", &digest, &node.name("signed"), &key);
-    check(&signed, &node.name("signed:1")).await.expect("it is signed by now");
-    // Verified once: the registry is not asked again, whatever the client calls it.
+    check(&signed, &node.name("signed:1")).await.expect("the image is signed");
+    // After one verification the registry is not contacted again, whatever name the client uses.
     let place = format!("/v2/signed/manifests/sha256-{}.sig", digest.hex());
     let before = node.registry.times(&place);
     node.registry.answer(&place, Answer::Whole(500, "text/plain", Vec::new()));
@@ -219,19 +219,20 @@ async fn a_policy_holds_for_the_use_of_images_that_are_here() {
         check(&signed, &name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
     assert_eq!(node.registry.times(&place), before);
-    // By another key it is another question.
+    // Another key requires another verification.
     node.write("key.pem", rcgen::KeyPair::generate().unwrap().public_key_pem());
     assert!(check(&signed, &node.name("signed:1")).await.is_err());
     assert!(node.registry.times(&place) > before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_index_says_of_a_platform_counts_and_old_types_are_images() {
+async fn the_platform_in_an_index_decides_and_old_media_types_are_images() {
     const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
     let node = node().await;
     let (layer, diff_id) = layer(&[("a", "content")]);
     let blob = node.registry.blob("old", &layer);
-    // As builders of old leave it: another platform than the index tells, null and nothing where it need not be.
+    // The form that old builders write: the platform differs from that in the index, and optional members are
+    // null or missing.
     let config = json!({ "architecture": "mips", "os": "linux", "config": { "Labels": null, "Env": null },
                          "rootfs": { "diff_ids": [diff_id] }, "history": null })
     .to_string();
@@ -258,22 +259,22 @@ async fn what_an_index_says_of_a_platform_counts_and_old_types_are_images() {
     node.registry.answer("/v2/old/manifests/1", Answer::Whole(200, list, index.into_bytes()));
     let image = node.pull("old:1").await.unwrap();
     assert_eq!(image.id, config_digest);
-    // It is found by as much of its id as makes it unique.
+    // A unique prefix of its id is sufficient.
     for name in [&image.id.to_string()[..12], &image.id.hex()[..3], image.id.hex()] {
-        assert_eq!(node.store.resolve(name).map(|found| found.id.clone()), Some(image.id.clone()), "{name}");
+        assert_eq!(node.store.resolve(name).map(|image| image.id.clone()), Some(image.id.clone()), "{name}");
     }
     let other = node.pull("old:alone").await;
-    assert!(other.is_ok(), "it is here already: {other:?}");
+    assert!(other.is_ok(), "the image is already in the store: {other:?}");
     let fresh = self::node().await;
     fresh.registry.blob("old", &layer);
     fresh.registry.blob("old", config.as_bytes());
     fresh.registry.answer("/v2/old/manifests/1", Answer::Whole(200, DOCKER, text.into_bytes()));
     let error = fresh.pull("old:1").await.unwrap_err();
-    assert!(error.to_string().contains("linux/mips"), "without an index the config decides: {error}");
+    assert!(error.to_string().contains("linux/mips"), "the config decides without an index: {error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn artifacts_are_files_to_mount_and_nothing_to_run() {
+async fn artifacts_can_be_mounted_but_not_run() {
     let node = node().await;
     let digest = node.artifact("models", &[("model.bin", "weights"), ("docs/readme", "text")]);
     let artifact = node.pull("models:1").await.unwrap();
@@ -288,13 +289,13 @@ async fn artifacts_are_files_to_mount_and_nothing_to_run() {
     let error = node.store.create_layer("d", &artifact.id, &[]).await.unwrap_err();
     assert!(error.to_string().contains("artifact"), "{error}");
 
-    // Over a restart, and gone with its last user.
+    // It survives a restart, and is removed with its last user.
     let Node { folder, registry, store } = node;
     drop(store);
     let node = Node { store: open(folder.path()).await, folder, registry };
     let again = node.store.resolve(&node.name("models:1")).unwrap();
     assert!(again.artifact && again.id == digest);
-    until("its digest is made", || {
+    until("the digest is not recorded", || {
         let layers = fs::read_dir(node.path("image/layers")).unwrap().flatten();
         layers.into_iter().all(|layer| {
             fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("content"))
@@ -304,9 +305,9 @@ async fn artifacts_are_files_to_mount_and_nothing_to_run() {
     let verified = node.store.verify(None).await.unwrap();
     assert!(verified.iter().all(|part| part.verdict == berth_image::Verdict::Sound), "{verified:?}");
     node.store.remove(&node.name("models:1")).await.unwrap();
-    assert!(files.join("model.bin").exists(), "it is mounted");
+    assert!(files.join("model.bin").exists(), "the files of a mounted artifact are removed");
     node.store.remove_layer("c").await.unwrap();
-    until("it goes with its last user", || !files.join("model.bin").exists()).await;
+    until("the artifact is not removed with its last user", || !files.join("model.bin").exists()).await;
 
     for (name, title) in [("up", "../x"), ("root", "/etc/x"), ("twice", "model.bin")] {
         node.artifact(name, &[("model.bin", "a"), (title, "b")]);
@@ -314,15 +315,15 @@ async fn artifacts_are_files_to_mount_and_nothing_to_run() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     }
     node.artifact("wrong", &[("a", "sound")]);
-    let spoilt = Digest::of(Algorithm::Sha256, b"sound");
+    let corrupt = Digest::of(Algorithm::Sha256, b"sound");
     node.registry.answer(
-        format!("/v2/wrong/blobs/{spoilt}"),
+        format!("/v2/wrong/blobs/{corrupt}"),
         Answer::Whole(200, "application/octet-stream", b"SOUND".to_vec()),
     );
     assert_eq!(node.pull("wrong:1").await.unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
-/// A writer whose bytes can be looked at afterwards.
+/// A writer that keeps the bytes for the test.
 #[derive(Clone, Default)]
 struct Kept(Arc<Mutex<Vec<u8>>>);
 
@@ -338,7 +339,7 @@ impl std::io::Write for Kept {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_saved_is_loaded_with_the_same_ids() {
+async fn saved_images_are_loaded_with_the_same_ids() {
     let node = node().await;
     let (first, first_id) = layer(&[("a", "one"), ("long/".repeat(40).as_str(), ""), ("b", "two")]);
     let (second, second_id) = layer(&[("c", "three"), (".wh.a", "")]);
@@ -354,7 +355,7 @@ async fn what_is_saved_is_loaded_with_the_same_ids() {
     let kept = Kept::default();
     node.store.save(&[node.name("app:1"), artifact.to_string()], kept.clone()).await.unwrap();
     fs::write(node.path("saved.tar"), &*kept.0.lock().unwrap()).unwrap();
-    // GNU tar and skopeo can read it, where they are.
+    // GNU tar can read the archive.
     let listed = Command::new("tar").arg("-tf").arg(node.path("saved.tar")).output().unwrap();
     assert!(String::from_utf8_lossy(&listed.stdout).contains("index.json"), "{listed:?}");
 
@@ -367,7 +368,7 @@ async fn what_is_saved_is_loaded_with_the_same_ids() {
     assert_eq!((&image.layers, &image.repo_tags), (&app.layers, &app.repo_tags));
     assert!(store.resolve(&node.name("models:1")).unwrap().artifact);
 
-    // What has changed on the disk is not passed on.
+    // Changed files are not saved.
     let layer = node.path("image/layers").join(app.layers[0].to_string().replace(':', "-")).join("fs/a");
     fs::write(&layer, "ONE").unwrap();
     let error = node.store.save(&[node.name("app:1")], Kept::default()).await.unwrap_err();
@@ -395,28 +396,28 @@ async fn the_import_folder_is_loaded_and_pinned() {
         tokio::spawn(async move { store.import_from(import).await })
     };
     let importing = run(&store);
-    until("the folder is made", || import.is_dir()).await;
+    until("the folder is not created", || import.is_dir()).await;
     fs::write(import.join("broken.tar"), "no archive").unwrap();
     fs::write(import.join(".app.tar.part"), &archive).unwrap();
     fs::rename(import.join(".app.tar.part"), import.join("app.tar")).unwrap();
-    let there = |store: &ImageStore| store.resolve(app.id.to_string().as_str());
-    until("it is imported", || there(&store).is_some_and(|image| image.pinned)).await;
+    let image = |store: &ImageStore| store.resolve(app.id.to_string().as_str());
+    until("the archive is not imported", || image(&store).is_some_and(|image| image.pinned)).await;
     importing.abort();
 
-    // A later daemon knows it without reading it again; one that was removed comes back.
+    // A later daemon does not read the archive again. An image that was removed is imported again.
     drop(store);
     let store = open(other.path()).await;
-    assert!(there(&store).unwrap().pinned);
+    assert!(image(&store).unwrap().pinned);
     store.remove(&app.id.to_string()).await.unwrap();
     let importing = run(&store);
-    until("it comes back", || there(&store).is_some_and(|image| image.pinned)).await;
+    until("the image is not imported again", || image(&store).is_some_and(|image| image.pinned)).await;
     fs::remove_file(import.join("app.tar")).unwrap();
-    until("it is not pinned any more", || there(&store).is_some_and(|image| !image.pinned)).await;
+    until("the image is still pinned", || image(&store).is_some_and(|image| !image.pinned)).await;
     importing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_explanation_shows_what_a_pull_would_do_and_pulls_nothing() {
+async fn an_explanation_shows_the_servers_of_a_pull_and_pulls_nothing() {
     let node = node().await;
     let digest = node.image("mirrored/app");
     let address = node.registry.address.clone();
@@ -431,7 +432,7 @@ async fn an_explanation_shows_what_a_pull_would_do_and_pulls_nothing() {
     node.write("policy.json", json!({ "default": [{ "type": "insecureAcceptAnything" }] }));
     let explained = node.store.explain("app:1", None).await.unwrap();
     assert_eq!(explained[0].reference, "r.invalid/app:1");
-    assert_eq!(explained[0].policy, ["default", "anything is accepted"]);
+    assert_eq!(explained[0].policy, ["default", "any image is accepted"]);
     let [tls, plain, own] = explained[0].servers.as_slice() else { panic!("{explained:?}") };
     assert!(tls.outcome.is_err() && tls.url.starts_with("https://"), "{tls:?}");
     assert_eq!(plain.url, format!("http://{address}/v2/mirrored/app"));

@@ -1,6 +1,6 @@
-//! Registries that are reached by TLS, by proxies of every kind, and by certificates of their own. Runs as root, as the
-//! store does.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Tests of registries that are reached through TLS and proxies of all kinds, with private certificates. They
+//! run as root, as the store does.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -17,14 +17,14 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, co
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// A registry behind TLS, whose certificate is that of the proxies, too.
+/// A registry with TLS. The proxies have the same certificate.
 struct Network {
     folder: tempfile::TempDir,
     registry: Registry,
     tls: TlsAcceptor,
-    /// Where the registry is by TLS.
+    /// The address of the registry with TLS.
     secure: String,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 async fn network() -> Network {
@@ -56,34 +56,34 @@ async fn network() -> Network {
         }
     })
     .await;
-    Network { folder, registry, tls, secure, asked: Arc::default() }
+    Network { folder, registry, tls, secure, requests: Arc::default() }
 }
 
 impl Network {
-    /// The address of a proxy by HTTP, spoken to by TLS or not.
+    /// Starts an HTTP proxy, with or without TLS. Returns its address.
     async fn http_proxy(&self, by_tls: bool) -> String {
-        let (tls, asked) = (self.tls.clone(), self.asked.clone());
+        let (tls, requests) = (self.tls.clone(), self.requests.clone());
         let (secure, plain) = (self.secure.clone(), self.registry.address.clone());
         listen(move |stream| {
-            let (tls, asked) = (tls.clone(), asked.clone());
+            let (tls, requests) = (tls.clone(), requests.clone());
             let (secure, plain) = (secure.clone(), plain.clone());
             async move {
                 match by_tls {
-                    true => http_proxy(tls.accept(stream).await.unwrap(), &asked, &secure, &plain).await,
-                    false => http_proxy(stream, &asked, &secure, &plain).await,
+                    true => http_proxy(tls.accept(stream).await.unwrap(), &requests, &secure, &plain).await,
+                    false => http_proxy(stream, &requests, &secure, &plain).await,
                 }
             }
         })
         .await
     }
 
-    /// One by SOCKS, which wants a user.
+    /// Starts a SOCKS proxy that requires a user. Returns its address.
     async fn socks_proxy(&self) -> String {
-        let asked = self.asked.clone();
+        let requests = self.requests.clone();
         let (secure, plain) = (self.secure.clone(), self.registry.address.clone());
         listen(move |stream| {
-            let (asked, secure, plain) = (asked.clone(), secure.clone(), plain.clone());
-            async move { socks_proxy(stream, &asked, &secure, &plain).await }
+            let (requests, secure, plain) = (requests.clone(), secure.clone(), plain.clone());
+            async move { socks_proxy(stream, &requests, &secure, &plain).await }
         })
         .await
     }
@@ -98,8 +98,8 @@ impl Network {
         ImageStore::open(options).await.unwrap().pull(&name.parse().unwrap(), None).await
     }
 
-    fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.asked.lock().unwrap())
+    fn take_requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.requests.lock().unwrap())
     }
 }
 
@@ -119,13 +119,13 @@ where
 
 async fn relay(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), to: &str) {
     let mut server = TcpStream::connect(to).await.unwrap();
-    // Who goes first is no failure.
+    // Either side may close first.
     drop(copy_bidirectional(stream, &mut server).await);
 }
 
 async fn http_proxy(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    asked: &Mutex<Vec<String>>,
+    requests: &Mutex<Vec<String>>,
     secure: &str,
     plain: &str,
 ) {
@@ -137,7 +137,7 @@ async fn http_proxy(
         }
     }
     let text = String::from_utf8_lossy(&head).into_owned();
-    asked.lock().unwrap().push(text.lines().next().unwrap_or_default().to_owned());
+    requests.lock().unwrap().push(text.lines().next().unwrap_or_default().to_owned());
     if !text.to_ascii_lowercase().contains("proxy-authorization: basic dtpw\r\n") {
         stream.write_all(b"HTTP/1.1 407 who\r\nContent-Length: 0\r\n\r\n").await.unwrap();
         return;
@@ -151,8 +151,8 @@ async fn http_proxy(
     drop(copy_bidirectional(&mut stream, &mut server).await);
 }
 
-/// RFC 1928 and, for the user, RFC 1929.
-async fn socks_proxy(mut stream: TcpStream, asked: &Mutex<Vec<String>>, secure: &str, plain: &str) {
+/// Serves RFC 1928, and RFC 1929 for the user.
+async fn socks_proxy(mut stream: TcpStream, requests: &Mutex<Vec<String>>, secure: &str, plain: &str) {
     let mut greeting = vec![0; 2];
     stream.read_exact(&mut greeting).await.unwrap();
     let mut methods = vec![0; usize::from(greeting[1])];
@@ -174,13 +174,13 @@ async fn socks_proxy(mut stream: TcpStream, asked: &Mutex<Vec<String>>, secure: 
     assert_eq!(request, [5, 1, 0, 3], "the proxy resolves the name");
     let host = word(&mut stream).await;
     let port = stream.read_u16().await.unwrap();
-    asked.lock().unwrap().push(format!("{host}:{port}"));
+    requests.lock().unwrap().push(format!("{host}:{port}"));
     stream.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
     relay(&mut stream, if port == 443 { secure } else { plain }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn proxies_of_every_kind_lead_to_servers_of_every_kind() {
+async fn proxies_of_all_kinds_reach_servers_of_all_kinds() {
     let network = network().await;
     let http = network.http_proxy(false).await;
     let https = network.http_proxy(true).await;
@@ -188,26 +188,30 @@ async fn proxies_of_every_kind_lead_to_servers_of_every_kind() {
     for proxy in [format!("http://u:p@{http}"), format!("u:p@{http}"), format!("https://u:p@{https}")] {
         let pulled = network.pull(&proxy, "secure.example/image:1").await;
         pulled.unwrap_or_else(|error| panic!("{proxy}: {error}"));
-        let asked = network.asked();
-        assert!(asked.iter().all(|line| line == "CONNECT secure.example:443 HTTP/1.1"), "{proxy}: {asked:?}");
-        assert!(!asked.is_empty());
+        let requests = network.take_requests();
+        assert!(
+            requests.iter().all(|line| line == "CONNECT secure.example:443 HTTP/1.1"),
+            "{proxy}: {requests:?}"
+        );
+        assert!(!requests.is_empty());
     }
     network.pull(&format!("http://u:p@{http}"), "plain.example/image:1").await.unwrap();
-    let asked = network.asked();
-    assert_eq!(asked[0], "GET http://plain.example/v2/image/manifests/1 HTTP/1.1");
+    let requests = network.take_requests();
+    assert_eq!(requests[0], "GET http://plain.example/v2/image/manifests/1 HTTP/1.1");
     for scheme in ["socks5", "socks5h"] {
         for (name, place) in [("secure.example", "secure.example:443"), ("plain.example", "plain.example:80")]
         {
             let pulled = network.pull(&format!("{scheme}://u:p@{socks}"), &format!("{name}/image:1")).await;
             pulled.unwrap_or_else(|error| panic!("{scheme} {name}: {error}"));
-            let asked = network.asked();
-            assert!(!asked.is_empty() && asked.iter().all(|asked| asked == place), "{asked:?}");
+            let requests = network.take_requests();
+            assert!(!requests.is_empty() && requests.iter().all(|request| request == place), "{requests:?}");
         }
     }
-    // A proxy that is not who it says is told nothing: its certificate is not known without the registry's authority.
+    // A proxy whose certificate is not trusted receives no request. It is unknown without the registry's
+    // authority.
     let error = network.pull(&format!("https://u:p@{https}"), "plain.example/image:1").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    assert!(network.asked().is_empty(), "{error}");
+    assert!(network.take_requests().is_empty(), "{error}");
     let error = network.pull("quic://proxy.example", "secure.example/image:1").await.unwrap_err();
     assert!(error.to_string().contains("only http, https and socks5"), "{error}");
 }

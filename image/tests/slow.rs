@@ -1,4 +1,4 @@
-//! Registries that are slow: what they delay, and what they must not. Runs as root, as the store does.
+//! Tests of slow registries, and that others do not wait for them. They run as root, as the store does.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -7,7 +7,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::as_conversions,
-    reason = "a test that fails says so by panicking"
+    reason = "a failing test panics"
 )]
 
 #[path = "../../tests/support/registry.rs"]
@@ -19,9 +19,9 @@ use std::time::Duration;
 use berth_image::{Algorithm, Digest, Error, ErrorKind, Image, ImageStore, Options, Timeouts};
 use registry::{Answer, Registry};
 
-/// How long something may take on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// A byte now and then: no test lives to see the end of it.
+/// The time limit on a slow machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// The time between bytes, such that a transfer does not end during a test.
 const FOREVER: Duration = Duration::from_millis(50);
 
 struct Test {
@@ -42,21 +42,21 @@ impl Test {
         self.store.pull(&format!("{}/{name}:1", self.registry.address).parse().unwrap(), None).await
     }
 
-    /// The same, which must not take for ever.
+    /// Pulls within the time limit.
     async fn soon(&self, name: &str) -> Result<Arc<Image>, Error> {
-        let pulled = tokio::time::timeout(PATIENCE, self.pull(name)).await;
-        pulled.unwrap_or_else(|_| panic!("{name} is kept waiting"))
+        let pulled = tokio::time::timeout(TIMEOUT, self.pull(name)).await;
+        pulled.unwrap_or_else(|_| panic!("the pull of {name} did not finish"))
     }
 
-    /// An image whose layers, but for the first `fast` ones, come byte by byte.
+    /// Adds an image to the registry whose layers, except for the first `fast` ones, are sent byte by byte.
     fn slow_image(&self, name: &str, layers: &[(Vec<u8>, Digest)], fast: usize) {
         for (path, (bytes, _)) in self.registry.layers(name, layers).into_iter().zip(layers).skip(fast) {
             self.registry.answer(path, Answer::Dripping(bytes.clone(), 1, FOREVER));
         }
     }
 
-    /// Waits until a path was asked for.
-    async fn asked(&self, path: &str) {
+    /// Waits until a path was requested.
+    async fn requested(&self, path: &str) {
         while self.registry.times(path) == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -88,9 +88,9 @@ async fn no_image_waits_for_a_slow_one() {
     let slow = async { tokio::join!(test.pull("slow1"), test.pull("slow2"), test.pull("slow3")) };
     let fast = async {
         for name in ["slow1", "slow2", "slow3"] {
-            test.asked(&format!("/v2/{name}/manifests/1")).await;
+            test.requested(&format!("/v2/{name}/manifests/1")).await;
         }
-        // They have had time to take all there is.
+        // The slow pulls have time to take all slots.
         tokio::time::sleep(Duration::from_millis(500)).await;
         test.soon("fast").await
     };
@@ -101,13 +101,13 @@ async fn no_image_waits_for_a_slow_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_image_waits_for_a_slow_one_that_claims_its_layers() {
+async fn no_image_waits_for_a_slow_one_with_the_same_layers() {
     let test = test(Timeouts { slow: Duration::from_millis(200), ..Timeouts::default() }).await;
     let shared = layers("shared", 3);
     test.slow_image("slow", &shared, 0);
     test.registry.layers("fast", &shared);
     let fast = async {
-        test.asked("/v2/slow/manifests/1").await;
+        test.requested("/v2/slow/manifests/1").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         test.soon("fast").await
     };
@@ -119,7 +119,7 @@ async fn no_image_waits_for_a_slow_one_that_claims_its_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_download_that_lives_is_finished() {
+async fn a_slow_download_is_finished() {
     let test = test(Timeouts { slow: Duration::from_millis(100), ..Timeouts::default() }).await;
     let layers = layers("slow", 3);
     for (path, (bytes, _)) in test.registry.layers("slow", &layers).into_iter().zip(&layers) {
@@ -130,7 +130,7 @@ async fn a_slow_download_that_lives_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stalls_is_told_with_figures() {
+async fn stalled_transfers_are_reported_with_figures() {
     let timeouts = Timeouts {
         stall: Duration::from_millis(100),
         backoff: Duration::from_millis(1),
@@ -145,7 +145,7 @@ async fn what_stalls_is_told_with_figures() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let text = error.to_string();
     assert!(
-        text.contains("stalled for 100ms: 1000 of 2048 bytes are here") && text.contains("bytes/s"),
+        text.contains("stalled for 100ms: received 1000 of 2048 bytes") && text.contains("bytes/s"),
         "{text}"
     );
 
@@ -155,5 +155,5 @@ async fn what_stalls_is_told_with_figures() {
     let dripping = Answer::Dripping(vec![b' '; 5000], 1, Duration::from_millis(20));
     test.registry.answer("/v2/dripping/manifests/1", dripping);
     let text = test.soon("dripping").await.unwrap_err().to_string();
-    assert!(text.contains("it takes longer than 300ms: given up after"), "{text}");
+    assert!(text.contains("not complete within 300ms, cancelled after"), "{text}");
 }

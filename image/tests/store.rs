@@ -1,5 +1,5 @@
-//! The store with a registry of its own: what is pulled is what a container gets, work is shared, and what is removed or
-//! cut off is gone. Runs as root: layers have whiteouts, which are devices.
+//! Tests of the store with a private registry: pulled images are complete, work is shared, and removed or
+//! incomplete data is deleted. They run as root, since layers have whiteouts, which are devices.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -8,7 +8,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::as_conversions,
-    reason = "a test that fails says so by panicking"
+    reason = "a failing test panics"
 )]
 
 mod support;
@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use berth_image::{Algorithm, Credentials, Digest, ErrorKind, ImageStore, Limits, Options, Proxies, Verdict};
 use support::registry::{Answer, MANIFEST, Registry};
-use support::{Layer, Overlay, PATIENCE, Test, open, seen, simple, test, until_digested};
+use support::{Layer, Overlay, TIMEOUT, Test, open, seen, simple, test, until_digested};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn layers_of_every_compression_make_one_tree() {
+async fn layers_of_all_compressions_are_merged() {
     let test = test().await;
     let bottom = Layer::default()
         .folder("usr", 0o755)
@@ -44,7 +44,7 @@ async fn layers_of_every_compression_make_one_tree() {
     let layer = test.store.create_layer("c1", &image.id, &[]).await.unwrap();
     let text = |name: &str| seen(&layer.lower, name).map(|path| fs::read_to_string(path).unwrap());
     assert_eq!(text("usr/lib/first").as_deref(), Some("one"));
-    // What a layer puts below a link of another layer is where the link leads.
+    // A file below a link of another layer is at the link's target.
     assert_eq!(text("usr/lib/second").as_deref(), Some("two"));
     assert!(fs::symlink_metadata(seen(&layer.lower, "lib").unwrap()).unwrap().is_symlink());
     assert_eq!(text("gone"), None);
@@ -57,10 +57,10 @@ async fn layers_of_every_compression_make_one_tree() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_of_zstd_fit_into_the_nodes_budget_or_are_refused_with_it() {
+async fn zstd_windows_fit_into_the_budget_or_are_rejected() {
     let test = test().await;
     let layer = |number: u32, log| Layer::default().file(&format!("{number}"), "x").zstd_with_window(log);
-    // More at once than there is room for: they wait for one another.
+    // Together they exceed the budget, so they wait for one another.
     let layers: Vec<_> =
         (0..9).map(|number| layer(number, 27)).chain([layer(10, 28), layer(11, 24)]).collect();
     test.registry.layers("image", &layers);
@@ -106,14 +106,14 @@ async fn many_layers_share_folders_that_none_of_them_lists() {
         assert!(seen(&layer.lower, &format!("usr/lib/x/{count}")).is_none());
         test.store.remove_layer("c").await.unwrap();
     }
-    // What is above the same layers is not made again for the other image.
+    // The patches above the same layers are shared.
     assert!(test.store.remove(&shorter.id.to_string()).await.unwrap());
     assert!(test.store.remove(&longer.id.to_string()).await.unwrap());
     assert!(test.settled("layers", 0) && test.settled("trash", 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_a_layer_empties_without_listing_it_keeps_its_owner_and_mode() {
+async fn an_unlisted_opaque_folder_keeps_its_owner_and_mode() {
     let test = test().await;
     let bottom = Layer::default().folder("srv", 0o711).folder("srv/data", 0o1770).file("srv/data/old", "x");
     let top = Layer::default().file("srv/data/.wh..wh..opq", "").file("srv/data/new", "y");
@@ -129,7 +129,7 @@ async fn a_folder_that_a_layer_empties_without_listing_it_keeps_its_owner_and_mo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_there_is_not_fetched_again_and_work_is_shared() {
+async fn stored_layers_are_not_fetched_again_and_work_is_shared() {
     let test = test().await;
     let shared = simple("shared");
     let paths = test.registry.layers("one", &[shared.clone(), simple("one")]);
@@ -139,10 +139,10 @@ async fn what_is_there_is_not_fetched_again_and_work_is_shared() {
     assert!(images.iter().all(|image| image.id == images[0].id));
     assert!(paths.iter().all(|path| test.registry.times(path) == 1), "eight pulls, one transfer");
     test.pull("two:1").await.unwrap();
-    assert_eq!(test.registry.times(&others[0]), 0, "the layer is here, from the other image");
+    assert_eq!(test.registry.times(&others[0]), 0, "the layer is in the store, from the other image");
     assert_eq!(test.registry.times(&others[1]), 1);
     assert_eq!(test.stored("layers").len(), 3);
-    // The registry is asked all the same, so that credentials count.
+    // The registry is contacted nevertheless, so that it checks the credentials.
     test.pull("two:1").await.unwrap();
     assert_eq!(test.registry.times("/v2/two/manifests/1"), 2);
 }
@@ -151,11 +151,11 @@ async fn what_is_there_is_not_fetched_again_and_work_is_shared() {
 async fn an_index_leads_to_this_platform() {
     let test = test().await;
     test.registry.image("image", &simple("x").0, &simple("x").1);
-    let asked = |path: &str| test.registry.times(path);
+    let requests = |path: &str| test.registry.times(path);
     let image = test.pull("image:1").await.unwrap();
     let digest = image.repo_digests[0].rsplit('@').next().unwrap().to_owned();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let wrong = Digest::of(Algorithm::Sha256, b"nobody has this");
+    let wrong = Digest::of(Algorithm::Sha256, b"not in the registry");
     let size = length(&test, &format!("/v2/image/manifests/{digest}"));
     let index = serde_json::json!({ "schemaVersion": 2, "manifests": [
         { "mediaType": MANIFEST, "digest": wrong, "size": 10, "platform": { "os": "linux", "architecture": "s390x" } },
@@ -166,7 +166,7 @@ async fn an_index_leads_to_this_platform() {
     let from_index = test.pull("image:all").await.unwrap();
     assert_eq!(from_index.id, image.id);
     assert_eq!(from_index.repo_tags.len(), 2, "two names of one image");
-    assert_eq!(asked(&format!("/v2/image/manifests/{wrong}")), 0);
+    assert_eq!(requests(&format!("/v2/image/manifests/{wrong}")), 0);
     let only_other = index.to_string().replace(architecture, "riscv64");
     test.registry.answer("/v2/image/manifests/other", Answer::Whole(200, kind, only_other.into_bytes()));
     let error = test.pull("image:other").await.unwrap_err();
@@ -175,7 +175,7 @@ async fn an_index_leads_to_this_platform() {
     assert_eq!(by_digest.id, image.id);
 }
 
-/// The length of what the registry answers to a path.
+/// Returns the length of the registry's answer for a path.
 fn length(test: &Test, path: &str) -> usize {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(&test.registry.address).unwrap();
@@ -187,7 +187,7 @@ fn length(test: &Test, path: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_are_used_where_they_are_asked_for_and_nowhere_else() {
+async fn credentials_are_sent_only_where_they_are_required() {
     let test = test().await;
     let elsewhere = Registry::start(std::process::id());
     let (bytes, digest) = simple("x");
@@ -206,13 +206,13 @@ async fn credentials_are_used_where_they_are_asked_for_and_nowhere_else() {
     let token = Answer::Whole(200, "application/json", br#"{ "token": "let-me-in" }"#.to_vec());
     // "user:secret" in base64.
     let basic = "Basic dXNlcjpzZWNyZXQ=";
-    let ask = "/token?service=here&scope=repository%3Aimage%3Apull";
+    let token_request = "/token?service=here&scope=repository%3Aimage%3Apull";
     let unknown = Box::new(Answer::Headers(401, String::new(), Vec::new()));
-    test.registry.answer(ask, Answer::Authorized(basic, Box::new(token), unknown));
+    test.registry.answer(token_request, Answer::Authorized(basic, Box::new(token), unknown));
 
     let reference = test.reference("image:1");
-    let stranger = test.store.pull(&reference, None).await.unwrap_err();
-    assert_eq!(stranger.kind(), ErrorKind::Unauthorized, "{stranger}");
+    let anonymous = test.store.pull(&reference, None).await.unwrap_err();
+    assert_eq!(anonymous.kind(), ErrorKind::Unauthorized, "{anonymous}");
     let wrong = Credentials::Basic { username: "user".into(), password: "guess".into() };
     let error = test.store.pull(&reference, Some(wrong)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
@@ -221,11 +221,11 @@ async fn credentials_are_used_where_they_are_asked_for_and_nowhere_else() {
     test.store.pull(&reference, Some(right)).await.unwrap();
     let redirected = elsewhere.asked();
     assert_eq!(redirected.len(), 1, "{redirected:?}");
-    assert_eq!(redirected[0].authorization, None, "credentials do not follow to another host");
+    assert_eq!(redirected[0].authorization, None, "credentials are sent to another host");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_busy_is_asked_again() {
+async fn a_busy_registry_is_retried() {
     let test = test().await;
     let (bytes, digest) = simple("x");
     let layer = test.registry.image("image", &bytes, &digest);
@@ -257,7 +257,7 @@ async fn mirrors_come_first_and_the_server_last() {
     let image = test.store.pull(&"image:1".parse().unwrap(), None).await.unwrap();
     assert_eq!(image.repo_tags, ["docker.io/library/image:1"]);
     assert!(test.registry.asked().is_empty(), "the mirror has it");
-    // A mirror whose content is wrong is passed over.
+    // A mirror with wrong content is skipped.
     assert!(test.store.remove("image:1").await.unwrap());
     assert!(test.settled("layers", 0));
     mirror.answer(path.as_str(), Answer::Whole(200, "application/octet-stream", vec![b'x'; bytes.len()]));
@@ -267,7 +267,7 @@ async fn mirrors_come_first_and_the_server_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_are_kept_and_named() {
+async fn limits_are_enforced_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(std::process::id());
     let limits = Limits { bytes: 50_000, entries: 5, ..Limits::default() };
@@ -286,7 +286,7 @@ async fn limits_are_kept_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_survive_a_restart_and_half_made_things_do_not() {
+async fn images_survive_a_restart_and_incomplete_folders_do_not() {
     let test = test().await;
     test.registry.layers("image", &[simple("a"), simple("b")]);
     let image = test.pull("image:1").await.unwrap();
@@ -305,7 +305,7 @@ async fn images_survive_a_restart_and_half_made_things_do_not() {
     assert!(test.store.layer("torn").is_none());
     test.store.remove_layer("torn").await.unwrap();
 
-    // In another boot, a layer is trusted because an image's record vouches for it, or a marker of its own does.
+    // After a reboot, a layer is trusted because of an image's record or its own marker.
     let Test { folder, registry, store } = test;
     store.remove_layer("kept").await.unwrap();
     until_digested(&root);
@@ -321,7 +321,7 @@ async fn images_survive_a_restart_and_half_made_things_do_not() {
     assert_eq!(store.list().len(), 1);
     until_digested(&root);
     drop(store);
-    // What an earlier daemon has recorded before its layers were on the disk does not.
+    // The record of an earlier daemon, written before the layers were synced, is not sufficient.
     let id = fs::read_dir(root.join("images")).unwrap().next().unwrap().unwrap().path().join("image.json");
     let record = fs::read_to_string(&id).unwrap();
     let old = record.replace("\"synced\": true", "\"synced\": false");
@@ -336,7 +336,7 @@ async fn images_survive_a_restart_and_half_made_things_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn removing_takes_all_names_and_waits_for_containers() {
+async fn removal_removes_all_names_and_waits_for_containers() {
     let test = test().await;
     test.registry.image("image", &simple("x").0, &simple("x").1);
     let image = test.pull("image:1").await.unwrap();
@@ -347,7 +347,7 @@ async fn removing_takes_all_names_and_waits_for_containers() {
     let layer = test.store.create_layer("user", &image.id, &[]).await.unwrap();
     assert!(test.store.remove(&image.repo_tags[0]).await.unwrap());
     assert!(test.store.list().is_empty() && test.store.resolve(&image.id.to_string()).is_none());
-    assert!(layer.lower[0].join("x").exists(), "the container goes on");
+    assert!(layer.lower[0].join("x").exists(), "the layer of a running container is removed");
     assert!(test.store.create_layer("late", &image.id, &[]).await.is_err());
     test.store.remove_layer("user").await.unwrap();
     test.store.remove_layer("user").await.unwrap();
@@ -369,7 +369,7 @@ async fn a_tag_belongs_to_the_image_that_was_pulled_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_is_what_du_says() {
+async fn usage_is_that_of_du() {
     let test = test().await;
     test.registry.layers("image", &[simple("a"), Layer::default().file("b", &"b".repeat(300_000)).gzip()]);
     test.pull("image:1").await.unwrap();
@@ -380,9 +380,9 @@ async fn usage_is_what_du_says() {
         let text = String::from_utf8(output.unwrap().stdout).unwrap();
         text.lines().map(|line| line.split('\t').next().unwrap().parse::<u64>().unwrap()).sum()
     };
-    // The two folders themselves are no image's.
+    // The two folders themselves are not part of an image.
     let own = |path: &str| fs::metadata(root.join(path)).unwrap().blocks() * 512;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     loop {
         let usage = test.store.usage().image;
         let expected = (du("-B1") - own("layers") - own("images"), du("--inodes") - 2);
@@ -410,7 +410,7 @@ async fn registries_are_reached_through_a_proxy() {
     let store = ImageStore::open(options).await.unwrap();
     store.pull(&"plain.example/image:1".parse().unwrap(), None).await.unwrap();
     assert_eq!(proxy.times("http://plain.example/v2/image/manifests/1"), 1, "{:?}", proxy.asked());
-    // TLS goes through a tunnel, which this proxy refuses.
+    // TLS uses a tunnel, which this proxy rejects.
     let error = store.pull(&"secure.example/image:1".parse().unwrap(), None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("proxy 127.0.0.1"), "{error}");
@@ -418,17 +418,17 @@ async fn registries_are_reached_through_a_proxy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_changed_on_the_disk_is_found() {
+async fn changes_on_the_disk_are_detected() {
     let test = test().await;
     test.registry.layers("image", &[simple("a"), simple("b")]);
     test.registry.image("other", &simple("c").0, &simple("c").1);
     let image = test.pull("image:1").await.unwrap();
     test.pull("other:1").await.unwrap();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     let sound = loop {
-        let found = test.store.verify(None).await.unwrap();
-        if found.iter().all(|part| part.verdict == Verdict::Sound) || Instant::now() > until {
-            break found;
+        let parts = test.store.verify(None).await.unwrap();
+        if parts.iter().all(|part| part.verdict == Verdict::Sound) || Instant::now() > until {
+            break parts;
         }
         std::thread::sleep(Duration::from_millis(20));
     };
@@ -440,9 +440,9 @@ async fn what_has_changed_on_the_disk_is_found() {
     fs::write(layer.join("fs/b"), "changed").unwrap();
     let config = root.join("images").join(format!("sha256-{}", image.id.hex())).join("config.json");
     fs::write(&config, "{}").unwrap();
-    let found = test.store.verify(None).await.unwrap();
-    let broken: Vec<_> = found.iter().filter(|part| part.verdict != Verdict::Sound).collect();
-    assert_eq!(broken.len(), 2, "{found:?}");
+    let parts = test.store.verify(None).await.unwrap();
+    let broken: Vec<_> = parts.iter().filter(|part| part.verdict != Verdict::Sound).collect();
+    assert_eq!(broken.len(), 2, "{parts:?}");
     assert!(broken.iter().all(|part| part.images == image.repo_tags), "{broken:?}");
     assert_eq!(test.store.verify(Some("no-such:1")).await.unwrap_err().kind(), ErrorKind::NotFound);
     let other = test.store.verify(Some(&format!("{}/other:1", test.registry.address))).await.unwrap();
@@ -450,11 +450,11 @@ async fn what_has_changed_on_the_disk_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_failed_pull_has_got_is_not_fetched_again() {
+async fn the_layers_of_a_failed_pull_are_not_fetched_again() {
     let test = test().await;
     let (first, second) = (simple("a"), simple("b"));
     let paths = test.registry.layers("image", &[first, second.clone()]);
-    // Asked for again, until the first layer is long there.
+    // It is retried, until the first layer is in the store.
     test.registry.answer(paths[1].as_str(), Answer::Whole(503, "text/plain", Vec::new()));
     assert_eq!(test.pull("image:1").await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(test.settled("layers", 1), "{:?}", test.stored("layers"));
@@ -465,7 +465,7 @@ async fn what_a_failed_pull_has_got_is_not_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_the_registry_may_not_keep_is_fetched_from_where_it_says() {
+async fn a_layer_that_the_registry_does_not_distribute_is_fetched_from_its_urls() {
     let test = test().await;
     let elsewhere = Registry::start(std::process::id());
     let (bytes, diff_id) = simple("a");
@@ -483,6 +483,6 @@ async fn a_layer_that_the_registry_may_not_keep_is_fetched_from_where_it_says() 
     let auth = Credentials::Basic { username: "user".to_owned(), password: "secret".to_owned() };
     let image = test.store.pull(&test.reference("image:1"), Some(auth)).await.unwrap();
     assert_eq!(image.layers, [diff_id]);
-    let asked = elsewhere.asked();
-    assert!(asked.len() == 1 && asked[0].authorization.is_none(), "{asked:?} {digest}");
+    let requests = elsewhere.asked();
+    assert!(requests.len() == 1 && requests[0].authorization.is_none(), "{requests:?} {digest}");
 }

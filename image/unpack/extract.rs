@@ -1,5 +1,5 @@
-//! Unpacks one layer into an empty folder: entries in their order, whiteouts in overlayfs's form, the times of folders
-//! last.
+//! Unpacks one layer into an empty folder. Entries are created in their order, whiteouts in the form of
+//! overlayfs, and the times of folders are set last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -25,27 +25,29 @@ use super::tree::{Place, Tree, is_folder, is_whiteout};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 
-/// What hides a name of the layers below (OCI image spec, layer, "Whiteouts").
+/// The prefix of a file that hides a name of the layers below (OCI image spec, layer, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
-/// What hides all names of a folder.
+/// The name of a file that hides all names of its folder in the layers below.
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
-/// Other files of AUFS itself.
+/// The prefix of other files of AUFS.
 const AUFS: &[u8] = b".wh..wh.";
-/// overlayfs's own attributes: in a layer they would send it to other folders (`redirect`, `metacopy`).
+/// The prefixes of overlayfs's own attributes. In a layer they would redirect overlayfs to other folders
+/// (`redirect`, `metacopy`).
 const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-/// A pipe, a device and a link are made with no permission, and get theirs after their owner.
+/// The mode with which pipes, devices and links are created. They get their mode after their owner.
 const NO_MODE: Mode = Mode::empty();
 
-/// What the layer is, and what it needs of the layers below it.
+/// The digest of an unpacked layer, and the parts of it that depend on the layers below.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// The digest of the uncompressed archive.
     pub(crate) diff_id: Digest,
-    /// Its length.
+    /// The length of the uncompressed archive.
     pub(crate) length: u64,
-    /// Folders that it does not list: their metadata is that of the layers below, if they have them.
+    /// The folders that the layer does not list. Their metadata is that of the layers below, if they have
+    /// them.
     pub(crate) implicit: BTreeSet<TreePath>,
-    /// Hard links to files that it does not hold, with their targets.
+    /// The hard links to files that the layer does not contain, with their targets.
     pub(crate) links: BTreeMap<TreePath, TreePath>,
 }
 
@@ -55,8 +57,8 @@ struct Extraction<'a> {
     folder_times: FolderTimes,
 }
 
-/// Unpacks `source` into the empty folder `root`, and reads it to its end. Into the file `recipe` goes what
-/// [`super::rebuild`] needs.
+/// Unpacks `source` into the empty folder `root`, and reads it to its end. Writes the data that
+/// [`super::rebuild`] needs to the file `recipe`.
 pub(crate) fn unpack(
     what: &str,
     source: impl BufRead,
@@ -77,7 +79,7 @@ pub(crate) fn unpack(
     let Extraction { reader, tree, folder_times } = extraction;
     set_folder_times(reader.what(), &tree, folder_times)?;
     let (diff_id, length) = reader.finish()?;
-    let (implicit, links) = tree.notes.into_parts();
+    let (implicit, links) = tree.dependencies.into_parts();
     Ok(Outcome { diff_id, length, implicit, links })
 }
 
@@ -98,14 +100,14 @@ impl Extraction<'_> {
         if let Some(hidden) = place.name.strip_prefix(WHITEOUT) {
             return self.whiteout(&place, hidden);
         }
-        self.tree.notes.drop_link(&place.path);
+        self.tree.dependencies.drop_link(&place.path);
         match entry.kind {
             Kind::Directory => self.folder(&place, entry),
             Kind::File => self.file(&place, entry),
             Kind::HardLink => self.hard_link(&place, entry),
             Kind::Symlink => {
                 let target = OsStr::from_bytes(&entry.link);
-                self.make(&place, |place| symlinkat(target, place.fd(), place.name()))?;
+                self.create(&place, |place| symlinkat(target, place.fd(), place.name()))?;
                 self.node_metadata(&place, entry, false)
             }
             Kind::Character | Kind::Block | Kind::Fifo => {
@@ -115,7 +117,7 @@ impl Extraction<'_> {
                     _ => (FileType::Fifo, (0, 0)),
                 };
                 let device = makedev(device.0, device.1);
-                self.make(&place, |place| mknodat(place.fd(), place.name(), kind, NO_MODE, device))?;
+                self.create(&place, |place| mknodat(place.fd(), place.name(), kind, NO_MODE, device))?;
                 self.node_metadata(&place, entry, true)
             }
         }
@@ -123,35 +125,37 @@ impl Extraction<'_> {
 
     fn path(&self, name: &[u8]) -> Result<TreePath, Error> {
         TreePath::parse(name).ok_or_else(|| {
-            let why =
-                format!("the name {:?} leads out of the layer or is none", name.escape_ascii().to_string());
+            let why = format!(
+                "the name {:?} is invalid or leads out of the layer",
+                name.escape_ascii().to_string()
+            );
             Error::corrupt(self.reader.what(), why)
         })
     }
 
-    /// The entry of the root folder itself.
+    /// Handles the entry of the root folder itself.
     fn root(&mut self, entry: &Entry) -> Result<(), Error> {
         if entry.kind != Kind::Directory {
-            return Err(Error::corrupt(self.reader.what(), "its root is not a folder"));
+            return Err(Error::corrupt(self.reader.what(), "the root is not a folder"));
         }
         let path = TreePath::default();
         let fd = self.tree.open(&path).map_err(|error| self.tree.failed(&path, error))?;
-        self.tree.notes.listed(&path);
+        self.tree.dependencies.mark_listed(&path);
         self.metadata(&path, &fd, entry)?;
         self.folder_time(&path, entry)
     }
 
     fn folder_time(&mut self, path: &TreePath, entry: &Entry) -> Result<(), Error> {
         let added = self.folder_times.add(self.tree.root(), path, &timestamps(entry.mtime));
-        added.map_err(|error| Error::io("note the times of folders of", self.reader.what(), error))
+        added.map_err(|error| Error::io("record the times of folders of", self.reader.what(), error))
     }
 
-    /// Makes something at a place; what was there goes, as a later entry replaces an earlier one.
-    fn make<T>(&mut self, place: &Place, make: impl Fn(&Place) -> Result<T, Errno>) -> Result<T, Error> {
-        match make(place) {
+    /// Creates a file at a place. An existing file is removed first: a later entry replaces an earlier one.
+    fn create<T>(&mut self, place: &Place, create: impl Fn(&Place) -> Result<T, Errno>) -> Result<T, Error> {
+        match create(place) {
             Err(Errno::EXIST) => {
                 self.tree.remove(place)?;
-                make(place).map_err(|error| self.tree.failed(&place.path, error))
+                create(place).map_err(|error| self.tree.failed(&place.path, error))
             }
             other => other.map_err(|error| self.tree.failed(&place.path, error)),
         }
@@ -164,7 +168,7 @@ impl Extraction<'_> {
             Err(Errno::EXIST) => {
                 let stat = self.stat(place)?;
                 if !is_folder(&stat) {
-                    // A folder after a whiteout of its name holds nothing of the layers below.
+                    // A folder that follows a whiteout of its name hides the folder of the layers below.
                     opaque = is_whiteout(&stat);
                     self.tree.remove(place)?;
                     mkdirat(place.fd(), place.name(), Mode::RWXU)
@@ -180,14 +184,14 @@ impl Extraction<'_> {
         if opaque {
             self.tree.make_opaque(&place.path)?;
         }
-        self.tree.notes.listed(&place.path);
+        self.tree.dependencies.mark_listed(&place.path);
         self.folder_time(&place.path, entry)
     }
 
     fn file(&mut self, place: &Place, entry: &Entry) -> Result<(), Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd =
-            self.make(place, |place| openat(place.fd(), place.name(), flags, Mode::RUSR | Mode::WUSR))?;
+            self.create(place, |place| openat(place.fd(), place.name(), flags, Mode::RUSR | Mode::WUSR))?;
         match &entry.sparse {
             None => {
                 let mut length = 0_u64;
@@ -208,7 +212,7 @@ impl Extraction<'_> {
                     let why = format!("{} has {} bytes, the limit is {limit}", place.path, sparse.size);
                     return Err(Error::limit(self.reader.what(), why));
                 }
-                // Holes take no disk, but whoever reads the file reads them, too.
+                // Holes take no disk space, but readers of the file read them as well.
                 self.reader.budget().take_bytes(self.reader.what(), sparse.holes())?;
                 for (offset, length) in &sparse.segments {
                     self.segment(place, &fd, *offset, *length)?;
@@ -221,7 +225,7 @@ impl Extraction<'_> {
         futimens(&fd, &times).map_err(|error| self.tree.failed(&place.path, error))
     }
 
-    /// One stored piece of a file with holes.
+    /// Writes one segment of a sparse file.
     fn segment(
         &mut self,
         place: &Place,
@@ -233,7 +237,7 @@ impl Extraction<'_> {
             let data = self.reader.data()?;
             let piece = data.get(..usize::try_from(length).unwrap_or(usize::MAX)).unwrap_or(data);
             if piece.is_empty() {
-                return Err(Error::corrupt(self.reader.what(), format!("{}: data is missing", place.path)));
+                return Err(Error::corrupt(self.reader.what(), format!("{}: missing data", place.path)));
             }
             let written = pwrite(fd, piece, offset).map_err(|error| self.tree.failed(&place.path, error))?;
             self.reader.consume(written);
@@ -244,19 +248,20 @@ impl Extraction<'_> {
         Ok(())
     }
 
-    /// A hard link within the layer; to a file of a lower layer it is noted, and made where both are there.
+    /// Creates a hard link within the layer. A link to a file of a lower layer is recorded, and created when
+    /// both layers are stacked.
     fn hard_link(&mut self, place: &Place, entry: &Entry) -> Result<(), Error> {
         let target = self.path(&entry.link)?;
-        if let Some(found) = self.tree.find(&target)? {
-            if found.path == place.path {
+        if let Some(target_place) = self.tree.find(&target)? {
+            if target_place.path == place.path {
                 return Err(Error::corrupt(
                     self.reader.what(),
                     format!("{} is a link to itself", place.path),
                 ));
             }
             let link = |place: &Place| {
-                // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is a second name of that.
-                linkat(found.fd(), found.name(), place.fd(), place.name(), AtFlags::empty())
+                // Without AT_SYMLINK_FOLLOW, a link to a symbolic link is another name of the symbolic link.
+                linkat(target_place.fd(), target_place.name(), place.fd(), place.name(), AtFlags::empty())
             };
             match link(place) {
                 Err(Errno::NOENT) => {}
@@ -272,21 +277,21 @@ impl Extraction<'_> {
             }
         }
         self.tree.remove(place)?;
-        self.tree.notes.add_link(place.path.clone(), target)
+        self.tree.dependencies.add_link(place.path.clone(), target)
     }
 
-    /// Hides a name of the layers below. What this layer itself has under that name stays (OCI image spec: whiteouts
-    /// apply to lower layers only); a folder then hides by being opaque.
+    /// Hides a name of the layers below. If this layer has a file of that name, it stays (OCI image spec:
+    /// whiteouts apply to lower layers only). If it is a folder, it becomes opaque.
     fn whiteout(&mut self, place: &Place, hidden: &[u8]) -> Result<(), Error> {
         if hidden.is_empty() || hidden == b"." || hidden == b".." {
-            return Err(Error::corrupt(self.reader.what(), format!("{} hides nothing", place.path)));
+            return Err(Error::corrupt(self.reader.what(), format!("invalid whiteout {}", place.path)));
         }
         let folder = place.path.split().map(|(folder, _)| folder).unwrap_or_default();
         let target = Place { name: hidden.to_vec(), path: folder.join(hidden), ..place.clone() };
         match mknodat(target.fd(), target.name(), FileType::CharacterDevice, NO_MODE, 0) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) if is_folder(&self.stat(&target)?) => {
-                self.tree.notes.listed(&target.path);
+                self.tree.dependencies.mark_listed(&target.path);
                 self.tree.make_opaque(&target.path)
             }
             Err(Errno::EXIST) => Ok(()),
@@ -299,7 +304,8 @@ impl Extraction<'_> {
             .map_err(|error| self.tree.failed(&place.path, error))
     }
 
-    /// Owner, then mode and attributes: a new owner would clear set-id bits and capabilities (chown(2)).
+    /// Sets the owner first, then mode and attributes: changing the owner clears set-id bits and capabilities
+    /// (chown(2)).
     fn metadata(&self, path: &TreePath, fd: &OwnedFd, entry: &Entry) -> Result<(), Error> {
         let failed = |error| self.tree.failed(path, error);
         let (owner, group) = owner(entry);
@@ -312,18 +318,20 @@ impl Extraction<'_> {
         Ok(())
     }
 
-    /// The same for what cannot be opened: links, devices and pipes.
+    /// Sets the metadata of a file that cannot be opened: a link, a device or a pipe.
     fn node_metadata(&self, place: &Place, entry: &Entry, has_mode: bool) -> Result<(), Error> {
         let failed = |error| self.tree.failed(&place.path, error);
         let (owner, group) = owner(entry);
         chownat(place.fd(), place.name(), owner, group, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         if has_mode {
-            // chmod(2) would follow a link, but this is none: we have just made it, and nobody else is here.
+            // chmod(2) follows links, but the file was just created and is not a link. No other process uses
+            // the folder.
             chmodat(place.fd(), place.name(), Mode::from_raw_mode(entry.mode), AtFlags::empty())
                 .map_err(failed)?;
         }
         for (name, value) in self.xattrs(entry) {
-            // There is no lsetxattrat before Linux 6.13: by the folder's descriptor, and the name is not followed.
+            // lsetxattrat does not exist before Linux 6.13. The folder is given by its descriptor, and the
+            // name is not followed.
             let mut path = format!("/proc/self/fd/{}/", place.fd().as_raw_fd()).into_bytes();
             path.extend_from_slice(&place.name);
             let set = lsetxattr(path, OsStr::from_bytes(name), value, XattrFlags::empty());
@@ -339,11 +347,12 @@ impl Extraction<'_> {
         pairs.filter(move |(name, _)| foreign(name))
     }
 
-    /// What the filesystem does not have, or not for such files, is left out, as by containerd.
+    /// Ignores attributes that the filesystem does not support, or not for this type of file, as in
+    /// containerd.
     fn xattr_result(&self, path: &TreePath, name: &[u8], set: Result<(), Errno>) -> Result<(), Error> {
         match set {
             Err(Errno::OPNOTSUPP) => {
-                tracing::debug!(%path, xattr = %name.escape_ascii(), "not supported by the filesystem");
+                tracing::debug!(%path, xattr = %name.escape_ascii(), "filesystem does not support an attribute");
                 Ok(())
             }
             Err(Errno::PERM) if name.starts_with(b"user.") => Ok(()),

@@ -1,5 +1,5 @@
-//! The frames of a zstd stream (RFC 8878), whose headers are looked at before a decoder gets them: they say how much
-//! memory it takes.
+//! The frames of a zstd stream (RFC 8878). Each header is parsed before the decoder receives it, since it
+//! specifies how much memory decoding takes.
 
 use std::io::{self, BufRead, Read};
 
@@ -10,39 +10,40 @@ use super::windows::{LargeWindow, SMALL_WINDOW};
 /// The longest header (RFC 8878, 3.1.1): magic number, descriptor, window, dictionary, size of the content.
 const MAX_HEADER: usize = 18;
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// The last three bytes of a skippable frame's magic number (3.1.2), whose first is 0x50 to 0x5f.
+/// The last three bytes of a skippable frame's magic number (3.1.2). The first byte is 0x50 to 0x5f.
 const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
-/// The largest window that the library knows. How large one may be is decided by its header.
+/// The largest window of the library. The limit for a frame is checked by its header.
 const MAX_WINDOW_LOG: u32 = 31;
 
-/// Gives leave to use a large window of so many bytes; it may wait for that.
-pub(super) type AskForWindow<'a> = dyn Fn(u64) -> io::Result<Option<LargeWindow>> + 'a;
+/// A function that grants a large window of this many bytes. It may wait.
+pub(super) type RequestWindow<'a> = dyn Fn(u64) -> io::Result<Option<LargeWindow>> + 'a;
 
-/// A reader of what is in the frames of `source`.
+/// A reader of the decompressed content of `source`.
 pub(super) struct Frames<'a, R> {
     source: R,
     decoder: Decoder<'static>,
-    /// What was read of `source` to see a header, and how much of it has been decoded.
+    /// Bytes of `source` that were read to parse a header, and how many of them were decoded.
     head: Vec<u8>,
     used: usize,
     within: bool,
-    ask: Box<AskForWindow<'a>>,
-    /// The decoder keeps its memory from frame to frame: leave is asked for once, and again for a larger window.
+    request_window: Box<RequestWindow<'a>>,
+    /// The decoder keeps its memory between frames. A window is requested once, and again if a frame has a
+    /// larger one.
     window: u64,
     large: Option<LargeWindow>,
 }
 
-/// What a header says.
+/// A parsed header.
 #[derive(Debug, PartialEq, Eq)]
 enum Header {
-    /// The bytes of the window.
+    /// A frame with this window, in bytes.
     Frame(u64),
-    /// The bytes of a frame to be passed over, its header included.
+    /// A frame to skip, with its length including the header.
     Skippable(u64),
 }
 
-/// Whether a stream starts with a frame.
+/// Returns whether a stream starts with a frame.
 pub(super) fn is_frame(start: &[u8]) -> bool {
     start.starts_with(&MAGIC) || is_skippable(start)
 }
@@ -52,15 +53,24 @@ fn is_skippable(start: &[u8]) -> bool {
 }
 
 impl<'a, R: BufRead> Frames<'a, R> {
-    pub(super) fn new(source: R, ask: Box<AskForWindow<'a>>) -> io::Result<Self> {
+    pub(super) fn new(source: R, request_window: Box<RequestWindow<'a>>) -> io::Result<Self> {
         let (decoder, window) = (new_decoder()?, SMALL_WINDOW);
-        Ok(Self { source, decoder, head: Vec::new(), used: 0, within: false, ask, window, large: None })
+        Ok(Self {
+            source,
+            decoder,
+            head: Vec::new(),
+            used: 0,
+            within: false,
+            request_window,
+            window,
+            large: None,
+        })
     }
 
-    /// Looks at the next header; false at the end of the stream.
+    /// Parses the next header. Returns false at the end of the stream.
     fn begin(&mut self) -> io::Result<bool> {
         loop {
-            self.look()?;
+            self.read_head()?;
             let head = self.head.get(self.used..).unwrap_or_default();
             if head.is_empty() {
                 return Ok(false);
@@ -72,19 +82,19 @@ impl<'a, R: BufRead> Frames<'a, R> {
                     return Ok(true);
                 }
                 Some(Header::Skippable(length)) => self.skip(length)?,
-                None => return Err(io::Error::new(io::ErrorKind::InvalidData, "no frame of zstd")),
+                None => return Err(io::Error::new(io::ErrorKind::InvalidData, "not a zstd frame")),
             }
         }
     }
 
-    /// Reads as much as a header may have.
-    fn look(&mut self) -> io::Result<()> {
+    /// Reads as many bytes as the longest header.
+    fn read_head(&mut self) -> io::Result<()> {
         self.head.drain(..self.used.min(self.head.len()));
         self.used = 0;
         while self.head.len() < MAX_HEADER {
-            let wanted = MAX_HEADER - self.head.len();
+            let missing = MAX_HEADER - self.head.len();
             let available = self.source.fill_buf()?;
-            let available = available.get(..wanted).unwrap_or(available);
+            let available = available.get(..missing).unwrap_or(available);
             if available.is_empty() {
                 break;
             }
@@ -98,10 +108,10 @@ impl<'a, R: BufRead> Frames<'a, R> {
     fn check(&mut self, window: u64) -> io::Result<()> {
         if window > self.window {
             if self.large.take().is_some() {
-                // With its memory goes the leave to have it, before more is asked for.
+                // The old window is released, with its memory, before a larger one is requested.
                 self.decoder = new_decoder()?;
             }
-            self.large = (self.ask)(window)?;
+            self.large = (self.request_window)(window)?;
             self.window = window;
         }
         Ok(())
@@ -150,19 +160,19 @@ impl<R: BufRead> Read for Frames<'_, R> {
             } else {
                 self.source.consume(status.bytes_read);
             }
-            // The decoder asks for nothing more: the frame has ended.
+            // The frame ends when the decoder expects no more input.
             self.within = status.remaining > 0;
             if status.bytes_written > 0 {
                 return Ok(status.bytes_written);
             }
             if is_end && self.within {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the last frame is cut off"));
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the last frame is truncated"));
             }
         }
     }
 }
 
-/// Reads a header (RFC 8878, 3.1.1.1 and 3.1.2); `None` if it is none, or cut off.
+/// Parses a header (RFC 8878, 3.1.1.1 and 3.1.2). `None` if it is invalid or truncated.
 fn header(bytes: &[u8]) -> Option<Header> {
     let number = |at: usize, length: usize| {
         let bytes = bytes.get(at..at + length)?;
@@ -181,7 +191,7 @@ fn header(bytes: &[u8]) -> Option<Header> {
         let base = 1_u64 << (10 + (window >> 3));
         return Some(Header::Frame(base + base / 8 * u64::from(window & 7)));
     }
-    // The whole content is the window.
+    // In a single segment, the window is the whole content.
     let dictionary = [0, 1, 2, 4].get(usize::from(descriptor & 3))?;
     let content = match descriptor >> 6 {
         0 => number(5 + dictionary, 1)?,
@@ -206,7 +216,7 @@ mod tests {
     use super::super::windows::check_alone;
     use super::*;
 
-    /// Gives its bytes one by one, as a slow network does.
+    /// Returns its bytes one by one, as from a slow network.
     struct Drops<'a>(&'a [u8]);
 
     impl Read for Drops<'_> {
@@ -228,17 +238,17 @@ mod tests {
         }
     }
 
-    fn decode(source: impl BufRead, asked: &Cell<usize>) -> io::Result<Vec<u8>> {
-        let ask = |bytes| {
-            asked.set(asked.get() + 1);
+    fn decode(source: impl BufRead, requests: &Cell<usize>) -> io::Result<Vec<u8>> {
+        let request_window = |bytes| {
+            requests.set(requests.get() + 1);
             check_alone(bytes).map(|()| None)
         };
         let mut content = Vec::new();
-        Frames::new(source, Box::new(ask))?.read_to_end(&mut content)?;
+        Frames::new(source, Box::new(request_window))?.read_to_end(&mut content)?;
         Ok(content)
     }
 
-    /// A frame without a known length, with a window of 2 to the power of `log`.
+    /// Returns a frame without a content size, with a window of 2 to the power of `log`.
     fn frame(content: &[u8], log: u32) -> Vec<u8> {
         let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
         encoder.window_log(log).unwrap();
@@ -257,35 +267,35 @@ mod tests {
         let parts = [&skippable, &whole, &empty, &small, &long, &frame(b"end", 20), &skippable];
         let stream: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let expected = [content.as_slice(), b"single segment", b"end"].concat();
-        let asked = Cell::new(0);
-        assert!(decode(stream.as_slice(), &asked).unwrap() == expected);
-        assert!(decode(Drops(&stream), &asked).unwrap() == expected);
-        assert_eq!(asked.get(), 0);
+        let requests = Cell::new(0);
+        assert!(decode(stream.as_slice(), &requests).unwrap() == expected);
+        assert!(decode(Drops(&stream), &requests).unwrap() == expected);
+        assert_eq!(requests.get(), 0);
         for cut in [stream.len() - 1, stream.len() - 4, stream.len() - skippable.len() - 2, 3, 9] {
-            assert!(decode(&stream[..cut], &asked).is_err(), "{cut}");
+            assert!(decode(&stream[..cut], &requests).is_err(), "{cut}");
         }
         assert!(
-            decode([whole.as_slice(), b"xyz"].concat().as_slice(), &asked).is_err(),
-            "what follows is no frame"
+            decode([whole.as_slice(), b"xyz"].concat().as_slice(), &requests).is_err(),
+            "trailing bytes are not a frame"
         );
     }
 
     #[test]
-    fn a_large_window_is_asked_for_once_and_a_huge_one_refused() {
+    fn a_large_window_is_requested_once_and_a_huge_one_is_rejected() {
         let content = vec![1; 100_000];
         for (logs, times) in [([20, 23], 0), ([20, 24], 1), ([26, 25], 1), ([27, 27], 1), ([24, 27], 2)] {
-            let asked = Cell::new(0);
+            let requests = Cell::new(0);
             let stream: Vec<u8> = logs.iter().flat_map(|log| frame(&content, *log)).collect();
-            assert_eq!(decode(stream.as_slice(), &asked).unwrap().len(), 200_000);
-            assert_eq!(asked.get(), times, "{logs:?}");
+            assert_eq!(decode(stream.as_slice(), &requests).unwrap().len(), 200_000);
+            assert_eq!(requests.get(), times, "{logs:?}");
         }
-        let asked = Cell::new(0);
-        let error = decode(frame(&content, 28).as_slice(), &asked).unwrap_err();
+        let requests = Cell::new(0);
+        let error = decode(frame(&content, 28).as_slice(), &requests).unwrap_err();
         assert!(error.to_string().contains("268435456 bytes, the limit is 134217728"), "{error}");
     }
 
     #[test]
-    fn headers_are_read_as_the_specification_says() {
+    fn headers_are_parsed_as_specified() {
         let of = |rest: &[u8]| header(&[&MAGIC, rest].concat());
         assert_eq!(of(&[0, 0]), Some(Header::Frame(1024)));
         assert_eq!(of(&[0, 0x6f]), Some(Header::Frame((1 << 23) + 7 * (1 << 20))));
@@ -299,7 +309,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused_as_by_the_library(
+        fn any_bytes_are_decoded_or_rejected_as_by_the_library(
             mut bytes in proptest::collection::vec(any::<u8>(), 1..200), at in 0usize..200, byte: u8, sound: bool,
         ) {
             if sound {

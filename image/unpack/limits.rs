@@ -1,4 +1,4 @@
-//! What an image may cost at most, counted over all of its layers.
+//! The limits on an image, counted over all of its layers.
 
 use std::io;
 use std::sync::Arc;
@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::windows::{ImageWindows, LargeWindow, Windows, check_alone};
 use crate::error::Error;
 
-/// Bounds on what a registry can make this node do.
+/// Limits on the resources that an image can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all layers, unpacked.
+    /// The unpacked bytes of all layers.
     pub bytes: u64,
-    /// Files, folders and links of all layers.
+    /// The files, folders and links of all layers.
     pub entries: u64,
-    /// Folders in one another.
+    /// The depth of nested folders.
     pub depth: usize,
-    /// Unpacked bytes for each compressed one, where a layer is larger than `ratio_floor`.
+    /// The unpacked bytes for each compressed one, in a layer that is larger than `ratio_floor`.
     pub ratio: u64,
-    /// Below this many unpacked bytes any ratio is allowed: files of zeros are common and cheap.
+    /// Up to this many unpacked bytes any ratio is allowed: files of zeros are common and cheap.
     pub ratio_floor: u64,
-    /// Bytes of memory for what has to be noted of one layer until it is in its place.
+    /// The bytes of memory for the notes on one layer while it is unpacked.
     pub notes: u64,
 }
 
@@ -30,8 +30,9 @@ impl Default for Limits {
             bytes: 64 << 30,
             entries: 10_000_000,
             depth: 256,
-            // More than the 1032 that deflate can come to (zlib's technical details, "Maximum Compression Factor"): gzip is
-            // bounded by its format and by `bytes`. In the zstd format a few bytes may stand for as many as one likes.
+            // This is more than deflate's maximum of 1032 (zlib's technical details, "Maximum Compression
+            // Factor"): gzip is limited by its format and by `bytes`. In zstd, a few bytes can expand to any
+            // number.
             ratio: 1100,
             ratio_floor: 4 << 30,
             notes: 16 << 20,
@@ -39,7 +40,7 @@ impl Default for Limits {
     }
 }
 
-/// The limits of one image and what is left of them; its layers are unpacked at the same time.
+/// The limits of one image and the amounts that are used. Its layers are unpacked concurrently.
 #[derive(Debug)]
 pub(crate) struct Budget {
     pub(crate) limits: Limits,
@@ -53,12 +54,12 @@ impl Budget {
         Self { limits, bytes: AtomicU64::new(0), entries: AtomicU64::new(0), windows: None }
     }
 
-    /// Of an image that shares the memory for decompression with others.
+    /// Creates the budget of an image that shares the memory for decompression with others.
     pub(crate) fn of_image(limits: Limits, windows: &Arc<Windows>) -> Self {
         Self { windows: Some(ImageWindows::new(windows)), ..Self::new(limits) }
     }
 
-    /// Waits until a large window may be used. For threads that may block.
+    /// Waits until a large window is available. It blocks.
     pub(super) fn large_window(&self, bytes: u64) -> io::Result<Option<LargeWindow>> {
         match &self.windows {
             Some(windows) => windows.large(bytes).map(Some),
@@ -66,12 +67,12 @@ impl Budget {
         }
     }
 
-    /// Whether others wait for memory that this image has.
-    pub(crate) fn is_in_the_way(&self) -> bool {
-        self.windows.as_ref().is_some_and(ImageWindows::are_in_the_way)
+    /// Returns whether others wait for memory that this image has.
+    pub(crate) fn blocks_others(&self) -> bool {
+        self.windows.as_ref().is_some_and(ImageWindows::block_others)
     }
 
-    /// Takes unpacked bytes.
+    /// Counts unpacked bytes.
     pub(crate) fn take_bytes(&self, what: &str, count: u64) -> Result<(), Error> {
         let before = self.bytes.fetch_add(count, Ordering::Relaxed);
         if before.saturating_add(count) > self.limits.bytes {
@@ -81,7 +82,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes one file, folder or link.
+    /// Counts one file, folder or link.
     pub(crate) fn take_entry(&self, what: &str) -> Result<(), Error> {
         if self.entries.fetch_add(1, Ordering::Relaxed) >= self.limits.entries {
             return Err(Error::limit(what, format!("the image has more than {} files", self.limits.entries)));
@@ -89,12 +90,12 @@ impl Budget {
         Ok(())
     }
 
-    /// Compares what went in with what came out.
+    /// Checks the ratio of unpacked to compressed bytes.
     pub(crate) fn check_ratio(&self, what: &str, compressed: u64, unpacked: u64) -> Result<(), Error> {
         let Limits { ratio, ratio_floor, .. } = self.limits;
         if unpacked > ratio_floor && unpacked / ratio.max(1) > compressed {
             let why = format!(
-                "{compressed} bytes became {unpacked}: more than {ratio} for one, which is no layer but a bomb"
+                "{compressed} bytes unpacked to {unpacked}: more than {ratio} for one, this is a decompression bomb"
             );
             return Err(Error::limit(what, why));
         }

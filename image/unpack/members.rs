@@ -1,5 +1,5 @@
-//! Where the members of a plain tar file are, found without reading their content. What a header makes the reader
-//! remember has limits: a long name or an extended header is as long as whoever packed the archive likes.
+//! Finds the members of a plain tar file without reading their content. The data of headers that is kept is
+//! limited: a long name or an extended header may have any length.
 
 use std::fs::File;
 use std::io;
@@ -12,21 +12,21 @@ use crate::error::Error;
 /// A member of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
-    /// As it is written.
+    /// The name as written in the archive.
     pub(crate) name: Vec<u8>,
     pub(crate) kind: MemberKind,
 }
 
-/// What a member is.
+/// The type of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MemberKind {
-    /// Where its content is.
+    /// A file, with the position of its content.
     File { offset: u64, length: u64 },
     /// Another name of a member.
     HardLink(Vec<u8>),
     /// A path relative to its folder.
     Symlink(Vec<u8>),
-    /// A folder, a device, something of another kind.
+    /// A folder, a device, or another type.
     Other,
 }
 
@@ -43,10 +43,11 @@ impl<'a> Members<'a> {
         Self { what, file, position: 0 }
     }
 
-    /// The next member; none at the end of the archive, which is a block of zeros or the end of the file.
+    /// Returns the next member. None at the end of the archive, which is a block of zeros or the end of the
+    /// file.
     ///
     /// # Errors
-    /// It is no archive, is broken, or a header is too long.
+    /// The file is not an archive, is corrupt, or has a header that is too long.
     pub(crate) fn next(&mut self) -> Result<Option<Member>, Error> {
         let (mut name, mut link) = (None, None);
         let mut pax = Pax::default();
@@ -55,7 +56,7 @@ impl<'a> Members<'a> {
                 return Ok(None);
             };
             let size = numeric(field(&header, 124, 12));
-            let size = size.ok_or_else(|| self.corrupt("a header's size is not valid"))?;
+            let size = size.ok_or_else(|| self.corrupt("invalid size in a header"))?;
             match header.get(156) {
                 Some(b'x') => pax = Pax::parse(self.what, &self.extension(size)?)?,
                 Some(b'L') => name = Some(terminated(&self.extension(size)?).to_vec()),
@@ -77,7 +78,7 @@ impl<'a> Members<'a> {
         Ok(match kind {
             b'1' => MemberKind::HardLink(link),
             b'2' => MemberKind::Symlink(link),
-            // What has no data by its type has none, whatever its size says (as for layers).
+            // These types have no data, whatever their size field is (as in layers).
             b'3'..=b'6' => MemberKind::Other,
             kind => {
                 let offset = self.position;
@@ -99,34 +100,34 @@ impl<'a> Members<'a> {
             return Ok(None);
         }
         if !checksum_matches(&header) {
-            return Err(self.corrupt("is no tar archive, or a header is spoilt (checksum)"));
+            return Err(self.corrupt("not a tar archive, or a corrupt header (checksum)"));
         }
         self.skip(512)?;
         Ok(Some(header))
     }
 
-    /// There is less than a block: none of it is an end, too.
+    /// Handles less than a block. If no bytes remain, this is the end of the archive as well.
     fn at_end(&self) -> Result<Option<[u8; BLOCK]>, Error> {
         let length = self.file.metadata().map_err(|error| Error::io("read", self.what, error))?.len();
-        if length <= self.position { Ok(None) } else { Err(self.corrupt("the archive is cut off")) }
+        if length <= self.position { Ok(None) } else { Err(self.corrupt("the archive is truncated")) }
     }
 
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, Error> {
         if size > MAX_EXTENSION {
-            let why = format!("has an extended header of {size} bytes, the limit is {MAX_EXTENSION}");
+            let why = format!("extended header of {size} bytes, the limit is {MAX_EXTENSION}");
             return Err(Error::limit(self.what, why));
         }
         let mut data = vec![0; usize::try_from(size).unwrap_or(0)];
         let read = self.file.read_exact_at(&mut data, self.position);
-        read.map_err(|_| self.corrupt("the archive is cut off"))?;
+        read.map_err(|_| self.corrupt("the archive is truncated"))?;
         self.skip(size)?;
         Ok(data)
     }
 
-    /// Over data and the blocks' padding after it.
+    /// Skips data and its padding.
     fn skip(&mut self, size: u64) -> Result<(), Error> {
         let next = self.position.checked_add(size).and_then(|end| end.checked_add(padding(size)));
-        self.position = next.ok_or_else(|| self.corrupt("a member is longer than any file"))?;
+        self.position = next.ok_or_else(|| self.corrupt("the size of a member is out of range"))?;
         Ok(())
     }
 
@@ -177,31 +178,31 @@ mod tests {
     }
 
     #[test]
-    fn members_are_found_where_they_are() {
+    fn members_are_found_at_their_positions() {
         let bytes = archive();
-        let found = members(&bytes).unwrap();
+        let parsed = members(&bytes).unwrap();
         let names: Vec<_> =
-            found.iter().map(|member| String::from_utf8(member.name.clone()).unwrap()).collect();
+            parsed.iter().map(|member| String::from_utf8(member.name.clone()).unwrap()).collect();
         let long = format!("d/{}", "n".repeat(200));
         assert_eq!(names, ["d/", "d/a", "d/s", "h", &long, "ä/b"]);
-        let content = |place: usize| match found[place].kind {
+        let content = |place: usize| match parsed[place].kind {
             MemberKind::File { offset, length } => {
                 let start = usize::try_from(offset).unwrap();
                 bytes[start..start + usize::try_from(length).unwrap()].to_vec()
             }
-            _ => panic!("no file: {:?}", found[place]),
+            _ => panic!("no file: {:?}", parsed[place]),
         };
         assert_eq!((content(1), content(4), content(5)), (vec![1; 700], b"long".to_vec(), b"pax".to_vec()));
-        assert_eq!(found[0].kind, MemberKind::Other);
-        assert_eq!(found[2].kind, MemberKind::Symlink(b"a".to_vec()));
-        assert_eq!(found[3].kind, MemberKind::HardLink(b"d/a".to_vec()));
+        assert_eq!(parsed[0].kind, MemberKind::Other);
+        assert_eq!(parsed[2].kind, MemberKind::Symlink(b"a".to_vec()));
+        assert_eq!(parsed[3].kind, MemberKind::HardLink(b"d/a".to_vec()));
         assert!(members(b"").unwrap().is_empty());
         assert_eq!(members(&bytes[..600]).unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(members(&[b'x'; 2000]).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]
-    fn a_name_of_gigabytes_is_refused_before_it_is_read() {
+    fn a_long_name_is_rejected_before_it_is_read() {
         for kind in [b'L', b'K', b'x', b'g'] {
             let mut header = Header::new_gnu();
             header.set_entry_type(EntryType::new(kind));
@@ -215,7 +216,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(at in 0usize..6000, byte: u8, cut in 0usize..6000) {
+        fn any_bytes_are_parsed_or_rejected(at in 0usize..6000, byte: u8, cut in 0usize..6000) {
             let mut bytes = archive();
             let length = bytes.len();
             bytes[at % length] = byte;

@@ -1,8 +1,9 @@
-//! From the bytes of a layer to a folder that overlayfs can stack: decompression and digest (`stream`), the tar format
-//! (`tar`, `pax`, `sparse`), the tree that is made by descriptors only (`tree`, `extract`), and the way back (`recipe`).
+//! Unpacks the bytes of a layer into a folder that overlayfs can stack: decompression and digest (`stream`),
+//! the tar format (`tar`, `pax`, `sparse`), the tree, which is created by descriptors only (`tree`,
+//! `extract`), and the reverse (`recipe`).
 //!
-//! A layer comes from strangers. It is read once, in order, within limits; nothing in it can name a place outside its
-//! folder, and nothing is trusted before both of its digests are checked.
+//! A layer is untrusted. It is read once, in order, within limits. No entry can name a place outside the
+//! layer's folder. Nothing is used before both digests are verified.
 
 mod extract;
 mod frames;

@@ -1,4 +1,4 @@
-//! Names in a layer: bytes, relative to its root, without `.` and `..`.
+//! Paths in a layer: bytes, relative to its root, without `.` and `..`.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -8,16 +8,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Where something is in a layer. The root is empty.
+/// A path in a layer. The root is empty.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub(crate) struct TreePath(Vec<u8>);
 
-/// A real path never starts with a slash, so this cannot be taken for one.
+/// The prefix of a path that is stored in hex. A path never starts with a slash, so it is unambiguous.
 const HEX: &str = "//hex:";
 
 impl TreePath {
-    /// From a name in an archive; `None` where it has `..`, or what no file can be called.
+    /// Parses a name in an archive. `None` if it has `..`, or a NUL.
     pub(crate) fn parse(name: &[u8]) -> Option<Self> {
         let mut path = Self::default();
         for part in name.split(|byte| *byte == b'/') {
@@ -31,7 +31,7 @@ impl TreePath {
         Some(path)
     }
 
-    /// A name below this folder.
+    /// Appends a name to this folder.
     pub(crate) fn join(&self, name: &[u8]) -> Self {
         let mut bytes = self.0.clone();
         if !bytes.is_empty() {
@@ -45,7 +45,7 @@ impl TreePath {
         self.0.is_empty()
     }
 
-    /// The folder and the name in it; `None` for the root.
+    /// Splits the path into its folder and its name. `None` for the root.
     pub(crate) fn split(&self) -> Option<(Self, &[u8])> {
         if self.is_root() {
             return None;
@@ -73,7 +73,7 @@ impl TreePath {
             || self.0.strip_prefix(folder.0.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'))
     }
 
-    /// The paths below this one, in the order of paths.
+    /// Returns the range of the paths below this one, in the order of paths.
     pub(crate) fn range_below(&self) -> (Bound<Self>, Bound<Self>) {
         if self.is_root() {
             return (Bound::Excluded(Self::default()), Bound::Unbounded);
@@ -86,7 +86,7 @@ impl TreePath {
         &self.0
     }
 
-    /// For calls relative to the root's descriptor.
+    /// Returns the path for system calls relative to the root's descriptor.
     pub(crate) fn as_path(&self) -> &Path {
         if self.is_root() { Path::new(".") } else { Path::new(OsStr::from_bytes(&self.0)) }
     }
@@ -113,7 +113,7 @@ impl From<TreePath> for String {
 impl From<String> for TreePath {
     fn from(text: String) -> Self {
         let decoded = text.strip_prefix(HEX).and_then(|digits| hex::decode(digits).ok());
-        // The store's own file, but a broken disk must not become a path that leads out.
+        // This is read from the store's own files, but a corrupt file must not give a path that leads out.
         Self::parse(decoded.as_deref().unwrap_or(text.as_bytes())).unwrap_or_default()
     }
 }
@@ -124,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_are_made_relative_or_refused() {
+    fn names_are_made_relative_or_rejected() {
         let parse = |name: &str| TreePath::parse(name.as_bytes()).map(String::from);
         assert_eq!(parse("./usr//bin/./sh/").as_deref(), Some("usr/bin/sh"));
         assert_eq!(parse("/etc/passwd").as_deref(), Some("etc/passwd"));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn below_means_whole_names() {
+    fn is_below_compares_whole_components() {
         let path = |name: &str| TreePath::parse(name.as_bytes()).unwrap();
         assert!(path("a/b").is_below(&path("a")) && path("a").is_below(&path("")));
         assert!(!path("ab").is_below(&path("a")) && !path("a").is_below(&path("a")));
@@ -145,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_range_below_holds_what_is_below(
+        fn range_below_contains_all_paths_below(
             names in proptest::collection::btree_set("[a./0-]{0,5}", 0..30), folder in "[a./0-]{0,3}",
         ) {
             let parse = |name: &String| TreePath::parse(name.as_bytes());
@@ -159,7 +159,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_refused_or_survive_the_record(name: Vec<u8>) {
+        fn any_bytes_are_rejected_or_survive_the_record(name: Vec<u8>) {
             if let Some(path) = TreePath::parse(&name) {
                 prop_assert!(!path.as_path().is_absolute());
                 prop_assert!(path.parts().all(|part| part != b".." && part != b"." && !part.contains(&0)));

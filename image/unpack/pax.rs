@@ -2,14 +2,14 @@
 
 use crate::error::Error;
 
-/// A file's time.
+/// The time of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Time {
     pub(super) seconds: i64,
     pub(super) nanoseconds: u32,
 }
 
-/// What an extended header says of the next entry.
+/// The records of an extended header, which apply to the next entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pax {
     pub(super) path: Option<Vec<u8>>,
@@ -22,14 +22,14 @@ pub(super) struct Pax {
     pub(super) sparse: PaxSparse,
 }
 
-/// GNU tar's records about holes; which are there tells the version of the format.
+/// GNU tar's records about sparse files. The version of the format follows from their presence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PaxSparse {
     pub(super) major: Option<u64>,
     pub(super) minor: Option<u64>,
     pub(super) name: Option<Vec<u8>>,
     pub(super) size: Option<u64>,
-    /// Offsets and lengths in turn.
+    /// Offsets and lengths, alternating.
     pub(super) numbers: Vec<u64>,
 }
 
@@ -40,14 +40,14 @@ impl Pax {
         let mut pax = Self::default();
         while !data.is_empty() {
             let (key, value, rest) =
-                record(data).ok_or_else(|| Error::corrupt(what, "has a malformed extended header"))?;
+                record(data).ok_or_else(|| Error::corrupt(what, "malformed extended header"))?;
             data = rest;
-            // An empty value takes the field back to what the plain header says.
+            // An empty value restores the value of the plain header.
             if value.is_empty() && !key.starts_with(XATTR) {
                 continue;
             }
             pax.set(key, value).ok_or_else(|| {
-                let why = format!("the extended header's {} is not valid", key.escape_ascii());
+                let why = format!("invalid {} in an extended header", key.escape_ascii());
                 Error::corrupt(what, why)
             })?;
         }
@@ -83,7 +83,7 @@ impl Pax {
     }
 }
 
-/// One record, "LENGTH KEY=VALUE\n" with the length of the whole, and what follows it.
+/// Splits off one record, "LENGTH KEY=VALUE\n", where the length is that of the whole record.
 fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = data.iter().take(20).position(|byte| *byte == b' ')?;
     let length = usize::try_from(number(data.get(..space)?)?).ok()?;
@@ -93,7 +93,7 @@ fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((key, value.get(1..)?, data.get(length..)?))
 }
 
-/// A decimal number without sign.
+/// Parses a decimal number without sign.
 pub(super) fn number(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
@@ -101,7 +101,7 @@ pub(super) fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Seconds since the epoch with a sign and decimals.
+/// Parses seconds since the epoch, with an optional sign and decimals.
 fn time(text: &[u8]) -> Option<Time> {
     let text = std::str::from_utf8(text).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -112,7 +112,7 @@ fn time(text: &[u8]) -> Option<Time> {
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     let nanoseconds: u32 = digits.parse().ok()?;
     if whole.starts_with('-') && nanoseconds > 0 {
-        // The kernel counts nanoseconds forward from the second before.
+        // The kernel counts nanoseconds upward from the previous second.
         return Some(Time { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds });
     }
     Some(Time { seconds, nanoseconds })
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A record in its right length, which counts its own digits.
+    /// Returns a record with its length, which includes its own digits.
     fn line(key: &str, value: &[u8]) -> Vec<u8> {
         let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
         let length =
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_read() {
+    fn records_are_parsed() {
         let data = [
             line("path", "ä/b".as_bytes()),
             line("size", b"8589934592"),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_records_are_refused() {
+    fn malformed_records_are_rejected() {
         for bad in [
             b"5 a=b".as_slice(),
             b"0 a=b\n",
@@ -177,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_parsed_or_refused(data: Vec<u8>) {
+        fn any_bytes_are_parsed_or_rejected(data: Vec<u8>) {
             drop(Pax::parse("test", &data));
         }
 

@@ -1,6 +1,6 @@
-//! How to make a layer's archive again, byte for byte, from its unpacked files: what of the archive is not the content of
-//! a file (headers, names, padding, compressed), and which file's content comes when. So an image can be saved with the
-//! digests that it had, and no archive is kept.
+//! Recipes: data to rebuild a layer's archive, byte for byte, from its unpacked files. A recipe has the parts
+//! of the archive that are not the content of a file (headers, names, padding), compressed, and the order of
+//! the files' contents. With it, an image can be saved with its original digests although no archive is kept.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -12,15 +12,15 @@ use super::path::TreePath;
 
 const LITERAL: u8 = 0;
 const CONTENT: u8 = 1;
-/// Literal bytes are gathered up to this many.
+/// The most literal bytes that are buffered.
 const GATHER: usize = 64 << 10;
-/// Headers repeat: the fastest level makes little of them.
+/// The compression level. Headers are repetitive: the fastest level compresses them well.
 const LEVEL: i32 = 1;
 const COPY: usize = 256 << 10;
-/// A path in a layer is shorter (PATH_MAX).
+/// The longest path. Paths in a layer are shorter (PATH_MAX).
 const MAX_PATH: u64 = 1 << 16;
 
-/// Writes a recipe while a layer is unpacked. A failure shows at the end.
+/// Writes a recipe while a layer is unpacked. `finish` returns the first error.
 pub(super) struct RecipeWriter {
     out: zstd::Encoder<'static, BufWriter<File>>,
     literal: Vec<u8>,
@@ -33,7 +33,7 @@ impl RecipeWriter {
         Ok(Self { out, literal: Vec::with_capacity(GATHER), failure: None })
     }
 
-    /// Bytes of the archive that are no file's content.
+    /// Appends bytes of the archive that are not content of a file.
     pub(super) fn literal(&mut self, bytes: &[u8]) {
         self.literal.extend_from_slice(bytes);
         if self.literal.len() >= GATHER {
@@ -41,7 +41,7 @@ impl RecipeWriter {
         }
     }
 
-    /// Here the archive has the whole content of a file.
+    /// Appends a reference to the whole content of a file.
     pub(super) fn content(&mut self, path: &TreePath, length: u64) {
         self.flush();
         let path = path.as_bytes();
@@ -79,10 +79,10 @@ fn bytes_of(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-/// Writes the archive that a recipe is of. What comes out is worth what its digest says: the caller compares that.
+/// Writes the archive of a recipe. The result is not verified: the caller compares its digest.
 ///
 /// # Errors
-/// The recipe is broken, a file is not there or is shorter than it was, or `out` fails.
+/// The recipe is corrupt, a file is missing or too short, or writing to `out` fails.
 pub(crate) fn rebuild(recipe: File, root: BorrowedFd<'_>, out: &mut impl Write) -> io::Result<()> {
     let mut recipe = BufReader::new(zstd::Decoder::new(recipe)?);
     let mut buffer = vec![0_u8; COPY];

@@ -1,32 +1,33 @@
-//! Files with holes, in the four ways in which GNU tar has stored them (GNU tar manual, "Storing Sparse Files").
+//! Sparse files, in the four formats of GNU tar (GNU tar manual, "Storing Sparse Files").
 
 use super::pax::{PaxSparse, number};
 use super::stream::LayerStream;
 use super::tar::{BLOCK, field, numeric};
 use crate::error::Error;
 
-/// A map of this many pieces belongs to no file that anybody packed.
+/// The most segments of a sparse file.
 const MAX_SEGMENTS: usize = 1 << 16;
 
-/// Where the stored bytes of a file belong.
+/// The segments of a sparse file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sparse {
     /// The length of the file.
     pub(super) size: u64,
-    /// Offset and length of each stored piece, in order.
+    /// Offset and length of each stored segment, in order.
     pub(super) segments: Vec<(u64, u64)>,
 }
 
 impl Sparse {
-    /// The bytes that are not stored.
+    /// Returns the number of bytes that are not stored.
     pub(super) fn holes(&self) -> u64 {
         let stored = self.segments.iter().fold(0, |sum: u64, (_, length)| sum.saturating_add(*length));
         self.size.saturating_sub(stored)
     }
 
-    /// Checks that the pieces are in order, inside the file, and as long together as what is stored.
+    /// Checks that the segments are in order and inside the file, and that their total length is that of the
+    /// stored data.
     fn new(what: &str, size: u64, numbers: &[u64], stored: u64) -> Result<Self, Error> {
-        let invalid = || Error::corrupt(what, "has a map of holes that contradicts itself");
+        let invalid = || Error::corrupt(what, "inconsistent map of a sparse file");
         if !numbers.len().is_multiple_of(2) {
             return Err(invalid());
         }
@@ -49,7 +50,7 @@ impl Sparse {
         Ok(Self { size, segments })
     }
 
-    /// The old format: the map is in the header (at 386) and in blocks that follow it.
+    /// Reads the old format: the map is in the header (at 386) and in the blocks that follow it.
     pub(super) fn old(
         stream: &mut LayerStream<'_>,
         header: &[u8; BLOCK],
@@ -69,7 +70,7 @@ impl Sparse {
         Self::new(what, size, &numbers, stored)
     }
 
-    /// The pax formats. In 1.0 the map precedes the data and is taken from `stored`, which is then the data alone.
+    /// Reads the pax formats. In 1.0 the map precedes the data. Its length is subtracted from `stored`.
     pub(super) fn pax(
         stream: &mut LayerStream<'_>,
         pax: &PaxSparse,
@@ -83,12 +84,12 @@ impl Sparse {
             }
             (None | Some(0), _, Some(size)) => Self::new(what, size, &pax.numbers, *stored).map(Some),
             (None, None, None) => Ok(None),
-            _ => Err(Error::corrupt(what, "has a sparse file of an unknown format")),
+            _ => Err(Error::corrupt(what, "sparse file of an unknown format")),
         }
     }
 }
 
-/// Reads the pieces of one block of the old format; false where the list ends within it.
+/// Reads the segments of one block in the old format. Returns false if the list ends within it.
 fn pieces(what: &str, block: &[u8], numbers: &mut Vec<u64>) -> Result<bool, Error> {
     for piece in block.chunks_exact(24) {
         let (offset, length) = (field(piece, 0, 12), field(piece, 12, 12));
@@ -99,28 +100,29 @@ fn pieces(what: &str, block: &[u8], numbers: &mut Vec<u64>) -> Result<bool, Erro
             (Some(offset), Some(length)) if numbers.len() < 2 * MAX_SEGMENTS => {
                 numbers.extend([offset, length])
             }
-            _ => return Err(Error::corrupt(what, "has a map of holes that is not valid")),
+            _ => return Err(Error::corrupt(what, "invalid map of a sparse file")),
         }
     }
     Ok(true)
 }
 
-/// The map of format 1.0: decimal numbers, one a line, the first of them their count; padded to whole blocks.
+/// Reads the map of format 1.0: decimal numbers, one a line, starting with their count, padded to whole
+/// blocks.
 fn leading_map(stream: &mut LayerStream<'_>, stored: &mut u64) -> Result<Vec<u64>, Error> {
     let what = stream.what;
-    let invalid = || Error::corrupt(what, "has a map of holes that is not valid");
+    let invalid = || Error::corrupt(what, "invalid map of a sparse file");
     let block = u64::try_from(BLOCK).unwrap_or(512);
     let mut numbers = Vec::new();
-    let mut wanted = None;
+    let mut expected = None;
     let mut line = Vec::new();
-    while wanted.is_none_or(|wanted| numbers.len() < wanted) {
+    while expected.is_none_or(|expected| numbers.len() < expected) {
         let mut bytes = [0; BLOCK];
         *stored = stored.checked_sub(block).ok_or_else(invalid)?;
         if !stream.read_exact(&mut bytes)? {
             return Err(stream.truncated());
         }
         for byte in bytes {
-            if wanted.is_some_and(|wanted| numbers.len() >= wanted) {
+            if expected.is_some_and(|expected| numbers.len() >= expected) {
                 break;
             }
             if byte != b'\n' {
@@ -132,11 +134,11 @@ fn leading_map(stream: &mut LayerStream<'_>, stored: &mut u64) -> Result<Vec<u64
             }
             let value = number(&line).ok_or_else(invalid)?;
             line.clear();
-            match wanted {
+            match expected {
                 Some(_) => numbers.push(value),
                 None => {
                     let count = usize::try_from(value).ok().filter(|count| *count <= MAX_SEGMENTS);
-                    wanted = Some(count.ok_or_else(invalid)? * 2);
+                    expected = Some(count.ok_or_else(invalid)? * 2);
                 }
             }
         }
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn maps_that_contradict_themselves_are_refused() {
+    fn inconsistent_maps_are_rejected() {
         let new = |size, numbers: &[u64], stored| Sparse::new("test", size, numbers, stored);
         assert_eq!(new(10, &[0, 2, 5, 5], 7).unwrap().segments, [(0, 2), (5, 5)]);
         assert_eq!(new(10, &[0, 2, 5, 5], 7).unwrap().holes(), 3);

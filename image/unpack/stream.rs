@@ -1,4 +1,4 @@
-//! The decompressed bytes of a layer: through one buffer, counted against the limits, and hashed for the diff id.
+//! The decompressed bytes of a layer: one buffer, checked against the limits and hashed for the diff id.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -16,8 +16,9 @@ use crate::error::Error;
 const BUFFER: usize = 256 << 10;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// A reader of what is in `source`, whichever way it is compressed. The bytes decide, not the media type: registries are
-/// full of layers with the wrong one. `budget` is that of the image, if it is a layer.
+/// Returns a reader of the decompressed content of `source`. The compression is detected from the first
+/// bytes, not from the media type: wrong media types are common in registries. `budget` is that of the image,
+/// if `source` is a layer.
 pub(crate) fn decompressed<'a>(
     mut source: impl BufRead + 'a,
     budget: Option<&'a Budget>,
@@ -37,16 +38,16 @@ pub(crate) fn decompressed<'a>(
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(whole)));
     }
     if is_zstd {
-        let ask = move |bytes| match budget {
+        let request_window = move |bytes| match budget {
             Some(budget) => budget.large_window(bytes),
             None => check_alone(bytes).map(|()| None),
         };
-        return Ok(Box::new(Frames::new(whole, Box::new(ask))?));
+        return Ok(Box::new(Frames::new(whole, Box::new(request_window))?));
     }
     Ok(Box::new(whole))
 }
 
-/// Counts what is taken from a source.
+/// Counts the bytes that are read from a source.
 struct Counted<R> {
     inner: R,
     count: Rc<Cell<u64>>,
@@ -74,7 +75,7 @@ impl<R: BufRead> BufRead for Counted<R> {
 
 /// The tar stream of one layer.
 pub(super) struct LayerStream<'a> {
-    /// The layer's name in messages.
+    /// The layer's name in errors.
     pub(super) what: &'a str,
     decoder: Box<dyn Read + 'a>,
     compressed: Rc<Cell<u64>>,
@@ -114,7 +115,7 @@ impl<'a> LayerStream<'a> {
         })
     }
 
-    /// What is there to be consumed; empty at the end.
+    /// Returns the available bytes. Empty at the end.
     pub(super) fn fill(&mut self) -> Result<&[u8], Error> {
         if self.start == self.end {
             self.refill()?;
@@ -130,12 +131,13 @@ impl<'a> LayerStream<'a> {
         }
     }
 
-    /// The same for the content of a file, which the archive can be given again from there: see [`Self::content`].
+    /// Consumes content of a file. It is not copied to the recipe, which refers to the file: see
+    /// [`Self::content`].
     pub(super) fn consume_content(&mut self, count: usize) {
         self.start = self.start.saturating_add(count).min(self.end);
     }
 
-    /// What was consumed last as content is the whole of a file.
+    /// Records that the content consumed last is that of this file.
     pub(super) fn content(&mut self, path: &TreePath, length: u64) {
         if let Some(recipe) = self.recipe.as_mut().filter(|_| length > 0) {
             recipe.content(path, length);
@@ -159,7 +161,7 @@ impl<'a> LayerStream<'a> {
         Ok(())
     }
 
-    /// Fills `target`; false if the stream ends before its first byte.
+    /// Fills `target`. Returns false if the stream ends before its first byte.
     pub(super) fn read_exact(&mut self, target: &mut [u8]) -> Result<bool, Error> {
         let mut done = 0;
         while done < target.len() {
@@ -194,7 +196,7 @@ impl<'a> LayerStream<'a> {
         Ok(())
     }
 
-    /// Reads what follows the archive, which belongs to the digest, and returns that and the length.
+    /// Reads the rest of the stream, which is part of the digest. Returns the digest and the length.
     pub(super) fn finish(mut self) -> Result<(Digest, u64), Error> {
         loop {
             let available = self.fill()?.len();
@@ -210,7 +212,7 @@ impl<'a> LayerStream<'a> {
     }
 
     pub(super) fn truncated(&self) -> Error {
-        Error::corrupt(self.what, "the archive ends in the middle of an entry")
+        Error::corrupt(self.what, "the archive ends within an entry")
     }
 
     pub(super) fn budget(&self) -> &'a Budget {
@@ -218,13 +220,13 @@ impl<'a> LayerStream<'a> {
     }
 }
 
-/// The error that a source of ours has passed through a decoder, if it is one.
+/// Returns the error of the source that a decoder passed on, if it is one of ours.
 pub(crate) fn inner_error(error: &io::Error) -> Option<Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).cloned()
 }
 
 fn broken(what: &str, error: io::Error) -> Error {
-    inner_error(&error).unwrap_or_else(|| Error::corrupt(what, format!("decompress: {error}")))
+    inner_error(&error).unwrap_or_else(|| Error::corrupt(what, format!("failed to decompress: {error}")))
 }
 
 fn length(count: usize) -> u64 {
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_and_spoilt_streams_are_corrupt() {
+    fn truncated_and_corrupt_streams_are_detected() {
         let content = vec![7; 100_000];
         for mut source in [gzip(&content), zstd::encode_all(content.as_slice(), 1).unwrap()] {
             let cut = &source[..source.len() - 3];
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_in_the_best_that_gzip_can_do_are_no_bomb() {
+    fn zeros_in_the_best_gzip_compression_are_accepted() {
         let content = vec![0; 16 << 20];
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(&content).unwrap();
@@ -285,13 +287,13 @@ mod tests {
         assert!(content.len() / bytes.len() > 1000, "{} bytes", bytes.len());
         let limits = Limits { ratio_floor: 1 << 20, ..Limits::default() };
         assert_eq!(digest(&bytes, limits).unwrap(), Digest::of(Algorithm::Sha256, &content));
-        // The same ratio does not hold for zstd, which has a few bytes for as many zeros as one likes.
+        // For zstd the ratio is exceeded: a few bytes expand to any number of zeros.
         let error = digest(&zstd::encode_all(content.as_slice(), 1).unwrap(), limits).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
     }
 
     #[test]
-    fn bombs_are_refused_with_the_figures() {
+    fn bombs_are_rejected_with_figures() {
         let content = vec![0; 8 << 20];
         let limits = Limits { bytes: 1 << 20, ..Limits::default() };
         let error = digest(&gzip(&content), limits).unwrap_err();

@@ -1,8 +1,8 @@
 //! The entries of a tar stream: ustar, pax and GNU (POSIX.1-2024 pax; GNU tar manual, "Basic Tar Format").
 //!
-//! Where readers of tar differ, which has been a way to smuggle (CVE-2025-62518), this one does as Go's archive/tar, with
-//! which the rest of the world unpacks layers: the pax size holds for data and header alike, and what has no data by its
-//! type has none.
+//! Readers of tar differ in ambiguous archives, which has been used to smuggle entries (CVE-2025-62518). This
+//! reader does the same as Go's archive/tar, which other runtimes use for layers: the size in a pax header
+//! applies to the data and to the position of the next header, and types without data never have data.
 
 use super::limits::Budget;
 use super::path::TreePath;
@@ -12,10 +12,10 @@ use super::stream::LayerStream;
 use crate::error::Error;
 
 pub(super) const BLOCK: usize = 512;
-/// An extended header or a long name may have this many bytes.
+/// The largest extended header or long name, in bytes.
 pub(super) const MAX_EXTENSION: u64 = 1 << 20;
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
@@ -46,7 +46,7 @@ pub(super) struct Entry {
 /// Reads entries one after the other.
 pub(super) struct TarReader<'a> {
     stream: LayerStream<'a>,
-    /// Data of the current entry that has not been read, and the padding after it.
+    /// The unread data of the current entry, and the padding after it.
     unread: u64,
     padding: u64,
     ended: bool,
@@ -72,12 +72,12 @@ impl<'a> TarReader<'a> {
         self.stream.budget()
     }
 
-    /// Reads the rest of the stream, after the archive's end, and returns its digest and length.
+    /// Reads the rest of the stream after the archive. Returns its digest and length.
     pub(super) fn finish(self) -> Result<(crate::digest::Digest, u64), Error> {
         self.stream.finish()
     }
 
-    /// Some of the current entry's data; empty at its end.
+    /// Returns available data of the current entry. Empty at its end.
     pub(super) fn data(&mut self) -> Result<&[u8], Error> {
         if self.unread == 0 {
             return Ok(&[]);
@@ -96,7 +96,7 @@ impl<'a> TarReader<'a> {
         self.stream.consume(count);
     }
 
-    /// Marks data as read that has become content of the file which [`Self::content`] then names.
+    /// Marks data as read that was written to the file of the next [`Self::content`].
     pub(super) fn consume_content(&mut self, count: usize) {
         self.unread = self.unread.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
         self.stream.consume_content(count);
@@ -107,7 +107,7 @@ impl<'a> TarReader<'a> {
         self.stream.content(path, length);
     }
 
-    /// The next entry; what is left of the last one is skipped.
+    /// Returns the next entry. Unread data of the last one is skipped.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
         let mut extensions = Extensions::default();
         loop {
@@ -121,14 +121,15 @@ impl<'a> TarReader<'a> {
                 Some(b'x') => extensions.pax = Pax::parse(self.what(), &self.extension(size)?)?,
                 Some(b'L') => extensions.name = Some(terminated(&self.extension(size)?).to_vec()),
                 Some(b'K') => extensions.link = Some(terminated(&self.extension(size)?).to_vec()),
-                // Global headers carry comments (git archive); containerd passes over them as well.
+                // Global headers contain comments (git archive). containerd skips them as well.
                 Some(b'g') => drop(self.extension(size)?),
                 _ => return self.entry(&header, size, extensions).map(Some),
             }
         }
     }
 
-    /// The next header; none at the end of the archive, which is two blocks of zeros or the end of the stream.
+    /// Reads the next header. None at the end of the archive, which is two blocks of zeros or the end of the
+    /// stream.
     fn header(&mut self) -> Result<Option<[u8; BLOCK]>, Error> {
         let mut header = [0; BLOCK];
         if self.ended || !self.stream.read_exact(&mut header)? {
@@ -138,23 +139,20 @@ impl<'a> TarReader<'a> {
             self.ended = true;
             let mut second = [0; BLOCK];
             if self.stream.read_exact(&mut second)? && second != [0; BLOCK] {
-                return Err(Error::corrupt(
-                    self.what(),
-                    "something follows a lone block of zeros in the archive",
-                ));
+                return Err(Error::corrupt(self.what(), "data after a single block of zeros in the archive"));
             }
             return Ok(None);
         }
         if !checksum_matches(&header) {
-            return Err(Error::corrupt(self.what(), "is no tar archive, or a header is spoilt (checksum)"));
+            return Err(Error::corrupt(self.what(), "not a tar archive, or a corrupt header (checksum)"));
         }
         Ok(Some(header))
     }
 
-    /// The data of an extended header.
+    /// Reads the data of an extended header.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, Error> {
         if size > MAX_EXTENSION {
-            let why = format!("has an extended header of {size} bytes, the limit is {MAX_EXTENSION}");
+            let why = format!("extended header of {size} bytes, the limit is {MAX_EXTENSION}");
             return Err(Error::limit(self.what(), why));
         }
         let mut data = vec![0; usize::try_from(size).unwrap_or(0)];
@@ -207,7 +205,7 @@ impl<'a> TarReader<'a> {
 
     fn kind(&self, header: &[u8; BLOCK], name: &[u8]) -> Result<Kind, Error> {
         Ok(match header.get(156).copied().unwrap_or(0) {
-            // Before POSIX a folder was told by the slash at its end.
+            // Before POSIX, a folder was marked by a slash at the end of its name.
             b'0' | 0 if name.ends_with(b"/") => Kind::Directory,
             b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
@@ -217,7 +215,7 @@ impl<'a> TarReader<'a> {
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
             other => {
-                let why = format!("{} is of the unknown type {:?}", name.escape_ascii(), char::from(other));
+                let why = format!("{} has the unknown type {:?}", name.escape_ascii(), char::from(other));
                 return Err(Error::unsupported(self.what(), why));
             }
         })
@@ -231,10 +229,10 @@ impl<'a> TarReader<'a> {
         name: &str,
     ) -> Result<T, Error> {
         let value = numeric(field(header, at, length)).and_then(|value| T::try_from(value).ok());
-        value.ok_or_else(|| Error::corrupt(self.what(), format!("a header's {name} is not valid")))
+        value.ok_or_else(|| Error::corrupt(self.what(), format!("invalid {name} in a header")))
     }
 
-    /// A user or group. All ones means "leave it" to chown(2), so it is none.
+    /// Returns a user or group id. All ones means "unchanged" in chown(2), so it is invalid.
     fn id(&self, pax: Option<u64>, header: &[u8], at: usize, name: &str) -> Result<u32, Error> {
         let value = match pax {
             Some(value) => value,
@@ -243,16 +241,15 @@ impl<'a> TarReader<'a> {
         u32::try_from(value)
             .ok()
             .filter(|id| *id != u32::MAX)
-            .ok_or_else(|| Error::corrupt(self.what(), format!("the {name} {value} does not exist")))
+            .ok_or_else(|| Error::corrupt(self.what(), format!("invalid {name} {value}")))
     }
 }
 
 fn narrow(what: &str, number: u64) -> Result<u32, Error> {
-    u32::try_from(number)
-        .map_err(|_| Error::corrupt(what, format!("the device number {number} does not exist")))
+    u32::try_from(number).map_err(|_| Error::corrupt(what, format!("invalid device number {number}")))
 }
 
-/// The name in a plain header: POSIX puts its first part into another field.
+/// Returns the name in a plain header. In POSIX its first part is in another field.
 pub(super) fn plain_name(header: &[u8; BLOCK]) -> Vec<u8> {
     let name = terminated(field(header, 0, 100));
     let prefix = terminated(field(header, 345, 155));
@@ -262,7 +259,7 @@ pub(super) fn plain_name(header: &[u8; BLOCK]) -> Vec<u8> {
     [prefix, b"/", name].concat()
 }
 
-/// The blocks of zeros that fill up the last one.
+/// Returns the number of bytes that fill the last block.
 pub(super) fn padding(size: u64) -> u64 {
     (512 - size % 512) % 512
 }
@@ -275,7 +272,8 @@ pub(super) fn field(block: &[u8], at: usize, length: usize) -> &[u8] {
     block.get(at..at + length).unwrap_or_default()
 }
 
-/// A number: octal digits between spaces and NULs, or, for the large ones of GNU, binary after a set highest bit.
+/// Parses a number: octal digits between spaces and NULs, or GNU's binary form for large numbers, which has
+/// the highest bit set.
 pub(super) fn numeric(text: &[u8]) -> Option<u64> {
     signed(text).and_then(|value| u64::try_from(value).ok())
 }
@@ -283,7 +281,7 @@ pub(super) fn numeric(text: &[u8]) -> Option<u64> {
 fn signed(text: &[u8]) -> Option<i64> {
     let first = *text.first()?;
     if first & 0x80 != 0 {
-        // Two's complement, with the marker in the highest bit and the sign in the one below.
+        // Two's complement. The highest bit is the marker, the next one is the sign.
         let negative = first & 0x40 != 0;
         let mut value = if negative { i64::from(first) - 256 } else { i64::from(first & 0x7f) };
         for byte in text.iter().skip(1) {
@@ -306,7 +304,7 @@ fn signed(text: &[u8]) -> Option<i64> {
     i64::from_str_radix(std::str::from_utf8(&digits).ok()?, 8).ok()
 }
 
-/// The sum of all bytes, with the sum's own field as spaces. Some old programs summed signed bytes.
+/// Checks the sum of all bytes, with the field of the sum as spaces. Some old programs summed signed bytes.
 pub(super) fn checksum_matches(header: &[u8; BLOCK]) -> bool {
     let (mut unsigned, mut signed_sum) = (0i64, 0i64);
     for (place, byte) in header.iter().enumerate() {
@@ -327,7 +325,7 @@ mod tests {
     fn names(archive: &[u8]) -> Result<Vec<(String, Kind, Vec<u8>)>, Error> {
         let budget = Budget::new(Limits::default());
         let mut reader = TarReader::new(LayerStream::new("test", archive, Algorithm::Sha256, &budget, None)?);
-        let mut found = Vec::new();
+        let mut entries = Vec::new();
         while let Some(entry) = reader.next()? {
             let mut data = Vec::new();
             loop {
@@ -339,9 +337,9 @@ mod tests {
                 let count = piece.len();
                 reader.consume(count);
             }
-            found.push((String::from_utf8_lossy(&entry.name).into_owned(), entry.kind, data));
+            entries.push((String::from_utf8_lossy(&entry.name).into_owned(), entry.kind, data));
         }
-        Ok(found)
+        Ok(entries)
     }
 
     fn header(name: &str, kind: ::tar::EntryType, size: u64) -> ::tar::Header {
@@ -355,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_every_form_are_read() {
+    fn numbers_of_every_form_are_parsed() {
         assert_eq!(numeric(b"0000644\0"), Some(0o644));
         assert_eq!(numeric(b"   644 \0"), Some(0o644));
         assert_eq!(numeric(b"\0\0\0\0"), Some(0));
@@ -385,8 +383,9 @@ mod tests {
     }
 
     #[test]
-    fn the_pax_size_moves_the_reader_as_well() {
-        // The header says 0, the extended header 512: a reader that follows only one sees a header in the data.
+    fn the_pax_size_determines_the_next_header() {
+        // The header specifies 0, the extended header 512. A reader that follows only one finds a header in
+        // the data.
         let mut archive = Vec::new();
         let record = b"12 size=512\n";
         archive.extend(header("x", ::tar::EntryType::XHeader, 12).as_bytes());
@@ -395,16 +394,16 @@ mod tests {
         archive.extend(header("outer", ::tar::EntryType::Regular, 0).as_bytes());
         archive.extend(header("smuggled", ::tar::EntryType::Regular, 0).as_bytes());
         archive.resize(archive.len() + 1024, 0);
-        let found = names(&archive).unwrap();
-        assert_eq!(found.iter().map(|entry| entry.0.as_str()).collect::<Vec<_>>(), ["outer"]);
+        let entries = names(&archive).unwrap();
+        assert_eq!(entries.iter().map(|entry| entry.0.as_str()).collect::<Vec<_>>(), ["outer"]);
     }
 
     #[test]
-    fn what_is_no_archive_is_corrupt() {
+    fn invalid_archives_are_corrupt() {
         let mut archive = header("a", ::tar::EntryType::Regular, 600).as_bytes().to_vec();
-        assert!(names(&archive).is_err(), "data is missing");
+        assert!(names(&archive).is_err(), "missing data");
         archive.resize(512 + 600, 0);
-        assert!(names(&archive).is_err(), "padding is missing");
+        assert!(names(&archive).is_err(), "missing padding");
         assert!(names(&[b'x'; 600]).is_err());
         let mut lone = vec![0; 512];
         lone.extend(header("a", ::tar::EntryType::Regular, 0).as_bytes());
@@ -416,9 +415,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(mut data in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        fn any_bytes_are_parsed_or_rejected(mut data in proptest::collection::vec(any::<u8>(), 0..3000)) {
             drop(names(&data));
-            // With a right checksum the reader comes further.
+            // With a valid checksum the reader gets further.
             if let Some(block) = data.get(..512).map(<[u8]>::to_vec) {
                 let mut header = ::tar::Header::new_old();
                 header.as_mut_bytes().copy_from_slice(&block);

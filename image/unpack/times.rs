@@ -1,5 +1,5 @@
-//! The times of folders, which are set last, since each file that is made in a folder changes them. They wait in a file:
-//! a layer may have any number of folders.
+//! The times of folders. They are set last, since creating a file in a folder changes them. A layer may have
+//! any number of folders, so the times are buffered in a file.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
@@ -10,12 +10,12 @@ use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, openat, unlinkat};
 use super::path::TreePath;
 use crate::error::Error;
 
-/// What is gathered in memory; most layers need no more.
+/// The bytes that are buffered in memory. This is sufficient for most layers.
 const GATHER: usize = 256 << 10;
-/// Two times, and the length of the path.
+/// The length of two times and the length of a path.
 const HEAD: usize = 4 * 8 + 4;
 
-/// Folders with their times, in the order in which they came.
+/// Folders with their times, in the order in which they were added.
 #[derive(Debug, Default)]
 pub(crate) struct FolderTimes {
     gathered: Vec<u8>,
@@ -23,10 +23,10 @@ pub(crate) struct FolderTimes {
 }
 
 impl FolderTimes {
-    /// Adds a folder. Where `root` is, an unnamed file is made if there are many.
+    /// Adds a folder. If there are many, they are written to an unnamed file in `root`.
     ///
     /// # Errors
-    /// The file cannot be made or written.
+    /// The file cannot be created or written.
     pub(crate) fn add(&mut self, root: impl AsFd, path: &TreePath, times: &Timestamps) -> io::Result<()> {
         let path = path.as_bytes();
         let length = u32::try_from(path.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -48,7 +48,7 @@ impl FolderTimes {
         Ok(())
     }
 
-    /// Gives all of them to `set`; `what` is the layer.
+    /// Passes each folder to `set`. `what` is the layer in errors.
     ///
     /// # Errors
     /// The file cannot be read, or `set` fails.
@@ -93,7 +93,7 @@ fn next(from: &mut impl Read) -> io::Result<Option<(TreePath, Timestamps)>> {
     Ok(Some((path, times)))
 }
 
-/// A file beneath `root` that has no name: it goes with its descriptor.
+/// Creates a file beneath `root` without a name. It is deleted when its descriptor is closed.
 fn unnamed(root: impl AsFd) -> io::Result<File> {
     let name = format!(".berth-{:032x}", rand::random::<u128>());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_in_comes_out_in_its_order_and_leaves_no_file() {
+    fn times_are_returned_in_order_and_leave_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let root = File::open(folder.path()).unwrap();
         let mut times = FolderTimes::default();
@@ -121,10 +121,10 @@ mod tests {
         assert!(times.file.is_some() && times.gathered.len() < GATHER);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let mut next = 0;
-        let all = times.for_each("test", |found, times| {
+        let all = times.for_each("test", |actual, times| {
             let expected = if next == 0 { TreePath::default() } else { path(next) };
             assert_eq!(
-                (found, times.last_access, times.last_modification),
+                (actual, times.last_access, times.last_modification),
                 (&expected, time(-next), time(next))
             );
             next += 1;

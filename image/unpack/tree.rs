@@ -1,8 +1,8 @@
-//! A folder that is filled by descriptors only: each parent is walked beneath the root without following links
-//! (openat2(2): `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`), and the last name is never followed.
+//! A folder that is filled by descriptors only. Each parent is opened beneath the root without following
+//! links (openat2(2): `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`), and the last name is never followed.
 //!
-//! A link in the layer itself, such as `lib -> usr/lib`, is followed by our own walk, which ends at the layer's root
-//! whatever the link says, and whose result is again opened as above.
+//! A link in the layer itself, such as `lib -> usr/lib`, is resolved by a walk in this module. The walk never
+//! leaves the layer's root, and its result is opened as above.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -18,22 +18,23 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::limits::Budget;
-use super::notes::Notes;
+use super::notes::Dependencies;
 use super::path::TreePath;
 use crate::error::Error;
 
-/// Marks a folder that hides the ones below it (kernel documentation, overlayfs, "whiteouts and opaque directories").
+/// The attribute of a folder that hides the folder of that name in lower layers (kernel documentation,
+/// overlayfs, "whiteouts and opaque directories").
 pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
-/// As the kernel's own limit (path_resolution(7)).
+/// The most links on a path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// Where an entry goes: the folder, which is there, and the name in it.
+/// The place of an entry: its folder, which exists, and the name in it.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) folder: Rc<OwnedFd>,
     pub(super) name: Vec<u8>,
-    /// The path without any link in it.
+    /// The path without links.
     pub(super) path: TreePath,
 }
 
@@ -47,17 +48,17 @@ impl Place {
     }
 }
 
-/// The tree of one layer while it is made.
+/// The tree of one layer while it is unpacked.
 pub(super) struct Tree<'a> {
     root: Rc<OwnedFd>,
     what: &'a str,
     budget: &'a Budget,
-    /// The folder of the last entry: most entries have the same one as their predecessor.
+    /// The folder of the last entry: consecutive entries are often in the same folder.
     last: Option<(TreePath, TreePath, Rc<OwnedFd>)>,
-    pub(super) notes: Notes<'a>,
+    pub(super) dependencies: Dependencies<'a>,
 }
 
-/// Whether this is a whiteout: a character device 0/0.
+/// Returns whether this is a whiteout: a character device 0/0.
 pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
@@ -68,11 +69,11 @@ pub(super) fn is_folder(stat: &Stat) -> bool {
 
 impl<'a> Tree<'a> {
     pub(super) fn new(root: OwnedFd, what: &'a str, budget: &'a Budget) -> Self {
-        let notes = Notes::new(what, budget.limits.notes);
-        Self { root: Rc::new(root), what, budget, last: None, notes }
+        let dependencies = Dependencies::new(what, budget.limits.notes);
+        Self { root: Rc::new(root), what, budget, last: None, dependencies }
     }
 
-    /// The place of an entry; folders on the way that are missing are made. `None` for the root itself.
+    /// Returns the place of an entry, and creates missing parent folders. `None` for the root itself.
     pub(super) fn place(&mut self, path: &TreePath) -> Result<Option<Place>, Error> {
         if path.depth() > self.budget.limits.depth {
             let why = format!("{path} is deeper than {} folders", self.budget.limits.depth);
@@ -94,42 +95,42 @@ impl<'a> Tree<'a> {
         Ok(Some(Place { folder: fd, name: name.to_vec(), path: real.join(name) }))
     }
 
-    /// The place of a hard link's target, if its folder is there.
+    /// Returns the place of a hard link's target, if its folder exists.
     pub(super) fn find(&mut self, path: &TreePath) -> Result<Option<Place>, Error> {
         let Some((folder, name)) = path.split() else {
             return Ok(None);
         };
-        let found = self.folder(&folder, false)?;
-        Ok(found.map(|(real, fd)| Place { folder: fd, name: name.to_vec(), path: real.join(name) }))
+        let resolved = self.folder(&folder, false)?;
+        Ok(resolved.map(|(real, fd)| Place { folder: fd, name: name.to_vec(), path: real.join(name) }))
     }
 
-    /// The folder of the whole tree.
+    /// Returns the root folder.
     pub(super) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// Opens a folder by its path without links.
+    /// Opens a folder by a path without links.
     pub(super) fn open(&self, real: &TreePath) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         openat2(&self.root, real.as_path(), flags, Mode::empty(), resolve)
     }
 
-    fn folder(&mut self, path: &TreePath, make: bool) -> Result<Option<(TreePath, Rc<OwnedFd>)>, Error> {
+    fn folder(&mut self, path: &TreePath, create: bool) -> Result<Option<(TreePath, Rc<OwnedFd>)>, Error> {
         match self.open(path) {
             Ok(fd) => return Ok(Some((path.clone(), Rc::new(fd)))),
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
             Err(error) => return Err(self.failed(path, error)),
         }
-        let Some(real) = self.walk(path, make)? else {
+        let Some(real) = self.walk(path, create)? else {
             return Ok(None);
         };
         let fd = self.open(&real).map_err(|error| self.failed(path, error))?;
         Ok(Some((real, Rc::new(fd))))
     }
 
-    /// Resolves a folder's path part by part within the tree, and makes what is missing.
-    fn walk(&mut self, path: &TreePath, make: bool) -> Result<Option<TreePath>, Error> {
+    /// Resolves a folder's path part by part within the tree, and creates missing folders.
+    fn walk(&mut self, path: &TreePath, create: bool) -> Result<Option<TreePath>, Error> {
         let mut real: Vec<Vec<u8>> = Vec::new();
         let mut pending: VecDeque<Vec<u8>> = path.parts().map(<[u8]>::to_vec).collect();
         let mut links = 0;
@@ -166,18 +167,18 @@ impl<'a> Tree<'a> {
                         pending.push_front(part.to_vec());
                     }
                 }
-                Ok(stat) if is_whiteout(&stat) && make => {
-                    // The layer takes away what was there and then puts something into a folder of that name.
+                Ok(stat) if is_whiteout(&stat) && create => {
+                    // The layer hides a name and then adds an entry below a folder of that name.
                     unlinkat(&fd, name, AtFlags::empty()).map_err(|error| self.failed(path, error))?;
-                    self.make_implicit(&fd, &here, &part, true)?;
+                    self.create_implicit(&fd, &here, &part, true)?;
                     real.push(part);
                 }
-                Err(Errno::NOENT) if make => {
-                    self.make_implicit(&fd, &here, &part, false)?;
+                Err(Errno::NOENT) if create => {
+                    self.create_implicit(&fd, &here, &part, false)?;
                     real.push(part);
                 }
                 Err(Errno::NOENT) => return Ok(None),
-                Ok(_) if !make => return Ok(None),
+                Ok(_) if !create => return Ok(None),
                 Ok(_) => return Err(self.failed(path, Errno::NOTDIR)),
                 Err(error) => return Err(self.failed(path, error)),
             }
@@ -185,7 +186,7 @@ impl<'a> Tree<'a> {
         Ok(Some(joined(&real)))
     }
 
-    fn make_implicit(
+    fn create_implicit(
         &mut self,
         fd: &OwnedFd,
         here: &TreePath,
@@ -198,18 +199,18 @@ impl<'a> Tree<'a> {
         if opaque {
             return self.make_opaque(&path);
         }
-        self.notes.add_implicit(path)
+        self.dependencies.add_implicit(path)
     }
 
-    /// Marks a folder as hiding what is below it.
+    /// Marks a folder as opaque: it hides the folder of that name in lower layers.
     pub(super) fn make_opaque(&self, real: &TreePath) -> Result<(), Error> {
         let fd = self.open(real).map_err(|error| self.failed(real, error))?;
         fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty()).map_err(|error| self.failed(real, error))
     }
 
-    /// Removes what is at a place, whatever it is. Nothing there is fine.
+    /// Removes the file or folder at a place. It may be missing.
     pub(super) fn remove(&mut self, place: &Place) -> Result<(), Error> {
-        // A folder or a link that the cached parent was reached through may be the one that goes.
+        // The cached folder may have been reached through the removed folder or link.
         self.last = None;
         let removed = match unlinkat(place.fd(), place.name(), AtFlags::empty()) {
             Err(Errno::ISDIR) => remove_folder(place.fd(), place.name()),
@@ -219,11 +220,11 @@ impl<'a> Tree<'a> {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(self.failed(&place.path, error)),
         }
-        self.notes.forget(&place.path);
+        self.dependencies.forget(&place.path);
         Ok(())
     }
 
-    /// An error about an entry: the layer's fault where the kernel says that such a name cannot be.
+    /// Returns an error about an entry. If the errno means that such a name is invalid, the layer is corrupt.
     pub(super) fn failed(&self, path: &TreePath, error: Errno) -> Error {
         let faulty = [
             Errno::NAMETOOLONG,
@@ -248,7 +249,7 @@ fn joined(parts: &[Vec<u8>]) -> TreePath {
     parts.iter().fold(TreePath::default(), |path, part| path.join(part))
 }
 
-/// Removes a folder with all in it; its depth is bounded by the limit on entries' depth.
+/// Removes a folder and its content. The recursion is bounded by the limit on the depth of entries.
 fn remove_folder(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;

@@ -1,5 +1,6 @@
-//! Memory for decompression. A layer in the zstd format says how much of what it has unpacked its decoder must remember: a
-//! window. Few need more than 8 MiB; the larger ones share a budget, in which one of the largest has room.
+//! Memory for decompression. A zstd frame specifies its window: how many of the last decompressed bytes the
+//! decoder must keep. Few frames need more than 8 MiB. Larger windows share a budget, which is large enough
+//! for one of the largest.
 
 use std::io;
 use std::sync::Arc;
@@ -8,23 +9,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What every decoder should take (RFC 8878, 3.1.1.1.2); larger windows are counted in this unit.
+/// The window that every decoder should support (RFC 8878, 3.1.1.1.2). Larger windows are counted in this
+/// unit.
 pub(super) const SMALL_WINDOW: u64 = 8 << 20;
-/// The room for large windows that each layer of those that are unpacked at once adds.
+/// The part of the budget for each of the layers that are unpacked concurrently.
 const EACH: u64 = 64 << 20;
-/// The least room for all: what the zstd program makes with `--ultra -22` or `--long`, and takes without being asked to
-/// (zstd(1), "--long").
+/// The smallest budget: the window that the zstd program uses with `--ultra -22` or `--long`, and accepts by
+/// default (zstd(1), "--long").
 const LEAST: u64 = 128 << 20;
 
-/// The large windows of all layers.
+/// The budget for the large windows of all layers.
 #[derive(Debug)]
 pub(crate) struct Windows {
-    room: u64,
+    capacity: u64,
     free: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
-/// Leave to use a large one.
+/// A permit for a large window.
 #[derive(Debug)]
 pub(super) struct LargeWindow {
     held: Arc<AtomicUsize>,
@@ -34,38 +36,38 @@ pub(super) struct LargeWindow {
 /// The large windows of one image.
 #[derive(Debug)]
 pub(super) struct ImageWindows {
-    of_all: Arc<Windows>,
+    all: Arc<Windows>,
     held: Arc<AtomicUsize>,
 }
 
 impl Windows {
-    pub(crate) fn new(at_once: usize) -> Self {
-        let room = u64::try_from(at_once).unwrap_or(1).saturating_mul(EACH).max(LEAST);
-        let units = usize::try_from(units(room)).unwrap_or(Semaphore::MAX_PERMITS);
+    pub(crate) fn new(concurrency: usize) -> Self {
+        let capacity = u64::try_from(concurrency).unwrap_or(1).saturating_mul(EACH).max(LEAST);
+        let units = usize::try_from(units(capacity)).unwrap_or(Semaphore::MAX_PERMITS);
         let free = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
-        Self { room, free, waiting: AtomicUsize::new(0) }
+        Self { capacity, free, waiting: AtomicUsize::new(0) }
     }
 }
 
 impl ImageWindows {
-    pub(super) fn new(of_all: &Arc<Windows>) -> Self {
-        Self { of_all: of_all.clone(), held: Arc::default() }
+    pub(super) fn new(all: &Arc<Windows>) -> Self {
+        Self { all: all.clone(), held: Arc::default() }
     }
 
-    /// Waits for one of this many bytes. For threads that may block. Who has one already gives it back first: two that
-    /// wait for what the other one has would wait for ever.
+    /// Waits for a window of this many bytes. It blocks. A caller that has a window must release it first:
+    /// otherwise two callers could wait for each other.
     pub(super) fn large(&self, bytes: u64) -> io::Result<LargeWindow> {
-        let room = self.of_all.room;
-        let count = u32::try_from(units(bytes)).ok().filter(|_| bytes <= room);
-        let count = count.ok_or_else(|| too_large(bytes, room))?;
-        let free = self.of_all.free.clone();
+        let capacity = self.all.capacity;
+        let count = u32::try_from(units(bytes)).ok().filter(|_| bytes <= capacity);
+        let count = count.ok_or_else(|| too_large(bytes, capacity))?;
+        let free = self.all.free.clone();
         let permit = match free.clone().try_acquire_many_owned(count) {
             Ok(permit) => permit,
             Err(_) => {
                 let runtime = Handle::try_current().map_err(io::Error::other)?;
-                self.of_all.waiting.fetch_add(1, Ordering::Relaxed);
+                self.all.waiting.fetch_add(1, Ordering::Relaxed);
                 let permit = runtime.block_on(free.acquire_many_owned(count));
-                self.of_all.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.all.waiting.fetch_sub(1, Ordering::Relaxed);
                 permit.map_err(io::Error::other)?
             }
         };
@@ -73,19 +75,19 @@ impl ImageWindows {
         Ok(LargeWindow { held: self.held.clone(), _permit: permit })
     }
 
-    /// Whether others wait for one while this image has one.
-    pub(super) fn are_in_the_way(&self) -> bool {
-        self.held.load(Ordering::Relaxed) > 0 && self.of_all.waiting.load(Ordering::Relaxed) > 0
+    /// Returns whether others wait for a window while this image has one.
+    pub(super) fn block_others(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > 0 && self.all.waiting.load(Ordering::Relaxed) > 0
     }
 }
 
-/// Without a budget: what one layer may have.
+/// Checks the window of a layer that does not share a budget.
 pub(super) fn check_alone(bytes: u64) -> io::Result<()> {
     if bytes <= LEAST { Ok(()) } else { Err(too_large(bytes, LEAST)) }
 }
 
-fn too_large(bytes: u64, room: u64) -> io::Error {
-    let why = format!("a window of {bytes} bytes, the limit is {room}");
+fn too_large(bytes: u64, limit: u64) -> io::Error {
+    let why = format!("a window of {bytes} bytes, the limit is {limit}");
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
@@ -104,27 +106,27 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn who_has_one_while_others_wait_is_in_the_way() {
+    async fn an_image_with_a_window_blocks_others_that_wait() {
         let windows = Arc::new(Windows::new(1));
         let (one, two) = (ImageWindows::new(&windows), ImageWindows::new(&windows));
         let held = one.large(LEAST).unwrap();
-        assert!(!one.are_in_the_way());
+        assert!(!one.block_others());
         let waiting = tokio::task::spawn_blocking(move || {
             let held = two.large(SMALL_WINDOW + 1).unwrap();
-            assert!(!two.are_in_the_way());
+            assert!(!two.block_others());
             drop(held);
             two
         });
-        while !one.are_in_the_way() {
+        while !one.block_others() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         drop(held);
         let two = waiting.await.unwrap();
-        assert!(!one.are_in_the_way() && !two.are_in_the_way());
+        assert!(!one.block_others() && !two.block_others());
     }
 
     #[test]
-    fn windows_share_the_room_by_their_sizes() {
+    fn windows_share_the_budget_by_their_sizes() {
         let windows = Arc::new(Windows::new(6));
         let image = ImageWindows::new(&windows);
         let three: Vec<_> = (0..3).map(|_| image.large(128 << 20).unwrap()).collect();

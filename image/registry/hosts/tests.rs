@@ -13,7 +13,7 @@ fn urls(endpoints: &[Endpoint]) -> Vec<String> {
 }
 
 #[test]
-fn without_configuration_the_registry_itself_is_asked() {
+fn without_configuration_the_registry_itself_is_used() {
     for (domain, url) in [
         ("docker.io", "https://registry-1.docker.io/v2"),
         ("quay.io", "https://quay.io/v2"),
@@ -27,7 +27,7 @@ fn without_configuration_the_registry_itself_is_asked() {
 }
 
 #[test]
-fn hosts_are_asked_in_the_order_of_the_file_and_the_server_last() {
+fn hosts_are_tried_in_the_order_of_the_file_and_the_server_last() {
     let text = r#"
         server = "https://registry-1.docker.io"
         skip_verify = true
@@ -93,7 +93,7 @@ fn folders_and_certificates_are_found() {
     assert_eq!(certificates(&dirs, "localhost:5002").unwrap(), Tls::default());
 }
 
-fn asked(text: &str) -> Vec<String> {
+fn servers_with_capabilities(text: &str) -> Vec<String> {
     let parsed = parse(text, Path::new("/"), &named("reg.test:5000")).unwrap();
     let line = |one: &Endpoint| {
         let what = [(one.pull, " pull"), (one.resolve, " resolve")];
@@ -104,9 +104,9 @@ fn asked(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn paths_and_capabilities_are_read_as_by_containerd() {
+fn paths_and_capabilities_are_parsed_as_in_containerd() {
     for (text, expected) in [
-        // As k3s writes it.
+        // The format of k3s.
         (
             "server = \"http://reg.test:5000/v2\"\ncapabilities = [\"pull\", \"resolve\", \"push\"]\n[host]\n\
              [host.\"http://mirror.test:5001/v2\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
@@ -134,19 +134,19 @@ fn paths_and_capabilities_are_read_as_by_containerd() {
                 "http://reg.test:5000/v2 pull resolve",
             ],
         ),
-        // How TLS is spoken to it is said: so it is tried.
+        // TLS is configured for it, so TLS is tried.
         (
             "server = \"http://reg.test:5000\"\nskip_verify = true",
             &["https://reg.test:5000/v2 pull resolve", "http://reg.test:5000/v2 pull resolve"],
         ),
         ("server = \"http://reg.test:80\"\nskip_verify = true", &["http://reg.test:80/v2 pull resolve"]),
     ] {
-        assert_eq!(asked(text), expected, "{text}");
+        assert_eq!(servers_with_capabilities(text), expected, "{text}");
     }
 }
 
 #[test]
-fn a_time_to_connect_is_read_as_by_go() {
+fn a_dial_timeout_is_parsed_as_in_go() {
     let parsed = |text: &str| {
         let text = format!("server = \"https://x.test\"\ndial_timeout = {text:?}");
         parse(&text, Path::new("/"), &named("x.test")).map(|hosts| hosts[0].tls.dial_timeout)
@@ -161,7 +161,7 @@ fn a_time_to_connect_is_read_as_by_go() {
 }
 
 #[test]
-fn a_folder_with_certificates_only_is_the_registrys_own() {
+fn a_folder_with_certificates_only_is_that_of_the_registry() {
     let folder = tempfile::tempdir().unwrap();
     let dirs = [folder.path().join("first"), folder.path().join("second")];
     let write = |path: &str, text: &str| {
@@ -173,22 +173,22 @@ fn a_folder_with_certificates_only_is_the_registrys_own() {
     write("first/r.example/ca.crt", "authority");
     assert_eq!(endpoints(&dirs, &named("r.example")).unwrap(), None);
     assert_eq!(certificates(&dirs, "r.example").unwrap().ca, [b"authority"]);
-    // An empty file is none; another place may say more.
+    // An empty file is ignored. Another folder may have one with content.
     write("first/r.example/hosts.toml", "\n");
     write("second/r.example/hosts.toml", "[host.\"https://other.example\"]\n");
     let hosts = endpoints(&dirs, &named("r.example")).unwrap().unwrap();
     assert_eq!(urls(&hosts), ["https://other.example/v2", "https://r.example/v2"]);
-    // The first name counts, and what lies in the second does not.
+    // The first name is used, and the folder of the second name is ignored.
     write("first/r.example_5000_/x.cert", "both");
     write("first/r.example:5000/hosts.toml", "[host.\"https://never.example\"]\n");
     assert_eq!(endpoints(&dirs, &named("r.example:5000")).unwrap(), None);
     let tls = certificates(&dirs, "r.example:5000").unwrap();
     assert_eq!(tls.client, [(b"both".to_vec(), b"both".to_vec())]);
-    assert!(endpoints(&dirs, &named("other.example")).unwrap().is_some(), "the default is for all others");
+    assert!(endpoints(&dirs, &named("other.example")).unwrap().is_some(), "others use the default");
 }
 
 #[test]
-fn a_broken_file_is_named() {
+fn an_invalid_file_is_an_error() {
     for text in [
         "server = 1",
         "server = \"ftp://x\"",
@@ -204,7 +204,7 @@ fn a_broken_file_is_named() {
 
 proptest! {
     #[test]
-    fn any_text_is_parsed_or_refused(text in "(server|host|\\[|\\]|\"|=|\\.|https://|x|\n| |true|ca|\\PC){0,40}") {
+    fn any_text_is_parsed_or_rejected(text in "(server|host|\\[|\\]|\"|=|\\.|https://|x|\n| |true|ca|\\PC){0,40}") {
         if let Ok(endpoints) = parse(&text, Path::new("/nonexistent"), &named("docker.io")) {
             prop_assert!(!endpoints.is_empty());
         }

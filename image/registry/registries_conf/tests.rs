@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-fn asked(conf: &RegistriesConf, reference: &str) -> Vec<String> {
+fn urls(conf: &RegistriesConf, reference: &str) -> Vec<String> {
     let endpoints = conf.endpoints(&reference.parse().unwrap()).unwrap().unwrap_or_default();
     let url = |one: &Endpoint| format!("{}://{}{}/{}", one.scheme, one.authority, one.path, one.repository);
     endpoints.iter().map(url).collect()
@@ -32,10 +32,10 @@ const CONF: &str = r#"
 "#;
 
 #[test]
-fn mirrors_and_locations_are_asked_as_podman_asks_them() {
+fn mirrors_and_locations_are_used_as_in_podman() {
     let conf = RegistriesConf::parse(CONF).unwrap();
     assert_eq!(
-        asked(&conf, "busybox:1"),
+        urls(&conf, "busybox:1"),
         [
             "https://mirror.example:5000/v2/hub/library/busybox",
             "http://mirror.example:5000/v2/hub/library/busybox",
@@ -43,10 +43,10 @@ fn mirrors_and_locations_are_asked_as_podman_asks_them() {
         ]
     );
     let digest = format!("busybox@sha256:{}", "a".repeat(64));
-    assert_eq!(asked(&conf, &digest)[2], "https://digests.example/v2/library/busybox");
-    assert_eq!(asked(&conf, "r.example/team/a/b"), ["https://inner.example/v2/t/a/b"]);
+    assert_eq!(urls(&conf, &digest)[2], "https://digests.example/v2/library/busybox");
+    assert_eq!(urls(&conf, "r.example/team/a/b"), ["https://inner.example/v2/t/a/b"]);
     assert_eq!(
-        asked(&conf, "x.wild.example/a"),
+        urls(&conf, "x.wild.example/a"),
         ["https://cache.example/v2/wild/a", "https://x.wild.example/v2/a"]
     );
     for other in ["r.example/teams/a", "r.example/other", "docker.io.example/a", "wild.example/a"] {
@@ -57,7 +57,7 @@ fn mirrors_and_locations_are_asked_as_podman_asks_them() {
 }
 
 #[test]
-fn the_longest_prefix_counts() {
+fn the_longest_prefix_applies() {
     let conf = RegistriesConf::parse(
         r#"
         [[registry]]
@@ -89,14 +89,14 @@ fn the_longest_prefix_counts() {
         ("one.test/team/app:2", "https://six.test/v2/app"),
         ("one.test/team/app:1", "https://seven.test/v2/only"),
     ] {
-        assert_eq!(asked(&conf, reference), [expected], "{reference}");
+        assert_eq!(urls(&conf, reference), [expected], "{reference}");
     }
     assert!(conf.endpoints(&"com/i:1".parse::<Reference>().unwrap()).unwrap().is_none());
 }
 
 #[test]
-fn a_source_that_is_never_contacted_has_mirrors_that_are() {
-    // As OpenShift writes it, with slashes that people add.
+fn the_mirrors_of_a_blocked_registry_are_used() {
+    // The format of OpenShift, with additional slashes.
     let conf = RegistriesConf::parse(
         r#"
         [[registry]]
@@ -127,7 +127,7 @@ fn a_source_that_is_never_contacted_has_mirrors_that_are() {
     .unwrap();
     let digest = format!("source.test/release/a@sha256:{}", "a".repeat(64));
     assert_eq!(
-        asked(&conf, &digest),
+        urls(&conf, &digest),
         ["https://mirror.test:5000/v2/release/a", "http://mirror.test:5000/v2/release/a"]
     );
     for blocked in ["source.test/release/a:1", "away.test/a", "blocked.test/a"] {
@@ -135,13 +135,13 @@ fn a_source_that_is_never_contacted_has_mirrors_that_are() {
         assert!(error.to_string().contains("blocks"), "{blocked}: {error}");
     }
     assert_eq!(
-        asked(&conf, "moved.test/a"),
+        urls(&conf, "moved.test/a"),
         ["https://insecure.test/v2/x/a", "http://insecure.test/v2/x/a", "https://moved.test/v2/a"]
     );
 }
 
 #[test]
-fn short_names_are_looked_for_in_order() {
+fn short_names_are_searched_in_order() {
     let conf = RegistriesConf::parse(CONF).unwrap();
     let names =
         |text: &str| -> Vec<String> { conf.candidates(text).iter().map(ToString::to_string).collect() };
@@ -155,7 +155,7 @@ fn short_names_are_looked_for_in_order() {
 }
 
 #[test]
-fn drop_ins_win_by_name() {
+fn drop_ins_replace_registries_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let main = folder.path().join("registries.conf");
     assert!(RegistriesConf::read(&main).unwrap().registry.is_empty());
@@ -165,7 +165,7 @@ fn drop_ins_win_by_name() {
     fs::write(&drop_in, "unqualified-search-registries = []\n[[registry]]\nlocation = \"evil.example\"\n")
         .unwrap();
     let conf = RegistriesConf::read(&main).unwrap();
-    assert_eq!(asked(&conf, "evil.example/a"), ["https://evil.example/v2/a"]);
+    assert_eq!(urls(&conf, "evil.example/a"), ["https://evil.example/v2/a"]);
     assert!(conf.candidates("busybox").is_empty());
     fs::write(&drop_in, "[[registry]]\nblocked = true\n").unwrap();
     let error = RegistriesConf::read(&main).unwrap_err().to_string();
@@ -173,7 +173,7 @@ fn drop_ins_win_by_name() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused() {
+fn invalid_settings_are_rejected() {
     for text in [
         "[registries.search]\nregistries = ['docker.io']",
         "[[registry]]\nprefix = \"a.example\"",
@@ -188,7 +188,7 @@ fn what_cannot_be_meant_is_refused() {
 
 proptest! {
     #[test]
-    fn any_text_and_any_name_are_taken(text in ".{0,200}", name in "[a-z./:@]{0,40}") {
+    fn any_text_and_any_name_are_handled(text in ".{0,200}", name in "[a-z./:@]{0,40}") {
         drop(RegistriesConf::parse(&text));
         drop(RegistriesConf::parse(CONF).unwrap().candidates(&name));
     }

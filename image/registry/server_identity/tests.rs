@@ -8,7 +8,7 @@ use rustls_pki_types::pem::PemObject as _;
 use super::super::p521::provider;
 use super::*;
 
-/// A folder in which openssl makes certificates.
+/// A folder in which openssl creates certificates.
 struct Authority(tempfile::TempDir);
 
 impl Authority {
@@ -21,7 +21,7 @@ impl Authority {
         assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// A certificate that signs itself; `key` is a form of `-newkey`.
+    /// Creates a self-signed certificate. `key` is an argument of `-newkey`.
     fn selfsigned(&self, name: &str, key: &str, more: &str) -> &Self {
         self.openssl(&format!(
             "req -newkey {key} -nodes -x509 -days 365 -keyout {name}.key -out {name}.crt -subj /CN={name} {more}"
@@ -29,7 +29,7 @@ impl Authority {
         self
     }
 
-    /// One that another has signed, with the extensions of a file.
+    /// Creates a certificate that another one has signed, with these extensions.
     fn signed(&self, name: &str, by: &str, extensions: &str) -> &Self {
         fs::write(self.0.path().join("extensions"), extensions).unwrap();
         self.openssl(&format!(
@@ -46,7 +46,7 @@ impl Authority {
         read(&self.0.path().join(format!("{name}.crt")))
     }
 
-    /// What is said of a server at `host` that sends `chain`, where `named` are the authorities.
+    /// Verifies a server at `host` that sends `chain`. `named` are the configured authorities.
     fn verdict(&self, host: &str, chain: &[&str], named: &[&str]) -> Result<(), Error> {
         self.verdict_at(host, chain, named, UnixTime::now())
     }
@@ -62,7 +62,7 @@ impl Authority {
     }
 }
 
-/// The words of a line; what is in quotes is one.
+/// Splits a line into words. A quoted text is one word.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     for (place, part) in line.split('"').enumerate() {
@@ -88,9 +88,9 @@ fn refused(result: Result<(), Error>) -> CertificateError {
 const SAN: &str = "-addext \"subjectAltName = DNS:reg.test, IP:10.92.0.1\"";
 
 #[test]
-fn a_certificate_that_is_its_own_authority_is_trusted() {
+fn a_certificate_that_is_a_configured_authority_is_trusted() {
     let openssl = Authority::new();
-    // As the registry's documentation says it; openssl lets it sign others.
+    // The command of the registry's documentation. openssl makes such a certificate an authority.
     openssl.selfsigned("rsa", "rsa:2048 -sha256", SAN);
     for curve in ["P-256", "P-384", "P-521"] {
         openssl.selfsigned(curve, &format!("ec -pkeyopt ec_paramgen_curve:{curve}"), SAN);
@@ -122,13 +122,13 @@ fn a_certificate_that_is_its_own_authority_is_trusted() {
 }
 
 #[test]
-fn servers_with_certificates_that_may_sign_others_are_trusted_by_their_chain() {
+fn server_certificates_that_may_sign_others_are_verified_by_their_chain() {
     let openssl = Authority::new();
     let leaf = "basicConstraints = critical,CA:TRUE\nsubjectAltName = DNS:reg.test\n";
     openssl
         .selfsigned("root", "rsa:2048", "-addext \"keyUsage = critical,keyCertSign\"")
         .selfsigned("p521", "ec -pkeyopt ec_paramgen_curve:P-521", "")
-        .selfsigned("stranger", "rsa:2048", "")
+        .selfsigned("unrelated", "rsa:2048", "")
         .signed("direct", "root", leaf)
         .signed("by-p521", "p521", leaf)
         .signed("middle", "root", "basicConstraints = critical,CA:TRUE,pathlen:0\n")
@@ -145,7 +145,7 @@ fn servers_with_certificates_that_may_sign_others_are_trusted_by_their_chain() {
     }
     verdict(&["by-p521"], "p521").unwrap();
     for chain in [&["direct"][..], &["below", "middle"], &["below", "middle", "root"]] {
-        assert_eq!(refused(verdict(chain, "stranger")), CertificateError::UnknownIssuer, "{chain:?}");
+        assert_eq!(refused(verdict(chain, "unrelated")), CertificateError::UnknownIssuer, "{chain:?}");
     }
     for chain in [&["below"][..], &["by-none", "no-authority"]] {
         assert_eq!(refused(verdict(chain, "root")), CertificateError::UnknownIssuer, "{chain:?}");
@@ -155,7 +155,7 @@ fn servers_with_certificates_that_may_sign_others_are_trusted_by_their_chain() {
 }
 
 #[test]
-fn stars_stand_for_the_first_label() {
+fn stars_match_the_first_label() {
     for (pattern, name, fits) in [
         ("*.test", "reg.test", true),
         ("*.Test", "REG.test.", true),

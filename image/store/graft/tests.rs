@@ -7,7 +7,7 @@ fn path(text: &str) -> TreePath {
     TreePath::parse(text.as_bytes()).unwrap()
 }
 
-/// Two layers below, and the one that the patch is for.
+/// A lower layer, the layer to patch above it, and the folder of the patch.
 struct Layers {
     _folder: tempfile::TempDir,
     top: PathBuf,
@@ -17,13 +17,13 @@ struct Layers {
 
 fn layers() -> Layers {
     let folder = tempfile::tempdir().unwrap();
-    let make = |name: &str| {
+    let create = |name: &str| {
         let path = folder.path().join(name);
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     };
-    let (top, lower, patch) = (make("top"), make("lower"), make("patch"));
+    let (top, lower, patch) = (create("top"), create("lower"), create("patch"));
     Layers { _folder: folder, top, lower, patch }
 }
 
@@ -37,9 +37,9 @@ impl Layers {
         record.implicit.iter().for_each(|path| merged.expect(path).unwrap());
         merged.push(&self.lower)?;
         let merged = RefCell::new(merged);
-        let graft = Graft::new("layer test", &self.top, &merged, record, limit)?;
-        graft.build(&self.patch)?;
-        graft.is_needed()
+        let input = PatchInput::new("layer test", &self.top, &merged, record, limit)?;
+        input.build(&self.patch)?;
+        input.is_needed()
     }
 }
 
@@ -59,7 +59,7 @@ fn unlisted_folders_keep_the_metadata_from_below() {
 }
 
 #[test]
-fn an_unlisted_folder_that_is_emptied_keeps_its_metadata_and_what_was_in_it_does_not() {
+fn an_unlisted_opaque_folder_keeps_its_metadata_and_hides_its_content() {
     let layers = layers();
     fs::create_dir_all(layers.lower.join("srv/data/deeper")).unwrap();
     for name in ["srv/data", "srv/data/deeper"] {
@@ -72,14 +72,17 @@ fn an_unlisted_folder_that_is_emptied_keeps_its_metadata_and_what_was_in_it_does
     let record = LayerRecord { implicit, ..LayerRecord::default() };
     assert!(layers.build(&record).unwrap());
     assert_eq!(fs::metadata(layers.patch.join("srv/data")).unwrap().mode() & 0o7777, 0o1777);
-    assert!(!layers.patch.join("srv/data/deeper").exists(), "it is new, and has nothing of the old one");
+    assert!(
+        !layers.patch.join("srv/data/deeper").exists(),
+        "it is new and does not have the metadata of the old one"
+    );
     let mut value = [0; 1];
     let patched = fs::File::open(layers.patch.join("srv/data")).unwrap();
     assert!(rustix::fs::fgetxattr(&patched, "trusted.overlay.opaque", &mut value[..]).is_err());
 }
 
 #[test]
-fn nothing_is_patched_where_all_is_the_same() {
+fn nothing_is_patched_if_all_is_the_same() {
     let layers = layers();
     fs::create_dir_all(layers.lower.join("usr/bin")).unwrap();
     fs::create_dir_all(layers.top.join("usr/bin")).unwrap();
@@ -90,7 +93,7 @@ fn nothing_is_patched_where_all_is_the_same() {
 }
 
 #[test]
-fn a_folder_that_is_a_link_below_stays_one() {
+fn a_folder_that_is_a_link_below_stays_a_link() {
     let layers = layers();
     fs::create_dir_all(layers.lower.join("usr/lib")).unwrap();
     symlink("usr/lib", layers.lower.join("lib")).unwrap();
@@ -121,7 +124,7 @@ fn hard_links_reach_files_of_lower_layers() {
 }
 
 #[test]
-fn links_below_cannot_lead_out() {
+fn links_below_cannot_lead_outside() {
     let layers = layers();
     let outside = tempfile::tempdir().unwrap();
     symlink(outside.path(), layers.lower.join("etc")).unwrap();
@@ -133,7 +136,7 @@ fn links_below_cannot_lead_out() {
 }
 
 #[test]
-fn folders_that_move_have_a_limit() {
+fn folders_that_move_are_limited() {
     let layers = layers();
     fs::create_dir(layers.lower.join("real")).unwrap();
     let mut record = LayerRecord::default();
@@ -144,5 +147,8 @@ fn folders_that_move_have_a_limit() {
         record.implicit.insert(path(&name));
     }
     let error = layers.build_within(&record, 1000).unwrap_err();
-    assert!(error.to_string().contains("1000 bytes of memory: 8 of them"), "{error}");
+    assert!(
+        error.to_string().contains("8 folders that are links in the layers below take more than 1000 bytes"),
+        "{error}"
+    );
 }

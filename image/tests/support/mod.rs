@@ -1,4 +1,4 @@
-//! A store with a registry of its own, and layers for it.
+//! A store with a private registry, and layers for it.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -7,7 +7,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::as_conversions,
-    reason = "each test uses a part"
+    reason = "each test uses only some of the items"
 )]
 
 #[path = "../../../tests/support/registry.rs"]
@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use berth_image::{Algorithm, Digest, Image, ImageStore, Options, Reference};
 use registry::Registry;
 
-/// How long what happens in the background may take on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// The time limit for background work on a slow machine.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub struct Test {
     pub folder: tempfile::TempDir,
@@ -57,9 +57,9 @@ impl Test {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
-    /// Waits for the background thread.
+    /// Waits until a folder has this many entries.
     pub fn settled(&self, folder: &str, count: usize) -> bool {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while self.stored(folder).len() != count && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -101,7 +101,7 @@ impl Layer {
         self.entry(tar::EntryType::Symlink, name, 0o777, target, b"")
     }
 
-    /// The archive and its digest.
+    /// Returns the archive and its digest.
     pub fn plain(self) -> (Vec<u8>, Digest) {
         let mut tar = tar::Builder::new(Vec::new());
         for (mut header, name, data) in self.0 {
@@ -119,7 +119,7 @@ impl Layer {
         (encoder.finish().unwrap(), digest)
     }
 
-    /// As `zstd --ultra -22` and `zstd --long` make it of a stream.
+    /// Compresses like `zstd --ultra -22` and `zstd --long` do with a stream.
     pub fn zstd_with_window(self, log: u32) -> (Vec<u8>, Digest) {
         let (bytes, digest) = self.plain();
         let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
@@ -138,7 +138,8 @@ pub fn simple(name: &str) -> (Vec<u8>, Digest) {
     Layer::default().file(name, "content").gzip()
 }
 
-/// What a container would see: the uppermost thing of a name in a stack of folders, without whiteouts' names.
+/// Returns the uppermost file of a name in a stack of folders, or None for a whiteout, as a container sees
+/// it.
 pub fn seen(lower: &[PathBuf], name: &str) -> Option<PathBuf> {
     for layer in lower {
         let path = layer.join(name);
@@ -149,19 +150,19 @@ pub fn seen(lower: &[PathBuf], name: &str) -> Option<PathBuf> {
     None
 }
 
-/// Waits until the background thread has noted what the layers are.
+/// Waits until the background thread has recorded the digests of the layers.
 pub fn until_digested(root: &Path) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     let done = |layer: fs::DirEntry| {
         fs::read_to_string(layer.path().join("synced")).is_ok_and(|text| text.contains("content"))
     };
     while !fs::read_dir(root.join("layers")).unwrap().flatten().all(done) {
-        assert!(Instant::now() < until, "the layers' digests are noted");
+        assert!(Instant::now() < until, "the digests of the layers are not recorded");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A stack of layers as the kernel shows it, in a mount namespace of its own.
+/// A stack of layers as the kernel merges it, mounted in a separate mount namespace.
 pub struct Overlay {
     pub path: PathBuf,
     holder: Child,
@@ -182,8 +183,8 @@ impl Overlay {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = [0; 7];
-        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let mut output = [0; 7];
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut output).unwrap();
         let path = PathBuf::from(format!("/proc/{}/root{}", holder.id(), mount.display()));
         Self { path, holder }
     }

@@ -1,4 +1,4 @@
-//! What a layer can make the daemon remember.
+//! Limits on the memory that a layer can make the daemon use.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ fn limits() -> Limits {
 }
 
 #[test]
-fn links_and_folders_that_need_other_layers_have_a_limit_that_is_told() {
+fn links_and_folders_that_need_other_layers_are_limited() {
     let target = format!("{}b", "a".repeat(100) + "/").repeat(30);
     let mut links = Layer::default();
     let mut folders = Layer::default();
@@ -21,14 +21,16 @@ fn links_and_folders_that_need_other_layers_have_a_limit_that_is_told() {
         links = links.pax(&[("linkpath", &target)]).link(&format!("l/{number}"), "x");
         folders = folders.file(&format!("{number}/a/b/c/d/e/f/file"), "");
     }
-    for (layer, words) in [(links.end(), "hard links"), (folders.end(), "folders that it does not list")] {
+    for (layer, words) in
+        [(links.end(), "hard links"), (folders.end(), "folders that the layer does not list")]
+    {
         let limits = Limits { bytes: 64 << 20, ..limits() };
         let error = Sandbox::new().unpack_within(&layer, limits).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
         let text = error.to_string();
         assert!(text.contains("more than 65536 bytes of memory") && text.contains(words), "{text}");
     }
-    // What is listed, or replaced, is not remembered.
+    // Listed folders and replaced links take no memory.
     let mut layer = Layer::default();
     for number in 0..2000 {
         layer = layer.link("l", &format!("elsewhere/{number}"));
@@ -39,7 +41,7 @@ fn links_and_folders_that_need_other_layers_have_a_limit_that_is_told() {
 }
 
 #[test]
-fn a_folder_that_goes_takes_its_links_along() {
+fn removing_a_folder_removes_its_links() {
     let layer =
         Layer::default().link("d/l", "elsewhere/x").link("e", "elsewhere/x").file("d", "a file").end();
     let outcome = Sandbox::new().unpack(&layer).unwrap();
@@ -48,7 +50,7 @@ fn a_folder_that_goes_takes_its_links_along() {
 }
 
 #[test]
-fn any_number_of_folders_gets_its_times() {
+fn the_times_of_any_number_of_folders_are_set() {
     let sandbox = Sandbox::new();
     let mut layer = Layer::default();
     let name = |number: u64| format!("{number:04}-{}", "x".repeat(80));

@@ -1,4 +1,4 @@
-//! Layers as builders make them, and layers as attackers do. They run as root: owners and devices are part of a layer.
+//! Layers as builders and attackers create them. They run as root: owners and devices are part of a layer.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::unpack::{Limits, OPAQUE};
 
-/// A folder with a layer's folder in it; whatever else appears in it has escaped.
+/// A folder that contains a layer's folder. Anything else that appears in it has escaped.
 pub(super) struct Sandbox {
     folder: tempfile::TempDir,
 }
@@ -47,11 +47,15 @@ impl Sandbox {
         around.sort();
         assert_eq!(around, ["fs", "recipe", "secret"], "something escaped");
         let secret = fs::symlink_metadata(self.folder.path().join("secret")).unwrap();
-        assert_eq!((secret.len(), secret.nlink(), secret.uid()), (9, 1, 0), "the neighbour was touched");
+        assert_eq!(
+            (secret.len(), secret.nlink(), secret.uid()),
+            (9, 1, 0),
+            "a file beside the layer was changed"
+        );
         outcome
     }
 
-    /// The archive that was unpacked, made again.
+    /// Rebuilds the archive that was unpacked.
     fn rebuild(&self) -> Vec<u8> {
         let recipe = fs::File::open(self.folder.path().join("recipe")).unwrap();
         let root = fs::File::open(self.path("")).unwrap();
@@ -141,7 +145,7 @@ impl Layer {
 }
 
 #[test]
-fn everything_of_a_layer_is_there() {
+fn all_metadata_of_a_layer_is_set() {
     let sandbox = Sandbox::new();
     let layer = Layer::default()
         .raw("./", EntryType::Directory, "", b"", |header| header.set_mode(0o711))
@@ -218,7 +222,7 @@ fn whiteouts_become_those_of_overlayfs() {
         .folder("o")
         .file("o/.wh..wh..opq", "")
         .file(".wh..wh.plnk", "")
-        // Taken away, and then there again: as a folder it must hide the old one.
+        // Removed and then created again: the new folder must hide the old one.
         .file(".wh.again", "")
         .folder("again")
         .file("again/x", "new")
@@ -245,7 +249,7 @@ fn whiteouts_become_those_of_overlayfs() {
 }
 
 #[test]
-fn what_the_layer_needs_of_others_is_reported() {
+fn dependencies_on_other_layers_are_reported() {
     let sandbox = Sandbox::new();
     let layer = Layer::default()
         .file("usr/lib/a", "x")
@@ -286,7 +290,7 @@ fn links_inside_the_layer_are_followed_within_it() {
 }
 
 #[test]
-fn nothing_leaves_the_layer() {
+fn nothing_escapes_the_layer() {
     let refused = [
         Layer::default().file("../secret", "x"),
         Layer::default().file("a/../../secret", "x"),
@@ -328,14 +332,14 @@ fn nothing_leaves_the_layer() {
 }
 
 #[test]
-fn limits_are_kept() {
+fn limits_are_enforced() {
     let kinds =
         |layer: Layer, limits: Limits| Sandbox::new().unpack_within(&layer.end(), limits).unwrap_err().kind();
     let few = Limits { entries: 3, ..Limits::default() };
     assert_eq!(kinds(Layer::default().file("a/b/c/d", ""), few), ErrorKind::LimitExceeded);
     let shallow = Limits { depth: 3, ..Limits::default() };
     assert_eq!(kinds(Layer::default().file("a/b/c/d", ""), shallow), ErrorKind::LimitExceeded);
-    // Links do not lead deeper than names do.
+    // Links do not lead deeper than the limit.
     let stairs = Layer::default().folder("a/b/c").symlink("l", "a/b/c").file("l/d/e", "");
     assert_eq!(kinds(stairs, shallow), ErrorKind::LimitExceeded);
     let small = Limits { bytes: 4096, ..Limits::default() };
@@ -355,7 +359,7 @@ fn gnu_tar(folder: &Path, options: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn gnu_tars_formats_are_read() {
+fn all_formats_of_gnu_tar_are_unpacked() {
     let source = tempfile::tempdir().unwrap();
     let deep = source.path().join("deep/".repeat(60));
     fs::create_dir_all(&deep).unwrap();
@@ -380,7 +384,7 @@ fn gnu_tars_formats_are_read() {
         let archive = gnu_tar(source.path(), options);
         let outcome = sandbox.unpack(&archive).unwrap_or_else(|error| panic!("{options:?}: {error}"));
         assert_eq!(outcome.length, u64::try_from(archive.len()).unwrap());
-        assert!(sandbox.rebuild() == archive, "{options:?}: the archive is made again byte for byte");
+        assert!(sandbox.rebuild() == archive, "{options:?}: the rebuilt archive differs");
         assert_same(source.path(), &sandbox.path(""), options);
         if options.contains(&"--sparse") {
             assert!(sandbox.stat("holes").blocks() < 4096, "{options:?}: the holes are filled");
@@ -388,7 +392,7 @@ fn gnu_tars_formats_are_read() {
     }
 }
 
-/// Every name below a folder with what it is.
+/// Returns all paths below a folder with their metadata and content.
 fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, u64, i64, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut pending = vec![folder.to_owned()];
@@ -417,7 +421,7 @@ fn assert_same(expected: &Path, found: &Path, context: &[&str]) {
     }
 }
 
-/// An entry of a layer that tries to trick.
+/// An entry of a malicious layer.
 fn entry() -> impl Strategy<Value = (String, u8, String)> {
     let name = "(\\./|/|\\.\\./)?[abl](/[abl]|/\\.\\.|/\\.wh\\.[abl]|/\\.wh\\.\\.wh\\.\\.opq){0,3}/?";
     let target = "(/|\\.\\./|\\.\\./\\.\\./)?(secret|[abl]|[abl]/[abl]|\\.\\.|\\.|/)";
@@ -427,18 +431,18 @@ fn entry() -> impl Strategy<Value = (String, u8, String)> {
 /// A plain entry: name, kind, content or mode.
 type Plain = (String, u8, u8);
 
-/// A layer without tricks: no entry stands where another makes it impossible, so that all programs agree on it.
+/// Returns a layer without conflicting entries, which all programs unpack in the same way.
 fn plain_layer(entries: &[Plain]) -> (Layer, BTreeMap<String, u8>) {
-    let (mut layer, mut known) = (Layer::default(), BTreeMap::<String, u8>::new());
+    let (mut layer, mut kinds) = (Layer::default(), BTreeMap::<String, u8>::new());
     for (name, kind, detail) in entries {
         let parents: Vec<&str> = name.match_indices('/').map(|(slash, _)| &name[..slash]).collect();
         let beneath = format!("{name}/");
-        let blocked = parents.iter().any(|parent| known.get(*parent).is_some_and(|kind| *kind != 0))
-            // A file that another entry replaces cannot be given again.
-            || known.get(name).is_some_and(|known| *known != *kind || *kind == 1)
-            || (*kind != 0 && known.keys().any(|known| known.starts_with(&beneath)));
+        let blocked = parents.iter().any(|parent| kinds.get(*parent).is_some_and(|kind| *kind != 0))
+            // A file that another entry replaces cannot be rebuilt.
+            || kinds.get(name).is_some_and(|former| *former != *kind || *kind == 1)
+            || (*kind != 0 && kinds.keys().any(|path| path.starts_with(&beneath)));
         let target =
-            known.iter().find(|(other, kind)| **kind == 1 && *other != name).map(|(name, _)| name.clone());
+            kinds.iter().find(|(other, kind)| **kind == 1 && *other != name).map(|(name, _)| name.clone());
         if blocked {
             continue;
         }
@@ -446,21 +450,21 @@ fn plain_layer(entries: &[Plain]) -> (Layer, BTreeMap<String, u8>) {
             (0, _) => layer.folder(name),
             (1, _) => layer.file(name, &"x".repeat(usize::from(*detail) * 7)),
             (2, _) => layer.symlink(name, "nowhere"),
-            (3, Some(target)) if !known.contains_key(name) => layer.link(name, &target),
-            (4, _) if !known.contains_key(name) => {
+            (3, Some(target)) if !kinds.contains_key(name) => layer.link(name, &target),
+            (4, _) if !kinds.contains_key(name) => {
                 let (folder, base) = name.rsplit_once('/').unwrap_or((".", name));
                 layer = layer.file(&format!("{folder}/.wh.{base}"), "");
-                known.insert(format!("{folder}/.wh.{base}"), 9);
+                kinds.insert(format!("{folder}/.wh.{base}"), 9);
                 continue;
             }
             _ => continue,
         };
-        known.insert(name.clone(), if *kind == 3 { 1 } else { *kind });
+        kinds.insert(name.clone(), if *kind == 3 { 1 } else { *kind });
     }
-    (layer, known)
+    (layer, kinds)
 }
 
-/// What the whiteout rules make of a folder into which the markers were unpacked as they are.
+/// Applies the whiteout rules to a folder into which the markers were unpacked as files.
 fn apply_whiteouts(root: &Path) {
     let markers: Vec<PathBuf> = tree(root)
         .into_keys()
@@ -496,7 +500,7 @@ fn apply_whiteouts(root: &Path) {
     }
 }
 
-/// The tree without what programs may choose, and with what is opaque.
+/// Returns the tree without metadata that programs may choose, and with opaque folders marked.
 fn comparable(root: &Path) -> BTreeMap<PathBuf, (u32, u64, Vec<u8>, bool)> {
     tree(root)
         .into_iter()
@@ -513,7 +517,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn what_gnu_tar_and_the_whiteout_rules_give_is_what_comes_out(
+    fn the_result_is_that_of_gnu_tar_with_the_whiteout_rules(
         entries in proptest::collection::vec(("[abc](/[abc]){0,3}", 0u8..5, any::<u8>()), 1..25),
     ) {
         let archive = plain_layer(&entries).0.end();
@@ -535,7 +539,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Whatever the names, the kinds and the links: the neighbour stays as it is (`Sandbox::unpack` looks).
+    /// For any names, types and links, the files beside the layer are unchanged (`Sandbox::unpack` checks
+    /// this).
     #[test]
     fn no_order_of_entries_escapes(entries in proptest::collection::vec(entry(), 1..12)) {
         let sandbox = Sandbox::new();
@@ -552,9 +557,10 @@ proptest! {
         drop(sandbox.unpack(&layer.end()));
     }
 
-    /// A cut or a spoilt byte is an error or a harmless difference, never a panic or an escape.
+    /// A truncated or changed layer is an error or unpacks to something else. It never causes a panic or an
+    /// escape.
     #[test]
-    fn spoilt_layers_do_no_harm(at: prop::sample::Index, byte: u8, cut: bool) {
+    fn corrupt_layers_do_no_harm(at: prop::sample::Index, byte: u8, cut: bool) {
         let mut layer = Layer::default()
             .folder("d").file("d/a", "some text").symlink("l", "d").link("h", "d/a").pax(&[("path", "p")]).file("x", "y").end();
         let at = at.index(layer.len());
