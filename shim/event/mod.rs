@@ -20,8 +20,8 @@ use berth_proto::v1::{ContainerEventResponse, ContainerEventType};
 use futures_util::Stream;
 use tonic::Status;
 
-pub use told::{EventCursor, Level};
 use subscribers::Subscribers;
+pub use told::{EventCursor, Level};
 
 use crate::container::status::container_status;
 use crate::daemon::Daemon;

@@ -1,11 +1,12 @@
 //! Clients that are attached to a container's own streams. Several can be attached to one container; the log
 //! has the output in any case.
 //!
-//! A client never slows the container down: the keeper writes what fits into the client's socket buffer
-//! ([`CLIENT_BUFFER`]) and detaches a client that falls further behind ([`SessionEnd::TooSlow`]). If the container's input
-//! ends with its first client (CRI `ContainerConfig.stdin_once`), the end of that client's input ends the
-//! container's input. Otherwise, and with a terminal, it ends the client's session, as in containerd and
-//! CRI-O.
+//! A client never slows the container down. The keeper writes what fits into the client's socket buffer
+//! ([`CLIENT_BUFFER`]) and detaches a client that falls further behind ([`SessionEnd::TooSlow`]).
+//!
+//! If the container's input ends with its first client (CRI `ContainerConfig.stdin_once`), the end of that
+//! client's input ends the container's input. Otherwise, and with a terminal, it ends the client's session,
+//! as in containerd and CRI-O.
 
 use std::io::Error;
 use std::os::fd::OwnedFd;
@@ -98,7 +99,7 @@ fn streams_for(requested: RequestedStreams) -> std::io::Result<(SessionStreams, 
     Ok((streams, descriptors))
 }
 
-/// A client whose detachment is awaited. Dropping this removes the receiver.
+/// A registered receiver for a client's detachment. Dropping this removes it.
 struct ClientRegistration {
     link: KeeperClient,
     client: String,

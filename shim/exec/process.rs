@@ -1,5 +1,5 @@
-//! A further process in a running container. It has a separate cgroup below the container's, so everything
-//! that it starts can be killed with it.
+//! A further process in a running container. It has a separate cgroup below the container's, or beside it if
+//! the container is frozen, so everything that it starts can be killed with it.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -42,7 +42,7 @@ impl Outgoing {
     }
 }
 
-/// A call whose answer has not arrived.
+/// A call that waits for its answer.
 struct PendingCall {
     call: &'static str,
     /// None for the Hello that the driver sends itself.
@@ -121,7 +121,7 @@ impl Driver {
             was_connected = true;
             if let ServeEnd::Unused = self.serve(&connection, &mut outgoing).await {
                 drop(connection);
-                // The keeper was told to shut down. A stopped or hanging one must not stay behind.
+                // The keeper has received Shutdown. A stopped or hanging one must not stay behind.
                 if !wait_for_end(&self.process, EXIT_TIMEOUT).await {
                     tracing::warn!(
                         keeper = self.process.describe(),
@@ -182,7 +182,7 @@ impl Driver {
     /// Sends the pending call, if the keeper's socket accepts it.
     fn send(&mut self, connection: &AsyncConnection) {
         let Some(Outgoing { call, descriptors, reply }) = self.unsent.take() else { return };
-        // A call whose caller is gone is not sent late.
+        // If its caller is gone, a call is not sent.
         if reply.is_closed() {
             return;
         }

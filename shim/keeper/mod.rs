@@ -116,7 +116,7 @@ pub struct KeeperClient {
 }
 
 impl KeeperClient {
-    /// Uses an open connection to a keeper whose socket is in `folder`.
+    /// Uses an open connection to a keeper. Its socket is in `folder`, for reconnections.
     ///
     /// # Errors
     /// The connection cannot be registered with tokio.

@@ -15,10 +15,10 @@ use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 /// The containers that need cleanup in the background.
 #[derive(Debug, Default)]
 pub(super) struct ContainerCleanup {
-    /// Containers whose creation was interrupted, without a readable record or without a pod. Everything with
+    /// Containers with an interrupted creation, without a readable record or without a pod. Everything with
     /// their id is removed. The cgroup is known if the record is.
     discard: Vec<(ContainerId, Option<String>)>,
-    /// Containers whose pod has no keeper.
+    /// Containers of pods without a keeper.
     ended: Vec<Arc<Container>>,
 }
 
@@ -73,7 +73,7 @@ fn load_one(
     else {
         tracing::info!(
             container = id.as_str(),
-            "removing a container that has no pod or whose creation was interrupted"
+            "removing a container without a pod or after an interrupted creation"
         );
         return cleanup.discard.push((id, Some(record.cgroup)));
     };
@@ -85,7 +85,7 @@ fn load_one(
 }
 
 /// Undoes interrupted creations and kills the remaining processes of containers without a keeper. All run
-/// concurrently, so that one whose processes do not end does not delay the others.
+/// concurrently: processes that do not end must not delay the others.
 pub(super) async fn finish(daemon: &Shared, cleanup: ContainerCleanup) {
     let mut tasks = JoinSet::new();
     for (id, cgroup) in cleanup.discard {

@@ -5,9 +5,9 @@
 //! as it answers. [`finish`] does the rest in the background, since it may take long (CNI plugins, processes
 //! that do not end):
 //!
-//! * a pod or container whose creation was interrupted is undone
-//! * a pod whose keeper lives is followed, whatever its state
-//! * a pod whose keeper's process has ended, or that ran in another boot, becomes not ready: its containers
+//! * an interrupted creation of a pod or container is undone
+//! * a pod with a living keeper is followed, whatever its state
+//! * if a pod's keeper has ended, or the pod ran in another boot, the pod becomes not ready: its containers
 //!   have ended, its resources are released
 //! * a keeper without a record or without its socket is ended, with everything that runs in its pod
 //! * writable layers and addresses without an owner are removed and freed

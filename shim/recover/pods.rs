@@ -18,8 +18,8 @@ use crate::store::{Folders, Pod, PodRecord, PodRecovery, PodState, file};
 /// The pods and keepers that need cleanup in the background.
 #[derive(Debug, Default)]
 pub(super) struct PodCleanup {
-    /// Pods whose creation was interrupted or that have no readable record. Everything with their id is
-    /// removed. The cgroup is known if the record is.
+    /// Pods with an interrupted creation or without a readable record. Everything with their id is removed.
+    /// The cgroup is known if the record is.
     discard: Vec<(PodId, Option<String>)>,
     /// Keepers that cannot be connected to.
     unreachable: Vec<FoundKeeper>,
@@ -88,7 +88,7 @@ fn load_one(
     let reachable = keepers.contains_key(&id) && berth_runtime::client::has_socket(&folder);
     let recovery = record.state.recovery(reachable);
     if recovery == PodRecovery::Undo {
-        tracing::info!(pod = id.as_str(), "removing a pod whose creation was interrupted");
+        tracing::info!(pod = id.as_str(), "removing a pod after an interrupted creation");
         return cleanup.discard.push((id, Some(record.cgroup)));
     }
     let pod = Arc::new(Pod::new(record, record_file(&daemon.folders, &id), daemon.records.clone()));

@@ -49,7 +49,7 @@ impl Signals {
     }
 }
 
-/// Waits, within bounds, until a server that was told to stop has answered its calls in flight.
+/// Waits, within bounds, until a stopping server has answered its calls in flight.
 pub async fn drain(server: &mut JoinHandle<Result<(), tonic::transport::Error>>, counters: &Counters) {
     let answered = async {
         if tokio::time::timeout(DRAIN, counters.idle()).await.is_err() {

@@ -255,7 +255,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Creates a container whose record is stored in `folder`.
+    /// Creates a container; its record is stored in `folder`.
     #[must_use]
     pub fn new(record: ContainerRecord, folder: PathBuf, writer: RecordWriter) -> Self {
         Self {

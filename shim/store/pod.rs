@@ -182,7 +182,7 @@ impl Drop for CreationGuard {
 }
 
 impl Pod {
-    /// Creates a pod whose record is stored in `file`.
+    /// Creates a pod; its record is stored in `file`.
     #[must_use]
     pub fn new(record: PodRecord, file: PathBuf, writer: RecordWriter) -> Self {
         Self {

@@ -26,7 +26,7 @@ struct Inner<T> {
     writing: Mutex<()>,
     /// The file is older than the value, and a write is queued.
     unwritten: AtomicBool,
-    /// The object is being removed: the file is not written any more.
+    /// The object is being removed: the file is not written again.
     gone: AtomicBool,
 }
 

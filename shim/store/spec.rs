@@ -12,7 +12,8 @@ use crate::error::CriError;
 /// The part of a spec that is cached in memory.
 #[derive(Clone, Debug)]
 pub struct CachedSpec {
-    /// The spec without its seccomp profile, whose hundreds of syscall names are its largest part.
+    /// The spec without its seccomp profile. The profile's hundreds of syscall names are the largest part of
+    /// a spec.
     pub spec: Arc<Spec>,
     /// The compiled filter of the profile.
     pub filter: Option<Arc<Filter>>,

@@ -10,7 +10,7 @@ use super::file::FileError;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
-/// A record whose file is older than its value.
+/// A record with a file that is older than its value.
 pub(super) trait PendingWrite: Send + Sync + std::fmt::Debug {
     /// Writes the current value.
     ///

@@ -88,7 +88,7 @@ struct Half {
     until: Instant,
 }
 
-/// Streams whose pair is incomplete.
+/// Streams that wait for the other stream of their pair.
 #[derive(Debug, Default)]
 struct Pairs {
     halves: HashMap<String, Half>,

@@ -1,4 +1,4 @@
-//! Tokens: each stands for a request of Exec, Attach or PortForward. Only the caller receives it, and it is
+//! Tokens: each identifies a request of Exec, Attach or PortForward. Only the caller receives it, and it is
 //! valid for one connection within a minute.
 
 use std::collections::VecDeque;

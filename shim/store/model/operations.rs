@@ -70,7 +70,7 @@ impl At<'_> {
                 });
                 self.refused_by_disk(DONE);
             }
-            1 | 3 if !ready => self.to("not ready any more", UNDO, nothing),
+            1 | 3 if !ready => self.to("not ready", UNDO, nothing),
             1 if self.system.keeper == Keeper::Alive => self.to("first process", 2, |system, _| {
                 (system.process, system.keeper_phase) = (Process::Gate, Some(Phase::Created));
             }),

@@ -10,8 +10,7 @@ use crate::store::{ContainerState, Exit, PodState};
 const PAUSE: i32 = 2;
 pub(super) const PID: i32 = 3;
 
-/// Exit codes of a process that exits by itself, of one that is killed, and of one whose exit was not
-/// observed.
+/// Exit codes of a process that exits by itself, of one that is killed, and of an unobserved exit.
 pub(super) const EXIT_CODE: i32 = 7;
 pub(super) const KILLED: i32 = 137;
 const UNKNOWN: i32 = 255;
@@ -106,7 +105,7 @@ pub(super) struct System {
     /// The keeper was killed or stopped at some point: then the exit may stay unknown or be a guess.
     pub(super) was_killed: bool,
     pub(super) was_stopped: bool,
-    /// The keeper was told to forget the container, which kills it. If it had just exited, its exit code is
+    /// The keeper was asked to forget the container, which kills it. If it had just exited, its exit code is
     /// lost.
     pub(super) was_forgotten: bool,
 }

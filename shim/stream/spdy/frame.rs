@@ -150,7 +150,7 @@ pub enum Control<'a> {
     },
     /// A ping, or the answer to one: the same frame.
     Ping(u32),
-    /// No more streams are accepted.
+    /// No further streams are accepted.
     GoAway {
         /// The last accepted stream.
         last: StreamId,

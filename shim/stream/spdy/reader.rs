@@ -134,7 +134,7 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
             // The client's pings have odd numbers. Even ones would answer pings of the server, which sends
             // none.
             Control::Ping(id) if id % 2 == 1 => self.send(&Control::Ping(id)).await?,
-            // After GOAWAY, the client opens no more streams; open ones continue.
+            // After GOAWAY, the client cannot open streams; open ones continue.
             Control::Ping(_) | Control::GoAway { .. } | Control::Settings { .. } | Control::Unknown(_) => {}
         }
         Ok(())
