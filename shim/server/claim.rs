@@ -17,7 +17,7 @@ use crate::config::Config;
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Another daemon holds it.
-    #[error("failed to lock {}: another berth, process {pid}, is using it; each daemon needs a separate root and state folder", folder.display())]
+    #[error("failed to lock {}: another berth, process {pid}, is using it; each daemon needs separate folders", folder.display())]
     Held {
         /// Path of the folder.
         folder: PathBuf,

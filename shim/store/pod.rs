@@ -123,7 +123,7 @@ pub struct PodRecord {
 /// The resources of a pod as a whole (CRI `UpdatePodSandboxResourcesRequest`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PodResources {
-    /// Resources that are not for the containers.
+    /// The pod's overhead: resources of everything besides its containers.
     pub overhead: Option<LinuxContainerResources>,
     /// Resources of all containers together.
     pub resources: Option<LinuxContainerResources>,

@@ -109,7 +109,7 @@ impl CommandTarget {
             (_, SessionEnd::TooSlow) => {
                 self.failure("the client does not read; what it missed is in the log")
             }
-            (_, SessionEnd::Gone) => self.failure("the pod's keeper is gone"),
+            (_, SessionEnd::Gone) => self.failure("the pod's keeper has ended"),
         }
     }
 }
@@ -172,7 +172,7 @@ async fn relay(
 }
 
 /// Relays input. The end of the client's input closes the process's input.
-async fn pass_in<W: AsyncWrite + Unpin>(from: Option<Incoming>, to: Option<W>) {
+async fn relay_input<W: AsyncWrite + Unpin>(from: Option<Incoming>, to: Option<W>) {
     let (Some(mut from), Some(mut to)) = (from, to) else { return };
     while let Ok(Some(bytes)) = from.next().await {
         if to.write_all(&bytes).await.is_err() {
@@ -229,7 +229,7 @@ async fn relay_sizes(sizes: Option<TerminalSizes>, control: Control) {
 
 /// Relays output to its end. After the end of the process, time and size are limited, since descendants may
 /// hold the pipe open.
-async fn pass_out<R: AsyncRead + Unpin>(
+async fn relay_output<R: AsyncRead + Unpin>(
     from: Option<R>,
     to: Option<Outgoing>,
     mut end: watch::Receiver<bool>,

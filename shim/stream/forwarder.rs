@@ -42,8 +42,9 @@ where
             },
             Some(_ended) = forwarding.join_next(), if !forwarding.is_empty() => {}
             () = tokio::time::sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
-                for half in pairs.expired() {
-                    reject(RejectedStream { stream: half, reason: "timed out waiting for the other stream".to_owned() }).await;
+                for stream in pairs.expired() {
+                    let reason = "timed out waiting for the other stream".to_owned();
+                    reject(RejectedStream { stream, reason }).await;
                 }
             }
         }

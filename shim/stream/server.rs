@@ -160,7 +160,9 @@ impl Server {
                     tracing::debug!("closed a connection: no request in time");
                 }
             }
-            () = slot.closed() => tracing::debug!("closed a connection: too many connections without a request"),
+            () = slot.closed() => {
+                tracing::debug!("closed a connection: too many connections without a request");
+            }
         }
     }
 

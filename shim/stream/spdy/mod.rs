@@ -1,5 +1,5 @@
 //! The server side of SPDY/3.1, as Kubernetes clients use it for multiple streams over one connection:
-//! kubectl, crictl and the API server (moby/spdystream). No other implementation has a usable licence.
+//! kubectl, crictl and the API server (moby/spdystream). No other library for it has a usable licence.
 //!
 //! * [`frame`]: the frames; [`headers`] and [`dictionary`]: header blocks. Both work without I/O
 //! * [`table`]: the streams of a session and their flow control windows
