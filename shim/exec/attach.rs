@@ -61,7 +61,7 @@ pub async fn attach(
     let detached = link.detachment(&client);
     let registration = ClientRegistration { link: link.clone(), client };
     link.call(call, descriptors).await?;
-    let control = if tty { Control::kept(link, id) } else { Control::none() };
+    let control = if tty { Control::of_container(link, id) } else { Control::none() };
     let waiting = Box::pin(async move {
         let _registration = registration;
         tokio::select! {
