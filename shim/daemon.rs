@@ -21,7 +21,7 @@ use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
 use crate::store::{Folders, RecordWriter, Store};
-use crate::stream::Streams;
+use crate::stream::SessionUrls;
 use crate::systemd::Systemd;
 
 /// One running daemon. It is shared by all requests and holds nothing that is not also on disk or in a keeper.
@@ -56,7 +56,7 @@ pub struct Daemon {
     /// Compiled seccomp profiles.
     pub filters: Cache,
     /// Sessions that wait for their client.
-    pub streams: Streams,
+    pub streams: SessionUrls,
     /// What is in flight.
     pub operations: Operations,
     /// Who is told what happens.
@@ -123,7 +123,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         apparmor: AppArmor::detect(Path::new("/")),
         selinux: SeLinux::detect(Path::new("/")),
         filters: Cache::default(),
-        streams: Streams::default(),
+        streams: SessionUrls::default(),
         operations: Operations::default(),
         events: Events::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,

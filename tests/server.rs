@@ -242,7 +242,9 @@ fn no_daemon_is_told_in_one_line() {
     command.args(["load", "--config"]).arg(home.path("config.toml")).arg(home.path("config.toml"));
     let output = run(command);
     assert_eq!(output.status.code(), Some(1));
-    let wanted =
-        format!("berth: connect to {}: No such file or directory (os error 2)\n", home.socket().display());
+    let wanted = format!(
+        "berth: failed to connect to {}: No such file or directory (os error 2)\n",
+        home.socket().display()
+    );
     assert_eq!(String::from_utf8_lossy(&output.stderr), wanted);
 }

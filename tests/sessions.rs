@@ -9,14 +9,14 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use berth::daemon::Shared;
-use berth::exec::session::{self, End, Reader, Session, TerminalSize, Wanted, Writer};
+use berth::exec::session::{self, Reader, RequestedStreams, Session, SessionEnd, TerminalSize, Writer};
 use berth_proto::v1::*;
 use support::{Berth, PATIENCE, shell, sleeper};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
-const ALL: Wanted = Wanted { stdin: true, stdout: true, stderr: true, tty: false };
-const TERMINAL: Wanted = Wanted { stdin: true, stdout: true, stderr: false, tty: true };
+const ALL: RequestedStreams = RequestedStreams { stdin: true, stdout: true, stderr: true, tty: false };
+const TERMINAL: RequestedStreams = RequestedStreams { stdin: true, stdout: true, stderr: false, tty: true };
 
 /// A daemon in this process, which has taken over the pods of one that was killed.
 struct Inside {
@@ -74,12 +74,12 @@ impl Inside {
         Self { berth, daemon, threads, pod }
     }
 
-    async fn exec(&self, id: &str, script: &str, wanted: Wanted) -> Session {
+    async fn exec(&self, id: &str, script: &str, wanted: RequestedStreams) -> Session {
         let command = ["sh", "-c", script].map(str::to_owned).to_vec();
         session::exec(&self.daemon, id, command, wanted).await.unwrap()
     }
 
-    async fn attach(&self, id: &str, wanted: Wanted) -> Session {
+    async fn attach(&self, id: &str, wanted: RequestedStreams) -> Session {
         session::attach(&self.daemon, id, wanted).await.unwrap()
     }
 
@@ -187,14 +187,16 @@ async fn an_exec_has_three_streams_and_a_code() {
     within(exec.streams.stdin.as_mut().unwrap().shutdown()).await.unwrap();
     assert_eq!(all(&mut exec.streams.stdout).await, "two\n");
     assert_eq!(all(&mut exec.streams.stderr).await, "done\n");
-    assert_eq!(within(exec.end()).await, End::Exited(3));
-    assert_eq!(within(exec.end()).await, End::Exited(3), "the answer stays");
+    assert_eq!(within(exec.end()).await, SessionEnd::Exited(3));
+    assert_eq!(within(exec.end()).await, SessionEnd::Exited(3), "the answer stays");
 
     // A reader that takes its time holds the command up and loses nothing.
-    let mut large = inside.exec(&ids[0], "seq 300000", Wanted { stdout: true, ..Wanted::default() }).await;
+    let mut large = inside
+        .exec(&ids[0], "seq 300000", RequestedStreams { stdout: true, ..RequestedStreams::default() })
+        .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(all(&mut large.streams.stdout).await.lines().count(), 300_000);
-    assert_eq!(within(large.end()).await, End::Exited(0));
+    assert_eq!(within(large.end()).await, SessionEnd::Exited(0));
     let gone = session::exec(&inside.daemon, &ids[0], vec!["/nope".to_owned()], ALL).await.unwrap_err();
     assert!(gone.to_string().contains("/nope"), "{gone}");
     inside.finish().await;
@@ -212,19 +214,23 @@ async fn an_exec_with_a_terminal_has_its_size_and_its_keys() {
     until(&mut exec.streams.stdout, "43 132").await;
     write(&mut exec.streams.stdin, "\u{3}").await;
     until(&mut exec.streams.stdout, "interrupted").await;
-    assert_eq!(within(exec.end()).await, End::Exited(5));
+    assert_eq!(within(exec.end()).await, SessionEnd::Exited(5));
     all(&mut exec.streams.stdout).await;
 
     let mut cat = inside.exec(&ids[0], "cat; echo over", TERMINAL).await;
     write(&mut cat.streams.stdin, "line").await;
     drop(cat.streams.stdin.take());
     until(&mut cat.streams.stdout, "over").await;
-    assert_eq!(within(cat.end()).await, End::Exited(0), "the end of the input has reached the terminal");
+    assert_eq!(
+        within(cat.end()).await,
+        SessionEnd::Exited(0),
+        "the end of the input has reached the terminal"
+    );
 
     let size = TerminalSize { width: 101, height: 33 };
     let command = ["stty", "size"].map(str::to_owned).to_vec();
     let mut sized =
-        session::exec_sized(&inside.daemon, &ids[0], command, TERMINAL, Some(size)).await.unwrap();
+        session::exec_with_size(&inside.daemon, &ids[0], command, TERMINAL, Some(size)).await.unwrap();
     assert_eq!(all(&mut sized.streams.stdout).await.trim(), "33 101", "from the first instruction on");
     inside.finish().await;
 }
@@ -244,10 +250,10 @@ async fn a_dropped_exec_takes_all_it_has_started_along() {
     }
     // One that has ended by itself leaves to the container what it has left behind.
     let mut leaves = inside.exec(&ids[0], "sleep 5714 >/dev/null 2>&1 & exit 0", ALL).await;
-    assert_eq!(within(leaves.end()).await, End::Exited(0));
+    assert_eq!(within(leaves.end()).await, SessionEnd::Exited(0));
     drop(leaves);
     let mut next = inside.exec(&ids[0], "exit 1", ALL).await;
-    assert_eq!(within(next.end()).await, End::Exited(1));
+    assert_eq!(within(next.end()).await, SessionEnd::Exited(1));
     drop(next);
     assert!(runs("sleep 5714"));
     // A caller that goes away while the command is being started.
@@ -283,7 +289,8 @@ async fn execs_of_a_daemon_that_was_killed_end() {
 async fn clients_share_a_container_and_the_first_ends_an_input_that_is_read_once() {
     let config = interactive(shell("once", "cat; echo eof; read x </dev/null; sleep 600"), true, false);
     let (inside, ids) = Inside::start(vec![config]).await;
-    let mut watching = inside.attach(&ids[0], Wanted { stdout: true, ..Wanted::default() }).await;
+    let mut watching =
+        inside.attach(&ids[0], RequestedStreams { stdout: true, ..RequestedStreams::default() }).await;
     let mut first = inside.attach(&ids[0], ALL).await;
     let mut second = inside.attach(&ids[0], ALL).await;
     write(&mut first.streams.stdin, "from the first\n").await;
@@ -325,14 +332,14 @@ async fn an_input_that_stays_open_outlives_its_clients() {
     write(&mut first.streams.stdin, "one\n").await;
     until(&mut first.streams.stdout, "got one\n").await;
     within(first.streams.stdin.as_mut().unwrap().shutdown()).await.unwrap();
-    assert_eq!(within(first.end()).await, End::Detached);
+    assert_eq!(within(first.end()).await, SessionEnd::Detached);
     assert_eq!(all(&mut first.streams.stdout).await, "");
     let vanished = inside.attach(&ids[0], ALL).await;
     drop(vanished);
     let mut second = inside.attach(&ids[0], ALL).await;
     write(&mut second.streams.stdin, "bye\n").await;
     assert_eq!(all(&mut second.streams.stdout).await, "got bye\n");
-    assert_eq!(within(second.end()).await, End::Exited(7));
+    assert_eq!(within(second.end()).await, SessionEnd::Exited(7));
     assert_eq!(inside.log("stays"), "got one\ngot bye\n");
     let error = session::attach(&inside.daemon, &ids[0], ALL).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::FailedPrecondition);
@@ -364,19 +371,21 @@ async fn a_client_that_does_not_read_holds_nobody_up() {
     let script = "read go; head -c 25000000 /dev/zero | tr '\\0' x; echo; echo end; read more; exit 0";
     let config = interactive(shell("fast", script), false, false);
     let (inside, ids) = Inside::start(vec![config]).await;
-    let mut lazy = inside.attach(&ids[0], Wanted { stdout: true, ..Wanted::default() }).await;
-    let mut writing = inside.attach(&ids[0], Wanted { stdin: true, ..Wanted::default() }).await;
+    let mut lazy =
+        inside.attach(&ids[0], RequestedStreams { stdout: true, ..RequestedStreams::default() }).await;
+    let mut writing =
+        inside.attach(&ids[0], RequestedStreams { stdin: true, ..RequestedStreams::default() }).await;
     write(&mut writing.streams.stdin, "go\n").await;
     let log = inside.path("logs/pod/fast.log");
     let ends = || fs::read(&log).is_ok_and(|log| log.ends_with(b" stdout F end\n"));
     eventually("the container has written all, and the log has it", ends).await;
-    assert_eq!(within(lazy.end()).await, End::TooSlow);
+    assert_eq!(within(lazy.end()).await, SessionEnd::TooSlow);
     let behind = all(&mut lazy.streams.stdout).await;
     assert!(behind.bytes().all(|byte| byte == b'x'), "what was sent is all that came first");
     assert!((4 << 20..25_000_000).contains(&behind.len()), "{}", behind.len());
     assert_eq!(inside.log("fast").len(), 25_000_000 + "\nend\n".len());
     write(&mut writing.streams.stdin, "more\n").await;
-    assert_eq!(within(writing.end()).await, End::Exited(0));
+    assert_eq!(within(writing.end()).await, SessionEnd::Exited(0));
     inside.finish().await;
 }
 
@@ -396,8 +405,13 @@ async fn a_terminal_outlives_the_daemon() {
     let mut second = inside.attach(&ids[0], TERMINAL).await;
     write(&mut second.streams.stdin, "two\n").await;
     until(&mut second.streams.stdout, "got two").await;
-    let mut sizes =
-        inside.exec(&ids[0], "stty size </proc/1/fd/0", Wanted { stdout: true, ..Wanted::default() }).await;
+    let mut sizes = inside
+        .exec(
+            &ids[0],
+            "stty size </proc/1/fd/0",
+            RequestedStreams { stdout: true, ..RequestedStreams::default() },
+        )
+        .await;
     assert_eq!(all(&mut sizes.streams.stdout).await, "17 91\n");
     drop((first, second, sizes));
     assert!(inside.log("tty").contains("got two"), "output is in the log as well");
@@ -417,7 +431,7 @@ async fn a_terminal_comes_from_no_other_place() {
     ] {
         let mut prepare = inside.exec(&ids[0], script, ALL).await;
         let said = all(&mut prepare.streams.stderr).await;
-        assert_eq!(within(prepare.end()).await, End::Exited(0), "{said}");
+        assert_eq!(within(prepare.end()).await, SessionEnd::Exited(0), "{said}");
         let command = vec!["true".to_owned()];
         let refused = session::exec(&inside.daemon, &ids[0], command, TERMINAL).await.unwrap_err();
         assert!(refused.to_string().contains("make the terminal"), "{refused}");
@@ -455,7 +469,7 @@ async fn many_execs_leave_nothing_in_keeper_daemon_or_cgroup() {
             let mut exec = inside.exec(&ids[0], script, wanted).await;
             assert_eq!(all(&mut exec.streams.stdout).await.trim(), "x");
             if number % 3 != 0 {
-                assert_eq!(within(exec.end()).await, End::Exited(0));
+                assert_eq!(within(exec.end()).await, SessionEnd::Exited(0));
             }
             drop(exec);
             drop(inside.attach(&ids[1], ALL).await);

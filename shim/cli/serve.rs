@@ -64,7 +64,7 @@ fn start(config: Config) -> Result<(), String> {
         let store = daemon.images.clone();
         tokio::spawn(async move { store.import_from(folder).await });
         let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
-        daemon.streams.serve_at(sessions.base());
+        daemon.streams.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(daemon.clone()));
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
         let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;

@@ -23,7 +23,7 @@ use crate::pod::files;
 use crate::seccomp;
 use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
-use crate::store::spec::Kept;
+use crate::store::spec::CachedSpec;
 use crate::store::{Container, Pod};
 use crate::systemd;
 
@@ -90,7 +90,7 @@ pub fn assemble(
     let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let profile = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(|profile| daemon.filters.filter(profile)).transpose()?;
-    let Kept { spec, filter } = container.spec.keep(spec, filter)?;
+    let CachedSpec { spec, filter } = container.spec.keep(spec, filter)?;
     let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
     let cgroup = Cgroup::create(&daemon.hierarchies, &path, &resources)?;
 

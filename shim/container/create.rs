@@ -20,7 +20,7 @@ use crate::descriptors;
 use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::images;
-use crate::keeper::{Link, LinkError};
+use crate::keeper::{KeeperClient, KeeperError};
 use crate::operation::{Key, Progress};
 use crate::pod;
 use crate::spec::resources::{self, limits};
@@ -53,7 +53,7 @@ pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Resu
             }
             let id = ContainerId::random();
             span.record("container", id.as_str());
-            let _making = pod.making(id.clone());
+            let _making = pod.begin_creating(id.clone());
             let creation = Creation { daemon, pod, id, config, progress, undo: UndoStack::default() };
             creation.run().await.map_err(Status::from)
         })
@@ -270,14 +270,14 @@ impl Creation {
 
     async fn create_process(
         &mut self,
-        link: &Link,
+        link: &KeeperClient,
         container: &Container,
         assembled: Assembled,
     ) -> Result<i32, CriError> {
         let (forget, id) = (link.clone(), self.id.clone());
         self.undo.push("end the first process", async move {
-            match forget.done(Call::Forget { container: id.as_str().to_owned() }).await {
-                Ok(()) | Err(LinkError::Gone | LinkError::Failure(Failure::NotFound { .. })) => Ok(()),
+            match forget.execute(Call::Forget { container: id.as_str().to_owned() }).await {
+                Ok(()) | Err(KeeperError::Gone | KeeperError::Failure(Failure::NotFound { .. })) => Ok(()),
                 Err(error) => Err(error.to_string()),
             }
         });
@@ -286,19 +286,19 @@ impl Creation {
         let call = Call::Create { container: self.id.as_str().to_owned(), folder, plan };
         match link.call(call, assembled.descriptors).await {
             Ok((Outcome::Created { pid }, _)) => Ok(pid),
-            Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
-            Err(LinkError::Failure(Failure::Init(failure))) => {
+            Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
+            Err(KeeperError::Failure(Failure::Init(failure))) => {
                 let why = berth_runtime::compile::explain(&failure, &assembled.plan);
                 let hint = out_of_memory::hint(&self.daemon, container, &failure).await;
                 Err(CriError::failed(format!("create container {}", self.id), format!("{why}{hint}")))
             }
-            Err(LinkError::Failure(Failure::State { .. })) if self.ready_pod().is_err() => {
+            Err(KeeperError::Failure(Failure::State { .. })) if self.ready_pod().is_err() => {
                 Err(pod_not_ready(&self.pod))
             }
-            Err(LinkError::NoAnswer { patience, keeper, .. }) => Err(CriError::deadline(format!(
+            Err(KeeperError::NoAnswer { timeout, keeper, .. }) => Err(CriError::deadline(format!(
                 "create container {}: its mounts are not ready after {} s ({keeper})",
                 self.id,
-                patience.as_secs()
+                timeout.as_secs()
             ))),
             Err(error) => Err(error.into()),
         }

@@ -31,7 +31,7 @@ pub(crate) async fn note(daemon: &Shared, container: &Arc<Container>, record: &E
         Some(failure) => cannot_run(container, failure, record.finished_at).await,
         None => Exit::from_record(record),
     };
-    container.happened(|state| state.exited(exit));
+    container.transition(|state| state.exited(exit));
     daemon.events.container(daemon, container);
 }
 
@@ -63,7 +63,7 @@ pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure
 
 /// How a container ended will never be known.
 pub(crate) fn lost(daemon: &Shared, container: &Container, why: &str) {
-    container.happened(|state| match state {
+    container.transition(|state| match state {
         ContainerState::Running { started_at, .. } => state.exited(Exit::unknown(*started_at, why)),
         _ => state.exited(Exit::unknown(0, why)),
     });
@@ -111,7 +111,7 @@ pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), Cri
 
 /// A container was killed, and its keeper does not say so.
 pub(crate) fn killed(daemon: &Shared, container: &Container, why: &str) {
-    container.happened(|state| {
+    container.transition(|state| {
         let started_at = match state {
             ContainerState::Running { started_at, .. } => *started_at,
             _ => 0,

@@ -9,15 +9,15 @@ use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Snapshot};
 use super::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
-use crate::keeper::Link;
-use crate::store::{Container, ContainerState, Pod, Seen, file};
+use crate::keeper::KeeperClient;
+use crate::store::{Container, ContainerState, KeeperReport, Pod, file};
 
 /// How often a record is read again that the daemon lacks descriptors for, and after which time.
 const AGAIN: u32 = 20;
 const SHORTAGE: Duration = Duration::from_millis(250);
 
 /// Takes over what a keeper knows of all containers of its pod.
-pub(crate) async fn all_of(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &Snapshot) {
+pub(crate) async fn all_of(daemon: &Shared, pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) {
     for container in daemon.store.containers_of(&pod.id) {
         let seen = snapshot.containers.iter().find(|seen| seen.id == container.id.as_str());
         one(daemon, &container, seen).await;
@@ -26,14 +26,14 @@ pub(crate) async fn all_of(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &S
 }
 
 async fn one(daemon: &Shared, container: &Arc<Container>, seen: Option<&ContainerSnapshot>) {
-    match container.state().seen(seen.map(|seen| &seen.phase)) {
-        Seen::AsKnown => {}
-        Seen::Running(started_at) => {
-            container.happened(|state| state.started(started_at));
+    match container.state().compare(seen.map(|seen| &seen.phase)) {
+        KeeperReport::Unchanged => {}
+        KeeperReport::Running(started_at) => {
+            container.transition(|state| state.started(started_at));
             daemon.events.container(daemon, container);
         }
-        Seen::Ended(record) => exit::take(daemon, container, &record).await,
-        Seen::Forgotten => {
+        KeeperReport::Ended(record) => exit::take(daemon, container, &record).await,
+        KeeperReport::Forgotten => {
             match last_word(container).await {
                 Some(record) => exit::note(daemon, container, &record).await,
                 None => exit::killed(daemon, container, "it was being removed"),
@@ -78,14 +78,14 @@ async fn last_word(container: &Container) -> Option<ExitRecord> {
 }
 
 /// A keeper may hold a container whose record is gone, or that was being made by a daemon that has ended.
-async fn forget_unknown(daemon: &Shared, pod: &Pod, link: &Link, snapshot: &Snapshot) {
-    let making = pod.none_making(Duration::ZERO).await;
+async fn forget_unknown(daemon: &Shared, pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) {
+    let making = pod.wait_for_creations(Duration::ZERO).await;
     for seen in &snapshot.containers {
         let is_made = making.iter().any(|id| id.as_str() == seen.id);
         if is_made || daemon.store.container(&seen.id).is_ok() {
             continue;
         }
-        if let Err(error) = link.done(Call::Forget { container: seen.id.clone() }).await {
+        if let Err(error) = link.execute(Call::Forget { container: seen.id.clone() }).await {
             tracing::warn!(container = seen.id, %error, "failed to forget a container without a record");
         }
     }
@@ -102,7 +102,7 @@ pub(crate) async fn end_execs(daemon: &Shared, pod: &Pod, execs: Vec<String>) {
             Ok(Cgroup::open(&hierarchies.hierarchies, &path).end_execs(&execs)?)
         });
         match ended.await {
-            Ok(left) => container.put_left(left),
+            Ok(left) => container.put_leftover_execs(left),
             Err(error) => {
                 tracing::warn!(container = container.id.as_str(), %error, "failed to end the execs of a former daemon");
             }

@@ -8,7 +8,7 @@ use tonic::Status;
 use super::exit;
 use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
-use crate::keeper::LinkError;
+use crate::keeper::KeeperError;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
 use crate::pod::stop::release_cgroup;
@@ -54,7 +54,7 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     progress.step("folder");
     let ended = container.clone();
     blocking(move || {
-        ended.give_up_record();
+        ended.stop_writing_record();
         Ok::<_, CriError>(())
     })
     .await?;
@@ -70,8 +70,8 @@ async fn forget(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriEr
     let Some(link) = daemon.store.pod(container.pod.as_str()).ok().and_then(|pod| pod.link()) else {
         return Ok(());
     };
-    match link.done(Call::Forget { container: container.id.as_str().to_owned() }).await {
-        Ok(()) | Err(LinkError::Gone | LinkError::Failure(Failure::NotFound { .. })) => Ok(()),
+    match link.execute(Call::Forget { container: container.id.as_str().to_owned() }).await {
+        Ok(()) | Err(KeeperError::Gone | KeeperError::Failure(Failure::NotFound { .. })) => Ok(()),
         Err(error) => {
             tracing::warn!(container = container.id.as_str(), %error, "the keeper does not forget the container");
             exit::kill(daemon, container).await

@@ -8,7 +8,7 @@ use tonic::Status;
 use super::{exit, reconcile};
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::keeper::LinkError;
+use crate::keeper::KeeperError;
 use crate::operation::{Key, Progress};
 use crate::store::{Container, ContainerState};
 
@@ -52,14 +52,14 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     };
     match answer {
         Ok((Outcome::Started { at }, _)) => {
-            container.happened(|state| state.started(at));
+            container.transition(|state| state.started(at));
             daemon.events.container(daemon, container);
             Ok(())
         }
-        Ok((other, _)) => Err(LinkError::Unexpected(format!("{other:?}")).into()),
-        Err(LinkError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure).await,
+        Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
+        Err(KeeperError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure).await,
         // Whether the command runs is in what the keeper knows.
-        Err(error @ LinkError::Broken { .. }) => {
+        Err(error @ KeeperError::Broken { .. }) => {
             if let Ok(snapshot) = link.hello().await {
                 reconcile::all_of(daemon, &pod, &link, &snapshot).await;
             }
@@ -79,7 +79,7 @@ async fn cannot_run(
 ) -> Result<(), CriError> {
     let exit = exit::cannot_run(container, failure, crate::clock::now()).await;
     let message = exit.message.clone();
-    container.happened(|state| state.exited(exit));
+    container.transition(|state| state.exited(exit));
     daemon.events.container(daemon, container);
     Err(CriError::failed(format!("start container {}", container.id), message))
 }

@@ -9,7 +9,7 @@ use tonic::Status;
 use super::exit;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::keeper::LinkError;
+use crate::keeper::KeeperError;
 use crate::operation::{Key, Progress};
 use crate::store::Container;
 
@@ -43,7 +43,7 @@ async fn steps(
     timeout: i64,
     progress: &Progress,
 ) -> Result<(), CriError> {
-    if !container.state().is_to_be_stopped(is_reconciled(daemon, container)) {
+    if !container.state().needs_stop(is_reconciled(daemon, container)) {
         return Ok(());
     }
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
@@ -77,9 +77,9 @@ async fn send_stop_signal(daemon: &Shared, container: &Container) -> Result<bool
     let Some(link) = pod.link() else { return Ok(false) };
     let signal = container.with(|record| record.stop_signal);
     let call = Call::Signal { container: container.id.as_str().to_owned(), signal };
-    match link.done(call).await {
+    match link.execute(call).await {
         Ok(()) => Ok(true),
-        Err(error @ LinkError::Failure(Failure::System { .. })) => Err(error.into()),
+        Err(error @ KeeperError::Failure(Failure::System { .. })) => Err(error.into()),
         Err(error) => {
             tracing::warn!(container = container.id.as_str(), %error, "failed to send the stop signal");
             Ok(false)

@@ -150,7 +150,7 @@ impl Update {
         .await?;
         let container = self.container.clone();
         self.undo.push("write the former spec", async move {
-            blocking(move || container.spec.take_back(former)).await.map_err(|error| error.to_string())
+            blocking(move || container.spec.restore(former)).await.map_err(|error| error.to_string())
         });
         Ok(())
     }

@@ -12,7 +12,7 @@ use berth_runtime::wire::Failure;
 use tonic::Code;
 
 use super::CriError;
-use crate::keeper::LinkError;
+use crate::keeper::KeeperError;
 use crate::pod::files::PodFileError;
 use crate::spec::SpecError;
 use crate::store::file::FileError;
@@ -144,16 +144,16 @@ impl From<SpecError> for CriError {
     }
 }
 
-impl From<LinkError> for CriError {
-    fn from(error: LinkError) -> Self {
+impl From<KeeperError> for CriError {
+    fn from(error: KeeperError) -> Self {
         let code = match &error {
-            LinkError::Gone | LinkError::Connection(_) | LinkError::Broken { .. } => Code::Unavailable,
-            LinkError::NoAnswer { .. } => Code::DeadlineExceeded,
-            LinkError::Busy { .. } | LinkError::NoDescriptors => Code::ResourceExhausted,
-            LinkError::Failure(Failure::NotFound { .. }) => Code::NotFound,
-            LinkError::Failure(Failure::Init(_) | Failure::State { .. }) => Code::FailedPrecondition,
-            LinkError::Failure(Failure::Unknown) => Code::Unimplemented,
-            LinkError::Failure(Failure::System { .. }) | LinkError::Unexpected(_) => Code::Internal,
+            KeeperError::Gone | KeeperError::Connection(_) | KeeperError::Broken { .. } => Code::Unavailable,
+            KeeperError::NoAnswer { .. } => Code::DeadlineExceeded,
+            KeeperError::Busy { .. } | KeeperError::NoDescriptors => Code::ResourceExhausted,
+            KeeperError::Failure(Failure::NotFound { .. }) => Code::NotFound,
+            KeeperError::Failure(Failure::Init(_) | Failure::State { .. }) => Code::FailedPrecondition,
+            KeeperError::Failure(Failure::Unknown) => Code::Unimplemented,
+            KeeperError::Failure(Failure::System { .. }) | KeeperError::Unexpected(_) => Code::Internal,
         };
         below(code, error)
     }
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_failure_below_keeps_its_words_and_gets_its_code() {
-        let gone = CriError::from(LinkError::Gone);
+        let gone = CriError::from(KeeperError::Gone);
         assert_eq!(
             (gone.code(), gone.to_string().as_str()),
             (Code::Unavailable, "the pod's keeper has ended")

@@ -1,14 +1,15 @@
-//! GetContainerEvents: what happens to containers and sandboxes, told to everyone who asks.
+//! GetContainerEvents: sends the life cycle events of containers and pods to every subscriber.
 //!
-//! * Of each object every event comes once and in order, however the news of its changes cross: what has been told of it
-//!   is kept with it ([`Told`]).
-//! * An event is never older than what Status answers, and its statuses are those of the moment in which it is told. A
-//!   client that subscribes first and lists then misses nothing.
-//! * What this daemon found to have ended when it started is told to every subscriber, as long as it is there.
-//! * A subscriber that does not read is ended with an error when its queue is full ([`subscribers`]): it never misses one
-//!   unknowingly.
+//! * Each event of an object is sent once and in order, even when reports of its changes arrive out of order.
+//!   The object stores the last level that was reported ([`EventCursor`]).
+//! * An event is never older than the answer of a Status call. Its statuses are read when the event is
+//!   created. A client that subscribes first and lists afterwards misses nothing.
+//! * If a container or pod ended while no daemon ran, every subscriber receives its stop event, as long as
+//!   the object exists.
+//! * If a subscriber does not read and its queue is full, its stream ends with an error ([`subscribers`]). A
+//!   subscriber never misses an event without an error.
 //!
-//! A sandbox is told of as a container with its own id, as with containerd.
+//! Events of a pod sandbox carry the id of the sandbox as the container id, as in containerd.
 
 mod subscribers;
 mod told;
@@ -20,15 +21,15 @@ use futures_util::Stream;
 use tonic::Status;
 
 use subscribers::Subscribers;
-pub use told::{Level, Told};
+pub use told::{EventCursor, Level};
 
 use crate::container::status::container_status;
 use crate::daemon::Daemon;
 use crate::pod::status::pod_status;
 use crate::store::{Container, Pod};
 
-/// Who listens, and what has been told. Its lock is held while an event is made from memory and put into the queues: so
-/// their order is the same for everyone.
+/// The subscribers, and the events that were reported before anyone could subscribe. The lock is held while
+/// an event is created from memory and queued, so all subscribers see the same order.
 #[derive(Debug, Default)]
 pub struct Events {
     inner: Mutex<Inner>,
@@ -37,65 +38,66 @@ pub struct Events {
 #[derive(Debug, Default)]
 struct Inner {
     subscribers: Subscribers<ContainerEventResponse>,
-    /// The time of the last event: none has an earlier one than that before it, also when the clock is set back.
+    /// The time of the last event. Times strictly increase, even when the clock is set back.
     last: i64,
-    /// The daemon has started: nothing is noted for later any more.
-    started: bool,
-    /// What was told while nobody could listen yet.
+    /// Recovery is complete: later stop events are not stored in `missed`.
+    recovered: bool,
+    /// Stop events that were found during recovery, before clients could subscribe.
     missed: Vec<Missed>,
 }
 
 #[derive(Debug)]
 struct Missed {
-    /// The pod's id.
+    /// Id of the pod.
     pod: String,
-    /// The container's, or the pod's own.
+    /// Id of the container, or of the pod for an event of the pod.
     id: String,
     kind: ContainerEventType,
 }
 
 impl Events {
-    /// Tells how far a container has come, by its state.
+    /// Publishes the events that the container's state implies and that were not sent yet.
     pub fn container(&self, daemon: &Daemon, container: &Container) {
         let mut inner = self.lock();
-        for kind in container.told.up_to(Level::of_container(&container.state())) {
-            inner.tell_container(daemon, container, kind);
+        for kind in container.event_cursor.advance_to(Level::of_container(&container.state())) {
+            inner.publish_container(daemon, container, kind);
         }
     }
 
-    /// Tells that a container is gone. To be called when Status does not know it any more.
+    /// Publishes the deletion of a container. The caller must have removed the container from the store, so
+    /// that Status does not find it.
     pub fn container_deleted(&self, daemon: &Daemon, container: &Container) {
         let mut inner = self.lock();
-        let last = container.told.up_to(Level::of_container(&container.state()));
-        for kind in last.into_iter().chain(container.told.up_to(Level::Deleted)) {
-            inner.tell_container(daemon, container, kind);
+        let last = container.event_cursor.advance_to(Level::of_container(&container.state()));
+        for kind in last.into_iter().chain(container.event_cursor.advance_to(Level::Deleted)) {
+            inner.publish_container(daemon, container, kind);
         }
     }
 
-    /// Tells how far a pod has come.
+    /// Publishes the events up to `level` that were not sent yet.
     pub fn pod(&self, daemon: &Daemon, pod: &Pod, level: Level) {
         let mut inner = self.lock();
-        for kind in pod.told.up_to(level) {
-            inner.tell(daemon, Some(pod), pod.id.as_str(), kind);
+        for kind in pod.event_cursor.advance_to(level) {
+            inner.publish(daemon, Some(pod), pod.id.as_str(), kind);
         }
     }
 
-    /// The daemon has taken over what a former one has left: an end from now on is told to those who listen.
-    pub fn started(&self) {
-        self.lock().started = true;
+    /// Marks recovery as complete: from here on, stop events go only to the current subscribers.
+    pub fn recovery_finished(&self) {
+        self.lock().recovered = true;
     }
 
-    /// What happens from now on, after what this daemon found when it started.
+    /// Subscribes to all future events. The stop events that were found during recovery come first.
     pub fn subscribe(
         &self,
         daemon: &Daemon,
     ) -> impl Stream<Item = Result<ContainerEventResponse, Status>> + Send + use<> {
         let mut inner = self.lock();
-        let there = |missed: &Missed| match missed.id == missed.pod {
+        let exists = |missed: &Missed| match missed.id == missed.pod {
             true => daemon.store.pod(&missed.id).is_ok(),
             false => daemon.store.container(&missed.id).is_ok(),
         };
-        inner.missed.retain(there);
+        inner.missed.retain(exists);
         let missed = std::mem::take(&mut inner.missed);
         let mut first = Vec::new();
         for Missed { pod, id, kind } in &missed {
@@ -112,25 +114,25 @@ impl Events {
 }
 
 impl Inner {
-    fn tell_container(&mut self, daemon: &Daemon, container: &Container, kind: ContainerEventType) {
+    fn publish_container(&mut self, daemon: &Daemon, container: &Container, kind: ContainerEventType) {
         let pod = daemon.store.pod(container.pod.as_str()).ok();
-        if !self.started && kind == ContainerEventType::ContainerStoppedEvent {
+        if !self.recovered && kind == ContainerEventType::ContainerStoppedEvent {
             let (pod, id) = (container.pod.as_str().to_owned(), container.id.as_str().to_owned());
             self.missed.push(Missed { pod, id, kind });
         }
-        self.tell(daemon, pod.as_deref(), container.id.as_str(), kind);
+        self.publish(daemon, pod.as_deref(), container.id.as_str(), kind);
     }
 
-    fn tell(&mut self, daemon: &Daemon, pod: Option<&Pod>, id: &str, kind: ContainerEventType) {
-        let is_end = kind == ContainerEventType::ContainerStoppedEvent;
-        if let Some(pod) = pod.filter(|pod| is_end && !self.started && pod.id.as_str() == id) {
+    fn publish(&mut self, daemon: &Daemon, pod: Option<&Pod>, id: &str, kind: ContainerEventType) {
+        let is_stop = kind == ContainerEventType::ContainerStoppedEvent;
+        if let Some(pod) = pod.filter(|pod| is_stop && !self.recovered && pod.id.as_str() == id) {
             self.missed.push(Missed { pod: pod.id.as_str().to_owned(), id: id.to_owned(), kind });
         }
         if self.subscribers.is_empty() {
             return;
         }
         let event = Arc::new(self.event(daemon, pod, id, kind));
-        self.subscribers.tell(&event);
+        self.subscribers.publish(&event);
     }
 
     fn event(

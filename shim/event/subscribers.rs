@@ -1,4 +1,4 @@
-//! Those who are told what happens, each with a queue of its own.
+//! The subscribers of events, each with a bounded queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +10,10 @@ use tonic::Status;
 
 use crate::error::CriError;
 
-/// How many events wait for a subscriber.
+/// Capacity of a subscriber's queue.
 pub(super) const QUEUE: usize = 1024;
 
-/// The subscribers, of whatever is told.
+/// A list of subscribers to events of type `T`.
 #[derive(Debug)]
 pub(super) struct Subscribers<T> {
     list: Vec<Subscriber<T>>,
@@ -36,12 +36,13 @@ impl<T: Clone + Send + Sync + 'static> Subscribers<T> {
         self.list.is_empty()
     }
 
-    /// A subscriber, who is told `first` before all that follows. One that does not read is told so in the end.
+    /// Adds a subscriber that receives the events in `first` before all others. If it does not read, its
+    /// stream ends with an error.
     pub(super) fn add(&mut self, first: &[Arc<T>]) -> impl Stream<Item = Result<T, Status>> + Send + use<T> {
         let (queue, events) = mpsc::channel(QUEUE + first.len());
         let behind = Arc::new(AtomicBool::new(false));
         let subscriber = Subscriber { queue, behind: behind.clone() };
-        if first.iter().all(|event| subscriber.tell(event)) {
+        if first.iter().all(|event| subscriber.publish(event)) {
             self.list.push(subscriber);
         }
         stream::unfold((events, behind), |(mut events, behind)| async move {
@@ -54,15 +55,15 @@ impl<T: Clone + Send + Sync + 'static> Subscribers<T> {
         })
     }
 
-    /// Tells everyone who still listens.
-    pub(super) fn tell(&mut self, event: &Arc<T>) {
-        self.list.retain(|subscriber| subscriber.tell(event));
+    /// Sends an event to all subscribers and drops those that are gone or too slow.
+    pub(super) fn publish(&mut self, event: &Arc<T>) {
+        self.list.retain(|subscriber| subscriber.publish(event));
     }
 }
 
 impl<T> Subscriber<T> {
-    /// Whether it still listens.
-    fn tell(&self, event: &Arc<T>) -> bool {
+    /// Queues an event. Returns false if the subscriber is gone or its queue is full.
+    fn publish(&self, event: &Arc<T>) -> bool {
         match self.queue.try_send(event.clone()) {
             Ok(()) => true,
             Err(TrySendError::Closed(_)) => false,
@@ -75,8 +76,8 @@ impl<T> Subscriber<T> {
 }
 
 fn too_far_behind() -> Status {
-    let why = format!("more than {QUEUE} of them were not read: subscribe anew, then list what there is");
-    CriError::exhausted("container events", why).into()
+    let reason = format!("the client left more than {QUEUE} events unread; subscribe again, then list");
+    CriError::exhausted("container events", reason).into()
 }
 
 #[cfg(test)]
@@ -86,30 +87,30 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_subscriber_that_does_not_read_is_told_so_and_no_other_suffers() {
+    async fn a_slow_subscriber_gets_an_error_and_others_are_not_affected() {
         let mut subscribers = Subscribers::default();
         let mut lazy = std::pin::pin!(subscribers.add(&[Arc::new(0), Arc::new(1)]));
         let mut busy = std::pin::pin!(subscribers.add(&[]));
         for event in 2..5000 {
-            subscribers.tell(&Arc::new(event));
+            subscribers.publish(&Arc::new(event));
             assert_eq!(busy.next().await.unwrap().unwrap(), event);
         }
         let kept = i32::try_from(QUEUE).unwrap() + 2;
         for event in 0..kept {
-            assert_eq!(lazy.next().await.unwrap().unwrap(), event, "what came first was kept");
+            assert_eq!(lazy.next().await.unwrap().unwrap(), event, "the first events are kept");
         }
         let error = lazy.next().await.unwrap().unwrap_err();
         assert_eq!(error.code(), tonic::Code::ResourceExhausted);
         assert!(lazy.next().await.is_none());
-        assert!(busy.next().now_or_never().is_none(), "nothing is told, and nothing has ended");
+        assert!(busy.next().now_or_never().is_none(), "no event, and the stream has not ended");
         assert!(!subscribers.is_empty());
     }
 
     #[tokio::test]
-    async fn who_goes_away_is_forgotten() {
+    async fn a_dropped_subscriber_is_removed() {
         let mut subscribers = Subscribers::default();
         drop(subscribers.add(&[]));
-        subscribers.tell(&Arc::new(1));
+        subscribers.publish(&Arc::new(1));
         assert!(subscribers.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! How much of an object's life has been told.
+//! The event cursor: which events of an object were already sent.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,26 +6,26 @@ use berth_proto::v1::ContainerEventType;
 
 use crate::store::{ContainerState, PodState};
 
-/// How far an object is in its life.
+/// How far an object is in its life cycle, as far as events are concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Nothing that concerns anyone.
+    /// Not visible to clients yet.
     #[default]
     Nothing,
-    /// It is there.
+    /// Created.
     Created,
-    /// It runs.
+    /// Started.
     Started,
-    /// It has never run, and will not.
+    /// Ended without ever having run.
     NeverStarted,
-    /// It has run.
+    /// Ended after it ran.
     Stopped,
-    /// It is gone.
+    /// Deleted.
     Deleted,
 }
 
 impl Level {
-    /// By the state of a container.
+    /// Returns the level of a container in this state.
     #[must_use]
     pub fn of_container(state: &ContainerState) -> Self {
         match state {
@@ -37,9 +37,10 @@ impl Level {
         }
     }
 
-    /// By the state of a pod that is found on disk: the end of one that still holds something may not have been told.
+    /// Returns the level of a pod that was read from disk. A pod that is not fully released counts as
+    /// started: its stop event may not have been sent.
     #[must_use]
-    pub fn of_found_pod(state: &PodState) -> Self {
+    pub fn of_stored_pod(state: &PodState) -> Self {
         match state {
             PodState::Creating => Self::Nothing,
             PodState::Ready { .. } | PodState::Lost | PodState::NotReady { released: false } => Self::Started,
@@ -48,29 +49,30 @@ impl Level {
     }
 }
 
-/// What has been told of an object.
+/// The level up to which the events of an object were sent.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct EventCursor {
     level: Mutex<Level>,
 }
 
-impl Told {
-    /// So much has been told, by a former daemon.
+impl EventCursor {
+    /// Creates a cursor for an object whose events up to `level` were sent by an earlier daemon.
     #[must_use]
-    pub fn already(level: Level) -> Self {
+    pub fn at(level: Level) -> Self {
         Self { level: Mutex::new(level) }
     }
 
-    /// The object has come to `level`: what is to be told, in order. Nothing where that has been told before.
-    pub fn up_to(&self, level: Level) -> Vec<ContainerEventType> {
+    /// Moves the cursor to `level` and returns the events to send, in order. If the cursor is already at
+    /// `level` or beyond, returns none.
+    pub fn advance_to(&self, level: Level) -> Vec<ContainerEventType> {
         use ContainerEventType::{
             ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
         };
-        let mut told = self.level.lock().unwrap_or_else(PoisonError::into_inner);
-        if level <= *told {
+        let mut current = self.level.lock().unwrap_or_else(PoisonError::into_inner);
+        if level <= *current {
             return Vec::new();
         }
-        let before = std::mem::replace(&mut *told, level);
+        let before = std::mem::replace(&mut *current, level);
         let mut events = Vec::new();
         if before < Level::Created {
             events.push(ContainerCreatedEvent);
@@ -95,35 +97,39 @@ mod tests {
 
     use super::*;
 
-    fn told(before: Level, levels: &[Level]) -> Vec<&'static str> {
-        let told = Told::already(before);
-        let events = levels.iter().flat_map(|level| told.up_to(*level));
+    fn events_of(before: Level, levels: &[Level]) -> Vec<&'static str> {
+        let cursor = EventCursor::at(before);
+        let events = levels.iter().flat_map(|level| cursor.advance_to(*level));
         events.map(|event| event.as_str_name()).collect()
     }
 
     #[test]
-    fn everything_is_told_once_and_in_order() {
+    fn every_event_is_sent_once_and_in_order() {
         use Level::{Created, Deleted, NeverStarted, Nothing, Started, Stopped};
         let (created, started) = ("CONTAINER_CREATED_EVENT", "CONTAINER_STARTED_EVENT");
         let (stopped, deleted) = ("CONTAINER_STOPPED_EVENT", "CONTAINER_DELETED_EVENT");
         let all = [created, started, stopped, deleted];
-        assert_eq!(told(Nothing, &[Created, Started, Stopped, Deleted]), all);
-        assert_eq!(told(Nothing, &[Created, Stopped, Started, Stopped]), &all[..3], "the news have crossed");
-        assert_eq!(told(Nothing, &[Created, NeverStarted, Deleted]), [created, stopped, deleted]);
-        assert_eq!(told(Created, &[Deleted, Stopped]), [deleted]);
-        assert_eq!(told(Started, &[Started, Stopped]), [stopped]);
-        assert!(told(Stopped, &[Created, Started, Stopped]).is_empty());
+        assert_eq!(events_of(Nothing, &[Created, Started, Stopped, Deleted]), all);
+        assert_eq!(
+            events_of(Nothing, &[Created, Stopped, Started, Stopped]),
+            &all[..3],
+            "reports arrived out of order"
+        );
+        assert_eq!(events_of(Nothing, &[Created, NeverStarted, Deleted]), [created, stopped, deleted]);
+        assert_eq!(events_of(Created, &[Deleted, Stopped]), [deleted]);
+        assert_eq!(events_of(Started, &[Started, Stopped]), [stopped]);
+        assert!(events_of(Stopped, &[Created, Started, Stopped]).is_empty());
     }
 
     proptest! {
         #[test]
-        fn however_the_news_cross_nothing_is_told_twice_or_out_of_order(
+        fn reports_in_any_order_give_no_duplicate_or_unordered_event(
             levels in prop::collection::vec(0..6_usize, 0..20),
         ) {
             use Level::{Created, Deleted, NeverStarted, Nothing, Started, Stopped};
             let all = [Nothing, Created, Started, NeverStarted, Stopped, Deleted];
             let levels: Vec<Level> = levels.into_iter().filter_map(|level| all.get(level).copied()).collect();
-            let events = told(Nothing, &levels);
+            let events = events_of(Nothing, &levels);
             let order = ["CREATED", "STARTED", "STOPPED", "DELETED"];
             let places: Vec<_> =
                 events.iter().map(|event| order.iter().position(|word| event.contains(word)).unwrap()).collect();

@@ -1,23 +1,23 @@
-//! Attach: where a client finds the session that is connected to a container's own streams.
+//! Attach: creates the URL of a session with a container's own streams.
 
 use berth_proto::v1::AttachRequest;
 
-use super::exec_url::checked;
+use super::exec_url::validated;
 use super::process::link_of;
-use super::session::Wanted;
+use super::session::RequestedStreams;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::stream::Request;
+use crate::stream::SessionRequest;
 
-/// The URL of a session with a running container's streams.
+/// Returns the URL of a session with the streams of a running container.
 ///
 /// # Errors
-/// `NotFound`; `InvalidArgument` without streams, or where a terminal is to have a stderr; `FailedPrecondition` where the
-/// container does not run; `ResourceExhausted`.
+/// `NotFound`; `InvalidArgument` if no stream is requested, or stderr with a terminal; `FailedPrecondition`
+/// if the container does not run; `ResourceExhausted`.
 pub fn attach_url(daemon: &Shared, request: &AttachRequest) -> Result<String, CriError> {
     let container = daemon.store.container(&request.container_id)?;
     let AttachRequest { stdin, stdout, stderr, tty, .. } = *request;
-    let wanted = checked(Wanted { stdin, stdout, stderr, tty })?;
-    let _runs = link_of(daemon, &container)?;
-    daemon.streams.url(Request::Attach { container: container.id.as_str().to_owned(), wanted })
+    let requested = validated(RequestedStreams { stdin, stdout, stderr, tty })?;
+    let _running = link_of(daemon, &container)?;
+    daemon.streams.url(SessionRequest::Attach { container: container.id.as_str().to_owned(), requested })
 }

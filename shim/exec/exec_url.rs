@@ -1,42 +1,43 @@
-//! Exec: where a client finds the session in which its command will run.
+//! Exec: creates the URL of a session with a new command in a container.
 
 use berth_proto::v1::ExecRequest;
 
 use super::process::link_of;
-use super::session::Wanted;
+use super::session::RequestedStreams;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::stream::Request;
+use crate::stream::SessionRequest;
 
-/// The URL of a session for a command in a running container.
+/// Returns the URL of a session with a command in a running container.
 ///
 /// # Errors
-/// `NotFound`; `InvalidArgument` without a command or streams, or where a terminal is to have a stderr; `FailedPrecondition`
-/// where the container does not run; `ResourceExhausted`.
+/// `NotFound`; `InvalidArgument` if the command is empty, no stream is requested, or stderr with a terminal;
+/// `FailedPrecondition` if the container does not run; `ResourceExhausted`.
 pub fn exec_url(daemon: &Shared, request: ExecRequest) -> Result<String, CriError> {
     let container = daemon.store.container(&request.container_id)?;
     if request.cmd.is_empty() {
         return Err(CriError::invalid("cmd", "is empty"));
     }
     let ExecRequest { stdin, stdout, stderr, tty, .. } = request;
-    let wanted = checked(Wanted { stdin, stdout, stderr, tty })?;
-    let _runs = link_of(daemon, &container)?;
-    daemon.streams.url(Request::Exec {
+    let requested = validated(RequestedStreams { stdin, stdout, stderr, tty })?;
+    let _running = link_of(daemon, &container)?;
+    daemon.streams.url(SessionRequest::Exec {
         container: container.id.as_str().to_owned(),
         command: request.cmd,
-        wanted,
+        requested,
     })
 }
 
-/// A session has at least one stream, and a terminal only one for output (CRI `ExecRequest`, `AttachRequest`).
-pub(super) fn checked(wanted: Wanted) -> Result<Wanted, CriError> {
-    if wanted.tty && wanted.stderr {
+/// Checks the requested streams: at least one, and no stderr with a terminal (CRI `ExecRequest`,
+/// `AttachRequest`).
+pub(super) fn validated(requested: RequestedStreams) -> Result<RequestedStreams, CriError> {
+    if requested.tty && requested.stderr {
         return Err(CriError::invalid("stderr", "cannot be true with tty: a terminal has one output"));
     }
-    if !wanted.stdin && !wanted.stdout && !wanted.stderr {
+    if !requested.stdin && !requested.stdout && !requested.stderr {
         return Err(CriError::invalid("stdin", "one of stdin, stdout and stderr must be true"));
     }
-    Ok(wanted)
+    Ok(requested)
 }
 
 #[cfg(test)]
@@ -46,13 +47,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_has_streams_that_go_together() {
-        let wanted = |stdin, stdout, stderr, tty| Wanted { stdin, stdout, stderr, tty };
-        for right in [wanted(false, true, true, false), wanted(true, true, false, true)] {
-            assert_eq!(checked(right), Ok(right));
+    fn only_valid_combinations_of_streams_are_accepted() {
+        let streams = |stdin, stdout, stderr, tty| RequestedStreams { stdin, stdout, stderr, tty };
+        for valid in [streams(false, true, true, false), streams(true, true, false, true)] {
+            assert_eq!(validated(valid), Ok(valid));
         }
-        for wrong in [wanted(false, false, false, false), wanted(true, true, true, true)] {
-            assert_eq!(checked(wrong).unwrap_err().code(), Code::InvalidArgument, "{wrong:?}");
+        for invalid in [streams(false, false, false, false), streams(true, true, true, true)] {
+            assert_eq!(validated(invalid).unwrap_err().code(), Code::InvalidArgument, "{invalid:?}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Running further commands in a container, and being attached to it.
+//! Further commands in a container, and attaching to a container's own streams.
 //!
-//! * [`session`]: a person's session: Exec and [`attach`], with their [`stream`]s
-//! * [`exec_url`], [`attach_url`]: Exec and Attach, which answer where such a session is found
+//! * [`session`]: an interactive session of Exec or [`attach`], with its [`stream`]s
+//! * [`exec_url`], [`attach_url`]: the Exec and Attach calls, which return the URL of a session
 //! * [`sync`]: ExecSync, with its [`output`]
-//! * [`process`]: what ExecSync and Exec have in common
+//! * [`process`]: the process that ExecSync and Exec start
 
 pub mod attach;
 pub mod attach_url;

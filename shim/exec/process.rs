@@ -1,5 +1,5 @@
-//! A further process in a running container, in a cgroup of its own below the container's: whoever gives it up ends all
-//! that it has started.
+//! A further process in a running container. It has a separate cgroup below the container's, or beside it if
+//! the container is frozen, so everything that it starts can be killed with it.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,77 +15,77 @@ use tracing::Instrument;
 use crate::daemon::{Shared, blocking};
 use crate::descriptors;
 use crate::error::CriError;
-use crate::keeper::{Link, LinkError};
+use crate::keeper::{KeeperClient, KeeperError};
 use crate::spec::exec_process;
-use crate::store::spec::Kept;
+use crate::store::spec::CachedSpec;
 use crate::store::{Container, ContainerState};
 
-static NEXT: AtomicU64 = AtomicU64::new(0);
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// A number that makes the ids of this daemon's execs unique among those of former daemons, which may have had its pid.
-fn this_daemon() -> u64 {
+/// A random number that makes exec ids unique across daemons: an earlier daemon may have had the same pid.
+fn daemon_number() -> u64 {
     static NUMBER: OnceLock<u64> = OnceLock::new();
     *NUMBER.get_or_init(rand::random)
 }
 
-/// How many cgroups of earlier execs are looked at after each: of those that had left something running.
-const LOOKED_AT: usize = 4;
+/// How many leftover cgroups of earlier execs are checked after each exec.
+const LEFTOVERS_PER_EXEC: usize = 4;
 
-/// The command's ends of its standard streams; what is absent is /dev/null, and all of them with a terminal, which is
-/// made inside the container.
+/// The command's ends of its standard streams. An absent one is /dev/null. With a terminal all are absent:
+/// the terminal is created inside the container.
 #[derive(Debug, Default)]
-pub(super) struct Ends {
+pub(super) struct Stdio {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
     pub(super) tty: bool,
-    /// Columns and rows of the terminal, where they are known.
+    /// Columns and rows of the terminal, if known.
     pub(super) size: Option<(u16, u16)>,
 }
 
-/// A process that runs. Dropped before its end, it is killed with everything that it has started.
+/// A running process. If it is dropped before its end, it is killed with everything that it started.
 #[derive(Debug)]
 pub(super) struct Process {
-    place: Option<Place>,
-    end: End,
+    handle: Option<ExecHandle>,
+    exit: ExitState,
 }
 
 #[derive(Debug)]
-enum End {
-    Awaited(oneshot::Receiver<i32>),
-    /// None where the keeper has gone.
-    Known(Option<i32>),
+enum ExitState {
+    Pending(oneshot::Receiver<i32>),
+    /// The exit code; none if the keeper has ended.
+    Reported(Option<i32>),
 }
 
 impl Process {
-    /// Starts a command; with a terminal, its master comes as well. A caller that gives up leaves nothing: what is on its
-    /// way is killed, even where it was stopped before its exec.
+    /// Starts a command. With a terminal, the terminal's master is returned as well. If the caller drops the
+    /// future, the process is killed, even if it was stopped before its exec.
     ///
     /// # Errors
-    /// `InvalidArgument` without a command; `FailedPrecondition` where the container does not run; the reason why the
-    /// command cannot be run.
+    /// `InvalidArgument` if the command is empty; `FailedPrecondition` if the container does not run; an
+    /// error with the reason if the command cannot be run.
     pub(super) async fn start(
         daemon: &Shared,
         container: Arc<Container>,
         command: Vec<String>,
-        ends: Ends,
+        stdio: Stdio,
     ) -> Result<(Self, Option<OwnedFd>), CriError> {
         if command.is_empty() {
             return Err(CriError::invalid("cmd", "is empty"));
         }
         let permit = descriptors::reserve("exec")?;
-        let place = Place::new(daemon, container)?;
-        // Dropped with the future of the caller.
-        let (_wanted, given_up) = oneshot::channel::<()>();
+        let handle = ExecHandle::new(daemon, container)?;
+        // Dropped together with the caller's future.
+        let (_alive, caller_gone) = oneshot::channel::<()>();
         let starting = async move {
             let _permit = permit;
-            let ended = place.link.exec_end(&place.id);
-            let started = place.take_turn(command, ends, given_up).await;
+            let ended = handle.link.exec_end(&handle.id);
+            let started = handle.wait_and_start(command, stdio, caller_gone).await;
             match started {
-                Ok(master) => Ok((Self { place: Some(place), end: End::Awaited(ended) }, master)),
+                Ok(master) => Ok((Self { handle: Some(handle), exit: ExitState::Pending(ended) }, master)),
                 Err(error) => {
-                    place.link.forget_exec(&place.id);
-                    place.leave().await;
+                    handle.link.forget_exec(&handle.id);
+                    handle.detach().await;
                     Err(error)
                 }
             }
@@ -94,46 +94,47 @@ impl Process {
         task.await.map_err(|panic| CriError::internal("exec", panic))?
     }
 
-    /// Waits for its end: the exit code, or none where the keeper has gone. The answer stays the same.
+    /// Waits for the process to end and returns its exit code; none if the keeper has ended. Later calls
+    /// return the same.
     pub(super) async fn ended(&mut self) -> Option<i32> {
-        if let End::Awaited(ended) = &mut self.end {
-            self.end = End::Known(ended.await.ok());
+        if let ExitState::Pending(ended) = &mut self.exit {
+            self.exit = ExitState::Reported(ended.await.ok());
         }
-        match self.end {
-            End::Known(code) => code,
-            End::Awaited(_) => None,
+        match self.exit {
+            ExitState::Reported(code) => code,
+            ExitState::Pending(_) => None,
         }
     }
 
-    /// Kills everything that it has started, and waits for that.
+    /// Kills the process with everything that it started, and waits for that.
     pub(super) async fn kill(mut self) {
-        if let Some(place) = self.place.take() {
-            place.kill().await;
+        if let Some(handle) = self.handle.take() {
+            handle.kill().await;
         }
     }
 
-    /// What it has left running goes on in the container.
-    pub(super) async fn leave(mut self) {
-        if let Some(place) = self.place.take() {
-            place.leave().await;
+    /// Lets the processes that the command left behind run on in the container.
+    pub(super) async fn detach(mut self) {
+        if let Some(handle) = self.handle.take() {
+            handle.detach().await;
         }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let Some(place) = self.place.take() else { return };
-        // An end that nobody has seen may come of this very drop: a terminal that closes hangs up (SIGHUP), which what
-        // has a session of its own does not hear.
-        let ended = matches!(self.end, End::Known(Some(_)));
-        // Without a runtime the daemon is ending; the next one kills what this one has started.
+        let Some(handle) = self.handle.take() else { return };
+        // An exit that was not seen yet may be caused by this drop: closing a terminal sends SIGHUP, which
+        // processes in other sessions do not receive. Kill them, too.
+        let ended = matches!(self.exit, ExitState::Reported(Some(_)));
+        // Without a runtime the daemon is exiting; the next daemon kills its execs.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let span = tracing::Span::current();
         runtime.spawn(
             async move {
                 match ended {
-                    true => place.leave().await,
-                    false => place.kill().await,
+                    true => handle.detach().await,
+                    false => handle.kill().await,
                 }
             }
             .instrument(span),
@@ -141,49 +142,53 @@ impl Drop for Process {
     }
 }
 
-/// Where a process is.
+/// The process's container, keeper and id.
 #[derive(Debug)]
-struct Place {
+struct ExecHandle {
     daemon: Shared,
     container: Arc<Container>,
-    link: Link,
+    link: KeeperClient,
     id: String,
 }
 
-impl Place {
+impl ExecHandle {
     fn new(daemon: &Shared, container: Arc<Container>) -> Result<Self, CriError> {
         let link = link_of(daemon, &container)?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{}{:016x}-{number}", Cgroup::EXEC, this_daemon());
+        let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}{:016x}-{number}", Cgroup::EXEC, daemon_number());
         Ok(Self { daemon: daemon.clone(), container, link, id })
     }
 
-    /// Waits for what else is done with the container, but not for other execs, and starts the command.
-    async fn take_turn(
+    /// Waits for other operations on the container, but not for other execs, and starts the command.
+    async fn wait_and_start(
         &self,
         command: Vec<String>,
-        ends: Ends,
-        mut given_up: oneshot::Receiver<()>,
+        stdio: Stdio,
+        mut caller_gone: oneshot::Receiver<()>,
     ) -> Result<Option<OwnedFd>, CriError> {
         let _turn = tokio::select! {
             turn = self.container.turn.read() => turn,
-            _given_up = &mut given_up => return Err(self.given_up()),
+            _caller_gone = &mut caller_gone => return Err(self.caller_gone()),
         };
-        let (plan, descriptors) = self.prepare(command, ends).await?;
-        self.start(plan, descriptors, given_up).await
+        let (plan, descriptors) = self.prepare(command, stdio).await?;
+        self.start(plan, descriptors, caller_gone).await
     }
 
-    /// Nobody hears this.
-    fn given_up(&self) -> CriError {
+    /// The error of a start without a caller. It reaches no client.
+    fn caller_gone(&self) -> CriError {
         CriError::deadline(format!("exec in container {}: its caller has gone", self.container.id))
     }
 
-    async fn prepare(&self, command: Vec<String>, ends: Ends) -> Result<(ExecPlan, Vec<OwnedFd>), CriError> {
+    async fn prepare(
+        &self,
+        command: Vec<String>,
+        stdio: Stdio,
+    ) -> Result<(ExecPlan, Vec<OwnedFd>), CriError> {
         let (daemon, container, id) = (self.daemon.clone(), self.container.clone(), self.id.clone());
         blocking(move || -> Result<_, CriError> {
-            let Kept { spec, filter } = container.spec.kept(&daemon.filters)?;
-            let mut process = compile_process(&exec_process(&spec, &command, ends.tty)?)?;
-            process.terminal_size = ends.size.or(process.terminal_size);
+            let CachedSpec { spec, filter } = container.spec.cached(&daemon.filters)?;
+            let mut process = compile_process(&exec_process(&spec, &command, stdio.tty)?)?;
+            process.terminal_size = stdio.size.or(process.terminal_size);
             let userns = compile_users(&spec);
             let cgroup = container_cgroup(&daemon, &container)?;
             let cgroup = match cgroup.is_frozen() {
@@ -195,11 +200,11 @@ impl Place {
             };
             let mut descriptors = FdList::default();
             let cgroup = descriptors.push_cgroup(cgroup.join()?);
-            let stdin = ends.stdin.map(|end| descriptors.push(end));
-            let stdout = ends.stdout.map(|end| descriptors.push(end));
-            let stderr = ends.stderr.map(|end| descriptors.push(end));
+            let stdin = stdio.stdin.map(|end| descriptors.push(end));
+            let stdout = stdio.stdout.map(|end| descriptors.push(end));
+            let stderr = stdio.stderr.map(|end| descriptors.push(end));
             process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
-            let plan = ExecPlan { process, cgroup, userns, stdin, stdout, stderr, tty: ends.tty };
+            let plan = ExecPlan { process, cgroup, userns, stdin, stdout, stderr, tty: stdio.tty };
             Ok((plan, descriptors.into_owned()))
         })
         .await
@@ -209,7 +214,7 @@ impl Place {
         &self,
         plan: ExecPlan,
         descriptors: Vec<OwnedFd>,
-        given_up: oneshot::Receiver<()>,
+        caller_gone: oneshot::Receiver<()>,
     ) -> Result<Option<OwnedFd>, CriError> {
         let command = plan.process.args.first().cloned().unwrap_or_default();
         let container = self.container.id.as_str().to_owned();
@@ -218,44 +223,47 @@ impl Place {
         tokio::pin!(answer);
         let answer = tokio::select! {
             answer = &mut answer => answer,
-            _given_up = given_up => match self.kill_on_its_way().await {
+            _caller_gone = caller_gone => match self.kill_unstarted().await {
                 true => answer.await,
-                // Nor will the keeper answer the first call: it is not waited for, and its descriptors are closed.
-                false => return Err(self.given_up()),
+                // The keeper does not answer the first call either. Stop waiting and close its descriptors.
+                false => return Err(self.caller_gone()),
             },
         };
         match answer {
-            // After the process's pidfd.
+            // The master follows the process's pidfd.
             Ok((_started, descriptors)) => Ok(descriptors.into_iter().nth(1)),
-            Err(LinkError::Failure(Failure::Init(failure))) => Err(CriError::failed(
+            Err(KeeperError::Failure(Failure::Init(failure))) => Err(CriError::failed(
                 format!("exec in container {}", self.container.id),
                 format!("{failure}: {command:?}"),
             )),
-            // It may run, or come to run when a keeper that is stopped goes on: nobody waits for it.
+            // The process may run, or may start when a stopped keeper continues. Kill it: it has no caller.
             Err(
-                error @ (LinkError::NoAnswer { .. } | LinkError::Broken { .. } | LinkError::NoDescriptors),
+                error @ (KeeperError::NoAnswer { .. }
+                | KeeperError::Broken { .. }
+                | KeeperError::NoDescriptors),
             ) => {
-                let _answers = self.kill_on_its_way().await;
+                let _answers = self.kill_unstarted().await;
                 Err(error.into())
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Ends a process that has not become its command yet: another process can stop it there. The keeper takes this call
-    /// after the one that starts the process. A clone of the process may be in the cgroup alone. Whether the keeper answers:
-    /// one that goes on later finds no cgroup that it could clone the process into.
-    async fn kill_on_its_way(&self) -> bool {
+    /// Kills a process that may not have reached its exec yet: another process can stop it there. The keeper
+    /// handles this call after the one that starts the process. If only a clone of the process is in the
+    /// cgroup, killing the cgroup catches it. Returns whether the keeper answered; if it continues later, the
+    /// cgroup is gone and it cannot clone the process into it.
+    async fn kill_unstarted(&self) -> bool {
         const SIGKILL: i32 = 9;
-        let killed = self.link.done(Call::SignalExec { exec: self.id.clone(), signal: SIGKILL }).await;
+        let killed = self.link.execute(Call::SignalExec { exec: self.id.clone(), signal: SIGKILL }).await;
         self.kill().await;
-        // One that has ended by itself is not known any more.
-        matches!(killed, Ok(()) | Err(LinkError::Failure(_)))
+        // A process that has already ended is unknown to the keeper, which is a [`Failure`].
+        matches!(killed, Ok(()) | Err(KeeperError::Failure(_)))
     }
 
     async fn kill(&self) {
         self.link.forget_exec(&self.id);
-        self.with_cgroup("kill an exec", |cgroup, id| {
+        self.with_cgroup("kill the processes of an exec", |cgroup, id| {
             for cgroup in [cgroup.existing_sibling(id), cgroup.existing_child(id)] {
                 cgroup.kill()?;
                 cgroup.remove_if_empty()?;
@@ -265,9 +273,10 @@ impl Place {
         .await;
     }
 
-    /// What the command left running keeps its cgroup, until a later exec finds it empty or the container is removed.
-    async fn leave(&self) {
-        let earlier = self.container.take_left(LOOKED_AT);
+    /// Removes the cgroups of this exec and of a few earlier ones, if they are empty. The others stay until a
+    /// later exec finds them empty or the container is removed.
+    async fn detach(&self) {
+        let earlier = self.container.take_leftover_execs(LEFTOVERS_PER_EXEC);
         self.with_cgroup("remove the cgroup of an exec", move |cgroup, id| {
             let mut left = Vec::new();
             for id in earlier.iter().map(String::as_str).chain([id]) {
@@ -281,25 +290,25 @@ impl Place {
         .await;
     }
 
-    async fn with_cgroup<W>(&self, what: &'static str, work: W)
+    async fn with_cgroup<W>(&self, action: &'static str, work: W)
     where
         W: FnOnce(&Cgroup, &str) -> Result<Vec<String>, CriError> + Send + 'static,
     {
         let (daemon, container, id) = (self.daemon.clone(), self.container.clone(), self.id.clone());
         let done = blocking(move || -> Result<(), CriError> {
             let left = work(&container_cgroup(&daemon, &container)?, &id)?;
-            container.put_left(left);
+            container.put_leftover_execs(left);
             Ok(())
         })
         .await;
         if let Err(error) = done {
-            tracing::warn!(exec = self.id, %error, "{what}: it stays until the container is removed");
+            tracing::warn!(exec = self.id, %error, "failed to {action}; it stays until the container is removed");
         }
     }
 }
 
-/// The keeper of a container that runs.
-pub(super) fn link_of(daemon: &Shared, container: &Container) -> Result<Link, CriError> {
+/// Returns the keeper of a running container, or an error if it does not run.
+pub(super) fn link_of(daemon: &Shared, container: &Container) -> Result<KeeperClient, CriError> {
     let ContainerState::Running { .. } = container.state() else {
         return Err(CriError::precondition(format!("container {}", container.id), "it is not running"));
     };

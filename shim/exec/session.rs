@@ -1,8 +1,9 @@
-//! A person's session with a container: the streams of a further process ([`exec`]) or of the container itself
-//! ([`attach`](super::attach::attach)), for whoever carries them to kubectl.
+//! An interactive session with a container: the streams of a new process ([`exec`]) or of the container
+//! itself ([`attach`](super::attach::attach)). The streaming server carries them to kubectl.
 //!
-//! A reader of [`Streams`] reads to the end even after [`Session::end`] has told it; of an exec that has left children
-//! behind which hold its output open, that may be never: the carrier gives it a bounded time.
+//! The readers in [`SessionStreams`] can return data even after [`Session::end`] has returned. If an exec left
+//! children behind that hold its output open, a reader may never reach the end: the caller must limit the
+//! time.
 
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,22 +14,22 @@ use berth_runtime::sys::pty;
 use berth_runtime::wire::Call;
 
 pub use super::attach::attach;
-use super::process::{Ends, Process};
+use super::process::{Process, Stdio};
 pub use super::stream::{Reader, Writer};
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::keeper::Link;
+use crate::keeper::KeeperClient;
 
-/// Which streams a client wants. With a terminal there is no stderr of its own.
+/// The streams that a client requests. With a terminal, stderr is part of stdout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// The client writes.
+pub struct RequestedStreams {
+    /// The client sends input.
     pub stdin: bool,
-    /// The client reads the output.
+    /// The client receives the output.
     pub stdout: bool,
-    /// The client reads the errors.
+    /// The client receives the errors.
     pub stderr: bool,
-    /// A terminal; of an attach it is the container's config that says.
+    /// The process has a terminal. Attach ignores this and uses the container's config.
     pub tty: bool,
 }
 
@@ -41,46 +42,47 @@ pub struct TerminalSize {
     pub height: u16,
 }
 
-/// The host's ends of the streams that were wanted and that there are.
+/// The host's ends of the requested streams; absent ones were not requested or do not exist.
 #[derive(Debug)]
-pub struct Streams {
-    /// To the process. Its end (shutdown or drop) is the end of the process's input.
+pub struct SessionStreams {
+    /// Input of the process. Shutdown or drop ends the input.
     pub stdin: Option<Writer>,
-    /// From the process; with a terminal all its output.
+    /// Output of the process; with a terminal, all its output.
     pub stdout: Option<Reader>,
-    /// Errors of the process.
+    /// Error output of the process.
     pub stderr: Option<Reader>,
 }
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The process has ended with this code.
+pub enum SessionEnd {
+    /// The process ended with this exit code.
     Exited(i32),
-    /// An attached client's input has ended where the container's stays open for others: as with containerd and CRI-O
-    /// that is the end of the session, and a success.
+    /// The input of an attached client ended while the container's input stays open for other clients. As in
+    /// containerd and CRI-O, this ends the session successfully.
     Detached,
-    /// An attached client did not read: what it was not sent is in the log. The container is never held up by it.
+    /// An attached client did not read fast enough. The container never waits for a client; the log has the
+    /// output that the client missed.
     TooSlow,
-    /// The keeper has ended, and with it the container.
+    /// The keeper ended, and the container with it.
     Gone,
 }
 
-type Waiting = Pin<Box<dyn Future<Output = End> + Send>>;
+type EndFuture = Pin<Box<dyn Future<Output = SessionEnd> + Send>>;
 
-/// A session. Dropping one of an exec before its end kills everything that it has started; dropping one that is attached
-/// only detaches.
+/// A session. If an exec session is dropped before its end, the process is killed with everything that it
+/// started. Dropping an attach session only detaches.
 pub struct Session {
-    /// To be taken.
-    pub streams: Streams,
-    /// For whoever changes the terminal's size.
+    /// The streams; the user takes them out.
+    pub streams: SessionStreams,
+    /// Changes the terminal's size.
     pub control: Control,
     kind: Kind,
 }
 
 enum Kind {
     Exec(Process),
-    Attached { waiting: Waiting, end: Option<End> },
+    Attached { waiting: EndFuture, end: Option<SessionEnd> },
 }
 
 impl std::fmt::Debug for Session {
@@ -90,22 +92,22 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    pub(super) fn attached(streams: Streams, control: Control, waiting: Waiting) -> Self {
+    pub(super) fn attached(streams: SessionStreams, control: Control, waiting: EndFuture) -> Self {
         Self { streams, control, kind: Kind::Attached { waiting, end: None } }
     }
 
-    /// Waits for the end of the process or, attached, of the container or of the attachment. May be given up and asked
-    /// again; the answer stays the same.
-    pub async fn end(&mut self) -> End {
+    /// Waits for the process to end or, when attached, for the container to end or the client to be detached.
+    /// Can be cancelled and called again; later calls return the same.
+    pub async fn end(&mut self) -> SessionEnd {
         match &mut self.kind {
-            Kind::Exec(process) => process.ended().await.map_or(End::Gone, End::Exited),
+            Kind::Exec(process) => process.ended().await.map_or(SessionEnd::Gone, SessionEnd::Exited),
             Kind::Attached { end: Some(end), .. } => *end,
             Kind::Attached { waiting, end } => *end.insert(waiting.await),
         }
     }
 }
 
-/// Changes a session's terminal.
+/// Controls the terminal of a session.
 #[derive(Clone, Debug)]
 pub struct Control {
     terminal: Terminal,
@@ -114,105 +116,106 @@ pub struct Control {
 #[derive(Clone, Debug)]
 enum Terminal {
     None,
-    /// Of an exec: its master is the session's.
-    Own(Arc<OwnedFd>),
-    /// Of a container: its master is the keeper's.
-    Kept {
-        link: Link,
+    /// The terminal of an exec; the session holds its master.
+    OfExec(Arc<OwnedFd>),
+    /// The terminal of a container; the keeper holds its master.
+    OfContainer {
+        link: KeeperClient,
         container: String,
     },
 }
 
 impl Control {
-    pub(super) fn kept(link: Link, container: String) -> Self {
-        Self { terminal: Terminal::Kept { link, container } }
+    pub(super) fn of_container(link: KeeperClient, container: String) -> Self {
+        Self { terminal: Terminal::OfContainer { link, container } }
     }
 
     pub(super) fn none() -> Self {
         Self { terminal: Terminal::None }
     }
 
-    /// Tells the terminal its size, and the processes in its foreground that it has changed (`SIGWINCH`). Without a
-    /// terminal there is nothing to tell.
+    /// Sets the terminal's size, which sends SIGWINCH to its foreground processes. Without a terminal, does
+    /// nothing.
     ///
     /// # Errors
-    /// The terminal refuses, or the container's keeper is gone.
+    /// The ioctl fails, or the container's keeper has ended.
     pub async fn resize(&self, size: TerminalSize) -> Result<(), CriError> {
         match &self.terminal {
             Terminal::None => Ok(()),
-            Terminal::Own(master) => Ok(pty::resize(master.as_fd(), size.width, size.height)?),
-            Terminal::Kept { link, container } => {
+            Terminal::OfExec(master) => Ok(pty::resize(master.as_fd(), size.width, size.height)?),
+            Terminal::OfContainer { link, container } => {
                 let TerminalSize { width, height } = size;
-                Ok(link.done(Call::Resize { container: container.clone(), width, height }).await?)
+                Ok(link.execute(Call::Resize { container: container.clone(), width, height }).await?)
             }
         }
     }
 }
 
-/// Runs a further process in a running container, with the streams wanted.
+/// Starts a process in a running container, with the requested streams.
 ///
 /// # Errors
-/// `NotFound`; `InvalidArgument` without a command; `FailedPrecondition` where the container does not run; the reason why
-/// the command cannot be run.
+/// `NotFound`; `InvalidArgument` if the command is empty; `FailedPrecondition` if the container does not run;
+/// an error with the reason if the command cannot be run.
 pub async fn exec(
     daemon: &Shared,
     container_id: &str,
     command: Vec<String>,
-    wanted: Wanted,
+    requested: RequestedStreams,
 ) -> Result<Session, CriError> {
-    exec_sized(daemon, container_id, command, wanted, None).await
+    exec_with_size(daemon, container_id, command, requested, None).await
 }
 
-/// The same, where the size of the terminal is known already: the process never sees another one.
+/// Like [`exec`], with an initial terminal size: the process never sees another one.
 ///
 /// # Errors
 /// As [`exec`].
-pub async fn exec_sized(
+pub async fn exec_with_size(
     daemon: &Shared,
     container_id: &str,
     command: Vec<String>,
-    wanted: Wanted,
+    requested: RequestedStreams,
     size: Option<TerminalSize>,
 ) -> Result<Session, CriError> {
     let container = daemon.store.container(container_id)?;
-    let failed = |error| CriError::internal("make the streams of an exec", error);
-    let (mut ends, mut streams) = ends_of(wanted).map_err(failed)?;
-    ends.size = size.map(|size| (size.width, size.height));
-    let (process, master) = Process::start(daemon, container, command, ends).await?;
+    let failed = |error| CriError::internal("create the streams of an exec", error);
+    let (mut stdio, mut streams) = pipes_for(requested).map_err(failed)?;
+    stdio.size = size.map(|size| (size.width, size.height));
+    let (process, master) = Process::start(daemon, container, command, stdio).await?;
     let mut control = Control::none();
-    if wanted.tty {
-        let master = master.ok_or_else(|| CriError::internal("exec", "the terminal did not come"))?;
-        let another = || master.try_clone().map_err(failed);
-        if wanted.stdin {
-            streams.stdin = Some(Writer::new(another()?, true).map_err(failed)?);
+    if requested.tty {
+        let master = master
+            .ok_or_else(|| CriError::internal("exec", "the keeper did not return the terminal's master"))?;
+        let clone = || master.try_clone().map_err(failed);
+        if requested.stdin {
+            streams.stdin = Some(Writer::new(clone()?, true).map_err(failed)?);
         }
-        if wanted.stdout {
-            streams.stdout = Some(Reader::new(another()?).map_err(failed)?);
+        if requested.stdout {
+            streams.stdout = Some(Reader::new(clone()?).map_err(failed)?);
         }
-        control.terminal = Terminal::Own(Arc::new(master));
+        control.terminal = Terminal::OfExec(Arc::new(master));
     }
     Ok(Session { streams, control, kind: Kind::Exec(process) })
 }
 
-/// The command's ends of its streams, and the host's. Those of a terminal come with the answer.
-fn ends_of(wanted: Wanted) -> std::io::Result<(Ends, Streams)> {
-    let mut ends = Ends { tty: wanted.tty, ..Ends::default() };
-    let mut streams = Streams { stdin: None, stdout: None, stderr: None };
-    if wanted.tty {
-        return Ok((ends, streams));
+/// Creates the pipes of a command. A terminal's streams come with the answer to the start.
+fn pipes_for(requested: RequestedStreams) -> std::io::Result<(Stdio, SessionStreams)> {
+    let mut stdio = Stdio { tty: requested.tty, ..Stdio::default() };
+    let mut streams = SessionStreams { stdin: None, stdout: None, stderr: None };
+    if requested.tty {
+        return Ok((stdio, streams));
     }
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-    if wanted.stdin {
+    if requested.stdin {
         let (read, write) = pipe()?;
-        (ends.stdin, streams.stdin) = (Some(read), Some(Writer::new(write, false)?));
+        (stdio.stdin, streams.stdin) = (Some(read), Some(Writer::new(write, false)?));
     }
-    if wanted.stdout {
+    if requested.stdout {
         let (read, write) = pipe()?;
-        (ends.stdout, streams.stdout) = (Some(write), Some(Reader::new(read)?));
+        (stdio.stdout, streams.stdout) = (Some(write), Some(Reader::new(read)?));
     }
-    if wanted.stderr {
+    if requested.stderr {
         let (read, write) = pipe()?;
-        (ends.stderr, streams.stderr) = (Some(write), Some(Reader::new(read)?));
+        (stdio.stderr, streams.stderr) = (Some(write), Some(Reader::new(read)?));
     }
-    Ok((ends, streams))
+    Ok((stdio, streams))
 }

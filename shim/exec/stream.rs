@@ -1,4 +1,5 @@
-//! The host's ends of a session's standard streams: pipes, sockets and terminals as tokio reads and writes them.
+//! The host's ends of a session's standard streams: pipes, sockets and terminals with tokio's read and write
+//! traits.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,10 +11,11 @@ use rustix::termios::{LocalModes, SpecialCodeIndex};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 
-/// What a process writes. Its end is that of everyone who could write to it; of a terminal, that nothing has it open.
+/// Reads the output of a process. The end is reached when all writers have closed it; for a terminal, when no
+/// process has it open.
 #[derive(Debug)]
 pub struct Reader {
-    /// Whatever it is, it is read by read(2) as a pipe is.
+    /// May be a socket or a terminal: they are read by read(2) as a pipe is.
     fd: pipe::Receiver,
 }
 
@@ -21,7 +23,7 @@ impl Reader {
     /// Reads from a pipe, a socket or the master of a terminal.
     ///
     /// # Errors
-    /// The descriptor cannot be watched.
+    /// The descriptor cannot be registered with tokio.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self { fd: pipe::Receiver::from_owned_fd_unchecked(fd)? })
@@ -36,29 +38,30 @@ impl AsyncRead for Reader {
     ) -> Poll<io::Result<()>> {
         let read = ready!(Pin::new(&mut self.fd).poll_read(context, buffer));
         Poll::Ready(read.or_else(|error| match Errno::from_io_error(&error) {
-            // A terminal that nothing has open any more; a socket whose other side was closed with something unread.
+            // No process has the terminal open, or the other side of a socket was closed with unread data.
             Some(Errno::IO | Errno::CONNRESET) => Ok(()),
             _ => Err(error),
         }))
     }
 }
 
-/// What a process reads. Shutdown and drop are the end of its input; for a terminal that is its end-of-file character,
-/// where it reads by lines (termios(3), `VEOF`). After the process has closed its input, writes fail with
-/// [`io::ErrorKind::BrokenPipe`].
+/// Writes the input of a process. Shutdown and drop end the input. A terminal in line mode receives its
+/// end-of-file character instead (termios(3), `VEOF`). After the process has closed its input, writes fail
+/// with [`io::ErrorKind::BrokenPipe`].
 #[derive(Debug)]
 pub struct Writer {
     fd: Option<pipe::Sender>,
     terminal: bool,
-    /// The last line has not ended: a terminal hands it over at the first end-of-file character.
+    /// The last line is incomplete: the first end-of-file character only flushes it, so the terminal needs
+    /// two.
     mid_line: bool,
 }
 
 impl Writer {
-    /// Writes to a pipe, or with `terminal` to a terminal's master.
+    /// Writes to a pipe or, if `terminal` is set, to the master of a terminal.
     ///
     /// # Errors
-    /// The descriptor cannot be watched.
+    /// The descriptor cannot be registered with tokio.
     pub fn new(fd: OwnedFd, terminal: bool) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self { fd: Some(pipe::Sender::from_owned_fd_unchecked(fd)?), terminal, mid_line: false })
@@ -72,7 +75,7 @@ impl Writer {
         }
         let end = settings.special_codes[SpecialCodeIndex::VEOF];
         let ends = if self.mid_line { 2 } else { 1 };
-        // A terminal that is full does not take it; whoever ends the session ends its processes.
+        // A full terminal does not accept the character; the owner of the session ends its processes.
         let _full = rustix::io::write(&fd, [end; 2].get(..ends).unwrap_or_default());
     }
 }
@@ -92,7 +95,7 @@ impl AsyncWrite for Writer {
         let Some(fd) = &mut self.fd else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
         let written = ready!(Pin::new(fd).poll_write(context, bytes));
         let written = written.map_err(|error| match Errno::from_io_error(&error) {
-            // A terminal that nothing has open any more.
+            // No process has the terminal open.
             Some(Errno::IO) => io::ErrorKind::BrokenPipe.into(),
             _ => error,
         })?;
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_a_terminals_input_is_its_character() {
+    async fn a_terminals_input_ends_with_its_eof_character() {
         use std::io::Read;
         let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
         let master = rustix::pty::openpt(flags).unwrap();

@@ -1,5 +1,5 @@
-//! The task that owns the connection to a keeper: it sends calls, hands out answers and news, and connects again where the
-//! connection breaks while the keeper's process lives.
+//! The task that owns the connection to a keeper. It sends calls, delivers answers and events, and reconnects
+//! if the connection breaks while the keeper's process lives.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,19 +15,20 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{LinkError, News, Reply, Shared, lock};
+use super::{ClientState, KeeperError, KeeperUpdate, Reply, lock};
 
-/// How long after a broken connection the next attempt comes, at first and at most.
-const SOON: Duration = Duration::from_millis(20);
-const LATE: Duration = Duration::from_secs(2);
+/// Delays between reconnection attempts: the first one and the longest.
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// How long the end of a process is waited for, to reap it, when its pod is released; then it is killed.
-const UNUSED: Duration = Duration::from_secs(30);
+/// How long to wait for the keeper's process to exit after its pod was released. After that, it is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Calls that change what a keeper knows of its containers: whoever makes one makes the change known.
-const CHANGING: [&str; 2] = ["Create", "Start"];
+/// Calls that change the keeper's state. The caller publishes the change; if the caller is gone, the driver
+/// requests a snapshot instead.
+const STATE_CHANGING_CALLS: [&str; 2] = ["Create", "Start"];
 
-/// A call on its way.
+/// A call that was not sent yet.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     call: Call,
@@ -41,51 +42,55 @@ impl Outgoing {
     }
 }
 
-/// Who waits for an answer.
-struct Waiting {
+/// A call that waits for its answer.
+struct PendingCall {
     call: &'static str,
-    /// None of the driver's own first call.
+    /// None for the Hello that the driver sends itself.
     reply: Option<oneshot::Sender<Reply>>,
 }
 
-/// A connection whose readiness tokio tells.
-pub(super) type Watched = AsyncFd<Connection>;
+/// A connection that is registered with tokio.
+pub(super) type AsyncConnection = AsyncFd<Connection>;
 
-pub(super) fn watch(connection: Connection) -> std::io::Result<Watched> {
-    readiness(connection)
+pub(super) fn watch(connection: Connection) -> std::io::Result<AsyncConnection> {
+    register(connection)
 }
 
-/// Registers what owns one descriptor and never gives it away. The function that replaces this one is unsafe, since some types
-/// do.
+/// Registers an object that owns one descriptor for its whole life. The deprecated function is used because
+/// its replacement is unsafe: it also accepts types that give their descriptor away.
 #[expect(deprecated, reason = "the types that this is called with own one descriptor as long as they live")]
-fn readiness<T: std::os::fd::AsRawFd>(owner: T) -> std::io::Result<AsyncFd<T>> {
+fn register<T: std::os::fd::AsRawFd>(owner: T) -> std::io::Result<AsyncFd<T>> {
     AsyncFd::new(owner)
 }
 
 pub(super) struct Driver {
     folder: PathBuf,
     process: Arc<KeeperProcess>,
-    news: mpsc::UnboundedSender<News>,
-    shared: Weak<Shared>,
-    waiting: HashMap<u64, Waiting>,
+    updates: mpsc::UnboundedSender<KeeperUpdate>,
+    shared: Weak<ClientState>,
+    waiting: HashMap<u64, PendingCall>,
     next_id: u64,
-    /// Taken off the queue, and not taken by the keeper yet.
+    /// The call that was taken off the queue but not accepted by the keeper's socket yet.
     unsent: Option<Outgoing>,
 }
 
-/// Why serving a connection ended.
-enum Ended {
-    /// Nobody holds the link any more.
+/// Why [`Driver::serve`] returned.
+enum ServeEnd {
+    /// All clones of the [`KeeperClient`] were dropped.
     Unused,
     Broken,
 }
 
 impl Driver {
-    pub(super) fn new(folder: PathBuf, news: mpsc::UnboundedSender<News>, shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(
+        folder: PathBuf,
+        updates: mpsc::UnboundedSender<KeeperUpdate>,
+        shared: &Arc<ClientState>,
+    ) -> Self {
         Self {
             folder,
             process: shared.process.clone(),
-            news,
+            updates,
             shared: Arc::downgrade(shared),
             waiting: HashMap::new(),
             next_id: 1,
@@ -93,47 +98,59 @@ impl Driver {
         }
     }
 
-    /// Goes on until the keeper's process has ended; where nobody holds the link any more, that is waited for in vain at most
-    /// [`UNUSED`].
-    pub(super) async fn run(mut self, first: Option<Watched>, mut outgoing: mpsc::Receiver<Outgoing>) {
-        let mut known = first.is_some();
+    /// Runs until the keeper's process has ended. After the last [`KeeperClient`] was dropped, waits at most
+    /// [`EXIT_TIMEOUT`] for that and then kills the process.
+    pub(super) async fn run(
+        mut self,
+        first: Option<AsyncConnection>,
+        mut outgoing: mpsc::Receiver<Outgoing>,
+    ) {
+        let mut was_connected = first.is_some();
         let mut next = first;
         loop {
-            let (connection, again) = match next.take() {
+            let (connection, is_new) = match next.take() {
                 Some(connection) => (connection, false),
-                None => match self.connect_again(known).await {
+                None => match self.connect_again(was_connected).await {
                     Some(connection) => (connection, true),
                     None => break,
                 },
             };
-            if again {
-                self.say_hello(&connection);
+            if is_new {
+                self.send_hello(&connection);
             }
-            known = true;
-            if let Ended::Unused = self.serve(&connection, &mut outgoing).await {
+            was_connected = true;
+            if let ServeEnd::Unused = self.serve(&connection, &mut outgoing).await {
                 drop(connection);
-                // It was told to end. One that is stopped, or that hangs, is not left behind.
-                if !wait_for_end(&self.process, UNUSED).await {
-                    tracing::warn!(keeper = self.process.describe(), "a keeper that nobody needs is killed");
+                // The keeper has received Shutdown. A stopped or hanging one must not stay behind.
+                if !wait_for_end(&self.process, EXIT_TIMEOUT).await {
+                    tracing::warn!(
+                        keeper = self.process.describe(),
+                        "killing a keeper that did not exit after its pod was released"
+                    );
                     self.process.kill();
-                    wait_for_end(&self.process, UNUSED).await;
+                    wait_for_end(&self.process, EXIT_TIMEOUT).await;
                 }
                 return;
             }
-            for (_, Waiting { call, reply }) in self.waiting.drain() {
-                // The caller may have gone: then there is nobody to tell.
-                drop(reply.map(|reply| reply.send(Err(LinkError::Broken { call }))));
+            for (_, PendingCall { call, reply }) in self.waiting.drain() {
+                // The caller may be gone; the error is then dropped.
+                drop(reply.map(|reply| reply.send(Err(KeeperError::Broken { call }))));
             }
         }
-        // Dropping what waits tells everyone that the keeper has ended.
+        // Dropping the senders reports the keeper's end to all receivers.
         if let Some(shared) = self.shared.upgrade() {
             lock(&shared.execs).clear();
             lock(&shared.clients).clear();
         }
     }
 
-    /// Serves the connection until it breaks. Sending never holds up receiving: a keeper that is stopped takes nothing.
-    async fn serve(&mut self, connection: &Watched, outgoing: &mut mpsc::Receiver<Outgoing>) -> Ended {
+    /// Serves the connection until it breaks. A send never blocks receiving, because a stopped keeper accepts
+    /// no calls.
+    async fn serve(
+        &mut self,
+        connection: &AsyncConnection,
+        outgoing: &mut mpsc::Receiver<Outgoing>,
+    ) -> ServeEnd {
         loop {
             tokio::select! {
                 call = outgoing.recv(), if self.unsent.is_none() => match call {
@@ -141,7 +158,7 @@ impl Driver {
                         self.unsent = Some(call);
                         self.send(connection);
                     }
-                    None => return Ended::Unused,
+                    None => return ServeEnd::Unused,
                 },
                 writable = connection.writable(), if self.unsent.is_some() => {
                     self.send(connection);
@@ -149,23 +166,23 @@ impl Driver {
                         writable.clear_ready();
                     }
                 }
-                () = given_up(self.unsent.as_mut()), if self.unsent.is_some() => self.unsent = None,
+                () = caller_gone(self.unsent.as_mut()), if self.unsent.is_some() => self.unsent = None,
                 received = receive(connection) => match received {
-                    Ok(Some(received)) => self.take(received, connection),
-                    Ok(None) => return Ended::Broken,
+                    Ok(Some(received)) => self.handle_message(received, connection),
+                    Ok(None) => return ServeEnd::Broken,
                     Err(error) => {
-                        tracing::warn!(%error, "the connection to a keeper broke");
-                        return Ended::Broken;
+                        tracing::warn!(%error, "lost the connection to a keeper");
+                        return ServeEnd::Broken;
                     }
                 },
             }
         }
     }
 
-    /// Sends the call that waits, if the keeper takes it.
-    fn send(&mut self, connection: &Watched) {
+    /// Sends the pending call, if the keeper's socket accepts it.
+    fn send(&mut self, connection: &AsyncConnection) {
         let Some(Outgoing { call, descriptors, reply }) = self.unsent.take() else { return };
-        // One that nobody waits for any more is not sent late.
+        // If its caller is gone, a call is not sent.
         if reply.is_closed() {
             return;
         }
@@ -173,46 +190,47 @@ impl Driver {
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         match connection.get_ref().send(&request, &borrowed) {
             Ok(()) => {
-                self.waiting.insert(self.next_id, Waiting { call: request.call.name(), reply: Some(reply) });
+                self.waiting
+                    .insert(self.next_id, PendingCall { call: request.call.name(), reply: Some(reply) });
                 self.next_id += 1;
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 self.unsent = Some(Outgoing { call: request.call, descriptors, reply });
             }
-            // The caller may have gone: then there is nobody to tell.
+            // The caller may be gone; the error is then dropped.
             Err(error) => drop(reply.send(Err(error.into()))),
         }
     }
 
-    /// The first call on a connection that was made again.
-    fn say_hello(&mut self, connection: &Watched) {
+    /// Sends Hello, the first call on a new connection.
+    fn send_hello(&mut self, connection: &AsyncConnection) {
         let request = Request { id: self.next_id, call: Call::Hello { protocol: PROTOCOL } };
-        // A connection that is broken again is noticed by whoever reads from it.
+        // If the connection broke again, the reader notices.
         if connection.get_ref().send(&request, &[]).is_ok() {
-            self.waiting.insert(self.next_id, Waiting { call: request.call.name(), reply: None });
+            self.waiting.insert(self.next_id, PendingCall { call: request.call.name(), reply: None });
             self.next_id += 1;
         }
     }
 
-    fn take(&mut self, received: Received<Message>, connection: &Watched) {
+    fn handle_message(&mut self, received: Received<Message>, connection: &AsyncConnection) {
         let Received { message, descriptors, cut } = received;
         if let Some(shared) = self.shared.upgrade() {
-            shared.silent.store(false, Ordering::Relaxed);
+            shared.unresponsive.store(false, Ordering::Relaxed);
         }
         match message {
             Message::Answer { id, result } => {
                 let reply = match cut {
-                    true => Err(LinkError::NoDescriptors),
-                    false => result.map(|outcome| (outcome, descriptors)).map_err(LinkError::from),
+                    true => Err(KeeperError::NoDescriptors),
+                    false => result.map(|outcome| (outcome, descriptors)).map_err(KeeperError::from),
                 };
                 match self.waiting.remove(&id) {
-                    Some(Waiting { call, reply: Some(waiting) }) => {
-                        // The caller may have gone: what such a call has changed is told to nobody then, so it is asked.
-                        if waiting.send(reply).is_err() && CHANGING.contains(&call) {
-                            self.say_hello(connection);
+                    Some(PendingCall { call, reply: Some(waiting) }) => {
+                        // If the caller is gone, nothing publishes the change it made, so request a snapshot.
+                        if waiting.send(reply).is_err() && STATE_CHANGING_CALLS.contains(&call) {
+                            self.send_hello(connection);
                         }
                     }
-                    Some(Waiting { reply: None, .. }) | None => self.take_snapshot(reply),
+                    Some(PendingCall { reply: None, .. }) | None => self.handle_snapshot(reply),
                 }
             }
             Message::Event(Event::ExecExited { exec, code }) => {
@@ -223,33 +241,35 @@ impl Driver {
                 let waiting = self.shared.upgrade().and_then(|shared| lock(&shared.clients).remove(&client));
                 let _gone = waiting.map(|waiting| waiting.send(why));
             }
-            Message::Event(event) => self.tell(News::Event(event)),
+            Message::Event(event) => self.send_update(KeeperUpdate::Event(event)),
         }
     }
 
-    /// The answer to the driver's own call. What has ended while there was no connection is not told any more.
-    fn take_snapshot(&mut self, reply: Reply) {
+    /// Handles the answer to a Hello. Execs that ended while there was no connection are dropped from
+    /// `execs`: their exit events are lost.
+    fn handle_snapshot(&mut self, reply: Reply) {
         let Ok((Outcome::Hello(snapshot), _)) = reply else { return };
         if let Some(shared) = self.shared.upgrade() {
             shared.protocol.store(snapshot.protocol, Ordering::Relaxed);
             lock(&shared.execs).retain(|exec, _| snapshot.execs.contains(exec));
-            // The keeper lets go of a client with the connection that has attached it.
+            // The keeper drops a client with the connection that attached it.
             lock(&shared.clients).clear();
         }
-        tracing::info!(keeper = self.process.pid(), "connected to a keeper again");
-        self.tell(News::Reconnected(snapshot));
+        tracing::info!(keeper = self.process.pid(), "reconnected to a keeper");
+        self.send_update(KeeperUpdate::Reconnected(snapshot));
     }
 
-    fn tell(&mut self, news: News) {
-        if self.news.send(news).is_err() {
-            tracing::debug!("news of a keeper that nobody follows");
+    fn send_update(&mut self, update: KeeperUpdate) {
+        if self.updates.send(update).is_err() {
+            tracing::debug!("dropped an update of a keeper: no receiver");
         }
     }
 
-    /// Connects, for the first time or again; none where the keeper's process has ended, which is why most connections break.
-    async fn connect_again(&self, again: bool) -> Option<Watched> {
-        let mut pause = SOON;
-        if again && wait_for_end(&self.process, pause).await {
+    /// Connects or reconnects. Returns none if the keeper's process has ended, which is why most connections
+    /// break.
+    async fn connect_again(&self, is_reconnect: bool) -> Option<AsyncConnection> {
+        let mut delay = RETRY_MIN;
+        if is_reconnect && wait_for_end(&self.process, delay).await {
             return None;
         }
         loop {
@@ -261,36 +281,37 @@ impl Driver {
                     tracing::warn!(error, keeper, "failed to connect to a keeper");
                 }
             }
-            if wait_for_end(&self.process, pause).await {
+            if wait_for_end(&self.process, delay).await {
                 return None;
             }
-            pause = (pause * 2).min(LATE);
+            delay = (delay * 2).min(RETRY_MAX);
         }
     }
 }
 
-/// Waits until nobody waits for the answer to a call any more: a keeper that is stopped must not keep its descriptors open.
-async fn given_up(unsent: Option<&mut Outgoing>) {
+/// Waits until the caller of the pending call is gone. Without this, a stopped keeper would keep the call's
+/// descriptors open.
+async fn caller_gone(unsent: Option<&mut Outgoing>) {
     match unsent {
         Some(call) => call.reply.closed().await,
         None => std::future::pending().await,
     }
 }
 
-async fn receive(connection: &Watched) -> std::io::Result<Option<Received<Message>>> {
+async fn receive(connection: &AsyncConnection) -> std::io::Result<Option<Received<Message>>> {
     connection.async_io(Interest::READABLE, Connection::recv).await
 }
 
-/// Waits for the end of a process, but no longer than `patience`; whether it has ended. A child is reaped.
-pub(crate) async fn wait_for_end(process: &Arc<KeeperProcess>, patience: Duration) -> bool {
-    let watched = readiness(process.clone());
+/// Waits up to `timeout` for a process to end and returns whether it has. A child is reaped.
+pub(crate) async fn wait_for_end(process: &Arc<KeeperProcess>, timeout: Duration) -> bool {
+    let readiness = register(process.clone());
     let ended = async {
-        match &watched {
-            Ok(watched) => drop(watched.readable().await),
-            // No descriptor to watch it with: it is asked at the end of the patience.
+        match &readiness {
+            Ok(readiness) => drop(readiness.readable().await),
+            // The descriptor cannot be watched; check the process when the time is over.
             Err(_) => std::future::pending().await,
         }
     };
-    drop(tokio::time::timeout(patience, ended).await);
+    drop(tokio::time::timeout(timeout, ended).await);
     process.has_ended(Duration::ZERO)
 }

@@ -1,8 +1,9 @@
-//! The connection to a pod's keeper, as the rest of the shim uses it: calls that wait for their answer, and a stream of
-//! news in the order in which it happened.
+//! The client of a pod's keeper: calls that wait for their answer, and a stream of updates in the order in
+//! which they happened.
 //!
-//! A connection that breaks is made again as long as the keeper's process lives: only the end of that process, seen by its
-//! pidfd, is the end of the keeper. A call has a deadline; what a keeper that does not answer is doing is part of the error.
+//! If the connection breaks, it is restored as long as the keeper's process lives. Only the end of that
+//! process, seen through its pidfd, counts as the end of the keeper. Every call has a deadline. If the keeper
+//! does not answer in time, the error describes what its process is doing.
 //!
 //! * [`driver`]: the task that owns the connection
 //! * this file: the calls
@@ -23,54 +24,54 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use driver::wait_for_end;
 use driver::{Driver, Outgoing};
 
-/// How many calls may wait until the keeper takes them: one that is stopped takes none.
-const MOST_WAITING: usize = 256;
+/// Capacity of the queue of unsent calls: a stopped keeper accepts none.
+const MAX_QUEUED_CALLS: usize = 256;
 
-/// How long a keeper may take for a call that only it is concerned with.
-const AT_ONCE: Duration = Duration::from_secs(10);
+/// Timeout of a call that only involves the keeper itself.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a keeper may take that did not answer the last call in time.
-const STILL_SILENT: Duration = Duration::from_secs(1);
+/// Timeout of a call if the previous one was not answered in time.
+const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a first process may take up to the gate, or to its exec: it opens paths that users name, on any disk. After
-/// that it is killed.
-const ON_THEIR_DISKS: Duration = Duration::from_secs(60);
+/// Timeout of a call in which a container's init or an exec runs up to the gate or to its exec. It opens
+/// paths that users name, on any disk. After this time, it is killed.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a call to a keeper failed.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub enum KeeperError {
     /// The keeper's process has ended.
     #[error("the pod's keeper has ended")]
     Gone,
-    /// The connection broke before the answer came: whether the call was carried out is not known.
-    #[error("the connection to the pod's keeper broke before the answer to {call}")]
+    /// The connection broke before the answer arrived: the call may or may not have been carried out.
+    #[error("lost the connection to the pod's keeper before the answer to {call}")]
     Broken {
-        /// Which call.
+        /// The name of the call.
         call: &'static str,
     },
     /// The answer did not come in time.
-    #[error("the pod's keeper did not answer {call} within {} s: {keeper}", .patience.as_secs())]
+    #[error("the pod's keeper did not answer {call} within {} s: {keeper}", .timeout.as_secs())]
     NoAnswer {
-        /// Which call.
+        /// The name of the call.
         call: &'static str,
-        /// How long was waited for it.
-        patience: Duration,
+        /// The timeout that passed.
+        timeout: Duration,
         /// What the keeper's process is doing.
         keeper: String,
     },
-    /// Too many calls wait for the keeper.
-    #[error("too many calls wait for the pod's keeper: {keeper}")]
+    /// The queue of unsent calls is full.
+    #[error("failed to call the pod's keeper: too many calls are queued: {keeper}")]
     Busy {
         /// What the keeper's process is doing.
         keeper: String,
     },
-    /// The answer's descriptors are lost.
-    #[error("the daemon has no descriptors left for the keeper's answer (RLIMIT_NOFILE)")]
+    /// The descriptors of the answer were lost.
+    #[error("failed to receive the keeper's answer: no descriptors left (RLIMIT_NOFILE)")]
     NoDescriptors,
-    /// The keeper refuses.
+    /// The keeper reported that the call failed.
     #[error(transparent)]
     Failure(#[from] Failure),
-    /// The keeper answered something else than the call asks for.
+    /// The answer does not match the call.
     #[error("unexpected answer from the pod's keeper: {0}")]
     Unexpected(String),
     /// The connection could not be used.
@@ -78,126 +79,131 @@ pub enum LinkError {
     Connection(#[from] std::io::Error),
 }
 
-/// What a keeper tells unasked.
+/// A message of a keeper that is not the answer to a call.
 #[derive(Debug)]
-pub enum News {
-    /// Something has happened.
+pub enum KeeperUpdate {
+    /// A container changed its state.
     Event(Event),
-    /// The connection was made again: everything the keeper knows, since events may have been missed.
+    /// The connection was restored. The snapshot is the keeper's whole state, since events may have been
+    /// lost.
     Reconnected(Snapshot),
 }
 
-/// The news, which ends when the keeper's process has ended or nobody holds its link any more.
-pub type NewsReceiver = mpsc::UnboundedReceiver<News>;
+/// The updates of one keeper. The stream ends when the keeper's process has ended or all clones of its
+/// [`KeeperClient`] were dropped.
+pub type KeeperUpdates = mpsc::UnboundedReceiver<KeeperUpdate>;
 
-type Reply = Result<(Outcome, Vec<OwnedFd>), LinkError>;
+type Reply = Result<(Outcome, Vec<OwnedFd>), KeeperError>;
 
 #[derive(Debug)]
-struct Shared {
+struct ClientState {
     calls: mpsc::Sender<Outgoing>,
     process: Arc<KeeperProcess>,
-    /// What the keeper speaks: the oldest until it has said so.
+    /// The keeper's protocol version; the oldest one until the keeper has reported it.
     protocol: AtomicU32,
-    /// A call was not answered in time, and nothing has come since.
-    silent: AtomicBool,
-    /// Who waits for the end of which exec.
+    /// The last call was not answered in time, and no message has arrived since.
+    unresponsive: AtomicBool,
+    /// Receivers of exit codes, by exec.
     execs: Mutex<HashMap<String, oneshot::Sender<i32>>>,
-    /// Who waits for the detachment of which client.
+    /// Receivers of detachments, by client.
     clients: Mutex<HashMap<String, oneshot::Sender<Detachment>>>,
 }
 
-/// A connection to a keeper. Clones share it; it closes when the last is dropped.
+/// A client of one keeper. Clones share the connection; it closes when the last one is dropped.
 #[derive(Clone, Debug)]
-pub struct Link {
-    shared: Arc<Shared>,
+pub struct KeeperClient {
+    shared: Arc<ClientState>,
 }
 
-impl Link {
-    /// Takes over a connection to a keeper whose socket is in `folder`.
+impl KeeperClient {
+    /// Uses an open connection to a keeper. Its socket is in `folder`, for reconnections.
     ///
     /// # Errors
-    /// The connection cannot be watched.
+    /// The connection cannot be registered with tokio.
     pub fn start(
         connection: Connection,
         process: KeeperProcess,
         folder: PathBuf,
-    ) -> Result<(Self, NewsReceiver), LinkError> {
+    ) -> Result<(Self, KeeperUpdates), KeeperError> {
         let connection = driver::watch(connection)?;
         Ok(Self::with(Some(connection), process, folder))
     }
 
-    /// Connects to a keeper that a former daemon has started, as soon as it answers: the first news is what it knows.
+    /// Connects to a keeper that an earlier daemon started, as soon as it answers. The first update is its
+    /// snapshot.
     #[must_use]
-    pub fn adopt(process: KeeperProcess, folder: PathBuf) -> (Self, NewsReceiver) {
+    pub fn adopt(process: KeeperProcess, folder: PathBuf) -> (Self, KeeperUpdates) {
         Self::with(None, process, folder)
     }
 
     fn with(
-        connection: Option<driver::Watched>,
+        connection: Option<driver::AsyncConnection>,
         process: KeeperProcess,
         folder: PathBuf,
-    ) -> (Self, NewsReceiver) {
-        let (calls, outgoing) = mpsc::channel(MOST_WAITING);
-        let (news, receiver) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
+    ) -> (Self, KeeperUpdates) {
+        let (calls, outgoing) = mpsc::channel(MAX_QUEUED_CALLS);
+        let (updates, receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(ClientState {
             calls,
             process: Arc::new(process),
             protocol: AtomicU32::new(1),
-            silent: AtomicBool::new(false),
+            unresponsive: AtomicBool::new(false),
             execs: Mutex::default(),
             clients: Mutex::default(),
         });
-        tokio::spawn(Driver::new(folder, news, &shared).run(connection, outgoing));
+        tokio::spawn(Driver::new(folder, updates, &shared).run(connection, outgoing));
         (Self { shared }, receiver)
     }
 
-    /// Makes a call and waits for its answer, up to the deadline of its kind.
+    /// Sends a call and waits for its answer, up to the timeout of its kind.
     ///
     /// # Errors
-    /// The keeper refuses, does not answer in time or has ended.
+    /// The keeper refuses the call, does not answer in time or has ended.
     pub async fn call(&self, call: Call, descriptors: Vec<OwnedFd>) -> Reply {
-        // A keeper of an older daemon takes a call that it does not know for garbage, and hangs up.
+        // A keeper of an older daemon takes an unknown call for an invalid message and closes the connection.
         if call.since() > self.shared.protocol.load(Ordering::Relaxed) {
             return Err(Failure::Unknown.into());
         }
         let name = call.name();
-        let patience = match self.shared.silent.load(Ordering::Relaxed) {
-            true => STILL_SILENT,
-            false => patience(&call),
+        let timeout = match self.shared.unresponsive.load(Ordering::Relaxed) {
+            true => UNRESPONSIVE_TIMEOUT,
+            false => timeout_of(&call),
         };
         let (reply, answer) = oneshot::channel();
         self.shared.calls.try_send(Outgoing::new(call, descriptors, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => LinkError::Busy { keeper: self.shared.process.describe() },
-            mpsc::error::TrySendError::Closed(_) => LinkError::Gone,
+            mpsc::error::TrySendError::Full(_) => {
+                KeeperError::Busy { keeper: self.shared.process.describe() }
+            }
+            mpsc::error::TrySendError::Closed(_) => KeeperError::Gone,
         })?;
-        match tokio::time::timeout(patience, answer).await {
-            Ok(answer) => answer.map_err(|_| LinkError::Gone)?,
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(answer) => answer.map_err(|_| KeeperError::Gone)?,
             Err(_) => {
-                self.shared.silent.store(true, Ordering::Relaxed);
-                Err(LinkError::NoAnswer { call: name, patience, keeper: self.shared.process.describe() })
+                self.shared.unresponsive.store(true, Ordering::Relaxed);
+                Err(KeeperError::NoAnswer { call: name, timeout, keeper: self.shared.process.describe() })
             }
         }
     }
 
-    /// The first call on every connection.
+    /// Sends Hello, the first call on every connection, and returns the keeper's snapshot.
     ///
     /// # Errors
-    /// As [`Link::call`].
-    pub async fn hello(&self) -> Result<Snapshot, LinkError> {
+    /// As [`KeeperClient::call`].
+    pub async fn hello(&self) -> Result<Snapshot, KeeperError> {
         match self.call(Call::Hello { protocol: PROTOCOL }, Vec::new()).await?.0 {
             Outcome::Hello(snapshot) => {
                 self.shared.protocol.store(snapshot.protocol, Ordering::Relaxed);
                 Ok(snapshot)
             }
-            other => Err(LinkError::Unexpected(format!("{other:?}"))),
+            other => Err(KeeperError::Unexpected(format!("{other:?}"))),
         }
     }
 
-    /// A call whose answer has nothing to tell.
+    /// Sends a call without descriptors and ignores the content of its answer.
     ///
     /// # Errors
-    /// As [`Link::call`].
-    pub async fn done(&self, call: Call) -> Result<(), LinkError> {
+    /// As [`KeeperClient::call`].
+    pub async fn execute(&self, call: Call) -> Result<(), KeeperError> {
         self.call(call, Vec::new()).await.map(drop)
     }
 
@@ -207,38 +213,38 @@ impl Link {
         self.shared.process.clone()
     }
 
-    /// Tells when an exec ends. To be asked for before the exec is started.
+    /// Returns a receiver for the exit code of an exec. Must be called before the exec is started.
     #[must_use]
     pub fn exec_end(&self, exec: &str) -> oneshot::Receiver<i32> {
-        let (tell, told) = oneshot::channel();
-        lock(&self.shared.execs).insert(exec.to_owned(), tell);
-        told
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.shared.execs).insert(exec.to_owned(), sender);
+        receiver
     }
 
-    /// Tells when a client is detached. To be asked for before it is attached.
+    /// Returns a receiver for the detachment of a client. Must be called before the client is attached.
     #[must_use]
     pub fn detachment(&self, client: &str) -> oneshot::Receiver<Detachment> {
-        let (tell, told) = oneshot::channel();
-        lock(&self.shared.clients).insert(client.to_owned(), tell);
-        told
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.shared.clients).insert(client.to_owned(), sender);
+        receiver
     }
 
-    /// Nobody waits for the detachment of this client any more.
+    /// Removes the receiver of a client's detachment.
     pub fn forget_client(&self, client: &str) {
         lock(&self.shared.clients).remove(client);
     }
 
-    /// Nobody waits for the end of this exec any more.
+    /// Removes the receiver of an exec's exit code.
     pub fn forget_exec(&self, exec: &str) {
         lock(&self.shared.execs).remove(exec);
     }
 }
 
-/// How long the answer to a call may take.
-fn patience(call: &Call) -> Duration {
+/// Returns the timeout of a call.
+fn timeout_of(call: &Call) -> Duration {
     match call {
-        Call::Create { .. } | Call::Start { .. } | Call::Exec { .. } => ON_THEIR_DISKS,
-        _ => AT_ONCE,
+        Call::Create { .. } | Call::Start { .. } | Call::Exec { .. } => START_TIMEOUT,
+        _ => CALL_TIMEOUT,
     }
 }
 

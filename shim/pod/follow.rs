@@ -10,20 +10,20 @@ use crate::container::{exit, reconcile};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::event::Level;
-use crate::keeper::{Link, News, NewsReceiver};
+use crate::keeper::{KeeperClient, KeeperUpdate, KeeperUpdates};
 use crate::pod::keeper::pause_of;
 use crate::store::{Pod, PodState};
 
 /// Follows a pod's keeper until its process ends, or until its pod is released.
-pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &Link, mut news: NewsReceiver) {
+pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &KeeperClient, mut news: KeeperUpdates) {
     let (daemon, pod, process) = (daemon.clone(), pod.clone(), link.process());
     let span = tracing::info_span!(parent: None, "keeper", pod = pod.id.as_str());
     tokio::spawn(
         async move {
             while let Some(news) = news.recv().await {
                 match news {
-                    News::Event(event) => take(&daemon, &pod, event).await,
-                    News::Reconnected(snapshot) => take_over(&daemon, &pod, snapshot).await,
+                    KeeperUpdate::Event(event) => take(&daemon, &pod, event).await,
+                    KeeperUpdate::Reconnected(snapshot) => take_over(&daemon, &pod, snapshot).await,
                 }
             }
             // The news end with the process, or with the last holder of the link, whose pod is released.
@@ -54,7 +54,7 @@ fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
     if matches!(pod.state(), PodState::Ready { .. }) {
         tracing::warn!(code, "the pause has ended: the pod is not ready");
     }
-    pod.happened(PodState::pause_ended);
+    pod.transition(PodState::pause_ended);
     // That may not have been told by a former daemon.
     if pod.state() == PodState::Lost {
         daemon.events.pod(daemon, pod, Level::Stopped);
@@ -72,14 +72,14 @@ async fn take_over(daemon: &Shared, pod: &Arc<Pod>, snapshot: Snapshot) {
     {
         tracing::error!(%error, "failed to take over the namespaces of the pod");
     }
-    if pod.take_former_daemon() {
+    if pod.take_from_earlier_daemon() {
         reconcile::end_execs(daemon, pod, snapshot.execs.clone()).await;
     }
     reconcile::all_of(daemon, pod, &link, &snapshot).await;
     pod.set_reconciled(true);
 }
 
-async fn take_namespaces(pod: &Pod, link: &Link, snapshot: &Snapshot) -> Result<(), CriError> {
+async fn take_namespaces(pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) -> Result<(), CriError> {
     if snapshot.pause.is_none() {
         return Ok(());
     }
@@ -98,7 +98,7 @@ pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
     let was_up = pod.state().needs_keeper();
     if was_up {
         tracing::error!("the pod's keeper has ended: its containers are killed");
-        pod.happened(PodState::stopping);
+        pod.transition(PodState::stopping);
     }
     for container in daemon.store.containers_of(&pod.id) {
         reconcile::ended_unseen(daemon, &container).await;

@@ -13,7 +13,7 @@ use berth_runtime::wire::{Call, Outcome};
 use crate::daemon::{Daemon, Shared, blocking};
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
-use crate::keeper::{Link, LinkError, wait_for_end};
+use crate::keeper::{KeeperClient, KeeperError, wait_for_end};
 use crate::systemd;
 
 /// How long a keeper may take to end when it is killed: one in an uninterruptible sleep takes as long as its disk.
@@ -41,9 +41,9 @@ pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<Pa
 ///
 /// # Errors
 /// It does not end, with what it is doing.
-pub(crate) async fn end(link: &Link) -> Result<(), String> {
-    match link.done(Call::Shutdown).await {
-        Ok(()) | Err(LinkError::Gone) => return Ok(()),
+pub(crate) async fn end(link: &KeeperClient) -> Result<(), String> {
+    match link.execute(Call::Shutdown).await {
+        Ok(()) | Err(KeeperError::Gone) => return Ok(()),
         Err(error) => tracing::warn!(%error, "the keeper is killed, since it does not end when it is told"),
     }
     let process = link.process();

@@ -5,7 +5,7 @@ use berth_proto::v1::PortForwardRequest;
 use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::store::PodState;
-use crate::stream::Request;
+use crate::stream::SessionRequest;
 
 /// Ports of one request: their WebSocket channels are numbered in a byte, two for each.
 const MAX_PORTS: usize = 127;
@@ -30,5 +30,5 @@ pub fn port_forward_url(daemon: &Daemon, request: &PortForwardRequest) -> Result
     if !matches!(pod.state(), PodState::Ready { .. }) {
         return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not running"));
     }
-    daemon.streams.url(Request::PortForward { pod: pod.id.as_str().to_owned(), ports })
+    daemon.streams.url(SessionRequest::PortForward { pod: pod.id.as_str().to_owned(), ports })
 }

@@ -43,7 +43,7 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
     progress.step("folders");
     let ended = pod.clone();
     blocking(move || {
-        ended.give_up_record();
+        ended.stop_writing_record();
         Ok::<_, CriError>(())
     })
     .await?;

@@ -20,12 +20,12 @@ use crate::descriptors;
 use crate::error::CriError;
 use crate::event::Level;
 use crate::ids::PodId;
-use crate::keeper::Link;
+use crate::keeper::KeeperClient;
 use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
 use crate::seccomp;
 use crate::spec::{has_own_uts, pause, validate};
-use crate::store::pod::{FilesPlace, PodResources, namespaces};
+use crate::store::pod::{FilesLocation, PodResources, namespaces};
 use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
@@ -139,7 +139,7 @@ impl Creation {
             selinux: selinux_labels(&self.daemon, &self.config)?,
             log_folder,
             resources: PodResources::default(),
-            files: FilesPlace::Pause,
+            files: FilesLocation::Pause,
             state: PodState::Creating,
         };
         let folder = self.daemon.folders.pod(&self.id);
@@ -179,14 +179,15 @@ impl Creation {
         Ok((cgroup.await?, placeholder))
     }
 
-    async fn start_keeper(&mut self, pod: &Arc<Pod>) -> Result<Link, CriError> {
+    async fn start_keeper(&mut self, pod: &Arc<Pod>) -> Result<KeeperClient, CriError> {
         let daemon = self.daemon.clone();
         let id = self.id.clone();
         let folder = self.daemon.folders.pod_state(&self.id);
         let place = folder.clone();
         let keeper =
             blocking(move || berth_runtime::client::spawn(&daemon.programs, id.as_str(), &folder)).await?;
-        let (link, news) = Link::start(keeper.connection, keeper.process, place).map_err(CriError::from)?;
+        let (link, news) =
+            KeeperClient::start(keeper.connection, keeper.process, place).map_err(CriError::from)?;
         let stopping = link.clone();
         self.undo.push("end the keeper", async move { keeper::end(&stopping).await });
         link.hello().await?;
@@ -199,7 +200,7 @@ impl Creation {
         &mut self,
         pod: &Pod,
         files: Vec<PodFile>,
-        link: &Link,
+        link: &KeeperClient,
         cgroup: &Cgroup,
     ) -> Result<Pause, CriError> {
         let mut descriptors = FdList::default();

@@ -49,7 +49,7 @@ pub(crate) async fn stop_pod(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), Stat
 }
 
 async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), CriError> {
-    pod.happened(PodState::stopping);
+    pod.transition(PodState::stopping);
     progress.step("containers that are being made");
     give_up_making(pod).await?;
     progress.step("containers");
@@ -68,7 +68,7 @@ const GIVEN_UP: Duration = Duration::from_secs(30);
 /// Ends the making of containers: nothing of it may come to run after this.
 async fn give_up_making(pod: &Pod) -> Result<(), CriError> {
     let until = Instant::now() + GIVEN_UP;
-    let mut making = pod.none_making(Duration::ZERO).await;
+    let mut making = pod.wait_for_creations(Duration::ZERO).await;
     while !making.is_empty() {
         if Instant::now() > until {
             let ids: Vec<_> = making.iter().map(ContainerId::as_str).collect();
@@ -79,10 +79,10 @@ async fn give_up_making(pod: &Pod) -> Result<(), CriError> {
         for container in making.iter().map(|id| id.as_str().to_owned()) {
             // One that the keeper does not know yet will find that the pod is not ready.
             if let Some(link) = pod.link() {
-                drop(link.done(Call::Forget { container }).await);
+                drop(link.execute(Call::Forget { container }).await);
             }
         }
-        making = pod.none_making(AGAIN).await;
+        making = pod.wait_for_creations(AGAIN).await;
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
         errors.push(format!("remove the cgroup: {error}"));
     }
     if errors.is_empty() {
-        pod.happened(PodState::released);
+        pod.transition(PodState::released);
         return Ok(());
     }
     Err(CriError::internal(format!("stop pod sandbox {}", pod.id), errors.join("; ")))

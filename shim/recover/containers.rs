@@ -1,4 +1,4 @@
-//! Containers at the start of a daemon.
+//! Recovery of containers.
 
 use std::sync::Arc;
 
@@ -12,37 +12,38 @@ use crate::pod::stop::{release_cgroup, release_cgroups_of};
 use crate::store::file::FileError;
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 
-/// What is left to do of containers.
+/// The containers that need cleanup in the background.
 #[derive(Debug, Default)]
-pub(super) struct Rest {
-    /// Was being made, has no readable record or no pod: what bears its id is removed.
+pub(super) struct ContainerCleanup {
+    /// Containers with an interrupted creation, without a readable record or without a pod. Everything with
+    /// their id is removed. The cgroup is known if the record is.
     discard: Vec<(ContainerId, Option<String>)>,
-    /// Its pod has no keeper.
+    /// Containers of pods without a keeper.
     ended: Vec<Arc<Container>>,
 }
 
-/// Reads every record.
-pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
-    let mut rest = Rest::default();
+/// Reads all records and fills the store.
+pub(super) async fn load(daemon: &Shared) -> Result<ContainerCleanup, CriError> {
+    let mut cleanup = ContainerCleanup::default();
     let folders = daemon.folders.clone();
     let records = blocking(move || read_all(&folders)).await?;
     for (id, record) in records {
-        load_one(daemon, id, record, &mut rest);
+        load_one(daemon, id, record, &mut cleanup);
     }
-    // What is left of those that have ended is killed behind the answers; that they have ended is known now.
-    for container in &rest.ended {
+    // Their remaining processes are killed in the background; their end is recorded here.
+    for container in &cleanup.ended {
         reconcile::note_end(daemon, container).await;
     }
-    Ok(rest)
+    Ok(cleanup)
 }
 
-type Read = (ContainerId, Result<ContainerRecord, FileError>);
+type LoadedRecord = (ContainerId, Result<ContainerRecord, FileError>);
 
-fn read_all(folders: &Folders) -> Result<Vec<Read>, FileError> {
+fn read_all(folders: &Folders) -> Result<Vec<LoadedRecord>, FileError> {
     let mut records = Vec::new();
     for name in file::names_in(&folders.containers())? {
         let Ok(id) = ContainerId::try_from(name.clone()) else {
-            tracing::warn!(name, "not a container: left alone");
+            tracing::warn!(name, "ignored a folder that is not named like a container");
             continue;
         };
         match file::read(&Container::record_file(&folders.container(&id))) {
@@ -53,13 +54,18 @@ fn read_all(folders: &Folders) -> Result<Vec<Read>, FileError> {
     Ok(records)
 }
 
-fn load_one(daemon: &Shared, id: ContainerId, record: Result<ContainerRecord, FileError>, rest: &mut Rest) {
+fn load_one(
+    daemon: &Shared,
+    id: ContainerId,
+    record: Result<ContainerRecord, FileError>,
+    cleanup: &mut ContainerCleanup,
+) {
     let folder = daemon.folders.container(&id);
     let record = match record {
         Ok(record) => record,
         Err(error) => {
-            tracing::warn!(container = id.as_str(), %error, "a container without a readable record is removed");
-            return rest.discard.push((id, None));
+            tracing::warn!(container = id.as_str(), %error, "removing a container without a readable record");
+            return cleanup.discard.push((id, None));
         }
     };
     let Some(pod) =
@@ -67,31 +73,31 @@ fn load_one(daemon: &Shared, id: ContainerId, record: Result<ContainerRecord, Fi
     else {
         tracing::info!(
             container = id.as_str(),
-            "a container that was being made, or that has no pod, is taken back"
+            "removing a container without a pod or after an interrupted creation"
         );
-        return rest.discard.push((id, Some(record.cgroup)));
+        return cleanup.discard.push((id, Some(record.cgroup)));
     };
     let container = Arc::new(Container::new(record, folder, daemon.records.clone()));
     daemon.store.insert_container(container.clone());
     if pod.link().is_none() && !matches!(container.state(), ContainerState::Exited(_)) {
-        rest.ended.push(container);
+        cleanup.ended.push(container);
     }
 }
 
-/// Takes back what was being made, and kills what containers without a keeper have left running: all at once, since one
-/// whose processes do not end must not hold up the others.
-pub(super) async fn finish(daemon: &Shared, rest: Rest) {
+/// Undoes interrupted creations and kills the remaining processes of containers without a keeper. All run
+/// concurrently: processes that do not end must not delay the others.
+pub(super) async fn finish(daemon: &Shared, cleanup: ContainerCleanup) {
     let mut tasks = JoinSet::new();
-    for (id, cgroup) in rest.discard {
+    for (id, cgroup) in cleanup.discard {
         let daemon = daemon.clone();
         tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
     }
-    for container in rest.ended {
+    for container in cleanup.ended {
         let daemon = daemon.clone();
         tasks.spawn(async move {
             let cgroup = container.with(|record| record.cgroup.clone());
             if let Err(error) = release_cgroup(&daemon, cgroup).await {
-                tracing::warn!(container = container.id.as_str(), %error, "failed to kill what the container left behind");
+                tracing::warn!(container = container.id.as_str(), %error, "failed to kill the processes of a container without a keeper");
             }
         });
     }

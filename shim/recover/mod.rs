@@ -1,13 +1,16 @@
-//! What a former daemon has left: records on disk, keepers that live, cgroups, networks and writable layers.
+//! Recovery: what an earlier daemon left behind: records on disk, living keepers, cgroups, networks and
+//! writable layers.
 //!
-//! [`load`] reads the records, so that the daemon can answer; what keepers know is taken over as they answer. [`finish`]
-//! does the rest behind the answers, since it may take long (CNI plugins, processes that do not end):
+//! [`load`] reads the records, so that the daemon can answer; the state of each keeper is taken over as soon
+//! as it answers. [`finish`] does the rest in the background, since it may take long (CNI plugins, processes
+//! that do not end):
 //!
-//! * a pod or container that was being made: taken back
-//! * a pod whose keeper lives: followed, whatever its state
-//! * a pod whose keeper's process has ended, or of another boot: not ready, its containers ended, what it held is released
-//! * a keeper without a record or without its socket: ended, with all that runs in its pod
-//! * writable layers and addresses of nothing that is known: removed and freed
+//! * an interrupted creation of a pod or container is undone
+//! * a pod with a living keeper is followed, whatever its state
+//! * if a pod's keeper has ended, or the pod ran in another boot, the pod becomes not ready: its containers
+//!   have ended, its resources are released
+//! * a keeper without a record or without its socket is ended, with everything that runs in its pod
+//! * writable layers and addresses without an owner are removed and freed
 
 mod containers;
 mod pods;
@@ -19,22 +22,23 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::store::PodState;
 
-/// How long the daemon waits for keepers before it answers without what they know: one that is stopped does not answer.
-const KEEPERS: Duration = Duration::from_secs(2);
+/// How long the daemon waits for keepers before it answers with the recorded state: a stopped keeper does not
+/// answer.
+const KEEPERS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is left to do when the daemon answers.
+/// The cleanup that runs in the background.
 #[derive(Debug)]
-pub struct Rest {
-    pods: pods::Rest,
-    containers: containers::Rest,
+pub struct PendingCleanup {
+    pods: pods::PodCleanup,
+    containers: containers::ContainerCleanup,
 }
 
 /// Reads the records and connects to the keepers.
 ///
 /// # Errors
-/// The folders of the store cannot be made or read, or the processes of the host not be looked at. A daemon that lacks
-/// descriptors or memory does not start: it would take what it cannot look at for gone.
-pub async fn load(daemon: &Shared) -> Result<Rest, CriError> {
+/// The folders of the store cannot be created or read, or the host's processes cannot be listed. A daemon
+/// that lacks descriptors or memory does not start: it would treat objects that it cannot read as gone.
+pub async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
     let folders = daemon.folders.clone();
     blocking(move || {
         for folder in [folders.pods(), folders.containers(), folders.pods_state()] {
@@ -45,46 +49,49 @@ pub async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     .await?;
     let pods = pods::load(daemon).await?;
     let containers = containers::load(daemon).await?;
-    pods::tell_ends(daemon);
+    pods::publish_ends(daemon);
     pods::follow(daemon);
     let all = async {
         for pod in daemon.store.pods() {
             pod.is_reconciled().await;
         }
     };
-    match tokio::time::timeout(KEEPERS, all).await {
-        Ok(()) => daemon.events.started(),
-        Err(_) => tracing::warn!("not all keepers answer: their pods are shown as they were last recorded"),
+    match tokio::time::timeout(KEEPERS_TIMEOUT, all).await {
+        Ok(()) => daemon.events.recovery_finished(),
+        Err(_) => {
+            tracing::warn!("some keepers did not answer in time; their pods are shown as last recorded")
+        }
     }
-    Ok(Rest { pods, containers })
+    Ok(PendingCleanup { pods, containers })
 }
 
-/// Takes back what was half made, releases what ended pods hold, and frees what nobody holds.
-pub async fn finish(daemon: Shared, rest: Rest) {
-    tokio::join!(containers::finish(&daemon, rest.containers), pods::finish(&daemon, rest.pods));
+/// Undoes interrupted creations, releases the resources of ended pods, and frees resources without an owner.
+pub async fn finish(daemon: Shared, cleanup: PendingCleanup) {
+    tokio::join!(containers::finish(&daemon, cleanup.containers), pods::finish(&daemon, cleanup.pods));
     sweep_layers(&daemon).await;
     sweep_network(&daemon).await;
-    daemon.events.started();
+    daemon.events.recovery_finished();
 }
 
-/// Writable layers that this daemon has found and that no container has. One of a container that is being made is newer.
+/// Removes writable layers without a container. Only those that existed at the start are checked: the layer
+/// of a container that is being created is newer.
 async fn sweep_layers(daemon: &Shared) {
     for id in &daemon.layers_at_start {
         if daemon.store.container(id).is_ok() {
             continue;
         }
         match daemon.images.remove_layer(id).await {
-            Ok(()) => tracing::info!(container = id, "removed a writable layer that no container has"),
+            Ok(()) => tracing::info!(container = id, "removed a writable layer without a container"),
             Err(error) => {
-                tracing::warn!(container = id, %error, "failed to remove a writable layer that no container has");
+                tracing::warn!(container = id, %error, "failed to remove a writable layer without a container");
             }
         }
     }
 }
 
 async fn sweep_network(daemon: &Shared) {
-    // No pod is attached meanwhile: plugins are told which pods live.
-    let _alone = daemon.attaching.write().await;
+    // No pod may be attached meanwhile: plugins receive the list of live pods.
+    let _exclusive = daemon.attaching.write().await;
     let live: HashSet<String> = daemon
         .store
         .pods()
@@ -95,8 +102,8 @@ async fn sweep_network(daemon: &Shared) {
     daemon.network.resume(|id| daemon.store.pods().iter().find(|pod| pod.id.as_str() == id)?.netns());
     match daemon.network.gc(&live).await {
         Ok(freed) if freed.is_empty() => {}
-        Ok(freed) => tracing::info!(?freed, "freed what no pod holds"),
-        Err(error) => tracing::warn!(%error, "failed to free what no pod holds of the network"),
+        Ok(freed) => tracing::info!(?freed, "freed network resources without a pod"),
+        Err(error) => tracing::warn!(%error, "failed to free network resources without a pod"),
     }
     daemon.network.keep();
 }

@@ -1,4 +1,4 @@
-//! Pods at the start of a daemon.
+//! Recovery of pods.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,55 +10,56 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::event::Level;
 use crate::ids::PodId;
-use crate::keeper::{Link, NewsReceiver};
+use crate::keeper::{KeeperClient, KeeperUpdates};
 use crate::pod::{follow, keeper, stop};
 use crate::store::file::FileError;
-use crate::store::{Folders, Found, Pod, PodRecord, PodState, file};
+use crate::store::{Folders, Pod, PodRecord, PodRecovery, PodState, file};
 
-/// What is left to do of pods.
+/// The pods and keepers that need cleanup in the background.
 #[derive(Debug, Default)]
-pub(super) struct Rest {
-    /// Was being made, or has no readable record: what bears its id is removed.
+pub(super) struct PodCleanup {
+    /// Pods with an interrupted creation or without a readable record. Everything with their id is removed.
+    /// The cgroup is known if the record is.
     discard: Vec<(PodId, Option<String>)>,
-    /// Keepers that nothing can be said to.
+    /// Keepers that cannot be connected to.
     unreachable: Vec<FoundKeeper>,
 }
 
-/// Reads every record, and finds the keepers that live.
-pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
+/// Reads all records, fills the store and connects to the living keepers.
+pub(super) async fn load(daemon: &Shared) -> Result<PodCleanup, CriError> {
     let mut keepers = keeper::living(daemon).await?;
-    let mut rest = Rest::default();
+    let mut cleanup = PodCleanup::default();
     let folders = daemon.folders.clone();
     let (records, state_folders) =
         blocking(move || Ok::<_, FileError>((read_all(&folders)?, file::names_in(&folders.pods_state())?)))
             .await?;
     for (id, record) in records {
-        load_one(daemon, id, record, &mut keepers, &mut rest);
+        load_one(daemon, id, record, &mut keepers, &mut cleanup);
     }
     for name in state_folders {
         match PodId::try_from(name) {
             Ok(id) if daemon.store.pod(id.as_str()).is_err() && !daemon.folders.pod(&id).exists() => {
-                tracing::info!(pod = id.as_str(), "a folder of a keeper that no pod has");
-                rest.discard.push((id, None));
+                tracing::info!(pod = id.as_str(), "removing a keeper's folder without a pod");
+                cleanup.discard.push((id, None));
             }
             _ => {}
         }
     }
-    rest.unreachable.extend(keepers.into_values());
-    Ok(rest)
+    cleanup.unreachable.extend(keepers.into_values());
+    Ok(cleanup)
 }
 
 fn record_file(folders: &Folders, id: &PodId) -> PathBuf {
     folders.pod(id).join("pod.json")
 }
 
-type Read = (PodId, Result<PodRecord, FileError>);
+type LoadedRecord = (PodId, Result<PodRecord, FileError>);
 
-fn read_all(folders: &Folders) -> Result<Vec<Read>, FileError> {
+fn read_all(folders: &Folders) -> Result<Vec<LoadedRecord>, FileError> {
     let mut records = Vec::new();
     for name in file::names_in(&folders.pods())? {
         let Ok(id) = PodId::try_from(name.clone()) else {
-            tracing::warn!(name, "not a pod: left alone");
+            tracing::warn!(name, "ignored a folder that is not named like a pod");
             continue;
         };
         match file::read(&record_file(folders, &id)) {
@@ -74,43 +75,43 @@ fn load_one(
     id: PodId,
     record: Result<PodRecord, FileError>,
     keepers: &mut BTreeMap<PodId, FoundKeeper>,
-    rest: &mut Rest,
+    cleanup: &mut PodCleanup,
 ) {
     let record = match record {
         Ok(record) => record,
         Err(error) => {
-            tracing::warn!(pod = id.as_str(), %error, "a pod without a readable record is removed");
-            return rest.discard.push((id, None));
+            tracing::warn!(pod = id.as_str(), %error, "removing a pod without a readable record");
+            return cleanup.discard.push((id, None));
         }
     };
     let folder = daemon.folders.pod_state(&id);
     let reachable = keepers.contains_key(&id) && berth_runtime::client::has_socket(&folder);
-    let found = record.state.found(reachable);
-    if found == Found::TakeBack {
-        tracing::info!(pod = id.as_str(), "a pod that was being made is taken back");
-        return rest.discard.push((id, Some(record.cgroup)));
+    let recovery = record.state.recovery(reachable);
+    if recovery == PodRecovery::Undo {
+        tracing::info!(pod = id.as_str(), "removing a pod after an interrupted creation");
+        return cleanup.discard.push((id, Some(record.cgroup)));
     }
     let pod = Arc::new(Pod::new(record, record_file(&daemon.folders, &id), daemon.records.clone()));
     daemon.store.insert_pod(pod.clone());
-    match (found, keepers.remove(&id)) {
-        (Found::Follow, Some(keeper)) => {
-            pod.set_former_daemon();
-            let (link, news) = Link::adopt(keeper.into_process(), folder);
+    match (recovery, keepers.remove(&id)) {
+        (PodRecovery::Follow, Some(keeper)) => {
+            pod.set_from_earlier_daemon();
+            let (link, updates) = KeeperClient::adopt(keeper.into_process(), folder);
             pod.set_link(Some(link));
-            pod.put_news(news);
+            pod.put_updates(updates);
         }
-        // Its folder was removed, or the pod was released and the keeper should have ended.
-        (_, Some(keeper)) => rest.unreachable.push(keeper),
+        // The keeper's folder was removed, or the pod was released and the keeper should have ended.
+        (_, Some(keeper)) => cleanup.unreachable.push(keeper),
         (_, None) => {}
     }
-    if found == Found::Ended {
+    if recovery == PodRecovery::Release {
         tracing::warn!(pod = id.as_str(), "the pod's keeper has ended: the pod is not ready");
-        pod.happened(PodState::stopping);
+        pod.transition(PodState::stopping);
     }
 }
 
-/// Tells the ends of pods without a keeper, after those of their containers.
-pub(super) fn tell_ends(daemon: &Shared) {
+/// Publishes the stop events of pods without a keeper. Those of their containers must be published before.
+pub(super) fn publish_ends(daemon: &Shared) {
     for pod in daemon.store.pods() {
         if pod.link().is_none() && pod.state().is_being_released() {
             daemon.events.pod(daemon, &pod, Level::Stopped);
@@ -118,21 +119,22 @@ pub(super) fn tell_ends(daemon: &Shared) {
     }
 }
 
-/// Follows the keepers, now that the containers they speak of are known.
+/// Starts to follow the keepers. All containers must be loaded before, since the keepers report about them.
 pub(super) fn follow(daemon: &Shared) {
     for pod in daemon.store.pods() {
-        let news: Option<NewsReceiver> = pod.take_news();
-        if let (Some(link), Some(news)) = (pod.link(), news) {
-            follow::follow(daemon, &pod, &link, news);
+        let updates: Option<KeeperUpdates> = pod.take_updates();
+        if let (Some(link), Some(updates)) = (pod.link(), updates) {
+            follow::follow(daemon, &pod, &link, updates);
         }
     }
 }
 
-/// Ends keepers that cannot be reached, takes back what was being made, and releases what pods hold that are not ready.
-pub(super) async fn finish(daemon: &Shared, rest: Rest) {
-    keeper::end_unreachable(daemon, rest.unreachable).await;
+/// Ends unreachable keepers, undoes interrupted creations, and releases the resources of pods that are not
+/// ready.
+pub(super) async fn finish(daemon: &Shared, cleanup: PodCleanup) {
+    keeper::end_unreachable(daemon, cleanup.unreachable).await;
     let mut tasks = tokio::task::JoinSet::new();
-    for (id, cgroup) in rest.discard {
+    for (id, cgroup) in cleanup.discard {
         let daemon = daemon.clone();
         tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
     }
@@ -141,7 +143,7 @@ pub(super) async fn finish(daemon: &Shared, rest: Rest) {
             let daemon = daemon.clone();
             tasks.spawn(async move {
                 if let Err(error) = stop::stop_pod(&daemon, &pod).await {
-                    tracing::error!(pod = pod.id.as_str(), %error, "failed to release what the pod held");
+                    tracing::error!(pod = pod.id.as_str(), %error, "failed to release a pod");
                 }
             });
         }
@@ -153,10 +155,10 @@ pub(super) async fn finish(daemon: &Shared, rest: Rest) {
     }
 }
 
-/// Removes everything that bears a pod's id. Its keeper was ended before.
+/// Removes everything with this pod's id. The pod's keeper must have been ended before.
 async fn discard(daemon: &Shared, id: &PodId, cgroup: Option<String>) {
     if let Err(error) = daemon.network.del(id.as_str(), None).await {
-        tracing::warn!(pod = id.as_str(), %error, "failed to detach the network");
+        tracing::warn!(pod = id.as_str(), %error, "failed to detach a pod from its network");
     }
     let released = match cgroup {
         Some(cgroup) => stop::release_cgroup(daemon, cgroup).await,

@@ -1,4 +1,5 @@
-//! One daemon per root and state folder: a lock that the kernel gives back when the daemon dies, however it dies.
+//! Exclusive use of the root and state folders by one daemon, through a lock that the kernel releases however
+//! the daemon dies.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, Write};
@@ -15,53 +16,53 @@ use crate::config::Config;
 /// Why a folder cannot be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// Another daemon has it.
-    #[error("another berth, process {pid}, is using {}; each daemon needs a root and a state folder of its own", folder.display())]
+    /// Another daemon holds it.
+    #[error("failed to lock {}: another berth, process {pid}, is using it; each daemon needs separate folders", folder.display())]
     Held {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// The other daemon, as it wrote into the lock.
+        /// The pid that the other daemon wrote into the lock file.
         pid: String,
     },
-    /// Others could change what berth trusts.
-    #[error("{} {why}; berth trusts what is in it", folder.display())]
+    /// Other users could change files that berth trusts.
+    #[error("invalid folder {}: it {why}; berth trusts its content", folder.display())]
     Unsafe {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// What is wrong with it.
+        /// Why it is unsafe.
         why: &'static str,
     },
-    /// It cannot be made or locked.
-    #[error("{what} {}: {error}", path.display())]
+    /// It cannot be created or locked.
+    #[error("failed to {action} {}: {error}", path.display())]
     Io {
-        /// What was being done.
-        what: &'static str,
-        /// To what.
+        /// The action that failed.
+        action: &'static str,
+        /// The path it was done to.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         error: io::Error,
     },
 }
 
-/// How long the lock of a daemon that has ended may be held on: a child that it was starting when it was killed has its
-/// descriptors until its exec.
-const LAST_CHILDREN: Duration = Duration::from_secs(5);
+/// How long the lock of a dead daemon may still be held: a child that it was starting when it was killed has
+/// its descriptors until the child's exec.
+const CHILD_EXEC_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The root and state folders, for as long as this value lives.
+/// The locks of the root and state folders, held while this value lives.
 #[derive(Debug)]
 pub struct Claim {
-    // The locks are the descriptors; they are close-on-exec, so that no keeper holds them on.
+    // The descriptors hold the locks. They are close-on-exec, so no keeper keeps them.
     _locks: Vec<File>,
 }
 
 impl Claim {
-    /// Makes the folders if they are missing, and claims them.
+    /// Creates the folders if they are missing, and locks them.
     ///
     /// # Errors
-    /// Another daemon has one of them, or they cannot be used.
+    /// Another daemon holds one of them, or they cannot be used.
     pub fn take(config: &Config) -> Result<Self, ClaimError> {
-        // Only root has business among images and records; the state folder is on the way to the socket, whose own
-        // mode decides who may connect.
+        // Only root may read images and records. The state folder contains the socket, whose mode decides who
+        // may connect.
         let root = folder(&config.root, 0o700)?;
         let state = folder(&config.state, 0o711)?;
         let mut locks = vec![lock(&config.root)?];
@@ -72,39 +73,39 @@ impl Claim {
     }
 }
 
-/// Makes a folder, and tells which one it is by device and inode.
+/// Creates a folder and returns its device and inode.
 fn folder(path: &Path, mode: u32) -> Result<(u64, u64), ClaimError> {
-    let io_error = |what| move |error| ClaimError::Io { what, path: path.to_owned(), error };
+    let io_error = |action| move |error| ClaimError::Io { action, path: path.to_owned(), error };
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(io_error("make the parent folder of"))?;
+        std::fs::create_dir_all(parent).map_err(io_error("create the parent folder of"))?;
     }
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(io_error("make folder")(error)),
+        Err(error) => return Err(io_error("create folder")(error)),
     }
-    let metadata = std::fs::metadata(path).map_err(io_error("look at"))?;
-    let wrong = |why| Err(ClaimError::Unsafe { folder: path.to_owned(), why });
+    let metadata = std::fs::metadata(path).map_err(io_error("stat"))?;
+    let unsafe_folder = |why| Err(ClaimError::Unsafe { folder: path.to_owned(), why });
     if !metadata.is_dir() {
-        return wrong("is not a folder");
+        return unsafe_folder("is not a folder");
     }
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return wrong("belongs to another user");
+        return unsafe_folder("belongs to another user");
     }
     if metadata.mode() & 0o022 != 0 {
-        return wrong("can be written by others");
+        return unsafe_folder("can be written by others");
     }
     Ok((metadata.dev(), metadata.ino()))
 }
 
 fn lock(folder: &Path) -> Result<File, ClaimError> {
     let path = folder.join("lock");
-    let io_error = |what| {
+    let io_error = |action| {
         let path = path.clone();
-        move |error: io::Error| ClaimError::Io { what, path, error }
+        move |error: io::Error| ClaimError::Io { action, path, error }
     };
     let (file, writable) = open_lock(&path).map_err(io_error("open"))?;
-    let until = Instant::now() + LAST_CHILDREN;
+    let until = Instant::now() + CHILD_EXEC_TIMEOUT;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
@@ -120,15 +121,15 @@ fn lock(folder: &Path) -> Result<File, ClaimError> {
             Err(error) => return Err(io_error("lock")(error.into())),
         }
     }
-    // The lock is what counts; the pid is for the message of another daemon. A full disk does not take it, and a daemon
-    // must start on one: only then can the kubelet evict what fills it.
+    // The lock is sufficient; the pid only helps another daemon's error message. A full disk does not accept
+    // it, and a daemon must be able to start on one: only then can the kubelet evict pods to free space.
     if writable && let Err(error) = write_pid(&file) {
-        tracing::warn!(%error, path = %path.display(), "failed to write the pid into the lock");
+        tracing::warn!(%error, path = %path.display(), "failed to write the pid into the lock file");
     }
     Ok(file)
 }
 
-/// Who has the lock, as it wrote into it; none where it is about to.
+/// Reads the holder's pid from the lock file; none if it was not written yet.
 fn holder(file: &File) -> Option<Pid> {
     let mut text = [0_u8; 32];
     let length = file.read_at(&mut text, 0).ok()?;
@@ -139,8 +140,8 @@ fn is_alive(pid: Pid) -> bool {
     rustix::process::test_kill_process(pid) != Err(Errno::SRCH)
 }
 
-/// The lock, and whether it can be written to. On a disk that has become read-only, one that is there can still be taken
-/// (flock(2) asks for no right to write).
+/// Opens the lock file. Returns it and whether it is writable. On a disk that became read-only, an existing
+/// lock can still be taken (flock(2) does not require write access).
 fn open_lock(path: &Path) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     match options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
@@ -152,7 +153,7 @@ fn open_lock(path: &Path) -> io::Result<(File, bool)> {
 fn write_pid(mut file: &File) -> io::Result<()> {
     let pid = format!("{}\n", std::process::id());
     file.rewind()?;
-    // Its block is not given up first: a full disk would not give another one.
+    // Overwrite before truncating: a full disk would not give the freed block back.
     file.write_all(pid.as_bytes())?;
     file.set_len(u64::try_from(pid.len()).unwrap_or(0))
 }
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_daemon_is_told_who_has_the_folders() {
+    fn a_second_daemon_gets_the_pid_of_the_holder() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
         let claim = Claim::take(&config).unwrap();
@@ -183,11 +184,11 @@ mod tests {
     }
 
     #[test]
-    fn the_last_child_of_a_daemon_that_has_ended_is_waited_for() {
+    fn the_lock_waits_for_the_last_child_of_a_dead_daemon() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
         drop(Claim::take(&config).unwrap());
-        // No process has the greatest pid that there can be.
+        // No process has the largest possible pid.
         let lock = config.root.join("lock");
         std::fs::write(&lock, "4194304\n").unwrap();
         let held = File::open(&lock).unwrap();
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_made_private() {
+    fn folders_are_created_private() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
         let _claim = Claim::take(&config).unwrap();
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_write_is_refused() {
+    fn a_folder_writable_by_others_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
         std::fs::create_dir_all(&config.root).unwrap();

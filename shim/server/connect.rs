@@ -1,5 +1,5 @@
-//! A client's side of the socket, for berth's own commands and for the daemon's look at itself before it says that it is
-//! ready.
+//! The client side of the socket, for berth's commands and for the daemon's check that it answers before it
+//! reports ready.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,31 +11,31 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-/// How long a daemon may take to answer that it is there.
+/// How long a daemon may take to answer a health check.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why there is no connection to a daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The socket cannot be connected to.
-    #[error("connect to {}: {}", path.display(), root_cause(.error))]
+    /// The connection failed.
+    #[error("failed to connect to {}: {}", path.display(), root_cause(.error))]
     Connect {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: tonic::transport::Error,
     },
-    /// It answers with an error.
-    #[error("ask {} for its health: {}", path.display(), .status.message())]
+    /// The health check failed.
+    #[error("failed to check the health of {}: {}", path.display(), .status.message())]
     Unhealthy {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What it answers.
+        /// The status of the answer.
         status: Box<tonic::Status>,
     },
 }
 
-/// The last link of the chain: the others say "transport error".
+/// Returns the innermost cause; the outer errors only say "transport error".
 fn root_cause(error: &tonic::transport::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
@@ -47,10 +47,10 @@ fn root_cause(error: &tonic::transport::Error) -> String {
 /// Connects to the daemon at `path`.
 ///
 /// # Errors
-/// Nobody listens there, or the caller may not connect.
+/// No process listens there, or the caller may not connect.
 pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
     let target = path.to_owned();
-    // The URI is not used: the connector knows where to go.
+    // The URI is not used: the connector has the path.
     Endpoint::from_static("http://localhost")
         .connect_timeout(PATIENCE)
         .connect_with_connector(tower::service_fn(move |_: Uri| {
@@ -61,10 +61,10 @@ pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
         .map_err(|error| ConnectError::Connect { path: path.to_owned(), error })
 }
 
-/// The daemon at `path` answers and serves.
+/// Checks that the daemon at `path` answers and serves.
 ///
 /// # Errors
-/// It does not, or takes too long.
+/// It does not answer, does not serve, or takes too long.
 pub async fn answers(path: &Path) -> Result<(), ConnectError> {
     let mut client = HealthClient::new(connect(path).await?);
     let unhealthy = |status| ConnectError::Unhealthy { path: path.to_owned(), status: Box::new(status) };
@@ -73,6 +73,6 @@ pub async fn answers(path: &Path) -> Result<(), ConnectError> {
     let answer = client.check(request).await.map_err(unhealthy)?.into_inner();
     match answer.status() {
         ServingStatus::Serving => Ok(()),
-        other => Err(unhealthy(tonic::Status::unavailable(format!("it is {other:?}")))),
+        other => Err(unhealthy(tonic::Status::unavailable(format!("its status is {other:?}")))),
     }
 }

@@ -1,4 +1,5 @@
-//! What is in flight and what was answered, by RPC. The drain at the end waits on it, and names what it waits for.
+//! Counters of calls in flight and answered calls, by RPC. The drain at shutdown waits for the calls in
+//! flight and logs them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,24 +11,24 @@ use tonic::Code;
 /// The totals of one RPC since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Calls begun and not yet answered.
+    /// Calls in progress.
     pub in_flight: u64,
     /// Calls answered with OK.
     pub succeeded: u64,
     /// Calls answered with another code.
     pub failed: u64,
-    /// Calls that the client gave up.
+    /// Calls that the client cancelled.
     pub abandoned: u64,
-    /// How long the answered calls took together.
+    /// Total time of the answered calls.
     pub time: Duration,
 }
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It was answered. A stream is answered when it begins.
+pub enum CallEnd {
+    /// It was answered. A stream counts as answered when it begins.
     Answered(Code),
-    /// The client went away or cancelled it.
+    /// The client disconnected or cancelled it.
     Abandoned,
 }
 
@@ -38,7 +39,7 @@ pub struct Counters {
     in_flight: watch::Sender<usize>,
 }
 
-/// How many different names are counted: those of the CRI, and what is called by mistake only up to here.
+/// How many different RPC names are counted. Beyond that, unknown names share one counter.
 const MAX_NAMES: usize = 200;
 
 impl Default for Counters {
@@ -48,7 +49,7 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// A call begins. It counts as abandoned unless its end is told.
+    /// Counts a new call. It counts as abandoned if the result is dropped without an answer.
     #[must_use]
     pub fn begin(self: &Arc<Self>, rpc: &str) -> InFlight {
         let mut totals = self.lock();
@@ -58,13 +59,13 @@ impl Counters {
         InFlight { counters: self.clone(), rpc: name.to_owned(), end: None }
     }
 
-    /// The totals by RPC.
+    /// Returns the totals by RPC.
     #[must_use]
     pub fn totals(&self) -> BTreeMap<String, Totals> {
         self.lock().clone()
     }
 
-    /// The RPCs in flight, as text.
+    /// Returns the RPCs in flight as text.
     #[must_use]
     pub fn describe_in_flight(&self) -> String {
         let totals = self.lock();
@@ -76,13 +77,13 @@ impl Counters {
         names.join(", ")
     }
 
-    /// Waits until nothing is in flight.
+    /// Waits until no call is in flight.
     pub async fn idle(&self) {
-        // An error would mean that the sender is gone, which `self` holds.
+        // `self` owns the sender, so this cannot fail.
         drop(self.in_flight.subscribe().wait_for(|count| *count == 0).await);
     }
 
-    /// One line with everything, for the log of a daemon that ends.
+    /// Logs the totals of each RPC, at shutdown.
     pub fn log_totals(&self) {
         for (rpc, totals) in self.totals() {
             let Totals { succeeded, failed, abandoned, time, .. } = totals;
@@ -90,13 +91,13 @@ impl Counters {
         }
     }
 
-    fn end(&self, rpc: &str, end: End, time: Duration) {
+    fn end(&self, rpc: &str, end: CallEnd, time: Duration) {
         if let Some(totals) = self.lock().get_mut(rpc) {
             totals.in_flight = totals.in_flight.saturating_sub(1);
             match end {
-                End::Answered(Code::Ok) => totals.succeeded += 1,
-                End::Answered(_) => totals.failed += 1,
-                End::Abandoned => totals.abandoned += 1,
+                CallEnd::Answered(Code::Ok) => totals.succeeded += 1,
+                CallEnd::Answered(_) => totals.failed += 1,
+                CallEnd::Abandoned => totals.abandoned += 1,
             }
             totals.time += time;
         }
@@ -113,21 +114,21 @@ impl Counters {
 pub struct InFlight {
     counters: Arc<Counters>,
     rpc: String,
-    end: Option<(End, Duration)>,
+    end: Option<(CallEnd, Duration)>,
 }
 
 impl InFlight {
-    /// The call was answered.
+    /// Marks the call as answered.
     pub fn answered(mut self, code: Code, time: Duration) {
-        self.end = Some((End::Answered(code), time));
+        self.end = Some((CallEnd::Answered(code), time));
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let (end, time) = self.end.unwrap_or((End::Abandoned, Duration::ZERO));
-        if end == End::Abandoned {
-            tracing::info!(rpc = self.rpc, "the client gave up");
+        let (end, time) = self.end.unwrap_or((CallEnd::Abandoned, Duration::ZERO));
+        if end == CallEnd::Abandoned {
+            tracing::info!(rpc = self.rpc, "the client cancelled the call");
         }
         self.counters.end(&self.rpc, end, time);
     }
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_names_do_not_grow_it_without_end() {
+    fn unknown_names_do_not_grow_the_map_without_bound() {
         let counters = Arc::new(Counters::default());
         for number in 0..(2 * MAX_NAMES) {
             counters.begin(&format!("Rpc{number}")).answered(Code::Unimplemented, Duration::ZERO);

@@ -1,5 +1,5 @@
-//! The socket: systemd's where it activated the daemon, else our own, which takes the place of a stale one at once, so
-//! that a client sees either the old or the new and never none or one with the wrong mode.
+//! The socket. If systemd activated the daemon, it passes the socket. Otherwise the daemon creates one and
+//! renames it over a stale one, so that a client always finds a socket with the right mode.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,34 +16,34 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::http2::Connection;
 
-/// Why there is no socket.
+/// Why the socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another process answers on it.
-    #[error("socket {} is in use by process {pid}", path.display())]
+    /// Another process listens on it.
+    #[error("failed to listen on {}: in use by process {pid}", path.display())]
     InUse {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// Who listens.
+        /// The process that listens.
         pid: String,
     },
-    /// Something else is in its place.
-    #[error("{} is not a socket; it will not be replaced", path.display())]
+    /// The path exists and is not a socket.
+    #[error("failed to listen on {}: it exists and is not a socket", path.display())]
     NotASocket {
-        /// What is in the way.
+        /// The path.
         path: PathBuf,
     },
-    /// What systemd handed over is not one listening unix socket.
-    #[error("socket activation: {0}")]
+    /// systemd passed something else than one listening unix socket.
+    #[error("invalid socket of systemd: {0}")]
     Activation(String),
-    /// It cannot be made.
-    #[error("{what} {}: {error}", path.display())]
+    /// It cannot be created.
+    #[error("failed to {action} {}: {error}", path.display())]
     Io {
-        /// What was being done.
-        what: &'static str,
-        /// To what.
+        /// The action that failed.
+        action: &'static str,
+        /// The path it was done to.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         error: io::Error,
     },
 }
@@ -51,7 +51,7 @@ pub enum ListenError {
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    /// Where clients find it.
+    /// The socket's place in the filesystem.
     pub socket: Socket,
     listener: UnixListener,
 }
@@ -60,31 +60,31 @@ pub struct Listener {
 #[derive(Clone, Debug)]
 pub struct Socket {
     path: PathBuf,
-    ours: Option<(u64, u64)>,
+    created: Option<(u64, u64)>,
 }
 
 impl Socket {
-    /// Its path.
+    /// Returns its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes it, if this daemon made it and no other has taken its place.
+    /// Removes the socket if this daemon created it and no other daemon has replaced it.
     pub fn remove(&self) {
         let now = std::fs::symlink_metadata(&self.path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
-        if self.ours.is_some()
-            && now == self.ours
+        if self.created.is_some()
+            && now == self.created
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            tracing::warn!(%error, socket = %self.path.display(), "cannot remove the socket");
+            tracing::warn!(%error, socket = %self.path.display(), "failed to remove the socket");
         }
     }
 }
 
 impl Listener {
-    /// The connections, for ever. An error of accept(2) is the failure of one connection or a lack of descriptors that
-    /// passes; it never ends the server.
+    /// Returns the stream of connections, which never ends. An error of accept(2) concerns one connection or
+    /// a temporary lack of descriptors; it never ends the server.
     pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> + Send {
         stream::unfold(self.listener, |listener| async move {
             loop {
@@ -94,7 +94,7 @@ impl Listener {
                         return Some((Ok(Connection::new(connection, peer)), listener));
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        tracing::warn!(%error, "failed to accept a connection");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
@@ -103,23 +103,23 @@ impl Listener {
     }
 }
 
-/// The process that has connected, which is logged.
+/// Logs the process that has connected and returns its pid.
 fn peer(connection: &UnixStream) -> Option<i32> {
     match connection.peer_cred() {
-        // The daemon itself tests whether it is ready.
+        // The daemon's own health check is not logged.
         Ok(peer) if peer.pid() == i32::try_from(std::process::id()).ok() => peer.pid(),
         Ok(peer) => {
             tracing::info!(pid = peer.pid(), uid = peer.uid(), gid = peer.gid(), "client connected");
             peer.pid()
         }
         Err(error) => {
-            tracing::warn!(%error, "client connected whose credentials cannot be read");
+            tracing::warn!(%error, "failed to read the credentials of a client");
             None
         }
     }
 }
 
-/// Listens at `path`, or on the socket that systemd has made.
+/// Listens at `path`, or on the socket that systemd passes.
 ///
 /// # Errors
 /// Another process uses the path, or it cannot be used.
@@ -128,41 +128,42 @@ pub async fn listen(path: &Path) -> Result<Listener, ListenError> {
         Some(activated) => activated,
         None => bind(path)?,
     };
-    let io_error = |error| ListenError::Io { what: "listen on", path: socket.path.clone(), error };
+    let io_error = |error| ListenError::Io { action: "listen on", path: socket.path.clone(), error };
     listener.set_nonblocking(true).map_err(io_error)?;
     let listener = UnixListener::from_std(listener).map_err(io_error)?;
     Ok(Listener { socket, listener })
 }
 
-/// The socket that systemd passes (sd_listen_fds(3)), if any.
+/// Returns the socket that systemd passes (sd_listen_fds(3)), if any.
 fn activated() -> Result<Option<(StdListener, Socket)>, ListenError> {
-    let wrong = |why: String| ListenError::Activation(why);
-    let mut descriptors = sd_notify::listen_fds().map_err(|error| wrong(error.to_string()))?;
+    let invalid = |reason: String| ListenError::Activation(reason);
+    let mut descriptors = sd_notify::listen_fds().map_err(|error| invalid(error.to_string()))?;
     let Some(number) = descriptors.next() else { return Ok(None) };
     if descriptors.next().is_some() {
-        return Err(wrong("more than one socket is passed".to_owned()));
+        return Err(invalid("more than one socket is passed".to_owned()));
     }
-    let socket = own(number).map_err(|error| wrong(format!("descriptor {number}: {error}")))?;
+    let socket =
+        adopt_descriptor(number).map_err(|error| invalid(format!("descriptor {number}: {error}")))?;
     let unix = rustix::net::sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
     let stream = rustix::net::sockopt::socket_type(&socket) == Ok(SocketType::STREAM);
     if !unix || !stream || rustix::net::sockopt::socket_acceptconn(&socket) != Ok(true) {
-        return Err(wrong(format!("descriptor {number} is not a listening unix stream socket")));
+        return Err(invalid(format!("descriptor {number} is not a listening unix stream socket")));
     }
     let listener = StdListener::from(socket);
-    let address = listener.local_addr().map_err(|error| wrong(error.to_string()))?;
-    let path = address.as_pathname().ok_or_else(|| wrong("the socket has no path".to_owned()))?.to_owned();
-    Ok(Some((listener, Socket { path, ours: None })))
+    let address = listener.local_addr().map_err(|error| invalid(error.to_string()))?;
+    let path = address.as_pathname().ok_or_else(|| invalid("it has no path".to_owned()))?.to_owned();
+    Ok(Some((listener, Socket { path, created: None })))
 }
 
-/// A descriptor that is known by its number only, as one that is owned: pidfd_getfd(2) on oneself.
-fn own(number: i32) -> rustix::io::Result<OwnedFd> {
+/// Turns a descriptor number into an owned descriptor with pidfd_getfd(2) on the own process.
+fn adopt_descriptor(number: i32) -> rustix::io::Result<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(std::process::id()).unwrap_or_default());
-    let myself = rustix::process::pidfd_open(pid.ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())?;
-    rustix::process::pidfd_getfd(&myself, number, PidfdGetfdFlags::empty())
+    let own_process = rustix::process::pidfd_open(pid.ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())?;
+    rustix::process::pidfd_getfd(&own_process, number, PidfdGetfdFlags::empty())
 }
 
 fn bind(path: &Path) -> Result<(StdListener, Socket), ListenError> {
-    let io_error = |what| move |error| ListenError::Io { what, path: path.to_owned(), error };
+    let io_error = |action| move |error| ListenError::Io { action, path: path.to_owned(), error };
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io_error("listen on")(io::ErrorKind::InvalidInput.into()));
     };
@@ -170,14 +171,15 @@ fn bind(path: &Path) -> Result<(StdListener, Socket), ListenError> {
         .recursive(true)
         .mode(0o711)
         .create(folder)
-        .map_err(io_error("make the folder of socket"))?;
-    refuse_living(path)?;
+        .map_err(io_error("create the folder of socket"))?;
+    refuse_active(path)?;
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     let folder = rustix::fs::open(folder, flags, Mode::empty())
         .map_err(|error| io_error("open the folder of socket")(error.into()))?;
-    // By the folder's descriptor, since the name beside the socket could be longer than an address may be (unix(7)).
-    let beside = format!(".berth-{}", std::process::id());
-    let place = PathBuf::from(format!("/proc/self/fd/{}", folder.as_fd().as_raw_fd())).join(&beside);
+    // Bind through the folder's descriptor: the temporary name could make the path longer than an address may
+    // be (unix(7)).
+    let temporary = format!(".berth-{}", std::process::id());
+    let place = PathBuf::from(format!("/proc/self/fd/{}", folder.as_fd().as_raw_fd())).join(&temporary);
     match std::fs::remove_file(&place) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("replace")(error)),
         _ => {}
@@ -185,27 +187,27 @@ fn bind(path: &Path) -> Result<(StdListener, Socket), ListenError> {
     let listener = StdListener::bind(&place).map_err(io_error("bind"))?;
     std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o660))
         .map_err(io_error("set the mode of"))?;
-    let metadata = std::fs::symlink_metadata(&place).map_err(io_error("look at"))?;
-    rustix::fs::renameat(&folder, beside.as_str(), &folder, name)
-        .map_err(|error| io_error("put in place")(error.into()))?;
-    Ok((listener, Socket { path: path.to_owned(), ours: Some((metadata.dev(), metadata.ino())) }))
+    let metadata = std::fs::symlink_metadata(&place).map_err(io_error("stat"))?;
+    rustix::fs::renameat(&folder, temporary.as_str(), &folder, name)
+        .map_err(|error| io_error("rename the socket to")(error.into()))?;
+    Ok((listener, Socket { path: path.to_owned(), created: Some((metadata.dev(), metadata.ino())) }))
 }
 
-/// A socket that answers belongs to someone; one that refuses was left by a daemon that died.
-fn refuse_living(path: &Path) -> Result<(), ListenError> {
-    let io_error = |what| move |error| ListenError::Io { what, path: path.to_owned(), error };
+/// Fails if a process listens on the socket. A socket that refuses connections was left by a dead daemon.
+fn refuse_active(path: &Path) -> Result<(), ListenError> {
+    let io_error = |action| move |error| ListenError::Io { action, path: path.to_owned(), error };
     match std::fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(ListenError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io_error("look at")(error)),
+        Err(error) => return Err(io_error("stat")(error)),
     }
     match StdStream::connect(path) {
         Ok(connection) => {
             let peer = nix::sys::socket::getsockopt(&connection, nix::sys::socket::sockopt::PeerCredentials);
-            // 0 is one outside of this pid namespace (pid_namespaces(7)).
+            // 0 is a process outside of this pid namespace (pid_namespaces(7)).
             let pid = peer.map(|peer| peer.pid()).ok().filter(|pid| *pid > 0);
             let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
             Err(ListenError::InUse { path: path.to_owned(), pid })
@@ -224,7 +226,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    async fn a_stale_socket_is_replaced_and_an_active_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/berth.sock");
         std::fs::create_dir(folder.path().join("sub")).unwrap();
@@ -237,14 +239,14 @@ mod tests {
         assert_eq!(
             std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
             1,
-            "nothing is left beside it"
+            "no temporary file is left"
         );
         first.socket.remove();
         assert!(!path.exists());
     }
 
     #[tokio::test]
-    async fn a_file_in_its_place_is_left_alone() {
+    async fn an_existing_file_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("berth.sock");
         std::fs::write(&path, "precious").unwrap();

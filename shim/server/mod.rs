@@ -1,15 +1,15 @@
-//! The gRPC server on the unix socket: from the lock on the state folders to the last answer.
+//! The gRPC server on the unix socket.
 //!
-//! * [`claim`]: one daemon per root and state folder
-//! * [`listener`]: the socket, ours or systemd's, and who connects to it
-//! * [`http2`]: the bytes of a connection, made acceptable to the HTTP/2 server
-//! * [`rpc`]: the layer around every call: span, deadline, count, and the one log line of an error
-//! * [`counters`]: what is in flight and what was answered
+//! * [`claim`]: locks the root and state folders for one daemon
+//! * [`listener`]: the socket, created here or passed by systemd, and its connections
+//! * [`http2`]: rewrites the bytes of a connection into a form that the HTTP/2 server accepts
+//! * [`rpc`]: the layer around every call: span, deadline, counters, and one log line per error
+//! * [`counters`]: the calls in flight and the answered calls
 //! * [`reflection`]: the services that describe this server (reflection, health)
-//! * [`connect`]: a client's side of the socket, for berth's own commands
-//! * [`notify`]: what the service manager is told
+//! * [`connect`]: the client side of the socket, for berth's commands
+//! * [`notify`]: notifications to the service manager
 //! * [`shutdown`]: signals, and the bounded drain
-//! * this file: how these come together
+//! * this file: starts and stops all of these
 
 pub mod claim;
 pub mod connect;
@@ -38,42 +38,42 @@ pub use claim::{Claim, ClaimError};
 pub use connect::{ConnectError, connect};
 pub use listener::ListenError;
 
-/// The largest request: a pod's config with annotations is below 1 MiB; gRPC clients send 16 MiB at most by themselves.
+/// The largest request. A pod's config with annotations is below 1 MiB; gRPC clients send at most 16 MiB by
+/// default.
 const MAX_REQUEST: usize = 16 << 20;
 
 /// The largest answer: ExecSync has two outputs of 16 MiB, and lists grow with the node.
 const MAX_ANSWER: usize = 80 << 20;
 
-/// How many calls one connection may have open: the kubelet uses one for everything.
+/// How many calls one connection may have open: the kubelet uses one connection for everything.
 const MAX_STREAMS: u32 = 4096;
 
-/// Why the server ended or did not come up.
+/// Why the server ended or did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no socket.
+    /// The socket cannot be created.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Reflection cannot describe the server.
-    #[error("describe the services: {0}")]
+    /// The reflection service cannot be built.
+    #[error("failed to build the reflection service: {0}")]
     Describe(#[from] tonic_reflection::server::Error),
-    /// The process cannot be told to stop.
-    #[error("watch signals: {0}")]
+    /// The signal handlers cannot be installed.
+    #[error("failed to install signal handlers: {0}")]
     Signals(std::io::Error),
     /// The server does not answer on its own socket.
-    #[error("the socket does not answer: {0}")]
+    #[error("failed to reach the server on its socket: {0}")]
     NotReady(ConnectError),
     /// The server ended by itself.
-    #[error("the server ended: {0}")]
+    #[error("the server ended unexpectedly: {0}")]
     Ended(String),
 }
 
-/// Serves until SIGTERM or SIGINT, then answers what is in flight, within bounds.
+/// Serves until SIGTERM or SIGINT, then answers the calls in flight, within bounds.
 ///
-/// The claim is taken before anything is read from the state folders, which is why it comes from the caller; it is given
-/// back when this returns.
+/// The caller takes the claim before it reads the state folders. It is released when this returns.
 ///
 /// # Errors
-/// The socket cannot be had, or the server ends by itself.
+/// The socket cannot be created, or the server ends by itself.
 pub async fn serve(
     config: Config,
     claim: Claim,
@@ -105,7 +105,7 @@ pub async fn serve(
     let (stop, stopped) = oneshot::channel::<()>();
     let socket = listener.socket.clone();
     let mut server = tokio::spawn(router.serve_with_incoming_shutdown(listener.connections(), async move {
-        // An error is the sender's end, which asks for the same.
+        // An error means that the sender was dropped, which also stops the server.
         drop(stopped.await);
     }));
     if let Err(error) = connect::answers(socket.path()).await {

@@ -1,19 +1,19 @@
-//! What the service manager is told (sd_notify(3)). Without one nothing happens.
+//! Notifications to the service manager (sd_notify(3)). Without a service manager, they do nothing.
 
 use sd_notify::NotifyState;
 
-/// The socket answers: what is ordered after berth may start.
+/// Reports that the socket answers: units that are ordered after berth may start.
 pub fn ready() {
     notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
-/// The daemon is on its way down; pods go on.
+/// Reports that the daemon is stopping; pods keep running.
 pub fn stopping() {
-    notify(&[NotifyState::Stopping, NotifyState::Status("answering what is in flight")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("answering calls in flight")]);
 }
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "cannot tell the service manager");
+        tracing::warn!(%error, "failed to notify the service manager");
     }
 }

@@ -1,5 +1,5 @@
-//! The services that describe this server: reflection in both versions (grpcurl asks for v1alpha first or v1 first,
-//! depending on its age), and health.
+//! The services that describe this server: health, and reflection in both versions. Depending on its age,
+//! grpcurl tries v1alpha or v1 first.
 
 use berth_proto::FILE_DESCRIPTOR_SET;
 use tonic_health::ServingStatus;
@@ -10,7 +10,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 use tonic_reflection::server::v1alpha;
 use tonic_reflection::server::{Builder, Error};
 
-/// The services whose health is reported; the empty name is the server as a whole.
+/// The services with a reported health; the empty name is the whole server.
 const SERVICES: [&str; 4] = ["", "runtime.v1.RuntimeService", "runtime.v1.ImageService", "berth.v1.Admin"];
 
 fn builder() -> Builder<'static> {
@@ -19,15 +19,15 @@ fn builder() -> Builder<'static> {
         .register_encoded_file_descriptor_set(HEALTH_DESCRIPTOR_SET)
 }
 
-/// Reflection, version 1.
+/// Returns the reflection service, version 1.
 ///
 /// # Errors
-/// The compiled protos do not fit together.
+/// The compiled protos are inconsistent.
 pub fn v1() -> Result<ServerReflectionServer<impl ServerReflection>, Error> {
     builder().build_v1()
 }
 
-/// Reflection, version 1alpha.
+/// Returns the reflection service, version 1alpha.
 ///
 /// # Errors
 /// As [`v1`].
@@ -35,14 +35,14 @@ pub fn v1alpha() -> Result<v1alpha::ServerReflectionServer<impl v1alpha::ServerR
     builder().build_v1alpha()
 }
 
-/// The health service; everything serves.
+/// Returns the health service, which reports everything as serving.
 pub async fn health() -> (HealthReporter, HealthServer<impl Health>) {
     let (reporter, server) = tonic_health::server::health_reporter();
     report(&reporter, ServingStatus::Serving).await;
     (reporter, server)
 }
 
-/// Tells those who watch that the server is about to go.
+/// Reports to watchers that the server is about to stop.
 pub async fn stop_serving(reporter: &HealthReporter) {
     report(reporter, ServingStatus::NotServing).await;
 }

@@ -1,5 +1,5 @@
-//! The layer around every call: a tracing span that handlers add the pod's and container's ids to, the deadline, the
-//! count, and the one place where the error of a call is logged.
+//! The layer around every call. It creates a tracing span, to which handlers add pod and container ids,
+//! enforces the deadline, counts the call, and logs its error. Errors of calls are logged nowhere else.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,10 +16,11 @@ use tracing::field::Empty;
 
 use super::counters::{Counters, InFlight};
 
-/// How long a call may take whose client names no deadline. The kubelet's own is two minutes.
+/// Deadline of a call if the client sets none. The kubelet's own is two minutes.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(240);
 
-/// The calls that take as long as a registry, a grace period or a command does, and the streams.
+/// Calls without a default deadline: streams, and calls that take as long as a registry, a grace period or a
+/// command.
 const WITHOUT_DEADLINE: [&str; 18] = [
     "PullImage",
     "LoadImage",
@@ -41,14 +42,14 @@ const WITHOUT_DEADLINE: [&str; 18] = [
     "ServerReflectionInfo",
 ];
 
-/// Puts [`Rpc`] around a service.
+/// Wraps a service in [`Rpc`].
 #[derive(Clone, Debug)]
 pub struct RpcLayer {
     counters: Arc<Counters>,
 }
 
 impl RpcLayer {
-    /// Counts calls in `counters`.
+    /// Creates a layer that counts calls in `counters`.
     #[must_use]
     pub fn new(counters: Arc<Counters>) -> Self {
         Self { counters }
@@ -63,7 +64,7 @@ impl<S> Layer<S> for RpcLayer {
     }
 }
 
-/// A service whose calls have span, deadline and count.
+/// A service that adds a span, a deadline and counters to each call.
 #[derive(Clone, Debug)]
 pub struct Rpc<S> {
     inner: S,
@@ -89,23 +90,24 @@ where
         let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
         let span = tracing::info_span!("rpc", rpc, peer, pod = Empty, container = Empty);
         let deadline = deadline_of(&rpc, request.headers());
-        // Set going now and not at the first poll: tonic answers the same header with CANCELLED, and what began first
-        // ends first. The kubelet retries DEADLINE_EXCEEDED only.
-        let too_late = deadline.map(tokio::time::sleep);
+        // Start the timer now and not at the first poll. tonic handles the same header with the code
+        // CANCELLED, and the timer that started first expires first. The kubelet retries only on
+        // DEADLINE_EXCEEDED.
+        let expiry = deadline.map(tokio::time::sleep);
         let in_flight = self.counters.begin(&rpc);
         let began = Instant::now();
         let answer = self.inner.call(request);
         let call = async move {
             tokio::pin!(answer);
-            let result = match too_late {
+            let result = match expiry {
                 None => answer.await,
-                Some(too_late) => tokio::select! {
+                Some(expiry) => tokio::select! {
                     biased;
                     result = &mut answer => result,
-                    () = too_late => Ok(expired(&rpc, deadline).into_http()),
+                    () = expiry => Ok(expired(&rpc, deadline).into_http()),
                 },
             };
-            let result = result.map(blame_the_client);
+            let result = result.map(decode_error_to_invalid_argument);
             record(&rpc, in_flight, &result, began.elapsed());
             result
         };
@@ -113,21 +115,21 @@ where
     }
 }
 
-/// The name of the RPC in a path `/package.Service/Name`.
+/// Returns the name of the RPC in a path `/package.Service/Name`.
 fn name_of(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
 fn deadline_of(rpc: &str, headers: &HeaderMap) -> Option<Duration> {
-    let asked = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-    match asked {
-        Some(asked) => Some(asked),
+    let requested = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    match requested {
+        Some(requested) => Some(requested),
         None if WITHOUT_DEADLINE.contains(&rpc) || rpc.starts_with("Stream") => None,
         None => Some(DEFAULT_DEADLINE),
     }
 }
 
-/// A `grpc-timeout` of at most eight digits and a unit (gRPC over HTTP2, "Timeout").
+/// Parses a `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP2, "Timeout").
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -145,13 +147,16 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     }
 }
 
-/// How the decoder's errors begin (prost's `DecodeError`), which tonic takes for errors of the server.
-const UNDECODABLE: &str = "failed to decode Protobuf message";
+/// The start of the decoder's error messages (prost's `DecodeError`). tonic reports them as server errors.
+const DECODE_ERROR_PREFIX: &str = "failed to decode Protobuf message";
 
-/// A request that is no valid message, such as one with text that is not UTF-8, is its sender's fault.
-fn blame_the_client(response: Response<Body>) -> Response<Body> {
+/// Turns the error of an undecodable request, such as one with text that is not UTF-8, into
+/// `InvalidArgument`.
+fn decode_error_to_invalid_argument(response: Response<Body>) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == Code::Internal && status.message().starts_with(UNDECODABLE) => {
+        Some(status)
+            if status.code() == Code::Internal && status.message().starts_with(DECODE_ERROR_PREFIX) =>
+        {
             Status::invalid_argument(status.message()).into_http()
         }
         _ => response,
@@ -160,12 +165,12 @@ fn blame_the_client(response: Response<Body>) -> Response<Body> {
 
 fn expired(rpc: &str, deadline: Option<Duration>) -> Status {
     let seconds = deadline.unwrap_or_default().as_secs_f64();
-    Status::deadline_exceeded(format!("{rpc} is not done after {seconds} s; what it began goes on"))
+    Status::deadline_exceeded(format!("{rpc} did not finish within {seconds} s; its operation continues"))
 }
 
-/// Counts the call, and logs its error where it has one.
+/// Counts the call and logs its error, if any.
 fn record<E>(rpc: &str, in_flight: InFlight, result: &Result<Response<Body>, E>, time: Duration) {
-    // The status of a failed call is in the headers: there is no body that trailers could follow.
+    // The status of a failed call is in the headers: there is no body, so there are no trailers.
     let status = match result {
         Ok(response) => Status::from_header_map(response.headers()),
         Err(_) => Some(Status::internal("the connection failed")),
@@ -175,7 +180,8 @@ fn record<E>(rpc: &str, in_flight: InFlight, result: &Result<Response<Body>, E>,
     let message = status.as_ref().map_or("", |status| status.message());
     match code {
         Code::Ok => tracing::debug!(micros, "answered"),
-        // Clients ask for objects that have just gone, and try what a runtime may not have.
+        // Expected: clients request objects that were just removed, and try calls that a runtime may not
+        // have.
         Code::NotFound | Code::Unimplemented => tracing::info!(micros, ?code, "{rpc}: {message}"),
         Code::Internal | Code::Unknown | Code::DataLoss => tracing::error!(micros, ?code, "{rpc}: {message}"),
         _ => tracing::warn!(micros, ?code, "{rpc}: {message}"),
@@ -190,8 +196,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_of_the_wire() {
-        for (text, wanted) in [
+    fn timeout_headers_are_parsed() {
+        for (text, expected) in [
             ("2S", Some(Duration::from_secs(2))),
             ("1500m", Some(Duration::from_millis(1500))),
             ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
@@ -206,18 +212,18 @@ mod tests {
             ("5s", None),
             ("5é", None),
         ] {
-            assert_eq!(parse_timeout(text), wanted, "{text}");
+            assert_eq!(parse_timeout(text), expected, "{text}");
         }
     }
 
     #[test]
-    fn what_takes_long_has_no_deadline_unless_the_client_says() {
+    fn long_calls_have_no_deadline_unless_the_client_sets_one() {
         let none = HeaderMap::new();
         assert_eq!(deadline_of("PullImage", &none), None);
         assert_eq!(deadline_of("StreamContainerStats", &none), None);
         assert_eq!(deadline_of("Version", &none), Some(DEFAULT_DEADLINE));
-        let asked = HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), "2S".parse().unwrap())]);
-        assert_eq!(deadline_of("PullImage", &asked), Some(Duration::from_secs(2)));
+        let requested = HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), "2S".parse().unwrap())]);
+        assert_eq!(deadline_of("PullImage", &requested), Some(Duration::from_secs(2)));
         assert_eq!(name_of("/runtime.v1.RuntimeService/Version"), "Version");
     }
 

@@ -1,5 +1,5 @@
-//! How the server ends: SIGTERM and SIGINT stop it, SIGHUP does nothing (its default would kill the daemon when a
-//! terminal closes), and what is in flight has a bounded time to be answered. Pods do not notice.
+//! Shutdown of the server. SIGTERM and SIGINT stop it. SIGHUP is ignored: its default action would kill the
+//! daemon when a terminal closes. Calls in flight have a bounded time to be answered. Pods keep running.
 
 use std::io;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::counters::Counters;
 
-/// How long calls in flight may take. An operation that outlasts it is taken up or undone by the next daemon.
+/// How long calls in flight may take. The next daemon completes or undoes an operation that takes longer.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long the last answers may take to leave. Open streams (events, watches) never end by themselves; they end with
-/// the process.
+/// How long the last answers may take to be sent. Open streams (events, watches) never end by themselves;
+/// they end with the process.
 const FLUSH: Duration = Duration::from_millis(250);
 
 /// The signals that the daemon handles.
@@ -25,7 +25,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over the signals.
+    /// Installs the signal handlers.
     ///
     /// # Errors
     /// The handlers cannot be installed.
@@ -37,7 +37,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one that asks the daemon to stop, and names it.
+    /// Waits for a signal that stops the daemon, and returns its name.
     pub async fn stop(&mut self) -> &'static str {
         loop {
             tokio::select! {
@@ -49,11 +49,14 @@ impl Signals {
     }
 }
 
-/// Lets a server that has been told to stop answer what is in flight, within bounds.
+/// Waits, within bounds, until a stopping server has answered its calls in flight.
 pub async fn drain(server: &mut JoinHandle<Result<(), tonic::transport::Error>>, counters: &Counters) {
     let answered = async {
         if tokio::time::timeout(DRAIN, counters.idle()).await.is_err() {
-            tracing::warn!(calls = counters.describe_in_flight(), "not answered in time");
+            tracing::warn!(
+                calls = counters.describe_in_flight(),
+                "calls were not answered before the shutdown"
+            );
         }
         tokio::time::sleep(FLUSH).await;
     };
@@ -63,10 +66,10 @@ pub async fn drain(server: &mut JoinHandle<Result<(), tonic::transport::Error>>,
     }
 }
 
-/// How a server ended, in words.
+/// Describes how a server ended.
 pub fn describe(ended: Result<Result<(), tonic::transport::Error>, JoinError>) -> String {
     match ended {
-        Ok(Ok(())) => "there are no more connections".to_owned(),
+        Ok(Ok(())) => "all connections were closed".to_owned(),
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic.to_string(),
     }

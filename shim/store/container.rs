@@ -15,22 +15,23 @@ use super::rate::Rate;
 use super::record::Record;
 use super::spec::SpecStore;
 use super::writer::RecordWriter;
-use crate::event::{Level, Told};
+use crate::event::{EventCursor, Level};
 use crate::ids::{ContainerId, PodId};
 
-/// Where a container is in its life. The evidence for a state is in its variant, so that both cannot disagree.
+/// The state of a container. The data that belongs to a state is in its variant, so that both cannot
+/// disagree.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ContainerState {
-    /// CreateContainer is at work. Not shown to clients; a daemon that finds it at start takes everything back.
+    /// CreateContainer is in progress. Not shown to clients; recovery undoes it.
     Creating,
-    /// The first process waits just before exec.
+    /// Init waits at the gate, just before its exec.
     Created {
-        /// In the host's process namespace.
+        /// The pid in the host's pid namespace.
         pid: i32,
     },
     /// The command runs.
     Running {
-        /// In the host's process namespace.
+        /// The pid in the host's pid namespace.
         pid: i32,
         /// Nanoseconds since the epoch.
         started_at: i64,
@@ -44,9 +45,9 @@ pub enum ContainerState {
 pub struct Exit {
     /// The exit code, or 128 plus the signal.
     pub code: i32,
-    /// Why, in the word that `kubectl describe` shows.
+    /// The reason that `kubectl describe` shows.
     pub reason: ExitReason,
-    /// Why, in words.
+    /// A message for people.
     pub message: String,
     /// Nanoseconds since the epoch; 0 if the command never ran.
     pub started_at: i64,
@@ -67,12 +68,12 @@ pub enum ExitReason {
     /// The command could not be run.
     #[serde(alias = "ContainerCannotRun")]
     StartError,
-    /// How it ended is not known: the host went down or the keeper was killed.
+    /// The end was not observed: the host went down or the keeper was killed.
     ContainerStatusUnknown,
 }
 
 impl ExitReason {
-    /// The word.
+    /// Returns the CRI's name of the reason.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -86,7 +87,7 @@ impl ExitReason {
 }
 
 impl ContainerState {
-    /// The first process has reached the gate.
+    /// Returns the state after init has reached the gate.
     #[must_use]
     pub fn created(&self, pid: i32) -> Self {
         match self {
@@ -95,7 +96,8 @@ impl ContainerState {
         }
     }
 
-    /// The command runs. One that has already ended stays ended: the news of both can cross.
+    /// Returns the state after the command was started. An exited container stays exited: the reports of
+    /// start and exit can arrive out of order.
     #[must_use]
     pub fn started(&self, started_at: i64) -> Self {
         match self {
@@ -104,7 +106,7 @@ impl ContainerState {
         }
     }
 
-    /// It has ended; the first news of that stands.
+    /// Returns the state after an exit. The first reported exit stands.
     #[must_use]
     pub fn exited(&self, exit: Exit) -> Self {
         match self {
@@ -113,7 +115,7 @@ impl ContainerState {
         }
     }
 
-    /// Its process, while it has one.
+    /// Returns the pid of its process, if it has one.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
         match self {
@@ -124,7 +126,7 @@ impl ContainerState {
 }
 
 impl Exit {
-    /// What the keeper saw, in the CRI's words.
+    /// Converts the keeper's record of an exit.
     #[must_use]
     pub fn from_record(record: &ExitRecord) -> Self {
         let reason = match (record.oom_killed, record.code) {
@@ -141,7 +143,7 @@ impl Exit {
         }
     }
 
-    /// It was killed, and nobody saw its end.
+    /// An exit of a container that was killed while its exit was not observed.
     #[must_use]
     pub fn killed(started_at: i64, message: &str) -> Self {
         const SIGKILL: i32 = 9;
@@ -154,7 +156,7 @@ impl Exit {
         }
     }
 
-    /// Nobody saw how it ended.
+    /// An exit that was not observed.
     #[must_use]
     pub fn unknown(started_at: i64, message: &str) -> Self {
         Self {
@@ -167,50 +169,52 @@ impl Exit {
     }
 }
 
-/// What is on disk of a container.
+/// A container as it is stored on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerRecord {
-    /// Its id.
+    /// The container's id.
     pub id: ContainerId,
-    /// Its pod.
+    /// The id of its pod.
     pub pod: PodId,
-    /// As the client gave it.
+    /// The config that the client sent.
     pub config: ContainerConfig,
-    /// Id of its image.
+    /// The id of its image.
     pub image_id: String,
-    /// What `ContainerStatus.image_ref` says: the image's digest reference, or its id.
+    /// The value of `ContainerStatus.image_ref`: the image's digest reference, or its id.
     pub image_ref: String,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
     /// As [`PodRecord::boot_id`](super::PodRecord::boot_id).
     pub boot_id: String,
-    /// The log file, absolute.
+    /// The absolute path of the log file.
     pub log_path: Option<String>,
     /// Its cgroup, as a path in every hierarchy.
     pub cgroup: String,
-    /// What StopContainer sends.
+    /// The signal that StopContainer sends.
     pub stop_signal: i32,
     /// The user it runs as, resolved in the image.
     pub user: RecordedUser,
-    /// Its limits as they hold; the config stays what the client gave. None of a container that an older daemon has made.
+    /// The current limits; the config keeps those that the client sent. None if an older daemon created the
+    /// container.
     #[serde(default)]
     pub resources: Option<LinuxContainerResources>,
-    /// What the client has said of its limits beside these when it changed them.
+    /// Annotations that the client sent with its last update of the limits.
     #[serde(default)]
     pub update_annotations: BTreeMap<String, String>,
-    /// What `ContainerStatus.image` says: the image as people call it. None of a container that an older daemon has made.
+    /// The value of `ContainerStatus.image`: the image as the user named it. None if an older daemon created
+    /// the container.
     #[serde(default)]
     pub image: Option<ImageSpec>,
-    /// Where it is.
+    /// The container's state.
     pub state: ContainerState,
 }
 
 impl ContainerRecord {
-    /// The limits as they hold.
+    /// Returns the current limits.
     #[must_use]
     pub fn limits(&self) -> LinuxContainerResources {
-        let asked = || self.config.linux.as_ref().and_then(|linux| linux.resources.clone());
-        self.resources.clone().or_else(asked).unwrap_or_default()
+        let requested = || self.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        self.resources.clone().or_else(requested).unwrap_or_default()
     }
 }
 
@@ -228,122 +232,122 @@ pub struct RecordedUser {
 /// A container in memory.
 #[derive(Debug)]
 pub struct Container {
-    /// Its id.
+    /// The container's id.
     pub id: ContainerId,
-    /// Its pod.
+    /// The id of its pod.
     pub pod: PodId,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
     folder: PathBuf,
     record: Record<ContainerRecord>,
     changed: watch::Sender<()>,
-    /// Operations take their turn in the order in which they come: Start, Update and Remove alone, execs that start
-    /// together. Stop does not wait.
+    /// The lock of operations, which wait in order of arrival. Start, Update and Remove hold it exclusively;
+    /// starting execs share it. Stop does not take it.
     pub turn: Arc<tokio::sync::RwLock<()>>,
-    /// How much of a core it uses.
+    /// The container's CPU usage.
     pub rate: Rate,
-    /// What has been told of it.
-    pub told: Told,
-    /// The OCI spec that it was made from.
+    /// The cursor of the container's events.
+    pub event_cursor: EventCursor,
+    /// The OCI spec that the container was created from.
     pub spec: SpecStore,
-    /// Execs that have ended and left something running, which is all that their cgroups are there for.
-    left: Mutex<VecDeque<String>>,
+    /// Execs that ended and left processes running, so that their cgroups still exist.
+    leftover_execs: Mutex<VecDeque<String>>,
 }
 
 impl Container {
-    /// A container whose record is kept in `folder`.
+    /// Creates a container; its record is stored in `folder`.
     #[must_use]
     pub fn new(record: ContainerRecord, folder: PathBuf, writer: RecordWriter) -> Self {
         Self {
             id: record.id.clone(),
             pod: record.pod.clone(),
             created_at: record.created_at,
-            told: Told::already(Level::of_container(&record.state)),
+            event_cursor: EventCursor::at(Level::of_container(&record.state)),
             spec: SpecStore::new(folder.join("config.json")),
             record: Record::new(record, Self::record_file(&folder), writer),
             folder,
             changed: watch::Sender::new(()),
             turn: Arc::default(),
             rate: Rate::default(),
-            left: Mutex::default(),
+            leftover_execs: Mutex::default(),
         }
     }
 
-    /// Takes up to `most` of the execs that have left something running, the oldest first, to look whether it still does.
-    pub(crate) fn take_left(&self, most: usize) -> Vec<String> {
-        let mut left = lock(&self.left);
+    /// Takes up to `most` of the execs that left processes running, oldest first, to check them again.
+    pub(crate) fn take_leftover_execs(&self, most: usize) -> Vec<String> {
+        let mut left = lock(&self.leftover_execs);
         let most = most.min(left.len());
         left.drain(..most).collect()
     }
 
-    /// These execs have left something running.
-    pub(crate) fn put_left(&self, execs: Vec<String>) {
-        lock(&self.left).extend(execs);
+    /// Adds execs that left processes running.
+    pub(crate) fn put_leftover_execs(&self, execs: Vec<String>) {
+        lock(&self.leftover_execs).extend(execs);
     }
 
-    /// The record as it is now.
+    /// Returns a copy of the record.
     #[must_use]
     pub fn record(&self) -> ContainerRecord {
         self.record.get()
     }
 
-    /// Looks at the record without a copy.
+    /// Calls `look` with the record, without copying it.
     pub fn with<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
         self.record.with(look)
     }
 
-    /// Its persistent folder.
+    /// Returns its persistent folder.
     #[must_use]
     pub fn folder(&self) -> &std::path::Path {
         &self.folder
     }
 
-    /// Where a container's record is in its folder.
+    /// Returns the path of the record in a container's folder.
     #[must_use]
     pub fn record_file(folder: &std::path::Path) -> PathBuf {
         folder.join("container.json")
     }
 
-    /// Changes what is intended: on disk first. It blocks as long as the disk does.
+    /// Records an intent: on disk first, then in memory. Blocks as long as the disk does.
     ///
     /// # Errors
-    /// The file cannot be written; the record stays.
+    /// The file cannot be written; the record is unchanged.
     pub fn intend(&self, change: impl Fn(&mut ContainerRecord)) -> Result<(), FileError> {
         self.record.intend(change)?;
         self.changed.send_replace(());
         Ok(())
     }
 
-    /// The state has changed: for everyone to see at once, on disk as soon as that takes it.
-    pub fn happened(&self, transition: impl FnOnce(&ContainerState) -> ContainerState) {
-        self.record.happened(|record| record.state = transition(&record.state));
+    /// Changes the state to reflect a fact: visible immediately, written as soon as the disk accepts it.
+    pub fn transition(&self, transition: impl FnOnce(&ContainerState) -> ContainerState) {
+        self.record.apply(|record| record.state = transition(&record.state));
         self.changed.send_replace(());
     }
 
-    /// The container is being removed: its record is not written any more.
-    pub fn give_up_record(&self) {
-        self.record.give_up();
+    /// Stops writing the record, since the container is being removed.
+    pub fn stop_writing_record(&self) {
+        self.record.stop_writing();
     }
 
-    /// The state as it is now.
+    /// Returns the current state.
     #[must_use]
     pub fn state(&self) -> ContainerState {
         self.with(|record| record.state.clone())
     }
 
-    /// Waits until the container has ended.
+    /// Waits until the container has exited.
     pub async fn ended(&self) -> Exit {
         let mut changes = self.changed.subscribe();
         loop {
             if let ContainerState::Exited(exit) = self.state() {
                 return exit;
             }
-            // The sender lives in `self`: this cannot fail while `self` is borrowed.
+            // `self` owns the sender, so this cannot fail.
             drop(changes.changed().await);
         }
     }
 
-    /// What the client calls it.
+    /// Returns the name that the client gave.
     #[must_use]
     pub fn name(&self) -> ContainerName {
         self.with(|record| ContainerName::from(&record.config.metadata.clone().unwrap_or_default()))
@@ -377,10 +381,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_end_stands() {
+    fn the_first_exit_stands() {
         let ended = ContainerState::Running { pid: 7, started_at: 1 }.exited(exit(3, false));
         assert_eq!(ended.exited(exit(0, false)), ended);
-        assert_eq!(ended.started(9), ended, "the news of start and end can cross");
+        assert_eq!(ended.started(9), ended, "the reports of start and exit can arrive out of order");
     }
 
     #[test]

@@ -1,41 +1,42 @@
-//! What the states of pods and containers decide: pure functions, which the calls and the recovery go by and which the
-//! exhaustive search in [`model`](super::model) goes by as well.
+//! Decisions that depend on the states of pods and containers. They are pure functions: the calls, the
+//! recovery and the exhaustive model check in [`model`](super::model) use them.
 
 use berth_runtime::wire::{ExitRecord, Phase};
 
 use super::{ContainerState, PodState};
 
-/// What a keeper's word about a container means for its state.
+/// What a keeper's report about a container means for the container's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// It is as it is known.
-    AsKnown,
-    /// It runs, since this time.
+pub enum KeeperReport {
+    /// The state does not change.
+    Unchanged,
+    /// It runs since this time.
     Running(i64),
     /// It has ended.
     Ended(ExitRecord),
-    /// The keeper does not know it: a daemon that was removing it had it forgotten, which kills what runs.
+    /// The keeper does not have it: an earlier daemon that was removing it made the keeper forget it, which
+    /// kills its processes.
     Forgotten,
 }
 
-/// What becomes of the record of a pod that a daemon finds at its start.
+/// What recovery does with a pod record that it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// It was being made: everything is taken back, and its keeper ended.
-    TakeBack,
-    /// Its keeper is followed.
+pub enum PodRecovery {
+    /// Its creation was interrupted: undo it and end its keeper.
+    Undo,
+    /// Follow its keeper.
     Follow,
-    /// It has no keeper that could be followed: one that is there is ended, and what the pod holds is released.
-    Ended,
-    /// It holds nothing; a keeper that is there should have ended, and is ended.
+    /// Its keeper cannot be followed: end the keeper, if there is one, and release the pod's resources.
+    Release,
+    /// It holds no resources. Its keeper should have ended; end it if it has not.
     Released,
 }
 
 impl ContainerState {
-    /// Whether StartContainer may go on.
+    /// Checks whether StartContainer may start the container.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason if it may not.
     pub fn may_start(&self) -> Result<(), &'static str> {
         match self {
             Self::Created { .. } => Ok(()),
@@ -45,33 +46,34 @@ impl ContainerState {
         }
     }
 
-    /// Whether StopContainer has something to stop. A container that waits at the gate has no command that could be told:
-    /// as with containerd, nothing happens; but a former daemon may have started it and not written that down, which is so
-    /// until the keeper has `spoken`.
+    /// Returns whether StopContainer has to stop something. A created container waits at the gate and has no
+    /// command to signal: as in containerd, nothing happens. But an earlier daemon may have started it
+    /// without recording that, so until `is_reconciled`, it is stopped.
     #[must_use]
-    pub fn is_to_be_stopped(&self, spoken: bool) -> bool {
+    pub fn needs_stop(&self, is_reconciled: bool) -> bool {
         match self {
             Self::Running { .. } => true,
-            Self::Created { .. } => !spoken,
+            Self::Created { .. } => !is_reconciled,
             Self::Creating | Self::Exited(_) => false,
         }
     }
 
-    /// What it means that a keeper says this of the container, or does not know it.
+    /// Compares the state with the phase that the keeper reports; none if the keeper does not have the
+    /// container.
     #[must_use]
-    pub fn seen(&self, phase: Option<&Phase>) -> Seen {
+    pub fn compare(&self, phase: Option<&Phase>) -> KeeperReport {
         match (self, phase) {
-            // The first news of an end stands.
-            (Self::Exited(_), _) | (_, Some(Phase::Creating | Phase::Created)) => Seen::AsKnown,
-            (_, Some(Phase::Running { started_at })) => Seen::Running(*started_at),
-            (_, Some(Phase::Exited(record))) => Seen::Ended(record.clone()),
-            (_, None) => Seen::Forgotten,
+            // The first report of an exit stands.
+            (Self::Exited(_), _) | (_, Some(Phase::Creating | Phase::Created)) => KeeperReport::Unchanged,
+            (_, Some(Phase::Running { started_at })) => KeeperReport::Running(*started_at),
+            (_, Some(Phase::Exited(record))) => KeeperReport::Ended(record.clone()),
+            (_, None) => KeeperReport::Forgotten,
         }
     }
 }
 
 impl PodState {
-    /// The pause, in a pod that containers can be made and started in.
+    /// Returns the pid of the pause if containers can be created and started in the pod.
     #[must_use]
     pub fn pause(&self) -> Option<i32> {
         match self {
@@ -80,28 +82,28 @@ impl PodState {
         }
     }
 
-    /// Whether its keeper is still needed: a keeper that ends takes the pod down.
+    /// Returns whether the pod still needs its keeper: if the keeper ends, the pod becomes not ready.
     #[must_use]
     pub fn needs_keeper(&self) -> bool {
         matches!(self, Self::Ready { .. } | Self::Lost)
     }
 
-    /// Whether somebody has begun to release what it holds, and is not done.
+    /// Returns whether the release of the pod's resources has begun and is not complete.
     #[must_use]
     pub fn is_being_released(&self) -> bool {
         *self == Self::NotReady { released: false }
     }
 
-    /// What becomes of it at the start of a daemon, where its keeper is `reachable` or not.
+    /// Returns what recovery does with the pod. `reachable`: its keeper lives and can be connected to.
     #[must_use]
-    pub fn found(&self, reachable: bool) -> Found {
+    pub fn recovery(&self, reachable: bool) -> PodRecovery {
         match self {
-            Self::Creating => Found::TakeBack,
-            Self::NotReady { released: true } => Found::Released,
+            Self::Creating => PodRecovery::Undo,
+            Self::NotReady { released: true } => PodRecovery::Released,
             Self::Ready { .. } | Self::Lost | Self::NotReady { released: false } if reachable => {
-                Found::Follow
+                PodRecovery::Follow
             }
-            Self::Ready { .. } | Self::Lost | Self::NotReady { released: false } => Found::Ended,
+            Self::Ready { .. } | Self::Lost | Self::NotReady { released: false } => PodRecovery::Release,
         }
     }
 }

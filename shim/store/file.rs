@@ -1,7 +1,7 @@
-//! A JSON file that is replaced atomically: a reader sees the old content or the new, whole.
+//! A JSON file that is replaced atomically: a reader sees either the old or the new content.
 //!
-//! There is no fsync: the page cache outlives a kill of the daemon, and after a power cut a file that cannot be read
-//! stands for an object that is gone (DESIGN "State"). Measured: 40 us against 720 us with fsync.
+//! There is no fsync. The page cache survives a kill of the daemon. After a power cut, an unreadable file
+//! means that its object is gone. Measured: 40 us per write, against 720 us with fsync.
 
 use std::fs;
 use std::io;
@@ -26,14 +26,14 @@ impl FileError {
         &self.source
     }
 
-    /// The daemon itself lacks something (descriptors, memory): nothing is said about the file.
+    /// Returns whether the daemon lacks descriptors or memory. Such an error has no meaning for the file.
     #[must_use]
     pub fn is_shortage(&self) -> bool {
         is_shortage(&self.source)
     }
 }
 
-/// Whether a call failed for lack of descriptors or memory (errno(3)).
+/// Returns whether a call failed for lack of descriptors or memory (errno(3)).
 #[must_use]
 pub fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -41,10 +41,10 @@ pub fn is_shortage(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-/// Writes `value` beside `path` and renames it there.
+/// Writes `value` to a temporary file and renames it to `path`.
 ///
 /// # Errors
-/// Any of the calls failed; the old content stays.
+/// A call failed; the old content stays.
 pub fn replace<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
     let fail = |action| move |source| FileError { action, path: path.to_owned(), source };
     let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::from).map_err(fail("encode"))?;
@@ -56,14 +56,14 @@ pub fn replace<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
 /// Reads what [`replace`] wrote.
 ///
 /// # Errors
-/// The file cannot be read or is not such a value.
+/// The file cannot be read or decoded.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     let fail = |action| move |source| FileError { action, path: path.to_owned(), source };
     let bytes = fs::read(path).map_err(fail("read"))?;
     serde_json::from_slice(&bytes).map_err(io::Error::from).map_err(fail("decode"))
 }
 
-/// Removes a folder with all in it; one that is not there is removed already.
+/// Removes a folder with its content. A missing folder is not an error.
 ///
 /// # Errors
 /// The removal failed.
@@ -87,10 +87,10 @@ pub fn remove_folder(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// The names in a folder; none where it is not there.
+/// Returns the names in a folder; none if the folder does not exist.
 ///
 /// # Errors
-/// The folder cannot be read, which says nothing about what is in it.
+/// The folder cannot be read; its content is unknown.
 pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
     let fail = |source| FileError { action: "list", path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
@@ -105,14 +105,14 @@ pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-/// Makes a folder that only root can look into, with its parents.
+/// Creates a folder with mode 0700, and its parents.
 ///
 /// # Errors
-/// It could not be made.
+/// It cannot be created.
 pub fn make_private_folder(path: &Path) -> Result<(), FileError> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| FileError {
-        action: "make folder",
+        action: "create folder",
         path: path.to_owned(),
         source,
     })

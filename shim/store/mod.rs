@@ -1,13 +1,13 @@
-//! What the daemon knows: every pod and container, in memory for List and Status, and on disk as one folder with one
-//! JSON file each, so that a daemon that is killed knows it again (DESIGN rule 1 and "State").
+//! The daemon's state: every pod and container, in memory for List and Status, and on disk as one folder with
+//! one JSON file each, so that a restarted daemon can read it again.
 //!
-//! * [`file`]: a JSON file replaced atomically
-//! * [`record`]: a value in memory and on disk; [`writer`]: the thread that writes what has happened
-//! * [`spec`]: the OCI spec of a container; [`rate`]: how much of a core an object uses
-//! * [`name`]: what a client calls them
-//! * [`pod`], [`container`]: the records, their states and the only functions that change these; [`decide`]: what the states
-//!   decide; [`model`]: an exhaustive search through what can happen to both
-//! * this file: the indexes, by id, by prefix of an id and by name
+//! * [`file`]: a JSON file that is replaced atomically
+//! * [`record`]: a value in memory and on disk; [`writer`]: the thread that writes changes in the background
+//! * [`spec`]: the OCI spec of a container; [`rate`]: the CPU usage of an object
+//! * [`name`]: the names that clients give
+//! * [`pod`], [`container`]: the records, their states and the only functions that change them; [`decide`]:
+//!   decisions that depend on the states; [`model`]: an exhaustive model check of both
+//! * this file: the indexes by id, by prefix of an id and by name
 
 pub mod container;
 pub mod decide;
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use container::{Container, ContainerRecord, ContainerState, Exit, ExitReason};
-pub use decide::{Found, Seen};
+pub use decide::{KeeperReport, PodRecovery};
 pub use name::{ContainerName, PodName};
 pub use pod::{Pod, PodRecord, PodState};
 pub use writer::RecordWriter;
@@ -42,43 +42,43 @@ pub struct Folders {
 }
 
 impl Folders {
-    /// `root` is persistent, `state` is gone after a reboot.
+    /// `root` is persistent; `state` is lost in a reboot.
     #[must_use]
     pub fn new(root: &Path, state: &Path) -> Self {
         Self { root: root.to_owned(), state: state.to_owned() }
     }
 
-    /// All pods' persistent folders.
+    /// The folder of all pods' persistent folders.
     #[must_use]
     pub fn pods(&self) -> PathBuf {
         self.root.join("pods")
     }
 
-    /// All containers' persistent folders.
+    /// The folder of all containers' persistent folders.
     #[must_use]
     pub fn containers(&self) -> PathBuf {
         self.root.join("containers")
     }
 
-    /// All pods' volatile folders.
+    /// The folder of all pods' volatile folders.
     #[must_use]
     pub fn pods_state(&self) -> PathBuf {
         self.state.join("pods")
     }
 
-    /// A pod's persistent folder: its record.
+    /// A pod's persistent folder, which contains its record.
     #[must_use]
     pub fn pod(&self, id: &PodId) -> PathBuf {
         self.pods().join(id.as_str())
     }
 
-    /// A pod's volatile folder: the keeper's socket and log.
+    /// A pod's volatile folder, which contains the keeper's socket and log.
     #[must_use]
     pub fn pod_state(&self, id: &PodId) -> PathBuf {
         self.pods_state().join(id.as_str())
     }
 
-    /// A container's persistent folder: its record, its OCI spec, how it ended.
+    /// A container's persistent folder, which contains its record, its OCI spec and its exit record.
     #[must_use]
     pub fn container(&self, id: &ContainerId) -> PathBuf {
         self.containers().join(id.as_str())
@@ -93,7 +93,7 @@ struct Index {
     container_names: HashMap<(PodId, ContainerName), ContainerId>,
 }
 
-/// The indexes over all pods and containers. Its lock is never held across a call that can block.
+/// The indexes of all pods and containers. Their lock is never held across a call that can block.
 #[derive(Debug, Default)]
 pub struct Store {
     index: RwLock<Index>,
@@ -108,14 +108,14 @@ impl Store {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a pod known.
+    /// Adds a pod and its name.
     pub fn insert_pod(&self, pod: Arc<Pod>) {
         let mut index = self.write();
         index.pod_names.insert(pod.name(), pod.id.clone());
         index.pods.insert(pod.id.clone(), pod);
     }
 
-    /// Makes a container known.
+    /// Adds a container and its name.
     pub fn insert_container(&self, container: Arc<Container>) {
         let mut index = self.write();
         let name = (container.pod.clone(), container.name());
@@ -123,7 +123,7 @@ impl Store {
         index.containers.insert(container.id.clone(), container);
     }
 
-    /// Forgets a pod and its name.
+    /// Removes a pod and its name.
     pub fn forget_pod(&self, pod: &Pod) {
         let mut index = self.write();
         index.pods.remove(&pod.id);
@@ -133,7 +133,7 @@ impl Store {
         }
     }
 
-    /// Forgets a container and its name.
+    /// Removes a container and its name.
     pub fn forget_container(&self, container: &Container) {
         let mut index = self.write();
         index.containers.remove(&container.id);
@@ -143,27 +143,27 @@ impl Store {
         }
     }
 
-    /// The pod that holds a name.
+    /// Returns the pod with this name.
     #[must_use]
     pub fn pod_by_name(&self, name: &PodName) -> Option<PodId> {
         self.read().pod_names.get(name).cloned()
     }
 
-    /// The container that holds a name in a pod.
+    /// Returns the container with this name in a pod.
     #[must_use]
     pub fn container_by_name(&self, pod: &PodId, name: &ContainerName) -> Option<ContainerId> {
         self.read().container_names.get(&(pod.clone(), name.clone())).cloned()
     }
 
-    /// The pod of an id or of a unique beginning of one.
+    /// Finds a pod by its id or by a unique prefix of it.
     ///
     /// # Errors
-    /// `InvalidArgument` for an empty id, `NotFound` where none or several match.
+    /// `InvalidArgument` if the id is empty or the prefix is ambiguous, `NotFound` if nothing matches.
     pub fn pod(&self, id: &str) -> Result<Arc<Pod>, CriError> {
         find(&self.read().pods, id, PodId::as_str, "pod_sandbox_id", "pod sandbox")
     }
 
-    /// The container of an id or of a unique beginning of one.
+    /// Finds a container by its id or by a unique prefix of it.
     ///
     /// # Errors
     /// As [`Store::pod`].
@@ -171,7 +171,7 @@ impl Store {
         find(&self.read().containers, id, ContainerId::as_str, "container_id", "container")
     }
 
-    /// All pods, newest first, as crictl and containerd list them.
+    /// Returns all pods, newest first, as crictl and containerd list them.
     #[must_use]
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         let mut pods: Vec<_> = self.read().pods.values().cloned().collect();
@@ -179,7 +179,7 @@ impl Store {
         pods
     }
 
-    /// All containers, newest first.
+    /// Returns all containers, newest first.
     #[must_use]
     pub fn containers(&self) -> Vec<Arc<Container>> {
         let mut containers: Vec<_> = self.read().containers.values().cloned().collect();
@@ -187,7 +187,7 @@ impl Store {
         containers
     }
 
-    /// The containers of a pod, oldest first.
+    /// Returns the containers of a pod, oldest first.
     #[must_use]
     pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<Container>> {
         let mut containers: Vec<_> =
@@ -198,24 +198,24 @@ impl Store {
 }
 
 fn find<I: Eq + std::hash::Hash + TryFrom<String>, T>(
-    known: &HashMap<I, Arc<T>>,
-    wanted: &str,
+    objects: &HashMap<I, Arc<T>>,
+    prefix: &str,
     text: impl Fn(&I) -> &str,
     field: &'static str,
     kind: &'static str,
 ) -> Result<Arc<T>, CriError> {
-    if wanted.is_empty() {
+    if prefix.is_empty() {
         return Err(CriError::invalid(field, "is empty"));
     }
-    // A whole id, as nearly every client sends it, is found without a look at all others.
-    if let Some(found) = I::try_from(wanted.to_owned()).ok().and_then(|id| known.get(&id)) {
+    // Nearly every client sends a whole id: look it up without scanning all others.
+    if let Some(found) = I::try_from(prefix.to_owned()).ok().and_then(|id| objects.get(&id)) {
         return Ok(found.clone());
     }
-    let mut matches = known.iter().filter(|(id, _)| text(id).starts_with(wanted));
+    let mut matches = objects.iter().filter(|(id, _)| text(id).starts_with(prefix));
     match (matches.next(), matches.next()) {
         (Some((_, found)), None) => Ok(found.clone()),
-        (Some(_), Some(_)) => Err(CriError::invalid(field, format!("{wanted:?} begins several ids"))),
-        (None, _) => Err(CriError::not_found(kind, wanted)),
+        (Some(_), Some(_)) => Err(CriError::invalid(field, format!("{prefix:?} is a prefix of several ids"))),
+        (None, _) => Err(CriError::not_found(kind, prefix)),
     }
 }
 
@@ -235,23 +235,27 @@ mod tests {
             selinux: None,
             log_folder: None,
             resources: pod::PodResources::default(),
-            files: pod::FilesPlace::default(),
+            files: pod::FilesLocation::default(),
             state: PodState::Creating.ready(7),
         };
         Arc::new(Pod::new(record, PathBuf::from("/nonexistent/pod.json"), RecordWriter::start().unwrap()))
     }
 
     #[test]
-    fn what_is_known_of_rates_goes_with_what_it_is_known_of() {
+    fn removing_a_pod_frees_its_rate() {
         let store = Store::default();
         for number in 0..100 {
             let pod = pod("pod", number);
             store.insert_pod(pod.clone());
-            assert_eq!(pod.rate.nano_cores(1_000), None, "nothing is left of a former pod of this name");
+            assert_eq!(
+                pod.rate.nano_cores(1_000),
+                None,
+                "a new pod does not inherit the rate of an earlier one with its name"
+            );
             store.forget_pod(&pod);
-            let last = Arc::downgrade(&pod);
+            let weak = Arc::downgrade(&pod);
             drop(pod);
-            assert!(last.upgrade().is_none(), "the store holds nothing of it any more");
+            assert!(weak.upgrade().is_none(), "the store does not hold a removed pod");
         }
         assert!(store.pods().is_empty() && store.read().pod_names.is_empty());
     }

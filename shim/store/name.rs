@@ -1,5 +1,6 @@
-//! The names by which a client tells pods and containers apart. The fields stay apart, since none of them is free of
-//! any separator: the namespace `a/b` with the pod `c` is not the namespace `a` with the pod `b/c`.
+//! The names by which clients identify pods and containers. The fields are stored separately, since each of
+//! them can contain any separator: the namespace `a/b` with the pod `c` differs from the namespace `a` with
+//! the pod `b/c`.
 
 use std::fmt;
 
@@ -25,7 +26,7 @@ impl From<&PodSandboxMetadata> for PodName {
     }
 }
 
-/// For messages alone: two names can have the same text.
+/// Only for messages: two names can have the same text.
 impl fmt::Display for PodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}/{}", self.namespace, self.name, self.uid, self.attempt)

@@ -15,43 +15,44 @@ use super::name::PodName;
 use super::rate::Rate;
 use super::record::Record;
 use super::writer::RecordWriter;
-use crate::event::{Level, Told};
+use crate::event::{EventCursor, Level};
 use crate::ids::{ContainerId, PodId};
-use crate::keeper::{Link, NewsReceiver};
+use crate::keeper::{KeeperClient, KeeperUpdates};
 use crate::lsm::selinux::Labels;
 use crate::spec::PodFiles;
 
-/// Where a pod is in its life.
+/// The state of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PodState {
-    /// RunPodSandbox is at work. Not shown to clients; a daemon that finds it at start takes everything back.
+    /// RunPodSandbox is in progress. Not shown to clients; recovery undoes it.
     Creating,
     /// The pause runs and the network is attached.
     Ready {
-        /// The pause, in the host's process namespace.
+        /// The pid of the pause in the host's pid namespace.
         pause_pid: i32,
     },
-    /// The pause has ended by itself. Containers may run on until the client stops the pod.
+    /// The pause has ended by itself. Containers may run until the client stops the pod.
     Lost,
-    /// StopPodSandbox has begun or the keeper has ended; what is left is being released or has been.
+    /// StopPodSandbox has begun, or the keeper has ended. The pod's resources are being released or were
+    /// released.
     NotReady {
-        /// Everything the pod held is released: cgroup, addresses, keeper.
+        /// Everything the pod held was released: cgroup, addresses, keeper.
         released: bool,
     },
 }
 
 impl PodState {
-    /// The pause runs.
+    /// Returns the state after the pause has started.
     #[must_use]
     pub fn ready(&self, pause_pid: i32) -> Self {
         match self {
             Self::Creating | Self::Ready { .. } => Self::Ready { pause_pid },
-            // A pod that has been stopped never comes back.
+            // A stopped pod never becomes ready again.
             Self::Lost | Self::NotReady { .. } => self.clone(),
         }
     }
 
-    /// The pause has ended.
+    /// Returns the state after the pause has ended.
     #[must_use]
     pub fn pause_ended(&self) -> Self {
         match self {
@@ -60,7 +61,7 @@ impl PodState {
         }
     }
 
-    /// The pod is on its way down.
+    /// Returns the state after a stop has begun.
     #[must_use]
     pub fn stopping(&self) -> Self {
         match self {
@@ -69,71 +70,72 @@ impl PodState {
         }
     }
 
-    /// The pod holds nothing any more.
+    /// Returns the state after all resources were released.
     #[must_use]
     pub fn released(&self) -> Self {
         Self::NotReady { released: true }
     }
 }
 
-/// Where a pod's hostname, hosts and resolv.conf are.
+/// Where a pod's hostname, hosts and resolv.conf files are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FilesPlace {
-    /// In its volatile folder: of a pod that an older daemon has run.
+pub enum FilesLocation {
+    /// In its volatile folder (pods of older daemons).
     #[default]
     Folder,
-    /// In a small filesystem of its pause.
+    /// In a small filesystem of the pause.
     Pause,
 }
 
-/// What is on disk of a pod.
+/// A pod as it is stored on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PodRecord {
-    /// Its id.
+    /// The pod's id.
     pub id: PodId,
-    /// As the client gave it.
+    /// The config that the client sent.
     pub config: PodSandboxConfig,
-    /// As the client gave it; empty is the default.
+    /// The runtime handler that the client sent; empty is the default.
     pub runtime_handler: String,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
-    /// The boot in which it was made: nothing of it runs in another (`/proc/sys/kernel/random/boot_id`).
+    /// The boot in which the pod was created (`/proc/sys/kernel/random/boot_id`). None of its processes exist
+    /// in another boot.
     pub boot_id: String,
     /// The pause's cgroup, as a path in every hierarchy.
     pub cgroup: String,
-    /// Its SELinux labels, on a host that has them.
+    /// Its SELinux labels, if the host uses SELinux.
     #[serde(default)]
     pub selinux: Option<Labels>,
-    /// The log folder by a path without symbolic links, as it was when the pod was run; none of a pod without one, and
-    /// of one that a daemon has run which did not note it.
+    /// The log folder without symbolic links, as it was when the pod was run. None if the pod has no log
+    /// folder or was run by an older daemon.
     #[serde(default)]
     pub log_folder: Option<String>,
-    /// What the client has given it as a whole since it was run.
+    /// The resources that the client set for the whole pod after it was run.
     #[serde(default)]
     pub resources: PodResources,
-    /// Where its files are.
+    /// Where the pod's files are.
     #[serde(default)]
-    pub files: FilesPlace,
-    /// Where it is.
+    pub files: FilesLocation,
+    /// The pod's state.
     pub state: PodState,
 }
 
 /// The resources of a pod as a whole (CRI `UpdatePodSandboxResourcesRequest`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PodResources {
-    /// Of what is not its containers.
+    /// The pod's overhead: resources of everything besides its containers.
     pub overhead: Option<LinuxContainerResources>,
-    /// Of its containers together.
+    /// Resources of all containers together.
     pub resources: Option<LinuxContainerResources>,
 }
 
 impl PodRecord {
-    /// The files of the pod, whose volatile folder this is.
+    /// Returns the pod's files. `folder` is its volatile folder.
     #[must_use]
     pub fn files<'a>(&self, folder: &'a Path) -> PodFiles<'a> {
         match self.files {
-            FilesPlace::Folder => PodFiles::In(folder),
-            FilesPlace::Pause => PodFiles::OfPause,
+            FilesLocation::Folder => PodFiles::In(folder),
+            FilesLocation::Pause => PodFiles::OfPause,
         }
     }
 }
@@ -141,207 +143,207 @@ impl PodRecord {
 /// A pod in memory.
 #[derive(Debug)]
 pub struct Pod {
-    /// Its id.
+    /// The pod's id.
     pub id: PodId,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
-    /// What has been told of it.
-    pub told: Told,
-    /// How much of a core it uses.
+    /// The cursor of the pod's events.
+    pub event_cursor: EventCursor,
+    /// The pod's CPU usage.
     pub rate: Rate,
     record: Record<PodRecord>,
     changed: watch::Sender<()>,
-    link: Mutex<Option<Link>>,
-    /// Of a keeper that nobody follows yet.
-    news: Mutex<Option<NewsReceiver>>,
+    link: Mutex<Option<KeeperClient>>,
+    /// The updates of a keeper that is not followed yet.
+    updates: Mutex<Option<KeeperUpdates>>,
     netns: Mutex<Option<OwnedFd>>,
     userns: Mutex<Option<OwnedFd>>,
-    /// Containers that are being made.
-    making: watch::Sender<Vec<ContainerId>>,
-    /// What its keeper knows has been taken over, after a start of the daemon.
+    /// Containers that are being created.
+    creating: watch::Sender<Vec<ContainerId>>,
+    /// The keeper's state was taken over after the daemon's start.
     reconciled: watch::Sender<bool>,
-    /// Its keeper may have execs of a former daemon.
-    former_daemon: AtomicBool,
-    /// Its pause or its keeper has ended.
+    /// The keeper may run execs of an earlier daemon.
+    from_earlier_daemon: AtomicBool,
+    /// The pause or the keeper has ended.
     lost: AtomicBool,
 }
 
-/// A container that is being made, until this is dropped.
+/// Marks a container as being created until it is dropped.
 #[derive(Debug)]
-pub struct Making {
+pub struct CreationGuard {
     pod: Arc<Pod>,
     container: ContainerId,
 }
 
-impl Drop for Making {
+impl Drop for CreationGuard {
     fn drop(&mut self) {
-        self.pod.making.send_modify(|making| making.retain(|id| *id != self.container));
+        self.pod.creating.send_modify(|creating| creating.retain(|id| *id != self.container));
     }
 }
 
 impl Pod {
-    /// A pod whose record is kept at `file`.
+    /// Creates a pod; its record is stored in `file`.
     #[must_use]
     pub fn new(record: PodRecord, file: PathBuf, writer: RecordWriter) -> Self {
         Self {
             id: record.id.clone(),
             created_at: record.created_at,
-            told: Told::already(Level::of_found_pod(&record.state)),
+            event_cursor: EventCursor::at(Level::of_stored_pod(&record.state)),
             rate: Rate::default(),
             record: Record::new(record, file, writer),
             changed: watch::Sender::new(()),
             link: Mutex::new(None),
-            news: Mutex::new(None),
+            updates: Mutex::new(None),
             netns: Mutex::new(None),
             userns: Mutex::new(None),
-            making: watch::Sender::default(),
+            creating: watch::Sender::default(),
             reconciled: watch::Sender::new(true),
-            former_daemon: AtomicBool::new(false),
+            from_earlier_daemon: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         }
     }
 
-    /// A former daemon has run this pod: what its keeper knows is still to be taken over.
-    pub fn set_former_daemon(&self) {
-        self.former_daemon.store(true, Ordering::Release);
+    /// Marks the pod as run by an earlier daemon: its keeper's state has to be taken over.
+    pub fn set_from_earlier_daemon(&self) {
+        self.from_earlier_daemon.store(true, Ordering::Release);
         self.set_reconciled(false);
     }
 
-    /// Whether the execs of a former daemon are still to be ended; true once.
+    /// Returns true once if the execs of an earlier daemon have to be ended.
     #[must_use]
-    pub fn take_former_daemon(&self) -> bool {
-        self.former_daemon.swap(false, Ordering::AcqRel)
+    pub fn take_from_earlier_daemon(&self) -> bool {
+        self.from_earlier_daemon.swap(false, Ordering::AcqRel)
     }
 
-    /// Its pause or its keeper has ended.
+    /// Marks the pod as lost: its pause or its keeper has ended.
     pub fn set_lost(&self) {
         self.lost.store(true, Ordering::Release);
     }
 
-    /// Whether its pause or its keeper has ended, so that it cannot become ready.
+    /// Returns whether the pause or the keeper has ended. Such a pod cannot become ready.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
 
-    /// A container is being made in it: whoever stops the pod has to know.
+    /// Marks a container as being created in the pod, so that a stop of the pod waits for it.
     #[must_use]
-    pub fn making(self: &Arc<Self>, container: ContainerId) -> Making {
-        self.making.send_modify(|making| making.push(container.clone()));
-        Making { pod: self.clone(), container }
+    pub fn begin_creating(self: &Arc<Self>, container: ContainerId) -> CreationGuard {
+        self.creating.send_modify(|creating| creating.push(container.clone()));
+        CreationGuard { pod: self.clone(), container }
     }
 
-    /// Waits until no container is being made, but no longer than `patience`; those that still are.
-    pub async fn none_making(&self, patience: Duration) -> Vec<ContainerId> {
-        let mut making = self.making.subscribe();
-        let none = making.wait_for(Vec::is_empty);
-        drop(tokio::time::timeout(patience, none).await);
-        self.making.borrow().clone()
+    /// Waits up to `timeout` until no container is being created. Returns those that still are.
+    pub async fn wait_for_creations(&self, timeout: Duration) -> Vec<ContainerId> {
+        let mut creating = self.creating.subscribe();
+        let none = creating.wait_for(Vec::is_empty);
+        drop(tokio::time::timeout(timeout, none).await);
+        self.creating.borrow().clone()
     }
 
-    /// What the keeper knows is still to be taken over, or has been.
+    /// Sets whether the keeper's state was taken over.
     pub fn set_reconciled(&self, reconciled: bool) {
         self.reconciled.send_replace(reconciled);
     }
 
-    /// Whether what the keeper knows has been taken over.
+    /// Returns whether the keeper's state was taken over.
     #[must_use]
     pub fn is_reconciled_now(&self) -> bool {
         *self.reconciled.borrow()
     }
 
-    /// Waits until what the keeper knows has been taken over.
+    /// Waits until the keeper's state was taken over.
     pub async fn is_reconciled(&self) {
-        // The sender lives in `self`: this cannot fail while `self` is borrowed.
+        // `self` owns the sender, so this cannot fail.
         drop(self.reconciled.subscribe().wait_for(|reconciled| *reconciled).await);
     }
 
-    /// The record as it is now.
+    /// Returns a copy of the record.
     #[must_use]
     pub fn record(&self) -> PodRecord {
         self.record.get()
     }
 
-    /// Looks at the record without a copy.
+    /// Calls `look` with the record, without copying it.
     pub fn with<T>(&self, look: impl FnOnce(&PodRecord) -> T) -> T {
         self.record.with(look)
     }
 
-    /// Changes what is intended: on disk first. It blocks as long as the disk does.
+    /// Records an intent: on disk first, then in memory. Blocks as long as the disk does.
     ///
     /// # Errors
-    /// The file cannot be written; the record stays.
+    /// The file cannot be written; the record is unchanged.
     pub fn intend(&self, change: impl Fn(&mut PodRecord)) -> Result<(), FileError> {
         self.record.intend(change)?;
         self.changed.send_replace(());
         Ok(())
     }
 
-    /// The state has changed: for everyone to see at once, on disk as soon as that takes it.
-    pub fn happened(&self, transition: impl FnOnce(&PodState) -> PodState) {
-        self.record.happened(|record| record.state = transition(&record.state));
+    /// Changes the state to reflect a fact: visible immediately, written as soon as the disk accepts it.
+    pub fn transition(&self, transition: impl FnOnce(&PodState) -> PodState) {
+        self.record.apply(|record| record.state = transition(&record.state));
         self.changed.send_replace(());
     }
 
-    /// The pod is being removed: its record is not written any more.
-    pub fn give_up_record(&self) {
-        self.record.give_up();
+    /// Stops writing the record, since the pod is being removed.
+    pub fn stop_writing_record(&self) {
+        self.record.stop_writing();
     }
 
-    /// The state as it is now.
+    /// Returns the current state.
     #[must_use]
     pub fn state(&self) -> PodState {
         self.with(|record| record.state.clone())
     }
 
-    /// Waits until the pod is on its way down.
+    /// Waits until the pod is lost or being stopped.
     pub async fn stopping(&self) {
         let mut changes = self.changed.subscribe();
         while !matches!(self.state(), PodState::Lost | PodState::NotReady { .. }) {
-            // The sender lives in `self`: this cannot fail while `self` is borrowed.
+            // `self` owns the sender, so this cannot fail.
             drop(changes.changed().await);
         }
     }
 
-    /// What the client calls it.
+    /// Returns the name that the client gave.
     #[must_use]
     pub fn name(&self) -> PodName {
         self.with(|record| PodName::from(&record.config.metadata.clone().unwrap_or_default()))
     }
 
-    /// The connection to the keeper, while there is one.
+    /// Returns the client of the pod's keeper, if it has one.
     #[must_use]
-    pub fn link(&self) -> Option<Link> {
+    pub fn link(&self) -> Option<KeeperClient> {
         lock(&self.link).clone()
     }
 
-    /// Sets or drops the connection to the keeper.
-    pub fn set_link(&self, link: Option<Link>) {
+    /// Sets or drops the client of the pod's keeper.
+    pub fn set_link(&self, link: Option<KeeperClient>) {
         *lock(&self.link) = link;
     }
 
-    /// Keeps the news of its keeper until somebody follows it.
-    pub fn put_news(&self, news: NewsReceiver) {
-        *lock(&self.news) = Some(news);
+    /// Stores the keeper's updates until the keeper is followed.
+    pub fn put_updates(&self, updates: KeeperUpdates) {
+        *lock(&self.updates) = Some(updates);
     }
 
-    /// The news of its keeper, where nobody follows it yet.
-    pub fn take_news(&self) -> Option<NewsReceiver> {
-        lock(&self.news).take()
+    /// Takes the stored updates of a keeper that is not followed yet.
+    pub fn take_updates(&self) -> Option<KeeperUpdates> {
+        lock(&self.updates).take()
     }
 
-    /// The pod's network namespace, while the pause runs.
+    /// Returns the pod's network namespace while the pause runs.
     #[must_use]
     pub fn netns(&self) -> Option<OwnedFd> {
         lock(&self.netns).as_ref().and_then(|fd| fd.as_fd().try_clone_to_owned().ok())
     }
 
-    /// Sets or drops the network namespace: as long as it is held here it lives.
+    /// Sets or drops the descriptor of the network namespace, which keeps the namespace alive.
     pub fn set_netns(&self, netns: Option<OwnedFd>) {
         *lock(&self.netns) = netns;
     }
 
-    /// The pod's user namespace, if it has one, while the pause runs.
+    /// Returns the pod's user namespace while the pause runs, if it has one.
     #[must_use]
     pub fn userns(&self) -> Option<OwnedFd> {
         lock(&self.userns).as_ref().and_then(|fd| fd.as_fd().try_clone_to_owned().ok())
@@ -352,20 +354,20 @@ impl Pod {
         *lock(&self.userns) = userns;
     }
 
-    /// The namespace modes asked for; all `POD` where nothing was said (CRI: the zero value).
+    /// Returns the requested namespace modes; unset ones are `POD`, the zero value of the CRI.
     #[must_use]
     pub fn namespaces(&self) -> NamespaceOption {
         self.with(|record| namespaces(&record.config))
     }
 
-    /// The pod lives in the host's network.
+    /// Returns whether the pod uses the host's network.
     #[must_use]
     pub fn host_network(&self) -> bool {
         self.namespaces().network() == NamespaceMode::Node
     }
 }
 
-/// The namespace modes of a pod's config.
+/// Returns the namespace modes of a pod's config.
 #[must_use]
 pub fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
     config
@@ -392,6 +394,6 @@ mod tests {
         assert_eq!(stopped.released().stopping(), PodState::NotReady { released: true });
         let lost = PodState::Ready { pause_pid: 7 }.pause_ended();
         assert_eq!((lost.ready(8), lost.stopping()), (PodState::Lost, stopped.clone()));
-        assert_eq!(stopped.pause_ended(), stopped, "it is being stopped, and goes on to be");
+        assert_eq!(stopped.pause_ended(), stopped, "a stop continues");
     }
 }

@@ -1,12 +1,12 @@
-//! Processor time as cores: the difference between two questions. Nothing is sampled in between.
+//! CPU usage in cores: the difference between two requests. Nothing is sampled in between.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Two questions that are closer than this have the same answer: the difference would be noise.
-const SHORTEST: Duration = Duration::from_millis(500);
+/// Requests that are closer together than this get the same answer: the difference would be noise.
+const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The last question about a pod or container.
+/// The last sample of a pod or container.
 #[derive(Debug, Default)]
 pub struct Rate {
     last: Mutex<Option<Sample>>,
@@ -20,7 +20,8 @@ struct Sample {
 }
 
 impl Rate {
-    /// Billionths of a core since the last question; none at the first one. `cpu` is in nanoseconds.
+    /// Returns the usage since the last request in billionths of a core; none for the first request. `cpu` is
+    /// the total CPU time in nanoseconds.
     pub fn nano_cores(&self, cpu: u64) -> Option<u64> {
         self.at(Instant::now(), cpu)
     }
@@ -32,7 +33,7 @@ impl Rate {
             return None;
         };
         let elapsed = now.saturating_duration_since(before.at);
-        if elapsed < SHORTEST {
+        if elapsed < MIN_INTERVAL {
             return before.rate;
         }
         let used = u128::from(cpu.saturating_sub(before.cpu));
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_the_difference_between_two_questions() {
+    fn a_rate_is_the_difference_between_two_requests() {
         let (rate, start) = (Rate::default(), Instant::now());
         assert_eq!(rate.at(start, 1_000), None);
         let later = start + Duration::from_secs(2);

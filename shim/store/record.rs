@@ -1,5 +1,6 @@
-//! A record: the same value in memory and on disk. What the daemon intends is on disk before it is done, and fails where the
-//! disk does. What has happened is true at once, whatever the disk says: it is written when the disk takes it.
+//! A record: the same value in memory and on disk. An intent is written to disk before it is carried out, and
+//! fails if the write fails. An observed fact takes effect in memory immediately and is written as soon as
+//! the disk accepts it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use serde::Serialize;
 
 use super::file::{self, FileError};
-use super::writer::{RecordWriter, Unwritten};
+use super::writer::{PendingWrite, RecordWriter};
 
-/// A value with a file of its own.
+/// A value that is stored in a file.
 #[derive(Debug)]
 pub struct Record<T> {
     shared: Arc<Inner<T>>,
@@ -21,16 +22,16 @@ pub struct Record<T> {
 struct Inner<T> {
     file: PathBuf,
     current: RwLock<T>,
-    /// Held while the file is written: two writes never overtake one another.
+    /// Held while the file is written, so that writes happen in order.
     writing: Mutex<()>,
-    /// The file is older than the value.
+    /// The file is older than the value, and a write is queued.
     unwritten: AtomicBool,
-    /// The object is being removed: nothing is written any more.
+    /// The object is being removed: the file is not written again.
     gone: AtomicBool,
 }
 
 impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static> Record<T> {
-    /// A value that is kept in `file`, which is not written yet.
+    /// Creates a record that is stored in `file`. Nothing is written yet.
     #[must_use]
     pub fn new(value: T, file: PathBuf, writer: RecordWriter) -> Self {
         let inner = Inner {
@@ -43,25 +44,25 @@ impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static>
         Self { shared: Arc::new(inner), writer }
     }
 
-    /// Looks at the value without a copy.
+    /// Calls `look` with the value, without copying it.
     pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         look(&self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The value as it is now.
+    /// Returns a copy of the current value.
     #[must_use]
     pub fn get(&self) -> T {
         self.with(T::clone)
     }
 
-    /// Changes the value as somebody intends: on disk first, then for everyone to see. It may block as long as the disk
-    /// does.
+    /// Records an intent: writes the changed value to disk, then makes it visible. Blocks as long as the disk
+    /// does. `change` is called twice and must be idempotent.
     ///
     /// # Errors
-    /// The file cannot be written; the value stays.
+    /// The file cannot be written; the value is unchanged.
     pub fn intend(&self, change: impl Fn(&mut T)) -> Result<(), FileError> {
         let inner = &self.shared;
-        let _in_order = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut intended = self.get();
         change(&mut intended);
         if !inner.gone.load(Ordering::Acquire) {
@@ -69,7 +70,7 @@ impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static>
         }
         let overtaken = {
             let mut current = inner.current.write().unwrap_or_else(PoisonError::into_inner);
-            // Something may have happened meanwhile.
+            // The value may have changed during the write.
             change(&mut current);
             *current != intended
         };
@@ -79,15 +80,15 @@ impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static>
         Ok(())
     }
 
-    /// Changes the value as something has happened: for everyone to see at once, and on disk as soon as that takes it.
-    pub fn happened(&self, change: impl FnOnce(&mut T)) {
+    /// Records a fact: the change is visible immediately and is written as soon as the disk accepts it.
+    pub fn apply(&self, change: impl FnOnce(&mut T)) {
         change(&mut self.shared.current.write().unwrap_or_else(PoisonError::into_inner));
         self.write_later();
     }
 
-    /// Nothing is written any more: the file is being removed. A write that is on its way is waited for, so that it cannot
-    /// come between the files that are removed and their folder: it may block as long as the disk does.
-    pub fn give_up(&self) {
+    /// Stops writing, since the file is being removed. Waits for a write in progress, so that it cannot
+    /// recreate the file while its folder is removed. Blocks as long as the disk does.
+    pub fn stop_writing(&self) {
         self.shared.gone.store(true, Ordering::Release);
         drop(self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -99,13 +100,13 @@ impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static>
     }
 }
 
-impl<T: Clone + Serialize + std::fmt::Debug + Send + Sync> Unwritten for Inner<T> {
+impl<T: Clone + Serialize + std::fmt::Debug + Send + Sync> PendingWrite for Inner<T> {
     fn write(&self) -> Result<(), FileError> {
-        let _in_order = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.gone.load(Ordering::Acquire) {
             return Ok(());
         }
-        // What happens from here on asks for another write.
+        // A later change queues another write.
         self.unwritten.store(false, Ordering::Release);
         let value = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
         file::replace(&self.file, &value).inspect_err(|_| self.unwritten.store(true, Ordering::Release))
@@ -136,14 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn what_has_happened_is_true_at_once_and_written_when_the_disk_takes_it() {
+    fn a_fact_is_visible_immediately_and_written_when_the_disk_accepts_it() {
         let folder = tempfile::tempdir().unwrap();
         let writer = RecordWriter::start().unwrap();
         let path = folder.path().join("later/record.json");
         let record = Record::new(vec![1_u32], path.clone(), writer.clone());
-        record.happened(|value| value.push(2));
+        record.apply(|value| value.push(2));
         assert_eq!(record.get(), [1, 2]);
-        record.happened(|value| value.push(3));
+        record.apply(|value| value.push(3));
         std::fs::create_dir(folder.path().join("later")).unwrap();
         assert!(writer.flush(std::time::Duration::from_secs(60)), "the write is repeated");
         assert_eq!(on_disk(&path), [1, 2, 3]);
@@ -155,14 +156,14 @@ mod tests {
         let writer = RecordWriter::start().unwrap();
         let path = folder.path().join("record.json");
         let record = Record::new(vec![1_u32], path.clone(), writer.clone());
-        record.give_up();
-        record.happened(|value| value.push(2));
+        record.stop_writing();
+        record.apply(|value| value.push(2));
         assert!(writer.flush(std::time::Duration::from_secs(60)));
         assert!(!path.exists());
     }
 
     #[test]
-    fn intents_and_facts_that_cross_are_all_there_and_written_in_the_end() {
+    fn concurrent_intents_and_facts_are_all_applied_and_written() {
         let folder = tempfile::tempdir().unwrap();
         let writer = RecordWriter::start().unwrap();
         let path = folder.path().join("record.json");
@@ -173,7 +174,7 @@ mod tests {
                 scope.spawn(move || {
                     for number in (0..100).map(|number| thread * 1000 + number) {
                         match number % 2 {
-                            // What is intended may be changed twice: it says what is to be so, not what to do.
+                            // An intent may be applied twice: it describes the final state, not an action.
                             0 => record
                                 .intend(|value| {
                                     if !value.contains(&number) {
@@ -181,7 +182,7 @@ mod tests {
                                     }
                                 })
                                 .unwrap(),
-                            _ => record.happened(|value| value.push(number)),
+                            _ => record.apply(|value| value.push(number)),
                         }
                     }
                 });
@@ -191,8 +192,8 @@ mod tests {
         let mut value = record.get();
         assert_eq!(on_disk(&path), value);
         value.sort_unstable();
-        let wanted: Vec<u32> =
+        let expected: Vec<u32> =
             (0..4).flat_map(|thread| (0..100).map(move |number| thread * 1000 + number)).collect();
-        assert_eq!(value, wanted);
+        assert_eq!(value, expected);
     }
 }

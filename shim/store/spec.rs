@@ -1,4 +1,4 @@
-//! The OCI spec that a container was made from: whole on disk, and in memory what its further processes need of it.
+//! The OCI spec of a container: complete on disk, and in memory the parts that its further processes need.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,18 +9,19 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use super::file::{self, FileError};
 use crate::error::CriError;
 
-/// What is kept in memory.
+/// The part of a spec that is cached in memory.
 #[derive(Clone, Debug)]
-pub struct Kept {
-    /// Without the seccomp profile, whose hundreds of names are the longest part of it.
+pub struct CachedSpec {
+    /// The spec without its seccomp profile. The profile's hundreds of syscall names are the largest part of
+    /// a spec.
     pub spec: Arc<Spec>,
-    /// The profile's filter.
+    /// The compiled filter of the profile.
     pub filter: Option<Arc<Filter>>,
 }
 
-/// A spec as it was before a change.
+/// A spec before a change.
 #[derive(Debug)]
-pub struct Former {
+pub struct PreviousSpec {
     spec: Spec,
     filter: Option<Arc<Filter>>,
 }
@@ -29,35 +30,35 @@ pub struct Former {
 #[derive(Debug)]
 pub struct SpecStore {
     file: PathBuf,
-    kept: Mutex<Option<Kept>>,
+    cached: Mutex<Option<CachedSpec>>,
 }
 
 impl SpecStore {
-    /// Kept in this file.
+    /// Creates a store for a spec in this file.
     #[must_use]
     pub fn new(file: PathBuf) -> Self {
-        Self { file, kept: Mutex::new(None) }
+        Self { file, cached: Mutex::new(None) }
     }
 
-    /// Keeps a spec, with the filter of its seccomp profile.
+    /// Writes a spec and caches it, with the filter of its seccomp profile.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn keep(&self, spec: Spec, filter: Option<Arc<Filter>>) -> Result<Kept, FileError> {
+    pub fn keep(&self, spec: Spec, filter: Option<Arc<Filter>>) -> Result<CachedSpec, FileError> {
         file::replace(&self.file, &spec)?;
-        Ok(self.remember(spec, filter))
+        Ok(self.cache(spec, filter))
     }
 
-    fn remember(&self, mut spec: Spec, filter: Option<Arc<Filter>>) -> Kept {
+    fn cache(&self, mut spec: Spec, filter: Option<Arc<Filter>>) -> CachedSpec {
         if let Some(linux) = spec.linux_mut() {
             linux.set_seccomp(None);
         }
-        let kept = Kept { spec: Arc::new(spec), filter };
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept.clone());
-        kept
+        let cached = CachedSpec { spec: Arc::new(spec), filter };
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(cached.clone());
+        cached
     }
 
-    /// The spec as it is on disk.
+    /// Reads the complete spec from disk.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -65,20 +66,20 @@ impl SpecStore {
         file::read(&self.file)
     }
 
-    /// Changes the limits of the spec, and the score that further processes start with; its devices stay. The answer is
-    /// the spec as it was.
+    /// Changes the limits of the spec and the OOM score of further processes; the devices stay. Returns the
+    /// previous spec.
     ///
     /// # Errors
-    /// As [`Self::kept`], or the file cannot be written: the spec is then as it was.
+    /// As [`Self::cached`], or the file cannot be written: the spec is then unchanged.
     pub fn change_limits(
         &self,
         mut limits: LinuxResources,
         oom_score_adj: i32,
         filters: &Cache,
-    ) -> Result<Former, CriError> {
-        let filter = self.kept(filters)?.filter;
-        let former = self.whole()?;
-        let mut spec = former.clone();
+    ) -> Result<PreviousSpec, CriError> {
+        let filter = self.cached(filters)?.filter;
+        let previous = self.whole()?;
+        let mut spec = previous.clone();
         if let Some(linux) = spec.linux_mut() {
             let devices = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
             limits.set_devices(devices);
@@ -88,28 +89,28 @@ impl SpecStore {
             process.set_oom_score_adj(Some(oom_score_adj));
         }
         self.keep(spec, filter.clone())?;
-        Ok(Former { spec: former, filter })
+        Ok(PreviousSpec { spec: previous, filter })
     }
 
-    /// Keeps a spec again that was changed.
+    /// Restores the spec before a change.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn take_back(&self, former: Former) -> Result<(), FileError> {
-        self.keep(former.spec, former.filter).map(drop)
+    pub fn restore(&self, previous: PreviousSpec) -> Result<(), FileError> {
+        self.keep(previous.spec, previous.filter).map(drop)
     }
 
-    /// What a further process needs.
+    /// Returns what a further process needs, reading the spec from disk if it is not cached.
     ///
     /// # Errors
-    /// The file cannot be read, or its profile cannot be compiled any more.
-    pub fn kept(&self, filters: &Cache) -> Result<Kept, CriError> {
-        if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-            return Ok(kept);
+    /// The file cannot be read, or its profile cannot be compiled.
+    pub fn cached(&self, filters: &Cache) -> Result<CachedSpec, CriError> {
+        if let Some(cached) = self.cached.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Ok(cached);
         }
         let spec = self.whole()?;
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = profile.map(|profile| filters.filter(profile)).transpose()?;
-        Ok(self.remember(spec, filter))
+        Ok(self.cache(spec, filter))
     }
 }

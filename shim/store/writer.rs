@@ -1,47 +1,47 @@
-//! Writes the records of what has happened, in one background thread: a disk that hangs blocks only the writes to it. A
-//! write that fails is repeated until it succeeds.
+//! Writes changed records in one background thread, so that a hanging disk blocks only the writes to it. A
+//! failed write is repeated until it succeeds.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::file::FileError;
 
-/// How long after a failure the next attempt comes, at first and at most.
-const SOON: Duration = Duration::from_millis(100);
-const LATE: Duration = Duration::from_secs(10);
+/// Delays between attempts after a failure: the first one and the longest.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
 
-/// A record whose file is out of date.
-pub(super) trait Unwritten: Send + Sync + std::fmt::Debug {
-    /// Writes it as it is now.
+/// A record with a file that is older than its value.
+pub(super) trait PendingWrite: Send + Sync + std::fmt::Debug {
+    /// Writes the current value.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written.
     fn write(&self) -> Result<(), FileError>;
 }
 
-/// Takes records to write. Clones share one thread, which ends with the last of them.
+/// Queues records to be written. Clones share one thread, which exits after the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct RecordWriter {
-    shared: Arc<Shared>,
-    _open: Arc<Open>,
+    state: Arc<State>,
+    _close: Arc<CloseOnDrop>,
 }
 
-/// Ends the thread when the last clone is dropped.
+/// Stops the thread when the last clone is dropped.
 #[derive(Debug)]
-struct Open {
-    shared: Arc<Shared>,
+struct CloseOnDrop {
+    state: Arc<State>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct State {
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<Arc<dyn Unwritten>>,
-    /// Records that are being written or have failed.
+    waiting: Vec<Arc<dyn PendingWrite>>,
+    /// The number of records that are being written or failed to be.
     in_progress: usize,
     closed: bool,
 }
@@ -50,51 +50,51 @@ impl RecordWriter {
     /// Starts the thread.
     ///
     /// # Errors
-    /// There are too many threads.
+    /// The thread cannot be created.
     pub fn start() -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let worker = shared.clone();
+        let state = Arc::new(State::default());
+        let worker = state.clone();
         std::thread::Builder::new().name("berth-records".to_owned()).spawn(move || worker.run())?;
-        Ok(Self { shared: shared.clone(), _open: Arc::new(Open { shared }) })
+        Ok(Self { state: state.clone(), _close: Arc::new(CloseOnDrop { state }) })
     }
 
-    /// Writes a record soon, and again until that succeeds.
-    pub(super) fn write(&self, record: Arc<dyn Unwritten>) {
-        self.shared.queue().waiting.push(record);
-        self.shared.changed.notify_all();
+    /// Queues a record; its write is repeated until it succeeds.
+    pub(super) fn write(&self, record: Arc<dyn PendingWrite>) {
+        self.state.queue().waiting.push(record);
+        self.state.changed.notify_all();
     }
 
-    /// Waits until everything is written, but no longer than `patience`; whether it is.
+    /// Waits up to `timeout` until all records are written and returns whether they are.
     #[must_use]
-    pub fn flush(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        let mut queue = self.shared.queue();
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut queue = self.state.queue();
         while !queue.waiting.is_empty() || queue.in_progress > 0 {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            queue = self.shared.wait(queue, left);
+            queue = self.state.wait(queue, left);
         }
         true
     }
 
-    /// How many records are not on disk yet.
+    /// Returns the number of records that are not written yet.
     #[must_use]
     pub fn pending(&self) -> usize {
-        let queue = self.shared.queue();
+        let queue = self.state.queue();
         queue.waiting.len() + queue.in_progress
     }
 }
 
-impl Drop for Open {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.shared.queue().closed = true;
-        self.shared.changed.notify_all();
+        self.state.queue().closed = true;
+        self.state.changed.notify_all();
     }
 }
 
-impl Shared {
+impl State {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,10 +104,10 @@ impl Shared {
     }
 
     fn run(&self) {
-        let mut failed: Vec<Arc<dyn Unwritten>> = Vec::new();
-        let mut pause = SOON;
+        let mut failed: Vec<Arc<dyn PendingWrite>> = Vec::new();
+        let mut delay = RETRY_MIN;
         loop {
-            let Some(new) = self.next(&failed, pause) else { return };
+            let Some(new) = self.next(&failed, delay) else { return };
             let was_failing = !failed.is_empty();
             failed.extend(new);
             let count = failed.len();
@@ -121,22 +121,24 @@ impl Shared {
             });
             match reason {
                 Some(error) if !was_failing => {
-                    tracing::error!(%error, records = failed.len(), "failed to write records: they are written later");
+                    tracing::error!(%error, records = failed.len(), "failed to write records, will retry");
                 }
                 Some(_) => {}
-                None if was_failing => tracing::info!(records = count, "records are written again"),
+                None if was_failing => {
+                    tracing::info!(records = count, "wrote records that had failed before")
+                }
                 None => {}
             }
-            pause = if failed.is_empty() { SOON } else { (pause * 2).min(LATE) };
+            delay = if failed.is_empty() { RETRY_MIN } else { (delay * 2).min(RETRY_MAX) };
             self.queue().in_progress = failed.len();
             self.changed.notify_all();
         }
     }
 
-    /// What has come, after waiting for it; where writes have failed, no longer than until these are tried again. Nothing at
-    /// the end.
-    fn next(&self, failed: &[Arc<dyn Unwritten>], pause: Duration) -> Option<Vec<Arc<dyn Unwritten>>> {
-        let until = Instant::now() + pause;
+    /// Waits for new records and returns them. If writes have failed, returns after `delay` at the latest.
+    /// Returns none when the writer is closed.
+    fn next(&self, failed: &[Arc<dyn PendingWrite>], delay: Duration) -> Option<Vec<Arc<dyn PendingWrite>>> {
+        let until = Instant::now() + delay;
         let mut queue = self.queue();
         loop {
             if !queue.waiting.is_empty() {
@@ -147,7 +149,8 @@ impl Shared {
             if queue.closed {
                 return None;
             }
-            let left = if failed.is_empty() { LATE } else { until.saturating_duration_since(Instant::now()) };
+            let left =
+                if failed.is_empty() { RETRY_MAX } else { until.saturating_duration_since(Instant::now()) };
             if left.is_zero() {
                 return Some(Vec::new());
             }

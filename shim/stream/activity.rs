@@ -1,4 +1,4 @@
-//! When something last went over a connection, so that one that nobody uses does not stay forever.
+//! The time of the last activity on a connection, for the idle timeout.
 
 use std::io;
 use std::pin::Pin;
@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// When something last went over a connection.
+/// The time of the last activity on a connection.
 #[derive(Debug)]
 pub struct Activity {
     begun: Instant,
-    /// Milliseconds since then.
+    /// Milliseconds between `begun` and the last activity.
     last: AtomicU64,
 }
 
@@ -24,40 +24,40 @@ impl Activity {
         self.last.store(now, Ordering::Relaxed);
     }
 
-    /// Waits until nothing has gone over the connection for so long.
+    /// Waits until the connection was idle for `limit`.
     pub async fn idle(&self, limit: Duration) {
-        while self.until(limit) > Instant::now() {
-            tokio::time::sleep_until(self.until(limit)).await;
+        while self.deadline(limit) > Instant::now() {
+            tokio::time::sleep_until(self.deadline(limit)).await;
         }
     }
 
-    /// Until when it is not idle yet, if nothing more goes over it.
-    fn until(&self, limit: Duration) -> Instant {
+    /// Returns when the limit is reached if there is no further activity.
+    fn deadline(&self, limit: Duration) -> Instant {
         self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit
     }
 }
 
-/// A connection that keeps its [`Activity`].
+/// A connection that records its [`Activity`].
 #[derive(Debug)]
-pub struct Watched<T> {
+pub struct TrackedIo<T> {
     io: T,
     activity: Arc<Activity>,
 }
 
-impl<T> Watched<T> {
-    /// Begins now.
+impl<T> TrackedIo<T> {
+    /// Wraps a connection; its activity begins now.
     pub fn new(io: T) -> Self {
         Self { io, activity: Arc::new(Activity { begun: Instant::now(), last: AtomicU64::new(0) }) }
     }
 
-    /// Its activity.
+    /// Returns its activity.
     #[must_use]
     pub fn activity(&self) -> Arc<Activity> {
         self.activity.clone()
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for TrackedIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -69,7 +69,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -110,20 +110,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_goes_over_it_puts_off_the_end() {
+    async fn activity_extends_the_timeout() {
         let (near, mut far) = tokio::io::duplex(10);
-        let mut near = Watched::new(near);
+        let mut near = TrackedIo::new(near);
         let activity = near.activity();
         let limit = Duration::from_secs(100);
-        let before = activity.until(limit);
+        let before = activity.deadline(limit);
         activity.idle(Duration::ZERO).await;
         while before > Instant::now() + limit - Duration::from_millis(2) {
             tokio::task::yield_now().await;
         }
         far.write_all(b"x").await.unwrap();
         near.read_u8().await.unwrap();
-        assert!(activity.until(limit) > before);
+        assert!(activity.deadline(limit) > before);
         near.write_all(b"y").await.unwrap();
-        assert!(activity.until(limit) <= Instant::now() + limit);
+        assert!(activity.deadline(limit) <= Instant::now() + limit);
     }
 }

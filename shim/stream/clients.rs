@@ -1,25 +1,25 @@
-//! The streams of a client that executes or attaches: SPDY streams that name what they are, or WebSocket channels with
-//! fixed numbers.
+//! The streams of an exec or attach client: SPDY streams that are identified by a header, or WebSocket
+//! channels with fixed numbers.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::command::{Client, Work, serve};
-use super::spdy::{NewStream, Session};
-use super::upgrade::{CommandVersion, Ending};
+use super::command::{CommandStreams, CommandTarget, serve};
+use super::spdy::{NewStream, SpdySession};
+use super::upgrade::{CommandVersion, ReportFormat};
 use super::websocket::{Channels, Coding};
 use crate::daemon::Shared;
-use crate::exec::session::Wanted;
+use crate::exec::session::RequestedStreams;
 
-/// How long a client may take to open its streams (as the peers have it).
-pub(super) const CREATION: Duration = Duration::from_secs(30);
+/// How long a client may take to open its streams, as in containerd and CRI-O.
+pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Streams of a client: five, and some more to be told that they are not wanted.
+/// Limit of a client's streams: five, and some more that are reset.
 const MAX_STREAMS: usize = 8;
 
-/// Channels of a client (k8s.io/apimachinery, remotecommand): the first three are those of the process.
+/// Channel numbers (k8s.io/apimachinery, remotecommand); the first three are the process's standard streams.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
@@ -27,44 +27,53 @@ const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 
 /// Serves a client that uses SPDY.
-pub(super) async fn over_spdy<T>(daemon: &Shared, io: T, version: CommandVersion, work: &Work, wanted: Wanted)
-where
+pub(super) async fn over_spdy<T>(
+    daemon: &Shared,
+    io: T,
+    version: CommandVersion,
+    target: &CommandTarget,
+    requested: RequestedStreams,
+) where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let mut session = Session::start(io, MAX_STREAMS);
-    let gathered = tokio::time::timeout(CREATION, gather(&mut session, version, wanted)).await;
-    let Ok(Some(client)) = gathered else {
-        tracing::debug!("a client did not open its streams");
+    let mut session = SpdySession::start(io, MAX_STREAMS);
+    let opened = tokio::time::timeout(STREAM_TIMEOUT, accept_streams(&mut session, version, requested)).await;
+    let Ok(Some(client)) = opened else {
+        tracing::debug!("a client did not open its streams in time");
         return;
     };
     tokio::select! {
-        () = serve(daemon, work, wanted, client) => {}
-        () = gone(&mut session) => tracing::debug!("a client has gone before the end"),
+        () = serve(daemon, target, requested, client) => {}
+        () = wait_until_gone(&mut session) => tracing::debug!("a client disconnected before the end"),
     }
-    // One that broke the protocol is told so.
+    // A client that violated the protocol is notified.
     session.close().await;
 }
 
-/// The streams that the client has said it would open; none when it goes before.
-async fn gather(session: &mut Session, version: CommandVersion, wanted: Wanted) -> Option<Client> {
+/// Accepts the streams that the client requested; none if it disconnects before.
+async fn accept_streams(
+    session: &mut SpdySession,
+    version: CommandVersion,
+    requested: RequestedStreams,
+) -> Option<CommandStreams> {
     let (mut stdin, mut stdout, mut stderr, mut error, mut resize) = (None, None, None, None, None);
-    let wants_resize = wanted.tty && version.resizes;
+    let expects_resize = requested.tty && version.resizes;
     loop {
-        let have = |wanted: bool, stream: &Option<NewStream>| !wanted || stream.is_some();
-        if have(wanted.stdin, &stdin)
-            && have(wanted.stdout, &stdout)
-            && have(wanted.stderr, &stderr)
-            && have(wants_resize, &resize)
+        let is_ready = |is_requested: bool, stream: &Option<NewStream>| !is_requested || stream.is_some();
+        if is_ready(requested.stdin, &stdin)
+            && is_ready(requested.stdout, &stdout)
+            && is_ready(requested.stderr, &stderr)
+            && is_ready(expects_resize, &resize)
             && let Some(error) = error.take()
         {
             let NewStream { outgoing: error, .. } = error;
-            return Some(Client {
+            return Some(CommandStreams {
                 stdin: stdin.map(|stream| stream.incoming),
                 stdout: stdout.map(|stream| stream.outgoing),
                 stderr: stderr.map(|stream| stream.outgoing),
                 error,
                 resize: resize.map(|stream| stream.incoming),
-                ending: version.ending,
+                report_format: version.report_format,
             });
         }
         let stream = session.accept().await?;
@@ -83,8 +92,8 @@ async fn gather(session: &mut Session, version: CommandVersion, wanted: Wanted) 
     }
 }
 
-/// Waits until the client has gone. It has no more streams to open.
-async fn gone(session: &mut Session) {
+/// Waits until the client disconnects. Further streams are reset.
+async fn wait_until_gone(session: &mut SpdySession) {
     while let Some(stream) = session.accept().await {
         drop(stream.outgoing.abort().await);
     }
@@ -94,32 +103,32 @@ async fn gone(session: &mut Session) {
 pub(super) async fn over_channels<T>(
     daemon: &Shared,
     io: T,
-    (coding, ending, closes): (Coding, Ending, bool),
-    work: &Work,
-    wanted: Wanted,
+    (coding, report_format, closes): (Coding, ReportFormat, bool),
+    target: &CommandTarget,
+    requested: RequestedStreams,
 ) where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let readable = [wanted.stdin.then_some(STDIN), Some(RESIZE)];
+    let readable = [requested.stdin.then_some(STDIN), Some(RESIZE)];
     let readable: Vec<u8> = readable.into_iter().flatten().collect();
     let mut channels = Channels::start(io, coding, closes, &readable);
-    let client = Client {
+    let client = CommandStreams {
         stdin: channels.incoming(STDIN),
-        stdout: wanted.stdout.then(|| channels.outgoing(STDOUT)),
-        stderr: wanted.stderr.then(|| channels.outgoing(STDERR)),
+        stdout: requested.stdout.then(|| channels.outgoing(STDOUT)),
+        stderr: requested.stderr.then(|| channels.outgoing(STDERR)),
         error: channels.outgoing(ERROR),
         resize: channels.incoming(RESIZE),
-        ending,
+        report_format,
     };
-    // An empty message tells the client that all is there (as the peers do it).
+    // An empty message tells the client that the streams are ready, as in containerd and CRI-O.
     let first = client.stdout.as_ref().or(client.stderr.as_ref()).unwrap_or(&client.error);
     if first.send(Bytes::new()).await.is_err() {
         return;
     }
     tokio::select! {
-        () = serve(daemon, work, wanted, client) => {}
-        () = channels.gone() => tracing::debug!("a client has gone before the end"),
+        () = serve(daemon, target, requested, client) => {}
+        () = channels.gone() => tracing::debug!("a client disconnected before the end"),
     }
-    // One that broke the protocol is told so.
+    // A client that violated the protocol is notified.
     channels.close().await;
 }

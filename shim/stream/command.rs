@@ -1,5 +1,5 @@
-//! Exec and Attach, from the moment on that the client's streams are there: bytes go to and from the process, its end is
-//! told last. A client that vanishes ends this by dropping it, and with it the process of an exec.
+//! Exec and Attach after the client has opened its streams: relays bytes to and from the process, and reports
+//! its exit last. If the client disconnects, this is dropped, which kills the process of an exec.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,138 +11,149 @@ use tokio::sync::watch;
 use super::inbox::Incoming;
 use super::outgoing::Outgoing;
 use super::resize::sizes;
-use super::status::{Outcome, told};
-use super::token::Request;
-use super::upgrade::Ending;
+use super::status::{CommandOutcome, encode_outcome};
+use super::token::SessionRequest;
+use super::upgrade::ReportFormat;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::exec::session::{self, Control, End, Session, TerminalSize, Wanted};
+use crate::exec::session::{self, Control, RequestedStreams, Session, SessionEnd, TerminalSize};
 
-/// How long output is waited for after the command has ended, when something that it left behind holds the pipe open.
+/// How long output is relayed after the command has ended, if a descendant holds the pipe open.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// How long a command with a terminal waits for the size of that, so that it never sees another one. Clients without a
-/// terminal ask for none (kubectl and crictl then give up `-t`).
+/// How long the start of a command with a terminal waits for the terminal's size, so that the command never
+/// sees another one. Clients that have no terminal do not request one (kubectl and crictl drop `-t`).
 const FIRST_SIZE: Duration = Duration::from_secs(1);
 
-/// What a pipe holds at most (`/proc/sys/fs/pipe-max-size`): what comes after it was produced after the command's end.
+/// The largest capacity of a pipe (`/proc/sys/fs/pipe-max-size`). Output beyond it was produced after the
+/// command's end.
 const PIPE: usize = 1 << 20;
 
-/// How much output is read at once: the size of a pipe.
-const PIECE: usize = 64 << 10;
+/// Size of one read: the capacity of a pipe.
+const READ_SIZE: usize = 64 << 10;
 
-/// Up to which size output is copied out of the buffer that it was read into, instead of handing that on.
-const SMALL: usize = 16 << 10;
+/// Output up to this size is copied out of the read buffer; larger pieces take the buffer itself.
+const COPY_LIMIT: usize = 16 << 10;
 
-/// A client's streams.
+/// The streams of an exec or attach client.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct CommandStreams {
     pub(super) stdin: Option<Incoming>,
     pub(super) stdout: Option<Outgoing>,
     pub(super) stderr: Option<Outgoing>,
     pub(super) error: Outgoing,
     pub(super) resize: Option<Incoming>,
-    pub(super) ending: Ending,
+    pub(super) report_format: ReportFormat,
 }
 
-/// What is run for a client, or what it is connected to.
+/// What a client's streams are connected to.
 #[derive(Clone, Debug)]
-pub(super) enum Work {
+pub(super) enum CommandTarget {
     /// A command in a container.
     Exec {
-        /// The container.
+        /// The container's id.
         container: String,
         /// The command.
         command: Vec<String>,
     },
     /// A container's own streams.
     Attach {
-        /// The container.
+        /// The container's id.
         container: String,
     },
 }
 
-impl Work {
-    /// The part of a request that is about a command, with its streams.
-    pub(super) fn of(request: Request) -> Option<(Self, Wanted)> {
+impl CommandTarget {
+    /// Splits a request into target and streams; none for port forwarding.
+    pub(super) fn of(request: SessionRequest) -> Option<(Self, RequestedStreams)> {
         match request {
-            Request::Exec { container, command, wanted } => Some((Self::Exec { container, command }, wanted)),
-            Request::Attach { container, wanted } => Some((Self::Attach { container }, wanted)),
-            Request::PortForward { .. } => None,
+            SessionRequest::Exec { container, command, requested } => {
+                Some((Self::Exec { container, command }, requested))
+            }
+            SessionRequest::Attach { container, requested } => Some((Self::Attach { container }, requested)),
+            SessionRequest::PortForward { .. } => None,
         }
     }
 
     async fn begin(
         &self,
         daemon: &Shared,
-        wanted: Wanted,
-        sizes: Option<&mut Sizes>,
+        requested: RequestedStreams,
+        sizes: Option<&mut TerminalSizes>,
     ) -> Result<Session, CriError> {
         match self {
             Self::Exec { container, command } => {
-                let size = match sizes.filter(|_| wanted.tty) {
+                let size = match sizes.filter(|_| requested.tty) {
                     Some(sizes) => sizes.first().await,
                     None => None,
                 };
-                session::exec_sized(daemon, container, command.clone(), wanted, size).await
+                session::exec_with_size(daemon, container, command.clone(), requested, size).await
             }
-            Self::Attach { container } => session::attach(daemon, container, wanted).await,
+            Self::Attach { container } => session::attach(daemon, container, requested).await,
         }
     }
 
-    /// What is said of an error, as the peers say it.
-    fn failure(&self, why: impl std::fmt::Display) -> Outcome {
-        Outcome::Failed(match self {
-            Self::Exec { .. } => format!("error executing command in container: {why}"),
-            Self::Attach { .. } => format!("error attaching to container: {why}"),
+    /// Formats an error as containerd and CRI-O do.
+    fn failure(&self, reason: impl std::fmt::Display) -> CommandOutcome {
+        CommandOutcome::Failed(match self {
+            Self::Exec { .. } => format!("error executing command in container: {reason}"),
+            Self::Attach { .. } => format!("error attaching to container: {reason}"),
         })
     }
 
-    fn outcome(&self, end: End) -> Outcome {
+    fn outcome(&self, end: SessionEnd) -> CommandOutcome {
         match (self, end) {
-            (_, End::Exited(0) | End::Detached) | (Self::Attach { .. }, End::Exited(_)) => Outcome::Success,
-            (Self::Exec { .. }, End::Exited(code)) => Outcome::Exit(code),
-            (_, End::TooSlow) => self.failure("the client does not read; what it missed is in the log"),
-            (_, End::Gone) => self.failure("the pod's keeper is gone"),
+            (_, SessionEnd::Exited(0) | SessionEnd::Detached)
+            | (Self::Attach { .. }, SessionEnd::Exited(_)) => CommandOutcome::Success,
+            (Self::Exec { .. }, SessionEnd::Exited(code)) => CommandOutcome::Exit(code),
+            (_, SessionEnd::TooSlow) => {
+                self.failure("the client does not read; what it missed is in the log")
+            }
+            (_, SessionEnd::Gone) => self.failure("the pod's keeper has ended"),
         }
     }
 }
 
-/// Serves a client to its end.
-pub(super) async fn serve(daemon: &Shared, work: &Work, wanted: Wanted, client: Client) {
-    let Client { stdin, stdout, stderr, error, resize, ending } = client;
-    let mut sizes = resize.map(Sizes::new);
-    let outcome = match work.begin(daemon, wanted, sizes.as_mut()).await {
-        Ok(session) => converse(work, session, stdin, [stdout, stderr], sizes).await,
-        Err(why) => {
+/// Serves a client until its session ends.
+pub(super) async fn serve(
+    daemon: &Shared,
+    target: &CommandTarget,
+    requested: RequestedStreams,
+    client: CommandStreams,
+) {
+    let CommandStreams { stdin, stdout, stderr, error, resize, report_format } = client;
+    let mut sizes = resize.map(TerminalSizes::new);
+    let outcome = match target.begin(daemon, requested, sizes.as_mut()).await {
+        Ok(session) => relay(target, session, stdin, [stdout, stderr], sizes).await,
+        Err(reason) => {
             for output in [stdout, stderr].into_iter().flatten() {
-                // The client may be gone: then there is nobody to tell, here and below.
+                // The client may be gone; errors are then dropped, here and below.
                 drop(output.finish().await);
             }
-            work.failure(why)
+            target.failure(reason)
         }
     };
-    if let Some(told) = told(ending, &outcome) {
-        drop(error.send(told).await);
+    if let Some(report) = encode_outcome(report_format, &outcome) {
+        drop(error.send(report).await);
     }
     drop(error.finish().await);
 }
 
-async fn converse(
-    work: &Work,
+async fn relay(
+    target: &CommandTarget,
     mut session: Session,
     stdin: Option<Incoming>,
     outputs: [Option<Outgoing>; 2],
-    sizes: Option<Sizes>,
-) -> Outcome {
+    sizes: Option<TerminalSizes>,
+) -> CommandOutcome {
     let input = session.streams.stdin.take();
     let [stdout, stderr] = outputs;
     let (out, err) = (session.streams.stdout.take(), session.streams.stderr.take());
     let control = session.control.clone();
     let (ended, end) = watch::channel(false);
     let to_process = async {
-        tokio::join!(pass_in(stdin, input), pass_sizes(sizes, control));
-        // What the client sends ends nothing by itself.
+        tokio::join!(relay_input(stdin, input), relay_sizes(sizes, control));
+        // The end of the client's input does not end the session.
         std::future::pending::<()>().await;
     };
     let from_process = async {
@@ -151,52 +162,54 @@ async fn converse(
             ended.send_replace(true);
             end
         };
-        tokio::join!(waiting, pass_out(out, stdout, end.clone()), pass_out(err, stderr, end.clone())).0
+        tokio::join!(waiting, relay_output(out, stdout, end.clone()), relay_output(err, stderr, end.clone()))
+            .0
     };
     tokio::select! {
-        () = to_process => Outcome::Success,
-        end = from_process => work.outcome(end),
+        () = to_process => CommandOutcome::Success,
+        end = from_process => target.outcome(end),
     }
 }
 
-/// Input: the client's end of it becomes that of the process.
-async fn pass_in<W: AsyncWrite + Unpin>(from: Option<Incoming>, to: Option<W>) {
+/// Relays input. The end of the client's input closes the process's input.
+async fn relay_input<W: AsyncWrite + Unpin>(from: Option<Incoming>, to: Option<W>) {
     let (Some(mut from), Some(mut to)) = (from, to) else { return };
     while let Ok(Some(bytes)) = from.next().await {
         if to.write_all(&bytes).await.is_err() {
-            // The process does not read any more; what still comes is passed over.
+            // The process has closed its input; further input is dropped.
             return;
         }
     }
-    // The process may have closed it before.
+    // The process may have closed it already.
     drop(to.shutdown().await);
 }
 
-/// Sizes of the terminal, which a client sends as they change.
-struct Sizes {
+/// The sizes of the terminal, which a client sends as they change.
+struct TerminalSizes {
     from: Incoming,
     text: BytesMut,
-    /// Those that have come.
+    /// Received sizes that were not used yet.
     next: VecDeque<TerminalSize>,
 }
 
-impl Sizes {
+impl TerminalSizes {
     fn new(from: Incoming) -> Self {
         Self { from, text: BytesMut::new(), next: VecDeque::new() }
     }
 
-    /// The first size, which clients with a terminal send as soon as they are connected. None where it does not come.
+    /// Returns the first size, which clients with a terminal send immediately; none if it does not arrive in
+    /// time.
     async fn first(&mut self) -> Option<TerminalSize> {
         tokio::time::timeout(FIRST_SIZE, self.next()).await.ok().flatten()
     }
 
-    /// The next size; none when no more can come.
+    /// Returns the next size; none at the end of the stream.
     async fn next(&mut self) -> Option<TerminalSize> {
         while self.next.is_empty() {
             let bytes = self.from.next().await.ok().flatten()?;
             self.text.extend_from_slice(&bytes);
             let Ok(sizes) = sizes(&mut self.text) else {
-                tracing::debug!("a client sends sizes of its terminal that are none");
+                tracing::debug!("a client sent an invalid terminal size");
                 return None;
             };
             self.next.extend(sizes);
@@ -205,17 +218,18 @@ impl Sizes {
     }
 }
 
-async fn pass_sizes(sizes: Option<Sizes>, control: Control) {
+async fn relay_sizes(sizes: Option<TerminalSizes>, control: Control) {
     let Some(mut sizes) = sizes else { return };
     while let Some(size) = sizes.next().await {
         if let Err(error) = control.resize(size).await {
-            tracing::debug!(%error, "resize a terminal");
+            tracing::debug!(%error, "failed to resize a terminal");
         }
     }
 }
 
-/// Output, to its end; after the end of the process within bounds, since what it left behind may hold the pipe open.
-async fn pass_out<R: AsyncRead + Unpin>(
+/// Relays output to its end. After the end of the process, time and size are limited, since descendants may
+/// hold the pipe open.
+async fn relay_output<R: AsyncRead + Unpin>(
     from: Option<R>,
     to: Option<Outgoing>,
     mut end: watch::Receiver<bool>,
@@ -228,7 +242,7 @@ async fn pass_out<R: AsyncRead + Unpin>(
     let mut buffer = BytesMut::new();
     let mut after: Option<(Instant, usize)> = None;
     loop {
-        buffer.reserve(PIECE);
+        buffer.reserve(READ_SIZE);
         let read = match after {
             None => tokio::select! {
                 read = from.read_buf(&mut buffer) => read,
@@ -242,9 +256,9 @@ async fn pass_out<R: AsyncRead + Unpin>(
                 Err(_elapsed) => break,
             },
         };
-        // A terminal that its last process has left answers EIO (pty(7)).
+        // read(2) fails with EIO after the last process has closed the terminal (pty(7)).
         let count = read.unwrap_or(0);
-        if count == 0 || to.send(taken(&mut buffer)).await.is_err() {
+        if count == 0 || to.send(take_bytes(&mut buffer)).await.is_err() {
             break;
         }
         if let Some((since, bytes)) = &mut after {
@@ -257,8 +271,8 @@ async fn pass_out<R: AsyncRead + Unpin>(
     drop(to.finish().await);
 }
 
-fn taken(buffer: &mut BytesMut) -> Bytes {
-    if buffer.len() > SMALL {
+fn take_bytes(buffer: &mut BytesMut) -> Bytes {
+    if buffer.len() > COPY_LIMIT {
         return buffer.split().freeze();
     }
     let bytes = Bytes::copy_from_slice(buffer);

@@ -1,5 +1,5 @@
-//! The two tasks of a connection, one that reads and one that writes, and how they end: by the client, or by us with all
-//! that was sent before arriving.
+//! The two tasks of a connection, a reader and a writer, and how they end: when the client disconnects, or
+//! when we close after all sent data was delivered.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,20 +10,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::outgoing::{Item, Outgoing};
 
-/// How long the last frames may take to be taken by the client, and the client to hang up.
+/// How long the client may take to accept the last frames and close the connection.
 pub(super) const LINGER: Duration = Duration::from_secs(10);
 
-/// See the module. Dropping it breaks the connection off.
+/// The reader and writer task of a connection. Dropping it aborts both.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct ConnectionTasks {
     pub(super) items: mpsc::Sender<Item>,
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
     gone: CancellationToken,
 }
 
-impl Connection {
-    /// Begins. `reader` tells at its end whether the peer kept to the protocol; `writer` ends with the queue or a goodbye.
+impl ConnectionTasks {
+    /// Starts both tasks. `reader` returns whether the peer followed the protocol; `writer` ends with the
+    /// queue or a goodbye.
     pub(super) fn start(
         items: mpsc::Sender<Item>,
         reader: impl Future<Output = bool> + Send + 'static,
@@ -35,46 +36,46 @@ impl Connection {
         let reader = tokio::spawn(async move {
             let in_order = reader.await;
             drop(ended);
-            // The writer may have gone: then there is nobody to tell.
+            // The writer may have ended; the goodbye is then dropped.
             drop(goodbye.send(Item::Goodbye { in_order }).await);
         });
         let ended = gone.clone().drop_guard();
         let writer = tokio::spawn(async move {
             if let Err(error) = writer.await {
-                tracing::debug!(%error, "a client is gone");
+                tracing::debug!(%error, "failed to write to a client");
             }
             drop(ended);
         });
         Self { items, reader, writer, gone }
     }
 
-    /// Sends on a stream without windows.
+    /// Returns a sender for a stream without flow control windows.
     pub(super) fn outgoing(&self, stream: u32) -> Outgoing {
         Outgoing::new(stream, self.items.clone(), None)
     }
 
-    /// Waits until the client has gone.
+    /// Waits until the client has disconnected.
     pub(super) async fn gone(&self) {
         self.gone.cancelled().await;
     }
 
-    /// Ends in order. The client's end of the connection is waited for: closing a connection on which something arrives
-    /// takes back what was sent (a reset instead of an end).
+    /// Closes the connection gracefully and waits for the client to close its end: closing a connection while
+    /// data arrives would reset it, and sent data would be lost.
     pub(super) async fn close(mut self) {
-        let ending = async {
+        let closing = async {
             if self.items.send(Item::Goodbye { in_order: true }).await.is_ok() {
-                // It cannot fail but by a panic, which has been told.
+                // It can only fail by a panic, which was already reported.
                 drop((&mut self.writer).await);
             }
             drop((&mut self.reader).await);
         };
-        if tokio::time::timeout(LINGER, ending).await.is_err() {
-            tracing::debug!("a client does not hang up");
+        if tokio::time::timeout(LINGER, closing).await.is_err() {
+            tracing::debug!("a client did not close its connection in time");
         }
     }
 }
 
-impl Drop for Connection {
+impl Drop for ConnectionTasks {
     fn drop(&mut self) {
         self.reader.abort();
         self.writer.abort();

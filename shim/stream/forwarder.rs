@@ -1,5 +1,5 @@
-//! The streams of a client that forwards ports: over SPDY a pair of streams for each of its connections, with the port in
-//! their headers; over WebSocket channels a pair for each port that the request named.
+//! The streams of a client that forwards ports. Over SPDY, each of its connections has a pair of streams with
+//! the port in their headers. Over WebSocket channels, each requested port has a pair of channels.
 
 use std::collections::HashMap;
 
@@ -8,13 +8,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::clients::CREATION;
+use super::clients::STREAM_TIMEOUT;
 use super::ports::{Forwarded, forward};
-use super::spdy::{NewStream, Session};
+use super::spdy::{NewStream, SpdySession};
 use super::websocket::{Channels, Coding};
 use crate::daemon::Shared;
 
-/// Streams of a client: two for each of 128 connections at once. A browser opens six to a host.
+/// Limit of a client's streams: two for each of 128 connections. A browser opens six per host.
 const MAX_STREAMS: usize = 256;
 
 /// Serves a client that uses SPDY.
@@ -22,9 +22,9 @@ pub(super) async fn over_spdy<T>(daemon: &Shared, io: T, pod: &str)
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let mut session = Session::start(io, MAX_STREAMS);
+    let mut session = SpdySession::start(io, MAX_STREAMS);
     let mut pairs = Pairs::default();
-    // What is forwarded ends with the session: dropping the set ends its tasks.
+    // Dropping the set ends its tasks together with the session.
     let mut forwarding = JoinSet::new();
     loop {
         let oldest = pairs.oldest();
@@ -36,37 +36,38 @@ where
                         forwarding.spawn(async move { forward(&daemon, &pod, forwarded).await });
                     }
                     Ok(None) => {}
-                    Err(refused) => refuse(*refused).await,
+                    Err(rejected) => reject(*rejected).await,
                 },
                 None => break,
             },
             Some(_ended) = forwarding.join_next(), if !forwarding.is_empty() => {}
             () = tokio::time::sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
-                for half in pairs.expired() {
-                    refuse(Refused { stream: half, why: "timed out waiting for the other stream".to_owned() }).await;
+                for stream in pairs.expired() {
+                    let reason = "timed out waiting for the other stream".to_owned();
+                    reject(RejectedStream { stream, reason }).await;
                 }
             }
         }
     }
-    // What is forwarded has ended before its client is waited for.
+    // End the forwarding before waiting for the client.
     drop(forwarding);
     session.close().await;
 }
 
-/// A stream that is not forwarded.
+/// A stream that is rejected, with the reason.
 #[derive(Debug)]
-struct Refused {
+struct RejectedStream {
     stream: NewStream,
-    why: String,
+    reason: String,
 }
 
-/// Tells why, where the stream is for that; another is broken off.
-async fn refuse(refused: Refused) {
-    let Refused { stream, why } = refused;
-    tracing::debug!(why, "a forwarded connection is refused");
-    // The client may be gone: then there is nobody to tell.
+/// Sends the reason on an error stream; resets any other stream.
+async fn reject(rejected: RejectedStream) {
+    let RejectedStream { stream, reason } = rejected;
+    tracing::debug!(reason, "rejected a stream of a port-forward client");
+    // The client may be gone; the reason is then dropped.
     drop(match stream.headers.get("streamType") {
-        Some("error") => match stream.outgoing.send(Bytes::from(why)).await {
+        Some("error") => match stream.outgoing.send(Bytes::from(reason)).await {
             Ok(()) => stream.outgoing.finish().await,
             gone => gone,
         },
@@ -88,36 +89,36 @@ struct Half {
     until: Instant,
 }
 
-/// Streams that wait for the other of their pair.
+/// Streams that wait for the other stream of their pair.
 #[derive(Debug, Default)]
 struct Pairs {
     halves: HashMap<String, Half>,
 }
 
 impl Pairs {
-    /// Adds a stream. The second of a pair makes it whole.
-    fn add(&mut self, stream: NewStream) -> Result<Option<Forwarded>, Box<Refused>> {
-        let (kind, port) = match described(&stream) {
-            Ok(found) => found,
-            Err(why) => return Err(Box::new(Refused { stream, why })),
+    /// Adds a stream. If it completes a pair, returns the pair.
+    fn add(&mut self, stream: NewStream) -> Result<Option<Forwarded>, Box<RejectedStream>> {
+        let (kind, port) = match kind_and_port(&stream) {
+            Ok(described) => described,
+            Err(reason) => return Err(Box::new(RejectedStream { stream, reason })),
         };
         let id = request_id(&stream, kind);
         let Some(other) = self.halves.remove(&id) else {
-            self.halves.insert(id, Half { stream, kind, port, until: Instant::now() + CREATION });
+            self.halves.insert(id, Half { stream, kind, port, until: Instant::now() + STREAM_TIMEOUT });
             return Ok(None);
         };
         if other.kind == kind || other.port != port {
-            let why =
+            let reason =
                 format!("there is another stream of this kind, or for another port, with the id {id:?}");
             self.halves.insert(id, other);
-            return Err(Box::new(Refused { stream, why }));
+            return Err(Box::new(RejectedStream { stream, reason }));
         }
         let (data, error) = match kind {
             Kind::Data => (stream, other.stream),
             Kind::Error => (other.stream, stream),
         };
         let NewStream { incoming: from_client, outgoing: to_client, .. } = data;
-        Ok(Some(Forwarded { port, from_client, to_client, error: error.outgoing, ends: true }))
+        Ok(Some(Forwarded { port, from_client, to_client, error: error.outgoing, half_closes: true }))
     }
 
     fn oldest(&self) -> Option<Instant> {
@@ -131,8 +132,8 @@ impl Pairs {
     }
 }
 
-/// What a stream is for.
-fn described(stream: &NewStream) -> Result<(Kind, u16), String> {
+/// Reads the kind and port of a stream from its headers.
+fn kind_and_port(stream: &NewStream) -> Result<(Kind, u16), String> {
     let kind = match stream.headers.get("streamType") {
         Some("data") => Kind::Data,
         Some("error") => Kind::Error,
@@ -145,8 +146,9 @@ fn described(stream: &NewStream) -> Result<(Kind, u16), String> {
     }
 }
 
-/// What both streams of a pair have in common. Very old clients say nothing: they open the error stream, then the data
-/// stream, which has the next number of a client, two more (k8s.io/kubelet, portforward).
+/// Returns the id that both streams of a pair share. Very old clients send none. They open the error stream
+/// first; the data stream then has the client's next stream number, which is two higher (k8s.io/kubelet,
+/// portforward).
 fn request_id(stream: &NewStream, kind: Kind) -> String {
     match (stream.headers.get("requestID"), kind) {
         (Some(id), _) => id.to_owned(),
@@ -160,7 +162,7 @@ pub(super) async fn over_channels<T>(daemon: &Shared, io: T, coding: Coding, pod
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
-    // Two channels for each port; the request was refused if their numbers do not fit.
+    // Each port has two channels. The request was rejected before if their numbers do not fit.
     let numbered = || ports.iter().zip((0..=u8::MAX).step_by(2));
     let readable: Vec<u8> = numbered().map(|(_, channel)| channel).collect();
     let mut channels = Channels::start(io, coding, false, &readable);
@@ -170,10 +172,10 @@ where
         let (to_client, error) = (channels.outgoing(channel), channels.outgoing(channel.saturating_add(1)));
         let (daemon, pod, port) = (daemon.clone(), pod.to_owned(), *port);
         forwarding.spawn(async move {
-            // Both channels begin with their port.
+            // Both channels begin with their port number.
             let first = Bytes::copy_from_slice(&port.to_le_bytes());
             if to_client.send(first.clone()).await.is_ok() && error.send(first).await.is_ok() {
-                let forwarded = Forwarded { port, from_client, to_client, error, ends: false };
+                let forwarded = Forwarded { port, from_client, to_client, error, half_closes: false };
                 forward(&daemon, &pod, forwarded).await;
             }
         });
@@ -183,7 +185,7 @@ where
         () = all => {}
         () = channels.gone() => {}
     }
-    // What is forwarded has ended before its client is waited for.
+    // End the forwarding before waiting for the client.
     drop(forwarding);
     channels.close().await;
 }

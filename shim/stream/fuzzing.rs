@@ -1,15 +1,15 @@
-//! What clients can send, as one function each: bytes in, and nothing may break. The fuzz targets (`fuzz/`) call these with
-//! anything; the tests here with what is kept in `fuzz/corpus`.
+//! Entry points for fuzzing: one function for each protocol that clients speak. The fuzz targets (`fuzz/`)
+//! call them with any bytes; the tests here with the corpus in `fuzz/corpus`.
 
 use super::resize;
 use super::spdy::frame::{Control, HEAD, Head};
-use super::spdy::headers::{Decompressor, Headers, MAX_BLOCK, Writer};
+use super::spdy::headers::{Decompressor, HeaderWriter, Headers, MAX_BLOCK};
 use super::websocket::frame::{self, MAX_CONTROL, Order, Part};
 
-/// A SPDY session: frames with their headers, up to what breaks it.
+/// Parses a SPDY session, up to the first error.
 ///
 /// # Panics
-/// What was read is written as something else, or is larger than it may be.
+/// A parsed value is not encoded to the same bytes, or is larger than its limit.
 pub fn spdy(bytes: &[u8]) {
     let mut rest = bytes;
     let mut decompressor = Decompressor::default();
@@ -20,7 +20,7 @@ pub fn spdy(bytes: &[u8]) {
         rest = after;
         let Head::Control { kind, flags, .. } = head else { continue };
         let Ok(control) = Control::parse(kind, flags, payload) else { return };
-        written_again(&control);
+        assert_round_trip(&control);
         let (Control::SynStream { block, .. }
         | Control::SynReply { block, .. }
         | Control::Headers { block, .. }) = control
@@ -30,13 +30,13 @@ pub fn spdy(bytes: &[u8]) {
         let Ok(headers) = decompressor.block(block) else { return };
         let block = headers.encode();
         assert!(block.len() <= MAX_BLOCK, "{} bytes of headers", block.len());
-        let again = Decompressor::default().block(&Writer::default().block(&headers));
+        let again = Decompressor::default().block(&HeaderWriter::default().block(&headers));
         assert_eq!(again.as_ref(), Ok(&headers));
         assert_eq!(Headers::parse(&block), Ok(headers));
     }
 }
 
-fn written_again(control: &Control<'_>) {
+fn assert_round_trip(control: &Control<'_>) {
     let mut frame = Vec::new();
     control.encode(&mut frame);
     let Some((head, payload)) = frame.split_first_chunk() else { return };
@@ -47,10 +47,10 @@ fn written_again(control: &Control<'_>) {
     assert_eq!(again.as_ref(), Some(control));
 }
 
-/// A WebSocket connection: frames in their order, up to what breaks it; and sizes of a terminal.
+/// Parses the frames of a WebSocket connection, up to the first error, and their payloads as terminal sizes.
 ///
 /// # Panics
-/// A head is longer than what it was read from, or a control frame larger than it may be.
+/// A head is longer than its input, or a control frame is larger than its limit.
 pub fn websocket(bytes: &[u8]) {
     let mut rest = bytes;
     let mut order = Order::default();
@@ -90,13 +90,13 @@ mod tests {
     }
 
     #[test]
-    fn what_has_been_found_before_does_no_harm() {
+    fn the_corpus_does_not_break_the_parsers() {
         corpus("spdy").iter().for_each(|bytes| spdy(bytes));
         corpus("websocket").iter().for_each(|bytes| websocket(bytes));
     }
 
-    /// One of a corpus, with some bytes changed, and its end cut off.
-    fn near(target: &str) -> impl Strategy<Value = Vec<u8>> {
+    /// An input of the corpus with some bytes changed, possibly truncated.
+    fn mutated(target: &str) -> impl Strategy<Value = Vec<u8>> {
         let changes = prop::collection::vec((any::<Index>(), any::<u8>()), 0..6);
         (prop::sample::select(corpus(target)), changes, any::<Index>(), any::<bool>()).prop_map(
             |(mut bytes, changes, cut, whole)| {
@@ -112,12 +112,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_near_to_a_session_does_no_harm(bytes in near("spdy")) {
+        fn mutated_spdy_does_not_break_the_parsers(bytes in mutated("spdy")) {
             spdy(&bytes);
         }
 
         #[test]
-        fn what_is_near_to_a_websocket_does_no_harm(bytes in near("websocket")) {
+        fn mutated_websocket_does_not_break_the_parsers(bytes in mutated("websocket")) {
             websocket(&bytes);
         }
     }

@@ -1,27 +1,27 @@
-//! Bytes that have arrived for one consumer: a bounded buffer between the one task that reads a connection and the task
-//! that uses a stream of it. While the buffer is full, the reader waits, and with it the peer.
+//! The receiving side of a stream: a bounded buffer between the task that reads the connection and the task
+//! that uses the stream. While the buffer is full, the reader waits, and so does the peer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-/// How much waits for a consumer at most: what a SPDY peer may send before anyone has looked at it.
+/// Capacity of the buffer: the initial window of a SPDY stream.
 pub const CAPACITY: usize = 64 << 10;
 
-/// The stream was broken off, or its connection is lost.
+/// The stream was reset, or its connection is lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the stream was broken off")]
+#[error("the stream was reset")]
 pub struct Broken;
 
-/// Is told how much a consumer has taken.
+/// Receives the number of consumed bytes.
 pub trait Consumed: Send + Sync + std::fmt::Debug {
-    /// That many bytes are out of the buffer.
+    /// Called after this many bytes were taken out of the buffer.
     fn consumed(&self, bytes: usize);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum StreamEnd {
     Finished,
     Broken,
 }
@@ -29,46 +29,46 @@ enum End {
 #[derive(Debug, Default)]
 struct State {
     buffer: BytesMut,
-    end: Option<End>,
+    end: Option<StreamEnd>,
     abandoned: bool,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct Buffer {
     state: Mutex<State>,
     filled: Notify,
-    room: Notify,
+    space: Notify,
 }
 
-impl Shared {
+impl Buffer {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The reader's end.
+/// The connection reader's end of the buffer.
 #[derive(Clone, Debug)]
 pub struct Inbox {
-    shared: Arc<Shared>,
+    shared: Arc<Buffer>,
 }
 
-/// The consumer's end.
+/// The consumer's end of the buffer.
 #[derive(Debug)]
 pub struct Incoming {
-    shared: Arc<Shared>,
+    shared: Arc<Buffer>,
     consumed: Option<Arc<dyn Consumed>>,
 }
 
-/// Both ends of a buffer.
+/// Creates a buffer and returns both ends.
 #[must_use]
 pub fn inbox(consumed: Option<Arc<dyn Consumed>>) -> (Inbox, Incoming) {
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Buffer::default());
     (Inbox { shared: shared.clone() }, Incoming { shared, consumed })
 }
 
 impl Inbox {
-    /// Adds bytes, when there is room for them. Tells how many nobody will look at, since the stream is over or its
-    /// consumer has gone.
+    /// Adds bytes, waiting for space. Returns how many were dropped because the stream has ended or its
+    /// consumer is gone.
     pub async fn push(&self, mut bytes: &[u8]) -> usize {
         while !bytes.is_empty() {
             {
@@ -76,32 +76,32 @@ impl Inbox {
                 if state.abandoned || state.end.is_some() {
                     return bytes.len();
                 }
-                let room = CAPACITY.saturating_sub(state.buffer.len());
-                let (now, later) = bytes.split_at(room.min(bytes.len()));
+                let space = CAPACITY.saturating_sub(state.buffer.len());
+                let (now, later) = bytes.split_at(space.min(bytes.len()));
                 state.buffer.extend_from_slice(now);
                 bytes = later;
             }
             self.shared.filled.notify_one();
             if !bytes.is_empty() {
-                self.shared.room.notified().await;
+                self.shared.space.notified().await;
             }
         }
         0
     }
 
-    /// The peer has said that nothing follows.
+    /// Marks the end of the peer's data.
     pub fn finish(&self) {
-        self.end(End::Finished);
+        self.end(StreamEnd::Finished);
     }
 
-    /// The stream is lost. What was received before goes with it.
+    /// Marks the stream as reset and drops its buffered data.
     pub fn break_off(&self) {
-        self.end(End::Broken);
+        self.end(StreamEnd::Broken);
     }
 
-    fn end(&self, end: End) {
+    fn end(&self, end: StreamEnd) {
         let mut state = self.shared.lock();
-        if end == End::Broken {
+        if end == StreamEnd::Broken {
             state.buffer.clear();
             state.end = Some(end);
         } else {
@@ -109,15 +109,15 @@ impl Inbox {
         }
         drop(state);
         self.shared.filled.notify_one();
-        self.shared.room.notify_one();
+        self.shared.space.notify_one();
     }
 }
 
 impl Incoming {
-    /// What has arrived, once something has; nothing after the end.
+    /// Waits for data and returns it; none at the end.
     ///
     /// # Errors
-    /// The stream was broken off.
+    /// The stream was reset.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
             {
@@ -125,15 +125,15 @@ impl Incoming {
                 if !state.buffer.is_empty() {
                     let bytes = state.buffer.split().freeze();
                     drop(state);
-                    self.shared.room.notify_one();
+                    self.shared.space.notify_one();
                     if let Some(consumed) = &self.consumed {
                         consumed.consumed(bytes.len());
                     }
                     return Ok(Some(bytes));
                 }
                 match state.end {
-                    Some(End::Finished) => return Ok(None),
-                    Some(End::Broken) => return Err(Broken),
+                    Some(StreamEnd::Finished) => return Ok(None),
+                    Some(StreamEnd::Broken) => return Err(Broken),
                     None => {}
                 }
             }
@@ -148,7 +148,7 @@ impl Drop for Incoming {
         state.abandoned = true;
         let left = std::mem::take(&mut state.buffer).len();
         drop(state);
-        self.shared.room.notify_one();
+        self.shared.space.notify_one();
         if let (Some(consumed), true) = (&self.consumed, left > 0) {
             consumed.consumed(left);
         }
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_writer_waits_for_room_and_nothing_is_lost() {
+    async fn the_writer_waits_for_space_and_nothing_is_lost() {
         let (inbox, mut incoming) = inbox(None);
         let sent: Vec<u8> = (0..3 * CAPACITY + 17).map(|i| i.to_le_bytes()[0]).collect();
         let all = sent.clone();
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_consumer_that_goes_frees_the_writer() {
+    async fn a_dropped_consumer_unblocks_the_writer() {
         let (inbox, incoming) = inbox(None);
         let writer = tokio::spawn(async move { inbox.push(&vec![0; 2 * CAPACITY]).await });
         while incoming.shared.lock().buffer.len() < CAPACITY {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_stream_is_not_a_finished_one() {
+    async fn a_reset_stream_is_not_finished() {
         let (inbox, mut incoming) = inbox(None);
         inbox.push(b"lost").await;
         inbox.break_off();

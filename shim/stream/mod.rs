@@ -1,17 +1,20 @@
-//! Sessions of people with pods: what `kubectl exec`, `attach` and `port-forward` connect to.
+//! The streaming server: what `kubectl exec`, `attach` and `port-forward` connect to.
 //!
-//! Exec, Attach and PortForward answer with a URL of this server, whose token stands for the request ([`token`]). The
-//! kubelet, the API server and crictl connect to it and agree on a protocol ([`upgrade`]):
+//! Exec, Attach and PortForward return a URL of this server with a token for the request ([`token`]). The
+//! kubelet, the API server and crictl connect to it and negotiate a protocol ([`upgrade`]):
 //!
-//! * [`server`], [`tls`]: connections and their requests; [`source`], [`waiting`]: who has how many of them
-//! * [`spdy`]: SPDY/3.1; [`websocket`]: WebSocket. Each is a codec that knows bytes only, and two tasks a connection
-//! * [`inbox`], [`outgoing`]: one stream of either, received and sent; [`connection`]: how the two tasks end
-//! * [`clients`]: the streams of a command's client; [`command`], [`resize`], [`status`]: what goes over them
-//! * [`forwarder`]: the streams of a client that forwards ports; [`ports`]: what goes over them
-//! * [`activity`]: sessions that nobody uses
+//! * [`server`], [`tls`]: connections and their requests; [`source`], [`waiting`]: limits of connections by
+//!   their source
+//! * [`spdy`]: SPDY/3.1; [`websocket`]: WebSocket. Each has a codec without I/O, and two tasks per connection
+//! * [`inbox`], [`outgoing`]: the receiving and the sending side of one stream, for both protocols;
+//!   [`connection`]: how the two tasks end
+//! * [`clients`]: the streams of an exec or attach client; [`command`], [`resize`], [`status`]: what is sent
+//!   over them
+//! * [`forwarder`]: the streams of a port-forward client; [`ports`]: what is sent over them
+//! * [`activity`]: the idle timeout
 //!
-//! Everything is bounded: what is received waits in one buffer a stream, what is sent in a short queue; whoever does not
-//! read holds up only the one that writes to him.
+//! All memory is bounded. Each stream has one receive buffer; each connection has a short send queue. A peer
+//! that does not read delays only the sender that writes to it.
 
 pub mod activity;
 mod clients;
@@ -37,31 +40,32 @@ pub mod websocket;
 use std::sync::OnceLock;
 
 pub use server::{Listener, StreamError};
-pub use token::{Request, Tokens};
+pub use token::{SessionRequest, Tokens};
 
 use crate::error::CriError;
 
-/// What the RPCs know of the server.
+/// The part of the server that the RPCs use: it creates the URLs of sessions.
 #[derive(Debug, Default)]
-pub struct Streams {
+pub struct SessionUrls {
     tokens: Tokens,
     base: OnceLock<String>,
 }
 
-impl Streams {
-    /// Says where the server is.
-    pub fn serve_at(&self, base: String) {
-        // It is said once, before the first request.
-        let _before = self.base.set(base);
+impl SessionUrls {
+    /// Sets the base URL of the server.
+    pub fn set_base_url(&self, base: String) {
+        // It is set once, before the first request.
+        let _previous = self.base.set(base);
     }
 
-    /// Where a client finds the session that it has asked for.
+    /// Creates the URL of a session for a request.
     ///
     /// # Errors
-    /// Too many wait for their client, or there is no server yet.
-    pub fn url(&self, request: Request) -> Result<String, CriError> {
+    /// Too many sessions wait for their client, or the server is not running yet.
+    pub fn url(&self, request: SessionRequest) -> Result<String, CriError> {
         let base = self.base.get();
-        let base = base.ok_or_else(|| CriError::unavailable("sessions", "they are not served yet"))?;
+        let base =
+            base.ok_or_else(|| CriError::unavailable("sessions", "the streaming server is not running yet"))?;
         let verb = request.verb();
         Ok(format!("{base}/{verb}/{}", self.tokens.issue(request)?))
     }

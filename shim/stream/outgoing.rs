@@ -1,40 +1,40 @@
-//! What is sent on one stream of a connection: handed over to the one task that writes the connection, through a short
-//! queue. While the peer does not read, or does not open its window, the sender waits.
+//! The sending side of a stream. Data goes through a short queue to the task that writes the connection.
+//! While the peer does not read or its flow control window is full, the sender waits.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::spdy::table::Table;
+use super::spdy::table::StreamTable;
 
-/// How many messages wait for the writer. Each is at most what one read from a pipe gives.
+/// Capacity of the writer's queue. A message is at most one read from a pipe.
 pub(super) const QUEUE: usize = 8;
 
-/// The peer is gone, or does not want any more of the stream.
+/// The peer has disconnected or has ended the stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the peer is gone")]
 pub struct Gone;
 
-/// What the writer of a connection is handed.
+/// An item in the queue of a connection's writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Item {
     /// Data of a stream.
     Data {
-        /// Its number.
+        /// The stream's number.
         stream: u32,
-        /// Whole.
+        /// The data.
         bytes: Bytes,
     },
-    /// Nothing follows on a stream.
+    /// Ends the sending direction of a stream.
     Finish(u32),
-    /// A stream is broken off.
+    /// Resets a stream.
     Abort(u32),
-    /// A frame as it goes on the wire.
+    /// An encoded frame.
     Frame(Bytes),
-    /// The last: the connection ends in order, or because the peer broke the protocol.
+    /// The last item: the connection ends, either normally or because the peer violated the protocol.
     Goodbye {
-        /// The peer did nothing wrong.
+        /// The peer followed the protocol.
         in_order: bool,
     },
 }
@@ -44,23 +44,23 @@ pub(super) enum Item {
 pub struct Outgoing {
     stream: u32,
     items: mpsc::Sender<Item>,
-    /// The windows of a SPDY session.
-    table: Option<Arc<Table>>,
+    /// The flow control windows of a SPDY session.
+    table: Option<Arc<StreamTable>>,
 }
 
 impl Outgoing {
-    pub(super) fn new(stream: u32, items: mpsc::Sender<Item>, table: Option<Arc<Table>>) -> Self {
+    pub(super) fn new(stream: u32, items: mpsc::Sender<Item>, table: Option<Arc<StreamTable>>) -> Self {
         Self { stream, items, table }
     }
 
-    /// Sends bytes. An empty message is sent, too.
+    /// Sends bytes. On streams without windows, an empty message is sent as well.
     ///
     /// # Errors
-    /// Nobody receives them.
+    /// The peer is gone.
     pub async fn send(&self, mut bytes: Bytes) -> Result<(), Gone> {
         let Some(table) = &self.table else { return self.item(self.data(bytes)).await };
         while !bytes.is_empty() {
-            let room = table.take(self.stream, bytes.len()).await?;
+            let room = table.reserve(self.stream, bytes.len()).await?;
             let piece = bytes.split_to(room.min(bytes.len()));
             self.item(self.data(piece)).await?;
         }
@@ -71,18 +71,18 @@ impl Outgoing {
         Item::Data { stream: self.stream, bytes }
     }
 
-    /// Says that nothing follows.
+    /// Ends the sending direction.
     ///
     /// # Errors
-    /// Nobody hears it.
+    /// The peer is gone.
     pub async fn finish(&self) -> Result<(), Gone> {
         self.item(Item::Finish(self.stream)).await
     }
 
-    /// Breaks the stream off, in both directions.
+    /// Resets the stream, in both directions.
     ///
     /// # Errors
-    /// Nobody hears it.
+    /// The peer is gone.
     pub async fn abort(&self) -> Result<(), Gone> {
         self.item(Item::Abort(self.stream)).await
     }

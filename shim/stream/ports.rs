@@ -1,5 +1,6 @@
-//! PortForward, from the moment on that a client's streams are there: each connection of the client becomes one to a port
-//! of the pod's loopback. What goes wrong with one is told on its own error stream and ends nothing else.
+//! PortForward after the client has opened its streams: each connection of the client becomes a connection to
+//! a port on the pod's loopback interface. Its errors are reported on its error stream and affect no other
+//! connection.
 
 use std::os::fd::AsFd;
 
@@ -13,34 +14,35 @@ use super::outgoing::{Gone, Outgoing};
 use crate::daemon::Shared;
 use crate::error::CriError;
 
-/// How much is read at once.
-const PIECE: usize = 64 << 10;
+/// Size of one read.
+const READ_SIZE: usize = 64 << 10;
 
-/// One connection of a client.
+/// One forwarded connection of a client.
 #[derive(Debug)]
 pub(super) struct Forwarded {
     pub(super) port: u16,
     pub(super) from_client: Incoming,
     pub(super) to_client: Outgoing,
     pub(super) error: Outgoing,
-    /// The client can say that it sends nothing more. Another is done when the pod is.
-    pub(super) ends: bool,
+    /// The client can end one direction of the connection. If it cannot, the connection ends when the pod
+    /// closes it.
+    pub(super) half_closes: bool,
 }
 
-/// Forwards one connection to its end.
+/// Forwards one connection until it ends.
 pub(super) async fn forward(daemon: &Shared, pod: &str, forwarded: Forwarded) {
-    let Forwarded { port, from_client, to_client, error, ends } = forwarded;
+    let Forwarded { port, from_client, to_client, error: error_stream, half_closes } = forwarded;
     match connect(daemon, pod, port).await {
-        Ok(stream) => pass(stream, from_client, to_client, ends).await,
-        Err(why) => {
-            tracing::debug!(pod, port, %why, "forward a port");
-            let why = format!("error forwarding port {port} to pod {pod}: {why}");
-            // The client may be gone: then there is nobody to tell, here and below.
-            drop(error.send(Bytes::from(why)).await);
+        Ok(stream) => relay(stream, from_client, to_client, half_closes).await,
+        Err(error) => {
+            tracing::debug!(pod, port, %error, "failed to forward a port");
+            let report = format!("error forwarding port {port} to pod {pod}: {error}");
+            // The client may be gone; errors are then dropped, here and below.
+            drop(error_stream.send(Bytes::from(report)).await);
             drop(to_client.abort().await);
         }
     }
-    drop(error.finish().await);
+    drop(error_stream.finish().await);
 }
 
 async fn connect(daemon: &Shared, pod: &str, port: u16) -> Result<TcpStream, CriError> {
@@ -54,49 +56,50 @@ async fn connect(daemon: &Shared, pod: &str, port: u16) -> Result<TcpStream, Cri
     Ok(berth_cni::port_forward::connect(Some(netns.as_fd()), port).await?)
 }
 
-/// Bytes in both directions, and the end of each. A reset on either side is one on the other; it is no error of the
-/// forwarding, which would make kubectl give up all its connections.
-async fn pass(stream: TcpStream, from_client: Incoming, to_client: Outgoing, ends: bool) {
+/// Relays bytes in both directions, and the end of each. A reset on one side becomes a reset on the other. It
+/// is not reported as an error of the forwarding, which would make kubectl give up all its connections.
+async fn relay(stream: TcpStream, from_client: Incoming, to_client: Outgoing, half_closes: bool) {
     let (mut from_pod, to_pod) = stream.into_split();
-    let mut inward = std::pin::pin!(pass_in(from_client, to_pod));
-    let mut outward = std::pin::pin!(pass_out(&mut from_pod, &to_client));
-    let mut all_in = false;
+    let mut inward = std::pin::pin!(relay_input(from_client, to_pod));
+    let mut outward = std::pin::pin!(relay_output(&mut from_pod, &to_client));
+    let mut input_done = false;
     let out = loop {
         tokio::select! {
-            passed = &mut inward, if !all_in => match passed {
-                Ok(()) => all_in = true,
+            passed = &mut inward, if !input_done => match passed {
+                Ok(()) => input_done = true,
                 Err(Broken) => break Err(Gone),
             },
             passed = &mut outward => break passed,
         }
     };
-    // The client may be gone: then there is nobody to tell.
+    // The client may be gone; errors are then dropped.
     drop(match &out {
         Ok(()) => to_client.finish().await,
         Err(Gone) => to_client.abort().await,
     });
-    if out.is_ok() && ends && !all_in {
-        // The pod may still listen.
+    if out.is_ok() && half_closes && !input_done {
+        // The pod may still read.
         drop(inward.await);
     }
 }
 
-/// To the pod, up to the client's end. A pod that takes no more ends it, too: what it still sends is worth having.
-async fn pass_in(mut from: Incoming, mut to: OwnedWriteHalf) -> Result<(), Broken> {
+/// Relays bytes to the pod until the client's end. If the pod closes its reading side, this ends as well;
+/// what the pod still sends is relayed.
+async fn relay_input(mut from: Incoming, mut to: OwnedWriteHalf) -> Result<(), Broken> {
     while let Some(bytes) = from.next().await? {
         if to.write_all(&bytes).await.is_err() {
             return Ok(());
         }
     }
-    // The pod may have closed it before.
+    // The pod may have closed it already.
     drop(to.shutdown().await);
     Ok(())
 }
 
-async fn pass_out(from: &mut OwnedReadHalf, to: &Outgoing) -> Result<(), Gone> {
+async fn relay_output(from: &mut OwnedReadHalf, to: &Outgoing) -> Result<(), Gone> {
     let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(PIECE);
+        buffer.reserve(READ_SIZE);
         if from.read_buf(&mut buffer).await.map_err(|_| Gone)? == 0 {
             return Ok(());
         }

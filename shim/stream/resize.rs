@@ -1,16 +1,16 @@
-//! Sizes of a client's terminal: JSON values one after the other, `{"Width":80,"Height":24}`.
+//! Sizes of a client's terminal: a sequence of JSON values, `{"Width":80,"Height":24}`.
 
 use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 
 use crate::exec::session::TerminalSize;
 
-/// The most that is kept of a value that is not whole.
+/// Limit of an incomplete value.
 const MAX_TEXT: usize = 1 << 10;
 
-/// What was sent is not a size.
+/// The received text is not a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotASize;
+pub struct InvalidSize;
 
 #[derive(Deserialize)]
 struct Size {
@@ -20,22 +20,22 @@ struct Size {
     height: u16,
 }
 
-/// Takes the sizes that are whole off a text.
+/// Takes the complete sizes off the start of a text.
 ///
 /// # Errors
-/// The text is none of sizes.
-pub fn sizes(text: &mut BytesMut) -> Result<Vec<TerminalSize>, NotASize> {
-    let mut found = Vec::new();
+/// The text is not a sequence of sizes.
+pub fn sizes(text: &mut BytesMut) -> Result<Vec<TerminalSize>, InvalidSize> {
+    let mut complete = Vec::new();
     let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Size>();
     let mut taken = 0;
     loop {
         match values.next() {
             Some(Ok(Size { width, height })) => {
-                found.push(TerminalSize { width, height });
+                complete.push(TerminalSize { width, height });
                 taken = values.byte_offset();
             }
             Some(Err(error)) if error.is_eof() => break,
-            Some(Err(_)) => return Err(NotASize),
+            Some(Err(_)) => return Err(InvalidSize),
             None => {
                 taken = text.len();
                 break;
@@ -43,19 +43,19 @@ pub fn sizes(text: &mut BytesMut) -> Result<Vec<TerminalSize>, NotASize> {
         }
     }
     text.advance(taken);
-    if text.len() > MAX_TEXT { Err(NotASize) } else { Ok(found) }
+    if text.len() > MAX_TEXT { Err(InvalidSize) } else { Ok(complete) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(text: &mut BytesMut) -> Result<Vec<(u16, u16)>, NotASize> {
+    fn of(text: &mut BytesMut) -> Result<Vec<(u16, u16)>, InvalidSize> {
         Ok(sizes(text)?.into_iter().map(|size| (size.width, size.height)).collect())
     }
 
     #[test]
-    fn values_come_in_any_pieces() {
+    fn values_can_arrive_in_pieces() {
         let mut text = BytesMut::from(&br#"{"Width":80,"Height":24}{"Wid"#[..]);
         assert_eq!(of(&mut text), Ok(vec![(80, 24)]));
         text.extend_from_slice(b"th\":1,\"Height\":2}\n");
@@ -64,11 +64,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_refused() {
         for wrong in ["[]", "{\"Width\":-1,\"Height\":2}", "{\"Width\":70000,\"Height\":2}", "x"] {
-            assert_eq!(of(&mut BytesMut::from(wrong)), Err(NotASize), "{wrong}");
+            assert_eq!(of(&mut BytesMut::from(wrong)), Err(InvalidSize), "{wrong}");
         }
         let endless = format!("{{\"Width\":80,{}", " ".repeat(MAX_TEXT));
-        assert_eq!(of(&mut BytesMut::from(endless.as_str())), Err(NotASize));
+        assert_eq!(of(&mut BytesMut::from(endless.as_str())), Err(InvalidSize));
     }
 }

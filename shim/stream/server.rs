@@ -1,5 +1,5 @@
-//! The HTTP server that clients of Exec, Attach and PortForward connect to: by the token in the path a request becomes a
-//! session, and its connection that session's own.
+//! The HTTP server that clients of Exec, Attach and PortForward connect to. A request with a valid token in
+//! its path becomes a session, which takes over the connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,52 +19,52 @@ use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-use super::activity::Watched;
-use super::command::Work;
+use super::activity::TrackedIo;
+use super::command::CommandTarget;
 use super::source::Sources;
-use super::token::Request;
-use super::upgrade::{Agreed, Purpose, Refusal, agree};
-use super::waiting::{Place, Waiting};
+use super::token::SessionRequest;
+use super::upgrade::{Negotiated, Purpose, Refusal, negotiate};
+use super::waiting::{PendingConnection, PendingConnections};
 use super::websocket::tunnel;
 use super::{clients, forwarder, tls};
 use crate::daemon::Shared;
 
-/// How long a connection may take to become a session: TLS, the whole request and its answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a connection may take to become a session: TLS handshake, request and response.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long nothing may go over a session (as the peers have it).
-const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
+/// The idle timeout of a session, as in containerd and CRI-O.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 60 * 60);
 
-/// Sessions at once. Each has its buffers, within a megabyte or two.
+/// Limit of concurrent sessions. Each uses buffers of one or two megabytes.
 const MAX_SESSIONS: usize = 2048;
 
-/// Connections that have not been taken yet. The kernel has a limit of its own (`net.core.somaxconn`).
+/// The accept queue. The kernel limits it further (`net.core.somaxconn`).
 const QUEUE: u32 = 4096;
 
-/// The most headers of a request, and bytes of them.
+/// Limits of a request's headers: their number, and the bytes of its head.
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD: usize = 64 << 10;
 
-/// After how long the kernel looks whether a silent peer is still there, and how often until it is given up.
+/// How long a connection is silent before the kernel sends keepalive probes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Why there is no server.
+/// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// Nothing can listen there.
-    #[error("stream_address {address}: {error}")]
+    /// The address cannot be listened on.
+    #[error("failed to listen on stream_address {address}: {error}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
-    /// The certificate or its key.
+    /// The certificate or its key is invalid.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
 }
 
-/// The server before it serves: it listens already.
+/// The server, listening but not serving yet.
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
@@ -81,10 +81,10 @@ impl std::fmt::Debug for TlsHandle {
 }
 
 impl Listener {
-    /// Listens where the configuration says.
+    /// Listens on the configured address.
     ///
     /// # Errors
-    /// The address is taken, or a file of TLS is wrong.
+    /// The address is in use, or a TLS file is invalid.
     pub async fn bind(config: &crate::config::Config) -> Result<Self, StreamError> {
         let tls = tls::configured(config)?.map(|acceptor| Arc::new(TlsHandle(acceptor)));
         let address = config.stream_address;
@@ -94,29 +94,29 @@ impl Listener {
         Ok(Self { listener, tls, address })
     }
 
-    /// What all URLs begin with.
+    /// Returns the base of all URLs.
     #[must_use]
     pub fn base(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 
-    /// Serves for as long as it is polled.
+    /// Serves until the future is dropped.
     pub async fn serve(self, daemon: Shared) {
-        tracing::info!(address = %self.address, tls = self.tls.is_some(), "sessions are served");
-        let (sources, waiting) = (Sources::open(), Waiting::default());
+        tracing::info!(address = %self.address, tls = self.tls.is_some(), "streaming server is ready");
+        let (sources, pending) = (Sources::open(), PendingConnections::default());
         let server = Server { daemon, sessions: Arc::new(Semaphore::new(MAX_SESSIONS)) };
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     let span = tracing::info_span!("session", %peer, container = Empty, pod = Empty);
-                    let place = waiting.enter(sources.of(peer, stream.local_addr().unwrap_or(self.address)));
+                    let slot = pending.add(sources.of(peer, stream.local_addr().unwrap_or(self.address)));
                     let (server, tls) = (server.clone(), self.tls.clone());
-                    tokio::spawn(server.connection(stream, tls, place).instrument(span));
+                    tokio::spawn(server.connection(stream, tls, slot).instrument(span));
                 }
                 Err(error) => {
-                    // Of a connection that has gone again; or of the process, which has too many files open.
-                    tracing::warn!(%error, "accept a connection for a session");
+                    // Either the connection is already closed, or the process has too many open files.
+                    tracing::warn!(%error, "failed to accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -124,7 +124,7 @@ impl Listener {
     }
 }
 
-/// With a queue for those who come faster than they are taken: whoever finds none is delayed by a second (listen(2)).
+/// Listens with a long accept queue: a client that finds it full is delayed by a second (listen(2)).
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -139,35 +139,41 @@ struct Server {
 }
 
 impl Server {
-    /// Serves a connection until it has become a session, whose task is another.
-    async fn connection(self, stream: TcpStream, tls: Option<Arc<TlsHandle>>, place: Place) {
+    /// Serves a connection until it becomes a session, which runs in another task.
+    async fn connection(self, stream: TcpStream, tls: Option<Arc<TlsHandle>>, slot: PendingConnection) {
         if let Err(error) = prepare(&stream) {
-            tracing::debug!(%error, "prepare a connection");
+            tracing::debug!(%error, "failed to set options of a connection");
         }
-        let place = Arc::new(place);
+        let slot = Arc::new(slot);
         let served = async {
             match tls {
-                None => self.http(stream, &place).await,
+                None => self.http(stream, &slot).await,
                 Some(tls) => match tls.0.accept(stream).await {
-                    Ok(stream) => self.http(stream, &place).await,
-                    Err(error) => tracing::debug!(%error, "TLS with a client"),
+                    Ok(stream) => self.http(stream, &slot).await,
+                    Err(error) => tracing::debug!(%error, "TLS handshake failed"),
                 },
             }
         };
         tokio::select! {
-            served = tokio::time::timeout(PATIENCE, served) => {
+            served = tokio::time::timeout(REQUEST_TIMEOUT, served) => {
                 if served.is_err() {
-                    tracing::debug!("connection closed: no request in time");
+                    tracing::debug!("closed a connection: no request in time");
                 }
             }
-            () = place.closed() => tracing::debug!("connection closed: too many wait for their request"),
+            () = slot.closed() => {
+                tracing::debug!("closed a connection: too many connections without a request");
+            }
         }
     }
 
-    async fn http<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: T, place: &Arc<Place>) {
+    async fn http<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        io: T,
+        slot: &Arc<PendingConnection>,
+    ) {
         let service = hyper::service::service_fn(move |request| {
-            let (server, place) = (self.clone(), place.clone());
-            async move { Ok::<_, Infallible>(server.answer(request, &place)) }
+            let (server, slot) = (self.clone(), slot.clone());
+            async move { Ok::<_, Infallible>(server.answer(request, &slot)) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .max_headers(MAX_HEADERS)
@@ -176,36 +182,37 @@ impl Server {
             .with_upgrades()
             .await;
         if let Err(error) = served {
-            tracing::debug!(%error, "a client's request");
+            tracing::debug!(%error, "failed to serve a request");
         }
     }
 
-    fn answer(&self, request: HttpRequest<Body>, place: &Place) -> Response<Full<Bytes>> {
-        match self.begin(request, place) {
+    fn answer(&self, request: HttpRequest<Body>, slot: &PendingConnection) -> Response<Full<Bytes>> {
+        match self.begin(request, slot) {
             Ok(headers) => {
                 let mut response = Response::new(Full::default());
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                 *response.headers_mut() = headers;
                 response
             }
-            Err(Refusal { status, why, headers }) => {
-                tracing::debug!(%status, why, "a session is refused");
-                let mut response = Response::new(Full::from(why + "\n"));
+            Err(Refusal { status, reason, headers }) => {
+                tracing::debug!(%status, reason, "refused a session");
+                let mut response = Response::new(Full::from(reason + "\n"));
                 *response.status_mut() = status;
                 for (name, value) in headers {
                     response.headers_mut().append(name, value);
                 }
-                // Who was refused asks for a new URL, which is another connection.
+                // A refused client needs a new URL, and connects again for it.
                 response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                 response
             }
         }
     }
 
-    /// Begins the session that a request is for, as soon as its answer is sent.
-    fn begin(&self, mut request: HttpRequest<Body>, place: &Place) -> Result<HeaderMap, Refusal> {
-        let refuse = |status, why: &str| Refusal { status, why: why.to_owned(), headers: Vec::new() };
-        let unknown = || refuse(StatusCode::NOT_FOUND, "there is no such session, or its time is over");
+    /// Validates a request and starts its session, which begins when the response was sent.
+    fn begin(&self, mut request: HttpRequest<Body>, slot: &PendingConnection) -> Result<HeaderMap, Refusal> {
+        let refuse =
+            |status, reason: &str| Refusal { status, reason: reason.to_owned(), headers: Vec::new() };
+        let unknown = || refuse(StatusCode::NOT_FOUND, "session not found, or its URL has expired");
         let mut parts = request.uri().path().splitn(4, '/').skip(1);
         let (Some(verb), Some(token), None) = (parts.next(), parts.next(), parts.next()) else {
             return Err(unknown());
@@ -216,28 +223,28 @@ impl Server {
             _ => return Err(unknown()),
         };
         if request.method() != Method::GET && request.method() != Method::POST {
-            return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are for sessions"));
+            return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "sessions accept only GET and POST"));
         }
-        let (agreed, headers) = agree(purpose, request.headers())?;
+        let (negotiated, headers) = negotiate(purpose, request.headers())?;
         let Ok(permit) = self.sessions.clone().try_acquire_owned() else {
-            let mut refusal = refuse(StatusCode::SERVICE_UNAVAILABLE, "there are too many sessions");
+            let mut refusal = refuse(StatusCode::SERVICE_UNAVAILABLE, "too many sessions");
             refusal.headers.push((http::header::RETRY_AFTER, HeaderValue::from_static("60")));
             return Err(refusal);
         };
         let session = self.daemon.streams.tokens.redeem(verb, token).ok_or_else(unknown)?;
-        place.leave();
+        slot.leave();
         match &session {
-            Request::Exec { container, .. } | Request::Attach { container, .. } => {
+            SessionRequest::Exec { container, .. } | SessionRequest::Attach { container, .. } => {
                 tracing::Span::current().record("container", container)
             }
-            Request::PortForward { pod, .. } => tracing::Span::current().record("pod", pod),
+            SessionRequest::PortForward { pod, .. } => tracing::Span::current().record("pod", pod),
         };
         let upgrade = hyper::upgrade::on(&mut request);
         let daemon = self.daemon.clone();
         let run = async move {
             match upgrade.await {
-                Ok(io) => run(&daemon, Watched::new(TokioIo::new(io)), agreed, session).await,
-                Err(error) => tracing::debug!(%error, "a client goes before its session"),
+                Ok(io) => run(&daemon, TrackedIo::new(TokioIo::new(io)), negotiated, session).await,
+                Err(error) => tracing::debug!(%error, "a client disconnected before its session began"),
             }
             drop(permit);
         };
@@ -246,7 +253,7 @@ impl Server {
     }
 }
 
-/// A person's keys are not to be collected into larger packets, and a host that has gone is to be noticed.
+/// Sets TCP options: keystrokes must not be delayed (Nagle), and a dead peer must be noticed.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
     stream.set_nodelay(true)?;
@@ -257,54 +264,58 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// A session, to its end or until nobody has used it for long.
-async fn run<T>(daemon: &Shared, io: Watched<T>, agreed: Agreed, request: Request)
+/// Runs a session until it ends or its idle timeout expires.
+async fn run<T>(daemon: &Shared, io: TrackedIo<T>, negotiated: Negotiated, request: SessionRequest)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let activity = io.activity();
     tokio::select! {
-        () = serve(daemon, io, agreed, request) => {}
-        () = activity.idle(IDLE) => tracing::info!("nobody has used a session for long: it ends"),
+        () = serve(daemon, io, negotiated, request) => {}
+        () = activity.idle(IDLE_TIMEOUT) => tracing::info!("closing an idle session"),
     }
 }
 
-async fn serve<T>(daemon: &Shared, io: Watched<T>, agreed: Agreed, request: Request)
+async fn serve<T>(daemon: &Shared, io: TrackedIo<T>, negotiated: Negotiated, request: SessionRequest)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    match (agreed, request) {
-        (agreed, Request::PortForward { pod, ports }) => {
-            let Ok(found) = daemon.store.pod(&pod) else { return };
+    match (negotiated, request) {
+        (negotiated, SessionRequest::PortForward { pod, ports }) => {
+            let Ok(stored) = daemon.store.pod(&pod) else { return };
             tokio::select! {
-                () = forward(daemon, io, agreed, &pod, &ports) => {}
-                // A socket in a network namespace keeps that alive.
-                () = found.stopping() => tracing::debug!("the pod stops, and with it what is forwarded to it"),
+                () = forward(daemon, io, negotiated, &pod, &ports) => {}
+                // A socket keeps its network namespace alive, so the session must end with the pod.
+                () = stored.stopping() => tracing::debug!("the pod stops: ending its port forwarding"),
             }
         }
-        (agreed, request) => match (agreed, Work::of(request)) {
-            (Agreed::SpdyCommand(version), Some((work, wanted))) => {
-                clients::over_spdy(daemon, io, version, &work, wanted).await;
+        (negotiated, request) => match (negotiated, CommandTarget::of(request)) {
+            (Negotiated::SpdyCommand(version), Some((target, requested))) => {
+                clients::over_spdy(daemon, io, version, &target, requested).await;
             }
-            (Agreed::ChannelsCommand { coding, ending, closes }, Some((work, wanted))) => {
-                clients::over_channels(daemon, io, (coding, ending, closes), &work, wanted).await;
+            (Negotiated::ChannelsCommand { coding, report_format, closes }, Some((target, requested))) => {
+                clients::over_channels(daemon, io, (coding, report_format, closes), &target, requested).await;
             }
-            // What is agreed on is by the path, and the token is for that path only.
-            (agreed, _) => tracing::error!(?agreed, "a request of another kind"),
+            // The path determines the protocols, and a token is only valid for its path.
+            (negotiated, _) => {
+                tracing::error!(?negotiated, "the negotiated protocol does not match the request")
+            }
         },
     }
 }
 
-async fn forward<T>(daemon: &Shared, io: Watched<T>, agreed: Agreed, pod: &str, ports: &[u16])
+async fn forward<T>(daemon: &Shared, io: TrackedIo<T>, negotiated: Negotiated, pod: &str, ports: &[u16])
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    match agreed {
-        Agreed::SpdyPorts => forwarder::over_spdy(daemon, io, pod).await,
-        Agreed::TunnelPorts => forwarder::over_spdy(daemon, tunnel::start(io), pod).await,
-        Agreed::ChannelsPorts { coding } => forwarder::over_channels(daemon, io, coding, pod, ports).await,
-        Agreed::SpdyCommand(_) | Agreed::ChannelsCommand { .. } => {
-            tracing::error!(?agreed, "a request of another kind");
+    match negotiated {
+        Negotiated::SpdyPorts => forwarder::over_spdy(daemon, io, pod).await,
+        Negotiated::TunnelPorts => forwarder::over_spdy(daemon, tunnel::start(io), pod).await,
+        Negotiated::ChannelsPorts { coding } => {
+            forwarder::over_channels(daemon, io, coding, pod, ports).await
+        }
+        Negotiated::SpdyCommand(_) | Negotiated::ChannelsCommand { .. } => {
+            tracing::error!(?negotiated, "the negotiated protocol does not match the request");
         }
     }
 }

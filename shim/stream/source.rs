@@ -1,5 +1,5 @@
-//! Who has opened a connection: a user of this host, or another host. Users of this host all come from the loopback
-//! address; the kernel tells them apart by the socket at the other end (sock_diag(7)).
+//! The source of a connection: a user of this host, or another host. All users of this host connect from the
+//! loopback address; the kernel reports the user by the socket at the other end (sock_diag(7)).
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-/// Where connections come from that are limited together.
+/// The source of connections, which share one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     /// A user of this host.
     User(u32),
-    /// Another host or a pod. Of IPv6 the network, since a host has as many addresses there as it likes.
+    /// Another host or a pod. For IPv6 its /64 network, since a host can use any address in it.
     Host(IpAddr),
 }
 
 impl Source {
-    /// Where an address of another host belongs to.
+    /// Returns the source of a remote address.
     fn of_address(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::Host(address.into()),
@@ -30,16 +30,16 @@ impl Source {
     }
 }
 
-/// Asks the kernel about sockets.
+/// Looks up the source of connections.
 #[derive(Debug)]
 pub(super) struct Sources {
-    /// None on a kernel without sock_diag: then only addresses are told apart.
+    /// None on a kernel without sock_diag: then sources are distinguished only by address.
     socket: Option<OwnedFd>,
     next: AtomicU32,
 }
 
 impl Sources {
-    /// In the network namespace of this thread.
+    /// Opens a sock_diag socket in the network namespace of this thread.
     pub(super) fn open() -> Self {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket =
@@ -48,31 +48,31 @@ impl Sources {
                     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0)).map(|()| socket)
                 });
         if let Err(error) = &socket {
-            tracing::warn!(%error, "failed to open a sock_diag socket: local users share one limit of connections");
+            tracing::warn!(%error, "failed to open a sock_diag socket; local users share one connection limit");
         }
         Self { socket: socket.ok(), next: AtomicU32::new(1) }
     }
 
-    /// The source of a connection, by the addresses of its far and its near end.
-    pub(super) fn of(&self, far: SocketAddr, near: SocketAddr) -> Source {
-        match self.user(far, near) {
+    /// Returns the source of a connection, given the addresses of its remote and local end.
+    pub(super) fn of(&self, remote: SocketAddr, local: SocketAddr) -> Source {
+        match self.user(remote, local) {
             Some(uid) => Source::User(uid),
-            None => Source::of_address(far.ip()),
+            None => Source::of_address(remote.ip()),
         }
     }
 
-    /// The owner of the socket at the far end, if it is on this host.
-    fn user(&self, far: SocketAddr, near: SocketAddr) -> Option<u32> {
+    /// Returns the owner of the remote end's socket, if it is on this host.
+    fn user(&self, remote: SocketAddr, local: SocketAddr) -> Option<u32> {
         let socket = self.socket.as_ref()?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        rustix::net::send(socket, &question(far, near, number)?, SendFlags::empty()).ok()?;
-        // The kernel has answered when the send returns (netlink(7)). What is older belongs to a question whose answer
-        // was cut off.
+        rustix::net::send(socket, &encode_request(remote, local, number)?, SendFlags::empty()).ok()?;
+        // When send returns, the kernel has answered (netlink(7)). Older messages are the remains of a
+        // request whose answer was cut off.
         let mut answer = [0_u8; 1024];
         loop {
             let (length, _) = rustix::net::recv(socket, &mut answer, RecvFlags::DONTWAIT).ok()?;
             match parse(answer.get(..length).unwrap_or_default()) {
-                Some(Answer { number: other, .. }) if other != number => {}
+                Some(DiagReply { number: other, .. }) if other != number => {}
                 answer => return answer?.uid,
             }
         }
@@ -88,20 +88,21 @@ const TCP: u8 = 6;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Bytes of `struct inet_diag_req_v2`.
-const QUESTION: usize = 56;
-/// Where `idiag_uid` is in a message with a `struct inet_diag_msg`.
+const REQUEST_LENGTH: usize = 56;
+/// Offset of `idiag_uid` in a message with a `struct inet_diag_msg`.
 const UID: usize = HEADER + 64;
 
-/// The question for one socket (sock_diag(7), `inet_diag_req_v2`): its source is the far end of our connection.
-fn question(far: SocketAddr, near: SocketAddr, number: u32) -> Option<Vec<u8>> {
-    let (far_ip, near_ip) = (far.ip().to_canonical(), near.ip().to_canonical());
-    let family = match (far_ip, near_ip) {
+/// Encodes the request for one socket (sock_diag(7), `inet_diag_req_v2`). Its source is the remote end of our
+/// connection.
+fn encode_request(remote: SocketAddr, local: SocketAddr, number: u32) -> Option<Vec<u8>> {
+    let (remote_ip, local_ip) = (remote.ip().to_canonical(), local.ip().to_canonical());
+    let family = match (remote_ip, local_ip) {
         (IpAddr::V4(_), IpAddr::V4(_)) => AddressFamily::INET,
         (IpAddr::V6(_), IpAddr::V6(_)) => AddressFamily::INET6,
         _ => return None,
     };
-    let length = u32::try_from(HEADER + QUESTION).ok()?;
-    let mut message = Vec::with_capacity(HEADER + QUESTION);
+    let length = u32::try_from(HEADER + REQUEST_LENGTH).ok()?;
+    let mut message = Vec::with_capacity(HEADER + REQUEST_LENGTH);
     message.extend(length.to_ne_bytes());
     message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message.extend(REQUEST.to_ne_bytes());
@@ -110,17 +111,17 @@ fn question(far: SocketAddr, near: SocketAddr, number: u32) -> Option<Vec<u8>> {
     message.extend([u8::try_from(family.as_raw()).ok()?, TCP, 0, 0]);
     // In any state.
     message.extend(u32::MAX.to_ne_bytes());
-    message.extend(far.port().to_be_bytes());
-    message.extend(near.port().to_be_bytes());
-    message.extend(sixteen(far_ip));
-    message.extend(sixteen(near_ip));
+    message.extend(remote.port().to_be_bytes());
+    message.extend(local.port().to_be_bytes());
+    message.extend(to_16_bytes(remote_ip));
+    message.extend(to_16_bytes(local_ip));
     // On any interface, with any cookie.
     message.extend(0_u32.to_ne_bytes());
     message.extend([0xff; 8]);
     Some(message)
 }
 
-fn sixteen(address: IpAddr) -> [u8; 16] {
+fn to_16_bytes(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => {
             let [a, b, c, d] = address.octets();
@@ -130,22 +131,22 @@ fn sixteen(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// What the kernel says.
+/// A reply of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Answer {
-    /// The question's.
+struct DiagReply {
+    /// The sequence number of the request.
     number: u32,
-    /// None where there is no such socket.
+    /// None if the socket does not exist.
     uid: Option<u32>,
 }
 
-fn parse(message: &[u8]) -> Option<Answer> {
+fn parse(message: &[u8]) -> Option<DiagReply> {
     let four = |at: usize| message.get(at..at + 4)?.try_into().ok();
     let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
     let number = u32::from_ne_bytes(four(8)?);
-    // Any other is an error.
+    // Any other type is an error.
     let uid = if kind == SOCK_DIAG_BY_FAMILY { four(UID).map(u32::from_ne_bytes) } else { None };
-    Some(Answer { number, uid })
+    Some(DiagReply { number, uid })
 }
 
 #[cfg(test)]
@@ -157,20 +158,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_of_the_other_end_is_known() {
+    fn the_owner_of_the_other_end_is_found() {
         let sources = Sources::open();
         let own = Source::User(rustix::process::geteuid().as_raw());
         for address in ["127.0.0.1:0", "[::1]:0"] {
             // A host without IPv6 has no such loopback.
             let Ok(listener) = TcpListener::bind(address) else { continue };
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (server, far) = listener.accept().unwrap();
-            let near = server.local_addr().unwrap();
-            assert_eq!(sources.of(far, near), own, "{address}");
-            // The same after an answer that nobody has read, and for a socket that is not there.
-            let elsewhere = SocketAddr::new(far.ip(), 1);
-            assert_eq!(sources.of(elsewhere, near), Source::of_address(far.ip()));
-            assert_eq!(sources.of(far, near), own);
+            let (server, remote) = listener.accept().unwrap();
+            let local = server.local_addr().unwrap();
+            assert_eq!(sources.of(remote, local), own, "{address}");
+            // A lookup works after an unread reply, and a missing socket has no owner.
+            let elsewhere = SocketAddr::new(remote.ip(), 1);
+            assert_eq!(sources.of(elsewhere, local), Source::of_address(remote.ip()));
+            assert_eq!(sources.of(remote, local), own);
             drop(client);
         }
     }

@@ -1,4 +1,4 @@
-//! TLS for the sessions' connections, where the configuration has a certificate.
+//! TLS for session connections, if a certificate is configured.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,19 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
 
-/// What is wrong with the files.
+/// A TLS file is invalid.
 #[derive(Debug, thiserror::Error)]
-#[error("{key} {}: {why}", file.display())]
+#[error("invalid {key} {}: {reason}", file.display())]
 pub struct TlsError {
-    /// The key of the configuration.
+    /// The configuration key that names the file.
     pub key: &'static str,
     /// The file.
     pub file: PathBuf,
-    /// What is wrong.
-    pub why: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
-/// What the configuration says of TLS.
+/// Returns the TLS acceptor, if the configuration has a certificate.
 ///
 /// # Errors
 /// As [`acceptor`].
@@ -34,28 +34,28 @@ pub fn configured(config: &Config) -> Result<Option<TlsAcceptor>, TlsError> {
     }
 }
 
-/// Reads a certificate, with those between it and its authority, and its key.
+/// Reads a certificate chain and its key.
 ///
 /// # Errors
-/// A file cannot be read, is not what it should be, or the two do not belong together.
+/// A file cannot be read or is invalid, or the key does not belong to the certificate.
 pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
-    fn wrong(key: &'static str, file: &Path) -> impl Fn(&dyn Display) -> TlsError {
-        move |why| TlsError { key, file: file.to_owned(), why: why.to_string() }
+    fn invalid(key: &'static str, file: &Path) -> impl Fn(&dyn Display) -> TlsError {
+        move |reason| TlsError { key, file: file.to_owned(), reason: reason.to_string() }
     }
-    let wrong_certificate = wrong("stream_certificate", certificate);
-    let wrong_key = wrong("stream_key", key);
-    let chain = CertificateDer::pem_file_iter(certificate).map_err(|error| wrong_certificate(&error))?;
-    let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(|error| wrong_certificate(&error))?;
+    let invalid_certificate = invalid("stream_certificate", certificate);
+    let invalid_key = invalid("stream_key", key);
+    let chain = CertificateDer::pem_file_iter(certificate).map_err(|error| invalid_certificate(&error))?;
+    let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(|error| invalid_certificate(&error))?;
     if chain.is_empty() {
-        return Err(wrong_certificate(&"has no certificate in PEM"));
+        return Err(invalid_certificate(&"it contains no certificate in PEM"));
     }
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong_key(&error))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| invalid_key(&error))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| wrong_key(&error))?
+        .map_err(|error| invalid_key(&error))?
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|error| wrong_key(&format!("does not belong to the certificate: {error}")))?;
+        .map_err(|error| invalid_key(&format!("it does not belong to the certificate: {error}")))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

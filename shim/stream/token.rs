@@ -1,5 +1,5 @@
-//! Tokens: what Exec, Attach and PortForward were asked, under a name that only their caller knows, for one connection
-//! within a minute.
+//! Tokens: each identifies a request of Exec, Attach or PortForward. Only the caller receives it, and it is
+//! valid for one connection within a minute.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,47 +8,47 @@ use std::time::{Duration, Instant};
 use rand::TryRngCore;
 
 use crate::error::CriError;
-use crate::exec::session::Wanted;
+use crate::exec::session::RequestedStreams;
 
-/// How long a token is good (as the peers have it).
+/// How long a token is valid, as in containerd and CRI-O.
 const LIFETIME: Duration = Duration::from_secs(60);
 
-/// How many may wait for their connection (as the peers have it).
+/// How many tokens may wait for their connection, as in containerd and CRI-O.
 const MAX_WAITING: usize = 1000;
 
-/// Bytes of chance in a token.
+/// Number of random bytes in a token.
 const SIZE: usize = 18;
 
-/// What was asked for.
+/// The request that a session serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum SessionRequest {
     /// A command in a container.
     Exec {
         /// The container's id.
         container: String,
         /// The command.
         command: Vec<String>,
-        /// Its streams.
-        wanted: Wanted,
+        /// The requested streams.
+        requested: RequestedStreams,
     },
     /// The streams of a container.
     Attach {
         /// The container's id.
         container: String,
-        /// Which.
-        wanted: Wanted,
+        /// The requested streams.
+        requested: RequestedStreams,
     },
     /// Ports of a pod.
     PortForward {
         /// The pod's id.
         pod: String,
-        /// Those that were named: the channels of old WebSocket clients are by their order.
+        /// The requested ports. Channels of old WebSocket clients are assigned in their order.
         ports: Vec<u16>,
     },
 }
 
-impl Request {
-    /// The first part of its path.
+impl SessionRequest {
+    /// Returns the first segment of the URL's path.
     #[must_use]
     pub fn verb(&self) -> &'static str {
         match self {
@@ -60,60 +60,60 @@ impl Request {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct PendingRequest {
     token: String,
     until: Instant,
-    request: Request,
+    request: SessionRequest,
 }
 
-/// The requests that wait for their connection, the oldest first.
+/// The requests that wait for their connection, oldest first.
 #[derive(Debug, Default)]
 pub struct Tokens {
-    waiting: Mutex<VecDeque<Waiting>>,
+    waiting: Mutex<VecDeque<PendingRequest>>,
 }
 
 impl Tokens {
-    /// A token for a request.
+    /// Creates a token for a request.
     ///
     /// # Errors
     /// `ResourceExhausted` when too many wait.
-    pub fn issue(&self, request: Request) -> Result<String, CriError> {
+    pub fn issue(&self, request: SessionRequest) -> Result<String, CriError> {
         self.issue_at(request, Instant::now())
     }
 
-    fn issue_at(&self, request: Request, now: Instant) -> Result<String, CriError> {
-        let mut chance = [0; SIZE];
+    fn issue_at(&self, request: SessionRequest, now: Instant) -> Result<String, CriError> {
+        let mut random = [0; SIZE];
         rand::rngs::OsRng
-            .try_fill_bytes(&mut chance)
+            .try_fill_bytes(&mut random)
             .map_err(|error| CriError::internal("read random bytes", error))?;
-        let token = hex::encode(chance);
+        let token = hex::encode(random);
         let mut waiting = self.lock();
-        // They are in the order of their time: what is expired is in front. Nobody else has to look after them.
+        // Expired tokens are at the front, since all have the same lifetime. No other cleanup is needed.
         while waiting.front().is_some_and(|oldest| oldest.until <= now) {
             waiting.pop_front();
         }
         if waiting.len() >= MAX_WAITING {
-            let why = format!("{MAX_WAITING} sessions wait for their client");
-            return Err(CriError::exhausted("open a session", why));
+            let reason = format!("{MAX_WAITING} sessions already wait for their client");
+            return Err(CriError::exhausted("open a session", reason));
         }
-        waiting.push_back(Waiting { token: token.clone(), until: now + LIFETIME, request });
+        waiting.push_back(PendingRequest { token: token.clone(), until: now + LIFETIME, request });
         Ok(token)
     }
 
-    /// The request of a token, once.
+    /// Returns the request of a token and invalidates the token.
     #[must_use]
-    pub fn redeem(&self, verb: &str, token: &str) -> Option<Request> {
+    pub fn redeem(&self, verb: &str, token: &str) -> Option<SessionRequest> {
         self.redeem_at(verb, token, Instant::now())
     }
 
-    fn redeem_at(&self, verb: &str, token: &str, now: Instant) -> Option<Request> {
+    fn redeem_at(&self, verb: &str, token: &str, now: Instant) -> Option<SessionRequest> {
         let mut waiting = self.lock();
         let place = waiting.iter().position(|waiting| waiting.token == token)?;
-        let found = waiting.remove(place)?;
-        (found.until > now && found.request.verb() == verb).then_some(found.request)
+        let pending = waiting.remove(place)?;
+        (pending.until > now && pending.request.verb() == verb).then_some(pending.request)
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<PendingRequest>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -124,23 +124,23 @@ mod tests {
 
     use super::*;
 
-    fn request(pod: &str) -> Request {
-        Request::PortForward { pod: pod.to_owned(), ports: vec![80] }
+    fn request(pod: &str) -> SessionRequest {
+        SessionRequest::PortForward { pod: pod.to_owned(), ports: vec![80] }
     }
 
     #[test]
-    fn a_token_is_good_once_and_for_its_verb() {
+    fn a_token_is_valid_once_and_for_its_verb() {
         let tokens = Tokens::default();
         let (one, two) = (tokens.issue(request("one")).unwrap(), tokens.issue(request("two")).unwrap());
         assert_ne!(one, two);
         assert_eq!(tokens.redeem("portforward", &two), Some(request("two")));
         assert_eq!(tokens.redeem("portforward", &two), None);
         assert_eq!(tokens.redeem("exec", &one), None);
-        assert_eq!(tokens.redeem("portforward", &one), None, "who guesses has used it up");
+        assert_eq!(tokens.redeem("portforward", &one), None, "an attempt with the wrong verb invalidates it");
     }
 
     #[test]
-    fn a_token_is_good_for_a_minute() {
+    fn a_token_is_valid_for_a_minute() {
         let tokens = Tokens::default();
         let now = Instant::now();
         let token = tokens.issue_at(request("one"), now).unwrap();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_wait_until_the_oldest_expire() {
+    fn tokens_are_limited_until_the_oldest_expire() {
         let tokens = Tokens::default();
         let now = Instant::now();
         for _ in 0..MAX_WAITING {

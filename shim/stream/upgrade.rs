@@ -1,5 +1,5 @@
-//! What a client and the server agree on before the connection is theirs: SPDY or WebSocket, and which version of the
-//! protocol above it. Pure: headers in, headers out.
+//! Protocol negotiation between a client and the server: SPDY or WebSocket, and the version of the protocol
+//! above it. Pure functions from request headers to response headers.
 
 use base64::Engine;
 use http::header::{CONNECTION, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY};
@@ -8,18 +8,18 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::websocket::Coding;
 
-/// What SPDY clients name their versions in; the server's choice comes back in it.
+/// The header in which SPDY clients list their versions and the server returns its choice.
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
-/// What the server could have offered (k8s.io/streaming, httpstream).
+/// The header that lists the versions of the server (k8s.io/streaming, httpstream).
 const ACCEPTED: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
 
-/// What is hashed with a client's key (RFC 6455, section 1.3).
+/// The GUID that is hashed with a client's key (RFC 6455, section 1.3).
 const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// How the end of a command is told.
+/// How the exit of a command is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum ReportFormat {
     /// As text, if it failed.
     Text,
     /// As a `metav1.Status`, with the exit code (version 4).
@@ -29,49 +29,49 @@ pub enum Ending {
 /// A version of the protocol for commands over SPDY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandVersion {
-    /// How the end is told.
-    pub ending: Ending,
-    /// A terminal has a stream for its size (version 3).
+    /// How the exit is reported.
+    pub report_format: ReportFormat,
+    /// A terminal's size has a stream (version 3).
     pub resizes: bool,
 }
 
-/// What was agreed on.
+/// The negotiated protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Agreed {
+pub enum Negotiated {
     /// SPDY streams of a command.
     SpdyCommand(CommandVersion),
     /// WebSocket channels of a command.
     ChannelsCommand {
-        /// What messages are made of.
+        /// The encoding of messages.
         coding: Coding,
-        /// How the end is told.
-        ending: Ending,
-        /// The client can end a channel (version 5).
+        /// How the exit is reported.
+        report_format: ReportFormat,
+        /// The client can close a channel (version 5).
         closes: bool,
     },
     /// SPDY streams of forwarded ports.
     SpdyPorts,
-    /// The same in a tunnel.
+    /// SPDY streams of forwarded ports, in a WebSocket tunnel.
     TunnelPorts,
     /// WebSocket channels of forwarded ports.
     ChannelsPorts {
-        /// What messages are made of.
+        /// The encoding of messages.
         coding: Coding,
     },
 }
 
-/// The client asks for what there is not.
+/// The response to a request that cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The status of the answer.
+    /// The status of the response.
     pub status: StatusCode,
-    /// Why, for people.
-    pub why: String,
-    /// More headers of the answer.
+    /// The reason, for people.
+    pub reason: String,
+    /// Additional headers of the response.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// What sessions are for.
+/// The kind of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Exec and Attach.
@@ -80,51 +80,52 @@ pub enum Purpose {
     Ports,
 }
 
-type Table = [(&'static str, Agreed)];
+type ProtocolTable = [(&'static str, Negotiated)];
 
-const fn spdy(ending: Ending, resizes: bool) -> Agreed {
-    Agreed::SpdyCommand(CommandVersion { ending, resizes })
+const fn spdy(report_format: ReportFormat, resizes: bool) -> Negotiated {
+    Negotiated::SpdyCommand(CommandVersion { report_format, resizes })
 }
 
-const fn channels(coding: Coding, ending: Ending, closes: bool) -> Agreed {
-    Agreed::ChannelsCommand { coding, ending, closes }
+const fn channels(coding: Coding, report_format: ReportFormat, closes: bool) -> Negotiated {
+    Negotiated::ChannelsCommand { coding, report_format, closes }
 }
 
-/// No name stands for the oldest version, as with the peers.
-const SPDY_COMMAND: &Table = &[
-    ("v4.channel.k8s.io", spdy(Ending::Status, true)),
-    ("v3.channel.k8s.io", spdy(Ending::Text, true)),
-    ("v2.channel.k8s.io", spdy(Ending::Text, false)),
-    ("channel.k8s.io", spdy(Ending::Text, false)),
-    ("", spdy(Ending::Text, false)),
+/// No name means the oldest version, as in containerd and CRI-O.
+const SPDY_COMMAND: &ProtocolTable = &[
+    ("v4.channel.k8s.io", spdy(ReportFormat::Status, true)),
+    ("v3.channel.k8s.io", spdy(ReportFormat::Text, true)),
+    ("v2.channel.k8s.io", spdy(ReportFormat::Text, false)),
+    ("channel.k8s.io", spdy(ReportFormat::Text, false)),
+    ("", spdy(ReportFormat::Text, false)),
 ];
 
-const SPDY_PORTS: &Table = &[("portforward.k8s.io", Agreed::SpdyPorts), ("", Agreed::SpdyPorts)];
+const SPDY_PORTS: &ProtocolTable =
+    &[("portforward.k8s.io", Negotiated::SpdyPorts), ("", Negotiated::SpdyPorts)];
 
-const WEBSOCKET_COMMAND: &Table = &[
-    ("v5.channel.k8s.io", channels(Coding::Binary, Ending::Status, true)),
-    ("v4.channel.k8s.io", channels(Coding::Binary, Ending::Status, false)),
-    ("v4.base64.channel.k8s.io", channels(Coding::Base64, Ending::Status, false)),
-    ("channel.k8s.io", channels(Coding::Binary, Ending::Text, false)),
-    ("base64.channel.k8s.io", channels(Coding::Base64, Ending::Text, false)),
-    ("", channels(Coding::Binary, Ending::Text, false)),
+const WEBSOCKET_COMMAND: &ProtocolTable = &[
+    ("v5.channel.k8s.io", channels(Coding::Binary, ReportFormat::Status, true)),
+    ("v4.channel.k8s.io", channels(Coding::Binary, ReportFormat::Status, false)),
+    ("v4.base64.channel.k8s.io", channels(Coding::Base64, ReportFormat::Status, false)),
+    ("channel.k8s.io", channels(Coding::Binary, ReportFormat::Text, false)),
+    ("base64.channel.k8s.io", channels(Coding::Base64, ReportFormat::Text, false)),
+    ("", channels(Coding::Binary, ReportFormat::Text, false)),
 ];
 
-const WEBSOCKET_PORTS: &Table = &[
-    ("SPDY/3.1+portforward.k8s.io", Agreed::TunnelPorts),
-    ("v4.channel.k8s.io", Agreed::ChannelsPorts { coding: Coding::Binary }),
-    ("v4.base64.channel.k8s.io", Agreed::ChannelsPorts { coding: Coding::Base64 }),
-    ("", Agreed::ChannelsPorts { coding: Coding::Binary }),
+const WEBSOCKET_PORTS: &ProtocolTable = &[
+    ("SPDY/3.1+portforward.k8s.io", Negotiated::TunnelPorts),
+    ("v4.channel.k8s.io", Negotiated::ChannelsPorts { coding: Coding::Binary }),
+    ("v4.base64.channel.k8s.io", Negotiated::ChannelsPorts { coding: Coding::Base64 }),
+    ("", Negotiated::ChannelsPorts { coding: Coding::Binary }),
 ];
 
-/// Agrees with a client, and says with which headers it is told so.
+/// Negotiates a protocol. Returns it with the headers of the response.
 ///
 /// # Errors
-/// What to answer instead.
-pub fn agree(purpose: Purpose, request: &HeaderMap) -> Result<(Agreed, HeaderMap), Refusal> {
+/// The refusal to respond with.
+pub fn negotiate(purpose: Purpose, request: &HeaderMap) -> Result<(Negotiated, HeaderMap), Refusal> {
     let upgrades: Vec<_> = tokens(request, &UPGRADE).collect();
-    let asks = tokens(request, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let wants = |name: &str| asks && upgrades.iter().any(|token| token.eq_ignore_ascii_case(name));
+    let has_upgrade = tokens(request, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let wants = |name: &str| has_upgrade && upgrades.iter().any(|token| token.eq_ignore_ascii_case(name));
     let mut answer = HeaderMap::new();
     answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     if wants("websocket") {
@@ -133,63 +134,69 @@ pub fn agree(purpose: Purpose, request: &HeaderMap) -> Result<(Agreed, HeaderMap
             Purpose::Ports => WEBSOCKET_PORTS,
         };
         let key = accept_key(request)?;
-        let (name, agreed) = choose(table, tokens(request, &SEC_WEBSOCKET_PROTOCOL))
-            .ok_or_else(|| none_of(table, Vec::new()))?;
+        let (name, negotiated) = choose(table, tokens(request, &SEC_WEBSOCKET_PROTOCOL))
+            .ok_or_else(|| no_common_protocol(table, Vec::new()))?;
         answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
         answer.insert(SEC_WEBSOCKET_ACCEPT, key);
         if !name.is_empty() {
             answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
         }
-        return Ok((agreed, answer));
+        return Ok((negotiated, answer));
     }
     if wants("SPDY/3.1") {
         let table = match purpose {
             Purpose::Command => SPDY_COMMAND,
             Purpose::Ports => SPDY_PORTS,
         };
-        let (name, agreed) = choose(table, tokens(request, &STREAM_PROTOCOL)).ok_or_else(|| {
+        let (name, negotiated) = choose(table, tokens(request, &STREAM_PROTOCOL)).ok_or_else(|| {
             let offered = table.iter().filter(|(name, _)| !name.is_empty());
-            none_of(table, offered.map(|(name, _)| (ACCEPTED, HeaderValue::from_static(name))).collect())
+            no_common_protocol(
+                table,
+                offered.map(|(name, _)| (ACCEPTED, HeaderValue::from_static(name))).collect(),
+            )
         })?;
         answer.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
         if !name.is_empty() {
             answer.insert(STREAM_PROTOCOL, HeaderValue::from_static(name));
         }
-        return Ok((agreed, answer));
+        return Ok((negotiated, answer));
     }
     let headers = vec![(UPGRADE, HeaderValue::from_static("SPDY/3.1, websocket"))];
-    let why = "unable to upgrade: the request asks for neither SPDY/3.1 nor websocket".to_owned();
-    Err(Refusal { status: StatusCode::BAD_REQUEST, why, headers })
+    let reason = "unable to upgrade: the request is for neither SPDY/3.1 nor websocket".to_owned();
+    Err(Refusal { status: StatusCode::BAD_REQUEST, reason, headers })
 }
 
-/// The first of the client's wishes that there is.
-fn choose<'a>(table: &Table, wishes: impl Iterator<Item = &'a str>) -> Option<(&'static str, Agreed)> {
-    let mut wishes = wishes.peekable();
-    let none = wishes.peek().is_none().then_some("");
-    none.into_iter().chain(wishes).find_map(|wish| table.iter().find(|(name, _)| *name == wish).copied())
+/// Returns the first of the client's protocols that the server has.
+fn choose<'a>(
+    table: &ProtocolTable,
+    offers: impl Iterator<Item = &'a str>,
+) -> Option<(&'static str, Negotiated)> {
+    let mut offers = offers.peekable();
+    let none = offers.peek().is_none().then_some("");
+    none.into_iter().chain(offers).find_map(|offer| table.iter().find(|(name, _)| *name == offer).copied())
 }
 
-fn none_of(table: &Table, headers: Vec<(HeaderName, HeaderValue)>) -> Refusal {
+fn no_common_protocol(table: &ProtocolTable, headers: Vec<(HeaderName, HeaderValue)>) -> Refusal {
     let names: Vec<_> = table.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
-    let why = format!("unable to upgrade: none of the requested protocols is one of {}", names.join(", "));
-    Refusal { status: StatusCode::FORBIDDEN, why, headers }
+    let reason = format!("unable to upgrade: none of the requested protocols is one of {}", names.join(", "));
+    Refusal { status: StatusCode::FORBIDDEN, reason, headers }
 }
 
-/// The parts of a header that is a list, over all its lines.
+/// Returns the elements of a list header, over all its lines.
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// What proves to a WebSocket client that it was understood (RFC 6455, section 4.2.2).
+/// Computes the accept key, which proves that the server speaks WebSocket (RFC 6455, section 4.2.2).
 fn accept_key(request: &HeaderMap) -> Result<HeaderValue, Refusal> {
-    let bad = |why: &str| Refusal {
+    let bad = |reason: &str| Refusal {
         status: StatusCode::BAD_REQUEST,
-        why: format!("unable to upgrade: {why}"),
+        reason: format!("unable to upgrade: {reason}"),
         headers: vec![(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))],
     };
     if request.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(bad("the version of WebSocket is not 13"));
+        return Err(bad("Sec-WebSocket-Version is not 13"));
     }
     let key = request.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
     let base64 = base64::engine::general_purpose::STANDARD;
@@ -199,7 +206,7 @@ fn accept_key(request: &HeaderMap) -> Result<HeaderValue, Refusal> {
     let mut sha1 = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
     sha1.update(key);
     sha1.update(WEBSOCKET_GUID);
-    HeaderValue::from_str(&base64.encode(sha1.finish())).map_err(|_| bad("its key"))
+    HeaderValue::from_str(&base64.encode(sha1.finish())).map_err(|_| bad("Sec-WebSocket-Key is invalid"))
 }
 
 #[cfg(test)]
@@ -233,42 +240,43 @@ mod tests {
     }
 
     #[test]
-    fn the_clients_first_wish_that_there_is_counts() {
+    fn the_first_supported_offer_is_chosen() {
         let request = spdy_request(&["v9.channel.k8s.io", "v3.channel.k8s.io, v4.channel.k8s.io"]);
-        let (agreed, answer) = agree(Purpose::Command, &request).unwrap();
-        assert_eq!(agreed, spdy(Ending::Text, true));
+        let (negotiated, answer) = negotiate(Purpose::Command, &request).unwrap();
+        assert_eq!(negotiated, spdy(ReportFormat::Text, true));
         assert_eq!(
             (&answer[STREAM_PROTOCOL], &answer[UPGRADE]),
             (&"v3.channel.k8s.io".parse().unwrap(), &"SPDY/3.1".parse().unwrap())
         );
-        let (agreed, answer) = agree(Purpose::Ports, &spdy_request(&[])).unwrap();
-        assert_eq!((agreed, answer.get(STREAM_PROTOCOL)), (Agreed::SpdyPorts, None));
+        let (negotiated, answer) = negotiate(Purpose::Ports, &spdy_request(&[])).unwrap();
+        assert_eq!((negotiated, answer.get(STREAM_PROTOCOL)), (Negotiated::SpdyPorts, None));
     }
 
     #[test]
-    fn a_websocket_is_answered_as_rfc_6455_says() {
-        let (agreed, answer) =
-            agree(Purpose::Command, &websocket_request("v5.channel.k8s.io, v4.channel.k8s.io")).unwrap();
-        assert_eq!(agreed, channels(Coding::Binary, Ending::Status, true));
-        // The example of section 1.3.
+    fn a_websocket_is_answered_as_in_rfc_6455() {
+        let (negotiated, answer) =
+            negotiate(Purpose::Command, &websocket_request("v5.channel.k8s.io, v4.channel.k8s.io")).unwrap();
+        assert_eq!(negotiated, channels(Coding::Binary, ReportFormat::Status, true));
+        // The example in section 1.3.
         assert_eq!(answer[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        let (agreed, _) = agree(Purpose::Ports, &websocket_request("SPDY/3.1+portforward.k8s.io")).unwrap();
-        assert_eq!(agreed, Agreed::TunnelPorts);
+        let (negotiated, _) =
+            negotiate(Purpose::Ports, &websocket_request("SPDY/3.1+portforward.k8s.io")).unwrap();
+        assert_eq!(negotiated, Negotiated::TunnelPorts);
     }
 
     #[test]
-    fn what_there_is_not_is_refused_with_what_there_is() {
-        let refusal = agree(Purpose::Command, &spdy_request(&["v9.channel.k8s.io"])).unwrap_err();
+    fn unsupported_protocols_are_refused_with_the_supported_ones() {
+        let refusal = negotiate(Purpose::Command, &spdy_request(&["v9.channel.k8s.io"])).unwrap_err();
         assert_eq!(refusal.status, StatusCode::FORBIDDEN);
         assert_eq!(refusal.headers.iter().filter(|(name, _)| *name == ACCEPTED).count(), 4);
-        let refusal = agree(Purpose::Ports, &websocket_request("v5.channel.k8s.io")).unwrap_err();
+        let refusal = negotiate(Purpose::Ports, &websocket_request("v5.channel.k8s.io")).unwrap_err();
         assert_eq!(refusal.status, StatusCode::FORBIDDEN);
         for request in [HeaderMap::new(), headers(&[("upgrade", "SPDY/3.1")])] {
-            let refusal = agree(Purpose::Command, &request).unwrap_err();
+            let refusal = negotiate(Purpose::Command, &request).unwrap_err();
             assert_eq!(refusal.status, StatusCode::BAD_REQUEST);
         }
         let mut old = websocket_request("");
         old.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("8"));
-        assert_eq!(agree(Purpose::Command, &old).unwrap_err().status, StatusCode::BAD_REQUEST);
+        assert_eq!(negotiate(Purpose::Command, &old).unwrap_err().status, StatusCode::BAD_REQUEST);
     }
 }

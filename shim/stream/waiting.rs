@@ -1,5 +1,6 @@
-//! Connections that have not become a session yet. Anybody who reaches the server may open some and say nothing: such
-//! a connection costs no other its place. A new one is always taken; where there are too many, an older one is closed.
+//! Limits of connections that are not a session yet. Any process that reaches the server may open connections
+//! and send nothing; they must not block others. A new connection is always accepted; if there are too many,
+//! an older one is closed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,23 +9,24 @@ use tokio_util::sync::CancellationToken;
 
 use super::source::Source;
 
-/// Of all sources together.
-const MOST: usize = 256;
+/// Limit of all sources together.
+const MAX_PENDING: usize = 256;
 
-/// Of one source. An honest client sends its request at once, and has one for each session that it is about to open.
-const MOST_OF_ONE: usize = 64;
+/// Limit of one source. A well-behaved client sends its request immediately, and has one connection per
+/// session that it opens.
+const MAX_PER_SOURCE: usize = 64;
 
-/// Root on this host (the kubelet, crictl) is limited by the total alone.
+/// Root on this host (the kubelet, crictl) is only limited by the total.
 const ROOT: Source = Source::User(0);
 
-/// The connections, by their age.
+/// The connections that are not a session yet, by age.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Waiting {
-    table: Arc<Mutex<Table>>,
+pub(super) struct PendingConnections {
+    table: Arc<Mutex<ConnectionTable>>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct ConnectionTable {
     next: u64,
     connections: BTreeMap<u64, Entry>,
     of_source: HashMap<Source, usize>,
@@ -36,41 +38,41 @@ struct Entry {
     closed: CancellationToken,
 }
 
-/// A connection's place among them, until it becomes a session or ends.
+/// The registration of a connection until it becomes a session or is closed.
 #[derive(Debug)]
-pub(super) struct Place {
-    waiting: Waiting,
+pub(super) struct PendingConnection {
+    all: PendingConnections,
     number: u64,
     closed: CancellationToken,
 }
 
-impl Waiting {
-    /// Takes a new connection. Where its source has too many, the oldest of that source is closed; where there are too
-    /// many of all, the oldest of the source that has the most.
-    pub(super) fn enter(&self, source: Source) -> Place {
+impl PendingConnections {
+    /// Registers a new connection. If its source has too many, closes the source's oldest. If there are too
+    /// many in total, closes the oldest of the source with the most.
+    pub(super) fn add(&self, source: Source) -> PendingConnection {
         let closed = CancellationToken::new();
         let mut table = self.lock();
         let number = table.next;
         table.next += 1;
         table.connections.insert(number, Entry { source, closed: closed.clone() });
         *table.of_source.entry(source).or_default() += 1;
-        if source != ROOT && table.count(source) > MOST_OF_ONE {
+        if source != ROOT && table.count(source) > MAX_PER_SOURCE {
             table.close_oldest(source);
         }
-        if table.connections.len() > MOST
+        if table.connections.len() > MAX_PENDING
             && let Some(largest) = table.largest()
         {
             table.close_oldest(largest);
         }
-        Place { waiting: self.clone(), number, closed }
+        PendingConnection { all: self.clone(), number, closed }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl ConnectionTable {
     fn count(&self, source: Source) -> usize {
         self.of_source.get(&source).copied().unwrap_or(0)
     }
@@ -98,10 +100,10 @@ impl Table {
     }
 }
 
-impl Place {
-    /// The connection becomes a session: it is not closed for the sake of others any more.
+impl PendingConnection {
+    /// Removes the connection when it becomes a session, so that it is not closed in favour of others.
     pub(super) fn leave(&self) {
-        self.waiting.lock().remove(self.number);
+        self.all.lock().remove(self.number);
     }
 
     /// Waits until the connection is to be closed.
@@ -110,7 +112,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for PendingConnection {
     fn drop(&mut self) {
         self.leave();
     }
@@ -128,40 +130,40 @@ mod tests {
         Source::Host(IpAddr::V4(Ipv4Addr::from(number)))
     }
 
-    fn open(places: &[Place]) -> usize {
+    fn open(places: &[PendingConnection]) -> usize {
         places.iter().filter(|place| !place.closed.is_cancelled()).count()
     }
 
     #[test]
-    fn a_source_with_too_many_loses_its_oldest_and_nobody_elses() {
-        let waiting = Waiting::default();
-        let root = waiting.enter(ROOT);
-        let other = waiting.enter(host(1));
-        let many: Vec<_> = (0..1200).map(|_| waiting.enter(NOBODY)).collect();
-        assert_eq!(open(&many), MOST_OF_ONE);
-        assert!(many[..1200 - MOST_OF_ONE].iter().all(|place| place.closed.is_cancelled()));
+    fn a_source_over_its_limit_loses_only_its_own_oldest() {
+        let waiting = PendingConnections::default();
+        let root = waiting.add(ROOT);
+        let other = waiting.add(host(1));
+        let many: Vec<_> = (0..1200).map(|_| waiting.add(NOBODY)).collect();
+        assert_eq!(open(&many), MAX_PER_SOURCE);
+        assert!(many[..1200 - MAX_PER_SOURCE].iter().all(|place| place.closed.is_cancelled()));
         assert!(!root.closed.is_cancelled() && !other.closed.is_cancelled());
     }
 
     #[test]
-    fn among_many_sources_the_one_with_the_most_gives_way() {
-        let waiting = Waiting::default();
-        let old = waiting.enter(host(0));
-        let root: Vec<_> = (0..2 * MOST).map(|_| waiting.enter(ROOT)).collect();
-        assert_eq!(open(&root), MOST - 1);
-        let others: Vec<_> = (1..100).map(|number| waiting.enter(host(number))).collect();
-        assert_eq!((open(&root), open(&others)), (MOST - 100, 99));
+    fn over_the_total_limit_the_largest_source_loses_its_oldest() {
+        let waiting = PendingConnections::default();
+        let old = waiting.add(host(0));
+        let root: Vec<_> = (0..2 * MAX_PENDING).map(|_| waiting.add(ROOT)).collect();
+        assert_eq!(open(&root), MAX_PENDING - 1);
+        let others: Vec<_> = (1..100).map(|number| waiting.add(host(number))).collect();
+        assert_eq!((open(&root), open(&others)), (MAX_PENDING - 100, 99));
         assert!(!old.closed.is_cancelled());
-        assert_eq!(waiting.lock().connections.len(), MOST);
+        assert_eq!(waiting.lock().connections.len(), MAX_PENDING);
     }
 
     #[test]
-    fn a_session_is_not_closed_and_an_end_makes_room() {
-        let waiting = Waiting::default();
-        let session = waiting.enter(NOBODY);
+    fn a_session_is_not_closed_and_a_drop_frees_its_slot() {
+        let waiting = PendingConnections::default();
+        let session = waiting.add(NOBODY);
         session.leave();
-        let many: Vec<_> = (0..MOST_OF_ONE).map(|_| waiting.enter(NOBODY)).collect();
-        assert_eq!((session.closed.is_cancelled(), open(&many)), (false, MOST_OF_ONE));
+        let many: Vec<_> = (0..MAX_PER_SOURCE).map(|_| waiting.add(NOBODY)).collect();
+        assert_eq!((session.closed.is_cancelled(), open(&many)), (false, MAX_PER_SOURCE));
         drop((session, many));
         assert!(waiting.lock().connections.is_empty() && waiting.lock().of_source.is_empty());
     }

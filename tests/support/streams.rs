@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use berth::stream::spdy::Headers;
 use berth::stream::spdy::frame::{Control, HEAD, Head, StreamId};
-use berth::stream::spdy::headers::Writer as HeaderWriter;
+use berth::stream::spdy::headers::HeaderWriter;
 use berth_proto::v1::{AttachRequest, ExecRequest, PortForwardRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

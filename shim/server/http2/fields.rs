@@ -1,16 +1,16 @@
-//! The fields of one header block, in the encoding of HPACK (RFC 7541).
+//! The fields of one header block, encoded with HPACK (RFC 7541).
 
 use bytes::{BufMut, BytesMut};
 use http::uri::Authority;
 use loona_hpack::Decoder;
 use loona_hpack::decoder::DecoderError;
 
-/// How large the decoded fields of a block may be, counted as `SETTINGS_MAX_HEADER_LIST_SIZE` does. The server has a
-/// lower limit, and answers it with a status; this one bounds the memory that a few bytes can ask for.
+/// Limit of the decoded fields of a block, counted as in `SETTINGS_MAX_HEADER_LIST_SIZE`. The server has a
+/// lower limit and answers it with a status. This one bounds the memory that a small block can expand to.
 const MAX_DECODED: usize = 64 << 10;
-/// What each field counts beside its name and value (RFC 9113, section 6.5.2).
+/// What each field counts in addition to its name and value (RFC 9113, section 6.5.2).
 const OVERHEAD: usize = 32;
-/// What takes the place of an invalid authority. A server on a unix socket serves one host.
+/// The value that replaces an invalid authority. A server on a unix socket serves one host.
 const AUTHORITY: &[u8] = b"localhost";
 
 /// A block that cannot be decoded.
@@ -26,8 +26,8 @@ pub(super) enum FieldsError {
 
 /// Decodes a block and encodes its fields again as literals that need no table, with a valid `:authority`.
 ///
-/// The client's encoder and `decoder` share a table of former fields. The server's decoder never sees an instruction to
-/// add to its own, so that nothing depends on the values that were replaced.
+/// The client's encoder and `decoder` share a table of earlier fields. The output adds nothing to the
+/// server's table, so replaced values cannot be referenced later.
 pub(super) fn rewrite(decoder: &mut Decoder<'static>, block: &[u8]) -> Result<BytesMut, FieldsError> {
     let mut encoded = BytesMut::with_capacity(block.len() * 2);
     let mut size = 0;
@@ -40,19 +40,19 @@ pub(super) fn rewrite(decoder: &mut Decoder<'static>, block: &[u8]) -> Result<By
     if size > MAX_DECODED { Err(FieldsError::TooLarge) } else { Ok(encoded) }
 }
 
-/// Would the server reset a request with this field?
+/// Returns whether the server would reset a request with this field.
 fn is_refused(name: &[u8], value: &[u8]) -> bool {
     name == b":authority" && Authority::try_from(value).is_err()
 }
 
-/// "Literal Header Field without Indexing -- New Name" (RFC 7541, section 6.2.2).
+/// Writes a "Literal Header Field without Indexing -- New Name" (RFC 7541, section 6.2.2).
 fn literal(block: &mut BytesMut, name: &[u8], value: &[u8]) {
     block.put_u8(0);
     string(block, name);
     string(block, value);
 }
 
-/// A string without Huffman encoding (RFC 7541, section 5.2).
+/// Writes a string without Huffman encoding (RFC 7541, section 5.2).
 fn string(block: &mut BytesMut, text: &[u8]) {
     const PREFIX: usize = 127;
     match u8::try_from(text.len()) {

@@ -1,8 +1,8 @@
-//! The head of an HTTP/2 frame (RFC 9113, section 4.1).
+//! The header of an HTTP/2 frame (RFC 9113, section 4.1).
 
-/// Length of a frame's head.
+/// Length of a frame header in bytes.
 pub(super) const HEAD: usize = 9;
-/// The longest payload without a setting that allows more (`SETTINGS_MAX_FRAME_SIZE`).
+/// The longest payload if the setting `SETTINGS_MAX_FRAME_SIZE` is not changed.
 pub(super) const MAX_PAYLOAD: usize = 16 << 10;
 
 /// Frame type `HEADERS`.
@@ -21,7 +21,7 @@ pub(super) const PADDED: u8 = 0x8;
 /// Flag `PRIORITY` of HEADERS.
 pub(super) const PRIORITY: u8 = 0x20;
 
-/// The head of a frame.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     /// Length of the payload.
@@ -35,7 +35,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Reads the head at the start of `bytes`, if they are enough.
+    /// Reads the header at the start of `bytes`; none if it is incomplete.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = *bytes.first_chunk::<HEAD>()?;
         let length = usize::try_from(u32::from_be_bytes([0, l1, l2, l3])).ok()?;
@@ -43,14 +43,14 @@ impl Head {
         Some(Self { length, kind, flags, stream: u32::from_be_bytes([s1, s2, s3, s4]) & (u32::MAX >> 1) })
     }
 
-    /// Its bytes. `length` is at most [`MAX_PAYLOAD`].
+    /// Encodes the header. `length` is at most [`MAX_PAYLOAD`].
     pub(super) fn bytes(self) -> [u8; HEAD] {
         let [.., l1, l2, l3] = self.length.to_be_bytes();
         let [s1, s2, s3, s4] = self.stream.to_be_bytes();
         [l1, l2, l3, self.kind, self.flags, s1, s2, s3, s4]
     }
 
-    /// Does it have this flag?
+    /// Returns whether the frame has this flag.
     pub(super) fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
     }

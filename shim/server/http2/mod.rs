@@ -1,14 +1,14 @@
-//! The bytes of a client's connection, between the socket and the HTTP/2 server.
+//! Rewrites the bytes of a client's connection, between the socket and the HTTP/2 server.
 //!
-//! * [`requests`]: what the client sends. Its header blocks are decoded and encoded again, with an `:authority` that the
-//!   server accepts
+//! * [`requests`]: what the client sends. Header blocks are decoded and encoded again, with an `:authority`
+//!   that the server accepts
 //! * [`fields`]: the header fields of one block
 //! * [`resets`]: what the server sends. Requests that it rejects before they reach a service are logged
-//! * [`frame`]: the head of a frame
+//! * [`frame`]: the header of a frame
 //!
-//! gRPC clients of the C core (C++, Python, Ruby, PHP), of Java and of Swift send the path of the unix socket as
-//! `:authority`. This is not an authority of RFC 3986, and the `h2` library resets such a request with PROTOCOL_ERROR. It
-//! has no setting for this. Go's server ignores the value, and so does this one.
+//! gRPC clients of the C core (C++, Python, Ruby, PHP), of Java and of Swift send the path of the unix socket
+//! as `:authority`. This is not an authority of RFC 3986. The `h2` library resets such a request with
+//! PROTOCOL_ERROR and has no setting to change that. Go's server ignores the value, and so does this one.
 
 mod fields;
 mod frame;
@@ -29,7 +29,7 @@ use tonic::transport::server::Connected;
 use requests::Requests;
 use resets::Resets;
 
-/// How many bytes are read from the socket at once.
+/// Size of one read from the socket.
 const CHUNK: usize = 8 << 10;
 
 /// A client's connection.
@@ -46,7 +46,7 @@ impl<S: std::fmt::Debug> std::fmt::Debug for Connection<S> {
 }
 
 impl<S> Connection<S> {
-    /// A connection on this socket. `peer` is the process at its other end, for logs.
+    /// Creates a connection on a socket. `peer` is the process at its other end, for logs.
     pub fn new(socket: S, peer: Option<i32>) -> Self {
         Self { socket, requests: Requests::new(peer), resets: Resets::new(peer) }
     }

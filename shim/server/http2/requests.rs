@@ -1,4 +1,4 @@
-//! What a client sends: frames, of which those with header blocks are written anew and all others are passed on.
+//! The client's frames. Those with header blocks are rewritten; all others are passed on unchanged.
 
 use bytes::{Buf, BytesMut};
 use loona_hpack::Decoder;
@@ -9,17 +9,16 @@ use super::frame::{CONTINUATION, END_HEADERS, HEAD, HEADERS, Head, MAX_PAYLOAD, 
 
 /// Length of the preface that a client sends first (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
-/// How large an encoded header block may be.
+/// Limit of an encoded header block.
 const MAX_BLOCK: usize = 64 << 10;
-/// `SETTINGS_HEADER_TABLE_SIZE` where the server sets none (RFC 9113, section 6.5.2).
+/// The default of `SETTINGS_HEADER_TABLE_SIZE`; the server does not set it (RFC 9113, section 6.5.2).
 const TABLE: usize = 4096;
 /// Length of the fields that the flag `PRIORITY` adds.
 const PRIORITY_FIELDS: usize = 5;
 
-/// Why the bytes of a client are passed on without a look at them. The server finds the same fault and ends the
-/// connection.
+/// Why a client's bytes are passed on unparsed. The server finds the same fault and ends the connection.
 #[derive(Debug, thiserror::Error)]
-enum Unreadable {
+enum ParseError {
     #[error("a header block is interrupted by another frame")]
     Interrupted,
     #[error("a HEADERS frame is shorter than its padding")]
@@ -30,25 +29,25 @@ enum Unreadable {
     Fields(#[from] FieldsError),
 }
 
-/// What is expected next.
+/// What the next bytes are.
 enum State {
-    /// This many bytes that are passed on.
+    /// This many bytes to pass on.
     Payload(usize),
-    /// The head of a frame.
+    /// The header of a frame.
     Frame,
-    /// Anything: the client does not keep to the protocol.
+    /// Anything: the client violated the protocol.
     Opaque,
 }
 
-/// A header block whose end has not come.
+/// An incomplete header block.
 struct Block {
     /// The HEADERS frame.
     head: Head,
     /// The fields that the flag `PRIORITY` adds.
     priority: BytesMut,
-    /// What has come of the block.
+    /// The received part of the block.
     encoded: BytesMut,
-    /// The frames as they came.
+    /// The received frames, unchanged.
     frames: BytesMut,
 }
 
@@ -77,19 +76,19 @@ impl Requests {
         }
     }
 
-    /// Moves what is ready for the server into `buffer`. Answers whether there was any.
+    /// Moves bytes that are ready for the server into `buffer`. Returns whether there were any.
     pub(super) fn read(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         let length = self.ready.len().min(buffer.remaining());
         buffer.put_slice(&self.ready[..length]);
         self.ready.advance(length);
         if self.ready.is_empty() {
-            // An idle connection keeps no memory.
+            // Free the memory of an idle connection.
             self.ready = BytesMut::new();
         }
         length > 0
     }
 
-    /// Takes bytes of the client.
+    /// Handles received bytes.
     pub(super) fn receive(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
         while self.step() {}
@@ -98,7 +97,7 @@ impl Requests {
         }
     }
 
-    /// The client sends no more. What is incomplete is for the server to judge.
+    /// Handles the end of the client's bytes. An incomplete frame is passed on, for the server to reject.
     pub(super) fn end(&mut self) {
         if let Some(block) = self.block.take() {
             self.ready.unsplit(block.frames);
@@ -106,7 +105,7 @@ impl Requests {
         self.ready.unsplit(self.received.split());
     }
 
-    /// Handles the next frame, or a part of it. Answers whether there may be more to handle.
+    /// Handles the next frame, or a part of it. Returns whether there may be more to handle.
     fn step(&mut self) -> bool {
         match self.state {
             State::Opaque => {
@@ -132,7 +131,7 @@ impl Requests {
         if !belongs || head.length > MAX_PAYLOAD {
             match self.block {
                 None => self.state = State::Payload(HEAD + head.length),
-                Some(_) => self.give_up(&Unreadable::Interrupted),
+                Some(_) => self.pass_unparsed(&ParseError::Interrupted),
             }
             return true;
         }
@@ -141,13 +140,13 @@ impl Requests {
         }
         let frame = self.received.split_to(HEAD + head.length);
         if let Err(error) = self.block_frame(head, &frame) {
-            self.give_up(&error);
+            self.pass_unparsed(&error);
         }
         true
     }
 
     /// Handles a whole HEADERS or CONTINUATION frame.
-    fn block_frame(&mut self, head: Head, frame: &[u8]) -> Result<(), Unreadable> {
+    fn block_frame(&mut self, head: Head, frame: &[u8]) -> Result<(), ParseError> {
         let block = self.block.get_or_insert_with(|| Block {
             head,
             priority: BytesMut::new(),
@@ -157,14 +156,14 @@ impl Requests {
         block.frames.extend_from_slice(frame);
         let payload = frame.get(HEAD..).unwrap_or_default();
         if head.kind == HEADERS {
-            let (priority, encoded) = without_padding(head, payload).ok_or(Unreadable::Padding)?;
+            let (priority, encoded) = without_padding(head, payload).ok_or(ParseError::Padding)?;
             block.priority.extend_from_slice(priority);
             block.encoded.extend_from_slice(encoded);
         } else {
             block.encoded.extend_from_slice(payload);
         }
         if block.frames.len() > MAX_BLOCK {
-            return Err(Unreadable::TooLarge);
+            return Err(ParseError::TooLarge);
         }
         if head.has(END_HEADERS) {
             let fields = fields::rewrite(&mut self.decoder, &block.encoded)?;
@@ -197,9 +196,9 @@ impl Requests {
         }
     }
 
-    /// Passes on what came of the block and all that follows.
-    fn give_up(&mut self, error: &Unreadable) {
-        tracing::warn!(peer = self.peer, %error, "failed to read the requests of a client");
+    /// Passes on the received part of the block, and everything that follows, unparsed.
+    fn pass_unparsed(&mut self, error: &ParseError) {
+        tracing::warn!(peer = self.peer, %error, "failed to parse a client's HTTP/2 frames; passing its bytes on unchanged");
         if let Some(block) = self.block.take() {
             self.ready.unsplit(block.frames);
         }
@@ -207,7 +206,7 @@ impl Requests {
     }
 }
 
-/// The priority fields and the block of a HEADERS frame (RFC 9113, section 6.2).
+/// Splits a HEADERS frame into priority fields and block, without padding (RFC 9113, section 6.2).
 fn without_padding(head: Head, mut payload: &[u8]) -> Option<(&[u8], &[u8])> {
     if head.has(PADDED) {
         let (padding, rest) = payload.split_first()?;

@@ -1,10 +1,10 @@
-//! What the server sends: the errors of HTTP/2 by which it rejects a request before a service sees it. The library that
-//! serves HTTP/2 writes the cause at level DEBUG, among much else.
+//! The errors of HTTP/2 with which the server rejects a request before it reaches a service. The HTTP/2
+//! library logs the cause only at level DEBUG, among much else.
 
 use super::frame::{GOAWAY, HEAD, Head, RST_STREAM};
 
-/// The error codes that name a fault of the client (RFC 9113, section 7), from `PROTOCOL_ERROR` (1) on. An empty name is an
-/// ordinary end.
+/// Names of the error codes that indicate a fault of the client (RFC 9113, section 7), by code, from
+/// `PROTOCOL_ERROR` (1) on. Codes with an empty name are not logged.
 const CODES: [&str; 14] = [
     "",
     "PROTOCOL_ERROR",
@@ -25,27 +25,27 @@ const CODES: [&str; 14] = [
 /// An error that the server has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reset {
-    /// Of one request.
+    /// An error of one request.
     Stream {
         /// The stream of the request.
         stream: u32,
         /// The name of the error code.
         code: &'static str,
     },
-    /// Of the connection.
+    /// An error of the connection.
     Connection {
         /// The name of the error code.
         code: &'static str,
     },
 }
 
-/// Watches what the server sends.
+/// Watches the bytes that the server sends.
 pub(super) struct Resets {
     peer: Option<i32>,
-    /// The head of the frame that is being sent, and the fields of an error frame.
+    /// The header of the current frame, and the fields of an error frame.
     start: [u8; HEAD + 8],
     filled: usize,
-    /// How many bytes of the frame are of no interest.
+    /// How many bytes of the frame are to be skipped.
     skip: usize,
 }
 
@@ -55,20 +55,20 @@ impl Resets {
         Self { peer, start: [0; HEAD + 8], filled: 0, skip: 0 }
     }
 
-    /// Sees bytes that have been sent, and logs the errors among them.
+    /// Logs the errors among the bytes that were sent.
     pub(super) fn sent(&mut self, bytes: &[u8]) {
         self.watch(bytes, |peer, reset| match reset {
             Reset::Stream { stream, code } => {
                 tracing::warn!(peer, stream, code, "rejected a request that is not valid HTTP/2");
             }
             Reset::Connection { code } => {
-                tracing::warn!(peer, code, "closing the connection of a client that does not keep to HTTP/2");
+                tracing::warn!(peer, code, "closing a connection that is not valid HTTP/2");
             }
         });
     }
 
-    /// Calls `found` for each error among the bytes.
-    pub(super) fn watch(&mut self, mut bytes: &[u8], mut found: impl FnMut(Option<i32>, Reset)) {
+    /// Calls `report` for each error among the bytes.
+    pub(super) fn watch(&mut self, mut bytes: &[u8], mut report: impl FnMut(Option<i32>, Reset)) {
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let now = self.skip.min(bytes.len());
@@ -86,7 +86,7 @@ impl Resets {
             bytes = rest;
             if self.filled == self.needed() {
                 if let Some(reset) = self.reset() {
-                    found(self.peer, reset);
+                    report(self.peer, reset);
                 }
                 self.skip = Head::read(&self.start).map_or(0, |head| (HEAD + head.length) - self.filled);
                 self.filled = 0;
@@ -94,7 +94,7 @@ impl Resets {
         }
     }
 
-    /// How many bytes of the frame must be seen.
+    /// Returns how many bytes of the frame are needed.
     fn needed(&self) -> usize {
         let head = if self.filled < HEAD { None } else { Head::read(&self.start) };
         match head {
@@ -104,7 +104,7 @@ impl Resets {
         }
     }
 
-    /// The error of the frame.
+    /// Returns the error in the frame, if it is one.
     fn reset(&self) -> Option<Reset> {
         let head = Head::read(&self.start)?;
         let code = self.start.get(..self.filled)?.get(HEAD..)?.last_chunk::<4>()?;

@@ -17,7 +17,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// What the server gets when the client sends these bytes in pieces of this length.
+/// Returns what the server receives if the client sends these bytes in pieces of this length.
 fn passed_on(bytes: &[u8], piece: usize) -> Vec<u8> {
     let mut requests = Requests::new(None);
     let mut all = Vec::new();
@@ -38,7 +38,7 @@ fn passed_on(bytes: &[u8], piece: usize) -> Vec<u8> {
     all
 }
 
-/// The frames after the preface.
+/// Returns the frames after the preface.
 fn frames(mut bytes: &[u8]) -> Vec<(Head, &[u8])> {
     let mut frames = Vec::new();
     bytes = bytes.strip_prefix(PREFACE).unwrap();
@@ -51,7 +51,7 @@ fn frames(mut bytes: &[u8]) -> Vec<(Head, &[u8])> {
     frames
 }
 
-/// The fields of a block, as a server without a table reads them.
+/// Decodes a block as a server without a table does.
 fn fields(block: &[u8]) -> Vec<(String, String)> {
     let mut decoder = Decoder::new();
     decoder.set_max_allowed_table_size(0);
@@ -71,7 +71,7 @@ fn request(authority: &str) -> Vec<(&[u8], &[u8])> {
 }
 
 #[test]
-fn a_path_as_authority_is_replaced_also_where_a_table_names_it() {
+fn a_path_as_authority_is_replaced_even_if_it_is_in_the_table() {
     let mut encoder = Encoder::new();
     let mut sent = PREFACE.to_vec();
     let names = [
@@ -81,7 +81,7 @@ fn a_path_as_authority_is_replaced_also_where_a_table_names_it() {
         "localhost:80",
         "",
     ];
-    // Twice each: the second block names fields of the first by their place in the table.
+    // Each is sent twice: the second block refers to fields of the first by their index in the table.
     let twice: Vec<_> = names.iter().flat_map(|name| [*name, *name]).collect();
     for (number, authority) in (0..).zip(&twice) {
         sent.extend(frame(HEADERS, END_HEADERS, 2 * number + 1, &encoder.encode(request(authority))));
@@ -139,11 +139,11 @@ fn a_block_in_many_frames_with_padding_and_priority_is_one_request() {
 }
 
 #[test]
-fn what_is_no_header_block_reaches_the_server_as_it_came() {
+fn invalid_header_blocks_are_passed_on_unchanged() {
     let block = Encoder::new().encode(request("localhost"));
     let interrupted = [frame(HEADERS, 0, 1, &block), frame(DATA, 0, 1, b"early")].concat();
     let cases = [
-        // A place in a table that is empty.
+        // An index into an empty table.
         frame(HEADERS, END_HEADERS, 1, &[0xff, 0x7f]),
         // More padding than payload.
         frame(HEADERS, PADDED | END_HEADERS, 1, &[200, 0]),
@@ -163,7 +163,7 @@ fn what_is_no_header_block_reaches_the_server_as_it_came() {
 }
 
 #[test]
-fn a_few_bytes_cannot_ask_for_much_memory() {
+fn a_small_block_cannot_expand_without_limit() {
     let value = "v".repeat(4000);
     let field: [(&[u8], &[u8]); 1] = [(b"x", value.as_bytes())];
     let mut sent = PREFACE.to_vec();
@@ -176,11 +176,11 @@ fn a_few_bytes_cannot_ask_for_much_memory() {
 }
 
 #[test]
-fn errors_of_the_server_are_found_wherever_writes_are_cut() {
+fn server_errors_are_found_in_writes_of_any_size() {
     let sent = [
         frame(4, 0, 0, &[0; 6]),
         frame(RST_STREAM, 0, 5, &1u32.to_be_bytes()),
-        // Cancelled by the server: nobody's fault.
+        // A cancellation by the server, which is not a fault of the client.
         frame(RST_STREAM, 0, 7, &8u32.to_be_bytes()),
         frame(DATA, 0, 1, &[RST_STREAM; 50]),
         frame(GOAWAY, 0, 0, &[0, 0, 0, 5, 0, 0, 0, 9, b'w', b'h', b'y']),
@@ -207,7 +207,7 @@ fn errors_of_the_server_are_found_wherever_writes_are_cut() {
 
 proptest! {
     #[test]
-    fn any_bytes_pass_in_any_pieces(bytes: Vec<u8>, piece in 1usize..50) {
+    fn bytes_pass_independent_of_piece_size(bytes: Vec<u8>, piece in 1usize..50) {
         let sent = [PREFACE, &bytes[..]].concat();
         let whole = passed_on(&sent, sent.len());
         prop_assert_eq!(passed_on(&sent, piece), whole);

@@ -1,4 +1,4 @@
-//! Services that answer by rote.
+//! Test doubles of the services with fixed answers.
 
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ use crate::error::CriError;
 
 pub(super) struct Double;
 
-/// A call to StartContainer has begun.
+/// Notified when a call to StartContainer has begun.
 pub(super) static BEGUN: tokio::sync::Notify = tokio::sync::Notify::const_new();
 
-/// A service with the calls that tests make, written out, and those that no test makes, by name. (The macro is around
-/// the whole, since `async_trait` does not see into macros.)
+/// Implements a service: the first block has the calls that tests use, the others list those that return
+/// `Unimplemented`. The macro wraps the whole `impl`, since `async_trait` does not see into macros.
 macro_rules! service {
     (
         $service:ident { $($own:tt)* }
@@ -58,7 +58,7 @@ service! { RuntimeService {
         std::future::pending().await
     }
 
-    /// Answers after a while; that it has begun is told.
+    /// Notifies `BEGUN`, then answers after a delay.
     async fn start_container(
         &self,
         _: Request<StartContainerRequest>,
@@ -68,7 +68,7 @@ service! { RuntimeService {
         Ok(Response::new(StartContainerResponse {}))
     }
 
-    /// Answers with the most that there can be.
+    /// Answers with the largest possible output.
     async fn exec_sync(&self, _: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
         let output = vec![b'x'; 16 << 20];
         Ok(Response::new(ExecSyncResponse { stdout: output.clone(), stderr: output, exit_code: 0 }))

@@ -1,4 +1,4 @@
-//! The server with services that answer by rote: what clients see of sockets, deadlines, limits and the end.
+//! Tests of the server with test doubles: sockets, deadlines, limits and shutdown as clients see them.
 
 mod double;
 
@@ -18,7 +18,7 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse
 use super::*;
 use double::{BEGUN, Double};
 
-/// Far less than what a call or a server takes that is not told to end, and enough for a busy machine.
+/// Far shorter than a call or a server that hangs, and long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Running {
@@ -78,9 +78,9 @@ async fn both_services_answer() {
     assert_eq!((later.code(), later.message()), (Code::Unimplemented, "berth does not implement attach"));
 }
 
-/// By plain HTTP/2, since tonic's client counts as well and would answer by itself.
+/// Uses plain HTTP/2: tonic's client has its own timer and would report the timeout itself.
 #[tokio::test]
-async fn the_deadline_of_the_client_is_kept_and_has_its_own_code() {
+async fn the_client_deadline_is_enforced_with_deadline_exceeded() {
     let running = Running::start().await;
     let socket = running.socket();
     let connector = tower::service_fn(move |_: http::Uri| {
@@ -133,7 +133,7 @@ async fn reflection_names_every_service_in_both_versions() {
         .into_inner();
     let services = services(answers).await;
     for service in ["runtime.v1.RuntimeService", "runtime.v1.ImageService", "berth.v1.Admin"] {
-        assert!(services.iter().any(|known| known == service), "{services:?}");
+        assert!(services.iter().any(|name| name == service), "{services:?}");
     }
     let older = tonic_reflection::pb::v1alpha::ServerReflectionRequest {
         host: String::new(),
@@ -161,20 +161,21 @@ async fn services(mut answers: tonic::Streaming<ServerReflectionResponse>) -> Ve
     }
 }
 
-/// The only test that sends the process a signal: every server in the process hears it.
+/// The only test that sends a signal to the process, which every server in the process receives.
 #[test]
 fn a_signal_ends_the_server_after_its_calls() {
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    // The other tests' servers must not hear it, so this one is in a process of its own: the same test, told so.
-    const TOLD: &str = "BERTH_TEST_SIGNAL";
-    if std::env::var_os(TOLD).is_some() {
+    // The other tests' servers must not receive it, so this test runs itself in a separate process, marked by
+    // this variable.
+    const CHILD: &str = "BERTH_TEST_SIGNAL";
+    if std::env::var_os(CHILD).is_some() {
         runtime().block_on(stop_by_signal());
         return;
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "server::tests::a_signal_ends_the_server_after_its_calls", "--nocapture"])
-        .env(TOLD, "1")
+        .env(CHILD, "1")
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -189,15 +190,15 @@ async fn stop_by_signal() {
     let mut running = Running::start().await;
     let socket = running.socket();
     let mut client = running.runtime().await;
-    // A stream that never ends must not hold up the end.
+    // A stream that never ends must not delay the shutdown.
     let _events = running.runtime().await.get_container_events(GetEventsRequest {}).await.unwrap();
     let slow = tokio::spawn(async move { client.start_container(StartContainerRequest::default()).await });
     BEGUN.notified().await;
-    let myself = rustix::process::getpid();
-    rustix::process::kill_process(myself, rustix::process::Signal::HUP).unwrap();
+    let own_process = rustix::process::getpid();
+    rustix::process::kill_process(own_process, rustix::process::Signal::HUP).unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!running.server.is_finished(), "SIGHUP is ignored");
-    rustix::process::kill_process(myself, rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(own_process, rustix::process::Signal::TERM).unwrap();
     tokio::time::timeout(PATIENCE, &mut running.server).await.expect("it ends").unwrap().unwrap();
     slow.await.unwrap().expect("the call in flight is answered");
     assert!(!socket.exists(), "the socket is removed");

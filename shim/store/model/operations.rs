@@ -1,17 +1,17 @@
-//! The operations, step by step. Between two steps of one, everything else can happen.
+//! The operations, step by step. Between two steps of one operation, anything else can happen.
 
 use berth_runtime::wire::Phase;
 
-use super::steps::{Next, changed, forget, keeper_starts, tell};
-use super::world::{Call, Keeper, Memory, PID, Process, Told, World, killed, unknown};
+use super::steps::{Next, changed, forget, keeper_starts, send};
+use super::world::{Call, Keeper, KeeperCall, Memory, PID, Process, System, killed, unknown};
 use crate::store::{ContainerState, PodState};
 
-/// The step of an operation that is done.
+/// The step of a completed operation.
 const DONE: u8 = u8::MAX;
 
-/// The next steps of an operation: none where it waits for something else.
-pub(super) fn next(world: &World, memory: &Memory, call: Call, step: u8) -> Next {
-    let mut at = At { world, memory, call, next: Next::new() };
+/// Returns the next steps of an operation; none if it waits for something else.
+pub(super) fn next(system: &System, memory: &Memory, call: Call, step: u8) -> Next {
+    let mut at = At { system, memory, call, next: Next::new() };
     match call {
         Call::Create => at.create(step),
         Call::Start => at.start(step),
@@ -23,26 +23,26 @@ pub(super) fn next(world: &World, memory: &Memory, call: Call, step: u8) -> Next
     at.next
 }
 
-/// Where an operation is.
+/// An operation at one of its steps.
 struct At<'a> {
-    world: &'a World,
+    system: &'a System,
     memory: &'a Memory,
     call: Call,
     next: Next,
 }
 
-fn nothing(_: &mut World, _: &mut Memory) {}
+fn nothing(_: &mut System, _: &mut Memory) {}
 
 impl At<'_> {
-    /// It can go to this step.
-    fn to(&mut self, label: &str, step: u8, change: impl Fn(&mut World, &mut Memory)) {
+    /// Adds a transition to this step.
+    fn to(&mut self, label: &str, step: u8, change: impl Fn(&mut System, &mut Memory)) {
         let call = self.call;
-        let after = changed(self.world, self.memory, &|world, memory| {
+        let after = changed(self.system, self.memory, &|system, memory| {
             match step {
                 DONE => drop(memory.operations.remove(&call)),
                 step => drop(memory.operations.insert(call, step)),
             }
-            change(world, memory);
+            change(system, memory);
         });
         self.next.push((label.to_owned(), after));
     }
@@ -51,10 +51,10 @@ impl At<'_> {
         self.memory.pod.as_ref().is_some_and(|pod| pod.pause().is_some())
     }
 
-    /// The disk may refuse what is intended.
+    /// Adds the transition for a failed write of an intent.
     fn refused_by_disk(&mut self, step: u8) {
-        if self.world.budget.refusals > 0 {
-            self.to("the disk refuses", step, |world, _| world.budget.refusals -= 1);
+        if self.system.budget.refusals > 0 {
+            self.to("the write fails", step, |system, _| system.budget.refusals -= 1);
         }
     }
 
@@ -64,34 +64,34 @@ impl At<'_> {
         match step {
             0 if !ready || !self.memory.link => self.to("refused", DONE, nothing),
             0 => {
-                self.to("intent", 1, |world, memory| {
-                    (memory.making, world.cgroup) = (true, true);
-                    world.disk_container = Some(ContainerState::Creating);
+                self.to("intent", 1, |system, memory| {
+                    (memory.creating, system.cgroup) = (true, true);
+                    system.disk_container = Some(ContainerState::Creating);
                 });
                 self.refused_by_disk(DONE);
             }
-            1 | 3 if !ready => self.to("not ready any more", UNDO, nothing),
-            1 if self.world.keeper == Keeper::Alive => self.to("first process", 2, |world, _| {
-                (world.process, world.knows) = (Process::Gate, Some(Phase::Created));
+            1 | 3 if !ready => self.to("not ready", UNDO, nothing),
+            1 if self.system.keeper == Keeper::Alive => self.to("first process", 2, |system, _| {
+                (system.process, system.keeper_phase) = (Process::Gate, Some(Phase::Created));
             }),
-            1 => self.to("no answer", UNDO, |world, memory| {
-                tell(world, memory, Told::Create);
+            1 => self.to("no answer", UNDO, |system, memory| {
+                send(system, memory, KeeperCall::Create);
             }),
             2 => {
-                self.to("record", 3, |world, _| {
-                    world.disk_container = Some(ContainerState::Creating.created(PID));
+                self.to("record", 3, |system, _| {
+                    system.disk_container = Some(ContainerState::Creating.created(PID));
                 });
                 self.refused_by_disk(UNDO);
             }
-            3 => self.to("made", DONE, |_, memory| {
+            3 => self.to("created", DONE, |_, memory| {
                 memory.container = Some(ContainerState::Creating.created(PID));
-                memory.making = false;
+                memory.creating = false;
             }),
-            _ => self.to("undo", DONE, |world, memory| {
-                forget(world, memory);
-                world.kill();
-                (world.disk_container, world.cgroup, world.exit_file) = (None, false, None);
-                memory.making = false;
+            _ => self.to("undo", DONE, |system, memory| {
+                forget(system, memory);
+                system.kill();
+                (system.disk_container, system.cgroup, system.exit_file) = (None, false, None);
+                memory.creating = false;
             }),
         }
     }
@@ -99,22 +99,22 @@ impl At<'_> {
     fn start(&mut self, step: u8) {
         const STARTED: u8 = 2;
         const FAILED: u8 = 3;
-        /// For the answer of a keeper that is stopped.
+        /// Waits for the answer of a stopped keeper.
         const WAITS: u8 = 5;
-        let starts = self.world.knows == Some(Phase::Created) && self.world.process == Process::Gate;
+        let starts = self.system.keeper_phase == Some(Phase::Created) && self.system.process == Process::Gate;
         let may_start = self.memory.container.as_ref().is_some_and(|state| state.may_start().is_ok());
-        match (step, self.world.keeper) {
+        match (step, self.system.keeper) {
             (0, _) if self.memory.turn => {}
             (0, _) if may_start && self.has_pause() && self.memory.link => {
-                self.to("turn", 1, |_, memory| memory.turn = true);
+                self.to("lock", 1, |_, memory| memory.turn = true);
             }
             (0, _) => self.to("refused", DONE, nothing),
-            (1, Keeper::Alive) => self.to("exec", if starts { STARTED } else { FAILED }, |world, _| {
-                keeper_starts(world);
+            (1, Keeper::Alive) => self.to("exec", if starts { STARTED } else { FAILED }, |system, _| {
+                keeper_starts(system);
             }),
             (1, Keeper::Dead) => self.to("no keeper", FAILED, nothing),
-            (1, Keeper::Stopped) => self.to("exec", WAITS, |world, memory| {
-                tell(world, memory, Told::Start);
+            (1, Keeper::Stopped) => self.to("exec", WAITS, |system, memory| {
+                send(system, memory, KeeperCall::Start);
             }),
             (STARTED, _) => self.to("started", DONE, |_, memory| {
                 memory.container_happened(|state| state.started(1));
@@ -126,9 +126,9 @@ impl At<'_> {
     }
 
     fn stop(&mut self, step: u8) {
-        let spoken = self.memory.spoken;
+        let reconciled = self.memory.reconciled;
         match step {
-            0 if self.memory.container.as_ref().is_some_and(|state| state.is_to_be_stopped(spoken)) => {
+            0 if self.memory.container.as_ref().is_some_and(|state| state.needs_stop(reconciled)) => {
                 self.to("to be stopped", 1, nothing);
             }
             0 => self.to("nothing to stop", DONE, nothing),
@@ -146,19 +146,19 @@ impl At<'_> {
             1 => self.kill(2, 3),
             2 => self.wait_for_end(3),
             3 => {
-                let answers = !self.memory.link || self.world.keeper != Keeper::Stopped;
+                let answers = !self.memory.link || self.system.keeper != Keeper::Stopped;
                 self.to("forget", if answers { 6 } else { 4 }, forget);
             }
             4 => self.kill(5, 6),
             5 => self.wait_for_end(6),
             6 if self.memory.turn => {}
-            6 => self.to("turn", 7, |world, memory| {
+            6 => self.to("lock", 7, |system, memory| {
                 memory.turn = true;
-                forget(world, memory);
+                forget(system, memory);
             }),
-            _ => self.to("removed", DONE, |world, memory| {
-                world.kill();
-                (world.disk_container, world.cgroup, world.exit_file) = (None, false, None);
+            _ => self.to("removed", DONE, |system, memory| {
+                system.kill();
+                (system.disk_container, system.cgroup, system.exit_file) = (None, false, None);
                 (memory.container, memory.container_unwritten, memory.turn) = (None, false, false);
             }),
         }
@@ -172,9 +172,12 @@ impl At<'_> {
                 }
                 Some(_) => self.to("begins", 1, |_, memory| memory.pod_happened(PodState::stopping)),
             },
-            1 if self.memory.making => {
-                if self.world.keeper == Keeper::Alive && self.memory.link && self.world.knows.is_some() {
-                    self.to("what is made is given up", 1, forget);
+            1 if self.memory.creating => {
+                if self.system.keeper == Keeper::Alive
+                    && self.memory.link
+                    && self.system.keeper_phase.is_some()
+                {
+                    self.to("cancel creation", 1, forget);
                 }
             }
             1 if self.memory.container.is_some() && !self.memory.has_ended() => {
@@ -183,13 +186,14 @@ impl At<'_> {
             1 => self.to("nothing runs", 4, nothing),
             2 => self.kill(3, 4),
             3 => self.wait_for_end(4),
-            // The last who knows how the container ended is about to go.
+            // The keeper is about to exit: the exit must be on disk before.
             4 if self.memory.container_unwritten => {}
-            4 => self.to("release", 5, |world, memory| {
-                world.kill();
-                (world.keeper, world.knows, world.pause) = (Keeper::Dead, None, false);
-                world.told.clear();
-                (memory.link, memory.spoken, memory.news, memory.late) = (false, true, None, false);
+            4 => self.to("release", 5, |system, memory| {
+                system.kill();
+                (system.keeper, system.keeper_phase, system.pause) = (Keeper::Dead, None, false);
+                system.keeper_calls.clear();
+                (memory.link, memory.reconciled, memory.exit_event, memory.late_answer) =
+                    (false, true, None, false);
             }),
             _ => self.to("released", DONE, |_, memory| memory.pod_happened(PodState::released)),
         }
@@ -205,17 +209,17 @@ impl At<'_> {
                 memory.operations.entry(Call::Remove).or_insert(0);
             }),
             2 if self.memory.operations.contains_key(&Call::Remove) => {}
-            _ => self.to("removed", DONE, |world, memory| {
-                (memory.pod, memory.pod_unwritten, world.disk_pod) = (None, false, None);
+            _ => self.to("removed", DONE, |system, memory| {
+                (memory.pod, memory.pod_unwritten, system.disk_pod) = (None, false, None);
             }),
         }
     }
 
-    /// Kills the container, and waits for its end with the step `waiting`.
+    /// Adds a kill of the container, followed by the step `waiting`.
     fn kill(&mut self, waiting: u8, then: u8) {
         match self.memory.container.is_none() || self.memory.has_ended() {
             true => self.to("it has ended", then, nothing),
-            false => self.to("kill", waiting, |world, _| world.kill()),
+            false => self.to("kill", waiting, |system, _| system.kill()),
         }
     }
 
@@ -224,12 +228,12 @@ impl At<'_> {
             return self.to("it has ended", then, nothing);
         }
         if !self.memory.link {
-            return self.to("it is lost", then, |_, memory| {
+            return self.to("the keeper is gone", then, |_, memory| {
                 memory.container_happened(|state| state.exited(unknown()));
             });
         }
-        // A keeper that answers and knows it will tell its end.
-        if self.world.keeper != Keeper::Alive || self.world.knows.is_none() {
+        // A keeper that answers and has the container will report its exit.
+        if self.system.keeper != Keeper::Alive || self.system.keeper_phase.is_none() {
             self.to("it was killed", then, |_, memory| {
                 memory.container_happened(|state| state.exited(killed()));
             });

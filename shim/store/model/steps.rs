@@ -1,126 +1,127 @@
-//! Everything that can happen next.
+//! All steps that can happen next.
 
 use berth_runtime::wire::Phase;
 
 use super::operations;
-use super::world::{Call, Keeper, Memory, OWN, Process, Told, World, killed, record, unknown};
-use crate::store::{ContainerState, Exit, Found, PodState, Seen};
+use super::world::{Call, EXIT_CODE, Keeper, KeeperCall, Memory, Process, System, killed, record, unknown};
+use crate::store::{ContainerState, Exit, KeeperReport, PodRecovery, PodState};
 
-pub(super) type Next = Vec<(String, World)>;
+pub(super) type Next = Vec<(String, System)>;
 
-/// What happens without anybody from outside: steps of operations, the keeper's own work, news, late writes.
-pub(super) fn by_themselves(world: &World) -> Next {
+/// Steps inside the system: of operations and the keeper, handling of events, late writes.
+pub(super) fn internal(system: &System) -> Next {
     let mut next = Next::new();
-    let Some(memory) = &world.daemon else {
-        next.push(("the daemon starts".to_owned(), start_daemon(world)));
+    let Some(memory) = &system.daemon else {
+        next.push(("the daemon starts".to_owned(), start_daemon(system)));
         return next;
     };
-    let mut may = |what: &str, change: &dyn Fn(&mut World, &mut Memory)| {
-        next.push((what.to_owned(), changed(world, memory, change)));
+    let mut step = |what: &str, change: &dyn Fn(&mut System, &mut Memory)| {
+        next.push((what.to_owned(), changed(system, memory, change)));
     };
-    let unheard = matches!(world.knows, Some(Phase::Created | Phase::Running { .. }));
-    if let (Keeper::Alive, Process::Gone(code), true) = (world.keeper, world.process, unheard) {
-        may("the keeper reaps", &move |world, memory| {
-            world.knows = Some(Phase::Exited(record(code)));
-            world.exit_file = Some(record(code));
-            if memory.link && memory.spoken {
-                memory.news = Some(record(code));
+    let exit_unseen = matches!(system.keeper_phase, Some(Phase::Created | Phase::Running { .. }));
+    if let (Keeper::Alive, Process::Gone(code), true) = (system.keeper, system.process, exit_unseen) {
+        step("the keeper reaps", &move |system, memory| {
+            system.keeper_phase = Some(Phase::Exited(record(code)));
+            system.exit_file = Some(record(code));
+            if memory.link && memory.reconciled {
+                memory.exit_event = Some(record(code));
             }
         });
     }
-    if memory.news.is_some() {
-        may("the news comes", &|world, memory| {
-            let news = memory.news.take().unwrap();
-            memory.container_happened(|state| state.exited(Exit::from_record(&news)));
+    if memory.exit_event.is_some() {
+        step("the exit is handled", &|system, memory| {
+            let exit_event = memory.exit_event.take().unwrap();
+            memory.container_happened(|state| state.exited(Exit::from_record(&exit_event)));
             if memory.container.is_some() {
-                world.kill();
+                system.kill();
             }
         });
     }
-    if memory.link && world.keeper == Keeper::Alive && (!memory.spoken || memory.late) {
-        may("the keeper's word is taken over", &take_over);
+    if memory.link && system.keeper == Keeper::Alive && (!memory.reconciled || memory.late_answer) {
+        step("the keeper's state is taken over", &take_over);
     }
-    if memory.link && world.keeper == Keeper::Dead {
-        may("the end of the keeper is noticed", &keeper_ended);
+    if memory.link && system.keeper == Keeper::Dead {
+        step("the keeper's end is noticed", &keeper_ended);
     }
     let pause_unnoticed = memory.pod != memory.pod.as_ref().map(PodState::pause_ended);
-    if memory.link && memory.spoken && !world.pause && world.keeper == Keeper::Alive && pause_unnoticed {
-        may("the end of the pause is noticed", &|_, memory| memory.pod_happened(PodState::pause_ended));
+    if memory.link && memory.reconciled && !system.pause && system.keeper == Keeper::Alive && pause_unnoticed
+    {
+        step("the end of the pause is noticed", &|_, memory| memory.pod_happened(PodState::pause_ended));
     }
     if memory.pod_unwritten {
-        may("the pod is written", &|world, memory| {
+        step("the pod is written", &|system, memory| {
             memory.pod_unwritten = false;
-            world.disk_pod.clone_from(&memory.pod);
+            system.disk_pod.clone_from(&memory.pod);
         });
     }
     if memory.container_unwritten {
-        may("the container is written", &|world, memory| {
+        step("the container is written", &|system, memory| {
             memory.container_unwritten = false;
-            world.disk_container.clone_from(&memory.container);
+            system.disk_container.clone_from(&memory.container);
         });
     }
     for (call, step) in &memory.operations {
-        for (label, after) in operations::next(world, memory, *call, *step) {
+        for (label, after) in operations::next(system, memory, *call, *step) {
             next.push((format!("{call:?} {step}: {label}"), after));
         }
     }
     next
 }
 
-/// Calls of the client, and what breaks.
-pub(super) fn from_outside(world: &World) -> Next {
+/// Calls of the client, and faults.
+pub(super) fn external(system: &System) -> Next {
     let mut next = Next::new();
-    if world.process == Process::Runs {
-        let mut after = world.clone();
-        after.process = Process::Gone(OWN);
+    if system.process == Process::Runs {
+        let mut after = system.clone();
+        after.process = Process::Gone(EXIT_CODE);
         next.push(("the process ends".to_owned(), after));
     }
-    let mut fault = |left: u8, what: &str, change: &dyn Fn(&mut World)| {
+    let mut fault = |left: u8, what: &str, change: &dyn Fn(&mut System)| {
         if left > 0 {
-            let mut after = world.clone();
+            let mut after = system.clone();
             change(&mut after);
             next.push((what.to_owned(), after));
         }
     };
-    let budget = world.budget;
-    if world.daemon.is_some() {
-        fault(budget.crashes, "the daemon is killed", &|world| {
-            world.budget.crashes -= 1;
-            world.daemon = None;
+    let budget = system.budget;
+    if system.daemon.is_some() {
+        fault(budget.crashes, "the daemon is killed", &|system| {
+            system.budget.crashes -= 1;
+            system.daemon = None;
         });
     }
-    if world.keeper != Keeper::Dead {
-        fault(budget.keeper_kills, "the keeper is killed", &|world| {
-            world.budget.keeper_kills -= 1;
-            (world.keeper, world.was_killed, world.knows) = (Keeper::Dead, true, None);
-            world.told.clear();
+    if system.keeper != Keeper::Dead {
+        fault(budget.keeper_kills, "the keeper is killed", &|system| {
+            system.budget.keeper_kills -= 1;
+            (system.keeper, system.was_killed, system.keeper_phase) = (Keeper::Dead, true, None);
+            system.keeper_calls.clear();
         });
     }
-    if world.keeper == Keeper::Alive {
-        fault(budget.keeper_stops, "the keeper is stopped", &|world| {
-            world.budget.keeper_stops -= 1;
-            (world.keeper, world.was_stopped) = (Keeper::Stopped, true);
+    if system.keeper == Keeper::Alive {
+        fault(budget.keeper_stops, "the keeper is stopped", &|system| {
+            system.budget.keeper_stops -= 1;
+            (system.keeper, system.was_stopped) = (Keeper::Stopped, true);
         });
     }
-    if world.pause && world.keeper != Keeper::Dead {
-        fault(budget.pause_kills, "the pause is killed", &|world| {
-            world.budget.pause_kills -= 1;
-            world.pause = false;
+    if system.pause && system.keeper != Keeper::Dead {
+        fault(budget.pause_kills, "the pause is killed", &|system| {
+            system.budget.pause_kills -= 1;
+            system.pause = false;
         });
     }
-    if world.keeper == Keeper::Stopped {
-        fault(1, "the keeper goes on", &goes_on);
+    if system.keeper == Keeper::Stopped {
+        fault(1, "the keeper continues", &keeper_continues);
     }
-    next.extend(calls(world));
+    next.extend(calls(system));
     next
 }
 
-fn calls(world: &World) -> Next {
-    let Some(memory) = &world.daemon else { return Next::new() };
+fn calls(system: &System) -> Next {
+    let Some(memory) = &system.daemon else { return Next::new() };
     let (pod, container) = (memory.pod.is_some(), memory.container.is_some());
     let mut next = Next::new();
-    let mut call = |call: Call, there: bool, left: &dyn Fn(&mut World) -> &mut u8| {
-        let mut after = world.clone();
+    let mut call = |call: Call, there: bool, left: &dyn Fn(&mut System) -> &mut u8| {
+        let mut after = system.clone();
         let left = left(&mut after);
         if there && *left > 0 && !memory.operations.contains_key(&call) {
             *left -= 1;
@@ -128,157 +129,157 @@ fn calls(world: &World) -> Next {
             next.push((format!("{call:?} is called"), after));
         }
     };
-    call(Call::Create, pod && !container, &|world| &mut world.budget.create);
-    call(Call::Start, container, &|world| &mut world.budget.start);
-    call(Call::Stop, container, &|world| &mut world.budget.stop);
-    call(Call::Remove, container, &|world| &mut world.budget.remove);
-    call(Call::StopPod, pod, &|world| &mut world.budget.stop_pod);
-    call(Call::RemovePod, pod, &|world| &mut world.budget.remove_pod);
+    call(Call::Create, pod && !container, &|system| &mut system.budget.create);
+    call(Call::Start, container, &|system| &mut system.budget.start);
+    call(Call::Stop, container, &|system| &mut system.budget.stop);
+    call(Call::Remove, container, &|system| &mut system.budget.remove);
+    call(Call::StopPod, pod, &|system| &mut system.budget.stop_pod);
+    call(Call::RemovePod, pod, &|system| &mut system.budget.remove_pod);
     next
 }
 
-pub(super) fn changed(world: &World, memory: &Memory, change: &dyn Fn(&mut World, &mut Memory)) -> World {
-    let (mut world, mut memory) = (world.clone(), memory.clone());
-    change(&mut world, &mut memory);
-    world.daemon = Some(memory);
-    world
+pub(super) fn changed(system: &System, memory: &Memory, change: &dyn Fn(&mut System, &mut Memory)) -> System {
+    let (mut system, mut memory) = (system.clone(), memory.clone());
+    change(&mut system, &mut memory);
+    system.daemon = Some(memory);
+    system
 }
 
-/// A stopped keeper goes on: it does what it was told meanwhile.
-fn goes_on(world: &mut World) {
-    world.keeper = Keeper::Alive;
-    for told in std::mem::take(&mut world.told) {
-        match told {
-            // Without its cgroup a process cannot be cloned into it.
-            Told::Create if world.cgroup => {
-                (world.process, world.knows) = (Process::Gate, Some(Phase::Created));
+/// A stopped keeper continues and handles the queued calls.
+fn keeper_continues(system: &mut System) {
+    system.keeper = Keeper::Alive;
+    for call in std::mem::take(&mut system.keeper_calls) {
+        match call {
+            // Without its cgroup the process cannot be cloned into it.
+            KeeperCall::Create if system.cgroup => {
+                (system.process, system.keeper_phase) = (Process::Gate, Some(Phase::Created));
             }
-            Told::Create => {}
-            Told::Start => {
-                let started = keeper_starts(world);
-                let Some(memory) = &mut world.daemon else { continue };
+            KeeperCall::Create => {}
+            KeeperCall::Start => {
+                let started = keeper_starts(system);
+                let Some(memory) = &mut system.daemon else { continue };
                 match memory.operations.get_mut(&Call::Start) {
                     Some(step) if *step == 5 => *step = if started { 2 } else { 3 },
-                    _ => memory.late |= started,
+                    _ => memory.late_answer |= started,
                 }
             }
-            Told::Forget => keeper_forgets(world),
+            KeeperCall::Forget => keeper_forgets(system),
         }
     }
 }
 
-pub(super) fn keeper_starts(world: &mut World) -> bool {
-    let starts = world.knows == Some(Phase::Created) && world.process == Process::Gate;
+pub(super) fn keeper_starts(system: &mut System) -> bool {
+    let starts = system.keeper_phase == Some(Phase::Created) && system.process == Process::Gate;
     if starts {
-        (world.process, world.knows) = (Process::Runs, Some(Phase::Running { started_at: 1 }));
+        (system.process, system.keeper_phase) = (Process::Runs, Some(Phase::Running { started_at: 1 }));
     }
     starts
 }
 
-fn keeper_forgets(world: &mut World) {
-    if world.knows.take().is_some() {
-        world.was_forgotten = true;
-        world.kill();
+fn keeper_forgets(system: &mut System) {
+    if system.keeper_phase.take().is_some() {
+        system.was_forgotten = true;
+        system.kill();
     }
 }
 
-/// The keeper is told, if there is a link to it; whether it answers.
-pub(super) fn tell(world: &mut World, memory: &Memory, told: Told) -> bool {
-    match world.keeper {
+/// Sends a call to the keeper, if there is a link. Returns whether it answers.
+pub(super) fn send(system: &mut System, memory: &Memory, call: KeeperCall) -> bool {
+    match system.keeper {
         _ if !memory.link => false,
         Keeper::Dead => false,
         Keeper::Stopped => {
-            world.told.push(told);
+            system.keeper_calls.push(call);
             false
         }
         Keeper::Alive => {
-            if told == Told::Forget {
-                keeper_forgets(world);
+            if call == KeeperCall::Forget {
+                keeper_forgets(system);
             }
             true
         }
     }
 }
 
-pub(super) fn forget(world: &mut World, memory: &mut Memory) {
-    let _answers = tell(world, memory, Told::Forget);
+pub(super) fn forget(system: &mut System, memory: &mut Memory) {
+    let _answers = send(system, memory, KeeperCall::Forget);
 }
 
-fn note_end(world: &mut World, memory: &mut Memory) {
-    let exit = world.exit_file.as_ref().map_or_else(unknown, Exit::from_record);
+fn note_end(system: &mut System, memory: &mut Memory) {
+    let exit = system.exit_file.as_ref().map_or_else(unknown, Exit::from_record);
     memory.container_happened(|state| state.exited(exit));
-    world.kill();
+    system.kill();
 }
 
-fn start_daemon(world: &World) -> World {
-    let mut world = world.clone();
-    let reachable = world.keeper != Keeper::Dead;
-    let found = world.disk_pod.as_ref().map(|pod| pod.found(reachable));
-    let mut memory = Memory::of(world.disk_pod.clone());
-    match found {
-        Some(Found::Follow) => (memory.link, memory.spoken) = (true, false),
-        Some(Found::Ended) => memory.pod_happened(PodState::stopping),
-        // Its keeper is ended with all that runs in the pod.
-        Some(Found::TakeBack | Found::Released) | None => {
-            world.kill();
-            (world.keeper, world.knows) = (Keeper::Dead, None);
-            world.told.clear();
+fn start_daemon(system: &System) -> System {
+    let mut system = system.clone();
+    let reachable = system.keeper != Keeper::Dead;
+    let recovery = system.disk_pod.as_ref().map(|pod| pod.recovery(reachable));
+    let mut memory = Memory::of(system.disk_pod.clone());
+    match recovery {
+        Some(PodRecovery::Follow) => (memory.link, memory.reconciled) = (true, false),
+        Some(PodRecovery::Release) => memory.pod_happened(PodState::stopping),
+        // Its keeper is ended, with everything that runs in the pod.
+        Some(PodRecovery::Undo | PodRecovery::Released) | None => {
+            system.kill();
+            (system.keeper, system.keeper_phase) = (Keeper::Dead, None);
+            system.keeper_calls.clear();
         }
     }
-    match world.disk_container.clone() {
+    match system.disk_container.clone() {
         Some(ContainerState::Creating) => {
-            world.kill();
-            (world.disk_container, world.cgroup, world.exit_file) = (None, false, None);
+            system.kill();
+            (system.disk_container, system.cgroup, system.exit_file) = (None, false, None);
         }
         Some(_) if memory.pod.is_none() => {
-            world.kill();
-            (world.disk_container, world.cgroup, world.exit_file) = (None, false, None);
+            system.kill();
+            (system.disk_container, system.cgroup, system.exit_file) = (None, false, None);
         }
-        found => memory.container = found,
+        container => memory.container = container,
     }
     if memory.container.is_some() && !memory.link && !memory.has_ended() {
-        note_end(&mut world, &mut memory);
+        note_end(&mut system, &mut memory);
     }
     if memory.pod.as_ref().is_some_and(PodState::is_being_released) {
         memory.operations.insert(Call::StopPod, 0);
     }
-    world.daemon = Some(memory);
-    world
+    system.daemon = Some(memory);
+    system
 }
 
-fn take_over(world: &mut World, memory: &mut Memory) {
-    memory.spoken = true;
-    memory.late = false;
+fn take_over(system: &mut System, memory: &mut Memory) {
+    memory.reconciled = true;
+    memory.late_answer = false;
     if let Some(state) = memory.container.clone() {
-        match state.seen(world.knows.as_ref()) {
-            Seen::AsKnown => {}
-            Seen::Running(at) => memory.container_happened(|state| state.started(at)),
-            Seen::Ended(record) => {
+        match state.compare(system.keeper_phase.as_ref()) {
+            KeeperReport::Unchanged => {}
+            KeeperReport::Running(at) => memory.container_happened(|state| state.started(at)),
+            KeeperReport::Ended(record) => {
                 memory.container_happened(|state| state.exited(Exit::from_record(&record)));
-                world.kill();
+                system.kill();
             }
-            Seen::Forgotten => {
-                let exit = world.exit_file.as_ref().map_or_else(killed, Exit::from_record);
+            KeeperReport::Forgotten => {
+                let exit = system.exit_file.as_ref().map_or_else(killed, Exit::from_record);
                 memory.container_happened(|state| state.exited(exit));
-                world.kill();
+                system.kill();
             }
         }
-    } else if !memory.making {
-        keeper_forgets(world);
+    } else if !memory.creating {
+        keeper_forgets(system);
     }
 }
 
-fn keeper_ended(world: &mut World, memory: &mut Memory) {
+fn keeper_ended(system: &mut System, memory: &mut Memory) {
     memory.link = false;
-    memory.spoken = true;
-    memory.news = None;
-    memory.late = false;
+    memory.reconciled = true;
+    memory.exit_event = None;
+    memory.late_answer = false;
     let was_up = memory.pod.as_ref().is_some_and(PodState::needs_keeper);
     if was_up {
         memory.pod_happened(PodState::stopping);
     }
     if memory.container.is_some() && !memory.has_ended() {
-        note_end(world, memory);
+        note_end(system, memory);
     }
     if was_up {
         memory.operations.entry(Call::StopPod).or_insert(0);

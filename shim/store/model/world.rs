@@ -1,4 +1,4 @@
-//! What is so, what is on the disk, and what a daemon knows.
+//! The modelled system: processes, the disk, and a daemon's memory.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,16 @@ use berth_runtime::wire::{ExitRecord, Phase};
 
 use crate::store::{ContainerState, Exit, PodState};
 
-/// The pause and the container's process; nobody asks which they are.
+/// Pids of the pause and the container's process; arbitrary.
 const PAUSE: i32 = 2;
 pub(super) const PID: i32 = 3;
 
-/// The code of a process that ends by itself, of one that is killed, and of one whose end nobody has seen.
-pub(super) const OWN: i32 = 7;
+/// Exit codes of a process that exits by itself, of one that is killed, and of an unobserved exit.
+pub(super) const EXIT_CODE: i32 = 7;
 pub(super) const KILLED: i32 = 137;
 const UNKNOWN: i32 = 255;
 
-/// How often what comes from outside may still happen.
+/// How often each external event may still happen.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Budget {
     pub(super) create: u8,
@@ -28,14 +28,14 @@ pub(super) struct Budget {
     pub(super) keeper_kills: u8,
     pub(super) keeper_stops: u8,
     pub(super) pause_kills: u8,
-    /// The disk refuses an intent.
+    /// Failed writes of an intent.
     pub(super) refusals: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Keeper {
     Alive,
-    /// SIGSTOP: it takes nothing, and does what it was told when it goes on.
+    /// After SIGSTOP: it handles no calls, and handles the queued ones when it continues.
     Stopped,
     Dead,
 }
@@ -48,15 +48,15 @@ pub(super) enum Process {
     Gone(i32),
 }
 
-/// What a stopped keeper will be told when it goes on.
+/// A call that a stopped keeper handles when it continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Told {
+pub(super) enum KeeperCall {
     Create,
     Start,
     Forget,
 }
 
-/// An operation's key.
+/// A call of the CRI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Call {
     Create,
@@ -67,45 +67,46 @@ pub(super) enum Call {
     RemovePod,
 }
 
-/// What a daemon has in memory.
+/// The memory of a daemon.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Memory {
     pub(super) pod: Option<PodState>,
     pub(super) container: Option<ContainerState>,
     pub(super) link: bool,
-    /// What the keeper knows has been taken over.
-    pub(super) spoken: bool,
-    pub(super) making: bool,
-    /// Start or Remove is at work on the container.
+    /// The keeper's state was taken over.
+    pub(super) reconciled: bool,
+    pub(super) creating: bool,
+    /// Start or Remove holds the container's lock.
     pub(super) turn: bool,
     pub(super) pod_unwritten: bool,
     pub(super) container_unwritten: bool,
-    /// An end that the keeper has told.
-    pub(super) news: Option<ExitRecord>,
-    /// An answer that nobody waits for any more.
-    pub(super) late: bool,
-    /// Operations in flight, and the step that each is at.
+    /// An exit that the keeper has reported and the daemon has not handled.
+    pub(super) exit_event: Option<ExitRecord>,
+    /// The keeper has answered a call without a caller.
+    pub(super) late_answer: bool,
+    /// The operations in progress, with the step that each is at.
     pub(super) operations: BTreeMap<Call, u8>,
 }
 
 #[derive(Clone, Debug, Hash)]
-pub(super) struct World {
+pub(super) struct System {
     pub(super) budget: Budget,
     pub(super) keeper: Keeper,
     pub(super) pause: bool,
     pub(super) process: Process,
-    /// What the keeper knows of the container.
-    pub(super) knows: Option<Phase>,
-    pub(super) told: Vec<Told>,
+    /// The phase of the container in the keeper; none if the keeper does not have it.
+    pub(super) keeper_phase: Option<Phase>,
+    pub(super) keeper_calls: Vec<KeeperCall>,
     pub(super) cgroup: bool,
     pub(super) exit_file: Option<ExitRecord>,
     pub(super) disk_pod: Option<PodState>,
     pub(super) disk_container: Option<ContainerState>,
     pub(super) daemon: Option<Memory>,
-    /// The keeper has been killed, or stopped: then how the container ended may never be known, or has been guessed.
+    /// The keeper was killed or stopped at some point: then the exit may stay unknown or be a guess.
     pub(super) was_killed: bool,
     pub(super) was_stopped: bool,
-    /// The keeper was told to forget the container, which kills it: had it just ended, nobody asks for that any more.
+    /// The keeper was asked to forget the container, which kills it. If it had just exited, its exit code is
+    /// lost.
     pub(super) was_forgotten: bool,
 }
 
@@ -113,7 +114,7 @@ pub(super) fn record(code: i32) -> ExitRecord {
     ExitRecord { code, signal: None, oom_killed: false, started_at: 1, finished_at: 2, failure: None }
 }
 
-/// How a container has ended whose end nobody has seen. The times are those of every other end here.
+/// An exit that was not observed, with the time of every other exit in the model.
 pub(super) fn unknown() -> Exit {
     Exit { finished_at: 2, ..Exit::unknown(1, "") }
 }
@@ -122,8 +123,8 @@ pub(super) fn killed() -> Exit {
     Exit { finished_at: 2, ..Exit::killed(1, "") }
 }
 
-impl World {
-    /// A pod that is ready, and nothing in it.
+impl System {
+    /// A ready pod without a container.
     pub(super) fn new(budget: Budget) -> Self {
         let ready = PodState::Creating.ready(PAUSE);
         Self {
@@ -131,8 +132,8 @@ impl World {
             keeper: Keeper::Alive,
             pause: true,
             process: Process::None,
-            knows: None,
-            told: Vec::new(),
+            keeper_phase: None,
+            keeper_calls: Vec::new(),
             cgroup: false,
             exit_file: None,
             disk_pod: Some(ready.clone()),
@@ -148,32 +149,34 @@ impl World {
         matches!(self.process, Process::Gate | Process::Runs)
     }
 
-    /// Everything in the cgroup is killed.
+    /// Kills everything in the cgroup.
     pub(super) fn kill(&mut self) {
         if self.runs() {
             self.process = Process::Gone(KILLED);
         }
     }
 
-    /// What is wrong. `at_rest`: nothing more happens by itself.
-    pub(super) fn wrong(&self, at_rest: bool) -> Option<String> {
+    /// Returns the violated invariant, if any. `at_rest`: no internal step is possible.
+    pub(super) fn violation(&self, at_rest: bool) -> Option<String> {
         let Some(memory) = &self.daemon else { return None };
-        self.wrong_code(memory).or_else(|| at_rest.then(|| self.wrong_at_rest(memory))?)
+        self.exit_code_violation(memory).or_else(|| at_rest.then(|| self.violation_at_rest(memory))?)
     }
 
-    fn wrong_code(&self, memory: &Memory) -> Option<String> {
+    fn exit_code_violation(&self, memory: &Memory) -> Option<String> {
         let Some(ContainerState::Exited(exit)) = &memory.container else { return None };
         let right = match exit.code {
             code if self.process == Process::Gone(code) => true,
             UNKNOWN => self.was_killed,
-            // It has ended by the kill, as far as anybody can tell: its keeper does not speak.
+            // Assumed to be killed: its keeper does not answer.
             KILLED => self.was_stopped || self.was_killed || self.was_forgotten,
             _ => false,
         };
-        (!right).then(|| format!("the code {} is told, and the process is {:?}", exit.code, self.process))
+        (!right).then(|| {
+            format!("the reported exit code is {}, but the process is {:?}", exit.code, self.process)
+        })
     }
 
-    fn wrong_at_rest(&self, memory: &Memory) -> Option<String> {
+    fn violation_at_rest(&self, memory: &Memory) -> Option<String> {
         if let Some((call, step)) = memory.operations.first_key_value() {
             return Some(format!("{call:?} is stuck at step {step}"));
         }
@@ -181,29 +184,36 @@ impl World {
             return None;
         }
         let process = match &memory.container {
-            Some(ContainerState::Creating) => return Some("a container is being made by nobody".to_owned()),
+            Some(ContainerState::Creating) => {
+                return Some("a container is creating without an operation".to_owned());
+            }
             Some(ContainerState::Created { .. }) => Process::Gate,
             Some(ContainerState::Running { .. }) => Process::Runs,
             Some(ContainerState::Exited(_)) | None => match self.process {
-                Process::Gate | Process::Runs => return Some("a process runs that nobody knows".to_owned()),
+                Process::Gate | Process::Runs => {
+                    return Some("a process runs that is not reported".to_owned());
+                }
                 gone => gone,
             },
         };
         if process != self.process {
-            return Some(format!("{:?} is told, and the process is {:?}", memory.container, self.process));
+            return Some(format!(
+                "the reported state is {:?}, but the process is {:?}",
+                memory.container, self.process
+            ));
         }
         let has_keeper = self.keeper != Keeper::Dead;
         match &memory.pod {
-            Some(PodState::Ready { .. }) if !(has_keeper && self.pause) => Some("it is not ready".to_owned()),
-            Some(PodState::Creating) => Some("a pod is being made by nobody".to_owned()),
-            Some(state) if state.is_being_released() => Some("nobody releases it".to_owned()),
+            Some(PodState::Ready { .. }) if !(has_keeper && self.pause) => {
+                Some("the pod is reported ready but is not".to_owned())
+            }
+            Some(PodState::Creating) => Some("a pod is creating without an operation".to_owned()),
+            Some(state) if state.is_being_released() => Some("the pod's release is stuck".to_owned()),
             Some(PodState::NotReady { .. }) | None if has_keeper || self.runs() => {
-                Some("it is not released".to_owned())
+                Some("the pod is reported released but is not".to_owned())
             }
-            _ if memory.pod != self.disk_pod => Some("the pod on the disk is another".to_owned()),
-            _ if memory.container != self.disk_container => {
-                Some("the container on the disk is another".to_owned())
-            }
+            _ if memory.pod != self.disk_pod => Some("the pod on disk differs".to_owned()),
+            _ if memory.container != self.disk_container => Some("the container on disk differs".to_owned()),
             _ => None,
         }
     }
@@ -215,13 +225,13 @@ impl Memory {
             pod,
             container: None,
             link: false,
-            spoken: true,
-            making: false,
+            reconciled: true,
+            creating: false,
             turn: false,
             pod_unwritten: false,
             container_unwritten: false,
-            news: None,
-            late: false,
+            exit_event: None,
+            late_answer: false,
             operations: BTreeMap::new(),
         }
     }

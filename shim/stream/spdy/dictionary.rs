@@ -1,5 +1,5 @@
-//! The dictionary of SPDY/3 with which header blocks are compressed (SPDY draft 3.1, section 2.6.10.1): words with their
-//! length before them, then what follows often in a header's value.
+//! The compression dictionary of SPDY/3 header blocks (SPDY draft 3.1, section 2.6.10.1): common words, each
+//! with its length in front, followed by common parts of header values.
 
 use std::sync::LazyLock;
 
@@ -78,7 +78,7 @@ const REST: &str = "100101201202205206300302303304305306307402405406407408409410
     chunked,text/html,image/png,image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,\
     text/javascript,publicprivatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
 
-/// What zlib calls the dictionary's id: its Adler-32 (RFC 1950).
+/// The dictionary's id in zlib: its Adler-32 checksum (RFC 1950).
 pub const ID: u32 = 0xe3c6_a7c2;
 
 /// The dictionary.
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_the_one_that_every_peer_has() {
+    fn it_is_the_standard_dictionary() {
         let (mut a, mut b) = (1_u32, 0_u32);
         for byte in DICTIONARY.iter() {
             a = (a + u32::from(*byte)) % 65521;

@@ -1,15 +1,16 @@
-//! The frames of SPDY/3.1 (draft 3.1, section 2): bytes to values and back, without any input or output.
+//! SPDY/3.1 frames (draft 3.1, section 2): decodes and encodes them, without I/O.
 //!
-//! A frame is a head of eight bytes and a payload. The payload of data goes by in pieces and is never whole here; that of
-//! a control frame is, within [`MAX_CONTROL`].
+//! A frame is a header of eight bytes and a payload. The payload of a data frame is handled in pieces and
+//! never buffered as a whole. The payload of a control frame is, up to [`MAX_CONTROL`].
 
-/// Bytes of a frame's head.
+/// Length of a frame header in bytes.
 pub const HEAD: usize = 8;
 
-/// The largest control frame that is taken: a block of headers, compressed, and what is before it.
+/// The largest accepted control frame: a compressed header block and the fields before it.
 pub const MAX_CONTROL: usize = 64 << 10;
 
-/// The window of a stream, and of a session, until something else is said (draft 3.1, section 2.6.8).
+/// The initial flow control window of a stream and of a session, if no setting changes it (draft 3.1, section
+/// 2.6.8).
 pub const INITIAL_WINDOW: u32 = 64 << 10;
 
 const VERSION: u16 = 3;
@@ -17,45 +18,45 @@ const CONTROL: u8 = 0x80;
 const FLAG_FIN: u8 = 1;
 const SETTINGS_INITIAL_WINDOW: u32 = 7;
 
-/// Number of a stream: 31 bits, odd for those that the client opens.
+/// The number of a stream: 31 bits, odd for streams that the client opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(u32);
 
 impl StreamId {
-    /// The session as a whole, where a window is changed.
+    /// The session as a whole, for window updates.
     pub const SESSION: Self = Self(0);
 
-    /// The lower 31 bits: the highest is reserved.
+    /// Creates a number from the lower 31 bits; the highest bit is reserved.
     #[must_use]
     pub const fn new(raw: u32) -> Self {
         Self(raw & 0x7fff_ffff)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// The client has opened it.
+    /// Returns whether the client opens streams with this number.
     #[must_use]
     pub const fn is_clients(self) -> bool {
         self.0 % 2 == 1
     }
 }
 
-/// Why a stream is broken off (draft 3.1, section 2.6.3).
+/// Why a stream is reset (draft 3.1, section 2.6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResetStatus(pub u32);
 
 impl ResetStatus {
-    /// What the peer sent breaks the protocol.
+    /// The peer violated the protocol.
     pub const PROTOCOL_ERROR: Self = Self(1);
-    /// There is no such stream.
+    /// The stream does not exist.
     pub const INVALID_STREAM: Self = Self(2);
-    /// Refused before anything was done.
+    /// The stream was refused before any data was handled.
     pub const REFUSED_STREAM: Self = Self(3);
-    /// Not needed any more.
+    /// The stream is not needed any longer.
     pub const CANCEL: Self = Self(5);
     /// A window was overrun or is out of range.
     pub const FLOW_CONTROL_ERROR: Self = Self(7);
@@ -66,23 +67,23 @@ impl ResetStatus {
 pub struct GoAwayStatus(pub u32);
 
 impl GoAwayStatus {
-    /// It is done.
+    /// The session has ended normally.
     pub const OK: Self = Self(0);
-    /// What the peer sent breaks the protocol.
+    /// The peer violated the protocol.
     pub const PROTOCOL_ERROR: Self = Self(1);
 }
 
-/// What breaks the protocol.
+/// A violation of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Another version of the protocol.
-    #[error("a frame of version {0}, not 3")]
+    /// The version of the protocol is not 3.
+    #[error("invalid frame: version {0}, not 3")]
     Version(u16),
-    /// A control frame that is larger than any can be.
-    #[error("a control frame of {0} bytes")]
+    /// A control frame is too large.
+    #[error("invalid control frame: {0} bytes")]
     TooLarge(usize),
-    /// A control frame that is shorter than its kind, or whose parts do not add up.
-    #[error("a control frame of kind {kind} with {length} bytes")]
+    /// A control frame is too short for its kind, or its lengths are inconsistent.
+    #[error("invalid control frame: kind {kind} with {length} bytes")]
     Length {
         /// Its kind.
         kind: u16,
@@ -91,96 +92,96 @@ pub enum FrameError {
     },
 }
 
-/// The head of a frame.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
-    /// Data of a stream.
+    /// A data frame.
     Data {
-        /// Which.
+        /// The stream.
         stream: StreamId,
-        /// Nothing follows on this stream.
+        /// The last frame of this direction of the stream.
         fin: bool,
-        /// Bytes that follow.
+        /// Length of the payload.
         length: usize,
     },
     /// A control frame.
     Control {
         /// Its kind.
         kind: u16,
-        /// Its flags, by kind.
+        /// Its flags, which depend on the kind.
         flags: u8,
-        /// Bytes that follow.
+        /// Length of the payload.
         length: usize,
     },
 }
 
-/// A control frame. Blocks of headers are as they are on the wire, compressed.
+/// A control frame. Header blocks are compressed, as on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control<'a> {
     /// Opens a stream.
     SynStream {
-        /// Which.
+        /// The stream.
         stream: StreamId,
-        /// Nothing follows on it.
+        /// The last frame of this direction of the stream.
         fin: bool,
         /// Its headers.
         block: &'a [u8],
     },
     /// Accepts a stream.
     SynReply {
-        /// Which.
+        /// The stream.
         stream: StreamId,
-        /// Nothing follows on it.
+        /// The last frame of this direction of the stream.
         fin: bool,
-        /// Headers of the answer.
+        /// Headers of the reply.
         block: &'a [u8],
     },
-    /// Breaks a stream off.
+    /// Resets a stream.
     Reset {
-        /// Which.
+        /// The stream.
         stream: StreamId,
-        /// Why.
+        /// The reason.
         status: ResetStatus,
     },
-    /// Settings, of which only this one concerns us.
+    /// Settings; only this one is used.
     Settings {
-        /// The window that streams begin with.
+        /// The initial window of new streams.
         initial_window: Option<u32>,
     },
-    /// Asks for the same frame back, or is it.
+    /// A ping, or the answer to one: the same frame.
     Ping(u32),
-    /// No more streams are accepted.
+    /// No further streams are accepted.
     GoAway {
-        /// The last one that was.
+        /// The last accepted stream.
         last: StreamId,
-        /// Why.
+        /// The reason.
         status: GoAwayStatus,
     },
-    /// More headers of a stream.
+    /// Additional headers of a stream.
     Headers {
-        /// Which.
+        /// The stream.
         stream: StreamId,
-        /// Nothing follows on it.
+        /// The last frame of this direction of the stream.
         fin: bool,
         /// The headers.
         block: &'a [u8],
     },
-    /// More may be sent.
+    /// Widens a flow control window.
     WindowUpdate {
-        /// On which stream, or the session.
+        /// The stream, or the session.
         stream: StreamId,
-        /// How many bytes more.
+        /// The number of bytes to add.
         delta: u32,
     },
-    /// Any other kind: to be passed over (section 2.2.1).
+    /// Any other kind, which is ignored (section 2.2.1).
     Unknown(u16),
 }
 
 impl Head {
-    /// Reads a head.
+    /// Parses a header.
     ///
     /// # Errors
-    /// Another version, or a control frame of a size that none has.
+    /// The version is not 3, or a control frame is too large.
     pub fn parse(bytes: [u8; HEAD]) -> Result<Self, FrameError> {
         let [a, b, c, d, flags, x, y, z] = bytes;
         let length = usize::try_from(u32::from_be_bytes([0, x, y, z])).unwrap_or(usize::MAX);
@@ -198,7 +199,7 @@ impl Head {
         Ok(Self::Control { kind: u16::from_be_bytes([c, d]), flags, length })
     }
 
-    /// The head of a frame of data.
+    /// Encodes the header of a data frame.
     #[must_use]
     pub fn data(stream: StreamId, fin: bool, length: u32) -> [u8; HEAD] {
         let [a, b, c, d] = stream.0.to_be_bytes();
@@ -207,7 +208,7 @@ impl Head {
     }
 }
 
-/// Takes numbers off the front of a payload.
+/// Reads numbers from the front of a payload.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -232,10 +233,10 @@ impl<'a> Fields<'a> {
 }
 
 impl<'a> Control<'a> {
-    /// Reads the payload of a control frame.
+    /// Parses the payload of a control frame.
     ///
     /// # Errors
-    /// The payload is not one of its kind.
+    /// The payload does not fit the kind.
     pub fn parse(kind: u16, flags: u8, payload: &'a [u8]) -> Result<Self, FrameError> {
         Self::fields(kind, flags & FLAG_FIN != 0, Fields(payload))
             .ok_or(FrameError::Length { kind, length: payload.len() })
@@ -245,7 +246,7 @@ impl<'a> Control<'a> {
         let control = match kind {
             1 => {
                 let stream = StreamId::new(fields.number()?);
-                // The stream that it belongs to, its priority and a slot: nobody uses them.
+                // The associated stream, the priority and a slot; all unused.
                 fields.skip(6)?;
                 return Some(Self::SynStream { stream, fin, block: fields.rest() });
             }
@@ -259,7 +260,7 @@ impl<'a> Control<'a> {
             4 => {
                 let mut initial_window = None;
                 for _ in 0..fields.number()? {
-                    // One byte of flags and three that name the setting.
+                    // One byte of flags, then three bytes with the setting's id.
                     let (name, value) = (fields.number()? & 0x00ff_ffff, fields.number()?);
                     if name == SETTINGS_INITIAL_WINDOW {
                         initial_window = Some(value);
@@ -285,7 +286,7 @@ impl<'a> Control<'a> {
         Some(control)
     }
 
-    /// Appends the frame. An unknown kind has no payload.
+    /// Appends the encoded frame. An unknown kind has no payload.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let number = |out: &mut Vec<u8>, value: u32| out.extend_from_slice(&value.to_be_bytes());
@@ -393,8 +394,8 @@ mod tests {
         #[test]
         fn a_data_head_is_read_as_it_was_written(stream: u32, fin: bool, length in 0..1_u32 << 24) {
             let stream = StreamId::new(stream);
-            let wanted = Head::Data { stream, fin, length: usize::try_from(length).unwrap() };
-            prop_assert_eq!(Head::parse(Head::data(stream, fin, length)), Ok(wanted));
+            let expected = Head::Data { stream, fin, length: usize::try_from(length).unwrap() };
+            prop_assert_eq!(Head::parse(Head::data(stream, fin, length)), Ok(expected));
         }
 
         #[test]
@@ -405,11 +406,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_spdy_3_is_refused() {
+    fn invalid_frames_are_refused() {
         assert_eq!(Head::parse([0x80, 2, 0, 1, 0, 0, 0, 0]), Err(FrameError::Version(2)));
         assert_eq!(Head::parse([0x80, 3, 0, 1, 0, 1, 0, 1]), Err(FrameError::TooLarge(65537)));
         assert_eq!(Control::parse(6, 0, &[0; 5]), Err(FrameError::Length { kind: 6, length: 5 }));
-        // A table of settings that says it has four billion of them.
+        // A settings frame that declares four billion entries.
         assert_eq!(Control::parse(4, 0, &[0xff; 4]), Err(FrameError::Length { kind: 4, length: 4 }));
     }
 }

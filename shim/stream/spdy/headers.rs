@@ -1,34 +1,34 @@
-//! Blocks of headers: pairs of names and values, compressed over the whole life of a session with a dictionary (draft
-//! 3.1, section 2.6.10).
+//! Header blocks: pairs of names and values. One compression state, with a dictionary, covers all blocks of a
+//! session (draft 3.1, section 2.6.10).
 //!
-//! What is received is decompressed within [`MAX_BLOCK`], however small it was on the wire. What is sent is stored in the
-//! format of zlib and not compressed: it is next to nothing, a compressor's state is 256 KiB a session, and nothing can
-//! be learned from its length.
+//! Received blocks are decompressed up to [`MAX_BLOCK`], whatever their compressed size. Sent blocks use the
+//! zlib format but are stored uncompressed: they are tiny, a compressor needs 256 KiB per session, and
+//! uncompressed lengths leak nothing.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::dictionary::{DICTIONARY, ID};
 
-/// The most that a block may become.
+/// Limit of a decompressed block.
 pub const MAX_BLOCK: usize = 64 << 10;
 
-/// The most headers of a block.
+/// Limit of the headers in a block.
 const MAX_HEADERS: u32 = 64;
 
-/// What is wrong with a block. The session cannot go on: the state of its compression is lost.
+/// Why a block is invalid. The session must end: its compression state is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// It is not what zlib writes, or with another dictionary.
-    #[error("headers that cannot be decompressed")]
+    /// It is not valid zlib data, or has another dictionary.
+    #[error("invalid headers: failed to decompress")]
     Compression,
-    /// It becomes more than [`MAX_BLOCK`].
-    #[error("headers of more than {MAX_BLOCK} bytes")]
+    /// It decompresses to more than [`MAX_BLOCK`].
+    #[error("invalid headers: more than {MAX_BLOCK} bytes")]
     TooLarge,
-    /// It has more headers than anyone sends.
-    #[error("{0} headers in one block")]
+    /// It has too many headers.
+    #[error("invalid headers: {0} in one block")]
     TooMany(u32),
-    /// Lengths that do not add up, or a name that is none.
-    #[error("a malformed block of headers")]
+    /// Inconsistent lengths, or an invalid name or value.
+    #[error("invalid headers: malformed block")]
     Malformed,
 }
 
@@ -37,22 +37,22 @@ pub enum HeaderError {
 pub struct Headers(Vec<(String, String)>);
 
 impl Headers {
-    /// Headers from pairs; names become lower case.
+    /// Creates headers from pairs; names are converted to lower case.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         Self(pairs.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect())
     }
 
-    /// The value of a header, whose name may be in any case. Of several values it is the first.
+    /// Returns the value of a header; the name is case-insensitive. Of several values, returns the first.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        let found = self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.split('\0').next().unwrap_or_default())
+        let header = self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        header.map(|(_, value)| value.split('\0').next().unwrap_or_default())
     }
 
-    /// Reads a block after it was decompressed.
+    /// Parses a decompressed block.
     ///
     /// # Errors
-    /// Lengths that do not add up.
+    /// The block is malformed or has too many headers.
     pub fn parse(block: &[u8]) -> Result<Self, HeaderError> {
         let mut rest = block;
         let count = number(&mut rest)?;
@@ -70,7 +70,7 @@ impl Headers {
         if rest.is_empty() { Ok(Self(headers)) } else { Err(HeaderError::Malformed) }
     }
 
-    /// The block before it is compressed.
+    /// Encodes an uncompressed block.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut block = Vec::new();
@@ -99,7 +99,7 @@ fn text(rest: &mut &[u8]) -> Result<String, HeaderError> {
     String::from_utf8(text.to_vec()).map_err(|_| HeaderError::Malformed)
 }
 
-/// Reads the blocks of one direction of a session.
+/// Decompresses the blocks of one direction of a session.
 #[derive(Debug)]
 pub struct Decompressor {
     zlib: Decompress,
@@ -113,10 +113,10 @@ impl Default for Decompressor {
 }
 
 impl Decompressor {
-    /// The headers of the next block.
+    /// Decompresses and parses the next block.
     ///
     /// # Errors
-    /// See [`HeaderError`]; after one no further block can be read.
+    /// See [`HeaderError`]; after an error no further block can be read.
     pub fn block(&mut self, compressed: &[u8]) -> Result<Headers, HeaderError> {
         self.block.clear();
         let mut rest = compressed;
@@ -149,25 +149,26 @@ impl Decompressor {
     }
 }
 
-/// Writes the blocks of one direction of a session.
+/// Encodes the blocks of one direction of a session.
 #[derive(Debug, Default)]
-pub struct Writer {
+pub struct HeaderWriter {
     begun: bool,
 }
 
-impl Writer {
-    /// The next block, as zlib could have written it.
+impl HeaderWriter {
+    /// Encodes the next block, in the zlib format.
     pub fn block(&mut self, headers: &Headers) -> Vec<u8> {
         let mut out = Vec::new();
         if !self.begun {
-            // The head of a zlib stream with a dictionary (RFC 1950): method and window, level and check bits, its id.
+            // The header of a zlib stream with a dictionary (RFC 1950): method and window, level and check
+            // bits, dictionary id.
             out.extend_from_slice(&[0x78, 0xbb]);
             out.extend_from_slice(&ID.to_be_bytes());
             self.begun = true;
         }
         let block = headers.encode();
-        // Stored blocks of DEFLATE (RFC 1951, section 3.2.4); the empty one at the end is what a flush leaves behind, and
-        // what Go's reader waits for before it gives out what it has.
+        // Stored blocks of DEFLATE (RFC 1951, section 3.2.4). The empty one at the end is the same as after a
+        // flush; Go's reader waits for it before it returns data.
         for piece in block.chunks(usize::from(u16::MAX)).chain([&[][..]]) {
             let length = u16::try_from(piece.len()).unwrap_or_default();
             out.push(0);
@@ -186,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// What a peer does that compresses.
+    /// A peer that compresses.
     struct Compressor(Compress);
 
     impl Compressor {
@@ -212,7 +213,7 @@ mod tests {
         #[test]
         fn blocks_of_a_session_are_read_as_they_were_written(blocks in prop::collection::vec(headers(), 1..6)) {
             let (mut stored, mut compressed) = (Decompressor::default(), Decompressor::default());
-            let (mut writer, mut compressor) = (Writer::default(), Compressor::new());
+            let (mut writer, mut compressor) = (HeaderWriter::default(), Compressor::new());
             for block in blocks {
                 prop_assert_eq!(&stored.block(&writer.block(&block)).unwrap(), &block);
                 prop_assert_eq!(&compressed.block(&compressor.block(&block.encode())).unwrap(), &block);
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_goes_off_at_the_limit() {
+    fn a_compression_bomb_is_stopped_at_the_limit() {
         let mut compressor = Compressor::new();
         let block = compressor.block(&vec![0; 1 << 20]);
         assert!(block.len() < 64 << 10, "{}", block.len());
@@ -242,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_found() {
-        for (block, wanted) in [
+    fn wrong_lengths_are_refused() {
+        for (block, expected) in [
             (&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, b'a'][..], HeaderError::Malformed),
             (&[0xff, 0xff, 0xff, 0xff], HeaderError::TooMany(u32::MAX)),
             (&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], HeaderError::Malformed),
             (&[0, 0, 0, 0, 0], HeaderError::Malformed),
         ] {
-            assert_eq!(Headers::parse(block), Err(wanted), "{block:?}");
+            assert_eq!(Headers::parse(block), Err(expected), "{block:?}");
         }
     }
 

@@ -1,10 +1,10 @@
-//! SPDY/3.1, the server's side of it, as the kubelet's clients use it for streams over one connection: kubectl, crictl
-//! and the API server (moby/spdystream). There is no other library for it with a usable licence.
+//! The server side of SPDY/3.1, as Kubernetes clients use it for multiple streams over one connection:
+//! kubectl, crictl and the API server (moby/spdystream). No other library for it has a usable licence.
 //!
-//! * [`frame`]: the frames; [`headers`] and [`dictionary`]: blocks of headers. Both know bytes only
-//! * [`table`]: the streams of a session and their windows
+//! * [`frame`]: the frames; [`headers`] and [`dictionary`]: header blocks. Both work without I/O
+//! * [`table`]: the streams of a session and their flow control windows
 //! * [`reader`], [`writer`]: the two tasks of a session
-//! * [`session`]: a session as the rest of the shim uses it
+//! * [`session`]: the interface for the rest of the shim
 
 pub mod dictionary;
 pub mod frame;
@@ -15,4 +15,4 @@ pub mod table;
 mod writer;
 
 pub use headers::Headers;
-pub use session::{NewStream, Session};
+pub use session::{NewStream, SpdySession};

@@ -1,5 +1,6 @@
-//! The task that reads a session: frames become streams and their data, until the peer goes or breaks the protocol. It
-//! waits for whoever uses a stream and for the writer, and never holds more than one control frame.
+//! The task that reads a session. It turns frames into streams and their data, until the peer disconnects or
+//! violates the protocol. It waits for the consumers of streams and for the writer, and holds at most one
+//! control frame.
 
 use std::sync::Arc;
 
@@ -10,44 +11,44 @@ use tokio::sync::mpsc;
 use super::super::inbox::inbox;
 use super::super::outgoing::{Item, Outgoing};
 use super::frame::{Control, FrameError, HEAD, Head, ResetStatus, StreamId};
-use super::headers::{Decompressor, HeaderError, Headers, Writer};
+use super::headers::{Decompressor, HeaderError, HeaderWriter, Headers};
 use super::session::NewStream;
-use super::table::{Credit, Found, Refused, Table};
+use super::table::{Credit, OpenError, StreamState, StreamTable};
 
-/// Why a session cannot go on.
+/// Why reading ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
     /// The connection is lost.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// A frame that is none.
+    /// A frame is invalid.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// Headers that are none.
+    /// A header block is invalid.
     #[error(transparent)]
     Headers(#[from] HeaderError),
-    /// A stream with a number that is not the next.
-    #[error("stream {0} is not the client's next")]
+    /// A new stream does not have the client's next number.
+    #[error("invalid stream number {0}: not the client's next")]
     Number(u32),
-    /// A window that is larger than any can be.
-    #[error("a window out of range")]
+    /// A flow control window is out of range.
+    #[error("invalid window: out of range")]
     Window,
-    /// Nobody writes any more.
+    /// The writer has ended.
     #[error("the connection is closed")]
     Closed,
 }
 
 pub(super) struct Reader<R> {
     pub(super) io: R,
-    pub(super) table: Arc<Table>,
+    pub(super) table: Arc<StreamTable>,
     pub(super) items: mpsc::Sender<Item>,
     pub(super) accepted: mpsc::Sender<NewStream>,
     pub(super) decompressor: Decompressor,
-    pub(super) writer: Writer,
+    pub(super) writer: HeaderWriter,
 }
 
 impl<R: AsyncBufRead + Unpin> Reader<R> {
-    /// Reads until the end. An end between two frames is one in order.
+    /// Reads until the end. A disconnect between two frames is not an error.
     pub(super) async fn run(&mut self) -> Result<(), ReadError> {
         loop {
             if self.io.fill_buf().await?.is_empty() {
@@ -67,15 +68,15 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
     }
 
     async fn data(&mut self, stream: StreamId, fin: bool, mut length: usize) -> Result<(), ReadError> {
-        let found = self.table.find(stream);
-        match &found {
-            // What was under way when the stream ended is no mistake.
-            Found::Open(_) | Found::Over => {}
-            Found::Finished => {
+        let state = self.table.find(stream);
+        match &state {
+            // Data that was sent before the client learned of the stream's end is not an error.
+            StreamState::Open(_) | StreamState::Closed => {}
+            StreamState::HalfClosed => {
                 self.table.remove(stream);
                 self.reset(stream, ResetStatus::PROTOCOL_ERROR).await?;
             }
-            Found::Never => self.reset(stream, ResetStatus::INVALID_STREAM).await?,
+            StreamState::NeverOpened => self.reset(stream, ResetStatus::INVALID_STREAM).await?,
         }
         while length > 0 {
             let arrived = self.io.fill_buf().await?;
@@ -83,8 +84,8 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
                 return Err(ReadError::Io(std::io::ErrorKind::UnexpectedEof.into()));
             }
             let piece = arrived.get(..length).unwrap_or(arrived);
-            let unused = match &found {
-                Found::Open(inbox) => inbox.push(piece).await,
+            let unused = match &state {
+                StreamState::Open(inbox) => inbox.push(piece).await,
                 _ => piece.len(),
             };
             let taken = piece.len();
@@ -95,7 +96,7 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
             }
         }
         if fin {
-            self.table.finish_there(stream);
+            self.table.finish_remote(stream);
         }
         Ok(())
     }
@@ -106,11 +107,11 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
                 let headers = self.decompressor.block(block)?;
                 self.open(stream, fin, headers).await?;
             }
-            // The state of the compression goes on, whoever wants the headers.
+            // The block must be decompressed in any case, to keep the compression state.
             Control::Headers { stream, fin, block } | Control::SynReply { stream, fin, block } => {
                 let _unused = self.decompressor.block(block)?;
                 if fin {
-                    self.table.finish_there(stream);
+                    self.table.finish_remote(stream);
                 }
             }
             Control::Reset { stream, .. } => {
@@ -130,9 +131,10 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
                     self.reset(stream, ResetStatus::FLOW_CONTROL_ERROR).await?;
                 }
             }
-            // The client's own pings have odd numbers; others are answers to ours, which we do not send.
+            // The client's pings have odd numbers. Even ones would answer pings of the server, which sends
+            // none.
             Control::Ping(id) if id % 2 == 1 => self.send(&Control::Ping(id)).await?,
-            // The client opens no more streams; those that there are go on.
+            // After GOAWAY, the client cannot open streams; open ones continue.
             Control::Ping(_) | Control::GoAway { .. } | Control::Settings { .. } | Control::Unknown(_) => {}
         }
         Ok(())
@@ -143,15 +145,16 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
         let (inbox, incoming) = inbox(Some(Arc::new(credit)));
         match self.table.open(stream, fin, inbox) {
             Ok(()) => {}
-            Err(Refused::Number) => return Err(ReadError::Number(stream.get())),
-            Err(Refused::TooMany) => return self.reset(stream, ResetStatus::REFUSED_STREAM).await,
+            Err(OpenError::Number) => return Err(ReadError::Number(stream.get())),
+            Err(OpenError::TooMany) => return self.reset(stream, ResetStatus::REFUSED_STREAM).await,
         }
-        // Answered at once: the client's library drops what comes on a stream before its answer.
+        // The reply must come first: the client's library drops data that arrives on a stream before its
+        // reply.
         let block = self.writer.block(&Headers::default());
         self.send(&Control::SynReply { stream, fin: false, block: &block }).await?;
         let outgoing = Outgoing::new(stream.get(), self.items.clone(), Some(self.table.clone()));
         let new = NewStream { id: stream, headers, incoming, outgoing };
-        // Nobody accepts streams any more while the session ends.
+        // While the session ends, no streams are accepted.
         if self.accepted.send(new).await.is_err() {
             self.table.remove(stream);
         }

@@ -5,40 +5,40 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 
-use super::super::connection::Connection;
+use super::super::connection::ConnectionTasks;
 use super::super::inbox::Incoming;
 use super::super::outgoing::{Outgoing, QUEUE};
 use super::frame::StreamId;
-use super::headers::{Decompressor, Headers, Writer};
+use super::headers::{Decompressor, HeaderWriter, Headers};
 use super::reader::Reader;
-use super::table::Table;
+use super::table::StreamTable;
 use super::writer::FrameWriter;
 
-/// How much is read at once.
+/// Size of the read buffer.
 const READ: usize = 64 << 10;
 
-/// A stream that the client has opened. It is accepted already.
+/// A stream that the client has opened. The reply was already sent.
 #[derive(Debug)]
 pub struct NewStream {
-    /// Its number.
+    /// The stream's number.
     pub id: StreamId,
-    /// What the client says of it.
+    /// The headers of the stream.
     pub headers: Headers,
-    /// What the client sends.
+    /// The client's data.
     pub incoming: Incoming,
-    /// What it is sent.
+    /// Sends data to the client.
     pub outgoing: Outgoing,
 }
 
-/// See the module. Dropping it breaks the connection off.
+/// A SPDY session. Dropping it aborts the connection.
 #[derive(Debug)]
-pub struct Session {
+pub struct SpdySession {
     accepted: mpsc::Receiver<NewStream>,
-    connection: Connection,
+    connection: ConnectionTasks,
 }
 
-impl Session {
-    /// Begins on a connection that was upgraded. The client may have so many streams open at once.
+impl SpdySession {
+    /// Starts on an upgraded connection. The client may have `max_streams` open streams.
     pub fn start<T>(io: T, max_streams: usize) -> Self
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
@@ -46,30 +46,30 @@ impl Session {
         let (read, write) = tokio::io::split(io);
         let (items, queued) = mpsc::channel(QUEUE);
         let (accepting, accepted) = mpsc::channel(QUEUE);
-        let table = Arc::new(Table::new(max_streams));
+        let table = Arc::new(StreamTable::new(max_streams));
         let mut reader = Reader {
             io: BufReader::with_capacity(READ, read),
             table: table.clone(),
             items: items.clone(),
             accepted: accepting,
             decompressor: Decompressor::default(),
-            writer: Writer::default(),
+            writer: HeaderWriter::default(),
         };
         let writer = FrameWriter { io: write, table: table.clone() };
         let reading = async move {
             let ended = reader.run().await;
-            reader.table.lose();
-            ended.inspect_err(|error| tracing::debug!(%error, "a SPDY session breaks off")).is_ok()
+            reader.table.close_all();
+            ended.inspect_err(|error| tracing::debug!(%error, "failed to read from a SPDY session")).is_ok()
         };
         let writing = async move {
             let ended = writer.run(queued).await;
-            table.lose();
+            table.close_all();
             ended
         };
-        Self { accepted, connection: Connection::start(items, reading, writing) }
+        Self { accepted, connection: ConnectionTasks::start(items, reading, writing) }
     }
 
-    /// The next stream that the client opens; none when it has gone.
+    /// Returns the next stream that the client opens; none after it has disconnected.
     pub async fn accept(&mut self) -> Option<NewStream> {
         tokio::select! {
             stream = self.accepted.recv() => stream,
@@ -77,9 +77,9 @@ impl Session {
         }
     }
 
-    /// Ends in order: what was sent before arrives.
+    /// Closes the session after everything that was sent before is delivered.
     pub async fn close(self) {
-        // Streams that nobody accepts any more do not hold up the reader.
+        // Streams that were not accepted do not block the reader.
         drop(self.accepted);
         self.connection.close().await;
     }

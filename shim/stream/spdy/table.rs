@@ -1,9 +1,11 @@
-//! The streams of a session and their windows: plain state behind one lock that is never held while anything waits.
+//! The streams of a session and their flow control windows: plain state behind a lock that is never held
+//! across an await.
 //!
-//! Windows (draft 3.1, section 2.6.8). What we send is held back by the peer's windows from the moment on that the peer
-//! takes part in flow control, by changing a window or its initial size. The only library in wide use (moby/spdystream: kubectl,
-//! the kubelet, crictl) never does, and would wait forever for what is behind the first 64 KiB; there the TCP connection
-//! holds us back. What the peer may send is told as consumers take it.
+//! Flow control (draft 3.1, section 2.6.8): the peer's windows limit what is sent only after the peer has
+//! changed a window or its initial size. The only library in wide use (moby/spdystream: kubectl, the kubelet,
+//! crictl) never does, and would otherwise receive only the first 64 KiB and then wait forever. With such a
+//! peer, the TCP connection provides the flow control. The peer receives window updates as consumers take its
+//! data.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,40 +16,41 @@ use super::super::inbox::{Consumed, Inbox};
 use super::super::outgoing::Gone;
 use super::frame::{INITIAL_WINDOW, StreamId};
 
-/// From how many bytes on a peer is told that they were consumed: half a window, so that it never runs dry.
+/// The number of consumed bytes after which a window update is sent: half a window, so that the window never
+/// runs out.
 const CREDIT: u32 = INITIAL_WINDOW / 2;
 
 /// The largest window (draft 3.1, section 2.6.8).
 const MAX_WINDOW: i64 = 0x7fff_ffff;
 
-/// Why a stream is not opened.
+/// Why a stream was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The number is not the client's next: the session cannot go on.
+pub enum OpenError {
+    /// The number is not the client's next: the session must end.
     Number,
-    /// There are as many as there may be.
+    /// The limit of streams is reached.
     TooMany,
 }
 
-/// Whether there is such a stream.
+/// The state of a stream.
 #[derive(Clone, Debug)]
-pub enum Found {
-    /// Its data goes here.
+pub enum StreamState {
+    /// It is open; its data goes to this inbox.
     Open(Inbox),
-    /// The peer had said that nothing follows.
-    Finished,
-    /// It is over on both sides.
-    Over,
+    /// The peer has ended its direction.
+    HalfClosed,
+    /// It has ended in both directions.
+    Closed,
     /// It was never opened.
-    Never,
+    NeverOpened,
 }
 
 #[derive(Debug)]
 struct Entry {
     inbox: Inbox,
     window: i64,
-    finished_here: bool,
-    finished_there: bool,
+    finished_local: bool,
+    finished_remote: bool,
 }
 
 #[derive(Debug)]
@@ -56,22 +59,22 @@ struct State {
     last: StreamId,
     window: i64,
     initial: i64,
-    peer_flows: bool,
+    peer_has_flow_control: bool,
     credits: BTreeMap<StreamId, u32>,
     lost: bool,
 }
 
-/// See the module.
+/// The streams of a session.
 #[derive(Debug)]
-pub struct Table {
+pub struct StreamTable {
     state: Mutex<State>,
-    opened: Notify,
+    window_changed: Notify,
     credit: Notify,
     max_streams: usize,
 }
 
-impl Table {
-    /// No streams yet.
+impl StreamTable {
+    /// Creates an empty table.
     #[must_use]
     pub fn new(max_streams: usize) -> Self {
         let window = i64::from(INITIAL_WINDOW);
@@ -80,120 +83,121 @@ impl Table {
             last: StreamId::SESSION,
             window,
             initial: window,
-            peer_flows: false,
+            peer_has_flow_control: false,
             credits: BTreeMap::new(),
             lost: false,
         };
-        Self { state: Mutex::new(state), opened: Notify::new(), credit: Notify::new(), max_streams }
+        Self { state: Mutex::new(state), window_changed: Notify::new(), credit: Notify::new(), max_streams }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The peer opens a stream.
+    /// Adds a stream that the peer opens.
     ///
     /// # Errors
-    /// It may not.
-    pub fn open(&self, stream: StreamId, fin: bool, inbox: Inbox) -> Result<(), Refused> {
+    /// The stream may not be opened.
+    pub fn open(&self, stream: StreamId, fin: bool, inbox: Inbox) -> Result<(), OpenError> {
         let mut state = self.lock();
         if !stream.is_clients() || stream <= state.last {
-            return Err(Refused::Number);
+            return Err(OpenError::Number);
         }
         state.last = stream;
         if state.streams.len() >= self.max_streams {
-            return Err(Refused::TooMany);
+            return Err(OpenError::TooMany);
         }
         if fin {
             inbox.finish();
         }
-        let entry = Entry { inbox, window: state.initial, finished_here: false, finished_there: fin };
+        let entry = Entry { inbox, window: state.initial, finished_local: false, finished_remote: fin };
         state.streams.insert(stream, entry);
         Ok(())
     }
 
-    /// The last stream that was opened.
+    /// Returns the last stream that was opened.
     #[must_use]
     pub fn last(&self) -> StreamId {
         self.lock().last
     }
 
-    /// Where data of a stream goes.
+    /// Returns the state of a stream.
     #[must_use]
-    pub fn find(&self, stream: StreamId) -> Found {
+    pub fn find(&self, stream: StreamId) -> StreamState {
         let state = self.lock();
         match state.streams.get(&stream) {
-            Some(entry) if entry.finished_there => Found::Finished,
-            Some(entry) => Found::Open(entry.inbox.clone()),
-            None if stream <= state.last && stream.is_clients() => Found::Over,
-            None => Found::Never,
+            Some(entry) if entry.finished_remote => StreamState::HalfClosed,
+            Some(entry) => StreamState::Open(entry.inbox.clone()),
+            None if stream <= state.last && stream.is_clients() => StreamState::Closed,
+            None => StreamState::NeverOpened,
         }
     }
 
-    /// The peer has said that nothing follows.
-    pub fn finish_there(&self, stream: StreamId) {
+    /// Ends the peer's direction of a stream.
+    pub fn finish_remote(&self, stream: StreamId) {
         let mut state = self.lock();
         if let Some(entry) = state.streams.get_mut(&stream) {
-            entry.finished_there = true;
+            entry.finished_remote = true;
             entry.inbox.finish();
-            let over = entry.finished_here;
+            let over = entry.finished_local;
             if over {
                 state.streams.remove(&stream);
             }
         }
     }
 
-    /// We say that nothing follows. Tells whether there is such a stream.
-    pub fn finish_here(&self, stream: StreamId) -> bool {
+    /// Ends the local direction of a stream. Returns whether the stream exists.
+    pub fn finish_local(&self, stream: StreamId) -> bool {
         let mut state = self.lock();
         let Some(entry) = state.streams.get_mut(&stream) else { return false };
-        entry.finished_here = true;
-        if entry.finished_there {
+        entry.finished_local = true;
+        if entry.finished_remote {
             state.streams.remove(&stream);
         }
         true
     }
 
-    /// A stream is broken off, by either side. Tells whether there was one.
+    /// Removes a stream that either side has reset. Returns whether it existed.
     pub fn remove(&self, stream: StreamId) -> bool {
         let entry = self.lock().streams.remove(&stream);
-        self.opened.notify_waiters();
+        self.window_changed.notify_waiters();
         entry.inspect(|entry| entry.inbox.break_off()).is_some()
     }
 
-    /// The connection is lost: nobody waits for it any more.
-    pub fn lose(&self) {
+    /// Resets all streams, since the connection is lost.
+    pub fn close_all(&self) {
         let mut state = self.lock();
         state.lost = true;
         for (_, entry) in state.streams.drain() {
             entry.inbox.break_off();
         }
         drop(state);
-        self.opened.notify_waiters();
+        self.window_changed.notify_waiters();
     }
 
-    /// Takes up to `wanted` bytes of the windows of a stream and the session, as soon as there is any room.
+    /// Waits for space in the windows of a stream and the session. Reserves up to `length` bytes and returns
+    /// how many.
     ///
     /// # Errors
-    /// The stream is over.
-    pub async fn take(&self, stream: u32, wanted: usize) -> Result<usize, Gone> {
+    /// The stream has ended.
+    pub async fn reserve(&self, stream: u32, length: usize) -> Result<usize, Gone> {
         loop {
-            // Before the look, so that a change in between is not missed.
-            let opened = self.opened.notified();
-            if let Some(taken) = self.take_now(StreamId::new(stream), wanted)? {
+            // Registered before the check, so that no change in between is missed.
+            let changed = self.window_changed.notified();
+            if let Some(taken) = self.try_reserve(StreamId::new(stream), length)? {
                 return Ok(taken);
             }
-            opened.await;
+            changed.await;
         }
     }
 
-    fn take_now(&self, stream: StreamId, wanted: usize) -> Result<Option<usize>, Gone> {
+    fn try_reserve(&self, stream: StreamId, length: usize) -> Result<Option<usize>, Gone> {
         let mut state = self.lock();
-        let (peer_flows, session) = (state.peer_flows, state.window);
-        let entry = state.streams.get_mut(&stream).filter(|entry| !entry.finished_here).ok_or(Gone)?;
-        let room = match peer_flows {
-            true => usize::try_from(entry.window.min(session)).unwrap_or(0).min(wanted),
-            false => wanted,
+        let (peer_has_flow_control, session) = (state.peer_has_flow_control, state.window);
+        let entry = state.streams.get_mut(&stream).filter(|entry| !entry.finished_local).ok_or(Gone)?;
+        let room = match peer_has_flow_control {
+            true => usize::try_from(entry.window.min(session)).unwrap_or(0).min(length),
+            false => length,
         };
         let taken = i64::try_from(room).unwrap_or(i64::MAX);
         entry.window = entry.window.saturating_sub(taken);
@@ -201,10 +205,10 @@ impl Table {
         Ok((room > 0).then_some(room))
     }
 
-    /// The peer opens a window. Tells whether that leaves it in its range.
+    /// Widens a window at the peer's request. Returns whether it is still in its range.
     pub fn widen(&self, stream: StreamId, delta: u32) -> bool {
         let mut state = self.lock();
-        state.peer_flows = true;
+        state.peer_has_flow_control = true;
         let window = match stream {
             StreamId::SESSION => Some(&mut state.window),
             stream => state.streams.get_mut(&stream).map(|entry| &mut entry.window),
@@ -214,28 +218,28 @@ impl Table {
             *window <= MAX_WINDOW
         });
         drop(state);
-        self.opened.notify_waiters();
+        self.window_changed.notify_waiters();
         fits
     }
 
-    /// The peer says with which window streams begin; those that have begun are changed by the difference. Tells whether
-    /// that is in its range.
+    /// Sets the initial window of streams at the peer's request. The windows of open streams change by the
+    /// difference. Returns whether all are in their range.
     pub fn set_initial(&self, window: u32) -> bool {
         let mut state = self.lock();
         let difference = i64::from(window) - state.initial;
-        state.peer_flows = true;
+        state.peer_has_flow_control = true;
         state.initial = i64::from(window);
         for entry in state.streams.values_mut() {
             entry.window += difference;
         }
         let fits = state.streams.values().all(|entry| entry.window <= MAX_WINDOW);
         drop(state);
-        self.opened.notify_waiters();
+        self.window_changed.notify_waiters();
         fits && i64::from(window) <= MAX_WINDOW
     }
 
-    /// That many bytes of a stream are out of our way, and as many more may come. Of a stream that is over, the session's
-    /// window still counts.
+    /// Records that this many bytes of a stream were consumed or dropped, so that the peer may send as many
+    /// more. If the stream has ended, only the session's window is credited.
     pub fn credit(&self, stream: StreamId, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let mut state = self.lock();
@@ -253,12 +257,12 @@ impl Table {
         }
     }
 
-    /// Waits until there is something to tell the peer.
+    /// Waits until a window update is ready.
     pub async fn credited(&self) {
         self.credit.notified().await;
     }
 
-    /// What the peer is to be told, and is told with that.
+    /// Returns the window updates to send and marks them as sent.
     #[must_use]
     pub fn credits(&self) -> Vec<(StreamId, u32)> {
         let mut guard = self.lock();
@@ -274,10 +278,10 @@ impl Table {
     }
 }
 
-/// Tells the table what the consumer of one stream takes.
+/// Reports to the table what the consumer of a stream takes.
 #[derive(Debug)]
 pub(super) struct Credit {
-    pub(super) table: std::sync::Arc<Table>,
+    pub(super) table: std::sync::Arc<StreamTable>,
     pub(super) stream: StreamId,
 }
 
@@ -292,8 +296,8 @@ mod tests {
     use super::super::super::inbox::inbox;
     use super::*;
 
-    fn table() -> Table {
-        let table = Table::new(2);
+    fn table() -> StreamTable {
+        let table = StreamTable::new(2);
         table.open(StreamId::new(1), false, inbox(None).0).unwrap();
         table
     }
@@ -301,52 +305,52 @@ mod tests {
     const FIRST: StreamId = StreamId::new(1);
 
     #[test]
-    fn streams_are_opened_in_order_and_not_without_end() {
+    fn streams_are_opened_in_order_up_to_the_limit() {
         let table = table();
         let open = |number| table.open(StreamId::new(number), false, inbox(None).0);
         for wrong in [0, 1, 2] {
-            assert_eq!(open(wrong), Err(Refused::Number), "{wrong}");
+            assert_eq!(open(wrong), Err(OpenError::Number), "{wrong}");
         }
         assert_eq!(open(7), Ok(()));
-        assert_eq!(open(9), Err(Refused::TooMany));
-        assert!(matches!(table.find(StreamId::new(5)), Found::Over));
-        assert!(matches!(table.find(StreamId::new(11)), Found::Never));
-        table.finish_there(FIRST);
-        assert!(matches!(table.find(FIRST), Found::Finished));
-        assert_eq!(open(11), Err(Refused::TooMany));
-        table.finish_here(FIRST);
-        assert!(matches!(table.find(FIRST), Found::Over));
+        assert_eq!(open(9), Err(OpenError::TooMany));
+        assert!(matches!(table.find(StreamId::new(5)), StreamState::Closed));
+        assert!(matches!(table.find(StreamId::new(11)), StreamState::NeverOpened));
+        table.finish_remote(FIRST);
+        assert!(matches!(table.find(FIRST), StreamState::HalfClosed));
+        assert_eq!(open(11), Err(OpenError::TooMany));
+        table.finish_local(FIRST);
+        assert!(matches!(table.find(FIRST), StreamState::Closed));
         assert_eq!(open(13), Ok(()));
     }
 
     #[test]
     fn a_peer_without_flow_control_is_not_waited_for() {
         let table = table();
-        assert_eq!(table.take_now(FIRST, 1 << 20), Ok(Some(1 << 20)));
-        assert_eq!(table.take_now(FIRST, 1 << 20), Ok(Some(1 << 20)));
+        assert_eq!(table.try_reserve(FIRST, 1 << 20), Ok(Some(1 << 20)));
+        assert_eq!(table.try_reserve(FIRST, 1 << 20), Ok(Some(1 << 20)));
     }
 
     #[test]
-    fn both_windows_hold_a_sender_back() {
+    fn both_windows_limit_a_sender() {
         let table = table();
         assert!(table.widen(FIRST, 100));
         let window = 64 << 10;
-        assert_eq!(table.take_now(FIRST, window + 200), Ok(Some(window)), "the session's window");
+        assert_eq!(table.try_reserve(FIRST, window + 200), Ok(Some(window)), "the session's window");
         assert!(table.widen(StreamId::SESSION, 1000));
-        assert_eq!(table.take_now(FIRST, 200), Ok(Some(100)), "the stream's window");
-        assert_eq!(table.take_now(FIRST, 200), Ok(None));
+        assert_eq!(table.try_reserve(FIRST, 200), Ok(Some(100)), "the stream's window");
+        assert_eq!(table.try_reserve(FIRST, 200), Ok(None));
         assert!(table.set_initial(INITIAL_WINDOW + 50));
-        assert_eq!(table.take_now(FIRST, 200), Ok(Some(50)));
+        assert_eq!(table.try_reserve(FIRST, 200), Ok(Some(50)));
         assert!(!table.widen(FIRST, 0x7fff_ffff) || !table.widen(FIRST, 1));
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_window_hears_of_the_end() {
+    async fn a_reset_wakes_a_waiting_sender() {
         let table = std::sync::Arc::new(table());
         assert!(table.set_initial(0));
         let waiting = tokio::spawn({
             let table = table.clone();
-            async move { table.take(1, 1).await }
+            async move { table.reserve(1, 1).await }
         });
         tokio::task::yield_now().await;
         assert!(table.remove(FIRST));
@@ -354,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn credits_are_told_from_half_a_window_on() {
+    fn credits_are_sent_from_half_a_window_on() {
         let table = table();
         table.credit(FIRST, 30_000);
         assert_eq!(table.credits(), []);

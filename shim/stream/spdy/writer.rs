@@ -1,4 +1,5 @@
-//! The task that writes a session: what the streams are handed, in order, and what the peer may send more.
+//! The task that writes a session: the queued items of the streams, in order, and window updates for the
+//! peer.
 
 use std::io;
 use std::sync::Arc;
@@ -9,25 +10,25 @@ use tokio::sync::mpsc;
 
 use super::super::outgoing::Item;
 use super::frame::{Control, GoAwayStatus, Head, ResetStatus, StreamId};
-use super::table::Table;
+use super::table::StreamTable;
 
 /// The most data in one frame: its length has 24 bits.
 const MAX_DATA: usize = (1 << 24) - 1;
 
 pub(super) struct FrameWriter<W> {
     pub(super) io: W,
-    pub(super) table: Arc<Table>,
+    pub(super) table: Arc<StreamTable>,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    /// Writes until the goodbye, or until nobody is left who could send.
+    /// Writes until the goodbye, or until all senders are gone.
     pub(super) async fn run(mut self, mut items: mpsc::Receiver<Item>) -> io::Result<()> {
         loop {
             let item = match items.try_recv() {
                 Ok(item) => Some(item),
                 Err(mpsc::error::TryRecvError::Disconnected) => None,
                 Err(mpsc::error::TryRecvError::Empty) => {
-                    // For connections with a buffer of their own (TLS).
+                    // TLS connections have a write buffer.
                     self.io.flush().await?;
                     let table = self.table.clone();
                     tokio::select! {
@@ -56,7 +57,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             Item::Data { stream, bytes } => self.data(StreamId::new(stream), bytes).await,
             Item::Finish(stream) => {
                 let stream = StreamId::new(stream);
-                if !self.table.finish_here(stream) {
+                if !self.table.finish_local(stream) {
                     return Ok(());
                 }
                 self.io.write_all(&Head::data(stream, true, 0)).await

@@ -1,44 +1,46 @@
-//! Numbered channels over one connection (`channel.k8s.io` and its later versions): the first byte of a message is its
-//! channel, in base64 its digit.
+//! Numbered channels over one connection (`channel.k8s.io` and its later versions). The first byte of a
+//! message is its channel; in base64 it is a digit.
 //!
-//! Version 5 adds the message 255 and a channel: the client's end of that channel. Before it a client cannot end one.
+//! Version 5 adds a message that closes a channel: byte 255 and the channel. Before version 5, a client
+//! cannot close a channel.
 
 use base64::Engine;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 
-use super::super::connection::Connection;
+use super::super::connection::ConnectionTasks;
 use super::super::inbox::{Inbox, Incoming, inbox};
 use super::super::outgoing::{Outgoing, QUEUE};
 use super::reader::{ReadError, Receive, read};
 use super::writer::write;
 
-/// How much is read at once.
+/// Size of the read buffer.
 const READ: usize = 64 << 10;
 
-/// The channel of the message that ends another.
+/// The first byte of a message that closes a channel.
 const CLOSE: u8 = 255;
 
-/// What messages are made of.
+/// The encoding of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     /// A byte for the channel, then bytes.
     Binary,
     /// A digit for the channel, then base64.
     Base64,
-    /// Bytes of one stream.
+    /// The bytes of one stream, without channels.
     Tunnel,
 }
 
-/// A connection with channels. Dropping it breaks the connection off.
+/// A connection with numbered channels. Dropping it aborts the connection.
 #[derive(Debug)]
 pub struct Channels {
-    connection: Connection,
+    connection: ConnectionTasks,
     incoming: Vec<(u8, Option<Incoming>)>,
 }
 
 impl Channels {
-    /// Begins on a connection that was upgraded. The client may send on the `readable` channels; `closes` is version 5.
+    /// Starts on an upgraded connection. The client may send on the `readable` channels. `closes` is set for
+    /// version 5.
     pub fn start<T>(io: T, coding: Coding, closes: bool, readable: &[u8]) -> Self
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
@@ -51,74 +53,75 @@ impl Channels {
             inboxes.push((*channel, end));
             incoming.push((*channel, Some(begin)));
         }
-        let mut demux = Demux { coding, closes, inboxes, at: At::Channel, carry: Vec::new() };
+        let mut demux =
+            Demultiplexer { coding, closes, inboxes, position: Position::Channel, carry: Vec::new() };
         let pongs = items.clone();
         let reading = async move {
             let mut io = BufReader::with_capacity(READ, from_client);
             let ended = read(&mut io, &mut demux, &pongs).await;
             demux.inboxes.iter().for_each(|(_, inbox)| inbox.break_off());
-            ended.inspect_err(|error| tracing::debug!(%error, "a WebSocket breaks off")).is_ok()
+            ended.inspect_err(|error| tracing::debug!(%error, "failed to read from a WebSocket")).is_ok()
         };
         let writing = write(to_client, coding, queued);
-        Self { connection: Connection::start(items, reading, writing), incoming }
+        Self { connection: ConnectionTasks::start(items, reading, writing), incoming }
     }
 
-    /// Sends on a channel.
+    /// Returns a sender for a channel.
     #[must_use]
     pub fn outgoing(&self, channel: u8) -> Outgoing {
         self.connection.outgoing(u32::from(channel))
     }
 
-    /// What the client sends on a channel; for its one consumer.
+    /// Takes the receiver of a readable channel.
     pub fn incoming(&mut self, channel: u8) -> Option<Incoming> {
         self.incoming
             .iter_mut()
-            .find(|(known, _)| *known == channel)
+            .find(|(number, _)| *number == channel)
             .and_then(|(_, incoming)| incoming.take())
     }
 
-    /// Waits until the client has gone.
+    /// Waits until the client has disconnected.
     pub async fn gone(&self) {
         self.connection.gone().await;
     }
 
-    /// Ends in order: what was sent before arrives.
+    /// Closes the connection after everything that was sent before is delivered.
     pub async fn close(self) {
-        // What nobody has taken does not hold up the reader.
+        // Dropped receivers do not block the reader.
         drop(self.incoming);
         self.connection.close().await;
     }
 }
 
-/// Where in a message the reader is.
+/// The reader's position in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
+enum Position {
     /// Before its first byte.
     Channel,
-    /// In what goes to a channel.
+    /// In the data of a channel.
     Data(u8),
-    /// After the byte that ends a channel, before its number.
+    /// After the close byte, before the channel.
     Closing,
-    /// After that number.
+    /// After the channel to close.
     Closed(u8),
 }
 
 #[derive(Debug)]
-struct Demux {
+struct Demultiplexer {
     coding: Coding,
     closes: bool,
     inboxes: Vec<(u8, Inbox)>,
-    at: At,
-    /// What of base64 waits for more: fewer than four letters.
+    position: Position,
+    /// Incomplete base64: fewer than four characters.
     carry: Vec<u8>,
 }
 
-impl Demux {
+impl Demultiplexer {
     fn find(&self, channel: u8) -> Option<&Inbox> {
-        self.inboxes.iter().find(|(known, _)| *known == channel).map(|(_, inbox)| inbox)
+        self.inboxes.iter().find(|(number, _)| *number == channel).map(|(_, inbox)| inbox)
     }
 
-    /// Passes on what a channel's consumer may have; channels that nobody reads are passed over, as the peers do it.
+    /// Passes data to its channel's consumer. Data of other channels is dropped, as in containerd and CRI-O.
     async fn data(&mut self, channel: u8, piece: &[u8]) -> Result<(), ReadError> {
         if self.coding != Coding::Base64 {
             if let Some(inbox) = self.find(channel) {
@@ -131,7 +134,7 @@ impl Demux {
         let rest = self.carry.split_off(whole);
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(&self.carry)
-            .map_err(|_| ReadError::Message("a message that is not base64"))?;
+            .map_err(|_| ReadError::Message("invalid message: not base64"))?;
         self.carry = rest;
         if let Some(inbox) = self.find(channel) {
             let _unused = inbox.push(&bytes).await;
@@ -140,18 +143,20 @@ impl Demux {
     }
 }
 
-impl Receive for Demux {
+impl Receive for Demultiplexer {
     async fn piece(&mut self, mut piece: &[u8]) -> Result<(), ReadError> {
         while let Some((first, rest)) = piece.split_first() {
-            self.at = match self.at {
-                At::Channel if self.closes && *first == CLOSE => At::Closing,
-                At::Channel if self.coding == Coding::Base64 => At::Data(first.wrapping_sub(b'0')),
-                At::Channel => At::Data(*first),
-                At::Closing => At::Closed(*first),
-                At::Closed(_) => {
-                    return Err(ReadError::Message("more than a channel after the byte that ends one"));
+            self.position = match self.position {
+                Position::Channel if self.closes && *first == CLOSE => Position::Closing,
+                Position::Channel if self.coding == Coding::Base64 => {
+                    Position::Data(first.wrapping_sub(b'0'))
                 }
-                At::Data(channel) => return self.data(channel, piece).await,
+                Position::Channel => Position::Data(*first),
+                Position::Closing => Position::Closed(*first),
+                Position::Closed(_) => {
+                    return Err(ReadError::Message("invalid close message: more than one channel"));
+                }
+                Position::Data(channel) => return self.data(channel, piece).await,
             };
             piece = rest;
         }
@@ -159,14 +164,14 @@ impl Receive for Demux {
     }
 
     async fn end(&mut self) -> Result<(), ReadError> {
-        let at = std::mem::replace(&mut self.at, At::Channel);
-        match at {
-            At::Closed(channel) => self.find(channel).into_iter().for_each(Inbox::finish),
-            At::Closing => return Err(ReadError::Message("no channel after the byte that ends one")),
-            At::Data(_) if !self.carry.is_empty() => {
-                return Err(ReadError::Message("base64 without its end"));
+        let position = std::mem::replace(&mut self.position, Position::Channel);
+        match position {
+            Position::Closed(channel) => self.find(channel).into_iter().for_each(Inbox::finish),
+            Position::Closing => return Err(ReadError::Message("invalid close message: no channel")),
+            Position::Data(_) if !self.carry.is_empty() => {
+                return Err(ReadError::Message("invalid message: incomplete base64"));
             }
-            At::Data(_) | At::Channel => {}
+            Position::Data(_) | Position::Channel => {}
         }
         Ok(())
     }
@@ -180,7 +185,7 @@ mod tests {
     use super::super::super::inbox::Broken;
     use super::*;
 
-    /// A frame as a client sends it, with a mask that changes nothing.
+    /// Encodes a frame as a client does, with a mask of zeros.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![first, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0];
         frame.extend_from_slice(payload);
@@ -201,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_go_to_their_channels_and_a_channel_can_end() {
+    async fn messages_go_to_their_channels_and_a_channel_can_be_closed() {
         let (mut client, mut channels) = pair(Coding::Binary, true);
         let (mut stdin, mut resize) = (channels.incoming(0).unwrap(), channels.incoming(4).unwrap());
         for (first, payload) in [
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn base64_comes_in_any_pieces() {
+    async fn base64_can_arrive_in_pieces() {
         let (mut client, mut channels) = pair(Coding::Base64, false);
         let mut stdin = channels.incoming(0).unwrap();
         for (first, payload) in [(0x01, &b"0aGV"[..]), (0x00, b"sbG"), (0x80, b"8="), (0x81, b"0IQ==")] {
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_breaks_the_protocol_is_told_and_let_go() {
+    async fn a_client_that_violates_the_protocol_gets_an_error() {
         let cases = [
             (Coding::Binary, &b"\x82\x01\x00"[..]),
             (Coding::Binary, b"\x80\x80\0\0\0\0"),
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_is_told_after_all_that_was_sent() {
+    async fn the_close_frame_follows_all_data() {
         let (mut client, channels) = pair(Coding::Binary, true);
         let out = channels.outgoing(1);
         for _ in 0..20 {

@@ -1,24 +1,24 @@
-//! The frames of WebSocket (RFC 6455, section 5): heads to values and back, and which frame may follow which, without any
-//! input or output.
+//! WebSocket frames (RFC 6455, section 5): decodes and encodes frame headers and checks the order of frames,
+//! without I/O.
 
-/// The most bytes of a head: two, eight of an extended length, four of a mask.
+/// The longest frame header: two bytes, eight of an extended length, four of a mask.
 pub const MAX_HEAD: usize = 14;
 
-/// The most that a control frame carries (section 5.5).
+/// The longest payload of a control frame (section 5.5).
 pub const MAX_CONTROL: usize = 125;
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
-    /// More of a message.
+    /// Continues a message.
     Continuation,
-    /// Text.
+    /// A text message.
     Text,
-    /// Bytes.
+    /// A binary message.
     Binary,
-    /// The end.
+    /// Closes the connection.
     Close,
-    /// Asks for a pong.
+    /// Requests a pong.
     Ping,
     /// The answer to a ping.
     Pong,
@@ -53,47 +53,47 @@ impl Opcode {
     }
 }
 
-/// What breaks the protocol.
+/// A violation of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// There is no such frame.
-    #[error("a frame of kind {0}")]
+    /// The frame type does not exist.
+    #[error("invalid frame: unknown type {0}")]
     Opcode(u8),
-    /// A bit of an extension that was not agreed on.
-    #[error("a frame of an extension")]
+    /// A bit of an extension is set that was not negotiated.
+    #[error("invalid frame: an extension bit is set")]
     Extension,
-    /// A client masks what it sends (section 5.1).
-    #[error("a frame without a mask")]
+    /// The frame has no mask, which clients must use (section 5.1).
+    #[error("invalid frame: no mask")]
     Unmasked,
-    /// A length that is none, or not written in the shortest way.
-    #[error("a frame with a wrong length")]
+    /// The length is out of range or not in its shortest form.
+    #[error("invalid frame: wrong length")]
     Length,
-    /// A control frame in parts, or too large.
-    #[error("a control frame in parts or of more than {MAX_CONTROL} bytes")]
+    /// A control frame is fragmented or too long.
+    #[error("invalid control frame: fragmented or longer than {MAX_CONTROL} bytes")]
     Control,
-    /// More of a message that has not begun, or a new one within another.
-    #[error("a frame out of order")]
+    /// A continuation without a message, or a new message within another.
+    #[error("invalid frame: out of order")]
     Order,
 }
 
-/// The head of a frame from a client.
+/// The header of a frame from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The last of its message.
+    /// The frame is the last of its message.
     pub fin: bool,
-    /// What it is.
+    /// The type of the frame.
     pub opcode: Opcode,
-    /// What the payload is masked with.
+    /// The mask of the payload.
     pub mask: [u8; 4],
-    /// Bytes of the payload.
+    /// Length of the payload.
     pub length: u64,
 }
 
 impl Head {
-    /// Reads a head, if it is all there, and tells how many bytes it has.
+    /// Parses a header. Returns it and its length; none if it is incomplete.
     ///
     /// # Errors
-    /// No client may send it.
+    /// The header violates the protocol.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, FrameError> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
         if first & 0x70 != 0 {
@@ -132,7 +132,7 @@ impl Head {
     }
 }
 
-/// Appends the head of a whole message or control frame to a client: a server masks nothing.
+/// Appends the header of an unfragmented message or control frame. Servers do not mask.
 pub fn encode_head(opcode: Opcode, length: usize, out: &mut Vec<u8>) {
     out.push(0x80 | opcode.bits());
     match (u8::try_from(length), u16::try_from(length)) {
@@ -148,10 +148,10 @@ pub fn encode_head(opcode: Opcode, length: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// Takes the mask off a piece of a payload, and turns the mask for the next piece.
+/// Removes the mask from a piece of a payload, and rotates the mask for the next piece.
 pub fn unmask(mask: &mut [u8; 4], piece: &mut [u8]) {
     let [a, b, c, d] = *mask;
-    // Four masks at once: all input of a WebSocket client goes through here.
+    // Four masks per step: all input of WebSocket clients passes here.
     let wide = u128::from_ne_bytes([a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d]);
     let (chunks, rest) = piece.as_chunks_mut::<16>();
     for chunk in chunks {
@@ -163,35 +163,35 @@ pub fn unmask(mask: &mut [u8; 4], piece: &mut [u8]) {
     mask.rotate_left(rest.len() % 4);
 }
 
-/// What a frame is in the order of all.
+/// What a frame is in the sequence of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Of a message.
+    /// A part of a message.
     Message {
-        /// A new one.
+        /// The first frame of the message.
         begins: bool,
-        /// It is the last of it.
+        /// The last frame of the message.
         ends: bool,
     },
     /// The end of the connection.
     Close,
-    /// To be answered.
+    /// A ping, which must be answered.
     Ping,
-    /// An answer to what was not asked.
+    /// A pong; the server sends no pings, so it is ignored.
     Pong,
 }
 
-/// Which frame may follow: parts of messages are not mixed, control frames come in between (section 5.4).
+/// Checks the order of frames: messages are not interleaved, control frames may come between (section 5.4).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Order {
     within: bool,
 }
 
 impl Order {
-    /// What the next frame is.
+    /// Classifies the next frame.
     ///
     /// # Errors
-    /// It may not follow.
+    /// The frame may not follow.
     pub fn next(&mut self, head: &Head) -> Result<Part, FrameError> {
         let begins = match head.opcode {
             Opcode::Close => return Ok(Part::Close),
@@ -212,7 +212,7 @@ mod tests {
 
     use super::*;
 
-    /// A frame as a client sends it.
+    /// Encodes a frame header as a client does.
     fn from_client(opcode: Opcode, fin: bool, mask: [u8; 4], length: usize) -> Vec<u8> {
         let mut head = Vec::new();
         encode_head(opcode, length, &mut head);
@@ -255,8 +255,8 @@ mod tests {
     }
 
     #[test]
-    fn what_no_client_may_send_is_refused() {
-        for (bytes, wanted) in [
+    fn invalid_headers_are_refused() {
+        for (bytes, expected) in [
             (&[0xc2, 0x80][..], FrameError::Extension),
             (&[0x83, 0x80], FrameError::Opcode(3)),
             (&[0x82, 0x00], FrameError::Unmasked),
@@ -265,12 +265,12 @@ mod tests {
             (&[0x82, 0xfe, 0, 125], FrameError::Length),
             (&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0], FrameError::Length),
         ] {
-            assert_eq!(Head::parse(bytes), Err(wanted), "{bytes:?}");
+            assert_eq!(Head::parse(bytes), Err(expected), "{bytes:?}");
         }
     }
 
     #[test]
-    fn parts_of_messages_are_not_mixed() {
+    fn messages_are_not_interleaved() {
         let head = |opcode, fin| Head { fin, opcode, mask: [0; 4], length: 0 };
         let mut order = Order::default();
         assert_eq!(order.next(&head(Opcode::Continuation, true)), Err(FrameError::Order));

@@ -1,9 +1,10 @@
-//! WebSocket (RFC 6455), the server's side of it, with what Kubernetes runs over it: numbered channels, and SPDY in a
-//! tunnel. Messages go by in pieces: one of any size costs no more than a buffer.
+//! The server side of WebSocket (RFC 6455), with the protocols that Kubernetes runs over it: numbered
+//! channels, and SPDY in a tunnel. Messages are handled in pieces, so a message of any size needs only one
+//! buffer.
 //!
-//! * [`frame`]: heads of frames and the order they come in: bytes only
+//! * [`frame`]: frame headers and the order of frames, without I/O
 //! * [`reader`], [`writer`]: the two tasks of a connection
-//! * [`channels`]: numbered ones, `*.channel.k8s.io`
+//! * [`channels`]: numbered channels, `*.channel.k8s.io`
 //! * [`tunnel`]: SPDY in messages, `SPDY/3.1+portforward.k8s.io`
 
 pub mod channels;

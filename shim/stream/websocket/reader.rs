@@ -1,5 +1,5 @@
-//! The task that reads a connection: frames become pieces of messages, in order, until the client goes or breaks the
-//! protocol.
+//! The task that reads a connection. It turns frames into pieces of messages, in order, until the client
+//! disconnects or violates the protocol.
 
 use std::future::Future;
 
@@ -10,36 +10,36 @@ use tokio::sync::mpsc;
 use super::super::outgoing::Item;
 use super::frame::{FrameError, Head, MAX_CONTROL, MAX_HEAD, Opcode, Order, Part, encode_head, unmask};
 
-/// How much of a message is taken at once.
+/// Largest piece of a message.
 const PIECE: usize = 32 << 10;
 
-/// Why a connection cannot go on.
+/// Why reading ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
     /// The connection is lost.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// A frame that is none.
+    /// A frame is invalid.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// A message that its receiver cannot take.
+    /// A message is invalid for its receiver.
     #[error("{0}")]
     Message(&'static str),
-    /// Nobody writes any more.
+    /// The writer has ended.
     #[error("the connection is closed")]
     Closed,
 }
 
-/// Who gets the messages.
+/// Receives the messages of a connection.
 pub(super) trait Receive: Send {
-    /// The next piece of a message.
+    /// Handles the next piece of a message.
     fn piece(&mut self, piece: &[u8]) -> impl Future<Output = Result<(), ReadError>> + Send;
 
-    /// The message is over.
+    /// Handles the end of a message.
     fn end(&mut self) -> impl Future<Output = Result<(), ReadError>> + Send;
 }
 
-/// Reads until the client closes, or hangs up between two frames.
+/// Reads until the client sends a close frame or disconnects between two frames.
 pub(super) async fn read<R, T>(
     io: &mut R,
     receiver: &mut T,
@@ -84,7 +84,7 @@ where
     }
 }
 
-/// The next head; none at the end of the connection.
+/// Reads the next frame header; none at the end of the connection.
 async fn next_head<R: AsyncBufRead + Unpin>(io: &mut R) -> Result<Option<Head>, ReadError> {
     let mut bytes = [0; MAX_HEAD];
     let mut have = 0;
@@ -110,7 +110,7 @@ async fn next_head<R: AsyncBufRead + Unpin>(io: &mut R) -> Result<Option<Head>, 
     }
 }
 
-/// The payload of a control frame.
+/// Reads the payload of a control frame.
 async fn control<R: AsyncBufRead + Unpin>(io: &mut R, head: &Head) -> Result<Vec<u8>, ReadError> {
     let mut payload = vec![0; usize::try_from(head.length).unwrap_or(MAX_CONTROL).min(MAX_CONTROL)];
     io.read_exact(&mut payload).await?;

@@ -1,4 +1,5 @@
-//! A tunnel: the bytes of one connection as messages of another (`SPDY/3.1+portforward.k8s.io`, Kubernetes 1.30).
+//! A tunnel: the bytes of one connection as messages of a WebSocket (`SPDY/3.1+portforward.k8s.io`,
+//! Kubernetes 1.30).
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream, WriteHalf};
 use tokio::sync::mpsc;
@@ -9,10 +10,10 @@ use super::channels::Coding;
 use super::reader::{ReadError, Receive, read};
 use super::writer::write;
 
-/// How much is on its way in each direction.
+/// Size of the buffers, per direction.
 const BUFFER: usize = 64 << 10;
 
-/// The end of the tunnel at which what was tunnelled comes out. It ends when that is dropped.
+/// Starts a tunnel and returns its inner end. The tunnel ends when that is dropped.
 pub fn start<T>(io: T) -> DuplexStream
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
@@ -29,12 +30,12 @@ async fn run<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, outside: DuplexS
     let pongs = items.clone();
     let reading = async move {
         let mut io = BufReader::with_capacity(BUFFER, from_client);
-        let mut exit = Exit(to_inside);
-        if let Err(error) = read(&mut io, &mut exit, &pongs).await {
-            tracing::debug!(%error, "a tunnel breaks off");
+        let mut inner = InnerWriter(to_inside);
+        if let Err(error) = read(&mut io, &mut inner, &pongs).await {
+            tracing::debug!(%error, "failed to read from a tunnel");
         }
-        // The other side may have gone before.
-        drop(exit.0.shutdown().await);
+        // The inner end may be closed already.
+        drop(inner.0.shutdown().await);
     };
     let sending = async move {
         loop {
@@ -47,30 +48,30 @@ async fn run<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, outside: DuplexS
                 return;
             }
         }
-        // The writer may have gone before.
+        // The writer may have ended already.
         drop(items.send(Item::Goodbye { in_order: true }).await);
     };
     let writing = async move {
         if let Err(error) = write(to_client, Coding::Tunnel, queued).await {
-            tracing::debug!(%error, "a client is gone");
+            tracing::debug!(%error, "failed to write to a client");
         }
     };
     let rest = async { tokio::join!(sending, writing) };
     tokio::pin!(reading, rest);
-    // One direction has ended in order: the other has a bounded time for it.
+    // When one direction has ended, the other has a bounded time to end.
     let both = tokio::select! {
         () = &mut reading => tokio::time::timeout(LINGER, rest).await.map(drop),
         _ended = &mut rest => tokio::time::timeout(LINGER, reading).await,
     };
     if both.is_err() {
-        tracing::debug!("a tunnel's client does not hang up");
+        tracing::debug!("a tunnel's client did not close its connection in time");
     }
 }
 
-/// Where messages come out as a stream of bytes.
-struct Exit(WriteHalf<DuplexStream>);
+/// Writes the content of messages to the inner end.
+struct InnerWriter(WriteHalf<DuplexStream>);
 
-impl Receive for Exit {
+impl Receive for InnerWriter {
     async fn piece(&mut self, piece: &[u8]) -> Result<(), ReadError> {
         self.0.write_all(piece).await.map_err(ReadError::Io)
     }

@@ -1,4 +1,4 @@
-//! The task that writes a connection: what the channels are handed, each piece a message.
+//! The task that writes a connection. Each item of a channel becomes a message.
 
 use std::io;
 
@@ -11,11 +11,11 @@ use super::super::outgoing::Item;
 use super::channels::Coding;
 use super::frame::{Opcode, encode_head};
 
-/// How a connection ends (RFC 6455, section 7.4.1).
+/// Status codes of a close frame (RFC 6455, section 7.4.1).
 const NORMAL: u16 = 1000;
 const PROTOCOL_ERROR: u16 = 1002;
 
-/// Writes until the goodbye, or until nobody is left who could send.
+/// Writes until the goodbye, or until all senders are gone.
 pub(super) async fn write<W: AsyncWrite + Unpin>(
     mut io: W,
     coding: Coding,
@@ -26,7 +26,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             Ok(item) => Some(item),
             Err(mpsc::error::TryRecvError::Disconnected) => None,
             Err(mpsc::error::TryRecvError::Empty) => {
-                // For connections with a buffer of their own (TLS).
+                // TLS connections have a write buffer.
                 io.flush().await?;
                 items.recv().await
             }
@@ -38,7 +38,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
                 io.write_all_buf(&mut Buf::chain(&head[..], bytes)).await?;
             }
             Some(Item::Frame(frame)) => io.write_all(&frame).await?,
-            // A client takes the end of the connection for that of its channels.
+            // A channel has no end on the wire: it ends with the connection.
             Some(Item::Finish(_) | Item::Abort(_)) => {}
             goodbye @ (None | Some(Item::Goodbye { .. })) => {
                 let in_order = !matches!(goodbye, Some(Item::Goodbye { in_order: false }));
@@ -54,7 +54,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
     }
 }
 
-/// A message: its head with the channel, and its payload.
+/// Encodes a message: its header with the channel, and its payload.
 fn message(coding: Coding, channel: u8, bytes: Bytes) -> (Vec<u8>, Bytes) {
     let mut head = Vec::with_capacity(12);
     match coding {
