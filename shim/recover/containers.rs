@@ -31,7 +31,7 @@ pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
     }
     // What is left of those that have ended is killed behind the answers; that they have ended is known now.
     for container in &rest.ended {
-        reconcile::note_end(daemon, container).await;
+        reconcile::record_end_without_keeper(daemon, container).await;
     }
     Ok(rest)
 }

@@ -26,7 +26,7 @@ pub(super) struct Rest {
 
 /// Reads every record, and finds the keepers that live.
 pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
-    let mut keepers = keeper::living(daemon).await?;
+    let mut keepers = keeper::living_keepers(daemon).await?;
     let mut rest = Rest::default();
     let folders = daemon.folders.clone();
     let (records, state_folders) =
