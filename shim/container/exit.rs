@@ -11,8 +11,8 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::store::{Container, ContainerState, Exit, ExitReason};
 
-/// The exit code of a container with a command that could not be run, as in containerd. Programs do not normally exit with
-/// it.
+/// The exit code of a container with a command that could not be run, as in containerd. Programs do not normally exit
+/// with it.
 const START_FAILED: i32 = 128;
 /// The usual delay of the keeper's exit event after all processes of the cgroup have ended.
 const USUAL_DELAY: Duration = Duration::from_secs(1);
@@ -44,8 +44,8 @@ pub(crate) async fn kill_rest(daemon: &Shared, container: &Arc<Container>) {
     }
 }
 
-/// Returns the exit of a container with a command that could not be run. The answer to the start and the exit event can
-/// arrive in either order: both use this.
+/// Returns the exit of a container with a command that could not be run. The answer to the start and the exit event
+/// can arrive in either order: both use this.
 pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure, finished_at: i64) -> Exit {
     let spec = container.clone();
     let command = blocking(move || spec.spec.whole())

@@ -1,4 +1,4 @@
-//! Converts the errors of the crates subsystem, and gives each its gRPC code.
+//! Converts the errors of the crates below, and gives each its gRPC code.
 
 use std::fmt::Display;
 
