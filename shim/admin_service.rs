@@ -1,4 +1,4 @@
-//! What berth's own command line asks of a running daemon beyond the CRI (`proto/berth/v1/admin.proto`).
+//! The RPCs beyond the CRI that berth's command line uses (`proto/berth/v1/admin.proto`).
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::images;
-use crate::runtime_service::Answers;
+use crate::runtime_service::ResponseStream;
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -25,7 +25,7 @@ pub struct AdminService {
 }
 
 impl AdminService {
-    /// Answers for `daemon`.
+    /// Creates the service of `daemon`.
     #[must_use]
     pub fn new(daemon: Shared) -> Self {
         Self { daemon }
@@ -69,7 +69,7 @@ impl Admin for AdminService {
         Ok(Response::new(VerifyImagesResponse { parts: parts.collect() }))
     }
 
-    type PullImageStream = Answers<PullProgress>;
+    type PullImageStream = ResponseStream<PullProgress>;
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<Self::PullImageStream> {
         let PullImageRequest { image, username, password } = request.into_inner();
@@ -85,7 +85,7 @@ impl Admin for AdminService {
         Ok(Response::new(ExplainImageResponse { explanations }))
     }
 
-    type SaveImagesStream = Answers<ArchivePiece>;
+    type SaveImagesStream = ResponseStream<ArchivePiece>;
 
     async fn save_images(&self, request: Request<SaveImagesRequest>) -> Reply<Self::SaveImagesStream> {
         Ok(Response::new(images::save::save(&self.daemon, request.into_inner().images)))

@@ -1,8 +1,8 @@
-//! The time as the CRI counts it.
+//! The time in the unit of the CRI.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Nanoseconds since the epoch.
+/// Returns the nanoseconds since the epoch.
 #[must_use]
 pub fn now() -> i64 {
     SystemTime::now()

@@ -1,4 +1,5 @@
-//! What every RPC works with: the store, the rooms below (runtime, cni, image) and the operations in flight.
+//! The state that every RPC works with: the store, the crates below (runtime, cni, image) and the operations in
+//! flight.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,68 +25,68 @@ use crate::store::{Folders, RecordWriter, Store};
 use crate::stream::SessionUrls;
 use crate::systemd::Systemd;
 
-/// One running daemon. It is shared by all requests and holds nothing that is not also on disk or in a keeper.
+/// One running daemon. All requests share it. It holds nothing that is not also on disk or in a keeper.
 #[derive(Debug)]
 pub struct Daemon {
-    /// As read at start.
+    /// The configuration, as read at the start.
     pub config: Config,
     /// Pods and containers.
     pub store: Store,
-    /// Where they are on disk.
+    /// The folders of pods and containers on disk.
     pub folders: Folders,
-    /// Writes the records of what has happened.
+    /// Writes records in the background.
     pub records: RecordWriter,
     /// The images and the containers' writable layers.
     pub images: ImageStore,
     /// The pods' network.
     pub network: Network,
-    /// Pods are attached together, and not while what no pod holds is freed.
+    /// Shared while a pod is attached to the network; exclusive while attachments without a pod are removed.
     pub attaching: tokio::sync::RwLock<()>,
-    /// The writable layers that were there when the daemon started.
+    /// The writable layers that existed when the daemon started.
     pub layers_at_start: Vec<String>,
     /// The cgroups of this host.
     pub hierarchies: Hierarchies,
-    /// The keeper and the pause, sealed.
+    /// The programs of the keeper and the pause, in sealed memory files.
     pub programs: Programs,
-    /// systemd, where it makes the cgroups.
+    /// The connection to systemd, for the cgroup driver `systemd`.
     pub systemd: Systemd,
-    /// AppArmor of this host.
+    /// The state of AppArmor on this host.
     pub apparmor: AppArmor,
-    /// SELinux of this host.
+    /// The state of SELinux on this host.
     pub selinux: SeLinux,
     /// Compiled seccomp profiles.
     pub filters: Cache,
-    /// Sessions that wait for their client.
+    /// The streaming sessions: those that wait for their client, and the address that serves them.
     pub streams: SessionUrls,
-    /// What is in flight.
+    /// The operations in flight.
     pub operations: Operations,
-    /// Who is told what happens.
+    /// The subscribers of container events.
     pub events: Events,
-    /// This boot: nothing that was made in another one runs.
+    /// The id of this boot: a pod or container of another boot does not run.
     pub boot_id: String,
-    /// The newest capability that the kernel knows.
+    /// The highest capability number of the kernel.
     pub last_capability: u8,
-    /// The capabilities that the daemon has and so can hand on, as a mask.
+    /// The capabilities of the daemon as a mask: it can give only these to containers.
     pub capabilities: u64,
-    /// The most that a container can be given of what: without CAP_SYS_RESOURCE no more than the daemon may have.
+    /// The highest rlimits of containers: without CAP_SYS_RESOURCE they cannot exceed the daemon's hard limits.
     pub rlimit_ceilings: Vec<(PosixRlimitType, u64)>,
-    /// How many signals may wait for the processes of a user: as the kernel reckons it.
+    /// The default of RLIMIT_SIGPENDING, computed as the kernel does: half of `threads-max`.
     pub pending_signals: u64,
-    /// The daemon's own oom_score_adj: without CAP_SYS_RESOURCE nothing can go below it.
+    /// The daemon's oom_score_adj: without CAP_SYS_RESOURCE no process gets a lower one.
     pub oom_score_adj: i32,
 }
 
 impl Daemon {
-    /// Cgroups are systemd's scopes.
+    /// Whether systemd creates the cgroups, as scopes.
     #[must_use]
-    pub fn by_systemd(&self) -> bool {
+    pub fn uses_systemd(&self) -> bool {
         self.config.cgroup_driver() == berth_proto::v1::CgroupDriver::Systemd
     }
 
-    /// Checks the name of a runtime handler that a request has in `field`; empty is the default.
+    /// Checks the runtime handler in `field` of a request; an empty name is the default.
     ///
     /// # Errors
-    /// `InvalidArgument`: none of that name is configured.
+    /// `InvalidArgument`: no runtime handler has that name.
     pub fn check_runtime_handler(&self, field: &str, handler: &str) -> Result<(), CriError> {
         if handler.is_empty() || self.config.runtime_handlers.iter().any(|known| known == handler) {
             return Ok(());
@@ -94,13 +95,13 @@ impl Daemon {
     }
 }
 
-/// A daemon as its requests hold it.
+/// A daemon, shared between requests.
 pub type Shared = Arc<Daemon>;
 
-/// Opens a daemon: the rooms below it, and what a former daemon has left.
+/// Opens a daemon: opens the crates below it, and loads the records of a former daemon.
 ///
 /// # Errors
-/// A folder cannot be made, or the host lacks what nothing can do without.
+/// A folder cannot be created, or the host lacks a required feature.
 pub async fn open(config: Config) -> Result<Shared, CriError> {
     let root = config.root.clone();
     blocking(move || crate::store::file::make_private_folder(&root)).await?;
@@ -112,12 +113,12 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
     let daemon = Arc::new(Daemon {
         store: Store::default(),
         folders: Folders::new(&config.root, &config.state),
-        records: RecordWriter::start().map_err(fail("start the writer of records"))?,
+        records: RecordWriter::start().map_err(fail("start the record writer"))?,
         layers_at_start: images.writable_layers(),
         images,
         network,
         attaching: tokio::sync::RwLock::default(),
-        hierarchies: Hierarchies::detect().map_err(fail("look for cgroups"))?,
+        hierarchies: Hierarchies::detect().map_err(fail("detect cgroup hierarchies"))?,
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
         systemd: Systemd::default(),
         apparmor: AppArmor::detect(Path::new("/")),
@@ -127,15 +128,15 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         operations: Operations::default(),
         events: Events::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,
-        last_capability: number_from(Path::new("/proc/sys/kernel/cap_last_cap"))
+        last_capability: read_number(Path::new("/proc/sys/kernel/cap_last_cap"))
             .map_err(fail("read the kernel's capabilities"))?,
         capabilities: own.permitted.bits(),
         rlimit_ceilings: rlimit_ceilings(own.permitted),
-        pending_signals: number_from::<u64>(Path::new("/proc/sys/kernel/threads-max"))
-            .map_err(fail("read the most threads"))?
+        pending_signals: read_number::<u64>(Path::new("/proc/sys/kernel/threads-max"))
+            .map_err(fail("read the maximum number of threads"))?
             / 2,
-        oom_score_adj: number_from(Path::new("/proc/self/oom_score_adj"))
-            .map_err(fail("read the own score"))?,
+        oom_score_adj: read_number(Path::new("/proc/self/oom_score_adj"))
+            .map_err(fail("read the daemon's oom_score_adj"))?,
         config,
     });
     let rest = crate::recover::load(&daemon).await?;
@@ -187,7 +188,7 @@ pub(crate) fn image_options(config: &Config) -> berth_image::Options {
         registries_conf: Some(config.registries_conf.clone()),
         auth_files: config.auth_files.clone(),
         policy: Some(config.signature_policy.clone()),
-        // They were checked when the configuration was read.
+        // The names were checked when the configuration was read.
         pinned: config.pinned_images.iter().filter_map(|name| name.parse().ok()).collect(),
         release_memory: berth_runtime::sys::memory::trim,
         project_quotas: Some(std::sync::Arc::new(crate::images::quota::KernelQuotas)),
@@ -195,7 +196,7 @@ pub(crate) fn image_options(config: &Config) -> berth_image::Options {
     }
 }
 
-/// What the network of a config needs.
+/// Returns the network options of a config.
 #[must_use]
 pub fn network_options(config: &Config) -> berth_cni::Options {
     berth_cni::Options {
@@ -214,7 +215,7 @@ pub fn network_options(config: &Config) -> berth_cni::Options {
     }
 }
 
-/// The id of this boot (proc(5), `/proc/sys/kernel/random/boot_id`).
+/// Returns the id of this boot (proc(5), `/proc/sys/kernel/random/boot_id`).
 ///
 /// # Errors
 /// The file cannot be read.
@@ -222,21 +223,21 @@ pub fn boot_id() -> std::io::Result<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
 }
 
-/// A number from a file of procfs, such as `/proc/sys/kernel/cap_last_cap`.
+/// Reads a number from a file of procfs, such as `/proc/sys/kernel/cap_last_cap`.
 ///
 /// # Errors
-/// The file cannot be read or holds no such number.
-pub fn number_from<T: std::str::FromStr>(file: &Path) -> std::io::Result<T> {
+/// The file cannot be read, or does not contain a number of this type.
+pub fn read_number<T: std::str::FromStr>(file: &Path) -> std::io::Result<T> {
     std::fs::read_to_string(file)?
         .trim()
         .parse()
         .map_err(|_| std::io::Error::new(std::io::ErrorKind::InvalidData, file.display().to_string()))
 }
 
-/// Runs what may block (files, cgroups, mounts) away from the threads that answer requests.
+/// Runs `work` that can block (files, cgroups, mounts) on a thread that does not answer requests.
 ///
 /// # Errors
-/// As `work`, or that it panicked.
+/// The error of `work`, or `Internal` when it panicked.
 pub async fn blocking<T, E, F>(work: F) -> Result<T, CriError>
 where
     F: FnOnce() -> Result<T, E> + Send + 'static,
@@ -246,6 +247,6 @@ where
     let span = tracing::Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result.map_err(Into::into),
-        Err(panic) => Err(CriError::internal("a blocking step", panic)),
+        Err(panic) => Err(CriError::internal("finish a blocking step", panic)),
     }
 }

@@ -1,5 +1,5 @@
-//! File descriptors of the daemon. A pod costs a few of them; at the limit nothing works any more, so that new work is refused
-//! before it is reached.
+//! The limit of file descriptors. Each pod costs the daemon a few descriptors. At the limit nothing works, so new
+//! work is refused before the limit is reached.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,11 +8,11 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::error::CriError;
 
-/// Descriptors that are left for what must always work: answering, stopping, removing, cleaning up.
+/// The descriptors that are kept free for calls that must always work: status, stop, remove, cleanup.
 const RESERVE: u64 = 128;
 
-/// Raises the soft limit of open files to the hard one: a service manager sets the soft limit low for programs that use
-/// select(2) (systemd.exec(5), `LimitNOFILE=`). Not being able to is no error.
+/// Raises the soft limit of open files to the hard limit. A service manager sets the soft limit low for programs that
+/// use select(2) (systemd.exec(5), `LimitNOFILE=`). A failure is logged and is not an error.
 pub fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -24,43 +24,43 @@ pub fn raise_limit() {
     }
 }
 
-/// How many descriptors a piece of work has open at once while it is done. What it keeps is less: a pod keeps three.
-const EACH: u64 = 16;
+/// The number of descriptors that one operation has open at the same time. A pod keeps three of them.
+const PER_OPERATION: u64 = 16;
 
-/// Promised to what is being done.
-static PROMISED: AtomicU64 = AtomicU64::new(0);
+/// The descriptors that are reserved for running operations.
+static RESERVED: AtomicU64 = AtomicU64::new(0);
 
-/// Descriptors for one piece of work, until this is dropped.
+/// A reservation of descriptors for one operation, until it is dropped.
 #[derive(Debug)]
 pub struct Permit(());
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        PROMISED.fetch_sub(EACH, Ordering::AcqRel);
+        RESERVED.fetch_sub(PER_OPERATION, Ordering::AcqRel);
     }
 }
 
-/// Promises the descriptors for new work, where there are any left beside those that are open and promised.
+/// Reserves descriptors for a new operation, if enough are left beside the open and the reserved ones.
 ///
 /// # Errors
-/// `ResourceExhausted`, with what is being asked for and the limit.
+/// `ResourceExhausted`, with the operation and the limit.
 pub fn reserve(what: &str) -> Result<Permit, CriError> {
-    let promised = PROMISED.fetch_add(EACH, Ordering::AcqRel) + EACH;
+    let reserved = RESERVED.fetch_add(PER_OPERATION, Ordering::AcqRel) + PER_OPERATION;
     let permit = Permit(());
     let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(permit) };
-    // The kernel gives the lowest number that is free: all below it are taken.
+    // The kernel assigns the lowest free number: all numbers below it are in use.
     let lowest = rustix::io::fcntl_dupfd_cloexec(std::io::stderr().as_fd(), 3);
-    let taken = match &lowest {
+    let open = match &lowest {
         Ok(fd) => u64::try_from(std::os::fd::AsRawFd::as_raw_fd(fd)).unwrap_or(0),
         Err(_) => limit,
     };
-    if taken + promised + RESERVE.min(limit / 4) < limit {
+    if open + reserved + RESERVE.min(limit / 4) < limit {
         return Ok(permit);
     }
     Err(CriError::exhausted(
         what,
         format!(
-            "the daemon has {taken} of at most {limit} files open, and needs up to {promised} for what it is doing \
+            "the daemon has {open} of at most {limit} files open, and needs up to {reserved} for running operations \
              (RLIMIT_NOFILE, LimitNOFILE= of its service)"
         ),
     ))
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_being_done_counts_until_it_is_done() {
+    fn running_operations_count_until_they_finish() {
         let limit = getrlimit(Resource::Nofile).current.unwrap();
         let mut permits = Vec::new();
         let refused = loop {
@@ -80,7 +80,7 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        let most = usize::try_from(limit / EACH).unwrap();
+        let most = usize::try_from(limit / PER_OPERATION).unwrap();
         assert!(!permits.is_empty() && permits.len() < most, "{} of {most}", permits.len());
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
         drop(permits);

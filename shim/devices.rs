@@ -1,4 +1,4 @@
-//! The host's device nodes, for privileged containers and those that ask for some by name.
+//! The host's device nodes, for privileged containers and for containers that request devices by path.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,14 +10,14 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
 
 use crate::error::CriError;
 
-/// Folders of /dev that a container has of its own.
-const OWN: [&str; 4] = ["pts", "shm", "mqueue", "console"];
+/// The entries of /dev that each container has separately.
+const PER_CONTAINER: [&str; 4] = ["pts", "shm", "mqueue", "console"];
 
-/// How deep /dev is searched: disks and inputs are at most four folders down.
+/// The depth to which /dev is searched: disks and inputs are at most four folders down.
 const DEPTH: usize = 6;
 
-/// Every character and block device below /dev but those that a container has of its own. What vanishes meanwhile is
-/// passed over.
+/// Returns every character and block device below /dev, except those that each container has separately. Entries that
+/// disappear during the search are skipped.
 #[must_use]
 pub fn all() -> Vec<LinuxDevice> {
     let mut devices = Vec::new();
@@ -26,35 +26,36 @@ pub fn all() -> Vec<LinuxDevice> {
     devices
 }
 
-/// The devices that a container asks for, by its requests, under the paths that they have in it. A link is followed; a
-/// folder stands for the devices in it (as containerd treats `Device.host_path`).
+/// Returns the devices for each device request of a container, under their paths in the container. A link is
+/// followed. A folder means all devices in it (as in containerd's handling of `Device.host_path`).
 ///
 /// # Errors
 /// A path is neither a device nor a folder.
-pub fn wanted(config: &ContainerConfig) -> Result<Vec<Vec<LinuxDevice>>, CriError> {
-    let alone = |found: Vec<(LinuxDevice, PathBuf)>| found.into_iter().map(|(device, _)| device).collect();
-    Ok(found(config)?.into_iter().map(alone).collect())
+pub fn requested(config: &ContainerConfig) -> Result<Vec<Vec<LinuxDevice>>, CriError> {
+    let without_source =
+        |devices: Vec<(LinuxDevice, PathBuf)>| devices.into_iter().map(|(device, _)| device).collect();
+    Ok(with_sources(config)?.into_iter().map(without_source).collect())
 }
 
-/// The host's nodes of these devices, by the paths in the container.
+/// Returns the host's device nodes, by the paths in the container.
 ///
 /// # Errors
-/// As [`wanted`].
+/// As [`requested`].
 pub fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, String>, CriError> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let found = found(config)?;
-    Ok(found.iter().flatten().map(|(device, source)| (text(device.path()), text(source))).collect())
+    let devices = with_sources(config)?;
+    Ok(devices.iter().flatten().map(|(device, source)| (text(device.path()), text(source))).collect())
 }
 
-/// Each device with its node on the host, by the requests.
-fn found(config: &ContainerConfig) -> Result<Vec<Vec<(LinuxDevice, PathBuf)>>, CriError> {
-    let one = |wanted: &Device| {
-        let (source, target) = (Path::new(&wanted.host_path), Path::new(&wanted.container_path));
-        let none =
-            |why: String| CriError::invalid("devices.host_path", format!("{:?} {why}", wanted.host_path));
-        let metadata = fs::metadata(source).map_err(|error| none(error.to_string()))?;
+/// Returns the devices for each request, with their nodes on the host.
+fn with_sources(config: &ContainerConfig) -> Result<Vec<Vec<(LinuxDevice, PathBuf)>>, CriError> {
+    let resolve = |request: &Device| {
+        let (source, target) = (Path::new(&request.host_path), Path::new(&request.container_path));
+        let invalid =
+            |why: String| CriError::invalid("devices.host_path", format!("{:?} {why}", request.host_path));
+        let metadata = fs::metadata(source).map_err(|error| invalid(error.to_string()))?;
         if !metadata.is_dir() {
-            let device = device(target, &metadata).ok_or_else(|| none("is no device".to_owned()))?;
+            let device = device(target, &metadata).ok_or_else(|| invalid("is not a device".to_owned()))?;
             return Ok(vec![(device, source.to_owned())]);
         }
         let mut inside = Vec::new();
@@ -66,14 +67,15 @@ fn found(config: &ContainerConfig) -> Result<Vec<Vec<(LinuxDevice, PathBuf)>>, C
         };
         Ok(inside.into_iter().map(placed).collect())
     };
-    config.devices.iter().map(one).collect()
+    config.devices.iter().map(resolve).collect()
 }
 
 fn collect(folder: &Path, depth: usize, devices: &mut Vec<LinuxDevice>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let path = entry.path();
-        let own = folder == Path::new("/dev") && entry.file_name().to_str().is_some_and(|n| OWN.contains(&n));
+        let own = folder == Path::new("/dev")
+            && entry.file_name().to_str().is_some_and(|n| PER_CONTAINER.contains(&n));
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if own {
             continue;

@@ -1,9 +1,9 @@
-//! The errors of the CRI's calls, and the only place where they become gRPC status codes; [`sources`] has the errors of
-//! the rooms below and the code of each.
+//! The errors of CRI calls, and the only place that maps them to gRPC status codes. [`sources`] converts the errors
+//! of the crates below and gives each its code.
 //!
-//! The kubelet acts on three codes: `NotFound` (the object is gone, no need to stop or remove it), `DeadlineExceeded`
-//! (retry) and `Unimplemented` (use the older call). All others are for the people who read events and logs, which is
-//! why each error names its object and its reason.
+//! The kubelet acts on three codes: `NotFound` (the object does not exist; no need to stop or remove it),
+//! `DeadlineExceeded` (retry) and `Unimplemented` (use the older call). All others are for people who read events and
+//! logs: each error names its object and its reason.
 
 mod sources;
 
@@ -12,46 +12,46 @@ use std::fmt::Display;
 use berth_image::printable;
 use tonic::{Code, Status};
 
-/// Why a call of the CRI failed.
+/// The reason why a CRI call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CriError {
-    /// There is no such object.
+    /// The object does not exist.
     #[error("{kind} {id:?} not found")]
     NotFound {
-        /// What kind of object: "pod sandbox", "container", "image".
+        /// The kind of object: "pod sandbox", "container", "image".
         kind: &'static str,
-        /// As the client named it.
+        /// The id or name in the request.
         id: String,
     },
-    /// The request is wrong, whatever state the node is in.
-    #[error("{field}: {why}")]
+    /// The request is invalid, in any state of the node.
+    #[error("invalid {field}: {why}")]
     InvalidArgument {
-        /// The field of the request, in its dotted path.
+        /// The field of the request, as a dotted path.
         field: String,
-        /// What is wrong with it.
+        /// The reason why the field is invalid.
         why: String,
     },
-    /// Another object holds the name.
-    #[error("{what} exists already: {holder}")]
+    /// Another object has the name.
+    #[error("{what} already exists: {holder}")]
     AlreadyExists {
-        /// The object that was to be made.
+        /// The object that the call would create.
         what: String,
-        /// The id of the one that holds its name.
+        /// The id of the object that has the name.
         holder: String,
     },
-    /// The object is not in a state that allows the call.
+    /// The state of the object does not allow the call.
     #[error("{what}: {why}")]
     FailedPrecondition {
         /// The object.
         what: String,
-        /// What it would have to be.
+        /// The state that prevents the call.
         why: String,
     },
-    /// What the client asked for was tried and does not work: a command that does not exist, a mount of what is not
-    /// there. Trying the same again does not help.
-    #[error("{operation}: {why}")]
+    /// The client's request was tried and does not work: a command that does not exist, a mount with a missing source.
+    /// A retry does not help.
+    #[error("failed to {operation}: {why}")]
     Failed {
-        /// What was being done, to what.
+        /// The operation and its object, such as "start container abc".
         operation: String,
         /// The reason.
         why: String,
@@ -59,79 +59,79 @@ pub enum CriError {
     /// A step took longer than it may.
     #[error("{what}")]
     DeadlineExceeded {
-        /// Which step, of what.
+        /// The step and its object, as a whole message.
         what: String,
     },
-    /// Something berth needs does not answer, and may do so later: a registry, a keeper.
+    /// A service that berth needs does not answer, and may answer later: a registry, a keeper.
     #[error("{what}: {why}")]
     Unavailable {
-        /// What does not answer.
+        /// The service that does not answer.
         what: String,
         /// The reason.
         why: String,
     },
-    /// A limit is reached: of the image, of the disk, of addresses.
+    /// A limit of the image, the disk or the addresses is reached.
     #[error("{what}: {why}")]
     ResourceExhausted {
-        /// What was to be had.
+        /// The resource or the operation that needs it.
         what: String,
-        /// Which limit.
+        /// The limit.
         why: String,
     },
-    /// A room below failed. Its error names operation, object and reason by itself.
+    /// A crate below failed. Its error contains operation, object and reason.
     #[error("{message}")]
-    Below {
-        /// What the CRI says to such a failure.
+    Subsystem {
+        /// The gRPC code of the failure.
         code: Code,
-        /// The error, in its own words.
+        /// The text of the error.
         message: String,
     },
-    /// berth does not have this call.
+    /// berth does not implement the call.
     #[error("berth does not implement {rpc}")]
     Unimplemented {
-        /// Its name.
+        /// The name of the RPC.
         rpc: &'static str,
     },
-    /// The node or berth itself is at fault.
-    #[error("{operation}: {why}")]
+    /// The node or berth is at fault.
+    #[error("failed to {operation}: {why}")]
     Internal {
-        /// What was being done, to what.
+        /// The operation and its object.
         operation: String,
         /// The reason.
         why: String,
     },
-    /// A call failed, and taking back what it had made failed as well.
+    /// A call failed, and undoing its steps failed too.
     #[error("{error}; then, while undoing: {}", .undo.join("; "))]
     NotUndone {
-        /// Why the call failed.
+        /// The reason why the call failed.
         error: Box<CriError>,
-        /// Each step that could not be taken back, and why.
+        /// Each step that could not be undone, and why.
         undo: Vec<String>,
     },
 }
 
 impl CriError {
-    /// There is no such object.
+    /// The object does not exist.
     pub fn not_found(kind: &'static str, id: impl Into<String>) -> Self {
         Self::NotFound { kind, id: id.into() }
     }
 
-    /// A field of the request is wrong.
+    /// A field of the request is invalid.
     pub fn invalid(field: impl Into<String>, why: impl Display) -> Self {
         Self::InvalidArgument { field: field.into(), why: why.to_string() }
     }
 
-    /// Another object holds the name.
+    /// Another object has the name.
     pub fn already_exists(what: impl Into<String>, holder: impl Into<String>) -> Self {
         Self::AlreadyExists { what: what.into(), holder: holder.into() }
     }
 
-    /// The object is not in a state that allows the call.
+    /// The state of the object does not allow the call.
     pub fn precondition(what: impl Into<String>, why: impl Display) -> Self {
         Self::FailedPrecondition { what: what.into(), why: why.to_string() }
     }
 
-    /// What the client asked for was tried and does not work.
+    /// The client's request was tried and does not work. `operation` completes the sentence "failed to ...".
     pub fn failed(operation: impl Into<String>, why: impl Display) -> Self {
         Self::Failed { operation: operation.into(), why: why.to_string() }
     }
@@ -141,7 +141,7 @@ impl CriError {
         Self::DeadlineExceeded { what: what.into() }
     }
 
-    /// Something berth needs does not answer.
+    /// A service that berth needs does not answer.
     pub fn unavailable(what: impl Into<String>, why: impl Display) -> Self {
         Self::Unavailable { what: what.into(), why: why.to_string() }
     }
@@ -151,18 +151,18 @@ impl CriError {
         Self::ResourceExhausted { what: what.into(), why: why.to_string() }
     }
 
-    /// berth does not have this call.
+    /// berth does not implement the call.
     #[must_use]
     pub fn unimplemented(rpc: &'static str) -> Self {
         Self::Unimplemented { rpc }
     }
 
-    /// The node or berth itself is at fault.
+    /// The node or berth is at fault. `operation` completes the sentence "failed to ...".
     pub fn internal(operation: impl Into<String>, why: impl Display) -> Self {
         Self::Internal { operation: operation.into(), why: why.to_string() }
     }
 
-    /// The same error, with what could not be taken back after it. The code stays that of the error.
+    /// Adds the steps that could not be undone to the error. The code stays the same.
     #[must_use]
     pub fn with_undo_errors(self, undo: &[String]) -> Self {
         if undo.is_empty() {
@@ -171,7 +171,7 @@ impl CriError {
         Self::NotUndone { error: Box::new(self), undo: undo.to_vec() }
     }
 
-    /// The gRPC code that the kubelet and crictl expect.
+    /// Returns the gRPC code that the kubelet and crictl expect.
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
@@ -182,7 +182,7 @@ impl CriError {
             Self::DeadlineExceeded { .. } => Code::DeadlineExceeded,
             Self::Unavailable { .. } => Code::Unavailable,
             Self::ResourceExhausted { .. } => Code::ResourceExhausted,
-            Self::Below { code, .. } => *code,
+            Self::Subsystem { code, .. } => *code,
             Self::Unimplemented { .. } => Code::Unimplemented,
             Self::Internal { .. } => Code::Internal,
             Self::NotUndone { error, .. } => error.code(),
@@ -192,15 +192,16 @@ impl CriError {
 
 impl From<CriError> for Status {
     fn from(error: CriError) -> Self {
-        // Some of it quotes images, registries or programs: it ends on terminals and in the kubelet's events.
+        // The message can quote images, registries or programs, and is shown on terminals and in the kubelet's events.
         Self::new(error.code(), shortened(printable(&error.to_string(), usize::MAX)))
     }
 }
 
-/// Bytes of a message: it travels in a header, in which each may take three, and clients refuse headers over 8 to 16 KiB.
+/// The longest message in bytes. It travels in a header, where a byte can take three, and clients refuse headers over
+/// 8 to 16 KiB.
 const MAX_MESSAGE: usize = 2000;
 
-/// A message that a client can receive: the middle of one that quotes something huge is left out.
+/// Shortens a message that is too long for a header: leaves out its middle.
 fn shortened(message: String) -> String {
     if message.len() <= MAX_MESSAGE {
         return message;
@@ -228,7 +229,7 @@ mod tests {
     fn a_message_is_one_line_that_no_terminal_obeys() {
         let status =
             Status::from(CriError::failed("start \u{1b}]0;x\u{7}", "first line\nsecond \u{202e}line"));
-        assert_eq!(status.message(), "start \\u{1b}]0;x\\u{7}: first line second \\u{202e}line");
+        assert_eq!(status.message(), "failed to start \\u{1b}]0;x\\u{7}: first line second \\u{202e}line");
     }
 
     #[test]
@@ -238,12 +239,12 @@ mod tests {
             (
                 CriError::invalid("config.metadata", "is missing"),
                 Code::InvalidArgument,
-                "config.metadata: is missing",
+                "invalid config.metadata: is missing",
             ),
             (
                 CriError::already_exists("pod sandbox web", "0123"),
                 Code::AlreadyExists,
-                "pod sandbox web exists already: 0123",
+                "pod sandbox web already exists: 0123",
             ),
             (
                 CriError::precondition("container abc", "it is running"),
@@ -253,11 +254,11 @@ mod tests {
             (
                 CriError::failed("start container abc", "exec \"foo\": no such file"),
                 Code::FailedPrecondition,
-                "start container abc: exec \"foo\": no such file",
+                "failed to start container abc: exec \"foo\": no such file",
             ),
             (CriError::deadline("kill container abc"), Code::DeadlineExceeded, "kill container abc"),
             (CriError::unimplemented("Attach"), Code::Unimplemented, "berth does not implement Attach"),
-            (CriError::internal("write x", "disk full"), Code::Internal, "write x: disk full"),
+            (CriError::internal("write x", "disk full"), Code::Internal, "failed to write x: disk full"),
         ];
         for (error, code, text) in cases {
             let status = Status::from(error);

@@ -13,13 +13,13 @@ macro_rules! id_type {
         pub struct $name(String);
 
         impl $name {
-            /// A new one, at random.
+            /// Creates a random id.
             #[must_use]
             pub fn random() -> Self {
                 Self(random_hex())
             }
 
-            /// The 64 hex digits.
+            /// Returns the 64 hex digits.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_refused() {
+    fn invalid_ids_are_refused() {
         for text in ["", "abc", "../../etc", &"A".repeat(64), &"g".repeat(64), &"a".repeat(65)] {
             assert_eq!(ContainerId::try_from(text.to_owned()), Err(NotAnId), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The CRI's ImageService: each RPC hands over to the function that is named after it.
+//! The CRI's ImageService: each RPC calls the function that is named after it.
 
 use berth_proto::v1::image_service_server::ImageService;
 use berth_proto::v1::*;
@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::images;
-use crate::runtime_service::{Answers, in_messages};
+use crate::runtime_service::{ResponseStream, in_messages};
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -18,20 +18,20 @@ pub struct Images {
 }
 
 impl Images {
-    /// Answers for `daemon`.
+    /// Creates the service of `daemon`.
     #[must_use]
     pub fn new(daemon: Shared) -> Self {
         Self { daemon }
     }
 }
 
-fn wanted(image: Option<ImageSpec>) -> Result<ImageSpec, CriError> {
+fn required(image: Option<ImageSpec>) -> Result<ImageSpec, CriError> {
     image.ok_or_else(|| CriError::invalid("image", "is missing"))
 }
 
 #[tonic::async_trait]
 impl ImageService for Images {
-    type StreamImagesStream = Answers<StreamImagesResponse>;
+    type StreamImagesStream = ResponseStream<StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Reply<ListImagesResponse> {
         let images = images::list(&self.daemon, request.into_inner().filter.as_ref())?;
@@ -45,19 +45,19 @@ impl ImageService for Images {
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Reply<ImageStatusResponse> {
         let request = request.into_inner();
-        let answer = images::status(&self.daemon, &wanted(request.image)?, request.verbose).await?;
+        let answer = images::status(&self.daemon, &required(request.image)?, request.verbose).await?;
         Ok(Response::new(answer))
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<PullImageResponse> {
         let request = request.into_inner();
-        let image = wanted(request.image)?;
+        let image = required(request.image)?;
         let image_ref = images::pull(&self.daemon, &image, request.auth.as_ref()).await?;
         Ok(Response::new(PullImageResponse { image_ref }))
     }
 
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Reply<RemoveImageResponse> {
-        images::remove(&self.daemon, &wanted(request.into_inner().image)?).await?;
+        images::remove(&self.daemon, &required(request.into_inner().image)?).await?;
         Ok(Response::new(RemoveImageResponse {}))
     }
 

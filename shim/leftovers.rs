@@ -1,6 +1,6 @@
-//! What a disk does not let go of: a read-only or broken disk keeps the files of an object that has ended. Stopping and
-//! removing do not fail for that, since nothing of the object runs or is held any more: its files are removed as soon as
-//! the disk lets them be. A daemon that starts before that finds them, and takes them for an object that has ended.
+//! Files that the disk does not remove: a read-only or broken disk keeps the files of an object that has ended. Stop
+//! and remove calls succeed anyway, since nothing of the object runs or is held. The files are removed as soon as the
+//! disk permits it. If the daemon restarts before that, it finds them and treats them as an object that has ended.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,14 +14,14 @@ use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
 use crate::store::file::{self, FileError};
 
-/// How long after a failure the next attempt comes, at first and at most.
-const SOON: Duration = Duration::from_secs(1);
-const LATE: Duration = Duration::from_secs(60);
+/// The delay before the first retry, and the longest delay.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// Files of an object that has ended.
 #[derive(Clone, Debug)]
 pub enum Leftover {
-    /// What is recorded of a pod's network: its addresses are taken until they are given back.
+    /// The record of a pod's network. Its addresses are in use until they are released.
     Attachment(PodId),
     /// A container's writable layer.
     Layer(ContainerId),
@@ -29,16 +29,16 @@ pub enum Leftover {
     Folder(PathBuf),
 }
 
-/// Why a leftover could not be removed.
+/// The reason why a leftover could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
-    /// Of the network.
+    /// The network failed.
     #[error(transparent)]
     Network(#[from] berth_cni::Error),
-    /// Of the image store.
+    /// The image store failed.
     #[error(transparent)]
     Layer(#[from] berth_image::Error),
-    /// Of the store.
+    /// The removal of a folder failed.
     #[error(transparent)]
     Folder(#[from] FileError),
     /// The attempt itself failed.
@@ -47,15 +47,15 @@ pub enum RemoveError {
 }
 
 impl RemoveError {
-    /// The disk refuses to change anything.
-    fn is_of_the_disk(&self) -> bool {
+    /// Whether the disk refuses every change.
+    fn is_disk_refusal(&self) -> bool {
         let cause = match self {
             Self::Network(error) => error.cause_in_files(),
             Self::Layer(error) => error.cause_in_files(),
             Self::Folder(error) => Some(error.cause()),
             Self::Attempt(_) => None,
         };
-        cause.is_some_and(refuses_all)
+        cause.is_some_and(refuses_every_change)
     }
 }
 
@@ -70,20 +70,20 @@ impl From<RemoveError> for CriError {
     }
 }
 
-/// Whether a disk refuses every change (errno(3)): it is read-only, full to the last block of a folder, or broken.
-fn refuses_all(error: &io::Error) -> bool {
+/// Whether an error means that the disk refuses every change (errno(3)): it is read-only, full or broken.
+fn refuses_every_change(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::ROFS | Errno::NOSPC | Errno::DQUOT | Errno::IO))
 }
 
-/// Removes files of an object that has ended, now or, where the disk refuses, as soon as it lets them be removed.
+/// Removes files of an object that has ended. If the disk refuses, they are removed later in the background.
 ///
 /// # Errors
-/// They cannot be removed for another reason.
+/// The files cannot be removed for another reason.
 pub async fn remove(daemon: &Shared, leftover: Leftover) -> Result<(), RemoveError> {
     match attempt(daemon, &leftover).await {
-        Err(error) if error.is_of_the_disk() => {
-            tracing::warn!(?leftover, %error, "the disk does not let go of what has ended: it is removed later");
+        Err(error) if error.is_disk_refusal() => {
+            tracing::warn!(?leftover, %error, "the disk refuses to remove files of an ended object; retrying later");
             let daemon = daemon.clone();
             tokio::spawn(async move { remove_later(&daemon, &leftover).await }.in_current_span());
             Ok(())
@@ -93,14 +93,14 @@ pub async fn remove(daemon: &Shared, leftover: Leftover) -> Result<(), RemoveErr
 }
 
 async fn remove_later(daemon: &Shared, leftover: &Leftover) {
-    let mut pause = SOON;
+    let mut pause = FIRST_RETRY;
     loop {
         tokio::time::sleep(pause).await;
         match attempt(daemon, leftover).await {
-            Ok(()) => return tracing::info!(?leftover, "removed what the disk did not let go of"),
-            Err(error) => tracing::debug!(?leftover, %error, "the disk still does not let go"),
+            Ok(()) => return tracing::info!(?leftover, "removed the files of an ended object"),
+            Err(error) => tracing::debug!(?leftover, %error, "the disk still refuses to remove the files"),
         }
-        pause = (pause * 2).min(LATE);
+        pause = (pause * 2).min(LONGEST_RETRY);
     }
 }
 
@@ -123,12 +123,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_disk_that_refuses_everything_is_waited_for() {
+    fn only_a_disk_that_refuses_every_change_is_retried() {
         for errno in [Errno::ROFS, Errno::NOSPC, Errno::DQUOT, Errno::IO] {
-            assert!(refuses_all(&errno.into()), "{errno:?}");
+            assert!(refuses_every_change(&errno.into()), "{errno:?}");
         }
         for errno in [Errno::BUSY, Errno::NOTEMPTY, Errno::PERM, Errno::MFILE] {
-            assert!(!refuses_all(&errno.into()), "{errno:?}");
+            assert!(!refuses_every_change(&errno.into()), "{errno:?}");
         }
     }
 }

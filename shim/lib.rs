@@ -1,17 +1,18 @@
-//! The shim: the only room that knows the CRI and gRPC. It translates what the kubelet asks for into what the rooms below
-//! understand (`runtime`, `cni`, `image`), keeps the record of pods and containers, and answers.
+//! The shim: the only crate that uses the CRI and gRPC. It translates the kubelet's requests into calls of the crates
+//! below it (`runtime`, `cni`, `image`), records pods and containers, and answers.
 //!
-//! A request's way: [`server`] (socket, deadline, span) -> [`runtime_service`], [`image_service`] (decode) -> [`pod`],
-//! [`container`], [`exec`], [`images`] (validate, one [`operation`] per object) -> the rooms below -> [`store`] -> answer.
-//! No module calls back up.
+//! The path of a request: [`server`] (socket, deadline, span) -> [`runtime_service`], [`image_service`] (decode) ->
+//! [`pod`], [`container`], [`exec`], [`images`] (validate, one [`operation`] per object) -> the crates below ->
+//! [`store`] -> answer. No module calls back up.
 //!
-//! * [`cli`], [`config`], [`check`], [`demo`]: what a person meets
+//! * [`cli`], [`config`], [`check`], [`demo`]: the user interface
 //! * [`server`], [`info`], [`error`]: the outer layer
-//! * [`runtime_service`], [`image_service`], [`admin_service`]: each RPC by its name
-//! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`spec`]: the life of each noun
-//! * [`stream`]: sessions of people with pods, and their protocols
-//! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: what they share, and how a new daemon takes over
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`], [`systemd`]: small parts
+//! * [`runtime_service`], [`image_service`], [`admin_service`]: one function per RPC, by its name
+//! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`spec`]: one module per kind of object
+//! * [`stream`]: streaming sessions and their protocols
+//! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
+//!   [`systemd`], [`leftovers`]: small parts
 
 pub mod admin_service;
 pub mod cdi;

@@ -6,9 +6,9 @@ use berth::cli::{Cli, cni, run};
 use clap::Parser;
 
 fn main() -> ExitCode {
-    // Another runtime runs a plugin of the network that is this program under that name.
-    match cni::named() {
-        Some(plugin) => cni::as_plugin(Some(plugin)),
+    // Another runtime starts this program under the name of a CNI plugin.
+    match cni::plugin_from_program_name() {
+        Some(plugin) => cni::run_as_plugin(Some(plugin)),
         None => run(Cli::parse()),
     }
 }

@@ -1,5 +1,5 @@
-//! Joinable operations: a retry of the same call joins the one in flight and gets its answer, and a caller
-//! that gives up does not stop it. Each shows the step it is at and since when.
+//! Joinable operations: a retry of the same call joins the operation in flight and gets its answer. A caller that
+//! gives up does not stop it. Each operation shows its current step and how long the step has taken.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use tracing::Instrument;
 use crate::ids::{ContainerId, PodId};
 use crate::store::{ContainerName, PodName};
 
-/// What an operation does, to what. Two calls with equal keys are one operation.
+/// The kind and the object of an operation. Two calls with equal keys are one operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
     /// RunPodSandbox.
@@ -27,13 +27,13 @@ pub enum Key {
     Create(PodId, ContainerName),
     /// StartContainer.
     Start(ContainerId),
-    /// StopContainer with a grace period in seconds: a more impatient call is another operation.
+    /// StopContainer with a grace period in seconds: a call with another grace period is another operation.
     Stop(ContainerId, i64),
     /// RemoveContainer.
     Remove(ContainerId),
 }
 
-/// The step an operation is at; shown in verbose status.
+/// The current step of an operation; verbose status shows it.
 #[derive(Clone, Debug)]
 pub struct Progress {
     step: Arc<Mutex<(&'static str, Instant)>>,
@@ -44,7 +44,7 @@ impl Progress {
         Self { step: Arc::new(Mutex::new(("waiting", Instant::now()))) }
     }
 
-    /// The operation goes on to its next step.
+    /// Starts the next step.
     pub fn step(&self, name: &'static str) {
         let mut step = lock(&self.step);
         tracing::debug!(finished = step.0, micros = step.1.elapsed().as_micros(), next = name, "step");
@@ -77,11 +77,11 @@ impl fmt::Debug for Operations {
 }
 
 impl Operations {
-    /// Runs `work` as a task of its own, or joins the operation of the same key that is in flight, and waits for the
-    /// answer. The task runs to its end even when the caller goes away.
+    /// Runs `work` as a separate task, or joins the operation in flight with the same key, and waits for the answer.
+    /// The task runs to its end even if the caller disconnects.
     ///
     /// # Errors
-    /// What the operation answers.
+    /// The error of the operation.
     pub async fn join<F, W>(&self, key: Key, work: W) -> Result<String, Status>
     where
         W: FnOnce(Progress) -> F,
@@ -96,7 +96,7 @@ impl Operations {
         };
         match answer.wait_for(Option::is_some).await.map(|answer| answer.clone()) {
             Ok(Some(result)) => result,
-            // The task died without an answer: it panicked.
+            // The task panicked.
             _ => Err(Status::internal("the operation ended without an answer")),
         }
     }
@@ -106,23 +106,23 @@ impl Operations {
         W: FnOnce(Progress) -> F,
         F: Future<Output = Result<String, Status>> + Send + 'static,
     {
-        let (tell, answer) = watch::channel(None);
+        let (sender, answer) = watch::channel(None);
         let progress = Progress::new();
         running.insert(key.clone(), Running { progress: progress.clone(), answer: answer.clone() });
-        let leave = Leave { operations: self.clone(), key };
+        let guard = RunningGuard { operations: self.clone(), key };
         let work = work(progress);
         tokio::spawn(
             async move {
                 let result = work.await;
-                drop(leave);
-                tell.send_replace(Some(result));
+                drop(guard);
+                sender.send_replace(Some(result));
             }
             .in_current_span(),
         );
         answer
     }
 
-    /// The operations in flight on an object, in words.
+    /// Describes the operations in flight with a matching key.
     #[must_use]
     pub fn describe(&self, concerns: impl Fn(&Key) -> bool) -> Vec<String> {
         lock(&self.running)
@@ -132,7 +132,7 @@ impl Operations {
             .collect()
     }
 
-    /// Waits until nothing is in flight.
+    /// Waits until no operation is in flight.
     pub async fn idle(&self) {
         loop {
             let waiting: Vec<_> = lock(&self.running).values().map(|o| o.answer.clone()).collect();
@@ -140,20 +140,20 @@ impl Operations {
                 return;
             }
             for mut answer in waiting {
-                // An error means that the task is gone, which is what is waited for.
+                // An error means that the task is gone, so the wait is over.
                 drop(answer.wait_for(Option::is_some).await);
             }
         }
     }
 }
 
-/// Takes the operation off the list, also when its task panics.
-struct Leave {
+/// Removes the operation from the list when it is dropped, also when its task panics.
+struct RunningGuard {
     operations: Operations,
     key: Key,
 }
 
-impl Drop for Leave {
+impl Drop for RunningGuard {
     fn drop(&mut self) {
         lock(&self.operations.running).remove(&self.key);
     }
@@ -219,12 +219,12 @@ mod tests {
         assert!(operations.describe(|_| true).is_empty());
     }
 
-    /// What a caller does, in turns that others get meanwhile.
+    /// The behaviour of a caller, in turns of the scheduler.
     #[derive(Clone, Debug)]
     struct Caller {
         key: char,
-        asks_after: u8,
-        takes: u8,
+        starts_after: u8,
+        duration: u8,
         panics: bool,
         gives_up_after: Option<u8>,
     }
@@ -232,10 +232,10 @@ mod tests {
     fn any_caller() -> impl Strategy<Value = Caller> {
         let turns = || 0..6_u8;
         (prop::char::range('a', 'c'), turns(), turns(), prop::bool::weighted(0.1), prop::option::of(turns()))
-            .prop_map(|(key, asks_after, takes, panics, gives_up_after)| Caller {
+            .prop_map(|(key, starts_after, duration, panics, gives_up_after)| Caller {
                 key,
-                asks_after,
-                takes,
+                starts_after,
+                duration,
                 panics,
                 gives_up_after,
             })
@@ -247,22 +247,22 @@ mod tests {
         }
     }
 
-    /// Which operation a caller was answered by; none where that panicked or the caller gave up.
+    /// Returns the operation that answered a caller; none if it panicked or the caller gave up.
     async fn call(
         operations: Operations,
         caller: Caller,
         number: usize,
         running: Arc<Mutex<Vec<char>>>,
     ) -> Result<Option<usize>, String> {
-        turns(caller.asks_after).await;
+        turns(caller.starts_after).await;
         let key = Key::StopPod(caller.key.to_string().repeat(64).try_into().unwrap());
-        let (letter, panics, takes) = (caller.key, caller.panics, caller.takes);
+        let (letter, panics, duration) = (caller.key, caller.panics, caller.duration);
         let answer = operations.join(key, move |_| async move {
             if lock(&running).contains(&letter) {
                 return Ok("two at once".to_owned());
             }
             lock(&running).push(letter);
-            turns(takes).await;
+            turns(duration).await;
             lock(&running).retain(|known| *known != letter);
             assert!(!panics, "on purpose");
             Ok(number.to_string())
@@ -305,7 +305,7 @@ mod tests {
                 answers
             });
             for (caller, answer) in callers.iter().zip(answers) {
-                // Nobody is answered by an operation on something else.
+                // No caller gets the answer of an operation on another key.
                 let by = answer.map(|by| by.map_or(caller.key, |by| callers[by].key));
                 prop_assert_eq!(by, Ok(caller.key));
             }

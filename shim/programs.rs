@@ -1,9 +1,9 @@
-//! The programs that `build.rs` made and this binary carries, so that berth is one file to copy to a node.
+//! The programs that `build.rs` builds and this binary embeds, so that berth is one file to copy to a node.
 
-/// The parent of everything that runs in one pod (`runtime/keeper`).
+/// The keeper: the parent of all processes of one pod (`runtime/keeper`).
 pub static KEEPER: &[u8] = include_bytes!(env!("BERTH_KEEPER_PATH"));
 
-/// The process that holds a pod's namespaces (`runtime/pause`).
+/// The pause: the process that holds a pod's namespaces (`runtime/pause`).
 pub static PAUSE: &[u8] = include_bytes!(env!("BERTH_PAUSE_PATH"));
 
 /// The program in the image of `berth demo` (`demo/`).

@@ -1,4 +1,4 @@
-//! The CRI's RuntimeService: each RPC hands over to the function that is named after it.
+//! The CRI's RuntimeService: each RPC calls the function that is named after it.
 
 use std::pin::Pin;
 
@@ -11,11 +11,11 @@ use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::{container, exec, info, pod, stats};
 
-/// How many objects go in one message of a streamed list: far below any client's limit (4 MiB by default).
+/// The number of objects in one message of a streamed list: far below the message limit of clients (4 MiB by default).
 const PER_MESSAGE: usize = 100;
 
-/// A streamed answer.
-pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// The stream of responses of an RPC.
+pub type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -26,15 +26,15 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Answers for `daemon`.
+    /// Creates the service of `daemon`.
     #[must_use]
     pub fn new(daemon: Shared) -> Self {
         Self { daemon }
     }
 }
 
-/// A list, as messages of bounded size.
-pub fn in_messages<T, M>(items: Vec<T>, message: impl Fn(Vec<T>) -> M + Send + 'static) -> Answers<M>
+/// Splits a list into messages of bounded size.
+pub fn in_messages<T, M>(items: Vec<T>, message: impl Fn(Vec<T>) -> M + Send + 'static) -> ResponseStream<M>
 where
     T: Send + 'static,
     M: Send + 'static,
@@ -43,18 +43,18 @@ where
     Box::pin(pieces.map(move |piece| Ok(message(piece))))
 }
 
-fn later<T>(rpc: &'static str) -> Result<T, Status> {
+fn unimplemented<T>(rpc: &'static str) -> Result<T, Status> {
     Err(CriError::Unimplemented { rpc }.into())
 }
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
-    type StreamPodSandboxesStream = Answers<StreamPodSandboxesResponse>;
-    type StreamContainersStream = Answers<StreamContainersResponse>;
-    type StreamContainerStatsStream = Answers<StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = Answers<StreamPodSandboxStatsResponse>;
-    type StreamPodSandboxMetricsStream = Answers<StreamPodSandboxMetricsResponse>;
-    type GetContainerEventsStream = Answers<ContainerEventResponse>;
+    type StreamPodSandboxesStream = ResponseStream<StreamPodSandboxesResponse>;
+    type StreamContainersStream = ResponseStream<StreamContainersResponse>;
+    type StreamContainerStatsStream = ResponseStream<StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = ResponseStream<StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = ResponseStream<StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = ResponseStream<ContainerEventResponse>;
 
     async fn version(&self, _: Request<VersionRequest>) -> Reply<VersionResponse> {
         Ok(Response::new(info::version()))
@@ -73,7 +73,7 @@ impl RuntimeService for Runtime {
         request: Request<UpdateRuntimeConfigRequest>,
     ) -> Reply<UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
-        // An empty CIDR asks for nothing: a network plugin takes care of addresses by itself.
+        // An empty CIDR requests nothing: a network plugin manages addresses itself.
         if let Some(network) = network.filter(|network| !network.pod_cidr.is_empty()) {
             self.daemon.network.set_pod_cidr(&network.pod_cidr).map_err(CriError::from)?;
         }
@@ -83,7 +83,7 @@ impl RuntimeService for Runtime {
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Reply<RunPodSandboxResponse> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| CriError::invalid("config", "is missing"))?;
-        let pod_sandbox_id = pod::run::run(&self.daemon, config, request.runtime_handler).await?;
+        let pod_sandbox_id = pod::run::run_pod_sandbox(&self.daemon, config, request.runtime_handler).await?;
         Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id }))
     }
 
@@ -91,7 +91,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StopPodSandboxRequest>,
     ) -> Reply<StopPodSandboxResponse> {
-        pod::stop::stop(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        pod::stop::stop_pod_sandbox(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
         Ok(Response::new(StopPodSandboxResponse {}))
     }
 
@@ -99,7 +99,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<RemovePodSandboxRequest>,
     ) -> Reply<RemovePodSandboxResponse> {
-        pod::remove::remove(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        pod::remove::remove_pod_sandbox(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
         Ok(Response::new(RemovePodSandboxResponse {}))
     }
 
@@ -108,14 +108,18 @@ impl RuntimeService for Runtime {
         request: Request<PodSandboxStatusRequest>,
     ) -> Reply<PodSandboxStatusResponse> {
         let request = request.into_inner();
-        Ok(Response::new(pod::status::status(&self.daemon, &request.pod_sandbox_id, request.verbose)?))
+        Ok(Response::new(pod::status::pod_sandbox_status(
+            &self.daemon,
+            &request.pod_sandbox_id,
+            request.verbose,
+        )?))
     }
 
     async fn list_pod_sandbox(
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Reply<ListPodSandboxResponse> {
-        let items = pod::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        let items = pod::list::list_pod_sandboxes(&self.daemon, request.into_inner().filter.as_ref());
         Ok(Response::new(ListPodSandboxResponse { items }))
     }
 
@@ -123,7 +127,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Reply<Self::StreamPodSandboxesStream> {
-        let items = pod::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        let items = pod::list::list_pod_sandboxes(&self.daemon, request.into_inner().filter.as_ref());
         Ok(Response::new(in_messages(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })))
     }
 
@@ -133,7 +137,8 @@ impl RuntimeService for Runtime {
     ) -> Reply<CreateContainerResponse> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| CriError::invalid("config", "is missing"))?;
-        let container_id = container::create::create(&self.daemon, &request.pod_sandbox_id, config).await?;
+        let container_id =
+            container::create::create_container(&self.daemon, &request.pod_sandbox_id, config).await?;
         Ok(Response::new(CreateContainerResponse { container_id }))
     }
 
@@ -141,13 +146,13 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StartContainerRequest>,
     ) -> Reply<StartContainerResponse> {
-        container::start::start(&self.daemon, &request.into_inner().container_id).await?;
+        container::start::start_container(&self.daemon, &request.into_inner().container_id).await?;
         Ok(Response::new(StartContainerResponse {}))
     }
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Reply<StopContainerResponse> {
         let request = request.into_inner();
-        container::stop::stop(&self.daemon, &request.container_id, request.timeout).await?;
+        container::stop::stop_container(&self.daemon, &request.container_id, request.timeout).await?;
         Ok(Response::new(StopContainerResponse {}))
     }
 
@@ -155,7 +160,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<RemoveContainerRequest>,
     ) -> Reply<RemoveContainerResponse> {
-        container::remove::remove(&self.daemon, &request.into_inner().container_id).await?;
+        container::remove::remove_container(&self.daemon, &request.into_inner().container_id).await?;
         Ok(Response::new(RemoveContainerResponse {}))
     }
 
@@ -163,7 +168,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Reply<ListContainersResponse> {
-        let containers = container::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        let containers = container::list::list_containers(&self.daemon, request.into_inner().filter.as_ref());
         Ok(Response::new(ListContainersResponse { containers }))
     }
 
@@ -171,7 +176,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Reply<Self::StreamContainersStream> {
-        let items = container::list::list(&self.daemon, request.into_inner().filter.as_ref());
+        let items = container::list::list_containers(&self.daemon, request.into_inner().filter.as_ref());
         Ok(Response::new(in_messages(items, |containers| StreamContainersResponse { containers })))
     }
 
@@ -180,7 +185,11 @@ impl RuntimeService for Runtime {
         request: Request<ContainerStatusRequest>,
     ) -> Reply<ContainerStatusResponse> {
         let request = request.into_inner();
-        Ok(Response::new(container::status::status(&self.daemon, &request.container_id, request.verbose)?))
+        Ok(Response::new(container::status::container_status_response(
+            &self.daemon,
+            &request.container_id,
+            request.verbose,
+        )?))
     }
 
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Reply<ExecSyncResponse> {
@@ -203,7 +212,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Reply<UpdateContainerResourcesResponse> {
-        container::update::update(&self.daemon, request.into_inner()).await?;
+        container::update::update_container_resources(&self.daemon, request.into_inner()).await?;
         Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
@@ -211,7 +220,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Reply<UpdatePodSandboxResourcesResponse> {
-        pod::update::update(&self.daemon, request.into_inner()).await?;
+        pod::update::update_pod_sandbox_resources(&self.daemon, request.into_inner()).await?;
         Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 
@@ -234,7 +243,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ContainerStatsRequest>,
     ) -> Reply<ContainerStatsResponse> {
-        let found = stats::container::stats(&self.daemon, &request.into_inner().container_id).await?;
+        let found =
+            stats::container::container_stats(&self.daemon, &request.into_inner().container_id).await?;
         Ok(Response::new(ContainerStatsResponse { stats: Some(found) }))
     }
 
@@ -242,7 +252,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainerStatsRequest>,
     ) -> Reply<ListContainerStatsResponse> {
-        let stats = stats::container::list(&self.daemon, request.into_inner().filter).await?;
+        let stats = stats::container::list_container_stats(&self.daemon, request.into_inner().filter).await?;
         Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
@@ -250,7 +260,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamContainerStatsRequest>,
     ) -> Reply<Self::StreamContainerStatsStream> {
-        let items = stats::container::list(&self.daemon, request.into_inner().filter).await?;
+        let items = stats::container::list_container_stats(&self.daemon, request.into_inner().filter).await?;
         Ok(Response::new(in_messages(items, |container_stats| StreamContainerStatsResponse {
             container_stats,
         })))
@@ -260,7 +270,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<PodSandboxStatsRequest>,
     ) -> Reply<PodSandboxStatsResponse> {
-        let found = stats::pod::stats(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        let found = stats::pod::pod_sandbox_stats(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
         Ok(Response::new(PodSandboxStatsResponse { stats: Some(found) }))
     }
 
@@ -268,7 +278,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListPodSandboxStatsRequest>,
     ) -> Reply<ListPodSandboxStatsResponse> {
-        let stats = stats::pod::list(&self.daemon, request.into_inner().filter).await?;
+        let stats = stats::pod::list_pod_sandbox_stats(&self.daemon, request.into_inner().filter).await?;
         Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
@@ -276,7 +286,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamPodSandboxStatsRequest>,
     ) -> Reply<Self::StreamPodSandboxStatsStream> {
-        let items = stats::pod::list(&self.daemon, request.into_inner().filter).await?;
+        let items = stats::pod::list_pod_sandbox_stats(&self.daemon, request.into_inner().filter).await?;
         Ok(Response::new(in_messages(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse {
             pod_sandbox_stats,
         })))
@@ -286,15 +296,15 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<CheckpointContainerRequest>,
     ) -> Reply<CheckpointContainerResponse> {
-        later("CheckpointContainer")
+        unimplemented("CheckpointContainer")
     }
 
     async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Reply<CheckpointPodResponse> {
-        later("CheckpointPod")
+        unimplemented("CheckpointPod")
     }
 
     async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Reply<RestorePodResponse> {
-        later("RestorePod")
+        unimplemented("RestorePod")
     }
 
     async fn get_container_events(
@@ -308,20 +318,20 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Reply<ListMetricDescriptorsResponse> {
-        later("ListMetricDescriptors")
+        unimplemented("ListMetricDescriptors")
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Reply<ListPodSandboxMetricsResponse> {
-        later("ListPodSandboxMetrics")
+        unimplemented("ListPodSandboxMetrics")
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        later("StreamPodSandboxMetrics")
+        unimplemented("StreamPodSandboxMetrics")
     }
 }

@@ -1,4 +1,4 @@
-//! The undo stack: each step of an operation that makes something pushes how to take it back.
+//! The undo stack: each step of an operation that creates something pushes the function that undoes it.
 
 use std::fmt;
 use std::future::Future;
@@ -6,14 +6,14 @@ use std::pin::Pin;
 
 type Undo = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
-/// What has been made so far and how to take it back, last first.
+/// The undo functions of the finished steps. They run in reverse order.
 #[derive(Default)]
 pub struct UndoStack {
     steps: Vec<(&'static str, Undo)>,
 }
 
 impl UndoStack {
-    /// Remembers how to take back what was just made. Nothing of `undo` runs before [`UndoStack::run`].
+    /// Adds the undo function of a finished step. It does not run before [`UndoStack::run`].
     pub fn push<F>(&mut self, name: &'static str, undo: F)
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
@@ -21,10 +21,10 @@ impl UndoStack {
         self.steps.push((name, Box::pin(undo)));
     }
 
-    /// Takes everything back, last first, and goes on after an error.
+    /// Undoes all steps in reverse order, and continues after an error.
     ///
     /// # Errors
-    /// All that went wrong, each with the name of its step.
+    /// All errors, each with the name of its step.
     pub async fn run(mut self) -> Result<(), Vec<String>> {
         let mut errors = Vec::new();
         while let Some((name, undo)) = self.steps.pop() {

@@ -63,7 +63,7 @@ fn a_broken_main_file_is_fatal_with_line_and_key() {
     for command in [&["config", "dump"][..], &["config", "check"], &["serve"]] {
         let output = files.berth(command);
         assert_eq!(output.status.code(), Some(1), "{command:?}");
-        let wanted = "config.toml:2: sokcet: there is no such key; the nearest is \"socket\"";
+        let wanted = "config.toml:2: sokcet: unknown key; did you mean \"socket\"?";
         assert!(stderr(&output).contains(wanted), "{}", stderr(&output));
     }
 }

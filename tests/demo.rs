@@ -29,7 +29,7 @@ fn a_pod_runs_and_nothing_is_left() {
     assert!(!text.contains('\x1b'), "plain when piped");
     for words in [
         "RunPodSandbox",
-        "its address is 10.",
+        "address 10.",
         "GET / from 127.0.0.1: 200",
         "hello from the other container",
         "GREETING=hello from the image",

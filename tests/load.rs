@@ -112,7 +112,7 @@ async fn images_are_listed_pulled_and_removed_by_hand() {
     let (sound, text) = image(&["verify", "no-such-image"]);
     assert!(!sound && text.contains("no-such-image"), "{text}");
     let (found, text) = image(&["rm", "no-such-image"]);
-    assert!(!found && text.contains("no-such-image: no such image"), "{text}");
+    assert!(!found && text.contains("image no-such-image not found"), "{text}");
     let (failed, text) = image(&["pull", &format!("{reference}/none:1")]);
     assert!(!failed && text.contains("not found"), "{text}");
 

@@ -1,4 +1,4 @@
-//! What a device changes of a container's OCI spec (CDI specification, "Container edits").
+//! The changes that a CDI device makes to a container's OCI spec (CDI specification, "Container edits").
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use oci_spec::runtime::{
 use super::file::{Edits, Hook, Mount, Node};
 use crate::spec::normal;
 
-/// Makes the changes. `sources` grows by the host's paths of the nodes.
+/// Applies the edits to `spec`. Adds the host paths of the device nodes to `sources`.
 pub(super) fn apply(
     spec: &mut Spec,
     edits: &Edits,
@@ -38,18 +38,18 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// What would have no effect is refused, never passed over.
+/// Refuses edits that are not supported, instead of ignoring them.
 fn refuse_unsupported(edits: &Edits) -> Result<(), String> {
     if let Some(device) = edits.net_devices.first() {
-        return Err(format!("the network device {} is not supported", device.host_interface_name));
+        return Err(format!("network device {} is not supported", device.host_interface_name));
     }
     match edits.intel_rdt {
-        Some(_) => Err("classes of Intel RDT are not supported".to_owned()),
+        Some(_) => Err("Intel RDT classes are not supported".to_owned()),
         None => Ok(()),
     }
 }
 
-/// Which hooks are run is for the compiler of the spec to say: it names those that are not.
+/// Adds a hook to the spec. The compiler of the spec rejects hooks that are not supported.
 fn add_hook(spec: &mut Spec, hook: &Hook) -> Result<(), String> {
     let mut added = OciHook::default();
     added
@@ -58,8 +58,8 @@ fn add_hook(spec: &mut Spec, hook: &Hook) -> Result<(), String> {
         .set_env(Some(hook.env.clone()))
         .set_timeout(hook.timeout);
     let mut hooks = spec.hooks().clone().unwrap_or_default();
-    let with = |known: &Option<Vec<OciHook>>| {
-        Some(known.iter().flatten().cloned().chain([added.clone()]).collect::<Vec<_>>())
+    let with = |existing: &Option<Vec<OciHook>>| {
+        Some(existing.iter().flatten().cloned().chain([added.clone()]).collect::<Vec<_>>())
     };
     match hook.hook_name.as_str() {
         "createRuntime" | "prestart" => hooks.set_create_runtime(with(hooks.create_runtime())),
@@ -67,7 +67,7 @@ fn add_hook(spec: &mut Spec, hook: &Hook) -> Result<(), String> {
         "startContainer" => hooks.set_start_container(with(hooks.start_container())),
         "poststart" => hooks.set_poststart(with(hooks.poststart())),
         "poststop" => hooks.set_poststop(with(hooks.poststop())),
-        name => return Err(format!("{name:?} is no hook")),
+        name => return Err(format!("invalid hook name {name:?}")),
     };
     spec.set_hooks(Some(hooks));
     Ok(())
@@ -77,7 +77,7 @@ fn set_env(process: &mut Process, variables: &[String]) {
     let mut env = process.env().clone().unwrap_or_default();
     let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
     for variable in variables {
-        env.retain(|known| name(known) != name(variable));
+        env.retain(|existing| name(existing) != name(variable));
         env.push(variable.clone());
     }
     process.set_env(Some(env));
@@ -95,25 +95,26 @@ fn add_groups(process: &mut Process, gids: &[u32]) {
     process.set_user(user);
 }
 
-/// A node with its rule: what the file does not say is as on the host; a user other than root owns the node.
+/// Adds a device node with its cgroup rule. Fields that the file omits are taken from the host's node; a user other
+/// than root owns the node.
 fn add_node(linux: &mut Linux, node: &Node, (uid, gid): (u32, u32)) -> Result<(), String> {
     let host_path = node.host_path.as_deref().unwrap_or(&node.path);
-    let found = Found::at(host_path);
-    let kind = match (&node.kind, &found) {
-        (Some(kind), _) => kind_of(kind).ok_or_else(|| format!("{kind:?} is no type of a device"))?,
-        (None, Ok(found)) => found.kind,
+    let host_node = HostNode::at(host_path);
+    let kind = match (&node.kind, &host_node) {
+        (Some(kind), _) => kind_of(kind).ok_or_else(|| format!("invalid device type {kind:?}"))?,
+        (None, Ok(host_node)) => host_node.kind,
         (None, Err(error)) => return Err(format!("device {host_path}: {error}")),
     };
-    let number = |said: Option<i64>, found: Result<i64, String>| match (said, kind) {
+    let number = |requested: Option<i64>, host: Result<i64, String>| match (requested, kind) {
         (Some(number), _) => Ok(number),
         (None, LinuxDeviceType::P) => Ok(0),
-        (None, _) => found.map_err(|error| format!("device {host_path}: {error}")),
+        (None, _) => host.map_err(|error| format!("device {host_path}: {error}")),
     };
-    let said = node.major.filter(|_| node.minor.is_some());
-    let major = number(said, found.as_ref().map(|found| found.major).map_err(Clone::clone))?;
+    let requested_major = node.major.filter(|_| node.minor.is_some());
+    let major = number(requested_major, host_node.as_ref().map(|node| node.major).map_err(Clone::clone))?;
     let minor = number(
-        node.minor.filter(|_| said.is_some()),
-        found.as_ref().map(|found| found.minor).map_err(Clone::clone),
+        node.minor.filter(|_| requested_major.is_some()),
+        host_node.as_ref().map(|node| node.minor).map_err(Clone::clone),
     )?;
     let mut device = LinuxDevice::default();
     device
@@ -121,11 +122,11 @@ fn add_node(linux: &mut Linux, node: &Node, (uid, gid): (u32, u32)) -> Result<()
         .set_typ(kind)
         .set_major(major)
         .set_minor(minor)
-        .set_file_mode(node.file_mode.or(found.ok().map(|found| found.mode)))
+        .set_file_mode(node.file_mode.or(host_node.ok().map(|host_node| host_node.mode)))
         .set_uid(node.uid.or(Some(uid).filter(|uid| *uid != 0)))
         .set_gid(node.gid.or(Some(gid).filter(|gid| *gid != 0)));
     let mut devices = linux.devices().clone().unwrap_or_default();
-    devices.retain(|known| known.path() != device.path());
+    devices.retain(|existing| existing.path() != device.path());
     devices.push(device);
     linux.set_devices(Some(devices));
     if matches!(kind, LinuxDeviceType::B | LinuxDeviceType::C | LinuxDeviceType::U) {
@@ -157,22 +158,22 @@ fn kind_of(text: &str) -> Option<LinuxDeviceType> {
     })
 }
 
-/// A node of the host.
-struct Found {
+/// A device node of the host.
+struct HostNode {
     kind: LinuxDeviceType,
     major: i64,
     minor: i64,
     mode: u32,
 }
 
-impl Found {
+impl HostNode {
     fn at(path: &str) -> Result<Self, String> {
         let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
         let kind = match metadata.file_type() {
             kind if kind.is_char_device() => LinuxDeviceType::C,
             kind if kind.is_block_device() => LinuxDeviceType::B,
             kind if kind.is_fifo() => LinuxDeviceType::P,
-            _ => return Err("is no device".to_owned()),
+            _ => return Err("is not a device".to_owned()),
         };
         let device = metadata.rdev();
         Ok(Self {
@@ -198,12 +199,12 @@ fn add_mount(spec: &mut Spec, mount: &Mount) {
         added.set_typ(Some("bind".to_owned()));
     }
     let mut mounts = spec.mounts().clone().unwrap_or_default();
-    mounts.retain(|known| known.destination() != added.destination());
+    mounts.retain(|existing| existing.destination() != added.destination());
     mounts.push(added);
     spec.set_mounts(Some(mounts));
 }
 
-/// Parents come before what is in them.
+/// Sorts the mounts, so that a parent comes before the mounts inside it.
 pub(super) fn sort_mounts(spec: &mut Spec) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     mounts.sort_by_key(|mount| mount.destination().components().count());

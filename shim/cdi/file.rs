@@ -1,16 +1,16 @@
-//! A file of a vendor (CDI specification, "CDI JSON Specification").
+//! The format of a vendor's CDI file (CDI specification, "CDI JSON Specification").
 
 use std::path::Path;
 
 use serde::Deserialize;
 
-/// The newest version of the format that is known; minor ones add fields.
+/// The newest supported major version of the format. Minor versions only add fields.
 const MAJOR: u32 = 1;
 
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 4 << 20;
 
-/// A file.
+/// A CDI file.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct File {
@@ -19,7 +19,7 @@ pub(super) struct File {
     pub(super) kind: String,
     #[serde(default)]
     pub(super) devices: Vec<Device>,
-    /// For whoever uses one of the devices.
+    /// The edits for every container that uses one of the devices.
     #[serde(default, rename = "containerEdits")]
     pub(super) edits: Edits,
 }
@@ -32,7 +32,7 @@ pub(super) struct Device {
     pub(super) edits: Edits,
 }
 
-/// What is changed of a container.
+/// The changes to a container's spec.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Edits {
@@ -45,7 +45,7 @@ pub(super) struct Edits {
     pub(super) net_devices: Vec<NetDevice>,
 }
 
-/// A node.
+/// A device node.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Node {
@@ -73,7 +73,7 @@ pub(super) struct Mount {
     pub(super) kind: Option<String>,
 }
 
-/// A program that is run on the way.
+/// A hook: a program that runs at a point of the container's life.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Hook {
@@ -86,14 +86,14 @@ pub(super) struct Hook {
     pub(super) timeout: Option<i64>,
 }
 
-/// An interface that is moved into the pod.
+/// A network interface that is moved into the pod.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NetDevice {
     pub(super) host_interface_name: String,
 }
 
-/// Reads a file; none where its name is not that of one.
+/// Reads a CDI file. Returns none if the name's extension is not that of a CDI file.
 pub(super) fn read(path: &Path) -> Option<Result<File, String>> {
     let json = match path.extension()?.to_str()? {
         "json" => true,
@@ -106,7 +106,7 @@ pub(super) fn read(path: &Path) -> Option<Result<File, String>> {
 fn parse(path: &Path, json: bool) -> Result<File, String> {
     let length = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
     if length > LONGEST {
-        return Err(format!("is longer than {LONGEST} bytes"));
+        return Err(format!("longer than {LONGEST} bytes"));
     }
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let file: File = match json {
@@ -117,19 +117,19 @@ fn parse(path: &Path, json: bool) -> Result<File, String> {
         file.cdi_version.trim_start_matches('v').split('.').next().and_then(|major| major.parse().ok());
     match major {
         Some(0..=MAJOR) => {}
-        _ => return Err(format!("has the version {:?}", file.cdi_version)),
+        _ => return Err(format!("unsupported version {:?}", file.cdi_version)),
     }
     if !is_kind(&file.kind) {
-        return Err(format!("{:?} is no kind of devices", file.kind));
+        return Err(format!("invalid kind {:?}", file.kind));
     }
     match file.devices.iter().find(|device| !is_device(&device.name)) {
-        Some(device) => Err(format!("{:?} is no name of a device", device.name)),
+        Some(device) => Err(format!("invalid device name {:?}", device.name)),
         None => Ok(file),
     }
 }
 
-/// The files are written for the peers' reader, which is one of YAML 1.1: there a number that begins with 0 is octal
-/// (yaml.org/type/int.html), as modes are written.
+/// Parses YAML 1.1, which containerd and CRI-O read: a number that begins with 0 is octal (yaml.org/type/int.html).
+/// File modes are written like that.
 fn parse_yaml(text: &str) -> Result<File, String> {
     let options = serde_saphyr::options! { legacy_octal_numbers: true };
     let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
@@ -138,7 +138,7 @@ fn parse_yaml(text: &str) -> Result<File, String> {
     read.map_err(|error| error.to_string())
 }
 
-/// `vendor/class`, each of letters, digits, `_`, `-` and `.`.
+/// Whether the text is `vendor/class`, each of letters, digits, `_`, `-` and `.`.
 pub(super) fn is_kind(text: &str) -> bool {
     let part = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -148,7 +148,7 @@ pub(super) fn is_kind(text: &str) -> bool {
     text.split_once('/').is_some_and(|(vendor, class)| part(vendor) && part(class))
 }
 
-/// Letters, digits, `_`, `-`, `.` and `:`.
+/// Whether the text is a device name: letters, digits, `_`, `-`, `.` and `:`.
 pub(super) fn is_device(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':'))

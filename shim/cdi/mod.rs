@@ -1,9 +1,9 @@
-//! Devices by name (Container Device Interface, github.com/cncf-tags/container-device-interface): vendors say in files
-//! what a container needs to use a device of theirs, and a request names the device.
+//! Container Device Interface (CDI, github.com/cncf-tags/container-device-interface): vendors describe in files what a
+//! container needs to use their devices, and a request names the device.
 //!
-//! * this file: finding a device in the folders with such files
-//! * [`file`]: what is in a file
-//! * [`edits`]: what a device changes of a container's OCI spec
+//! * this file: finds a device in the folders of CDI files
+//! * [`file`]: the format of a file
+//! * [`edits`]: the changes that a device makes to a container's OCI spec
 
 mod edits;
 mod file;
@@ -19,17 +19,17 @@ use oci_spec::runtime::Spec;
 use crate::error::CriError;
 use file::{Edits, File};
 
-/// The field of the request.
+/// The field of the request that contains device names.
 const FIELD: &str = "CDI_devices";
 
-/// How the keys of annotations begin whose values name devices, separated by commas (CDI specification, "Requesting
-/// Devices"): so device plugins ask whose kubelet does not know the field.
+/// The prefix of annotations that contain device names, separated by commas (CDI specification, "Requesting Devices").
+/// Device plugins use them if their kubelet does not support the field.
 const ANNOTATION: &str = "cdi.k8s.io/";
 
-/// The devices that a container asks for, by the field and by annotations, each once.
+/// Returns the devices that a container requests in the field and in annotations, each once.
 ///
 /// # Errors
-/// An annotation has what is no name of a device.
+/// An annotation contains an invalid device name.
 pub fn requested(config: &ContainerConfig) -> Result<Vec<String>, CriError> {
     let mut names: Vec<String> = config.cdi_devices.iter().map(|device| device.name.clone()).collect();
     let keys: BTreeSet<&String> =
@@ -39,7 +39,7 @@ pub fn requested(config: &ContainerConfig) -> Result<Vec<String>, CriError> {
         for name in value.split(',').map(str::trim) {
             if DeviceName::parse(name).is_none() {
                 let field = format!("annotations[{key}]");
-                return Err(CriError::invalid(field, format!("{name:?} is no name of a device")));
+                return Err(CriError::invalid(field, format!("{name:?} is not a device name")));
             }
             if !names.iter().any(|known| known == name) {
                 names.push(name.to_owned());
@@ -70,18 +70,18 @@ impl fmt::Display for DeviceName {
     }
 }
 
-/// The files of all folders, those of the last folder first, and what is wrong with others.
+/// The CDI files of all folders, those of the last folder first, and the errors of files that cannot be used.
 #[derive(Debug, Default)]
 struct Registry {
     files: Vec<(usize, PathBuf, File)>,
     broken: Vec<String>,
 }
 
-/// Changes a container's spec as the devices that it asks for want it: the answer is where the host has their nodes, by
-/// the paths in the container.
+/// Applies the edits of the requested devices to a container's spec. Returns the host paths of their nodes, by the
+/// paths in the container.
 ///
 /// # Errors
-/// A device is in none of the folders or in two files of one, or wants what cannot be done.
+/// A device is in no folder or in two files of one folder, or its edits are not supported.
 pub fn inject(
     spec: &mut Spec,
     names: &[String],
@@ -93,28 +93,30 @@ pub fn inject(
     }
     let registry = Registry::read(folders);
     let mut used: Vec<&Path> = Vec::new();
-    let mut wanted: Vec<DeviceName> = Vec::new();
+    let mut injected: Vec<DeviceName> = Vec::new();
     for text in names {
         let name = DeviceName::parse(text)
-            .ok_or_else(|| CriError::invalid(FIELD, format!("{text:?} is no name of a device")))?;
-        if wanted.contains(&name) {
+            .ok_or_else(|| CriError::invalid(FIELD, format!("{text:?} is not a device name")))?;
+        if injected.contains(&name) {
             continue;
         }
         let (path, file, edits) = registry.find(&name, folders)?;
-        // What all devices of a file have in common is done once, before those.
+        // The edits that all devices of a file share are applied once, before the device's own.
         let common = (!used.contains(&path)).then_some(&file.edits);
         used.push(path);
         for edits in common.into_iter().chain([edits]) {
             let applied = edits::apply(spec, edits, &mut sources);
-            applied.map_err(|why| CriError::failed(format!("{FIELD} {name}, of {}", path.display()), why))?;
+            applied.map_err(|why| {
+                CriError::failed(format!("inject CDI device {name} of {}", path.display()), why)
+            })?;
         }
-        wanted.push(name);
+        injected.push(name);
     }
     edits::sort_mounts(spec);
     Ok(sources)
 }
 
-/// All that is wrong in the files of vendors.
+/// Returns the errors of all CDI files that cannot be used.
 #[must_use]
 pub fn mistakes(folders: &[PathBuf]) -> Vec<String> {
     Registry::read(folders).broken
@@ -136,7 +138,7 @@ impl Registry {
             }
         }
         for broken in &registry.broken {
-            tracing::warn!(file = broken, "a CDI file that cannot be used");
+            tracing::warn!(error = broken, "skipped an invalid CDI file");
         }
         registry
     }
@@ -148,9 +150,9 @@ impl Registry {
         });
         let Some((priority, path, file, edits)) = found.next() else {
             let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-            let mut why = format!("{name} is in no file of {}", folders.join(", "));
+            let mut why = format!("{name} not found in {}", folders.join(", "));
             if !self.broken.is_empty() {
-                why.push_str(&format!("; cannot be used: {}", self.broken.join("; ")));
+                why.push_str(&format!("; invalid files: {}", self.broken.join("; ")));
             }
             return Err(CriError::invalid(FIELD, why));
         };

@@ -86,7 +86,7 @@ fn the_later_folder_wins_and_two_files_of_one_contradict() {
 }
 
 #[test]
-fn what_is_missing_is_told_with_where_it_was_looked_for() {
+fn a_missing_device_is_reported_with_the_folders() {
     let folders = folders(&[(0, "broken.json", "{"), (0, "readme.txt", "x"), (1, "vendor.yaml", YAML)]);
     let error = injected(&folders, &["vendor.example/gpu=7"]).unwrap_err().to_string();
     for part in ["vendor.example/gpu=7", "/etc", "/run", "broken.json"] {
@@ -101,7 +101,7 @@ fn what_is_missing_is_told_with_where_it_was_looked_for() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused() {
+fn unsupported_edits_are_refused() {
     let with = |edits: &str| {
         let json = format!(
             r#"{{"cdiVersion": "0.5.0", "kind": "v/c", "devices": [{{"name": "d", "containerEdits": {{{edits}}}}}]}}"#
@@ -140,7 +140,7 @@ fn devices_are_asked_for_by_the_field_and_by_annotations() {
 }
 
 #[test]
-fn files_are_read_as_the_peers_read_them() {
+fn files_are_read_as_containerd_and_cri_o_read_them() {
     let yaml = r#"
 cdiVersion: "0.5.0"
 kind: vendor.test/dev

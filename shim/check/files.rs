@@ -1,26 +1,26 @@
-//! What procfs and sysfs tell.
+//! Checks that read procfs and sysfs.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::{Found, Row};
+use super::{Availability, Row};
 
-/// The oldest kernel that has all that berth builds on (mount_setattr(2) is of 5.12; 5.15 is the oldest with support).
+/// The oldest supported kernel: 5.15 is the oldest with upstream support (mount_setattr(2) needs 5.12).
 const OLDEST: (u32, u32) = (5, 15);
 
 pub(super) fn kernel() -> Row {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
     let found = match version(&release) {
-        Some(version) => Found::from(version >= OLDEST),
-        None => Found::Unknown,
+        Some(version) => Availability::from(version >= OLDEST),
+        None => Availability::Unknown,
     };
     let detail = format!("Linux {release} {}", uname.machine().to_string_lossy());
     Row::new("kernel", found, detail).required()
 }
 
-/// The running kernel's version, for what depends on it.
+/// Returns the version of the running kernel, for features that depend on it.
 #[must_use]
 pub fn kernel_version() -> Option<(u32, u32)> {
     version(&rustix::system::uname().release().to_string_lossy())
@@ -34,9 +34,9 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// The cgroup hierarchies of a mount table (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Hierarchies {
-    /// Where version 2 is mounted.
+    /// The mount point of version 2.
     v2: Option<String>,
-    /// The controllers of version 1 that are mounted.
+    /// The mounted controllers of version 1.
     v1: BTreeSet<String>,
 }
 
@@ -67,7 +67,7 @@ pub(super) fn cgroups() -> Vec<Row> {
         .unwrap_or_default();
     let version = match (&found.v2, found.v1.is_empty()) {
         (Some(_), true) => "version 2",
-        (Some(_), false) => "version 1, and 2 beside it",
+        (Some(_), false) => "version 1, with version 2 beside it",
         (None, false) => "version 1",
         (None, true) => "not mounted",
     };
@@ -83,7 +83,7 @@ pub(super) fn cgroups() -> Vec<Row> {
     ] {
         let (there, name) =
             if on_v2 { (v2.contains(v2_name), v2_name) } else { (found.v1.contains(name), name) };
-        let detail = if there { "can be used" } else { "is not among the controllers" };
+        let detail = if there { "available" } else { "not among the controllers" };
         rows.push(Row::new(format!("cgroup controller {name}"), there, detail).without(without));
     }
     rows.push(device_control(on_v2, &found));
@@ -92,19 +92,19 @@ pub(super) fn cgroups() -> Vec<Row> {
 
 fn device_control(on_v2: bool, found: &Hierarchies) -> Row {
     let (there, detail) = match on_v2 {
-        // Loaded as a BPF program, which takes CAP_BPF or CAP_SYS_ADMIN (bpf(2)).
+        // The program is loaded with CAP_BPF or CAP_SYS_ADMIN (bpf(2)).
         true => (Path::new("/proc/sys/kernel/unprivileged_bpf_disabled").exists(), "by a BPF program"),
         false => (found.v1.contains("devices"), "by the devices controller"),
     };
-    Row::new("device control", there, detail).without("containers are refused that may not use every device")
+    Row::new("device control", there, detail).without("containers with restricted devices are refused")
 }
 
 pub(super) fn seccomp() -> Row {
     match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
         Ok(actions) => Row::new("seccomp", actions.contains("errno"), actions.trim().replace(' ', ", ")),
-        Err(error) => Row::new("seccomp", Found::No, error.to_string()),
+        Err(error) => Row::new("seccomp", Availability::No, error.to_string()),
     }
-    .without("containers that ask for a profile are refused")
+    .without("containers that request a profile are refused")
 }
 
 pub(super) fn security_modules() -> Vec<Row> {
@@ -119,12 +119,12 @@ pub(super) fn security_modules() -> Vec<Row> {
     };
     vec![
         Row::new("AppArmor", apparmor, detail(apparmor))
-            .without("RuntimeDefault is passed over; a Localhost profile is refused"),
-        Row::new("SELinux", selinux, detail(selinux)).without("labels are passed over"),
+            .without("containers that request a profile are refused"),
+        Row::new("SELinux", selinux, detail(selinux)).without("labels are ignored"),
     ]
 }
 
-/// Number, name (capabilities(7)), whether berth runs without it, and what it does then.
+/// Number, name (capabilities(7)), whether berth requires it, and what does not work without it.
 const CAPABILITIES: [(u32, &str, bool, &str); 14] = [
     (0, "CAP_CHOWN", true, ""),
     (1, "CAP_DAC_OVERRIDE", true, ""),
@@ -135,10 +135,10 @@ const CAPABILITIES: [(u32, &str, bool, &str); 14] = [
     (8, "CAP_SETPCAP", true, ""),
     (12, "CAP_NET_ADMIN", true, ""),
     (18, "CAP_SYS_CHROOT", true, ""),
-    (19, "CAP_SYS_PTRACE", false, "some reasons of a container's end are not known"),
+    (19, "CAP_SYS_PTRACE", false, "some reasons of a container's exit are not known"),
     (21, "CAP_SYS_ADMIN", true, ""),
-    (24, "CAP_SYS_RESOURCE", false, "oom_score_adj is not lowered below the daemon's"),
-    (27, "CAP_MKNOD", false, "images with device nodes are refused; containers have no devices of their own"),
+    (24, "CAP_SYS_RESOURCE", false, "oom_score_adj is never lower than the daemon's"),
+    (27, "CAP_MKNOD", false, "images with device nodes are refused; containers get no extra devices"),
     (31, "CAP_SETFCAP", false, "images with file capabilities are refused"),
 ];
 
@@ -149,9 +149,9 @@ pub(super) fn capabilities() -> Vec<Row> {
         .iter()
         .map(|(number, name, required, without)| {
             let (found, detail) = match held {
-                Some(held) if held >> number & 1 == 1 => (Found::Yes, "held"),
-                Some(_) => (Found::No, "not held"),
-                None => (Found::Unknown, "/proc/thread-self/status does not tell"),
+                Some(held) if held >> number & 1 == 1 => (Availability::Yes, "held"),
+                Some(_) => (Availability::No, "not held"),
+                None => (Availability::Unknown, "/proc/thread-self/status has no CapEff"),
             };
             let row = Row::new(*name, found, detail);
             if *required { row.required() } else { row.without(without) }
@@ -172,14 +172,14 @@ mod tests {
 
     #[test]
     fn versions_of_releases() {
-        for (release, wanted) in [
+        for (release, expected) in [
             ("6.18.44-fc-v657", Some((6, 18))),
             ("5.15.0-101-generic", Some((5, 15))),
             ("6.1-rc1", Some((6, 1))),
             ("six", None),
             ("", None),
         ] {
-            assert_eq!(version(release), wanted, "{release}");
+            assert_eq!(version(release), expected, "{release}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! Filesystems: the mount API and overlayfs as a container's root filesystem needs it, tried in a mount namespace that is
-//! gone afterwards.
+//! Tries the mount API and overlayfs as a container's root filesystem needs them, in a mount namespace that ends with
+//! its thread.
 
 use std::os::fd::AsFd;
 
@@ -9,9 +9,9 @@ use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use super::files::kernel_version;
-use super::{Found, Row, in_thread, namespaces};
+use super::{Availability, Row, in_thread, namespaces};
 
-/// Where the trial mounts a tmpfs in its own namespace: a folder that every Linux has.
+/// The mount point of the tmpfs in the namespace of the trial: a folder that every Linux has.
 const PLACE: &str = "/proc";
 
 pub(super) fn rows() -> Vec<Row> {
@@ -23,10 +23,10 @@ pub(super) fn rows() -> Vec<Row> {
     ]
 }
 
-/// A detached mount (fsopen(2), fsmount(2)): it is in no namespace, and gone with its descriptor.
+/// Tries a detached mount (fsopen(2), fsmount(2)): it is in no namespace and ends with its descriptor.
 fn detached() -> Result<String, berth_runtime::sys::Error> {
     FsContext::open("tmpfs")?.mount(0)?;
-    Ok("detached mounts can be made".to_owned())
+    Ok("detached mounts work".to_owned())
 }
 
 fn overlay() -> Result<String, String> {
@@ -42,7 +42,7 @@ fn overlay() -> Result<String, String> {
     Ok("with an upper folder".to_owned())
 }
 
-/// An attached tmpfs: overlayfs takes no folders of detached mounts on older kernels.
+/// Mounts a tmpfs and attaches it: on older kernels overlayfs does not take folders of detached mounts.
 fn tmpfs() -> Result<std::os::fd::OwnedFd, berth_runtime::sys::Error> {
     let tmpfs = FsContext::open("tmpfs")?.mount(0)?;
     mount::attach(tmpfs.as_fd(), mount::place(PLACE)?.as_fd())?;
@@ -57,18 +57,19 @@ fn overlay_over() -> Result<(), berth_runtime::sys::Error> {
     overlay.mount(0).map(drop)
 }
 
-/// By the kernel's version: overlayfs can be mapped since 5.19, tmpfs since 6.3 (mount_setattr(2)).
+/// Derives the answer from the kernel's version: overlayfs can be ID-mapped since 5.19, tmpfs since 6.3
+/// (mount_setattr(2)).
 fn idmapped() -> Row {
     let (found, detail) = match kernel_version() {
-        Some(version) if version >= (6, 3) => (Found::Yes, "by the kernel's version, tmpfs too"),
-        Some(version) if version >= (5, 19) => (Found::Yes, "by the kernel's version, not tmpfs"),
-        Some(_) => (Found::No, "not for overlayfs in this kernel"),
-        None => (Found::Unknown, "the kernel's version is not known"),
+        Some(version) if version >= (6, 3) => (Availability::Yes, "by kernel version, including tmpfs"),
+        Some(version) if version >= (5, 19) => (Availability::Yes, "by kernel version, without tmpfs"),
+        Some(_) => (Availability::No, "not supported for overlayfs by this kernel"),
+        None => (Availability::Unknown, "kernel version unknown"),
     };
     Row::new("idmapped mounts", found, detail).without("pods with a user namespace are refused")
 }
 
-/// Tried on a detached clone of the root, which nobody else sees.
+/// Tries a recursive read-only mount on a detached clone of the root, which is in no namespace.
 fn read_only() -> Row {
     const MOUNT_ATTR_RDONLY: u64 = 1;
     let trial = rustix::fs::statat(CWD, "/", rustix::fs::AtFlags::empty())
@@ -78,6 +79,6 @@ fn read_only() -> Row {
             mount::set_attributes(tree.as_fd(), MOUNT_ATTR_RDONLY, 0, 0, true)
                 .map_err(|error| error.to_string())
         });
-    Row::tried("recursive read-only mounts", trial.map(|()| "can be made".to_owned()))
-        .without("mounts that ask for them are refused")
+    Row::tried("recursive read-only mounts", trial.map(|()| "available".to_owned()))
+        .without("mounts that request them are refused")
 }

@@ -1,11 +1,11 @@
-//! What this host offers, found by trying: in threads and namespaces that are gone afterwards, never changing the host.
-//! `berth check` shows it as a table, verbose Status as JSON under "host".
+//! Finds out what this host supports by trying it, in threads and namespaces that end afterwards. The host is never
+//! changed. `berth check` shows the result as a table, verbose Status as JSON under "host".
 //!
-//! * [`files`]: what procfs and sysfs tell (kernel, cgroups, seccomp, LSMs, capabilities)
-//! * [`namespaces`]: each kind, made in a thread of its own
-//! * [`filesystems`]: the mount API, overlayfs, idmapped mounts
-//! * [`netlink`], [`network`]: nftables and devices, made in a network namespace of their own
-//! * [`table`]: how it is shown
+//! * [`files`]: what procfs and sysfs report (kernel, cgroups, seccomp, LSMs, capabilities)
+//! * [`namespaces`]: each kind, created in a separate thread
+//! * [`filesystems`]: the mount API, overlayfs, ID-mapped mounts
+//! * [`netlink`], [`network`]: nftables and devices, created in a separate network namespace
+//! * [`table`]: the table of `berth check`
 
 pub mod files;
 pub mod filesystems;
@@ -19,49 +19,49 @@ use std::sync::OnceLock;
 
 use serde::Serialize;
 
-/// Whether the host has something.
+/// Whether the host has a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Found {
-    /// It has.
+pub enum Availability {
+    /// The host has it.
     Yes,
-    /// It has not.
+    /// The host does not have it.
     No,
-    /// It cannot be told.
+    /// It cannot be determined.
     Unknown,
 }
 
-impl From<bool> for Found {
+impl From<bool> for Availability {
     fn from(found: bool) -> Self {
         if found { Self::Yes } else { Self::No }
     }
 }
 
-/// One thing that a host may have.
+/// One feature of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row {
-    /// What it is.
+    /// The name of the feature.
     pub what: String,
-    /// Whether it is there.
-    pub found: Found,
-    /// What was seen, or why it is not there.
+    /// Whether the host has it.
+    pub found: Availability,
+    /// What was detected, or why the feature is missing.
     pub detail: String,
-    /// berth does not run without it.
+    /// Whether berth requires it.
     pub required: bool,
-    /// What berth does without it.
+    /// What does not work without it.
     pub without: &'static str,
 }
 
 impl Row {
-    fn new(what: impl Into<String>, found: impl Into<Found>, detail: impl Into<String>) -> Self {
+    fn new(what: impl Into<String>, found: impl Into<Availability>, detail: impl Into<String>) -> Self {
         Self { what: what.into(), found: found.into(), detail: detail.into(), required: false, without: "" }
     }
 
-    /// From a trial: what it saw, or why it failed.
+    /// Creates a row from the result of a trial.
     fn tried(what: impl Into<String>, trial: Result<String, String>) -> Self {
         match trial {
-            Ok(detail) => Self::new(what, Found::Yes, detail),
-            Err(why) => Self::new(what, Found::No, why),
+            Ok(detail) => Self::new(what, Availability::Yes, detail),
+            Err(why) => Self::new(what, Availability::No, why),
         }
     }
 
@@ -73,24 +73,24 @@ impl Row {
         Self { without, ..self }
     }
 
-    /// berth needs it, and it is not there.
+    /// Whether berth requires the feature and it is missing.
     #[must_use]
     pub fn stops_berth(&self) -> bool {
-        self.required && self.found == Found::No
+        self.required && self.found == Availability::No
     }
 }
 
-/// What a host offers.
+/// The features of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HostReport {
-    /// Everything that is required is there.
+    /// Whether all required features are available.
     pub fit: bool,
-    /// Each thing.
+    /// One row for each feature.
     pub rows: Vec<Row>,
 }
 
 impl HostReport {
-    /// What is missing that is required, in a sentence; none if nothing is.
+    /// Lists the required features that are missing; none if all are available.
     #[must_use]
     pub fn missing(&self) -> Option<String> {
         let missing: Vec<_> = self
@@ -103,9 +103,9 @@ impl HostReport {
     }
 }
 
-/// Tries everything. Takes some tens of milliseconds; blocks.
+/// Runs all checks. Takes some tens of milliseconds and blocks.
 ///
-/// `program` is the berth binary, which is started once to try what only a process with a single thread may.
+/// `program` is the berth binary. It is started once to try an operation that only a single-threaded process may do.
 #[must_use]
 pub fn probe(program: Option<PathBuf>) -> HostReport {
     let mut rows = vec![files::kernel()];
@@ -119,19 +119,19 @@ pub fn probe(program: Option<PathBuf>) -> HostReport {
     HostReport { fit: !rows.iter().any(Row::stops_berth), rows }
 }
 
-/// What was found when it was first asked for: a host does not change under a running daemon.
+/// Returns the result of the first probe. The features of a host do not change under a running daemon.
 pub fn host() -> &'static HostReport {
     static HOST: OnceLock<HostReport> = OnceLock::new();
     HOST.get_or_init(|| probe(std::env::current_exe().ok()))
 }
 
-/// Runs a trial in a thread of its own, which takes the namespaces that it makes with it.
+/// Runs a trial in a separate thread. The namespaces that it creates end with the thread.
 fn in_thread<T: Send + 'static>(
     trial: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     let thread = std::thread::Builder::new().name("berth-check".to_owned()).spawn(trial);
     let thread = thread.map_err(|error| format!("start a thread: {error}"))?;
-    thread.join().unwrap_or_else(|_| Err("the trial itself failed".to_owned()))
+    thread.join().unwrap_or_else(|_| Err("the trial panicked".to_owned()))
 }
 
 #[cfg(test)]
@@ -140,20 +140,21 @@ mod tests {
 
     #[test]
     fn only_what_is_required_and_missing_stops_berth() {
-        let row = |found: Found| Row::new("x", found, "seen");
-        assert!(row(Found::No).required().stops_berth());
-        assert!(!row(Found::Unknown).required().stops_berth());
-        assert!(!row(Found::No).without("less").stops_berth());
-        let report = HostReport { fit: false, rows: vec![row(Found::Yes), row(Found::No).required()] };
+        let row = |found: Availability| Row::new("x", found, "seen");
+        assert!(row(Availability::No).required().stops_berth());
+        assert!(!row(Availability::Unknown).required().stops_berth());
+        assert!(!row(Availability::No).without("less").stops_berth());
+        let report =
+            HostReport { fit: false, rows: vec![row(Availability::Yes), row(Availability::No).required()] };
         assert_eq!(report.missing().as_deref(), Some("x (seen)"));
     }
 
     #[test]
-    fn a_trial_that_panics_is_a_trial_that_failed() {
+    fn a_trial_that_panics_fails() {
         assert!(in_thread::<()>(|| panic!("on purpose")).is_err());
     }
 
-    /// Only what a trial would leave is looked at: other tests change the host's mounts and links meanwhile.
+    /// Checks only what a trial could leave: other tests change the host's mounts and links at the same time.
     #[test]
     fn nothing_of_a_trial_is_left() {
         let report = probe(None);

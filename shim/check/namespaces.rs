@@ -1,13 +1,14 @@
-//! Namespaces: each kind is made in a thread of its own and gone with it.
+//! Tries each kind of namespace in a separate thread.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sched::CloneFlags;
 
-use super::{Found, Row, in_thread};
+use super::{Availability, Row, in_thread};
 
-/// What berth starts itself with to try a user namespace: only a process with a single thread may make one (unshare(2)).
+/// The flag with which berth starts itself to try a user namespace: only a single-threaded process may create one
+/// (unshare(2)).
 pub const USER_NAMESPACE_TRIAL: &str = "--try-user-namespace";
 
 pub(super) fn rows(program: Option<PathBuf>) -> Vec<Row> {
@@ -26,10 +27,10 @@ pub(super) fn rows(program: Option<PathBuf>) -> Vec<Row> {
     rows
 }
 
-/// Leaves for new namespaces of these kinds.
+/// Moves this thread into new namespaces of these kinds.
 pub(super) fn make(kinds: CloneFlags) -> Result<String, String> {
     match nix::sched::unshare(kinds) {
-        Ok(()) => Ok("can be made".to_owned()),
+        Ok(()) => Ok("available".to_owned()),
         Err(errno) => Err(format!("unshare: {}", errno.desc())),
     }
 }
@@ -37,24 +38,24 @@ pub(super) fn make(kinds: CloneFlags) -> Result<String, String> {
 fn user(program: Option<PathBuf>) -> Row {
     const WHAT: &str = "user namespace";
     let Some(program) = program else {
-        return Row::new(WHAT, Found::Unknown, "the program's own file is not known");
+        return Row::new(WHAT, Availability::Unknown, "the path of the berth binary is not known");
     };
     let child =
         Command::new(program).args(["check", USER_NAMESPACE_TRIAL]).env_clear().stdin(Stdio::null()).output();
     match child {
-        Ok(output) if output.status.success() => Row::new(WHAT, Found::Yes, "can be made"),
+        Ok(output) if output.status.success() => Row::new(WHAT, Availability::Yes, "available"),
         Ok(output) => {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Row::new(WHAT, Found::No, if why.is_empty() { output.status.to_string() } else { why })
+            Row::new(WHAT, Availability::No, if why.is_empty() { output.status.to_string() } else { why })
         }
-        Err(error) => Row::new(WHAT, Found::Unknown, format!("start the trial: {error}")),
+        Err(error) => Row::new(WHAT, Availability::Unknown, format!("failed to start the trial: {error}")),
     }
 }
 
-/// The trial itself, in a process of its own.
+/// Tries to create a user namespace in this process, which must have one thread.
 ///
 /// # Errors
-/// The namespace cannot be made.
+/// The namespace cannot be created.
 pub fn try_user_namespace() -> Result<(), String> {
     make(CloneFlags::CLONE_NEWUSER).map(drop)
 }

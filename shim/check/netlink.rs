@@ -1,4 +1,4 @@
-//! Just enough netlink to ask the kernel whether it would: one request, its acknowledgements (netlink(7)).
+//! A minimal netlink client for the checks: one request and its acknowledgements (netlink(7)).
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, recv, sendto,
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
-/// The header of a message: length, type, flags, sequence, port.
+/// The length of a message header: length, type, flags, sequence, port.
 const HEADER: usize = 16;
 
-/// A family of netlink.
+/// A netlink family.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Family {
     /// Links, addresses, routes (rtnetlink(7)).
@@ -23,7 +23,7 @@ pub(super) enum Family {
     Netfilter,
 }
 
-/// A message that is being put together.
+/// A netlink message without its length and sequence.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     bytes: Vec<u8>,
@@ -31,7 +31,7 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// A request, with the fixed part that its type has.
+    /// Creates a request with the fixed part of its type.
     pub(super) fn new(kind: u16, flags: u16, fixed: &[u8]) -> Self {
         let mut bytes = vec![0; 4];
         bytes.extend(kind.to_ne_bytes());
@@ -41,7 +41,7 @@ impl Message {
         Self { bytes, acknowledged: false }
     }
 
-    /// Asks for an acknowledgement.
+    /// Requests an acknowledgement.
     pub(super) fn acknowledged(mut self) -> Self {
         self.acknowledged = true;
         if let Some(flags) = self.bytes.get_mut(6) {
@@ -57,7 +57,7 @@ impl Message {
     }
 }
 
-/// An attribute: length, type, content, filled up to four bytes.
+/// Encodes an attribute: length, type, content, padded to four bytes.
 pub(super) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     let length = u16::try_from(content.len() + 4).unwrap_or(u16::MAX);
     let mut bytes = Vec::from(length.to_ne_bytes());
@@ -67,25 +67,25 @@ pub(super) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An attribute of text, with the zero at its end.
+/// Encodes a text attribute with its terminating zero.
 pub(super) fn text(kind: u16, content: &str) -> Vec<u8> {
     attribute(kind, format!("{content}\0").as_bytes())
 }
 
-/// An attribute that holds others.
+/// Encodes an attribute that contains others.
 pub(super) fn nested(kind: u16, inner: &[Vec<u8>]) -> Vec<u8> {
     const NLA_F_NESTED: u16 = 1 << 15;
     attribute(kind | NLA_F_NESTED, &inner.concat())
 }
 
-/// Sends messages at once and waits until each that asks for it is acknowledged.
-pub(super) fn ask(family: Family, messages: &[Message]) -> Result<(), String> {
+/// Sends messages in one batch and waits for all requested acknowledgements.
+pub(super) fn request(family: Family, messages: &[Message]) -> Result<(), String> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |errno: Errno| format!("{what}: {errno}")
     };
     let protocol = match family {
-        // NETLINK_ROUTE is 0, the protocol that a socket has by itself.
+        // The default protocol of a netlink socket is 0, NETLINK_ROUTE.
         Family::Route => None,
         Family::Netfilter => Some(netlink::NETFILTER),
     };
@@ -113,13 +113,13 @@ pub(super) fn ask(family: Family, messages: &[Message]) -> Result<(), String> {
     Ok(())
 }
 
-/// How many acknowledgements an answer has; the first error in it is an error.
+/// Counts the acknowledgements in an answer. Returns the first error in it.
 fn acknowledgements(mut answer: &[u8]) -> Result<usize, String> {
     let mut count = 0;
     while let (Some(length), Some(kind)) = (number(answer, 0), answer.get(4..6)) {
         let length = usize::try_from(length).unwrap_or(0);
         if length < HEADER || length > answer.len() {
-            return Err("the kernel's answer is cut off".to_owned());
+            return Err("the kernel's answer is truncated".to_owned());
         }
         if kind == NLMSG_ERROR.to_ne_bytes() {
             let code = number(answer, HEADER).unwrap_or_default().cast_signed();

@@ -1,13 +1,13 @@
-//! The network: nftables and the devices of pods, made in a network namespace that is gone afterwards.
+//! Tries nftables and the network devices of pods in a network namespace that ends afterwards.
 
 use nix::sched::CloneFlags;
 
-use super::netlink::{Family, Message, ask, attribute, nested, text};
-use super::{Found, Row, in_thread, namespaces};
+use super::netlink::{Family, Message, attribute, nested, request, text};
+use super::{Availability, Row, in_thread, namespaces};
 
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
-/// The index that the first device gets, so that others can name it as their parent.
+/// The index of the first device, by which others name it as their parent.
 const PARENT: i32 = 1000;
 
 pub(super) fn rows() -> Vec<Row> {
@@ -26,30 +26,32 @@ pub(super) fn rows() -> Vec<Row> {
     ]
 }
 
-/// Whether firewall rules of others on this host drop packets that pods send to other hosts, with the built-in network.
+/// Checks whether firewall rules of other programs drop packets that pods of the built-in network send to other hosts.
 fn forwarding() -> Row {
     let network = crate::config::Config::default().network;
     let builtin = berth_cni::Builtin { bridge: network.bridge, subnets: network.subnets, mtu: network.mtu };
     let what = "forwarding for pods";
     let row = match berth_cni::obstacle(&builtin) {
-        Ok(None) => Row::new(what, Found::Yes, "no firewall rule of others drops it"),
+        Ok(None) => Row::new(what, Availability::Yes, "no firewall rule drops it"),
         Ok(Some(why)) => {
             let permit = format!("iptables -I FORWARD -i {} -j ACCEPT", builtin.bridge);
-            Row::new(what, Found::No, format!("{why}; to permit it, for one: {permit}"))
+            Row::new(what, Availability::No, format!("{why}; to permit it: {permit}"))
         }
-        Err(error) => Row::new(what, Found::Unknown, format!("failed to read the host's rules: {error}")),
+        Err(error) => {
+            Row::new(what, Availability::Unknown, format!("failed to read the firewall rules: {error}"))
+        }
     };
-    row.without("pods reach no other host, and the network is not ready")
+    row.without("pods do not reach other hosts, and the network is not ready")
 }
 
 fn in_namespace(trial: fn() -> Result<(), String>) -> Result<String, String> {
     in_thread(move || {
         namespaces::make(CloneFlags::CLONE_NEWNET)?;
-        trial().map(|()| "can be made".to_owned())
+        trial().map(|()| "available".to_owned())
     })
 }
 
-/// Makes a device (rtnetlink(7), RTM_NEWLINK).
+/// Creates a device (rtnetlink(7), RTM_NEWLINK).
 fn link(kind: &str, parent: Option<i32>) -> Result<(), String> {
     const RTM_NEWLINK: u16 = 16;
     const IFLA_LINK: u16 = 5;
@@ -66,7 +68,7 @@ fn link(kind: &str, parent: Option<i32>) -> Result<(), String> {
     if let Some(parent) = parent {
         message = message.with(&attribute(IFLA_LINK, &parent.to_ne_bytes()));
     }
-    ask(Family::Route, &[message]).map_err(|error| format!("make a {kind} device: {error}"))
+    request(Family::Route, &[message]).map_err(|error| format!("create a {kind} device: {error}"))
 }
 
 fn on_veth(kind: &str) -> Result<(), String> {
@@ -74,7 +76,7 @@ fn on_veth(kind: &str) -> Result<(), String> {
     link(kind, Some(PARENT))
 }
 
-/// Makes a table with a chain that masquerades, as the network of pods has it.
+/// Creates a table with a masquerade chain, as the pod network uses it.
 fn nftables() -> Result<(), String> {
     // struct nfgenmsg: family, version, resource (in network order).
     const IPV4: [u8; 4] = [2, 0, 0, 0];
@@ -85,7 +87,7 @@ fn nftables() -> Result<(), String> {
     let hook = nested(4, &[attribute(1, &4_u32.to_be_bytes()), attribute(2, &100_u32.to_be_bytes())]);
     let masquerade = nested(1, &[text(1, "masq"), nested(2, &[])]);
     let create = |kind: u16| Message::new(SUBSYSTEM | kind, NLM_F_CREATE, &IPV4).acknowledged();
-    ask(
+    request(
         Family::Netfilter,
         &[
             Message::new(16, 0, &BATCH),
@@ -95,5 +97,5 @@ fn nftables() -> Result<(), String> {
             Message::new(17, 0, &BATCH),
         ],
     )
-    .map_err(|error| format!("make a rule: {error}"))
+    .map_err(|error| format!("create a rule: {error}"))
 }

@@ -1,10 +1,10 @@
-//! How `berth check` shows what it found: colours and marks on a terminal, plain words when piped.
+//! The table of `berth check`: with colours on a terminal, plain text when piped.
 
 use std::fmt::Write;
 
-use super::{Found, HostReport, Row};
+use super::{Availability, HostReport, Row};
 
-/// The report as a table.
+/// Renders the report as a table.
 #[must_use]
 pub fn render(report: &HostReport, terminal: bool) -> String {
     let width = |column: fn(&Row) -> usize, least: usize| {
@@ -15,8 +15,8 @@ pub fn render(report: &HostReport, terminal: bool) -> String {
     let mut text = format!("{:what$}  {:4}  {:detail$}  WITHOUT IT\n", "WHAT", "HERE", "DETAIL");
     for row in &report.rows {
         let mark = mark(row, terminal);
-        // A row that is fine needs no consequence; the eye shall find those that are not.
-        let without = if row.found == Found::Yes { "" } else { row.without };
+        // The consequence is shown only for features that are missing.
+        let without = if row.found == Availability::Yes { "" } else { row.without };
         let line = format!("{:what$}  {mark}  {:detail$}  {without}", row.what, row.detail);
         text.push_str(line.trim_end());
         text.push('\n');
@@ -30,13 +30,13 @@ pub fn render(report: &HostReport, terminal: bool) -> String {
     text
 }
 
-/// Four columns, whatever the colours.
+/// The mark of a row, four columns wide without its colours.
 fn mark(row: &Row, terminal: bool) -> String {
     let (word, colour) = match row.found {
-        Found::Yes => ("yes", 32),
-        Found::No if row.required => ("NO", 31),
-        Found::No => ("no", 33),
-        Found::Unknown => ("?", 33),
+        Availability::Yes => ("yes", 32),
+        Availability::No if row.required => ("NO", 31),
+        Availability::No => ("no", 33),
+        Availability::Unknown => ("?", 33),
     };
     if terminal { format!("\x1b[{colour}m{word:4}\x1b[0m") } else { format!("{word:4}") }
 }
@@ -47,24 +47,24 @@ mod tests {
 
     fn report() -> HostReport {
         let rows = vec![
-            Row::new("kernel", Found::Yes, "Linux 6.18").required(),
-            Row::new("overlayfs", Found::No, "no such device").required(),
-            Row::new("AppArmor", Found::No, "not enabled").without("it is passed over"),
+            Row::new("kernel", Availability::Yes, "Linux 6.18").required(),
+            Row::new("overlayfs", Availability::No, "no such device").required(),
+            Row::new("AppArmor", Availability::No, "not enabled").without("it is ignored"),
         ];
         HostReport { fit: false, rows }
     }
 
     #[test]
     fn plain_when_piped() {
-        let wanted = "\
+        let expected = "\
 WHAT       HERE  DETAIL          WITHOUT IT
 kernel     yes   Linux 6.18
 overlayfs  NO    no such device  berth does not run
-AppArmor   no    not enabled     it is passed over
+AppArmor   no    not enabled     it is ignored
 
 berth does not run here. Missing: overlayfs (no such device).
 ";
-        assert_eq!(render(&report(), false), wanted);
+        assert_eq!(render(&report(), false), expected);
     }
 
     #[test]

@@ -10,10 +10,10 @@ use crate::check::{host, namespaces, table};
 /// Arguments of `berth check`.
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Only try to make a user namespace, in this process
+    /// Try to create a user namespace in this process, and do nothing else
     #[arg(long, hide = true)]
     try_user_namespace: bool,
 }

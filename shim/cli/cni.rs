@@ -1,5 +1,5 @@
-//! `berth cni`: acts as one of the plugins of the network that are built in, for any other runtime. Under the name of a
-//! plugin (a link in `/opt/cni/bin`) the program is that plugin without a command.
+//! `berth cni`: runs one of the built-in CNI plugins for another runtime. Under the name of a plugin (a link in
+//! `/opt/cni/bin`) the program is that plugin, without a command.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -7,21 +7,21 @@ use std::process::ExitCode;
 use berth_cni::program::{Failure, Invocation, SERVED_IPAM, run as run_plugin};
 use clap::Args;
 
-/// What `berth cni` takes.
+/// Arguments of `berth cni`.
 #[derive(Debug, Args)]
 pub struct CniArgs {
-    /// The plugin; without it, the configuration on standard input says which
+    /// Run this plugin [default: the type in the configuration on standard input]
     #[arg(value_name = "PLUGIN")]
     kind: Option<String>,
 }
 
-/// The plugin that the program is by its name.
+/// Returns the plugin that the program's name selects.
 #[must_use]
-pub fn named() -> Option<String> {
+pub fn plugin_from_program_name() -> Option<String> {
     let program = std::env::args_os().next()?;
     let name = std::path::Path::new(&program).file_name()?.to_str()?.to_owned();
-    let known = berth_cni::BUILT_IN.contains(&name.as_str()) || SERVED_IPAM.contains(&name.as_str());
-    known.then_some(name)
+    let is_plugin = berth_cni::BUILT_IN.contains(&name.as_str()) || SERVED_IPAM.contains(&name.as_str());
+    is_plugin.then_some(name)
 }
 
 /// Runs the command.
@@ -29,22 +29,22 @@ pub fn run(args: CniArgs) -> ExitCode {
     if std::env::var_os("CNI_COMMAND").is_none() {
         let plugins = berth_cni::BUILT_IN.join(", ");
         let message =
-            format!("CNI_COMMAND is not set: a container runtime runs this. Built in are {plugins}");
+            format!("CNI_COMMAND is not set: a container runtime sets it. Built-in plugins: {plugins}");
         return super::fail(&message);
     }
-    as_plugin(args.kind)
+    run_as_plugin(args.kind)
 }
 
-/// Answers one call of a runtime.
+/// Answers one CNI call of a runtime.
 #[must_use]
-pub fn as_plugin(kind: Option<String>) -> ExitCode {
+pub fn run_as_plugin(kind: Option<String>) -> ExitCode {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let mut config = Vec::new();
     let command = variable("CNI_COMMAND");
-    // A configuration is small; VERSION may come without any.
-    const MOST: u64 = 16 << 20;
-    if let Err(error) = std::io::stdin().lock().take(MOST).read_to_end(&mut config) {
-        return super::fail(&format!("read the configuration: {error}"));
+    // A configuration is small. VERSION may have none.
+    const MAX_CONFIG: u64 = 16 << 20;
+    if let Err(error) = std::io::stdin().lock().take(MAX_CONFIG).read_to_end(&mut config) {
+        return super::fail(&format!("failed to read the configuration: {error}"));
     }
     let invocation = Invocation {
         kind,
@@ -67,7 +67,7 @@ pub fn as_plugin(kind: Option<String>) -> ExitCode {
 }
 
 fn answer(invocation: Invocation) -> Result<Option<String>, Failure> {
-    // One thread: this process lives for some milliseconds.
+    // One thread is enough: this process lives for some milliseconds.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime
         .map_err(|error| Failure::from(berth_cni::Error::Io { action: "start".to_owned(), source: error }))?;

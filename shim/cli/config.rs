@@ -21,12 +21,12 @@ pub struct ConfigArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
-    /// Print the configuration in effect: files, drop-ins and flags together
+    /// Print the effective configuration: files, drop-ins and flags together
     Dump(Source),
-    /// Look for mistakes in the configuration and in the files that it names (hosts.toml, registries.conf, credentials,
-    /// signature policy, CNI, CDI); exit code 1 if there are any
+    /// Check the configuration and the files that it names (hosts.toml, registries.conf, credentials, signature
+    /// policy, CNI, CDI); exit with code 1 if there are mistakes
     Check(Source),
-    /// Print the defaults, with a comment for each key
+    /// Print the default configuration, with a comment for each key
     Default,
 }
 
@@ -55,8 +55,8 @@ fn dump(source: Source) -> ExitCode {
     }
 }
 
-/// Here a broken drop-in is a mistake as any other: the daemon skips it, and someone should know before that. The files that
-/// the configuration names are looked at as well: of most the daemon would only tell when it needs them.
+/// Prints all mistakes. A broken drop-in counts as a mistake here, since the daemon skips it. The files that the
+/// configuration names are checked too: the daemon would report most of their mistakes only when it needs them.
 fn check(source: Source) -> ExitCode {
     let (file, layer) = source.parts();
     let (config, mut mistakes) = mistakes(file.as_deref(), layer);
@@ -74,5 +74,5 @@ fn check(source: Source) -> ExitCode {
     for mistake in &mistakes {
         eprintln!("berth: {}", printable(mistake, usize::MAX));
     }
-    if mistakes.is_empty() { super::print("the configuration is right\n") } else { ExitCode::FAILURE }
+    if mistakes.is_empty() { super::print("the configuration is valid\n") } else { ExitCode::FAILURE }
 }

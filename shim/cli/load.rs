@@ -1,4 +1,4 @@
-//! `berth load`: the file is read by the daemon, which owns the store.
+//! `berth load`: sends the path of a file to the daemon, which reads it into its store.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use crate::server::connect;
 /// Arguments of `berth load`.
 #[derive(Clone, Debug, Args)]
 pub struct LoadArgs {
-    /// An OCI layout (a folder), an OCI archive or a docker-archive
+    /// OCI layout (a folder), OCI archive or docker-archive
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
@@ -23,7 +23,7 @@ pub struct LoadArgs {
 pub(super) fn run(args: LoadArgs) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return super::fail(&format!("start: {error}")),
+        Err(error) => return super::fail(&format!("failed to start: {error}")),
     };
     match runtime.block_on(load(args)) {
         Ok(text) => super::print(&text),
@@ -33,7 +33,7 @@ pub(super) fn run(args: LoadArgs) -> ExitCode {
 
 async fn load(args: LoadArgs) -> Result<String, String> {
     let config = args.source.load().map_err(|error| error.to_string())?;
-    // The daemon has another working folder.
+    // The daemon has another working directory.
     let file =
         std::fs::canonicalize(&args.file).map_err(|error| format!("{}: {error}", args.file.display()))?;
     let path = file.to_str().ok_or_else(|| format!("{}: the path is not UTF-8", file.display()))?;
@@ -42,7 +42,7 @@ async fn load(args: LoadArgs) -> Result<String, String> {
     let answer = AdminClient::new(channel)
         .load_image(request)
         .await
-        .map_err(|status| format!("load {path}: {}", status.message()))?;
+        .map_err(|status| format!("failed to load {path}: {}", status.message()))?;
     let images = answer.into_inner().images;
     let lines = images.into_iter().map(|image| match image.tags.is_empty() {
         true => format!("{}\n", image.id),

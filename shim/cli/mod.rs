@@ -1,4 +1,4 @@
-//! The command line. Each command is one file; all that they print for programs goes to stdout, all else to stderr.
+//! The command line: one file per command. Output for programs goes to stdout, everything else to stderr.
 
 pub mod check;
 pub mod cni;
@@ -26,62 +26,62 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon.
+    /// Run the daemon
     Serve(serve::ServeArgs),
-    /// Show what this host offers and what berth does without it.
+    /// Check what this host supports, and show what does not work
     Check(check::CheckArgs),
-    /// Bring the images of a file into the store: an OCI layout, an OCI archive or a docker-archive.
+    /// Load images from a file: an OCI layout, an OCI archive or a docker-archive
     Load(load::LoadArgs),
-    /// List, pull, load and remove images.
+    /// List, pull, load, save, verify and remove images
     Image(image::ImageArgs),
-    /// Run a pod from nothing on this machine, show each step, and leave nothing behind.
+    /// Run a demo pod on this machine, show each step, and remove everything afterwards
     Demo(crate::demo::Options),
-    /// Act as a plugin of the network (CNI) for another runtime.
+    /// Run a built-in CNI plugin for another runtime
     Cni(cni::CniArgs),
-    /// Show the configuration.
+    /// Show or check the configuration
     Config(config::ConfigArgs),
-    /// Show the version.
+    /// Show the version
     Version,
 }
 
-/// Where the configuration is read from.
+/// The source of the configuration.
 #[derive(Clone, Debug, Args)]
 pub struct Source {
-    /// The main configuration file; drop-ins are read from conf.d beside it [default: /etc/berth/config.toml]
+    /// Read this configuration file, and drop-ins from conf.d beside it [default: /etc/berth/config.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
 }
 
-/// Flags that override the files.
+/// Flags that override the configuration files.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Flags {
-    /// The socket that clients connect to
+    /// Serve clients on this socket
     #[arg(long, value_name = "PATH")]
     socket: Option<value::SocketPath>,
-    /// Persistent state
+    /// Keep persistent state in this folder
     #[arg(long, value_name = "FOLDER")]
     root: Option<value::AbsolutePath>,
-    /// Volatile state
+    /// Keep volatile state in this folder
     #[arg(long, value_name = "FOLDER")]
     state: Option<value::AbsolutePath>,
-    /// Where CNI configuration is looked for
+    /// Read CNI configuration from this folder
     #[arg(long, value_name = "FOLDER")]
     cni_conf_dir: Option<value::AbsolutePath>,
-    /// Where exec, attach and port-forward sessions connect to
+    /// Serve exec, attach and port-forward sessions on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     stream_address: Option<std::net::SocketAddr>,
-    /// Where metrics are served
+    /// Serve metrics on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_address: Option<std::net::SocketAddr>,
-    /// off, error, warn, info, debug or trace; or by module
+    /// Set the log level: off, error, warn, info, debug or trace; or by module
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<value::LogFilter>,
-    /// How log lines look
+    /// Set the format of log lines
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
-    /// Who makes pods' parent cgroups
+    /// Set the cgroup driver
     #[arg(long, value_name = "DRIVER")]
     cgroup_driver: Option<value::CgroupDriver>,
 }
@@ -92,7 +92,7 @@ impl Source {
         load_config(file.as_deref(), layer)
     }
 
-    /// The main file, where one is named, and what the flags say.
+    /// Returns the main file, if one is named, and the settings of the flags.
     fn parts(self) -> (Option<PathBuf>, Layer) {
         let flags = self.flags;
         let layer = Layer {
@@ -126,18 +126,20 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Says why a command failed.
+/// Prints the reason why a command failed.
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("berth: {error}");
     ExitCode::FAILURE
 }
 
-/// Prints what a command was asked for. A reader that has had enough (`| head`) is no error.
+/// Prints the result of a command. A reader that closes the pipe (`| head`) is not an error.
 fn print(text: &str) -> ExitCode {
     use std::io::{ErrorKind, Write};
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => fail(&format!("write to stdout: {error}")),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            fail(&format!("failed to write to stdout: {error}"))
+        }
         _ => ExitCode::SUCCESS,
     }
 }

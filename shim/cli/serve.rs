@@ -1,4 +1,4 @@
-//! `berth serve`: the daemon, from its configuration to its last answer.
+//! `berth serve`: runs the daemon.
 
 use std::process::ExitCode;
 
@@ -21,7 +21,7 @@ pub struct ServeArgs {
 }
 
 pub(super) fn run(args: ServeArgs) -> ExitCode {
-    // What whoever starts the daemon has open must not go on to keepers, plugins and hooks.
+    // Descriptors of the process that starts the daemon must not be inherited by keepers, plugins and hooks.
     if let Err(error) = berth_runtime::sys::process::close_on_exec_from(3) {
         return super::fail(&error);
     }
@@ -47,7 +47,7 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
 }
 
 fn start(config: Config) -> Result<(), String> {
-    // Before anything is read from the folders: they may be another daemon's.
+    // The folders are claimed before anything is read from them: they may be in use by another daemon.
     let claim = Claim::take(&config).map_err(|error| error.to_string())?;
     if let Some(missing) = check::host().missing() {
         tracing::error!("this host lacks {missing}; pods will not run");
@@ -57,7 +57,7 @@ fn start(config: Config) -> Result<(), String> {
         .thread_name("berth")
         .enable_all()
         .build()
-        .map_err(|error| format!("start threads: {error}"))?;
+        .map_err(|error| format!("failed to start threads: {error}"))?;
     let served = runtime.block_on(async {
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
         let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
@@ -71,19 +71,20 @@ fn start(config: Config) -> Result<(), String> {
         crate::pod::run::release_default_cgroup(&daemon);
         let records = daemon.records.clone();
         if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {
-            tracing::error!("some records are not written: the next daemon asks the keepers");
+            tracing::error!("failed to write all records; the next daemon gets the states from the keepers");
         }
         served.map_err(|error| error.to_string())
     });
-    // Calls that block in the kernel do not hold up the end.
+    // Calls that block in the kernel do not delay the exit.
     runtime.shutdown_background();
     served
 }
 
-/// How long the disk may take for the last records.
+/// The time limit for writing the last records.
 const LAST_WRITES: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Enough to answer while one thread is busy; more only cost memory, since what blocks has threads of its own.
+/// Returns the number of worker threads: enough to answer while one is busy. More only cost memory, since blocking
+/// work runs on other threads.
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
 }

@@ -1,16 +1,16 @@
-//! What keys there are, each with a sentence: what `berth config default` prints, and where the nearest known key is
-//! looked for when a file has an unknown one.
+//! The list of configuration keys with a description of each. `berth config default` prints it, and the suggestion
+//! for an unknown key comes from it.
 
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// Its table; empty for the main one.
+    /// The table that contains the key; empty for the top level.
     pub table: &'static str,
-    /// Its name in the table.
+    /// The name of the key in its table.
     pub name: &'static str,
-    /// What it is for.
+    /// The description of the key.
     pub about: &'static str,
-    /// What to show as an example of a key that has no default.
+    /// An example value for a key without a default.
     pub example: Option<&'static str>,
 }
 
@@ -18,122 +18,134 @@ const fn key(table: &'static str, name: &'static str, about: &'static str) -> Ke
     Key { table, name, about, example: None }
 }
 
-/// Every key, in the order in which they are shown.
+/// All keys, in the order in which they are printed.
 pub const KEYS: [Key; 37] = [
-    key("", "socket", "The socket that the kubelet and crictl connect to."),
-    key("", "root", "Persistent state: images, containers, addresses."),
-    key("", "state", "Volatile state: the pods' keepers and their sockets."),
+    key("", "socket", "Socket for the kubelet and crictl."),
+    key("", "root", "Folder for persistent state: images, containers, addresses."),
+    key("", "state", "Folder for volatile state: the pods' keepers and their sockets."),
     key(
         "",
         "cni_conf_dir",
-        "Where CNI configuration is looked for; without any, pods get the built-in network.",
+        "Folder of CNI configuration files; if it has none, pods get the built-in network.",
     ),
-    key("", "cni_bin_dirs", "Where CNI plugins are looked for that berth has not built in."),
+    key("", "cni_bin_dirs", "Folders of CNI plugins that are not built in."),
     key(
         "",
         "cni_data_dir",
-        "Where taken addresses are noted, as the reference plugin host-local does it: a node that used that keeps them.",
+        "Folder of allocated addresses, in the format of the plugin host-local; its allocations stay valid.",
     ),
     Key {
         table: "",
         name: "cni_conf_template",
-        about: "What is written to cni_conf_dir when the kubelet names the pods' subnets, in the form of containerd's conf_template.",
+        about: "Template of the file that is written to cni_conf_dir when the kubelet sets the pod subnets, in the format of containerd's conf_template.",
         example: Some("\"/etc/berth/cni.conflist.tmpl\""),
     },
-    key("", "cni_external_plugins", "Types of plugins that are built in and yet run from cni_bin_dirs."),
-    key("", "cni_plugin_timeout", "How many seconds a plugin from cni_bin_dirs may take."),
-    key("", "cdi_spec_dirs", "Where vendors' CDI files are looked for; a later folder wins."),
+    key("", "cni_external_plugins", "Types of built-in plugins that are run from cni_bin_dirs instead."),
+    key("", "cni_plugin_timeout", "Time limit in seconds for a call of a plugin from cni_bin_dirs."),
+    key("", "cdi_spec_dirs", "Folders of vendors' CDI files; a later folder takes precedence."),
     key(
         "",
         "certs_dir",
-        "Where <registry>/hosts.toml or certificates are looked for: one folder or several; the first that has any wins.",
+        "Folders of <registry>/hosts.toml or certificates, one or several; the first folder that has any is used.",
     ),
     key(
         "",
         "registries_conf",
-        "Mirrors and short names as podman and CRI-O have them, for registries without a hosts.toml.",
+        "Mirrors and short names in the format of podman and CRI-O, for registries without a hosts.toml.",
     ),
     key(
         "",
         "auth_file",
-        "Credentials for registries in the form of docker's config.json, for requests that bring none: one file or several.",
+        "Credentials for registries in the format of docker's config.json, for requests without any: one file or several.",
     ),
-    key("", "signature_policy", "Which images may come in (containers-policy.json); without the file, all."),
+    key(
+        "",
+        "signature_policy",
+        "Policy for accepted images (containers-policy.json); without the file, all.",
+    ),
     Key {
         table: "",
         name: "import_dir",
-        about: "Where archives and layouts are imported from as they appear; without it, <root>/import.",
+        about: "Folder from which archives and layouts are imported as they appear; the default is <root>/import.",
         example: Some("\"/var/lib/berth/import\""),
     },
-    key("", "pinned_images", "Images that the kubelet's garbage collection leaves alone, by their names."),
+    key("", "pinned_images", "References of images that the kubelet's garbage collection must keep."),
     key(
         "",
         "parallel_pulls",
-        "How many layers are downloaded at once, beside one of each pull and those that are slow.",
+        "Number of layers that are downloaded in parallel, in addition to one per pull and to slow transfers.",
     ),
-    key("", "max_image_size", "The largest image that is pulled or loaded, unpacked."),
-    key("", "max_image_files", "The most files, folders and links of an image."),
-    key("", "max_image_depth", "The most folders in one another."),
+    key("", "max_image_size", "Largest unpacked size of an image that is pulled or loaded."),
+    key("", "max_image_files", "Largest number of files, folders and links in an image."),
+    key("", "max_image_depth", "Deepest nesting of folders in an image."),
     key(
         "",
         "max_compression_ratio",
-        "The most bytes that one byte of a layer may become, beyond the first 4 GiB.",
+        "Largest ratio of unpacked to compressed bytes of a layer, beyond the first 4 GiB.",
     ),
     key(
         "",
         "stream_address",
-        "Where exec, attach and port-forward sessions connect to; port 0 picks a free one.",
+        "Address for exec, attach and port-forward sessions; port 0 selects a free port.",
     ),
     Key {
         table: "",
         name: "stream_certificate",
-        about: "The certificate of these sessions, with those above it, in PEM; without it they are plain HTTP.",
+        about: "Certificate for these sessions, followed by its chain, in PEM; without it they use plain HTTP.",
         example: Some("\"/etc/berth/stream.crt\""),
     },
     Key {
         table: "",
         name: "stream_key",
-        about: "The key of that certificate, in PEM.",
+        about: "Key of that certificate, in PEM.",
         example: Some("\"/etc/berth/stream.key\""),
     },
     Key {
         table: "",
         name: "metrics_address",
-        about: "Where metrics are served; without it, not at all.",
+        about: "Address for metrics; without it, metrics are not served.",
         example: Some("\"127.0.0.1:9470\""),
     },
-    key("", "log_level", "off, error, warn, info, debug or trace; or by module: \"info,berth_image=debug\"."),
-    key("", "log_format", "text or json."),
-    key("", "cgroup_driver", "auto, systemd or cgroupfs; the kubelet asks for it."),
+    key(
+        "",
+        "log_level",
+        "Log level: off, error, warn, info, debug or trace; or by module: \"info,berth_image=debug\".",
+    ),
+    key("", "log_format", "Log format: text or json."),
+    key("", "cgroup_driver", "Cgroup driver: auto, systemd or cgroupfs; the kubelet uses the same."),
     key(
         "",
         "restrict_oom_score_adj",
-        "Give containers no lower oom_score_adj than the daemon's, instead of failing.",
+        "Raise the oom_score_adj of containers to the daemon's if it is lower, instead of failing.",
     ),
     key(
         "",
         "default_ulimits",
-        "Resource limits of every container: \"nofile=1024:524288\" is soft and hard, \"core=0\" both.",
+        "Resource limits of every container: \"nofile=1024:524288\" sets soft and hard, \"core=0\" sets both.",
     ),
-    key("", "shm_size", "The size of a pod's /dev/shm."),
+    key("", "shm_size", "Size of a pod's /dev/shm."),
     key(
         "",
         "device_ownership_from_security_context",
-        "Give devices to the user and group that their container asks to run as.",
+        "Give devices to the user and group of their container's security context.",
     ),
-    key("", "runtime_handlers", "The RuntimeClass handlers that pods may name, besides none."),
-    key("network", "bridge", "The bridge of the built-in network."),
-    key("network", "subnets", "The ranges of its pods' addresses, at most one of each family."),
+    key(
+        "",
+        "runtime_handlers",
+        "RuntimeClass handlers that pods may name; pods without a handler always run.",
+    ),
+    key("network", "bridge", "Bridge of the built-in network."),
+    key("network", "subnets", "Address ranges of its pods, at most one per address family."),
     Key {
         table: "network",
         name: "mtu",
-        about: "The MTU of its pods' interfaces; without it, that of the bridge.",
+        about: "MTU of its pods' interfaces; the default is the bridge's.",
         example: Some("1450"),
     },
-    key("", "network", "The network that pods get when cni_conf_dir has no configuration."),
+    key("", "network", "Network of pods when cni_conf_dir has no configuration."),
 ];
 
-/// The known key of a table that is nearest to a name, if any is near.
+/// Returns the key of a table that is nearest to a name, if one is near.
 #[must_use]
 pub fn nearest(table: &str, name: &str) -> Option<&'static str> {
     KEYS.iter()
@@ -144,7 +156,8 @@ pub fn nearest(table: &str, name: &str) -> Option<&'static str> {
         .map(|(_, known)| known)
 }
 
-/// How many letters have to be added, removed or changed to get from one text to the other (Levenshtein).
+/// Returns how many letters must be added, removed or changed to get from one text to the other (Levenshtein
+/// distance).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -166,10 +179,10 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, wanted) in
+        for (a, b, expected) in
             [("", "", 0), ("abc", "", 3), ("", "abc", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
         {
-            assert_eq!(distance(a, b), wanted, "{a} {b}");
+            assert_eq!(distance(a, b), expected, "{a} {b}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! One source of settings, a file or the flags: every key optional, every value checked.
+//! The settings of one source, a file or the flags: every key is optional, every value is checked.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use super::value::{
     Mtu, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
 };
 
-/// What one source sets. The fields are those of [`super::Config`].
+/// The settings of one source. The fields are those of [`super::Config`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "the same fields as Config, which documents them")]
@@ -50,7 +50,7 @@ pub struct Layer {
     pub network: NetworkLayer,
 }
 
-/// What one source sets of the built-in network.
+/// The settings of one source for the built-in network.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "the same fields as NetworkConfig, which documents them")]

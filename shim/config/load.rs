@@ -1,6 +1,7 @@
-//! Which files are read, in which order: the main file, then `conf.d/*.toml` beside it by name, then the flags; what
-//! comes later wins. A broken main file stops the daemon: it would run with settings that nobody chose. A broken drop-in
-//! is skipped and shown, since some package put it there and pods must go on.
+//! Loads the configuration: first the main file, then `conf.d/*.toml` beside it in the order of their names, then the
+//! flags. A later source overrides an earlier one. A broken main file stops the daemon, which would otherwise run
+//! with unintended settings. A broken drop-in is skipped and reported: packages install drop-ins, and pods must keep
+//! running.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,26 +9,26 @@ use std::path::{Path, PathBuf};
 use super::problem::{self, Problem};
 use super::{Config, DEFAULT_FILE, Layer};
 
-/// The most that a configuration file may have.
+/// The largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Why the configuration cannot be used.
+/// The reason why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file cannot be read.
-    #[error("read {}: {error}", file.display())]
+    #[error("failed to read {}: {error}", file.display())]
     Read {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
-    /// Two keys belong together.
+    /// One of two keys that belong together is missing.
     #[error("{is} is set and {is_not} is not: a certificate and its key belong together")]
     Half {
-        /// The one that is there.
+        /// The key that is set.
         is: &'static str,
-        /// The one that is not.
+        /// The key that is missing.
         is_not: &'static str,
     },
     /// A file has a mistake.
@@ -35,7 +36,7 @@ pub enum ConfigError {
     Wrong {
         /// The file.
         file: PathBuf,
-        /// Line, key and what is wrong.
+        /// The line, the key and the mistake.
         problem: Problem,
     },
 }
@@ -45,11 +46,11 @@ pub enum ConfigError {
 pub struct BrokenDropIn {
     /// The file.
     pub file: PathBuf,
-    /// What is wrong, with file, line and key.
+    /// The mistake, with file, line and key.
     pub message: String,
 }
 
-/// Reads the configuration. Without `file` the usual one is read if it is there; a file that was named must be.
+/// Reads the configuration. The default file may be missing; a file that `file` names must exist.
 ///
 /// # Errors
 /// The main file cannot be read or has a mistake.
@@ -69,7 +70,7 @@ pub fn load(file: Option<&Path>, flags: Layer) -> Result<Config, ConfigError> {
             Err(error) => config.broken_drop_ins.push(BrokenDropIn { file, message: error.to_string() }),
         }),
         Err(error) => {
-            let message = format!("read {}: {error}", folder.display());
+            let message = format!("failed to read {}: {error}", folder.display());
             config.broken_drop_ins.push(BrokenDropIn { file: folder, message });
         }
     }
@@ -77,7 +78,7 @@ pub fn load(file: Option<&Path>, flags: Layer) -> Result<Config, ConfigError> {
     check_pairs(&config).map(|()| config)
 }
 
-/// Reads what is right in the configuration, and tells all that is wrong in each of its files.
+/// Reads the configuration. Returns all valid settings and the mistakes of all files.
 #[must_use]
 pub fn mistakes(file: Option<&Path>, flags: Layer) -> (Config, Vec<String>) {
     let (mut config, mut mistakes) = (Config::default(), Vec::new());
@@ -86,7 +87,7 @@ pub fn mistakes(file: Option<&Path>, flags: Layer) -> (Config, Vec<String>) {
     let mut files = vec![main.to_owned()];
     match drop_ins(&folder) {
         Ok(found) => files.extend(found),
-        Err(error) => mistakes.push(format!("read {}: {error}", folder.display())),
+        Err(error) => mistakes.push(format!("failed to read {}: {error}", folder.display())),
     }
     for path in files {
         match read_text(&path) {
@@ -105,7 +106,7 @@ pub fn mistakes(file: Option<&Path>, flags: Layer) -> (Config, Vec<String>) {
     (config, mistakes)
 }
 
-/// Keys that belong together.
+/// Checks keys that must be set together.
 fn check_pairs(config: &Config) -> Result<(), ConfigError> {
     match (&config.stream_certificate, &config.stream_key) {
         (Some(_), None) => Err(ConfigError::Half { is: "stream_certificate", is_not: "stream_key" }),
@@ -121,7 +122,7 @@ fn read_file(file: &Path) -> Result<Layer, ConfigError> {
 
 fn read_text(file: &Path) -> Result<String, ConfigError> {
     let unreadable = |error| ConfigError::Read { file: file.to_owned(), error };
-    // Asked first: opening a fifo would wait for a writer.
+    // The file type is checked first: opening a FIFO waits for a writer.
     let metadata = std::fs::metadata(file).map_err(unreadable)?;
     if !metadata.is_file() || metadata.len() > MAX_FILE {
         let why = format!("is not a file of at most {MAX_FILE} bytes");
@@ -130,7 +131,8 @@ fn read_text(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file).map_err(unreadable)
 }
 
-/// The drop-ins by name. Hidden files are left over by editors and package managers.
+/// Returns the drop-ins in the order of their names, without hidden files, which editors and package managers leave
+/// behind.
 fn drop_ins(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,

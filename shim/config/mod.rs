@@ -1,11 +1,11 @@
-//! The configuration: one main file, drop-ins beside it, flags on top; every key is optional.
+//! The configuration: one main file, drop-ins beside it, and flags. Every key is optional.
 //!
-//! * [`value`]: the types of values that have rules of their own
-//! * [`layer`]: one file or the flags, every key of it optional
-//! * [`keys`]: what keys there are, with a sentence each
-//! * [`problem`]: where a file is wrong, with line, key and the nearest known key
-//! * [`load`]: which files are read, in which order, and what a broken one does
-//! * this file: what comes out
+//! * [`value`]: types of values that check themselves
+//! * [`layer`]: the settings of one file or of the flags
+//! * [`keys`]: the list of keys with descriptions
+//! * [`problem`]: mistakes in a file, with line, key and the nearest key
+//! * [`load`]: the order of the files, and the handling of broken ones
+//! * this file: the resulting configuration
 
 pub mod keys;
 pub mod layer;
@@ -26,84 +26,85 @@ pub use value::{ByteSize, CgroupDriver, LogFormat};
 
 use value::is_systemd_host;
 
-/// Where the main file is, unless `--config` says otherwise.
+/// The path of the main file, unless `--config` names another one.
 pub const DEFAULT_FILE: &str = "/etc/berth/config.toml";
 
 /// The settings of one daemon.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
-    /// The socket that clients connect to.
+    /// Socket for the kubelet and crictl.
     pub socket: PathBuf,
-    /// Persistent state: images, containers, addresses.
+    /// Folder for persistent state: images, containers, addresses.
     pub root: PathBuf,
-    /// Volatile state: keepers and their sockets. Gone after a reboot.
+    /// Folder for volatile state: keepers and their sockets. It is empty after a reboot.
     pub state: PathBuf,
-    /// Where CNI configuration is looked for.
+    /// Folder of CNI configuration files.
     pub cni_conf_dir: PathBuf,
-    /// Where CNI plugins are looked for that berth has not built in.
+    /// Folders of CNI plugins that are not built in.
     pub cni_bin_dirs: Vec<PathBuf>,
-    /// Where taken addresses are noted.
+    /// Folder of allocated addresses.
     pub cni_data_dir: PathBuf,
-    /// What is written to `cni_conf_dir` when the kubelet names the pods' subnets.
+    /// Template of the file that is written to `cni_conf_dir` when the kubelet sets the pod subnets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni_conf_template: Option<PathBuf>,
-    /// Types of plugins that are built in and yet run from `cni_bin_dirs`.
+    /// Types of built-in plugins that are run from `cni_bin_dirs` instead.
     pub cni_external_plugins: Vec<String>,
-    /// How many seconds a plugin from `cni_bin_dirs` may take.
+    /// Time limit in seconds for a call of a plugin from `cni_bin_dirs`.
     pub cni_plugin_timeout: u64,
-    /// Where vendors say what their devices need (Container Device Interface); a later folder wins.
+    /// Folders of vendors' CDI files (Container Device Interface); a later folder takes precedence.
     pub cdi_spec_dirs: Vec<PathBuf>,
-    /// Where registries' `hosts.toml` are looked for; the first folder that has one for a registry wins.
+    /// Folders of registries' `hosts.toml`; the first folder that has one for a registry is used.
     #[serde(rename = "certs_dir")]
     pub certs_dirs: Vec<PathBuf>,
     /// Mirrors and short names of registries (containers-registries.conf(5)).
     pub registries_conf: PathBuf,
-    /// Credentials for registries, for requests that bring none; the first file that has any for a registry wins.
+    /// Credentials for registries, for requests without any; the first file that has some for a registry is used.
     #[serde(rename = "auth_file")]
     pub auth_files: Vec<PathBuf>,
-    /// Which images may come in (containers-policy.json(5)).
+    /// Policy for accepted images (containers-policy.json(5)).
     pub signature_policy: PathBuf,
-    /// Where archives and layouts are imported from; none means the folder `import` of `root`.
+    /// Folder from which archives and layouts are imported; none means the folder `import` of `root`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub import_dir: Option<PathBuf>,
-    /// Images that the kubelet is told not to collect.
+    /// References of images that the kubelet's garbage collection must keep.
     pub pinned_images: Vec<String>,
-    /// How many layers are downloaded at once, beside one of each pull and those that are slow.
+    /// Number of layers that are downloaded in parallel, in addition to one per pull and to slow transfers.
     pub parallel_pulls: usize,
-    /// The largest image that is pulled or loaded, unpacked.
+    /// Largest unpacked size of an image that is pulled or loaded.
     pub max_image_size: ByteSize,
-    /// The most files, folders and links of an image.
+    /// Largest number of files, folders and links in an image.
     pub max_image_files: u64,
-    /// The most folders in one another.
+    /// Deepest nesting of folders in an image.
     pub max_image_depth: usize,
-    /// The most bytes that one byte of a layer may become, beyond the first 4 GiB.
+    /// Largest ratio of unpacked to compressed bytes of a layer, beyond the first 4 GiB.
     pub max_compression_ratio: u64,
-    /// Where exec, attach and port-forward sessions connect to; port 0 picks a free one.
+    /// Address for exec, attach and port-forward sessions; port 0 selects a free port.
     pub stream_address: SocketAddr,
-    /// The certificate of these sessions; none means plain HTTP.
+    /// Certificate for these sessions; none means plain HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream_certificate: Option<PathBuf>,
-    /// Its key.
+    /// Key of that certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream_key: Option<PathBuf>,
-    /// Where metrics are served; none means not at all.
+    /// Address for metrics; none means that metrics are not served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_address: Option<SocketAddr>,
-    /// What is logged: a level, or levels by module.
+    /// Log level, or levels by module.
     pub log_level: String,
-    /// How log lines look.
+    /// Log format.
     pub log_format: LogFormat,
-    /// Who makes pods' parent cgroups; the kubelet asks for it.
+    /// Cgroup driver; the kubelet uses the same.
     pub cgroup_driver: CgroupDriver,
-    /// Give containers no lower `oom_score_adj` than the daemon's own, instead of failing where the kernel refuses.
+    /// Whether a lower `oom_score_adj` of a container is raised to the daemon's, instead of failing when the kernel
+    /// refuses.
     pub restrict_oom_score_adj: bool,
     /// Resource limits of every container, as `name=soft:hard`.
     pub default_ulimits: Vec<String>,
-    /// Bytes of a pod's /dev/shm.
+    /// Size of a pod's /dev/shm in bytes.
     pub shm_size: ByteSize,
-    /// A device belongs to the user and group that its container asks to run as.
+    /// Whether devices belong to the user and group of their container's security context.
     pub device_ownership_from_security_context: bool,
-    /// The names of RuntimeClass handlers that pods may ask for, besides none.
+    /// RuntimeClass handlers that pods may name.
     pub runtime_handlers: Vec<String>,
     /// The built-in network.
     pub network: NetworkConfig,
@@ -117,9 +118,9 @@ pub struct Config {
 pub struct NetworkConfig {
     /// The bridge on the host.
     pub bridge: String,
-    /// The ranges of pods' addresses, at most one of each family.
+    /// The address ranges of pods, at most one per address family.
     pub subnets: Vec<IpNet>,
-    /// The MTU of pods' interfaces; none means that of the bridge.
+    /// The MTU of pods' interfaces; none means the bridge's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
 }
@@ -146,7 +147,7 @@ impl Default for Config {
             .map(PathBuf::from)
             .to_vec(),
             registries_conf: "/etc/containers/registries.conf".into(),
-            // The second is where podman's and skopeo's login of root keeps them (containers-auth.json(5)).
+            // The second is the login file of podman and skopeo for root (containers-auth.json(5)).
             auth_files: vec!["/etc/berth/auth.json".into(), "/run/containers/0/auth.json".into()],
             signature_policy: "/etc/containers/policy.json".into(),
             import_dir: None,
@@ -165,7 +166,7 @@ impl Default for Config {
             cgroup_driver: CgroupDriver::Auto,
             restrict_oom_score_adj: false,
             default_ulimits: Vec::new(),
-            // As containerd and CRI-O have it.
+            // The default of containerd and CRI-O.
             shm_size: ByteSize::mib(64),
             device_ownership_from_security_context: false,
             runtime_handlers: vec!["berth".to_owned()],
@@ -177,7 +178,7 @@ impl Default for Config {
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        // docker takes 172.17-31, podman 10.88, CRI-O 10.85, kubeadm's guides 10.244 and 10.96.
+        // docker uses 172.17-31, podman 10.88, CRI-O 10.85, the guides of kubeadm 10.244 and 10.96.
         let subnet = std::net::Ipv4Addr::new(10, 83, 0, 0);
         let subnets = ipnet::Ipv4Net::new(subnet, 16).map(IpNet::V4).into_iter().collect();
         Self { bridge: "berth0".to_owned(), subnets, mtu: None }
@@ -185,7 +186,7 @@ impl Default for NetworkConfig {
 }
 
 impl Config {
-    /// Overrides what the layer sets.
+    /// Overrides the settings that the layer contains.
     pub fn apply(&mut self, layer: Layer) {
         set(&mut self.socket, layer.socket);
         set(&mut self.root, layer.root);
@@ -237,8 +238,8 @@ impl Config {
         }
     }
 
-    /// The driver in use, where the setting leaves it to the host: systemd's where systemd runs the host on cgroup v2,
-    /// as the kubelet and kubeadm expect there.
+    /// Returns the cgroup driver in use. `auto` means systemd if systemd runs the host on cgroup v2, as the kubelet
+    /// and kubeadm expect there.
     #[must_use]
     pub fn cgroup_driver(&self) -> berth_proto::v1::CgroupDriver {
         use berth_proto::v1::CgroupDriver as Driver;
@@ -250,7 +251,7 @@ impl Config {
         }
     }
 
-    /// As TOML that [`load`] reads again.
+    /// Returns the configuration as TOML that [`load`] can read.
     ///
     /// # Errors
     /// A path is not UTF-8.
@@ -265,7 +266,7 @@ fn set<T, V: Into<T>>(field: &mut T, value: Option<V>) {
     }
 }
 
-/// The defaults as a file with a comment for each key.
+/// Returns the default configuration as a file with a comment for each key.
 ///
 /// # Errors
 /// As [`Config::to_toml`].
@@ -321,11 +322,11 @@ mod tests {
             let inner = value.as_table().into_iter().flat_map(toml::Table::keys);
             settings.extend(inner.map(|key| (name.clone(), key.clone())));
         }
-        let mut known: Vec<_> =
+        let mut keys_with_tables: Vec<_> =
             keys::KEYS.iter().map(|key| (key.table.to_owned(), key.name.to_owned())).collect();
         settings.sort();
-        known.sort();
-        assert_eq!(settings, known);
+        keys_with_tables.sort();
+        assert_eq!(settings, keys_with_tables);
         let text = config.to_toml().unwrap();
         let mut again = Config::default();
         again.apply(problem::read(&text).unwrap());
@@ -333,11 +334,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_layer_sets_overrides_and_nothing_else() {
+    fn a_layer_overrides_only_its_own_settings() {
         let mut config = Config::default();
         config.apply(problem::read("parallel_pulls = 9\n[network]\nmtu = 1400\n").unwrap());
-        let mut wanted = Config { parallel_pulls: 9, ..Config::default() };
-        wanted.network.mtu = Some(1400);
-        assert_eq!(config, wanted);
+        let mut expected = Config { parallel_pulls: 9, ..Config::default() };
+        expected.network.mtu = Some(1400);
+        assert_eq!(config, expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading one file: what is wrong in it, with line, key and, for an unknown key, the nearest known one.
+//! Parses one configuration file, and reports mistakes with line, key and, for an unknown key, the nearest key.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,14 +10,14 @@ use toml::de::{DeTable, DeValue};
 use super::Layer;
 use super::keys::{KEYS, nearest};
 
-/// What is wrong in a text of configuration.
+/// A mistake in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The line, from 1.
+    /// The line, counted from 1.
     pub line: usize,
-    /// The key, dotted; empty where the text is not TOML at all.
+    /// The dotted key; empty if the text is not TOML.
     pub key: String,
-    /// What is wrong with it.
+    /// The mistake.
     pub why: String,
 }
 
@@ -31,31 +31,31 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Reads a text of configuration.
+/// Parses a configuration file.
 ///
 /// # Errors
-/// The first thing that is wrong in it.
+/// The first mistake.
 pub fn read(text: &str) -> Result<Layer, Problem> {
     let (layer, problems) = read_all(text);
     problems.into_iter().next().map_or(Ok(layer), Err)
 }
 
-/// Reads what is right in a text of configuration, and tells all that is wrong in it, in the order of the lines.
+/// Parses a configuration file. Returns all valid settings and all mistakes in the order of their lines.
 #[must_use]
 pub fn read_all(text: &str) -> (Layer, Vec<Problem>) {
     let (mut table, broken) = DeTable::parse_recoverable(text);
     if !broken.is_empty() {
-        // What a text means that is no TOML is anybody's guess: its keys are not looked at.
+        // The keys of a text that is not TOML are ambiguous: none is used.
         let broken = broken.iter().map(|error| at(text, error.span(), "", error.message()));
         let mut broken = sorted(broken.collect());
-        // One mistake makes several of what follows it.
+        // One syntax error causes others on the same line.
         broken.dedup_by_key(|problem| problem.line);
         return (Layer::default(), broken);
     }
     let mut problems = Vec::new();
-    take_unknown_keys(text, table.get_mut(), "", &mut problems);
+    remove_unknown_keys(text, table.get_mut(), "", &mut problems);
     loop {
-        // A value that is wrong is taken out, so that the next one is found.
+        // A wrong value is removed, so that the next one is found.
         let error = match Layer::deserialize(toml::Deserializer::from(table.clone())) {
             Ok(layer) => return (layer, sorted(problems)),
             Err(error) => error,
@@ -73,7 +73,7 @@ fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems
 }
 
-/// Removes a dotted key; whether it was there.
+/// Removes a dotted key. Returns whether it existed.
 fn remove(table: &mut DeTable<'_>, dotted: &str) -> bool {
     match dotted.split_once('.') {
         Some((name, rest)) => match table.get_mut(name).map(Spanned::get_mut) {
@@ -90,15 +90,15 @@ fn at(text: &str, span: Option<Range<usize>>, key: &str, why: &str) -> Problem {
     Problem { line, key: key.to_owned(), why: why.trim_end().replace('\n', "; ") }
 }
 
-fn take_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems: &mut Vec<Problem>) {
+fn remove_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems: &mut Vec<Problem>) {
     let mut unknown = Vec::new();
     for (key, value) in table.iter_mut() {
-        let known = KEYS.iter().any(|k| k.table == name && k.name == key.get_ref());
-        if !known {
+        let is_known = KEYS.iter().any(|k| k.table == name && k.name == key.get_ref());
+        if !is_known {
             let dotted = dotted(name, key);
             let why = match nearest(name, key.get_ref()) {
-                Some(near) => format!("there is no such key; the nearest is {near:?}"),
-                None => "there is no such key; `berth config default` shows all".to_owned(),
+                Some(near) => format!("unknown key; did you mean {near:?}?"),
+                None => "unknown key; `berth config default` lists all keys".to_owned(),
             };
             problems.push(at(text, Some(key.span()), &dotted, &why));
             unknown.push(key.get_ref().to_string());
@@ -108,7 +108,7 @@ fn take_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems: 
             && name.is_empty()
             && KEYS.iter().any(|k| k.table == key.get_ref())
         {
-            take_unknown_keys(text, inner, key.get_ref(), problems);
+            remove_unknown_keys(text, inner, key.get_ref(), problems);
         }
     }
     for key in unknown {
@@ -123,7 +123,7 @@ fn dotted(table: &str, key: &Spanned<impl AsRef<str>>) -> String {
     }
 }
 
-/// The key whose value covers a place in the text.
+/// Returns the key of the value that contains a span of the text.
 fn key_at(table: &DeTable<'_>, place: &Range<usize>) -> Option<String> {
     table.iter().find_map(|(key, value)| {
         if let DeValue::Table(inner) = value.get_ref()
@@ -147,23 +147,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_told_with_its_line_and_the_nearest_known_one() {
+    fn an_unknown_key_is_reported_with_its_line_and_the_nearest_key() {
         assert_eq!(
             problem("log_level = \"info\"\n\nsokcet = \"/x\"\n"),
-            "3: sokcet: there is no such key; the nearest is \"socket\""
+            "3: sokcet: unknown key; did you mean \"socket\"?"
         );
         assert_eq!(
             problem("[network]\nsubnet = [\"10.0.0.0/8\"]\n"),
-            "2: network.subnet: there is no such key; the nearest is \"subnets\""
+            "2: network.subnet: unknown key; did you mean \"subnets\"?"
         );
         assert_eq!(
             problem("[plugins.\"io.containerd.grpc.v1.cri\"]\n"),
-            "1: plugins: there is no such key; `berth config default` shows all"
+            "1: plugins: unknown key; `berth config default` lists all keys"
         );
     }
 
     #[test]
-    fn a_wrong_value_is_told_with_its_line_and_key() {
+    fn a_wrong_value_is_reported_with_its_line_and_key() {
         for (text, start) in [
             ("# x\nsocket = \"relative\"\n", "2: socket: \"relative\" is not an absolute path"),
             ("socket = 3\n", "1: socket: invalid type: integer `3`"),
@@ -189,13 +189,13 @@ mod tests {
         let expected =
             [(1, "sokcet"), (2, "root"), (4, "parallel_pulls"), (6, "network.mtu"), (7, "network.subnet")];
         assert_eq!(lines, expected);
-        assert!(layer.state.is_some() && layer.root.is_none(), "what is right counts");
+        assert!(layer.state.is_some() && layer.root.is_none(), "valid settings are kept");
         let (_, problems) = read_all("a = = 1\nb = [\n");
         assert!(problems.iter().any(|problem| problem.line == 1), "{problems:?}");
     }
 
     #[test]
-    fn what_is_no_toml_is_told_with_its_line() {
+    fn invalid_toml_is_reported_with_its_line() {
         assert!(problem("a = 1\nb = = 2\n").starts_with("2: "));
         assert!(problem("socket = \"/a\"\nsocket = \"/b\"\n").starts_with("2: "));
     }

@@ -1,5 +1,5 @@
-//! The types of values that have rules of their own. Each checks itself when it is read, so that an error points to its
-//! line, and becomes a plain type in [`super::Config`].
+//! Types of values that check themselves when they are read, so that an error has the line of the value. They become
+//! plain types in [`super::Config`].
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 /// A value that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct BadValue(String);
+pub struct InvalidValue(String);
 
-fn bad<T>(why: impl Into<String>) -> Result<T, BadValue> {
-    Err(BadValue(why.into()))
+fn invalid<T>(why: impl Into<String>) -> Result<T, InvalidValue> {
+    Err(InvalidValue(why.into()))
 }
 
-/// A type around `$inner`, read as `$raw` and checked by a function.
+/// Defines a type around `$inner` that is read as `$raw` and checked by a function.
 macro_rules! checked {
     ($(#[$doc:meta])* $name:ident, $raw_text:literal, $raw:ty => $inner:ty, $check:ident) => {
         $(#[$doc])*
@@ -26,9 +26,9 @@ macro_rules! checked {
         pub struct $name($inner);
 
         impl TryFrom<$raw> for $name {
-            type Error = BadValue;
+            type Error = InvalidValue;
 
-            fn try_from(raw: $raw) -> Result<Self, BadValue> {
+            fn try_from(raw: $raw) -> Result<Self, InvalidValue> {
                 $check(raw).map(Self)
             }
         }
@@ -41,15 +41,15 @@ macro_rules! checked {
     };
 }
 
-/// The same, for flags as well: what is read is text.
+/// Defines a checked type that is read as text, also from flags.
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident => $inner:ty, $check:ident) => {
         checked! { $(#[$doc])* $name, "String", String => $inner, $check }
 
         impl FromStr for $name {
-            type Err = BadValue;
+            type Err = InvalidValue;
 
-            fn from_str(text: &str) -> Result<Self, BadValue> {
+            fn from_str(text: &str) -> Result<Self, InvalidValue> {
                 Self::try_from(text.to_owned())
             }
         }
@@ -61,7 +61,7 @@ checked_text! {
     AbsolutePath => PathBuf, absolute
 }
 checked_text! {
-    /// A path that fits in the address of a unix socket (unix(7): 108 bytes with the zero at the end).
+    /// A path that fits in the address of a unix socket (unix(7): 108 bytes including the terminating zero).
     SocketPath => PathBuf, socket_path
 }
 checked_text! {
@@ -73,7 +73,7 @@ checked_text! {
     LogFilter => String, log_filter
 }
 checked! {
-    /// Names of images.
+    /// References of images.
     References, "Vec<String>", Vec<String> => Vec<String>, references
 }
 checked! {
@@ -81,11 +81,11 @@ checked! {
     PathList, "toml::Value", toml::Value => Vec<PathBuf>, paths
 }
 checked! {
-    /// Names of RuntimeClass handlers: DNS labels, as Kubernetes requires of them.
+    /// Names of RuntimeClass handlers: DNS labels, as Kubernetes requires.
     HandlerNames, "Vec<String>", Vec<String> => Vec<String>, handlers
 }
 checked! {
-    /// Types of plugins of the network that are built in.
+    /// Types of built-in CNI plugins.
     PluginNames, "Vec<String>", Vec<String> => Vec<String>, plugins
 }
 checked! {
@@ -97,108 +97,110 @@ checked! {
     Subnets, "Vec<IpNet>", Vec<IpNet> => Vec<IpNet>, subnets
 }
 checked! {
-    /// An MTU: IPv6 needs 1280 bytes, and 65535 is the most there can be.
+    /// An MTU, at least 1280 bytes (required by IPv6) and at most 65535.
     Mtu, "u32", u32 => u32, mtu
 }
 checked! {
-    /// How many at once.
+    /// A degree of parallelism.
     Parallel, "usize", usize => usize, parallel
 }
 
 checked! {
-    /// A limit that lets something through.
+    /// A limit of at least 1.
     AtLeastOne, "u64", u64 => u64, at_least_one
 }
 checked! {
-    /// Folders in one another: a path in which each has one letter, and that the kernel still takes (PATH_MAX).
+    /// A depth of nested folders. The kernel accepts at most 2047: a path of one-letter names up to PATH_MAX.
     Depth, "usize", usize => usize, depth
 }
 
-fn ulimits(limits: Vec<String>) -> Result<Vec<String>, BadValue> {
+fn ulimits(limits: Vec<String>) -> Result<Vec<String>, InvalidValue> {
     for limit in &limits {
         if let Err(why) = crate::spec::rlimits::parse(limit) {
-            return bad(format!("{limit:?} {why}"));
+            return invalid(format!("{limit:?} {why}"));
         }
     }
     Ok(limits)
 }
 
-fn plugins(names: Vec<String>) -> Result<Vec<String>, BadValue> {
+fn plugins(names: Vec<String>) -> Result<Vec<String>, InvalidValue> {
     let built_in = [&berth_cni::BUILT_IN[..], &berth_cni::BUILT_IN_IPAM].concat();
     match names.iter().find(|name| !built_in.contains(&name.as_str())) {
-        Some(name) => bad(format!("{name:?} is none of {}", built_in.join(", "))),
+        Some(name) => invalid(format!("{name:?} is not one of {}", built_in.join(", "))),
         None => Ok(names),
     }
 }
 
-fn at_least_one(count: u64) -> Result<u64, BadValue> {
-    if count > 0 { Ok(count) } else { bad("is 0: nothing would come in") }
+fn at_least_one(count: u64) -> Result<u64, InvalidValue> {
+    if count > 0 { Ok(count) } else { invalid("is 0, and must be at least 1") }
 }
 
-fn depth(count: usize) -> Result<usize, BadValue> {
-    if (1..=2047).contains(&count) { Ok(count) } else { bad(format!("{count} is not from 1 to 2047")) }
+fn depth(count: usize) -> Result<usize, InvalidValue> {
+    if (1..=2047).contains(&count) { Ok(count) } else { invalid(format!("{count} is not from 1 to 2047")) }
 }
 
-fn references(names: Vec<String>) -> Result<Vec<String>, BadValue> {
+fn references(names: Vec<String>) -> Result<Vec<String>, InvalidValue> {
     for name in &names {
         if let Err(error) = name.parse::<berth_image::Reference>() {
-            return bad(error.to_string());
+            return invalid(error.to_string());
         }
     }
     Ok(names)
 }
 
-fn absolute(text: String) -> Result<PathBuf, BadValue> {
+fn absolute(text: String) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(&text);
     if text.contains('\0') || !path.is_absolute() {
-        return bad(format!("{text:?} is not an absolute path"));
+        return invalid(format!("{text:?} is not an absolute path"));
     }
     if path.components().any(|part| part == Component::ParentDir) {
-        return bad(format!("{text:?} contains .."));
+        return invalid(format!("{text:?} contains .."));
     }
     Ok(path)
 }
 
-fn socket_path(text: String) -> Result<PathBuf, BadValue> {
-    // crictl and the kubelet write it as a URL.
+fn socket_path(text: String) -> Result<PathBuf, InvalidValue> {
+    // crictl and the kubelet write the socket as a URL.
     let path = absolute(text.strip_prefix("unix://").unwrap_or(&text).to_owned())?;
     let length = path.as_os_str().len();
     if length > 107 {
-        return bad(format!("{text:?} has {length} bytes; the path of a socket has at most 107"));
+        return invalid(format!("{text:?} has {length} bytes; the path of a socket has at most 107"));
     }
     Ok(path)
 }
 
-fn interface_name(text: String) -> Result<String, BadValue> {
+fn interface_name(text: String) -> Result<String, InvalidValue> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if text.is_empty() || text.len() > 15 || !text.bytes().all(allowed) || text == "." || text == ".." {
-        return bad(format!("{text:?} is not the name of an interface: 1 to 15 letters, digits and ._-"));
+        return invalid(format!("{text:?} is not the name of an interface: 1 to 15 letters, digits and ._-"));
     }
     Ok(text)
 }
 
-fn log_filter(text: String) -> Result<String, BadValue> {
-    // Narrower than the filter's own parser, which panics at some letters beyond ASCII.
+fn log_filter(text: String) -> Result<String, InvalidValue> {
+    // This is stricter than the filter's parser, which panics at some letters beyond ASCII.
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_:=,-".contains(&byte);
     if text.is_empty() || !text.bytes().all(allowed) {
-        return bad(format!("{text:?} is not a log level, nor a list such as \"info,berth_image=debug\""));
+        return invalid(format!(
+            "{text:?} is not a log level, nor a list such as \"info,berth_image=debug\""
+        ));
     }
-    // To that parser a word that is no level is a module, at every level.
+    // That parser treats a word that is not a level as a module with every level.
     let level =
         |part: &str| !part.is_empty() && part.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
     if let Some(part) = text.split(',').find(|part| !part.contains('=') && !level(part)) {
-        return bad(format!("{part:?} is not a log level: off, error, warn, info, debug and trace are"));
+        return invalid(format!("{part:?} is not a log level: off, error, warn, info, debug and trace are"));
     }
     match tracing_subscriber::EnvFilter::builder().parse(&text) {
         Ok(_) => Ok(text),
-        Err(error) => bad(format!("{text:?} is not a log level: {error}")),
+        Err(error) => invalid(format!("{text:?} is not a log level: {error}")),
     }
 }
 
-fn paths(value: toml::Value) -> Result<Vec<PathBuf>, BadValue> {
+fn paths(value: toml::Value) -> Result<Vec<PathBuf>, InvalidValue> {
     let one = |value: toml::Value| match value {
         toml::Value::String(text) => absolute(text),
-        other => bad(format!("{other} is not a path")),
+        other => invalid(format!("{other} is not a path")),
     };
     match value {
         toml::Value::Array(values) => values.into_iter().map(one).collect(),
@@ -206,60 +208,62 @@ fn paths(value: toml::Value) -> Result<Vec<PathBuf>, BadValue> {
     }
 }
 
-fn handlers(names: Vec<String>) -> Result<Vec<String>, BadValue> {
+fn handlers(names: Vec<String>) -> Result<Vec<String>, InvalidValue> {
     for name in &names {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let framed = !name.starts_with('-') && !name.ends_with('-');
         if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) || !framed {
-            return bad(format!("{name:?} is not a handler's name: 1 to 63 lowercase letters, digits and -"));
+            return invalid(format!(
+                "{name:?} is not a handler's name: 1 to 63 lowercase letters, digits and -"
+            ));
         }
     }
     Ok(names)
 }
 
-fn subnets(subnets: Vec<IpNet>) -> Result<Vec<IpNet>, BadValue> {
+fn subnets(subnets: Vec<IpNet>) -> Result<Vec<IpNet>, InvalidValue> {
     if subnets.is_empty() {
-        return bad("is empty; pods need a range of addresses");
+        return invalid("is empty; pods need a range of addresses");
     }
     for subnet in &subnets {
         if subnet.addr() != subnet.network() {
-            return bad(format!("{subnet} is an address in a range; the range is {}", subnet.trunc()));
+            return invalid(format!("{subnet} is an address in a range; the range is {}", subnet.trunc()));
         }
         if subnet.max_prefix_len() - subnet.prefix_len() < 2 {
-            return bad(format!("{subnet} has no room for a gateway and a pod"));
+            return invalid(format!("{subnet} is too small for a gateway and a pod"));
         }
     }
     let v4 = subnets.iter().filter(|subnet| matches!(subnet, IpNet::V4(_))).count();
     if v4 > 1 || subnets.len() - v4 > 1 {
-        return bad("has two ranges of one family; a pod gets one address of each");
+        return invalid("has two ranges of one family; a pod gets one address of each");
     }
     Ok(subnets)
 }
 
-fn mtu(mtu: u32) -> Result<u32, BadValue> {
-    if (1280..=65535).contains(&mtu) { Ok(mtu) } else { bad(format!("{mtu} is not from 1280 to 65535")) }
+fn mtu(mtu: u32) -> Result<u32, InvalidValue> {
+    if (1280..=65535).contains(&mtu) { Ok(mtu) } else { invalid(format!("{mtu} is not from 1280 to 65535")) }
 }
 
-fn parallel(count: usize) -> Result<usize, BadValue> {
-    if (1..=64).contains(&count) { Ok(count) } else { bad(format!("{count} is not from 1 to 64")) }
+fn parallel(count: usize) -> Result<usize, InvalidValue> {
+    if (1..=64).contains(&count) { Ok(count) } else { invalid(format!("{count} is not from 1 to 64")) }
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Who makes pods' parent cgroups.
+/// The creator of pods' parent cgroups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
-    /// systemd where it runs the host on cgroup v2, else the kubelet.
+    /// systemd if it runs the host on cgroup v2, else the kubelet.
     #[default]
     Auto,
     /// systemd: parents are slices.
@@ -268,33 +272,33 @@ pub enum CgroupDriver {
     Cgroupfs,
 }
 
-/// systemd is the host's init (`sd_booted(3)`) and cgroup v2 is its only hierarchy.
+/// Whether systemd is the host's init (`sd_booted(3)`) and cgroup v2 is the only hierarchy.
 pub(super) fn is_systemd_host() -> bool {
     Path::new("/run/systemd/system").is_dir() && Path::new("/sys/fs/cgroup/cgroup.controllers").is_file()
 }
 
-/// A number of bytes; written with a binary unit, `64GiB`, or none.
+/// A number of bytes, written without a unit or with a binary one: `64GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "toml::Value", into = "String")]
 pub struct ByteSize(u64);
 
-/// Largest first, so that the first that divides a size is the one to write it in.
+/// The units, largest first: a size is written in the first unit that divides it.
 const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 impl ByteSize {
-    /// That many MiB.
+    /// A size of `count` MiB.
     #[must_use]
     pub const fn mib(count: u64) -> Self {
         Self(count << 20)
     }
 
-    /// That many GiB.
+    /// A size of `count` GiB.
     #[must_use]
     pub const fn gib(count: u64) -> Self {
         Self(count << 30)
     }
 
-    /// That many bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.0
@@ -302,9 +306,9 @@ impl ByteSize {
 }
 
 impl FromStr for ByteSize {
-    type Err = BadValue;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, BadValue> {
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let (digits, unit) = UNITS
             .iter()
             .find_map(|(name, size)| text.strip_suffix(name).map(|digits| (digits, *size)))
@@ -312,19 +316,19 @@ impl FromStr for ByteSize {
         let count: Option<u64> = digits.trim_end().parse().ok();
         match count.and_then(|count| count.checked_mul(unit)) {
             Some(bytes) if bytes > 0 => Ok(Self(bytes)),
-            _ => bad(format!("{text:?} is not a size such as \"512MiB\" or \"64GiB\"")),
+            _ => invalid(format!("{text:?} is not a size such as \"512MiB\" or \"64GiB\"")),
         }
     }
 }
 
 impl TryFrom<toml::Value> for ByteSize {
-    type Error = BadValue;
+    type Error = InvalidValue;
 
-    fn try_from(value: toml::Value) -> Result<Self, BadValue> {
+    fn try_from(value: toml::Value) -> Result<Self, InvalidValue> {
         match value {
             toml::Value::String(text) => text.parse(),
             toml::Value::Integer(bytes) => bytes.to_string().parse(),
-            other => bad(format!("{other} is not a size such as \"512MiB\" or \"64GiB\"")),
+            other => invalid(format!("{other} is not a size such as \"512MiB\" or \"64GiB\"")),
         }
     }
 }
@@ -362,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_is_refused() {
+    fn values_that_break_a_rule_are_refused() {
         assert!("relative".parse::<AbsolutePath>().is_err());
         assert!("/a/../b".parse::<AbsolutePath>().is_err());
         assert!(format!("/{}", "a".repeat(107)).parse::<SocketPath>().is_err());
@@ -379,7 +383,7 @@ mod tests {
         assert!("info,berth_image=debug".parse::<LogFilter>().is_ok());
         assert!(handlers(vec!["gvisor-2".to_owned()]).is_ok());
         assert!(plugins(vec!["portmap".to_owned(), "host-local".to_owned()]).is_ok());
-        assert!(plugins(vec!["calico".to_owned()]).is_err(), "it is never built in");
+        assert!(plugins(vec!["calico".to_owned()]).is_err(), "not built in");
         for name in ["", "A", "-a", "a-", "a_b"] {
             assert!(handlers(vec![name.to_owned()]).is_err(), "{name}");
         }

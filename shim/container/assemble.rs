@@ -1,5 +1,6 @@
-//! From a CRI config to what the keeper needs: the root filesystem as a detached mount, the user looked up in it, the
-//! OCI spec, the cgroup, and the plan with its descriptors. All of it may block: it runs away from the request threads.
+//! Converts a CRI config into the input of the keeper: the root filesystem as a detached mount, the user from its
+//! passwd, the OCI spec, the cgroup, and the plan with its descriptors. All of it can block, so it runs off the
+//! request threads.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,20 +28,20 @@ use crate::store::spec::CachedSpec;
 use crate::store::{Container, Pod};
 use crate::systemd;
 
-/// The word by which the kubelet knows this failure (k8s.io/cri-api/pkg/errors, `ErrImageVolumeMountFailed`).
+/// The text by which the kubelet recognizes this failure (k8s.io/cri-api/pkg/errors, `ErrImageVolumeMountFailed`).
 pub(super) const IMAGE_VOLUME_FAILED: &str = "ImageVolumeMountFailed";
 
-/// What goes to the keeper.
+/// The plan of a container and its descriptors, which are sent to the keeper.
 #[derive(Debug)]
 pub struct Assembled {
-    /// What the first process does.
+    /// The steps of the first process.
     pub plan: ContainerPlan,
-    /// In the order of the plan's slots.
+    /// The descriptors in the order of the plan's slots.
     pub descriptors: Vec<OwnedFd>,
 }
 
 impl Assembled {
-    /// Gives the container its log.
+    /// Adds the log file of the container.
     pub(super) fn add_log(&mut self, log: LogFile) {
         let slot = u32::try_from(self.descriptors.len()).unwrap_or(u32::MAX);
         self.descriptors.push(log.file);
@@ -49,10 +50,10 @@ impl Assembled {
     }
 }
 
-/// Assembles a container and makes its cgroup, which the caller removes on failure.
+/// Assembles a container and creates its cgroup, which the caller removes on failure.
 ///
 /// # Errors
-/// The config asks for what cannot be, or the host refuses.
+/// The config requests something impossible, or the host refuses.
 pub fn assemble(
     daemon: &Daemon,
     pod: &Pod,
@@ -61,15 +62,16 @@ pub fn assemble(
     pause_pid: i32,
 ) -> Result<Assembled, CriError> {
     let config = container.with(|record| record.config.clone());
-    let users = crate::spec::userns::wanted(&pod.namespaces())?;
+    let users = crate::spec::userns::requested(&pod.namespaces())?;
     let userns = match &users {
         Some(_) => {
-            Some(pod.userns().ok_or_else(|| CriError::internal("map ids", "the pod's users are gone"))?)
+            let userns = pod.userns();
+            Some(userns.ok_or_else(|| CriError::internal("map ids", "the pod's user namespace is gone"))?)
         }
         None => None,
     };
     if let Some(users) = &users {
-        own_upper(users, layer)?;
+        set_owner_of_upper(users, layer)?;
     }
     let userns = userns.as_ref().map(AsFd::as_fd);
     let labels = selinux_labels(daemon, pod, &config)?;
@@ -98,7 +100,7 @@ pub fn assemble(
     let rootfs = descriptors.push(rootfs);
     let cgroup = descriptors.push_cgroup(cgroup.join()?);
     let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
-    make_place_for_hooks(&spec, container)?;
+    make_root_for_hooks(&spec, container)?;
     let context = Context {
         bundle: container.folder(),
         pid_target: pid_target(daemon, pod, &config)?,
@@ -108,7 +110,7 @@ pub fn assemble(
             stdin: config.stdin,
             stdin_once: config.stdin_once,
             tty: config.tty,
-            // On a disk that the client names: it is looked for when nothing else is waited for.
+            // The log is on a disk that the client names. It is opened last, when no other step waits.
             log_path: None,
             log: None,
         },
@@ -126,24 +128,26 @@ pub fn assemble(
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
 }
 
-/// The limits as they will hold, for the status.
+/// Returns the limits in effect, for the status.
 fn limits_of(config: &ContainerConfig, spec: &oci_spec::runtime::Spec) -> LinuxContainerResources {
-    let asked = config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+    let requested =
+        config.linux.as_ref().and_then(|linux| linux.resources.as_ref()).cloned().unwrap_or_default();
     let score = spec.process().as_ref().and_then(oci_spec::runtime::Process::oom_score_adj);
-    spec::resources::applied(&asked, score.unwrap_or_default())
+    spec::resources::applied(&requested, score.unwrap_or_default())
 }
 
-/// Hooks look for the root filesystem where the spec says that it is, in the folder of the container. Nothing else does.
-fn make_place_for_hooks(spec: &oci_spec::runtime::Spec, container: &Container) -> Result<(), CriError> {
+/// Creates the folder that the spec names as the root filesystem, which only hooks look for.
+fn make_root_for_hooks(spec: &oci_spec::runtime::Spec, container: &Container) -> Result<(), CriError> {
     let Some(root) = spec.root().as_ref().filter(|_| spec.hooks().is_some()) else { return Ok(()) };
     let place = container.folder().join(root.path());
-    std::fs::create_dir_all(&place).map_err(|error| CriError::internal("make the place for hooks", error))
+    std::fs::create_dir_all(&place)
+        .map_err(|error| CriError::internal("create the root folder for hooks", error))
 }
 
-/// The root of the writable layer belongs to whom it does in the image, inside the pod's user namespace: of what a
-/// container writes, the ids on the disk are those on the host.
-fn own_upper(users: &UserNamespace, layer: &WritableLayer) -> Result<(), CriError> {
-    let failed = |error: std::io::Error| CriError::internal("give the writable layer to its pod", error);
+/// Gives the root of the writable layer the owner that it has in the image, mapped by the pod's user namespace: files
+/// that a container writes have the host's ids on disk.
+fn set_owner_of_upper(users: &UserNamespace, layer: &WritableLayer) -> Result<(), CriError> {
+    let failed = |error: std::io::Error| CriError::internal("change the owner of the writable layer", error);
     let Some(top) = layer.lower.first() else { return Ok(()) };
     let stat = std::fs::metadata(top).map_err(failed)?;
     let gids = UserNamespace { uids: users.gids.clone(), gids: Vec::new() };
@@ -181,8 +185,8 @@ fn container_spec(
     let privileged = spec::is_privileged(config);
     let host = Host {
         privileged_devices: if privileged { devices::all() } else { Vec::new() },
-        devices: devices::wanted(config)?,
-        seccomp_profile: seccomp::wanted(config)?,
+        devices: devices::requested(config)?,
+        seccomp_profile: seccomp::requested(config)?,
         default_ulimits: daemon.config.default_ulimits.clone(),
         device_ownership: daemon.config.device_ownership_from_security_context,
         bounding: daemon.capabilities,
@@ -198,10 +202,11 @@ fn container_spec(
     Ok(spec::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
 }
 
-/// The SELinux labels of a container, on a host that has them; volumes that are to be relabelled are.
+/// Returns the SELinux labels of a container, if the host has SELinux. Relabels the volumes that request it.
 fn selinux_labels(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<Labels>, CriError> {
-    let asked = spec::security(config).selinux_options;
-    let labels = pod.with(|record| daemon.selinux.of_container(asked.as_ref(), record.selinux.as_ref()))?;
+    let requested = spec::security(config).selinux_options;
+    let labels =
+        pod.with(|record| daemon.selinux.of_container(requested.as_ref(), record.selinux.as_ref()))?;
     if let Some(labels) = &labels {
         for mount in config.mounts.iter().filter(|mount| mount.selinux_relabel && !mount.host_path.is_empty())
         {
@@ -211,7 +216,7 @@ fn selinux_labels(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Resul
     Ok(labels)
 }
 
-/// What the security modules of the host confine the process by. A privileged one has the daemon's own SELinux label.
+/// Sets the AppArmor profile and the SELinux labels. A privileged container keeps the daemon's SELinux process label.
 fn confine(
     daemon: &Daemon,
     config: &ContainerConfig,
@@ -231,17 +236,17 @@ fn confine(
     Ok(())
 }
 
-/// The cgroup in the words of the spec: a path, or with the systemd driver the scope in its slice.
+/// Returns the cgroup in the form of the spec: a path, or the scope in its slice for the systemd driver.
 fn spec_cgroup(daemon: &Daemon, container: &Container) -> Result<String, CriError> {
     let recorded = container.with(|record| record.cgroup.clone());
-    if !daemon.by_systemd() {
+    if !daemon.uses_systemd() {
         return Ok(recorded);
     }
     let slice = CgroupPath::from_recorded(&recorded)?.parent();
     Ok(systemd::spec_path(slice.leaf().unwrap_or_default(), container.id.as_str()))
 }
 
-/// The container whose process namespace is to be joined (CRI `NamespaceMode.TARGET`, for debug containers).
+/// Returns the container that shares its PID namespace (CRI `NamespaceMode.TARGET`, for debug containers).
 fn pid_target(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
     let options = config
         .linux
@@ -259,7 +264,7 @@ fn pid_target(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Op
     Ok(Some(target.id.as_str().to_owned()))
 }
 
-/// The trees of the images that are mounted, by their places in the container.
+/// Mounts the image volumes. Returns their slots by the paths in the container.
 fn image_volumes(
     config: &ContainerConfig,
     layer: &WritableLayer,
@@ -272,19 +277,18 @@ fn image_volumes(
     for (mount, volume) in mounts.zip(&layer.volumes) {
         let tree =
             rootfs::image_volume(&volume.lower, &mount.image_sub_path, userns, label).map_err(|error| {
-                let what = format!("mounts[{}]: {IMAGE_VOLUME_FAILED}", mount.container_path);
-                CriError::failed(
-                    what,
-                    format!("{:?} of image {}: {error}", mount.image_sub_path, volume.image.id),
-                )
+                let operation = format!("mount the image volume of mounts[{}]", mount.container_path);
+                let path = &mount.image_sub_path;
+                let why = format!("{IMAGE_VOLUME_FAILED}: {path:?} of image {}: {error}", volume.image.id);
+                CriError::failed(operation, why)
             })?;
         trees.insert(spec::normal(&mount.container_path), descriptors.push(tree));
     }
     Ok(trees)
 }
 
-/// An image's VOLUME paths are folders of the writable layer, as with CRI-O's `image_volumes = "mkdir"`: nothing of the
-/// image is copied out of it (CVE-2022-23648).
+/// Returns the image's VOLUME paths. They become folders of the writable layer, as with CRI-O's `image_volumes =
+/// "mkdir"`: nothing is copied out of the image (CVE-2022-23648).
 fn volumes(layer: &WritableLayer) -> Vec<String> {
     layer.image.config.volumes.iter().map(|path| spec::normal(path)).collect()
 }

@@ -1,5 +1,5 @@
-//! CreateContainer: resolve the image, make the writable layer, translate, compile, and have the keeper take the first
-//! process up to just before exec. Each step pushes its undo.
+//! CreateContainer: resolves the image, creates the writable layer, translates the config, compiles the plan, and has
+//! the keeper run the first process up to its exec. Each step pushes its undo.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,12 +30,12 @@ use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Po
 use crate::systemd;
 use crate::undo::UndoStack;
 
-/// Makes a container, or joins the call that is making the same one.
+/// Creates a container, or joins the call that is creating it.
 ///
 /// # Errors
-/// The CRI's: `InvalidArgument`, `NotFound` (pod, image), `AlreadyExists` with the holder's id, `FailedPrecondition`
-/// where the pod is not ready, or the step that failed with its object.
-pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
+/// `InvalidArgument`, `NotFound` (pod, image), `AlreadyExists` with the holder's id, `FailedPrecondition` if the pod
+/// is not ready, or the step that failed with its object.
+pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
     check(daemon, &config)?;
     let permit = descriptors::reserve("create a container")?;
     let pod = daemon.store.pod(pod)?;
@@ -60,7 +60,7 @@ pub async fn create(daemon: &Shared, pod: &str, config: ContainerConfig) -> Resu
         .await
 }
 
-/// What is wrong with a request whatever state the node is in.
+/// Checks the parts of a request that are invalid in any state of the node.
 fn check(daemon: &Shared, config: &ContainerConfig) -> Result<(), CriError> {
     validate::container(config)?;
     if let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
@@ -83,11 +83,12 @@ struct Creation {
 
 impl Creation {
     async fn run(mut self) -> Result<String, CriError> {
-        let made = self.steps().await.and_then(|container| {
-            // A pod that is being stopped waits for this: it kills what is in the store, and nothing comes after that.
+        let result = self.run_steps().await.and_then(|container| {
+            // StopPodSandbox waits for this operation and kills the containers in the store: none may be added after
+            // that.
             self.ready_pod().map(|_| container)
         });
-        match made {
+        match result {
             Ok(container) => {
                 self.daemon.store.insert_container(container.clone());
                 self.daemon.events.container(&self.daemon, &container);
@@ -97,16 +98,16 @@ impl Creation {
                 self.progress.step("undo");
                 match self.undo.run().await {
                     Ok(()) => Err(error),
-                    Err(more) => Err(error.with_undo_errors(&more)),
+                    Err(undo_errors) => Err(error.with_undo_errors(&undo_errors)),
                 }
             }
         }
     }
 
-    async fn steps(&mut self) -> Result<Arc<Container>, CriError> {
+    async fn run_steps(&mut self) -> Result<Arc<Container>, CriError> {
         let pause_pid = self.ready_pod()?;
         let link = self.pod.link().ok_or_else(|| pod_not_ready(&self.pod))?;
-        self.warn_of_classes();
+        self.warn_about_classes();
         self.progress.step("image");
         let image = self.image()?;
         let volumes = self.image_volumes().await?;
@@ -137,15 +138,15 @@ impl Creation {
         self.pod.state().pause().ok_or_else(|| pod_not_ready(&self.pod))
     }
 
-    fn warn_of_classes(&self) {
+    fn warn_about_classes(&self) {
         self.pod.with(|record| {
             for (annotation, class) in classes(&self.config, &record.config) {
-                tracing::warn!(annotation, class, "berth has no such classes: the annotation has no effect");
+                tracing::warn!(annotation, class, "the annotation has no effect: berth has no such classes");
             }
         });
     }
 
-    /// The image that the kubelet names: since 1.27 it sends the id that PullImage answered.
+    /// Resolves the image of the request. Since 1.27 the kubelet sends the id that PullImage returned.
     fn image(&self) -> Result<Arc<Image>, CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
         let name = if spec.image_ref.is_empty() { &spec.image } else { &spec.image_ref };
@@ -156,7 +157,7 @@ impl Creation {
             .ok_or_else(|| CriError::not_found("image", &spec.image))
     }
 
-    /// By the name that the author of the pod wrote, or the client.
+    /// Checks the signature policy for the name that the pod's author wrote, or else for the client's.
     async fn check_policy(&mut self, image: &Image) -> Result<(), CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
         let by_author = spec.user_specified_image.as_str();
@@ -167,7 +168,7 @@ impl Creation {
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
         let folder = self.daemon.folders.container(&self.id);
         let parent = self.pod.with(|record| CgroupPath::from_recorded(&record.cgroup))?.parent();
-        let leaf = match self.daemon.by_systemd() {
+        let leaf = match self.daemon.uses_systemd() {
             true => systemd::scope_name(self.id.as_str()),
             false => self.id.as_str().to_owned(),
         };
@@ -212,17 +213,18 @@ impl Creation {
         Path::new(&folder).join(&self.config.log_path).to_str().map(str::to_owned)
     }
 
-    /// The images that are to be mounted. Which they are is kept for the status, as the kubelet reports their digests.
+    /// Resolves the image volumes. Their ids are kept for the status: the kubelet reports their digests.
     async fn image_volumes(&mut self) -> Result<Vec<Digest>, CriError> {
         let mut digests = Vec::new();
         for mount in &mut self.config.mounts {
             let Some(spec) = &mut mount.image else { continue };
             let image = self.daemon.images.resolve(&spec.image).ok_or_else(|| {
-                let what = format!("mounts[{}]: {}", mount.container_path, assemble::IMAGE_VOLUME_FAILED);
-                CriError::failed(what, format!("image {:?} not found", spec.image))
+                let operation = format!("mount the image volume of mounts[{}]", mount.container_path);
+                let why = format!("{}: image {:?} not found", assemble::IMAGE_VOLUME_FAILED, spec.image);
+                CriError::failed(operation, why)
             })?;
             self.daemon.images.check_policy(&image, &spec.image).await?;
-            // As PullImage has answered it: the kubelet compares the two.
+            // The id that PullImage returned: the kubelet compares the two.
             spec.image_ref = image.id.to_string();
             digests.push(image.id.clone());
         }
@@ -241,19 +243,19 @@ impl Creation {
         Ok(self.daemon.images.create_layer(self.id.as_str(), &image.id, volumes).await?)
     }
 
-    /// With the systemd driver its cgroup is a scope, which some process must be in from the beginning.
+    /// Starts the scope of the systemd driver. A scope needs a process from its start, the placeholder.
     async fn start_scope(&mut self, container: &Container) -> Result<Option<Placeholder>, CriError> {
         let (daemon, cgroup) = (self.daemon.clone(), container.with(|record| record.cgroup.clone()));
         let recorded = cgroup.clone();
         self.undo.push("remove the cgroup", async move {
             pod::stop::release_cgroup(&daemon, recorded).await.map_err(|error| error.to_string())
         });
-        if !self.daemon.by_systemd() {
+        if !self.daemon.uses_systemd() {
             return Ok(None);
         }
-        let asked = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let requested = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
         let v2 = self.daemon.hierarchies.is_v2();
-        let limits = asked.map(|asked| limits(asked, v2)).unwrap_or_default();
+        let limits = requested.map(|requested| limits(requested, v2)).unwrap_or_default();
         let path = CgroupPath::from_recorded(&cgroup)?;
         systemd::start_scope(&self.daemon, &path, &limits).await.map(Some)
     }
@@ -296,7 +298,7 @@ impl Creation {
                 Err(pod_not_ready(&self.pod))
             }
             Err(KeeperError::NoAnswer { timeout, keeper, .. }) => Err(CriError::deadline(format!(
-                "create container {}: its mounts are not ready after {} s ({keeper})",
+                "failed to create container {}: its mounts are not ready after {} s ({keeper})",
                 self.id,
                 timeout.as_secs()
             ))),
@@ -305,7 +307,7 @@ impl Creation {
     }
 }
 
-/// What tells exactly which image it is: a name with a digest, or its id.
+/// Returns a reference that identifies the image exactly: a name with a digest, or its id.
 fn reference_of(image: &Image) -> String {
     image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())
 }

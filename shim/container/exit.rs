@@ -1,4 +1,5 @@
-//! The end of a container: what the keeper saw becomes its state, and what is left in its cgroup is killed.
+//! The exit of a container: records the state that the keeper reports, and kills the remaining processes in its
+//! cgroup.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,23 +11,24 @@ use crate::daemon::{Shared, blocking};
 use crate::error::CriError;
 use crate::store::{Container, ContainerState, Exit, ExitReason};
 
-/// The exit code of a container whose command could not be run, as containerd has it: no program ends with it by itself.
+/// The exit code of a container with a command that could not be run, as in containerd. Programs do not normally exit
+/// with it.
 const START_FAILED: i32 = 128;
-/// How long the news of an end usually takes after everything in the cgroup has ended.
-const AT_ONCE: Duration = Duration::from_secs(1);
-/// How long it may take from a keeper that answers.
-const AFTER_KILL: Duration = Duration::from_secs(10);
+/// The usual delay of the keeper's exit event after all processes of the cgroup have ended.
+const USUAL_DELAY: Duration = Duration::from_secs(1);
+/// The longest delay of the exit event of a keeper that answers.
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
-/// A container has ended. With a PID namespace of its own nothing is left of it; in a shared one or the host's, others of its
-/// processes live on.
-pub async fn take(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
-    note(daemon, container, record).await;
+/// Handles the exit of a container. With a separate PID namespace no process is left; in a shared namespace or the
+/// host's, other processes of the container continue to run and are killed.
+pub async fn handle(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
+    record_exit(daemon, container, record).await;
     kill_rest(daemon, container).await;
 }
 
-/// That a container has ended, and how, is known.
-pub(crate) async fn note(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
-    tracing::debug!(container = container.id.as_str(), code = record.code, "ended");
+/// Records the exit of a container.
+pub(crate) async fn record_exit(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
+    tracing::debug!(container = container.id.as_str(), code = record.code, "container exited");
     let exit = match &record.failure {
         Some(failure) => cannot_run(container, failure, record.finished_at).await,
         None => Exit::from_record(record),
@@ -35,15 +37,15 @@ pub(crate) async fn note(daemon: &Shared, container: &Arc<Container>, record: &E
     daemon.events.container(daemon, container);
 }
 
-/// Kills what is left in the cgroup of a container that has ended.
+/// Kills the remaining processes in the cgroup of a container that has exited.
 pub(crate) async fn kill_rest(daemon: &Shared, container: &Arc<Container>) {
     if let Err(error) = kill_cgroup(daemon, container).await {
-        tracing::warn!(container = container.id.as_str(), %error, "failed to kill what the container left behind");
+        tracing::warn!(container = container.id.as_str(), %error, "failed to kill the remaining processes");
     }
 }
 
-/// The end of a container whose command could not be run. The answer to the start and the news of the end can cross:
-/// both come to this.
+/// Returns the exit of a container with a command that could not be run. The answer to the start and the exit event
+/// can arrive in either order: both use this.
 pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure, finished_at: i64) -> Exit {
     let spec = container.clone();
     let command = blocking(move || spec.spec.whole())
@@ -61,8 +63,8 @@ pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure
     }
 }
 
-/// How a container ended will never be known.
-pub(crate) fn lost(daemon: &Shared, container: &Container, why: &str) {
+/// Records an exit with unknown code and reason.
+pub(crate) fn record_unknown_exit(daemon: &Shared, container: &Container, why: &str) {
     container.transition(|state| match state {
         ContainerState::Running { started_at, .. } => state.exited(Exit::unknown(*started_at, why)),
         _ => state.exited(Exit::unknown(0, why)),
@@ -70,47 +72,48 @@ pub(crate) fn lost(daemon: &Shared, container: &Container, why: &str) {
     daemon.events.container(daemon, container);
 }
 
-/// Kills a container and waits until it has ended. The cgroup is the truth of what runs.
+/// Kills a container and waits for its exit. The cgroup, not the record, determines which processes run.
 ///
 /// # Errors
-/// Something in it does not end.
+/// A process of the container does not end.
 pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriError> {
     if matches!(container.state(), ContainerState::Exited(_)) {
         return Ok(());
     }
     kill_cgroup(daemon, container).await?;
     let Some(link) = daemon.store.pod(container.pod.as_str())?.link() else {
-        lost(daemon, container, "the pod's keeper has ended");
+        record_unknown_exit(daemon, container, "the pod's keeper has ended");
         return Ok(());
     };
-    if tokio::time::timeout(AT_ONCE, container.ended()).await.is_ok() {
+    if tokio::time::timeout(USUAL_DELAY, container.ended()).await.is_ok() {
         return Ok(());
     }
     let answer = tokio::select! {
         _ended = container.ended() => return Ok(()),
         answer = link.hello() => answer,
     };
-    let unheard = match answer {
+    let missing_event = match answer {
         Ok(snapshot) if snapshot.containers.iter().any(|seen| seen.id == container.id.as_str()) => None,
-        // The keeper has forgotten it for somebody who removes it: it tells nothing of it any more.
+        // A concurrent removal made the keeper forget the container: the keeper sends no event for it.
         Ok(_) => Some("it is being removed".to_owned()),
-        // Its cgroup is empty: it has ended by the kill, and only the news of that is missing.
+        // The cgroup is empty, so the kill ended the container. Only the event is missing.
         Err(error) => Some(error.to_string()),
     };
-    if let Some(why) = unheard {
-        killed(daemon, container, &why);
+    if let Some(why) = missing_event {
+        record_kill(daemon, container, &why);
         return Ok(());
     }
-    if tokio::time::timeout(AFTER_KILL, container.ended()).await.is_ok() {
+    if tokio::time::timeout(LONGEST_DELAY, container.ended()).await.is_ok() {
         return Ok(());
     }
     let pid = container.state().pid();
     let id = &container.id;
-    Err(CriError::deadline(format!("kill container {id}: process {pid:?} does not end{}", waits_in(pid))))
+    let why = format!("process {pid:?} does not end{}", waits_in(pid));
+    Err(CriError::deadline(format!("failed to kill container {id}: {why}")))
 }
 
-/// A container was killed, and its keeper does not say so.
-pub(crate) fn killed(daemon: &Shared, container: &Container, why: &str) {
+/// Records that a container was killed when its keeper does not report it.
+pub(crate) fn record_kill(daemon: &Shared, container: &Container, why: &str) {
     container.transition(|state| {
         let started_at = match state {
             ContainerState::Running { started_at, .. } => *started_at,
@@ -121,7 +124,7 @@ pub(crate) fn killed(daemon: &Shared, container: &Container, why: &str) {
     daemon.events.container(daemon, container);
 }
 
-/// Where in the kernel a process is stuck (proc(5), `wchan`), as the end of an error.
+/// Returns the kernel function in which a process waits (proc(5), `wchan`), as the end of an error text.
 fn waits_in(pid: Option<i32>) -> String {
     let wchan = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/wchan")).ok());
     wchan.map(|wchan| format!(", it waits in {wchan}")).unwrap_or_default()

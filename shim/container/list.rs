@@ -1,17 +1,17 @@
-//! ListContainers: from memory.
+//! ListContainers, answered from memory.
 
 use berth_proto::v1::{Container as Summary, ContainerFilter, ContainerState as CriState};
 
 use crate::daemon::Daemon;
 use crate::store::{Container, ContainerState};
 
-/// The containers that match every part of the filter.
+/// Returns the containers that match every part of the filter.
 #[must_use]
-pub fn list(daemon: &Daemon, filter: Option<&ContainerFilter>) -> Vec<Summary> {
+pub fn list_containers(daemon: &Daemon, filter: Option<&ContainerFilter>) -> Vec<Summary> {
     daemon.store.containers().iter().map(|c| summary(c)).filter(|c| matches(c, filter)).collect()
 }
 
-/// The CRI's word for a state.
+/// Returns the CRI's state.
 #[must_use]
 pub fn state(state: &ContainerState) -> CriState {
     match state {
@@ -40,7 +40,7 @@ fn matches(container: &Summary, filter: Option<&ContainerFilter>) -> bool {
     let Some(filter) = filter else { return true };
     container.id.starts_with(&filter.id)
         && container.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
-        && filter.state.as_ref().is_none_or(|wanted| wanted.state == container.state)
+        && filter.state.as_ref().is_none_or(|expected| expected.state == container.state)
         && filter.label_selector.iter().all(|(key, value)| container.labels.get(key) == Some(value))
 }
 

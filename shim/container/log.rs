@@ -1,5 +1,5 @@
-//! The log file of a container, and ReopenContainerLog: after the kubelet has renamed a log file, a new one is opened at the old
-//! path. The daemon opens log files on threads that may block, and passes the descriptors to the keeper.
+//! The log file of a container, and ReopenContainerLog: after the kubelet has renamed a log file, a new one is opened
+//! at the old path. The daemon opens log files on threads that may block, and passes the descriptors to the keeper.
 
 use std::os::fd::OwnedFd;
 
@@ -12,34 +12,34 @@ use crate::error::CriError;
 use crate::pod::files;
 use crate::store::{ContainerState, Pod};
 
-/// A log file.
+/// An open log file.
 #[derive(Debug)]
 pub(super) struct LogFile {
-    /// Without a symbolic link.
+    /// The path, without symbolic links.
     pub(super) path: String,
-    /// Open for appending.
+    /// The file, open for appending.
     pub(super) file: OwnedFd,
 }
 
-/// Makes the log file of a container with its folder. None where the client wants no log.
+/// Creates the log file of a container and its folder. Returns none if the client requests no log.
 ///
 /// # Errors
-/// They cannot be created in time, or there is a symbolic link at or below the pod's log folder.
+/// They cannot be created in time, or the path at or below the pod's log folder contains a symbolic link.
 pub(super) async fn make(pod: &Pod, config: &ContainerConfig) -> Result<Option<LogFile>, CriError> {
     let Some(path) = path_of(pod, config).await? else { return Ok(None) };
-    let file = files::make_log(&path).await?;
+    let file = files::create_log(&path).await?;
     Ok(Some(LogFile { path, file }))
 }
 
 async fn path_of(pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
-    let (directory, noted) =
+    let (directory, recorded) =
         pod.with(|record| (record.config.log_directory.clone(), record.log_folder.clone()));
     if config.log_path.is_empty() {
         return Ok(None);
     }
-    let folder = match noted {
+    let folder = match recorded {
         Some(folder) => Some(folder),
-        None => files::make_log_folder(&directory).await?,
+        None => files::create_log_folder(&directory).await?,
     };
     Ok(folder.map(|folder| format!("{folder}/{}", config.log_path)))
 }
@@ -47,7 +47,7 @@ async fn path_of(pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, 
 /// Switches a running container to a new log file.
 ///
 /// # Errors
-/// `FailedPrecondition` where the container does not run; the file cannot be opened.
+/// `FailedPrecondition` if the container is not running; the file cannot be opened.
 pub async fn reopen(daemon: &Daemon, id: &str) -> Result<(), CriError> {
     let container = daemon.store.container(id)?;
     let span = tracing::Span::current();

@@ -1,9 +1,10 @@
-//! Containers: one file per RPC, and what they share.
+//! Containers: one file per RPC, and the code that they share.
 //!
 //! * [`create`], [`start`], [`stop`], [`remove`], [`status`], [`list`], [`log`], [`update`]: the RPCs
-//! * [`assemble`]: from a CRI config to a compiled plan with its descriptors
-//! * [`exit`]: what happens when one has ended
-//! * [`out_of_memory`]: whether a container's limit is too little for its first process
+//! * [`assemble`]: converts a CRI config into a compiled plan with its descriptors
+//! * [`exit`]: handles the exit of a container
+//! * [`reconcile`]: takes over the state that the keeper reports
+//! * [`out_of_memory`]: detects that the memory limit is too small for the first process
 
 pub mod assemble;
 pub mod create;

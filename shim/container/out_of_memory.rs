@@ -1,5 +1,5 @@
-//! Whether a container could not be made since its limit of memory is too little for what its first process does before the
-//! command runs. The kernel kills that process, or answers ENOMEM to any of its calls.
+//! Detects that a container could not be created because its memory limit is too small for the steps before its
+//! command. The kernel kills the first process then, or one of its system calls fails with ENOMEM.
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{InitFailure, Step};
@@ -11,10 +11,11 @@ use crate::store::Container;
 /// ENOMEM.
 const NO_MEMORY: i32 = 12;
 
-/// With less than this it is always too little, also where the kernel has not counted the kill yet.
-const TOO_LITTLE: i64 = 4 << 20;
+/// A limit below this is always too small, even if the kernel has not counted the kill yet.
+const TOO_SMALL: i64 = 4 << 20;
 
-/// What is to be added to the failure: the limit that is the likely cause, and what to do. Empty where it is not.
+/// Returns the text to add to the failure: the limit as the likely cause, and the fix. Empty if the limit is not the
+/// cause.
 pub(super) async fn hint(daemon: &Shared, container: &Container, failure: &InitFailure) -> String {
     let (limit, cgroup) =
         container.with(|record| (record.limits().memory_limit_in_bytes, record.cgroup.clone()));
@@ -33,13 +34,13 @@ fn kills(daemon: &Daemon, cgroup: &str) -> Result<u64, CriError> {
 }
 
 fn text(limit: i64, kills: u64) -> String {
-    if kills == 0 && limit >= TOO_LITTLE {
+    if kills == 0 && limit >= TOO_SMALL {
         return String::new();
     }
     let certainty = if kills > 0 { "" } else { "probably " };
     format!(
-        ": {certainty}for lack of memory: the limit (linux.resources.memory_limit_in_bytes) is {limit} bytes; raise it (in a \
-         manifest 128Mi are megabytes, while 128m is less than a byte)"
+        ": {certainty}out of memory: the limit (linux.resources.memory_limit_in_bytes) is {limit} bytes; raise it (in a \
+         manifest 128Mi means mebibytes, while 128m is less than one byte)"
     )
 }
 
@@ -48,9 +49,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_that_is_too_little_is_named() {
+    fn a_limit_that_is_too_small_is_named() {
         assert!(text(1, 0).contains("memory_limit_in_bytes) is 1 bytes"));
-        assert!(text(1 << 30, 2).starts_with(": for lack of memory"));
+        assert!(text(1 << 30, 2).starts_with(": out of memory"));
         assert_eq!(text(1 << 30, 0), "");
     }
 }

@@ -1,4 +1,4 @@
-//! RemoveContainer: one that runs is killed first, then its cgroup, writable layer and folder go.
+//! RemoveContainer: kills a running container, then removes its cgroup, writable layer and folder.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use crate::operation::{Key, Progress};
 use crate::pod::stop::release_cgroup;
 use crate::store::{Container, ContainerState};
 
-/// Removes a container. One that is unknown is a success (CRI: "must be idempotent").
+/// Removes a container. An unknown container is a success (CRI: "must be idempotent").
 ///
 /// # Errors
-/// Something of it cannot be removed; a retry goes on there.
-pub async fn remove(daemon: &Shared, id: &str) -> Result<(), Status> {
+/// A part cannot be removed; a retry continues there.
+pub async fn remove_container(daemon: &Shared, id: &str) -> Result<(), Status> {
     let container = match daemon.store.container(id) {
         Ok(container) => container,
         Err(CriError::NotFound { .. }) => return Ok(()),
@@ -31,18 +31,18 @@ pub async fn remove(daemon: &Shared, id: &str) -> Result<(), Status> {
     let operations = daemon.operations.clone();
     operations
         .join(Key::Remove(container.id.clone()), move |progress| async move {
-            steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
+            run_steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
         })
         .await
         .map(drop)
 }
 
-async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
+async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
     progress.step("end");
     if let ContainerState::Running { .. } = container.state() {
         exit::kill(daemon, container).await?;
     }
-    // What the keeper forgets cannot be started: a start that waits for the keeper is answered by this.
+    // A container that the keeper has forgotten cannot be started. This also ends a start that waits for the keeper.
     forget(daemon, container).await?;
     progress.step("turn");
     let _turn = container.turn.write().await;
@@ -64,8 +64,8 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     Ok(())
 }
 
-/// The keeper forgets it, and kills a first process that still waits at the gate. Where the keeper does not answer, what is
-/// in the container's cgroup is killed: a keeper that comes back has nothing left of it but memory.
+/// Makes the keeper forget the container and kill a first process that has not started. If the keeper does not
+/// answer, all processes in the container's cgroup are killed: a keeper that reconnects has only memory of it.
 async fn forget(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriError> {
     let Some(link) = daemon.store.pod(container.pod.as_str()).ok().and_then(|pod| pod.link()) else {
         return Ok(());
@@ -73,7 +73,7 @@ async fn forget(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriEr
     match link.execute(Call::Forget { container: container.id.as_str().to_owned() }).await {
         Ok(()) | Err(KeeperError::Gone | KeeperError::Failure(Failure::NotFound { .. })) => Ok(()),
         Err(error) => {
-            tracing::warn!(container = container.id.as_str(), %error, "the keeper does not forget the container");
+            tracing::warn!(container = container.id.as_str(), %error, "the keeper failed to forget the container");
             exit::kill(daemon, container).await
         }
     }

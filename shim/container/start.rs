@@ -1,4 +1,4 @@
-//! StartContainer: one message to the keeper, and the first process execs.
+//! StartContainer: sends one message to the keeper, which lets the first process exec.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use crate::keeper::KeeperError;
 use crate::operation::{Key, Progress};
 use crate::store::{Container, ContainerState};
 
-/// Starts a container that is created.
+/// Starts a created container.
 ///
 /// # Errors
-/// `FailedPrecondition` in any other state; the reason why its command cannot be run, which then also stands in its
-/// status.
-pub async fn start(daemon: &Shared, id: &str) -> Result<(), Status> {
+/// `FailedPrecondition` in any other state; the reason why the command cannot be run, which the status then contains
+/// too.
+pub async fn start_container(daemon: &Shared, id: &str) -> Result<(), Status> {
     let container = daemon.store.container(id)?;
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
@@ -26,13 +26,13 @@ pub async fn start(daemon: &Shared, id: &str) -> Result<(), Status> {
     let operations = daemon.operations.clone();
     operations
         .join(Key::Start(container.id.clone()), move |progress| async move {
-            steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
+            run_steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
         })
         .await
         .map(drop)
 }
 
-async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
+async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
     let _turn = container.turn.write().await;
     daemon.store.container(container.id.as_str())?;
     let what = || format!("container {}", container.id);
@@ -47,7 +47,7 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
     let answer = tokio::select! {
         biased;
         answer = call => answer,
-        // Whoever stops or removes it does not wait for a keeper that does not answer.
+        // Stop and remove do not wait for a keeper that does not answer: they end the container, and this call.
         _ended = container.ended() => return Err(CriError::precondition(what(), "it has ended")),
     };
     match answer {
@@ -58,10 +58,10 @@ async fn steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress)
         }
         Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
         Err(KeeperError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure).await,
-        // Whether the command runs is in what the keeper knows.
+        // The state in the keeper shows whether the command runs.
         Err(error @ KeeperError::Broken { .. }) => {
             if let Ok(snapshot) = link.hello().await {
-                reconcile::all_of(daemon, &pod, &link, &snapshot).await;
+                reconcile::reconcile_pod(daemon, &pod, &link, &snapshot).await;
             }
             match container.state() {
                 ContainerState::Running { .. } => Ok(()),

@@ -1,4 +1,4 @@
-//! ContainerStatus: from memory; verbose adds what `crictl inspect` shows under `info`.
+//! ContainerStatus, answered from memory. Verbose adds the data that `crictl inspect` shows under `info`.
 
 use std::collections::HashMap;
 
@@ -13,11 +13,15 @@ use crate::operation::Key;
 use crate::spec::stop_signal_number;
 use crate::store::{Container, ContainerState};
 
-/// The status of a container.
+/// Returns the response of ContainerStatus.
 ///
 /// # Errors
 /// `NotFound`.
-pub fn status(daemon: &Daemon, id: &str, verbose: bool) -> Result<ContainerStatusResponse, CriError> {
+pub fn container_status_response(
+    daemon: &Daemon,
+    id: &str,
+    verbose: bool,
+) -> Result<ContainerStatusResponse, CriError> {
     let container = daemon.store.container(id)?;
     Ok(ContainerStatusResponse {
         status: Some(container_status(&container)),
@@ -25,7 +29,7 @@ pub fn status(daemon: &Daemon, id: &str, verbose: bool) -> Result<ContainerStatu
     })
 }
 
-/// The status of a container that is at hand.
+/// Returns the CRI status of a container.
 #[must_use]
 pub fn container_status(container: &Container) -> ContainerStatus {
     let record = container.record();

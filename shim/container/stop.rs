@@ -1,4 +1,5 @@
-//! StopContainer: the stop signal, the grace period, then everything in the container's cgroup is killed.
+//! StopContainer: sends the stop signal, waits for the grace period, then kills all processes in the container's
+//! cgroup.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +14,12 @@ use crate::keeper::KeeperError;
 use crate::operation::{Key, Progress};
 use crate::store::Container;
 
-/// Stops a container within `timeout` seconds; 0 or less kills at once. One that is unknown, not started or ended is
-/// a success (CRI: "must be idempotent").
+/// Stops a container within `timeout` seconds; 0 or less kills it immediately. A container that is unknown, not
+/// started or exited is a success (CRI: "must be idempotent").
 ///
 /// # Errors
 /// It cannot be killed.
-pub async fn stop(daemon: &Shared, id: &str, timeout: i64) -> Result<(), Status> {
+pub async fn stop_container(daemon: &Shared, id: &str, timeout: i64) -> Result<(), Status> {
     let container = match daemon.store.container(id) {
         Ok(container) => container,
         Err(CriError::NotFound { .. }) => return Ok(()),
@@ -31,13 +32,16 @@ pub async fn stop(daemon: &Shared, id: &str, timeout: i64) -> Result<(), Status>
     let operations = daemon.operations.clone();
     operations
         .join(Key::Stop(container.id.clone(), timeout), move |progress| async move {
-            steps(&daemon, &container, timeout, &progress).await.map(|()| String::new()).map_err(Status::from)
+            run_steps(&daemon, &container, timeout, &progress)
+                .await
+                .map(|()| String::new())
+                .map_err(Status::from)
         })
         .await
         .map(drop)
 }
 
-async fn steps(
+async fn run_steps(
     daemon: &Shared,
     container: &Arc<Container>,
     timeout: i64,
@@ -49,14 +53,14 @@ async fn steps(
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
     if !grace.is_zero() {
         progress.step("grace period");
-        let by_itself = async {
+        let stop_by_signal = async {
             if send_stop_signal(daemon, container).await? {
                 container.ended().await;
                 return Ok::<_, CriError>(true);
             }
             Ok(false)
         };
-        if let Ok(ended) = tokio::time::timeout(grace, by_itself).await
+        if let Ok(ended) = tokio::time::timeout(grace, stop_by_signal).await
             && ended?
         {
             return Ok(());
@@ -66,12 +70,12 @@ async fn steps(
     exit::kill(daemon, container).await
 }
 
-/// Whether the keeper has said how far it is.
+/// Whether the keeper's state of the pod has been taken over.
 fn is_reconciled(daemon: &Shared, container: &Container) -> bool {
     daemon.store.pod(container.pod.as_str()).is_ok_and(|pod| pod.is_reconciled_now())
 }
 
-/// Has the keeper send the stop signal; whether it was sent. Without a keeper that answers nobody can: the kill follows.
+/// Has the keeper send the stop signal. Returns false if the keeper does not answer: the caller then kills.
 async fn send_stop_signal(daemon: &Shared, container: &Container) -> Result<bool, CriError> {
     let pod = daemon.store.pod(container.pod.as_str())?;
     let Some(link) = pod.link() else { return Ok(false) };

@@ -1,5 +1,5 @@
-//! UpdateContainerResources: new limits of a container, whether it is created, running or over. Either all of them hold
-//! afterwards or none (CRI: "This call is transactional").
+//! UpdateContainerResources: changes the limits of a created, running or exited container. Either all changes apply
+//! or none (CRI: "This call is transactional").
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -17,22 +17,25 @@ use crate::store::{Container, ContainerRecord, ContainerState};
 use crate::systemd;
 use crate::undo::UndoStack;
 
-/// Changes limits; 0 and empty leave a limit as it is. The score of an update is given to every process of the container.
+/// Changes limits. 0 and empty leave a limit unchanged. A new oom_score_adj applies to every process of the container.
 ///
 /// # Errors
-/// `NotFound`; `InvalidArgument` for a value that cannot be; the limit that the kernel refuses, or whose controller is not
-/// there. All limits are then as before.
-pub async fn update(daemon: &Shared, request: UpdateContainerResourcesRequest) -> Result<(), CriError> {
+/// `NotFound`; `InvalidArgument` for an invalid value; the limit that the kernel refuses or that has no controller.
+/// All limits are unchanged then.
+pub async fn update_container_resources(
+    daemon: &Shared,
+    request: UpdateContainerResourcesRequest,
+) -> Result<(), CriError> {
     let container = daemon.store.container(&request.container_id)?;
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
     if request.windows.is_some() {
-        return Err(CriError::invalid("windows", "is not for this host"));
+        return Err(CriError::invalid("windows", "is not supported on Linux"));
     }
     validate::annotations(&request.annotations)?;
     let daemon = daemon.clone();
-    // Not to be broken off by a caller that goes away.
+    // A separate task: a caller that disconnects does not interrupt the update.
     let task = async move {
         let _turn = container.turn.clone().write_owned().await;
         daemon.store.container(container.id.as_str())?;
@@ -45,22 +48,22 @@ pub async fn update(daemon: &Shared, request: UpdateContainerResourcesRequest) -
 struct Update {
     daemon: Shared,
     container: Arc<Container>,
-    /// None where no limits are spoken of.
+    /// None if the request has no limits.
     change: Option<Limits>,
     annotations: BTreeMap<String, String>,
     undo: UndoStack,
 }
 
-/// The limits before and after. Those that are not spoken of are set again with the others: what two of them say together,
-/// such as a quota and its period, is one value to the kernel.
+/// The limits before and after the update. Limits that the request omits are set again with the others, since some,
+/// such as a quota and its period, are one value in the kernel.
 #[derive(Clone)]
 struct Limits {
     before: LinuxResources,
     after: LinuxResources,
-    /// What the status will tell.
-    told: LinuxContainerResources,
+    /// The limits that the status reports.
+    reported: LinuxContainerResources,
     oom_score_adj: i32,
-    /// The client speaks of the score.
+    /// Whether the request sets oom_score_adj.
     with_score: bool,
 }
 
@@ -68,10 +71,10 @@ impl Update {
     fn new(
         daemon: Shared,
         container: Arc<Container>,
-        asked: Option<LinuxContainerResources>,
+        requested: Option<LinuxContainerResources>,
         annotations: HashMap<String, String>,
     ) -> Result<Self, CriError> {
-        let change = asked.map(|asked| Limits::new(&daemon, &container, &asked)).transpose()?;
+        let change = requested.map(|requested| Limits::new(&daemon, &container, &requested)).transpose()?;
         let annotations = annotations.into_iter().collect();
         Ok(Self { daemon, container, change, annotations, undo: UndoStack::default() })
     }
@@ -81,75 +84,80 @@ impl Update {
             let keys: Vec<&String> = self.annotations.keys().collect();
             tracing::warn!(?keys, "annotations of an update are recorded and have no other effect");
         }
-        match self.steps().await {
+        match self.run_steps().await {
             Ok(()) => Ok(()),
             Err(error) => match self.undo.run().await {
                 Ok(()) => Err(error),
-                Err(more) => Err(error.with_undo_errors(&more)),
+                Err(undo_errors) => Err(error.with_undo_errors(&undo_errors)),
             },
         }
     }
 
-    async fn steps(&mut self) -> Result<(), CriError> {
+    async fn run_steps(&mut self) -> Result<(), CriError> {
         if let Some(limits) = self.change.clone() {
-            // A container that is over has no cgroup; what it would have had is told in its status.
+            // An exited container has no cgroup; its status reports the new limits anyway.
             if !matches!(self.container.state(), ContainerState::Exited(_)) {
-                self.set_kernels(&limits).await?;
+                self.apply_limits(&limits).await?;
             }
-            self.set_specs(&limits).await?;
+            self.update_spec(&limits).await?;
         }
         let (container, annotations) = (self.container.clone(), self.annotations.clone());
-        let told = self.change.as_ref().map(|limits| limits.told.clone());
+        let reported = self.change.as_ref().map(|limits| limits.reported.clone());
         blocking(move || {
             container.intend(|record| {
                 record.update_annotations.extend(annotations.clone());
-                if let Some(told) = &told {
-                    record.resources = Some(told.clone());
+                if let Some(reported) = &reported {
+                    record.resources = Some(reported.clone());
                 }
             })
         })
         .await
     }
 
-    async fn set_kernels(&mut self, limits: &Limits) -> Result<(), CriError> {
-        if !self.set_cgroups(limits.clone()).await? || !self.daemon.by_systemd() {
+    async fn apply_limits(&mut self, limits: &Limits) -> Result<(), CriError> {
+        if !self.update_cgroup(limits.clone()).await? || !self.daemon.uses_systemd() {
             return Ok(());
         }
         let path = self.container.with(|record| CgroupPath::from_recorded(&record.cgroup))?;
-        let (daemon, scope, back) = (self.daemon.clone(), path.clone(), limits.clone());
-        self.undo.push("set the scope's limits back", async move {
-            let set = systemd::set_limits_back(&daemon, &scope, &back.before, &back.after).await;
-            set.map_err(|error| error.to_string())
+        let (daemon, scope, limits_for_undo) = (self.daemon.clone(), path.clone(), limits.clone());
+        self.undo.push("restore the scope's limits", async move {
+            let Limits { before, after, .. } = &limits_for_undo;
+            let restored = systemd::restore_limits(&daemon, &scope, before, after).await;
+            restored.map_err(|error| error.to_string())
         });
         systemd::set_limits(&self.daemon, &path, &limits.after).await?;
-        // systemd has written them, its quotas in whole percents.
-        self.set_cgroups(limits.clone()).await.map(drop)
+        // systemd has written the limits to the cgroup, with quotas rounded to whole percents.
+        self.update_cgroup(limits.clone()).await.map(drop)
     }
 
-    /// Sets what the kernel knows, of which the former values go to the undo stack. False where there is no cgroup any
-    /// more, since the container has just ended.
-    async fn set_cgroups(&mut self, limits: Limits) -> Result<bool, CriError> {
+    /// Sets the limits in the cgroup; the former values go to the undo stack. Returns false if the cgroup does not
+    /// exist, since the container has just ended.
+    async fn update_cgroup(&mut self, limits: Limits) -> Result<bool, CriError> {
         let (daemon, container) = (self.daemon.clone(), self.container.clone());
         let set = blocking(move || set_cgroup(&daemon, &container, &limits)).await?;
         let Some((change, scores)) = set else { return Ok(false) };
-        self.undo.push("set the limits back", async move {
-            let taken_back = move || {
+        self.undo.push("restore the limits", async move {
+            let restore = move || {
                 let errors: Vec<String> = scores.undo().into_iter().chain(change.undo()).collect();
-                if errors.is_empty() { Ok(()) } else { Err(CriError::internal("update", errors.join("; "))) }
+                if errors.is_empty() {
+                    Ok(())
+                } else {
+                    Err(CriError::internal("restore limits", errors.join("; ")))
+                }
             };
-            blocking(taken_back).await.map_err(|error| error.to_string())
+            blocking(restore).await.map_err(|error| error.to_string())
         });
         Ok(true)
     }
 
-    async fn set_specs(&mut self, limits: &Limits) -> Result<(), CriError> {
+    async fn update_spec(&mut self, limits: &Limits) -> Result<(), CriError> {
         let (daemon, container, limits) = (self.daemon.clone(), self.container.clone(), limits.clone());
         let former = blocking(move || {
             container.spec.change_limits(limits.after, limits.oom_score_adj, &daemon.filters)
         })
         .await?;
         let container = self.container.clone();
-        self.undo.push("write the former spec", async move {
+        self.undo.push("restore the spec", async move {
             blocking(move || container.spec.restore(former)).await.map_err(|error| error.to_string())
         });
         Ok(())
@@ -160,21 +168,21 @@ impl Limits {
     fn new(
         daemon: &Daemon,
         container: &Container,
-        asked: &LinuxContainerResources,
+        requested: &LinuxContainerResources,
     ) -> Result<Self, CriError> {
         let v2 = daemon.hierarchies.is_v2();
         let before = container.with(ContainerRecord::limits);
         let mut after = before.clone();
-        change(&mut after, asked);
+        change(&mut after, requested);
         check(&after, v2)?;
         let floor = Some(daemon.oom_score_adj).filter(|_| daemon.config.restrict_oom_score_adj);
         let oom_score_adj = score(after.oom_score_adj, floor);
         Ok(Self {
             before: limits(&before, v2),
             after: limits(&after, v2),
-            told: applied(&after, oom_score_adj),
+            reported: applied(&after, oom_score_adj),
             oom_score_adj,
-            with_score: asked.oom_score_adj != 0,
+            with_score: requested.oom_score_adj != 0,
         })
     }
 }

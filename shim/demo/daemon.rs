@@ -1,5 +1,5 @@
-//! The demo's own daemon: this very program, with everything that it keeps in the demo's folder and a bridge and addresses
-//! that nobody else uses.
+//! The demo's own daemon: this program, with all its files in the demo's folder and a bridge and addresses that
+//! nothing else uses.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,13 +19,13 @@ use super::print::Printer;
 use crate::config::{CgroupDriver, Config, NetworkConfig};
 use crate::server::connect::{answers, connect};
 
-/// How long the daemon may take to come up, and to end.
+/// The time limit for the daemon to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What lies between two looks at whether it answers.
+/// The interval of checks whether the daemon answers.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// The daemon while it runs, and what is known of it afterwards.
+/// The daemon, running or ended.
 #[derive(Debug)]
 pub struct PrivateDaemon {
     child: Child,
@@ -34,23 +34,23 @@ pub struct PrivateDaemon {
     log: PathBuf,
     logs: PathBuf,
     cgroup_parent: String,
-    forwarding: Option<Forwarding>,
+    ip_forward: Option<IpForward>,
 }
 
 impl PrivateDaemon {
-    /// Starts it. `folder` is empty and the demo's own.
+    /// Starts the daemon. `folder` is the demo's own empty folder.
     ///
     /// # Errors
-    /// Its files cannot be written, no addresses are free, or it cannot be started.
+    /// The files cannot be written, no addresses are free, or the daemon cannot be started.
     pub fn spawn(folder: &Path) -> Result<Self, DemoError> {
         let config = config(folder)?;
-        let forwarding = Forwarding::if_off();
+        let ip_forward = IpForward::if_off();
         let file = folder.join("config.toml");
         let text =
             config.to_toml().map_err(|error| DemoError::Daemon(format!("cannot be configured: {error}")))?;
         fs::write(&file, text).map_err(DemoError::file("write", &file))?;
         let log = folder.join("daemon.log");
-        let output = fs::File::create(&log).map_err(DemoError::file("make", &log))?;
+        let output = fs::File::create(&log).map_err(DemoError::file("create", &log))?;
         let errors = output.try_clone().map_err(DemoError::file("open", &log))?;
         let child = Command::new("/proc/self/exe")
             .arg0("berth")
@@ -59,7 +59,7 @@ impl PrivateDaemon {
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
-            // Ctrl-C is for the demo, which still needs the daemon to remove what it made.
+            // Ctrl-C must not end the daemon: the demo needs it for the cleanup.
             .process_group(0)
             .spawn()
             .map_err(|error| DemoError::Daemon(format!("does not start: {error}")))?;
@@ -71,18 +71,18 @@ impl PrivateDaemon {
             log,
             logs: folder.join("logs"),
             cgroup_parent,
-            forwarding,
+            ip_forward,
         })
     }
 
-    /// Waits until it answers on its socket.
+    /// Waits until the daemon answers on its socket.
     ///
     /// # Errors
-    /// It ended, or takes too long.
+    /// The daemon ended, or takes too long.
     pub async fn wait_until_ready(&mut self, printer: &Printer) -> Result<(), DemoError> {
         while let Err(error) = answers(&self.config.socket).await {
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(DemoError::Daemon(format!("ended when it had hardly started: {status}")));
+                return Err(DemoError::Daemon(format!("ended during its start: {status}")));
             }
             if self.started.elapsed() > PATIENCE {
                 return Err(DemoError::Daemon(format!("does not answer: {error}")));
@@ -94,28 +94,28 @@ impl PrivateDaemon {
         Ok(())
     }
 
-    /// A connection to it.
+    /// Connects to the daemon.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The daemon does not answer.
     pub async fn connect(&self) -> Result<Channel, DemoError> {
         connect(&self.config.socket)
             .await
             .map_err(|error| DemoError::Daemon(format!("does not answer: {error}")))
     }
 
-    /// Ends it as a service manager does, and removes the network, which a daemon leaves for the next one.
+    /// Ends the daemon as a service manager does, and removes its network, which a daemon leaves for its successor.
     ///
     /// # Errors
-    /// It does not end, or the network cannot be removed.
+    /// The daemon does not end, or the network cannot be removed.
     pub async fn end(&mut self, printer: &Printer) -> Result<(), DemoError> {
         let start = Instant::now();
-        let ended = self.terminate().await;
-        let torn_down = self.remove_network().await;
-        let removed = self.remove_cgroup();
-        ended?;
-        torn_down?;
-        removed?;
+        let terminated = self.terminate().await;
+        let network_removed = self.remove_network().await;
+        let cgroup_removed = self.remove_cgroup();
+        terminated?;
+        network_removed?;
+        cgroup_removed?;
         printer.step("end", "the daemon and its bridge", start.elapsed())?;
         Ok(())
     }
@@ -124,9 +124,9 @@ impl PrivateDaemon {
         let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else {
             return Ok(());
         };
-        // Its own child that it has not waited for: the pid is still that process's.
+        // The child has not been waited for, so the pid cannot belong to another process.
         kill(Pid::from_raw(pid), Signal::SIGTERM)
-            .map_err(|error| DemoError::Daemon(format!("cannot be told to end: {error}")))?;
+            .map_err(|error| DemoError::Daemon(format!("cannot be signalled: {error}")))?;
         match tokio::time::timeout(PATIENCE, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(Ok(status)) => Err(DemoError::Daemon(format!("ended with {status}"))),
@@ -141,14 +141,15 @@ impl PrivateDaemon {
     }
 
     async fn remove_network(&self) -> Result<(), DemoError> {
-        let failed = |error: berth_cni::Error| DemoError::Host(format!("remove the network: {error}"));
+        let failed =
+            |error: berth_cni::Error| DemoError::Host(format!("failed to remove the network: {error}"));
         let network = Network::open(crate::daemon::network_options(&self.config)).map_err(failed)?;
         network.teardown().await.map_err(failed)?;
-        self.forwarding.as_ref().map_or(Ok(()), Forwarding::turn_off)
+        self.ip_forward.as_ref().map_or(Ok(()), IpForward::turn_off)
     }
 
-    /// Removes the parent cgroup: who names a parent, the kubelet or the demo, is whose it is. Only the empty folder
-    /// itself: anything in it is berth's and would be left.
+    /// Removes the parent cgroup. The client that names a parent, the kubelet or the demo, owns it. Only the empty
+    /// folder is removed: anything in it was left by berth and must be reported.
     fn remove_cgroup(&self) -> Result<(), DemoError> {
         for folder in super::leftovers::cgroup_mounts()? {
             let folder = folder.join(self.cgroup_parent.trim_start_matches('/'));
@@ -159,38 +160,38 @@ impl PrivateDaemon {
         Ok(())
     }
 
-    /// What it has logged.
+    /// Returns the daemon's log.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Where its pods' logs go.
+    /// Returns the folder of its pods' logs.
     #[must_use]
     pub fn logs(&self) -> &Path {
         &self.logs
     }
 
-    /// The parent of its pods' cgroups.
+    /// Returns the parent of its pods' cgroups.
     #[must_use]
     pub fn cgroup_parent(&self) -> &str {
         &self.cgroup_parent
     }
 
-    /// Where it keeps its state.
+    /// Returns the folders of its state.
     #[must_use]
     pub fn state_folders(&self) -> [&Path; 2] {
         [&self.config.root, &self.config.state]
     }
 }
 
-/// That this machine forwarded no packets before: a bridge that is a gateway turns it on.
+/// The sysctl `ip_forward`, if it was off before the demo: a bridge that is a gateway turns it on.
 #[derive(Debug)]
-struct Forwarding {
+struct IpForward {
     switch: PathBuf,
 }
 
-impl Forwarding {
+impl IpForward {
     fn if_off() -> Option<Self> {
         let switch = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
         let is_off = fs::read_to_string(&switch).is_ok_and(|value| value.trim() == "0");
@@ -207,10 +208,10 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         socket: folder.join("berth.sock"),
         root: folder.join("root"),
         state: folder.join("state"),
-        // Nothing is there: the pod gets the built-in network, not this machine's.
+        // The folder does not exist, so the pod gets the built-in network and not this machine's.
         cni_conf_dir: folder.join("net.d"),
         cni_data_dir: folder.join("addresses"),
-        // Nor are there its registries, credentials and policy.
+        // Likewise, this machine's registries, credentials and policy are not used.
         certs_dirs: vec![folder.join("certs.d")],
         registries_conf: folder.join("registries.conf"),
         auth_files: Vec::new(),
@@ -226,33 +227,33 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
     })
 }
 
-/// A name for the bridge that no interface has.
+/// Returns a bridge name that no interface has.
 fn free_bridge() -> Result<String, DemoError> {
-    let taken = super::leftovers::interfaces()?;
+    let used = super::leftovers::interfaces()?;
     let names = (0..100).map(|number| format!("berthdemo{number}"));
-    names.into_iter().find(|name| !taken.contains(name)).ok_or_else(|| {
-        DemoError::Host("the names berthdemo0 to berthdemo99 are all taken by interfaces".to_owned())
+    names.into_iter().find(|name| !used.contains(name)).ok_or_else(|| {
+        DemoError::Host("interfaces already use the names berthdemo0 to berthdemo99".to_owned())
     })
 }
 
-/// A /24 of 10.99.0.0/16 that this machine has no route into.
+/// Returns a /24 of 10.99.0.0/16 without routes on this machine.
 fn free_subnet() -> Result<Ipv4Net, DemoError> {
     let path = Path::new("/proc/self/net/route");
     let routes = fs::read_to_string(path).map_err(DemoError::file("read", path))?;
     first_free(&routed(&routes))
-        .ok_or_else(|| DemoError::Host("no /24 of 10.99.0.0/16 is free of routes".to_owned()))
+        .ok_or_else(|| DemoError::Host("every /24 of 10.99.0.0/16 has a route".to_owned()))
 }
 
 fn first_free(routed: &[Ipv4Net]) -> Option<Ipv4Net> {
     let subnets = (0..=u8::MAX).filter_map(|third| Ipv4Net::new(Ipv4Addr::new(10, 99, third, 0), 24).ok());
     subnets.into_iter().find(|subnet| {
-        // The default route leads everywhere.
+        // The default route covers all addresses.
         let mut others = routed.iter().filter(|route| route.prefix_len() > 0);
         !others.any(|route| route.contains(subnet) || subnet.contains(route))
     })
 }
 
-/// The networks of `/proc/net/route`: hexadecimal words in the machine's byte order.
+/// Parses the networks of `/proc/net/route`: hexadecimal words in the machine's byte order.
 fn routed(table: &str) -> Vec<Ipv4Net> {
     let address =
         |word: &str| u32::from_str_radix(word, 16).ok().map(|number| Ipv4Addr::from(number.to_ne_bytes()));

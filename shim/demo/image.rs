@@ -1,4 +1,4 @@
-//! The built-in image as an OCI archive: one static program in one layer.
+//! The image of the demo as an OCI archive: one static program in one layer.
 
 use std::io;
 
@@ -7,10 +7,10 @@ use sha2::{Digest, Sha256};
 
 use crate::programs::DEMO_APP;
 
-/// The image's name. `localhost` is no registry: nothing can be pulled by it.
+/// The name of the image. `localhost` is not a registry, so the image cannot be pulled.
 pub const REFERENCE: &str = "localhost/berth-demo:built-in";
 
-/// Where the program is in the image.
+/// The path of the program in the image.
 pub const PROGRAM: &str = "/berth-demo-app";
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -18,7 +18,7 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// A part of the archive, named by its digest.
+/// A part of the archive; its name is its digest.
 struct Blob {
     digest: String,
     bytes: Vec<u8>,
@@ -38,10 +38,10 @@ impl Blob {
     }
 }
 
-/// The archive (OCI image layout, "oci-layout file", "index.json file", "blobs").
+/// Builds the archive (OCI image layout, "oci-layout file", "index.json file", "blobs").
 ///
 /// # Errors
-/// None that a machine with memory has: writing to memory does not fail.
+/// Writing to memory failed, which does not happen in practice.
 pub fn archive() -> io::Result<Vec<u8>> {
     let layer = Blob::new(tar(&[(PROGRAM.trim_start_matches('/').to_owned(), DEMO_APP, 0o755)])?);
     let config = Blob::json(&json!({
@@ -51,7 +51,7 @@ pub fn archive() -> io::Result<Vec<u8>> {
             "Entrypoint": [PROGRAM],
             "Env": ["PATH=/", "GREETING=hello from the image"],
         },
-        // Not compressed: the layer's digest is that of its content.
+        // The layer is not compressed, so its digest is that of its content.
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", layer.digest)] },
     }));
     let manifest = Blob::json(&json!({
@@ -61,7 +61,8 @@ pub fn archive() -> io::Result<Vec<u8>> {
         "layers": [layer.descriptor(LAYER)],
     }));
     let mut named = manifest.descriptor(MANIFEST);
-    // The specification's annotation has the tag or the name, as the tool sees it; containerd's has the whole name.
+    // The specification's annotation contains the tag or the name, depending on the tool; containerd's contains the
+    // name.
     named["annotations"] = json!({
         "org.opencontainers.image.ref.name": REFERENCE,
         "io.containerd.image.name": REFERENCE,
@@ -77,7 +78,7 @@ pub fn archive() -> io::Result<Vec<u8>> {
     tar(&files)
 }
 
-/// The names of platforms are Go's (OCI image configuration, "architecture").
+/// Returns the name of the architecture as in Go (OCI image configuration, "architecture").
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,4 +1,4 @@
-//! What was on this machine before the demo and what is there afterwards: processes, mounts, interfaces, cgroups, files.
+//! Compares this machine before and after the demo: processes, mounts, interfaces, cgroups, files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,13 +13,13 @@ use super::DemoError;
 use super::daemon::PrivateDaemon;
 use super::print::Printer;
 
-/// How long the kernel may take to clean up behind a namespace whose last process has gone.
+/// The time limit for the kernel to clean up a namespace after its last process.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What lies between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+/// The interval of comparisons.
+const INTERVAL: Duration = Duration::from_millis(20);
 
-/// What could be left behind on a machine.
+/// The mounts and interfaces of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     mounts: BTreeSet<String>,
@@ -27,7 +27,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Looks at this machine.
+    /// Takes a snapshot of this machine.
     ///
     /// # Errors
     /// procfs cannot be read.
@@ -36,10 +36,10 @@ impl Snapshot {
     }
 }
 
-/// Looks until nothing is there that was not there before, for a while.
+/// Waits until nothing is left that did not exist before.
 ///
 /// # Errors
-/// What is left.
+/// The objects that are left at the time limit.
 pub async fn prove_nothing_left(
     before: &Snapshot,
     daemon: &PrivateDaemon,
@@ -55,7 +55,7 @@ pub async fn prove_nothing_left(
         if start.elapsed() > PATIENCE {
             return Err(DemoError::Left(left.join(", ")));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(INTERVAL).await;
     }
 }
 
@@ -67,37 +67,37 @@ fn left(before: &Snapshot, daemon: &PrivateDaemon) -> Result<Vec<String>, DemoEr
     left.extend(now.interfaces.difference(&before.interfaces).map(|name| format!("interface {name}")));
     let name = daemon.cgroup_parent().trim_start_matches('/');
     for mount in cgroup_mounts()? {
-        let cgroups = cgroups_named(&mount, name).map_err(DemoError::file("look through", &mount))?;
+        let cgroups = cgroups_named(&mount, name).map_err(DemoError::file("search", &mount))?;
         left.extend(cgroups.into_iter().map(|path| format!("cgroup {}", path.display())));
     }
     for folder in daemon.state_folders() {
-        let files = objects(folder).map_err(DemoError::file("look through", folder))?;
+        let files = objects(folder).map_err(DemoError::file("search", folder))?;
         left.extend(files.into_iter().map(|path| format!("file {}", path.display())));
     }
     Ok(left)
 }
 
-/// Everything that this process started or that was handed to it when it lost its parent. What has ended is waited for
-/// first, as init would.
+/// Returns the living children of this process: those that it started and orphans that it inherited. Reaps ended
+/// children first, as an init does.
 fn processes() -> Result<Vec<String>, DemoError> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => break,
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(DemoError::Host(format!("wait for processes: {error}"))),
+            Err(error) => return Err(DemoError::Host(format!("failed to wait for processes: {error}"))),
         }
     }
     children()
 }
 
-/// The children of all threads of this process (proc(5), `/proc/pid/task/tid/children`).
+/// Returns the children of all threads of this process (proc(5), `/proc/pid/task/tid/children`).
 fn children() -> Result<Vec<String>, DemoError> {
     let path = Path::new("/proc/self/task");
     let threads = fs::read_dir(path).map_err(DemoError::file("read", path))?;
     let mut found = Vec::new();
     for thread in threads {
         let children = thread.map_err(DemoError::file("read", path))?.path().join("children");
-        // A thread may end between the two reads; its children are then another's of this process.
+        // A thread may end between the two reads. Its children then belong to another thread of this process.
         let pids = fs::read_to_string(&children).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(String::new()),
             _ => Err(DemoError::file("read", &children)(error)),
@@ -110,12 +110,12 @@ fn children() -> Result<Vec<String>, DemoError> {
     Ok(found)
 }
 
-/// Where something is mounted, and what: the parts of a line of `/proc/self/mountinfo` that stay the same while it is.
+/// Returns filesystem and mount point of each mount: the parts of a line of `/proc/self/mountinfo` that do not change.
 fn mounts() -> Result<BTreeSet<String>, DemoError> {
     Ok(mountinfo()?.iter().map(|mount| format!("{} on {}", mount.kind, mount.point.display())).collect())
 }
 
-/// Where cgroups are mounted.
+/// Returns the mount points of cgroup hierarchies.
 ///
 /// # Errors
 /// procfs cannot be read.
@@ -129,7 +129,7 @@ struct Mount {
     kind: String,
 }
 
-/// proc(5), `/proc/pid/mountinfo`: the fifth word is the mount point, the first after the dash the filesystem.
+/// Parses proc(5), `/proc/pid/mountinfo`: the fifth field is the mount point, the first after the dash the filesystem.
 fn mountinfo() -> Result<Vec<Mount>, DemoError> {
     let path = Path::new("/proc/self/mountinfo");
     let text = fs::read_to_string(path).map_err(DemoError::file("read", path))?;
@@ -141,26 +141,27 @@ fn mountinfo() -> Result<Vec<Mount>, DemoError> {
     Ok(text.lines().filter_map(mount).collect())
 }
 
-/// The interfaces of this network namespace. Not from /sys/class/net, which shows those of the namespace in which sysfs
-/// was mounted.
+/// Returns the interfaces of this network namespace. /sys/class/net is not used: it shows those of the namespace in
+/// which sysfs was mounted.
 ///
 /// # Errors
 /// procfs cannot be read.
 pub fn interfaces() -> Result<BTreeSet<String>, DemoError> {
     let path = Path::new("/proc/self/net/dev");
     let text = fs::read_to_string(path).map_err(DemoError::file("read", path))?;
-    // Two lines of heading.
+    // The table has two heading lines.
     let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
     Ok(names.map(|(name, _)| name.trim().to_owned()).collect())
 }
 
-/// The cgroups below `folder` with this name and, within them, all.
+/// Returns the cgroups below `folder` with `name` in their path.
 fn cgroups_named(folder: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
-            // Other programs remove cgroups meanwhile: ENODEV is what a cgroup that is going answers.
+            // Other programs remove cgroups at the same time. Reading a cgroup that is being removed fails with
+            // ENODEV.
             Err(error)
                 if matches!(
                     Errno::from_raw(error.raw_os_error().unwrap_or(0)),
@@ -185,8 +186,8 @@ fn cgroups_named(folder: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What belongs to one pod, container, image or keeper. The folders that hold such, locks and the last address that was
-/// given are the daemon's, and go with the demo's folder.
+/// Returns the files and folders of pods, containers, images and keepers. The folders that contain them, locks and
+/// the last assigned address belong to the daemon and are removed with the demo's folder.
 fn objects(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -194,7 +195,7 @@ fn objects(folder: &Path) -> io::Result<Vec<PathBuf>> {
         for entry in fs::read_dir(&folder)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if names_an_object(&name) {
+            if is_object_name(&name) {
                 found.push(entry.path());
             } else if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
@@ -204,8 +205,9 @@ fn objects(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Pods, containers, layers and blobs are named by 64 hexadecimal digits, reservations by the address.
-fn names_an_object(name: &str) -> bool {
+/// Whether a name is that of an object: 64 hexadecimal digits for pods, containers, layers and blobs, an address for
+/// leases.
+fn is_object_name(name: &str) -> bool {
     let digits = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     name.split(['.', '-', ':', '_']).any(digits) || name.parse::<std::net::IpAddr>().is_ok()
 }
@@ -215,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objects_are_told_from_the_daemons_own_files() {
+    fn objects_are_distinguished_from_the_daemons_own_files() {
         let id = "0123456789abcdef".repeat(4);
         for name in [
             id.clone(),
@@ -224,10 +226,10 @@ mod tests {
             format!("sha256-{id}"),
             "10.99.0.2".to_owned(),
         ] {
-            assert!(names_an_object(&name), "{name}");
+            assert!(is_object_name(&name), "{name}");
         }
         for name in ["lock", "pods", "last_reserved_ip.0", "berth.sock", "sha256", &id[..63]] {
-            assert!(!names_an_object(name), "{name}");
+            assert!(!is_object_name(name), "{name}");
         }
     }
 

@@ -1,13 +1,13 @@
-//! `berth demo`: a pod from nothing on this machine, without a network and without touching what is there. A daemon of its
-//! own in a temporary folder, an image that berth carries, a pod with two containers of which one fetches from the other
-//! over 127.0.0.1, and a look at what is left.
+//! `berth demo`: runs a pod on this machine, without network access and without changes to existing objects. It
+//! starts a separate daemon in a temporary folder, loads an image that berth embeds, runs a pod with two containers
+//! of which one fetches from the other over 127.0.0.1, and checks that nothing is left.
 //!
-//! * [`daemon`]: the private daemon, and the network that it may leave
+//! * [`daemon`]: the separate daemon, and the network that it may leave
 //! * [`image`]: the image, as an OCI archive
-//! * [`script`]: the calls
-//! * [`leftovers`]: what was there before and what is there afterwards
-//! * [`print`]: how it is shown
-//! * this file: the order, and that everything is removed however it ends
+//! * [`script`]: the CRI calls
+//! * [`leftovers`]: the comparison of this machine before and after
+//! * [`print`]: the output
+//! * this file: the order of the steps, and the cleanup in every case
 
 pub mod daemon;
 pub mod image;
@@ -30,54 +30,54 @@ use print::Printer;
 /// Arguments of `berth demo`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Options {
-    /// Show the daemon's log as well
+    /// Show the daemon's log too
     #[arg(long)]
     log: bool,
 }
 
-/// Why the demo ended early.
+/// The reason why the demo failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// A file or folder cannot be used.
-    #[error("{action} {}: {source}", path.display())]
+    #[error("failed to {action} {}: {source}", path.display())]
     File {
-        /// What was being done.
+        /// The operation, such as "read".
         action: &'static str,
-        /// To what.
+        /// The path of the file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// The machine does not offer something.
+    /// The machine lacks a feature, or a system call failed.
     #[error("{0}")]
     Host(String),
-    /// The daemon does not come up, or does not end.
+    /// The daemon does not start, or does not end.
     #[error("the daemon {0}")]
     Daemon(String),
     /// A call failed.
     #[error("{rpc}: {why}")]
     Call {
-        /// Its name.
+        /// The name of the RPC.
         rpc: &'static str,
         /// The daemon's message.
         why: String,
     },
-    /// An answer is not what it has to be.
+    /// An answer is not the expected one.
     #[error("{0}")]
     Unexpected(String),
-    /// What the demo shows cannot be written.
-    #[error("write to stdout: {0}")]
+    /// The output cannot be written.
+    #[error("failed to write to stdout: {0}")]
     Print(#[from] io::Error),
-    /// The user stopped it.
+    /// The user stopped the demo.
     #[error("stopped by {0}")]
     Stopped(&'static str),
-    /// Something is still there.
+    /// Objects are left.
     #[error("left on this machine: {0}")]
     Left(String),
 }
 
 impl DemoError {
-    /// For `map_err`: what was being done with a file.
+    /// Returns the function for `map_err` that adds the operation and the path to an error.
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
@@ -95,13 +95,13 @@ pub fn run(options: Options) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("berth demo: start: {error}");
+            eprintln!("berth demo: failed to start: {error}");
             return ExitCode::FAILURE;
         }
     };
     match runtime.block_on(everything(&options, &printer)) {
         Ok(()) => ExitCode::SUCCESS,
-        // `berth demo | head` has seen enough; everything is removed by then.
+        // `berth demo | head` closes the pipe early; everything has been removed at this point.
         Err(DemoError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("berth demo: {error}");
@@ -110,23 +110,23 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-/// Why it cannot run here, in a sentence.
+/// Returns the reason why the demo cannot run on this machine.
 fn unfit() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
-        return Some("it needs root, for namespaces, mounts and cgroups: try `sudo berth demo`".to_owned());
+        return Some("root is required for namespaces, mounts and cgroups: try `sudo berth demo`".to_owned());
     }
     let missing = check::host().missing()?;
-    Some(format!("this machine lacks {missing}; `berth check` shows all that it offers"))
+    Some(format!("this machine lacks {missing}; see `berth check`"))
 }
 
 async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoError> {
-    // Whatever loses its parent becomes a child of this process (PR_SET_CHILD_SUBREAPER), so that nothing that the
-    // daemon leaves running can be missed.
+    // Orphans become children of this process (PR_SET_CHILD_SUBREAPER), so that every process that the daemon leaves
+    // is found.
     nix::sys::prctl::set_child_subreaper(true)
-        .map_err(|error| DemoError::Host(format!("become a subreaper: {error}")))?;
+        .map_err(|error| DemoError::Host(format!("failed to become a subreaper: {error}")))?;
     let mut signals = Signals::watch()?;
     let before = Snapshot::take()?;
-    let folder = Folder::make()?;
+    let folder = Folder::create()?;
     let mut daemon = None;
     let played = tokio::select! {
         played = play(&folder, printer, &mut daemon) => played,
@@ -138,14 +138,14 @@ async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoErro
             results.push(script::remove_everything(&daemon).await);
         }
         results.push(daemon.end(printer).await);
-        // A failure is explained by what the daemon said.
+        // The daemon's log explains a failure.
         if options.log || results.iter().any(Result::is_err) {
             results.push(printer.text("the daemon's log", &daemon.log()).map_err(DemoError::from));
         }
         results.push(leftovers::prove_nothing_left(&before, &daemon, printer).await);
     }
     results.push(folder.remove());
-    // The first says why; the others follow from it or tell what is left.
+    // The first error is the reason; the others follow from it or list leftovers.
     let mut errors = results.into_iter().filter_map(Result::err);
     let first = errors.next();
     errors.for_each(|error| eprintln!("berth demo: {error}"));
@@ -167,7 +167,7 @@ async fn play(
     script::play(daemon, printer).await
 }
 
-/// Ctrl-C, SIGTERM and a closed terminal. They are watched from before anything is made: what is made is removed.
+/// Ctrl-C, SIGTERM and SIGHUP. They are watched before anything is created, so that everything is removed.
 #[derive(Debug)]
 struct Signals {
     interrupt: Signal,
@@ -177,7 +177,8 @@ struct Signals {
 
 impl Signals {
     fn watch() -> Result<Self, DemoError> {
-        let watch = |kind| signal(kind).map_err(|error| DemoError::Host(format!("watch signals: {error}")));
+        let watch =
+            |kind| signal(kind).map_err(|error| DemoError::Host(format!("failed to watch signals: {error}")));
         Ok(Self {
             interrupt: watch(SignalKind::interrupt())?,
             terminate: watch(SignalKind::terminate())?,
@@ -194,19 +195,19 @@ impl Signals {
     }
 }
 
-/// The temporary folder that everything is in.
+/// The temporary folder of the demo.
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
 }
 
 impl Folder {
-    fn make() -> Result<Self, DemoError> {
+    fn create() -> Result<Self, DemoError> {
         use std::os::unix::fs::DirBuilderExt;
-        // Made by this process alone: an existing one may be a stranger's trap in a folder that all can write to.
+        // An existing folder is refused: in a folder that all users can write to, it may be an attack.
         let path = std::env::temp_dir().join(format!("berth-demo-{:08x}", rand::random::<u32>()));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(DemoError::file("make folder", &path))?;
+        let created = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        created.map_err(DemoError::file("create folder", &path))?;
         Ok(Self { path })
     }
 

@@ -1,12 +1,12 @@
-//! How the demo is shown: colours on a terminal, plain and aligned text when piped.
+//! The output of the demo: colours on a terminal, plain aligned text when piped.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// The width of the column with the calls.
+/// The width of the column of calls.
 const NAME: usize = 18;
 
-/// The width of the column with what a call was about.
+/// The width of the column of details.
 const DETAIL: usize = 46;
 
 const BOLD: u8 = 1;
@@ -21,21 +21,21 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// With colours or without.
+    /// Creates a printer with or without colours.
     #[must_use]
     pub fn new(colours: bool) -> Self {
         Self { colours }
     }
 
-    /// What this is.
+    /// Prints the title.
     ///
     /// # Errors
-    /// Standard output is closed; so in all that follow.
+    /// Standard output is closed.
     pub fn title(&self, text: &str) -> io::Result<()> {
         write(&format!("{}\n\n", self.paint(BOLD, text)))
     }
 
-    /// A step with its duration.
+    /// Prints a step with its duration.
     ///
     /// # Errors
     /// As [`Printer::title`].
@@ -49,7 +49,7 @@ impl Printer {
         format!("  {name}{detail:DETAIL$}{took}\n")
     }
 
-    /// Several lines of something, below a heading.
+    /// Prints lines of text below a heading.
     ///
     /// # Errors
     /// As [`Printer::title`].
@@ -60,7 +60,7 @@ impl Printer {
     fn block(&self, heading: &str, lines: &str) -> String {
         let mut text = format!("    {}\n", self.paint(DIM, &format!("{heading}:")));
         for line in lines.lines() {
-            // Whatever a container prints, it does not speak to the terminal.
+            // Control characters in a container's output must not reach the terminal.
             let line: String =
                 line.chars().filter(|letter| !letter.is_control() || *letter == '\t').collect();
             text += &format!("    {} {line}\n", self.paint(DIM, "|"));
@@ -68,7 +68,7 @@ impl Printer {
         text
     }
 
-    /// Something that was looked for and not found.
+    /// Prints that nothing is left.
     ///
     /// # Errors
     /// As [`Printer::title`].
@@ -76,7 +76,7 @@ impl Printer {
         write(&format!("\n  {}{text}\n", self.paint(GREEN, &format!("{:NAME$}", "nothing is left"))))
     }
 
-    /// All went well.
+    /// Prints that the demo succeeded.
     ///
     /// # Errors
     /// As [`Printer::title`].

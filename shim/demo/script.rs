@@ -1,4 +1,4 @@
-//! The calls of the demo, in the order in which a kubelet makes them.
+//! The calls of the demo, in the same order as a kubelet's.
 
 use std::fs;
 use std::future::Future;
@@ -25,28 +25,28 @@ use super::daemon::PrivateDaemon;
 use super::image::{PROGRAM, REFERENCE, archive};
 use super::print::Printer;
 
-/// How long a call may take.
+/// The time limit of a call.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long the second container may take to fetch.
+/// The time limit of the second container's fetch.
 const FETCH: Duration = Duration::from_secs(20);
 
-/// What lies between two looks at whether it has.
-const LOOK: Duration = Duration::from_millis(2);
+/// The interval of checks whether the fetch is done.
+const INTERVAL: Duration = Duration::from_millis(2);
 
-/// How often it is looked for pods to remove after a failure.
+/// The number of attempts to remove pods after a failure.
 const ROUNDS: u32 = 10;
 
-/// What lies between two of these looks.
-const ROUND: Duration = Duration::from_millis(200);
+/// The interval of these attempts.
+const ROUND_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The port that the first container listens on.
 const PORT: &str = "8080";
 
-/// What the first container answers.
+/// The answer of the first container.
 const TEXT: &str = "hello from the other container";
 
-/// The demo's client.
+/// The CRI client of the demo.
 struct Client<'a> {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
@@ -54,16 +54,16 @@ struct Client<'a> {
     printer: &'a Printer,
 }
 
-/// A pod as later calls need it.
+/// A pod and its config.
 struct Pod {
     id: String,
     config: PodSandboxConfig,
 }
 
-/// Plays the whole: an image, a pod, two containers, and everything removed again.
+/// Runs the demo: an image, a pod, two containers, and the removal of all of them.
 ///
 /// # Errors
-/// A call failed, or an answer is not what it has to be.
+/// A call failed, or an answer is not the expected one.
 pub async fn play(daemon: &PrivateDaemon, printer: &Printer) -> Result<(), DemoError> {
     let client = Client::new(daemon.connect().await?, printer);
     client.version().await?;
@@ -84,7 +84,7 @@ pub async fn play(daemon: &PrivateDaemon, printer: &Printer) -> Result<(), DemoE
     Ok(())
 }
 
-/// Removes all pods, after a failure. A pod that was being made when the failure came may appear after the first look.
+/// Removes all pods after a failure. A pod that was being created at the failure may appear after the first list.
 ///
 /// # Errors
 /// A pod cannot be removed.
@@ -104,7 +104,7 @@ pub async fn remove_everything(daemon: &PrivateDaemon) -> Result<(), DemoError> 
             let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id };
             timed("RemovePodSandbox", runtime.remove_pod_sandbox(request)).await?;
         }
-        tokio::time::sleep(ROUND).await;
+        tokio::time::sleep(ROUND_INTERVAL).await;
     }
     let mut images = ImageServiceClient::new(daemon.connect().await?);
     timed("RemoveImage", images.remove_image(RemoveImageRequest { image: image() })).await?;
@@ -115,7 +115,7 @@ fn image() -> Option<ImageSpec> {
     Some(ImageSpec { image: REFERENCE.to_owned(), ..Default::default() })
 }
 
-/// Waits for an answer, and tells how long that took.
+/// Waits for an answer and measures the time.
 async fn timed<T>(
     rpc: &'static str,
     call: impl Future<Output = Result<Response<T>, Status>>,
@@ -140,7 +140,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Waits for an answer and shows the call.
+    /// Waits for an answer and prints the call.
     async fn call<T>(
         &self,
         rpc: &'static str,
@@ -167,7 +167,7 @@ impl<'a> Client<'a> {
         let loaded = self.call("LoadImage", REFERENCE, admin.load_image(request)).await?;
         if loaded.images.len() != 1 {
             return Err(DemoError::Unexpected(format!(
-                "LoadImage brought {} images, not one",
+                "LoadImage loaded {} images, not one",
                 loaded.images.len()
             )));
         }
@@ -201,7 +201,7 @@ impl<'a> Client<'a> {
         if address.is_empty() {
             return Err(DemoError::Unexpected("the pod has no address".to_owned()));
         }
-        self.printer.step("PodSandboxStatus", &format!("its address is {address}"), took)?;
+        self.printer.step("PodSandboxStatus", &format!("address {address}"), took)?;
         Ok(Pod { id, config })
     }
 
@@ -240,7 +240,7 @@ impl<'a> Client<'a> {
             .ok_or_else(|| DemoError::Unexpected("ContainerStatus answered without status".to_owned()))
     }
 
-    /// Waits until the second container has fetched from the first and ended, and checks what it got.
+    /// Waits until the second container has fetched from the first and exited, and checks its output.
     async fn wait_for_fetch(&self, pod: &Pod, container: &str) -> Result<(), DemoError> {
         let start = Instant::now();
         let status = loop {
@@ -250,16 +250,16 @@ impl<'a> Client<'a> {
             }
             if start.elapsed() > FETCH {
                 return Err(DemoError::Unexpected(format!(
-                    "the client did not end in {} s",
+                    "the client did not exit within {} s",
                     FETCH.as_secs()
                 )));
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(INTERVAL).await;
         };
         let log = read_log(pod, "client")?;
         if status.exit_code != 0 || !log.contains(TEXT) {
             let code = status.exit_code;
-            return Err(DemoError::Unexpected(format!("the client ended with code {code} and said: {log}")));
+            return Err(DemoError::Unexpected(format!("the client exited with code {code}; its log: {log}")));
         }
         let detail = format!("client: exit code 0 ({})", status.reason);
         Ok(self.printer.step("ContainerStatus", &detail, start.elapsed())?)
@@ -280,9 +280,9 @@ impl<'a> Client<'a> {
         if answer.exit_code != 0 || !output.lines().any(|line| line == "CONTAINER=server") {
             let errors = String::from_utf8_lossy(&answer.stderr).into_owned();
             let code = answer.exit_code;
-            return Err(DemoError::Unexpected(format!("env ended with code {code}: {output}{errors}")));
+            return Err(DemoError::Unexpected(format!("env exited with code {code}: {output}{errors}")));
         }
-        Ok(self.printer.text("its environment", &output)?)
+        Ok(self.printer.text("environment of the server", &output)?)
     }
 
     async fn remove_container(&self, id: &str, name: &str) -> Result<(), DemoError> {
@@ -293,7 +293,7 @@ impl<'a> Client<'a> {
         if status.exit_code != 0 {
             let code = status.exit_code;
             return Err(DemoError::Unexpected(format!(
-                "{name} was asked to stop and ended with code {code}, not 0"
+                "{name} exited with code {code} after SIGTERM, not 0"
             )));
         }
         let request = RemoveContainerRequest { container_id: id.to_owned() };
@@ -315,14 +315,14 @@ fn log_file(container: &str) -> String {
     format!("{container}.log")
 }
 
-/// What a container has written: its log without the time of each line.
+/// Returns the output of a container: its log without the timestamps.
 fn read_log(pod: &Pod, container: &str) -> Result<String, DemoError> {
     let path = Path::new(&pod.config.log_directory).join(log_file(container));
     let text = fs::read_to_string(&path).map_err(DemoError::file("read", &path))?;
     Ok(without_times(&text))
 }
 
-/// CRI: `TIME STREAM TAG TEXT`.
+/// Removes the timestamps of a CRI log: `TIME STREAM TAG TEXT`.
 fn without_times(log: &str) -> String {
     log.lines()
         .filter_map(|line| line.splitn(4, ' ').nth(3))

@@ -1,4 +1,4 @@
-//! The errors of the rooms below, and what the CRI says to each.
+//! Converts the errors of the crates below, and gives each its gRPC code.
 
 use std::fmt::Display;
 
@@ -17,18 +17,20 @@ use crate::pod::files::PodFileError;
 use crate::spec::SpecError;
 use crate::store::file::FileError;
 
-fn below(code: Code, error: impl Display) -> CriError {
-    CriError::Below { code, message: error.to_string() }
+fn subsystem(code: Code, error: impl Display) -> CriError {
+    CriError::Subsystem { code, message: error.to_string() }
 }
 
 impl From<berth_image::Error> for CriError {
     fn from(error: berth_image::Error) -> Self {
-        // The kubelet knows these two by the beginning of the text, and strips the code only where it is Unknown
+        // The kubelet recognizes these two by the start of the text, and strips the code only when it is Unknown
         // (k8s.io/cri-api/pkg/errors, and the kubelet's remote image service).
         let code = match error.kind() {
-            ErrorKind::Unavailable => return below(Code::Unknown, format!("RegistryUnavailable: {error}")),
+            ErrorKind::Unavailable => {
+                return subsystem(Code::Unknown, format!("RegistryUnavailable: {error}"));
+            }
             ErrorKind::Untrusted => {
-                return below(Code::Unknown, format!("SignatureValidationFailed: {error}"));
+                return subsystem(Code::Unknown, format!("SignatureValidationFailed: {error}"));
             }
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::Unauthorized => Code::Unauthenticated,
@@ -37,7 +39,7 @@ impl From<berth_image::Error> for CriError {
             ErrorKind::LimitExceeded => Code::ResourceExhausted,
             ErrorKind::Internal => Code::Internal,
         };
-        below(code, error)
+        subsystem(code, error)
     }
 }
 
@@ -54,13 +56,13 @@ impl From<berth_cni::Error> for CriError {
                 error.cause_in_files().map_or(Code::Internal, code_of_file)
             }
         };
-        below(code, error)
+        subsystem(code, error)
     }
 }
 
 impl From<CgroupError> for CriError {
     fn from(error: CgroupError) -> Self {
-        below(code_of_cgroup(&error), error)
+        subsystem(code_of_cgroup(&error), error)
     }
 }
 
@@ -76,9 +78,9 @@ fn code_of_cgroup(error: &CgroupError) -> Code {
     }
 }
 
-/// What the kernel says to a value that it does not take, at any time or as things are (cgroup-v1/cpusets.rst: EACCES for
-/// processors that the cgroup above does not have, EBUSY for those that are in use; cgroup-v1/memory.rst: EBUSY for less
-/// than what is used).
+/// Maps the kernel's refusal of a value. Some values are never valid, others conflict with the current state
+/// (cgroup-v1/cpusets.rst: EACCES for CPUs that the parent cgroup does not have, EBUSY for CPUs in use;
+/// cgroup-v1/memory.rst: EBUSY for less than the current usage).
 fn code_of_refusal(error: &std::io::Error) -> Code {
     use rustix::io::Errno;
     let caller = [
@@ -106,13 +108,13 @@ impl From<SeccompError> for CriError {
             SeccompError::System(_) => Code::Internal,
             _ => Code::InvalidArgument,
         };
-        below(code, error)
+        subsystem(code, error)
     }
 }
 
 impl From<CgroupPathError> for CriError {
     fn from(error: CgroupPathError) -> Self {
-        below(Code::InvalidArgument, error)
+        subsystem(Code::InvalidArgument, error)
     }
 }
 
@@ -124,7 +126,7 @@ impl From<UserError> for CriError {
             }
             UserError::TooLong { .. } | UserError::System(_) => Code::FailedPrecondition,
         };
-        below(code, error)
+        subsystem(code, error)
     }
 }
 
@@ -134,13 +136,13 @@ impl From<CompileError> for CriError {
             CompileError::Missing(_) | CompileError::Invalid { .. } => Code::InvalidArgument,
             CompileError::Unsupported { .. } => Code::Unimplemented,
         };
-        below(code, error)
+        subsystem(code, error)
     }
 }
 
 impl From<SpecError> for CriError {
     fn from(error: SpecError) -> Self {
-        below(Code::InvalidArgument, error)
+        subsystem(Code::InvalidArgument, error)
     }
 }
 
@@ -155,16 +157,16 @@ impl From<KeeperError> for CriError {
             KeeperError::Failure(Failure::Unknown) => Code::Unimplemented,
             KeeperError::Failure(Failure::System { .. }) | KeeperError::Unexpected(_) => Code::Internal,
         };
-        below(code, error)
+        subsystem(code, error)
     }
 }
 
-/// The node is at fault.
+/// Converts errors that are the node's fault.
 macro_rules! internal {
     ($($error:ty),*) => {
         $(impl From<$error> for CriError {
             fn from(error: $error) -> Self {
-                below(Code::Internal, error)
+                subsystem(Code::Internal, error)
             }
         })*
     };
@@ -174,17 +176,17 @@ internal!(ClientError, berth_runtime::sys::Error);
 
 impl From<PodFileError> for CriError {
     fn from(error: PodFileError) -> Self {
-        below(code_of_file(error.cause()), error)
+        subsystem(code_of_file(error.cause()), error)
     }
 }
 
 impl From<FileError> for CriError {
     fn from(error: FileError) -> Self {
-        below(code_of_file(error.cause()), error)
+        subsystem(code_of_file(error.cause()), error)
     }
 }
 
-/// A full disk is a limit of the node, and the kubelet's eviction helps against it.
+/// Maps an error of a file. A full disk is a limit of the node, and the kubelet's eviction frees space.
 fn code_of_file(cause: &std::io::Error) -> Code {
     match cause.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
@@ -197,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_below_keeps_its_words_and_gets_its_code() {
+    fn a_failure_of_a_subsystem_keeps_its_text_and_gets_its_code() {
         let gone = CriError::from(KeeperError::Gone);
         assert_eq!(
             (gone.code(), gone.to_string().as_str()),

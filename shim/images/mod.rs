@@ -1,6 +1,6 @@
-//! The ImageService: one function an RPC, on the store of the image crate.
+//! The ImageService: one function per RPC, on the store of the image crate.
 //!
-//! * [`progress`]: a pull that tells how far it is, for `berth image pull`
+//! * [`progress`]: a pull that reports its progress, for `berth image pull`
 //! * [`quota`]: project quotas of the kernel, which measure writable layers
 //! * [`save`]: archives, for `berth image save`
 
@@ -20,12 +20,12 @@ use berth_proto::v1::{
 use crate::daemon::Daemon;
 use crate::error::CriError;
 
-/// Pulls an image and answers its id, as containerd does: the kubelet then creates containers by it.
+/// Pulls an image and returns its id, as containerd does. The kubelet then creates containers with this id.
 ///
 /// # Errors
-/// The reference, the registry or the content is at fault.
+/// The reference, the registry or the content is invalid.
 pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) -> Result<String, CriError> {
-    // Checked first, so that the message names the field.
+    // The reference is checked first, so that the error names the field.
     spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
     check_handler(daemon, spec)?;
     let credentials = auth.map(credentials).transpose()?.flatten();
@@ -33,15 +33,15 @@ pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) 
     Ok(image.id.to_string())
 }
 
-/// The handler is a name for how an image is kept for a runtime (CRI `ImageSpec.runtime_handler`); all of berth's have the
-/// same images.
+/// Checks the runtime handler. It could select how an image is stored (CRI `ImageSpec.runtime_handler`); all handlers
+/// of berth share one store.
 fn check_handler(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
     daemon.check_runtime_handler("image.runtime_handler", &spec.runtime_handler)
 }
 
-/// What the request carries for the registry (CRI `AuthConfig`), if anything.
+/// Returns the credentials of the request (CRI `AuthConfig`), if it has any.
 fn credentials(auth: &AuthConfig) -> Result<Option<Credentials>, CriError> {
-    let found = Credentials::from_parts(
+    let credentials = Credentials::from_parts(
         &auth.username,
         &auth.password,
         &auth.auth,
@@ -49,43 +49,43 @@ fn credentials(auth: &AuthConfig) -> Result<Option<Credentials>, CriError> {
         &auth.registry_token,
     )
     .map_err(|error| CriError::invalid("auth", error))?;
-    match found {
-        // For another server than the one that is asked, they are not shown.
-        Some(found) if !auth.server_address.is_empty() => {
-            let only = found.only_for(&auth.server_address);
+    match credentials {
+        // The credentials are sent only to the server that they are for.
+        Some(credentials) if !auth.server_address.is_empty() => {
+            let only = credentials.only_for(&auth.server_address);
             only.map(Some).map_err(|error| CriError::invalid("auth.server_address", error))
         }
-        found => Ok(found),
+        credentials => Ok(credentials),
     }
 }
 
-/// All images, or the one that the filter names.
+/// Returns all images, or the one that the filter names.
 ///
 /// # Errors
 /// The filter names a runtime handler that is not configured.
 pub fn list(daemon: &Daemon, filter: Option<&ImageFilter>) -> Result<Vec<CriImage>, CriError> {
-    let wanted = filter.and_then(|filter| filter.image.as_ref());
-    wanted.map_or(Ok(()), |spec| check_handler(daemon, spec))?;
-    Ok(match wanted.map(|spec| spec.image.as_str()).filter(|name| !name.is_empty()) {
+    let requested = filter.and_then(|filter| filter.image.as_ref());
+    requested.map_or(Ok(()), |spec| check_handler(daemon, spec))?;
+    Ok(match requested.map(|spec| spec.image.as_str()).filter(|name| !name.is_empty()) {
         Some(name) => daemon.images.resolve(name).iter().map(|image| cri_image(image)).collect(),
         None => daemon.images.list().iter().map(|image| cri_image(image)).collect(),
     })
 }
 
-/// The bytes of a config that a verbose status shows: clients take messages of some megabytes.
+/// The largest config in bytes that a verbose status contains: clients accept messages of some megabytes.
 const MAX_SHOWN: usize = 1 << 20;
 
-/// One image; none is no error (CRI: "ImageStatusResponse.Image is set to nil").
+/// Returns the status of one image. An unknown image is not an error (CRI: "ImageStatusResponse.Image is set to nil").
 ///
 /// # Errors
-/// No name is given, or the details cannot be read.
+/// The request has no name, or the details cannot be read.
 pub async fn status(
     daemon: &Daemon,
     spec: &ImageSpec,
     verbose: bool,
 ) -> Result<ImageStatusResponse, CriError> {
     check_handler(daemon, spec)?;
-    let image = daemon.images.resolve(named(spec)?);
+    let image = daemon.images.resolve(name_of(spec)?);
     let info = match &image {
         Some(image) if verbose => HashMap::from([("info".to_owned(), info(daemon, image).await?)]),
         _ => HashMap::new(),
@@ -93,7 +93,7 @@ pub async fn status(
     Ok(ImageStatusResponse { image: image.map(|image| cri_image(&image)), info })
 }
 
-/// The config of an image as it is on the disk, and its layers, as JSON.
+/// Returns the config of an image as it is on disk, and its layers, as JSON.
 async fn info(daemon: &Daemon, image: &Image) -> Result<String, CriError> {
     let layers = serde_json::json!(image.layers);
     let config = daemon.images.config_json(&image.id, MAX_SHOWN).await?;
@@ -106,17 +106,17 @@ async fn info(daemon: &Daemon, image: &Image) -> Result<String, CriError> {
     })
 }
 
-/// Removes an image with all its names; one that is unknown is a success.
+/// Removes an image with all its names. An unknown image is a success.
 ///
 /// # Errors
-/// No name is given, or it cannot be removed.
+/// The request has no name, or the image cannot be removed.
 pub async fn remove(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
     check_handler(daemon, spec)?;
-    daemon.images.remove(named(spec)?).await?;
+    daemon.images.remove(name_of(spec)?).await?;
     Ok(())
 }
 
-/// What a pull would do, for `berth image explain`.
+/// Converts the explanation of a pull, for `berth image explain`.
 #[must_use]
 pub fn explanation(explained: berth_image::Explanation) -> Explanation {
     let servers = explained.servers.into_iter().map(|server| {
@@ -130,14 +130,14 @@ pub fn explanation(explained: berth_image::Explanation) -> Explanation {
     Explanation { reference: explained.reference, policy: explained.policy, servers: servers.collect() }
 }
 
-fn named(spec: &ImageSpec) -> Result<&str, CriError> {
+fn name_of(spec: &ImageSpec) -> Result<&str, CriError> {
     if spec.image.is_empty() {
         return Err(CriError::invalid("image.image", "is empty"));
     }
     Ok(&spec.image)
 }
 
-/// What images and writable layers take of the disk.
+/// Returns the disk usage of images and writable layers.
 pub async fn fs_info(daemon: &Daemon) -> ImageFsInfoResponse {
     daemon.images.measure_all_layers().await;
     let usage = daemon.images.usage();
@@ -170,23 +170,24 @@ fn cri_image(image: &Image) -> CriImage {
     }
 }
 
-/// The image of a container as people call it (`ContainerStatus.image`, which Kubernetes shows): as the author of the pod
-/// wrote it, where the client tells; else by a tag, since what the client sends may be the id that a pull has answered.
+/// Returns the image of a container under its name for people (`ContainerStatus.image`, which Kubernetes shows): the
+/// name that the author of the pod wrote, if the client sends it; else a tag, since the client may send the id that a
+/// pull returned.
 #[must_use]
-pub fn shown(asked: &ImageSpec, image: &Image) -> ImageSpec {
-    let own = |name: &str| {
+pub fn shown(requested: &ImageSpec, image: &Image) -> ImageSpec {
+    let matching_tag = |name: &str| {
         let reference = name.parse::<Reference>().ok()?;
         let tagged = format!("{}:{}", reference.name(), reference.tag()?);
         image.repo_tags.iter().find(|tag| **tag == tagged).cloned()
     };
-    let name = match asked.user_specified_image.as_str() {
-        "" => own(&asked.image).or_else(|| image.repo_tags.first().cloned()),
+    let name = match requested.user_specified_image.as_str() {
+        "" => matching_tag(&requested.image).or_else(|| image.repo_tags.first().cloned()),
         name => Some(name.to_owned()),
     };
-    ImageSpec { image: name.unwrap_or_else(|| asked.image.clone()), ..asked.clone() }
+    ImageSpec { image: name.unwrap_or_else(|| requested.image.clone()), ..requested.clone() }
 }
 
-/// The user of an image by number or by name, without its group (CRI `Image.uid`, `Image.username`).
+/// Returns the user of an image as a number or a name, without its group (CRI `Image.uid`, `Image.username`).
 fn image_user(user: &str) -> (Option<Int64Value>, String) {
     let name = user.split_once(':').map_or(user, |(name, _group)| name);
     match name.parse::<u32>() {
@@ -233,7 +234,7 @@ mod tests {
         assert_eq!(image_user("1002:50"), (Some(Int64Value { value: 1002 }), String::new()));
         assert_eq!(image_user("www-data:www"), (None, "www-data".to_owned()));
         assert_eq!(image_user(""), (None, String::new()));
-        assert_eq!(image_user("-1"), (None, "-1".to_owned()), "no number that a user can have");
+        assert_eq!(image_user("-1"), (None, "-1".to_owned()), "not a valid user id");
         assert_eq!(image_user("a\u{1b}[2J\u{202e}"), (None, "a\\u{1b}[2J\\u{202e}".to_owned()));
     }
 }

@@ -1,4 +1,4 @@
-//! A pull for a person who watches it.
+//! A pull that reports its progress.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use tonic::Status;
 
 use crate::daemon::Daemon;
 use crate::error::CriError;
-use crate::runtime_service::Answers;
+use crate::runtime_service::ResponseStream;
 
-/// How often the state of a pull is told.
+/// The interval of progress messages.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Pulls an image; the messages say how far it is, and the last one has its id. Who stops listening gives it up.
+/// Pulls an image. The messages contain the progress, the last one the id. The pull ends if the client disconnects.
 #[must_use]
-pub fn pull(daemon: &Daemon, name: String, credentials: Option<Credentials>) -> Answers<PullProgress> {
+pub fn pull(daemon: &Daemon, name: String, credentials: Option<Credentials>) -> ResponseStream<PullProgress> {
     let store = daemon.images.clone();
     let (sink, messages) = mpsc::channel(4);
     tokio::spawn(async move {
@@ -27,7 +27,7 @@ pub fn pull(daemon: &Daemon, name: String, credentials: Option<Credentials>) -> 
                 let last = result
                     .map(|image| PullProgress { id: image.id.to_string(), ..PullProgress::default() })
                     .map_err(Status::from);
-                // Who has gone needs no answer.
+                // The send fails if the client has disconnected.
                 drop(sink.send(last).await);
             }
         }
@@ -48,14 +48,14 @@ async fn follow(
     let candidates = store.names(name).await?;
     let pulling = store.pull_name(name, credentials.clone());
     tokio::pin!(pulling);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     loop {
         match tokio::time::timeout(INTERVAL, &mut pulling).await {
             Ok(result) => return Ok(result?),
             Err(_) => {
                 let layers = layers(store, &candidates, credentials.as_ref());
-                if !layers.is_empty() && layers != told {
-                    told.clone_from(&layers);
+                if !layers.is_empty() && layers != reported {
+                    reported.clone_from(&layers);
                     drop(sink.send(Ok(PullProgress { layers, id: String::new() })).await);
                 }
             }
@@ -63,7 +63,7 @@ async fn follow(
     }
 }
 
-/// Those of the name that is being tried.
+/// Returns the progress of the candidate that is being pulled.
 fn layers(
     store: &ImageStore,
     candidates: &[Reference],

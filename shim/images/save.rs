@@ -1,4 +1,4 @@
-//! Archives of images, sent piece by piece: nothing is written on the daemon's side.
+//! Archives of images, sent in pieces: the daemon writes nothing to disk.
 
 use std::io::{self, Write};
 
@@ -9,27 +9,27 @@ use tonic::Status;
 
 use crate::daemon::Daemon;
 use crate::error::CriError;
-use crate::runtime_service::Answers;
+use crate::runtime_service::ResponseStream;
 
-/// The bytes of a message; a message has at most 4 MiB.
+/// The size of a piece in bytes; a message has at most 4 MiB.
 const PIECE: usize = 1 << 20;
 
-/// Saves images; an error is the last message.
+/// Saves images. An error is the last message.
 #[must_use]
-pub fn save(daemon: &Daemon, names: Vec<String>) -> Answers<ArchivePiece> {
+pub fn save(daemon: &Daemon, names: Vec<String>) -> ResponseStream<ArchivePiece> {
     let store = daemon.images.clone();
     let (sink, pieces) = mpsc::channel(2);
     tokio::spawn(async move {
         let pieces = Pieces { sink: sink.clone(), gathered: Vec::new() };
         if let Err(error) = store.save(&names, pieces).await {
-            // Who has gone needs no answer.
+            // The send fails if the client has disconnected.
             drop(sink.send(Err(Status::from(CriError::from(error)))).await);
         }
     });
     Box::pin(stream::unfold(pieces, |mut pieces| async { pieces.recv().await.map(|piece| (piece, pieces)) }))
 }
 
-/// Writes into messages.
+/// A writer that sends its input as messages.
 struct Pieces {
     sink: mpsc::Sender<Result<ArchivePiece, Status>>,
     gathered: Vec<u8>,
@@ -37,12 +37,12 @@ struct Pieces {
 
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = PIECE.saturating_sub(self.gathered.len()).min(bytes.len());
-        self.gathered.extend_from_slice(bytes.get(..room).unwrap_or_default());
+        let space = PIECE.saturating_sub(self.gathered.len()).min(bytes.len());
+        self.gathered.extend_from_slice(bytes.get(..space).unwrap_or_default());
         if self.gathered.len() >= PIECE {
             self.flush()?;
         }
-        Ok(room)
+        Ok(space)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -51,6 +51,6 @@ impl Write for Pieces {
         }
         let data = std::mem::take(&mut self.gathered);
         let sent = self.sink.blocking_send(Ok(ArchivePiece { data }));
-        sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody receives it any more"))
+        sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the client has disconnected"))
     }
 }

@@ -1,7 +1,7 @@
-//! What berth says of itself: Version, Status and RuntimeConfig.
+//! Version, Status and RuntimeConfig.
 //!
 //! * [`status`]: conditions, handlers and features, from plain inputs
-//! * this file: the same for a running daemon
+//! * this file: the responses of a running daemon
 
 pub mod status;
 
@@ -15,17 +15,17 @@ use crate::error::CriError;
 /// The version of berth.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The name that the kubelet shows before the version: `berth://0.1.0`.
+/// The name of the runtime. The kubelet shows it before the version: `berth://0.1.0`.
 pub const NAME: &str = "berth";
 
 /// The version of the CRI.
 pub const API_VERSION: &str = "v1";
 
-/// Version.
+/// Returns the response of Version.
 #[must_use]
 pub fn version() -> VersionResponse {
     VersionResponse {
-        // The kubelet's own version of its old interface, which it still compares (kuberuntime, `typedVersion`).
+        // The version of the kubelet's old interface, which the kubelet still compares (kuberuntime, `typedVersion`).
         version: "0.1.0".to_owned(),
         runtime_name: NAME.to_owned(),
         runtime_version: VERSION.to_owned(),
@@ -33,24 +33,24 @@ pub fn version() -> VersionResponse {
     }
 }
 
-/// Status of a running daemon.
+/// Returns the status of a running daemon.
 ///
 /// # Errors
-/// The verbose part cannot be written as JSON.
+/// The verbose part cannot be encoded as JSON.
 pub fn status_of(daemon: &Daemon, verbose: bool) -> Result<StatusResponse, CriError> {
     let network = daemon.network.status();
     let network =
         status::Network { ready: network.ready, reason: &network.reason, message: &network.message };
-    status::status(&daemon.config, network, check::host(), verbose)
+    status::response(&daemon.config, network, check::host(), verbose)
 }
 
-/// RuntimeConfig of a running daemon.
+/// Returns the runtime config of a running daemon.
 #[must_use]
 pub fn runtime_config_of(daemon: &Daemon) -> RuntimeConfigResponse {
     runtime_config(&daemon.config)
 }
 
-/// RuntimeConfig: the cgroup driver, which the kubelet takes over.
+/// Returns the runtime config: the cgroup driver, which the kubelet adopts.
 #[must_use]
 pub fn runtime_config(config: &Config) -> RuntimeConfigResponse {
     let linux = LinuxRuntimeConfiguration { cgroup_driver: config.cgroup_driver().into() };

@@ -1,4 +1,4 @@
-//! Status: what the kubelet goes by before it starts pods, and what people see in `crictl info`.
+//! Status: the conditions that the kubelet checks before it starts pods, and the data of `crictl info`.
 
 use std::collections::HashMap;
 
@@ -14,22 +14,22 @@ use crate::check::files::kernel_version;
 use crate::config::{BrokenDropIn, Config};
 use crate::error::CriError;
 
-/// Whether pods can have a network, and why not.
+/// Whether pods can have a network, and the reason if not.
 #[derive(Clone, Copy, Debug)]
 pub struct Network<'a> {
-    /// They can.
+    /// Whether pods can have a network.
     pub ready: bool,
-    /// Why not, in one word.
+    /// The reason as one word.
     pub reason: &'a str,
-    /// Why not, with file, line and key.
+    /// The reason with file, line and key.
     pub message: &'a str,
 }
 
-/// Status.
+/// Returns the response of Status.
 ///
 /// # Errors
-/// The verbose part cannot be written as JSON.
-pub fn status(
+/// The verbose part cannot be encoded as JSON.
+pub fn response(
     config: &Config,
     network: Network<'_>,
     host: &HostReport,
@@ -77,18 +77,19 @@ fn network_ready(network: Network<'_>) -> RuntimeCondition {
     }
 }
 
-/// The kubelet looks at the two conditions above only; this one is for `crictl info` and monitoring.
+/// Returns the condition of a broken drop-in. The kubelet reads only the two conditions above; this one is for
+/// `crictl info` and monitoring.
 fn broken_drop_in(broken: &BrokenDropIn) -> RuntimeCondition {
     let name = broken.file.file_name().unwrap_or(broken.file.as_os_str()).to_string_lossy();
     condition(&format!("ConfigReady:{name}"), false, "BrokenDropIn", &broken.message)
 }
 
-/// The handlers by name; the kubelet takes the one with the empty name as the default.
+/// Returns the handlers by name. The kubelet uses the one with the empty name as the default.
 fn handlers(config: &Config) -> Vec<RuntimeHandler> {
     let features = RuntimeHandlerFeatures {
-        // mount_setattr(2), AT_RECURSIVE.
+        // mount_setattr(2) with AT_RECURSIVE.
         recursive_read_only_mounts: kernel_version().is_some_and(|version| version >= (5, 12)),
-        // Overlays of ID-mapped layers (Linux 5.19); tmpfs, which kubelets use for volumes, can be mapped since 6.3.
+        // Overlays can be ID-mapped since Linux 5.19; tmpfs, which kubelets use for volumes, since 6.3.
         user_namespaces: kernel_version().is_some_and(|version| version >= (6, 3)),
     };
     let mut names: Vec<&str> = config.runtime_handlers.iter().map(String::as_str).collect();
@@ -114,17 +115,17 @@ fn info(config: &Config, host: &HostReport) -> Result<HashMap<String, String>, C
 }
 
 fn text(what: &str, value: &impl Serialize) -> Result<String, CriError> {
-    serde_json::to_string(value).map_err(|error| CriError::internal(format!("write {what} as JSON"), error))
+    serde_json::to_string(value).map_err(|error| CriError::internal(format!("encode {what} as JSON"), error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::{Found, Row};
+    use crate::check::{Availability, Row};
 
     const NETWORK: Network<'_> = Network { ready: true, reason: "", message: "" };
 
-    fn host(found: Found) -> HostReport {
+    fn host(found: Availability) -> HostReport {
         let row = Row {
             what: "overlayfs".to_owned(),
             found,
@@ -132,7 +133,7 @@ mod tests {
             required: true,
             without: "berth does not run",
         };
-        HostReport { fit: found == Found::Yes, rows: vec![row] }
+        HostReport { fit: found == Availability::Yes, rows: vec![row] }
     }
 
     fn conditions(answer: &StatusResponse) -> Vec<(String, bool, String)> {
@@ -142,40 +143,40 @@ mod tests {
 
     #[test]
     fn a_fit_host_with_a_network_is_ready() {
-        let answer = status(&Config::default(), NETWORK, &host(Found::Yes), false).unwrap();
-        let wanted = ["RuntimeReady", "NetworkReady"].map(|kind| (kind.to_owned(), true, String::new()));
-        assert_eq!(conditions(&answer), wanted);
+        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), false).unwrap();
+        let expected = ["RuntimeReady", "NetworkReady"].map(|kind| (kind.to_owned(), true, String::new()));
+        assert_eq!(conditions(&answer), expected);
         assert!(answer.info.is_empty());
     }
 
     #[test]
-    fn each_trouble_has_its_condition_and_message() {
+    fn each_problem_has_a_condition_with_a_message() {
         let broken =
             BrokenDropIn { file: "/etc/berth/conf.d/50-x.toml".into(), message: "50-x:3: bad".to_owned() };
         let config = Config { broken_drop_ins: vec![broken], ..Config::default() };
         let network = Network { ready: false, reason: "NetworkPluginNotReady", message: "10-x:1: bad" };
-        let answer = status(&config, network, &host(Found::No), false).unwrap();
-        let wanted = [
+        let answer = response(&config, network, &host(Availability::No), false).unwrap();
+        let expected = [
             ("RuntimeReady", "this host lacks overlayfs (no such device); see berth check"),
             ("NetworkReady", "10-x:1: bad"),
             ("ConfigReady:50-x.toml", "50-x:3: bad"),
         ]
         .map(|(kind, message)| (kind.to_owned(), false, message.to_owned()));
-        assert_eq!(conditions(&answer), wanted);
+        assert_eq!(conditions(&answer), expected);
     }
 
     #[test]
     fn the_default_handler_comes_first_under_the_empty_name() {
         let config =
             Config { runtime_handlers: vec!["z".to_owned(), "berth".to_owned()], ..Config::default() };
-        let answer = status(&config, NETWORK, &host(Found::Yes), false).unwrap();
+        let answer = response(&config, NETWORK, &host(Availability::Yes), false).unwrap();
         let names: Vec<_> = answer.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
         assert_eq!(names, ["", "berth", "z"]);
     }
 
     #[test]
     fn verbose_info_is_json_by_key() {
-        let answer = status(&Config::default(), NETWORK, &host(Found::Yes), true).unwrap();
+        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), true).unwrap();
         let value = |key: &str| serde_json::from_str::<serde_json::Value>(&answer.info[key]).unwrap();
         assert_eq!(value("config")["socket"], "/run/berth/berth.sock");
         assert_eq!(value("versions")["berth"], VERSION);

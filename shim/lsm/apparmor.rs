@@ -1,4 +1,4 @@
-//! AppArmor: which profile a container is confined by (apparmor(7)). The decisions are those of containerd.
+//! AppArmor: selects the profile of a container (apparmor(7)) by the same rules as containerd.
 
 use std::fs;
 use std::io::Write;
@@ -12,18 +12,20 @@ use crate::error::CriError;
 
 const FIELD: &str = "apparmor";
 
-/// The name of berth's own profile.
+/// The name of berth's default profile.
 const DEFAULT: &str = "berth-default";
 
-/// What comes before the name of a loaded profile in the older field, and words that it has.
+/// The prefix of a loaded profile in the deprecated field.
 const LOCALHOST: &str = "localhost/";
+/// The names of the default profile in the deprecated field.
 const DEFAULTS: [&str; 2] = ["runtime/default", "docker/default"];
+/// The name for no profile in the deprecated field.
 const UNCONFINED: &str = "unconfined";
 
-/// The text of berth's own profile: what is not the container's own is denied, even to its root.
+/// The text of berth's default profile. It denies access beyond the container, also to the container's root.
 const PROFILE: &str = include_str!("berth-default.apparmor");
 
-/// AppArmor of a host.
+/// The state of AppArmor on a host.
 #[derive(Clone, Debug)]
 pub struct AppArmor {
     enabled: bool,
@@ -31,7 +33,7 @@ pub struct AppArmor {
     parser: PathBuf,
 }
 
-/// A profile by where it comes from.
+/// The requested profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Choice {
     Unset,
@@ -41,7 +43,7 @@ enum Choice {
 }
 
 impl AppArmor {
-    /// Looks at the host whose files are below `root`.
+    /// Detects AppArmor on a host with its files below `root`.
     #[must_use]
     pub fn detect(root: &Path) -> Self {
         let text = fs::read_to_string(root.join("sys/module/apparmor/parameters/enabled"));
@@ -55,10 +57,10 @@ impl AppArmor {
         }
     }
 
-    /// The profile of a container; none where it is unconfined. May load berth's own.
+    /// Returns the profile of a container; none if it is unconfined. Loads berth's default profile if it is needed.
     ///
     /// # Errors
-    /// A profile is asked for that is not loaded, or any on a host without AppArmor.
+    /// The requested profile is not loaded, or a profile is requested and the host has no AppArmor.
     pub fn profile(&self, security: &LinuxContainerSecurityContext) -> Result<Option<String>, CriError> {
         let choice = choice(security)?;
         if !self.enabled {
@@ -66,7 +68,7 @@ impl AppArmor {
                 Choice::Unset | Choice::Unconfined => Ok(None),
                 Choice::RuntimeDefault | Choice::Loaded(_) => Err(CriError::precondition(
                     FIELD.to_owned(),
-                    "a profile is asked for and this host has no AppArmor",
+                    "a profile is requested and this host has no AppArmor",
                 )),
             };
         }
@@ -76,12 +78,12 @@ impl AppArmor {
             Choice::Unset | Choice::RuntimeDefault => self.load_default().map(Some),
             Choice::Loaded(name) if self.is_loaded(&name)? => Ok(Some(name)),
             Choice::Loaded(name) => {
-                Err(CriError::invalid(FIELD, format!("the profile {name:?} is not loaded on this host")))
+                Err(CriError::invalid(FIELD, format!("profile {name:?} is not loaded on this host")))
             }
         }
     }
 
-    /// The profile of a pod's pause: one that is asked for.
+    /// Returns the profile of a pod's pause: only one that is requested.
     ///
     /// # Errors
     /// As [`Self::profile`].
@@ -96,7 +98,7 @@ impl AppArmor {
         })
     }
 
-    /// The kernel lists profiles as `name (mode)`.
+    /// Whether a profile is loaded. The kernel lists profiles as `name (mode)`.
     fn is_loaded(&self, name: &str) -> Result<bool, CriError> {
         let profiles = fs::read_to_string(&self.profiles)
             .map_err(|error| CriError::internal(format!("read {}", self.profiles.display()), error))?;
@@ -108,19 +110,19 @@ impl AppArmor {
             return Ok(DEFAULT.to_owned());
         }
         let failed = |why: String| CriError::failed(format!("load the AppArmor profile {DEFAULT}"), why);
-        let ran = |error: std::io::Error| failed(format!("run {}: {error}", self.parser.display()));
-        // -K: without the cache of the distribution's own profiles, -r: in the place of an older one.
+        let cannot_run = |error: std::io::Error| failed(format!("run {}: {error}", self.parser.display()));
+        // -K: ignore the distribution's cache; -r: replace an older version.
         let mut command = Command::new(&self.parser);
         command.arg("-Kr").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut parser = command.spawn().map_err(ran)?;
+        let mut parser = command.spawn().map_err(cannot_run)?;
         if let Some(mut stdin) = parser.stdin.take() {
-            // A parser that ends early says why itself.
+            // A parser that exits early reports the reason on stderr.
             drop(stdin.write_all(PROFILE.as_bytes()));
         }
-        let output = parser.wait_with_output().map_err(ran)?;
+        let output = parser.wait_with_output().map_err(cannot_run)?;
         if !output.status.success() {
-            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(failed(format!("{} ended with {}: {words}", self.parser.display(), output.status)));
+            let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(failed(format!("{} exited with {}: {stderr}", self.parser.display(), output.status)));
         }
         Ok(DEFAULT.to_owned())
     }
@@ -129,33 +131,33 @@ impl AppArmor {
 fn choice(security: &LinuxContainerSecurityContext) -> Result<Choice, CriError> {
     let Some(SecurityProfile { profile_type, localhost_ref }) = &security.apparmor else {
         #[expect(deprecated, reason = "older clients send it")]
-        return of_old(&security.apparmor_profile);
+        return deprecated_choice(&security.apparmor_profile);
     };
     match ProfileType::try_from(*profile_type) {
         Ok(ProfileType::Localhost) => loaded(localhost_ref),
         Ok(_) if !localhost_ref.is_empty() => {
-            Err(CriError::invalid(FIELD, "localhost_ref is set and the profile is not of the host"))
+            Err(CriError::invalid(FIELD, "localhost_ref is set and profile_type is not Localhost"))
         }
         Ok(ProfileType::RuntimeDefault) => Ok(Choice::RuntimeDefault),
         Ok(ProfileType::Unconfined) => Ok(Choice::Unconfined),
-        Err(_) => Err(CriError::invalid(FIELD, format!("{profile_type} is no profile type"))),
+        Err(_) => Err(CriError::invalid(FIELD, format!("{profile_type} is not a profile type"))),
     }
 }
 
-fn of_old(profile: &str) -> Result<Choice, CriError> {
+fn deprecated_choice(profile: &str) -> Result<Choice, CriError> {
     match profile {
         "" => Ok(Choice::Unset),
         UNCONFINED => Ok(Choice::Unconfined),
         profile if DEFAULTS.contains(&profile) => Ok(Choice::RuntimeDefault),
         profile if profile.starts_with(LOCALHOST) => loaded(profile),
-        profile => Err(CriError::invalid("apparmor_profile", format!("{profile:?} is no profile"))),
+        profile => Err(CriError::invalid("apparmor_profile", format!("{profile:?} is not a profile"))),
     }
 }
 
 fn loaded(reference: &str) -> Result<Choice, CriError> {
     let name = reference.strip_prefix(LOCALHOST).unwrap_or(reference);
     if name.is_empty() || name.chars().any(char::is_control) {
-        return Err(CriError::invalid(FIELD, format!("{reference:?} is no name of a profile")));
+        return Err(CriError::invalid(FIELD, format!("{reference:?} is not a profile name")));
     }
     Ok(Choice::Loaded(name.to_owned()))
 }
@@ -165,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    /// A host with AppArmor, as far as files tell.
+    /// A host with AppArmor, simulated by files.
     struct Host {
         folder: tempfile::TempDir,
     }
@@ -177,8 +179,8 @@ mod tests {
             host.write("sys/module/apparmor/parameters/enabled", "Y\n");
             host.write("sys/kernel/security/apparmor/profiles", "nginx (enforce)\ncups (complain)\n");
             host.write("sbin/parser", parser);
-            // By another process: a program that this one has open for writing, in a child that another test has just
-            // made, cannot be run (execve(2), ETXTBSY).
+            // Another process copies the file: if this process had it open for writing, a child that another test has
+            // just forked could keep it open, and execve(2) would fail with ETXTBSY.
             let mut install = std::process::Command::new("install");
             let copied = install.args(["-m755", "parser", "apparmor_parser"]);
             assert!(copied.current_dir(host.folder.path().join("sbin")).status().unwrap().success());
@@ -197,18 +199,20 @@ mod tests {
         }
     }
 
-    fn asks(kind: ProfileType, reference: &str) -> LinuxContainerSecurityContext {
+    fn requesting(kind: ProfileType, reference: &str) -> LinuxContainerSecurityContext {
         let profile = SecurityProfile { profile_type: kind.into(), localhost_ref: reference.to_owned() };
         LinuxContainerSecurityContext { apparmor: Some(profile), ..Default::default() }
     }
 
     #[test]
-    fn a_host_without_it_refuses_what_asks_for_a_profile() {
+    fn a_host_without_apparmor_refuses_requests_for_profiles() {
         let folder = tempfile::tempdir().unwrap();
         let none = AppArmor::detect(folder.path());
         assert_eq!(none.profile(&LinuxContainerSecurityContext::default()).unwrap(), None);
-        assert_eq!(none.profile(&asks(ProfileType::Unconfined, "")).unwrap(), None);
-        for security in [asks(ProfileType::RuntimeDefault, ""), asks(ProfileType::Localhost, "nginx")] {
+        assert_eq!(none.profile(&requesting(ProfileType::Unconfined, "")).unwrap(), None);
+        for security in
+            [requesting(ProfileType::RuntimeDefault, ""), requesting(ProfileType::Localhost, "nginx")]
+        {
             let error = none.profile(&security).unwrap_err().to_string();
             assert!(error.contains("no AppArmor"), "{error}");
         }
@@ -219,20 +223,22 @@ mod tests {
         let host = Host::new("#!/bin/sh\n[ \"$*\" = -Kr ] && grep -q 'profile berth-default'\n");
         let own = Some(DEFAULT.to_owned());
         assert_eq!(host.profile(&LinuxContainerSecurityContext::default()), Ok(own.clone()));
-        assert_eq!(host.profile(&asks(ProfileType::RuntimeDefault, "")), Ok(own));
-        assert_eq!(host.profile(&asks(ProfileType::Unconfined, "")), Ok(None));
-        assert_eq!(host.profile(&asks(ProfileType::Localhost, "nginx")), Ok(Some("nginx".to_owned())));
+        assert_eq!(host.profile(&requesting(ProfileType::RuntimeDefault, "")), Ok(own));
+        assert_eq!(host.profile(&requesting(ProfileType::Unconfined, "")), Ok(None));
+        assert_eq!(host.profile(&requesting(ProfileType::Localhost, "nginx")), Ok(Some("nginx".to_owned())));
         assert_eq!(
-            host.profile(&asks(ProfileType::Localhost, "localhost/cups")),
+            host.profile(&requesting(ProfileType::Localhost, "localhost/cups")),
             Ok(Some("cups".to_owned()))
         );
-        assert!(host.profile(&asks(ProfileType::Localhost, "ngin")).unwrap_err().contains("not loaded"));
+        assert!(
+            host.profile(&requesting(ProfileType::Localhost, "ngin")).unwrap_err().contains("not loaded")
+        );
         let privileged = LinuxContainerSecurityContext { privileged: true, ..Default::default() };
         assert_eq!(host.profile(&privileged), Ok(None));
     }
 
     #[test]
-    fn a_pause_has_the_profile_that_is_asked_for() {
+    fn a_pause_has_the_requested_profile() {
         let host = Host::new("#!/bin/sh\nexit 1\n");
         let apparmor = AppArmor::detect(host.folder.path());
         let of = |kind: ProfileType, name: &str| {
@@ -247,11 +253,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_parser_says_is_told() {
+    fn the_parsers_error_is_reported() {
         let host = Host::new("#!/bin/sh\necho 'syntax error' >&2; exit 1\n");
-        let error = host.profile(&asks(ProfileType::RuntimeDefault, "")).unwrap_err();
+        let error = host.profile(&requesting(ProfileType::RuntimeDefault, "")).unwrap_err();
         assert!(error.contains("syntax error"), "{error}");
         host.write("sys/kernel/security/apparmor/profiles", "berth-default (enforce)\n");
-        assert!(host.profile(&asks(ProfileType::RuntimeDefault, "")).is_ok(), "it is loaded already");
+        assert!(host.profile(&requesting(ProfileType::RuntimeDefault, "")).is_ok(), "already loaded");
     }
 }

@@ -1,4 +1,4 @@
-//! The security modules that a host may have beside capabilities and seccomp.
+//! The Linux security modules that a host may have, in addition to capabilities and seccomp.
 //!
 //! * [`apparmor`]: a profile by name
 //! * [`selinux`]: labels of processes and files

@@ -1,5 +1,5 @@
-//! SELinux: the labels of a container's process and of its files. Each pod has categories of its own, which keep its
-//! processes from the files of other pods (Multi-Category Security, as podman, CRI-O and containerd use it).
+//! SELinux: the labels of a container's processes and files. Each pod has separate categories, which keep its
+//! processes from the files of other pods (Multi-Category Security, as in podman, CRI-O and containerd).
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,14 +14,14 @@ use crate::error::CriError;
 
 const FIELD: &str = "selinux_options";
 
-/// How many categories there are (`c0.c1023`).
+/// The number of categories (`c0.c1023`).
 const CATEGORIES: u32 = 1024;
 
-/// What containers have where the policy does not say it.
+/// The default labels, for a policy that does not define any.
 const PROCESS: &str = "system_u:system_r:container_t:s0";
 const FILE: &str = "system_u:object_r:container_file_t:s0";
 
-/// Folders of the host whose labels are the system's: relabelling one of them would lock everybody out.
+/// Folders of the host with labels of the system. Relabelling one of them would lock out all users.
 const NEVER_RELABELLED: [&str; 13] = [
     "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/root", "/run", "/tmp", "/usr", "/var",
 ];
@@ -52,13 +52,13 @@ impl fmt::Display for Label {
 /// The labels of a pod or container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels {
-    /// Of its processes.
+    /// The label of processes.
     pub process: String,
-    /// Of its files.
+    /// The label of files.
     pub mount: String,
 }
 
-/// SELinux of a host.
+/// The state of SELinux on a host.
 #[derive(Clone, Debug)]
 pub struct SeLinux {
     enabled: bool,
@@ -67,12 +67,12 @@ pub struct SeLinux {
 }
 
 impl SeLinux {
-    /// Looks at the host whose files are below `root`.
+    /// Detects SELinux on a host with its files below `root`.
     #[must_use]
     pub fn detect(root: &Path) -> Self {
         let contexts = contexts(root);
         let of = |key: &str, default: &str| {
-            let text = contexts.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str());
+            let text = contexts.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
             text.and_then(Label::parse).or_else(|| Label::parse(default)).unwrap_or_default()
         };
         Self {
@@ -82,57 +82,57 @@ impl SeLinux {
         }
     }
 
-    /// The labels of a pod: what it asks for, with categories that no other pod has. None where the host has no SELinux:
-    /// the options are passed over then, as other runtimes do.
+    /// Returns the labels of a pod: the requested ones, with categories that no other pod has. Returns none if the
+    /// host has no SELinux: the options are ignored then, as in other runtimes.
     ///
     /// # Errors
-    /// An option is no part of a label.
+    /// An option is not a valid part of a label.
     pub fn of_pod(
         &self,
-        asked: Option<&SeLinuxOption>,
+        requested: Option<&SeLinuxOption>,
         used: &HashSet<String>,
     ) -> Result<Option<Labels>, CriError> {
-        check(asked)?;
+        check(requested)?;
         if !self.enabled {
-            tell_unheeded(asked);
+            warn_ignored(requested);
             return Ok(None);
         }
-        let level = asked.map(|asked| asked.level.clone()).filter(|level| !level.is_empty());
+        let level = requested.map(|requested| requested.level.clone()).filter(|level| !level.is_empty());
         let level = level.unwrap_or_else(|| unused_level(used));
-        Ok(Some(self.labels(asked, level)))
+        Ok(Some(self.labels(requested, level)))
     }
 
-    /// The labels of a container: the pod's, or those that it asks for itself.
+    /// Returns the labels of a container: the pod's, or the ones that the container requests.
     ///
     /// # Errors
     /// As [`Self::of_pod`].
     pub fn of_container(
         &self,
-        asked: Option<&SeLinuxOption>,
+        requested: Option<&SeLinuxOption>,
         pod: Option<&Labels>,
     ) -> Result<Option<Labels>, CriError> {
-        check(asked)?;
+        check(requested)?;
         let (true, Some(pod)) = (self.enabled, pod) else {
-            tell_unheeded(asked);
+            warn_ignored(requested);
             return Ok(None);
         };
-        match asked.filter(|asked| **asked != SeLinuxOption::default()) {
+        match requested.filter(|requested| **requested != SeLinuxOption::default()) {
             None => Ok(Some(pod.clone())),
-            Some(asked) => {
-                let pods = Label::parse(&pod.process).map(|label| label.level).unwrap_or_default();
-                let level = if asked.level.is_empty() { pods } else { asked.level.clone() };
-                Ok(Some(self.labels(Some(asked), level)))
+            Some(requested) => {
+                let pod_level = Label::parse(&pod.process).map(|label| label.level).unwrap_or_default();
+                let level = if requested.level.is_empty() { pod_level } else { requested.level.clone() };
+                Ok(Some(self.labels(Some(requested), level)))
             }
         }
     }
 
-    fn labels(&self, asked: Option<&SeLinuxOption>, level: String) -> Labels {
+    fn labels(&self, requested: Option<&SeLinuxOption>, level: String) -> Labels {
         let (mut process, mut file) = (self.process.clone(), self.file.clone());
-        if let Some(asked) = asked {
+        if let Some(requested) = requested {
             for (part, value) in [
-                (&mut process.user, &asked.user),
-                (&mut process.role, &asked.role),
-                (&mut process.kind, &asked.r#type),
+                (&mut process.user, &requested.user),
+                (&mut process.role, &requested.role),
+                (&mut process.kind, &requested.r#type),
             ] {
                 if !value.is_empty() {
                     part.clone_from(value);
@@ -145,31 +145,31 @@ impl SeLinux {
     }
 }
 
-/// Kubernetes has the options without effect where there is no SELinux ("Configure a Security Context for a Pod or
-/// Container"): pods that bring them run on any node. The log tells it.
-fn tell_unheeded(asked: Option<&SeLinuxOption>) {
-    if let Some(asked) = asked.filter(|asked| **asked != SeLinuxOption::default()) {
-        tracing::warn!(?asked, "this host has no SELinux: the options have no effect");
+/// Logs that the options are ignored. On nodes without SELinux, Kubernetes ignores the options ("Configure a Security
+/// Context for a Pod or Container"): pods with options run on any node.
+fn warn_ignored(requested: Option<&SeLinuxOption>) {
+    if let Some(requested) = requested.filter(|requested| **requested != SeLinuxOption::default()) {
+        tracing::warn!(?requested, "SELinux options are ignored: this host has no SELinux");
     }
 }
 
-/// The level of labels, which is what keeps pods apart.
+/// Returns the level of labels, which separates pods from each other.
 #[must_use]
 pub fn level_of(labels: &Labels) -> Option<String> {
     Label::parse(&labels.process).map(|label| label.level)
 }
 
-/// Gives a volume, with all that is in it, to a container (CRI `Mount.selinux_relabel`).
+/// Relabels a volume and everything in it for a container (CRI `Mount.selinux_relabel`).
 ///
 /// # Errors
-/// It is a folder of the system's, or a label cannot be set.
+/// The volume is a system folder, or a label cannot be set.
 pub fn relabel(path: &Path, label: &str) -> Result<(), CriError> {
     let fail = |path: &Path, why: &dyn fmt::Display| {
         CriError::failed(format!("relabel {} as {label}", path.display()), why.to_string())
     };
     let real = fs::canonicalize(path).map_err(|error| fail(path, &error))?;
     if NEVER_RELABELLED.iter().any(|never| real == Path::new(never)) {
-        return Err(fail(path, &"it is a folder of the system"));
+        return Err(fail(path, &"it is a system folder"));
     }
     let mut folders: Vec<PathBuf> = vec![real];
     while let Some(path) = folders.pop() {
@@ -180,7 +180,7 @@ pub fn relabel(path: &Path, label: &str) -> Result<(), CriError> {
             rustix::fs::XattrFlags::empty(),
         );
         match set {
-            // A filesystem that has no labels needs none.
+            // A filesystem without labels needs none.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(fail(&path, &errno)),
         }
@@ -192,7 +192,7 @@ pub fn relabel(path: &Path, label: &str) -> Result<(), CriError> {
     Ok(())
 }
 
-/// What the policy says of containers (`lxc_contexts`, as key and value).
+/// Reads the policy's settings for containers (`lxc_contexts`) as key and value.
 fn contexts(root: &Path) -> Vec<(String, String)> {
     let config = fs::read_to_string(root.join("etc/selinux/config")).unwrap_or_default();
     let policy =
@@ -206,7 +206,7 @@ fn contexts(root: &Path) -> Vec<(String, String)> {
     text.lines().filter(|line| !line.trim_start().starts_with('#')).filter_map(pair).collect()
 }
 
-/// Two categories that no other pod has together.
+/// Returns two categories that no other pod has together.
 fn unused_level(used: &HashSet<String>) -> String {
     let mut random = rand::rng();
     loop {
@@ -218,22 +218,22 @@ fn unused_level(used: &HashSet<String>) -> String {
     }
 }
 
-/// Parts of a label are words; a level is `s0` to `s15`, a range of them, with categories.
-fn check(asked: Option<&SeLinuxOption>) -> Result<(), CriError> {
-    let Some(asked) = asked else { return Ok(()) };
-    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    for (name, value) in [("user", &asked.user), ("role", &asked.role), ("type", &asked.r#type)] {
-        if !value.chars().all(word) {
+/// Checks the parts of a label: user, role and type are words; a level is `s0` to `s15` or a range, with categories.
+fn check(requested: Option<&SeLinuxOption>) -> Result<(), CriError> {
+    let Some(requested) = requested else { return Ok(()) };
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    for (name, value) in [("user", &requested.user), ("role", &requested.role), ("type", &requested.r#type)] {
+        if !value.chars().all(is_word) {
             return Err(CriError::invalid(
                 format!("{FIELD}.{name}"),
-                format!("{value:?} is no part of a label"),
+                format!("{value:?} is not a valid part of a label"),
             ));
         }
     }
-    let sound = |c: char| c.is_ascii_digit() || matches!(c, 's' | 'c' | ',' | '.' | ':' | '-');
-    let level = asked.level.as_str();
-    if !(level.is_empty() || level.starts_with('s') && level.chars().all(sound)) {
-        return Err(CriError::invalid(format!("{FIELD}.level"), format!("{level:?} is no level")));
+    let is_allowed = |c: char| c.is_ascii_digit() || matches!(c, 's' | 'c' | ',' | '.' | ':' | '-');
+    let level = requested.level.as_str();
+    if !(level.is_empty() || level.starts_with('s') && level.chars().all(is_allowed)) {
+        return Err(CriError::invalid(format!("{FIELD}.level"), format!("{level:?} is not a level")));
     }
     Ok(())
 }
@@ -264,21 +264,21 @@ mod tests {
         ])
     }
 
-    fn asks(kind: &str, level: &str) -> SeLinuxOption {
+    fn requesting(kind: &str, level: &str) -> SeLinuxOption {
         SeLinuxOption { r#type: kind.to_owned(), level: level.to_owned(), ..Default::default() }
     }
 
     #[test]
-    fn without_it_options_are_passed_over_but_checked() {
+    fn without_selinux_options_are_ignored_but_checked() {
         let (_folder, none) = host(&[]);
-        assert_eq!(none.of_pod(Some(&asks("spc_t", "s0")), &HashSet::new()).unwrap(), None);
-        for wrong in [asks("a b", ""), asks("", "x"), asks("", "s0\n")] {
+        assert_eq!(none.of_pod(Some(&requesting("spc_t", "s0")), &HashSet::new()).unwrap(), None);
+        for wrong in [requesting("a b", ""), requesting("", "x"), requesting("", "s0\n")] {
             assert!(none.of_pod(Some(&wrong), &HashSet::new()).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
-    fn pods_have_categories_of_their_own_and_containers_the_pods() {
+    fn each_pod_has_separate_categories_and_its_containers_share_them() {
         let (_folder, selinux) = enabled();
         let pod = selinux.of_pod(None, &HashSet::new()).unwrap().unwrap();
         assert!(pod.process.starts_with("system_u:system_r:svirt_t:s0:c"), "{pod:?}");
@@ -288,17 +288,17 @@ mod tests {
         let used: HashSet<String> = [level.clone()].into();
         assert_ne!(level_of(&selinux.of_pod(None, &used).unwrap().unwrap()), Some(level.clone()));
         assert_eq!(selinux.of_container(None, Some(&pod)).unwrap().as_ref(), Some(&pod));
-        let own = selinux.of_container(Some(&asks("spc_t", "")), Some(&pod)).unwrap().unwrap();
+        let own = selinux.of_container(Some(&requesting("spc_t", "")), Some(&pod)).unwrap().unwrap();
         assert_eq!(own.process, format!("system_u:system_r:spc_t:{level}"));
-        let fixed = selinux.of_pod(Some(&asks("", "s0:c1,c2")), &HashSet::new()).unwrap().unwrap();
+        let fixed = selinux.of_pod(Some(&requesting("", "s0:c1,c2")), &HashSet::new()).unwrap().unwrap();
         assert!(fixed.process.ends_with(":s0:c1,c2"));
     }
 
     #[test]
-    fn folders_of_the_system_keep_their_labels() {
+    fn system_folders_keep_their_labels() {
         for path in ["/etc", "/usr/../etc/", "/"] {
             let error = relabel(Path::new(path), FILE).unwrap_err().to_string();
-            assert!(error.contains("of the system"), "{error}");
+            assert!(error.contains("system folder"), "{error}");
         }
     }
 }

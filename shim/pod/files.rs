@@ -14,12 +14,12 @@ use crate::daemon::blocking;
 use crate::error::CriError;
 use crate::spec::{POD_FILES, has_own_uts, resolv_conf};
 
-/// How long a folder that the kubelet names may take to make.
+/// The time limit for operations in a log folder.
 const FOREIGN_DISK: Duration = Duration::from_secs(20);
 
-/// A file of the pod could not be made.
+/// A file of the pod could not be read or created.
 #[derive(Debug, thiserror::Error)]
-#[error("{action} {}: {source}", path.display())]
+#[error("failed to {action} {}: {source}", path.display())]
 pub struct PodFileError {
     action: &'static str,
     path: PathBuf,
@@ -27,17 +27,17 @@ pub struct PodFileError {
 }
 
 impl PodFileError {
-    /// The cause.
+    /// Returns the cause.
     #[must_use]
     pub fn cause(&self) -> &io::Error {
         &self.source
     }
 }
 
-/// The most that a file of the host may have to be in every pod.
+/// The largest file of the host in bytes that is copied into pods.
 const MAX_HOST_FILE: u64 = 4 << 20;
 
-/// The pod's files, as they are at first.
+/// Returns the initial content of the pod's files.
 ///
 /// # Errors
 /// A file of the host cannot be read, or is too long.
@@ -56,13 +56,13 @@ pub fn of_pod(config: &PodSandboxConfig) -> Result<Vec<PodFile>, CriError> {
         .collect())
 }
 
-/// The name of the node, which a new UTS namespace begins with (uts_namespaces(7)).
+/// Returns the name of the node, which a new UTS namespace inherits (uts_namespaces(7)).
 #[must_use]
 pub fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// A file of the host; one that is not there is empty.
+/// Reads a file of the host. A missing file is empty.
 fn host_file(path: &str) -> Result<String, PodFileError> {
     let fail = |source| PodFileError { action: "read", path: path.into(), source };
     let mut bytes = Vec::new();
@@ -72,63 +72,64 @@ fn host_file(path: &str) -> Result<String, PodFileError> {
         Err(source) => return Err(fail(source)),
     };
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_HOST_FILE {
-        return Err(fail(io::Error::other(format!("it has more than {MAX_HOST_FILE} bytes"))));
+        return Err(fail(io::Error::other(format!("larger than {MAX_HOST_FILE} bytes"))));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Makes the pod's log folder; its path without symbolic links, by which logs are opened from now on. None where the pod
-/// has no log folder.
+/// Creates the pod's log folder. Returns its path without symbolic links, by which logs are opened later. Returns
+/// none if the pod has no log folder.
 ///
 /// # Errors
-/// It cannot be made, or not in time.
-pub async fn make_log_folder(folder: &str) -> Result<Option<String>, CriError> {
+/// It cannot be created in time.
+pub async fn create_log_folder(folder: &str) -> Result<Option<String>, CriError> {
     if folder.is_empty() {
         return Ok(None);
     }
     let path = PathBuf::from(folder);
-    let made = move || {
+    let create = move || {
         fs::create_dir_all(&path).map_err(|source| PodFileError {
-            action: "make log folder",
+            action: "create log folder",
             path: path.clone(),
             source,
         })?;
         Ok(logs::without_links(&path.to_string_lossy())?)
     };
-    on_foreign_disk(folder, made).await.map(Some)
+    on_foreign_disk(folder, create).await.map(Some)
 }
 
-/// Makes a container's log with its folder, where they are absent, and opens it for appending. Its path has no symbolic link
-/// in it.
+/// Creates the log file of a container and its folder if they do not exist, and opens the file for appending. The
+/// path has no symbolic links.
 ///
 /// # Errors
 /// The file cannot be created in time, its path has a symbolic link, or it is not a regular file with one name.
-pub async fn make_log(path: &str) -> Result<OwnedFd, CriError> {
-    let wanted = path.to_owned();
-    let make = move || {
-        if let Some((folder, _)) = wanted.rsplit_once('/') {
+pub async fn create_log(path: &str) -> Result<OwnedFd, CriError> {
+    let file = path.to_owned();
+    let create = move || {
+        if let Some((folder, _)) = file.rsplit_once('/') {
             logs::make_folder(folder)?;
         }
-        Ok(logs::open_file(&wanted)?)
+        Ok(logs::open_file(&file)?)
     };
-    on_foreign_disk(path, make).await
+    on_foreign_disk(path, create).await
 }
 
-/// As [`make_log`], but does not create the folder.
+/// As [`create_log`], but does not create the folder.
 ///
 /// # Errors
-/// As of [`make_log`].
+/// As [`create_log`].
 pub async fn open_log(path: String) -> Result<OwnedFd, CriError> {
-    let wanted = path.clone();
-    on_foreign_disk(&path, move || Ok(logs::open_file(&wanted)?)).await
+    let file = path.clone();
+    on_foreign_disk(&path, move || Ok(logs::open_file(&file)?)).await
 }
 
-/// Log folders are on a disk that the kubelet names: a thread waits for it, and only so long.
+/// Runs `work` on a log folder with a time limit, on a separate thread: the kubelet names the folder, and its disk
+/// may hang.
 async fn on_foreign_disk<T: Send + 'static>(
     path: &str,
     work: impl FnOnce() -> Result<T, CriError> + Send + 'static,
 ) -> Result<T, CriError> {
     tokio::time::timeout(FOREIGN_DISK, blocking(work))
         .await
-        .unwrap_or_else(|_| Err(CriError::deadline(format!("make {path} for a log"))))
+        .unwrap_or_else(|_| Err(CriError::deadline(format!("timed out while opening the log {path}"))))
 }

@@ -1,4 +1,4 @@
-//! What a keeper tells unasked: containers that end, a pause that ends, and the end of the keeper itself.
+//! Handles the events of a keeper: exits of containers, the exit of the pause, and the exit of the keeper itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::keeper::{KeeperClient, KeeperUpdate, KeeperUpdates};
 use crate::pod::keeper::pause_of;
 use crate::store::{Pod, PodState};
 
-/// Follows a pod's keeper until its process ends, or until its pod is released.
+/// Follows a pod's keeper until its process ends, or until the pod is released.
 pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &KeeperClient, mut news: KeeperUpdates) {
     let (daemon, pod, process) = (daemon.clone(), pod.clone(), link.process());
     let span = tracing::info_span!(parent: None, "keeper", pod = pod.id.as_str());
@@ -22,11 +22,12 @@ pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &KeeperClient, mut news: Ke
         async move {
             while let Some(news) = news.recv().await {
                 match news {
-                    KeeperUpdate::Event(event) => take(&daemon, &pod, event).await,
+                    KeeperUpdate::Event(event) => handle(&daemon, &pod, event).await,
                     KeeperUpdate::Reconnected(snapshot) => take_over(&daemon, &pod, snapshot).await,
                 }
             }
-            // The news end with the process, or with the last holder of the link, whose pod is released.
+            // The channel closes when the process ends, or when the last holder of the link is dropped with its
+            // released pod.
             if process.has_ended(Duration::ZERO) {
                 keeper_ended(&daemon, &pod).await;
             }
@@ -36,32 +37,34 @@ pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &KeeperClient, mut news: Ke
     );
 }
 
-async fn take(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
+async fn handle(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
     match event {
         Event::Exited { container, record } => match daemon.store.container(&container) {
-            Ok(container) => exit::take(daemon, &container, &record).await,
-            Err(_) => tracing::debug!(container, "a container that is being made or removed has ended"),
+            Ok(container) => exit::handle(daemon, &container, &record).await,
+            Err(_) => tracing::debug!(container, "a container exited while it was being created or removed"),
         },
         Event::PauseExited { code } => pause_ended(daemon, pod, code),
-        Event::ExecExited { exec, .. } => tracing::debug!(exec, "nobody waits for the end of this exec"),
-        Event::Detached { client, .. } => tracing::debug!(client, "nobody waits for the end of this client"),
+        Event::ExecExited { exec, .. } => tracing::debug!(exec, "an exec exited that no caller waits for"),
+        Event::Detached { client, .. } => {
+            tracing::debug!(client, "a client detached that no caller waits for")
+        }
     }
 }
 
 fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
-    // Whoever is making it takes everything back.
+    // If the pod is being created, the creation fails and undoes its steps.
     pod.set_lost();
     if matches!(pod.state(), PodState::Ready { .. }) {
-        tracing::warn!(code, "the pause has ended: the pod is not ready");
+        tracing::warn!(code, "the pause has exited: the pod is not ready");
     }
     pod.transition(PodState::pause_ended);
-    // That may not have been told by a former daemon.
+    // A former daemon may not have sent the event.
     if pod.state() == PodState::Lost {
         daemon.events.pod(daemon, pod, Level::Stopped);
     }
 }
 
-/// Takes over what the keeper knows, after a connection was made.
+/// Takes over the state in the keeper's snapshot, after a connection was made.
 async fn take_over(daemon: &Shared, pod: &Arc<Pod>, snapshot: Snapshot) {
     let Some(link) = pod.link() else { return };
     if snapshot.pause.is_none() && pod.state() != PodState::Creating {
@@ -75,7 +78,7 @@ async fn take_over(daemon: &Shared, pod: &Arc<Pod>, snapshot: Snapshot) {
     if pod.take_from_earlier_daemon() {
         reconcile::end_execs(daemon, pod, snapshot.execs.clone()).await;
     }
-    reconcile::all_of(daemon, pod, &link, &snapshot).await;
+    reconcile::reconcile_pod(daemon, pod, &link, &snapshot).await;
     pod.set_reconciled(true);
 }
 
@@ -90,23 +93,23 @@ async fn take_namespaces(pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) ->
     Ok(())
 }
 
-/// Without its keeper nothing of a pod is looked after: what still runs is killed, by its cgroups.
+/// Handles the exit of the keeper: nothing monitors the pod any longer, so its processes are killed by their cgroups.
 pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
     pod.set_link(None);
-    // Whoever is making it takes everything back.
+    // If the pod is being created, the creation fails and undoes its steps.
     pod.set_lost();
-    let was_up = pod.state().needs_keeper();
-    if was_up {
-        tracing::error!("the pod's keeper has ended: its containers are killed");
+    let needed_keeper = pod.state().needs_keeper();
+    if needed_keeper {
+        tracing::error!("the pod's keeper has exited; killing its containers");
         pod.transition(PodState::stopping);
     }
     for container in daemon.store.containers_of(&pod.id) {
-        reconcile::ended_unseen(daemon, &container).await;
+        reconcile::end_without_keeper(daemon, &container).await;
     }
-    if was_up {
+    if needed_keeper {
         daemon.events.pod(daemon, pod, Level::Stopped);
         if let Err(error) = super::stop::stop_pod(daemon, pod).await {
-            tracing::error!(%error, "failed to release what the pod held");
+            tracing::error!(%error, "failed to release the resources of the pod");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Keepers as pods have them: what they hand out, and their end. A keeper is told to end; one that does not is killed by its
-//! pidfd. At the start of the daemon, keepers are found among the processes of the host.
+//! The keeper of a pod: its pause and namespaces, and its shutdown. A keeper that does not shut down on request is
+//! killed by its pidfd. When the daemon starts, it finds the keepers among the processes of the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -16,10 +16,10 @@ use crate::ids::{ContainerId, PodId};
 use crate::keeper::{KeeperClient, KeeperError, wait_for_end};
 use crate::systemd;
 
-/// How long a keeper may take to end when it is killed: one in an uninterruptible sleep takes as long as its disk.
+/// The time limit for the exit of a killed keeper. In an uninterruptible sleep it exits only when its disk answers.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// The pause as the keeper hands it out.
+/// The pause, with the descriptors from the keeper.
 #[derive(Debug)]
 pub(crate) struct Pause {
     pub(crate) pid: i32,
@@ -27,8 +27,8 @@ pub(crate) struct Pause {
     pub(crate) userns: Option<OwnedFd>,
 }
 
-/// The pause's pid and the pod's namespaces out of the keeper's answer: after the pidfd that of the network and, if there
-/// is one, that of the users.
+/// Returns the pause's pid and the pod's namespaces from the keeper's answer. After the pidfd, the descriptors are the
+/// network namespace and, if the pod has one, the user namespace.
 pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<Pause, CriError> {
     let mut descriptors = descriptors.into_iter().skip(1);
     match (outcome, descriptors.next()) {
@@ -37,47 +37,46 @@ pub(crate) fn pause_of(outcome: Outcome, descriptors: Vec<OwnedFd>) -> Result<Pa
     }
 }
 
-/// Ends a keeper: it is told, and killed where it does not answer.
+/// Shuts down a keeper. If it does not answer, it is killed.
 ///
 /// # Errors
-/// It does not end, with what it is doing.
-pub(crate) async fn end(link: &KeeperClient) -> Result<(), String> {
+/// The keeper does not exit; the error describes what it waits for.
+pub(crate) async fn shut_down(link: &KeeperClient) -> Result<(), String> {
     match link.execute(Call::Shutdown).await {
         Ok(()) | Err(KeeperError::Gone) => return Ok(()),
-        Err(error) => tracing::warn!(%error, "the keeper is killed, since it does not end when it is told"),
+        Err(error) => tracing::warn!(%error, "killing the keeper: it does not shut down"),
     }
     let process = link.process();
     process.kill();
     match wait_for_end(&process, AFTER_KILL).await {
         true => Ok(()),
-        false => Err(format!("the keeper does not end: {}", process.describe())),
+        false => Err(format!("the keeper does not exit: {}", process.describe())),
     }
 }
 
-/// The keepers of this daemon and of its predecessors that live, by their pods.
+/// Returns the living keepers of this daemon and of its predecessors, by their pods.
 ///
 /// # Errors
-/// The processes of the host cannot be looked at.
-pub(crate) async fn living(daemon: &Shared) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
+/// The processes of the host cannot be read.
+pub(crate) async fn living_keepers(daemon: &Shared) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
     let daemon = daemon.clone();
     blocking(move || {
-        let ours = Ours::of(&daemon);
-        let found = find_keepers(|keeper| ours.has(keeper).is_some())
-            .map_err(|error| CriError::internal("look for keepers", error))?;
-        Ok::<_, CriError>(found.into_iter().filter_map(|keeper| Some((ours.has(&keeper)?, keeper))).collect())
+        let own = OwnKeepers::of(&daemon);
+        let found = find_keepers(|keeper| own.pod_of(keeper).is_some())
+            .map_err(|error| CriError::internal("find keepers", error))?;
+        Ok::<_, CriError>(
+            found.into_iter().filter_map(|keeper| Some((own.pod_of(&keeper)?, keeper))).collect(),
+        )
     })
     .await
 }
 
-/// Ends keepers that cannot be reached, since they have no record or no socket any more, with all that runs in their pods.
+/// Ends keepers that cannot be reached, since they have no record or no socket, and all processes of their pods.
 pub(crate) async fn end_unreachable(daemon: &Shared, keepers: Vec<FoundKeeper>) {
     let ending = daemon.clone();
     let ended = blocking(move || {
         for keeper in keepers {
-            tracing::warn!(
-                pod = keeper.pod(),
-                "the keeper cannot be reached: it is ended with all that runs in its pod"
-            );
+            tracing::warn!(pod = keeper.pod(), "ending an unreachable keeper and all processes of its pod");
             match keeper.end() {
                 Ok(cgroups) => remove_cgroups(&ending, &cgroups),
                 Err(error) => tracing::error!(%error, "failed to end a keeper"),
@@ -86,50 +85,51 @@ pub(crate) async fn end_unreachable(daemon: &Shared, keepers: Vec<FoundKeeper>) 
         Ok::<_, CriError>(())
     });
     if let Err(error) = ended.await {
-        tracing::error!(%error, "failed to end keepers that cannot be reached");
+        tracing::error!(%error, "failed to end unreachable keepers");
     }
 }
 
-/// Which keepers are those of this daemon, and not of another one on the host.
-struct Ours<'a> {
+/// Distinguishes the keepers of this daemon from those of other daemons on the host.
+struct OwnKeepers<'a> {
     daemon: &'a Daemon,
-    /// The folder of the pods' volatile folders, as the kernel calls it.
+    /// The folder of the pods' volatile folders, as the kernel reports it.
     folder: Option<PathBuf>,
 }
 
-impl<'a> Ours<'a> {
+impl<'a> OwnKeepers<'a> {
     fn of(daemon: &'a Daemon) -> Self {
         Self { daemon, folder: daemon.folders.pods_state().canonicalize().ok() }
     }
 
-    /// The pod of a keeper that this daemon or a former one has started: its folder is here or was, or, where that cannot
-    /// be told any more, its record is here. No other daemon has the same folders ([`crate::server::Claim`]), and no two
-    /// pods the same id; but somebody may have copied the records of another daemon.
-    fn has(&self, keeper: &FoundKeeper) -> Option<PodId> {
+    /// Returns the pod of a keeper that this daemon or a former one has started: its folder is or was in this
+    /// daemon's folder, or it is unknown and this daemon has a record of the pod. No other daemon has the same
+    /// folders ([`crate::server::Claim`]), and no two pods the same id; but the records of another daemon may have
+    /// been copied.
+    fn pod_of(&self, keeper: &FoundKeeper) -> Option<PodId> {
         let id = PodId::try_from(keeper.pod().to_owned()).ok()?;
         let elsewhere = keeper.folder().is_some_and(Path::exists);
-        let known = !elsewhere && self.daemon.folders.pod(&id).exists();
+        let recorded = !elsewhere && self.daemon.folders.pod(&id).exists();
         let here =
             self.folder.as_ref().is_some_and(|folder| keeper.folder() == Some(&folder.join(id.as_str())));
-        (known || here).then_some(id)
+        (recorded || here).then_some(id)
     }
 }
 
-/// Removes the cgroups of pods and containers whose processes have ended: of some there is no record.
+/// Removes the cgroups of pods and containers after their processes have ended. Some of them have no record.
 fn remove_cgroups(daemon: &Daemon, paths: &BTreeSet<String>) {
     for path in paths.iter().filter_map(|path| of_object(path)).collect::<BTreeSet<_>>() {
         let removed = CgroupPath::from_recorded(&path).map_err(CriError::from).and_then(|path| {
             let cgroup = Cgroup::open(&daemon.hierarchies, &path);
-            // Whoever is still in it is not of this pod.
+            // Processes that are still in it do not belong to this pod.
             if cgroup.processes()?.is_empty() { Ok(cgroup.release()?) } else { Ok(()) }
         });
         if let Err(error) = removed {
-            tracing::warn!(path, %error, "remove a cgroup that nothing is left in");
+            tracing::warn!(path, %error, "failed to remove an empty cgroup");
         }
     }
 }
 
-/// The path up to the cgroup of a pod or container, which ends with an id.
+/// Returns the path up to the cgroup of a pod or container, which ends with an id.
 fn of_object(path: &str) -> Option<String> {
     let mut whole = String::new();
     for part in path.split('/').filter(|part| !part.is_empty()) {
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn the_cgroup_of_an_object_ends_with_its_id() {
         let id = "0f".repeat(32);
-        for (path, wanted) in [
+        for (path, expected) in [
             (format!("/kubepods/pod7/{id}"), Some(format!("/kubepods/pod7/{id}"))),
             (format!("/a/{id}/exec-7-1"), Some(format!("/a/{id}"))),
             (format!("/a.slice/berth-{id}.scope/x"), Some(format!("/a.slice/berth-{id}.scope"))),
@@ -159,7 +159,7 @@ mod tests {
             ("/kubepods/pod7".to_owned(), None),
             ("/".to_owned(), None),
         ] {
-            assert_eq!(of_object(&path), wanted, "{path}");
+            assert_eq!(of_object(&path), expected, "{path}");
         }
     }
 }

@@ -1,17 +1,17 @@
-//! ListPodSandbox: from memory.
+//! ListPodSandbox, answered from memory.
 
 use berth_proto::v1::{PodSandbox, PodSandboxFilter, PodSandboxState};
 
 use crate::daemon::Daemon;
 use crate::store::{Pod, PodState};
 
-/// The pods that match every part of the filter.
+/// Returns the pods that match every part of the filter.
 #[must_use]
-pub fn list(daemon: &Daemon, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
+pub fn list_pod_sandboxes(daemon: &Daemon, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
     daemon.store.pods().iter().map(|pod| summary(pod)).filter(|pod| matches(pod, filter)).collect()
 }
 
-/// The CRI's word for a state.
+/// Returns the CRI's state.
 #[must_use]
 pub fn state(state: &PodState) -> PodSandboxState {
     match state {
@@ -35,7 +35,7 @@ fn summary(pod: &Pod) -> PodSandbox {
 fn matches(pod: &PodSandbox, filter: Option<&PodSandboxFilter>) -> bool {
     let Some(filter) = filter else { return true };
     pod.id.starts_with(&filter.id)
-        && filter.state.as_ref().is_none_or(|wanted| wanted.state == pod.state)
+        && filter.state.as_ref().is_none_or(|expected| expected.state == pod.state)
         && filter.label_selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
 }
 

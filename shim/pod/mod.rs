@@ -1,8 +1,8 @@
-//! Pod sandboxes: one file per RPC, and what they share.
+//! Pod sandboxes: one file per RPC, and the code that they share.
 //!
-//! * [`run`], [`stop`], [`remove`], [`status`], [`list`], [`update`]: the RPCs
+//! * [`run`], [`stop`], [`remove`], [`status`], [`list`], [`update`], [`port_forward`]: the RPCs
 //! * [`files`]: hostname, hosts and resolv.conf of a pod
-//! * [`follow`]: what a keeper tells unasked
+//! * [`follow`]: handles the events of a keeper
 
 pub mod files;
 pub mod follow;

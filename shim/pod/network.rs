@@ -1,26 +1,27 @@
-//! What the network's plugins are told of a pod beside their configuration: ports of the host, limits of its traffic, name
-//! servers; and what an operator may let pods ask for.
+//! The runtime config of a pod for the network plugins: host ports, bandwidth limits, name servers, and annotations
+//! that an operator may let pods use.
 
 use berth_cni::{Bandwidth, DnsConfig, PortMappingEntry, Protocol, RuntimeConfig};
 use berth_proto::v1::{PodSandboxConfig, PortMapping, Protocol as CriProtocol};
 
 use crate::error::CriError;
 
-/// Limits of a pod's traffic, as kubenet and the bandwidth plugin's users have them (Kubernetes, "Network Plugins").
+/// Annotations with the bandwidth limits of a pod, as kubenet and users of the bandwidth plugin have them (Kubernetes,
+/// "Network Plugins").
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 
-/// Addresses, hardware address and further names that a pod asks for. They have an effect where the network's
+/// Annotations with requested addresses, a hardware address and further names. They have an effect if the network's
 /// configuration gives a plugin the capability of that name.
 const IPS: &str = "berth.io/ips";
 const MAC: &str = "berth.io/mac";
 const ALIASES: &str = "berth.io/aliases";
 
-/// What the plugins are told.
+/// Returns the runtime config of a pod.
 ///
 /// # Errors
-/// `InvalidArgument`: an annotation that cannot be read.
-pub(crate) fn told(config: &PodSandboxConfig, cgroup: &str) -> Result<RuntimeConfig, CriError> {
+/// `InvalidArgument`: an annotation is invalid.
+pub(crate) fn runtime_config(config: &PodSandboxConfig, cgroup: &str) -> Result<RuntimeConfig, CriError> {
     let annotation =
         |name: &str| config.annotations.get(name).map(String::as_str).filter(|text| !text.is_empty());
     let list = |name: &str| -> Vec<String> {
@@ -45,7 +46,7 @@ pub(crate) fn told(config: &PodSandboxConfig, cgroup: &str) -> Result<RuntimeCon
     })
 }
 
-/// A mapping without a host port asks for nothing of the host (CRI `PortMapping.host_port`).
+/// Converts a port mapping. One without a host port has no effect on the host (CRI `PortMapping.host_port`).
 fn port_mapping(mapping: &PortMapping) -> Option<PortMappingEntry> {
     let host_port = u16::try_from(mapping.host_port).ok().filter(|port| *port != 0)?;
     let protocol = match mapping.protocol() {
@@ -78,20 +79,20 @@ fn bandwidth(ingress: Option<&str>, egress: Option<&str>) -> Result<Option<Bandw
     }))
 }
 
-/// What may go at once: 20 ms of the rate, and at least two of the largest packets that a network card takes in one piece.
-/// So a limit holds for short transfers, too.
+/// Returns the burst of a rate: 20 ms of the rate, and at least two of the largest packets that a network card takes
+/// in one piece. This keeps the limit effective for short transfers.
 fn burst(rate: u64) -> u64 {
     const LEAST: u64 = 2 * 8 * (64 << 10);
     const MOST: u64 = 8 << 30;
     if rate == 0 { 0 } else { (rate / 50).clamp(LEAST, MOST) }
 }
 
-/// Bits a second as a quantity of Kubernetes: `10M`, `1.5Gi`, `1e6`.
+/// Parses bits per second as a Kubernetes quantity: `10M`, `1.5Gi`, `1e6`.
 fn bits(text: &str) -> Result<u64, String> {
-    /// The kubelet's own limits of these annotations.
+    /// The kubelet's limits of these annotations.
     const LEAST: f64 = 1e3;
     const MOST: f64 = 1e15;
-    let wrong = || format!("{text:?} is no quantity");
+    let invalid = || format!("{text:?} is not a quantity");
     let units: [(&str, f64); 12] = [
         ("Ki", 1024.0),
         ("Mi", 1_048_576.0),
@@ -107,14 +108,14 @@ fn bits(text: &str) -> Result<u64, String> {
         ("", 1.0),
     ];
     let found = units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
-    let (number, factor) = found.ok_or_else(wrong)?;
+    let (number, factor) = found.ok_or_else(invalid)?;
     let plain = number.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c)) && !number.is_empty();
-    let value = number.parse::<f64>().ok().filter(|_| plain).ok_or_else(wrong)? * factor;
+    let value = number.parse::<f64>().ok().filter(|_| plain).ok_or_else(invalid)? * factor;
     if !(LEAST..=MOST).contains(&value) {
         return Err(format!("{text} is not between 1k and 1P"));
     }
-    // Between the limits above it is a whole number after rounding.
-    format!("{value:.0}").parse().map_err(|_| wrong())
+    // Within these limits the rounded value is a whole number.
+    format!("{value:.0}").parse().map_err(|_| invalid())
 }
 
 #[cfg(test)]
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn quantities_of_kubernetes_are_bits() {
-        for (text, wanted) in [
+        for (text, expected) in [
             ("10M", 10_000_000),
             ("1Gi", 1 << 30),
             ("1.5k", 1500),
@@ -131,7 +132,7 @@ mod tests {
             ("2500", 2500),
             ("5000000m", 5000),
         ] {
-            assert_eq!(bits(text), Ok(wanted), "{text}");
+            assert_eq!(bits(text), Ok(expected), "{text}");
         }
         for text in ["", "M", "10Q", "-5M", "1 M", "10", "2P", "nan", "infM", "1e999"] {
             assert!(bits(text).is_err(), "{text}");
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_and_ports_are_told() {
+    fn annotations_and_ports_are_passed_on() {
         let annotations = [(INGRESS, "10M"), (IPS, "10.0.0.5, fd00::5"), (MAC, "02:00:00:00:00:01")];
         let config = PodSandboxConfig {
             annotations: annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
@@ -149,16 +150,16 @@ mod tests {
             ],
             ..PodSandboxConfig::default()
         };
-        let told = told(&config, "/pods/x").unwrap();
-        assert_eq!(told.bandwidth.unwrap().ingress_rate, 10_000_000);
-        assert_eq!(told.bandwidth.unwrap().egress_rate, 0);
-        assert_eq!(told.ips, ["10.0.0.5", "fd00::5"]);
-        assert_eq!(told.port_mappings.len(), 1);
-        assert_eq!(told.port_mappings[0].protocol, "udp");
+        let runtime = runtime_config(&config, "/pods/x").unwrap();
+        assert_eq!(runtime.bandwidth.unwrap().ingress_rate, 10_000_000);
+        assert_eq!(runtime.bandwidth.unwrap().egress_rate, 0);
+        assert_eq!(runtime.ips, ["10.0.0.5", "fd00::5"]);
+        assert_eq!(runtime.port_mappings.len(), 1);
+        assert_eq!(runtime.port_mappings[0].protocol, "udp");
         let wrong = PodSandboxConfig {
             annotations: [(EGRESS.to_owned(), "fast".to_owned())].into(),
             ..PodSandboxConfig::default()
         };
-        assert!(super::told(&wrong, "").unwrap_err().to_string().contains(EGRESS));
+        assert!(super::runtime_config(&wrong, "").unwrap_err().to_string().contains(EGRESS));
     }
 }

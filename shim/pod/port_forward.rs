@@ -1,4 +1,4 @@
-//! PortForward: where a client finds the session whose connections lead to ports of a pod.
+//! PortForward: returns the URL of a session that forwards connections to ports of a pod.
 
 use berth_proto::v1::PortForwardRequest;
 
@@ -7,13 +7,13 @@ use crate::error::CriError;
 use crate::store::PodState;
 use crate::stream::SessionRequest;
 
-/// Ports of one request: their WebSocket channels are numbered in a byte, two for each.
+/// The most ports of one request: WebSocket channels are numbered with one byte, two for each port.
 const MAX_PORTS: usize = 127;
 
-/// The URL of a session for ports of a pod. SPDY clients name their ports later.
+/// Returns the URL of a session for ports of a pod. SPDY clients send their ports later.
 ///
 /// # Errors
-/// `NotFound`; `InvalidArgument` for what is no port; `FailedPrecondition` where the pod does not run;
+/// `NotFound`; `InvalidArgument` for an invalid port; `FailedPrecondition` if the pod is not running;
 /// `ResourceExhausted`.
 pub fn port_forward_url(daemon: &Daemon, request: &PortForwardRequest) -> Result<String, CriError> {
     let pod = daemon.store.pod(&request.pod_sandbox_id)?;

@@ -1,4 +1,4 @@
-//! RemovePodSandbox: a pod that runs is stopped first, its containers are removed, then its folders and its name.
+//! RemovePodSandbox: stops a running pod, removes its containers, then its folders and its name.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
 use crate::store::Pod;
 
-/// Removes a pod with its containers. One that is unknown is a success.
+/// Removes a pod with its containers. An unknown pod is a success.
 ///
 /// # Errors
-/// Something cannot be released or removed; a retry goes on there.
-pub async fn remove(daemon: &Shared, id: &str) -> Result<(), Status> {
+/// A part cannot be released or removed; a retry continues there.
+pub async fn remove_pod_sandbox(daemon: &Shared, id: &str) -> Result<(), Status> {
     let pod = match daemon.store.pod(id) {
         Ok(pod) => pod,
         Err(CriError::NotFound { .. }) => return Ok(()),
@@ -27,18 +27,18 @@ pub async fn remove(daemon: &Shared, id: &str) -> Result<(), Status> {
     let operations = daemon.operations.clone();
     operations
         .join(Key::RemovePod(pod.id.clone()), move |progress| async move {
-            steps(&daemon, &pod, &progress).await.map(|()| String::new())
+            run_steps(&daemon, &pod, &progress).await.map(|()| String::new())
         })
         .await
         .map(drop)
 }
 
-async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), Status> {
+async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), Status> {
     progress.step("stop");
     super::stop::stop_pod(daemon, pod).await?;
     progress.step("containers");
     for container in daemon.store.containers_of(&pod.id) {
-        container::remove::remove(daemon, container.id.as_str()).await?;
+        container::remove::remove_container(daemon, container.id.as_str()).await?;
     }
     progress.step("folders");
     let ended = pod.clone();

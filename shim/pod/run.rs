@@ -1,4 +1,5 @@
-//! RunPodSandbox: intent on disk, cgroup, keeper and pause, network, answer. Each step pushes its undo.
+//! RunPodSandbox: records the intent, creates the cgroup, starts keeper and pause, attaches the network. Each step
+//! pushes its undo.
 
 use std::sync::Arc;
 
@@ -30,20 +31,20 @@ use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
-/// The pause is the last to go when memory is short (the kubelet's own value for pod infrastructure).
+/// The score of the pause, which is killed last when memory is short (the kubelet's value for pod infrastructure).
 const PAUSE_OOM_SCORE_ADJ: i32 = -998;
 
 /// Starts a pod, or joins the call that is starting the same one.
 ///
 /// # Errors
-/// The CRI's: `InvalidArgument`, `AlreadyExists` with the holder's id, or the step that failed.
-pub async fn run(
+/// `InvalidArgument`, `AlreadyExists` with the holder's id, or the step that failed.
+pub async fn run_pod_sandbox(
     daemon: &Shared,
     config: PodSandboxConfig,
     runtime_handler: String,
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
-    seccomp::check_of_pod(&config, &daemon.filters)?;
+    seccomp::check_pod(&config, &daemon.filters)?;
     daemon.check_runtime_handler("runtime_handler", &runtime_handler)?;
     let permit = descriptors::reserve("run a pod sandbox")?;
     let name = PodName::from(&config.metadata.clone().unwrap_or_default());
@@ -84,7 +85,7 @@ impl Creation {
     }
 
     async fn run(mut self) -> Result<String, CriError> {
-        match self.steps().await {
+        match self.run_steps().await {
             Ok(pod) => {
                 self.daemon.store.insert_pod(pod.clone());
                 self.daemon.events.pod(&self.daemon, &pod, Level::Started);
@@ -94,13 +95,13 @@ impl Creation {
                 self.progress.step("undo");
                 match self.undo.run().await {
                     Ok(()) => Err(error),
-                    Err(more) => Err(error.with_undo_errors(&more)),
+                    Err(undo_errors) => Err(error.with_undo_errors(&undo_errors)),
                 }
             }
         }
     }
 
-    async fn steps(&mut self) -> Result<Arc<Pod>, CriError> {
+    async fn run_steps(&mut self) -> Result<Arc<Pod>, CriError> {
         let path = cgroup_path(&self.daemon, &self.config, &self.id)?;
         let (pod, files) = self.write_intent(&path).await?;
         self.progress.step("cgroup");
@@ -118,17 +119,17 @@ impl Creation {
         self.progress.step("record");
         let ready = pod.clone();
         blocking(move || ready.intend(|record| record.state = record.state.ready(pause_pid))).await?;
-        // Whoever notices from now on finds a pod that is ready, and stops it.
+        // An exit of pause or keeper after this point finds a ready pod, and stops it.
         match pod.is_lost() {
-            true => Err(CriError::failed("run a pod sandbox", "its pause or its keeper has ended")),
+            true => Err(CriError::failed("run a pod sandbox", "its pause or its keeper has exited")),
             false => Ok(pod),
         }
     }
 
-    /// Intent is on disk before its side effect.
+    /// Writes the intent to disk, before its side effects.
     async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<(Arc<Pod>, Vec<PodFile>), CriError> {
         self.progress.step("intent");
-        let log_folder = files::make_log_folder(&self.config.log_directory).await?;
+        let log_folder = files::create_log_folder(&self.config.log_directory).await?;
         let record = PodRecord {
             id: self.id.clone(),
             config: self.config.clone(),
@@ -171,7 +172,7 @@ impl Creation {
                 .await
                 .map_err(|error| error.to_string())
         });
-        let placeholder = match daemon.by_systemd() {
+        let placeholder = match daemon.uses_systemd() {
             true => Some(systemd::start_scope(&daemon, &path, &Default::default()).await?),
             false => None,
         };
@@ -189,7 +190,7 @@ impl Creation {
         let (link, news) =
             KeeperClient::start(keeper.connection, keeper.process, place).map_err(CriError::from)?;
         let stopping = link.clone();
-        self.undo.push("end the keeper", async move { keeper::end(&stopping).await });
+        self.undo.push("end the keeper", async move { keeper::shut_down(&stopping).await });
         link.hello().await?;
         pod.set_link(Some(link.clone()));
         follow::follow(&self.daemon, pod, &link, news);
@@ -223,7 +224,7 @@ impl Creation {
             return Err(CriError::internal("attach the network", "the pod's network namespace is gone"));
         };
         let metadata = self.config.metadata.clone().unwrap_or_default();
-        let runtime = network::told(&self.config, &pod.with(|record| record.cgroup.clone()))?;
+        let runtime = network::runtime_config(&self.config, &pod.with(|record| record.cgroup.clone()))?;
         let daemon = self.daemon.clone();
         let (undo_daemon, undo_id) = (daemon.clone(), self.id.clone());
         let undo_pod = pod.clone();
@@ -248,20 +249,21 @@ impl Creation {
     }
 }
 
-/// Where pods are whose client names no cgroup. Others are their clients' to remove; this one is berth's.
+/// The parent cgroup of pods without a requested one. Clients remove the parents that they name; berth removes this
+/// one.
 const DEFAULT_CGROUP_PARENT: &str = "/berth";
 
-/// Removes the cgroup of pods that had none named, unless some are left. To be called when no pod is being made.
+/// Removes the default parent cgroup if it is empty. Call it only when no pod is being created.
 pub fn release_default_cgroup(daemon: &Shared) {
     let released = CgroupPath::from_recorded(DEFAULT_CGROUP_PARENT)
         .map_err(CriError::from)
         .and_then(|path| Ok(Cgroup::open(&daemon.hierarchies, &path).remove_if_unused()?));
     if let Err(error) = released {
-        tracing::warn!(%error, "remove the cgroup {DEFAULT_CGROUP_PARENT}");
+        tracing::warn!(%error, "failed to remove the cgroup {DEFAULT_CGROUP_PARENT}");
     }
 }
 
-/// The labels of a pod on a host with SELinux, with a level that no other pod has.
+/// Returns the labels of a pod on a host with SELinux, with a level that no other pod has.
 fn selinux_labels(daemon: &Shared, config: &PodSandboxConfig) -> Result<Option<Labels>, CriError> {
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let pods = daemon.store.pods();
@@ -269,31 +271,31 @@ fn selinux_labels(daemon: &Shared, config: &PodSandboxConfig) -> Result<Option<L
     daemon.selinux.of_pod(security.and_then(|security| security.selinux_options.as_ref()), &used.collect())
 }
 
-/// The cgroup of a pod, below the one that its client names: a path, or with the systemd driver a slice.
+/// Returns the cgroup of a pod below the requested parent: a path, or a scope in a slice for the systemd driver.
 fn cgroup_path(daemon: &Shared, config: &PodSandboxConfig, id: &PodId) -> Result<CgroupPath, CriError> {
-    let wrong = |why: String| CriError::invalid("config.linux.cgroup_parent", why);
-    let named =
+    let invalid = |why: String| CriError::invalid("config.linux.cgroup_parent", why);
+    let requested =
         config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).filter(|name| !name.is_empty());
-    if !daemon.by_systemd() {
-        let parent = named.unwrap_or(DEFAULT_CGROUP_PARENT);
-        return CgroupPath::new(parent, id.as_str()).map_err(|error| wrong(error.to_string()));
+    if !daemon.uses_systemd() {
+        let parent = requested.unwrap_or(DEFAULT_CGROUP_PARENT);
+        return CgroupPath::new(parent, id.as_str()).map_err(|error| invalid(error.to_string()));
     }
-    let slice = named.unwrap_or(systemd::DEFAULT_SLICE);
-    // The kubelet may send the path of the slice, whose last part is its name.
+    let slice = requested.unwrap_or(systemd::DEFAULT_SLICE);
+    // The kubelet may send the path of the slice; its last part is the name.
     let slice = slice.trim_end_matches('/').rsplit('/').next().unwrap_or(slice);
     if !slice.ends_with(".slice") {
-        return Err(wrong(format!("{slice:?} is no slice, and the cgroup driver is systemd")));
+        return Err(invalid(format!("{slice:?} is not a slice, and the cgroup driver is systemd")));
     }
-    CgroupPath::new(slice, &systemd::scope_name(id.as_str())).map_err(|error| wrong(error.to_string()))
+    CgroupPath::new(slice, &systemd::scope_name(id.as_str())).map_err(|error| invalid(error.to_string()))
 }
 
-/// The sysctls of a pod whose names are wanted, in their order.
-fn sysctls_of(config: &PodSandboxConfig, wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+/// Returns the sysctls of a pod with matching names, sorted.
+fn sysctls_of(config: &PodSandboxConfig, matches: impl Fn(&str) -> bool) -> Vec<(String, String)> {
     let all = config.linux.iter().flat_map(|linux| &linux.sysctls);
-    let mut wanted: Vec<_> =
-        all.filter(|(name, _)| wanted(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
-    wanted.sort();
-    wanted
+    let mut sysctls: Vec<_> =
+        all.filter(|(name, _)| matches(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    sysctls.sort();
+    sysctls
 }
 
 fn sandbox_plan(
@@ -303,18 +305,18 @@ fn sandbox_plan(
     selinux: Option<Labels>,
 ) -> Result<SandboxPlan, CriError> {
     let modes = namespaces(config);
-    let own = |mode: NamespaceMode| match mode {
+    let source = |mode: NamespaceMode| match mode {
         NamespaceMode::Node => NamespaceSource::Host,
         _ => NamespaceSource::New,
     };
-    let net = own(modes.network());
-    let ipc = own(modes.ipc());
+    let net = source(modes.network());
+    let ipc = source(modes.ipc());
     let uts = if has_own_uts(config) { NamespaceSource::New } else { NamespaceSource::Host };
     let user = pause::user(config)?;
     let sysctls = sysctls_of(config, |name| !sysctls::is_of_interface(name));
     Ok(SandboxPlan {
         net,
-        userns: crate::spec::userns::wanted(&modes)?,
+        userns: crate::spec::userns::requested(&modes)?,
         ipc,
         uts,
         pid: if modes.pid() == NamespaceMode::Pod { NamespaceSource::New } else { NamespaceSource::Host },

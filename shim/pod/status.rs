@@ -1,4 +1,4 @@
-//! PodSandboxStatus: from memory; verbose adds what `crictl inspectp` shows under `info`.
+//! PodSandboxStatus, answered from memory. Verbose adds the data that `crictl inspectp` shows under `info`.
 
 use std::collections::HashMap;
 
@@ -15,11 +15,15 @@ use crate::operation::Key;
 use crate::spec::{PodContext, sandbox_spec};
 use crate::store::{Pod, PodState};
 
-/// The status of a pod and of its containers.
+/// Returns the response of PodSandboxStatus, with the statuses of the pod's containers.
 ///
 /// # Errors
 /// `NotFound`.
-pub fn status(daemon: &Daemon, id: &str, verbose: bool) -> Result<PodSandboxStatusResponse, CriError> {
+pub fn pod_sandbox_status(
+    daemon: &Daemon,
+    id: &str,
+    verbose: bool,
+) -> Result<PodSandboxStatusResponse, CriError> {
     let pod = daemon.store.pod(id)?;
     let containers = daemon.store.containers_of(&pod.id);
     Ok(PodSandboxStatusResponse {
@@ -30,7 +34,7 @@ pub fn status(daemon: &Daemon, id: &str, verbose: bool) -> Result<PodSandboxStat
     })
 }
 
-/// The status of a pod that is at hand.
+/// Returns the CRI status of a pod.
 #[must_use]
 pub fn pod_status(daemon: &Daemon, pod: &Pod) -> PodSandboxStatus {
     let network = network(daemon, pod);
@@ -49,8 +53,8 @@ pub fn pod_status(daemon: &Daemon, pod: &Pod) -> PodSandboxStatus {
     })
 }
 
-/// The addresses of a pod that is ready, in the order of the network's config; none in the host's network, as
-/// containerd answers it.
+/// Returns the addresses of a ready pod in the order of the network's config; none for a pod in the host's network,
+/// as in containerd.
 fn network(daemon: &Daemon, pod: &Pod) -> PodSandboxNetworkStatus {
     let attachment = match pod.state() {
         PodState::Ready { .. } => daemon.network.attachment(pod.id.as_str()),

@@ -1,4 +1,5 @@
-//! StopPodSandbox: containers are killed, the address is given back, then the namespaces die with their last process.
+//! StopPodSandbox: kills the containers, detaches the network, then ends keeper and pause, and with them the
+//! namespaces.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,11 +20,11 @@ use crate::operation::{Key, Progress};
 use crate::store::{Pod, PodState};
 use crate::systemd;
 
-/// Stops a pod. One that is unknown or stopped already is a success (CRI: "must be idempotent").
+/// Stops a pod. A pod that is unknown or already stopped is a success (CRI: "must be idempotent").
 ///
 /// # Errors
-/// Something the pod holds cannot be released; a retry goes on there.
-pub async fn stop(daemon: &Shared, id: &str) -> Result<(), Status> {
+/// A resource of the pod cannot be released; a retry continues there.
+pub async fn stop_pod_sandbox(daemon: &Shared, id: &str) -> Result<(), Status> {
     let pod = match daemon.store.pod(id) {
         Ok(pod) => pod,
         Err(CriError::NotFound { .. }) => return Ok(()),
@@ -33,7 +34,7 @@ pub async fn stop(daemon: &Shared, id: &str) -> Result<(), Status> {
     stop_pod(daemon, &pod).await
 }
 
-/// Stops a pod that is known.
+/// Stops a known pod.
 pub(crate) async fn stop_pod(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), Status> {
     if pod.state() == (PodState::NotReady { released: true }) {
         return Ok(());
@@ -42,16 +43,16 @@ pub(crate) async fn stop_pod(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), Stat
     let operations = daemon.operations.clone();
     operations
         .join(Key::StopPod(pod.id.clone()), move |progress| async move {
-            steps(&daemon, &pod, &progress).await.map(|()| String::new()).map_err(Status::from)
+            run_steps(&daemon, &pod, &progress).await.map(|()| String::new()).map_err(Status::from)
         })
         .await
         .map(drop)
 }
 
-async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), CriError> {
+async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), CriError> {
     pod.transition(PodState::stopping);
     progress.step("containers that are being made");
-    give_up_making(pod).await?;
+    cancel_creations(pod).await?;
     progress.step("containers");
     kill_containers(daemon, pod).await?;
     daemon.events.pod(daemon, pod, Level::Stopped);
@@ -59,42 +60,46 @@ async fn steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(
     release(daemon, pod).await
 }
 
-/// How often containers that are being made are given up, until they are: one may come to its keeper after that was told.
-const AGAIN: Duration = Duration::from_secs(1);
+/// The interval at which creations of containers are cancelled again: a creation may reach the keeper after the first
+/// cancellation.
+const CANCEL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a container may be in the making once it is given up.
-const GIVEN_UP: Duration = Duration::from_secs(30);
+/// The time limit for a cancelled creation to end.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ends the making of containers: nothing of it may come to run after this.
-async fn give_up_making(pod: &Pod) -> Result<(), CriError> {
-    let until = Instant::now() + GIVEN_UP;
+/// Cancels the creation of containers: none of them may run after this.
+async fn cancel_creations(pod: &Pod) -> Result<(), CriError> {
+    let until = Instant::now() + CANCEL_TIMEOUT;
     let mut making = pod.wait_for_creations(Duration::ZERO).await;
     while !making.is_empty() {
         if Instant::now() > until {
             let ids: Vec<_> = making.iter().map(ContainerId::as_str).collect();
-            let what =
-                format!("stop pod sandbox {}: containers are still being made: {}", pod.id, ids.join(", "));
+            let what = format!(
+                "failed to stop pod sandbox {}: containers are still being created: {}",
+                pod.id,
+                ids.join(", ")
+            );
             return Err(CriError::deadline(what));
         }
         for container in making.iter().map(|id| id.as_str().to_owned()) {
-            // One that the keeper does not know yet will find that the pod is not ready.
+            // A creation that has not reached the keeper finds that the pod is not ready.
             if let Some(link) = pod.link() {
                 drop(link.execute(Call::Forget { container }).await);
             }
         }
-        making = pod.wait_for_creations(AGAIN).await;
+        making = pod.wait_for_creations(CANCEL_INTERVAL).await;
     }
     Ok(())
 }
 
-/// All at once: the slowest decides how long it takes.
+/// Kills all containers of a pod in parallel.
 async fn kill_containers(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
     let mut tasks = tokio::task::JoinSet::new();
     for container in daemon.store.containers_of(&pod.id) {
         let daemon = daemon.clone();
         let kill = async move {
             exit::kill(&daemon, &container).await?;
-            // The end of a pod is told after those of its containers.
+            // The event of the pod follows those of its containers.
             daemon.events.container(&daemon, &container);
             Ok::<_, CriError>(())
         };
@@ -108,25 +113,25 @@ async fn kill_containers(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError
             Err(panic) => errors.push(CriError::internal("kill a container", panic)),
         }
     }
-    // The first stands for all: each names its container.
+    // Only the first error is returned; it names its container.
     errors.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Gives back everything that a pod without running containers holds: its addresses, its keeper and pause with the
-/// namespaces, its cgroup. Goes on after an error and reports all.
+/// Releases the resources of a pod without running containers: its addresses, its keeper and pause with the
+/// namespaces, its cgroup. Continues after an error and reports all errors.
 ///
 /// # Errors
-/// What could not be released.
+/// The resources that could not be released.
 pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
     let mut errors = Vec::new();
     if !pod.host_network()
         && let Err(error) = leftovers::remove(daemon, Leftover::Attachment(pod.id.clone())).await
     {
-        errors.push(format!("detach the network: {error}"));
+        errors.push(format!("failed to detach the network: {error}"));
     }
     if let Some(link) = pod.link() {
-        write_ends(daemon).await;
-        match keeper::end(&link).await {
+        write_exits(daemon).await;
+        match keeper::shut_down(&link).await {
             Ok(()) => pod.set_link(None),
             Err(error) => errors.push(error),
         }
@@ -134,7 +139,7 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
     pod.set_netns(None);
     pod.set_userns(None);
     if let Err(error) = release_cgroup(daemon, pod.with(|record| record.cgroup.clone())).await {
-        errors.push(format!("remove the cgroup: {error}"));
+        errors.push(format!("failed to remove the cgroup: {error}"));
     }
     if errors.is_empty() {
         pod.transition(PodState::released);
@@ -143,7 +148,8 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
     Err(CriError::internal(format!("stop pod sandbox {}", pod.id), errors.join("; ")))
 }
 
-/// Kills what is in the cgroups of an object whose record is gone, wherever they are, and removes them: its id is the name.
+/// Kills and removes the cgroups of an object without a record, wherever they are: the name of a cgroup contains the
+/// id.
 ///
 /// # Errors
 /// As [`release_cgroup`].
@@ -157,19 +163,19 @@ pub async fn release_cgroups_of(daemon: &Shared, id: &str) -> Result<(), CriErro
     .await
 }
 
-/// How long the disk may take for what is known of ended containers.
+/// The time limit for writing the exits of containers.
 const LAST_WRITES: Duration = Duration::from_secs(1);
 
-/// The keeper is the last beside the daemon who knows how its containers have ended: that is to be on the disk before it
-/// ends, unless the disk does not take it.
-async fn write_ends(daemon: &Shared) {
+/// Writes the exits of containers to disk. Besides the daemon only the keeper knows them, so they are written before
+/// the keeper ends, unless the disk hangs.
+async fn write_exits(daemon: &Shared) {
     if daemon.records.pending() == 0 {
         return;
     }
     let records = daemon.records.clone();
     let written = blocking(move || Ok::<_, CriError>(records.flush(LAST_WRITES))).await;
     if !written.unwrap_or(false) {
-        tracing::warn!("a keeper ends before all that it knows is written");
+        tracing::warn!("ending a keeper before all exits of its containers are on disk");
     }
 }
 

@@ -30,9 +30,9 @@ pub(super) async fn load(daemon: &Shared) -> Result<ContainerCleanup, CriError> 
     for (id, record) in records {
         load_one(daemon, id, record, &mut cleanup);
     }
-    // Their remaining processes are killed in the background; their end is recorded here.
-    for container in &cleanup.ended {
-        reconcile::note_end(daemon, container).await;
+    // What is left of those that have ended is killed behind the answers; that they have ended is known now.
+    for container in &rest.ended {
+        reconcile::record_end_without_keeper(daemon, container).await;
     }
     Ok(cleanup)
 }

@@ -25,10 +25,10 @@ pub(super) struct PodCleanup {
     unreachable: Vec<FoundKeeper>,
 }
 
-/// Reads all records, fills the store and connects to the living keepers.
-pub(super) async fn load(daemon: &Shared) -> Result<PodCleanup, CriError> {
-    let mut keepers = keeper::living(daemon).await?;
-    let mut cleanup = PodCleanup::default();
+/// Reads every record, and finds the keepers that live.
+pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
+    let mut keepers = keeper::living_keepers(daemon).await?;
+    let mut rest = Rest::default();
     let folders = daemon.folders.clone();
     let (records, state_folders) =
         blocking(move || Ok::<_, FileError>((read_all(&folders)?, file::names_in(&folders.pods_state())?)))

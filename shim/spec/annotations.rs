@@ -1,5 +1,5 @@
-//! The annotations by which tools tell what a container is (those of containerd, which agents and hooks look for). The
-//! client's own annotations are data and steer nothing: they are not among them.
+//! The annotations of containerd by which agents and hooks recognize containers. The client's annotations are data
+//! without effect and are not included.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ fn of_pod(pod: &PodContext<'_>, kind: &str) -> HashMap<String, String> {
     pairs.into_iter().map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value)).collect()
 }
 
-/// Those of a container.
+/// Returns the annotations of a container.
 pub(super) fn of_container(
     config: &ContainerConfig,
     pod: &PodContext<'_>,
@@ -32,7 +32,7 @@ pub(super) fn of_container(
     annotations
 }
 
-/// Those of a pod.
+/// Returns the annotations of a pod.
 pub(super) fn of_sandbox(pod: &PodContext<'_>) -> HashMap<String, String> {
     let mut annotations = of_pod(pod, "sandbox");
     let folder = pod.config.log_directory.clone();
@@ -40,9 +40,10 @@ pub(super) fn of_sandbox(pod: &PodContext<'_>) -> HashMap<String, String> {
     annotations
 }
 
-/// The classes of block I/O and of cache and memory bandwidth (resctrl) that annotations of the container or of its pod
-/// ask for, as the annotation and the class. berth has no such classes: they are told and have no effect, as where
-/// the peers are not configured for them. Names: the annotations of containerd's and CRI-O's documentation.
+/// Returns the classes of block I/O and of cache and memory bandwidth (resctrl) in annotations of the container or
+/// its pod, as annotation and class. berth has no such classes: they are logged and have no effect, as in containerd
+/// and CRI-O without configured classes. The names of the annotations are from the documentation of containerd and
+/// CRI-O.
 pub fn classes<'a>(
     config: &'a ContainerConfig,
     pod: &'a PodSandboxConfig,
@@ -51,7 +52,7 @@ pub fn classes<'a>(
     ["blockio", "rdt"].into_iter().filter_map(move |kind| {
         let own = format!("io.kubernetes.cri.{kind}-class");
         let of_pod = [format!("container.{name}"), "pod".to_owned()]
-            .map(|whose| format!("{kind}.resources.beta.kubernetes.io/{whose}"));
+            .map(|target| format!("{kind}.resources.beta.kubernetes.io/{target}"));
         let of_pod = of_pod.into_iter().map(|key| (&pod.annotations, key));
         let mut places = std::iter::once((&config.annotations, own)).chain(of_pod);
         places.find_map(|(annotations, key)| annotations.get(&key).map(|class| (key, class.as_str())))

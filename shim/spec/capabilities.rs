@@ -1,11 +1,11 @@
-//! Capability sets: a default, with what the client adds and drops.
+//! Capability sets: a default, plus the capabilities that the client adds, minus those that it drops.
 
 use berth_proto::v1::{Capability as Request, LinuxContainerSecurityContext};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder};
 
 use super::{Host, Result, error};
 
-/// What a container has that asks for nothing: the set of containerd and Docker.
+/// The default capabilities, as in containerd and Docker.
 const DEFAULT: [Capability; 14] = [
     Capability::Chown,
     Capability::DacOverride,
@@ -68,7 +68,7 @@ const ALL: [Capability; 41] = [
     Capability::CheckpointRestore,
 ];
 
-/// The sets of a container's process.
+/// Returns the capability sets of a container's process.
 pub(super) fn sets(
     security: &LinuxContainerSecurityContext,
     uid: u32,
@@ -79,7 +79,8 @@ pub(super) fn sets(
         ALL.iter().enumerate().filter(|(n, _)| mask.held >> n & 1 == 1).map(|(_, c)| *c).collect()
     };
     let host_mask = Mask::of_host(host);
-    let bounding = if security.privileged { all(&host_mask) } else { asked_for(&request, &all(&host_mask))? };
+    let bounding =
+        if security.privileged { all(&host_mask) } else { requested_set(&request, &all(&host_mask))? };
     let ambient: Capabilities = request
         .add_ambient_capabilities
         .iter()
@@ -88,8 +89,8 @@ pub(super) fn sets(
         .intersection(&bounding)
         .copied()
         .collect();
-    // A user other than root loses what is permitted and effective at its exec (capabilities(7)), unless it is ambient;
-    // it may still gain what is bounding by files.
+    // A process of another user than root loses its permitted and effective capabilities at exec (capabilities(7)),
+    // except the ambient ones. It can still gain capabilities of the bounding set from files.
     let held = if uid == 0 { bounding.clone() } else { ambient.clone() };
     LinuxCapabilitiesBuilder::default()
         .effective(held.clone())
@@ -101,33 +102,33 @@ pub(super) fn sets(
         .map_err(|oci| error("capabilities", oci.to_string()))
 }
 
-/// A set as bits, by number.
+/// Converts a set to a mask of capability numbers.
 pub(super) fn mask(set: &Capabilities) -> u64 {
     let bits = ALL.iter().enumerate().filter(|(_, capability)| set.contains(capability));
     bits.fold(0, |mask, (number, _)| mask | 1 << number)
 }
 
-/// What a kernel knows, by number.
+/// The capabilities that can be given to containers, as a mask of their numbers.
 struct Mask {
     held: u64,
 }
 
 impl Mask {
-    /// `caps` as root has them: the daemon cannot give away what it does not have.
+    /// Limits the kernel's capabilities to those of the daemon, which cannot give away others.
     fn of_host(host: &Host) -> Self {
-        let known = u32::from(host.last_cap).saturating_add(1).min(63);
-        Self { held: ((1_u64 << known) - 1) & host.own_capabilities() }
+        let count = u32::from(host.last_cap).saturating_add(1).min(63);
+        Self { held: ((1_u64 << count) - 1) & host.own_capabilities() }
     }
 }
 
 impl Host {
-    /// The capabilities that the daemon may hand on.
+    /// Returns the capabilities that the daemon can give to containers.
     fn own_capabilities(&self) -> u64 {
         if self.bounding == 0 { u64::MAX } else { self.bounding }
     }
 }
 
-fn asked_for(request: &Request, all: &Capabilities) -> Result<Capabilities> {
+fn requested_set(request: &Request, all: &Capabilities) -> Result<Capabilities> {
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
     let mut set: Capabilities =
         match (request.drop_capabilities.iter().any(is_all), request.add_capabilities.iter().any(is_all)) {
@@ -151,7 +152,7 @@ fn named(name: &str, field: &str) -> Result<Capability> {
     ALL.iter()
         .find(|capability| capability.to_string() == bare)
         .copied()
-        .ok_or_else(|| error(field, format!("{name:?} is no capability")))
+        .ok_or_else(|| error(field, format!("{name:?} is not a capability")))
 }
 
 #[cfg(test)]

@@ -1,34 +1,34 @@
-//! Devices: which nodes a container has, and which may be used in it.
+//! The device nodes of a container, and the rules for their use.
 
 use berth_proto::v1::{ContainerConfig, Int64Value, LinuxContainerSecurityContext};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
 
 use super::{Host, Result, error};
 
-/// Devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx and the
+/// The devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx and the
 /// terminals (OCI runtime spec, "Default Devices").
 const DEFAULT: [(i64, i64); 9] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
 
-/// The nodes beside the default ones.
+/// Returns the device nodes in addition to the default ones.
 pub(super) fn nodes(
     config: &ContainerConfig,
     security: &LinuxContainerSecurityContext,
     host: &Host,
 ) -> Result<Vec<LinuxDevice>> {
     let mut nodes = if security.privileged { host.privileged_devices.clone() } else { Vec::new() };
-    for (wanted, found) in config.devices.iter().zip(&host.devices) {
-        if found.is_empty() {
-            return Err(error("devices.host_path", format!("{:?} has no device", wanted.host_path)));
+    for (request, devices) in config.devices.iter().zip(&host.devices) {
+        if devices.is_empty() {
+            return Err(error("devices.host_path", format!("{:?} has no device", request.host_path)));
         }
-        let found: Vec<LinuxDevice> =
-            found.iter().map(|device| owned(device.clone(), security, host)).collect();
-        nodes.retain(|node| found.iter().all(|device| device.path() != node.path()));
-        nodes.extend(found);
+        let devices: Vec<LinuxDevice> =
+            devices.iter().map(|device| owned(device.clone(), security, host)).collect();
+        nodes.retain(|node| devices.iter().all(|device| device.path() != node.path()));
+        nodes.extend(devices);
     }
     Ok(nodes)
 }
 
-/// A device of the user and group that are asked for by number, where the configuration says so.
+/// Gives a device to the requested user and group, if they are numbers and the configuration enables it.
 fn owned(mut device: LinuxDevice, security: &LinuxContainerSecurityContext, host: &Host) -> LinuxDevice {
     let id = |id: Option<&Int64Value>| id.and_then(|id| u32::try_from(id.value).ok()).filter(|id| *id != 0);
     if host.device_ownership {
@@ -42,7 +42,7 @@ fn owned(mut device: LinuxDevice, security: &LinuxContainerSecurityContext, host
     device
 }
 
-/// What may be done with which device: the last rule that matches counts.
+/// Returns the rules of the device cgroup; the last rule that matches applies.
 pub(super) fn rules(
     config: &ContainerConfig,
     security: &LinuxContainerSecurityContext,
@@ -53,23 +53,23 @@ pub(super) fn rules(
     }
     let mut rules = vec![
         rule(false, LinuxDeviceType::A, (-1, -1), "rwm")?,
-        // Making a node of a device is not using it.
+        // Creating a device node does not use the device.
         rule(true, LinuxDeviceType::C, (-1, -1), "m")?,
         rule(true, LinuxDeviceType::B, (-1, -1), "m")?,
     ];
     for numbers in DEFAULT {
         rules.push(rule(true, LinuxDeviceType::C, numbers, "rwm")?);
     }
-    for (wanted, found) in config.devices.iter().zip(&host.devices) {
-        let permissions = permissions(&wanted.permissions)?;
-        for device in found {
+    for (request, devices) in config.devices.iter().zip(&host.devices) {
+        let permissions = permissions(&request.permissions)?;
+        for device in devices {
             rules.push(rule(true, device.typ(), (device.major(), device.minor()), permissions)?);
         }
     }
     Ok(rules)
 }
 
-/// A combination of r, w and m; empty is all (CRI `Device.permissions`).
+/// Checks a combination of r, w and m; empty means all (CRI `Device.permissions`).
 fn permissions(text: &str) -> Result<&str> {
     if text.is_empty() {
         return Ok("rwm");
@@ -77,7 +77,7 @@ fn permissions(text: &str) -> Result<&str> {
     if text.chars().all(|c| "rwm".contains(c)) {
         return Ok(text);
     }
-    Err(error("devices.permissions", format!("{text:?} is no combination of r, w and m")))
+    Err(error("devices.permissions", format!("{text:?} is not a combination of r, w and m")))
 }
 
 fn rule(allow: bool, typ: LinuxDeviceType, numbers: (i64, i64), access: &str) -> Result<LinuxDeviceCgroup> {

@@ -2,8 +2,8 @@
 
 use berth_proto::v1::DnsConfig;
 
-/// What the client asks for; where that is nothing, the host's own file. What has line breaks was refused before
-/// ([`super::validate`]).
+/// Returns the requested resolv.conf, or the host's file if the client requests nothing. [`super::validate`] has
+/// refused values with line breaks.
 #[must_use]
 pub fn resolv_conf(dns: Option<&DnsConfig>, host: &str) -> String {
     let Some(dns) =
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_or_the_hosts() {
+    fn the_request_or_the_hosts_file_is_used() {
         let list = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
         let dns = DnsConfig {
             servers: list(&["10.96.0.10", "8.8.8.8"]),

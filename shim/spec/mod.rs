@@ -1,7 +1,7 @@
-//! From the CRI's words to an OCI runtime spec: pure translation, nothing of the host is touched here.
+//! Translates CRI configs into OCI runtime specs. The translation is pure and does not access the host.
 //!
-//! * [`validate`]: what a request must look like before anything is done for it
-//! * this file: a container's spec as a whole; [`sandbox`]: a pod's, for those who look
+//! * [`validate`]: checks of a request before anything is done for it
+//! * this file: the spec of a container; [`sandbox`]: the spec of a pod, for display
 //! * [`process`]: command, environment, user, capabilities; [`mounts`], [`namespaces`], [`resources`], [`rlimits`],
 //!   [`devices`]
 //! * [`seccomp`]: system calls; [`pause`]: the security context of a pod
@@ -39,59 +39,59 @@ pub use sandbox::sandbox_spec;
 pub use signal::{stop_signal, stop_signal_number};
 pub use user::user_request;
 
-/// A request that asks for what cannot be.
+/// An invalid request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {why}")]
+#[error("invalid {field}: {why}")]
 pub struct SpecError {
-    /// The field of the request, as the CRI names it.
+    /// The field of the request, by its CRI name.
     pub field: String,
-    /// What is wrong with it.
+    /// The reason why it is invalid.
     pub why: String,
 }
 
-/// An error about a field.
+/// Creates an error about a field.
 pub(crate) fn error(field: impl Into<String>, why: impl Into<String>) -> SpecError {
     SpecError { field: field.into(), why: why.into() }
 }
 
 pub(crate) type Result<T> = std::result::Result<T, SpecError>;
 
-/// The pod that a container is made in.
+/// The pod of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct PodContext<'a> {
-    /// Its id.
+    /// The id of the pod.
     pub id: &'a str,
-    /// As the client gave it.
+    /// The config of the pod, as the client sent it.
     pub config: &'a PodSandboxConfig,
-    /// Its pause, in the host's process namespace.
+    /// The pid of the pause in the host's PID namespace.
     pub pause_pid: i32,
-    /// Its hostname, hosts and resolv.conf.
+    /// The place of hostname, hosts and resolv.conf.
     pub files: PodFiles<'a>,
-    /// The handler it was run with.
+    /// The runtime handler of the pod.
     pub runtime_handler: &'a str,
 }
 
-/// Where the files of a pod are.
+/// The place of a pod's files.
 #[derive(Clone, Copy, Debug)]
 pub enum PodFiles<'a> {
-    /// With its pause.
+    /// The pause holds them.
     OfPause,
-    /// In this folder of the host: of a pod that an older daemon has run.
+    /// They are in this folder of the host: an older version of the daemon has run the pod.
     In(&'a Path),
 }
 
 /// The image of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageContext<'a> {
-    /// Its config.
+    /// The config of the image.
     pub config: &'a ImageConfig,
-    /// As the client named it.
+    /// The name of the image in the request.
     pub name: &'a str,
-    /// Its id.
+    /// The id of the image.
     pub id: &'a str,
 }
 
-/// The user of a container, looked up in its image.
+/// The user of a container, resolved in its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     /// User id.
@@ -104,41 +104,41 @@ pub struct User {
     pub home: Option<String>,
 }
 
-/// What must be known of the host.
+/// The properties of the host that the translation needs.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    /// All its devices, for a privileged container.
+    /// All devices of the host, for a privileged container.
     pub privileged_devices: Vec<LinuxDevice>,
-    /// The devices that the container asks for, as they are on the host, by their requests.
+    /// The host's devices for each device request of the container.
     pub devices: Vec<Vec<LinuxDevice>>,
-    /// Cgroups are version 2.
+    /// Whether cgroups are version 2.
     pub cgroup_v2: bool,
-    /// Scores below the daemon's own are raised to it instead of failing.
+    /// Whether scores below the daemon's are raised to it, instead of failing.
     pub restrict_oom_score_adj: bool,
-    /// The newest capability that the kernel knows.
+    /// The highest capability number of the kernel.
     pub last_cap: u8,
-    /// The capabilities that the daemon has and so can hand on, as a mask; 0 is all.
+    /// The capabilities of the daemon as a mask: it can give only these to containers. 0 means all.
     pub bounding: u64,
-    /// The most that a container can be given of what; more than the daemon has only where that may raise limits.
+    /// The highest rlimits of containers; empty if the daemon may raise limits.
     pub rlimit_ceilings: Vec<(PosixRlimitType, u64)>,
-    /// How many signals may wait for the processes of a user.
+    /// The default of RLIMIT_SIGPENDING.
     pub pending_signals: u64,
-    /// Resource limits of every container, checked when the configuration was read.
+    /// The configured resource limits of every container, already checked.
     pub default_ulimits: Vec<String>,
-    /// Devices belong to the user that the container asks to run as.
+    /// Whether devices belong to the user that the container requests.
     pub device_ownership: bool,
-    /// The seccomp profile of the host that the container asks for.
+    /// The host's seccomp profile that the container requests.
     pub seccomp_profile: Option<LinuxSeccomp>,
-    /// The daemon's own score: without CAP_SYS_RESOURCE nothing can go below it.
+    /// The daemon's oom_score_adj: without CAP_SYS_RESOURCE no process gets a lower one.
     pub oom_score_adj_floor: i32,
-    /// Its name.
+    /// The name of the host.
     pub node_name: String,
 }
 
-/// The OCI spec of a container.
+/// Returns the OCI spec of a container.
 ///
 /// # Errors
-/// The config asks for what cannot be; the field is named.
+/// The config is invalid; the error names the field.
 pub fn container_spec(
     container_id: &str,
     config: &ContainerConfig,
@@ -151,7 +151,7 @@ pub fn container_spec(
     let mut security = security(config);
     security.namespace_options = Some(namespaces::modes(&security, pod.config));
     if security.privileged && !allows_privileged(pod.config) {
-        return Err(error("privileged", "is set: no privileged container allowed in sandbox"));
+        return Err(error("privileged", "no privileged container allowed in sandbox"));
     }
     let mut spec = Spec::default();
     let mut root: Root = RootBuilder::default()
@@ -162,10 +162,10 @@ pub fn container_spec(
     root.set_path("rootfs".into());
     spec.set_root(Some(root));
     spec.set_process(Some(process::process(config, pod, image, user, host, &security)?));
-    let userns = pods_users(pod, &security)?;
+    let userns = pod_user_namespace(pod, &security)?;
     let (mounts, propagation) = mounts::mounts(config, pod, &security, userns.as_ref())?;
     spec.set_mounts(Some(mounts));
-    // The name is that of the UTS namespace, which is the pod's.
+    // The hostname is that of the pod's UTS namespace.
     spec.set_hostname(None);
     spec.set_annotations(Some(annotations::of_container(config, pod, image)));
 
@@ -186,52 +186,52 @@ pub fn container_spec(
     let capabilities = spec.process().as_ref().and_then(|process| process.capabilities().clone());
     linux.set_seccomp(seccomp::profile(&security, capabilities.as_ref(), host)?);
     spec.set_linux(Some(linux));
-    tracing::trace!(container = container_id, "translated");
+    tracing::trace!(container = container_id, "translated the config to a spec");
     Ok(spec)
 }
 
-/// Whether a pod may have privileged containers (CRI `LinuxSandboxSecurityContext.privileged`).
+/// Whether a pod may contain privileged containers (CRI `LinuxSandboxSecurityContext.privileged`).
 fn allows_privileged(pod: &PodSandboxConfig) -> bool {
     let security = pod.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     security.is_some_and(|security| security.privileged)
 }
 
-/// The pod's user namespace, which its containers must ask for as well.
-fn pods_users(
+/// Returns the pod's user namespace. Its containers must request the same one.
+fn pod_user_namespace(
     pod: &PodContext<'_>,
     security: &LinuxContainerSecurityContext,
 ) -> Result<Option<berth_runtime::plan::UserNamespace>> {
-    let own = userns::wanted(&security.namespace_options.clone().unwrap_or_default())?;
-    let pods = userns::wanted(&crate::store::pod::namespaces(pod.config))?;
-    if own != pods {
+    let requested = userns::requested(&security.namespace_options.clone().unwrap_or_default())?;
+    let pods = userns::requested(&crate::store::pod::namespaces(pod.config))?;
+    if requested != pods {
         return Err(error("namespace_options.userns_options", "differ from those of the pod"));
     }
     Ok(pods)
 }
 
-/// The security context, with the CRI's zero values where it is missing.
+/// Returns the security context of a container, with the CRI's zero values if it is missing.
 #[must_use]
 pub fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
-/// The container is to be privileged.
+/// Whether the container is privileged.
 #[must_use]
 pub fn is_privileged(config: &ContainerConfig) -> bool {
     security(config).privileged
 }
 
-/// What other runtimes hide beside what the client asks for: the power meter of a processor tells what others compute
-/// (GHSA-7ww5).
+/// A path that other runtimes mask in addition to the client's list: the power meter of a processor reveals the
+/// computations of other programs (GHSA-7ww5).
 const ALWAYS_MASKED: &str = "/sys/devices/virtual/powercap";
 
-/// Masked and read-only paths, as the kubelet sends them; a privileged container has none.
+/// Returns the masked and the read-only paths that the kubelet sends; a privileged container has none.
 fn paths(security: &LinuxContainerSecurityContext) -> (Vec<String>, Vec<String>) {
     if security.privileged {
         return (Vec::new(), Vec::new());
     }
     let mut masked = security.masked_paths.clone();
-    // An empty list is a container that is to see everything (procMount: Unmasked).
+    // An empty list means that the container sees everything (procMount: Unmasked).
     if !masked.is_empty() && !masked.iter().any(|path| path == ALWAYS_MASKED) {
         masked.push(ALWAYS_MASKED.to_owned());
     }

@@ -1,4 +1,4 @@
-//! The mounts of a container: the kernel's filesystems, the pod's files, and the volumes that the client asks for.
+//! The mounts of a container: the kernel's filesystems, the pod's files, and the client's volumes.
 
 use std::collections::BTreeMap;
 
@@ -11,36 +11,36 @@ use oci_spec::runtime::Mount;
 
 use super::{PodContext, PodFiles, Result, error, userns};
 
-/// The files that a pod's containers share, by their names in /etc.
+/// The files that the containers of a pod share, by their names in /etc.
 pub const POD_FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
-/// Flags that only take from what a volume allows.
+/// The mount options that a client may set: flags that only restrict.
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
-/// The mounts in the order in which they are made, and the propagation of the root that the volumes need.
+/// Returns the mounts in the order of mounting, and the propagation of the root that the volumes need.
 pub(super) fn mounts(
     config: &ContainerConfig,
     pod: &PodContext<'_>,
     security: &LinuxContainerSecurityContext,
     users: Option<&UserNamespace>,
 ) -> Result<(Vec<Mount>, Option<String>)> {
-    // By their place: a later one takes the place of an earlier one.
-    let mut by_place: BTreeMap<(usize, String), Mount> = BTreeMap::new();
+    // A later mount at the same path replaces an earlier one.
+    let mut by_path: BTreeMap<(usize, String), Mount> = BTreeMap::new();
     let mut add = |mount: Mount| {
-        let place = normal(&mount.destination().to_string_lossy());
-        // Parents come before what is in them.
-        by_place.insert((place.matches('/').count(), place), mount);
+        let path = normal(&mount.destination().to_string_lossy());
+        // A parent comes before the mounts inside it.
+        by_path.insert((path.matches('/').count(), path), mount);
     };
     kernel_filesystems(security).into_iter().for_each(&mut add);
     pod_files(pod, security).into_iter().for_each(&mut add);
     for volume in &config.mounts {
         add(compile_volume(volume, users)?);
     }
-    Ok((by_place.into_values().collect(), root_propagation(&config.mounts)))
+    Ok((by_path.into_values().collect(), root_propagation(&config.mounts)))
 }
 
-/// A path in a container without doubled and trailing slashes, `.` and `..`. These are taken out before any link is
-/// followed, as runc does it (`filepath.Clean`): so a path means the same to all who look at it. Relative ones begin at the
+/// Normalizes a path in a container: removes double and trailing slashes, `.` and `..`. This happens before links are
+/// followed, as in runc (`filepath.Clean`), so that a path has one meaning everywhere. A relative path starts at the
 /// root.
 #[must_use]
 pub fn normal(path: &str) -> String {
@@ -64,7 +64,8 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     mount
 }
 
-/// What runc and containerd give every container. A privileged one may write to /sys and its cgroup.
+/// Returns the mounts that runc and containerd give every container. A privileged one may write to /sys and its
+/// cgroup.
 fn kernel_filesystems(security: &LinuxContainerSecurityContext) -> Vec<Mount> {
     let access = if security.privileged { "rw" } else { "ro" };
     let modes = security.namespace_options.clone().unwrap_or_default();
@@ -110,9 +111,11 @@ fn compile_volume(volume: &Volume, users: Option<&UserNamespace>) -> Result<Moun
     let field = |name: &str| format!("mounts[{}].{name}", volume.container_path);
     let ids = userns::of_volume(field, &volume.uid_mappings, &volume.gid_mappings)?;
     if volume.image.is_some() {
-        // Its files have the ids that they have in the image, inside the pod.
+        // The files keep the ids of the image, inside the pod's user namespace.
         return match ids {
-            Some(ids) if users != Some(&ids) => Err(error(field("uidMappings"), "are not those of the pod")),
+            Some(ids) if users != Some(&ids) => {
+                Err(error(field("uidMappings"), "differ from those of the pod"))
+            }
             _ => image_volume(volume),
         };
     }
@@ -132,17 +135,18 @@ fn compile_volume(volume: &Volume, users: Option<&UserNamespace>) -> Result<Moun
     Ok(mount)
 }
 
-/// What an image has, read-only. Which image it is has been resolved before: its tree goes beside the spec.
+/// Returns the read-only mount of an image. The image has been resolved before, and its tree is passed beside the
+/// spec.
 fn image_volume(volume: &Volume) -> Result<Mount> {
     let field = |name: &str| format!("mounts[{}].{name}", volume.container_path);
     if !volume.host_path.is_empty() {
-        return Err(error(field("host_path"), "must be empty where an image is mounted"));
+        return Err(error(field("host_path"), "must be empty for an image volume"));
     }
     if !volume.readonly {
-        return Err(error(field("readonly"), "must be set where an image is mounted"));
+        return Err(error(field("readonly"), "must be set for an image volume"));
     }
     if volume.propagation() != MountPropagation::PropagationPrivate {
-        return Err(error(field("propagation"), "must be private where an image is mounted"));
+        return Err(error(field("propagation"), "must be private for an image volume"));
     }
     let image = volume.image.clone().unwrap_or_default();
     let mut source = format!("{IMAGE_VOLUME}{}", image.image);
@@ -154,33 +158,35 @@ fn image_volume(volume: &Volume) -> Result<Mount> {
     Ok(mount(&normal(&volume.container_path), "bind", &source, &options))
 }
 
-/// The flags that a client may set (CRI `Mount.mount_options`).
+/// Returns the mount options of a client (CRI `Mount.mount_options`).
 fn flags(volume: &Volume) -> Result<impl Iterator<Item = &str>> {
     let unknown = volume.mount_options.iter().find(|option| !MOUNT_OPTIONS.contains(&option.as_str()));
     match unknown {
         Some(option) => Err(error(
             format!("mounts[{}].mount_options", volume.container_path),
-            format!("{option:?} is none of {}", MOUNT_OPTIONS.join(", ")),
+            format!("{option:?} is not one of {}", MOUNT_OPTIONS.join(", ")),
         )),
         None => Ok(volume.mount_options.iter().map(String::as_str)),
     }
 }
 
-/// Read-only mounts are so for the mount itself, or with everything below it (CRI `Mount.recursive_read_only`).
+/// Returns the access option. Read-only applies to the mount itself, or also to everything below it (CRI
+/// `Mount.recursive_read_only`).
 fn access(volume: &Volume) -> Result<&'static str> {
     let field = format!("mounts[{}].recursive_read_only", volume.container_path);
     match (volume.readonly, volume.recursive_read_only) {
         (true, true) if volume.propagation() != MountPropagation::PropagationPrivate => {
-            Err(error(field, "needs the propagation PROPAGATION_PRIVATE"))
+            Err(error(field, "requires the propagation PROPAGATION_PRIVATE"))
         }
         (true, true) => Ok("rro"),
-        (false, true) => Err(error(field, "needs readonly")),
+        (false, true) => Err(error(field, "requires readonly")),
         (true, false) => Ok("ro"),
         (false, false) => Ok("rw"),
     }
 }
 
-/// A volume that hears of the host's mounts, or is heard by it, needs a root that is not private.
+/// Returns the propagation of the root. A volume that receives mounts of the host or sends mounts to it needs a root
+/// that is not private.
 fn root_propagation(volumes: &[Volume]) -> Option<String> {
     let strongest = volumes.iter().map(Volume::propagation).max_by_key(|propagation| i32::from(*propagation));
     Some(
@@ -225,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_takes_the_place_of_a_default() {
+    fn a_volume_replaces_a_default() {
         let mounts = compiled(vec![volume("/etc/hosts/"), volume("/dev//shm")]).unwrap();
         for place in ["/etc/hosts", "/dev/shm"] {
             let found = at(&mounts, place);
@@ -236,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_cleaned_as_runc_does_it() {
+    fn paths_are_normalized_as_in_runc() {
         for (path, clean) in [
             ("/", "/"),
             ("", "/"),
@@ -252,7 +258,7 @@ mod tests {
             assert_eq!(normal(path), clean, "{path}");
         }
         let mounts = compiled(vec![volume("/x/../dev/shm"), volume("/data/../data/./sub/")]).unwrap();
-        assert_eq!(at(&mounts, "/dev/shm").len(), 1, "it takes the place of the default");
+        assert_eq!(at(&mounts, "/dev/shm").len(), 1, "it replaces the default");
         assert_eq!(at(&mounts, "/data/sub").len(), 1);
     }
 

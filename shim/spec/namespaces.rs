@@ -1,4 +1,4 @@
-//! The namespaces of a container, and the paths by which those of the pod are named.
+//! The namespaces of a container, and the paths of the pod's namespaces.
 
 use berth_proto::v1::{LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
@@ -6,44 +6,44 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 use super::{Host, PodContext};
 use crate::store::pod::namespaces;
 
-/// A namespace of the pod's pause, as a path.
-pub(super) fn pods(pause_pid: i32, kind: LinuxNamespaceType, file: &str) -> LinuxNamespace {
+/// Returns a namespace of the pod's pause, as a path.
+pub(super) fn of_pause(pause_pid: i32, kind: LinuxNamespaceType, file: &str) -> LinuxNamespace {
     let mut namespace = new(kind);
     namespace.set_path(Some(format!("/proc/{pause_pid}/ns/{file}").into()));
     namespace
 }
 
-/// A new namespace.
+/// Returns a new namespace.
 pub(super) fn new(kind: LinuxNamespaceType) -> LinuxNamespace {
     let mut namespace = LinuxNamespace::default();
     namespace.set_typ(kind);
     namespace
 }
 
-/// Whether a pod has a UTS namespace of its own. In the host's network it has the host's name as well, unless it asks for
-/// another one.
+/// Whether a pod has a separate UTS namespace. A pod in the host's network has the host's, unless it requests a
+/// hostname.
 #[must_use]
 pub fn has_own_uts(pod: &PodSandboxConfig) -> bool {
     namespaces(pod).network() != NamespaceMode::Node || !pod.hostname.is_empty()
 }
 
-/// The modes of a container. What it shares with its pod (POD, which is also what a client says that says nothing) is the
-/// host's where the pod shares it with the host.
+/// Returns the modes of a container. The mode POD, which is also the default, means the host's namespace if the pod
+/// shares that with the host.
 pub(super) fn modes(security: &LinuxContainerSecurityContext, pod: &PodSandboxConfig) -> NamespaceOption {
     let of_pod = namespaces(pod);
     let mut modes = security.namespace_options.clone().unwrap_or_default();
     let (node, shared) = (i32::from(NamespaceMode::Node), i32::from(NamespaceMode::Pod));
-    for (own, pods) in
+    for (own, pod_mode) in
         [(&mut modes.network, of_pod.network), (&mut modes.pid, of_pod.pid), (&mut modes.ipc, of_pod.ipc)]
     {
-        if *own == shared && pods == node {
+        if *own == shared && pod_mode == node {
             *own = node;
         }
     }
     modes
 }
 
-/// The namespaces that a container does not share with the host.
+/// Returns the namespaces that a container does not share with the host.
 pub(super) fn of_container(
     security: &LinuxContainerSecurityContext,
     pod: &PodContext<'_>,
@@ -57,24 +57,24 @@ pub(super) fn of_container(
         namespaces.push(new(LinuxNamespaceType::Cgroup));
     }
     if users {
-        namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::User, "user"));
+        namespaces.push(of_pause(pod.pause_pid, LinuxNamespaceType::User, "user"));
     }
     match modes.pid() {
         NamespaceMode::Container => namespaces.push(new(LinuxNamespaceType::Pid)),
-        NamespaceMode::Pod => namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Pid, "pid")),
-        // That of the target is named beside the spec: by the time it is joined its pid could be another's.
+        NamespaceMode::Pod => namespaces.push(of_pause(pod.pause_pid, LinuxNamespaceType::Pid, "pid")),
+        // The target is passed beside the spec: its pid could belong to another process when the namespace is joined.
         NamespaceMode::Node | NamespaceMode::Target => {}
     }
     if modes.ipc() != NamespaceMode::Node {
-        namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Ipc, "ipc"));
+        namespaces.push(of_pause(pod.pause_pid, LinuxNamespaceType::Ipc, "ipc"));
     }
     let in_pods_network = modes.network() != NamespaceMode::Node;
     if in_pods_network {
-        namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Network, "net"));
+        namespaces.push(of_pause(pod.pause_pid, LinuxNamespaceType::Network, "net"));
     }
     let host_network = self::namespaces(pod.config).network() == NamespaceMode::Node;
     if in_pods_network || host_network && has_own_uts(pod.config) {
-        namespaces.push(pods(pod.pause_pid, LinuxNamespaceType::Uts, "uts"));
+        namespaces.push(of_pause(pod.pause_pid, LinuxNamespaceType::Uts, "uts"));
     }
     namespaces
 }
@@ -107,17 +107,17 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_names_no_mode_is_where_its_pod_is() {
+    fn a_container_without_modes_shares_the_namespaces_of_its_pod() {
         use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
         let node = i32::from(NamespaceMode::Node);
         let host = NamespaceOption { network: node, pid: node, ipc: node, ..Default::default() };
         let silent = LinuxContainerSecurityContext::default();
         assert_eq!(joined(&silent, &pod(host.clone(), "")), []);
-        assert_eq!(joined(&silent, &pod(host.clone(), "name")), [Uts], "the name that the pod asks for");
+        assert_eq!(joined(&silent, &pod(host.clone(), "name")), [Uts], "the requested hostname");
         assert_eq!(joined(&silent, &pod(NamespaceOption::default(), "")), [Pid, Ipc, Network, Uts]);
         let host_pids = NamespaceOption { pid: node, ..Default::default() };
         assert_eq!(joined(&silent, &pod(host_pids.clone(), "")), [Ipc, Network, Uts]);
-        // One that names its mode has it.
+        // A mode that a container requests is kept.
         let own = NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() };
         let own = LinuxContainerSecurityContext { namespace_options: Some(own), ..Default::default() };
         assert_eq!(modes(&own, &pod(host_pids, "")).pid(), NamespaceMode::Container);

@@ -1,4 +1,4 @@
-//! What a pod's security context says of its pause: the only process that the sandbox itself has.
+//! The security context of a pod: it applies to the pause, the only process of the sandbox itself.
 
 use berth_proto::v1::{Int64Value, LinuxSandboxSecurityContext, PodSandboxConfig};
 
@@ -7,7 +7,7 @@ use super::{Result, error};
 
 const FIELD: &str = "linux.security_context";
 
-/// Who the pause runs as.
+/// The user of the pause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PauseUser {
     /// User id.
@@ -18,21 +18,21 @@ pub struct PauseUser {
     pub groups: Vec<u32>,
 }
 
-/// The security context of a pod, with the CRI's zero values where it is missing.
+/// Returns the security context of a pod, with the CRI's zero values if it is missing.
 #[must_use]
 pub fn security(config: &PodSandboxConfig) -> LinuxSandboxSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
-/// The user of a pod's pause; root where nothing is said.
+/// Returns the user of a pod's pause; root if the request has none.
 ///
 /// # Errors
-/// A number that is no id, or a group without a user.
+/// A number is not an id, or a group is given without a user.
 pub fn user(config: &PodSandboxConfig) -> Result<PauseUser> {
     let security = security(config);
     let id = |value: i64, field: &str| {
         let id = u32::try_from(value).ok().filter(|id| *id < u32::MAX);
-        id.ok_or_else(|| error(format!("{FIELD}.{field}"), format!("{value} is no user or group id")))
+        id.ok_or_else(|| error(format!("{FIELD}.{field}"), format!("{value} is not a user or group id")))
     };
     let of =
         |wrapped: Option<&Int64Value>, field: &str| wrapped.map_or(Ok(0), |wrapped| id(wrapped.value, field));
@@ -48,11 +48,11 @@ pub fn user(config: &PodSandboxConfig) -> Result<PauseUser> {
     })
 }
 
-/// The seccomp profile that a pod asks for. The pause has its own in any case, which allows fewer calls than a program
-/// needs to start; what is asked for is checked.
+/// Returns the seccomp profile that a pod requests. The request is only checked: the pause always has a separate
+/// profile, which allows fewer calls than a program needs to start.
 ///
 /// # Errors
-/// It is none that can be.
+/// The request is invalid.
 pub fn seccomp_choice(config: &PodSandboxConfig) -> Result<SeccompChoice> {
     let security = security(config);
     #[expect(deprecated, reason = "older clients send it")]
@@ -74,22 +74,22 @@ mod tests {
     #[test]
     fn the_pause_runs_as_the_user_of_the_pod() {
         assert_eq!(user(&PodSandboxConfig::default()).unwrap(), PauseUser::default());
-        let asked = LinuxSandboxSecurityContext {
+        let requested = LinuxSandboxSecurityContext {
             run_as_user: Some(Int64Value { value: 1000 }),
             run_as_group: Some(Int64Value { value: 2000 }),
             supplemental_groups: vec![3000],
             ..Default::default()
         };
-        let found = user(&pod(asked.clone())).unwrap();
+        let found = user(&pod(requested.clone())).unwrap();
         assert_eq!(found, PauseUser { uid: 1000, gid: 2000, groups: vec![3000] });
-        let alone = LinuxSandboxSecurityContext { run_as_user: None, ..asked.clone() };
+        let alone = LinuxSandboxSecurityContext { run_as_user: None, ..requested.clone() };
         assert!(user(&pod(alone)).unwrap_err().field.ends_with("run_as_group"));
         for value in [-1, i64::from(u32::MAX), i64::MAX] {
             let wrong = Some(Int64Value { value });
             for security in [
-                LinuxSandboxSecurityContext { run_as_user: wrong, ..asked.clone() },
-                LinuxSandboxSecurityContext { run_as_group: wrong, ..asked.clone() },
-                LinuxSandboxSecurityContext { supplemental_groups: vec![value], ..asked.clone() },
+                LinuxSandboxSecurityContext { run_as_user: wrong, ..requested.clone() },
+                LinuxSandboxSecurityContext { run_as_group: wrong, ..requested.clone() },
+                LinuxSandboxSecurityContext { supplemental_groups: vec![value], ..requested.clone() },
             ] {
                 assert!(user(&pod(security)).is_err(), "{value}");
             }

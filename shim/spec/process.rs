@@ -1,4 +1,4 @@
-//! The command of a container: what to run, where, with which environment and as whom.
+//! The process of a container: command, working directory, environment and user.
 
 use berth_image::ImageConfig;
 use berth_proto::v1::{ContainerConfig, LinuxContainerSecurityContext};
@@ -6,10 +6,10 @@ use oci_spec::runtime::{Process, Spec, User as OciUser};
 
 use super::{Host, ImageContext, PodContext, Result, User, capabilities, error, normal, rlimits};
 
-/// Where commands are looked for in an image that does not say it.
+/// The default PATH, for an image without one.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The process of a container.
+/// Returns the process of a container.
 pub(super) fn process(
     config: &ContainerConfig,
     pod: &PodContext<'_>,
@@ -33,8 +33,8 @@ pub(super) fn process(
     Ok(process)
 }
 
-/// The CRI's command replaces the image's entrypoint and its cmd; the CRI's args replace its cmd alone (CRI
-/// `ContainerConfig.command`, `args`; as with `docker run --entrypoint`).
+/// Returns the command line. The CRI's command replaces the image's entrypoint and cmd; the CRI's args replace only
+/// the cmd (CRI `ContainerConfig.command`, `args`; as with `docker run --entrypoint`).
 fn arguments(config: &ContainerConfig, image: &ImageConfig) -> Result<Vec<String>> {
     let (mut command, mut args) = (config.command.clone(), config.args.clone());
     if command.is_empty() {
@@ -46,13 +46,13 @@ fn arguments(config: &ContainerConfig, image: &ImageConfig) -> Result<Vec<String
     command.extend(args);
     match command.first() {
         Some(program) if !program.is_empty() => Ok(command),
-        Some(_) => Err(error("command", "begins with an empty text where the program belongs")),
-        None => Err(error("command", "is given neither by the request nor by the image")),
+        Some(_) => Err(error("command", "the program name is empty")),
+        None => Err(error("command", "neither the request nor the image has one")),
     }
 }
 
-/// An entrypoint of one empty text is how a builder takes that of the image below away: there is none (Docker's builder
-/// and containerd read it so).
+/// Returns the entrypoint of an image. An entrypoint of one empty string means none: builders use it to remove the
+/// entrypoint of a base image (Docker's builder and containerd handle it like this).
 fn entrypoint(image: &ImageConfig) -> &[String] {
     match image.entrypoint.as_slice() {
         [only] if only.is_empty() => &[],
@@ -77,7 +77,7 @@ fn environment(
     if config.tty {
         env.set("TERM=xterm".to_owned());
     }
-    // A pod that asks for no name has the node's.
+    // A pod that requests no hostname has the node's.
     let hostname = if pod.config.hostname.is_empty() { &host.node_name } else { &pod.config.hostname };
     env.set(format!("HOSTNAME={hostname}"));
     if let Some(home) = &user.home {
@@ -97,7 +97,7 @@ fn environment(
     Ok(env.variables)
 }
 
-/// Variables in the order in which they were first set; the last value counts.
+/// Environment variables in the order in which they were first set; the last value of each applies.
 #[derive(Default)]
 struct Environment {
     variables: Vec<String>,
@@ -105,7 +105,7 @@ struct Environment {
 
 impl Environment {
     fn place(&self, name: &str) -> Option<usize> {
-        self.variables.iter().position(|known| known.split('=').next() == Some(name))
+        self.variables.iter().position(|variable| variable.split('=').next() == Some(name))
     }
 
     fn has(&self, name: &str) -> bool {
@@ -115,14 +115,14 @@ impl Environment {
     fn set(&mut self, variable: String) {
         let name = variable.split('=').next().unwrap_or_default();
         match self.place(name).and_then(|place| self.variables.get_mut(place)) {
-            Some(known) => *known = variable,
+            Some(existing) => *existing = variable,
             None => self.variables.push(variable),
         }
     }
 }
 
-/// The score of a container. It is always set: the one that a container would have otherwise is its keeper's, which is
-/// among the last to be killed.
+/// Returns the oom_score_adj of a container. It is always set: otherwise a container would inherit that of its
+/// keeper, which is killed among the last.
 fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<i32> {
     let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else {
         return Ok(host.oom_score_adj_floor.max(0));
@@ -132,15 +132,16 @@ fn oom_score_adj(config: &ContainerConfig, host: &Host) -> Result<i32> {
     Ok(score(resources.oom_score_adj, floor))
 }
 
-/// The score that is given to whom asks for one. One below the daemon's own takes CAP_SYS_RESOURCE: where the
-/// configuration says so (`floor`), it is raised instead of refused.
+/// Returns the effective oom_score_adj of a request. A score below the daemon's needs CAP_SYS_RESOURCE: with
+/// `restrict_oom_score_adj` (`floor`), it is raised instead of refused.
 #[must_use]
-pub fn score(asked: i64, floor: Option<i32>) -> i32 {
-    let asked = i32::try_from(asked).unwrap_or(0);
-    floor.map_or(asked, |floor| asked.max(floor))
+pub fn score(requested: i64, floor: Option<i32>) -> i32 {
+    let requested = i32::try_from(requested).unwrap_or(0);
+    floor.map_or(requested, |floor| requested.max(floor))
 }
 
-/// A further process of a container: the container's own with another command. It has never more than the container.
+/// Returns the process of an exec: the container's process with another command. It never has more rights than the
+/// container.
 ///
 /// # Errors
 /// The spec has no process.
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_those_of_docker() {
+    fn commands_are_built_as_in_docker() {
         let image =
             ImageConfig { entrypoint: list(&["/entry"]), cmd: list(&["default"]), ..ImageConfig::default() };
         let run = |command: &[&str], args: &[&str]| {
@@ -195,9 +196,9 @@ mod tests {
 
     #[test]
     fn a_score_is_always_set_and_raised_only_where_configured() {
-        let of = |asked: Option<i64>, host: &Host| {
-            let resources =
-                asked.map(|oom_score_adj| LinuxContainerResources { oom_score_adj, ..Default::default() });
+        let of = |requested: Option<i64>, host: &Host| {
+            let resources = requested
+                .map(|oom_score_adj| LinuxContainerResources { oom_score_adj, ..Default::default() });
             let linux = LinuxContainerConfig { resources, security_context: None };
             oom_score_adj(&ContainerConfig { linux: Some(linux), ..Default::default() }, host)
         };
@@ -206,14 +207,15 @@ mod tests {
             oom_score_adj_floor,
             ..Host::default()
         };
-        let scores = |host: &Host| [None, Some(-998), Some(500)].map(|asked| of(asked, host).unwrap());
+        let scores =
+            |host: &Host| [None, Some(-998), Some(500)].map(|requested| of(requested, host).unwrap());
         assert_eq!(scores(&daemon(false, -999)), [0, -998, 500]);
         assert_eq!(scores(&daemon(true, 100)), [100, 100, 500]);
         assert!(of(Some(1001), &Host::default()).is_err() && of(Some(i64::MIN), &Host::default()).is_err());
     }
 
     #[test]
-    fn the_last_value_of_a_variable_counts() {
+    fn the_last_value_of_a_variable_applies() {
         let mut env = Environment::default();
         for variable in ["A=1", "B=2", "A=3", "C"] {
             env.set(variable.to_owned());

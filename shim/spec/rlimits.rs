@@ -1,16 +1,16 @@
-//! Resource limits of a container: the CRI has no word on them, so they are the configuration's, and where that says
-//! nothing fixed ones. Each is set: none is left as the daemon has it.
+//! The rlimits of a container. The CRI does not contain any, so they come from the configuration, or else from fixed
+//! defaults. Every rlimit is set, so that none is inherited from the daemon.
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 
 use super::{Host, Result, error};
 
-/// Open files of a container. Programs that close every descriptor they could have take ages with the daemon's own
-/// limit; this is what containers under Docker and containerd commonly have.
+/// The default limit of open files. Programs that close every possible descriptor take very long with the daemon's
+/// limit; this is the common value under Docker and containerd.
 const OPEN_FILES: u64 = 1 << 20;
 
-/// What the kernel gives its first process (getrlimit(2)), but for open files, and for processes, which the cgroup counts
-/// by container and this limit by user, over all of them.
+/// The default limits: those of the kernel's first process (getrlimit(2)), except for open files and processes. The
+/// cgroup limits processes per container; this limit would count those of a user in all containers.
 const DEFAULTS: [(PosixRlimitType, u64, u64); 15] = [
     (PosixRlimitType::RlimitNofile, OPEN_FILES, OPEN_FILES),
     (PosixRlimitType::RlimitAs, NONE, NONE),
@@ -51,18 +51,18 @@ const NAMES: [(&str, PosixRlimitType); 16] = [
     ("stack", PosixRlimitType::RlimitStack),
 ];
 
-/// A limit as `name=soft:hard`, or `name=both`; -1 and `unlimited` are none.
+/// Parses a limit: `name=soft:hard`, or `name=value` for both; -1 and `unlimited` mean no limit.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the text is invalid.
 pub fn parse(text: &str) -> std::result::Result<(PosixRlimitType, u64, u64), String> {
     let (name, values) = text.split_once('=').ok_or("is not of the form name=soft:hard")?;
-    let known = NAMES.iter().find(|(known, _)| *known == name);
+    let entry = NAMES.iter().find(|(known, _)| *known == name);
     let (_, kind) =
-        known.ok_or_else(|| format!("names no limit; there are {}", NAMES.map(|n| n.0).join(", ")))?;
+        entry.ok_or_else(|| format!("is not one of the limits {}", NAMES.map(|n| n.0).join(", ")))?;
     let number = |text: &str| match text {
         "-1" | "unlimited" => Ok(NONE),
-        text => text.parse::<u64>().map_err(|_| format!("has {text:?}, which is no number")),
+        text => text.parse::<u64>().map_err(|_| format!("has {text:?}, which is not a number")),
     };
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
     let (soft, hard) = (number(soft)?, number(hard)?);
@@ -72,13 +72,13 @@ pub fn parse(text: &str) -> std::result::Result<(PosixRlimitType, u64, u64), Str
     Ok((*kind, soft, hard))
 }
 
-/// The limits of a container: never the daemon's own.
+/// Returns the limits of a container, independently of the daemon's limits.
 pub(super) fn of_container(host: &Host) -> Result<Vec<PosixRlimit>> {
     let mut limits = DEFAULTS.to_vec();
     limits.push((PosixRlimitType::RlimitSigpending, host.pending_signals, host.pending_signals));
     for text in &host.default_ulimits {
         let limit = parse(text).map_err(|why| error("default_ulimits", format!("{text:?} {why}")))?;
-        limits.retain(|known| known.0 != limit.0);
+        limits.retain(|existing| existing.0 != limit.0);
         limits.push(limit);
     }
     limits.into_iter().map(|limit| rlimit(limit, host)).collect()
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_replaces_the_default() {
+    fn the_configuration_replaces_defaults() {
         let host = Host {
             default_ulimits: vec!["nofile=10:20".to_owned(), "core=0".to_owned()],
             rlimit_ceilings: vec![(PosixRlimitType::RlimitNofile, 15), (PosixRlimitType::RlimitNproc, 70)],
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(of(PosixRlimitType::RlimitStack), (8 << 20, NONE));
         assert_eq!(of(PosixRlimitType::RlimitSigpending), (5, 5));
         for (name, kind) in NAMES {
-            assert!(limits.iter().any(|limit| limit.typ() == kind), "{name} is the daemon's");
+            assert!(limits.iter().any(|limit| limit.typ() == kind), "{name} would be the daemon's");
         }
     }
 }

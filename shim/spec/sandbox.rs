@@ -1,4 +1,4 @@
-//! The spec of a pod, for those who look at it (`crictl inspectp`): the pause is not made from it.
+//! The spec of a pod for display (`crictl inspectp`). The pause is not created from it.
 
 use std::path::PathBuf;
 
@@ -8,10 +8,10 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Root
 use super::{PodContext, Result, annotations, namespaces, pause};
 use crate::store::pod::namespaces as modes_of;
 
-/// The OCI spec of a pod.
+/// Returns the OCI spec of a pod.
 ///
 /// # Errors
-/// None today; a pod's config is checked before it is run.
+/// The config is invalid; RunPodSandbox has checked it before.
 pub fn sandbox_spec(pod: &PodContext<'_>) -> Result<Spec> {
     let mut spec = Spec::default();
     spec.set_hostname(Some(pod.config.hostname.clone()).filter(|name| !name.is_empty()));
@@ -29,27 +29,27 @@ pub fn sandbox_spec(pod: &PodContext<'_>) -> Result<Spec> {
         .set_rlimits(None)
         .set_no_new_privileges(Some(true));
     spec.set_process(Some(process));
-    // Whatever the client says: nobody needs to write to it.
+    // The root is read-only, whatever the client requests: nothing writes to it.
     let mut root = Root::default();
     root.set_readonly(Some(true));
     spec.set_root(Some(root));
     let mut linux = Linux::default();
     linux.set_namespaces(Some(of_pause(pod)));
-    let asked = pod.config.linux.clone().unwrap_or_default();
-    linux.set_sysctl(Some(asked.sysctls).filter(|sysctls| !sysctls.is_empty()));
-    linux.set_cgroups_path(Some(PathBuf::from(asked.cgroup_parent).join(pod.id)));
+    let requested = pod.config.linux.clone().unwrap_or_default();
+    linux.set_sysctl(Some(requested.sysctls).filter(|sysctls| !sysctls.is_empty()));
+    linux.set_cgroups_path(Some(PathBuf::from(requested.cgroup_parent).join(pod.id)));
     linux.set_masked_paths(None);
     linux.set_readonly_paths(None);
     spec.set_linux(Some(linux));
     Ok(spec)
 }
 
-/// The namespaces that the pause holds.
+/// Returns the namespaces that the pause holds.
 fn of_pause(pod: &PodContext<'_>) -> Vec<LinuxNamespace> {
     let modes = modes_of(pod.config);
     let own_uts = namespaces::has_own_uts(pod.config);
     let mut held = Vec::new();
-    let mut hold = |kind, file| held.push(namespaces::pods(pod.pause_pid, kind, file));
+    let mut hold = |kind, file| held.push(namespaces::of_pause(pod.pause_pid, kind, file));
     if modes.network() != NamespaceMode::Node {
         hold(LinuxNamespaceType::Network, "net");
     }

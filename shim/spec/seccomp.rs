@@ -1,4 +1,4 @@
-//! Which system calls a container may make: the profile that it asks for.
+//! The seccomp profile of a container.
 
 use std::path::PathBuf;
 
@@ -11,52 +11,54 @@ use super::{Host, Result, capabilities, error};
 
 const FIELD: &str = "seccomp";
 
-/// What the older field says instead of a path, and what comes before one (the kubelet's annotations of old).
+/// The names of the default profile in the deprecated field (former annotations of the kubelet).
 const DEFAULTS: [&str; 2] = ["runtime/default", "docker/default"];
+/// The name for no profile in the deprecated field.
 const UNCONFINED: &str = "unconfined";
+/// The prefix of a path in the deprecated field.
 const LOCALHOST: &str = "localhost/";
 
-/// A profile by where it comes from.
+/// The requested profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SeccompChoice {
-    /// None.
+    /// No profile.
     Unconfined,
-    /// The runtime's own.
+    /// The default profile of berth.
     RuntimeDefault,
     /// A file of the host.
     Localhost(PathBuf),
 }
 
-/// The profile that a pod or container asks for, by the newer field or else by the older one.
+/// Returns the profile that a pod or container requests, in the field `seccomp` or else in the deprecated field.
 ///
 /// # Errors
-/// It is none that can be.
-pub fn choice(profile: Option<&SecurityProfile>, old: &str) -> Result<SeccompChoice> {
-    let Some(profile) = profile else { return of_old(old) };
+/// The request is invalid.
+pub fn choice(profile: Option<&SecurityProfile>, deprecated: &str) -> Result<SeccompChoice> {
+    let Some(profile) = profile else { return deprecated_choice(deprecated) };
     let reference = profile.localhost_ref.as_str();
     match profile.profile_type() {
         _ if ProfileType::try_from(profile.profile_type).is_err() => {
-            Err(error(FIELD, format!("{} is no profile type", profile.profile_type)))
+            Err(error(FIELD, format!("{} is not a profile type", profile.profile_type)))
         }
         ProfileType::Localhost => localhost(reference),
         _ if !reference.is_empty() => {
-            Err(error(FIELD, "localhost_ref is set and the profile is not of the host"))
+            Err(error(FIELD, "localhost_ref is set and profile_type is not Localhost"))
         }
         ProfileType::RuntimeDefault => Ok(SeccompChoice::RuntimeDefault),
         ProfileType::Unconfined => Ok(SeccompChoice::Unconfined),
     }
 }
 
-fn of_old(profile: &str) -> Result<SeccompChoice> {
+fn deprecated_choice(profile: &str) -> Result<SeccompChoice> {
     match profile {
         "" | UNCONFINED => Ok(SeccompChoice::Unconfined),
         profile if DEFAULTS.contains(&profile) => Ok(SeccompChoice::RuntimeDefault),
         profile if profile.starts_with(LOCALHOST) => localhost(profile),
-        profile => Err(error("seccomp_profile_path", format!("{profile:?} is no profile"))),
+        profile => Err(error("seccomp_profile_path", format!("{profile:?} is not a profile"))),
     }
 }
 
-/// The kubelet sends the absolute path of a file below its own folder.
+/// Returns a profile of the host. The kubelet sends the absolute path of a file in its own folder.
 fn localhost(reference: &str) -> Result<SeccompChoice> {
     let path = PathBuf::from(reference.strip_prefix(LOCALHOST).unwrap_or(reference));
     if !path.is_absolute() || reference.contains('\0') {
@@ -65,7 +67,7 @@ fn localhost(reference: &str) -> Result<SeccompChoice> {
     Ok(SeccompChoice::Localhost(path))
 }
 
-/// The choice of a container; a privileged one has no profile.
+/// Returns the choice of a container; a privileged one has no profile.
 ///
 /// # Errors
 /// As [`choice`].
@@ -75,7 +77,7 @@ pub fn container_choice(security: &LinuxContainerSecurityContext) -> Result<Secc
     Ok(if security.privileged { SeccompChoice::Unconfined } else { choice })
 }
 
-/// The profile of a container; `capabilities` are those it has.
+/// Returns the profile of a container with these capabilities.
 pub(super) fn profile(
     security: &LinuxContainerSecurityContext,
     capabilities: Option<&LinuxCapabilities>,
@@ -90,7 +92,7 @@ pub(super) fn profile(
         }
         SeccompChoice::Localhost(path) => match &host.seccomp_profile {
             Some(profile) => Ok(Some(profile.clone())),
-            None => Err(error(FIELD, format!("the profile {} has not been read", path.display()))),
+            None => Err(error(FIELD, format!("profile {} has not been read", path.display()))),
         },
     }
 }
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_field_has_words() {
+    fn the_deprecated_field_has_names_for_profiles() {
         assert_eq!(choice(None, "").unwrap(), SeccompChoice::Unconfined);
         assert_eq!(choice(None, "runtime/default").unwrap(), SeccompChoice::RuntimeDefault);
         assert_eq!(choice(None, "localhost//a.json").unwrap(), SeccompChoice::Localhost("/a.json".into()));

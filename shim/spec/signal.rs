@@ -1,4 +1,4 @@
-//! Stop signals: by the CRI's number, by the image's name, or SIGTERM.
+//! Stop signals: the CRI's number, the image's name, or SIGTERM.
 
 use berth_image::ImageConfig;
 use berth_proto::v1::ContainerConfig;
@@ -8,20 +8,20 @@ use super::{Result, error};
 /// SIGTERM.
 const DEFAULT: i32 = 15;
 
-/// The first and the last real-time signal for programs with glibc (signal(7)).
+/// The first and the last real-time signal of programs with glibc (signal(7)).
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The signals by their numbers in the CRI, which goes by the alphabet, and in the kernel (signal(7)). 0 is the default.
+/// The kernel's numbers (signal(7)) by the CRI's numbers, which are alphabetical. 0 is the default.
 const BY_CRI: [i32; 35] = [
     DEFAULT, 6, 14, 7, 17, 17, 18, 8, 1, 4, 2, 29, 6, 9, 13, 29, 27, 30, 3, 11, 16, 19, 31, 15, 5, 20, 21,
     22, 23, 10, 12, 26, 28, 24, 25,
 ];
 
-/// The number in the CRI of SIGRTMIN; those after it follow one another to SIGRTMAX.
+/// The CRI's number of SIGRTMIN; the numbers up to SIGRTMAX follow.
 const CRI_RTMIN: i32 = 35;
 
-/// The names without SIG, by number.
+/// The names of the signals without SIG, and their numbers.
 const NAMES: [(&str, i32); 36] = [
     ("ABRT", 6),
     ("ALRM", 14),
@@ -61,26 +61,26 @@ const NAMES: [(&str, i32); 36] = [
     ("RTMAX", RTMAX),
 ];
 
-/// What StopContainer sends first. An image that names no signal does not keep its containers from running: they are
-/// stopped by the default, as with containerd.
+/// Returns the signal that StopContainer sends first. An image with an unknown signal can still run: its containers
+/// are stopped with the default, as in containerd.
 ///
 /// # Errors
-/// The number is none of the CRI's.
+/// The number is not a signal of the CRI.
 pub fn stop_signal(config: &ContainerConfig, image: &ImageConfig) -> Result<i32> {
     if config.stop_signal != 0 {
         return from_cri(config.stop_signal)
-            .ok_or_else(|| error("stop_signal", format!("{} is no signal", config.stop_signal)));
+            .ok_or_else(|| error("stop_signal", format!("{} is not a signal", config.stop_signal)));
     }
     match image.stop_signal.as_str() {
         "" => Ok(DEFAULT),
         name => Ok(from_name(name).unwrap_or_else(|| {
-            tracing::warn!(signal = name, "the image's stop signal is not known: SIGTERM is used");
+            tracing::warn!(signal = name, "unknown stop signal in the image; using SIGTERM");
             DEFAULT
         })),
     }
 }
 
-/// The CRI's number of a signal, for `ContainerStatus.stop_signal`.
+/// Returns the CRI's number of a signal, for `ContainerStatus.stop_signal`.
 #[must_use]
 pub fn stop_signal_number(signal: i32) -> i32 {
     if (RTMIN..=RTMAX).contains(&signal) {
@@ -97,7 +97,7 @@ fn from_cri(number: i32) -> Option<i32> {
     BY_CRI.get(usize::try_from(number).ok()?).copied()
 }
 
-/// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
+/// Parses a name such as `SIGTERM`, `TERM`, `15` or `SIGRTMIN+3`.
 fn from_name(name: &str) -> Option<i32> {
     if let Ok(number) = name.parse::<i32>() {
         return (1..=RTMAX).contains(&number).then_some(number);
@@ -139,16 +139,16 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_names_no_signal_has_the_default() {
+    fn an_image_without_a_valid_signal_has_the_default() {
         let image = |name: &str| ImageConfig { stop_signal: name.to_owned(), ..ImageConfig::default() };
         let config = ContainerConfig::default();
         assert_eq!(stop_signal(&config, &image("SIGQUIT")), Ok(3));
         for name in ["", "SIGNONSENSE", "99", "terminate please", "\u{1b}[2J"] {
             assert_eq!(stop_signal(&config, &image(name)), Ok(DEFAULT), "{name}");
         }
-        let asked = ContainerConfig { stop_signal: Signal::Sigusr1.into(), ..config };
-        assert_eq!(stop_signal(&asked, &image("SIGNONSENSE")), Ok(10));
-        assert!(stop_signal(&ContainerConfig { stop_signal: 66, ..asked }, &image("")).is_err());
+        let requested = ContainerConfig { stop_signal: Signal::Sigusr1.into(), ..config };
+        assert_eq!(stop_signal(&requested, &image("SIGNONSENSE")), Ok(10));
+        assert!(stop_signal(&ContainerConfig { stop_signal: 66, ..requested }, &image("")).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The user that a container asks for, before it is looked up in the image.
+//! The requested user of a container, before it is resolved in the image.
 
 use berth_image::ImageConfig;
 use berth_proto::v1::{ContainerConfig, SupplementalGroupsPolicy};
@@ -6,17 +6,17 @@ use berth_runtime::users::{GroupsPolicy, Principal, UserRequest};
 
 use super::{Result, error, security};
 
-/// The user of the request, or else of the image.
+/// Returns the user of the request, or else of the image.
 ///
 /// # Errors
-/// A number that is no id, a group without a user, a user given both ways.
+/// A number is not an id, a group is given without a user, or a user is invalid.
 pub fn user_request(config: &ContainerConfig, image: &ImageConfig) -> Result<UserRequest> {
     let security = security(config);
     let id = |value: i64, field: &str| {
         u32::try_from(value)
             .ok()
             .filter(|id| *id < u32::MAX)
-            .ok_or_else(|| error(field, format!("{value} is no user or group id")))
+            .ok_or_else(|| error(field, format!("{value} is not a user or group id")))
     };
     let by_id = security.run_as_user.as_ref().map(|user| id(user.value, "run_as_user")).transpose()?;
     let group = security.run_as_group.as_ref().map(|group| id(group.value, "run_as_group")).transpose()?;
@@ -30,7 +30,7 @@ pub fn user_request(config: &ContainerConfig, image: &ImageConfig) -> Result<Use
     let mut request = match by_id {
         Some(uid) => UserRequest { user: Principal::Id(uid), ..UserRequest::default() },
         None if !name.is_empty() => parse(name, "run_as_username")?,
-        None => parse(&image.user, "the image's user")?,
+        None => parse(&image.user, "image user")?,
     };
     if let Some(gid) = group {
         request.group = Some(Principal::Id(gid));
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_no_ids_are_refused() {
+    fn numbers_that_are_not_ids_are_refused() {
         for value in [-1, i64::from(u32::MAX), i64::MAX] {
             let user = LinuxContainerSecurityContext {
                 run_as_user: Some(Int64Value { value }),

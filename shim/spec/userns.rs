@@ -1,6 +1,6 @@
-//! User namespaces (CRI `NamespaceOption.userns_options`): one for the whole pod, whose ids are one range.
+//! User namespaces (CRI `NamespaceOption.userns_options`): one per pod, with one range of ids.
 
-use berth_proto::v1::{IdMapping, NamespaceMode, NamespaceOption, UserNamespace as Asked};
+use berth_proto::v1::{IdMapping, NamespaceMode, NamespaceOption, UserNamespace as UserNamespaceOptions};
 use berth_runtime::plan::{IdRange, UserNamespace};
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
@@ -8,30 +8,34 @@ use super::{Result, error};
 
 const FIELD: &str = "namespace_options.userns_options";
 
-/// The user namespace that is asked for; none is the host's.
+/// Returns the requested user namespace; none means the host's.
 ///
 /// # Errors
-/// The mode or the mappings are not what Kubernetes sends, or the pod shares with the host what such a namespace cannot.
-pub fn wanted(options: &NamespaceOption) -> Result<Option<UserNamespace>> {
-    let Some(asked) = &options.userns_options else { return Ok(None) };
-    match asked.mode() {
+/// The mode or the mappings are not supported, or the pod also shares namespaces with the host that a pod with a user
+/// namespace cannot share.
+pub fn requested(options: &NamespaceOption) -> Result<Option<UserNamespace>> {
+    let Some(user_namespace) = &options.userns_options else { return Ok(None) };
+    match user_namespace.mode() {
         NamespaceMode::Node => return Ok(None),
         NamespaceMode::Pod => {}
-        other => return Err(error(FIELD, format!("the mode {} is not supported", other.as_str_name()))),
+        other => return Err(error(FIELD, format!("mode {} is not supported", other.as_str_name()))),
     }
     for (what, mode) in [("network", options.network()), ("pid", options.pid()), ("ipc", options.ipc())] {
         if mode == NamespaceMode::Node {
             return Err(error(
                 FIELD,
-                format!("a pod with users of its own cannot have the host's {what} namespace"),
+                format!("a pod with a user namespace cannot share the host's {what} namespace"),
             ));
         }
     }
-    ranges(asked).map(Some)
+    ranges(user_namespace).map(Some)
 }
 
-fn ranges(asked: &Asked) -> Result<UserNamespace> {
-    Ok(UserNamespace { uids: vec![range("uids", &asked.uids)?], gids: vec![range("gids", &asked.gids)?] })
+fn ranges(user_namespace: &UserNamespaceOptions) -> Result<UserNamespace> {
+    Ok(UserNamespace {
+        uids: vec![range("uids", &user_namespace.uids)?],
+        gids: vec![range("gids", &user_namespace.gids)?],
+    })
 }
 
 fn range(name: &str, mappings: &[IdMapping]) -> Result<IdRange> {
@@ -40,21 +44,21 @@ fn range(name: &str, mappings: &[IdMapping]) -> Result<IdRange> {
         return Err(error(field, format!("has {} mappings; exactly one is supported", mappings.len())));
     };
     let &IdMapping { host_id, container_id, length } = mapping;
-    // The kernel has no id of all ones (credentials(7)).
+    // The id with all bits set does not exist in the kernel (credentials(7)).
     let fits = |first: u32| length > 0 && first.checked_add(length).is_some();
     if container_id != 0 || !fits(host_id) {
         let why = format!(
-            "{length} ids from {container_id}, on the host from {host_id}, are no range that begins with root"
+            "{length} ids from {container_id}, on the host from {host_id}, are not a valid range from root"
         );
         return Err(error(field, why));
     }
     Ok(IdRange { inside: container_id, outside: host_id, length })
 }
 
-/// The same in the OCI spec's words.
+/// Converts ranges to mappings of the OCI spec.
 ///
 /// # Errors
-/// Never for ranges that were checked.
+/// Never for checked ranges.
 pub(super) fn mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>> {
     let one = |range: &IdRange| {
         LinuxIdMappingBuilder::default()
@@ -67,10 +71,11 @@ pub(super) fn mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>> {
     ranges.iter().map(one).collect()
 }
 
-/// The ids of a volume, where it has some of its own (CRI `Mount.uidMappings`, `gidMappings`): mostly the pod's.
+/// Returns the id mappings of a volume, if it has any (CRI `Mount.uidMappings`, `gidMappings`). They are mostly the
+/// pod's.
 ///
 /// # Errors
-/// They are no ranges, or of users or groups alone.
+/// A mapping is not a valid range, or only user or only group ids are mapped.
 pub(super) fn of_volume(
     field: impl Fn(&str) -> String,
     uids: &[IdMapping],
@@ -86,8 +91,9 @@ pub(super) fn of_volume(
         let range = |mapping: &IdMapping| {
             let &IdMapping { host_id, container_id, length } = mapping;
             let fits = |first: u32| length > 0 && first.checked_add(length).is_some();
-            let why =
-                || format!("{length} ids from {container_id}, on the host from {host_id}, are no range");
+            let why = || {
+                format!("{length} ids from {container_id}, on the host from {host_id}, are not a valid range")
+            };
             match fits(host_id) && fits(container_id) {
                 true => Ok(IdRange { inside: container_id, outside: host_id, length }),
                 false => Err(error(field(name), why())),
@@ -107,7 +113,7 @@ mod tests {
         let pid = NamespaceMode::Container.into();
         NamespaceOption {
             pid,
-            userns_options: Some(Asked { mode: mode.into(), uids, gids }),
+            userns_options: Some(UserNamespaceOptions { mode: mode.into(), uids, gids }),
             ..Default::default()
         }
     }
@@ -116,10 +122,10 @@ mod tests {
 
     #[test]
     fn one_range_from_root_on_is_a_namespace() {
-        let found = wanted(&options(NamespaceMode::Pod, vec![ONE])).unwrap().unwrap();
+        let found = requested(&options(NamespaceMode::Pod, vec![ONE])).unwrap().unwrap();
         assert_eq!((found.host_uid(5), found.host_uid(65_536)), (Some(100_005), None));
-        assert_eq!(wanted(&options(NamespaceMode::Node, Vec::new())).unwrap(), None);
-        assert_eq!(wanted(&NamespaceOption::default()).unwrap(), None);
+        assert_eq!(requested(&options(NamespaceMode::Node, Vec::new())).unwrap(), None);
+        assert_eq!(requested(&NamespaceOption::default()).unwrap(), None);
         for (mode, mappings) in [
             (NamespaceMode::Pod, vec![]),
             (NamespaceMode::Pod, vec![ONE, IdMapping { container_id: 65_536, ..ONE }]),
@@ -129,7 +135,7 @@ mod tests {
             (NamespaceMode::Container, vec![ONE]),
             (NamespaceMode::Target, vec![ONE]),
         ] {
-            assert!(wanted(&options(mode, mappings.clone())).is_err(), "{mode:?} {mappings:?}");
+            assert!(requested(&options(mode, mappings.clone())).is_err(), "{mode:?} {mappings:?}");
         }
         let name = |name: &str| format!("v.{name}");
         assert_eq!(of_volume(name, &[], &[]).unwrap(), None);
@@ -139,6 +145,6 @@ mod tests {
         assert!(of_volume(name, &[ONE], &[IdMapping { length: 0, ..ONE }]).is_err());
         let mut shared = options(NamespaceMode::Pod, vec![ONE]);
         shared.network = NamespaceMode::Node.into();
-        assert!(wanted(&shared).unwrap_err().to_string().contains("network"));
+        assert!(requested(&shared).unwrap_err().to_string().contains("network"));
     }
 }

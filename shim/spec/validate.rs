@@ -1,5 +1,5 @@
-//! What a request must look like, checked before anything is done for it. Names and values end up in file names, in
-//! resolv.conf, in sysctls: what could mean something else there is refused here, with the field's name.
+//! Checks a request before anything is done for it. Names and values become parts of file names, of resolv.conf and of
+//! sysctls: values with a special meaning there are refused, with an error that names the field.
 
 use std::net::IpAddr;
 
@@ -9,22 +9,22 @@ use berth_proto::v1::{ContainerConfig, Mount, NamespaceMode, NamespaceOption, Po
 use super::{Result, error};
 use crate::store::pod::namespaces;
 
-/// Bytes of a name, label or annotation key.
+/// The longest name, label or annotation key in bytes.
 const NAME: usize = 1024;
 
-/// Bytes of any text.
+/// The longest text in bytes.
 const TEXT: usize = 1 << 20;
 
-/// Bytes of a host name (gethostname(2), HOST_NAME_MAX).
+/// The longest hostname in bytes (gethostname(2), HOST_NAME_MAX).
 const HOSTNAME: usize = 64;
 
-/// Bytes of a path (PATH_MAX).
+/// The longest path in bytes (PATH_MAX).
 const PATH: usize = 4096;
 
 /// Checks a pod's config.
 ///
 /// # Errors
-/// The first field that is wrong.
+/// The first invalid field.
 pub fn pod(config: &PodSandboxConfig) -> Result<()> {
     let metadata = config.metadata.as_ref().ok_or_else(|| error("config.metadata", "is missing"))?;
     argument("metadata.name", &metadata.name)?;
@@ -38,7 +38,7 @@ pub fn pod(config: &PodSandboxConfig) -> Result<()> {
         port("port_mappings.container_port", mapping.container_port)?;
         port("port_mappings.host_port", mapping.host_port)?;
         if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<IpAddr>().is_err() {
-            return Err(error("port_mappings.host_ip", format!("{:?} is no address", mapping.host_ip)));
+            return Err(error("port_mappings.host_ip", format!("{:?} is not an address", mapping.host_ip)));
         }
     }
     if let Some(linux) = &config.linux {
@@ -48,16 +48,16 @@ pub fn pod(config: &PodSandboxConfig) -> Result<()> {
         }
     }
     if config.windows.is_some() {
-        return Err(error("windows", "is not for this host"));
+        return Err(error("windows", "is not supported on Linux"));
     }
     super::pause::user(config)?;
-    let own = namespaces(config);
-    modes(&own, false)?;
-    super::userns::wanted(&own).map(drop)
+    let options = namespaces(config);
+    modes(&options, false)?;
+    super::userns::requested(&options).map(drop)
 }
 
-/// Checks what is asked of namespaces. That of the network and that of IPC are the pod's or the host's (CRI
-/// `NamespaceOption`); only a container can join another one's processes.
+/// Checks namespace modes. The network and IPC namespaces are the pod's or the host's (CRI `NamespaceOption`); only a
+/// container can join the PID namespace of another one.
 fn modes(options: &NamespaceOption, of_container: bool) -> Result<()> {
     for (field, mode) in [("network", options.network), ("ipc", options.ipc)] {
         let field = format!("namespace_options.{field}");
@@ -69,26 +69,26 @@ fn modes(options: &NamespaceOption, of_container: bool) -> Result<()> {
                     format!("{} is not supported; POD and NODE are", mode.as_str_name()),
                 ));
             }
-            Err(_) => return Err(error(field, format!("{mode} is no mode"))),
+            Err(_) => return Err(error(field, format!("{mode} is not a mode"))),
         }
     }
     let field = "namespace_options.pid";
     match NamespaceMode::try_from(options.pid) {
         Ok(NamespaceMode::Target) if !of_container => {
-            Err(error(field, "TARGET is for containers, and this is a pod"))
+            Err(error(field, "TARGET is only valid for containers"))
         }
         Ok(NamespaceMode::Target) if options.target_id.is_empty() => {
             Err(error("namespace_options.target_id", "is empty, and pid is TARGET"))
         }
         Ok(_) => Ok(()),
-        Err(_) => Err(error(field, format!("{} is no mode", options.pid))),
+        Err(_) => Err(error(field, format!("{} is not a mode", options.pid))),
     }
 }
 
 /// Checks a container's config.
 ///
 /// # Errors
-/// The first field that is wrong.
+/// The first invalid field.
 pub fn container(config: &ContainerConfig) -> Result<()> {
     let metadata = config.metadata.as_ref().ok_or_else(|| error("config.metadata", "is missing"))?;
     required("metadata.name", &metadata.name)?;
@@ -105,17 +105,17 @@ pub fn container(config: &ContainerConfig) -> Result<()> {
     for variable in &config.envs {
         let field = format!("envs[{}]", variable.key);
         if variable.key.is_empty() || variable.key.contains(['=', '\0']) {
-            return Err(error(field, "is no name of a variable"));
+            return Err(error(field, "is not a variable name"));
         }
         let value = std::str::from_utf8(&variable.value).map_err(|_| error(&field, "is not UTF-8"))?;
         text(&field, value, TEXT)?;
     }
     if config.windows.is_some() {
-        return Err(error("windows", "is not for this host"));
+        return Err(error("windows", "is not supported on Linux"));
     }
     let security = super::security(config);
     security.namespace_options.as_ref().map_or(Ok(()), |options| modes(options, true))?;
-    // What is wrong with the ids of the request is so whatever the image says.
+    // The ids of the request are checked independently of the image.
     super::user_request(config, &ImageConfig::default())?;
     config.mounts.iter().try_for_each(mount)?;
     for device in &config.devices {
@@ -127,19 +127,19 @@ pub fn container(config: &ContainerConfig) -> Result<()> {
 
 fn text(field: &str, value: &str, longest: usize) -> Result<()> {
     if value.len() > longest {
-        return Err(error(field, format!("has {} bytes, {longest} are the most", value.len())));
+        return Err(error(field, format!("has {} bytes, the limit is {longest}", value.len())));
     }
     if value.contains('\0') {
-        return Err(error(field, "has a NUL byte"));
+        return Err(error(field, "contains a NUL byte"));
     }
     Ok(())
 }
 
-/// A text that stands in files of lines or in names: without control characters.
+/// Checks a text that becomes part of a file of lines or of a name: it has no control characters.
 fn plain(field: &str, value: &str, longest: usize) -> Result<()> {
     text(field, value, longest)?;
     if value.chars().any(char::is_control) {
-        return Err(error(field, format!("{value:?} has control characters")));
+        return Err(error(field, format!("{value:?} contains control characters")));
     }
     Ok(())
 }
@@ -151,12 +151,12 @@ fn required(field: &str, value: &str) -> Result<()> {
     plain(field, value, NAME)
 }
 
-/// A name that is also a value in the arguments of network plugins, `KEY=value;KEY=value` (CNI specification,
-/// `CNI_ARGS`): a semicolon in it would begin an argument of its own, such as `IP`.
+/// Checks a name that becomes a value in the arguments of CNI plugins, `KEY=value;KEY=value` (CNI specification,
+/// `CNI_ARGS`): a semicolon in it would start another argument, such as `IP`.
 fn argument(field: &str, value: &str) -> Result<()> {
     required(field, value)?;
     if value.contains(';') {
-        return Err(error(field, format!("{value:?} has a semicolon")));
+        return Err(error(field, format!("{value:?} contains a semicolon")));
     }
     Ok(())
 }
@@ -177,7 +177,7 @@ fn absolute_or_empty(field: &str, value: &str) -> Result<()> {
     if value.is_empty() { Ok(()) } else { absolute(field, value) }
 }
 
-/// Relative to the pod's log folder, and nowhere else (CRI `ContainerConfig.log_path`).
+/// Checks that a log path is relative and stays in the pod's log folder (CRI `ContainerConfig.log_path`).
 fn log_path(value: &str) -> Result<()> {
     path_text("log_path", value)?;
     if value.starts_with('/') || value.split('/').any(|part| part == "..") || value.ends_with('/') {
@@ -188,9 +188,9 @@ fn log_path(value: &str) -> Result<()> {
 
 fn hostname(value: &str) -> Result<()> {
     plain("hostname", value, HOSTNAME)?;
-    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if !value.chars().all(sound) {
-        return Err(error("hostname", format!("{value:?} is no host name")));
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if !value.chars().all(is_allowed) {
+        return Err(error("hostname", format!("{value:?} is not a hostname")));
     }
     Ok(())
 }
@@ -202,10 +202,10 @@ fn maps(labels: &Map, annotations: &Map) -> Result<()> {
     self::annotations(annotations)
 }
 
-/// Checks annotations: data of the client's, of any form and of bounded length.
+/// Checks annotations: data of the client in any form, with limited length.
 ///
 /// # Errors
-/// The first that is wrong.
+/// The first invalid annotation.
 pub fn annotations(annotations: &Map) -> Result<()> {
     map("annotations", annotations)
 }
@@ -218,7 +218,7 @@ fn map(field: &str, map: &Map) -> Result<()> {
     Ok(())
 }
 
-/// What goes into resolv.conf must not bring lines of its own.
+/// Checks DNS settings: a value must not add lines to resolv.conf.
 fn dns(config: &PodSandboxConfig) -> Result<()> {
     let Some(dns) = &config.dns_config else { return Ok(()) };
     for (field, values) in [
@@ -229,7 +229,7 @@ fn dns(config: &PodSandboxConfig) -> Result<()> {
         for value in values {
             plain(field, value, NAME)?;
             if value.contains(char::is_whitespace) {
-                return Err(error(field, format!("{value:?} has white space")));
+                return Err(error(field, format!("{value:?} contains white space")));
             }
         }
     }
@@ -239,20 +239,20 @@ fn dns(config: &PodSandboxConfig) -> Result<()> {
 fn port(field: &str, value: i32) -> Result<()> {
     match u16::try_from(value) {
         Ok(_) => Ok(()),
-        Err(_) => Err(error(field, format!("{value} is no port"))),
+        Err(_) => Err(error(field, format!("{value} is not a port"))),
     }
 }
 
-/// Only sysctls of namespaces that the pod has for itself: any other is the host's (CVE-2022-0532), and none carries
-/// what could be read as another (CVE-2022-0811).
+/// Checks a sysctl. Only sysctls of namespaces that the pod does not share are allowed: all others are the host's
+/// (CVE-2022-0532). A key or value that could be read as another sysctl is refused (CVE-2022-0811).
 fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
     let field = format!("linux.sysctls[{key}]");
-    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/' | '_' | '-' | ':' | '@');
-    if key.is_empty() || !key.chars().all(sound) || key.split(['.', '/']).any(str::is_empty) {
-        return Err(error(field, "is no sysctl"));
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/' | '_' | '-' | ':' | '@');
+    if key.is_empty() || !key.chars().all(is_allowed) || key.split(['.', '/']).any(str::is_empty) {
+        return Err(error(field, "is not a sysctl"));
     }
     if value.chars().any(|c| c.is_control() && c != '\t') {
-        return Err(error(field, format!("{value:?} has control characters")));
+        return Err(error(field, format!("{value:?} contains control characters")));
     }
     let modes = namespaces(config);
     let dotted = key.replace('/', ".");
@@ -262,13 +262,13 @@ fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
     } else if is(&["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]) {
         ("IPC", modes.ipc())
     } else if dotted == "kernel.domainname" {
-        // Also where a pod in the host's network has a name of its own: its domain is the network's.
+        // This also applies to a pod in the host's network with a separate hostname: its domain is the host's.
         ("UTS", modes.network())
     } else {
-        return Err(error(field, "is not of a namespace that a pod can have for itself"));
+        return Err(error(field, "does not belong to a namespace of the pod"));
     };
     if mode == NamespaceMode::Node {
-        return Err(error(field, format!("is the host's: the pod is in the host's {namespace} namespace")));
+        return Err(error(field, format!("belongs to the host: the pod shares its {namespace} namespace")));
     }
     Ok(())
 }
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn sysctls_are_the_pods_own() {
+    fn only_sysctls_of_the_pods_namespaces_are_allowed() {
         let own = NamespaceMode::Pod;
         assert!(pod(&with_sysctl("net.ipv4.ip_forward", "1", own)).is_ok());
         assert!(pod(&with_sysctl("kernel.shm_rmid_forced", "1", own)).is_ok());
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn modes_that_no_namespace_has_are_refused() {
+    fn invalid_namespace_modes_are_refused() {
         let with = |change: fn(&mut NamespaceOption)| {
             let mut options = NamespaceOption::default();
             change(&mut options);
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_another_system_is_refused() {
+    fn fields_of_other_systems_are_refused() {
         let windows = PodSandboxConfig { windows: Some(Default::default()), ..pod_config() };
         assert_eq!(pod(&windows).unwrap_err().field, "windows");
         let windows = ContainerConfig { windows: Some(Default::default()), ..container_config() };
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_refused() {
+    fn values_that_are_not_utf8_are_refused() {
         let value = vec![0xff, 0xfe];
         let envs = vec![KeyValue { key: "BINARY".to_owned(), value }];
         let config = ContainerConfig { envs, ..container_config() };

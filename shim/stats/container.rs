@@ -1,4 +1,4 @@
-//! ContainerStats, ListContainerStats and their stream.
+//! ContainerStats, ListContainerStats and StreamContainerStats.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::daemon::{Daemon, Shared, blocking};
 use crate::error::CriError;
 use crate::store::{Container, ContainerState};
 
-/// The statistics of one container. One that has ended has those of its writable layer only.
+/// Returns the statistics of one container. An exited container has only those of its writable layer.
 ///
 /// # Errors
-/// There is no such container.
-pub async fn stats(daemon: &Shared, id: &str) -> Result<ContainerStats, CriError> {
+/// The container does not exist.
+pub async fn container_stats(daemon: &Shared, id: &str) -> Result<ContainerStats, CriError> {
     let container = daemon.store.container(id)?;
     tracing::Span::current().record("container", container.id.as_str());
     daemon.images.measure_layers(&[container.id.as_str().to_owned()]).await;
@@ -24,22 +24,23 @@ pub async fn stats(daemon: &Shared, id: &str) -> Result<ContainerStats, CriError
     blocking(move || Ok::<_, CriError>(of(&daemon, &container))).await
 }
 
-/// The statistics of all containers that run and match the filter.
+/// Returns the statistics of all containers that have not exited and match the filter.
 ///
 /// # Errors
-/// None but that the daemon is going down.
-pub async fn list(
+/// The daemon is shutting down.
+pub async fn list_container_stats(
     daemon: &Shared,
     filter: Option<ContainerStatsFilter>,
 ) -> Result<Vec<ContainerStats>, CriError> {
-    let mut wanted = daemon.store.containers();
-    wanted.retain(|container| matches(container, filter.as_ref()));
-    measure(daemon, &wanted).await;
+    let mut containers = daemon.store.containers();
+    containers.retain(|container| matches(container, filter.as_ref()));
+    measure(daemon, &containers).await;
     let daemon = daemon.clone();
-    blocking(move || Ok::<_, CriError>(wanted.iter().map(|container| of(&daemon, container)).collect())).await
+    blocking(move || Ok::<_, CriError>(containers.iter().map(|container| of(&daemon, container)).collect()))
+        .await
 }
 
-/// Has what containers have written counted before it is told.
+/// Measures the writable layers of containers.
 pub(super) async fn measure(daemon: &Daemon, containers: &[Arc<Container>]) {
     let ids: Vec<String> = containers.iter().map(|container| container.id.as_str().to_owned()).collect();
     daemon.images.measure_layers(&ids).await;
@@ -57,7 +58,7 @@ fn matches(container: &Arc<Container>, filter: Option<&ContainerStatsFilter>) ->
     })
 }
 
-/// The figures of a container's cgroup; none where it has ended.
+/// Reads the statistics of a container's cgroup; they are empty if the container has exited.
 pub(super) fn read(daemon: &Daemon, container: &Container) -> Stats {
     let path = container.with(|record| match record.state {
         ContainerState::Exited(_) => None,
@@ -66,6 +67,7 @@ pub(super) fn read(daemon: &Daemon, container: &Container) -> Stats {
     path.map(|path| Cgroup::open(&daemon.hierarchies, &path).stats()).unwrap_or_default()
 }
 
+/// Returns the statistics of a container.
 pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
     let stats = read(daemon, container);
     let nano_cores = stats.cpu.and_then(|cpu| container.rate.nano_cores(cpu));
@@ -86,7 +88,8 @@ pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
     }
 }
 
-/// With the time at which it was measured: that of a container with very many files may be a while ago.
+/// Returns the usage of the writable layer with the time of its measurement, which can be some time ago for a
+/// container with very many files.
 fn writable_layer(daemon: &Daemon, container: &Container) -> Option<FilesystemUsage> {
     let usage = daemon.images.layer_usage(container.id.as_str())?;
     Some(FilesystemUsage {

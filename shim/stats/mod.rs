@@ -1,7 +1,7 @@
-//! Statistics of pods and containers: read from their cgroups when somebody asks, never in the background.
+//! Statistics of pods and containers. They are read from the cgroups on request, never in the background.
 //!
 //! * [`container`], [`pod`]: the RPCs
-//! * [`usage`]: figures of a cgroup in the CRI's words; [`network`]: those of a pod's interfaces
+//! * [`usage`]: converts the statistics of a cgroup to CRI messages; [`network`]: those of a pod's interfaces
 
 pub mod container;
 mod network;

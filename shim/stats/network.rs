@@ -1,4 +1,4 @@
-//! What a pod's interfaces have carried, as the kernel tells it in the network namespace of its pause
+//! The traffic of a pod's interfaces, as reported by the kernel in the network namespace of its pause
 //! (proc_pid_net(5), `dev`).
 
 use std::fs;
@@ -7,16 +7,16 @@ use berth_proto::v1::{NetworkInterfaceUsage, NetworkUsage};
 
 use super::usage::value;
 
-/// The interface that a pod has its addresses on, unless its network calls it otherwise.
+/// The usual name of a pod's interface with its addresses.
 const DEFAULT: &str = "eth0";
 
-/// The figures of the namespace that a process is in; none where it is gone.
+/// Returns the traffic of the network namespace of a process; none if the process does not exist.
 pub(super) fn of(pid: i32, at: i64) -> Option<NetworkUsage> {
     let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
     Some(usage(parse(&text), at))
 }
 
-/// The default interface is `eth0`, or else the first.
+/// Selects the default interface: `eth0`, or else the first.
 fn usage(mut interfaces: Vec<NetworkInterfaceUsage>, at: i64) -> NetworkUsage {
     let named = interfaces.iter().position(|interface| interface.name == DEFAULT);
     let default = named.or(if interfaces.is_empty() { None } else { Some(0) });
@@ -27,7 +27,7 @@ fn usage(mut interfaces: Vec<NetworkInterfaceUsage>, at: i64) -> NetworkUsage {
     }
 }
 
-/// Lines such as `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs ...`.
+/// Parses lines such as `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs ...`.
 fn parse(text: &str) -> Vec<NetworkInterfaceUsage> {
     let interface = |line: &str| {
         let (name, figures) = line.split_once(':')?;

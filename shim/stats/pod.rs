@@ -1,4 +1,4 @@
-//! PodSandboxStats, ListPodSandboxStats and their stream.
+//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::daemon::{Daemon, Shared, blocking};
 use crate::error::CriError;
 use crate::store::{Container, Pod, PodState};
 
-/// The statistics of one pod with its containers.
+/// Returns the statistics of one pod and its containers.
 ///
 /// # Errors
-/// There is no such pod, or it is not ready.
-pub async fn stats(daemon: &Shared, id: &str) -> Result<PodSandboxStats, CriError> {
+/// The pod does not exist, or it is not ready.
+pub async fn pod_sandbox_stats(daemon: &Shared, id: &str) -> Result<PodSandboxStats, CriError> {
     let pod = daemon.store.pod(id)?;
     tracing::Span::current().record("pod", pod.id.as_str());
     let PodState::Ready { .. } = pod.state() else {
@@ -26,21 +26,21 @@ pub async fn stats(daemon: &Shared, id: &str) -> Result<PodSandboxStats, CriErro
     blocking(move || Ok::<_, CriError>(of(&daemon, &pod))).await
 }
 
-/// The statistics of all pods that are ready and match the filter.
+/// Returns the statistics of all ready pods that match the filter.
 ///
 /// # Errors
-/// None but that the daemon is going down.
-pub async fn list(
+/// The daemon is shutting down.
+pub async fn list_pod_sandbox_stats(
     daemon: &Shared,
     filter: Option<PodSandboxStatsFilter>,
 ) -> Result<Vec<PodSandboxStats>, CriError> {
-    let mut wanted = daemon.store.pods();
-    wanted.retain(|pod| matches(pod, filter.as_ref()));
+    let mut pods = daemon.store.pods();
+    pods.retain(|pod| matches(pod, filter.as_ref()));
     let containers: Vec<Arc<Container>> =
-        wanted.iter().flat_map(|pod| daemon.store.containers_of(&pod.id)).collect();
+        pods.iter().flat_map(|pod| daemon.store.containers_of(&pod.id)).collect();
     container::measure(daemon, &containers).await;
     let daemon = daemon.clone();
-    blocking(move || Ok::<_, CriError>(wanted.iter().map(|pod| of(&daemon, pod)).collect())).await
+    blocking(move || Ok::<_, CriError>(pods.iter().map(|pod| of(&daemon, pod)).collect())).await
 }
 
 fn matches(pod: &Pod, filter: Option<&PodSandboxStatsFilter>) -> bool {
@@ -62,7 +62,7 @@ fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
     let at = crate::clock::now();
     let reading = Reading { at, stats: &stats, nano_cores };
     let network = match pod.state() {
-        // In the host's network the figures are the host's, and no pod's.
+        // In the host's network the traffic is the host's, not the pod's.
         PodState::Ready { pause_pid } if !pod.host_network() => network::of(pause_pid, at),
         _ => None,
     };
@@ -85,8 +85,9 @@ fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
     }
 }
 
-/// The cgroup that the kubelet has made for a pod has the figures of all in it. A pod without one of its own shares
-/// berth's with others: it is the sum of what is in it.
+/// Reads the statistics of a pod. The parent cgroup that the kubelet created for the pod includes all of its
+/// processes. A pod without one shares berth's default parent with other pods: its statistics are the sum of its own
+/// cgroups.
 fn read(daemon: &Daemon, pod: &Pod, containers: &[Arc<Container>]) -> Stats {
     let (own, named) = pod.with(|record| {
         let linux = record.config.linux.as_ref();
@@ -121,7 +122,7 @@ fn add(sum: Stats, more: &Stats) -> Stats {
             }),
             (a, b) => a.or(b),
         },
-        // Shares of time do not add up.
+        // Pressure is a share of time and cannot be added.
         ..Stats::default()
     }
 }

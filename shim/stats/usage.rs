@@ -1,17 +1,17 @@
-//! The figures of a cgroup in the CRI's words.
+//! Converts the statistics of a cgroup to CRI messages.
 
 use berth_proto::v1::{
     CpuUsage, IoUsage, MemoryUsage, ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
 };
 use berth_runtime::cgroup::{Pressure, StallTimes, Stats};
 
-/// When the figures were read, and as whose.
+/// Statistics with the time of reading.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reading<'a> {
-    /// Nanoseconds since the epoch.
+    /// The time in nanoseconds since the epoch.
     pub(super) at: i64,
     pub(super) stats: &'a Stats,
-    /// Billionths of a core.
+    /// The CPU usage in billionths of a core.
     pub(super) nano_cores: Option<u64>,
 }
 
@@ -35,7 +35,7 @@ impl Reading<'_> {
         Some(MemoryUsage {
             timestamp: self.at,
             working_set_bytes: value(memory.working_set),
-            // Without a limit there is no telling (CRI `MemoryUsage.available_bytes`).
+            // Without a limit it is unknown (CRI `MemoryUsage.available_bytes`).
             available_bytes: memory.limit.and_then(|limit| value(limit.saturating_sub(memory.working_set))),
             usage_bytes: value(memory.usage),
             rss_bytes: value(memory.anonymous),
@@ -64,7 +64,8 @@ impl Reading<'_> {
     }
 }
 
-/// The kernel counts microseconds (Documentation/accounting/psi.rst), the CRI nanoseconds (CRI `PsiData.Total`).
+/// Converts pressure from the kernel's microseconds (Documentation/accounting/psi.rst) to nanoseconds (CRI
+/// `PsiData.Total`).
 fn pressure(pressure: Pressure) -> PsiStats {
     let data = |waited: StallTimes| PsiData {
         total: waited.total.saturating_mul(1000),
@@ -80,10 +81,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pressure_is_told_in_nanoseconds() {
-        let waited = |total| StallTimes { avg10: 1.5, total, ..StallTimes::default() };
-        let told = pressure(Pressure { some: waited(42), full: waited(u64::MAX) });
-        assert_eq!((told.some.unwrap().total, told.some.unwrap().avg10), (42_000, 1.5));
-        assert_eq!(told.full.unwrap().total, u64::MAX);
+    fn pressure_is_in_nanoseconds() {
+        let waited = |total| Waited { avg10: 1.5, total, ..Waited::default() };
+        let psi = pressure(Pressure { some: waited(42), full: waited(u64::MAX) });
+        assert_eq!((psi.some.unwrap().total, psi.some.unwrap().avg10), (42_000, 1.5));
+        assert_eq!(psi.full.unwrap().total, u64::MAX);
     }
 }

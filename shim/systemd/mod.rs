@@ -1,9 +1,9 @@
-//! The systemd cgroup driver: the cgroup of each pod and container is a scope of systemd's, below the slice that the
-//! kubelet names, so that systemd knows it and leaves it alone (org.freedesktop.systemd1(5), CGROUP_DELEGATION). It is
-//! asked over D-Bus.
+//! The systemd cgroup driver. The cgroup of each pod and container is a systemd scope below the slice that the
+//! kubelet names, so that systemd knows it and does not change it (org.freedesktop.systemd1(5), CGROUP_DELEGATION).
+//! The driver calls systemd over D-Bus.
 //!
-//! * this file: making a scope, and telling systemd of new limits
-//! * [`properties`]: limits in systemd's words
+//! * this file: creates scopes and updates their limits
+//! * [`properties`]: converts limits to systemd's properties
 
 mod properties;
 
@@ -20,13 +20,13 @@ use zbus::{Connection, ObjectPath, OwnedObjectPath, Variant};
 use crate::daemon::{Daemon, blocking};
 use crate::error::CriError;
 
-/// How long systemd may take for a scope.
+/// The time limit for the start of a scope.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where pods are whose client names no slice, as with runc.
+/// The slice of pods without a requested one, as in runc.
 pub const DEFAULT_SLICE: &str = "system.slice";
 
-/// What systemd calls a unit that is there no more.
+/// The D-Bus error for a unit that does not exist.
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 #[zbus::proxy(
@@ -56,25 +56,25 @@ trait Manager {
     fn job_removed(&self, id: u32, job: ObjectPath<'_>, unit: &str, result: &str) -> zbus::Result<()>;
 }
 
-/// The connection to systemd, made when it is first needed, and again where the bus was started anew.
+/// The connection to systemd. It is made when it is first needed, and again after a restart of the bus.
 #[derive(Debug, Default)]
 pub struct Systemd {
     manager: Mutex<Option<ManagerProxy<'static>>>,
 }
 
-/// The name of a scope in a pod's slice: tools find the id of a container in it.
+/// Returns the name of a scope in a pod's slice. Tools find the id of the container in it.
 #[must_use]
 pub fn scope_name(id: &str) -> String {
     format!("berth-{id}.scope")
 }
 
-/// How the OCI spec names a scope (runc, "Systemd cgroup driver").
+/// Returns the path of a scope in an OCI spec (runc, "Systemd cgroup driver").
 #[must_use]
 pub fn spec_path(slice: &str, id: &str) -> String {
     format!("{slice}:berth:{id}")
 }
 
-/// Makes the scope for a cgroup. The answer is the process that holds it: it may go when another one is in the cgroup.
+/// Starts the scope of a cgroup. Returns the placeholder process that holds it until another process is in the cgroup.
 ///
 /// # Errors
 /// systemd cannot be reached or refuses.
@@ -85,17 +85,17 @@ pub async fn start_scope(
 ) -> Result<Placeholder, CriError> {
     let placeholder = daemon.programs.placeholder().map_err(CriError::from)?;
     let (Some(scope), Some(slice)) = (cgroup.leaf(), cgroup.parent().leaf().map(str::to_owned)) else {
-        return Err(CriError::internal("make a scope", format!("{cgroup} is in no slice")));
+        return Err(CriError::internal("start a scope", format!("{cgroup} is not in a slice")));
     };
     let limits = properties::of(resources, daemon.hierarchies.version() == Version::V2);
     let description = format!("berth {scope}");
-    let mut wanted = properties::of_scope(&slice, &description, placeholder.pid());
-    wanted.extend(limits);
-    daemon.systemd.start(scope, &wanted).await?;
+    let mut properties = properties::of_scope(&slice, &description, placeholder.pid());
+    properties.extend(limits);
+    daemon.systemd.start(scope, &properties).await?;
     Ok(placeholder)
 }
 
-/// Tells systemd of new limits, which it would set back to its own otherwise. A scope that is gone needs none.
+/// Sends new limits to systemd, which would otherwise restore its own. A scope that does not exist is ignored.
 ///
 /// # Errors
 /// systemd cannot be reached or refuses.
@@ -107,17 +107,17 @@ pub async fn set_limits(
     set_properties(daemon, cgroup, properties::of(resources, daemon.hierarchies.is_v2())).await
 }
 
-/// Tells systemd that the limits of before hold again. Of what had none then, there is none again.
+/// Restores the limits of before an update in systemd. A limit that was not set before is unset.
 ///
 /// # Errors
 /// As [`set_limits`].
-pub async fn set_limits_back(
+pub async fn restore_limits(
     daemon: &Daemon,
     cgroup: &CgroupPath,
     before: &LinuxResources,
     after: &LinuxResources,
 ) -> Result<(), CriError> {
-    set_properties(daemon, cgroup, properties::back(before, after, daemon.hierarchies.is_v2())).await
+    set_properties(daemon, cgroup, properties::restored(before, after, daemon.hierarchies.is_v2())).await
 }
 
 async fn set_properties(
@@ -129,7 +129,7 @@ async fn set_properties(
         return Ok(());
     };
     let mut set = daemon.systemd.set(scope, &limits).await;
-    if daemon.systemd.was_cut_off(set.as_ref().err()).await {
+    if daemon.systemd.was_disconnected(set.as_ref().err()).await {
         set = daemon.systemd.set(scope, &limits).await;
     }
     match set {
@@ -138,26 +138,26 @@ async fn set_properties(
     }
 }
 
-fn failed(what: &str, error: impl std::fmt::Display) -> CriError {
-    CriError::failed(format!("systemd: {what}"), error.to_string())
+fn failed(operation: &str, error: impl std::fmt::Display) -> CriError {
+    CriError::failed(format!("{operation} in systemd"), error.to_string())
 }
 
 impl Systemd {
     async fn manager(&self) -> zbus::Result<ManagerProxy<'static>> {
-        let mut kept = self.manager.lock().await;
-        if let Some(manager) = &*kept {
+        let mut connection = self.manager.lock().await;
+        if let Some(manager) = &*connection {
             return Ok(manager.clone());
         }
         let manager = ManagerProxy::new(&Connection::system().await?).await?;
-        // Without it no news of jobs is sent.
+        // Without the subscription systemd sends no signals about jobs.
         manager.subscribe().await?;
-        Ok(kept.insert(manager).clone())
+        Ok(connection.insert(manager).clone())
     }
 
-    /// Whether a call has failed since its connection had ended: the next one is made over a new one.
-    async fn was_cut_off(&self, error: Option<&zbus::Error>) -> bool {
+    /// Whether a call failed because its connection was closed. The next call makes a new connection.
+    async fn was_disconnected(&self, error: Option<&zbus::Error>) -> bool {
         let Some(zbus::Error::InputOutput(error)) = error else { return false };
-        tracing::info!(%error, "the connection to D-Bus has ended: a new one is made");
+        tracing::info!(%error, "the D-Bus connection was closed; reconnecting");
         self.manager.lock().await.take().is_some()
     }
 
@@ -165,7 +165,8 @@ impl Systemd {
         self.manager().await?.set_unit_properties(scope, true, properties).await
     }
 
-    /// Starts a scope and waits for its job: how that has ended, unless the connection did before.
+    /// Starts a scope and waits for its job. Returns the result of the job, or none if the connection was closed
+    /// before.
     async fn run(
         &self,
         scope: &str,
@@ -174,41 +175,46 @@ impl Systemd {
         let manager = self.manager().await?;
         let mut removed = manager.receive_job_removed().await?;
         let job = manager.start_transient_unit(scope, "replace", properties, &[]).await?;
-        while let Some(news) = removed.next().await {
-            let news = news.args()?;
-            if *news.job() == *job {
-                return Ok(Some(news.result().to_string()));
+        while let Some(signal) = removed.next().await {
+            let signal = signal.args()?;
+            if *signal.job() == *job {
+                return Ok(Some(signal.result().to_string()));
             }
         }
         Ok(None)
     }
 
     async fn start(&self, scope: &str, properties: &[(&'static str, Variant<'_>)]) -> Result<(), CriError> {
-        let what = format!("start {scope}");
+        let operation = format!("start {scope}");
         let started = async {
             let started = self.run(scope, properties).await;
-            match self.was_cut_off(started.as_ref().err()).await {
+            match self.was_disconnected(started.as_ref().err()).await {
                 true => self.run(scope, properties).await,
                 false => started,
             }
         };
         match tokio::time::timeout(PATIENCE, started).await {
             Ok(Ok(Some(result))) if result == "done" => Ok(()),
-            Ok(Ok(Some(result))) => Err(failed(&what, format!("its job has ended as {result}"))),
-            Ok(Ok(None)) => Err(failed(&what, "the connection has ended")),
-            Ok(Err(error)) => Err(failed(&what, format!("over D-Bus: {error}"))),
-            Err(_) => Err(CriError::deadline(format!("systemd: {what} after {} s", PATIENCE.as_secs()))),
+            Ok(Ok(Some(result))) => Err(failed(&operation, format!("its job has ended as {result}"))),
+            Ok(Ok(None)) => Err(failed(&operation, "the connection was closed")),
+            Ok(Err(error)) => Err(failed(&operation, format!("over D-Bus: {error}"))),
+            Err(_) => {
+                let seconds = PATIENCE.as_secs();
+                Err(CriError::deadline(format!(
+                    "failed to {operation} in systemd: no result after {seconds} s"
+                )))
+            }
         }
     }
 }
 
-/// Ends a placeholder: waiting for it blocks.
+/// Ends a placeholder and waits for its exit, which blocks.
 pub async fn release(placeholder: Option<Placeholder>) {
     let released = blocking(move || -> Result<(), CriError> {
         drop(placeholder);
         Ok(())
     });
     if let Err(error) = released.await {
-        tracing::warn!(%error, "end the placeholder of a scope");
+        tracing::warn!(%error, "failed to end the placeholder of a scope");
     }
 }

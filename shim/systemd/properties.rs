@@ -1,17 +1,18 @@
-//! Limits in systemd's words (systemd.resource-control(5); the types are those of org.freedesktop.systemd1(5)).
+//! Converts limits to systemd's properties (systemd.resource-control(5); their types are in
+//! org.freedesktop.systemd1(5)).
 
 use berth_runtime::cgroup::weight_of;
 use oci_spec::runtime::LinuxResources;
 use zbus::Variant;
 
-/// A property with its value.
+/// The name of a property and its value.
 pub(super) type Property = (&'static str, Variant<'static>);
 
-/// systemd's word for no limit.
+/// The value for no limit.
 const INFINITY: u64 = u64::MAX;
 
-/// What makes a scope one of berth's: its cgroup is delegated, and it is forgotten as soon as it is empty, however it
-/// ended.
+/// Returns the properties of berth's scopes: the cgroup is delegated, and the scope is removed as soon as it is empty,
+/// whatever its result.
 pub(super) fn of_scope(slice: &str, description: &str, pid: u32) -> Vec<Property> {
     let mut properties: Vec<Property> = vec![
         ("Description", description.to_owned().into()),
@@ -21,14 +22,14 @@ pub(super) fn of_scope(slice: &str, description: &str, pid: u32) -> Vec<Property
         ("DefaultDependencies", false.into()),
         ("CollectMode", "inactive-or-failed".into()),
     ];
-    // Without these a controller may be missing in the slices above.
+    // Without accounting, controllers may be missing in the slices above.
     for accounting in ["CPUAccounting", "IOAccounting", "MemoryAccounting", "TasksAccounting"] {
         properties.push((accounting, true.into()));
     }
     properties
 }
 
-/// The limits of a container.
+/// Returns the properties for the limits of a container.
 pub(super) fn of(resources: &LinuxResources, v2: bool) -> Vec<Property> {
     let mut properties = Vec::new();
     let mut limit = |name, value: Option<i64>| {
@@ -55,18 +56,18 @@ pub(super) fn of(resources: &LinuxResources, v2: bool) -> Vec<Property> {
     properties
 }
 
-/// The limits of before, and none for what has one after and had none before.
-pub(super) fn back(before: &LinuxResources, after: &LinuxResources, v2: bool) -> Vec<Property> {
+/// Returns the limits before an update, and no limit for those that only the update has set.
+pub(super) fn restored(before: &LinuxResources, after: &LinuxResources, v2: bool) -> Vec<Property> {
     let mut properties = of(before, v2);
     for (name, _) in of(after, v2) {
-        if properties.iter().all(|(known, _)| *known != name) {
+        if properties.iter().all(|(existing, _)| *existing != name) {
             properties.push((name, unset(name)));
         }
     }
     properties
 }
 
-/// What a property is that nobody has set: a list without members, or systemd's word for no limit and for no weight.
+/// Returns the value of an unset property: an empty list, or the value for no limit and no weight.
 fn unset(name: &str) -> Variant<'static> {
     match name {
         "AllowedCPUs" | "AllowedMemoryNodes" => Vec::<u8>::new().into(),
@@ -97,7 +98,7 @@ fn of_cpu(resources: &LinuxResources, v2: bool) -> Vec<Property> {
     properties
 }
 
-/// Microseconds a second. systemd counts in whole percents: a part of one is rounded up.
+/// Returns microseconds per second. systemd counts in whole percents: a fraction is rounded up.
 fn per_second(quota: i64, period: u64) -> u64 {
     const PERCENT: u64 = 10_000;
     match u64::try_from(quota) {
@@ -106,7 +107,7 @@ fn per_second(quota: i64, period: u64) -> u64 {
     }
 }
 
-/// A list such as `0-2,5` as bits, the lowest first; none where it is no such list (the kernel refuses it then).
+/// Converts a list such as `0-2,5` to bits, the lowest first; none for an invalid list, which the kernel refuses.
 fn bits(list: &str) -> Option<Vec<u8>> {
     const MOST: usize = 1 << 16;
     let mut bits: Vec<u8> = Vec::new();
@@ -136,11 +137,11 @@ mod tests {
     use super::*;
     use crate::spec::resources::limits;
 
-    fn named(v2: bool, asked: &LinuxContainerResources) -> Vec<Property> {
-        of(&limits(asked, v2), v2)
+    fn named(v2: bool, requested: &LinuxContainerResources) -> Vec<Property> {
+        of(&limits(requested, v2), v2)
     }
 
-    /// What a property is set to: a number, as all those asked for here are.
+    /// Returns the number that a property is set to.
     fn number(properties: &[Property], name: &str) -> Option<u64> {
         let (_, value) = properties.iter().find(|property| property.0 == name)?;
         u64::try_from(value).ok()
@@ -148,7 +149,7 @@ mod tests {
 
     #[test]
     fn limits_have_names_on_both_versions() {
-        let asked = LinuxContainerResources {
+        let requested = LinuxContainerResources {
             memory_limit_in_bytes: 1000,
             cpu_shares: 1024,
             cpu_quota: 50_500,
@@ -156,13 +157,13 @@ mod tests {
             cpuset_cpus: "0-1,9".to_owned(),
             ..Default::default()
         };
-        let v2 = named(true, &asked);
+        let v2 = named(true, &requested);
         for (name, value) in
             [("MemoryMax", 1000), ("MemorySwapMax", 0), ("CPUWeight", 39), ("CPUQuotaPerSecUSec", 510_000)]
         {
             assert_eq!(number(&v2, name), Some(value), "{name} in {v2:?}");
         }
-        let v1 = named(false, &asked);
+        let v1 = named(false, &requested);
         assert_eq!(number(&v1, "MemoryLimit"), Some(1000), "{v1:?}");
         assert_eq!(number(&v1, "CPUShares"), Some(1024), "{v1:?}");
         assert!(v1.iter().all(|(name, _)| !["CPUWeight", "AllowedCPUs"].contains(name)), "{v1:?}");
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_had_no_limit_has_none_again() {
+    fn limits_that_an_update_set_are_unset() {
         let before = LinuxContainerResources { cpu_shares: 1024, ..Default::default() };
         let after = LinuxContainerResources {
             cpu_shares: 512,
@@ -183,12 +184,12 @@ mod tests {
             cpuset_cpus: "0".to_owned(),
             ..Default::default()
         };
-        let back = back(&limits(&before, true), &limits(&after, true), true);
-        assert_eq!(number(&back, "CPUWeight"), Some(39));
-        assert_eq!(number(&back, "MemoryMax"), Some(INFINITY));
-        assert_eq!(number(&back, "MemorySwapMax"), Some(INFINITY));
-        assert!(back.iter().any(|(name, _)| *name == "AllowedCPUs"), "{back:?}");
-        assert_eq!(back.len(), 4, "{back:?}");
+        let restored = restored(&limits(&before, true), &limits(&after, true), true);
+        assert_eq!(number(&restored, "CPUWeight"), Some(39));
+        assert_eq!(number(&restored, "MemoryMax"), Some(INFINITY));
+        assert_eq!(number(&restored, "MemorySwapMax"), Some(INFINITY));
+        assert!(restored.iter().any(|(name, _)| *name == "AllowedCPUs"), "{restored:?}");
+        assert_eq!(restored.len(), 4, "{restored:?}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `berth image explain`: what a pull would ask whom, as whom, and what it would be answered.
+//! `berth image explain`: the servers that a pull would contact, the credentials it would use, and the servers'
+//! answers.
 
 use std::path::PathBuf;
 
@@ -7,15 +8,15 @@ use berth_proto::admin::{ExplainImageRequest, Explanation};
 use clap::Args;
 
 use super::pull::read_credentials;
-use super::{Source, said};
+use super::{Source, failure};
 use crate::server::connect;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct ExplainArgs {
-    /// A name such as busybox:1.36
+    /// Name of the image, such as busybox:1.36
     #[arg(value_name = "IMAGE")]
     image: String,
-    /// A file with user:password, as for pull
+    /// Read credentials from this file (user:password), as for pull
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     #[command(flatten)]
@@ -29,15 +30,15 @@ pub(super) async fn explain(args: ExplainArgs) -> Result<String, String> {
     let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
     let request = ExplainImageRequest { image: args.image.clone(), username, password };
     let answer = AdminClient::new(channel).explain_image(request).await;
-    let answer = answer.map_err(|status| said("explain", &args.image, &status))?.into_inner();
+    let answer = answer.map_err(|status| failure("explain", &args.image, &status))?.into_inner();
     Ok(answer.explanations.iter().map(text).collect())
 }
 
 fn text(explanation: &Explanation) -> String {
     let mut text = format!("{}\n", explanation.reference);
     match explanation.policy.split_first() {
-        None => text.push_str("  policy: none, anything is accepted\n"),
-        Some((scope, wanted)) => text.push_str(&format!("  policy: {} ({scope})\n", wanted.join("; "))),
+        None => text.push_str("  policy: none, all images are accepted\n"),
+        Some((scope, rules)) => text.push_str(&format!("  policy: {} ({scope})\n", rules.join("; "))),
     }
     for (place, server) in explanation.servers.iter().enumerate() {
         let notes =
@@ -49,7 +50,7 @@ fn text(explanation: &Explanation) -> String {
             text.push_str(&format!("     {answer}\n"));
         }
         match server.error.is_empty() {
-            true => text.push_str(&format!("     it has {}\n", server.digest)),
+            true => text.push_str(&format!("     found: {}\n", server.digest)),
             false => text.push_str(&format!("     {}\n", server.error)),
         }
     }
@@ -83,10 +84,11 @@ mod tests {
         };
         assert_eq!(
             text(&explanation),
-            "r.example/a:1\n  policy: none, anything is accepted\n  1. https://m.example/v2/a (mirror)\n     \
-             credentials: none\n     HEAD https://m.example/v2/a/manifests/1: 404 Not Found\n     manifest a:1 not \
-             found\n  2. https://r.example/v2/a\n     credentials: /etc/berth/auth.json: r.example\n     it has \
-             sha256:1\n"
+            "r.example/a:1\n  policy: none, all images are accepted\n  \
+             1. https://m.example/v2/a (mirror)\n     credentials: none\n     \
+             HEAD https://m.example/v2/a/manifests/1: 404 Not Found\n     manifest a:1 not found\n  \
+             2. https://r.example/v2/a\n     credentials: /etc/berth/auth.json: r.example\n     \
+             found: sha256:1\n"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `berth image`: the images of the daemon that runs, over its socket.
+//! `berth image`: manages the images of the running daemon over its socket.
 
 mod explain;
 mod pull;
@@ -31,21 +31,21 @@ pub struct ImageArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
-    /// List the images
+    /// List images
     Ls(Where),
     /// Pull an image from its registry
     Pull(pull::PullArgs),
-    /// Show what a pull would ask whom, as whom, and what it is answered, without pulling
+    /// Show the servers that a pull would contact, the credentials it would use, and their answers, without pulling
     Explain(explain::ExplainArgs),
-    /// Bring the images of a file into the store
+    /// Load images from a file
     Load(LoadArgs),
-    /// Write images into an archive that berth, docker and podman load
+    /// Save images to an archive that berth, docker and podman can load
     Save(save::SaveArgs),
-    /// Remove images with all their names; containers that run on them go on
+    /// Remove images with all their names; running containers are not affected
     Rm(RmArgs),
-    /// Compare what is on the disk with its digests
+    /// Compare images on disk with their digests
     Verify(VerifyArgs),
-    /// Remove every image that no container uses and that is not pinned
+    /// Remove all images that are neither used by a container nor pinned
     Prune(Where),
 }
 
@@ -57,10 +57,10 @@ struct Where {
 
 #[derive(Clone, Debug, Args)]
 struct VerifyArgs {
-    /// A name or an id; without one, all images
+    /// Verify only this image, by name or id [default: all images]
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
-    /// Pull again what is missing or has changed, where a registry is known that has it
+    /// Pull missing or changed parts again, if their registry is known
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
@@ -69,7 +69,7 @@ struct VerifyArgs {
 
 #[derive(Clone, Debug, Args)]
 struct RmArgs {
-    /// Names or ids
+    /// Names or ids of the images
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
     #[command(flatten)]
@@ -82,7 +82,7 @@ pub(super) fn run(args: ImageArgs) -> ExitCode {
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return super::fail(&format!("start: {error}")),
+        Err(error) => return super::fail(&format!("failed to start: {error}")),
     };
     match runtime.block_on(answer(args.command)) {
         Ok(text) => super::print(&text),
@@ -100,8 +100,8 @@ async fn answer(command: Command) -> Result<String, String> {
             let mut client = Client::connect(args.source).await?;
             let mut removed = String::new();
             for name in args.images {
-                // RemoveImage of something unknown succeeds; a person who mistypes wants to know.
-                let image = client.find(&name).await?.ok_or(format!("{name}: no such image"))?;
+                // RemoveImage succeeds for an unknown image; a user who mistypes a name needs an error.
+                let image = client.find(&name).await?.ok_or(format!("image {name} not found"))?;
                 client.remove(&image).await?;
                 removed.push_str(&format!("{}\n", names(&image).join(" ")));
             }
@@ -109,21 +109,21 @@ async fn answer(command: Command) -> Result<String, String> {
         }
         Command::Verify(args) => verify(args).await,
         Command::Prune(args) => prune(Client::connect(args.source).await?).await,
-        Command::Load(_) => Err("load is a command of its own".to_owned()),
+        Command::Load(_) => Err("load is handled before".to_owned()),
     }
 }
 
-/// The parts that are sound are counted, the others named; any that is broken makes it a failure.
+/// Counts the sound parts and lists the others. Fails if any part is broken.
 async fn verify(args: VerifyArgs) -> Result<String, String> {
     let config = args.source.load().map_err(|error| error.to_string())?;
     let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
     let request = VerifyImagesRequest { image: args.image.unwrap_or_default(), repair: args.repair };
     let answer = AdminClient::new(channel).verify_images(request).await;
-    let parts = answer.map_err(|status| format!("verify: {}", status.message()))?.into_inner().parts;
+    let parts = answer.map_err(|status| failure("verify", "images", &status))?.into_inner().parts;
     let of = |verdict: Verdict| parts.iter().filter(move |part| part.verdict() == verdict);
     let mut text = format!("{} parts are sound\n", of(Verdict::Sound).count());
     for part in of(Verdict::Unknown) {
-        text.push_str(&format!("not known yet: {} of {}\n", part.what, part.images.join(", ")));
+        text.push_str(&format!("not yet known: {} of {}\n", part.what, part.images.join(", ")));
     }
     for part in of(Verdict::Repaired) {
         text.push_str(&format!("pulled again: {} of {}: {}\n", part.what, part.images.join(", "), part.why));
@@ -137,7 +137,7 @@ async fn verify(args: VerifyArgs) -> Result<String, String> {
 async fn prune(mut client: Client) -> Result<String, String> {
     let containers = client.runtime.list_containers(ListContainersRequest { filter: None }).await;
     let containers =
-        containers.map_err(|status| said("list", "containers", &status))?.into_inner().containers;
+        containers.map_err(|status| failure("list", "containers", &status))?.into_inner().containers;
     let used: HashSet<String> = containers.into_iter().map(|container| container.image_id).collect();
     let (mut text, mut freed) = (String::new(), 0_u64);
     for image in client.list().await? {
@@ -171,19 +171,19 @@ impl Client {
 
     async fn list(&mut self) -> Result<Vec<Image>, String> {
         let answer = self.images.list_images(ListImagesRequest { filter: None }).await;
-        Ok(answer.map_err(|status| said("list", "images", &status))?.into_inner().images)
+        Ok(answer.map_err(|status| failure("list", "images", &status))?.into_inner().images)
     }
 
     async fn find(&mut self, name: &str) -> Result<Option<Image>, String> {
         let request = ImageStatusRequest { image: Some(spec(name)), verbose: false };
         let answer = self.images.image_status(request).await;
-        Ok(answer.map_err(|status| said("look for", name, &status))?.into_inner().image)
+        Ok(answer.map_err(|status| failure("look up", name, &status))?.into_inner().image)
     }
 
     async fn remove(&mut self, image: &Image) -> Result<(), String> {
         let request = RemoveImageRequest { image: Some(spec(&image.id)) };
         let answer = self.images.remove_image(request).await;
-        answer.map(drop).map_err(|status| said("remove", &image.id, &status))
+        answer.map(drop).map_err(|status| failure("remove", &image.id, &status))
     }
 }
 
@@ -191,11 +191,12 @@ fn spec(name: &str) -> ImageSpec {
     ImageSpec { image: name.to_owned(), ..ImageSpec::default() }
 }
 
-fn said(operation: &str, object: &str, status: &Status) -> String {
-    format!("{operation} {object}: {}", status.message())
+/// The error text of a failed call.
+fn failure(operation: &str, object: &str, status: &Status) -> String {
+    format!("failed to {operation} {object}: {}", status.message())
 }
 
-/// What an image is called: its tags, else its digests, else its id.
+/// Returns the names of an image: its tags, else its digests, else its id.
 fn names(image: &Image) -> Vec<String> {
     match (image.repo_tags.is_empty(), image.repo_digests.is_empty()) {
         (false, _) => image.repo_tags.clone(),
@@ -204,7 +205,7 @@ fn names(image: &Image) -> Vec<String> {
     }
 }
 
-/// One line for each name, with the id as crictl and docker shorten it.
+/// Renders one line for each name. The id is shortened as crictl and docker do.
 fn table(images: &[Image]) -> String {
     let mut rows: Vec<[String; 4]> = Vec::new();
     for image in images {
@@ -227,7 +228,7 @@ fn table(images: &[Image]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// A size as people read it.
+/// Formats a size for people.
 fn human(bytes: u64) -> String {
     let mut whole = bytes;
     let mut rest = 0;

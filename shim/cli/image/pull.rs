@@ -1,4 +1,4 @@
-//! `berth image pull`: a bar for each layer on a terminal, a line for each when piped.
+//! `berth image pull`: shows a bar for each layer on a terminal, a line for each when piped.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,14 +11,14 @@ use berth_proto::admin::{LayerProgress, LayerStage, PullImageRequest};
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{Client, Source, human, said};
+use super::{Client, Source, failure, human};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct PullArgs {
-    /// A name such as busybox:1.36 or quay.io/team/app@sha256:...
+    /// Name of the image, such as busybox:1.36 or quay.io/team/app@sha256:...
     #[arg(value_name = "IMAGE")]
     image: String,
-    /// A file with user:password; without it the daemon uses what its auth_file has
+    /// Read credentials from this file (user:password) [default: the daemon's auth_file]
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     #[command(flatten)]
@@ -31,39 +31,39 @@ pub(super) async fn pull(args: PullArgs) -> Result<String, String> {
     let mut client = Client::connect(args.source).await?;
     let began = Instant::now();
     let request = PullImageRequest { image: args.image.clone(), username, password };
-    let failed = |status: tonic::Status| said("pull", &args.image, &status);
+    let failed = |status: tonic::Status| failure("pull", &args.image, &status);
     let mut admin = AdminClient::new(client.channel.clone());
     let mut messages = admin.pull_image(request).await.map_err(failed)?.into_inner();
-    let mut shown = Shown::new();
+    let mut display = ProgressDisplay::new();
     let mut id = String::new();
     while let Some(message) = messages.message().await.map_err(failed)? {
-        shown.show(&message.layers);
+        display.show(&message.layers);
         id = message.id;
     }
     let size = client.find(&id).await?.map_or(0, |image| image.size);
     Ok(format!("{id} {} in {:.1} s\n", human(size), began.elapsed().as_secs_f64()))
 }
 
-/// From a file, so that no secret is on a command line, which all can read (proc(5), `/proc/pid/cmdline`).
+/// Reads credentials from a file: a secret on the command line is readable by all (proc(5), `/proc/pid/cmdline`).
 pub(super) fn read_credentials(file: &Path) -> Result<(String, String), String> {
     let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     match text.trim().split_once(':') {
         Some((username, password)) => Ok((username.to_owned(), password.to_owned())),
-        None => Err(format!("{}: is not user:password", file.display())),
+        None => Err(format!("{}: not in the form user:password", file.display())),
     }
 }
 
-/// What has been shown of the layers, on standard error: standard output has the result alone.
-enum Shown {
+/// The display of a pull's progress on standard error. Standard output has only the result.
+enum ProgressDisplay {
     Bars {
         all: MultiProgress,
         bars: HashMap<String, ProgressBar>,
     },
-    /// The stages that have been told.
+    /// The stages that have been printed.
     Lines(HashMap<String, LayerStage>),
 }
 
-impl Shown {
+impl ProgressDisplay {
     fn new() -> Self {
         if stderr().is_terminal() {
             Self::Bars { all: MultiProgress::new(), bars: HashMap::new() }
@@ -79,14 +79,14 @@ impl Shown {
                     let bar = bars.entry(layer.digest.clone()).or_insert_with(|| all.add(new_bar(layer)));
                     bar.set_position(layer.received);
                     if layer.stage() == LayerStage::Done && !bar.is_finished() {
-                        // One that was there already has received nothing.
+                        // A layer that already existed has received nothing.
                         bar.set_position(layer.size);
                         bar.finish_with_message("done");
                     }
                 }
             }
-            Self::Lines(told) => {
-                for line in news(told, layers) {
+            Self::Lines(printed) => {
+                for line in stage_changes(printed, layers) {
                     eprintln!("{line}");
                 }
             }
@@ -104,14 +104,14 @@ fn short(digest: &str) -> String {
     digest.split(':').next_back().unwrap_or_default().chars().take(12).collect()
 }
 
-/// A line for each layer that has come into another stage.
-fn news(told: &mut HashMap<String, LayerStage>, layers: &[LayerProgress]) -> Vec<String> {
+/// Returns a line for each layer that has reached another stage.
+fn stage_changes(printed: &mut HashMap<String, LayerStage>, layers: &[LayerProgress]) -> Vec<String> {
     let mut lines = Vec::new();
     for layer in layers {
         let stage = layer.stage();
-        match told.entry(layer.digest.clone()) {
-            Entry::Occupied(known) if *known.get() == stage => continue,
-            Entry::Occupied(mut known) => drop(known.insert(stage)),
+        match printed.entry(layer.digest.clone()) {
+            Entry::Occupied(former) if *former.get() == stage => continue,
+            Entry::Occupied(mut former) => drop(former.insert(stage)),
             Entry::Vacant(new) => drop(new.insert(stage)),
         }
         let word = match stage {
@@ -136,11 +136,11 @@ mod tests {
             received: 0,
             stage: stage.into(),
         };
-        let mut told = HashMap::new();
+        let mut printed = HashMap::new();
         let waiting = [layer("a", LayerStage::Waiting), layer("b", LayerStage::Receiving)];
-        assert_eq!(news(&mut told, &waiting), ["b receiving 2.0 KiB"]);
-        assert!(news(&mut told, &waiting).is_empty());
+        assert_eq!(stage_changes(&mut printed, &waiting), ["b receiving 2.0 KiB"]);
+        assert!(stage_changes(&mut printed, &waiting).is_empty());
         let later = [layer("a", LayerStage::Receiving), layer("b", LayerStage::Done)];
-        assert_eq!(news(&mut told, &later), ["a receiving 2.0 KiB", "b done 2.0 KiB"]);
+        assert_eq!(stage_changes(&mut printed, &later), ["a receiving 2.0 KiB", "b done 2.0 KiB"]);
     }
 }

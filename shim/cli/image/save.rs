@@ -1,4 +1,4 @@
-//! `berth image save`: images into a file or a pipe.
+//! `berth image save`: writes images to a file or a pipe.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Write, stdout};
@@ -13,10 +13,10 @@ use crate::server::connect;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct SaveArgs {
-    /// Names or ids
+    /// Names or ids of the images
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// The archive; without it, standard output
+    /// Write the archive to this file [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -26,11 +26,11 @@ pub(super) struct SaveArgs {
 pub(super) async fn save(args: SaveArgs) -> Result<String, String> {
     match &args.output {
         None if stdout().is_terminal() => {
-            Err("an archive is nothing to read: name a file with -o".to_owned())
+            Err("refusing to write an archive to a terminal: use -o FILE".to_owned())
         }
         None => receive(&args, &mut stdout().lock()).await,
         Some(file) => {
-            // Half an archive never has the name that was asked for.
+            // The archive gets its name when it is complete.
             let beside = part_of(file);
             let failed = |error: std::io::Error| format!("{}: {error}", beside.display());
             let mut out = File::create(&beside).map_err(failed)?;
@@ -43,7 +43,7 @@ pub(super) async fn save(args: SaveArgs) -> Result<String, String> {
                 Err(error) => Err(error),
             };
             if done.is_err() {
-                // The first error is the one to tell.
+                // The first error is the one to report.
                 drop(std::fs::remove_file(&beside));
             }
             done
@@ -61,11 +61,11 @@ async fn receive(args: &SaveArgs, out: &mut impl Write) -> Result<String, String
     let config = args.source.clone().load().map_err(|error| error.to_string())?;
     let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
     let request = SaveImagesRequest { images: args.images.clone() };
-    let failed = |status: tonic::Status| format!("save: {}", status.message());
+    let failed = |status: tonic::Status| format!("failed to save images: {}", status.message());
     let mut pieces = AdminClient::new(channel).save_images(request).await.map_err(failed)?.into_inner();
     while let Some(piece) = pieces.message().await.map_err(failed)? {
-        out.write_all(&piece.data).map_err(|error| format!("write: {error}"))?;
+        out.write_all(&piece.data).map_err(|error| format!("failed to write the archive: {error}"))?;
     }
-    out.flush().map_err(|error| format!("write: {error}"))?;
+    out.flush().map_err(|error| format!("failed to write the archive: {error}"))?;
     Ok(String::new())
 }
