@@ -1,5 +1,5 @@
-//! The configuration that is in force: the first file of the folder, or the network that is built in; and what the
-//! kubelet says of addresses (CRI `UpdateRuntimeConfig`).
+//! The active configuration: the first file of the folder, or the built-in network. Also keeps the pod subnets that the
+//! kubelet sets (CRI `UpdateRuntimeConfig`).
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use crate::record::MadeBy;
 use crate::watch::Watch;
 use crate::{Context, Error, Options, Result, template};
 
-/// What a template is written to.
+/// The file that a rendered template is written to.
 const FROM_TEMPLATE: &str = "10-berth-net.conflist";
 
-/// The configuration, looked at again when its folder has changed.
+/// The configuration. It is read again when its folder has changed.
 #[derive(Debug)]
 pub(crate) struct Configuration {
     options: Options,
@@ -34,7 +34,7 @@ impl Configuration {
         let pod_cidr = fs::read_to_string(options.state_dir.join("pod-cidr")).unwrap_or_default();
         let loaded = Loaded {
             watch: Watch::new(&options.conf_dir),
-            config: Err(ConfigError { file: options.conf_dir.clone(), why: "is not read yet".to_owned() }),
+            config: Err(ConfigError { file: options.conf_dir.clone(), why: "not read yet".to_owned() }),
             pod_cidr: parse_cidrs(&pod_cidr).unwrap_or_default(),
         };
         Self { options: options.clone(), loaded: Mutex::new(loaded) }
@@ -52,10 +52,10 @@ impl Configuration {
         }
     }
 
-    /// The configuration as it is on disk now.
+    /// Returns the configuration that is on disk.
     pub(crate) fn current(&self) -> std::result::Result<Arc<Conflist>, ConfigError> {
         let mut loaded = self.lock();
-        // One that is not valid may become so by a program that is put where it is looked for.
+        // A plugin program that is installed later can make an invalid configuration valid.
         if loaded.watch.has_changed() || loaded.config.is_err() {
             loaded.config = self.read(&loaded.pod_cidr).map(Arc::new);
         }
@@ -82,33 +82,33 @@ impl Configuration {
         Conflist::builtin(&builtin)
     }
 
-    /// The configuration that an attachment was made by, whatever is configured now.
+    /// Returns the configuration that an attachment was created with, whatever the active configuration is.
     pub(crate) fn recorded(&self, by: &MadeBy) -> Result<Conflist> {
         let conflist = match by {
             MadeBy::File(text) => conflist::parse_recorded(text, &self.search()),
             MadeBy::BuiltIn(text) => conflist::parse_built_in(text),
             MadeBy::BuiltInOfOld => self.builtin(&self.lock().pod_cidr),
         };
-        conflist.map_err(|why| Error::Invalid(format!("configuration: {why}")))
+        conflist.map_err(|why| Error::Invalid(format!("invalid recorded configuration: {why}")))
     }
 
-    /// The subnets that the kubelet has named.
+    /// The pod subnets that the kubelet has set.
     pub(crate) fn pod_cidr(&self) -> Vec<IpNet> {
         self.lock().pod_cidr.clone()
     }
 
-    /// The addresses of pods as the kubelet says: IPv4, IPv6 or both with a comma between. They are those of the built-in
-    /// network, of a plugin that has the capability `ipRanges`, and of the template, which is written where there is no
-    /// configuration yet.
+    /// Sets the pod subnets from the kubelet: IPv4, IPv6 or both, separated by a comma. They apply to the built-in
+    /// network, to plugins with the capability `ipRanges`, and to the template, which is written if there is no other
+    /// configuration file.
     ///
     /// # Errors
-    /// The text holds no subnets, or cannot be kept; the template cannot be written.
+    /// The text contains no valid subnets, or it or the template cannot be written.
     pub(crate) fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
         let subnets = parse_cidrs(cidr)?;
         let file = self.options.state_dir.join("pod-cidr");
-        let beside = file.with_extension("tmp");
-        fs::write(&beside, cidr)
-            .and_then(|()| fs::rename(&beside, &file))
+        let temporary = file.with_extension("tmp");
+        fs::write(&temporary, cidr)
+            .and_then(|()| fs::rename(&temporary, &file))
             .doing(format!("write {}", file.display()))?;
         {
             let mut loaded = self.lock();
@@ -124,31 +124,32 @@ impl Configuration {
         };
         let target = folder.join(FROM_TEMPLATE);
         let first = conflist::first_file(folder).doing(format!("read {}", folder.display()))?;
-        // What somebody else has put there counts.
+        // A file that somebody else has put there takes precedence.
         if first.is_some_and(|first| first != target) {
             return Ok(());
         }
         let text = fs::read_to_string(template).doing(format!("read {}", template.display()))?;
         let text = template::render(&text, subnets)
             .map_err(|why| Error::Invalid(format!("{}: {why}", template.display())))?;
-        fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
-        // Only a file with such an ending is a configuration.
-        let beside = target.with_extension("tmp");
-        fs::write(&beside, text)
-            .and_then(|()| fs::rename(&beside, &target))
+        fs::create_dir_all(folder).doing(format!("create {}", folder.display()))?;
+        // The folder's reader ignores files with this extension.
+        let temporary = target.with_extension("tmp");
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, &target))
             .doing(format!("write {}", target.display()))
     }
 }
 
 fn parse_cidrs(text: &str) -> Result<Vec<IpNet>> {
-    let parse = |part: &str| {
-        let subnet = part.trim().parse::<IpNet>();
-        subnet.map_err(|_| Error::Invalid(format!("{part:?} is no subnet"))).and_then(|subnet| {
-            match subnet.prefix_len() + 2 <= subnet.max_prefix_len() {
-                true => Ok(subnet.trunc()),
-                false => Err(Error::Invalid(format!("{subnet} has no room for pods"))),
-            }
-        })
-    };
+    let parse =
+        |part: &str| {
+            let subnet = part.trim().parse::<IpNet>();
+            subnet.map_err(|_| Error::Invalid(format!("invalid subnet {part:?}"))).and_then(|subnet| {
+                match subnet.prefix_len() + 2 <= subnet.max_prefix_len() {
+                    true => Ok(subnet.trunc()),
+                    false => Err(Error::Invalid(format!("invalid subnet {subnet}: no room for pods"))),
+                }
+            })
+        };
     text.split(',').filter(|part| !part.trim().is_empty()).map(parse).collect()
 }

@@ -1,5 +1,5 @@
-//! Configuration files of the CNI specification (0.3.0 to 1.1.0): read, checked as a whole, and turned into types before
-//! anything is done with them.
+//! Configuration files of the CNI specification (0.3.0 to 1.1.0). A file is parsed into types and checked as a whole
+//! before anything is done with it.
 
 use std::fs;
 use std::io;
@@ -12,17 +12,17 @@ use crate::Builtin;
 use crate::plugins::bridge::Bridge;
 use crate::plugins::{self, Plugin};
 
-/// A configuration that is not valid.
+/// An invalid configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {why}", file.display())]
 pub struct ConfigError {
     /// The file.
     pub file: PathBuf,
-    /// Line, key and what is wrong.
+    /// The line or key, and what is wrong with it.
     pub why: String,
 }
 
-/// A version of the specification that is understood.
+/// A supported version of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Version {
     V0_3_0,
@@ -33,10 +33,10 @@ pub(crate) enum Version {
 }
 
 impl Version {
-    /// Every one, the oldest first.
+    /// All versions, oldest first.
     pub(crate) const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
-    /// As it is written.
+    /// The version as it is written in configurations.
     #[must_use]
     pub(crate) fn text(self) -> &'static str {
         match self {
@@ -48,42 +48,43 @@ impl Version {
         }
     }
 
-    /// The version of a configuration, by its key `cniVersion`, or the best of its `cniVersions` (since 1.1).
+    /// Returns the version of a configuration: its `cniVersion`, or the highest supported one of its `cniVersions`
+    /// (since 1.1).
     ///
     /// # Errors
-    /// It is none that is understood.
+    /// The version is not supported.
     pub(crate) fn of(config: &Value) -> Result<Self, String> {
-        let named = |text: &str| Self::ALL.into_iter().find(|version| version.text() == text);
+        let supported = |text: &str| Self::ALL.into_iter().find(|version| version.text() == text);
         let list = config.get("cniVersions").and_then(Value::as_array);
-        let best = list.into_iter().flatten().filter_map(Value::as_str).filter_map(named).max();
+        let best = list.into_iter().flatten().filter_map(Value::as_str).filter_map(supported).max();
         match (config.get("cniVersion").and_then(Value::as_str), best) {
             (_, Some(best)) => Ok(best),
             (None, None) => Ok(Self::V0_3_1),
-            (Some(text), None) => named(text).ok_or_else(|| {
-                let known: Vec<_> = Self::ALL.iter().map(|version| version.text()).collect();
-                format!("cniVersion: {text:?} is none of {}", known.join(", "))
+            (Some(text), None) => supported(text).ok_or_else(|| {
+                let all: Vec<_> = Self::ALL.iter().map(|version| version.text()).collect();
+                format!("cniVersion: unsupported version {text:?}, expected one of {}", all.join(", "))
             }),
         }
     }
 }
 
-/// A network: its plugins are run in order.
+/// A network: a list of plugins that run in order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Conflist {
     pub(crate) name: String,
     pub(crate) version: Version,
-    /// `CHECK` is not to be asked of it.
+    /// The runtime must not call `CHECK`.
     pub(crate) disable_check: bool,
-    /// `GC` is not to be asked of it.
+    /// The runtime must not call `GC`.
     pub(crate) disable_gc: bool,
     pub(crate) plugins: Vec<Entry>,
-    /// It is the network that is built in.
+    /// This is the built-in network.
     pub(crate) built_in: bool,
-    /// The file's text, or that of the built-in network.
+    /// The text of the file or of the built-in network.
     pub(crate) text: String,
 }
 
-/// One plugin of a network, with its configuration as it was written.
+/// A plugin of a network and its configuration as written.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) plugin: Plugin,
@@ -91,25 +92,25 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Its type.
+    /// The plugin's type.
     pub(crate) fn kind(&self) -> &str {
         self.config.get("type").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Whether the runtime may tell it of something (`capabilities`).
+    /// Whether the plugin declares a capability (`capabilities`).
     pub(crate) fn has_capability(&self, name: &str) -> bool {
         self.config.pointer("/capabilities").and_then(|all| all.get(name)) == Some(&Value::Bool(true))
     }
 }
 
-/// How plugins are found.
+/// Where plugins are searched.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Search {
-    /// Folders of programs.
+    /// Folders of plugin programs.
     pub(crate) bin_dirs: Vec<PathBuf>,
-    /// Types that are built in and yet run as programs.
+    /// Types of built-in plugins that run as programs nevertheless.
     pub(crate) external: Vec<String>,
-    /// There is a daemon, which keeps leases of addresses.
+    /// A daemon runs that renews DHCP leases.
     pub(crate) daemon: bool,
 }
 
@@ -139,7 +140,7 @@ impl Conflist {
 }
 
 impl Conflist {
-    /// The bridges of its plugins.
+    /// The bridges among its plugins.
     pub(crate) fn bridges(&self) -> impl Iterator<Item = &Bridge> {
         self.plugins.iter().filter_map(|entry| match &entry.plugin {
             Plugin::Bridge(bridge) => Some(&**bridge),
@@ -148,15 +149,12 @@ impl Conflist {
     }
 }
 
-/// The first configuration file of a folder by name; `None` where there is none.
-///
-/// # Errors
-/// The folder cannot be read.
+/// Returns the first configuration file of a folder by name, or `None`.
 pub(crate) fn first_file(folder: &Path) -> io::Result<Option<PathBuf>> {
     Ok(files(folder)?.into_iter().next())
 }
 
-/// All that is wrong in the configuration files of a folder, also in those that are not in force.
+/// Returns the errors in all configuration files of a folder, including files that are not active.
 #[must_use]
 pub fn mistakes(folder: &Path, bin_dirs: &[PathBuf], external: &[String]) -> Vec<String> {
     let search = Search { bin_dirs: bin_dirs.to_vec(), external: external.to_vec(), daemon: true };
@@ -164,7 +162,7 @@ pub fn mistakes(folder: &Path, bin_dirs: &[PathBuf], external: &[String]) -> Vec
         Ok(files) => {
             files.iter().filter_map(|file| load(file, &search).err()).map(|e| e.to_string()).collect()
         }
-        Err(error) => vec![format!("read {}: {error}", folder.display())],
+        Err(error) => vec![format!("failed to read {}: {error}", folder.display())],
     }
 }
 
@@ -185,7 +183,7 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 /// Reads and checks a configuration file.
 ///
 /// # Errors
-/// It is not valid; line and key are named.
+/// The file is invalid. The error names the line or the key.
 pub(crate) fn load(file: &Path, search: &Search) -> Result<Conflist, ConfigError> {
     let fail = |why: String| ConfigError { file: file.to_owned(), why };
     let text = fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
@@ -195,21 +193,21 @@ pub(crate) fn load(file: &Path, search: &Search) -> Result<Conflist, ConfigError
 /// Checks the text of a configuration file.
 ///
 /// # Errors
-/// It is not valid; line and key are named.
+/// The text is invalid. The error names the line or the key.
 pub(crate) fn parse(text: &str, search: &Search) -> Result<Conflist, String> {
     parse_with(text, |config| plugins::compile(config, search))
 }
 
-/// The same for a pod that was attached by this text: a plugin that cannot be found any more fails by itself, so that the
-/// others detach the pod.
+/// Checks the recorded configuration of an attached pod. A plugin that cannot be found becomes [`Plugin::Missing`],
+/// which fails when it is called: the other plugins still detach the pod.
 ///
 /// # Errors
-/// As [`parse`], but for the plugins.
+/// As [`parse`], except for invalid plugins.
 pub(crate) fn parse_recorded(text: &str, search: &Search) -> Result<Conflist, String> {
     parse_with(text, |config| Ok(plugins::compile(config, search).unwrap_or_else(Plugin::Missing)))
 }
 
-/// The same for the text of the built-in network: its plugins are always those that are built in.
+/// Checks the text of the built-in network. Its plugins are always the built-in ones.
 ///
 /// # Errors
 /// As [`parse`].
@@ -218,17 +216,19 @@ pub(crate) fn parse_built_in(text: &str) -> Result<Conflist, String> {
 }
 
 fn parse_with(text: &str, compile: impl Fn(&Value) -> Result<Plugin, String>) -> Result<Conflist, String> {
-    // serde_json's errors end with line and column.
+    // serde_json's errors contain line and column.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let name = value.get("name").and_then(Value::as_str).filter(|name| is_name(name));
-    let name = name.ok_or("name: is missing or no name of a network")?.to_owned();
+    let name = name.ok_or("name: missing or invalid")?.to_owned();
     let version = Version::of(&value)?;
-    // A file with a single plugin is that plugin itself.
+    // A file without a list is a single plugin.
     let single = [value.clone()];
     let plugins = match value.get("plugins") {
-        Some(Value::Array(plugins)) if plugins.is_empty() => return Err("plugins: is empty".to_owned()),
+        Some(Value::Array(plugins)) if plugins.is_empty() => {
+            return Err("plugins: must not be empty".to_owned());
+        }
         Some(Value::Array(plugins)) => plugins.as_slice(),
-        Some(_) => return Err("plugins: is no list".to_owned()),
+        Some(_) => return Err("plugins: must be a list".to_owned()),
         None => &single,
     };
     let entry = |(index, config): (usize, &Value)| {
@@ -247,14 +247,15 @@ fn parse_with(text: &str, compile: impl Fn(&Value) -> Result<Plugin, String>) ->
     })
 }
 
-/// Letters, digits, dots, dashes and underscores, as the specification has it for names; they become file names.
+/// Whether a text is a valid name of the specification: letters, digits, dots, dashes and underscores. Names become
+/// file names.
 pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.len() <= 200
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }
 
-/// Whether a link can have this name (`dev_valid_name` of the kernel).
+/// Whether a link can have this name (the kernel's `dev_valid_name`).
 pub(crate) fn is_link_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 15
@@ -279,7 +280,7 @@ mod tests {
         { "type": "portmap", "capabilities": { "portMappings": true } } ] }"#;
 
     #[test]
-    fn a_conflist_becomes_types() {
+    fn a_conflist_is_parsed_into_types() {
         let list = parsed(SOUND).unwrap();
         assert_eq!((list.name.as_str(), list.version), ("pods", Version::V1_0_0));
         assert_eq!(list.plugins.len(), 2);
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_that_is_gone_keeps_no_other_from_detaching() {
+    fn a_missing_plugin_does_not_prevent_others_from_detaching() {
         let text = SOUND.replace("\"portmap\"", "\"gone\"");
         assert!(parsed(&text).unwrap_err().contains("gone"));
         let list = parse_recorded(&text, &Search::default()).unwrap();
@@ -317,12 +318,12 @@ mod tests {
             ("\"mtu\": 1400", "\"enabledad\": 7", "plugins[0].enabledad"),
         ] {
             let error = parsed(&SOUND.replace(from, to)).unwrap_err();
-            assert!(error.contains(expected), "{error:?} has no {expected:?}");
+            assert!(error.contains(expected), "{error:?} does not contain {expected:?}");
         }
     }
 
     #[test]
-    fn the_network_without_a_file_is_sound() {
+    fn the_built_in_network_is_valid() {
         let subnets = vec!["10.88.0.0/16".parse().unwrap(), "fd00:88::/64".parse().unwrap()];
         let builtin = Builtin { bridge: "berth0".to_owned(), subnets, mtu: None };
         assert_eq!(Conflist::builtin(&builtin).unwrap().plugins.len(), 3);
@@ -330,12 +331,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_the_parser_fail(text in "\\PC{0,200}") {
+        fn arbitrary_text_does_not_panic_the_parser(text in "\\PC{0,200}") {
             let _result = parsed(&text);
         }
 
         #[test]
-        fn no_damage_makes_the_parser_fail(at in 0..400_usize, with in "\\PC{0,3}") {
+        fn a_damaged_conflist_does_not_panic_the_parser(at in 0..400_usize, with in "\\PC{0,3}") {
             let mut text = SOUND.to_owned();
             if text.is_char_boundary(at) && at < text.len() {
                 text.insert_str(at, &with);

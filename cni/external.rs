@@ -1,8 +1,9 @@
-//! Plugins that are programs, by the CNI specification ("Section 3: Execution of Network Configurations"): parameters in
-//! the environment, the configuration on standard input, the result on standard output.
+//! Plugins that are programs (CNI specification, "Section 3: Execution of Network Configurations"): parameters in the
+//! environment, the configuration on standard input, the result on standard output.
 //!
-//! A program is limited in time and output, and runs in a process group of its own ([`running`]). If a call fails or is given
-//! up, the group is killed. A daemon that starts kills the groups that a former daemon has left ([`leftovers`]).
+//! A program has a time limit and an output limit, and runs in its own process group ([`running`]). If a call fails or
+//! is cancelled, the group is killed. When the daemon starts, it kills the groups that a previous daemon has left
+//! ([`leftovers`]).
 
 mod leftovers;
 mod running;
@@ -15,12 +16,13 @@ use tokio::process::Command;
 use crate::call::Call;
 use crate::{Error, Result};
 pub(crate) use leftovers::end_leftovers;
-use running::{LONGEST_WORDS, Running};
+use running::{MAX_MESSAGE, Running};
 
-/// The environment variable that names the daemon that a plugin's process belongs to, by the folder of its attachments.
+/// The environment variable that identifies the daemon that a plugin's process belongs to, by the daemon's state
+/// folder.
 const OWNER: &str = "BERTH_NETWORK";
 
-/// A program by the specification.
+/// A plugin that is a program.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Program {
     pub(crate) kind: String,
@@ -33,7 +35,7 @@ impl Program {
         Error::Plugin { plugin: self.kind.clone(), message: message.into() }
     }
 
-    /// Runs it: its result, which only `ADD` has.
+    /// Runs the program and returns its result, which only `ADD` has.
     pub(crate) async fn run(
         &self,
         call: &Call<'_>,
@@ -46,15 +48,15 @@ impl Program {
         let running = Running::start(self.command(call, command)).map_err(|why| self.failed(why))?;
         let output = running.output(input, patience).await;
         let output = output.map_err(|why| self.failed(format!("{command} {why}")))?;
-        let stderr = words(&output.stderr);
+        let stderr = text_of(&output.stderr);
         if !output.status.success() {
-            let said = [complaint(&output.stdout), stderr].join(" ");
-            return Err(self.failed(format!("{command}: {}: {}", output.status, said.trim()).trim()));
+            let message = [error_of(&output.stdout), stderr].join(" ");
+            return Err(self.failed(format!("{command}: {}: {}", output.status, message.trim()).trim()));
         }
         if !stderr.is_empty() {
-            tracing::debug!(plugin = self.kind, command, stderr, "what a plugin said beside its result");
+            tracing::debug!(plugin = self.kind, command, stderr, "plugin wrote to standard error");
         }
-        // The others succeed without a word; whatever they say is nothing to anybody.
+        // The other commands have no result. Their output is ignored.
         if command != "ADD" {
             return Ok(Value::Null);
         }
@@ -85,26 +87,26 @@ impl Program {
     }
 }
 
-/// What a program said, to be shown.
-fn words(bytes: &[u8]) -> String {
-    let start = bytes.get(..LONGEST_WORDS).unwrap_or(bytes);
+/// Returns the start of a program's output as text.
+fn text_of(bytes: &[u8]) -> String {
+    let start = bytes.get(..MAX_MESSAGE).unwrap_or(bytes);
     String::from_utf8_lossy(start).trim().to_owned()
 }
 
-/// Why a program has failed: the error of the specification ("Section 5: Result Types"), else what it said.
-fn complaint(stdout: &[u8]) -> String {
+/// Returns why a program failed: the error of the specification ("Section 5: Result Types"), otherwise its output.
+fn error_of(stdout: &[u8]) -> String {
     let error: Value = serde_json::from_slice(stdout).unwrap_or_default();
     let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default().trim();
     match (text("msg"), text("details"), error.get("code").and_then(Value::as_u64)) {
-        ("", ..) => words(stdout),
-        (message, "", Some(code)) => words(format!("{message} (code {code})").as_bytes()),
-        (message, "", None) => words(message.as_bytes()),
-        (message, details, Some(code)) => words(format!("{message}: {details} (code {code})").as_bytes()),
-        (message, details, None) => words(format!("{message}: {details}").as_bytes()),
+        ("", ..) => text_of(stdout),
+        (message, "", Some(code)) => text_of(format!("{message} (code {code})").as_bytes()),
+        (message, "", None) => text_of(message.as_bytes()),
+        (message, details, Some(code)) => text_of(format!("{message}: {details} (code {code})").as_bytes()),
+        (message, details, None) => text_of(format!("{message}: {details}").as_bytes()),
     }
 }
 
-/// The plugin's configuration as it is given to it ("Deriving request configuration").
+/// Derives the configuration that the program receives ("Deriving request configuration").
 fn request(call: &Call<'_>, config: &Value, previous: Option<&Value>) -> Value {
     let mut request = config.as_object().cloned().unwrap_or_default();
     request.insert("name".to_owned(), json!(call.network));
@@ -134,7 +136,7 @@ mod tests {
     use crate::conflist::Version;
     use crate::host::{Host, Places};
 
-    /// A shell script that is a plugin; how long it may take.
+    /// A plugin that is a shell script, and its time limit.
     struct Plugin {
         folder: tempfile::TempDir,
         patience: Duration,
@@ -179,12 +181,12 @@ mod tests {
     const COMMANDS: [&str; 5] = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
 
     #[tokio::test]
-    async fn a_success_without_a_result_is_none() {
+    async fn exit_status_0_without_a_result_is_a_failure() {
         for script in ["exit 0", "echo", "echo null", "echo '[]'", "echo garbage", "echo '{'", "exec >&-"] {
             let plugin = Plugin::of(script, LONG);
             let error = plugin.run("ADD").await.unwrap_err();
             assert!(error.contains("plugin plugin: ADD: no result"), "{script}: {error}");
-            // The others have no result: nothing that they say is one.
+            // The other commands have no result: their output is ignored.
             for command in ["DEL", "CHECK", "GC", "STATUS"] {
                 assert_eq!(plugin.run(command).await, Ok(Value::Null), "{script}");
             }
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn output_without_an_end_is_cut_off() {
+    async fn endless_output_is_limited() {
         for command in COMMANDS {
             let started = Instant::now();
             let error = Plugin::of("cat /dev/zero", LONG).run(command).await.unwrap_err();
@@ -201,18 +203,18 @@ mod tests {
         }
         let error = Plugin::of("head -c 9000000 /dev/zero | tr '\\0' x >&2; exit 3", LONG).run("ADD").await;
         let error = error.unwrap_err();
-        assert!(error.contains("exit status: 3") && error.len() < 2 * LONGEST_WORDS, "{}", error.len());
+        assert!(error.contains("exit status: 3") && error.len() < 2 * MAX_MESSAGE, "{}", error.len());
     }
 
     fn is_alive(file: &std::path::Path) -> bool {
         let pid = std::fs::read_to_string(file).unwrap_or_default();
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        // A process that nobody has waited for yet has ended, too.
+        // A zombie has ended, too.
         !stat.is_empty() && !stat.contains(") Z ")
     }
 
     #[tokio::test]
-    async fn whoever_takes_too_long_ends_with_all_that_it_has_started() {
+    async fn a_program_that_times_out_is_killed_with_its_children() {
         let script = "trap '' TERM HUP INT; sleep 600 & echo $! > ${0%/*}/child; wait";
         for command in COMMANDS {
             let plugin = Plugin::of(script, Duration::from_secs(1));
@@ -222,26 +224,26 @@ mod tests {
             let child = plugin.folder.path().join("child");
             assert!(child.exists());
             while is_alive(&child) {
-                assert!(Instant::now() < until, "the child lives");
+                assert!(Instant::now() < until, "the child is still alive");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     }
 
     #[tokio::test]
-    async fn a_child_that_keeps_the_output_open_keeps_nobody_waiting() {
+    async fn a_child_that_keeps_the_output_open_does_not_delay_the_call() {
         let plugin = Plugin::of("sleep 600 & echo $! > ${0%/*}/child; echo '{}'", LONG);
         let started = Instant::now();
         assert_eq!(plugin.run("ADD").await, Ok(json!({})));
         assert!(started.elapsed() < LONG);
         let child = std::fs::read_to_string(plugin.folder.path().join("child")).unwrap();
         let child = Pid::from_raw(child.trim().parse().unwrap());
-        // It may be a service of the plugin's: it lives on.
+        // The child may be a service of the plugin: it is not killed.
         nix::sys::signal::kill(child, Signal::SIGKILL).unwrap();
     }
 
     #[tokio::test]
-    async fn an_error_of_the_specification_is_told_in_its_words() {
+    async fn an_error_of_the_specification_is_reported_verbatim() {
         let script =
             r#"cat > /dev/null; echo '{"code": 11, "msg": "not today", "details": "no room"}'; exit 1"#;
         let error = Plugin::of(script, LONG).run("ADD").await.unwrap_err();

@@ -1,21 +1,21 @@
-//! What strangers can send, as one function each: bytes in, and nothing may break. The fuzz targets (`fuzz/`) call these
-//! with anything; the tests here with what is kept in `fuzz/corpus`.
+//! Parsers of untrusted input, one function each, that must accept any bytes. The fuzz targets (`fuzz/`) call them with
+//! arbitrary input; the tests in this file with `fuzz/corpus`.
 
 use crate::conflist::Version;
 use crate::result::CniResult;
 
-/// A packet, or a message, of a DHCP server.
+/// Parses a packet or a message of a DHCP server.
 ///
 /// # Panics
-/// What was read is not what is written again, or means something that cannot be.
+/// The input does not survive a round trip, or was parsed into an impossible value.
 pub fn dhcp(bytes: &[u8]) {
     crate::dhcp::fuzz(bytes);
 }
 
-/// What a plugin that is a program has printed: its result, which the plugins after it are given in the form of any version.
+/// Parses the output of a plugin program: its result, which later plugins receive in the form of any version.
 ///
 /// # Panics
-/// What was read is not what is written again.
+/// The input does not survive a round trip.
 pub fn result(bytes: &[u8]) {
     let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
     let Ok(result) = CniResult::parse(&value) else { return };
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_breaks_nothing() {
+    fn the_corpus_does_not_panic() {
         corpus("dhcp", dhcp);
         corpus("cni_result", result);
     }

@@ -1,5 +1,5 @@
-//! What no pod holds any more is freed: records, addresses, links, rules (CNI specification, `GC`). At the start of the
-//! daemon, when all pods that live are known.
+//! Garbage collection (CNI specification, `GC`): records, addresses, links and rules of pods that do not exist are
+//! removed. It runs when the daemon starts and has found all live pods.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use crate::plugins::Plugin;
 use crate::record::Record;
 use crate::{Error, Result};
 
-/// What says of itself that it belongs to an attachment of a network.
+/// The objects of a network that are marked as belonging to an attachment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owned<'a> {
     pub(crate) host: &'a Host,
@@ -21,20 +21,20 @@ pub(crate) struct Owned<'a> {
 }
 
 impl Owned<'_> {
-    /// Frees what belongs to pods that are not among `live`; what was freed.
+    /// Removes the objects of pods that are not in `live`. Returns what was removed.
     pub(crate) async fn release(self, live: &HashSet<String>) -> Result<Vec<String>> {
         let mut freed = Vec::new();
         let links = self.remove_links(live, &mut freed).await;
-        let (network, lives) = (self.network.to_owned(), live.clone());
+        let (network, live) = (self.network.to_owned(), live.clone());
         let gone = move |comment: &nftables::Comment| {
-            comment.network == network && !lives.contains(&comment.container)
+            comment.network == network && !live.contains(&comment.container)
         };
         let owners = nftables::release_where(gone).await?;
         freed.extend(owners.into_iter().map(|owner| format!("rules of {owner}")));
         links.map(|()| freed)
     }
 
-    /// Links of the host by their aliases.
+    /// Removes links of the host, identified by their aliases.
     async fn remove_links(self, live: &HashSet<String>, removed: &mut Vec<String>) -> Result<()> {
         let prefix = crate::call::alias(self.network, "");
         for link in self.host.links.links().await? {
@@ -49,10 +49,10 @@ impl Owned<'_> {
 }
 
 impl Network {
-    /// Frees what pods hold that are not among `live`; what was freed.
+    /// Frees everything that belongs to pods that are not in `live`. Returns what was freed.
     ///
     /// # Errors
-    /// What could not be freed.
+    /// Something could not be freed.
     pub async fn gc(&self, live: &HashSet<String>) -> Result<Vec<String>> {
         let (mut freed, mut errors) = (Vec::new(), Vec::new());
         let recorded = self.shared.records.pods().await?;
@@ -70,7 +70,7 @@ impl Network {
         if errors.is_empty() { Ok(freed) } else { Err(Error::Several(errors)) }
     }
 
-    /// What a network has for pods of which there is no record: the folder of records may have been lost.
+    /// Removes a network's objects for pods that have no record: the folder of records may have been lost.
     async fn gc_network(
         &self,
         config: &Conflist,
@@ -97,7 +97,8 @@ impl Network {
         }
     }
 
-    /// A program is told which attachments live (`cni.dev/valid-attachments`), and frees the others' things.
+    /// Calls `GC` of a program with the live attachments (`cni.dev/valid-attachments`). The program frees everything
+    /// else.
     async fn gc_program(
         &self,
         config: &Conflist,
@@ -120,11 +121,10 @@ impl Network {
         program.run(&call, "GC", &request, None).await.map(drop)
     }
 
-    /// Takes away what the network has for all pods, when it has none: bridges and rules. For a daemon that ends for
-    /// good.
+    /// Removes the network's bridges and rules if it has no pods. For the removal of berth from a node.
     ///
     /// # Errors
-    /// Something stays.
+    /// Something could not be removed.
     pub async fn teardown(&self) -> Result<()> {
         if !self.shared.records.pods().await?.is_empty() {
             return Ok(());

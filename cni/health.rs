@@ -1,6 +1,5 @@
-//! Whether pods that are attached have a network in fact: what programs say of themselves (`STATUS`, since CNI 1.1), and
-//! whether rules of others drop what pods send. Both are looked at when somebody wants to know, beside that, and not more
-//! often than every few seconds.
+//! The network's health: the `STATUS` of plugin programs (since CNI 1.1), and whether foreign firewall rules drop the
+//! pods' packets. Both are checked in the background when the status is requested, at most every few seconds.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,72 +9,69 @@ use crate::conflist::{Conflist, Version};
 use crate::nftables;
 use crate::plugins::Plugin;
 
-/// How old an answer may be: the kubelet asks for the node's status every five seconds.
+/// How long an answer is valid. The kubelet requests the node's status every five seconds.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// What was found last.
+/// The last result of the health check.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Health {
-    known: Arc<Mutex<Known>>,
+    cache: Arc<Mutex<Cached>>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    /// Of which configuration.
+struct Cached {
+    /// The text of the configuration that was checked.
     text: Option<String>,
-    asked: Option<Instant>,
-    asking: bool,
-    why_not: Option<String>,
+    checked: Option<Instant>,
+    checking: bool,
+    problem: Option<String>,
 }
 
 impl Health {
-    /// Why pods of a configuration would have no network, as far as it was found. Needs a tokio runtime.
+    /// Returns why pods of a configuration would have no network, as of the last check. Needs a tokio runtime.
     pub(crate) fn of(&self, network: &Network, config: &Arc<Conflist>) -> Option<String> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.text.as_ref() != Some(&config.text) {
-            *known = Known { text: Some(config.text.clone()), asking: known.asking, ..Known::default() };
+        let mut cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached.text.as_ref() != Some(&config.text) {
+            *cached =
+                Cached { text: Some(config.text.clone()), checking: cached.checking, ..Cached::default() };
         }
-        let stale = known.asked.is_none_or(|asked| asked.elapsed() >= FRESH);
-        if stale && !known.asking {
-            known.asking = true;
+        let stale = cached.checked.is_none_or(|checked| checked.elapsed() >= FRESH);
+        if stale && !cached.checking {
+            cached.checking = true;
             let (health, network, config) = (self.clone(), network.clone(), config.clone());
-            tokio::spawn(async move { health.ask(&network, &config).await });
+            tokio::spawn(async move { health.check(&network, &config).await });
         }
-        known.why_not.clone()
+        cached.problem.clone()
     }
 
-    async fn ask(&self, network: &Network, config: &Conflist) {
-        let answer = why_not(network, config).await;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.asking = false;
-        if known.text.as_ref() == Some(&config.text) {
-            if known.why_not != answer {
-                tracing::info!(
-                    network = config.name,
-                    why_not = answer,
-                    "the network's readiness has changed"
-                );
+    async fn check(&self, network: &Network, config: &Conflist) {
+        let problem = find_problem(network, config).await;
+        let mut cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.checking = false;
+        if cached.text.as_ref() == Some(&config.text) {
+            if cached.problem != problem {
+                tracing::info!(network = config.name, problem, "network readiness changed");
             }
-            known.asked = Some(Instant::now());
-            known.why_not = answer;
+            cached.checked = Some(Instant::now());
+            cached.problem = problem;
         }
     }
 }
 
-async fn why_not(network: &Network, config: &Conflist) -> Option<String> {
+async fn find_problem(network: &Network, config: &Conflist) -> Option<String> {
     let programs =
         config.version >= Version::V1_1_0 && config.plugins.iter().any(|entry| entry.plugin.is_external());
     if programs && let Err(error) = network.ask_status(config).await {
         return Some(error.to_string());
     }
-    // A firewall plugin permits what others forbid, for each pod when it comes; other programs may do so.
+    // A firewall plugin accepts each pod's packets before foreign rules drop them; a program may do the same.
     let permits = |plugin: &Plugin| matches!(plugin, Plugin::Firewall(_) | Plugin::External(_));
     if config.plugins.iter().any(|entry| permits(&entry.plugin)) {
         return None;
     }
     match nftables::obstacle(network.packets(config)).await {
         Ok(obstacle) => obstacle,
-        // It is nothing that keeps pods from their network.
+        // A failed check does not mean that pods have no network.
         Err(error) => {
             tracing::debug!(%error, "failed to read the firewall rules of others");
             None

@@ -1,4 +1,4 @@
-//! The host as plugins see it: its links, and where things are kept.
+//! The host's network namespace as plugins see it: its links, and the folders of persistent state.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,34 +11,34 @@ use crate::nftables::Made;
 use crate::nftables::conntrack::Forgetting;
 use crate::plugins::bridge::Ready;
 
-/// Where plugins keep things, and how long a program may take.
+/// The folders of persistent state, and the time limit of programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
-    /// What plugins must know again.
+    /// The folder of the plugins' state.
     pub(crate) state_dir: PathBuf,
-    /// Addresses that are taken, a folder a network, in the form of the reference plugin host-local.
+    /// The folder of allocated addresses: a folder per network, in the format of the reference plugin host-local.
     pub(crate) data_dir: PathBuf,
-    /// How long a program may take.
+    /// The time limit of a program.
     pub(crate) patience: Duration,
 }
 
-/// One network namespace, which is the host's for the pods.
+/// A network namespace that is the host's from the pods' point of view.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) links: Netlink,
     pub(crate) ready: Ready,
     pub(crate) made: Made,
-    /// Connections that are being forgotten.
+    /// Conntrack entries that are being removed.
     pub(crate) forgetting: Forgetting,
-    /// What is known of the files of addresses.
+    /// Indexes of the address files.
     pub(crate) addresses: Indexes,
-    /// Only a daemon has it: somebody must be there to renew leases.
+    /// The DHCP client. Only a daemon has one: leases must be renewed.
     pub(crate) dhcp: Option<Dhcp>,
     places: Places,
 }
 
 impl Host {
-    /// The namespace of the calling thread.
+    /// Opens the namespace of the calling thread.
     pub(crate) fn open(places: Places) -> Result<Self> {
         Ok(Self {
             links: Netlink::open()?,
@@ -51,23 +51,23 @@ impl Host {
         })
     }
 
-    /// The same for a daemon, which keeps leases of addresses.
+    /// Opens the namespace for a daemon, which renews leases.
     pub(crate) fn open_for_daemon(places: Places) -> Result<Self> {
         let dhcp = Dhcp::new(&places.state_dir.join("dhcp"))?;
         Ok(Self { dhcp: Some(dhcp), ready: Ready::watching()?, ..Self::open(places)? })
     }
 
-    /// Where plugins keep what they must know again.
+    /// The folder of the plugins' state.
     pub(crate) fn state_dir(&self) -> &Path {
         &self.places.state_dir
     }
 
-    /// Where addresses are that are taken.
+    /// The folder of allocated addresses.
     pub(crate) fn data_dir(&self) -> &Path {
         &self.places.data_dir
     }
 
-    /// How long a program may take.
+    /// The time limit of a program.
     pub(crate) fn patience(&self) -> Duration {
         self.places.patience
     }

@@ -1,16 +1,17 @@
-//! The network of pods: what the CNI reference plugins do in several processes, done here over netlink in one; what is
-//! not known here is run as an external plugin by the CNI specification.
+//! Pod networking. The CNI reference plugins' functions are built in, over netlink in one process. Other plugins run as
+//! external programs (CNI specification).
 //!
-//! * [`network`]: the whole: add, del, check, status; [`gc`]: what nobody holds any more; [`restore`]: rules that are gone
-//! * [`config`]: the configuration in force; [`conflist`]: its files, checked before anything is done; [`watch`], [`template`],
+//! * [`network`]: attach, detach, check and status of pods; [`gc`]: garbage collection; [`restore`]: reinstalls lost
+//!   rules
+//! * [`config`]: the active configuration; [`conflist`]: its files, checked as a whole; [`watch`], [`template`],
 //!   [`health`]
-//! * [`plugins`]: what is built in, a file each; [`ipam`]: addresses; [`dhcp`]: those that servers lend;
-//!   [`external`]: other plugins
-//! * [`call`], [`result`]: what a plugin is called with, and what it answers
+//! * [`plugins`]: the built-in plugins, a file each; [`ipam`]: address management; [`dhcp`]: leases of DHCP servers;
+//!   [`external`]: plugin programs
+//! * [`call`], [`result`]: the parameters and the result of a plugin call
 //! * [`netlink`], [`netns`], [`nftables`]: links, addresses, routes and rules, in the host's namespace and in a pod's
-//! * [`record`], [`pin`]: what is on disk of an attachment
+//! * [`record`], [`pin`]: the persistent state of an attachment
 //! * [`port_forward`]: connections to a pod's loopback
-//! * [`program`]: the plugins that are built in, for other runtimes
+//! * [`program`]: the built-in plugins as programs for other runtimes
 
 #![forbid(unsafe_code)]
 
@@ -54,24 +55,24 @@ pub use network::Network;
 pub use plugins::BUILT_IN;
 pub use result::CniResult;
 
-/// Where things are, and the network that a node has without a configuration file.
+/// Folders, limits, and the network of a node without a configuration file.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Configuration files (`/etc/cni/net.d`): the first by name counts.
+    /// The folder of configuration files (`/etc/cni/net.d`). The first by name is active.
     pub conf_dir: PathBuf,
-    /// What is written there when the kubelet names the pods' subnets, with gaps for these.
+    /// A template of a configuration file, rendered when the kubelet sets the pod subnets.
     pub template: Option<PathBuf>,
-    /// External plugins (`/opt/cni/bin`).
+    /// Folders of plugin programs (`/opt/cni/bin`).
     pub bin_dirs: Vec<PathBuf>,
-    /// Types that are built in and yet run as external plugins.
+    /// Types of built-in plugins that run as programs nevertheless.
     pub external: Vec<String>,
-    /// What this crate keeps: attachments.
+    /// The folder of this crate's state: attachments.
     pub state_dir: PathBuf,
-    /// Addresses that are taken (`/var/lib/cni/networks`, the reference plugin host-local's own).
+    /// The folder of allocated addresses (`/var/lib/cni/networks`, shared with the reference plugin host-local).
     pub data_dir: PathBuf,
-    /// How long an external plugin may take.
+    /// The time limit of a plugin program.
     pub patience: Duration,
-    /// The network without a configuration file.
+    /// The network of a node without a configuration file.
     pub builtin: Builtin,
 }
 
@@ -80,27 +81,27 @@ pub struct Options {
 pub struct Builtin {
     /// The bridge's name.
     pub bridge: String,
-    /// Pods get an address of each.
+    /// The subnets of the pods. Pods get an address of each.
     pub subnets: Vec<IpNet>,
-    /// Of the pods' interfaces; the bridge's own where it is not said.
+    /// The MTU of the pods' interfaces. Default: that of the bridge.
     pub mtu: Option<u32>,
 }
 
-/// Whether pods can be attached.
+/// The network's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// They can.
+    /// Whether pods can be attached.
     pub ready: bool,
-    /// Why not, in one word: `NetworkPluginNotReady`.
+    /// The reason in one word if the network is not ready: `NetworkPluginNotReady`.
     pub reason: String,
-    /// Why not, in words: file, line, key.
+    /// The reason in words: file, line, key.
     pub message: String,
     /// The network's name.
     pub network: String,
 }
 
-/// What of somebody else's on this host drops what pods send to other hosts, with the network that is built in. For a thread
-/// that may wait.
+/// Returns which foreign firewall rule on this host drops packets of the built-in network to other hosts, if any.
+/// Blocks the calling thread.
 ///
 /// # Errors
 /// The host's rules cannot be read.
@@ -113,19 +114,19 @@ pub fn obstacle(builtin: &Builtin) -> std::io::Result<Option<String>> {
 /// A pod to attach.
 #[derive(Debug)]
 pub struct PodAttach<'a> {
-    /// Its id, 64 hex digits.
+    /// The pod's id, 64 hex digits.
     pub id: &'a str,
-    /// Its network namespace.
+    /// The pod's network namespace.
     pub netns: BorrowedFd<'a>,
-    /// A path of that, for results.
+    /// The path of the network namespace, for results.
     pub netns_path: &'a str,
-    /// Its name.
+    /// The pod's name.
     pub name: &'a str,
-    /// Its Kubernetes namespace.
+    /// The pod's Kubernetes namespace.
     pub namespace: &'a str,
-    /// Its uid.
+    /// The pod's uid.
     pub uid: &'a str,
-    /// What plugins are told that have the capability: ports of the host, limits of the traffic.
+    /// The configuration for plugins with the capability: host ports, traffic limits.
     pub runtime: RuntimeConfig,
 }
 
@@ -141,7 +142,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// As it is written in configurations.
+    /// The name in configurations.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -151,7 +152,7 @@ impl Protocol {
         }
     }
 
-    /// See [`Protocol::name`].
+    /// Parses a [`Protocol::name`].
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.name() == name)
@@ -167,66 +168,67 @@ impl Protocol {
     }
 }
 
-/// A pod that is attached.
+/// An attached pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// Its addresses, in the order of the configuration.
+    /// The pod's addresses, in the order of the configuration.
     pub ips: Vec<IpAddr>,
-    /// Its interface.
+    /// The pod's interface.
     pub interface: String,
     /// The CNI result.
     pub result: CniResult,
 }
 
-/// Why the network could not do something.
+/// An error of the network.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is not valid.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The network is not ready.
     #[error("the network is not ready: {0}")]
     NotReady(String),
     /// A netlink request failed.
-    #[error("{action}: {source}")]
+    #[error("failed to {action}: {source}")]
     Netlink {
-        /// What was being done, to what.
+        /// The operation and its object, in the infinitive: "remove link x".
         action: String,
-        /// Why it failed.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file or system call failed.
-    #[error("{action}: {source}")]
+    #[error("failed to {action}: {source}")]
     Io {
-        /// What was being done, to what.
+        /// The operation and its object, in the infinitive: "read x".
         action: String,
-        /// Why it failed.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Every address is taken.
-    #[error("no address is free in {0}")]
+    /// All addresses are allocated.
+    #[error("no free address in {0}")]
     NoAddress(String),
-    /// An external plugin failed; its own words are whole.
+    /// An external plugin failed. Its message is complete.
     #[error("plugin {plugin}: {message}")]
     Plugin {
-        /// Its type.
+        /// The plugin's type.
         plugin: String,
-        /// What it said.
+        /// The plugin's message.
         message: String,
     },
-    /// The request cannot be met by this configuration.
+    /// The configuration does not support the request.
     #[error("{0}")]
     Unsupported(String),
-    /// A value that is none.
+    /// An invalid value.
     #[error("{0}")]
     Invalid(String),
-    /// Several things went wrong.
+    /// Several errors.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
 }
 
 impl Error {
-    /// The error of the call on a file that it comes from; of several, that of the first where all are such.
+    /// Returns the I/O error of a file operation that is the cause. For several errors, returns the first cause if all
+    /// have one.
     #[must_use]
     pub fn cause_in_files(&self) -> Option<&std::io::Error> {
         match self {
@@ -243,7 +245,7 @@ impl Error {
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
-/// Says what a call was to do.
+/// Adds the failed operation to an error.
 pub(crate) trait Context<T> {
     fn doing(self, action: impl Into<String>) -> Result<T>;
 }

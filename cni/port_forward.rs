@@ -1,5 +1,5 @@
-//! Connections to what listens on the loopback of a pod. Only the sockets are made in its network namespace, by a thread
-//! that enters it for that and ends: a socket stays in the namespace in which it was made (network_namespaces(7)).
+//! Connections to servers on a pod's loopback. A thread enters the pod's network namespace only to create the sockets:
+//! a socket stays in the namespace in which it was created (network_namespaces(7)).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,19 +11,23 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{Context, Error, Result};
 
-/// How long a connection over loopback may take: a full queue of whoever listens answers late or never.
+/// The time limit of a connection over loopback. A server with a full accept queue answers late or never.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Both loopbacks, in the order in which they are tried.
+/// The loopback addresses in the order of attempts.
 const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// Connects to a port on the loopback of a network namespace, or of the host where none is given: IPv4 first, then IPv6.
+/// Connects to a port on the loopback of a network namespace, or of the host if `netns` is `None`: IPv4 first, then
+/// IPv6.
 ///
 /// # Errors
-/// Nothing listens on either, or the namespace cannot be entered.
+/// Nothing listens on either address, or the namespace cannot be entered.
 pub async fn connect(netns: Option<BorrowedFd<'_>>, port: u16) -> Result<TcpStream> {
     let sockets = match netns {
-        Some(netns) => sockets_in(netns.try_clone_to_owned().doing("dup a network namespace")?).await?,
+        Some(netns) => {
+            sockets_in(netns.try_clone_to_owned().doing("duplicate the descriptor of a network namespace")?)
+                .await?
+        }
         None => sockets(),
     };
     let mut failed = Vec::new();
@@ -63,14 +67,14 @@ async fn sockets_in(netns: OwnedFd) -> Result<Sockets> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let run = move || {
         let entered = move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network));
-        let made = entered.doing("enter the pod's network namespace").map(|()| sockets());
-        // The caller may have gone: then nobody receives the result.
-        drop(sender.send(made));
+        let sockets = entered.doing("enter the pod's network namespace").map(|()| sockets());
+        // If the caller is gone, nobody receives the result.
+        drop(sender.send(sockets));
     };
     std::thread::Builder::new().name("port-forward".to_owned()).spawn(run).doing("start a thread")?;
-    receiver
-        .await
-        .unwrap_or_else(|_| Err(Error::Invalid("the thread in the pod's namespace died".to_owned())))
+    receiver.await.unwrap_or_else(|_| {
+        Err(Error::Invalid("the thread in the pod's network namespace panicked".to_owned()))
+    })
 }
 
 #[cfg(test)]
@@ -92,7 +96,7 @@ mod tests {
     #[tokio::test]
     async fn the_second_family_is_tried_when_nothing_listens_on_the_first() {
         for address in LOOPBACKS {
-            // A host without IPv6 has nothing to try.
+            // A host without IPv6 has only one address.
             let Ok(listener) = TcpListener::bind((address, 0)).await else { continue };
             let port = greets(listener).await;
             let mut stream = connect(None, port).await.unwrap();
@@ -103,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_failures_are_told() {
+    async fn both_failures_are_reported() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);

@@ -1,5 +1,5 @@
-//! The built-in plugins for other runtimes: this program acts as one of them by the CNI specification ("Section 2: Execution
-//! Protocol"), with parameters in the environment and the configuration on standard input.
+//! The built-in plugins as programs for other runtimes (CNI specification, "Section 2: Execution Protocol"): parameters
+//! in the environment, the configuration on standard input.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -20,22 +20,22 @@ use crate::plugins::{self, Plugin};
 use crate::result::CniResult;
 use crate::{Error, Result};
 
-/// What the plugins keep beside addresses.
+/// The folder of the plugins' state, apart from addresses.
 const STATE: &str = "/var/lib/cni/berth";
 
-/// Addresses that are taken.
+/// The folder of allocated addresses.
 const ADDRESSES: &str = "/var/lib/cni/networks";
 
-/// How long a program that a plugin delegates to may take.
+/// The time limit of a program that a plugin delegates to.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Types that give addresses and are no plugins of a network by themselves. `dhcp` needs a daemon.
+/// IPAM plugins that can be called as programs. `dhcp` needs a daemon.
 pub const SERVED_IPAM: [&str; 2] = ["host-local", "static"];
 
-/// What a plugin is run with.
+/// The parameters of a plugin program.
 #[derive(Clone, Debug, Default)]
 pub struct Invocation {
-    /// The plugin: a name of [`crate::BUILT_IN`] or [`SERVED_IPAM`]; without one, what the configuration says.
+    /// The plugin: a name in [`crate::BUILT_IN`] or [`SERVED_IPAM`]. Default: the configuration's `type`.
     pub kind: Option<String>,
     /// `CNI_COMMAND`.
     pub command: String,
@@ -49,18 +49,18 @@ pub struct Invocation {
     pub args: String,
     /// `CNI_PATH`.
     pub path: String,
-    /// Standard input.
+    /// The configuration on standard input.
     pub config: Vec<u8>,
 }
 
-/// A failure, as the specification wants it told.
+/// A failure in the form of the specification.
 #[derive(Debug)]
 pub struct Failure {
-    /// Its number in the specification ("Error"), or one of berth's own from 100 on.
+    /// The error code of the specification ("Error"), or a code of berth from 100 on.
     pub code: u32,
-    /// Why.
+    /// The error message.
     pub message: String,
-    /// The version that the answer is written in.
+    /// The `cniVersion` of the answer.
     version: String,
 }
 
@@ -76,7 +76,7 @@ impl Failure {
         Self { code, message: message.into(), version: Version::V1_1_0.text().to_owned() }
     }
 
-    /// The answer on standard output.
+    /// The JSON that is written to standard output.
     #[must_use]
     pub fn to_json(&self) -> String {
         json!({ "cniVersion": self.version, "code": self.code, "msg": self.message }).to_string()
@@ -94,16 +94,16 @@ impl From<Error> for Failure {
     }
 }
 
-/// Runs a plugin; its answer, where it has one. Needs a tokio runtime.
+/// Runs a plugin and returns its answer, if it has one. Needs a tokio runtime.
 ///
 /// # Errors
-/// What the caller is to be told.
+/// The failure to report to the caller.
 pub async fn run(invocation: Invocation) -> std::result::Result<Option<String>, Failure> {
     if invocation.command == "VERSION" {
         return Ok(Some(versions()));
     }
     let config: Value = serde_json::from_slice(&invocation.config)
-        .map_err(|error| Failure::new(Failure::DECODE, format!("the configuration: {error}")))?;
+        .map_err(|error| Failure::new(Failure::DECODE, format!("invalid configuration: {error}")))?;
     let version = Version::of(&config).map_err(|why| Failure::new(Failure::INCOMPATIBLE_VERSION, why))?;
     answer(&invocation, &config, version)
         .await
@@ -115,7 +115,7 @@ fn versions() -> String {
     json!({ "cniVersion": Version::V1_1_0.text(), "supportedVersions": supported }).to_string()
 }
 
-/// The plugin, or the part of one that gives addresses.
+/// A plugin or an IPAM plugin.
 enum Kind {
     Plugin(Plugin),
     Addresses(Ipam),
@@ -130,9 +130,9 @@ fn kind(invocation: &Invocation, config: &Value, search: &Search) -> std::result
         if let Some(ipam) = named.get_mut("ipam").and_then(Value::as_object_mut) {
             ipam.insert("type".to_owned(), json!(name));
         }
-        // What a runtime may bring is here already.
+        // Values that a runtime may add are already in the configuration.
         let ipam = Ipam::compile_for_program(&named, search).map_err(invalid)?;
-        return ipam.map(Kind::Addresses).ok_or_else(|| invalid("ipam: is missing".to_owned()));
+        return ipam.map(Kind::Addresses).ok_or_else(|| invalid("ipam: missing".to_owned()));
     }
     if !plugins::BUILT_IN.contains(&name) {
         return Err(invalid(format!("type: {name:?} is not built in")));
@@ -151,8 +151,7 @@ async fn answer(
     version: Version,
 ) -> std::result::Result<Option<String>, Failure> {
     let network = config.get("name").and_then(Value::as_str).filter(|name| is_name(name));
-    let network = network
-        .ok_or_else(|| Failure::new(Failure::INVALID_CONFIG, "name: is missing or no name of a network"))?;
+    let network = network.ok_or_else(|| Failure::new(Failure::INVALID_CONFIG, "name: missing or invalid"))?;
     let with_attachment = matches!(invocation.command.as_str(), "ADD" | "DEL" | "CHECK");
     if with_attachment {
         check_environment(invocation)?;
@@ -162,7 +161,7 @@ async fn answer(
     let kind = kind(invocation, config, &search)?;
     let netns = match File::open(&invocation.netns) {
         Ok(netns) => Some(netns),
-        // Gone with its last process: DEL takes away what is outside.
+        // The namespace is gone with its last process. DEL removes what is outside it.
         Err(_) if invocation.command != "ADD" && invocation.command != "CHECK" => None,
         Err(error) => {
             let why = format!("CNI_NETNS: open {}: {error}", invocation.netns);
@@ -205,7 +204,7 @@ async fn answer(
     {
         return Err(Failure::new(
             Failure::INVALID_CONFIG,
-            "prevResult: is missing: this plugin follows another",
+            "prevResult: missing: this plugin must be chained after another",
         ));
     }
     let result = command(&invocation.command, &kind, &call, config, previous).await?;
@@ -248,36 +247,36 @@ async fn command(
             Ok(None)
         }
         (other, _) => {
-            Err(Failure::new(Failure::INVALID_ENVIRONMENT, format!("CNI_COMMAND: {other:?} is no command")))
+            Err(Failure::new(Failure::INVALID_ENVIRONMENT, format!("CNI_COMMAND: unknown command {other:?}")))
         }
     }
 }
 
-/// Rules that nobody needs any more: the next call is another process, which does not know of them.
+/// Removes unused rules: the next call is another process, which does not know them.
 async fn clean(call: &Call<'_>) -> Result<()> {
     masquerade::remove_unused(&call.host.made).await?;
     nftables::remove_if_unused(&call.host.made).await
 }
 
-/// The pods of attachments that live (CNI specification, `GC`).
+/// Returns the pods of the live attachments (CNI specification, `GC`).
 fn attachments(config: &Value) -> std::result::Result<HashSet<String>, Failure> {
     let list = config.get("cni.dev/valid-attachments").and_then(Value::as_array);
-    // Without the list nothing is known to live: that is a mistake of the caller's, not an order to free everything.
-    let missing = || Failure::new(Failure::INVALID_CONFIG, "cni.dev/valid-attachments: is missing");
+    // A missing list is a mistake of the caller, not an order to free everything.
+    let missing = || Failure::new(Failure::INVALID_CONFIG, "cni.dev/valid-attachments: missing");
     let ids = list.ok_or_else(missing)?.iter().filter_map(|entry| entry.get("containerID")?.as_str());
     Ok(ids.map(str::to_owned).collect())
 }
 
 fn check_environment(invocation: &Invocation) -> std::result::Result<(), Failure> {
-    let wrong = |why: String| Failure::new(Failure::INVALID_ENVIRONMENT, why);
+    let invalid = |why: String| Failure::new(Failure::INVALID_ENVIRONMENT, why);
     if !is_name(&invocation.container) {
-        return Err(wrong(format!("CNI_CONTAINERID: {:?} is no id", invocation.container)));
+        return Err(invalid(format!("CNI_CONTAINERID: invalid id {:?}", invocation.container)));
     }
     if !is_link_name(&invocation.interface) {
-        return Err(wrong(format!("CNI_IFNAME: {:?} is no name of a link", invocation.interface)));
+        return Err(invalid(format!("CNI_IFNAME: invalid interface name {:?}", invocation.interface)));
     }
     if invocation.netns.is_empty() && invocation.command != "DEL" {
-        return Err(wrong("CNI_NETNS: is missing".to_owned()));
+        return Err(invalid("CNI_NETNS: missing".to_owned()));
     }
     Ok(())
 }
@@ -286,7 +285,7 @@ fn check_environment(invocation: &Invocation) -> std::result::Result<(), Failure
 mod tests {
     use super::*;
 
-    fn asked(command: &str, config: Value) -> Invocation {
+    fn invocation_of(command: &str, config: Value) -> Invocation {
         Invocation {
             kind: Some("bridge".to_owned()),
             command: command.to_owned(),
@@ -299,32 +298,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failures_have_the_numbers_of_the_specification() {
-        let sound = json!({ "cniVersion": "1.0.0", "name": "n", "type": "bridge" });
+    async fn failures_have_the_codes_of_the_specification() {
+        let valid = json!({ "cniVersion": "1.0.0", "name": "n", "type": "bridge" });
         let with = |key: &str, value: Value| {
-            let mut config = sound.clone();
+            let mut config = valid.clone();
             config[key] = value;
             config
         };
         for (invocation, code) in [
-            (asked("ADD", with("cniVersion", json!("9.0.0"))), 1),
-            (asked("ADD", sound.clone()), 4),
-            (Invocation { container: "../x".to_owned(), ..asked("ADD", sound.clone()) }, 4),
-            (Invocation { interface: "a/b".to_owned(), ..asked("DEL", sound.clone()) }, 4),
-            (Invocation { config: b"{".to_vec(), ..asked("ADD", sound.clone()) }, 6),
-            (asked("ADD", with("name", json!(""))), 7),
-            (asked("DEL", with("vlan", json!(5000))), 7),
-            (asked("GC", sound.clone()), 7),
+            (invocation_of("ADD", with("cniVersion", json!("9.0.0"))), 1),
+            (invocation_of("ADD", valid.clone()), 4),
+            (Invocation { container: "../x".to_owned(), ..invocation_of("ADD", valid.clone()) }, 4),
+            (Invocation { interface: "a/b".to_owned(), ..invocation_of("DEL", valid.clone()) }, 4),
+            (Invocation { config: b"{".to_vec(), ..invocation_of("ADD", valid.clone()) }, 6),
+            (invocation_of("ADD", with("name", json!(""))), 7),
+            (invocation_of("DEL", with("vlan", json!(5000))), 7),
+            (invocation_of("GC", valid.clone()), 7),
         ] {
-            let words = format!("{invocation:?}");
+            let input = format!("{invocation:?}");
             let failure = run(invocation).await.unwrap_err();
-            assert_eq!(failure.code, code, "{words}: {}", failure.message);
+            assert_eq!(failure.code, code, "{input}: {}", failure.message);
             assert!(failure.to_json().contains("\"code\":"));
         }
     }
 
     #[tokio::test]
-    async fn versions_are_told_without_a_configuration() {
+    async fn versions_are_reported_without_a_configuration() {
         let invocation = Invocation { command: "VERSION".to_owned(), ..Invocation::default() };
         let answer: Value = serde_json::from_str(&run(invocation).await.unwrap().unwrap()).unwrap();
         assert!(answer["supportedVersions"].as_array().unwrap().contains(&json!("0.4.0")));

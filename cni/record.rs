@@ -1,4 +1,4 @@
-//! What is on disk of an attachment: that it may have been made is written before it is made.
+//! The persistent record of an attachment. It is written before the attachment is created.
 
 use std::fs;
 use std::io;
@@ -11,47 +11,47 @@ use crate::ipam::blocking;
 use crate::result::CniResult;
 use crate::{Attachment, Context, Result};
 
-/// An attachment on disk.
+/// The record of an attachment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// The interface in the pod.
     pub(crate) interface: String,
     /// `CNI_ARGS`.
     pub(crate) args: String,
-    /// What the runtime said beyond the configuration: it says it again when the pod is detached.
+    /// The runtime's configuration. It is passed again when the pod is detached.
     #[serde(default)]
     pub(crate) runtime: RuntimeConfig,
-    /// `None` until the network is attached: it may be in part.
+    /// `None` until the network is attached. The attachment may be partial then.
     pub(crate) result: Option<CniResult>,
-    /// The text of the configuration it was attached by: it is detached by the same. An older daemon has written none of the
-    /// built-in network.
+    /// The text of the configuration that the pod was attached with; it is detached with the same one. Older daemons
+    /// recorded none for the built-in network.
     pub(crate) config: Option<String>,
-    /// That is the text of the built-in network.
+    /// Whether `config` is the text of the built-in network.
     #[serde(default)]
     pub(crate) built_in: bool,
-    /// Where its addresses are, unless the configuration says so; an older daemon has not said it.
+    /// The folder of allocated addresses, unless the configuration names another. Older daemons did not record it.
     #[serde(default)]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The pod's namespace is pinned at a path, since an external plugin was run.
+    /// The path at which the pod's namespace is pinned, if an external plugin was run.
     pub(crate) pinned: Option<PathBuf>,
-    /// The path by which results name the namespace.
+    /// The path of the namespace in results.
     #[serde(default)]
     pub(crate) sandbox: String,
 }
 
-/// What an attachment was made by.
+/// The configuration that an attachment was created with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum MadeBy {
-    /// The text of a file.
+    /// The text of a configuration file.
     File(String),
-    /// The network that was built in, as a text.
+    /// The text of the built-in network.
     BuiltIn(String),
-    /// The network that is built in; an older daemon has not said more.
+    /// The built-in network as it is configured now; older daemons did not record its text.
     BuiltInOfOld,
 }
 
 impl Record {
-    /// Of no attachment: for what is asked of a network as a whole.
+    /// A record of no attachment, for calls that concern a network as a whole.
     pub(crate) fn of_none(interface: &str) -> Self {
         Self {
             interface: interface.to_owned(),
@@ -74,11 +74,12 @@ impl Record {
         }
     }
 
-    /// The attachment, if it is whole.
+    /// Returns the attachment if it is complete.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
         let result = self.result.clone()?;
-        let place = result.of_pod().find(|(_, found)| found.name == self.interface).map(|(place, _)| place);
-        // The addresses of the pod's first interface come first: the first of them is the pod's own.
+        let place =
+            result.of_pod().find(|(_, interface)| interface.name == self.interface).map(|(place, _)| place);
+        // Addresses of the pod's first interface come first: the first of them is the primary address of the pod.
         let (own, others): (Vec<_>, Vec<_>) =
             result.ips.iter().partition(|ip| ip.interface.is_none() || ip.interface == place);
         let ips = own.iter().chain(&others).map(|ip| ip.address.addr()).collect();
@@ -86,30 +87,30 @@ impl Record {
     }
 }
 
-/// How the names of files end that are not in their place yet.
-const UNFINISHED: &str = "tmp";
+/// The extension of files that are being written.
+const TEMPORARY: &str = "tmp";
 
-/// Replaces a file whole or not at all. A full disk leaves nothing beside it.
+/// Replaces a file atomically. On failure, for example on a full disk, the temporary file is removed.
 pub(crate) fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
-    let beside = file.with_extension(UNFINISHED);
-    let replaced = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file));
+    let temporary = file.with_extension(TEMPORARY);
+    let replaced = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, file));
     replaced.inspect_err(|_| {
-        // The error that is told is that of the write.
-        let _removed = fs::remove_file(&beside);
+        // The error of the write is reported, not that of the removal.
+        let _removed = fs::remove_file(&temporary);
     })
 }
 
-/// Removes what a process that was killed between the two steps of [`replace`] has left in a folder of records.
-pub(crate) fn remove_unfinished(folder: &Path) {
+/// Removes the temporary files of a process that was killed during [`replace`].
+pub(crate) fn remove_temporary_files(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    for beside in entries.filter(|path| path.extension().is_some_and(|extension| extension == UNFINISHED)) {
-        if let Err(error) = fs::remove_file(&beside) {
-            tracing::warn!(%error, path = %beside.display(), "failed to remove an unfinished record");
+    for temporary in entries.filter(|path| path.extension().is_some_and(|extension| extension == TEMPORARY)) {
+        if let Err(error) = fs::remove_file(&temporary) {
+            tracing::warn!(%error, path = %temporary.display(), "failed to remove temporary file");
         }
     }
 }
 
-/// The folder of records. Its disk may hang: no thread that answers requests waits for it.
+/// The folder of records. Its disk may hang: the threads that serve requests do not wait for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
     folder: PathBuf,
@@ -118,8 +119,8 @@ pub(crate) struct Records {
 impl Records {
     pub(crate) fn open(state_dir: &Path) -> Result<Self> {
         let folder = state_dir.join("pods");
-        fs::create_dir_all(&folder).doing(format!("make {}", folder.display()))?;
-        remove_unfinished(&folder);
+        fs::create_dir_all(&folder).doing(format!("create {}", folder.display()))?;
+        remove_temporary_files(&folder);
         Ok(Self { folder })
     }
 
@@ -134,10 +135,10 @@ impl Records {
         blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
-    /// `None` where there is none, or a torn one: that pod has nothing that is known.
+    /// Reads the record of a pod. Returns `None` if there is no record or it is damaged.
     ///
     /// # Errors
-    /// It cannot be read, which says nothing about the pod.
+    /// The record cannot be read: it may exist.
     pub(crate) async fn read(&self, pod: &str) -> Result<Option<Record>> {
         let file = self.file(pod);
         blocking(move || Self::read_file(&file)).await
@@ -160,7 +161,7 @@ impl Records {
         .await
     }
 
-    /// The pods that have a record.
+    /// Returns the pods that have a record.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -169,17 +170,17 @@ impl Records {
         blocking(move || records.names()).await
     }
 
-    /// The attachments that are whole, for a daemon that starts.
+    /// Returns the complete attachments. Called when the daemon starts.
     ///
     /// # Errors
     /// The folder or a record cannot be read.
     pub(crate) fn attachments(&self) -> Result<Vec<(String, Attachment)>> {
-        let mut found = Vec::new();
+        let mut attachments = Vec::new();
         for pod in self.names()? {
             let attachment = Self::read_file(&self.file(&pod))?.and_then(|record| record.attachment());
-            found.extend(attachment.map(|attachment| (pod, attachment)));
+            attachments.extend(attachment.map(|attachment| (pod, attachment)));
         }
-        Ok(found)
+        Ok(attachments)
     }
 
     fn names(&self) -> Result<Vec<String>> {
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unfinished_record_goes_with_the_next_start() {
+    fn temporary_files_are_removed_at_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         let names = || -> Vec<String> {
             let entries = fs::read_dir(folder.path().join("pods")).unwrap().flatten();
@@ -209,7 +210,7 @@ mod tests {
         fs::write(folder.path().join("pods/b.json"), "{").unwrap();
         Records::open(folder.path()).unwrap();
         assert_eq!(names(), ["b.json"]);
-        // What cannot be put in its place is not left beside it.
+        // A failed replacement leaves no temporary file.
         fs::create_dir_all(folder.path().join("pods/c.json/x")).unwrap();
         assert!(replace(&folder.path().join("pods/c.json"), b"{}").is_err());
         assert!(!names().contains(&"c.tmp".to_owned()));

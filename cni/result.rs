@@ -1,5 +1,5 @@
-//! What a plugin answers, and what it is told of those before it (CNI specification, "Section 5: Result Types"): one form
-//! in here, the form of the network's version outside.
+//! Results of plugins (CNI specification, "Section 5: Result Types"). Internally there is one form; plugins receive and
+//! return the form of the network's version.
 
 use std::net::IpAddr;
 
@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use crate::conflist::Version;
 
-/// The whole.
+/// The result of a plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CniResult {
-    /// Of the host and of the pod, in the order in which plugins made them.
+    /// Interfaces of the host and of the pod, in the order of their creation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
     /// Addresses of the pod.
@@ -22,7 +22,7 @@ pub struct CniResult {
     /// Routes of the pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
-    /// Name servers; the kubelet has its own and does not ask.
+    /// DNS configuration. It is not passed to the kubelet, which has its own.
     pub dns: Dns,
 }
 
@@ -30,21 +30,21 @@ pub struct CniResult {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Interface {
-    /// Its name.
+    /// The interface's name.
     pub name: String,
-    /// Its hardware address.
+    /// The hardware address.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// Bytes (since 1.1).
+    /// The MTU in bytes (since 1.1).
     #[serde(skip_serializing_if = "is_zero")]
     pub mtu: u32,
-    /// The path of the network namespace that it is in; none of the host's.
+    /// The path of the interface's network namespace; empty for the host's.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
-    /// A socket that stands for it (since 1.1).
+    /// A socket that represents the interface (since 1.1).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub socket_path: String,
-    /// The device behind it (since 1.1).
+    /// The PCI device of the interface (since 1.1).
     #[serde(rename = "pciID", skip_serializing_if = "String::is_empty")]
     pub pci_id: String,
 }
@@ -52,12 +52,12 @@ pub struct Interface {
 /// An address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ip {
-    /// With the length of its subnet.
+    /// The address with the prefix length of its subnet.
     pub address: IpNet,
-    /// The gateway of its subnet.
+    /// The gateway of the subnet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
-    /// Which of the interfaces has it.
+    /// The index of the interface that has the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<usize>,
 }
@@ -65,50 +65,50 @@ pub struct Ip {
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Where to.
+    /// The destination.
     pub dst: IpNet,
-    /// By whom; the gateway of the address of the same family where it is not said.
+    /// The gateway. Default: the gateway of an address of the same family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
-    /// Bytes (since 1.1).
+    /// The MTU in bytes (since 1.1).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub mtu: u32,
-    /// Bytes of a TCP segment (since 1.1).
+    /// The maximum TCP segment in bytes (since 1.1).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub advmss: u32,
-    /// Lower is preferred (since 1.1).
+    /// The metric: lower is preferred (since 1.1).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: u32,
     /// The routing table (since 1.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<u32>,
-    /// 0 the world, 253 the link, 254 the host (since 1.1).
+    /// The scope: 0 global, 253 link, 254 host (since 1.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<u8>,
 }
 
 impl Route {
-    /// A route without any of the finer points.
+    /// A route with only a destination and a gateway.
     #[must_use]
     pub fn new(dst: IpNet, gw: Option<IpAddr>) -> Self {
         Self { dst, gw, mtu: 0, advmss: 0, priority: 0, table: None, scope: None }
     }
 }
 
-/// Name servers.
+/// DNS configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Dns {
-    /// Their addresses.
+    /// Addresses of the name servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// The local domain.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
-    /// Where short names are looked for.
+    /// Search domains for short names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
-    /// Of the resolver.
+    /// Options of the resolver.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
@@ -118,10 +118,10 @@ fn is_zero(number: &u32) -> bool {
 }
 
 impl CniResult {
-    /// Reads a result of any version; `null` is an empty one.
+    /// Parses a result of any version. `null` is an empty result.
     ///
     /// # Errors
-    /// It is none.
+    /// The value is not a result.
     pub fn parse(value: &Value) -> Result<Self, String> {
         match value {
             Value::Null => Ok(Self::default()),
@@ -129,7 +129,7 @@ impl CniResult {
         }
     }
 
-    /// In the form of a version.
+    /// Returns the result in the form of a version.
     pub(crate) fn to_value(&self, version: Version) -> Value {
         let mut result = self.clone();
         if version < Version::V1_1_0 {
@@ -160,13 +160,13 @@ impl CniResult {
         value
     }
 
-    /// The gateway of the addresses of a family.
+    /// Returns the gateway of the first address of a family that has one.
     #[must_use]
     pub fn gateway(&self, v4: bool) -> Option<IpAddr> {
         self.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv4() == v4)
     }
 
-    /// The routes; those that name no gateway go by that of their family, where there is one.
+    /// Returns the routes. A route without a gateway gets that of its family, if there is one.
     pub fn routes_with_gateways(&self) -> impl Iterator<Item = Route> {
         self.routes.iter().map(|route| {
             let gw = route.gw.or_else(|| self.gateway(route.dst.addr().is_ipv4()));
@@ -174,7 +174,7 @@ impl CniResult {
         })
     }
 
-    /// Interfaces of the pod, with their places.
+    /// Returns the interfaces of the pod and their indexes.
     pub fn of_pod(&self) -> impl Iterator<Item = (usize, &Interface)> {
         self.interfaces.iter().enumerate().filter(|(_, interface)| !interface.sandbox.is_empty())
     }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_null_in_a_result_is_not_there() {
+    fn null_in_a_result_means_absent() {
         let text = json!({
             "cniVersion": "1.0.0", "interfaces": [{ "name": "eth0", "mac": null, "sandbox": null }], "routes": null,
             "ips": [{ "address": "10.0.0.2/24", "gateway": null, "interface": null }],

@@ -1,5 +1,5 @@
-//! Sysctls of a pod that are about one of its interfaces (Documentation/networking/ip-sysctl.rst, `conf/interface/*`,
-//! `neigh/interface/*`): they exist from the moment on that the network has made the interface.
+//! Sysctls of a pod that belong to one of its interfaces (Documentation/networking/ip-sysctl.rst, `conf/interface/*`,
+//! `neigh/interface/*`). They exist once the network has created the interface.
 
 use std::fs;
 use std::os::fd::BorrowedFd;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result, netns};
 
-/// What is in the place of an interface's name and is there from the beginning.
+/// Values of the interface component that exist from the beginning.
 const ALWAYS_THERE: [&str; 3] = ["all", "default", "lo"];
 
-/// Whether a sysctl is one of an interface that the pod's network makes. Its name has dots or, where a part itself has
-/// dots, slashes (sysctl(8)).
+/// Whether a sysctl belongs to an interface that the pod's network creates. The components of its name are separated by
+/// dots or, if a component contains dots, by slashes (sysctl(8)).
 #[must_use]
 pub fn is_of_interface(name: &str) -> bool {
     let Some(parts) = parts(name) else { return false };
@@ -24,13 +24,13 @@ pub fn is_of_interface(name: &str) -> bool {
 /// Sets sysctls in a network namespace.
 ///
 /// # Errors
-/// The first that cannot be set, with its name and value.
+/// The first sysctl that cannot be set, with its name and value.
 pub async fn set(netns: BorrowedFd<'_>, sysctls: Vec<(String, String)>) -> Result<()> {
     netns::within(netns, move || {
         for (name, value) in &sysctls {
             let failed =
                 |why: String| Error::Invalid(format!("failed to set sysctl {name} to {value:?}: {why}"));
-            let file = file(name).ok_or_else(|| failed("it is not a sysctl of the network".to_owned()))?;
+            let file = file(name).ok_or_else(|| failed("it is not a network sysctl".to_owned()))?;
             fs::write(file, value).map_err(|error| failed(error.to_string()))?;
         }
         Ok(())
@@ -43,7 +43,7 @@ fn file(name: &str) -> Option<PathBuf> {
     Some(Path::new("/proc/sys").join(parts.iter().collect::<PathBuf>()))
 }
 
-/// The parts of a name: its first separator is the one that is meant.
+/// Splits a name. The first separator determines which one the name uses.
 fn parts(name: &str) -> Option<Vec<String>> {
     let separator = name.chars().find(|c| matches!(c, '.' | '/'))?;
     let part = |text: &str| match separator {
@@ -51,11 +51,11 @@ fn parts(name: &str) -> Option<Vec<String>> {
         _ => text.to_owned(),
     };
     let parts: Vec<String> = name.split(separator).map(part).collect();
-    let sound = |part: &String| {
+    let valid = |part: &String| {
         !matches!(part.as_str(), "" | "." | "..")
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@:".contains(c))
     };
-    parts.iter().all(sound).then_some(parts)
+    parts.iter().all(valid).then_some(parts)
 }
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sysctls_of_interfaces_are_known_by_their_place() {
+    fn sysctls_of_interfaces_are_recognized() {
         for name in [
             "net.ipv4.conf.eth0.rp_filter",
             "net/ipv6/conf/eth0/accept_ra",

@@ -1,22 +1,23 @@
-//! A conflist with gaps for the subnets that the kubelet names, in the form that containerd's `conf_template` has: the
-//! part of Go's text/template that such files use.
+//! Templates of conflists with placeholders for the pod subnets, in the form of containerd's `conf_template`: the part
+//! of Go's text/template that such files use.
 //!
-//! `{{.PodCIDR}}` is the first subnet, `.PodCIDRRanges` all of them, `.Routes` the default route of each of their families;
-//! `{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}` walks them.
+//! `{{.PodCIDR}}` is the first subnet, `.PodCIDRRanges` is the list of all subnets, `.Routes` is the list of the
+//! default routes of their families. `{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet":
+//! "{{$range}}"}]{{end}}` iterates over them.
 
 use std::collections::HashMap;
 
 use ipnet::IpNet;
 
-/// Fills the gaps.
+/// Renders a template.
 ///
 /// # Errors
-/// An action that is not understood, by its text.
+/// An unsupported action. The error contains its text.
 pub(crate) fn render(template: &str, subnets: &[IpNet]) -> Result<String, String> {
     let tokens = tokens(template)?;
     let (nodes, rest) = parse(&tokens, false)?;
     if !rest.is_empty() {
-        return Err("{{end}} or {{else}} without a beginning".to_owned());
+        return Err("unexpected {{end}} or {{else}}".to_owned());
     }
     let mut routes = Vec::new();
     for subnet in subnets {
@@ -48,17 +49,17 @@ fn tokens(mut rest: &str) -> Result<Vec<Token<'_>>, String> {
     let mut tokens = Vec::new();
     let mut trim = false;
     loop {
-        let (text, found) = match rest.split_once("{{") {
-            Some((text, found)) => (text, Some(found)),
+        let (text, tail) = match rest.split_once("{{") {
+            Some((text, tail)) => (text, Some(tail)),
             None => (rest, None),
         };
         let text = if trim { text.trim_start() } else { text };
-        let Some(found) = found else {
+        let Some(tail) = tail else {
             tokens.push(Token::Text(text));
             return Ok(tokens);
         };
-        let (action, after) = found.split_once("}}").ok_or("{{ without }}")?;
-        // `{{-` and `-}}` take the space beside them away.
+        let (action, after) = tail.split_once("}}").ok_or("{{ without }}")?;
+        // `{{-` and `-}}` remove the adjacent whitespace.
         let (text, action) = match action.strip_prefix("- ") {
             Some(action) => (text.trim_end(), action),
             None => (text, action),
@@ -86,7 +87,7 @@ enum Node<'a> {
     If { value: &'a str, then: Vec<Node<'a>>, otherwise: Vec<Node<'a>> },
 }
 
-/// Reads up to the end of a block; what is left starts with its `end` or `else`.
+/// Parses up to the end of a block. The rest starts with its `end` or `else`.
 fn parse<'a, 't>(
     mut tokens: &'t [Token<'a>],
     inside: bool,
@@ -103,7 +104,7 @@ fn parse<'a, 't>(
         };
         match action.split_whitespace().next() {
             Some("end" | "else") if inside => return Ok((nodes, tokens)),
-            Some("end" | "else") => return Err(format!("{{{{{action}}}}} without a beginning")),
+            Some("end" | "else") => return Err(format!("unexpected {{{{{action}}}}}")),
             Some("range") => {
                 let (index, value, list) = range(action.trim_start_matches("range").trim());
                 let (body, after) = parse(rest, true)?;
@@ -137,7 +138,7 @@ fn end_of<'a, 't>(tokens: &'t [Token<'a>], of: &str) -> Result<&'t [Token<'a>], 
     }
 }
 
-/// `$i, $v := .List`, `$v := .List` or `.List`.
+/// Parses `$i, $v := .List`, `$v := .List` or `.List`.
 fn range(text: &str) -> (Option<&str>, Option<&str>, &str) {
     match text.split_once(":=") {
         None => (None, None, text),
@@ -162,18 +163,18 @@ impl Scope {
         match name {
             ".PodCIDRRanges" | "$.PodCIDRRanges" => Ok(&self.all),
             ".Routes" | "$.Routes" => Ok(&self.routes),
-            other => Err(format!("{other:?} is no list")),
+            other => Err(format!("{other:?} is not a list")),
         }
     }
 
     fn value(&self, name: &str) -> Result<String, String> {
         match name {
             ".PodCIDR" | "$.PodCIDR" => Ok(self.first.clone()),
-            "." => self.dot.clone().ok_or_else(|| "{{.}} outside of a range".to_owned()),
+            "." => self.dot.clone().ok_or_else(|| "{{.}} outside a range".to_owned()),
             name if name.starts_with('$') => {
                 self.variables.get(name).cloned().ok_or_else(|| format!("{name} is not defined"))
             }
-            other => Err(format!("{{{{{other}}}}} is not understood")),
+            other => Err(format!("unknown value {{{{{other}}}}}")),
         }
     }
 }
@@ -197,11 +198,11 @@ fn write(nodes: &[Node<'_>], scope: &Scope, text: &mut String) -> Result<(), Str
             }
             Node::If { value, then, otherwise } => {
                 // Empty text and zero are false.
-                let is = match scope.list(value) {
+                let condition = match scope.list(value) {
                     Ok(list) => !list.is_empty(),
                     Err(_) => !matches!(scope.value(value)?.as_str(), "" | "0"),
                 };
-                write(if is { then } else { otherwise }, scope, text)?;
+                write(if condition { then } else { otherwise }, scope, text)?;
             }
         }
     }
@@ -213,17 +214,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_form_that_containerd_documents_is_filled() {
+    fn the_template_of_containerds_documentation_is_rendered() {
         let template = r#"{"ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
             "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}], "first": "{{.PodCIDR}}"}"#;
         let subnets = ["10.1.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
         let value: serde_json::Value = serde_json::from_str(&render(template, &subnets).unwrap()).unwrap();
-        let wanted = serde_json::json!({
+        let expected = serde_json::json!({
             "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00::/64" }]],
             "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
             "first": "10.1.0.0/24",
         });
-        assert_eq!(value, wanted);
+        assert_eq!(value, expected);
     }
 
     #[test]
@@ -248,7 +249,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_makes_it_fail(text in "(\\{\\{|\\}\\}|range|if|end|else| |\\.|\\$i|:=|[a-z]){0,20}") {
+        fn arbitrary_text_does_not_panic(text in "(\\{\\{|\\}\\}|range|if|end|else| |\\.|\\$i|:=|[a-z]){0,20}") {
             let _result = render(&text, &["10.1.0.0/24".parse().unwrap()]);
         }
     }

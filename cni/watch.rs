@@ -1,5 +1,4 @@
-//! The folder of configuration files, watched: whether anything in it has changed is asked without reading it
-//! (inotify(7)).
+//! Watches the folder of configuration files with inotify(7): a change is detected without reading the folder.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
-/// A folder that is watched, as soon as it is there.
+/// A watched folder. The watch starts when the folder exists.
 #[derive(Debug)]
 pub(crate) struct Watch {
     folder: PathBuf,
@@ -20,7 +19,7 @@ impl Watch {
         Self { folder: folder.to_owned(), events: None }
     }
 
-    /// Whether something may have changed since this was asked last. A folder that cannot be watched may always have.
+    /// Whether something may have changed since the last call. A folder that cannot be watched may always have changed.
     pub(crate) fn has_changed(&mut self) -> bool {
         match &self.events {
             Some(events) => match drain(events) {
@@ -60,7 +59,7 @@ pub(crate) fn changes_in(folder: &Path) -> rustix::io::Result<OwnedFd> {
 enum Drained {
     Nothing,
     Changes,
-    /// The folder itself is another one now, or gone.
+    /// The folder was replaced or removed.
     End,
 }
 
@@ -91,11 +90,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_are_told_once() {
+    fn a_change_is_reported_once() {
         let top = tempfile::tempdir().unwrap();
         let folder = top.path().join("net.d");
         let mut watch = Watch::new(&folder);
-        assert!(watch.has_changed() && watch.has_changed(), "there is no folder yet");
+        assert!(watch.has_changed() && watch.has_changed(), "the folder does not exist yet");
         std::fs::create_dir(&folder).unwrap();
         assert!(watch.has_changed());
         assert!(!watch.has_changed());

@@ -1,5 +1,6 @@
-//! How messages leave and reach an interface in a pod's namespace. They leave as datagrams of UDP; they are heard below
-//! IP, since a server sends its first answer to the address that the interface does not have yet (packet(7)).
+//! Sockets that send and receive messages on an interface in a pod's namespace. Messages are sent as UDP datagrams.
+//! They are received below IP, because a server sends its first answer to an address that the interface does not have
+//! yet (packet(7)).
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,10 +14,10 @@ use crate::{Context, Error, Result, netns};
 
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
-/// UDP, as IPv4 numbers it.
+/// The protocol number of UDP.
 const UDP: u8 = 17;
 
-/// The sockets, and what the interface is.
+/// The sockets of an interface.
 #[derive(Debug)]
 pub(super) struct Channel {
     out: UdpSocket,
@@ -26,35 +27,35 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// On an interface that is there.
+    /// Opens the sockets of an existing interface.
     pub(super) async fn open(netns: BorrowedFd<'_>, interface: &str) -> Result<Self> {
         let name = interface.to_owned();
         netns::within(netns, move || {
             let hardware = hardware(&name)?;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            // Of all interfaces: an answer is known by its transaction and the hardware address.
+            // The socket receives from all interfaces: an answer is identified by its transaction and hardware address.
             let heard =
                 rustix::net::socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, Some(eth::IP));
             let heard = heard.doing("open a packet socket")?;
-            // What tokio knows of a socket of UDP holds for every socket of datagrams: it is waited for, then read once.
-            let heard = UdpSocket::from_std(heard.into()).doing("wait on a packet socket")?;
+            // tokio only waits for the socket and reads it, which is the same for UDP and for packet sockets.
+            let heard = UdpSocket::from_std(heard.into()).doing("register a packet socket")?;
             Ok(Self { out: outgoing(&name)?, heard, hardware, interface: name })
         })
         .await
     }
 
-    /// Sends a message to a server, or to all.
+    /// Sends a message to a server, or to the broadcast address.
     pub(super) async fn send(&self, message: &Message, to: Ipv4Addr) -> Result<()> {
         let sent = self.out.send_to(&message.to_bytes(), SocketAddrV4::new(to, SERVER_PORT)).await;
-        sent.map(drop).doing(format!("send to the DHCP server {to} by {}", self.interface))
+        sent.map(drop).doing(format!("send to the DHCP server {to} through {}", self.interface))
     }
 
-    /// The next message of a server to this interface.
+    /// Receives the next message of a server to this interface.
     pub(super) async fn receive(&self) -> Result<Message> {
         loop {
             let mut buffer = [0; 2048];
             let length = self.heard.recv(&mut buffer).await;
-            let length = length.doing(format!("hear DHCP servers at {}", self.interface))?;
+            let length = length.doing(format!("receive from DHCP servers on {}", self.interface))?;
             let packet = buffer.get(..length).unwrap_or_default();
             let message = payload(packet).and_then(|bytes| Message::parse(bytes).ok());
             if let Some(message) = message
@@ -67,13 +68,13 @@ impl Channel {
     }
 }
 
-/// A socket that sends by one interface, to everybody too, and shares its port with others of the pod.
+/// A socket that sends through one interface, also broadcasts, and shares its port with other sockets of the pod.
 fn outgoing(interface: &str) -> Result<UdpSocket> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None);
     let socket = socket.doing("open a UDP socket")?;
-    sockopt::set_socket_reuseaddr(&socket, true).doing("share a UDP port")?;
-    sockopt::set_socket_broadcast(&socket, true).doing("allow broadcasts")?;
+    sockopt::set_socket_reuseaddr(&socket, true).doing("set SO_REUSEADDR")?;
+    sockopt::set_socket_broadcast(&socket, true).doing("set SO_BROADCAST")?;
     nix::sys::socket::setsockopt(
         &socket,
         nix::sys::socket::sockopt::BindToDevice,
@@ -83,10 +84,10 @@ fn outgoing(interface: &str) -> Result<UdpSocket> {
     .doing(format!("bind to {interface}"))?;
     let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
     rustix::net::bind(&socket, &address).doing("bind to the port of DHCP clients")?;
-    UdpSocket::from_std(socket.into()).doing("wait on a UDP socket")
+    UdpSocket::from_std(socket.into()).doing("register a UDP socket")
 }
 
-/// The hardware address of an interface of the calling thread's namespace.
+/// Returns the hardware address of an interface in the calling thread's namespace.
 fn hardware(interface: &str) -> Result<[u8; 6]> {
     let mut all = nix::ifaddrs::getifaddrs().map_err(std::io::Error::from).doing("list interfaces")?;
     let link = all.find_map(|entry| {
@@ -94,20 +95,21 @@ fn hardware(interface: &str) -> Result<[u8; 6]> {
         Some(link.as_link_addr()?.addr())
     });
     match link {
-        Some(address) => address
-            .ok_or_else(|| Error::Invalid(format!("{interface} has no hardware address, which DHCP needs"))),
-        None => Err(Error::Invalid(format!("there is no interface {interface}"))),
+        Some(address) => address.ok_or_else(|| {
+            Error::Invalid(format!("interface {interface} has no Ethernet address, which DHCP requires"))
+        }),
+        None => Err(Error::Invalid(format!("interface {interface} not found"))),
     }
 }
 
-/// What is in an IPv4 packet of UDP from a server's port to a client's. The checksum is not looked at: of a packet that
-/// never leaves this host nobody has computed one.
+/// Returns the payload of a UDP packet over IPv4 from the server port to the client port. The checksum is not verified:
+/// a packet that never leaves this host has none.
 pub(super) fn payload(packet: &[u8]) -> Option<&[u8]> {
     let (&[version_and_length, _, length @ ..], _) = packet.split_first_chunk::<4>()?;
     let words = version_and_length & 0xf;
     let header = usize::from(words) * 4;
     let (fragment, rest) = packet.get(6..)?.split_first_chunk::<2>()?;
-    // No part of a larger packet: neither "more fragments" nor an offset.
+    // Fragments are ignored: neither "more fragments" nor an offset may be set.
     let whole = u16::from_be_bytes(*fragment) & 0x3fff == 0;
     let protocol = *rest.get(1)?;
     if version_and_length >> 4 != 4 || words < 5 || !whole || protocol != UDP {
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_datagrams_of_a_server_count() {
+    fn only_complete_datagrams_of_a_server_are_accepted() {
         let good = packet(67, 68, b"text", 2);
         assert_eq!(payload(&good), Some(&b"text"[..]));
         // Ethernet pads short packets.
@@ -156,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_packet_has_a_payload_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn an_arbitrary_packet_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             let _never_panics = payload(&bytes);
         }
     }

@@ -1,5 +1,4 @@
-//! The conversations with servers: finding one that lends an address, making the lease longer, giving it back (RFC 2131,
-//! section 3).
+//! The exchanges with servers: get, extend and release a lease (RFC 2131, section 3).
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -8,70 +7,73 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::channel::Channel;
 use super::message::{Kind, Message, option};
-use super::wanted::Wanted;
+use super::wanted::RequestOptions;
 use crate::{Error, Result};
 
-/// How long a pod waits for an address: less than the kubelet waits for the pod.
-const PATIENCE: Duration = Duration::from_secs(100);
-/// How long an answer is waited for at first; then twice as long each time, to [`LONGEST`], give or take a random part
-/// (RFC 2131, section 4.1, begins at four seconds: a pod that starts is not kept so long by one lost packet).
-const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(16);
-/// The largest message that every host can take (RFC 791), which servers may exceed by nothing.
-const LARGEST: u16 = 1472;
+/// The time limit for getting an address: less than the kubelet's time limit for the pod.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(100);
+/// The first wait for an answer. It doubles each time, up to [`MAX_WAIT`], with a random deviation. RFC 2131, section
+/// 4.1, begins at four seconds, but one lost packet must not delay a pod that long.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(16);
+/// The largest message that the client accepts (RFC 2132, section 9.10): an Ethernet packet of 1,500 bytes without the
+/// headers of IP and UDP.
+const MAX_MESSAGE_SIZE: u16 = 1472;
 
-/// Who asks, and for what.
+/// The identity and the configuration of a client.
 #[derive(Clone, Debug)]
 pub(super) struct Client<'a> {
-    /// Option 61: its first byte says that it is no hardware address.
+    /// Option 61. Its first byte marks it as not being a hardware address.
     pub(super) id: &'a [u8],
-    pub(super) wanted: &'a Wanted,
+    pub(super) options: &'a RequestOptions,
 }
 
 /// An answer to a request for a known address.
 #[derive(Debug)]
 pub(super) enum Answer {
     Granted(Message),
-    /// The address must not be used any more; the server's words.
+    /// The address must not be used further. Contains the server's message.
     Refused(String),
-    /// Nobody has said anything.
+    /// No server answered.
     Silence,
 }
 
 impl Client<'_> {
-    /// Finds a server and gets an address of it.
+    /// Finds a server and gets a lease.
     ///
     /// # Errors
-    /// None has given one in time, or the interface fails.
+    /// No server has granted one in time, or the interface fails.
     pub(super) async fn find(&self, channel: &Channel) -> Result<Message> {
         let began = Instant::now();
-        let until = began + PATIENCE;
+        let until = began + ACQUIRE_TIMEOUT;
         let mut last = "no DHCP server answered".to_owned();
-        let mut wait = FIRST;
+        let mut wait = FIRST_WAIT;
         for attempt in 0_u32.. {
             let mut discover = self.message(Kind::Discover, channel);
             discover.seconds = u16::try_from(began.elapsed().as_secs()).unwrap_or(u16::MAX);
-            // A server may be unable to reach an interface that has no address but by a broadcast; not all networks like
-            // broadcasts, so every second time.
+            // A server may be able to reach an interface without an address only by broadcast. Some networks drop
+            // broadcasts, so only every second message requests one.
             discover.broadcast = attempt % 2 == 1;
             channel.send(&discover, Ipv4Addr::BROADCAST).await?;
-            let patience = around(wait).min(until.saturating_duration_since(Instant::now()));
-            if let Some(offer) = answer(channel, &discover, &[Kind::Offer], patience).await? {
+            let limit = around(wait).min(until.saturating_duration_since(Instant::now()));
+            if let Some(offer) = answer(channel, &discover, &[Kind::Offer], limit).await? {
                 match self.accept(channel, &offer, discover.broadcast, until).await? {
                     Answer::Granted(ack) => return Ok(ack),
                     Answer::Refused(why) => last = why,
-                    Answer::Silence => last = "the DHCP server made an offer and then was silent".to_owned(),
+                    Answer::Silence => {
+                        last = "the DHCP server did not answer the request for its offer".to_owned()
+                    }
                 }
             }
             if Instant::now() >= until {
                 break;
             }
-            wait = (wait * 2).min(LONGEST);
+            wait = (wait * 2).min(MAX_WAIT);
         }
         Err(Error::Invalid(format!("{last} ({} s)", began.elapsed().as_secs())))
     }
 
-    /// Takes an offer (SELECTING, RFC 2131, section 4.3.2).
+    /// Accepts an offer (SELECTING, RFC 2131, section 4.3.2).
     async fn accept(
         &self,
         channel: &Channel,
@@ -87,11 +89,11 @@ impl Client<'_> {
         if let Some(server) = offer.option(option::SERVER) {
             request.options.insert(option::SERVER, server.to_vec());
         }
-        let mut wait = FIRST;
+        let mut wait = FIRST_WAIT;
         for _ in 0..3 {
             channel.send(&request, Ipv4Addr::BROADCAST).await?;
-            let patience = around(wait).min(until.saturating_duration_since(Instant::now()));
-            if let Some(message) = answer(channel, &request, &[Kind::Ack, Kind::Nak], patience).await? {
+            let limit = around(wait).min(until.saturating_duration_since(Instant::now()));
+            if let Some(message) = answer(channel, &request, &[Kind::Ack, Kind::Nak], limit).await? {
                 return Ok(granted(message));
             }
             wait *= 2;
@@ -99,7 +101,7 @@ impl Client<'_> {
         Ok(Answer::Silence)
     }
 
-    /// Asks once to keep an address (RENEWING and REBINDING): its server, or all.
+    /// Sends one request to extend a lease (RENEWING and REBINDING), to its server or to all servers.
     ///
     /// # Errors
     /// The interface fails.
@@ -108,16 +110,16 @@ impl Client<'_> {
         channel: &Channel,
         address: Ipv4Addr,
         server: Option<Ipv4Addr>,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Answer> {
         let mut request = self.message(Kind::Request, channel);
         request.client = address;
         channel.send(&request, server.unwrap_or(Ipv4Addr::BROADCAST)).await?;
-        let message = answer(channel, &request, &[Kind::Ack, Kind::Nak], patience).await?;
+        let message = answer(channel, &request, &[Kind::Ack, Kind::Nak], limit).await?;
         Ok(message.map_or(Answer::Silence, granted))
     }
 
-    /// Gives an address back; there is no answer to this.
+    /// Releases a lease. Servers do not answer a release.
     ///
     /// # Errors
     /// The interface fails.
@@ -137,25 +139,20 @@ impl Client<'_> {
     fn message(&self, kind: Kind, channel: &Channel) -> Message {
         let mut message = Message::of_client(kind, rand::random(), channel.hardware);
         message.options.insert(option::CLIENT, self.id.to_vec());
-        message.options.insert(option::LARGEST_MESSAGE, LARGEST.to_be_bytes().to_vec());
-        if !self.wanted.requested.is_empty() {
-            message.options.insert(option::PARAMETERS, self.wanted.requested.clone());
+        message.options.insert(option::LARGEST_MESSAGE, MAX_MESSAGE_SIZE.to_be_bytes().to_vec());
+        if !self.options.requested.is_empty() {
+            message.options.insert(option::PARAMETERS, self.options.requested.clone());
         }
-        // What the configuration provides goes before all that, the client's id too.
-        let provided = self.wanted.provided.iter().filter(|(number, _)| **number != option::MESSAGE_TYPE);
+        // Options that the configuration provides override all others, including the client id.
+        let provided = self.options.provided.iter().filter(|(number, _)| **number != option::MESSAGE_TYPE);
         message.options.extend(provided.map(|(number, value)| (*number, value.clone())));
         message
     }
 }
 
-/// The first answer to a message of one of these kinds, from the server that was named.
-async fn answer(
-    channel: &Channel,
-    to: &Message,
-    kinds: &[Kind],
-    patience: Duration,
-) -> Result<Option<Message>> {
-    let wait = timeout(patience, async {
+/// Returns the first answer to a message that has one of these kinds and comes from the server that the message names.
+async fn answer(channel: &Channel, to: &Message, kinds: &[Kind], limit: Duration) -> Result<Option<Message>> {
+    let wait = timeout(limit, async {
         loop {
             let message = channel.receive().await?;
             let expected = message.kind().is_some_and(|kind| kinds.contains(&kind));
@@ -173,20 +170,20 @@ fn granted(message: Message) -> Answer {
     if message.kind() == Some(Kind::Ack) {
         return Answer::Granted(message);
     }
-    let words =
+    let reason =
         message.option(option::ERROR).map(|text| String::from_utf8_lossy(text).escape_debug().to_string());
-    Answer::Refused(match words {
-        Some(words) => format!("the DHCP server refused: {words}"),
+    Answer::Refused(match reason {
+        Some(reason) => format!("the DHCP server refused: {reason}"),
         None => "the DHCP server refused".to_owned(),
     })
 }
 
-/// A time with a random part, so that pods that start together do not ask together.
+/// A duration with a random deviation: pods that start together do not send requests together.
 fn around(time: Duration) -> Duration {
     time.mul_f64(rand::random_range(0.75..1.25))
 }
 
-/// Sleeps until a moment or the end of the world of this clock.
+/// Sleeps until an instant.
 pub(super) async fn sleep_until(moment: Instant) {
     let _elapsed = timeout_at(moment, std::future::pending::<()>()).await;
 }

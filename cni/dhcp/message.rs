@@ -1,19 +1,19 @@
-//! A DHCP message on the wire (RFC 2131, section 2; options by RFC 2132 and 3396). What comes in is from a stranger: it is
-//! read or refused, never believed in its lengths.
+//! A DHCP message on the wire (RFC 2131, section 2; options: RFC 2132 and RFC 3396). Received messages are untrusted:
+//! all lengths in them are checked.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-/// Options begin with it (RFC 2131, section 3).
+/// The magic cookie before the options (RFC 2131, section 3).
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// Relays and servers of old drop what is shorter (RFC 1542, section 2.1).
-const SHORTEST: usize = 300;
+/// Old relays and servers drop shorter messages (RFC 1542, section 2.1).
+const MIN_LENGTH: usize = 300;
 const PAD: u8 = 0;
 const END: u8 = 255;
-/// Ethernet, as the hardware type is named in RFC 1700.
+/// The hardware type of Ethernet (RFC 1700).
 const ETHERNET: u8 = 1;
 
-/// Numbers of options (RFC 2132; 119: RFC 3397; 121: RFC 3442).
+/// Option codes (RFC 2132; 119: RFC 3397; 121: RFC 3442).
 pub(crate) mod option {
     pub(crate) const SUBNET_MASK: u8 = 1;
     pub(crate) const ROUTER: u8 = 3;
@@ -38,7 +38,7 @@ pub(crate) mod option {
     pub(crate) const CLASSLESS_ROUTE: u8 = 121;
 }
 
-/// What a message is for (RFC 2132, section 9.6).
+/// The message type (RFC 2132, section 9.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Discover,
@@ -72,7 +72,7 @@ impl Kind {
     }
 }
 
-/// Who sends a message.
+/// The sender of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sender {
     Client,
@@ -83,41 +83,41 @@ pub(crate) enum Sender {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) from: Sender,
-    /// `xid`: an answer has that of its question.
+    /// `xid`: an answer has the transaction of its request.
     pub(crate) transaction: u32,
     /// Seconds since the client began.
     pub(crate) seconds: u16,
-    /// The client cannot have its answer by its address yet.
+    /// The client cannot yet receive an answer at its own address.
     pub(crate) broadcast: bool,
     /// `ciaddr`: the client's address, if it has one.
     pub(crate) client: Ipv4Addr,
-    /// `yiaddr`: the address that the client is to have.
+    /// `yiaddr`: the address that the server gives to the client.
     pub(crate) yours: Ipv4Addr,
-    /// `siaddr`: where the client boots from.
+    /// `siaddr`: the server that the client boots from.
     pub(crate) boot: Ipv4Addr,
     /// `giaddr`: the relay.
     pub(crate) relay: Ipv4Addr,
     /// `chaddr`: the client's hardware address.
     pub(crate) hardware: [u8; 6],
-    /// Without padding; what came in parts is one.
+    /// The options without padding. The parts of a split option are joined.
     pub(crate) options: BTreeMap<u8, Vec<u8>>,
 }
 
-/// Why bytes are no message.
+/// Why bytes are not a DHCP message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
-    #[error("a DHCP message that ends too early")]
+    #[error("DHCP message is too short")]
     Short,
-    #[error("a DHCP message of neither a client nor a server")]
+    #[error("DHCP message is from neither a client nor a server")]
     Sender,
-    #[error("a DHCP message of no Ethernet host")]
+    #[error("DHCP message is not from an Ethernet host")]
     Hardware,
-    #[error("a BOOTP message without DHCP's options")]
+    #[error("BOOTP message without DHCP options")]
     Cookie,
 }
 
 impl Message {
-    /// A client's message without options but its kind.
+    /// A client's message whose only option is its type.
     pub(crate) fn of_client(kind: Kind, transaction: u32, hardware: [u8; 6]) -> Self {
         Self {
             from: Sender::Client,
@@ -133,7 +133,7 @@ impl Message {
         }
     }
 
-    /// What it is for; none of BOOTP.
+    /// The message type. BOOTP messages have none.
     pub(crate) fn kind(&self) -> Option<Kind> {
         match self.options.get(&option::MESSAGE_TYPE)?.as_slice() {
             [number] => Kind::of(*number),
@@ -141,23 +141,23 @@ impl Message {
         }
     }
 
-    /// An option's bytes.
+    /// Returns an option's bytes.
     pub(crate) fn option(&self, number: u8) -> Option<&[u8]> {
         self.options.get(&number).map(Vec::as_slice)
     }
 
-    /// An option of a whole number.
+    /// Returns the value of a 32-bit option.
     pub(crate) fn number(&self, number: u8) -> Option<u32> {
         self.option(number)?.try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// An option of addresses, of which there is one at least.
+    /// Returns the addresses of an option. Empty if the option is absent or shorter than an address.
     pub(crate) fn addresses(&self, number: u8) -> Vec<Ipv4Addr> {
         let (whole, _rest) = self.option(number).unwrap_or_default().as_chunks::<4>();
         whole.iter().map(|bytes| Ipv4Addr::from(*bytes)).collect()
     }
 
-    /// As it is sent.
+    /// Encodes the message.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let op = match self.from {
             Sender::Client => 1,
@@ -174,11 +174,11 @@ impl Message {
         // The rest of chaddr, sname and file.
         bytes.extend([0; 10 + 64 + 128]);
         bytes.extend(COOKIE);
-        // The type comes first: some servers look nowhere else.
+        // The type comes first: some servers expect it there.
         let first = self.options.get_key_value(&option::MESSAGE_TYPE);
         let others = self.options.iter().filter(|(number, _)| **number != option::MESSAGE_TYPE);
         for (number, value) in first.into_iter().chain(others) {
-            // Longer ones in parts (RFC 3396, section 5); an empty one is there, too.
+            // A long option is split (RFC 3396, section 5). An empty option is sent, too.
             let mut parts: Vec<&[u8]> = value.chunks(255).collect();
             if parts.is_empty() {
                 parts.push(&[]);
@@ -190,28 +190,28 @@ impl Message {
             }
         }
         bytes.push(END);
-        bytes.resize(bytes.len().max(SHORTEST), PAD);
+        bytes.resize(bytes.len().max(MIN_LENGTH), PAD);
         bytes
     }
 
-    /// Reads what has come.
+    /// Parses a received message.
     ///
     /// # Errors
-    /// It is no message of DHCP over Ethernet. Options that are broken off end the options.
+    /// The bytes are not a DHCP message over Ethernet. A truncated option ends the options without an error.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut rest = bytes;
-        let [op, hardware_type, hardware_length, _hops] = take(&mut rest)?;
-        let transaction = u32::from_be_bytes(take(&mut rest)?);
-        let seconds = u16::from_be_bytes(take(&mut rest)?);
-        let [flags, _] = take(&mut rest)?;
+        let [op, hardware_type, hardware_length, _hops] = read_array(&mut rest)?;
+        let transaction = u32::from_be_bytes(read_array(&mut rest)?);
+        let seconds = u16::from_be_bytes(read_array(&mut rest)?);
+        let [flags, _] = read_array(&mut rest)?;
         let [client, yours, boot, relay] = {
-            let mut address = || take(&mut rest).map(|bytes: [u8; 4]| Ipv4Addr::from(bytes));
+            let mut address = || read_array(&mut rest).map(|bytes: [u8; 4]| Ipv4Addr::from(bytes));
             [address()?, address()?, address()?, address()?]
         };
-        let hardware: [u8; 6] = take(&mut rest)?;
-        let _: [u8; 10] = take(&mut rest)?;
-        let server_name: [u8; 64] = take(&mut rest)?;
-        let file: [u8; 128] = take(&mut rest)?;
+        let hardware: [u8; 6] = read_array(&mut rest)?;
+        let _: [u8; 10] = read_array(&mut rest)?;
+        let server_name: [u8; 64] = read_array(&mut rest)?;
+        let file: [u8; 128] = read_array(&mut rest)?;
         let from = match op {
             1 => Sender::Client,
             2 => Sender::Server,
@@ -220,12 +220,12 @@ impl Message {
         if (hardware_type, hardware_length) != (ETHERNET, 6) {
             return Err(Malformed::Hardware);
         }
-        if take(&mut rest)? != COOKIE {
+        if read_array(&mut rest)? != COOKIE {
             return Err(Malformed::Cookie);
         }
         let mut options = BTreeMap::new();
         collect(rest, &mut options);
-        // Where they do not fit they go on in these fields, in this order (RFC 2132, section 9.3; RFC 3396, section 5).
+        // Further options are in these fields, in this order (RFC 2132, section 9.3; RFC 3396, section 5).
         let overload = match options.get(&option::OVERLOAD).map(Vec::as_slice) {
             Some([fields]) => *fields,
             _ => 0,
@@ -241,13 +241,13 @@ impl Message {
     }
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
+fn read_array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
     let (taken, left) = rest.split_first_chunk().ok_or(Malformed::Short)?;
     *rest = left;
     Ok(*taken)
 }
 
-/// One number more than once is one option in parts.
+/// Collects options. A code that occurs more than once is one option in parts.
 fn collect(mut rest: &[u8], options: &mut BTreeMap<u8, Vec<u8>>) {
     while let Some((&number, after)) = rest.split_first() {
         rest = after;
@@ -270,7 +270,7 @@ mod tests {
 
     use super::*;
 
-    /// An answer of dnsmasq 2.90, as it was on the wire, to its options' end.
+    /// An answer of dnsmasq 2.90 as captured, up to the end of its options.
     const OFFER: &str = "02010600deadbeef0000000000000000 0a05006f0a05000100000000020000000001\
         00000000000000000000";
 
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read() {
+    fn an_answer_is_parsed() {
         let mut offer = bytes(OFFER);
         offer.resize(236, 0);
         offer.extend(bytes(
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn options_go_on_in_other_fields() {
+    fn options_continue_in_other_fields() {
         let mut message = Message::of_client(Kind::Request, 7, [2; 6]);
         message.options.insert(option::OVERLOAD, vec![3]);
         message.options.insert(option::HOST_NAME, b"be".to_vec());
@@ -312,9 +312,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_refused() {
+    fn invalid_messages_are_rejected() {
         let sent = Message::of_client(Kind::Discover, 7, [2; 6]).to_bytes();
-        assert_eq!(sent.len(), SHORTEST);
+        assert_eq!(sent.len(), MIN_LENGTH);
         let changed = |place: usize, value: u8| {
             let mut changed = sent.clone();
             changed[place] = value;
@@ -329,11 +329,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sent_is_read_again(
+        fn messages_survive_a_round_trip(
             transaction: u32, seconds: u16, broadcast: bool, addresses: [u32; 4], hardware: [u8; 6],
             server: bool,
             options in proptest::collection::btree_map(
-                // An overload would say that other fields have options.
+                // An overload would mean that other fields contain options.
                 (1_u8..255).prop_filter("overload", |number| *number != option::OVERLOAD),
                 proptest::collection::vec(any::<u8>(), 0..600), 0..8),
         ) {
@@ -345,7 +345,7 @@ mod tests {
         }
 
         #[test]
-        fn anything_is_read_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..700), plausible: bool) {
+        fn arbitrary_bytes_do_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..700), plausible: bool) {
             if plausible && bytes.len() > 240 {
                 bytes[..4].copy_from_slice(&[2, 1, 6, 0]);
                 bytes[236..240].copy_from_slice(&COOKIE);

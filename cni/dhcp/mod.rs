@@ -1,9 +1,9 @@
-//! Addresses that servers of the pod's network lend: a DHCP client (RFC 2131) for each interface that asks for one, in the
-//! daemon, where the reference plugin `dhcp` has a daemon of its own.
+//! DHCP leases: a DHCP client (RFC 2131) for each interface that requests a lease. It runs in the daemon; the reference
+//! plugin `dhcp` has a separate daemon.
 //!
-//! * this file: taking a lease, giving it back, going on with all after a restart
-//! * [`message`]: what is on the wire; [`offer`]: what a server's answer means; [`wanted`]: the configuration's keys
-//! * [`channel`]: sockets in the pod's namespace; [`exchange`]: the conversations; [`keep`]: renewals
+//! * this file: get and release a lease, resume all leases after a restart
+//! * [`message`]: the wire format; [`offer`]: the content of a server's answer; [`wanted`]: the configuration keys
+//! * [`channel`]: sockets in the pod's namespace; [`exchange`]: the exchanges with servers; [`keep`]: renewals
 //! * [`record`]: leases on disk
 
 mod channel;
@@ -34,12 +34,12 @@ use crate::{Context, Error, Result, netns};
 use channel::Channel;
 use exchange::Client;
 use record::{Record, Records, Stage, now};
-use wanted::Wanted;
+use wanted::RequestOptions;
 
-/// How long a server's hardware address is looked for when a lease is given back: on the same link it takes no time.
+/// How long a release waits for the kernel to resolve a server's hardware address. On the same link this is immediate.
 const RESOLVED: Duration = Duration::from_millis(500);
 
-/// The clients of all interfaces that have a lease. Drop ends their renewals and gives nothing back.
+/// The clients of all interfaces that have a lease. Drop ends the renewals and releases no lease.
 #[derive(Clone, Debug)]
 pub(crate) struct Dhcp {
     records: Records,
@@ -48,36 +48,36 @@ pub(crate) struct Dhcp {
 
 #[derive(Debug, Default)]
 struct Clients {
-    /// What keeps a lease, by its owner.
-    keepers: Mutex<HashMap<Owner, JoinHandle<()>>>,
+    /// The task that renews a lease, by the lease's owner.
+    renewals: Mutex<HashMap<Owner, JoinHandle<()>>>,
 }
 
 impl Clients {
-    fn keepers(&self) -> MutexGuard<'_, HashMap<Owner, JoinHandle<()>>> {
-        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn renewals(&self) -> MutexGuard<'_, HashMap<Owner, JoinHandle<()>>> {
+        self.renewals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Clients {
     fn drop(&mut self) {
-        self.keepers().values().for_each(JoinHandle::abort);
+        self.renewals().values().for_each(JoinHandle::abort);
     }
 }
 
 impl Dhcp {
-    /// Leases are kept in a folder, which is made.
+    /// Opens the folder of lease records and creates it if necessary.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The folder cannot be created.
     pub(crate) fn new(folder: &Path) -> Result<Self> {
         Ok(Self { records: Records::open(folder)?, clients: Arc::default() })
     }
 
-    /// Gets a lease for an interface that is there and has no address yet; it is brought up. The same again for who has
-    /// one already. `ipam` is that section of the configuration, `arguments` are `CNI_ARGS`.
+    /// Gets a lease for an existing interface that has no address yet, and brings the interface up. Returns the
+    /// existing lease if there is one. `ipam` is that section of the configuration, `arguments` are `CNI_ARGS`.
     ///
     /// # Errors
-    /// The configuration is not valid, no server lends an address, or the interface fails.
+    /// The configuration is invalid, no server grants a lease, or the interface fails.
     pub(crate) async fn acquire(
         &self,
         owner: &Owner,
@@ -85,9 +85,9 @@ impl Dhcp {
         ipam: &Value,
         arguments: &BTreeMap<String, String>,
     ) -> Result<Lease> {
-        let wanted = Wanted::compile(ipam, arguments).map_err(Error::Invalid)?;
+        let options = RequestOptions::compile(ipam, arguments).map_err(Error::Invalid)?;
         if let Some(record) = self.records.read(owner)?.filter(|record| usable(record).is_ok())
-            && self.clients.keepers().get(owner).is_some_and(|keeper| !keeper.is_finished())
+            && self.clients.renewals().get(owner).is_some_and(|renewal| !renewal.is_finished())
         {
             return Ok(record.lease);
         }
@@ -96,65 +96,69 @@ impl Dhcp {
         links.set_up(link.index, false).await?;
         let channel = Channel::open(netns, &owner.interface).await?;
         let id = owner.client_id();
-        let client = Client { id: &id, wanted: &wanted };
+        let client = Client { id: &id, options: &options };
         let ack = client.find(&channel).await?;
         drop(channel);
-        let record = Record::new(owner.clone(), &ack, &wanted)?;
+        let record = Record::new(owner.clone(), &ack, &options)?;
         self.records.write(&record).await?;
         let lease = record.lease.clone();
-        self.keep(record, netns.try_clone_to_owned().doing("dup a network namespace")?);
+        self.start_renewal(
+            record,
+            netns.try_clone_to_owned().doing("duplicate the descriptor of a network namespace")?,
+        );
         Ok(lease)
     }
 
-    /// Ends a lease, and tells its server while the namespace is there; one that is not there has ended already. The
-    /// address must still be the interface's.
+    /// Releases a lease, if there is one, and tells its server if the namespace still exists. The interface must still
+    /// have the address.
     ///
     /// # Errors
     /// The lease's record cannot be removed.
     pub(crate) async fn release(&self, owner: &Owner, netns: Option<BorrowedFd<'_>>) -> Result<()> {
-        let keeper = self.clients.keepers().remove(owner);
-        if let Some(keeper) = keeper {
-            keeper.abort();
-            // Nothing of it may write the record again.
-            drop(keeper.await);
+        let renewal = self.clients.renewals().remove(owner);
+        if let Some(renewal) = renewal {
+            renewal.abort();
+            // The task must not write the record again.
+            drop(renewal.await);
         }
         let record = self.records.read(owner)?;
         if let (Some(record), Some(netns)) = (record.filter(|record| usable(record).is_ok()), netns)
             && let Err(error) = give_back(&record, netns).await
         {
-            // It ends by itself.
-            tracing::warn!(%error, ?owner, "a DHCP lease is not given back to its server");
+            // The lease expires by itself.
+            tracing::warn!(%error, ?owner, "failed to release DHCP lease at its server");
         }
         self.records.remove(owner).await
     }
 
-    /// The lease that an interface has.
+    /// Returns the lease of an interface.
     ///
     /// # Errors
-    /// It has none, or has lost it.
+    /// The interface has no lease or has lost it.
     pub(crate) fn check(&self, owner: &Owner) -> Result<Lease> {
         let Owner { container, network, interface } = owner;
-        let whose = format!("{interface} of {container} in network {network}");
+        let attachment = format!("{interface} of {container} in network {network}");
         let record = self.records.read(owner)?;
-        let record = record.ok_or_else(|| Error::Invalid(format!("{whose} has no DHCP lease")))?;
-        usable(&record).map_err(|why| Error::Invalid(format!("{whose} has lost its DHCP lease: {why}")))?;
+        let record = record.ok_or_else(|| Error::Invalid(format!("{attachment} has no DHCP lease")))?;
+        usable(&record)
+            .map_err(|why| Error::Invalid(format!("{attachment} has lost its DHCP lease: {why}")))?;
         Ok(record.lease)
     }
 
-    /// Goes on with all leases after a restart. A pod without a namespace has none any more to renew; its lease is
-    /// released with the pod. Those that go on are returned.
+    /// Resumes all leases after a restart. The lease of a pod whose namespace is gone is not renewed; it is released
+    /// with the pod. Returns the owners of the resumed leases.
     pub(crate) fn resume(&self, netns_of: impl Fn(&Owner) -> Option<OwnedFd>) -> Vec<Owner> {
         let mut resumed = Vec::new();
         for record in self.records.all().into_iter().filter(|record| record.lost.is_none()) {
             if let Some(netns) = netns_of(&record.owner) {
                 resumed.push(record.owner.clone());
-                self.keep(record, netns);
+                self.start_renewal(record, netns);
             }
         }
         resumed
     }
 
-    /// Ends the leases of pods that are gone, of which no server can be told; their owners.
+    /// Releases the leases of pods that are gone, without telling a server. Returns their owners.
     ///
     /// # Errors
     /// A record cannot be removed.
@@ -167,40 +171,40 @@ impl Dhcp {
         Ok(owners)
     }
 
-    fn keep(&self, record: Record, netns: OwnedFd) {
+    fn start_renewal(&self, record: Record, netns: OwnedFd) {
         let owner = record.owner.clone();
-        let keeper = tokio::spawn(keep::keep(self.records.clone(), record, netns));
-        if let Some(before) = self.clients.keepers().insert(owner, keeper) {
-            before.abort();
+        let renewal = tokio::spawn(keep::renew(self.records.clone(), record, netns));
+        if let Some(previous) = self.clients.renewals().insert(owner, renewal) {
+            previous.abort();
         }
     }
 }
 
-/// Checks the keys of a configuration; what `CNI_ARGS` bring is not known yet.
+/// Checks the keys of a configuration. The values of `CNI_ARGS` are not available yet.
 ///
 /// # Errors
-/// The key that is wrong.
+/// The invalid key.
 pub(crate) fn check(ipam: &Value) -> std::result::Result<(), String> {
-    Wanted::compile(ipam, &BTreeMap::new()).map(drop)
+    RequestOptions::compile(ipam, &BTreeMap::new()).map(drop)
 }
 
-/// Why a lease is none any more.
+/// Returns an error if a lease is lost or expired.
 fn usable(record: &Record) -> std::result::Result<(), String> {
     match &record.lost {
         Some(why) => Err(why.clone()),
-        None if record.stage(now()) == Stage::Ended => Err("it has ended".to_owned()),
+        None if record.stage(now()) == Stage::Ended => Err("it has expired".to_owned()),
         None => Ok(()),
     }
 }
 
 async fn give_back(record: &Record, netns: BorrowedFd<'_>) -> Result<()> {
     let channel = Channel::open(netns, &record.owner.interface).await?;
-    let (id, wanted) = (record.owner.client_id(), record.wanted());
+    let (id, options) = (record.owner.client_id(), record.request_options());
     let (address, server) = (record.lease.address.addr(), record.lease.server);
-    let client = Client { id: &id, wanted: &wanted };
+    let client = Client { id: &id, options: &options };
     client.give_back(&channel, address, server).await?;
-    // The kernel may have to find a hardware address first, and drops what waits for it together with the interface,
-    // which is the next to go.
+    // The kernel may have to resolve a hardware address first. It drops the packets that wait for it when the interface
+    // is removed, which happens next.
     netns::within(netns, || {
         let until = Instant::now() + RESOLVED;
         while resolving() && Instant::now() < until {
@@ -211,15 +215,15 @@ async fn give_back(record: &Record, netns: BorrowedFd<'_>) -> Result<()> {
     .await
 }
 
-/// Whether a hardware address is being looked for in the calling thread's namespace: an entry without the flag that it is
-/// complete (arp(7)).
+/// Whether the kernel is resolving a hardware address in the calling thread's namespace: an entry without the
+/// "complete" flag (arp(7)).
 fn resolving() -> bool {
     let table = fs::read_to_string("/proc/thread-self/net/arp").unwrap_or_default();
     let mut flags = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2));
     flags.any(|flags| flags == "0x0")
 }
 
-/// What a stranger can send to a client.
+/// Parses untrusted input that a client may receive.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let Some(message) =
@@ -228,7 +232,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         return;
     };
     let again = message::Message::parse(&message.to_bytes());
-    // What said that options go on in other fields says so of fields that are empty now.
+    // An overload option remains in a re-encoded message and refers to fields that are empty there.
     assert_eq!(again.as_ref().map(|again| &again.options), Ok(&message.options));
     if let Ok(lease) = Lease::of(&message) {
         assert!(lease.routes.iter().all(|route| route.to == route.to.trunc()));

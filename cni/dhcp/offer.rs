@@ -1,4 +1,4 @@
-//! What a server gives with an address: how long, and what else the pod's network is made of.
+//! The content of a server's answer: the lease's times and the parameters of the pod's network.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -8,62 +8,62 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{Message, option};
 
-/// An address that is lent, with what belongs to it.
+/// A leased address and its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
-    /// The pod's address, with the length of its subnet.
+    /// The pod's address with the prefix length of its subnet.
     pub(crate) address: Ipv4Net,
     /// The first router.
     pub(crate) gateway: Option<Ipv4Addr>,
     /// Routes, the default route among them.
     pub(crate) routes: Vec<Route>,
-    /// Servers of names.
+    /// Name servers.
     pub(crate) name_servers: Vec<Ipv4Addr>,
-    /// The domain of short names.
+    /// The search domain.
     pub(crate) domain: Option<String>,
-    /// Bytes of a packet.
+    /// The MTU in bytes.
     pub(crate) mtu: Option<u16>,
-    /// Who has lent it.
+    /// The server that granted the lease.
     pub(crate) server: Ipv4Addr,
 }
 
-/// A route that a server names.
+/// A route from a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Route {
-    /// Where to.
+    /// The destination.
     pub(crate) to: Ipv4Net,
-    /// By whom; none of what is on the link itself.
+    /// The router; `None` for a destination on the link.
     pub(crate) via: Option<Ipv4Addr>,
-    /// The metric that the network's configuration gives; 0 is the kernel's own.
+    /// The metric from the network's configuration; 0 is the kernel's default.
     pub(crate) priority: u32,
 }
 
-/// When a lease is to be made longer, counted from its beginning (RFC 2131, section 4.4.5).
+/// The times of a lease, counted from its beginning (RFC 2131, section 4.4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Times {
-    /// T1: its server is asked.
+    /// T1: request a renewal from its server.
     pub(crate) renew: Duration,
-    /// T2: any server is asked.
+    /// T2: request a renewal from any server.
     pub(crate) rebind: Duration,
-    /// The address is no longer the pod's.
+    /// The lease expires.
     pub(crate) end: Duration,
 }
 
-/// As the reference plugin has it where a server does not say.
-const USUAL: u32 = 3600;
-/// The number that stands for ever (RFC 2131, section 3.3).
+/// The lease time if the server specifies none, as in the reference plugin.
+const DEFAULT_LEASE_TIME: u32 = 3600;
+/// The lease time that means infinity (RFC 2131, section 3.3).
 const FOREVER: u32 = u32::MAX;
-/// No IPv4 link has less (RFC 2132, section 5.1).
+/// The smallest valid MTU (RFC 2132, section 5.1).
 const SMALLEST_MTU: u16 = 68;
 
 impl Times {
-    /// What an answer says; none of a lease without an end.
+    /// Returns the times of an answer; `None` for a lease that does not expire.
     pub(crate) fn of(ack: &Message) -> Option<Self> {
-        let end = ack.number(option::LEASE_TIME).unwrap_or(USUAL);
+        let end = ack.number(option::LEASE_TIME).unwrap_or(DEFAULT_LEASE_TIME);
         if end == FOREVER {
             return None;
         }
-        // A lease of no time cannot be used; and one second is enough to ask again.
+        // A lease time of zero is unusable; one second is enough to request a renewal.
         let end = end.max(1);
         let part = |percent: u64| u64::from(end) * percent / 100;
         let rebind = ack.number(option::REBINDING_TIME).map(u64::from).filter(|time| *time <= u64::from(end));
@@ -76,14 +76,14 @@ impl Times {
 }
 
 impl Lease {
-    /// What an answer lends.
+    /// Parses the lease of an answer.
     ///
     /// # Errors
-    /// It lends no address that a pod can have.
+    /// The answer contains no address that a pod can have.
     pub(crate) fn of(ack: &Message) -> Result<Self, String> {
         let mask = match ack.addresses(option::SUBNET_MASK).as_slice() {
             [mask] => *mask,
-            _ => return Err("the DHCP server names no subnet mask".to_owned()),
+            _ => return Err("the DHCP server sent no subnet mask".to_owned()),
         };
         let address = ack.yours;
         if address.is_unspecified()
@@ -91,14 +91,14 @@ impl Lease {
             || address.is_multicast()
             || address.is_broadcast()
         {
-            return Err(format!("the DHCP server offers {address}, which no host can have"));
+            return Err(format!("the DHCP server offered {address}, which is not a host address"));
         }
         let address = Ipv4Net::with_netmask(address, mask)
-            .map_err(|_| format!("the DHCP server names {mask}, which is no subnet mask"))?;
+            .map_err(|_| format!("the DHCP server sent an invalid subnet mask {mask}"))?;
         let server = *ack
             .addresses(option::SERVER)
             .first()
-            .ok_or("the DHCP server does not say who it is (option 54)")?;
+            .ok_or("the DHCP server sent no server identifier (option 54)")?;
         let mtu = ack.option(option::MTU).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes);
         Ok(Self {
             address,
@@ -112,7 +112,7 @@ impl Lease {
     }
 }
 
-/// Classless routes stand for all others (RFC 3442, "DHCP Client Behavior").
+/// Parses the routes. Classless routes replace all others (RFC 3442, "DHCP Client Behavior").
 fn routes(ack: &Message) -> Vec<Route> {
     let classless = classless(ack.option(option::CLASSLESS_ROUTE).unwrap_or_default());
     if !classless.is_empty() {
@@ -133,7 +133,8 @@ fn routes(ack: &Message) -> Vec<Route> {
     routes
 }
 
-/// A length, as many bytes of the destination as it needs, and the router; what is broken off is not there.
+/// Parses routes: a prefix length, the significant bytes of the destination, and the router. A truncated route ends the
+/// list.
 fn classless(mut rest: &[u8]) -> Vec<Route> {
     let mut routes = Vec::new();
     while let Some((&length, after)) = rest.split_first() {
@@ -157,7 +158,7 @@ fn classless(mut rest: &[u8]) -> Vec<Route> {
     routes
 }
 
-/// A network of the time before masks: its class is in its first bits (RFC 791, section 3.2).
+/// A classful network: its first bits determine its class (RFC 791, section 3.2).
 fn of_class(network: Ipv4Addr) -> Ipv4Net {
     let length = match network.octets() {
         [0, 0, 0, 0] => 0,
@@ -169,11 +170,11 @@ fn of_class(network: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::new(network, length).map(|net| net.trunc()).unwrap_or_else(|_| network.into())
 }
 
-/// A domain as it may be in resolv.conf; anything else is not taken.
+/// Parses a domain name that is valid in resolv.conf. Returns `None` for anything else.
 fn name(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?.trim_end_matches(['\0', '.']);
-    let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    (!text.is_empty() && text.len() < 254 && text.bytes().all(usual)).then(|| text.to_owned())
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    (!text.is_empty() && text.len() < 254 && text.bytes().all(allowed)).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_what_the_server_says() {
+    fn a_lease_is_parsed() {
         let lease = Lease::of(&ack(&[
             (3, &[10, 5, 0, 1, 10, 5, 0, 2]),
             (6, &[192, 0, 2, 53]),
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_no_pod_can_have_is_refused() {
+    fn an_invalid_address_is_rejected() {
         assert!(Lease::of(&ack(&[(1, &[255, 0, 255, 0])])).unwrap_err().contains("255.0.255.0"));
         assert!(Lease::of(&ack(&[(1, &[])])).unwrap_err().contains("mask"));
         assert!(Lease::of(&ack(&[(54, &[])])).is_err());
@@ -235,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn classless_routes_stand_for_all_others() {
+    fn classless_routes_replace_all_others() {
         let router: (u8, &[u8]) = (3, &[10, 5, 0, 1]);
         let classful: (u8, &[u8]) = (33, &[172, 16, 0, 0, 10, 5, 0, 9, 198, 51, 100, 0, 10, 5, 0, 8]);
         assert_eq!(
             routes_of(&[router, classful]),
             ["172.16.0.0/16 via 10.5.0.9", "198.51.100.0/24 via 10.5.0.8", "0.0.0.0/0 via 10.5.0.1"]
         );
-        // The examples of RFC 3442, and one on the link.
+        // The examples of RFC 3442, and an on-link route.
         let classless: (u8, &[u8]) =
             (121, &[0, 10, 5, 0, 2, 17, 10, 229, 0, 10, 5, 0, 3, 32, 10, 27, 129, 1, 0, 0, 0, 0, 25, 10, 0]);
         assert_eq!(
@@ -273,7 +274,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_options_are_a_lease_or_refused(
+        fn arbitrary_options_do_not_panic(
             options in proptest::collection::btree_map(any::<u8>(), proptest::collection::vec(any::<u8>(), 0..40), 0..12),
             mask in 0_u8..=32,
         ) {

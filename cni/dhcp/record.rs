@@ -1,4 +1,4 @@
-//! A lease on disk, which is there before its address is used: the next daemon goes on with it.
+//! The persistent record of a lease. It is written before the address is used, and the next daemon resumes from it.
 
 use std::fs;
 use std::io;
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::message::Message;
 use super::offer::{Lease, Times};
-use super::wanted::Wanted;
+use super::wanted::RequestOptions;
 use crate::ipam::blocking;
-use crate::record::{remove_unfinished, replace};
+use crate::record::{remove_temporary_files, replace};
 use crate::{Context, Error, Result};
 
-/// Whose lease it is.
+/// The owner of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Owner {
     /// The pod's id.
@@ -26,8 +26,8 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// How the pod calls itself to servers, as the reference plugin does: a node that used that keeps its addresses.
-    /// The first byte says that it is no hardware address (RFC 2132, section 9.14).
+    /// The client id that servers see. It equals that of the reference plugin, so a node that used that plugin keeps
+    /// its addresses. The first byte marks it as not being a hardware address (RFC 2132, section 9.14).
     pub(super) fn client_id(&self) -> Vec<u8> {
         let text = format!("{}/{}/{}", self.container, self.network, self.interface);
         [0].into_iter().chain(text.into_bytes().into_iter().take(254)).collect()
@@ -39,66 +39,68 @@ impl Owner {
             |part: &&String| !part.is_empty() && !part.starts_with('.') && !part.contains(['/', '\0', '@']);
         match parts.iter().all(plain) {
             true => Ok(format!("{}@{}@{}.json", self.container, self.network, self.interface)),
-            false => Err(Error::Invalid(format!("{parts:?} cannot have a lease: no such names"))),
+            false => {
+                Err(Error::Invalid(format!("invalid owner of a lease: {parts:?} contains an invalid name")))
+            }
         }
     }
 }
 
-/// What is known of a lease.
+/// The record of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) owner: Owner,
     pub(super) lease: Lease,
-    /// None of a lease without an end.
+    /// `None` for a lease that does not expire.
     pub(super) times: Option<Times>,
-    /// When it was given, since the epoch.
+    /// When the lease was granted, since the epoch.
     pub(super) given: Duration,
     pub(super) provided: Vec<(u8, Vec<u8>)>,
     pub(super) requested: Vec<u8>,
-    /// Why the address is not the pod's any more.
+    /// Why the lease was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lost: Option<String>,
 }
 
-/// What is to be done about a lease, now or after a time.
+/// The next step for a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nothing, for so long; none: for ever.
+    /// Nothing to do for this time, or never.
     Bound(Option<Duration>),
-    /// Its server is asked; others after so long.
+    /// Request a renewal from its server; from any server after this time.
     Renewing(Duration),
-    /// Every server is asked; it ends after so long.
+    /// Request a renewal from any server; the lease expires after this time.
     Rebinding(Duration),
     Ended,
 }
 
 impl Record {
-    pub(super) fn new(owner: Owner, ack: &Message, wanted: &Wanted) -> Result<Self> {
+    pub(super) fn new(owner: Owner, ack: &Message, options: &RequestOptions) -> Result<Self> {
         let mut lease = Lease::of(ack).map_err(Error::Invalid)?;
         for route in &mut lease.routes {
-            route.priority = wanted.priority;
+            route.priority = options.priority;
         }
         Ok(Self {
             owner,
             lease,
             times: Times::of(ack),
             given: now(),
-            provided: wanted.provided.clone().into_iter().collect(),
-            requested: wanted.requested.clone(),
+            provided: options.provided.clone().into_iter().collect(),
+            requested: options.requested.clone(),
             lost: None,
         })
     }
 
-    /// What the messages of its client say; that routes are there already.
-    pub(super) fn wanted(&self) -> Wanted {
+    /// The options of the client's messages. The priority is not needed: the lease has its routes.
+    pub(super) fn request_options(&self) -> RequestOptions {
         let provided = self.provided.iter().cloned().collect();
-        Wanted { provided, requested: self.requested.clone(), priority: 0 }
+        RequestOptions { provided, requested: self.requested.clone(), priority: 0 }
     }
 
-    /// What is to be done at a time.
+    /// Returns the stage at a time since the epoch.
     pub(super) fn stage(&self, now: Duration) -> Stage {
         let Some(times) = self.times else { return Stage::Bound(None) };
-        // A clock that was set back makes no lease longer than it was.
+        // A clock that was set back must not extend a lease.
         let age = now.saturating_sub(self.given);
         let until = |time: Duration| time.checked_sub(age).filter(|left| !left.is_zero());
         if let Some(left) = until(times.renew) {
@@ -111,12 +113,12 @@ impl Record {
     }
 }
 
-/// The time since the epoch: it goes on while the host sleeps, and over a restart.
+/// The time since the epoch. It continues during a suspend and across a restart.
 pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The folder of records. Its disk may hang with what is written: no thread that answers requests waits for that.
+/// The folder of records. Its disk may hang on a write: the threads that serve requests do not wait for it.
 #[derive(Clone, Debug)]
 pub(super) struct Records {
     folder: PathBuf,
@@ -124,25 +126,25 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
-        remove_unfinished(folder);
+        fs::create_dir_all(folder).doing(format!("create {}", folder.display()))?;
+        remove_temporary_files(folder);
         Ok(Self { folder: folder.to_owned() })
     }
 
-    /// Replaces what is there, whole or not at all.
+    /// Replaces a record atomically.
     pub(super) async fn write(&self, record: &Record) -> Result<()> {
         let file = self.folder.join(record.owner.file_name()?);
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode a lease")?;
         blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
-    /// `None` where there is none, or none that can be read.
+    /// Reads a record. Returns `None` if there is none or it is unreadable.
     pub(super) fn read(&self, owner: &Owner) -> Result<Option<Record>> {
         let text = fs::read(self.folder.join(owner.file_name()?)).ok();
         Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
     }
 
-    /// One that is not there is removed already.
+    /// Removes a record, if there is one.
     pub(super) async fn remove(&self, owner: &Owner) -> Result<()> {
         let file = self.folder.join(owner.file_name()?);
         blocking(move || match fs::remove_file(&file) {
@@ -152,7 +154,7 @@ impl Records {
         .await
     }
 
-    /// All that can be read.
+    /// Returns all readable records.
     pub(super) fn all(&self) -> Vec<Record> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -199,12 +201,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_is_read_as_it_was_written() {
+    async fn a_record_survives_a_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path()).unwrap();
         let mut record = record(Some([1, 2, 3]));
         records.write(&record).await.unwrap();
-        record.lost = Some("it has ended".to_owned());
+        record.lost = Some("the lease expired".to_owned());
         records.write(&record).await.unwrap();
         fs::write(folder.path().join("b@net@eth0.json"), "{").unwrap();
         assert_eq!(records.read(&owner("a")).unwrap(), Some(record.clone()));
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_id_is_the_reference_plugins() {
+    fn a_client_id_equals_that_of_the_reference_plugin() {
         assert_eq!(owner("a").client_id(), b"\0a/net/eth0");
         assert_eq!(owner(&"a".repeat(300)).client_id().len(), 255);
     }

@@ -1,6 +1,6 @@
-//! The client against real servers in namespaces of the test: a lease is taken, made longer, kept over a restart, lost when
-//! its server refuses or nobody makes it longer, and given back. Debian's dnsmasq has all options, and lends for two
-//! minutes at least; busybox' udhcpd has few, and lends for seconds.
+//! Tests of the client with real servers in network namespaces: a lease is acquired, renewed, resumed after a restart,
+//! lost when its server refuses or no server renews it, and released. Debian's dnsmasq supports all options and grants
+//! leases of two minutes or more; busybox' udhcpd supports few options and grants leases of seconds.
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -15,7 +15,7 @@ mod net;
 
 use net::Namespace;
 
-/// How long things may take on a busy machine.
+/// The time limit of a step on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server with a link to a pod.
@@ -50,7 +50,7 @@ impl Network {
 
     fn dnsmasq(&mut self, more: &[&str]) {
         let leases = format!("--dhcp-leasefile={}", self.file("leases").display());
-        let usual = [
+        let default = [
             "--keep-in-foreground",
             "--log-facility=-",
             "--log-dhcp",
@@ -65,10 +65,10 @@ impl Network {
             "--dhcp-range=10.5.0.100,10.5.0.110,255.255.255.0,2m",
             &leases,
         ];
-        self.serve("dnsmasq", &[&usual[..], more].concat());
+        self.serve("dnsmasq", &[&default[..], more].concat());
     }
 
-    /// Lends the pod one address, for so many seconds.
+    /// Serves one address, for leases of this many seconds.
     fn udhcpd(&mut self, seconds: u32) {
         let config = format!(
             "start 10.5.0.100\nend 10.5.0.110\ninterface srv0\nmin_lease 1\noption lease {seconds}\n\
@@ -84,7 +84,7 @@ impl Network {
 
     fn stop_server(&mut self) {
         if let Some(mut server) = self.server.take() {
-            // `nsenter` has become dnsmasq.
+            // `nsenter` has executed dnsmasq in its place.
             server.kill().unwrap();
             server.wait().unwrap();
         }
@@ -94,14 +94,14 @@ impl Network {
         fs::read_to_string(self.file("log")).unwrap_or_default()
     }
 
-    /// Waits until the server has said something so often.
-    async fn says(&self, words: &str, times: usize) {
-        self.until(words, || self.log().matches(words).count() >= times).await;
+    /// Waits until the server's log contains a text this many times.
+    async fn wait_for_log(&self, text: &str, times: usize) {
+        self.until(text, || self.log().matches(text).count() >= times).await;
     }
 
-    async fn until(&self, what: &str, is: impl Fn() -> bool) {
+    async fn until(&self, what: &str, condition: impl Fn() -> bool) {
         let until = Instant::now() + PATIENCE;
-        while !is() {
+        while !condition() {
             assert!(Instant::now() < until, "waited for {what:?}: {}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -139,7 +139,7 @@ fn owner() -> Owner {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_is_what_the_server_has_for_the_pod() {
+async fn a_lease_contains_what_the_server_offers_the_pod() {
     let mut network = Network::new();
     network.dnsmasq(&[
         "--dhcp-option=option:router,10.5.0.1",
@@ -167,7 +167,7 @@ async fn a_lease_is_what_the_server_has_for_the_pod() {
     let via = |last: u8| Some([10, 5, 0, last].into());
     assert_eq!(routes, [("0.0.0.0/0".to_owned(), via(1)), ("192.0.2.0/24".to_owned(), via(9))]);
     assert!(lease.routes.iter().all(|route| route.priority == 7), "{lease:?}");
-    // What the server has heard: names that the pod provides, the client's id, what it has asked for.
+    // The server received the pod's names, the client's id and the requested options.
     let leases = fs::read_to_string(network.file("leases")).unwrap();
     let id: String = owner().client_id().iter().map(|byte| format!("{byte:02x}:")).collect();
     assert!(leases.contains("web-0") && leases.contains(id.trim_end_matches(':')), "{leases}");
@@ -177,46 +177,46 @@ async fn a_lease_is_what_the_server_has_for_the_pod() {
         network.log()
     );
     assert_eq!(dhcp.check(&owner()).unwrap(), lease);
-    // Again is the same, without a word to the server.
+    // A second call returns the same lease without a message to the server.
     let discovers = network.log().matches("DHCPDISCOVER(").count();
     use std::os::fd::AsFd as _;
     let again = dhcp.acquire(&owner(), network.netns().as_fd(), &ipam, &BTreeMap::new()).await.unwrap();
     assert_eq!((again, network.log().matches("DHCPDISCOVER(").count()), (lease, discovers));
 
     dhcp.release(&owner(), Some(network.netns().as_fd())).await.unwrap();
-    network.says("DHCPRELEASE(", 1).await;
+    network.wait_for_log("DHCPRELEASE(", 1).await;
     network
         .until("no lease", || !fs::read_to_string(network.file("leases")).unwrap().contains("web-0"))
         .await;
     assert!(dhcp.check(&owner()).unwrap_err().to_string().contains("has no DHCP lease"));
-    assert_eq!(fs::read_dir(network.file("state")).unwrap().count(), 0, "nothing is left of a lease");
+    assert_eq!(fs::read_dir(network.file("state")).unwrap().count(), 0, "no record is left of a lease");
     dhcp.release(&owner(), None).await.unwrap();
 }
 
-/// Every address that it gives is udhcpd's own words for it: it does not say which request it was.
+/// udhcpd logs this for each ACK, without naming the request.
 const GIVEN: &str = "sending ACK";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_is_made_longer_and_goes_on_after_a_restart() {
+async fn a_lease_is_renewed_and_resumes_after_a_restart() {
     let mut network = Network::new();
     network.udhcpd(10);
     let dhcp = network.dhcp();
     network.acquire(&dhcp, &json!({})).await.unwrap();
-    // The first has given it; another has made it longer, at half of its time.
-    network.says(GIVEN, 2).await;
+    // The first ACK granted the lease; the second renewed it after half of its time.
+    network.wait_for_log(GIVEN, 2).await;
     assert_eq!(network.log().matches("sending OFFER").count(), 1, "{}", network.log());
     drop(dhcp);
     let before = network.log().matches(GIVEN).count();
     let dhcp = network.dhcp();
     assert_eq!(dhcp.resume(|_| None), []);
     assert_eq!(dhcp.resume(|_| Some(network.netns())), [owner()]);
-    network.says(GIVEN, before + 1).await;
+    network.wait_for_log(GIVEN, before + 1).await;
     assert_eq!(network.log().matches("sending OFFER").count(), 1, "{}", network.log());
     assert!(network.is_up() && dhcp.check(&owner()).is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_nobody_makes_longer_ends() {
+async fn a_lease_that_is_not_renewed_expires() {
     let mut network = Network::new();
     network.udhcpd(4);
     let dhcp = network.dhcp();
@@ -225,11 +225,11 @@ async fn a_lease_that_nobody_makes_longer_ends() {
     assert!(network.is_up());
     network.until("the interface to go down", || !network.is_up()).await;
     network.until("the end", || dhcp.check(&owner()).is_err()).await;
-    assert!(dhcp.check(&owner()).unwrap_err().to_string().contains("ended"));
+    assert!(dhcp.check(&owner()).unwrap_err().to_string().contains("expired"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_ended_without_a_daemon_is_asked_for_once_more() {
+async fn a_lease_that_expired_without_a_daemon_is_requested_once_more() {
     let mut network = Network::new();
     network.udhcpd(4);
     let dhcp = network.dhcp();
@@ -243,7 +243,7 @@ async fn a_lease_that_ended_without_a_daemon_is_asked_for_once_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_server_may_make_a_lease_longer() {
+async fn another_server_may_renew_a_lease() {
     let mut network = Network::new();
     network.udhcpd(10);
     let dhcp = network.dhcp();
@@ -252,8 +252,8 @@ async fn another_server_may_make_a_lease_longer() {
     network.host.sh("ip addr flush dev srv0; ip addr add 10.5.0.2/24 dev srv0");
     fs::write(network.file("log"), "").unwrap();
     network.udhcpd(60);
-    // The old one is asked at T1, and is not there; all are asked at T2.
-    network.says(GIVEN, 1).await;
+    // The old server receives the request at T1 and does not answer; all servers receive the one at T2.
+    network.wait_for_log(GIVEN, 1).await;
     network
         .until("the new server", || {
             dhcp.records.read(&owner()).unwrap().unwrap().lease.server.octets()[3] == 2
@@ -264,14 +264,14 @@ async fn another_server_may_make_a_lease_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_is_refused_is_used_no_more() {
+async fn a_refused_address_is_no_longer_used() {
     use std::os::fd::AsFd as _;
     let mut network = Network::new();
     network.udhcpd(10);
     let dhcp = network.dhcp();
     network.acquire(&dhcp, &json!({})).await.unwrap();
     network.stop_server();
-    // Another has its place, with another opinion.
+    // A server that refuses takes its place.
     let host: OwnedFd = fs::File::open(network.host.path()).unwrap().into();
     let socket = netns::within(host.as_fd(), || {
         let socket = std::net::UdpSocket::bind("10.5.0.1:67").doing("serve")?;
@@ -287,24 +287,24 @@ async fn an_address_that_is_refused_is_used_no_more() {
         (from.ip().to_string(), request.client.to_string()),
         ("10.5.0.100".to_owned(), "10.5.0.100".to_owned())
     );
-    let mut no = message::Message::of_client(message::Kind::Nak, request.transaction, request.hardware);
-    no.from = message::Sender::Server;
-    no.options.insert(message::option::ERROR, b"taken\nby another".to_vec());
-    socket.send_to(&no.to_bytes(), from).await.unwrap();
+    let mut nak = message::Message::of_client(message::Kind::Nak, request.transaction, request.hardware);
+    nak.from = message::Sender::Server;
+    nak.options.insert(message::option::ERROR, b"taken\nby another".to_vec());
+    socket.send_to(&nak.to_bytes(), from).await.unwrap();
     network.until("the interface to go down", || !network.is_up()).await;
     let why = dhcp.check(&owner()).unwrap_err().to_string();
     assert!(why.contains("has lost its DHCP lease") && why.contains("refused: taken\\nby another"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_question_is_asked_again() {
+async fn a_lost_message_is_sent_again() {
     let mut network = Network::new();
     network.udhcpd(60);
     network.host.sh("ip link set srv0 down");
     let (dhcp, ipam) = (network.dhcp(), json!({}));
     let links = || network.pod.sh("ip -o link show eth0");
     let (lease, ()) = tokio::join!(network.acquire(&dhcp, &ipam), async {
-        // The first message is gone.
+        // The first message is lost.
         network.until("the interface to be brought up", || links().contains(",UP")).await;
         network.host.sh("ip link set srv0 up");
     });

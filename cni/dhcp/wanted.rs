@@ -1,5 +1,5 @@
-//! What a network's configuration says of DHCP: the keys of the reference plugin's `ipam` section, compiled to options of
-//! the messages.
+//! The DHCP options of a network's configuration: the keys of the reference plugin's `ipam` section, compiled to
+//! message options.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,18 @@ use super::message::option;
 
 /// The options of the messages to servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    /// What the client tells of itself.
+pub(crate) struct RequestOptions {
+    /// The options that the client sends.
     pub(crate) provided: BTreeMap<u8, Vec<u8>>,
-    /// What the servers are asked for, in order.
+    /// The options that the client requests, in order.
     pub(crate) requested: Vec<u8>,
-    /// The metric of routes; 0 is the kernel's own.
+    /// The metric of routes; 0 is the kernel's default.
     pub(crate) priority: u32,
 }
 
-/// What is asked for where the configuration does not say `skipDefault`: classless routes before the router (RFC 3442).
-const USUAL: [u8; 7] = [
+/// The requested options unless the configuration sets `skipDefault`. Classless routes come before the router (RFC
+/// 3442).
+const DEFAULT: [u8; 7] = [
     option::SUBNET_MASK,
     option::CLASSLESS_ROUTE,
     option::ROUTER,
@@ -57,18 +58,18 @@ struct Request {
     option: String,
 }
 
-impl Wanted {
-    /// Of an `ipam` section and the values of `CNI_ARGS`.
+impl RequestOptions {
+    /// Compiles an `ipam` section and the values of `CNI_ARGS`.
     ///
     /// # Errors
-    /// A key that is not as it should be, by its name.
+    /// A key is invalid. The error names it.
     pub(crate) fn compile(ipam: &Value, arguments: &BTreeMap<String, String>) -> Result<Self, String> {
         let keys = Keys::deserialize(ipam).map_err(|error| format!("ipam: {error}"))?;
         let mut provided = BTreeMap::new();
         for provide in keys.provide {
             let number = number(&provide.option).map_err(|why| format!("ipam.provide: {why}"))?;
             let argument = arguments.get(&provide.from_argument).map(String::as_str);
-            // What the runtime says goes before what the network says.
+            // The runtime's value overrides that of the configuration.
             let value = argument.or(Some(&provide.value)).filter(|value| !value.is_empty());
             let Some(value) = value else { continue };
             if value.len() > 255 {
@@ -87,7 +88,7 @@ impl Wanted {
         };
         let skip = keys.request.iter().any(|request| request.skip_default);
         if !skip {
-            USUAL.into_iter().for_each(&mut add);
+            DEFAULT.into_iter().for_each(&mut add);
         }
         for request in keys.request.iter().filter(|request| !request.option.is_empty()) {
             add(number(&request.option).map_err(|why| format!("ipam.request: {why}"))?);
@@ -96,7 +97,7 @@ impl Wanted {
     }
 }
 
-/// Options of these names (dhcp-options(5)), and any by its number.
+/// Returns the code of an option: one of these names (dhcp-options(5)), or a number.
 fn number(name: &str) -> Result<u8, String> {
     Ok(match name {
         "dhcp-client-identifier" => option::CLIENT,
@@ -106,9 +107,9 @@ fn number(name: &str) -> Result<u8, String> {
         "user-class" => option::USER_CLASS,
         "vendor-class-identifier" => option::VENDOR_CLASS,
         number => match number.parse() {
-            // The pad and the end are none.
+            // The pad and the end are not options.
             Ok(number @ 1..=254) => number,
-            _ => return Err(format!("{number:?} is no option of DHCP that berth knows")),
+            _ => return Err(format!("unknown DHCP option {number:?}")),
         },
     })
 }
@@ -119,23 +120,23 @@ mod tests {
 
     use super::*;
 
-    fn compile(ipam: Value) -> Result<Wanted, String> {
+    fn compile(ipam: Value) -> Result<RequestOptions, String> {
         let arguments = BTreeMap::from([("K8S_POD_NAME".to_owned(), "web-0".to_owned())]);
-        Wanted::compile(&ipam, &arguments)
+        RequestOptions::compile(&ipam, &arguments)
     }
 
     #[test]
-    fn the_keys_of_the_reference_plugin_are_followed() {
-        let wanted =
+    fn the_keys_of_the_reference_plugin_are_supported() {
+        let options =
             compile(json!({ "type": "dhcp", "daemonSocketPath": "/run/cni/dhcp.sock", "priority": 50,
             "request": [{ "skipDefault": false }, { "option": "42" }],
             "provide": [{ "option": "host-name", "value": "other", "fromArg": "K8S_POD_NAME" },
                         { "option": "12", "fromArg": "NOT_THERE" },
                         { "option": "vendor-class-identifier", "value": "berth" }] }));
-        let wanted = wanted.unwrap();
-        assert_eq!(wanted.provided, BTreeMap::from([(12, b"web-0".to_vec()), (60, b"berth".to_vec())]));
-        assert_eq!(wanted.requested, [1, 121, 3, 33, 6, 15, 26, 42]);
-        assert_eq!(wanted.priority, 50);
+        let options = options.unwrap();
+        assert_eq!(options.provided, BTreeMap::from([(12, b"web-0".to_vec()), (60, b"berth".to_vec())]));
+        assert_eq!(options.requested, [1, 121, 3, 33, 6, 15, 26, 42]);
+        assert_eq!(options.priority, 50);
         let only = compile(
             json!({ "request": [{ "skipDefault": true }, { "option": "routers" }, { "option": "subnet-mask" }] }),
         );
@@ -144,14 +145,16 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_told_by_name() {
-        let refused = |ipam: Value| compile(ipam).unwrap_err();
-        assert!(refused(json!({ "provide": [{ "option": "hostname", "value": "x" }] })).contains("hostname"));
-        assert!(refused(json!({ "request": [{ "option": "255" }] })).contains("255"));
+    fn errors_name_the_invalid_key() {
+        let error_of = |ipam: Value| compile(ipam).unwrap_err();
         assert!(
-            refused(json!({ "provide": [{ "option": "12", "value": "x".repeat(256) }] }))
+            error_of(json!({ "provide": [{ "option": "hostname", "value": "x" }] })).contains("hostname")
+        );
+        assert!(error_of(json!({ "request": [{ "option": "255" }] })).contains("255"));
+        assert!(
+            error_of(json!({ "provide": [{ "option": "12", "value": "x".repeat(256) }] }))
                 .contains("255 bytes")
         );
-        assert!(refused(json!({ "provide": 5 })).starts_with("ipam: "));
+        assert!(error_of(json!({ "provide": 5 })).starts_with("ipam: "));
     }
 }

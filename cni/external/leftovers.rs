@@ -1,5 +1,6 @@
-//! Plugins that a daemon has left running when it was killed in the middle of a call. They end before anything else is done
-//! for their attachments: no two calls for one are ever made at once (CNI specification, "Lifecycle & Ordering").
+//! Plugins that were left running when a daemon was killed during a call. They are killed before anything else is done
+//! for their attachments: two calls for one attachment must never run concurrently (CNI specification, "Lifecycle &
+//! Ordering").
 
 use std::fs;
 use std::io;
@@ -15,18 +16,18 @@ use crate::{Context, Result};
 /// How long killed plugins may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether they have.
-const LOOK: Duration = Duration::from_millis(5);
+/// The polling interval.
+const POLL: Duration = Duration::from_millis(5);
 
-/// Ends the process groups of plugins that were started for attachments in this folder.
+/// Kills the process groups of plugins that were started by the daemon of this state folder.
 ///
 /// # Errors
-/// The processes of this host cannot be listed, so that plugins among them would be missed.
+/// The processes of this host cannot be listed: plugins could be missed.
 pub(crate) fn end_leftovers(state_dir: &Path) -> Result<()> {
-    let groups =
-        groups_of(&format!("{OWNER}={}", state_dir.display())).doing("look for network plugins in /proc")?;
+    let groups = groups_of(&format!("{OWNER}={}", state_dir.display()))
+        .doing("search for network plugins in /proc")?;
     for group in &groups {
-        tracing::warn!(group = group.as_raw_nonzero().get(), "a network plugin of a former daemon is ended");
+        tracing::warn!(group = group.as_raw_nonzero().get(), "killing a network plugin of a previous daemon");
         if let Err(error) = kill_process_group(*group, Signal::KILL) {
             tracing::debug!(%error, "failed to kill a network plugin");
         }
@@ -35,17 +36,17 @@ pub(crate) fn end_leftovers(state_dir: &Path) -> Result<()> {
     for group in &groups {
         while test_kill_process_group(*group).is_ok() {
             if Instant::now() > until {
-                tracing::error!(group = group.as_raw_nonzero().get(), "a network plugin does not end");
+                tracing::error!(group = group.as_raw_nonzero().get(), "network plugin did not end");
                 break;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
     }
     Ok(())
 }
 
-/// The groups whose leaders have this variable in their environment (proc_pid_environ(5)), in a session of somebody else.
-/// What a plugin has put into the background on purpose has another leader, or none.
+/// Returns the groups whose leaders have this variable in their environment (proc_pid_environ(5)) and do not lead a
+/// session. A process that a plugin has deliberately put into the background has another leader, or none.
 fn groups_of(variable: &str) -> io::Result<Vec<Pid>> {
     let mut groups = Vec::new();
     let entries = fs::read_dir("/proc")?.flatten();
@@ -53,12 +54,12 @@ fn groups_of(variable: &str) -> io::Result<Vec<Pid>> {
     for pid in pids.filter_map(Pid::from_raw) {
         let environment = match fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) {
             Ok(environment) => environment,
-            // Without a descriptor nothing can be said of it.
+            // Without descriptors, the result would be incomplete.
             Err(error) if lacks_descriptors(&error) => return Err(error),
-            // It has ended, or is one of the kernel.
+            // The process has ended, or is a kernel thread.
             Err(_) => continue,
         };
-        let is_ours = environment.split(|byte| *byte == 0).any(|found| found == variable.as_bytes());
+        let is_ours = environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes());
         // Not with rustix: its getpgid and getsid panic for 0, the number of a group or session whose leader is outside
         // of this pid namespace (pid_namespaces(7)).
         let number = unistd::Pid::from_raw(pid.as_raw_nonzero().get());
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_plugins_of_this_folder_end() {
+    fn only_the_plugins_of_this_folder_are_killed() {
         let start = |folder: &str| {
             let mut command = Command::new("sleep");
             command.arg("1000").env(OWNER, folder).process_group(0).spawn().unwrap()
@@ -94,11 +95,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let other = format!("{}x", folder.path().display());
         let (mut ours, mut others) = (start(&folder.path().display().to_string()), start(&other));
-        // Whoever has started it has to wait for it: here that is this test.
+        // The parent must wait for the process: in this case the test.
         let waiting = std::thread::spawn(move || ours.wait().unwrap());
         end_leftovers(folder.path()).unwrap();
         assert!(!waiting.join().unwrap().success());
-        assert!(others.try_wait().unwrap().is_none(), "that of another daemon goes on");
+        assert!(others.try_wait().unwrap().is_none(), "the plugin of another daemon keeps running");
         others.kill().unwrap();
         others.wait().unwrap();
     }

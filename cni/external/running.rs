@@ -1,4 +1,4 @@
-//! A running plugin. It has its own process group, which is killed if the call fails or is given up.
+//! A running plugin. It has its own process group, which is killed if the call fails or is cancelled.
 
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -7,27 +7,27 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-/// The longest result that is accepted. Those of the reference plugins have some hundred bytes.
-const LONGEST: usize = 1 << 20;
+/// The longest accepted result. Results of the reference plugins have some hundred bytes.
+const MAX_OUTPUT: usize = 1 << 20;
 
-/// How much is kept of what a plugin prints beside its result.
-pub(super) const LONGEST_WORDS: usize = 4 << 10;
+/// How many bytes of a plugin's standard error are kept.
+pub(super) const MAX_MESSAGE: usize = 4 << 10;
 
-/// How long output is waited for after the plugin has ended: what it has left running may hold its streams open.
+/// How long output is read after the plugin has ended: a process that it left running may hold the streams open.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// How long a killed plugin may take to end.
 const AFTER_KILL: Duration = Duration::from_secs(5);
 
-/// A plugin. Dropped before its end, its group is killed.
+/// A running plugin. Its group is killed if it is dropped before its end.
 #[derive(Debug)]
 pub(super) struct Running {
     child: Child,
-    /// None once it has ended by itself.
+    /// `None` once the plugin has succeeded.
     group: Option<Pid>,
 }
 
-/// What a plugin has said, and how it ended.
+/// The output and the exit status of a plugin.
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) status: ExitStatus,
@@ -45,13 +45,13 @@ impl Running {
         Ok(Self { child, group })
     }
 
-    /// Gives it its input and waits for its end. One that takes longer, or prints too much, is killed with all that it has
-    /// started, and has ended when this answers.
+    /// Writes the input and waits for the end of the plugin. If the plugin takes too long or prints too much, it is
+    /// killed with all of its children. It has ended when this function returns.
     pub(super) async fn output(mut self, input: String, patience: Duration) -> Result<Output, String> {
-        let answered = tokio::time::timeout(patience, self.talk(input)).await;
-        let why = match answered {
+        let result = tokio::time::timeout(patience, self.communicate(input)).await;
+        let why = match result {
             Ok(Ok(output)) => {
-                // What a successful plugin leaves in the background on purpose goes on.
+                // Processes that a successful plugin has put into the background keep running.
                 if output.status.success() {
                     self.group = None;
                 }
@@ -63,11 +63,11 @@ impl Running {
         self.kill();
         match tokio::time::timeout(AFTER_KILL, self.child.wait()).await {
             Ok(_) => Err(why),
-            Err(_) => Err(format!("{why}, and does not end when it is killed")),
+            Err(_) => Err(format!("{why}, and did not end after it was killed")),
         }
     }
 
-    async fn talk(&mut self, input: String) -> Result<Output, String> {
+    async fn communicate(&mut self, input: String) -> Result<Output, String> {
         let failed = |error: std::io::Error| error.to_string();
         let (stdin, stdout, stderr) =
             (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
@@ -75,26 +75,26 @@ impl Running {
         let status = {
             let write = async {
                 if let Some(mut stdin) = stdin {
-                    // A plugin that does not read its input says why in its answer.
+                    // A plugin that does not read its input reports the reason in its output.
                     drop(stdin.write_all(input.as_bytes()).await);
                 }
             };
             let read = async {
                 tokio::try_join!(
-                    read(stdout, &mut out, LONGEST, true),
-                    read(stderr, &mut err, LONGEST_WORDS, false)
+                    read(stdout, &mut out, MAX_OUTPUT, true),
+                    read(stderr, &mut err, MAX_MESSAGE, false)
                 )
             };
-            let talk = async { tokio::join!(write, read).1 };
-            tokio::pin!(talk);
+            let streams = async { tokio::join!(write, read).1 };
+            tokio::pin!(streams);
             tokio::select! {
-                talked = &mut talk => {
-                    talked?;
+                result = &mut streams => {
+                    result?;
                     self.child.wait().await.map_err(failed)?
                 }
                 status = self.child.wait() => {
-                    if let Ok(talked) = tokio::time::timeout(DRAIN, &mut talk).await {
-                        talked?;
+                    if let Ok(result) = tokio::time::timeout(DRAIN, &mut streams).await {
+                        result?;
                     }
                     status.map_err(failed)?
                 }
@@ -105,7 +105,7 @@ impl Running {
 
     fn kill(&mut self) {
         if let Some(group) = self.group.take() {
-            // It may have ended meanwhile.
+            // The group may have ended meanwhile.
             let _gone = kill_process_group(group, Signal::KILL);
         }
     }
@@ -117,11 +117,11 @@ impl Drop for Running {
     }
 }
 
-/// Reads to the end and keeps at most so many bytes. More than that is an error where the `whole` output is needed.
+/// Reads to the end and keeps at most `limit` bytes. If the `whole` output is required, more than that is an error.
 async fn read(
     stream: Option<impl AsyncRead + Unpin>,
     kept: &mut Vec<u8>,
-    most: usize,
+    limit: usize,
     whole: bool,
 ) -> Result<(), String> {
     let Some(mut stream) = stream else { return Ok(()) };
@@ -131,9 +131,9 @@ async fn read(
         if length == 0 {
             return Ok(());
         }
-        let room = most.saturating_sub(kept.len());
+        let room = limit.saturating_sub(kept.len());
         if length > room && whole {
-            return Err(format!("output exceeds {} KiB", most >> 10));
+            return Err(format!("output exceeds {} KiB", limit >> 10));
         }
         kept.extend_from_slice(buffer.get(..length.min(room)).unwrap_or_default());
     }
@@ -152,23 +152,23 @@ mod tests {
     const LONG: Duration = Duration::from_secs(120);
 
     #[tokio::test]
-    async fn what_a_plugin_leaves_in_the_background_is_not_waited_for() {
+    async fn background_processes_of_a_plugin_do_not_delay_the_call() {
         let output = shell("cat; sleep 1000 & exit 3").output("in".to_owned(), LONG).await.unwrap();
         assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"in"[..]));
         drop(std::process::Command::new("true").status());
     }
 
     #[tokio::test]
-    async fn what_takes_too_long_or_prints_too_much_ends_with_all_that_it_has_started() {
+    async fn a_plugin_that_exceeds_a_limit_is_killed_with_its_children() {
         let script = "trap '' TERM; sleep 1000 & echo $!; wait; sleep 1000";
         let running = shell(script);
         let group = running.group.unwrap();
         let error = running.output(String::new(), Duration::from_millis(500)).await.unwrap_err();
         assert!(error.contains("did not end"), "{error}");
-        // The group is gone as soon as init has taken the orphan.
+        // The group is gone once init has reaped the orphan.
         let until = std::time::Instant::now() + LONG;
         while rustix::process::test_kill_process_group(group).is_ok() {
-            assert!(std::time::Instant::now() < until, "something of the group lives");
+            assert!(std::time::Instant::now() < until, "a process of the group is still alive");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let error = shell("exec cat /dev/zero").output(String::new(), LONG).await.unwrap_err();
@@ -176,13 +176,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_is_given_up_leaves_nothing() {
+    async fn a_cancelled_call_leaves_no_process() {
         let running = shell("sleep 1000 & wait");
         let group = running.group.unwrap();
         drop(running);
         let until = std::time::Instant::now() + LONG;
         while rustix::process::test_kill_process_group(group).is_ok() {
-            assert!(std::time::Instant::now() < until, "something of the group lives");
+            assert!(std::time::Instant::now() < until, "a process of the group is still alive");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

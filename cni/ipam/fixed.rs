@@ -1,4 +1,4 @@
-//! `static`: the addresses that the configuration or the runtime names.
+//! The IPAM plugin `static`: addresses from the configuration or the runtime.
 
 use std::net::IpAddr;
 
@@ -27,30 +27,30 @@ struct Address {
 }
 
 impl Fixed {
-    /// Reads and checks the keys. `dynamic`: a runtime may bring addresses, so that none need be there.
+    /// Parses and checks the keys. If `dynamic`, a runtime may pass addresses: none are required.
     pub(super) fn compile(ipam: &Value, dynamic: bool) -> std::result::Result<Self, String> {
         let keys: Self = super::keys(ipam)?;
         for (place, address) in keys.addresses.iter().enumerate() {
-            // A length may be missing where a gateway is not.
+            // The address must have a prefix length; the gateway is optional.
             if address.address.parse::<IpNet>().is_err() {
-                return Err(format!("addresses[{place}].address: {:?} is no subnet", address.address));
+                return Err(format!("addresses[{place}].address: invalid subnet {:?}", address.address));
             }
         }
         if keys.addresses.is_empty() && !dynamic {
-            // CNI_ARGS can bring them, too.
-            tracing::debug!("static: there are no addresses in the configuration");
+            // CNI_ARGS can contain addresses, too.
+            tracing::debug!("static: no addresses in the configuration");
         }
         Ok(keys)
     }
 
     fn ips(&self, call: &Call<'_>, config: &Value) -> Result<Vec<Ip>> {
-        let asked = requested(call, config)?;
-        if asked.is_empty() {
-            let known = self.addresses.iter().filter_map(|address| {
+        let addresses = requested(call, config)?;
+        if addresses.is_empty() {
+            let configured = self.addresses.iter().filter_map(|address| {
                 let net = address.address.parse().ok()?;
                 Some(Ip { address: net, gateway: address.gateway, interface: None })
             });
-            return Ok(known.collect());
+            return Ok(configured.collect());
         }
         let gateways: Vec<IpAddr> = call
             .args
@@ -59,11 +59,11 @@ impl Fixed {
             .flat_map(|list| list.split(','))
             .filter_map(|gateway| gateway.trim().parse().ok())
             .collect();
-        asked
+        addresses
             .into_iter()
             .map(|(address, length)| {
                 let length = length.ok_or_else(|| {
-                    Error::Invalid(format!("static: {address} has no length of its subnet"))
+                    Error::Invalid(format!("static: address {address} has no prefix length"))
                 })?;
                 let address =
                     IpNet::new(address, length).map_err(|error| Error::Invalid(error.to_string()))?;
@@ -80,7 +80,7 @@ impl Fixed {
 
     pub(super) fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         for ip in self.ips(call, config)? {
-            if !previous.ips.iter().any(|known| known.address == ip.address) {
+            if !previous.ips.iter().any(|recorded| recorded.address == ip.address) {
                 return Err(Error::Invalid(format!("static: {} is not in the result", ip.address)));
             }
         }

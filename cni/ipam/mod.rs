@@ -1,10 +1,10 @@
-//! Where the addresses of a pod come from: the delegated part of the plugins that make interfaces (CNI specification,
-//! "Section 4: Plugin Delegation").
+//! IPAM: the addresses of a pod. Plugins that create interfaces delegate to it (CNI specification, "Section 4: Plugin
+//! Delegation").
 //!
-//! * [`host_local`]: ranges of this host, in the reference plugin's files
-//! * `dhcp` is [`crate::dhcp`]'s
-//! * [`fixed`]: those that the configuration or the runtime names (`static`)
-//! * any other is run as a program
+//! * [`host_local`]: ranges of this host, in the reference plugin's file format
+//! * `dhcp`: see [`crate::dhcp`]
+//! * [`fixed`]: addresses from the configuration or the runtime (`static`)
+//! * any other type runs as a program
 
 pub(crate) mod fixed;
 pub(crate) mod host_local;
@@ -30,8 +30,8 @@ use crate::{Context, Error, Result};
 use fixed::Fixed;
 use host_local::HostLocal;
 
-/// Addresses for the pod's interface. Where they are asked for by that, it is brought up before.
-pub(crate) async fn take(
+/// Allocates the addresses of the pod's interface. If the IPAM plugin needs the link, it is brought up before.
+pub(crate) async fn allocate(
     ipam: Option<&Ipam>,
     call: &Call<'_>,
     config: &Value,
@@ -45,18 +45,18 @@ pub(crate) async fn take(
     ipam.add(call, config).await
 }
 
-/// Gives back what [`take`] has taken; without any there is nothing to give.
-pub(crate) async fn give_back(ipam: Option<&Ipam>, call: &Call<'_>, config: &Value) -> Result<()> {
+/// Releases the addresses of [`allocate`]. Does nothing without an IPAM plugin.
+pub(crate) async fn release(ipam: Option<&Ipam>, call: &Call<'_>, config: &Value) -> Result<()> {
     match ipam {
         Some(ipam) => ipam.del(call, config).await,
         None => Ok(()),
     }
 }
 
-/// The types that are built in.
+/// The built-in IPAM plugins.
 pub const BUILT_IN_IPAM: [&str; 3] = ["dhcp", "host-local", "static"];
 
-/// How addresses are found.
+/// An IPAM plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ipam {
     /// `host-local`.
@@ -65,34 +65,36 @@ pub(crate) enum Ipam {
     Static(Fixed),
     /// `dhcp`.
     Dhcp,
-    /// A program.
+    /// A plugin program.
     External(Program),
 }
 
 impl Ipam {
-    /// Of a plugin's configuration; none where the plugin is to give no addresses.
+    /// Compiles the `ipam` section of a plugin's configuration. Returns `None` if the plugin does not assign addresses.
     pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Option<Self>, String> {
         let Some(ipam) = config.get("ipam").filter(|ipam| !ipam.is_null()) else { return Ok(None) };
         let kind = ipam.get("type").and_then(Value::as_str).unwrap_or_default();
-        let can = |name: &str| config.pointer(&format!("/capabilities/{name}")) == Some(&Value::Bool(true));
+        let has_capability =
+            |name: &str| config.pointer(&format!("/capabilities/{name}")) == Some(&Value::Bool(true));
         let built_in = !search.external.iter().any(|external| external == kind);
-        let named = |why: String| format!("ipam.{why}");
+        let with_key = |why: String| format!("ipam.{why}");
         match kind {
             "" => Ok(None),
-            "host-local" if built_in => {
-                HostLocal::compile(ipam, can("ipRanges")).map(Self::HostLocal).map(Some).map_err(named)
-            }
+            "host-local" if built_in => HostLocal::compile(ipam, has_capability("ipRanges"))
+                .map(Self::HostLocal)
+                .map(Some)
+                .map_err(with_key),
             "static" if built_in => {
-                Fixed::compile(ipam, can("ips")).map(Self::Static).map(Some).map_err(named)
+                Fixed::compile(ipam, has_capability("ips")).map(Self::Static).map(Some).map_err(with_key)
             }
             "dhcp" if built_in && search.daemon => {
-                crate::dhcp::check(ipam).map(|()| Some(Self::Dhcp)).map_err(named)
+                crate::dhcp::check(ipam).map(|()| Some(Self::Dhcp)).map_err(with_key)
             }
-            kind => find(kind, search).map(Self::External).map(Some).map_err(named),
+            kind => find(kind, search).map(Self::External).map(Some).map_err(with_key),
         }
     }
 
-    /// See [`Ipam::compile`]: what a runtime may bring is there already, or is never.
+    /// Like [`Ipam::compile`], for a program: values that a runtime passes are already in the configuration.
     pub(crate) fn compile_for_program(
         config: &Value,
         search: &Search,
@@ -104,7 +106,7 @@ impl Ipam {
         Self::compile(&config, search)
     }
 
-    /// Whether it asks somebody on the link, which must be up for that.
+    /// Whether the plugin sends messages on the link, which must be up for that.
     pub(crate) fn needs_link(&self) -> bool {
         match self {
             Self::External(program) => program.kind == "dhcp",
@@ -113,7 +115,7 @@ impl Ipam {
         }
     }
 
-    /// Takes addresses.
+    /// Allocates addresses.
     pub(crate) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
         let result = match self {
             Self::HostLocal(ipam) => ipam.add(call, config).await?,
@@ -125,28 +127,28 @@ impl Ipam {
             }
         };
         match result.ips.is_empty() {
-            true => Err(Error::Invalid("there is no address in the answer of IPAM".to_owned())),
+            true => Err(Error::Invalid("the IPAM result contains no address".to_owned())),
             false => Ok(result),
         }
     }
 
-    /// Gives them back; those that are not there are given back already.
+    /// Releases addresses, if there are any.
     pub(crate) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
         match self {
             Self::HostLocal(ipam) => ipam.del(call).await,
             Self::Static(_) => Ok(()),
-            Self::Dhcp => clients(call)?.release(&tenant(call), call.netns).await,
+            Self::Dhcp => dhcp_client(call)?.release(&lease_owner(call), call.netns).await,
             Self::External(program) => program.run(call, "DEL", config, None).await.map(drop),
         }
     }
 
-    /// Whether they are still taken.
+    /// Checks that the addresses are still allocated.
     pub(crate) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         match self {
             Self::HostLocal(ipam) => ipam.check(call).await,
             Self::Static(ipam) => ipam.check(call, config, previous),
             Self::Dhcp => {
-                let lease = clients(call)?.check(&tenant(call))?;
+                let lease = dhcp_client(call)?.check(&lease_owner(call))?;
                 match previous.ips.iter().any(|ip| ip.address == IpNet::V4(lease.address)) {
                     true => Ok(()),
                     false => Err(Error::Invalid(format!("dhcp: {} is not in the result", lease.address))),
@@ -158,7 +160,7 @@ impl Ipam {
         }
     }
 
-    /// The subnets of the addresses, as far as the configuration says them.
+    /// The subnets of the addresses that the configuration specifies.
     pub(crate) fn subnets(&self) -> Vec<IpNet> {
         match self {
             Self::HostLocal(ipam) => ipam.ranges.iter().flatten().map(|range| range.subnet).collect(),
@@ -166,12 +168,12 @@ impl Ipam {
         }
     }
 
-    /// Whether it is a program.
+    /// Whether the plugin is a program.
     pub(crate) fn is_external(&self) -> bool {
         matches!(self, Self::External(_))
     }
 
-    /// Gives back the addresses of a network's pods that are not among `live`; which these were.
+    /// Releases the addresses of a network's pods that are not in `live`. Returns them.
     pub(crate) async fn gc(&self, host: &Host, network: &str, live: &HashSet<String>) -> Result<Vec<String>> {
         match self {
             Self::HostLocal(ipam) => {
@@ -180,16 +182,16 @@ impl Ipam {
             }
             Self::Dhcp => {
                 let Some(dhcp) = &host.dhcp else { return Ok(Vec::new()) };
-                let gone =
+                let released =
                     dhcp.release_where(|owner| owner.network == network && !live.contains(&owner.container));
-                let freed = gone.await?.into_iter().map(|owner| format!("lease of {}", owner.container));
+                let freed = released.await?.into_iter().map(|owner| format!("lease of {}", owner.container));
                 Ok(freed.collect())
             }
             Self::Static(_) | Self::External(_) => Ok(Vec::new()),
         }
     }
 
-    /// Whether addresses can be taken (since 1.1).
+    /// Whether addresses can be allocated (since 1.1).
     pub(crate) async fn status(&self, call: &Call<'_>, config: &Value) -> Result<()> {
         match self {
             Self::External(program) if call.version >= Version::V1_1_0 => {
@@ -200,14 +202,14 @@ impl Ipam {
     }
 }
 
-/// The DHCP clients, which a daemon has.
-fn clients<'a>(call: &'a Call<'_>) -> Result<&'a Dhcp> {
-    let none = || Error::Unsupported("dhcp: only a daemon can keep a lease".to_owned());
+/// Returns the DHCP client, which only a daemon has.
+fn dhcp_client<'a>(call: &'a Call<'_>) -> Result<&'a Dhcp> {
+    let none = || Error::Unsupported("dhcp: requires the daemon, which renews leases".to_owned());
     call.host.dhcp.as_ref().ok_or_else(none)
 }
 
-/// Who has a lease.
-fn tenant(call: &Call<'_>) -> Owner {
+/// The owner of the call's lease.
+fn lease_owner(call: &Call<'_>) -> Owner {
     Owner {
         container: call.container.to_owned(),
         network: call.network.to_owned(),
@@ -217,7 +219,7 @@ fn tenant(call: &Call<'_>) -> Owner {
 
 async fn lease(call: &Call<'_>, config: &Value) -> Result<CniResult> {
     let ipam = config.get("ipam").unwrap_or(&Value::Null);
-    let lease = clients(call)?.acquire(&tenant(call), call.pod_netns()?, ipam, call.args).await?;
+    let lease = dhcp_client(call)?.acquire(&lease_owner(call), call.pod_netns()?, ipam, call.args).await?;
     let route = |route: crate::dhcp::Route| Route {
         priority: route.priority,
         ..Route::new(IpNet::V4(route.to), route.via.map(IpAddr::V4))
@@ -235,7 +237,7 @@ async fn lease(call: &Call<'_>, config: &Value) -> Result<CniResult> {
     })
 }
 
-/// Reads keys, of which those that are null are not there; an error names the one that is wrong.
+/// Deserializes keys; null means absent. An error names the invalid key.
 pub(crate) fn keys<T: DeserializeOwned>(config: &Value) -> std::result::Result<T, String> {
     serde_path_to_error::deserialize(berth_json::NullIsAbsent(config)).map_err(|error| {
         let path = error.path().to_string();
@@ -243,31 +245,31 @@ pub(crate) fn keys<T: DeserializeOwned>(config: &Value) -> std::result::Result<T
     })
 }
 
-/// Addresses that are asked for: by the runtime, by the network's arguments, by `CNI_ARGS`; with the length of the subnet
-/// where it is said.
+/// Returns the requested addresses: of the runtime, of the network's arguments and of `CNI_ARGS`, with their prefix
+/// lengths if specified.
 pub(crate) fn requested(call: &Call<'_>, config: &Value) -> Result<Vec<(IpAddr, Option<u8>)>> {
     let arguments = config.pointer("/args/cni/ips").and_then(Value::as_array);
     let arguments = arguments.into_iter().flatten().filter_map(Value::as_str);
     let of_args = call.args.get("IP").map(String::as_str).into_iter().flat_map(|list| list.split(','));
-    let asked = call.runtime.ips.iter().map(String::as_str);
+    let of_runtime = call.runtime.ips.iter().map(String::as_str);
     let parse = |text: &str| {
         let text = text.trim();
         let with_length = text.parse::<IpNet>().ok().map(|net| (net.addr(), Some(net.prefix_len())));
         with_length
             .or_else(|| text.parse().ok().map(|address| (address, None)))
-            .ok_or_else(|| Error::Invalid(format!("{text:?} is no address")))
+            .ok_or_else(|| Error::Invalid(format!("invalid address {text:?}")))
     };
     let mut all = Vec::new();
-    for address in asked.chain(arguments).chain(of_args.filter(|text| !text.is_empty())) {
+    for address in of_runtime.chain(arguments).chain(of_args.filter(|text| !text.is_empty())) {
         let address = parse(address)?;
-        if !all.iter().any(|(known, _)| *known == address.0) {
+        if !all.iter().any(|(other, _)| *other == address.0) {
             all.push(address);
         }
     }
     Ok(all)
 }
 
-/// The name servers of a file (resolv.conf(5)).
+/// Reads the DNS configuration of a file (resolv.conf(5)).
 pub(crate) fn resolv_conf(file: &Path) -> Result<Dns> {
     let text = std::fs::read_to_string(file).doing(format!("read {}", file.display()))?;
     let mut dns = Dns::default();
@@ -284,10 +286,10 @@ pub(crate) fn resolv_conf(file: &Path) -> Result<Dns> {
     Ok(dns)
 }
 
-/// Runs work that waits for a disk away from the threads that answer requests.
+/// Runs work that waits for a disk on a blocking thread, not on one that serves requests.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(std::io::Error::other).doing("run work of the network")?
+    joined.map_err(std::io::Error::other).doing("run blocking work")?
 }

@@ -1,5 +1,5 @@
-//! What a thread does on one visit: several requests one after the other, or in one datagram, with nobody to wait for. A
-//! thread that has entered a pod's namespace for nothing else, or one of those that block ([`super::Netlink::visit`]).
+//! Blocking requests on one thread: several in sequence, or several in one datagram. The thread has entered a pod's
+//! namespace for them, or is a blocking thread ([`super::Netlink::visit`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,24 +11,25 @@ use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::{AddressMessageBuilder, LinkUnspec};
 use rustix::io::Errno;
 
-use super::socket::{Ask, Socket};
-use super::{Link, Refused as _, by_name, found, is, no_link, routes};
+use super::socket::{Operation, Socket};
+use super::{Link, NetlinkContext as _, by_name, is_errno, link_not_found, optional_link, routes};
 use crate::Result;
 use crate::result::CniResult;
 
 impl Socket {
-    /// A link that must be there.
+    /// Returns a link that must exist.
     pub(crate) fn existing(&mut self, name: &str) -> Result<Link> {
-        let link = found(self.ask(Ask::Get, by_name(name))).doing_netlink(format!("look for link {name}"))?;
-        link.ok_or_else(|| no_link(name))
+        let link = optional_link(self.request(Operation::Get, by_name(name)))
+            .doing_netlink(format!("find link {name}"))?;
+        link.ok_or_else(|| link_not_found(name))
     }
 
-    /// A link by its number.
+    /// Returns a link by its index.
     pub(crate) fn link_at(&mut self, index: u32) -> Result<Option<Link>> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        let answer = self.ask(Ask::Get, RouteNetlinkMessage::GetLink(message));
-        found(answer).doing_netlink(format!("look for link {index}"))
+        let answer = self.request(Operation::Get, RouteNetlinkMessage::GetLink(message));
+        optional_link(answer).doing_netlink(format!("find link {index}"))
     }
 
     /// Brings a link up.
@@ -36,35 +37,37 @@ impl Socket {
         self.set(LinkUnspec::new_with_index(index).up().build(), || format!("set the state of link {index}"))
     }
 
-    /// Brings a link up, with words that say whose it is.
+    /// Brings a link up and sets its alias, which identifies its owner.
     pub(crate) fn set_up_as(&mut self, index: u32, alias: &str) -> Result<()> {
         let message = LinkUnspec::new_with_index(index).up().alias(alias.to_owned()).build();
         self.set(message, || format!("set the state of link {index}"))
     }
 
-    /// Takes a port off its bridge and brings it down: nothing reaches the pod any more. One that is not there is fine. Costs a
-    /// fraction of a removal, which waits for every processor (RCU, 20 ms).
+    /// Detaches a port from its bridge, if it exists, and brings it down: nothing reaches the pod any longer. This
+    /// takes a fraction of the time of a removal, which waits for every processor (RCU, 20 ms).
     pub(crate) fn cut_off(&mut self, name: &str) -> Result<()> {
-        let found =
-            found(self.ask(Ask::Get, by_name(name))).doing_netlink(format!("look for link {name}"))?;
-        let Some(link) = found else { return Ok(()) };
+        let link = optional_link(self.request(Operation::Get, by_name(name)))
+            .doing_netlink(format!("find link {name}"))?;
+        let Some(link) = link else { return Ok(()) };
         let message = LinkUnspec::new_with_index(link.index).nocontroller().down().build();
-        self.set(message, || format!("cut off link {name}"))
+        self.set(message, || format!("disconnect link {name}"))
     }
 
-    /// Tells all on a link which hardware address has its addresses. The kernel does, for both families, when the hardware
-    /// address is set, be it the same (`arp_notify`, `ndisc_notify` of ip-sysctl).
+    /// Announces the link's addresses with its hardware address. The kernel does so for both families when the hardware
+    /// address is set, even to the same value (`arp_notify`, `ndisc_notify` of ip-sysctl).
     pub(crate) fn announce(&mut self, link: &Link) -> Result<()> {
         let message = LinkUnspec::new_with_index(link.index).address(link.mac.clone()).build();
         self.set(message, || format!("announce the addresses of link {}", link.index))
     }
 
-    fn set(&mut self, message: LinkMessage, words: impl Fn() -> String) -> Result<()> {
-        self.ask(Ask::Change, RouteNetlinkMessage::SetLink(message)).map(drop).doing_netlink(words())
+    fn set(&mut self, message: LinkMessage, action: impl Fn() -> String) -> Result<()> {
+        self.request(Operation::Change, RouteNetlinkMessage::SetLink(message))
+            .map(drop)
+            .doing_netlink(action())
     }
 
-    /// How a port of a bridge behaves: whether it sends back what came in by it (a pod reaches itself over its own
-    /// service), and whether it reaches other such ports.
+    /// Sets the behaviour of a bridge port: whether frames may leave through the port that they arrived at (a pod that
+    /// connects to itself through its service), and whether it is isolated from other isolated ports.
     pub(crate) fn set_port(&mut self, index: u32, hairpin: bool, isolated: bool) -> Result<()> {
         let mut data = Vec::new();
         if hairpin {
@@ -79,33 +82,34 @@ impl Socket {
         let message = LinkUnspec::new_with_index(index)
             .set_port_kind(InfoPortKind::Bridge)
             .set_port_data(InfoPortData::BridgePort(data));
-        // It is RTM_NEWLINK that changes what a port is, without NLM_F_CREATE.
-        let changed = self.ask(Ask::Change, RouteNetlinkMessage::NewLink(message.build()));
+        // RTM_NEWLINK without NLM_F_CREATE changes an existing port.
+        let changed = self.request(Operation::Change, RouteNetlinkMessage::NewLink(message.build()));
         changed.map(drop).doing_netlink(format!("set the bridge port {index}"))
     }
 
-    /// Gives a link the addresses and routes of a result, and brings it up; what is there already stays.
+    /// Adds the addresses and routes of a result to a link and brings it up. Existing ones stay.
     pub(crate) fn configure(&mut self, index: u32, result: &CniResult) -> Result<()> {
         let mut requests = Vec::new();
-        let mut words = Vec::new();
+        let mut actions = Vec::new();
         for ip in &result.ips {
-            requests.push((Ask::Put, RouteNetlinkMessage::NewAddress(address_message(index, ip.address))));
-            words.push(format!("add address {} to link {index}", ip.address));
+            requests
+                .push((Operation::Put, RouteNetlinkMessage::NewAddress(address_message(index, ip.address))));
+            actions.push(format!("add address {} to link {index}", ip.address));
         }
         let up = LinkUnspec::new_with_index(index).up().build();
-        requests.push((Ask::Change, RouteNetlinkMessage::SetLink(up)));
-        words.push(format!("set the state of link {index}"));
+        requests.push((Operation::Change, RouteNetlinkMessage::SetLink(up)));
+        actions.push(format!("set the state of link {index}"));
         for route in result.routes_with_gateways() {
             let mut message = routes::message_of(index, &route, None);
             message.header.protocol = RouteProtocol::Boot;
-            requests.push((Ask::Create, RouteNetlinkMessage::NewRoute(message)));
-            words.push(format!("add route to {}", route.dst));
+            requests.push((Operation::Create, RouteNetlinkMessage::NewRoute(message)));
+            actions.push(format!("add route to {}", route.dst));
         }
-        let answers = self.ask_all(requests).doing_netlink(format!("configure link {index}"))?;
-        for (answer, words) in answers.into_iter().zip(words) {
+        let answers = self.request_all(requests).doing_netlink(format!("configure link {index}"))?;
+        for (answer, action) in answers.into_iter().zip(actions) {
             match answer {
-                Err(error) if is(&error, Errno::EXIST) => {}
-                answer => answer.map(drop).doing_netlink(words)?,
+                Err(error) if is_errno(&error, Errno::EXIST) => {}
+                answer => answer.map(drop).doing_netlink(action)?,
             }
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Addresses that somebody else in the network has already (duplicate address detection, RFC 4862, section 5.4). The kernel
-//! looks for them; where a configuration wants it, an attachment waits for what it finds.
+//! Duplicate address detection (RFC 4862, section 5.4). The kernel performs it; if the configuration requests it, an
+//! attachment waits for the result.
 
 use std::time::Duration;
 
@@ -10,40 +10,38 @@ use super::monitor::Monitor;
 use super::routes::address_of;
 use crate::{Context, Error, Result};
 
-/// How long the kernel may look. It takes one or two seconds (`dad_transmits`, `retrans_time` of ip-sysctl).
+/// The time limit of the detection. It takes one or two seconds (`dad_transmits`, `retrans_time` of ip-sysctl).
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Netlink {
-    /// Waits until the addresses of a link are its own.
+    /// Waits until the kernel has verified the addresses of a link.
     ///
     /// # Errors
-    /// Another in the network has one of them, or the kernel does not come to an end.
-    pub(crate) async fn settle(&self, index: u32, changes: &Monitor) -> Result<()> {
-        let settled = tokio::time::timeout(PATIENCE, async {
-            while self.is_unsettled(index).await? {
-                changes.next().await.doing(format!("hear of addresses of link {index}"))?;
+    /// Another host in the network has one of them, or the detection does not end in time.
+    pub(crate) async fn wait_for_addresses(&self, index: u32, changes: &Monitor) -> Result<()> {
+        let verified = tokio::time::timeout(PATIENCE, async {
+            while self.has_tentative(index).await? {
+                changes.next().await.doing(format!("receive address changes of link {index}"))?;
             }
             Ok(())
         });
-        settled.await.unwrap_or_else(|_late| {
+        verified.await.unwrap_or_else(|_late| {
             let waited = PATIENCE.as_secs();
-            Err(Error::Invalid(format!("link {index}: its addresses are tentative for {waited} seconds")))
+            Err(Error::Invalid(format!("addresses of link {index} are still tentative after {waited} s")))
         })
     }
 
-    async fn is_unsettled(&self, index: u32) -> Result<bool> {
-        let mut unsettled = false;
+    async fn has_tentative(&self, index: u32) -> Result<bool> {
+        let mut tentative = false;
         for message in self.address_messages(index).await? {
             let flags = flags_of(&message);
             if flags.contains(AddressFlags::Dadfailed) {
                 let address = address_of(&message).map_or_else(String::new, |address| address.to_string());
-                return Err(Error::Invalid(format!(
-                    "address {address}: another in the network has it already"
-                )));
+                return Err(Error::Invalid(format!("address {address} is already in use in the network")));
             }
-            unsettled |= flags.contains(AddressFlags::Tentative);
+            tentative |= flags.contains(AddressFlags::Tentative);
         }
-        Ok(unsettled)
+        Ok(tentative)
     }
 }
 

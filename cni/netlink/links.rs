@@ -1,4 +1,4 @@
-//! Making and changing links.
+//! Creates and changes links.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -12,44 +12,44 @@ use rtnetlink::{
 };
 use rustix::io::Errno;
 
-use super::socket::Ask;
-use super::{Netlink, Refused as _, unless};
+use super::socket::Operation;
+use super::{Netlink, NetlinkContext as _, unless_errno};
 use crate::Result;
 
-/// A veth pair to make.
+/// The parameters of a veth pair.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Veth<'a> {
-    /// The host's end.
+    /// The name of the host's end.
     pub(crate) host: &'a str,
-    /// The pod's end.
+    /// The name of the pod's end.
     pub(crate) pod: &'a str,
-    /// Where the pod's end is made, under its final name.
+    /// The namespace in which the pod's end is created, with its final name.
     pub(crate) netns: BorrowedFd<'a>,
-    /// The bridge of the host's end.
+    /// The bridge that the host's end is attached to.
     pub(crate) bridge: Option<u32>,
-    /// Of both.
+    /// The MTU of both ends.
     pub(crate) mtu: Option<u32>,
-    /// Of the pod's end.
+    /// The hardware address of the pod's end.
     pub(crate) mac: Option<&'a [u8]>,
-    /// Whether the host's end is up at once.
+    /// Whether the host's end is created up.
     pub(crate) up: bool,
 }
 
-/// What a link in a pod is made of.
+/// The kind of a link in a pod.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// Of a parent, by hardware addresses.
+    /// A share of a parent, separated by hardware address.
     MacVlan(u32, MacVlanMode),
-    /// Of a parent, by IP addresses.
+    /// A share of a parent, separated by IP address.
     IpVlan(u32, IpVlanMode),
-    /// Of a parent, by a tag.
+    /// A share of a parent, separated by VLAN tag.
     Vlan(u32, u16),
-    /// Of nothing.
+    /// A link without a parent.
     Dummy,
 }
 
 impl Netlink {
-    /// Makes a bridge; one of that name that is there already is taken.
+    /// Creates a bridge, unless a link of that name exists.
     pub(crate) async fn add_bridge(&self, name: &str, mtu: Option<u32>, vlans: bool) -> Result<()> {
         let mut bridge = LinkBridge::new(name);
         if let Some(mtu) = mtu {
@@ -58,19 +58,25 @@ impl Netlink {
         if vlans {
             bridge = bridge.vlan_filtering(true);
         }
-        let made = self.ask(Ask::Create, RouteNetlinkMessage::NewLink(bridge.build())).await;
-        unless(made, Errno::EXIST).map(drop).doing_netlink(format!("add bridge {name}"))
+        let created = self.request(Operation::Create, RouteNetlinkMessage::NewLink(bridge.build())).await;
+        unless_errno(created, Errno::EXIST).map(drop).doing_netlink(format!("add bridge {name}"))
     }
 
-    async fn make(&self, link: LinkMessage, words: String) -> Result<()> {
-        self.ask(Ask::Create, RouteNetlinkMessage::NewLink(link)).await.map(drop).doing_netlink(words)
+    async fn create(&self, link: LinkMessage, action: String) -> Result<()> {
+        self.request(Operation::Create, RouteNetlinkMessage::NewLink(link))
+            .await
+            .map(drop)
+            .doing_netlink(action)
     }
 
-    async fn set(&self, link: LinkMessage, words: String) -> Result<()> {
-        self.ask(Ask::Change, RouteNetlinkMessage::SetLink(link)).await.map(drop).doing_netlink(words)
+    async fn set(&self, link: LinkMessage, action: String) -> Result<()> {
+        self.request(Operation::Change, RouteNetlinkMessage::SetLink(link))
+            .await
+            .map(drop)
+            .doing_netlink(action)
     }
 
-    /// Makes a veth pair.
+    /// Creates a veth pair.
     pub(crate) async fn add_veth(&self, pair: &Veth<'_>) -> Result<()> {
         let mut peer: LinkMessageBuilder<LinkUnspec> = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pair.pod.to_owned())
@@ -91,10 +97,10 @@ impl Netlink {
             peer = peer.address(mac.to_vec());
         }
         let veth = veth.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
-        self.make(veth.build(), format!("add veth {}", pair.host)).await
+        self.create(veth.build(), format!("add veth {}", pair.host)).await
     }
 
-    /// Makes a link in a namespace.
+    /// Creates a link in a namespace.
     pub(crate) async fn add_in(
         &self,
         netns: BorrowedFd<'_>,
@@ -118,7 +124,7 @@ impl Netlink {
             }
             link.build()
         }
-        let (message, words) = match kind {
+        let (message, kind) = match kind {
             Kind::MacVlan(parent, mode) => {
                 (finish(LinkMacVlan::new(name, parent, mode), netns, mtu, mac), "macvlan")
             }
@@ -128,33 +134,33 @@ impl Netlink {
             Kind::Vlan(parent, id) => (finish(LinkVlan::new(name, parent, id), netns, mtu, mac), "vlan"),
             Kind::Dummy => (finish(LinkDummy::new(name), netns, mtu, mac), "dummy"),
         };
-        self.make(message, format!("add {words} link {name}")).await
+        self.create(message, format!("add {kind} link {name}")).await
     }
 
-    /// Makes a device through which the traffic that comes in by another can be queued.
+    /// Creates a device that can queue the traffic which another link receives.
     pub(crate) async fn add_ifb(&self, name: &str, mtu: u32) -> Result<()> {
         let link = LinkIfb::new(name).mtu(mtu).up().build();
-        self.make(link, format!("add ifb {name}")).await
+        self.create(link, format!("add ifb {name}")).await
     }
 
-    /// Makes a VRF.
+    /// Creates a VRF.
     pub(crate) async fn add_vrf(&self, name: &str, table: u32) -> Result<()> {
         let link = LinkVrf::new(name, table).up().build();
-        self.make(link, format!("add vrf {name}")).await
+        self.create(link, format!("add vrf {name}")).await
     }
 
-    /// Changes a link; the words tell what, for an error.
+    /// Changes a link. `action` describes the change, for an error.
     pub(crate) async fn change(
         &self,
         index: u32,
-        words: &str,
+        action: &str,
         change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
     ) -> Result<()> {
         let message = change(LinkUnspec::new_with_index(index)).build();
-        self.set(message, format!("{words} of link {index}")).await
+        self.set(message, format!("{action} of link {index}")).await
     }
 
-    /// Brings a link up, with promiscuous mode where asked for.
+    /// Brings a link up, with promiscuous mode if requested.
     pub(crate) async fn set_up(&self, index: u32, promiscuous: bool) -> Result<()> {
         self.change(index, "set the state", |link| match promiscuous {
             true => link.up().promiscuous(true),
@@ -175,7 +181,7 @@ impl Netlink {
         self.visit(move |links| links.cut_off(&name)).await
     }
 
-    /// Moves a link to another namespace, under a name.
+    /// Moves a link to another namespace and renames it.
     pub(crate) async fn move_to(&self, index: u32, netns: BorrowedFd<'_>, name: &str) -> Result<()> {
         let netns = netns.as_raw_fd();
         self.change(index, "change the namespace", |link| {
@@ -189,7 +195,7 @@ impl Netlink {
         self.visit(move |links| links.set_port(index, hairpin, isolated)).await
     }
 
-    /// Lets a tag through a port of a bridge; `untagged` is the one of packets without.
+    /// Adds a VLAN to a bridge port. If `untagged`, it is the VLAN of untagged packets.
     pub(crate) async fn add_port_vlan(&self, index: u32, id: u16, untagged: bool) -> Result<()> {
         let flags = match untagged {
             true => BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged,
@@ -199,18 +205,18 @@ impl Netlink {
         self.set(message, format!("add VLAN {id} to bridge port {index}")).await
     }
 
-    /// Lets a tag through a port no more.
+    /// Removes a VLAN from a bridge port.
     pub(crate) async fn remove_port_vlan(&self, index: u32, id: u16) -> Result<()> {
         let message = LinkBridgeVlan::new(index).vlan(id, BridgeVlanInfoFlags::empty()).build();
-        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelLink(message)).await;
+        let removed = self.request(Operation::Delete, RouteNetlinkMessage::DelLink(message)).await;
         removed.map(drop).doing_netlink(format!("remove VLAN {id} from bridge port {index}"))
     }
 
-    /// Removes a link; one that is gone is removed already.
+    /// Removes a link, if it exists.
     pub(crate) async fn remove(&self, name: &str) -> Result<()> {
         let Some(link) = self.link(name).await? else { return Ok(()) };
         let message = LinkUnspec::new_with_index(link.index).build();
-        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelLink(message)).await;
-        unless(removed, Errno::NODEV).map(drop).doing_netlink(format!("remove link {name}"))
+        let removed = self.request(Operation::Delete, RouteNetlinkMessage::DelLink(message)).await;
+        unless_errno(removed, Errno::NODEV).map(drop).doing_netlink(format!("remove link {name}"))
     }
 }

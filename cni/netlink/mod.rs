@@ -1,11 +1,11 @@
-//! Links, addresses and routes over netlink (rtnetlink(7)). The only user of the rtnetlink crate, whose interface changes
-//! often.
+//! Links, addresses and routes over netlink (rtnetlink(7)). Only this module uses the rtnetlink crate, whose interface
+//! changes often.
 //!
-//! * this file: the sockets of a network namespace, and links as they are
-//! * [`socket`]: one socket; [`direct`]: what a thread does that has entered a pod's namespace
-//! * [`monitor`]: what changes; [`duplicates`]: addresses that somebody else has
-//! * [`links`]: making and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters;
-//!   [`neighbours`]: what hosts remember of each other
+//! * this file: the sockets of a network namespace, and the state of links
+//! * [`socket`]: one socket; [`direct`]: blocking requests, for a thread that has entered a pod's namespace
+//! * [`monitor`]: change notifications; [`duplicates`]: duplicate address detection
+//! * [`links`]: creating and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters;
+//!   [`neighbours`]: neighbour and bridge forwarding entries
 
 pub(crate) mod direct;
 pub(crate) mod duplicates;
@@ -26,31 +26,31 @@ use netlink_packet_route::link::{
     BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rustix::io::Errno;
-use socket::{Ask, Socket};
+use socket::{Operation, Socket};
 
 use crate::{Context, Error, Result, netns};
 
-/// A link as it is.
+/// The state of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) mac: Vec<u8>,
     pub(crate) mtu: u32,
-    /// `veth`, `bridge`; none of a physical one.
+    /// `veth`, `bridge` and so on; `None` for a physical link.
     pub(crate) kind: Option<InfoKind>,
     pub(crate) alias: Option<String>,
     pub(crate) up: bool,
     pub(crate) promiscuous: bool,
     pub(crate) all_multicast: bool,
     pub(crate) queue_length: u32,
-    /// The link that it is a part of (VLAN, macvlan), or a veth's other end.
+    /// The parent of a VLAN or macvlan, or the other end of a veth pair.
     pub(crate) parent: Option<u32>,
     /// The bridge or VRF that it belongs to.
     pub(crate) controller: Option<u32>,
     /// The table of a VRF.
     pub(crate) table: Option<u32>,
-    /// It is a port of a bridge, and the bridge passes frames on by it.
+    /// Whether it is a bridge port in the forwarding state.
     pub(crate) forwards: bool,
 }
 
@@ -61,101 +61,103 @@ impl Link {
     }
 }
 
-/// A network namespace, by its netlink sockets: each is one user's as long as that has it. Clones share them.
+/// A network namespace and its idle netlink sockets. A socket has one user at a time. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Netlink {
-    place: Arc<OwnedFd>,
+    namespace: Arc<OwnedFd>,
     idle: Arc<Mutex<Vec<Socket>>>,
 }
 
 impl Netlink {
-    /// The namespace of the calling thread.
+    /// Opens the namespace of the calling thread.
     pub(crate) fn open() -> Result<Self> {
-        let place = File::open("/proc/thread-self/ns/net").doing("open the thread's network namespace")?;
+        let namespace =
+            File::open("/proc/thread-self/ns/net").doing("open the thread's network namespace")?;
         let socket = Socket::open().doing("open a netlink socket")?;
-        Ok(Self { place: Arc::new(place.into()), idle: Arc::new(Mutex::new(vec![socket])) })
+        Ok(Self { namespace: Arc::new(namespace.into()), idle: Arc::new(Mutex::new(vec![socket])) })
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Socket>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works with a socket, away from the threads that answer requests: the kernel may let a request wait for others.
+    /// Runs `work` with a socket on a blocking thread: in the kernel, a request may wait for others.
     async fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Socket) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let own = self.clone();
         let joined = tokio::task::spawn_blocking(move || own.here(work).map_err(io::Error::other));
-        joined.await.map_err(io::Error::other).and_then(|worked| worked?)
+        joined.await.map_err(io::Error::other).and_then(|result| result?)
     }
 
-    /// Makes several requests in one visit of a blocking thread: a visit costs more than most requests.
+    /// Runs several requests on one blocking thread: the change of threads costs more than most requests.
     pub(crate) async fn visit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Socket) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.with(move |socket| Ok(work(socket))).await.doing("run work with links")?
+        self.with(move |socket| Ok(work(socket))).await.doing("run netlink requests")?
     }
 
-    /// The same on the calling thread, which must be one that may block.
+    /// Like [`Self::visit`], on the calling thread, which must be allowed to block.
     ///
     /// # Errors
     /// A socket cannot be opened. `work` is not called then.
     pub(crate) fn here<T>(&self, work: impl FnOnce(&mut Socket) -> T) -> Result<T> {
-        /// More are never in use at once but for a moment.
-        const KEPT: usize = 16;
+        /// The number of idle sockets that are kept. More are rarely in use at the same time.
+        const MAX_IDLE: usize = 16;
         let idle = self.idle().pop();
         let mut socket = match idle {
             Some(socket) => socket,
-            None => {
-                netns::on_a_thread_in(self.place.as_fd(), || Socket::open().doing("open a netlink socket"))?
-            }
+            None => netns::on_a_thread_in(self.namespace.as_fd(), || {
+                Socket::open().doing("open a netlink socket")
+            })?,
         };
-        let worked = work(&mut socket);
+        let result = work(&mut socket);
         let mut idle = self.idle();
-        if !socket.confused && idle.len() < KEPT {
+        if !socket.out_of_sync && idle.len() < MAX_IDLE {
             idle.push(socket);
         }
-        Ok(worked)
+        Ok(result)
     }
 
-    /// Asks for one thing.
-    async fn ask(&self, ask: Ask, message: RouteNetlinkMessage) -> socket::Answer {
-        self.with(move |socket| socket.ask(ask, message)).await
+    /// Sends one request.
+    async fn request(&self, operation: Operation, message: RouteNetlinkMessage) -> socket::Answer {
+        self.with(move |socket| socket.request(operation, message)).await
     }
 
-    /// Everything of a kind.
+    /// Lists all objects of a kind.
     async fn list(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.with(move |socket| socket.list(&message)).await
     }
 
-    /// A link by its name.
+    /// Returns a link by its name.
     pub(crate) async fn link(&self, name: &str) -> Result<Option<Link>> {
-        found(self.ask(Ask::Get, by_name(name)).await).doing_netlink(format!("look for link {name}"))
+        optional_link(self.request(Operation::Get, by_name(name)).await)
+            .doing_netlink(format!("find link {name}"))
     }
 
-    /// A link by its number.
+    /// Returns a link by its index.
     pub(crate) async fn link_at(&self, index: u32) -> Result<Option<Link>> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        let answer = self.ask(Ask::Get, RouteNetlinkMessage::GetLink(message)).await;
-        found(answer).doing_netlink(format!("look for link {index}"))
+        let answer = self.request(Operation::Get, RouteNetlinkMessage::GetLink(message)).await;
+        optional_link(answer).doing_netlink(format!("find link {index}"))
     }
 
-    /// A link that must be there.
+    /// Returns a link that must exist.
     pub(crate) async fn existing(&self, name: &str) -> Result<Link> {
-        self.link(name).await?.ok_or_else(|| no_link(name))
+        self.link(name).await?.ok_or_else(|| link_not_found(name))
     }
 
-    /// All links.
+    /// Lists all links.
     pub(crate) async fn links(&self) -> Result<Vec<Link>> {
         let all = self.list(RouteNetlinkMessage::GetLink(LinkMessage::default())).await;
         Ok(all.doing_netlink("list links")?.iter().filter_map(link_of).collect())
     }
 }
 
-fn no_link(name: &str) -> Error {
+fn link_not_found(name: &str) -> Error {
     Error::Invalid(format!("link {name} not found"))
 }
 
@@ -165,10 +167,10 @@ fn by_name(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(message)
 }
 
-/// The link of an answer; `None` where there is none.
-fn found(answer: socket::Answer) -> io::Result<Option<Link>> {
+/// Returns the link of an answer, or `None` if it does not exist.
+fn optional_link(answer: socket::Answer) -> io::Result<Option<Link>> {
     match answer {
-        Err(error) if is(&error, Errno::NODEV) => Ok(None),
+        Err(error) if is_errno(&error, Errno::NODEV) => Ok(None),
         Err(error) => Err(error),
         Ok(message) => Ok(message.as_ref().and_then(link_of)),
     }
@@ -181,25 +183,25 @@ fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
     }
 }
 
-/// Whether the kernel has refused something for this reason.
-pub(super) fn is(error: &io::Error, errno: Errno) -> bool {
+/// Whether the kernel refused a request with this error.
+pub(super) fn is_errno(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
 
-/// What is done already when the kernel refuses it so.
-pub(super) fn unless<T: Default>(answer: io::Result<T>, errno: Errno) -> io::Result<T> {
+/// Treats an error as success: the request's effect already exists.
+pub(super) fn unless_errno<T: Default>(answer: io::Result<T>, errno: Errno) -> io::Result<T> {
     match answer {
-        Err(error) if is(&error, errno) => Ok(T::default()),
+        Err(error) if is_errno(&error, errno) => Ok(T::default()),
         answer => answer,
     }
 }
 
-/// Says what a request was to do.
-pub(super) trait Refused<T> {
+/// Adds the failed operation to an error.
+pub(super) trait NetlinkContext<T> {
     fn doing_netlink(self, action: impl Into<String>) -> Result<T>;
 }
 
-impl<T> Refused<T> for io::Result<T> {
+impl<T> NetlinkContext<T> for io::Result<T> {
     fn doing_netlink(self, action: impl Into<String>) -> Result<T> {
         self.map_err(|source| Error::Netlink { action: action.into(), source })
     }

@@ -1,5 +1,5 @@
-//! What hosts remember of each other: which hardware address has an IP address (arp(7)), and by which port of a bridge a
-//! hardware address is reached (bridge(8), fdb). An address that comes back in another pod is not where it was.
+//! Neighbour entries, which map IP addresses to hardware addresses (arp(7)), and bridge forwarding entries, which map
+//! hardware addresses to ports (bridge(8), fdb). They become wrong when another pod gets an address.
 
 use std::net::IpAddr;
 
@@ -9,54 +9,59 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
-use super::socket::{Ask, Socket};
-use super::{Netlink, Refused as _, is};
+use super::socket::{Operation, Socket};
+use super::{Netlink, NetlinkContext as _, is_errno};
 use crate::Result;
 
 impl Netlink {
-    /// Forgets by which port of a bridge a hardware address was reached, unless it is `port`.
+    /// Removes the forwarding entry of a hardware address from a bridge, unless it refers to `port`.
     pub(crate) async fn forget_station(&self, bridge: u32, mac: &[u8], port: Option<u32>) -> Result<()> {
-        let mut asked = of_bridge(mac);
-        asked.attributes.push(NeighbourAttribute::Controller(bridge));
-        let found = match self.ask(Ask::Get, RouteNetlinkMessage::GetNeighbour(asked)).await {
-            Err(error) if is(&error, Errno::NOENT) => None,
-            found => found.doing_netlink(format!("look for a station of bridge {bridge}"))?,
+        let mut filter = of_bridge(mac);
+        filter.attributes.push(NeighbourAttribute::Controller(bridge));
+        let entry = match self.request(Operation::Get, RouteNetlinkMessage::GetNeighbour(filter)).await {
+            Err(error) if is_errno(&error, Errno::NOENT) => None,
+            entry => entry.doing_netlink(format!("find a forwarding entry of bridge {bridge}"))?,
         };
-        let Some(RouteNetlinkMessage::NewNeighbour(found)) = found else { return Ok(()) };
-        if port == Some(found.header.ifindex) {
+        let Some(RouteNetlinkMessage::NewNeighbour(learned)) = entry else { return Ok(()) };
+        if port == Some(learned.header.ifindex) {
             return Ok(());
         }
         let mut entry = of_bridge(mac);
-        entry.header.ifindex = found.header.ifindex;
-        // What the bridge has learned, not the port itself.
+        entry.header.ifindex = learned.header.ifindex;
+        // Removes the entry that the bridge has learned, not that of the port itself.
         entry.header.flags = NeighbourFlags::Controller;
-        match self.ask(Ask::Delete, RouteNetlinkMessage::DelNeighbour(entry)).await {
-            Err(error) if [Errno::NOENT, Errno::NODEV].iter().any(|errno| is(&error, *errno)) => Ok(()),
-            removed => removed.map(drop).doing_netlink(format!("forget a station of bridge {bridge}")),
+        match self.request(Operation::Delete, RouteNetlinkMessage::DelNeighbour(entry)).await {
+            Err(error) if [Errno::NOENT, Errno::NODEV].iter().any(|errno| is_errno(&error, *errno)) => Ok(()),
+            removed => {
+                removed.map(drop).doing_netlink(format!("remove a forwarding entry of bridge {bridge}"))
+            }
         }
     }
 }
 
 impl Socket {
-    /// Forgets who has had these addresses on a link; what is not remembered is forgotten already.
+    /// Removes the neighbour entries of these addresses on a link, if there are any.
     pub(crate) fn forget_neighbours(&mut self, link: u32, addresses: &[IpAddr]) -> Result<()> {
-        let requests = addresses.iter().map(|address| (Ask::Delete, of_address(link, *address))).collect();
-        let failed = || format!("forget neighbours of link {link}");
-        for answer in self.ask_all(requests).doing_netlink(failed())? {
+        let requests =
+            addresses.iter().map(|address| (Operation::Delete, of_address(link, *address))).collect();
+        let failed = || format!("remove neighbour entries of link {link}");
+        for answer in self.request_all(requests).doing_netlink(failed())? {
             match answer {
-                // Also of a family that the link or the kernel does not have.
+                // The link or the kernel may lack the address family.
                 Err(error)
-                    if [Errno::NOENT, Errno::NODEV, Errno::AFNOSUPPORT].iter().any(|e| is(&error, *e)) => {}
+                    if [Errno::NOENT, Errno::NODEV, Errno::AFNOSUPPORT]
+                        .iter()
+                        .any(|e| is_errno(&error, *e)) => {}
                 answer => drop(answer.doing_netlink(failed())?),
             }
         }
         Ok(())
     }
 
-    /// The same for a link by its name, if it is there.
+    /// Like [`Self::forget_neighbours`], for a link by its name, if it exists.
     pub(crate) fn forget_neighbours_on(&mut self, name: &str, addresses: &[IpAddr]) -> Result<()> {
-        let found = super::found(self.ask(Ask::Get, super::by_name(name)));
-        match found.doing_netlink(format!("look for link {name}"))? {
+        let link = super::optional_link(self.request(Operation::Get, super::by_name(name)));
+        match link.doing_netlink(format!("find link {name}"))? {
             Some(link) => self.forget_neighbours(link.index, addresses),
             None => Ok(()),
         }

@@ -13,25 +13,25 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
 use rustix::io::Errno;
 
-use super::socket::Ask;
-use super::{Netlink, Refused as _, is, unless};
+use super::socket::Operation;
+use super::{Netlink, NetlinkContext as _, is_errno, unless_errno};
 use crate::Result;
 use crate::result::Route;
 
-/// The table of routes that no other is said for (rtnetlink(7), `RT_TABLE_MAIN`).
+/// The main routing table, which is the default (rtnetlink(7), `RT_TABLE_MAIN`).
 pub(crate) const MAIN: u32 = 254;
 
-/// Addresses of documents (RFC 5737, RFC 3849): no host has them, so that only a default route leads there.
-const NOBODY: [IpAddr; 4] = [
+/// Documentation addresses (RFC 5737, RFC 3849): no host has them, so only a default route matches.
+const DOCUMENTATION: [IpAddr; 4] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
     IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
 
-/// A route as it is.
+/// An installed route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct InstalledRoute {
     pub(crate) to: IpNet,
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) link: Option<u32>,
@@ -40,13 +40,13 @@ pub(crate) struct Known {
 }
 
 impl Netlink {
-    /// Gives a link an address that is usable at once; one that it has already is kept.
+    /// Adds an address that is usable immediately to a link. An existing one stays.
     pub(crate) async fn add_address(&self, index: u32, address: IpNet) -> Result<()> {
         self.add_address_as(index, address, AddressFlags::Nodad).await
     }
 
-    /// Gives a link an address for which the kernel looks whether another has it, where the link's sysctls say so; see
-    /// [`Self::settle`].
+    /// Adds an address to a link; the kernel detects duplicates of it if the link's sysctls say so. See
+    /// [`Self::wait_for_addresses`].
     pub(crate) async fn add_tentative_address(&self, index: u32, address: IpNet) -> Result<()> {
         self.add_address_as(index, address, AddressFlags::empty()).await
     }
@@ -64,31 +64,31 @@ impl Netlink {
                 message
             }
         };
-        let added = self.ask(Ask::Put, RouteNetlinkMessage::NewAddress(message)).await;
+        let added = self.request(Operation::Put, RouteNetlinkMessage::NewAddress(message)).await;
         added.map(drop).doing_netlink(format!("add address {address} to link {index}"))
     }
 
-    /// The addresses of a link, without those that the kernel gives to every link.
+    /// Returns the addresses of a link, except for link-local ones, which the kernel adds to every link.
     pub(crate) async fn addresses(&self, index: u32) -> Result<Vec<IpNet>> {
         let messages = self.address_messages(index).await?;
         Ok(messages.iter().filter_map(address_of).filter(|address| !is_link_local(address.addr())).collect())
     }
 
-    /// Gives a link the address that the kernel gives to every link of IPv6, where somebody has taken it. Without it the host
-    /// asks for no neighbour by this link for packets that it passes on (RFC 4861, section 7.2.2).
+    /// Adds the IPv6 link-local address that the kernel gives to every link, if it was removed. Without it the host
+    /// cannot resolve neighbours on this link for forwarded packets (RFC 4861, section 7.2.2).
     pub(crate) async fn keep_link_local(&self, index: u32, mac: &[u8]) -> Result<()> {
         let messages = self.address_messages(index).await?;
-        let has = messages.iter().filter_map(address_of).any(|address| is_link_local(address.addr()));
-        match link_local_of(mac).filter(|_| !has) {
+        let present = messages.iter().filter_map(address_of).any(|address| is_link_local(address.addr()));
+        match link_local_of(mac).filter(|_| !present) {
             Some(address) => self.add_address(index, address).await,
             None => Ok(()),
         }
     }
 
     pub(super) async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>> {
-        let mut asked = AddressMessage::default();
-        asked.header.index = index;
-        let all = self.list(RouteNetlinkMessage::GetAddress(asked)).await;
+        let mut filter = AddressMessage::default();
+        filter.header.index = index;
+        let all = self.list(RouteNetlinkMessage::GetAddress(filter)).await;
         let all = all.doing_netlink(format!("list the addresses of link {index}"))?;
         let of_link = |message| match message {
             RouteNetlinkMessage::NewAddress(message) if message.header.index == index => Some(message),
@@ -97,60 +97,65 @@ impl Netlink {
         Ok(all.into_iter().filter_map(of_link).collect())
     }
 
-    /// Takes an address from a link; one that it does not have is taken already.
+    /// Removes an address from a link, if the link has it.
     pub(crate) async fn remove_address(&self, index: u32, address: IpNet) -> Result<()> {
         for message in self.address_messages(index).await? {
             if address_of(&message) != Some(address) {
                 continue;
             }
-            let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelAddress(message)).await;
-            unless(removed, Errno::ADDRNOTAVAIL)
+            let removed = self.request(Operation::Delete, RouteNetlinkMessage::DelAddress(message)).await;
+            unless_errno(removed, Errno::ADDRNOTAVAIL)
                 .map(drop)
                 .doing_netlink(format!("remove address {address} from link {index}"))?;
         }
         Ok(())
     }
 
-    /// Adds a route by a link; one that is there already is kept.
+    /// Adds a route through a link. An existing one stays.
     pub(crate) async fn add_route(&self, index: u32, route: &Route, source: Option<IpAddr>) -> Result<()> {
         let mut message = message_of(index, route, source);
-        // As the reference plugins': daemons of routing tell it from what an administrator has added.
+        // The protocol of the reference plugins: routing daemons distinguish it from the routes of an administrator.
         message.header.protocol = RouteProtocol::Boot;
-        let added = self.ask(Ask::Create, RouteNetlinkMessage::NewRoute(message)).await;
-        unless(added, Errno::EXIST).map(drop).doing_netlink(format!("add route to {}", route.dst))
+        let added = self.request(Operation::Create, RouteNetlinkMessage::NewRoute(message)).await;
+        unless_errno(added, Errno::EXIST).map(drop).doing_netlink(format!("add route to {}", route.dst))
     }
 
-    /// Adds a route as it was found elsewhere.
+    /// Adds a route that was read elsewhere.
     pub(crate) async fn add_route_message(&self, message: RouteMessage) -> Result<()> {
-        let added = self.ask(Ask::Create, RouteNetlinkMessage::NewRoute(message)).await;
-        unless(added, Errno::EXIST).map(drop).doing_netlink("add a route")
+        let added = self.request(Operation::Create, RouteNetlinkMessage::NewRoute(message)).await;
+        unless_errno(added, Errno::EXIST).map(drop).doing_netlink("add a route")
     }
 
-    /// Removes a route; one that is gone is removed already.
+    /// Removes a route, if it exists.
     pub(crate) async fn remove_route(&self, message: RouteMessage) -> Result<()> {
-        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelRoute(message)).await;
-        unless(removed, Errno::SRCH).map(drop).doing_netlink("remove a route")
+        let removed = self.request(Operation::Delete, RouteNetlinkMessage::DelRoute(message)).await;
+        unless_errno(removed, Errno::SRCH).map(drop).doing_netlink("remove a route")
     }
 
-    /// The routes of every table, without those of the kernel's own table for local addresses.
-    pub(crate) async fn routes(&self) -> Result<Vec<Known>> {
+    /// Lists the routes of all tables, except for the kernel's table of local addresses.
+    pub(crate) async fn routes(&self) -> Result<Vec<InstalledRoute>> {
         let mut all = Vec::new();
         for family in
             [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
         {
             let mut family = family;
-            // A dump of all, whatever the table (`RT_TABLE_UNSPEC`).
+            // Dumps all tables (`RT_TABLE_UNSPEC`).
             family.header.table = 0;
             family.header.scope = RouteScope::Universe;
             let routes =
                 self.list(RouteNetlinkMessage::GetRoute(family)).await.doing_netlink("list routes")?;
-            all.extend(routes.into_iter().filter_map(route_of).filter_map(known));
+            all.extend(routes.into_iter().filter_map(route_of).filter_map(installed_route));
         }
         Ok(all)
     }
 
-    /// Adds a route to another table.
-    pub(crate) async fn copy_route(&self, route: &Known, table: u32, source: Option<IpAddr>) -> Result<()> {
+    /// Copies a route to another table.
+    pub(crate) async fn copy_route(
+        &self,
+        route: &InstalledRoute,
+        table: u32,
+        source: Option<IpAddr>,
+    ) -> Result<()> {
         let mut message = route.message.clone();
         message.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Table(_)));
         message.attributes.push(RouteAttribute::Table(table));
@@ -164,13 +169,14 @@ impl Netlink {
         self.add_route_message(message).await
     }
 
-    /// The link by which an address is reached.
+    /// Returns the link through which an address is reached.
     pub(crate) async fn link_to(&self, address: IpAddr) -> Result<Option<u32>> {
         Ok(self.route_to(address).await?.and_then(|route| route.link))
     }
 
-    /// The route by which packets to an address leave; `None` where they cannot. One lookup, however many routes there are.
-    async fn route_to(&self, address: IpAddr) -> Result<Option<Known>> {
+    /// Returns the route of packets to an address; `None` if there is none. This is one lookup, however many routes
+    /// exist.
+    async fn route_to(&self, address: IpAddr) -> Result<Option<InstalledRoute>> {
         let mut message = match address {
             IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
             IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
@@ -178,25 +184,25 @@ impl Netlink {
         message.header = RouteHeader {
             address_family: message.header.address_family,
             destination_prefix_length: message.header.destination_prefix_length,
-            // The route itself, not what is made of it for this address.
+            // Return the matched route itself, not one that is resolved for this address.
             flags: RouteFlags::FibMatch,
             ..RouteHeader::default()
         };
-        let answer = self.ask(Ask::Get, RouteNetlinkMessage::GetRoute(message)).await;
-        let no_way = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::NOENT];
+        let answer = self.request(Operation::Get, RouteNetlinkMessage::GetRoute(message)).await;
+        let unreachable = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::NOENT];
         match answer {
-            Err(error) if no_way.iter().any(|errno| is(&error, *errno)) => Ok(None),
+            Err(error) if unreachable.iter().any(|errno| is_errno(&error, *errno)) => Ok(None),
             answer => Ok(answer
-                .doing_netlink(format!("look for the route to {address}"))?
+                .doing_netlink(format!("find the route to {address}"))?
                 .and_then(route_of)
-                .and_then(known)),
+                .and_then(installed_route)),
         }
     }
 
-    /// The link of the default route: of that which leads to an address that nobody has.
+    /// Returns the link of the default route: of the route to an address that no host has.
     pub(crate) async fn default_link(&self) -> Result<Option<u32>> {
-        for nobody in NOBODY {
-            let route = self.route_to(nobody).await?;
+        for address in DOCUMENTATION {
+            let route = self.route_to(address).await?;
             if let Some(link) = route.filter(|route| route.to.prefix_len() == 0).and_then(|route| route.link)
             {
                 return Ok(Some(link));
@@ -205,7 +211,7 @@ impl Netlink {
         Ok(None)
     }
 
-    /// Sends what comes from an address to a table.
+    /// Adds a rule: packets from an address use a table.
     pub(crate) async fn add_source_rule(&self, from: IpAddr, table: u32) -> Result<()> {
         let mut message = RuleMessage::default();
         (message.header.family, message.header.src_len) = match from {
@@ -218,45 +224,47 @@ impl Netlink {
             Ok(table) => message.header.table = table,
             Err(_) => message.attributes.push(RuleAttribute::Table(table)),
         }
-        let added = self.ask(Ask::Create, RouteNetlinkMessage::NewRule(message)).await;
-        unless(added, Errno::EXIST).map(drop).doing_netlink(format!("add a rule for what comes from {from}"))
+        let added = self.request(Operation::Create, RouteNetlinkMessage::NewRule(message)).await;
+        unless_errno(added, Errno::EXIST)
+            .map(drop)
+            .doing_netlink(format!("add a rule for packets from {from}"))
     }
 
-    /// The rules of both families.
+    /// Lists the rules of both families.
     pub(crate) async fn rules(&self) -> Result<Vec<Rule>> {
-        let mut found = Vec::new();
+        let mut all = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RuleMessage::default();
             message.header.family = family;
             let rules = self.list(RouteNetlinkMessage::GetRule(message)).await.doing_netlink("list rules")?;
-            found.extend(rules.into_iter().filter_map(|message| match message {
+            all.extend(rules.into_iter().filter_map(|message| match message {
                 RouteNetlinkMessage::NewRule(rule) => Some(rule_of(rule)),
                 _ => None,
             }));
         }
-        Ok(found)
+        Ok(all)
     }
 
-    /// Removes a rule; one that is gone is removed already.
+    /// Removes a rule, if it exists.
     pub(crate) async fn remove_rule(&self, rule: RuleMessage) -> Result<()> {
-        let removed = self.ask(Ask::Delete, RouteNetlinkMessage::DelRule(rule)).await;
-        unless(removed, Errno::NOENT).map(drop).doing_netlink("remove a rule")
+        let removed = self.request(Operation::Delete, RouteNetlinkMessage::DelRule(rule)).await;
+        unless_errno(removed, Errno::NOENT).map(drop).doing_netlink("remove a rule")
     }
 }
 
-/// A rule as it is.
+/// An installed routing rule.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
-    /// The one address that it is about.
+    /// The address that the rule matches, if it matches exactly one.
     pub(crate) source: Option<IpAddr>,
     pub(crate) table: u32,
     pub(crate) message: RuleMessage,
 }
 
 fn rule_of(message: RuleMessage) -> Rule {
-    let alone = if message.header.family == AddressFamily::Inet { 32 } else { 128 };
+    let full_length = if message.header.family == AddressFamily::Inet { 32 } else { 128 };
     let source = message.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Source(source) if message.header.src_len == alone => Some(*source),
+        RuleAttribute::Source(source) if message.header.src_len == full_length => Some(*source),
         _ => None,
     });
     let table = message.attributes.iter().find_map(|attribute| match attribute {
@@ -267,27 +275,28 @@ fn rule_of(message: RuleMessage) -> Rule {
 }
 
 pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
-    // The local one where the link has another at its far end (rtnetlink(7), `IFA_LOCAL`).
-    let local = of(|attribute| match attribute {
+    let find = |select: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(select);
+    // On a point-to-point link, `IFA_ADDRESS` is the address of the other end and `IFA_LOCAL` that of the link
+    // (rtnetlink(7)).
+    let local = find(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
-    let address = of(|attribute| match attribute {
+    let address = find(|attribute| match attribute {
         AddressAttribute::Address(address) => Some(*address),
         _ => None,
     });
     IpNet::new(local.or(address)?, message.header.prefix_len).ok()
 }
 
-/// The address of a link by its hardware address (RFC 4291, appendix A).
+/// Derives the link-local address from a hardware address (RFC 4291, appendix A).
 fn link_local_of(mac: &[u8]) -> Option<IpNet> {
     let [a, b, c, d, e, f]: [u8; 6] = mac.try_into().ok()?;
     let address = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
     IpNet::new(address.into(), 64).ok()
 }
 
-/// Whether the kernel gives it to every link.
+/// Whether an address is an IPv6 link-local one, which the kernel adds to every link.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,
@@ -313,7 +322,7 @@ pub(super) fn message_of(index: u32, route: &Route, source: Option<IpAddr>) -> R
             if let Some(IpAddr::V4(source)) = source {
                 message = message.pref_source(source);
             }
-            finer(message, route).build()
+            with_priority_and_table(message, route).build()
         }
         IpNet::V6(to) => {
             let mut message = RouteMessageBuilder::<Ipv6Addr>::new()
@@ -326,7 +335,7 @@ pub(super) fn message_of(index: u32, route: &Route, source: Option<IpAddr>) -> R
             if let Some(IpAddr::V6(source)) = source {
                 message = message.pref_source(source);
             }
-            finer(message, route).build()
+            with_priority_and_table(message, route).build()
         }
     };
     let metrics: Vec<RouteMetric> = [
@@ -342,7 +351,7 @@ pub(super) fn message_of(index: u32, route: &Route, source: Option<IpAddr>) -> R
     message
 }
 
-fn finer<T>(mut message: RouteMessageBuilder<T>, route: &Route) -> RouteMessageBuilder<T> {
+fn with_priority_and_table<T>(mut message: RouteMessageBuilder<T>, route: &Route) -> RouteMessageBuilder<T> {
     if route.priority != 0 {
         message = message.priority(route.priority);
     }
@@ -359,12 +368,12 @@ fn route_of(message: RouteNetlinkMessage) -> Option<RouteMessage> {
     }
 }
 
-fn known(message: RouteMessage) -> Option<Known> {
+fn installed_route(message: RouteMessage) -> Option<InstalledRoute> {
     const LOCAL: u32 = 255;
     if message.header.kind != RouteType::Unicast {
         return None;
     }
-    let mut route = Known {
+    let mut route = InstalledRoute {
         to: default_of(&message)?,
         gateway: None,
         link: None,

@@ -1,8 +1,8 @@
-//! One netlink socket, which is one user's at a time: whoever asks has it whole until all answers are there (`&mut`). So a
-//! list is never begun beside another, which the kernel refuses (`EBUSY`: one dump a socket), and no answer is another's.
+//! A netlink socket with one user at a time: a request has the socket exclusively until all its answers are received
+//! (`&mut`). No two dumps overlap on a socket, which the kernel refuses (`EBUSY`), and answers are not mixed up.
 //!
-//! The kernel has answered when the send returns, and does several requests of one datagram in their order (rtnetlink(7)):
-//! what is not there then will never come, so nothing is waited for here.
+//! The kernel has answered when the send returns, and processes several requests of one datagram in order
+//! (rtnetlink(7)). An answer that is not there then never arrives, so this code does not wait.
 
 use std::io;
 use std::time::Duration;
@@ -16,29 +16,29 @@ use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 
-/// How many requests are sent at once: all their answers have room in the socket's buffer.
-const TOGETHER: usize = 64;
+/// How many requests are sent in one datagram: all their answers fit into the socket's buffer.
+const MAX_BATCH: usize = 64;
 
-/// The kernel could not give a whole answer while others changed what was asked for: it is asked again so often, and waits
-/// longer each time.
+/// How often a request is sent when the kernel cannot answer completely because of concurrent changes. The wait between
+/// attempts doubles.
 const ATTEMPTS: u32 = 12;
 
-/// What a request is for: which flags it has. That it asks for a list cannot be said.
+/// The operation of a request, which determines its flags. Dumps have a separate function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
-    /// One thing as it is.
+pub(crate) enum Operation {
+    /// Returns an object.
     Get,
-    /// A thing that is not there yet.
+    /// Creates an object that does not exist.
     Create,
-    /// A thing, whether it is there or not.
+    /// Creates an object or replaces it.
     Put,
-    /// A change of a thing that is there.
+    /// Changes an existing object.
     Change,
-    /// That it goes.
+    /// Deletes an object.
     Delete,
 }
 
-impl Ask {
+impl Operation {
     fn flags(self) -> u16 {
         NLM_F_REQUEST
             | match self {
@@ -50,67 +50,71 @@ impl Ask {
     }
 }
 
-/// What the kernel says to one request: the thing that was asked for, or that it is done.
+/// The kernel's answer to one request: the requested object, or an acknowledgement.
 pub(crate) type Answer = io::Result<Option<RouteNetlinkMessage>>;
 
-/// A socket in the network namespace of the thread that has opened it.
+/// A socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Socket {
     socket: netlink_sys::Socket,
     sequence: u32,
-    /// Answers may be left that belong to nobody any more.
-    pub(super) confused: bool,
+    /// Whether unread answers of an earlier request may remain.
+    pub(super) out_of_sync: bool,
 }
 
 /// One message of an answer.
 struct Part {
     header: NetlinkHeader,
-    /// `None` where it says something that is not understood here.
+    /// `None` if the payload cannot be parsed.
     payload: Option<NetlinkPayload<RouteNetlinkMessage>>,
 }
 
 impl Socket {
-    /// In the network namespace of the calling thread.
+    /// Opens a socket in the network namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
         let socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
-        // Without a copy of the request in each error answer (netlink(7), NETLINK_CAP_ACK).
+        // Errors do not contain a copy of the request (netlink(7), NETLINK_CAP_ACK).
         socket.set_cap_ack(true)?;
-        Ok(Self { socket, sequence: 0, confused: false })
+        Ok(Self { socket, sequence: 0, out_of_sync: false })
     }
 
-    /// Asks for one thing.
-    pub(super) fn ask(&mut self, ask: Ask, message: RouteNetlinkMessage) -> Answer {
+    /// Sends one request.
+    pub(super) fn request(&mut self, operation: Operation, message: RouteNetlinkMessage) -> Answer {
         let none = || io::Error::from(io::ErrorKind::InvalidData);
-        self.ask_all(vec![(ask, message)])?.pop().unwrap_or_else(|| Err(none()))
+        self.request_all(vec![(operation, message)])?.pop().unwrap_or_else(|| Err(none()))
     }
 
-    /// Asks for several things, in this order; an answer to each. Those behind one that is refused are done all the same.
-    pub(super) fn ask_all(&mut self, requests: Vec<(Ask, RouteNetlinkMessage)>) -> io::Result<Vec<Answer>> {
+    /// Sends several requests in this order and returns an answer for each. A refused request does not stop those after
+    /// it.
+    pub(super) fn request_all(
+        &mut self,
+        requests: Vec<(Operation, RouteNetlinkMessage)>,
+    ) -> io::Result<Vec<Answer>> {
         let mut answers = Vec::with_capacity(requests.len());
         let mut rest = requests;
         while !rest.is_empty() {
-            let later = rest.split_off(rest.len().min(TOGETHER));
-            let some = std::mem::replace(&mut rest, later);
-            let only_looks = some.iter().all(|(ask, _)| *ask == Ask::Get);
-            // Looking twice changes nothing.
-            let answered = match only_looks {
-                true => repeated(|| self.exchange(&some).and_then(without_transient)),
-                false => self.exchange(&some),
+            let later = rest.split_off(rest.len().min(MAX_BATCH));
+            let batch = std::mem::replace(&mut rest, later);
+            let read_only = batch.iter().all(|(operation, _)| *operation == Operation::Get);
+            // A read can be repeated.
+            let answered = match read_only {
+                true => retry_transient(|| self.exchange(&batch).and_then(without_transient)),
+                false => self.exchange(&batch),
             };
             answers.extend(answered?);
         }
         Ok(answers)
     }
 
-    fn exchange(&mut self, requests: &[(Ask, RouteNetlinkMessage)]) -> io::Result<Vec<Answer>> {
-        self.confused = true;
+    fn exchange(&mut self, requests: &[(Operation, RouteNetlinkMessage)]) -> io::Result<Vec<Answer>> {
+        self.out_of_sync = true;
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
-        for (ask, message) in requests {
+        for (operation, message) in requests {
             self.sequence = self.sequence.wrapping_add(1);
-            append(&mut datagram, message.clone(), ask.flags(), self.sequence);
+            append(&mut datagram, message.clone(), operation.flags(), self.sequence);
         }
         self.socket.send(&datagram, 0)?;
         let mut answers: Vec<Option<Answer>> = requests.iter().map(|_| None).collect();
@@ -122,31 +126,31 @@ impl Socket {
                     Some(NetlinkPayload::InnerMessage(message)) => Ok(Some(message)),
                     Some(NetlinkPayload::Error(error)) if error.code.is_some() => Err(error.to_io()),
                     Some(_) => Ok(None),
-                    None => Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not understood")),
+                    None => Err(io::Error::new(io::ErrorKind::InvalidData, "unsupported answer")),
                 });
             }
         }
-        self.confused = false;
+        self.out_of_sync = false;
         Ok(answers.into_iter().flatten().collect())
     }
 
-    /// Everything of a kind. What is not understood of it is left out.
+    /// Lists all objects of a kind. Objects that cannot be parsed are omitted.
     pub(super) fn list(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        repeated(|| self.list_once(message))
+        retry_transient(|| self.list_once(message))
     }
 
     fn list_once(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        /// Something has changed meanwhile (`NLM_F_DUMP_INTR`): what was listed may lack things, and have others twice.
+        /// The dump was concurrent with a change (`NLM_F_DUMP_INTR`): objects may be missing or listed twice.
         const INTERRUPTED: u16 = 0x10;
-        self.confused = true;
+        self.out_of_sync = true;
         self.sequence = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
         append(&mut datagram, message.clone(), NLM_F_REQUEST | NLM_F_DUMP, self.sequence);
         self.socket.send(&datagram, 0)?;
-        let (mut found, mut transient) = (Vec::new(), None);
+        let (mut objects, mut transient) = (Vec::new(), None);
         loop {
             let parts = match self.receive() {
-                // A message has found no room; the list goes on, and ends.
+                // A message did not fit into the socket's buffer. The dump continues to its end.
                 Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
                     transient = Some(error);
                     continue;
@@ -158,17 +162,17 @@ impl Socket {
                     transient = Some(io::ErrorKind::Interrupted.into());
                 }
                 match part.payload {
-                    Some(NetlinkPayload::InnerMessage(message)) => found.push(message),
+                    Some(NetlinkPayload::InnerMessage(message)) => objects.push(message),
                     Some(NetlinkPayload::Error(error)) if error.code.is_some() => {
-                        self.confused = false;
+                        self.out_of_sync = false;
                         return Err(error.to_io());
                     }
                     Some(NetlinkPayload::Done(done)) => {
-                        self.confused = false;
+                        self.out_of_sync = false;
                         return match (done.code, transient) {
                             (code, _) if code < 0 => Err(io::Error::from_raw_os_error(code.saturating_neg())),
                             (_, Some(error)) => Err(error),
-                            (_, None) => Ok(found),
+                            (_, None) => Ok(objects),
                         };
                     }
                     _ => {}
@@ -178,12 +182,12 @@ impl Socket {
     }
 
     fn receive(&self) -> io::Result<Vec<Part>> {
-        /// More than any message (`SKB_WITH_OVERHEAD(32768)` is the most that the kernel fills at once).
-        const LARGEST: usize = 64 << 10;
-        let mut buffer = Vec::with_capacity(LARGEST);
+        /// Larger than any message (the kernel fills at most `SKB_WITH_OVERHEAD(32768)`).
+        const BUFFER_SIZE: usize = 64 << 10;
+        let mut buffer = Vec::with_capacity(BUFFER_SIZE);
         match self.socket.recv(&mut buffer, 0) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::Error::other("the kernel's answer is lost"));
+                return Err(io::Error::other("the kernel's answer was lost"));
             }
             received => received?,
         };
@@ -191,7 +195,7 @@ impl Socket {
     }
 }
 
-/// The messages of a datagram.
+/// Splits a datagram into messages.
 fn parts(mut buffer: &[u8]) -> Vec<Part> {
     let mut parts = Vec::new();
     while let Some(header) = header(buffer) {
@@ -199,7 +203,7 @@ fn parts(mut buffer: &[u8]) -> Vec<Part> {
         let Some(message) = buffer.get(..length) else { break };
         let payload = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
         if let Err(error) = &payload {
-            tracing::debug!(%error, kind = header.message_type, "a message of the kernel is not understood");
+            tracing::debug!(%error, kind = header.message_type, "failed to parse a netlink message");
         }
         parts.push(Part { header, payload: payload.ok().map(|message| message.payload) });
         buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -207,7 +211,7 @@ fn parts(mut buffer: &[u8]) -> Vec<Part> {
     parts
 }
 
-/// `struct nlmsghdr` (netlink(7)).
+/// Parses `struct nlmsghdr` (netlink(7)).
 pub(super) fn header(buffer: &[u8]) -> Option<NetlinkHeader> {
     let word = |at: usize| Some(u32::from_ne_bytes(buffer.get(at..at + 4)?.try_into().ok()?));
     let half = |at: usize| Some(u16::from_ne_bytes(buffer.get(at..at + 2)?.try_into().ok()?));
@@ -230,7 +234,7 @@ fn append(datagram: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequ
     datagram.extend_from_slice(&bytes);
 }
 
-/// Whether the same request may go well when it is repeated.
+/// Whether the same request may succeed when it is repeated.
 fn is_transient(error: &io::Error) -> bool {
     let transient = [Errno::BUSY, Errno::INTR, Errno::NOBUFS, Errno::AGAIN].map(Errno::raw_os_error);
     error.kind() == io::ErrorKind::Interrupted
@@ -244,16 +248,16 @@ fn without_transient(answers: Vec<Answer>) -> io::Result<Vec<Answer>> {
     }
 }
 
-fn repeated<T>(mut once: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn retry_transient<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut wait = Duration::from_micros(100);
     for _attempt in 1..ATTEMPTS {
-        match once() {
+        match attempt() {
             Err(error) if is_transient(&error) => std::thread::sleep(wait),
-            done => return done,
+            result => return result,
         }
         wait *= 2;
     }
-    once()
+    attempt()
 }
 
 #[cfg(test)]
@@ -263,10 +267,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_transient_is_repeated_and_nothing_else() {
+    fn only_transient_errors_are_retried() {
         let count = |code: Errno, until: u32| {
             let mut times = 0;
-            let done = repeated(|| {
+            let done = retry_transient(|| {
                 times += 1;
                 match times <= until {
                     true => Err(io::Error::from_raw_os_error(code.raw_os_error())),
@@ -283,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_and_lists_of_many_threads_have_their_own_answers() {
+    fn concurrent_requests_and_dumps_receive_their_own_answers() {
         let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -292,8 +296,9 @@ mod tests {
                     for _ in 0..50 {
                         let mut first = LinkMessage::default();
                         first.header.index = 1;
-                        let asked = socket.ask(Ask::Get, RouteNetlinkMessage::GetLink(first)).unwrap();
-                        let Some(RouteNetlinkMessage::NewLink(link)) = asked else { panic!("{asked:?}") };
+                        let answer =
+                            socket.request(Operation::Get, RouteNetlinkMessage::GetLink(first)).unwrap();
+                        let Some(RouteNetlinkMessage::NewLink(link)) = answer else { panic!("{answer:?}") };
                         assert_eq!(link.header.index, 1);
                         assert!(!socket.list(&all).unwrap().is_empty());
                     }
@@ -304,7 +309,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_the_reader_fail(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             proptest::prop_assert!(parts(&bytes).len() <= bytes.len());
         }
     }

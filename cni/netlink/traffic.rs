@@ -1,4 +1,4 @@
-//! Queues and filters of links (tc(8)): limits of a pod's traffic.
+//! Queues and filters of links (tc(8)), which limit a pod's traffic.
 
 use netlink_packet_core::{DefaultNla, Nla as _, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -8,17 +8,17 @@ use netlink_packet_route::tc::{
     TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 
-use super::socket::Ask;
-use super::{Netlink, Refused as _};
+use super::socket::Operation;
+use super::{Netlink, NetlinkContext as _};
 use crate::{Error, Result};
 
-/// How long a packet may wait in the queue.
+/// The longest time that a packet waits in the queue.
 const LATENCY_MILLISECONDS: u64 = 25;
 
 /// `ETH_P_ALL` (linux/if_ether.h).
 const ALL_PROTOCOLS: u16 = 0x0003;
 
-/// A limit: bytes a second, and bytes that may go at once.
+/// A limit: the rate in bytes per second and the burst in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
     pub(crate) rate: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Limit {
 }
 
 impl Netlink {
-    /// Limits what a link sends: a token bucket (tc-tbf(8)) in the place of its queue.
+    /// Limits the traffic that a link sends: a token bucket (tc-tbf(8)) replaces its queue.
     pub(crate) async fn limit_sending(&self, index: u32, limit: Limit) -> Result<()> {
         let mut message = TcMessage::default();
         message.header.index = i32::try_from(index).unwrap_or_default();
@@ -34,28 +34,28 @@ impl Netlink {
         message.header.handle = TcHandle { major: 1, minor: 0 };
         message.attributes.push(TcAttribute::Kind("tbf".to_owned()));
         message.attributes.push(TcAttribute::Options(options(limit)));
-        let limited = self.ask(Ask::Put, RouteNetlinkMessage::NewQueueDiscipline(message)).await;
+        let limited = self.request(Operation::Put, RouteNetlinkMessage::NewQueueDiscipline(message)).await;
         limited.map(drop).doing_netlink(format!("limit link {index}"))
     }
 
-    /// Whether what a link sends is limited so.
+    /// Checks that a link's sent traffic is limited to this rate.
     pub(crate) async fn check_limit(&self, index: u32, limit: Limit) -> Result<()> {
-        let of_link = TcMessage::with_index(i32::try_from(index).unwrap_or_default());
-        let asked = RouteNetlinkMessage::GetQueueDiscipline(of_link.clone());
-        let all = self.list(asked).await.doing_netlink(format!("list the queues of link {index}"))?;
+        let filter = TcMessage::with_index(i32::try_from(index).unwrap_or_default());
+        let request = RouteNetlinkMessage::GetQueueDiscipline(filter.clone());
+        let all = self.list(request).await.doing_netlink(format!("list the queues of link {index}"))?;
         let queues = all.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewQueueDiscipline(queue) => Some(queue),
             _ => None,
         });
-        let mut queues = queues.filter(|queue| queue.header.index == of_link.header.index);
-        let is_it = |queue: &TcMessage| {
+        let mut queues = queues.filter(|queue| queue.header.index == filter.header.index);
+        let matches = |queue: &TcMessage| {
             let rate = queue.attributes.iter().find_map(|attribute| match attribute {
                 TcAttribute::Options(options) => options.iter().find_map(rate_of),
                 _ => None,
             });
             queue.header.parent == TcHandle::ROOT && rate == Some(limit.rate)
         };
-        match queues.any(|queue| is_it(&queue)) {
+        match queues.any(|queue| matches(&queue)) {
             true => Ok(()),
             false => {
                 Err(Error::Invalid(format!("bandwidth: link {index} is not limited to {} B/s", limit.rate)))
@@ -63,24 +63,24 @@ impl Netlink {
         }
     }
 
-    /// Sends what a link receives through another one, and back.
+    /// Redirects the traffic that a link receives through another link and back.
     pub(crate) async fn redirect_received(&self, from: u32, through: u32) -> Result<()> {
         let from = i32::try_from(from).unwrap_or_default();
-        let words = format!("redirect what link {from} receives");
+        let action = format!("redirect the traffic that link {from} receives");
         let mut queue = TcMessage::with_index(from);
         queue.header.parent = TcHandle::INGRESS;
         queue.header.handle = TcHandle::from(0xffff_0000);
         queue.attributes.push(TcAttribute::Kind("ingress".to_owned()));
-        let queued = self.ask(Ask::Put, RouteNetlinkMessage::NewQueueDiscipline(queue)).await;
-        queued.doing_netlink(words.clone())?;
-        let filter = everything_goes_to(from, through);
-        let filtered = self.ask(Ask::Create, RouteNetlinkMessage::NewTrafficFilter(filter)).await;
-        filtered.map(drop).doing_netlink(words)
+        let queued = self.request(Operation::Put, RouteNetlinkMessage::NewQueueDiscipline(queue)).await;
+        queued.doing_netlink(action.clone())?;
+        let filter = redirect_all(from, through);
+        let filtered = self.request(Operation::Create, RouteNetlinkMessage::NewTrafficFilter(filter)).await;
+        filtered.map(drop).doing_netlink(action)
     }
 }
 
-/// A filter of what a link receives (tc-u32(8)) that lets everything match, and lets another link send it (tc-mirred(8)).
-fn everything_goes_to(from: i32, through: u32) -> TcMessage {
+/// A filter of received traffic (tc-u32(8)) that matches everything and redirects it to another link (tc-mirred(8)).
+fn redirect_all(from: i32, through: u32) -> TcMessage {
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
     selector.nkeys = 1;
@@ -106,8 +106,9 @@ fn everything_goes_to(from: i32, through: u32) -> TcMessage {
     filter
 }
 
-/// The rate of a token bucket, whose options come as one attribute with all of them in it: at the start of `struct tc_ratespec` behind eight bytes of other things, or by itself
-/// where it does not fit in there.
+/// Returns the rate of a token bucket. The options arrive as one attribute that contains all of them. The rate is in
+/// `struct tc_ratespec` at the start of `struct tc_tbf_qopt`, after eight bytes of other fields, or in a separate
+/// option if it exceeds 32 bits.
 fn rate_of(option: &TcOption) -> Option<u64> {
     let TcOption::Other(options) = option else { return None };
     let mut value = vec![0; options.value_len()];
@@ -127,7 +128,7 @@ const PARMS: u16 = 1;
 const RATE64: u16 = 4;
 const BURST: u16 = 6;
 
-/// `struct tc_tbf_qopt` and what goes with it (linux/pkt_sched.h, `TCA_TBF_*`).
+/// Builds `struct tc_tbf_qopt` and the options beside it (linux/pkt_sched.h, `TCA_TBF_*`).
 fn options(limit: Limit) -> Vec<TcOption> {
     /// `TC_LINKLAYER_ETHERNET`.
     const ETHERNET: u8 = 1;
@@ -136,7 +137,7 @@ fn options(limit: Limit) -> Vec<TcOption> {
     let queue = u32::try_from(waiting.saturating_add(u64::from(limit.burst))).unwrap_or(u32::MAX);
     let mut parameters = vec![0, ETHERNET, 0, 0, 0, 0, 0, 0];
     parameters.extend_from_slice(&rate.to_ne_bytes());
-    // No second rate.
+    // No peak rate.
     parameters.extend_from_slice(&[0; 12]);
     for number in [queue, 0, 0] {
         parameters.extend_from_slice(&number.to_ne_bytes());

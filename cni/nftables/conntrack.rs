@@ -1,7 +1,7 @@
-//! Connections that the kernel remembers (linux/netfilter/nfnetlink_conntrack.h). A client goes on sending from the same port:
-//! its packets go where the first one went, until that is forgotten, even if another pod has the port of the host by now, or
-//! nobody has. Of UDP any packet keeps that up; of TCP a client that opens a connection anew from the same port would meet
-//! the old one for five days (`nf_conntrack_tcp_timeout_established`).
+//! Connection tracking entries (linux/netfilter/nfnetlink_conntrack.h). Packets of a client that keeps sending from the
+//! same port follow the entry of the first packet, even if another pod has the host port meanwhile, or none has. Any
+//! UDP packet refreshes the entry. A TCP client that opens a new connection from the same port would match the old
+//! entry for five days (`nf_conntrack_tcp_timeout_established`).
 
 use std::collections::HashSet;
 use std::io;
@@ -26,7 +26,7 @@ const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ADDRESSES: u16 = 1;
 const PROTOCOL: u16 = 2;
-/// `CTA_IP_V4_SRC`, `CTA_IP_V4_DST`, `CTA_IP_V6_SRC`, `CTA_IP_V6_DST`.
+/// `CTA_IP_V4_SRC`, `CTA_IP_V6_SRC` and `CTA_IP_V4_DST`, `CTA_IP_V6_DST`.
 const SOURCE: [u16; 2] = [1, 3];
 const DESTINATION: [u16; 2] = [2, 4];
 /// `CTA_PROTO_NUM`, `CTA_PROTO_DST_PORT`.
@@ -34,7 +34,7 @@ const NUMBER: u16 = 1;
 const DESTINATION_PORT: u16 = 3;
 /// `CTA_ZONE`.
 const ZONE: u16 = 18;
-/// `CTA_FILTER`, in it `CTA_FILTER_REPLY_FLAGS`, of which this is `CTA_FILTER_F_CTA_IP_SRC`.
+/// `CTA_FILTER`; in it `CTA_FILTER_ORIG_FLAGS` and `CTA_FILTER_REPLY_FLAGS`; their flag `CTA_FILTER_F_CTA_IP_SRC`.
 const FILTER: u16 = 25;
 const FILTER_ORIGINAL: u16 = 1;
 const FILTER_REPLY: u16 = 2;
@@ -42,24 +42,24 @@ const BY_SOURCE: u32 = 1;
 
 const UDP: u8 = 17;
 
-/// Forgets the connections of UDP to these ports of the host.
+/// Removes the entries of UDP connections to these host ports.
 pub(crate) async fn forget_ports(ports: Vec<u16>) -> Result<()> {
     if ports.is_empty() {
         return Ok(());
     }
-    blocking("forget connections of UDP".to_owned(), move || {
-        let is = |entry: &[u8]| udp_port_of(entry).is_some_and(|port| ports.contains(&port));
-        Version::BOTH.into_iter().try_for_each(|version| forget(version, &Attributes::default(), is))
+    blocking("remove conntrack entries of UDP host ports".to_owned(), move || {
+        let matches = |entry: &[u8]| udp_port_of(entry).is_some_and(|port| ports.contains(&port));
+        Version::BOTH.into_iter().try_for_each(|version| forget(version, &Attributes::default(), matches))
     })
     .await
 }
 
-/// Forgets the connections to something else that lead to these addresses of pods that go: to ports of the host, and to
-/// services. The kernel walks through all buckets of its table for each (20 ms where there are 262,144).
+/// Removes the entries of connections that lead to these addresses of removed pods through another address: a host port
+/// or a service. The kernel walks through all buckets of its table for each address (20 ms for 262,144 buckets).
 pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
-    blocking("forget connections to a pod".to_owned(), move || {
+    blocking("remove conntrack entries of a pod".to_owned(), move || {
         for pod in pods {
-            // It passes on those that are wanted alone (since Linux 5.8).
+            // The kernel filters the entries (since Linux 5.8).
             let mut only = Attributes::default();
             let v6 = usize::from(pod.is_ipv6());
             only.nested(REPLY, |tuple| {
@@ -76,18 +76,18 @@ pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
     .await
 }
 
-/// How long a walk through the table waits: the kernel does nothing else on that processor meanwhile (`local_bh_disable`), and
-/// a teardown waits for all processors (RCU) more than once.
+/// The delay of the walk through the table: meanwhile the kernel does nothing else on that processor
+/// (`local_bh_disable`), and a teardown waits for all processors (RCU) more than once.
 const AFTER_TEARDOWN: Duration = Duration::from_millis(200);
 
-/// Addresses whose connections are being forgotten, which no teardown waits for. Whoever gets one of them next does: else
-/// its own connections would be forgotten, too.
+/// Addresses whose entries are being removed in the background; a teardown does not wait for it. A new pod with such an
+/// address waits: otherwise its connections would be removed, too.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Forgetting {
     pending: Arc<Mutex<HashSet<IpAddr>>>,
-    alone: Arc<tokio::sync::Mutex<()>>,
-    /// Somebody waits for an address.
-    hurry: Arc<tokio::sync::Notify>,
+    serial: Arc<tokio::sync::Mutex<()>>,
+    /// Notified when a pod waits for an address.
+    urgent: Arc<tokio::sync::Notify>,
 }
 
 impl Forgetting {
@@ -95,38 +95,38 @@ impl Forgetting {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to forget. Needs a tokio runtime.
-    pub(crate) fn begin(&self, pods: Vec<IpAddr>) {
+    /// Starts the removal. Needs a tokio runtime.
+    pub(crate) fn start(&self, pods: Vec<IpAddr>) {
         self.pending().extend(&pods);
         let own = self.clone();
         tokio::spawn(async move {
-            // A notification or the timeout: either way, it starts now.
-            drop(tokio::time::timeout(AFTER_TEARDOWN, own.hurry.notified()).await);
-            let _one_at_a_time = own.alone.lock().await;
+            // The removal starts after a notification or the timeout.
+            drop(tokio::time::timeout(AFTER_TEARDOWN, own.urgent.notified()).await);
+            let _one_at_a_time = own.serial.lock().await;
             if let Err(error) = forget_pods(pods.clone()).await {
-                tracing::warn!(?pods, %error, "failed to forget the connections to a pod that is gone");
+                tracing::warn!(?pods, %error, "failed to remove the conntrack entries of a removed pod");
             }
             own.pending().retain(|pending| !pods.contains(pending));
         });
     }
 
-    /// Waits until these are forgotten.
-    pub(crate) async fn end(&self, pods: &[IpAddr]) {
+    /// Waits until the entries of these addresses are removed.
+    pub(crate) async fn wait_for(&self, pods: &[IpAddr]) {
         while pods.iter().any(|pod| self.pending().contains(pod)) {
-            self.hurry.notify_waiters();
-            drop(self.alone.lock().await);
+            self.urgent.notify_waiters();
+            drop(self.serial.lock().await);
             tokio::task::yield_now().await;
         }
     }
 }
 
-fn forget(version: Version, only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-    let known = match dump(GET, version.number(), only.as_bytes()) {
-        // A kernel without it remembers nothing.
+fn forget(version: Version, only: &Attributes, condition: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+    let entries = match dump(GET, version.number(), only.as_bytes()) {
+        // The kernel has no connection tracking.
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(()),
-        known => known?,
+        entries => entries?,
     };
-    for entry in known.iter().filter(|entry| is(entry)) {
+    for entry in entries.iter().filter(|entry| condition(entry)) {
         let mut body = Attributes::default();
         for kind in [ORIGINAL, ZONE] {
             if let Some(value) = attribute(entry, kind) {
@@ -142,7 +142,7 @@ fn forget(version: Version, only: &Attributes, is: impl Fn(&[u8]) -> bool) -> io
     Ok(())
 }
 
-/// Whether a pod answers, and was not who was asked.
+/// Whether a pod answers a connection that was opened to another address.
 fn leads_to(entry: &[u8], pod: IpAddr) -> bool {
     let pod = bytes(pod);
     let of = |tuple: u16, kinds: [u16; 2]| {
@@ -152,7 +152,7 @@ fn leads_to(entry: &[u8], pod: IpAddr) -> bool {
     of(REPLY, SOURCE) == Some(&*pod) && of(ORIGINAL, DESTINATION) != Some(&*pod)
 }
 
-/// The port that the first packet of a connection of UDP was for.
+/// Returns the destination port of a UDP connection's first packet.
 fn udp_port_of(entry: &[u8]) -> Option<u16> {
     let protocol = attribute(attribute(entry, ORIGINAL)?, PROTOCOL)?;
     let udp = attribute(protocol, NUMBER)? == [UDP];

@@ -1,4 +1,4 @@
-//! Elements of the table's sets and maps: what is an attachment's, with whose it is.
+//! Elements of the table's sets and maps. Each belongs to an attachment, which its comment names.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::message::{
 };
 use super::table::{Set, TABLE, all_sets};
 
-/// Whose an element is: network, pod and interface. As a comment of nft(8) it is what an operator sees.
+/// The owner of an element: network, pod and interface. nft(8) shows it as the element's comment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Comment {
     pub(crate) network: String,
@@ -33,13 +33,12 @@ impl Comment {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // None of the three can have a space.
+        // None of the three parts can contain a space.
         let mut words = text.split(' ');
         Some(Self::new(words.next()?, words.next()?, words.next()?))
     }
 
-    /// As data of an element that the kernel keeps for its user: type, length, text (libnftnl's `udata.h`: type 0 is
-    /// a comment).
+    /// Encodes the comment as user data of an element: type, length, text (libnftnl's `udata.h`: type 0 is a comment).
     fn to_data(&self) -> Vec<u8> {
         let mut text = self.to_string().into_bytes();
         text.truncate(254);
@@ -71,7 +70,7 @@ pub(super) struct Element {
     pub(super) value: Value,
 }
 
-/// Parts of a key or value, each padded to a register.
+/// Concatenates the parts of a key or value, each padded to a register.
 pub(super) fn joined(parts: &[&[u8]]) -> Vec<u8> {
     let mut all = Vec::new();
     for part in parts {
@@ -105,26 +104,26 @@ impl Element {
         });
     }
 
-    /// A key is enough to find it.
+    /// The element without its value: the key identifies it.
     fn key_alone(&self) -> Self {
         Self { value: Value::None, ..self.clone() }
     }
 }
 
-/// An element as it is. One without a comment of ours is nobody's.
+/// An installed element. An element without a comment of berth has no owner.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct OwnedElement {
     pub(super) element: Element,
     pub(super) owner: Option<Comment>,
 }
 
-/// The family of the table that a set is in.
+/// Returns the family of the table that contains a set.
 fn family_of(set: &str) -> Option<Family> {
-    all_sets().find(|(_, known)| known.name == set).map(|(family, _)| family)
+    all_sets().find(|(_, candidate)| candidate.name == set).map(|(family, _)| family)
 }
 
-/// The elements of a set.
-pub(super) fn elements(family: Family, set: Set) -> io::Result<Vec<Held>> {
+/// Lists the elements of a set.
+pub(super) fn elements(family: Family, set: Set) -> io::Result<Vec<OwnedElement>> {
     let bodies = list(family, GET_ELEMENT, |m| {
         m.text(1, TABLE);
         m.text(2, set.name);
@@ -132,30 +131,30 @@ pub(super) fn elements(family: Family, set: Set) -> io::Result<Vec<Held>> {
     Ok(bodies.iter().flat_map(|body| elements_of(body, set.name)).collect())
 }
 
-/// The elements of one message.
-fn elements_of<'a>(body: &'a [u8], set: &'static str) -> impl Iterator<Item = Held> + use<'a> {
+/// Parses the elements of one message.
+fn elements_of<'a>(body: &'a [u8], set: &'static str) -> impl Iterator<Item = OwnedElement> + use<'a> {
     let elements = attribute(body, 3).into_iter().flat_map(attributes);
     elements.filter_map(move |(_, element)| {
         let key = attribute(attribute(element, 1)?, 1)?.to_vec();
         let owner = attribute(element, 6).and_then(Comment::of_data);
         let value = attribute(element, 2).and_then(|data| attribute(data, 1));
         let value = value.map_or(Value::None, |bytes| Value::Bytes(bytes.to_vec()));
-        Some(Held { element: Element { set, key, value }, owner })
+        Some(OwnedElement { element: Element { set, key, value }, owner })
     })
 }
 
-/// Those of these elements that are there, by their keys. A look at each, however many others there are.
-pub(super) fn find(wanted: &[Element]) -> io::Result<Vec<Held>> {
+/// Returns those of these elements that are installed, by their keys. One lookup each, however many elements there are.
+pub(super) fn find(elements: &[Element]) -> io::Result<Vec<OwnedElement>> {
     let mut all = Vec::new();
     for family in [Family::Inet, Family::Bridge] {
         let of_family: Vec<&Element> =
-            wanted.iter().filter(|element| family_of(element.set) == Some(family)).collect();
-        let asked = of_family.iter().map(|element| {
+            elements.iter().filter(|element| family_of(element.set) == Some(family)).collect();
+        let keys = of_family.iter().map(|element| {
             let mut body = Attributes::default();
             element.key_alone().fill(&mut body, None);
             body
         });
-        let answers = get(family, GET_ELEMENT, &asked.collect::<Vec<_>>())?;
+        let answers = get(family, GET_ELEMENT, &keys.collect::<Vec<_>>())?;
         for (element, body) in of_family.into_iter().zip(answers) {
             all.extend(body.and_then(|body| elements_of(&body, element.set).next()));
         }
@@ -163,29 +162,30 @@ pub(super) fn find(wanted: &[Element]) -> io::Result<Vec<Held>> {
     Ok(all)
 }
 
-/// Whether there is an element with this key and value.
-pub(super) fn has(wanted: &Element) -> io::Result<bool> {
-    let same = |found: &Element| match (&found.value, &wanted.value) {
-        (Value::Bytes(found), Value::Bytes(wanted)) => found == wanted,
+/// Whether an element with this key and value is installed.
+pub(super) fn has(element: &Element) -> io::Result<bool> {
+    let same = |installed: &Element| match (&installed.value, &element.value) {
+        (Value::Bytes(installed), Value::Bytes(expected)) => installed == expected,
         _ => true,
     };
-    Ok(find(std::slice::from_ref(wanted))?.iter().any(|found| same(&found.element)))
+    Ok(find(std::slice::from_ref(element))?.iter().any(|installed| same(&installed.element)))
 }
 
-/// Who else has one of these elements.
-pub(super) fn holder_of(wanted: &[Element], owner: &Comment) -> io::Result<Option<Comment>> {
-    let found = find(wanted)?;
-    Ok(found.into_iter().find_map(|held| held.owner.filter(|holder| holder != owner)))
+/// Returns another owner of one of these elements, if there is one.
+pub(super) fn holder_of(elements: &[Element], owner: &Comment) -> io::Result<Option<Comment>> {
+    let installed = find(elements)?;
+    Ok(installed.into_iter().find_map(|element| element.owner.filter(|holder| holder != owner)))
 }
 
-/// Takes away those of these elements that are an attachment's: one that is gone, or another's by now, is nothing to it.
+/// Removes those of these elements that belong to an attachment. Elements that are gone or belong to another attachment
+/// are skipped.
 pub(super) fn remove(elements: &[Element], owner: &Comment) -> io::Result<()> {
-    /// Somebody flushes them meanwhile.
+    /// Another program may flush the set concurrently.
     const ATTEMPTS: usize = 3;
     for _attempt in 0..ATTEMPTS {
-        let found = find(elements)?;
-        let own = found.into_iter().filter(|held| held.owner.as_ref() == Some(owner));
-        let own: Vec<Element> = own.map(|held| held.element.key_alone()).collect();
+        let installed = find(elements)?;
+        let own = installed.into_iter().filter(|element| element.owner.as_ref() == Some(owner));
+        let own: Vec<Element> = own.map(|owned| owned.element.key_alone()).collect();
         let mut gone = false;
         for family in [Family::Inet, Family::Bridge] {
             let mut batch = Batch::new(family);
@@ -203,43 +203,42 @@ pub(super) fn remove(elements: &[Element], owner: &Comment) -> io::Result<()> {
     Ok(())
 }
 
-/// Whose elements there are.
+/// Returns the owners of all elements.
 pub(super) fn owners() -> io::Result<HashSet<Comment>> {
     let mut owners = HashSet::new();
     for (family, set) in all_sets() {
-        owners.extend(elements(family, set)?.into_iter().filter_map(|held| held.owner));
+        owners.extend(elements(family, set)?.into_iter().filter_map(|element| element.owner));
     }
     Ok(owners)
 }
 
-/// Takes elements away of some sets, whose owner is `gone`; whose they were. What they jump to stays for the next pod: a
-/// chain that goes makes the kernel wait for every processor (RCU, 20 ms) before it takes the next change.
+/// Removes the elements of the selected sets whose owner fulfils `gone`, and returns the owners. The chains that they
+/// jump to stay for the next pod: after the removal of a chain, the kernel waits for every processor (RCU, 20 ms)
+/// before it accepts the next change.
 pub(super) fn remove_elements(
     is_in: impl Fn(&Set) -> bool,
     gone: impl Fn(&Comment) -> bool,
 ) -> io::Result<Vec<Comment>> {
-    /// Somebody flushes them meanwhile.
+    /// Another program may flush the set concurrently.
     const ATTEMPTS: usize = 3;
     let mut owners: HashSet<Comment> = HashSet::new();
     for _attempt in 0..ATTEMPTS {
-        let mut gone_already = false;
+        let mut flushed = false;
         for family in [Family::Inet, Family::Bridge] {
             let mut batch = Batch::new(family);
             for (_, set) in all_sets().filter(|(of, set)| *of == family && is_in(set)) {
-                for Held { element, owner } in elements(family, set)? {
+                for OwnedElement { element, owner } in elements(family, set)? {
                     let Some(owner) = owner.filter(&gone) else { continue };
                     element.key_alone().write(&mut batch, DELETE_ELEMENT, None);
                     owners.insert(owner);
                 }
             }
             match batch.send() {
-                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
-                    gone_already = true
-                }
+                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => flushed = true,
                 sent => sent?,
             }
         }
-        if !gone_already {
+        if !flushed {
             break;
         }
     }
@@ -251,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_owner_is_read_as_it_is_written() {
+    fn an_owner_survives_a_round_trip() {
         let owner = Comment::new("pods", &"ab".repeat(32), "eth0");
         assert_eq!(Comment::of_data(&owner.to_data()), Some(owner));
         for data in [&[][..], &[0], &[0, 9, 1], &[1, 2, b'a', 0]] {

@@ -1,7 +1,7 @@
-//! The expressions of which rules are made (nft(8); their attributes are those of linux/netfilter/nf_tables.h).
+//! The expressions of rules (nft(8); their attributes are those of linux/netfilter/nf_tables.h).
 //!
-//! What an expression loads goes to a register of four bytes; a longer value, and one that is put together of several,
-//! takes those that follow.
+//! An expression loads a value into a register of four bytes. A longer value, or one of several parts, occupies the
+//! following registers, too.
 
 use std::net::IpAddr;
 
@@ -12,10 +12,10 @@ use super::message::Attributes;
 /// The first register of four bytes (`NFT_REG32_00`).
 const FIRST: u32 = 8;
 
-/// What `meta` tells of a packet (`NFT_META_*`).
+/// The packet metadata that `meta` loads (`NFT_META_*`).
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meta {
-    /// The name of the link that it came by: 16 bytes.
+    /// The name of the input link: 16 bytes.
     InName,
     /// 2 for IPv4, 10 for IPv6: one byte.
     Nfproto,
@@ -23,7 +23,7 @@ pub(super) enum Meta {
     L4proto,
 }
 
-/// Which header a field is in (`NFT_PAYLOAD_*`).
+/// The header that contains a field (`NFT_PAYLOAD_*`).
 #[derive(Clone, Copy, Debug)]
 enum Base {
     Link,
@@ -31,7 +31,7 @@ enum Base {
     Transport,
 }
 
-/// Where something is in a packet.
+/// The location of a field in a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Field {
     base: Base,
@@ -39,10 +39,10 @@ pub(super) struct Field {
     length: u32,
 }
 
-/// The port that a packet is for: at the same place for TCP, UDP and SCTP.
+/// The destination port, which has the same location in TCP, UDP and SCTP.
 pub(super) const DESTINATION_PORT: Field = Field { base: Base::Transport, offset: 2, length: 2 };
 
-/// The hardware address that a frame is from.
+/// The source hardware address of a frame.
 pub(super) const SOURCE_MAC: Field = Field { base: Base::Link, offset: 6, length: 6 };
 
 /// An IP version.
@@ -81,7 +81,7 @@ impl Version {
         }
     }
 
-    /// Addresses of groups.
+    /// The multicast addresses.
     pub(super) fn multicast(self) -> IpNet {
         match self {
             Self::V4 => IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 4)),
@@ -92,7 +92,7 @@ impl Version {
     }
 }
 
-/// An address as bytes.
+/// Returns the bytes of an address.
 pub(super) fn bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -100,7 +100,7 @@ pub(super) fn bytes(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Verdict<'a> {
     Drop,
@@ -109,7 +109,7 @@ pub(super) enum Verdict<'a> {
 }
 
 impl Verdict<'_> {
-    /// Into the value of an element or of a rule.
+    /// Writes the verdict into the value of an element or of a rule.
     pub(super) fn write(self, data: &mut Attributes) {
         let (code, chain) = match self {
             Self::Drop => (0_i32, None),
@@ -129,12 +129,12 @@ impl Verdict<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Expressions {
     list: Attributes,
-    /// How many registers a value that is being put together has taken.
+    /// The number of registers that the value in progress occupies.
     taken: u32,
 }
 
 impl Expressions {
-    /// A rule for packets of one IP version.
+    /// Starts a rule for packets of one IP version.
     pub(super) fn of(version: Version) -> Self {
         Self::default().meta(Meta::Nfproto).is(&[version.number()])
     }
@@ -151,7 +151,7 @@ impl Expressions {
         self
     }
 
-    /// Loads behind what is loaded already, for a key of several parts.
+    /// Allocates registers after the loaded ones, for a key of several parts.
     fn next_register(&mut self, length: u32) -> u32 {
         let register = FIRST + self.taken;
         self.taken += length.div_ceil(4);
@@ -190,7 +190,7 @@ impl Expressions {
         })
     }
 
-    /// Of what kind a packet's destination is to this host: `fib daddr type` (rtnetlink(7), `RTN_*`).
+    /// Matches packets whose destination address belongs to this host: `fib daddr type local` (rtnetlink(7), `RTN_*`).
     pub(super) fn destination_is_local(mut self) -> Self {
         /// `RTN_LOCAL`.
         const LOCAL: u32 = 2;
@@ -204,7 +204,7 @@ impl Expressions {
         .is(&LOCAL.to_ne_bytes())
     }
 
-    /// Bits of the connection's state or status: any of `bits` is set.
+    /// Matches if any of `bits` is set in the connection's state or status.
     fn connection(mut self, key: u32, bits: u32) -> Self {
         let register = self.next_register(4);
         self.add("ct", |e| {
@@ -215,7 +215,7 @@ impl Expressions {
         .compare(false, &[0; 4])
     }
 
-    /// The connection was sent to another destination (`ct status dnat`).
+    /// Matches connections whose destination was rewritten (`ct status dnat`).
     pub(super) fn redirected(self) -> Self {
         /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
         const DESTINATION_NAT: u32 = 1 << 5;
@@ -243,22 +243,22 @@ impl Expressions {
         })
     }
 
-    /// Goes on if what is loaded is this.
+    /// Matches if the loaded value is equal to `value`.
     pub(super) fn is(self, value: &[u8]) -> Self {
         self.compare(true, value)
     }
 
-    /// Goes on if what is loaded is not this.
+    /// Matches if the loaded value differs from `value`.
     pub(super) fn unless(self, value: &[u8]) -> Self {
         self.compare(false, value)
     }
 
-    /// Goes on if the address that is loaded is in a subnet.
+    /// Matches if the loaded address is in a subnet.
     pub(super) fn within(self, subnet: IpNet) -> Self {
         self.masked(&bytes(subnet.netmask())).is(&bytes(subnet.network()))
     }
 
-    /// Goes on if what is loaded is in a set, or is not.
+    /// Matches if the loaded value is in a set, or is not in it.
     pub(super) fn in_set(mut self, set: &str, is: bool) -> Self {
         self.taken = 0;
         self.add("lookup", |e| {
@@ -268,7 +268,7 @@ impl Expressions {
         })
     }
 
-    /// What a map of verdicts says of what is loaded; goes on if it says nothing.
+    /// Applies the verdict of a map for the loaded value. Continues if the map has none.
     pub(super) fn verdict_of(mut self, map: &str) -> Self {
         self.taken = 0;
         self.add("lookup", |e| {
@@ -278,7 +278,8 @@ impl Expressions {
         })
     }
 
-    /// Sends the packet to the address and port that a map has for what is loaded; goes on if it has none.
+    /// Rewrites the destination to the address and port that a map has for the loaded value. Continues if the map has
+    /// none.
     pub(super) fn redirect_by(mut self, map: &str, version: Version) -> Self {
         self.taken = 0;
         let port = FIRST + version.destination().length.div_ceil(4);

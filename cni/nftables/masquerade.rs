@@ -1,11 +1,12 @@
-//! Masquerade: packets of pods to anywhere but their own subnet and groups get the host's address.
+//! Masquerading: packets from pods get the host's address, except for packets to the pod's subnet and to multicast
+//! addresses.
 //!
-//! A map leads from a pod's address to the chain of its subnet. Like the bridge, the chain stays when its last pod has
-//! gone, for the next one.
+//! A map leads from a pod's address to the chain of its subnet. Like the bridge, the chain stays for the next pod when
+//! its last pod is gone.
 
 use ipnet::IpNet;
 
-use super::Holding;
+use super::Removal;
 use super::blocking;
 use super::elements::{Element, Value};
 use super::expression::{Expressions, Verdict, Version, bytes};
@@ -15,7 +16,7 @@ use crate::Result;
 use crate::call::Call;
 use crate::result::CniResult;
 
-/// From a pod's address to the chain of its subnet.
+/// The maps from a pod's address to the chain of its subnet.
 pub(super) const SETS: [Set; 2] = [
     Set { name: "masquerade4", key: Type::IPV4, value: Some(Type::VERDICT) },
     Set { name: "masquerade6", key: Type::IPV6, value: Some(Type::VERDICT) },
@@ -35,7 +36,7 @@ fn map(version: Version) -> &'static str {
     }
 }
 
-/// Masquerades what comes from the addresses of an attachment.
+/// Masquerades packets from the addresses of an attachment.
 pub(crate) async fn apply(call: &Call<'_>, result: &CniResult) -> Result<()> {
     let owner = call.owner();
     let subnets: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
@@ -49,16 +50,16 @@ pub(crate) async fn apply(call: &Call<'_>, result: &CniResult) -> Result<()> {
     .await
 }
 
-/// Chains of subnets that no pod is in any more.
+/// Removes the chains of subnets that have no pods.
 pub(crate) async fn remove_unused(made: &super::Made) -> Result<()> {
     let made = made.clone();
     blocking("remove unused chains".to_owned(), move || table::remove_unused_chains(&made)).await
 }
 
-/// Takes an attachment out of the masquerade.
-pub(crate) async fn forget(call: &Call<'_>, result: &CniResult) -> Result<()> {
+/// Removes the masquerading of an attachment.
+pub(crate) async fn remove(call: &Call<'_>, result: &CniResult) -> Result<()> {
     let elements = result.ips.iter().map(|ip| element(&ip.address)).collect();
-    super::release(call.owner(), &SETS, Holding::of(call, result, elements)).await
+    super::release(call.owner(), &SETS, Removal::of(call, result, elements)).await
 }
 
 fn base() -> Part {
@@ -75,7 +76,7 @@ fn base() -> Part {
     }
 }
 
-/// A name that nft(8) can read.
+/// Returns the name of a subnet's chain, in characters that nft(8) accepts.
 fn chain_of(subnet: &IpNet) -> String {
     format!("{JUMPED_TO}{}", subnet.trunc()).replace(':', "_")
 }

@@ -1,5 +1,5 @@
-//! Messages of nf_tables on a netlink socket (linux/netfilter/nfnetlink.h, nf_tables.h): attributes, batches that are
-//! applied whole or not at all, and lists.
+//! Messages of nf_tables on a netlink socket (linux/netfilter/nfnetlink.h, nf_tables.h): attributes, atomic batches,
+//! and dumps.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -50,9 +50,9 @@ const DONE: u16 = 3;
 pub(super) enum Family {
     /// IPv4 and IPv6.
     Inet,
-    /// IPv4 alone: where iptables has its rules.
+    /// IPv4 only: the family of iptables' rules.
     Ip,
-    /// IPv6 alone.
+    /// IPv6 only.
     Ip6,
     /// Frames on a bridge.
     Bridge,
@@ -70,8 +70,8 @@ impl Family {
 }
 
 impl Family {
-    /// As nft(8) writes it.
-    pub(super) fn word(self) -> &'static str {
+    /// The name in nft(8).
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Inet => "inet",
             Self::Ip => "ip",
@@ -81,7 +81,7 @@ impl Family {
     }
 }
 
-/// Attributes of netlink: length, type, value, padded to four bytes.
+/// Netlink attributes: length, type, value, padded to four bytes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Attributes {
     buffer: Vec<u8>,
@@ -102,7 +102,7 @@ impl Attributes {
         self.bytes(kind, &terminated);
     }
 
-    /// Numbers of nf_tables are big-endian.
+    /// Appends a number. nf_tables uses big-endian numbers.
     pub(super) fn number(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
@@ -118,7 +118,7 @@ impl Attributes {
     }
 }
 
-/// The attributes in a buffer: type without its flags, and value.
+/// Iterates over the attributes in a buffer: the type without flags, and the value.
 pub(crate) fn attributes(mut buffer: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(buffer.get(..2)?.try_into().ok()?));
@@ -129,29 +129,29 @@ pub(crate) fn attributes(mut buffer: &[u8]) -> impl Iterator<Item = (u16, &[u8])
     })
 }
 
-/// The value of the first attribute of a type.
+/// Returns the value of the first attribute of a type.
 pub(crate) fn attribute(buffer: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(buffer).find(|(found, _)| *found == kind).map(|(_, value)| value)
+    attributes(buffer).find(|(candidate, _)| *candidate == kind).map(|(_, value)| value)
 }
 
-/// Text up to its terminating zero.
+/// Returns the text before the terminating zero.
 pub(super) fn text_of(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(value.get(..end).unwrap_or_default()).into_owned()
 }
 
-/// Messages that are applied together or not at all, as long as they have room in one datagram: very many are sent in parts,
-/// each of which is.
+/// Messages that are applied atomically if they fit into one datagram. A larger batch is sent in parts, each of which
+/// is applied atomically.
 #[derive(Debug)]
 pub(super) struct Batch {
     family: Family,
-    /// What stands in the beginning of each part.
+    /// The body of each part's begin message.
     begin: Vec<u8>,
     messages: Vec<Vec<u8>>,
 }
 
-/// Appends one message: netlink's header, that of netfilter, the body.
-pub(crate) fn header(
+/// Appends one message: netlink's header, netfilter's header, the body.
+pub(crate) fn append_message(
     buffer: &mut Vec<u8>,
     kind: u16,
     flags: u16,
@@ -177,7 +177,7 @@ impl Batch {
         Self::start(family, &[])
     }
 
-    /// A batch that is refused with `ERESTART` if anything has changed since `generation` was read.
+    /// A batch that the kernel refuses with `ERESTART` if the rules have changed since `generation` was read.
     pub(super) fn since(family: Family, generation: u32) -> Self {
         let mut body = Attributes::default();
         body.number(BATCH_GENERATION, generation);
@@ -194,20 +194,20 @@ impl Batch {
         let (mut message, sequence) =
             (Vec::new(), u32::try_from(self.messages.len() + 1).unwrap_or(u32::MAX));
         let family = self.family.number();
-        header(&mut message, SUBSYSTEM | kind, flags, sequence, family, 0, body.as_bytes());
+        append_message(&mut message, SUBSYSTEM | kind, flags, sequence, family, 0, body.as_bytes());
         self.messages.push(message);
     }
 
-    /// Sends the batch; the first refusal is the error.
+    /// Sends the batch. The first refusal is the error.
     pub(super) fn send(self) -> io::Result<()> {
-        /// A socket takes 208 KiB at once where nobody has said otherwise (`wmem_default` of socket(7)).
-        const LARGEST: usize = 64 << 10;
+        /// Below the default size of a socket's send buffer, 208 KiB (`wmem_default` of socket(7)).
+        const MAX_PART: usize = 64 << 10;
         let mut rest = self.messages.as_slice();
         while !rest.is_empty() {
             let mut size = 0;
             let fits = rest.iter().take_while(|message| {
                 size += message.len();
-                size <= LARGEST
+                size <= MAX_PART
             });
             let (part, later) = rest.split_at(fits.count().clamp(1, rest.len()));
             self.send_part(part)?;
@@ -216,11 +216,11 @@ impl Batch {
         Ok(())
     }
 
-    /// Only the last message asks for an acknowledgement: a single answer always fits into the socket's buffer. The kernel
-    /// reports an error for each message that it refuses, as far as there is room; the first error is enough.
+    /// Only the last message requests an acknowledgement: a single answer always fits into the socket's buffer. The
+    /// kernel reports an error for each refused message while there is space; the first error is enough.
     fn send_part(&self, part: &[Vec<u8>]) -> io::Result<()> {
         let mut buffer = Vec::new();
-        header(&mut buffer, BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, &self.begin);
+        append_message(&mut buffer, BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, &self.begin);
         let mut last = 0;
         for (place, message) in part.iter().enumerate() {
             let start = buffer.len();
@@ -228,12 +228,12 @@ impl Batch {
             if place + 1 == part.len() {
                 last = message.get(8..12).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes);
                 if let Some(flags) = buffer.get_mut(start + 6..start + 8) {
-                    let known = flags.try_into().map_or(0, u16::from_ne_bytes);
-                    flags.copy_from_slice(&(known | ACK).to_ne_bytes());
+                    let previous = flags.try_into().map_or(0, u16::from_ne_bytes);
+                    flags.copy_from_slice(&(previous | ACK).to_ne_bytes());
                 }
             }
         }
-        header(&mut buffer, BATCH_END, 0, last.wrapping_add(1), 0, SUBSYSTEM >> 8, &[]);
+        append_message(&mut buffer, BATCH_END, 0, last.wrapping_add(1), 0, SUBSYSTEM >> 8, &[]);
         exchange(&buffer, |socket| {
             let (mut acknowledged, mut refused) = (false, None);
             while let Some(answer) = receive(socket)? {
@@ -241,25 +241,26 @@ impl Batch {
                     match message.error() {
                         Some(0) => acknowledged |= message.sequence == last,
                         Some(code) => refused = refused.or(Some(code)),
-                        None => tracing::trace!(sequence = message.sequence, "a message that is no answer"),
+                        None => tracing::trace!(sequence = message.sequence, "unexpected netlink message"),
                     }
                 }
             }
             match (refused, acknowledged) {
                 (Some(code), _) => Ok(Err(refusal(code))),
                 (None, true) => Ok(Ok(())),
-                (None, false) => Err(io::Error::other("the kernel's answer is lost")),
+                (None, false) => Err(io::Error::other("the kernel's answer was lost")),
             }
         })?
     }
 }
 
-/// A code of the kernel's, which is negative.
+/// Converts an error code of the kernel, which is negative.
 fn refusal(code: i32) -> io::Error {
     io::Error::from_raw_os_error(code.saturating_neg())
 }
 
-/// Asks for a list; the body of each of its messages, behind netfilter's header. What is not there is empty.
+/// Dumps objects of nf_tables. Returns the body of each message after netfilter's header. An object that does not exist
+/// yields an empty list.
 pub(super) fn list(
     family: Family,
     kind: u16,
@@ -273,8 +274,8 @@ pub(super) fn list(
     }
 }
 
-/// A dump of any part of netfilter: the body of each message, behind netfilter's header. It is repeated while others change
-/// what is listed.
+/// Dumps objects of any netfilter subsystem. Returns the body of each message after netfilter's header. The dump is
+/// repeated while concurrent changes interrupt it.
 pub(crate) fn dump(kind: u16, family: u8, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     const ATTEMPTS: u32 = 10;
     let mut wait = Duration::from_micros(200);
@@ -288,7 +289,7 @@ pub(crate) fn dump(kind: u16, family: u8, body: &[u8]) -> io::Result<Vec<Vec<u8>
         std::thread::sleep(wait);
         wait *= 2;
     }
-    // On a host that is never quiet, what was found is better than nothing.
+    // If the changes never stop, the last dump is used although it may be inconsistent.
     dump_once(kind, family, body).map(|(bodies, _)| bodies)
 }
 
@@ -297,21 +298,21 @@ fn is_transient(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| transient.contains(&code))
 }
 
-/// A dump, and whether it is of one moment.
+/// Dumps once. Returns the bodies and whether the dump is consistent.
 fn dump_once(kind: u16, family: u8, body: &[u8]) -> io::Result<(Vec<Vec<u8>>, bool)> {
     /// `NLM_F_DUMP_INTR`.
     const INTERRUPTED: u16 = 0x10;
     let mut buffer = Vec::new();
-    header(&mut buffer, kind, DUMP, 1, family, 0, body);
+    append_message(&mut buffer, kind, DUMP, 1, family, 0, body);
     exchange(&buffer, |socket| {
-        let (mut bodies, mut whole) = (Vec::new(), true);
+        let (mut bodies, mut consistent) = (Vec::new(), true);
         while let Some(answer) = receive(socket)? {
             for message in messages(&answer) {
-                whole &= message.flags & INTERRUPTED == 0;
+                consistent &= message.flags & INTERRUPTED == 0;
                 match (message.kind, message.error()) {
                     (DONE, _) => match message.code() {
                         Some(code) if code < 0 => return Ok(Err(refusal(code))),
-                        _ => return Ok(Ok((bodies, whole))),
+                        _ => return Ok(Ok((bodies, consistent))),
                     },
                     (_, Some(code)) if code != 0 => return Ok(Err(refusal(code))),
                     _ => bodies.push(message.body.get(4..).unwrap_or_default().to_vec()),
@@ -322,29 +323,30 @@ fn dump_once(kind: u16, family: u8, body: &[u8]) -> io::Result<(Vec<Vec<u8>>, bo
     })?
 }
 
-/// Sends one request and reads whether it was taken.
+/// Sends one request and returns whether the kernel accepted it.
 pub(crate) fn request(kind: u16, family: u8, body: &[u8]) -> io::Result<()> {
     let mut buffer = Vec::new();
-    header(&mut buffer, kind, ACK, 1, family, 0, body);
-    let answer = exchange(&buffer, only_answer)?;
+    append_message(&mut buffer, kind, ACK, 1, family, 0, body);
+    let answer = exchange(&buffer, receive_one)?;
     match messages(&answer).next().and_then(|message| message.error()) {
         Some(0) | None => Ok(()),
         Some(code) => Err(refusal(code)),
     }
 }
 
-/// Asks for one thing each; the body of each answer, `None` for what is not there. One look each, however many there are.
-pub(super) fn get(family: Family, kind: u16, asked: &[Attributes]) -> io::Result<Vec<Option<Vec<u8>>>> {
-    /// All answers have room in the socket.
-    const TOGETHER: usize = 32;
-    let mut found = Vec::with_capacity(asked.len());
-    for some in asked.chunks(TOGETHER) {
+/// Looks up objects. Returns the body of each answer, `None` if the object does not exist. One lookup each, however
+/// many objects there are.
+pub(super) fn get(family: Family, kind: u16, requests: &[Attributes]) -> io::Result<Vec<Option<Vec<u8>>>> {
+    /// The answers of a batch fit into the socket's buffer.
+    const MAX_BATCH: usize = 32;
+    let mut bodies = Vec::with_capacity(requests.len());
+    for batch in requests.chunks(MAX_BATCH) {
         let mut buffer = Vec::new();
-        for (sequence, body) in (0..).zip(some) {
-            header(&mut buffer, SUBSYSTEM | kind, 0, sequence, family.number(), 0, body.as_bytes());
+        for (sequence, body) in (0..).zip(batch) {
+            append_message(&mut buffer, SUBSYSTEM | kind, 0, sequence, family.number(), 0, body.as_bytes());
         }
-        found.extend(exchange(&buffer, |socket| {
-            let (mut answers, mut refused) = (vec![None; some.len()], None);
+        bodies.extend(exchange(&buffer, |socket| {
+            let (mut answers, mut refused) = (vec![None; batch.len()], None);
             while let Some(answer) = receive(socket)? {
                 for message in messages(&answer) {
                     let place = usize::try_from(message.sequence).ok();
@@ -359,46 +361,46 @@ pub(super) fn get(family: Family, kind: u16, asked: &[Attributes]) -> io::Result
                     });
                 }
             }
-            let whole: Option<Vec<_>> = answers.into_iter().collect();
-            let whole = whole.ok_or_else(|| io::Error::other("the kernel's answer is lost"))?;
-            Ok(refused.map_or(Ok(whole), |code| Err(refusal(code))))
+            let all: Option<Vec<_>> = answers.into_iter().collect();
+            let all = all.ok_or_else(|| io::Error::other("the kernel's answer was lost"))?;
+            Ok(refused.map_or(Ok(all), |code| Err(refusal(code))))
         })??);
     }
-    Ok(found)
+    Ok(bodies)
 }
 
-/// The number that the kernel gives to the rules as they are.
+/// Returns the kernel's generation number of the ruleset.
 pub(super) fn generation() -> io::Result<u32> {
     /// `NFTA_GEN_ID`.
     const ID: u16 = 1;
     let mut buffer = Vec::new();
-    header(&mut buffer, SUBSYSTEM | GET_GENERATION, 0, 1, 0, 0, &[]);
-    let answer = exchange(&buffer, only_answer)?;
+    append_message(&mut buffer, SUBSYSTEM | GET_GENERATION, 0, 1, 0, 0, &[]);
+    let answer = exchange(&buffer, receive_one)?;
     let message = messages(&answer).next();
     let id = message.and_then(|message| attribute(message.body.get(4..)?, ID)?.try_into().ok());
     id.map(u32::from_be_bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 thread_local! {
-    static SOCKET: RefCell<Option<Own>> = const { RefCell::new(None) };
+    static SOCKET: RefCell<Option<OpenSocket>> = const { RefCell::new(None) };
 }
 
-/// The ports of this process' sockets: by them it knows its own changes among those that the kernel tells.
+/// The ports of this process' sockets. They identify its own changes in the kernel's notifications.
 static PORTS: Mutex<Option<HashSet<u32>>> = Mutex::new(None);
 
-/// Whether a change was made by this process.
+/// Whether this process made a change.
 pub(super) fn is_own(port: u32) -> bool {
     let ports = PORTS.lock().unwrap_or_else(PoisonError::into_inner);
     ports.as_ref().is_some_and(|ports| ports.contains(&port))
 }
 
-/// A socket of this process.
-struct Own {
+/// A socket and its port.
+struct OpenSocket {
     socket: Socket,
     port: u32,
 }
 
-impl Drop for Own {
+impl Drop for OpenSocket {
     fn drop(&mut self) {
         if let Some(ports) = &mut *PORTS.lock().unwrap_or_else(PoisonError::into_inner) {
             ports.remove(&self.port);
@@ -406,38 +408,38 @@ impl Drop for Own {
     }
 }
 
-/// Sends a request on the socket of this thread and reads what comes of it. It stays open for the next request: closing one
-/// waits until the kernel has freed all that was deleted, which is for every processor (RCU, 10 ms; net/netfilter's
-/// `nft_rcv_nl_event`). Where `read` itself fails there may be answers left that nobody has read: the next request gets a new
-/// socket. An error that the kernel reports is an answer, and keeps the socket.
+/// Sends a request on this thread's socket and reads the answers. The socket stays open for the next request: closing
+/// it waits until the kernel has freed all deleted objects, which takes a wait for every processor (RCU, 10 ms;
+/// net/netfilter's `nft_rcv_nl_event`). If `read` itself fails, unread answers may remain: the next request opens a new
+/// socket. An error that the kernel reports is an answer and keeps the socket.
 ///
-/// A thread that talks to nftables therefore does not change its network namespace.
+/// A thread that calls this must therefore not change its network namespace.
 fn exchange<T>(request: &[u8], read: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
-    let kept = SOCKET.with(RefCell::take);
-    let own = kept.map_or_else(connect, Ok)?;
-    own.socket.send(request, 0)?;
-    let answer = read(&own.socket)?;
-    SOCKET.set(Some(own));
+    let idle = SOCKET.with(RefCell::take);
+    let open = idle.map_or_else(connect, Ok)?;
+    open.socket.send(request, 0)?;
+    let answer = read(&open.socket)?;
+    SOCKET.set(Some(open));
     Ok(answer)
 }
 
-fn connect() -> io::Result<Own> {
+fn connect() -> io::Result<OpenSocket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     let port = socket.bind_auto()?.port_number();
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.set_non_blocking(true)?;
-    // Without a copy of the request in each error answer (netlink(7), NETLINK_CAP_ACK).
+    // Errors do not contain a copy of the request (netlink(7), NETLINK_CAP_ACK).
     socket.set_cap_ack(true)?;
     PORTS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().insert(port);
-    Ok(Own { socket, port })
+    Ok(OpenSocket { socket, port })
 }
 
-/// What the kernel has answered and nobody has read yet. It has done with a request when the send returns: what is not there
-/// then will not come. Answers that found no room are lost, the others are there all the same.
+/// Returns the next unread answer, if there is one. The kernel has processed a request when the send returns: no answer
+/// arrives later. Answers that did not fit into the socket's buffer are lost; the others are still delivered.
 fn receive(socket: &Socket) -> io::Result<Option<Vec<u8>>> {
-    /// More than any message of a dump (`NLMSG_GOODSIZE`, and what libmnl reads).
-    const LARGEST: usize = 64 << 10;
-    let mut buffer = Vec::with_capacity(LARGEST);
+    /// Larger than any message of a dump (`NLMSG_GOODSIZE`, and the buffer size of libmnl).
+    const BUFFER_SIZE: usize = 64 << 10;
+    let mut buffer = Vec::with_capacity(BUFFER_SIZE);
     loop {
         match socket.recv(&mut buffer, 0) {
             Ok(_) => return Ok(Some(buffer)),
@@ -448,21 +450,21 @@ fn receive(socket: &Socket) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn only_answer(socket: &Socket) -> io::Result<Vec<u8>> {
-    receive(socket)?.ok_or_else(|| io::Error::other("the kernel's answer is lost"))
+fn receive_one(socket: &Socket) -> io::Result<Vec<u8>> {
+    receive(socket)?.ok_or_else(|| io::Error::other("the kernel's answer was lost"))
 }
 
 pub(super) struct Message<'a> {
     pub(super) kind: u16,
     flags: u16,
     sequence: u32,
-    /// Of the socket that has asked for it, or for what it tells.
+    /// The port of the socket that sent the request, or that made the change which is notified.
     pub(super) port: u32,
     pub(super) body: &'a [u8],
 }
 
 impl Message<'_> {
-    /// `NLMSG_ERROR`: the code, 0 where it went well; `None` of another message.
+    /// The code of an `NLMSG_ERROR`, 0 for success; `None` for other messages.
     fn error(&self) -> Option<i32> {
         self.code().filter(|_| self.kind == ERROR)
     }
@@ -490,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_read_as_they_are_written() {
+    fn attributes_survive_a_round_trip() {
         let mut all = Attributes::default();
         all.text(1, "abc");
         all.nested(2, |inner| inner.number(7, 5));
@@ -504,7 +506,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_the_reader_fail(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _all = attributes(&bytes).count() + messages(&bytes).count();
         }
     }

@@ -1,16 +1,15 @@
-//! What pods need of nftables, in one table named for berth (`inet berth`; what is about frames is in `bridge berth`, since
-//! a table has one family). What others have in nftables is never touched, and a batch is atomic: there are the old
-//! rules or the new, never none.
+//! The nftables rules of pods, in one table of berth (`inet berth`; rules for frames are in `bridge berth`, because a
+//! table has one family). Foreign tables are never changed. A batch is atomic: either the old or the new rules apply,
+//! never none.
 //!
-//! The rules are the same however many pods there are: what is a pod's is an element of a set or map, found by hash, with
-//! the attachment that it belongs to as its comment. So an attachment is one batch of elements, and what it has left can
-//! be found when nothing else of it is known any more.
+//! The number of rules does not depend on the number of pods: the data of a pod are elements of sets and maps, found by
+//! hash, with the attachment as their comment. An attachment is therefore one batch of elements, and its elements can
+//! be found when all its other state is lost.
 //!
-//! * [`message`], [`expression`]: the wire; [`table`]: chains and sets; [`elements`]: what is in these
-//! * [`masquerade`]: behind the host's address; [`ports`]: ports of the host; [`spoof`]: frames with a pod's own
-//!   address alone
-//! * [`watch`]: whether somebody takes something of that away; [`foreign`]: what others have that is in the way
-//! * [`guard`]: which bridges forward to which pods; [`conntrack`]: connections that the kernel remembers
+//! * [`message`], [`expression`]: the wire format; [`table`]: chains and sets; [`elements`]: the elements of sets
+//! * [`masquerade`]: source NAT; [`ports`]: host ports; [`spoof`]: drops frames with a foreign source address
+//! * [`watch`]: detects that rules were removed; [`foreign`]: foreign rules that drop pods' packets
+//! * [`guard`]: isolation of bridges; [`conntrack`]: connection tracking entries
 
 pub(crate) mod conntrack;
 mod elements;
@@ -38,24 +37,24 @@ pub(crate) use message::Attributes;
 pub(crate) use message::attribute;
 pub(crate) use watch::{Loss, Watch};
 
-/// Which parts of the table this process has made: they are made again when an element finds no place, or when rules of
-/// them are missing.
+/// The parts of the table that this process has installed. A part is installed again when an element does not find its
+/// set, or when rules are missing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Made {
-    /// The chains of each part, with the number of their rules.
-    parts: Arc<Mutex<HashMap<String, Vec<Rules>>>>,
+    /// The chains of each part, with their number of rules.
+    parts: Arc<Mutex<HashMap<String, Vec<ChainRules>>>>,
 }
 
-/// A chain that was made.
+/// An installed chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Rules {
+struct ChainRules {
     family: message::Family,
     chain: String,
     count: usize,
 }
 
 impl Made {
-    fn parts(&self) -> MutexGuard<'_, HashMap<String, Vec<Rules>>> {
+    fn parts(&self) -> MutexGuard<'_, HashMap<String, Vec<ChainRules>>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -64,7 +63,7 @@ impl Made {
     }
 
     fn insert(&self, part: &table::Part) {
-        let rules = |chain: &table::Chain| Rules {
+        let rules = |chain: &table::Chain| ChainRules {
             family: part.family,
             chain: chain.name.clone(),
             count: chain.rules.len(),
@@ -72,26 +71,26 @@ impl Made {
         self.parts().insert(part.name.clone(), part.chains.iter().map(rules).collect());
     }
 
-    /// Nothing is known to be there.
+    /// Assumes that nothing is installed.
     pub(crate) fn clear(&self) {
         self.parts().clear();
     }
 
-    /// Whether all rules are there that were made.
+    /// Whether all rules of the installed parts exist.
     pub(crate) async fn is_whole(&self) -> Result<bool> {
-        let wanted: Vec<Rules> = self.parts().values().flatten().cloned().collect();
-        blocking("count the rules of pods".to_owned(), move || table::has_rules(&wanted)).await
+        let expected: Vec<ChainRules> = self.parts().values().flatten().cloned().collect();
+        blocking("count the rules of pods".to_owned(), move || table::has_rules(&expected)).await
     }
 }
 
-/// Runs blocking work with nftables away from the threads that answer requests.
+/// Runs blocking work with nftables on a blocking thread, not on one that serves requests.
 async fn blocking<T: Send + 'static>(
     action: String,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T> {
     let joined = tokio::task::spawn_blocking(work).await;
-    let worked = joined.map_err(std::io::Error::other).and_then(|result| result);
-    worked.map_err(|source| match source.kind() {
+    let result = joined.map_err(std::io::Error::other).and_then(|inner| inner);
+    result.map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => Error::Io {
             action: format!("{action} (nftables; does the kernel have nf_tables with nat and fib?)"),
             source,
@@ -100,30 +99,30 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-/// What one attachment has in some sets.
-enum Holding {
+/// The elements of an attachment that are to be removed from some sets.
+enum Removal {
     /// These elements.
-    Known(Vec<elements::Element>),
-    /// Whatever has its name on it.
-    Unknown,
+    Elements(Vec<elements::Element>),
+    /// All elements with the attachment's comment.
+    AllOfOwner,
 }
 
-impl Holding {
-    /// The elements, where the result says all that an attachment has.
+impl Removal {
+    /// Selects the given elements if the result lists everything that the attachment has.
     fn of(call: &Call<'_>, result: &CniResult, elements: Vec<elements::Element>) -> Self {
         match call.knows_all && !result.ips.is_empty() && !elements.is_empty() {
-            true => Self::Known(elements),
-            false => Self::Unknown,
+            true => Self::Elements(elements),
+            false => Self::AllOfOwner,
         }
     }
 }
 
-/// Takes away what one attachment has in some sets; what it does not have is gone already.
-async fn release(owner: Comment, sets: &'static [table::Set], holding: Holding) -> Result<()> {
+/// Removes the elements of an attachment from some sets, if there are any.
+async fn release(owner: Comment, sets: &'static [table::Set], removal: Removal) -> Result<()> {
     let action = format!("remove the rules of {owner}");
-    blocking(action, move || match holding {
-        Holding::Known(known) => elements::remove(&known, &owner),
-        Holding::Unknown => {
+    blocking(action, move || match removal {
+        Removal::Elements(elements) => elements::remove(&elements, &owner),
+        Removal::AllOfOwner => {
             let is_in = |set: &table::Set| sets.iter().any(|of| of.name == set.name);
             elements::remove_elements(is_in, |comment| *comment == owner).map(drop)
         }
@@ -131,23 +130,23 @@ async fn release(owner: Comment, sets: &'static [table::Set], holding: Holding) 
     .await
 }
 
-/// Takes away what attachments have of whom `gone` says so; whose it was.
+/// Removes the elements of all attachments that fulfil `gone`. Returns these attachments.
 pub(crate) async fn release_where(gone: impl Fn(&Comment) -> bool + Send + 'static) -> Result<Vec<Comment>> {
-    let action = "remove rules of pods that are gone".to_owned();
+    let action = "remove the rules of removed pods".to_owned();
     blocking(action, move || elements::remove_elements(|_| true, gone)).await
 }
 
-/// The attachments that have something in the tables.
+/// Returns the attachments that have elements in the tables.
 pub(crate) async fn owners() -> Result<HashSet<Comment>> {
     blocking("list the rules of pods".to_owned(), elements::owners).await
 }
 
-/// What of others drops one of these packets for certain.
+/// Returns a foreign rule that certainly drops one of these packets.
 pub(crate) async fn obstacle(packets: Vec<Packet>) -> Result<Option<String>> {
-    blocking("look at others' rules".to_owned(), move || first_obstacle(&packets)).await
+    blocking("read foreign rules".to_owned(), move || first_obstacle(&packets)).await
 }
 
-/// See [`obstacle`]; for a thread that may wait.
+/// Like [`obstacle`], on the calling thread, which must be allowed to block.
 pub(crate) fn first_obstacle(packets: &[Packet]) -> std::io::Result<Option<String>> {
     for packet in packets {
         if let Some(obstacle) = foreign::obstacle(packet)? {
@@ -157,7 +156,7 @@ pub(crate) fn first_obstacle(packets: &[Packet]) -> std::io::Result<Option<Strin
     Ok(None)
 }
 
-/// Takes the tables away if no attachment has anything in them.
+/// Removes the tables if they contain no elements of attachments.
 pub(crate) async fn remove_if_unused(made: &Made) -> Result<()> {
     let removed = tokio::task::spawn_blocking(table::remove_if_unused).await;
     if removed

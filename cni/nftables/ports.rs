@@ -1,20 +1,20 @@
-//! Ports of the host that lead to pods.
+//! Host ports that are forwarded to pods.
 //!
-//! Maps lead from protocol and port (and one address of the host, where it is said) to a pod's address and port. They are
-//! asked for packets to an address of this host alone (`fib daddr type local`: GHSA-jv3w-x3r3-g6rm of the reference
+//! Maps lead from protocol and port (and the host address, if one is specified) to a pod's address and port. They are
+//! consulted only for packets to an address of this host (`fib daddr type local`: GHSA-jv3w-x3r3-g6rm of the reference
 //! plugin), and after the rules of services (kube-proxy's, at the priority of destination NAT: CVE-2019-9946).
 //!
-//! The answers of a pod must come back through this host: where it would answer directly (itself, or its neighbours on
-//! the bridge) or cannot at all (127.0.0.1), the sender's address becomes the host's. 127.0.0.1 can only leave by a link
-//! whose `route_localnet` is set; that others on the link do not reach services on 127.0.0.1 then (CVE-2020-8558) is
-//! seen to by the first chain.
+//! The answers of a pod must return through this host. If the pod would answer directly (itself, or a neighbour on the
+//! bridge) or cannot answer at all (127.0.0.1), the source address is rewritten to the host's. Packets from 127.0.0.1
+//! can leave only through a link with `route_localnet`. The first chain prevents that others on the link then reach
+//! services on 127.0.0.1 (CVE-2020-8558).
 
 use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Holding;
+use super::Removal;
 use super::blocking;
 use super::elements::{self, Element, Value, joined};
 use super::expression::{DESTINATION_PORT, Expressions, Meta, Verdict, Version, bytes};
@@ -28,7 +28,7 @@ const fn port() -> Type {
     Type::PROTOCOL.with(Type::PORT)
 }
 
-/// In this order: of all addresses, of one address, hairpins; for IPv4 and for IPv6.
+/// The sets, in this order: all addresses, one address, hairpin; each for IPv4 and for IPv6.
 pub(super) const SETS: [Set; 6] = [
     Set { name: "ports4", key: port(), value: Some(Type::IPV4.with(Type::PORT)) },
     Set { name: "ports6", key: port(), value: Some(Type::IPV6.with(Type::PORT)) },
@@ -61,10 +61,10 @@ fn names(version: Version) -> Names {
     }
 }
 
-/// A bit later than `NF_IP_PRI_NAT_DST` (-100), where services are.
+/// Slightly after `NF_IP_PRI_NAT_DST` (-100), the priority of services.
 const AFTER_SERVICES: i32 = -90;
 
-/// A port of the host that leads to an address.
+/// A host port that is forwarded to an address.
 #[derive(Clone, Debug)]
 pub(crate) struct Mapping {
     pub(crate) protocol: Protocol,
@@ -74,14 +74,14 @@ pub(crate) struct Mapping {
     pub(crate) pod_port: u16,
 }
 
-/// Maps ports. `masquerade`: answers that would not come back through this host are made to.
+/// Maps host ports. If `masquerade`, connections whose answers would not return through this host are masqueraded.
 ///
 /// # Errors
-/// Another pod has one of them.
+/// Another pod has one of the ports.
 pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: bool) -> Result<()> {
     let owner = call.owner();
     let made = call.host.made.clone();
-    let action = format!("failed to map host {} to {owner}", words(mappings));
+    let action = format!("map host {} to {owner}", describe(mappings));
     let (pods, mapped) = (pods(mappings), mappings.iter().map(element).collect::<Vec<_>>());
     blocking(action, move || {
         let (mut parts, mut elements) = (vec![base()], mapped.clone());
@@ -92,10 +92,10 @@ pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: boo
         match table::add(&made, &parts, &elements, &owner) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let holder = elements::holder_of(&mapped, &owner)?;
-                let whose = holder.map_or("another pod".to_owned(), |holder| {
+                let holder = holder.map_or("another pod".to_owned(), |holder| {
                     format!("pod {} of network {}", holder.container, holder.network)
                 });
-                Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("already used by {whose}")))
+                Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("already used by {holder}")))
             }
             added => added,
         }
@@ -103,16 +103,16 @@ pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: boo
     .await
 }
 
-/// `port 80`, `ports 80, 81, 82, 83, 84 and 265 more`.
-fn words(mappings: &[Mapping]) -> String {
+/// Describes ports: `port 80`, `ports 80, 81, 82, 83, 84 and 265 more`.
+fn describe(mappings: &[Mapping]) -> String {
     const SHOWN: usize = 5;
     // A port has a mapping for each family.
     let ports: std::collections::BTreeSet<u16> = mappings.iter().map(|mapping| mapping.host_port).collect();
-    let words: Vec<_> = ports.iter().take(SHOWN).map(u16::to_string).collect();
+    let shown: Vec<_> = ports.iter().take(SHOWN).map(u16::to_string).collect();
     match ports.len() {
-        1 => format!("port {}", words.join("")),
-        2..=SHOWN => format!("ports {}", words.join(", ")),
-        all => format!("ports {} and {} more", words.join(", "), all.saturating_sub(SHOWN)),
+        1 => format!("port {}", shown.join("")),
+        2..=SHOWN => format!("ports {}", shown.join(", ")),
+        all => format!("ports {} and {} more", shown.join(", "), all.saturating_sub(SHOWN)),
     }
 }
 
@@ -123,21 +123,21 @@ fn pods(mappings: &[Mapping]) -> Vec<IpNet> {
     pods
 }
 
-/// Whether a port leads to where it should.
-pub(crate) async fn is_there(mapping: &Mapping) -> Result<bool> {
-    let wanted = element(mapping);
-    let action = format!("look for port {} of the host", mapping.host_port);
-    blocking(action, move || elements::has(&wanted)).await
+/// Whether a host port is mapped as specified.
+pub(crate) async fn is_mapped(mapping: &Mapping) -> Result<bool> {
+    let element = element(mapping);
+    let action = format!("find host port {}", mapping.host_port);
+    blocking(action, move || elements::has(&element)).await
 }
 
-/// Ports of the host lead to an attachment no more. Without `mappings` it is not known which.
-pub(crate) async fn forget(call: &Call<'_>, mappings: Option<&[Mapping]>) -> Result<()> {
+/// Removes the host ports of an attachment. Without `mappings`, all elements of the attachment are removed.
+pub(crate) async fn remove(call: &Call<'_>, mappings: Option<&[Mapping]>) -> Result<()> {
     let elements = |mappings: &[Mapping]| {
         let hairpins = pods(mappings);
         mappings.iter().map(element).chain(hairpins.iter().map(hairpin)).collect()
     };
-    let holding = mappings.map_or(Holding::Unknown, |mappings| Holding::Known(elements(mappings)));
-    super::release(call.owner(), &SETS, holding).await
+    let removal = mappings.map_or(Removal::AllOfOwner, |mappings| Removal::Elements(elements(mappings)));
+    super::release(call.owner(), &SETS, removal).await
 }
 
 fn element(mapping: &Mapping) -> Element {
@@ -176,23 +176,23 @@ fn base() -> Part {
         family: Family::Inet,
         sets: SETS.to_vec(),
         chains: vec![
-            // NF_INET_PRE_ROUTING before connections are looked up: answers to this host's own packets are still for
-            // the address that those got.
+            // NF_INET_PRE_ROUTING, before conntrack translates addresses: answers to this host's own packets still have
+            // their translated destination.
             chain(
                 "localhost",
                 Some(Hook { kind: "filter", place: 0, priority: -300 }),
-                vec![only_by_loopback()],
+                vec![only_from_loopback()],
             ),
             chain("ports", None, Version::BOTH.into_iter().flat_map(find).collect()),
             chain("ports-in", Some(here(0)), look_up()),
-            // NF_INET_LOCAL_OUT: this host's own connections.
+            // NF_INET_LOCAL_OUT: connections of this host.
             chain("ports-out", Some(here(3)), look_up()),
             chain("hairpin", Some(POSTROUTING), Version::BOTH.map(back).into()),
         ],
     }
 }
 
-fn only_by_loopback() -> Expressions {
+fn only_from_loopback() -> Expressions {
     let mut loopback = b"lo".to_vec();
     loopback.resize(16, 0);
     let rule = Expressions::default().meta(Meta::InName).unless(&loopback);
@@ -208,7 +208,7 @@ fn hairpin_chain(pod: &IpNet) -> String {
     format!("{JUMPED_TO}hairpin-{}", pod.trunc()).replace(':', "_")
 }
 
-/// What is redirected to a pod from its own subnet, or from this host's loopback.
+/// The chain that masquerades packets redirected to a pod from its own subnet, or from this host's loopback.
 fn hairpin_of(pod: &IpNet) -> Part {
     let version = Version::of(pod.addr());
     let from = |net: IpNet| Expressions::of(version).field(version.source()).within(net).masquerade();

@@ -1,4 +1,4 @@
-//! The table: its chains with their rules, its sets and maps.
+//! The table: chains with their rules, sets and maps.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,15 +12,15 @@ use super::message::{
     APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Family, GET_RULE, NEW_CHAIN, NEW_ELEMENT,
     NEW_RULE, NEW_SET, NEW_TABLE, attribute, generation, list, text_of,
 };
-use super::{Made, Rules};
+use super::{ChainRules, Made};
 
-/// The tables' name.
+/// The name of the tables.
 pub(super) const TABLE: &str = "berth";
 
-/// Chains that element of a map jumps to; they go when nothing does any more.
+/// The prefix of chains that only elements of a map jump to. They are removed when no element does.
 pub(super) const JUMPED_TO: &str = "of-";
 
-/// Where in a packet's way a chain is (linux/netfilter.h, `NF_INET_*`), and when among others there.
+/// The hook of a chain (linux/netfilter.h, `NF_INET_*`) and its priority among the chains there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hook {
     pub(super) kind: &'static str,
@@ -36,8 +36,8 @@ pub(super) struct Chain {
     pub(super) rules: Vec<Expressions>,
 }
 
-/// What elements of a set are, as nft(8) shows them (`TYPE_*` of its datatype.h; a value of several parts has six bits for
-/// each), and how long they are.
+/// The type of a set's elements as nft(8) shows them (`TYPE_*` of its datatype.h; six bits for each part of a
+/// concatenation), and its length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Type {
     number: u32,
@@ -71,7 +71,7 @@ pub(super) struct Set {
     pub(super) value: Option<Type>,
 }
 
-/// A part of the table, made as a whole.
+/// A part of the table that is installed as a whole.
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) name: String,
@@ -80,10 +80,10 @@ pub(super) struct Part {
     pub(super) chains: Vec<Chain>,
 }
 
-/// Adds the elements of an attachment, with the parts of the table that they need.
+/// Adds the elements of an attachment and the parts of the table that they need.
 ///
 /// # Errors
-/// `EEXIST` where another attachment has one of them.
+/// `EEXIST` if another attachment has one of the elements.
 pub(super) fn add(made: &Made, parts: &[Part], elements: &[Element], owner: &Comment) -> io::Result<()> {
     let Some(family) = parts.first().map(|part| part.family) else { return Ok(()) };
     let batch = |all: bool| {
@@ -99,7 +99,7 @@ pub(super) fn add(made: &Made, parts: &[Part], elements: &[Element], owner: &Com
     };
     let first = batch(false);
     let added = match first.send() {
-        // Somebody has flushed the rules since they were made.
+        // The rules were flushed after their installation.
         Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => batch(true).send(),
         added => added,
     };
@@ -111,7 +111,7 @@ pub(super) fn add(made: &Made, parts: &[Part], elements: &[Element], owner: &Com
 }
 
 impl Part {
-    /// The chains' rules are put in the place of those that they have.
+    /// Writes the sets and chains. The rules replace the existing rules of the chains.
     fn write(&self, batch: &mut Batch, first: bool) {
         if first {
             batch.message(NEW_TABLE, CREATE, |m| m.text(1, TABLE));
@@ -154,9 +154,10 @@ impl Set {
             }
             m.number(10, id);
             if self.key.is_text() {
-                // As nft(8) notes it for itself (`NFTNL_UDATA_SET_KEYBYTEORDER`): else it shows names backwards.
-                const OF_THE_HOST: u32 = 1;
-                m.bytes(13, &[&[0, 4][..], &OF_THE_HOST.to_ne_bytes()].concat());
+                // nft(8)'s own annotation of the byte order (`NFTNL_UDATA_SET_KEYBYTEORDER`): without it, nft shows
+                // names backwards.
+                const HOST_ENDIAN: u32 = 1;
+                m.bytes(13, &[&[0, 4][..], &HOST_ENDIAN.to_ne_bytes()].concat());
             }
         });
     }
@@ -178,18 +179,18 @@ impl Chain {
     }
 }
 
-/// The sets and maps of all parts, by family.
+/// The sets and maps of all parts, and the family of their table.
 pub(super) fn all_sets() -> impl Iterator<Item = (Family, Set)> {
     let inet = super::masquerade::SETS.iter().chain(&super::ports::SETS).chain(&super::guard::SETS);
     let inet = inet.map(|set| (Family::Inet, *set));
     inet.chain(super::spoof::SETS.iter().map(|set| (Family::Bridge, *set)))
 }
 
-/// Whether chains have as many rules as they were made with.
-pub(super) fn has_rules(wanted: &[Rules]) -> io::Result<bool> {
+/// Whether chains have as many rules as were installed.
+pub(super) fn has_rules(expected: &[ChainRules]) -> io::Result<bool> {
     for family in [Family::Inet, Family::Bridge] {
-        let mut wanted = wanted.iter().filter(|rules| rules.family == family).peekable();
-        if wanted.peek().is_none() {
+        let mut expected = expected.iter().filter(|rules| rules.family == family).peekable();
+        if expected.peek().is_none() {
             continue;
         }
         let bodies = list(family, GET_RULE, |m| m.text(1, TABLE))?;
@@ -199,15 +200,15 @@ pub(super) fn has_rules(wanted: &[Rules]) -> io::Result<bool> {
         for chain in own.filter_map(|body| attribute(body, 2)) {
             *counts.entry(text_of(chain)).or_default() += 1;
         }
-        if wanted.any(|rules| counts.get(&rules.chain).copied().unwrap_or_default() != rules.count) {
+        if expected.any(|rules| counts.get(&rules.chain).copied().unwrap_or_default() != rules.count) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Takes the tables away if they have no elements; whether they are gone. Atomic: an element that is added meanwhile makes
-/// the kernel refuse it (`ERESTART`).
+/// Removes the tables if they have no elements, and returns whether they are gone. The removal is atomic: if an element
+/// is added concurrently, the kernel refuses it (`ERESTART`).
 pub(super) fn remove_if_unused() -> io::Result<bool> {
     const ATTEMPTS: usize = 5;
     for _attempt in 0..ATTEMPTS {
@@ -219,7 +220,7 @@ pub(super) fn remove_if_unused() -> io::Result<bool> {
         }
         let mut restart = false;
         for family in [Family::Inet, Family::Bridge] {
-            // The generation is one more after the first of the two.
+            // The removal of the first table increments the generation.
             let mut batch = match (family, table_exists(family)?) {
                 (_, false) => continue,
                 (Family::Inet, true) => Batch::since(family, generation),
@@ -239,14 +240,14 @@ pub(super) fn remove_if_unused() -> io::Result<bool> {
     Ok(false)
 }
 
-/// `ERESTART`, which never leaves the kernel but here.
+/// `ERESTART`, which the kernel reports to programs only here.
 const RESTART: i32 = 85;
 
 fn table_exists(family: Family) -> io::Result<bool> {
     Ok(chains(family)?.iter().any(|chain| chain.table == TABLE))
 }
 
-/// Takes away the chains that only elements jump to and that none does any more. The kernel refuses those that are in
+/// Removes the chains that only elements jump to, if no element does. The kernel refuses to remove chains that are in
 /// use (`EBUSY`).
 pub(super) fn remove_unused_chains(made: &Made) -> io::Result<()> {
     for chain in chains(Family::Inet)? {

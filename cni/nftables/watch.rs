@@ -1,5 +1,5 @@
-//! Whether somebody takes away what is pods': `nft flush ruleset`, which nftables.service does at each reload, spares nobody's,
-//! and others flush the table, a chain or a set, or delete one rule or one element.
+//! Detects that the rules of pods were removed: `nft flush ruleset`, which nftables.service runs at each reload,
+//! removes all tables; other programs flush the table, a chain or a set, or delete a rule or an element.
 
 use std::collections::HashSet;
 use std::io;
@@ -18,25 +18,25 @@ use super::message::{
 };
 use super::table::TABLE;
 
-/// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): what changes in nftables.
+/// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): notifications of changes in nftables.
 const GROUP: u32 = 7;
 
-/// Delay between changes that are no loss and the next read.
-const SOON: Duration = Duration::from_millis(50);
+/// The delay between changes that are no loss and the next read.
+const DELAY: Duration = Duration::from_millis(50);
 
-/// What others have taken away, or may have.
+/// The rules and elements that other programs have removed, or may have removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// A table of ours, with all that is of pods; or more has changed than the socket can hold.
+    /// A table or a set of berth was removed, or notifications were lost.
     pub(crate) everything: bool,
-    /// Rules or chains of a table of ours are others than they were.
+    /// Rules or chains of berth's table have changed.
     pub(crate) rules: bool,
-    /// Elements of these attachments.
+    /// The attachments whose elements were removed.
     pub(crate) elements: HashSet<Comment>,
 }
 
 impl Loss {
-    /// Nobody knows what.
+    /// The loss is unknown: everything may be missing.
     pub(crate) fn everything() -> Self {
         Self { everything: true, ..Self::default() }
     }
@@ -45,8 +45,8 @@ impl Loss {
         *self == Self::default()
     }
 
-    /// What this process does itself is no loss.
-    fn take_in(&mut self, buffer: &[u8]) {
+    /// Adds the changes of received messages. Changes of this process are no loss.
+    fn add(&mut self, buffer: &[u8]) {
         /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`, `NFTA_SET_ELEM_LIST_TABLE`.
         const NAME: u16 = 1;
         /// `NFTA_SET_ELEM_LIST_ELEMENTS`, and in each `NFTA_SET_ELEM_USERDATA`.
@@ -72,32 +72,32 @@ impl Loss {
     }
 }
 
-/// A socket that hears of changes.
+/// A socket that receives notifications of changes.
 pub(crate) struct Watch {
     socket: TokioSocket,
 }
 
 impl Watch {
-    /// In the namespace of the calling thread. Needs a tokio runtime.
+    /// Opens the socket in the namespace of the calling thread. Needs a tokio runtime.
     pub(crate) fn open() -> io::Result<Self> {
-        /// Room for the elements of some thousand pods that go at once.
-        const ROOM: usize = 4 << 20;
+        /// The buffer size: enough for the elements of some thousand pods that are removed together.
+        const BUFFER_SIZE: usize = 4 << 20;
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-        // Only root may have so much: with less, more is lost, and looked at anew.
-        let _without_right = sockopt::set_socket_recv_buffer_size_force(socket.socket_ref(), ROOM);
+        // Only root may set this size. With a smaller buffer, more notifications are lost, and more is checked again.
+        let _without_right = sockopt::set_socket_recv_buffer_size_force(socket.socket_ref(), BUFFER_SIZE);
         socket.socket_mut().bind_auto()?;
         socket.socket_mut().add_membership(GROUP)?;
         Ok(Self { socket })
     }
 
-    /// Waits until something of ours has gone, or may have.
+    /// Waits until something was removed, or may have been removed.
     pub(crate) async fn loss(&mut self) -> io::Result<Loss> {
         let mut loss = Loss::default();
         while loss.is_nothing() {
             let mut received = Some(self.socket.recv_from_full().await);
             while let Some(next) = received {
                 match next {
-                    Ok((messages, _)) => loss.take_in(&messages),
+                    Ok((messages, _)) => loss.add(&messages),
                     Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
                         return Ok(Loss::everything());
                     }
@@ -107,8 +107,8 @@ impl Watch {
                 received = self.socket.recv_from_full().now_or_never();
             }
             if loss.is_nothing() {
-                // Do not wake up for each of the changes that an attachment of this process makes.
-                tokio::time::sleep(SOON).await;
+                // Batches the changes that an attachment of this process makes.
+                tokio::time::sleep(DELAY).await;
             }
         }
         Ok(loss)

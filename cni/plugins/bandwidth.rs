@@ -1,6 +1,6 @@
-//! `bandwidth`: limits of a pod's traffic, on the host's end of its veth. What the pod receives is what that end sends: a
-//! token bucket (tc-tbf(8)) stands in the place of its queue. What the pod sends comes in there, where nothing can be
-//! queued: it is sent through a device of its own that has such a queue (ifb).
+//! The plugin `bandwidth`: traffic limits at the host's end of a pod's veth. That end sends what the pod receives: a
+//! token bucket (tc-tbf(8)) replaces its queue. What the pod sends arrives there and cannot be queued: it is redirected
+//! through a separate device with such a queue (ifb).
 
 use serde_json::Value;
 
@@ -12,96 +12,96 @@ use crate::netlink::traffic::Limit;
 use crate::result::{CniResult, Interface};
 use crate::{Error, Result};
 
-/// What the configuration says; the runtime says otherwise where it can.
+/// Compiles the limits of the configuration. The runtime may override them.
 pub(super) fn compile(config: &Value) -> std::result::Result<Bandwidth, String> {
     let keys: Bandwidth = ipam::keys(config)?;
     check(&keys).map(|()| keys)
 }
 
-/// Rate and burst go together.
+/// Checks the limits: rate and burst must be set together.
 fn check(keys: &Bandwidth) -> std::result::Result<(), String> {
     for (rate, burst, name) in
         [(keys.ingress_rate, keys.ingress_burst, "ingress"), (keys.egress_rate, keys.egress_burst, "egress")]
     {
         if (rate == 0) != (burst == 0) {
-            return Err(format!("{name}Rate: and {name}Burst are both set or neither is"));
+            return Err(format!("{name}Rate: {name}Rate and {name}Burst must be set together"));
         }
         if burst / 8 > u64::from(u32::MAX) {
-            return Err(format!("{name}Burst: {burst} is too much"));
+            return Err(format!("{name}Burst: {burst} is too large"));
         }
     }
     Ok(())
 }
 
-fn asked(keys: &Bandwidth, call: &Call<'_>) -> Result<Bandwidth> {
-    let asked = call.runtime.bandwidth.unwrap_or(*keys);
-    check(&asked).map_err(|why| Error::Invalid(format!("bandwidth: {why}")))?;
-    Ok(asked)
+fn requested(keys: &Bandwidth, call: &Call<'_>) -> Result<Bandwidth> {
+    let limits = call.runtime.bandwidth.unwrap_or(*keys);
+    check(&limits).map_err(|why| Error::Invalid(format!("invalid bandwidth: {why}")))?;
+    Ok(limits)
 }
 
-/// Bits to bytes.
+/// Converts bits to bytes.
 fn limit(rate: u64, burst: u64) -> Option<Limit> {
     let burst = u32::try_from(burst / 8).unwrap_or(u32::MAX);
     (rate != 0).then_some(Limit { rate: rate / 8, burst })
 }
 
-/// The device through which a pod's traffic goes.
+/// The name of the device through which the pod's sent traffic is redirected.
 fn device(call: &Call<'_>) -> String {
     format!("bw{:013x}", hash(&[call.network, call.container, call.interface]) >> 12)
 }
 
-/// The host's end of the pod's veth.
-async fn near_end(call: &Call<'_>) -> Result<Link> {
-    let far = call.inside().await?.existing(call.interface).await?;
-    let found = match far.parent {
+/// Returns the host's end of the pod's veth.
+async fn host_end(call: &Call<'_>) -> Result<Link> {
+    let pod_end = call.inside().await?.existing(call.interface).await?;
+    let host_end = match pod_end.parent {
         Some(index) => call.host.links.link_at(index).await?,
         None => None,
     };
     let is_veth = |link: &Link| link.kind == Some(netlink_packet_route::link::InfoKind::Veth);
-    found.filter(is_veth).ok_or_else(|| {
-        let why = format!("{} of the pod is no veth", call.interface);
-        Error::Invalid(format!("bandwidth: {why}: its traffic cannot be limited from the host"))
+    host_end.filter(is_veth).ok_or_else(|| {
+        let why = format!("the pod's interface {} is not a veth", call.interface);
+        Error::Invalid(format!("bandwidth: {why}, so its traffic cannot be limited from the host"))
     })
 }
 
 pub(super) async fn add(keys: &Bandwidth, call: &Call<'_>, mut previous: CniResult) -> Result<CniResult> {
-    let asked = asked(keys, call)?;
+    let limits = requested(keys, call)?;
     let (to_pod, from_pod) =
-        (limit(asked.ingress_rate, asked.ingress_burst), limit(asked.egress_rate, asked.egress_burst));
+        (limit(limits.ingress_rate, limits.ingress_burst), limit(limits.egress_rate, limits.egress_burst));
     if to_pod.is_none() && from_pod.is_none() {
         return Ok(previous);
     }
-    let (host, near) = (&call.host.links, near_end(call).await?);
+    let (host, host_end) = (&call.host.links, host_end(call).await?);
     if let Some(limit) = to_pod {
-        host.limit_sending(near.index, limit).await?;
+        host.limit_sending(host_end.index, limit).await?;
     }
     if let Some(limit) = from_pod {
         let name = device(call);
         host.remove(&name).await?;
-        host.add_ifb(&name, near.mtu).await?;
+        host.add_ifb(&name, host_end.mtu).await?;
         let through = host.existing(&name).await?;
         let alias = call.alias();
         host.change(through.index, "set the alias", |link| link.alias(alias)).await?;
         host.limit_sending(through.index, limit).await?;
-        host.redirect_received(near.index, through.index).await?;
+        host.redirect_received(host_end.index, through.index).await?;
         let (mac, mtu) = (through.mac_text(), through.mtu);
         previous.interfaces.push(Interface { name, mac, mtu, ..Interface::default() });
     }
     Ok(previous)
 }
 
-/// The veth takes its queue along.
+/// Removes the redirection device. The other queue is removed with the veth.
 pub(super) async fn del(call: &Call<'_>) -> Result<()> {
     call.host.links.remove(&device(call)).await
 }
 
 pub(super) async fn check_links(keys: &Bandwidth, call: &Call<'_>) -> Result<()> {
-    let asked = asked(keys, call)?;
+    let limits = requested(keys, call)?;
     let host = &call.host.links;
-    if let Some(limit) = limit(asked.ingress_rate, asked.ingress_burst) {
-        host.check_limit(near_end(call).await?.index, limit).await?;
+    if let Some(limit) = limit(limits.ingress_rate, limits.ingress_burst) {
+        host.check_limit(host_end(call).await?.index, limit).await?;
     }
-    if let Some(limit) = limit(asked.egress_rate, asked.egress_burst) {
+    if let Some(limit) = limit(limits.egress_rate, limits.egress_burst) {
         host.check_limit(host.existing(&device(call)).await?.index, limit).await?;
     }
     Ok(())
@@ -119,7 +119,9 @@ mod tests {
         assert!(compile(&json!({ "capabilities": { "bandwidth": true } })).is_ok());
         assert!(compile(&json!({ "egressRate": 8000 })).unwrap_err().contains("egressRate"));
         assert!(
-            compile(&json!({ "ingressRate": 1, "ingressBurst": u64::MAX })).unwrap_err().contains("too much")
+            compile(&json!({ "ingressRate": 1, "ingressBurst": u64::MAX }))
+                .unwrap_err()
+                .contains("too large")
         );
         assert_eq!(limit(8000, 16000), Some(Limit { rate: 1000, burst: 2000 }));
     }

@@ -1,4 +1,4 @@
-//! `macvlan`, `ipvlan`, `vlan`, `dummy`: links of a pod that are made of a link of the host, or of nothing.
+//! The plugins `macvlan`, `ipvlan`, `vlan` and `dummy`: links of a pod with or without a parent link.
 
 use netlink_packet_route::link::{IpVlanMode, MacVlanMode};
 use serde::Deserialize;
@@ -23,13 +23,13 @@ struct Keys {
     mtu: u32,
     vlan_id: u16,
     mac: String,
-    /// The parent is in the pod's namespace, not in the host's.
+    /// The parent is in the pod's namespace instead of the host's.
     link_in_container: bool,
 }
 
-/// Of what the link is made.
+/// The type of the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Make {
+enum LinkType {
     MacVlan(MacVlanMode),
     IpVlan(IpVlanMode),
     Vlan(u16),
@@ -40,7 +40,7 @@ enum Make {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Derived {
     keys: Keys,
-    make: Make,
+    link_type: LinkType,
     pub(super) ipam: Option<Ipam>,
 }
 
@@ -48,24 +48,24 @@ impl Derived {
     pub(super) fn compile(kind: &str, config: &Value, search: &Search) -> std::result::Result<Self, String> {
         let keys: Keys = ipam::keys(config)?;
         if !keys.master.is_empty() && !is_link_name(&keys.master) {
-            return Err(format!("master: {:?} is no name of a link", keys.master));
+            return Err(format!("master: invalid link name {:?}", keys.master));
         }
         if !keys.mac.is_empty() {
             crate::call::parse_mac(&keys.mac).map_err(|error| format!("mac: {error}"))?;
         }
         let ipam = Ipam::compile(config, search)?;
-        let make = match kind {
-            "macvlan" => Make::MacVlan(macvlan_mode(&keys.mode)?),
-            "ipvlan" => Make::IpVlan(ipvlan_mode(&keys.mode)?),
+        let link_type = match kind {
+            "macvlan" => LinkType::MacVlan(macvlan_mode(&keys.mode)?),
+            "ipvlan" => LinkType::IpVlan(ipvlan_mode(&keys.mode)?),
             "vlan" => match (keys.vlan_id, keys.master.is_empty()) {
-                (_, true) => return Err("master: is missing".to_owned()),
-                (0..=4094, false) => Make::Vlan(keys.vlan_id),
-                (id, false) => return Err(format!("vlanId: {id} is more than 4094")),
+                (_, true) => return Err("master: missing".to_owned()),
+                (0..=4094, false) => LinkType::Vlan(keys.vlan_id),
+                (id, false) => return Err(format!("vlanId: invalid VLAN id {id}")),
             },
-            _ if ipam.is_none() => return Err("ipam: is missing".to_owned()),
-            _ => Make::Dummy,
+            _ if ipam.is_none() => return Err("ipam: missing".to_owned()),
+            _ => LinkType::Dummy,
         };
-        Ok(Self { keys, make, ipam })
+        Ok(Self { keys, link_type, ipam })
     }
 
     pub(super) async fn add(
@@ -74,65 +74,65 @@ impl Derived {
         config: &Value,
         previous: CniResult,
     ) -> Result<CniResult> {
-        let made = self.make_link(call, config).await;
-        let added = match made {
-            Ok(inside) => self.give_addresses(call, config, previous, inside).await,
+        let created = self.create_link(call, config).await;
+        let added = match created {
+            Ok(inside) => self.configure(call, config, previous, inside).await,
             Err(error) => Err(error),
         };
         match added {
             Ok(result) => Ok(result),
             Err(error) => {
-                let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
                 Err(with_undo(error, [interface::remove(call).await, addresses]))
             }
         }
     }
 
-    async fn make_link(&self, call: &Call<'_>, config: &Value) -> Result<Netlink> {
+    async fn create_link(&self, call: &Call<'_>, config: &Value) -> Result<Netlink> {
         let (host, netns) = (&call.host.links, call.pod_netns()?);
         let inside = netns::open(netns).await?;
-        let around = if self.keys.link_in_container { &inside } else { host };
-        let parent = self.parent(around).await?;
+        let namespace = if self.keys.link_in_container { &inside } else { host };
+        let parent = self.parent(namespace).await?;
         let mtu = self.mtu(parent.as_ref())?;
         let configured = Some(self.keys.mac.as_str());
         let of_args = config.pointer("/args/cni/mac").and_then(Value::as_str);
         let mac = first_mac([call.runtime.mac.as_deref(), call.argument_mac(), of_args, configured])?;
         let index = parent.as_ref().map_or(0, |parent| parent.index);
-        let kind = match self.make {
-            Make::MacVlan(mode) => Kind::MacVlan(index, mode),
-            Make::IpVlan(mode) => Kind::IpVlan(index, mode),
-            Make::Vlan(id) => Kind::Vlan(index, id),
-            Make::Dummy => Kind::Dummy,
+        let kind = match self.link_type {
+            LinkType::MacVlan(mode) => Kind::MacVlan(index, mode),
+            LinkType::IpVlan(mode) => Kind::IpVlan(index, mode),
+            LinkType::Vlan(id) => Kind::Vlan(index, id),
+            LinkType::Dummy => Kind::Dummy,
         };
-        around.add_in(netns, call.interface, kind, mtu, mac.as_deref()).await?;
+        namespace.add_in(netns, call.interface, kind, mtu, mac.as_deref()).await?;
         netns::open_with(netns, call.interface).await
     }
 
-    async fn parent(&self, around: &Netlink) -> Result<Option<Link>> {
-        if self.make == Make::Dummy {
+    async fn parent(&self, namespace: &Netlink) -> Result<Option<Link>> {
+        if self.link_type == LinkType::Dummy {
             return Ok(None);
         }
         if !self.keys.master.is_empty() {
-            return around.existing(&self.keys.master).await.map(Some);
+            return namespace.existing(&self.keys.master).await.map(Some);
         }
-        let none = || Error::Invalid("master: is not set, and there is no default route".to_owned());
-        let index = around.default_link().await?.ok_or_else(none)?;
-        around.link_at(index).await?.ok_or_else(none).map(Some)
+        let none = || Error::Invalid("master: not set, and there is no default route".to_owned());
+        let index = namespace.default_link().await?.ok_or_else(none)?;
+        namespace.link_at(index).await?.ok_or_else(none).map(Some)
     }
 
-    /// As it is set, or the parent's, above which it cannot be.
+    /// Returns the configured MTU, which must not exceed that of the parent. Default: that of the parent.
     fn mtu(&self, parent: Option<&Link>) -> Result<Option<u32>> {
         match (self.keys.mtu, parent) {
             (0, parent) => Ok(parent.map(|parent| parent.mtu)),
             (mtu, Some(parent)) if mtu > parent.mtu => {
-                let why = format!("{mtu} is more than the {} of {}", parent.mtu, parent.name);
+                let why = format!("{mtu} exceeds the MTU {} of {}", parent.mtu, parent.name);
                 Err(Error::Invalid(format!("mtu: {why}")))
             }
             (mtu, _) => Ok(Some(mtu)),
         }
     }
 
-    async fn give_addresses(
+    async fn configure(
         &self,
         call: &Call<'_>,
         config: &Value,
@@ -140,9 +140,11 @@ impl Derived {
         inside: Netlink,
     ) -> Result<CniResult> {
         let mut result = match &self.ipam {
-            // An ipvlan may get its addresses from the plugin before it.
-            None if matches!(self.make, Make::IpVlan(_)) => CniResult { interfaces: Vec::new(), ..previous },
-            ipam => ipam::take(ipam.as_ref(), call, config, &inside).await?,
+            // An ipvlan may get its addresses from the previous plugin.
+            None if matches!(self.link_type, LinkType::IpVlan(_)) => {
+                CniResult { interfaces: Vec::new(), ..previous }
+            }
+            ipam => ipam::allocate(ipam.as_ref(), call, config, &inside).await?,
         };
         for ip in &mut result.ips {
             ip.interface = Some(0);
@@ -154,16 +156,16 @@ impl Derived {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
-        // A server is told by the link that the address is given back.
+        // A lease is released over the link.
         if let Some(ipam) = self.ipam.as_ref().filter(|ipam| ipam.needs_link()) {
             ipam.del(call, config).await?;
         }
-        // With the end of the namespace it goes, some time later: until then nobody else may meet its address.
+        // The kernel removes the link some time after the namespace. Until then, its address must not be reachable.
         match call.namespace_ends {
             true => interface::down(call).await?,
             false => interface::remove(call).await?,
         }
-        ipam::give_back(self.ipam.as_ref(), call, config).await
+        ipam::release(self.ipam.as_ref(), call, config).await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
@@ -172,15 +174,17 @@ impl Derived {
         }
         let link = interface::check(call, previous).await?;
         let kind = link.kind.map(|kind| kind.to_string()).unwrap_or_default();
-        let wanted = match self.make {
-            Make::MacVlan(_) => "macvlan",
-            Make::IpVlan(_) => "ipvlan",
-            Make::Vlan(_) => "vlan",
-            Make::Dummy => "dummy",
+        let expected = match self.link_type {
+            LinkType::MacVlan(_) => "macvlan",
+            LinkType::IpVlan(_) => "ipvlan",
+            LinkType::Vlan(_) => "vlan",
+            LinkType::Dummy => "dummy",
         };
-        match kind == wanted {
+        match kind == expected {
             true => Ok(()),
-            false => Err(Error::Invalid(format!("{}: is a {kind}, not a {wanted}", call.interface))),
+            false => {
+                Err(Error::Invalid(format!("{}: expected type {expected}, found {kind}", call.interface)))
+            }
         }
     }
 }
@@ -191,7 +195,7 @@ fn macvlan_mode(text: &str) -> std::result::Result<MacVlanMode, String> {
         "private" => Ok(MacVlanMode::Private),
         "vepa" => Ok(MacVlanMode::Vepa),
         "passthru" => Ok(MacVlanMode::Passthrough),
-        other => Err(format!("mode: {other:?} is none of bridge, private, vepa, passthru")),
+        other => Err(format!("mode: {other:?} is not one of bridge, private, vepa, passthru")),
     }
 }
 
@@ -200,7 +204,7 @@ fn ipvlan_mode(text: &str) -> std::result::Result<IpVlanMode, String> {
         "" | "l2" => Ok(IpVlanMode::L2),
         "l3" => Ok(IpVlanMode::L3),
         "l3s" => Ok(IpVlanMode::L3S),
-        other => Err(format!("mode: {other:?} is none of l2, l3, l3s")),
+        other => Err(format!("mode: {other:?} is not one of l2, l3, l3s")),
     }
 }
 
@@ -229,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mtu_is_at_most_the_parents() {
+    fn the_mtu_must_not_exceed_that_of_the_parent() {
         let parent = Link { mtu: 1400, name: "eth0".to_owned(), ..Link::default() };
         let with = |mtu: u32| {
             let config = json!({ "mtu": mtu });

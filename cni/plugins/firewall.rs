@@ -1,9 +1,9 @@
-//! `firewall`: packets to and from a pod may pass. With the policy `same-bridge` those from the pods of other such bridges
-//! may not.
+//! The plugin `firewall`: accepts packets to and from a pod. With the policy `same-bridge`, packets from pods on other
+//! such bridges are dropped.
 //!
-//! A table of berth's own can forbid, not permit what another one forbids. On a host whose forwarding is closed (docker
-//! does that with iptables, and firewalld) the rule that lets pods through must be in that other table: there the
-//! reference plugin is run, which knows how to ask for it.
+//! A rule of berth's table can drop packets, but cannot accept what another table drops. If the host's forwarding is
+//! closed (by docker with iptables, or by firewalld), the rule that accepts pods must be in that other table. In this
+//! case the reference plugin runs, which can add it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,12 +33,12 @@ struct Keys {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Firewall {
     same_bridge: bool,
-    /// The reference plugin, where there is one.
+    /// The reference plugin, if it is installed.
     program: Option<Program>,
 }
 
 impl Firewall {
-    /// Reads and checks the keys; a backend that is named is another program's.
+    /// Compiles and checks the keys. A configured backend other than nftables requires the program, which is returned.
     pub(super) fn compile(
         config: &Value,
         search: &Search,
@@ -47,14 +47,14 @@ impl Firewall {
         let same_bridge = match keys.ingress_policy.as_str() {
             "" | "open" => false,
             "same-bridge" => true,
-            other => return Err(format!("ingressPolicy: {other:?} is none of open, same-bridge")),
+            other => return Err(format!("ingressPolicy: {other:?} is not one of open, same-bridge")),
         };
         match keys.backend.as_str() {
             "" | "nftables" => Ok(Ok(Self { same_bridge, program: find("firewall", search).ok() })),
             "iptables" | "firewalld" => {
                 find("firewall", search).map(Err).map_err(|why| format!("backend: {why}"))
             }
-            other => Err(format!("backend: {other:?} is none of nftables, iptables, firewalld")),
+            other => Err(format!("backend: {other:?} is not one of nftables, iptables, firewalld")),
         }
     }
 
@@ -64,17 +64,17 @@ impl Firewall {
         config: &Value,
         previous: CniResult,
     ) -> Result<CniResult> {
-        if let Some(chain) = guard::closed_elsewhere().await? {
+        if let Some(chain) = guard::foreign_closing_chain().await? {
             let Some(program) = &self.program else {
-                let why = format!("{chain} drops what no rule of it lets through");
-                let missing = "the program firewall, which could add one, is not among the plugins";
+                let why = format!("{chain} drops packets that no rule accepts");
+                let missing = "the plugin program firewall, which could add a rule, is not installed";
                 return Err(Error::Unsupported(format!("firewall: {why}, and {missing}")));
             };
-            // It is to take away what it has made, whatever the host is like by then.
+            // The program must also remove its rules, even if the host's firewall has changed by then.
             let marker = marker(call);
             let folder = marker.parent().unwrap_or(call.state()).to_owned();
             blocking(move || {
-                fs::create_dir_all(&folder).doing(format!("make {}", folder.display()))?;
+                fs::create_dir_all(&folder).doing(format!("create {}", folder.display()))?;
                 fs::write(&marker, "").doing(format!("write {}", marker.display()))
             })
             .await?;
@@ -87,7 +87,7 @@ impl Firewall {
     }
 
     pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
-        // What the program has made it has made elsewhere.
+        // The program's rules are not in berth's table.
         if !self.same_bridge || marker(call).exists() {
             return Ok(false);
         }
@@ -98,15 +98,15 @@ impl Firewall {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        let guarded = if self.same_bridge { guard::forget(call, previous).await } else { Ok(()) };
+        let isolation = if self.same_bridge { guard::remove(call, previous).await } else { Ok(()) };
         let marker = marker(call);
         if let Some(program) = self.program.as_ref().filter(|_| marker.exists()) {
             let before = previous.to_value(call.version);
-            let told = (*previous != CniResult::default()).then_some(&before);
-            program.run(call, "DEL", config, told).await?;
+            let recorded = (*previous != CniResult::default()).then_some(&before);
+            program.run(call, "DEL", config, recorded).await?;
             blocking(move || fs::remove_file(&marker).doing(format!("remove {}", marker.display()))).await?;
         }
-        guarded
+        isolation
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
@@ -120,13 +120,13 @@ impl Firewall {
     }
 }
 
-/// That the program was run for an attachment.
+/// The file that records that the program was run for an attachment.
 fn marker(call: &Call<'_>) -> PathBuf {
     let name = format!("{}-{}-{}", call.network, call.container, call.interface);
     call.state().join("firewall").join(name)
 }
 
-/// The bridge that the pod is on.
+/// Returns the bridge that the pod is attached to.
 async fn bridge_of(call: &Call<'_>, result: &CniResult) -> Result<String> {
     for interface in result.interfaces.iter().filter(|interface| interface.sandbox.is_empty()) {
         let link = call.host.links.link(&interface.name).await?;
@@ -134,7 +134,7 @@ async fn bridge_of(call: &Call<'_>, result: &CniResult) -> Result<String> {
             return Ok(interface.name.clone());
         }
     }
-    Err(Error::Invalid("ingressPolicy: same-bridge is for pods on a bridge".to_owned()))
+    Err(Error::Invalid("ingressPolicy: same-bridge requires a pod on a bridge".to_owned()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `host-device`: a device of the host is the pod's as long as it lives, under another name.
+//! The plugin `host-device`: moves a device of the host into a pod and renames it, for the pod's lifetime.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
 use crate::{Context, Error, Result, netns};
 
-/// The plugin's keys: one of them names the device.
+/// The plugin's keys. One of them identifies the device.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Keys {
@@ -39,26 +39,26 @@ impl HostDevice {
         let named = [&keys.device, &keys.hwaddr, &keys.kernelpath, &keys.pci];
         let by_runtime = config.pointer("/capabilities/deviceID") == Some(&Value::Bool(true));
         if named.iter().all(|name| name.is_empty()) && !by_runtime {
-            return Err("device: is missing, and so are hwaddr, kernelpath and pciBusID".to_owned());
+            return Err("device: one of device, hwaddr, kernelpath and pciBusID is required".to_owned());
         }
         if !keys.device.is_empty() && !is_link_name(&keys.device) {
-            return Err(format!("device: {:?} is no name of a link", keys.device));
+            return Err(format!("device: invalid link name {:?}", keys.device));
         }
         Ok(Self { keys, ipam: Ipam::compile(config, search)? })
     }
 
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
         let device = self.device(call).await?;
-        let inside = self.take(call, &device).await?;
-        let added = match ipam::take(self.ipam.as_ref(), call, config, &inside).await {
+        let inside = self.move_to_pod(call, &device).await?;
+        let added = match ipam::allocate(self.ipam.as_ref(), call, config, &inside).await {
             Ok(result) => self.configure(call, config, result).await,
             Err(error) => Err(error),
         };
         match added {
             Ok(result) => Ok(result),
             Err(error) => {
-                let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
-                Err(with_undo(error, [give_back(call).await, addresses]))
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
+                Err(with_undo(error, [return_to_host(call).await, addresses]))
             }
         }
     }
@@ -68,8 +68,9 @@ impl HostDevice {
             ip.interface = Some(0);
         }
         let link = netns::configure(call.pod_netns()?, call.interface, &result).await?.link;
-        let told = crate::result::Interface { pci_id: self.pci(call).to_owned(), ..call.interface_of(&link) };
-        result.interfaces = vec![told];
+        let interface =
+            crate::result::Interface { pci_id: self.pci(call).to_owned(), ..call.interface_of(&link) };
+        result.interfaces = vec![interface];
         result.dns = interface::dns(config, result.dns);
         Ok(result)
     }
@@ -78,7 +79,7 @@ impl HostDevice {
         call.runtime.device_id.as_deref().unwrap_or(&self.keys.pci)
     }
 
-    /// The device, by what the configuration or the runtime knows of it.
+    /// Returns the device that the configuration or the runtime identifies.
     async fn device(&self, call: &Call<'_>) -> Result<Link> {
         let host = &call.host.links;
         let keys = &self.keys;
@@ -92,10 +93,12 @@ impl HostDevice {
         }
         if !keys.hwaddr.is_empty() {
             let mac = crate::call::parse_mac(&keys.hwaddr)?;
-            let found = host.links().await?.into_iter().find(|link| link.mac == mac);
-            return found.ok_or_else(|| Error::Invalid(format!("hwaddr: no link has {}", keys.hwaddr)));
+            let link = host.links().await?.into_iter().find(|link| link.mac == mac);
+            return link.ok_or_else(|| {
+                Error::Invalid(format!("hwaddr: link with address {} not found", keys.hwaddr))
+            });
         }
-        let path = fs::canonicalize(&keys.kernelpath).doing(format!("find {}", keys.kernelpath))?;
+        let path = fs::canonicalize(&keys.kernelpath).doing(format!("resolve {}", keys.kernelpath))?;
         if !path.starts_with("/sys/devices") {
             let why = format!("{} is not in /sys/devices", keys.kernelpath);
             return Err(Error::Invalid(format!("kernelpath: {why}")));
@@ -103,9 +106,9 @@ impl HostDevice {
         host.existing(&link_in(&path.join("net"))?).await
     }
 
-    /// Moves it into the pod. Its name at home is kept as its alias: so it is known where it belongs, whatever else is
-    /// lost.
-    async fn take(&self, call: &Call<'_>, device: &Link) -> Result<Netlink> {
+    /// Moves the device into the pod. Its alias records its name on the host: it can be returned when all other state
+    /// is lost.
+    async fn move_to_pod(&self, call: &Call<'_>, device: &Link) -> Result<Netlink> {
         let host = &call.host.links;
         let name = device.name.clone();
         host.change(device.index, "set the alias", |link| link.alias(name)).await?;
@@ -114,10 +117,10 @@ impl HostDevice {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
-        let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
-        // A device of its own goes home with the end of the namespace, but under the pod's name, and a link that only
-        // the kernel holds together (veth, VLAN) dies with it.
-        give_back(call).await.and(addresses)
+        let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
+        // The kernel returns a physical device at the end of the namespace, but with the pod's name for it, and deletes
+        // virtual devices (veth, VLAN).
+        return_to_host(call).await.and(addresses)
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
@@ -128,33 +131,33 @@ impl HostDevice {
     }
 }
 
-/// Moves the pod's interface back to the host, under the name that it had there.
-async fn give_back(call: &Call<'_>) -> Result<()> {
+/// Moves the pod's interface back to the host and restores its name.
+async fn return_to_host(call: &Call<'_>) -> Result<()> {
     if call.netns.is_none() {
         return Ok(());
     }
     let inside = call.inside().await?;
     let Some(link) = inside.link(call.interface).await? else { return Ok(()) };
     let Some(name) = link.alias.clone().filter(|alias| is_link_name(alias)) else { return Ok(()) };
-    let home = fs::File::open("/proc/thread-self/ns/net").doing("open the host's network namespace")?;
+    let host = fs::File::open("/proc/thread-self/ns/net").doing("open the host's network namespace")?;
     inside.change(link.index, "clear the alias", |link| link.alias("")).await?;
-    inside.move_to(link.index, std::os::fd::AsFd::as_fd(&home), &name).await
+    inside.move_to(link.index, std::os::fd::AsFd::as_fd(&host), &name).await
 }
 
-/// The only link in a folder of sysfs.
+/// Returns the only link in a folder of sysfs.
 fn link_in(folder: &Path) -> Result<String> {
     let mut entries = fs::read_dir(folder).doing(format!("read {}", folder.display()))?;
     let first = entries.next().and_then(std::result::Result::ok);
     let name = first.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    name.ok_or_else(|| Error::Invalid(format!("{} has no link", folder.display())))
+    name.ok_or_else(|| Error::Invalid(format!("no link found in {}", folder.display())))
 }
 
-/// A bus address (`0000:00:1f.6`) becomes a file name: nothing else may be in it.
+/// Checks a bus address (`0000:00:1f.6`), which becomes a file name.
 fn pci_name(text: &str) -> Result<&str> {
-    let sound = text.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '.')) && !text.contains("..");
-    match sound {
+    let valid = text.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '.')) && !text.contains("..");
+    match valid {
         true => Ok(text),
-        false => Err(Error::Invalid(format!("pciBusID: {text:?} is no address of a device"))),
+        false => Err(Error::Invalid(format!("pciBusID: invalid device address {text:?}"))),
     }
 }
 
@@ -165,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_named_somehow() {
+    fn one_key_identifies_the_device() {
         let compile = |config: Value| HostDevice::compile(&config, &Search::default());
         assert!(compile(json!({})).unwrap_err().contains("device"));
         assert!(compile(json!({ "device": "../x" })).unwrap_err().contains("device"));

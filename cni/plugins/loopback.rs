@@ -1,4 +1,4 @@
-//! `loopback`: the interface that every network namespace has comes up.
+//! The plugin `loopback`: brings the loopback interface of the pod's namespace up.
 
 use crate::call::Call;
 use crate::result::{CniResult, Interface, Ip};
@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 const NAME: &str = "lo";
 
-/// Passes the result of those before on; alone it tells the interface.
+/// Brings the interface up. Passes the previous result on; without one, the result is the interface itself.
 pub(super) async fn add(call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
     let inside = call.inside().await?;
     let link = inside.existing(NAME).await?;
@@ -34,6 +34,6 @@ pub(super) async fn del(call: &Call<'_>) -> Result<()> {
 pub(super) async fn check(call: &Call<'_>) -> Result<()> {
     match call.inside().await?.existing(NAME).await?.up {
         true => Ok(()),
-        false => Err(Error::Invalid("lo: is down".to_owned())),
+        false => Err(Error::Invalid("interface lo is down".to_owned())),
     }
 }

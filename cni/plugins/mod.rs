@@ -1,9 +1,9 @@
-//! The plugins that are built in, each a file with its type's name: keys that are checked when the configuration is read,
-//! and what is done for the commands of the CNI specification.
+//! The built-in plugins, a file each with its type's name: the keys, which are checked when the configuration is read,
+//! and the implementation of the commands of the CNI specification.
 //!
-//! Making an interface: [`bridge`], [`ptp`], [`derived`] (macvlan, ipvlan, vlan, dummy), [`host_device`], [`loopback`].
-//! Changing what another has made: [`portmap`], [`bandwidth`], [`tuning`], [`firewall`], [`sbr`], [`vrf`]. [`interface`] is what the
-//! first have in common.
+//! Plugins that create an interface: [`bridge`], [`ptp`], [`derived`] (macvlan, ipvlan, vlan, dummy), [`host_device`],
+//! [`loopback`]. Plugins that change an existing interface: [`portmap`], [`bandwidth`], [`tuning`], [`firewall`],
+//! [`sbr`], [`vrf`]. [`interface`] contains what the first group shares.
 
 pub(crate) mod bandwidth;
 pub(crate) mod bridge;
@@ -42,13 +42,13 @@ pub(crate) enum Plugin {
     Sbr(sbr::Sbr),
     Vrf(vrf::Vrf),
     Firewall(firewall::Firewall),
-    /// A program by the specification.
+    /// A plugin program.
     External(Program),
-    /// One that a pod was attached by and that is not there any more, and why.
+    /// A plugin of a recorded configuration that does not exist any longer, and the reason.
     Missing(String),
 }
 
-/// The types that are built in.
+/// The types of the built-in plugins.
 pub const BUILT_IN: [&str; 14] = [
     "bandwidth",
     "bridge",
@@ -66,19 +66,19 @@ pub const BUILT_IN: [&str; 14] = [
     "vrf",
 ];
 
-/// Reads and checks the configuration of one plugin.
+/// Compiles and checks the configuration of one plugin.
 pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Plugin, String> {
-    let kind = config.get("type").and_then(Value::as_str).ok_or("type: is missing")?;
+    let kind = config.get("type").and_then(Value::as_str).ok_or("type: missing")?;
     if !is_name(kind) {
-        return Err(format!("type: {kind:?} is no name of a plugin"));
+        return Err(format!("type: invalid plugin name {kind:?}"));
     }
     if search.external.iter().any(|external| external == kind) {
         return find(kind, search).map(Plugin::External);
     }
-    for (of, key) in NOT_FOLLOWED {
+    for (of, key) in UNSUPPORTED {
         if of == kind && config.get(key).is_some_and(|value| !EMPTY.iter().any(|empty| empty == value)) {
-            let instead = "name the plugin in cni_external_plugins to run the CNI project's own";
-            return Err(format!("{key}: is not followed by the {kind} that is built in: {instead}"));
+            let instead = "add the plugin to cni_external_plugins to run the CNI project's program";
+            return Err(format!("{key}: not supported by the built-in {kind}: {instead}"));
         }
     }
     Ok(match kind {
@@ -91,11 +91,9 @@ pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Pl
         "loopback" => Plugin::Loopback,
         "portmap" => match portmap::Portmap::compile(config)? {
             Ok(portmap) => Plugin::Portmap(portmap),
-            // About rules that another program makes: that program may be there.
+            // The key concerns rules of another firewall backend, which the program supports.
             Err(key) => Plugin::External(find(kind, search).map_err(|why| {
-                format!(
-                    "{key}: is not for the portmap that is built in, which has nftables of its own; {why}"
-                )
+                format!("{key}: not supported by the built-in portmap, which uses nftables directly; {why}")
             })?),
         },
         "firewall" => match firewall::Firewall::compile(config, search)? {
@@ -110,15 +108,15 @@ pub(crate) fn compile(config: &Value, search: &Search) -> std::result::Result<Pl
     })
 }
 
-/// Keys of the reference plugins that the built-in ones do not follow: they are refused, never passed over.
-const NOT_FOLLOWED: [(&str, &str); 2] = [("bandwidth", "shapedSubnets"), ("bandwidth", "unshapedSubnets")];
+/// Keys of the reference plugins that the built-in ones do not support. They are rejected, not ignored.
+const UNSUPPORTED: [(&str, &str); 2] = [("bandwidth", "shapedSubnets"), ("bandwidth", "unshapedSubnets")];
 
-/// Values by which such a key asks for nothing.
+/// Values of such a key that have no effect.
 const EMPTY: [Value; 3] = [Value::Null, Value::Bool(false), Value::Array(Vec::new())];
 
-/// The program of a type.
+/// Returns the program of a type.
 pub(crate) fn find(kind: &str, search: &Search) -> std::result::Result<Program, String> {
-    // A link to this program is none: it would run itself for ever.
+    // A link to this program is skipped: it would call itself forever.
     let own = std::env::current_exe().and_then(|own| own.canonicalize()).ok();
     let is_other = |program: &PathBuf| own.is_none() || program.canonicalize().ok() != own;
     let programs = search.bin_dirs.iter().map(|folder| folder.join(kind));
@@ -133,7 +131,7 @@ pub(crate) fn find(kind: &str, search: &Search) -> std::result::Result<Program, 
 }
 
 impl Plugin {
-    /// `ADD`: attaches. What it has made before an error it has taken back, but for what `del` takes.
+    /// `ADD`: attaches a pod. After an error, nothing remains except what `del` removes.
     pub(crate) async fn add(
         &self,
         call: &Call<'_>,
@@ -154,15 +152,15 @@ impl Plugin {
             Self::Firewall(firewall) => firewall.add(call, config, previous).await,
             Self::Missing(why) => Err(missing(why)),
             Self::External(program) => {
-                let before = previous.to_value(call.version);
-                let before = (previous != CniResult::default()).then_some(&before);
-                let answer = program.run(call, "ADD", config, before).await?;
+                let recorded = previous.to_value(call.version);
+                let recorded = (previous != CniResult::default()).then_some(&recorded);
+                let answer = program.run(call, "ADD", config, recorded).await?;
                 CniResult::parse(&answer).map_err(|why| program.failed(why))
             }
         }
     }
 
-    /// Puts the rules of an attachment back, which somebody has taken away; whether it has any. Links are as they were.
+    /// Installs the rules of an attachment again and returns whether it has any. Links are not changed.
     pub(crate) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
         match self {
             Self::Bridge(bridge) => bridge.restore(call, result).await,
@@ -176,7 +174,7 @@ impl Plugin {
         }
     }
 
-    /// `DEL`: detaches; what is not there is detached already.
+    /// `DEL`: detaches a pod, as far as it is attached.
     pub(crate) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         match self {
             Self::Bridge(bridge) => bridge.del(call, config, previous).await,
@@ -192,15 +190,15 @@ impl Plugin {
             Self::Firewall(firewall) => firewall.del(call, config, previous).await,
             Self::Missing(why) => Err(missing(why)),
             Self::External(program) => {
-                let before = previous.to_value(call.version);
-                // Before 0.4.0 a plugin was not told of it.
-                let told = call.version >= Version::V0_4_0 && *previous != CniResult::default();
-                program.run(call, "DEL", config, told.then_some(&before)).await.map(drop)
+                let recorded = previous.to_value(call.version);
+                // Versions before 0.4.0 do not pass the result.
+                let has_result = call.version >= Version::V0_4_0 && *previous != CniResult::default();
+                program.run(call, "DEL", config, has_result.then_some(&recorded)).await.map(drop)
             }
         }
     }
 
-    /// `CHECK`: whether what was attached is still as it was.
+    /// `CHECK`: checks that an attachment is unchanged.
     pub(crate) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         match self {
             Self::Bridge(bridge) => bridge.check(call, config, previous).await,
@@ -216,13 +214,13 @@ impl Plugin {
             Self::Firewall(firewall) => firewall.check(call, config, previous).await,
             Self::Missing(why) => Err(missing(why)),
             Self::External(program) => {
-                let before = previous.to_value(call.version);
-                program.run(call, "CHECK", config, Some(&before)).await.map(drop)
+                let recorded = previous.to_value(call.version);
+                program.run(call, "CHECK", config, Some(&recorded)).await.map(drop)
             }
         }
     }
 
-    /// `STATUS`: whether it could attach a pod (since 1.1).
+    /// `STATUS`: whether the plugin can attach a pod (since 1.1).
     pub(crate) async fn status(&self, call: &Call<'_>, config: &Value) -> Result<()> {
         let ipam = match self {
             Self::Bridge(bridge) => bridge.ipam.as_ref(),
@@ -240,7 +238,7 @@ impl Plugin {
         }
     }
 
-    /// Whether it changes what another has made.
+    /// Whether the plugin changes an interface that another plugin has created.
     pub(crate) fn is_chained(&self) -> bool {
         matches!(
             self,
@@ -253,22 +251,22 @@ impl Plugin {
         )
     }
 
-    /// Whether programs have a part in it, which know namespaces by paths alone.
+    /// Whether programs are involved, which address namespaces by path.
     pub(crate) fn is_external(&self) -> bool {
         matches!(self, Self::External(_)) || self.ipam().is_some_and(crate::ipam::Ipam::is_external)
     }
 
-    /// The link by which the host has packets of pods to pass on; none where they do not go through it.
+    /// Returns the link through which the host receives packets of pods to forward; `None` if they bypass the host.
     pub(crate) fn routes_by(&self) -> Option<String> {
         match self {
             Self::Bridge(bridge) => bridge.routes_by(),
-            // Each has a link of its own, of such a name.
+            // Each pod has a separate link with such a name.
             Self::Ptp(_) => Some(interface::host_link("0000000000000", "eth0")),
             _ => None,
         }
     }
 
-    /// The part that gives addresses.
+    /// The IPAM part of the plugin.
     pub(crate) fn ipam(&self) -> Option<&crate::ipam::Ipam> {
         match self {
             Self::Bridge(bridge) => bridge.ipam.as_ref(),
@@ -284,7 +282,7 @@ fn missing(why: &str) -> Error {
     Error::Plugin { plugin: "of an earlier configuration".to_owned(), message: why.to_owned() }
 }
 
-/// An error, with those of taking back what was done before it.
+/// Combines an error with the errors of the rollback.
 pub(crate) fn with_undo(error: Error, undone: impl IntoIterator<Item = Result<()>>) -> Error {
     let errors: Vec<Error> = undone.into_iter().filter_map(Result::err).collect();
     match errors.is_empty() {
@@ -300,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_that_are_not_followed_are_refused_where_they_say_something() {
+    fn unsupported_keys_are_rejected_if_they_have_an_effect() {
         let search = Search::default();
         let with =
             |subnets: &[&str]| compile(&json!({ "type": "bandwidth", "shapedSubnets": subnets }), &search);

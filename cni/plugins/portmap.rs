@@ -1,4 +1,4 @@
-//! `portmap`: ports of the host lead to the pod.
+//! The plugin `portmap`: forwards host ports to the pod.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ use crate::{Context, Error, Protocol, Result};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 struct Keys {
-    /// Connections whose answers would not come back through the host are masqueraded.
+    /// Masquerade connections whose answers would not return through the host.
     snat: bool,
     backend: Option<String>,
     #[serde(rename = "markMasqBit")]
@@ -52,8 +52,8 @@ pub(crate) struct Portmap {
 }
 
 impl Portmap {
-    /// Reads and checks the keys. `Err(key)` in the inner result: a key that only the reference plugin can follow, since it
-    /// is about its own rules.
+    /// Compiles and checks the keys. `Err(key)` in the inner result is a key that only the reference plugin supports,
+    /// because it concerns that plugin's rules.
     pub(super) fn compile(
         config: &Value,
     ) -> std::result::Result<std::result::Result<Self, &'static str>, String> {
@@ -67,15 +67,15 @@ impl Portmap {
             (some(&keys.conditions_v4), "conditionsV4"),
             (some(&keys.conditions_v6), "conditionsV6"),
         ];
-        Ok(match foreign.into_iter().find(|(is, _)| *is) {
+        Ok(match foreign.into_iter().find(|(set, _)| *set) {
             Some((_, key)) => Err(key),
             None => Ok(Self { snat: keys.snat }),
         })
     }
 
     pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
-        // The addresses may have been another pod's just before.
-        call.host.forgetting.end(&addresses(&previous)).await;
+        // The addresses may recently have belonged to another pod.
+        call.host.forgetting.wait_for(&addresses(&previous)).await;
         let mappings = mappings(call, &previous)?;
         if mappings.is_empty() {
             return Ok(previous);
@@ -85,7 +85,7 @@ impl Portmap {
             return Err(Error::Invalid(format!("invalid portMappings: {why}")));
         }
         if self.snat {
-            for link in leading_to_pod(call, &previous).await? {
+            for link in links_to_pod(call, &previous).await? {
                 let file = format!("/proc/sys/net/ipv4/conf/{link}/route_localnet");
                 std::fs::write(&file, "1").doing(format!("write {file}"))?;
             }
@@ -99,22 +99,20 @@ impl Portmap {
         match ports::apply(call, &mappings, self.snat).await {
             Ok(()) => {}
             Err(error) => {
-                let undone = ports::forget(call, Some(&mappings)).await;
+                let undone = ports::remove(call, Some(&mappings)).await;
                 return Err(super::with_undo(error, [undone]));
             }
         }
-        // What the kernel remembers of another pod that had the port.
+        // The kernel may track connections to another pod that had the port.
         conntrack::forget_ports(udp).await?;
         Ok(previous)
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, previous: &CniResult) -> Result<()> {
         for mapping in mappings(call, previous)? {
-            if !ports::is_there(&mapping).await? {
+            if !ports::is_mapped(&mapping).await? {
                 let port = mapping.host_port;
-                return Err(Error::Invalid(format!(
-                    "portmap: port {port} of the host does not lead to the pod"
-                )));
+                return Err(Error::Invalid(format!("portmap: host port {port} is not mapped to the pod")));
             }
         }
         Ok(())
@@ -122,18 +120,18 @@ impl Portmap {
 }
 
 pub(super) async fn del(call: &Call<'_>, previous: &CniResult) -> Result<()> {
-    // The daemon has a record of what it has asked for.
+    // The daemon has a record of the ports that it requested.
     if call.namespace_ends && call.runtime.port_mappings.is_empty() {
         return Ok(());
     }
-    let known = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
-    let released = ports::forget(call, known.as_deref()).await;
+    let recorded = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
+    let released = ports::remove(call, recorded.as_deref()).await;
     let forgotten = match call.namespace_ends {
         true => {
-            call.host.forgetting.begin(addresses(previous));
+            call.host.forgetting.start(addresses(previous));
             Ok(())
         }
-        // A process that ends at once forgets before.
+        // A process that exits after the call removes the entries now.
         false => conntrack::forget_pods(addresses(previous)).await,
     };
     released.and(forgotten).and(conntrack::forget_ports(udp_ports(call)).await)
@@ -148,27 +146,27 @@ fn udp_ports(call: &Call<'_>) -> Vec<u16> {
     ports.map(|port| port.host_port).collect()
 }
 
-/// A port that is asked for twice, for two places.
+/// Returns a host port that is mapped to two different ports.
 fn ambiguous(mappings: &[Mapping]) -> Option<u16> {
-    let mut known = std::collections::HashMap::new();
+    let mut targets = std::collections::HashMap::new();
     mappings.iter().find_map(|mapping| {
-        let from = (mapping.protocol.name(), mapping.host_port, mapping.host_address, mapping.pod.addr());
-        let before = known.insert(from, mapping.pod_port);
-        before.is_some_and(|port| port != mapping.pod_port).then_some(mapping.host_port)
+        let source = (mapping.protocol.name(), mapping.host_port, mapping.host_address, mapping.pod.addr());
+        let previous = targets.insert(source, mapping.pod_port);
+        previous.is_some_and(|port| port != mapping.pod_port).then_some(mapping.host_port)
     })
 }
 
-/// Each port with each address of the pod of the same family, and only the first of that: a port leads to one place.
+/// Returns the mappings: each port with the pod's first address of each matching family. A port has one target.
 fn mappings(call: &Call<'_>, result: &CniResult) -> Result<Vec<Mapping>> {
     let mut all = Vec::new();
     for port in &call.runtime.port_mappings {
         let (name, address) = (port.protocol.to_ascii_lowercase(), port.address()?);
         let protocol = Protocol::parse(&name)
-            .ok_or_else(|| Error::Invalid(format!("portmap: {name:?} is no protocol of ports")))?;
+            .ok_or_else(|| Error::Invalid(format!("invalid portMappings: unknown protocol {name:?}")))?;
         if port.host_port == 0 || port.container_port == 0 {
-            return Err(Error::Invalid("portmap: a port is zero".to_owned()));
+            return Err(Error::Invalid("invalid portMappings: port 0".to_owned()));
         }
-        // 0.0.0.0 and :: are all addresses of their family.
+        // 0.0.0.0 and :: mean all addresses of their family.
         let family = port.host_ip.parse::<IpAddr>().ok().map(|address| address.is_ipv4());
         for v4 in [true, false].into_iter().filter(|v4| family.is_none_or(|family| family == *v4)) {
             let Some(ip) = result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4) else { continue };
@@ -184,8 +182,8 @@ fn mappings(call: &Call<'_>, result: &CniResult) -> Result<Vec<Mapping>> {
     Ok(all)
 }
 
-/// The links of the host by which it reaches the pod over IPv4.
-async fn leading_to_pod(call: &Call<'_>, result: &CniResult) -> Result<Vec<String>> {
+/// Returns the host's links through which it reaches the pod over IPv4.
+async fn links_to_pod(call: &Call<'_>, result: &CniResult) -> Result<Vec<String>> {
     let mut links = Vec::new();
     for ip in result.ips.iter().filter(|ip| ip.address.addr().is_ipv4()) {
         if let Some(index) = call.host.links.link_to(ip.address.addr()).await?

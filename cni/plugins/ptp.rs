@@ -1,5 +1,5 @@
-//! `ptp`: a veth pair without a bridge. The pod sends everything to its gateway, whose address the host's end has; the
-//! host has a route to each of the pod's addresses.
+//! The plugin `ptp`: a veth pair without a bridge. The pod sends everything to its gateway, an address of the host's
+//! end. The host has a route to each of the pod's addresses.
 
 use std::net::IpAddr;
 
@@ -32,8 +32,8 @@ pub(crate) struct Ptp {
     pub(super) ipam: Option<Ipam>,
 }
 
-/// Of one address alone.
-fn alone(address: IpAddr) -> Result<IpNet> {
+/// Returns the network that contains only this address.
+fn host_net(address: IpAddr) -> Result<IpNet> {
     let length = if address.is_ipv4() { 32 } else { 128 };
     IpNet::new(address, length).map_err(|error| Error::Invalid(error.to_string()))
 }
@@ -42,18 +42,18 @@ impl Ptp {
     pub(super) fn compile(config: &Value, search: &Search) -> std::result::Result<Self, String> {
         let ipam = Ipam::compile(config, search)?;
         if ipam.is_none() {
-            return Err("ipam: is missing".to_owned());
+            return Err("ipam: missing".to_owned());
         }
         Ok(Self { keys: ipam::keys(config)?, ipam })
     }
 
     fn ipam(&self) -> Result<&Ipam> {
-        self.ipam.as_ref().ok_or_else(|| Error::Invalid("ptp: there is no ipam".to_owned()))
+        self.ipam.as_ref().ok_or_else(|| Error::Invalid("ptp: ipam: missing".to_owned()))
     }
 
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let found = self.ipam()?.add(call, config).await?;
-        match self.attach(call, config, found).await {
+        let addresses = self.ipam()?.add(call, config).await?;
+        match self.attach(call, config, addresses).await {
             Ok(result) => Ok(result),
             Err(error) => {
                 let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
@@ -69,8 +69,8 @@ impl Ptp {
         let (pod, netns) = (call.interface, call.pod_netns()?);
         host.add_veth(&Veth { host: &name, pod, netns, bridge: None, mtu, mac: None, up: false }).await?;
         netns::set_interface_sysctls(&name);
-        let near = host.existing(&name).await?;
-        host.set_up_as(near.index, &call.alias()).await?;
+        let host_end = host.existing(&name).await?;
+        host.set_up_as(host_end.index, &call.alias()).await?;
 
         let inside = netns::open_with(netns, call.interface).await?;
         let link = inside.existing(call.interface).await?;
@@ -81,31 +81,36 @@ impl Ptp {
             inside.add_address(link.index, ip.address).await?;
         }
         inside.set_up(link.index, false).await?;
-        self.route_all_by_gateway(&inside, link.index, &result).await?;
+        self.route_through_gateway(&inside, link.index, &result).await?;
         for route in result.routes_with_gateways() {
             inside.add_route(link.index, &route, None).await?;
         }
 
         for ip in &result.ips {
-            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: there is no gateway".to_owned()))?;
+            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: no gateway".to_owned()))?;
             call.host.ready.forward(gateway.is_ipv4()).await?;
-            host.add_address(near.index, alone(gateway)?).await?;
-            // As narrow as the reference plugin's (`RT_SCOPE_HOST`, rtnetlink(7)).
-            let route = Route { scope: Some(254), ..Route::new(alone(ip.address.addr())?, None) };
-            host.add_route(near.index, &route, None).await?;
+            host.add_address(host_end.index, host_net(gateway)?).await?;
+            // The scope of the reference plugin (`RT_SCOPE_HOST`, rtnetlink(7)).
+            let route = Route { scope: Some(254), ..Route::new(host_net(ip.address.addr())?, None) };
+            host.add_route(host_end.index, &route, None).await?;
         }
         if self.keys.ip_masq {
             masquerade::apply(call, &result).await?;
         }
-        let near =
-            Interface { name: name.clone(), mac: near.mac_text(), mtu: near.mtu, ..Default::default() };
-        result.interfaces = vec![near, call.interface_of(&link)];
+        let host_interface = Interface {
+            name: name.clone(),
+            mac: host_end.mac_text(),
+            mtu: host_end.mtu,
+            ..Default::default()
+        };
+        result.interfaces = vec![host_interface, call.interface_of(&link)];
         result.dns = interface::dns(config, result.dns);
         Ok(result)
     }
 
-    /// The gateway is the only one on the link: the rest of the subnet is behind it, since it is in other pods.
-    async fn route_all_by_gateway(
+    /// Routes the pod's subnet through the gateway: no other host is on the link, and the rest of the subnet is in
+    /// other pods.
+    async fn route_through_gateway(
         &self,
         inside: &crate::netlink::Netlink,
         link: u32,
@@ -118,9 +123,9 @@ impl Ptp {
             }
         }
         for ip in &result.ips {
-            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: there is no gateway".to_owned()))?;
+            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: no gateway".to_owned()))?;
             let source = Some(ip.address.addr());
-            inside.add_route(link, &Route::new(alone(gateway)?, None), source).await?;
+            inside.add_route(link, &Route::new(host_net(gateway)?, None), source).await?;
             inside.add_route(link, &Route::new(ip.address.trunc(), Some(gateway)), source).await?;
         }
         Ok(())
@@ -128,8 +133,8 @@ impl Ptp {
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         let link = super::bridge::detach(call).await;
-        let rules = if self.keys.ip_masq { masquerade::forget(call, previous).await } else { Ok(()) };
-        // The address is free when nothing reaches the pod by it any more.
+        let rules = if self.keys.ip_masq { masquerade::remove(call, previous).await } else { Ok(()) };
+        // The address is released when nothing reaches the pod through it any longer.
         link.and(rules)?;
         self.ipam()?.del(call, config).await
     }

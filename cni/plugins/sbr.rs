@@ -1,5 +1,5 @@
-//! `sbr`: routing by the source. What a pod sends from an address of this interface leaves by it: each address has a
-//! routing table of its own, with the routes of the interface.
+//! The plugin `sbr`: source-based routing. Packets from an address of this interface leave through it: each address has
+//! a separate routing table with the interface's routes.
 
 use std::net::IpAddr;
 
@@ -13,15 +13,16 @@ use crate::netlink::routes::MAIN;
 use crate::result::{CniResult, Route};
 use crate::{Error, Result, ipam};
 
-/// Tables of this plugin start here (the reference plugin's number).
+/// The first routing table of this plugin (the number of the reference plugin).
 const FIRST: u32 = 100;
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Sbr {
+    /// The routing table. Default: a free one for each address, to which the interface's routes are moved.
     table: Option<u32>,
-    /// Routes have the address as their source.
+    /// Set the address as the source of the routes.
     add_source_hints: bool,
 }
 
@@ -29,7 +30,7 @@ impl Sbr {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
         let keys: Self = ipam::keys(config)?;
         match keys.table {
-            Some(0 | 253..=255) => Err("table: is one of the kernel's own".to_owned()),
+            Some(0 | 253..=255) => Err("table: reserved by the kernel".to_owned()),
             _ => Ok(keys),
         }
     }
@@ -37,8 +38,9 @@ impl Sbr {
     pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
         let inside = call.inside().await?;
         let link = inside.existing(call.interface).await?;
-        let of_link =
-            |known: &crate::netlink::routes::Known| known.link == Some(link.index) && known.table == MAIN;
+        let of_link = |route: &crate::netlink::routes::InstalledRoute| {
+            route.link == Some(link.index) && route.table == MAIN
+        };
         let routes: Vec<_> = inside.routes().await?.into_iter().filter(of_link).collect();
         let mut used: Vec<u32> = inside.rules().await?.iter().map(|rule| rule.table).collect();
         for ip in own(call, &previous) {
@@ -49,12 +51,12 @@ impl Sbr {
             };
             used.push(table);
             inside.add_source_rule(address, table).await?;
-            // Routes of a table that is named are another plugin's business.
+            // The routes of a configured table are managed elsewhere.
             if self.table.is_some() {
                 continue;
             }
             let source = self.add_source_hints.then_some(address);
-            // The subnet before its gateway: what a gateway is reached by must be in the table, too.
+            // The subnet comes before the gateway: the table must contain the route to the gateway.
             for route in routes.iter().filter(|route| belongs(route, ip.address)) {
                 inside.copy_route(route, table, source).await?;
             }
@@ -69,7 +71,7 @@ impl Sbr {
         Ok(previous)
     }
 
-    /// The rules of the interface's addresses; its routes go with it.
+    /// Removes the rules of the interface's addresses. Its routes are removed with it.
     pub(super) async fn del(call: &Call<'_>) -> Result<()> {
         if call.netns.is_none() || call.namespace_ends {
             return Ok(());
@@ -85,7 +87,7 @@ impl Sbr {
         for ip in own(call, previous) {
             let address = ip.address.addr();
             if !rules.iter().any(|rule| rule.source == Some(address)) {
-                return Err(Error::Invalid(format!("sbr: there is no rule for what comes from {address}")));
+                return Err(Error::Invalid(format!("sbr: no rule for packets from {address}")));
             }
         }
         Ok(())
@@ -101,14 +103,14 @@ async fn remove_rules(inside: &Netlink, addresses: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-/// The addresses of the call's interface.
+/// Returns the addresses of the call's interface.
 fn own<'a>(call: &'a Call<'_>, result: &'a CniResult) -> impl Iterator<Item = &'a crate::result::Ip> {
     let place =
         result.of_pod().find(|(_, interface)| interface.name == call.interface).map(|(place, _)| place);
     result.ips.iter().filter(move |ip| ip.interface.is_none() || ip.interface == place)
 }
 
-fn belongs(route: &crate::netlink::routes::Known, address: IpNet) -> bool {
+fn belongs(route: &crate::netlink::routes::InstalledRoute, address: IpNet) -> bool {
     let family = route.to.addr().is_ipv4() == address.addr().is_ipv4();
     family && route.gateway.is_none_or(|gateway| address.contains(&gateway))
 }

@@ -1,4 +1,4 @@
-//! `tuning`: sysctls of the pod's network, and properties of its interface.
+//! The plugin `tuning`: sysctls of the pod's network, and properties of its interface.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
 use crate::{Context, Error, Result, ipam, netns};
 
-/// Which sysctls may be set, one regular expression a line, where the file is there (the reference plugin's place).
+/// The allowed sysctls, one regular expression per line, if the file exists (the reference plugin's path).
 const ALLOWED: &str = "/etc/cni/tuning/allowlist.conf";
 
 /// The plugin's keys.
@@ -30,9 +30,9 @@ pub(crate) struct Tuning {
     all_multicast: Option<bool>,
 }
 
-/// What the interface had before, for one that outlives the attachment.
+/// The previous properties of an interface, which are restored if it outlives the attachment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Before {
+struct Original {
     mac: Option<Vec<u8>>,
     promisc: Option<bool>,
     mtu: Option<u32>,
@@ -40,12 +40,14 @@ struct Before {
     all_multicast: Option<bool>,
 }
 
-/// What `args.cni` of a configuration says counts before its own keys (CNI conventions, "args in network config"). The
-/// hardware address has an order of its own.
+/// Returns the configuration with the values of `args.cni`, which take precedence over its keys (CNI conventions, "args
+/// in network config"). The hardware address has a separate order of precedence.
 fn with_arguments(config: &Value) -> Value {
     let mut config = config.clone();
-    let Some(said) = config.pointer("/args/cni").and_then(Value::as_object).cloned() else { return config };
-    for (key, value) in said {
+    let Some(arguments) = config.pointer("/args/cni").and_then(Value::as_object).cloned() else {
+        return config;
+    };
+    for (key, value) in arguments {
         match key.as_str() {
             "sysctl" => {
                 for (name, value) in value.as_object().into_iter().flatten() {
@@ -71,7 +73,7 @@ impl Tuning {
         Ok(keys)
     }
 
-    fn wanted_mac(&self, call: &Call<'_>, config: &Value) -> Result<Option<Vec<u8>>> {
+    fn requested_mac(&self, call: &Call<'_>, config: &Value) -> Result<Option<Vec<u8>>> {
         let of_args = config.pointer("/args/cni/mac").and_then(Value::as_str);
         first_mac([of_args, call.runtime.mac.as_deref(), call.argument_mac(), self.mac.as_deref()])
     }
@@ -83,20 +85,21 @@ impl Tuning {
         mut previous: CniResult,
     ) -> Result<CniResult> {
         self.set_sysctls(call).await?;
-        let mac = self.wanted_mac(call, config)?;
+        let mac = self.requested_mac(call, config)?;
         let inside = call.inside().await?;
         let Some(link) = inside.link(call.interface).await? else {
             return match mac.is_none() && self.mtu == 0 && !self.promisc {
                 true => Ok(previous),
-                false => Err(Error::Invalid(format!("tuning: there is no {}", call.interface))),
+                false => Err(Error::Invalid(format!("tuning: interface {} not found", call.interface))),
             };
         };
-        self.keep(call, &link, mac.is_some()).await?;
+        self.record_original(call, &link, mac.is_some()).await?;
         if let Some(mac) = &mac {
             set_mac(&inside, &link, mac).await?;
         }
         self.change(&inside, &link).await?;
-        for interface in previous.interfaces.iter_mut().filter(|found| is_it(found, call)) {
+        for interface in previous.interfaces.iter_mut().filter(|interface| is_pod_interface(interface, call))
+        {
             if let Some(mac) = &mac {
                 interface.mac = Link { mac: mac.clone(), ..Link::default() }.mac_text();
             }
@@ -132,7 +135,7 @@ impl Tuning {
             .await
     }
 
-    /// Written in the pod's namespace: what is under `/proc/sys/net` is that of the thread's.
+    /// Sets the sysctls in the pod's namespace: `/proc/sys/net` shows the namespace of the thread.
     async fn set_sysctls(&self, call: &Call<'_>) -> Result<()> {
         if self.sysctl.is_empty() {
             return Ok(());
@@ -143,7 +146,7 @@ impl Tuning {
             .iter()
             .map(|(name, value)| {
                 if !allowed.iter().all(|list| list.iter().any(|pattern| pattern.is_match(name))) {
-                    return Err(Error::Invalid(format!("sysctl {name:?} is not in {ALLOWED}")));
+                    return Err(Error::Invalid(format!("sysctl {name:?} is not allowed by {ALLOWED}")));
                 }
                 let file = sysctl_file(name, call.interface).map_err(Error::Invalid)?;
                 Ok((file, value.clone()))
@@ -158,22 +161,24 @@ impl Tuning {
         .await
     }
 
-    async fn keep(&self, call: &Call<'_>, link: &Link, with_mac: bool) -> Result<()> {
-        let before = Before {
+    async fn record_original(&self, call: &Call<'_>, link: &Link, with_mac: bool) -> Result<()> {
+        let original = Original {
             mac: with_mac.then(|| link.mac.clone()),
             promisc: self.promisc.then_some(link.promiscuous),
             mtu: (self.mtu != 0).then_some(link.mtu),
             queue_length: self.queue_length.map(|_| link.queue_length),
             all_multicast: self.all_multicast.map(|_| link.all_multicast),
         };
-        if before == Before::default() {
+        if original == Original::default() {
             return Ok(());
         }
         let file = file(call);
-        let text = serde_json::to_vec(&before).map_err(std::io::Error::from).doing("encode a link")?;
+        let text = serde_json::to_vec(&original)
+            .map_err(std::io::Error::from)
+            .doing("encode the properties of a link")?;
         blocking(move || {
             let folder = file.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(folder).doing(format!("make {}", folder.display()))?;
+            fs::create_dir_all(folder).doing(format!("create {}", folder.display()))?;
             fs::write(&file, text).doing(format!("write {}", file.display()))
         })
         .await
@@ -181,12 +186,12 @@ impl Tuning {
 
     pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
         let file = file(call);
-        let before = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Before>(&text).ok());
-        // With the namespace the interface goes: only a device of the host comes back.
-        if let (Some(before), true) = (before, call.netns.is_some()) {
+        let original = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Original>(&text).ok());
+        // The interface is removed with the namespace, unless it is a device of the host.
+        if let (Some(original), true) = (original, call.netns.is_some()) {
             let inside = call.inside().await?;
             if let Some(link) = inside.link(call.interface).await? {
-                restore(&inside, &link, &before).await?;
+                restore(&inside, &link, &original).await?;
             }
         }
         blocking(move || match fs::remove_file(&file) {
@@ -197,36 +202,37 @@ impl Tuning {
     }
 
     pub(super) async fn check(&self, call: &Call<'_>, config: &Value) -> Result<()> {
-        let wrong = |why: String| Err(Error::Invalid(format!("tuning: {why}")));
+        let failed = |why: String| Err(Error::Invalid(format!("tuning: {why}")));
         for (name, value) in &self.sysctl {
             let file = sysctl_file(name, call.interface).map_err(Error::Invalid)?;
             let read = move || fs::read_to_string(&file).doing(format!("read {}", file.display()));
-            let found = netns::within(call.pod_netns()?, read).await?;
-            let same = found.split_whitespace().eq(value.split_whitespace());
+            let actual = netns::within(call.pod_netns()?, read).await?;
+            let same = actual.split_whitespace().eq(value.split_whitespace());
             if !same {
-                return wrong(format!("sysctl {name} is {:?}, not {value:?}", found.trim()));
+                return failed(format!("sysctl {name} is {:?}, not {value:?}", actual.trim()));
             }
         }
         let Some(link) = call.inside().await?.link(call.interface).await? else { return Ok(()) };
-        match self.wanted_mac(call, config)? {
-            Some(mac) if mac != link.mac => return wrong(format!("the address is {}", link.mac_text())),
+        match self.requested_mac(call, config)? {
+            Some(mac) if mac != link.mac => return failed(format!("the address is {}", link.mac_text())),
             _ => {}
         }
         if self.mtu != 0 && self.mtu != link.mtu {
-            return wrong(format!("the MTU is {}, not {}", link.mtu, self.mtu));
+            return failed(format!("the MTU is {}, not {}", link.mtu, self.mtu));
         }
         if self.promisc && !link.promiscuous {
-            return wrong("the interface is not promiscuous".to_owned());
+            return failed("the interface is not promiscuous".to_owned());
         }
         Ok(())
     }
 }
 
-fn is_it(found: &crate::result::Interface, call: &Call<'_>) -> bool {
-    found.name == call.interface && !found.sandbox.is_empty()
+fn is_pod_interface(interface: &crate::result::Interface, call: &Call<'_>) -> bool {
+    interface.name == call.interface && !interface.sandbox.is_empty()
 }
 
-/// A hardware address can only be changed while the link is down on some devices; routes go with that.
+/// Sets the hardware address. Some devices allow this only while the link is down, which removes its routes: they are
+/// added again.
 async fn set_mac(inside: &Netlink, link: &Link, mac: &[u8]) -> Result<()> {
     if link.mac == mac {
         return Ok(());
@@ -247,23 +253,23 @@ async fn set_mac(inside: &Netlink, link: &Link, mac: &[u8]) -> Result<()> {
     Ok(())
 }
 
-async fn restore(inside: &Netlink, link: &Link, before: &Before) -> Result<()> {
-    if let Some(mac) = &before.mac {
+async fn restore(inside: &Netlink, link: &Link, original: &Original) -> Result<()> {
+    if let Some(mac) = &original.mac {
         set_mac(inside, link, mac).await?;
     }
-    let before = before.clone();
+    let original = original.clone();
     inside
         .change(link.index, "restore the properties", move |mut link| {
-            if let Some(mtu) = before.mtu {
+            if let Some(mtu) = original.mtu {
                 link = link.mtu(mtu);
             }
-            if let Some(promisc) = before.promisc {
+            if let Some(promisc) = original.promisc {
                 link = link.promiscuous(promisc);
             }
-            if let Some(queue) = before.queue_length {
+            if let Some(queue) = original.queue_length {
                 link = link.txqueuelen(queue);
             }
-            if let Some(multicast) = before.all_multicast {
+            if let Some(multicast) = original.all_multicast {
                 link = link.allmulticast(multicast);
             }
             link
@@ -276,18 +282,19 @@ fn file(call: &Call<'_>) -> PathBuf {
     call.state().join("tuning").join(name)
 }
 
-/// The file of a sysctl of the network. Parts are divided by dots, or all by slashes; `IFNAME` stands for the interface.
+/// Returns the file of a network sysctl. The name's parts are separated by dots, or all by slashes; `IFNAME` is
+/// replaced by the interface.
 fn sysctl_file(name: &str, interface: &str) -> std::result::Result<PathBuf, String> {
     let separator = if name.contains('/') { '/' } else { '.' };
     let parts: Vec<&str> = name.split(separator).collect();
-    let sound = |part: &&str| {
+    let valid = |part: &&str| {
         !part.is_empty()
             && *part != ".."
             && *part != "."
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@".contains(c))
     };
-    if parts.first() != Some(&"net") || parts.len() < 2 || !parts.iter().all(sound) {
-        return Err(format!("{name}: is no sysctl of the network"));
+    if parts.first() != Some(&"net") || parts.len() < 2 || !parts.iter().all(valid) {
+        return Err(format!("{name}: not a network sysctl"));
     }
     let parts = parts.iter().map(|part| if *part == "IFNAME" { interface } else { part });
     Ok(Path::new("/proc/sys").join(parts.collect::<PathBuf>()))
@@ -331,11 +338,11 @@ mod tests {
     #[test]
     fn keys_are_checked() {
         let compile = |config: Value| Tuning::compile(&config);
-        let said = serde_json::json!({
+        let config = serde_json::json!({
             "sysctl": { "net.a": "1", "net.b": "1" }, "mtu": 1400,
             "args": { "cni": { "sysctl": { "net.b": "2" }, "promisc": true, "x": 1 } },
         });
-        let keys = compile(said).unwrap();
+        let keys = compile(config).unwrap();
         assert_eq!(keys.sysctl.into_values().collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!((keys.mtu, keys.promisc), (1400, true));
         let sysctl = serde_json::json!({ "sysctl": { "kernel.x": "1" } });

@@ -1,4 +1,4 @@
-//! `vrf`: the pod's interface is part of a routing domain of its own (VRF) in the pod's namespace.
+//! The plugin `vrf`: attaches the pod's interface to a VRF (a separate routing domain) in the pod's namespace.
 
 use netlink_packet_route::link::InfoKind;
 use serde::Deserialize;
@@ -23,8 +23,8 @@ impl Vrf {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
         let keys: Self = ipam::keys(config)?;
         match (is_link_name(&keys.name), keys.table) {
-            (false, _) => Err(format!("vrfname: {:?} is no name of a link", keys.name)),
-            (true, Some(0 | 253..=255)) => Err("table: is one of the kernel's own".to_owned()),
+            (false, _) => Err(format!("vrfname: invalid link name {:?}", keys.name)),
+            (true, Some(0 | 253..=255)) => Err("table: reserved by the kernel".to_owned()),
             (true, _) => Ok(keys),
         }
     }
@@ -32,8 +32,8 @@ impl Vrf {
     pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
         let inside = call.inside().await?;
         let link = inside.existing(call.interface).await?;
-        let vrf = self.domain(&inside).await?;
-        // What the kernel takes away when a link changes its domain: addresses of IPv6, and routes.
+        let vrf = self.vrf(&inside).await?;
+        // The kernel removes the link's IPv6 addresses and its routes when it joins a VRF.
         let addresses = inside.addresses(link.index).await?;
         let routes: Vec<_> =
             inside.routes().await?.into_iter().filter(|route| route.link == Some(link.index)).collect();
@@ -42,7 +42,7 @@ impl Vrf {
             inside.add_address(link.index, address).await?;
         }
         let table = vrf.table.or(self.table);
-        // Those without a gateway first: a gateway is reached by one of them.
+        // Routes without a gateway come first: a gateway is reached through one of them.
         let (direct, by_gateway): (Vec<_>, Vec<_>) =
             routes.into_iter().partition(|route| route.gateway.is_none());
         for route in direct.iter().chain(&by_gateway) {
@@ -53,11 +53,11 @@ impl Vrf {
         Ok(previous)
     }
 
-    /// The domain, made if it is not there.
-    async fn domain(&self, inside: &Netlink) -> Result<Link> {
+    /// Returns the VRF and creates it if necessary.
+    async fn vrf(&self, inside: &Netlink) -> Result<Link> {
         if let Some(link) = inside.link(&self.name).await? {
             if link.kind != Some(InfoKind::Vrf) {
-                return Err(Error::Invalid(format!("vrf: there is a link {} that is no VRF", self.name)));
+                return Err(Error::Invalid(format!("vrf: link {} exists and is not a VRF", self.name)));
             }
             if self.table.is_some() && link.table != self.table {
                 let why = format!("{} has the table {:?}", self.name, link.table.unwrap_or_default());

@@ -1,5 +1,6 @@
-//! Who has which address of a folder, in memory: a folder of thousands is read once. Others may write to it (the reference
-//! plugin, another process of berth), under its lock: the kernel tells which files they have changed (inotify(7)).
+//! An index of a folder of addresses and their owners in memory: a folder of thousands of files is read once. Other
+//! processes may write to the folder (the reference plugin, another process of berth) under its lock: inotify(7)
+//! reports the files that they change.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +20,7 @@ use super::store::Owner;
 use crate::watch::changes_in;
 use crate::{Context, Result};
 
-/// The indexes of all folders of a process.
+/// The indexes of all folders of this process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Indexes {
     by_folder: Arc<Mutex<HashMap<PathBuf, Arc<Mutex<Index>>>>>,
@@ -37,28 +38,28 @@ pub(super) fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
     index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A file of the folder: its name is an address.
+/// A file of the folder. Its name is an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     owner: Owner,
-    /// The reference plugin writes underscores for colons on some systems.
+    /// The file name. The reference plugin writes underscores for colons on some systems.
     name: String,
 }
 
-/// The addresses of one folder.
+/// The index of one folder.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     entries: HashMap<IpAddr, Entry>,
-    /// A container has a few, of its interfaces and families.
+    /// A container has few addresses, one per interface and family.
     by_container: HashMap<String, Vec<IpAddr>>,
     v4: Runs,
     v6: Runs,
-    /// `None`: nobody would tell of changes, so that the folder is read each time.
+    /// `None` if changes cannot be watched: the folder is read each time.
     changes: Option<OwnedFd>,
 }
 
 impl Index {
-    /// Takes in what has changed in the folder. The folder's lock is held: nobody is in the middle of a change.
+    /// Updates the index with the changes in the folder. The caller holds the folder's lock: no change is in progress.
     pub(super) fn refresh(&mut self, folder: &Path) -> Result<()> {
         let changed = match &self.changes {
             Some(changes) => names_of(changes),
@@ -66,26 +67,26 @@ impl Index {
         };
         match changed {
             Changed::Files(names) => {
-                names.iter().for_each(|name| self.take_in(folder, name));
+                names.iter().for_each(|name| self.update(folder, name));
                 Ok(())
             }
             Changed::Anything => self.read(folder),
         }
     }
 
-    /// Everything anew. Changes are watched before the folder is read: what comes meanwhile is read twice.
+    /// Reads the whole folder. The watch starts first: a concurrent change is read twice.
     fn read(&mut self, folder: &Path) -> Result<()> {
         *self = Self { changes: changes_in(folder).ok(), ..Self::default() };
         let entries = fs::read_dir(folder).doing(format!("read {}", folder.display()))?;
         for entry in entries {
             let entry = entry.doing(format!("read {}", folder.display()))?;
-            self.take_in(folder, &entry.file_name().to_string_lossy());
+            self.update(folder, &entry.file_name().to_string_lossy());
         }
         Ok(())
     }
 
-    /// A file as it is now, if it is an address's.
-    fn take_in(&mut self, folder: &Path, name: &str) {
+    /// Updates the index from one file, if its name is an address.
+    fn update(&mut self, folder: &Path, name: &str) {
         let Some(address) = address_of(name) else { return };
         match fs::read(folder.join(name)) {
             Ok(text) => self.insert(address, name, Owner::parse(&String::from_utf8_lossy(&text))),
@@ -94,7 +95,7 @@ impl Index {
                     self.remove(address);
                 }
             }
-            // It is somebody's, even if nobody can say whose.
+            // The address is allocated even if its owner is unreadable.
             Err(_) => self.insert(address, name, Owner::unknown()),
         }
     }
@@ -121,36 +122,36 @@ impl Index {
         if address.is_ipv4() { &mut self.v4 } else { &mut self.v6 }
     }
 
-    /// The numbers that are taken of a family.
+    /// The allocated numbers of a family.
     pub(super) fn taken(&self, v4: bool) -> &Runs {
         if v4 { &self.v4 } else { &self.v6 }
     }
 
-    /// The addresses of an owner, with their files' names.
+    /// Returns the addresses of an owner and the names of their files.
     pub(super) fn of(&self, owner: &Owner) -> Vec<(IpAddr, String)> {
         let addresses = self.by_container.get(&owner.container).into_iter().flatten();
         let own = addresses.filter_map(|address| Some((*address, self.entries.get(address)?)));
-        own.filter(|(_, entry)| owner.is(&entry.owner))
+        own.filter(|(_, entry)| owner.matches(&entry.owner))
             .map(|(address, entry)| (address, entry.name.clone()))
             .collect()
     }
 
-    /// All addresses whose owner is so, with their files' names.
-    pub(super) fn all_where(&self, is: impl Fn(&Owner) -> bool) -> Vec<(IpAddr, String)> {
-        let found = self.entries.iter().filter(|(_, entry)| is(&entry.owner));
-        found.map(|(address, entry)| (*address, entry.name.clone())).collect()
+    /// Returns the addresses whose owner fulfils the condition, and the names of their files.
+    pub(super) fn all_where(&self, condition: impl Fn(&Owner) -> bool) -> Vec<(IpAddr, String)> {
+        let entries = self.entries.iter().filter(|(_, entry)| condition(&entry.owner));
+        entries.map(|(address, entry)| (*address, entry.name.clone())).collect()
     }
 }
 
-/// A file's name as an address.
+/// Parses a file name as an address.
 fn address_of(name: &str) -> Option<IpAddr> {
     name.replace('_', ":").parse().ok()
 }
 
-/// What has changed in a folder.
+/// The changes in a folder.
 enum Changed {
     Files(Vec<String>),
-    /// More than the kernel has kept, or the folder is another one.
+    /// Events were lost, or the folder was replaced.
     Anything,
 }
 
@@ -161,12 +162,12 @@ fn names_of(changes: &OwnedFd) -> Changed {
     loop {
         match reader.next() {
             Ok(event) => {
-                let anew = ReadFlags::IGNORED
+                let lost = ReadFlags::IGNORED
                     | ReadFlags::DELETE_SELF
                     | ReadFlags::MOVE_SELF
                     | ReadFlags::UNMOUNT
                     | ReadFlags::QUEUE_OVERFLOW;
-                if event.events().intersects(anew) {
+                if event.events().intersects(lost) {
                     return Changed::Anything;
                 }
                 names.extend(event.file_name().map(|name| name.to_string_lossy().into_owned()));

@@ -1,9 +1,9 @@
-//! Addresses, one file each in a folder of their network, in the form of the reference plugin host-local: a node that
-//! used that keeps its addresses.
+//! The IPAM plugin `host-local`: one file per address in a folder per network. The format is that of the reference
+//! plugin, so a node that used that plugin keeps its addresses.
 //!
 //! * this file: the keys, and the plugin
-//! * [`ranges`]: which addresses there are; [`store`]: whose they are, on disk; [`index`]: the same in memory; [`runs`]: which
-//!   numbers are free
+//! * [`ranges`]: arithmetic of ranges; [`store`]: the owners of addresses, on disk; [`index`]: the same in memory;
+//!   [`runs`]: which numbers are free
 
 mod index;
 mod ranges;
@@ -35,7 +35,7 @@ pub(crate) struct HostLocal {
     data_dir: Option<PathBuf>,
     routes: Vec<Route>,
     resolv_conf: Option<PathBuf>,
-    /// One address is taken of each set.
+    /// The sets of ranges. Each attachment gets one address of each set.
     pub(crate) ranges: Vec<Vec<Range>>,
     subnet: Option<IpNet>,
     range_start: Option<IpAddr>,
@@ -44,7 +44,7 @@ pub(crate) struct HostLocal {
 }
 
 impl HostLocal {
-    /// Reads and checks the keys. `dynamic`: a runtime may bring ranges, so that none need be there.
+    /// Parses and checks the keys. If `dynamic`, a runtime may pass ranges: none are required.
     pub(super) fn compile(ipam: &Value, dynamic: bool) -> std::result::Result<Self, String> {
         let mut keys: Self = super::keys(ipam)?;
         if let Some(subnet) = keys.subnet.take() {
@@ -57,7 +57,7 @@ impl HostLocal {
             keys.ranges.insert(0, vec![range]);
         }
         if (keys.ranges.is_empty() && !dynamic) || keys.ranges.iter().any(Vec::is_empty) {
-            return Err("ranges: is empty".to_owned());
+            return Err("ranges: must not be empty".to_owned());
         }
         for (place, range) in keys.ranges.iter().flatten().enumerate() {
             check(range).map_err(|why| format!("ranges[{place}].{why}"))?;
@@ -66,20 +66,20 @@ impl HostLocal {
         Ok(keys)
     }
 
-    /// Those that the runtime says come first.
+    /// Returns all sets of ranges, those of the runtime first.
     fn all_ranges(&self, call: &Call<'_>) -> Result<Vec<Vec<Range>>> {
-        let asked = &call.runtime.ip_ranges;
-        for range in asked.iter().flatten() {
-            check(range).map_err(|why| Error::Invalid(format!("ipRanges: {why}")))?;
+        let runtime = &call.runtime.ip_ranges;
+        for range in runtime.iter().flatten() {
+            check(range).map_err(|why| Error::Invalid(format!("invalid ipRanges: {why}")))?;
         }
-        let all: Vec<_> = asked.iter().chain(&self.ranges).cloned().collect();
+        let all: Vec<_> = runtime.iter().chain(&self.ranges).cloned().collect();
         match all.is_empty() || all.iter().any(Vec::is_empty) {
-            true => Err(Error::Invalid("host-local: there are no ranges of addresses".to_owned())),
+            true => Err(Error::Invalid("host-local: no address ranges are configured".to_owned())),
             false => overlaps(&all).map(|()| all).map_err(Error::Invalid),
         }
     }
 
-    /// The addresses of a network, in a folder of this one unless the keys say where.
+    /// The address store of a network, in `data_dir` unless the keys name another folder.
     pub(crate) fn store(&self, host: &Host, data_dir: &Path, network: &str) -> Store {
         Store::new(self.data_dir.as_deref().unwrap_or(data_dir).join(network), &host.addresses)
     }
@@ -88,12 +88,12 @@ impl HostLocal {
         self.store(call.host, call.data_dir, call.network)
     }
 
-    /// Takes addresses: they are on disk before they are used.
+    /// Allocates addresses. They are on disk before they are used.
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
         let (store, ranges) = (self.store_of(call), self.all_ranges(call)?);
-        let (owner, wanted) = (Owner::of(call), requested(call, config)?);
-        let wanted: Vec<IpAddr> = wanted.into_iter().map(|(address, _)| address).collect();
-        let ips = super::blocking(move || store.allocate(&ranges, &owner, &wanted)).await?;
+        let (owner, requested) = (Owner::of(call), requested(call, config)?);
+        let requested: Vec<IpAddr> = requested.into_iter().map(|(address, _)| address).collect();
+        let ips = super::blocking(move || store.allocate(&ranges, &owner, &requested)).await?;
         let dns = match &self.resolv_conf {
             Some(file) => super::resolv_conf(file)?,
             None => crate::result::Dns::default(),
@@ -127,7 +127,7 @@ mod tests {
         let old = compile(json!({ "subnet": "10.2.0.0/24", "gateway": "10.2.0.254" })).unwrap();
         assert_eq!(ranges::gateway(&old.ranges[0][0]).to_string(), "10.2.0.254");
         for (keys, why) in [
-            (json!({}), "ranges: is empty"),
+            (json!({}), "ranges: must not be empty"),
             (json!({ "ranges": [[{ "subnet": "10.0.0.0/31" }]] }), "no room"),
             (
                 json!({ "ranges": [[{ "subnet": "10.0.0.0/24" }], [{ "subnet": "10.0.0.128/25" }]] }),
@@ -141,6 +141,6 @@ mod tests {
             let error = compile(keys.clone()).unwrap_err();
             assert!(error.contains(why), "{keys}: {error}");
         }
-        assert!(HostLocal::compile(&json!({}), true).is_ok(), "the runtime may bring them");
+        assert!(HostLocal::compile(&json!({}), true).is_ok(), "the runtime may pass them");
     }
 }

@@ -1,4 +1,4 @@
-//! Ranges of addresses: pure arithmetic.
+//! Arithmetic of address ranges.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::index::Index;
 use crate::call::RangeEntry as Range;
 
-/// The gateway: as said, or the first address of the subnet.
+/// The gateway of a range. Default: the first address of the subnet.
 pub(super) fn gateway(range: &Range) -> IpAddr {
     range.gateway.unwrap_or_else(|| nth(range.subnet, 1))
 }
@@ -38,10 +38,10 @@ fn address(number: u128, v4: bool) -> Option<IpAddr> {
     }
 }
 
-/// The first and the last address that pods can have of a range.
+/// The first and the last address of a range that pods can have.
 fn bounds(range: &Range) -> (IpAddr, IpAddr) {
     let first = range.range_start.unwrap_or_else(|| nth(range.subnet, 1));
-    // Of IPv4 the last address is for all, and is nobody's.
+    // The last address of an IPv4 subnet is its broadcast address.
     let last = range.range_end.unwrap_or_else(|| match range.subnet.broadcast() {
         IpAddr::V4(all) => IpAddr::V4(u32::from(all).saturating_sub(1).into()),
         v6 => v6,
@@ -54,9 +54,9 @@ pub(super) fn contains(range: &Range, address: IpAddr) -> bool {
     address.is_ipv4() == first.is_ipv4() && first <= address && address <= last
 }
 
-/// The first address that a pod can have of some ranges and that is not taken: after the last one that was given, around
-/// to it. So an address is used again as late as possible. Where the last one is in none of the ranges (they are new, or it
-/// is of the other family), from their start.
+/// Returns the first free address after the last allocated one, wrapping around, so that an address is reused as late
+/// as possible. If the last one is in none of the ranges (the ranges are new, or it is of the other family), the search
+/// begins at their start.
 pub(super) fn next_free<'a>(
     ranges: &'a [Range],
     last: Option<IpAddr>,
@@ -74,7 +74,7 @@ pub(super) fn next_free<'a>(
     after.chain(all).find_map(|(range, start)| Some((free_in(range, start?, index)?, range)))
 }
 
-/// The first free address of a range from a number on.
+/// Returns the first free address of a range from a number on.
 fn free_in(range: &Range, start: u128, index: &Index) -> Option<IpAddr> {
     let ((_, last), gateway) = (bounds(range), gateway(range));
     let taken = index.taken(last.is_ipv4());
@@ -85,11 +85,11 @@ fn free_in(range: &Range, start: u128, index: &Index) -> Option<IpAddr> {
     (free <= number(last)).then(|| address(free, last.is_ipv4())).flatten()
 }
 
-/// Whether a range is one.
+/// Checks a range.
 pub(super) fn check(range: &Range) -> std::result::Result<(), String> {
     let subnet = range.subnet;
     if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
-        return Err(format!("subnet: {subnet} has no room for pods"));
+        return Err(format!("subnet: no room for pods in {subnet}"));
     }
     let limits =
         [("rangeStart", range.range_start), ("rangeEnd", range.range_end), ("gateway", range.gateway)];
@@ -99,7 +99,7 @@ pub(super) fn check(range: &Range) -> std::result::Result<(), String> {
             return Err(format!("{key}: {address} is not in {subnet}"));
         }
         if address.is_some_and(|address| address.is_ipv4() != subnet.addr().is_ipv4()) {
-            return Err(format!("{key}: is not of the family of {subnet}"));
+            return Err(format!("{key}: not of the address family of {subnet}"));
         }
     }
     match (range.range_start, range.range_end) {
@@ -114,7 +114,7 @@ pub(super) fn check(range: &Range) -> std::result::Result<(), String> {
     }
 }
 
-/// An address that two sets have would be taken for both.
+/// Rejects sets that overlap: an address could be allocated from both.
 pub(super) fn overlaps(sets: &[Vec<Range>]) -> std::result::Result<(), String> {
     for (at, set) in sets.iter().enumerate() {
         for (other_at, other) in sets.iter().enumerate().skip(at + 1) {

@@ -1,23 +1,23 @@
-//! Numbers that are taken, as runs without gaps: the next free one is found without a look at each taken one, however
-//! many there are, and without a look at the free ones at all.
+//! A set of allocated numbers, stored as runs of consecutive numbers. The next free number is found without iterating
+//! over allocated or free numbers.
 
 use std::collections::BTreeMap;
 
 /// A set of numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Runs {
-    /// The last number of each run, by its first. Runs never touch.
+    /// The last number of each run by its first. Runs are never adjacent.
     last_by_first: BTreeMap<u128, u128>,
 }
 
 impl Runs {
-    /// The run that a number is in.
+    /// The run that contains a number.
     fn run_of(&self, number: u128) -> Option<(u128, u128)> {
         let (first, last) = self.last_by_first.range(..=number).next_back()?;
         (number <= *last).then_some((*first, *last))
     }
 
-    /// The first number from `start` on that is not in the set; `None` where every number to the end of all numbers is.
+    /// Returns the first number from `start` on that is not in the set; `None` if there is none up to the maximum.
     pub(super) fn next_free(&self, start: u128) -> Option<u128> {
         match self.run_of(start) {
             Some((_, last)) => last.checked_add(1),
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_all_numbers_is_no_number_more() {
+    fn the_maximum_has_no_successor() {
         let mut runs = Runs::default();
         runs.insert(u128::MAX);
         assert_eq!(runs.next_free(u128::MAX), None);

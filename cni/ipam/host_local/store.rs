@@ -1,4 +1,5 @@
-//! The addresses of a network that are taken: a file each, named for the address, in which its owner is.
+//! The store of allocated addresses of a network: a file per address, named after the address, which contains its
+//! owner.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,10 +16,10 @@ use crate::call::{Call, RangeEntry as Range};
 use crate::result::Ip;
 use crate::{Context, Error, Result};
 
-/// A file that is about to be an address's: the lock makes it one at a time.
-const UNFINISHED: &str = ".unfinished";
+/// The name of a file that is being written. Under the lock there is only one.
+const TEMPORARY: &str = ".unfinished";
 
-/// Who has an address.
+/// The owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Owner {
     pub(crate) container: String,
@@ -30,20 +31,21 @@ impl Owner {
         Self { container: call.container.to_owned(), interface: call.interface.to_owned() }
     }
 
-    /// Of a file that cannot be read.
+    /// The owner of an unreadable file.
     pub(super) fn unknown() -> Self {
         Self { container: String::new(), interface: String::new() }
     }
 
-    /// As it is in a file. The oldest files have no interface.
+    /// Parses the content of a file. The oldest files contain no interface.
     pub(super) fn parse(text: &str) -> Self {
         let mut lines = text.lines().map(str::trim);
         let container = lines.next().unwrap_or_default().to_owned();
         Self { container, interface: lines.next().unwrap_or_default().to_owned() }
     }
 
-    pub(super) fn is(&self, found: &Self) -> bool {
-        self.container == found.container && (found.interface.is_empty() || self.interface == found.interface)
+    pub(super) fn matches(&self, recorded: &Self) -> bool {
+        self.container == recorded.container
+            && (recorded.interface.is_empty() || self.interface == recorded.interface)
     }
 }
 
@@ -60,28 +62,32 @@ impl Store {
         Self { folder, index }
     }
 
-    /// Works with the folder, alone among all processes and threads, and knowing what is in it. One that is not there has
-    /// nothing.
-    fn alone<T>(&self, work: impl FnOnce(&mut Index) -> Result<T>) -> Result<T> {
+    /// Runs `work` with exclusive access to the folder among all processes and threads, and with an up-to-date index.
+    fn with_lock<T>(&self, work: impl FnOnce(&mut Index) -> Result<T>) -> Result<T> {
         let mut index = lock(&self.index);
         let _lock = self.lock()?;
         index.refresh(&self.folder)?;
         work(&mut index)
     }
 
-    /// Takes one address of every set of ranges, those that are wanted first; all or none.
+    /// Allocates one address of every set of ranges, the requested addresses first. Allocates all or none.
     ///
     /// # Errors
-    /// No address is free, a wanted one is not, or the folder cannot be written.
-    pub(super) fn allocate(&self, sets: &[Vec<Range>], owner: &Owner, wanted: &[IpAddr]) -> Result<Vec<Ip>> {
-        fs::create_dir_all(&self.folder).doing(format!("make {}", self.folder.display()))?;
-        self.alone(|index| {
-            // An attachment has addresses once: what an earlier one has left is not found again by chance.
+    /// No address is free, a requested address is not available, or the folder cannot be written.
+    pub(super) fn allocate(
+        &self,
+        sets: &[Vec<Range>],
+        owner: &Owner,
+        requested: &[IpAddr],
+    ) -> Result<Vec<Ip>> {
+        fs::create_dir_all(&self.folder).doing(format!("create {}", self.folder.display()))?;
+        self.with_lock(|index| {
+            // An attachment allocates once: leftover addresses of an earlier one are not reused silently.
             if !index.of(owner).is_empty() {
-                let again = format!("{} {} has an address already", owner.container, owner.interface);
+                let again = format!("{} {} already has an address", owner.container, owner.interface);
                 return Err(Error::Invalid(again));
             }
-            match self.take_all(index, sets, owner, wanted) {
+            match self.allocate_all(index, sets, owner, requested) {
                 Ok(ips) => Ok(ips),
                 Err(error) => {
                     self.free(index, index.of(owner))?;
@@ -91,29 +97,31 @@ impl Store {
         })
     }
 
-    fn take_all(
+    fn allocate_all(
         &self,
         index: &mut Index,
         sets: &[Vec<Range>],
         owner: &Owner,
-        wanted: &[IpAddr],
+        requested: &[IpAddr],
     ) -> Result<Vec<Ip>> {
-        let mut wanted: Vec<IpAddr> = wanted.to_vec();
+        let mut requested: Vec<IpAddr> = requested.to_vec();
         let mut ips = Vec::new();
         for (set, ranges) in sets.iter().enumerate() {
-            let at = wanted.iter().position(|ip| ranges.iter().any(|range| contains(range, *ip)));
-            ips.push(match at.map(|at| wanted.swap_remove(at)) {
-                Some(address) => self.take(index, set, ranges, owner, address)?,
-                None => self.next(index, set, ranges, owner)?,
+            let at = requested.iter().position(|ip| ranges.iter().any(|range| contains(range, *ip)));
+            ips.push(match at.map(|at| requested.swap_remove(at)) {
+                Some(address) => self.allocate_requested(index, set, ranges, owner, address)?,
+                None => self.allocate_next(index, set, ranges, owner)?,
             });
         }
-        match wanted.first() {
-            Some(address) => Err(Error::Invalid(format!("address {address} is in none of the ranges"))),
+        match requested.first() {
+            Some(address) => {
+                Err(Error::Invalid(format!("requested address {address} is in none of the ranges")))
+            }
             None => Ok(ips),
         }
     }
 
-    fn take(
+    fn allocate_requested(
         &self,
         index: &mut Index,
         set: usize,
@@ -124,11 +132,11 @@ impl Store {
         let range = ranges.iter().find(|range| contains(range, address));
         let range = range.ok_or_else(|| Error::NoAddress(address.to_string()))?;
         if gateway(range) == address {
-            return Err(Error::Invalid(format!("address {address} is that of the gateway")));
+            return Err(Error::Invalid(format!("requested address {address} is that of the gateway")));
         }
         match self.reserve(index, address, owner)? {
-            true => self.note_last(set, address).and_then(|()| ip(address, range)),
-            false => Err(Error::Invalid(format!("address {address} is taken"))),
+            true => self.write_last(set, address).and_then(|()| ip(address, range)),
+            false => Err(Error::Invalid(format!("requested address {address} is already allocated"))),
         }
     }
 
@@ -136,15 +144,15 @@ impl Store {
         self.folder.join(format!("last_reserved_ip.{set}"))
     }
 
-    fn note_last(&self, set: usize, address: IpAddr) -> Result<()> {
-        fs::write(self.last_file(set), address.to_string()).doing("write the last address")
+    fn write_last(&self, set: usize, address: IpAddr) -> Result<()> {
+        fs::write(self.last_file(set), address.to_string()).doing("write the last allocated address")
     }
 
-    fn next(&self, index: &mut Index, set: usize, ranges: &[Range], owner: &Owner) -> Result<Ip> {
+    fn allocate_next(&self, index: &mut Index, set: usize, ranges: &[Range], owner: &Owner) -> Result<Ip> {
         let last = fs::read_to_string(self.last_file(set)).ok().and_then(|text| text.trim().parse().ok());
         while let Some((address, range)) = next_free(ranges, last, index) {
             if self.reserve(index, address, owner)? {
-                self.note_last(set, address)?;
+                self.write_last(set, address)?;
                 return ip(address, range);
             }
         }
@@ -152,26 +160,27 @@ impl Store {
         Err(Error::NoAddress(subnets.join(", ")))
     }
 
-    /// The file is there with its owner or not at all, whenever this is killed: else an address could be nobody's for
-    /// ever. link(2) makes it under the address's name if nobody else has that. From then on the index knows it as taken.
+    /// Reserves an address. link(2) creates the file with its owner atomically, if no other file has the name: whenever
+    /// this process is killed, no file without an owner remains, which would block the address forever. In both cases
+    /// the index contains the address afterwards.
     fn reserve(&self, index: &mut Index, address: IpAddr, owner: &Owner) -> Result<bool> {
         let name = address.to_string();
-        let (path, beside) = (self.folder.join(&name), self.folder.join(UNFINISHED));
+        let (path, temporary) = (self.folder.join(&name), self.folder.join(TEMPORARY));
         let text = format!("{}\r\n{}", owner.container, owner.interface);
-        fs::write(&beside, text).doing("write an address")?;
-        let linked = match fs::hard_link(&beside, &path) {
+        fs::write(&temporary, text).doing("write an address file")?;
+        let linked = match fs::hard_link(&temporary, &path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(error).doing(format!("reserve {address}")),
         };
-        fs::remove_file(&beside).doing("write an address")?;
+        fs::remove_file(&temporary).doing("remove a temporary address file")?;
         let linked = linked?;
         let owner = if linked { owner.clone() } else { Owner::unknown() };
         index.insert(address, &name, owner);
         Ok(linked)
     }
 
-    /// Gives back the addresses of an attachment.
+    /// Releases the addresses of an attachment.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -179,10 +188,10 @@ impl Store {
         if !self.folder.is_dir() {
             return Ok(());
         }
-        self.alone(|index| self.free(index, index.of(owner))).map(drop)
+        self.with_lock(|index| self.free(index, index.of(owner))).map(drop)
     }
 
-    /// Gives back the addresses of everyone of whom `gone` says so; the addresses.
+    /// Releases the addresses of all owners that fulfil the condition. Returns the addresses.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -190,7 +199,7 @@ impl Store {
         if !self.folder.is_dir() {
             return Ok(Vec::new());
         }
-        self.alone(|index| self.free(index, index.all_where(gone)))
+        self.with_lock(|index| self.free(index, index.all_where(gone)))
     }
 
     fn free(&self, index: &mut Index, addresses: Vec<(IpAddr, String)>) -> Result<Vec<String>> {
@@ -210,13 +219,13 @@ impl Store {
         if !self.folder.is_dir() {
             return Ok(false);
         }
-        self.alone(|index| Ok(!index.of(owner).is_empty()))
+        self.with_lock(|index| Ok(!index.of(owner).is_empty()))
     }
 
-    /// The lock that the reference plugin takes, too.
+    /// Takes the lock, which the reference plugin takes, too.
     fn lock(&self) -> Result<File> {
         let file = File::options().create(true).truncate(false).write(true).open(self.folder.join("lock"));
-        let file = file.doing("open the lock of addresses")?;
+        let file = file.doing("open the lock file of addresses")?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive).doing("lock the addresses")?;
         Ok(file)
     }
@@ -245,12 +254,12 @@ mod tests {
         ranges.iter().map(|set| set.iter().map(range).collect()).collect()
     }
 
-    /// As a process has it that has just started.
+    /// A store as in a process that has just started.
     fn store(folder: &Path) -> Store {
         Store::new(folder.join("net"), &Indexes::default())
     }
 
-    /// Who has what, as it is on disk.
+    /// Returns the owners on disk and their addresses.
     fn owners(store: &Store) -> std::collections::HashMap<String, String> {
         let all = |name: String| {
             let owner = Owner::parse(&fs::read_to_string(store.folder.join(&name)).unwrap());
@@ -265,54 +274,58 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_taken_in_a_circle_and_given_back() {
+    fn addresses_are_allocated_in_a_circle_and_released() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let sets = sets(&[&[("10.0.0.0/29", None)]]);
-        let take = |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.to_string());
-        let taken: Vec<_> = (0..5).map(|n| take(&n.to_string()).unwrap()).collect();
+        let allocate =
+            |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.to_string());
+        let taken: Vec<_> = (0..5).map(|n| allocate(&n.to_string()).unwrap()).collect();
         assert_eq!(taken, ["10.0.0.2/29", "10.0.0.3/29", "10.0.0.4/29", "10.0.0.5/29", "10.0.0.6/29"]);
-        assert!(matches!(take("x"), Err(Error::NoAddress(_))));
+        assert!(matches!(allocate("x"), Err(Error::NoAddress(_))));
         store.release(&owner("1")).unwrap();
         store.release(&owner("3")).unwrap();
-        assert_eq!(take("y").unwrap(), "10.0.0.3/29");
+        assert_eq!(allocate("y").unwrap(), "10.0.0.3/29");
         assert_eq!(fs::read_to_string(folder.path().join("net/10.0.0.3")).unwrap(), "y\r\neth0");
-        assert!(take("y").is_err(), "an attachment has addresses once");
+        assert!(allocate("y").is_err(), "an attachment allocates once");
         assert_eq!(store.release_where(|owner| owner.container != "y").unwrap().len(), 3);
     }
 
     #[test]
-    fn ranges_of_a_set_follow_one_another() {
+    fn ranges_of_a_set_are_used_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let sets = sets(&[&[("10.0.0.0/29", Some("10.0.0.3")), ("10.0.1.0/29", Some("10.0.1.2"))]]);
-        let take = |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.to_string());
-        assert_eq!([take("a").unwrap(), take("b").unwrap()], ["10.0.0.2/29", "10.0.0.3/29"]);
-        assert_eq!(take("c").unwrap(), "10.0.1.2/29");
+        let allocate =
+            |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.to_string());
+        assert_eq!([allocate("a").unwrap(), allocate("b").unwrap()], ["10.0.0.2/29", "10.0.0.3/29"]);
+        assert_eq!(allocate("c").unwrap(), "10.0.1.2/29");
         store.release(&owner("a")).unwrap();
-        assert_eq!(take("d").unwrap(), "10.0.0.2/29", "around to the first range");
+        assert_eq!(allocate("d").unwrap(), "10.0.0.2/29", "around to the first range");
     }
 
     #[test]
-    fn a_wanted_address_is_taken_or_refused() {
+    fn a_requested_address_is_allocated_or_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let sets = sets(&[&[("10.0.0.0/24", None)], &[("fd00::/64", None)]]);
-        let wanted = ["fd00::77".parse().unwrap()];
-        let ips = store.allocate(&sets, &owner("a"), &wanted).unwrap();
+        let requested = ["fd00::77".parse().unwrap()];
+        let ips = store.allocate(&sets, &owner("a"), &requested).unwrap();
         assert_eq!([ips[0].address.to_string(), ips[1].address.to_string()], ["10.0.0.2/24", "fd00::77/64"]);
-        for (wanted, why) in
-            [("fd00::77", "is taken"), ("10.0.0.1", "the gateway"), ("10.9.0.1", "in none of the ranges")]
-        {
-            let error = store.allocate(&sets, &owner("b"), &[wanted.parse().unwrap()]).unwrap_err();
+        for (requested, why) in [
+            ("fd00::77", "is already allocated"),
+            ("10.0.0.1", "the gateway"),
+            ("10.9.0.1", "in none of the ranges"),
+        ] {
+            let error = store.allocate(&sets, &owner("b"), &[requested.parse().unwrap()]).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
-        assert_eq!(owners(&store).len(), 1, "a refused attachment has nothing");
-        assert!(!folder.path().join("net/10.0.0.3").exists(), "a refused attachment has nothing");
+        assert_eq!(owners(&store).len(), 1, "a refused attachment has no address");
+        assert!(!folder.path().join("net/10.0.0.3").exists(), "a refused attachment has no address");
     }
 
     #[test]
-    fn both_families_or_none() {
+    fn both_families_are_allocated_or_none() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let both = sets(&[&[("10.0.0.0/29", None)], &[("fd00::/64", Some("fd00::2"))]]);
@@ -320,19 +333,19 @@ mod tests {
         assert_eq!(ips[1].address.to_string(), "fd00::2/64");
         assert!(store.allocate(&both, &owner("b"), &[]).is_err());
         let again = store.allocate(&sets(&[&[("10.0.0.0/29", Some("10.0.0.3"))]]), &owner("c"), &[]).unwrap();
-        let why = "what b could not have whole it does not have";
+        let why = "the failed allocation of b left no address";
         assert_eq!(again[0].address.to_string(), "10.0.0.3/29", "{why}");
     }
 
-    /// Ends a test that would never end: whatever a range's size is, an answer is there at once.
-    fn at_once<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    /// Fails a test that would never end. The duration must not depend on the size of a range.
+    fn with_time_limit<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(work()));
         receiver.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer")
     }
 
     #[test]
-    fn a_last_address_that_is_in_no_range_is_passed_over() {
+    fn a_last_address_outside_all_ranges_is_ignored() {
         let six = ("fd00:2::/64", None);
         let high = ("fd00:2::/64", Some("fd00:2::ffff"));
         for (ranges, last, expected) in [
@@ -360,17 +373,17 @@ mod tests {
             let (store, sets) = (store(folder.path()), sets(ranges));
             fs::create_dir_all(&store.folder).unwrap();
             fs::write(store.folder.join("last_reserved_ip.0"), last).unwrap();
-            let ips = at_once(move || store.allocate(&sets, &owner("a"), &[]).unwrap());
+            let ips = with_time_limit(move || store.allocate(&sets, &owner("a"), &[]).unwrap());
             assert_eq!(ips[0].address.to_string(), expected, "{ranges:?} after {last:?}");
         }
     }
 
     #[test]
-    fn a_full_subnet_goes_around() {
+    fn allocation_in_a_full_subnet_wraps_around() {
         let folder = tempfile::tempdir().unwrap();
         let (store, sets) = (store(folder.path()), sets(&[&[("10.0.0.0/16", None)]]));
         fs::create_dir_all(&store.folder).unwrap();
-        // All but two: below and above the last one that was given.
+        // Two addresses are free: one below and one above the last allocated one.
         let (low, high) = ("10.0.3.7".parse().unwrap(), "10.0.200.9".parse().unwrap());
         for number in 2..65535_u32 {
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
@@ -379,31 +392,31 @@ mod tests {
             }
         }
         fs::write(store.folder.join("last_reserved_ip.0"), "10.0.100.0").unwrap();
-        let take = |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.addr());
-        assert_eq!([take("a").unwrap(), take("b").unwrap()], [IpAddr::V4(high), IpAddr::V4(low)]);
-        assert!(matches!(take("c"), Err(Error::NoAddress(_))));
+        let allocate = |id: &str| store.allocate(&sets, &owner(id), &[]).map(|ips| ips[0].address.addr());
+        assert_eq!([allocate("a").unwrap(), allocate("b").unwrap()], [IpAddr::V4(high), IpAddr::V4(low)]);
+        assert!(matches!(allocate("c"), Err(Error::NoAddress(_))));
         store.release(&owner("5")).unwrap();
-        assert_eq!(take("c").unwrap().to_string(), "10.0.0.5");
+        assert_eq!(allocate("c").unwrap().to_string(), "10.0.0.5");
     }
 
     #[test]
-    fn what_others_do_with_the_files_is_seen() {
+    fn changes_of_the_files_by_others_are_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (store(folder.path()), store(folder.path()));
         let sets = sets(&[&[("10.0.0.0/24", None)], &[("fd00::/64", None)]]);
-        let take = |store: &Store, id: &str| {
+        let allocate = |store: &Store, id: &str| {
             let ips = store.allocate(&sets, &owner(id), &[]).unwrap();
             [ips[0].address.addr().to_string(), ips[1].address.addr().to_string()]
         };
-        assert_eq!(take(&one, "a"), ["10.0.0.2", "fd00::2"]);
-        assert_eq!(take(&other, "b"), ["10.0.0.3", "fd00::3"]);
+        assert_eq!(allocate(&one, "a"), ["10.0.0.2", "fd00::2"]);
+        assert_eq!(allocate(&other, "b"), ["10.0.0.3", "fd00::3"]);
         assert!(one.has(&owner("b")).unwrap());
         one.release(&owner("b")).unwrap();
         assert!(!other.has(&owner("b")).unwrap());
-        // The reference plugin's way, and its underscores.
+        // Files as the reference plugin writes them, also with underscores.
         fs::write(one.folder.join("10.0.0.4"), "c\r\neth0").unwrap();
         fs::write(one.folder.join("fd00__4"), "c\r\neth0").unwrap();
-        assert_eq!(take(&one, "d"), ["10.0.0.5", "fd00::5"]);
+        assert_eq!(allocate(&one, "d"), ["10.0.0.5", "fd00::5"]);
         fs::rename(one.folder.join("10.0.0.5"), one.folder.join("10.0.0.6")).unwrap();
         other.release(&owner("d")).unwrap();
         other.release(&owner("c")).unwrap();
@@ -412,42 +425,42 @@ mod tests {
             2 + 1 + 2,
             "a's addresses, the lock, the last ones"
         );
-        // Somebody takes the whole folder away.
+        // The whole folder is removed.
         fs::remove_dir_all(&one.folder).unwrap();
         assert!(!one.has(&owner("a")).unwrap());
-        assert_eq!(take(&one, "e"), ["10.0.0.2", "fd00::2"]);
+        assert_eq!(allocate(&one, "e"), ["10.0.0.2", "fd00::2"]);
         assert!(other.has(&owner("e")).unwrap());
     }
 
     #[test]
-    fn no_address_is_taken_twice() {
+    fn no_address_is_allocated_twice() {
         let folder = tempfile::tempdir().unwrap();
         let sets = sets(&[&[("10.0.0.0/22", None)]]);
-        let take = |thread: usize| {
+        let allocate = |thread: usize| {
             let store = store(folder.path());
             let ids = (0..50).map(|n| format!("{thread}-{n}"));
             ids.map(|id| store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address).collect::<Vec<_>>()
         };
         let all: Vec<IpNet> = std::thread::scope(|scope| {
-            let take = &take;
-            let threads: Vec<_> = (0..8).map(|thread| scope.spawn(move || take(thread))).collect();
+            let allocate = &allocate;
+            let threads: Vec<_> = (0..8).map(|thread| scope.spawn(move || allocate(thread))).collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), 400);
     }
 
-    /// What a child of the next test does: it takes addresses, and says which, until it is killed or done.
+    /// The code of a child of the next test: it allocates addresses and prints them until it is killed or done.
     fn allocate_until_killed(folder: &Path, name: &str) {
         let (store, sets) = (store(folder), thousand());
         for number in 0..100 {
             let id = format!("{name}-{number}");
-            // A few are given back at once, as by a pod whose start fails.
+            // Some are released immediately, as by a pod that fails to start.
             if number % 10 == 0 {
                 store.allocate(&sets, &owner(&format!("{id}-gone")), &[]).unwrap();
                 store.release(&owner(&format!("{id}-gone"))).unwrap();
             }
             let ip = store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address.addr();
-            // One write: the line is there whole or not at all.
+            // One write: the line is complete or absent.
             io::Write::write_all(&mut io::stdout(), format!("got {id} {ip}\n").as_bytes()).unwrap();
         }
     }
@@ -484,8 +497,8 @@ mod tests {
                 .unwrap()
         };
         let (store, sets) = (store(folder.path()), thousand());
-        let mut known = std::collections::HashMap::new();
-        // Ten at once, of which every other one is killed somewhere on its way.
+        let mut reported = std::collections::HashMap::new();
+        // Ten concurrent children, of which every other one is killed at some point.
         let children: Vec<_> = (0..10).map(|number| (number, start(&number.to_string()))).collect();
         let outputs = children.into_iter().map(|(number, mut child)| {
             if number % 2 == 0 {
@@ -501,25 +514,25 @@ mod tests {
         });
         for line in outputs.collect::<Vec<_>>().iter().flat_map(|text| text.lines()) {
             if let Some((id, ip)) = line.find("got ").and_then(|at| line[at + 4..].split_once(' ')) {
-                assert_eq!(known.insert(id.to_owned(), ip.to_owned()), None);
+                assert_eq!(reported.insert(id.to_owned(), ip.to_owned()), None);
             }
         }
-        // What was told is still so.
+        // All reported addresses are still allocated.
         let owners = owners(&store);
-        for (id, ip) in &known {
+        for (id, ip) in &reported {
             assert_eq!(owners.get(id), Some(ip), "{id}");
         }
-        // A runtime gives back what it does not know the end of, and takes again.
-        store.release_where(|owner| !known.contains_key(&owner.container)).unwrap();
+        // A runtime releases the addresses of unfinished attachments and allocates again.
+        store.release_where(|owner| !reported.contains_key(&owner.container)).unwrap();
         for number in 0..10 {
             for place in 0..100 {
                 let id = format!("{number}-{place}");
-                known.entry(id.clone()).or_insert_with(|| {
+                reported.entry(id.clone()).or_insert_with(|| {
                     store.allocate(&sets, &owner(&id), &[]).unwrap()[0].address.addr().to_string()
                 });
             }
         }
-        assert_eq!(known.values().collect::<HashSet<_>>().len(), 1000, "no address twice, none lost");
+        assert_eq!(reported.values().collect::<HashSet<_>>().len(), 1000, "no address twice, none lost");
         assert!(matches!(store.allocate(&sets, &owner("one more"), &[]), Err(Error::NoAddress(_))));
         assert_eq!(store.release_where(|_| true).unwrap().len(), 1000);
         let rest: Vec<_> =

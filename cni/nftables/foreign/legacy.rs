@@ -1,5 +1,5 @@
-//! The rules of iptables-legacy, which the kernel keeps apart from nftables. Only the program iptables-save can read them. It runs
-//! only if the kernel says that there are such rules.
+//! The rules of iptables-legacy, which the kernel keeps separate from nftables. Only the program iptables-save can read
+//! them. It runs only if the kernel reports such rules.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -8,30 +8,30 @@ use ipnet::IpNet;
 
 use super::Packet;
 
-/// Whether its chain FORWARD drops a packet.
+/// Returns whether the chain FORWARD drops a packet, as a description.
 pub(super) fn obstacle(packet: &Packet) -> Option<String> {
     let (names, program) = match packet.from.addr().is_ipv4() {
         true => ("/proc/thread-self/net/ip_tables_names", "iptables-legacy"),
         false => ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy"),
     };
-    // A kernel without it has no such file.
+    // A kernel without iptables-legacy has no such file.
     if !fs::read_to_string(names).unwrap_or_default().lines().any(|table| table == "filter") {
         return None;
     }
-    // It waits for no lock: who holds that is changing the rules.
+    // The program runs without waiting for the xtables lock: its holder is changing the rules.
     let listed = Command::new(program).arg("-S").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let drops = listed.status.success() && drops(&String::from_utf8_lossy(&listed.stdout), packet);
-    let why = format!("{program} chain FORWARD drops forwarded packets from {}", packet.from);
-    drops.then_some(why)
+    let description = format!("{program} chain FORWARD drops forwarded packets from {}", packet.from);
+    drops.then_some(description)
 }
 
-/// Whether rules, as iptables(8) lists them, let nothing of a packet's kind through.
+/// Whether the rules, as iptables(8) lists them, accept no packet of this kind.
 fn drops(rules: &str, packet: &Packet) -> bool {
     let closed = rules.lines().any(|line| line == "-P FORWARD DROP");
     closed && !rules.lines().any(|line| accepts(line, packet))
 }
 
-/// Whether a rule may let it through.
+/// Whether a rule may accept the packet.
 fn accepts(line: &str, packet: &Packet) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     let after = |flag: &str| {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_chain_is_open_for_whom_a_rule_names() {
+    fn a_chain_that_drops_may_have_a_rule_that_accepts() {
         let packet = Packet { by: "berth0".to_owned(), from: "10.88.0.0/16".parse().unwrap() };
         let with = |rules: &str| drops(&format!("-P INPUT ACCEPT\n-P FORWARD DROP\n{rules}"), &packet);
         for closed in [

@@ -1,8 +1,8 @@
-//! What others have in nftables, and whether it stands in the way of pods' packets: docker closes the host's forwarding
-//! with iptables, firewalld and administrators do with nftables. A rule of berth's own table can forbid, not permit what
-//! another table forbids.
+//! Foreign nftables rules that drop pods' packets: docker drops forwarded packets with iptables, firewalld and
+//! administrators do so with nftables. A rule of berth's table can drop packets, but cannot accept what another table
+//! drops.
 //!
-//! * this file: the chains of others, and a packet's way through them; [`rule`]: what a rule says to a packet; [`legacy`]: the
+//! * this file: foreign chains, and a packet's path through them; [`rule`]: the evaluation of one rule; [`legacy`]: the
 //!   rules of an iptables that does not use nftables
 
 mod legacy;
@@ -14,30 +14,30 @@ use ipnet::IpNet;
 
 use super::message::{Family, GET_CHAIN, GET_ELEMENT, GET_RULE, attribute, list, text_of};
 use super::table::TABLE;
-use rule::{Answer, End, Rule};
+use rule::{Match, Outcome, Rule};
 
 /// `NF_INET_FORWARD`.
 const FORWARD: u32 = 2;
 
-/// How deep chains may lead into one another (`NFT_JUMP_STACK_SIZE` of the kernel).
+/// The maximum depth of jumps between chains (the kernel's `NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
 
-/// A chain of anybody.
+/// A chain of any program.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct InstalledChain {
     pub(super) table: String,
     pub(super) name: String,
-    /// Where it is hooked in (`NF_INET_*`), and when among others there.
+    /// The hook (`NF_INET_*`) and the priority, of a base chain.
     hook: Option<(u32, i32)>,
-    /// What becomes of a packet that no rule decides on: 0 drops it.
+    /// The verdict on packets that no rule decides: 0 is drop.
     policy: Option<u32>,
 }
 
-/// A chain of somebody else's at a place in the packets' way that drops what no rule of it lets through.
-pub(super) fn closing_chain(place: u32) -> io::Result<Option<String>> {
+/// Returns a foreign chain at a hook that drops every packet which it has no rule for.
+pub(super) fn closing_chain(hook: u32) -> io::Result<Option<String>> {
     for family in [Family::Inet, Family::Ip, Family::Ip6] {
-        let closes = |chain: &Found| {
-            chain.table != TABLE && chain.hook.is_some_and(|(at, _)| at == place) && chain.policy == Some(0)
+        let closes = |chain: &InstalledChain| {
+            chain.table != TABLE && chain.hook.is_some_and(|(at, _)| at == hook) && chain.policy == Some(0)
         };
         if let Some(chain) = chains(family)?.into_iter().find(closes) {
             return Ok(Some(format!("chain {} of table {}", chain.name, chain.table)));
@@ -46,35 +46,35 @@ pub(super) fn closing_chain(place: u32) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// The chains of a family.
-pub(super) fn chains(family: Family) -> io::Result<Vec<Found>> {
+/// Lists the chains of a family.
+pub(super) fn chains(family: Family) -> io::Result<Vec<InstalledChain>> {
     let bodies = list(family, GET_CHAIN, |_| {})?;
     let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
-    let read = bodies.iter().filter_map(|body| {
+    let parsed = bodies.iter().filter_map(|body| {
         let hook = attribute(body, 4).and_then(|hook| {
             let at = attribute(hook, 1).and_then(number)?;
             Some((at, attribute(hook, 2).and_then(number).map_or(0, u32::cast_signed)))
         });
-        Some(Found {
+        Some(InstalledChain {
             table: text_of(attribute(body, 1)?),
             name: text_of(attribute(body, 3)?),
             hook,
             policy: attribute(body, 5).and_then(number),
         })
     });
-    Ok(read.collect())
+    Ok(parsed.collect())
 }
 
 /// The first packet of a connection from a pod to another host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Packet {
-    /// The link of the host that it comes by.
+    /// The host's link through which the packet arrives.
     pub(crate) by: String,
-    /// Where it comes from.
+    /// The source addresses.
     pub(crate) from: IpNet,
 }
 
-/// What of somebody else's drops such a packet for certain. Where that depends on what is not known here, it is not said.
+/// Returns the foreign rule that certainly drops such a packet. Rules that depend on unknown facts do not count.
 pub(crate) fn obstacle(packet: &Packet) -> io::Result<Option<String>> {
     Ok(in_nftables(packet)?.or_else(|| legacy::obstacle(packet)))
 }
@@ -84,20 +84,20 @@ fn in_nftables(packet: &Packet) -> io::Result<Option<String>> {
     for family in [Family::Inet, own] {
         let all = chains(family)?;
         let forwards =
-            |chain: &&Found| chain.hook.is_some_and(|(at, _)| at == FORWARD) && chain.table != TABLE;
+            |chain: &&InstalledChain| chain.hook.is_some_and(|(at, _)| at == FORWARD) && chain.table != TABLE;
         for chain in all.iter().filter(forwards) {
             let table = Table { family, name: &chain.table };
-            let end = table.walk(&chain.name, packet, 0)?;
-            let dropped = match end {
-                End::Dropped => true,
-                End::Open | End::Accepted => false,
-                End::Through => chain.policy == Some(0),
+            let outcome = table.walk(&chain.name, packet, 0)?;
+            let dropped = match outcome {
+                Outcome::Dropped => true,
+                Outcome::Unknown | Outcome::Accepted => false,
+                Outcome::Undecided => chain.policy == Some(0),
             };
             if dropped {
                 return Ok(Some(format!(
                     "nftables chain {} in table {} {} drops forwarded packets from {}",
                     chain.name,
-                    family.word(),
+                    family.name(),
                     chain.table,
                     packet.from
                 )));
@@ -107,45 +107,47 @@ fn in_nftables(packet: &Packet) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// A table of somebody else's.
+/// A foreign table.
 struct Table<'a> {
     family: Family,
     name: &'a str,
 }
 
 impl Table<'_> {
-    /// What becomes of a packet in a chain.
-    fn walk(&self, chain: &str, packet: &Packet, depth: usize) -> io::Result<End> {
+    /// Returns the outcome for a packet in a chain.
+    fn walk(&self, chain: &str, packet: &Packet, depth: usize) -> io::Result<Outcome> {
         if depth > DEPTH {
-            return Ok(End::Open);
+            return Ok(Outcome::Unknown);
         }
         for rule in self.rules(chain)? {
-            let (answer, verdict) = rule.ask(packet, |set| self.keys(set))?;
-            let end = match &verdict {
-                _ if answer == Answer::No => continue,
+            let (matches, verdict) = rule.evaluate(packet, |set| self.keys(set))?;
+            let outcome = match &verdict {
+                _ if matches == Match::No => continue,
                 rule::Verdict::None => continue,
-                rule::Verdict::Return => End::Through,
-                rule::Verdict::Unknown => End::Open,
-                rule::Verdict::Accept => End::Accepted,
-                rule::Verdict::Drop => End::Dropped,
+                rule::Verdict::Return => Outcome::Undecided,
+                rule::Verdict::Unknown => Outcome::Unknown,
+                rule::Verdict::Accept => Outcome::Accepted,
+                rule::Verdict::Drop => Outcome::Dropped,
                 rule::Verdict::Jump(to) => match self.walk(to, packet, depth + 1)? {
-                    End::Through => continue,
-                    end => end,
+                    Outcome::Undecided => continue,
+                    outcome => outcome,
                 },
                 rule::Verdict::Goto(to) => self.walk(to, packet, depth + 1)?,
             };
-            match (answer, end) {
-                (Answer::Yes, end) => return Ok(end),
-                // It may be dropped here, or go on.
-                (_, End::Dropped | End::Through) => {}
-                // It may pass.
-                (_, end) => return Ok(if end == End::Accepted { End::Open } else { end }),
+            match (matches, outcome) {
+                (Match::Yes, outcome) => return Ok(outcome),
+                // The packet may be dropped here, or continue.
+                (_, Outcome::Dropped | Outcome::Undecided) => {}
+                // The packet may be accepted.
+                (_, outcome) => {
+                    return Ok(if outcome == Outcome::Accepted { Outcome::Unknown } else { outcome });
+                }
             }
         }
-        Ok(End::Through)
+        Ok(Outcome::Undecided)
     }
 
-    /// The rules of a chain, no others: a table may have very many, for services.
+    /// Lists the rules of one chain only: a table may have very many, for services.
     fn rules(&self, chain: &str) -> io::Result<Vec<Rule>> {
         let bodies = list(self.family, GET_RULE, |m| {
             m.text(1, self.name);
@@ -154,11 +156,11 @@ impl Table<'_> {
         let is_of = |body: &&Vec<u8>, kind: u16, name: &str| {
             attribute(body, kind).map(text_of).as_deref() == Some(name)
         };
-        let own = bodies.iter().filter(|body| is_of(body, 1, self.name) && is_of(body, 2, chain));
-        Ok(own.map(|body| Rule::read(attribute(body, 4).unwrap_or_default())).collect())
+        let of_chain = bodies.iter().filter(|body| is_of(body, 1, self.name) && is_of(body, 2, chain));
+        Ok(of_chain.map(|body| Rule::parse(attribute(body, 4).unwrap_or_default())).collect())
     }
 
-    /// The keys of a set.
+    /// Lists the keys of a set.
     fn keys(&self, set: &str) -> io::Result<Vec<Vec<u8>>> {
         let bodies = list(self.family, GET_ELEMENT, |m| {
             m.text(1, self.name);

@@ -1,4 +1,4 @@
-//! The keys of `bridge`, checked.
+//! The keys of `bridge`.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 use crate::conflist::is_link_name;
 use crate::ipam;
 
-/// The highest tag of a VLAN (IEEE 802.1Q).
+/// The highest VLAN id (IEEE 802.1Q).
 const HIGHEST_VLAN: u16 = 4094;
 
-/// What a configuration says of the bridge and its ports.
+/// The configuration of a bridge and its ports.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Keys {
@@ -31,7 +31,7 @@ pub(super) struct Keys {
     pub(super) enable_dad: bool,
     pub(super) disable_container_interface: bool,
     pub(super) port_isolation: bool,
-    /// The tags of `vlanTrunk`.
+    /// The VLAN ids of `vlanTrunk`.
     #[serde(skip)]
     pub(super) trunk: BTreeSet<u16>,
 }
@@ -59,7 +59,7 @@ impl Default for Keys {
     }
 }
 
-/// Tags that a port lets through: one, or all from one to another.
+/// VLAN ids that a port allows: one id, a range, or both.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Trunk {
@@ -75,13 +75,13 @@ impl Keys {
         let mut keys: Self = ipam::keys(config)?;
         keys.is_gateway |= keys.is_default_gateway;
         if !is_link_name(&keys.bridge) {
-            return Err(format!("bridge: {:?} is no name of a link", keys.bridge));
+            return Err(format!("bridge: invalid link name {:?}", keys.bridge));
         }
         if keys.vlan > HIGHEST_VLAN {
             return Err(format!("vlan: {} is more than {HIGHEST_VLAN}", keys.vlan));
         }
         if keys.hairpin_mode && keys.promisc_mode {
-            return Err("hairpinMode: cannot be with promiscMode".to_owned());
+            return Err("hairpinMode: cannot be combined with promiscMode".to_owned());
         }
         keys.trunk = trunk(&keys.vlan_trunk)?;
         Ok(keys)
@@ -91,7 +91,7 @@ impl Keys {
         self.vlan != 0 || !self.trunk.is_empty()
     }
 
-    /// Whether a pod's port is guarded before the pod may send.
+    /// Whether a pod's port must be protected before the pod may send.
     pub(super) fn is_guarded(&self) -> bool {
         self.macspoofchk || self.port_isolation || self.has_vlans()
     }
@@ -100,25 +100,27 @@ impl Keys {
         Some(self.mtu).filter(|mtu| *mtu != 0)
     }
 
-    /// The link by which the host is in the pods' VLAN.
+    /// The link through which the host is in the pods' VLAN.
     pub(super) fn vlan_link(&self) -> String {
         format!("{}.{}", self.bridge, self.vlan)
     }
 }
 
 fn trunk(parts: &[Trunk]) -> Result<BTreeSet<u16>, String> {
-    let sound = |id: u16| (1..=HIGHEST_VLAN).contains(&id);
+    let valid = |id: u16| (1..=HIGHEST_VLAN).contains(&id);
     let mut all = BTreeSet::new();
     for (place, part) in parts.iter().enumerate() {
         match (part.min_id, part.max_id) {
-            (Some(first), Some(last)) if sound(first) && sound(last) && first <= last => {
+            (Some(first), Some(last)) if valid(first) && valid(last) && first <= last => {
                 all.extend(first..=last);
             }
             (None, None) => {}
-            _ => return Err(format!("vlanTrunk[{place}]: minID and maxID are no range of VLANs")),
+            _ => {
+                return Err(format!("vlanTrunk[{place}]: minID and maxID are not a valid range of VLAN ids"));
+            }
         }
         match part.id {
-            Some(id) if !sound(id) => return Err(format!("vlanTrunk[{place}].id: {id} is no VLAN")),
+            Some(id) if !valid(id) => return Err(format!("vlanTrunk[{place}].id: invalid VLAN id {id}")),
             id => all.extend(id),
         }
     }

@@ -1,4 +1,4 @@
-//! The bridge itself: made if it is not there, and given what a configuration says of it, again and again until it is so.
+//! The bridge itself: created if it does not exist, and brought into the configured state. The operation is idempotent.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -12,16 +12,16 @@ use crate::netlink::links::Veth;
 use crate::netlink::{Link, Netlink};
 use crate::{Context, Error, Result, netns};
 
-/// A bridge that is as it should be.
+/// A bridge in the configured state.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     pub(super) bridge: Link,
-    /// The link that has the gateways' addresses: the bridge, or one in the pods' VLAN.
+    /// The link with the gateways' addresses: the bridge, or a link in the pods' VLAN.
     pub(super) gateway: Link,
 }
 
 impl Keys {
-    /// The bridge with the addresses of gateways, up, on a host that passes packets on.
+    /// Creates the bridge if necessary, adds the gateways' addresses, brings it up and enables forwarding on the host.
     pub(super) async fn make(&self, host: &Netlink, gateways: &BTreeSet<IpNet>) -> Result<Made> {
         let name = &self.bridge;
         if host.link(name).await?.is_none() {
@@ -30,7 +30,7 @@ impl Keys {
         netns::set_interface_sysctls(name);
         let link = host.existing(name).await?;
         if link.kind != Some(InfoKind::Bridge) {
-            return Err(Error::Invalid(format!("bridge: there is a link {name} that is no bridge")));
+            return Err(Error::Invalid(format!("bridge: link {name} exists and is not a bridge")));
         }
         if !link.up || (self.promisc_mode && !link.promiscuous) {
             host.set_up(link.index, self.promisc_mode).await?;
@@ -41,11 +41,11 @@ impl Keys {
             _ => self.gateway_of_vlan(host, &link).await?,
         };
         for gateway in gateways {
-            self.give_gateway(host, &of_gateways, *gateway).await?;
+            self.add_gateway_address(host, &of_gateways, *gateway).await?;
             interface::forward(gateway.addr().is_ipv4())?;
             interface::forward_from(&of_gateways.name, gateway.addr().is_ipv4())?;
         }
-        // As it is now.
+        // Read its current state.
         let bridge = host.existing(name).await?;
         if gateways.iter().any(|gateway| gateway.addr().is_ipv6()) {
             let of_gateways = if of_gateways.index == bridge.index { &bridge } else { &of_gateways };
@@ -55,29 +55,30 @@ impl Keys {
         Ok(Made { bridge, gateway })
     }
 
-    /// Another address of the same subnet is in the way: it goes, where the configuration says so.
-    async fn give_gateway(&self, host: &Netlink, link: &Link, gateway: IpNet) -> Result<()> {
-        let known = host.addresses(link.index).await?;
-        if known.contains(&gateway) {
+    /// Adds a gateway's address. If the link has another address of the same subnet, `forceAddress` decides between its
+    /// removal and an error; `forceAddress` also removes all other IPv4 addresses.
+    async fn add_gateway_address(&self, host: &Netlink, link: &Link, gateway: IpNet) -> Result<()> {
+        let existing = host.addresses(link.index).await?;
+        if existing.contains(&gateway) {
             return Ok(());
         }
-        let meets = |other: &IpNet| other.contains(&gateway.addr()) || gateway.contains(&other.addr());
-        let family = |other: &IpNet| other.addr().is_ipv4() == gateway.addr().is_ipv4();
-        for other in known.into_iter().filter(|other| family(other)) {
-            if self.force_address && (meets(&other) || other.addr().is_ipv4()) {
+        let overlaps = |other: &IpNet| other.contains(&gateway.addr()) || gateway.contains(&other.addr());
+        let same_family = |other: &IpNet| other.addr().is_ipv4() == gateway.addr().is_ipv4();
+        for other in existing.into_iter().filter(|other| same_family(other)) {
+            if self.force_address && (overlaps(&other) || other.addr().is_ipv4()) {
                 host.remove_address(link.index, other).await?;
-            } else if meets(&other) {
+            } else if overlaps(&other) {
                 let why = format!("{} has the address {other}, not {gateway}", link.name);
-                return Err(Error::Invalid(format!("forceAddress: is not set, and {why}")));
+                return Err(Error::Invalid(format!("forceAddress: not set, and {why}")));
             }
         }
         host.add_address(link.index, gateway).await?;
-        // Else a bridge has the lowest of its ports', which change.
+        // Without a fixed address, a bridge has the lowest one of its ports, which changes.
         let mac = link.mac.clone();
         host.change(link.index, "set the hardware address", |link| link.address(mac)).await
     }
 
-    /// A port of the bridge for the host itself, in the VLAN of the pods.
+    /// Creates a port of the bridge for the host itself, in the pods' VLAN.
     async fn gateway_of_vlan(&self, host: &Netlink, bridge: &Link) -> Result<Link> {
         let name = self.vlan_link();
         if let Some(link) = host.link(&name).await? {
@@ -100,7 +101,7 @@ impl Keys {
         };
         host.add_veth(&veth).await?;
         let port = host.existing(&port).await?;
-        self.tag(host, &port).await?;
+        self.set_vlans(host, &port).await?;
         host.set_up(port.index, false).await?;
         netns::set_interface_sysctls(&name);
         let link = host.existing(&name).await?;
@@ -108,9 +109,9 @@ impl Keys {
         Ok(link)
     }
 
-    /// Which tags go through a port: that of the pods for what has none, and those of the trunk.
-    pub(super) async fn tag(&self, host: &Netlink, port: &Link) -> Result<()> {
-        /// What a new port of a bridge has (`default_pvid` of the kernel's bridge).
+    /// Sets the VLANs of a port: that of the pods for untagged packets, and those of the trunk.
+    pub(super) async fn set_vlans(&self, host: &Netlink, port: &Link) -> Result<()> {
+        /// The VLAN of a new bridge port (`default_pvid` of the kernel's bridge).
         const DEFAULT: u16 = 1;
         if !self.has_vlans() {
             return Ok(());

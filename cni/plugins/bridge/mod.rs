@@ -1,7 +1,7 @@
-//! `bridge`: a veth pair whose host end is a port of a bridge.
+//! The plugin `bridge`: a veth pair whose host end is a port of a bridge.
 //!
-//! * this file: the plugin; [`keys`]: what a configuration says
-//! * [`make`]: the bridge itself; [`ready`]: whether it still is as it was made; [`port`]: a pod's port of it
+//! * this file: the plugin; [`keys`]: the configuration
+//! * [`make`]: the bridge itself; [`ready`]: whether it is still in the configured state; [`port`]: a pod's port
 
 mod keys;
 mod make;
@@ -41,58 +41,63 @@ impl Bridge {
         let keys = Keys::compile(config)?;
         let ipam = Ipam::compile(config, search)?;
         if ipam.is_some() && keys.disable_container_interface {
-            return Err("disableContainerInterface: cannot be with ipam".to_owned());
+            return Err("disableContainerInterface: cannot be combined with ipam".to_owned());
         }
         Ok(Self { keys, ipam })
     }
 
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let found = match &self.ipam {
+        let addresses = match &self.ipam {
             Some(ipam) if ipam.needs_link() => None,
             Some(ipam) => Some(ipam.add(call, config).await?),
             None => Some(CniResult::default()),
         };
-        match self.attach(call, config, found).await {
+        match self.attach(call, config, addresses).await {
             Ok(result) => Ok(result),
             Err(error) => {
-                let addresses = ipam::give_back(self.ipam.as_ref(), call, config).await;
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
                 let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
                 Err(with_undo(error, [addresses, link]))
             }
         }
     }
 
-    /// Without addresses that were found before, they are asked for over the new link.
-    async fn attach(&self, call: &Call<'_>, config: &Value, found: Option<CniResult>) -> Result<CniResult> {
+    /// Attaches a pod. If `addresses` is `None`, they are requested over the new link.
+    async fn attach(
+        &self,
+        call: &Call<'_>,
+        config: &Value,
+        addresses: Option<CniResult>,
+    ) -> Result<CniResult> {
         let host = &call.host.links;
         let name = host_link(call.container, call.interface);
-        let ask = self.ipam.as_ref().filter(|_| found.is_none());
-        let mut result = found.unwrap_or_default();
+        let late_ipam = self.ipam.as_ref().filter(|_| addresses.is_none());
+        let mut result = addresses.unwrap_or_default();
         self.complete(&mut result);
-        let mut made = self.make_pair(call, &name, &config_mac(config), &result.ips).await?;
-        let (port, pod) = match ask {
+        let mut made = self.create_veth(call, &name, &config_mac(config), &result.ips).await?;
+        let (port, pod) = match late_ipam {
             Some(ipam) => {
-                let port = self.near_end(call, &name).await?;
+                let port = self.host_end(call, &name).await?;
                 let inside = netns::open_with(call.pod_netns()?, call.interface).await?;
-                result = ipam::take(Some(ipam), call, config, &inside).await?;
+                result = ipam::allocate(Some(ipam), call, config, &inside).await?;
                 self.complete(&mut result);
                 made = self.bridge(call, &result.ips, true).await?;
-                let pod = self.far_end(call, &result).await?;
+                let pod = self.pod_end(call, &result).await?;
                 self.masquerade(call, &result).await?;
                 (port, pod)
             }
-            // Links and rules do not need each other: at the end there are both.
+            // Links and rules are independent of each other; both exist at the end.
             None => {
-                // The rules first: they are set on another thread, while this one works on the links.
+                // The rules come first: another thread sets them while this one configures the links.
                 let links = self.connect(call, &name, &result);
                 let (rules, links) = join(self.masquerade(call, &result), links).await;
                 rules.and(links)?
             }
         };
         let link = pod.link.clone();
-        self.introduce(call, &made, &port, pod, &result).await?;
+        self.announce(call, &made, &port, pod, &result).await?;
         let mut bridge = made.bridge;
-        // One without a gateway's address has the hardware address of a port.
+        // Without a gateway's address, a bridge has the hardware address of a port.
         if !self.keys.is_gateway || self.keys.vlan != 0 || bridge.mac.iter().all(|byte| *byte == 0) {
             bridge = host.existing(&self.keys.bridge).await?;
         }
@@ -119,15 +124,15 @@ impl Bridge {
 
     pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
         if self.keys.macspoofchk {
-            let own = result.of_pod().find(|(_, interface)| interface.name == call.interface);
-            let mac = own.map(|(_, interface)| parse_mac(&interface.mac)).transpose()?;
+            let in_pod = result.of_pod().find(|(_, interface)| interface.name == call.interface);
+            let mac = in_pod.map(|(_, interface)| parse_mac(&interface.mac)).transpose()?;
             spoof::allow(call, &host_link(call.container, call.interface), &mac.unwrap_or_default()).await?;
         }
         self.masquerade(call, result).await?;
         Ok(self.keys.ip_masq || self.keys.macspoofchk)
     }
 
-    /// What the bridge adds to the addresses: whose they are, gateways, a default route.
+    /// Completes the result: the interface of the addresses, gateways, a default route.
     fn complete(&self, result: &mut CniResult) {
         for ip in &mut result.ips {
             ip.interface = Some(2);
@@ -140,19 +145,19 @@ impl Bridge {
         }
         for default in ["0.0.0.0/0", "::/0"] {
             let Ok(default) = default.parse::<IpNet>() else { continue };
-            let known = result.routes.iter().any(|route| route.dst == default && route.gw.is_some());
-            if let (false, Some(gateway)) = (known, result.gateway(default.addr().is_ipv4())) {
+            let present = result.routes.iter().any(|route| route.dst == default && route.gw.is_some());
+            if let (false, Some(gateway)) = (present, result.gateway(default.addr().is_ipv4())) {
                 result.routes.push(Route::new(default, Some(gateway)));
             }
         }
     }
 
-    /// The bridge, made if it is not there, with the gateways' addresses.
+    /// Creates the bridge if necessary and adds the gateways' addresses.
     async fn bridge(&self, call: &Call<'_>, ips: &[Ip], again: bool) -> Result<Made> {
         call.host.ready.bridge(&call.host.links, &self.keys, &self.gateways(ips)?, again).await
     }
 
-    /// The bridge as it must be for an attachment that was made before.
+    /// Brings the bridge into the state that an existing attachment needs.
     pub(crate) async fn stand_ready(&self, host: &crate::host::Host, result: &CniResult) -> Result<()> {
         host.ready.bridge(&host.links, &self.keys, &self.gateways(&result.ips)?, false).await.map(drop)
     }
@@ -169,8 +174,8 @@ impl Bridge {
     }
 
     fn gateways(&self, ips: &[Ip]) -> Result<BTreeSet<IpNet>> {
-        let wanted = ips.iter().filter(|_| self.keys.is_gateway);
-        wanted
+        let configured = ips.iter().filter(|_| self.keys.is_gateway);
+        configured
             .filter_map(|ip| Some((ip.gateway?, ip.address.prefix_len())))
             .map(|(gateway, length)| {
                 IpNet::new(gateway, length).map_err(|error| Error::Invalid(error.to_string()))
@@ -179,16 +184,16 @@ impl Bridge {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        let asked = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
-        // Whoever has lent it is told over the link.
-        let told = ipam::give_back(asked, call, config).await;
+        let over_link = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
+        // A lease is released over the link.
+        let lease = ipam::release(over_link, call, config).await;
         let link = self.disconnect(call, previous).await;
-        let masquerade = if self.keys.ip_masq { masquerade::forget(call, previous).await } else { Ok(()) };
+        let masquerade = if self.keys.ip_masq { masquerade::remove(call, previous).await } else { Ok(()) };
         let name = host_link(call.container, call.interface);
-        let spoof = if self.keys.macspoofchk { spoof::forget(call, &name, previous).await } else { Ok(()) };
-        // The address is free when nothing reaches the pod by it any more.
-        told.and(link).and(masquerade).and(spoof)?;
-        ipam::give_back(self.ipam.as_ref().filter(|_| asked.is_none()), call, config).await
+        let spoof = if self.keys.macspoofchk { spoof::remove(call, &name, previous).await } else { Ok(()) };
+        // The address is released when nothing reaches the pod through it any longer.
+        lease.and(link).and(masquerade).and(spoof)?;
+        ipam::release(self.ipam.as_ref().filter(|_| over_link.is_none()), call, config).await
     }
 
     /// Disconnects the pod and deletes the host's neighbour entries of its addresses.
@@ -199,7 +204,7 @@ impl Bridge {
         };
         let addresses: Vec<_> = previous.ips.iter().map(|ip| ip.address.addr()).collect();
         let host = &call.host.links;
-        if is_to_be_removed(call) {
+        if must_be_removed(call) {
             detach(call).await?;
             return host.visit(move |links| links.forget_neighbours_on(&gateway, &addresses)).await;
         }
@@ -225,7 +230,7 @@ impl Bridge {
         interface::check(call, previous).await.map(drop)
     }
 
-    /// Takes away what is there for all pods of the network.
+    /// Removes the links that all pods of the network share.
     pub(crate) async fn teardown(&self, host: &crate::host::Host) -> Result<()> {
         host.ready.forget(&self.keys.bridge).await;
         if self.keys.vlan != 0 {
@@ -235,18 +240,18 @@ impl Bridge {
     }
 }
 
-/// Detaches a pod from its veth. The pair dies with the pod's namespace; here it is only cut off, which does not wait
-/// for the kernel. One whose namespace is gone and that is still there is removed, and so is one that a runtime is to
-/// find gone while the namespace stays.
+/// Detaches a pod from its veth. The kernel removes the pair with the pod's namespace; until then it is only
+/// disconnected, which does not wait for the kernel. If the namespace is gone, or stays after the call, the pair is
+/// removed.
 pub(super) async fn detach(call: &Call<'_>) -> Result<()> {
     let (host, name) = (&call.host.links, host_link(call.container, call.interface));
-    if is_to_be_removed(call) {
+    if must_be_removed(call) {
         return host.remove(&name).await;
     }
     host.cut_off(&name).await
 }
 
-fn is_to_be_removed(call: &Call<'_>) -> bool {
+fn must_be_removed(call: &Call<'_>) -> bool {
     call.netns.is_none() || !call.namespace_ends
 }
 
@@ -288,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_the_first_address_unless_it_is_said() {
+    fn the_default_gateway_is_the_first_address() {
         let bridge = compile(json!({ "isDefaultGateway": true })).unwrap();
         let ip = |address: &str| Ip { address: address.parse().unwrap(), gateway: None, interface: None };
         let mut result = CniResult { ips: vec![ip("10.0.0.7/24"), ip("fd00::7/64")], ..CniResult::default() };

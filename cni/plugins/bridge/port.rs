@@ -1,4 +1,5 @@
-//! A pod's port of the bridge: the veth pair, what guards it, and that the others on the bridge learn where the pod is.
+//! A pod's port of the bridge: the veth pair, its protection, and the announcement of the pod's addresses on the
+//! bridge.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,16 +19,16 @@ use crate::plugins::interface::{self, host_link};
 use crate::result::{CniResult, Ip};
 use crate::{Context, Error, Result, netns};
 
-/// How long an attachment waits for its port. The kernel needs a moment, but a bridge with a spanning tree listens and learns
-/// for 30 s before it passes frames on (`forward_delay` of ip-link(8), twice).
+/// How long an attachment waits for its port to forward. The kernel needs a moment; a bridge with a spanning tree
+/// listens and learns for 30 s before it forwards (`forward_delay` of ip-link(8), twice).
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the announcement of a pod may be late.
+/// How long a late announcement of a pod waits.
 const LONG_PATIENCE: Duration = Duration::from_secs(90);
 
 impl Bridge {
-    /// The bridge, with a new veth pair whose one end is a port of it.
-    pub(super) async fn make_pair(
+    /// Prepares the bridge and creates a veth pair with one end as its port.
+    pub(super) async fn create_veth(
         &self,
         call: &Call<'_>,
         name: &str,
@@ -35,8 +36,8 @@ impl Bridge {
         ips: &[Ip],
     ) -> Result<Made> {
         let host = &call.host.links;
-        let asked = [call.runtime.mac.as_deref(), mac.as_deref(), call.argument_mac()];
-        let mac = first_mac(asked)?;
+        let requested = [call.runtime.mac.as_deref(), mac.as_deref(), call.argument_mac()];
+        let mac = first_mac(requested)?;
         let mut made = self.bridge(call, ips, false).await?;
         let veth = |made: &Made| {
             let (pod, netns) = (call.interface, call.pod_netns()?);
@@ -51,64 +52,64 @@ impl Bridge {
             })
         };
         if host.add_veth(&veth(&made)?).await.is_err() {
-            // Somebody may have removed the bridge this very moment.
+            // The bridge may have been removed concurrently.
             made = self.bridge(call, ips, true).await?;
             host.remove(name).await?;
             host.add_veth(&veth(&made)?).await?;
         }
-        // A hardware address that is asked for may have been another's, by another port.
+        // A requested hardware address may have belonged to another pod on another port.
         if let Some(mac) = &mac {
             host.forget_station(made.bridge.index, mac, None).await?;
         }
         Ok(made)
     }
 
-    /// Connects a pod whose addresses are known: the links of the host and of the pod, the host's up at the end of this. What
-    /// guards the pod's network is there before the pod may send.
+    /// Connects a pod with known addresses: configures the host's and the pod's link. The host's link is up afterwards.
+    /// The protection of the pod's port is in place before the pod may send.
     pub(super) async fn connect(
         &self,
         call: &Call<'_>,
         name: &str,
         result: &CniResult,
     ) -> Result<(Link, Configured)> {
-        let (near, far) = (self.near_end(call, name), self.far_end(call, result));
+        let (host_end, pod_end) = (self.host_end(call, name), self.pod_end(call, result));
         match self.keys.is_guarded() {
             true => {
-                let near = near.await?;
-                Ok((near, far.await?))
+                let host_end = host_end.await?;
+                Ok((host_end, pod_end.await?))
             }
-            false => try_join(far, near).await.map(|(far, near)| (near, far)),
+            false => try_join(pod_end, host_end).await.map(|(pod_end, host_end)| (host_end, pod_end)),
         }
     }
 
-    pub(super) async fn near_end(&self, call: &Call<'_>, name: &str) -> Result<Link> {
+    pub(super) async fn host_end(&self, call: &Call<'_>, name: &str) -> Result<Link> {
         let host = &call.host.links;
         netns::set_interface_sysctls(name);
-        let (name_of, alias) = (name.to_owned(), call.alias());
+        let (link_name, alias) = (name.to_owned(), call.alias());
         let (hairpin, isolation) = (self.keys.hairpin_mode, self.keys.port_isolation);
-        let at_once = !self.keys.is_guarded();
+        let unprotected = !self.keys.is_guarded();
         let port = host.visit(move |links| {
-            let port = links.existing(&name_of)?;
+            let port = links.existing(&link_name)?;
             links.set_port(port.index, hairpin, isolation)?;
-            if at_once {
+            if unprotected {
                 links.set_up_as(port.index, &alias)?;
             }
             Ok(port)
         });
         let port = port.await?;
-        if at_once {
+        if unprotected {
             return Ok(port);
         }
-        self.keys.tag(host, &port).await?;
+        self.keys.set_vlans(host, &port).await?;
         if self.keys.macspoofchk {
-            let far = netns::link(call.pod_netns()?, call.interface).await?;
-            spoof::allow(call, name, &far.mac).await?;
+            let pod_end = netns::link(call.pod_netns()?, call.interface).await?;
+            spoof::allow(call, name, &pod_end.mac).await?;
         }
         host.set_up_as(port.index, &call.alias()).await?;
         Ok(port)
     }
 
-    pub(super) async fn far_end(&self, call: &Call<'_>, result: &CniResult) -> Result<Configured> {
+    pub(super) async fn pod_end(&self, call: &Call<'_>, result: &CniResult) -> Result<Configured> {
         let (netns, interface) = (call.pod_netns()?, call.interface);
         match (self.keys.disable_container_interface, self.keys.enable_dad) {
             (true, _) => {
@@ -120,9 +121,9 @@ impl Bridge {
         }
     }
 
-    /// Lets those on the bridge and the host itself know where a pod's addresses are now. They remember for a while where
-    /// they were, in another pod: without this, their packets go there, and are lost.
-    pub(super) async fn introduce(
+    /// Announces the pod's addresses on the bridge and to the host. Both may have entries of another pod that had the
+    /// addresses before: without the announcement, packets go there and are lost.
+    pub(super) async fn announce(
         &self,
         call: &Call<'_>,
         made: &Made,
@@ -130,39 +131,36 @@ impl Bridge {
         pod: Configured,
         result: &CniResult,
     ) -> Result<()> {
-        // Its interface stays down: there is nothing to wait for, and nobody to announce.
+        // The interface stays down: there is nothing to wait for or to announce.
         if self.keys.disable_container_interface {
             return Ok(());
         }
         let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
         let host = call.host.links.clone();
         let (name, port) = (port.name.clone(), port.index);
-        let newcomer = Arc::new(Newcomer { port, gateway: made.gateway.index, addresses, pod });
-        if newcomer.is_introduced(&host).await? {
+        let announcement = Arc::new(Announcement { port, gateway: made.gateway.index, addresses, pod });
+        if announcement.send_if_forwarding(&host).await? {
             return Ok(());
         }
-        if forwards(&host, port, PATIENCE).await? && newcomer.is_introduced(&host).await? {
+        if forwards(&host, port, PATIENCE).await? && announcement.send_if_forwarding(&host).await? {
             return Ok(());
         }
-        tracing::info!(
-            port = name,
-            "a bridge does not pass on a pod's frames yet: it is announced when it does"
-        );
+        tracing::info!(port = name, "bridge port does not forward yet, pod is announced later");
         tokio::spawn(async move {
-            let announced = async {
+            let later = async {
                 if forwards(&host, port, LONG_PATIENCE).await? {
-                    newcomer.is_introduced(&host).await?;
+                    announcement.send_if_forwarding(&host).await?;
                 }
                 Ok::<_, Error>(())
             };
-            if let Err(error) = announced.await {
-                tracing::debug!(port = name, %error, "a pod is gone before it could be announced");
+            if let Err(error) = later.await {
+                tracing::debug!(port = name, %error, "failed to announce pod");
             }
         });
         Ok(())
     }
 
-    /// Joins a bridge that was made anew, or that somebody has taken the pod's port from.
+    /// Attaches the pod's port to the bridge again, after the bridge was created anew or the port was detached.
     pub(crate) async fn join_again(&self, call: &Call<'_>, ips: &[Ip]) -> Result<()> {
         let host = &call.host.links;
         let Some(port) = host.link(&host_link(call.container, call.interface)).await? else { return Ok(()) };
@@ -173,22 +171,22 @@ impl Bridge {
         let bridge = made.bridge.index;
         host.change(port.index, "join the bridge", |link| link.controller(bridge).up()).await?;
         host.set_port(port.index, self.keys.hairpin_mode, self.keys.port_isolation).await?;
-        self.keys.tag(host, &port).await
+        self.keys.set_vlans(host, &port).await
     }
 }
 
 /// A pod that is to be announced on its bridge.
-struct Newcomer {
+struct Announcement {
     port: u32,
-    /// The link by which the host reaches it.
+    /// The link through which the host reaches the pod.
     gateway: u32,
     addresses: Vec<IpAddr>,
     pod: Configured,
 }
 
-impl Newcomer {
-    /// Announces it if its port forwards. Returns whether it does.
-    async fn is_introduced(self: &Arc<Self>, host: &Netlink) -> Result<bool> {
+impl Announcement {
+    /// Announces the pod if its port forwards. Returns whether it does.
+    async fn send_if_forwarding(self: &Arc<Self>, host: &Netlink) -> Result<bool> {
         let own = self.clone();
         host.visit(move |links| {
             if !links.link_at(own.port)?.is_some_and(|port| port.forwards) {
@@ -201,22 +199,22 @@ impl Newcomer {
     }
 }
 
-/// Waits until a bridge passes frames on by a port; whether it does.
+/// Waits until a bridge port forwards. Returns whether it does.
 async fn forwards(host: &Netlink, port: u32, patience: Duration) -> Result<bool> {
-    let does = async || Ok::<_, Error>(host.link_at(port).await?.map(|link| link.forwards));
-    match does().await? {
+    let state = async || Ok::<_, Error>(host.link_at(port).await?.map(|link| link.forwards));
+    match state().await? {
         Some(false) => {}
-        does => return Ok(does.unwrap_or(false)),
+        state => return Ok(state.unwrap_or(false)),
     }
-    let monitor = Monitor::open(&[Group::Links]).doing("hear of changes of links")?;
-    let waited = tokio::time::timeout(patience, async {
+    let monitor = Monitor::open(&[Group::Links]).doing("subscribe to changes of links")?;
+    let result = tokio::time::timeout(patience, async {
         loop {
-            // The kernel may have told before somebody listened.
-            match does().await? {
-                Some(false) => drop(monitor.next().await.doing("hear of changes of links")?),
-                does => return Ok(does.unwrap_or(false)),
+            // The port may have changed before the monitor was opened.
+            match state().await? {
+                Some(false) => drop(monitor.next().await.doing("receive changes of links")?),
+                state => return Ok(state.unwrap_or(false)),
             }
         }
     });
-    waited.await.unwrap_or(Ok(false))
+    result.await.unwrap_or(Ok(false))
 }
