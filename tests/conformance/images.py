@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Builds stand-ins for the images that critest pulls, from this machine's Debian packages, and pushes them.
+"""Builds stand-ins for the images that critest pulls from this machine's Debian packages, and pushes them.
 
 usage: images.py URL FOLDER
 
-URL is a registry (http://127.0.0.1:5000), FOLDER is for what is made on the way. Names are those of critest without the
-registry's host: mirrors lead there. Nothing of the real images is in them, only what the tests use:
+URL is a registry (http://127.0.0.1:5000), FOLDER is for temporary files. The names are those of critest without the
+registry's host: mirrors lead there. The images contain only what the tests use:
 
-- Debian's busybox, not busybox-static, whose shell runs applets inside itself, so that a masked /bin/ls is not noticed;
+- Debian's busybox, not busybox-static: the latter runs applets inside its shell, so a masked /bin/ls has no effect;
 - applets as hard links, and pgrep and ipcs, which busybox does not have here;
 - nginx as the web servers.
 
@@ -134,7 +134,7 @@ def build(store, folder):
     store.image(f"{E2E}/nginx:1.14-2", [base, web_server(80)], server)
     store.image(f"{TOOLS}/hostnet-nginx-{ARCH}:latest", [base, web_server(12003)], server)
     store.image(f"{TOOLS}/hostnet-nginx:latest", [base, web_server(12003)], server)
-    # Its name must be in its log.
+    # The tests look for its name in its log.
     store.image(
         f"{E2E}/httpd:2.4.39-4",
         [base, web_server(80)],

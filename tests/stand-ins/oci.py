@@ -1,4 +1,4 @@
-"""Builds OCI images without docker: the stand-ins with which the tests and the benchmark run."""
+"""Builds OCI images without docker: the stand-ins for the tests and the benchmark."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname(
 
 
 class Store:
-    """Blobs by digest, and which manifest has which name. The same content comes out every time."""
+    """Blobs by digest and manifests by name. The same input gives the same content every time."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -60,7 +60,7 @@ def zstd_of(data):
 
 
 class Tar:
-    """One layer."""
+    """A layer as a tar archive."""
 
     def __init__(self):
         self.data = io.BytesIO()
@@ -88,7 +88,7 @@ class Tar:
         self.tar.addfile(info)
 
     def program(self, name, path, mode=0o755):
-        """A program of this machine with the libraries that it loads."""
+        """Adds a program of this machine with the libraries that it loads."""
         self.file(name, read(path), mode)
         for library in libraries(path):
             self.file(library.lstrip("/"), read(library), 0o755)
@@ -104,15 +104,15 @@ def read(path):
 
 
 def which(program, package):
-    """Where a program of this machine is."""
+    """Returns the path of a program of this machine."""
     path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if not path:
-        sys.exit(f"{sys.argv[0]}: no {program} here (apt-get install {package})")
+        sys.exit(f"{sys.argv[0]}: {program} not found (apt-get install {package})")
     return path
 
 
 def libraries(program):
-    """What the dynamic linker loads for it; nothing for a static program."""
+    """Returns the libraries that the dynamic linker loads for a program; none for a static program."""
     listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     words = [word for line in listed.splitlines() for word in line.split()]
     return sorted({word for word in words if word.startswith("/")})

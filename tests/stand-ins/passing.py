@@ -1,9 +1,9 @@
-"""Compares the tests of a suite that passed with the list of those that must pass. Used by the reports of the suites."""
+"""Compares the passed tests of a suite with the list of tests that must pass. The reports of the suites use it."""
 
 
 def compare(suite, list_path, head, passed, failed, skipped, *, record=False, part=False):
-    """Prints what differs; the exit code. `failed` has a line of explanation, or none, by name. `record` writes the list anew;
-    with `part`, tests of the list that did not run are not missed."""
+    """Prints the differences and returns the exit code. `failed` has an explanation, possibly empty, by name. `record` rewrites the list;
+    with `part`, tests of the list that did not run are not reported."""
     with open(list_path) as file:
         must = {line.strip() for line in file if line.strip() and not line.startswith("#")}
     for name, why in sorted(failed.items()):

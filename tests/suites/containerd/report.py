@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Says which tests of a Go test program passed, and compares them with those that must pass.
+"""Reports which tests of a Go test program passed, and compares them with the list of tests that must pass.
 
 usage: report.py LOG MUST_PASS [--record | --only]
 
-LOG is the output of `-test.v`. MUST_PASS has one test in a line, with its parts as `TEST/PART`; lines with # are comments.
+LOG is the output of `-test.v`. MUST_PASS has one test per line, with subtests as `TEST/PART`; lines with # are comments.
 """
 
 import os
@@ -22,7 +22,7 @@ def main():
     log, list_path, *options = sys.argv[1:]
     with open(log, errors="replace") as file:
         ends = re.findall(r"^\s*--- (PASS|FAIL|SKIP): (\S+)", file.read(), re.MULTILINE)
-    # The first word on a test counts: what ended it comes after.
+    # The first result of a test counts. Later ones come from what ended the test.
     states = {name: state for state, name in reversed(ends)}
     passed = {name for name, state in states.items() if state == "PASS"}
     failed = {name: "" for name, state in states.items() if state == "FAIL"}
