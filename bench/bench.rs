@@ -1,4 +1,4 @@
-//! One run: its image, its folder, its label, the pods that it makes, and what it has found so far.
+//! One run: its image, folder and label, the pods that it creates, and its results.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,60 +21,60 @@ use crate::figures::{Distribution, Figure, Samples};
 use crate::measure::PULL_DEADLINE;
 use crate::options::Options;
 
-/// The label of every pod of a run: by it they are found and removed.
+/// The label of every pod of a run. Pods are found and removed by it.
 pub(crate) const LABEL: &str = "berth-bench";
 
-/// What runs in the containers. The number makes it stand out among the processes of a host.
+/// The command of the containers. The number distinguishes it from other processes of a host.
 pub(crate) const WORKLOAD: [&str; 2] = ["sleep", "86399"];
 
-/// One run.
+/// One run of the benchmark.
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) options: Options,
     pub(crate) client: Client,
     pub(crate) version: VersionResponse,
-    /// The daemon's process; none if it is in another pid namespace.
+    /// The daemon's pid, or `None` if the daemon is in another PID namespace.
     pub(crate) daemon: Option<u32>,
-    /// Names this run.
+    /// The name of this run.
     pub(crate) run: String,
-    /// Logs and other files; removed when this is dropped.
+    /// The folder for logs and other files. Drop removes it.
     pub(crate) folder: tempfile::TempDir,
-    /// What containers are made from, by its id, as the kubelet does.
+    /// The id of the image of the containers. Like the kubelet, the bench creates containers by id.
     image: String,
-    /// It was not there before: it goes again.
+    /// Whether this run pulled the image and has to remove it.
     pub(crate) image_is_ours: bool,
     pub(crate) cgroup_parent: String,
     next: AtomicU32,
-    found: Mutex<Found>,
+    results: Mutex<Results>,
 }
 
-/// What was found so far.
+/// The results so far.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct Results {
     pub(crate) distributions: Vec<Distribution>,
     pub(crate) figures: Vec<Figure>,
     problems: Vec<String>,
 }
 
-/// What keeps a pod's processes apart from the host beyond namespaces and cgroups.
+/// The isolation of a pod in addition to namespaces and cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isolation {
-    /// Nothing.
+    /// No additional isolation.
     Plain,
-    /// The runtime's own seccomp profile.
+    /// The default seccomp profile of the runtime.
     Seccomp,
-    /// Users of the pod's own.
+    /// A user namespace for the pod.
     Users,
 }
 
-/// A pod of the run, as later calls need it.
+/// A pod of the run.
 #[derive(Debug)]
 pub(crate) struct Pod {
     pub(crate) id: String,
     config: PodSandboxConfig,
 }
 
-/// What a container does that is not the workload.
+/// A command of a container other than the workload.
 #[derive(Debug, Default)]
 pub(crate) struct Task {
     pub(crate) command: Vec<String>,
@@ -82,17 +82,17 @@ pub(crate) struct Task {
 }
 
 impl Bench {
-    /// Connects, and gets the image if it is not there.
+    /// Connects to the runtime and pulls the image if it does not exist.
     pub(crate) async fn prepare(options: Options) -> Result<Self, BenchError> {
         let client = Client::connect(&options.socket).await?;
         let version =
             timed("Version", client.runtime.clone().version(VersionRequest::default())).await?.answer;
         let file = |action, path: PathBuf| move |source| BenchError::File { action, path, source };
         let peer = UnixStream::connect(&options.socket).await.and_then(|stream| stream.peer_cred());
-        let peer = peer.map_err(file("ask who listens on", options.socket.clone()))?;
+        let peer = peer.map_err(file("read the peer credentials of", options.socket.clone()))?;
         let listener = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
         let folder = tempfile::Builder::new().prefix("berth-bench-").tempdir_in(&options.folder);
-        let folder = folder.map_err(file("make a folder in", options.folder.clone()))?;
+        let folder = folder.map_err(file("create a folder in", options.folder.clone()))?;
         let (image, image_is_ours) = get_image(&client, &options.image).await?;
         let run = format!("b{}", std::process::id());
         Ok(Self {
@@ -105,17 +105,17 @@ impl Bench {
             image,
             image_is_ours,
             next: AtomicU32::new(0),
-            found: Mutex::default(),
+            results: Mutex::default(),
             options,
         })
     }
 
-    /// RunPodSandbox.
+    /// Calls RunPodSandbox.
     pub(crate) async fn run_pod(&self, network: NamespaceMode) -> Result<Timed<Pod>, BenchError> {
         self.run_isolated_pod(network, Isolation::Plain).await
     }
 
-    /// RunPodSandbox of a pod to which a port of the host leads.
+    /// Calls RunPodSandbox for a pod with a host port.
     pub(crate) async fn run_pod_with_port(&self, host_port: u16) -> Result<Timed<Pod>, BenchError> {
         let mut config = self.pod_config(NamespaceMode::Pod);
         let port = PortMapping { container_port: 80, host_port: host_port.into(), ..Default::default() };
@@ -123,7 +123,7 @@ impl Bench {
         self.run(config).await
     }
 
-    /// RunPodSandbox; the containers of the pod are isolated alike.
+    /// Calls RunPodSandbox for a pod with this isolation. Its containers get the same isolation.
     pub(crate) async fn run_isolated_pod(
         &self,
         network: NamespaceMode,
@@ -143,7 +143,7 @@ impl Bench {
         Ok(Timed { answer: Pod { id: pod_sandbox_id, config }, took })
     }
 
-    /// CreateContainer; the answer is the container's id.
+    /// Calls CreateContainer and returns the container's id.
     pub(crate) async fn create_container(
         &self,
         pod: &Pod,
@@ -205,22 +205,22 @@ impl Bench {
         }
     }
 
-    /// Keeps what was measured.
+    /// Adds samples to the results.
     pub(crate) fn add(&self, samples: Samples) {
         self.lock().distributions.extend(samples.distributions());
     }
 
-    /// Keeps a number.
+    /// Adds a number to the results.
     pub(crate) fn add_figure(&self, name: impl Into<String>, value: f64, unit: &'static str) {
         self.lock().figures.push(Figure { name: name.into(), value, unit });
     }
 
-    /// Keeps what went wrong with one part, so that the others still run.
+    /// Records the failure of one part. The other parts still run.
     pub(crate) fn add_problem(&self, problem: String) {
         self.lock().problems.push(problem);
     }
 
-    pub(crate) fn found(&self) -> Found {
+    pub(crate) fn results(&self) -> Results {
         self.lock().clone()
     }
 
@@ -228,22 +228,23 @@ impl Bench {
         std::mem::take(&mut self.lock().problems)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The log's file name in a pod's log folder.
+/// The file name of the log in a pod's log folder.
 const LOG_FILE: &str = "main.log";
 
 impl Pod {
-    /// The log of its container.
+    /// Returns the path of the container's log.
     pub(crate) fn log_file(&self) -> PathBuf {
         PathBuf::from(&self.config.log_directory).join(LOG_FILE)
     }
 }
 
-/// As the kubelet sets them for a pod that says nothing: each container has its own pid namespace.
+/// Returns the security context that the kubelet sets for a pod without options: each container has its own PID
+/// namespace.
 fn isolated(network: NamespaceMode, isolation: Isolation) -> LinuxSandboxSecurityContext {
     let mut options = namespaces(network);
     if isolation == Isolation::Users {
@@ -272,7 +273,7 @@ fn namespaces(network: NamespaceMode) -> NamespaceOption {
     }
 }
 
-/// The image's id, and whether it had to be pulled.
+/// Returns the image's id and whether it was pulled.
 async fn get_image(client: &Client, reference: &str) -> Result<(String, bool), BenchError> {
     let spec = || Some(ImageSpec { image: reference.to_owned(), ..Default::default() });
     let status = ImageStatusRequest { image: spec(), verbose: false };
@@ -285,13 +286,13 @@ async fn get_image(client: &Client, reference: &str) -> Result<(String, bool), B
     Ok((pulled.answer.image_ref, true))
 }
 
-/// A parent cgroup of the run's own, named as the runtime's driver wants it. A runtime that cannot be asked (RuntimeConfig
-/// is of Kubernetes 1.28) takes paths.
+/// Returns a parent cgroup for this run in the form of the runtime's cgroup driver. A runtime without RuntimeConfig
+/// (Kubernetes 1.28) uses paths.
 async fn cgroup_parent(client: &Client, run: &str) -> String {
     let answer = client.runtime.clone().runtime_config(RuntimeConfigRequest::default()).await;
     let driver = answer.ok().and_then(|answer| answer.into_inner().linux).map(|linux| linux.cgroup_driver());
     match driver {
-        // A dash would make it a slice in a slice: systemd.slice(5).
+        // A dash would make the slice a child of another slice: systemd.slice(5).
         Some(CgroupDriver::Systemd) => format!("berthbench_{run}.slice"),
         _ => format!("/berth-bench-{run}"),
     }

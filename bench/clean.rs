@@ -1,5 +1,5 @@
-//! Removes everything that the run made. Pods are found by the run's label and not from memory: a call that was given up
-//! half-way may still have made one.
+//! Removes everything that the run created. Pods are found by the run's label, because a call that timed out can
+//! still have created one.
 
 use std::fs;
 use std::io;
@@ -16,16 +16,16 @@ use crate::bench::{Bench, LABEL};
 use crate::client::timed;
 use crate::error::BenchError;
 
-/// How often it is looked whether pods are left: a call that was given up may end after the first look.
+/// The maximum number of checks for remaining pods: a call that timed out can create a pod after the first check.
 const ROUNDS: u32 = 10;
 
-/// What lies between two looks.
+/// The time between two checks.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// How many pods are removed at a time.
+/// The number of pods that are removed at the same time.
 const PARALLEL: usize = 8;
 
-/// Removes pods, the image if the run pulled it, files and cgroups. Goes on after an error; returns all of them.
+/// Removes pods, cgroups, files, and the image if the run pulled it. Continues after an error and returns all errors.
 pub(crate) async fn all(bench: &mut Bench) -> Vec<BenchError> {
     let mut errors = Vec::new();
     if let Err(error) = pods(bench).await {
@@ -46,7 +46,7 @@ pub(crate) async fn all(bench: &mut Bench) -> Vec<BenchError> {
     errors
 }
 
-/// Removes all pods of the run, until none is found twice in a row.
+/// Removes all pods of the run until two checks in a row find none.
 pub(crate) async fn pods(bench: &Bench) -> Result<(), BenchError> {
     let mut empty = false;
     let mut error = None;
@@ -88,8 +88,8 @@ async fn remove(bench: &Bench, pod: PodSandbox) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Removes the run's parent cgroup in every hierarchy: runtimes leave the parents that they made. systemd removes slices
-/// by itself.
+/// Removes the run's parent cgroup in every hierarchy, because runtimes leave the parents that they create. systemd
+/// removes slices by itself.
 fn cgroups(parent: &str) -> Vec<BenchError> {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies =
@@ -103,7 +103,7 @@ fn cgroups(parent: &str) -> Vec<BenchError> {
         .collect()
 }
 
-/// A cgroup's files cannot be removed and need not be: only folders, the innermost first.
+/// Removes the folders of a cgroup, the innermost first. The files in it cannot be removed and go with the folder.
 fn remove_tree(folder: &PathBuf) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -1,4 +1,4 @@
-//! The connection to a runtime: each call with a deadline and the time that it took.
+//! The connection to a runtime. Each call has a deadline and is timed.
 
 use std::future::Future;
 use std::path::Path;
@@ -13,20 +13,20 @@ use tonic::{Response, Status};
 
 use crate::error::BenchError;
 
-/// Longer than any call but a pull may take.
+/// The deadline of every call except pulls.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Lists of a thousand pods are larger than tonic's 4 MiB.
+/// The maximum size of an answer. Lists of a thousand pods are larger than tonic's default of 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// Both services of one runtime.
+/// The clients of both services of a runtime.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) runtime: RuntimeServiceClient<Channel>,
     pub(crate) images: ImageServiceClient<Channel>,
 }
 
-/// What a call answered, and after what time.
+/// The answer of a call and the time that it took.
 #[derive(Debug)]
 pub(crate) struct Timed<T> {
     pub(crate) answer: T,
@@ -37,7 +37,7 @@ impl Client {
     /// Connects to the socket.
     pub(crate) async fn connect(socket: &Path) -> Result<Self, BenchError> {
         let target = socket.to_owned();
-        // The URI is not used: the connector knows where to go.
+        // The URI is not used: the connector opens the socket.
         let channel = Endpoint::from_static("http://localhost")
             .connect_with_connector(tower::service_fn(move |_: Uri| {
                 let target = target.clone();
@@ -52,7 +52,7 @@ impl Client {
     }
 }
 
-/// The last link of the chain: the others say "transport error".
+/// Returns the last error of the chain. The others are only "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
@@ -69,7 +69,7 @@ pub(crate) async fn timed<T>(
     timed_within(rpc, DEADLINE, call).await
 }
 
-/// [`timed`], with a deadline of its own.
+/// Like [`timed`], with a different deadline.
 pub(crate) async fn timed_within<T>(
     rpc: &'static str,
     deadline: Duration,

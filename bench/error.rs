@@ -1,44 +1,44 @@
-//! Why a measurement cannot be made.
+//! The errors of the benchmark.
 
 use std::path::PathBuf;
 
-/// What went wrong, with what.
+/// The cause of a failed measurement.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
-    /// Nobody answers at the socket.
-    #[error("connect to {}: {why}", path.display())]
+    /// The socket cannot be reached.
+    #[error("failed to connect to {}: {why}", path.display())]
     Connect { path: PathBuf, why: String },
-    /// The runtime answered with an error.
-    #[error("{rpc}: {:?}: {}", .status.code(), .status.message())]
+    /// The runtime returned an error.
+    #[error("failed to call {rpc}: {:?}: {}", .status.code(), .status.message())]
     Rpc { rpc: &'static str, status: Box<tonic::Status> },
-    /// An answer has not what it must have.
-    #[error("{rpc}: the answer has no {what}")]
+    /// An answer does not contain a required value.
+    #[error("{rpc}: missing {what}")]
     Answer { rpc: &'static str, what: &'static str },
-    /// A file or folder of the bench's own.
-    #[error("{action} {}: {source}", path.display())]
+    /// An operation on a file or folder of the bench failed.
+    #[error("failed to {action} {}: {source}", path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
-    /// The container's log is not what the container wrote.
-    #[error("the log has {found} bytes in whole lines where the container wrote {wrote}")]
+    /// The container's log differs from the container's output.
+    #[error("the log contains {found} bytes, but the container wrote {wrote}")]
     LogDiffers { found: u64, wrote: u64 },
-    /// The client of streaming sessions.
-    #[error("streamclient {command}: {why}")]
+    /// The client of streaming sessions failed.
+    #[error("failed to run streamclient {command}: {why}")]
     Client { command: String, why: String },
-    /// The program that makes rules.
-    #[error("nft -f: {0}")]
+    /// The program that loads nftables rules failed.
+    #[error("failed to run nft -f: {0}")]
     Nft(String),
-    /// Something did not happen in time.
+    /// An operation did not finish in time.
     #[error("{0} took longer than {1} s")]
     TooSlow(String, u64),
     /// The whole run took too long.
-    #[error("ended after {0} s (--max-seconds): what was not measured by then is missing")]
+    #[error("stopped after {0} s (--max-seconds): the remaining measurements are missing")]
     OutOfTime(u64),
-    /// The user stopped it.
-    #[error("stopped by {0}: what was not measured by then is missing")]
+    /// The user stopped the run.
+    #[error("stopped by {0}: the remaining measurements are missing")]
     Stopped(&'static str),
     /// The report cannot be written.
-    #[error("write the report: {0}")]
+    #[error("failed to write the report: {0}")]
     Report(String),
-    /// Something is left.
-    #[error("could not remove {0}")]
+    /// Some objects could not be removed.
+    #[error("failed to remove {0}")]
     Left(String),
 }

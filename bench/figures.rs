@@ -1,22 +1,22 @@
-//! Samples and what is said about them.
+//! Samples and their statistics.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Something measured many times.
+/// The statistics of a repeated measurement.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Distribution {
     pub(crate) name: String,
     pub(crate) samples: usize,
-    /// In milliseconds, as all the following.
+    /// The median in milliseconds. The following fields are also in milliseconds.
     pub(crate) p50: f64,
     pub(crate) p95: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
 }
 
-/// Something that is one number.
+/// A measurement with a single value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Figure {
     pub(crate) name: String,
@@ -24,14 +24,14 @@ pub(crate) struct Figure {
     pub(crate) unit: &'static str,
 }
 
-/// Durations by name, in the order in which the names came.
+/// Durations by name, in the order in which the names were added.
 #[derive(Debug, Default)]
 pub(crate) struct Samples {
     series: Vec<(String, Vec<Duration>)>,
 }
 
 impl Samples {
-    /// Adds a sample to those of its name.
+    /// Adds a sample to the series with this name.
     pub(crate) fn push(&mut self, name: &str, sample: Duration) {
         match self.series.iter_mut().find(|(known, _)| known == name) {
             Some((_, samples)) => samples.push(sample),
@@ -39,7 +39,7 @@ impl Samples {
         }
     }
 
-    /// What is said about each.
+    /// Returns the statistics of each series.
     pub(crate) fn distributions(self) -> Vec<Distribution> {
         self.series.into_iter().filter_map(|(name, samples)| distribution(name, samples)).collect()
     }
@@ -57,7 +57,8 @@ fn distribution(name: String, mut samples: Vec<Duration>) -> Option<Distribution
     })
 }
 
-/// The smallest sample that at least so many of a hundred are not above (nearest rank): always one that was measured.
+/// Returns the smallest sample that is not below `percent` of all samples (nearest rank). It is always a measured
+/// value.
 fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied()
@@ -67,7 +68,7 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// A count as a number to divide. Counts here are far below what a `u32` holds.
+/// Converts a count to a float. Counts here fit in a `u32`.
 pub(crate) fn number(count: impl TryInto<u32>) -> f64 {
     f64::from(count.try_into().unwrap_or(u32::MAX))
 }
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_samples() {
+    fn percentiles_are_measured_samples() {
         let hundred: Vec<u64> = (1..=100).rev().collect();
         let all = of(&hundred);
         assert_eq!((all.p50, all.p95, all.min, all.max, all.samples), (50.0, 95.0, 1.0, 100.0, 100));

@@ -1,15 +1,16 @@
-//! Measures any container runtime that speaks the CRI, from outside: what a kubelet waits for, and what it costs the node.
+//! Measures any container runtime that implements the CRI, from outside: the latency for a kubelet and the cost for
+//! the node.
 //!
 //! * [`options`]: the command line
 //! * [`client`]: the connection, with the time that each call takes
-//! * [`bench`]: the image, the folder and the label of one run, and pods with them
-//! * [`measure`]: one file for each thing that is measured
-//! * [`daemon`]: what a piece of work costs the daemon
-//! * [`processes`]: which processes a pod costs, and their memory
+//! * [`bench`]: the image, the folder and the label of one run, and its pods
+//! * [`measure`]: one file for each measurement
+//! * [`daemon`]: the cost of an operation for the daemon
+//! * [`processes`]: the processes that exist because of a pod, and their memory
 //! * [`figures`]: samples, percentiles
-//! * [`report`]: what is printed
-//! * [`clean`]: removes everything that the run made
-//! * this file: the order of these, and what ends a run early
+//! * [`report`]: the output
+//! * [`clean`]: removes everything that the run created
+//! * this file: the order of these, and the reasons that end a run early
 
 mod bench;
 mod clean;
@@ -33,7 +34,7 @@ use options::Options;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    // The client takes as little as it can from the machine that it measures.
+    // The client uses as little as possible of the machine that it measures.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(options)),

@@ -1,11 +1,11 @@
-//! Which processes there are because of a pod, beside those of its containers, and what memory they take.
+//! The processes that exist because of a pod, except those of its containers, and their memory.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
 use crate::bench::WORKLOAD;
 
-/// A process, as proc(5) shows it.
+/// A process with its data from proc(5).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -19,7 +19,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// It does what the bench's containers do. What a runtime costs is everything else.
+    /// Returns whether the process runs the workload of the bench's containers. All other processes are costs of the
+    /// runtime.
     fn is_workload(&self) -> bool {
         let name = self.command.first().map(|word| word.rsplit('/').next().unwrap_or(word));
         name == WORKLOAD.first().copied() && self.command.iter().skip(1).eq(WORKLOAD.iter().skip(1))
@@ -30,13 +31,13 @@ impl Process {
     }
 }
 
-/// All processes of this host. Those that end meanwhile are left out.
+/// Returns all processes of this host. Processes that exit meanwhile are left out.
 pub(crate) fn all() -> Vec<Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     entries.filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
-/// One process.
+/// Reads one process.
 pub(crate) fn read(pid: u32) -> Option<Process> {
     let file = |name: &str| {
         fs::read(format!("/proc/{pid}/{name}")).ok().map(|b| String::from_utf8_lossy(&b).into_owned())
@@ -44,7 +45,7 @@ pub(crate) fn read(pid: u32) -> Option<Process> {
     let status = file("status")?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let command = file("cmdline")?;
-    // Kernel threads and zombies have no memory, and no rollup of it.
+    // Kernel threads and zombies have no memory and no rollup.
     let memory = file("smaps_rollup").unwrap_or_default();
     Some(Process {
         pid,
@@ -60,8 +61,8 @@ fn pss(rollup: &str) -> Option<u64> {
     rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// Those of `processes` that are there for the pods and containers with these ids and are no workload: they, or one
-/// that started them, have an id in their command line or their cgroup.
+/// Returns the processes that exist because of the pods and containers with these ids, except workloads: they, or an
+/// ancestor, have an id in their command line or their cgroup.
 pub(crate) fn beside(processes: &[Process], ids: &[String], daemon: Option<u32>) -> Vec<Process> {
     let by_pid: HashMap<u32, &Process> = processes.iter().map(|process| (process.pid, process)).collect();
     let direct: HashSet<u32> = processes
@@ -71,10 +72,10 @@ pub(crate) fn beside(processes: &[Process], ids: &[String], daemon: Option<u32>)
         .collect();
     let belongs = |process: &Process| {
         let mut next = Some(process);
-        // No chain of parents is longer than the list, even if it changed while it was read.
+        // A chain of parents cannot be longer than the list, even if processes changed while it was read.
         for _ in 0..processes.len() {
             let Some(current) = next else { return false };
-            // What the daemon starts besides is no pod's, whatever the daemon's own command line says.
+            // Other children of the daemon do not belong to a pod, even if the daemon's command line contains an id.
             if Some(current.pid) == daemon {
                 return false;
             }
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_costs_is_its_monitor_and_its_pause() {
+    fn the_monitor_and_the_pause_are_counted_as_costs_of_a_pod() {
         let processes = [
             process(1, 0, "init", "0::/"),
             process(5, 1, "daemon --with abc", "0::/daemon"),
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rollup_has_the_pss() {
+    fn the_pss_is_read_from_the_rollup() {
         assert_eq!(pss("00400000-7fff rollup\nRss:  900 kB\nPss:     123 kB\nPss_Dirty: 7 kB\n"), Some(123));
         assert_eq!(pss(""), None);
     }

@@ -1,10 +1,10 @@
-//! What is printed: a plain table, or JSON.
+//! The output: a plain table or JSON.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::bench::{Bench, Found};
+use crate::bench::{Bench, Results};
 use crate::error::BenchError;
 use crate::figures::{Distribution, Figure};
 
@@ -19,9 +19,9 @@ struct Report<'a> {
     problems: &'a [String],
 }
 
-/// Prints what was found, and on standard error what went wrong.
+/// Prints the results, and the problems on standard error.
 pub(crate) fn print(bench: &Bench, problems: &[String], json: bool) -> Result<(), BenchError> {
-    let Found { distributions, figures, .. } = &bench.found();
+    let Results { distributions, figures, .. } = &bench.results();
     let report = Report {
         runtime: &bench.version.runtime_name,
         version: &bench.version.runtime_version,
@@ -40,7 +40,7 @@ pub(crate) fn print(bench: &Bench, problems: &[String], json: bool) -> Result<()
     io::stdout().write_all(text.as_bytes()).map_err(|error| BenchError::Report(error.to_string()))
 }
 
-/// Says on standard error what went wrong. If that is closed there is nobody to tell.
+/// Prints a problem on standard error. An error of this write is ignored.
 pub(crate) fn problem(text: &str) {
     drop(writeln!(io::stderr(), "berth-bench: {text}"));
 }
@@ -92,7 +92,7 @@ mod tests {
             figures: &[figure],
             problems: &[],
         };
-        let wanted = "\
+        let expected = "\
 x 1, Linux 6.1, 2 CPUs
 
 milliseconds          n      p50      p95      min      max
@@ -100,6 +100,6 @@ pod up               20     1.25  1000.00     0.50  2000.12
 
 PSS of one pod    812.0 kB
 ";
-        assert_eq!(table(&report), wanted);
+        assert_eq!(table(&report), expected);
     }
 }

@@ -1,4 +1,5 @@
-//! An HTTP/1.1 client: one GET, the body to standard output, the class of the status as exit code.
+//! An HTTP/1.1 client: it sends one GET, prints the body to standard output, and returns the class of the status as
+//! exit code.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -8,19 +9,19 @@ use std::time::{Duration, Instant};
 
 use crate::request::{first_line, read_head};
 
-/// How long nobody may be listening: containers of a pod start in any order.
+/// The time to wait for a listener: the containers of a pod start in any order.
 const WAIT_FOR_SERVER: Duration = Duration::from_secs(5);
 
-/// What lies between two tries.
+/// The time between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How long the server may be silent.
+/// The longest time that the server can be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Fetches `url` and prints its body.
 pub(crate) fn run(url: &str) -> io::Result<ExitCode> {
     let Url { host, address, path } = Url::read(url)?;
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("fetch {url}: {error}"));
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("failed to fetch {url}: {error}"));
     let mut stream = connect(address).map_err(named)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -28,7 +29,7 @@ pub(crate) fn run(url: &str) -> io::Result<ExitCode> {
     let bad = |why: &str| named(io::Error::new(io::ErrorKind::InvalidData, why));
     let head = read_head(&mut stream, PATIENCE).map_err(named)?.ok_or_else(|| bad("the head is too long"))?;
     let code = first_line(&head.head).and_then(|[_, code, _]| code.parse::<u16>().ok());
-    let code = code.ok_or_else(|| bad("no answer of HTTP/1"))?;
+    let code = code.ok_or_else(|| bad("the answer is not HTTP/1"))?;
     let mut output = io::stdout().lock();
     output.write_all(&head.rest)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -37,10 +38,10 @@ pub(crate) fn run(url: &str) -> io::Result<ExitCode> {
     Ok(match code / 100 {
         2 => ExitCode::SUCCESS,
         class @ 3..=5 => {
-            crate::complain(&format!("fetch {url}: status {code}"));
+            crate::print_error(&format!("failed to fetch {url}: status {code}"));
             ExitCode::from(u8::try_from(class).unwrap_or(1))
         }
-        _ => return Err(bad("an unknown class of status")),
+        _ => return Err(bad("unknown class of status")),
     })
 }
 
@@ -56,7 +57,7 @@ fn copy(from: &mut TcpStream, to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// Connects, trying again for a moment while nobody listens.
+/// Connects. Repeats refused connections for a while.
 fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let deadline = Instant::now() + WAIT_FOR_SERVER;
     loop {
@@ -69,7 +70,7 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// `http://HOST[:PORT][/PATH]`.
+/// A URL of the form `http://HOST[:PORT][/PATH]`.
 #[derive(Debug, PartialEq, Eq)]
 struct Url {
     host: String,
@@ -79,16 +80,17 @@ struct Url {
 
 impl Url {
     fn read(text: &str) -> io::Result<Self> {
-        let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{text}: {why}"));
-        let rest = text.strip_prefix("http://").ok_or_else(|| bad("only http:// is known"))?;
+        let bad =
+            |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("invalid URL {text}: {why}"));
+        let rest = text.strip_prefix("http://").ok_or_else(|| bad("only http:// is supported"))?;
         let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if text.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') {
-            return Err(bad("has spaces or control characters"));
+            return Err(bad("spaces and control characters are not allowed"));
         }
         let (name, port) = match host.rsplit_once(':') {
-            // The colons of an address in brackets are no port's.
+            // Colons in a bracketed address do not separate a port.
             Some((name, port)) if !port.ends_with(']') => {
-                (name, port.parse().map_err(|_| bad("no such port"))?)
+                (name, port.parse().map_err(|_| bad("invalid port"))?)
             }
             _ => (host, 80),
         };
@@ -96,14 +98,15 @@ impl Url {
         let ip = match name.parse() {
             Ok(ip) => ip,
             Err(_) => in_hosts(name, &fs::read_to_string("/etc/hosts").unwrap_or_default())
-                .ok_or_else(|| bad("the host is no address and is not in /etc/hosts"))?,
+                .ok_or_else(|| bad("the host is not an address and is not in /etc/hosts"))?,
         };
         let path = if path.is_empty() { "/" } else { path };
         Ok(Self { host: host.to_owned(), address: (ip, port).into(), path: path.to_owned() })
     }
 }
 
-/// The address of a name in hosts(5). DNS is left out: a static program would need the C library's shared modules for it.
+/// Looks up a name in hosts(5). DNS is not supported: a static program would need shared modules of the C library for
+/// it.
 fn in_hosts(name: &str, hosts: &str) -> Option<IpAddr> {
     let lines = hosts.lines().map(|line| line.split('#').next().unwrap_or_default());
     lines.map(str::split_whitespace).find_map(|mut words| {

@@ -1,10 +1,10 @@
-//! The program in the built-in image of `berth demo`, and a handy container for tests: an image with this one static file
-//! needs no shell, no libraries and no network.
+//! The program in the built-in image of `berth demo`. It is also a useful container for tests: an image with this one
+//! static file needs no shell, no libraries and no network.
 //!
 //! * [`serve`]: an HTTP server
 //! * [`fetch`]: an HTTP client
-//! * [`request`]: the head of an HTTP message, as far as both need it
-//! * [`signals`]: how it ends when it is PID 1
+//! * [`request`]: the head of an HTTP message, for both
+//! * [`signals`]: termination as PID 1
 
 mod fetch;
 mod request;
@@ -19,15 +19,15 @@ use std::time::Duration;
 
 const USAGE: &str = "usage: berth-demo-app COMMAND
   serve PORT [TEXT]  serve HTTP: / answers TEXT, /env the environment, /healthz ok
-  fetch URL          print what URL answers; exit code 0 for a 2xx, 3, 4 or 5 for the other classes, 1 for no answer
+  fetch URL          print the body of URL; exit code 0 for a 2xx, 3, 4 or 5 for the other classes, 1 for no answer
   env                print the environment
   echo [TEXT...]     print the texts
   cat [FILE...]      print the files, or standard input
   sleep [SECONDS]    wait, by default until SIGTERM
-  exit CODE          end with the code
+  exit CODE          exit with the code
 ";
 
-/// The exit code of a wrong command line, as a shell's builtins have it.
+/// The exit code of a wrong command line, as in a shell's builtins.
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -47,13 +47,13 @@ fn main() -> ExitCode {
         _ => return usage(),
     };
     result.unwrap_or_else(|error| {
-        complain(&error);
+        print_error(&error);
         ExitCode::FAILURE
     })
 }
 
-/// Says it on standard error. If even that is closed there is nobody to tell.
-fn complain(what: &dyn std::fmt::Display) {
+/// Prints a message on standard error. An error of this write is ignored.
+fn print_error(what: &dyn std::fmt::Display) {
     drop(writeln!(io::stderr(), "berth-demo-app: {what}"));
 }
 
@@ -88,7 +88,7 @@ fn sleep(seconds: Option<&str>) -> io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One `NAME=value` a line.
+/// Returns the environment with one `NAME=value` per line.
 fn environment() -> String {
     env::vars_os().fold(String::new(), |text, (name, value)| {
         text + &format!("{}={}\n", name.to_string_lossy(), value.to_string_lossy())

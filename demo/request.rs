@@ -1,21 +1,21 @@
-//! The head of an HTTP/1.1 message: read within bounds, split into its first line.
+//! The head of an HTTP/1.1 message: read with limits, and split into the parts of its first line.
 
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// The longest head that is read: more is not needed by anything here.
+/// The maximum length of a head.
 const MAX_HEAD: usize = 8 << 10;
 
-/// What came, up to and with the empty line, and what already came of the body behind it.
+/// A head including its empty line, and the part of the body that was read with it.
 pub(crate) struct Head {
     pub(crate) head: Vec<u8>,
     pub(crate) rest: Vec<u8>,
 }
 
-/// Reads until the empty line. `None`: it is too long.
+/// Reads until the empty line. Returns `None` if the head is too long.
 ///
-/// `patience` is for the whole head: a peer that sends a byte now and then does not hold the thread for longer.
+/// `patience` limits the whole head, so that a client that sends single bytes cannot block the thread for longer.
 pub(crate) fn read_head(stream: &mut TcpStream, patience: Duration) -> io::Result<Option<Head>> {
     let deadline = Instant::now() + patience;
     let mut head = Vec::new();
@@ -46,7 +46,7 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// The three parts of the first line, if it is one of HTTP/1: `GET / HTTP/1.1`, `HTTP/1.1 200 OK`.
+/// Returns the three parts of the first line, if it is HTTP/1: `GET / HTTP/1.1`, `HTTP/1.1 200 OK`.
 pub(crate) fn first_line(head: &[u8]) -> Option<[&str; 3]> {
     let line = head.split(|byte| *byte == b'\r').next()?;
     let mut parts = std::str::from_utf8(line).ok()?.splitn(3, ' ');
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_first_line_has_three_parts_of_http_1() {
+    fn a_first_line_of_http_1_has_three_parts() {
         assert_eq!(first_line(b"GET /env HTTP/1.1\r\nHost: x\r\n\r\n"), Some(["GET", "/env", "HTTP/1.1"]));
         assert_eq!(first_line(b"HTTP/1.1 404 Not Found\r\n\r\n"), Some(["HTTP/1.1", "404", "Not Found"]));
         assert_eq!(

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 server: one thread a connection, one request a connection, everything bounded.
+//! An HTTP/1.1 server: one thread and one request per connection, with limits on everything.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
@@ -8,36 +8,36 @@ use std::time::Duration;
 
 use crate::request::{first_line, read_head};
 
-/// How many connections are served at once; more wait in the kernel's queue.
+/// The maximum number of connections that are served at the same time. More wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
 
-/// How long a client may take for its request, and to accept the answer.
+/// The longest time that a client can take for its request, and to accept the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What to wait after an accept that failed, when the fault is this process's (no more descriptors).
-const BREATH: Duration = Duration::from_millis(100);
+/// The pause after a failed accept, for example without free descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until the process ends.
+/// Serves until the process exits.
 pub(crate) fn run(port: u16, text: &str) -> io::Result<ExitCode> {
     let listener = listen(port)?;
     writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
     let text = Arc::new(format!("{text}\n"));
     loop {
-        // The Arc counts the connections: each thread holds one.
+        // The Arc counts the connections: each thread holds one reference.
         while Arc::strong_count(&text) > MAX_CONNECTIONS {
-            std::thread::sleep(BREATH);
+            std::thread::sleep(PAUSE);
         }
         match listener.accept() {
             Ok((stream, _)) => start(stream, Arc::clone(&text)),
             Err(error) => {
-                crate::complain(&format!("accept a connection: {error}"));
-                std::thread::sleep(BREATH);
+                crate::print_error(&format!("failed to accept a connection: {error}"));
+                std::thread::sleep(PAUSE);
             }
         }
     }
 }
 
-/// Listens on all addresses: an IPv6 socket takes IPv4 too, and where there is no IPv6 at all, IPv4 alone.
+/// Listens on all addresses. An IPv6 socket also accepts IPv4. Without IPv6 the server listens on IPv4 only.
 fn listen(port: u16) -> io::Result<TcpListener> {
     TcpListener::bind((IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)).or_else(|error| match error.kind() {
         io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
@@ -47,11 +47,11 @@ fn listen(port: u16) -> io::Result<TcpListener> {
 
 fn start(stream: TcpStream, text: Arc<String>) {
     let started = std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
-        // A client that has gone is no fault of the server's.
+        // A disconnected client is not an error of the server.
         drop(answer(stream, &text));
     });
     if let Err(error) = started {
-        crate::complain(&format!("start a thread: {error}"));
+        crate::print_error(&format!("failed to start a thread: {error}"));
     }
 }
 
@@ -61,7 +61,7 @@ fn answer(mut stream: TcpStream, text: &str) -> io::Result<()> {
     let parts = head.as_ref().map(|head| first_line(&head.head));
     let (status, body) = match parts {
         None => ("431 Request Header Fields Too Large", "the request is too long\n".to_owned()),
-        Some(None) => ("400 Bad Request", "no request of HTTP/1\n".to_owned()),
+        Some(None) => ("400 Bad Request", "the request is not HTTP/1\n".to_owned()),
         Some(Some([method, target, _])) => route(method, target, text),
     };
     if let Some(Some([method, target, _])) = parts {
@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Sends `request` to a server of one connection and returns its whole answer.
+    /// Sends `request` to a server of one connection and returns the whole answer.
     fn exchange(request: &[u8]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -119,7 +119,7 @@ mod tests {
             ("HEAD / HTTP/1.1\r\n\r\n", "200 OK", ""),
             ("GET /other HTTP/1.1\r\n\r\n", "404 Not Found", "not here\n"),
             ("PUT / HTTP/1.1\r\n\r\n", "405 Method Not Allowed", "only GET and HEAD\n"),
-            ("what\r\n\r\n", "400 Bad Request", "no request of HTTP/1\n"),
+            ("what\r\n\r\n", "400 Bad Request", "the request is not HTTP/1\n"),
         ] {
             let answer = exchange(request.as_bytes());
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{request:?}: {answer}");
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_answered_or_cut_off() {
+    fn garbage_is_answered_with_an_error() {
         assert!(exchange(&vec![b'x'; 9 << 10]).starts_with("HTTP/1.1 431 "));
         assert!(exchange(b"\xff\x00\x80\r\n\r\n").starts_with("HTTP/1.1 400 "));
     }

@@ -1,6 +1,6 @@
-//! What works with containerd and CRI-O works here: images of many builders, devices by annotation, names, logs, folders.
-//! Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Compatibility with containerd and CRI-O: images of many builders, devices by annotation, host names, logs, working
+//! folders. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -10,10 +10,10 @@ use berth_proto::admin::LoadImageRequest;
 use berth_proto::admin::admin_client::AdminClient;
 use berth_proto::v1::*;
 use serde_json::json;
-use support::{Berth, code, container, pod_with, secured, shell, sleeper};
+use support::{Berth, code, container, pod_with, shell, sleeper, with_security};
 use tonic::Code;
 
-/// Loads an image of busybox with this config.
+/// Loads an image with busybox and this config.
 async fn load(berth: &Berth, tag: &str, config: &serde_json::Value) {
     let archive = berth.path("own.tar");
     support::image::write_archive_of(&archive, tag, &[support::image::layer()], config);
@@ -28,11 +28,11 @@ fn of_image(tag: &str, name: &str) -> ContainerConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_last_line_without_a_line_break_is_told_as_it_was_written() {
+async fn an_unterminated_last_line_is_logged_as_partial() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let id = berth.run(&pod, shell("c", "printf 'one\\ntwo'; printf 'three' >&2")).await;
-    let log = berth.ended(&id).await.log_path;
+    let log = berth.wait_exited(&id).await.log_path;
     let log = fs::read_to_string(log).unwrap();
     let mut lines: Vec<String> = log.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
     lines.sort();
@@ -41,7 +41,7 @@ async fn a_last_line_without_a_line_break_is_told_as_it_was_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_container_has_written_is_told_with_the_time_at_which_it_was_measured() {
+async fn writable_layer_usage_has_the_time_of_its_measurement() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let id = berth.run(&pod, sleeper("c")).await;
@@ -49,14 +49,14 @@ async fn what_a_container_has_written_is_told_with_the_time_at_which_it_was_meas
     let before =
         i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos())
             .unwrap();
-    // The first answer has what is there; a daemon that is very busy measures for the next.
+    // The first response contains the value that is known. A very busy daemon measures for the next response.
     let until = std::time::Instant::now() + support::PATIENCE;
     let layer = loop {
         let request = ContainerStatsRequest { container_id: id.clone() };
         let stats = berth.runtime.container_stats(request).await.unwrap().into_inner().stats.unwrap();
         match stats.writable_layer {
             Some(layer) => break layer,
-            None => assert!(std::time::Instant::now() < until, "it is never measured"),
+            None => assert!(std::time::Instant::now() < until, "the writable layer is never measured"),
         }
     };
     assert!(layer.used_bytes.unwrap().value >= 8 << 20, "{layer:?}");
@@ -117,7 +117,7 @@ async fn a_writable_layer_is_measured_by_its_quota_project() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_come_by_annotation_or_the_container_does_not() {
+async fn cdi_annotations_add_devices_and_unknown_devices_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let spec = json!({ "cdiVersion": "0.5.0", "kind": "vendor.test/dev", "containerEdits": null, "devices": [
         { "name": "a", "containerEdits": { "env": ["DEV=a"], "mounts": null, "hooks": null } } ] });
@@ -138,7 +138,7 @@ async fn devices_come_by_annotation_or_the_container_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_in_the_hosts_network_is_the_nodes_or_the_one_that_is_asked_for() {
+async fn host_network_pods_have_the_nodes_hostname_or_the_requested_one() {
     let mut berth = Berth::start().await;
     let node = rustix::system::uname().nodename().to_str().unwrap().to_owned();
     let host = NamespaceOption {
@@ -158,8 +158,8 @@ async fn a_name_in_the_hosts_network_is_the_nodes_or_the_one_that_is_asked_for()
         });
         config.hostname = asked.to_owned();
         let pod = berth.run_pod(config).await;
-        // It names no mode: it is where its pod is.
-        let silent = secured(shell("c", script), |security| security.namespace_options = None);
+        // A container without namespace options uses the namespaces of its pod.
+        let silent = with_security(shell("c", script), |security| security.namespace_options = None);
         let (code, log) = berth.run_to_end(&pod, silent).await;
         assert_eq!((code, log), (0, format!("{name}\n{name}\n{file}\n{pids}\n")), "{asked:?}");
     }
@@ -173,7 +173,7 @@ async fn a_name_in_the_hosts_network_is_the_nodes_or_the_one_that_is_asked_for()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_are_run_as_the_peers_run_them() {
+async fn unusual_image_configs_run_as_in_containerd_and_cri_o() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let path = json!(["PATH=/bin"]);
@@ -192,7 +192,7 @@ async fn images_are_run_as_the_peers_run_them() {
     )
     .await;
     let id = berth.run(&pod, of_image("localhost/signal:1", "signal")).await;
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     assert_eq!((status.exit_code, status.stop_signal()), (0, Signal::Sigterm));
 
     let script =
@@ -201,7 +201,7 @@ async fn images_are_run_as_the_peers_run_them() {
         json!({ "Env": path, "Cmd": ["sh", "-c", script], "Volumes": { "/srv/../srv/": {}, "/made": {} } });
     load(&berth, "localhost/volume:1", &config).await;
     let read_only =
-        secured(of_image("localhost/volume:1", "volume"), |security| security.readonly_rootfs = true);
+        with_security(of_image("localhost/volume:1", "volume"), |security| security.readonly_rootfs = true);
     let (_, log) = berth.run_to_end(&pod, read_only).await;
     let of_users = IdMapping { host_id: 500_000, container_id: 0, length: 65_536 };
     let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![of_users], gids: vec![of_users] };
@@ -212,7 +212,7 @@ async fn images_are_run_as_the_peers_run_them() {
     };
     let config = pod_with(&berth, "users", |security| security.namespace_options = Some(options.clone()));
     let in_users = berth.run_pod(config).await;
-    let config = secured(of_image("localhost/volume:1", "users"), |security| {
+    let config = with_security(of_image("localhost/volume:1", "users"), |security| {
         security.readonly_rootfs = true;
         security.namespace_options = Some(options);
     });
@@ -226,7 +226,7 @@ async fn images_are_run_as_the_peers_run_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_working_folder_that_the_user_may_not_enter_is_entered_before() {
+async fn working_folder_may_be_inaccessible_to_the_container_user() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let folder = berth.path("private");
@@ -238,13 +238,13 @@ async fn a_working_folder_that_the_user_may_not_enter_is_entered_before() {
         container_path: "/x/../private/.".to_owned(),
         ..Mount::default()
     };
-    let mut config = secured(shell("c", "id -u; pwd; sleep 1000"), |security| {
+    let mut config = with_security(shell("c", "id -u; pwd; sleep 1000"), |security| {
         security.run_as_user = Some(Int64Value { value: 1000 });
     });
     config.mounts = vec![mount];
     config.working_dir = "/../srv/.././private".to_owned();
     let id = berth.run(&pod, config.clone()).await;
-    assert_eq!(berth.sh(&id, "id -u; pwd").await, "1000\n/private", "a further command as well");
+    assert_eq!(berth.sh(&id, "id -u; pwd").await, "1000\n/private", "an exec has the same working folder");
     let log = berth.status(&id).await.log_path;
     let until = std::time::Instant::now() + support::PATIENCE;
     while support::text_of(&fs::read_to_string(&log).unwrap()) != "1000\n/private\n" {
@@ -254,12 +254,16 @@ async fn a_working_folder_that_the_user_may_not_enter_is_entered_before() {
     let mut root = config.clone();
     root.metadata.as_mut().unwrap().name = "root".to_owned();
     root.mounts[0].container_path = "/a/..".to_owned();
-    assert_eq!(code(berth.try_create(&pod, root).await), Code::InvalidArgument, "that is the root");
+    assert_eq!(
+        code(berth.try_create(&pod, root).await),
+        Code::InvalidArgument,
+        "a mount over the root is refused"
+    );
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sysctls_of_the_pods_interface_are_set_when_it_is_there() {
+async fn sysctls_of_the_pods_interface_are_set() {
     let mut berth = Berth::start().await;
     let mut config = berth.pod_config("pod");
     config.linux.as_mut().unwrap().sysctls = [

@@ -1,20 +1,21 @@
-//! Bad input: each gives the right code and a message with the object in it, and leaves nothing behind. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Invalid requests: each is answered with the right code and a message that names the object, and leaves nothing
+//! behind. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
 use berth_proto::v1::*;
-use support::{Berth, code, container, secured, shell};
+use support::{Berth, code, container, shell, with_security};
 use tonic::{Code, Status};
 
 fn check<T: std::fmt::Debug>(result: Result<T, Status>, expected: Code, words: &str) {
     let status = result.unwrap_err();
     assert_eq!(status.code(), expected, "{status}");
-    assert!(status.message().contains(words), "{:?} has no {words:?}", status.message());
+    assert!(status.message().contains(words), "{:?} does not contain {words:?}", status.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_and_pods() {
+async fn invalid_pod_requests_are_refused_with_a_clear_error() {
     let mut berth = Berth::start().await;
     for id in ["nosuch", "../../etc", "\u{1F6A2}"] {
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
@@ -57,7 +58,7 @@ async fn ids_and_pods() {
         break_it(&mut config);
         check(berth.try_run_pod(config).await, Code::InvalidArgument, words);
     }
-    // A step that fails deep inside takes back all before it: the kernel does not know this one.
+    // The kernel does not have this sysctl. The failed step undoes all steps before it.
     let mut config = berth.pod_config("late");
     config.linux.as_mut().unwrap().sysctls = [("net.ipv4.no_such_sysctl".to_owned(), "1".to_owned())].into();
     let error = berth.try_run_pod(config).await.unwrap_err();
@@ -65,7 +66,7 @@ async fn ids_and_pods() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// PodSandboxStatusRequest as a client may send it that does not keep to UTF-8.
+/// A PodSandboxStatusRequest with an id that is not valid UTF-8.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Bytes {
     #[prost(bytes = "vec", tag = "1")]
@@ -73,7 +74,7 @@ struct Bytes {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_message() {
+async fn malformed_and_oversized_messages_are_refused() {
     let mut berth = Berth::start_with("").await;
     let channel = berth::server::connect(&berth.path("run/berth.sock")).await.unwrap();
     let mut client = tonic::client::Grpc::new(channel).max_encoding_message_size(64 << 20);
@@ -90,7 +91,7 @@ async fn what_is_no_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers() {
+async fn invalid_container_requests_are_refused_with_a_clear_error() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     check(berth.try_create("nosuch", container("c", &["sh"])).await, Code::NotFound, "nosuch");
@@ -99,7 +100,7 @@ async fn containers() {
     check(berth.try_create(&pod, missing).await, Code::NotFound, "localhost/none:1");
     let unknown = |name: &str| {
         let name = name.to_owned();
-        secured(container("c", &["sh"]), move |context| context.run_as_username = name)
+        with_security(container("c", &["sh"]), move |context| context.run_as_username = name)
     };
     check(berth.try_create(&pod, unknown("nobody-here")).await, Code::InvalidArgument, "nobody-here");
     check(berth.try_create(&pod, unknown("4294967295")).await, Code::InvalidArgument, "4294967295");
@@ -124,7 +125,7 @@ async fn containers() {
     check(berth.try_create(&pod, binary).await, Code::InvalidArgument, "envs[B]");
     let escape = ContainerConfig { log_path: "../../etc/x".to_owned(), ..shell("c", "true") };
     check(berth.try_create(&pod, escape).await, Code::InvalidArgument, "log_path");
-    let capability = secured(shell("c", "true"), |context| {
+    let capability = with_security(shell("c", "true"), |context| {
         context.capabilities =
             Some(Capability { add_capabilities: vec!["FLY".to_owned()], ..Capability::default() });
     });
@@ -143,7 +144,7 @@ async fn containers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images() {
+async fn invalid_image_requests_are_refused_with_a_clear_error() {
     let mut berth = Berth::start().await;
     let spec = |image: &str| ImageSpec { image: image.to_owned(), ..ImageSpec::default() };
     let pull = |image: &str| PullImageRequest { image: Some(spec(image)), ..PullImageRequest::default() };
@@ -158,7 +159,7 @@ async fn images() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_not_there() {
+async fn a_pull_from_an_unreachable_registry_fails_and_stores_nothing() {
     let mut berth = Berth::start().await;
     let image = ImageSpec { image: "127.0.0.1:5999/a:1".to_owned(), ..ImageSpec::default() };
     let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };

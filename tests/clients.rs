@@ -1,6 +1,6 @@
-//! gRPC clients of several languages on the real socket. Most send another `:authority` than Go's and Rust's clients do.
-//! Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! gRPC clients in several languages on the real socket. Most of them send another `:authority` than Go's and Rust's
+//! clients. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +16,7 @@ use support::Berth;
 
 mod support;
 
-/// The folder with the programs of `tests/stand-ins/grpcclients.sh`.
+/// Returns the folder with the programs of `tests/stand-ins/grpcclients.sh`.
 fn clients() -> PathBuf {
     if let Some(folder) = std::env::var_os("BERTH_GRPC_CLIENTS") {
         return folder.into();
@@ -27,7 +27,7 @@ fn clients() -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
-/// The first answer to a message.
+/// Sends a message and returns the first response.
 fn call<A: Message + Default>(
     program: &Path,
     target: &str,
@@ -65,7 +65,7 @@ fn calls(program: &Path, target: &str, more: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_of_all_languages_are_served() {
+async fn grpc_clients_in_python_node_go_and_cpp_are_served() {
     let berth = Berth::start().await;
     let socket = berth.path("run/berth.sock").display().to_string();
     let clients = clients();
@@ -73,7 +73,7 @@ async fn clients_of_all_languages_are_served() {
         calls(&clients.join(language), &format!("unix://{socket}"), &[]);
     }
     calls(&clients.join("python"), &format!("unix:{socket}"), &[]);
-    // What clients of Java and Swift send, and what an option of the client's may be.
+    // The authorities that Java and Swift clients send, and others that a client's option can set.
     for authority in [&socket, "unix:/run/berth.sock", "%2Frun%2Fberth.sock", "[", "localhost", "a b"] {
         calls(&clients.join("python"), &format!("unix:{socket}"), &[authority]);
     }

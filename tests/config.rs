@@ -1,5 +1,5 @@
-//! The configuration through the program itself: files, drop-ins, flags, and what is said about mistakes.
-#![allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
+//! The configuration through the program itself: files, drop-ins, flags, and the messages about mistakes.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
 
 use std::fs;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn later_files_win_and_flags_win_over_all() {
+fn later_files_override_earlier_ones_and_flags_override_all() {
     let files = Files::new(
         "root = \"/main\"\nparallel_pulls = 2\nlog_level = \"warn\"\n",
         &[
@@ -63,13 +63,13 @@ fn a_broken_main_file_is_fatal_with_line_and_key() {
     for command in [&["config", "dump"][..], &["config", "check"], &["serve"]] {
         let output = files.berth(command);
         assert_eq!(output.status.code(), Some(1), "{command:?}");
-        let wanted = "config.toml:2: sokcet: unknown key; did you mean \"socket\"?";
-        assert!(stderr(&output).contains(wanted), "{}", stderr(&output));
+        let expected = "config.toml:2: sokcet: unknown key; did you mean \"socket\"?";
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     }
 }
 
 #[test]
-fn a_broken_drop_in_is_skipped_and_told() {
+fn a_broken_drop_in_is_skipped_with_a_warning() {
     let files = Files::new(
         "parallel_pulls = 2\n",
         &[("10-bad.toml", "root = \"/bad\"\nparallel_pulls = 0\n"), ("20-good.toml", "state = \"/good\"\n")],
@@ -81,43 +81,43 @@ fn a_broken_drop_in_is_skipped_and_told() {
         stderr(&output)
     );
     let config = files.dump(&[]);
-    assert_eq!(config["root"].as_str(), Some("/var/lib/berth"), "nothing of a broken file counts");
+    assert_eq!(config["root"].as_str(), Some("/var/lib/berth"), "no key of a broken file has an effect");
     assert_eq!(config["state"].as_str(), Some("/good"));
     assert_eq!(files.berth(&["config", "check"]).status.code(), Some(1));
 }
 
 #[test]
-fn a_file_that_was_named_must_be_there() {
+fn a_config_file_named_on_the_command_line_must_exist() {
     let output = berth(&["config", "dump", "--config", "/nonexistent/berth.toml"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("read /nonexistent/berth.toml: No such file"), "{}", stderr(&output));
 }
 
 #[test]
-fn a_dump_is_a_configuration() {
+fn a_config_dump_is_a_valid_config_file() {
     let first = Files::new("metrics_address = \"127.0.0.1:9470\"\ncerts_dir = \"/certs\"\n", &[]).dump(&[]);
     let second = Files::new(&first.to_string(), &[]).dump(&[]);
     assert_eq!(first, second);
 }
 
 #[test]
-fn a_flag_is_checked_as_a_key_is() {
+fn flags_are_validated_like_keys() {
     let output = berth(&["config", "dump", "--root", "relative"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("\"relative\" is not an absolute path"), "{}", stderr(&output));
 }
 
 #[test]
-fn the_document_has_every_key_and_the_defaults() {
+fn the_documentation_contains_the_default_config() {
     let document =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
     let defaults = berth(&["config", "default"]);
     let defaults = String::from_utf8(defaults.stdout).unwrap();
-    assert!(document.contains(&defaults), "docs/configuration.md shows other defaults than:\n{defaults}");
+    assert!(document.contains(&defaults), "docs/configuration.md does not contain the defaults:\n{defaults}");
 }
 
 #[test]
-fn a_certificate_and_its_key_belong_together() {
+fn a_stream_certificate_needs_its_matching_key() {
     let half = Files::new("stream_key = \"/k\"\n", &[]);
     let output = half.berth(&["config", "check"]);
     assert_eq!(output.status.code(), Some(1));
@@ -134,7 +134,7 @@ fn a_certificate_and_its_key_belong_together() {
         fs::write(path(&format!("{number}.crt")), pair.cert.pem()).unwrap();
         fs::write(path(&format!("{number}.key")), pair.signing_key.serialize_pem()).unwrap();
     }
-    for (certificate, key, wanted) in [
+    for (certificate, key, expected) in [
         ("0.crt", "0.key", None),
         ("0.crt", "1.key", Some("stream_key")),
         ("0.key", "0.key", Some("stream_certificate")),
@@ -143,18 +143,18 @@ fn a_certificate_and_its_key_belong_together() {
     ] {
         let text = format!("stream_certificate = {:?}\nstream_key = {:?}\n", path(certificate), path(key));
         let output = Files::new(&text, &[]).berth(&["config", "check"]);
-        match wanted {
+        match expected {
             None => assert!(output.status.success(), "{}", stderr(&output)),
-            Some(wanted) => {
+            Some(expected) => {
                 assert_eq!(output.status.code(), Some(1), "{certificate} {key}");
-                assert!(stderr(&output).contains(wanted), "{certificate} {key}: {}", stderr(&output));
+                assert!(stderr(&output).contains(expected), "{certificate} {key}: {}", stderr(&output));
             }
         }
     }
 }
 
 #[test]
-fn every_mistake_of_every_file_is_told() {
+fn config_check_reports_every_mistake_in_every_file() {
     let folder = tempfile::tempdir().unwrap();
     let write = |path: &str, text: &str| {
         let path = folder.path().join(path);
@@ -178,8 +178,8 @@ fn every_mistake_of_every_file_is_told() {
         Files::new(&main, &[("10-a.toml", "parallel_pulls = 0\nno_key = 1\n"), ("20-b.toml", "= 1\n")]);
     let output = files.berth(&["config", "check"]);
     assert_eq!(output.status.code(), Some(1));
-    let told = stderr(&output);
-    for wanted in [
+    let errors = stderr(&output);
+    for expected in [
         "config.toml:1: sokcet",
         "config.toml:2: root",
         "10-a.toml:1: parallel_pulls",
@@ -194,8 +194,8 @@ fn every_mistake_of_every_file_is_told() {
         "vendor.yaml",
     ] {
         assert!(
-            told.lines().any(|line| line.starts_with("berth: ") && line.contains(wanted)),
-            "{wanted}: {told}"
+            errors.lines().any(|line| line.starts_with("berth: ") && line.contains(expected)),
+            "{expected}: {errors}"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! Containers against the real daemon: what runs in them, as whom, with what in sight. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Containers on the real daemon: their commands, credentials, filesystem views and ends. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use berth_proto::v1::security_profile::ProfileType;
 use berth_proto::v1::*;
 use rustix::process::Resource;
-use support::{Berth, code, container, secured, shell, sleeper};
+use support::{Berth, code, container, shell, sleeper, with_security};
 use tonic::Code;
 
 async fn berth_and_pod() -> (Berth, String) {
@@ -20,7 +20,7 @@ async fn berth_and_pod() -> (Berth, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_are_the_requests_or_the_images() {
+async fn command_env_and_working_folder_come_from_the_request_or_the_image() {
     let (mut berth, pod) = berth_and_pod().await;
     let (_, log) = berth.run_to_end(&pod, container("image", &[])).await;
     assert_eq!(log, "from the image\n");
@@ -35,10 +35,10 @@ async fn commands_are_the_requests_or_the_images() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_are_exactly_those_asked_for() {
+async fn a_container_has_exactly_the_requested_credentials() {
     let (mut berth, pod) = berth_and_pod().await;
-    let look = "id; grep -E 'Cap|NoNewPrivs|Groups' /proc/self/status; ls /proc/self/fd | wc -l";
-    let named = secured(shell("named", look), |context| {
+    let inspect = "id; grep -E 'Cap|NoNewPrivs|Groups' /proc/self/status; ls /proc/self/fd | wc -l";
+    let named = with_security(shell("named", inspect), |context| {
         context.run_as_username = "web".to_owned();
         context.supplemental_groups = vec![1234];
         context.no_new_privs = true;
@@ -53,9 +53,9 @@ async fn credentials_are_exactly_those_asked_for() {
     ] {
         assert!(log.contains(expected), "{expected} is not in {log}");
     }
-    // 0, 1, 2 and the folder that ls reads: nothing of the host's is open (CVE-2024-21626).
+    // 0, 1, 2 and the folder that ls reads: no descriptor of the host is open (CVE-2024-21626).
     assert!(log.ends_with("\n4\n"), "{log}");
-    let dropped = secured(shell("dropped", look), |context| {
+    let dropped = with_security(shell("dropped", inspect), |context| {
         context.capabilities = Some(Capability {
             drop_capabilities: vec!["ALL".to_owned()],
             add_capabilities: vec!["NET_ADMIN".to_owned()],
@@ -64,22 +64,22 @@ async fn credentials_are_exactly_those_asked_for() {
     });
     let (_, log) = berth.run_to_end(&pod, dropped).await;
     assert!(log.contains("CapEff:\t0000000000001000") && log.contains("NoNewPrivs:\t0"), "{log}");
-    let strict = secured(shell("strict", "id"), |context| {
+    let strict = with_security(shell("strict", "id"), |context| {
         context.run_as_user = Some(Int64Value { value: 1000 });
         context.run_as_group = Some(Int64Value { value: 7 });
         context.supplemental_groups_policy = SupplementalGroupsPolicy::Strict.into();
     });
     let id = berth.run(&pod, strict).await;
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     let user = status.user.unwrap().linux.unwrap();
     assert_eq!((user.uid, user.gid, user.supplemental_groups), (1000, 7, vec![7]));
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_container_sees_what_runc_would_show_it() {
+async fn devices_masks_and_mounts_are_as_in_runc() {
     let (mut berth, pod) = berth_and_pod().await;
-    let plain = secured(
+    let plain = with_security(
         shell(
             "plain",
             "ls /dev; cat /proc/self/cgroup; readlink /proc/self/ns/cgroup; stat -c %F /dev/null /dev/ptmx; readlink /dev/fd; cat /proc/self/mountinfo; \
@@ -103,26 +103,30 @@ async fn a_container_sees_what_runc_would_show_it() {
         assert!(log.contains(expected), "{expected:?} is not in {log}");
     }
     let hosts = fs::read_link("/proc/self/ns/cgroup").unwrap();
-    assert!(!log.contains(hosts.to_str().unwrap()), "a cgroup namespace of its own: {log}");
+    assert!(
+        !log.contains(hosts.to_str().unwrap()),
+        "the container must have a separate cgroup namespace: {log}"
+    );
     assert!(
         !support::is_v2() || log.lines().any(|line| line == "0::/"),
-        "it is the root of its cgroups: {log}"
+        "the container must see its cgroup as the root: {log}"
     );
     assert!(
         !log.contains(berth.folder.path().to_str().unwrap()) || !log.contains("pivot"),
-        "no old root is left"
+        "the old root must not be left in the mount table"
     );
 
-    let readonly = secured(shell("readonly", "touch /x; echo $?; touch /dev/shm/x && echo shm"), |context| {
-        context.readonly_rootfs = true;
-    });
+    let readonly =
+        with_security(shell("readonly", "touch /x; echo $?; touch /dev/shm/x && echo shm"), |context| {
+            context.readonly_rootfs = true;
+        });
     let (_, log) = berth.run_to_end(&pod, readonly).await;
     assert!(log.contains("Read-only file system") && log.contains("\n1\n") && log.contains("shm"), "{log}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn volumes_are_the_hosts_folders_and_files() {
+async fn host_folders_and_files_can_be_mounted() {
     let (mut berth, pod) = berth_and_pod().await;
     let folder = berth.path("volume");
     fs::create_dir(&folder).unwrap();
@@ -149,33 +153,34 @@ async fn volumes_are_the_hosts_folders_and_files() {
     assert_eq!(exit, 0, "{log}");
     assert!(log.contains("contentcontent") && log.contains("Read-only file system"), "{log}");
     assert_eq!(fs::read_to_string(folder.join("made")).unwrap(), "new\n");
-    assert!(missing.join("x").exists(), "a missing folder is made, as the kubelet expects");
+    assert!(missing.join("x").exists(), "a missing folder is created, as the kubelet expects");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_hold_and_an_oom_kill_is_told() {
+async fn the_memory_limit_holds_and_an_oom_kill_is_reported() {
     let (mut berth, pod) = berth_and_pod().await;
     let mut config = shell("eater", "x=; while true; do x=$x$x.; done");
     config.linux.as_mut().unwrap().resources =
         Some(LinuxContainerResources { memory_limit_in_bytes: 20 << 20, ..Default::default() });
     let id = berth.run(&pod, config).await;
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ends_have_codes_reasons_and_times() {
+async fn an_exited_container_has_exit_code_reason_and_times() {
     let (mut berth, pod) = berth_and_pod().await;
     for (name, script, exit, reason) in [
         ("good", "exit 0", 0, "Completed"),
         ("bad", "exit 42", 42, "Error"),
         ("killed", "kill -9 $$; sleep 9", 137, "Error"),
     ] {
-        // Process 1 of a namespace takes no signal that it has no handler for: the script is a child of the shell.
+        // Process 1 of a PID namespace ignores a signal that it has no handler for, so the script runs as a child of
+        // the shell.
         let id = berth.run(&pod, shell(name, &format!("sh -c '{script}'; exit $?"))).await;
-        let status = berth.ended(&id).await;
+        let status = berth.wait_exited(&id).await;
         assert_eq!((status.exit_code, status.reason.as_str()), (exit, reason), "{name}");
         assert!(status.created_at <= status.started_at && status.started_at <= status.finished_at);
     }
@@ -189,22 +194,23 @@ async fn ends_have_codes_reasons_and_times() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_is_gentle_then_firm() {
+async fn stop_sends_the_stop_signal_then_kills_after_the_timeout() {
     let (mut berth, pod) = berth_and_pod().await;
     let gentle = berth.run(&pod, sleeper("gentle")).await;
-    berth.catches(&gentle, rustix::process::Signal::TERM).await;
+    berth.wait_for_handler(&gentle, rustix::process::Signal::TERM).await;
     berth.stop_container(&gentle, 60).await;
-    assert_eq!(berth.status(&gentle).await.exit_code, 0, "it ends by the stop signal");
-    let deaf =
-        berth.run(&pod, shell("deaf", "trap '' TERM; sleep 1000 & while true; do sleep 0.1; done")).await;
-    berth.stop_container(&deaf, 1).await;
-    let status = berth.status(&deaf).await;
+    assert_eq!(berth.status(&gentle).await.exit_code, 0, "the stop signal ends the container");
+    let ignores_term = berth
+        .run(&pod, shell("ignores_term", "trap '' TERM; sleep 1000 & while true; do sleep 0.1; done"))
+        .await;
+    berth.stop_container(&ignores_term, 1).await;
+    let status = berth.status(&ignores_term).await;
     assert_eq!((status.exit_code, status.state()), (137, ContainerState::ContainerExited));
-    berth.stop_container(&deaf, 1).await;
+    berth.stop_container(&ignores_term, 1).await;
     let mut by_signal = shell("signal", "trap 'exit 7' USR1; while true; do sleep 0.1; done");
     by_signal.stop_signal = Signal::Sigusr1.into();
     let by_signal = berth.run(&pod, by_signal).await;
-    berth.catches(&by_signal, rustix::process::Signal::USR1).await;
+    berth.wait_for_handler(&by_signal, rustix::process::Signal::USR1).await;
     berth.stop_container(&by_signal, 60).await;
     assert_eq!(berth.status(&by_signal).await.exit_code, 7);
     berth.remove_container(&by_signal).await;
@@ -213,7 +219,7 @@ async fn stopping_is_gentle_then_firm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exec_sync_answers_with_code_and_output() {
+async fn exec_sync_returns_exit_code_and_output() {
     let (mut berth, pod) = berth_and_pod().await;
     let id = berth.run(&pod, sleeper("c")).await;
     let answer = berth.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 5"], 120).await.unwrap();
@@ -225,24 +231,28 @@ async fn exec_sync_answers_with_code_and_output() {
     let error = berth.exec(&id, &["sh", "-c", "sleep 4711 & sleep 4712"], 1).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded);
     let left = berth.sh(&id, "ps -o args | grep -c '[s]leep 471'").await;
-    assert_eq!(left, "0", "a timeout ends everything that the command had started");
+    assert_eq!(left, "0", "a timeout kills everything that the command had started");
 
     let answer = berth.exec(&id, &["sh", "-c", "sleep 4713 & echo started"], 60).await.unwrap();
-    assert_eq!(&answer.stdout[..], b"started\n", "what holds the pipe open is not waited for");
+    assert_eq!(
+        &answer.stdout[..],
+        b"started\n",
+        "exec does not wait for a background process that holds the pipe"
+    );
     let answer = berth.exec(&id, &["sh", "-c", "sleep 4714 & exit 3"], 1).await.unwrap();
-    assert_eq!(answer.exit_code, 3, "the command has ended in time, whatever it has left behind");
+    assert_eq!(answer.exit_code, 3, "the command has exited in time, although it left a process behind");
     let answer = berth.exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero"], 30).await.unwrap();
-    assert_eq!(answer.stdout.len(), 16 << 20, "output is cut");
+    assert_eq!(answer.stdout.len(), 16 << 20, "output is limited to 16 MiB");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_has_exactly_what_its_container_has() {
+async fn an_exec_has_the_credentials_limits_and_namespaces_of_its_container() {
     let (mut berth, pod) = berth_and_pod().await;
-    let look = "grep -E '^(Uid|Gid|Groups|Umask|Cap|NoNewPrivs|Seccomp)' /proc/self/status; cat /proc/self/limits \
+    let inspect = "grep -E '^(Uid|Gid|Groups|Umask|Cap|NoNewPrivs|Seccomp)' /proc/self/status; cat /proc/self/limits \
                 /proc/self/oom_score_adj; for ns in /proc/self/ns/*; do readlink $ns; done; pwd; env | sort; echo end";
     let profile = SecurityProfile::default();
-    let mut config = secured(shell("own", &format!("{look}; exec sleep 1000")), |context| {
+    let mut config = with_security(shell("own", &format!("{inspect}; exec sleep 1000")), |context| {
         context.run_as_user = Some(Int64Value { value: 1000 });
         context.supplemental_groups = vec![1234];
         context.no_new_privs = true;
@@ -267,15 +277,15 @@ async fn a_command_has_exactly_what_its_container_has() {
         assert!(Instant::now() < until, "{text}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    // A user other than root holds what is ambient.
+    // A user other than root has the ambient capabilities.
     for expected in
         ["CapAmb:\t0000000000001000", "CapEff:\t0000000000001000", "NoNewPrivs:\t1", "Seccomp:\t2", "\n321\n"]
     {
         assert!(own.contains(expected), "{expected:?} is not in {own}");
     }
-    assert_eq!(berth.sh(&id, look).await, own.trim());
+    assert_eq!(berth.sh(&id, inspect).await, own.trim());
 
-    // In a cgroup of its own, below the container's.
+    // The exec has a separate cgroup below the container's.
     let cgroup = berth.info(&id).await["cgroup"].as_str().unwrap().to_owned();
     assert!(berth.sh(&id, "cat /proc/self/cgroup").await.contains(":/exec-"));
     let whole =
@@ -292,14 +302,14 @@ async fn a_command_has_exactly_what_its_container_has() {
         below.filter(|entry| entry.file_name().to_string_lossy().starts_with("exec-")).collect();
     assert_eq!(below.len(), 1, "{below:?}");
     let pids = fs::read_to_string(below[0].path().join("cgroup.procs")).unwrap();
-    assert!(pids.lines().count() > 0, "nothing is in {below:?}");
+    assert!(pids.lines().count() > 0, "no process is in {below:?}");
     berth.stop_container(&id, 0).await;
     drop(running.await.unwrap());
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_and_score_are_not_the_daemons() {
+async fn rlimits_and_oom_score_do_not_come_from_the_daemon() {
     let mut berth = Berth::start().await;
     let low = |soft| rustix::process::Rlimit { current: Some(soft), maximum: None };
     for (resource, soft) in [(Resource::Stack, 1 << 20), (Resource::Core, 4096), (Resource::Data, 1 << 40)] {
@@ -328,12 +338,12 @@ fn has_apparmor() -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_profile_needs_its_security_module() {
+async fn an_apparmor_profile_needs_apparmor() {
     let (mut berth, pod) = berth_and_pod().await;
-    let look = "cat /proc/self/attr/current; true 2>/dev/null >/proc/sysrq-trigger || echo denied";
+    let inspect = "cat /proc/self/attr/current; true 2>/dev/null >/proc/sysrq-trigger || echo denied";
     let with = |name: &str, kind: ProfileType, localhost_ref: &str| {
         let profile = SecurityProfile { profile_type: kind.into(), localhost_ref: localhost_ref.to_owned() };
-        secured(shell(name, look), |context| context.apparmor = Some(profile))
+        with_security(shell(name, inspect), |context| context.apparmor = Some(profile))
     };
     let (default, loaded, none) = (
         with("default", ProfileType::RuntimeDefault, ""),
@@ -341,7 +351,8 @@ async fn a_profile_needs_its_security_module() {
         with("none", ProfileType::Unconfined, ""),
     );
     if has_apparmor() {
-        for config in [default, shell("unset", look), with("own", ProfileType::Localhost, "berth-default")] {
+        for config in [default, shell("unset", inspect), with("own", ProfileType::Localhost, "berth-default")]
+        {
             let (_, log) = berth.run_to_end(&pod, config).await;
             assert_eq!(log, "berth-default (enforce)\ndenied\n");
         }
@@ -362,9 +373,9 @@ async fn a_profile_needs_its_security_module() {
         let id = berth.try_create(&pod, none).await.unwrap();
         berth.remove_container(&id).await;
     }
-    // Options of SELinux are without effect where there is none, but have to be some.
+    // SELinux options have no effect on a host without SELinux, but they are validated.
     let labelled = |name: &str, level: &str| {
-        secured(shell(name, "true"), |context| {
+        with_security(shell(name, "true"), |context| {
             context.selinux_options = Some(SeLinuxOption { level: level.to_owned(), ..Default::default() });
         })
     };
@@ -393,10 +404,10 @@ async fn logs_are_in_the_cri_format_and_survive_rotation() {
     let request = ReopenContainerLogRequest { container_id: id.clone() };
     berth.runtime.reopen_container_log(request.clone()).await.unwrap();
     berth.exec(&id, &["touch", "/tmp/go"], 0).await.unwrap();
-    berth.ended(&id).await;
+    berth.wait_exited(&id).await;
     let old = fs::read_to_string(&rotated).unwrap();
     let tags: Vec<_> = old.lines().take(3).map(|line| line.split(' ').nth(2).unwrap()).collect();
-    assert_eq!(tags, ["P", "P", "F"], "a long line is in parts");
+    assert_eq!(tags, ["P", "P", "F"], "a long line is logged in parts");
     let text = support::text_of(&old);
     assert_eq!(text.lines().next().unwrap().len(), 40000);
     assert_eq!(text.lines().count(), 2001);
@@ -406,7 +417,7 @@ async fn logs_are_in_the_cri_format_and_survive_rotation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_is_the_containers_own() {
+async fn a_container_with_a_terminal_has_its_own_console() {
     let (mut berth, pod) = berth_and_pod().await;
     let mut config =
         shell("tty", "tty; test -t 0 && test -t 1 && echo terminal; ls -l /dev/console; echo $TERM");

@@ -1,12 +1,13 @@
-//! What requests say is checked, done and told as it is: security contexts, enums, namespaces, images. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Every field of a request is validated, applied and reported: security contexts, enums, namespaces, images. Runs as
+//! root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
 use std::fs;
 
 use berth_proto::v1::*;
-use support::{Berth, IMAGE, code, pod_with, secured, shell, sleeper};
+use support::{Berth, IMAGE, code, pod_with, shell, sleeper, with_security};
 use tonic::{Code, Status};
 
 fn limited(mut config: ContainerConfig, resources: LinuxContainerResources) -> ContainerConfig {
@@ -50,7 +51,7 @@ async fn the_pause_has_the_security_context_of_its_pod() {
     let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap();
     assert!(root.split(' ').nth(5).unwrap().split(',').any(|option| option == "ro"), "{root}");
     assert_eq!(info["runtimeSpec"]["process"]["user"]["uid"], 1000);
-    // The containers of the pod are none the worse for it.
+    // The security context of the pod does not affect its containers.
     assert_eq!(
         berth.script(&pod, "c", "id -u; cat /etc/hostname; ip -o addr show dev eth0 | wc -l").await.0,
         0
@@ -88,7 +89,7 @@ async fn the_pause_has_the_security_context_of_its_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_enum_has_and_what_is_for_other_systems_is_refused() {
+async fn unknown_enum_values_and_windows_fields_are_refused() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let refused = |result: Result<String, Status>, field: &str| {
@@ -115,7 +116,8 @@ async fn what_no_enum_has_and_what_is_for_other_systems_is_refused() {
     for (field, change) in modes {
         let config = pod_with(&berth, "modes", |security| security.namespace_options = Some(options(change)));
         refused(berth.try_run_pod(config).await, field);
-        let config = secured(sleeper("modes"), |security| security.namespace_options = Some(options(change)));
+        let config =
+            with_security(sleeper("modes"), |security| security.namespace_options = Some(options(change)));
         refused(berth.try_create(&pod, config).await, field);
     }
     let target = pod_with(&berth, "target", |security| {
@@ -139,7 +141,7 @@ async fn what_no_enum_has_and_what_is_for_other_systems_is_refused() {
         berth.try_create(&pod, ContainerConfig { mounts: vec![mount], ..sleeper("mount") }).await,
         "propagation",
     );
-    let groups = secured(sleeper("groups"), |security| security.supplemental_groups_policy = 2);
+    let groups = with_security(sleeper("groups"), |security| security.supplemental_groups_policy = 2);
     refused(berth.try_create(&pod, groups).await, "supplemental_groups_policy");
     let state = Some(ContainerStateValue { state: 12 });
     let filter = Some(ContainerFilter { state, ..ContainerFilter::default() });
@@ -150,13 +152,14 @@ async fn what_no_enum_has_and_what_is_for_other_systems_is_refused() {
     refused(berth.try_run_pod(windows).await, "windows");
     let windows = ContainerConfig { windows: Some(Default::default()), ..sleeper("windows") };
     refused(berth.try_create(&pod, windows).await, "windows");
-    let group = secured(sleeper("group"), |security| security.run_as_group = Some(Int64Value { value: 5 }));
+    let group =
+        with_security(sleeper("group"), |security| security.run_as_group = Some(Int64Value { value: 5 }));
     refused(berth.try_create(&pod, group).await, "run_as_group");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_runtime_handler_that_is_not_configured_is_refused_for_images_too() {
+async fn image_calls_refuse_an_unknown_runtime_handler() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let spec = |handler: &str| ImageSpec {
@@ -183,7 +186,7 @@ async fn a_runtime_handler_that_is_not_configured_is_refused_for_images_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_container_is_shown_with_the_image_that_people_named() {
+async fn container_status_shows_the_image_name_from_the_request() {
     let mut berth = Berth::start().await;
     let mut config = berth.pod_config("pod");
     let pod = berth.run_pod(config.clone()).await;
@@ -192,7 +195,7 @@ async fn a_container_is_shown_with_the_image_that_people_named() {
         verbose: false,
     };
     let image = berth.images.image_status(request).await.unwrap().into_inner().image.unwrap();
-    // As the kubelet sends it: the id that PullImage has answered, and what the author of the pod wrote.
+    // The kubelet sends the id that PullImage has returned, and the name that the author of the pod wrote.
     let by_id = |user: &str| ImageSpec {
         image: image.id.clone(),
         user_specified_image: user.to_owned(),
@@ -214,7 +217,7 @@ async fn a_container_is_shown_with_the_image_that_people_named() {
         let listed = berth.runtime.list_containers(ListContainersRequest { filter }).await.unwrap();
         assert_eq!(listed.into_inner().containers[0].image.as_ref().unwrap().image, shown, "{name}");
     }
-    // What the client repeats of its pod when it makes a container changes nothing of that.
+    // CreateContainer repeats the pod's config. Differences in it have no effect on the pod.
     let before = pod_info(&mut berth, &pod).await["config"].clone();
     config.hostname = "other".to_owned();
     config.log_directory = berth.path("other-logs").display().to_string();
@@ -231,7 +234,7 @@ async fn a_container_is_shown_with_the_image_that_people_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_name_the_cause() {
+async fn error_messages_name_the_cause() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let tiny = LinuxContainerResources { memory_limit_in_bytes: 1, ..Default::default() };
@@ -270,15 +273,15 @@ async fn messages_name_the_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_nodes_policy_holds_for_containers_of_images_that_came_before() {
+async fn the_signature_policy_applies_to_images_that_are_already_stored() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     fs::write(berth.path("policy.json"), r#"{ "default": [{ "type": "reject" }] }"#).unwrap();
     let refused = berth.try_create(&pod, shell("c", "true")).await.unwrap_err();
-    // k8s.io/cri-api/pkg/errors; the kubelet sees the text as it is only where the code is Unknown.
+    // k8s.io/cri-api/pkg/errors: the kubelet sees the original text only if the code is Unknown.
     assert_eq!(refused.code(), Code::Unknown);
     assert!(refused.message().starts_with("SignatureValidationFailed: "), "{refused}");
-    // It came from an archive, which the policy may let in.
+    // The image came from an archive, which the policy can allow.
     let archives = r#"{ "default": [{ "type": "reject" }],
         "transports": { "docker-archive": { "": [{ "type": "insecureAcceptAnything" }] } } }"#;
     fs::write(berth.path("policy.json"), archives).unwrap();
@@ -287,7 +290,7 @@ async fn the_nodes_policy_holds_for_containers_of_images_that_came_before() {
     fs::write(berth.path("policy.json"), "{").unwrap();
     assert!(
         berth.try_create(&pod, shell("broken", "true")).await.is_err(),
-        "a broken policy lets nothing through"
+        "a broken policy refuses every container"
     );
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

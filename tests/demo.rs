@@ -1,5 +1,6 @@
-//! `berth demo`: a whole pod, each call with its time, and nothing left; what keeps it from running is one sentence.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! `berth demo`: it runs a whole pod, prints each call with its time, and leaves nothing. A missing right is reported
+//! in one sentence.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -14,19 +15,20 @@ fn demo() -> Command {
     command
 }
 
-/// A demo looks at the whole machine before and after: two at once see each other.
+/// Returns a lock. A demo compares the whole machine before and after, so two demos at the same time would see each
+/// other.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]
-fn a_pod_runs_and_nothing_is_left() {
+fn the_demo_runs_a_pod_and_leaves_nothing() {
     let _alone = alone();
     let output = demo().output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(!text.contains('\x1b'), "plain when piped");
+    assert!(!text.contains('\x1b'), "piped output must not contain escape codes");
     for words in [
         "RunPodSandbox",
         "address 10.",
@@ -44,7 +46,7 @@ fn a_pod_runs_and_nothing_is_left() {
 }
 
 #[test]
-fn a_demo_that_is_interrupted_cleans_up() {
+fn an_interrupted_demo_cleans_up() {
     let _alone = alone();
     for wait in [20, 100, 200] {
         let mut child = demo().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -75,11 +77,11 @@ fn walk(folder: &str, depth: usize) -> Vec<String> {
 }
 
 #[test]
-fn who_is_not_root_is_told_in_one_sentence() {
+fn without_root_the_demo_fails_with_one_sentence() {
     let output = demo().uid(65534).gid(65534).output();
-    // The build may lie where nobody else can reach it.
+    // The build can be in a folder that only root can enter.
     let Ok(output) = output else { return };
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
-    assert!(said.contains("root") && said.lines().count() == 1, "{said}");
+    assert!(message.contains("root") && message.lines().count() == 1, "{message}");
 }

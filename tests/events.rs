@@ -1,5 +1,6 @@
-//! GetContainerEvents: in order, once each, to every subscriber, and no subscriber misses one unknowingly. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! GetContainerEvents: every subscriber receives each event once and in order, and learns when it has missed events.
+//! Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -25,7 +26,7 @@ async fn next(events: &mut Events) -> ContainerEventResponse {
     tokio::time::timeout(PATIENCE, events.message()).await.unwrap().unwrap().unwrap()
 }
 
-/// What comes up to the end of an object: its id and the kind of event.
+/// Receives events up to the event of this kind for this object.
 async fn up_to(events: &mut Events, id: &str, kind: Kind) -> Vec<ContainerEventResponse> {
     let mut got = Vec::new();
     loop {
@@ -51,12 +52,12 @@ fn state_in(event: &ContainerEventResponse, id: &str) -> Option<ContainerState> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_life_of_a_pod_is_told_in_order_to_everyone() {
+async fn every_subscriber_receives_all_events_of_a_pod_in_order() {
     let mut berth = Berth::start().await;
     let (mut first, mut second) = (subscribe(&mut berth).await, subscribe(&mut berth).await);
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let short = berth.run(&pod, shell("short", "exit 4")).await;
-    berth.ended(&short).await;
+    berth.wait_exited(&short).await;
     let long = berth.run(&pod, sleeper("long")).await;
     let waiting = berth.try_create(&pod, sleeper("waiting")).await.unwrap();
     let broken = berth.try_create(&pod, support::container("broken", &["/nope"])).await.unwrap();
@@ -69,10 +70,18 @@ async fn the_life_of_a_pod_is_told_in_order_to_everyone() {
     for id in [&pod, &short, &long] {
         assert_eq!(of(&got, id), LIFE, "{id}");
     }
-    assert_eq!(of(&got, &waiting), [LIFE[0], LIFE[2], LIFE[3]].to_vec(), "it has never run");
-    assert_eq!(of(&got, &broken), [LIFE[0], LIFE[2], LIFE[3]].to_vec(), "it could not run");
-    assert!(got.is_sorted_by_key(|event| event.created_at), "times do not go back");
-    // The kubelet asks every event for its pod by these.
+    assert_eq!(
+        of(&got, &waiting),
+        [LIFE[0], LIFE[2], LIFE[3]].to_vec(),
+        "a container that was never started has no started event"
+    );
+    assert_eq!(
+        of(&got, &broken),
+        [LIFE[0], LIFE[2], LIFE[3]].to_vec(),
+        "a container that failed to start has no started event"
+    );
+    assert!(got.is_sorted_by_key(|event| event.created_at), "event times do not decrease");
+    // The kubelet finds the pod of every event by these fields.
     for event in &got {
         let status = event.pod_sandbox_status.as_ref().unwrap();
         assert_eq!((status.id.as_str(), status.metadata.as_ref().unwrap().uid.as_str()), (&*pod, "uid-pod"));
@@ -99,7 +108,7 @@ async fn the_life_of_a_pod_is_told_in_order_to_everyone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_listed_after_an_event_is_never_older() {
+async fn a_status_is_never_older_than_the_event_before_it() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let mut events = subscribe(&mut berth).await;
@@ -108,32 +117,32 @@ async fn what_is_listed_after_an_event_is_never_older() {
         for kind in &LIFE[..3] {
             let event = next(&mut events).await;
             assert_eq!((event.container_id.as_str(), event.container_event_type()), (&*id, *kind));
-            let (told, now) = (state_in(&event, &id).unwrap(), berth.status(&id).await.state());
-            assert!(i32::from(now) >= i32::from(told), "{now:?} after {told:?}");
+            let (reported, now) = (state_in(&event, &id).unwrap(), berth.status(&id).await.state());
+            assert!(i32::from(now) >= i32::from(reported), "{now:?} after {reported:?}");
             let least = match kind {
                 Kind::ContainerCreatedEvent => ContainerState::ContainerCreated,
                 Kind::ContainerStartedEvent => ContainerState::ContainerRunning,
                 _ => ContainerState::ContainerExited,
             };
-            assert!(i32::from(told) >= i32::from(least), "{told:?} with {kind:?}");
+            assert!(i32::from(reported) >= i32::from(least), "{reported:?} with {kind:?}");
         }
     }
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ends_that_no_daemon_saw_are_told_by_the_next() {
+async fn exits_while_no_daemon_runs_are_reported_by_the_next_daemon() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let lost = berth.run_pod(berth.pod_config("lost")).await;
     let before = berth.run(&pod, shell("before", "exit 1")).await;
-    berth.ended(&before).await;
+    berth.wait_exited(&before).await;
     let meanwhile =
         berth.run(&pod, shell("meanwhile", "until [ -e /tmp/go ]; do sleep 0.05; done; exit 9")).await;
     let still = berth.run(&pod, sleeper("still")).await;
     berth.exec(&meanwhile, &["sh", "-c", "(sleep 1; touch /tmp/go) >/dev/null 2>&1 &"], 0).await.unwrap();
     berth.kill();
-    support::leftovers::end_keepers_of(&lost);
+    support::leftovers::kill_keeper_of(&lost);
     let ended = berth.path(&format!("root/containers/{meanwhile}/exit.json"));
     let until = std::time::Instant::now() + PATIENCE;
     while !ended.exists() {
@@ -151,7 +160,7 @@ async fn ends_that_no_daemon_saw_are_told_by_the_next() {
         assert_eq!(status.exit_code, 9);
         assert_eq!((pod_end.container_id.as_str(), pod_end.container_event_type()), (&*lost, LIFE[2]));
     }
-    // From then on it is as ever, and what is removed is told of no more.
+    // From then on events arrive as usual, and removed objects are not reported again.
     let mut events = subscribe(&mut berth).await;
     let _missed = (next(&mut events).await, next(&mut events).await);
     berth.stop_container(&still, 10).await;

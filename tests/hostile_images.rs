@@ -1,11 +1,6 @@
-//! Images that were made to harm the node, pulled by the real daemon: what they cost in memory, whom they delay, and what
-//! their words do to those who read them. Runs as root.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    reason = "a test that fails says so by panicking"
-)]
+//! Hostile images, pulled by the real daemon: their memory cost, the delay of other pulls, and the effect of their
+//! texts on terminals. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::as_conversions, reason = "a failing test panics")]
 
 mod support;
 
@@ -21,9 +16,9 @@ use support::registry::{Answer, MANIFEST, Registry};
 use support::{Berth, PATIENCE};
 use tonic::{Code, Status};
 
-/// What the daemon may have more, some moments after any pull, than before the first one. While a layer is unpacked it may
-/// be more than that.
-const MORE: u64 = 24 << 20;
+/// The memory that the daemon can use more, some moments after any pull, than before the first pull. While it unpacks
+/// a layer it can use more.
+const ALLOWED_GROWTH: u64 = 24 << 20;
 
 async fn pull(berth: &mut Berth, registry: &Registry, name: &str) -> Result<String, Status> {
     let image = ImageSpec { image: format!("{}/{name}:1", registry.address), ..ImageSpec::default() };
@@ -31,17 +26,17 @@ async fn pull(berth: &mut Berth, registry: &Registry, name: &str) -> Result<Stri
     Ok(berth.images.pull_image(request).await?.into_inner().image_ref)
 }
 
-/// The daemon's memory (proc(5)).
+/// Returns the daemon's resident memory (proc(5)).
 fn resident(berth: &Berth) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", berth.pid())).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Waits until the daemon has given back what it does not need.
+/// Waits until the daemon has released the memory that it does not need.
 async fn settled(berth: &Berth, base: u64, what: &str) {
     let until = Instant::now() + PATIENCE;
-    while resident(berth) > base + MORE {
+    while resident(berth) > base + ALLOWED_GROWTH {
         assert!(Instant::now() < until, "{what}: {} MiB more", (resident(berth) - base) >> 20);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -59,7 +54,7 @@ fn entry(tar: &mut tar::Builder<impl std::io::Write>, kind: tar::EntryType, name
     }
 }
 
-/// A compressed layer, and the digest of what it unpacks to.
+/// Returns a compressed layer and the digest of its unpacked content.
 fn layer(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> (Vec<u8>, Digest) {
     let mut tar = tar::Builder::new(Vec::new());
     fill(&mut tar);
@@ -70,7 +65,7 @@ fn layer(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> (Vec<u8>, Digest) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_any_image_the_daemon_is_as_small_as_before() {
+async fn the_daemon_releases_the_memory_of_every_pull() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let long = format!("{}/", "a".repeat(250)).repeat(15) + "b";
@@ -80,7 +75,7 @@ async fn after_any_image_the_daemon_is_as_small_as_before() {
         }
     });
     registry.image("links", &links.0, &links.1);
-    // Just below the limit: it is pulled, and none of it stays.
+    // Just below the limit: the image is pulled, and none of the memory stays in use.
     let folders = layer(|tar| {
         for number in 0..1600 {
             let path = format!("{number:0240}/").repeat(8);
@@ -114,7 +109,7 @@ async fn after_any_image_the_daemon_is_as_small_as_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_never_comes_keeps_no_other_waiting() {
+async fn a_stalled_pull_does_not_delay_other_pulls() {
     let mut berth = Berth::start_with("parallel_pulls = 2\n").await;
     let registry = Registry::start(berth.host_process());
     let slow: Vec<_> = (0..6)
@@ -131,18 +126,18 @@ async fn an_image_that_never_comes_keeps_no_other_waiting() {
     let image = ImageSpec { image: format!("{}/slow:1", registry.address), ..ImageSpec::default() };
     let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
     let never = tokio::spawn(async move { images.pull_image(request).await });
-    while registry.asked().iter().filter(|asked| asked.path.contains("/slow/blobs/")).count() < 3 {
+    while registry.requests().iter().filter(|asked| asked.path.contains("/slow/blobs/")).count() < 3 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let pulled = tokio::time::timeout(PATIENCE, pull(&mut berth, &registry, "fast")).await;
-    pulled.expect("it waits for the slow image").unwrap();
+    pulled.expect("the pull waits for the slow image").unwrap();
     assert!(!never.is_finished());
     never.abort();
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_word_of_a_registry_or_an_image_is_obeyed_by_a_terminal() {
+async fn texts_from_registries_and_images_contain_no_terminal_controls() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let evil = "\u{1b}]0;owned\u{7}\u{202e}\u{9b}2J";
@@ -184,7 +179,7 @@ async fn no_word_of_a_registry_or_an_image_is_obeyed_by_a_terminal() {
     let answer = berth.images.image_status(request).await.unwrap().into_inner();
     let info = &answer.info["info"];
     let value: serde_json::Value = serde_json::from_str(info).unwrap();
-    assert_eq!(value["imageSpec"]["author"], evil, "its meaning is the same");
+    assert_eq!(value["imageSpec"]["author"], evil, "the value is unchanged after decoding");
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let mut container = support::container("c", &[]);
     container.image = Some(image);
@@ -194,12 +189,12 @@ async fn no_word_of_a_registry_or_an_image_is_obeyed_by_a_terminal() {
         assert!(!text.contains(|letter: char| letter.is_control() || letter == '\u{202e}'), "{text:?}");
     }
     let log = fs::read_to_string(berth.path("daemon.log")).unwrap();
-    assert!(!log.contains(['\u{202e}', '\u{9b}', '\u{7}']), "the log has it");
+    assert!(!log.contains(['\u{202e}', '\u{9b}', '\u{7}']), "the daemon's log contains control characters");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_list_that_is_too_long_is_told_and_needed_only_for_names() {
+async fn an_oversized_etc_passwd_fails_only_containers_that_need_names() {
     let mut berth = Berth::start_with("").await;
     let archive = berth.path("long.tar");
     let passwd = "web:x:1000:1000:web:/srv:/bin/sh\n".repeat(40_000);
@@ -212,7 +207,8 @@ async fn a_user_list_that_is_too_long_is_told_and_needed_only_for_names() {
 
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let config = |name: &str, change: &dyn Fn(&mut LinuxContainerSecurityContext)| {
-        let mut config = support::secured(support::shell(name, "id -u; id -g"), |context| change(context));
+        let mut config =
+            support::with_security(support::shell(name, "id -u; id -g"), |context| change(context));
         config.image = Some(ImageSpec { image: "localhost/long:1".to_owned(), ..ImageSpec::default() });
         config
     };
@@ -230,7 +226,8 @@ async fn a_user_list_that_is_too_long_is_told_and_needed_only_for_names() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// Labels and annotations by which runtimes have been led to run programs, write logs elsewhere, mount, or restore.
+/// Labels and annotations that made other runtimes run programs, write logs elsewhere, mount folders, or restore a
+/// checkpoint.
 const STEERING: [(&str, &str); 12] = [
     ("containerd.io/restart.loguri", "binary:///bin/sh?-c=touch%20/tmp/steered"),
     ("containerd.io/restart.status", "running"),
@@ -247,7 +244,7 @@ const STEERING: [(&str, &str); 12] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_label_and_no_annotation_of_an_image_steers_anything() {
+async fn labels_and_annotations_of_an_image_have_no_effect() {
     let mut berth = Berth::start().await;
     let registry = Registry::start(berth.host_process());
     let steering: serde_json::Map<_, _> =
@@ -280,7 +277,7 @@ async fn no_label_and_no_annotation_of_an_image_steers_anything() {
             Some(ImageSpec { image: format!("{}/{name}:1", registry.address), ..ImageSpec::default() });
         let id = berth.run(&pod, config).await;
         let mut info = berth.info(&id).await;
-        // A set: it has no order.
+        // A set has no order.
         for set in info["runtimeSpec"]["process"]["capabilities"].as_object_mut().unwrap().values_mut() {
             set.as_array_mut().unwrap().sort_by_key(ToString::to_string);
         }

@@ -1,6 +1,6 @@
-//! Images as volumes (CRI `Mount.image`): read-only, resolved inside the image, in use while a container has them.
-//! Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Images as volumes (CRI `Mount.image`): they are read-only, paths in them resolve inside the image, and an image is
+//! in use while a container mounts it. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -10,7 +10,7 @@ use support::registry::Registry;
 use support::{Berth, code, shell};
 use tonic::Code;
 
-/// One layer with the given files and a link that leads out of the image.
+/// Returns a layer with the given files and a symbolic link that leads out of the image.
 fn layer(files: &[(&str, &str)]) -> (Vec<u8>, Digest) {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, text) in files {
@@ -51,7 +51,7 @@ fn with(mounts: Vec<Mount>, config: ContainerConfig) -> ContainerConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_a_volume() {
+async fn an_image_can_be_mounted_read_only_whole_or_in_part() {
     let mut berth = Berth::start().await;
     let registry = Registry::start(berth.host_process());
     let bottom =
@@ -78,7 +78,7 @@ async fn an_image_is_a_volume() {
                   /strict/tool 2>&1; touch /whole/x 2>&1; touch /recursive/x 2>&1; rm /file 2>&1";
     let id = berth.try_create(&pod, with(mounts, shell("c", script))).await.unwrap();
     berth.try_start_container(&id).await.unwrap();
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     let log = support::text_of(&std::fs::read_to_string(&status.log_path).unwrap());
     assert!(log.starts_with("toptopbottommorebottombottom\nran\n"), "{log}");
     assert!(log.contains("/strict/tool: Permission denied"), "{log}");
@@ -91,18 +91,19 @@ async fn an_image_is_a_volume() {
         verbose: false,
     });
     let pulled = pulled.await.unwrap().into_inner().image.unwrap();
-    assert_eq!(image.image_ref, pulled.id, "what PullImage has answered");
+    assert_eq!(image.image_ref, pulled.id, "the id that PullImage has returned");
 
-    // In use: out of sight, but there until the container is gone, over a restart too.
+    // An image in use is no longer listed after its removal, but its layers stay until the container is removed, also
+    // over a restart.
     let removed = ImageSpec { image: two.clone(), ..ImageSpec::default() };
     berth.images.remove_image(RemoveImageRequest { image: Some(removed) }).await.unwrap();
     let layers = |berth: &Berth| std::fs::read_dir(berth.path("root/image/layers")).unwrap().count();
-    assert_eq!(layers(&berth), 3, "busybox and both of two's");
+    assert_eq!(layers(&berth), 3, "the layer of busybox and both layers of `two` must stay");
     berth.kill();
     berth.restart().await;
     assert_eq!(layers(&berth), 3);
     berth.remove_container(&id).await;
-    assert_eq!(layers(&berth), 2, "one's stays");
+    assert_eq!(layers(&berth), 2, "the layer of `one` must stay");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
@@ -111,9 +112,9 @@ fn users() -> Option<UserNamespace> {
     Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids })
 }
 
-/// With the right to mount, and nothing that would take it away again.
-fn that_may_mount(config: ContainerConfig, users: Option<UserNamespace>) -> ContainerConfig {
-    support::secured(config, |security| {
+/// Adds the capability to mount, and removes the AppArmor profile that would forbid it.
+fn with_mount_capability(config: ContainerConfig, users: Option<UserNamespace>) -> ContainerConfig {
+    support::with_security(config, |security| {
         let add_capabilities = vec!["SYS_ADMIN".to_owned()];
         security.capabilities = Some(Capability { add_capabilities, ..Capability::default() });
         let profile_type = security_profile::ProfileType::Unconfined.into();
@@ -123,7 +124,7 @@ fn that_may_mount(config: ContainerConfig, users: Option<UserNamespace>) -> Cont
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_remount_makes_an_image_writable() {
+async fn a_remount_does_not_make_an_image_volume_writable() {
     let mut berth = Berth::start().await;
     let registry = Registry::start(berth.host_process());
     let layer = layer(&[("part/file", "as in the image"), ("file", "as in the image")]);
@@ -154,10 +155,12 @@ async fn no_remount_makes_an_image_writable() {
         let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
         security.namespace_options.get_or_insert_default().userns_options = users.clone();
         let pod = berth.run_pod(config).await;
-        let config =
-            that_may_mount(with(volumes.clone(), shell("c", &format!("({script}) 2>/dev/null"))), users);
+        let config = with_mount_capability(
+            with(volumes.clone(), shell("c", &format!("({script}) 2>/dev/null"))),
+            users,
+        );
         let (_, log) = berth.run_to_end(&pod, config).await;
-        // The flag of each mount is cleared, and none of them can be written to.
+        // The read-only flag of each mount is cleared, and still none of them can be written to.
         assert_eq!(log, "rw\nas in the image", "{name}");
     }
     for layer in std::fs::read_dir(berth.path("root/image/layers")).unwrap().flatten() {
@@ -171,15 +174,15 @@ async fn no_remount_makes_an_image_writable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_mounted_is_refused() {
+async fn invalid_image_volumes_are_refused() {
     let mut berth = Berth::start().await;
     let registry = Registry::start(berth.host_process());
     registry.layers("one", &[layer(&[("folder/file", "x")])]);
     let one = pull(&mut berth, &registry, "one").await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
-    let sound = || volume(&one, "/volume", "");
+    let valid = || volume(&one, "/volume", "");
     let changed = |change: fn(&mut Mount)| {
-        let mut mount = sound();
+        let mut mount = valid();
         change(&mut mount);
         mount
     };
@@ -204,12 +207,12 @@ async fn what_cannot_be_mounted_is_refused() {
         assert_eq!(status.code(), expected, "{status}");
         assert!(status.message().contains(words) && status.message().contains("/volume"), "{status}");
     }
-    assert_eq!(code(berth.try_create(&pod, with(vec![sound()], shell("c", "true"))).await), Code::Ok);
+    assert_eq!(code(berth.try_create(&pod, with(vec![valid()], shell("c", "true"))).await), Code::Ok);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_artifact_is_a_volume_and_no_container() {
+async fn an_artifact_can_be_mounted_but_not_run() {
     let mut berth = Berth::start().await;
     let registry = Registry::start(berth.host_process());
     let blob = |title: &str, content: &str| {
@@ -229,12 +232,12 @@ async fn an_artifact_is_a_volume_and_no_container() {
     let mounts = vec![volume(&model, "/model", ""), volume(&model, "/docs", "docs")];
     let script = "cat /model/weights.bin /docs/readme.md; touch /model/new || echo no";
     let id = berth.run(&pod, with(mounts, shell("reader", script))).await;
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     let log = std::fs::read_to_string(&status.log_path).unwrap();
     assert!(support::text_of(&log).contains("12345read me"), "{log}");
     assert!(support::text_of(&log).contains("no\n"), "{log}");
-    let told = status.mounts.iter().find(|mount| mount.container_path == "/model").unwrap();
-    assert!(told.image.as_ref().unwrap().image_ref.ends_with(&digest.to_string()), "{told:?}");
+    let reported = status.mounts.iter().find(|mount| mount.container_path == "/model").unwrap();
+    assert!(reported.image.as_ref().unwrap().image_ref.ends_with(&digest.to_string()), "{reported:?}");
 
     let mut config = shell("none", "true");
     config.image = Some(ImageSpec { image: model, ..ImageSpec::default() });

@@ -1,5 +1,5 @@
-//! `berth load`: an archive into the store of the daemon that runs. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! `berth load`: it loads an archive into the image store of the running daemon. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -19,10 +19,10 @@ fn load(berth: &Berth, file: &str) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_archive_is_loaded_by_name_and_what_is_none_is_refused() {
+async fn load_accepts_a_relative_path_and_refuses_other_files() {
     let mut berth = Berth::start_with("").await;
     image::write_archive(&berth.path("image.tar"), IMAGE);
-    // Relative to where the user is, not to where the daemon is.
+    // The path is relative to the user's working folder, not to the daemon's.
     let output = load(&berth, "image.tar");
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains(IMAGE), "{output:?}");
@@ -33,18 +33,18 @@ async fn an_archive_is_loaded_by_name_and_what_is_none_is_refused() {
     std::fs::write(berth.path("noise"), "no archive").unwrap();
     for (file, words) in [("noise", "noise"), ("none.tar", "No such file"), ("/", "index.json")] {
         let output = load(&berth, file);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(words), "{output:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(words), "{output:?}");
     }
     berth.kill();
     let output = load(&berth, "image.tar");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("berth.sock"), "{said}");
-    assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && stderr.contains("berth.sock"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "the error must be one line: {stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_saved_on_one_node_is_imported_on_another() {
+async fn an_image_saved_on_one_node_is_imported_on_another() {
     let first = Berth::start().await;
     let command = |berth: &Berth, arguments: &[&str]| {
         let config = berth.path("config.toml");
@@ -55,7 +55,10 @@ async fn what_is_saved_on_one_node_is_imported_on_another() {
     let saved = command(&first, &["save", IMAGE, "-o", file.to_str().unwrap()]);
     assert!(saved.status.success(), "{saved:?}");
     let piped = command(&first, &["save", IMAGE]);
-    assert!(piped.stdout == std::fs::read(&file).unwrap(), "the same images give the same archive");
+    assert!(
+        piped.stdout == std::fs::read(&file).unwrap(),
+        "saving the same image twice must give the same archive"
+    );
     let none = command(&first, &["save", "none", "-o", first.path("none.tar").to_str().unwrap()]);
     assert!(!none.status.success() && String::from_utf8_lossy(&none.stderr).contains("none"), "{none:?}");
     assert!(!first.path("none.tar").exists() && !first.path("none.tar.part").exists());
@@ -69,7 +72,7 @@ async fn what_is_saved_on_one_node_is_imported_on_another() {
         if let Some(image) = listed.images.into_iter().find(|image| image.pinned) {
             break image;
         }
-        assert!(std::time::Instant::now() < until, "it is imported");
+        assert!(std::time::Instant::now() < until, "the image in root/import is not imported");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     };
     assert_eq!(image.repo_tags, [IMAGE]);
@@ -79,7 +82,7 @@ async fn what_is_saved_on_one_node_is_imported_on_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_are_listed_pulled_and_removed_by_hand() {
+async fn image_subcommands_list_pull_verify_prune_and_remove() {
     let mut berth = Berth::start().await;
     let config = berth.path("config.toml");
     let image = |arguments: &[&str]| {

@@ -1,5 +1,5 @@
-//! The log of a container has what it wrote, whatever happens to the file. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! The log of a container contains what the container wrote, whatever happens to the log file. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -22,15 +22,15 @@ struct Record<'a> {
     text: &'a str,
 }
 
-/// The records of a log, each of which must be whole.
+/// Returns the records of a log. Each record must be complete.
 fn records(log: &str) -> Vec<Record<'_>> {
-    assert!(log.is_empty() || log.ends_with('\n'), "the last record is torn");
+    assert!(log.is_empty() || log.ends_with('\n'), "the last record is incomplete");
     let mut records = Vec::new();
     for line in log.lines() {
         let mut fields = line.splitn(4, ' ');
-        let mut field = || fields.next().unwrap_or_else(|| panic!("a record is torn: {line:?}"));
+        let mut field = || fields.next().unwrap_or_else(|| panic!("incomplete record: {line:?}"));
         let record = Record { time: field(), stream: field(), tag: field(), text: field() };
-        let time: jiff::Timestamp = record.time.parse().unwrap_or_else(|_| panic!("no time: {line:?}"));
+        let time: jiff::Timestamp = record.time.parse().unwrap_or_else(|_| panic!("invalid time: {line:?}"));
         assert!(record.time.len() == 30 && record.time.ends_with('Z'), "{line:?}");
         assert!(time > jiff::Timestamp::UNIX_EPOCH);
         assert!(
@@ -47,9 +47,9 @@ async fn reopen(berth: &mut Berth, id: &str) -> Result<(), Status> {
     berth.runtime.reopen_container_log(request).await.map(drop)
 }
 
-async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
-    while !so() {
+    while !condition() {
         assert!(Instant::now() < until, "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -60,7 +60,7 @@ fn size(path: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_rotated_under_load_loses_doubles_and_tears_nothing() {
+async fn rotation_under_load_loses_repeats_and_splits_no_record() {
     const LINES: u32 = 500_000;
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
@@ -79,7 +79,7 @@ async fn a_log_that_is_rotated_under_load_loses_doubles_and_tears_nothing() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(files.len() > 5, "it ran long enough: {}", files.len());
+    assert!(files.len() > 5, "the container exited before enough rotations: {}", files.len());
     files.extend(log.exists().then_some(log));
     let mut next = HashMap::new();
     for file in &files {
@@ -94,7 +94,7 @@ async fn a_log_that_is_rotated_under_load_loses_doubles_and_tears_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn long_lines_come_in_parts_of_16_kib() {
+async fn long_lines_are_logged_in_parts_of_16_kib() {
     const PART: usize = 16 << 10;
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
@@ -109,7 +109,7 @@ async fn long_lines_come_in_parts_of_16_kib() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// A small filesystem of the host, for as long as this value lives.
+/// A small tmpfs of the host. Drop unmounts it.
 struct SmallDisk {
     folder: PathBuf,
 }
@@ -132,7 +132,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_holds_no_container_up_and_the_log_goes_on_when_there_is_room() {
+async fn a_full_disk_does_not_block_containers_and_logging_resumes_when_space_is_freed() {
     let mut berth = Berth::start().await;
     let disk = SmallDisk::new(berth.path("disk"), 2 << 20);
     let folder = disk.folder.clone();
@@ -143,7 +143,7 @@ async fn a_full_disk_holds_no_container_up_and_the_log_goes_on_when_there_is_roo
     let script = "echo first; seq 500000; touch /tmp/written; until [ -e /tmp/room ]; do sleep 0.05; done; \
                   echo after; echo last; exit 3";
     let id = berth.run(&pod, shell("c", script)).await;
-    // Many times what the disk holds: it is written to its end nevertheless.
+    // The container writes many times the capacity of the disk, and is not blocked.
     assert_eq!(berth.sh(&id, "until [ -e /tmp/written ]; do sleep 0.05; done; echo yes").await, "yes");
     let log = folder.join("c.log");
     let full = fs::read_to_string(&log).unwrap();
@@ -153,7 +153,7 @@ async fn a_full_disk_holds_no_container_up_and_the_log_goes_on_when_there_is_roo
     assert!(kept[1..].iter().enumerate().all(|(n, record)| record.text == (n + 1).to_string()));
     fs::remove_file(folder.join("others")).unwrap();
     berth.exec(&id, &["touch", "/tmp/room"], 0).await.unwrap();
-    assert_eq!(berth.ended(&id).await.exit_code, 3);
+    assert_eq!(berth.wait_exited(&id).await.exit_code, 3);
     let log = fs::read_to_string(&log).unwrap();
     let rest: Vec<_> = records(&log).into_iter().skip(kept.len()).map(|record| record.text).collect();
     let lost = 500_001 - kept.len();
@@ -163,21 +163,21 @@ async fn a_full_disk_holds_no_container_up_and_the_log_goes_on_when_there_is_roo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_whose_folder_vanishes_comes_back_with_the_folder() {
+async fn a_log_is_reopened_after_its_folder_was_removed_and_recreated() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let id = berth.run(&pod, shell("c", "while true; do echo tick; sleep 0.02; done")).await;
     let folder = berth.path("logs/pod");
     let log = folder.join("c.log");
-    eventually("it writes", || size(&log) > 0).await;
+    eventually("the log does not grow", || size(&log) > 0).await;
     fs::remove_dir_all(&folder).unwrap();
     let error = reopen(&mut berth, &id).await.unwrap_err();
     assert!(error.message().contains("logs/pod"), "{error}");
     assert_eq!(berth.sh(&id, "echo still here").await, "still here");
     fs::create_dir(&folder).unwrap();
     reopen(&mut berth, &id).await.unwrap();
-    eventually("it writes again", || size(&log) > 0).await;
-    // A link in its place is not followed.
+    eventually("the log does not grow again", || size(&log) > 0).await;
+    // A symbolic link in the place of the log file is not followed.
     fs::remove_file(&log).unwrap();
     let elsewhere = berth.path("elsewhere");
     symlink(&elsewhere, &log).unwrap();
@@ -186,7 +186,7 @@ async fn a_log_whose_folder_vanishes_comes_back_with_the_folder() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// Replaces what is at a path.
+/// Replaces the file or folder at a path.
 fn replace(path: &Path, make: impl FnOnce(&Path)) {
     if path.is_dir() && !path.is_symlink() {
         fs::rename(path, path.with_extension("away")).unwrap();
@@ -197,36 +197,36 @@ fn replace(path: &Path, make: impl FnOnce(&Path)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_somebody_has_put_below_the_log_folder_is_followed() {
+async fn links_and_special_files_below_the_log_folder_are_refused() {
     let mut berth = Berth::start().await;
     let elsewhere = berth.path("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
-    let nothing_elsewhere = || assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+    let assert_nothing_elsewhere = || assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     let nested = |name: &str, script: &str| {
         let mut config = shell(name, script);
         config.log_path = format!("{name}/0.log");
         config
     };
-    // The host's own links are: /var/log may be on another disk.
+    // Symbolic links above the log folder belong to the host and are followed: /var/log can be on another disk.
     fs::create_dir(berth.path("disk")).unwrap();
     symlink("disk", berth.path("logs")).unwrap();
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let folder = berth.path("disk/pod");
     let runs = berth.run(&pod, nested("runs", "while true; do echo tick; sleep 0.02; done")).await;
-    eventually("it writes", || size(&folder.join("runs/0.log")) > 0).await;
+    eventually("the log does not grow", || size(&folder.join("runs/0.log")) > 0).await;
     assert_eq!(berth.status(&runs).await.log_path, berth.path("logs/pod/runs/0.log").display().to_string());
 
-    // The folder of a container that is to come, and of one that runs.
+    // The log folders of a container that is not yet created, and of a running container.
     symlink(&elsewhere, folder.join("next")).unwrap();
     let error = berth.try_create(&pod, nested("next", "true")).await.unwrap_err();
     assert!(error.message().contains("next"), "{error}");
     let logs = folder.join("runs");
     replace(&logs, |path| symlink(&elsewhere, path).unwrap());
     assert!(reopen(&mut berth, &runs).await.is_err());
-    nothing_elsewhere();
+    assert_nothing_elsewhere();
     replace(&logs, |path| fs::create_dir(path).unwrap());
 
-    // What is no file of its own.
+    // Files that are not regular files with one name.
     let precious = folder.join("precious");
     fs::write(&precious, "").unwrap();
     let log = logs.join("0.log");
@@ -245,14 +245,14 @@ async fn nothing_that_somebody_has_put_below_the_log_folder_is_followed() {
     assert_eq!(size(&precious), 0);
     fs::remove_file(&log).unwrap();
     reopen(&mut berth, &runs).await.unwrap();
-    eventually("it writes again", || size(&log) > 0).await;
+    eventually("the log does not grow again", || size(&log) > 0).await;
 
-    // The pod's folder itself; and the next daemon knows where the logs belong, too.
+    // The folder of the pod itself. The next daemon also refuses to follow the link.
     replace(&folder, |path| symlink(&elsewhere, path).unwrap());
     for round in ["before", "after"] {
         assert!(reopen(&mut berth, &runs).await.is_err(), "{round}");
         assert!(berth.try_create(&pod, nested("late", "true")).await.is_err(), "{round}");
-        nothing_elsewhere();
+        assert_nothing_elsewhere();
         berth.restart().await;
     }
     replace(&folder, |path| fs::create_dir(path).unwrap());
@@ -264,13 +264,13 @@ async fn nothing_that_somebody_has_put_below_the_log_folder_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_log_path_output_is_taken_and_dropped() {
+async fn without_a_log_path_output_is_read_and_discarded() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let mut config = shell("silent", "seq 200000; seq 200000 >&2; exit 6");
     config.log_path = String::new();
     let id = berth.run(&pod, config).await;
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     assert_eq!((status.exit_code, status.log_path.as_str()), (6, ""));
     let waits = {
         let mut config = sleeper("waits");
@@ -283,7 +283,7 @@ async fn without_a_log_path_output_is_taken_and_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_that_write_fast_share_with_the_others_of_their_pod() {
+async fn fast_writers_do_not_starve_other_containers_of_their_pod() {
     const GROWTH: u64 = 2 << 20;
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
@@ -293,12 +293,12 @@ async fn containers_that_write_fast_share_with_the_others_of_their_pod() {
         logs.push(berth.path(&format!("logs/pod/{name}.log")));
     }
     let quiet = berth.run(&pod, shell("quiet", "echo a; read x </dev/null; echo b; exit 2")).await;
-    eventually("all write", || logs.iter().all(|log| size(log) > 0)).await;
+    eventually("not every container writes", || logs.iter().all(|log| size(log) > 0)).await;
     let before: Vec<_> = logs.iter().map(|log| size(log)).collect();
     let growth = || logs.iter().zip(&before).map(|(log, before)| size(log) - before).collect::<Vec<_>>();
-    // How much each gets in a short time is the scheduler's choice; that each gets on is the keeper's.
-    eventually("all grow", || growth().iter().all(|grown| *grown > GROWTH)).await;
-    assert_eq!(berth.ended(&quiet).await.exit_code, 2);
+    // The scheduler decides how much each container writes in a short time. The keeper must read from all of them.
+    eventually("not every log grows", || growth().iter().all(|grown| *grown > GROWTH)).await;
+    assert_eq!(berth.wait_exited(&quiet).await.exit_code, 2);
     let log = fs::read_to_string(berth.path("logs/pod/quiet.log")).unwrap();
     assert_eq!(support::text_of(&log), "a\nb\n");
     assert_eq!(berth.clean().await, Vec::<String>::new());

@@ -1,15 +1,15 @@
-//! What a container can do to the mounts that it is given, with and without the right to mount (CAP_SYS_ADMIN), in a user
-//! namespace and not. docs/security.md has the answers as a table. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! The actions that a container can take on its mounts, with and without CAP_SYS_ADMIN, and with and without a user
+//! namespace. docs/security.md has the results as a table. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
 use std::fs;
 
 use berth_proto::v1::*;
-use support::{Berth, secured, shell};
+use support::{Berth, shell, with_security};
 
-/// Each attempt is a name and a command; printed are the names of those that succeed.
+/// Each attempt has a name and a command. The script prints the names of the attempts that succeed.
 const ATTEMPTS: &str = r#"
 attempt() { name=$1; shift; "$@" >/dev/null 2>&1 && echo $name; }
 cgroup=/sys/fs/cgroup; [ ! -d $cgroup/memory ] || cgroup=$cgroup/memory
@@ -41,7 +41,7 @@ fn ids() -> Vec<IdMapping> {
     vec![IdMapping { host_id: 700_000, container_id: 0, length: 65_536 }]
 }
 
-/// The attempts that succeed in a container with a volume that is read-only.
+/// Returns the attempts that succeed in a container with a read-only volume.
 async fn successes(berth: &mut Berth, users: Option<UserNamespace>, capabilities: &[&str]) -> Vec<String> {
     let host = berth.path("volume");
     fs::create_dir_all(&host).unwrap();
@@ -50,10 +50,10 @@ async fn successes(berth: &mut Berth, users: Option<UserNamespace>, capabilities
     security.namespace_options.get_or_insert_default().userns_options = users.clone();
     let pod = berth.run_pod(config).await;
     let mapped = if users.is_some() { ids() } else { Vec::new() };
-    let mut config = secured(shell("c", ATTEMPTS), |security| {
+    let mut config = with_security(shell("c", ATTEMPTS), |security| {
         let add_capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
         security.capabilities = Some(Capability { add_capabilities, ..Capability::default() });
-        // On a host that has AppArmor its profile forbids mounts.
+        // On a host with AppArmor the default profile forbids mounts.
         let profile_type = security_profile::ProfileType::Unconfined.into();
         security.apparmor = Some(SecurityProfile { profile_type, ..SecurityProfile::default() });
         security.readonly_rootfs = true;
@@ -75,22 +75,23 @@ async fn successes(berth: &mut Berth, users: Option<UserNamespace>, capabilities
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_right_to_mount_nothing_is_lifted() {
+async fn without_sys_admin_no_mount_protection_can_be_removed() {
     let mut berth = Berth::start().await;
-    // A node that the devices' cgroup does not allow to open, as with every other runtime (CAP_MKNOD is a default).
+    // The created device node cannot be opened because of the device cgroup, as with other runtimes (CAP_MKNOD is a
+    // default capability).
     assert_eq!(successes(&mut berth, None, &[]).await, ["device:make"]);
     assert_eq!(successes(&mut berth, users(), &[]).await, Vec::<String>::new());
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_right_to_mount_in_a_user_namespace_reaches_nothing_of_the_kernels_or_of_berth() {
+async fn sys_admin_in_a_user_namespace_does_not_reach_the_kernel_or_berth() {
     let mut berth = Berth::start().await;
     let found = successes(&mut berth, users(), &["SYS_ADMIN"]).await;
-    for kept in ["write:sys", "write:sysctl", "write:cgroup", "device:make", "device:open"] {
-        assert!(!found.iter().any(|name| name == kept), "{kept}: {found:?}");
+    for forbidden in ["write:sys", "write:sysctl", "write:cgroup", "device:make", "device:open"] {
+        assert!(!found.iter().any(|name| name == forbidden), "{forbidden}: {found:?}");
     }
-    // What it may change is its own: its root, its pod's files, and a volume, whose read-only flag it can clear.
+    // The container can change only its own root, its pod's files, and a volume: it can clear the read-only flag.
     for own in ["remount:/", "write:root", "write:hosts"] {
         assert!(found.iter().any(|name| name == own), "{own}: {found:?}");
     }

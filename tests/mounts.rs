@@ -1,5 +1,5 @@
-//! Volumes: how mounts spread between host and container, what read-only and the mount options mean, devices. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Volumes: mount propagation, read-only mounts, mount options, devices. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use berth_proto::v1::*;
-use support::{Berth, secured, shell, sleeper};
+use support::{Berth, shell, sleeper, with_security};
 
-/// A filesystem of the host for a test, taken off with what is mounted below it.
+/// A tmpfs of the host for one test. Drop unmounts it with everything mounted below it.
 struct HostMount {
     path: PathBuf,
 }
@@ -57,7 +57,7 @@ fn volume(host: &Path, inside: &str) -> Mount {
     Mount { host_path: host.display().to_string(), container_path: inside.to_owned(), ..Mount::default() }
 }
 
-fn spreading(host: &Path, propagation: MountPropagation) -> Mount {
+fn propagating(host: &Path, propagation: MountPropagation) -> Mount {
     Mount { propagation: propagation.into(), ..volume(host, "/v") }
 }
 
@@ -67,7 +67,7 @@ fn with(mut config: ContainerConfig, mounts: Vec<Mount>) -> ContainerConfig {
 }
 
 fn privileged(config: ContainerConfig) -> ContainerConfig {
-    secured(config, |security| security.privileged = true)
+    with_security(config, |security| security.privileged = true)
 }
 
 async fn privileged_pod(berth: &mut Berth, name: &str) -> String {
@@ -78,14 +78,14 @@ async fn privileged_pod(berth: &mut Berth, name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mounts_spread_as_the_volume_says() {
+async fn mounts_propagate_as_the_volume_requests() {
     let mut berth = Berth::start().await;
     let pod = privileged_pod(&mut berth, "spread").await;
     let shared = HostMount::new(berth.path("shared"), "--make-shared");
     let (from_host, from_container) = (shared.below("from-host"), shared.below("from-container"));
-    let both = spreading(&shared.path, MountPropagation::PropagationBidirectional);
+    let both = propagating(&shared.path, MountPropagation::PropagationBidirectional);
     let both = berth.run(&pod, with(privileged(sleeper("both")), vec![both])).await;
-    let down = spreading(&shared.path, MountPropagation::PropagationHostToContainer);
+    let down = propagating(&shared.path, MountPropagation::PropagationHostToContainer);
     let down = berth.run(&pod, with(privileged(sleeper("down")), vec![down])).await;
     let none = berth.run(&pod, with(privileged(sleeper("none")), vec![volume(&shared.path, "/v")])).await;
 
@@ -106,12 +106,12 @@ async fn mounts_spread_as_the_volume_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_without_peers_cannot_spread() {
+async fn propagation_of_a_private_host_mount_is_refused() {
     let mut berth = Berth::start().await;
     let pod = privileged_pod(&mut berth, "peers").await;
     let private = HostMount::new(berth.path("private"), "--make-private");
     let try_with =
-        |propagation| with(privileged(shell("c", "true")), vec![spreading(&private.path, propagation)]);
+        |propagation| with(privileged(shell("c", "true")), vec![propagating(&private.path, propagation)]);
     for (propagation, words) in [
         (MountPropagation::PropagationBidirectional, "it is not a shared mount"),
         (MountPropagation::PropagationHostToContainer, "it is not a shared or slave mount"),
@@ -125,7 +125,7 @@ async fn a_volume_without_peers_cannot_spread() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn read_only_goes_as_deep_as_asked() {
+async fn read_only_is_recursive_only_if_requested() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("readonly")).await;
     let outer = HostMount::new(berth.path("outer"), "--make-private");
@@ -141,7 +141,7 @@ async fn read_only_goes_as_deep_as_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mount_options_take_away() {
+async fn noexec_nodev_and_nosuid_are_applied() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("options")).await;
     let folder = berth.path("options");
@@ -161,14 +161,14 @@ async fn mount_options_take_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn targets_may_be_links_and_sources_too() {
+async fn mount_sources_and_targets_may_be_symlinks() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("links")).await;
     let folder = berth.path("real");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("file"), "content").unwrap();
     std::os::unix::fs::symlink(&folder, berth.path("link")).unwrap();
-    // A link of the image leads to a place in the image, however many steps up it takes.
+    // A symbolic link of the image resolves inside the image, whatever number of `..` it has.
     let mounts =
         vec![volume(&berth.path("link"), "/link-to-srv/v"), volume(&folder.join("file"), "/etc/one")];
     let (_, log) = berth.run_to_end(&pod, with(shell("c", "cat /srv/v/file /etc/one"), mounts)).await;
@@ -176,7 +176,7 @@ async fn targets_may_be_links_and_sources_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_are_usable_as_far_as_permitted() {
+async fn devices_allow_only_the_requested_access() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("devices")).await;
     let device = |host: &str, inside: &str, permissions: &str| Device {
@@ -185,7 +185,7 @@ async fn devices_are_usable_as_far_as_permitted() {
         permissions: permissions.to_owned(),
     };
     let script = "head -c 0 /dev/log-of-kernel && echo readable; (echo x >/dev/log-of-kernel) 2>&1; head -c1 /dev/kmsg";
-    let mut config = secured(shell("c", script), |security| {
+    let mut config = with_security(shell("c", script), |security| {
         let add = vec!["SYSLOG".to_owned()];
         security.capabilities = Some(Capability { add_capabilities: add, ..Capability::default() });
     });
@@ -199,7 +199,7 @@ async fn devices_are_usable_as_far_as_permitted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_takes_the_place_of_a_node_and_of_nothing_else() {
+async fn a_device_replaces_only_special_files() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("places")).await;
     let host = berth.path("volume");
@@ -228,7 +228,7 @@ async fn a_device_takes_the_place_of_a_node_and_of_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn links_to_devices_and_folders_of_them_are_what_they_lead_to() {
+async fn a_device_path_may_be_a_link_or_a_folder_of_devices() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("nodes")).await;
     let folder = berth.path("nodes");
@@ -248,7 +248,7 @@ async fn links_to_devices_and_folders_of_them_are_what_they_lead_to() {
         "cd /dev/things && find . -type c | sort; stat -c %t:%T kernel deep/zero /dev/linked; \
          head -c 2 deep/zero | wc -c; head -c 1 kernel 2>&1 | grep -c 'not permitted'",
     );
-    // One request allows to make the node of the kernel's log, none allows to read it.
+    // One request allows the creation of the node of the kernel's log. No request allows to read it.
     config.devices =
         vec![device(&folder, "/dev/things", "m"), device(&berth.path("link"), "/dev/linked", "rw")];
     let (_, log) = berth.run_to_end(&pod, config).await;
@@ -258,17 +258,17 @@ async fn links_to_devices_and_folders_of_them_are_what_they_lead_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_of_the_host_is_mounted_in_a_container() {
+async fn the_host_filesystem_is_not_visible_in_a_container() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let masked = |security: &mut LinuxContainerSecurityContext| {
         security.masked_paths = vec!["/proc/kcore".to_owned(), "/sys/firmware".to_owned()];
         security.readonly_paths = vec!["/proc/sys".to_owned()];
     };
-    let mut tty = secured(sleeper("tty"), masked);
+    let mut tty = with_security(sleeper("tty"), masked);
     tty.tty = true;
     let of_the_host = berth.folder.path().display().to_string();
-    for config in [sleeper("plain"), secured(sleeper("masked"), masked), tty] {
+    for config in [sleeper("plain"), with_security(sleeper("masked"), masked), tty] {
         let name = config.metadata.clone().unwrap().name;
         let id = berth.run(&pod, config).await;
         let pid = berth.info(&id).await["pid"].to_string();
@@ -297,12 +297,12 @@ async fn privileged_needs_a_pod_that_allows_it() {
                   echo 1 >/proc/sys/net/ipv4/ip_forward && echo written";
     let (_, log) = berth.run_to_end(&pod, privileged(shell("c", script))).await;
     assert!(log.contains("/dev/kmsg") && log.contains("Seccomp:\t0") && log.contains("written"), "{log}");
-    assert!(log.contains("managed"), "its cgroups are writable: {log}");
+    assert!(log.contains("managed"), "a privileged container must be able to write its cgroups: {log}");
     assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_has_what_its_vendor_says() {
+async fn a_cdi_device_has_the_edits_of_its_spec_file() {
     let folder = tempfile::tempdir().unwrap();
     let dirs = format!(
         "cdi_spec_dirs = [{:?}]\ndefault_ulimits = [\"nofile=100:200\"]\nshm_size = \"3MiB\"",
@@ -341,7 +341,7 @@ async fn a_device_has_what_its_vendor_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vendors_mounts_have_every_propagation_of_the_specification() {
+async fn cdi_mounts_support_every_propagation_option() {
     let folder = tempfile::tempdir().unwrap();
     let mut berth = Berth::start_with(&format!("cdi_spec_dirs = [{:?}]", folder.path())).await;
     berth.load_image().await;
@@ -368,8 +368,8 @@ async fn a_vendors_mounts_have_every_propagation_of_the_specification() {
     let mut config = shell("c", script);
     config.cdi_devices = vec![CdiDevice { name: "vendor.example/tree=all".to_owned() }];
     let (_, log) = berth.run_to_end(&pod, config).await;
-    assert!(log.ends_with("full\n"), "a tmpfs has the size that is asked for: {log}");
-    // The optional fields of a mount tell its propagation (proc_pid_mountinfo(5)).
+    assert!(log.ends_with("full\n"), "the tmpfs must have the requested size: {log}");
+    // The optional fields of a mount contain its propagation (proc_pid_mountinfo(5)).
     let tags = |point: &str| {
         let line = log
             .lines()
@@ -397,7 +397,7 @@ async fn a_vendors_mounts_have_every_propagation_of_the_specification() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vendors_hook_changes_the_root_filesystem() {
+async fn a_cdi_hook_can_change_the_root_filesystem() {
     let folder = tempfile::tempdir().unwrap();
     let mut berth = Berth::start_with(&format!("cdi_spec_dirs = [{:?}]", folder.path())).await;
     berth.load_image().await;
@@ -432,13 +432,13 @@ esac
     };
     let (_, log) = berth.run_to_end(&pod, named("link")).await;
     assert_eq!(log.split_whitespace().collect::<Vec<_>>(), ["lib", "1"], "{log}");
-    for (name, told) in [
+    for (name, expected) in [
         ("fail", "exit status: 3: no such accelerator"),
         ("stay", "ended after 1 s"),
         ("late", "hooks.poststop is not supported"),
     ] {
         let error = berth.try_create(&pod, named(name)).await.unwrap_err();
-        assert!(error.message().contains(told), "{error}");
+        assert!(error.message().contains(expected), "{error}");
     }
     assert!(berth.clean().await.is_empty());
 }

@@ -1,6 +1,6 @@
-//! What a user can rely on of the network: conflists of the node are followed, a broken one is told, pods reach the
-//! outside behind the node's address, and plugins that berth does not know are run.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+//! The network: berth follows the node's conflists and reports a broken one, pods reach the outside behind the node's
+//! address, and plugins that are not built in are run as programs.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -15,7 +15,7 @@ use berth_proto::v1::{
 use support::{Berth, sleeper};
 use tonic::Code;
 
-/// A network namespace beside the node's: the rest of the world. It knows no way to the pods' addresses.
+/// A network namespace that plays the outside network beside the node. It has no route to the pods' addresses.
 struct Outside {
     process: Child,
 }
@@ -56,13 +56,13 @@ impl Drop for Outside {
 }
 
 async fn pings(berth: &mut Berth, container: &str, address: &str) -> bool {
-    // The first packets may fall to address resolution.
+    // The first packets can be lost during address resolution.
     let answer = berth.exec(container, &["ping", "-c", "3", "-W", "1", address], 0).await.unwrap();
     String::from_utf8_lossy(&answer.stdout).contains("bytes from")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_reach_the_outside_behind_the_nodes_address() {
+async fn pods_reach_the_outside_with_the_nodes_address() {
     let mut berth = Berth::start().await;
     let outside = Outside::behind(&berth);
     let pod = berth.run_pod(berth.pod_config("inside")).await;
@@ -80,7 +80,7 @@ const CONFLIST: &str = r#"{ "cniVersion": "1.0.0", "name": "joined", "plugins": 
                  [{ "subnet": "fd66::/64" }]] } } ] }"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_conflist_of_the_node_is_followed() {
+async fn the_nodes_conflist_configures_the_network() {
     let mut berth = Berth::start().await;
     fs::write(berth.path("net.d/10-joined.conflist"), CONFLIST.replace("MASQUERADE", "false")).unwrap();
     let pod = berth.run_pod(berth.pod_config("one")).await;
@@ -92,7 +92,7 @@ async fn a_conflist_of_the_node_is_followed() {
     assert!(link.starts_with("1400\n"), "{link}");
     assert!(link.contains("10.66.0.20/24") && link.contains("fd66::"), "{link}");
     assert!(link.contains("default via 10.66.0.1") && link.contains("192.0.2.0/24 via 10.66.0.9"), "{link}");
-    // Without masquerade nobody outside knows where to answer.
+    // Without masquerade the outside has no route for its replies.
     let outside = Outside::behind(&berth);
     assert!(pings(&mut berth, &container, "10.66.0.1").await);
     assert!(!pings(&mut berth, &container, "198.51.100.2").await);
@@ -107,7 +107,11 @@ async fn a_conflist_of_the_node_is_followed() {
     );
     berth.remove_pod(&second).await;
     let third = berth.run_pod(berth.pod_config("three")).await;
-    assert_eq!(berth.pod_status(&third).await.network.unwrap().ip, "10.66.0.21", "a free address is used");
+    assert_eq!(
+        berth.pod_status(&third).await.network.unwrap().ip,
+        "10.66.0.21",
+        "a freed address is used again"
+    );
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
@@ -119,7 +123,7 @@ async fn network_condition(berth: &mut Berth) -> (bool, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_conflist_is_told_and_mended_without_a_restart() {
+async fn a_broken_conflist_is_reported_and_can_be_fixed_without_a_restart() {
     let mut berth = Berth::start().await;
     assert!(network_condition(&mut berth).await.0);
     let file = berth.path("net.d/05-broken.conflist");
@@ -128,7 +132,7 @@ async fn a_broken_conflist_is_told_and_mended_without_a_restart() {
     assert!(!ready && why.contains("05-broken.conflist") && why.contains("line 2"), "{why}");
     let refused = berth.try_run_pod(berth.pod_config("refused")).await.unwrap_err();
     assert!(refused.message().contains("05-broken.conflist"), "{refused}");
-    // What needs no network goes on.
+    // A pod in the host's network does not need a conflist.
     let mut config = berth.pod_config("hostnet");
     let options = NamespaceOption { network: NamespaceMode::Node.into(), ..NamespaceOption::default() };
     let context = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
@@ -144,7 +148,7 @@ async fn a_broken_conflist_is_told_and_mended_without_a_restart() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// Writes down what it is told, and answers an address.
+/// A plugin that records its input and returns an address.
 const PLUGIN: &str = r#"#!/bin/sh
 folder=${0%/*}
 cat > "$folder/$CNI_COMMAND.stdin"
@@ -158,7 +162,7 @@ echo "$CNI_CONTAINERID $CNI_IFNAME $CNI_ARGS" > "$folder/$CNI_COMMAND.env"
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_built_in_is_run_by_the_cni_specification() {
+async fn external_plugins_are_run_as_the_cni_specification_requires() {
     let mut berth = Berth::start().await;
     let bin = berth.path("bin");
     fs::create_dir(&bin).unwrap();
@@ -174,12 +178,12 @@ async fn what_is_not_built_in_is_run_by_the_cni_specification() {
     assert!(read("ADD.env").contains("K8S_POD_NAME=strange"));
     assert!(read("links").contains("LOOPBACK"));
     berth.remove_pod(&pod).await;
-    assert!(read("DEL.stdin").contains("203.0.113.7"), "the result of ADD is handed to DEL");
+    assert!(read("DEL.stdin").contains("203.0.113.7"), "DEL must receive the result of ADD");
 
     fs::write(bin.join("fail"), "").unwrap();
     let failed = berth.try_run_pod(berth.pod_config("failed")).await.unwrap_err();
     assert!(failed.message().contains("not today") && failed.message().contains("strange"), "{failed}");
-    // It failed to take back what it had done, too: that is done at the next start.
+    // The plugin also failed to undo its work. The daemon repeats that at its next start.
     fs::remove_file(bin.join("fail")).unwrap();
     fs::remove_file(bin.join("DEL.env")).unwrap();
     berth.kill();
@@ -192,7 +196,7 @@ async fn what_is_not_built_in_is_run_by_the_cni_specification() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ports_of_the_host_are_refused_where_no_plugin_takes_them() {
+async fn host_ports_are_refused_without_a_portmap_plugin() {
     let mut berth = Berth::start().await;
     let text = CONFLIST.replace("MASQUERADE", "true");
     fs::write(berth.path("net.d/10-joined.conflist"), text).unwrap();
@@ -208,7 +212,7 @@ async fn ports_of_the_host_are_refused_where_no_plugin_takes_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_pod_holds_is_freed_at_the_start_and_nothing_else() {
+async fn leftovers_of_unknown_pods_are_freed_at_the_start_and_nothing_else() {
     let mut berth = Berth::start().await;
     let mut config = berth.pod_config("lives");
     config.port_mappings =
@@ -216,7 +220,7 @@ async fn what_no_pod_holds_is_freed_at_the_start_and_nothing_else() {
     let pod = berth.run_pod(config).await;
     let ip = berth.pod_status(&pod).await.network.unwrap().ip;
     berth.kill();
-    // What a pod has left of which nothing else is known: the folder of attachments may have been lost.
+    // Leftovers of a pod without a record: its attachment record can have been lost.
     let gone = "ab".repeat(32);
     let addresses = berth.path("addresses/testbr0");
     fs::write(addresses.join("10.77.0.99"), format!("{gone}\r\neth0")).unwrap();
@@ -250,7 +254,7 @@ async fn what_no_pod_holds_is_freed_at_the_start_and_nothing_else() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// In the form that containerd has for its `conf_template`.
+/// A template in the format of containerd's `conf_template`.
 const TEMPLATE: &str = r#"{ "cniVersion": "1.0.0", "name": "templated", "plugins": [
   { "type": "bridge", "bridge": "templ0", "isGateway": true, "ipMasq": true,
     "ipam": { "type": "host-local",
@@ -258,7 +262,7 @@ const TEMPLATE: &str = r#"{ "cniVersion": "1.0.0", "name": "templated", "plugins
       "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}] } } ] }"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kubelets_subnets_fill_a_template() {
+async fn the_kubelets_pod_cidrs_fill_a_conflist_template() {
     let folder = tempfile::tempdir().unwrap();
     let template = folder.path().join("template");
     fs::write(&template, TEMPLATE).unwrap();

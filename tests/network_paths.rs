@@ -1,6 +1,6 @@
-//! What a user can rely on of the ways that packets take: from a pod to the outside and back, to ports of the host from
-//! everywhere, between pods on a shared link, in both families, with limits that hold as iperf3 measures them.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test stops at the first surprise")]
+//! The paths of packets: from a pod to the outside and back, from everywhere to host ports, and between pods on a
+//! shared link, in both address families, with bandwidth limits as iperf3 measures them.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a failing test panics")]
 
 #[path = "support/net.rs"]
 mod net;
@@ -13,50 +13,57 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use berth_proto::v1::{PodSandboxConfig, PodSandboxStatusRequest, PortMapping, Protocol};
-use net::{Namespace, Place, traffic};
+use net::{Namespace, Netns, traffic};
 use node::{Node, Pod, bridge, ports};
 use serde_json::{Value, json};
 use support::Berth;
 
-/// Where iperf3 listens.
+/// The port on which iperf3 listens.
 const PORT: u16 = 5201;
-/// The port of the host that leads there.
+/// The host port that is forwarded to `PORT`.
 const HOST_PORT: &str = "18080";
 
-/// Enough to see who is seen.
-const LITTLE: [&str; 2] = ["--bytes", "64K"];
+/// Enough traffic to see the client's address.
+const LITTLE_TRAFFIC: [&str; 2] = ["--bytes", "64K"];
 
-/// Whom a server sees when a client connects to an address.
-fn seen(server: &Place, address: &str, client: &Place) -> Option<String> {
-    let options = [&["--client", address][..], &LITTLE].concat();
+/// Connects to an address. Returns the client's address as the server sees it.
+fn client_seen_by(server: &Netns, address: &str, client: &Netns) -> Option<String> {
+    let options = [&["--client", address][..], &LITTLE_TRAFFIC].concat();
     traffic(server, PORT, client, &options).map(|traffic| traffic.client)
 }
 
-/// The same to the port of the host.
-fn seen_by_port(server: &Pod, address: &str, client: &Place, more: &[&str]) -> Option<String> {
-    let options = [&["--client", address, "--port", HOST_PORT][..], &LITTLE, more].concat();
-    traffic(&server.place, PORT, client, &options).map(|traffic| traffic.client)
+/// Connects to the host port of a pod. Returns the client's address as the server sees it.
+fn client_seen_by_host_port(server: &Pod, address: &str, client: &Netns, more: &[&str]) -> Option<String> {
+    let options = [&["--client", address, "--port", HOST_PORT][..], &LITTLE_TRAFFIC, more].concat();
+    traffic(&server.netns, PORT, client, &options).map(|traffic| traffic.client)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_are_seen_outside_as_the_node_and_by_each_other_as_themselves() {
+async fn pods_are_masqueraded_to_the_outside_and_not_to_each_other() {
     let mut node = Node::with(json!([bridge(&json!({}))])).await;
     let outside = node.outside();
     let (one, other) = (node.pod("one").await, node.pod("other").await);
     for (v6, far, near) in [(false, "198.51.100.2", "198.51.100.1"), (true, "fd99::2", "fd99::1")] {
-        assert_eq!(seen(&outside, far, &one.place).as_deref(), Some(near), "the outside sees the node");
         assert_eq!(
-            seen(&other.place, other.ip(v6), &one.place).as_deref(),
-            Some(one.ip(v6)),
-            "pods see pods"
+            client_seen_by(&outside, far, &one.netns).as_deref(),
+            Some(near),
+            "the outside must see the node's address"
         );
-        assert!(seen(&one.place, one.ip(v6), &node.place).is_some(), "the node reaches its pods");
+        assert_eq!(
+            client_seen_by(&other.netns, other.ip(v6), &one.netns).as_deref(),
+            Some(one.ip(v6)),
+            "pods must see each other's own addresses"
+        );
+        assert!(
+            client_seen_by(&one.netns, one.ip(v6), &node.netns).is_some(),
+            "the node must reach its pods"
+        );
     }
     drop(outside);
     node.clean().await;
 }
 
-/// TCP and UDP: iperf3 needs a connection beside its datagrams.
+/// Maps TCP and UDP: iperf3 needs a TCP connection for its UDP tests.
 fn mapped(berth: &Berth, name: &str, host_ip: &str) -> PodSandboxConfig {
     let mapping = |protocol: Protocol| PortMapping {
         protocol: protocol.into(),
@@ -71,130 +78,148 @@ fn mapped(berth: &Berth, name: &str, host_ip: &str) -> PodSandboxConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_of_the_host_leads_to_the_pod_from_everywhere() {
-    // Where the kernel shows frames of bridges to netfilter, what a pod sends to itself comes back by the port that it
-    // left by.
+async fn a_host_port_reaches_its_pod_from_outside_node_and_pods() {
+    // The bridge needs hairpin mode where the kernel passes bridged frames to netfilter: a packet from a pod to its
+    // own host port leaves by the port by which it arrived.
     let mut node = Node::with(json!([bridge(&json!({ "hairpinMode": true })), ports()])).await;
     let outside = node.outside();
     let config = mapped(&node.berth, "server", "");
     let (server, other) = (node.pod_of(config).await, node.pod("other").await);
-    // Who comes from outside is seen as such.
-    let from_outside = seen_by_port(&server, "198.51.100.1", &outside, &[]);
+    // A client from outside keeps its address.
+    let from_outside = client_seen_by_host_port(&server, "198.51.100.1", &outside, &[]);
     assert_eq!(from_outside.as_deref(), Some("198.51.100.2"));
-    assert_eq!(seen_by_port(&server, "fd99::1", &outside, &[]).as_deref(), Some("fd99::2"));
-    assert_eq!(seen_by_port(&server, "198.51.100.1", &outside, &["--udp"]).as_deref(), Some("198.51.100.2"));
-    for (whose, client) in
-        [("the node", &node.place), ("another pod", &other.place), ("itself", &server.place)]
+    assert_eq!(client_seen_by_host_port(&server, "fd99::1", &outside, &[]).as_deref(), Some("fd99::2"));
+    assert_eq!(
+        client_seen_by_host_port(&server, "198.51.100.1", &outside, &["--udp"]).as_deref(),
+        Some("198.51.100.2")
+    );
+    for (origin, client) in
+        [("the node", &node.netns), ("another pod", &other.netns), ("itself", &server.netns)]
     {
-        assert!(seen_by_port(&server, "198.51.100.1", client, &[]).is_some(), "IPv4 from {whose}");
-        assert!(seen_by_port(&server, "fd99::1", client, &[]).is_some(), "IPv6 from {whose}");
+        assert!(
+            client_seen_by_host_port(&server, "198.51.100.1", client, &[]).is_some(),
+            "IPv4 from {origin}"
+        );
+        assert!(client_seen_by_host_port(&server, "fd99::1", client, &[]).is_some(), "IPv6 from {origin}");
     }
-    assert!(seen_by_port(&server, "127.0.0.1", &node.place, &[]).is_some(), "localhost of the node");
-    // Nobody is behind it any more, and whoever comes next has it.
+    assert!(
+        client_seen_by_host_port(&server, "127.0.0.1", &node.netns, &[]).is_some(),
+        "localhost of the node"
+    );
+    // After the pod is removed, the host port is closed and the next pod can have it.
     node.berth.remove_pod(&server.id).await;
-    let gone = node.place.try_sh(&format!("busybox nc -w 2 198.51.100.1 {HOST_PORT} </dev/null"));
+    let gone = node.netns.try_sh(&format!("busybox nc -w 2 198.51.100.1 {HOST_PORT} </dev/null"));
     assert!(!gone.status.success(), "{gone:?}");
     let config = mapped(&node.berth, "next", "198.51.100.1");
     let next = node.pod_of(config).await;
-    assert_eq!(seen_by_port(&next, "198.51.100.1", &outside, &[]).as_deref(), Some("198.51.100.2"));
-    let localhost = node.place.try_sh(&format!("busybox nc -w 2 127.0.0.1 {HOST_PORT} </dev/null"));
-    assert!(!localhost.status.success(), "only one address of the host leads there: {localhost:?}");
+    assert_eq!(
+        client_seen_by_host_port(&next, "198.51.100.1", &outside, &[]).as_deref(),
+        Some("198.51.100.2")
+    );
+    let localhost = node.netns.try_sh(&format!("busybox nc -w 2 127.0.0.1 {HOST_PORT} </dev/null"));
+    assert!(
+        !localhost.status.success(),
+        "only the requested address of the host may be forwarded: {localhost:?}"
+    );
     drop(outside);
     node.clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_of_the_host_is_there_after_a_restart() {
+async fn a_host_port_works_during_and_after_a_daemon_restart() {
     let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
     let outside = node.outside();
     let config = mapped(&node.berth, "server", "");
     let server = node.pod_of(config).await;
     node.berth.kill();
-    assert!(seen_by_port(&server, "198.51.100.1", &outside, &[]).is_some(), "it needs no daemon");
+    assert!(
+        client_seen_by_host_port(&server, "198.51.100.1", &outside, &[]).is_some(),
+        "a host port must work while no daemon runs"
+    );
     node.berth.restart().await;
-    assert!(seen_by_port(&server, "198.51.100.1", &outside, &[]).is_some());
+    assert!(client_seen_by_host_port(&server, "198.51.100.1", &outside, &[]).is_some());
     drop(outside);
     node.clean().await;
 }
 
-/// The rules of pods.
-fn rules(place: &Place) -> String {
-    place.sh("for family in inet bridge; do nft list table $family berth || true; done")
+/// Returns the nftables rules of pods.
+fn rules(netns: &Netns) -> String {
+    netns.sh("for family in inet bridge; do nft list table $family berth || true; done")
 }
 
-async fn are_back(place: &Place, before: &str) {
+async fn wait_for_rules(netns: &Netns, before: &str) {
     let until = Instant::now() + Duration::from_secs(30);
-    while rules(place) != before {
-        assert!(Instant::now() < until, "{}\nbefore:\n{before}", rules(place));
+    while rules(netns) != before {
+        assert!(Instant::now() < until, "{}\nbefore:\n{before}", rules(netns));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_that_somebody_flushes_are_put_back() {
+async fn flushed_nftables_rules_are_restored() {
     let mut node = Node::with(json!([bridge(&json!({ "macspoofchk": true })), ports()])).await;
     let outside = node.outside();
     let config = mapped(&node.berth, "server", "");
     let server = node.pod_of(config).await;
     let gone = node.pod("gone").await;
     node.berth.remove_pod(&gone.id).await;
-    let before = rules(&node.place);
+    let before = rules(&node.netns);
     assert!(before.contains("table inet berth") && before.contains("table bridge berth"), "{before}");
-    // As a reload of nftables.service does it, while the daemon runs and while it does not.
-    node.place.sh("nft flush ruleset");
-    are_back(&node.place, &before).await;
-    assert!(seen_by_port(&server, "198.51.100.1", &outside, &[]).is_some());
-    assert_eq!(seen(&outside, "198.51.100.2", &server.place).as_deref(), Some("198.51.100.1"));
+    // A reload of nftables.service flushes all rules: once while the daemon runs and once while it does not.
+    node.netns.sh("nft flush ruleset");
+    wait_for_rules(&node.netns, &before).await;
+    assert!(client_seen_by_host_port(&server, "198.51.100.1", &outside, &[]).is_some());
+    assert_eq!(client_seen_by(&outside, "198.51.100.2", &server.netns).as_deref(), Some("198.51.100.1"));
     node.berth.kill();
-    node.place.sh("nft flush ruleset");
+    node.netns.sh("nft flush ruleset");
     node.berth.restart().await;
-    are_back(&node.place, &before).await;
-    assert!(seen_by_port(&server, "198.51.100.1", &outside, &[]).is_some());
+    wait_for_rules(&node.netns, &before).await;
+    assert!(client_seen_by_host_port(&server, "198.51.100.1", &outside, &[]).is_some());
     drop(outside);
     node.clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_share_a_link_with_hosts_outside() {
+async fn macvlan_pods_and_lan_hosts_reach_each_other() {
     let ipam = json!({ "type": "host-local",
         "ranges": [[{ "subnet": "10.66.0.0/24", "rangeStart": "10.66.0.20" }], [{ "subnet": "fd66::/64", "rangeStart": "fd66::20" }]] });
     let mut node =
         Node::with(json!([{ "type": "macvlan", "master": "lan0", "mode": "bridge", "ipam": ipam }])).await;
-    let neighbour = Namespace::beside(&node.place, "lan0", "10.66.0", "fd66");
+    let lan_host = Namespace::beside(&node.netns, "lan0", "10.66.0", "fd66");
     let (one, other) = (node.pod("one").await, node.pod("other").await);
     for (v6, far) in [(false, "10.66.0.2"), (true, "fd66::2")] {
         assert_eq!(
-            seen(&neighbour, far, &one.place).as_deref(),
+            client_seen_by(&lan_host, far, &one.netns).as_deref(),
             Some(one.ip(v6)),
-            "the neighbour sees the pod"
+            "the LAN host must see the pod's address"
         );
         assert_eq!(
-            seen(&one.place, one.ip(v6), &neighbour).as_deref(),
+            client_seen_by(&one.netns, one.ip(v6), &lan_host).as_deref(),
             Some(far),
-            "and the pod the neighbour"
+            "the pod must see the LAN host's address"
         );
         assert_eq!(
-            seen(&other.place, other.ip(v6), &one.place).as_deref(),
+            client_seen_by(&other.netns, other.ip(v6), &one.netns).as_deref(),
             Some(one.ip(v6)),
-            "pods see pods"
+            "pods must see each other's own addresses"
         );
     }
     node.berth.remove_pod(&one.id).await;
     node.berth.remove_pod(&other.id).await;
-    drop(neighbour);
+    drop(lan_host);
     node.clean().await;
 }
 
-/// A server of addresses in the network of a node's neighbour.
-struct Lender {
+/// A DHCP server on a host in the node's LAN.
+struct DhcpServer {
     server: std::process::Child,
     leases: tempfile::NamedTempFile,
 }
 
-impl Lender {
-    fn on(neighbour: &Namespace) -> Self {
+impl DhcpServer {
+    fn on(lan_host: &Namespace) -> Self {
         let leases = tempfile::NamedTempFile::new().unwrap();
-        let mut command = neighbour.command("dnsmasq");
+        let mut command = lan_host.command("dnsmasq");
         command.arg(format!("--dhcp-leasefile={}", leases.path().display()));
         command.args([
             "--keep-in-foreground",
@@ -215,28 +240,28 @@ impl Lender {
         Self { server: command.stdin(silent()).stderr(silent()).spawn().unwrap(), leases }
     }
 
-    fn lends(&self, address: &str) -> bool {
+    fn has_lease(&self, address: &str) -> bool {
         fs::read_to_string(self.leases.path()).unwrap().contains(&format!(" {address} "))
     }
 }
 
-impl Drop for Lender {
+impl Drop for DhcpServer {
     fn drop(&mut self) {
         drop(self.server.kill());
         drop(self.server.wait());
     }
 }
 
-/// A pod has what the network's own server lends it, over a restart of the daemon, and gives it back.
-async fn is_lent_an_address(plugin: Value, on_the_node: &str) {
+/// Checks that a pod gets an address from the DHCP server, keeps it over a restart of the daemon, and releases it.
+async fn pod_gets_a_dhcp_lease(plugin: Value, node_script: &str) {
     let mut node = Node::with(json!([plugin])).await;
-    let neighbour = Namespace::beside(&node.place, "lan0", "10.66.0", "fd66");
-    node.place.sh(on_the_node);
-    let lender = Lender::on(&neighbour);
+    let lan_host = Namespace::beside(&node.netns, "lan0", "10.66.0", "fd66");
+    node.netns.sh(node_script);
+    let dhcp_server = DhcpServer::on(&lan_host);
     let pod = node.pod("lent").await;
     let address = pod.ip(false).to_owned();
-    assert!(address.starts_with("10.66.0.1") && lender.lends(&address), "{address}");
-    assert_eq!(seen(&neighbour, "10.66.0.2", &pod.place).as_deref(), Some(&*address));
+    assert!(address.starts_with("10.66.0.1") && dhcp_server.has_lease(&address), "{address}");
+    assert_eq!(client_seen_by(&lan_host, "10.66.0.2", &pod.netns).as_deref(), Some(&*address));
     node.berth.kill();
     node.berth.restart().await;
     let request = PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
@@ -244,25 +269,25 @@ async fn is_lent_an_address(plugin: Value, on_the_node: &str) {
     assert_eq!(status.network.unwrap().ip, address);
     node.berth.remove_pod(&pod.id).await;
     let until = Instant::now() + Duration::from_secs(30);
-    while lender.lends(&address) {
-        assert!(Instant::now() < until, "{address} was not given back");
+    while dhcp_server.has_lease(&address) {
+        assert!(Instant::now() < until, "{address} was not released");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    drop(lender);
-    drop(neighbour);
+    drop(dhcp_server);
+    drop(lan_host);
     node.clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_on_a_shared_link_is_lent_an_address() {
+async fn a_macvlan_pod_gets_keeps_and_releases_a_dhcp_lease() {
     let plugin = json!({ "type": "macvlan", "master": "lan0", "ipam": { "type": "dhcp" } });
-    is_lent_an_address(plugin, "true").await;
+    pod_gets_a_dhcp_lease(plugin, "true").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_on_a_bridge_of_the_lan_is_lent_an_address() {
+async fn a_bridged_pod_gets_keeps_and_releases_a_dhcp_lease() {
     let plugin = json!({ "type": "bridge", "bridge": "lan", "ipam": { "type": "dhcp" } });
-    is_lent_an_address(
+    pod_gets_a_dhcp_lease(
         plugin,
         "ip link add lan type bridge; ip link set lan up; ip link set lan0 master lan",
     )
@@ -270,20 +295,20 @@ async fn a_pod_on_a_bridge_of_the_lan_is_lent_an_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn packets_are_as_large_as_the_network_says() {
+async fn the_mtu_of_the_network_applies_to_pods() {
     let mut node = Node::with(json!([bridge(&json!({ "mtu": 1400 }))])).await;
     let (one, other) = (node.pod("one").await, node.pod("other").await);
     for pod in [&one, &other] {
-        assert!(pod.place.sh("ip -o link show eth0").contains("mtu 1400 "));
+        assert!(pod.netns.sh("ip -o link show eth0").contains("mtu 1400 "));
     }
-    // TCP keeps to it: the segments of a connection are what it leaves, less the headers.
+    // TCP uses the MTU: the segment size is the MTU without the headers.
     let script = format!("ss -Htin 'dport = :{PORT}'");
     let options = ["--client", other.ip(false), "--time", "3"];
     let (traffic, sizes) = std::thread::scope(|scope| {
-        let running = scope.spawn(|| traffic(&other.place, PORT, &one.place, &options));
+        let running = scope.spawn(|| traffic(&other.netns, PORT, &one.netns, &options));
         let mut sizes = String::new();
         while !running.is_finished() && !sizes.contains("advmss:") {
-            sizes = one.place.sh(&script);
+            sizes = one.netns.sh(&script);
             std::thread::sleep(Duration::from_millis(50));
         }
         (running.join().unwrap(), sizes)
@@ -294,7 +319,7 @@ async fn packets_are_as_large_as_the_network_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_of_traffic_hold() {
+async fn bandwidth_limits_hold() {
     let limits = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
     let mut node = Node::with(json!([bridge(&json!({})), limits])).await;
     let outside = node.outside();
@@ -307,15 +332,15 @@ async fn limits_of_traffic_hold() {
     };
     let limited = node.pod_of(config).await;
     let free = node.pod("free").await;
-    // What may go at once at the beginning is not counted.
+    // `--omit` excludes the initial burst that the limit allows.
     let options = ["--client", "198.51.100.2", "--omit", "2", "--time", "5"];
     for (way, more, limit) in [("to the pod", &["--reverse"][..], 20e6), ("from the pod", &[], 8e6)] {
-        let rate = traffic(&outside, PORT, &limited.place, &[&options[..], more].concat()).unwrap().rate;
+        let rate = traffic(&outside, PORT, &limited.netns, &[&options[..], more].concat()).unwrap().rate;
         assert!((rate / limit - 1.0).abs() < 0.15, "{way}: {rate:.0} of {limit:.0} bits a second");
-        let rate = traffic(&outside, PORT, &free.place, &[&options[..], more].concat()).unwrap().rate;
+        let rate = traffic(&outside, PORT, &free.netns, &[&options[..], more].concat()).unwrap().rate;
         assert!(rate > 2.0 * limit, "{way}, without a limit: {rate:.0} bits a second");
     }
     drop(outside);
     node.clean().await;
-    // And the devices of limits are gone with the pods, which `clean` has seen.
+    // `clean` has checked that the devices of the limits are removed with the pods.
 }

@@ -1,6 +1,6 @@
-//! What a user can rely on of the network when much happens at once, when an address comes back, and when somebody touches
-//! what berth has made on the host.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test stops at the first surprise")]
+//! The network under load, when an address is reused, and when other programs change what berth has created on the
+//! host.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a failing test panics")]
 
 #[path = "support/net.rs"]
 mod net;
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use berth_proto::v1::{
     PodSandboxConfig, PortMapping, RemovePodSandboxRequest, RunPodSandboxRequest, StatusRequest,
 };
-use net::{Namespace, Place};
+use net::{Namespace, Netns};
 use node::{Node, Pod, bridge, ports};
 use serde_json::{Value, json};
 use support::{Berth, PATIENCE};
 
-/// Runs pods, so many at a time; the errors.
+/// Runs pods, `at_once` at a time. Returns the errors.
 async fn run_together(berth: &Berth, configs: Vec<PodSandboxConfig>, at_once: usize) -> Vec<String> {
     let mut errors = Vec::new();
     let mut rest = configs.into_iter().peekable();
@@ -46,12 +46,12 @@ fn with_ports(berth: &Berth, name: &str, ports: impl IntoIterator<Item = i32>) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_with_ports_of_the_host_start_together() {
+async fn pods_with_host_ports_start_in_parallel() {
     let node = Node::with(json!([bridge(&json!({})), ports()])).await;
     let configs =
         (0..48).map(|number| with_ports(&node.berth, &format!("pod{number}"), [20000 + number])).collect();
     assert_eq!(run_together(&node.berth, configs, 8).await, Vec::<String>::new());
-    let rules = node.place.sh("nft list map inet berth ports4");
+    let rules = node.netns.sh("nft list map inet berth ports4");
     for number in 0..48 {
         assert!(rules.contains(&format!("tcp . {}", 20000 + number)), "{rules}");
     }
@@ -59,19 +59,19 @@ async fn pods_with_ports_of_the_host_start_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_on_the_link_of_the_default_route_start_together() {
+async fn macvlan_pods_on_the_default_route_link_start_in_parallel() {
     let ipam = json!({ "type": "host-local", "ranges": [[{ "subnet": "10.66.0.0/24", "rangeStart": "10.66.0.20" }]] });
     let limits = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
     let node = Node::with(json!([{ "type": "macvlan", "mode": "bridge", "ipam": ipam }, limits])).await;
-    let neighbour = Namespace::beside(&node.place, "lan0", "10.66.0", "fd66");
-    node.place.sh("ip route add default via 10.66.0.2");
+    let lan_host = Namespace::beside(&node.netns, "lan0", "10.66.0", "fd66");
+    node.netns.sh("ip route add default via 10.66.0.2");
     let configs = (0..32).map(|number| node.berth.pod_config(&format!("pod{number}"))).collect();
     assert_eq!(run_together(&node.berth, configs, 8).await, Vec::<String>::new());
-    drop(neighbour);
+    drop(lan_host);
     node.clean().await;
 }
 
-/// A node whose first two pods have the only addresses that there are.
+/// Creates a node with addresses for two pods only.
 async fn node_with_two_addresses(keys: Value) -> Node {
     let mut plugin = bridge(&keys);
     plugin["ipam"]["ranges"] = json!([
@@ -81,40 +81,43 @@ async fn node_with_two_addresses(keys: Value) -> Node {
     Node::with(json!([plugin])).await
 }
 
-/// Whether the first packet is answered: nobody sends a second one.
-fn is_answered(from: &Place, to: &str) -> bool {
+/// Sends one packet and returns whether it is answered.
+fn is_answered(from: &Netns, to: &str) -> bool {
     from.try_sh(&format!("busybox ping -c 1 -W 5 {to}")).status.success()
 }
 
-/// Everybody on the bridge knows where a pod is, and will not ask again.
-fn know(place: &Place, link: &str, pod: &Pod) {
-    let mac = pod.place.sh("cat /sys/class/net/eth0/address");
+/// Adds lan_host entries for the addresses of a pod, so that a host on the bridge does not resolve them again.
+fn cache_neighbour_entries(netns: &Netns, link: &str, pod: &Pod) {
+    let mac = pod.netns.sh("cat /sys/class/net/eth0/address");
     for ip in &pod.ips {
-        place.sh(&format!("ip neigh replace {ip} lladdr {mac} nud reachable dev {link}"));
+        netns.sh(&format!("ip neigh replace {ip} lladdr {mac} nud reachable dev {link}"));
     }
 }
 
-async fn an_address_comes_back(keys: Value, link: &str, mac: Option<&str>) {
+async fn reused_address_is_reachable(keys: Value, link: &str, mac: Option<&str>) {
     let mut node = node_with_two_addresses(keys).await;
     let first = node.pod("first").await;
     let other = node.pod("other").await;
     let mut before = first;
     for round in 0..3 {
-        for (from, by) in [(&node.place, link), (&other.place, "eth0")] {
+        for (from, by) in [(&node.netns, link), (&other.netns, "eth0")] {
             for ip in &before.ips {
                 assert!(is_answered(from, ip), "round {round}: {ip} from {by}");
             }
-            know(from, by, &before);
+            cache_neighbour_entries(from, by, &before);
         }
         let ips = before.ips.clone();
         node.berth.remove_pod(&before.id).await;
         let mut config = node.berth.pod_config(&format!("again{round}"));
         config.annotations.extend(mac.map(|mac| ("berth.io/mac".to_owned(), mac.to_owned())));
         let again = node.pod_of(config).await;
-        assert_eq!(again.ips, ips, "there is no other address");
-        for (from, by) in [(&node.place, link), (&other.place, "eth0")] {
+        assert_eq!(again.ips, ips, "the freed address must be used again");
+        for (from, by) in [(&node.netns, link), (&other.netns, "eth0")] {
             for ip in &again.ips {
-                assert!(is_answered(from, ip), "round {round}: {ip} came back, from {by}");
+                assert!(
+                    is_answered(from, ip),
+                    "round {round}: {ip} is not reached after its reuse, from {by}"
+                );
             }
         }
         before = again;
@@ -123,25 +126,25 @@ async fn an_address_comes_back(keys: Value, link: &str, mac: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_comes_back_is_reached_at_once() {
-    an_address_comes_back(json!({}), "paths0", None).await;
+async fn a_reused_address_is_reachable_immediately() {
+    reused_address_is_reachable(json!({}), "paths0", None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_comes_back_behind_a_guard_is_reached_at_once() {
-    an_address_comes_back(json!({ "macspoofchk": true, "hairpinMode": true }), "paths0", None).await;
+async fn a_reused_address_is_reachable_immediately_with_macspoofchk() {
+    reused_address_is_reachable(json!({ "macspoofchk": true, "hairpinMode": true }), "paths0", None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_comes_back_with_its_hardware_address_is_reached_at_once() {
+async fn a_reused_address_with_a_reused_mac_is_reachable_immediately() {
     let keys = json!({ "capabilities": { "mac": true } });
-    an_address_comes_back(keys, "paths0", Some("02:00:00:00:66:01")).await;
+    reused_address_is_reachable(keys, "paths0", Some("02:00:00:00:66:01")).await;
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < until, "{what}: it does not come");
+    while !condition().await {
+        assert!(Instant::now() < until, "{what}: the condition is not met in time");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -153,7 +156,7 @@ async fn network_condition(berth: &mut Berth) -> (bool, String) {
     (network.status, network.message)
 }
 
-/// What somebody does to the host, and what is there again afterwards.
+/// Changes that other programs make on the host, each with a command that succeeds when berth has repaired it.
 const CHANGES: [(&str, &str); 8] = [
     ("ip addr flush dev paths0", "ip -o addr show dev paths0 | grep -q 10.66.0.1/24"),
     ("ip -6 addr flush dev paths0 scope global", "ip -o addr show dev paths0 | grep -q fd66::1/64"),
@@ -169,35 +172,35 @@ const CHANGES: [(&str, &str); 8] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_that_somebody_changes_is_put_right() {
+async fn changes_to_the_bridge_are_repaired() {
     let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
     let outside = node.outside();
     let pod = node.pod("stays").await;
-    let everybody = ["198.51.100.2", "fd99::2", "10.66.0.1", "fd66::1"];
-    let reaches = |pod: &Pod| everybody.iter().all(|to| is_answered(&pod.place, to));
-    // What was sent before it was put right may be lost.
-    let ping = everybody.map(|to| format!("busybox ping -c 1 -W 1 {to}")).join(" && ");
-    let reaches_again = |pod: &Pod| pod.place.try_sh(&ping).status.success();
+    let targets = ["198.51.100.2", "fd99::2", "10.66.0.1", "fd66::1"];
+    let reaches = |pod: &Pod| targets.iter().all(|to| is_answered(&pod.netns, to));
+    // Packets that were sent before the repair can be lost.
+    let ping = targets.map(|to| format!("busybox ping -c 1 -W 1 {to}")).join(" && ");
+    let reaches_again = |pod: &Pod| pod.netns.try_sh(&ping).status.success();
     assert!(reaches(&pod));
-    for (number, (change, mended)) in CHANGES.into_iter().enumerate() {
-        node.place.sh(change);
-        // A pod that comes at once has a network, and so does one that was there.
+    for (number, (change, repaired)) in CHANGES.into_iter().enumerate() {
+        node.netns.sh(change);
+        // Both a new pod and an existing pod have a network.
         let next = node.pod(&format!("next{number}")).await;
-        assert!(node.place.try_sh(mended).status.success(), "{change}");
+        assert!(node.netns.try_sh(repaired).status.success(), "{change}");
         assert!(reaches(&next), "{change}");
         until(change, async || reaches_again(&pod)).await;
-        // Without a pod that comes, too.
-        node.place.sh(change);
-        until(change, async || node.place.try_sh(mended).status.success() && reaches_again(&pod)).await;
+        // The repair also happens without a new pod.
+        node.netns.sh(change);
+        until(change, async || node.netns.try_sh(repaired).status.success() && reaches_again(&pod)).await;
         assert!(network_condition(&mut node.berth).await.0, "{change}");
         node.berth.remove_pod(&next.id).await;
     }
-    // And what was changed while no daemon ran.
-    for (change, mended) in CHANGES {
+    // Changes while the daemon does not run are repaired at its start.
+    for (change, repaired) in CHANGES {
         node.berth.kill();
-        node.place.sh(change);
+        node.netns.sh(change);
         node.berth.restart().await;
-        until(change, async || node.place.try_sh(mended).status.success() && reaches_again(&pod)).await;
+        until(change, async || node.netns.try_sh(repaired).status.success() && reaches_again(&pod)).await;
     }
     drop(outside);
     node.clean().await;
@@ -226,36 +229,37 @@ async fn a_single_port_that_is_disconnected_is_connected_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_put_right_is_told() {
+async fn a_conflict_that_cannot_be_repaired_is_reported() {
     let mut node = Node::with(json!([bridge(&json!({}))])).await;
     let pod = node.pod("stays").await;
-    // Somebody's own address in the way: that is not berth's to take.
-    node.place.sh("echo 1 > /proc/sys/net/ipv4/conf/paths0/promote_secondaries
+    // Another program's address is in conflict. berth does not remove it.
+    node.netns.sh("echo 1 > /proc/sys/net/ipv4/conf/paths0/promote_secondaries
          ip addr add 10.66.0.9/24 dev paths0; ip addr del 10.66.0.1/24 dev paths0");
-    until("it is told", async || {
+    until("the conflict is not reported", async || {
         let (ready, why) = network_condition(&mut node.berth).await;
         !ready && why.contains("paths0") && why.contains("10.66.0.9/24")
     })
     .await;
     let refused = node.berth.try_run_pod(node.berth.pod_config("refused")).await.unwrap_err();
     assert!(refused.message().contains("10.66.0.9/24"), "{refused}");
-    node.place.sh("ip addr del 10.66.0.9/24 dev paths0");
-    until("it is over", async || network_condition(&mut node.berth).await.0).await;
-    assert!(is_answered(&node.place, pod.ip(false)));
+    node.netns.sh("ip addr del 10.66.0.9/24 dev paths0");
+    until("the condition does not become ready again", async || network_condition(&mut node.berth).await.0)
+        .await;
+    assert!(is_answered(&node.netns, pod.ip(false)));
     node.clean().await;
 }
 
-/// The rules of pods.
-fn rules(place: &Place) -> String {
-    place.sh("for family in inet bridge; do nft list table $family berth || true; done")
+/// Returns the nftables rules of pods.
+fn rules(netns: &Netns) -> String {
+    netns.sh("for family in inet bridge; do nft list table $family berth || true; done")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_that_somebody_deletes_are_put_back() {
+async fn deleted_nftables_rules_are_restored() {
     let mut node = Node::with(json!([bridge(&json!({ "macspoofchk": true })), ports()])).await;
     let config = with_ports(&node.berth, "server", [20000, 20001]);
     let server = node.pod_of(config).await;
-    let before = rules(&node.place);
+    let before = rules(&node.netns);
     let handle = |chain: &str| {
         format!("$(nft -a list chain inet berth {chain} | sed -n 's/.*# handle //p' | sed -n 2p)")
     };
@@ -272,41 +276,46 @@ async fn rules_that_somebody_deletes_are_put_back() {
         format!("nft delete element inet berth masquerade4 '{{ {} }}'", server.ip(false)),
         "nft flush set bridge berth guarded".to_owned(),
     ] {
-        node.place.sh(&change);
-        until(&change, async || rules(&node.place) == before).await;
+        node.netns.sh(&change);
+        until(&change, async || rules(&node.netns) == before).await;
     }
-    // Rules that others add beside, and that go again, are nobody's loss.
-    node.place.sh("nft add table inet other; nft add chain inet other c; nft delete table inet other");
+    // Tables that other programs add and delete have no effect on berth's rules.
+    node.netns.sh("nft add table inet other; nft add chain inet other c; nft delete table inet other");
     for change in ["nft flush table inet berth", "nft delete element inet berth ports4 '{ tcp . 20001 }'"] {
         node.berth.kill();
-        node.place.sh(change);
+        node.netns.sh(change);
         node.berth.restart().await;
-        until(change, async || rules(&node.place) == before).await;
+        until(change, async || rules(&node.netns) == before).await;
     }
     node.clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_may_have_very_many_ports_of_the_host() {
+async fn a_pod_can_have_thousands_of_host_ports() {
     let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
     for count in [270, 3000] {
         let config = with_ports(&node.berth, &format!("many{count}"), 20000..20000 + count);
         let pod = node.pod_of(config).await;
-        let mapped = || node.place.sh("nft list table inet berth").matches("tcp . 2").count();
-        assert_eq!(mapped(), usize::try_from(count).unwrap() * 2, "for both families");
-        // Whoever wants one of them is told who has it, and has none of the others.
+        let mapped = || node.netns.sh("nft list table inet berth").matches("tcp . 2").count();
+        assert_eq!(
+            mapped(),
+            usize::try_from(count).unwrap() * 2,
+            "the ports must be mapped in both address families"
+        );
+        // A pod that requests a used port is refused with the id of the pod that has it, and gets none of its other
+        // ports.
         let taken = with_ports(&node.berth, "taken", (19000..19300).chain([20000 + count - 1]));
         let refused = node.berth.try_run_pod(taken).await.unwrap_err();
         assert!(refused.message().contains(&pod.id), "{refused}");
-        assert!(!node.place.sh("nft list table inet berth").contains("tcp . 19"));
+        assert!(!node.netns.sh("nft list table inet berth").contains("tcp . 19"));
         node.berth.remove_pod(&pod.id).await;
-        assert_eq!(node.place.sh("nft list table inet berth").matches("tcp . 2").count(), 0);
+        assert_eq!(node.netns.sh("nft list table inet berth").matches("tcp . 2").count(), 0);
     }
     node.clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn very_many_leftovers_are_freed_at_the_start() {
+async fn thousands_of_leftover_elements_are_freed_at_the_start() {
     let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
     let config = with_ports(&node.berth, "lives", [20000]);
     let lives = node.pod_of(config).await;
@@ -321,21 +330,21 @@ async fn very_many_leftovers_are_freed_at_the_start() {
     }
     let file = node.berth.path("leftovers");
     fs::write(&file, left).unwrap();
-    node.place.sh(&format!("nft -f {}", file.display()));
+    node.netns.sh(&format!("nft -f {}", file.display()));
     node.berth.restart().await;
-    until("they are freed", async || {
-        let rules = node.place.sh("nft list map inet berth ports4");
+    until("the leftover elements are not freed", async || {
+        let rules = node.netns.sh("nft list map inet berth ports4");
         !rules.contains("udp") && rules.contains("tcp . 20000")
     })
     .await;
-    assert!(is_answered(&node.place, lives.ip(false)));
+    assert!(is_answered(&node.netns, lives.ip(false)));
     node.clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_name_of_the_built_in_bridge_leaves_nothing_of_the_old_one() {
+async fn renaming_the_built_in_bridge_removes_the_old_one_with_its_last_pod() {
     let mut berth = Berth::start().await;
-    let place = Place::of(berth.host_process());
+    let netns = Netns::of(berth.host_process());
     let old = berth.run_pod(with_ports(&berth, "old", [20000])).await;
     berth.kill();
     let file = berth.path("config.toml");
@@ -349,12 +358,12 @@ async fn another_name_of_the_built_in_bridge_leaves_nothing_of_the_old_one() {
     assert!(taken.message().contains(&old), "{taken}");
     berth.remove_pod(&old).await;
     let next = berth.run_pod(with_ports(&berth, "next", [20000])).await;
-    let rules = place.sh("nft list ruleset");
+    let rules = netns.sh("nft list ruleset");
     assert!(!rules.contains("10.77.0.") || !rules.contains("elements = { 10.77"), "{rules}");
     assert!(!rules.contains(&old), "{rules}");
     let left: Vec<_> = fs::read_dir(berth.path("addresses/testbr0")).unwrap().flatten().collect();
     assert!(left.iter().all(|entry| !entry.file_name().to_string_lossy().starts_with("10.77")), "{left:?}");
-    assert!(!place.sh("ip -o link").contains("testbr0"), "its last pod has gone");
+    assert!(!netns.sh("ip -o link").contains("testbr0"), "the old bridge must be removed with its last pod");
     berth.remove_pod(&next).await;
     let mut request = RemovePodSandboxRequest::default();
     request.pod_sandbox_id.clone_from(&new);
@@ -363,16 +372,16 @@ async fn another_name_of_the_built_in_bridge_leaves_nothing_of_the_old_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_of_others_that_drop_what_pods_send_are_told() {
+async fn firewall_rules_that_drop_pod_traffic_are_reported() {
     let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
     let outside = node.outside();
     let pod = node.pod("pod").await;
     let chain = "nft add table inet other; nft add chain inet other forward '{ type filter hook forward priority 0; policy drop; }'";
     let iptables = "iptables -P FORWARD DROP; iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
                     iptables -A FORWARD -i docker0 -j ACCEPT";
-    // An iptables that does not use nftables.
+    // iptables-legacy does not use nftables.
     let legacy = "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
-    // As dockerd leaves it.
+    // The rules that dockerd leaves.
     let docker = "iptables -P FORWARD DROP; iptables -N DOCKER; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN; \
                   iptables -A FORWARD -j DOCKER-USER; iptables -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
                   iptables -A FORWARD -o docker0 -j DOCKER; iptables -A FORWARD -i docker0 ! -o docker0 -j ACCEPT; \
@@ -382,7 +391,7 @@ async fn rules_of_others_that_drop_what_pods_send_are_told() {
                   nft add rule inet other forward ct state '{ established, related }' accept; \
                   nft add chain inet other zone; nft add rule inet other zone iifname docker0 accept; \
                   nft add rule inet other forward jump zone; nft add rule inet other forward counter reject with icmpx admin-prohibited";
-    for (close, opened) in [
+    for (block, unblock) in [
         (
             chain,
             "nft add rule inet other forward iifname paths0 accept; nft add rule inet other forward oifname paths0 accept",
@@ -397,20 +406,20 @@ async fn rules_of_others_that_drop_what_pods_send_are_told() {
         (docker, "iptables -I DOCKER-USER -i paths0 -j ACCEPT; iptables -I DOCKER-USER -o paths0 -j ACCEPT"),
         (reject, "nft add rule inet other zone iifname 'paths*' accept"),
     ] {
-        assert!(is_answered(&pod.place, "198.51.100.2"));
-        node.place.sh(close);
-        assert!(!is_answered(&pod.place, "198.51.100.2"), "{close}");
-        until(close, async || {
+        assert!(is_answered(&pod.netns, "198.51.100.2"));
+        node.netns.sh(block);
+        assert!(!is_answered(&pod.netns, "198.51.100.2"), "{block}");
+        until(block, async || {
             let (ready, why) = network_condition(&mut node.berth).await;
             !ready
                 && why.contains("drops forwarded packets from 10.66.0.0/24")
                 && why.to_lowercase().contains("forward")
         })
         .await;
-        node.place.sh(opened);
-        assert!(is_answered(&pod.place, "198.51.100.2"), "{opened}");
-        until(opened, async || network_condition(&mut node.berth).await.0).await;
-        node.place.sh(
+        node.netns.sh(unblock);
+        assert!(is_answered(&pod.netns, "198.51.100.2"), "{unblock}");
+        until(unblock, async || network_condition(&mut node.berth).await.0).await;
+        node.netns.sh(
             "nft delete table inet other 2>/dev/null || true
              for tables in iptables iptables-legacy; do $tables -P FORWARD ACCEPT; $tables -F; $tables -X; done",
         );
@@ -420,7 +429,7 @@ async fn rules_of_others_that_drop_what_pods_send_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_may_have_ipv6_alone() {
+async fn a_network_can_be_ipv6_only() {
     let mut plugin = bridge(&json!({ "hairpinMode": true }));
     plugin["ipam"] = json!({ "type": "host-local", "ranges": [[{ "subnet": "fd66::/64" }]], "routes": [{ "dst": "::/0" }] });
     let mut node = Node::with(json!([plugin, ports()])).await;
@@ -428,11 +437,11 @@ async fn a_network_may_have_ipv6_alone() {
     let config = with_ports(&node.berth, "six", [20000]);
     let pod = node.pod_of(config).await;
     assert_eq!(pod.ips, ["fd66::2"]);
-    assert!(is_answered(&pod.place, "fd99::2") && is_answered(&node.place, "fd66::2"));
-    let server = Server::start(&pod.place, "[::]", 80, "six");
+    assert!(is_answered(&pod.netns, "fd99::2") && is_answered(&node.netns, "fd66::2"));
+    let server = Server::start(&pod.netns, "[::]", 80, "six");
     assert_eq!(server.answers(&outside, "fd99::1", 20000), "six");
-    assert_eq!(server.answers(&node.place, "fd99::1", 20000), "six");
-    assert_eq!(server.answers(&pod.place, "fd99::1", 20000), "six");
+    assert_eq!(server.answers(&node.netns, "fd99::1", 20000), "six");
+    assert_eq!(server.answers(&pod.netns, "fd99::1", 20000), "six");
     drop((server, outside));
     node.clean().await;
 }
@@ -441,7 +450,7 @@ async fn a_network_may_have_ipv6_alone() {
 struct Server(std::process::Child);
 
 impl Server {
-    fn start(place: &Place, address: &str, port: u16, name: &str) -> Self {
+    fn start(netns: &Netns, address: &str, port: u16, name: &str) -> Self {
         let script = "import socket,sys
 host,port,name=sys.argv[1].strip('[]'),int(sys.argv[2]),sys.argv[3]
 s=socket.create_server((host,port),family=socket.AF_INET6 if ':' in host else socket.AF_INET)
@@ -451,7 +460,7 @@ while True:
     c.sendall(name.encode())
     if name!='holds': c.close()
     else: sys.held=getattr(sys,'held',[])+[c]";
-        let mut child = place
+        let mut child = netns
             .command("python3")
             .args(["-c", script, address, &port.to_string(), name])
             .stdout(std::process::Stdio::piped())
@@ -462,8 +471,8 @@ while True:
         Self(child)
     }
 
-    /// What is heard by who connects.
-    fn answers(&self, from: &Place, address: &str, port: u16) -> String {
+    /// Connects and returns what the server sends.
+    fn answers(&self, from: &Netns, address: &str, port: u16) -> String {
         let answer = from.try_sh(&format!("busybox nc -w 5 {address} {port} </dev/null"));
         String::from_utf8_lossy(&answer.stdout).into_owned()
     }
@@ -481,7 +490,7 @@ fn at(host_ip: &str, host_port: i32) -> PortMapping {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_of_one_address_goes_before_that_of_all() {
+async fn a_host_port_of_one_address_precedes_one_of_all_addresses() {
     let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
     let outside = node.outside();
     let with = |name: &str, ports: Vec<PortMapping>| PodSandboxConfig {
@@ -497,14 +506,14 @@ async fn a_port_of_one_address_goes_before_that_of_all() {
     ];
     let (all, one) = (node.pod_of(all).await, node.pod_of(one).await);
     let servers =
-        [Server::start(&all.place, "0.0.0.0", 80, "all"), Server::start(&one.place, "0.0.0.0", 80, "one")];
+        [Server::start(&all.netns, "0.0.0.0", 80, "all"), Server::start(&one.netns, "0.0.0.0", 80, "one")];
     assert_eq!(servers[0].answers(&outside, "198.51.100.1", 20000), "one");
-    assert_eq!(servers[0].answers(&node.place, "127.0.0.1", 20000), "all");
+    assert_eq!(servers[0].answers(&node.netns, "127.0.0.1", 20000), "all");
     for config in refused {
         let name = config.metadata.clone().unwrap().name;
         let error = node.berth.try_run_pod(config).await.unwrap_err();
-        let whose = [&all.id, &one.id].iter().any(|id| error.message().contains(id.as_str()));
-        assert!(whose || (name == "twice" && error.message().contains("20001")), "{name}: {error}");
+        let names_owner = [&all.id, &one.id].iter().any(|id| error.message().contains(id.as_str()));
+        assert!(names_owner || (name == "twice" && error.message().contains("20001")), "{name}: {error}");
     }
     node.berth.remove_pod(&one.id).await;
     assert_eq!(servers[0].answers(&outside, "198.51.100.1", 20000), "all");
@@ -513,15 +522,15 @@ async fn a_port_of_one_address_goes_before_that_of_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_of_a_pod_that_is_gone_meets_the_next() {
+async fn a_client_of_a_removed_pod_reaches_the_next_pod_with_its_host_port() {
     let mut node = Node::with(json!([bridge(&json!({})), ports()])).await;
     let outside = node.outside();
     let config = with_ports(&node.berth, "gone", [20000]);
     let gone = node.pod_of(config).await;
-    // Else the kernel keeps the pod's namespace for as long as it tries to tell the client of the end.
-    gone.place.sh("echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries");
-    let server = Server::start(&gone.place, "0.0.0.0", 80, "holds");
-    // A connection that is open when the pod goes, from a port that its client uses again.
+    // Otherwise the kernel keeps the pod's namespace while it tries to notify the client.
+    gone.netns.sh("echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries");
+    let server = Server::start(&gone.netns, "0.0.0.0", 80, "holds");
+    // The connection is open when the pod is removed. The client uses the same source port again.
     let client = "import socket,sys
 s=socket.socket()
 s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1)
@@ -539,10 +548,10 @@ if sys.argv[1]=='stays':
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped());
     let mut first = first.spawn().unwrap();
-    let mut heard = [0_u8; 6];
-    std::io::Read::read_exact(first.stdout.as_mut().unwrap(), &mut heard).unwrap();
-    assert_eq!(&heard, b"holds\n");
-    // Nobody hears of its end: the client is cut off, and only then the pod goes.
+    let mut received = [0_u8; 6];
+    std::io::Read::read_exact(first.stdout.as_mut().unwrap(), &mut received).unwrap();
+    assert_eq!(&received, b"holds\n");
+    // The client is disconnected first, so that the end of the connection reaches neither side.
     outside.sh("ip link set far0 down");
     drop(first.kill());
     drop(first.wait());
@@ -551,7 +560,7 @@ if sys.argv[1]=='stays':
     outside.sh("ip link set far0 up; ip addr add fd99::2/64 dev far0 nodad 2>/dev/null || true");
     let config = with_ports(&node.berth, "next", [20000]);
     let next = node.pod_of(config).await;
-    let server = Server::start(&next.place, "0.0.0.0", 80, "next");
+    let server = Server::start(&next.netns, "0.0.0.0", 80, "next");
     let again = outside.command("python3").args(["-c", client, "once"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&again.stdout), "next\n", "{again:?}");
     drop((server, outside));
@@ -559,17 +568,18 @@ if sys.argv[1]=='stays':
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_of_kube_proxy_and_ports_of_the_host_are_beside_each_other() {
+async fn kube_proxy_services_and_host_ports_work_together() {
     let mut node = Node::with(json!([bridge(&json!({ "hairpinMode": true })), ports()])).await;
     let outside = node.outside();
     outside.sh("ip route add 10.96.0.0/24 via 198.51.100.1");
-    // Addresses of services are on no link: packets to them set out for the default gateway.
-    node.place.sh("ip route add default via 198.51.100.2");
+    // No link has the service addresses, so packets to them are routed to the default gateway.
+    node.netns.sh("ip route add default via 198.51.100.2");
     let config = with_ports(&node.berth, "pod", [20000]);
     let (pod, other) = (node.pod_of(config).await, node.pod("other").await);
-    let server = Server::start(&pod.place, "0.0.0.0", 80, "pod");
+    let server = Server::start(&pod.netns, "0.0.0.0", 80, "pod");
     let ip = pod.ip(false);
-    // The rules that kube-proxy makes for a service at 10.96.0.10:443 and a node port 30443, in each of its modes.
+    // The rules that kube-proxy creates for a service at 10.96.0.10:443 and the node port 30443, in each of its
+    // modes.
     let nftables = format!(
         "nft add table ip kube-proxy
          for hook in prerouting output; do
@@ -598,9 +608,9 @@ async fn services_of_kube_proxy_and_ports_of_the_host_are_beside_each_other() {
         ("iptables", &iptables, "iptables -F; iptables -X; iptables -t nat -F; iptables -t nat -X"),
         ("iptables-legacy", &iptables.replace("iptables ", "iptables-legacy "), "true"),
     ] {
-        node.place.sh(rules);
+        node.netns.sh(rules);
         for (who, client) in
-            [("outside", &*outside), ("node", &node.place), ("other", &other.place), ("itself", &pod.place)]
+            [("outside", &*outside), ("node", &node.netns), ("other", &other.netns), ("itself", &pod.netns)]
         {
             for (address, port) in [("10.96.0.10", 443), ("198.51.100.1", 30443), ("198.51.100.1", 20000)] {
                 let answer = server.answers(client, address, port);
@@ -608,7 +618,7 @@ async fn services_of_kube_proxy_and_ports_of_the_host_are_beside_each_other() {
             }
         }
         assert!(network_condition(&mut node.berth).await.0, "{mode}");
-        node.place.sh(away);
+        node.netns.sh(away);
     }
     drop((server, outside));
     node.clean().await;

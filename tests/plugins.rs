@@ -1,5 +1,5 @@
 //! Network plugins that are programs, and a daemon that is killed while one runs. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use berth_proto::v1::RunPodSandboxRequest;
 use support::{Berth, PATIENCE};
 
-/// Installs a plugin of this script and a configuration that uses it alone.
+/// Installs a plugin with this script and a conflist that uses only this plugin.
 fn install(berth: &Berth, script: &str) {
     let bin = berth.path("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -22,9 +22,9 @@ fn install(berth: &Berth, script: &str) {
     fs::write(berth.path("net.d/10-scripted.conflist"), conflist).unwrap();
 }
 
-async fn until(what: &str, mut there: impl FnMut() -> bool) {
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
-    while !there() {
+    while !condition() {
         assert!(Instant::now() < until, "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -35,11 +35,12 @@ fn text(file: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plugin_of_a_killed_daemon_ends_before_the_next_call() {
+async fn a_plugin_left_by_a_killed_daemon_is_ended_before_the_next_call() {
     let mut berth = Berth::start_with("").await;
     let log = berth.path("plugin.log");
     let (log_path, children) = (log.display().to_string(), berth.path("children"));
-    // Both notice each other: a call says when it begins and ends, and ADD does not end by itself.
+    // The log shows overlapping calls: each call writes a line when it begins and when it ends. ADD does not end by
+    // itself.
     let script = format!(
         "#!/bin/sh\necho \"$CNI_COMMAND begins\" >>{log_path}\n\
          if [ \"$CNI_COMMAND\" = ADD ]; then trap '' TERM; sleep 1000 & echo $$ $! >>{}; wait; sleep 1000; fi\n\
@@ -54,21 +55,21 @@ async fn a_plugin_of_a_killed_daemon_ends_before_the_next_call() {
     berth.kill();
     assert!(running.await.unwrap().is_err());
     let pids: Vec<i32> = text(&children).split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-    let lives = |pid: &i32| {
+    let is_running = |pid: &i32| {
         let status = text(Path::new(&format!("/proc/{pid}/status")));
         status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
     };
-    assert!(pids.iter().all(lives), "nobody has ended it yet");
+    assert!(pids.iter().all(is_running), "the plugin must still run after the daemon was killed");
     berth.restart().await;
     until("the plugin is not called again", || text(&log).contains("DEL ends")).await;
-    assert!(!pids.iter().any(lives), "the plugin and its child have ended");
+    assert!(!pids.iter().any(is_running), "the plugin and its child must have ended");
     assert_eq!(text(&log).lines().next(), Some("ADD begins"));
     assert!(!text(&log).contains("ADD ends"), "{}", text(&log));
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plugin_that_hangs_or_prints_garbage_fails_its_pod_only() {
+async fn a_hanging_or_broken_plugin_fails_only_its_pod() {
     let mut berth = Berth::start_with("cni_plugin_timeout = 2\n").await;
     let pids = berth.path("pids");
     let add = |script: &str| {
@@ -76,7 +77,7 @@ async fn a_plugin_that_hangs_or_prints_garbage_fails_its_pod_only() {
     };
     for (script, words) in [
         ("trap '' TERM INT HUP; sleep 1000 & wait; sleep 1000", "did not end within 2 s"),
-        ("echo this is no result", "no result"),
+        ("echo this is not a result", "no result"),
         ("exec cat /dev/zero", "output exceeds"),
         ("echo broken >&2; exit 7", "broken"),
     ] {
@@ -88,7 +89,7 @@ async fn a_plugin_that_hangs_or_prints_garbage_fails_its_pod_only() {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         assert!(environment.is_empty(), "plugin {pid} still runs");
     }
-    // What it leaves in the background holds nothing up.
+    // A background process that the plugin leaves does not delay the call.
     let result = r#"{"cniVersion": "1.0.0", "interfaces": [], "ips": []}"#;
     install(&berth, &add(&format!("sleep 30 & echo '{result}'")));
     let pod = berth.run_pod(berth.pod_config("pod")).await;

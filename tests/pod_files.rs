@@ -1,6 +1,6 @@
-//! /etc/hostname, /etc/hosts and /etc/resolv.conf: the containers of a pod share them and may write to them, within bounds,
-//! and nothing of that is the host's. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! /etc/hostname, /etc/hosts and /etc/resolv.conf: the containers of a pod share these files and can write to them
+//! within limits. Writes do not reach the host. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -8,9 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use berth_proto::v1::*;
-use support::{Berth, secured, shell, sleeper};
+use support::{Berth, shell, sleeper, with_security};
 
-/// Bytes of all files in a folder.
+/// Returns the size of all files in a folder.
 fn bytes_in(folder: &Path) -> u64 {
     let mut sum = 0;
     for entry in fs::read_dir(folder).unwrap().flatten() {
@@ -27,7 +27,7 @@ fn limited(mut config: ContainerConfig, bytes: i64) -> ContainerConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_share_and_change_the_files_of_their_pod() {
+async fn containers_share_and_can_change_the_etc_files_of_their_pod() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let one = berth.run(&pod, sleeper("one")).await;
@@ -44,25 +44,25 @@ async fn containers_share_and_change_the_files_of_their_pod() {
         assert_eq!(
             berth.sh(&two, &format!("tail -n 1 /etc/{file}")).await,
             line,
-            "the other container sees it"
+            "the other container must see the change"
         );
     }
-    // A mount is not replaced, as with other runtimes.
+    // As with other runtimes, a container cannot replace the mounted file.
     assert_eq!(berth.sh(&one, "rm /etc/hosts 2>/dev/null || echo no").await, "no");
-    // The next daemon finds them as they are.
+    // The next daemon uses the files with their changes.
     berth.kill();
     berth.restart().await;
     let late = berth.run(&pod, sleeper("late")).await;
     assert_eq!(berth.sh(&late, "tail -n 1 /etc/hosts").await, "192.0.2.1 hosts.example");
     let config =
-        secured(shell("read-only", "echo x >>/etc/hosts"), |security| security.readonly_rootfs = true);
+        with_security(shell("read-only", "echo x >>/etc/hosts"), |security| security.readonly_rootfs = true);
     let (code, log) = berth.run_to_end(&pod, config).await;
     assert!(code != 0 && log.contains("Read-only file system"), "{log}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_to_them_is_bounded_and_counts_as_the_containers_memory() {
+async fn etc_files_are_limited_in_size_and_count_as_container_memory() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let other = berth.run_pod(berth.pod_config("other")).await;
@@ -86,20 +86,20 @@ async fn what_is_written_to_them_is_bounded_and_counts_as_the_containers_memory(
     assert!(text.starts_with("full\nfull\nfull\n"), "{text}");
     let written: u64 = text.lines().last().unwrap().parse().unwrap();
     assert!((1_000_000..2_000_000).contains(&written), "{written}");
-    // Nothing of it is in a file of the host.
+    // None of the written data is in a file of the host.
     assert!(bytes_in(&berth.path("run")) < before + 100_000);
     let shared = "cat /sys/fs/cgroup/memory.stat /sys/fs/cgroup/memory/memory.stat 2>/dev/null | \
                   sed -n 's/^shmem //p' | head -n 1";
     let counted: u64 = berth.sh(&id, shared).await.parse().unwrap();
     assert!(counted > written - 100_000, "{counted} of {written}");
-    // Another pod has its own.
+    // Another pod has separate files with their own limit.
     let (code, log) = berth.script(&other, "c", "echo more >>/etc/hosts && wc -c </etc/hosts").await;
     assert!(code == 0 && log.trim().parse::<u64>().unwrap() < 1_000_000, "{log}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_pod_has_them() {
+async fn every_kind_of_pod_has_etc_files() {
     let mut berth = Berth::start().await;
     let ids = vec![IdMapping { host_id: 500_000, container_id: 0, length: 65_536 }];
     let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids };
@@ -117,19 +117,19 @@ async fn every_kind_of_pod_has_them() {
         let script =
             "stat -c %u /etc/hosts && echo line >>/etc/hosts && tail -n 1 /etc/hosts && cat /etc/hostname";
         let config =
-            secured(shell("c", script), |security| security.namespace_options = Some(options.clone()));
-        // Also in the host's network: the name that is asked for is the pod's.
+            with_security(shell("c", script), |security| security.namespace_options = Some(options.clone()));
+        // In the host's network, too, the pod has the requested name.
         assert_eq!(berth.run_to_end(&pod, config).await, (0, format!("0\nline\n{name}\n")), "{name}");
     }
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pods_of_an_older_daemon_keep_their_files() {
+async fn pods_of_an_older_daemon_keep_their_etc_files() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("old")).await;
     berth.kill();
-    // As an older daemon has left them: in the pod's folder, and without a word of that in its record.
+    // An older daemon left the files in the pod's folder, and did not mention them in the record.
     let record = berth.path(&format!("root/pods/{pod}/pod.json"));
     let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
     assert!(text.as_object_mut().unwrap().remove("files").is_some());

@@ -1,5 +1,5 @@
-//! Pods against the real daemon: what a client of RunPodSandbox and its siblings can rely on. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Pods on the real daemon: RunPodSandbox and the other calls on pod sandboxes. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -8,14 +8,17 @@ use support::{Berth, code, shell, sleeper};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_lives_and_leaves_nothing() {
+async fn a_pod_lives_and_its_removal_leaves_nothing() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("web")).await;
     let status = berth.pod_status(&pod).await;
     assert_eq!(status.state(), PodSandboxState::SandboxReady);
     let network = status.network.unwrap();
     assert!(network.ip.starts_with("10.77.0."), "{network:?}");
-    assert!(network.additional_ips[0].ip.starts_with("fd77::"), "both families, in the order of the config");
+    assert!(
+        network.additional_ips[0].ip.starts_with("fd77::"),
+        "the pod must have both address families in the order of the config"
+    );
 
     let (exit, log) = berth.script(&pod, "hello", "echo hello; echo oops >&2; exit 3").await;
     assert_eq!((exit, log.as_str()), (3, "hello\noops\n"));
@@ -29,7 +32,7 @@ async fn a_pod_lives_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_belongs_to_one_pod_and_a_retry_joins() {
+async fn a_name_belongs_to_one_pod_and_a_retry_joins_the_call_in_progress() {
     let mut berth = Berth::start().await;
     let config = berth.pod_config("twin");
     let (mut a, mut b) = (berth.runtime.clone(), berth.runtime.clone());
@@ -37,7 +40,7 @@ async fn a_name_belongs_to_one_pod_and_a_retry_joins() {
     let (first, second) = tokio::join!(a.run_pod_sandbox(request.clone()), b.run_pod_sandbox(request));
     let ids = [first, second].map(|answer| answer.map(|a| a.into_inner().pod_sandbox_id));
     match &ids {
-        // Both were in flight together, or the second came when the first had ended.
+        // Either both calls were in progress together, or the second call arrived after the first had finished.
         [Ok(a), Ok(b)] => assert_eq!(a, b),
         [Ok(a), Err(error)] | [Err(error), Ok(a)] => assert!(error.message().contains(a)),
         other => panic!("{other:?}"),
@@ -53,7 +56,7 @@ async fn a_name_belongs_to_one_pod_and_a_retry_joins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slash_in_a_name_makes_it_no_other_name() {
+async fn slashes_do_not_make_different_pod_names_equal() {
     let mut berth = Berth::start().await;
     let named = |berth: &Berth, namespace: &str, name: &str, uid: &str| {
         let mut config = berth.pod_config("pod");
@@ -73,13 +76,13 @@ async fn a_slash_in_a_name_makes_it_no_other_name() {
     pods.sort();
     pods.dedup();
     assert_eq!(pods.len(), 3);
-    // Each of them holds its own name, over a restart as well.
+    // Each pod keeps its name over a restart.
     berth.restart().await;
     for (namespace, name, uid) in [("a/b", "c", "u"), ("a", "b/c", "u"), ("a", "b", "c/u")] {
         let config = named(&berth, namespace, name, uid);
         assert_eq!(code(berth.try_run_pod(config).await), Code::AlreadyExists, "{namespace} {name} {uid}");
     }
-    // A semicolon would be another argument of the network's plugins, such as an address that is asked for.
+    // A semicolon would add another argument for the network plugins, such as a requested address.
     let config = named(&berth, "a", "x;IP=10.77.0.77", "u");
     let refused = berth.try_run_pod(config).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -88,7 +91,7 @@ async fn a_slash_in_a_name_makes_it_no_other_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_gives_up_leaves_a_whole_pod_or_none() {
+async fn a_cancelled_call_leaves_a_complete_pod_or_none() {
     let mut berth = Berth::start().await;
     for attempt in 0..10 {
         let mut config = berth.pod_config("impatient");
@@ -97,7 +100,7 @@ async fn a_caller_that_gives_up_leaves_a_whole_pod_or_none() {
         let wait = std::time::Duration::from_micros(u64::from(attempt) * 1500);
         drop(tokio::time::timeout(wait, berth.runtime.run_pod_sandbox(request)).await);
     }
-    // Whatever was begun is finished by the time that a retry is answered.
+    // When a retry is answered, the operation that it joined is complete.
     for attempt in 0..10 {
         let mut config = berth.pod_config("impatient");
         config.metadata.as_mut().unwrap().attempt = attempt;
@@ -114,7 +117,7 @@ async fn a_caller_that_gives_up_leaves_a_whole_pod_or_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_see_the_pod() {
+async fn containers_have_the_hostname_dns_sysctls_and_shm_of_their_pod() {
     let mut berth = Berth::start().await;
     let mut config = berth.pod_config("shared");
     config.dns_config = Some(DnsConfig {
@@ -145,13 +148,13 @@ async fn containers_see_the_pod() {
         assert!(log.contains(expected), "{expected:?} is not in {log}");
     }
     let (exit, log) = berth.script(&pod, "b", "cat /dev/shm/from-a; mount | grep ' /dev/shm '").await;
-    assert_eq!(exit, 0, "the pod's containers share memory: {log}");
+    assert_eq!(exit, 0, "the containers of a pod must share /dev/shm: {log}");
     assert!(log.contains("size=65536k"), "{log}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_network_reaches_pods_and_the_host() {
+async fn pods_reach_each_other_and_the_host() {
     let mut berth = Berth::start().await;
     let one = berth.run_pod(berth.pod_config("one")).await;
     let two = berth.run_pod(berth.pod_config("two")).await;
@@ -162,7 +165,7 @@ async fn the_network_reaches_pods_and_the_host() {
     let fetch =
         format!("for i in 1 2 3 4 5 6 7 8 9; do nc -w 2 {ip} 8080 </dev/null && break; sleep 0.2; done");
     assert_eq!(berth.sh(&client, &fetch).await, "served");
-    // The gateway is the bridge, on the host.
+    // The gateway is the bridge on the host.
     let gateway = berth.sh(&client, "ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p'").await;
     assert_eq!(gateway, "10.77.0.1");
     assert!(berth.exec(&client, &["ping", "-c", "1", "-W", "2", &gateway], 0).await.unwrap().exit_code == 0);
@@ -175,7 +178,7 @@ async fn the_network_reaches_pods_and_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn namespaces_are_the_pods_the_containers_or_the_hosts() {
+async fn namespaces_of_the_pod_the_container_or_the_host_can_be_requested() {
     let mut berth = Berth::start().await;
     let mut config = berth.pod_config("host");
     let options = NamespaceOption {
@@ -189,14 +192,16 @@ async fn namespaces_are_the_pods_the_containers_or_the_hosts() {
     config.linux.as_mut().unwrap().security_context = Some(context);
     let pod = berth.run_pod(config).await;
     assert_eq!(berth.pod_status(&pod).await.network.unwrap().ip, "");
-    let container =
-        support::secured(shell("c", "ls -l /proc/1/exe; ip link; readlink /proc/self/ns/ipc"), |context| {
+    let container = support::with_security(
+        shell("c", "ls -l /proc/1/exe; ip link; readlink /proc/self/ns/ipc"),
+        |context| {
             context.namespace_options = Some(options.clone());
-        });
+        },
+    );
     let (_, log) = berth.run_to_end(&pod, container).await;
-    assert!(log.contains("testbr0") || log.contains("lo:"), "the host's links: {log}");
+    assert!(log.contains("testbr0") || log.contains("lo:"), "the container must see the host's links: {log}");
     let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap();
-    assert!(log.contains(ipc.to_str().unwrap()), "the host's IPC: {log}");
+    assert!(log.contains(ipc.to_str().unwrap()), "the container must have the host's IPC namespace: {log}");
 
     let mut config = berth.pod_config("pids");
     let options = NamespaceOption { pid: NamespaceMode::Pod.into(), ..NamespaceOption::default() };
@@ -205,13 +210,15 @@ async fn namespaces_are_the_pods_the_containers_or_the_hosts() {
     config.linux.as_mut().unwrap().security_context = Some(context);
     let pod = berth.run_pod(config).await;
     let shared = |name: &str, script: &str| {
-        support::secured(shell(name, script), |context| context.namespace_options = Some(options.clone()))
+        support::with_security(shell(name, script), |context| {
+            context.namespace_options = Some(options.clone())
+        })
     };
     berth.run(&pod, shared("first", "exec sleep 1234")).await;
     let (_, log) = berth.run_to_end(&pod, shared("second", "ps -o args; cat /proc/1/comm")).await;
     assert!(log.contains("sleep 1234") && log.contains("berth-pause"), "{log}");
     let own = berth.script(&pod, "own", "echo $$").await.1;
-    assert_eq!(own, "1\n", "process 1 of its own namespace");
+    assert_eq!(own, "1\n", "the shell must be process 1 of a separate PID namespace");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
@@ -224,14 +231,15 @@ async fn the_pause_of_shared_processes_reaps_orphans() {
         LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
     config.linux.as_mut().unwrap().security_context = Some(context);
     let pod = berth.run_pod(config).await;
-    // What it leaves behind falls to process 1 of the namespace, which is the pause.
+    // The orphan becomes a child of process 1 of the namespace, which is the pause.
     let script = "sh -c 'sleep 0.2 & echo left'; exec sleep 4321";
-    let shared = support::secured(shell("c", script), |context| context.namespace_options = Some(options));
+    let shared =
+        support::with_security(shell("c", script), |context| context.namespace_options = Some(options));
     let id = berth.run(&pod, shared).await;
     let until = std::time::Instant::now() + support::PATIENCE;
     loop {
         let seen = berth.sh(&id, "ps -o ppid,stat,args").await;
-        // One that has ended and is not waited for stays as a zombie.
+        // An exited process that is not waited for stays as a zombie.
         let children_of_pause = seen.lines().filter(|line| line.trim_start().starts_with("1 "));
         if seen.contains("sleep 4321") && children_of_pause.count() == 0 {
             break;
@@ -243,38 +251,38 @@ async fn the_pause_of_shared_processes_reaps_orphans() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_debug_container_is_among_the_processes_of_its_target() {
+async fn a_debug_container_shares_the_processes_of_its_target() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("debugged")).await;
     let other = berth.run_pod(berth.pod_config("other")).await;
     let target = berth.run(&pod, shell("target", "exec sleep 4242")).await;
     let bystander = berth.run(&pod, shell("bystander", "exec sleep 4343")).await;
-    let strange = berth.run(&other, sleeper("strange")).await;
+    let unrelated = berth.run(&other, sleeper("unrelated")).await;
     let debug = |name: &str, target: &str, script: &str| {
-        support::secured(shell(name, script), |context| {
+        support::with_security(shell(name, script), |context| {
             let options = context.namespace_options.as_mut().unwrap();
             options.pid = NamespaceMode::Target.into();
             options.target_id = target.to_owned();
         })
     };
-    let look = "ps -o pid,args; cat /proc/1/root/etc/hostname; hostname; id -u";
-    let (code_, log) = berth.run_to_end(&pod, debug("look", &target, look)).await;
+    let inspect = "ps -o pid,args; cat /proc/1/root/etc/hostname; hostname; id -u";
+    let (code_, log) = berth.run_to_end(&pod, debug("inspect", &target, inspect)).await;
     assert!(log.contains("1 sleep 4242") && !log.contains("4343"), "{log}");
     assert_eq!((code_, log.ends_with("debugged\ndebugged\n0\n")), (0, true), "{log}");
     let staying = berth.run(&pod, debug("stay", &target, "exec sleep 4444")).await;
     assert!(berth.sh(&target, "ps -o args").await.contains("sleep 4444"));
 
     for (name, target, expected) in [
-        ("strange", strange.as_str(), Code::InvalidArgument),
+        ("unrelated", unrelated.as_str(), Code::InvalidArgument),
         ("none", "0123456789", Code::NotFound),
         ("empty", "", Code::InvalidArgument),
     ] {
         let refused = berth.try_create(&pod, debug(name, target, "true")).await;
         assert_eq!(code(refused), expected, "{name}");
     }
-    // A process namespace ends with its first process.
+    // A PID namespace ends with its first process.
     berth.stop_container(&target, 0).await;
-    assert_eq!(berth.ended(&staying).await.exit_code, 137);
+    assert_eq!(berth.wait_exited(&staying).await.exit_code, 137);
     let late = berth.try_create(&pod, debug("late", &target, "true")).await;
     assert_eq!(code(late), Code::FailedPrecondition);
     assert_eq!(berth.status(&bystander).await.state(), ContainerState::ContainerRunning);

@@ -1,9 +1,9 @@
-//! Power cuts: the filesystem of the daemon's root is shut down without its log (`XFS_IOC_GOINGDOWN`, `EXT4_IOC_SHUTDOWN`
-//! with NOLOGFLUSH) while images are pulled and a tag moves from one image to the next. What was not on the disk is gone,
-//! and the machine comes up with another boot id. Runs as root.
+//! Power cuts: the test shuts down the filesystem of the daemon's root without flushing its journal
+//! (`XFS_IOC_GOINGDOWN`, `EXT4_IOC_SHUTDOWN` with NOLOGFLUSH) while images are pulled and a tag moves from one image
+//! to the next. Data that was not on the disk is lost, and the next boot has another boot id. Runs as root.
 //!
-//! BERTH_POWER_CUTS says how many cuts there are of each filesystem; the long form has 200.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! BERTH_POWER_CUTS is the number of cuts for each filesystem. A long run has 200.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -25,17 +25,17 @@ use support::PATIENCE;
 use support::registry::Registry;
 use tonic::transport::Channel;
 
-/// Cuts of each filesystem where nothing else is said.
+/// The default number of cuts for each filesystem.
 const CUTS: u32 = 5;
-/// Images that are pulled in one boot at most.
+/// The maximum number of images that are pulled in one boot.
 const IMAGES: u32 = 12;
-/// Boots after which the images of former ones are removed, for the disk has an end.
-const KEPT: u32 = 10;
+/// The number of boots after which older images are removed, because the disk is small.
+const BOOTS_KEPT: u32 = 10;
 
-/// A machine: a disk of its own, and a daemon whose root is on it.
+/// A machine: a disk, and a daemon with its root folder on it.
 struct Machine {
     folder: tempfile::TempDir,
-    /// Keeps the namespaces in which the disk is mounted.
+    /// A process that keeps the namespaces in which the disk is mounted.
     holder: Child,
     daemon: Option<Child>,
     boots: u32,
@@ -50,7 +50,7 @@ impl Machine {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let made = Command::new(format!("mkfs.{filesystem}")).arg("-q").arg(&disk).output();
-        // e2fsprogs and xfsprogs are installed by tests/run.
+        // tests/run installs e2fsprogs and xfsprogs.
         let made = made.unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let mut holder = Command::new("unshare")
@@ -76,7 +76,7 @@ impl Machine {
         self.folder.path().join(name)
     }
 
-    /// A command in the machine's namespaces.
+    /// Returns a command that runs in the machine's namespaces.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         let namespace = |kind: &str| format!("/proc/{}/ns/{kind}", self.holder.id());
@@ -87,11 +87,11 @@ impl Machine {
 
     fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
         let output = self.command(program).args(args).output().unwrap();
-        let said = || format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        output.status.success().then_some(()).ok_or_else(said)
+        let error = || format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.status.success().then_some(()).ok_or_else(error)
     }
 
-    /// Mounts the disk, whose log is replayed, and starts the daemon in a new boot.
+    /// Mounts the disk, which replays its journal, and starts the daemon with a new boot id.
     async fn boot(&mut self) -> Channel {
         self.boots += 1;
         let (disk, mnt) = (self.path("disk"), self.path("mnt"));
@@ -122,17 +122,17 @@ impl Machine {
                     return channel;
                 }
             }
-            assert!(Instant::now() < until, "no daemon");
+            assert!(Instant::now() < until, "the daemon does not answer");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// The power goes: what is not on the disk will not get there any more.
+    /// Cuts the power: data that is not yet on the disk is lost.
     fn cut(&self) {
         self.run("xfs_io", &["-x", "-c", "shutdown", self.path("mnt").to_str().unwrap()]).unwrap();
     }
 
-    fn halt(&mut self) {
+    fn unmount(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().unwrap();
             daemon.wait().unwrap();
@@ -151,7 +151,7 @@ impl Drop for Machine {
             drop(daemon.kill());
             drop(daemon.wait());
         }
-        // The mounts end with their namespace.
+        // The mounts end with their mount namespace.
         drop(self.holder.kill());
         drop(self.holder.wait());
         if std::thread::panicking() {
@@ -162,7 +162,7 @@ impl Drop for Machine {
     }
 }
 
-/// A layer with content of its own: a program, small files, and folders that it does not list.
+/// Returns a layer with random content: a program, small files, and folders that it does not list.
 fn layer(seed: u64) -> (Vec<u8>, Digest) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut tar = tar::Builder::new(Vec::new());
@@ -183,12 +183,13 @@ fn layer(seed: u64) -> (Vec<u8>, Digest) {
     (bytes, digest)
 }
 
-/// What has been answered, and so has to be there.
+/// The state that was acknowledged and must survive a power cut.
 #[derive(Default)]
-struct Answered {
-    /// Ids of images by their names.
+struct Acknowledged {
+    /// Image ids by image name.
     images: BTreeMap<String, String>,
-    /// The image that the moving tag was said to be of, and the one that it is perhaps already.
+    /// `moving` is the last acknowledged image of the moving tag. `attempted` is the image of an unacknowledged pull,
+    /// which the tag can already have.
     moving: Option<String>,
     attempted: Option<String>,
 }
@@ -200,36 +201,36 @@ async fn pull(channel: &Channel, name: &str) -> Option<String> {
     answer.ok().map(|answer| answer.into_inner().image_ref)
 }
 
-/// Pulls images until the power goes.
+/// Pulls images until the power is cut.
 async fn pull_many(channel: Channel, registry: &Registry, boot: u32) -> Vec<(String, String)> {
-    let mut answered = Vec::new();
+    let mut acknowledged = Vec::new();
     for number in 0..IMAGES {
         let name = format!("image-{boot}-{number}");
         let seed = u64::from(boot) * 1000 + u64::from(number) * 10;
-        // The first layer is that of the image before, too.
+        // Groups of images share their first layer.
         registry.layers(&name, &[layer(seed - seed % 30), layer(seed + 1)]);
         let name = format!("{}/{name}:1", registry.address);
         match pull(&channel, &name).await {
-            Some(id) => answered.push((name, id)),
+            Some(id) => acknowledged.push((name, id)),
             None => break,
         }
     }
-    answered
+    acknowledged
 }
 
-/// Moves the tag until the power goes: the last image that was answered, and the one that was not.
+/// Moves the tag until the power is cut. Returns the last acknowledged image and the unacknowledged one.
 async fn move_tag(channel: Channel, registry: &Registry, boot: u32) -> (Option<String>, Option<String>) {
-    let (mut answered, name) = (None, format!("{}/moving:1", registry.address));
+    let (mut acknowledged, name) = (None, format!("{}/moving:1", registry.address));
     for number in 0..IMAGES {
         let (bytes, digest) = layer(u64::from(boot) * 1000 + 500 + u64::from(number));
         registry.image("moving", &bytes, &digest);
         let attempted = config_of(registry);
         match pull(&channel, &name).await {
-            Some(id) => answered = Some(id),
-            None => return (answered, Some(attempted)),
+            Some(id) => acknowledged = Some(id),
+            None => return (acknowledged, Some(attempted)),
         }
     }
-    (answered, None)
+    (acknowledged, None)
 }
 
 fn config_of(registry: &Registry) -> String {
@@ -238,42 +239,43 @@ fn config_of(registry: &Registry) -> String {
     manifest["config"]["digest"].as_str().unwrap().to_owned()
 }
 
-async fn check(channel: &Channel, registry: &Registry, answered: &mut Answered, told: &str) {
+async fn check(channel: &Channel, registry: &Registry, acknowledged: &mut Acknowledged, context: &str) {
     let mut client = ImageServiceClient::new(channel.clone());
     let images = client.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
-    for (name, id) in &answered.images {
-        let there = images.iter().find(|image| image.repo_tags.contains(name));
-        let there = there.unwrap_or_else(|| panic!("{told}: {name} was answered as pulled and is gone"));
-        assert_eq!(there.id, *id, "{told}: {name}");
+    for (name, id) in &acknowledged.images {
+        let found = images.iter().find(|image| image.repo_tags.contains(name));
+        let found =
+            found.unwrap_or_else(|| panic!("{context}: {name} was acknowledged as pulled and is gone"));
+        assert_eq!(found.id, *id, "{context}: {name}");
     }
     let tag = format!("{}/moving:1", registry.address);
     let owners: Vec<&String> =
         images.iter().filter(|image| image.repo_tags.contains(&tag)).map(|image| &image.id).collect();
-    match (&answered.moving, owners.as_slice()) {
+    match (&acknowledged.moving, owners.as_slice()) {
         (None, [] | [_]) => {}
         (Some(last), [owner]) => {
-            let known = *owner == last || answered.attempted.as_ref() == Some(owner);
-            assert!(known, "{told}: the tag is of {owner}, and was answered as of {last}");
+            let known = *owner == last || acknowledged.attempted.as_ref() == Some(owner);
+            assert!(known, "{context}: the tag is on {owner}, and was acknowledged on {last}");
         }
-        (last, owners) => panic!("{told}: the tag was answered as of {last:?} and is of {owners:?}"),
+        (last, owners) => panic!("{context}: the tag was acknowledged on {last:?} and is on {owners:?}"),
     }
-    answered.moving = owners.first().map(|owner| (*owner).clone());
-    answered.attempted = None;
+    acknowledged.moving = owners.first().map(|owner| (*owner).clone());
+    acknowledged.attempted = None;
     let verified = AdminClient::new(channel.clone()).verify_images(VerifyImagesRequest::default()).await;
     let parts = verified.unwrap().into_inner().parts;
     let broken: Vec<_> = parts.iter().filter(|part| part.verdict() == Verdict::Broken).collect();
-    assert!(broken.is_empty(), "{told}: {broken:?}");
+    assert!(broken.is_empty(), "{context}: {broken:?}");
 }
 
-/// Room for more: all images but that of the moving tag.
-async fn remove_all(channel: &Channel, answered: &mut Answered) {
+/// Frees disk space: removes all images except the image of the moving tag.
+async fn remove_all(channel: &Channel, acknowledged: &mut Acknowledged) {
     let mut client = ImageServiceClient::new(channel.clone());
     let images = client.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
-    for image in images.into_iter().filter(|image| Some(&image.id) != answered.moving.as_ref()) {
+    for image in images.into_iter().filter(|image| Some(&image.id) != acknowledged.moving.as_ref()) {
         let image = ImageSpec { image: image.id, ..ImageSpec::default() };
         client.remove_image(RemoveImageRequest { image: Some(image) }).await.unwrap();
     }
-    answered.images.clear();
+    acknowledged.images.clear();
 }
 
 async fn cuts(filesystem: &str) {
@@ -282,14 +284,14 @@ async fn cuts(filesystem: &str) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut machine = Machine::new(filesystem);
     let registry = Registry::start(machine.holder.id());
-    let mut answered = Answered::default();
+    let mut acknowledged = Acknowledged::default();
     let mut pulled = 0;
     for cut in 0..cuts {
-        let told = format!("{filesystem}, seed {seed}, cut {cut}");
+        let context = format!("{filesystem}, seed {seed}, cut {cut}");
         let channel = machine.boot().await;
-        check(&channel, &registry, &mut answered, &told).await;
-        if cut % KEPT == KEPT - 1 {
-            remove_all(&channel, &mut answered).await;
+        check(&channel, &registry, &mut acknowledged, &context).await;
+        if cut % BOOTS_KEPT == BOOTS_KEPT - 1 {
+            remove_all(&channel, &mut acknowledged).await;
         }
         let boot = machine.boots;
         let power = async {
@@ -302,24 +304,24 @@ async fn cuts(filesystem: &str) {
             power
         );
         pulled += images.len();
-        answered.images.extend(images);
-        answered.moving = moving.or(answered.moving);
-        answered.attempted = attempted;
-        machine.halt();
+        acknowledged.images.extend(images);
+        acknowledged.moving = moving.or(acknowledged.moving);
+        acknowledged.attempted = attempted;
+        machine.unmount();
     }
     let channel = machine.boot().await;
-    check(&channel, &registry, &mut answered, &format!("{filesystem}, seed {seed}, at the end")).await;
-    eprintln!("{filesystem}: {cuts} cuts, {pulled} images were answered as pulled");
-    assert!(pulled > 0, "no pull was faster than the power: nothing was tried");
-    machine.halt();
+    check(&channel, &registry, &mut acknowledged, &format!("{filesystem}, seed {seed}, at the end")).await;
+    eprintln!("{filesystem}: {cuts} cuts, {pulled} images were acknowledged as pulled");
+    assert!(pulled > 0, "no pull finished before a power cut: nothing was tested");
+    machine.unmount();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_and_tags_outlast_power_cuts_on_ext4() {
+async fn images_and_tags_survive_power_cuts_on_ext4() {
     cuts("ext4").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_and_tags_outlast_power_cuts_on_xfs() {
+async fn images_and_tags_survive_power_cuts_on_xfs() {
     cuts("xfs").await;
 }

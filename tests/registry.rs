@@ -1,6 +1,6 @@
-//! Pulling through the real daemon from registries that lie, break off or answer garbage: each gives the right code, a
-//! message with the image in it, and leaves nothing behind. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Pulls through the real daemon from registries that send wrong content, close connections or send garbage: each
+//! fails with the right code and a message that names the image, and leaves nothing behind. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -19,7 +19,8 @@ async fn pull(berth: &mut Berth, name: &str) -> Result<String, Status> {
     Ok(berth.images.pull_image(request).await?.into_inner().image_ref)
 }
 
-/// What the store has on the disk; what is being deleted in the background gets a moment for it.
+/// Returns the files of the image store. Waits a while for `expected` files, because deletion continues in the
+/// background.
 async fn stored(berth: &Berth, expected: usize) -> Vec<String> {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -45,7 +46,7 @@ fn layer() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
+async fn registry_errors_have_the_right_code_and_leave_nothing() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let layer = layer();
@@ -62,10 +63,10 @@ async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
     registry.answer("/v2/forbidden/manifests/1", Answer::Whole(403, "text/plain", b"not you".to_vec()));
     registry.image("content", &layer, &wrong);
     registry.image("no-archive", &[b'x'; 5000], &Digest::of(Algorithm::Sha256, &[b'x'; 5000]));
-    let spoilt = registry.image("spoilt", &layer, &diff_id);
+    let corrupted = registry.image("corrupted", &layer, &diff_id);
     let mut other = layer.clone();
     other[90_000] ^= 1;
-    registry.answer(spoilt, Answer::Whole(200, "application/octet-stream", other));
+    registry.answer(corrupted, Answer::Whole(200, "application/octet-stream", other));
     let short = registry.image("short", &layer, &diff_id);
     registry.answer(short, Answer::Whole(200, "application/octet-stream", layer[..5000].to_vec()));
     let broken = registry.image("broken", &layer, &diff_id);
@@ -82,14 +83,14 @@ async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
         ("forbidden", Code::Unauthenticated),
         ("content", Code::DataLoss),
         ("no-archive", Code::DataLoss),
-        ("spoilt", Code::DataLoss),
+        ("corrupted", Code::DataLoss),
         ("short", Code::DataLoss),
         ("broken", Code::Unknown),
     ] {
         let reference = format!("{}/{name}:1", registry.address);
         let status = pull(&mut berth, &reference).await.unwrap_err();
         assert_eq!(status.code(), code, "{name}: {status}");
-        // By these words the kubelet knows that another attempt may help (k8s.io/cri-api/pkg/errors).
+        // This prefix shows the kubelet that a retry can help (k8s.io/cri-api/pkg/errors).
         let unavailable = status.message().starts_with("RegistryUnavailable: ");
         assert_eq!(unavailable, code == Code::Unknown, "{name}: {status}");
         assert!(status.message().contains(&format!("{}/{name}", registry.address)), "{name}: {status}");
@@ -98,11 +99,11 @@ async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
     let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert!(listed.is_empty(), "{listed:?}");
 
-    // The same registry with a sound image.
-    registry.image("sound", &layer, &diff_id);
-    let reference = format!("{}/sound:1", registry.address);
+    // The same registry serves a valid image.
+    registry.image("valid", &layer, &diff_id);
+    let reference = format!("{}/valid:1", registry.address);
     let id = pull(&mut berth, &reference).await.unwrap();
-    assert_eq!(pull(&mut berth, &reference).await.unwrap(), id, "a second time");
+    assert_eq!(pull(&mut berth, &reference).await.unwrap(), id, "a second pull must return the same id");
     assert_eq!(stored(&berth, 2).await.len(), 2);
     let image = ImageSpec { image: reference, ..ImageSpec::default() };
     berth.images.remove_image(RemoveImageRequest { image: Some(image) }).await.unwrap();
@@ -111,29 +112,30 @@ async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_that_breaks_off_is_taken_up_again() {
+async fn an_interrupted_transfer_is_resumed() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let layer = layer();
     let path = registry.image("late", &layer, &Digest::of(Algorithm::Sha256, &layer));
     registry.answer(path.as_str(), Answer::BrokenOff(layer.clone(), 40_000));
     let reference = format!("{}/late:1", registry.address);
-    let mended = async {
-        // Whole from the second time on: without ranges, as many registries are.
+    let repaired = async {
+        // From the second request on the layer is complete. The server does not support ranges, as many registries do
+        // not.
         tokio::time::sleep(Duration::from_millis(300)).await;
         registry.answer(path, Answer::Whole(200, "application/octet-stream", layer.clone()));
     };
-    let (pulled, ()) = tokio::join!(pull(&mut berth, &reference), mended);
+    let (pulled, ()) = tokio::join!(pull(&mut berth, &reference), repaired);
     assert!(pulled.unwrap().starts_with("sha256:"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_gives_up_and_a_daemon_that_dies_leave_no_half_image() {
+async fn a_cancelled_pull_or_killed_daemon_leaves_no_partial_image() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let layer = layer();
     let path = registry.image("slow", &layer, &Digest::of(Algorithm::Sha256, &layer));
-    // Each try breaks off, so that the pull goes on and on.
+    // Each attempt breaks off, so the pull does not finish.
     registry.answer(path.as_str(), Answer::BrokenOff(layer.clone(), 1000));
     let reference = format!("{}/slow:1", registry.address);
     let given_up = tokio::time::timeout(Duration::from_millis(200), pull(&mut berth, &reference)).await;
@@ -154,7 +156,7 @@ async fn a_client_that_gives_up_and_a_daemon_that_dies_leave_no_half_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_has_credentials_and_pins_for_those_who_bring_none() {
+async fn the_nodes_credentials_and_pins_apply_to_requests_without_any() {
     let name = "127.0.0.1:5001/team/app:1";
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("auth.json");
@@ -180,7 +182,7 @@ async fn the_node_has_credentials_and_pins_for_those_who_bring_none() {
     let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert!(listed[0].pinned && listed[0].repo_tags == [name], "{listed:?}");
 
-    // What a request brings comes first.
+    // Credentials in the request take precedence.
     let image = ImageSpec { image: name.to_owned(), ..ImageSpec::default() };
     berth.images.remove_image(RemoveImageRequest { image: Some(image.clone()) }).await.unwrap();
     let auth =
@@ -191,7 +193,7 @@ async fn the_node_has_credentials_and_pins_for_those_who_bring_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_nodes_policy_is_told_in_the_kubelets_words() {
+async fn a_policy_refusal_has_the_error_that_the_kubelet_expects() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let layer = layer();
@@ -199,7 +201,7 @@ async fn the_nodes_policy_is_told_in_the_kubelets_words() {
     let name = format!("{}/app:1", registry.address);
     fs::write(berth.path("policy.json"), r#"{ "default": [{ "type": "reject" }] }"#).unwrap();
     let refused = pull(&mut berth, &name).await.unwrap_err();
-    // k8s.io/cri-api/pkg/errors; the kubelet sees the text as it is only where the code is Unknown.
+    // k8s.io/cri-api/pkg/errors: the kubelet sees the original text only if the code is Unknown.
     assert_eq!(refused.code(), Code::Unknown);
     assert!(refused.message().starts_with("SignatureValidationFailed: "), "{refused}");
     assert_eq!(stored(&berth, 0).await, Vec::<String>::new());
@@ -209,7 +211,7 @@ async fn the_nodes_policy_is_told_in_the_kubelets_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_root_that_is_half_deleted_starts_says_what_is_missing_and_is_repaired() {
+async fn with_missing_layers_the_daemon_starts_reports_and_repairs_images() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let layer = layer();
@@ -232,17 +234,17 @@ async fn a_root_that_is_half_deleted_starts_says_what_is_missing_and_is_repaired
     assert!(log.contains("image is damaged") && log.contains(&reference), "{log}");
     let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert!(listed.is_empty(), "{listed:?}");
-    let (sound, text) = verify(&[]);
-    assert!(!sound && text.contains("broken: image") && text.contains(&reference), "{text}");
-    let (sound, text) = verify(&["--repair"]);
-    assert!(sound && text.contains("pulled again: image") && text.contains(&reference), "{text}");
+    let (valid, text) = verify(&[]);
+    assert!(!valid && text.contains("broken: image") && text.contains(&reference), "{text}");
+    let (valid, text) = verify(&["--repair"]);
+    assert!(valid && text.contains("pulled again: image") && text.contains(&reference), "{text}");
     let listed = berth.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert_eq!(listed.iter().map(|image| image.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_for_another_server_are_not_shown() {
+async fn credentials_for_another_server_are_not_sent() {
     let mut berth = Berth::start_with("").await;
     let registry = Registry::start(berth.host_process());
     let layer = layer();
@@ -272,7 +274,11 @@ async fn credentials_for_another_server_are_not_shown() {
     for other in ["https://index.docker.io/v1/", "other.example", "127.0.0.1:1"] {
         assert_eq!(pull(other).await.unwrap_err().code(), Code::Unauthenticated, "{other}");
     }
-    assert!(registry.asked().iter().all(|asked| asked.authorization.is_none()), "{:?}", registry.asked());
+    assert!(
+        registry.requests().iter().all(|asked| asked.authorization.is_none()),
+        "{:?}",
+        registry.requests()
+    );
     assert_eq!(pull("https://a b").await.unwrap_err().code(), Code::InvalidArgument);
     pull(&format!("http://{}/v2/", registry.address)).await.unwrap();
     pull(&registry.address.clone()).await.unwrap();

@@ -1,5 +1,5 @@
-//! Limits of a container, on whichever version of cgroups the host has: set, changed, and what they do. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Limits of a container on both cgroup versions: set, updated, and enforced. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -14,7 +14,8 @@ fn limited(mut config: ContainerConfig, resources: LinuxContainerResources) -> C
     config
 }
 
-/// A file of the cgroup of a container, by its controller and name on v1 or its name on v2, as root on the host reads it.
+/// Returns the content of a file in a container's cgroup, as root on the host reads it. `v1` is the controller and
+/// the file on cgroup v1, `v2` the file on cgroup v2.
 async fn limit(berth: &mut Berth, id: &str, v1: (&str, &str), v2: &str) -> String {
     let info = berth.info(id).await;
     let cgroup = info["cgroup"].as_str().unwrap();
@@ -51,7 +52,7 @@ async fn update(
 const MIB: i64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_change_while_created_running_and_over() {
+async fn limits_can_be_updated_before_during_and_after_a_run() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("update")).await;
     let resources = LinuxContainerResources {
@@ -67,7 +68,7 @@ async fn limits_change_while_created_running_and_over() {
     let more = LinuxContainerResources { memory_limit_in_bytes: 128 * MIB, ..Default::default() };
     update(&mut berth, &id, more).await.unwrap();
     assert_eq!(memory(&mut berth, &id).await, (128 * MIB).to_string());
-    assert_eq!(quota(&mut berth, &id).await, "50000", "what is not said stays");
+    assert_eq!(quota(&mut berth, &id).await, "50000", "a limit that the update does not name must stay");
 
     berth.try_start_container(&id).await.unwrap();
     let cpu = LinuxContainerResources {
@@ -81,7 +82,7 @@ async fn limits_change_while_created_running_and_over() {
     assert_eq!(quota(&mut berth, &id).await, "20000");
     assert_eq!(limit(&mut berth, &id, ("cpuset", "cpuset.cpus"), "cpuset.cpus").await, "0");
 
-    // One that the kernel refuses takes the others with it.
+    // If the kernel refuses one limit, none of the update is applied.
     let bad = LinuxContainerResources {
         memory_limit_in_bytes: 48 * MIB,
         cpuset_cpus: "4000".to_owned(),
@@ -91,12 +92,15 @@ async fn limits_change_while_created_running_and_over() {
     assert!(error.message().contains("cpuset.cpus"), "{error}");
     assert_eq!(memory(&mut berth, &id).await, (32 * MIB).to_string());
 
-    // The status tells what holds, also to the next daemon.
+    // The status shows the limits in force, also after a restart of the daemon.
     berth.kill();
     berth.restart().await;
-    let told = berth.status(&id).await.resources.unwrap().linux.unwrap();
-    assert_eq!((told.memory_limit_in_bytes, told.cpu_quota, told.cpu_shares), (32 * MIB, 20_000, 512));
-    assert_eq!(told.cpuset_cpus, "0");
+    let reported = berth.status(&id).await.resources.unwrap().linux.unwrap();
+    assert_eq!(
+        (reported.memory_limit_in_bytes, reported.cpu_quota, reported.cpu_shares),
+        (32 * MIB, 20_000, 512)
+    );
+    assert_eq!(reported.cpuset_cpus, "0");
 
     berth.stop_container(&id, 5).await;
     let over = LinuxContainerResources { cpu_quota: 10_000, ..Default::default() };
@@ -108,7 +112,7 @@ async fn limits_change_while_created_running_and_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_pod_is_given_is_recorded() {
+async fn updated_pod_resources_survive_a_restart() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("given")).await;
     let resources = LinuxContainerResources { cpu_shares: 300, ..Default::default() };
@@ -126,28 +130,28 @@ async fn what_a_pod_is_given_is_recorded() {
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
     assert_eq!(info["resources"]["cpu_shares"], 300, "{info}");
     assert_eq!(info["overhead"]["memory_limit_in_bytes"], MIB);
-    // The config stays what the client gave.
+    // The config in the status is unchanged.
     assert!(info["config"]["linux"]["resources"].is_null(), "{info}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_container_that_needs_more_memory_than_it_may_is_told_so() {
+async fn a_container_over_its_memory_limit_is_reported_as_oomkilled() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("oom")).await;
     let resources = LinuxContainerResources { memory_limit_in_bytes: 16 * MIB, ..Default::default() };
     let greedy = limited(shell("greedy", "exec tail /dev/zero"), resources.clone());
     let id = berth.run(&pod, greedy).await;
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
-    // A neighbour of the same pod is not.
+    // A container that another signal killed does not have that reason.
     let killed = limited(shell("killed", "kill -9 $$"), resources);
     let id = berth.run(&pod, killed).await;
-    let status = berth.ended(&id).await;
+    let status = berth.wait_exited(&id).await;
     assert_ne!(status.reason, "OOMKilled", "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_that_the_host_does_not_have_need_no_limit() {
+async fn huge_page_sizes_of_other_hosts_can_only_be_limited_to_zero() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pages")).await;
     let pages = |limit| LinuxContainerResources {
@@ -162,22 +166,22 @@ async fn pages_that_the_host_does_not_have_need_no_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_and_swap_have_limits() {
+async fn huge_page_and_swap_limits_are_applied() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("limits")).await;
-    let there = |v1: &str, v2: &str| match is_v2() {
+    let is_available = |v1: &str, v2: &str| match is_v2() {
         true => fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap().contains(v2),
         false => fs::metadata(format!("/sys/fs/cgroup/{v1}")).is_ok(),
     };
-    if there("hugetlb/hugetlb.2MB.limit_in_bytes", "hugetlb") {
+    if is_available("hugetlb/hugetlb.2MB.limit_in_bytes", "hugetlb") {
         let page = HugepageLimit { page_size: "2MB".to_owned(), limit: 4 << 20 };
         let pages = LinuxContainerResources { hugepage_limits: vec![page], ..Default::default() };
         let id = berth.try_create(&pod, limited(sleeper("pages"), pages)).await.unwrap();
         let files = (("hugetlb", "hugetlb.2MB.limit_in_bytes"), "hugetlb.2MB.max");
         assert_eq!(limit(&mut berth, &id, files.0, files.1).await, (4_u32 << 20).to_string());
     }
-    if there("memory/memory.memsw.limit_in_bytes", "memory") {
-        // Memory and swap together, as in v1; v2 counts swap alone.
+    if is_available("memory/memory.memsw.limit_in_bytes", "memory") {
+        // Memory and swap together, as in v1. v2 counts swap separately.
         let swap = |limit, both| LinuxContainerResources {
             memory_limit_in_bytes: limit,
             memory_swap_limit_in_bytes: both,
@@ -198,7 +202,7 @@ async fn pages_and_swap_have_limits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_of_v2_are_set_as_asked() {
+async fn unified_cgroup_v2_files_are_set_as_requested() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("unified")).await;
     let unified = |key: &str, value: &str| LinuxContainerResources {
@@ -208,7 +212,7 @@ async fn files_of_v2_are_set_as_asked() {
     if !is_v2() {
         let refused = berth.try_create(&pod, limited(sleeper("c"), unified("memory.high", "max"))).await;
         assert!(refused.as_ref().unwrap_err().message().contains("memory.high"), "{refused:?}");
-        assert_eq!(code(refused), Code::InvalidArgument, "there are no such files on v1");
+        assert_eq!(code(refused), Code::InvalidArgument, "cgroup v1 must refuse v2 files");
         assert!(berth.clean().await.is_empty());
         return;
     }
@@ -222,7 +226,7 @@ async fn files_of_v2_are_set_as_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_runs_in_a_container_that_is_paused() {
+async fn exec_works_in_a_paused_container() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("paused")).await;
     let resources = LinuxContainerResources { memory_limit_in_bytes: 32 * MIB, ..Default::default() };
@@ -238,7 +242,7 @@ async fn a_command_runs_in_a_container_that_is_paused() {
     assert_eq!(berth.sh(&id, "echo there").await, "there");
     let slow = berth.exec(&id, &["sleep", "60"], 1).await.unwrap_err();
     assert_eq!(slow.code(), Code::DeadlineExceeded);
-    // The limits hold beside it as well.
+    // The limits also hold while the container is paused.
     let greedy = berth.exec(&id, &["tail", "/dev/zero"], 0).await.unwrap();
     assert_eq!(greedy.exit_code, 137);
     fs::write(&file, thawed).unwrap();
@@ -249,7 +253,7 @@ async fn a_command_runs_in_a_container_that_is_paused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_used_can_be_asked_for() {
+async fn stats_report_cpu_memory_network_and_disk_usage() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("stats")).await;
     let resources = LinuxContainerResources { memory_limit_in_bytes: 64 * MIB, ..Default::default() };
@@ -267,7 +271,7 @@ async fn what_is_used_can_be_asked_for() {
     assert!(
         berth.runtime.list_container_stats(list(filter("idle"))).await.unwrap().into_inner().stats.is_empty()
     );
-    // A rate is the difference between two questions that are far enough from each other.
+    // A rate is the difference between two measurements.
     let until = std::time::Instant::now() + support::PATIENCE;
     let linux = loop {
         let request = PodSandboxStatsRequest { pod_sandbox_id: pod.clone() };
@@ -277,12 +281,15 @@ async fn what_is_used_can_be_asked_for() {
         if rate.is_some_and(|rate| rate.value > 0) {
             break linux;
         }
-        assert!(std::time::Instant::now() < until, "no rate of a loop: {linux:?}");
+        assert!(std::time::Instant::now() < until, "a busy loop must have a CPU rate: {linux:?}");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     };
     assert!(linux.cpu.unwrap().usage_core_nano_seconds.unwrap().value > 0);
     assert!(linux.memory.unwrap().working_set_bytes.unwrap().value > 0);
-    assert!(linux.process.unwrap().process_count.unwrap().value >= 2, "the pause and the container");
+    assert!(
+        linux.process.unwrap().process_count.unwrap().value >= 2,
+        "the pause and the container must be counted"
+    );
     assert_eq!(linux.network.unwrap().default_interface.unwrap().name, "eth0");
     let container = &linux.containers[0];
     assert_eq!(container.attributes.as_ref().unwrap().id, id);
@@ -297,7 +304,7 @@ async fn what_is_used_can_be_asked_for() {
         if layer.used_bytes.unwrap().value >= 3 << 20 {
             break layer;
         }
-        assert!(std::time::Instant::now() < until, "what is written is not counted: {layer:?}");
+        assert!(std::time::Instant::now() < until, "written data is not counted: {layer:?}");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     };
     assert!(layer.inodes_used.unwrap().value > 0);

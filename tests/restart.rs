@@ -1,5 +1,5 @@
-//! The daemon may die at any moment: its pods do not notice, and the next daemon knows them. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! The daemon can exit at any moment: its pods keep running, and the next daemon continues with them. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -10,7 +10,7 @@ use berth_proto::v1::*;
 use support::{Berth, shell, sleeper};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_and_logs_go_on_without_the_daemon() {
+async fn pods_and_logs_continue_without_the_daemon() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let ip = berth.pod_status(&pod).await.network.unwrap().ip;
@@ -22,7 +22,7 @@ async fn pods_and_logs_go_on_without_the_daemon() {
     let before = fs::metadata(&log).unwrap().len();
     let record = berth.path(&format!("root/containers/{ending}/exit.json"));
     let until = Instant::now() + support::PATIENCE;
-    // The log grows and the end is recorded without a daemon.
+    // The log grows and the exit is recorded without a daemon.
     while fs::metadata(&log).unwrap().len() == before || !record.exists() {
         assert!(Instant::now() < until, "{log:?} does not grow, or there is no {record:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -44,7 +44,7 @@ async fn pods_and_logs_go_on_without_the_daemon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_at_any_moment_leaves_nothing_half() {
+async fn a_killed_daemon_leaves_no_partial_pods_or_containers() {
     let mut berth = Berth::start().await;
     for round in 0..8_u32 {
         let mut config = berth.pod_config("victim");
@@ -64,7 +64,7 @@ async fn a_kill_at_any_moment_leaves_nothing_half() {
         berth.kill();
         drop(running.await);
         berth.restart().await;
-        // What is there is whole: it can be used.
+        // Every object that exists is complete and can be used.
         let list = berth.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap();
         for pod in list.into_inner().items {
             assert_eq!(pod.state(), PodSandboxState::SandboxReady, "round {round}");
@@ -76,7 +76,7 @@ async fn a_kill_at_any_moment_leaves_nothing_half() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// The processes of this host whose command has these words.
+/// Returns the processes of this host with this text in their command line.
 fn processes(words: &str) -> Vec<String> {
     let commands = fs::read_dir("/proc").unwrap().flatten().filter_map(|process| {
         let command = fs::read(process.path().join("cmdline")).ok()?;
@@ -86,8 +86,8 @@ fn processes(words: &str) -> Vec<String> {
     commands.collect()
 }
 
-/// Waits until no process has these words: the daemon answers before it has ended them.
-async fn none_left(words: &str, what: &str) {
+/// Waits until no process has this text in its command line. The daemon answers before it has ended such processes.
+async fn wait_until_gone(words: &str, what: &str) {
     let until = Instant::now() + support::PATIENCE;
     while !processes(words).is_empty() {
         assert!(Instant::now() < until, "{what}: {:?}", processes(words));
@@ -96,12 +96,12 @@ async fn none_left(words: &str, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
+async fn a_keeper_without_its_folder_is_ended_with_everything_in_its_pod() {
     let mut other = Berth::start().await;
     let others = other.run_pod(other.pod_config("other")).await;
     let survivor = other.run(&others, sleeper("survivor")).await;
     let mut berth = Berth::start().await;
-    // What the first process of a container leaves behind ends with it only in a process namespace of its own.
+    // Without a separate PID namespace, orphans do not end with the first process of a container.
     let marker = format!("sleep {}{}", std::process::id(), 4718);
     let script = format!("(setsid sh -c '{marker} & {marker} & wait' &) ; sleep 1000");
     let mut containers = Vec::new();
@@ -113,7 +113,7 @@ async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
             let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
             security.namespace_options.get_or_insert_default().set_pid(mode);
             let pod = berth.run_pod(config).await;
-            let config = support::secured(shell("c", &script), |security| {
+            let config = support::with_security(shell("c", &script), |security| {
                 security.namespace_options.get_or_insert_default().set_pid(mode);
             });
             let container = berth.run(&pod, config).await;
@@ -128,7 +128,7 @@ async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
     }
     berth.kill();
     fs::remove_dir_all(berth.path("run/pods")).unwrap();
-    // Of some, there is no record either: nothing of them is known but what runs.
+    // Some of them have no record either: only their running processes are left.
     for (pod, _, containers) in containers.iter().filter(|(_, folders, _)| *folders == "records") {
         fs::remove_dir_all(berth.path(&format!("root/pods/{pod}"))).unwrap();
         for container in containers.iter().flatten() {
@@ -137,7 +137,7 @@ async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
     }
     berth.restart().await;
     for (pod, folders, containers) in &containers {
-        none_left(pod, folders).await;
+        wait_until_gone(pod, folders).await;
         if *folders == "state" {
             assert_eq!(berth.pod_status(pod).await.state(), PodSandboxState::SandboxNotready);
             for container in containers.iter().flatten() {
@@ -145,16 +145,16 @@ async fn a_keeper_whose_folder_was_removed_ends_with_all_in_its_pod() {
             }
         }
     }
-    none_left(&marker, "all").await;
+    wait_until_gone(&marker, "all").await;
     assert_eq!(berth.clean().await, Vec::<String>::new());
-    // Another daemon's are its own.
+    // The pods of another daemon are not affected.
     assert_eq!(other.status(&survivor).await.state(), ContainerState::ContainerRunning);
     assert_eq!(other.sh(&survivor, "echo there").await, "there");
     assert_eq!(other.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_is_removed_whatever_has_become_of_its_keeper() {
+async fn a_pod_with_a_stopped_or_lost_keeper_can_be_removed() {
     let mut berth = Berth::start().await;
     let mut pods = Vec::new();
     for name in ["silent", "lost"] {
@@ -162,7 +162,7 @@ async fn a_pod_is_removed_whatever_has_become_of_its_keeper() {
         berth.run(&pod, sleeper("c")).await;
         pods.push(pod);
     }
-    // One does not answer, of one the folder goes while the daemon runs.
+    // One keeper does not answer. The folder of the other is removed while the daemon runs.
     for process in processes(&pods[0]) {
         let pid = process.split(' ').next().unwrap().parse().unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
@@ -170,7 +170,7 @@ async fn a_pod_is_removed_whatever_has_become_of_its_keeper() {
     }
     fs::remove_dir_all(berth.path(&format!("run/pods/{}", pods[1]))).unwrap();
     for pod in &pods {
-        // A kubelet tries again.
+        // The kubelet retries.
         let until = Instant::now() + support::PATIENCE;
         let request = || RemovePodSandboxRequest { pod_sandbox_id: pod.clone() };
         while let Err(error) = berth.runtime.remove_pod_sandbox(request()).await {
@@ -182,14 +182,14 @@ async fn a_pod_is_removed_whatever_has_become_of_its_keeper() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keeper_that_is_killed_takes_its_pod_down_and_no_other() {
+async fn a_killed_keeper_ends_its_pod_and_no_other() {
     let mut berth = Berth::start().await;
     let lost = berth.run_pod(berth.pod_config("lost")).await;
     let other = berth.run_pod(berth.pod_config("other")).await;
     let container = berth.run(&lost, sleeper("c")).await;
     let survivor = berth.run(&other, sleeper("c")).await;
-    support::leftovers::end_keepers_of(&lost);
-    let status = berth.ended(&container).await;
+    support::leftovers::kill_keeper_of(&lost);
+    let status = berth.wait_exited(&container).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (255, "ContainerStatusUnknown"));
     assert_eq!(berth.pod_status(&lost).await.state(), PodSandboxState::SandboxNotready);
     assert_eq!(berth.status(&survivor).await.state(), ContainerState::ContainerRunning);

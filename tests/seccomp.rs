@@ -1,5 +1,5 @@
-//! Seccomp: which system calls a container may make, by the profile that its pod spec asks for. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Seccomp: the system calls that a container can make under the profile in its pod spec. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -11,7 +11,7 @@ use std::path::Path;
 use berth_proto::v1::security_profile::ProfileType;
 use berth_proto::v1::{Capability, ContainerConfig, Int64Value, PodSandboxStatusRequest, SecurityProfile};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use support::{Berth, container, secured, shell, sleeper};
+use support::{Berth, container, shell, sleeper, with_security};
 use tonic::Code;
 
 fn profile(kind: ProfileType, reference: &Path) -> Option<SecurityProfile> {
@@ -20,11 +20,11 @@ fn profile(kind: ProfileType, reference: &Path) -> Option<SecurityProfile> {
 }
 
 fn with_default(config: ContainerConfig) -> ContainerConfig {
-    secured(config, |security| security.seccomp = profile(ProfileType::RuntimeDefault, Path::new("")))
+    with_security(config, |security| security.seccomp = profile(ProfileType::RuntimeDefault, Path::new("")))
 }
 
 fn with_file(config: ContainerConfig, path: &Path) -> ContainerConfig {
-    secured(config, |security| security.seccomp = profile(ProfileType::Localhost, path))
+    with_security(config, |security| security.seccomp = profile(ProfileType::Localhost, path))
 }
 
 fn write(berth: &Berth, json: &str) -> std::path::PathBuf {
@@ -33,12 +33,12 @@ fn write(berth: &Berth, json: &str) -> std::path::PathBuf {
     path
 }
 
-/// All but the ownership of files may be changed.
+/// Allows everything except a change of file modes.
 const NO_CHMOD: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
     {"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_default_profile_is_in_force_for_every_user() {
+async fn the_default_profile_applies_to_every_user() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("seccomp")).await;
     let script =
@@ -46,12 +46,12 @@ async fn the_default_profile_is_in_force_for_every_user() {
     let plain = with_default(shell("root", script));
     let (_, text) = berth.run_to_end(&pod, plain).await;
     assert!(text.contains("Seccomp:\t2"), "{text}");
-    // What a container has without a word on capabilities, without a trace of CAP_SYS_ADMIN (bit 21).
+    // The default capabilities, without CAP_SYS_ADMIN (bit 21).
     assert!(text.contains("CapEff:\t00000000a80425fb") && text.contains("NoNewPrivs:\t0"), "{text}");
     assert!(text.ends_with("1\n"), "{text}");
 
     let user = |name, no_new_privs| {
-        with_default(secured(shell(name, script), |security| {
+        with_default(with_security(shell(name, script), |security| {
             security.run_as_user = Some(Int64Value { value: 1000 });
             security.no_new_privs = no_new_privs;
         }))
@@ -62,21 +62,21 @@ async fn the_default_profile_is_in_force_for_every_user() {
         assert!(text.contains(&format!("NoNewPrivs:\t{}", u8::from(no_new_privs))), "{text}");
     }
     let (_, text) = berth.run_to_end(&pod, shell("unset", script)).await;
-    assert!(text.contains("Seccomp:\t0"), "no profile is asked for: {text}");
+    assert!(text.contains("Seccomp:\t0"), "without a profile there must be no filter: {text}");
     assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_capability_brings_its_calls() {
+async fn an_added_capability_allows_its_system_calls() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("caps")).await;
     let script = "mount -t tmpfs none /mnt 2>&1 || mkdir -p /mnt && mount -t tmpfs none /mnt && echo mounted";
     let (code, text) = berth.run_to_end(&pod, with_default(shell("without", script))).await;
     assert!(code != 0 && !text.contains("mounted"), "{text}");
-    let added = with_default(secured(shell("with", script), |security| {
+    let added = with_default(with_security(shell("with", script), |security| {
         let add = vec!["SYS_ADMIN".to_owned()];
         security.capabilities = Some(Capability { add_capabilities: add, ..Capability::default() });
-        // On a host that has AppArmor its profile forbids mounts.
+        // On a host with AppArmor the default profile forbids mounts.
         security.apparmor = profile(ProfileType::Unconfined, Path::new(""));
     }));
     let (code, text) = berth.run_to_end(&pod, added).await;
@@ -84,7 +84,7 @@ async fn a_capability_brings_its_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_profile_of_the_host_holds_for_execs_and_after_a_restart() {
+async fn a_localhost_profile_applies_to_execs_and_after_a_restart() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("localhost")).await;
     let path = write(&berth, NO_CHMOD);
@@ -93,7 +93,7 @@ async fn a_profile_of_the_host_holds_for_execs_and_after_a_restart() {
     let text = berth.sh(&id, try_chmod).await;
     assert!(text.contains("not supported") && text.ends_with('2'), "{text}");
     berth.kill();
-    // The profile that counts is the one of the container's start.
+    // The container keeps the profile that it was started with.
     std::fs::remove_file(&path).unwrap();
     berth.restart().await;
     assert_eq!(berth.sh(&id, try_chmod).await, text);
@@ -109,7 +109,7 @@ async fn a_profile_of_the_host_holds_for_execs_and_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_profile_can_end_the_process() {
+async fn a_profile_can_kill_the_process() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("kill")).await;
     let json = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
@@ -120,11 +120,11 @@ async fn a_profile_can_end_the_process() {
     let nothing = write(&berth, r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#);
     let id = berth.try_create(&pod, with_file(shell("nothing", "true"), &nothing)).await.unwrap();
     let error = berth.try_start_container(&id).await.unwrap_err();
-    assert!(error.message().contains("not permitted"), "exec itself is refused: {error}");
+    assert!(error.message().contains("not permitted"), "execve itself must be refused: {error}");
     assert!(berth.clean().await.is_empty());
 }
 
-/// What an agent is told of the process, with the filter's descriptor.
+/// Returns the message that the agent receives about a process, and the descriptor of the filter.
 fn receive(agent: &UnixListener) -> (serde_json::Value, std::os::fd::OwnedFd) {
     let (stream, _) = agent.accept().unwrap();
     let mut bytes = [0_u8; 4096];
@@ -140,11 +140,11 @@ fn receive(agent: &UnixListener) -> (serde_json::Value, std::os::fd::OwnedFd) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_is_handed_the_calls_that_it_answers_for() {
+async fn a_notify_agent_receives_the_filter_descriptor() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("notify")).await;
     let socket = berth.path("agent.sock");
-    // Among them those by which a descriptor would be sent.
+    // The profile also covers the calls that would send a descriptor.
     let json = format!(
         r#"{{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "{}", "listenerMetadata": "m", "syscalls": [
         {{"names": ["mkdir", "mkdirat", "sendmsg", "sendto"], "action": "SCMP_ACT_NOTIFY"}}]}}"#,
@@ -153,7 +153,7 @@ async fn an_agent_is_handed_the_calls_that_it_answers_for() {
     let path = write(&berth, &json);
     let id = berth.try_create(&pod, with_file(sleeper("early"), &path)).await.unwrap();
     let error = berth.try_start_container(&id).await.unwrap_err();
-    assert!(error.message().contains("agent.sock"), "nobody is there: {error}");
+    assert!(error.message().contains("agent.sock"), "the start must fail without an agent: {error}");
 
     let agent = UnixListener::bind(&socket).unwrap();
     let first = std::thread::spawn({
@@ -167,7 +167,7 @@ async fn an_agent_is_handed_the_calls_that_it_answers_for() {
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(cgroup.contains(&id), "{cgroup}");
 
-    // A further process has a filter of its own. An agent that leaves without an answer is as good as no call
+    // An exec has a separate filter. If the agent exits without an answer, the call fails with ENOSYS
     // (seccomp_unotify(2)).
     let exec = std::thread::spawn(move || receive(&agent).0);
     let text = berth.sh(&id, "mkdir /made 2>&1").await;
@@ -178,7 +178,7 @@ async fn an_agent_is_handed_the_calls_that_it_answers_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pause_can_do_nothing_but_wait() {
+async fn the_pause_has_a_seccomp_filter_and_no_new_privs() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pause")).await;
     let request = PodSandboxStatusRequest { pod_sandbox_id: pod, verbose: true };

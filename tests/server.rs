@@ -1,5 +1,5 @@
-//! The daemon as a process: its socket, its locks, what the service manager hears, and how it ends. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! The daemon as a process: its socket, its lock, the messages to the service manager, and its end. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -16,10 +16,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-/// How long a daemon may take to come up or go in a debug build on a busy machine.
+/// The longest time that a daemon can take to start or exit in a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Folders of a daemon, and its configuration.
+/// The folders of a daemon and its configuration.
 struct Home(tempfile::TempDir);
 
 impl Home {
@@ -49,21 +49,21 @@ impl Home {
         command
     }
 
-    /// Starts a daemon and waits until it says that it is ready.
+    /// Starts a daemon and waits until it reports that it is ready.
     fn start(&self) -> Daemon {
         self.start_by(self.command())
     }
 
     fn start_by(&self, mut command: Command) -> Daemon {
         let place = self.path("notify");
-        // A daemon before this one may have had the same place.
+        // An earlier daemon can have used the same path.
         drop(fs::remove_file(&place));
         let notify = UnixDatagram::bind(&place).unwrap();
         notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = command.env("NOTIFY_SOCKET", &place).stderr(log).spawn().unwrap();
         let daemon = Daemon { child, notify };
-        let state = daemon.hear();
+        let state = daemon.next_message();
         assert!(state.contains("READY=1"), "{state}\n{}", self.log());
         daemon
     }
@@ -83,8 +83,8 @@ impl Daemon {
         Pid::from_child(&self.child)
     }
 
-    /// The next message to the service manager.
-    fn hear(&self) -> String {
+    /// Returns the next message to the service manager.
+    fn next_message(&self) -> String {
         let mut message = [0; 512];
         let length = self.notify.recv(&mut message).unwrap_or(0);
         String::from_utf8_lossy(&message[..length]).into_owned()
@@ -94,7 +94,7 @@ impl Daemon {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    fn ended(&mut self) -> ExitStatus {
+    fn wait_for_exit(&mut self) -> ExitStatus {
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -102,13 +102,13 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("the daemon does not end");
+        panic!("the daemon does not exit");
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // One that has ended already is what is wanted.
+        // The daemon can have exited already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -129,7 +129,7 @@ async fn status(socket: &Path) -> StatusResponse {
 }
 
 #[tokio::test]
-async fn ready_means_that_the_socket_answers() {
+async fn when_the_daemon_reports_ready_its_socket_answers() {
     let home = Home::new();
     let mut daemon = home.start();
     let version = version(&home.socket()).await;
@@ -143,22 +143,22 @@ async fn ready_means_that_the_socket_answers() {
     );
     let mode = |name: &str| fs::metadata(home.path(name)).unwrap().mode() & 0o777;
     assert_eq!((mode("run/berth.sock"), mode("run"), mode("root")), (0o660, 0o711, 0o700));
-    // A stream that never ends does not hold up the end, and SIGHUP does nothing.
+    // An open stream does not delay the exit, and SIGHUP has no effect.
     let mut health = HealthClient::new(connect(&home.socket()).await.unwrap());
     let _watch = health.watch(HealthCheckRequest::default()).await.unwrap();
     daemon.signal(Signal::HUP);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(status(&home.socket()).await.status.unwrap().conditions[0].r#type, "RuntimeReady");
     daemon.signal(Signal::TERM);
-    assert!(daemon.hear().contains("STOPPING=1"));
-    assert!(daemon.ended().success(), "{}", home.log());
+    assert!(daemon.next_message().contains("STOPPING=1"));
+    assert!(daemon.wait_for_exit().success(), "{}", home.log());
     assert!(!home.socket().exists());
     let credentials = format!("pid={} uid=0 gid=0", std::process::id());
     assert!(home.log().contains(&credentials), "{}", home.log());
 }
 
 #[tokio::test]
-async fn a_second_daemon_is_refused_and_the_first_goes_on() {
+async fn a_second_daemon_is_refused_and_the_first_continues() {
     let home = Home::new();
     let daemon = home.start();
     let output = run(home.command());
@@ -169,20 +169,23 @@ async fn a_second_daemon_is_refused_and_the_first_goes_on() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_was_killed_is_followed_by_the_next() {
+async fn a_daemon_starts_after_one_that_was_killed() {
     let home = Home::new();
     let mut daemon = home.start();
     daemon.signal(Signal::KILL);
-    daemon.ended();
-    assert!(fs::symlink_metadata(home.socket()).unwrap().file_type().is_socket(), "the socket is left");
+    daemon.wait_for_exit();
+    assert!(
+        fs::symlink_metadata(home.socket()).unwrap().file_type().is_socket(),
+        "SIGKILL must leave the socket"
+    );
     let _next = home.start();
     version(&home.socket()).await;
     assert_eq!(fs::read_dir(home.path("run")).unwrap().filter(|e| is_hidden(e.as_ref().unwrap())).count(), 0);
 }
 
-/// A container may have filled the disk that the daemon's log is on.
+/// A container can have filled the disk with the daemon's log.
 #[tokio::test]
-async fn a_log_that_takes_nothing_ends_no_daemon() {
+async fn a_log_that_cannot_be_written_does_not_stop_the_daemon() {
     let home = Home::new();
     std::os::unix::fs::symlink("/dev/full", home.path("log")).unwrap();
     let mut daemon = home.start();
@@ -190,7 +193,7 @@ async fn a_log_that_takes_nothing_ends_no_daemon() {
         assert_eq!(version(&home.socket()).await.runtime_name, "berth");
     }
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
 }
 
 fn is_hidden(entry: &fs::DirEntry) -> bool {
@@ -198,7 +201,7 @@ fn is_hidden(entry: &fs::DirEntry) -> bool {
 }
 
 #[tokio::test]
-async fn a_broken_drop_in_is_a_condition_and_the_host_is_described() {
+async fn status_reports_a_broken_drop_in_and_describes_the_host() {
     let home = Home::new();
     fs::create_dir(home.path("conf.d")).unwrap();
     fs::write(home.path("conf.d/50-bad.toml"), "\nsokcet = 1\n").unwrap();
@@ -215,9 +218,9 @@ async fn a_broken_drop_in_is_a_condition_and_the_host_is_described() {
     assert_eq!(names, ["", "berth"]);
 }
 
-/// The socket that systemd has made is used as it is, and left when the daemon goes (sd_listen_fds(3)).
+/// The daemon uses a socket that systemd has created, and does not remove it when it exits (sd_listen_fds(3)).
 #[tokio::test]
-async fn systemd_may_bring_the_socket() {
+async fn the_daemon_accepts_a_socket_from_systemd() {
     let home = Home::new();
     let place = home.path("systemd.sock");
     let listener = UnixListener::bind(&place).unwrap();
@@ -231,20 +234,20 @@ async fn systemd_may_bring_the_socket() {
     assert_eq!(version(&place).await.runtime_name, "berth");
     assert!(!home.socket().exists());
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     assert!(place.exists());
 }
 
 #[test]
-fn no_daemon_is_told_in_one_line() {
+fn without_a_daemon_commands_fail_with_one_line() {
     let home = Home::new();
     let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
     command.args(["load", "--config"]).arg(home.path("config.toml")).arg(home.path("config.toml"));
     let output = run(command);
     assert_eq!(output.status.code(), Some(1));
-    let wanted = format!(
+    let expected = format!(
         "berth: failed to connect to {}: No such file or directory (os error 2)\n",
         home.socket().display()
     );
-    assert_eq!(String::from_utf8_lossy(&output.stderr), wanted);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
 }

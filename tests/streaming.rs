@@ -1,6 +1,6 @@
-//! Exec, Attach and PortForward as people meet them: through crictl, through what kubectl is made of (streamclient), and
-//! through clients that misbehave.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Exec, Attach and PortForward as users call them: with crictl, with a client that uses the same libraries as
+//! kubectl (streamclient), and with clients that violate the protocol.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -21,13 +21,13 @@ async fn berth_and_container() -> (Berth, String, String) {
     (berth, pod, id)
 }
 
-/// A web server in a container, on the loopback of its pod.
+/// Returns a web server that listens on the loopback of its pod.
 fn web(name: &str, listen: &str) -> ContainerConfig {
     shell(name, &format!("echo {name} >/srv/name; exec httpd -f -p {listen} -h /srv"))
 }
 
-/// Waits until something listens on a port, as the pod's own procfs says.
-async fn listening(berth: &mut Berth, id: &str, port: u16) {
+/// Waits until a process listens on a port, according to the container's procfs.
+async fn wait_for_listener(berth: &mut Berth, id: &str, port: u16) {
     let script = format!(
         "until grep -qi ':{port:04X} 0*:0000 0A' /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done; echo yes"
     );
@@ -35,7 +35,7 @@ async fn listening(berth: &mut Berth, id: &str, port: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_has_its_streams_and_its_exit_code() {
+async fn exec_delivers_streams_and_exit_code() {
     let (mut berth, _, id) = berth_and_container().await;
     let script = "cat; echo error >&2; exit 3";
     for versions in
@@ -43,26 +43,26 @@ async fn a_command_has_its_streams_and_its_exit_code() {
     {
         let url = berth.exec_url(exec(&id, &["sh", "-c", script], Streams::ALL)).await;
         let mut client = Client::run(&berth, versions, Streams::ALL, &url);
-        // The end of the input is what `cat` waits for.
+        // `cat` exits at the end of the input.
         client.send(b"some input");
         let (code, stdout, stderr) = finished(client);
         assert_eq!((code, stdout.as_str()), (Some(3), "some input"), "{versions:?}: {stderr}");
         assert_eq!(stderr, "error\n", "{versions:?}");
     }
-    // Before version 4 the end is told as text.
+    // Before version 4 the exit status is sent as text.
     for version in ["v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"] {
         let url = berth.exec_url(exec(&id, &["sh", "-c", "echo out; exit 3"], Streams::OUTPUT)).await;
         let client = Client::run(&berth, &["-protocols", version], Streams::OUTPUT, &url);
         let (_, stdout, stderr) = finished(client);
         assert_eq!(stdout, "out\n", "{version}");
-        // The library's first version does not wait for it.
+        // The first version of the client library does not wait for the exit status.
         assert!(stderr.contains("exit status 3") || version == "channel.k8s.io", "{version}: {stderr}");
     }
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_cannot_run_is_told_so() {
+async fn exec_reports_a_command_that_cannot_run() {
     let (mut berth, _, id) = berth_and_container().await;
     for transport in TRANSPORTS {
         let url = berth.exec_url(exec(&id, &["/no/such/command"], Streams::OUTPUT)).await;
@@ -75,9 +75,9 @@ async fn a_command_that_cannot_run_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_has_the_clients_size() {
+async fn a_terminal_has_the_size_of_the_clients_window() {
     let (mut berth, _, id) = berth_and_container().await;
-    // From the first moment on.
+    // The size is set before the command starts.
     let script =
         "[ \"$(stty size)\" = '40 100' ] || stty size; tty; test -t 0 && test -t 1 && test -t 2 && echo all";
     for transport in TRANSPORTS {
@@ -92,9 +92,9 @@ async fn a_terminal_has_the_clients_size() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn output_that_a_command_leaves_behind_is_told_before_its_end() {
+async fn all_output_is_delivered_before_the_exit_code() {
     let (mut berth, _, id) = berth_and_container().await;
-    // A child keeps the output open, and what was written before is more than the client's socket takes at once.
+    // A child keeps the output open. The output is larger than the client's socket buffer.
     let script = "head -c 3000000 /dev/zero; sleep 4714 & exit 4";
     let url = berth.exec_url(exec(&id, &["sh", "-c", script], Streams::OUTPUT)).await;
     let (code, stdout, stderr) = finished(Client::run(&berth, &[], Streams::OUTPUT, &url));
@@ -103,10 +103,10 @@ async fn output_that_a_command_leaves_behind_is_told_before_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn crictl_executes_attaches_and_forwards() {
+async fn crictl_exec_attach_and_port_forward_work() {
     let (mut berth, pod, id) = berth_and_container().await;
     let server = berth.run(&pod, web("web", "127.0.0.1:8080")).await;
-    listening(&mut berth, &server, 8080).await;
+    wait_for_listener(&mut berth, &server, 8080).await;
     let reader = ContainerConfig {
         stdin: true,
         stdin_once: true,
@@ -138,10 +138,10 @@ async fn crictl_executes_attaches_and_forwards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_clients_are_attached_at_once() {
+async fn several_clients_can_attach_at_the_same_time() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
-    // It says what it reads; a line a client at the least, then the end.
+    // The container prints what it reads, and exits after the line "end".
     let script = "while read line; do echo \"said $line\"; [ \"$line\" = end ] && exit 5; done; exit 6";
     let id = berth.run(&pod, ContainerConfig { stdin: true, ..shell("speaker", script) }).await;
     let (listen, speak) = (Streams { stdin: false, ..Streams::ALL }, Streams::ALL);
@@ -152,12 +152,12 @@ async fn several_clients_are_attached_at_once() {
     }
     let url = berth.attach_url(&id, speak).await;
     let mut speaker = Client::run(&berth, &[], speak, &url);
-    // Said again until every client is there to hear it.
-    let mut heard = false;
-    while !heard {
+    // The line is repeated until every client has received it.
+    let mut received = false;
+    while !received {
         speaker.send(b"hello\n");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        heard = clients.iter_mut().all(|client| client.has("said hello\n"));
+        received = clients.iter_mut().all(|client| client.has("said hello\n"));
     }
     speaker.send(b"end\n");
     for client in clients {
@@ -166,17 +166,17 @@ async fn several_clients_are_attached_at_once() {
         assert!(stdout.ends_with("said end\n"), "{stdout}");
     }
     assert!(finished(speaker).1.ends_with("said end\n"));
-    assert_eq!(berth.ended(&id).await.exit_code, 5);
+    assert_eq!(berth.wait_exited(&id).await.exit_code, 5);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_connections_go_over_one_session() {
+async fn one_port_forward_session_carries_many_connections() {
     let (mut berth, pod, _) = berth_and_container().await;
     let four = berth.run(&pod, web("four", "127.0.0.1:8081")).await;
     let six = berth.run(&pod, web("six", "[::1]:8082")).await;
-    listening(&mut berth, &four, 8081).await;
-    listening(&mut berth, &six, 8082).await;
+    wait_for_listener(&mut berth, &four, 8081).await;
+    wait_for_listener(&mut berth, &six, 8082).await;
     for transport in TRANSPORTS {
         let url = berth.port_forward_url(&pod).await;
         let mut client = Client::forward(&berth, transport, &url, &[8081, 8082]);
@@ -196,8 +196,8 @@ async fn many_connections_go_over_one_session() {
             .collect();
         for (number, get) in gets.into_iter().enumerate() {
             let output = get.wait_with_output().unwrap();
-            let wanted = ["four\n", "six\n"][number % 2];
-            assert_eq!(String::from_utf8_lossy(&output.stdout), wanted, "{transport} {number}: {output:?}");
+            let expected = ["four\n", "six\n"][number % 2];
+            assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{transport} {number}: {output:?}");
         }
         client.close();
         assert_eq!(finished(client).0, Some(0), "{transport}");
@@ -206,7 +206,7 @@ async fn many_connections_go_over_one_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_in_the_hosts_network_forwards_the_hosts_loopback() {
+async fn port_forward_to_a_host_network_pod_reaches_the_hosts_loopback() {
     let mut berth = Berth::start().await;
     let mut config = berth.pod_config("host");
     config.linux.as_mut().unwrap().security_context = Some(LinuxSandboxSecurityContext {
@@ -222,7 +222,7 @@ async fn a_pod_in_the_hosts_network_forwards_the_hosts_loopback() {
     let options = server.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     options.namespace_options.as_mut().unwrap().network = NamespaceMode::Node.into();
     let id = berth.run(&pod, server).await;
-    listening(&mut berth, &id, 8083).await;
+    wait_for_listener(&mut berth, &id, 8083).await;
     let url = berth.port_forward_url(&pod).await;
     let mut client = Client::forward(&berth, "spdy", &url, &[8083]);
     let address = format!("http://127.0.0.1:{}/name", client.line());
@@ -234,16 +234,16 @@ async fn a_pod_in_the_hosts_network_forwards_the_hosts_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_on_one_port_is_told_there_and_ends_nothing_else() {
+async fn a_failed_port_forward_is_reported_and_affects_no_other_port() {
     let (mut berth, pod, _) = berth_and_container().await;
     let server = berth.run(&pod, web("web", "127.0.0.1:8084")).await;
-    listening(&mut berth, &server, 8084).await;
+    wait_for_listener(&mut berth, &server, 8084).await;
     let url = berth.port_forward_url(&pod).await;
     let mut raw = berth.spdy(&url, "portforward.k8s.io").await;
     let pair = |port: &'static str, id: &'static str| {
         ["error", "data"].map(|kind| [("streamType", kind), ("port", port), ("requestID", id)])
     };
-    // 1 and 3 go where nothing listens, 5 and 7 to the server, 9 is for no port at all.
+    // Streams 1 and 3 go to a port without a listener, 5 and 7 to the server, 9 to the invalid port 0.
     for (stream, headers) in
         [1, 3, 5, 7].into_iter().zip([pair("9", "a"), pair("8084", "b")].into_iter().flatten())
     {
@@ -252,22 +252,22 @@ async fn what_fails_on_one_port_is_told_there_and_ends_nothing_else() {
     raw.open(9, &[("streamType", "data"), ("port", "0")]).await;
     raw.data(7, b"GET /name HTTP/1.0\r\n\r\n").await;
     raw.until(|seen| seen.data.get(&7).is_some_and(|data| data.ends_with(b"web\n"))).await;
-    let seen = raw.until(|seen| seen.data.get(&1).is_some_and(|told| told.len() > 100)).await;
-    let told = String::from_utf8_lossy(&seen.data[&1]).into_owned();
-    assert!(told.contains("error forwarding port 9") && told.contains("127.0.0.1:9"), "{told}");
+    let seen = raw.until(|seen| seen.data.get(&1).is_some_and(|message| message.len() > 100)).await;
+    let message = String::from_utf8_lossy(&seen.data[&1]).into_owned();
+    assert!(message.contains("error forwarding port 9") && message.contains("127.0.0.1:9"), "{message}");
     let seen = raw.until(|seen| seen.reset.contains(&3) && seen.reset.contains(&9)).await;
     assert!(!seen.reset.contains(&7) && !seen.reset.contains(&5), "{seen:?}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_requests_have_their_codes() {
+async fn invalid_requests_are_refused_with_the_right_code() {
     let (mut berth, pod, id) = berth_and_container().await;
     let stopped = berth.run(&pod, shell("stopped", "exit 0")).await;
-    berth.ended(&stopped).await;
+    berth.wait_exited(&stopped).await;
     let command = &["true"][..];
     let both = Streams { tty: true, ..Streams::ALL };
-    for (request, wanted) in [
+    for (request, expected) in [
         (exec("0123456789", command, Streams::ALL), Code::NotFound),
         (exec(&id, &[], Streams::ALL), Code::InvalidArgument),
         (exec(&id, command, Streams::default()), Code::InvalidArgument),
@@ -275,22 +275,22 @@ async fn wrong_requests_have_their_codes() {
         (exec(&stopped, command, Streams::ALL), Code::FailedPrecondition),
     ] {
         let answer = berth.runtime.exec(request.clone()).await;
-        assert_eq!(code(answer), wanted, "{request:?}");
+        assert_eq!(code(answer), expected, "{request:?}");
         let Streams { stdin, stdout, stderr, tty } = Streams::of(&request);
         if request.cmd.is_empty() {
             continue;
         }
         let request = AttachRequest { container_id: request.container_id, stdin, stdout, stderr, tty };
-        assert_eq!(code(berth.runtime.attach(request.clone()).await), wanted, "{request:?}");
+        assert_eq!(code(berth.runtime.attach(request.clone()).await), expected, "{request:?}");
     }
-    for (pod_sandbox_id, port, wanted) in [
+    for (pod_sandbox_id, port, expected) in [
         ("0123456789", vec![], Code::NotFound),
         (&pod, vec![80, 0], Code::InvalidArgument),
         (&pod, vec![65536], Code::InvalidArgument),
         (&pod, vec![1; 200], Code::InvalidArgument),
     ] {
         let request = PortForwardRequest { pod_sandbox_id: pod_sandbox_id.to_owned(), port };
-        assert_eq!(code(berth.runtime.port_forward(request.clone()).await), wanted, "{request:?}");
+        assert_eq!(code(berth.runtime.port_forward(request.clone()).await), expected, "{request:?}");
     }
     berth.stop_pod(&pod).await;
     let request = PortForwardRequest { pod_sandbox_id: pod, port: vec![] };
@@ -299,7 +299,7 @@ async fn wrong_requests_have_their_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_is_good_once_and_for_its_request() {
+async fn a_session_url_works_once_and_only_for_its_request() {
     let (mut berth, _, id) = berth_and_container().await;
     let url = berth.exec_url(exec(&id, &["echo", "once"], Streams::OUTPUT)).await;
     assert!(url.starts_with("http://127.0.0.1:"), "{url}");
@@ -310,19 +310,19 @@ async fn a_url_is_good_once_and_for_its_request() {
     let url = berth.exec_url(exec(&id, &["touch", "/tmp/ran"], Streams::OUTPUT)).await;
     let upgrade =
         "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
-    for (request, wanted) in [
+    for (request, expected) in [
         (format!("POST {}", url.replace("/exec/", "/attach/")), "404"),
-        // The wrong guess has used the token up.
+        // The wrong request has used the token.
         (format!("POST {url}"), "404"),
         (format!("POST {url}/more"), "404"),
         ("GET http://x/".to_owned(), "404"),
         (format!("DELETE {url}"), "405"),
     ] {
         let answer = berth.http(&url, &format!("{request} HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n")).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {wanted} ")), "{request}: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{request}: {answer}");
     }
     let url = berth.exec_url(exec(&id, &["touch", "/tmp/ran"], Streams::OUTPUT)).await;
-    for (headers, wanted) in [
+    for (headers, expected) in [
         ("", "400"),
         (
             "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v9.channel.k8s.io\r\n",
@@ -330,17 +330,17 @@ async fn a_url_is_good_once_and_for_its_request() {
         ),
     ] {
         let answer = berth.http(&url, &format!("GET {url} HTTP/1.1\r\nHost: x\r\n{headers}\r\n")).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {wanted} ")), "{headers}: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{headers}: {answer}");
     }
     let many = "X: y\r\n".repeat(1000);
     let answer = berth.http(&url, &format!("GET {url} HTTP/1.1\r\nHost: x\r\n{many}\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
-    assert_eq!(berth.sh(&id, "ls /tmp").await, "", "nothing of this ran");
+    assert_eq!(berth.sh(&id, "ls /tmp").await, "", "none of these requests may run a command");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_command_of_a_client_that_vanishes_is_ended() {
+async fn the_command_of_a_disconnected_client_is_ended() {
     let (mut berth, _, id) = berth_and_container().await;
     for transport in TRANSPORTS {
         let script = "echo there; sleep 4715 & sleep 4715";
@@ -355,42 +355,45 @@ async fn the_command_of_a_client_that_vanishes_is_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_misbehave_harm_only_themselves() {
+async fn misbehaving_clients_do_not_affect_other_clients() {
     let (mut berth, _, id) = berth_and_container().await;
-    // One does not read what it has asked for.
+    // This client does not read the output that it has requested.
     let url = berth.exec_url(exec(&id, &["sh", "-c", "cat /dev/zero; echo 4716"], Streams::OUTPUT)).await;
-    let mut deaf = berth.spdy(&url, "v4.channel.k8s.io").await;
+    let mut not_reading = berth.spdy(&url, "v4.channel.k8s.io").await;
     for (stream, kind) in [(1, "error"), (3, "stdout"), (5, "stderr")] {
-        deaf.open(stream, &[("streamType", kind)]).await;
+        not_reading.open(stream, &[("streamType", kind)]).await;
     }
-    deaf.until(|seen| seen.data.contains_key(&3)).await;
-    // One sends what is no frame, after it has begun.
+    not_reading.until(|seen| seen.data.contains_key(&3)).await;
+    // This client sends an invalid frame after a valid start.
     let url = berth.exec_url(exec(&id, &["sleep", "4717"], Streams::OUTPUT)).await;
-    let mut babbling = berth.spdy(&url, "v4.channel.k8s.io").await;
+    let mut invalid = berth.spdy(&url, "v4.channel.k8s.io").await;
     for (stream, kind) in [(1, "error"), (3, "stdout"), (5, "stderr")] {
-        babbling.open(stream, &[("streamType", kind)]).await;
+        invalid.open(stream, &[("streamType", kind)]).await;
     }
-    babbling.until(|seen| seen.replies.len() == 3).await;
-    babbling.io.write_all(&[0xff; 4096]).await.unwrap();
-    // One closes its half of the connection, one in the middle of a frame, one that has opened nothing.
+    invalid.until(|seen| seen.replies.len() == 3).await;
+    invalid.io.write_all(&[0xff; 4096]).await.unwrap();
+    // These clients close their half of the connection: one in the middle of a frame, one without any stream.
     for half in [&[][..], &[0x80, 3, 0, 1, 0, 0, 1]] {
         let url = berth.exec_url(exec(&id, &["sleep", "4717"], Streams::OUTPUT)).await;
-        let mut quiet = berth.spdy(&url, "v4.channel.k8s.io").await;
-        quiet.io.write_all(half).await.unwrap();
-        quiet.io.shutdown().await.unwrap();
+        let mut closing = berth.spdy(&url, "v4.channel.k8s.io").await;
+        closing.io.write_all(half).await.unwrap();
+        closing.io.shutdown().await.unwrap();
         let mut rest = Vec::new();
-        // A reset is as good as an end.
-        drop(quiet.io.read_to_end(&mut rest).await);
+        // A connection reset is also accepted.
+        drop(closing.io.read_to_end(&mut rest).await);
     }
-    // One sends a WebSocket frame without a mask.
+    // This client sends a WebSocket frame without a mask.
     let url = berth.exec_url(exec(&id, &["sleep", "4717"], Streams::OUTPUT)).await;
     let mut unmasked = berth.websocket(&url, "v5.channel.k8s.io").await;
     unmasked.write_all(&[0x82, 1, 0]).await.unwrap();
     let mut rest = Vec::new();
     unmasked.read_to_end(&mut rest).await.unwrap();
     let close = [0x88, 2, 0x03, 0xea];
-    assert!(rest.windows(4).any(|window| window == close), "told that it broke the protocol: {rest:?}");
-    // Meanwhile others are served, and what was run for those is ended.
+    assert!(
+        rest.windows(4).any(|window| window == close),
+        "the server must close with a protocol error: {rest:?}"
+    );
+    // Other clients are served meanwhile, and the commands of the broken clients are ended.
     let url = berth.exec_url(exec(&id, &["echo", "still here"], Streams::OUTPUT)).await;
     let (code, stdout, stderr) = finished(Client::run(&berth, &[], Streams::OUTPUT, &url));
     assert_eq!((code, stdout.as_str()), (Some(0), "still here\n"), "{stderr}");
@@ -399,20 +402,20 @@ async fn clients_that_misbehave_harm_only_themselves() {
     assert_ne!(
         berth.sh(&id, "ps -o args | grep -c '[c]at /dev/zero'").await,
         "0",
-        "who does not read is waited for"
+        "the command of a client that does not read must wait"
     );
-    drop(deaf);
+    drop(not_reading);
     let gone = "while ps -o args | grep -q '[c]at /dev/zero'; do sleep 0.05; done; echo gone";
     assert_eq!(berth.sh(&id, gone).await, "gone");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn websockets_speak_base64_too() {
+async fn websocket_base64_protocols_work() {
     let (mut berth, _, id) = berth_and_container().await;
     let url = berth.exec_url(exec(&id, &["head", "-c", "5"], Streams::ALL)).await;
     let mut socket = berth.websocket(&url, "v4.base64.channel.k8s.io").await;
-    // A text message in two frames: channel 0, "hello" in base64; the masks are zeros.
+    // A text message in two frames: channel 0, "hello" in base64. The masks are zeros.
     socket.write_all(b"\x01\x84\0\0\0\x000aGV").await.unwrap();
     socket.write_all(b"\x80\x85\0\0\0\0sbG8=").await.unwrap();
     let mut all = Vec::new();
@@ -425,10 +428,10 @@ async fn websockets_speak_base64_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn old_websockets_forward_the_ports_that_were_named() {
+async fn websocket_v4_port_forward_reaches_the_requested_ports() {
     let (mut berth, pod, _) = berth_and_container().await;
     let server = berth.run(&pod, web("web", "127.0.0.1:8085")).await;
-    listening(&mut berth, &server, 8085).await;
+    wait_for_listener(&mut berth, &server, 8085).await;
     let request = PortForwardRequest { pod_sandbox_id: pod, port: vec![8085] };
     let url = berth.runtime.port_forward(request).await.unwrap().into_inner().url;
     let mut socket = berth.websocket(&url, "v4.channel.k8s.io").await;
@@ -437,7 +440,7 @@ async fn old_websockets_forward_the_ports_that_were_named() {
     socket.write_all(get).await.unwrap();
     let mut all = Vec::new();
     socket.read_to_end(&mut all).await.unwrap();
-    // Both channels begin with the port, little endian.
+    // Both channels begin with the port in little endian.
     let port = 8085_u16.to_le_bytes();
     assert!(all.starts_with(&[0x82, 3, 0, port[0], port[1], 0x82, 3, 1, port[0], port[1]]), "{all:?}");
     assert!(String::from_utf8_lossy(&all).contains("web\n"), "{}", String::from_utf8_lossy(&all));
@@ -445,7 +448,7 @@ async fn old_websockets_forward_the_ports_that_were_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_sessions_run_at_once() {
+async fn two_hundred_sessions_run_in_parallel() {
     let (mut berth, _, id) = berth_and_container().await;
     for (transport, count) in [("spdy", 200), ("websocket", 100)] {
         let mut urls = String::new();
@@ -462,12 +465,12 @@ async fn two_hundred_sessions_run_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_archive_goes_in_and_out_unchanged() {
+async fn an_archive_is_copied_in_and_out_unchanged() {
     let (mut berth, _, id) = berth_and_container().await;
     let size: usize = std::env::var("BERTH_STREAM_BYTES").ok().map_or(16 << 20, |size| size.parse().unwrap());
     let file = berth.path("data");
     streams::write_noise(&file, size);
-    let wanted = output_of_command("sha256sum", file.to_str().unwrap());
+    let expected = output_of_command("sha256sum", file.to_str().unwrap());
     for transport in TRANSPORTS {
         let folder = format!("/tmp/{transport}");
         let input = Streams { stdin: true, ..Streams::default() };
@@ -487,7 +490,7 @@ async fn an_archive_goes_in_and_out_unchanged() {
         assert!(tar.wait().unwrap().success() && code == Some(0), "{transport}: {stderr}");
         streams::report(transport, "in", size, begun);
         let inside = berth.sh(&id, &format!("sha256sum <{folder}/data")).await;
-        assert_eq!(inside.split(' ').next(), wanted.split(' ').next(), "{transport}");
+        assert_eq!(inside.split(' ').next(), expected.split(' ').next(), "{transport}");
 
         let url =
             berth.exec_url(exec(&id, &["tar", "cf", "-", "-C", &folder, "data"], Streams::OUTPUT)).await;
@@ -505,7 +508,7 @@ async fn an_archive_goes_in_and_out_unchanged() {
         streams::report(transport, "out", size, begun);
         assert_eq!(
             String::from_utf8_lossy(&outside).split(' ').next(),
-            wanted.split(' ').next(),
+            expected.split(' ').next(),
             "{transport}"
         );
         berth.sh(&id, &format!("rm -r {folder}")).await;
@@ -519,7 +522,7 @@ fn output_of_command(program: &str, argument: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_can_be_behind_tls() {
+async fn sessions_work_over_tls() {
     let files = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let (certificate, key) = (files.path().join("crt"), files.path().join("key"));
@@ -535,7 +538,7 @@ async fn sessions_can_be_behind_tls() {
     for transport in TRANSPORTS {
         let url = berth.exec_url(exec(&id, &["sh", "-c", "cat; exit 9"], Streams::ALL)).await;
         assert!(url.starts_with("https://"), "{url}");
-        // One that never says who it is.
+        // This client never sends a TLS handshake.
         silent = Some(berth.connect(&url).await);
         let mut client = Client::run(&berth, &["-transport", transport], Streams::ALL, &url);
         let text = vec![b'x'; 1 << 20];
@@ -545,12 +548,12 @@ async fn sessions_can_be_behind_tls() {
     }
     let mut rest = Vec::new();
     let closed = tokio::time::timeout(support::PATIENCE, silent.unwrap().read_to_end(&mut rest)).await;
-    assert!(closed.is_ok() && rest.is_empty(), "a handshake has a deadline");
+    assert!(closed.is_ok() && rest.is_empty(), "a connection without a handshake must be closed");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_attached_goes_on_without_its_client() {
+async fn a_container_continues_when_an_attached_client_disconnects() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let id = berth

@@ -1,5 +1,5 @@
-//! The server of sessions and clients that only hold connections: they keep nobody out. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Clients that only hold connections open do not block the session server for others. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -16,11 +16,11 @@ async fn berth_and_container() -> (Berth, String) {
     (berth, id)
 }
 
-/// How long the server waits for the request of a connection.
-const GIVEN_UP: Duration = Duration::from_secs(10);
+/// The time that the server waits for the request of a connection.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_connections_of_a_user_keep_nobody_out() {
+async fn silent_connections_do_not_block_other_clients() {
     let (mut berth, id) = berth_and_container().await;
     let mut rounds = 0;
     loop {
@@ -30,10 +30,10 @@ async fn silent_connections_of_a_user_keep_nobody_out() {
         let silent = berth.silent_connections(65_534, &url, 1200);
         let (code, stdout, stderr) = finished(Client::run(&berth, &[], Streams::OUTPUT, &url));
         assert_eq!((code, stdout.as_str()), (Some(0), "served\n"), "{stderr}");
-        // Before the server has given up any of the silent ones for its silence. A machine may take longer for all
-        // this once.
-        if began.elapsed() < GIVEN_UP {
-            // Each user has a limit, beyond which the oldest goes, and takes nothing from the others.
+        // This must happen before the server closes the silent connections because of their silence. A busy machine
+        // can need several rounds.
+        if began.elapsed() < REQUEST_TIMEOUT {
+            // Each user has a limit. Beyond it the user's oldest connection is closed. Other users are not affected.
             assert!(is_closed(&silent[0]));
             let open = silent.iter().filter(|connection| !is_closed(connection)).count();
             let others = others.iter().flatten().filter(|connection| !is_closed(connection)).count();
@@ -41,9 +41,9 @@ async fn silent_connections_of_a_user_keep_nobody_out() {
             break;
         }
         rounds += 1;
-        assert!(rounds < 5, "a client waits for connections that nobody uses");
+        assert!(rounds < 5, "a client waits until the silent connections are closed");
     }
-    // Not those of one user alone: each of many has only a few.
+    // The same holds for many users with a few connections each.
     let url = berth.exec_url(exec(&id, &["echo", "served"], Streams::OUTPUT)).await;
     let crowd: Vec<_> = (60_000..60_100).map(|user| berth.silent_connections(user, &url, 10)).collect();
     let (code, stdout, stderr) = finished(Client::run(&berth, &[], Streams::OUTPUT, &url));
@@ -54,12 +54,12 @@ async fn silent_connections_of_a_user_keep_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_must_become_a_session_in_time() {
+async fn a_connection_without_a_complete_request_is_closed() {
     let (mut berth, id) = berth_and_container().await;
     let url = berth.exec_url(exec(&id, &["true"], Streams::OUTPUT)).await;
     let mut silent = berth.connect(&url).await;
     let (mut answer, slow) = berth.connect(&url).await.into_split();
-    // One that is never silent for long, and never done.
+    // This client sends a byte from time to time and never completes its request.
     let slow = tokio::spawn(async move {
         let mut slow = slow;
         drop(slow.write_all(b"GET /exec/x HTTP/1.1\r\nX: ").await);
@@ -69,12 +69,12 @@ async fn a_connection_must_become_a_session_in_time() {
     });
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(support::PATIENCE, async {
-        // A reset is as good as an end.
+        // A connection reset is also accepted.
         drop(silent.read_to_end(&mut rest).await);
         drop(answer.read_to_end(&mut rest).await);
         slow.await
     });
-    ended.await.expect("they are closed").unwrap();
+    ended.await.expect("the connections are not closed").unwrap();
     assert!(!String::from_utf8_lossy(&rest).contains(" 101 "));
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

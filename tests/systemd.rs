@@ -1,5 +1,5 @@
-//! The systemd cgroup driver, against a stand-in for systemd on a bus of its own. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! The systemd cgroup driver, tested with a stand-in for systemd on a private bus. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -18,16 +18,16 @@ use zbus::{OwnedObjectPath, OwnedVariant};
 
 type Properties = HashMap<String, OwnedVariant>;
 
-/// What systemd was asked for.
+/// The requests that systemd has received.
 #[derive(Debug, Default)]
-struct Asked {
+struct SystemdRequests {
     started: Vec<(String, Properties)>,
     changed: Vec<(String, Properties)>,
 }
 
-/// A manager whose jobs all end as soon as they have begun.
+/// A manager that completes each job as soon as it has begun.
 struct Manager {
-    asked: Arc<Mutex<Asked>>,
+    requests: Arc<Mutex<SystemdRequests>>,
     result: &'static str,
 }
 
@@ -44,7 +44,7 @@ impl Manager {
         #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
     ) -> OwnedObjectPath {
         assert!(mode == "replace" && auxiliary.is_empty());
-        self.asked.lock().unwrap().started.push((name.clone(), properties.into_iter().collect()));
+        self.requests.lock().unwrap().started.push((name.clone(), properties.into_iter().collect()));
         let job = OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/1").unwrap();
         Self::job_removed(&emitter, 1, job.clone(), &name, self.result).await.unwrap();
         job
@@ -52,7 +52,7 @@ impl Manager {
 
     fn set_unit_properties(&self, name: String, runtime: bool, properties: Vec<(String, OwnedVariant)>) {
         assert!(runtime);
-        self.asked.lock().unwrap().changed.push((name, properties.into_iter().collect()));
+        self.requests.lock().unwrap().changed.push((name, properties.into_iter().collect()));
     }
 
     #[zbus(signal)]
@@ -65,11 +65,11 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-/// A bus at which the daemon looks for systemd.
+/// The bus on which the daemon finds systemd.
 struct Bus {
     process: Child,
     _manager: zbus::Connection,
-    asked: Arc<Mutex<Asked>>,
+    requests: Arc<Mutex<SystemdRequests>>,
 }
 
 impl Bus {
@@ -81,7 +81,7 @@ impl Bus {
             socket.display()
         );
         fs::write(&config, text).unwrap();
-        // That of a bus before this one.
+        // An earlier bus can have left its socket.
         drop(fs::remove_file(&socket));
         let process = Command::new("dbus-daemon")
             .arg(format!("--config-file={}", config.display()))
@@ -93,19 +93,19 @@ impl Bus {
             assert!(std::time::Instant::now() < until, "dbus-daemon does not listen");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let asked = Arc::new(Mutex::new(Asked::default()));
+        let requests = Arc::new(Mutex::new(SystemdRequests::default()));
         let address = format!("unix:path={}", socket.display());
         let manager = zbus::connection::Builder::address(address.as_str())
             .name("org.freedesktop.systemd1")
-            .serve_at("/org/freedesktop/systemd1", Manager { asked: asked.clone(), result })
+            .serve_at("/org/freedesktop/systemd1", Manager { requests: requests.clone(), result })
             .build()
             .await
             .unwrap();
-        Self { process, _manager: manager, asked }
+        Self { process, _manager: manager, requests }
     }
 
     fn started(&self) -> Vec<(String, Properties)> {
-        std::mem::take(&mut self.asked.lock().unwrap().started)
+        std::mem::take(&mut self.requests.lock().unwrap().started)
     }
 }
 
@@ -116,7 +116,7 @@ impl Drop for Bus {
     }
 }
 
-/// A slice of this test, which stands for the kubelet's.
+/// Returns the slice of this test, in the place of the kubelet's.
 fn slice() -> String {
     format!("berthtest{}.slice", std::process::id())
 }
@@ -139,12 +139,12 @@ fn text(properties: &Properties, name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_and_containers_are_scopes_of_their_slice() {
+async fn pods_and_containers_are_scopes_in_the_requested_slice() {
     let mut berth = Berth::start_with("cgroup_driver = \"systemd\"").await;
     berth.load_image().await;
     let config = in_slice(&berth, "early");
     let error = berth.try_run_pod(config).await.unwrap_err();
-    assert!(error.message().contains("D-Bus"), "nobody is there: {error}");
+    assert!(error.message().contains("D-Bus"), "a pod must fail without a bus: {error}");
 
     let bus = Bus::start(berth.folder.path(), "done").await;
     let config = in_slice(&berth, "scoped");
@@ -166,7 +166,7 @@ async fn pods_and_containers_are_scopes_of_their_slice() {
         if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "MemoryMax" } else { "MemoryLimit" };
     assert!(text(properties, limit).contains("67108864"), "{properties:?}");
 
-    // The process is where systemd knows it, and the placeholder has gone.
+    // The process is in the cgroup of the scope, and the placeholder process has exited.
     let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
     let info = berth.runtime.container_status(request).await.unwrap().into_inner().info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
@@ -189,17 +189,17 @@ async fn pods_and_containers_are_scopes_of_their_slice() {
         ..UpdateContainerResourcesRequest::default()
     };
     berth.runtime.update_container_resources(request).await.unwrap();
-    let changed = std::mem::take(&mut bus.asked.lock().unwrap().changed);
+    let changed = std::mem::take(&mut bus.requests.lock().unwrap().changed);
     assert!(text(&changed[0].1, limit).contains("33554432"), "{changed:?}");
 
-    // The bus may be started anew.
+    // The bus can be restarted.
     drop(bus);
     let bus = Bus::start(berth.folder.path(), "done").await;
     let config = in_slice(&berth, "second");
     let second = berth.run_pod(config).await;
     assert_eq!(bus.started()[0].0, format!("berth-{second}.scope"));
 
-    // A daemon that comes back finds them.
+    // A restarted daemon finds its scopes.
     berth.kill();
     berth.restart().await;
     assert_eq!(berth.sh(&id, "echo there").await, "there");
@@ -209,7 +209,7 @@ async fn pods_and_containers_are_scopes_of_their_slice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_systemd_refuses_is_told_and_nothing_is_left() {
+async fn a_failed_systemd_job_is_reported_and_leaves_nothing() {
     let mut berth = Berth::start_with("cgroup_driver = \"systemd\"").await;
     let _bus = Bus::start(berth.folder.path(), "failed").await;
     let mut config = in_slice(&berth, "refused");
@@ -217,6 +217,6 @@ async fn what_systemd_refuses_is_told_and_nothing_is_left() {
     assert!(error.message().contains("its job has ended as failed"), "{error}");
     config.linux.as_mut().unwrap().cgroup_parent = "/kubepods/pod1".to_owned();
     let error = berth.try_run_pod(config).await;
-    assert_eq!(code(error), Code::InvalidArgument, "a path is no slice");
+    assert_eq!(code(error), Code::InvalidArgument, "a path must be refused as a slice");
     assert!(berth.clean().await.is_empty());
 }

@@ -1,5 +1,6 @@
-//! New limits of a container: all of them hold afterwards or none, and the status tells which. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Updates of a container's limits: an update is applied completely or not at all, and the status shows the limits in
+//! force. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -28,7 +29,7 @@ fn of(id: &str, linux: LinuxContainerResources) -> UpdateContainerResourcesReque
     }
 }
 
-/// The files of a container's cgroup that limits are in.
+/// Returns the contents of the limit files in a container's cgroup.
 async fn limits(berth: &mut Berth, id: &str) -> Vec<String> {
     let info = berth.info(id).await;
     let cgroup = info["cgroup"].as_str().unwrap();
@@ -50,15 +51,15 @@ async fn limits(berth: &mut Berth, id: &str) -> Vec<String> {
     files.iter().map(|file| fs::read_to_string(path(file)).unwrap_or_default()).collect()
 }
 
-async fn told(berth: &mut Berth, id: &str) -> LinuxContainerResources {
+async fn reported_limits(berth: &mut Berth, id: &str) -> LinuxContainerResources {
     berth.status(id).await.resources.unwrap().linux.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_update_changes_nothing() {
+async fn a_refused_update_of_limits_changes_nothing() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
-    // One without any limits: what it did not have it must not have afterwards.
+    // This container has no limits. A refused update must not add any.
     let bare = berth.run(&pod, sleeper("bare")).await;
     let some = LinuxContainerResources {
         memory_limit_in_bytes: 64 * MIB,
@@ -77,7 +78,7 @@ async fn a_refused_update_changes_nothing() {
         ..Default::default()
     };
     for id in [&bare, &with] {
-        let (before, was_told) = (limits(&mut berth, id).await, told(&mut berth, id).await);
+        let (before, limits_before) = (limits(&mut berth, id).await, reported_limits(&mut berth, id).await);
         let score = berth.sh(id, "cat /proc/1/oom_score_adj").await;
         let of_spec = |info: &serde_json::Value| {
             let spec = &info["runtimeSpec"];
@@ -88,14 +89,14 @@ async fn a_refused_update_changes_nothing() {
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         assert!(error.message().contains("cpuset.cpus"), "{error}");
         assert_eq!(limits(&mut berth, id).await, before);
-        assert_eq!(told(&mut berth, id).await, was_told);
+        assert_eq!(reported_limits(&mut berth, id).await, limits_before);
         assert_eq!(berth.sh(id, "cat /proc/1/oom_score_adj").await, score);
         assert_eq!(of_spec(&berth.info(id).await), spec);
-        // Whole or not at all: without what is wrong it holds.
+        // The same update without the invalid limit is applied.
         let fine = LinuxContainerResources { cpuset_cpus: "0".to_owned(), ..refused.clone() };
         update(&mut berth, of(id, fine)).await.unwrap();
         assert_ne!(limits(&mut berth, id).await, before);
-        assert_eq!(told(&mut berth, id).await.memory_limit_in_bytes, 48 * MIB);
+        assert_eq!(reported_limits(&mut berth, id).await.memory_limit_in_bytes, 48 * MIB);
     }
     let limit = |memory_limit_in_bytes, memory_swap_limit_in_bytes| LinuxContainerResources {
         memory_limit_in_bytes,
@@ -131,20 +132,24 @@ async fn a_refused_update_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_status_tells_the_limits_that_hold() {
+async fn the_status_shows_the_limits_in_force() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
-    let asked =
+    let requested =
         LinuxContainerResources { memory_limit_in_bytes: 64 * MIB, cpu_quota: 50_000, ..Default::default() };
-    let config = limited(sleeper("c"), asked.clone());
+    let config = limited(sleeper("c"), requested.clone());
     let id = berth.run(&pod, config.clone()).await;
-    let found = told(&mut berth, &id).await;
+    let found = reported_limits(&mut berth, &id).await;
     assert_eq!((found.memory_limit_in_bytes, found.memory_swap_limit_in_bytes), (64 * MIB, 64 * MIB));
-    assert_eq!((found.cpu_quota, found.cpu_period), (50_000, 100_000), "the kernel's own period");
-    // One that asks for nothing has a score of its own nevertheless.
-    let silent = berth.run(&pod, sleeper("silent")).await;
-    let score: i64 = berth.sh(&silent, "cat /proc/1/oom_score_adj").await.parse().unwrap();
-    assert_eq!(told(&mut berth, &silent).await.oom_score_adj, score);
+    assert_eq!(
+        (found.cpu_quota, found.cpu_period),
+        (50_000, 100_000),
+        "the status must show the kernel's default period"
+    );
+    // A container that requests no limits still has an OOM score.
+    let without_limits = berth.run(&pod, sleeper("without_limits")).await;
+    let score: i64 = berth.sh(&without_limits, "cat /proc/1/oom_score_adj").await.parse().unwrap();
+    assert_eq!(reported_limits(&mut berth, &without_limits).await.oom_score_adj, score);
 
     let mut request =
         of(&id, LinuxContainerResources { oom_score_adj: 777, cpu_shares: 200, ..Default::default() });
@@ -152,14 +157,17 @@ async fn the_status_tells_the_limits_that_hold() {
     berth.sh(&id, "sleep 1000 >/dev/null 2>&1 & true").await;
     update(&mut berth, request).await.unwrap();
     let scores = "for p in /proc/[0-9]*; do cat $p/oom_score_adj; done 2>/dev/null | sort -u";
-    assert_eq!(berth.sh(&id, scores).await, "777", "every process, and those that come later");
+    assert_eq!(berth.sh(&id, scores).await, "777", "every process of the container must have the new score");
     for _next_daemon in 0..2 {
-        let found = told(&mut berth, &id).await;
+        let found = reported_limits(&mut berth, &id).await;
         assert_eq!((found.oom_score_adj, found.cpu_shares, found.cpu_quota), (777, 200, 50_000));
         let info = berth.info(&id).await;
         assert_eq!(info["updateAnnotations"]["example.com/why"], "resize", "{info}");
         assert_eq!(info["runtimeSpec"]["process"]["oomScoreAdj"], 777);
-        assert_eq!(info["config"]["linux"]["resources"]["cpu_shares"], 0, "the config stays the client's");
+        assert_eq!(
+            info["config"]["linux"]["resources"]["cpu_shares"], 0,
+            "an update must not change the config"
+        );
         assert_eq!(berth.status(&id).await.annotations, config.annotations);
         berth.restart().await;
     }

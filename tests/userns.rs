@@ -1,6 +1,6 @@
-//! Pods with a user namespace (CRI `userns_options`): root inside is nobody outside, layers and volumes are mapped and
-//! nothing is given to anybody. Runs as root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+//! Pods with a user namespace (CRI `userns_options`): root in the pod is an unprivileged user on the host, layers and
+//! volumes are ID-mapped, and no file changes its owner. Runs as root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 mod support;
 
@@ -37,7 +37,7 @@ fn with_users(mut config: ContainerConfig) -> ContainerConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn root_inside_is_nobody_outside() {
+async fn root_in_the_pod_is_unprivileged_on_the_host() {
     let mut berth = Berth::start().await;
     let config = pod(&berth, "users");
     let pod = berth.run_pod(config).await;
@@ -59,11 +59,15 @@ async fn root_inside_is_nobody_outside() {
         format!("0\n0 {FIRST} 65536")
     );
     let pid = berth.info(&id).await["pid"].as_i64().unwrap();
-    assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), FIRST, "outside it is somebody else");
+    assert_eq!(
+        fs::metadata(format!("/proc/{pid}")).unwrap().uid(),
+        FIRST,
+        "on the host the process must have a mapped user id"
+    );
     let seen = berth.sh(&id, "stat -c %u /bin /volume/mine /dev/shm /proc/1; echo x > /volume/made; echo y > /made; cat /volume/mine").await;
     assert_eq!(seen, "0\n0\n0\n0\ntext");
     let made = fs::metadata(volume.join("made")).unwrap();
-    assert_eq!((made.uid(), made.gid()), (0, 0), "on the disk a mapped volume has the ids of the container");
+    assert_eq!((made.uid(), made.gid()), (0, 0), "on disk a mapped volume must have the container's ids");
     let devices =
         berth.sh(&id, "echo z > /dev/null && head -c 4 /dev/zero | wc -c; mknod /x c 1 3 || echo none").await;
     assert_eq!(devices, "4\nnone");
@@ -94,18 +98,18 @@ fn with_capability(mut config: ContainerConfig, name: &str) -> ContainerConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_users_of_a_pod_own_its_other_namespaces() {
+async fn the_user_namespace_of_a_pod_owns_its_other_namespaces() {
     let mut berth = Berth::start().await;
     let status = berth.runtime.status(StatusRequest { verbose: false }).await.unwrap().into_inner();
-    // Since Linux 6.3 every filesystem that the kubelet makes volumes of can be mapped, tmpfs among them.
+    // Since Linux 6.3 all filesystems on which the kubelet creates volumes support ID-mapped mounts, also tmpfs.
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
     let whole = (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 3);
-    let told = |handler: &RuntimeHandler| {
+    let features_match = |handler: &RuntimeHandler| {
         let features = handler.features.unwrap();
         features.user_namespaces == whole && features.recursive_read_only_mounts
     };
-    assert!(status.runtime_handlers.iter().all(told), "{status:?}");
+    assert!(status.runtime_handlers.iter().all(features_match), "{status:?}");
     let config = pod(&berth, "owner");
     let pod = berth.run_pod(config).await;
     let id = berth.run(&pod, with_capability(with_users(sleeper("c")), "NET_ADMIN")).await;
@@ -119,13 +123,13 @@ async fn the_users_of_a_pod_own_its_other_namespaces() {
         let row = rows.iter().find(|row| row[0] == kind).unwrap();
         assert_eq!(row.get(2), Some(&users), "the owner of {kind}: {listed}");
     }
-    // Which is to say: root of the pod may do to them what its capabilities say.
+    // Root of the pod can therefore use its capabilities on these namespaces.
     assert_eq!(berth.sh(&id, "ip link set dev lo mtu 1400 && cat /sys/class/net/lo/mtu").await, "1400");
     assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn volumes_have_the_hosts_ids_the_pods_or_their_own() {
+async fn volume_id_mappings_are_applied_as_requested() {
     let mut berth = Berth::start().await;
     let config = pod(&berth, "ids");
     let users = berth.run_pod(config).await;
@@ -146,15 +150,18 @@ async fn volumes_have_the_hosts_ids_the_pods_or_their_own() {
         config.mounts = vec![mount];
         config
     };
-    let look = "stat -c %u:%g /v; touch /v/x; echo $?; stat -c %u:%g /v/x";
+    let inspect = "stat -c %u:%g /v; touch /v/x; echo $?; stat -c %u:%g /v/x";
     let hosts = Mount { uid_mappings: Vec::new(), gid_mappings: Vec::new(), ..mapped(0) };
-    let (_, log) = berth.run_to_end(&users, with(with_users(shell("hosts", look)), hosts)).await;
-    assert!(log.starts_with("65534:65534\n") && log.contains("Permission denied"), "overflow ids: {log}");
-    // Root of the volume is the sixth user of the pod, whom its root may be, too.
-    let own = with(with_users(shell("own", look)), mapped(FIRST + 5));
+    let (_, log) = berth.run_to_end(&users, with(with_users(shell("hosts", inspect)), hosts)).await;
+    assert!(
+        log.starts_with("65534:65534\n") && log.contains("Permission denied"),
+        "an unmapped volume must have the overflow ids: {log}"
+    );
+    // The volume's root is mapped to the sixth user of the pod. The pod's root has rights over that user, too.
+    let own = with(with_users(shell("own", inspect)), mapped(FIRST + 5));
     let (_, log) = berth.run_to_end(&users, own).await;
     assert!(log.starts_with("5:5\n"), "{log}");
-    let own = with(shell("own", look), mapped(4711));
+    let own = with(shell("own", inspect), mapped(4711));
     let (_, log) = berth.run_to_end(&plain, own).await;
     assert!(log.starts_with("4711:4711\n"), "{log}");
     let half = Mount { gid_mappings: Vec::new(), ..mapped(4711) };
@@ -165,33 +172,33 @@ async fn volumes_have_the_hosts_ids_the_pods_or_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn proc_can_be_mounted_anew_where_nothing_of_it_is_masked() {
+async fn proc_can_be_mounted_again_only_without_masks() {
     let mut berth = Berth::start().await;
     let config = pod(&berth, "unmasked");
     let pod = berth.run_pod(config).await;
-    // As a container engine in the container does it. What is mounted over parts of the old one is locked there
+    // A container engine in the container does the same. Mounts over parts of the old procfs are locked
     // (mount_namespaces(7), "Restrictions on mount namespaces").
     let script = "mkdir /new; unshare -Urmpf sh -c 'mount -t proc proc /new && ls /new/1/comm'";
     let config = |name: &str| {
-        support::secured(with_users(shell(name, script)), |security| {
-            // On a host that has AppArmor its profile forbids mounts.
+        support::with_security(with_users(shell(name, script)), |security| {
+            // On a host with AppArmor the default profile forbids mounts.
             let profile_type = security_profile::ProfileType::Unconfined.into();
             security.apparmor = Some(SecurityProfile { profile_type, ..SecurityProfile::default() });
         })
     };
-    // `procMount: Unmasked` of a pod's spec comes as empty lists.
+    // `procMount: Unmasked` of a pod's spec arrives as empty lists.
     assert_eq!(berth.run_to_end(&pod, config("unmasked")).await, (0, "/new/1/comm\n".to_owned()));
-    let masked = support::secured(config("masked"), |security| {
+    let masked = support::with_security(config("masked"), |security| {
         security.masked_paths = vec!["/proc/kcore".to_owned()];
         security.readonly_paths = vec!["/proc/sys".to_owned()];
     });
     let (code, log) = berth.run_to_end(&pod, masked).await;
-    assert!(code != 0 && !log.contains("/comm\n"), "a mask cannot be got around: {log}");
+    assert!(code != 0 && !log.contains("/comm\n"), "a second procfs must not get around the masks: {log}");
     assert!(berth.clean().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_a_volume_with_the_ids_that_it_has() {
+async fn an_image_volume_has_the_ids_of_the_image() {
     let mut berth = Berth::start().await;
     let config = pod(&berth, "images");
     let pod = berth.run_pod(config).await;
@@ -207,7 +214,7 @@ async fn an_image_is_a_volume_with_the_ids_that_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_that_cannot_be_mapped_are_refused_by_name() {
+async fn unsupported_id_mappings_are_refused_by_name() {
     let mut berth = Berth::start().await;
     let mut config = pod(&berth, "two");
     let options = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
@@ -220,7 +227,7 @@ async fn ids_that_cannot_be_mapped_are_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_and_profiles_are_as_in_any_other_pod() {
+async fn devices_and_seccomp_work_in_a_user_namespace() {
     let mut berth = Berth::start().await;
     let config = pod(&berth, "whole");
     let pod = berth.run_pod(config).await;

@@ -1,30 +1,30 @@
-//! ExecSync in one container, again and again, and as the probes of a full node: several at a time.
+//! ExecSync in one container, one after another, and in parallel like the probes of a full node.
 
 use std::time::{Duration, Instant};
 
 use berth_proto::v1::{ExecSyncRequest, NamespaceMode};
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::lifecycle::up;
+use super::lifecycle::start_pod;
 use crate::bench::{Bench, Isolation};
 use crate::client::timed;
-use crate::daemon::{self, Watched};
+use crate::daemon::{self, CostMeter};
 use crate::error::BenchError;
 use crate::figures::{Samples, number};
 
-/// How many execs for each of `--count`.
+/// The number of execs for each of `--count`.
 const EACH: u32 = 5;
 
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     let (_pod, container) =
-        up(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await?;
+        start_pod(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await?;
     let count = bench.options.count.saturating_mul(EACH);
     let mut samples = Samples::default();
-    let watched = bench.daemon.map(Watched::start);
+    let meter = bench.daemon.map(CostMeter::start);
     for _ in 0..count {
         samples.push("ExecSync", probe(bench, &container).await?);
     }
-    let cost = watched.and_then(|watched| watched.cost());
+    let cost = meter.and_then(|meter| meter.cost());
     bench.add(samples);
     if let Some(cost) = cost {
         let each = cost.cpu.as_secs_f64() * 1000.0 / f64::from(count.max(1));

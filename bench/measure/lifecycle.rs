@@ -1,4 +1,4 @@
-//! Each call of a pod's life, one pod after the other.
+//! Each call of a pod's life, one pod after another.
 
 use berth_proto::v1::{
     ExecSyncRequest, NamespaceMode, RemoveContainerRequest, RemovePodSandboxRequest, StartContainerRequest,
@@ -10,12 +10,12 @@ use crate::client::{Timed, timed};
 use crate::error::BenchError;
 use crate::figures::Samples;
 
-/// Measures `--count` pods. One more comes first and is not counted: it finds cold caches.
+/// Measures `--count` pods. One pod before them is not counted, because its caches are cold.
 pub(super) async fn measure(bench: &Bench, prefix: &str, network: NamespaceMode) -> Result<(), BenchError> {
     in_turns(bench, network, &[(prefix, Isolation::Plain)]).await
 }
 
-/// Measures pods of each isolation in turns, so that what the machine does meanwhile meets them all.
+/// Measures pods of each isolation in turns, so that other load of the machine affects all of them equally.
 pub(super) async fn isolation(bench: &Bench) -> Result<(), BenchError> {
     let kinds =
         [("plain: ", Isolation::Plain), ("seccomp: ", Isolation::Seccomp), ("users: ", Isolation::Users)];
@@ -54,7 +54,7 @@ async fn one(
     isolation: Isolation,
     samples: &mut Samples,
 ) -> Result<(), BenchError> {
-    let (pod, container) = up(bench, prefix, network, isolation, samples).await?;
+    let (pod, container) = start_pod(bench, prefix, network, isolation, samples).await?;
     let mut client = bench.client.runtime.clone();
     let mut push = |name: &str, took| samples.push(&format!("{prefix}{name}"), took);
 
@@ -62,7 +62,7 @@ async fn one(
         ExecSyncRequest { container_id: container.clone(), cmd: vec!["true".to_owned()], timeout: 10 };
     push("ExecSync (first)", timed("ExecSync", client.exec_sync(request)).await?.took);
 
-    // The workload is PID 1 without a handler for SIGTERM: no grace period, or nothing but that would be measured.
+    // The workload is PID 1 and has no handler for SIGTERM. A grace period would only add waiting time.
     let request = StopContainerRequest { container_id: container.clone(), timeout: 0 };
     let stop_container = timed("StopContainer", client.stop_container(request)).await?.took;
     push("StopContainer", stop_container);
@@ -79,8 +79,8 @@ async fn one(
     Ok(())
 }
 
-/// A pod with one running container.
-pub(super) async fn up(
+/// Starts a pod with one running container.
+pub(super) async fn start_pod(
     bench: &Bench,
     prefix: &str,
     network: NamespaceMode,

@@ -1,4 +1,4 @@
-//! Lists and status with many pods: what the kubelet asks every second.
+//! Lists and status with many pods: the calls that the kubelet repeats every second.
 
 use berth_proto::v1::{
     ContainerFilter, ContainerStatusRequest, ListContainersRequest, ListPodSandboxRequest,
@@ -12,7 +12,7 @@ use crate::client::timed;
 use crate::error::BenchError;
 use crate::figures::Samples;
 
-/// How often each is asked.
+/// The number of calls of each kind.
 const TIMES: usize = 100;
 
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {

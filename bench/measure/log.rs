@@ -1,5 +1,5 @@
-//! A container that writes 100-byte lines as fast as it can: `cat` of a file that is in the page cache, so that what is
-//! measured is the way from the container's standard output to the log file.
+//! A container that writes 100-byte lines as fast as it can: `cat` of a file in the page cache. The measurement
+//! covers the way from the container's standard output to the log file.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -13,25 +13,25 @@ use crate::client::{Timed, timed};
 use crate::error::BenchError;
 use crate::figures::number;
 
-/// One line, with its end.
+/// The length of a line with its line break.
 const LINE: usize = 100;
 
-/// How many lines are in the file: it is read several times over, since it need not be as large as the log.
+/// The number of lines in the file. The container reads the file several times, so it can be smaller than the log.
 const LINES: usize = 100_000;
 
-/// How many megabytes that is.
+/// The size of the file in megabytes.
 const FILE_MB: u32 = 10;
 
-/// How often the log's size is looked at.
-const LOOK: Duration = Duration::from_millis(2);
+/// The interval in which the log's size is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// The log is complete when the container has ended and the file has not grown for so long.
+/// The log is complete when the container has exited and the file has not grown for this time.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// How long the whole may take, at least and for each megabyte.
+/// The deadline of the measurement: a fixed part and a part for each megabyte.
 const DEADLINE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_millis(200));
 
-/// Where the file is in the container.
+/// The path of the file in the container.
 const IN_CONTAINER: &str = "/berth-bench-lines";
 
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
@@ -81,11 +81,11 @@ fn write_lines(path: &Path) -> std::io::Result<()> {
     file.flush()
 }
 
-/// When the log grew for the last time.
+/// Returns the time at which the log last grew.
 async fn last_growth(bench: &Bench, container: &str, log: &Path) -> Result<Instant, BenchError> {
     let (mut size, mut grown) = (0, Instant::now());
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let now = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
         if now != size {
             (size, grown) = (now, Instant::now());
@@ -103,8 +103,8 @@ async fn has_ended(bench: &Bench, container: &str) -> Result<bool, BenchError> {
     Ok(status.state() == ContainerState::ContainerExited)
 }
 
-/// How many bytes the container wrote, by its log: without `TIME STREAM TAG ` and, where the tag says that the line goes
-/// on in the next (`P`), without the line's end, which is the log's own.
+/// Returns the number of bytes that the container wrote, according to its log: without `TIME STREAM TAG ` and, in
+/// partial records (`P`), without the line break, which the runtime added.
 fn payload(log: &Path) -> std::io::Result<u64> {
     let mut reader = BufReader::with_capacity(1 << 20, File::open(log)?);
     let mut line = Vec::new();

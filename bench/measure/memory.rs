@@ -1,4 +1,4 @@
-//! Memory: the daemon's, and that of what runs beside a pod's containers.
+//! The memory of the daemon and of the processes beside a pod's containers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::error::BenchError;
 use crate::figures::number;
 use crate::processes::{all, beside, read};
 
-/// How many pods are looked at: what they share counts little in each.
+/// The number of pods. Memory that they share counts little in each.
 const PODS: usize = 10;
 
-/// After this time a runtime has settled: threads of the start have ended, a garbage collector has run.
+/// After this time a runtime has settled: threads of the start have exited, and a garbage collector has run.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
@@ -22,7 +22,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     let ids: Vec<String> = pods.into_iter().flat_map(|(pod, container)| [pod.id, container]).collect();
     let found = beside(&all(), &ids, bench.daemon);
     if found.is_empty() {
-        bench.add_problem("Memory: no process was found that belongs to the pods".to_owned());
+        bench.add_problem("Memory: no process of the pods was found".to_owned());
         return Ok(());
     }
     let each = |sum: u64| number(sum) / number(PODS);
@@ -39,10 +39,10 @@ pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Notes what the daemon takes now.
+/// Records the daemon's current memory.
 pub(super) fn daemon(bench: &Bench, name: &str) {
     match bench.daemon.and_then(read) {
         Some(process) => bench.add_figure(name, number(process.pss_kb) / 1024.0, "MiB"),
-        None => bench.add_problem("Memory: the daemon's process is not known (--daemon-pid)".to_owned()),
+        None => bench.add_problem("Memory: the daemon's pid is unknown (--daemon-pid)".to_owned()),
     }
 }

@@ -1,14 +1,14 @@
-//! One file for each thing that is measured.
+//! One file for each measurement.
 //!
-//! * [`lifecycle`]: each call of a pod's life, with either network
+//! * [`lifecycle`]: each call of a pod's life, with the pod network and the host network
 //! * [`exec`]: the call that runs a command
-//! * [`parallel`]: pods a second
-//! * [`memory`]: the daemon's, and that of what runs beside a pod's containers
+//! * [`parallel`]: pods per second
+//! * [`memory`]: the memory of the daemon and of the processes beside a pod's containers
 //! * [`list`]: lists and status with many pods
 //! * [`log`]: a container that writes as fast as it can
-//! * [`stream`]: sessions as kubectl has them
+//! * [`stream`]: sessions like those of kubectl
 //! * [`pull`]: images from a registry
-//! * [`network`]: ports of the host, addresses that come back, very many pods
+//! * [`network`]: host ports, reused addresses, very many pods
 
 mod exec;
 mod lifecycle;
@@ -28,17 +28,17 @@ use crate::options::Part;
 
 pub(crate) use pull::DEADLINE as PULL_DEADLINE;
 
-/// Measures what is wanted, one after the other. What fails is noted and the next goes on, since they do not depend on
-/// each other; a runtime that is not there any more ends it.
+/// Runs the selected measurements one after another. They do not depend on each other, so a failure is recorded and
+/// the next one runs. The run ends if the runtime is unavailable.
 pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
     use Part::{
         Crowd, Exec, Hostnet, Isolation, Lifecycle, List, Log, Memory, Parallel, Ports, Pull, Returns, Stream,
     };
-    // Memory comes first: the daemon has not grown by what else is measured.
+    // Memory comes first, before other measurements make the daemon grow.
     for part in [
         Memory, Lifecycle, Hostnet, Isolation, Exec, Parallel, Ports, Returns, Crowd, List, Log, Stream, Pull,
     ] {
-        if !bench.options.wants(part) {
+        if !bench.options.selects(part) {
             continue;
         }
         let result = match part {
@@ -62,7 +62,7 @@ pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {
             }
             bench.add_problem(format!("{part:?}: {error}"));
         }
-        // Whatever a failure has left would be counted in the next.
+        // Pods that a failed measurement left would affect the next one.
         crate::clean::pods(bench).await?;
     }
     Ok(())

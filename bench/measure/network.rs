@@ -1,4 +1,4 @@
-//! The network of pods when much happens at once, when an address comes back, and when there are very many.
+//! The network of pods: many pods with host ports, reused addresses, and very many other pods.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,17 +19,17 @@ use crate::client::timed;
 use crate::error::BenchError;
 use crate::figures::{Samples, number};
 
-/// How many pods with ports there are, and how many start at a time.
+/// The number of pods with host ports, and the number that start at the same time.
 const WITH_PORTS: u16 = 96;
 const AT_ONCE: usize = 8;
 
-/// The ports that lead to them.
+/// The first of the host ports.
 const FIRST_PORT: u16 = 21_000;
 
-/// How long an address may be dead before the next one is tried.
+/// The longest time to wait until an address answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Pods with a port of the host each, eight at a time: how many a second, and how many fail.
+/// Runs pods with a host port each, eight at a time. Measures pods per second and the number of failures.
 pub(super) async fn ports(bench: &Bench) -> Result<(), BenchError> {
     let start = Instant::now();
     let pods: Vec<_> = futures_util::stream::iter(0..WITH_PORTS)
@@ -48,19 +48,20 @@ pub(super) async fn ports(bench: &Bench) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// From the answer of RunPodSandbox until the host reaches the pod, whose address was another's just before.
+/// Measures the time from the answer of RunPodSandbox until the host reaches the pod, if another pod had its address
+/// just before.
 pub(super) async fn returns(bench: &Bench) -> Result<(), BenchError> {
     let mut samples = Samples::default();
     for _ in 0..bench.options.count.min(20) {
         let pod = bench.run_pod(NamespaceMode::Pod).await?.answer;
         let address = address_of(bench, &pod).await?;
-        // The host knows where it is, and will not ask for some seconds.
+        // The host caches the pod's hardware address and does not resolve it again for some seconds.
         reached(address).await;
         remove(bench, &pod, None).await?;
         give_next(bench, address)?;
         let again = bench.run_pod(NamespaceMode::Pod).await?.answer;
         if address_of(bench, &again).await? != address {
-            return Err(BenchError::Answer { rpc: "PodSandboxStatus", what: "address that was given back" });
+            return Err(BenchError::Answer { rpc: "PodSandboxStatus", what: "reused address" });
         }
         let took = reached(address).await;
         samples.push("first answer of an address that came back", took);
@@ -70,12 +71,12 @@ pub(super) async fn returns(bench: &Bench) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Each call of pods with a port, alone and beside thousands of others: their addresses and, for berth, their rules. Links are
-/// not among it: a bridge has a thousand ports at most.
+/// Measures calls for pods with a host port, alone and beside thousands of others. The others are only addresses and,
+/// for berth, rules. They have no links, because a bridge has at most a thousand ports.
 pub(super) async fn crowd(bench: &Bench) -> Result<(), BenchError> {
     let mut samples = Samples::default();
     calls(bench, "", &mut samples).await?;
-    let others = Crowd::gather(bench)?;
+    let others = Crowd::create(bench)?;
     calls(bench, &format!(", beside {} others", bench.options.crowd), &mut samples).await?;
     drop(others);
     bench.add(samples);
@@ -86,7 +87,7 @@ async fn calls(bench: &Bench, beside: &str, samples: &mut Samples) -> Result<(),
     for number in 0..bench.options.count {
         let port = FIRST_PORT + u16::try_from(number).unwrap_or_default();
         let pod = bench.run_pod_with_port(port).await?;
-        // One before the others is not counted.
+        // The first pod is not counted.
         if number > 0 {
             samples.push(&format!("RunPodSandbox with a port{beside}"), pod.took);
         }
@@ -117,9 +118,9 @@ async fn address_of(bench: &Bench, pod: &Pod) -> Result<Ipv4Addr, BenchError> {
     address.ok_or(BenchError::Answer { rpc: "PodSandboxStatus", what: "IPv4 address" })
 }
 
-/// How long it takes until an address answers: that nothing listens there is an answer.
+/// Waits until an address answers and returns the time. A refused connection is also an answer.
 async fn reached(address: Ipv4Addr) -> Duration {
-    /// A packet that is lost is sent again by this, not by the kernel a second later.
+    /// A lost packet is repeated after this time. The kernel would repeat it after a second.
     const TRIAL: Duration = Duration::from_millis(20);
     let (start, port) = (Instant::now(), SocketAddr::new(IpAddr::V4(address), 9));
     while start.elapsed() < PATIENCE {
@@ -143,28 +144,28 @@ fn write(path: &Path, text: &str) -> Result<(), BenchError> {
     fs::write(path, text).map_err(|source| BenchError::File { action, path: path.to_owned(), source })
 }
 
-/// The next pod gets this address, if it is free.
+/// Makes the next pod get this address, if it is free.
 fn give_next(bench: &Bench, address: Ipv4Addr) -> Result<(), BenchError> {
     let before = Ipv4Addr::from(u32::from(address).saturating_sub(1));
     let file = folder(bench)?.join("last_reserved_ip.0");
     write(&file, &before.to_string())
 }
 
-/// What thousands of pods would have: taken back when this is dropped.
+/// The addresses and rules of thousands of pods. Drop removes them.
 struct Crowd {
     files: Vec<PathBuf>,
     rules: String,
 }
 
 impl Crowd {
-    fn gather(bench: &Bench) -> Result<Self, BenchError> {
+    fn create(bench: &Bench) -> Result<Self, BenchError> {
         let folder = folder(bench)?;
         let network = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let (mut crowd, mut add) = (Self { files: Vec::new(), rules: String::new() }, String::new());
         let berth = bench.version.runtime_name == "berth";
         for number in 0..bench.options.crowd {
             let id = format!("{number:064x}");
-            // Far from those that pods of this run get.
+            // Far from the addresses of the pods of this run.
             let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 88, 100, 0)) + number);
             let file = folder.join(address.to_string());
             write(&file, &format!("{id}\r\neth0"))?;
@@ -173,7 +174,7 @@ impl Crowd {
                 let port = 30_000 + number;
                 let owner = format!("comment \"{network} {id} eth0\"");
                 let mut element = |set: &str, key: &str, value: &str| {
-                    // Writing to a string does not fail.
+                    // A write to a string does not fail.
                     let _written =
                         writeln!(add, "add element inet berth {set} {{ {key} {owner} : {value} }}");
                     let _written = writeln!(crowd.rules, "delete element inet berth {set} {{ {key} }}");
@@ -208,6 +209,6 @@ fn nft(rules: &str) -> Result<(), BenchError> {
     let run = Command::new("nft").arg("-f").arg(file.path()).stdin(Stdio::null()).status();
     match run.map_err(failed)?.success() {
         true => Ok(()),
-        false => Err(BenchError::Nft("it refuses the rules of the crowd".to_owned())),
+        false => Err(BenchError::Nft("nft refused the rules of the crowd".to_owned())),
     }
 }

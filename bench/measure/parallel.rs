@@ -1,16 +1,16 @@
-//! Pods a second, several at a time: a node that starts.
+//! Pods per second, several at a time, as on a node that starts.
 
 use std::time::Instant;
 
 use berth_proto::v1::NamespaceMode;
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::lifecycle::up;
+use super::lifecycle::start_pod;
 use crate::bench::{Bench, Isolation, Pod};
 use crate::error::BenchError;
 use crate::figures::{Samples, number};
 
-/// How many rounds of `--parallel` pods.
+/// The number of rounds of `--parallel` pods.
 const ROUNDS: usize = 4;
 
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
@@ -27,8 +27,8 @@ pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
 pub(super) async fn start_pods(bench: &Bench, count: usize) -> Result<Vec<(Pod, String)>, BenchError> {
     futures_util::stream::iter(0..count)
         .map(|_| async {
-            // How long each takes while others do the same says nothing about one.
-            up(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await
+            // The times of parallel calls are not representative for a single call.
+            start_pod(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await
         })
         .buffer_unordered(usize::from(bench.options.parallel))
         .try_collect()

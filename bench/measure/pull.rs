@@ -1,4 +1,4 @@
-//! Images from a registry: pulled, removed, pulled again.
+//! Images from a registry: pulled, removed, and pulled again.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use berth_proto::v1::{ImageSpec, ImageStatusRequest, PullImageRequest, RemoveIma
 
 use crate::bench::Bench;
 use crate::client::{timed, timed_within};
-use crate::daemon::{Cost, Watched};
+use crate::daemon::{Cost, CostMeter};
 use crate::error::BenchError;
 use crate::figures::{Samples, number};
 
-/// How long one pull may take.
+/// The deadline of one pull.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Pulls each image `--pull-count` times. An image that is there before would be found, not pulled: it is removed first,
-/// and comes back with the first pull.
+/// Pulls each image `--pull-count` times. An existing image is removed first. It is left in place at the end if it
+/// existed before.
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     for reference in &bench.options.pulls {
         let mut samples = Samples::default();
@@ -39,7 +39,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     together(bench).await
 }
 
-/// All images of `--together` at once, `--pull-count` times.
+/// Pulls all images of `--together` at the same time, `--pull-count` times.
 async fn together(bench: &Bench) -> Result<(), BenchError> {
     let references = &bench.options.together;
     if references.is_empty() {
@@ -52,11 +52,11 @@ async fn together(bench: &Bench) -> Result<(), BenchError> {
             remove(bench, reference).await?;
         }
         settle().await;
-        let watched = bench.daemon.map(Watched::start);
+        let meter = bench.daemon.map(CostMeter::start);
         let began = Instant::now();
         try_join_all(references.iter().map(|reference| pull(bench, reference))).await?;
         samples.push(&name, began.elapsed());
-        costs.extend(watched.and_then(|watched| watched.cost()));
+        costs.extend(meter.and_then(|meter| meter.cost()));
     }
     for reference in references {
         remove(bench, reference).await?;
@@ -66,7 +66,7 @@ async fn together(bench: &Bench) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// The processor time of the middle one, and the highest memory of all.
+/// Adds the median processor time and the maximum peak memory.
 fn add_costs(bench: &Bench, name: &str, costs: &[Cost]) {
     let mut times: Vec<_> = costs.iter().map(|cost| cost.cpu).collect();
     times.sort_unstable();
@@ -77,7 +77,7 @@ fn add_costs(bench: &Bench, name: &str, costs: &[Cost]) {
     }
 }
 
-/// What was removed is deleted in the background: that is no part of the next pull.
+/// Waits until removed images are deleted in the background, so that this does not affect the next pull.
 async fn settle() {
     tokio::time::sleep(Duration::from_secs(2)).await;
 }
@@ -90,10 +90,10 @@ async fn one(
 ) -> Result<(), BenchError> {
     remove(bench, reference).await?;
     settle().await;
-    let watched = bench.daemon.map(Watched::start);
+    let meter = bench.daemon.map(CostMeter::start);
     let took = pull(bench, reference).await?;
     samples.push(&format!("PullImage {reference}"), took);
-    costs.extend(watched.and_then(|watched| watched.cost()));
+    costs.extend(meter.and_then(|meter| meter.cost()));
     Ok(())
 }
 

@@ -1,26 +1,27 @@
-//! Sessions as kubectl has them: an exec of `true` from the request to its exit code, and how fast bytes go either way. The
-//! client is what kubectl is made of, a program of its own (`tests/stand-ins/streamclient`).
+//! Sessions like those of kubectl: an exec of `true` from the request to its exit code, and the throughput in both
+//! directions. The client is a separate program with the same Go libraries as kubectl
+//! (`tests/stand-ins/streamclient`).
 
 use std::time::Duration;
 
 use berth_proto::v1::NamespaceMode;
 use tokio::process::Command;
 
-use super::lifecycle::up;
+use super::lifecycle::start_pod;
 use crate::bench::{Bench, Isolation};
 use crate::error::BenchError;
 use crate::figures::Samples;
 
-/// How many bytes go each way, in MB.
+/// The number of megabytes in each direction.
 const MEGABYTES: u32 = 500;
 
 pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     let (_pod, container) =
-        up(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await?;
+        start_pod(bench, "", NamespaceMode::Pod, Isolation::Plain, &mut Samples::default()).await?;
     let count = bench.options.count.to_string();
     let bytes = (u64::from(MEGABYTES) * 1_000_000).to_string();
     for (transport, name) in [("spdy", "SPDY"), ("websocket", "WebSocket")] {
-        // A peer may not speak both.
+        // Not every runtime supports both transports.
         let took = match client(bench, &["bench", "-transport", transport], &container, &count).await {
             Ok(took) => took,
             Err(error) => {
@@ -43,7 +44,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// The numbers that the client prints.
+/// Runs the client and returns the numbers that it prints.
 async fn client(
     bench: &Bench,
     command: &[&str],
@@ -52,7 +53,7 @@ async fn client(
 ) -> Result<Vec<f64>, BenchError> {
     let failed = |why: String| BenchError::Client { command: command.join(" "), why };
     let Some(program) = &bench.options.stream_client else {
-        return Err(failed("no --stream-client is named".to_owned()));
+        return Err(failed("--stream-client is not set".to_owned()));
     };
     let mut client = Command::new(program);
     client.args(command).arg(&bench.options.socket).args([container, number]).kill_on_drop(true);
@@ -61,5 +62,7 @@ async fn client(
         return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().map(|line| line.trim().parse().map_err(|_| failed(format!("it says {line:?}")))).collect()
+    text.lines()
+        .map(|line| line.trim().parse().map_err(|_| failed(format!("invalid output {line:?}"))))
+        .collect()
 }

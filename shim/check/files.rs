@@ -204,8 +204,11 @@ broken";
 
     proptest! {
         #[test]
-        fn no_mount_table_breaks_the_parser(text in "([0-9a-z /:,-]{0,40}( - )?cgroup2? ?\n?){0,5}") {
-            prop_assert!(hierarchies(&text).v1.len() <= text.len());
+        fn hierarchies_come_only_from_cgroup_mounts(text in "([0-9a-z /:,-]{0,40}( - )?cgroup2? ?\n?){0,5}") {
+            let found = hierarchies(&text);
+            prop_assert!(found == Hierarchies::default() || text.contains(" - cgroup"));
+            prop_assert!(found.v1.iter().all(|name| text.contains(name) && name != "rw" && name != "ro"));
+            prop_assert!(found.v2.is_none_or(|place| text.contains(&place)));
         }
     }
 }

@@ -165,8 +165,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_breaks_the_parser(bytes: Vec<u8>) {
-            prop_assert!(acknowledgements(&bytes).is_ok_and(|count| count <= bytes.len()) || !bytes.is_empty());
+        fn acknowledgements_are_counted_until_an_error_or_a_truncation(
+            codes in proptest::collection::vec(prop_oneof![3 => Just(0), 1 => -133..0], 0..6),
+            length: usize,
+        ) {
+            let answers: Vec<u8> = codes.iter().flat_map(|code| answer(*code)).collect();
+            let received = &answers[..length % (answers.len() + 1)];
+            let complete = received.len() / answer(0).len();
+            let is_error = codes[..complete].iter().any(|code| *code != 0);
+            // Up to 5 bytes after the last message have no length and type, and are ignored.
+            let is_truncated = received.len() % answer(0).len() > 5;
+            let expected = (!is_error && !is_truncated).then_some(complete);
+            prop_assert_eq!(acknowledgements(received).ok(), expected);
+        }
+
+        #[test]
+        fn arbitrary_bytes_have_no_more_acknowledgements_than_headers(bytes: Vec<u8>) {
+            prop_assert!(acknowledgements(&bytes).unwrap_or_default() <= bytes.len() / HEADER);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The document on security names tests that exist, and all of these.
+//! docs/security.md names only tests that exist, and every test of this folder.
 
 use std::collections::BTreeSet;
 
 const DOCUMENT: &str = include_str!("../../docs/security.md");
 
-/// The tests that it names, by the word before `::`.
+/// The sources of the tests that the document names, by the word before `::`.
 const SOURCES: [(&str, &str); 26] = [
     ("attacks", include_str!("exchange.rs")),
     ("attacks", include_str!("exhaustion.rs")),
@@ -34,7 +34,7 @@ const SOURCES: [(&str, &str); 26] = [
     ("userns", include_str!("../userns.rs")),
 ];
 
-/// The functions of a source that are tests, as `file::name`.
+/// Returns the test functions of a source file as `file::name`.
 fn tests_of(file: &str, source: &str) -> BTreeSet<String> {
     let after = source.split("#[tokio::test").skip(1);
     let names = after.filter_map(|rest| rest.split_once("fn ")?.1.split_once('('));
@@ -42,7 +42,7 @@ fn tests_of(file: &str, source: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_document_names_every_attack_and_nothing_else() {
+fn security_md_names_every_attack_test_and_only_existing_tests() {
     let known: BTreeSet<String> = SOURCES.iter().flat_map(|(file, source)| tests_of(file, source)).collect();
     let quoted = DOCUMENT.split('`').skip(1).step_by(2);
     let named: BTreeSet<String> =

@@ -1,5 +1,5 @@
-//! Races: a container exchanges a folder with a symbolic link to the host, over and over, in a volume that it shares with the
-//! containers that are being made. Whatever they get, nothing of the host is read, made or changed.
+//! Races: a container repeatedly exchanges a folder with a symbolic link to the host, in a volume that it shares with
+//! containers that are being created. Nothing of the host may be read, created or changed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,9 +8,9 @@ use berth_proto::v1::*;
 use serde_json::json;
 
 use crate::lab::{Lab, Layer, PROGRAMS, SECRET, STOP, of_image, times, volume, with};
-use crate::support::{container, secured, shell};
+use crate::support::{container, shell, with_security};
 
-/// Exchanges in a volume at `/shared`, which every victim has.
+/// A race in a volume at `/shared`, which every victim container mounts.
 struct Race {
     lab: Lab,
     pod: String,
@@ -19,7 +19,8 @@ struct Race {
 }
 
 impl Race {
-    /// `a` is a folder or a link to the host; `b` the same by the root of another process; `file` a file or a link to one.
+    /// Creates the paths to exchange: `a` is a folder or a link to the host; `b` the same through the root of another
+    /// process; `file` a file or a link to one.
     async fn start() -> Self {
         let (mut lab, pod) = Lab::with_pod().await;
         let shared = lab.folder("shared");
@@ -43,53 +44,54 @@ impl Race {
         Self { lab, pod, racers, volume }
     }
 
-    /// Runs a container, if it can be made.
+    /// Runs a container, if it can be created. Returns whether it was started.
     async fn victim(&mut self, config: ContainerConfig) -> bool {
         let config = with(config, self.volume.clone());
         let Ok(id) = self.lab.try_create(&self.pod, config).await else { return false };
         let started = self.lab.try_start_container(&id).await.is_ok();
         if started {
-            self.lab.ended(&id).await;
-            let said = self.lab.log(&id).await;
-            assert!(!said.contains(SECRET), "a container reads the host: {said}");
-            assert!(!said.contains("outside"), "a container is outside of its root: {said}");
+            self.lab.wait_exited(&id).await;
+            let log = self.lab.log(&id).await;
+            assert!(!log.contains(SECRET), "a container has read the host: {log}");
+            assert!(!log.contains("outside"), "a container is outside its root: {log}");
         }
         self.lab.remove_container(&id).await;
         started
     }
 
-    /// Runs victims until enough of them could be made: what is in the way at the wrong moment is refused.
+    /// Runs victims until enough of them were created. A container is refused if the link is in place at the wrong
+    /// moment.
     async fn run(&mut self, kind: &str, config: impl Fn(ContainerConfig) -> ContainerConfig) {
-        let (wanted, mut made) = (times(100, 6), 0);
-        for number in 0..wanted * 20 {
+        let (target_count, mut created) = (times(100, 6), 0);
+        for number in 0..target_count * 20 {
             let canary = self.lab.canary_text();
             let script = format!(
                 "cat /shared/*/secret /shared/file {canary}/secret /shared/*/*/secret 2>/dev/null; \
                  case $(pwd) in /*) ;; *) echo outside;; esac; \
                  for folder in . /shared/a/inner /shared/b/inner /data; do cat $folder/../../../../../../..{canary}/secret; done 2>/dev/null"
             );
-            made += usize::from(self.victim(config(shell(&format!("{kind}{number}"), &script))).await);
-            if made == wanted {
+            created += usize::from(self.victim(config(shell(&format!("{kind}{number}"), &script))).await);
+            if created == target_count {
                 break;
             }
         }
-        assert!(made > 0, "no container could be made: {kind}");
-        self.lab.untouched();
+        assert!(created > 0, "no container could be created: {kind}");
+        self.lab.assert_untouched();
     }
 
     async fn finish(mut self) {
         for racer in &self.racers {
-            let said = self.lab.call_off(racer).await;
-            let count = said.lines().find_map(|line| line.strip_prefix("exchanged "));
-            assert!(count.is_some_and(|count| count.parse::<u64>().unwrap() > 1000), "{said}");
+            let log = self.lab.stop_attacker(racer).await;
+            let count = log.lines().find_map(|line| line.strip_prefix("exchanged "));
+            assert!(count.is_some_and(|count| count.parse::<u64>().unwrap() > 1000), "{log}");
         }
         self.lab.finish().await;
     }
 }
 
-/// The place of a mount is looked up once, and used by its descriptor.
+/// The target of a mount is resolved once and then used by its descriptor.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2021_30465_places_of_mounts_are_exchanged() {
+async fn cve_2021_30465_exchanged_mount_targets_do_not_reach_the_host() {
     let mut race = Race::start().await;
     let other = race.lab.folder("other");
     fs::write(other.join("file"), "other").unwrap();
@@ -104,9 +106,9 @@ async fn cve_2021_30465_places_of_mounts_are_exchanged() {
     race.finish().await;
 }
 
-/// What is missing of a path is made below a descriptor.
+/// Missing parts of a path are created below a descriptor.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_45310_folders_that_are_made_are_exchanged() {
+async fn cve_2024_45310_exchanged_parent_folders_create_nothing_on_the_host() {
     let mut race = Race::start().await;
     let other = race.lab.folder("other");
     race.run("deep", |config| with(config, volume(&other, "/shared/a/x/y/z"))).await;
@@ -121,13 +123,13 @@ async fn cve_2024_45310_folders_that_are_made_are_exchanged() {
     race.finish().await;
 }
 
-/// Masks, read-only paths and devices are placed by descriptor, too.
+/// Masks, read-only paths and devices are also mounted by descriptor.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_31133_places_of_masks_and_devices_are_exchanged() {
+async fn cve_2025_31133_exchanged_mask_and_device_targets_do_not_reach_the_host() {
     let mut race = Race::start().await;
     let paths = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect::<Vec<_>>();
     race.run("mask", |config| {
-        secured(config, |security| {
+        with_security(config, |security| {
             security.masked_paths = paths(&["/shared/a/sub", "/shared/b", "/shared/file"]);
             security.readonly_paths = paths(&["/shared/a", "/shared/b/sub", "/shared/file"]);
         })
@@ -147,30 +149,32 @@ async fn cve_2025_31133_places_of_masks_and_devices_are_exchanged() {
     race.finish().await;
 }
 
-/// Users are looked up in the image, before any volume is there and before anything runs that could exchange the file.
+/// Users are looked up in the image before any volume is mounted and before any process runs that could exchange the
+/// file.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2018_15664_the_file_of_users_is_exchanged() {
+async fn cve_2018_15664_an_exchanged_passwd_file_is_not_read() {
     let mut race = Race::start().await;
     let shared = race.lab.path("shared");
     for number in 0..times(50, 6) {
         let script = "id -u; cat /etc/passwd /etc/file 2>/dev/null";
-        let config = secured(shell(&format!("c{number}"), script), |security| {
+        let config = with_security(shell(&format!("c{number}"), script), |security| {
             security.run_as_username = "web".to_owned();
         });
-        // Its /etc is where the racers are.
+        // The container's /etc is the volume with the races.
         let config = with(config, volume(&shared, "/etc"));
         let id = race.lab.run(&race.pod, config).await;
-        race.lab.ended(&id).await;
-        let said = race.lab.log(&id).await;
-        assert!(said.starts_with("1000\n") && !said.contains(SECRET), "{said}");
+        race.lab.wait_exited(&id).await;
+        let log = race.lab.log(&id).await;
+        assert!(log.starts_with("1000\n") && !log.contains(SECRET), "{log}");
         race.lab.remove_container(&id).await;
     }
     race.finish().await;
 }
 
-/// Logs are written where the kubelet says: a container that shares the folder of the pod's logs leads none elsewhere.
+/// Logs are written below the folder that the kubelet names. A container that shares this folder cannot redirect
+/// them.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2026_53489_logs_are_exchanged() {
+async fn cve_2026_53489_exchanged_logs_do_not_reach_the_host() {
     let (mut lab, pod) = Lab::with_pod().await;
     let (logs, canary) = (lab.folder("logs/pod"), lab.canary_text());
     fs::create_dir(logs.join("folder")).unwrap();
@@ -198,15 +202,15 @@ async fn cve_2026_53489_logs_are_exchanged() {
                     let request = ReopenContainerLogRequest { container_id: id.clone() };
                     drop(lab.runtime.reopen_container_log(request).await);
                 }
-                lab.ended(&id).await;
+                lab.wait_exited(&id).await;
             }
             lab.remove_container(&id).await;
         }
     }
-    assert!(written > 0, "no container could be made");
+    assert!(written > 0, "no container could be created");
     for racer in racers {
-        let said = lab.call_off(&racer).await;
-        assert!(said.contains("exchanged "), "{said}");
+        let log = lab.stop_attacker(&racer).await;
+        assert!(log.contains("exchanged "), "{log}");
     }
     lab.finish().await;
 }

@@ -1,4 +1,4 @@
-//! Memory, descriptors, processes and disks of the host that a container, an image or a client could use up.
+//! Exhaustion of the host's memory, descriptors, processes and disks by a container, an image or a client.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,10 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::lab::{Lab, Layer, eventually, of_image, times};
 use crate::support::streams::Streams;
-use crate::support::{IMAGE, PATIENCE, container, secured, shell, sleeper};
+use crate::support::{IMAGE, PATIENCE, container, shell, sleeper, with_security};
 
-/// More than the daemon needs for anything that a stranger can ask of it, in kB.
-const ROOM: u64 = 96 << 10;
+/// The limit in kB for the growth of the daemon's memory under any attack.
+const MEMORY_LIMIT_KB: u64 = 96 << 10;
 
 fn status_kb(pid: i32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -21,7 +21,7 @@ fn status_kb(pid: i32, name: &str) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Measures how high the daemon's memory rises, in kB.
+/// Measures the peak growth of the daemon's memory in kB.
 struct Peak {
     pid: i32,
     before: u64,
@@ -30,7 +30,7 @@ struct Peak {
 impl Peak {
     fn start(lab: &Lab) -> Self {
         let pid = lab.pid().as_raw_nonzero().get();
-        // The peak is what it is now (proc(5), clear_refs).
+        // Resets the peak to the current value (proc(5), clear_refs).
         fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
         Self { pid, before: status_kb(pid, "VmRSS:") }
     }
@@ -53,9 +53,9 @@ fn exec_sync(
     async move { client.exec_sync(request).await.unwrap().into_inner() }
 }
 
-/// The output of an exec is cut, not kept.
+/// The output of an exec is limited and not kept in memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2022_1708_cve_2022_31030_output_of_an_exec() {
+async fn cve_2022_1708_cve_2022_31030_exec_output_is_limited() {
     let (mut lab, pod) = Lab::with_pod().await;
     let id = lab.run(&pod, sleeper("c")).await;
     let peak = Peak::start(&lab);
@@ -64,14 +64,14 @@ async fn cve_2022_1708_cve_2022_31030_output_of_an_exec() {
     for answer in [first, second] {
         assert_eq!((answer.stdout.len(), answer.stderr.len(), answer.exit_code), (16 << 20, 16 << 20, 0));
     }
-    // Twice two streams of 16 MiB, and the same again in the answers.
-    peak.is_below(ROOM + (256 << 10), "output of execs");
+    // Two execs with two streams of 16 MiB each, and the same again in the responses.
+    peak.is_below(MEMORY_LIMIT_KB + (256 << 10), "output of execs");
     lab.finish().await;
 }
 
-/// What holds the output of an exec open is not waited for.
+/// An exec does not wait for background processes that hold its output open.
 #[tokio::test(flavor = "multi_thread")]
-async fn ghsa_7jxh_36q5_gcqv_cve_2026_53495_children_hold_the_output_of_an_exec() {
+async fn ghsa_7jxh_36q5_gcqv_cve_2026_53495_an_exec_does_not_wait_for_its_children() {
     let (mut lab, pod) = Lab::with_pod().await;
     let id = lab.run(&pod, sleeper("c")).await;
     let (daemon, keeper) = (lab.pid().as_raw_nonzero().get(), lab.keeper(&pod));
@@ -80,26 +80,28 @@ async fn ghsa_7jxh_36q5_gcqv_cve_2026_53495_children_hold_the_output_of_an_exec(
     let number = times(200, 24);
     let runs = (0..number).map(|_| exec_sync(&lab, &id, "sleep 5781 & setsid sleep 5781 & echo answer", 0));
     let answers = tokio::time::timeout(PATIENCE, futures_util::future::join_all(runs)).await;
-    for answer in answers.unwrap_or_else(|_| panic!("execs wait for what they have left behind")) {
+    for answer in
+        answers.unwrap_or_else(|_| panic!("execs wait for the processes that they have left behind"))
+    {
         assert_eq!((&answer.stdout[..], answer.exit_code), (&b"answer\n"[..], 0));
     }
     let now = || (Lab::descriptors(daemon), Lab::descriptors(keeper), status_kb(daemon, "Threads:"));
-    // Threads of the daemon's pool may stay a while; there are few.
+    // A few threads of the daemon's pool can stay for a while.
     let over = || now().0 <= before.0 && now().1 <= before.1 && now().2 <= before.2 + 16;
     eventually("descriptors of execs are left", over).await;
     assert_eq!(lab.sh(&id, "echo still here").await, "still here");
     lab.finish().await;
 }
 
-/// A masked WebSocket frame of a channel.
+/// Returns a masked WebSocket frame of a channel.
 fn frame(channel: u8, text: &[u8]) -> Vec<u8> {
     let length = u8::try_from(text.len() + 1).unwrap();
     [&[0x82, 0x80 | length, 0, 0, 0, 0, channel], text].concat()
 }
 
-/// Clients that attach, resize and vanish.
+/// Clients attach, resize and disconnect.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2022_23471_cve_2025_64329_clients_resize_and_vanish() {
+async fn cve_2022_23471_cve_2025_64329_disconnected_clients_leave_no_memory_or_descriptors() {
     let (mut lab, pod) = Lab::with_pod().await;
     let mut config = shell("tty", "while true; do sleep 0.1; done");
     (config.tty, config.stdin) = (true, true);
@@ -118,18 +120,18 @@ async fn cve_2022_23471_cve_2025_64329_clients_resize_and_vanish() {
             client.write_all(&frame(4, size.as_bytes())).await.unwrap();
         }
         drop(client);
-        // Whoever asks and never comes is forgotten, too.
+        // A session that is requested and never used must expire, too.
         drop(lab.attach_url(&id, Streams::TERMINAL).await);
     }
     let over = || Lab::descriptors(daemon) <= before.0 && Lab::descriptors(keeper) <= before.1;
     eventually("descriptors of attachments are left", over).await;
-    peak.is_below(ROOM, "attachments");
+    peak.is_below(MEMORY_LIMIT_KB, "attachments");
     lab.finish().await;
 }
 
-/// Clients that announce more than they send, or send more than it looks like.
+/// Clients announce more than they send, or send data that expands.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2026_35469_frames_of_a_client_are_large() {
+async fn cve_2026_35469_large_frames_use_little_memory() {
     let (mut lab, pod) = Lab::with_pod().await;
     let id = lab.run(&pod, sleeper("c")).await;
     let peak = Peak::start(&lab);
@@ -139,15 +141,15 @@ async fn cve_2026_35469_frames_of_a_client_are_large() {
         let url = lab.exec_url(request).await;
         let mut client = lab.spdy(&url, "v4.channel.k8s.io").await;
         if number % 2 == 0 {
-            // 64 MiB of headers in some kilobytes. The server may have hung up before it has all of them, which this client
-            // does not expect.
+            // 64 MiB of headers in some kilobytes. The server can close the connection before it has received all of
+            // them, and this client then panics.
             let bomb = async move {
                 client.open(1, &[("streamType", "error"), ("bomb", &"a".repeat(64 << 20))]).await;
                 client
             };
             clients.extend(tokio::spawn(bomb).await);
         } else {
-            // Frames of 16 MiB, of which each brings a part: SYN_STREAM, SETTINGS, PING.
+            // Frames of 16 MiB that are sent in part only: SYN_STREAM, SETTINGS, PING.
             let kind = [1, 4, 6][number % 3];
             drop(client.io.write_all(&[0x80, 3, 0, kind, 0, 0xff, 0xff, 0xff]).await);
             drop(client.io.write_all(&vec![0; 1 << 20]).await);
@@ -155,26 +157,26 @@ async fn cve_2026_35469_frames_of_a_client_are_large() {
         }
     }
     assert_eq!(lab.sh(&id, "echo still here").await, "still here");
-    peak.is_below(ROOM, "frames");
+    peak.is_below(MEMORY_LIMIT_KB, "frames");
     drop(clients);
     lab.finish().await;
 }
 
-/// The files that a pod gets from the runtime are on a disk of the host: what a container can write there has a limit.
+/// Containers can write only a limited amount to the /etc files that the runtime provides.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2020_8557_files_of_the_pod_fill_the_disk() {
+async fn cve_2020_8557_etc_files_of_a_pod_cannot_fill_the_disk() {
     let (mut lab, pod) = Lab::with_pod().await;
     let script = "for file in hosts hostname resolv.conf; do head -c 100000000 /dev/zero >>/etc/$file; \
                   wc -c </etc/$file; done 2>/dev/null";
-    let (_, said) = lab.run_to_end(&pod, shell("c", script)).await;
-    let written: u64 = said.lines().map(|line| line.trim().parse::<u64>().unwrap_or(0)).sum();
-    assert!(written < 64 << 20, "{written} bytes are written to files of the pod: {said}");
+    let (_, output) = lab.run_to_end(&pod, shell("c", script)).await;
+    let written: u64 = output.lines().map(|line| line.trim().parse::<u64>().unwrap_or(0)).sum();
+    assert!(written < 64 << 20, "{written} bytes are written to the /etc files of the pod: {output}");
     lab.finish().await;
 }
 
-/// Also CVE-2024-9676 (containers/storage): files of users and groups that have no end.
+/// Also CVE-2024-9676 (containers/storage): unlimited passwd and group files.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_4437_cve_2026_47262_files_of_users_are_large() {
+async fn cve_2025_4437_cve_2026_47262_large_passwd_files_use_little_memory() {
     let (mut lab, pod) = Lab::with_pod().await;
     let users = "web:x:1000:1000::/:/bin/sh\n".repeat((48 << 20) / 27);
     let groups = format!("web:x:1000:{}\n", "web,".repeat(8 << 20));
@@ -191,16 +193,16 @@ async fn cve_2025_4437_cve_2026_47262_files_of_users_are_large() {
     }
     let peak = Peak::start(&lab);
     for (number, image) in images.iter().enumerate() {
-        // Refused or not: it does not take long, nor much.
+        // Whether refused or not, the call must not use much time or memory.
         drop(lab.try_create(&pod, of_image(shell(&format!("c{number}"), "id"), image)).await);
     }
     peak.is_below(64 << 10, "files of users");
     lab.finish().await;
 }
 
-/// An archive whose documents are large.
+/// The JSON documents of an archive are large.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2023_25153_documents_of_an_archive_are_large() {
+async fn cve_2023_25153_large_archive_documents_are_refused() {
     let mut lab = Lab::start_with("").await;
     let spaces = " ".repeat(192 << 20);
     let peak = Peak::start(&lab);
@@ -216,22 +218,22 @@ async fn cve_2023_25153_documents_of_an_archive_are_large() {
         assert!(refused.is_err(), "{name}");
         fs::remove_file(&archive).unwrap();
     }
-    peak.is_below(ROOM, "documents");
+    peak.is_below(MEMORY_LIMIT_KB, "documents");
     let listed = lab.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert!(listed.is_empty(), "{listed:?}");
     lab.finish().await;
 }
 
-/// Hundredths of a second of a processor that a process has used (proc(5), stat).
+/// Returns the processor time of a process in hundredths of a second (proc(5), stat).
 fn used(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
     fields.map(|field| field.parse::<u64>().unwrap()).sum()
 }
 
-/// A folder that is said to be opaque again and again costs no more than as many files.
+/// Many opaque markers for one folder cost no more than as many files.
 #[tokio::test(flavor = "multi_thread")]
-async fn ghsa_rp3h_jf77_q9p4_opaque_folders_are_walked_again_and_again() {
+async fn ghsa_rp3h_jf77_q9p4_repeated_opaque_markers_cost_little() {
     const COUNT: usize = 4000;
     let mut lab = Lab::start_with("").await;
     let pid = lab.pid().as_raw_nonzero().get();
@@ -250,7 +252,7 @@ async fn ghsa_rp3h_jf77_q9p4_opaque_folders_are_walked_again_and_again() {
     lab.finish().await;
 }
 
-/// In which cgroup a process is, in the hierarchy of memory.
+/// Returns the memory cgroup of a process.
 fn cgroup_of(pid: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let line = text
@@ -260,9 +262,9 @@ fn cgroup_of(pid: &str) -> String {
     line.unwrap().rsplit(':').next().unwrap().to_owned()
 }
 
-/// A pod with a user namespace has the limits of any other.
+/// A pod with a user namespace has the same limits as any other pod.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_47291_limits_of_a_pod_with_users() {
+async fn cve_2025_47291_a_pod_with_a_user_namespace_has_limits() {
     let mut lab = Lab::start().await;
     let mapping = IdMapping { host_id: 400_000, container_id: 0, length: 65_536 };
     let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![mapping], gids: vec![mapping] };
@@ -271,7 +273,7 @@ async fn cve_2025_47291_limits_of_a_pod_with_users() {
     let options = linux.security_context.get_or_insert_default().namespace_options.get_or_insert_default();
     options.userns_options = Some(users.clone());
     let pod = lab.run_pod(config).await;
-    let mut config = secured(sleeper("c"), |security| {
+    let mut config = with_security(sleeper("c"), |security| {
         security.namespace_options.get_or_insert_default().userns_options = Some(users.clone());
     });
     config.linux.as_mut().unwrap().resources = Some(LinuxContainerResources {
@@ -283,37 +285,37 @@ async fn cve_2025_47291_limits_of_a_pod_with_users() {
     let info = lab.info(&id).await;
     let cgroup = cgroup_of(&info["pid"].to_string());
     assert_eq!(cgroup, info["cgroup"].as_str().unwrap());
-    assert!(cgroup.starts_with(&lab.cgroup_parent), "{cgroup} is below the kubelet's");
-    // And they hold: an exec is under them, too.
+    assert!(cgroup.starts_with(&lab.cgroup_parent), "{cgroup} must be below the kubelet's cgroup");
+    // The limits hold, also for an exec.
     let script = "x=; while true; do x=$x$x.; done";
     let code = lab.exec(&id, &["sh", "-c", script], 0).await.unwrap().exit_code;
     assert_eq!(code, 137);
     lab.finish().await;
 }
 
-/// The monitor of a pod is not among what is killed when the pod's memory is short.
+/// The keeper of a pod is not killed when the pod runs out of memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2019_14891_the_monitor_is_killed_with_its_pod() {
+async fn cve_2019_14891_the_keeper_survives_an_oom_kill_in_its_pod() {
     let (mut lab, pod) = Lab::with_pod().await;
     let keeper = lab.keeper(&pod);
     assert!(
         !cgroup_of(&keeper.to_string()).starts_with(&lab.cgroup_parent),
-        "a keeper is in no pod's cgroup"
+        "a keeper must not be in a pod's cgroup"
     );
     for number in 0..3 {
         let mut config = shell(&format!("c{number}"), "x=; while true; do x=$x$x.; done");
         config.linux.as_mut().unwrap().resources =
             Some(LinuxContainerResources { memory_limit_in_bytes: 20 << 20, ..Default::default() });
         let id = lab.run(&pod, config).await;
-        assert_eq!(lab.ended(&id).await.reason, "OOMKilled");
+        assert_eq!(lab.wait_exited(&id).await.reason, "OOMKilled");
     }
     assert_eq!(lab.keeper(&pod), keeper);
     lab.finish().await;
 }
 
-/// A container that makes processes without end: they are all ended with it.
+/// All processes of a fork bomb are ended with its container.
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_without_end_are_ended_with_their_container() {
+async fn a_fork_bomb_is_ended_with_its_container() {
     let (mut lab, pod) = Lab::with_pod().await;
     let mut config = container(
         "bomb",

@@ -1,4 +1,4 @@
-//! Who a container is: users, groups, capabilities, devices, environments.
+//! The identity of a container: users, groups, capabilities, devices, environments.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::lab::{Lab, Layer, SECRET, capable, of_image};
-use crate::support::{code, container, secured, shell, sleeper};
+use crate::support::{code, container, shell, sleeper, with_security};
 
 fn as_user(config: ContainerConfig, uid: i64) -> ContainerConfig {
-    secured(config, |security| security.run_as_user = Some(Int64Value { value: uid }))
+    with_security(config, |security| security.run_as_user = Some(Int64Value { value: uid }))
 }
 
-/// An image whose config has this user.
+/// Loads an image with this user in its config.
 async fn image_of(lab: &mut Lab, tag: &str, layer: Layer, user: &str) -> String {
     lab.load(tag, layer, json!({ "Env": ["PATH=/bin"], "WorkingDir": "/", "User": user })).await
 }
@@ -23,7 +23,7 @@ const CAPABILITIES: &str = "grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status | 
 /// Also CVE-2022-24769 (moby), -27649 (podman), -27650 (crun), -27651 (buildah), -27652 (CRI-O), GHSA-c9cp-9c75-9v8c
 /// (containerd), CVE-2025-27612 (youki), CVE-2018-10856 (podman, users other than root).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2022_29162_inheritable_capabilities() {
+async fn cve_2022_29162_there_are_no_inheritable_capabilities() {
     let (mut lab, pod) = Lab::with_pod().await;
     let roots = ["plain", "more"].map(|name| match name {
         "plain" => sleeper(name),
@@ -40,17 +40,17 @@ async fn cve_2022_29162_inheritable_capabilities() {
     let id = lab.run(&pod, as_user(capable(sleeper("user"), &["NET_ADMIN"]), 1000)).await;
     let pid = lab.info(&id).await["pid"].to_string();
     let of_init = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    for said in [of_init.replace('\t', " "), lab.sh(&id, CAPABILITIES).await] {
+    for output in [of_init.replace('\t', " "), lab.sh(&id, CAPABILITIES).await] {
         for name in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert!(said.contains(&format!("{name}: 0000000000000000")), "{name}: {said}");
+            assert!(output.contains(&format!("{name}: 0000000000000000")), "{name}: {output}");
         }
     }
     lab.finish().await;
 }
 
-/// Also CVE-2022-2995 (CRI-O), -36109 (moby), -2989 (podman), -2990 (buildah): a file that its group may not read.
+/// Also CVE-2022-2995 (CRI-O), -36109 (moby), -2989 (podman), -2990 (buildah): a file that is closed to its group.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2023_25173_supplementary_groups() {
+async fn cve_2023_25173_supplementary_groups_include_the_primary_group() {
     let (mut lab, pod) = Lab::with_pod().await;
     let folder = lab.folder("groups");
     let file = folder.join("not-for-50");
@@ -67,27 +67,27 @@ async fn cve_2023_25173_supplementary_groups() {
         let config = crate::lab::volume(&folder, "/v");
         let id =
             lab.run(&pod, crate::lab::with(of_image(sleeper(&user.replace(':', "-")), &image), config)).await;
-        // As an exec sees it, and as the first process has it.
-        let said = lab.sh(&id, script).await;
+        // Both an exec and the first process have the groups.
+        let output = lab.sh(&id, script).await;
         let mut ids: Vec<u32> =
-            said.lines().next().unwrap().split(' ').map(|gid| gid.parse().unwrap()).collect();
+            output.lines().next().unwrap().split(' ').map(|gid| gid.parse().unwrap()).collect();
         ids.sort_unstable();
-        let mut wanted: Vec<u32> = expected.split(' ').map(|gid| gid.parse().unwrap()).collect();
-        wanted.sort_unstable();
-        assert_eq!(ids, wanted, "{user}: {said}");
-        assert!(said.ends_with("refused"), "{user}: {said}");
+        let mut expected_ids: Vec<u32> = expected.split(' ').map(|gid| gid.parse().unwrap()).collect();
+        expected_ids.sort_unstable();
+        assert_eq!(ids, expected_ids, "{user}: {output}");
+        assert!(output.ends_with("refused"), "{user}: {output}");
         let status = fs::read_to_string(format!("/proc/{}/status", lab.info(&id).await["pid"])).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
         let mut of_init: Vec<u32> = line.split_whitespace().map(|gid| gid.parse().unwrap()).collect();
         of_init.sort_unstable();
-        assert_eq!(of_init, wanted, "{user}: the primary group is among them");
+        assert_eq!(of_init, expected_ids, "{user}: the groups must include the primary group");
         lab.stop_container(&id, 0).await;
     }
     lab.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_40635_user_ids_overflow() {
+async fn cve_2024_40635_overflowing_user_ids_are_refused() {
     let (mut lab, pod) = Lab::with_pod().await;
     let cases =
         ["4294967295", "4294967296", "-1", "18446744073709551616", "1000:4294967296", "0x0", "4294967296:0"];
@@ -98,10 +98,10 @@ async fn cve_2024_40635_user_ids_overflow() {
     }
     for (number, user) in ["2147483648:2147483649", "4294967294"].into_iter().enumerate() {
         let image = image_of(&mut lab, &format!("large{number}"), Layer::default(), user).await;
-        let (_, said) =
+        let (_, output) =
             lab.run_to_end(&pod, of_image(shell(&format!("c{number}"), "id -u; id -g"), &image)).await;
         let expected = if number == 0 { "2147483648\n2147483649\n" } else { "4294967294\n0\n" };
-        assert_eq!(said, expected, "{user} is who it says");
+        assert_eq!(output, expected, "{user} must be used unchanged");
     }
     for uid in [-1, i64::from(u32::MAX), 1 << 32, i64::MIN] {
         assert_eq!(
@@ -113,9 +113,9 @@ async fn cve_2024_40635_user_ids_overflow() {
     lab.finish().await;
 }
 
-/// A number is never a name, whatever the image's files say (runc: CVE-2016-3697).
+/// A number is never looked up as a name, whatever the files of the image contain (runc: CVE-2016-3697).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2026_46680_a_number_is_the_name_of_root() {
+async fn cve_2026_46680_a_numeric_user_is_never_a_name() {
     let (mut lab, pod) = Lab::with_pod().await;
     let passwd = "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/:/bin/sh\n4294967296:x:0:0::/:/bin/sh\n";
     let layer =
@@ -124,32 +124,32 @@ async fn cve_2026_46680_a_number_is_the_name_of_root() {
     let refused = lab.try_create(&pod, of_image(shell("c", "id -u"), &image)).await;
     assert_eq!(code(refused), Code::InvalidArgument);
     let image = image_of(&mut lab, "number", layer(), "1000:1000").await;
-    let (_, said) = lab.run_to_end(&pod, of_image(shell("c", "id -u; id -g"), &image)).await;
-    assert_eq!(said, "1000\n1000\n");
-    let named = secured(of_image(shell("named", "id -u"), &image), |security| {
+    let (_, output) = lab.run_to_end(&pod, of_image(shell("c", "id -u; id -g"), &image)).await;
+    assert_eq!(output, "1000\n1000\n");
+    let named = with_security(of_image(shell("named", "id -u"), &image), |security| {
         security.run_as_username = "1000".to_owned();
     });
     assert_eq!(lab.run_to_end(&pod, named).await.1, "1000\n");
     lab.finish().await;
 }
 
-/// An exec has the user of its container, and no other.
+/// An exec has exactly the user of its container.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2026_30892_an_exec_has_another_user() {
+async fn cve_2026_30892_an_exec_has_the_user_of_its_container() {
     let (mut lab, pod) = Lab::with_pod().await;
     let image = image_of(&mut lab, "user", Layer::default(), "web:logs").await;
     let id = lab.run(&pod, of_image(sleeper("c"), &image)).await;
     assert_eq!(lab.sh(&id, "id -u; id -g; grep NoNewPrivs /proc/self/status | cut -f2").await, "1000\n50\n0");
-    // What the files of the running container say by now changes nothing.
+    // Later changes to /etc/passwd in the running container have no effect.
     let pid = lab.info(&id).await["pid"].to_string();
     fs::write(format!("/proc/{pid}/root/etc/passwd"), "web:x:0:0::/:/bin/sh\n").unwrap();
     assert_eq!(lab.sh(&id, "id -u; id -g").await, "1000\n50");
     lab.finish().await;
 }
 
-/// Also CVE-2026-15809: lines for /etc/passwd in a variable. The runtime writes no such file.
+/// Also CVE-2026-15809: a variable contains lines for /etc/passwd. berth does not write that file.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2022_4318_a_variable_brings_lines_of_passwd() {
+async fn cve_2022_4318_variables_add_no_lines_to_etc_passwd() {
     let (mut lab, pod) = Lab::with_pod().await;
     let (before, evil) = (
         "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000:web:/srv:/bin/sh\n",
@@ -164,16 +164,16 @@ async fn cve_2022_4318_a_variable_brings_lines_of_passwd() {
         config.envs = vec![KeyValue { key: "HOME".to_owned(), value: evil.as_bytes().to_vec() }];
         if let Ok(id) = lab.try_create(&pod, config).await {
             lab.try_start_container(&id).await.unwrap();
-            lab.ended(&id).await;
-            let said = lab.log(&id).await;
-            assert!(said.starts_with(before) && !said.contains("evil:"), "{said}");
+            lab.wait_exited(&id).await;
+            let output = lab.log(&id).await;
+            assert!(output.starts_with(before) && !output.contains("evil:"), "{output}");
         }
     }
     lab.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2021_21334_environments_are_shared() {
+async fn cve_2021_21334_environments_are_not_shared() {
     let (mut lab, pod) = Lab::with_pod().await;
     let starts = (0..6).map(|number| {
         let mut client = lab.runtime.clone();
@@ -194,24 +194,24 @@ async fn cve_2021_21334_environments_are_shared() {
     lab.finish().await;
 }
 
-/// What no rule allows is denied.
+/// Every device that no rule allows is denied.
 #[tokio::test(flavor = "multi_thread")]
-async fn ghsa_g54h_m393_cpwq_devices_are_allowed_by_default() {
+async fn ghsa_g54h_m393_cpwq_devices_are_denied_by_default() {
     let (mut lab, pod) = Lab::with_pod().await;
-    // A disk, the memory, the kernel's log, raw input, all by numbers: no name of the host is needed.
+    // A disk, the memory, the kernel's log and raw input, all by number: the attack needs no device file of the host.
     let script = "number=0; for device in 'b 8 0' 'b 7 0' 'b 254 0' 'b 259 0' 'c 1 1' 'c 1 2' 'c 1 4' 'c 1 11' 'c 10 1' 'c 10 237' 'c 13 64'; do \
                   number=$((number+1)); mknod /node$number $device || continue; head -c 1 /node$number >/dev/null && echo read $device; \
                   ( : >>/node$number ) && echo opened $device; done 2>/tmp/errors; grep -c 'not permitted' /tmp/errors; \
                   for node in null zero full random urandom tty; do [ -c /dev/$node ] || echo no $node; done";
-    let (_, said) = lab.run_to_end(&pod, shell("c", script)).await;
-    assert!(!said.contains("read") && !said.contains("opened") && !said.contains("no "), "{said}");
-    assert!(said.trim().parse::<u32>().unwrap() >= 11, "all are there to be refused: {said}");
+    let (_, output) = lab.run_to_end(&pod, shell("c", script)).await;
+    assert!(!output.contains("read") && !output.contains("opened") && !output.contains("no "), "{output}");
+    assert!(output.trim().parse::<u32>().unwrap() >= 11, "every device must be refused: {output}");
     lab.finish().await;
 }
 
-/// A profile without a name is none (the kubelet ran such containers without a filter).
+/// A profile without a name is an error (the kubelet ran such containers without a filter).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2023_2431_a_profile_without_a_name() {
+async fn cve_2023_2431_a_seccomp_profile_without_a_name_is_refused() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let with = |reference: &str| {
@@ -219,7 +219,7 @@ async fn cve_2023_2431_a_profile_without_a_name() {
             profile_type: security_profile::ProfileType::Localhost.into(),
             localhost_ref: reference.to_owned(),
         };
-        secured(container("c", &["true"]), |security| security.seccomp = Some(profile))
+        with_security(container("c", &["true"]), |security| security.seccomp = Some(profile))
     };
     for reference in ["", "relative/profile.json", "/none", &format!("{canary}/secret"), "localhost/../../x"]
     {

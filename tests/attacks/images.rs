@@ -1,5 +1,5 @@
-//! Images and registries that lie: layers that leave their folder, manifests that can be read in two ways, digests that are
-//! paths, credentials for strangers.
+//! Hostile images and registries: layers that leave their folder, manifests with two meanings, digests that are
+//! paths, and servers that request credentials of others.
 
 use std::fs;
 use std::io::Write as _;
@@ -22,7 +22,7 @@ async fn pull(lab: &mut Lab, reference: &str, auth: Option<AuthConfig>) -> Resul
     Ok(lab.images.pull_image(request).await?.into_inner().image_ref)
 }
 
-/// What a registry says of an image of one layer.
+/// Serves an image with one layer and returns its manifest.
 fn manifest_of(registry: &Registry, name: &str) -> Value {
     let bytes = Layer::default().file("file", "text").bytes();
     registry.image(name, &bytes, &Digest::of(Algorithm::Sha256, &bytes));
@@ -30,14 +30,15 @@ fn manifest_of(registry: &Registry, name: &str) -> Value {
     serde_json::from_slice(&registry.answer_of(&path).unwrap()).unwrap()
 }
 
-/// GHSA-mc8v-mgrf-8f4m, -77vh-xpmg-72qh and -5j5w-g665-5m35: one document, read as an image by one and as an index by another.
+/// GHSA-mc8v-mgrf-8f4m, -77vh-xpmg-72qh and -5j5w-g665-5m35: one client reads a document as an image and another
+/// reads it as an index.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2021_41190_a_manifest_is_an_index_as_well() {
+async fn cve_2021_41190_ambiguous_manifests_are_refused() {
     let mut lab = Lab::start_with("").await;
     let registry = Registry::start(lab.host_process());
-    let sound = manifest_of(&registry, "sound");
+    let valid = manifest_of(&registry, "valid");
     let with = |changes: &[(&str, Value)]| {
-        let mut manifest = sound.clone();
+        let mut manifest = valid.clone();
         for (name, value) in changes {
             manifest[*name] = value.clone();
         }
@@ -50,7 +51,7 @@ async fn cve_2021_41190_a_manifest_is_an_index_as_well() {
         ("both", MANIFEST, with(&[("manifests", entry.clone())])),
         ("both-as-index", INDEX, with(&[("manifests", entry.clone())])),
         ("says-index", MANIFEST, with(&[("mediaType", type_of_other.clone())])),
-        ("sent-as-index", INDEX, sound.clone()),
+        ("sent-as-index", INDEX, valid.clone()),
         ("schema1", MANIFEST, with(&[("fsLayers", json!([])), ("schemaVersion", json!(1))])),
         (
             "index-with-layers",
@@ -60,7 +61,7 @@ async fn cve_2021_41190_a_manifest_is_an_index_as_well() {
         (
             "index-with-config",
             INDEX,
-            json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entry, "config": sound["config"] }),
+            json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entry, "config": valid["config"] }),
         ),
     ];
     for (name, kind, manifest) in cases {
@@ -76,7 +77,7 @@ async fn cve_2021_41190_a_manifest_is_an_index_as_well() {
     lab.finish().await;
 }
 
-/// Layers that were ever made to leave their folder, for a folder of the host.
+/// Returns layers that try to leave their folder, as in published attacks. `canary` is a folder of the host.
 fn evil_layers(canary: &str) -> Vec<(&'static str, Vec<Layer>)> {
     let up = format!("../../../../../../../..{canary}");
     let plain = Layer::default;
@@ -107,16 +108,17 @@ fn evil_layers(canary: &str) -> Vec<(&'static str, Vec<Layer>)> {
     ]
 }
 
-/// Each is refused, or stays inside. Also CVE-2021-32760 (containerd), CVE-2014-6407, -9356 and -9358 (docker).
+/// Each layer is refused or stays inside its folder. Also CVE-2021-32760 (containerd), CVE-2014-6407, -9356 and -9358
+/// (docker).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_47290_layers_leave_their_folder() {
+async fn cve_2025_47290_layers_cannot_leave_their_folder() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let inside = canary.trim_start_matches('/').to_owned();
     let mut loaded = 0;
     for (name, layers) in evil_layers(&canary) {
         let image = lab.try_load(name, &layers, json!({ "Env": ["PATH=/bin"], "WorkingDir": "/" })).await;
-        lab.untouched();
+        lab.assert_untouched();
         let Ok(image) = image else { continue };
         loaded += 1;
         let script = format!(
@@ -126,25 +128,26 @@ async fn cve_2025_47290_layers_leave_their_folder() {
         let config = of_image(shell(name, &script), &image);
         if let Ok(id) = lab.try_create(&pod, config).await {
             drop(lab.try_start_container(&id).await);
-            lab.ended(&id).await;
-            let said = lab.log(&id).await;
-            assert!(!said.contains(SECRET), "{name}: {said}");
+            lab.wait_exited(&id).await;
+            let log = lab.log(&id).await;
+            assert!(!log.contains(SECRET), "{name}: {log}");
         }
-        lab.untouched();
-        // What is read back and deleted stays inside, too.
+        lab.assert_untouched();
+        // Listing and deletion also stay inside the folder.
         let request = RemoveImageRequest { image: Some(ImageSpec { image, ..ImageSpec::default() }) };
         lab.images.remove_image(request).await.unwrap();
-        lab.untouched();
+        lab.assert_untouched();
     }
-    assert!(loaded > 0, "some of them are sound: what they name is inside");
+    assert!(loaded > 0, "some of the layers stay inside and must load");
     lab.finish().await;
 }
 
-/// Credentials are for the registry that they were given for: not for where a layer is said to be, nor for where an answer leads.
+/// Credentials are sent only to the registry that they are for: not to a server that a layer names, and not after a
+/// redirect.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2020_15157_credentials_for_a_stranger() {
+async fn cve_2020_15157_credentials_are_not_sent_to_other_servers() {
     let mut lab = Lab::start_with("").await;
-    let (registry, stranger) = (Registry::start(lab.host_process()), Registry::start(lab.host_process()));
+    let (registry, other_server) = (Registry::start(lab.host_process()), Registry::start(lab.host_process()));
     let challenge = "WWW-Authenticate: Basic realm=\"give them to me\"\r\n".to_owned();
     let asks = || Answer::Headers(401, challenge.clone(), Vec::new());
     let auth =
@@ -155,44 +158,44 @@ async fn cve_2020_15157_credentials_for_a_stranger() {
     let mut manifest = manifest_of(&registry, "foreign");
     let digest = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
     manifest["layers"][0]["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar".into();
-    manifest["layers"][0]["urls"] = json!([format!("http://{}/layer", stranger.address)]);
+    manifest["layers"][0]["urls"] = json!([format!("http://{}/layer", other_server.address)]);
     let bytes = manifest.to_string().into_bytes();
     registry.answer("/v2/foreign/manifests/1", guarded(Answer::Whole(200, MANIFEST, bytes)));
     registry.answer(format!("/v2/foreign/blobs/{digest}"), Answer::Whole(404, "text/plain", Vec::new()));
-    stranger.answer("/layer", asks());
+    other_server.answer("/layer", asks());
 
-    let sound = manifest_of(&registry, "led");
+    let valid = manifest_of(&registry, "led");
     let leads = |what: &str| {
-        Answer::Headers(307, format!("Location: http://{}/{what}\r\n", stranger.address), Vec::new())
+        Answer::Headers(307, format!("Location: http://{}/{what}\r\n", other_server.address), Vec::new())
     };
-    let digest = sound["layers"][0]["digest"].as_str().unwrap();
+    let digest = valid["layers"][0]["digest"].as_str().unwrap();
     registry
-        .answer("/v2/led/manifests/1", guarded(Answer::Whole(200, MANIFEST, sound.to_string().into_bytes())));
+        .answer("/v2/led/manifests/1", guarded(Answer::Whole(200, MANIFEST, valid.to_string().into_bytes())));
     registry.answer(format!("/v2/led/blobs/{digest}"), guarded(leads("blob")));
-    stranger.answer("/blob", asks());
+    other_server.answer("/blob", asks());
     registry.answer("/v2/led2/manifests/1", guarded(leads("manifest")));
-    stranger.answer("/manifest", asks());
+    other_server.answer("/manifest", asks());
 
     for name in ["foreign", "led", "led2"] {
         drop(pull(&mut lab, &format!("{}/{name}:1", registry.address), Some(auth())).await.unwrap_err());
     }
-    let to_registry = registry.asked().into_iter().filter_map(|asked| asked.authorization);
-    assert!(to_registry.count() > 0, "the registry itself was given them");
-    let asked = stranger.asked();
-    assert!(!asked.is_empty(), "the stranger was asked");
+    let to_registry = registry.requests().into_iter().filter_map(|asked| asked.authorization);
+    assert!(to_registry.count() > 0, "the registry itself must receive the credentials");
+    let asked = other_server.requests();
+    assert!(!asked.is_empty(), "the other server must receive a request");
     for asked in asked {
         assert!(asked.authorization.is_none() && !asked.path.contains("secret"), "{asked:?}");
     }
     lab.finish().await;
 }
 
-/// A digest is one, or is refused: it becomes the name of a file.
+/// An invalid digest is refused, because a digest becomes a file name.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_3727_a_digest_is_a_path() {
+async fn cve_2024_3727_a_digest_that_is_a_path_is_refused() {
     let mut lab = Lab::start_with("").await;
     let registry = Registry::start(lab.host_process());
     let canary = lab.canary_text();
-    let sound = manifest_of(&registry, "sound");
+    let valid = manifest_of(&registry, "valid");
     let up = format!("sha256:../../../../../../../..{canary}/made");
     let digests = [
         up.as_str(),
@@ -205,7 +208,7 @@ async fn cve_2024_3727_a_digest_is_a_path() {
     ];
     for (number, digest) in digests.into_iter().enumerate() {
         for field in ["layers", "config"] {
-            let mut manifest = sound.clone();
+            let mut manifest = valid.clone();
             match field {
                 "layers" => manifest["layers"][0]["digest"] = digest.into(),
                 _ => manifest["config"]["digest"] = digest.into(),
@@ -214,27 +217,27 @@ async fn cve_2024_3727_a_digest_is_a_path() {
             registry.manifest(&name, "1", &manifest);
             let refused = pull(&mut lab, &format!("{}/{name}:1", registry.address), None).await;
             assert_ne!(code(refused), Code::Ok, "{field} {digest}");
-            lab.untouched();
+            lab.assert_untouched();
         }
-        let by_digest = format!("{}/sound@{digest}", registry.address);
+        let by_digest = format!("{}/valid@{digest}", registry.address);
         assert_ne!(code(pull(&mut lab, &by_digest, None).await), Code::Ok, "{digest}");
     }
-    // Content that has another digest than the one by which it was asked for.
+    // Content with another digest than the requested one is refused.
     let wrong = Digest::of(Algorithm::Sha256, b"something else");
     registry.answer(
-        format!("/v2/sound/manifests/{wrong}"),
-        Answer::Whole(200, MANIFEST, sound.to_string().into_bytes()),
+        format!("/v2/valid/manifests/{wrong}"),
+        Answer::Whole(200, MANIFEST, valid.to_string().into_bytes()),
     );
-    let by_digest = format!("{}/sound@{wrong}", registry.address);
+    let by_digest = format!("{}/valid@{wrong}", registry.address);
     assert_eq!(code(pull(&mut lab, &by_digest, None).await), Code::DataLoss);
     let images = fs::read_dir(lab.path("root/image/images")).unwrap().count();
     assert_eq!(images, 0);
     lab.finish().await;
 }
 
-/// Little that becomes much: bytes, files, folders in one another.
+/// Small layers that expand: many bytes, many files, deeply nested folders.
 #[tokio::test(flavor = "multi_thread")]
-async fn layers_that_are_bombs() {
+async fn layers_that_exceed_the_limits_are_refused() {
     let limits = "max_image_size = \"8MiB\"\nmax_image_files = 5000\nmax_image_depth = 40";
     let mut lab = Lab::start_with(limits).await;
     let registry = Registry::start(lab.host_process());
@@ -259,6 +262,6 @@ async fn layers_that_are_bombs() {
     }
     let folders = ["layers", "tmp", "trash"].map(|name| lab.path("root/image").join(name));
     let left = || folders.iter().map(|folder| fs::read_dir(folder).unwrap().count()).sum::<usize>();
-    eventually("what was unpacked is left", || left() == 0).await;
+    eventually("unpacked files are left", || left() == 0).await;
     lab.finish().await;
 }

@@ -1,5 +1,5 @@
-//! What the attacks have in common: a daemon, a part of the host that nothing may touch, images made for an attack, and
-//! attackers that run until they are told to stop.
+//! The common parts of the attacks: a daemon, a canary folder of the host that nothing may touch, hostile images, and
+//! attackers that run until the test stops them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,18 +16,18 @@ use berth_proto::v1::*;
 use serde_json::Value;
 use tonic::Status;
 
-use crate::support::{Berth, PATIENCE, container, image, secured, text_of};
+use crate::support::{Berth, PATIENCE, container, image, text_of, with_security};
 
-/// What is in a file of the host that no container may read.
+/// The content of a file of the host that no container may read.
 pub const SECRET: &str = "secret-of-the-host";
 
-/// Where the programs are in an attacker's container.
+/// The folder of the attack programs in an attacker's container.
 pub const PROGRAMS: &str = "/attacks";
 
-/// Where an attacker looks whether it is to stop.
+/// The file that stops an attacker when it exists.
 pub const STOP: &str = "/tmp/stop";
 
-/// The folder with the attackers' programs.
+/// Returns the folder with the attack programs.
 pub fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -41,7 +41,7 @@ pub fn programs() -> &'static Path {
     })
 }
 
-/// How often an attack is repeated: the full number with `BERTH_ATTACKS_FULL`, a part of it otherwise.
+/// Returns the number of repetitions of an attack: `full` with `BERTH_ATTACKS_FULL`, else `usual`.
 pub fn times(full: usize, usual: usize) -> usize {
     if std::env::var_os("BERTH_ATTACKS_FULL").is_some() { full } else { usual }
 }
@@ -67,14 +67,14 @@ impl DerefMut for Lab {
 }
 
 impl Lab {
-    /// With the usual image.
+    /// Starts a daemon with the test image.
     pub async fn start() -> Self {
         let mut lab = Self::start_with("").await;
         lab.load_image().await;
         lab
     }
 
-    /// With more configuration, without an image.
+    /// Starts a daemon with additional configuration, without an image.
     pub async fn start_with(more: &str) -> Self {
         let berth = Berth::start_with(more).await;
         let canary = berth.path("canary");
@@ -85,7 +85,7 @@ impl Lab {
         Self { berth, before }
     }
 
-    /// With a pod.
+    /// Starts a daemon with the test image and a pod.
     pub async fn with_pod() -> (Self, String) {
         let mut lab = Self::start().await;
         let pod = lab.pod("pod").await;
@@ -97,43 +97,44 @@ impl Lab {
         self.run_pod(config).await
     }
 
-    /// A folder of the host that stands for all of it.
+    /// Returns the path of the canary, a folder that represents the whole host.
     pub fn canary(&self) -> PathBuf {
         self.path("canary")
     }
 
-    /// The same as text.
+    /// Returns the path of the canary as text.
     pub fn canary_text(&self) -> String {
         self.canary().display().to_string()
     }
 
-    /// Nothing in the canary was made, changed or removed.
-    pub fn untouched(&self) {
+    /// Checks that nothing in the canary was created, changed or removed.
+    pub fn assert_untouched(&self) {
         let now = tree(&self.canary());
         let differ = |path: &&PathBuf| now.get(*path) != self.before.get(*path);
         let paths: BTreeSet<&PathBuf> = now.keys().chain(self.before.keys()).filter(differ).collect();
         assert!(paths.is_empty(), "the host was changed: {paths:?}");
     }
 
-    /// Nothing was touched, nothing is left.
+    /// Checks that the canary is assert_untouched and that nothing is left.
     pub async fn finish(mut self) {
-        self.untouched();
+        self.assert_untouched();
         assert_eq!(self.berth.clean().await, Vec::<String>::new());
     }
 
-    /// A folder of the host that is a volume.
+    /// Creates a folder of the host for a volume.
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
-    /// Loads an image of busybox with one more layer, and the `config` of its configuration.
+    /// Loads an image with busybox and an additional layer. `config` is the `config` field of the image
+    /// configuration.
     pub async fn load(&mut self, tag: &str, layer: Layer, config: Value) -> String {
         self.try_load(tag, &[layer], config).await.unwrap()
     }
 
-    /// The same with several layers; what the daemon says.
+    /// Loads an image with busybox and additional layers, and returns the daemon's error if there is one.
     pub async fn try_load(&mut self, tag: &str, layers: &[Layer], config: Value) -> Result<String, Status> {
         let reference = format!("localhost/{tag}:1");
         let archive = self.path(&format!("{tag}.tar"));
@@ -151,8 +152,8 @@ impl Lab {
         AdminClient::new(channel).load_image(LoadImageRequest { path }).await.map(drop)
     }
 
-    /// Waits until a container has logged a text.
-    pub async fn logged(&mut self, id: &str, text: &str) {
+    /// Waits until a container has wait_for_log a text.
+    pub async fn wait_for_log(&mut self, id: &str, text: &str) {
         let path = self.status(id).await.log_path;
         let until = Instant::now() + PATIENCE;
         loop {
@@ -165,28 +166,28 @@ impl Lab {
         }
     }
 
-    /// What a container has logged.
+    /// Returns the log of a container.
     pub async fn log(&mut self, id: &str) -> String {
         text_of(&fs::read_to_string(self.status(id).await.log_path).unwrap_or_default())
     }
 
-    /// Runs an attacker; it is ready.
+    /// Starts an attacker and waits until it is ready.
     pub async fn attacker(&mut self, pod: &str, config: ContainerConfig) -> String {
         let id = self.run(pod, armed(config)).await;
-        self.logged(&id, "ready").await;
+        self.wait_for_log(&id, "ready").await;
         id
     }
 
-    /// Has an attacker stop: what it says.
-    pub async fn call_off(&mut self, id: &str) -> String {
-        // Through the root of its first process: an exec is what it may be attacking.
+    /// Stops an attacker and returns its log.
+    pub async fn stop_attacker(&mut self, id: &str) -> String {
+        // The file is written through the root of the first process, because the attacker can attack an exec.
         let pid = self.info(id).await["pid"].as_i64().unwrap();
         fs::write(format!("/proc/{pid}/root{STOP}"), "").unwrap();
-        self.ended(id).await;
+        self.wait_exited(id).await;
         self.log(id).await
     }
 
-    /// The keeper of a pod, in the host's PID namespace.
+    /// Returns the keeper of a pod, in the host's PID namespace.
     pub fn keeper(&self, pod: &str) -> i32 {
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let mut pids = processes.filter_map(|process| process.file_name().to_string_lossy().parse().ok());
@@ -198,13 +199,13 @@ impl Lab {
         pids.find(is_keeper).unwrap()
     }
 
-    /// What the daemon or a keeper has open.
+    /// Returns the number of descriptors that the daemon or a keeper has open.
     pub fn descriptors(pid: i32) -> usize {
         fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
     }
 }
 
-/// What is below a folder: all that stat(2) tells but the times of access, and what is in files.
+/// The files below a folder: everything that stat(2) returns except the access times, and the contents.
 pub type Tree = BTreeMap<PathBuf, (u32, u32, u32, u64, i64, Vec<u8>)>;
 
 pub fn tree(folder: &Path) -> Tree {
@@ -225,16 +226,16 @@ fn collect(path: &Path, found: &mut Tree) {
     }
 }
 
-/// Waits until something is so.
-pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+/// Waits until a condition is true.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
-    while !so() {
+    while !condition() {
         assert!(Instant::now() < until, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A layer of an image, which may hold what no tar would write.
+/// A layer of an image. It can contain entries that tar would not write.
 #[derive(Clone, Default)]
 pub struct Layer(Vec<u8>);
 
@@ -255,7 +256,7 @@ impl Layer {
         self.entry(tar::EntryType::Link, name, target, 0o644, b"")
     }
 
-    /// Any entry, with the names as they are.
+    /// Adds an entry of any type with unchanged names.
     pub fn entry(mut self, kind: tar::EntryType, name: &str, target: &str, mode: u32, data: &[u8]) -> Self {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
@@ -273,20 +274,20 @@ impl Layer {
         self
     }
 
-    /// The archive.
+    /// Returns the archive.
     pub fn bytes(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
 }
 
-/// A container that runs one of the programs until it is told to stop.
+/// Returns a container that runs one of the programs until it is stopped.
 pub fn attack(name: &str, program: &str, more: &[&str]) -> ContainerConfig {
     let path = format!("{PROGRAMS}/{program}");
     container(name, &[&[path.as_str(), STOP], more].concat())
 }
 
-/// With the attackers' programs.
+/// Mounts the attack programs into a container.
 pub fn armed(config: ContainerConfig) -> ContainerConfig {
     with(config, Mount { readonly: true, ..volume(programs(), PROGRAMS) })
 }
@@ -300,7 +301,7 @@ pub fn with(mut config: ContainerConfig, mount: Mount) -> ContainerConfig {
     config
 }
 
-/// Of another image.
+/// Makes a container use another image.
 pub fn of_image(mut config: ContainerConfig, reference: &str) -> ContainerConfig {
     config.image = Some(ImageSpec { image: reference.to_owned(), ..ImageSpec::default() });
     config
@@ -308,15 +309,15 @@ pub fn of_image(mut config: ContainerConfig, reference: &str) -> ContainerConfig
 
 pub fn capable(config: ContainerConfig, capabilities: &[&str]) -> ContainerConfig {
     let add_capabilities = capabilities.iter().map(|&capability| capability.to_owned()).collect();
-    secured(config, |security| {
+    with_security(config, |security| {
         security.capabilities = Some(Capability { add_capabilities, ..Capability::default() });
     })
 }
 
-/// With the paths that the kubelet masks and makes read-only (k8s.io/kubernetes, `pkg/securitycontext`).
+/// Masks and makes read-only the same paths as the kubelet does (k8s.io/kubernetes, `pkg/securitycontext`).
 pub fn masked(config: ContainerConfig) -> ContainerConfig {
     let paths = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect();
-    secured(config, |security| {
+    with_security(config, |security| {
         security.masked_paths = paths(&[
             "/proc/asound",
             "/proc/acpi",
@@ -336,16 +337,16 @@ pub fn masked(config: ContainerConfig) -> ContainerConfig {
     })
 }
 
-/// Shares the processes of the pod.
+/// Makes a container share the PID namespace of the pod.
 pub fn sharing_pids(config: ContainerConfig) -> ContainerConfig {
-    secured(config, |security| {
+    with_security(config, |security| {
         security.namespace_options.get_or_insert_default().pid = NamespaceMode::Pod.into();
     })
 }
 
-/// Is among the processes of another container.
+/// Makes a container join the PID namespace of another container.
 pub fn among(config: ContainerConfig, target: &str) -> ContainerConfig {
-    secured(config, |security| {
+    with_security(config, |security| {
         let options = security.namespace_options.get_or_insert_default();
         options.pid = NamespaceMode::Target.into();
         target.clone_into(&mut options.target_id);

@@ -1,22 +1,17 @@
-//! Published attacks on container runtimes, replayed against the real daemon. Each test has the name of the advisory, or of
-//! the attack where it has no number; `docs/security.md` lists which test stands for what. Runs as root.
+//! Published attacks on container runtimes, replayed against the real daemon. The name of each test begins with the
+//! advisory, or describes the attack if it has no number. `docs/security.md` lists the advisories with their tests.
+//! Runs as root.
 //!
-//! * [`processes`]: processes on their way into a container, their descriptors, their program, their keyring
-//! * [`mounts`]: images and volumes that lead the root filesystem elsewhere; [`exchange`]: the same as races; [`root`]: what a
-//!   container has at its root
-//! * [`identity`]: users, groups, capabilities, devices; [`requests`]: requests that carry more than they say
-//! * [`images`]: layers, manifests and registries that lie
+//! * [`processes`]: processes that enter a container, with their descriptors, program and keyring
+//! * [`mounts`]: images and volumes that redirect the root filesystem; [`exchange`]: the same as races; [`root`]: the
+//!   view of a container at its root
+//! * [`identity`]: users, groups, capabilities, devices; [`requests`]: requests with hidden content
+//! * [`images`]: hostile layers, manifests and registries
 //! * [`exhaustion`]: memory, descriptors and disks of the host; [`network`], [`sockets`]
-//! * [`document`]: `docs/security.md` names all of them
+//! * [`document`]: `docs/security.md` names all tests
 //!
-//! The attackers are small programs of `programs/`, compiled by `tests/stand-ins/attack-programs.sh`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test stops at the first surprise"
-)]
+//! The attackers are small programs in `programs/`, compiled by `tests/stand-ins/attack-programs.sh`.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub, reason = "a failing test panics")]
 
 mod document;
 mod exchange;

@@ -1,4 +1,4 @@
-//! Images and volumes that lead the root filesystem of a container elsewhere: by links in the place of folders, by fake
+//! Images and volumes that redirect the root filesystem of a container: by links in the place of folders, and by fake
 //! filesystems in the place of the kernel's.
 
 use std::fs;
@@ -9,21 +9,21 @@ use berth_proto::v1::*;
 use serde_json::json;
 
 use crate::lab::{Lab, Layer, SECRET, eventually, masked, of_image, volume, with};
-use crate::support::{secured, shell, sleeper};
+use crate::support::{shell, sleeper, with_security};
 
 fn config() -> serde_json::Value {
     json!({ "Env": ["PATH=/bin"], "WorkingDir": "/" })
 }
 
-/// A link of an image in the place of a kernel filesystem: refused by name.
-async fn is_refused(lab: &mut Lab, pod: &str, image: &str, words: &str) {
+/// Checks that an image with a link in the place of a kernel filesystem is refused by name.
+async fn assert_refused(lab: &mut Lab, pod: &str, image: &str, words: &str) {
     let error = lab.try_create(pod, of_image(shell("c", "true"), image)).await.unwrap_err();
     assert!(error.message().contains(words), "{error}");
 }
 
-/// With its successors CVE-2023-27561, CVE-2023-28642 and, in youki, CVE-2025-54867.
+/// Also its successors CVE-2023-27561, CVE-2023-28642 and, in youki, CVE-2025-54867.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2019_19921_proc_is_a_link() {
+async fn cve_2019_19921_an_image_with_proc_as_a_link_is_refused() {
     let (mut lab, pod) = Lab::with_pod().await;
     for name in ["proc", "sys"] {
         let fake = Layer::default()
@@ -33,21 +33,21 @@ async fn cve_2019_19921_proc_is_a_link() {
             .file("fake/self/attr/exec", "")
             .symlink(name, "/fake");
         let image = lab.load(&format!("fake-{name}"), fake, config()).await;
-        is_refused(&mut lab, &pod, &image, &format!("/{name}")).await;
+        assert_refused(&mut lab, &pod, &image, &format!("/{name}")).await;
     }
     lab.finish().await;
 }
 
-/// A volume in the place of /proc holds what looks like the files that the runtime writes: it writes to its own procfs, and
-/// the container is confined as it should be, seen from outside.
-async fn has_a_volume_as_proc(lab: &mut Lab, pod: &str, fake: &Path) {
+/// A volume over /proc contains files like those that the runtime writes. berth writes to its own procfs. Seen from
+/// outside, the container is confined as requested.
+async fn assert_confined_with_a_volume_as_proc(lab: &mut Lab, pod: &str, fake: &Path) {
     for file in ["self/attr/exec", "self/attr/apparmor/exec", "self/oom_score_adj", "thread-self/attr/exec"] {
         let path = fake.join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "").unwrap();
     }
     let before = crate::lab::tree(fake);
-    let mut config = secured(masked(sleeper("c")), |security| {
+    let mut config = with_security(masked(sleeper("c")), |security| {
         security.no_new_privs = true;
         security.seccomp = Some(SecurityProfile::default());
         security.apparmor = None;
@@ -57,38 +57,38 @@ async fn has_a_volume_as_proc(lab: &mut Lab, pod: &str, fake: &Path) {
     let id = lab.run(pod, with(config, volume(fake, "/proc"))).await;
     let pid = lab.info(&id).await["pid"].to_string();
     let of = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    eventually("the container is confined", || of("status").contains("Seccomp:\t2")).await;
+    eventually("the container is not confined", || of("status").contains("Seccomp:\t2")).await;
     assert_eq!(of("oom_score_adj").trim(), "321");
     assert!(of("status").contains("NoNewPrivs:\t1"), "{}", of("status"));
     if Path::new("/sys/kernel/security/apparmor/profiles").exists() {
         assert_eq!(of("attr/apparmor/current").trim(), "berth-default (enforce)");
     }
-    assert_eq!(crate::lab::tree(fake), before, "the runtime has written to the volume");
+    assert_eq!(crate::lab::tree(fake), before, "berth must not write to the volume");
     lab.stop_container(&id, 0).await;
     lab.remove_container(&id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2019_16884_a_volume_over_proc() {
+async fn cve_2019_16884_a_volume_over_proc_does_not_lift_confinement() {
     let (mut lab, pod) = Lab::with_pod().await;
     let fake = lab.folder("fake");
-    has_a_volume_as_proc(&mut lab, &pod, &fake).await;
-    // An image's own VOLUME is a folder, over which the kernel's filesystem is mounted.
+    assert_confined_with_a_volume_as_proc(&mut lab, &pod, &fake).await;
+    // A VOLUME of an image is a folder. The kernel filesystem is mounted over it.
     let volumes =
         json!({ "Env": ["PATH=/bin"], "Volumes": { "/proc": {}, "/sys": {}, "/dev": {}, "/proc/self": {} } });
     let image = lab.load("volumes", Layer::default(), volumes).await;
     let script = "for place in /proc /sys /dev; do stat -f -c %T $place; done; cat /proc/self/comm";
     if let Ok(id) = lab.try_create(&pod, of_image(shell("volumes", script), &image)).await {
         lab.try_start_container(&id).await.unwrap();
-        lab.ended(&id).await;
+        lab.wait_exited(&id).await;
         assert_eq!(lab.log(&id).await, "proc\nsysfs\ntmpfs\ncat\n");
     }
     lab.finish().await;
 }
 
-/// The write is led to another file of the real procfs, by links in a volume.
+/// Links in a volume try to redirect the write to another file of the real procfs.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_52881_writes_to_procfs_are_led_elsewhere() {
+async fn cve_2025_52881_writes_to_procfs_cannot_be_redirected() {
     let (mut lab, pod) = Lab::with_pod().await;
     let fake = lab.folder("fake");
     let canary = lab.canary_text();
@@ -99,20 +99,21 @@ async fn cve_2025_52881_writes_to_procfs_are_led_elsewhere() {
     symlink("/proc/sys/kernel/core_pattern", fake.join("self/attr/keycreate")).unwrap();
     symlink(&canary, fake.join("sys")).unwrap();
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
-    let mut config = secured(masked(shell("c", "cat /proc/self/attr/exec /proc/sys/secret")), |security| {
-        security.seccomp = Some(SecurityProfile::default());
-    });
+    let mut config =
+        with_security(masked(shell("c", "cat /proc/self/attr/exec /proc/sys/secret")), |security| {
+            security.seccomp = Some(SecurityProfile::default());
+        });
     config.linux.as_mut().unwrap().resources =
         Some(LinuxContainerResources { oom_score_adj: 321, ..Default::default() });
-    let (_, said) = lab.run_to_end(&pod, with(config, volume(&fake, "/proc"))).await;
-    assert!(!said.contains(SECRET), "{said}");
+    let (_, log) = lab.run_to_end(&pod, with(config, volume(&fake, "/proc"))).await;
+    assert!(!log.contains(SECRET), "{log}");
     assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
     lab.finish().await;
 }
 
-/// A container's null device is not what its files are masked with.
+/// Files are not masked with the container's null device.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_31133_the_null_device_is_replaced() {
+async fn cve_2025_31133_a_replaced_null_device_is_not_used_for_masks() {
     let (mut lab, pod) = Lab::with_pod().await;
     let devices = lab.folder("devices");
     for name in ["null", "zero", "full", "random"] {
@@ -129,19 +130,19 @@ async fn cve_2025_31133_the_null_device_is_replaced() {
         let config = if with_volume { with(config, volume(&devices, "/dev")) } else { config };
         let Ok(id) = lab.try_create(&pod, config).await else { continue };
         if lab.try_start_container(&id).await.is_ok() {
-            lab.ended(&id).await;
-            let said = lab.log(&id).await;
-            assert!(!said.contains("|/evil"), "{name}: {said}");
-            assert!(said.contains("character special file:1:3"), "{name}: {said}");
+            lab.wait_exited(&id).await;
+            let log = lab.log(&id).await;
+            assert!(!log.contains("|/evil"), "{name}: {log}");
+            assert!(log.contains("character special file:1:3"), "{name}: {log}");
         }
     }
     assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
     lab.finish().await;
 }
 
-/// The console is the terminal that the runtime has made, by its descriptor.
+/// The console is the terminal that berth has created, mounted by its descriptor.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_52565_the_console_is_replaced() {
+async fn cve_2025_52565_a_replaced_console_is_not_used() {
     let (mut lab, pod) = Lab::with_pod().await;
     let (devices, terminals) = (lab.folder("devices"), lab.folder("terminals"));
     let secret = format!("{}/secret", lab.canary_text());
@@ -156,38 +157,38 @@ async fn cve_2025_52565_the_console_is_replaced() {
         config.tty = true;
         let Ok(id) = lab.try_create(&pod, config).await else { continue };
         if lab.try_start_container(&id).await.is_ok() {
-            lab.ended(&id).await;
-            let said = lab.log(&id).await;
-            assert!(!said.contains(SECRET), "{said}");
+            lab.wait_exited(&id).await;
+            let log = lab.log(&id).await;
+            assert!(!log.contains(SECRET), "{log}");
         }
     }
     assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
     lab.finish().await;
 }
 
-/// Devices go to a filesystem of their own, which is filled before it is attached (crun: CVE-2026-47766).
+/// Devices are created in a separate filesystem, which is filled before it is attached (crun: CVE-2026-47766).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2026_41579_dev_is_a_link() {
+async fn cve_2026_41579_an_image_with_dev_as_a_link_is_refused() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     for (name, target) in
         [("absolute", canary.clone()), ("relative", format!("../../../../../../..{canary}"))]
     {
         let image = lab.load(name, Layer::default().symlink("dev", &target), config()).await;
-        is_refused(&mut lab, &pod, &image, "/dev").await;
+        assert_refused(&mut lab, &pod, &image, "/dev").await;
     }
     let image = Layer::default().symlink("dev/pts", &canary).symlink("dev/shm", &canary);
     let image = lab.load("below", image, config()).await;
-    let (_, said) =
+    let (_, log) =
         lab.run_to_end(&pod, of_image(shell("c", "ls -d /dev/pts /dev/shm/; ls /dev/pts"), &image)).await;
-    assert_eq!(said, "/dev/pts\n/dev/shm/\nptmx\n", "what the image has there is hidden");
+    assert_eq!(log, "/dev/pts\n/dev/shm/\nptmx\n", "the files of the image must be hidden");
     lab.finish().await;
 }
 
-/// The places of volumes, and all that the runtime makes, are inside the image, however its links lead (crun; podman's
-/// working folders: CVE-2026-55686).
+/// The targets of volumes and everything that berth creates stay inside the image, whatever its links are (crun;
+/// podman's working folders: CVE-2026-55686).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2019_18837_targets_lead_out_of_the_image() {
+async fn cve_2019_18837_mount_targets_stay_inside_the_image() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let up = format!("../../../../../../../../..{canary}");
@@ -212,7 +213,7 @@ async fn cve_2019_18837_targets_lead_out_of_the_image() {
         "/circle/x",
         "/root/tmp/x",
     ];
-    let mut made = 0;
+    let mut created = 0;
     for (number, place) in places.into_iter().enumerate() {
         let script = format!(
             "for file in /absolute/secret /relative/secret /file {place}/secret; do head -c 100 $file; done 2>/dev/null; pwd"
@@ -233,22 +234,22 @@ async fn cve_2019_18837_targets_lead_out_of_the_image() {
         for config in [with(plain, volume(&other, place)), working, device, file] {
             let Ok(id) = lab.try_create(&pod, config).await else { continue };
             if lab.try_start_container(&id).await.is_ok() {
-                made += 1;
-                lab.ended(&id).await;
-                let said = lab.log(&id).await;
-                assert!(!said.contains(SECRET), "{place}: {said}");
+                created += 1;
+                lab.wait_exited(&id).await;
+                let log = lab.log(&id).await;
+                assert!(!log.contains(SECRET), "{place}: {log}");
             }
             lab.remove_container(&id).await;
         }
-        lab.untouched();
+        lab.assert_untouched();
     }
-    assert!(made > places.len(), "{made} containers could be made only");
+    assert!(created > places.len(), "only {created} containers could be created");
     lab.finish().await;
 }
 
-/// VOLUME paths of an image are folders of the container; nothing is copied into them from anywhere.
+/// VOLUME paths of an image are folders of the container. Nothing is copied into them.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2022_23648_volumes_of_an_image_copy_the_host() {
+async fn cve_2022_23648_image_volumes_do_not_copy_host_files() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let image =
@@ -259,14 +260,14 @@ async fn cve_2022_23648_volumes_of_an_image_copy_the_host() {
     let image = lab.load("volumes", image, volumes).await;
     let script = "find / -xdev -name secret -o -xdev -name file 2>/dev/null | grep -v ^/proc | xargs cat 2>/dev/null; \
                   cat /link/secret /up/secret 2>/dev/null; echo over";
-    let (_, said) = lab.run_to_end(&pod, of_image(shell("c", script), &image)).await;
-    assert!(said.ends_with("over\n") && !said.contains(SECRET), "{said}");
+    let (_, log) = lab.run_to_end(&pod, of_image(shell("c", script), &image)).await;
+    assert!(log.ends_with("over\n") && !log.contains(SECRET), "{log}");
     lab.finish().await;
 }
 
-/// The files of a pod, and whatever else the runtime puts into `/etc`.
+/// The files of a pod and every other file that berth puts into `/etc`.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_5154_etc_is_a_link() {
+async fn cve_2024_5154_an_image_with_etc_as_a_link_does_not_reach_the_host() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let links = [
@@ -285,18 +286,18 @@ async fn cve_2024_5154_etc_is_a_link() {
         let config = of_image(shell(&format!("c{number}"), script), &image);
         if let Ok(id) = lab.try_create(&pod, config).await {
             drop(lab.try_start_container(&id).await);
-            lab.ended(&id).await;
-            let said = lab.log(&id).await;
-            assert!(!said.contains(SECRET), "{said}");
+            lab.wait_exited(&id).await;
+            let log = lab.log(&id).await;
+            assert!(!log.contains(SECRET), "{log}");
         }
-        lab.untouched();
+        lab.assert_untouched();
     }
     lab.finish().await;
 }
 
-/// A part of an image that is mounted is inside that image.
+/// A mounted sub path of an image stays inside that image.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2017_1002101_a_sub_path_leads_out_of_its_volume() {
+async fn cve_2017_1002101_an_image_sub_path_stays_inside_the_image() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let layer = Layer::default()
@@ -320,10 +321,10 @@ async fn cve_2017_1002101_a_sub_path_leads_out_of_its_volume() {
             continue;
         };
         lab.try_start_container(&id).await.unwrap();
-        lab.ended(&id).await;
-        let said = lab.log(&id).await;
-        assert!(!said.contains(SECRET), "{sub_path}: {said}");
-        assert!(said.contains("/v/etc/passwd"), "{sub_path} is the root of the image: {said}");
+        lab.wait_exited(&id).await;
+        let log = lab.log(&id).await;
+        assert!(!log.contains(SECRET), "{sub_path}: {log}");
+        assert!(log.contains("/v/etc/passwd"), "{sub_path} must be the root of the image: {log}");
     }
     lab.finish().await;
 }

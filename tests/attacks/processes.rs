@@ -1,4 +1,4 @@
-//! Processes on their way into a container: what those that are there already can do to them.
+//! Processes that enter a container, attacked by processes that are already in it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,29 +14,29 @@ use crate::lab::{
     sharing_pids, times, volume, with,
 };
 use crate::lab::{Layer, among};
-use crate::support::{container, leftovers, secured, shell, sleeper};
+use crate::support::{container, leftovers, shell, sleeper, with_security};
 
-/// With a filter of system calls.
+/// Adds the default seccomp profile.
 fn filtered(config: ContainerConfig) -> ContainerConfig {
     let profile = SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), ..Default::default() };
-    secured(config, |security| security.seccomp = Some(profile))
+    with_security(config, |security| security.seccomp = Some(profile))
 }
 
-/// May trace whatever it sees.
+/// Returns a container that can trace every process in its view.
 fn spy(name: &str, canary: &Path) -> ContainerConfig {
     let secret = canary.join("secret").display().to_string();
     filtered(capable(attack(name, "spy", &[&secret]), &["SYS_PTRACE"]))
 }
 
-fn has_seen_nothing(said: &str, at_least: usize) {
-    assert!(said.contains(" hits 0\n"), "{said}");
-    let seen = said.lines().find_map(|line| line.strip_prefix("seen "));
+fn assert_nothing_seen(output: &str, at_least: usize) {
+    assert!(output.contains(" hits 0\n"), "{output}");
+    let seen = output.lines().find_map(|line| line.strip_prefix("seen "));
     let seen: usize = seen.and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
-    assert!(seen >= at_least, "the spy has seen {seen} processes only: {said}");
+    assert!(seen >= at_least, "the spy saw only {seen} processes: {output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2016_9962_a_container_looks_into_an_exec() {
+async fn cve_2016_9962_a_container_cannot_inspect_an_exec() {
     let (mut lab, pod) = Lab::with_pod().await;
     let config = spy("spy", &lab.canary());
     let spy = lab.attacker(&pod, config).await;
@@ -54,13 +54,13 @@ async fn cve_2016_9962_a_container_looks_into_an_exec() {
         let codes = futures_util::future::join_all(runs).await;
         assert_eq!(codes, [0; 5]);
     }
-    let said = lab.call_off(&spy).await;
-    has_seen_nothing(&said, execs / 20);
+    let output = lab.stop_attacker(&spy).await;
+    assert_nothing_seen(&output, execs / 20);
     lab.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2016_9962_a_container_looks_into_the_start_of_others() {
+async fn cve_2016_9962_a_container_cannot_inspect_the_start_of_another() {
     let mut lab = Lab::start().await;
     let mut config = lab.pod_config("shared");
     let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
@@ -76,15 +76,15 @@ async fn cve_2016_9962_a_container_looks_into_the_start_of_others() {
         let name = format!("c{number}");
         let plain = filtered(masked(shell(&name, "true")));
         let id = lab.run(&pod, sharing_pids(plain.clone())).await;
-        lab.ended(&id).await;
+        lab.wait_exited(&id).await;
         lab.remove_container(&id).await;
         let id = lab.run(&other, among(plain, &target)).await;
-        lab.ended(&id).await;
+        lab.wait_exited(&id).await;
         lab.remove_container(&id).await;
     }
     for spy in [spy_of_pod, target] {
-        let said = lab.call_off(&spy).await;
-        has_seen_nothing(&said, starts / 10);
+        let output = lab.stop_attacker(&spy).await;
+        assert_nothing_seen(&output, starts / 10);
     }
     lab.finish().await;
 }
@@ -93,9 +93,10 @@ fn sum(path: &Path) -> [u8; 32] {
     sha2::Sha256::digest(fs::read(path).unwrap()).into()
 }
 
-/// By `/proc/self/exe` the runtime's own program becomes one of the container, which can then be opened there.
+/// Through `/proc/self/exe` the runtime's own program becomes a process of the container, which another process there
+/// can open.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2019_5736_a_container_changes_the_runtimes_program() {
+async fn cve_2019_5736_a_container_cannot_change_the_runtimes_program() {
     let (mut lab, pod) = Lab::with_pod().await;
     let program = Path::new("/proc").join(lab.keeper(&pod).to_string()).join("exe");
     let daemon = Path::new("/proc").join(lab.pid().as_raw_nonzero().to_string()).join("exe");
@@ -104,7 +105,7 @@ async fn cve_2019_5736_a_container_changes_the_runtimes_program() {
     let attacker = lab.attacker(&pod, config).await;
     for path in ["/proc/self/exe", "/proc/1/exe", "/proc/thread-self/exe"] {
         for _ in 0..times(40, 8) {
-            // Whatever becomes of it, it ends: the runtime's program finds nothing there that it could talk to.
+            // The result does not matter, but the exec ends: the program has no connection to the daemon.
             drop(lab.exec(&attacker, &[path], 5).await);
         }
     }
@@ -117,10 +118,10 @@ async fn cve_2019_5736_a_container_changes_the_runtimes_program() {
             lab.stop_container(&id, 0).await;
         }
     }
-    let said = lab.call_off(&attacker).await;
-    assert!(said.contains(" writes 0 "), "{said}");
-    assert_eq!((sum(&program), sum(&daemon), fs::metadata(&daemon).unwrap().mode()), before, "{said}");
-    // Whatever it has done to its mode or its owner: the next pods start, and with the same program.
+    let output = lab.stop_attacker(&attacker).await;
+    assert!(output.contains(" writes 0 "), "{output}");
+    assert_eq!((sum(&program), sum(&daemon), fs::metadata(&daemon).unwrap().mode()), before, "{output}");
+    // Even if its mode or owner was changed: new pods start, with the same program.
     let next = lab.pod("next").await;
     let id = lab.run(&next, sleeper("c")).await;
     assert_eq!(lab.sh(&id, "echo works").await, "works");
@@ -128,19 +129,19 @@ async fn cve_2019_5736_a_container_changes_the_runtimes_program() {
     lab.finish().await;
 }
 
-/// Where a process is, and what it has open, as it sees it itself.
+/// Prints the working folder and the open files of a process, as it sees them.
 const LOOK: &str =
     "ls -l /proc/self/fd 2>/dev/null | sed -n 's/.* -> //p'; echo at $(readlink /proc/self/cwd)";
 
-fn has_only_its_own(said: &str, canary: &str) {
-    for line in said.lines() {
+fn assert_only_own_files(output: &str, canary: &str) {
+    for line in output.lines() {
         let own = ["/proc/", "pipe:", "/dev/null", "at /"].iter().any(|start| line.starts_with(start));
-        assert!(own && !line.contains(canary), "{line:?} is open in {said}");
+        assert!(own && !line.contains(canary), "{line:?} is open in {output}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_21626_leaked_descriptors_and_working_folders() {
+async fn cve_2024_21626_no_descriptor_or_working_folder_of_the_host_leaks() {
     let (mut lab, pod) = Lab::with_pod().await;
     let canary = lab.canary_text();
     let read = format!("{LOOK}; cat ./{canary}/secret ../../../../../../..{canary}/secret 2>/dev/null");
@@ -151,51 +152,51 @@ async fn cve_2024_21626_leaked_descriptors_and_working_folders() {
     for (number, folder) in links.chain(others.map(str::to_owned)).enumerate() {
         let mut config = of_image(shell(&format!("c{number}"), &read), &image);
         config.working_dir = folder.clone();
-        // Refused, or in a folder of the container: both are sound.
+        // The container may be refused, or it may start in a folder inside the container.
         let Ok(id) = lab.try_create(&pod, config).await else { continue };
         if lab.try_start_container(&id).await.is_ok() {
-            lab.ended(&id).await;
-            let said = lab.log(&id).await;
-            assert!(!said.contains(SECRET), "{folder}: {said}");
-            has_only_its_own(&said, &canary);
+            lab.wait_exited(&id).await;
+            let output = lab.log(&id).await;
+            assert!(!output.contains(SECRET), "{folder}: {output}");
+            assert_only_own_files(&output, &canary);
         }
-        // Its streams would move the descriptors of the next one to other numbers.
+        // The streams of this container would change the descriptor numbers of the next one.
         lab.remove_container(&id).await;
     }
-    // The folder of a running container becomes such a link: what is executed there goes nowhere else.
+    // The working folder of a running container becomes such a link. An exec must not leave the container.
     let mut config = sleeper("running");
     config.working_dir = "/work".to_owned();
     let id = lab.run(&pod, config).await;
-    has_only_its_own(&lab.sh(&id, LOOK).await, &canary);
+    assert_only_own_files(&lab.sh(&id, LOOK).await, &canary);
     for number in 0..16 {
         let link = format!("cd /; rm -rf /work; ln -s /proc/self/fd/{number} /work");
-        // Its shell is already where the link may lead: by its init.
+        // The shell of an exec would already start in the link's target, so nsenter changes the folder.
         let pid = lab.info(&id).await["pid"].to_string();
         let entered = Command::new("nsenter").args(["-t", &pid, "-m", "-r", "sh", "-c", &link]).status();
         assert!(entered.unwrap().success());
         if let Ok(answer) = lab.exec(&id, &["sh", "-c", &read], 20).await {
-            let said = String::from_utf8_lossy(&answer.stdout).into_owned();
-            assert!(!said.contains(SECRET), "{said}");
-            has_only_its_own(&said, &canary);
+            let output = String::from_utf8_lossy(&answer.stdout).into_owned();
+            assert!(!output.contains(SECRET), "{output}");
+            assert_only_own_files(&output, &canary);
         }
     }
     lab.finish().await;
 }
 
-/// The libraries and the environment of a container are its own: neither the daemon nor a keeper loads any of them.
+/// Neither the daemon nor a keeper loads libraries of a container or uses its environment.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2019_14271_the_host_loads_libraries_of_an_image() {
+async fn cve_2019_14271_the_host_loads_no_libraries_of_an_image() {
     let mut lab = Lab::start().await;
     let pod = lab.pod("pod").await;
     let mut image = Layer::default().folder("lib").file("etc/nsswitch.conf", "passwd: evil\ngroup: evil\n");
     for name in ["lib/libnss_evil.so.2", "lib/libnss_files.so.2", "lib/evil.so"] {
-        image = image.file(name, "no library, which is told where it is loaded");
+        image = image.file(name, "not a library, so loading it would fail");
     }
     let config =
         serde_json::json!({ "Env": ["PATH=/bin", "LD_LIBRARY_PATH=/lib", "GCONV_PATH=/lib"], "User": "web" });
     let image = lab.load("evil", image, config).await;
     let id = lab.run(&pod, of_image(sleeper("c"), &image)).await;
-    assert_eq!(lab.sh(&id, "id -u").await, "1000", "names are looked up without them");
+    assert_eq!(lab.sh(&id, "id -u").await, "1000", "user names must be looked up without NSS libraries");
     for pid in [lab.keeper(&pod), lab.pid().as_raw_nonzero().get()] {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
         let root = lab.path("root").display().to_string();
@@ -206,9 +207,9 @@ async fn cve_2019_14271_the_host_loads_libraries_of_an_image() {
     lab.finish().await;
 }
 
-/// A hook of a device is a program of the host: the image's environment must not be its own (NVIDIA Container Toolkit).
+/// A device hook is a program of the host. The image's environment must not reach it (NVIDIA Container Toolkit).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_23266_a_hook_has_the_environment_of_the_image() {
+async fn cve_2025_23266_a_hook_does_not_have_the_environment_of_the_image() {
     let folder = tempfile::tempdir().unwrap();
     let mut lab = Lab::start_with(&format!("cdi_spec_dirs = [{:?}]", folder.path())).await;
     lab.load_image().await;
@@ -234,14 +235,14 @@ async fn cve_2025_23266_a_hook_has_the_environment_of_the_image() {
     lab.finish().await;
 }
 
-/// A key in a session keyring is for the processes of one container: not for another pod's, not for the runtime.
+/// A session keyring belongs to the processes of one container: not to other pods, and not to the runtime.
 #[tokio::test(flavor = "multi_thread")]
-async fn session_keyrings_of_containers_are_their_own() {
+async fn session_keyrings_are_separate_for_each_container() {
     let (mut lab, pod) = Lab::with_pod().await;
     let program = format!("{PROGRAMS}/keyring");
     let owner = container("owner", &[&program, "add", "of-the-owner", "value-of-the-key"]);
     let owner = lab.run(&pod, armed(owner)).await;
-    lab.logged(&owner, "added").await;
+    lab.wait_for_log(&owner, "added").await;
     let host = Command::new(programs().join("keyring")).arg("id").output().unwrap();
     let host = String::from_utf8_lossy(&host.stdout).trim().to_owned();
     assert!(host.parse::<i64>().unwrap() > 0, "{host}");
@@ -249,20 +250,20 @@ async fn session_keyrings_of_containers_are_their_own() {
     let other = lab.pod("other").await;
     for (pod, name) in [(&pod, "beside"), (&other, "elsewhere")] {
         let script = format!("{program} look of-the-owner; {program} id");
-        let (_, said) = lab.run_to_end(pod, armed(shell(name, &script))).await;
-        assert!(said.starts_with("none: "), "a container of {name} has the key: {said}");
-        assert!(!said.lines().any(|line| line == host), "{name} has the session keyring of the host");
+        let (_, output) = lab.run_to_end(pod, armed(shell(name, &script))).await;
+        assert!(output.starts_with("none: "), "a container of {name} has the key: {output}");
+        assert!(!output.lines().any(|line| line == host), "{name} has the session keyring of the host");
     }
-    // Whom it executes belongs to it.
+    // An exec of the container has the same keyring.
     let found = lab.exec(&owner, &[&program, "look", "of-the-owner"], 0).await.unwrap();
     let found = String::from_utf8_lossy(&found.stdout).into_owned();
     assert!(found.contains("found: value-of-the-key"), "{found}");
     lab.finish().await;
 }
 
-/// Whoever has the same user may stop a process on its way into its PID namespace: its exec must end all the same.
+/// A process with the same user can stop an exec that enters the PID namespace. The exec must end nevertheless.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_stopped_on_its_way_leaves_nothing() {
+async fn an_exec_stopped_by_the_container_leaves_nothing() {
     let (mut lab, pod) = Lab::with_pod().await;
     let stopper = lab.attacker(&pod, capable(attack("stopper", "stopper", &[]), &["KILL"])).await;
     let keeper = lab.keeper(&pod);
@@ -272,7 +273,7 @@ async fn a_process_that_is_stopped_on_its_way_leaves_nothing() {
         folders.iter().filter(|folder| folder.to_string_lossy().contains("/exec-")).count()
     };
     drop(lab.exec(&stopper, &["true"], 1).await);
-    eventually("the first exec is over", || execs() == 0).await;
+    eventually("the cgroup of the first exec is left", || execs() == 0).await;
     let before = (Lab::descriptors(keeper), Lab::descriptors(lab.pid().as_raw_nonzero().get()));
     let client = lab.runtime.clone();
     for _ in 0..times(20, 4) {
@@ -285,17 +286,17 @@ async fn a_process_that_is_stopped_on_its_way_leaves_nothing() {
         });
         futures_util::future::join_all(runs).await;
     }
-    let said = lab.call_off(&stopper).await;
-    assert!(said.contains("stopped "), "{said}");
-    eventually("no exec is left", || execs() == 0).await;
+    let output = lab.stop_attacker(&stopper).await;
+    assert!(output.contains("stopped "), "{output}");
+    eventually("cgroups of execs are left", || execs() == 0).await;
     let left = || (Lab::descriptors(keeper), Lab::descriptors(lab.pid().as_raw_nonzero().get()));
-    eventually("no descriptor is left", || left().0 <= before.0 && left().1 <= before.1).await;
+    eventually("descriptors of execs are left", || left().0 <= before.0 && left().1 <= before.1).await;
     lab.finish().await;
 }
 
-/// A process of a container that ends while another enters its PID namespace.
+/// The first process of a container exits while another process enters its PID namespace.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_container_that_ends_under_an_exec_leaves_nothing() {
+async fn a_container_that_exits_during_an_exec_leaves_nothing() {
     let (mut lab, pod) = Lab::with_pod().await;
     for number in 0..times(50, 8) {
         let folder = lab.folder("flag");
@@ -312,13 +313,13 @@ async fn a_container_that_ends_under_an_exec_leaves_nothing() {
         });
         let end = async { fs::write(folder.join("go"), "").unwrap() };
         futures_util::future::join(futures_util::future::join_all(runs), end).await;
-        lab.ended(&id).await;
+        lab.wait_exited(&id).await;
         lab.remove_container(&id).await;
     }
     let left = fs::read_dir("/proc").unwrap().flatten().filter(|process| {
         fs::read(process.path().join("cmdline")).is_ok_and(|line| line.starts_with(b"sleep\x005779\0"))
     });
-    assert_eq!(left.count(), 0, "processes of a container that has ended");
-    assert!(!Path::new(STOP).exists(), "attackers are stopped in their containers");
+    assert_eq!(left.count(), 0, "processes of an ended container are left");
+    assert!(!Path::new(STOP).exists(), "the stop file must not be created on the host");
     lab.finish().await;
 }

@@ -1,4 +1,4 @@
-//! Requests that carry more than they say: sysctls, annotations, names, checkpoints.
+//! Requests with hidden content: sysctls, annotations, names, checkpoints.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn with_sysctl(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2022_0811_a_sysctl_brings_another() {
+async fn cve_2022_0811_a_sysctl_cannot_set_another_one() {
     let mut lab = Lab::start().await;
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
     let (own, host) = ("kernel.shm_rmid_forced", "kernel.core_pattern");
@@ -50,7 +50,7 @@ async fn cve_2022_0811_a_sysctl_brings_another() {
 
 /// Also GHSA-w2j5-3rcx-vx7x: sysctls of a pod that shares the host's namespaces.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2022_0532_a_sysctl_is_the_hosts() {
+async fn cve_2022_0532_sysctls_of_the_host_are_refused() {
     let mut lab = Lab::start().await;
     let of_host = |lab: &Lab, key: &str| {
         let output = lab.on_host(&["cat", &format!("/proc/sys/{}", key.replace('.', "/"))]);
@@ -67,8 +67,8 @@ async fn cve_2022_0532_a_sysctl_is_the_hosts() {
     lab.finish().await;
 }
 
-/// Annotations that other runtimes act on: systemd properties (CVE-2024-3154), limits of a cgroup (CVE-2023-6476), hooks,
-/// devices, users, loggers.
+/// Annotations that control other runtimes: systemd properties (CVE-2024-3154), limits of a cgroup (CVE-2023-6476),
+/// hooks, devices, users, loggers.
 const ANNOTATIONS: [(&str, &str); 14] = [
     ("org.systemd.property.ExecStartPre", "['/bin/touch', 'CANARY/made']"),
     ("org.systemd.property.SuccessAction", "'poweroff-force'"),
@@ -90,8 +90,9 @@ fn annotations(canary: &str) -> std::collections::HashMap<String, String> {
     ANNOTATIONS.iter().map(|(key, value)| ((*key).to_owned(), value.replace("CANARY", canary))).collect()
 }
 
-/// Nothing that it asks for has happened to a container, and none of it is in its spec, which others read.
-async fn is_as_without_them(lab: &mut Lab, id: &str) {
+/// Checks that the annotations had no effect on a container and that none of them is in its spec, which other
+/// programs read.
+async fn assert_annotations_had_no_effect(lab: &mut Lab, id: &str) {
     let spec = lab.info(id).await["runtimeSpec"].clone();
     let text = spec.to_string();
     for (key, value) in ANNOTATIONS {
@@ -103,10 +104,10 @@ async fn is_as_without_them(lab: &mut Lab, id: &str) {
     }
     assert_eq!(spec["annotations"]["io.kubernetes.cri.container-type"], "container");
     assert!(spec["hooks"].is_null(), "{spec}");
-    let said = lab
+    let output = lab
         .sh(id, "ls /dev/kmsg 2>/dev/null; id -G; df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2")
         .await;
-    assert_eq!(said, "0\n65536");
+    assert_eq!(output, "0\n65536");
     let limits = lab.info(id).await["runtimeSpec"]["linux"]["resources"]["memory"]["limit"].clone();
     assert_eq!(limits, json!(64 << 20));
 }
@@ -118,49 +119,49 @@ fn limited(mut config: ContainerConfig) -> ContainerConfig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_3154_annotations_steer_the_runtime() {
+async fn cve_2024_3154_annotations_do_not_control_the_runtime() {
     let mut lab = Lab::start().await;
     let canary = lab.canary_text();
     let config = PodSandboxConfig { annotations: annotations(&canary), ..lab.pod_config("pod") };
     let pod = lab.run_pod(config).await;
-    // A device by name is asked for as by the request's own field: one that no file of the node describes is refused. Those
-    // of the pod name none.
+    // A container's annotation requests a CDI device like the request's own field. A device that no spec file
+    // describes is refused. The annotations of a pod request no devices.
     let mut own = annotations(&canary);
     let with_device = ContainerConfig { annotations: own.clone(), ..limited(sleeper("device")) };
     assert_eq!(code(lab.try_create(&pod, with_device).await), Code::InvalidArgument);
     own.remove("cdi.k8s.io/evil");
     let config = ContainerConfig { annotations: own, ..limited(sleeper("c")) };
     let id = lab.run(&pod, config).await;
-    is_as_without_them(&mut lab, &id).await;
+    assert_annotations_had_no_effect(&mut lab, &id).await;
     lab.finish().await;
 }
 
-/// Labels of an image reach no part of a container (containerd started the logger that a label named).
+/// Labels of an image do not reach the container (containerd started the logger that a label named).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2026_53488_labels_of_an_image_steer_the_runtime() {
+async fn cve_2026_53488_image_labels_do_not_control_the_runtime() {
     let (mut lab, pod) = Lab::with_pod().await;
     let labels = annotations(&lab.canary_text());
     let config = json!({ "Env": ["PATH=/bin"], "WorkingDir": "/", "Labels": labels, "OnBuild": ["RUN touch /made"],
         "Healthcheck": { "Test": ["CMD", "touch", "/made"], "Interval": 1_000_000 }, "Shell": ["/evil"], "ArgsEscaped": true });
     let image = lab.load("labels", Layer::default(), config).await;
     let id = lab.run(&pod, limited(of_image(sleeper("c"), &image))).await;
-    is_as_without_them(&mut lab, &id).await;
+    assert_annotations_had_no_effect(&mut lab, &id).await;
     assert_eq!(lab.sh(&id, "ls /made 2>/dev/null | wc -l").await, "0");
     let status = lab.status(&id).await;
     assert!(status.labels.is_empty() && status.annotations.is_empty(), "{status:?}");
     lab.finish().await;
 }
 
-/// Also CVE-2026-53492, -50195 and -53489 (containerd), CVE-2025-0426 (kubelet): there are no checkpoints, neither to be made
-/// nor to be restored, whatever an image says that it is.
+/// Also CVE-2026-53492, -50195 and -53489 (containerd), CVE-2025-0426 (kubelet): checkpoints can neither be created
+/// nor restored, whatever an image contains.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_8676_a_checkpoint_is_restored() {
+async fn cve_2024_8676_checkpoints_are_not_restored() {
     let (mut lab, pod) = Lab::with_pod().await;
     let id = lab.run(&pod, sleeper("c")).await;
     let location = lab.canary().join("checkpoint.tar").display().to_string();
     let request = CheckpointContainerRequest { container_id: id.clone(), location, timeout: 1 };
     assert_eq!(code(lab.runtime.checkpoint_container(request).await), Code::Unimplemented);
-    // As CRI-O and containerd know such an image: by its annotations, or by the path of an archive.
+    // CRI-O and containerd recognize such an image by its annotations, or by the path of an archive.
     let layer = Layer::default()
         .file("config.dump", r#"{ "rootfsImageName": "localhost/evil:1", "id": "x" }"#)
         .file("spec.dump", r#"{ "mounts": [{ "source": "/", "destination": "/host", "type": "bind" }] }"#)
@@ -173,17 +174,17 @@ async fn cve_2024_8676_a_checkpoint_is_restored() {
     let image = lab
         .load("checkpoint", layer, json!({ "Env": ["PATH=/bin"], "WorkingDir": "/", "Labels": labels }))
         .await;
-    let (_, said) =
+    let (_, output) =
         lab.run_to_end(&pod, of_image(shell("restored", "ls -d /host /config.dump 2>&1"), &image)).await;
-    assert!(said.contains("/config.dump\n") && said.contains("/host: No such file"), "{said}");
+    assert!(output.contains("/config.dump\n") && output.contains("/host: No such file"), "{output}");
     let by_path = of_image(shell("path", "true"), archive.to_str().unwrap());
     assert_eq!(code(lab.try_create(&pod, by_path).await), Code::NotFound);
     lab.finish().await;
 }
 
-/// Names and ids are no paths, and nothing is unmounted by a path.
+/// Names and ids are not used as paths, and nothing is unmounted by a path.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2025_0750_names_lead_out_of_their_folders() {
+async fn cve_2025_0750_names_do_not_lead_out_of_their_folders() {
     let mut lab = Lab::start().await;
     let canary = lab.canary_text();
     let up = format!("../../../../../../../..{canary}");
@@ -203,7 +204,7 @@ async fn cve_2025_0750_names_lead_out_of_their_folders() {
             lab.stop_pod(&pod).await;
             lab.remove_pod(&pod).await;
         }
-        lab.untouched();
+        lab.assert_untouched();
     }
     let pod = lab.pod("pod").await;
     for log_path in [
@@ -223,14 +224,15 @@ async fn cve_2025_0750_names_lead_out_of_their_folders() {
         let request =
             RemoveImageRequest { image: Some(ImageSpec { image: id.to_owned(), ..Default::default() }) };
         drop(lab.images.remove_image(request).await);
-        lab.untouched();
+        lab.assert_untouched();
     }
     lab.finish().await;
 }
 
-/// A volume over a file of the pod is the client's own, with the labels that it has: only what asks to be relabelled is.
+/// A volume over a file of the pod is the client's own file and keeps its labels. Only volumes that request it are
+/// relabelled.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2021_43816_a_volume_over_a_file_of_the_pod() {
+async fn cve_2021_43816_a_volume_over_a_pod_file_is_not_relabelled() {
     let (mut lab, pod) = Lab::with_pod().await;
     let secret = lab.canary().join("secret");
     for (number, place) in
@@ -244,9 +246,12 @@ async fn cve_2021_43816_a_volume_over_a_file_of_the_pod() {
             ),
             mount,
         );
-        let (_, said) = lab.run_to_end(&pod, config).await;
-        assert!(said.starts_with(crate::lab::SECRET), "the volume that was asked for: {said}");
-        lab.untouched();
+        let (_, output) = lab.run_to_end(&pod, config).await;
+        assert!(
+            output.starts_with(crate::lab::SECRET),
+            "the container must see the requested volume: {output}"
+        );
+        lab.assert_untouched();
     }
     assert!(Path::new("/etc/hosts").exists());
     lab.finish().await;

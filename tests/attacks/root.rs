@@ -1,5 +1,5 @@
-//! What a container has at its root: nothing of the host behind it, kernel filesystems that are read-only, masks and image
-//! volumes that belong to nobody else.
+//! The view of a container at its root: no part of the host behind it, read-only kernel filesystems, and masks and
+//! image volumes that it does not share with others.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,35 +8,36 @@ use berth_proto::v1::*;
 use serde_json::json;
 
 use crate::lab::{Lab, Layer, capable, masked, volume, with};
-use crate::support::{image, secured, shell, sleeper};
+use crate::support::{image, shell, sleeper, with_security};
 
-/// The cgroups of a container are its own, and read-only without more privileges; no program of the host is started from
-/// there (CVE-2022-0492).
+/// The cgroups of a container are separate, and read-only without more privileges. No program of the host is started
+/// from there (CVE-2022-0492).
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2023_25809_cgroups_are_written() {
+async fn cve_2023_25809_cgroups_cannot_be_written() {
     let (mut lab, pod) = Lab::with_pod().await;
     let script = "cat /proc/self/cgroup; find /sys/fs/cgroup -type f -name release_agent | head -1; \
                   for file in $(find /sys/fs/cgroup -type f \\( -name release_agent -o -name cgroup.procs -o -name notify_on_release \\)); do \
                   ( echo 1 >$file ) 2>/dev/null && echo written $file; done; \
                   for place in /sys/fs/cgroup /sys/fs/cgroup/memory; do mkdir $place/x 2>/dev/null && echo made $place; done; \
                   mount -o remount,rw /sys/fs/cgroup 2>/dev/null && echo mounted; echo over";
-    let (_, said) = lab.run_to_end(&pod, masked(shell("c", script))).await;
-    assert!(said.ends_with("over\n"), "{said}");
+    let (_, output) = lab.run_to_end(&pod, masked(shell("c", script))).await;
+    assert!(output.ends_with("over\n"), "{output}");
     for words in ["written", "made", "mounted", &lab.cgroup_parent.clone()] {
-        assert!(!said.contains(words), "{words}: {said}");
+        assert!(!output.contains(words), "{words}: {output}");
     }
-    // Capabilities that are not those of the host's root do not help.
-    let (_, said) =
+    // Additional capabilities below those of the host's root do not help.
+    let (_, output) =
         lab.run_to_end(&pod, capable(masked(shell("more", script)), &["NET_ADMIN", "SYS_PTRACE"])).await;
-    assert!(!said.contains("written") && !said.contains("made"), "{said}");
+    assert!(!output.contains("written") && !output.contains("made"), "{output}");
     lab.finish().await;
 }
 
-/// The power meter tells what others compute.
+/// The power meter reveals the computations of other processes.
 #[tokio::test(flavor = "multi_thread")]
-async fn ghsa_7ww5_4wqc_m92c_the_power_meter_is_read() {
+async fn ghsa_7ww5_4wqc_m92c_the_power_meter_cannot_be_read() {
     let (mut lab, pod) = Lab::with_pod().await;
-    let config = secured(sleeper("c"), |security| security.masked_paths = vec!["/proc/kcore".to_owned()]);
+    let config =
+        with_security(sleeper("c"), |security| security.masked_paths = vec!["/proc/kcore".to_owned()]);
     let id = lab.run(&pod, config).await;
     let spec = lab.info(&id).await["runtimeSpec"].clone();
     let masked = spec["linux"]["maskedPaths"].as_array().unwrap();
@@ -45,37 +46,37 @@ async fn ghsa_7ww5_4wqc_m92c_the_power_meter_is_read() {
     lab.finish().await;
 }
 
-/// The null device of the host is in no container: neither as a mask, nor as a standard stream, nor as a device.
+/// The null device of the host is in no container: not as a mask, not as a standard stream and not as a device.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_null_device_of_the_host_keeps_its_mode() {
+async fn a_container_cannot_change_the_hosts_null_device() {
     let (mut lab, pod) = Lab::with_pod().await;
-    let look = || {
+    let inspect = || {
         let stat = fs::metadata("/dev/null").unwrap();
         (stat.mode(), stat.uid(), stat.gid())
     };
-    let before = look();
-    // Harmless where it works: others can still read and write it.
+    let before = inspect();
+    // If the attack worked, it would be harmless: all processes could still read and write the device.
     let script = "for file in /proc/kcore /proc/keys /proc/timer_list /dev/null /proc/self/fd/0 /proc/1/fd/0; do \
                   chmod 0677 $file; chown 0:4711 $file; done 2>/dev/null; \
                   for file in /proc/kcore /proc/keys /proc/timer_list; do \
                   [ ! -e $file ] || stat -c %t:%T:$(head -c 1 $file 2>/dev/null | wc -c) $file; done";
-    let (_, said) = lab.run_to_end(&pod, masked(shell("masks", script))).await;
+    let (_, output) = lab.run_to_end(&pod, masked(shell("masks", script))).await;
     let id = lab.run(&pod, masked(sleeper("running"))).await;
     lab.sh(&id, script).await;
-    let after = look();
+    let after = inspect();
     drop(fs::set_permissions("/dev/null", std::os::unix::fs::PermissionsExt::from_mode(before.0)));
     drop(std::os::unix::fs::chown("/dev/null", Some(before.1), Some(before.2)));
     assert_eq!(after, before, "a container has changed the null device of the host");
     assert!(
-        said.lines().count() > 0 && said.lines().all(|line| line == "1:3:0"),
-        "what is masked is empty: {said}"
+        output.lines().count() > 0 && output.lines().all(|line| line == "1:3:0"),
+        "masked files must be empty: {output}"
     );
     lab.finish().await;
 }
 
-/// An image on a volume that the container may remount.
+/// A container tries to remount an image volume.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_volume_that_is_mounted_anew_stays_read_only() {
+async fn a_remounted_image_volume_stays_read_only() {
     let (mut lab, pod) = Lab::with_pod().await;
     let archive = lab.path("one.tar");
     let layer = Layer::default().folder("data").file("data/file", "of the image").bytes();
@@ -95,39 +96,39 @@ async fn an_image_volume_that_is_mounted_anew_stays_read_only() {
                   done 2>/dev/null; cat /part/file /whole/data/file";
     let config = capable(shell("c", script), &["SYS_ADMIN"]);
     let config = with(with(config, image("", "/whole")), image("data", "/part"));
-    let (_, said) = lab.run_to_end(&pod, config).await;
-    assert_eq!(said.trim(), "of the imageof the image");
+    let (_, output) = lab.run_to_end(&pod, config).await;
+    assert_eq!(output.trim(), "of the imageof the image");
     let next = shell("next", "ls /part; cat /part/file");
-    let (_, said) = lab.run_to_end(&pod, with(next, image("data", "/part"))).await;
-    assert_eq!(said.trim(), "file\nof the image", "what another container sees of it");
+    let (_, output) = lab.run_to_end(&pod, with(next, image("data", "/part"))).await;
+    assert_eq!(output.trim(), "file\nof the image", "another container must see the unchanged image");
     lab.finish().await;
 }
 
-/// What a container sees at its root is its own, whatever was mounted on the way there, and so for a command that enters it.
+/// A container sees only its own root, whatever was mounted below it on the way, and an exec does, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hosts_root_is_gone() {
+async fn the_hosts_root_cannot_be_reached() {
     let (mut lab, pod) = Lab::with_pod().await;
     let secret = format!("{}/secret", lab.canary_text());
-    let look = format!(
+    let inspect = format!(
         "stat -c %d:%i / /..; grep -c ' / / ' /proc/self/mountinfo; \
          cat /..{secret} /../..{secret} /proc/1/root/..{secret} 2>/dev/null; echo over"
     );
     let mut terminal = masked(sleeper("terminal"));
     terminal.tty = true;
-    let read_only = secured(masked(sleeper("read-only")), |security| security.readonly_rootfs = true);
+    let read_only = with_security(masked(sleeper("read-only")), |security| security.readonly_rootfs = true);
     let volumes = with(masked(sleeper("volumes")), volume(&lab.folder("volume"), "/v"));
     for config in [sleeper("plain"), masked(sleeper("masked")), terminal, read_only, volumes] {
         let name = config.metadata.clone().unwrap().name;
         let mut first = config.clone();
         first.metadata.as_mut().unwrap().name.push_str("-first");
-        first.command = ["sh", "-c", &look].map(str::to_owned).to_vec();
+        first.command = ["sh", "-c", &inspect].map(str::to_owned).to_vec();
         let (_, of_first) = lab.run_to_end(&pod, first).await;
         let id = lab.run(&pod, config).await;
-        let of_exec = lab.sh(&id, &look).await;
-        for (said, whose) in [(of_first.replace('\r', ""), "first process"), (of_exec, "exec")] {
-            let lines: Vec<&str> = said.lines().collect();
-            assert!(lines.len() == 4 && lines[0] == lines[1], "{name}, {whose}: {said}");
-            assert!(lines[2] == "1" && lines[3] == "over", "{name}, {whose}: {said}");
+        let of_exec = lab.sh(&id, &inspect).await;
+        for (output, who) in [(of_first.replace('\r', ""), "first process"), (of_exec, "exec")] {
+            let lines: Vec<&str> = output.lines().collect();
+            assert!(lines.len() == 4 && lines[0] == lines[1], "{name}, {who}: {output}");
+            assert!(lines[2] == "1" && lines[3] == "over", "{name}, {who}: {output}");
         }
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", lab.info(&id).await["pid"])).unwrap();
         let at_root = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/")).count();

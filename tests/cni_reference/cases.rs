@@ -1,8 +1,8 @@
-//! The networks that are compared: what the plugins' own pages describe, each key in one of them.
+//! The networks that are compared. Every key that the plugins' documentation describes is in one of them.
 
 use serde_json::{Value, json};
 
-use crate::{Case, Side, check, own, reference};
+use crate::{Case, Side, berth_plugins, check, reference};
 
 fn v4() -> Value {
     json!({ "type": "host-local", "subnet": "10.1.0.0/24" })
@@ -18,7 +18,7 @@ fn dual() -> Value {
         "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }] })
 }
 
-/// A bridge with more keys.
+/// Returns the plugin `bridge` with additional keys.
 fn bridge(ipam: Value, keys: Value) -> Value {
     plugin(json!({ "type": "bridge", "bridge": "cni0", "ipam": ipam }), keys)
 }
@@ -30,17 +30,17 @@ fn plugin(mut plugin: Value, keys: Value) -> Value {
     plugin
 }
 
-/// A network of one plugin.
+/// Returns a network with one plugin.
 fn one(plugin: Value) -> Case {
     Case { plugins: json!([plugin]), ..Case::default() }
 }
 
-/// A bridge with another plugin behind it.
+/// Returns a network with a bridge and another plugin after it.
 fn chained(then: Value) -> Case {
     Case { plugins: json!([bridge(dual(), json!({ "isGateway": true })), then]), ..Case::default() }
 }
 
-/// A parent for interfaces that are made of another.
+/// Creates a parent for links such as macvlan.
 const PARENT: &str =
     "ip link add par0 address 02:00:00:00:00:01 type veth peer name far0 address 02:00:00:00:00:02
     ip addr add 10.1.0.254/24 dev far0
@@ -75,7 +75,7 @@ mod bridges {
 
     #[test]
     fn masquerade() {
-        // The other end knows no way to the pod.
+        // The other end has no route to the pod.
         let setup = "ip netns add out; ip link add o0 type veth peer name o1 netns out; ip link set o0 up
             ip addr add 198.51.100.1/24 dev o0; ip addr add fd99::1/64 dev o0 nodad
             ip -n out link set o1 up; ip -n out addr add 198.51.100.2/24 dev o1
@@ -89,7 +89,7 @@ mod bridges {
     }
 
     #[test]
-    fn masquerade_by_nftables() {
+    fn masquerade_with_nftables() {
         let keys = json!({ "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables" });
         check(&one(bridge(dual(), keys)));
     }
@@ -119,14 +119,14 @@ mod bridges {
         let case = one(bridge(v4(), json!({ "isGateway": true, "vlan": 100 })));
         const LOWEST: &str =
             "a bridge without an address has the lowest hardware address of its ports, which are random";
-        let meant = &[
+        let expected_differences = &[
             ("/address: reference \"mac-of-host", LOWEST),
             ("/mac: reference \"mac-of-host", LOWEST),
-            ("host links/peer-of-cni0.100/txqlen", "the kernel's own length, as with pods"),
-            ("conf/cni0.100/accept_dad", "a gateway's address is usable at once"),
+            ("host links/peer-of-cni0.100/txqlen", "the kernel's default length, as for pods"),
+            ("conf/cni0.100/accept_dad", "a gateway's address is usable immediately"),
             ("/designated_port: ", "the host's own port is there before the pod's"),
         ];
-        check(&Case { needs: &["vlan", "vlan_filtering"], meant, ..case });
+        check(&Case { needs: &["vlan", "vlan_filtering"], expected_differences, ..case });
     }
 
     #[test]
@@ -147,7 +147,7 @@ mod bridges {
     }
 
     #[test]
-    fn mac_that_cannot_be_forged() {
+    fn mac_spoof_check() {
         check(&one(bridge(v4(), json!({ "macspoofchk": true }))));
     }
 
@@ -163,24 +163,24 @@ mod bridges {
     }
 
     #[test]
-    fn mac_of_the_runtime() {
+    fn mac_from_the_runtime() {
         let case = one(bridge(v4(), json!({ "capabilities": { "mac": true } })));
         check(&Case { capabilities: json!({ "mac": "02:11:22:33:44:55" }), ..case });
     }
 
     #[test]
-    fn mac_of_the_arguments() {
+    fn mac_from_cni_args() {
         check(&Case { args: "MAC=02:11:22:33:44:55;IgnoreUnknown=true", ..one(bridge(v4(), json!({}))) });
     }
 
     #[test]
-    fn mac_of_the_configuration_before_that_of_the_arguments() {
+    fn mac_of_the_config_precedes_cni_args() {
         let keys = json!({ "args": { "cni": { "mac": "02:11:22:33:44:88" } } });
         check(&Case { args: "MAC=02:11:22:33:44:55;IgnoreUnknown=true", ..one(bridge(v4(), keys)) });
     }
 
     #[test]
-    fn duplicates_looked_for() {
+    fn duplicate_address_detection() {
         let probe = Some((
             "ip netns exec pod sh -c 'cd /proc/sys/net/ipv6/conf/eth0; cat accept_dad enhanced_dad'
              ip -n pod -6 addr show dev eth0 | grep -c tentative || true",
@@ -190,19 +190,23 @@ mod bridges {
     }
 
     #[test]
-    fn an_address_that_another_has() {
+    fn a_duplicate_address_is_refused() {
         let setup = "ip link add cni0 type bridge; ip link set cni0 up; ip netns add other
             ip link add p0 master cni0 type veth peer name p1 netns other; ip link set p0 up
             ip -n other link set p1 up; ip -n other addr add fd01::5/64 dev p1 nodad";
         let ipam =
             json!({ "type": "static", "addresses": [{ "address": "fd01::5/64", "gateway": "fd01::1" }] });
         let case = Case { setup, ..one(bridge(ipam, json!({ "enabledad": true }))) };
-        for programs in [reference(), own()] {
+        for programs in [reference(), berth_plugins()] {
             let side = Side::new(programs, &case);
             let output = side.try_cni("add");
-            let said = String::from_utf8_lossy(&output.stderr).into_owned()
+            let output_text = String::from_utf8_lossy(&output.stderr).into_owned()
                 + &String::from_utf8_lossy(&output.stdout);
-            assert!(!output.status.success() && said.contains("fd01::5"), "{}: {said}", programs.display());
+            assert!(
+                !output.status.success() && output_text.contains("fd01::5"),
+                "{}: {output_text}",
+                programs.display()
+            );
             side.cni("del");
         }
     }
@@ -220,13 +224,13 @@ mod addresses {
     }
 
     #[test]
-    fn address_of_the_runtime() {
+    fn address_from_the_runtime() {
         let case = one(bridge(v4(), json!({ "capabilities": { "ips": true } })));
         check(&Case { capabilities: json!({ "ips": ["10.1.0.77"] }), ..case });
     }
 
     #[test]
-    fn ranges_of_the_runtime() {
+    fn ranges_from_the_runtime() {
         let case =
             one(bridge(json!({ "type": "host-local" }), json!({ "capabilities": { "ipRanges": true } })));
         let ranges = json!({ "ipRanges": [[{ "subnet": "10.9.0.0/24" }], [{ "subnet": "fd09::/64" }]] });
@@ -234,19 +238,19 @@ mod addresses {
     }
 
     #[test]
-    fn address_of_the_arguments() {
+    fn address_from_cni_args() {
         check(&Case { args: "IgnoreUnknown=true;IP=10.1.0.88", ..one(bridge(v4(), json!({}))) });
     }
 
     #[test]
-    fn servers_of_names() {
+    fn dns_from_a_resolv_conf() {
         let ipam = json!({ "type": "host-local", "subnet": "10.1.0.0/24", "resolvConf": "/run/names" });
         let setup = "printf 'nameserver 192.0.2.53\\ndomain x.example\\nsearch a b\\noptions ndots:5\\n' > /run/names";
         check(&Case { setup, ..one(bridge(ipam, json!({}))) });
     }
 
     #[test]
-    fn fixed() {
+    fn static_addresses() {
         let ipam = json!({ "type": "static",
             "addresses": [{ "address": "10.1.0.5/24", "gateway": "10.1.0.1" }, { "address": "fd01::5/64", "gateway": "fd01::1" }],
             "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "192.0.2.0/24", "gw": "10.1.0.9" }, { "dst": "::/0" }],
@@ -255,13 +259,13 @@ mod addresses {
     }
 
     #[test]
-    fn fixed_by_arguments() {
+    fn static_addresses_from_cni_args() {
         let case = one(bridge(json!({ "type": "static" }), json!({})));
         check(&Case { args: "IgnoreUnknown=true;IP=10.1.0.6/24,fd01::6/64;GATEWAY=10.1.0.1", ..case });
     }
 
     #[test]
-    fn fixed_by_the_runtime() {
+    fn static_addresses_from_the_runtime() {
         let case = one(bridge(json!({ "type": "static" }), json!({ "capabilities": { "ips": true } })));
         check(&Case { capabilities: json!({ "ips": ["10.1.0.7/24"] }), ..case });
     }
@@ -285,7 +289,7 @@ mod interfaces {
     fn macvlan(keys: Value) {
         let probe = Some(("ip netns exec pod busybox ping -c1 -W5 10.1.0.254 >/dev/null && echo yes", "yes"));
         let case = one(plugin(json!({ "type": "macvlan", "master": "par0", "ipam": v4() }), keys));
-        // The other end must not be of the same host: its own addresses never leave it.
+        // The other end must be in another namespace, because packets to own addresses do not leave a host.
         let setup =
             "ip netns add out; ip link add par0 address 02:00:00:00:00:01 type veth peer name far0 netns out
             ip -n out link set far0 address 02:00:00:00:00:02; ip -n out addr add 10.1.0.254/24 dev far0
@@ -381,7 +385,7 @@ mod changes {
     }
 
     #[test]
-    fn tuning_by_arguments_of_the_configuration() {
+    fn tuning_from_args_in_the_config() {
         check(&chained(
             json!({ "type": "tuning", "mtu": 1400, "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "0" },
             "args": { "cni": { "mac": "02:11:22:33:44:66", "mtu": 1300, "promisc": true, "allmulti": true,
@@ -390,7 +394,7 @@ mod changes {
     }
 
     #[test]
-    fn tuning_by_the_runtime() {
+    fn tuning_from_the_runtime() {
         let case = chained(json!({ "type": "tuning", "capabilities": { "mac": true } }));
         check(&Case { capabilities: json!({ "mac": "02:11:22:33:44:77" }), ..case });
     }
@@ -426,7 +430,7 @@ mod changes {
     }
 
     #[test]
-    fn portmap_by_nftables() {
+    fn portmap_with_nftables() {
         portmap(json!({ "backend": "nftables" }), None);
     }
 
@@ -448,7 +452,7 @@ mod changes {
     }
 
     #[test]
-    fn bandwidth_by_the_runtime() {
+    fn bandwidth_from_the_runtime() {
         let case = chained(json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
         let limits = json!({ "bandwidth": { "ingressRate": 8_000_000, "ingressBurst": 800_000,
             "egressRate": 4_000_000, "egressBurst": 400_000 } });
@@ -457,12 +461,12 @@ mod changes {
 
     #[test]
     fn source_based_routes() {
-        let meant = &[(
+        let expected_differences = &[(
             "pod routes6: only the reference has",
             "it copies all routes to the table of the first address",
         )];
         let case = chained(json!({ "type": "sbr" }));
-        check(&Case { reference_fails_check: true, meant, ..case });
+        check(&Case { reference_fails_check: true, expected_differences, ..case });
     }
 
     #[test]
@@ -471,7 +475,7 @@ mod changes {
     }
 
     fn in_vrf(keys: Value) {
-        // It moves the routes, and its bridge does not find them any more where they were.
+        // The plugin moves the routes, and the reference's bridge plugin then does not find them at CHECK.
         check(&Case { needs: &["vrf"], reference_fails_check: true, ..chained(keys) });
     }
 

@@ -1,6 +1,6 @@
-//! What is to be seen of a network: links, addresses, routes, rules, ports of bridges, queues, sysctls, in the host's
-//! namespace and the pod's, in words that two runs have in common. What is random (hardware addresses, names of links,
-//! numbers) is replaced by what it stands for.
+//! The visible state of a network: links, addresses, routes, rules, bridge ports, queues and sysctls, in the
+//! namespaces of the host and the pod. Random values (hardware addresses, names of links, numbers) are replaced by
+//! placeholders, so that two runs can be compared.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::net::Namespace;
 
-/// Prints sections that begin with `@@ NAME`; $run leads into a namespace.
+/// Prints sections that begin with `@@ NAME`. `$run` runs a command in a namespace.
 const SCRIPT: &str = r#"
 section() { echo "@@ $1"; }
 for place in host pod; do
@@ -43,9 +43,9 @@ if cd /var/lib/cni/networks 2>/dev/null; then
 fi
 "#;
 
-/// Keys whose values are counters, numbers of links or rules, made of hardware addresses, or of how far the detection of
-/// duplicate addresses has come.
-const UNLIKE: [&str; 32] = [
+/// Keys that are ignored: their values are counters, numbers of links or rules, derived from hardware addresses, or
+/// states of duplicate address detection.
+const IGNORED_KEYS: [&str; 32] = [
     "flowid",
     "tentative",
     "nodad",
@@ -80,23 +80,23 @@ const UNLIKE: [&str; 32] = [
     "pref64",
 ];
 
-/// What stands for a random name or hardware address.
-pub type Words = BTreeMap<String, String>;
+/// The placeholders for random names and hardware addresses.
+pub type Placeholders = BTreeMap<String, String>;
 
-/// The network as it is, and the words that it needs.
-pub fn look(host: &Namespace, kept: &str) -> (Value, Words) {
+/// Returns the visible state of a network, and its placeholders. Hardware addresses in `kept` are not replaced.
+pub fn snapshot(host: &Namespace, kept: &str) -> (Value, Placeholders) {
     let sections = sections(&host.sh(SCRIPT));
-    let words = words(&sections, kept);
+    let placeholders = placeholders(&sections, kept);
     let mut seen = Map::new();
     for (name, value) in sections {
-        // A link's own section has its name, and an empty section says nothing.
+        // The name of a section can contain the name of a link. Empty sections are left out.
         let name: Vec<&str> =
-            name.split(' ').map(|part| words.get(part).map_or(part, String::as_str)).collect();
+            name.split(' ').map(|part| placeholders.get(part).map_or(part, String::as_str)).collect();
         if !is_empty(&value) {
-            seen.insert(name.join(" "), alike(&value, &words));
+            seen.insert(name.join(" "), normalized(&value, &placeholders));
         }
     }
-    (Value::Object(seen), words)
+    (Value::Object(seen), placeholders)
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -113,7 +113,7 @@ fn sections(text: &str) -> Vec<(String, Value)> {
                 pairs.map(|(key, value)| (key.to_owned(), json!(value))).collect::<Map<_, _>>().into()
             }
             _ if content.trim().is_empty() => Value::Null,
-            // Not all of tc speaks JSON.
+            // Some output of tc is not JSON.
             _ if name.contains("classes") => {
                 serde_json::from_str(content).unwrap_or_else(|_| content.lines().collect())
             }
@@ -128,15 +128,15 @@ fn text<'a>(link: &'a Value, key: &str) -> &'a str {
     link.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// A link of the host whose other end is in the pod is named after that; so is the device of a limit. A hardware address
-/// is that of its link, if it is not among those that the configuration names.
-fn words(sections: &[(String, Value)], kept: &str) -> Words {
+/// Finds the placeholders. A link of the host with its other end in the pod is named after that end; so is the device
+/// of a limit. A hardware address is named after its link, unless the configuration contains it.
+fn placeholders(sections: &[(String, Value)], kept: &str) -> Placeholders {
     let links = |place: &str| {
         let found = sections.iter().find(|(name, _)| name == place);
         found.and_then(|(_, links)| links.as_array().cloned()).unwrap_or_default()
     };
     let (host, pod) = (links("host links"), links("pod links"));
-    let mut words = Words::new();
+    let mut placeholders = Placeholders::new();
     for link in &host {
         let kind = link.pointer("/linkinfo/info_kind").and_then(Value::as_str).unwrap_or_default();
         let peer = pod.iter().find(|peer| {
@@ -144,33 +144,34 @@ fn words(sections: &[(String, Value)], kept: &str) -> Words {
             let mutual = peer.get("link_index") == link.get("ifindex");
             known && kind == "veth" && mutual && peer.get("ifindex") == link.get("link_index")
         });
-        // A port of a bridge for the host itself is named for its other end, which has the VLAN in its name.
+        // A veth on the host itself, as a port of a bridge, is named after its other end, which has the VLAN in its
+        // name.
         let own = host.iter().find(|other| {
             let mutual = other.get("ifname") == link.get("link") && other.get("link") == link.get("ifname");
             mutual && kind == "veth" && text(other, "ifname").contains('.')
         });
         if let Some(peer) = peer.or(own) {
-            words.insert(text(link, "ifname").to_owned(), format!("peer-of-{}", text(peer, "ifname")));
+            placeholders.insert(text(link, "ifname").to_owned(), format!("peer-of-{}", text(peer, "ifname")));
         } else if kind == "ifb" {
-            words.insert(text(link, "ifname").to_owned(), "ifb-of-pod".to_owned());
+            placeholders.insert(text(link, "ifname").to_owned(), "ifb-of-pod".to_owned());
         }
     }
     for (place, link) in host.iter().map(|link| ("host", link)).chain(pod.iter().map(|link| ("pod", link))) {
         let (mac, name) = (text(link, "address"), text(link, "ifname"));
         let random = mac.contains(':') && mac != "00:00:00:00:00:00" && !kept.contains(mac);
         if random {
-            let name = words.get(name).cloned().unwrap_or_else(|| name.to_owned());
-            words.entry(mac.to_owned()).or_insert_with(|| format!("mac-of-{place}-{name}"));
+            let name = placeholders.get(name).cloned().unwrap_or_else(|| name.to_owned());
+            placeholders.entry(mac.to_owned()).or_insert_with(|| format!("mac-of-{place}-{name}"));
         }
     }
-    words
+    placeholders
 }
 
-/// A value with its random parts replaced, and with lists of objects in an order.
-pub fn alike(value: &Value, words: &Words) -> Value {
+/// Replaces the random parts of a value and sorts lists of objects.
+pub fn normalized(value: &Value, placeholders: &Placeholders) -> Value {
     match value {
         Value::Array(list) => {
-            let mut list: Vec<Value> = list.iter().map(|entry| alike(entry, words)).collect();
+            let mut list: Vec<Value> = list.iter().map(|entry| normalized(entry, placeholders)).collect();
             if list.iter().any(Value::is_object) {
                 list.retain(|entry| entry != &json!({}));
                 list.sort_by_key(Value::to_string);
@@ -182,17 +183,18 @@ pub fn alike(value: &Value, words: &Words) -> Value {
             keyed(list)
         }
         Value::Object(object) => {
-            let known = object.iter().filter(|(key, _)| !UNLIKE.contains(&key.as_str()));
+            let known = object.iter().filter(|(key, _)| !IGNORED_KEYS.contains(&key.as_str()));
             let known = known.filter(|(key, value)| !(*key == "action" && *value == "to_tbl"));
-            let pairs = known.map(|(key, value)| (word(key, words), settled(key, alike(value, words))));
+            let pairs = known
+                .map(|(key, value)| (word(key, placeholders), settled(key, normalized(value, placeholders))));
             pairs.collect::<Map<_, _>>().into()
         }
-        Value::String(text) => Value::String(word(text, words)),
+        Value::String(text) => Value::String(word(text, placeholders)),
         other => other.clone(),
     }
 }
 
-/// How far the kernel has come with a link is not what a plugin has done; whether it is up is in its flags.
+/// The operational state depends on timing and not on a plugin. The flags show whether a link is up.
 fn settled(key: &str, value: Value) -> Value {
     match value.as_str() {
         Some("LOWERLAYERDOWN") if key == "operstate" => json!("DOWN"),
@@ -201,7 +203,7 @@ fn settled(key: &str, value: Value) -> Value {
     }
 }
 
-/// Links are found by their names, so that a difference names the link.
+/// Turns a list of links into a map by name, so that a difference contains the name of the link.
 fn keyed(list: Vec<Value>) -> Value {
     let names: Vec<_> = list.iter().map(|entry| text(entry, "ifname").to_owned()).collect();
     let unique = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
@@ -211,9 +213,9 @@ fn keyed(list: Vec<Value>) -> Value {
     Value::Array(list)
 }
 
-/// Random names may be part of a path; a link-local address is made of a hardware address.
-fn word(text: &str, words: &Words) -> String {
-    if let Some(word) = words.get(text) {
+/// Random names can be parts of a path. A link-local address is derived from a hardware address.
+fn word(text: &str, placeholders: &Placeholders) -> String {
+    if let Some(word) = placeholders.get(text) {
         return word.clone();
     }
     if text.starts_with("fe80::") && text.len() > "fe80::/64".len() {
@@ -221,13 +223,13 @@ fn word(text: &str, words: &Words) -> String {
         return format!("link-local{length}");
     }
     if text.contains('/') {
-        let parts = text.split('/').map(|part| words.get(part).map_or(part, String::as_str));
+        let parts = text.split('/').map(|part| placeholders.get(part).map_or(part, String::as_str));
         return parts.collect::<Vec<_>>().join("/");
     }
     text.to_owned()
 }
 
-/// Every place in which two values differ.
+/// Collects every difference between two values.
 pub fn differences(path: &str, reference: &Value, own: &Value, found: &mut Vec<String>) {
     match (reference, own) {
         (Value::Object(one), Value::Object(other)) => {

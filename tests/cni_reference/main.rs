@@ -1,16 +1,10 @@
-//! The built-in plugins do what the CNI project's reference plugins do: each case is configured once for the reference
-//! plugins and once for `berth` under the plugins' names, in two hosts that are alike, by the CNI project's own
-//! `cnitool`; then the results, and what is to be seen of the network after ADD and after DEL, are compared.
+//! The built-in plugins behave like the CNI project's reference plugins. Each case is configured in two equal hosts
+//! with the CNI project's `cnitool`: once for the reference plugins and once for `berth` under the plugins' names.
+//! The results and the visible state of the network after ADD and after DEL are compared.
 //!
-//! The reference is built by `tests/stand-ins/cni-plugins.sh`. A case that this kernel cannot have is skipped with a line
-//! that says so; with `BERTH_CNI_ALL` set that is a failure.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test stops at the first surprise"
-)]
+//! `tests/stand-ins/cni-plugins.sh` builds the reference. A case that this kernel does not support is skipped with a
+//! message; with `BERTH_CNI_ALL` it fails.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub, reason = "a failing test panics")]
 
 mod cases;
 mod look;
@@ -24,54 +18,57 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use look::{Words, alike, differences, look};
+use look::{Placeholders, differences, normalized, snapshot};
 use net::Namespace;
 use serde_json::{Value, json};
 
-/// How long the kernel may take to settle (duplicate address detection, carriers) on a busy machine.
+/// The longest time that the kernel can take to settle (duplicate address detection, carriers) on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A network, and what is around it.
+/// A network and its environment.
 #[derive(Debug, Clone, Default)]
 pub struct Case {
     /// The list of plugins.
     pub plugins: Value,
-    /// What the runtime says (`CAP_ARGS`).
+    /// The capability arguments from the runtime (`CAP_ARGS`).
     pub capabilities: Value,
     /// `CNI_ARGS`.
     pub args: &'static str,
-    /// The interface in the pod, `eth0`.
+    /// The interface in the pod. The default is `eth0`.
     pub interface: Option<&'static str>,
-    /// Run on the host before.
+    /// A script that prepares the host.
     pub setup: &'static str,
-    /// Kinds of links that the kernel must have.
+    /// The kinds of links that the kernel must support.
     pub needs: &'static [&'static str],
-    /// Run on the host while the pod is attached; what it prints is compared, and must be this.
+    /// A script that runs on the host while the pod is attached, and the output that it must have.
     pub probe: Option<(&'static str, &'static str)>,
-    /// The reference's CHECK does not know what its ADD did.
+    /// The reference's CHECK fails after its ADD.
     pub reference_fails_check: bool,
-    /// Differences that are meant, by a part of their text, with the reason.
-    pub meant: &'static [(&'static str, &'static str)],
+    /// Expected differences as parts of their text, with the reason.
+    pub expected_differences: &'static [(&'static str, &'static str)],
 }
 
-/// What berth does otherwise in every network, and why.
-const MEANT: [(&str, &str); 10] = [
-    ("host links/ifb-of-pod/txqlen", "the kernel's own length: the reference sets none"),
-    ("pod sysctl/ipv6/conf/eth0/accept_dad:", "a pod's address is usable at once, with each plugin"),
-    ("/ifalias", "the host's end of a veth says whose it is"),
-    ("host links/peer-of-eth0/txqlen", "the kernel's own length: the reference sets none"),
-    ("/accept_ra:", "no router in a pod's network changes its routes (CVE-2020-10749)"),
-    ("host sysctl/ipv6/conf/cni0/accept_dad:", "a gateway's address is usable at once"),
-    ("host sysctl/ipv6/conf/peer-of-eth0/accept_dad:", "the host's end of a veth is"),
-    ("/arp_notify:", "neighbours are told of a pod's address, with each plugin"),
-    ("/ndisc_notify:", "and of an IPv6 address"),
+/// The expected differences of berth in every network, with the reason.
+const EXPECTED_DIFFERENCES: [(&str, &str); 10] = [
+    ("host links/ifb-of-pod/txqlen", "the kernel's default length: the reference sets none"),
+    ("pod sysctl/ipv6/conf/eth0/accept_dad:", "a pod's address is usable immediately with every plugin"),
+    ("/ifalias", "the host's end of a veth has the pod in its alias"),
+    ("host links/peer-of-eth0/txqlen", "the kernel's default length: the reference sets none"),
+    ("/accept_ra:", "routers in a pod's network do not change its routes (CVE-2020-10749)"),
+    ("host sysctl/ipv6/conf/cni0/accept_dad:", "a gateway's address is usable immediately"),
+    (
+        "host sysctl/ipv6/conf/peer-of-eth0/accept_dad:",
+        "the address of the host's end of a veth is usable immediately",
+    ),
+    ("/arp_notify:", "other hosts are notified of a pod's address with every plugin"),
+    ("/ndisc_notify:", "other hosts are notified of an IPv6 address"),
     (
         "/keep_addr_on_down:",
-        "an IPv6 address that comes later is kept, too: the reference looks whether there is one",
+        "an IPv6 address that is added later is kept, too: the reference sets this only if there is one",
     ),
 ];
 
-/// One host with its programs.
+/// One of the two hosts, with its plugin programs.
 struct Side {
     host: Namespace,
     programs: PathBuf,
@@ -110,13 +107,13 @@ impl Side {
         serde_json::from_str(&out).unwrap_or(Value::Null)
     }
 
-    /// What is to be seen now.
-    fn look(&self) -> (Value, Words) {
-        look(&self.host, &format!("{}{}{}", self.case.plugins, self.case.capabilities, self.case.args))
+    /// Returns the current visible state.
+    fn snapshot(&self) -> (Value, Placeholders) {
+        snapshot(&self.host, &format!("{}{}{}", self.case.plugins, self.case.capabilities, self.case.args))
     }
 }
 
-/// The folder of the reference plugins.
+/// Returns the folder of the reference plugins.
 fn reference() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -130,8 +127,8 @@ fn reference() -> &'static Path {
     })
 }
 
-/// A folder in which berth has the names of the plugins.
-fn own() -> &'static Path {
+/// Returns a folder with links to berth under the names of the plugins.
+fn berth_plugins() -> &'static Path {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         let folder = tempfile::Builder::new().prefix("berth-cni-").tempdir().unwrap();
@@ -143,7 +140,7 @@ fn own() -> &'static Path {
     folder.path()
 }
 
-/// What the kernel does not have of what a case needs.
+/// Returns the first requirement of a case that this kernel does not support.
 fn missing(case: &Case) -> Option<&'static str> {
     let scratch = Namespace::new();
     scratch.sh("ip link add base type veth peer name other");
@@ -158,7 +155,7 @@ fn missing(case: &Case) -> Option<&'static str> {
                 "ip link add bridge0 type bridge vlan_filtering 1; ip -d link show bridge0 | grep 'vlan_filtering 1'"
             }
             "ifb" => "ip link add x type ifb",
-            other => panic!("nobody knows how to see whether there is {other}"),
+            other => panic!("unknown requirement {other}"),
         };
         let made = scratch.try_sh(make);
         if !made.status.success() {
@@ -168,20 +165,24 @@ fn missing(case: &Case) -> Option<&'static str> {
     })
 }
 
-/// The reasons of `meant` that account for none of the differences are differences, too.
+/// Returns the differences that are not expected.
 fn unexpected(case: &Case, found: &[String]) -> Vec<String> {
-    let meant = || MEANT.iter().chain(case.meant);
-    found.iter().filter(|text| !meant().any(|(part, _)| text.contains(part))).cloned().collect()
+    let expected_differences = || EXPECTED_DIFFERENCES.iter().chain(case.expected_differences);
+    found
+        .iter()
+        .filter(|text| !expected_differences().any(|(part, _)| text.contains(part)))
+        .cloned()
+        .collect()
 }
 
-/// Looks at both until they are the same, or it is too late.
+/// Compares both sides repeatedly until they are equal or the time is over.
 fn compare_now(case: &Case, when: &str, sides: [&Side; 2], results: [&Value; 2]) -> Vec<String> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let [(one, words), (other, own_words)] = sides.map(Side::look);
+        let [(one, placeholders), (other, own_words)] = sides.map(Side::snapshot);
         let mut found = Vec::new();
         differences(when, &one, &other, &mut found);
-        let results = [in_order(results[0], &words), in_order(results[1], &own_words)];
+        let results = [in_order(results[0], &placeholders), in_order(results[1], &own_words)];
         differences(&format!("{when}: result"), &results[0], &results[1], &mut found);
         let found = unexpected(case, &found);
         if found.is_empty() || Instant::now() > until {
@@ -191,20 +192,22 @@ fn compare_now(case: &Case, when: &str, sides: [&Side; 2], results: [&Value; 2])
     }
 }
 
-/// The order of a result's lists has a meaning: interfaces are counted.
-fn in_order(result: &Value, words: &Words) -> Value {
+/// Normalizes a result and keeps the order of its lists: interfaces are referenced by index.
+fn in_order(result: &Value, placeholders: &Placeholders) -> Value {
     let mut result = result.clone();
     for list in ["interfaces", "ips", "routes"] {
         let entries =
             result.get_mut(list).and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
-        let numbered =
-            entries.iter().enumerate().map(|(place, entry)| (place.to_string(), alike(entry, words)));
+        let numbered = entries
+            .iter()
+            .enumerate()
+            .map(|(place, entry)| (place.to_string(), normalized(entry, placeholders)));
         result[list] = Value::Object(numbered.collect());
     }
     result
 }
 
-/// Runs a case with two folders of programs: what differs.
+/// Runs a case with two folders of programs and returns the differences.
 fn compare(case: &Case, programs: [&Path; 2]) -> Vec<String> {
     let sides = programs.map(|programs| Side::new(programs, case));
     let both = [&sides[0], &sides[1]];
@@ -220,13 +223,13 @@ fn compare(case: &Case, programs: [&Path; 2]) -> Vec<String> {
     }
     sides[1].cni("check");
     let checked = sides[0].try_cni("check");
-    let said = String::from_utf8_lossy(&checked.stderr);
-    assert_eq!(checked.status.success(), !case.reference_fails_check, "CHECK of the reference: {said}");
+    let stderr = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.success(), !case.reference_fails_check, "CHECK of the reference: {stderr}");
     for side in both {
         side.cni("del");
     }
     found.extend(compare_now(case, "after DEL", both, [&Value::Null, &Value::Null]));
-    // Whatever a plugin's rules are made of, none is left of a pod that has gone.
+    // No rules of a removed pod are left.
     let rules = sides[1].host.sh("nft list ruleset");
     for ip in results[1]["ips"].as_array().into_iter().flatten() {
         let address =
@@ -235,28 +238,27 @@ fn compare(case: &Case, programs: [&Path; 2]) -> Vec<String> {
             found.push(format!("after DEL: rules of berth with {address}: {rules}"));
         }
     }
-    // A second DEL of the same is no failure.
+    // A second DEL succeeds.
     sides[1].cni("del");
     found
 }
 
-/// A case as a test.
+/// Runs a case as a test.
 fn check(case: &Case) {
     if let Some(kind) = missing(case) {
-        assert!(std::env::var_os("BERTH_CNI_ALL").is_none(), "this kernel has no {kind}");
+        assert!(std::env::var_os("BERTH_CNI_ALL").is_none(), "this kernel does not support {kind}");
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        // Past the test runner, which keeps to itself what a passed test prints.
-        // Past the harness, which shows nothing of a test that passes.
+        // Writes to stderr directly, because the test harness captures the output of a passing test.
         let mut terminal = io::stderr();
-        writeln!(terminal, "skipped {name}: this kernel has no {kind}").unwrap();
+        writeln!(terminal, "skipped {name}: this kernel does not support {kind}").unwrap();
         return;
     }
-    let found = compare(case, [reference(), own()]);
+    let found = compare(case, [reference(), berth_plugins()]);
     assert!(found.is_empty(), "{} differences:\n  {}", found.len(), found.join("\n  "));
 }
 
 #[test]
-fn the_comparison_sees_what_is_different_and_nothing_else() {
+fn the_comparison_finds_real_differences_only() {
     let case = |mtu: u32| Case {
         plugins: json!([{ "type": "bridge", "bridge": "cni0", "isGateway": true, "mtu": mtu,
             "ipam": { "type": "host-local", "subnet": "10.1.0.0/24" } }]),

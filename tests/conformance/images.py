@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Builds stand-ins for the images that critest pulls, from this machine's Debian packages, and pushes them.
+"""Builds stand-ins for the images that critest pulls from this machine's Debian packages, and pushes them.
 
 usage: images.py URL FOLDER
 
 URL is a registry (http://127.0.0.1:5000), FOLDER is for temporary files. The names are those of critest without the
-registry's host; mirrors redirect to URL. The images contain only files that the tests use, and none of the real images:
+registry's host: mirrors lead there. The images contain only what the tests use:
 
-- Debian's busybox, because the shell of busybox-static runs applets internally and would ignore a masked /bin/ls;
-- applets as hard links, and pgrep and ipcs, which Debian's busybox does not have;
-- nginx for the web servers.
+- Debian's busybox, not busybox-static: the latter runs applets inside its shell, so a masked /bin/ls has no effect;
+- applets as hard links, and pgrep and ipcs, which busybox does not have here;
+- nginx as the web servers.
 
 Images under `suites/` are for the suites of other runtimes (tests/suites).
 """
@@ -134,7 +134,7 @@ def build(store, folder):
     store.image(f"{E2E}/nginx:1.14-2", [base, web_server(80)], server)
     store.image(f"{TOOLS}/hostnet-nginx-{ARCH}:latest", [base, web_server(12003)], server)
     store.image(f"{TOOLS}/hostnet-nginx:latest", [base, web_server(12003)], server)
-    # The test looks for the name of the server in its log.
+    # The tests look for its name in its log.
     store.image(
         f"{E2E}/httpd:2.4.39-4",
         [base, web_server(80)],

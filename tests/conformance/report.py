@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Reports passed, failed and skipped specs, and compares them with the specs that must pass.
+"""Reports which specs passed, failed and were skipped, and compares them with the list of specs that must pass.
 
 usage: report.py REPORT MUST_PASS [--record | --focused] [--websocket=REPORT]
 
-REPORT is ginkgo's JSON report. MUST_PASS has one spec per line, as the texts of its containers and its own text, separated
-by spaces; lines with # are comments. The second report has the specs over WebSocket, which get a suffix.
+REPORT is ginkgo's JSON report. MUST_PASS has one spec per line, as the texts of its containers and the spec, with a space
+between them; lines with # are comments. The second report has the specs over WebSocket; their names get a suffix.
 """
 
 import json
@@ -35,7 +35,7 @@ def main():
     for option in options:
         if option.startswith("--websocket="):
             again = specs(option.removeprefix("--websocket="), " (WebSocket)")
-            # Only Streaming specs ran.
+            # Specs other than Streaming were skipped.
             found.update((name, spec) for name, spec in again if spec["State"] != "skipped")
     passed = {name for name, spec in found.items() if spec["State"] == "passed"}
     skipped = {name for name, spec in found.items() if spec["State"] in ("skipped", "pending")}

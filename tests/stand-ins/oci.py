@@ -15,7 +15,7 @@ ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname(
 
 
 class Store:
-    """Blobs by digest, and manifests by name. The content is the same every time."""
+    """Blobs by digest and manifests by name. The same input gives the same content every time."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -60,7 +60,7 @@ def zstd_of(data):
 
 
 class Tar:
-    """One layer."""
+    """A layer as a tar archive."""
 
     def __init__(self):
         self.data = io.BytesIO()
@@ -88,7 +88,7 @@ class Tar:
         self.tar.addfile(info)
 
     def program(self, name, path, mode=0o755):
-        """Adds a program of this machine with its libraries."""
+        """Adds a program of this machine with the libraries that it loads."""
         self.file(name, read(path), mode)
         for library in libraries(path):
             self.file(library.lstrip("/"), read(library), 0o755)

@@ -2,8 +2,8 @@
 
 
 def compare(suite, list_path, head, passed, failed, skipped, *, record=False, part=False):
-    """Prints the differences and returns the exit code. `failed` has an explanation, or an empty text, by name. `record` rewrites
-    the list. With `part`, tests of the list that did not run are not reported."""
+    """Prints the differences and returns the exit code. `failed` has an explanation, possibly empty, by name. `record` rewrites the list;
+    with `part`, tests of the list that did not run are not reported."""
     with open(list_path) as file:
         must = {line.strip() for line in file if line.strip() and not line.startswith("#")}
     for name, why in sorted(failed.items()):

@@ -1,4 +1,4 @@
-//! Calls of a client that may give up, and whose daemon may go.
+//! Calls of a client that can cancel them, and of which the daemon can exit.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use crate::support::PATIENCE;
-use crate::truth::World;
+use crate::truth::Ledger;
 
 pub type Runtime = RuntimeServiceClient<Channel>;
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug)]
 pub enum Fail {
-    /// The client gave up, or the daemon has gone: what was asked for may have happened.
+    /// The client cancelled the call, or the daemon exited: the operation can have happened.
     Unknown,
     Refused(Status),
 }
@@ -34,16 +34,16 @@ impl Fail {
     }
 }
 
-/// A connection to whichever daemon there is.
+/// A client that reconnects after a restart of the daemon.
 pub struct Client {
-    world: Arc<World>,
+    ledger: Arc<Ledger>,
     pub rng: StdRng,
     runtime: Option<Runtime>,
 }
 
 impl Client {
-    pub fn new(world: Arc<World>, rng: StdRng) -> Self {
-        Self { world, rng, runtime: None }
+    pub fn new(ledger: Arc<Ledger>, rng: StdRng) -> Self {
+        Self { ledger, rng, runtime: None }
     }
 
     async fn runtime(&mut self) -> Runtime {
@@ -51,7 +51,7 @@ impl Client {
             return runtime.clone();
         }
         for _ in 0..PATIENCE.as_millis() / 20 {
-            if let Ok(channel) = connect(&self.world.socket).await {
+            if let Ok(channel) = connect(&self.ledger.socket).await {
                 let mut runtime = RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20);
                 if runtime.version(VersionRequest::default()).await.is_ok() {
                     self.runtime = Some(runtime.clone());
@@ -60,11 +60,11 @@ impl Client {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.world.violation("no daemon answers".to_owned());
+        self.ledger.violation("no daemon answers".to_owned());
         panic!("no daemon answers");
     }
 
-    /// Makes a call. One in eight is given up after a moment.
+    /// Makes a call. One in eight is cancelled after a moment.
     pub async fn call<T, W>(&mut self, what: &str, make: impl FnOnce(Runtime) -> W) -> Result<T, Fail>
     where
         W: Future<Output = Result<Response<T>, Status>>,
@@ -76,7 +76,7 @@ impl Client {
         self.call_within(patience, what, make).await
     }
 
-    /// Makes a call that is not given up.
+    /// Makes a call that is not cancelled.
     pub async fn wait<T, W>(&mut self, what: &str, make: impl FnOnce(Runtime) -> W) -> Result<T, Fail>
     where
         W: Future<Output = Result<Response<T>, Status>>,
@@ -94,14 +94,14 @@ impl Client {
         W: Future<Output = Result<Response<T>, Status>>,
     {
         let runtime = self.runtime().await;
-        let answer = answer(&self.world, patience, what, make(runtime)).await;
+        let answer = answer(&self.ledger, patience, what, make(runtime)).await;
         if let Err(Fail::Unknown) = answer {
             self.runtime = None;
         }
         answer
     }
 
-    /// Two calls at once, on one connection.
+    /// Makes two calls at almost the same time on one connection.
     pub async fn both<A, B, V, W>(
         &mut self,
         whats: (&str, &str),
@@ -120,8 +120,8 @@ impl Client {
             second.await
         };
         let answers = tokio::join!(
-            answer(&self.world, PATIENCE, whats.0, first),
-            answer(&self.world, PATIENCE, whats.1, second)
+            answer(&self.ledger, PATIENCE, whats.0, first),
+            answer(&self.ledger, PATIENCE, whats.1, second)
         );
         if matches!(answers.0, Err(Fail::Unknown)) || matches!(answers.1, Err(Fail::Unknown)) {
             self.runtime = None;
@@ -131,34 +131,35 @@ impl Client {
 }
 
 async fn answer<T>(
-    world: &World,
+    ledger: &Ledger,
     patience: Duration,
     what: &str,
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Fail> {
     let answer = tokio::time::timeout(patience, call).await;
-    world.count_call(answer.is_err());
+    ledger.count_call(answer.is_err());
     match answer {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) if is_of_the_connection(&status) => Err(Fail::Unknown),
+        Ok(Err(status)) if is_connection_error(&status) => Err(Fail::Unknown),
         Ok(Err(status)) => {
             let words = status.message();
             if words.contains("without an answer") || words.contains("panicked") {
-                world.violation(format!("{what}: {status}"));
+                ledger.violation(format!("{what}: {status}"));
             }
             Err(Fail::Refused(status))
         }
         Err(_) => {
             if patience == PATIENCE {
-                world.violation(format!("{what} was never answered"));
+                ledger.violation(format!("{what} was never answered"));
             }
             Err(Fail::Unknown)
         }
     }
 }
 
-/// Whether the daemon may have gone: what it says itself of what is not available is the keeper or the network.
-fn is_of_the_connection(status: &Status) -> bool {
+/// Returns whether the daemon can have exited. If the daemon itself reports something as unavailable, that is the
+/// keeper or the network.
+fn is_connection_error(status: &Status) -> bool {
     let words = status.message();
     matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
         && !words.contains("keeper")

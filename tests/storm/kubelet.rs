@@ -1,5 +1,4 @@
-//! The lives of pods: run, used, stopped and removed by a client that asks again until it is told that it is done, as the
-//! kubelet does.
+//! Pods that a client runs, uses, stops and removes. Like the kubelet, it retries each call until it succeeds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,41 +10,41 @@ use tonic::Code;
 
 use crate::client::{Client, Fail};
 use crate::support::{shell, sleeper};
-use crate::truth::{Container, Done, Kind, World};
+use crate::truth::{Container, Done, Kind, Ledger};
 
-/// How many pods a client has at most that stay until the end.
-const KEPT: usize = 3;
+/// The maximum number of a client's pods that stay until the end.
+const PODS_KEPT: usize = 3;
 
-/// How often something is asked for again before it is left as it is.
+/// The maximum number of attempts of a call.
 const TRIES: u32 = 40;
 
 pub struct Kubelet {
-    world: Arc<World>,
+    ledger: Arc<Ledger>,
     client: Client,
     number: u64,
     pods: u64,
     kept: usize,
 }
 
-/// A pod that runs.
+/// A running pod.
 struct Running {
     name: String,
     id: String,
 }
 
 impl Kubelet {
-    pub fn new(world: Arc<World>, number: u64, seed: u64) -> Self {
+    pub fn new(ledger: Arc<Ledger>, number: u64, seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed.wrapping_mul(1000) + number);
-        Self { client: Client::new(world.clone(), rng), world, number, pods: 0, kept: 0 }
+        Self { client: Client::new(ledger.clone(), rng), ledger, number, pods: 0, kept: 0 }
     }
 
     pub async fn live(mut self) {
-        while !self.world.is_over() {
+        while !self.ledger.is_over() {
             let Some(pod) = self.run().await else { continue };
             for number in 0..self.client.rng.random_range(1..=3) {
                 self.container(&pod, number).await;
             }
-            if self.kept < KEPT && self.client.rng.random_ratio(1, 3) {
+            if self.kept < PODS_KEPT && self.client.rng.random_ratio(1, 3) {
                 self.kept += 1;
                 continue;
             }
@@ -62,7 +61,7 @@ impl Kubelet {
         self.pods += 1;
         let name = format!("pod-{}-{}", self.number, self.pods);
         let config = self.config(&name);
-        self.world.pod(&name, |_| ());
+        self.ledger.pod(&name, |_| ());
         for _ in 0..TRIES {
             let request =
                 RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
@@ -76,16 +75,16 @@ impl Kubelet {
                 Err(_) => None,
             };
             if let Some(id) = id {
-                self.world.pod(&name, |pod| pod.id = Some(id.clone()));
+                self.ledger.pod(&name, |pod| pod.id = Some(id.clone()));
                 return Some(Running { name, id });
             }
-            if self.world.is_over() {
+            if self.ledger.is_over() {
                 break;
             }
             self.again().await;
         }
-        // Whether it was made after all is looked at in the end.
-        self.world.pod(&name, |pod| pod.removed = Done::Perhaps);
+        // The final check finds out whether the pod was created.
+        self.ledger.pod(&name, |pod| pod.removed = Done::Perhaps);
         None
     }
 
@@ -98,9 +97,9 @@ impl Kubelet {
                 attempt: 0,
             }),
             hostname: name.to_owned(),
-            log_directory: self.world.logs.join(name).display().to_string(),
+            log_directory: self.ledger.logs.join(name).display().to_string(),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: self.world.cgroup_parent.clone(),
+                cgroup_parent: self.ledger.cgroup_parent.clone(),
                 ..LinuxPodSandboxConfig::default()
             }),
             ..PodSandboxConfig::default()
@@ -115,7 +114,7 @@ impl Kubelet {
         let mut ids = pods.into_iter().filter(|pod| pod.metadata.as_ref().is_some_and(|m| m.name == name));
         let id = ids.next()?.id;
         if ids.next().is_some() {
-            self.world.violation(format!("pod {name} is there twice"));
+            self.ledger.violation(format!("pod {name} is there twice"));
         }
         Some(id)
     }
@@ -129,7 +128,7 @@ impl Kubelet {
         let mut ids = containers.into_iter().filter(|c| c.metadata.as_ref().is_some_and(|m| m.name == name));
         let id = ids.next()?.id;
         if ids.next().is_some() {
-            self.world.violation(format!("container {name} of pod {pod} is there twice"));
+            self.ledger.violation(format!("container {name} of pod {pod} is there twice"));
         }
         Some(id)
     }
@@ -148,11 +147,11 @@ impl Kubelet {
             stopped: Done::No,
             removed: Done::No,
         };
-        self.world.pod(&pod.name, |pod| pod.containers.push(container));
+        self.ledger.pod(&pod.name, |pod| pod.containers.push(container));
         let Some(id) = self.create(pod, &name, kind).await else {
-            return self.world.container(&pod.name, &name, |c| c.removed = Done::Perhaps);
+            return self.ledger.container(&pod.name, &name, |c| c.removed = Done::Perhaps);
         };
-        self.world.container(&pod.name, &name, |c| c.id = Some(id.clone()));
+        self.ledger.container(&pod.name, &name, |c| c.id = Some(id.clone()));
         match self.client.rng.random_range(0..10) {
             0 => return,
             1 => return self.start_beside_remove(pod, &name, &id).await,
@@ -199,7 +198,7 @@ impl Kubelet {
                     Some(_) => {}
                 },
             }
-            if self.world.is_over() {
+            if self.ledger.is_over() {
                 return None;
             }
             self.again().await;
@@ -207,20 +206,20 @@ impl Kubelet {
         None
     }
 
-    /// Whether it has been started.
+    /// Starts a container. Returns whether it was started.
     async fn start(&mut self, pod: &Running, name: &str, id: &str) -> bool {
         for _ in 0..TRIES {
-            self.world.container(&pod.name, name, |c| c.started = Done::Perhaps);
+            self.ledger.container(&pod.name, name, |c| c.started = Done::Perhaps);
             let request = StartContainerRequest { container_id: id.to_owned() };
             let start = self
                 .client
                 .call("StartContainer", async |mut runtime| runtime.start_container(request).await);
             match start.await {
                 Ok(_) => {
-                    self.world.container(&pod.name, name, |c| c.started = Done::Yes);
+                    self.ledger.container(&pod.name, name, |c| c.started = Done::Yes);
                     return true;
                 }
-                // It runs or has ended; or its pod is not ready.
+                // The container runs or has exited, or its pod is not ready.
                 Err(Fail::Refused(status)) if status.code() == Code::FailedPrecondition => {
                     return !status.message().contains("pod sandbox");
                 }
@@ -235,18 +234,18 @@ impl Kubelet {
         false
     }
 
-    /// The daemon does not know what it has told of.
+    /// Records a violation if the daemon does not have a container that it has reported before.
     fn gone(&self, pod: &Running, name: &str, status: &tonic::Status) {
-        let removed = self.world.pod(&pod.name, |pod| {
+        let removed = self.ledger.pod(&pod.name, |pod| {
             pod.removed != Done::No || pod.containers.iter().any(|c| c.name == name && c.removed != Done::No)
         });
         if !removed {
-            self.world.violation(format!("container {name} of {} ({}) is lost: {status}", pod.name, pod.id));
+            self.ledger.violation(format!("container {name} of {} ({}) is lost: {status}", pod.name, pod.id));
         }
     }
 
     async fn start_beside_remove(&mut self, pod: &Running, name: &str, id: &str) {
-        self.world.container(&pod.name, name, |c| (c.started, c.removed) = (Done::Perhaps, Done::Perhaps));
+        self.ledger.container(&pod.name, name, |c| (c.started, c.removed) = (Done::Perhaps, Done::Perhaps));
         let start = StartContainerRequest { container_id: id.to_owned() };
         let remove = RemoveContainerRequest { container_id: id.to_owned() };
         let (_, removed) = self
@@ -258,7 +257,7 @@ impl Kubelet {
             )
             .await;
         if removed.is_ok() {
-            self.world.container(&pod.name, name, |c| c.removed = Done::Yes);
+            self.ledger.container(&pod.name, name, |c| c.removed = Done::Yes);
         }
     }
 
@@ -274,7 +273,7 @@ impl Kubelet {
             && answer.exit_code == 0
             && answer.stdout != format!("{token}\n").into_bytes()
         {
-            self.world
+            self.ledger
                 .violation(format!("exec in {id} answered {:?}", String::from_utf8_lossy(&answer.stdout)));
         }
     }
@@ -282,38 +281,38 @@ impl Kubelet {
     async fn stop(&mut self, pod: &Running, name: &str, id: &str) {
         let mut last = None;
         for _ in 0..TRIES {
-            self.world.container(&pod.name, name, |c| c.stopped = Done::Perhaps);
+            self.ledger.container(&pod.name, name, |c| c.stopped = Done::Perhaps);
             let timeout = self.client.rng.random_range(0..3);
             let request = StopContainerRequest { container_id: id.to_owned(), timeout };
             let stop =
                 self.client.call("StopContainer", async |mut runtime| runtime.stop_container(request).await);
             match stop.await {
-                Ok(_) => return self.world.container(&pod.name, name, |c| c.stopped = Done::Yes),
+                Ok(_) => return self.ledger.container(&pod.name, name, |c| c.stopped = Done::Yes),
                 Err(error) => last = Some(error),
             }
             self.again().await;
         }
-        self.world.violation(format!("container {name} ({id}) of {} cannot be stopped: {last:?}", pod.name));
+        self.ledger.violation(format!("container {name} ({id}) of {} cannot be stopped: {last:?}", pod.name));
     }
 
     async fn remove(&mut self, pod: &Running, name: &str, id: &str) {
         let mut last = None;
         for _ in 0..TRIES {
-            self.world.container(&pod.name, name, |c| c.removed = Done::Perhaps);
+            self.ledger.container(&pod.name, name, |c| c.removed = Done::Perhaps);
             let request = RemoveContainerRequest { container_id: id.to_owned() };
             let remove = self
                 .client
                 .call("RemoveContainer", async |mut runtime| runtime.remove_container(request).await);
             match remove.await {
-                Ok(_) => return self.world.container(&pod.name, name, |c| c.removed = Done::Yes),
+                Ok(_) => return self.ledger.container(&pod.name, name, |c| c.removed = Done::Yes),
                 Err(error) => last = Some(error),
             }
             self.again().await;
         }
-        self.world.violation(format!("container {name} ({id}) of {} cannot be removed: {last:?}", pod.name));
+        self.ledger.violation(format!("container {name} ({id}) of {} cannot be removed: {last:?}", pod.name));
     }
 
-    /// Waits until a container that ends by itself has ended.
+    /// Waits until a container that exits by itself has exited.
     async fn ends(&mut self, pod: &Running, name: &str, id: &str) {
         for _ in 0..TRIES {
             let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
@@ -335,9 +334,9 @@ impl Kubelet {
         }
     }
 
-    /// Stops and removes a pod; sometimes while a container is made in it.
+    /// Stops and removes a pod, sometimes while a container is created in it.
     async fn end(&mut self, pod: &Running) {
-        self.world.pod(&pod.name, |pod| pod.stopped = Done::Perhaps);
+        self.ledger.pod(&pod.name, |pod| pod.stopped = Done::Perhaps);
         if self.client.rng.random_ratio(1, 3) {
             let container = Container {
                 name: "late".to_owned(),
@@ -347,7 +346,7 @@ impl Kubelet {
                 stopped: Done::No,
                 removed: Done::Perhaps,
             };
-            self.world.pod(&pod.name, |pod| pod.containers.push(container));
+            self.ledger.pod(&pod.name, |pod| pod.containers.push(container));
             let create = CreateContainerRequest {
                 pod_sandbox_id: pod.id.clone(),
                 config: Some(sleeper("late")),
@@ -369,28 +368,28 @@ impl Kubelet {
                 .client
                 .call("StopPodSandbox", async |mut runtime| runtime.stop_pod_sandbox(request).await);
             if stop.await.is_ok() {
-                self.world.pod(&pod.name, |pod| pod.stopped = Done::Yes);
+                self.ledger.pod(&pod.name, |pod| pod.stopped = Done::Yes);
                 break;
             }
             self.again().await;
         }
-        // Some are left to be looked at in the end.
+        // Some pods stay for the final check.
         if self.client.rng.random_ratio(1, 8) {
             return;
         }
         let mut last = None;
         for _ in 0..TRIES {
-            self.world.pod(&pod.name, |pod| pod.removed = Done::Perhaps);
+            self.ledger.pod(&pod.name, |pod| pod.removed = Done::Perhaps);
             let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
             let remove = self
                 .client
                 .call("RemovePodSandbox", async |mut runtime| runtime.remove_pod_sandbox(request).await);
             match remove.await {
-                Ok(_) => return self.world.pod(&pod.name, |pod| pod.removed = Done::Yes),
+                Ok(_) => return self.ledger.pod(&pod.name, |pod| pod.removed = Done::Yes),
                 Err(error) => last = Some(error),
             }
             self.again().await;
         }
-        self.world.violation(format!("pod {} ({}) cannot be removed: {last:?}", pod.name, pod.id));
+        self.ledger.violation(format!("pod {} ({}) cannot be removed: {last:?}", pod.name, pod.id));
     }
 }

@@ -1,22 +1,16 @@
-//! A crash storm: clients run, exec, stop and remove pods like kubelets, and give calls up at random, while the daemon and
-//! keepers are killed, keepers stopped, and the disk is full or frozen in turns. At the end nothing is lost, doubled or
-//! left: what clients have been told of is listed once and in the state that it must have, exit codes are right, and only
-//! keepers of listed pods run. Runs as root.
+//! A crash storm: clients run, exec, stop and remove pods like kubelets and cancel calls at random, while the daemon
+//! and keepers are killed, keepers are stopped, and the disk is full or frozen. At the end nothing is lost, doubled
+//! or left: every object that was reported to a client is listed once and in the right state, exit codes are right,
+//! and only keepers of listed pods run. Runs as root.
 //!
-//! `BERTH_STORM_SECONDS` is how long it lasts, `BERTH_STORM_KILLS` how often the daemon is killed at least (1000 before a
-//! release), `BERTH_STORM_SEED` repeats what clients and troubles choose; when they do it depends on the machine.
-//! `BERTH_STORM_LOG` is where the daemon's log is kept if something is wrong.
+//! `BERTH_STORM_SECONDS` is the duration, `BERTH_STORM_KILLS` the minimum number of kills of the daemon (1000 before
+//! a release). `BERTH_STORM_SEED` repeats the choices of clients and faults; their timing depends on the machine.
+//! `BERTH_STORM_LOG` is a path to which the daemon's log is copied after a failure.
 //!
-//! * [`truth`]: what clients know; [`client`]: calls that may be given up
-//! * [`kubelet`]: the lives of pods; [`trouble`]: what happens to them
-//! * [`verdict`]: what must hold at the end
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test stops at the first surprise"
-)]
+//! * [`truth`]: the state that clients expect; [`client`]: calls that can be cancelled
+//! * [`kubelet`]: the pods of a client; [`trouble`]: the faults
+//! * [`verdict`]: the final check
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub, reason = "a failing test panics")]
 
 mod client;
 mod kubelet;
@@ -34,12 +28,12 @@ use support::{Berth, Setup};
 
 use crate::kubelet::Kubelet;
 use crate::trouble::Trouble;
-use crate::truth::World;
+use crate::truth::Ledger;
 
-/// How many clients there are, each with pods of its own.
+/// The number of clients. Each has its own pods.
 const CLIENTS: u64 = 5;
 
-/// How long the short form lasts.
+/// The default duration.
 const SECONDS: u64 = 40;
 
 fn number(variable: &str) -> Option<u64> {
@@ -47,40 +41,40 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_doubled_or_left() {
+async fn no_pod_or_container_is_lost_doubled_or_left_over() {
     let seed = number("BERTH_STORM_SEED").unwrap_or(1);
     let kills = number("BERTH_STORM_KILLS").unwrap_or(0);
     let seconds = number("BERTH_STORM_SECONDS").unwrap_or(if kills > 0 { 0 } else { SECONDS });
     println!("BERTH_STORM_SEED={seed}: {seconds} s and {kills} kills at least");
     let mut berth = Berth::start_as(Setup { disk: Some(256), ..Setup::default() }).await;
-    let world =
-        Arc::new(World::new(berth.path("run/berth.sock"), &berth.cgroup_parent, berth.disk_path("logs")));
+    let ledger =
+        Arc::new(Ledger::new(berth.path("run/berth.sock"), &berth.cgroup_parent, berth.disk_path("logs")));
     let clients: Vec<_> =
-        (0..CLIENTS).map(|number| tokio::spawn(Kubelet::new(world.clone(), number, seed).live())).collect();
-    let mut trouble = Trouble::new(world.clone(), seed);
+        (0..CLIENTS).map(|number| tokio::spawn(Kubelet::new(ledger.clone(), number, seed).live())).collect();
+    let mut trouble = Trouble::new(ledger.clone(), seed);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(seconds) || trouble.kills < kills {
-        trouble.happen(&mut berth).await;
+        trouble.inject(&mut berth).await;
     }
     trouble.end(&mut berth).await;
-    world.end();
+    ledger.end();
     for client in clients {
         client.await.unwrap();
     }
-    println!("{trouble}; {}", world.told());
-    // What was found at a start is taken over by another one as well.
+    println!("{trouble}; {}", ledger.summary());
+    // The recovered state must survive another restart.
     berth.restart().await;
-    verdict::hold(&mut berth, &world).await;
-    if let (Some(copy), false) = (std::env::var_os("BERTH_STORM_LOG"), world.violations().is_empty()) {
+    verdict::check(&mut berth, &ledger).await;
+    if let (Some(copy), false) = (std::env::var_os("BERTH_STORM_LOG"), ledger.violations().is_empty()) {
         std::fs::copy(berth.path("daemon.log"), copy).unwrap();
     }
-    assert_eq!(world.violations(), Vec::<String>::new(), "BERTH_STORM_SEED={seed}");
+    assert_eq!(ledger.violations(), Vec::<String>::new(), "BERTH_STORM_SEED={seed}");
     assert_eq!(berth.clean().await, Vec::<String>::new(), "BERTH_STORM_SEED={seed}");
     assert_eq!(addresses(&berth.disk_path("addresses")), Vec::<String>::new(), "BERTH_STORM_SEED={seed}");
     assert_eq!(trouble::keepers(&berth).len(), 0, "BERTH_STORM_SEED={seed}");
 }
 
-/// The addresses that somebody has.
+/// Returns the addresses that are in use.
 fn addresses(folder: &Path) -> Vec<String> {
     let networks = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let files =

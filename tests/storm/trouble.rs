@@ -1,4 +1,4 @@
-//! What happens to the daemon, to keepers and to the disk.
+//! The faults: kills of the daemon, faults of keepers, and faults of the disk.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use rand::{Rng as _, SeedableRng as _};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::Berth;
-use crate::truth::World;
+use crate::truth::Ledger;
 
 pub struct Trouble {
-    world: Arc<World>,
+    ledger: Arc<Ledger>,
     rng: StdRng,
-    /// Of the daemon.
+    /// The number of kills of the daemon.
     pub kills: u64,
     keepers: u64,
     pauses: u64,
     stops: u64,
     full: u64,
     frozen: u64,
-    /// Goes on with these at the end.
+    /// The stopped keepers. They continue at the end.
     stopped: Vec<i32>,
 }
 
@@ -34,16 +34,16 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// The keepers of the daemon.
+/// Returns the keepers of the daemon.
 pub fn keepers(berth: &Berth) -> Vec<FoundKeeper> {
     let folder = berth.folder.path().to_owned();
     find_keepers(|keeper| keeper.folder().is_some_and(|of_keeper| of_keeper.starts_with(&folder))).unwrap()
 }
 
 impl Trouble {
-    pub fn new(world: Arc<World>, seed: u64) -> Self {
+    pub fn new(ledger: Arc<Ledger>, seed: u64) -> Self {
         Self {
-            world,
+            ledger,
             rng: StdRng::seed_from_u64(seed),
             kills: 0,
             keepers: 0,
@@ -59,18 +59,18 @@ impl Trouble {
         Duration::from_millis(self.rng.random_range(0..most))
     }
 
-    /// The next trouble.
-    pub async fn happen(&mut self, berth: &mut Berth) {
+    /// Injects the next fault.
+    pub async fn inject(&mut self, berth: &mut Berth) {
         tokio::time::sleep(self.moment(700)).await;
         if berth.has_ended() {
-            self.world.violation("the daemon has ended by itself".to_owned());
+            self.ledger.violation("the daemon has exited by itself".to_owned());
             berth.start_again();
         }
         match self.rng.random_range(0..16) {
             0 => self.kill_keeper(berth),
             1 => self.kill_pause(berth),
             2 => {
-                // Both at once: only the disk knows.
+                // Both are killed, so only the disk has the state.
                 self.kill_keeper(berth);
                 self.kill_daemon(berth).await;
             }
@@ -86,7 +86,7 @@ impl Trouble {
         berth.kill();
         tokio::time::sleep(self.moment(80)).await;
         berth.start_again();
-        // Some are killed before they answer.
+        // Some daemons are killed before they answer.
         if self.rng.random_ratio(1, 4) {
             tokio::time::sleep(self.moment(150)).await;
             self.kills += 1;
@@ -106,17 +106,17 @@ impl Trouble {
     fn kill_keeper(&mut self, berth: &Berth) {
         let Some(keeper) = self.any_keeper(berth) else { return };
         self.keepers += 1;
-        self.world.breaks(keeper.pod());
+        self.ledger.mark_broken(keeper.pod());
         keeper.into_process().kill();
     }
 
     fn kill_pause(&mut self, berth: &Berth) {
         let Some(keeper) = self.any_keeper(berth) else { return };
-        self.world.breaks(keeper.pod());
+        self.ledger.mark_broken(keeper.pod());
         let keeper = keeper.into_process().pid();
         let children =
             std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
-        // The first that it has cloned.
+        // The pause is the first child of the keeper.
         let pause = children.split_whitespace().next().and_then(|pid| Pid::from_raw(pid.parse().ok()?));
         if let Some(pause) = pause {
             self.pauses += 1;
@@ -131,15 +131,15 @@ impl Trouble {
         self.stops += 1;
         let _gone = kill_process(pid, Signal::STOP);
         match self.rng.random_ratio(1, 4) {
-            // It stays so while other things happen.
+            // The keeper stays stopped during other faults.
             true => self.stopped.push(keeper.pid()),
             false => {
                 tokio::time::sleep(self.moment(2500)).await;
-                go_on(keeper.pid());
+                continue_keeper(keeper.pid());
             }
         }
         if self.stopped.len() > 2 {
-            self.stopped.drain(..).for_each(go_on);
+            self.stopped.drain(..).for_each(continue_keeper);
         }
     }
 
@@ -159,21 +159,22 @@ impl Trouble {
         let frozen = berth.disk.as_ref().unwrap().freeze(Duration::from_secs(3));
         tokio::time::sleep(self.moment(1500)).await;
         if self.rng.random_ratio(1, 4) {
-            // What waits for the disk ends when that goes on.
+            // A process that waits for the disk exits when the disk is thawed.
             self.kill_daemon(berth).await;
         }
         drop(frozen);
     }
 
-    /// No more of it.
+    /// Ends the faults.
     pub async fn end(&mut self, berth: &mut Berth) {
-        self.stopped.drain(..).for_each(go_on);
+        self.stopped.drain(..).for_each(continue_keeper);
         berth.connect_again().await;
     }
 }
 
-/// The keepers that a daemon has are its children: one that has ended has a pid that nobody else has before it is reaped.
-fn go_on(pid: i32) {
+/// Continues a stopped keeper. Keepers are children of the daemon, so the pid of an exited keeper is not reused
+/// before it is reaped.
+fn continue_keeper(pid: i32) {
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     if command.starts_with(b"berth-keeper\0")
         && let Some(pid) = Pid::from_raw(pid)

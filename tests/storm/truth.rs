@@ -1,34 +1,34 @@
-//! What the clients know, and what they may not know.
+//! The state that the clients expect, including what they do not know.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-/// Whether something that a client asked for has happened.
+/// Whether a requested operation has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Done {
-    /// It was not asked for.
+    /// The operation was not requested.
     #[default]
     No,
-    /// It was asked for, and the answer never came or was an error: it may have happened.
+    /// The operation was requested, and the answer was an error or did not arrive: it can have happened.
     Perhaps,
     Yes,
 }
 
-/// What a container does.
+/// The behaviour of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It runs until it is told to end, and ends with 0.
+    /// It runs until it is stopped, and exits with 0.
     Sleeps,
-    /// It ends by itself with this code.
+    /// It exits by itself with this code.
     Ends(i32),
 }
 
 #[derive(Clone, Debug)]
 pub struct Container {
     pub name: String,
-    /// As the client was told.
+    /// The id in the answer to the client.
     pub id: Option<String>,
     pub kind: Kind,
     pub started: Done,
@@ -38,29 +38,29 @@ pub struct Container {
 
 #[derive(Clone, Debug, Default)]
 pub struct Pod {
-    /// As the client was told.
+    /// The id in the answer to the client.
     pub id: Option<String>,
-    /// Its keeper or its pause was killed.
+    /// The keeper or the pause of this pod was killed.
     pub broken: bool,
     pub stopped: Done,
     pub removed: Done,
     pub containers: Vec<Container>,
 }
 
-/// What all share.
-pub struct World {
+/// The shared state of all clients and the faults.
+pub struct Ledger {
     pub socket: PathBuf,
     pub cgroup_parent: String,
     pub logs: PathBuf,
     over: AtomicBool,
     calls: AtomicUsize,
     given_up: AtomicUsize,
-    /// By their names, which no two have.
+    /// Pods by their unique names.
     pods: Mutex<BTreeMap<String, Pod>>,
     violations: Mutex<Vec<String>>,
 }
 
-impl World {
+impl Ledger {
     pub fn new(socket: PathBuf, cgroup_parent: &str, logs: PathBuf) -> Self {
         Self {
             socket,
@@ -91,25 +91,25 @@ impl World {
         self.pods.lock().unwrap()
     }
 
-    /// Changes what is known of a pod.
+    /// Changes the expected state of a pod.
     pub fn pod<T>(&self, name: &str, change: impl FnOnce(&mut Pod) -> T) -> T {
         change(self.pods().entry(name.to_owned()).or_default())
     }
 
-    /// Changes what is known of the newest container of this name.
+    /// Changes the expected state of the newest container with this name.
     pub fn container<T>(&self, pod: &str, name: &str, change: impl FnOnce(&mut Container) -> T) -> T {
         self.pod(pod, |pod| change(pod.containers.iter_mut().rfind(|c| c.name == name).unwrap()))
     }
 
-    /// The pod's keeper or pause is about to be killed.
-    pub fn breaks(&self, id: &str) {
+    /// Marks a pod before its keeper or its pause is killed.
+    pub fn mark_broken(&self, id: &str) {
         for pod in self.pods().values_mut().filter(|pod| pod.id.as_deref().is_none_or(|known| known == id)) {
-            // One whose id no client knows yet may be it.
+            // A pod without a known id can be the one.
             pod.broken = true;
         }
     }
 
-    /// Something is not as it must be.
+    /// Records and prints a violation.
     pub fn violation(&self, what: String) {
         println!("VIOLATION: {what}");
         self.violations.lock().unwrap().push(what);
@@ -119,7 +119,7 @@ impl World {
         self.violations.lock().unwrap().clone()
     }
 
-    pub fn told(&self) -> String {
+    pub fn summary(&self) -> String {
         let pods = self.pods();
         let containers: usize = pods.values().map(|pod| pod.containers.len()).sum();
         let (calls, given_up) = (self.calls.load(Ordering::Relaxed), self.given_up.load(Ordering::Relaxed));

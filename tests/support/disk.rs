@@ -1,4 +1,4 @@
-//! A small filesystem of a test's own, which can be full, frozen or broken.
+//! A small filesystem for one test. The test can fill it, freeze it or break it.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
-/// Where it is mounted in the folder of a test.
+/// The name of the mount point in the folder of a test.
 pub const FOLDER: &str = "disk";
 
-/// An ext4 in a file. It is taken off when this is dropped.
+/// An ext4 filesystem in a file. Drop unmounts it.
 pub struct Disk {
     folder: PathBuf,
 }
 
-/// A filesystem to which nothing can be written (fsfreeze(8)): whoever does waits. It is let go when this is dropped, or at
-/// the latest after a time, so that a test that is killed leaves nothing frozen.
+/// A frozen filesystem (fsfreeze(8)): every write to it blocks. Drop thaws it. It thaws by itself after a time limit,
+/// so that a test that is killed leaves nothing frozen.
 pub struct Frozen {
     helper: Child,
 }
@@ -28,7 +28,7 @@ impl Disk {
         File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
         fs::create_dir(&folder).unwrap();
         let image = image.display().to_string();
-        // Nothing is reserved for root, and an error makes it read-only.
+        // No blocks are reserved for root. After an error the filesystem is read-only.
         run("mkfs.ext4", &["-q", "-F", "-m", "0", "-e", "remount-ro", &image]);
         run("mount", &["-o", "loop", &image, &folder.display().to_string()]);
         Self { folder }
@@ -38,18 +38,18 @@ impl Disk {
         &self.folder
     }
 
-    /// Takes the last block.
+    /// Fills the disk to the last block.
     pub fn fill(&self) {
         let mut file = File::options().create(true).append(true).open(self.filler()).unwrap();
         for piece in [1 << 20, 4096, 1] {
             while file.write_all(&vec![0; piece]).is_ok() {}
         }
-        // Blocks that were promised and not needed (ext4's delayed allocation) are given back by this.
+        // ext4 reserves blocks for delayed allocation. The sync releases those that it did not need.
         drop(file.sync_all());
         while file.write_all(&[0; 4096]).is_ok() {}
     }
 
-    /// Gives it back.
+    /// Frees the space that `fill` has taken.
     pub fn free(&self) {
         fs::remove_file(self.filler()).unwrap();
     }
@@ -58,13 +58,13 @@ impl Disk {
         self.folder.join("filler")
     }
 
-    /// Freezes it for no longer than `longest`.
+    /// Freezes the disk. It thaws after `longest` at the latest.
     pub fn freeze(&self, longest: Duration) -> Frozen {
         let script = format!(
             "fsfreeze --freeze \"$0\" && echo frozen && {{ read -t {} _ || true; }}; fsfreeze --unfreeze \"$0\"",
             longest.as_secs()
         );
-        // `read -t` is not in every sh.
+        // Not every sh has `read -t`.
         let mut helper = Command::new("bash")
             .args(["-c", &script])
             .arg(&self.folder)
@@ -72,12 +72,12 @@ impl Disk {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = [0; 7];
-        std::io::Read::read_exact(helper.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let mut output = [0; 7];
+        std::io::Read::read_exact(helper.stdout.as_mut().unwrap(), &mut output).unwrap();
         Frozen { helper }
     }
 
-    /// It has had an error, and is read-only from now on.
+    /// Triggers a filesystem error, after which ext4 is read-only.
     pub fn break_down(&self) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mount = mounts.lines().find(|line| line.split(' ').nth(4) == self.folder.to_str()).unwrap();
@@ -85,21 +85,21 @@ impl Disk {
         fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
         let until = Instant::now() + PATIENCE;
         while fs::write(self.folder.join("probe"), "x").is_ok() {
-            assert!(Instant::now() < until, "it stays writable");
+            assert!(Instant::now() < until, "the disk stays writable after an error");
         }
     }
 }
 
 impl Frozen {
-    /// Whether it still is.
-    pub fn holds(&mut self) -> bool {
+    /// Returns whether the filesystem is still frozen.
+    pub fn is_frozen(&mut self) -> bool {
         self.helper.try_wait().unwrap().is_none()
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        // The end of its input ends it.
+        // The helper exits at the end of its input.
         drop(self.helper.stdin.take());
         drop(self.helper.wait());
     }

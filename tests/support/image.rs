@@ -1,4 +1,4 @@
-//! An image of this host's busybox with the libraries it needs, as a docker-archive.
+//! A docker-archive of an image with this host's busybox and the libraries that it needs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,12 +9,12 @@ use std::process::Command;
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000:web:/srv:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nweb:x:1000:\nlogs:x:50:web\n";
 
-/// Writes the archive.
+/// Writes the archive of the test image.
 pub fn write_archive(path: &Path, tag: &str) {
     write_archive_with(path, tag, &[]);
 }
 
-/// The same with more files, or others in the place of those that it has.
+/// Writes the archive of the test image with additional or replaced files.
 pub fn write_archive_with(path: &Path, tag: &str, files: &[(&str, &[u8])]) {
     let config = serde_json::json!({
         "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=yes"],
@@ -25,7 +25,7 @@ pub fn write_archive_with(path: &Path, tag: &str, files: &[(&str, &[u8])]) {
     write_archive_of(path, tag, &[layer_with(files)], &config);
 }
 
-/// Writes an archive of these layers and this config, the `config` of an image configuration.
+/// Writes an archive with these layers. `config` is the `config` field of the image configuration.
 pub fn write_archive_of(path: &Path, tag: &str, layers: &[Vec<u8>], config: &serde_json::Value) {
     let diff_ids: Vec<_> = layers.iter().map(|layer| format!("sha256:{}", sha256(layer))).collect();
     let config = serde_json::json!({
@@ -45,7 +45,7 @@ pub fn write_archive_of(path: &Path, tag: &str, layers: &[Vec<u8>], config: &ser
     archive.finish().unwrap();
 }
 
-/// The layer of busybox.
+/// Returns the layer with busybox.
 pub fn layer() -> Vec<u8> {
     layer_with(&[])
 }
@@ -88,7 +88,7 @@ fn layer_with(files: &[(&str, &[u8])]) -> Vec<u8> {
     layer.into_inner().unwrap()
 }
 
-/// What ldd(1) says that busybox needs.
+/// Returns the libraries that busybox needs according to ldd(1).
 fn libraries() -> BTreeSet<PathBuf> {
     let output = Command::new("ldd").arg("/bin/busybox").output().unwrap().stdout;
     let text = String::from_utf8(output).unwrap();

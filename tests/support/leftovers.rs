@@ -1,4 +1,4 @@
-//! What is on the host: to be the same after a test as before.
+//! The state of the host, which has to be the same before and after a test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,19 +9,19 @@ use berth_runtime::client::{FoundKeeper, find_keepers};
 
 use super::PATIENCE;
 
-/// How the folder of a test begins.
+/// The prefix of the names of test folders.
 pub const FOLDER: &str = "berth-test-";
 
-/// Mounts, links and keepers of the host.
+/// The mounts and network links of the host.
 pub struct Host {
     mounts: BTreeSet<String>,
     links: BTreeSet<String>,
 }
 
 impl Host {
-    pub fn look() -> Self {
+    pub fn snapshot() -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        // Without the ids, which differ where nothing else does.
+        // The first fields of a line are ids, which differ between equal mounts.
         let mounts = mounts.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned());
         let links = fs::read_dir("/sys/class/net").unwrap().flatten();
         Self {
@@ -30,14 +30,14 @@ impl Host {
         }
     }
 
-    /// What is there now and was not before, of mounts, links, cgroups and processes. What other tests have mounted in
-    /// their folders is theirs; the rest may be another test's for a while.
+    /// Returns the mounts, links, cgroups and processes that exist and did not exist before. Mounts in the folders of
+    /// other tests are ignored. Everything else is checked again for a while, because it can belong to another test.
     pub fn left_after(&self, folder: &Path, cgroup_parent: &str, daemon: u32) -> Vec<String> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let now = Self::look();
+            let now = Self::snapshot();
             let new = now.mounts.difference(&self.mounts);
-            // The options of the test's own filesystem may have changed.
+            // The options of the test's disk can have changed.
             let own = format!(" {}/{} ", folder.display(), super::disk::FOLDER);
             let mut left: Vec<String> =
                 new.filter(|mount| !is_of_another(mount, folder) && !mount.contains(&own)).cloned().collect();
@@ -52,7 +52,7 @@ impl Host {
     }
 }
 
-/// The cgroups below a parent. The parent stands for the kubelet's: it is the test's own to remove.
+/// Returns the cgroups below `parent`. `parent` plays the role of the kubelet's cgroup: the test removes it itself.
 fn cgroups_left(parent: &str) -> Vec<String> {
     let is_parent = |folder: &Path| folder.ends_with(parent.trim_start_matches('/'));
     let folders = cgroup_folders(parent);
@@ -64,7 +64,7 @@ fn is_of_another(mount: &str, folder: &Path) -> bool {
     mount.contains(FOLDER) && !mount.contains(&folder.display().to_string())
 }
 
-/// The folders of a cgroup in every hierarchy, the deepest first.
+/// Returns the folders of a cgroup in every hierarchy, the deepest first.
 pub fn cgroup_folders(path: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
@@ -86,7 +86,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
     found.push(folder.to_owned());
 }
 
-/// Processes whose parent is the daemon: keepers that have not ended, or zombies of them.
+/// Returns the processes whose parent is the daemon: keepers that have not ended, and zombies.
 fn children_of(parent: u32) -> Vec<String> {
     let mut children = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -99,9 +99,10 @@ fn children_of(parent: u32) -> Vec<String> {
     children
 }
 
-/// Ends what a daemon has left behind: its keepers, and all that is in the cgroups of its pods, which go, too.
-pub fn end(folder: &Path, cgroup_parent: &str) {
-    end_keepers(folder);
+/// Kills what a daemon has left behind: its keepers and all processes in the cgroups of its pods. Removes the
+/// cgroups.
+pub fn kill_all(folder: &Path, cgroup_parent: &str) {
+    kill_keepers(folder);
     let until = Instant::now() + PATIENCE;
     loop {
         let folders = cgroup_folders(cgroup_parent);
@@ -109,7 +110,7 @@ pub fn end(folder: &Path, cgroup_parent: &str) {
             return;
         }
         for folder in folders {
-            // What is frozen does not die.
+            // A frozen process does not die.
             drop(fs::write(folder.join("freezer.state"), "THAWED"));
             drop(fs::write(folder.join("cgroup.freeze"), "0"));
             let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
@@ -124,8 +125,8 @@ pub fn end(folder: &Path, cgroup_parent: &str) {
     }
 }
 
-/// Ends the keepers of a daemon, with all in their pods: those whose folder is gone, too.
-pub fn end_keepers(folder: &Path) {
+/// Kills the keepers of a daemon with everything in their pods, also the keepers whose folder is removed.
+pub fn kill_keepers(folder: &Path) {
     let ours = |keeper: &FoundKeeper| keeper.folder().is_some_and(|of_keeper| of_keeper.starts_with(folder));
     for keeper in find_keepers(ours).unwrap() {
         if let Err(error) = keeper.end() {
@@ -134,8 +135,8 @@ pub fn end_keepers(folder: &Path) {
     }
 }
 
-/// Ends the keeper of a pod.
-pub fn end_keepers_of(pod: &str) {
+/// Kills the keeper of a pod.
+pub fn kill_keeper_of(pod: &str) {
     for process in fs::read_dir("/proc").unwrap().flatten() {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).into_owned();

@@ -1,5 +1,5 @@
-//! A private daemon for one test: folders, socket, bridge and network namespace of its own, an image made from this
-//! host's busybox, and a look at the host before and after.
+//! A private daemon for one test: it has its own folders, socket, bridge and network namespace, and an image with
+//! this host's busybox. The state of the host is compared before and after the test.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -37,8 +37,8 @@ use tonic::{Code, Status};
 use disk::Disk;
 use leftovers::Host;
 
-/// How long something may take in a debug build on a busy machine, or on an emulated one. Only a test that fails waits
-/// for as long.
+/// The longest time that an action can take in a debug build, on a busy or an emulated machine. Only a failing test
+/// waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The image that every test has.
@@ -46,48 +46,48 @@ pub const IMAGE: &str = "localhost/busybox:test";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A daemon with clients. Drop ends it and looks for leftovers.
+/// A daemon with its clients. Drop stops the daemon and kills what is left of its pods.
 pub struct Berth {
     pub folder: tempfile::TempDir,
     pub runtime: RuntimeServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
     /// `unshare`, which has become the daemon.
     process: Child,
-    /// A process that keeps the network namespace over a restart.
+    /// A process that keeps the network namespace open over a restart of the daemon.
     holder: Child,
     before: Host,
-    /// Cgroups of this test are below it.
+    /// The parent of all cgroups of this test.
     pub cgroup_parent: String,
-    /// Where its root folder is, in a test that has asked for one.
+    /// The disk with the daemon's root folder, if the test has requested one.
     pub disk: Option<Disk>,
     under: Vec<String>,
 }
 
-/// How the daemon of a test is started.
+/// The options with which the daemon of a test is started.
 #[derive(Default)]
 pub struct Setup<'a> {
-    /// More configuration.
+    /// Additional lines of configuration.
     pub more: &'a str,
-    /// The command that starts it, such as `prlimit`.
+    /// The command that starts the daemon, such as `prlimit`.
     pub under: &'a [&'a str],
-    /// The root folder and the addresses are on a filesystem of its own of so many MiB.
+    /// The size in MiB of a separate filesystem for the root folder and the addresses.
     pub disk: Option<u64>,
 }
 
 impl Berth {
-    /// A daemon with the image loaded.
+    /// Starts a daemon and loads the test image.
     pub async fn start() -> Self {
         let mut berth = Self::start_with("").await;
         berth.load_image().await;
         berth
     }
 
-    /// A daemon with more configuration, without an image.
+    /// Starts a daemon with additional configuration, without an image.
     pub async fn start_with(more: &str) -> Self {
         Self::set_up(Setup { more, ..Setup::default() }).await
     }
 
-    /// A daemon that is started in a way of its own, with the image loaded.
+    /// Starts a daemon with these options and loads the test image.
     pub async fn start_as(setup: Setup<'_>) -> Self {
         let mut berth = Self::set_up(setup).await;
         berth.load_image().await;
@@ -98,10 +98,10 @@ impl Berth {
         let Setup { more, under, disk } = setup;
         let folder = tempfile::Builder::new().prefix(leftovers::FOLDER).tempdir().unwrap();
         let disk = disk.map(|mebibytes| Disk::make(folder.path(), mebibytes));
-        let before = Host::look();
+        let before = Host::snapshot();
         let path = folder.path().display();
         let data = disk.as_ref().map_or(folder.path(), |disk| disk.folder()).display();
-        // Nothing that this machine has been told of registries counts.
+        // The credentials of this machine must not have an effect.
         let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
         let config = format!(
             "socket = \"{path}/run/berth.sock\"\nroot = \"{data}/root\"\nstate = \"{path}/run\"\n\
@@ -136,7 +136,7 @@ impl Berth {
         }
     }
 
-    /// The daemon: the process that was started, or the child of one that has stayed what it was.
+    /// Returns the pid of the daemon: the process that was started, or its descendant if a wrapper stays in between.
     pub fn pid(&self) -> Pid {
         let started = Pid::from_child(&self.process);
         let number = started.as_raw_nonzero().get();
@@ -145,7 +145,7 @@ impl Berth {
         if self.under.is_empty() || program(number) == berth {
             return started;
         }
-        // Keepers have another program.
+        // Keepers run another program.
         let mut descendants = vec![number];
         while let Some(pid) = descendants.pop() {
             if program(pid) == berth {
@@ -157,12 +157,12 @@ impl Berth {
         started
     }
 
-    /// The daemon is started by another command from the next time on.
+    /// Starts the daemon through another command from the next start on.
     pub fn start_under(&mut self, command: &[&str]) {
         self.under = command.iter().map(|&part| part.to_owned()).collect();
     }
 
-    /// What a verbose status tells of a container, such as `pid` and `cgroup`.
+    /// Returns the verbose status of a container, with fields such as `pid` and `cgroup`.
     pub async fn info(&mut self, container: &str) -> serde_json::Value {
         let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
         let info = self.runtime.container_status(request).await.unwrap().into_inner().info;
@@ -173,7 +173,7 @@ impl Berth {
         self.folder.path().join(name)
     }
 
-    /// A file of the filesystem that the daemon's root folder is on.
+    /// Returns a path on the filesystem of the daemon's root folder.
     pub fn disk_path(&self, name: &str) -> PathBuf {
         self.disk.as_ref().map_or(self.folder.path(), |disk| disk.folder()).join(name)
     }
@@ -187,19 +187,19 @@ impl Berth {
         AdminClient::new(channel).load_image(LoadImageRequest { path }).await.unwrap();
     }
 
-    /// Ends the daemon by SIGKILL.
+    /// Kills the daemon with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Starts the daemon again; one that still runs is killed.
+    /// Starts the daemon again. A running daemon is killed first.
     pub async fn restart(&mut self) {
         self.start_again();
         self.connect_again().await;
     }
 
-    /// Starts the daemon again, and does not wait until it answers.
+    /// Starts the daemon again and does not wait until it answers.
     pub fn start_again(&mut self) {
         drop(self.process.kill());
         drop(self.process.wait());
@@ -213,12 +213,12 @@ impl Berth {
         self.images = ImageServiceClient::new(channel);
     }
 
-    /// Whether the daemon has ended by itself.
+    /// Returns whether the daemon has exited by itself.
     pub fn has_ended(&mut self) -> bool {
         self.process.try_wait().unwrap().is_some()
     }
 
-    /// A pod's config with a log folder and the test's cgroup parent.
+    /// Returns the config of a pod with a log folder and the test's cgroup parent.
     pub fn pod_config(&self, name: &str) -> PodSandboxConfig {
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
@@ -267,15 +267,15 @@ impl Berth {
         id
     }
 
-    /// Runs a shell script as a container of a new pod to its end: exit code and log.
+    /// Runs a shell script as a container of a pod and waits for its exit. Returns the exit code and the log.
     pub async fn script(&mut self, pod: &str, name: &str, script: &str) -> (i32, String) {
         self.run_to_end(pod, shell(name, script)).await
     }
 
-    /// Runs a container to its end: exit code and the text of its log.
+    /// Runs a container and waits for its exit. Returns the exit code and the text of its log.
     pub async fn run_to_end(&mut self, pod: &str, config: ContainerConfig) -> (i32, String) {
         let id = self.run(pod, config).await;
-        let status = self.ended(&id).await;
+        let status = self.wait_exited(&id).await;
         (status.exit_code, text_of(&fs::read_to_string(&status.log_path).unwrap_or_default()))
     }
 
@@ -289,8 +289,8 @@ impl Berth {
         self.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap()
     }
 
-    /// Waits for the end of a container.
-    pub async fn ended(&mut self, id: &str) -> ContainerStatus {
+    /// Waits until a container has exited.
+    pub async fn wait_exited(&mut self, id: &str) -> ContainerStatus {
         let until = Instant::now() + PATIENCE;
         loop {
             let status = self.status(id).await;
@@ -313,15 +313,15 @@ impl Berth {
         Ok(self.runtime.exec_sync(request).await?.into_inner())
     }
 
-    /// A shell command in a container: its output.
+    /// Runs a shell script in a container and returns its output.
     pub async fn sh(&mut self, id: &str, script: &str) -> String {
         let answer = self.exec(id, &["sh", "-c", script], 0).await.unwrap();
         String::from_utf8_lossy(&answer.stdout).trim().to_owned()
     }
 
-    /// Waits until the container's first process has a handler for `signal`: before that the kernel drops the
-    /// signal, as this process is number 1 of its namespace (pid_namespaces(7)).
-    pub async fn catches(&mut self, id: &str, signal: rustix::process::Signal) {
+    /// Waits until the first process of a container has a handler for `signal`. Before that the kernel drops the
+    /// signal, because the process is number 1 of its PID namespace (pid_namespaces(7)).
+    pub async fn wait_for_handler(&mut self, id: &str, signal: rustix::process::Signal) {
         let script = format!(
             "until mask=0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/1/status); \
              [ $((mask >> {} & 1)) = 1 ]; do sleep 0.05; done; echo yes",
@@ -350,19 +350,19 @@ impl Berth {
         self.runtime.remove_pod_sandbox(request).await.unwrap();
     }
 
-    /// A process that is in the network namespace of the daemon's host.
+    /// Returns a process in the network namespace of the daemon's host.
     pub fn host_process(&self) -> u32 {
         self.holder.id()
     }
 
-    /// Runs a command in the network namespace of the daemon's host: what a process on the node would see.
+    /// Runs a command in the network namespace of the daemon's host, as a process on the node would.
     pub fn on_host(&self, command: &[&str]) -> std::process::Output {
         let target = format!("--net=/proc/{}/ns/net", self.holder.id());
         Command::new("nsenter").arg(target).arg("--").args(command).output().unwrap()
     }
 
-    /// What is left of pods and containers on disk. A daemon that has just started takes back what was half made while it
-    /// answers.
+    /// Returns the folders of pods and containers that are left on disk. A daemon that has just started removes
+    /// partially created objects while it already answers.
     async fn folders_left(&self) -> Vec<String> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -380,7 +380,7 @@ impl Berth {
         }
     }
 
-    /// Removes every pod, and says what is left on the host that was not there before.
+    /// Removes every pod. Returns what is left on the host that did not exist before.
     pub async fn clean(&mut self) -> Vec<String> {
         let request = ListPodSandboxRequest { filter: None };
         let pods = self.runtime.list_pod_sandbox(request).await.unwrap().into_inner().items;
@@ -392,14 +392,14 @@ impl Berth {
         left
     }
 
-    /// What is left of pods on the host but in its folders: processes, mounts, links, cgroups.
+    /// Returns the processes, mounts, links and cgroups of pods that are left on the host.
     pub async fn left_running(&self) -> Vec<String> {
         let daemon = u32::try_from(self.pid().as_raw_nonzero().get()).unwrap();
         let mut left = self.before.left_after(self.folder.path(), &self.cgroup_parent, daemon);
         let mut links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
         let until = Instant::now() + PATIENCE;
         while links.contains("bv") && Instant::now() < until {
-            // A namespace takes its links along in the background (DESIGN, "The way of a pod").
+            // The kernel removes the links of a namespace in the background.
             tokio::time::sleep(Duration::from_millis(50)).await;
             links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
         }
@@ -422,11 +422,11 @@ impl Drop for Berth {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
             let tail: Vec<_> = log.lines().rev().take(60).collect();
-            eprintln!("the daemon's last words:");
+            eprintln!("the end of the daemon's log:");
             tail.iter().rev().for_each(|line| eprintln!("  {line}"));
         }
-        // A test that has failed, or that leaves it to the last of its host, leaves its pods here.
-        leftovers::end(self.folder.path(), &self.cgroup_parent);
+        // A test that failed, or that exits without removing its pods, leaves them here.
+        leftovers::kill_all(self.folder.path(), &self.cgroup_parent);
         drop(self.disk.take());
     }
 }
@@ -440,7 +440,7 @@ fn serve(folder: &Path, holder: u32, under: &[String]) -> Child {
         .arg(env!("CARGO_BIN_EXE_berth"))
         .args(["serve", "--config"])
         .arg(folder.join("config.toml"))
-        // This machine's systemd, if it has one, is none of the tests' business.
+        // Tests do not use the systemd of this machine.
         .env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", folder.join("bus").display()))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
@@ -459,13 +459,16 @@ async fn connected(folder: &Path) -> Channel {
             }
         }
         if Instant::now() > until {
-            panic!("no daemon: {}", fs::read_to_string(folder.join("daemon.log")).unwrap_or_default());
+            panic!(
+                "the daemon does not answer: {}",
+                fs::read_to_string(folder.join("daemon.log")).unwrap_or_default()
+            );
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A container of the test image that runs a command.
+/// Returns the config of a container of the test image that runs a command.
 pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
@@ -486,18 +489,18 @@ pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
     }
 }
 
-/// A container that runs a shell script.
+/// Returns the config of a container that runs a shell script.
 pub fn shell(name: &str, script: &str) -> ContainerConfig {
     container(name, &["sh", "-c", script])
 }
 
-/// A container that stays until it is stopped.
+/// Returns the config of a container that runs until it is stopped.
 pub fn sleeper(name: &str) -> ContainerConfig {
     shell(name, "trap 'exit 0' TERM; while true; do sleep 0.1; done")
 }
 
-/// Changes the security context of a config.
-pub fn secured(
+/// Changes the security context of a container's config.
+pub fn with_security(
     mut config: ContainerConfig,
     change: impl FnOnce(&mut LinuxContainerSecurityContext),
 ) -> ContainerConfig {
@@ -505,7 +508,7 @@ pub fn secured(
     config
 }
 
-/// A pod with another security context than usual.
+/// Returns the config of a pod with a changed security context.
 pub fn pod_with(
     berth: &Berth,
     name: &str,
@@ -516,7 +519,7 @@ pub fn pod_with(
     config
 }
 
-/// The text of a CRI log, without times, streams and tags.
+/// Returns the text of a CRI log without times, streams and tags.
 pub fn text_of(log: &str) -> String {
     let mut text = String::new();
     for record in log.lines() {
@@ -530,12 +533,12 @@ pub fn text_of(log: &str) -> String {
     text
 }
 
-/// Whether this host has cgroup v2 alone.
+/// Returns whether this host has only cgroup v2.
 pub fn is_v2() -> bool {
     fs::metadata("/sys/fs/cgroup/cgroup.controllers").is_ok()
 }
 
-/// The code of an error, for comparison.
+/// Returns the code of an error, or `Ok`.
 pub fn code<T>(result: Result<T, Status>) -> Code {
     match result {
         Ok(_) => Code::Ok,

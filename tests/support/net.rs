@@ -1,5 +1,5 @@
-//! Network namespaces for tests: hosts of their own that are connected by veth, each held by a process that waits; and
-//! traffic between them.
+//! Network namespaces for tests: hosts that are connected by veth, each kept open by a waiting process, and traffic
+//! between them.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -18,34 +18,34 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long a program may take to be ready on a busy machine.
+/// The longest time that a program can take to be ready on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A network namespace that a process is in.
+/// A reference to the network namespace of a process.
 #[derive(Clone, Copy)]
-pub struct Place {
+pub struct Netns {
     pid: u32,
-    /// The process' mounts are used, too.
+    /// Whether commands run with the mounts of the process, too.
     mounts: bool,
 }
 
-impl Place {
-    /// Where a process is.
+impl Netns {
+    /// Refers to the namespace of a process.
     pub fn of(pid: u32) -> Self {
         Self { pid, mounts: false }
     }
 
-    /// The process.
+    /// Returns the process.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The namespace's file.
+    /// Returns the path of the namespace's file.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/ns/net", self.pid))
     }
 
-    /// A command that will run in it.
+    /// Returns a command that runs in the namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display()));
@@ -56,12 +56,12 @@ impl Place {
         command
     }
 
-    /// Runs a shell script in it, to its end.
+    /// Runs a shell script in the namespace and waits for its exit.
     pub fn try_sh(&self, script: &str) -> Output {
         self.command("sh").args(["-ec", script]).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// What a shell script prints, which must succeed.
+    /// Runs a shell script, which must succeed, and returns its output.
     pub fn sh(&self, script: &str) -> String {
         let output = self.try_sh(script);
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
@@ -69,32 +69,32 @@ impl Place {
     }
 }
 
-/// A network namespace of its own, which ends with this value.
+/// A separate network namespace. Drop ends it.
 pub struct Namespace {
     process: Child,
-    place: Place,
+    netns: Netns,
 }
 
 impl std::ops::Deref for Namespace {
-    type Target = Place;
+    type Target = Netns;
 
-    fn deref(&self) -> &Place {
-        &self.place
+    fn deref(&self) -> &Netns {
+        &self.netns
     }
 }
 
 impl Namespace {
-    /// With loopback up and nothing else.
+    /// Creates a namespace in which only loopback is up.
     pub fn new() -> Self {
         Self::hold(&["--net"], "")
     }
 
-    /// With mounts of its own: `/run` and `/var/lib` are empty, `/sys` shows this network.
+    /// Creates a namespace with separate mounts: `/run` and `/var/lib` are empty, and `/sys` shows this network.
     pub fn with_mounts() -> Self {
         let script =
             "for folder in /run /var/lib; do mount -t tmpfs none $folder; done; mount -t sysfs none /sys";
         let mut namespace = Self::hold(&["--net", "--mount"], script);
-        namespace.place.mounts = true;
+        namespace.netns.mounts = true;
         namespace
     }
 
@@ -109,13 +109,13 @@ impl Namespace {
         let mut process = command.unwrap();
         let mut ready = [0_u8; 6];
         process.stdout.as_mut().unwrap().read_exact(&mut ready).expect("a network namespace");
-        let place = Place::of(process.id());
-        Self { process, place }
+        let netns = Netns::of(process.id());
+        Self { process, netns }
     }
 
-    /// A host beside a node, on a link of its own: the node has the first addresses of it, this the second. It knows no
-    /// way to anything behind the node.
-    pub fn beside(node: &Place, link: &str, v4: &str, v6: &str) -> Self {
+    /// Creates a host that is connected to a node by a separate link. The node has the first address of each subnet,
+    /// this host the second. It has no route to the networks behind the node.
+    pub fn beside(node: &Netns, link: &str, v4: &str, v6: &str) -> Self {
         let host = Self::new();
         node.sh(&format!(
             "ip link add {link} type veth peer name far0 netns {}
@@ -136,18 +136,18 @@ impl Drop for Namespace {
     }
 }
 
-/// A connection that iperf3 made.
+/// A connection that iperf3 has measured.
 #[derive(Debug)]
 pub struct Traffic {
-    /// Who the server has seen: behind a masquerade, that is another than the client.
+    /// The client's address as the server sees it. Behind a masquerade it is not the client's own address.
     pub client: String,
-    /// Bits a second that have arrived.
+    /// The received bits per second.
     pub rate: f64,
 }
 
-/// Traffic from a client to a server, measured by iperf3: `options` are the client's, with the server's address and port as
-/// the client knows them; the server listens at `port`. `None`: no connection.
-pub fn traffic(server: &Place, port: u16, client: &Place, options: &[&str]) -> Option<Traffic> {
+/// Sends traffic from a client to a server with iperf3. `options` are the client's options, with the server's address
+/// and port as the client reaches them; the server listens on `port`. Returns `None` if no connection was possible.
+pub fn traffic(server: &Netns, port: u16, client: &Netns, options: &[&str]) -> Option<Traffic> {
     let port = port.to_string();
     let mut listening = server
         .command("iperf3")
@@ -157,7 +157,7 @@ pub fn traffic(server: &Place, port: u16, client: &Place, options: &[&str]) -> O
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It is there when the port is, as the kernel says it.
+    // The server is ready when the kernel shows its port.
     let until = Instant::now() + PATIENCE;
     while server.sh(&format!("ss -Hltn 'sport = :{port}'")).is_empty() {
         assert!(Instant::now() < until, "iperf3 does not listen");
@@ -172,7 +172,7 @@ pub fn traffic(server: &Place, port: u16, client: &Place, options: &[&str]) -> O
         .unwrap();
     let read = |bytes: &[u8]| -> Value { serde_json::from_slice(bytes).expect("iperf3's JSON") };
     let of_client = read(&output.stdout);
-    // Its exit code does not say it.
+    // iperf3's exit code does not show this error.
     if of_client.get("error").is_some() {
         drop(listening.kill());
         drop(listening.wait());

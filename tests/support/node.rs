@@ -1,4 +1,4 @@
-//! A node with a network of its own, and its pods, as who looks at their namespaces from the host sees them.
+//! A node with a separate network, and its pods as seen from the host.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -14,13 +14,13 @@ use std::fs;
 use berth_proto::v1::{PodSandboxConfig, PodSandboxStatusRequest};
 use serde_json::{Value, json};
 
-use crate::net::{Namespace, Place};
+use crate::net::{Namespace, Netns};
 use crate::support::Berth;
 
-/// A node whose network is configured by a file.
+/// A node with a network that a conflist configures.
 pub struct Node {
     pub berth: Berth,
-    pub place: Place,
+    pub netns: Netns,
 }
 
 impl Node {
@@ -28,13 +28,13 @@ impl Node {
         let berth = Berth::start().await;
         let list = json!({ "cniVersion": "1.0.0", "name": "paths", "plugins": plugins });
         fs::write(berth.path("net.d/10-paths.conflist"), list.to_string()).unwrap();
-        let place = Place::of(berth.host_process());
-        Self { berth, place }
+        let netns = Netns::of(berth.host_process());
+        Self { berth, netns }
     }
 
-    /// A host that knows the node only.
+    /// Creates a host that has a route to the node only.
     pub fn outside(&self) -> Namespace {
-        Namespace::beside(&self.place, "out0", "198.51.100", "fd99")
+        Namespace::beside(&self.netns, "out0", "198.51.100", "fd99")
     }
 
     pub async fn pod(&mut self, name: &str) -> Pod {
@@ -50,23 +50,23 @@ impl Node {
         let network = answer.status.unwrap().network.unwrap();
         let ips =
             [network.ip].into_iter().chain(network.additional_ips.into_iter().map(|ip| ip.ip)).collect();
-        let place = Place::of(info["pid"].as_u64().unwrap().try_into().unwrap());
-        Pod { id, ips, place }
+        let netns = Netns::of(info["pid"].as_u64().unwrap().try_into().unwrap());
+        Pod { id, ips, netns }
     }
 
     pub async fn clean(mut self) {
         assert_eq!(self.berth.clean().await, Vec::<String>::new());
-        let rules = self.place.sh("nft list ruleset");
-        // The chains are the network's, as the bridge is; pods are elements.
+        let rules = self.netns.sh("nft list ruleset");
+        // The chains belong to the network, as the bridge does. Pods are elements.
         assert!(!rules.contains("elements"), "rules of pods are left: {rules}");
     }
 }
 
-/// A pod, as who looks at its namespace from the host sees it.
+/// A pod as seen from the host.
 pub struct Pod {
     pub id: String,
     pub ips: Vec<String>,
-    pub place: Place,
+    pub netns: Netns,
 }
 
 impl Pod {
@@ -75,7 +75,7 @@ impl Pod {
     }
 }
 
-/// The plugin `bridge` of the node's network, with more keys.
+/// Returns the plugin `bridge` of the node's network with additional keys.
 pub fn bridge(keys: &Value) -> Value {
     let mut bridge = json!({ "type": "bridge", "bridge": "paths0", "isGateway": true, "ipMasq": true,
         "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.66.0.0/24" }], [{ "subnet": "fd66::/64" }]],
@@ -86,7 +86,7 @@ pub fn bridge(keys: &Value) -> Value {
     bridge
 }
 
-/// The plugin `portmap`.
+/// Returns the plugin `portmap`.
 pub fn ports() -> Value {
     json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true })
 }

@@ -1,4 +1,4 @@
-//! A registry in the daemon's network namespace that says what a test tells it to: bytes by path, sent whole or in part.
+//! A registry in the daemon's network namespace. It answers each path with what a test has set, whole or in part.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,41 +10,41 @@ use std::time::Duration;
 use berth_image::{Algorithm, Digest};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// What is answered to a path.
+/// The response to a request.
 #[derive(Clone)]
 pub enum Answer {
-    /// A status line's code, a media type, the body.
+    /// A status code, a media type and the body.
     Whole(u16, &'static str, Vec<u8>),
-    /// The header promises all of it, and the connection ends after so many bytes.
+    /// The header announces the whole body. The connection closes after this number of bytes.
     BrokenOff(Vec<u8>, usize),
-    /// So many bytes at once, and again after each pause.
+    /// This number of bytes after each pause.
     Dripping(Vec<u8>, usize, Duration),
-    /// So many bytes, and then nothing for a long time.
+    /// This number of bytes, and then nothing for a long time.
     Stalled(Vec<u8>, usize),
-    /// What is no HTTP at all.
+    /// Bytes that are not HTTP.
     Raw(Vec<u8>),
-    /// With more headers, each ended by CR LF.
+    /// A status code, additional headers that each end with CR LF, and the body.
     Headers(u16, String, Vec<u8>),
-    /// The first to who sends this header of authorization, the second to others.
+    /// The first answer if the request has this Authorization header, else the second.
     Authorized(&'static str, Box<Answer>, Box<Answer>),
-    /// The first so many times, then the second.
+    /// The first answer this number of times, then the second.
     Times(usize, Box<Answer>, Box<Answer>),
 }
 
-/// What somebody has asked for.
+/// A request that the registry has received.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct ReceivedRequest {
     pub path: String,
     pub authorization: Option<String>,
 }
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The registry; its threads end with the test's process.
+/// The registry. Its threads run until the test's process exits.
 pub struct Registry {
     pub address: String,
     answers: Arc<Mutex<HashMap<String, Answer>>>,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Registry {
@@ -53,12 +53,13 @@ impl Registry {
         Self::start_at(pid, "127.0.0.1:0")
     }
 
-    /// The same at an address of its choice.
+    /// Listens on an address in the network namespace of the process `pid`.
     pub fn start_at(pid: u32, address: &'static str) -> Self {
         let answers: Arc<Mutex<HashMap<String, Answer>>> = Arc::default();
-        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
-        let (shared, log) = (answers.clone(), asked.clone());
-        // A thread has a network namespace of its own (setns(2)); what it listens on stays there.
+        let requests: Arc<Mutex<Vec<ReceivedRequest>>> = Arc::default();
+        let (shared, log) = (answers.clone(), requests.clone());
+        // setns(2) changes the network namespace of one thread. A socket stays in the namespace in which it was
+        // created.
         let listener = std::thread::spawn(move || {
             let namespace = File::open(format!("/proc/{pid}/ns/net")).unwrap();
             move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
@@ -74,22 +75,22 @@ impl Registry {
                 std::thread::spawn(move || serve(&stream, &answers, &log));
             }
         });
-        Self { address, answers, asked }
+        Self { address, answers, requests }
     }
 
-    /// What was asked for, in the order in which it came.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    /// Returns all requests in the order in which they arrived.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 
-    /// How often a path was asked for.
+    /// Returns the number of requests for a path.
     pub fn times(&self, path: &str) -> usize {
-        // Mirrors are told by a query which registry they stand for.
-        let same = |asked: &Asked| asked.path == path || asked.path.split('?').next() == Some(path);
-        self.asked().iter().filter(|asked| same(asked)).count()
+        // Requests to a mirror name the original registry in the query.
+        let same = |asked: &ReceivedRequest| asked.path == path || asked.path.split('?').next() == Some(path);
+        self.requests().iter().filter(|asked| same(asked)).count()
     }
 
-    /// The bytes that are answered to a path.
+    /// Returns the bytes of the answer to a path.
     pub fn answer_of(&self, path: &str) -> Option<Vec<u8>> {
         match self.answers.lock().unwrap().get(path)? {
             Answer::Whole(_, _, bytes) | Answer::Headers(_, _, bytes) => Some(bytes.clone()),
@@ -97,12 +98,12 @@ impl Registry {
         }
     }
 
-    /// From now on `path` is answered so.
+    /// Sets the answer to a path.
     pub fn answer(&self, path: impl Into<String>, answer: Answer) {
         self.answers.lock().unwrap().insert(path.into(), answer);
     }
 
-    /// Has a blob; its digest is returned.
+    /// Adds a blob and returns its digest.
     pub fn blob(&self, name: &str, bytes: &[u8]) -> Digest {
         let digest = Digest::of(Algorithm::Sha256, bytes);
         let answer = Answer::Whole(200, "application/octet-stream", bytes.to_vec());
@@ -110,7 +111,7 @@ impl Registry {
         digest
     }
 
-    /// Has a manifest under a tag and under its digest, which is returned.
+    /// Adds a manifest under a tag and under its digest. Returns the digest.
     pub fn manifest(&self, name: &str, tag: &str, manifest: &serde_json::Value) -> Digest {
         let bytes = manifest.to_string().into_bytes();
         let digest = Digest::of(Algorithm::Sha256, &bytes);
@@ -121,13 +122,13 @@ impl Registry {
         digest
     }
 
-    /// Has an image of one layer under `name:1`: the layer's bytes as they are sent, and the diff id that its config
-    /// promises. The layer's path is returned.
+    /// Adds an image `name:1` with one layer: the layer's bytes as they are sent, and the diff id in its config.
+    /// Returns the path of the layer.
     pub fn image(&self, name: &str, layer: &[u8], diff_id: &Digest) -> String {
         self.layers(name, &[(layer.to_vec(), diff_id.clone())]).remove(0)
     }
 
-    /// The same with any number of layers.
+    /// Adds an image `name:1` with several layers and returns their paths.
     pub fn layers(&self, name: &str, layers: &[(Vec<u8>, Digest)]) -> Vec<String> {
         let diff_ids: Vec<_> = layers.iter().map(|(_, diff_id)| diff_id).collect();
         let config = serde_json::json!({
@@ -159,7 +160,7 @@ impl Registry {
     }
 }
 
-fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>, log: &Mutex<Vec<Asked>>) {
+fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>, log: &Mutex<Vec<ReceivedRequest>>) {
     let mut reader = BufReader::new(stream);
     loop {
         let mut request = String::new();
@@ -177,10 +178,12 @@ fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>, log: &Mut
             line.clear();
         }
         let target = request.split(' ').nth(1).unwrap_or_default();
-        // Who asks a proxy names the whole address.
+        // A request to a proxy has the whole URL.
         let host = target.strip_prefix("http://").unwrap_or_default();
         let path = host.find('/').map_or(target, |start| &host[start..]);
-        log.lock().unwrap().push(Asked { path: target.to_owned(), authorization: authorization.clone() });
+        log.lock()
+            .unwrap()
+            .push(ReceivedRequest { path: target.to_owned(), authorization: authorization.clone() });
         let is_head = request.starts_with("HEAD");
         let missing = Answer::Whole(404, "text/plain", b"none".to_vec());
         let mut known = answers.lock().unwrap();
@@ -208,7 +211,7 @@ fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>, log: &Mut
     }
 }
 
-/// Whether the connection goes on.
+/// Sends an answer. Returns whether the connection stays open.
 fn send(mut stream: &TcpStream, answer: Answer, is_head: bool) -> bool {
     let head = |code: u16, kind: &str, body: &[u8]| {
         let digest = Digest::of(Algorithm::Sha256, body);
@@ -244,7 +247,9 @@ fn send(mut stream: &TcpStream, answer: Answer, is_head: bool) -> bool {
         Answer::Headers(code, more, body) => {
             (format!("HTTP/1.1 {code} x\r\nContent-Length: {}\r\n{more}\r\n", body.len()), body, true)
         }
-        Answer::Authorized(..) | Answer::Times(..) => panic!("nested the wrong way round"),
+        Answer::Authorized(..) | Answer::Times(..) => {
+            panic!("Authorized and Times are resolved before an answer is sent")
+        }
     };
     let body = if is_head { Vec::new() } else { body };
     stream.write_all(&[head.into_bytes(), body].concat()).is_ok() && goes_on

@@ -1,5 +1,5 @@
-//! Clients of streaming sessions: streamclient (made of what kubectl is made of), crictl, and raw ones, all on the daemon's
-//! host.
+//! Clients of streaming sessions on the daemon's host: streamclient (which uses the same Go libraries as kubectl),
+//! crictl, and raw clients.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 
 use super::{Berth, PATIENCE};
 
-/// What streamclient and crictl call them.
+/// The names of the transports in the options of streamclient and crictl.
 pub const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 
-/// Which streams a session has.
+/// The streams of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
     pub stdin: bool,
@@ -51,7 +51,7 @@ fn port_of(url: &str) -> u16 {
     url.split(':').nth(2).and_then(|rest| rest.split('/').next()).unwrap().parse().unwrap()
 }
 
-/// Whether a connection's other end has closed it.
+/// Returns whether the other end has closed a connection.
 pub fn is_closed(connection: &std::net::TcpStream) -> bool {
     connection.set_nonblocking(true).unwrap();
     match (&mut &*connection).read(&mut [0]) {
@@ -60,7 +60,7 @@ pub fn is_closed(connection: &std::net::TcpStream) -> bool {
     }
 }
 
-/// The folder with streamclient and crictl.
+/// Returns the folder with streamclient and crictl.
 fn tools() -> &'static Path {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
     TOOLS.get_or_init(|| {
@@ -90,7 +90,7 @@ impl Berth {
         self.runtime.port_forward(request).await.unwrap().into_inner().url
     }
 
-    /// A command in the network namespace of the daemon's host.
+    /// Returns a command that runs in the network namespace of the daemon's host.
     pub fn command_on_host(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", self.host_process())).arg("--").arg(program);
@@ -113,11 +113,11 @@ impl Berth {
         Client::start(command)
     }
 
-    /// Connections of a user of the daemon's host to the server of a URL, on which nothing is sent.
+    /// Opens connections to the server of a URL as a user of the daemon's host. Nothing is sent on them.
     pub fn silent_connections(&self, user: u32, url: &str, count: usize) -> Vec<std::net::TcpStream> {
         let netns = std::fs::File::open(format!("/proc/{}/ns/net", self.host_process())).unwrap();
         let port = port_of(url);
-        // Namespace and user are those of a thread, which ends with what it has made.
+        // The thread changes its namespace and user, and exits afterwards.
         let connect = move || {
             rustix::thread::move_into_link_name_space(
                 netns.as_fd(),
@@ -131,17 +131,17 @@ impl Berth {
         std::thread::spawn(connect).join().unwrap()
     }
 
-    /// A connection to the server of a URL.
+    /// Opens a connection to the server of a URL.
     pub async fn connect(&self, url: &str) -> TcpStream {
         let port = port_of(url);
         let netns = std::fs::File::open(format!("/proc/{}/ns/net", self.host_process())).unwrap();
         berth_cni::port_forward::connect(Some(netns.as_fd()), port).await.unwrap()
     }
 
-    /// Sends a request as it is, and gives all of the answer.
+    /// Sends a request unchanged and returns the whole response.
     pub async fn http(&self, url: &str, request: &str) -> String {
         let mut io = self.connect(url).await;
-        // A server that refuses early may not read all of it.
+        // A server that refuses early does not need to read the whole request.
         drop(io.write_all(request.as_bytes()).await);
         let mut answer = Vec::new();
         drop(io.read_to_end(&mut answer).await);
@@ -161,14 +161,14 @@ impl Berth {
         io
     }
 
-    /// A client that speaks SPDY frame by frame.
+    /// Returns a client that speaks SPDY frame by frame.
     pub async fn spdy(&self, url: &str, version: &str) -> Spdy {
         let headers = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {version}\r\n");
         let io = self.upgraded(url, &headers).await;
-        Spdy { io, headers: HeaderWriter::default(), seen: Seen::default() }
+        Spdy { io, headers: HeaderWriter::default(), received: Received::default() }
     }
 
-    /// A client that speaks WebSocket byte by byte.
+    /// Returns a client that speaks WebSocket byte by byte.
     pub async fn websocket(&self, url: &str, protocol: &str) -> TcpStream {
         let headers = format!(
             "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -178,9 +178,9 @@ impl Berth {
     }
 }
 
-/// What a raw client was sent.
+/// The frames that a raw client has received.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Received {
     pub replies: BTreeSet<u32>,
     pub data: BTreeMap<u32, Vec<u8>>,
     pub reset: BTreeSet<u32>,
@@ -189,7 +189,7 @@ pub struct Seen {
 pub struct Spdy {
     pub io: TcpStream,
     headers: HeaderWriter,
-    seen: Seen,
+    received: Received,
 }
 
 impl Spdy {
@@ -206,13 +206,13 @@ impl Spdy {
         self.io.write_all(bytes).await.unwrap();
     }
 
-    /// Receives until something is there.
-    pub async fn until(&mut self, wanted: impl Fn(&Seen) -> bool) -> Seen {
-        while !wanted(&self.seen) {
+    /// Receives frames until the condition is true.
+    pub async fn until(&mut self, condition: impl Fn(&Received) -> bool) -> Received {
+        while !condition(&self.received) {
             let frame = tokio::time::timeout(PATIENCE, self.frame()).await;
-            frame.unwrap_or_else(|_| panic!("nothing more comes after {:?}", self.seen));
+            frame.unwrap_or_else(|_| panic!("no frame arrives after {:?}", self.received));
         }
-        self.seen.clone()
+        self.received.clone()
     }
 
     async fn frame(&mut self) {
@@ -223,10 +223,10 @@ impl Spdy {
         let mut payload = vec![0; length];
         self.io.read_exact(&mut payload).await.unwrap();
         match head {
-            Head::Data { stream, .. } => self.seen.data.entry(stream.get()).or_default().extend(payload),
+            Head::Data { stream, .. } => self.received.data.entry(stream.get()).or_default().extend(payload),
             Head::Control { kind, flags, .. } => match Control::parse(kind, flags, &payload).unwrap() {
-                Control::SynReply { stream, .. } => drop(self.seen.replies.insert(stream.get())),
-                Control::Reset { stream, .. } => drop(self.seen.reset.insert(stream.get())),
+                Control::SynReply { stream, .. } => drop(self.received.replies.insert(stream.get())),
+                Control::Reset { stream, .. } => drop(self.received.reset.insert(stream.get())),
                 _ => {}
             },
         }
@@ -235,7 +235,7 @@ impl Spdy {
 
 type Text = Arc<Mutex<Vec<u8>>>;
 
-/// A client that is a process. What it prints is read all the time.
+/// A client that is a process. Its output is read continuously.
 pub struct Client {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -261,8 +261,9 @@ impl Client {
         let mut command = berth.command_on_host(&tools().join("streamclient"));
         command.arg("run").args(options);
         let Streams { stdin, stdout, stderr, tty } = streams;
-        for (name, wanted) in [("-stdin", stdin), ("-stdout", stdout), ("-stderr", stderr), ("-tty", tty)] {
-            if wanted {
+        for (name, requested) in [("-stdin", stdin), ("-stdout", stdout), ("-stderr", stderr), ("-tty", tty)]
+        {
+            if requested {
                 command.arg(name);
             }
         }
@@ -270,19 +271,19 @@ impl Client {
         command
     }
 
-    /// A client of an exec or an attachment.
+    /// Starts a client of an exec or attach session.
     pub fn run(berth: &Berth, options: &[&str], streams: Streams, url: &str) -> Self {
         Self::start(Self::command(berth, options, streams, url))
     }
 
-    /// One whose input comes from elsewhere.
+    /// Starts a client that reads its input from elsewhere.
     pub fn run_from(berth: &Berth, options: &[&str], streams: Streams, url: &str, input: Stdio) -> Self {
         let mut command = Self::command(berth, options, streams, url);
         command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self::of(command.spawn().unwrap())
     }
 
-    /// One whose output goes elsewhere, to its end: exit code and errors.
+    /// Runs a client that writes its output elsewhere. Returns its exit code and errors.
     pub fn run_into(
         berth: &Berth,
         options: &[&str],
@@ -293,7 +294,7 @@ impl Client {
         let mut command = Self::command(berth, options, streams, url);
         command.stdin(Stdio::null()).stdout(output).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
-        // What it held for the child would keep the reader of the output waiting.
+        // The command holds a copy of the output's write end, which would keep the reader waiting.
         drop(command);
         let (code, _, stderr) = output_of(Self::of(child));
         (code, stderr)
@@ -312,11 +313,11 @@ impl Client {
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
-        // Its session may have ended already: what it printed says so.
+        // The session can have ended already. The client's output shows that.
         drop(self.stdin.as_mut().unwrap().write_all(bytes));
     }
 
-    /// Ends its input.
+    /// Closes the client's input.
     pub fn close(&mut self) {
         self.stdin = None;
     }
@@ -329,7 +330,7 @@ impl Client {
         String::from_utf8_lossy(&self.stdout.0.lock().unwrap()).into_owned()
     }
 
-    /// Waits until it has printed something.
+    /// Waits until the client has printed a text.
     pub fn until(&self, text: &str) {
         self.wait(|| self.has(text), text);
     }
@@ -343,7 +344,7 @@ impl Client {
         }
     }
 
-    /// The next line that it prints.
+    /// Waits for the next line that the client prints.
     pub fn line(&mut self) -> String {
         let number = self.lines;
         self.lines += 1;
@@ -351,7 +352,7 @@ impl Client {
         self.printed().lines().nth(number).unwrap().to_owned()
     }
 
-    /// Ends it without a word.
+    /// Kills the client.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -372,22 +373,22 @@ fn collect(from: Option<impl Read + Send + 'static>) -> (Text, Option<JoinHandle
     (text, reading)
 }
 
-/// Ends a client's input and waits for its end: exit code, output and errors.
+/// Closes a client's input and waits for its exit. Returns exit code, output and errors.
 pub fn finished(mut client: Client) -> (Option<i32>, String, String) {
     client.close();
     output_of(client)
 }
 
-/// Waits for the end of a client whose input stays open.
+/// Waits for the exit of a client while its input stays open.
 pub fn output_of(mut client: Client) -> (Option<i32>, String, String) {
-    // A tar of a gigabyte takes its time.
+    // A tar of a gigabyte takes a while.
     let until = Instant::now() + 10 * PATIENCE;
     let status = loop {
         match client.child.try_wait().unwrap() {
             Some(status) => break status,
             None if Instant::now() > until => {
                 client.child.kill().unwrap();
-                panic!("a client does not end: {}", client.printed());
+                panic!("the client does not exit: {}", client.printed());
             }
             None => std::thread::sleep(Duration::from_millis(5)),
         }
@@ -401,7 +402,7 @@ pub fn output_of(mut client: Client) -> (Option<i32>, String, String) {
     (status.code(), text(&client.stdout.0), text(&client.stderr.0))
 }
 
-/// A file that no compression and no luck makes look right: a xorshift generator's numbers.
+/// Writes a file of xorshift random numbers, which do not compress and do not repeat.
 pub fn write_noise(path: &Path, size: usize) {
     let mut file = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(path).unwrap());
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -418,7 +419,7 @@ pub fn write_noise(path: &Path, size: usize) {
     file.flush().unwrap();
 }
 
-/// How fast it went; to be seen with `--nocapture`.
+/// Prints the throughput. It is visible with `--nocapture`.
 pub fn report(transport: &str, direction: &str, bytes: usize, begun: Instant) {
     let seconds = begun.elapsed().as_secs_f64();
     eprintln!("{transport} {direction}: {:.0} MB/s", bytes as f64 / 1e6 / seconds);

@@ -1,5 +1,5 @@
-//! Few file descriptors: the soft limit is raised, new work is refused before the limit, and nothing that is there is harmed
-//! at it.
+//! File descriptors: the soft limit is raised, new work is refused before the limit is reached, and existing pods are
+//! not harmed.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::support::{Berth, Setup, sleeper};
 use crate::{answered, pods, until};
 
-/// Pods with a container that runs, begun at once, as many of these as the daemon takes.
+/// Runs pods with a container in parallel. Returns those that the daemon accepted.
 async fn run_together(berth: &mut Berth, names: &str, count: u32) -> Vec<(String, String)> {
     let tasks: Vec<_> = (0..count)
         .map(|number| {
@@ -47,7 +47,7 @@ async fn run_together(berth: &mut Berth, names: &str, count: u32) -> Vec<(String
     running
 }
 
-async fn all_are_well(berth: &mut Berth, running: &[(String, String)]) {
+async fn assert_all_run(berth: &mut Berth, running: &[(String, String)]) {
     for (pod, container) in running {
         assert_eq!(berth.pod_status(pod).await.state(), PodSandboxState::SandboxReady);
         assert_eq!(berth.status(container).await.state(), ContainerState::ContainerRunning);
@@ -55,24 +55,24 @@ async fn all_are_well(berth: &mut Berth, running: &[(String, String)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_soft_limit_is_raised() {
+async fn the_soft_limit_of_descriptors_is_raised() {
     let setup = Setup { under: &["prlimit", "--nofile=64:4096"], ..Setup::default() };
     let mut berth = Berth::start_as(setup).await;
     let limits = fs::read_to_string(format!("/proc/{}/limits", berth.pid().as_raw_nonzero())).unwrap();
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(files.split_whitespace().nth(3), Some("4096"), "{files}");
-    // 3 descriptors a pod: these would not fit in 64.
+    // 24 pods with 3 descriptors each do not fit in 64 descriptors.
     let running = run_together(&mut berth, "pod", 24).await;
     assert_eq!(running.len(), 24);
-    all_are_well(&mut berth, &running).await;
-    // A container has the limits that it is told to have, not the daemon's.
+    assert_all_run(&mut berth, &running).await;
+    // A container has the requested limits, not the daemon's.
     let limit = berth.sh(&running[0].1, "ulimit -n").await;
     assert_ne!(limit, "64");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_the_limit_new_work_is_refused_and_pods_live_on() {
+async fn at_the_descriptor_limit_new_work_is_refused_and_pods_continue() {
     let setup = Setup { under: &["prlimit", "--nofile=128:128"], ..Setup::default() };
     let mut berth = Berth::start_as(setup).await;
     let mut running = Vec::new();
@@ -80,22 +80,22 @@ async fn at_the_limit_new_work_is_refused_and_pods_live_on() {
         running.extend(run_together(&mut berth, &format!("pod{round}-"), 12).await);
     }
     assert!(running.len() >= 6 && running.len() < 48, "{} pods", running.len());
-    all_are_well(&mut berth, &running).await;
-    // Clients take what is left, whatever answers then.
+    assert_all_run(&mut berth, &running).await;
+    // The clients take the remaining descriptors.
     let socket = berth.path("run/berth.sock");
     let clients: Vec<_> = (0..160).map_while(|_| UnixStream::connect(&socket).ok()).collect();
     for (_, container) in &running {
-        // Whether it is answered depends on the descriptors that it finds.
+        // The answer depends on the descriptors that are free.
         let _refused = berth.exec(container, &["true"], 0).await;
     }
-    all_are_well(&mut berth, &running).await;
+    assert_all_run(&mut berth, &running).await;
     drop(clients);
     let (_, container) = running[0].clone();
     berth.stop_container(&container, 0).await;
     berth.remove_container(&container).await;
     let (gone, _) = running.remove(0);
     berth.remove_pod(&gone).await;
-    // At a start, a daemon that cannot look at everything does not take it for gone: it gives up.
+    // A daemon that cannot read everything at its start must not treat pods as lost: it exits.
     let known = pods(&mut berth).await.len();
     for limit in [20, 24, 28, 32, 36, 40] {
         berth.kill();
@@ -109,11 +109,10 @@ async fn at_the_limit_new_work_is_refused_and_pods_live_on() {
     berth.start_under(&[]);
     berth.restart().await;
     assert_eq!(pods(&mut berth).await.len(), known);
-    all_are_well(&mut berth, &running).await;
+    assert_all_run(&mut berth, &running).await;
     for (_, container) in &running {
         assert_eq!(berth.sh(container, "echo there").await, "there");
     }
     assert_eq!(berth.clean().await, Vec::<String>::new());
-    until("all keepers have ended", || running.iter().all(|(pod, _)| crate::keepers_of(pod).is_empty()))
-        .await;
+    until("keepers are left", || running.iter().all(|(pod, _)| crate::keepers_of(pod).is_empty())).await;
 }

@@ -1,4 +1,5 @@
-//! Disks that are full, read-only or frozen. What has happened is told at once; only what is intended may fail.
+//! Disks that are full, read-only or frozen. Exits are reported immediately; only operations that need the disk can
+//! fail.
 
 use std::fs;
 use std::time::Duration;
@@ -13,17 +14,17 @@ use crate::{answered, listed, pods, until};
 
 const DISK: Setup<'static> = Setup { more: "", under: &[], disk: Some(48) };
 
-/// Ends with 7 when it is told.
+/// Returns a container that exits with 7 on SIGUSR1.
 fn ending(name: &str) -> ContainerConfig {
     shell(name, "trap 'exit 7' USR1; while true; do sleep 0.1; done")
 }
 
 struct Pods {
-    /// Runs on.
+    /// Keeps running.
     stays: (String, String),
-    /// Its container is to end.
+    /// Its container exits.
     ends: (String, String),
-    /// To be stopped and removed.
+    /// Is stopped and removed.
     goes: (String, [String; 3]),
 }
 
@@ -32,28 +33,28 @@ async fn run_pods(berth: &mut Berth) -> Pods {
     for name in ["stays", "ends", "goes"] {
         let pod = berth.run_pod(berth.pod_config(name)).await;
         let id = berth.run(&pod, ending("c")).await;
-        berth.catches(&id, rustix::process::Signal::USR1).await;
+        berth.wait_for_handler(&id, rustix::process::Signal::USR1).await;
         found.push((pod, id));
     }
     let goes = found.remove(2);
     let created = berth.try_create(&goes.0, sleeper("created")).await.unwrap();
     let removed = berth.run(&goes.0, sleeper("removed")).await;
-    berth.catches(&removed, rustix::process::Signal::TERM).await;
+    berth.wait_for_handler(&removed, rustix::process::Signal::TERM).await;
     let ends = found.remove(1);
     Pods { stays: found.remove(0), ends, goes: (goes.0, [goes.1, created, removed]) }
 }
 
-/// What has to work whatever the disk says.
-async fn ends_stops_and_removes(berth: &mut Berth, pods: &Pods) {
+/// Checks the operations that must work with any fault of the disk.
+async fn check_exits_stops_and_removals(berth: &mut Berth, pods: &Pods) {
     let (_, ends) = &pods.ends;
-    assert_eq!(berth.sh(ends, "kill -USR1 1; echo told").await, "told");
-    let status = berth.ended(ends).await;
+    assert_eq!(berth.sh(ends, "kill -USR1 1; echo sent").await, "sent");
+    let status = berth.wait_exited(ends).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
-    // Nothing runs any more: nothing is waited for.
+    // The container has exited, so the stop does not wait.
     answered("StopContainer", berth.stop_container(ends, 60)).await;
     let (pod, [runs, created, removed]) = &pods.goes;
     answered("StopContainer", berth.stop_container(removed, 60)).await;
-    assert_eq!(berth.status(removed).await.exit_code, 0, "it has ended by its signal");
+    assert_eq!(berth.status(removed).await.exit_code, 0, "the stop signal must end the container");
     answered("RemoveContainer", berth.remove_container(removed)).await;
     assert_eq!(listed(berth, removed).await, None);
     answered("StopPodSandbox", berth.stop_pod(pod)).await;
@@ -64,23 +65,23 @@ async fn ends_stops_and_removes(berth: &mut Berth, pods: &Pods) {
     answered("RemovePodSandbox", berth.remove_pod(pod)).await;
     let all = crate::pods(berth).await;
     assert!(all.iter().all(|(id, _)| id != pod), "{all:?}");
-    until("its keeper ends", || crate::keepers_of(pod).is_empty()).await;
+    until("the keeper of the removed pod is left", || crate::keepers_of(pod).is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_holds_up_no_end_no_stop_and_no_removal() {
+async fn a_full_disk_does_not_block_exits_stops_or_removals() {
     let mut berth = Berth::start_as(DISK).await;
     let known = run_pods(&mut berth).await;
     berth.disk.as_ref().unwrap().fill();
-    // What is intended fails, says so, and leaves nothing.
+    // New objects are refused with a clear error, and leave nothing.
     let refused = berth.try_run_pod(berth.pod_config("refused")).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     let refused = berth.try_create(&known.stays.0, sleeper("refused")).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     assert!(berth.path("daemon.log").exists());
-    ends_stops_and_removes(&mut berth, &known).await;
+    check_exits_stops_and_removals(&mut berth, &known).await;
     assert_eq!(pods(&mut berth).await.len(), 2);
-    // Nothing but memory and the keeper knows how it ended: the next daemon does, too.
+    // Only the daemon's memory and the keeper have the exit code. The next daemon must get it from the keeper.
     berth.restart().await;
     let status = berth.status(&known.ends.1).await;
     assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 7));
@@ -92,7 +93,7 @@ async fn a_full_disk_holds_up_no_end_no_stop_and_no_removal() {
     let disk = berth.disk.as_ref().unwrap();
     disk.free();
     let record = disk.folder().join(format!("root/containers/{}/container.json", known.ends.1));
-    until("its end is written down", || {
+    until("the exit is not recorded", || {
         fs::read_to_string(&record).is_ok_and(|text| text.contains("Exited"))
     })
     .await;
@@ -102,20 +103,20 @@ async fn a_full_disk_holds_up_no_end_no_stop_and_no_removal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_only_disk_holds_up_no_end_no_stop_and_no_removal() {
+async fn a_read_only_disk_does_not_block_exits_stops_or_removals() {
     let mut berth = Berth::start_as(DISK).await;
     let known = run_pods(&mut berth).await;
     berth.disk.as_ref().unwrap().break_down();
     assert!(berth.try_run_pod(berth.pod_config("refused")).await.is_err());
     assert!(berth.try_create(&known.stays.0, sleeper("refused")).await.is_err());
-    ends_stops_and_removes(&mut berth, &known).await;
+    check_exits_stops_and_removals(&mut berth, &known).await;
     for (pod, container) in [&known.ends, &known.stays] {
         answered("RemoveContainer", berth.remove_container(container)).await;
         answered("RemovePodSandbox", berth.remove_pod(pod)).await;
     }
     assert_eq!(pods(&mut berth).await, []);
     assert_eq!(berth.left_running().await, Vec::<String>::new());
-    // The next daemon finds what the disk has kept, and it can be removed again.
+    // The next daemon finds the records that are left on the disk. They can be removed again.
     berth.restart().await;
     for (pod, state) in pods(&mut berth).await {
         assert_eq!(state, PodSandboxState::SandboxNotready);
@@ -126,14 +127,14 @@ async fn a_read_only_disk_holds_up_no_end_no_stop_and_no_removal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_disk_holds_up_only_those_who_write_to_it() {
+async fn a_frozen_disk_blocks_only_calls_that_write_to_it() {
     let mut berth = Berth::start_as(DISK).await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let stops = berth.run(&pod, sleeper("stops")).await;
-    berth.catches(&stops, rustix::process::Signal::TERM).await;
+    berth.wait_for_handler(&stops, rustix::process::Signal::TERM).await;
     let lives = berth.run(&pod, sleeper("lives")).await;
     let mut frozen = berth.disk.as_ref().unwrap().freeze(PATIENCE);
-    // More than there are threads that answer, and of every kind that writes.
+    // There are more calls than worker threads, of every kind that writes.
     let mut waiting = Vec::new();
     for number in 0..8 {
         let config = berth.pod_config(&format!("waits{number}"));
@@ -169,14 +170,14 @@ async fn a_frozen_disk_holds_up_only_those_who_write_to_it() {
         answered("Status", berth.runtime.status(StatusRequest { verbose: false })).await.unwrap();
     }
     assert_eq!(berth.sh(&lives, "echo there").await, "there");
-    // What has ended is told, whatever the disk does.
+    // An exit is reported although the disk is frozen.
     answered("StopContainer", berth.stop_container(&stops, 60)).await;
     assert_eq!(berth.status(&stops).await.state(), ContainerState::ContainerExited);
-    assert!(frozen.holds(), "all of this was answered while the disk was frozen");
-    assert!(waiting.iter().all(|call| !call.is_finished()), "those who write to it wait");
+    assert!(frozen.is_frozen(), "the disk must be frozen until here");
+    assert!(waiting.iter().all(|call| !call.is_finished()), "calls that write must wait");
     drop(frozen);
     for call in waiting {
-        answered("what has waited", call).await.unwrap().unwrap();
+        answered("a call that waited", call).await.unwrap().unwrap();
     }
     assert_eq!(pods(&mut berth).await.len(), 9);
     assert_eq!(berth.status(&stops).await.exit_code, 0);
@@ -184,7 +185,7 @@ async fn a_frozen_disk_holds_up_only_those_who_write_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_on_a_frozen_disk_holds_up_only_those_who_write_to_it() {
+async fn a_log_on_a_frozen_disk_blocks_only_its_writers() {
     let mut berth = Berth::start().await;
     let disk = Disk::make(&berth.path(""), 128);
     let logs = disk.folder().join("logs");
@@ -196,23 +197,23 @@ async fn a_log_on_a_frozen_disk_holds_up_only_those_who_write_to_it() {
     let writes = berth.run(&pod, writes).await;
     let quiet =
         berth.run(&pod, shell("quiet", "trap 'echo end; exit 5' TERM; while true; do sleep 0.1; done")).await;
-    berth.catches(&quiet, Signal::TERM).await;
+    berth.wait_for_handler(&quiet, Signal::TERM).await;
     let log = logs.join("writes.log");
-    until("it writes", || fs::metadata(&log).is_ok_and(|found| found.len() > 100_000)).await;
+    until("the log does not grow", || fs::metadata(&log).is_ok_and(|found| found.len() > 100_000)).await;
     let mut frozen = disk.freeze(PATIENCE);
-    // Everything that can hold output is full by then.
+    // By then all pipes and buffers are full.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(berth.sh(&quiet, "echo there").await, "there");
     answered("StopContainer", berth.stop_container(&quiet, 60)).await;
-    assert_eq!(berth.status(&quiet).await.exit_code, 5, "it has ended by its signal");
+    assert_eq!(berth.status(&quiet).await.exit_code, 5, "the stop signal must end the container");
     assert_eq!(berth.status(&writes).await.state(), ContainerState::ContainerRunning);
     answered("StopPodSandbox", berth.stop_pod(&pod)).await;
     assert_eq!(berth.status(&writes).await.state(), ContainerState::ContainerExited);
     answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
-    assert!(frozen.holds(), "all of this was answered while the disk was frozen");
+    assert!(frozen.is_frozen(), "the disk must be frozen until here");
     drop(frozen);
-    // What was on its way to the disk gets there, whole.
-    until("the process that writes ends", || crate::keepers_of(&pod).is_empty()).await;
+    // Data that was queued for the disk is written completely.
+    until("the writer process is left", || crate::keepers_of(&pod).is_empty()).await;
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.ends_with('\n'));
     let numbers = text.lines().filter_map(|line| line.rsplit_once("F line ")?.1.parse::<usize>().ok());

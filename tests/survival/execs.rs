@@ -6,7 +6,7 @@ use crate::support::leftovers::cgroup_folders;
 use crate::support::{Berth, sleeper};
 use crate::{answered, until};
 
-/// The names of the cgroups of a container's execs.
+/// Returns the names of the cgroups of a container's execs.
 fn exec_cgroups(cgroup: &str) -> BTreeSet<String> {
     let folders = cgroup_folders(cgroup);
     let names = folders.iter().filter_map(|folder| folder.file_name()?.to_str().map(str::to_owned));
@@ -14,7 +14,7 @@ fn exec_cgroups(cgroup: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_finished_exec_has_left_running_outlives_the_daemon() {
+async fn background_processes_of_a_finished_exec_survive_the_daemon() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let id = berth.run(&pod, sleeper("c")).await;
@@ -22,7 +22,7 @@ async fn what_a_finished_exec_has_left_running_outlives_the_daemon() {
     for script in ["setsid sleep 4711 > /dev/null 2>&1 &", "sleep 4712 > /dev/null 2>&1 &"] {
         assert_eq!(berth.exec(&id, &["sh", "-c", script], 0).await.unwrap().exit_code, 0);
     }
-    // The session of this one ends with the daemon that it asked.
+    // The session of this exec ends with its daemon.
     let mut client = berth.runtime.clone();
     let request = berth_proto::v1::ExecSyncRequest {
         container_id: id.clone(),
@@ -44,7 +44,7 @@ async fn what_a_finished_exec_has_left_running_outlives_the_daemon() {
     );
     let processes = berth.sh(&id, "ps").await;
     assert!(processes.contains("sleep 4711") && processes.contains("sleep 4712"), "{processes}");
-    // The ids of this daemon's execs are none that the former has used.
+    // The execs of the new daemon do not reuse ids of the previous one.
     for number in 0..8 {
         let script = format!("sleep {} > /dev/null 2>&1 &", 4720 + number);
         assert_eq!(berth.exec(&id, &["sh", "-c", &script], 0).await.unwrap().exit_code, 0);
@@ -53,11 +53,11 @@ async fn what_a_finished_exec_has_left_running_outlives_the_daemon() {
     let new: BTreeSet<_> = after.difference(&before).collect();
     assert_eq!(new.len(), 8, "{before:?} {after:?}");
     assert!(after.intersection(&before).count() >= 2, "{before:?} {after:?}");
-    // What they are there for is gone: the next execs remove them.
+    // The processes in the old cgroups are gone, so the next execs remove the cgroups.
     assert_eq!(berth.sh(&id, "killall sleep; true").await, "");
     for _ in 0..8 {
         berth.sh(&id, "true").await;
     }
-    until("the cgroups of ended execs go", || exec_cgroups(&cgroup).len() <= 1).await;
+    until("cgroups of ended execs are left", || exec_cgroups(&cgroup).len() <= 1).await;
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

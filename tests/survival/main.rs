@@ -1,20 +1,14 @@
-//! Facts survive: what has happened to a pod is known and told right whatever becomes of pids, descriptors, disks, keepers
-//! and the daemon meanwhile. Runs as root.
+//! The state of pods is known and reported correctly in spite of reused pids, few descriptors, faulty disks, keepers
+//! that do not answer, and restarts of the daemon. Runs as root.
 //!
-//! * [`pids`]: pids that are used again
+//! * [`pids`]: reused pids
 //! * [`descriptors`]: few file descriptors
-//! * [`execs`]: what execs have left running, over a restart
+//! * [`execs`]: background processes of execs over a restart
 //! * [`disks`]: full, read-only and frozen disks
-//! * [`recovery`]: restarts in the middle of a stop, slow plugins
+//! * [`recovery`]: restarts during a stop, slow plugins
 //! * [`silent`]: keepers that do not answer
-//! * [`races`]: calls that cross
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test stops at the first surprise"
-)]
+//! * [`races`]: concurrent calls
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub, reason = "a failing test panics")]
 
 mod descriptors;
 mod disks;
@@ -33,7 +27,7 @@ use berth_proto::v1::*;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Berth, PATIENCE};
 
-/// Waits for an answer, but not for ever.
+/// Waits for an answer with a time limit.
 async fn answered<T>(what: &str, call: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(answer) => answer,
@@ -41,16 +35,16 @@ async fn answered<T>(what: &str, call: impl Future<Output = T>) -> T {
     }
 }
 
-/// Waits until something is so.
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until a condition is true.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let last = Instant::now() + PATIENCE;
-    while !is_so() {
+    while !condition() {
         assert!(Instant::now() < last, "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// The keepers of a pod, by their pids.
+/// Returns the pids of a pod's keepers.
 fn keepers_of(pod: &str) -> Vec<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let of_pod = processes.filter_map(|process| {
@@ -62,26 +56,27 @@ fn keepers_of(pod: &str) -> Vec<i32> {
     of_pod.collect()
 }
 
-/// Sends a signal to the keeper of a pod: the oldest process of its name, since children on their way have that, too.
+/// Sends a signal to the keeper of a pod. It is the oldest process with its name, because a child has the same name
+/// before it executes another program.
 fn signal_keeper(pod: &str, signal: Signal) {
     let keeper = keepers_of(pod).into_iter().min().unwrap();
     kill_process(Pid::from_raw(keeper).unwrap(), signal).unwrap();
 }
 
-/// The state of a container as a list tells it; none where there is none.
+/// Returns the state of a container in the list, or `None` if it is not listed.
 async fn listed(berth: &mut Berth, container: &str) -> Option<ContainerState> {
     let list = berth.runtime.list_containers(ListContainersRequest::default()).await.unwrap().into_inner();
     list.containers.into_iter().find(|found| found.id == container).map(|found| found.state())
 }
 
-/// The pods that are listed.
+/// Returns the listed pods.
 async fn pods(berth: &mut Berth) -> Vec<(String, PodSandboxState)> {
     let list = berth.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner();
     list.items.into_iter().map(|pod| (pod.id.clone(), pod.state())).collect()
 }
 
 /// Waits until a pod is not ready.
-async fn not_ready(berth: &mut Berth, pod: &str) {
+async fn wait_until_not_ready(berth: &mut Berth, pod: &str) {
     let last = Instant::now() + PATIENCE;
     while berth.pod_status(pod).await.state() == PodSandboxState::SandboxReady {
         assert!(Instant::now() < last, "{pod} stays ready");
@@ -89,7 +84,7 @@ async fn not_ready(berth: &mut Berth, pod: &str) {
     }
 }
 
-/// The pause of a pod.
+/// Returns the pid of a pod's pause.
 async fn pause_of(berth: &mut Berth, pod: &str) -> Pid {
     let request = PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: true };
     let info = berth.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;

@@ -1,4 +1,4 @@
-//! Calls that cross: each is answered, and the last word is the state.
+//! Concurrent calls: each is answered, and the final state is consistent.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use berth_proto::v1::*;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Berth, shell, sleeper};
-use crate::{answered, keepers_of, listed, not_ready, pause_of, pods, signal_keeper, until};
+use crate::{answered, keepers_of, listed, pause_of, pods, signal_keeper, until, wait_until_not_ready};
 
-/// Different times between two calls, from none on.
-async fn a_little(round: u32) {
+/// Waits between two calls, with a different time in each round.
+async fn pause_between(round: u32) {
     match round % 8 {
         0 => {}
         some => tokio::time::sleep(Duration::from_micros(u64::from(some) * 700)).await,
@@ -17,7 +17,7 @@ async fn a_little(round: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn start_beside_remove_is_answered_and_leaves_nothing() {
+async fn concurrent_start_and_remove_are_answered_and_leave_nothing() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     for round in 0..30 {
@@ -26,7 +26,7 @@ async fn start_beside_remove_is_answered_and_leaves_nothing() {
         let start = StartContainerRequest { container_id: id.clone() };
         let remove = RemoveContainerRequest { container_id: id.clone() };
         let start = tokio::spawn(async move { starter.start_container(start).await });
-        a_little(round).await;
+        pause_between(round).await;
         let remove = tokio::spawn(async move { remover.remove_container(remove).await });
         answered("RemoveContainer", remove).await.unwrap().unwrap();
         let _whichever_came_first = answered("StartContainer", start).await.unwrap();
@@ -37,7 +37,7 @@ async fn start_beside_remove_is_answered_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn create_beside_stop_leaves_no_container_that_could_run() {
+async fn concurrent_create_and_stop_leave_no_startable_container() {
     let mut berth = Berth::start().await;
     for round in 0..16_u32 {
         let pod = berth.run_pod(berth.pod_config(&format!("pod{round}"))).await;
@@ -64,14 +64,14 @@ async fn create_beside_stop_leaves_no_container_that_could_run() {
         for container in list.containers {
             assert_eq!(container.state(), ContainerState::ContainerExited, "round {round}");
         }
-        until("its keeper ends", || keepers_of(&pod).is_empty()).await;
+        until("the keeper of the stopped pod is left", || keepers_of(&pod).is_empty()).await;
         answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
     }
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn remove_beside_an_end_removes() {
+async fn a_remove_during_an_exit_removes_the_container() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     for round in 0..30_u32 {
@@ -85,7 +85,7 @@ async fn remove_beside_an_end_removes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keeper_that_dies_while_its_pod_is_not_ready_is_noticed() {
+async fn a_killed_keeper_of_a_pod_that_is_not_ready_is_noticed() {
     let mut berth = Berth::start().await;
     for round in 0..3_u32 {
         let pod = berth.run_pod(berth.pod_config(&format!("pod{round}"))).await;
@@ -93,11 +93,11 @@ async fn a_keeper_that_dies_while_its_pod_is_not_ready_is_noticed() {
         let waits = berth.try_create(&pod, sleeper("waits")).await.unwrap();
         kill_process(pause_of(&mut berth, &pod).await, Signal::KILL).unwrap();
         if round > 0 {
-            not_ready(&mut berth, &pod).await;
+            wait_until_not_ready(&mut berth, &pod).await;
         }
         signal_keeper(&pod, Signal::KILL);
         for container in [&runs, &waits] {
-            let status = berth.ended(container).await;
+            let status = berth.wait_exited(container).await;
             assert_eq!(status.exit_code, 255, "{status:?}");
         }
         assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
@@ -111,7 +111,7 @@ async fn a_keeper_that_dies_while_its_pod_is_not_ready_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keeper_that_dies_while_its_pod_is_made_leaves_no_ready_pod() {
+async fn a_keeper_killed_during_pod_creation_leaves_no_ready_pod() {
     let mut berth = Berth::start().await;
     for round in 0..24_u32 {
         let config = berth.pod_config(&format!("pod{round}"));
@@ -126,12 +126,12 @@ async fn a_keeper_that_dies_while_its_pod_is_made_leaves_no_ready_pod() {
         }
         tokio::time::sleep(Duration::from_millis(u64::from(round / 2))).await;
         for keeper in keepers {
-            // It may have ended with a run that failed.
+            // The keeper can have exited with a failed run.
             let _gone = kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL);
         }
         if let Ok(made) = answered("RunPodSandbox", run).await.unwrap() {
             let pod = made.into_inner().pod_sandbox_id;
-            not_ready(&mut berth, &pod).await;
+            wait_until_not_ready(&mut berth, &pod).await;
             answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
         }
         assert_eq!(pods(&mut berth).await, [], "round {round}");

@@ -1,4 +1,4 @@
-//! Keepers that do not answer: every call ends, and stopping and removing work.
+//! Keepers that do not answer: every call returns, and stop and remove work.
 
 use berth_proto::v1::*;
 use rustix::process::Signal;
@@ -8,12 +8,12 @@ use crate::support::{Berth, sleeper};
 use crate::{answered, keepers_of, listed, pods, signal_keeper, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_stopped_keeper_holds_is_stopped_and_removed() {
+async fn containers_of_a_stopped_keeper_can_be_stopped_and_removed() {
     stop_and_remove(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_stopped_keeper_holds_is_stopped_and_removed_by_the_next_daemon() {
+async fn containers_of_a_stopped_keeper_can_be_stopped_and_removed_after_a_restart() {
     stop_and_remove(true).await;
 }
 
@@ -37,7 +37,7 @@ async fn stop_and_remove(restarts: bool) {
         answered("RemoveContainer", berth.remove_container(container)).await;
         assert_eq!(listed(&mut berth, container).await, None);
     }
-    // The last that the next daemon has read of it may be that it was created.
+    // The last state that the next daemon has read can be that the container was created.
     let exec = answered("ExecSync", berth.exec(&ids[2], &["true"], 2)).await.unwrap_err();
     assert!(exec.code() == Code::DeadlineExceeded || restarts, "{exec}");
     answered("StopContainer", berth.stop_container(&ids[2], 1)).await;
@@ -45,25 +45,25 @@ async fn stop_and_remove(restarts: bool) {
     answered("StopPodSandbox", berth.stop_pod(&pod)).await;
     assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
     answered("RemovePodSandbox", berth.remove_pod(&pod)).await;
-    until("its keeper ends", || keepers_of(&pod).is_empty()).await;
+    until("the keeper of the removed pod is left", || keepers_of(&pod).is_empty()).await;
     assert_eq!(pods(&mut berth).await, []);
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// The descriptors that the daemon has open.
+/// Returns the number of descriptors that the daemon has open.
 fn descriptors_of(berth: &Berth) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", berth.pid().as_raw_nonzero())).unwrap().count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn execs_that_a_stopped_keeper_does_not_take_keep_no_descriptors() {
+async fn execs_refused_by_a_stopped_keeper_leak_no_descriptors() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let id = berth.run(&pod, sleeper("c")).await;
     assert_eq!(berth.sh(&id, "echo runs").await, "runs");
     let before = descriptors_of(&berth);
     signal_keeper(&pod, Signal::STOP);
-    // More than its socket takes.
+    // More requests than the keeper's socket can queue.
     let execs: Vec<_> = (0..120)
         .map(|_| {
             let mut client = berth.runtime.clone();
@@ -77,20 +77,20 @@ async fn execs_that_a_stopped_keeper_does_not_take_keep_no_descriptors() {
         let codes = [Code::DeadlineExceeded, Code::ResourceExhausted];
         assert!(codes.contains(&refused.code()), "{refused}");
     }
-    until("their descriptors are closed", || descriptors_of(&berth) <= before + 8).await;
+    until("descriptors of execs are left", || descriptors_of(&berth) <= before + 8).await;
     signal_keeper(&pod, Signal::CONT);
     assert_eq!(berth.sh(&id, "echo there").await, "there");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keeper_that_goes_on_is_believed_again() {
+async fn a_keeper_that_continues_is_used_again() {
     let mut berth = Berth::start().await;
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let stops = berth.run(&pod, sleeper("stops")).await;
     let lives = berth.run(&pod, sleeper("lives")).await;
     signal_keeper(&pod, Signal::STOP);
-    // Nobody waits any more for what this would have run.
+    // The caller has timed out, so this command must not run.
     let late = answered("ExecSync", berth.exec(&lives, &["touch", "/late"], 1)).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     answered("StopContainer", berth.stop_container(&stops, 0)).await;

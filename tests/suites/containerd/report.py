@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reports the results of a Go test program, and compares them with the tests that must pass.
+"""Reports which tests of a Go test program passed, and compares them with the list of tests that must pass.
 
 usage: report.py LOG MUST_PASS [--record | --only]
 
@@ -22,7 +22,7 @@ def main():
     log, list_path, *options = sys.argv[1:]
     with open(log, errors="replace") as file:
         ends = re.findall(r"^\s*--- (PASS|FAIL|SKIP): (\S+)", file.read(), re.MULTILINE)
-    # The first result of a test counts: the script appends another one if the test program fails.
+    # The first result of a test counts. Later ones come from what ended the test.
     states = {name: state for state, name in reversed(ends)}
     passed = {name for name, state in states.items() if state == "PASS"}
     failed = {name: "" for name, state in states.items() if state == "FAIL"}
