@@ -191,7 +191,9 @@ async fn an_exec_has_stdin_stdout_stderr_and_an_exit_code() {
     assert_eq!(within(exec.end()).await, SessionEnd::Exited(3), "a second call must return the same result");
 
     // A slow reader blocks the command and loses no data.
-    let mut large = inside.exec(&ids[0], "seq 300000", RequestedStreams { stdout: true, ..RequestedStreams::default() }).await;
+    let mut large = inside
+        .exec(&ids[0], "seq 300000", RequestedStreams { stdout: true, ..RequestedStreams::default() })
+        .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(all(&mut large.streams.stdout).await.lines().count(), 300_000);
     assert_eq!(within(large.end()).await, SessionEnd::Exited(0));
@@ -219,7 +221,11 @@ async fn an_exec_with_a_terminal_has_window_size_and_control_keys() {
     write(&mut cat.streams.stdin, "line").await;
     drop(cat.streams.stdin.take());
     until(&mut cat.streams.stdout, "over").await;
-    assert_eq!(within(cat.end()).await, SessionEnd::Exited(0), "the end of the input must reach the terminal");
+    assert_eq!(
+        within(cat.end()).await,
+        SessionEnd::Exited(0),
+        "the end of the input must reach the terminal"
+    );
 
     let size = TerminalSize { width: 101, height: 33 };
     let command = ["stty", "size"].map(str::to_owned).to_vec();
@@ -379,8 +385,10 @@ async fn a_client_that_does_not_read_blocks_nothing() {
     let script = "read go; head -c 25000000 /dev/zero | tr '\\0' x; echo; echo end; read more; exit 0";
     let config = interactive(shell("fast", script), false, false);
     let (inside, ids) = Inside::start(vec![config]).await;
-    let mut slow = inside.attach(&ids[0], RequestedStreams { stdout: true, ..RequestedStreams::default() }).await;
-    let mut writing = inside.attach(&ids[0], RequestedStreams { stdin: true, ..RequestedStreams::default() }).await;
+    let mut slow =
+        inside.attach(&ids[0], RequestedStreams { stdout: true, ..RequestedStreams::default() }).await;
+    let mut writing =
+        inside.attach(&ids[0], RequestedStreams { stdin: true, ..RequestedStreams::default() }).await;
     write(&mut writing.streams.stdin, "go\n").await;
     let log = inside.path("logs/pod/fast.log");
     let ends = || fs::read(&log).is_ok_and(|log| log.ends_with(b" stdout F end\n"));
