@@ -129,7 +129,7 @@ pub(super) fn groups(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Vec<Group>,
 
 /// Returns whether a program of the native ABI may make a call with any arguments; if `first` is given, with this
 /// first argument.
-pub(super) fn is_free(groups: &[Group], name: &str, first: Option<u64>) -> bool {
+pub(super) fn is_always_allowed(groups: &[Group], name: &str, first: Option<u64>) -> bool {
     let native = machine::abis().into_iter().find(|abi| abi.native);
     let Some((number, audit)) = native.and_then(|abi| Some(((abi.number)(name)?, abi.audit))) else {
         return false;
@@ -138,7 +138,7 @@ pub(super) fn is_free(groups: &[Group], name: &str, first: Option<u64>) -> bool 
     match group.and_then(|group| group.from.iter().rev().find(|(from, _)| *from <= number)) {
         Some((_, Decision::Always(action))) => action.allows(),
         Some((_, Decision::Rules(rules, otherwise))) => {
-            first.is_some_and(|first| decided(rules, *otherwise, first).is_some_and(Action::allows))
+            first.is_some_and(|first| decide(rules, *otherwise, first).is_some_and(Action::allows))
         }
         None => false,
     }
