@@ -273,7 +273,7 @@ mod tests {
         parse(text, &Search::default())
     }
 
-    const SOUND: &str = r#"{ "cniVersion": "1.0.0", "name": "pods", "plugins": [
+    const VALID: &str = r#"{ "cniVersion": "1.0.0", "name": "pods", "plugins": [
         { "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "mtu": 1400,
           "ipam": { "type": "host-local", "routes": [{ "dst": "0.0.0.0/0" }],
                     "ranges": [[{ "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10" }], [{ "subnet": "fd00::/64" }]] } },
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_conflist_is_parsed_into_types() {
-        let list = parsed(SOUND).unwrap();
+        let list = parsed(VALID).unwrap();
         assert_eq!((list.name.as_str(), list.version), ("pods", Version::V1_0_0));
         assert_eq!(list.plugins.len(), 2);
         assert!(matches!(list.plugins[0].plugin, Plugin::Bridge(_)), "{list:?}");
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_missing_plugin_does_not_prevent_others_from_detaching() {
-        let text = SOUND.replace("\"portmap\"", "\"gone\"");
+        let text = VALID.replace("\"portmap\"", "\"gone\"");
         assert!(parsed(&text).unwrap_err().contains("gone"));
         let list = parse_recorded(&text, &Search::default()).unwrap();
         assert!(matches!(list.plugins[0].plugin, Plugin::Bridge(_)));
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_list_may_have_several_versions() {
-        let list = parsed(&SOUND.replace("\"name\"", "\"cniVersions\": [\"1.1.0\", \"2.0.0\"], \"name\""));
+        let list = parsed(&VALID.replace("\"name\"", "\"cniVersions\": [\"1.1.0\", \"2.0.0\"], \"name\""));
         assert_eq!(list.unwrap().version, Version::V1_1_0);
     }
 
@@ -317,7 +317,7 @@ mod tests {
             ("\"mtu\": 1400", "\"mtu\": ", "line 2"),
             ("\"mtu\": 1400", "\"enabledad\": 7", "plugins[0].enabledad"),
         ] {
-            let error = parsed(&SOUND.replace(from, to)).unwrap_err();
+            let error = parsed(&VALID.replace(from, to)).unwrap_err();
             assert!(error.contains(expected), "{error:?} does not contain {expected:?}");
         }
     }
@@ -337,7 +337,7 @@ mod tests {
 
         #[test]
         fn a_damaged_conflist_does_not_panic_the_parser(at in 0..400_usize, with in "\\PC{0,3}") {
-            let mut text = SOUND.to_owned();
+            let mut text = VALID.to_owned();
             if text.is_char_boundary(at) && at < text.len() {
                 text.insert_str(at, &with);
             }

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::dhcp::Dhcp;
 use crate::ipam::host_local::Indexes;
 use crate::netlink::Netlink;
-use crate::nftables::Made;
+use crate::nftables::InstalledParts;
 use crate::nftables::conntrack::Forgetting;
 use crate::plugins::bridge::Ready;
 
@@ -27,7 +27,7 @@ pub(crate) struct Places {
 pub(crate) struct Host {
     pub(crate) links: Netlink,
     pub(crate) ready: Ready,
-    pub(crate) made: Made,
+    pub(crate) made: InstalledParts,
     /// Conntrack entries that are being removed.
     pub(crate) forgetting: Forgetting,
     /// Indexes of the address files.
@@ -43,7 +43,7 @@ impl Host {
         Ok(Self {
             links: Netlink::open()?,
             ready: Ready::default(),
-            made: Made::default(),
+            made: InstalledParts::default(),
             forgetting: Forgetting::default(),
             addresses: Indexes::default(),
             dhcp: None,

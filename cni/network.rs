@@ -1,4 +1,4 @@
-//! The network as a whole: the plugins of its configuration, in order on the way in and in the reverse order out.
+//! The network as a whole: runs the plugins of its configuration, in order for `ADD` and in reverse order for `DEL`.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -22,10 +22,10 @@ use crate::record::{Record, Records};
 use crate::result::CniResult;
 use crate::{Attachment, Error, Options, PodAttach, Result, Status, netns};
 
-/// The interface in a pod.
+/// The name of the interface in a pod.
 pub(crate) const INTERFACE: &str = "eth0";
 
-/// The network of one node. Clones share it.
+/// The network of a node. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Network {
     pub(crate) shared: Arc<Shared>,
@@ -41,17 +41,14 @@ pub(crate) struct Shared {
     bin_path: String,
     /// Pods that are being detached.
     pub(crate) ending: Mutex<HashSet<String>>,
-    /// Held while rules of one pod are put back: its end begins before or after that.
+    /// Held while the rules of a pod are restored: the pod's detachment begins before or after that.
     pub(crate) restoring: tokio::sync::Mutex<()>,
-    /// How often somebody has taken rules away.
+    /// How often other programs have removed rules.
     pub(crate) losses: AtomicU64,
 }
 
 impl Network {
-    /// Opens the network. A configuration that is not valid shows in [`Network::status`]. Needs a tokio runtime.
-    ///
-    /// # Errors
-    /// The state folder cannot be created, netlink is not available, or the processes of the host cannot be listed.
+    /// Opens the network. [`Network::status`] reports an invalid configuration. Needs a tokio runtime.
     pub fn open(options: Options) -> Result<Self> {
         end_leftovers(&options.state_dir)?;
         let records = Records::open(&options.state_dir)?;
@@ -75,8 +72,8 @@ impl Network {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Whether pods can be attached, and why not. Programs are asked (`STATUS`, CNI 1.1) beside this, and what they said
-    /// last counts: nothing is waited for here.
+    /// Returns whether pods can be attached, and why not. Programs are checked in the background (`STATUS`, CNI 1.1):
+    /// this returns their last result without waiting.
     #[must_use]
     pub fn status(&self) -> Status {
         let not_ready = |network: &str, message: String| Status {
@@ -89,7 +86,7 @@ impl Network {
             Ok(config) => config,
             Err(error) => return not_ready("", error.to_string()),
         };
-        // Nothing announces that the cause of a failed repair has gone: each look at the status tries again.
+        // No notification arrives when the cause of a failed repair is gone: each status request may retry.
         if self.shared.host.ready.is_to_be_tried_again() {
             let network = self.clone();
             tokio::spawn(async move { network.repair_bridges().await });
@@ -106,24 +103,24 @@ impl Network {
         }
     }
 
-    /// The attachment of a pod, from memory.
+    /// Returns the attachment of a pod, from memory.
     #[must_use]
     pub fn attachment(&self, pod: &str) -> Option<Attachment> {
         lock(&self.shared.attachments).get(pod).cloned()
     }
 
-    /// Goes on with the leases of pods' addresses after a restart. `netns` is a pod's network namespace.
+    /// Resumes the DHCP leases of pods after a restart. `netns` returns a pod's network namespace.
     pub fn resume(&self, netns: impl Fn(&str) -> Option<OwnedFd>) {
         if let Some(dhcp) = &self.shared.host.dhcp {
             let resumed = dhcp.resume(|owner| netns(&owner.container));
-            tracing::debug!(leases = resumed.len(), "leases of addresses go on");
+            tracing::debug!(leases = resumed.len(), "resumed DHCP leases");
         }
     }
 
-    /// See [`Configuration::set_pod_cidr`].
+    /// Sets the pod subnets from the kubelet; see [`Configuration::set_pod_cidr`].
     ///
     /// # Errors
-    /// The text holds no subnets, or cannot be kept; the template cannot be written.
+    /// The text contains no valid subnets, or it or the template cannot be written.
     pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
         self.shared.configuration.set_pod_cidr(cidr)
     }
@@ -131,7 +128,7 @@ impl Network {
     /// Attaches a pod.
     ///
     /// # Errors
-    /// The network is not ready, or a plugin failed; all that was made is taken back.
+    /// The network is not ready, or a plugin failed. Everything that was created is removed.
     pub async fn add(&self, pod: PodAttach<'_>) -> Result<Attachment> {
         let config =
             self.shared.configuration.current().map_err(|error| Error::NotReady(error.to_string()))?;
@@ -178,10 +175,10 @@ impl Network {
         if self.shared.losses.load(Ordering::SeqCst) != losses {
             self.restore_pod(pod.id).await?;
         }
-        record.attachment().ok_or_else(|| Error::Invalid("the network gave no result".to_owned()))
+        record.attachment().ok_or_else(|| Error::Invalid("the network returned no result".to_owned()))
     }
 
-    /// Subnets that the kubelet has named, for plugins that take them.
+    /// Adds the subnets that the kubelet has set, for plugins with the capability.
     fn with_ranges(&self, mut runtime: RuntimeConfig) -> RuntimeConfig {
         let range = |subnet| vec![RangeEntry { subnet, range_start: None, range_end: None, gateway: None }];
         if runtime.ip_ranges.is_empty() {
@@ -217,7 +214,8 @@ impl Network {
     ) -> Result<CniResult> {
         let mut result = CniResult::default();
         for entry in &config.plugins {
-            // Every pod has it up, whether the configuration says so or not; its result is not the pod's.
+            // The loopback of every pod is brought up, whatever the configuration says; its result is not part of the
+            // pod's.
             if matches!(entry.plugin, Plugin::Loopback) {
                 continue;
             }
@@ -225,17 +223,14 @@ impl Network {
             let call = self.call(config, pod, Some(netns), record, &runtime, told);
             let started = std::time::Instant::now();
             result = entry.plugin.add(&call, &entry.config, result).await?;
-            tracing::debug!(pod, plugin = entry.kind(), elapsed = ?started.elapsed(), "a network plugin has attached the pod");
+            tracing::debug!(pod, plugin = entry.kind(), elapsed = ?started.elapsed(), "network plugin attached pod");
         }
         Ok(result)
     }
 
-    /// Brings the loopback of a namespace up.
-    ///
-    /// # Errors
-    /// The namespace cannot be entered.
+    /// Brings the loopback interface of a namespace up.
     pub async fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
-        /// The first link of every namespace (`LOOPBACK_IFINDEX` of the kernel).
+        /// The index of the first link of every namespace (`LOOPBACK_IFINDEX` of the kernel).
         const LOOPBACK: u32 = 1;
         netns::set_up(netns, LOOPBACK).await
     }
@@ -267,11 +262,11 @@ impl Network {
         }
     }
 
-    /// Detaches a pod, whose namespace is about to end; one that is not attached is detached already. Goes on after an
-    /// error and reports all.
+    /// Detaches a pod before its namespace is destroyed, as far as it is attached. Continues after an error and reports
+    /// all errors.
     ///
     /// # Errors
-    /// What could not be released; a retry goes on there.
+    /// Something could not be released. A retry continues there.
     pub async fn del(&self, pod: &str, netns: Option<BorrowedFd<'_>>) -> Result<()> {
         let Some(record) = self.shared.records.read(pod).await? else {
             lock(&self.shared.attachments).remove(pod);
@@ -298,7 +293,8 @@ impl Network {
         Err(Error::Several(errors))
     }
 
-    /// Takes a bridge of the built-in network away when its last pod has gone and the network has another by now.
+    /// Removes a bridge of the built-in network after its last pod is detached, if the active network has another
+    /// bridge.
     async fn clear_away(&self, record: &Record) -> Result<()> {
         let made_by = record.made_by();
         if !record.built_in
@@ -323,7 +319,7 @@ impl Network {
         for bridge in config.bridges().filter(|bridge| !used.iter().any(|name| name == bridge.name())) {
             tracing::info!(
                 bridge = bridge.name(),
-                "removing the bridge: its last pod is gone, and the network has another one"
+                "removing the bridge: its last pod is gone, and the network uses another bridge"
             );
             bridge.teardown(&self.shared.host).await?;
         }
@@ -355,15 +351,15 @@ impl Network {
         }
     }
 
-    /// Whether a pod's network is still as it was made (`CHECK`).
+    /// Checks that a pod's network is unchanged (`CHECK`).
     ///
     /// # Errors
-    /// What is not, or the pod is not attached.
+    /// The first difference, or the pod is not attached.
     pub async fn check(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<()> {
         let record = self.shared.records.read(pod).await?;
         let record = record.ok_or_else(|| Error::Invalid(format!("pod {pod} is not attached")))?;
         let result = record.result.clone();
-        let result = result.ok_or_else(|| Error::Invalid(format!("pod {pod} is attached in part")))?;
+        let result = result.ok_or_else(|| Error::Invalid(format!("pod {pod} is only partly attached")))?;
         let config = self.shared.configuration.recorded(&record.made_by())?;
         if config.disable_check || config.version < Version::V0_4_0 {
             return Ok(());
@@ -377,7 +373,7 @@ impl Network {
         Ok(())
     }
 
-    /// What pods of a configuration would send to other hosts through this one.
+    /// Describes the packets that pods of a configuration send to other hosts through this one.
     pub(crate) fn packets(&self, config: &Conflist) -> Vec<Packet> {
         let of_kubelet = self.shared.configuration.pod_cidr();
         let packets = config.plugins.iter().flat_map(|entry| {
@@ -391,7 +387,7 @@ impl Network {
         packets.flatten().collect()
     }
 
-    /// Programs of a configuration say whether they could attach a pod (`STATUS`, since CNI 1.1): the first that could not.
+    /// Calls `STATUS` of the programs of a configuration (since CNI 1.1). Returns the first error.
     pub(crate) async fn ask_status(&self, config: &Conflist) -> Result<()> {
         let record = Record::of_none(INTERFACE);
         let told = Told::of(&record);
@@ -403,7 +399,7 @@ impl Network {
     }
 }
 
-/// A pod is being detached, until this is dropped: also when the caller has gone.
+/// Marks a pod as being detached, until it is dropped: also when the caller is cancelled.
 struct Ended<'a> {
     network: &'a Network,
     pod: &'a str,
@@ -415,11 +411,11 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// What the plugins of one attachment are told beside their configuration.
+/// The runtime's parameters for the plugins of one attachment.
 #[derive(Debug)]
 pub(crate) struct Told {
     pub(crate) args: std::collections::BTreeMap<String, String>,
-    /// By the names of capabilities.
+    /// The runtime configuration by capability.
     runtime: Value,
 }
 
@@ -428,15 +424,16 @@ impl Told {
         Self { args: parse_args(&record.args), runtime: serde_json::json!(record.runtime) }
     }
 
-    /// What a plugin is told: that of which it says that it can be told (CNI conventions, "capabilities").
+    /// Returns the runtime configuration for a plugin: the parts whose capabilities it declares (CNI conventions,
+    /// "capabilities").
     pub(crate) fn of_entry(&self, entry: &Entry) -> Result<RuntimeConfig> {
         let all = self.runtime.as_object().cloned().unwrap_or_default();
         let some = all.into_iter().filter(|(name, _)| entry.has_capability(name));
         serde_json::from_value(Value::Object(some.collect()))
-            .map_err(|error| Error::Invalid(format!("what the runtime says: {error}")))
+            .map_err(|error| Error::Invalid(format!("invalid runtime configuration: {error}")))
     }
 
-    /// Ports of the host are refused where no plugin takes them, not forgotten.
+    /// Rejects host ports that no plugin would map.
     fn check_ports(&self, config: &Conflist) -> Result<()> {
         let ports = self.runtime.get("portMappings").and_then(Value::as_array);
         let taken = config.plugins.iter().any(|entry| entry.has_capability("portMappings"));

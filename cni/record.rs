@@ -135,7 +135,7 @@ impl Records {
         blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
-    /// Reads the record of a pod. Returns `None` if there is no record or it is damaged.
+    /// Reads the record of a pod. Returns `None` if the record does not exist or is damaged.
     ///
     /// # Errors
     /// The record cannot be read: it may exist.

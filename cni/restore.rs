@@ -1,5 +1,5 @@
-//! What somebody has taken away of the network is put back: rules of pods (a reload of the host's own firewall must not cut
-//! its pods off), bridges, their addresses, their ports. The kernel tells of it; nothing is looked at meanwhile.
+//! Restores what other programs have removed: rules of pods (a reload of the host's firewall must not disconnect its
+//! pods), bridges, their addresses and their ports. The kernel reports changes; nothing is polled.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,34 +13,34 @@ use crate::plugins::interface::host_link;
 use crate::record::{MadeBy, Record};
 use crate::{Context, Result};
 
-/// Delay between a change and the check for it. An attachment makes several changes at once.
+/// The delay between a change and its check. An attachment makes several changes together.
 const SOON: Duration = Duration::from_millis(50);
 
 impl Network {
-    /// Puts back what is not there of rules and bridges, now and whenever somebody takes it away, as long as this process
-    /// runs. Needs a tokio runtime.
+    /// Restores missing rules and bridges, now and after each change, as long as this process runs. Needs a tokio
+    /// runtime.
     pub fn keep(&self) {
         let network = self.clone();
         tokio::spawn(async move {
             if let Err(error) = network.rules_kept().await {
-                tracing::warn!(%error, "rules of pods that somebody takes away will not be put back");
+                tracing::warn!(%error, "failed to watch nftables: removed rules of pods will not be restored");
             }
         });
         let network = self.clone();
         tokio::spawn(async move {
             network.stand_ready().await;
             if let Err(error) = network.bridges_kept().await {
-                tracing::warn!(%error, "bridges of pods that somebody changes will not be put right");
+                tracing::warn!(%error, "failed to watch links: changed bridges of pods will not be repaired");
             }
         });
     }
 
-    /// Bridges that pods were attached to before this daemon has started.
+    /// Prepares the bridges of pods that were attached before this daemon started.
     async fn stand_ready(&self) {
         for (_, record, config) in self.attached(|_| true).await {
             for bridge in config.bridges() {
                 let result = record.result.clone().unwrap_or_default();
-                // What is wrong shows in the status.
+                // The status reports the error.
                 if let Err(error) = bridge.stand_ready(&self.shared.host, &result).await {
                     tracing::debug!(bridge = bridge.name(), %error, "failed to prepare the bridge of a running pod");
                 }
@@ -49,19 +49,19 @@ impl Network {
         self.join_again(|_| true).await;
     }
 
-    /// The pods that are attached to bridges, of those that `of` selects.
+    /// Returns the pods that are attached to bridges, of those that `of` selects.
     async fn attached(&self, of: impl Fn(&str) -> bool) -> Vec<(String, Record, Arc<Conflist>)> {
         let mut configs: HashMap<MadeBy, Option<Arc<Conflist>>> = HashMap::new();
         let mut attached = Vec::new();
         let pods = self.shared.records.pods().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "failed to read which pods are attached to bridges");
+            tracing::warn!(%error, "failed to list the pods that are attached to bridges");
             Vec::new()
         });
         for pod in pods.into_iter().filter(|pod| of(pod)) {
             let record = match self.shared.records.read(&pod).await {
                 Ok(record) => record.filter(|record| record.result.is_some()),
                 Err(error) => {
-                    tracing::warn!(pod, %error, "failed to read the attachment of a pod");
+                    tracing::warn!(pod, %error, "failed to read the record of an attachment");
                     None
                 }
             };
@@ -83,10 +83,10 @@ impl Network {
         }
     }
 
-    /// Puts bridges right that somebody has changed.
+    /// Repairs bridges that other programs have changed.
     pub(crate) async fn repair_bridges(&self) {
         let any_pod = !lock(&self.shared.attachments).is_empty();
-        // Records are read only where something has to be put right.
+        // The records are read only if a bridge needs a repair.
         let sound = self.shared.host.ready.is_sound().await;
         let attached = if any_pod && !sound { self.attached(|_| true).await } else { Vec::new() };
         let in_use = |bridge: &str| {
@@ -107,7 +107,7 @@ impl Network {
         }
     }
 
-    /// Connects pods whose port is down or on no bridge, of those that `of` selects.
+    /// Attaches ports of pods that are down or on no bridge to their bridges again, for the pods that `of` selects.
     async fn join_again(&self, of: impl Fn(&str) -> bool) {
         let attached = self.attached(of).await;
         if attached.is_empty() {
@@ -115,12 +115,12 @@ impl Network {
         }
         let links = match self.shared.host.links.links().await {
             Ok(links) => links,
-            Err(error) => return tracing::warn!(%error, "failed to look for disconnected bridge ports"),
+            Err(error) => return tracing::warn!(%error, "failed to list disconnected bridge ports"),
         };
         let off = links.into_iter().filter(|link| link.controller.is_none() || !link.up);
         let off: HashSet<String> = off.map(|link| link.name).collect();
         for (pod, record, config) in attached {
-            // One that is being detached is off the bridge on purpose.
+            // The port of a pod that is being detached was disconnected deliberately.
             if !off.contains(&host_link(&pod, &record.interface)) || lock(&self.shared.ending).contains(&pod)
             {
                 continue;
@@ -130,10 +130,10 @@ impl Network {
             for bridge in config.bridges() {
                 match bridge.join_again(&call, &ips).await {
                     Ok(()) => {
-                        tracing::warn!(pod, bridge = bridge.name(), "connected the pod to its bridge again")
+                        tracing::warn!(pod, bridge = bridge.name(), "connected pod to its bridge again")
                     }
                     Err(error) => {
-                        tracing::warn!(pod, %error, "failed to connect the pod to its bridge again")
+                        tracing::warn!(pod, %error, "failed to connect pod to its bridge again")
                     }
                 }
             }
@@ -141,16 +141,16 @@ impl Network {
     }
 
     async fn rules_kept(&self) -> Result<()> {
-        let mut watch = nftables::Watch::open().doing("listen to changes of nftables")?;
-        // While nobody listened.
+        let mut watch = nftables::Watch::open().doing("subscribe to changes of nftables")?;
+        // Changes before this point were not reported.
         let mut loss = Loss::everything();
         let known = nftables::owners().await?.into_iter().map(|owner| owner.container);
         let mut known: Option<HashSet<String>> = Some(known.collect());
         loop {
-            // Pods that are being attached look at this when they are.
+            // A pod that is being attached compares this counter afterwards.
             self.shared.losses.fetch_add(1, Ordering::SeqCst);
             let made = &self.shared.host.made;
-            // Others change rules of ours together with adding them again: another process of berth does.
+            // Another process of berth replaces rules in one batch: the rules may still exist.
             if loss.everything || (loss.rules && !made.is_whole().await?) {
                 made.clear();
                 let lacked = |pod: &str| known.as_ref().is_none_or(|known| !known.contains(pod));
@@ -161,37 +161,37 @@ impl Network {
                 self.restore(|pod| lacking.contains(pod), |_| true).await;
             }
             known = None;
-            loss = watch.loss().await.doing("listen to changes of nftables")?;
+            loss = watch.loss().await.doing("receive changes of nftables")?;
         }
     }
 
-    /// Puts the rules of pods back; `lacked` says of which it is told.
+    /// Restores the rules of pods. `lacked` selects the pods that are counted in the log.
     async fn restore(&self, of: impl Fn(&str) -> bool, lacked: impl Fn(&str) -> bool) {
         let mut restored = 0;
         let recorded = self.shared.records.pods().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "failed to put the rules of pods back");
+            tracing::warn!(%error, "failed to restore the rules of pods");
             Vec::new()
         });
         for pod in recorded.into_iter().filter(|pod| of(pod)) {
             match self.restore_pod(&pod).await {
                 Ok(true) if lacked(&pod) => restored += 1,
                 Ok(_) => {}
-                Err(error) => tracing::warn!(pod, %error, "failed to put the rules of a pod back"),
+                Err(error) => tracing::warn!(pod, %error, "failed to restore the rules of a pod"),
             }
         }
         if restored > 0 {
-            tracing::warn!(pods = restored, "rules of pods were not in nftables any more: they are put back");
+            tracing::warn!(pods = restored, "restored missing nftables rules of pods");
         }
     }
 
-    /// Puts back what rules a pod has by its configuration; whether it has any.
+    /// Restores the rules that a pod has by its configuration. Returns whether it has any.
     pub(crate) async fn restore_pod(&self, pod: &str) -> Result<bool> {
         let _alone = self.shared.restoring.lock().await;
         if lock(&self.shared.ending).contains(pod) {
             return Ok(false);
         }
         let Some(record) = self.shared.records.read(pod).await? else { return Ok(false) };
-        // One that is still being attached sees to its rules itself.
+        // The attachment in progress restores its rules itself.
         let Some(result) = &record.result else { return Ok(false) };
         let config = self.shared.configuration.recorded(&record.made_by())?;
         let told = Told::of(&record);

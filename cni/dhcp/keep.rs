@@ -40,7 +40,7 @@ pub(super) async fn renew(records: Records, mut record: Record, netns: OwnedFd) 
         };
         let expired = stage == Stage::Ended;
         first = false;
-        let asked = Instant::now();
+        let sent = Instant::now();
         match extend(&record, &netns, server, left.min(ANSWER_TIMEOUT)).await {
             Ok(Answer::Granted(ack)) => {
                 match Record::new(record.owner.clone(), &ack, &record.request_options()) {
@@ -70,7 +70,7 @@ pub(super) async fn renew(records: Records, mut record: Record, netns: OwnedFd) 
         if !expired {
             // Retries after half of the remaining time; shortly before the end, immediately.
             let again = (left / 2).max(MIN_INTERVAL).min(left).max(Duration::from_millis(100));
-            sleep_until(asked + again).await;
+            sleep_until(sent + again).await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What changes in a network namespace, as the kernel tells it to all who listen (rtnetlink(7)).
+//! Change notifications of a network namespace (rtnetlink(7)).
 
 use std::io;
 use std::net::UdpSocket as Datagrams;
@@ -13,7 +13,7 @@ use super::socket::header;
 use super::{Link, describe};
 use crate::plugins::interface::HOST_LINK_PREFIX;
 
-/// What can be listened to (`RTNLGRP_*` of linux/rtnetlink.h).
+/// A group of notifications (`RTNLGRP_*` of linux/rtnetlink.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
     Links,
@@ -24,7 +24,7 @@ pub(crate) enum Group {
 }
 
 impl Group {
-    /// As a bit of the address that a socket is bound to.
+    /// Returns the bit of the group in a socket's address.
     fn bit(self) -> u32 {
         let number = match self {
             Self::Links => 1,
@@ -37,45 +37,45 @@ impl Group {
     }
 }
 
-/// What was heard.
+/// Received notifications.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// Messages, one behind the other.
+    /// A datagram of messages.
     Messages(Vec<u8>),
-    /// More has changed than the socket can hold: nobody knows.
+    /// Notifications were lost because the socket's buffer was full.
     Lost,
 }
 
-/// A socket that hears of changes.
+/// A socket that receives notifications.
 #[derive(Debug)]
 pub(crate) struct Monitor {
-    /// What tokio knows of a socket of UDP holds for every socket of datagrams.
+    /// tokio only waits for the socket, which is the same for UDP and for other datagram sockets.
     socket: UdpSocket,
 }
 
 impl Monitor {
-    /// In the network namespace of the calling thread. Needs a tokio runtime.
+    /// Opens the socket in the network namespace of the calling thread. Needs a tokio runtime.
     pub(crate) fn open(groups: &[Group]) -> io::Result<Self> {
-        /// Room for what some hundred pods cause that come or go at once.
+        /// The buffer size: enough for some hundred pods that are attached or detached together.
         const ROOM: usize = 2 << 20;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // NETLINK_ROUTE is the protocol that a socket has by itself.
+        // NETLINK_ROUTE is the default protocol of a netlink socket.
         let family = rustix::net::AddressFamily::NETLINK;
         let socket = rustix::net::socket_with(family, SocketType::RAW, flags, None)?;
-        // Only root may have so much: with less, more is lost, and looked at anew.
+        // Only root may set this size. With a smaller buffer, more notifications are lost, and more is checked again.
         let _without_right = sockopt::set_socket_recv_buffer_size_force(&socket, ROOM);
         let groups = groups.iter().fold(0, |all, group| all | group.bit());
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
         Ok(Self { socket: UdpSocket::from_std(Datagrams::from(socket))? })
     }
 
-    /// What has changed and is not heard of yet; `None` where there is nothing. Whatever was changed before this is called is
-    /// among it: the kernel tells before it answers who has changed it.
+    /// Returns the next unread notifications, if there are any. They include every change that was made before the
+    /// call: the kernel sends notifications before it answers the request of a change.
     pub(crate) fn heard(&self) -> Option<Heard> {
-        /// More than any one message about a link.
+        /// Larger than any message about a link.
         const LARGEST: usize = 64 << 10;
         let mut buffer = Vec::with_capacity(LARGEST);
-        // Straight from the socket: what tokio has not heard of yet is there all the same.
+        // Read from the socket directly: tokio may not yet have noticed that it is readable.
         match rustix::net::recv(
             &self.socket,
             rustix::buffer::spare_capacity(&mut buffer),
@@ -88,11 +88,11 @@ impl Monitor {
         }
     }
 
-    /// Waits until there may be something to hear.
+    /// Waits until notifications may be available.
     pub(crate) async fn changed(&self) -> io::Result<()> {
         loop {
             self.socket.readable().await?;
-            // Whether there still is: else tokio would say so for ever.
+            // Check that there is data: otherwise tokio would report the socket as readable forever.
             let seen = self.socket.try_io(tokio::io::Interest::READABLE, || {
                 let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
                 match rustix::net::recv(&self.socket, &mut [0_u8; 1][..], flags) {
@@ -106,7 +106,7 @@ impl Monitor {
         }
     }
 
-    /// Waits for what is heard next.
+    /// Waits for the next notifications.
     pub(crate) async fn next(&self) -> io::Result<Heard> {
         loop {
             if let Some(heard) = self.heard() {
@@ -117,25 +117,26 @@ impl Monitor {
     }
 }
 
-/// A change, as far as it matters here.
+/// A relevant change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// A link is like this now.
+    /// The current state of a link.
     Link(Box<Link>),
-    /// A link is gone.
+    /// A link was removed.
     LinkGone(u32),
     /// A link has lost an address.
     AddressGone(u32),
-    /// The host's end of a pod's veth is up and has a controller.
+    /// The host end of a pod's veth pair is up and has a controller.
     PortConnected(u32),
-    /// The host's end of a pod's veth is down or has no controller. So is every new one, until it is set up.
+    /// The host end of a pod's veth pair is down or has no controller. Every new one is, until its set-up is complete.
     PortDisconnected { index: u32, pod: String },
-    /// Packets are not passed on any more that come by a link, or by any.
+    /// Forwarding was disabled for a link, or for all links.
     NotForwarding { link: Option<u32>, v4: bool },
 }
 
 impl Change {
-    /// The changes of what was heard. Links other than the wanted ones are reported only as ports of pods, or as gone.
+    /// Parses the changes of received messages. `wanted` selects links by index. Other links are reported only if they are ports of
+    /// pods, or gone.
     pub(crate) fn all(messages: &[u8], wanted: impl Fn(u32) -> bool) -> Vec<Self> {
         let mut changes = Vec::new();
         let mut rest = messages;
@@ -155,7 +156,7 @@ impl Change {
         const DELETE_ADDRESS: u16 = 21;
         const NEW_SETTINGS: u16 = 80;
         let body = message.get(16..)?;
-        // `struct ifinfomsg` and `struct ifaddrmsg` have the family first and the link behind four bytes.
+        // `struct ifinfomsg` and `struct ifaddrmsg` begin with the family and have the link's index after four bytes.
         let family = AddressFamily::from(*body.first()?);
         match kind {
             NEW_SETTINGS => return not_forwarding(family, body.get(4..)?),
@@ -163,7 +164,7 @@ impl Change {
             _ => return None,
         }
         let index = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
-        // What a bridge says of its ports is not about links.
+        // A bridge's messages about its ports do not describe links.
         if kind != DELETE_ADDRESS && family == AddressFamily::Bridge {
             return None;
         }
@@ -182,8 +183,8 @@ impl Change {
     }
 }
 
-/// The state of the host's end of a pod's veth. The attributes are read in place: every change of every link of the host comes
-/// here.
+/// Parses the state of the host end of a pod's veth pair. The attributes are read in place: this runs for every change of every
+/// link of the host.
 fn port(index: u32, body: &[u8]) -> Option<Change> {
     // linux/if_link.h, linux/if.h.
     const NAME: u16 = 3;
@@ -204,11 +205,11 @@ fn port(index: u32, body: &[u8]) -> Option<Change> {
     Some(Change::PortDisconnected { index, pod: pod.to_owned() })
 }
 
-/// `RTM_NEWNETCONF` (linux/netconf.h), which rtnetlink's crates do not know.
+/// Parses `RTM_NEWNETCONF` (linux/netconf.h), which rtnetlink's crates do not support.
 fn not_forwarding(family: AddressFamily, attributes: &[u8]) -> Option<Change> {
     const INDEX: u16 = 1;
     const FORWARDING: u16 = 2;
-    /// `NETCONFA_IFINDEX_ALL`; -2 is the default of links to come.
+    /// `NETCONFA_IFINDEX_ALL`; -2 is the default for new links.
     const ALL: i32 = -1;
     let v4 = match family {
         AddressFamily::Inet => true,

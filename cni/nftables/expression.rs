@@ -130,7 +130,7 @@ impl Verdict<'_> {
 pub(super) struct Expressions {
     list: Attributes,
     /// The number of registers that the value in progress occupies.
-    taken: u32,
+    used: u32,
 }
 
 impl Expressions {
@@ -153,8 +153,8 @@ impl Expressions {
 
     /// Allocates registers after the loaded ones, for a key of several parts.
     fn next_register(&mut self, length: u32) -> u32 {
-        let register = FIRST + self.taken;
-        self.taken += length.div_ceil(4);
+        let register = FIRST + self.used;
+        self.used += length.div_ceil(4);
         register
     }
 
@@ -224,7 +224,7 @@ impl Expressions {
 
     fn masked(self, mask: &[u8]) -> Self {
         let length = u32::try_from(mask.len()).unwrap_or(0);
-        let register = FIRST + self.taken - length.div_ceil(4);
+        let register = FIRST + self.used - length.div_ceil(4);
         self.add("bitwise", |e| {
             e.number(1, register);
             e.number(2, register);
@@ -235,7 +235,7 @@ impl Expressions {
     }
 
     fn compare(mut self, equal: bool, value: &[u8]) -> Self {
-        self.taken = 0;
+        self.used = 0;
         self.add("cmp", |e| {
             e.number(1, FIRST);
             e.number(2, u32::from(!equal));
@@ -260,7 +260,7 @@ impl Expressions {
 
     /// Matches if the loaded value is in a set, or is not in it.
     pub(super) fn in_set(mut self, set: &str, is: bool) -> Self {
-        self.taken = 0;
+        self.used = 0;
         self.add("lookup", |e| {
             e.text(1, set);
             e.number(2, FIRST);
@@ -270,7 +270,7 @@ impl Expressions {
 
     /// Applies the verdict of a map for the loaded value. Continues if the map has none.
     pub(super) fn verdict_of(mut self, map: &str) -> Self {
-        self.taken = 0;
+        self.used = 0;
         self.add("lookup", |e| {
             e.text(1, map);
             e.number(2, FIRST);
@@ -281,7 +281,7 @@ impl Expressions {
     /// Rewrites the destination to the address and port that a map has for the loaded value. Continues if the map has
     /// none.
     pub(super) fn redirect_by(mut self, map: &str, version: Version) -> Self {
-        self.taken = 0;
+        self.used = 0;
         let port = FIRST + version.destination().length.div_ceil(4);
         self.add("lookup", |e| {
             e.text(1, map);

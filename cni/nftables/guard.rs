@@ -42,13 +42,13 @@ pub(crate) async fn apply(call: &Call<'_>, bridge: &str, addresses: Vec<IpAddr>)
     let owner = call.owner();
     let link = name_of(bridge);
     let elements = elements(bridge, &addresses);
-    let made = call.host.made.clone();
+    let installed = call.host.made.clone();
     let action = format!("isolate {owner}");
     blocking(action, move || {
         let of_bridge = super::Comment::new(&owner.network, "-", "-");
         let bridge = Element { set: BRIDGES.name, key: link, value: Value::None };
-        table::add(&made, &[base()], &[bridge], &of_bridge)?;
-        table::add(&made, &[base()], &elements, &owner)
+        table::add(&installed, &[base()], &[bridge], &of_bridge)?;
+        table::add(&installed, &[base()], &elements, &owner)
     })
     .await
 }

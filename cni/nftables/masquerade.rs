@@ -40,20 +40,20 @@ fn map(version: Version) -> &'static str {
 pub(crate) async fn apply(call: &Call<'_>, result: &CniResult) -> Result<()> {
     let owner = call.owner();
     let subnets: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-    let made = call.host.made.clone();
+    let installed = call.host.made.clone();
     let action = format!("masquerade {owner}");
     blocking(action, move || {
         let parts: Vec<Part> = [base()].into_iter().chain(subnets.iter().map(of_subnet)).collect();
         let elements: Vec<Element> = subnets.iter().map(element).collect();
-        table::add(&made, &parts, &elements, &owner)
+        table::add(&installed, &parts, &elements, &owner)
     })
     .await
 }
 
 /// Removes the chains of subnets that have no pods.
-pub(crate) async fn remove_unused(made: &super::Made) -> Result<()> {
-    let made = made.clone();
-    blocking("remove unused chains".to_owned(), move || table::remove_unused_chains(&made)).await
+pub(crate) async fn remove_unused(installed: &super::InstalledParts) -> Result<()> {
+    let installed = installed.clone();
+    blocking("remove unused chains".to_owned(), move || table::remove_unused_chains(&installed)).await
 }
 
 /// Removes the masquerading of an attachment.

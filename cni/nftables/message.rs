@@ -458,7 +458,7 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     flags: u16,
     sequence: u32,
-    /// The port of the socket that sent the request, or that made the change which is notified.
+    /// The port of the socket that sent the request, or that caused the notified change.
     pub(super) port: u32,
     pub(super) body: &'a [u8],
 }

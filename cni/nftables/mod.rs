@@ -40,7 +40,7 @@ pub(crate) use watch::{Loss, Watch};
 /// The parts of the table that this process has installed. A part is installed again when an element does not find its
 /// set, or when rules are missing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Made {
+pub(crate) struct InstalledParts {
     /// The chains of each part, with their number of rules.
     parts: Arc<Mutex<HashMap<String, Vec<ChainRules>>>>,
 }
@@ -53,7 +53,7 @@ struct ChainRules {
     count: usize,
 }
 
-impl Made {
+impl InstalledParts {
     fn parts(&self) -> MutexGuard<'_, HashMap<String, Vec<ChainRules>>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,14 +157,14 @@ pub(crate) fn first_obstacle(packets: &[Packet]) -> std::io::Result<Option<Strin
 }
 
 /// Removes the tables if they contain no elements of attachments.
-pub(crate) async fn remove_if_unused(made: &Made) -> Result<()> {
+pub(crate) async fn remove_if_unused(installed: &InstalledParts) -> Result<()> {
     let removed = tokio::task::spawn_blocking(table::remove_if_unused).await;
     if removed
         .map_err(std::io::Error::other)
         .and_then(|result| result)
         .doing("remove unused tables (nftables)")?
     {
-        made.clear();
+        installed.clear();
     }
     Ok(())
 }

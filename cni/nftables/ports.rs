@@ -80,7 +80,7 @@ pub(crate) struct Mapping {
 /// Another pod has one of the ports.
 pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: bool) -> Result<()> {
     let owner = call.owner();
-    let made = call.host.made.clone();
+    let installed = call.host.made.clone();
     let action = format!("map host {} to {owner}", describe(mappings));
     let (pods, mapped) = (pods(mappings), mappings.iter().map(element).collect::<Vec<_>>());
     blocking(action, move || {
@@ -89,7 +89,7 @@ pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: boo
             parts.extend(pods.iter().map(hairpin_of));
             elements.extend(pods.iter().map(hairpin));
         }
-        match table::add(&made, &parts, &elements, &owner) {
+        match table::add(&installed, &parts, &elements, &owner) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let holder = elements::holder_of(&mapped, &owner)?;
                 let holder = holder.map_or("another pod".to_owned(), |holder| {

@@ -28,9 +28,9 @@ const PREROUTING: Hook = Hook { kind: "filter", place: 0, priority: -300 };
 pub(crate) async fn allow(call: &Call<'_>, name: &str, mac: &[u8]) -> Result<()> {
     let owner = call.owner();
     let elements = elements(name, mac);
-    let made = call.host.made.clone();
+    let installed = call.host.made.clone();
     let action = format!("restrict the hardware address of {owner}");
-    blocking(action, move || table::add(&made, &[base()], &elements, &owner)).await
+    blocking(action, move || table::add(&installed, &[base()], &elements, &owner)).await
 }
 
 fn elements(name: &str, mac: &[u8]) -> Vec<Element> {

@@ -12,7 +12,7 @@ use super::message::{
     APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Family, GET_RULE, NEW_CHAIN, NEW_ELEMENT,
     NEW_RULE, NEW_SET, NEW_TABLE, attribute, generation, list, text_of,
 };
-use super::{ChainRules, Made};
+use super::{ChainRules, InstalledParts};
 
 /// The name of the tables.
 pub(super) const TABLE: &str = "berth";
@@ -84,11 +84,16 @@ pub(super) struct Part {
 ///
 /// # Errors
 /// `EEXIST` if another attachment has one of the elements.
-pub(super) fn add(made: &Made, parts: &[Part], elements: &[Element], owner: &Comment) -> io::Result<()> {
+pub(super) fn add(
+    installed: &InstalledParts,
+    parts: &[Part],
+    elements: &[Element],
+    owner: &Comment,
+) -> io::Result<()> {
     let Some(family) = parts.first().map(|part| part.family) else { return Ok(()) };
     let batch = |all: bool| {
         let mut batch = Batch::new(family);
-        let needed = parts.iter().filter(|part| all || !made.has(&part.name));
+        let needed = parts.iter().filter(|part| all || !installed.has(&part.name));
         for (place, part) in needed.enumerate() {
             part.write(&mut batch, place == 0);
         }
@@ -105,7 +110,7 @@ pub(super) fn add(made: &Made, parts: &[Part], elements: &[Element], owner: &Com
     };
     added?;
     for part in parts {
-        made.insert(part);
+        installed.insert(part);
     }
     Ok(())
 }
@@ -249,7 +254,7 @@ fn table_exists(family: Family) -> io::Result<bool> {
 
 /// Removes the chains that only elements jump to, if no element does. The kernel refuses to remove chains that are in
 /// use (`EBUSY`).
-pub(super) fn remove_unused_chains(made: &Made) -> io::Result<()> {
+pub(super) fn remove_unused_chains(installed: &InstalledParts) -> io::Result<()> {
     for chain in chains(Family::Inet)? {
         if chain.table != TABLE || !chain.name.starts_with(JUMPED_TO) {
             continue;
@@ -260,7 +265,7 @@ pub(super) fn remove_unused_chains(made: &Made) -> io::Result<()> {
             m.text(3, &chain.name);
         });
         if batch.send().is_ok() {
-            made.clear();
+            installed.clear();
         }
     }
     Ok(())

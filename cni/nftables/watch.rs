@@ -21,7 +21,7 @@ use super::table::TABLE;
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): notifications of changes in nftables.
 const GROUP: u32 = 7;
 
-/// The delay between changes that are no loss and the next read.
+/// The delay between changes that remove nothing and the next read.
 const DELAY: Duration = Duration::from_millis(50);
 
 /// The rules and elements that other programs have removed, or may have removed.
@@ -45,7 +45,7 @@ impl Loss {
         *self == Self::default()
     }
 
-    /// Adds the changes of received messages. Changes of this process are no loss.
+    /// Adds the changes of received messages, except for changes of this process.
     fn add(&mut self, buffer: &[u8]) {
         /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`, `NFTA_SET_ELEM_LIST_TABLE`.
         const NAME: u16 = 1;

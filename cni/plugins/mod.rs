@@ -120,8 +120,8 @@ pub(crate) fn find(kind: &str, search: &Search) -> std::result::Result<Program, 
     let own = std::env::current_exe().and_then(|own| own.canonicalize()).ok();
     let is_other = |program: &PathBuf| own.is_none() || program.canonicalize().ok() != own;
     let programs = search.bin_dirs.iter().map(|folder| folder.join(kind));
-    let found = programs.filter(is_other).find(|program| program.is_file());
-    match found {
+    let program = programs.filter(is_other).find(|program| program.is_file());
+    match program {
         Some(path) if is_name(kind) => Ok(Program { kind: kind.to_owned(), path }),
         _ => {
             let folders: Vec<_> = search.bin_dirs.iter().map(|folder| folder.display().to_string()).collect();

@@ -43,7 +43,7 @@ impl Sbr {
         };
         let routes: Vec<_> = inside.routes().await?.into_iter().filter(of_link).collect();
         let mut used: Vec<u32> = inside.rules().await?.iter().map(|rule| rule.table).collect();
-        for ip in own(call, &previous) {
+        for ip in addresses_of(call, &previous) {
             let address = ip.address.addr();
             let table = match self.table {
                 Some(table) => table,
@@ -84,7 +84,7 @@ impl Sbr {
 
     pub(super) async fn check(call: &Call<'_>, previous: &CniResult) -> Result<()> {
         let rules = call.inside().await?.rules().await?;
-        for ip in own(call, previous) {
+        for ip in addresses_of(call, previous) {
             let address = ip.address.addr();
             if !rules.iter().any(|rule| rule.source == Some(address)) {
                 return Err(Error::Invalid(format!("sbr: no rule for packets from {address}")));
@@ -104,7 +104,10 @@ async fn remove_rules(inside: &Netlink, addresses: &[IpAddr]) -> Result<()> {
 }
 
 /// Returns the addresses of the call's interface.
-fn own<'a>(call: &'a Call<'_>, result: &'a CniResult) -> impl Iterator<Item = &'a crate::result::Ip> {
+fn addresses_of<'a>(
+    call: &'a Call<'_>,
+    result: &'a CniResult,
+) -> impl Iterator<Item = &'a crate::result::Ip> {
     let place =
         result.of_pod().find(|(_, interface)| interface.name == call.interface).map(|(place, _)| place);
     result.ips.iter().filter(move |ip| ip.interface.is_none() || ip.interface == place)

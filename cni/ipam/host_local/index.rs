@@ -123,7 +123,7 @@ impl Index {
     }
 
     /// The allocated numbers of a family.
-    pub(super) fn taken(&self, v4: bool) -> &Runs {
+    pub(super) fn allocated(&self, v4: bool) -> &Runs {
         if v4 { &self.v4 } else { &self.v6 }
     }
 

@@ -77,10 +77,10 @@ pub(super) fn next_free<'a>(
 /// Returns the first free address of a range from a number on.
 fn free_in(range: &Range, start: u128, index: &Index) -> Option<IpAddr> {
     let ((_, last), gateway) = (bounds(range), gateway(range));
-    let taken = index.taken(last.is_ipv4());
-    let mut free = taken.next_free(start)?;
+    let allocated = index.allocated(last.is_ipv4());
+    let mut free = allocated.next_free(start)?;
     if free == number(gateway) {
-        free = taken.next_free(free.checked_add(1)?)?;
+        free = allocated.next_free(free.checked_add(1)?)?;
     }
     (free <= number(last)).then(|| address(free, last.is_ipv4())).flatten()
 }

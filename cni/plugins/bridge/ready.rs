@@ -1,6 +1,6 @@
-//! Bridges that are as they should be, and whether they still are. The kernel tells of every change of a link, an address or
-//! a setting, so that neither an attachment nor an idle daemon looks at what has not changed: an attachment takes in what
-//! has been told until then, and a task of the daemon puts right what somebody has changed meanwhile.
+//! The state of bridges. The kernel reports every change of a link, an address or a setting, so neither an attachment
+//! nor an idle daemon reads unchanged state: an attachment applies the notifications received until then, and a task of
+//! the daemon repairs what other programs have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex as StdMutex, PoisonError};
@@ -16,13 +16,13 @@ use crate::netlink::monitor::{Change, Group, Heard, Monitor};
 use crate::plugins::interface;
 use crate::{Context, Result};
 
-/// How long after a repair that failed the next is tried, when somebody asks whether the network is ready.
+/// The interval between repairs after a failure, when the network's status is requested.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What has been made ready on the host.
+/// The bridges and the forwarding that are set up on the host.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    /// `None`: nobody tells of changes, so that a bridge is looked at each time.
+    /// `None` if changes are not monitored: a bridge is then read each time.
     monitor: Option<Monitor>,
     state: Mutex<State>,
     trouble: StdMutex<Option<Trouble>>,
@@ -31,7 +31,7 @@ pub(crate) struct Ready {
 #[derive(Debug, Default)]
 struct State {
     bridges: BTreeMap<String, Known>,
-    /// IP versions of which the host passes packets on; whether it is version 4.
+    /// The IP versions that the host forwards; `true` is version 4.
     forwarding: BTreeSet<bool>,
     /// Links of pods that are disconnected from their bridge, with the pod's id.
     disconnected: BTreeMap<u32, String>,
@@ -42,15 +42,15 @@ struct Known {
     keys: Keys,
     made: Made,
     gateways: BTreeSet<IpNet>,
-    /// A link of it is down, or has another name.
+    /// A link of the bridge is down or was renamed.
     down: bool,
-    /// It lacks something, or may.
+    /// Something of the bridge is missing, or may be missing.
     lacks: bool,
-    /// It is another than the one that pods were attached to.
+    /// The bridge is not the one that pods were attached to.
     another: bool,
 }
 
-/// Why a bridge is not as it should be.
+/// Why a bridge is not in its configured state.
 #[derive(Debug)]
 struct Trouble {
     bridge: String,
@@ -115,10 +115,10 @@ impl State {
 }
 
 impl Ready {
-    /// In the network namespace of the calling thread. Needs a tokio runtime.
+    /// Opens the monitor in the network namespace of the calling thread. Needs a tokio runtime.
     pub(crate) fn watching() -> Result<Self> {
         let groups = [Group::Links, Group::Addresses4, Group::Addresses6, Group::Settings4, Group::Settings6];
-        let monitor = Monitor::open(&groups).doing("hear of changes of links")?;
+        let monitor = Monitor::open(&groups).doing("subscribe to changes of links")?;
         Ok(Self { monitor: Some(monitor), ..Self::default() })
     }
 
@@ -127,7 +127,8 @@ impl Ready {
         heard.for_each(|heard| state.take_in(heard));
     }
 
-    /// The bridge of a configuration with some gateways, as it should be. `again`: whatever is known of it.
+    /// Returns the bridge of a configuration in its configured state, with some gateways. `again` ignores the known
+    /// state.
     pub(super) async fn bridge(
         &self,
         host: &Netlink,
@@ -167,7 +168,7 @@ impl Ready {
         Ok(made)
     }
 
-    /// The host passes packets of an IP version on.
+    /// Enables forwarding of an IP version on the host.
     pub(crate) async fn forward(&self, v4: bool) -> Result<()> {
         let mut state = self.state.lock().await;
         self.take_in(&mut state);
@@ -178,7 +179,7 @@ impl Ready {
         Ok(())
     }
 
-    /// Nothing is known of a bridge any more, which is to go.
+    /// Discards the state of a bridge that is to be removed.
     pub(super) async fn forget(&self, bridge: &str) {
         self.state.lock().await.bridges.remove(bridge);
         self.note(bridge, None);
@@ -187,30 +188,30 @@ impl Ready {
     /// Waits until something has changed.
     ///
     /// # Errors
-    /// Nobody tells.
+    /// The monitor failed.
     pub(crate) async fn changed(&self) -> Result<()> {
         match &self.monitor {
-            Some(monitor) => monitor.changed().await.doing("hear of changes of links"),
+            Some(monitor) => monitor.changed().await.doing("receive changes of links"),
             None => std::future::pending().await,
         }
     }
 
-    /// Whether all bridges are as they were made.
+    /// Whether all bridges are in their configured state.
     pub(crate) async fn is_sound(&self) -> bool {
         let mut state = self.state.lock().await;
         self.take_in(&mut state);
         state.bridges.values().all(|known| known.is_sound())
     }
 
-    /// Puts right what somebody has changed. Whether a bridge is another than that to which pods were attached: they are to
-    /// join this one. A bridge that is gone and that nobody needs (`in_use`) is not missed.
+    /// Repairs what other programs have changed. Returns whether a bridge is not the one that pods were attached to:
+    /// they must be attached to it again. A bridge that is gone and not `in_use` is not recreated.
     pub(crate) async fn repair(&self, host: &Netlink, in_use: impl Fn(&str) -> bool) -> bool {
         let mut state = self.state.lock().await;
         let had_forwarding = state.forwarding.clone();
         self.take_in(&mut state);
         for v4 in had_forwarding {
             if !state.forwarding.contains(&v4) && interface::forward(v4).is_ok() {
-                tracing::warn!(ipv4 = v4, "IP forwarding was off: switched it on again");
+                tracing::warn!(ipv4 = v4, "IP forwarding was disabled: enabled it again");
                 state.forwarding.insert(v4);
             }
         }
@@ -228,9 +229,9 @@ impl Ready {
                 Ok(made) => {
                     self.note(name, None);
                     if made.bridge.index != before.0 || before.1 {
-                        tracing::warn!(bridge = name, "repaired the bridge after a change by others");
+                        tracing::warn!(bridge = name, "repaired bridge after a change by another program");
                     } else {
-                        tracing::info!(bridge = name, "checked the bridge after a change by others");
+                        tracing::info!(bridge = name, "checked bridge after a change by another program");
                     }
                     another |= std::mem::take(&mut known.another) || made.bridge.index != before.0;
                     known.made = made;
@@ -255,7 +256,7 @@ impl Ready {
         match why {
             Some(why) => {
                 if trouble.as_ref().is_none_or(|known| known.why != why) {
-                    tracing::warn!(bridge, why, "failed to repair the bridge");
+                    tracing::warn!(bridge, why, "failed to repair bridge");
                 }
                 *trouble = Some(Trouble { bridge: bridge.to_owned(), why, since: Instant::now() });
             }
@@ -264,14 +265,14 @@ impl Ready {
         }
     }
 
-    /// Why pods would have no network on one of these bridges.
+    /// Returns why pods would have no network on one of these bridges.
     pub(crate) fn trouble<'a>(&self, mut bridges: impl Iterator<Item = &'a str>) -> Option<String> {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         let known = trouble.as_ref().filter(|known| bridges.any(|name| name == known.bridge))?;
         Some(format!("failed to repair bridge {}: {}", known.bridge, known.why))
     }
 
-    /// Whether it is time to look whether trouble is over. Once each time.
+    /// Whether a failed repair is to be retried now. Returns `true` once per interval.
     pub(crate) fn is_to_be_tried_again(&self) -> bool {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *trouble {
