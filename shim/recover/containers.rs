@@ -30,8 +30,8 @@ pub(super) async fn load(daemon: &Shared) -> Result<ContainerCleanup, CriError> 
     for (id, record) in records {
         load_one(daemon, id, record, &mut cleanup);
     }
-    // What is left of those that have ended is killed behind the answers; that they have ended is known now.
-    for container in &rest.ended {
+    // Remaining processes of ended containers are killed in the background. That the containers have ended is recorded now.
+    for container in &cleanup.ended {
         reconcile::record_end_without_keeper(daemon, container).await;
     }
     Ok(cleanup)

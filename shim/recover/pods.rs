@@ -26,9 +26,9 @@ pub(super) struct PodCleanup {
 }
 
 /// Reads every record, and finds the keepers that live.
-pub(super) async fn load(daemon: &Shared) -> Result<Rest, CriError> {
+pub(super) async fn load(daemon: &Shared) -> Result<PodCleanup, CriError> {
     let mut keepers = keeper::living_keepers(daemon).await?;
-    let mut rest = Rest::default();
+    let mut cleanup = PodCleanup::default();
     let folders = daemon.folders.clone();
     let (records, state_folders) =
         blocking(move || Ok::<_, FileError>((read_all(&folders)?, file::names_in(&folders.pods_state())?)))

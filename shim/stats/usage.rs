@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn pressure_is_in_nanoseconds() {
-        let waited = |total| Waited { avg10: 1.5, total, ..Waited::default() };
+        let waited = |total| StallTimes { avg10: 1.5, total, ..StallTimes::default() };
         let psi = pressure(Pressure { some: waited(42), full: waited(u64::MAX) });
         assert_eq!((psi.some.unwrap().total, psi.some.unwrap().avg10), (42_000, 1.5));
         assert_eq!(psi.full.unwrap().total, u64::MAX);
