@@ -100,7 +100,7 @@ pub(crate) fn parse_config(what: &str, bytes: &[u8]) -> Result<ParsedConfig, Err
     Ok(ParsedConfig {
         config: config.checked(what)?,
         diff_ids: rootfs.diff_ids.all(what, "layers")?,
-        platform: Some(offered).filter(Platform::is_told),
+        platform: Some(offered).filter(Platform::is_specified),
     })
 }
 

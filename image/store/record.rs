@@ -149,7 +149,7 @@ impl LayerRecord {
 
 /// The part of a [`LayerRecord`] that is kept in memory. The untrusted folders and links are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "Skimmed")]
+#[serde(from = "PartialLayerRecord")]
 pub(crate) struct LayerSummary {
     pub(crate) boot_id: String,
     pub(crate) usage: DiskUsage,
