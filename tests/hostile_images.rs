@@ -126,7 +126,7 @@ async fn a_stalled_pull_does_not_delay_other_pulls() {
     let image = ImageSpec { image: format!("{}/slow:1", registry.address), ..ImageSpec::default() };
     let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
     let never = tokio::spawn(async move { images.pull_image(request).await });
-    while registry.requests().iter().filter(|asked| asked.path.contains("/slow/blobs/")).count() < 3 {
+    while registry.asked().iter().filter(|asked| asked.path.contains("/slow/blobs/")).count() < 3 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let pulled = tokio::time::timeout(PATIENCE, pull(&mut berth, &registry, "fast")).await;

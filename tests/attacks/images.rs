@@ -179,9 +179,9 @@ async fn cve_2020_15157_credentials_are_not_sent_to_other_servers() {
     for name in ["foreign", "led", "led2"] {
         drop(pull(&mut lab, &format!("{}/{name}:1", registry.address), Some(auth())).await.unwrap_err());
     }
-    let to_registry = registry.requests().into_iter().filter_map(|asked| asked.authorization);
+    let to_registry = registry.asked().into_iter().filter_map(|asked| asked.authorization);
     assert!(to_registry.count() > 0, "the registry itself must receive the credentials");
-    let asked = other_server.requests();
+    let asked = other_server.asked();
     assert!(!asked.is_empty(), "the other server must receive a request");
     for asked in asked {
         assert!(asked.authorization.is_none() && !asked.path.contains("secret"), "{asked:?}");

@@ -79,7 +79,7 @@ impl Registry {
     }
 
     /// Returns all requests in the order in which they arrived.
-    pub fn requests(&self) -> Vec<ReceivedRequest> {
+    pub fn asked(&self) -> Vec<ReceivedRequest> {
         self.requests.lock().unwrap().clone()
     }
 
@@ -87,7 +87,7 @@ impl Registry {
     pub fn times(&self, path: &str) -> usize {
         // Requests to a mirror name the original registry in the query.
         let same = |asked: &ReceivedRequest| asked.path == path || asked.path.split('?').next() == Some(path);
-        self.requests().iter().filter(|asked| same(asked)).count()
+        self.asked().iter().filter(|asked| same(asked)).count()
     }
 
     /// Returns the bytes of the answer to a path.
