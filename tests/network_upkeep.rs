@@ -216,13 +216,13 @@ async fn a_single_port_that_is_disconnected_is_connected_again() {
     let connected = format!("ip -o link show dev {port} | grep ',UP' | grep -q 'master paths0'");
     let ping = "busybox ping -c 1 -W 1 10.66.0.1 && busybox ping -c 1 -W 1 fd66::1";
     for change in ["nomaster", "down", "nomaster down"] {
-        node.place.sh(&format!("ip link set {port} {change}"));
+        node.netns.sh(&format!("ip link set {port} {change}"));
         until(change, async || {
-            node.place.try_sh(&connected).status.success() && pod.place.try_sh(ping).status.success()
+            node.netns.try_sh(&connected).status.success() && pod.netns.try_sh(ping).status.success()
         })
         .await;
-        assert!(is_answered(&other.place, "10.66.0.1"), "{change}");
-        node.place.sh(&format!("bridge -d link show dev {port} | grep -q 'hairpin on'"));
+        assert!(is_answered(&other.netns, "10.66.0.1"), "{change}");
+        node.netns.sh(&format!("bridge -d link show dev {port} | grep -q 'hairpin on'"));
     }
     node.berth.remove_pod(&pod.id).await;
     node.clean().await;
