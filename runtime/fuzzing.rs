@@ -1,5 +1,5 @@
-//! What strangers can send, as one function each: bytes in, and nothing may break. The fuzz targets (`fuzz/`) call these with
-//! anything; the tests here with what is kept in `fuzz/corpus`.
+//! Functions for the fuzz targets (`fuzz/`), one for each kind of untrusted input: they take bytes, and no input
+//! may break them. The tests here run them with the inputs in `fuzz/corpus`.
 
 use oci_spec::runtime::LinuxSeccomp;
 
@@ -7,11 +7,11 @@ use crate::seccomp;
 use crate::wire::transport::Report;
 use crate::wire::{AnyRequest, Message, Request};
 
-/// A message between daemon and keeper, or a report of a container's first process, whose socket a container may get hold
-/// of.
+/// Decodes a message between daemon and keeper, or a report of a container's first process. A container may get
+/// access to the socket of the latter.
 ///
 /// # Panics
-/// What was read is not what is written again.
+/// A decoded value differs after it is encoded and decoded again.
 pub fn keeper(bytes: &[u8]) {
     if let Some(report) = Report::decode(bytes) {
         assert_eq!(Report::decode(&report.encode()), Some(report));
@@ -27,11 +27,11 @@ pub fn keeper(bytes: &[u8]) {
     drop(serde_json::from_slice::<AnyRequest>(bytes));
 }
 
-/// A seccomp profile, from a file of the node or from an artifact: it compiles to a filter that the kernel's own check takes,
-/// or is refused with a reason.
+/// Compiles a seccomp profile from a file of the node or from an artifact. It must compile to a filter that passes
+/// the kernel's checks, or be rejected with a reason.
 ///
 /// # Panics
-/// A filter is longer than the kernel takes, jumps out of itself or does not end.
+/// A filter is longer than the kernel accepts, jumps out of itself or does not end.
 pub fn seccomp(bytes: &[u8]) {
     let Ok(profile) = serde_json::from_slice::<LinuxSeccomp>(bytes) else { return };
     match seccomp::compile(&profile) {
@@ -44,10 +44,11 @@ pub fn seccomp(bytes: &[u8]) {
     }
 }
 
-/// Bytes of the longest filter: 4096 instructions of 8 (`BPF_MAXINSNS`).
+/// The maximum length of a filter in bytes: 4096 instructions of 8 (`BPF_MAXINSNS`).
 const LONGEST: usize = 4096 * 8;
 
-/// What the kernel checks first of a filter (net/core/filter.c, `bpf_check_classic`): jumps stay inside, the end is a return.
+/// Repeats the kernel's first checks of a filter (net/core/filter.c, `bpf_check_classic`): jumps stay inside, and
+/// the last instruction is a return.
 fn check(program: &[u8]) {
     const JUMP: u8 = 0x05;
     const RETURN: u8 = 0x06;
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_breaks_nothing() {
+    fn the_corpus_causes_no_panic() {
         corpus("keeper", keeper);
         corpus("seccomp", seccomp);
     }

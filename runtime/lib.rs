@@ -1,19 +1,19 @@
-//! Pods and containers on the kernel: this crate knows namespaces, mounts, cgroups, credentials and processes,
-//! and nothing of the CRI, of gRPC or of images.
+//! Pods and containers on the kernel: namespaces, mounts, cgroups, credentials and processes. This crate does not
+//! depend on the CRI, on gRPC or on images.
 //!
-//! It is built twice. The daemon takes it with the feature `daemon`: there an OCI runtime spec is compiled into a
-//! flat [`plan`], cgroups are made, root filesystems are assembled as detached mounts, and a pod's keeper is started
-//! and spoken to. The keeper (`runtime/keeper`) takes it without: there the [`plan`] is walked, step by step, by
-//! the first process of each container.
+//! The crate is built twice. The daemon enables the feature `daemon`. It compiles an OCI runtime spec into a flat
+//! [`plan`], creates cgroups, assembles root filesystems as detached mounts, and starts a pod's keeper and talks
+//! to it. The keeper (`runtime/keeper`) is built without the feature. The first process of each container executes
+//! the [`plan`] there, step by step.
 //!
 //! * [`sys`]: every system call that needs `unsafe`, behind safe functions that own their descriptors
-//! * [`path`], [`procfs`]: paths inside a container as descriptors, and the private procfs that writes go through
+//! * [`path`], [`procfs`]: paths inside a container as descriptors, and the private procfs for writes
 //! * [`logs`]: log files, in folders that containers may have mounted
-//! * [`plan`]: what the init of a container or pod does, compiled
-//! * [`wire`]: the messages between daemon and keeper, and the record in which an init reports its failure
+//! * [`plan`]: compiled descriptions of what the init of a container or pod does
+//! * [`wire`]: the messages between daemon and keeper, and the record with which an init reports its failure
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
 //! * [`keeper`]: the event loop of the keeper
-//! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: the daemon's half
+//! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: only for the daemon
 
 pub mod init;
 pub mod logs;
@@ -30,7 +30,7 @@ pub mod client;
 #[cfg(feature = "daemon")]
 pub mod compile;
 #[cfg(any(test, feature = "fuzzing"))]
-#[allow(clippy::expect_used, clippy::panic, reason = "a target says what is wrong by panicking")]
+#[allow(clippy::expect_used, clippy::panic, reason = "a fuzz target reports an error by a panic")]
 pub mod fuzzing;
 #[cfg(feature = "daemon")]
 pub mod rootfs;

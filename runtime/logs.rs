@@ -1,9 +1,10 @@
-//! Log files of containers, in folders that containers may have mounted themselves (a volume of `/var/log`). Whoever
-//! writes there could replace a folder by a symbolic link to `/etc/cron.d`, or a file by a device, and berth would
-//! write to it as root (CVE-2026-53489).
+//! Log files of containers, in folders that containers may have mounted themselves (a volume of `/var/log`). A
+//! container that can write there could replace a folder by a symbolic link to `/etc/cron.d`, or a file by a
+//! device, and berth would write to it as root (CVE-2026-53489).
 //!
-//! The links in the path of a pod's log folder are those of the host's administrator, such as `/var/log` on another
-//! disk: they are followed once, when the pod is run. From then on the path has none, and none is followed.
+//! Symbolic links in the path of a pod's log folder are the node administrator's, such as `/var/log` on another
+//! disk. They are followed once, when the pod is run. From then on the path contains no links, and none are
+//! followed.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -15,13 +16,15 @@ use crate::sys::{Context, Result};
 
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// How often a file may come and go while it is being opened: the kubelet renames it in between.
+/// The maximum number of attempts to open a file that appears and disappears in the meantime: the kubelet renames
+/// it.
 const ATTEMPTS: u32 = 16;
 
-/// The path of a folder without any symbolic link in it.
+/// Resolves the symbolic links in the path of a folder. Returns a path without links.
 ///
 /// # Errors
-/// There is no such folder, or no path without links leads to it: it is not mounted where the caller sees it.
+/// The folder does not exist, or no path without links leads to it: it is not mounted in the caller's mount
+/// namespace.
 pub fn without_links(folder: &str) -> Result<String> {
     let followed = rustix::fs::openat(CWD, folder, FOLDER, Mode::empty()).on("open", folder)?;
     let path =
@@ -36,10 +39,11 @@ pub fn without_links(folder: &str) -> Result<String> {
     Ok(path)
 }
 
-/// Makes a folder with its parents, where they are absent. The absolute path may have no symbolic link in it.
+/// Creates a folder and its parents if they are absent. The path must be absolute and must not contain a symbolic
+/// link.
 ///
 /// # Errors
-/// `ENOTDIR` for a link and for anything else that is no folder; one cannot be made.
+/// `ENOTDIR` if a component is a link or anything else than a folder, or the error of the creation.
 pub fn make_folder(path: &str) -> Result<()> {
     let mut place = open_folder("/")?;
     for name in path.split('/').filter(|name| !matches!(*name, "" | ".")) {
@@ -65,11 +69,11 @@ fn open_in(folder: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(folder, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())
 }
 
-/// Opens a log file for appending, and makes it where there is none. The path may have no symbolic link in it.
+/// Opens a log file for appending, and creates it if absent. The path must not contain a symbolic link.
 ///
 /// # Errors
-/// The folder is not there, or what is at the path is not a regular file with this one name: a link, a pipe, a device,
-/// or a file that has another name elsewhere.
+/// The folder does not exist, or the file is not a regular file with exactly one name: a link, a pipe, a device,
+/// or a file with another hard link.
 pub fn open_file(path: &str) -> Result<OwnedFd> {
     let (folder, name) = path.rsplit_once('/').ok_or(Errno::INVAL).on("open", path)?;
     if matches!(name, "" | "." | "..") {
@@ -81,9 +85,9 @@ pub fn open_file(path: &str) -> Result<OwnedFd> {
         let new = append | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         match rustix::fs::openat(&folder, name, new, Mode::from_raw_mode(0o640)) {
             Err(Errno::EXIST) => {}
-            made => return made.on("open", path),
+            result => return result.on("open", path),
         }
-        // Looked at before it is opened: the mere open of a device can have an effect.
+        // It is checked before it is opened, because the open alone of a device can have an effect.
         let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let place = match rustix::fs::openat(&folder, name, place, Mode::empty()) {
             Err(Errno::NOENT) => continue,
@@ -92,16 +96,16 @@ pub fn open_file(path: &str) -> Result<OwnedFd> {
         let stat = rustix::fs::fstat(&place).on("fstat", path)?;
         match (FileType::from_raw_mode(stat.st_mode), stat.st_nlink) {
             (FileType::RegularFile, 0) => {}
-            // By its descriptor: whatever the name stands for by now, this file is opened (proc(5), fd).
+            // Opened by its descriptor, so that it is this file even if the path refers to another one by now
+            // (proc(5), fd).
             (FileType::RegularFile, 1) => {
                 return rustix::fs::openat(CWD, descriptor_path(place.as_fd()), append, Mode::empty())
                     .on("open", path);
             }
             (FileType::RegularFile, _) => {
-                return Err(Errno::MLINK)
-                    .on("open", format_args!("{path}, which has another name elsewhere"));
+                return Err(Errno::MLINK).on("open", format_args!("{path}, which has another hard link"));
             }
-            _ => return Err(Errno::INVAL).on("open", format_args!("{path}, which is no regular file")),
+            _ => return Err(Errno::INVAL).on("open", format_args!("{path}, which is not a regular file")),
         }
     }
     Err(Errno::AGAIN).on("open", path)
@@ -129,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_made_and_gone_on_with() {
+    fn a_log_is_created_and_appended_to() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("c/0.log");
         make_folder(text(&folder.path().join("c"))).unwrap();
@@ -156,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn no_folder_is_made_through_a_link() {
+    fn no_folder_is_created_through_a_link() {
         let folder = tempfile::tempdir().unwrap();
         let (logs, elsewhere) = (folder.path().join("logs"), folder.path().join("elsewhere"));
         fs::create_dir_all(&logs).unwrap();
@@ -172,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_a_file_of_its_own_is_opened() {
+    fn only_a_regular_file_with_one_name_is_opened() {
         let folder = tempfile::tempdir().unwrap();
         let (log, victim) = (folder.path().join("0.log"), folder.path().join("victim"));
         fs::write(&victim, "").unwrap();
@@ -197,26 +201,26 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_not_even_opened() {
+    fn a_device_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("0.log");
         let device = rustix::fs::makedev(1, 3);
         let mode = Mode::from_raw_mode(0o600);
-        // Only root may make one.
+        // Only root may create a device.
         if rustix::fs::mknodat(CWD, &log, FileType::CharacterDevice, mode, device).is_ok() {
-            assert!(append(&log).unwrap_err().to_string().contains("no regular file"));
+            assert!(append(&log).unwrap_err().to_string().contains("not a regular file"));
             assert!(fs::metadata(&log).unwrap().file_type().is_char_device());
         }
     }
 
     proptest::proptest! {
         #[test]
-        fn a_folder_is_made_where_its_path_says(below in "[a./]{0,12}") {
+        fn a_folder_is_created_only_at_its_path(below in "[a./]{0,12}") {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("inside").join(below.trim_start_matches('/'));
-            let made = make_folder(text(&path));
-            proptest::prop_assert_eq!(made.is_err(), below.split('/').any(|name| name == ".."));
-            proptest::prop_assert!(made.is_err() || path.is_dir());
+            let result = make_folder(text(&path));
+            proptest::prop_assert_eq!(result.is_err(), below.split('/').any(|name| name == ".."));
+            proptest::prop_assert!(result.is_err() || path.is_dir());
             proptest::prop_assert!(fs::read_dir(folder.path()).unwrap().all(|entry| entry.unwrap().file_name() == "inside"));
         }
     }

@@ -1,5 +1,5 @@
-//! Paths inside a container's root filesystem: they are resolved there, by the kernel, into descriptors, and are used by
-//! these alone. What a symbolic link in an image points to is inside the image, always.
+//! Paths inside a container's root filesystem. The kernel resolves them to descriptors inside that root, and only
+//! the descriptors are used. A symbolic link in an image always points to something inside the image.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,7 +8,8 @@ use rustix::io::Errno;
 
 use crate::sys::{Context, Result};
 
-/// How many links that lead nowhere are followed while a path is made; the kernel follows as many (path_resolution(7)).
+/// The maximum number of dangling links that are followed while a path is created. The kernel's limit is the same
+/// (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
 /// The root directory of a container.
@@ -24,7 +25,7 @@ impl AsFd for Root {
 }
 
 impl Root {
-    /// The directory that `directory` is a descriptor of.
+    /// Creates the root from a descriptor of its directory.
     #[must_use]
     pub fn new(directory: OwnedFd) -> Self {
         Self { directory }
@@ -33,7 +34,7 @@ impl Root {
     fn openat2(&self, path: &str, flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
         let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let flags = flags | OFlags::CLOEXEC;
-        // EAGAIN: something on the way was renamed meanwhile, and `..` could have escaped (openat2(2)).
+        // EAGAIN: a component was renamed in the meantime, and `..` could have escaped (openat2(2)).
         for _attempt in 0..64 {
             match rustix::fs::openat2(&self.directory, path, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) => {}
@@ -43,51 +44,52 @@ impl Root {
         Err(Errno::AGAIN)
     }
 
-    /// The place of a path, for use by descriptor alone (`O_PATH`).
+    /// Returns a descriptor of a path that serves only as a location (`O_PATH`).
     ///
     /// # Errors
-    /// `ENOENT` and the like.
+    /// `ENOENT` and other errors of openat2(2).
     pub fn resolve(&self, path: &str) -> Result<OwnedFd> {
         self.openat2(path, OFlags::PATH, ResolveFlags::empty()).on("openat2", path)
     }
 
-    /// Opens what is at a path.
+    /// Opens the file at a path.
     ///
     /// # Errors
-    /// `ENOENT` and the like.
+    /// `ENOENT` and other errors of openat2(2).
     pub fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
         self.openat2(path, flags, ResolveFlags::empty()).on("openat2", path)
     }
 
-    /// A folder whose path has no symbolic link at all: where the kernel's own filesystems are mounted, no image may
-    /// lead elsewhere (CVE-2019-19921 and its successors).
+    /// Returns a folder whose path contains no symbolic link. The kernel's own filesystems are mounted there, and
+    /// an image must not redirect them (CVE-2019-19921 and its successors).
     ///
     /// # Errors
-    /// `ELOOP` where a link is on the way.
+    /// `ELOOP` if the path contains a link.
     pub fn resolve_strictly(&self, path: &str) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         self.openat2(path, flags, ResolveFlags::NO_SYMLINKS).on("openat2", path)
     }
 
-    /// Opens a regular file for reading; a device or a pipe in its place is refused without being opened.
+    /// Opens a regular file for reading. Rejects a device or a pipe without opening it.
     ///
     /// # Errors
-    /// `ENOENT` and the like, `EINVAL` for what is no regular file.
+    /// `ENOENT` and other errors of openat2(2), `EINVAL` if it is not a regular file.
     pub fn open_file(&self, path: &str) -> Result<OwnedFd> {
         let place = self.resolve(path)?;
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place).on("fstat", path)?.st_mode);
         if !kind.is_file() {
-            return Err(Errno::INVAL).on("open", format_args!("{path}, which is no regular file"));
+            return Err(Errno::INVAL).on("open", format_args!("{path}, which is not a regular file"));
         }
-        // Through the descriptor the same inode is opened, whatever the path means by now (proc(5), fd).
+        // The descriptor's path opens the same inode, even if the path refers to another file by now (proc(5),
+        // fd).
         let again = crate::sys::fs::descriptor_path(place.as_fd());
         rustix::fs::open(again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).on("open", path)
     }
 
-    /// The folder of a path, made with its parents (mode 0755) where absent.
+    /// Returns the folder at a path. Creates it and its parents (mode 0755) if absent.
     ///
     /// # Errors
-    /// Something on the way is no folder, or cannot be made.
+    /// A component is not a folder, or cannot be created.
     pub fn make_folder(&self, path: &str) -> Result<OwnedFd> {
         self.make_folder_within(path, MAX_LINKS)
     }
@@ -112,10 +114,11 @@ impl Root {
         self.openat2(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty()).on("openat2", path)
     }
 
-    /// The place of a path; where there is nothing, an empty file is made there, with the folders above it.
+    /// Returns the location of a path. If it does not exist, creates an empty file there, and the folders above
+    /// it.
     ///
     /// # Errors
-    /// Something on the way is no folder, or cannot be made.
+    /// A component is not a folder, or cannot be created.
     pub fn make_file(&self, path: &str) -> Result<OwnedFd> {
         self.make_file_within(path, MAX_LINKS)
     }
@@ -129,7 +132,7 @@ impl Root {
         let folder = self.make_folder_within(parent, links)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&folder, name, flags, Mode::from_raw_mode(0o644)) {
-            Ok(_made) => {}
+            Ok(_created) => {}
             Err(Errno::EXIST) => {
                 if let Some(target) = link_target(&folder, parent, name) {
                     let links = links.checked_sub(1).ok_or(Errno::LOOP).on("openat2", path)?;
@@ -141,17 +144,17 @@ impl Root {
         self.openat2(path, OFlags::PATH, ResolveFlags::empty()).on("openat2", path)
     }
 
-    /// The folder that holds a path's last name, made where absent, and that name.
+    /// Returns the folder that contains a path's last component, created if absent, and that component.
     ///
     /// # Errors
-    /// As [`Root::make_folder`]; `EINVAL` where the path has no last name.
+    /// Those of [`Root::make_folder`], or `EINVAL` if the path has no last component.
     pub fn make_parent<'p>(&self, path: &'p str) -> Result<(OwnedFd, &'p str)> {
         let (parent, name) = split(path).ok_or(Errno::INVAL).on("openat2", path)?;
         Ok((self.make_folder(parent)?, name))
     }
 }
 
-/// A path without its last name, and that name. `None` for `/`, `.` and `..`, which cannot be made.
+/// Splits a path before its last component. Returns `None` for `/`, `.` and `..`, which cannot be created.
 fn split(path: &str) -> Option<(&str, &str)> {
     let path = path.trim_end_matches('/');
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -159,7 +162,7 @@ fn split(path: &str) -> Option<(&str, &str)> {
     (!matches!(name, "" | "." | "..")).then_some((parent, name))
 }
 
-/// Where a link that leads nowhere leads, as a path from the root; `None` where there is no link.
+/// Returns the target of a dangling link as a path from the root, or `None` if there is no link.
 fn link_target(folder: &OwnedFd, parent: &str, name: &str) -> Option<String> {
     let target = rustix::fs::readlinkat(folder, name, Vec::new()).ok()?.into_string().ok()?;
     if target.starts_with('/') { Some(target) } else { Some(format!("{parent}/{target}")) }
@@ -186,13 +189,13 @@ mod tests {
             assert_eq!(root.resolve(path).unwrap_err().errno, Errno::NOENT, "{path}");
         }
         root.make_file("/absolute/made").unwrap();
-        assert!(folder.path().join("etc/made").is_file(), "a link that leads nowhere is followed inside");
+        assert!(folder.path().join("etc/made").is_file(), "a dangling link is followed inside the root");
         root.make_folder("/relative/sub/folder").unwrap();
         assert!(folder.path().join("etc/sub/folder").is_dir());
     }
 
     #[test]
-    fn links_in_a_circle_end() {
+    fn circular_links_are_an_error() {
         let folder = tempfile::tempdir().unwrap();
         symlink("b", folder.path().join("a")).unwrap();
         symlink("a", folder.path().join("b")).unwrap();
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn strictly_means_without_links() {
+    fn resolve_strictly_follows_no_links() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("real")).unwrap();
         symlink("real", folder.path().join("proc")).unwrap();

@@ -1,49 +1,51 @@
-//! What the first process of a pod, a container or an exec does, compiled by the daemon so that the process itself
-//! parses nothing and allocates little: it walks these structures in order.
+//! The plans of a pod's, a container's and an exec's first process. The daemon compiles them, so that the process
+//! itself parses nothing and allocates little: it executes these structures in order.
 //!
-//! All strings are free of NUL bytes: the compiler refuses others, since none can be given to the kernel. Descriptors
-//! travel beside the message that carries a plan (`SCM_RIGHTS`) and are named by their place among them.
+//! Strings contain no NUL byte: the compiler rejects those that do, because the kernel cannot take them.
+//! Descriptors are sent beside the message that contains a plan (`SCM_RIGHTS`). The plan refers to them by their
+//! index.
 
 use serde::{Deserialize, Serialize};
 
-/// The place of a descriptor among those that came with the message.
+/// The index of a descriptor among those that came with the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdSlot(pub u32);
 
-/// How a process gets one of its namespaces.
+/// The source of one of a process's namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NamespaceSource {
-    /// A new one.
+    /// A new namespace.
     New,
-    /// That of the pod's pause process.
+    /// The namespace of the pod's pause.
     Pod,
-    /// The host's: nothing is done.
+    /// The host's namespace: nothing is done.
     Host,
 }
 
 /// The process namespace of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidNamespace {
-    /// A new one in which the container's command is process 1.
+    /// A new namespace in which the container's command is process 1.
     New,
-    /// The pod's, whose process 1 is the pause.
+    /// The pod's namespace, in which the pause is process 1.
     Pod,
-    /// The host's.
+    /// The host's namespace.
     Host,
-    /// That of another container of the same pod, by its id (CRI `NamespaceMode.TARGET`).
+    /// The namespace of another container of the same pod, by its id (CRI `NamespaceMode.TARGET`).
     Container(String),
 }
 
-/// How the process gets into its cgroup before it runs anything of its own.
+/// How a process joins its cgroup before it executes a program.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupJoin {
     /// v2: the cgroup's directory, for `CLONE_INTO_CGROUP` (clone(2)).
     pub directory: Option<FdSlot>,
-    /// v1: `tasks`, open for writing, of every hierarchy; the child moves itself.
-    // A keeper that writes the child's pid does the same with these: the name on the wire is that of both.
+    /// v1: `tasks` of every hierarchy, open for writing. The child moves itself.
+    // Older keepers write the child's pid to these files. The name on the wire is the same for both.
     #[serde(rename = "procs")]
     pub tasks: Vec<FdSlot>,
-    /// `memory.events` (v2) or `memory.oom_control` (v1), read when the container has ended to tell an OOM kill.
+    /// `memory.events` (v2) or `memory.oom_control` (v1). It is read after the container has ended, to detect an
+    /// OOM kill.
     pub oom: Option<FdSlot>,
 }
 
@@ -52,9 +54,9 @@ pub struct CgroupJoin {
 pub struct IdRange {
     /// The first id in the namespace.
     pub inside: u32,
-    /// What it is on the host.
+    /// The first id on the host.
     pub outside: u32,
-    /// How many follow one another.
+    /// The number of consecutive ids.
     pub length: u32,
 }
 
@@ -68,13 +70,13 @@ pub struct UserNamespace {
 }
 
 impl UserNamespace {
-    /// Ranges as a file that maps ids wants them (user_namespaces(7), "uid_map").
+    /// Formats ranges for a file that maps ids (user_namespaces(7), "uid_map").
     #[must_use]
     pub fn lines(ranges: &[IdRange]) -> String {
         ranges.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.length)).collect()
     }
 
-    /// What a user of the namespace is on the host; none where it is nobody there.
+    /// Returns the host's id of a user of the namespace, or `None` if the user is not mapped.
     #[must_use]
     pub fn host_uid(&self, inside: u32) -> Option<u32> {
         self.uids.iter().find_map(|range| {
@@ -84,27 +86,27 @@ impl UserNamespace {
     }
 }
 
-/// What the pause of a pod is made of.
+/// The plan of a pod's pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxPlan {
     /// Network namespace: `New` or `Host`.
     pub net: NamespaceSource,
-    /// A user namespace that owns all others of the pod.
+    /// The pod's user namespace. It owns all other namespaces of the pod.
     #[serde(default)]
     pub userns: Option<UserNamespace>,
     /// IPC namespace: `New` or `Host`.
     pub ipc: NamespaceSource,
     /// UTS namespace: `New` or `Host`.
     pub uts: NamespaceSource,
-    /// Process namespace: `New` where the pod's containers share one, else `Host`.
+    /// Process namespace: `New` if the pod's containers share one, else `Host`.
     pub pid: NamespaceSource,
-    /// The name given to a new UTS namespace.
+    /// The hostname of a new UTS namespace.
     pub hostname: Option<String>,
-    /// `key` with dots (`net.ipv4.ip_forward`) and value, written inside the new namespaces.
+    /// Sysctls, written inside the new namespaces: name with dots (`net.ipv4.ip_forward`) and value.
     pub sysctls: Vec<(String, String)>,
-    /// Bytes of the pod's shared /dev/shm; `None` with the host's IPC namespace.
+    /// The size of the pod's /dev/shm in bytes; `None` with the host's IPC namespace.
     pub shm_size: Option<u64>,
-    /// The pause's filter of system calls.
+    /// The pause's seccomp filter.
     #[serde(default)]
     pub seccomp: Option<SeccompPlan>,
     /// User id of the pause, in its user namespace.
@@ -113,7 +115,7 @@ pub struct SandboxPlan {
     /// Group id of the pause.
     #[serde(default)]
     pub gid: u32,
-    /// Supplementary groups of the pause, exactly these.
+    /// The complete list of the pause's supplementary groups.
     #[serde(default)]
     pub groups: Vec<u32>,
     /// AppArmor profile of the pause.
@@ -134,108 +136,109 @@ pub struct SandboxPlan {
     pub oom_score_adj: Option<i32>,
 }
 
-/// A file that the containers of a pod share, for as long as the pod runs.
+/// A file that the containers of a pod share as long as the pod runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFile {
-    /// A name without slashes.
+    /// The file's name, without slashes.
     pub name: String,
-    /// What is in it at first.
+    /// The initial content.
     pub content: String,
 }
 
-/// What a container is made of.
+/// The plan of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPlan {
     /// Process namespace.
     pub pid: PidNamespace,
-    /// The pod's user namespace is joined, whose ids are these.
+    /// The ids of the pod's user namespace, which the container joins.
     #[serde(default)]
     pub userns: Option<UserNamespace>,
-    /// Network namespace: `Pod` or `Host` (`New` is never asked by the CRI, but works).
+    /// Network namespace: `Pod` or `Host`. The CRI never requests `New`, but it works.
     pub net: NamespaceSource,
     /// IPC namespace.
     pub ipc: NamespaceSource,
     /// UTS namespace.
     pub uts: NamespaceSource,
-    /// A cgroup namespace of its own, rooted at the container's cgroup.
+    /// Whether the container has a new cgroup namespace, with the container's cgroup as its root.
     pub cgroup_namespace: bool,
     /// The container's cgroup.
     pub cgroup: CgroupJoin,
     /// The root filesystem: a detached mount.
     pub rootfs: FdSlot,
-    /// The root filesystem is made read-only after all mounts are in place.
+    /// Whether the root filesystem is made read-only after all mounts are in place.
     pub rootfs_readonly: bool,
     /// Propagation of the container's `/` after all mounts are in place.
     pub rootfs_propagation: Propagation,
-    /// Programs of the host that run before the root filesystem is the root.
+    /// Host programs that run before the process changes its root.
     #[serde(default)]
     pub hooks: Option<Hooks>,
     /// Mounts, in the order in which they are attached.
     pub mounts: Vec<MountOp>,
-    /// Directories that are made in the root filesystem when absent (an image's VOLUME paths, the working folder).
+    /// Directories that are created in the root filesystem if absent (an image's VOLUME paths, the working
+    /// folder).
     pub directories: Vec<String>,
-    /// Device nodes beyond those of the fresh /dev, by their absolute path.
+    /// Device nodes that are not in the new /dev, by their absolute path.
     pub devices: Vec<DeviceNode>,
-    /// Paths hidden behind /dev/null or an empty read-only folder; absent ones are passed over.
+    /// Paths that are hidden by /dev/null or an empty read-only folder. Absent paths are skipped.
     pub masked_paths: Vec<String>,
-    /// Paths remounted read-only; absent ones are passed over.
+    /// Paths that are remounted read-only. Absent paths are skipped.
     pub readonly_paths: Vec<String>,
-    /// `key` with dots and value, of namespaces that the container itself owns.
+    /// Sysctls of namespaces that the container owns: name with dots and value.
     pub sysctls: Vec<(String, String)>,
-    /// The name given to a new UTS namespace.
+    /// The hostname of a new UTS namespace.
     pub hostname: Option<String>,
-    /// SELinux label of the filesystems that are made for it.
+    /// SELinux label of the filesystems that are created for the container.
     #[serde(default)]
     pub mount_label: Option<String>,
-    /// The command.
+    /// The container's command.
     pub process: ProcessPlan,
-    /// Where its standard streams lead.
+    /// The container's standard streams.
     pub stdio: StdioPlan,
 }
 
 /// The hooks of a container (OCI runtime specification, "POSIX-platform Hooks").
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hooks {
-    /// The folder of the host where the root filesystem is while they run.
+    /// The folder of the host on which the root filesystem is mounted while the hooks run.
     pub root: String,
-    /// What each is given on its standard input, with [`Hooks::PID`] where the number of the process belongs.
+    /// The standard input of each hook, with [`Hooks::PID`] in place of the process's pid.
     pub state: String,
-    /// In their order.
+    /// The `createContainer` hooks, in order.
     pub create_container: Vec<HookPlan>,
 }
 
 impl Hooks {
-    /// Stands for the number of the process, which is not known before.
+    /// Placeholder for the pid of the process, which is not known when the plan is compiled.
     pub const PID: &str = "\"PID\"";
 }
 
-/// One hook.
+/// A hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookPlan {
     /// An absolute path of the host.
     pub path: String,
-    /// Arguments; the first is the name under which it runs.
+    /// Arguments. The first one is the name of the program (`argv[0]`).
     pub args: Vec<String>,
-    /// `NAME=value`, and nothing else.
+    /// The complete environment, as `NAME=value`.
     pub env: Vec<String>,
-    /// Seconds after which it is ended.
+    /// The time in seconds after which the hook is killed.
     pub timeout: Option<u32>,
 }
 
 /// The command of a container or of an exec, with its credentials.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessPlan {
-    /// Program and arguments; a program without a slash is looked up in the plan's own `PATH`.
+    /// Program and arguments. A program without a slash is searched in the `PATH` of `env`.
     pub args: Vec<String>,
     /// `NAME=value`.
     pub env: Vec<String>,
-    /// Absolute; made if absent for a container, refused for an exec.
+    /// The working directory, absolute. It is created for a container if absent; an exec fails.
     pub cwd: String,
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Supplementary groups, exactly these.
+    /// The complete list of supplementary groups.
     pub groups: Vec<u32>,
     /// File mode creation mask.
     pub umask: Option<u32>,
@@ -247,13 +250,13 @@ pub struct ProcessPlan {
     pub oom_score_adj: Option<i32>,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
-    /// A compiled seccomp filter: an array of `struct sock_filter` in a descriptor.
+    /// The seccomp filter.
     pub seccomp: Option<SeccompPlan>,
     /// AppArmor profile to change to on exec.
     pub apparmor: Option<String>,
     /// SELinux label to change to on exec.
     pub selinux: Option<String>,
-    /// Columns and rows of its terminal, where it has one and they are known.
+    /// The terminal's size in columns and rows, if the process has a terminal and the size is known.
     #[serde(default)]
     pub terminal_size: Option<(u16, u16)>,
 }
@@ -261,15 +264,16 @@ pub struct ProcessPlan {
 /// Capability sets as bit masks: bit n is capability n.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapabilityMasks {
-    /// Those that an exec can ever gain.
+    /// The bounding set: the limit of what an exec can gain.
     pub bounding: u64,
-    /// Those in force.
+    /// The effective set: the capabilities in force.
     pub effective: u64,
-    /// Those that may be put in force.
+    /// The permitted set: the capabilities that may be made effective.
     pub permitted: u64,
-    /// Kept over exec by file capabilities; always 0 (CVE-2022-29162) but for what `ambient` needs.
+    /// The inheritable set, kept over exec by file capabilities. Contains only the ambient capabilities, else
+    /// nothing (CVE-2022-29162).
     pub inheritable: u64,
-    /// Kept over exec by a user other than root.
+    /// The ambient set, kept over exec by a user other than root.
     pub ambient: u64,
 }
 
@@ -278,47 +282,49 @@ pub struct CapabilityMasks {
 pub struct Rlimit {
     /// `RLIMIT_*`.
     pub resource: u32,
-    /// Soft limit; `u64::MAX` is no limit.
+    /// Soft limit. `u64::MAX` means unlimited.
     pub soft: u64,
-    /// Hard limit; `u64::MAX` is no limit.
+    /// Hard limit. `u64::MAX` means unlimited.
     pub hard: u64,
 }
 
 /// A compiled seccomp filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeccompPlan {
-    /// A descriptor with the array of `struct sock_filter`, read from offset 0 to its end.
+    /// A descriptor of a file that contains an array of `struct sock_filter`.
     pub filter: FdSlot,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u64,
-    /// It may refuse the calls by which a process tells that it could not exec.
+    /// Whether the filter may reject the system calls with which a process reports that its exec failed.
     pub mute: bool,
-    /// It allows all that a process does between loading it and its exec, a clone among that.
+    /// Whether the filter allows every system call between its loading and the exec, including the clone.
     #[serde(default)]
     pub early: bool,
-    /// Who is asked about the calls that the filter hands over.
+    /// The supervisor that handles the system calls with the action `SCMP_ACT_NOTIFY`.
     pub listener: Option<SeccompListener>,
 }
 
 /// A supervisor of system calls (OCI runtime spec, "Container Process State").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeccompListener {
-    /// Its unix socket, which takes the filter's descriptor.
+    /// The supervisor's unix socket, which receives the filter's descriptor.
     pub path: String,
-    /// Data for it.
+    /// Data for the supervisor.
     pub metadata: String,
 }
 
-/// Where the standard streams of a container lead.
+/// The standard streams of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StdioPlan {
-    /// A pipe (or the pty) that the keeper holds open for attached clients; else /dev/null.
+    /// Whether standard input is a pipe (or the pty) that the keeper holds open for attached clients. Else it is
+    /// /dev/null.
     pub stdin: bool,
-    /// The pipe is closed when the first attached client leaves.
+    /// Whether the pipe is closed when the first attached client leaves.
     pub stdin_once: bool,
-    /// A pseudo terminal made inside the container's devpts, its master owned by the keeper.
+    /// Whether the container has a pseudo terminal, created in its devpts. The keeper holds the master.
     pub tty: bool,
-    /// The CRI log file, absolute and without a symbolic link on the way; without it output is read and dropped.
+    /// The CRI log file, absolute and without a symbolic link in its path. Without a log file, output is read and
+    /// dropped.
     pub log_path: Option<String>,
     /// The same file, open for appending. The daemon opens it, because opening a file on a hung disk blocks.
     #[serde(default)]
@@ -328,7 +334,7 @@ pub struct StdioPlan {
 /// Propagation of a mount (mount_namespaces(7)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Propagation {
-    /// As the source has it: nothing is changed.
+    /// Nothing is changed: the propagation of the source.
     #[default]
     Unchanged,
     /// `MS_PRIVATE`.
@@ -344,23 +350,23 @@ pub enum Propagation {
 /// One mount of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOp {
-    /// Where, as a path inside the container; made if absent.
+    /// The target, as a path inside the container. It is created if absent.
     pub target: String,
-    /// What.
+    /// The kind of mount.
     pub kind: MountKind,
     /// `MOUNT_ATTR_*` to set on the new mount (mount_setattr(2)).
     pub set: u64,
     /// `MOUNT_ATTR_*` to clear.
     pub clear: u64,
-    /// `set` and `clear` go for the mounts below as well (`AT_RECURSIVE`).
+    /// Whether `set` and `clear` also apply to the mounts below (`AT_RECURSIVE`).
     pub recursive_attributes: bool,
     /// Propagation of the new mount.
     pub propagation: Propagation,
-    /// `propagation` goes for the mounts below as well.
+    /// Whether `propagation` also applies to the mounts below.
     pub recursive_propagation: bool,
 }
 
-/// Whom the files of a mount belong to (mount_setattr(2), "ID-mapped mounts").
+/// The owners of a mount's files (mount_setattr(2), "ID-mapped mounts").
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountIds {
     /// The ids on the disk are those of the host.
@@ -368,59 +374,59 @@ pub enum MountIds {
     Host,
     /// The ids on the disk are those inside the pod's user namespace.
     Pod,
-    /// The ids on the disk are the inner ones of these ranges.
+    /// The ids on the disk are the ids inside these ranges.
     Mapped(UserNamespace),
 }
 
-/// What is mounted.
+/// The kind of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
-    /// A file or folder of the host, by its absolute path. It is opened by the init while it still sees the host's
-    /// mounts: a path that hangs holds up this child alone, which the daemon can kill.
+    /// A file or folder of the host, by its absolute path. The init opens it while it is still in the host's mount
+    /// namespace. A path that hangs blocks only this child, which the daemon can kill.
     Bind {
         /// The path on the host.
         source: String,
-        /// With the mounts below it.
+        /// Whether the mounts below it are included.
         recursive: bool,
-        /// Made as a folder when absent, as containerd and CRI-O do for the kubelet.
+        /// Whether it is created as a folder if absent, as containerd and CRI-O do for the kubelet.
         create: bool,
-        /// Whom its files belong to.
+        /// The owners of its files.
         #[serde(default)]
         ids: MountIds,
     },
     /// A detached mount that came with the message.
     Tree {
-        /// Which.
+        /// The mount's descriptor.
         tree: FdSlot,
     },
     /// A new filesystem: proc, sysfs, tmpfs, mqueue, devpts.
     Filesystem {
-        /// Type as in /proc/filesystems.
+        /// The type, as in /proc/filesystems.
         fstype: String,
-        /// Shown as the device.
+        /// The source, which is shown as the device.
         source: String,
         /// `key=value` and flags, given to fsconfig(2) one by one.
         options: Vec<(String, Option<String>)>,
-        /// A tmpfs over a folder of the image starts with that folder's mode (OCI `tmpcopyup` is not part of this).
+        /// Always false, and no keeper reads it. Keepers of earlier versions require the field.
         keep_mode: bool,
     },
-    /// A fresh tmpfs, filled with nodes and links while it is still detached.
+    /// A new tmpfs for /dev. Nodes and links are created in it before it is attached.
     Dev {
         /// Options of the tmpfs.
         options: Vec<(String, Option<String>)>,
-        /// Nodes, their paths relative to /dev.
+        /// The nodes, with paths relative to /dev.
         nodes: Vec<DeviceNode>,
-        /// Name relative to /dev, and what it points to.
+        /// Symbolic links: name relative to /dev, and target.
         links: Vec<(String, String)>,
     },
     /// The pod's shared memory: a clone of the mount that the pause holds.
     PodShm,
-    /// A file of the pod ([`SandboxPlan::files`]): a clone of what the pause holds.
+    /// A file of the pod ([`SandboxPlan::files`]): a clone of the mount that the pause holds.
     PodFile {
-        /// Its name.
+        /// The file's name.
         name: String,
     },
-    /// The container's own cgroup tree: cgroup2, or one mount per v1 hierarchy below a tmpfs.
+    /// The container's cgroup tree: cgroup2, or one mount per v1 hierarchy below a tmpfs.
     Cgroup {
         /// v1: the hierarchies, in order; empty on v2.
         hierarchies: Vec<CgroupHierarchy>,
@@ -428,13 +434,13 @@ pub enum MountKind {
 }
 
 impl MountKind {
-    /// It is a new procfs.
+    /// Whether this is a new procfs.
     #[must_use]
     pub fn is_procfs(&self) -> bool {
         matches!(self, Self::Filesystem { fstype, .. } if fstype == "proc")
     }
 
-    /// The name of a file of the pod.
+    /// Returns the name of a pod file.
     #[must_use]
     pub fn pod_file(&self) -> Option<&String> {
         match self {
@@ -447,18 +453,18 @@ impl MountKind {
 /// One v1 hierarchy as it appears below /sys/fs/cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupHierarchy {
-    /// The folder: `memory`, `cpu,cpuacct`, `systemd`.
+    /// The folder's name: `memory`, `cpu,cpuacct`, `systemd`.
     pub folder: String,
     /// The mount's options: `["cpu", "cpuacct"]`, or `["none", "name=systemd"]`.
     pub options: Vec<String>,
-    /// Links beside it that lead to `folder` (`cpu`, `cpuacct`).
+    /// Symbolic links beside the folder that point to it (`cpu`, `cpuacct`).
     pub links: Vec<String>,
 }
 
 /// A device node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNode {
-    /// Relative to /dev in [`MountKind::Dev`], absolute in [`ContainerPlan::devices`].
+    /// The path: relative to /dev in [`MountKind::Dev`], absolute in [`ContainerPlan::devices`].
     pub path: String,
     /// Kind.
     pub kind: DeviceKind,
@@ -472,7 +478,7 @@ pub struct DeviceNode {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// The host's node for it, absolute, where that is not at the same place.
+    /// The absolute path of the host's node, if it differs.
     #[serde(default)]
     pub source: Option<String>,
 }
@@ -488,22 +494,23 @@ pub enum DeviceKind {
     Fifo,
 }
 
-/// A further process in a running container.
+/// The plan of an exec: a further process in a running container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecPlan {
     /// The command.
     pub process: ProcessPlan,
-    /// Its cgroup, below the container's.
+    /// The exec's cgroup, below the container's.
     pub cgroup: CgroupJoin,
-    /// The ids of the container's user namespace, which is joined.
+    /// The ids of the container's user namespace, which the exec joins.
     #[serde(default)]
     pub userns: Option<UserNamespace>,
-    /// Standard input; absent is /dev/null.
+    /// Standard input. Without one it is /dev/null.
     pub stdin: Option<FdSlot>,
-    /// Standard output; absent is /dev/null.
+    /// Standard output. Without one it is /dev/null.
     pub stdout: Option<FdSlot>,
-    /// Standard error; absent is /dev/null.
+    /// Standard error. Without one it is /dev/null.
     pub stderr: Option<FdSlot>,
-    /// A pseudo terminal made inside the container's devpts; its master is sent back with the answer.
+    /// Whether the exec has a pseudo terminal, created in the container's devpts. The keeper sends its master with
+    /// the answer.
     pub tty: bool,
 }

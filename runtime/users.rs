@@ -1,40 +1,40 @@
-//! Users and groups by name, looked up in the image: its /etc/passwd and /etc/group are opened inside its own root, and
-//! never by a library of the host's, which could be led elsewhere.
+//! Users and groups by name, from the image: its /etc/passwd and /etc/group are opened inside the image's root. No
+//! library of the host is used, which could be redirected to other files.
 
 use std::os::fd::BorrowedFd;
 
 use crate::path::Root;
 use crate::sys::{self, Context as _};
 
-/// The longest passwd or group file that is read: an image decides how long it is, and the daemon reads it
+/// The maximum length of a passwd or group file. The image determines its length, and the daemon reads it
 /// (CVE-2025-4437).
 const LONGEST: usize = 1 << 20;
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
-/// The highest id: 2^32-1 is "no change" to the kernel (setresuid(2)).
+/// The highest id. 2^32-1 means "no change" to the kernel (setresuid(2)).
 const HIGHEST: u32 = u32::MAX - 1;
 
-/// Which user a process is to have.
+/// The requested user of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserRequest {
     /// The user.
     pub user: Principal,
-    /// The group; without one it is the user's own of /etc/passwd, or 0.
+    /// The group. Without one it is the user's group in /etc/passwd, or 0.
     pub group: Option<Principal>,
-    /// Groups beside it, by number.
+    /// Supplementary groups, by number.
     pub supplemental: Vec<u32>,
-    /// Which groups of the image the user gets as well.
+    /// The policy for the groups in the image's /etc/group.
     pub policy: GroupsPolicy,
 }
 
 /// A user or a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
-    /// By number.
+    /// By id.
     Id(u32),
-    /// By name, to be found in the image.
+    /// By name, as in the image.
     Name(String),
 }
 
@@ -44,60 +44,60 @@ impl Default for Principal {
     }
 }
 
-/// Which groups of the image's /etc/group a user gets (CRI `SupplementalGroupsPolicy`).
+/// The policy for the supplementary groups in the image's /etc/group (CRI `SupplementalGroupsPolicy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GroupsPolicy {
-    /// Those that list the user, and those asked for.
+    /// The requested groups and those that list the user as a member.
     #[default]
     Merge,
-    /// Those asked for alone.
+    /// Only the requested groups.
     Strict,
 }
 
-/// A user as the kernel knows it.
+/// A user with ids, as the kernel needs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedUser {
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Supplementary groups, sorted; the group itself is among them.
+    /// Supplementary groups, sorted. They include the primary group.
     pub groups: Vec<u32>,
-    /// The home folder of /etc/passwd.
+    /// The home folder in /etc/passwd.
     pub home: Option<String>,
 }
 
-/// A user could not be found.
+/// An error of looking up a user.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
-    /// No such user in the image.
-    #[error("user {0:?} is not in the image's /etc/passwd")]
+    /// The image has no such user.
+    #[error("user {0:?} not found in the image's /etc/passwd")]
     UnknownUser(String),
-    /// No such group in the image.
-    #[error("group {0:?} is not in the image's /etc/group")]
+    /// The image has no such group.
+    #[error("group {0:?} not found in the image's /etc/group")]
     UnknownGroup(String),
-    /// A number that is no id.
-    #[error("{0:?} is no user or group id: these go from 0 to {HIGHEST}")]
+    /// A number that is not a valid id.
+    #[error("invalid user or group id {0:?}: it must be between 0 and {HIGHEST}")]
     NotAnId(String),
-    /// A file that is needed is longer than any that is read.
+    /// A required file is longer than the limit.
     #[error("the image's {file} has {size} bytes, the limit is {LONGEST}")]
     TooLong {
-        /// Which.
+        /// The file's path.
         file: &'static str,
         /// Its length.
         size: u64,
     },
     /// The image's files cannot be read.
-    #[error("read the image's users: {0}")]
+    #[error("failed to read the image's users: {0}")]
     System(#[from] sys::Error),
 }
 
 impl UserRequest {
-    /// The request of an image: `user`, `user:group`, each by name or number; empty is root (OCI image spec,
-    /// `config.User`).
+    /// Parses an image's user: `user` or `user:group`, each by name or number. An empty one is root (OCI image
+    /// spec, `config.User`).
     ///
     /// # Errors
-    /// A number that is no id.
+    /// A number is not a valid id.
     pub fn of_image(user: &str) -> Result<Self, UserError> {
         let (user, group) = match user.split_once(':') {
             Some((user, group)) => (user, Some(group)),
@@ -112,11 +112,11 @@ impl UserRequest {
 }
 
 impl Principal {
-    /// A number is an id, anything else a name. A number too large for an id is neither: it must not become another
-    /// one by being cut (CVE-2024-40635).
+    /// Parses a name or number. A number that is too large for an id is an error: truncated, it would be another
+    /// id (CVE-2024-40635).
     ///
     /// # Errors
-    /// Such a number.
+    /// The number is not a valid id.
     pub fn parse(text: &str) -> Result<Self, UserError> {
         if text.is_empty() {
             return Ok(Self::Id(0));
@@ -132,12 +132,12 @@ impl Principal {
     }
 }
 
-/// Looks a user up in the image whose root `root` is a descriptor of. A file that is too long is an error only where a
-/// name is looked for in it: a user or a group by number is one without the image as well, and has then what the kernel
-/// needs, but no further groups and no home.
+/// Looks up a user in an image. `root` is a descriptor of the image's root directory. A file that is too long is
+/// an error only if a name must be found in it. A user or a group by number does not need the file: it then gets
+/// no further groups and no home.
 ///
 /// # Errors
-/// The user or the group is unknown there, or a file that is needed is too long.
+/// The image has no such user or group, or a required file is too long.
 pub fn resolve_user(root: BorrowedFd<'_>, request: &UserRequest) -> Result<ResolvedUser, UserError> {
     let root = Root::new(sys::mount::same_place(root)?);
     let by_name = matches!(request.user, Principal::Name(_));
@@ -151,7 +151,7 @@ pub fn resolve_user(root: BorrowedFd<'_>, request: &UserRequest) -> Result<Resol
     resolve(&passwd, &group, request)
 }
 
-/// A file that is not there or is no file has no entries.
+/// Reads a file. One that does not exist, or is not a regular file, counts as empty.
 fn read(root: &Root, path: &'static str, needed: bool) -> Result<String, UserError> {
     use rustix::io::Errno;
     let content = root.open_file(path).and_then(|file| {
@@ -160,7 +160,7 @@ fn read(root: &Root, path: &'static str, needed: bool) -> Result<String, UserErr
         if size > u64::try_from(LONGEST).unwrap_or(u64::MAX) {
             return Ok(Err(size));
         }
-        // It may have grown since then: this does not read more either.
+        // The file may have grown since then. At most `LONGEST` bytes are read.
         sys::fs::read_all(file, LONGEST).map(Ok)
     });
     match content {
@@ -171,7 +171,7 @@ fn read(root: &Root, path: &'static str, needed: bool) -> Result<String, UserErr
                 file = path,
                 size,
                 limit = LONGEST,
-                "a file of the image is too long, none of it is used"
+                "ignored a file of the image that is too long"
             );
             Ok(String::new())
         }
@@ -189,7 +189,7 @@ struct Entry<'a> {
     home: &'a str,
 }
 
-/// A line of passwd(5); what is no such line is passed over.
+/// Parses a line of passwd(5). Returns `None` for an invalid line, which is skipped.
 fn passwd_entry(line: &str) -> Option<Entry<'_>> {
     let mut fields = line.split(':');
     let (name, _password) = (fields.next()?, fields.next()?);
@@ -198,7 +198,7 @@ fn passwd_entry(line: &str) -> Option<Entry<'_>> {
     (!name.is_empty() && uid <= HIGHEST && gid <= HIGHEST).then_some(Entry { name, uid, gid, home })
 }
 
-/// Name, id and members of a line of group(5).
+/// Parses a line of group(5) to its name, id and members.
 fn group_entry(line: &str) -> Option<(&str, u32, impl Iterator<Item = &str>)> {
     let mut fields = line.split(':');
     let (name, _password, gid) = (fields.next()?, fields.next()?, fields.next()?.parse().ok()?);
@@ -221,7 +221,7 @@ fn resolve(passwd: &str, group: &str, request: &UserRequest) -> Result<ResolvedU
         Some(Principal::Name(name)) => group
             .lines()
             .filter_map(group_entry)
-            .find_map(|(known, gid, _)| (known == name).then_some(gid))
+            .find_map(|(entry, gid, _)| (entry == name).then_some(gid))
             .ok_or_else(|| UserError::UnknownGroup(name.clone()))?,
         None => entry.as_ref().map_or(0, |entry| entry.gid),
     };
@@ -256,19 +256,19 @@ mod tests {
     }
 
     #[test]
-    fn users_have_their_groups() {
+    fn users_get_their_groups() {
         let web = of("web").unwrap();
         assert_eq!((web.uid, web.gid, web.home.as_deref()), (1000, 1000, Some("/srv")));
         assert_eq!(web.groups, [50, 51, 1000]);
         assert_eq!(of("1000").unwrap(), web);
         assert_eq!(of("web:logs").unwrap().gid, 50);
-        let stranger = of("4711").unwrap();
-        assert_eq!((stranger.uid, stranger.gid, stranger.groups), (4711, 0, vec![0]));
+        let unlisted = of("4711").unwrap();
+        assert_eq!((unlisted.uid, unlisted.gid, unlisted.groups), (4711, 0, vec![0]));
         assert_eq!(of("").unwrap().uid, 0);
     }
 
     #[test]
-    fn strictly_means_only_what_was_asked_for() {
+    fn the_strict_policy_adds_no_groups() {
         let request = UserRequest {
             user: Principal::Id(1000),
             supplemental: vec![1234],
@@ -281,17 +281,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_or_no_id_is_named() {
+    fn errors_name_unknown_users_and_invalid_ids() {
         assert!(matches!(of("nobody"), Err(UserError::UnknownUser(name)) if name == "nobody"));
         assert!(matches!(of("0:none"), Err(UserError::UnknownGroup(name)) if name == "none"));
         for text in ["4294967295", "4294967296", "99999999999999999999", "-1", "+5"] {
             assert!(matches!(of(text), Err(UserError::NotAnId(_))), "{text}");
         }
-        assert!(matches!(of("big"), Err(UserError::UnknownUser(_))), "an entry with no id is none");
+        assert!(
+            matches!(of("big"), Err(UserError::UnknownUser(_))),
+            "an entry with an invalid id is skipped"
+        );
     }
 
     #[test]
-    fn a_file_that_is_too_long_fails_only_who_needs_it() {
+    fn a_file_that_is_too_long_is_an_error_only_if_it_is_needed() {
         use std::os::fd::AsFd as _;
 
         let folder = tempfile::tempdir().unwrap();
@@ -300,7 +303,7 @@ mod tests {
         let write = |passwd: u64, group: u64| {
             for (name, text, size) in [("etc/passwd", PASSWD, passwd), ("etc/group", GROUP, group)] {
                 std::fs::write(folder.path().join(name), text).unwrap();
-                // The rest is a hole, which costs nobody anything.
+                // The rest of the file is a hole, which uses no space.
                 let file = std::fs::File::options().write(true).open(folder.path().join(name)).unwrap();
                 file.set_len(size.max(text.len().try_into().unwrap())).unwrap();
             }
@@ -325,7 +328,7 @@ mod tests {
 
         write(0, 1 << 40);
         assert_eq!(of("web", strict).unwrap().gid, 1000);
-        assert_eq!(of("web", merge).unwrap().groups, [1000], "its further groups are not known");
+        assert_eq!(of("web", merge).unwrap().groups, [1000], "further groups are not looked up");
         assert!(
             matches!(of("web:logs", merge), Err(UserError::TooLong { file: "/etc/group", size }) if size == 1 << 40)
         );
@@ -333,14 +336,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_file_makes_the_lookup_fail_or_gives_a_foreign_id(passwd in "(\\PC|\n|:){0,200}", group in "(\\PC|\n|:){0,200}") {
+        fn no_file_makes_a_lookup_by_id_fail_or_changes_the_id(passwd in "(\\PC|\n|:){0,200}", group in "(\\PC|\n|:){0,200}") {
             let user = resolve(&passwd, &group, &UserRequest { user: Principal::Id(7), ..UserRequest::default() }).unwrap();
             prop_assert_eq!(user.uid, 7);
             prop_assert!(user.gid <= HIGHEST);
         }
 
         #[test]
-        fn every_number_is_itself_or_refused(number in any::<u64>()) {
+        fn every_number_is_parsed_exactly_or_rejected(number in any::<u64>()) {
             match Principal::parse(&number.to_string()) {
                 Ok(Principal::Id(id)) => prop_assert_eq!(u64::from(id), number),
                 Ok(Principal::Name(_)) => prop_assert!(false),

@@ -239,9 +239,9 @@ async fn nothing_that_somebody_has_put_below_the_log_folder_is_followed() {
     replace(&log, |path| fs::hard_link(&precious, path).unwrap());
     assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("another name"));
     replace(&log, make("mkfifo", &[]));
-    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("no regular file"));
+    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("not a regular file"));
     replace(&log, make("mknod", &["c", "1", "3"]));
-    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("no regular file"));
+    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("not a regular file"));
     assert_eq!(size(&precious), 0);
     fs::remove_file(&log).unwrap();
     reopen(&mut berth, &runs).await.unwrap();

@@ -1,21 +1,21 @@
-//! A change of several files of a cgroup, of which either all are written or none: what each had before is kept, and
-//! written again when a later one is refused (CRI `UpdateContainerResources`: a transaction).
+//! A change of several files of a cgroup, as a transaction (CRI `UpdateContainerResources`). The former value of
+//! each file is kept. If a later write is rejected, the former values are restored.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// How `io.max` says that a device has no limit (cgroup-v2.rst, "IO Interface Files").
+/// The value of `io.max` for a device without a limit (cgroup-v2.rst, "IO Interface Files").
 const NO_IO_LIMIT: &str = "rbps=max wbps=max riops=max wiops=max";
 
-/// What was written, and what was there before.
+/// The former values of the files that were written.
 #[derive(Debug, Default)]
-#[must_use = "what is written can be taken back by this alone"]
+#[must_use = "only this value can undo the writes"]
 pub struct Change {
     former: Vec<Former>,
 }
 
-/// A file as it was. None where it cannot be read: such a file holds no setting.
+/// The former state of a file. A file that cannot be read contains no setting.
 #[derive(Debug)]
 struct Former {
     path: PathBuf,
@@ -23,7 +23,7 @@ struct Former {
 }
 
 impl Change {
-    /// Writes one file.
+    /// Writes one file and keeps its former value.
     pub(super) fn write(&mut self, path: &Path, value: &str) -> io::Result<()> {
         let text = fs::read_to_string(path).ok();
         fs::write(path, value)?;
@@ -31,10 +31,10 @@ impl Change {
         Ok(())
     }
 
-    /// Writes what was there before, the last first: where one limit bounds another, they go back as they came. Goes on
-    /// after an error; the errors name their files.
+    /// Restores the former values, the last one first, because one limit may bound another. Continues after an
+    /// error. Returns the errors, which name their files.
     #[must_use]
-    pub fn take_back(self) -> Vec<String> {
+    pub fn undo(self) -> Vec<String> {
         let mut errors = Vec::new();
         for former in self.former.into_iter().rev() {
             if let Err(error) = former.restore() {
@@ -53,7 +53,7 @@ impl Former {
                 fs::write(&self.path, format!("{device} {NO_IO_LIMIT}"))?;
             }
         }
-        // A file takes one of its lines at a time. An empty list is written as an empty line.
+        // A file accepts one of its lines at a time. An empty list is written as an empty line.
         let mut lines = text.lines().peekable();
         if lines.peek().is_none() {
             return fs::write(&self.path, "\n");
@@ -62,12 +62,12 @@ impl Former {
     }
 }
 
-/// The keys of lines that were not there before.
+/// Returns the keys of lines that were not there before.
 fn added<'t>(before: &str, now: &'t str) -> Vec<&'t str> {
     let key = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
-    let known: Vec<String> = before.lines().map(key).collect();
+    let former: Vec<String> = before.lines().map(key).collect();
     let keys = now.lines().filter_map(|line| line.split(' ').next());
-    keys.filter(|device| !device.is_empty() && !known.iter().any(|known| known == device)).collect()
+    keys.filter(|device| !device.is_empty() && !former.iter().any(|former| former == device)).collect()
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_go_back_to_what_they_were() {
+    fn an_undo_restores_the_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::write(path("memory.max"), "max\n").unwrap();
@@ -86,13 +86,13 @@ mod tests {
         change.write(&path("cpuset.cpus"), "0").unwrap();
         assert!(change.write(&path("none/here"), "0").is_err());
         assert_eq!(fs::read_to_string(path("memory.max")).unwrap(), "2000");
-        assert_eq!(change.take_back(), Vec::<String>::new());
+        assert_eq!(change.undo(), Vec::<String>::new());
         assert_eq!(fs::read_to_string(path("memory.max")).unwrap(), "max");
         assert_eq!(fs::read_to_string(path("cpuset.cpus")).unwrap().trim(), "");
     }
 
     #[test]
-    fn a_device_that_had_no_limit_is_found_by_its_number() {
+    fn devices_without_a_former_limit_are_found() {
         assert_eq!(added("8:0 rbps=1\n", "8:0 rbps=2\n8:16 rbps=3\n"), ["8:16"]);
         assert!(added("8:0 rbps=1\n", "").is_empty());
     }

@@ -1,5 +1,5 @@
-//! Which devices a container may make, read and write: files on v1 (Documentation/admin-guide/cgroup-v1/devices.rst), a
-//! program on v2, which has none.
+//! The devices that a container may create, read and write. On v1 they are files
+//! (Documentation/admin-guide/cgroup-v1/devices.rst). v2 has no such files; a BPF program decides.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -10,11 +10,11 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 use super::{CgroupError, Result};
 use crate::sys::{self, Context};
 
-/// Writes the rules of v1, in order: the last that matches counts.
+/// Writes the rules of v1 in order. The last rule that matches a device decides.
 pub(super) fn apply_v1(folder: &Path, resources: &LinuxResources) -> Result<()> {
     for rule in resources.devices().iter().flatten() {
         let path = folder.join(if rule.allow() { "devices.allow" } else { "devices.deny" });
-        // "a" alone is everything; with numbers it would be refused.
+        // "a" alone means all devices. The kernel would reject it with numbers.
         let line = if is_all(rule) { "a".to_owned() } else { rule_line(rule) };
         fs::write(&path, line).map_err(|source| CgroupError::File { action: "write", path, source })?;
     }
@@ -25,7 +25,7 @@ fn is_all(rule: &LinuxDeviceCgroup) -> bool {
     rule.typ().unwrap_or_default() == LinuxDeviceType::A && number(rule.major()).is_none()
 }
 
-/// A number of a rule: -1 and none are any.
+/// Returns a number of a rule. -1 or an absent number matches any.
 fn number(number: Option<i64>) -> Option<u32> {
     number.and_then(|number| u32::try_from(number).ok())
 }
@@ -41,7 +41,7 @@ fn rule_line(rule: &LinuxDeviceCgroup) -> String {
     )
 }
 
-/// Compiles the rules and puts the program on a folder of v2.
+/// Compiles the rules to a program and attaches it to a folder of v2.
 pub(super) fn apply_v2(folder: &Path, resources: &LinuxResources) -> Result<()> {
     let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) else { return Ok(()) };
     if rules.last().is_some_and(|rule| rule.allow() && is_all(rule)) {
@@ -64,8 +64,8 @@ const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
 const SET: u8 = 0xb7;
 const EXIT: u8 = 0x95;
 
-// Registers: the answer, the context (`struct bpf_cgroup_dev_ctx`), and what is read of it.
-const ANSWER: u8 = 0;
+// Registers: the result, the context (`struct bpf_cgroup_dev_ctx`), and the values that are read from it.
+const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
 const TYPE: u8 = 2;
 const ACCESS: u8 = 3;
@@ -77,11 +77,11 @@ fn instruction(code: u8, to: u8, from: u8, offset: u16, value: u32) -> u64 {
     u64::from(code) | u64::from(from << 4 | to) << 8 | u64::from(offset) << 16 | u64::from(value) << 32
 }
 
-/// The filter: the last rule that matches counts, so they are asked from the last to the first. What no rule knows is
-/// denied.
+/// Compiles the filter. The last rule that matches decides, so the rules are tested from the last to the first. A
+/// device that no rule matches is denied.
 fn compile(rules: &[LinuxDeviceCgroup]) -> Vec<u64> {
     let mut program = vec![
-        // `access_type` is the access in its upper half and the type in its lower.
+        // `access_type` contains the access in its upper half and the type in its lower half.
         instruction(LOAD_WORD, TYPE, CONTEXT, 0, 0),
         instruction(AND_32, TYPE, 0, 0, 0xffff),
         instruction(LOAD_WORD, ACCESS, CONTEXT, 0, 0),
@@ -91,17 +91,17 @@ fn compile(rules: &[LinuxDeviceCgroup]) -> Vec<u64> {
     ];
     for rule in rules.iter().rev() {
         program.extend(compile_rule(rule));
-        // What comes after a rule about everything is never reached, which the verifier refuses.
+        // Instructions after a rule for all devices are never reached, and the verifier would reject them.
         if is_all(rule) && access_mask(rule.access().as_deref().unwrap_or("rwm")) == 7 {
             return program;
         }
     }
-    program.extend([instruction(SET, ANSWER, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    program.extend([instruction(SET, RESULT, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
     program
 }
 
 fn compile_rule(rule: &LinuxDeviceCgroup) -> Vec<u64> {
-    // Each test jumps behind the rule when it fails; how far is known when all are there.
+    // Each test jumps behind the rule if it fails. The distances are known when all tests are complete.
     let mut tests: Vec<(u8, u8, u8, u32)> = Vec::new();
     match rule.typ().unwrap_or_default() {
         LinuxDeviceType::B => tests.push((JUMP_NOT_EQUAL, TYPE, 0, 1)),
@@ -110,7 +110,7 @@ fn compile_rule(rule: &LinuxDeviceCgroup) -> Vec<u64> {
     }
     let access = access_mask(rule.access().as_deref().unwrap_or("rwm"));
     if access != 7 {
-        // What is asked for must be part of what the rule is about.
+        // The requested access must be a subset of the rule's access.
         tests.push((MOVE_32, SCRATCH, ACCESS, 0));
         tests.push((AND_32, SCRATCH, 0, access));
         tests.push((JUMP_NOT_EQUAL_REGISTER, SCRATCH, ACCESS, 0));
@@ -127,7 +127,7 @@ fn compile_rule(rule: &LinuxDeviceCgroup) -> Vec<u64> {
         let offset = if jumps { u16::try_from(length - place + 1).unwrap_or(0) } else { 0 };
         program.push(instruction(code, to, from, offset, value));
     }
-    program.push(instruction(SET, ANSWER, 0, 0, u32::from(rule.allow())));
+    program.push(instruction(SET, RESULT, 0, 0, u32::from(rule.allow())));
     program.push(instruction(EXIT, 0, 0, 0, 0));
     program
 }
@@ -161,7 +161,7 @@ mod tests {
             .unwrap()
     }
 
-    /// What the kernel's interpreter would answer.
+    /// Interprets a program as the kernel does.
     fn run(program: &[u64], typ: u64, access: u64, major: u64, minor: u64) -> u64 {
         let context = [access << 16 | typ, major, minor];
         let (mut registers, mut at) = ([0_u64; 11], 0_usize);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_rule_that_matches_counts() {
+    fn the_last_matching_rule_decides() {
         let program = compile(&[
             rule(false, LinuxDeviceType::A, (-1, -1), "rwm"),
             rule(true, LinuxDeviceType::C, (-1, -1), "m"),
@@ -203,13 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn v1_has_lines() {
+    fn v1_rules_are_formatted() {
         assert_eq!(rule_line(&rule(true, LinuxDeviceType::C, (136, -1), "rwm")), "c 136:* rwm");
         assert!(is_all(&rule(false, LinuxDeviceType::A, (-1, -1), "rwm")));
     }
 
     #[test]
-    fn the_kernel_takes_the_program() {
+    fn the_kernel_accepts_the_program() {
         if !rustix::process::geteuid().is_root() {
             return;
         }

@@ -1,4 +1,4 @@
-//! What can go wrong with a cgroup.
+//! The errors of cgroups.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,83 +6,83 @@ use std::path::PathBuf;
 use super::CgroupPathError;
 use crate::sys;
 
-/// A cgroup could not be made, changed or removed.
+/// An error of creating, changing or removing a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// A file or folder of a hierarchy refused.
-    #[error("{action} {}: {source}", path.display())]
+    /// An operation on a file or folder of a hierarchy failed.
+    #[error("failed to {action} {}: {source}", path.display())]
     File {
-        /// What was being done.
+        /// The operation.
         action: &'static str,
-        /// To which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
     /// A system call failed.
     #[error(transparent)]
     System(#[from] sys::Error),
-    /// A limit is asked for whose controller this host does not have.
-    #[error("the limit {limit} needs the cgroup controller {controller:?}, which this host does not have")]
+    /// A requested limit needs a controller that this host does not have.
+    #[error("failed to set {limit}: cgroup controller {controller:?} not found on this host")]
     NoController {
-        /// Which limit.
+        /// The limit.
         limit: &'static str,
-        /// Which controller.
+        /// The controller.
         controller: &'static str,
     },
-    /// The kernel takes a limit not as it is.
+    /// The kernel rejected a limit's value.
     #[error("failed to set {} to {value:?}: {source}", path.display())]
     Refused {
         /// The limit's file.
         path: PathBuf,
-        /// What was to be written.
+        /// The rejected value.
         value: String,
-        /// Why it was refused.
+        /// The cause.
         source: io::Error,
     },
-    /// The cgroup is not there any more.
-    #[error("the cgroup of {} is gone", path.display())]
+    /// The cgroup no longer exists.
+    #[error("cgroup {} not found", path.display())]
     Gone {
-        /// A folder or file of it.
+        /// A folder or file of the cgroup.
         path: PathBuf,
     },
-    /// A change failed, and some of it cannot be taken back.
-    #[error("{error}; then, while undoing: {}", left.join("; "))]
-    Partly {
-        /// Why the change failed.
+    /// A change failed, and part of it could not be undone.
+    #[error("{error}; then, while undoing: {}", undo_errors.join("; "))]
+    UndoFailed {
+        /// The error of the change.
         error: Box<CgroupError>,
-        /// What stays changed, and why.
-        left: Vec<String>,
+        /// The errors of the undo.
+        undo_errors: Vec<String>,
     },
-    /// A process cannot be given a score.
+    /// The OOM score of a process could not be set.
     #[error("failed to set oom_score_adj of process {pid} to {score}: {source}")]
     OomScore {
-        /// Which process.
+        /// The process's pid.
         pid: i32,
-        /// Which score.
+        /// The requested score.
         score: i32,
-        /// Why it was refused.
+        /// The cause.
         source: io::Error,
     },
-    /// A value that is none.
+    /// A limit has an invalid name or value.
     #[error("invalid limit {key}={value:?}: {why}")]
     Value {
-        /// Which key.
+        /// The limit's name.
         key: String,
-        /// Which value.
+        /// The value.
         value: String,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
-    /// What is in a cgroup does not end.
-    #[error("cgroup {}: processes {pids:?} do not end", path.display())]
+    /// Processes in a cgroup are still running after they were killed.
+    #[error("failed to kill cgroup {}: processes {pids:?} are still running", path.display())]
     Alive {
-        /// Which.
+        /// The cgroup's folder.
         path: PathBuf,
-        /// Which processes.
+        /// The pids of the processes.
         pids: Vec<i32>,
     },
-    /// A path that is none.
+    /// An invalid cgroup path.
     #[error(transparent)]
     Path(#[from] CgroupPathError),
 }

@@ -1,4 +1,4 @@
-//! Cgroups by their last name: of an object whose record is gone, nobody knows the parent any more.
+//! Finds cgroups by their last path component. If an object's record is lost, its parent cgroup is not known.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::{CgroupPath, Hierarchies};
 
-/// The cgroups of this host whose last name is one of these, in whichever hierarchy. What cannot be read has none.
+/// Returns the cgroups of this host that have one of these names as their last path component, in any hierarchy.
+/// Folders that cannot be read are skipped.
 #[must_use]
-pub fn find(hierarchies: &Hierarchies, leaves: &[String]) -> Vec<CgroupPath> {
+pub fn find(hierarchies: &Hierarchies, names: &[String]) -> Vec<CgroupPath> {
     let mut found = BTreeSet::new();
     for hierarchy in hierarchies.used() {
-        for folder in folders_of(&hierarchy.mount, leaves) {
+        for folder in folders_of(&hierarchy.mount, names) {
             let path = folder.strip_prefix(&hierarchy.mount).ok().and_then(Path::to_str);
             found.extend(path.map(str::to_owned));
         }
@@ -19,17 +20,17 @@ pub fn find(hierarchies: &Hierarchies, leaves: &[String]) -> Vec<CgroupPath> {
     found.iter().filter_map(|path| CgroupPath::from_recorded(path).ok()).collect()
 }
 
-fn folders_of(mount: &Path, leaves: &[String]) -> Vec<PathBuf> {
+fn folders_of(mount: &Path, names: &[String]) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut waiting = vec![mount.to_owned()];
-    while let Some(folder) = waiting.pop() {
+    let mut pending = vec![mount.to_owned()];
+    while let Some(folder) = pending.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
-            match leaves.iter().any(|leaf| *entry.file_name() == **leaf) {
+            match names.iter().any(|name| *entry.file_name() == **name) {
                 true => found.push(entry.path()),
-                false => waiting.push(entry.path()),
+                false => pending.push(entry.path()),
             }
         }
     }
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cgroup_is_found_by_its_last_name_wherever_it_is() {
+    fn a_cgroup_is_found_by_its_last_component_at_any_depth() {
         let root = tempfile::tempdir().unwrap();
         for folder in ["a/b/wanted/below", "wanted", "a/wanted.x", "c"] {
             fs::create_dir_all(root.path().join(folder)).unwrap();

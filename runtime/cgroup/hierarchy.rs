@@ -1,4 +1,5 @@
-//! Which cgroups this host has: read from /proc/self/mountinfo (proc(5)) and from the controllers of v2.
+//! The cgroup hierarchies of this host, read from /proc/self/mountinfo (proc(5)) and from the list of v2
+//! controllers.
 
 use std::fs;
 use std::io;
@@ -6,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use crate::plan::CgroupHierarchy;
 
-/// Which version of cgroups a host has.
+/// The cgroup version of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// Version 1 alone.
+    /// Only version 1.
     V1,
-    /// Version 2 alone.
+    /// Only version 2.
     V2,
-    /// Version 1 with a version 2 beside it that has no controllers: version 1 is what is used.
+    /// Version 1, and a version 2 hierarchy without controllers. Version 1 is used.
     Hybrid,
 }
 
@@ -21,7 +22,7 @@ pub enum Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     pub(super) mount: PathBuf,
-    /// Controllers, or `name=systemd`.
+    /// The controllers, or `name=systemd`.
     pub(super) controllers: Vec<String>,
 }
 
@@ -33,16 +34,16 @@ pub struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// Looks at this host.
+    /// Detects the hierarchies of this host.
     ///
     /// # Errors
-    /// No cgroups are mounted.
+    /// No cgroup hierarchy is mounted.
     pub fn detect() -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let controllers =
             |mount: &Path| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
         Self::of(&mounts, controllers).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, "no cgroups are mounted below /sys/fs/cgroup")
+            io::Error::new(io::ErrorKind::NotFound, "no cgroup hierarchy is mounted below /sys/fs/cgroup")
         })
     }
 
@@ -52,7 +53,7 @@ impl Hierarchies {
             let Some((fstype, hierarchy)) = mounted(line) else { continue };
             match fstype {
                 "cgroup2" => v2 = v2.or(Some(hierarchy.mount)),
-                _ if v1.iter().any(|known: &Hierarchy| known.controllers == hierarchy.controllers) => {}
+                _ if v1.iter().any(|other: &Hierarchy| other.controllers == hierarchy.controllers) => {}
                 _ => v1.push(hierarchy),
             }
         }
@@ -68,19 +69,19 @@ impl Hierarchies {
         Some(Self { version, used })
     }
 
-    /// Which version.
+    /// Returns the version.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Version 2 is what is used.
+    /// Returns whether version 2 is used.
     #[must_use]
     pub fn is_v2(&self) -> bool {
         self.version == Version::V2
     }
 
-    /// All controllers that can be used.
+    /// Returns all available controllers.
     #[must_use]
     pub fn controllers(&self) -> Vec<String> {
         self.used.iter().flat_map(|hierarchy| hierarchy.controllers.clone()).collect()
@@ -90,7 +91,7 @@ impl Hierarchies {
         self.used.iter()
     }
 
-    /// The v1 hierarchies as they appear in a container; empty on v2.
+    /// Returns the v1 hierarchies as a container sees them. Empty on v2.
     #[must_use]
     pub fn in_container(&self) -> Vec<CgroupHierarchy> {
         if self.is_v2() {
@@ -118,7 +119,7 @@ impl Hierarchy {
     }
 }
 
-/// The type and hierarchy of a line of mountinfo, if it is of a cgroup.
+/// Parses a line of mountinfo. Returns the filesystem type and the hierarchy if it is a cgroup mount.
 fn mounted(line: &str) -> Option<(&str, Hierarchy)> {
     let (mount, filesystem) = line.split_once(" - ")?;
     let mount = mount.split(' ').nth(4)?;
@@ -149,7 +150,7 @@ mod tests {
     const V2: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
 
     #[test]
-    fn versions_are_told_apart() {
+    fn versions_are_detected() {
         let version = |mounts: &str| Hierarchies::of(mounts, |_| "cpu memory".to_owned()).unwrap().version();
         assert_eq!(version(V1), Version::V1);
         assert_eq!(version(V2), Version::V2);

@@ -1,4 +1,4 @@
-//! The end of everything in a cgroup, by the cgroup and never by a list that somebody remembered.
+//! Kills everything in a cgroup. The processes are found by the cgroup, never by a remembered list.
 
 use std::fs;
 use std::io;
@@ -11,10 +11,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{CgroupError, Result};
 
-/// How long killed processes may take: one in an uninterruptible sleep takes as long as its disk.
+/// The time limit for killed processes to end. A process in an uninterruptible sleep waits for its disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Everything in a folder of v2 and below, by `cgroup.kill` (Linux 5.14).
+/// Kills everything in a folder of v2 and below, by `cgroup.kill` (Linux 5.14).
 pub(super) fn kill_v2(folder: &Path) -> Result<()> {
     match fs::write(folder.join("cgroup.kill"), "1") {
         Ok(()) => {}
@@ -33,7 +33,8 @@ pub(super) fn kill_v2(folder: &Path) -> Result<()> {
     }
 }
 
-/// Everything in a folder of the freezer and below: frozen, so that nothing is forked meanwhile, then killed.
+/// Kills everything in a folder of the v1 freezer and below. The processes are frozen while they are killed, so
+/// that they cannot fork.
 pub(super) fn kill_v1(folder: &Path) -> Result<()> {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -48,7 +49,7 @@ pub(super) fn kill_v1(folder: &Path) -> Result<()> {
     }
 }
 
-/// A cgroup that is gone, or without a freezer, is killed as it is.
+/// Freezes or thaws a cgroup. If it no longer exists or has no freezer, its processes are killed without this.
 fn set_frozen(folder: &Path, state: &str) {
     let _no_freezer = fs::write(folder.join("freezer.state"), state);
 }
@@ -70,12 +71,12 @@ fn wait_for(pids: &[i32], folder: &Path, until: Instant) -> Result<()> {
         let Some(process) = open(*pid) else { continue };
         let left = until.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-        let mut wanted = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
-        if matches!(poll(&mut wanted, Some(&timeout)), Ok(0)) {
+        let mut fds = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+        if matches!(poll(&mut fds, Some(&timeout)), Ok(0)) {
             return Err(CgroupError::Alive { path: folder.to_owned(), pids: processes(folder)? });
         }
     }
-    // A process leaves its cgroup a moment before or after its pidfd tells its end.
+    // A process leaves its cgroup slightly before or after its pidfd reports the end.
     if Instant::now() > until {
         return Err(CgroupError::Alive { path: folder.to_owned(), pids: pids.to_vec() });
     }
@@ -83,7 +84,7 @@ fn wait_for(pids: &[i32], folder: &Path, until: Instant) -> Result<()> {
     Ok(())
 }
 
-/// The processes in a folder and those below it; none where it is not there.
+/// Returns the processes in a folder and below. A folder that does not exist has none.
 pub(super) fn processes(folder: &Path) -> Result<Vec<i32>> {
     let mut pids = Vec::new();
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];

@@ -1,4 +1,5 @@
-//! Resources of the OCI spec as the files of cgroup v1 and v2 (Documentation/admin-guide/cgroup-v1, cgroup-v2.rst).
+//! Translates resources of the OCI spec to the files of cgroup v1 and v2 (Documentation/admin-guide/cgroup-v1,
+//! cgroup-v2.rst).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,17 +9,18 @@ use oci_spec::runtime::LinuxResources;
 use super::change::Change;
 use super::{CgroupError, Result};
 
-/// One file to write.
-struct Write {
+/// A file to write.
+struct LimitWrite {
     limit: &'static str,
     controller: &'static str,
     file: String,
     value: String,
 }
 
-impl Write {
-    /// The kubelet sends a limit of nothing for pages of every size, on hosts that have none as well.
-    fn asks_for_nothing(&self) -> bool {
+impl LimitWrite {
+    /// Returns whether this is a limit of 0 huge pages. The kubelet sends it for every page size, also on hosts
+    /// that have no such pages.
+    fn is_zero_hugepages(&self) -> bool {
         self.limit == "hugepageLimits" && self.value == "0"
     }
 
@@ -32,11 +34,11 @@ fn write(
     controller: &'static str,
     file: impl Into<String>,
     value: impl ToString,
-) -> Write {
-    Write { limit, controller, file: file.into(), value: value.to_string() }
+) -> LimitWrite {
+    LimitWrite { limit, controller, file: file.into(), value: value.to_string() }
 }
 
-/// Sets the limits of v1, all or none; `folder` is where a controller has the cgroup.
+/// Sets the limits of v1, all or none. `folder` returns the cgroup's folder of a controller.
 pub(super) fn apply_v1<'f>(
     folder: impl Fn(&str) -> Option<&'f Path>,
     resources: &LinuxResources,
@@ -45,34 +47,39 @@ pub(super) fn apply_v1<'f>(
     if let Some(memory) = folder("memory") {
         order_memory(&mut writes, memory);
     }
-    let mut placed = Vec::new();
+    let mut located = Vec::new();
     for write in writes {
         match folder(write.controller) {
-            Some(folder) => placed.extend(place(folder, write)?),
-            None if write.asks_for_nothing() => {}
+            Some(folder) => located.extend(locate(folder, write)?),
+            None if write.is_zero_hugepages() => {}
             None => return Err(write.no_controller()),
         }
     }
-    apply(placed)
+    apply(located)
 }
 
-/// Writes all, or takes back what was written.
-fn apply(placed: Vec<Placed>) -> Result<Change> {
+/// Writes all files, or undoes the writes.
+fn apply(located: Vec<LocatedWrite>) -> Result<Change> {
     let mut change = Change::default();
-    match write_all(&mut change, placed) {
+    match write_all(&mut change, located) {
         Ok(()) => Ok(change),
         Err(error) => {
-            let left = change.take_back();
-            Err(if left.is_empty() { error } else { CgroupError::Partly { error: Box::new(error), left } })
+            let undo_errors = change.undo();
+            Err(if undo_errors.is_empty() {
+                error
+            } else {
+                CgroupError::UndoFailed { error: Box::new(error), undo_errors }
+            })
         }
     }
 }
 
-fn write_all(change: &mut Change, placed: Vec<Placed>) -> Result<()> {
+fn write_all(change: &mut Change, located: Vec<LocatedWrite>) -> Result<()> {
     let mut again = None;
-    for write in placed {
+    for write in located {
         match write.put(change) {
-            // With the quota of before the new period can be more than the cgroup above has: it is set after the quota.
+            // With the former quota the new period can exceed the limit of the cgroup above. It is set again after
+            // the quota.
             Err(_) if write.limit == "cpu.period" => again = Some(write),
             done => done?,
         }
@@ -80,9 +87,9 @@ fn write_all(change: &mut Change, placed: Vec<Placed>) -> Result<()> {
     again.map_or(Ok(()), |write| write.put(change))
 }
 
-/// The limit of memory is never above that of memory and swap: whichever gives way is written first
-/// (Documentation/admin-guide/cgroup-v1/memory.rst, 2.4).
-fn order_memory(writes: &mut [Write], folder: &Path) {
+/// Orders the writes of the memory limits. The limit of memory must never exceed that of memory and swap, so the
+/// one that makes room for the other comes first (Documentation/admin-guide/cgroup-v1/memory.rst, 2.4).
+fn order_memory(writes: &mut [LimitWrite], folder: &Path) {
     let position = |limit: &str| writes.iter().position(|write| write.limit == limit);
     let (Some(memory), Some(swap)) = (position("memory.limit"), position("memory.swap")) else { return };
     let number = |text: &str| text.trim().parse::<i64>().ok().filter(|limit| *limit >= 0).unwrap_or(i64::MAX);
@@ -93,14 +100,14 @@ fn order_memory(writes: &mut [Write], folder: &Path) {
     }
 }
 
-fn v1(resources: &LinuxResources) -> Vec<Write> {
+fn v1(resources: &LinuxResources) -> Vec<LimitWrite> {
     let mut writes = Vec::new();
     if let Some(memory) = resources.memory() {
         let limit = memory.limit().filter(|limit| *limit != 0);
         if let Some(limit) = limit {
             writes.push(write("memory.limit", "memory", "memory.limit_in_bytes", limit));
         }
-        // A limit of memory and swap together is only there when the kernel counts swap: see `place`.
+        // The limit of memory and swap exists only if the kernel accounts swap: see `locate`.
         if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
             writes.push(write("memory.swap", "memory", "memory.memsw.limit_in_bytes", swap));
         }
@@ -137,35 +144,35 @@ fn v1(resources: &LinuxResources) -> Vec<Write> {
 
 /// Sets the limits of v2, all or none.
 pub(super) fn apply_v2(folder: &Path, resources: &LinuxResources) -> Result<Change> {
-    let mut placed = Vec::new();
+    let mut located = Vec::new();
     for write in v2(resources) {
-        placed.extend(place(folder, write)?);
+        located.extend(locate(folder, write)?);
     }
     for (key, value) in resources.unified().iter().flatten() {
-        placed.push(place_unified(folder, key, value)?);
+        located.push(locate_unified(folder, key, value)?);
     }
-    apply(placed)
+    apply(located)
 }
 
-/// A file that the client names itself (OCI runtime spec, "Unified").
-fn place_unified(folder: &Path, key: &str, value: &str) -> Result<Placed> {
+/// Locates a file that the client names itself (OCI runtime spec, "Unified").
+fn locate_unified(folder: &Path, key: &str, value: &str) -> Result<LocatedWrite> {
     let invalid = |why| CgroupError::Value { key: key.to_owned(), value: value.to_owned(), why };
-    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if !key.contains('.') || !key.chars().all(sound) {
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !key.contains('.') || !key.chars().all(valid) {
         return Err(invalid("it is not the name of a file of a cgroup"));
     }
     if value.contains('\0') {
-        return Err(invalid("the value has a NUL byte"));
+        return Err(invalid("the value contains a NUL byte"));
     }
-    match place(folder, write("unified", "unified", key, value)) {
+    match locate(folder, write("unified", "unified", key, value)) {
         Err(CgroupError::NoController { .. }) => Err(invalid("the cgroup has no such file")),
         Ok(None) => Err(invalid("the cgroup has no such file")),
-        Ok(Some(placed)) => Ok(placed),
+        Ok(Some(located)) => Ok(located),
         Err(error) => Err(error),
     }
 }
 
-fn v2(resources: &LinuxResources) -> Vec<Write> {
+fn v2(resources: &LinuxResources) -> Vec<LimitWrite> {
     let mut writes = Vec::new();
     if let Some(memory) = resources.memory() {
         let limit = memory.limit().filter(|limit| *limit != 0);
@@ -173,7 +180,7 @@ fn v2(resources: &LinuxResources) -> Vec<Write> {
             writes.push(write("memory.limit", "memory", "memory.max", max_or(limit)));
         }
         if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
-            // v1 and the OCI spec count memory and swap together, v2 swap alone.
+            // v1 and the OCI spec limit the sum of memory and swap, v2 limits swap alone.
             let alone = if swap < 0 { swap } else { swap.saturating_sub(limit.unwrap_or(0)).max(0) };
             writes.push(write("memory.swap", "memory", "memory.swap.max", max_or(alone)));
         }
@@ -209,12 +216,12 @@ fn v2(resources: &LinuxResources) -> Vec<Write> {
     writes
 }
 
-/// A negative limit is none.
+/// Formats a limit. A negative one is "max".
 fn max_or(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
-/// The weight (1 to 10000) of shares (2 to 262144), on a straight line between these, as all runtimes reckon it
+/// Converts shares (2 to 262144) linearly to a weight (1 to 10000), with the formula that all runtimes use
 /// (KEP-2254).
 #[must_use]
 pub fn weight_of(shares: u64) -> u64 {
@@ -222,52 +229,53 @@ pub fn weight_of(shares: u64) -> u64 {
     1 + (shares - 2) * 9999 / 262_142
 }
 
-/// A file of a cgroup that is there, and what is to be written to it.
-struct Placed {
+/// An existing file of a cgroup, and the value to write.
+struct LocatedWrite {
     limit: &'static str,
     path: PathBuf,
     value: String,
 }
 
-impl Placed {
+impl LocatedWrite {
     fn put(&self, change: &mut Change) -> Result<()> {
         change.write(&self.path, &self.value).map_err(|source| match self.path.exists() {
             true => CgroupError::Refused { path: self.path.clone(), value: self.value.clone(), source },
-            // The file was there before: the cgroup has gone meanwhile.
+            // The file existed before, so the cgroup has been removed in the meantime.
             false => CgroupError::Gone { path: self.path.clone() },
         })
     }
 }
 
-/// Finds the file. None where it is not there and nothing is lost by that.
-fn place(folder: &Path, write: Write) -> Result<Option<Placed>> {
+/// Finds the file. Returns `None` if it does not exist and can be omitted.
+fn locate(folder: &Path, write: LimitWrite) -> Result<Option<LocatedWrite>> {
     let path = folder.join(&write.file);
     if path.exists() {
-        return Ok(Some(Placed { limit: write.limit, path, value: write.value }));
+        return Ok(Some(LocatedWrite { limit: write.limit, path, value: write.value }));
     }
     if !folder.exists() {
         return Err(CgroupError::Gone { path: folder.to_owned() });
     }
-    // A kernel that does not count swap has no such file: there is no swap to limit.
-    if write.limit == "memory.swap" || write.asks_for_nothing() {
+    // A kernel that does not account swap has no such file, and no limit of swap.
+    if write.limit == "memory.swap" || write.is_zero_hugepages() {
         return Ok(None);
     }
     Err(write.no_controller())
 }
 
-/// Offers the controllers of a v2 folder to those below. Those it cannot offer are missed when a limit needs them.
+/// Enables all controllers of a v2 folder for the folders below. If a controller cannot be enabled, the limit that
+/// needs it fails later.
 pub(super) fn enable_controllers(folder: &Path) {
     let available = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
     let enabled = fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap_or_default();
     for controller in available.split_whitespace() {
-        if !enabled.split_whitespace().any(|known| known == controller) {
+        if !enabled.split_whitespace().any(|other| other == controller) {
             let _refused = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
         }
     }
 }
 
-/// A new cpuset of v1 has no processors and no memory: nothing can run in it before it is given those of the one above
-/// (cpuset(7)).
+/// Copies the processors and memory nodes of the cpuset above. A new cpuset of v1 has none, and no process can run
+/// in it (cpuset(7)).
 pub(super) fn inherit_cpuset(above: &Path, folder: &Path) -> Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let path = folder.join(file);
@@ -295,7 +303,7 @@ mod tests {
             .unwrap()
     }
 
-    fn files(writes: Vec<Write>) -> Vec<(String, String)> {
+    fn files(writes: Vec<LimitWrite>) -> Vec<(String, String)> {
         writes.into_iter().map(|write| (write.file, write.value)).collect()
     }
 
@@ -304,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_files_of_both_versions() {
+    fn limits_are_translated_for_both_versions() {
         assert_eq!(
             files(v1(&resources())),
             pairs(&[
@@ -332,7 +340,7 @@ mod tests {
         );
     }
 
-    /// A cgroup of files that take everything.
+    /// Creates a cgroup whose files accept any value.
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -342,13 +350,14 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_cannot_be_set_leaves_all_as_they_were() {
+    fn a_limit_that_cannot_be_set_changes_no_limit() {
         let v2 = folder(&[("memory.max", "max"), ("memory.swap.max", "max"), ("cpu.weight", "100")]);
         let read = |name: &str| fs::read_to_string(v2.path().join(name)).unwrap();
         let error = apply_v2(v2.path(), &resources()).unwrap_err();
         assert!(matches!(error, CgroupError::NoController { limit: "cpu.quota", .. }), "{error}");
         assert_eq!((read("memory.max"), read("cpu.weight")), ("max".to_owned(), "100".to_owned()));
-        // Found before the first write, and refused by the kernel after some: a folder takes no value.
+        // The first error was found before the first write. This one comes after some writes: a folder rejects the
+        // write.
         fs::create_dir(v2.path().join("cpu.max")).unwrap();
         fs::write(v2.path().join("cpuset.cpus"), "").unwrap();
         fs::write(v2.path().join("pids.max"), "max").unwrap();
@@ -360,12 +369,12 @@ mod tests {
         fs::write(v2.path().join("cpu.max"), "max 100000").unwrap();
         let change = apply_v2(v2.path(), &resources()).unwrap();
         assert_eq!((read("memory.max"), read("cpu.max")), ("1000".to_owned(), "50000 100000".to_owned()));
-        assert_eq!(change.take_back(), Vec::<String>::new());
+        assert_eq!(change.undo(), Vec::<String>::new());
         assert_eq!((read("memory.max"), read("cpu.max")), ("max".to_owned(), "max 100000".to_owned()));
     }
 
     #[test]
-    fn what_is_gone_is_told_apart_from_what_the_host_lacks() {
+    fn a_missing_cgroup_is_not_reported_as_a_missing_controller() {
         let missing = std::path::Path::new("/nonexistent/cgroup");
         assert!(matches!(apply_v2(missing, &resources()), Err(CgroupError::Gone { .. })));
         let only_memory = |controller: &str| (controller == "memory").then_some(missing);
@@ -373,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_the_client_names_must_be_there() {
+    fn unified_keys_must_name_existing_files() {
         let v2 = folder(&[("memory.high", "max")]);
         let unified = |key: &str, value: &str| {
             let unified: std::collections::HashMap<String, String> =
@@ -390,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_on_a_line() {
+    fn weights_are_linear() {
         assert_eq!((weight_of(2), weight_of(1024), weight_of(262_144)), (1, 39, 10_000));
         assert_eq!((weight_of(0), weight_of(u64::MAX)), (1, 10_000));
     }

@@ -1,14 +1,14 @@
-//! Cgroups, version 1 and 2: making, limiting, joining, killing, removing. The cgroup is the truth of what runs in a
-//! container.
+//! Cgroups, version 1 and 2: creating, limiting, joining, killing, removing. A container's cgroup determines which
+//! processes belong to it.
 //!
-//! * [`hierarchy`]: which cgroups this host has, and where
-//! * [`path`]: the path of a cgroup, the same in every hierarchy
-//! * [`limits`]: resources of the OCI spec as the files of both versions; [`change`]: several files or none
-//! * [`oom`]: the scores by which the kernel chooses whom it kills
-//! * [`devices`]: which devices may be opened: files on v1, a program on v2
-//! * [`stats`]: what a cgroup has used
-//! * [`kill`]: the end of everything in a cgroup; [`find`]: cgroups by their last name
-//! * [`error`]: what can go wrong
+//! * [`hierarchy`]: the cgroup hierarchies of this host
+//! * [`path`]: the path of a cgroup, which is the same in every hierarchy
+//! * [`limits`]: resources of the OCI spec as files of both versions; [`change`]: writes several files or none
+//! * [`oom`]: the scores by which the kernel selects processes to kill
+//! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
+//! * [`stats`]: resource usage
+//! * [`kill`]: kills everything in a cgroup; [`find`]: finds cgroups by their last path component
+//! * [`error`]: errors
 
 mod change;
 mod devices;
@@ -35,36 +35,36 @@ pub use error::CgroupError;
 pub use find::find;
 pub use hierarchy::{Hierarchies, Version};
 pub use limits::weight_of;
-pub use oom::Scores;
+pub use oom::OomScores;
 pub use path::{CgroupPath, CgroupPathError};
-pub use stats::{Memory, Pressure, Stats, Waited};
+pub use stats::{Memory, Pressure, StallTimes, Stats};
 
 use crate::sys::Context;
 
-/// How long a cgroup may stay busy after everything in it has ended: the kernel frees it a moment later.
+/// The time limit for a cgroup to stay busy after everything in it has ended. The kernel frees it slightly later.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// What stands between the names of a cgroup and of one next to it.
-const BESIDE: &str = ".";
+/// The separator between a cgroup's name and the suffix of a sibling's name.
+const SIBLING_SEPARATOR: &str = ".";
 
 type Result<T> = std::result::Result<T, CgroupError>;
 
-/// How a process gets into a cgroup.
+/// The descriptors that a process needs to join a cgroup.
 #[derive(Debug, Default)]
 pub struct JoinFds {
     /// v2: the folder, for `CLONE_INTO_CGROUP`.
     pub directory: Option<OwnedFd>,
-    /// v1: `tasks` of every hierarchy, for a process with one thread that moves itself.
+    /// v1: `tasks` of every hierarchy. A process with one thread moves itself by writing to them.
     pub tasks: Vec<OwnedFd>,
-    /// The file that counts kills for lack of memory.
+    /// The file that counts OOM kills.
     pub oom: Option<OwnedFd>,
 }
 
 /// A cgroup: one folder on v2, one in every hierarchy on v1.
 #[derive(Debug)]
 pub struct Cgroup {
-    /// Everything in it is found and killed here: the one folder of v2, that of the freezer on v1.
-    whole: PathBuf,
+    /// The folder by which its processes are found and killed: the only folder on v2, the freezer's on v1.
+    process_folder: PathBuf,
     folders: Vec<Folder>,
     v2: bool,
 }
@@ -78,10 +78,10 @@ struct Folder {
 }
 
 impl Cgroup {
-    /// How the names of execs' cgroups begin.
+    /// The prefix of the names of execs' cgroups.
     pub const EXEC: &str = "exec-";
 
-    /// The cgroup at a path, whether it is there or not.
+    /// Returns the cgroup at a path. It need not exist.
     #[must_use]
     pub fn open(hierarchies: &Hierarchies, path: &CgroupPath) -> Self {
         let folders: Vec<Folder> = hierarchies
@@ -93,49 +93,50 @@ impl Cgroup {
             })
             .collect();
         let freezer = folders.iter().find(|folder| folder.has("freezer")).or(folders.first());
-        let whole = freezer.map(|folder| folder.path.clone()).unwrap_or_default();
-        Self { whole, folders, v2: hierarchies.is_v2() }
+        let process_folder = freezer.map(|folder| folder.path.clone()).unwrap_or_default();
+        Self { process_folder, folders, v2: hierarchies.is_v2() }
     }
 
-    /// Makes a cgroup with these limits.
+    /// Creates a cgroup with these limits.
     ///
     /// # Errors
-    /// A folder cannot be made, or a limit is refused; the caller then releases what there is.
+    /// A folder cannot be created, or a limit is rejected. The caller then releases the cgroup.
     pub fn create(hierarchies: &Hierarchies, path: &CgroupPath, resources: &LinuxResources) -> Result<Self> {
         let cgroup = Self::open(hierarchies, path);
         for folder in &cgroup.folders {
             folder.make(cgroup.v2)?;
         }
-        // What is made for them is removed as a whole where they cannot be set.
+        // If the limits cannot be set, the caller removes the whole cgroup.
         drop(cgroup.update(resources)?);
         Ok(cgroup)
     }
 
-    /// Sets limits; what is not said stays. The answer can take them back.
+    /// Sets limits. Limits that `resources` does not contain are unchanged. Returns a value that can undo the
+    /// change.
     ///
     /// # Errors
-    /// A limit is refused, or its controller is not there: all limits are then as before.
+    /// A limit is rejected, or its controller does not exist. Then no limit is changed.
     pub fn update(&self, resources: &LinuxResources) -> Result<Change> {
         if self.v2 {
-            let change = limits::apply_v2(&self.whole, resources)?;
-            devices::apply_v2(&self.whole, resources)?;
+            let change = limits::apply_v2(&self.process_folder, resources)?;
+            devices::apply_v2(&self.process_folder, resources)?;
             return Ok(change);
         }
-        let change = limits::apply_v1(|controller| self.of(controller), resources)?;
-        if let Some(folder) = self.of("devices") {
+        let change = limits::apply_v1(|controller| self.folder_of(controller), resources)?;
+        if let Some(folder) = self.folder_of("devices") {
             devices::apply_v1(folder, resources)?;
         }
         Ok(change)
     }
 
-    fn of(&self, controller: &str) -> Option<&Path> {
+    fn folder_of(&self, controller: &str) -> Option<&Path> {
         self.folders.iter().find(|folder| folder.has(controller)).map(|folder| folder.path.as_path())
     }
 
-    /// What a parent needs to put a child into this cgroup.
+    /// Returns the descriptors with which a child can join this cgroup.
     ///
     /// # Errors
-    /// It is not there.
+    /// The cgroup does not exist.
     pub fn join(&self) -> Result<JoinFds> {
         let open = |path: &Path, flags: OFlags| {
             let flags = flags | OFlags::CLOEXEC;
@@ -143,116 +144,120 @@ impl Cgroup {
         };
         let mut join = JoinFds::default();
         if self.v2 {
-            join.directory = Some(open(&self.whole, OFlags::PATH | OFlags::DIRECTORY)?);
-            let events = self.whole.join("memory.events");
+            join.directory = Some(open(&self.process_folder, OFlags::PATH | OFlags::DIRECTORY)?);
+            let events = self.process_folder.join("memory.events");
             join.oom = events.exists().then(|| open(&events, OFlags::RDONLY)).transpose()?;
             return Ok(join);
         }
         for folder in &self.folders {
             join.tasks.push(open(&folder.path.join("tasks"), OFlags::WRONLY)?);
         }
-        if let Some(memory) = self.of("memory") {
+        if let Some(memory) = self.folder_of("memory") {
             join.oom = Some(open(&memory.join("memory.oom_control"), OFlags::RDONLY)?);
         }
         Ok(join)
     }
 
-    /// Makes a cgroup below this one, for an exec: all it starts can be killed by it, and the limits above hold. On v1
-    /// only the freezer has it; in the other hierarchies the exec is in the container's own.
+    /// Creates a cgroup below this one for an exec. Everything that the exec starts can be killed by it, and the
+    /// limits of this cgroup apply. On v1 it exists only in the freezer; in the other hierarchies the exec is in
+    /// the container's cgroup.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The cgroup cannot be created.
     pub fn child(&self, name: &str) -> Result<Self> {
         let child = self.existing_child(name);
-        make_folder(&child.whole)?;
+        make_folder(&child.process_folder)?;
         Ok(child)
     }
 
-    /// The cgroup below this one, whether it is there or not.
+    /// Returns the cgroup below this one. It need not exist.
     #[must_use]
     pub fn existing_child(&self, name: &str) -> Self {
-        let whole = self.whole.join(name);
+        let process_folder = self.process_folder.join(name);
         let folders = self.folders.iter().map(|folder| {
             let mut folder = folder.clone();
-            if folder.path == self.whole {
-                folder.path.clone_from(&whole);
+            if folder.path == self.process_folder {
+                folder.path.clone_from(&process_folder);
             }
             folder
         });
-        Self { whole: whole.clone(), folders: folders.collect(), v2: self.v2 }
+        Self { process_folder: process_folder.clone(), folders: folders.collect(), v2: self.v2 }
     }
 
-    /// Makes a cgroup next to this one, for an exec while this one is frozen: what is below it would be as well. The same
-    /// limits hold; on v1 the exec leaves the freezer's alone.
+    /// Creates a sibling of this cgroup for an exec while this one is frozen, because a cgroup below it would be
+    /// frozen as well. On v2 it gets the same limits. On v1 only the freezer's cgroup differs.
     ///
     /// # Errors
-    /// It cannot be made, or a limit is refused.
-    pub fn beside(&self, name: &str, resources: &LinuxResources) -> Result<Self> {
-        let other = self.existing_beside(name);
-        make_folder(&other.whole)?;
+    /// The cgroup cannot be created, or a limit is rejected.
+    pub fn sibling(&self, name: &str, resources: &LinuxResources) -> Result<Self> {
+        let other = self.existing_sibling(name);
+        make_folder(&other.process_folder)?;
         if self.v2 {
             drop(other.update(resources)?);
         }
         Ok(other)
     }
 
-    /// The cgroup next to this one, whether it is there or not.
+    /// Returns the sibling with this name. It need not exist.
     #[must_use]
-    pub fn existing_beside(&self, name: &str) -> Self {
-        let mut leaf = self.whole.file_name().unwrap_or_default().to_owned();
-        leaf.push(format!("{BESIDE}{name}"));
-        let whole = self.whole.with_file_name(leaf);
+    pub fn existing_sibling(&self, name: &str) -> Self {
+        let mut leaf = self.process_folder.file_name().unwrap_or_default().to_owned();
+        leaf.push(format!("{SIBLING_SEPARATOR}{name}"));
+        let process_folder = self.process_folder.with_file_name(leaf);
         let mut folders = self.folders.clone();
-        for folder in folders.iter_mut().filter(|folder| folder.path == self.whole) {
-            folder.path.clone_from(&whole);
+        for folder in folders.iter_mut().filter(|folder| folder.path == self.process_folder) {
+            folder.path.clone_from(&process_folder);
         }
-        Self { whole, folders, v2: self.v2 }
+        Self { process_folder, folders, v2: self.v2 }
     }
 
-    /// Those next to it that a daemon has left behind.
-    fn all_beside(&self) -> Vec<(Self, String)> {
-        let entries = self.whole.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten();
+    /// Returns the existing siblings, for example those that an earlier daemon left behind, with their names.
+    fn siblings(&self) -> Vec<(Self, String)> {
+        let entries =
+            self.process_folder.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten();
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let leaf = self.whole.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!("{leaf}{BESIDE}");
-        let beside = |name: String| {
+        let leaf = self.process_folder.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!("{leaf}{SIBLING_SEPARATOR}");
+        let sibling = |name: String| {
             let name = name.strip_prefix(&prefix)?;
-            Some((self.existing_beside(name), name.to_owned()))
+            Some((self.existing_sibling(name), name.to_owned()))
         };
-        names.filter_map(beside).collect()
+        names.filter_map(sibling).collect()
     }
 
-    /// Somebody has stopped everything in it (cgroup-v2.rst, `cgroup.freeze`; freezer-subsystem.rst).
+    /// Returns whether the cgroup is frozen (cgroup-v2.rst, `cgroup.freeze`; freezer-subsystem.rst).
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         let (file, thawed) = if self.v2 { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
-        fs::read_to_string(self.whole.join(file)).is_ok_and(|state| state.trim() != thawed)
+        fs::read_to_string(self.process_folder.join(file)).is_ok_and(|state| state.trim() != thawed)
     }
 
-    /// Kills everything in it and below, and waits until it has ended. One that is not there is empty.
+    /// Kills everything in the cgroup and below, and waits until it has ended. Succeeds if the cgroup does not
+    /// exist.
     ///
     /// # Errors
-    /// Something does not end.
+    /// A process is still running after the time limit.
     pub fn kill(&self) -> Result<()> {
-        if self.v2 { kill::kill_v2(&self.whole) } else { kill::kill_v1(&self.whole) }
+        if self.v2 { kill::kill_v2(&self.process_folder) } else { kill::kill_v1(&self.process_folder) }
     }
 
-    /// The processes in it and below.
+    /// Returns the processes in the cgroup and below.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The cgroup cannot be read.
     pub fn processes(&self) -> Result<Vec<i32>> {
-        kill::processes(&self.whole)
+        kill::processes(&self.process_folder)
     }
 
-    /// Kills everything in it, and removes it with what is below. One that is not there is removed already.
+    /// Kills everything in the cgroup, and removes it with all cgroups below and its siblings for execs. Succeeds
+    /// if it does not exist.
     ///
     /// # Errors
-    /// Something does not end, or a folder stays.
+    /// A process is still running after the time limit, or a folder cannot be removed.
     pub fn release(&self) -> Result<()> {
-        for (other, _) in self.all_beside() {
+        for (other, _) in self.siblings() {
             other.kill()?;
-            remove(&other.whole, Instant::now() + BUSY)?;
+            remove(&other.process_folder, Instant::now() + BUSY)?;
         }
         self.kill()?;
         for folder in &self.folders {
@@ -261,28 +266,28 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes an exec's cgroup unless something in it still runs; whether it is gone.
+    /// Removes an exec's cgroup unless processes still run in it. Returns whether it is removed.
     ///
     /// # Errors
-    /// A folder stays for another reason.
+    /// A folder cannot be removed for another reason.
     pub fn remove_if_empty(&self) -> Result<bool> {
         if !self.processes()?.is_empty() {
             return Ok(false);
         }
-        remove(&self.whole, Instant::now() + BUSY).map(|()| true)
+        remove(&self.process_folder, Instant::now() + BUSY).map(|()| true)
     }
 
-    /// Kills the execs of these names, and removes the cgroups of all execs in which nothing runs; the names of those where
-    /// something still does.
+    /// Kills the execs with the names in `running`, and removes the cgroups of all execs that are empty. Returns
+    /// the names of those that still have processes.
     ///
     /// # Errors
-    /// Something does not end, or a folder stays.
+    /// A process is still running after the time limit, or a folder cannot be removed.
     pub fn end_execs(&self, running: &[String]) -> Result<Vec<String>> {
-        let entries = fs::read_dir(&self.whole).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.process_folder).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         let below = names.filter(|name| is_exec(name)).map(|name| (self.existing_child(&name), name));
         let mut left = Vec::new();
-        for (exec, name) in below.chain(self.all_beside()) {
+        for (exec, name) in below.chain(self.siblings()) {
             if running.contains(&name) {
                 exec.kill()?;
             }
@@ -293,10 +298,10 @@ impl Cgroup {
         Ok(left)
     }
 
-    /// Removes it where nothing is in it or below it; else it stays as it is.
+    /// Removes the cgroup if it has no processes and no cgroups below. Else it is unchanged.
     ///
     /// # Errors
-    /// A folder stays for another reason.
+    /// A folder cannot be removed for another reason.
     pub fn remove_if_unused(&self) -> Result<()> {
         for folder in &self.folders {
             use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
@@ -311,11 +316,11 @@ impl Cgroup {
         Ok(())
     }
 
-    /// How often the kernel has killed in it for lack of memory.
+    /// Returns the number of OOM kills in the cgroup.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
-        let file = match (self.v2, self.of("memory")) {
-            (true, _) => self.whole.join("memory.events"),
+        let file = match (self.v2, self.folder_of("memory")) {
+            (true, _) => self.process_folder.join("memory.events"),
             (false, Some(memory)) => memory.join("memory.oom_control"),
             (false, None) => return 0,
         };
@@ -327,10 +332,10 @@ impl Cgroup {
 
 impl Folder {
     fn has(&self, controller: &str) -> bool {
-        self.controllers.iter().any(|known| known == controller)
+        self.controllers.iter().any(|other| other == controller)
     }
 
-    /// Makes the folder and those above it, each ready for processes or for the next.
+    /// Creates the folder and those above it. Each is prepared for processes or for the next folder.
     fn make(&self, v2: bool) -> Result<()> {
         let mut missing = Vec::new();
         let mut folder = self.path.as_path();
@@ -353,8 +358,8 @@ impl Folder {
     }
 }
 
-/// Whether a name is that of an exec's cgroup (`exec-DAEMON-NUMBER`), and not one that the container has given to a cgroup of
-/// its own.
+/// Returns whether a name is that of an exec's cgroup (`exec-DAEMON-NUMBER`). Processes of the container may
+/// create cgroups with other names.
 fn is_exec(name: &str) -> bool {
     let parts = name.strip_prefix(Cgroup::EXEC).and_then(|rest| rest.split_once('-'));
     parts.is_some_and(|(daemon, number)| {
@@ -367,12 +372,14 @@ fn is_exec(name: &str) -> bool {
 fn make_folder(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made.map_err(|source| CgroupError::File { action: "make", path: path.to_owned(), source }),
+        result => {
+            result.map_err(|source| CgroupError::File { action: "create", path: path.to_owned(), source })
+        }
     }
 }
 
-/// Removes a folder with those below it, the deepest first. The kernel calls a cgroup busy for a moment after its last
-/// process has ended.
+/// Removes a folder and those below it, the deepest first. A cgroup stays busy for a moment after its last process
+/// has ended.
 fn remove(path: &Path, until: Instant) -> Result<()> {
     let Ok(entries) = fs::read_dir(path) else { return Ok(()) };
     for entry in entries.flatten() {

@@ -1,5 +1,6 @@
-//! The scores by which the kernel chooses whom it kills for lack of memory (proc_pid_oom_score_adj(5)): each process has
-//! one, which its children inherit. A cgroup has none: the score of a container is that of all its processes.
+//! The scores by which the kernel selects processes to kill when memory is short (proc_pid_oom_score_adj(5)). A
+//! process inherits its parent's score. A cgroup has none, so a container's score is set for each of its
+//! processes.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,24 +11,24 @@ use rustix::io::Errno;
 
 use super::{Cgroup, CgroupError, Result};
 
-/// How often processes that were forked meanwhile are looked for. What is forked by one that has the score has it as well,
-/// so that two rounds are enough unless a fork crosses with a write.
+/// The maximum number of rounds to find processes that were forked in the meantime. A child of a process with the
+/// new score has it as well, so two rounds are enough unless a fork coincides with a write.
 const ROUNDS: usize = 16;
 
-/// The longest score: `-1000` and a line break.
+/// The maximum length of a score: `-1000` and a line break.
 const LONGEST: usize = 8;
 
-/// Scores that were set, with those of before.
+/// The former scores of the processes whose scores were set.
 #[derive(Debug, Default)]
-#[must_use = "what is set can be taken back by this alone"]
-pub struct Scores {
+#[must_use = "only this value can undo the change"]
+pub struct OomScores {
     former: Vec<(OwnedFd, i32)>,
 }
 
-impl Scores {
-    /// Sets the scores of before. Processes that have ended meanwhile need none.
+impl OomScores {
+    /// Restores the former scores. Processes that have ended are skipped. Returns the errors.
     #[must_use]
-    pub fn take_back(self) -> Vec<String> {
+    pub fn undo(self) -> Vec<String> {
         let restored = self.former.iter().rev().map(|(process, score)| write(process, *score));
         let failed = restored.filter_map(|result| result.err().filter(|errno| *errno != Errno::SRCH));
         failed
@@ -37,27 +38,27 @@ impl Scores {
 }
 
 impl Cgroup {
-    /// Gives every process in it and below this score.
+    /// Sets the score of every process in the cgroup and below.
     ///
     /// # Errors
-    /// The kernel refuses: lowering a score below what it once was set to takes `CAP_SYS_RESOURCE`. All scores are then as
-    /// before.
-    pub fn set_oom_score_adj(&self, score: i32) -> Result<Scores> {
-        let mut scores = Scores::default();
+    /// The kernel rejects a score: setting it below the lowest value that was set before requires
+    /// `CAP_SYS_RESOURCE`. Then no score is changed.
+    pub fn set_oom_score_adj(&self, score: i32) -> Result<OomScores> {
+        let mut scores = OomScores::default();
         match self.set_all(score, &mut scores) {
             Ok(()) => Ok(scores),
             Err(error) => {
-                let left = scores.take_back();
-                Err(if left.is_empty() {
+                let undo_errors = scores.undo();
+                Err(if undo_errors.is_empty() {
                     error
                 } else {
-                    CgroupError::Partly { error: Box::new(error), left }
+                    CgroupError::UndoFailed { error: Box::new(error), undo_errors }
                 })
             }
         }
     }
 
-    fn set_all(&self, score: i32, scores: &mut Scores) -> Result<()> {
+    fn set_all(&self, score: i32, scores: &mut OomScores) -> Result<()> {
         let mut done = BTreeSet::new();
         for _round in 0..ROUNDS {
             let new: Vec<i32> = self.processes()?.into_iter().filter(|pid| !done.contains(pid)).collect();
@@ -66,7 +67,8 @@ impl Cgroup {
             }
             let opened: Vec<(i32, OwnedFd)> =
                 new.into_iter().filter_map(|pid| Some((pid, open(pid)?))).collect();
-            // A pid may be another's by the time it is opened: only one that is listed again is a process of the cgroup.
+            // Another process may have got the pid before it was opened. If it is listed again, it is a process of
+            // the cgroup.
             let listed: BTreeSet<i32> = self.processes()?.into_iter().collect();
             for (pid, process) in opened.into_iter().filter(|(pid, _)| listed.contains(pid)) {
                 let refused =
@@ -88,7 +90,7 @@ fn open(pid: i32) -> Option<OwnedFd> {
     rustix::fs::openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()
 }
 
-/// Sets a score; the one of before, where that was another.
+/// Sets a score. Returns the former one if it differs.
 fn change(process: &OwnedFd, score: i32) -> rustix::io::Result<Option<i32>> {
     let former = read(process)?;
     if former == score {
@@ -127,19 +129,19 @@ mod tests {
     }
 
     #[test]
-    fn a_score_is_changed_and_taken_back() {
+    fn a_score_is_changed_and_restored() {
         let sleeper = Sleeper(Command::new("sleep").arg("1000").spawn().unwrap());
         let process = open(i32::try_from(sleeper.0.id()).unwrap()).unwrap();
         let former = read(&process).unwrap();
-        // Raising a score takes no capability.
+        // Raising a score requires no capability.
         let raised = (former + 100).min(1000);
         assert_eq!(change(&process, raised), Ok(Some(former)));
         assert_eq!((read(&process), change(&process, raised)), (Ok(raised), Ok(None)));
         let again = process.try_clone().unwrap();
-        let scores = Scores { former: vec![(again, raised)] };
-        assert_eq!(scores.take_back(), Vec::<String>::new());
+        let scores = OomScores { former: vec![(again, raised)] };
+        assert_eq!(scores.undo(), Vec::<String>::new());
         assert_eq!(read(&process), Ok(raised));
         drop(sleeper);
-        assert!(read(&process).is_err(), "the descriptor is of a process that is gone");
+        assert!(read(&process).is_err(), "the process of the descriptor has ended");
     }
 }

@@ -1,28 +1,29 @@
-//! The path of a cgroup below the root of every hierarchy.
+//! The path of a cgroup below the root of a hierarchy.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// A path that is no cgroup's.
+/// An invalid cgroup path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path:?} is no path of a cgroup: {why}")]
+#[error("invalid cgroup path {path:?}: {why}")]
 pub struct CgroupPathError {
     path: String,
     why: &'static str,
 }
 
-/// An absolute path without `.` and `..`: it cannot lead out of a hierarchy.
+/// An absolute path without `.` and `..`. It cannot lead out of a hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CgroupPath {
     parts: Vec<String>,
 }
 
 impl CgroupPath {
-    /// The cgroup `leaf` below a parent of the CRI: a path, or the name of a systemd slice, which stands for a path of
-    /// slices (`a-b.slice` is `a.slice/a-b.slice`: systemd.slice(5)).
+    /// Returns the path of the cgroup `leaf` below a parent of the CRI. The parent is a path, or the name of a
+    /// systemd slice, which is expanded to a path of slices (`a-b.slice` is `a.slice/a-b.slice`:
+    /// systemd.slice(5)).
     ///
     /// # Errors
-    /// The parent or the leaf is no such thing.
+    /// The parent or the leaf is invalid.
     pub fn new(parent: &str, leaf: &str) -> Result<Self, CgroupPathError> {
         let mut path = match parent.trim_matches('/').strip_suffix(".slice") {
             Some(slice) if !slice.contains('/') => Self { parts: slices(slice, parent)? },
@@ -32,10 +33,10 @@ impl CgroupPath {
         Ok(path)
     }
 
-    /// The path that [`fmt::Display`] has written.
+    /// Parses a path that [`fmt::Display`] has written.
     ///
     /// # Errors
-    /// It is none.
+    /// The path is invalid.
     pub fn from_recorded(path: &str) -> Result<Self, CgroupPathError> {
         if path.len() > 3000 {
             return Err(error(path.get(..60).unwrap_or_default(), "it is too long"));
@@ -44,7 +45,7 @@ impl CgroupPath {
         Ok(Self { parts: parts.map(|text| part(text, path)).collect::<Result<_, _>>()? })
     }
 
-    /// The path of the cgroup above.
+    /// Returns the path of the cgroup above.
     #[must_use]
     pub fn parent(&self) -> Self {
         let mut parts = self.parts.clone();
@@ -52,13 +53,13 @@ impl CgroupPath {
         Self { parts }
     }
 
-    /// Its last part; none at the root.
+    /// Returns its last component, or `None` for the root.
     #[must_use]
     pub fn leaf(&self) -> Option<&str> {
         self.parts.last().map(String::as_str)
     }
 
-    /// Relative to the root of a hierarchy.
+    /// Returns the path relative to the root of a hierarchy.
     pub(super) fn relative(&self) -> PathBuf {
         self.parts.iter().collect()
     }
@@ -76,13 +77,13 @@ fn error(path: &str, why: &'static str) -> CgroupPathError {
 
 fn part(text: &str, path: &str) -> Result<String, CgroupPathError> {
     if text == "." || text == ".." {
-        return Err(error(path, "it leads elsewhere"));
+        return Err(error(path, "it contains \".\" or \"..\""));
     }
     if text.is_empty() || text.len() > 255 {
-        return Err(error(path, "a part of it is empty or too long"));
+        return Err(error(path, "a component is empty or too long"));
     }
     if text.bytes().any(|byte| byte == b'/' || byte.is_ascii_control()) {
-        return Err(error(path, "it has control characters"));
+        return Err(error(path, "a component contains a slash or control characters"));
     }
     Ok(text.to_owned())
 }
@@ -96,7 +97,7 @@ fn slices(slice: &str, path: &str) -> Result<Vec<String>, CgroupPathError> {
     let mut name = String::new();
     for text in slice.split('-') {
         if text.is_empty() {
-            return Err(error(path, "it is no name of a slice"));
+            return Err(error(path, "it is not a valid slice name"));
         }
         if !name.is_empty() {
             name.push('-');
@@ -127,11 +128,11 @@ mod tests {
             "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podx_y.slice/leaf"
         );
         assert_eq!(new("-.slice"), "/leaf");
-        assert_eq!(new("/a.slice/a-b.slice"), "/a.slice/a-b.slice/leaf", "a path is taken as it is");
+        assert_eq!(new("/a.slice/a-b.slice"), "/a.slice/a-b.slice/leaf", "a path is not expanded");
     }
 
     #[test]
-    fn nothing_leads_out_of_a_hierarchy() {
+    fn no_path_leads_out_of_a_hierarchy() {
         for parent in ["..", "/a/../b", "a/./b", "a--b.slice", "a\nb", "/a\0"] {
             assert!(CgroupPath::new(parent, "leaf").is_err(), "{parent:?}");
         }
@@ -142,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(parent in "\\PC{0,60}") {
+        fn formatted_paths_are_parsed_again(parent in "\\PC{0,60}") {
             if let Ok(path) = CgroupPath::new(&parent, "leaf") {
                 let relative = path.relative();
                 prop_assert!(relative.is_relative() && relative.components().all(|c| matches!(c, std::path::Component::Normal(_))));

@@ -1,12 +1,12 @@
-//! What a cgroup has used, read when somebody asks (Documentation/admin-guide/cgroup-v1, cgroup-v2.rst). A figure whose
-//! controller or file is not there is missing.
+//! The resource usage of a cgroup, read on request (Documentation/admin-guide/cgroup-v1, cgroup-v2.rst). A figure
+//! is `None` if its controller or file does not exist.
 
 use std::fs;
 use std::path::Path;
 
 use super::Cgroup;
 
-/// The usage of a cgroup with all below it.
+/// The usage of a cgroup and everything below it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Processor time, in nanoseconds.
@@ -15,68 +15,68 @@ pub struct Stats {
     pub memory: Option<Memory>,
     /// Processes and threads.
     pub processes: Option<u64>,
-    /// How long tasks have waited for processors, on v2.
+    /// The time that tasks have waited for processors, on v2.
     pub cpu_pressure: Option<Pressure>,
-    /// How long tasks have waited for memory, on v2.
+    /// The time that tasks have waited for memory, on v2.
     pub memory_pressure: Option<Pressure>,
-    /// How long tasks have waited for disks, on v2.
+    /// The time that tasks have waited for I/O, on v2.
     pub io_pressure: Option<Pressure>,
 }
 
 /// Memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// All that is counted.
+    /// All accounted memory.
     pub usage: u64,
-    /// The part that cannot be taken back at once: without files that were not used lately.
+    /// The memory that cannot be reclaimed quickly: without inactive file pages.
     pub working_set: u64,
-    /// What belongs to no file.
+    /// Anonymous memory.
     pub anonymous: u64,
-    /// Pages that were asked for.
+    /// Page faults.
     pub faults: u64,
-    /// Pages that had to be read.
+    /// Major page faults, which needed I/O.
     pub major_faults: u64,
-    /// The most there may be.
+    /// The limit.
     pub limit: Option<u64>,
-    /// What is in swap, where that is counted.
+    /// Memory in swap, if it is accounted.
     pub swap: Option<u64>,
-    /// The most there may be in swap.
+    /// The limit of swap.
     pub swap_limit: Option<u64>,
 }
 
 /// Time in which tasks waited (Documentation/accounting/psi.rst).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pressure {
-    /// Some task.
-    pub some: Waited,
-    /// All tasks at once.
-    pub full: Waited,
+    /// The time in which some tasks waited.
+    pub some: StallTimes,
+    /// The time in which all tasks waited simultaneously.
+    pub full: StallTimes,
 }
 
-/// Shares of time in percent, and the sum in microseconds.
+/// Shares of time in percent, and the total in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Waited {
-    /// Over ten seconds.
+pub struct StallTimes {
+    /// The share over ten seconds.
     pub avg10: f64,
-    /// Over a minute.
+    /// The share over one minute.
     pub avg60: f64,
-    /// Over five minutes.
+    /// The share over five minutes.
     pub avg300: f64,
-    /// Since it was made.
+    /// The total since the cgroup was created.
     pub total: u64,
 }
 
 impl Cgroup {
-    /// What it has used. One that is not there has no figures.
+    /// Returns the usage. If the cgroup does not exist, all figures are `None`.
     #[must_use]
     pub fn stats(&self) -> Stats {
         if self.v2 {
-            return v2(&self.whole);
+            return v2(&self.process_folder);
         }
         Stats {
-            cpu: self.of("cpuacct").and_then(|folder| number(&folder.join("cpuacct.usage"))),
-            memory: self.of("memory").and_then(memory_v1),
-            processes: self.of("pids").and_then(|folder| number(&folder.join("pids.current"))),
+            cpu: self.folder_of("cpuacct").and_then(|folder| number(&folder.join("cpuacct.usage"))),
+            memory: self.folder_of("memory").and_then(memory_v1),
+            processes: self.folder_of("pids").and_then(|folder| number(&folder.join("pids.current"))),
             ..Stats::default()
         }
     }
@@ -106,7 +106,7 @@ fn memory_v2(folder: &Path) -> Option<Memory> {
         anonymous: of("anon"),
         faults: of("pgfault"),
         major_faults: of("pgmajfault"),
-        // "max" is no number.
+        // "max" is not a number and becomes `None`.
         limit: number(&folder.join("memory.max")),
         swap: number(&folder.join("memory.swap.current")),
         swap_limit: number(&folder.join("memory.swap.max")),
@@ -117,7 +117,7 @@ fn memory_v1(folder: &Path) -> Option<Memory> {
     let usage = number(&folder.join("memory.usage_in_bytes"))?;
     let stat = read(&folder.join("memory.stat")).unwrap_or_default();
     let of = |key| value(&stat, key).unwrap_or(0);
-    // No limit is the largest multiple of a page.
+    // The kernel shows the largest multiple of a page if there is no limit.
     let limit = |file: &str| number(&folder.join(file)).filter(|limit| *limit < 1 << 62);
     let both = number(&folder.join("memory.memsw.usage_in_bytes"));
     Some(Memory {
@@ -141,19 +141,19 @@ fn number(path: &Path) -> Option<u64> {
     read(path)?.trim().parse().ok()
 }
 
-/// The value of a line `key value`.
+/// Returns the value of a line `key value`.
 fn value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// Lines such as `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
+/// Parses lines such as `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
 fn pressure(text: &str) -> Pressure {
     let line = |kind: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(kind)).unwrap_or_default();
         let field =
             |name: &str| line.split_whitespace().find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
         let share = |name| field(name).and_then(|text| text.parse().ok()).unwrap_or_default();
-        Waited {
+        StallTimes {
             avg10: share("avg10"),
             avg60: share("avg60"),
             avg300: share("avg300"),

@@ -1,5 +1,5 @@
-//! Starting keepers and speaking to them, as the daemon does it. Nothing here waits: the connection is for an event
-//! loop of the caller's.
+//! Starts keepers and talks to them, for the daemon. Nothing here blocks: the connection is meant for the caller's
+//! event loop.
 
 mod process;
 mod stray;
@@ -19,40 +19,40 @@ use crate::wire::{Message, Request};
 pub use process::KeeperProcess;
 pub use stray::{FoundKeeper, StrayError, find_keepers};
 
-/// The socket in a pod's volatile folder.
+/// The name of the keeper's socket in the pod's volatile folder.
 const SOCKET: &str = "keeper.sock";
 
-/// What the keeper has to say that no daemon hears.
+/// The name of the keeper's own log in the pod's volatile folder.
 const LOG: &str = "keeper.log";
 
-/// A keeper could not be started or reached.
+/// An error of starting or connecting to a keeper.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// A system call failed.
     #[error(transparent)]
     System(#[from] sys::Error),
-    /// The program could not be started.
-    #[error("start the keeper: {0}")]
+    /// The keeper's program could not be started.
+    #[error("failed to start the keeper: {0}")]
     Spawn(io::Error),
-    /// Its log could not be made.
-    #[error("create {path}: {source}")]
+    /// The keeper's log could not be created.
+    #[error("failed to create {path}: {source}")]
     Log {
-        /// Which.
+        /// The log's path.
         path: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The programs of a pod, in memory files that nothing can change.
+/// The programs of a pod, in sealed memory files.
 #[derive(Debug)]
 pub struct Programs {
     keeper: Program,
     pause: Program,
 }
 
-/// A program that is executed from a memory file. A container can open the file of a program that runs in it; what it
-/// changes about the file must not keep the next pod from starting.
+/// A program that is executed from a memory file. A container can open the file of a program that runs in it. A
+/// change that it makes to the file's metadata must not prevent the start of the next pod.
 #[derive(Debug)]
 struct Program {
     name: &'static str,
@@ -66,13 +66,13 @@ impl Program {
         Ok(Self { name, content, file: Mutex::new(file) })
     }
 
-    /// A file that can be executed: the one there is, or a new copy where that was changed.
+    /// Returns a file that can be executed. If a container has changed the current file, a new copy replaces it.
     fn file(&self) -> Result<Arc<OwnedFd>, ClientError> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if !sys::fs::is_as_made(file.as_ref())? {
+        if !sys::fs::is_unmodified(file.as_ref())? {
             tracing::warn!(
                 program = self.name,
-                "a container has changed the mode or owner of a program of the runtime; a new copy is used"
+                "a container changed the mode or owner of a program of the runtime; using a new copy"
             );
             *file = Arc::new(sys::fs::sealed(self.name, self.content, true)?);
         }
@@ -80,14 +80,14 @@ impl Program {
     }
 }
 
-/// A process that does nothing but be in a cgroup, until it is dropped.
+/// A process that only occupies a cgroup. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Placeholder {
     process: std::process::Child,
 }
 
 impl Placeholder {
-    /// Its pid.
+    /// Returns the process's pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
@@ -96,7 +96,7 @@ impl Placeholder {
 
 impl Drop for Placeholder {
     fn drop(&mut self) {
-        // The only error is that of a process which has ended.
+        // The only possible error is that the process has ended.
         drop(self.process.kill());
         drop(self.process.wait());
     }
@@ -106,7 +106,7 @@ impl Programs {
     /// Starts a process that only waits.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn placeholder(&self) -> Result<Placeholder, ClientError> {
         let null = Stdio::null;
         let file = self.pause.file()?;
@@ -116,10 +116,10 @@ impl Programs {
         Ok(Placeholder { process: command.spawn().map_err(ClientError::Spawn)? })
     }
 
-    /// Seals the programs.
+    /// Copies the programs into sealed memory files.
     ///
     /// # Errors
-    /// The kernel has no memory files.
+    /// The kernel does not support memory files.
     pub fn seal(keeper: &'static [u8], pause: &'static [u8]) -> Result<Self, ClientError> {
         Ok(Self {
             keeper: Program::seal("berth-keeper", keeper)?,
@@ -133,18 +133,18 @@ impl Programs {
 pub struct Keeper {
     /// The process.
     pub process: KeeperProcess,
-    /// To speak to it.
+    /// The connection to it.
     pub connection: Connection,
 }
 
-/// Starts a keeper whose socket is in `folder`. The program is executed out of its sealed file by a spawn that shares
-/// this process's memory until the exec (posix_spawn(3)): the daemon's heap is never copied.
+/// Starts a keeper with its socket in `folder`. The program is executed from its sealed file by a spawn that
+/// shares this process's memory until the exec (posix_spawn(3)): the daemon's heap is never copied.
 ///
 /// # Errors
-/// The socket or the log cannot be made, or the program does not start.
+/// The socket or the log cannot be created, or the program does not start.
 pub fn spawn(programs: &Programs, pod: &str, folder: &Path) -> Result<Keeper, ClientError> {
     let listener = sys::socket::listen(folder, SOCKET)?;
-    // Before the keeper runs: the connection waits in the socket's queue.
+    // The connection is made before the keeper runs: it waits in the socket's queue.
     let connection = connect(folder)?;
     let log_path = folder.join(LOG);
     let log = File::create(&log_path)
@@ -155,21 +155,21 @@ pub fn spawn(programs: &Programs, pod: &str, folder: &Path) -> Result<Keeper, Cl
     command.arg0("berth-keeper").arg(pod).env_clear();
     command.stdin(Stdio::from(listener)).stdout(Stdio::from(pause)).stderr(Stdio::from(log));
     let child = command.spawn().map_err(ClientError::Spawn)?;
-    // Nobody else reaps this child: its pid cannot be another's before that.
+    // No other code reaps this child, so its pid cannot be reused before this call.
     let process = KeeperProcess::open(i32::try_from(child.id()).unwrap_or(0))?;
     Ok(Keeper { process, connection })
 }
 
-/// Whether the socket of a keeper is in `folder`.
+/// Returns whether a keeper's socket is in `folder`.
 #[must_use]
 pub fn has_socket(folder: &Path) -> bool {
     folder.join(SOCKET).exists()
 }
 
-/// Connects to the keeper whose socket is in `folder`.
+/// Connects to the keeper with its socket in `folder`.
 ///
 /// # Errors
-/// There is none.
+/// No keeper listens there.
 pub fn connect(folder: &Path) -> Result<Connection, ClientError> {
     let socket = sys::socket::connect(folder, SOCKET)?;
     Ok(Connection { socket, buffer: Mutex::new(Vec::new()) })
@@ -192,21 +192,21 @@ impl Connection {
     /// Sends a request.
     ///
     /// # Errors
-    /// `WouldBlock` where the keeper is behind; the keeper is gone.
+    /// `WouldBlock` if the keeper's buffer is full, or an error if the keeper has ended.
     pub fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         Ok(transport::send(self.socket.as_fd(), request, descriptors)?)
     }
 
-    /// Receives a message; `None` is the end of the connection.
+    /// Receives a message. Returns `None` at the end of the connection.
     ///
     /// # Errors
-    /// `WouldBlock` where nothing has come; what came is no message.
+    /// `WouldBlock` if no message has arrived, or an error if what arrived is not a valid message.
     pub fn recv(&self) -> io::Result<Option<Received<Message>>> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let received = transport::receive(self.socket.as_fd(), &mut buffer);
         *buffer = Vec::new();
         match received {
-            // A keeper that was killed leaves a reset where it had not read everything.
+            // If a keeper is killed before it has read everything, the read fails with ECONNRESET.
             Err(TransportError::System(error)) if error.errno == rustix::io::Errno::CONNRESET => Ok(None),
             received => Ok(received?),
         }

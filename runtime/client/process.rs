@@ -1,4 +1,5 @@
-//! The process of a keeper, by its pidfd: the only proof that it has ended, and the last resort to end it.
+//! The process of a keeper, by its pidfd. The pidfd is the only proof that the keeper has ended, and the last
+//! resort to end it.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,10 +18,10 @@ pub struct KeeperProcess {
 }
 
 impl KeeperProcess {
-    /// The process that has this pid now: the caller knows that it is a keeper.
+    /// Opens the process with this pid. The caller must be certain that it is a keeper.
     ///
     /// # Errors
-    /// There is none (`ESRCH`), or no descriptor is left (`EMFILE`).
+    /// The process does not exist (`ESRCH`), or no descriptor is left (`EMFILE`).
     pub(super) fn open(pid: i32) -> sys::Result<Self> {
         let raw = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH).on("pidfd_open", pid)?;
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK).on("pidfd_open", pid)?;
@@ -31,32 +32,34 @@ impl KeeperProcess {
         Self { pid, pidfd }
     }
 
-    /// Its pid, which may be another's once the process has ended.
+    /// Returns its pid. Once the process has ended, another process may have the same pid.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Whether it has ended, waiting for that up to `patience`. A child of this process leaves no zombie then.
+    /// Waits up to `timeout` for the process to end. Returns whether it has ended. A child of this process is
+    /// reaped.
     #[must_use]
-    pub fn has_ended(&self, patience: Duration) -> bool {
-        let patience = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-        let mut wanted = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
-        let ended = matches!(poll(&mut wanted, Some(&patience)), Ok(count) if count > 0);
+    pub fn has_ended(&self, timeout: Duration) -> bool {
+        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        let mut fds = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
+        let ended = matches!(poll(&mut fds, Some(&timeout)), Ok(count) if count > 0);
         if ended {
-            // That it is no child of this process leaves nothing to do.
+            // If the process is not a child of this one, there is nothing to reap.
             let _reaped = sys::process::reap(self.pidfd.as_fd());
         }
         ended
     }
 
-    /// Kills it (SIGKILL). One that has ended is a success.
+    /// Kills the process (SIGKILL). Succeeds if it has ended already.
     pub fn kill(&self) {
-        // The only other error is that of a process which is gone.
+        // The only other possible error is that the process has ended.
         let _gone = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// What it is doing, for an error about a keeper that does not answer: "it is stopped", "it waits in io_schedule".
+    /// Describes what the process is doing, for an error about a keeper that does not answer: "it is stopped", "it
+    /// waits in io_schedule".
     #[must_use]
     pub fn describe(&self) -> String {
         let path = format!("/proc/{}", self.pid);

@@ -1,5 +1,5 @@
-//! Keepers that cannot be reached over their socket any more, since its folder was removed. They are found among the
-//! processes of the host, by what a keeper cannot lose: its program, its argument and its log.
+//! Finds keepers that cannot be reached over their socket because its folder was removed. They are found among the
+//! processes of the host by attributes that a keeper cannot lose: its program, its argument and its log.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,21 +13,22 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{KeeperProcess, LOG};
 
-/// What the kernel calls the file that a keeper is executed from (memfd_create(2)). A name says nothing about who has
-/// given it: what a container calls so is ended like a keeper, with its own children, and harms nobody else.
+/// The name that the kernel shows for the file that a keeper is executed from (memfd_create(2)). Any process can
+/// choose this name. If a process in a container does, it is ended like a keeper, with its own children; no other
+/// process is affected.
 const PROGRAM: &str = "/memfd:berth-keeper (deleted)";
 
-/// What procfs appends to the path of a file that was removed (proc(5), `/proc/PID/exe`).
+/// The suffix that procfs adds to the path of a removed file (proc(5), `/proc/PID/exe`).
 const REMOVED: &str = " (deleted)";
 
-/// How long killed processes may take: one in an uninterruptible sleep takes as long as its disk.
+/// The time limit for killed processes to end. A process in an uninterruptible sleep waits for its disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A keeper could not be ended.
+/// An error of ending a keeper.
 #[derive(Debug, thiserror::Error)]
 pub enum StrayError {
-    /// Processes of its pod do not end.
-    #[error("failed to end the keeper of pod {pod}: processes {pids:?} do not end")]
+    /// Processes of its pod are still running.
+    #[error("failed to end the keeper of pod {pod}: processes {pids:?} are still running")]
     Alive {
         /// The id of the pod.
         pod: String,
@@ -53,39 +54,40 @@ pub struct FoundKeeper {
     pidfd: OwnedFd,
 }
 
-/// The keepers of this host that `wanted` is true of: those of other daemons and of older ones are among them. Only those
-/// in the caller's user and process namespaces are keepers.
+/// Finds the keepers of this host that `filter` accepts, including those of other and older daemons. Only
+/// processes in the caller's user and process namespaces are considered.
 ///
 /// # Errors
-/// Processes cannot be looked at: there may be keepers that are not found.
-pub fn find_keepers(wanted: impl Fn(&FoundKeeper) -> bool) -> io::Result<Vec<FoundKeeper>> {
+/// Processes cannot be inspected. Some keepers may then be missing.
+pub fn find_keepers(filter: impl Fn(&FoundKeeper) -> bool) -> io::Result<Vec<FoundKeeper>> {
     let mut found = Vec::new();
     for pid in pids()? {
-        found.extend(FoundKeeper::at(pid)?.filter(|keeper| wanted(keeper)));
+        found.extend(FoundKeeper::at(pid)?.filter(|keeper| filter(keeper)));
     }
     Ok(found)
 }
 
 impl FoundKeeper {
-    /// The pod that it was started for.
+    /// Returns the id of the pod that the keeper was started for.
     #[must_use]
     pub fn pod(&self) -> &str {
         &self.pod
     }
 
-    /// The volatile folder of the pod as it was at the keeper's start, without symbolic links: where its log is, or was.
+    /// Returns the pod's volatile folder at the keeper's start, without symbolic links: the folder that contains,
+    /// or contained, the keeper's log.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
     }
 
-    /// The process.
+    /// Returns the process.
     #[must_use]
     pub fn into_process(self) -> KeeperProcess {
         KeeperProcess::new(self.pid, self.pidfd)
     }
 
-    /// The process of this number, if it is a keeper.
+    /// Returns the keeper with this pid, if the process is a keeper.
     fn at(pid: i32) -> io::Result<Option<Self>> {
         let process = PathBuf::from(format!("/proc/{pid}"));
         if !is_keeper(&process) {
@@ -100,7 +102,7 @@ impl FoundKeeper {
     }
 
     fn identify(process: &Path, pid: i32, pidfd: OwnedFd) -> io::Result<Option<Self>> {
-        // From here on the number is this process's as long as it lives, which is asked last.
+        // The pid refers to the process of the pidfd as long as that lives, which is checked last.
         let own = |kind: &str| {
             let namespace = |process: &Path| fs::read_link(process.join("ns").join(kind)).ok();
             let ours = namespace(Path::new("/proc/self"));
@@ -109,14 +111,15 @@ impl FoundKeeper {
         if !is_keeper(process) || !own("user") || !own("pid") {
             return Ok(None);
         }
-        // A child of a keeper on its way is the same program, in the session that the keeper leads.
+        // A child of a keeper that has not yet executed its program has the keeper's program and is in the session
+        // that the keeper leads.
         if stat_of(pid)?.is_none_or(|stat| stat.session != pid) {
             return Ok(None);
         }
         let command = match fs::read(process.join("cmdline")) {
             Ok(command) => command,
             Err(_) if !lives(&pidfd) => return Ok(None),
-            // Without a descriptor nothing can be said of it: it must not be taken for none.
+            // Out of descriptors, for example: the process may be a keeper, and must not be skipped.
             Err(error) => return Err(error),
         };
         let pod =
@@ -126,9 +129,9 @@ impl FoundKeeper {
         Ok(pod.filter(|_| lives(&pidfd)).map(|pod| Self { pod, folder, pid, pidfd }))
     }
 
-    /// Ends everything that runs in the pod, and then the keeper: it is the reaper of all that it has cloned and of what
-    /// these have left behind (prctl(2), `PR_SET_CHILD_SUBREAPER`), so that everything is among its descendants. The
-    /// cgroups that they were in, which nobody is left in.
+    /// Kills all processes of the pod, and then the keeper. All of them are the keeper's descendants, because it
+    /// is the reaper of its children and of the orphans that they leave (prctl(2), `PR_SET_CHILD_SUBREAPER`).
+    /// Returns the cgroups that they were in, which are then empty.
     ///
     /// # Errors
     /// A process does not end, or the processes of the host cannot be listed.
@@ -145,7 +148,8 @@ impl FoundKeeper {
             }
             cgroups.extend(below.iter().filter_map(|pid| cgroup_of(*pid)));
             let opened: Vec<_> = below.into_iter().filter_map(|pid| Some((pid, open(pid)?))).collect();
-            // A number may have been another's when it was opened: one that descends from the keeper now was not.
+            // A pid may have referred to another process when it was opened. A process that is still a descendant
+            // of the keeper is the right one.
             let still = self.descendants()?;
             let opened: Vec<_> = opened.into_iter().filter(|(pid, _)| still.contains(pid)).collect();
             opened.iter().for_each(|(_, process)| kill(process));
@@ -169,7 +173,7 @@ fn is_keeper(process: &Path) -> bool {
     fs::read_link(process.join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM))
 }
 
-/// The folder of a keeper's log, from the path of that.
+/// Returns the folder of a keeper's log from the log's path.
 fn folder_of(log: &str) -> Option<PathBuf> {
     let folder = log.strip_suffix(REMOVED).unwrap_or(log).strip_suffix(LOG)?.strip_suffix('/')?;
     folder.starts_with('/').then(|| folder.into())
@@ -180,22 +184,22 @@ fn open(pid: i32) -> Option<OwnedFd> {
 }
 
 fn lives(process: &OwnedFd) -> bool {
-    let mut wanted = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
-    matches!(poll(&mut wanted, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    let mut fds = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
 }
 
 fn kill(process: &OwnedFd) {
-    // The only error is that of a process which has ended.
+    // The only possible error is that the process has ended.
     let _gone = pidfd_send_signal(process, Signal::KILL);
 }
 
-/// Waits for the end of processes, but not for ever.
+/// Waits until processes have ended, or until a time.
 fn wait_for<'a>(processes: impl IntoIterator<Item = &'a OwnedFd>, until: Instant) {
     for process in processes {
         let left = until.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-        let mut wanted = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
-        let _ended = poll(&mut wanted, Some(&timeout));
+        let mut fds = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+        let _ended = poll(&mut fds, Some(&timeout));
     }
 }
 
@@ -204,7 +208,7 @@ fn pids() -> io::Result<Vec<i32>> {
     Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// What lives and descends from a process.
+/// Returns the living descendants of a process.
 fn descendants(ancestor: i32) -> io::Result<Vec<i32>> {
     let mut rest = Vec::new();
     for pid in pids()? {
@@ -224,31 +228,31 @@ fn descendants(ancestor: i32) -> io::Result<Vec<i32>> {
     Ok(found.into_iter().collect())
 }
 
-/// What a line of `/proc/PID/stat` says.
+/// The fields of `/proc/PID/stat` that are used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     parent: i32,
-    /// 0 where its leader is outside of this pid namespace (pid_namespaces(7)).
+    /// 0 if its leader is outside of this pid namespace (pid_namespaces(7)).
     session: i32,
     ended: bool,
 }
 
-/// `None` if the process has ended.
+/// Reads `/proc/PID/stat`. Returns `None` if the process has ended.
 ///
 /// # Errors
 /// The file cannot be read, for example because this process has no more file descriptors.
 fn stat_of(pid: i32) -> io::Result<Option<Stat>> {
     match fs::read(format!("/proc/{pid}/stat")) {
-        // A process may give itself any bytes as a name (PR_SET_NAME(2const)).
+        // A process can give itself any bytes as a name (PR_SET_NAME(2const)).
         Ok(stat) => Ok(parse(&String::from_utf8_lossy(&stat))),
-        // A process may end at any time: before open(2), or between that and read(2).
+        // The process may end at any time: before open(2), or between that and read(2).
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// `PID (NAME) STATE PARENT GROUP SESSION ...` (proc_pid_stat(5)). The name may have anything in it.
+/// Parses `PID (NAME) STATE PARENT GROUP SESSION ...` (proc_pid_stat(5)). The name may contain any bytes.
 fn parse(stat: &str) -> Option<Stat> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let (state, parent, _group, session) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
@@ -259,13 +263,13 @@ fn parse(stat: &str) -> Option<Stat> {
     })
 }
 
-/// The cgroup that all of a container is in: that of v2, or that of the freezer.
+/// Returns the cgroup that contains the whole container: that of v2, or that of the v1 freezer.
 fn cgroup_of(pid: i32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let find = |wanted: &str| {
+    let find = |name: &str| {
         text.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            controllers.split(',').any(|controller| controller == wanted).then(|| path.to_owned())
+            controllers.split(',').any(|controller| controller == name).then(|| path.to_owned())
         })
     };
     find("freezer").or_else(|| find(""))
@@ -280,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_keepers_folder_is_that_of_its_log() {
+    fn a_keepers_folder_is_derived_from_its_log() {
         let of = |log: &str| folder_of(log).map(|folder| folder.display().to_string());
         assert_eq!(of("/run/berth/pods/7/keeper.log").as_deref(), Some("/run/berth/pods/7"));
         assert_eq!(of("/run/berth/pods/7/keeper.log (deleted)").as_deref(), Some("/run/berth/pods/7"));
@@ -290,15 +294,15 @@ mod tests {
     }
 
     #[test]
-    fn descendants_are_those_of_all_generations() {
+    fn descendants_of_all_generations_are_found() {
         let mut shell = Command::new("sh")
             .args(["-c", "sleep 100 & sh -c 'sleep 100 & echo; wait' & wait"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut told = [0];
-        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut told).unwrap();
+        let mut ready = [0];
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let pid = i32::try_from(shell.id()).unwrap();
         let found = descendants(pid).unwrap();
         assert_eq!(found.len(), 3, "{found:?}");
@@ -320,7 +324,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_breaks_the_parser(text in "\\PC{0,60}") {
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,60}") {
             let parsed = parse(&text);
             prop_assert!(parsed.is_none() || text.contains(')'));
         }

@@ -1,23 +1,23 @@
-//! A failure of a first process in words. The process itself can only tell a step, an index and an errno; what the index
-//! stands for is in the plan that the daemon has made.
+//! Describes the failure of a first process. The process itself reports only a step, an index and an errno. The
+//! daemon's plan contains the object with this index.
 
 use std::io;
 
 use crate::plan::{ContainerPlan, MountKind, MountOp};
 use crate::wire::{InitFailure, Step};
 
-/// What went wrong, with the object of the plan that it was about.
+/// Describes a failure, with the plan's object that it is about.
 #[must_use]
 pub fn explain(failure: &InitFailure, plan: &ContainerPlan) -> String {
     let Some(object) = object(failure, plan) else { return failure.to_string() };
-    let mut words = format!("{} {object}", failure.step.words());
+    let mut text = format!("{} {object}", failure.step.description());
     if failure.errno != 0 {
-        words.push_str(&format!(": {}", io::Error::from_raw_os_error(failure.errno)));
+        text.push_str(&format!(": {}", io::Error::from_raw_os_error(failure.errno)));
     }
     if !failure.detail.is_empty() {
-        words.push_str(&format!(" [{}]", failure.detail));
+        text.push_str(&format!(" [{}]", failure.detail));
     }
-    words
+    text
 }
 
 fn object(failure: &InitFailure, plan: &ContainerPlan) -> Option<String> {

@@ -1,4 +1,5 @@
-//! The hooks of a container, and what they are told (OCI runtime specification, "POSIX-platform Hooks" and "State").
+//! The hooks of a container, and their standard input (OCI runtime specification, "POSIX-platform Hooks" and
+//! "State").
 
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use serde_json::json;
 use super::{CompileError, Context, Result, invalid, path_text, text};
 use crate::plan::{HookPlan, Hooks};
 
-/// Hooks that are run: those of `createContainer`, which change the root filesystem. For the others there is no moment.
+/// Compiles the `createContainer` hooks, which change the root filesystem. Hooks of other kinds are not supported.
 pub(super) fn compile(spec: &Spec, context: &Context<'_>) -> Result<Option<Hooks>> {
     let Some(hooks) = spec.hooks() else { return Ok(None) };
     let unsupported = |field: &str| Err(CompileError::Unsupported { field: field.to_owned() });
@@ -29,7 +30,7 @@ pub(super) fn compile(spec: &Spec, context: &Context<'_>) -> Result<Option<Hooks
     if create_container.is_empty() {
         return Ok(None);
     }
-    // Root of the namespace can reach neither the root filesystem nor the spec at the paths that hooks are told.
+    // Root of the user namespace can access neither the root filesystem nor the spec at the paths that hooks get.
     if context.users.is_some() {
         return unsupported("hooks.createContainer in a pod with a user namespace");
     }
@@ -48,7 +49,11 @@ fn compile_one(hook: &Hook) -> Result<HookPlan> {
     };
     let timeout = hook.timeout().map(|seconds| match u32::try_from(seconds) {
         Ok(seconds) if seconds > 0 => Ok(seconds),
-        _ => Err(invalid("hooks.createContainer.timeout", seconds.to_string(), "is no number of seconds")),
+        _ => Err(invalid(
+            "hooks.createContainer.timeout",
+            seconds.to_string(),
+            "is not a positive number of seconds",
+        )),
     });
     Ok(HookPlan {
         path,
@@ -58,7 +63,7 @@ fn compile_one(hook: &Hook) -> Result<HookPlan> {
     })
 }
 
-/// The state of a container that is being created. The bundle's folder has the container's name.
+/// Returns the state of a container that is being created. The name of the bundle's folder is the container's id.
 fn state(spec: &Spec, bundle: &Path) -> Result<String> {
     let id = bundle.file_name().map(Path::new).map_or(Ok(String::new()), |id| path_text("id", id))?;
     let state = json!({

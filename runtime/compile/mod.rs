@@ -1,11 +1,11 @@
-//! From an OCI runtime spec to a flat plan: everything is read, checked and translated here, in the daemon, so that the
-//! first process of a container parses nothing.
+//! Compiles an OCI runtime spec to a flat plan. The daemon reads, checks and translates the whole spec here, so
+//! that the first process of a container parses nothing.
 //!
-//! * this file: the whole, and the namespaces
+//! * this file: the plan as a whole, and the namespaces
 //! * [`process`]: the command and its credentials
 //! * [`mounts`]: mounts, /dev, paths
-//! * [`hooks`]: programs of the host that change the root filesystem
-//! * [`explain`]: a failure of the first process in words, with the object of the plan that it was about
+//! * [`hooks`]: host programs that change the root filesystem
+//! * [`explain`]: describes a failure of the first process with the plan's object that it is about
 
 mod explain;
 mod hooks;
@@ -13,7 +13,7 @@ mod mounts;
 mod process;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
@@ -29,35 +29,35 @@ use crate::plan::{
 use crate::seccomp::Filter;
 use crate::sys::{self, Context as _};
 
-/// The source of a mount that stands for the pod's shared memory.
+/// The source of a mount in the spec that refers to the pod's shared memory.
 pub const POD_SHM: &str = "berth:pod-shm";
 
-/// How the source of a mount begins that stands for a file of the pod: its name follows.
+/// The prefix of the source of a mount that refers to a file of the pod. The file's name follows.
 pub const POD_FILE: &str = "berth:pod-file:";
 
-/// How the source of a mount begins that stands for an image; its tree is in [`Context::trees`].
+/// The prefix of the source of a mount that refers to an image. The image's mount is in [`Context::trees`].
 pub const IMAGE_VOLUME: &str = "berth:image:";
 
-/// A spec that cannot be compiled.
+/// An error of compiling a spec.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
-    /// A part is missing.
-    #[error("the spec has no {0}")]
+    /// A required part is missing.
+    #[error("invalid spec: {0} is missing")]
     Missing(&'static str),
-    /// A value that is none.
-    #[error("{field}: {value:?} {why}")]
+    /// A field has an invalid value.
+    #[error("invalid {field}: {value:?} {why}")]
     Invalid {
-        /// Where.
+        /// The field.
         field: String,
-        /// What.
+        /// The value.
         value: String,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
-    /// Something that this runtime does not do.
+    /// The runtime does not support the field.
     #[error("{field} is not supported")]
     Unsupported {
-        /// Where.
+        /// The field.
         field: String,
     },
 }
@@ -68,10 +68,10 @@ fn invalid(field: impl Into<String>, value: impl Into<String>, why: &'static str
     CompileError::Invalid { field: field.into(), value: value.into(), why }
 }
 
-/// A text for the kernel: none of its strings can hold a NUL byte.
+/// Checks a text for the kernel, which must not contain a NUL byte.
 fn text(field: &str, value: &str) -> Result<String> {
     if value.contains('\0') {
-        return Err(invalid(field, value, "has a NUL byte"));
+        return Err(invalid(field, value, "contains a NUL byte"));
     }
     Ok(value.to_owned())
 }
@@ -83,21 +83,21 @@ fn path_text(field: &str, path: &Path) -> Result<String> {
     }
 }
 
-/// The descriptors that go with a plan.
+/// The descriptors that are sent with a plan.
 #[derive(Debug, Default)]
 pub struct FdList {
     descriptors: Vec<OwnedFd>,
 }
 
 impl FdList {
-    /// Adds a descriptor; its slot is what the plan names.
+    /// Adds a descriptor. Returns its slot, which the plan contains.
     pub fn push(&mut self, descriptor: OwnedFd) -> FdSlot {
         let slot = FdSlot(u32::try_from(self.descriptors.len()).unwrap_or(u32::MAX));
         self.descriptors.push(descriptor);
         slot
     }
 
-    /// Adds what is needed to join a cgroup.
+    /// Adds the descriptors to join a cgroup.
     pub fn push_cgroup(&mut self, join: JoinFds) -> CgroupJoin {
         CgroupJoin {
             directory: join.directory.map(|fd| self.push(fd)),
@@ -106,10 +106,10 @@ impl FdList {
         }
     }
 
-    /// Adds what is needed to load a filter.
+    /// Adds the descriptor of a filter.
     ///
     /// # Errors
-    /// No more descriptors.
+    /// No descriptor is left.
     pub fn push_filter(&mut self, filter: &Filter) -> sys::Result<SeccompPlan> {
         let listener = filter.listener.as_ref().map(|listener| SeccompListener {
             path: listener.path.display().to_string(),
@@ -125,67 +125,61 @@ impl FdList {
         })
     }
 
-    /// In the order of their slots.
-    #[must_use]
-    pub fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
-        self.descriptors.iter().map(AsFd::as_fd).collect()
-    }
-
-    /// In the order of their slots.
+    /// Returns the descriptors in the order of their slots.
     #[must_use]
     pub fn into_owned(self) -> Vec<OwnedFd> {
         self.descriptors
     }
 }
 
-/// How the spec names the namespaces of the pod: by the paths of its pause in /proc.
+/// The pod's namespaces. The spec refers to them by the paths of the pause in /proc.
 #[derive(Clone, Copy, Debug)]
 pub struct PodNamespaces {
-    /// The pause.
+    /// The pid of the pause.
     pub pause_pid: i32,
 }
 
-/// What a plan needs beside the spec.
+/// The input for a plan in addition to the spec.
 #[derive(Debug)]
 pub struct Context<'a> {
-    /// The container whose process namespace is joined, for a spec that says so.
+    /// The container whose process namespace is joined, if any.
     pub pid_target: Option<String>,
-    /// The folder of the spec, which has the container's name.
+    /// The folder of the spec. Its name is the container's id.
     pub bundle: &'a Path,
-    /// The pod.
+    /// The pod's namespaces.
     pub pod: PodNamespaces,
     /// The cgroups of this host.
     pub hierarchies: &'a Hierarchies,
-    /// Standard streams.
+    /// The standard streams.
     pub stdio: StdioPlan,
-    /// The root filesystem, already assembled.
+    /// The root filesystem, which is already mounted.
     pub rootfs: FdSlot,
-    /// The cgroup, already made.
+    /// The cgroup, which already exists.
     pub cgroup: CgroupJoin,
-    /// Folders to make in the root filesystem.
+    /// Folders to create in the root filesystem.
     pub directories: Vec<String>,
-    /// The ids of the user namespace ([`compile_users`]).
+    /// The ids of the user namespace, if there is one ([`compile_users`]).
     pub users: Option<UserNamespace>,
-    /// The host's nodes of devices, by the paths that these have in the container.
+    /// The paths of the host's device nodes, by their paths in the container.
     pub device_sources: BTreeMap<String, String>,
-    /// SELinux label of its files.
+    /// SELinux label of the container's files.
     pub mount_label: Option<String>,
-    /// The container has a cgroup namespace of its own.
+    /// Whether the container has a new cgroup namespace.
     pub cgroup_namespace: bool,
-    /// Detached mounts, by the destination of their mount in the spec.
+    /// Detached mounts, by the destination of the mount in the spec.
     pub trees: BTreeMap<String, FdSlot>,
 }
 
 /// Compiles the spec of a container.
 ///
 /// # Errors
-/// The spec lacks a part, or has one that is not valid or not supported; the field is named.
+/// The spec lacks a part, or has one that is invalid or not supported. The error contains the field.
 pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<ContainerPlan> {
     let process = spec.process().as_ref().ok_or(CompileError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(CompileError::Missing("linux section"))?;
     refuse_unsupported(linux)?;
     let (dev, mounts) = mounts::compile(spec, linux, context)?;
-    let namespaces = Namespaces { linux, pod: context.pod };
+    let namespaces = SpecNamespaces { linux, pod: context.pod };
     let directories = context.directories.iter().map(|path| text("volumes", path));
     let list = |field: &'static str, paths: &Option<Vec<String>>| -> Result<Vec<String>> {
         paths.iter().flatten().map(|path| text(field, path)).collect()
@@ -201,7 +195,9 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
         rootfs: context.rootfs,
         rootfs_readonly: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
         rootfs_propagation: match linux.rootfs_propagation() {
-            Some(name) => propagation(name).ok_or_else(|| invalid("rootfsPropagation", name, "is none"))?.0,
+            Some(name) => {
+                propagation(name).ok_or_else(|| invalid("rootfsPropagation", name, "is not a propagation"))?.0
+            }
             None => Propagation::Unchanged,
         },
         hooks: hooks::compile(spec, context)?,
@@ -218,7 +214,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
     })
 }
 
-/// Whether a container of this spec has a cgroup namespace of its own.
+/// Returns whether a container of this spec has a new cgroup namespace.
 #[must_use]
 pub fn has_cgroup_namespace(spec: &Spec) -> bool {
     let linux = spec.linux().as_ref();
@@ -226,7 +222,7 @@ pub fn has_cgroup_namespace(spec: &Spec) -> bool {
     namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup)
 }
 
-/// The ids of the user namespace that a container of this spec lives in, if any.
+/// Returns the ids of the user namespace of a container of this spec, if it has one.
 #[must_use]
 pub fn compile_users(spec: &Spec) -> Option<UserNamespace> {
     let linux = spec.linux().as_ref()?;
@@ -234,10 +230,10 @@ pub fn compile_users(spec: &Spec) -> Option<UserNamespace> {
     (!uids.is_empty()).then(|| UserNamespace { uids, gids: ranges(linux.gid_mappings()) })
 }
 
-/// What is in the spec and would have no effect is refused, never passed over.
+/// Rejects fields that would have no effect.
 fn refuse_unsupported(linux: &Linux) -> Result<()> {
     let unsupported = |field: &str| Err(CompileError::Unsupported { field: field.to_owned() });
-    // It is compiled by itself and goes beside the plan (`FdList::push_filter`).
+    // The filter is compiled separately and sent beside the plan (`FdList::push_filter`).
     if linux.seccomp().is_some() {
         return unsupported("linux.seccomp within the spec");
     }
@@ -251,7 +247,7 @@ fn sysctls(linux: &Linux) -> Result<Vec<(String, String)>> {
     let mut sysctls = Vec::new();
     for (name, value) in linux.sysctl().iter().flatten() {
         if value.chars().any(|c| c.is_control() && c != '\t') {
-            return Err(invalid(format!("sysctl {name}"), value, "has control characters"));
+            return Err(invalid(format!("sysctl {name}"), value, "contains control characters"));
         }
         sysctls.push((text("sysctl", name)?, value.clone()));
     }
@@ -259,13 +255,13 @@ fn sysctls(linux: &Linux) -> Result<Vec<(String, String)>> {
     Ok(sysctls)
 }
 
-struct Namespaces<'a> {
+struct SpecNamespaces<'a> {
     linux: &'a Linux,
     pod: PodNamespaces,
 }
 
-impl Namespaces<'_> {
-    /// The path of a namespace in the spec: `Some(None)` is a new one, `None` the host's.
+impl SpecNamespaces<'_> {
+    /// Returns the path of a namespace in the spec. `Some(None)` is a new namespace, `None` the host's.
     fn find(&self, kind: LinuxNamespaceType) -> Option<Option<&Path>> {
         let namespaces = self.linux.namespaces().iter().flatten();
         namespaces.clone().find(|ns| ns.typ() == kind).map(|ns| ns.path().as_deref())
@@ -282,7 +278,8 @@ impl Namespaces<'_> {
         }
     }
 
-    /// Only the pod's: one namespace of users owns all that the containers of a pod share.
+    /// Returns the user namespace, which must be the pod's: it owns all namespaces that the pod's containers
+    /// share.
     fn users(&self) -> Result<Option<UserNamespace>> {
         match self.source(LinuxNamespaceType::User)? {
             NamespaceSource::Host => Ok(None),
@@ -321,7 +318,7 @@ fn ranges(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdRange> {
     mappings.iter().flatten().map(range).collect()
 }
 
-/// A propagation by its name in mount options, and whether it is recursive.
+/// Parses a propagation's name in mount options. Returns the propagation, and whether it is recursive.
 fn propagation(name: &str) -> Option<(Propagation, bool)> {
     let (name, recursive) = match name.strip_prefix('r') {
         Some(rest) if !rest.is_empty() => (rest, true),

@@ -1,4 +1,4 @@
-//! Mounts of the spec (OCI runtime spec, "Mounts"): every option is translated or refused.
+//! Mounts of the spec (OCI runtime spec, "Mounts"). Every option is translated or rejected.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use super::{
 use crate::plan::{DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation, UserNamespace};
 use crate::sys::mount;
 
-/// Devices that every container has (OCI runtime spec, "Default Devices").
+/// The devices that every container has (OCI runtime spec, "Default Devices").
 const DEFAULT_NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-/// Links that every container has (OCI runtime spec, "Dev symbolic links").
+/// The symbolic links that every container has (OCI runtime spec, "Dev symbolic links").
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -23,14 +23,14 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// The mounts, and the devices of the spec that are not below a fresh /dev.
+/// Compiles the mounts. Returns the spec's devices that are not below a new /dev, and the mounts.
 pub(super) fn compile(
     spec: &Spec,
     linux: &Linux,
     context: &Context<'_>,
 ) -> Result<(Vec<DeviceNode>, Vec<MountOp>)> {
     let devices = linux.devices().iter().flatten();
-    let devices = devices.map(|found| device(found, context)).collect::<Result<Vec<_>>>()?;
+    let devices = devices.map(|entry| device(entry, context)).collect::<Result<Vec<_>>>()?;
     let mounts = spec.mounts().iter().flatten();
     let fresh_dev = mounts.clone().any(is_fresh_dev);
     let (inside, outside): (Vec<_>, Vec<_>) =
@@ -47,7 +47,7 @@ fn device(device: &LinuxDevice, context: &Context<'_>) -> Result<DeviceNode> {
     let path = path_text("linux.devices", device.path())?;
     let number = |value: i64| {
         u32::try_from(value)
-            .map_err(|_| invalid(format!("device {path}"), value.to_string(), "is no number of one"))
+            .map_err(|_| invalid(format!("device {path}"), value.to_string(), "is not a device number"))
     };
     let kind = match device.typ() {
         LinuxDeviceType::B => DeviceKind::Block,
@@ -75,7 +75,7 @@ fn compile_mount(mount: &Mount, devices: &[DeviceNode], context: &Context<'_>) -
     if !target.starts_with('/') {
         return Err(invalid("mount destination", target, "is not absolute"));
     }
-    let options = Options::parse(&target, mount.options().as_deref().unwrap_or_default())?;
+    let options = MountOptions::parse(&target, mount.options().as_deref().unwrap_or_default())?;
     let source = match mount.source() {
         Some(source) => path_text("mount source", source)?,
         None => String::new(),
@@ -96,7 +96,7 @@ fn kind(
     mount: &Mount,
     target: &str,
     source: String,
-    options: &Options,
+    options: &MountOptions,
     devices: &[DeviceNode],
     context: &Context<'_>,
 ) -> Result<MountKind> {
@@ -109,13 +109,13 @@ fn kind(
             return Err(invalid(
                 format!("source of mount {target}"),
                 source.as_str(),
-                "is no file of the pod",
+                "is not a file of the pod",
             ));
         }
         return Ok(MountKind::PodFile { name: name.to_owned() });
     }
     if source.starts_with(IMAGE_VOLUME) {
-        let missing = || invalid(format!("source of mount {target}"), source.as_str(), "is not at hand");
+        let missing = || invalid(format!("source of mount {target}"), source.as_str(), "has no mount");
         return Ok(MountKind::Tree { tree: *context.trees.get(target).ok_or_else(missing)? });
     }
     if options.bind || fstype == "bind" {
@@ -131,8 +131,8 @@ fn kind(
         });
     }
     Ok(match fstype {
-        // Without a namespace of its own it is the host's mount that is seen: a new one would change the options that
-        // all mounts of it have in common.
+        // Without a new cgroup namespace the host's mount is bound: a new mount would change options that all
+        // mounts of the filesystem share.
         "cgroup" | "cgroup2" if context.hierarchies.is_v2() && !context.cgroup_namespace => MountKind::Bind {
             source: "/sys/fs/cgroup".to_owned(),
             recursive: true,
@@ -155,7 +155,11 @@ fn ids(mount: &Mount, target: &str, context: &Context<'_>) -> Result<MountIds> {
         (true, true) => Ok(MountIds::Host),
         (false, false) if context.users.as_ref() == Some(&ids) => Ok(MountIds::Pod),
         (false, false) => Ok(MountIds::Mapped(ids)),
-        _ => Err(invalid(format!("mappings of mount {target}"), "", "are of users or groups alone")),
+        _ => Err(invalid(
+            format!("mappings of mount {target}"),
+            "",
+            "must have ranges for both users and groups",
+        )),
     }
 }
 
@@ -163,8 +167,8 @@ fn new_filesystem(fstype: &str, source: String, options: Vec<(String, Option<Str
     MountKind::Filesystem { fstype: fstype.to_owned(), source, options, keep_mode: false }
 }
 
-/// The options of a filesystem that has files of the container's own, with the label that these have.
-fn labelled(options: &Options, context: &Context<'_>) -> Vec<(String, Option<String>)> {
+/// Returns the options of a filesystem for the container's files, with their SELinux label.
+fn labelled(options: &MountOptions, context: &Context<'_>) -> Vec<(String, Option<String>)> {
     let mut options = options.filesystem.clone();
     if let Some(label) = &context.mount_label {
         options.push(("context".to_owned(), Some(label.clone())));
@@ -172,7 +176,7 @@ fn labelled(options: &Options, context: &Context<'_>) -> Vec<(String, Option<Str
     options
 }
 
-/// The nodes of a fresh /dev: the default ones, and those of the spec, which win.
+/// Returns the nodes of a new /dev: the default ones and those of the spec. The spec's nodes replace default ones.
 fn nodes(devices: &[DeviceNode]) -> Vec<DeviceNode> {
     let mut nodes: Vec<DeviceNode> = DEFAULT_NODES
         .iter()
@@ -202,9 +206,9 @@ fn links() -> Vec<(String, String)> {
     LINKS.iter().map(|(name, to)| ((*name).to_owned(), (*to).to_owned())).collect()
 }
 
-/// The options of one mount, sorted by what they are for.
+/// The options of one mount, by category.
 #[derive(Debug, Default, PartialEq)]
-struct Options {
+struct MountOptions {
     set: u64,
     clear: u64,
     recursive_attributes: bool,
@@ -216,42 +220,42 @@ struct Options {
     filesystem: Vec<(String, Option<String>)>,
 }
 
-impl Options {
+impl MountOptions {
     fn parse(target: &str, options: &[String]) -> Result<Self> {
         let mut parsed = Self::default();
         for option in options {
-            parsed.take(target, &text(&format!("option of mount {target}"), option)?)?;
+            parsed.apply(target, &text(&format!("option of mount {target}"), option)?)?;
         }
         Ok(parsed)
     }
 
-    fn take(&mut self, target: &str, option: &str) -> Result<()> {
+    fn apply(&mut self, target: &str, option: &str) -> Result<()> {
         match option {
             "" | "defaults" | "async" | "nomand" | "loud" => {}
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive_bind) = (true, true),
-            // As containerd and CRI-O treat the kubelet's host paths: not part of the OCI spec.
+            // Not part of the OCI spec. containerd and CRI-O treat the kubelet's host paths in this way.
             "berth:create" => self.create = true,
-            _ if self.take_attribute(option) => {}
+            _ if self.apply_attribute(option) => {}
             _ => match propagation(option) {
                 Some((propagation, recursive)) => {
                     (self.propagation, self.recursive_propagation) = (propagation, recursive);
                 }
-                None => self.take_filesystem_option(target, option)?,
+                None => self.apply_filesystem_option(target, option)?,
             },
         }
         Ok(())
     }
 
-    /// `ro` and the like; with an `r` before them for the mounts below as well (`rro`).
-    fn take_attribute(&mut self, option: &str) -> bool {
+    /// Applies `ro` and similar options. With the prefix `r` (`rro`) they apply to the mounts below as well.
+    fn apply_attribute(&mut self, option: &str) -> bool {
         if let Some((set, clear)) = attribute(option) {
-            self.change(set, clear);
+            self.change_attributes(set, clear);
             return true;
         }
         match option.strip_prefix('r').and_then(attribute) {
             Some((set, clear)) => {
-                self.change(set, clear);
+                self.change_attributes(set, clear);
                 self.recursive_attributes = true;
                 true
             }
@@ -259,22 +263,22 @@ impl Options {
         }
     }
 
-    /// The later of two that contradict each other counts.
-    fn change(&mut self, set: u64, clear: u64) {
+    /// Changes attributes. The later of two contradictory options applies.
+    fn change_attributes(&mut self, set: u64, clear: u64) {
         self.set = self.set & !clear | set;
         self.clear = self.clear & !set | clear;
-        // One of the three ways to keep access times can only be set when all are cleared (mount_setattr(2)).
+        // One of the three modes for access times can be set only if all are cleared (mount_setattr(2)).
         if (set | clear) & mount::ATTR_ATIME_MASK != 0 {
             self.clear |= mount::ATTR_ATIME_MASK;
         }
     }
 
-    fn take_filesystem_option(&mut self, target: &str, option: &str) -> Result<()> {
+    fn apply_filesystem_option(&mut self, target: &str, option: &str) -> Result<()> {
         let (key, value) = match option.split_once('=') {
             Some((key, value)) => (key, Some(value.to_owned())),
             None => (option, None),
         };
-        let known = [
+        let supported = [
             "size",
             "mode",
             "uid",
@@ -294,8 +298,8 @@ impl Options {
             "usrquota",
             "grpquota",
         ];
-        if !known.contains(&key) {
-            return Err(invalid(format!("option of mount {target}"), option, "is not known"));
+        if !supported.contains(&key) {
+            return Err(invalid(format!("option of mount {target}"), option, "is not supported"));
         }
         self.filesystem.push((key.to_owned(), value));
         Ok(())
@@ -303,15 +307,17 @@ impl Options {
 
     fn refuse_filesystem_options(&self, target: &str) -> Result<()> {
         match self.filesystem.first() {
-            Some((key, _)) => {
-                Err(invalid(format!("option of bind mount {target}"), key.as_str(), "is for new filesystems"))
-            }
+            Some((key, _)) => Err(invalid(
+                format!("option of bind mount {target}"),
+                key.as_str(),
+                "applies only to new filesystems",
+            )),
             None => Ok(()),
         }
     }
 }
 
-/// What an option sets and clears of `MOUNT_ATTR_*`.
+/// Returns the `MOUNT_ATTR_*` flags that an option sets and clears.
 fn attribute(option: &str) -> Option<(u64, u64)> {
     Some(match option {
         "ro" => (mount::ATTR_RDONLY, 0),
@@ -337,12 +343,12 @@ fn attribute(option: &str) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
 
-    fn parse(options: &[&str]) -> Result<Options> {
-        Options::parse("/x", &options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
+    fn parse(options: &[&str]) -> Result<MountOptions> {
+        MountOptions::parse("/x", &options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
-    fn options_are_attributes_propagation_or_the_filesystems() {
+    fn options_are_sorted_by_category() {
         let options = parse(&["rbind", "rro", "nosuid", "rslave"]).unwrap();
         assert!(options.bind && options.recursive_bind && options.recursive_attributes);
         assert_eq!(options.set, mount::ATTR_RDONLY | mount::ATTR_NOSUID);
@@ -355,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_of_two_options_counts() {
+    fn the_later_of_two_options_applies() {
         let options = parse(&["ro", "rw"]).unwrap();
         assert_eq!((options.set, options.clear), (0, mount::ATTR_RDONLY));
         let options = parse(&["rw", "ro"]).unwrap();
@@ -363,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_with_its_mount() {
+    fn errors_name_the_mount_of_an_unknown_option() {
         let error = parse(&["upperdir=/etc"]).unwrap_err().to_string();
         assert!(error.contains("/x") && error.contains("upperdir"), "{error}");
         assert!(parse(&["r"]).is_err());

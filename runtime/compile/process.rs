@@ -1,4 +1,4 @@
-//! The command of a container or an exec, with its credentials.
+//! The process of a container or an exec, with its credentials.
 
 use oci_spec::runtime::{Box, Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
 
@@ -53,7 +53,7 @@ const CAPABILITIES: [&str; 41] = [
 /// Compiles a process of the spec.
 ///
 /// # Errors
-/// It has no command, or a value that is none.
+/// It has no command, or an invalid value.
 pub fn compile_process(process: &Process) -> Result<ProcessPlan> {
     let args = process.args().as_ref().filter(|args| !args.is_empty());
     let args = args.ok_or(CompileError::Missing("process.args"))?;
@@ -87,7 +87,7 @@ pub fn compile_process(process: &Process) -> Result<ProcessPlan> {
     })
 }
 
-/// More than a terminal can be told is as much as it can.
+/// Returns the terminal's size. A size that is too large is limited to the maximum.
 fn terminal_size(size: Box) -> (u16, u16) {
     let side = |length: u64| u16::try_from(length).unwrap_or(u16::MAX);
     (side(size.width()), side(size.height()))
@@ -100,15 +100,15 @@ fn masks(sets: &LinuxCapabilities) -> CapabilityMasks {
         bounding: of(sets.bounding()),
         effective: of(sets.effective()),
         permitted: of(sets.permitted()),
-        // A capability can only be ambient that is inheritable as well (capabilities(7)); anything more would be
-        // gained by files with inheritable capabilities (CVE-2022-24769).
+        // Only an inheritable capability can be ambient (capabilities(7)). Files with inheritable capabilities
+        // would grant any others (CVE-2022-24769).
         inheritable: of(sets.inheritable()) & ambient,
         ambient,
     }
 }
 
 fn mask(set: &Capabilities) -> u64 {
-    let number = |name: String| CAPABILITIES.iter().position(|known| *known == name);
+    let number = |name: String| CAPABILITIES.iter().position(|capability| *capability == name);
     set.iter().filter_map(|capability| number(capability.to_string())).fold(0, |mask, bit| mask | 1 << bit)
 }
 
@@ -123,7 +123,7 @@ fn rlimit(limit: &PosixRlimit) -> Result<Rlimit> {
     Ok(Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() })
 }
 
-/// The number of a resource (asm-generic/resource.h).
+/// Returns the number of a resource (asm-generic/resource.h).
 fn resource(kind: PosixRlimitType) -> u32 {
     match kind {
         PosixRlimitType::RlimitCpu => 0,
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_inheritable_that_is_not_ambient() {
+    fn only_ambient_capabilities_are_inheritable() {
         let sets = LinuxCapabilitiesBuilder::default()
             .inheritable(Capabilities::from([Capability::Chown, Capability::Kill]))
             .ambient(Capabilities::from([Capability::Kill]))
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_cannot_take_is_named() {
+    fn errors_name_the_invalid_field() {
         assert_eq!(compile_process(&process(&[], "/")), Err(CompileError::Missing("process.args")));
         let error = compile_process(&process(&["a\0b"], "/")).unwrap_err();
         assert!(error.to_string().contains("process.args"), "{error}");

@@ -1,14 +1,14 @@
-//! The steps of a container's first process, up to the last ones.
+//! The steps of a container's first process, except for the last ones, which are in `last.rs`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::hooks;
-use super::last::{self, Way};
+use super::last::{self, FinalSteps};
 use super::masks::Masks;
-use super::mounts::{self, OfPod};
+use super::mounts::{self, PodMounts};
 use super::process::{self, Streams};
 use super::seccomp;
-use super::{At, Descriptors, Done, Gate};
+use super::{At, Descriptors, Gate, StepResult};
 use crate::path::Root;
 use crate::plan::{ContainerPlan, MountKind, NamespaceSource, PidNamespace};
 use crate::procfs::Proc;
@@ -20,57 +20,58 @@ use crate::sys::{self, Context, mount, security};
 use crate::wire::Step;
 use crate::wire::transport::Report;
 
-/// What a container's first process starts with.
+/// The arguments of [`run`].
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// What to do.
+    /// The container's plan.
     pub plan: &'a ContainerPlan,
-    /// What the plan's slots mean.
+    /// The descriptors that the plan's slots refer to.
     pub descriptors: Descriptors<'a>,
-    /// What the container shares with others.
-    pub joined: Joined<'a>,
-    /// The session keyring that it shares with nobody.
+    /// The processes and namespaces that the container joins.
+    pub joined: JoinTargets<'a>,
+    /// The name of the container's session keyring.
     pub keyring: &'a KeyringName,
     /// The keeper's private procfs.
     pub proc: &'a Proc,
-    /// Standard streams; with a terminal these are replaced by it.
+    /// The standard streams. A terminal replaces them.
     pub streams: Streams<'a>,
-    /// To the keeper.
+    /// The socket to the keeper.
     pub gate: Gate,
-    /// This process can be cloned.
+    /// Proof that this process has one thread and can be cloned.
     pub single: SingleThread,
 }
 
-/// What a container shares with others of its pod.
+/// The processes and namespaces of its pod that a container joins.
 #[derive(Clone, Copy, Debug)]
-pub struct Joined<'a> {
-    /// The pause, whose namespaces are joined.
+pub struct JoinTargets<'a> {
+    /// The pause, for the container to join its namespaces.
     pub pause: Option<BorrowedFd<'a>>,
-    /// The pod's user namespace, where it has one.
+    /// The pod's user namespace, if it has one.
     pub userns: Option<BorrowedFd<'a>>,
-    /// A process whose PID namespace is joined: the pause, or the first process of another container.
-    pub processes_of: Option<BorrowedFd<'a>>,
+    /// A process for the container to join its PID namespace: the pause, or another container's first process.
+    pub pid_target: Option<BorrowedFd<'a>>,
 }
 
-/// Walks the plan. Ends by exec, or by telling the failure.
+/// Executes the plan. The process ends by exec, or after it has reported a failure.
 pub fn run(start: Start<'_>) -> ! {
-    // The container must not be able to look into what sets it up (ptrace(2), PTRACE_MODE checks).
+    // The container must not be able to inspect this process (ptrace(2), PTRACE_MODE checks).
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
     match prepare(&start) {
-        Ok(program) => last::go(start.gate, start.single, program),
+        Ok(program) => last::run(start.gate, start.single, program),
         Err(failure) => start.gate.fail(failure),
     }
 }
 
-fn prepare(start: &Start<'_>) -> Done<Program> {
+fn prepare(start: &Start<'_>) -> StepResult<Program> {
     let Start { plan, descriptors, joined, gate, .. } = start;
     rustix::process::umask(rustix::fs::Mode::empty());
     keys::join_session(start.keyring).at(Step::Keyring)?;
     let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
-    let of_pod = open_of_pod(plan, *joined)?;
+    let pod_mounts = open_pod_mounts(plan, *joined)?;
     let userns = joined.userns.filter(|_| plan.userns.is_some());
-    let opener = mounts::Opener { descriptors: *descriptors, of_pod: &of_pod, userns, single: &start.single };
+    let opener =
+        mounts::Opener { descriptors: *descriptors, pod_mounts: &pod_mounts, userns, single: &start.single };
     let sources = opener.open_all(&plan.mounts)?;
     let nodes = match userns {
         Some(_) => Some(mounts::open_nodes(&plan.devices).at(Step::Device)?),
@@ -78,7 +79,7 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
     };
     let masks = match plan.masked_paths.is_empty() {
         true => None,
-        false => Some(Masks::make(plan.mount_label.as_deref()).at(Step::MaskedPath)?),
+        false => Some(Masks::create(plan.mount_label.as_deref()).at(Step::MaskedPath)?),
     };
     enter_users(start, userns)?;
     join_and_unshare(plan, joined.pause)?;
@@ -88,8 +89,8 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
         masks.attach().at(Step::MaskedPath)?;
     }
 
-    // Over the host's root, which is gone after the pivot. Nothing else of the host is touched. Hooks look for it at a
-    // path.
+    // It covers the host's root, which is gone after the pivot. Nothing else of the host is changed. Hooks find it
+    // at a path.
     let rootfs = descriptors.get(plan.rootfs).at(Step::AttachRootfs)?;
     let place = match &plan.hooks {
         Some(hooks) => mount::place(&hooks.root).at(Step::AttachRootfs)?,
@@ -128,13 +129,14 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
     set_root_attributes(plan).at(Step::RootAttributes)?;
     set_hostname(plan)?;
     become_user(start, slave.as_ref())?;
-    let way = Way { terminal: slave.is_some(), joins_processes: joined.processes_of.is_some(), waits: true };
-    Ok(last::program(&plan.process, filter, way))
+    let variant =
+        FinalSteps { terminal: slave.is_some(), joins_processes: joined.pid_target.is_some(), waits: true };
+    Ok(last::program(&plan.process, filter, variant))
 }
 
-/// Where the pod has a user namespace, all that follows is done in it: by this process, or, for a process namespace that
-/// is to belong to it, by one that is cloned there.
-fn enter_users(start: &Start<'_>, userns: Option<BorrowedFd<'_>>) -> Done<()> {
+/// If the pod has a user namespace, joins it for all following steps. If the container gets a new process
+/// namespace, that must belong to the user namespace: a new process, cloned there, continues.
+fn enter_users(start: &Start<'_>, userns: Option<BorrowedFd<'_>>) -> StepResult<()> {
     let plan = start.plan;
     let Some(ids) = &plan.userns else { return Ok(()) };
     let userns =
@@ -142,36 +144,39 @@ fn enter_users(start: &Start<'_>, userns: Option<BorrowedFd<'_>>) -> Done<()> {
     process::enter_user_namespace(&plan.process, ids, &start.streams, start.proc, || {
         namespaces::join_users(userns)
     })?;
-    // What a change of ids has made readable or not (prctl(2), PR_SET_DUMPABLE).
+    // A change of ids may reset the attribute (prctl(2), PR_SET_DUMPABLE).
     drop(security::set_dumpable(false));
     if plan.pid != PidNamespace::New {
         return Ok(());
     }
-    start.single.go_on_as_sibling(Namespaces::PID).at(Step::Unshare)?;
+    start.single.continue_as_sibling(Namespaces::PID).at(Step::Unshare)?;
     start.gate.report(&Report::Moved, None);
     Ok(())
 }
 
-/// Where the pause has the pod's shared memory and, if the pod shares its processes, their procfs.
+/// The mount points, in the pause's root, of the pod's shared memory and, if the pod shares its processes, of
+/// their procfs.
 pub(super) const PAUSE_SHM: &str = "/shm";
 pub(super) const PAUSE_PROC: &str = "/proc";
 
-/// Clones what other processes of the pod have mounted, each from within the mount namespace in which it is attached. A
-/// procfs shows the processes of whoever mounts it, and this process is none of the pod's yet.
-fn open_of_pod(plan: &ContainerPlan, joined: Joined<'_>) -> Done<OfPod> {
+/// Clones mounts of other processes of the pod, each from the mount namespace in which it is attached. The procfs
+/// cannot be a new one: a new procfs shows the processes of the mounter's PID namespace, and this process has not
+/// joined the pod's yet.
+fn open_pod_mounts(plan: &ContainerPlan, joined: JoinTargets<'_>) -> StepResult<PodMounts> {
     let wants = |kind: fn(&MountKind) -> bool| plan.mounts.iter().any(|op| kind(&op.kind));
     let shm = wants(|kind| matches!(kind, MountKind::PodShm));
     let files: Vec<&String> = plan.mounts.iter().filter_map(|op| op.kind.pod_file()).collect();
-    let proc = joined.processes_of.filter(|_| wants(MountKind::is_procfs));
-    let open_of_pause = || {
+    let proc = joined.pid_target.filter(|_| wants(MountKind::is_procfs));
+    let open_from_pause = || {
         let shm = shm.then(|| mount::clone_path(PAUSE_SHM, false)).transpose()?;
         let clone = |name: &String| Ok((name.clone(), mount::clone_path(&format!("/{name}"), false)?));
         Ok((shm, files.iter().copied().map(clone).collect::<sys::Result<Vec<_>>>()?))
     };
     let of_pause = joined.pause.filter(|_| shm || !files.is_empty());
-    let of_pause = of_pause.map(|pause| from_mounts_of(pause, open_of_pause)).transpose().at(Step::PodShm)?;
+    let of_pause =
+        of_pause.map(|pause| from_mounts_of(pause, open_from_pause)).transpose().at(Step::PodShm)?;
     let (shm, files) = of_pause.unwrap_or_default();
-    Ok(OfPod {
+    Ok(PodMounts {
         shm,
         files,
         proc: proc.map(|of| from_mounts_of(of, mounts::clone_procfs)).transpose().at(Step::PodProc)?,
@@ -179,17 +184,17 @@ fn open_of_pod(plan: &ContainerPlan, joined: Joined<'_>) -> Done<OfPod> {
 }
 
 fn from_mounts_of<T>(process: BorrowedFd<'_>, open: impl FnOnce() -> sys::Result<T>) -> sys::Result<T> {
-    let own = mounts::own_mount_namespace()?;
+    let original = mounts::own_mount_namespace()?;
     namespaces::join_of(process, Namespaces::MOUNT)?;
     let opened = open();
-    namespaces::join_mounts(own.as_fd())?;
+    namespaces::join_mounts(original.as_fd())?;
     opened
 }
 
-fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> Done<()> {
+fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> StepResult<()> {
     let kinds = [(plan.net, Namespaces::NET), (plan.ipc, Namespaces::IPC), (plan.uts, Namespaces::UTS)];
-    let of = |wanted: NamespaceSource| -> Namespaces {
-        kinds.iter().filter(|(source, _)| *source == wanted).map(|(_, kind)| *kind).collect()
+    let of = |requested: NamespaceSource| -> Namespaces {
+        kinds.iter().filter(|(source, _)| *source == requested).map(|(_, kind)| *kind).collect()
     };
     let joined = of(NamespaceSource::Pod);
     if !joined.is_empty() {
@@ -197,12 +202,12 @@ fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> Done
             pause.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's pause").at(Step::JoinNamespaces)?;
         namespaces::join_of(pause, joined).at(Step::JoinNamespaces)?;
     }
-    // Now that the process is in its cgroup, that is what a new cgroup namespace takes for its root.
+    // The process is in its cgroup already, which becomes the root of a new cgroup namespace.
     let cgroup = if plan.cgroup_namespace { Namespaces::CGROUP } else { Namespaces::NONE };
     namespaces::unshare(of(NamespaceSource::New) | Namespaces::MOUNT | cgroup).at(Step::Unshare)
 }
 
-fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedFd>>) -> Done<()> {
+fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedFd>>) -> StepResult<()> {
     match nodes {
         Some(nodes) => mounts::attach_nodes(root, "", &plan.devices, &nodes).at(Step::Device)?,
         None => {
@@ -213,7 +218,7 @@ fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedF
     }
     let folders = plan.directories.iter().chain([&plan.process.cwd]);
     for (index, path) in folders.enumerate() {
-        // Whether the working folder can be entered is for its own step to tell.
+        // If the working folder cannot be entered, its own step reports it.
         let folder = root.make_folder(path).at_index(Step::Directory, index)?;
         let is_volume = index < plan.directories.len();
         if is_volume && plan.rootfs_readonly && plan.mounts.iter().all(|op| op.target != *path) {
@@ -236,7 +241,7 @@ fn set_root_attributes(plan: &ContainerPlan) -> sys::Result<()> {
     Ok(())
 }
 
-fn set_hostname(plan: &ContainerPlan) -> Done<()> {
+fn set_hostname(plan: &ContainerPlan) -> StepResult<()> {
     match (&plan.hostname, plan.uts) {
         (Some(name), NamespaceSource::New) => {
             rustix::system::sethostname(name.as_bytes()).on("sethostname", name).at(Step::Hostname)
@@ -245,7 +250,7 @@ fn set_hostname(plan: &ContainerPlan) -> Done<()> {
     }
 }
 
-fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>) -> Done<()> {
+fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>) -> StepResult<()> {
     let Start { plan, proc, .. } = start;
     match slave {
         Some(slave) => process::set_streams(&Streams::of_terminal(slave), &plan.process)?,
@@ -255,7 +260,7 @@ fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>) -> Done<()> {
         Some(_) => process::set_labels(&plan.process, proc)?,
         None => process::set_limits_and_labels(&plan.process, proc)?,
     }
-    if let Some(of) = start.joined.processes_of {
+    if let Some(of) = start.joined.pid_target {
         namespaces::join_of(of, Namespaces::PID).at(Step::JoinNamespaces)?;
     }
     process::set_credentials_and_cwd(&plan.process)

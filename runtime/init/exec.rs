@@ -1,11 +1,11 @@
-//! The steps of a further process in a running container, up to the last ones.
+//! The steps of a further process in a running container, except for the last ones, which are in `last.rs`.
 
 use std::os::fd::BorrowedFd;
 
-use super::last::{self, Way};
+use super::last::{self, FinalSteps};
 use super::process::{self, Streams};
 use super::seccomp;
-use super::{At, Descriptors, Done, Gate};
+use super::{At, Descriptors, Gate, StepResult};
 use crate::path::Root;
 use crate::plan::ExecPlan;
 use crate::procfs::Proc;
@@ -16,42 +16,42 @@ use crate::sys::spawn::SingleThread;
 use crate::sys::{mount, security};
 use crate::wire::Step;
 
-/// What a further process starts with.
+/// The arguments of [`run`].
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// What to do.
+    /// The exec's plan.
     pub plan: &'a ExecPlan,
-    /// What the plan's slots mean.
+    /// The descriptors that the plan's slots refer to.
     pub descriptors: Descriptors<'a>,
-    /// The container's first process, whose namespaces are joined.
+    /// The container's first process, for the exec to join its namespaces.
     pub init: BorrowedFd<'a>,
     /// The container's session keyring.
     pub keyring: &'a KeyringName,
     /// The keeper's private procfs.
     pub proc: &'a Proc,
-    /// Standard streams; with a terminal these are replaced by it.
+    /// The standard streams. A terminal replaces them.
     pub streams: Streams<'a>,
-    /// To the keeper.
+    /// The socket to the keeper.
     pub gate: Gate,
-    /// This process can be cloned.
+    /// Proof that this process has one thread and can be cloned.
     pub single: SingleThread,
 }
 
-/// Walks the plan. Ends by exec, or by telling the failure.
+/// Executes the plan. The process ends by exec, or after it has reported a failure.
 pub fn run(start: Start<'_>) -> ! {
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
     match prepare(&start) {
-        Ok(program) => last::go(start.gate, start.single, program),
+        Ok(program) => last::run(start.gate, start.single, program),
         Err(failure) => start.gate.fail(failure),
     }
 }
 
-fn prepare(start: &Start<'_>) -> Done<Program> {
+fn prepare(start: &Start<'_>) -> StepResult<Program> {
     let Start { plan, descriptors, streams, proc, gate, .. } = start;
     let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
     keys::join_session(start.keyring).at(Step::Keyring)?;
-    // This process stays out of the PID namespace, which its children will be in (setns(2)).
+    // This process itself stays outside of the PID namespace; its children will be inside (setns(2)).
     let all = Namespaces::MOUNT
         | Namespaces::NET
         | Namespaces::IPC
@@ -77,6 +77,6 @@ fn prepare(start: &Start<'_>) -> Done<Program> {
         None => process::set_limits_and_labels(&plan.process, proc)?,
     }
     process::set_credentials_and_cwd(&plan.process)?;
-    let way = Way { terminal: plan.tty, joins_processes: true, waits: false };
-    Ok(last::program(&plan.process, filter, way))
+    let variant = FinalSteps { terminal: plan.tty, joins_processes: true, waits: false };
+    Ok(last::program(&plan.process, filter, variant))
 }

@@ -1,24 +1,24 @@
-//! `createContainer` hooks: programs of the host that change a container's root filesystem before it is the root (OCI
-//! runtime specification, "POSIX-platform Hooks"; the edits of CDI devices bring them). They run in the namespaces of the
-//! container, where paths are still those of the host.
+//! `createContainer` hooks: host programs that change a container's root filesystem before the process changes its
+//! root (OCI runtime specification, "POSIX-platform Hooks"). The edits of CDI devices add them. They run in the
+//! container's namespaces, but see the host's paths.
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::Done;
+use super::StepResult;
 use crate::plan::{HookPlan, Hooks};
 use crate::wire::{InitFailure, Step};
 
-/// A hook without a time of its own gets this much: the step up to the gate has a limit too.
+/// The time limit of a hook that specifies none. The daemon's wait for the gate is limited as well.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// How much of what a hook complains of is told.
-const COMPLAINT: u64 = 1024;
+/// The number of bytes of a hook's standard error that are reported.
+const STDERR_LIMIT: u64 = 1024;
 
-/// Runs them in their order; the first that fails fails the container.
-pub(super) fn run(hooks: &Hooks) -> Done<()> {
-    // The number that runtimes write here is the one of the process' own namespace.
+/// Runs the hooks in order. The first one that fails makes the container fail.
+pub(super) fn run(hooks: &Hooks) -> StepResult<()> {
+    // Runtimes write the pid of the process's own namespace here.
     let pid = rustix::process::getpid().as_raw_nonzero();
     let state = hooks.state.replace(Hooks::PID, &pid.to_string());
     for (index, hook) in hooks.create_container.iter().enumerate() {
@@ -46,19 +46,19 @@ fn run_one(hook: &HookPlan, state: &str) -> Result<(), (i32, String)> {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(called("execve"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not read what it is given is its own affair.
+        // A hook need not read its standard input.
         drop(stdin.write_all(state.as_bytes()));
     }
     let allowed = hook.timeout.map_or(LONGEST, |seconds| Duration::from_secs(u64::from(seconds)));
     let status = wait(&mut child, allowed).map_err(called("waitpid"))?;
     match status {
         Some(status) if status.success() => Ok(()),
-        Some(status) => Err((0, format!("{status}{}", complaint(&mut child)))),
-        None => Err((0, format!("ended after {} s{}", allowed.as_secs(), complaint(&mut child)))),
+        Some(status) => Err((0, format!("{status}{}", stderr_of(&mut child)))),
+        None => Err((0, format!("ended after {} s{}", allowed.as_secs(), stderr_of(&mut child)))),
     }
 }
 
-/// How the hook ended; none where it had to be ended.
+/// Waits for the hook. Returns how it ended, or `None` if it exceeded the time and was killed.
 fn wait(child: &mut Child, allowed: Duration) -> std::io::Result<Option<std::process::ExitStatus>> {
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
@@ -76,15 +76,15 @@ fn wait(child: &mut Child, allowed: Duration) -> std::io::Result<Option<std::pro
     }
 }
 
-/// What the hook has written to its standard error; a pipe holds more than is told of it (pipe(7)).
-fn complaint(child: &mut Child) -> String {
+/// Returns what the hook has written to its standard error. A pipe holds more than is reported (pipe(7)).
+fn stderr_of(child: &mut Child) -> String {
     let Some(stderr) = child.stderr.take() else { return String::new() };
-    // What it may have left running holds the pipe open: only what is there is read.
+    // Processes that the hook left behind may hold the pipe open: only what is there already is read.
     if rustix::fs::fcntl_setfl(&stderr, rustix::fs::OFlags::NONBLOCK).is_err() {
         return String::new();
     }
     let mut bytes = Vec::new();
-    drop(stderr.take(COMPLAINT).read_to_end(&mut bytes));
+    drop(stderr.take(STDERR_LIMIT).read_to_end(&mut bytes));
     let text = String::from_utf8_lossy(&bytes);
     match text.trim() {
         "" => String::new(),

@@ -1,5 +1,5 @@
-//! Hidden paths of a container. A mask is an empty file or an empty folder of a filesystem that belongs to the container
-//! alone: what the container does to it, were it a change of its mode, nobody else sees.
+//! Hidden paths of a container. A mask is an empty file or folder of a filesystem that belongs to this container
+//! alone. Changes that the container makes to a mask, such as to its mode, affect no other container.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,25 +14,26 @@ use crate::sys::{self, Context};
 /// The null device (Documentation/admin-guide/devices.txt).
 pub(super) const NULL: (u32, u32) = (1, 3);
 
-/// A folder that every host has.
-const PLACE: &str = "/sys";
+/// The folder on which the filesystem is attached. Every host has it.
+const MOUNT_POINT: &str = "/sys";
 
-/// Root, file and folder.
+/// The root, the file and the folder.
 const INODES: &str = "3";
 
-/// A filesystem with what hides paths. It is made outside a user namespace, where device nodes can be made and opened
-/// (mount_namespaces(7), "Restrictions on mount namespaces"), and attached inside the container's mounts.
+/// The filesystem with the masks. It is created outside a user namespace, where device nodes can be created and
+/// opened (mount_namespaces(7), "Restrictions on mount namespaces"), and its clones are attached among the
+/// container's mounts.
 #[derive(Debug)]
 pub(super) struct Masks {
     tree: OwnedFd,
 }
 
 impl Masks {
-    /// Makes the filesystem; `label` is for SELinux.
+    /// Creates the filesystem. `label` is its SELinux label.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub(super) fn make(label: Option<&str>) -> sys::Result<Self> {
+    /// A system call fails.
+    pub(super) fn create(label: Option<&str>) -> sys::Result<Self> {
         let context = FsContext::open("tmpfs")?;
         if let Some(label) = label {
             context.set("context", Some(label))?;
@@ -49,33 +50,33 @@ impl Masks {
         Ok(Self { tree })
     }
 
-    /// Attaches the filesystem in a folder of the host, in whose mounts this process still is: only parts of an attached
-    /// mount can be cloned (open_tree(2)). It goes with the host's mounts. It must not be on the host's root itself: after
-    /// the pivot it would be on top of that, and be taken off in its stead.
+    /// Attaches the filesystem on a folder in the process's copy of the host's mounts, because only parts of an
+    /// attached mount can be cloned (open_tree(2)). It disappears with the host's mounts. It must not be attached
+    /// on the host's root itself: after the pivot it would be on top of that, and would be unmounted in its place.
     ///
     /// # Errors
-    /// The caller may not.
+    /// The caller is not permitted to.
     pub(super) fn attach(&self) -> sys::Result<()> {
-        mount::attach(self.tree.as_fd(), mount::place(PLACE)?.as_fd())
+        mount::attach(self.tree.as_fd(), mount::place(MOUNT_POINT)?.as_fd())
     }
 
-    /// Takes the filesystem off again, and leaves its clones: whoever looks at the host's files next sees all of them.
+    /// Unmounts the filesystem; its clones remain. The next reader of the host's files sees all of them.
     ///
     /// # Errors
-    /// The caller may not.
+    /// The caller is not permitted to.
     pub(super) fn detach(&self) -> sys::Result<()> {
-        rustix::mount::unmount(PLACE, UnmountFlags::DETACH).on("umount2", PLACE)
+        rustix::mount::unmount(MOUNT_POINT, UnmountFlags::DETACH).on("umount2", MOUNT_POINT)
     }
 
-    /// Hides a path; one that is not there needs no hiding.
+    /// Hides a path. A path that does not exist is skipped.
     ///
     /// # Errors
-    /// The path cannot be resolved, or the mask not be mounted.
+    /// The path cannot be resolved, or the mask cannot be mounted.
     pub(super) fn hide(&self, root: &Root, path: &str) -> sys::Result<()> {
         let Some(place) = present(root, path)? else { return Ok(()) };
         let stat = rustix::fs::fstat(&place).on("fstat", path)?;
         let read_only = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NOEXEC;
-        // A mask for a file is a device node, which could not be opened on a mount without devices.
+        // The mask for a file is a device node, which cannot be opened on a mount with the nodev attribute.
         let (name, attributes) = match FileType::from_raw_mode(stat.st_mode).is_dir() {
             true => ("folder", read_only | mount::ATTR_NODEV),
             false => ("file", read_only),

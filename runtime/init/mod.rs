@@ -1,16 +1,17 @@
-//! What a first process does between its clone and its exec: numbered steps over a compiled plan, without parsing
-//! anything. All of it runs in a child of the keeper, which has a single thread.
+//! The steps of a first process between its clone and its exec. They are numbered and execute a compiled plan
+//! without parsing anything. All of them run in a child of the keeper, which has a single thread.
 //!
-//! The child stays in the keeper's PID namespace while anything of the host is left in it. Where it is to live among the
-//! processes of others (a further process, a container that shares a PID namespace), it first joins all other namespaces,
-//! becomes the user, and closes its descriptors. Only then does a clone of it go on in the PID namespace ([`last`]).
+//! The child stays in the keeper's PID namespace as long as it holds anything of the host. If it must run in a PID
+//! namespace that has other processes (an exec, or a container that shares a PID namespace), it first joins all
+//! other namespaces, sets its credentials and closes its descriptors. Only then does a clone of it continue in
+//! that PID namespace ([`last`]).
 //!
-//! * [`container`]: the steps of a container; [`exec`]: of a further process; [`sandbox`]: of a pause
-//! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: whether volumes can propagate;
-//!   [`users`]: ids of volumes
-//! * [`process`]: what container and exec have in common: streams, limits, credentials
-//! * [`hooks`]: programs of the host that change a container's root filesystem
-//! * [`last`]: from the credentials to the exec; [`seccomp`]: the filter of system calls
+//! * [`container`]: the steps of a container; [`exec`]: of an exec; [`sandbox`]: of a pause
+//! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
+//!   can propagate; [`users`]: ids of volumes
+//! * [`process`]: the steps that a container and an exec have in common: streams, limits, credentials
+//! * [`hooks`]: host programs that change a container's root filesystem
+//! * [`last`]: from the credentials to the exec; [`seccomp`]: the seccomp filter
 
 pub mod container;
 pub mod exec;
@@ -33,27 +34,27 @@ use crate::sys::{self, process::exit_now};
 use crate::wire::transport::Report;
 use crate::wire::{InitFailure, Step};
 
-/// The byte by which the keeper tells its child that its ids are mapped, where it has a user namespace of its own.
+/// The byte with which the keeper notifies a child in a new user namespace that its ids are mapped.
 pub const MAPPED: u8 = b'c';
 
-/// The byte by which the keeper lets a first process exec.
+/// The byte with which the keeper lets a first process exec.
 pub const START: u8 = b's';
 
 /// The result of a step.
-type Done<T> = Result<T, InitFailure>;
+type StepResult<T> = Result<T, InitFailure>;
 
-/// Says at which step, and at which of its objects, a call failed.
+/// Adds to an error the step at which it happened, and the index of the step's object.
 trait At<T> {
-    fn at(self, step: Step) -> Done<T>;
-    fn at_index(self, step: Step, index: usize) -> Done<T>;
+    fn at(self, step: Step) -> StepResult<T>;
+    fn at_index(self, step: Step, index: usize) -> StepResult<T>;
 }
 
 impl<T> At<T> for sys::Result<T> {
-    fn at(self, step: Step) -> Done<T> {
+    fn at(self, step: Step) -> StepResult<T> {
         self.map_err(|error| failure(step, None, &error))
     }
 
-    fn at_index(self, step: Step, index: usize) -> Done<T> {
+    fn at_index(self, step: Step, index: usize) -> StepResult<T> {
         self.map_err(|error| failure(step, u32::try_from(index).ok(), &error))
     }
 }
@@ -68,10 +69,10 @@ fn failure(step: Step, index: Option<u32>, error: &sys::Error) -> InitFailure {
 pub struct Descriptors<'a>(pub &'a [OwnedFd]);
 
 impl<'a> Descriptors<'a> {
-    /// The descriptor of a slot.
+    /// Returns the descriptor of a slot.
     ///
     /// # Errors
-    /// `EBADF` where the message did not bring it.
+    /// `EBADF` if the message did not contain it.
     pub fn get(self, slot: FdSlot) -> sys::Result<BorrowedFd<'a>> {
         use sys::Context;
         let index = usize::try_from(slot.0).unwrap_or(usize::MAX);
@@ -86,7 +87,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Over this socket.
+    /// Creates a gate from this socket.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         Self { socket }
@@ -98,11 +99,12 @@ impl Gate {
         self.socket
     }
 
-    /// Joins the cgroup, where the clone has not (v1).
+    /// Joins the cgroup, unless the clone has done so (v1).
     ///
-    /// A thread that moves itself alone, by `0` in `tasks`, waits for nobody. Whoever moves another, or a whole process by
-    /// `cgroup.procs`, waits until every processor has seen that no process may start or end meanwhile: 5 to 15 ms for the
-    /// first in a while (kernel/cgroup/cgroup.c, `cgroup_procs_write_start`). This process has one thread.
+    /// A thread that moves only itself, by `0` in `tasks`, does not wait. To move another thread, or a whole
+    /// process by `cgroup.procs`, the kernel waits until every processor has noticed that no process may start or
+    /// end in the meantime: 5 to 15 ms for the first such write in a while (kernel/cgroup/cgroup.c,
+    /// `cgroup_procs_write_start`). This process has one thread.
     fn enter(&self, cgroup: &CgroupJoin, descriptors: Descriptors<'_>) {
         use sys::Context;
         for slot in &cgroup.tasks {
@@ -114,13 +116,13 @@ impl Gate {
         }
     }
 
-    /// Waits for a byte of the keeper. The end of the socket means that the keeper gives this process up, or is gone:
-    /// there is nothing to go on for.
-    fn wait_for(&self, wanted: u8) {
+    /// Waits for a byte of the keeper. If the socket ends, the keeper has given this process up or has ended: the
+    /// process exits.
+    fn wait_for(&self, expected: u8) {
         let mut packet = [0_u8; 1];
         loop {
             match rustix::io::read(&self.socket, &mut packet) {
-                Ok(1) if packet == [wanted] => return,
+                Ok(1) if packet == [expected] => return,
                 Err(rustix::io::Errno::INTR) => {}
                 _ => exit_now(1),
             }
@@ -129,17 +131,17 @@ impl Gate {
 
     fn report(&self, report: &Report, descriptor: Option<BorrowedFd<'_>>) {
         let descriptors: Vec<_> = descriptor.into_iter().collect();
-        // A keeper that is gone cannot be told anything.
+        // If the keeper has ended, there is no process to report to.
         drop(sys::socket::send(self.socket.as_fd(), &report.encode(), &descriptors));
     }
 
-    /// The same end of the socket, for another thread.
+    /// Returns the same end of the socket, for another thread.
     fn another(&self) -> sys::Result<Self> {
         use sys::Context;
         Ok(Self { socket: self.socket.try_clone().on("dup", "the gate")? })
     }
 
-    /// Tells the failure and ends this process.
+    /// Reports the failure and ends this process.
     fn fail(&self, failure: InitFailure) -> ! {
         self.report(&Report::Failed(failure), None);
         exit_now(1)

@@ -1,13 +1,13 @@
-//! The root filesystem of a container and what is mounted in it. A source is opened while the host's mounts are in
-//! sight, a target is resolved to a descriptor in the new root, and the two meet by descriptor (move_mount(2)): what a
-//! name means is never asked twice (CVE-2021-30465).
+//! The root filesystem of a container and its mounts. A source is opened in the host's mounts, and a target is
+//! resolved to a descriptor in the new root. The mount then uses both descriptors (move_mount(2)): no path is
+//! resolved twice (CVE-2021-30465).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{At, Descriptors, Done, peers, users};
+use super::{At, Descriptors, StepResult, peers, users};
 use crate::path::Root;
 use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation};
 use crate::procfs::PROC_MAGIC;
@@ -16,43 +16,43 @@ use crate::sys::spawn::SingleThread;
 use crate::sys::{self, Context};
 use crate::wire::Step;
 
-/// A mount whose source is at hand, or one that is made when its turn comes.
+/// The source of a mount: open already, or created later.
 #[derive(Debug)]
 pub(super) enum Source {
     /// A detached tree.
     Tree(OwnedFd),
-    /// Made inside the container's namespaces.
-    Later,
-    /// The same, with the host's devices for it: in a user namespace nobody may make any (mknod(2)).
-    WithNodes(Vec<OwnedFd>),
+    /// Created inside the container's namespaces.
+    Deferred,
+    /// The same, with the host's device nodes: in a user namespace none can be created (mknod(2)).
+    DeferredWithNodes(Vec<OwnedFd>),
 }
 
-/// Mounts of other processes of the pod, cloned.
+/// Clones of mounts of other processes of the pod.
 #[derive(Debug)]
-pub(super) struct OfPod {
+pub(super) struct PodMounts {
     /// The pod's shared memory.
     pub(super) shm: Option<OwnedFd>,
-    /// The files of the pod that the container has, by their names.
+    /// The pod's files that the container mounts, by name.
     pub(super) files: Vec<(String, OwnedFd)>,
     /// The procfs of the PID namespace that the container shares.
     pub(super) proc: Option<OwnedFd>,
 }
 
-/// Opens the sources of mounts, in the host's mounts.
+/// Opens the sources of mounts in the host's mounts.
 pub(super) struct Opener<'a> {
     pub(super) descriptors: Descriptors<'a>,
-    pub(super) of_pod: &'a OfPod,
+    pub(super) pod_mounts: &'a PodMounts,
     /// The pod's user namespace.
     pub(super) userns: Option<BorrowedFd<'a>>,
     pub(super) single: &'a SingleThread,
 }
 
 impl Opener<'_> {
-    pub(super) fn open_all(&self, mounts: &[MountOp]) -> Done<Vec<Source>> {
+    pub(super) fn open_all(&self, mounts: &[MountOp]) -> StepResult<Vec<Source>> {
         mounts.iter().enumerate().map(|(index, op)| self.open(op, index)).collect()
     }
 
-    fn open(&self, op: &MountOp, index: usize) -> Done<Source> {
+    fn open(&self, op: &MountOp, index: usize) -> StepResult<Source> {
         Ok(match &op.kind {
             MountKind::Bind { source, recursive, create, ids } => {
                 let tree = open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?;
@@ -61,26 +61,30 @@ impl Opener<'_> {
                 Source::Tree(tree)
             }
             MountKind::Dev { nodes, .. } if self.userns.is_some() => {
-                Source::WithNodes(open_nodes(nodes).at_index(Step::OpenSource, index)?)
+                Source::DeferredWithNodes(open_nodes(nodes).at_index(Step::OpenSource, index)?)
             }
             MountKind::Tree { tree } => {
                 let tree = self.descriptors.get(*tree).and_then(|fd| fd.try_clone_to_owned().on("dup", ""));
                 Source::Tree(tree.at_index(Step::OpenSource, index)?)
             }
             MountKind::PodShm => {
-                let shm = self.of_pod.shm.as_ref().ok_or(Errno::NOENT).on("open", "the pod's shared memory");
+                let shm =
+                    self.pod_mounts.shm.as_ref().ok_or(Errno::NOENT).on("open", "the pod's shared memory");
                 Source::Tree(shm.and_then(dup).at_index(Step::PodShm, index)?)
             }
             MountKind::PodFile { name } => {
-                let file = self.of_pod.files.iter().find(|(known, _)| known == name).map(|(_, file)| file);
+                let file =
+                    self.pod_mounts.files.iter().find(|(other, _)| other == name).map(|(_, file)| file);
                 let file = file.ok_or(Errno::NOENT).on("open", name);
                 Source::Tree(file.and_then(dup).at_index(Step::PodShm, index)?)
             }
-            kind if kind.is_procfs() => match &self.of_pod.proc {
+            kind if kind.is_procfs() => match &self.pod_mounts.proc {
                 Some(proc) => Source::Tree(dup(proc).at_index(Step::PodProc, index)?),
-                None => Source::Later,
+                None => Source::Deferred,
             },
-            MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => Source::Later,
+            MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => {
+                Source::Deferred
+            }
         })
     }
 
@@ -102,25 +106,25 @@ fn dup(tree: &OwnedFd) -> sys::Result<OwnedFd> {
     tree.try_clone().on("dup", "")
 }
 
-/// `PROC_ROOT_INO` (include/linux/proc_fs.h): the inode of a procfs's root.
+/// `PROC_ROOT_INO` (include/linux/proc_fs.h): the inode number of a procfs's root.
 const PROC_ROOT: u64 = 1;
 
-/// A clone of the procfs of the mount namespace that this process is in, which may be that of a container: nothing but a
-/// procfs will do, and nothing that is mounted below it comes along.
+/// Clones the procfs at /proc in the current mount namespace, which may be a container's. Anything but the root of
+/// a procfs is rejected, and mounts below it are not cloned.
 pub(super) fn clone_procfs() -> sys::Result<OwnedFd> {
     let path = "/proc";
     let place = Root::new(mount::place("/")?).resolve_strictly(path)?;
     let magic = rustix::fs::fstatfs(&place).on("fstatfs", path)?.f_type;
     let is_root = rustix::fs::fstat(&place).on("fstat", path)?.st_ino == PROC_ROOT;
     if u64::try_from(magic).ok() != Some(PROC_MAGIC) || !is_root {
-        return Err(Errno::XDEV).on("open_tree", format_args!("{path}, which is no procfs"));
+        return Err(Errno::XDEV).on("open_tree", format_args!("{path}, which is not a procfs"));
     }
     let tree = mount::clone_descriptor(place.as_fd(), false)?;
     mount::set_attributes(tree.as_fd(), 0, mount::ATTR_RDONLY, 0, false)?;
     Ok(tree)
 }
 
-/// The host's devices that are the same as `nodes`.
+/// Opens the host's devices that are the same as `nodes`.
 pub(super) fn open_nodes(nodes: &[DeviceNode]) -> sys::Result<Vec<OwnedFd>> {
     nodes.iter().map(open_node).collect()
 }
@@ -180,27 +184,27 @@ fn make_host_folder(path: &str) -> sys::Result<()> {
     Ok(())
 }
 
-/// Attaches one mount below the root.
-pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) -> Done<()> {
+/// Attaches one mount in the new root.
+pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) -> StepResult<()> {
     let tree = match (source, &op.kind) {
         (Source::Tree(tree), _) => tree,
-        (Source::Later, MountKind::Filesystem { fstype, source, options, .. }) => {
+        (Source::Deferred, MountKind::Filesystem { fstype, source, options, .. }) => {
             filesystem(fstype, source, options, op.set).at_index(Step::Mount, index)?
         }
-        (Source::WithNodes(trees), MountKind::Dev { options, nodes, links }) => {
+        (Source::DeferredWithNodes(trees), MountKind::Dev { options, nodes, links }) => {
             let dev = dev(options, &[], links, op.set).at_index(Step::Mount, index)?;
             set_attributes(dev.as_fd(), op).at_index(Step::MountAttributes, index)?;
             let target = target(root, op, dev.as_fd()).at_index(Step::MountTarget, index)?;
             mount::attach(dev.as_fd(), target.as_fd()).at_index(Step::Mount, index)?;
             return attach_nodes(root, &op.target, nodes, &trees).at_index(Step::Mount, index);
         }
-        (Source::Later, MountKind::Dev { options, nodes, links }) => {
+        (Source::Deferred, MountKind::Dev { options, nodes, links }) => {
             dev(options, nodes, links, op.set).at_index(Step::Mount, index)?
         }
-        (Source::Later, MountKind::Cgroup { hierarchies }) => {
+        (Source::Deferred, MountKind::Cgroup { hierarchies }) => {
             return cgroup(root, op, hierarchies).at_index(Step::Mount, index);
         }
-        (Source::Later | Source::WithNodes(_), _) => {
+        (Source::Deferred | Source::DeferredWithNodes(_), _) => {
             return Err(Errno::INVAL).on("mount", "").at_index(Step::Mount, index);
         }
     };
@@ -209,14 +213,15 @@ pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) ->
     mount::attach(tree.as_fd(), target.as_fd()).at_index(Step::Mount, index)
 }
 
-/// Mounts a folder on itself: it stays writable where the mount that it is in becomes read-only. So an image's volumes are
-/// writable in a container with a read-only root, and begin with what the image has there, as with containerd.
+/// Mounts a folder on itself, so that it stays writable when the mount that contains it becomes read-only. An
+/// image's volumes are therefore writable in a container with a read-only root, and initially contain the image's
+/// files, as in containerd.
 pub(super) fn attach_to_itself(folder: &OwnedFd) -> sys::Result<()> {
     let tree = mount::clone_descriptor(folder.as_fd(), false)?;
     mount::attach(tree.as_fd(), folder.as_fd())
 }
 
-/// The place of a mount, made where absent: a folder for a folder, a file for a file.
+/// Returns the target of a mount. Creates it if absent: a folder for a folder, a file for a file.
 fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     match op.kind {
         MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => {
@@ -224,16 +229,17 @@ fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedF
         }
         _ => {
             let is_folder = is_folder(tree).on("fstat", &op.target)?;
-            // What is there already must be of the same kind (mount(2), ENOTDIR); the kernel alone would not say what is wrong.
-            if let Ok(there) = root.resolve(&op.target) {
-                return match (is_folder, self::is_folder(&there).on("fstat", &op.target)?) {
+            // An existing target must be of the same kind (mount(2), ENOTDIR). The kernel's error alone would not
+            // explain the problem.
+            if let Ok(existing) = root.resolve(&op.target) {
+                return match (is_folder, self::is_folder(&existing).on("fstat", &op.target)?) {
                     (true, false) => {
                         Err(Errno::NOTDIR).on("a folder cannot be mounted over a file,", &op.target)
                     }
                     (false, true) => {
                         Err(Errno::ISDIR).on("a file cannot be mounted over a folder,", &op.target)
                     }
-                    _ => Ok(there),
+                    _ => Ok(existing),
                 };
             }
             match is_folder {
@@ -248,7 +254,7 @@ fn is_folder(place: impl AsFd) -> rustix::io::Result<bool> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode).is_dir())
 }
 
-/// A folder for one of the kernel's filesystems: no symbolic link may be on the way to it.
+/// Returns the folder for one of the kernel's filesystems. Its path must not contain a symbolic link.
 fn strict_folder(root: &Root, path: &str) -> sys::Result<OwnedFd> {
     match root.resolve_strictly(path) {
         Err(error) if error.errno == Errno::NOENT => {
@@ -276,7 +282,7 @@ fn set_attributes(tree: BorrowedFd<'_>, op: &MountOp) -> sys::Result<()> {
     Ok(())
 }
 
-/// `MS_*` of a propagation; 0 changes nothing.
+/// Returns the `MS_*` flag of a propagation. 0 changes nothing.
 pub(super) fn flag_of(propagation: Propagation) -> u64 {
     match propagation {
         Propagation::Unchanged => 0,
@@ -300,7 +306,7 @@ fn filesystem(fstype: &str, source: &str, options: &FsOptions, attributes: u64) 
     context.mount(attributes)
 }
 
-/// A /dev that is filled while nobody can reach it.
+/// Creates a /dev and fills it before it is attached.
 fn dev(
     options: &FsOptions,
     nodes: &[DeviceNode],
@@ -319,7 +325,7 @@ fn dev(
     Ok(tree)
 }
 
-/// Makes a device node at a path; what is there already is replaced if it is a node, and refused otherwise.
+/// Creates a device node at a path. An existing node is replaced; any other file is an error.
 pub(super) fn make_node(root: &Root, path: &str, node: &DeviceNode) -> sys::Result<()> {
     let kind = match node.kind {
         DeviceKind::Char => FileType::CharacterDevice,
@@ -334,25 +340,26 @@ pub(super) fn make_node(root: &Root, path: &str, node: &DeviceNode) -> sys::Resu
             remove_node(&folder, name, path)?;
             rustix::fs::mknodat(&folder, name, kind, mode, device).on("mknod", path)?;
         }
-        made => made.on("mknod", path)?,
+        result => result.on("mknod", path)?,
     }
     let owner = (rustix::fs::Uid::from_raw(node.uid), rustix::fs::Gid::from_raw(node.gid));
     let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
     rustix::fs::chownat(&folder, name, Some(owner.0), Some(owner.1), flags).on("chown", path)
 }
 
-/// Removes a device node or a named pipe. Anything else is a file of the image or of a volume, and stays.
+/// Removes a device node or a named pipe. Anything else is a file of the image or of a volume, and remains.
 fn remove_node(folder: &OwnedFd, name: &str, path: &str) -> sys::Result<()> {
     let stat = rustix::fs::statat(folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).on("stat", path)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo => {
             rustix::fs::unlinkat(folder, name, rustix::fs::AtFlags::empty()).on("unlink", path)
         }
-        _ => Err(Errno::EXIST).on("mknod", format_args!("{path}, where something else than a device is")),
+        _ => Err(Errno::EXIST).on("mknod", format_args!("{path}, which exists and is not a device")),
     }
 }
 
-/// The container's own cgroups: the mounts show their root at the container's, since its cgroup namespace is new.
+/// Mounts the container's cgroups. The mounts show the container's cgroup as their root, because the cgroup
+/// namespace is new.
 fn cgroup(root: &Root, op: &MountOp, hierarchies: &[CgroupHierarchy]) -> sys::Result<()> {
     let target = strict_folder(root, &op.target)?;
     if hierarchies.is_empty() {
@@ -380,7 +387,7 @@ fn cgroup(root: &Root, op: &MountOp, hierarchies: &[CgroupHierarchy]) -> sys::Re
     mount::set_attributes(tree.as_fd(), op.set, 0, 0, false)
 }
 
-/// Makes a path read-only with everything below it; one that is not there needs nothing.
+/// Makes a path read-only, with everything below it. A path that does not exist is skipped.
 pub(super) fn make_read_only(root: &Root, path: &str) -> sys::Result<()> {
     let Some(place) = present(root, path)? else { return Ok(()) };
     let clone = mount::clone_descriptor(place.as_fd(), true)?;
@@ -396,14 +403,14 @@ pub(super) fn present(root: &Root, path: &str) -> sys::Result<Option<OwnedFd>> {
     }
 }
 
-/// A terminal in the place of /dev/console.
+/// Mounts a terminal on /dev/console.
 pub(super) fn attach_console(root: &Root, slave: &OwnedFd) -> sys::Result<()> {
     let clone = mount::clone_descriptor(slave.as_fd(), false)?;
     let place = root.make_file("/dev/console")?;
     mount::attach(clone.as_fd(), place.as_fd())
 }
 
-/// The descriptor by which a process gets back to the mount namespace it is in.
+/// Opens the current mount namespace, so that the process can return to it.
 pub(super) fn own_mount_namespace() -> sys::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, "/proc/self/ns/mnt", flags, Mode::empty()).on("open", "/proc/self/ns/mnt")

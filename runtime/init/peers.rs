@@ -1,5 +1,5 @@
-//! Whether a folder of the host has peers: mounts that are made below it in a container can only reach the host, or the
-//! other way round, where its own mount is shared (mount_namespaces(7), "Shared subtrees").
+//! Checks whether mounts can propagate between a container and a folder of the host. They can only if the folder's
+//! mount is shared (mount_namespaces(7), "Shared subtrees").
 
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
@@ -8,27 +8,27 @@ use crate::plan::Propagation;
 use crate::sys::{self, Context, mount};
 use crate::wire::{InitFailure, Step};
 
-/// Refuses a propagation that would have no effect.
+/// Rejects a propagation that would have no effect.
 ///
 /// # Errors
-/// The mount that the path is on is neither shared nor, where that is enough, the slave of one.
+/// The path's mount is not shared and, where that would be enough, not a slave either.
 pub(super) fn check(source: &str, propagation: Propagation, index: usize) -> Result<(), InitFailure> {
-    let (tags, words): (&[&str], _) = match propagation {
+    let (tags, required): (&[&str], _) = match propagation {
         Propagation::Shared => (&["shared:"], "a shared mount"),
         Propagation::Slave => (&["shared:", "master:"], "a shared or slave mount"),
         Propagation::Unchanged | Propagation::Private | Propagation::Unbindable => return Ok(()),
     };
     let fail =
         |errno, detail| InitFailure { step: Step::Peers, errno, index: u32::try_from(index).ok(), detail };
-    let own =
-        own_mount(source).map_err(|error| fail(error.raw(), format!("{} {}", error.call, error.object)))?;
-    if tags.iter().any(|tag| own.tags.split(' ').any(|own| own.starts_with(tag))) {
+    let mounted =
+        mount_of(source).map_err(|error| fail(error.raw(), format!("{} {}", error.call, error.object)))?;
+    if tags.iter().any(|tag| mounted.tags.split(' ').any(|field| field.starts_with(tag))) {
         return Ok(());
     }
-    Err(fail(0, format!("path {source:?} is mounted on {:?} but it is not {words}", own.point)))
+    Err(fail(0, format!("path {source:?} is mounted on {:?} but it is not {required}", mounted.point)))
 }
 
-/// A mount as mountinfo has it (proc_pid_mountinfo(5)).
+/// A mount in mountinfo (proc_pid_mountinfo(5)).
 #[derive(Debug, PartialEq)]
 struct Mounted {
     point: String,
@@ -36,7 +36,7 @@ struct Mounted {
     tags: String,
 }
 
-fn own_mount(path: &str) -> sys::Result<Mounted> {
+fn mount_of(path: &str) -> sys::Result<Mounted> {
     let place = mount::place(path)?;
     let stat = rustix::fs::statx(&place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).on("statx", path)?;
     let text = std::fs::read_to_string("/proc/self/mountinfo");
@@ -65,7 +65,7 @@ mod tests {
 ";
 
     #[test]
-    fn a_mount_has_its_tags() {
+    fn mountinfo_tags_are_parsed() {
         let of = |id| find(MOUNTS, id).map(|mounted| (mounted.point, mounted.tags));
         assert_eq!(of(22), Some(("/proc".to_owned(), String::new())));
         assert_eq!(of(35), Some(("/".to_owned(), "shared:1 master:7".to_owned())));
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_propagate_is_not_looked_at() {
+    fn private_mounts_are_not_checked() {
         assert_eq!(check("/nonexistent", Propagation::Private, 0), Ok(()));
         assert!(check("/nonexistent", Propagation::Shared, 0).is_err());
     }

@@ -1,4 +1,4 @@
-//! What the first process of a container and a further one have in common: standard streams, limits, labels and
+//! The steps that a container's first process and an exec have in common: standard streams, limits, labels and
 //! credentials.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::masks::NULL;
-use super::{At, Done};
+use super::{At, StepResult};
 use crate::path::Root;
 use crate::plan::{CapabilityMasks, ProcessPlan, Rlimit, UserNamespace};
 use crate::procfs::Proc;
@@ -17,19 +17,20 @@ use crate::wire::Step;
 /// `DEVPTS_SUPER_MAGIC` (statfs(2)).
 const DEVPTS_MAGIC: u64 = 0x1cd1;
 
-/// The standard streams of a process that come from outside of its container; absent ones are the container's null device.
+/// The standard streams of a process that come from outside of its container. The others are the container's null
+/// device.
 #[derive(Debug)]
 pub struct Streams<'a> {
-    /// Read from.
+    /// Standard input.
     pub stdin: Option<BorrowedFd<'a>>,
-    /// Written to.
+    /// Standard output.
     pub stdout: Option<BorrowedFd<'a>>,
-    /// Written to.
+    /// Standard error.
     pub stderr: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Streams<'a> {
-    /// All three lead to a terminal.
+    /// Returns streams that are all the same terminal.
     pub(super) fn of_terminal(slave: &'a OwnedFd) -> Self {
         let slave = Some(slave.as_fd());
         Self { stdin: slave, stdout: slave, stderr: slave }
@@ -40,14 +41,15 @@ impl<'a> Streams<'a> {
     }
 }
 
-/// Puts the streams in their places, as the user's. To be called when the container's root is the root.
-pub(super) fn set_streams(streams: &Streams<'_>, plan: &ProcessPlan) -> Done<()> {
+/// Makes the streams the process's standard streams, and their owner the user. Call this when the container's root
+/// is the root.
+pub(super) fn set_streams(streams: &Streams<'_>, plan: &ProcessPlan) -> StepResult<()> {
     let null = match streams.all().count() {
         3 => None,
         _ => Some(open_null().at(Step::Stdio)?),
     };
     for stream in streams.all() {
-        give_to_user(stream, plan).at(Step::Stdio)?;
+        chown_to_user(stream, plan).at(Step::Stdio)?;
     }
     let or_null = |stream: Option<BorrowedFd<'_>>, put: fn(BorrowedFd<'_>) -> rustix::io::Result<()>| {
         let fd = stream.or(null.as_ref().map(AsFd::as_fd)).ok_or(Errno::BADF);
@@ -58,10 +60,11 @@ pub(super) fn set_streams(streams: &Streams<'_>, plan: &ProcessPlan) -> Done<()>
     or_null(streams.stderr, |fd| rustix::stdio::dup2_stderr(fd))
 }
 
-/// The container's own null device: the host's has a mode and an owner that a container could change by a descriptor of it.
+/// Opens the container's own null device. The host's must not be used: the container could change its mode and
+/// owner through the descriptor.
 fn open_null() -> sys::Result<OwnedFd> {
     let path = "/dev/null";
-    // Whatever else may be there must not hold this process up, nor become its terminal.
+    // Another file at this path must not block this process, nor become its terminal.
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
     let null = Root::new(sys::mount::place("/")?).open(path, flags)?;
     let stat = rustix::fs::fstat(&null).on("fstat", path)?;
@@ -73,28 +76,29 @@ fn open_null() -> sys::Result<OwnedFd> {
     Ok(null)
 }
 
-/// The user of the process owns its pipes and terminal, so that it can open /dev/stdout again, as programs do that log
-/// to that path.
-fn give_to_user(stream: BorrowedFd<'_>, plan: &ProcessPlan) -> sys::Result<()> {
+/// Makes the process's user the owner of its pipes and terminal. Programs that log to /dev/stdout open it again,
+/// and need that.
+fn chown_to_user(stream: BorrowedFd<'_>, plan: &ProcessPlan) -> sys::Result<()> {
     let stat = rustix::fs::fstat(stream).on("fstat", "a standard stream")?;
     let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
     if (!is_pipe && !rustix::termios::isatty(stream)) || stat.st_uid == plan.uid {
         return Ok(());
     }
     let owner = rustix::fs::Uid::from_raw(plan.uid);
-    // The group stays: a terminal's is tty, which only root and its members may write to.
+    // The group remains: a terminal's group is tty, and only root and the group's members may write to it.
     rustix::fs::fchown(stream, Some(owner), None).on("fchown", "a standard stream")
 }
 
-/// A pseudo terminal of the devpts of a root filesystem: master and slave, of the size that is known.
-pub(super) fn open_terminal(root: &Root, plan: &ProcessPlan) -> Done<(OwnedFd, OwnedFd)> {
+/// Opens a pseudo terminal in the devpts of a root filesystem and sets its size if that is known. Returns master
+/// and slave.
+pub(super) fn open_terminal(root: &Root, plan: &ProcessPlan) -> StepResult<(OwnedFd, OwnedFd)> {
     let open = || {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let place = root.resolve_strictly("/dev/pts")?;
         let devpts = rustix::fs::openat(&place, ".", flags, Mode::empty()).on("open", "/dev/pts")?;
         let magic = rustix::fs::fstatfs(&devpts).on("fstatfs", "/dev/pts")?.f_type;
         if u64::try_from(magic).ok() != Some(DEVPTS_MAGIC) {
-            return Err(Errno::XDEV).on("open", "/dev/pts, which is no devpts");
+            return Err(Errno::XDEV).on("open", "/dev/pts, which is not a devpts");
         }
         let terminal = pty::open(devpts)?;
         if let Some((width, height)) = plan.terminal_size {
@@ -105,15 +109,16 @@ pub(super) fn open_terminal(root: &Root, plan: &ProcessPlan) -> Done<(OwnedFd, O
     open().at(Step::Terminal)
 }
 
-/// Becomes root of the pod's user namespace. What only the host's root may is done before: limits, the score, and giving
-/// the pipes, which are of no user of the namespace, to the one that the process will be.
+/// Becomes root of the pod's user namespace. Before that, it does what only the host's root may: it sets the
+/// limits and the OOM score, and gives the pipes, whose owner is not mapped in the namespace, to the future user
+/// of the process.
 pub(super) fn enter_user_namespace(
     plan: &ProcessPlan,
     userns: &UserNamespace,
     streams: &Streams<'_>,
     proc: &Proc,
     join: impl FnOnce() -> sys::Result<()>,
-) -> Done<()> {
+) -> StepResult<()> {
     set_limits(plan, proc)?;
     let owner = userns.host_uid(plan.uid).ok_or(Errno::INVAL).on("user namespace, user", plan.uid);
     let owner = rustix::fs::Uid::from_raw(owner.at(Step::Credentials)?);
@@ -128,19 +133,20 @@ pub(super) fn enter_user_namespace(
     security::set_ids(0, 0, &[]).at(Step::Credentials)
 }
 
-/// What is set through procfs and what only root may: limits and labels.
-pub(super) fn set_limits_and_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
+/// Sets limits and labels, which are set through procfs or require root.
+pub(super) fn set_limits_and_labels(plan: &ProcessPlan, proc: &Proc) -> StepResult<()> {
     set_limits(plan, proc)?;
     set_labels(plan, proc)
 }
 
-fn set_limits(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
+fn set_limits(plan: &ProcessPlan, proc: &Proc) -> StepResult<()> {
     if let Some(score) = plan.oom_score_adj {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
     for (index, limit) in plan.rlimits.iter().enumerate() {
         let set = match limit.resource {
-            // The process that is still to be cloned counts: it sets the limit itself, which lowering allows.
+            // The process that will be cloned counts as well. It sets the limit itself; lowering it needs no
+            // privilege.
             security::RLIMIT_NPROC => security::raise_hard_rlimit(limit.resource, limit.hard),
             resource => security::set_rlimit(resource, limit.soft, limit.hard),
         };
@@ -149,12 +155,12 @@ fn set_limits(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
     Ok(())
 }
 
-/// The limit of the user's processes, which is the last to be set.
+/// Returns the limit on the user's processes, which is set last.
 pub(super) fn processes(plan: &ProcessPlan) -> Option<&Rlimit> {
     plan.rlimits.iter().rev().find(|limit| limit.resource == security::RLIMIT_NPROC)
 }
 
-pub(super) fn set_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
+pub(super) fn set_labels(plan: &ProcessPlan, proc: &Proc) -> StepResult<()> {
     if let Some(profile) = &plan.apparmor {
         proc.write("self/attr/apparmor/exec", &format!("exec {profile}")).at(Step::SecurityLabel)?;
     }
@@ -165,24 +171,25 @@ pub(super) fn set_labels(plan: &ProcessPlan, proc: &Proc) -> Done<()> {
 }
 
 /// Becomes the user, with exactly the plan's capabilities.
-fn set_credentials(plan: &ProcessPlan) -> Done<()> {
+fn set_credentials(plan: &ProcessPlan) -> StepResult<()> {
     rustix::process::umask(Mode::from_raw_mode(plan.umask.unwrap_or(0o022)));
     security::limit_bounding_set(plan.capabilities.bounding).at(Step::Capabilities)?;
     security::keep_capabilities(true).at(Step::Capabilities)?;
     security::set_ids(plan.uid, plan.gid, &plan.groups).at(Step::Credentials)?;
-    security::set_capabilities(&until_exec(plan)).at(Step::Capabilities)?;
+    security::set_capabilities(&capabilities_until_exec(plan)).at(Step::Capabilities)?;
     security::keep_capabilities(false).at(Step::Capabilities)?;
     if plan.no_new_privs {
         security::no_new_privs().at(Step::NoNewPrivs)?;
     }
-    // What a change of ids has made unreadable stays so until the exec.
+    // The process must stay unreadable until the exec, also after a change of ids.
     security::set_dumpable(false).at(Step::Credentials)
 }
 
-/// A filter can be loaded by whom may not gain privileges any more, or has CAP_SYS_ADMIN (seccomp(2)). It is loaded last,
-/// so that it needs to allow nothing that comes before; the capability lasts until the exec, which reckons what the
-/// program has from the bounding and the ambient set alone (capabilities(7), "Transformation of capabilities").
-fn until_exec(plan: &ProcessPlan) -> CapabilityMasks {
+/// Adds CAP_SYS_ADMIN if the filter needs it: a filter can be loaded only by a process that cannot gain
+/// privileges, or that has this capability (seccomp(2)). The filter is loaded last, so that it need not allow the
+/// steps before. The capability lasts until the exec, which computes the program's capabilities from the bounding
+/// and the ambient set alone (capabilities(7), "Transformation of capabilities").
+fn capabilities_until_exec(plan: &ProcessPlan) -> CapabilityMasks {
     const SYS_ADMIN: u64 = 1 << 21;
     let mut masks = plan.capabilities;
     if plan.seccomp.is_some() && !plan.no_new_privs {
@@ -192,10 +199,10 @@ fn until_exec(plan: &ProcessPlan) -> CapabilityMasks {
     masks
 }
 
-/// Becomes the user, in the working folder. That is entered before, as root: the user may not be allowed to enter it (a
-/// home folder of somebody else); and where root is not either, as on a network's filesystem, as the user (runc does the
-/// same).
-pub(super) fn set_credentials_and_cwd(plan: &ProcessPlan) -> Done<()> {
+/// Becomes the user, in the working folder. The folder is entered before, as root, because the user may not be
+/// permitted to enter it (another user's home folder). If root is not permitted either, as on a network
+/// filesystem, it is entered as the user. runc does the same.
+pub(super) fn set_credentials_and_cwd(plan: &ProcessPlan) -> StepResult<()> {
     match change_to_cwd(plan) {
         Err(failure) if [Errno::ACCESS, Errno::PERM].map(Errno::raw_os_error).contains(&failure.errno) => {
             set_credentials(plan)?;
@@ -205,14 +212,14 @@ pub(super) fn set_credentials_and_cwd(plan: &ProcessPlan) -> Done<()> {
     }
 }
 
-/// Goes to the working folder. Magic links are not followed: none of the descriptors that are still open can be reached
-/// this way (CVE-2024-21626).
-fn change_to_cwd(plan: &ProcessPlan) -> Done<()> {
+/// Changes to the working folder. Magic links are not followed, so that none of the descriptors that are still
+/// open can be reached (CVE-2024-21626).
+fn change_to_cwd(plan: &ProcessPlan) -> StepResult<()> {
     let change = || {
         let root = Root::new(sys::mount::place("/")?);
         let cwd = root.resolve(&plan.cwd)?;
         rustix::process::fchdir(cwd.as_fd()).on("fchdir", &plan.cwd)?;
-        // A folder outside of the root has no path from it (getcwd(3), "(unreachable)").
+        // A folder outside of the root has no path inside it (getcwd(3), "(unreachable)").
         let path = rustix::process::getcwd(Vec::new()).on("getcwd", &plan.cwd)?;
         if !path.as_bytes().starts_with(b"/") {
             return Err(Errno::XDEV).on("getcwd", &plan.cwd);
@@ -222,7 +229,7 @@ fn change_to_cwd(plan: &ProcessPlan) -> Done<()> {
     change().at(Step::WorkingDirectory)
 }
 
-/// Where the program may be: its path, or its name in each folder of the plan's own PATH.
+/// Returns the possible paths of the program: its path, or its name in each folder of the plan's PATH.
 pub(super) fn candidates(plan: &ProcessPlan) -> Vec<String> {
     let Some(program) = plan.args.first() else { return Vec::new() };
     if program.is_empty() {

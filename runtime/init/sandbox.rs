@@ -1,11 +1,11 @@
-//! The way of a pod's pause: the namespaces that the pod's containers join.
+//! The steps of a pod's pause: it creates the namespaces that the pod's containers join.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
 use super::container::{PAUSE_PROC, PAUSE_SHM};
-use super::{At, Descriptors, Done, Gate, MAPPED, seccomp};
+use super::{At, Descriptors, Gate, MAPPED, StepResult, seccomp};
 use crate::plan::{NamespaceSource, SandboxPlan};
 use crate::procfs::Proc;
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, FsContext};
@@ -15,26 +15,26 @@ use crate::sys::spawn::SingleThread;
 use crate::sys::{self, Context, keys, security};
 use crate::wire::{InitFailure, Step};
 
-/// What a pause starts with.
+/// The arguments of [`run`].
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// What to do.
+    /// The pod's plan.
     pub plan: &'a SandboxPlan,
     /// The pause's program.
     pub program: BorrowedFd<'a>,
-    /// For the standard streams.
+    /// The null device, for the standard streams.
     pub null: BorrowedFd<'a>,
     /// The keeper's private procfs.
     pub proc: &'a Proc,
-    /// What the plan's slots mean.
+    /// The descriptors that the plan's slots refer to.
     pub descriptors: Descriptors<'a>,
-    /// To the keeper.
+    /// The socket to the keeper.
     pub gate: Gate,
-    /// This process can be cloned.
+    /// Proof that this process has one thread and can be cloned.
     pub single: SingleThread,
 }
 
-/// The namespaces of a pause, for its clone.
+/// Returns the new namespaces of a pause, for its clone.
 #[must_use]
 pub fn namespaces_of(plan: &SandboxPlan) -> Namespaces {
     let users = if plan.userns.is_some() { Namespaces::USER } else { Namespaces::NONE };
@@ -48,7 +48,7 @@ pub fn namespaces_of(plan: &SandboxPlan) -> Namespaces {
     new.chain([users]).collect()
 }
 
-/// Walks the plan. Ends by exec, or by telling the failure.
+/// Executes the plan. The process ends by exec, or after it has reported a failure.
 pub fn run(start: Start<'_>) -> ! {
     let Start { plan, program, null, proc, descriptors, gate, single } = start;
     gate.enter(&plan.cgroup, descriptors);
@@ -66,7 +66,8 @@ pub fn run(start: Start<'_>) -> ! {
     if let Some(Err(failure)) = filter.map(|filter| seccomp::load(&filter, &gate, single)) {
         gate.fail(failure);
     }
-    // The keeper opens descriptors to be closed on exec, and has marked those that it was started with.
+    // The keeper opens its descriptors with close-on-exec, and has set this flag on those that it was started
+    // with.
     let errno = exec_descriptor(program, "berth-pause");
     gate.fail(InitFailure {
         step: Step::Exec,
@@ -76,14 +77,14 @@ pub fn run(start: Start<'_>) -> ! {
     })
 }
 
-fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: &Proc) -> Done<()> {
+fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: &Proc) -> StepResult<()> {
     rustix::process::setsid().on("setsid", "").at(Step::Stdio)?;
     rustix::stdio::dup2_stdin(null).on("dup2", "a standard stream").at(Step::Stdio)?;
     rustix::stdio::dup2_stdout(null).on("dup2", "a standard stream").at(Step::Stdio)?;
     rustix::stdio::dup2_stderr(null).on("dup2", "a standard stream").at(Step::Stdio)?;
     keys::leave_session().at(Step::Keyring)?;
     if plan.userns.is_some() {
-        // The ids are mapped by now; until here this process was nobody in its namespace.
+        // The ids are mapped now. Until this call the process has the overflow ids (user_namespaces(7)).
         security::set_ids(0, 0, &[]).at(Step::Credentials)?;
     }
     if let Some(name) = &plan.hostname {
@@ -92,7 +93,7 @@ fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: &Proc) -> Done<()> {
     for (index, (name, value)) in plan.sysctls.iter().enumerate() {
         proc.set_sysctl(name, value).at_index(Step::Sysctl, index)?;
     }
-    // In a user namespace the keeper has set it: nobody there may.
+    // In a user namespace the process may not set it; the keeper has done so.
     if let Some(score) = plan.oom_score_adj.filter(|_| plan.userns.is_none()) {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
@@ -107,8 +108,9 @@ fn prepare(plan: &SandboxPlan, null: BorrowedFd<'_>, proc: &Proc) -> Done<()> {
     security::no_new_privs().at(Step::NoNewPrivs)
 }
 
-/// The pause's root has nothing but what the pod's containers take from it: the pod's files, its shared memory, and the
-/// procfs of processes that they share. No mount of the host is left in its mount namespace, where nobody could take it off.
+/// Moves the pause to a root that contains only what the pod's containers use: the pod's files, its shared memory,
+/// and the procfs of shared processes. No mount of the host remains in its mount namespace, where it could not be
+/// unmounted.
 fn move_to_own_root(plan: &SandboxPlan) -> sys::Result<()> {
     namespaces::unshare(Namespaces::MOUNT)?;
     let host_root = mount::place("/")?;
@@ -127,19 +129,20 @@ fn move_to_own_root(plan: &SandboxPlan) -> sys::Result<()> {
     mount::pivot_to(root.as_fd())
 }
 
-/// Root, shared memory and procfs.
+/// The number of folders: root, shared memory and procfs.
 const FOLDERS: usize = 3;
 
-/// Bytes that containers may add to the pod's files, or somewhat less: the kernel counts pages. They are memory, which the kernel charges to the cgroup of whoever
-/// writes them (Documentation/admin-guide/cgroup-v1/memory.rst, "Shared Page Accounting").
-const ROOM: usize = 1 << 20;
+/// The number of bytes that containers may add to the pod's files, or somewhat less, because the kernel counts
+/// pages. The files are in memory, which the kernel charges to the cgroup of the process that writes them
+/// (Documentation/admin-guide/cgroup-v1/memory.rst, "Shared Page Accounting").
+const FILES_RESERVE: usize = 1 << 20;
 
-/// The pause's root with the pod's files.
+/// Creates the pause's root with the pod's files.
 fn with_files(plan: &SandboxPlan, attributes: u64) -> sys::Result<OwnedFd> {
     let size = plan.files.iter().map(|file| file.content.len()).sum::<usize>();
     let context = FsContext::open("tmpfs")?;
     context.set("nr_inodes", Some(&(FOLDERS + plan.files.len()).to_string()))?;
-    context.set("size", Some(&(size + ROOM).to_string()))?;
+    context.set("size", Some(&(size + FILES_RESERVE).to_string()))?;
     context.set("mode", Some("755"))?;
     if let Some(label) = &plan.mount_label {
         context.set("context", Some(label))?;

@@ -1,5 +1,6 @@
-//! Clients that are attached to containers. Nothing here waits for one: output goes to a client as far as its socket takes
-//! it, and one that is further behind is let go; input waits in its pipe until the container takes what came before.
+//! Clients that are attached to containers. Nothing here blocks. Output is written to a client's socket as far as
+//! the socket accepts it; a client that does not read fast enough is detached. Input stays in the client's pipe
+//! until the container has read the input before it.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -12,25 +13,25 @@ use rustix::io::Errno;
 use crate::calls::{Answer, not_found, state};
 use crate::keeper::{Keeper, Origin, system};
 use crate::output::Buffers;
-use crate::watch::{Watch, Watched};
+use crate::watch::{EventSource, Watch};
 
-/// Bytes of input that are read at once.
-const PIECE: usize = 16 << 10;
+/// The number of input bytes that are read at a time.
+const READ_SIZE: usize = 16 << 10;
 
 /// An attached client.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub(crate) struct AttachedClient {
     id: String,
-    /// The connection that has attached it.
+    /// The connection that attached it.
     connection: u64,
     stdin: Option<OwnedFd>,
-    /// By their place, as the container's.
+    /// By their index, as in the container.
     outputs: [Option<OwnedFd>; 2],
 }
 
-/// One of a client's streams.
+/// A stream of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum ClientStream {
     Stdin,
     Output(usize),
 }
@@ -41,43 +42,44 @@ impl Input {
     }
 }
 
-impl Part {
+impl ClientStream {
     pub(crate) const ALL: [Self; 3] = [Self::Stdin, Self::Output(0), Self::Output(1)];
 }
 
-/// A container's standard input, as its clients share it.
+/// A container's standard input, which its clients share.
 #[derive(Debug)]
 pub(crate) struct Input {
-    /// The pipe's writing end, or the terminal's master; none where there is none, and after its end.
+    /// The pipe's writing end, or the terminal's master. `None` if the container has no input or the input has
+    /// ended.
     pub(crate) fd: Option<OwnedFd>,
-    /// It ends with the input of its first client.
+    /// Whether it ends when its first client's input ends.
     pub(crate) once: bool,
-    /// What the container has not taken yet. While there is any, no client is read.
+    /// Input that the container has not read yet. While there is any, the clients are not read.
     unsent: Vec<u8>,
-    /// It ends when that is taken.
+    /// Whether it ends when the container has read that.
     ending: bool,
 }
 
-/// Which client of which container.
-type Who<'a> = (&'a str, &'a str);
+/// The id of a container, and the id of one of its clients.
+type ClientId<'a> = (&'a str, &'a str);
 
 impl Keeper {
-    /// Attaches a client to a container that runs.
+    /// Attaches a client to a running container.
     pub(crate) fn attach(
         &mut self,
         origin: Origin,
-        who: Who<'_>,
+        ids: ClientId<'_>,
         slots: [Option<FdSlot>; 3],
         descriptors: Vec<OwnedFd>,
     ) -> Answer {
-        let (id, client) = who;
+        let (id, client) = ids;
         self.running(id)?;
         let Some(container) = self.containers.get_mut(id) else { return Err(not_found(id)) };
-        if container.clients.iter().any(|known| known.id == client) {
+        if container.clients.iter().any(|other| other.id == client) {
             return Err(state(&format!("client {client}"), "attached already"));
         }
         let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
-        let mut taken = |slot: Option<FdSlot>| -> Result<Option<OwnedFd>, Failure> {
+        let mut take_fd = |slot: Option<FdSlot>| -> Result<Option<OwnedFd>, Failure> {
             let Some(slot) = slot else { return Ok(None) };
             let place = usize::try_from(slot.0).ok().and_then(|slot| descriptors.get_mut(slot));
             let fd = place.and_then(Option::take).ok_or(Errno::BADF).on("descriptor", slot.0);
@@ -86,24 +88,26 @@ impl Keeper {
             Ok(Some(fd))
         };
         let [stdin, stdout, stderr] = slots;
-        let stdin = taken(stdin)?.filter(|_| container.input.fd.is_some() && !container.input.ending);
-        let mut outputs = [taken(stdout)?, taken(stderr)?];
+        let stdin = take_fd(stdin)?.filter(|_| container.input.fd.is_some() && !container.input.ending);
+        let mut outputs = [take_fd(stdout)?, take_fd(stderr)?];
         for (output, of_container) in outputs.iter_mut().zip(&container.outputs) {
-            // A stream that has ended, or that a terminal does not have, has ended for the client.
+            // A stream that the container has closed, or that does not exist because it has a terminal, is closed
+            // for the client.
             output.take_if(|_| of_container.is_none());
         }
-        let mut client = Client { id: client.to_owned(), connection: origin.connection, stdin, outputs };
+        let mut client =
+            AttachedClient { id: client.to_owned(), connection: origin.connection, stdin, outputs };
         if let Err(error) = client.watch(id, &mut self.watch, container.input.unsent.is_empty()) {
             client.close_all(id, &mut self.watch);
             return Err(system(&error));
         }
-        if !client.has_nothing() {
+        if !client.is_closed() {
             container.clients.push(client);
         }
         Ok(Outcome::Done)
     }
 
-    /// A container's terminal has another size.
+    /// Sets the size of a container's terminal.
     pub(crate) fn resize(&mut self, id: &str, width: u16, height: u16) -> Answer {
         let container = self.containers.get(id).ok_or_else(|| not_found(&format!("container {id}")))?;
         let terminal = container.terminal.as_ref();
@@ -112,17 +116,17 @@ impl Keeper {
         Ok(Outcome::Done)
     }
 
-    /// Something has happened to a client's stream.
-    pub(crate) fn client(&mut self, id: &str, client: &str, part: Part) {
-        match part {
-            Part::Stdin => self.client_writes((id, client)),
-            // Nothing is ever written to an output from the other side: the client has closed it.
-            Part::Output(_) => self.close_part((id, client), part),
+    /// Handles an event of a client's stream.
+    pub(crate) fn client_event(&mut self, id: &str, client: &str, stream: ClientStream) {
+        match stream {
+            ClientStream::Stdin => self.read_client_input((id, client)),
+            // The other side never writes to an output: the event means that the client has closed it.
+            ClientStream::Output(_) => self.close_stream((id, client), stream),
         }
     }
 
-    fn client_writes(&mut self, who: Who<'_>) {
-        let (id, client) = who;
+    fn read_client_input(&mut self, ids: ClientId<'_>) {
+        let (id, client) = ids;
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some(stdin) = container.clients.iter().find(|c| c.id == client).and_then(|c| c.stdin.as_ref())
         else {
@@ -130,19 +134,19 @@ impl Keeper {
         };
         let Buffers { piece, .. } = &mut self.buffers;
         piece.clear();
-        piece.reserve(PIECE);
+        piece.reserve(READ_SIZE);
         match rustix::io::read(stdin, rustix::buffer::spare_capacity(piece)) {
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Ok(0) | Err(_) => self.input_ended(who),
+            Ok(0) | Err(_) => self.input_ended(ids),
             Ok(_) => {
                 container.input.unsent.extend_from_slice(piece);
-                self.feed(id);
+                self.flush_input(id);
             }
         }
     }
 
-    /// Writes what a container has not taken yet, as far as it takes it.
-    pub(crate) fn feed(&mut self, id: &str) {
+    /// Writes pending input to a container, as far as it accepts it.
+    pub(crate) fn flush_input(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Input { fd, unsent, .. } = &mut container.input;
         let Some(fd) = fd else { return };
@@ -164,23 +168,23 @@ impl Keeper {
         if broken {
             return self.close_input(id);
         }
-        self.hold_clients(id);
+        self.update_client_reads(id);
     }
 
-    /// Clients are read while the container takes what they write.
-    fn hold_clients(&mut self, id: &str) {
+    /// Starts or stops to read the clients' input. They are read while the container has no pending input.
+    fn update_client_reads(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some(fd) = &container.input.fd else { return };
-        let full = Watched::Input(id.to_owned());
-        let held = self.watch.has(&full);
+        let source = EventSource::Input(id.to_owned());
+        let watched = self.watch.contains(&source);
         if container.input.unsent.is_empty() {
             container.input.unsent = Vec::new();
-            if !held {
+            if !watched {
                 return;
             }
-            self.watch.remove(fd.as_fd(), &full);
-        } else if !held && let Err(error) = self.watch.add_for(fd.as_fd(), full, EventFlags::OUT) {
-            crate::report(&format!("the input of container {id}: {error}"));
+            self.watch.remove(fd.as_fd(), &source);
+        } else if !watched && let Err(error) = self.watch.add_for(fd.as_fd(), source, EventFlags::OUT) {
+            crate::report(&format!("failed to watch the input of container {id}: {error}"));
             return self.close_input(id);
         }
         if container.input.ending && container.input.unsent.is_empty() {
@@ -188,55 +192,56 @@ impl Keeper {
         }
         let read = container.input.unsent.is_empty();
         for client in &container.clients {
-            if let Err(error) = client.read(id, &mut self.watch, read) {
-                crate::report(&format!("the input of container {id}: {error}"));
+            if let Err(error) = client.set_reading(id, &mut self.watch, read) {
+                crate::report(&format!("failed to watch the input of container {id}: {error}"));
             }
         }
     }
 
-    /// A client writes no more: the end of the container's input or of the client, see [`Input::once`].
-    fn input_ended(&mut self, who: Who<'_>) {
-        let (id, _) = who;
+    /// Handles the end of a client's input. Ends the container's input or detaches the client, see
+    /// [`Input::once`].
+    fn input_ended(&mut self, ids: ClientId<'_>) {
+        let (id, _) = ids;
         let Some(container) = self.containers.get(id) else { return };
         if container.input.once && container.terminal.is_none() {
             return self.end_input(id);
         }
-        self.let_go(who, Detachment::InputEnded);
+        self.detach(ids, Detachment::InputEnded);
     }
 
-    /// The end of a container's input, and of that of all its clients.
+    /// Closes a container's input, and the input of all its clients.
     pub(crate) fn close_input(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else { return };
         if let Some(fd) = container.input.fd.take() {
-            self.watch.remove(fd.as_fd(), &Watched::Input(id.to_owned()));
+            self.watch.remove(fd.as_fd(), &EventSource::Input(id.to_owned()));
         }
         container.input.unsent = Vec::new();
-        self.close_of_clients(id, Part::Stdin);
+        self.close_client_streams(id, ClientStream::Stdin);
     }
 
-    /// The container's input ends as soon as it has taken what was written.
+    /// Closes a container's input as soon as it has read the pending input.
     fn end_input(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else { return };
         if container.input.unsent.is_empty() {
             return self.close_input(id);
         }
         container.input.ending = true;
-        self.close_of_clients(id, Part::Stdin);
+        self.close_client_streams(id, ClientStream::Stdin);
     }
 
-    fn close_part(&mut self, who: Who<'_>, part: Part) {
-        let (id, client) = who;
+    fn close_stream(&mut self, ids: ClientId<'_>, stream: ClientStream) {
+        let (id, client) = ids;
         let Some(container) = self.containers.get_mut(id) else { return };
-        let Some(place) = container.clients.iter().position(|known| known.id == client) else { return };
+        let Some(place) = container.clients.iter().position(|other| other.id == client) else { return };
         let Some(client) = container.clients.get_mut(place) else { return };
-        client.close(id, part, &mut self.watch);
-        if client.has_nothing() {
+        client.close(id, stream, &mut self.watch);
+        if client.is_closed() {
             container.clients.remove(place);
         }
     }
 
-    /// Output of a container has come: its clients get it.
-    pub(crate) fn give_to_clients(&mut self, id: &str, place: usize) {
+    /// Writes a container's output to its clients.
+    pub(crate) fn send_to_clients(&mut self, id: &str, place: usize) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let bytes = &self.buffers.piece;
         let mut behind = Vec::new();
@@ -250,23 +255,23 @@ impl Keeper {
             }
         }
         for client in gone {
-            self.close_part((id, &client), Part::Output(place));
+            self.close_stream((id, &client), ClientStream::Output(place));
         }
         for client in behind {
-            self.let_go((id, &client), Detachment::Behind);
+            self.detach((id, &client), Detachment::Behind);
         }
     }
 
-    /// Lets a client go and tells it why; where the container's input lives by it, that ends.
-    fn let_go(&mut self, who: Who<'_>, why: Detachment) {
-        let (id, client) = who;
+    /// Detaches a client and reports why. If the container's input depends on this client, it ends.
+    fn detach(&mut self, ids: ClientId<'_>, why: Detachment) {
+        let (id, client) = ids;
         let Some(container) = self.containers.get_mut(id) else { return };
-        let found = container.clients.iter().find(|known| known.id == client);
-        let Some(connection) = found.map(|client| client.connection) else { return };
-        let wrote = found.is_some_and(|client| client.stdin.is_some());
+        let attached = container.clients.iter().find(|other| other.id == client);
+        let Some(connection) = attached.map(|client| client.connection) else { return };
+        let wrote = attached.is_some_and(|client| client.stdin.is_some());
         let last = wrote && container.input.once && container.terminal.is_none();
-        for part in Part::ALL {
-            self.close_part(who, part);
+        for stream in ClientStream::ALL {
+            self.close_stream(ids, stream);
         }
         if last {
             self.end_input(id);
@@ -275,69 +280,70 @@ impl Keeper {
         self.send(connection, Message::Event(event), Vec::new());
     }
 
-    /// A container has ended: its clients hear of that by its own event.
-    pub(crate) fn let_all_go(&mut self, id: &str) {
+    /// Detaches all clients of a container that has ended. They are notified by the container's exit event.
+    pub(crate) fn detach_all(&mut self, id: &str) {
         self.close_input(id);
-        for part in Part::ALL {
-            self.close_of_clients(id, part);
+        for stream in ClientStream::ALL {
+            self.close_client_streams(id, stream);
         }
     }
 
-    /// A container's stream has ended: so it has for its clients.
-    pub(crate) fn close_of_clients(&mut self, id: &str, part: Part) {
+    /// Closes a stream of all clients, because the container's stream has ended.
+    pub(crate) fn close_client_streams(&mut self, id: &str, stream: ClientStream) {
         let Some(container) = self.containers.get(id) else { return };
         let clients: Vec<_> = container.clients.iter().map(|client| client.id.clone()).collect();
         for client in clients {
-            self.close_part((id, &client), part);
+            self.close_stream((id, &client), stream);
         }
     }
 }
 
-impl Client {
-    fn has_nothing(&self) -> bool {
+impl AttachedClient {
+    fn is_closed(&self) -> bool {
         self.stdin.is_none() && self.outputs.iter().all(Option::is_none)
     }
 
-    fn watched(&self, container: &str, part: Part) -> Watched {
-        Watched::Client(container.to_owned(), self.id.clone(), part)
+    fn source(&self, container: &str, stream: ClientStream) -> EventSource {
+        EventSource::Client(container.to_owned(), self.id.clone(), stream)
     }
 
     fn watch(&self, container: &str, watch: &mut Watch, read: bool) -> sys::Result<()> {
-        self.read(container, watch, read)?;
+        self.set_reading(container, watch, read)?;
         for (place, output) in self.outputs.iter().enumerate() {
             if let Some(output) = output {
-                watch.add(output.as_fd(), self.watched(container, Part::Output(place)))?;
+                watch.add(output.as_fd(), self.source(container, ClientStream::Output(place)))?;
             }
         }
         Ok(())
     }
 
-    /// Whether its input is looked at. Where not, it is not even watched: the end of a pipe is told unasked.
-    fn read(&self, container: &str, watch: &mut Watch, wanted: bool) -> sys::Result<()> {
+    /// Sets whether the client's input is read. If not, it is not even watched, because epoll always reports the
+    /// end of a pipe.
+    fn set_reading(&self, container: &str, watch: &mut Watch, enabled: bool) -> sys::Result<()> {
         let Some(stdin) = &self.stdin else { return Ok(()) };
-        let watched = self.watched(container, Part::Stdin);
-        match (wanted, watch.has(&watched)) {
-            (true, false) => watch.add(stdin.as_fd(), watched)?,
-            (false, true) => watch.remove(stdin.as_fd(), &watched),
+        let source = self.source(container, ClientStream::Stdin);
+        match (enabled, watch.contains(&source)) {
+            (true, false) => watch.add(stdin.as_fd(), source)?,
+            (false, true) => watch.remove(stdin.as_fd(), &source),
             _ => {}
         }
         Ok(())
     }
 
     fn close_all(&mut self, container: &str, watch: &mut Watch) {
-        for part in Part::ALL {
-            self.close(container, part, watch);
+        for stream in ClientStream::ALL {
+            self.close(container, stream, watch);
         }
     }
 
-    fn close(&mut self, container: &str, part: Part, watch: &mut Watch) {
-        let watched = self.watched(container, part);
-        let fd = match part {
-            Part::Stdin => self.stdin.take(),
-            Part::Output(place) => self.outputs.get_mut(place).and_then(Option::take),
+    fn close(&mut self, container: &str, stream: ClientStream, watch: &mut Watch) {
+        let source = self.source(container, stream);
+        let fd = match stream {
+            ClientStream::Stdin => self.stdin.take(),
+            ClientStream::Output(place) => self.outputs.get_mut(place).and_then(Option::take),
         };
         if let Some(fd) = fd {
-            watch.remove(fd.as_fd(), &watched);
+            watch.remove(fd.as_fd(), &source);
         }
     }
 }

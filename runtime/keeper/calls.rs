@@ -1,8 +1,8 @@
-//! What daemons ask.
+//! The daemon's calls.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_runtime::init::container::Joined;
+use berth_runtime::init::container::JoinTargets;
 use berth_runtime::init::{Descriptors, START};
 use berth_runtime::plan::{ContainerPlan, ExecPlan, FdSlot, PidNamespace, SandboxPlan};
 use berth_runtime::sys::{self, Context, process};
@@ -13,17 +13,18 @@ use crate::exec::Exec;
 use crate::keeper::{Keeper, Origin, system, vanished};
 use crate::pause::Pause;
 use crate::spawn::Spawned;
-use crate::watch::Watched;
+use crate::watch::EventSource;
 
 pub(crate) type Answer = Result<Outcome, Failure>;
 
 impl Keeper {
-    /// Takes a call; its answer goes out now, or when the child that it concerns has got where it was to go.
+    /// Handles a call. The answer is sent immediately, or when the child that the call concerns has reached its
+    /// goal.
     pub(crate) fn call(&mut self, origin: Origin, call: Call, descriptors: Vec<OwnedFd>) {
         let now = match call {
             Call::Hello { .. } => Some(Ok(Outcome::Hello(self.snapshot()))),
             Call::Sandbox(plan) => self.sandbox(origin, &plan, &descriptors).err().map(Err),
-            Call::Namespaces => return self.tell_namespaces(origin),
+            Call::Namespaces => return self.answer_namespaces(origin),
             Call::Create { container, folder, plan } => {
                 self.create(origin, container, folder, &plan, &descriptors).err().map(Err)
             }
@@ -74,14 +75,14 @@ impl Keeper {
         let pause =
             Pause::start(plan, Descriptors(descriptors), &self.pause_program, &self.null, &self.proc, origin);
         let pause = pause.map_err(|error| system(&error))?;
-        let watched = self.watch.add(pause.child.gate.as_fd(), Watched::PauseGate);
-        watched.map_err(|error| given_up(&pause.child, &error))?;
+        let watched = self.watch.add(pause.child.gate.as_fd(), EventSource::PauseGate);
+        watched.map_err(|error| kill_unwatched(&pause.child, &error))?;
         self.pause = Some(pause);
         Ok(())
     }
 
-    /// Answers with the pause's pidfd and the pod's network namespace.
-    pub(crate) fn tell_namespaces(&mut self, origin: Origin) {
+    /// Answers with the pause's pidfd, the pod's network namespace and, if the pod has one, its user namespace.
+    pub(crate) fn answer_namespaces(&mut self, origin: Origin) {
         let Some(pause) = &self.pause else {
             return self.answer(origin, Err(not_found("the pause")), Vec::new());
         };
@@ -111,26 +112,26 @@ impl Keeper {
             return Err(state(&format!("container {id}"), "created already"));
         }
         let pause = self.pause.as_ref();
-        let processes_of = match &plan.pid {
+        let pid_target = match &plan.pid {
             PidNamespace::New | PidNamespace::Host => None,
             PidNamespace::Pod => match pause {
                 Some(pause) if pause.shares_pids => Some(pause.child.pidfd.as_fd()),
-                // Its process namespace is the host's: nobody has asked for that one.
-                _ => return Err(state("the pod", "without a process namespace of its own")),
+                // The pause is in the host's process namespace, which the plan did not request.
+                _ => return Err(state("the pod", "without a process namespace")),
             },
             PidNamespace::Container(target) => Some(self.running(target)?.child.pidfd.as_fd()),
         };
-        let joined = Joined {
+        let joined = JoinTargets {
             pause: pause.map(|pause| pause.child.pidfd.as_fd()),
             userns: pause.and_then(|pause| pause.userns.as_ref()).map(AsFd::as_fd),
-            processes_of,
+            pid_target,
         };
         let number = self.next_log;
         let place = (folder, number);
         let container = Container::create(plan, Descriptors(descriptors), place, joined, &self.proc, origin);
         let container = container.map_err(|error| system(&error))?;
-        let watched = self.watch.add(container.child.gate.as_fd(), Watched::ContainerGate(id.clone()));
-        watched.map_err(|error| given_up(&container.child, &error))?;
+        let watched = self.watch.add(container.child.gate.as_fd(), EventSource::ContainerGate(id.clone()));
+        watched.map_err(|error| kill_unwatched(&container.child, &error))?;
         self.next_log = number.wrapping_add(1);
         self.containers.insert(id, container);
         Ok(())
@@ -183,8 +184,8 @@ impl Keeper {
         let target = self.running(container)?;
         let exec = Exec::start(plan, container, target, Descriptors(descriptors), &self.proc, origin);
         let exec = exec.map_err(|error| system(&error))?;
-        let watched = self.watch.add(exec.child.gate.as_fd(), Watched::ExecGate(id.clone()));
-        watched.map_err(|error| given_up(&exec.child, &error))?;
+        let watched = self.watch.add(exec.child.gate.as_fd(), EventSource::ExecGate(id.clone()));
+        watched.map_err(|error| kill_unwatched(&exec.child, &error))?;
         self.execs.insert(id, exec);
         Ok(())
     }
@@ -205,13 +206,13 @@ impl Keeper {
         Ok(Outcome::Done)
     }
 
-    /// A container that still lives is killed; its end is then that of an orphan, which nobody is told of. Whoever waits for
-    /// it to be created or started is answered first.
+    /// Removes a container. If its process still runs, it is killed; it is reaped as an orphan, and its end is not
+    /// reported. Pending calls to create or start it are answered first.
     fn forget(&mut self, id: &str) -> Answer {
         if !self.containers.contains_key(id) {
             return Err(not_found(&format!("container {id}")));
         }
-        self.give_up_container(id, state(&format!("container {id}"), "being removed"));
+        self.fail_container(id, state(&format!("container {id}"), "being removed"));
         self.unwatch_container(id);
         if let Some(container) = self.containers.remove(id) {
             process::kill(container.child.pidfd.as_fd());
@@ -229,13 +230,13 @@ impl Keeper {
         if let Some(pause) = &self.pause {
             process::kill(pause.child.pidfd.as_fd());
         }
-        self.over = true;
+        self.shutting_down = true;
         Ok(Outcome::Done)
     }
 }
 
-/// A child that cannot be watched is killed.
-fn given_up(child: &Spawned, error: &sys::Error) -> Failure {
+/// Kills a child that cannot be watched.
+fn kill_unwatched(child: &Spawned, error: &sys::Error) -> Failure {
     process::kill(child.pidfd.as_fd());
     system(error)
 }

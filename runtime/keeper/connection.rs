@@ -1,5 +1,5 @@
-//! A daemon's connection. What it does not take at once waits in order; a daemon that is too far behind is cut off, and
-//! learns what it has missed from the snapshot when it comes back.
+//! A daemon's connection. Messages that the socket does not accept are queued in order. A daemon that does not
+//! read them is disconnected. When it reconnects, the snapshot contains what it missed.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,16 +7,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use berth_runtime::wire::transport::{self, Received, TransportError};
 use berth_runtime::wire::{AnyRequest, Message, Request};
 
-/// The most messages that wait for a daemon.
-const MOST_WAITING: usize = 4096;
+/// The maximum number of queued messages.
+const MAX_QUEUED: usize = 4096;
 
-/// What comes from a daemon.
+/// A message of a daemon.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Request(Request),
-    /// A call of a newer daemon.
+    /// A call that only newer daemons make.
     Unknown {
-        /// The request's.
+        /// The request's id.
         id: u64,
     },
 }
@@ -34,49 +34,49 @@ impl Incoming {
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: OwnedFd,
-    waiting: VecDeque<(Message, Vec<OwnedFd>)>,
+    queue: VecDeque<(Message, Vec<OwnedFd>)>,
 }
 
 impl Connection {
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket, waiting: VecDeque::new() }
+        Self { socket, queue: VecDeque::new() }
     }
 
     pub(crate) fn socket(&self) -> &OwnedFd {
         &self.socket
     }
 
-    /// Whether something waits until the socket can be written to.
+    /// Returns whether messages are queued until the socket accepts them.
     pub(crate) fn is_behind(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.queue.is_empty()
     }
 
-    /// The next request; `None` at the end.
+    /// Receives the next request. Returns `None` at the end of the connection.
     pub(crate) fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Received<Incoming>>, TransportError> {
         transport::receive_with(self.socket.as_fd(), buffer, Incoming::decode)
     }
 
-    /// Sends a message, now or when the socket can be written to.
+    /// Sends a message, or queues it until the socket accepts it.
     ///
     /// # Errors
-    /// The daemon is gone or too far behind.
+    /// The daemon has disconnected, or too many messages are queued for it.
     pub(crate) fn send(&mut self, message: Message, descriptors: Vec<OwnedFd>) -> Result<(), TransportError> {
-        if self.waiting.len() >= MOST_WAITING {
-            return Err(TransportError::TooLong(self.waiting.len()));
+        if self.queue.len() >= MAX_QUEUED {
+            return Err(TransportError::QueueFull(self.queue.len()));
         }
-        self.waiting.push_back((message, descriptors));
+        self.queue.push_back((message, descriptors));
         self.flush()
     }
 
-    /// Sends what waits, as far as the socket takes it.
+    /// Sends queued messages, as far as the socket accepts them.
     ///
     /// # Errors
-    /// The daemon is gone.
+    /// The daemon has disconnected.
     pub(crate) fn flush(&mut self) -> Result<(), TransportError> {
-        while let Some((message, descriptors)) = self.waiting.front() {
+        while let Some((message, descriptors)) = self.queue.front() {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
             match transport::send(self.socket.as_fd(), message, &borrowed) {
-                Ok(()) => drop(self.waiting.pop_front()),
+                Ok(()) => drop(self.queue.pop_front()),
                 Err(error) if error.would_block() => return Ok(()),
                 Err(error) => return Err(error),
             }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_of_a_newer_daemon_is_unknown_and_no_garbage() {
+    fn a_call_of_a_newer_daemon_is_unknown_but_valid() {
         let decoded = Incoming::decode(br#"{"id":7,"call":{"Levitate":{"container":"c1","height":3}}}"#);
         assert!(matches!(decoded, Ok(Incoming::Unknown { id: 7 })), "{decoded:?}");
         let decoded = Incoming::decode(br#"{"id":8,"call":"Shutdown"}"#);

@@ -1,8 +1,8 @@
-//! A container: its first process, its streams and how it ends.
+//! A container: its first process, its streams and its exit.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_runtime::init::container::{self, Joined};
+use berth_runtime::init::container::{self, JoinTargets};
 use berth_runtime::init::{Descriptors, Streams};
 use berth_runtime::plan::{ContainerPlan, PidNamespace, SeccompListener};
 use berth_runtime::procfs::Proc;
@@ -13,31 +13,31 @@ use berth_runtime::sys::{self, Context};
 use berth_runtime::wire::{ExitRecord, InitFailure, Phase};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::attach::{Client, Input};
+use crate::attach::{AttachedClient, Input};
 use crate::keeper::Origin;
 use crate::lines::{Lines, Stream};
 use crate::log::Log;
-use crate::spawn::{Place, Spawned, spawn};
+use crate::spawn::{SpawnOptions, Spawned, spawn};
 use crate::stamp::now;
 
-/// Where a container is in its life.
+/// The state of a container.
 #[derive(Debug)]
 pub(crate) enum State {
-    /// Its first process walks towards the gate.
+    /// Its first process has not reached the gate yet.
     Creating(Origin),
     /// It waits at the gate.
     Created,
-    /// It has been let through, and has not yet become its command.
+    /// It has left the gate, but has not executed its command yet.
     Starting(Origin),
     /// The command runs.
     Running { started_at: i64 },
-    /// The first process has failed and told so; its end is awaited.
+    /// The first process has failed and reported it, but has not ended yet.
     Failed(Option<InitFailure>),
     /// It has ended.
     Exited(ExitRecord),
 }
 
-/// A stream that is read into the log.
+/// A stream that the keeper reads and logs.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) fd: OwnedFd,
@@ -50,66 +50,67 @@ pub(crate) struct Container {
     pub(crate) child: Spawned,
     pub(crate) state: State,
     pub(crate) log: Log,
-    /// By their place in the epoll: 0 and 1.
+    /// By their index: standard output and standard error.
     pub(crate) outputs: [Option<Output>; 2],
-    /// For attached clients.
+    /// Standard input, for attached clients.
     pub(crate) input: Input,
-    /// Has standard input, which the terminal is when it comes.
+    /// Whether the container has standard input. If it has a terminal, the terminal is its input.
     stdin: bool,
-    pub(crate) clients: Vec<Client>,
+    pub(crate) clients: Vec<AttachedClient>,
     /// The terminal's master.
     pub(crate) terminal: Option<OwnedFd>,
-    /// A terminal is expected with the report of the gate.
+    /// Whether the report with the terminal is still expected.
     tty: bool,
     pub(crate) folder: String,
     oom: Option<OwnedFd>,
     /// The session keyring of its processes.
     pub(crate) keyring: KeyringName,
-    /// Who answers for its system calls, where its filter hands some over.
+    /// The supervisor of its system calls, if its filter has one.
     pub(crate) supervisor: Option<SeccompListener>,
 }
 
-/// The ends of a container's standard streams: the child's and the keeper's. With a terminal there are none, until it has
-/// come.
+/// The child's and the keeper's ends of a container's standard streams. Empty with a terminal, which arrives
+/// later.
 #[derive(Default)]
-struct Ends {
+struct StdioEnds {
     child: [Option<OwnedFd>; 3],
     stdin: Option<OwnedFd>,
     outputs: [Option<Output>; 2],
 }
 
 impl Container {
-    /// Clones the first process. `number` is that of its log.
+    /// Clones the first process. `number` is its log's number.
     pub(crate) fn create(
         plan: &ContainerPlan,
         descriptors: Descriptors<'_>,
         (folder, number): (String, u32),
-        joined: Joined<'_>,
+        joined: JoinTargets<'_>,
         proc: &Proc,
         origin: Origin,
     ) -> sys::Result<Self> {
         let opened = plan.stdio.log.map(|slot| descriptors.get(slot)).transpose()?;
         let opened = opened.map(|fd| fd.try_clone_to_owned().on("dup", "the log")).transpose()?;
         let log = Log::open(number, plan.stdio.log_path.clone(), opened)?;
-        let ends = Ends::open(plan)?;
+        let ends = StdioEnds::open(plan)?;
         let keyring = KeyringName::new()?;
         let oom = plan.cgroup.oom.map(|slot| descriptors.get(slot)).transpose()?;
         let oom = oom.map(|fd| fd.try_clone_to_owned().on("dup", "")).transpose()?;
-        // In a user namespace the first process clones another one there, whose process namespace belongs to it.
-        let clones_at_once = plan.pid == PidNamespace::New && plan.userns.is_none();
-        let place = Place {
-            namespaces: match clones_at_once {
+        // In a user namespace the first process clones another one, so that the new process namespace belongs to
+        // the user namespace.
+        let clones_directly = plan.pid == PidNamespace::New && plan.userns.is_none();
+        let options = SpawnOptions {
+            namespaces: match clones_directly {
                 true => Namespaces::PID,
                 false => Namespaces::NONE,
             },
-            moves: joined.processes_of.is_some() || (plan.pid == PidNamespace::New && !clones_at_once),
+            moves: joined.pid_target.is_some() || (plan.pid == PidNamespace::New && !clones_directly),
             cgroup: &plan.cgroup,
             userns: None,
             oom_score_adj: None,
             descriptors,
         };
         let [stdin, stdout, stderr] = ends.child.each_ref().map(|end| end.as_ref().map(AsFd::as_fd));
-        let child = spawn(place, |gate, single| {
+        let child = spawn(options, |gate, single| {
             let streams = Streams { stdin, stdout, stderr };
             let keyring = &keyring;
             container::run(container::Start {
@@ -140,9 +141,9 @@ impl Container {
         })
     }
 
-    /// The terminal's master has come: its output is the container's only stream. Others may get hold of the socket of a
-    /// first process that has moved: what comes after the first is not from it.
-    pub(crate) fn take_terminal(&mut self, master: OwnedFd) -> sys::Result<()> {
+    /// Stores the terminal's master. Its output is the container's only stream. Only the first master is accepted:
+    /// other processes may get access to the socket of a first process that has moved.
+    pub(crate) fn set_terminal(&mut self, master: OwnedFd) -> sys::Result<()> {
         if !self.tty {
             return Ok(());
         }
@@ -154,12 +155,12 @@ impl Container {
         Ok(())
     }
 
-    /// Whether a child of the keeper is its first process. The pid of one that has ended may be another's.
+    /// Returns whether a pid is that of its first process. If that has ended, another process may have the pid.
     pub(crate) fn is_child(&self, pid: i32) -> bool {
         self.child.is(pid) && !matches!(self.state, State::Exited(_))
     }
 
-    /// How far it is, for a daemon that comes (back).
+    /// Returns its phase, for a daemon that connects.
     pub(crate) fn phase(&self) -> Phase {
         match &self.state {
             State::Creating(_) => Phase::Creating,
@@ -169,7 +170,7 @@ impl Container {
         }
     }
 
-    /// How it has ended.
+    /// Returns its exit record, if it has ended.
     pub(crate) fn record(&self) -> Option<ExitRecord> {
         match &self.state {
             State::Exited(record) => Some(record.clone()),
@@ -177,7 +178,7 @@ impl Container {
         }
     }
 
-    /// Its first process has ended: the record of that.
+    /// Records the end of its first process. Returns the exit record.
     pub(crate) fn exited(&mut self, ended: Ended) -> ExitRecord {
         let started_at = match self.state {
             State::Running { started_at } => started_at,
@@ -195,7 +196,8 @@ impl Container {
         let record = ExitRecord {
             code,
             signal,
-            // A container whose helper was killed for memory, and which then ended by itself, was not.
+            // If only another process of the container was killed for lack of memory, and its first process ended
+            // by itself, this is false.
             oom_killed: code == 137 && self.oom_kills() > 0,
             started_at,
             finished_at: now(),
@@ -205,8 +207,8 @@ impl Container {
         record
     }
 
-    /// How often the kernel has killed in this cgroup for lack of memory: `oom_kill N` is a line of both
-    /// memory.events (v2) and memory.oom_control (v1).
+    /// Returns the number of OOM kills in the container's cgroup: `oom_kill N` is a line of both memory.events
+    /// (v2) and memory.oom_control (v1).
     fn oom_kills(&self) -> u64 {
         let Some(oom) = &self.oom else { return 0 };
         let Ok(text) = sys::fs::read_all(oom, 4096) else { return 0 };
@@ -216,7 +218,7 @@ impl Container {
     }
 }
 
-impl Ends {
+impl StdioEnds {
     fn open(plan: &ContainerPlan) -> sys::Result<Self> {
         if plan.stdio.tty {
             return Ok(Self::default());

@@ -1,5 +1,5 @@
-//! The end of a container: the rest of its output is read and written, then its exit is reported. A client that hears of the
-//! exit finds the whole log. A hung disk delays the report for a limited time only.
+//! The end of a container: the rest of its output is read and written, then its exit is reported. A client that is
+//! notified of the exit finds the whole log. A hung disk delays the report for a limited time only.
 
 use std::time::{Duration, Instant};
 
@@ -8,27 +8,28 @@ use berth_runtime::wire::Event;
 
 use crate::keeper::Keeper;
 
-/// How long the report of an exit waits for the log since the log last made progress.
+/// How long the report of an exit waits after the log has last made progress.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long it waits at most: processes that the container left behind may write for ever.
+/// The maximum time: processes that the container left behind may write forever.
 const MOST: Duration = Duration::from_secs(20);
 
-/// A container that has ended and whose exit is not reported yet.
+/// A container that has ended, but has not been reported as exited yet.
 #[derive(Debug)]
 pub(crate) struct Ending {
     container: String,
-    /// Set when its output has been read to the end: the flush that says when it is written.
+    /// The flush that is acknowledged when its output is written. `None` until the output has been read to its
+    /// end.
     flush: Option<u32>,
-    /// Until when to wait for the log. Moved on when the log makes progress.
+    /// Until when to wait for the log. Postponed when the log makes progress.
     until: Instant,
     /// Until when to wait in any case.
     last: Instant,
 }
 
 impl Keeper {
-    /// A container's first process has ended.
-    pub(crate) fn container_over(&mut self, id: &str, ended: Ended) {
+    /// Starts the end of a container after its first process has ended.
+    pub(crate) fn begin_ending(&mut self, id: &str, ended: Ended) {
         self.close_gate(id);
         let Some(container) = self.containers.get_mut(id) else { return };
         let _record = container.exited(ended);
@@ -37,7 +38,7 @@ impl Keeper {
         self.continue_endings();
     }
 
-    /// Does what can be done now for all containers that have ended.
+    /// Continues to end the containers that have exited.
     pub(crate) fn continue_endings(&mut self) {
         for mut ending in std::mem::take(&mut self.endings) {
             if !self.finish(&mut ending) {
@@ -46,7 +47,7 @@ impl Keeper {
         }
     }
 
-    /// When the next of them has waited long enough.
+    /// Returns when the next of them has waited long enough.
     pub(crate) fn endings_at(&self) -> Option<Instant> {
         self.endings.iter().map(|ending| ending.until).min()
     }
@@ -69,7 +70,7 @@ impl Keeper {
                     return false;
                 }
                 ending.until = ending.last.min(after(PATIENCE));
-                self.let_all_go(id);
+                self.detach_all(id);
                 let Some(container) = self.containers.get_mut(id) else { return true };
                 container.terminal = None;
                 match self.writer.flush(&container.log, &mut self.watch) {
@@ -91,15 +92,15 @@ impl Keeper {
     fn report_exit(&mut self, id: &str) {
         let Some(container) = self.containers.get(id) else { return };
         let Some(record) = container.record() else { return };
-        // Before the report: a client may know of the exit when the daemon and this keeper are killed, and the next daemon must
-        // know of it, too. This does not wait for the disk.
+        // This is done before the report. A client may have seen the exit when the daemon and this keeper are
+        // killed, and the next daemon must find the record. This does not wait for the disk.
         match serde_json::to_vec(&record) {
             Ok(text) => self.writer.write_exit(&container.folder, &text, &mut self.watch),
             Err(error) => {
                 crate::report(&format!("failed to encode the exit record of container {id}: {error}"))
             }
         }
-        self.tell(&Event::Exited { container: id.to_owned(), record });
+        self.broadcast(&Event::Exited { container: id.to_owned(), record });
     }
 }
 

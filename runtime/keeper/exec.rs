@@ -1,4 +1,4 @@
-//! A further process in a container. Its output goes to whoever asked for it, not through the keeper.
+//! An exec: a further process in a container. Its output goes directly to the daemon, not through the keeper.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -9,26 +9,26 @@ use berth_runtime::sys::{self, namespaces::Namespaces};
 
 use crate::container::Container;
 use crate::keeper::Origin;
-use crate::spawn::{Place, Spawned, spawn};
+use crate::spawn::{SpawnOptions, Spawned, spawn};
 
-/// A further process.
+/// An exec.
 #[derive(Debug)]
 pub(crate) struct Exec {
     pub(crate) child: Spawned,
-    /// Who waits for the start.
+    /// The call that waits for the start.
     pub(crate) starting: Option<Origin>,
-    /// A terminal is expected.
+    /// Whether the report with the terminal is still expected.
     tty: bool,
     /// The terminal's master, until it is sent with the answer.
     pub(crate) master: Option<OwnedFd>,
-    /// The container it is in.
+    /// The id of its container.
     pub(crate) container: String,
-    /// Who answers for its system calls, where its filter hands some over.
+    /// The supervisor of its system calls, if its filter has one.
     pub(crate) supervisor: Option<SeccompListener>,
 }
 
 impl Exec {
-    /// Clones it.
+    /// Clones the process.
     pub(crate) fn start(
         plan: &ExecPlan,
         id: &str,
@@ -37,7 +37,7 @@ impl Exec {
         proc: &Proc,
         origin: Origin,
     ) -> sys::Result<Self> {
-        let place = Place {
+        let options = SpawnOptions {
             namespaces: Namespaces::NONE,
             cgroup: &plan.cgroup,
             userns: None,
@@ -52,7 +52,7 @@ impl Exec {
             stderr: stream(plan.stderr)?,
         };
         let (init, keyring) = (container.child.pidfd.as_fd(), &container.keyring);
-        let child = spawn(place, |gate, single| {
+        let child = spawn(options, |gate, single| {
             exec::run(exec::Start { plan, descriptors, init, keyring, proc, streams, gate, single })
         })?;
         Ok(Self {
@@ -64,9 +64,10 @@ impl Exec {
             supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
         })
     }
-    /// The terminal's master has come. Others may get hold of the socket of a child that has moved: what comes after the
-    /// first is not from the child.
-    pub(crate) fn take_terminal(&mut self, master: OwnedFd) {
+
+    /// Stores the terminal's master. Only the first one is accepted: other processes may get access to the socket
+    /// of a child that has moved.
+    pub(crate) fn set_terminal(&mut self, master: OwnedFd) {
         if self.tty {
             self.tty = false;
             self.master = Some(master);

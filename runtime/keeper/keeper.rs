@@ -1,4 +1,4 @@
-//! The event loop.
+//! The keeper's event loop.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,10 +21,10 @@ use crate::output::Buffers;
 use crate::pause::Pause;
 use crate::report;
 use crate::stamp::now;
-use crate::watch::{Watch, Watched};
+use crate::watch::{EventSource, Watch};
 use crate::writer::Writer;
 
-/// Which call of which connection waits for an answer.
+/// A call that waits for an answer, and its connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     pub(crate) connection: u64,
@@ -52,7 +52,7 @@ pub(crate) struct Keeper {
     pub(crate) endings: Vec<Ending>,
     pub(crate) next_log: u32,
     incoming: Vec<u8>,
-    pub(crate) over: bool,
+    pub(crate) shutting_down: bool,
 }
 
 impl Keeper {
@@ -80,22 +80,22 @@ impl Keeper {
             endings: Vec::new(),
             next_log: 0,
             incoming: Vec::new(),
-            over: false,
+            shutting_down: false,
         };
-        keeper.watch.add(keeper.listener.as_fd(), Watched::Listener)?;
-        keeper.watch.add(keeper.children.as_fd(), Watched::Children)?;
+        keeper.watch.add(keeper.listener.as_fd(), EventSource::Listener)?;
+        keeper.watch.add(keeper.children.as_fd(), EventSource::Children)?;
         Ok(keeper)
     }
 
-    /// Runs until it is told to end.
+    /// Runs until the daemon ends it.
     pub(crate) fn run(mut self) -> sys::Result<()> {
         let mut events = Vec::with_capacity(16);
-        while !self.over {
+        while !self.shutting_down {
             let until = self.endings_at().into_iter().chain(self.writer.check_at()).min();
             self.watch.wait(&mut events, until)?;
             for event in &events {
-                if let Some((watched, flags)) = self.watch.meaning(event) {
-                    self.take(watched, flags);
+                if let Some((source, flags)) = self.watch.source_of(event) {
+                    self.handle_event(source, flags);
                 }
             }
             if until.is_some_and(|until| until <= Instant::now()) {
@@ -106,18 +106,18 @@ impl Keeper {
         Ok(())
     }
 
-    fn take(&mut self, watched: Watched, flags: EventFlags) {
-        match watched {
-            Watched::Listener => self.accept(),
-            Watched::Children => self.reap(),
-            Watched::Connection(id) => self.serve(id, flags),
-            Watched::PauseGate => self.pause_gate(),
-            Watched::ContainerGate(id) => drop(self.container_gate(&id)),
-            Watched::ExecGate(id) => drop(self.exec_gate(&id)),
-            Watched::Output(id, place) => self.output(&id, place),
-            Watched::Writer => self.writer_event(),
-            Watched::Input(id) => self.feed(&id),
-            Watched::Client(id, client, part) => self.client(&id, &client, part),
+    fn handle_event(&mut self, source: EventSource, flags: EventFlags) {
+        match source {
+            EventSource::Listener => self.accept(),
+            EventSource::Children => self.reap(),
+            EventSource::Connection(id) => self.serve(id, flags),
+            EventSource::PauseGate => self.pause_gate(),
+            EventSource::ContainerGate(id) => drop(self.container_gate(&id)),
+            EventSource::ExecGate(id) => drop(self.exec_gate(&id)),
+            EventSource::Output(id, place) => self.output(&id, place),
+            EventSource::Writer => self.writer_event(),
+            EventSource::Input(id) => self.flush_input(&id),
+            EventSource::Client(id, client, stream) => self.client_event(&id, &client, stream),
         }
     }
 
@@ -128,7 +128,7 @@ impl Keeper {
         };
         let id = self.next_connection;
         self.next_connection += 1;
-        match self.watch.add(socket.as_fd(), Watched::Connection(id)) {
+        match self.watch.add(socket.as_fd(), EventSource::Connection(id)) {
             Ok(()) => drop(self.connections.insert(id, Connection::new(socket))),
             Err(error) => report(&error.to_string()),
         }
@@ -137,22 +137,22 @@ impl Keeper {
     fn serve(&mut self, id: u64, flags: EventFlags) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if flags.contains(EventFlags::OUT) && connection.flush().is_err() {
-            return self.cut_off(id);
+            return self.disconnect(id);
         }
         match connection.receive(&mut self.incoming) {
-            Ok(Some(received)) => self.take_message(id, received),
+            Ok(Some(received)) => self.handle_message(id, received),
             Err(error) if error.would_block() => {}
-            Ok(None) => return self.cut_off(id),
+            Ok(None) => return self.disconnect(id),
             Err(error) => {
-                report(&format!("a daemon's connection: {error}"));
-                return self.cut_off(id);
+                report(&format!("failed to serve a daemon's connection: {error}"));
+                return self.disconnect(id);
             }
         }
         self.incoming = Vec::new();
         self.update_interest(id);
     }
 
-    fn take_message(&mut self, connection: u64, received: Received<Incoming>) {
+    fn handle_message(&mut self, connection: u64, received: Received<Incoming>) {
         match received.message {
             Incoming::Request(request) => {
                 let origin = Origin { connection, request: request.id };
@@ -167,28 +167,28 @@ impl Keeper {
         }
     }
 
-    fn cut_off(&mut self, id: u64) {
+    fn disconnect(&mut self, id: u64) {
         if let Some(connection) = self.connections.remove(&id) {
-            self.watch.remove(connection.socket().as_fd(), &Watched::Connection(id));
+            self.watch.remove(connection.socket().as_fd(), &EventSource::Connection(id));
         }
     }
 
     fn update_interest(&mut self, id: u64) {
         if let Some(connection) = self.connections.get(&id) {
             let (socket, behind) = (connection.socket().as_fd(), connection.is_behind());
-            self.watch.want_to_write(socket, &Watched::Connection(id), behind);
+            self.watch.set_write_interest(socket, &EventSource::Connection(id), behind);
         }
     }
 
-    /// Sends a message to one connection; one that cannot take it is cut off.
+    /// Sends a message to one connection. If it cannot accept the message, it is closed.
     pub(crate) fn send(&mut self, id: u64, message: Message, descriptors: Vec<OwnedFd>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match connection.send(message, descriptors) {
             Ok(()) if connection.is_behind() => self.update_interest(id),
             Ok(()) => {}
             Err(error) => {
-                report(&format!("a daemon's connection: {error}"));
-                self.cut_off(id);
+                report(&format!("failed to serve a daemon's connection: {error}"));
+                self.disconnect(id);
             }
         }
     }
@@ -204,7 +204,7 @@ impl Keeper {
         self.send(origin.connection, message, descriptors);
     }
 
-    pub(crate) fn tell(&mut self, event: &Event) {
+    pub(crate) fn broadcast(&mut self, event: &Event) {
         for id in self.connections.keys().copied().collect::<Vec<_>>() {
             self.send(id, Message::Event(event.clone()), Vec::new());
         }
@@ -212,73 +212,73 @@ impl Keeper {
 
     fn pause_gate(&mut self) {
         let Some(pause) = &mut self.pause else { return };
-        let Some(news) = news_of(pause.child.gate.as_fd()) else { return };
-        self.watch.remove(pause.child.gate.as_fd(), &Watched::PauseGate);
+        let Some(event) = read_gate(pause.child.gate.as_fd()) else { return };
+        self.watch.remove(pause.child.gate.as_fd(), &EventSource::PauseGate);
         let Some(origin) = pause.starting.take() else { return };
-        match news {
-            News::End => self.tell_namespaces(origin),
-            News::Report(report, _) => self.answer(origin, Err(failure_of(report)), Vec::new()),
-            News::Moved(_) => self.answer(origin, Err(vanished()), Vec::new()),
+        match event {
+            GateEvent::End => self.answer_namespaces(origin),
+            GateEvent::Report(report, _) => self.answer(origin, Err(failure_of(report)), Vec::new()),
+            GateEvent::Moved(_) => self.answer(origin, Err(vanished()), Vec::new()),
         }
     }
 
-    /// Takes one report of a container's first process; whether there was one.
+    /// Handles one report of a container's first process. Returns whether there was one.
     fn container_gate(&mut self, id: &str) -> bool {
         let Some(container) = self.containers.get_mut(id) else { return false };
-        let Some(news) = news_of(container.child.gate.as_fd()) else { return false };
-        match (&container.state, news) {
-            (State::Creating(origin), News::Report(Report::Ready, _)) => {
+        let Some(event) = read_gate(container.child.gate.as_fd()) else { return false };
+        match (&container.state, event) {
+            (State::Creating(origin), GateEvent::Report(Report::Ready, _)) => {
                 let origin = *origin;
                 container.state = State::Created;
                 let result = self.reached_gate(id);
                 let descriptors = self.pidfd_of(id);
                 self.answer(origin, result, descriptors);
             }
-            (State::Creating(_), News::Report(Report::Terminal, Some(master))) => {
-                if let Err(error) = container.take_terminal(master) {
-                    self.give_up_container(id, system(&error));
+            (State::Creating(_), GateEvent::Report(Report::Terminal, Some(master))) => {
+                if let Err(error) = container.set_terminal(master) {
+                    self.fail_container(id, system(&error));
                 }
             }
-            (State::Creating(_), News::Moved(sender)) => {
+            (State::Creating(_), GateEvent::Moved(sender)) => {
                 if let Err(error) = container.child.moved(sender) {
-                    self.give_up_container(id, system(&error));
+                    self.fail_container(id, system(&error));
                 }
             }
-            (State::Starting(_), News::Report(Report::Listener, Some(descriptor))) => {
+            (State::Starting(_), GateEvent::Report(Report::Listener, Some(descriptor))) => {
                 self.supervise_container(id, &descriptor);
             }
-            (State::Starting(origin), News::End) => {
+            (State::Starting(origin), GateEvent::End) => {
                 let (origin, at) = (*origin, now());
                 container.state = State::Running { started_at: at };
                 self.answer(origin, Ok(Outcome::Started { at }), Vec::new());
                 self.container_gate_closed(id);
             }
-            (State::Creating(_) | State::Starting(_), News::Report(report, _)) => {
-                self.give_up_container(id, failure_of(report));
+            (State::Creating(_) | State::Starting(_), GateEvent::Report(report, _)) => {
+                self.fail_container(id, failure_of(report));
             }
-            (State::Creating(_), News::End) => self.give_up_container(id, vanished()),
+            (State::Creating(_), GateEvent::End) => self.fail_container(id, vanished()),
             _ => self.container_gate_closed(id),
         }
         true
     }
 
-    /// Nobody has the other end of the socket any more.
+    /// Handles the end of the socket: no process holds its other end.
     fn container_gate_closed(&mut self, id: &str) {
         self.close_gate(id);
-        if let Some(ended) = self.containers.get_mut(id).and_then(|container| container.child.take_end()) {
-            self.container_over(id, ended);
+        if let Some(ended) = self.containers.get_mut(id).and_then(|container| container.child.take_exit()) {
+            self.begin_ending(id, ended);
         }
     }
 
-    /// Nothing more is expected of a first process: whoever waits for it is told why, and it is killed if it still lives.
-    pub(crate) fn give_up_container(&mut self, id: &str, failure: Failure) {
+    /// Handles the failure of a first process: answers the pending call, and kills the process if it still runs.
+    pub(crate) fn fail_container(&mut self, id: &str, failure: Failure) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (State::Creating(origin) | State::Starting(origin)) = container.state else { return };
-        let told = match &failure {
+        let reported = match &failure {
             Failure::Init(failure) => Some(failure.clone()),
             _ => None,
         };
-        container.state = State::Failed(told);
+        container.state = State::Failed(reported);
         process::kill(container.child.pidfd.as_fd());
         self.answer(origin, Err(failure), Vec::new());
         self.container_gate_closed(id);
@@ -286,7 +286,7 @@ impl Keeper {
 
     pub(crate) fn close_gate(&mut self, id: &str) {
         if let Some(container) = self.containers.get(id) {
-            self.watch.remove(container.child.gate.as_fd(), &Watched::ContainerGate(id.to_owned()));
+            self.watch.remove(container.child.gate.as_fd(), &EventSource::ContainerGate(id.to_owned()));
         }
     }
 
@@ -301,36 +301,37 @@ impl Keeper {
         self.containers.get(id).and_then(|c| c.child.pidfd.try_clone().ok()).into_iter().collect()
     }
 
-    /// Takes one report of a further process; whether there was one.
+    /// Handles one report of an exec. Returns whether there was one.
     fn exec_gate(&mut self, id: &str) -> bool {
         let Some(exec) = self.execs.get_mut(id) else { return false };
-        let Some(news) = news_of(exec.child.gate.as_fd()) else { return false };
-        match news {
-            News::Report(Report::Terminal, Some(master)) => exec.take_terminal(master),
-            News::Moved(sender) => {
+        let Some(event) = read_gate(exec.child.gate.as_fd()) else { return false };
+        match event {
+            GateEvent::Report(Report::Terminal, Some(master)) => exec.set_terminal(master),
+            GateEvent::Moved(sender) => {
                 if let Err(error) = exec.child.moved(sender) {
                     self.exec_started(id, Err(system(&error)));
                 }
             }
-            News::Report(Report::Listener, Some(descriptor)) => self.supervise_exec(id, &descriptor),
-            News::Report(report, _) => self.exec_started(id, Err(failure_of(report))),
-            News::End => {
-                let started = if exec.child.is_to_move() { Err(vanished()) } else { Ok(()) };
+            GateEvent::Report(Report::Listener, Some(descriptor)) => self.supervise_exec(id, &descriptor),
+            GateEvent::Report(report, _) => self.exec_started(id, Err(failure_of(report))),
+            GateEvent::End => {
+                let started = if exec.child.awaits_move() { Err(vanished()) } else { Ok(()) };
                 self.exec_started(id, started);
             }
         }
         true
     }
 
-    /// A further process runs its command, or never will: then it is killed if it still lives.
+    /// Handles the start of an exec's command, or its failure. After a failure the process is killed if it still
+    /// runs.
     fn exec_started(&mut self, id: &str, started: Result<(), Failure>) {
         let Some(exec) = self.execs.get_mut(id) else { return };
         let (pid, origin, master) = (exec.child.pid, exec.starting.take(), exec.master.take());
-        let (pidfd, ended) = (exec.child.pidfd.try_clone().ok(), exec.child.take_end());
+        let (pidfd, ended) = (exec.child.pidfd.try_clone().ok(), exec.child.take_exit());
         if started.is_err() {
             process::kill(exec.child.pidfd.as_fd());
         }
-        self.watch.remove(exec.child.gate.as_fd(), &Watched::ExecGate(id.to_owned()));
+        self.watch.remove(exec.child.gate.as_fd(), &EventSource::ExecGate(id.to_owned()));
         match (started, origin) {
             (Ok(()), Some(origin)) => {
                 let descriptors = pidfd.into_iter().chain(master).collect();
@@ -340,7 +341,7 @@ impl Keeper {
             (_, None) => {}
         }
         if let Some(ended) = ended {
-            self.exec_over(id, ended);
+            self.report_exec_exit(id, ended);
         }
     }
 
@@ -349,98 +350,98 @@ impl Keeper {
         while rustix::io::read(&self.children, &mut signals).is_ok_and(|read| read > 0) {}
         while let Some(pid) = process::peek_ended() {
             self.child_ended(pid);
-            // An orphan that fell to the keeper, or a child whose end is taken: nothing of it is needed.
+            // Reaps an orphan, or a child whose exit status was already read.
             process::reap_pid(pid);
         }
     }
 
     fn child_ended(&mut self, pid: i32) {
         let child = self.child_of(pid).or_else(|| {
-            // One that has gone on in the place of another may have ended before that was heard.
-            self.hear_gates();
+            // A child that continues in the place of another may have ended before its report was read.
+            self.drain_gates();
             self.child_of(pid)
         });
         match child {
-            Some(Watched::PauseGate) => self.pause_ended(),
-            Some(Watched::ContainerGate(id)) => self.container_ended(&id, pid),
-            Some(Watched::ExecGate(id)) => self.exec_ended(&id, pid),
+            Some(EventSource::PauseGate) => self.pause_ended(),
+            Some(EventSource::ContainerGate(id)) => self.container_ended(&id, pid),
+            Some(EventSource::ExecGate(id)) => self.exec_ended(&id, pid),
             _ => {}
         }
     }
 
-    /// What a child is, by its gate.
-    fn child_of(&self, pid: i32) -> Option<Watched> {
-        let pause = self.pause.iter().filter(|pause| pause.child.is(pid)).map(|_| Watched::PauseGate);
+    /// Finds the owner of a child. Returns the event source of its gate.
+    fn child_of(&self, pid: i32) -> Option<EventSource> {
+        let pause = self.pause.iter().filter(|pause| pause.child.is(pid)).map(|_| EventSource::PauseGate);
         let container = self.containers.iter().filter(|(_, container)| container.is_child(pid));
         let exec = self.execs.iter().filter(|(_, exec)| exec.child.is(pid));
         pause
-            .chain(container.map(|(id, _)| Watched::ContainerGate(id.clone())))
-            .chain(exec.map(|(id, _)| Watched::ExecGate(id.clone())))
+            .chain(container.map(|(id, _)| EventSource::ContainerGate(id.clone())))
+            .chain(exec.map(|(id, _)| EventSource::ExecGate(id.clone())))
             .next()
     }
 
-    /// Takes everything that children on their way have told.
-    fn hear_gates(&mut self) {
+    /// Handles all pending reports of children that have not started yet.
+    fn drain_gates(&mut self) {
         let creating = self.containers.iter().filter(|(_, c)| matches!(c.state, State::Creating(_)));
         for id in creating.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             while self.container_gate(&id) {}
         }
         let starting = self.execs.iter().filter(|(_, exec)| exec.starting.is_some());
         for id in starting.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            while self.watch.has(&Watched::ExecGate(id.clone())) && self.exec_gate(&id) {}
+            while self.watch.contains(&EventSource::ExecGate(id.clone())) && self.exec_gate(&id) {}
         }
     }
 
     fn pause_ended(&mut self) {
         let Some(pause) = &self.pause else { return };
         let Ok(Some(ended)) = process::reap(pause.child.pidfd.as_fd()) else { return };
-        // What it told before it ended is heard first.
-        if self.watch.has(&Watched::PauseGate) {
+        // Reports that it sent before it ended are handled first.
+        if self.watch.contains(&EventSource::PauseGate) {
             self.pause_gate();
         }
         self.pause = None;
-        self.tell(&Event::PauseExited { code: ended.code() });
+        self.broadcast(&Event::PauseExited { code: ended.code() });
     }
 
     fn container_ended(&mut self, id: &str, pid: i32) {
-        // It may have told before that another process goes on.
-        let gate = Watched::ContainerGate(id.to_owned());
-        while self.watch.has(&gate) && self.container_gate(id) {}
+        // It may have reported before that another process continues.
+        let gate = EventSource::ContainerGate(id.to_owned());
+        while self.watch.contains(&gate) && self.container_gate(id) {}
         let Some(container) = self.containers.get_mut(id).filter(|container| container.is_child(pid)) else {
             return;
         };
         let Ok(Some(ended)) = process::reap(container.child.pidfd.as_fd()) else { return };
-        if self.watch.has(&gate) {
-            return container.child.keep_end(ended);
+        if self.watch.contains(&gate) {
+            return container.child.store_exit(ended);
         }
-        self.container_over(id, ended);
+        self.begin_ending(id, ended);
     }
 
     fn exec_ended(&mut self, id: &str, pid: i32) {
-        // It may have told before that another process goes on.
-        let gate = Watched::ExecGate(id.to_owned());
-        while self.watch.has(&gate) && self.exec_gate(id) {}
+        // It may have reported before that another process continues.
+        let gate = EventSource::ExecGate(id.to_owned());
+        while self.watch.contains(&gate) && self.exec_gate(id) {}
         let Some(exec) = self.execs.get_mut(id).filter(|exec| exec.child.is(pid)) else { return };
         let Ok(Some(ended)) = process::reap(exec.child.pidfd.as_fd()) else { return };
-        if self.watch.has(&gate) {
-            return exec.child.keep_end(ended);
+        if self.watch.contains(&gate) {
+            return exec.child.store_exit(ended);
         }
-        self.exec_over(id, ended);
+        self.report_exec_exit(id, ended);
     }
 
-    fn exec_over(&mut self, id: &str, ended: Ended) {
+    fn report_exec_exit(&mut self, id: &str, ended: Ended) {
         self.execs.remove(id);
-        self.tell(&Event::ExecExited { exec: id.to_owned(), code: ended.code() });
+        self.broadcast(&Event::ExecExited { exec: id.to_owned(), code: ended.code() });
     }
 
-    /// Forgets what the loop watches of a container, before it is dropped.
+    /// Unregisters a container from the event loop, before it is dropped.
     pub(crate) fn unwatch_container(&mut self, id: &str) {
         self.drop_ending(id);
         if !self.drain(id) {
-            // Nobody waits for its log any more: the rest is dropped.
+            // No call waits for its log: the rest is dropped.
             let _all = self.drain(id);
         }
-        self.let_all_go(id);
+        self.detach_all(id);
         self.close_gate(id);
         if let Some(container) = self.containers.get(id) {
             self.writer.close(&container.log, &mut self.watch);
@@ -448,27 +449,27 @@ impl Keeper {
     }
 }
 
-/// What came over the socket of a child.
-enum News {
+/// An event of a child's socket.
+enum GateEvent {
     Report(Report, Option<OwnedFd>),
-    /// Another child, the sender, goes on.
+    /// Another child, the sender, continues.
     Moved(Option<i32>),
-    /// The child's end is closed: it has become its command, or has ended.
+    /// The child's end is closed: the child has executed its command, or has ended.
     End,
 }
 
-/// `None` while there is nothing.
-fn news_of(gate: BorrowedFd<'_>) -> Option<News> {
+/// Reads a child's socket. Returns `None` if there is no event.
+fn read_gate(gate: BorrowedFd<'_>) -> Option<GateEvent> {
     let mut record = [0_u8; RECORD];
     match sys::socket::receive_from(gate, &mut record) {
         Ok(packet) => match Report::decode(record.get(..packet.length).unwrap_or_default()) {
-            Some(Report::Moved) => Some(News::Moved(packet.sender)),
-            Some(report) => Some(News::Report(report, packet.descriptors.into_iter().next())),
-            None => Some(News::End),
+            Some(Report::Moved) => Some(GateEvent::Moved(packet.sender)),
+            Some(report) => Some(GateEvent::Report(report, packet.descriptors.into_iter().next())),
+            None => Some(GateEvent::End),
         },
         Err(error) if error.errno == Errno::AGAIN || error.errno == Errno::INTR => None,
-        // ECONNRESET: the child has ended without having read what was sent to it.
-        Err(_) => Some(News::End),
+        // ECONNRESET: the child has ended before it read everything that was sent to it.
+        Err(_) => Some(GateEvent::End),
     }
 }
 
@@ -483,7 +484,7 @@ pub(crate) fn vanished() -> Failure {
     Failure::Init(InitFailure { step: Step::Vanished, errno: 0, index: None, detail: String::new() })
 }
 
-/// A system call of the keeper's own has failed.
+/// Converts the failure of a system call of the keeper.
 pub(crate) fn system(error: &sys::Error) -> Failure {
     let action = format!("{} {}", error.call, error.object).trim_end().to_owned();
     Failure::System { action, errno: error.raw() }

@@ -1,12 +1,12 @@
-//! Output as lines of a CRI log: `TIME STREAM TAG LINE`, where the tag is `F` for a whole line (or the last part of one)
-//! and `P` for a part that no line break follows: readers put no line break after it.
+//! Converts output to lines of a CRI log: `TIME STREAM TAG LINE`. The tag is `F` for a whole line (or the last
+//! part of one), and `P` for a part without a line break. Readers do not add a line break after a part.
 
 use crate::stamp::Stamp;
 
-/// The longest part of a line, as containerd has it (`max_container_log_line_size`).
+/// The maximum length of a part of a line, as in containerd (`max_container_log_line_size`).
 pub(crate) const LONGEST: usize = 16 << 10;
 
-/// Which stream a line is of.
+/// The stream of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Stdout,
@@ -22,7 +22,7 @@ impl Stream {
     }
 }
 
-/// Cuts the output of one stream into lines. Holds what has come of a line that is not complete.
+/// Splits the output of one stream into lines. Stores an incomplete line.
 #[derive(Debug)]
 pub(crate) struct Lines {
     stream: Stream,
@@ -34,7 +34,7 @@ impl Lines {
         Self { stream, open: Vec::new() }
     }
 
-    /// Appends the lines that `bytes` completes to `log`, all with the same stamp.
+    /// Appends the lines that `bytes` completes to `log`, all with the same time stamp.
     pub(crate) fn push(&mut self, bytes: &[u8], stamp: &Stamp, log: &mut Vec<u8>) {
         let mut rest = bytes;
         while let Some(end) = memchr::memchr(b'\n', rest) {
@@ -50,7 +50,7 @@ impl Lines {
         }
         if !rest.is_empty() {
             self.open.extend_from_slice(rest);
-            // The last part is kept back: should the line end there, it is a whole one.
+            // The last part is kept: if the line ends there, it is a whole one.
             while self.open.len() > LONGEST {
                 let after = self.open.split_off(LONGEST);
                 let part = std::mem::replace(&mut self.open, after);
@@ -59,8 +59,8 @@ impl Lines {
         }
     }
 
-    /// The stream has ended: a last line without a line break stays a part, as with containerd, so that what is read back
-    /// has as many bytes as were written.
+    /// Appends the rest at the end of the stream. As in containerd, a last line without a line break is a part, so
+    /// that readers get exactly the bytes that were written.
     pub(crate) fn finish(&mut self, stamp: &Stamp, log: &mut Vec<u8>) {
         let open = std::mem::take(&mut self.open);
         for part in open.chunks(LONGEST) {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_whole_however_they_come() {
+    fn lines_are_whole_for_any_split_of_the_output() {
         assert_eq!(log_of(&[b"a\nb\n"]), [full(b"a"), full(b"b")]);
         let last = ("P".to_owned(), b"c".to_vec());
         assert_eq!(log_of(&[b"a", b"b\n", b"\n", b"c"]), [full(b"ab"), full(b""), last]);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_comes_in_parts_and_the_last_is_full() {
+    fn a_long_line_is_split_into_parts() {
         let long = vec![b'x'; LONGEST * 2];
         let parts = log_of(&[&long, b"\n"]);
         assert_eq!(
@@ -138,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        // Lines of many parts are long: few cases take long enough.
+        // Lines of many parts are long: more cases would be slow.
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn nothing_is_lost_or_added(

@@ -1,18 +1,18 @@
-//! The log of a container. Its file only ever has whole records, so that rotation loses, doubles and splits none.
+//! The log of a container. Its file contains only whole records, so rotation loses, duplicates and splits none.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use berth_runtime::{logs, sys};
 
-/// A log, or nowhere.
+/// A log. Without a file, output is dropped.
 #[derive(Debug)]
 pub(crate) struct Log {
-    /// Its number among those of the keeper.
+    /// Its number, which is unique in the keeper.
     pub(crate) number: u32,
     pub(crate) file: Option<Rc<OwnedFd>>,
     path: Option<String>,
-    /// Records that were dropped and that the writer does not know of yet.
+    /// The number of dropped records that the writer has not been informed of.
     pub(crate) lost: u32,
 }
 
@@ -27,7 +27,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Whether anything is kept.
+    /// Returns whether output is written to a file.
     pub(crate) fn keeps(&self) -> bool {
         self.file.is_some()
     }

@@ -1,16 +1,16 @@
-//! The keeper: parent of everything that runs in one pod. One thread, one epoll, no daemon needed: it reaps, records how
-//! containers end, writes their logs and owns their terminals, whether a daemon is there or not.
+//! The keeper: the parent of all processes of one pod. It has one thread and one epoll. With or without a running
+//! daemon, it reaps processes, records how containers end, writes their logs and owns their terminals.
 //!
-//! It is started with a listening socket as descriptor 0, the pause's program as 1 and its own log as 2.
+//! Its descriptors at the start are a listening socket (0), the pause's program (1) and its own log (2).
 //!
 //! * [`keeper`], [`watch`]: the event loop
-//! * [`connection`]: daemons that come and go
-//! * [`calls`]: what they ask
-//! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: who answers for their system calls
+//! * [`connection`]: connections of daemons
+//! * [`calls`]: the daemons' calls
+//! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: supervisors of their system calls
 //! * [`attach`]: clients of a container's streams
-//! * [`output`], [`lines`], [`log`], [`stamp`]: output, as lines of a CRI log
+//! * [`output`], [`lines`], [`log`], [`stamp`]: output and its conversion to lines of a CRI log
 //! * [`writer`], [`write_process`]: a child that writes to disks, which may hang
-//! * [`ending`]: the exit of a container is reported when its log is written
+//! * [`ending`]: reports the exit of a container when its log is written
 
 #![forbid(unsafe_code)]
 
@@ -41,10 +41,10 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::keeper::Keeper;
 
-/// Below every container's own score, so that the kernel takes a container first when memory is short.
+/// Lower than every container's score, so that the kernel kills containers first when memory is short.
 const OOM_SCORE_ADJ: &str = "-999";
 
-/// SIGHUP, SIGINT, SIGPIPE, SIGTERM: a keeper ends when it is told to over its socket, or by SIGKILL.
+/// SIGHUP, SIGINT, SIGPIPE, SIGTERM. Only a call on its socket, or SIGKILL, ends a keeper.
 const IGNORED: [i32; 4] = [1, 2, 13, 15];
 
 fn main() -> ExitCode {
@@ -59,12 +59,12 @@ fn main() -> ExitCode {
 
 fn start() -> sys::Result<Keeper> {
     use sys::Context;
-    // A child of the keeper starts with a copy of its memory, and may be traced by a container before its exec: the
-    // environment of another container must not be in it.
-    memory::wipe_what_is_freed();
+    // A child of the keeper starts with a copy of its memory, and a container may trace it before its exec. The
+    // copy must not contain another container's environment.
+    memory::wipe_freed_memory();
     let listener = above_streams(rustix::stdio::stdin())?;
     let pause_program = above_streams(rustix::stdio::stdout())?;
-    // Nothing that whoever started the daemon had open goes on to a pause or a container.
+    // Descriptors that the daemon inherited must not be inherited by a pause or a container.
     process::close_on_exec_from(3)?;
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let null = rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty()).on("open", "/dev/null")?;
@@ -77,19 +77,19 @@ fn start() -> sys::Result<Keeper> {
     security::set_name(c"berth-keeper")?;
     security::set_dumpable(false)?;
     security::become_subreaper()?;
-    // Without CAP_SYS_RESOURCE the score cannot go down: then it stays what the daemon has.
+    // Without CAP_SYS_RESOURCE the score cannot be lowered, and stays the daemon's.
     let proc = Proc::mount()?;
     let _kept = proc.write("self/oom_score_adj", OOM_SCORE_ADJ);
     Keeper::new(listener, pause_program, null, proc)
 }
 
-/// The same file by a descriptor that is no standard stream.
+/// Duplicates a descriptor to one that is not a standard stream.
 fn above_streams(fd: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     use sys::Context;
     rustix::io::fcntl_dupfd_cloexec(fd, 3).on("fcntl(F_DUPFD_CLOEXEC)", "a standard stream")
 }
 
-/// A line in the keeper's own log.
+/// Writes a line to the keeper's own log.
 fn report(line: &str) {
     let stamp = stamp::Stamp::of(stamp::now());
     let text = format!("{} {line}\n", stamp.as_str());

@@ -1,20 +1,20 @@
-//! From the streams of containers into their logs. One piece at a time: a container that writes fast shares the keeper
-//! with the others of its pod.
+//! Copies the output of containers to their logs, one piece at a time, so that a container that writes fast does
+//! not block the others of its pod.
 
 use std::os::fd::AsFd;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
-use crate::attach::Part;
+use crate::attach::ClientStream;
 use crate::keeper::Keeper;
 use crate::stamp::{Stamp, now};
-use crate::watch::Watched;
+use crate::watch::EventSource;
 
-/// Bytes that are read at once: what a pipe holds.
-const PIECE: usize = 64 << 10;
+/// The number of bytes that are read at a time: a pipe's capacity.
+const READ_SIZE: usize = 64 << 10;
 
-/// How many pieces are read after a container has ended: more can only come from what it left behind.
+/// How many pieces are read after a container has ended. More can come only from processes that it left behind.
 const LAST_PIECES: usize = 64;
 
 /// Buffers that all streams share.
@@ -27,7 +27,7 @@ pub(crate) struct Buffers {
 impl Keeper {
     /// Reads one piece of a stream into the log.
     pub(crate) fn output(&mut self, id: &str, place: usize) {
-        // A container that was started while the writer is blocked.
+        // A container can be started while the writer is blocked.
         if self.writer.is_blocked() && self.containers.get(id).is_some_and(|container| container.log.keeps())
         {
             return self.pause_outputs();
@@ -35,18 +35,18 @@ impl Keeper {
         match self.pump(id, place) {
             Ok(true) => self.pause_outputs(),
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // The end of a pipe is a read of nothing, that of a terminal is EIO.
+            // At the end a pipe returns no bytes, and a terminal EIO.
             Ok(false) | Err(_) => self.close_output(id, place),
         }
     }
 
-    /// Whether something was read; nothing is the end.
+    /// Returns whether something was read. Reading nothing means the end.
     fn pump(&mut self, id: &str, place: usize) -> Result<bool, Errno> {
         let Some(container) = self.containers.get_mut(id) else { return Ok(false) };
         let Some(Some(output)) = container.outputs.get_mut(place) else { return Ok(false) };
         let Buffers { piece, records } = &mut self.buffers;
         piece.clear();
-        piece.reserve(PIECE);
+        piece.reserve(READ_SIZE);
         if rustix::io::read(&output.fd, spare_capacity(piece))? == 0 {
             return Ok(false);
         }
@@ -56,7 +56,7 @@ impl Keeper {
             self.writer.write(&mut container.log, records, &mut self.watch);
         }
         if !container.clients.is_empty() {
-            self.give_to_clients(id, place);
+            self.send_to_clients(id, place);
         }
         Ok(true)
     }
@@ -66,7 +66,7 @@ impl Keeper {
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         for (place, output) in container.outputs.iter().enumerate() {
             if let Some(output) = output {
-                self.watch.add(output.fd.as_fd(), Watched::Output(id.to_owned(), place))?;
+                self.watch.add(output.fd.as_fd(), EventSource::Output(id.to_owned(), place))?;
             }
         }
         Ok(())
@@ -79,8 +79,8 @@ impl Keeper {
         records.clear();
         output.lines.finish(&Stamp::of(now()), records);
         self.writer.write(&mut container.log, records, &mut self.watch);
-        self.watch.remove(output.fd.as_fd(), &Watched::Output(id.to_owned(), place));
-        self.close_of_clients(id, Part::Output(place));
+        self.watch.remove(output.fd.as_fd(), &EventSource::Output(id.to_owned(), place));
+        self.close_client_streams(id, ClientStream::Output(place));
     }
 
     /// Reads the rest of a container's output and closes it. Returns false if the writer became blocked before the end. Processes
@@ -101,24 +101,24 @@ impl Keeper {
             }
             self.close_output(id, place);
         }
-        // An idle keeper holds next to nothing.
+        // The buffers' memory is released while the keeper is idle.
         self.buffers = Buffers::default();
         true
     }
 
-    /// Stops to watch outputs while the writer is blocked. To watch them for nothing would not do: epoll(7) always reports the
-    /// end of a pipe.
+    /// Stops watching outputs while the writer is blocked. Ignoring their events would not be enough: epoll(7)
+    /// always reports the end of a pipe.
     fn pause_outputs(&mut self) {
         if !self.writer.is_blocked() {
             return;
         }
         for (id, container) in self.containers.iter().filter(|(_, container)| container.log.keeps()) {
             for (place, output) in container.outputs.iter().enumerate() {
-                let watched = Watched::Output(id.clone(), place);
+                let source = EventSource::Output(id.clone(), place);
                 if let Some(output) = output
-                    && self.watch.has(&watched)
+                    && self.watch.contains(&source)
                 {
-                    self.watch.remove(output.fd.as_fd(), &watched);
+                    self.watch.remove(output.fd.as_fd(), &source);
                     self.paused.push((id.clone(), place));
                 }
             }
@@ -136,7 +136,7 @@ impl Keeper {
             let output =
                 self.containers.get(&id).and_then(|container| container.outputs.get(place)?.as_ref());
             let Some(output) = output else { continue };
-            if let Err(error) = self.watch.add(output.fd.as_fd(), Watched::Output(id.clone(), place)) {
+            if let Err(error) = self.watch.add(output.fd.as_fd(), EventSource::Output(id.clone(), place)) {
                 crate::report(&format!("failed to watch the output of container {id}: {error}"));
             }
         }

@@ -10,20 +10,20 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::keeper::Origin;
-use crate::spawn::{Place, Spawned, spawn};
+use crate::spawn::{SpawnOptions, Spawned, spawn};
 
-/// The pause, on its way or running.
+/// The pause, starting or running.
 #[derive(Debug)]
 pub(crate) struct Pause {
     pub(crate) child: Spawned,
-    /// Open as soon as the pause runs: it outlives a pause that dies, until the pod is stopped. None of a pause that ended
-    /// before: then it has told why.
+    /// Open as soon as the pause runs. It exists until the pod is stopped, also if the pause dies. `None` if the
+    /// pause ended before: it has then reported why.
     pub(crate) netns: Option<OwnedFd>,
     /// The user namespace that owns all others of the pod, if it has one.
     pub(crate) userns: Option<OwnedFd>,
-    /// The pod's containers share the pause's process namespace.
+    /// Whether the pod's containers share the pause's process namespace.
     pub(crate) shares_pids: bool,
-    /// Who waits for the start.
+    /// The call that waits for the start.
     pub(crate) starting: Option<Origin>,
 }
 
@@ -37,7 +37,7 @@ impl Pause {
         proc: &Proc,
         origin: Origin,
     ) -> sys::Result<Self> {
-        let place = Place {
+        let options = SpawnOptions {
             namespaces: sandbox::namespaces_of(plan),
             cgroup: &plan.cgroup,
             userns: plan.userns.as_ref(),
@@ -45,7 +45,7 @@ impl Pause {
             moves: false,
             descriptors,
         };
-        let child = spawn(place, |gate, single| {
+        let child = spawn(options, |gate, single| {
             sandbox::run(sandbox::Start {
                 plan,
                 program: program.as_fd(),
@@ -66,7 +66,8 @@ impl Pause {
     }
 }
 
-/// A namespace of the child, which cannot be reaped meanwhile: its pid is its own. Of one that has ended /proc has none.
+/// Opens a namespace of the child. The child cannot be reaped before this, so its pid cannot be reused. If it has
+/// ended, /proc has no namespaces of it.
 fn namespace_of(child: &Spawned, kind: &str) -> sys::Result<Option<OwnedFd>> {
     let path = format!("/proc/{}/ns/{kind}", child.pid);
     match rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {

@@ -1,4 +1,4 @@
-//! Cloning a child into its cgroup, with a socket between it and the keeper.
+//! Clones a child into its cgroup, with a socket between it and the keeper.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -10,88 +10,89 @@ use berth_runtime::sys::spawn::{Child, SingleThread, spawn as clone};
 use berth_runtime::sys::{self, Context};
 use rustix::fs::{CWD, Mode, OFlags};
 
-/// A child on its way.
+/// A cloned child.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
     /// The keeper's end of the socket.
     pub(crate) gate: OwnedFd,
-    /// Another child is to go on in its place.
+    /// Whether another child will continue in its place.
     moves: bool,
-    /// How it has ended, while the socket is still open: the child that goes on has not told so yet, or the one that it
-    /// came from has not ended yet.
+    /// How it ended, while the socket is still open: the report of the child that continues has not been read yet,
+    /// or the process that still holds the socket has not ended yet.
     ended: Option<Ended>,
 }
 
 impl Spawned {
-    /// Another child of the keeper goes on: that happens once, since others may get hold of the socket after it.
+    /// Switches to another child of the keeper that continues. This happens only once, because other processes may
+    /// get access to the socket afterwards.
     ///
     /// # Errors
-    /// The process is no child of the keeper, or the child has moved before.
+    /// The process is not a child of the keeper, or the child has moved before.
     pub(crate) fn moved(&mut self, sender: Option<i32>) -> sys::Result<()> {
         let pid = sender.filter(|_| self.moves).ok_or(rustix::io::Errno::ALREADY).on("follow", "a child")?;
         self.pidfd = process::child(pid)?;
         self.pid = pid;
         self.moves = false;
         self.ended = None;
-        sys::socket::tell_senders(self.gate.as_fd(), false)
+        sys::socket::report_senders(self.gate.as_fd(), false)
     }
 
-    /// The child that was cloned first has not gone on as another.
-    pub(crate) fn is_to_move(&self) -> bool {
+    /// Returns whether the switch to another child is still expected.
+    pub(crate) fn awaits_move(&self) -> bool {
         self.moves
     }
 
-    /// Whether this is the child. The pid of one that was reaped may be another's.
+    /// Returns whether this is the child's pid. After the child is reaped, another process may have its pid.
     pub(crate) fn is(&self, pid: i32) -> bool {
         self.pid == pid && self.ended.is_none()
     }
 
-    /// Keeps how the child has ended until the socket is closed.
-    pub(crate) fn keep_end(&mut self, ended: Ended) {
+    /// Stores how the child ended until the socket is closed.
+    pub(crate) fn store_exit(&mut self, ended: Ended) {
         self.ended = Some(ended);
     }
 
-    /// How the child has ended, where that was kept.
-    pub(crate) fn take_end(&mut self) -> Option<Ended> {
+    /// Takes the stored end of the child.
+    pub(crate) fn take_exit(&mut self) -> Option<Ended> {
         self.ended.take()
     }
 }
 
-/// Where a child is to live.
+/// The options of a child.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
-    /// New namespaces.
+pub(crate) struct SpawnOptions<'a> {
+    /// The new namespaces.
     pub(crate) namespaces: Namespaces,
     /// Its cgroup.
     pub(crate) cgroup: &'a CgroupJoin,
-    /// The ids of the user namespace that is among the new ones.
+    /// The ids of the new user namespace, if there is one.
     pub(crate) userns: Option<&'a UserNamespace>,
-    /// Set from outside for a child in a new user namespace, which could not.
+    /// The OOM score that the keeper sets for a child in a new user namespace, which may not set it itself.
     pub(crate) oom_score_adj: Option<i32>,
-    /// Another child goes on in its place (`Report::Moved`).
+    /// Whether another child will continue in its place (`Report::Moved`).
     pub(crate) moves: bool,
-    /// What the slots mean.
+    /// The descriptors that slots refer to.
     pub(crate) descriptors: Descriptors<'a>,
 }
 
 /// Clones a child that calls `run` with its end of the socket.
 ///
 /// # Errors
-/// A system call failed; there is no child then.
-pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate, SingleThread)) -> sys::Result<Spawned> {
-    let cgroup = place.cgroup.directory.map(|slot| place.descriptors.get(slot)).transpose()?;
+/// A system call failed. Then there is no child.
+pub(crate) fn spawn(options: SpawnOptions<'_>, run: impl FnOnce(Gate, SingleThread)) -> sys::Result<Spawned> {
+    let cgroup = options.cgroup.directory.map(|slot| options.descriptors.get(slot)).transpose()?;
     let pair = sys::socket::pair()?;
-    if place.moves {
-        // What is sent before this has no sender.
-        sys::socket::tell_senders(pair.0.as_fd(), true)?;
+    if options.moves {
+        // Packets that are sent before this have no sender.
+        sys::socket::report_senders(pair.0.as_fd(), true)?;
     }
     let (child, gate) =
-        clone(place.namespaces, cgroup, pair, |socket, single| run(Gate::new(socket), single))?;
+        clone(options.namespaces, cgroup, pair, |socket, single| run(Gate::new(socket), single))?;
     let Child { pid, pidfd } = child;
-    let ready = match place.userns {
-        Some(userns) => map_ids(userns, place.oom_score_adj, pid).and_then(|()| let_go(gate.as_fd())),
+    let ready = match options.userns {
+        Some(userns) => map_ids(userns, options.oom_score_adj, pid).and_then(|()| release(gate.as_fd())),
         None => Ok(()),
     };
     let ready = ready.and_then(|()| rustix::io::ioctl_fionbio(&gate, true).on("ioctl(FIONBIO)", ""));
@@ -99,10 +100,11 @@ pub(crate) fn spawn(place: Place<'_>, run: impl FnOnce(Gate, SingleThread)) -> s
         process::kill(pidfd.as_fd());
         return Err(error);
     }
-    Ok(Spawned { pid, pidfd, gate, moves: place.moves, ended: None })
+    Ok(Spawned { pid, pidfd, gate, moves: options.moves, ended: None })
 }
 
-/// Only a process outside may map any ids (user_namespaces(7), "Defining user and group ID mappings").
+/// Maps the ids. Only a process outside of the namespace may map arbitrary ids (user_namespaces(7), "Defining user
+/// and group ID mappings").
 fn map_ids(userns: &UserNamespace, oom_score_adj: Option<i32>, pid: i32) -> sys::Result<()> {
     let lines = UserNamespace::lines;
     let score = oom_score_adj.map(|score| ("oom_score_adj", score.to_string()));
@@ -110,13 +112,13 @@ fn map_ids(userns: &UserNamespace, oom_score_adj: Option<i32>, pid: i32) -> sys:
     for (name, text) in files.into_iter().chain(score) {
         let path = format!("/proc/{pid}/{name}");
         let file = rustix::fs::openat(CWD, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        // In one call, as these files want it.
+        // These files require a single write(2).
         file.and_then(|file| rustix::io::write(&file, text.as_bytes()))
             .on("write", format_args!("{path} {:?}", text.trim_end()))?;
     }
     Ok(())
 }
 
-fn let_go(gate: BorrowedFd<'_>) -> sys::Result<()> {
+fn release(gate: BorrowedFd<'_>) -> sys::Result<()> {
     rustix::io::write(gate, &[MAPPED]).map(drop).on("write", "the first process")
 }

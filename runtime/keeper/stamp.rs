@@ -1,22 +1,22 @@
-//! Time stamps of log lines: RFC 3339 with nanoseconds, in UTC, without a library for calendars.
+//! Time stamps of log lines: RFC 3339 with nanoseconds in UTC, without a calendar library.
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Bytes of a stamp: `2026-11-23T14:58:40.123456789Z`.
+/// The length of a time stamp in bytes: `2026-11-23T14:58:40.123456789Z`.
 pub(crate) const LENGTH: usize = 30;
 
-/// Nanoseconds since the epoch.
+/// Returns the time in nanoseconds since the epoch.
 pub(crate) fn now() -> i64 {
     let now = clock_gettime(ClockId::Realtime);
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
-/// A stamp as text.
+/// A time stamp as text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stamp([u8; LENGTH]);
 
 impl Stamp {
-    /// The stamp of a time in nanoseconds since the epoch.
+    /// Formats a time in nanoseconds since the epoch.
     pub(crate) fn of(nanos: i64) -> Self {
         let (seconds, nanos) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
         let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
@@ -50,8 +50,9 @@ impl Stamp {
     }
 }
 
-/// Year, month and day of a day since the epoch, in the Gregorian calendar. The year is taken to begin in March, so that
-/// the leap day is its last; 719 468 days lie between the first of March of the year 0 and the epoch.
+/// Returns the year, month and day of a day since the epoch, in the Gregorian calendar. In this calculation a year
+/// begins in March, so that the leap day is its last day. 719 468 days lie between 1 March of the year 0 and the
+/// epoch.
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stamps_are_those_of_date() {
+    fn stamps_match_date() {
         // date -u -d @SECONDS +%Y-%m-%dT%H:%M:%S
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00.000000000Z"),

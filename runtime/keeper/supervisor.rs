@@ -1,4 +1,5 @@
-//! Handing the descriptor of a seccomp filter to who answers for its calls (OCI runtime spec, "Container Process State").
+//! Sends the descriptor of a seccomp filter to the supervisor of its calls (OCI runtime spec, "Container Process
+//! State").
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -10,15 +11,15 @@ use berth_runtime::wire::{Failure, InitFailure, Step};
 use crate::container::State;
 use crate::keeper::Keeper;
 
-/// The version of the OCI runtime spec whose words these are.
+/// The version of the OCI runtime spec that defines this message.
 const OCI_VERSION: &str = "1.2.0";
 
 impl Keeper {
-    /// A container's first process has loaded a filter that hands calls over.
+    /// Sends the descriptor of the filter that a container's first process has loaded.
     pub(crate) fn supervise_container(&mut self, id: &str, descriptor: &OwnedFd) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let pid = container.child.pid;
-        let filtered = Filtered { container: id, bundle: &container.folder, init: pid, pid };
+        let filtered = FilteredProcess { container: id, bundle: &container.folder, init: pid, pid };
         let Some(listener) = &container.supervisor else { return };
         let Err(failure) = hand_over(listener, &filtered, descriptor) else { return };
         if let State::Starting(origin) = container.state {
@@ -28,14 +29,14 @@ impl Keeper {
         }
     }
 
-    /// The same of a further process.
+    /// Sends the descriptor of the filter that an exec has loaded.
     pub(crate) fn supervise_exec(&mut self, id: &str, descriptor: &OwnedFd) {
         let Some(exec) = self.execs.get_mut(id) else { return };
         let (Some(listener), Some(container)) = (&exec.supervisor, self.containers.get(&exec.container))
         else {
             return;
         };
-        let filtered = Filtered {
+        let filtered = FilteredProcess {
             container: &exec.container,
             bundle: &container.folder,
             init: container.child.pid,
@@ -49,10 +50,10 @@ impl Keeper {
     }
 }
 
-/// The process that the filter is about.
+/// The process with the filter.
 #[derive(Debug)]
-pub(crate) struct Filtered<'a> {
-    /// Its container.
+pub(crate) struct FilteredProcess<'a> {
+    /// The id of its container.
     pub(crate) container: &'a str,
     /// The container's folder.
     pub(crate) bundle: &'a str,
@@ -65,10 +66,10 @@ pub(crate) struct Filtered<'a> {
 /// Connects to the supervisor and sends it the descriptor.
 ///
 /// # Errors
-/// Nobody is there to answer: the process must not run.
+/// The supervisor cannot be reached. The process must not run then.
 pub(crate) fn hand_over(
     listener: &SeccompListener,
-    filtered: &Filtered<'_>,
+    filtered: &FilteredProcess<'_>,
     descriptor: &OwnedFd,
 ) -> Result<(), InitFailure> {
     let text = state(listener, filtered).to_string();
@@ -84,7 +85,7 @@ pub(crate) fn hand_over(
     })
 }
 
-fn state(listener: &SeccompListener, filtered: &Filtered<'_>) -> serde_json::Value {
+fn state(listener: &SeccompListener, filtered: &FilteredProcess<'_>) -> serde_json::Value {
     let status = if filtered.pid == filtered.init { "creating" } else { "running" };
     serde_json::json!({
         "ociVersion": OCI_VERSION,
@@ -112,10 +113,11 @@ mod tests {
         SeccompListener { path: path.display().to_string(), metadata: "for the agent".to_owned() }
     }
 
-    const FILTERED: Filtered<'static> = Filtered { container: "c1", bundle: "/b", init: 7, pid: 9 };
+    const FILTERED: FilteredProcess<'static> =
+        FilteredProcess { container: "c1", bundle: "/b", init: 7, pid: 9 };
 
     #[test]
-    fn a_supervisor_is_told_of_the_process() {
+    fn a_supervisor_receives_the_state_of_the_process() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let agent = UnixListener::bind(&path).unwrap();
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_supervisor_that_is_not_there_is_a_failure_with_its_path() {
+    fn the_error_names_the_path_of_a_missing_supervisor() {
         let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let failure =
             hand_over(&listener(Path::new("/nonexistent/agent.sock")), &FILTERED, &null).unwrap_err();

@@ -1,4 +1,4 @@
-//! What the event loop looks at.
+//! The descriptors that the event loop watches.
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,11 +10,11 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
-use crate::attach::Part;
+use crate::attach::ClientStream;
 
-/// What a descriptor belongs to.
+/// The source of an event.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Watched {
+pub(crate) enum EventSource {
     Listener,
     Children,
     Connection(u64),
@@ -24,82 +24,82 @@ pub(crate) enum Watched {
     Output(String, usize),
     /// The socket of the writer process.
     Writer,
-    /// The input of a container, until it takes more.
+    /// The input of a container that has pending input.
     Input(String),
-    /// A stream of a client of a container.
-    Client(String, String, Part),
+    /// A stream of a container's client.
+    Client(String, String, ClientStream),
 }
 
-/// An epoll, and what its tokens stand for.
+/// An epoll, and the sources of its tokens.
 #[derive(Debug)]
 pub(crate) struct Watch {
     epoll: OwnedFd,
-    watched: BTreeMap<u64, Watched>,
+    sources: BTreeMap<u64, EventSource>,
     next: u64,
 }
 
 impl Watch {
     pub(crate) fn new() -> sys::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).on("epoll_create1", "")?;
-        Ok(Self { epoll, watched: BTreeMap::new(), next: 1 })
+        Ok(Self { epoll, sources: BTreeMap::new(), next: 1 })
     }
 
-    /// Looks from now on whether a descriptor can be read.
-    pub(crate) fn add(&mut self, fd: BorrowedFd<'_>, watched: Watched) -> sys::Result<()> {
-        self.add_for(fd, watched, EventFlags::IN)
+    /// Watches whether a descriptor can be read.
+    pub(crate) fn add(&mut self, fd: BorrowedFd<'_>, source: EventSource) -> sys::Result<()> {
+        self.add_for(fd, source, EventFlags::IN)
     }
 
-    /// Looks at a descriptor from now on.
+    /// Watches a descriptor for these events.
     pub(crate) fn add_for(
         &mut self,
         fd: BorrowedFd<'_>,
-        watched: Watched,
-        wanted: EventFlags,
+        source: EventSource,
+        flags: EventFlags,
     ) -> sys::Result<()> {
         let token = self.next;
         self.next += 1;
-        epoll::add(&self.epoll, fd, EventData::new_u64(token), wanted).on("epoll_ctl", "")?;
-        self.watched.insert(token, watched);
+        epoll::add(&self.epoll, fd, EventData::new_u64(token), flags).on("epoll_ctl", "")?;
+        self.sources.insert(token, source);
         Ok(())
     }
 
-    /// Looks at it no more. To be called with the descriptor that was added, before it is closed: a child on its way
-    /// may have a copy, which would keep it in the epoll (epoll(7), Q6).
-    pub(crate) fn remove(&mut self, fd: BorrowedFd<'_>, watched: &Watched) {
-        if let Some(token) = self.token_of(watched) {
-            self.watched.remove(&token);
+    /// Unregisters a descriptor. Call this with the registered descriptor, before it is closed: a child before its
+    /// exec may have a copy, which would keep it in the epoll (epoll(7), Q6).
+    pub(crate) fn remove(&mut self, fd: BorrowedFd<'_>, source: &EventSource) {
+        if let Some(token) = self.token_of(source) {
+            self.sources.remove(&token);
             let _gone = epoll::delete(&self.epoll, fd);
         }
     }
 
-    /// Whether it is looked at.
-    pub(crate) fn has(&self, watched: &Watched) -> bool {
-        self.token_of(watched).is_some()
+    /// Returns whether a source is watched.
+    pub(crate) fn contains(&self, source: &EventSource) -> bool {
+        self.token_of(source).is_some()
     }
 
-    /// Asks to be woken when the descriptor can be written to as well, or no more.
-    pub(crate) fn want_to_write(&self, fd: BorrowedFd<'_>, watched: &Watched, wanted: bool) {
-        let Some(token) = self.token_of(watched) else { return };
-        let write = if wanted { EventFlags::OUT } else { EventFlags::empty() };
+    /// Sets whether the descriptor is also watched for being writable.
+    pub(crate) fn set_write_interest(&self, fd: BorrowedFd<'_>, source: &EventSource, enabled: bool) {
+        let Some(token) = self.token_of(source) else { return };
+        let write = if enabled { EventFlags::OUT } else { EventFlags::empty() };
         let _gone = epoll::modify(&self.epoll, fd, EventData::new_u64(token), EventFlags::IN | write);
     }
 
-    fn token_of(&self, watched: &Watched) -> Option<u64> {
-        self.watched.iter().find(|(_, w)| *w == watched).map(|(token, _)| *token)
+    fn token_of(&self, source: &EventSource) -> Option<u64> {
+        self.sources.iter().find(|(_, other)| *other == source).map(|(token, _)| *token)
     }
 
-    /// What an event is about; nothing, where it was looked at no more after the event had come.
-    pub(crate) fn meaning(&self, event: &Event) -> Option<(Watched, EventFlags)> {
+    /// Returns the source of an event. Returns `None` if it was unregistered after the event had arrived.
+    pub(crate) fn source_of(&self, event: &Event) -> Option<(EventSource, EventFlags)> {
         let data = event.data;
-        let watched = self.watched.get(&data.u64())?;
+        let source = self.sources.get(&data.u64())?;
         let flags = event.flags;
-        Some((watched.clone(), flags))
+        Some((source.clone(), flags))
     }
 
-    /// Waits until something happens, or until a time.
+    /// Waits for events, at most until a time.
     pub(crate) fn wait(&self, events: &mut Vec<Event>, until: Option<Instant>) -> sys::Result<()> {
         events.clear();
-        // The kernel takes whole milliseconds: not to be woken too early, one is added.
+        // The kernel's timeout has whole milliseconds. One is added so that the wait does not end too early.
         let left =
             until.map(|until| until.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         let left = left.and_then(|left| Timespec::try_from(left).ok());

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::lines::{Lines, Stream};
 use crate::stamp::{Stamp, now};
 
-/// The most bytes of records in one packet: far less than what a socket holds (unix(7), `SO_SNDBUF`).
+/// The maximum length of the records in one packet, far less than the capacity of a socket (unix(7), `SO_SNDBUF`).
 pub(crate) const MOST: usize = 48 << 10;
 
 /// Kind, number and count before the records.
@@ -24,14 +24,14 @@ const HEADER: usize = 9;
 /// What the keeper sends to the writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Packet<'a> {
-    /// Whole records for a log. A new file of the log comes with them as a descriptor. `lost` is how many records were dropped
-    /// before these.
+    /// Whole records for a log. A new file of the log comes with them as a descriptor. `lost` is the number of
+    /// records that were dropped before these.
     Records { log: u32, lost: u32, records: &'a [u8] },
     /// Closes the file of a log.
     Close { log: u32 },
     /// The exit record of a container, for `exit.json` in its folder.
     Exit { folder: &'a str, record: &'a [u8] },
-    /// Asks for an acknowledgement, with the same number, when all packets before it are written.
+    /// Requests an acknowledgement, with the same number, when all packets before it are written.
     Flush(u32),
 }
 
@@ -73,7 +73,7 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// The whole life of the process.
+/// Runs the writer. Returns only on an error.
 pub(crate) fn run(socket: OwnedFd, single: SingleThread) {
     let Err(error) = single.keep_only(socket, serve);
     crate::report(&format!("failed to start the writer: {error}"));
@@ -90,7 +90,7 @@ fn serve(socket: OwnedFd) -> ! {
             Ok((length, descriptors)) => {
                 let file = descriptors.into_iter().next();
                 let packet = Packet::decode(buffer.get(..length).unwrap_or_default());
-                if !packet.is_some_and(|packet| take(packet, file, &mut files, &socket)) {
+                if !packet.is_some_and(|packet| handle(packet, file, &mut files, &socket)) {
                     break;
                 }
             }
@@ -102,7 +102,7 @@ fn serve(socket: OwnedFd) -> ! {
 }
 
 /// Handles a packet. Returns whether the keeper is still there.
-fn take(
+fn handle(
     packet: Packet<'_>,
     file: Option<OwnedFd>,
     files: &mut BTreeMap<u32, File>,
@@ -112,7 +112,7 @@ fn take(
         Packet::Records { log, lost, records } => {
             if let Some(fd) = file {
                 let before = files.insert(log, File { fd, lost: 0 });
-                // The new file tells how many records the old one did not take.
+                // The new file reports the records that the old one lost.
                 if let (Some(before), Some(file)) = (before, files.get_mut(&log)) {
                     file.lost = before.lost;
                 }
@@ -144,17 +144,17 @@ fn write_exit(folder: &str, record: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&beside, &path)
 }
 
-/// A log file.
+/// An open log file.
 #[derive(Debug)]
 struct File {
     fd: OwnedFd,
-    /// Records that could not be written since the last that could.
+    /// The number of records that could not be written since the last successful write.
     lost: u32,
 }
 
 impl File {
-    /// Writes whole records. What a full disk does not take is dropped and counted: the container goes on, and the log
-    /// says how much is missing as soon as there is room again.
+    /// Writes whole records. Records that a full disk does not take are dropped and counted. The container
+    /// continues. The log reports the number of missing records as soon as there is space again.
     fn write(&mut self, records: &[u8]) {
         if records.is_empty() {
             return;
@@ -174,7 +174,8 @@ impl File {
     }
 }
 
-/// Writes as many whole records as possible; the bytes of these. A record that was written in part is taken back.
+/// Writes as many whole records as possible. Returns the length of these. A record that was written in part is
+/// removed.
 fn write_whole(file: &OwnedFd, records: &[u8]) -> usize {
     let mut written = 0;
     while let Some(rest) = records.get(written..).filter(|rest| !rest.is_empty()) {
@@ -194,14 +195,14 @@ fn write_whole(file: &OwnedFd, records: &[u8]) -> usize {
     if torn > 0 {
         let size = rustix::fs::fstat(file).ok().and_then(|stat| u64::try_from(stat.st_size).ok());
         if let Some(size) = size.and_then(|size| size.checked_sub(torn)) {
-            // A file that cannot even be cut keeps the torn record; the marker that follows tells.
+            // If the file cannot be truncated, the incomplete record remains. The marker that follows reports it.
             let _stays = rustix::fs::ftruncate(file, size);
         }
     }
     whole
 }
 
-/// How many records these are.
+/// Returns the number of records.
 pub(crate) fn count(records: &[u8]) -> u32 {
     u32::try_from(memchr::memchr_iter(b'\n', records).count()).unwrap_or(u32::MAX)
 }
@@ -219,15 +220,15 @@ mod tests {
         let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
         let (ours, theirs) = sys::socket::pair().unwrap();
         let mut files = BTreeMap::new();
-        let mut tell = |packet: Packet<'_>, file| take(packet, file, &mut files, &theirs);
-        assert!(tell(Packet::Records { log: 1, lost: 0, records: b"a\n" }, Some(open("a"))));
-        assert!(tell(Packet::Records { log: 2, lost: 0, records: b"b\n" }, Some(open("b"))));
-        assert!(tell(Packet::Records { log: 1, lost: 0, records: b"c\n" }, None));
-        assert!(tell(Packet::Records { log: 1, lost: 0, records: b"" }, Some(open("new"))));
-        assert!(tell(Packet::Records { log: 1, lost: 2, records: b"d\n" }, None));
-        assert!(tell(Packet::Close { log: 2 }, None));
-        assert!(tell(Packet::Records { log: 2, lost: 0, records: b"of nobody\n" }, None));
-        assert!(tell(Packet::Flush(7), None));
+        let mut send = |packet: Packet<'_>, file| handle(packet, file, &mut files, &theirs);
+        assert!(send(Packet::Records { log: 1, lost: 0, records: b"a\n" }, Some(open("a"))));
+        assert!(send(Packet::Records { log: 2, lost: 0, records: b"b\n" }, Some(open("b"))));
+        assert!(send(Packet::Records { log: 1, lost: 0, records: b"c\n" }, None));
+        assert!(send(Packet::Records { log: 1, lost: 0, records: b"" }, Some(open("new"))));
+        assert!(send(Packet::Records { log: 1, lost: 2, records: b"d\n" }, None));
+        assert!(send(Packet::Close { log: 2 }, None));
+        assert!(send(Packet::Records { log: 2, lost: 0, records: b"of nobody\n" }, None));
+        assert!(send(Packet::Flush(7), None));
         assert_eq!((text("a"), text("b")), ("a\nc\n".to_owned(), "b\n".to_owned()));
         let new = text("new");
         assert!(
@@ -238,23 +239,23 @@ mod tests {
         assert_eq!(sys::socket::receive(ours.as_fd(), &mut number).unwrap().0, 4);
         assert_eq!(u32::from_le_bytes(number), 7);
         drop(ours);
-        assert!(!take(Packet::Flush(8), None, &mut BTreeMap::new(), &theirs), "the keeper is gone");
+        assert!(!handle(Packet::Flush(8), None, &mut BTreeMap::new(), &theirs), "the keeper is gone");
     }
 
     #[test]
-    fn the_record_of_an_end_is_in_the_folder_of_its_container() {
+    fn an_exit_record_is_written_to_the_containers_folder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_str().unwrap();
         let (_ours, theirs) = sys::socket::pair().unwrap();
         for record in [&b"first"[..], b"second"] {
-            assert!(take(Packet::Exit { folder: path, record }, None, &mut BTreeMap::new(), &theirs));
+            assert!(handle(Packet::Exit { folder: path, record }, None, &mut BTreeMap::new(), &theirs));
         }
         let names: Vec<_> =
             std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["exit.json"]);
         assert_eq!(std::fs::read(folder.path().join("exit.json")).unwrap(), b"second");
         // The folder may have been removed. The writer continues.
-        assert!(take(
+        assert!(handle(
             Packet::Exit { folder: "/nonexistent", record: b"" },
             None,
             &mut BTreeMap::new(),
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_disk_does_not_take_is_counted() {
+    fn records_that_a_full_disk_rejects_are_counted() {
         let fd = OwnedFd::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
         let mut file = File { fd, lost: 0 };
         file.write(b"1\n2\n");
@@ -273,7 +274,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_come_back(log: u32, lost: u32, folder in "\\PC{0,40}", bytes: Vec<u8>) {
+        fn packets_are_decoded_as_encoded(log: u32, lost: u32, folder in "\\PC{0,40}", bytes: Vec<u8>) {
             let records = Packet::Records { log, lost, records: &bytes };
             let exit = Packet::Exit { folder: &folder, record: &bytes };
             for packet in [records, exit, Packet::Close { log }, Packet::Flush(lost)] {

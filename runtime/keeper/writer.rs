@@ -14,8 +14,8 @@ use berth_runtime::sys::{self, socket};
 use rustix::io::Errno;
 
 use crate::log::Log;
-use crate::spawn::{Place, spawn};
-use crate::watch::{Watch, Watched};
+use crate::spawn::{SpawnOptions, spawn};
+use crate::watch::{EventSource, Watch};
 use crate::write_process::{self, MOST, Packet, count};
 
 /// How long the writer stays when nothing is written.
@@ -37,7 +37,7 @@ struct Process {
     used: Instant,
 }
 
-/// Stands for a log number in [`Writer::unflushed`]: exit records.
+/// The number for exit records in [`Writer::unflushed`], in place of a log's.
 const EXITS: u32 = u32::MAX;
 
 /// Writes logs and exit records through the writer process.
@@ -58,7 +58,8 @@ impl Writer {
         !self.queue.is_empty()
     }
 
-    /// Writes whole records to a log. While the writer is blocked, records are dropped and counted; the log tells how many.
+    /// Writes whole records to a log. While the writer is blocked, records are dropped and counted; the log
+    /// contains their number.
     pub(crate) fn write(&mut self, log: &mut Log, records: &[u8], watch: &mut Watch) {
         if !records.is_empty() {
             self.send_records(log, records, watch);
@@ -106,7 +107,7 @@ impl Writer {
         self.send(Queued { bytes: Packet::Exit { folder, record }.encode(), file: None }, watch);
     }
 
-    /// Requests a flush of a log. Returns its number, or `None` if everything is written already.
+    /// Requests a flush of a log. Returns the flush's number, or `None` if everything is written already.
     pub(crate) fn flush(&mut self, log: &Log, watch: &mut Watch) -> Option<u32> {
         if !self.unflushed.remove(&log.number) || self.process.is_none() {
             return None;
@@ -126,7 +127,7 @@ impl Writer {
         self.process.is_none() || self.acknowledged.wrapping_sub(flush) < u32::MAX / 2
     }
 
-    /// Handles an event of the writer's socket: it takes more packets, has acknowledged a flush, or has ended.
+    /// Handles an event of the writer's socket: it accepts more packets, has acknowledged a flush, or has ended.
     pub(crate) fn on_event(&mut self, watch: &mut Watch) {
         while let Some(process) = &self.process {
             let mut number = [0; 4];
@@ -137,7 +138,7 @@ impl Writer {
                 Ok(_) | Err(_) => self.end(watch),
             }
         }
-        // If the writer has ended, a new one takes the queue.
+        // If the writer has ended, a new one gets the queue.
         while let Some(next) = self.queue.pop_front() {
             if !self.start(watch) {
                 self.queue.clear();
@@ -148,7 +149,7 @@ impl Writer {
                 break;
             }
         }
-        self.want(watch);
+        self.update_interest(watch);
     }
 
     /// When to call [`Self::check_idle`].
@@ -176,7 +177,7 @@ impl Writer {
     /// Closes the socket. A writer that still runs ends after the last packet.
     fn end(&mut self, watch: &mut Watch) {
         if let Some(process) = self.process.take() {
-            watch.remove(process.socket.as_fd(), &Watched::Writer);
+            watch.remove(process.socket.as_fd(), &EventSource::Writer);
         }
         self.unflushed.clear();
         self.acknowledged = self.requested;
@@ -204,7 +205,7 @@ impl Writer {
             return self.queue.push_back(next);
         }
         let mut next = next;
-        // If the writer has ended, a new one takes the packet.
+        // If the writer has ended, a new one gets the packet.
         for _attempt in 0..2 {
             if !self.start(watch) {
                 return;
@@ -215,7 +216,7 @@ impl Writer {
             }
             if self.process.is_some() {
                 self.queue.push_back(next);
-                return self.want(watch);
+                return self.update_interest(watch);
             }
         }
     }
@@ -227,7 +228,7 @@ impl Writer {
         let new = next
             .file
             .as_ref()
-            .filter(|(log, file)| process.files.get(log).is_none_or(|known| !Rc::ptr_eq(known, file)));
+            .filter(|(log, file)| process.files.get(log).is_none_or(|sent| !Rc::ptr_eq(sent, file)));
         let descriptors: Vec<_> = new.iter().map(|(_, file)| file.as_fd()).collect();
         match unless_interrupted(|| socket::send(process.socket.as_fd(), &next.bytes, &descriptors)) {
             Ok(()) => {
@@ -246,9 +247,9 @@ impl Writer {
     }
 
     /// Waits for room in the socket while packets are queued.
-    fn want(&self, watch: &Watch) {
+    fn update_interest(&self, watch: &Watch) {
         if let Some(process) = &self.process {
-            watch.want_to_write(process.socket.as_fd(), &Watched::Writer, self.is_blocked());
+            watch.set_write_interest(process.socket.as_fd(), &EventSource::Writer, self.is_blocked());
         }
     }
 }
@@ -264,7 +265,7 @@ fn unless_interrupted(send: impl Fn() -> sys::Result<()>) -> sys::Result<()> {
 
 /// Starts the writer. Returns the keeper's end of its socket.
 fn start(watch: &mut Watch) -> sys::Result<OwnedFd> {
-    let place = Place {
+    let options = SpawnOptions {
         namespaces: Namespaces::NONE,
         cgroup: &CgroupJoin::default(),
         userns: None,
@@ -273,16 +274,16 @@ fn start(watch: &mut Watch) -> sys::Result<OwnedFd> {
         descriptors: Descriptors(&[]),
     };
     // The keeper notices the writer's end by the socket, and reaps it like any orphan.
-    let child = spawn(place, |gate, single| write_process::run(gate.into_socket(), single))?;
-    watch.add(child.gate.as_fd(), Watched::Writer)?;
+    let child = spawn(options, |gate, single| write_process::run(gate.into_socket(), single))?;
+    watch.add(child.gate.as_fd(), EventSource::Writer)?;
     Ok(child.gate)
 }
 
-/// How many bytes of whole records fit in one packet.
+/// Returns how many bytes of whole records fit in one packet.
 fn whole_records(records: &[u8]) -> usize {
     match records.get(..MOST) {
         None => records.len(),
-        // No record is as long as a packet.
+        // A record is always shorter than a packet.
         Some(first) => memchr::memrchr(b'\n', first).map_or(MOST, |end| end + 1),
     }
 }

@@ -1,5 +1,5 @@
-//! The root filesystem of a container: an overlay over the image's layers, as a detached mount. It is never attached in
-//! the host's mount namespace, so nothing of it can be left there.
+//! The root filesystem of a container: an overlay of the image's layers, as a detached mount. It is never attached
+//! in the host's mount namespace, so it cannot be left behind there.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use crate::sys::mount::{FsContext, attach, clone_descriptor, clone_path, idmap, 
 use crate::sys::namespaces::unshare_mounts_of_thread;
 use crate::sys::{Context, Error, Result};
 
-/// An overlay over `lower`, the topmost layer first. Without `upper` and `work` it is read-only. For a user namespace the
-/// files of the layers belong to the ids there that they have on the disk; nothing is copied or given to anybody. With a
-/// label all files have this one for SELinux.
+/// Mounts an overlay of `lower`, the topmost layer first. Without `upper` and `work` it is read-only. With a user
+/// namespace, the layers' files have the owners inside it that they have on the disk; no file is copied or
+/// changed. With a label, all files have this SELinux label.
 ///
 /// # Errors
-/// A folder cannot be opened, or the kernel refuses it as a layer.
+/// A folder cannot be opened, or the kernel rejects it as a layer.
 pub fn overlay(
     lower: &[PathBuf],
     upper: Option<&Path>,
@@ -27,17 +27,17 @@ pub fn overlay(
     userns: Option<BorrowedFd<'_>>,
     label: Option<&str>,
 ) -> Result<OwnedFd> {
-    let folders = Folders { lower, upper, work, label };
+    let folders = LayerPaths { lower, upper, work, label };
     if let Some(userns) = userns {
         return folders.mount_for_users(userns);
     }
     if OLDER_KERNEL.load(Ordering::Relaxed) {
-        return folders.mount_in_own_namespace();
+        return folders.mount_in_private_namespace();
     }
     match folders.open()?.mount() {
-        // Kernels before 6.5 do not know `lowerdir+` (Documentation/filesystems/overlayfs.rst).
+        // Kernels before 6.5 do not support `lowerdir+` (Documentation/filesystems/overlayfs.rst).
         Err(error) if error.errno == Errno::INVAL => {
-            let mounted = folders.mount_in_own_namespace()?;
+            let mounted = folders.mount_in_private_namespace()?;
             OLDER_KERNEL.store(true, Ordering::Relaxed);
             Ok(mounted)
         }
@@ -45,40 +45,42 @@ pub fn overlay(
     }
 }
 
-/// The kernel has refused what only a newer one knows: it is not asked again, since it writes that down each time.
+/// Set when the kernel has rejected an option of newer kernels. The option is then not tried again, because the
+/// kernel logs every rejection.
 static OLDER_KERNEL: AtomicBool = AtomicBool::new(false);
 
-/// What an image has at a path, as a detached mount for reading: `lower` are its layers, the topmost first, and at least
-/// two (Documentation/filesystems/overlayfs.rst, "Multiple lower layers"). The path is resolved inside the image.
+/// Mounts a path of an image as a detached read-only mount. `lower` are the image's layers, the topmost first, and
+/// at least two (Documentation/filesystems/overlayfs.rst, "Multiple lower layers"). The path is resolved inside
+/// the image.
 ///
-/// An overlay without an upper folder is read-only as a filesystem, which no remount changes. The flag of a mount alone
-/// would not protect the layers, which other containers share: whoever has CAP_SYS_ADMIN in the mount's namespace may
-/// clear it (mount_setattr(2)).
+/// An overlay without an upper folder is a read-only filesystem, which no remount changes. A mount's read-only
+/// flag alone would not protect the layers, which other containers share: a process with CAP_SYS_ADMIN in the
+/// mount's namespace may clear it (mount_setattr(2)).
 ///
 /// # Errors
-/// A folder cannot be opened, there is nothing at the path, or the kernel refuses the layers.
+/// A folder cannot be opened, the path does not exist, or the kernel rejects the layers.
 pub fn image_volume(
     lower: &[PathBuf],
     path: &str,
     userns: Option<BorrowedFd<'_>>,
     label: Option<&str>,
 ) -> Result<OwnedFd> {
-    let whole = overlay(lower, None, None, userns, label)?;
+    let image = overlay(lower, None, None, userns, label)?;
     if path.split('/').all(|part| part.is_empty() || part == ".") {
-        return Ok(whole);
+        return Ok(image);
     }
-    // A part of a mount can be cloned only where that is attached (open_tree(2)), which it is for a moment in a namespace
-    // of its own.
-    in_own_namespace(|| {
+    // Only a part of an attached mount can be cloned (open_tree(2)). It is attached for a moment in a private
+    // mount namespace.
+    in_private_namespace(|| {
         let target = place(SCRATCH)?;
-        attach(whole.as_fd(), target.as_fd())?;
+        attach(image.as_fd(), target.as_fd())?;
         let part = Root::new(place(SCRATCH)?).resolve(path)?;
         clone_descriptor(part.as_fd(), false)
     })
 }
 
-/// A folder as a detached mount, with the ids of a user namespace.
-fn mapped(folder: &Path, userns: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+/// Clones a folder to a detached mount, with the ids of a user namespace.
+fn clone_with_ids(folder: &Path, userns: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     let tree = clone_path(folder.to_str().unwrap_or_default(), false)?;
     if let Some(userns) = userns {
         idmap(tree.as_fd(), userns, false)?;
@@ -86,11 +88,12 @@ fn mapped(folder: &Path, userns: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// A folder that every host has, to attach something to in a namespace of its own.
+/// The mount point in a private mount namespace. Every host has this folder.
 const SCRATCH: &str = "/sys";
 
-/// Runs `work` in a mount namespace that one thread has for this one moment, and from which nothing comes out.
-fn in_own_namespace(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
+/// Runs `work` in a new mount namespace of one short-lived thread. Its mounts do not propagate to other
+/// namespaces.
+fn in_private_namespace(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
     let inside = || {
         unshare_mounts_of_thread()?;
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -100,37 +103,37 @@ fn in_own_namespace(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<Own
     std::thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|_| Err(invalid("overlay"))))
 }
 
-/// Where the layers are.
+/// The paths of an overlay's layers.
 #[derive(Clone, Copy)]
-struct Folders<'a> {
+struct LayerPaths<'a> {
     lower: &'a [PathBuf],
     upper: Option<&'a Path>,
     work: Option<&'a Path>,
     label: Option<&'a str>,
 }
 
-/// The layers by descriptor: their paths may be longer than any option can be.
-struct Layers {
+/// The layers by descriptor, because their paths may be longer than an option can be.
+struct OpenLayers {
     lower: Vec<OwnedFd>,
     upper: Option<(OwnedFd, OwnedFd)>,
     label: Option<String>,
 }
 
-impl Folders<'_> {
-    fn open(&self) -> Result<Layers> {
+impl LayerPaths<'_> {
+    fn open(&self) -> Result<OpenLayers> {
         let open = |path: &Path| place(path.to_str().unwrap_or_default());
         let lower = self.lower.iter().map(|path| open(path)).collect::<Result<_>>()?;
         let upper = match (self.upper, self.work) {
             (Some(upper), Some(work)) => Some((open(upper)?, open(work)?)),
             _ => None,
         };
-        Ok(Layers { lower, upper, label: self.label.map(str::to_owned) })
+        Ok(OpenLayers { lower, upper, label: self.label.map(str::to_owned) })
     }
 
-    /// With mount(2), on older kernels. Layers are opened in the namespace, since the kernel takes only mounts of the
-    /// caller's own namespace for them.
-    fn mount_in_own_namespace(self) -> Result<OwnedFd> {
-        in_own_namespace(|| {
+    /// Mounts with mount(2), on older kernels. The layers are opened in the private namespace, because the kernel
+    /// accepts only layers on mounts of the caller's namespace.
+    fn mount_in_private_namespace(self) -> Result<OwnedFd> {
+        in_private_namespace(|| {
             let layers = self.open()?;
             let options = std::ffi::CString::new(layers.options()).map_err(|_| invalid("overlay"))?;
             rustix::mount::mount("berth", SCRATCH, "overlay", MountFlags::empty(), options.as_c_str())
@@ -140,18 +143,19 @@ impl Folders<'_> {
     }
 }
 
-impl Folders<'_> {
-    /// Each layer is a mount of its own with the ids of the namespace, attached for a moment: the kernel takes only mounts
-    /// of the caller's mount namespace for layers. The upper folder is not mapped: whoever mounts has no id in it.
+impl LayerPaths<'_> {
+    /// Mounts an overlay for a user namespace. Each layer is mounted separately with the ids of the user
+    /// namespace, for a moment, because the kernel accepts only layers on mounts of the caller's mount namespace.
+    /// The upper folder is not mapped, because the mounting process has no id in the user namespace.
     fn mount_for_users(self, userns: BorrowedFd<'_>) -> Result<OwnedFd> {
-        in_own_namespace(|| {
+        in_private_namespace(|| {
             let scratch = FsContext::open("tmpfs")?.mount(0)?;
             attach(scratch.as_fd(), place(SCRATCH)?.as_fd())?;
-            let mut layers = Folders { lower: &[], ..self }.open()?;
+            let mut layers = LayerPaths { lower: &[], ..self }.open()?;
             for (number, folder) in self.lower.iter().enumerate() {
                 let at = format!("{SCRATCH}/{number}");
                 rustix::fs::mkdirat(rustix::fs::CWD, &at, rustix::fs::Mode::RWXU).on("mkdir", &at)?;
-                attach(mapped(folder, Some(userns))?.as_fd(), place(&at)?.as_fd())?;
+                attach(clone_with_ids(folder, Some(userns))?.as_fd(), place(&at)?.as_fd())?;
                 layers.lower.push(place(&at)?);
             }
             match layers.mount() {
@@ -175,7 +179,7 @@ impl Folders<'_> {
     }
 }
 
-impl Layers {
+impl OpenLayers {
     fn mount(&self) -> Result<OwnedFd> {
         let context = FsContext::open("overlay")?;
         context.set("source", Some("berth"))?;
@@ -192,7 +196,8 @@ impl Layers {
         context.mount(0)
     }
 
-    /// As one text for mount(2): by descriptor some 200 layers fit in the page that it may have.
+    /// Returns the options as one text for mount(2). With descriptors, about 200 layers fit in the page that the
+    /// text may have.
     fn options(&self) -> String {
         let path = |fd: &OwnedFd| descriptor_path(fd.as_fd());
         let lower: Vec<String> = self.lower.iter().map(path).collect();
@@ -217,7 +222,7 @@ mod tests {
 
     use super::*;
 
-    /// Only root may mount.
+    /// Returns whether this is root, because only root may mount.
     fn is_root() -> bool {
         rustix::process::geteuid().is_root()
     }
@@ -241,11 +246,11 @@ mod tests {
         assert_eq!(read("/both"), b"top");
         assert_eq!(read("/below"), b"bottom");
         root.make_file("/made").unwrap();
-        assert!(upper.join("made").is_file(), "what is written goes to the upper folder");
+        assert!(upper.join("made").is_file(), "writes go to the upper folder");
     }
 
     #[test]
-    fn a_part_of_an_image_is_a_mount_and_stays_inside() {
+    fn a_part_of_an_image_is_mounted_and_links_stay_inside() {
         if !is_root() {
             return;
         }
@@ -265,11 +270,11 @@ mod tests {
         assert_eq!(read(&lower, "part/../part/inner", "/file"), b"deep");
         assert!(
             image_volume(&lower, "etc-link/passwd", None, None).is_err(),
-            "a link leads nowhere outside the image"
+            "no link leads outside of the image"
         );
         assert!(image_volume(&lower, "../../../../etc/passwd", None, None).is_err());
         assert!(image_volume(&lower, "none", None, None).is_err());
-        assert!(image_volume(&lower[1..], "", None, None).is_err(), "a layer is never mounted itself");
+        assert!(image_volume(&lower[1..], "", None, None).is_err(), "a layer is never mounted directly");
     }
 
     #[test]
@@ -286,20 +291,20 @@ mod tests {
     }
 
     #[test]
-    fn older_kernels_mount_in_a_namespace_of_their_own() {
+    fn older_kernels_mount_in_a_private_namespace() {
         if !is_root() {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
         let (lower, upper, work) = layers(folder.path());
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let folders = Folders { lower: &lower, upper: Some(&upper), work: Some(&work), label: None };
-        check(&folders.mount_in_own_namespace().unwrap(), &upper);
+        let folders = LayerPaths { lower: &lower, upper: Some(&upper), work: Some(&work), label: None };
+        check(&folders.mount_in_private_namespace().unwrap(), &upper);
         assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
     }
 
     #[test]
-    fn a_layer_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_layer() {
         let missing = [PathBuf::from("/nonexistent/layer")];
         assert!(
             overlay(&missing, None, None, None, None).unwrap_err().to_string().contains("/nonexistent/layer")

@@ -1,4 +1,4 @@
-//! Filters by the content of their profile: a node has few profiles and many containers.
+//! A cache of filters by the content of their profile. A node has few profiles and many containers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,34 +6,34 @@ use oci_spec::runtime::LinuxSeccomp;
 
 use super::{Filter, SeccompError, compile};
 
-/// How many filters are kept; the one that was used longest ago makes room.
-const KEPT: usize = 32;
+/// The capacity of the cache. The least recently used filter is removed first.
+const CAPACITY: usize = 32;
 
-/// Filters that were compiled, the last used one first.
+/// Compiled filters, the most recently used one first.
 #[derive(Debug, Default)]
 pub struct Cache {
     filters: Mutex<Vec<(LinuxSeccomp, Arc<Filter>)>>,
 }
 
 impl Cache {
-    /// The filter of a profile, compiled unless it was before.
+    /// Returns the filter of a profile, from the cache or newly compiled.
     ///
     /// # Errors
-    /// As [`compile`].
+    /// Those of [`compile`].
     pub fn filter(&self, profile: &LinuxSeccomp) -> Result<Arc<Filter>, SeccompError> {
-        if let Some(known) = self.known(profile) {
-            return Ok(known);
+        if let Some(cached) = self.cached(profile) {
+            return Ok(cached);
         }
         let filter = Arc::new(compile(profile)?);
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
         filters.insert(0, (profile.clone(), filter.clone()));
-        filters.truncate(KEPT);
+        filters.truncate(CAPACITY);
         Ok(filter)
     }
 
-    fn known(&self, profile: &LinuxSeccomp) -> Option<Arc<Filter>> {
+    fn cached(&self, profile: &LinuxSeccomp) -> Option<Arc<Filter>> {
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = filters.iter().position(|(known, _)| known == profile)?;
+        let place = filters.iter().position(|(cached, _)| cached == profile)?;
         filters.get_mut(..=place)?.rotate_right(1);
         filters.first().map(|(_, filter)| filter.clone())
     }

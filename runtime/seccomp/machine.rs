@@ -1,29 +1,29 @@
-//! The kinds of programs that this machine runs, by how they make system calls, and the numbers of these calls. A filter
-//! needs nothing of other kinds: a system call of theirs never happens here.
+//! The ABIs of this machine: the kinds of programs that it can run, and the numbers of their system calls. A
+//! filter need not cover other ABIs, because their system calls cannot happen here.
 
 use std::str::FromStr;
 
 use oci_spec::runtime::Arch;
 
-/// Marks the number of a system call of the x32 ABI (syscall(2), asm/unistd.h `__X32_SYSCALL_BIT`).
+/// The bit that is set in the number of an x32 system call (syscall(2), asm/unistd.h `__X32_SYSCALL_BIT`).
 pub(super) const X32: u32 = 0x4000_0000;
 
-/// One way to make system calls.
+/// An ABI for system calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Abi {
-    /// What `seccomp_data.arch` says (linux/audit.h, `AUDIT_ARCH_*`).
+    /// The value of `seccomp_data.arch` (linux/audit.h, `AUDIT_ARCH_*`).
     pub(super) audit: u32,
     /// Its name in a profile.
     pub(super) arch: Arch,
-    /// It is the one of the daemon itself, which every filter knows.
+    /// Whether it is the daemon's own ABI, which every filter covers.
     pub(super) native: bool,
-    /// Its arguments have 64 bits.
+    /// Whether its arguments have 64 bits.
     pub(super) wide: bool,
-    /// The number of a system call by its name, if it has it.
+    /// Returns the number of a system call by its name, if the ABI has it.
     pub(super) number: fn(&str) -> Option<u32>,
 }
 
-/// The ABIs of this machine; those with the same audit number follow one another, in the order of their numbers.
+/// Returns the ABIs of this machine. ABIs with the same audit number are adjacent and ordered by their numbers.
 pub(super) fn abis() -> Vec<Abi> {
     std::iter::once(kinds::NATIVE).chain(kinds::OTHERS).collect()
 }
@@ -53,7 +53,8 @@ mod kinds {
         Abi { audit: 0x4000_0003, arch: Arch::ScmpArchX86, native: false, wide: false, number: of_x86 },
     ];
 
-    /// The calls that x32 has for itself, because they hand over pointers or sizes (arch/x86/entry/syscalls).
+    /// System calls with their own numbers in x32, because their arguments contain pointers or sizes
+    /// (arch/x86/entry/syscalls).
     const ONLY_X32: [&str; 36] = [
         "rt_sigaction",
         "rt_sigreturn",
@@ -94,7 +95,7 @@ mod kinds {
     ];
 
     fn of_x32(name: &str) -> Option<u32> {
-        let number = match ONLY_X32.iter().position(|known| *known == name) {
+        let number = match ONLY_X32.iter().position(|call| *call == name) {
             Some(place) => u32::try_from(place).ok()? + 512,
             None => of_x86_64(name)?,
         };
@@ -136,7 +137,7 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn numbers_are_those_of_the_kernels_headers() {
+    fn numbers_match_the_kernels_headers() {
         let number = |arch, name: &str| {
             let abis = abis();
             (abis.iter().find(|abi| abi.arch == arch).unwrap().number)(name)

@@ -1,11 +1,11 @@
-//! Seccomp: which system calls a container may make (seccomp(2)). A profile of the OCI spec is compiled to one filter
-//! for every kind of program that this machine runs, once for each content.
+//! Seccomp: the system calls that a container may make (seccomp(2)). A profile of the OCI spec is compiled to one
+//! filter for all ABIs of this machine. Each content is compiled once.
 //!
-//! * [`default`]: the profile that containers have when they ask for the runtime's own
-//! * [`machine`]: the kinds of programs, and the numbers of their system calls
-//! * [`rules`]: a profile as decisions by number
-//! * [`program`]: decisions as instructions of BPF
-//! * [`cache`]: filters by the content of their profile
+//! * [`default`]: the profile of containers that request `RuntimeDefault`
+//! * [`machine`]: the ABIs, and the numbers of their system calls
+//! * [`rules`]: translates a profile to decisions by number
+//! * [`program`]: compiles decisions to BPF instructions
+//! * [`cache`]: caches filters by the content of their profile
 
 mod cache;
 pub mod default;
@@ -23,7 +23,7 @@ pub use cache::Cache;
 use crate::sys;
 use crate::sys::spawn::SIBLING_FLAGS;
 
-/// The most instructions that the kernel takes (`BPF_MAXINSNS`).
+/// The kernel's maximum number of instructions (`BPF_MAXINSNS`).
 const MOST_INSTRUCTIONS: usize = 4096;
 
 /// `SECCOMP_FILTER_FLAG_LOG`.
@@ -35,48 +35,49 @@ pub const FLAG_NEW_LISTENER: u64 = 1 << 3;
 /// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
 const FLAG_WAIT_KILLABLE: u64 = 1 << 5;
 
-/// The calls by which a process tells that it could not exec, and ends.
-const TELLING: [&str; 2] = ["sendmsg", "exit_group"];
+/// The system calls with which a process reports that its exec failed, and exits.
+const REPORT_CALLS: [&str; 2] = ["sendmsg", "exit_group"];
 
-/// What a process calls beside [`TELLING`] and the clone between loading a filter early and its exec (`init/last.rs`).
+/// The system calls, other than [`REPORT_CALLS`] and the clone, that a process makes between the early loading of
+/// a filter and its exec (`init/last.rs`).
 const LAST_CALLS: [&str; 8] = ["brk", "capset", "ioctl", "mmap", "prctl", "prlimit64", "read", "setsid"];
 
-/// A profile that cannot be compiled.
+/// An error of compiling a profile.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    /// More instructions than the kernel takes.
+    /// The filter has more instructions than the kernel accepts.
     #[error(
-        "the seccomp profile makes {0} instructions; {MOST_INSTRUCTIONS} are the most that the kernel takes"
+        "invalid seccomp profile: it compiles to {0} instructions, the kernel's limit is {MOST_INSTRUCTIONS}"
     )]
     TooLong(usize),
-    /// A rule about an argument that no system call has.
-    #[error("seccomp rule of {call}: there is no argument {index}")]
+    /// A rule has a condition on an argument that no system call has.
+    #[error("invalid seccomp rule of {call}: there is no argument {index}")]
     Argument {
-        /// Which system call.
+        /// The system call.
         call: String,
         /// The number of the argument, from 0.
         index: usize,
     },
-    /// Calls are to be handed to a supervisor, and nothing says to which.
-    #[error("the seccomp profile has SCMP_ACT_NOTIFY and no listenerPath")]
+    /// A rule has the action `SCMP_ACT_NOTIFY`, but the profile specifies no supervisor.
+    #[error("invalid seccomp profile: SCMP_ACT_NOTIFY requires a listenerPath")]
     NoListener,
-    /// The supervisor's socket is no absolute path.
-    #[error("seccomp listenerPath {0:?} is not an absolute path")]
+    /// The path of the supervisor's socket is not absolute.
+    #[error("invalid seccomp listenerPath: {0:?} is not an absolute path")]
     Listener(PathBuf),
-    /// Every call is to be handed to a supervisor: the command would wait before its first instruction.
-    #[error("SCMP_ACT_NOTIFY cannot be the default action of a seccomp profile")]
+    /// `SCMP_ACT_NOTIFY` is the default action: the process would block before it executes its command.
+    #[error("invalid seccomp profile: SCMP_ACT_NOTIFY cannot be the default action")]
     NotifyByDefault,
-    /// The filter cannot be kept.
+    /// The filter cannot be stored in a memory file.
     #[error(transparent)]
     System(#[from] sys::Error),
 }
 
-/// Who answers for the system calls with the action `SCMP_ACT_NOTIFY` (OCI runtime spec, "Container Process State").
+/// The supervisor of system calls with the action `SCMP_ACT_NOTIFY` (OCI runtime spec, "Container Process State").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// The supervisor's socket.
     pub path: PathBuf,
-    /// Data for it.
+    /// Data for the supervisor.
     pub metadata: String,
 }
 
@@ -87,30 +88,30 @@ pub struct Filter {
     pub program: OwnedFd,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u64,
-    /// It may refuse the calls by which a process tells that it could not exec.
+    /// Whether the filter may reject the system calls with which a process reports that its exec failed.
     pub mute: bool,
-    /// It allows all that a process does between loading it and its exec, a clone among that.
+    /// Whether the filter allows every system call between its loading and the exec, including the clone.
     pub early: bool,
-    /// Where the filter's notifications go.
+    /// The supervisor that receives the filter's notifications.
     pub listener: Option<Listener>,
 }
 
 /// Compiles a profile.
 ///
 /// # Errors
-/// It contradicts itself or is too long, with its reason.
+/// The profile is invalid or too long.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
     let groups = rules::groups(profile, &machine::abis())?;
     let instructions = instructions(&groups)?;
     let bytes: Vec<u8> = instructions.iter().flat_map(|instruction| instruction.bytes()).collect();
     let listener = listener(profile)?;
-    let free = |calls: &[&str]| calls.iter().all(|name| rules::is_free(&groups, name, None));
-    let clones = rules::is_free(&groups, "clone", Some(SIBLING_FLAGS));
+    let allowed = |calls: &[&str]| calls.iter().all(|name| rules::is_always_allowed(&groups, name, None));
+    let clones = rules::is_always_allowed(&groups, "clone", Some(SIBLING_FLAGS));
     Ok(Filter {
         program: sys::fs::sealed("seccomp", &bytes, false)?,
         flags: flags(profile, listener.is_some()),
-        mute: !free(&TELLING),
-        early: listener.is_none() && clones && free(&TELLING) && free(&LAST_CALLS),
+        mute: !allowed(&REPORT_CALLS),
+        early: listener.is_none() && clones && allowed(&REPORT_CALLS) && allowed(&LAST_CALLS),
         listener,
     })
 }
@@ -141,19 +142,20 @@ fn listener(profile: &LinuxSeccomp) -> Result<Option<Listener>, SeccompError> {
     }
 }
 
-/// A profile without a word on flags does not ask for the slow mitigation of speculative stores, as runc has it.
+/// Returns the flags. A profile that specifies none disables the slow mitigation of speculative stores, as in
+/// runc.
 fn flags(profile: &LinuxSeccomp, notifies: bool) -> u64 {
-    let Some(asked) = profile.flags() else {
+    let Some(requested) = profile.flags() else {
         return FLAG_SPEC_ALLOW | if notifies { FLAG_NEW_LISTENER } else { 0 };
     };
-    asked.iter().fold(if notifies { FLAG_NEW_LISTENER } else { 0 }, |flags, flag| {
+    requested.iter().fold(if notifies { FLAG_NEW_LISTENER } else { 0 }, |flags, flag| {
         flags
             | match flag {
                 LinuxSeccompFilterFlag::SeccompFilterFlagLog => FLAG_LOG,
                 LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FLAG_SPEC_ALLOW,
                 // The process that loads the filter has one thread.
                 LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
-                // The kernel takes it only together with a listener (seccomp(2)).
+                // The kernel accepts this flag only together with a listener (seccomp(2)).
                 LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if notifies => FLAG_WAIT_KILLABLE,
                 LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
             }

@@ -1,7 +1,8 @@
-//! Decisions as a program of classic BPF: a binary search over the numbers, so that a call takes some ten instructions
-//! and the kernel can tell in advance which calls are always allowed (seccomp(2), "BPF filters").
+//! Compiles decisions to a classic BPF program. A binary search over the system call numbers takes about ten
+//! instructions per call, and allows the kernel to determine in advance which calls are always allowed
+//! (seccomp(2), "BPF filters").
 //!
-//! A program is put together from its end, since a jump only leads forward and must know how far.
+//! A program is built from its end, because jumps lead only forward and need their distance.
 
 use std::collections::HashMap;
 
@@ -43,32 +44,32 @@ fn plain(code: u16, value: u32) -> Instruction {
     Instruction { code, jump_true: 0, jump_false: 0, value }
 }
 
-/// The whole program.
+/// Builds the whole program.
 pub(super) fn assemble(groups: &[Group]) -> Vec<Instruction> {
-    let mut program = Backwards::default();
+    let mut program = ReverseProgram::default();
     let bad_arch = program.action(Action::KILL_THREAD);
     let mut next = bad_arch;
     for group in groups.iter().rev() {
         let tree = program.tree(&group.from);
-        let section = program.go_on_at(tree, plain(LOAD, NUMBER));
+        let section = program.push_before(tree, plain(LOAD, NUMBER));
         next = program.jump(JUMP_EQUAL, group.audit, section, next);
     }
-    program.go_on_at(next, plain(LOAD, ARCH));
+    program.push_before(next, plain(LOAD, ARCH));
     program.forwards()
 }
 
-/// A place in a program: how many instructions come after it.
+/// A position in a program: the number of instructions after it.
 type Place = usize;
 
-/// A program from its end.
+/// A program in reverse order.
 #[derive(Default)]
-struct Backwards {
+struct ReverseProgram {
     instructions: Vec<Instruction>,
     returns: HashMap<Action, Place>,
 }
 
-impl Backwards {
-    /// How far a jump may lead; some room is left for the instructions that are put between.
+impl ReverseProgram {
+    /// The maximum distance of a jump. It leaves a margin for instructions that are inserted.
     const REACH: usize = 250;
 
     fn push(&mut self, instruction: Instruction) -> Place {
@@ -91,8 +92,8 @@ impl Backwards {
         }
     }
 
-    /// An instruction after which `place` comes next.
-    fn go_on_at(&mut self, place: Place, instruction: Instruction) -> Place {
+    /// Adds an instruction that continues at `place`.
+    fn push_before(&mut self, place: Place, instruction: Instruction) -> Place {
         let distance = self.distance(place);
         if distance > 0 {
             self.push(plain(JUMP, u32::try_from(distance).unwrap_or(u32::MAX)));
@@ -100,7 +101,7 @@ impl Backwards {
         self.push(instruction)
     }
 
-    /// A place from which a jump that is put now reaches `place`.
+    /// Returns a position that continues at `place` and is close enough for a jump.
     fn near(&mut self, place: Place) -> Place {
         match self.distance(place) {
             distance if distance < Self::REACH => place,
@@ -115,7 +116,7 @@ impl Backwards {
         self.push(Instruction { code, jump_true, jump_false, value })
     }
 
-    /// The search for the range of a number.
+    /// Adds the search for the range of a number.
     fn tree(&mut self, ranges: &[(u32, Decision)]) -> Place {
         match ranges {
             [] => self.action(Action::KILL_THREAD),
@@ -143,7 +144,7 @@ impl Backwards {
         next
     }
 
-    /// A test that goes on at one of two places.
+    /// Adds a test that continues at one of two positions.
     fn condition(&mut self, condition: &Condition, holds: Place, fails: Place) -> Place {
         use LinuxSeccompOperator as Operator;
         let (value, two) = (condition.value, condition.value_two);
@@ -158,30 +159,30 @@ impl Backwards {
         }
     }
 
-    /// Whether the argument, masked, is `value`.
+    /// Tests whether the argument, masked, is `value`.
     fn equal(&mut self, condition: &Condition, mask: u64, value: u64, yes: Place, no: Place) -> Place {
         let mut place = yes;
         for word in words(condition) {
             place = self.jump(JUMP_EQUAL, part(value, word), place, no);
             if part(mask, word) != u32::MAX {
-                place = self.go_on_at(place, plain(AND, part(mask, word)));
+                place = self.push_before(place, plain(AND, part(mask, word)));
             }
-            place = self.go_on_at(place, plain(LOAD, offset(condition.index, word)));
+            place = self.push_before(place, plain(LOAD, offset(condition.index, word)));
         }
         place
     }
 
-    /// Whether the argument is above the condition's value, or equal where `code` says so.
+    /// Tests whether the argument is above the condition's value, or also equal, depending on `code`.
     fn above(&mut self, code: u16, condition: &Condition, yes: Place, no: Place) -> Place {
         let low = self.jump(code, part(condition.value, Word::Low), yes, no);
-        let low = self.go_on_at(low, plain(LOAD, offset(condition.index, Word::Low)));
+        let low = self.push_before(low, plain(LOAD, offset(condition.index, Word::Low)));
         if !condition.wide {
             return low;
         }
         let high = part(condition.value, Word::High);
         let equal = self.jump(JUMP_EQUAL, high, low, no);
         let place = self.jump(JUMP_GREATER, high, yes, equal);
-        self.go_on_at(place, plain(LOAD, offset(condition.index, Word::High)))
+        self.push_before(place, plain(LOAD, offset(condition.index, Word::High)))
     }
 
     fn forwards(mut self) -> Vec<Instruction> {
@@ -190,14 +191,14 @@ impl Backwards {
     }
 }
 
-/// Half of an argument: BPF reads words of 32 bits.
+/// Half of an argument. BPF reads 32-bit words.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Word {
     Low,
     High,
 }
 
-/// The halves that an argument has, the one that is looked at last first.
+/// Returns the halves of an argument, the one that is tested last first.
 fn words(condition: &Condition) -> impl Iterator<Item = Word> + use<> {
     [Word::Low, Word::High].into_iter().take(if condition.wide { 2 } else { 1 })
 }

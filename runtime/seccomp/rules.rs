@@ -1,6 +1,6 @@
-//! A profile as decisions by the number of a system call. What is allowed does not depend on the order of the rules, as
-//! with libseccomp, by which other runtimes compile profiles: rules with the default action say nothing, a rule without
-//! conditions outweighs those with.
+//! Translates a profile to decisions by system call number. As in libseccomp, with which other runtimes compile
+//! profiles, the order of the rules does not affect what is allowed: rules with the default action are ignored,
+//! and a rule without conditions overrides rules with conditions.
 
 use std::collections::BTreeMap;
 
@@ -11,16 +11,16 @@ use oci_spec::runtime::{
 use super::SeccompError;
 use super::machine::{self, Abi, X32};
 
-/// What the kernel does about a system call: what a filter returns (seccomp(2), "SECCOMP_RET_*").
+/// The kernel's action for a system call: the return value of a filter (seccomp(2), "SECCOMP_RET_*").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Action(pub(super) u32);
 
 impl Action {
     pub(super) const KILL_THREAD: Self = Self(0);
 
-    /// The call fails with this error.
+    /// Returns the action that makes the call fail with this error.
     pub(super) const fn errno(errno: u32) -> Self {
-        // No error is above 4095; the lower half of the action is the error.
+        // Errors are at most 4095. The lower half of the action is the error.
         Self(0x0005_0000 | errno & 0xffff)
     }
 
@@ -39,12 +39,12 @@ impl Action {
         }
     }
 
-    /// The call is made.
+    /// Returns whether the call is made.
     fn allows(self) -> bool {
         matches!(self.0 & 0xffff_0000, 0x7ffc_0000 | 0x7fff_0000)
     }
 
-    /// The call is made, or handed to somebody who decides.
+    /// Returns whether the call is made or a tracer decides.
     fn lets_through(self) -> bool {
         let kind = self.0 & 0xffff_0000;
         matches!(kind, 0x7ff0_0000 | 0x7ffc_0000 | 0x7fff_0000)
@@ -54,20 +54,20 @@ impl Action {
 /// A condition on an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Condition {
-    /// Which, from 0.
+    /// The index of the argument, from 0.
     pub(super) index: u8,
     pub(super) operator: LinuxSeccompOperator,
     pub(super) value: u64,
     pub(super) value_two: u64,
-    /// The argument has 64 bits.
+    /// Whether the argument has 64 bits.
     pub(super) wide: bool,
 }
 
 impl Condition {
-    /// Whether it holds of this argument (seccomp_rule_add(3), "SCMP_CMP_*").
+    /// Returns whether the condition holds for this argument (seccomp_rule_add(3), "SCMP_CMP_*").
     fn holds(self, argument: u64) -> bool {
-        let seen = if self.wide { u64::MAX } else { u64::from(u32::MAX) };
-        let (argument, value) = (argument & seen, self.value & seen);
+        let mask = if self.wide { u64::MAX } else { u64::from(u32::MAX) };
+        let (argument, value) = (argument & mask, self.value & mask);
         match self.operator {
             LinuxSeccompOperator::ScmpCmpNe => argument != value,
             LinuxSeccompOperator::ScmpCmpLt => argument < value,
@@ -75,24 +75,24 @@ impl Condition {
             LinuxSeccompOperator::ScmpCmpEq => argument == value,
             LinuxSeccompOperator::ScmpCmpGe => argument >= value,
             LinuxSeccompOperator::ScmpCmpGt => argument > value,
-            LinuxSeccompOperator::ScmpCmpMaskedEq => argument & value == self.value_two & seen,
+            LinuxSeccompOperator::ScmpCmpMaskedEq => argument & value == self.value_two & mask,
         }
     }
 }
 
-/// An action where all conditions hold.
+/// An action that applies if all conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) conditions: Vec<Condition>,
     pub(super) action: Action,
 }
 
-/// What is done about a number.
+/// The decision for a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Always the same.
+    /// The same action in all cases.
     Always(Action),
-    /// The first rule that holds; else the action.
+    /// The action of the first rule that holds, else the given action.
     Rules(Vec<Rule>, Action),
 }
 
@@ -100,11 +100,11 @@ pub(super) enum Decision {
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) audit: u32,
-    /// From which number on, in order and from 0: each goes up to the next.
+    /// Ranges of numbers in order, starting at 0. Each contains its first number and ends before the next range.
     pub(super) from: Vec<(u32, Decision)>,
 }
 
-/// The decisions for each kind of program; calls of kinds that the profile does not list kill.
+/// Returns the decisions for each ABI. Calls of ABIs that the profile does not list kill the thread.
 pub(super) fn groups(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Vec<Group>, SeccompError> {
     let default = Action::of(profile.default_action(), profile.default_errno_ret());
     let listed = |abi: &Abi| {
@@ -127,8 +127,9 @@ pub(super) fn groups(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Vec<Group>,
     Ok(groups)
 }
 
-/// Whether the machine's own programs can make a call whatever its arguments, but for the first where that is given.
-pub(super) fn is_free(groups: &[Group], name: &str, first: Option<u64>) -> bool {
+/// Returns whether a program of the native ABI may make a call with any arguments; if `first` is given, with this
+/// first argument.
+pub(super) fn is_always_allowed(groups: &[Group], name: &str, first: Option<u64>) -> bool {
     let native = machine::abis().into_iter().find(|abi| abi.native);
     let Some((number, audit)) = native.and_then(|abi| Some(((abi.number)(name)?, abi.audit))) else {
         return false;
@@ -137,14 +138,15 @@ pub(super) fn is_free(groups: &[Group], name: &str, first: Option<u64>) -> bool 
     match group.and_then(|group| group.from.iter().rev().find(|(from, _)| *from <= number)) {
         Some((_, Decision::Always(action))) => action.allows(),
         Some((_, Decision::Rules(rules, otherwise))) => {
-            first.is_some_and(|first| decided(rules, *otherwise, first).is_some_and(Action::allows))
+            first.is_some_and(|first| decide(rules, *otherwise, first).is_some_and(Action::allows))
         }
         None => false,
     }
 }
 
-/// What rules decide about a call of which only the first argument is known; none where others count.
-fn decided(rules: &[Rule], otherwise: Action, first: u64) -> Option<Action> {
+/// Returns the rules' action for a call of which only the first argument is known. Returns `None` if it depends on
+/// others.
+fn decide(rules: &[Rule], otherwise: Action, first: u64) -> Option<Action> {
     for rule in rules {
         if rule.conditions.iter().any(|condition| condition.index != 0) {
             return None;
@@ -160,8 +162,8 @@ fn is_x32(abi: &Abi) -> bool {
     abi.arch == Arch::ScmpArchX32
 }
 
-/// Numbers with the bit of x32 are of a kind of its own; -1 is what a tracer leaves of a call that it has taken away
-/// (seccomp(2), `SECCOMP_RET_TRACE`), and no call of x32.
+/// Adds the ranges of x32 numbers. x32 is a separate ABI. -1 is not an x32 call: a tracer sets this number to skip
+/// a call (seccomp(2), `SECCOMP_RET_TRACE`).
 fn close_x32(group: &mut Group, default: Action) {
     if group.from.iter().all(|(from, _)| *from < X32) {
         group.from.push((X32, Decision::Always(Action::KILL_THREAD)));
@@ -177,7 +179,7 @@ fn decisions(
     let mut decisions = BTreeMap::new();
     for syscall in profile.syscalls().iter().flatten() {
         let action = Action::of(syscall.action(), syscall.errno_ret());
-        // A name that the kernel of our time does not have is nothing to decide about.
+        // A name that the kernel does not have is ignored.
         for number in syscall.names().iter().filter_map(|name| (abi.number)(name)) {
             let decision = decisions.entry(number).or_insert(Decision::Rules(Vec::new(), default));
             if action != default {
@@ -196,8 +198,8 @@ fn add(decision: &mut Decision, new: Vec<Rule>, action: Action) {
     }
 }
 
-/// Conditions on different arguments must all hold; of several on the same argument one is enough (runc and crun read
-/// profiles so). None where the rule has no conditions.
+/// Translates a rule. Conditions on different arguments must all hold; of several on the same argument one is
+/// enough, as in runc and crun. Returns an empty list if the rule has no conditions.
 fn rules(syscall: &LinuxSyscall, wide: bool, action: Action) -> Result<Vec<Rule>, SeccompError> {
     let condition = |arg: &LinuxSeccompArg| match u8::try_from(arg.index()) {
         Ok(index) if index < 6 => Ok(Condition {
@@ -224,14 +226,14 @@ fn rules(syscall: &LinuxSyscall, wide: bool, action: Action) -> Result<Vec<Rule>
     Ok(vec![Rule { conditions, action }])
 }
 
-/// The decisions as ranges from `start` on. A call that is newer than all that the profile knows does not exist for its
-/// container, so that programs fall back to older ones (as runc has it).
+/// Converts decisions to ranges from `start` on. If the default action does not let calls through, calls that are
+/// newer than all calls in the profile fail with ENOSYS, so that programs use older ones, as in runc.
 fn ranges(decisions: &BTreeMap<u32, Decision>, start: u32, default: Action) -> Vec<(u32, Decision)> {
     const ENOSYS: u32 = 38;
     let mut ranges: Vec<(u32, Decision)> = vec![(start, Decision::Always(default))];
     let mut put = |from: u32, decision: Decision| match ranges.last_mut() {
-        Some((last, known)) if *last == from => *known = decision,
-        Some((_, known)) if *known == decision && matches!(decision, Decision::Always(_)) => {}
+        Some((last, previous)) if *last == from => *previous = decision,
+        Some((_, previous)) if *previous == decision && matches!(decision, Decision::Always(_)) => {}
         _ => ranges.push((from, decision)),
     };
     let mut newest = None;

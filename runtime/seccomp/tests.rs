@@ -1,4 +1,4 @@
-//! Profiles, compiled and run as the kernel would.
+//! Tests that compile profiles and run the filters as the kernel does.
 
 use oci_spec::runtime::{Arch, LinuxSeccomp};
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ const ALLOW: u32 = 0x7fff_0000;
 const EPERM: u32 = 0x0005_0001;
 const ENOSYS: u32 = 0x0005_0026;
 
-/// What the kernel's interpreter would answer for a call.
+/// Interprets a filter as the kernel does.
 pub(super) fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = [0_u8; 64];
     data[..4].copy_from_slice(&number.to_ne_bytes());
@@ -58,14 +58,14 @@ pub(super) fn instructions(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, S
     super::instructions(&rules::groups(profile, &machine::abis())?)
 }
 
-/// The answer of a profile to a call of the machine's own ABI.
+/// Returns the action of a profile for a call of the native ABI.
 fn answer(profile: &LinuxSeccomp, name: &str, arguments: [u64; 6]) -> u32 {
     let program = instructions(profile).unwrap();
     run(&program, native().audit, (native().number)(name).unwrap(), arguments)
 }
 
 #[test]
-fn each_action_is_the_kernels() {
+fn each_action_is_translated_to_the_kernels() {
     let profile = profile(
         r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
             {"names": ["chroot"], "action": "SCMP_ACT_ERRNO"},
@@ -92,7 +92,7 @@ fn each_action_is_the_kernels() {
 }
 
 #[test]
-fn calls_newer_than_the_profile_do_not_exist() {
+fn calls_newer_than_the_profile_fail_with_enosys() {
     let strict = profile(
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
         {"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}]}"#,
@@ -102,11 +102,11 @@ fn calls_newer_than_the_profile_do_not_exist() {
     assert_eq!(answer(&strict, "openat2", [0; 6]), ALLOW);
     assert_eq!(answer(&strict, "mseal", [0; 6]), ENOSYS);
     let nothing = profile(r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#);
-    assert_eq!(answer(&nothing, "mseal", [0; 6]), EPERM, "a profile that knows nothing");
+    assert_eq!(answer(&nothing, "mseal", [0; 6]), EPERM, "a profile without rules");
 }
 
 #[test]
-fn a_rule_without_conditions_outweighs_those_with() {
+fn a_rule_without_conditions_overrides_rules_with_conditions() {
     let rules = profile(
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
         {"names": ["clone"], "action": "SCMP_ACT_KILL", "args": [{"index": 0, "value": 7, "op": "SCMP_CMP_EQ"}]},
@@ -119,7 +119,7 @@ fn a_rule_without_conditions_outweighs_those_with() {
     assert_eq!(
         answer(&rules, "socket", [2, 0, 0, 0, 0, 0]),
         ALLOW,
-        "a rule with the default action says nothing"
+        "a rule with the default action is ignored"
     );
     assert_eq!(answer(&rules, "socket", [3, 0, 0, 0, 0, 0]), EPERM);
 }
@@ -148,25 +148,25 @@ fn conditions_on_one_argument_are_alternatives_and_others_must_all_hold() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn kinds_of_programs_that_are_not_listed_are_killed() {
+fn abis_that_are_not_listed_are_killed() {
     let (x86_64, x86, x32) = (0xc000_003e, 0x4000_0003, machine::X32);
     let allow_all = |architectures: &str| {
         let json = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "architectures": [{architectures}]}}"#);
         instructions(&profile(&json)).unwrap()
     };
-    let own = allow_all("");
-    assert_eq!(run(&own, x86_64, 1, [0; 6]), ALLOW, "the machine's own is always there");
-    assert_eq!(run(&own, x86, 1, [0; 6]), 0);
-    assert_eq!(run(&own, x86_64, x32 + 1, [0; 6]), 0);
-    assert_eq!(run(&own, x86_64, u32::MAX, [0; 6]), ALLOW, "what a tracer has taken away");
-    assert_eq!(run(&own, 0xc000_00b7, 1, [0; 6]), 0, "a machine that is not this one");
+    let native_only = allow_all("");
+    assert_eq!(run(&native_only, x86_64, 1, [0; 6]), ALLOW, "the native ABI is always included");
+    assert_eq!(run(&native_only, x86, 1, [0; 6]), 0);
+    assert_eq!(run(&native_only, x86_64, x32 + 1, [0; 6]), 0);
+    assert_eq!(run(&native_only, x86_64, u32::MAX, [0; 6]), ALLOW, "a call that a tracer skips");
+    assert_eq!(run(&native_only, 0xc000_00b7, 1, [0; 6]), 0, "another machine's ABI");
     let all = allow_all(r#""SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_MIPS""#);
     assert_eq!(run(&all, x86, 1, [0; 6]), ALLOW);
     assert_eq!(run(&all, x86_64, x32 + 1, [0; 6]), ALLOW);
 }
 
 #[test]
-fn what_contradicts_itself_is_refused() {
+fn contradictory_profiles_are_rejected() {
     for (json, why) in [
         (r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#, "default action"),
         (
@@ -186,7 +186,7 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn flags_are_the_kernels() {
+fn flags_are_translated_to_the_kernels() {
     let with =
         |flags: &str| compile(&profile(&format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW"{flags}}}"#))).unwrap();
     assert_eq!(with("").flags, FLAG_SPEC_ALLOW);
@@ -201,7 +201,7 @@ fn flags_are_the_kernels() {
 }
 
 #[test]
-fn a_profile_that_leaves_no_word_is_known() {
+fn a_profile_that_blocks_failure_reports_is_detected() {
     let mute = |json: &str| compile(&profile(json)).unwrap().mute;
     assert!(!mute(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#));
     assert!(mute(r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#));
@@ -211,20 +211,20 @@ fn a_profile_that_leaves_no_word_is_known() {
 }
 
 #[test]
-fn the_kernel_takes_the_default_profile() {
+fn the_kernel_accepts_the_default_profile() {
     let filter = compile(&default::profile(0).unwrap()).unwrap();
     let program = sys::fs::read_all(&filter.program, MOST_INSTRUCTIONS * 8).unwrap();
     let loading = move || {
         sys::security::no_new_privs()?;
         sys::security::load_seccomp(&program, filter.flags)?;
-        // In this thread alone.
+        // The filter applies only to this thread.
         Ok::<_, sys::Error>(rustix::system::sethostname(b"x"))
     };
     let refused = std::thread::spawn(loading).join().unwrap().unwrap();
     assert_eq!(refused, Err(rustix::io::Errno::PERM));
 }
 
-/// What a condition means, by the words of seccomp_rule_add(3).
+/// Returns whether a condition holds, as documented in seccomp_rule_add(3).
 fn holds(operator: &str, argument: u64, value: u64, value_two: u64) -> bool {
     match operator {
         "SCMP_CMP_NE" => argument != value,
@@ -237,7 +237,7 @@ fn holds(operator: &str, argument: u64, value: u64, value_two: u64) -> bool {
     }
 }
 
-/// Numbers whose halves are often equal to those of others.
+/// Generates numbers with halves that often equal those of others.
 fn number() -> impl Strategy<Value = u64> {
     let half = prop_oneof![0_u64..3, Just(0xffff_ffff), any::<u32>().prop_map(u64::from)];
     (half.clone(), half).prop_map(|(high, low)| high << 32 | low)
@@ -264,9 +264,9 @@ proptest! {
         prop_assert_eq!(answer(&profile(&json), "mmap", arguments), expected);
     }
 
-    /// However many calls are listed, each is found, over jumps of any length.
+    /// Each call is found, for any number of listed calls and jumps of any length.
     #[test]
-    fn every_call_gets_its_own_answer(errnos in prop::collection::btree_map(0_u32..450, 1_u32..4000, 0..400)) {
+    fn every_listed_call_gets_its_action(errnos in prop::collection::btree_map(0_u32..450, 1_u32..4000, 0..400)) {
         let named: Vec<(u32, &'static str)> = syscalls::Sysno::iter()
             .map(|call| (u32::try_from(call.id()).unwrap(), call.name()))
             .filter(|(number, _)| errnos.contains_key(number))
@@ -289,7 +289,7 @@ proptest! {
 
 /// The architectures of the default profile are this machine's.
 #[test]
-fn the_default_profile_knows_this_machine() {
+fn the_default_profile_covers_this_machine() {
     let profile = default::profile(0).unwrap();
     assert!(profile.architectures().iter().flatten().any(|arch: &Arch| *arch == native().arch));
     assert_eq!(answer(&profile, "read", [0; 6]), ALLOW);

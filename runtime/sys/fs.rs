@@ -1,4 +1,4 @@
-//! Files: sealed memory files, and descriptors that travel between processes.
+//! Sealed memory files, and paths of descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,22 +7,22 @@ use rustix::io::Errno;
 
 use super::{Context, Result};
 
-/// `F_SEAL_EXEC` (memfd_create(2), Linux 6.3): the file can be executed for ever, or never.
+/// `F_SEAL_EXEC` (memfd_create(2), Linux 6.3): the executable bits of the mode cannot change.
 const SEAL_EXEC: u32 = 0x20;
 
 /// The permission bits of a new memory file (memfd_create(2)).
 const NEW_MODE: u32 = 0o777;
 
-/// A memory file with this content that nobody can change any more, not even its owner: what is executed from it is
-/// what was put in (CVE-2019-5736).
+/// Creates a memory file with this content. Nobody can change the content afterwards, not even the owner: a
+/// program that is executed from it is the original (CVE-2019-5736).
 ///
 /// # Errors
-/// The kernel has no memory files, or no memory.
+/// The kernel does not support memory files, or has no memory left.
 pub fn sealed(name: &str, content: &[u8], executable: bool) -> Result<OwnedFd> {
     let base = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let wanted = base | if executable { MemfdFlags::EXEC } else { MemfdFlags::NOEXEC_SEAL };
-    // Kernels before 6.3 know neither flag (memfd_create(2)): there every memory file can be executed.
-    let file = match rustix::fs::memfd_create(name, wanted) {
+    let flags = base | if executable { MemfdFlags::EXEC } else { MemfdFlags::NOEXEC_SEAL };
+    // Kernels before 6.3 support neither flag (memfd_create(2)). There, every memory file can be executed.
+    let file = match rustix::fs::memfd_create(name, flags) {
         Err(Errno::INVAL) => rustix::fs::memfd_create(name, base),
         created => created,
     }
@@ -35,7 +35,7 @@ pub fn sealed(name: &str, content: &[u8], executable: bool) -> Result<OwnedFd> {
     let content = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let mode = SealFlags::from_bits_retain(SEAL_EXEC);
     match rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL | content | mode) {
-        // Before 6.3 whoever can open the file as its owner can change its mode: see `is_as_made`.
+        // Before 6.3, a process that can open the file as its owner can change its mode: see `is_unmodified`.
         Err(Errno::INVAL) => rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL | content),
         sealed => sealed,
     }
@@ -43,21 +43,21 @@ pub fn sealed(name: &str, content: &[u8], executable: bool) -> Result<OwnedFd> {
     Ok(file)
 }
 
-/// Whether mode and owner of a program's memory file are those that it was made with. A container that runs the program (by
-/// `/proc/self/exe`) can open it, and change the mode where that is not sealed, the owner, or the access control list,
-/// which no seal stops.
+/// Returns whether a program's memory file still has its initial mode and owner. A container that runs the program
+/// can open the file through `/proc/self/exe`. It can change the mode if that is not sealed, the owner, or the
+/// access control list, which no seal protects.
 ///
 /// # Errors
-/// The file cannot be looked at.
-pub fn is_as_made(program: impl AsFd) -> Result<bool> {
+/// The file's status cannot be read.
+pub fn is_unmodified(program: impl AsFd) -> Result<bool> {
     let stat = rustix::fs::fstat(&program).on("fstat", "a program")?;
     Ok(stat.st_mode & 0o7777 == NEW_MODE && stat.st_uid == 0)
 }
 
-/// Reads a file from its start, at most `limit` bytes.
+/// Reads a whole file from its start.
 ///
 /// # Errors
-/// It cannot be read, or is longer (`EFBIG`).
+/// The file cannot be read, or is longer than `limit` bytes (`EFBIG`).
 pub fn read_all(file: impl AsFd, limit: usize) -> Result<Vec<u8>> {
     let file = file.as_fd();
     let mut content = Vec::new();
@@ -75,7 +75,7 @@ pub fn read_all(file: impl AsFd, limit: usize) -> Result<Vec<u8>> {
     }
 }
 
-/// The path by which a descriptor of this process can be named, for calls that know only paths.
+/// Returns a path of a descriptor of this process, for calls that take only paths.
 #[must_use]
 pub fn descriptor_path(fd: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;
@@ -89,20 +89,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_the_right_to_execute_a_program_away() {
+    fn a_program_stays_executable_or_the_change_is_detected() {
         let program = sealed("program", b"#!/bin/sh\n", true).unwrap();
-        assert!(is_as_made(&program).unwrap());
+        assert!(is_unmodified(&program).unwrap());
         let file = std::fs::File::from(program);
         let changed = file.set_permissions(std::fs::Permissions::from_mode(0o0));
-        // The seal is as old as Linux 6.3; before, a change is noticed.
-        assert!(changed.is_err() || !is_as_made(&file).unwrap());
+        // The seal exists since Linux 6.3. On older kernels the change is detected.
+        assert!(changed.is_err() || !is_unmodified(&file).unwrap());
         assert!(file.set_len(0).is_err(), "content is sealed");
     }
 
     #[test]
-    fn a_change_that_no_seal_stops_is_noticed() {
+    fn a_change_that_no_seal_prevents_is_detected() {
         let program = sealed("program", b"#!/bin/sh\n", true).unwrap();
         rustix::fs::fchmod(&program, rustix::fs::Mode::from_raw_mode(0o333)).unwrap();
-        assert!(!is_as_made(&program).unwrap());
+        assert!(!is_unmodified(&program).unwrap());
     }
 }

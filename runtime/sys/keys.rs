@@ -1,5 +1,5 @@
-//! Session keyrings (keyrings(7), session-keyring(7)): a process inherits that of its parent, so that without these calls
-//! every container would share the daemon's.
+//! Session keyrings (keyrings(7), session-keyring(7)). A process inherits its parent's. Without these calls, every
+//! container would share the daemon's.
 
 use std::ffi::CStr;
 
@@ -7,17 +7,19 @@ use rustix::io::Errno;
 
 use super::{Context, Result, checked};
 
-/// The most bytes of a keyring's name (security/keys/keyctl.c, `KEY_MAX_DESC_SIZE`, is far above).
+/// The size of a keyring's name in bytes. The kernel's limit is far above (security/keys/keyctl.c,
+/// `KEY_MAX_DESC_SIZE`).
 const NAME: usize = 48;
 
 const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
 const KEYCTL_SETPERM: libc::c_int = 5;
 
-/// Everything for who possesses the keyring (`KEY_POS_ALL`), and for the owner that it is found by its name
-/// (`KEY_USR_SEARCH`): keyctl_setperm(3).
+/// All permissions for processes that possess the keyring (`KEY_POS_ALL`), and the permission to find it by name
+/// for its owner (`KEY_USR_SEARCH`): keyctl_setperm(3).
 const POSSESSOR_AND_BY_NAME: u32 = 0x3f00_0000 | 0x0008_0000;
 
-/// The name of the keyring that the processes of one container share. Who knows it can join: it is not told to anybody.
+/// The name of the keyring that the processes of one container share. It is secret: a process that has the name
+/// can join the keyring.
 #[derive(Clone)]
 pub struct KeyringName([u8; NAME]);
 
@@ -28,10 +30,10 @@ impl std::fmt::Debug for KeyringName {
 }
 
 impl KeyringName {
-    /// A new name, which nobody can guess.
+    /// Creates a new random name, which cannot be guessed.
     ///
     /// # Errors
-    /// The kernel has no random numbers (getrandom(2)).
+    /// The kernel returns no random numbers (getrandom(2)).
     pub fn new() -> Result<Self> {
         let mut random = [0_u8; 16];
         rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
@@ -45,20 +47,20 @@ impl KeyringName {
     }
 }
 
-/// Leaves the session keyring for the one of this name, which is made if there is none. On a host without keyrings nothing
-/// is shared, and nothing is done.
+/// Replaces the session keyring by the one with this name, which is created if there is none. On a host without
+/// keyrings nothing is shared, and this does nothing.
 ///
 /// # Errors
 /// There are too many keyrings (`EDQUOT`).
 pub fn join_session(name: &KeyringName) -> Result<()> {
     let name = CStr::from_bytes_until_nul(&name.0).map_err(|_| Errno::INVAL).on("keyctl", "the name")?;
     let Some(serial) = join(name.as_ptr())? else { return Ok(()) };
-    // SAFETY: plain numbers.
+    // SAFETY: all arguments are plain numbers.
     let set = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, POSSESSOR_AND_BY_NAME) };
     checked(set).map(drop).on("keyctl(KEYCTL_SETPERM)", "the session keyring")
 }
 
-/// Leaves the session keyring for a new one without a name.
+/// Replaces the session keyring by a new one without a name.
 ///
 /// # Errors
 /// There are too many keyrings (`EDQUOT`).
@@ -67,10 +69,10 @@ pub fn leave_session() -> Result<()> {
 }
 
 fn join(name: *const libc::c_char) -> Result<Option<libc::c_long>> {
-    // SAFETY: the name is a C string that is only read, or null (keyctl_join_session_keyring(3)).
+    // SAFETY: the name is null or a C string that is only read (keyctl_join_session_keyring(3)).
     let joined = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name) };
     match checked(joined) {
-        // A kernel without keyrings, or a sandbox around the daemon that refuses them to everybody below it.
+        // The kernel has no keyrings, or a sandbox around the daemon denies them to all processes in it.
         Err(Errno::NOSYS | Errno::PERM) => Ok(None),
         joined => joined.map(Some).on("keyctl(KEYCTL_JOIN_SESSION_KEYRING)", ""),
     }

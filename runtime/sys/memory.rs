@@ -1,10 +1,11 @@
-//! What daemon and keeper ask of the allocator.
+//! Settings of the memory allocator, for the daemon and the keeper.
 
-/// Keeps glibc from giving every thread an arena of its own, whose free memory never goes back to the kernel: measured
-/// 6.7 MB idle instead of several times that. To be called before threads are started (mallopt(3)).
+/// Prevents glibc from creating an arena for every thread. The kernel never gets the free memory of these arenas
+/// back: the daemon uses 6.7 MB when idle (measured) instead of several times that. Call this before threads are
+/// started (mallopt(3)).
 pub fn limit_arenas() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt takes two numbers; it is called before there are threads.
+    // SAFETY: mallopt takes two numbers, and is called before there are threads.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 10);
@@ -12,21 +13,21 @@ pub fn limit_arenas() {
     }
 }
 
-/// Gives free memory back to the kernel (malloc_trim(3)).
+/// Returns free memory to the kernel (malloc_trim(3)).
 pub fn trim() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim is thread safe.
+    // SAFETY: malloc_trim is thread-safe.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Overwrites memory when it is freed (mallopt(3), `M_PERTURB`), so that the memory of a process does not show what it has
-/// done with. To be called before threads are started.
-pub fn wipe_what_is_freed() {
+/// Overwrites memory when it is freed (mallopt(3), `M_PERTURB`), so that a process's memory does not show data
+/// that it no longer uses. Call this before threads are started.
+pub fn wipe_freed_memory() {
     const PATTERN: libc::c_int = 0xa5;
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt takes two numbers; it is called before there are threads.
+    // SAFETY: mallopt takes two numbers, and is called before there are threads.
     unsafe {
         libc::mallopt(libc::M_PERTURB, PATTERN);
     }

@@ -1,7 +1,7 @@
-//! Every system call that needs `unsafe` or that no crate has, as safe functions that own their descriptors and return
-//! errors which name the call and its object.
+//! All system calls that need `unsafe` or that no crate offers, as safe functions. The functions own their
+//! descriptors and return errors that name the call and its object.
 //!
-//! What `rustix` already offers safely is used from there; here it is only given the error type.
+//! Calls that `rustix` offers safely are used directly; this module only adds the error type.
 
 #![allow(unsafe_code, reason = "this is the one folder of the crate that makes raw system calls")]
 
@@ -26,16 +26,16 @@ use rustix::io::Errno;
 /// A system call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// The call: `move_mount`.
+    /// The name of the call, such as `move_mount`.
     pub call: &'static str,
-    /// What it was to work on; empty where the call says it all.
+    /// The object of the call; empty if the call needs no explanation.
     pub object: String,
-    /// Why it failed.
+    /// The kernel's error.
     pub errno: Errno,
 }
 
 impl Error {
-    /// The number of the error.
+    /// Returns the number of the error.
     #[must_use]
     pub fn raw(&self) -> i32 {
         self.errno.raw_os_error()
@@ -57,12 +57,12 @@ impl std::error::Error for Error {}
 /// The result of a system call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Gives the error of a call its name and object.
+/// Adds the call and its object to an error.
 pub trait Context<T> {
-    /// `call` on `object`.
+    /// Adds `call` and `object` to the error.
     ///
     /// # Errors
-    /// As the call.
+    /// The call's.
     fn on(self, call: &'static str, object: impl fmt::Display) -> Result<T>;
 }
 
@@ -81,7 +81,7 @@ impl<T> Context<T> for std::io::Result<T> {
     }
 }
 
-/// The result of a raw system call: -1 is an error that stands in `errno`.
+/// Converts the result of a raw system call. -1 means that the error is in `errno`.
 fn checked(result: libc::c_long) -> std::result::Result<libc::c_long, Errno> {
     if result == -1 {
         let error = std::io::Error::last_os_error();

@@ -1,5 +1,5 @@
-//! Mounts by descriptor: a filesystem or a clone of a tree is a detached mount that is given its attributes before it
-//! is attached anywhere (fsopen(2), open_tree(2), mount_setattr(2), move_mount(2)).
+//! Mounts by descriptor. A filesystem or a clone of a tree is a detached mount that gets its attributes before it
+//! is attached (fsopen(2), open_tree(2), mount_setattr(2), move_mount(2)).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -16,7 +16,7 @@ pub const ATTR_NOSUID: u64 = 0x2;
 pub const ATTR_NODEV: u64 = 0x4;
 /// `MOUNT_ATTR_NOEXEC`.
 pub const ATTR_NOEXEC: u64 = 0x8;
-/// `MOUNT_ATTR__ATIME`: the mask over the three ways to keep access times.
+/// `MOUNT_ATTR__ATIME`: the mask of the three modes for access times.
 pub const ATTR_ATIME_MASK: u64 = 0x70;
 /// `MOUNT_ATTR_NOATIME`.
 pub const ATTR_NOATIME: u64 = 0x10;
@@ -47,16 +47,16 @@ impl FsContext {
     /// Opens a filesystem type.
     ///
     /// # Errors
-    /// The kernel does not have it.
+    /// The kernel does not support the type.
     pub fn open(fstype: &str) -> Result<Self> {
         let fd = rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC).on("fsopen", fstype)?;
         Ok(Self { fd, fstype: fstype.to_owned() })
     }
 
-    /// Sets an option, `key=value` or a flag.
+    /// Sets an option: `key=value`, or a flag.
     ///
     /// # Errors
-    /// The filesystem does not know it; the kernel's own words are part of the error.
+    /// The filesystem rejects the option. The kernel's message is part of the error.
     pub fn set(&self, key: &str, value: Option<&str>) -> Result<()> {
         match value {
             Some(value) => rustix::mount::fsconfig_set_string(&self.fd, key, value),
@@ -65,10 +65,10 @@ impl FsContext {
         .map_err(|errno| self.explain("fsconfig", &format!("{key}={}", value.unwrap_or_default()), errno))
     }
 
-    /// Makes the filesystem and a detached mount of it.
+    /// Creates the filesystem and a detached mount of it.
     ///
     /// # Errors
-    /// The filesystem refuses its options; the kernel's own words are part of the error.
+    /// The filesystem rejects its options. The kernel's message is part of the error.
     pub fn mount(self, attributes: u64) -> Result<OwnedFd> {
         rustix::mount::fsconfig_create(&self.fd).map_err(|e| self.explain("fsconfig", "create", e))?;
         let low = u32::try_from(attributes).unwrap_or(0);
@@ -76,7 +76,8 @@ impl FsContext {
             .map_err(|errno| self.explain("fsmount", "", errno))
     }
 
-    /// What the filesystem has to say is read from its context (fsopen(2), "Message retrieval interface").
+    /// Builds an error with the filesystem's message, which is read from the context (fsopen(2), "Message
+    /// retrieval interface").
     fn explain(&self, call: &'static str, what: &str, errno: rustix::io::Errno) -> Error {
         let mut message = [0_u8; 256];
         let read = rustix::io::read(&self.fd, &mut message[..]).unwrap_or(0);
@@ -92,18 +93,18 @@ impl FsContext {
     }
 }
 
-/// A detached clone of the tree at a path of the caller's mount namespace.
+/// Clones the tree at a path of the caller's mount namespace. Returns a detached mount.
 ///
 /// # Errors
-/// The path cannot be reached, or may not be cloned (unbindable).
+/// The path cannot be opened, or its mount cannot be cloned (unbindable).
 pub fn clone_path(path: &str, recursive: bool) -> Result<OwnedFd> {
     rustix::mount::open_tree(CWD, path, clone_flags(recursive)).on("open_tree", path)
 }
 
-/// A detached clone of the tree at a descriptor whose mount is in the caller's mount namespace.
+/// Clones the tree at a descriptor, if its mount is in the caller's mount namespace. Returns a detached mount.
 ///
 /// # Errors
-/// It may not be cloned.
+/// The mount cannot be cloned.
 pub fn clone_descriptor(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
     rustix::mount::open_tree(fd, "", clone_flags(recursive) | OpenTreeFlags::AT_EMPTY_PATH)
         .on("open_tree", "")
@@ -114,10 +115,10 @@ fn clone_flags(recursive: bool) -> OpenTreeFlags {
     if recursive { flags | OpenTreeFlags::AT_RECURSIVE } else { flags }
 }
 
-/// Attaches a detached mount at what `target` is a descriptor of.
+/// Attaches a detached mount at the location that `target` is a descriptor of.
 ///
 /// # Errors
-/// The target cannot hold it: a file on a folder, or not in the caller's mount namespace.
+/// The kinds differ (a file on a folder), or the target is not in the caller's mount namespace.
 pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(tree, "", target, "", flags).on("move_mount", "")
@@ -134,11 +135,11 @@ struct MountAttr {
 /// `MOUNT_ATTR_IDMAP`.
 const ATTR_IDMAP: u64 = 0x10_0000;
 
-/// Lets the files of a detached mount belong, inside a user namespace, to the ids that they have on the disk
-/// (mount_setattr(2), "ID-mapped mounts").
+/// Maps the ids of a detached mount: inside the user namespace, its files have the owners that they have on the
+/// disk (mount_setattr(2), "ID-mapped mounts").
 ///
 /// # Errors
-/// The filesystem does not support it, or the caller may not.
+/// The filesystem does not support it, or the caller lacks the privilege.
 pub fn idmap(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> Result<()> {
     let userns_fd = u64::try_from(userns.as_raw_fd()).unwrap_or(0);
     let attr = MountAttr { set: ATTR_IDMAP, clear: 0, propagation: 0, userns_fd };
@@ -148,7 +149,7 @@ pub fn idmap(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> R
 /// Changes the attributes and the propagation of the mount at a descriptor (mount_setattr(2)).
 ///
 /// # Errors
-/// The caller may not (a locked flag), or the kernel is older than 5.12.
+/// The caller lacks the privilege (a locked flag), or the kernel is older than 5.12.
 pub fn set_attributes(
     tree: BorrowedFd<'_>,
     set: u64,
@@ -162,8 +163,8 @@ pub fn set_attributes(
 
 fn setattr(tree: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> rustix::io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty C string, `attr` is a live struct of the size that is given, and the kernel writes
-    // to neither.
+    // SAFETY: the path is an empty C string, and `attr` is a live struct of the given size. The kernel writes to
+    // neither.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -177,12 +178,13 @@ fn setattr(tree: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> rustix::i
     checked(result).map(drop)
 }
 
-/// Makes the directory that `new_root` is a descriptor of the root of the caller's mount namespace, and detaches the
-/// old one with everything below it (pivot_root(2), "pivot_root(\".\", \".\")").
+/// Makes the directory that `new_root` is a descriptor of the root of the caller's mount namespace, and detaches
+/// the old root with everything below it (pivot_root(2), "pivot_root(\".\", \".\")").
 ///
 /// # Errors
-/// It is no mount, or the caller may not; `EBUSY` where something is still mounted over the new root, which is then not
-/// to be used: by `/..`, and by setns(2), whoever is in it would reach that.
+/// The directory is not a mount, or the caller lacks the privilege. `EBUSY` if something is still mounted on the
+/// new root. That root must not be used then: a process in it could reach the other mount by `/..` and by
+/// setns(2).
 pub fn pivot_to(new_root: BorrowedFd<'_>) -> Result<()> {
     rustix::process::fchdir(new_root).on("fchdir", "the new root")?;
     rustix::process::pivot_root(".", ".").on("pivot_root", "")?;
@@ -190,32 +192,32 @@ pub fn pivot_to(new_root: BorrowedFd<'_>) -> Result<()> {
     rustix::mount::unmount(".", UnmountFlags::DETACH).on("umount2", "the old root")?;
     rustix::process::chdir("/").on("chdir", "/")?;
     if mount_id("/")? != mount_id("/..")? {
-        return Err(rustix::io::Errno::BUSY)
-            .on("pivot_root", "the new root, over which something is mounted");
+        return Err(rustix::io::Errno::BUSY).on("pivot_root", "the new root, on which something is mounted");
     }
     Ok(())
 }
 
-/// The number of the mount at a path (statx(2), `STATX_MNT_ID`).
+/// Returns the id of the mount at a path (statx(2), `STATX_MNT_ID`).
 fn mount_id(path: &str) -> Result<u64> {
     use rustix::fs::{AtFlags, StatxFlags};
-    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).on("statx", path)?;
-    Ok(found.stx_mnt_id)
+    let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).on("statx", path)?;
+    Ok(stat.stx_mnt_id)
 }
 
-/// A descriptor of a path that is used for nothing but as a place (`O_PATH`).
+/// Opens a path as a location only (`O_PATH`).
 ///
 /// # Errors
-/// The path cannot be reached.
+/// The path cannot be opened.
 pub fn place(path: &str) -> Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).on("open", path)
 }
 
-/// The same place as `fd`, reached again: a mount that was attached there meanwhile is on top.
+/// Opens the directory of `fd` again. If a mount was attached on it in the meantime, the result is the root of
+/// that mount.
 ///
 /// # Errors
-/// The descriptor is no directory.
+/// The descriptor is not a directory.
 pub fn same_place(fd: impl AsFd) -> Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     rustix::fs::openat(fd, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())

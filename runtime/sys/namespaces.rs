@@ -1,4 +1,4 @@
-//! Namespaces (namespaces(7)): joining those of others, and leaving one's own for new ones.
+//! Namespaces (namespaces(7)): joining existing ones and creating new ones.
 
 use std::os::fd::BorrowedFd;
 
@@ -6,7 +6,7 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags};
 
 use super::{Context, Result};
 
-/// A set of namespaces by kind: `CLONE_NEW*` of clone(2), and no other flag of it.
+/// A set of kinds of namespaces: `CLONE_NEW*` flags of clone(2), and no other flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Namespaces(u32);
 
@@ -28,12 +28,12 @@ impl Namespaces {
     /// Network.
     pub const NET: Self = Self(0x4000_0000);
 
-    /// The flags of clone(2).
+    /// Returns the flags for clone(2).
     pub(super) fn bits(self) -> u64 {
         self.0.into()
     }
 
-    /// Whether this is the empty set.
+    /// Returns whether this is the empty set.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self == Self::NONE
@@ -60,51 +60,51 @@ impl std::fmt::Display for Namespaces {
     }
 }
 
-/// Joins namespaces of the process that a pidfd stands for, all in one call (setns(2)). A PID namespace is joined by the
-/// children of the caller, not by the caller itself.
+/// Joins namespaces of the process of a pidfd, all in one call (setns(2)). If a PID namespace is among them, the
+/// caller's children join it, not the caller itself.
 ///
 /// # Errors
-/// The process has ended, or the caller may not join.
+/// The process has ended, or the caller lacks the privilege.
 pub fn join_of(process: BorrowedFd<'_>, namespaces: Namespaces) -> Result<()> {
     let kinds = ThreadNameSpaceType::from_bits_retain(namespaces.0);
     rustix::thread::move_into_thread_name_spaces(process, kinds).on("setns", namespaces)
 }
 
-/// Joins the user namespace that a descriptor of `/proc/PID/ns/user` stands for.
+/// Joins a user namespace by a descriptor of `/proc/PID/ns/user`.
 ///
 /// # Errors
-/// The descriptor is of another kind, or the caller may not join.
+/// The descriptor is of another kind, or the caller lacks the privilege.
 pub fn join_users(namespace: BorrowedFd<'_>) -> Result<()> {
     rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::User)).on("setns", "user")
 }
 
-/// Joins the mount namespace that a descriptor of `/proc/PID/ns/mnt` stands for.
+/// Joins a mount namespace by a descriptor of `/proc/PID/ns/mnt`.
 ///
 /// # Errors
-/// The descriptor is of another kind, or the caller may not join.
+/// The descriptor is of another kind, or the caller lacks the privilege.
 pub fn join_mounts(namespace: BorrowedFd<'_>) -> Result<()> {
     rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount)).on("setns", "mnt")
 }
 
-/// Leaves namespaces for new ones (unshare(2)).
+/// Moves this process to new namespaces (unshare(2)).
 ///
 /// # Errors
-/// The caller may not.
+/// The caller lacks the privilege.
 pub fn unshare(namespaces: Namespaces) -> Result<()> {
     unshare_flags(UnshareFlags::from_bits_retain(namespaces.0))
 }
 
-/// Gives this thread, and no other of the process, a mount namespace and a root and working directory of its own
-/// (unshare(2), `CLONE_FS`).
+/// Gives only this thread a new mount namespace, and separates its root and working directory from the other
+/// threads' (unshare(2), `CLONE_FS`).
 ///
 /// # Errors
-/// The caller may not.
+/// The caller lacks the privilege.
 pub fn unshare_mounts_of_thread() -> Result<()> {
     unshare_flags(UnshareFlags::NEWNS | UnshareFlags::FS)
 }
 
 fn unshare_flags(flags: UnshareFlags) -> Result<()> {
-    // SAFETY: only namespaces and `CLONE_FS` are given up here, by the types of the callers above. Neither takes
-    // descriptors or memory away from another thread (unshare(2)): `CLONE_FILES` and `CLONE_VM` cannot be among them.
+    // SAFETY: the callers above pass only namespaces and `CLONE_FS`. Neither affects descriptors or memory of
+    // another thread (unshare(2)). `CLONE_FILES` and `CLONE_VM` cannot be among them.
     unsafe { rustix::thread::unshare_unsafe(flags) }.on("unshare", format_args!("{flags:?}"))
 }

@@ -1,4 +1,4 @@
-//! Processes: waiting and signals by pidfd, the end of this one, what a new program expects of signals.
+//! Processes: waiting and signals by pidfd, exit, and the signal state that a new program expects.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -8,23 +8,23 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use super::program::CStrings;
 use super::{Context, Result, checked};
 
-/// Ends this process at once: no destructors, no buffers.
+/// Ends this process immediately, without running destructors or flushing buffers.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) is safe at any point of a process.
     unsafe { libc::_exit(code) }
 }
 
-/// How a process has ended.
+/// The way in which a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// With this exit code.
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// This signal terminated it.
     Signal(i32),
 }
 
 impl Ended {
-    /// The exit code, or 128 plus the signal, as shells and the CRI count.
+    /// Returns the exit code, or 128 plus the signal's number, as in shells and in the CRI.
     #[must_use]
     pub fn code(self) -> i32 {
         match self {
@@ -37,7 +37,7 @@ impl Ended {
 /// Reaps a child by its pidfd if it has ended.
 ///
 /// # Errors
-/// It is no child of this process.
+/// The process is not a child of this one.
 pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     let status = rustix::process::waitid(WaitId::PidFd(pidfd), options).on("waitid", "pidfd")?;
@@ -50,7 +50,7 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
 /// Waits for the end of a child and reaps it.
 ///
 /// # Errors
-/// It is no child of this process.
+/// The process is not a child of this one.
 pub fn wait(pidfd: BorrowedFd<'_>) -> Result<()> {
     loop {
         match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
@@ -60,11 +60,11 @@ pub fn wait(pidfd: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// A child that has ended, without reaping it; its pid.
+/// Returns the pid of a child that has ended, without reaping it.
 #[must_use]
 pub fn peek_ended() -> Option<i32> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    // SAFETY: siginfo_t is plain data for which all zeroes are valid, and the call only writes to it.
+    // SAFETY: siginfo_t is plain data, for which all zeroes are valid. The call only writes to it.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = i32::try_from(options.bits()).unwrap_or(0);
     // SAFETY: `info` is a live siginfo_t.
@@ -72,7 +72,7 @@ pub fn peek_ended() -> Option<i32> {
     if result != 0 {
         return None;
     }
-    // SAFETY: after a successful waitid the pid is valid; it is 0 where no child has ended.
+    // SAFETY: after a successful waitid the pid is valid. It is 0 if no child has ended.
     let pid = unsafe { info.si_pid() };
     (pid > 0).then_some(pid)
 }
@@ -80,28 +80,28 @@ pub fn peek_ended() -> Option<i32> {
 /// Reaps a child by its pid if it has ended.
 pub fn reap_pid(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
-        // One that is no child or has not ended leaves nothing to do.
+        // If it is not a child, or has not ended, there is nothing to reap.
         let _nothing = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
     }
 }
 
-/// A descriptor of a child of this process by its pid, which cannot be another's before the child is reaped.
+/// Opens a pidfd of a child of this process by its pid. The pid cannot be reused before the child is reaped.
 ///
 /// # Errors
-/// The process is no child of this one (`ECHILD`).
+/// The process is not a child of this one (`ECHILD`).
 pub fn child(pid: i32) -> Result<OwnedFd> {
     let child = Pid::from_raw(pid).ok_or(Errno::CHILD);
     let pidfd = child.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
     let pidfd = pidfd.on("pidfd_open", pid)?;
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), look).on("waitid", pid)?;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options).on("waitid", pid)?;
     Ok(pidfd)
 }
 
-/// Sends a signal to the process that a pidfd stands for. One that has ended is a success.
+/// Sends a signal to the process of a pidfd. Succeeds if the process has ended.
 ///
 /// # Errors
-/// The signal is not one, or the caller may not.
+/// The signal is invalid, or the caller lacks the privilege.
 pub fn signal(pidfd: BorrowedFd<'_>, number: i32) -> Result<()> {
     // SAFETY: the arguments are a live descriptor, a number, no siginfo and no flags.
     let result = unsafe {
@@ -119,13 +119,13 @@ pub fn signal(pidfd: BorrowedFd<'_>, number: i32) -> Result<()> {
     }
 }
 
-/// Kills the process that a pidfd stands for. One that has ended is a success.
+/// Kills the process of a pidfd. Succeeds if the process has ended.
 pub fn kill(pidfd: BorrowedFd<'_>) {
-    // The only other error is that of a process which is gone.
+    // The only other possible error is that the process has ended.
     let _gone = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
 }
 
-/// Becomes the program in a descriptor (execveat(2)). Returns only on failure.
+/// Executes the program in a descriptor (execveat(2)). Returns only on failure.
 #[must_use]
 pub fn exec_descriptor(program: BorrowedFd<'_>, name: &str) -> Errno {
     let arguments = CStrings::new(&[name.to_owned()]);
@@ -144,7 +144,7 @@ pub fn exec_descriptor(program: BorrowedFd<'_>, name: &str) -> Errno {
     checked(result).err().unwrap_or(Errno::IO)
 }
 
-/// Marks every descriptor from `first` on to be closed by exec (close_range(2), `CLOSE_RANGE_CLOEXEC`).
+/// Sets the close-on-exec flag of every descriptor from `first` on (close_range(2), `CLOSE_RANGE_CLOEXEC`).
 ///
 /// # Errors
 /// The kernel is older than 5.11.
@@ -155,35 +155,37 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     checked(result).map(drop).on("close_range", first)
 }
 
-/// Gives every signal its default action and blocks none: what an exec'd program expects. Rust's runtime ignores
-/// SIGPIPE, the keeper more, and ignored signals stay ignored over exec (signal(7)).
+/// Resets every signal to its default action and unblocks all, as a new program expects. Rust's runtime ignores
+/// SIGPIPE, and the keeper ignores more signals. Ignored signals stay ignored after exec (signal(7)).
 pub fn default_signals() {
     for number in 1..=64 {
-        // SAFETY: SIG_DFL is a valid action for every signal; those that cannot be changed answer an error.
+        // SAFETY: SIG_DFL is a valid action for every signal. For signals that cannot be changed the call returns
+        // an error.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
-    // SAFETY: an empty set made by sigemptyset is valid, and no old mask is asked for.
+    // SAFETY: a set initialised by sigemptyset is valid, and the old mask is not requested.
     unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        let mut empty: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut empty);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
     }
 }
 
-/// Ignores signals.
+/// Ignores these signals.
 pub fn ignore_signals(numbers: &[i32]) {
     for number in numbers {
-        // SAFETY: SIG_IGN is a valid action; signals that cannot be ignored answer an error.
+        // SAFETY: SIG_IGN is a valid action. For signals that cannot be ignored the call returns an error.
         unsafe { libc::signal(*number, libc::SIG_IGN) };
     }
 }
 
-/// A descriptor that is readable when a child has ended: SIGCHLD is blocked and comes by it (signalfd(2)).
+/// Returns a descriptor that is readable when a child has ended. SIGCHLD is blocked and delivered through it
+/// (signalfd(2)).
 ///
 /// # Errors
-/// No more descriptors.
+/// No descriptor is left.
 pub fn child_signals() -> Result<OwnedFd> {
-    // SAFETY: the set is made by sigemptyset and sigaddset before it is used, and no old mask is asked for.
+    // SAFETY: sigemptyset and sigaddset initialise the set before it is used, and the old mask is not requested.
     let fd = unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -192,6 +194,6 @@ pub fn child_signals() -> Result<OwnedFd> {
         libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
     };
     checked(fd.into()).on("signalfd", "")?;
-    // SAFETY: the kernel has just opened this descriptor and nobody else knows it.
+    // SAFETY: the kernel has just opened this descriptor, and no other code owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

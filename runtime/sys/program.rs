@@ -1,4 +1,4 @@
-//! What a process needs to become another program when all its descriptors are closed: memory alone.
+//! The data that a process needs to execute another program after all its descriptors are closed.
 
 use std::ffi::CString;
 
@@ -7,14 +7,14 @@ use rustix::io::Errno;
 use super::checked;
 use crate::plan::CapabilityMasks;
 
-/// Strings as execve(2) takes them.
+/// Strings in the form that execve(2) requires.
 #[derive(Debug)]
 pub struct CStrings {
     strings: Vec<CString>,
 }
 
 impl CStrings {
-    /// Takes strings over; a NUL byte in one ends it, since the compiler of plans has refused those.
+    /// Converts strings. A string is cut at a NUL byte; the compiler of plans rejects such strings.
     #[must_use]
     pub fn new(strings: &[String]) -> Self {
         let terminated = |text: &String| {
@@ -30,57 +30,60 @@ impl CStrings {
     }
 }
 
-/// A filter of system calls, read from its descriptor.
+/// A seccomp filter, read from its descriptor.
 #[derive(Debug)]
 pub struct FilterProgram {
     /// An array of `struct sock_filter`.
     pub bytes: Vec<u8>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u64,
-    /// It hands calls over to a supervisor.
+    /// Whether it passes system calls to a supervisor.
     pub notifies: bool,
-    /// It may refuse the calls by which a process tells that it could not exec.
+    /// Whether it may reject the system calls with which a process reports that its exec failed.
     pub mute: bool,
-    /// It allows all that a process does after it has loaded the filter, up to its exec.
+    /// Whether it allows every system call between its loading and the exec.
     pub early: bool,
 }
 
-/// The last part of the way to a program. It holds no descriptor, owned or borrowed, and no number of one: it outlives them
-/// (`SingleThread::close_all_but`).
+/// The parameters of the last steps before the exec. They contain no descriptor, neither owned nor borrowed nor as
+/// a number, because they outlive all descriptors (`SingleThread::close_all_but`).
 #[derive(Debug)]
 pub struct Program {
-    /// Where the program may be, in the order in which the paths are tried.
+    /// The possible paths of the program, in the order in which they are tried.
     pub paths: CStrings,
-    /// Its arguments, the name first.
+    /// The arguments, starting with the name.
     pub arguments: CStrings,
     /// `NAME=value`.
     pub environment: CStrings,
-    /// Loaded before the exec.
+    /// The filter that is loaded before the exec.
     pub filter: Option<FilterProgram>,
-    /// What the process may do when the filter is loaded.
+    /// The capabilities of the process when the filter is loaded.
     pub capabilities: CapabilityMasks,
-    /// Soft and hard limit of processes of the user (`RLIMIT_NPROC`), which counts the process that sets it.
+    /// The soft and the hard limit on the user's processes (`RLIMIT_NPROC`). The process that sets it counts as
+    /// well.
     pub processes: Option<(u64, u64)>,
-    /// Standard input is a terminal, which becomes the controlling one.
+    /// Whether standard input is a terminal, which becomes the controlling terminal.
     pub terminal: bool,
-    /// The process namespace of another process has been joined: a new process goes on there.
+    /// Whether the process has joined another process's PID namespace, in which a new process continues.
     pub joins_processes: bool,
-    /// It tells that it is ready and waits for leave to exec.
+    /// Whether the process reports that it is ready, and waits for the keeper before it calls exec.
     pub waits: bool,
 }
 
 impl Program {
-    /// Becomes the program (execve(2)), trying one path after the other as execvp(3) does. Returns only on failure.
+    /// Executes the program (execve(2)). Tries one path after the other, as execvp(3) does. Returns only on
+    /// failure.
     #[must_use]
     pub fn exec(&self) -> Errno {
         let mut worst = Errno::NOENT;
         let (arguments, environment) = (self.arguments.pointers(), self.environment.pointers());
         for path in &self.paths.strings {
-            // SAFETY: the path is a C string, both arrays hold pointers to C strings that live on, and end with a null.
+            // SAFETY: the path is a C string. Both arrays contain pointers to live C strings and end with a null
+            // pointer.
             let result = unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
             match checked(result.into()).err().unwrap_or(Errno::IO) {
                 Errno::NOENT | Errno::NOTDIR => {}
-                // The search goes on, and the refusal is remembered.
+                // The search continues. If it finds nothing, this is the error.
                 Errno::ACCESS => worst = Errno::ACCESS,
                 errno => return errno,
             }

@@ -1,6 +1,6 @@
-//! Credentials of a process: ids, capabilities, the seccomp filter.
+//! Credentials and security attributes of a process: ids, capabilities, limits, the seccomp filter.
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -8,48 +8,50 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::{Context, Result, checked};
 use crate::plan::CapabilityMasks;
 
-/// Sets groups, gid and uid, in the order in which the right to do so is lost (credentials(7)).
+/// Sets groups, gid and uid in this order, because each step takes away the privilege for the one before
+/// (credentials(7)).
 ///
 /// # Errors
-/// The caller may not, or an id is not mapped in its user namespace.
+/// The caller lacks the privilege, or an id is not mapped in its user namespace.
 pub fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     let raw: Vec<libc::gid_t> = groups.to_vec();
-    // The raw calls change this thread alone, and this process has one: glibc's wrappers would look for others.
+    // The raw calls change only this thread, and this process has one. glibc's wrappers would signal other threads.
     // SAFETY: the pointer and the length are those of a live array.
     let result = unsafe { libc::syscall(libc::SYS_setgroups, raw.len(), raw.as_ptr()) };
     checked(result).on("setgroups", format_args!("{groups:?}"))?;
-    // SAFETY: plain numbers.
+    // SAFETY: all arguments are plain numbers.
     checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).on("setresgid", gid)?;
-    // SAFETY: plain numbers.
+    // SAFETY: all arguments are plain numbers.
     checked(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).on("setresuid", uid)?;
     Ok(())
 }
 
-/// Keeps capabilities over the change of the uid that is to come (capabilities(7), `PR_SET_KEEPCAPS`).
+/// Preserves capabilities in the following change of the uid (capabilities(7), `PR_SET_KEEPCAPS`).
 ///
 /// # Errors
-/// Never, on a kernel that has capabilities.
+/// None on kernels with capabilities.
 pub fn keep_capabilities(keep: bool) -> Result<()> {
     rustix::thread::set_keep_capabilities(keep).on("prctl(PR_SET_KEEPCAPS)", "")
 }
 
-/// CAP_CHECKPOINT_RESTORE, the newest capability of the oldest kernel that berth runs on (Linux 5.15). Every kernel has
-/// this one and those below it.
+/// CAP_CHECKPOINT_RESTORE, the newest capability of the oldest kernel that berth supports (Linux 5.15). Every
+/// supported kernel has this one and those below it.
 const ALWAYS_PRESENT: u32 = 40;
 
-/// Takes every capability out of the bounding set that is not in `keep`. Needs CAP_SETPCAP, so it comes first.
+/// Removes every capability that is not in `keep` from the bounding set. This needs CAP_SETPCAP, so it comes
+/// first.
 ///
 /// # Errors
-/// The caller may not read or change the bounding set.
+/// The caller is not permitted to read or change the bounding set.
 pub fn limit_bounding_set(keep: u64) -> Result<()> {
     for number in 0..u64::BITS {
-        // SAFETY: plain numbers.
+        // SAFETY: all arguments are plain numbers.
         let present = unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) };
         match checked(present.into()) {
             Ok(0) => {}
             Ok(_) if keep >> number & 1 == 1 => {}
             Ok(_) => {
-                // SAFETY: plain numbers.
+                // SAFETY: all arguments are plain numbers.
                 let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
                 checked(dropped.into()).on("prctl(PR_CAPBSET_DROP)", number)?;
             }
@@ -60,8 +62,8 @@ pub fn limit_bounding_set(keep: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether an error of `PR_CAPBSET_READ` means that the kernel has no such capability (prctl(2): EINVAL). Any other
-/// error, such as that of a system call filter, says nothing about the capability: it must not end the walk.
+/// Returns whether an error of `PR_CAPBSET_READ` means that the kernel does not have this capability (prctl(2):
+/// EINVAL). Any other error, such as one from a seccomp filter, does not mean that, and must not end the loop.
 fn is_past_the_last(number: u32, errno: Errno) -> bool {
     errno == Errno::INVAL && number > ALWAYS_PRESENT
 }
@@ -69,7 +71,7 @@ fn is_past_the_last(number: u32, errno: Errno) -> bool {
 /// Sets the effective, permitted, inheritable and ambient sets.
 ///
 /// # Errors
-/// A set holds what the caller does not have.
+/// A set contains a capability that the caller does not have.
 pub fn set_capabilities(masks: &CapabilityMasks) -> Result<()> {
     let sets = CapabilitySets {
         effective: CapabilitySet::from_bits_retain(masks.effective),
@@ -81,7 +83,7 @@ pub fn set_capabilities(masks: &CapabilityMasks) -> Result<()> {
     for number in 0..64_u32 {
         if masks.ambient >> number & 1 == 1 {
             let raise = libc::PR_CAP_AMBIENT_RAISE;
-            // SAFETY: plain numbers.
+            // SAFETY: all arguments are plain numbers.
             let raised = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, number, 0, 0) };
             checked(raised.into()).on("prctl(PR_CAP_AMBIENT_RAISE)", number)?;
         }
@@ -89,19 +91,20 @@ pub fn set_capabilities(masks: &CapabilityMasks) -> Result<()> {
     Ok(())
 }
 
-/// `PR_SET_NO_NEW_PRIVS`.
+/// Sets `PR_SET_NO_NEW_PRIVS`.
 ///
 /// # Errors
-/// Never, on a kernel of our time.
+/// None on supported kernels.
 pub fn no_new_privs() -> Result<()> {
     rustix::thread::set_no_new_privs(true).on("prctl(PR_SET_NO_NEW_PRIVS)", "")
 }
 
-/// Loads a filter: an array of `struct sock_filter` as its bytes (seccomp(2)). With `SECCOMP_FILTER_FLAG_NEW_LISTENER`
-/// the answer is the descriptor by which a supervisor hears of calls, which is closed on exec.
+/// Loads a seccomp filter: the bytes of an array of `struct sock_filter` (seccomp(2)). With
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER` it returns the descriptor through which a supervisor receives system calls.
+/// The descriptor is closed on exec.
 ///
 /// # Errors
-/// The program is not valid, or the caller may not.
+/// The program is invalid, or the caller lacks the privilege.
 pub fn load_seccomp(program: &[u8], flags: u64) -> Result<Option<OwnedFd>> {
     let size = size_of::<libc::sock_filter>();
     let filters: Vec<libc::sock_filter> = program
@@ -122,31 +125,31 @@ pub fn load_seccomp(program: &[u8], flags: u64) -> Result<Option<OwnedFd>> {
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     let number = checked(result).on("seccomp", "")?;
-    // Without a listener the answer is 0, which is no new descriptor.
+    // Without a listener the result is 0, which is not a new descriptor.
     Ok(RawFd::try_from(number).ok().filter(|number| *number > 0).map(|number| {
-        // SAFETY: the kernel has just opened this descriptor and nobody else knows it.
+        // SAFETY: the kernel has just opened this descriptor, and no other code owns it.
         unsafe { OwnedFd::from_raw_fd(number) }
     }))
 }
 
-/// Whether other processes may look into this one (`PR_SET_DUMPABLE`): not before its own program runs, so that a
-/// container cannot trace what enters it.
+/// Sets whether other processes may inspect this one (`PR_SET_DUMPABLE`). This is denied until its own program
+/// runs, so that a container cannot trace a process that enters it.
 ///
 /// # Errors
-/// Never.
+/// None.
 pub fn set_dumpable(dumpable: bool) -> Result<()> {
-    // SAFETY: plain numbers.
+    // SAFETY: all arguments are plain numbers.
     let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_int::from(dumpable), 0, 0, 0) };
     checked(result.into()).map(drop).on("prctl(PR_SET_DUMPABLE)", "")
 }
 
-/// Sets a resource limit (getrlimit(2)); `u64::MAX` is no limit.
+/// Sets a resource limit (getrlimit(2)). `u64::MAX` means unlimited.
 ///
 /// # Errors
-/// The number is no resource, or the caller may not raise it.
+/// The number is not a resource, or the caller is not permitted to raise the limit.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: `limit` is a live struct that is only read, and no old limit is asked for.
+    // SAFETY: `limit` is a live struct that is only read, and the old limit is not requested.
     let result = unsafe {
         libc::syscall(
             libc::SYS_prlimit64,
@@ -162,51 +165,42 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
 /// `RLIMIT_NPROC` (getrlimit(2)).
 pub const RLIMIT_NPROC: u32 = libc::RLIMIT_NPROC;
 
-/// Raises a resource's hard limit, and the soft one with it, where it is below `hard`; never lowers it.
+/// Raises a resource's hard limit to `hard` if it is lower, and the soft limit with it. Never lowers a limit.
 ///
 /// # Errors
-/// The caller may not raise it.
+/// The caller is not permitted to raise it.
 pub fn raise_hard_rlimit(resource: u32, hard: u64) -> Result<()> {
     let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    let none = std::ptr::null::<libc::rlimit>();
-    // SAFETY: `now` is a live struct that is only written to, and no new limit is given.
-    let result = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, none, &raw mut now) };
+    let no_limit = std::ptr::null::<libc::rlimit>();
+    // SAFETY: `now` is a live struct that is only written to, and no new limit is passed.
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, no_limit, &raw mut now) };
     checked(result).on("prlimit", resource)?;
     if now.rlim_max < hard { set_rlimit(resource, hard, hard) } else { Ok(()) }
 }
 
-/// Becomes the reaper of every descendant whose parent has gone (`PR_SET_CHILD_SUBREAPER`).
+/// Makes this process the reaper of all its orphaned descendants (`PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors
-/// Never.
+/// None.
 pub fn become_subreaper() -> Result<()> {
-    // SAFETY: plain numbers.
+    // SAFETY: all arguments are plain numbers.
     let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
     checked(result.into()).map(drop).on("prctl(PR_SET_CHILD_SUBREAPER)", "")
 }
 
-/// The name in ps and top.
+/// Sets the name that ps and top show.
 ///
 /// # Errors
-/// Never.
+/// None.
 pub fn set_name(name: &std::ffi::CStr) -> Result<()> {
     rustix::thread::set_name(name).on("prctl(PR_SET_NAME)", "")
-}
-
-/// Whether a namespace descriptor and this process's own are the same.
-///
-/// # Errors
-/// One of them cannot be looked at.
-pub fn same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
-    let (a, b) = (rustix::fs::fstat(a).on("fstat", "")?, rustix::fs::fstat(b).on("fstat", "")?);
-    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The bounding set of this thread (proc(5), `CapBnd`).
+    /// Returns the bounding set of this thread (proc(5), `CapBnd`).
     fn bounding_set() -> u64 {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap();
@@ -214,25 +208,25 @@ mod tests {
     }
 
     #[test]
-    fn the_bounding_set_keeps_nothing_but_what_is_asked_for() {
+    fn the_bounding_set_keeps_only_requested_capabilities() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        // The set belongs to a thread: that of this test ends with it.
+        // The set belongs to a thread, so the change ends with this one.
         let keep = 1 << 0 | 1 << 10;
-        let left = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let before = bounding_set();
             limit_bounding_set(keep).unwrap();
             (before, bounding_set())
         });
-        let (before, after) = left.join().unwrap();
+        let (before, after) = thread.join().unwrap();
         assert_eq!(after, before & keep);
     }
 
     #[test]
-    fn only_an_unknown_capability_ends_the_walk() {
+    fn only_an_unknown_capability_ends_the_loop() {
         assert!(is_past_the_last(41, Errno::INVAL));
-        assert!(!is_past_the_last(41, Errno::PERM), "a filter of system calls refuses");
+        assert!(!is_past_the_last(41, Errno::PERM), "a seccomp filter rejects the call");
         assert!(!is_past_the_last(7, Errno::INVAL), "every kernel has it");
     }
 }

@@ -1,4 +1,4 @@
-//! Unix sockets of packets, with descriptors beside the bytes (unix(7)).
+//! Unix packet sockets, with descriptors beside the bytes (unix(7)).
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,31 +15,32 @@ use rustix::net::{
 use super::fs::descriptor_path;
 use super::{Context, Result, checked};
 
-/// The most descriptors in one packet: the kernel takes 253 (unix(7), `SCM_RIGHTS`).
+/// The maximum number of descriptors in one packet. The kernel's limit is 253 (unix(7), `SCM_RIGHTS`).
 pub const MAX_DESCRIPTORS: usize = 250;
 
-/// A pair of connected packet sockets.
+/// Creates a pair of connected packet sockets.
 ///
 /// # Errors
-/// No more descriptors.
+/// No descriptor is left.
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .on("socketpair", "")
 }
 
-/// A pair of connected stream sockets, of which the second takes up to `ahead` bytes that the first has not read yet: fewer
-/// where they are written in small pieces, each of which costs some. The kernel holds no memory for what is not there.
+/// Creates a pair of connected stream sockets. The second one accepts up to `ahead` bytes that the first has not
+/// read yet. It accepts fewer if they are written in small pieces, because each piece has an overhead. The kernel
+/// uses no memory for unused capacity.
 ///
 /// # Errors
-/// No more descriptors.
+/// No descriptor is left.
 pub fn stream_pair(ahead: usize) -> Result<(OwnedFd, OwnedFd)> {
     use rustix::net::sockopt;
     let (reads, writes) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .on("socketpair", "")?;
-    // The kernel doubles what it is told, for what the pieces cost (socket(7), SO_SNDBUF).
+    // The kernel doubles the value to allow for the overhead (socket(7), SO_SNDBUF).
     let ahead = ahead / 2;
-    // Above net.core.wmem_max only CAP_NET_ADMIN may go (socket(7), SO_SNDBUFFORCE).
+    // Only CAP_NET_ADMIN may exceed net.core.wmem_max (socket(7), SO_SNDBUFFORCE).
     sockopt::set_socket_send_buffer_size_force(&writes, ahead)
         .or_else(|_| sockopt::set_socket_send_buffer_size(&writes, ahead))
         .on("setsockopt(SO_SNDBUF)", ahead)?;
@@ -51,8 +52,8 @@ fn packet_socket() -> Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).on("socket", "")
 }
 
-/// The address of a socket in a folder. It goes by the folder's descriptor: a path of more than 107 bytes is none
-/// (unix(7), "Pathname sockets").
+/// Returns the address of a socket in a folder. It uses the folder's descriptor, because a path must not exceed
+/// 107 bytes (unix(7), "Pathname sockets").
 fn address(folder: &OwnedFd, name: &str) -> Result<SocketAddrUnix> {
     let path = format!("{}/{name}", descriptor_path(folder.as_fd()));
     SocketAddrUnix::new(path.as_str()).on("address", name)
@@ -63,10 +64,10 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
     rustix::fs::openat(CWD, folder, flags, Mode::empty()).on("open", folder.display())
 }
 
-/// A listening packet socket in a folder; an old one of the same name is replaced.
+/// Creates a listening packet socket in a folder. It replaces an old one with the same name.
 ///
 /// # Errors
-/// The folder cannot be opened or written.
+/// The folder cannot be opened or written to.
 pub fn listen(folder: &Path, name: &str) -> Result<OwnedFd> {
     let directory = open_folder(folder)?;
     match rustix::fs::unlinkat(&directory, name, rustix::fs::AtFlags::empty()) {
@@ -84,7 +85,7 @@ pub fn listen(folder: &Path, name: &str) -> Result<OwnedFd> {
 /// Connects to a listening packet socket in a folder.
 ///
 /// # Errors
-/// Nobody listens there.
+/// No process listens there.
 pub fn connect(folder: &Path, name: &str) -> Result<OwnedFd> {
     let directory = open_folder(folder)?;
     let socket = packet_socket()?;
@@ -92,10 +93,10 @@ pub fn connect(folder: &Path, name: &str) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to a listening stream socket at a path, without waiting for it.
+/// Connects to a listening stream socket at a path, without blocking.
 ///
 /// # Errors
-/// Nobody listens there, or too many wait for it already (`EAGAIN`).
+/// No process listens there, or its queue is full (`EAGAIN`).
 pub fn connect_stream(path: &Path) -> Result<OwnedFd> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Err(Errno::INVAL).on("connect", path.display());
@@ -108,10 +109,10 @@ pub fn connect_stream(path: &Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Takes a connection off a listening socket, if its peer is root (unix(7), `SO_PEERCRED`).
+/// Accepts a connection if its peer is root (unix(7), `SO_PEERCRED`).
 ///
 /// # Errors
-/// `EAGAIN` where none waits, `EACCES` where the peer is somebody else.
+/// `EAGAIN` if no connection is pending, `EACCES` if the peer is not root.
 pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let connection = rustix::net::accept_with(listener, flags).on("accept", "")?;
@@ -122,12 +123,12 @@ pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
     Ok(connection)
 }
 
-/// The user that the other end of a connected socket ran as. Not with rustix: its type has no place for the process id 0 of
-/// a peer that is outside of this pid namespace (pid_namespaces(7)).
+/// Returns the user that the peer of a connected socket ran as. rustix is not used, because its type cannot
+/// represent the process id 0 of a peer outside of this pid namespace (pid_namespaces(7)).
 fn peer_uid(connection: BorrowedFd<'_>) -> Result<u32> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
-    // SAFETY: both pointers are to values of this function, and the length is that of the first.
+    // SAFETY: both pointers refer to values of this function, and the length is that of the first.
     let result = unsafe {
         libc::getsockopt(
             connection.as_raw_fd(),
@@ -144,7 +145,7 @@ fn peer_uid(connection: BorrowedFd<'_>) -> Result<u32> {
 /// Sends one packet with descriptors.
 ///
 /// # Errors
-/// `EAGAIN` where the peer is behind, `EPIPE` where it is gone, `EMSGSIZE` where the packet is too long.
+/// `EAGAIN` if the peer's buffer is full, `EPIPE` if it is gone, `EMSGSIZE` if the packet is too long.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -156,10 +157,11 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
         .on("sendmsg", "")
 }
 
-/// Receives one packet into `buffer`: its length and its descriptors, which are closed on exec. Length 0 is the end.
+/// Receives one packet into `buffer`. Returns its length and its descriptors, which are closed on exec. Length 0
+/// is the end of the connection.
 ///
 /// # Errors
-/// `EAGAIN` where nothing has come; `EMSGSIZE` where the packet or its descriptors were cut.
+/// `EAGAIN` if no packet has arrived, `EMSGSIZE` if the packet or its descriptors were cut.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
     match receive_from(socket, buffer)? {
         Packet { cut: true, .. } => Err(Errno::MSGSIZE).on("recvmsg", "a packet whose descriptors were cut"),
@@ -167,32 +169,33 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<
     }
 }
 
-/// A packet that was received.
+/// A received packet.
 #[derive(Debug)]
 pub struct Packet {
-    /// Its bytes; 0 is the end.
+    /// Its length in bytes; 0 is the end of the connection.
     pub length: usize,
-    /// Closed on exec.
+    /// Its descriptors, which are closed on exec.
     pub descriptors: Vec<OwnedFd>,
-    /// Descriptors are missing: this process may not open that many (unix(7), `MSG_CTRUNC`).
+    /// Whether descriptors are missing because this process has reached its limit of open files (unix(7),
+    /// `MSG_CTRUNC`).
     pub cut: bool,
-    /// Who has sent it, in the PID namespace of the receiver, where that wants to know ([`tell_senders`]).
+    /// The sender's pid in the receiver's PID namespace, if the receiver has enabled [`report_senders`].
     pub sender: Option<i32>,
 }
 
-/// Whether packets from now on say who has sent them (unix(7), `SO_PASSCRED`). To be switched off before the socket is
-/// written to, which would give it an abstract address.
+/// Sets whether the following packets contain their sender (unix(7), `SO_PASSCRED`). It must be disabled before
+/// the socket is written to, which would otherwise bind it to an abstract address.
 ///
 /// # Errors
 /// Never.
-pub fn tell_senders(socket: BorrowedFd<'_>, tell: bool) -> Result<()> {
+pub fn report_senders(socket: BorrowedFd<'_>, tell: bool) -> Result<()> {
     rustix::net::sockopt::set_socket_passcred(socket, tell).on("setsockopt(SO_PASSCRED)", tell)
 }
 
-/// As [`receive`], with the sender, and with what came where descriptors are missing.
+/// Like [`receive`], but returns the sender as well, and also a packet whose descriptors were cut.
 ///
 /// # Errors
-/// `EAGAIN` where nothing has come; `EMSGSIZE` where the bytes were cut.
+/// `EAGAIN` if no packet has arrived, `EMSGSIZE` if the bytes were cut.
 pub fn receive_from(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Packet> {
     let mut space =
         [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];

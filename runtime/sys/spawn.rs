@@ -1,5 +1,5 @@
-//! Cloning this process. Everything that is only sound in a process with one thread is in this file, behind functions
-//! that are safe to call.
+//! Clones this process. Everything that is only sound in a process with one thread is in this file, behind
+//! functions that are safe to call.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -15,27 +15,28 @@ const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_PARENT: u64 = 0x8000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// The flags of the `clone` call that [`SingleThread::go_on_as_sibling`] makes, for whoever decides whether a filter of system
-/// calls allows it.
+/// The flags of the `clone` call of [`SingleThread::continue_as_sibling`], to check whether a seccomp filter
+/// allows it.
 pub const SIBLING_FLAGS: u64 = CLONE_PARENT;
 
-/// Links of `/proc/self/task` in a process with one thread: two, and one for the thread (fs/proc/base.c,
+/// The link count of `/proc/self/task` in a process with one thread: two, and one for the thread (fs/proc/base.c,
 /// `proc_task_getattr`).
 const LINKS_OF_ONE_THREAD: u32 = 3;
 
-/// Proof that this process has one thread. A child of a clone has it; who starts a thread gives it up.
+/// Proof that this process has one thread. The child of a clone has it. A process that starts a thread gives it
+/// up.
 ///
-/// A child of a process with several threads may find any lock taken for ever, that of the allocator first (fork(2)): only
-/// with this proof may a child go on as a normal program.
+/// In a child of a process with several threads any lock may be held forever, first of all the allocator's
+/// (fork(2)). A child may continue as a normal program only with this proof.
 #[derive(Debug)]
 pub struct SingleThread(());
 
-/// A child as its parent sees it.
+/// A child, from its parent's view.
 #[derive(Debug)]
 pub struct Child {
-    /// In the parent's process namespace.
+    /// The pid in the parent's process namespace.
     pub pid: i32,
-    /// The process by descriptor: it never means another one.
+    /// The pidfd, which never refers to another process.
     pub pidfd: OwnedFd,
 }
 
@@ -56,11 +57,12 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Clones this process, as fork(2) does, into new namespaces and, on cgroup v2, straight into a cgroup. The child gets the
-/// second end of a socket and calls `run`; when that returns, the child ends. The parent keeps the first end.
+/// Clones this process, as fork(2) does, into new namespaces and, on cgroup v2, directly into a cgroup. The child
+/// gets the second end of a socket and calls `run`. When `run` returns, the child ends. The parent keeps the first
+/// end.
 ///
 /// # Errors
-/// The kernel refuses, or this process has several threads (`EBUSY`); there is no child then.
+/// The clone fails, or this process has several threads (`EBUSY`). Then there is no child.
 pub fn spawn(
     namespaces: Namespaces,
     cgroup: Option<BorrowedFd<'_>>,
@@ -71,14 +73,14 @@ pub fn spawn(
     if let Some(child) = single.clone3(namespaces, cgroup)? {
         return Ok((child, ours));
     }
-    // The parent notices the end of the child by the end of the socket: the child must not hold both ends.
+    // The parent detects the child's end by the end of the socket, so the child must not hold both ends.
     drop(ours);
     run(theirs, single);
     exit_now(1);
 }
 
 impl SingleThread {
-    /// Looks whether this process has one thread.
+    /// Checks that this process has one thread.
     fn prove() -> Result<Self> {
         let task = "/proc/self/task";
         let stat = rustix::fs::statx(CWD, task, AtFlags::empty(), StatxFlags::NLINK).on("statx", task)?;
@@ -88,7 +90,7 @@ impl SingleThread {
         }
     }
 
-    /// `None` in the child.
+    /// Returns `None` in the child.
     fn clone3(&self, namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Child>> {
         let mut pidfd: RawFd = -1;
         let mut args = CloneArgs {
@@ -101,24 +103,24 @@ impl SingleThread {
             args.flags |= CLONE_INTO_CGROUP;
             args.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or(0);
         }
-        // SAFETY: without CLONE_VM and without a stack the child goes on with a copy of this memory, as after fork(2), and
-        // `self` proves that no other thread holds a lock that the copy would never see released. `args` is a live
-        // struct of the size given, and `pidfd` outlives the call.
+        // SAFETY: without CLONE_VM and without a stack the child continues with a copy of this memory, as after
+        // fork(2). `self` proves that no other thread holds a lock that would never be released in the copy.
+        // `args` is a live struct of the given size, and `pidfd` outlives the call.
         let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
         let pid = checked(result).on("clone3", namespaces)?;
         if pid == 0 {
             return Ok(None);
         }
-        // SAFETY: the kernel has just opened this descriptor for this process and nobody else knows it.
+        // SAFETY: the kernel has just opened this descriptor for this process, and no other code owns it.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         Ok(Some(Child { pid: i32::try_from(pid).unwrap_or(0), pidfd }))
     }
 
-    /// Clones a child that only waits to be killed, in a new user namespace.
+    /// Clones a child into a new user namespace. It only waits to be killed.
     ///
     /// # Errors
-    /// The kernel refuses; there is no child then.
-    pub fn holder_of_users(&self) -> Result<Child> {
+    /// The clone fails. Then there is no child.
+    pub fn spawn_userns_holder(&self) -> Result<Child> {
         match self.clone3(Namespaces::USER, None)? {
             Some(child) => Ok(child),
             None => loop {
@@ -127,17 +129,18 @@ impl SingleThread {
         }
     }
 
-    /// Clones this process for its own parent, which is told of the end of both (clone(2), `CLONE_PARENT`), into new
-    /// namespaces and into the PID namespace that was joined before. The old process ends; only the new one comes back.
+    /// Clones this process as a child of its own parent (clone(2), `CLONE_PARENT`), into new namespaces and into
+    /// the PID namespace that was joined before. The parent is notified of the end of both. The old process exits;
+    /// only the new one returns.
     ///
     /// # Errors
-    /// The kernel refuses; there is no new process then.
-    pub fn go_on_as_sibling(&self, namespaces: Namespaces) -> Result<()> {
-        // Filters of system calls look at the flags of clone(2); they cannot see those of clone3(2), so that most refuse
-        // it. With CLONE_PARENT the signal at the end is that of this process, and none may be named.
+    /// The clone fails. Then there is no new process.
+    pub fn continue_as_sibling(&self, namespaces: Namespaces) -> Result<()> {
+        // Seccomp filters check the flags of clone(2). They cannot see those of clone3(2), so most of them reject
+        // it. With CLONE_PARENT the exit signal is this process's, and none may be specified.
         let flags = SIBLING_FLAGS | namespaces.bits();
-        // SAFETY: without CLONE_VM and without a stack the child goes on with a copy of this memory, as after fork(2), and
-        // `self` proves that it has no other threads. No pointer is given.
+        // SAFETY: without CLONE_VM and without a stack the child continues with a copy of this memory, as after
+        // fork(2). `self` proves that there are no other threads. No pointer is passed.
         let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0_u64, 0_u64, 0_u64, 0_u64) };
         match checked(result).on("clone", format_args!("{namespaces}, for the parent"))? {
             0 => Ok(()),
@@ -145,40 +148,42 @@ impl SingleThread {
         }
     }
 
-    /// Closes every descriptor of this process but the standard streams and `keep`, which becomes descriptor 3, and goes on
-    /// with `next`, which never comes back: nothing that owns a descriptor is used or dropped after this.
+    /// Closes every descriptor of this process except for the standard streams and `keep`, which becomes
+    /// descriptor 3. Then calls `next`, which never returns, so nothing that owns a descriptor is used or dropped
+    /// afterwards.
     ///
     /// # Errors
-    /// Descriptors cannot be closed; the process is unchanged then but for descriptor 3.
+    /// Descriptors cannot be closed. Then the process is unchanged except for descriptor 3.
     pub fn close_all_but(
         self,
         keep: OwnedFd,
         program: Program,
         next: fn(OwnedFd, Program, Self) -> !,
     ) -> Result<std::convert::Infallible> {
-        // SAFETY: `next` takes no reference, `Program` holds no descriptor, and neither `next` nor this function returns after
-        // that.
+        // SAFETY: `next` takes no reference, and `Program` contains no descriptor. Neither `next` nor this
+        // function returns afterwards.
         let keep = unsafe { close_others(keep) }?;
         next(keep, program, self)
     }
 
-    /// As [`Self::close_all_but`], for a child that needs only the descriptor.
+    /// Like [`Self::close_all_but`], for a child that needs only the descriptor.
     ///
     /// # Errors
-    /// As of [`Self::close_all_but`].
+    /// Those of [`Self::close_all_but`].
     pub fn keep_only(self, keep: OwnedFd, next: fn(OwnedFd) -> !) -> Result<std::convert::Infallible> {
         // SAFETY: `next` takes no reference, and neither `next` nor this function returns after that.
         next(unsafe { close_others(keep) }?)
     }
 }
 
-/// Closes all descriptors but the standard streams and `keep`, which becomes 3.
+/// Closes all descriptors except for the standard streams and `keep`, which becomes descriptor 3.
 ///
 /// # Safety
-/// After a success, nothing that owns a closed descriptor may be used or dropped again.
+/// After a success, nothing that owns a closed descriptor may be used or dropped.
 ///
 /// # Errors
-/// A system call failed. Then only descriptor 3 may have changed, and the caller may only report the error and end.
+/// A system call failed. Then only descriptor 3 may have changed, and the caller may only report the error and
+/// exit.
 unsafe fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
     const PLACE: RawFd = 3;
     let keep = match keep.as_raw_fd() {
@@ -187,7 +192,8 @@ unsafe fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
         number => match checked(unsafe { libc::dup3(number, PLACE, libc::O_CLOEXEC) }.into()) {
             Ok(_) => {
                 std::mem::forget(keep);
-                // SAFETY: dup3 has just opened this descriptor, and what owned its number is never used again.
+                // SAFETY: dup3 has just opened this descriptor, and the former owner of its number is never used
+                // again.
                 unsafe { OwnedFd::from_raw_fd(PLACE) }
             }
             Err(errno) => return Err(errno).on("dup3", PLACE),

@@ -8,7 +8,7 @@
 //!   |<-- Answer{id, Sandbox{pid}} + fds ---|
 //!   | Request{id, Create(plan)} + fds ---->|-- clone3 ----------------------------->| steps
 //!   |                                      |<-- Report: Terminal -------------------|
-//!   |                                      |<-- Report: Moved (goes on as another) -|
+//!   |                                      |<-- Report: Moved (a clone continues) ---|
 //!   |                                      |<-- Report: Ready | Failed -------------| waits
 //!   |<------------- Answer{id, Created} ---|
 //!   | Request{id, Start} ----------------->|-- one byte --------------------------->| execve
@@ -16,12 +16,15 @@
 //!   |<--- Event(Exited{record}) -----------|  waitid(P_PIDFD), the log is written
 //! ```
 //!
-//! One message is one packet of a `SOCK_SEQPACKET` unix socket: JSON, with descriptors beside it (`SCM_RIGHTS`). A body
-//! that is too long for a packet travels in a memfd (see [`transport`]). The daemon may go and come back at any
-//! time: every connection starts with `Hello`, and what happened meanwhile is in the snapshot. A daemon speaks to the
-//! keepers of its predecessor: [`PROTOCOL`] only ever grows, a call is sent only to a keeper that knows it
-//! ([`Call::since`]), and calls that a keeper does not know are answered with [`Failure::Unknown`]. What is told unasked
-//! goes to the daemons that know it: those that have made the call it follows.
+//! One message is one packet of a `SOCK_SEQPACKET` unix socket: JSON, with descriptors in ancillary data
+//! (`SCM_RIGHTS`). A body that is too long for a packet is sent in a memfd (see [`transport`]). The daemon may
+//! disconnect and reconnect at any time. Every connection starts with `Hello`. Its snapshot contains what happened
+//! in between.
+//!
+//! A daemon talks to the keepers of its predecessor. [`PROTOCOL`] therefore only grows. A call is sent only to a
+//! keeper that supports it ([`Call::since`]). A keeper answers a call that it does not support with
+//! [`Failure::Unknown`]. Events that a later version added are sent only to daemons that support them: those that
+//! made the call that the event follows.
 
 pub mod transport;
 
@@ -29,55 +32,57 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{ContainerPlan, ExecPlan, FdSlot, SandboxPlan};
 
-/// The version of these messages: 2 has brought [`Call::Attach`] and [`Call::Resize`].
+/// The version of these messages. Version 2 added [`Call::Attach`] and [`Call::Resize`].
 pub const PROTOCOL: u32 = 2;
 
-/// A call of the daemon, answered by an [`Answer`] with the same id; answers may overtake one another.
+/// A call of the daemon. The keeper answers it with a [`Message::Answer`] with the same id. Answers may arrive in
+/// another order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Chosen by the daemon, unique in the connection.
     pub id: u64,
-    /// What to do.
+    /// The call.
     pub call: Call,
 }
 
-/// What every request has, whatever it asks.
+/// The part that every request has, whatever its call.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct AnyRequest {
-    /// As of a [`Request`].
+    /// The id of the [`Request`].
     pub id: u64,
 }
 
-/// What the daemon asks.
+/// A call of the daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Call {
-    /// First on every connection. Answer: [`Outcome::Hello`].
+    /// The first call of every connection. Answer: [`Outcome::Hello`].
     Hello {
-        /// [`PROTOCOL`] of the daemon.
+        /// The daemon's [`PROTOCOL`].
         protocol: u32,
     },
     /// Starts the pause. Answer: [`Outcome::Sandbox`] with the descriptors of [`Call::Namespaces`].
     Sandbox(Box<SandboxPlan>),
-    /// Answer: [`Outcome::Sandbox`], with the pause's pidfd and its network namespace as descriptors, in this order.
+    /// Requests the pod's namespaces. Answer: [`Outcome::Sandbox`]. Its descriptors are the pause's pidfd, the
+    /// pod's network namespace and, if the pod has one, its user namespace, in this order.
     Namespaces,
-    /// Clones a container's first process and takes it up to just before exec. Answer: [`Outcome::Created`], with the
-    /// process's pidfd as descriptor.
+    /// Clones a container's first process, which then runs up to the point just before exec. Answer:
+    /// [`Outcome::Created`], with the process's pidfd as descriptor.
     Create {
-        /// 64 hex digits.
+        /// The container's id: 64 hex digits.
         container: String,
-        /// The folder for `exit.json`, absolute.
+        /// The absolute path of the folder for `exit.json`.
         folder: String,
-        /// What to do.
+        /// The container's plan.
         plan: Box<ContainerPlan>,
     },
     /// Lets the first process exec. Answer: [`Outcome::Started`].
     Start {
-        /// Which.
+        /// The container's id.
         container: String,
     },
-    /// Sends a signal to the container's first process. One that has ended is no error.
+    /// Sends a signal to the container's first process. A process that has ended is not an error.
     Signal {
-        /// Which.
+        /// The container's id.
         container: String,
         /// Signal number.
         signal: i32,
@@ -85,62 +90,65 @@ pub enum Call {
     /// Runs a further process in a running container. Answer: [`Outcome::ExecStarted`] with the process's pidfd (and the
     /// pty's master), later [`Event::ExecExited`].
     Exec {
-        /// In which.
+        /// The container's id.
         container: String,
         /// Chosen by the daemon, unique in the pod.
         exec: String,
-        /// What to do.
+        /// The exec's plan.
         plan: Box<ExecPlan>,
     },
-    /// Kills an exec's own process; its children are the daemon's to kill, by their cgroup.
+    /// Sends a signal to an exec's process. The daemon itself kills the process's children, by their cgroup.
     SignalExec {
-        /// Which.
+        /// The exec's id.
         exec: String,
         /// Signal number.
         signal: i32,
     },
-    /// Switches to another log file. No record is lost, doubled or split.
+    /// Switches to another log file. No record is lost, duplicated or split.
     ReopenLog {
-        /// Whose.
+        /// The container's id.
         container: String,
-        /// The file, open for appending. An older keeper ignores it and opens the log's path itself.
+        /// The file, open for appending. Older keepers ignore it and open the log's path themselves.
         #[serde(default)]
         log: Option<FdSlot>,
     },
-    /// Attaches a client to a running container, until it closes its ends. Answer: [`Outcome::Done`], later perhaps
-    /// [`Event::Detached`]. A container without standard input, or whose input has ended, closes that of the client.
+    /// Attaches a client to a running container, until the client closes its ends. Answer: [`Outcome::Done`],
+    /// later possibly [`Event::Detached`]. If the container has no standard input, or its input has ended, the
+    /// client's input is closed.
     Attach {
-        /// To which.
+        /// The container's id.
         container: String,
         /// Chosen by the daemon, unique in the pod.
         client: String,
-        /// Read, and written to the container's standard input.
+        /// The client's input, which the keeper copies to the container's standard input.
         stdin: Option<FdSlot>,
-        /// A socket that the container's output is written to as far as its buffer takes it; a terminal's output as well.
+        /// A socket that receives the container's output, or the terminal's. A client that does not read in time
+        /// is detached.
         stdout: Option<FdSlot>,
-        /// The same for its errors.
+        /// The same for the container's standard error.
         stderr: Option<FdSlot>,
     },
-    /// Tells a container's terminal its size.
+    /// Sets the size of a container's terminal.
     Resize {
-        /// Whose.
+        /// The container's id.
         container: String,
         /// Columns.
         width: u16,
         /// Rows.
         height: u16,
     },
-    /// Forgets a container that has ended or was never started (its process is killed).
+    /// Removes a container from the keeper's list. If its process still runs, it is killed.
     Forget {
-        /// Which.
+        /// The container's id.
         container: String,
     },
-    /// Ends the pause and then the keeper itself. Containers must have ended; what has not is killed.
+    /// Ends the pause and then the keeper itself. All containers must have ended. Processes that still run are
+    /// killed.
     Shutdown,
 }
 
 impl Call {
-    /// What it is called in errors and logs.
+    /// Returns the call's name for errors and logs.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -160,7 +168,7 @@ impl Call {
         }
     }
 
-    /// The version of the messages that has brought this call.
+    /// Returns the version of the messages that added this call.
     #[must_use]
     pub fn since(&self) -> u32 {
         match self {
@@ -170,50 +178,50 @@ impl Call {
     }
 }
 
-/// What the keeper sends.
+/// A message of the keeper.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
     /// The answer to a request.
     Answer {
-        /// The request's.
+        /// The request's id.
         id: u64,
-        /// How it went.
+        /// The result of the call.
         result: Result<Outcome, Failure>,
     },
-    /// Something happened. Events of one container come in order.
+    /// An event. Events of one container arrive in order.
     Event(Event),
 }
 
-/// How a call ended when it ended well.
+/// The result of a successful call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// Nothing to tell.
+    /// No result beyond the success.
     Done,
-    /// The keeper's view.
+    /// The answer to `Hello`.
     Hello(Snapshot),
     /// The pause runs.
     Sandbox {
-        /// In the host's process namespace.
+        /// The pid in the host's process namespace.
         pid: i32,
     },
     /// The first process waits just before exec.
     Created {
-        /// In the host's process namespace.
+        /// The pid in the host's process namespace.
         pid: i32,
     },
     /// The command runs.
     Started {
-        /// Nanoseconds since the epoch.
+        /// When exec succeeded, in nanoseconds since the epoch.
         at: i64,
     },
     /// The exec's command runs.
     ExecStarted {
-        /// In the host's process namespace.
+        /// The pid in the host's process namespace.
         pid: i32,
     },
 }
 
-/// Why a call failed.
+/// The reason why a call failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// The first process failed in one of its steps.
@@ -222,46 +230,46 @@ pub enum Failure {
     /// The keeper itself failed in a system call.
     #[error("{action}: {}", std::io::Error::from_raw_os_error(*.errno))]
     System {
-        /// What it was doing, to what.
+        /// The system call and its object.
         action: String,
         /// `errno`.
         errno: i32,
     },
-    /// No such container, exec or pause.
-    #[error("{what} is not known to the keeper")]
+    /// The container, exec or pause does not exist.
+    #[error("{what} not found")]
     NotFound {
-        /// Its kind and id.
+        /// The object's kind and id.
         what: String,
     },
-    /// The object is in no state for this call.
+    /// The state of the object does not permit the call.
     #[error("{what} is {state}")]
     State {
-        /// Its kind and id.
+        /// The object's kind and id.
         what: String,
-        /// What it is: `running`, `ended`, `not started`.
+        /// The state: `running`, `ended`, `not started`.
         state: String,
     },
-    /// This keeper does not know the call: it was started by an older daemon.
-    #[error("the pod's keeper does not know this call")]
+    /// The keeper does not support the call: an older daemon started it.
+    #[error("the pod's keeper does not support this call")]
     Unknown,
 }
 
-/// The failure of a first process: a fixed record on the wire from the init, see [`Report`](transport::Report).
+/// The failure of a first process. The init sends it as a fixed record, see [`Report`](transport::Report).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InitFailure {
-    /// Where.
+    /// The step that failed.
     pub step: Step,
-    /// `errno`, 0 where no system call failed.
+    /// `errno`, or 0 if the failure is not one of a system call.
     pub errno: i32,
-    /// Which mount, device, path, sysctl or limit of the plan, where the step has several.
+    /// The index of the mount, device, path, sysctl or limit in the plan, if the step handles several.
     pub index: Option<u32>,
-    /// What else is to be said; often empty, at most 160 bytes.
+    /// Further details. Often empty, at most 160 bytes.
     pub detail: String,
 }
 
 impl std::fmt::Display for InitFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.step.words())?;
+        write!(f, "{}", self.step.description())?;
         if let Some(index) = self.index {
             write!(f, " {index}")?;
         }
@@ -276,8 +284,8 @@ impl std::fmt::Display for InitFailure {
 }
 
 macro_rules! steps {
-    ($($(#[$doc:meta])* $name:ident = $number:literal, $words:literal;)*) => {
-        /// The steps of a first process, in the order in which a container walks them. The numbers are the wire's.
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $description:literal;)*) => {
+        /// The steps of a first process, in a container's order. The numbers are part of the protocol.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[repr(u32)]
         pub enum Step {
@@ -285,103 +293,103 @@ macro_rules! steps {
         }
 
         impl Step {
-            /// The step of a number from the wire.
+            /// Returns the step with this number on the wire.
             #[must_use]
             pub fn from_number(number: u32) -> Option<Self> {
                 match number { $($number => Some(Self::$name),)* _ => None }
             }
 
-            /// Its number on the wire.
+            /// Returns the step's number on the wire.
             #[must_use]
             pub fn number(self) -> u32 {
                 match self { $(Self::$name => $number,)* }
             }
 
-            /// What the step does, as the start of an error message.
+            /// Describes the step, as the start of an error message.
             #[must_use]
-            pub fn words(self) -> &'static str {
-                match self { $(Self::$name => $words,)* }
+            pub fn description(self) -> &'static str {
+                match self { $(Self::$name => $description,)* }
             }
         }
     };
 }
 
 steps! {
-    /// clone3(2) itself.
+    /// Cloning the first process (clone3(2)).
     Clone = 1, "clone the first process";
     /// Joining the cgroup.
     Cgroup = 2, "join the cgroup";
     /// Opening the sources of bind mounts.
     OpenSource = 3, "open the source of mount";
-    /// The pod's shared memory.
+    /// Opening the pod's shared memory and files.
     PodShm = 4, "open the pod's shared memory and files";
-    /// setns(2) into the pod's namespaces.
+    /// Joining the pod's namespaces (setns(2)).
     JoinNamespaces = 5, "join the pod's namespaces";
-    /// unshare(2) of what remains.
+    /// Creating the remaining namespaces (unshare(2)).
     Unshare = 6, "make the container's namespaces";
     /// Stopping propagation to the host.
     PrivateMounts = 7, "separate the container's mounts from the host's";
     /// Attaching the root filesystem.
     AttachRootfs = 8, "attach the root filesystem";
-    /// Making or finding the target of a mount.
+    /// Creating or finding the target of a mount.
     MountTarget = 9, "prepare the target of mount";
-    /// The mount.
+    /// Mounting.
     Mount = 10, "mount";
-    /// Its attributes or propagation.
+    /// Setting the attributes or the propagation of a mount.
     MountAttributes = 11, "set the attributes of mount";
-    /// A device node.
+    /// Creating a device node.
     Device = 12, "make device";
-    /// A folder in the root filesystem.
+    /// Creating a folder in the root filesystem.
     Directory = 13, "make directory";
-    /// A sysctl.
+    /// Setting a sysctl.
     Sysctl = 14, "set sysctl";
-    /// A read-only path.
+    /// Making a path read-only.
     ReadonlyPath = 15, "make read-only path";
-    /// A masked path.
+    /// Masking a path.
     MaskedPath = 16, "mask path";
-    /// pivot_root(2).
+    /// Changing the root (pivot_root(2)).
     PivotRoot = 17, "pivot_root";
-    /// Read-only root, propagation of `/`.
+    /// Setting the root filesystem's read-only flag and propagation.
     RootAttributes = 18, "set the attributes of the root filesystem";
-    /// The hostname.
+    /// Setting the hostname.
     Hostname = 19, "set the hostname";
-    /// The pseudo terminal.
+    /// Creating the pseudo terminal.
     Terminal = 20, "make the terminal";
-    /// Standard streams, session.
+    /// Setting up the standard streams and the session.
     Stdio = 21, "set up the standard streams";
-    /// A resource limit.
+    /// Setting a resource limit.
     Rlimit = 22, "set resource limit";
-    /// oom_score_adj.
+    /// Setting oom_score_adj.
     OomScore = 23, "set oom_score_adj";
-    /// The label of a security module.
+    /// Setting the label of a security module.
     SecurityLabel = 24, "set the security label";
-    /// Groups, gid, uid.
+    /// Setting groups, gid and uid.
     Credentials = 25, "set user and groups";
-    /// Capability sets.
+    /// Setting the capability sets.
     Capabilities = 26, "set capabilities";
-    /// no_new_privs.
+    /// Setting no_new_privs.
     NoNewPrivs = 27, "set no_new_privs";
-    /// The working folder.
+    /// Changing to the working directory.
     WorkingDirectory = 28, "change to the working directory";
-    /// Closing what is not the container's.
+    /// Closing descriptors that the container must not have.
     CloseDescriptors = 29, "close descriptors";
-    /// The seccomp filter.
+    /// Loading the seccomp filter.
     Seccomp = 30, "load the seccomp filter";
-    /// execve(2).
+    /// Executing the program (execve(2)).
     Exec = 31, "exec";
-    /// A hook of the container.
+    /// Running a hook.
     Hook = 34, "run hook";
-    /// Propagation between a volume and the host.
+    /// Checking that mounts can propagate between a volume and the host.
     Peers = 33, "propagate mount";
-    /// The procfs of a PID namespace that is shared.
+    /// Opening the procfs of a shared PID namespace.
     PodProc = 35, "open the procfs of the shared PID namespace";
-    /// The session keyring.
+    /// Joining the session keyring.
     Keyring = 36, "join the session keyring";
-    /// The process ended before it told anything.
+    /// The process ended without a report.
     Vanished = 32, "the first process ended before exec";
 }
 
-/// Everything the keeper knows, for a daemon that has come (back).
+/// The state of the keeper, for a daemon that connects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// [`PROTOCOL`] of the keeper.
@@ -390,94 +398,96 @@ pub struct Snapshot {
     pub keeper_pid: i32,
     /// The pause, while it runs.
     pub pause: Option<i32>,
-    /// Containers that have not been forgotten.
+    /// Containers that the daemon has not removed with [`Call::Forget`].
     pub containers: Vec<ContainerSnapshot>,
-    /// Ids of execs that run.
+    /// The ids of running execs.
     pub execs: Vec<String>,
 }
 
 /// One container in a [`Snapshot`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerSnapshot {
-    /// Which.
+    /// The container's id.
     pub id: String,
-    /// The first process.
+    /// The pid of the first process.
     pub pid: i32,
-    /// How far it is.
+    /// The container's phase.
     pub phase: Phase,
 }
 
-/// How far a container is, as the keeper sees it.
+/// The phase of a container, as the keeper sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
-    /// Its first process is still on its way to the gate.
+    /// Its first process has not yet reached the gate.
     Creating,
     /// It waits at the gate.
     Created,
     /// The command runs.
     Running {
-        /// Since, in nanoseconds since the epoch.
+        /// When exec succeeded, in nanoseconds since the epoch.
         started_at: i64,
     },
     /// It has ended.
     Exited(ExitRecord),
 }
 
-/// How a container ended; also the content of `exit.json` in its folder.
+/// The end of a container; also the content of `exit.json` in its folder.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// The exit code, or 128 plus the signal's number.
     pub code: i32,
-    /// The signal that ended it.
+    /// The signal that terminated it.
     pub signal: Option<i32>,
-    /// The kernel killed in this cgroup for lack of memory.
+    /// Whether the exit code is 137 and the kernel has killed a process in the container's cgroup for lack of
+    /// memory.
     pub oom_killed: bool,
     /// When exec succeeded, in nanoseconds since the epoch; 0 if it never did.
     pub started_at: i64,
-    /// In nanoseconds since the epoch.
+    /// When the process ended, in nanoseconds since the epoch.
     pub finished_at: i64,
-    /// Why it never became its command, where that is so.
+    /// Why the command was never executed, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<InitFailure>,
 }
 
-/// Why a client is attached no more.
+/// The reason why the keeper detached a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Detachment {
-    /// Its input has ended, and that of the container stays open for others.
+    /// The client's input has ended. The container's input stays open for other clients.
     InputEnded,
-    /// It is too far behind with reading: the buffer of its socket is full.
+    /// The client does not read fast enough: the buffer of its socket is full.
     Behind,
 }
 
-/// What the keeper tells unasked, to every connection.
+/// An event, which the keeper sends to every connection unless noted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    /// A container's first process has ended; its output is in the log and its record on disk.
+    /// A container's first process has ended. Its output is in the log, unless a disk hangs. The writer process
+    /// has received its exit record.
     Exited {
-        /// Which.
+        /// The container's id.
         container: String,
-        /// How.
+        /// How the container ended.
         record: ExitRecord,
     },
     /// An exec's process has ended.
     ExecExited {
-        /// Which.
+        /// The exec's id.
         exec: String,
         /// The exit code, or 128 plus the signal's number.
         code: i32,
     },
-    /// The pause has ended: the pod's namespaces are lost for new containers.
+    /// The pause has ended. New containers can no longer join the pod's namespaces.
     PauseExited {
-        /// As of an [`ExitRecord`].
+        /// The exit code, or 128 plus the signal's number.
         code: i32,
     },
-    /// A client is attached no more. Told only to the connection that has attached it; a client that closed its ends
-    /// itself, or whose container has ended, is not told of.
+    /// The keeper has detached a client. The event is sent only to the connection that attached the client. It is
+    /// not sent if the client closed its ends itself or its container has ended.
     Detached {
-        /// Which.
+        /// The client's id.
         client: String,
-        /// Why.
+        /// The reason.
         why: Detachment,
     },
 }

@@ -1,5 +1,5 @@
-//! How messages travel: one JSON text a packet, or a memory file where it is too long for one; and the fixed record in
-//! which a first process tells its parent how it went.
+//! The encoding of messages: one JSON text per packet, or a memory file if the text is too long for a packet. Also
+//! the fixed record with which a first process reports to its parent.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,36 +11,39 @@ use serde::de::DeserializeOwned;
 use super::{InitFailure, Step};
 use crate::sys;
 
-/// The longest text that goes in a packet: it fits the default send buffer of a unix socket several times.
+/// The maximum length of a text in a packet. The default send buffer of a unix socket holds several such packets.
 const IN_PACKET: usize = 48 << 10;
 
-/// The longest text at all.
+/// The maximum length of a text.
 const LONGEST: usize = 16 << 20;
 
-/// The packet that says that the text is in the first descriptor.
+/// The content of a packet whose text is in the first descriptor.
 const IN_FILE: &[u8] = b"@";
 
-/// Why a message did not travel.
+/// An error of sending or receiving a message.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// The socket refused.
+    /// A system call on the socket failed.
     #[error(transparent)]
     System(#[from] sys::Error),
-    /// What came is no message.
-    #[error("a message that cannot be read: {0}")]
+    /// The received text is not a valid message.
+    #[error("invalid message: {0}")]
     Garbage(#[from] serde_json::Error),
-    /// A message is longer than any may be.
-    #[error("a message of {0} bytes")]
+    /// The message is longer than the maximum.
+    #[error("invalid message: {0} bytes exceed the limit of {LONGEST}")]
     TooLong(usize),
+    /// The peer does not read: too many messages are queued for it.
+    #[error("failed to send a message: {0} messages are queued")]
+    QueueFull(usize),
     /// The memory file of a long message is missing.
-    #[error("a long message without its text")]
+    #[error("invalid message: its memory file is missing")]
     NoText,
 }
 
 impl From<TransportError> for io::Error {
     fn from(error: TransportError) -> Self {
         match error {
-            // Only as a raw error is EAGAIN understood as "would block".
+            // Callers recognise EAGAIN as "would block" only if it is a raw OS error.
             TransportError::System(error) => Self::from_raw_os_error(error.raw()),
             other => Self::new(io::ErrorKind::InvalidData, other),
         }
@@ -48,7 +51,7 @@ impl From<TransportError> for io::Error {
 }
 
 impl TransportError {
-    /// Nothing is there yet, or the peer is behind.
+    /// Whether the call must be repeated later: no message has arrived, or the peer's buffer is full.
     #[must_use]
     pub fn would_block(&self) -> bool {
         matches!(self, Self::System(error) if error.errno == Errno::AGAIN)
@@ -58,7 +61,7 @@ impl TransportError {
 /// Sends a message with descriptors.
 ///
 /// # Errors
-/// The socket refuses ([`TransportError::would_block`]), or the message is too long.
+/// The socket does not accept the message ([`TransportError::would_block`]), or the message is too long.
 pub fn send<T: Serialize>(
     socket: BorrowedFd<'_>,
     message: &T,
@@ -77,21 +80,22 @@ pub fn send<T: Serialize>(
     Ok(sys::socket::send(socket, IN_FILE, &all)?)
 }
 
-/// A message that was received.
+/// A received message.
 #[derive(Debug)]
 pub struct Received<T> {
-    /// What it says.
+    /// The message.
     pub message: T,
-    /// What came with it; none where [`cut`](Self::cut).
+    /// The descriptors that came with it. Empty if [`cut`](Self::cut) is set.
     pub descriptors: Vec<OwnedFd>,
-    /// Its descriptors are lost: this process may not open that many.
+    /// Whether descriptors were lost because this process has reached its limit of open files.
     pub cut: bool,
 }
 
-/// Receives a message with its descriptors; `None` is the end of the connection. `buffer` is for reuse.
+/// Receives a message with its descriptors. Returns `None` at the end of the connection. `buffer` is scratch space
+/// that can be reused.
 ///
 /// # Errors
-/// Nothing is there ([`TransportError::would_block`]), or what came is no message.
+/// No message has arrived ([`TransportError::would_block`]), or what arrived is not a valid message.
 pub fn receive<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
@@ -99,10 +103,10 @@ pub fn receive<T: DeserializeOwned>(
     receive_with(socket, buffer, |text| serde_json::from_slice(text))
 }
 
-/// The same, for a reader that understands more than one kind of message.
+/// Like [`receive`], with another decoder.
 ///
 /// # Errors
-/// As [`receive`].
+/// Those of [`receive`].
 pub fn receive_with<T>(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
@@ -120,16 +124,16 @@ pub fn receive_with<T>(
         packet => decode(packet)?,
     };
     if cut {
-        // Which of them came cannot be told.
+        // It is not known which descriptors are missing.
         descriptors.clear();
     }
     Ok(Some(Received { message, descriptors, cut }))
 }
 
-/// Bytes of the words in a failure's record.
+/// The maximum length of the detail in a failure's record.
 const DETAIL: usize = 160;
 
-/// Bytes of a record: kind, step, errno, index, length of the detail, the detail.
+/// The length of a record in bytes: kind, step, errno, index, length of the detail, the detail.
 pub const RECORD: usize = 20 + DETAIL;
 
 const READY: u32 = 1;
@@ -139,27 +143,28 @@ const LISTENER: u32 = 4;
 const TERMINAL: u32 = 5;
 const NO_INDEX: u32 = u32::MAX;
 
-/// What a first process tells its parent over their socket: it has reached the gate, or it has failed. It is a fixed
-/// record, since the process that writes it may be in any state. The end of the socket without a record after the
-/// gate means that exec has succeeded: the socket is closed by exec.
+/// A report of a first process to its parent, over their socket: it has reached the gate, or it has failed. The
+/// record has a fixed format, because the process that writes it may be in any state. If the socket ends after the
+/// gate without another record, exec has succeeded: exec closes the socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// The gate is reached.
+    /// The process has reached the gate.
     Ready,
-    /// The master of the terminal comes along.
+    /// The terminal's master is in the packet's descriptors.
     Terminal,
-    /// Another child of the keeper goes on in its place, and tells so first of all: one that was cloned inside the pod's
-    /// user namespace, so that its process namespace belongs to that, or one in the PID namespace of others. The kernel
-    /// says which it is (`SO_PASSCRED`).
+    /// Another child of the keeper continues in its place. This is the first report of the new child. It was
+    /// cloned inside the pod's user namespace, so that its process namespace belongs to that one, or into the PID
+    /// namespace of other processes. The kernel specifies the sender (`SO_PASSCRED`).
     Moved,
-    /// The filter is loaded that hands calls over to a supervisor; its descriptor comes along.
+    /// The process has loaded a filter that passes system calls to a supervisor. The filter's descriptor is in the
+    /// packet.
     Listener,
     /// A step has failed.
     Failed(InitFailure),
 }
 
 impl Report {
-    /// The record.
+    /// Encodes the report.
     #[must_use]
     pub fn encode(&self) -> [u8; RECORD] {
         let mut record = [0_u8; RECORD];
@@ -186,7 +191,7 @@ impl Report {
         record
     }
 
-    /// The report of a record; `None` for what is none.
+    /// Decodes a record. Returns `None` if it is invalid.
     #[must_use]
     pub fn decode(record: &[u8]) -> Option<Self> {
         let word = |at: usize| -> Option<[u8; 4]> { record.get(at..at + 4)?.try_into().ok() };
@@ -212,7 +217,7 @@ impl Report {
     }
 }
 
-/// As much of the words as the record holds, at a character's border.
+/// Returns as much of the detail as the record can hold, cut at a character boundary.
 fn cut(detail: &str) -> &str {
     let mut end = detail.len().min(DETAIL);
     while !detail.is_char_boundary(end) {
@@ -228,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_messages_travel_as_files_with_their_descriptors() {
+    fn long_messages_are_sent_as_files_with_their_descriptors() {
         let (a, b) = sys::socket::pair().unwrap();
         let message = vec!["x".repeat(200 << 10)];
         let extra = sys::fs::sealed("extra", b"extra", false).unwrap();
@@ -241,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_an_error() {
+    fn invalid_messages_are_errors() {
         let (a, b) = sys::socket::pair().unwrap();
         sys::socket::send(a.as_fd(), b"[1", &[]).unwrap();
         assert!(matches!(receive::<Vec<u32>>(b.as_fd(), &mut Vec::new()), Err(TransportError::Garbage(_))));
@@ -251,14 +256,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reports_survive_the_record(errno in any::<i32>(), index in proptest::option::of(0..1000_u32), detail in ".{0,80}") {
+        fn reports_are_decoded_as_encoded(errno in any::<i32>(), index in proptest::option::of(0..1000_u32), detail in ".{0,80}") {
             let detail = cut(&detail).to_owned();
             let report = Report::Failed(InitFailure { step: Step::Mount, errno, index, detail });
             prop_assert_eq!(Report::decode(&report.encode()), Some(report));
         }
 
         #[test]
-        fn no_record_makes_the_decoder_fail(record in proptest::collection::vec(any::<u8>(), 0..RECORD + 8)) {
+        fn no_record_makes_the_decoder_panic(record in proptest::collection::vec(any::<u8>(), 0..RECORD + 8)) {
             let _report = Report::decode(&record);
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use berth_proto::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
-use berth_runtime::cgroup::{Cgroup, CgroupError, CgroupPath, Change, Scores};
+use berth_runtime::cgroup::{Cgroup, CgroupError, CgroupPath, Change, OomScores};
 use oci_spec::runtime::LinuxResources;
 use tracing::Instrument;
 
@@ -134,7 +134,7 @@ impl Update {
         let Some((change, scores)) = set else { return Ok(false) };
         self.undo.push("set the limits back", async move {
             let taken_back = move || {
-                let errors: Vec<String> = scores.take_back().into_iter().chain(change.take_back()).collect();
+                let errors: Vec<String> = scores.undo().into_iter().chain(change.undo()).collect();
                 if errors.is_empty() { Ok(()) } else { Err(CriError::internal("update", errors.join("; "))) }
             };
             blocking(taken_back).await.map_err(|error| error.to_string())
@@ -183,7 +183,7 @@ fn set_cgroup(
     daemon: &Daemon,
     container: &Container,
     limits: &Limits,
-) -> Result<Option<(Change, Scores)>, CriError> {
+) -> Result<Option<(Change, OomScores)>, CriError> {
     let path = container.with(|record| CgroupPath::from_recorded(&record.cgroup))?;
     let cgroup = Cgroup::open(&daemon.hierarchies, &path);
     let change = match cgroup.update(&limits.after) {
@@ -192,10 +192,10 @@ fn set_cgroup(
         Err(error) => return Err(error.into()),
     };
     if !limits.with_score {
-        return Ok(Some((change, Scores::default())));
+        return Ok(Some((change, OomScores::default())));
     }
     match cgroup.set_oom_score_adj(limits.oom_score_adj) {
         Ok(scores) => Ok(Some((change, scores))),
-        Err(error) => Err(CriError::from(error).with_undo_errors(&change.take_back())),
+        Err(error) => Err(CriError::from(error).with_undo_errors(&change.undo())),
     }
 }

@@ -71,7 +71,7 @@ fn code_of_cgroup(error: &CgroupError) -> Code {
         CgroupError::Refused { source, .. } => code_of_refusal(source),
         CgroupError::Gone { .. } => Code::NotFound,
         CgroupError::Alive { .. } => Code::DeadlineExceeded,
-        CgroupError::Partly { error, .. } => code_of_cgroup(error),
+        CgroupError::UndoFailed { error, .. } => code_of_cgroup(error),
         CgroupError::File { .. } | CgroupError::System(_) => Code::Internal,
     }
 }
@@ -217,7 +217,8 @@ mod tests {
         ] {
             let source = std::io::Error::from_raw_os_error(errno);
             let refused = CgroupError::Refused { path: "/x".into(), value: "1".to_owned(), source };
-            let partly = CgroupError::Partly { error: Box::new(refused), left: vec!["y".to_owned()] };
+            let partly =
+                CgroupError::UndoFailed { error: Box::new(refused), undo_errors: vec!["y".to_owned()] };
             assert_eq!(CriError::from(partly).code(), code, "{errno}");
         }
     }

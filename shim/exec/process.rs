@@ -189,7 +189,7 @@ impl Place {
             let cgroup = match cgroup.is_frozen() {
                 true => {
                     let limits = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-                    cgroup.beside(&id, &limits.unwrap_or_default())?
+                    cgroup.sibling(&id, &limits.unwrap_or_default())?
                 }
                 false => cgroup.child(&id)?,
             };
@@ -256,7 +256,7 @@ impl Place {
     async fn kill(&self) {
         self.link.forget_exec(&self.id);
         self.with_cgroup("kill an exec", |cgroup, id| {
-            for cgroup in [cgroup.existing_beside(id), cgroup.existing_child(id)] {
+            for cgroup in [cgroup.existing_sibling(id), cgroup.existing_child(id)] {
                 cgroup.kill()?;
                 cgroup.remove_if_empty()?;
             }
@@ -271,7 +271,7 @@ impl Place {
         self.with_cgroup("remove the cgroup of an exec", move |cgroup, id| {
             let mut left = Vec::new();
             for id in earlier.iter().map(String::as_str).chain([id]) {
-                let gone = cgroup.existing_beside(id).remove_if_empty()?;
+                let gone = cgroup.existing_sibling(id).remove_if_empty()?;
                 if !(gone && cgroup.existing_child(id).remove_if_empty()?) {
                     left.push(id.to_owned());
                 }

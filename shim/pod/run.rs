@@ -8,7 +8,7 @@ use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::Placeholder;
 use berth_runtime::compile::FdList;
 use berth_runtime::plan::{CgroupJoin, NamespaceSource, PodFile, SandboxPlan};
-use berth_runtime::seccomp::default::of_pause;
+use berth_runtime::seccomp::default::pause_profile;
 use berth_runtime::wire::Call;
 use std::os::fd::AsFd;
 use tonic::Status;
@@ -206,7 +206,7 @@ impl Creation {
         let join = cgroup.join().map_err(CriError::from)?;
         let selinux = pod.with(|record| record.selinux.clone());
         let mut plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join), selinux)?;
-        let filter = self.daemon.filters.filter(&of_pause())?;
+        let filter = self.daemon.filters.filter(&pause_profile())?;
         plan.files = files;
         plan.seccomp = Some(descriptors.push_filter(&filter).map_err(CriError::from)?);
         let (outcome, descriptors) =

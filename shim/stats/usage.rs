@@ -3,7 +3,7 @@
 use berth_proto::v1::{
     CpuUsage, IoUsage, MemoryUsage, ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
 };
-use berth_runtime::cgroup::{Pressure, Stats, Waited};
+use berth_runtime::cgroup::{Pressure, StallTimes, Stats};
 
 /// When the figures were read, and as whose.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,7 @@ impl Reading<'_> {
 
 /// The kernel counts microseconds (Documentation/accounting/psi.rst), the CRI nanoseconds (CRI `PsiData.Total`).
 fn pressure(pressure: Pressure) -> PsiStats {
-    let data = |waited: Waited| PsiData {
+    let data = |waited: StallTimes| PsiData {
         total: waited.total.saturating_mul(1000),
         avg10: waited.avg10,
         avg60: waited.avg60,
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn pressure_is_told_in_nanoseconds() {
-        let waited = |total| Waited { avg10: 1.5, total, ..Waited::default() };
+        let waited = |total| StallTimes { avg10: 1.5, total, ..StallTimes::default() };
         let told = pressure(Pressure { some: waited(42), full: waited(u64::MAX) });
         assert_eq!((told.some.unwrap().total, told.some.unwrap().avg10), (42_000, 1.5));
         assert_eq!(told.full.unwrap().total, u64::MAX);

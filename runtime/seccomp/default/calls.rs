@@ -1,7 +1,7 @@
-//! The system calls that the default profile allows to everybody, by what they are for. On another machine some have
-//! another name or do not exist: names that are not known are passed over.
+//! The system calls that the default profile allows without conditions, by purpose. On another machine some have
+//! another name or do not exist. Unknown names are ignored.
 
-/// Sockets that are there already; making one depends on its family.
+/// Operations on sockets. The creation depends on the family.
 const SOCKETS: &[&str] = &[
     "accept",
     "accept4",
@@ -52,7 +52,7 @@ const SYSTEM_V_AND_POSIX_IPC: &[&str] = &[
     "shmget",
 ];
 
-/// Ids and capabilities: the kernel looks at what the caller has.
+/// Ids and capabilities. The kernel checks the caller's privileges.
 const IDS_AND_CAPABILITIES: &[&str] = &[
     "capget",
     "capset",
@@ -114,7 +114,7 @@ const SIGNALS: &[&str] = &[
     "tkill",
 ];
 
-/// Clocks and timers, read or of the process; setting the host's clock is another matter.
+/// Reading clocks, and timers of the process. The host's clock cannot be set with these.
 const TIME: &[&str] = &[
     "adjtimex",
     "alarm",
@@ -175,7 +175,7 @@ const MEMORY: &[&str] = &[
     "remap_file_pages",
 ];
 
-/// Waiting for something; not by io_uring, which filters do not see into.
+/// Waiting for events. io_uring is not included, because filters cannot inspect its operations.
 const WAITING: &[&str] = &[
     "epoll_create",
     "epoll_create1",
@@ -216,7 +216,7 @@ const WAITING: &[&str] = &[
     "set_robust_list",
 ];
 
-/// The process, its limits and its children; new namespaces are another matter.
+/// The process, its limits and its children, without new namespaces.
 const PROCESSES: &[&str] = &[
     "execve",
     "execveat",
@@ -263,7 +263,7 @@ const PROCESSES: &[&str] = &[
     "ptrace",
 ];
 
-/// How the process is scheduled.
+/// Scheduling of the process.
 const SCHEDULING: &[&str] = &[
     "sched_getaffinity",
     "sched_getattr",
@@ -280,7 +280,7 @@ const SCHEDULING: &[&str] = &[
     "sched_yield",
 ];
 
-/// What may be known of the machine.
+/// Information about the machine.
 const SYSTEM: &[&str] = &["getrandom", "sysinfo", "uname"];
 
 /// Extended attributes of files.
@@ -409,7 +409,7 @@ const FILES: &[&str] = &[
     "writev",
 ];
 
-/// All of them.
+/// All of these lists.
 pub(super) const ALLOWED: [&[&str]; 12] = [
     SOCKETS,
     SYSTEM_V_AND_POSIX_IPC,

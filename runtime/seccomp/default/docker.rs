@@ -1,6 +1,6 @@
-//! The default profile beside Docker's, call by call: whatever runs under Docker runs here, and nothing more. Docker's is
-//! the file that `BERTH_DOCKER_PROFILE` names (`tests/run` gets it from the module github.com/moby/profiles/seccomp);
-//! without it there is nothing to compare.
+//! Compares the default profile with Docker's, call by call: both must allow the same. The environment variable
+//! `BERTH_DOCKER_PROFILE` contains the path of Docker's profile (`tests/run` gets it from the module
+//! github.com/moby/profiles/seccomp). Without it nothing is compared.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::super::tests::{instructions, run};
 use super::super::{machine, program};
 use super::*;
 
-/// The capabilities whose presence a profile can ask for, by the names that Docker's has.
+/// The capabilities that a profile's conditions can test, by Docker's names.
 const CAPABILITIES: [(&str, u32); 15] = [
     ("CAP_DAC_READ_SEARCH", DAC_READ_SEARCH),
     ("CAP_SYS_MODULE", SYS_MODULE),
@@ -30,7 +30,7 @@ const CAPABILITIES: [(&str, u32); 15] = [
     ("CAP_NET_ADMIN", 12),
 ];
 
-/// Docker's names of this machine's kinds of programs.
+/// Docker's names of this machine's ABIs.
 #[cfg(target_arch = "x86_64")]
 const KINDS: &[&str] = &["amd64", "x86", "x32"];
 #[cfg(target_arch = "aarch64")]
@@ -38,18 +38,19 @@ const KINDS: &[&str] = &["arm64", "arm"];
 #[cfg(target_arch = "riscv64")]
 const KINDS: &[&str] = &["riscv64"];
 
-/// Whether one of `wanted` is part of what the container and the machine have.
-fn any(wanted: &Value, field: &str, has: impl Fn(&str) -> bool) -> Option<bool> {
-    let list = wanted.get(field)?.as_array()?;
+/// Returns whether the container or machine has one of the values in a condition's field. Returns `None` if the
+/// field is absent.
+fn any(condition: &Value, field: &str, has: impl Fn(&str) -> bool) -> Option<bool> {
+    let list = condition.get(field)?.as_array()?;
     Some(list.iter().filter_map(Value::as_str).any(has))
 }
 
-/// Docker's profile for a container with these capabilities, in the words of the OCI spec.
+/// Converts Docker's profile for a container with these capabilities to the OCI spec.
 fn dockers(docker: &Value, capabilities: u64) -> LinuxSeccomp {
     let has = |name: &str| {
-        let known = CAPABILITIES.iter().find(|(known, _)| *known == name);
+        let entry = CAPABILITIES.iter().find(|(capability, _)| *capability == name);
         let (_, number) =
-            known.unwrap_or_else(|| panic!("{name} is not among the capabilities of this test"));
+            entry.unwrap_or_else(|| panic!("{name} is not among the capabilities of this test"));
         capabilities >> number & 1 == 1
     };
     let applies = |rule: &&Value| {
@@ -75,7 +76,7 @@ fn dockers(docker: &Value, capabilities: u64) -> LinuxSeccomp {
     profile
 }
 
-/// Values of an argument at which rules of either profile turn.
+/// Returns values of an argument at which the result of either profile may change.
 fn samples(profiles: [&LinuxSeccomp; 2]) -> BTreeSet<u64> {
     let rules = profiles.into_iter().flat_map(|profile| profile.syscalls().iter().flatten());
     let arguments = rules.flat_map(|rule| rule.args().iter().flatten());
@@ -90,14 +91,14 @@ fn samples(profiles: [&LinuxSeccomp; 2]) -> BTreeSet<u64> {
 }
 
 fn compare(docker: &Value, capabilities: u64) -> usize {
-    let (own, theirs) = (profile(capabilities).unwrap(), dockers(docker, capabilities));
-    let programs = [&own, &theirs].map(|profile| instructions(profile).unwrap());
+    let (ours, theirs) = (profile(capabilities).unwrap(), dockers(docker, capabilities));
+    let programs = [&ours, &theirs].map(|profile| instructions(profile).unwrap());
     let answers = |abi: &machine::Abi, number: u32, argument: u64| {
         let answer =
             |program: &[program::Instruction]| run(program, abi.audit, number, [argument, 0, 0, 0, 0, 0]);
         (answer(&programs[0]), answer(&programs[1]))
     };
-    let samples = samples([&own, &theirs]);
+    let samples = samples([&ours, &theirs]);
     let mut compared = 0;
     for abi in machine::abis() {
         let start = if abi.arch == Arch::ScmpArchX32 { machine::X32 } else { 0 };
@@ -117,7 +118,7 @@ fn compare(docker: &Value, capabilities: u64) -> usize {
 }
 
 #[test]
-fn it_allows_what_dockers_does_and_nothing_more() {
+fn it_allows_exactly_what_dockers_profile_allows() {
     let Some(file) = std::env::var_os("BERTH_DOCKER_PROFILE") else {
         eprintln!("BERTH_DOCKER_PROFILE is not set: nothing is compared");
         return;

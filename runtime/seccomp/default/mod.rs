@@ -1,10 +1,10 @@
-//! The profile of `RuntimeDefault`. It lets through what Docker's lets through, so that whatever runs there runs here
-//! (a test compares the two call by call): everything a program needs and nothing that leads to the parts of
-//! the kernel which programs in containers do not need and which have been ways out of them. What is refused fails with
-//! EPERM, as do calls that it does not know; those newer than all it knows fail with ENOSYS.
+//! The profile of `RuntimeDefault`. It allows what Docker's default profile allows, so that programs that run
+//! there run here (a test compares the two call by call). It allows what ordinary programs need. It does not allow
+//! calls to parts of the kernel that programs in containers do not need and that have been used for escapes.
+//! Rejected and unknown calls fail with EPERM. Calls that are newer than all known ones fail with ENOSYS.
 //!
-//! Some calls need a capability in any case. The profile allows them to whom has it, so that adding the capability is
-//! enough.
+//! Some calls require a capability anyway. The profile allows them to containers with this capability, so that
+//! adding the capability is enough.
 
 mod calls;
 
@@ -32,7 +32,7 @@ const SYSLOG: u32 = 34;
 const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
-/// What a capability adds.
+/// The calls that each capability adds.
 const BY_CAPABILITY: [(u32, &[&str]); 14] = [
     (DAC_READ_SEARCH, &["open_by_handle_at"]),
     (SYS_MODULE, &["delete_module", "finit_module", "init_module"]),
@@ -80,16 +80,16 @@ const BY_CAPABILITY: [(u32, &[&str]); 14] = [
     (BPF, &["bpf"]),
 ];
 
-/// Calls that only one kind of machine has.
+/// Calls that only one architecture has.
 #[cfg(target_arch = "x86_64")]
-const OF_THE_MACHINE: &[&str] = &["arch_prctl", "modify_ldt"];
+const ARCHITECTURE_CALLS: &[&str] = &["arch_prctl", "modify_ldt"];
 #[cfg(target_arch = "aarch64")]
-const OF_THE_MACHINE: &[&str] =
+const ARCHITECTURE_CALLS: &[&str] =
     &["arm_fadvise64_64", "arm_sync_file_range", "breakpoint", "cacheflush", "set_tls", "sync_file_range2"];
 #[cfg(target_arch = "riscv64")]
-const OF_THE_MACHINE: &[&str] = &["riscv_flush_icache"];
+const ARCHITECTURE_CALLS: &[&str] = &["riscv_flush_icache"];
 
-/// The programs that it allows: those of the machine, and those of its older sisters.
+/// The allowed ABIs: the native one and the older ones that the machine supports.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32];
 #[cfg(target_arch = "aarch64")]
@@ -97,29 +97,30 @@ const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchAarch64, Arch::ScmpArchArm];
 #[cfg(target_arch = "riscv64")]
 const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchRiscv64];
 
-/// Families of sockets (linux/socket.h, `AF_*`) that may be made: below 3 the unix and IPv4 ones, then these. Not among
-/// them are those of old networks, of the kernel's cryptography (38) and of virtual machines (40), through which
-/// containers have reached the host.
+/// The families of sockets (linux/socket.h, `AF_*`) that may be created: those below 3 (unix and IPv4), then
+/// these. Not included are obsolete networks, the kernel's cryptography (38) and virtual machines (40), through
+/// which containers have reached the host.
 const FAMILIES_BELOW: u64 = 3;
 const FAMILIES: [u64; 29] = [
     7, 8, 9, 10, 13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43,
     44, 45,
 ];
 
-/// What personality(2) may set: Linux, or BSD-like signals (8), either with UNAME26, or the question what is set.
+/// The permitted arguments of personality(2): Linux, or BSD-like signals (8), each with or without UNAME26, and
+/// the value that only reads the current one.
 const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-/// `CLONE_NEW*` of all namespaces (clone(2)) but that of time, which clone cannot make.
+/// `CLONE_NEW*` of all namespaces (clone(2)) except for time namespaces, which clone cannot create.
 const NAMESPACES: u64 = 0x7e02_0000;
 
-/// The profile for a container with these capabilities in its bounding set, as a mask.
+/// Returns the profile for a container with these capabilities in its bounding set, as a mask.
 ///
 /// # Errors
-/// Never: each of its parts is complete.
+/// None: all required fields are set.
 pub fn profile(capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
     let has = |number: u32| capabilities >> number & 1 == 1;
     let mut allowed: Vec<&str> = calls::ALLOWED.concat();
-    allowed.extend(OF_THE_MACHINE);
+    allowed.extend(ARCHITECTURE_CALLS);
     for (_, calls) in BY_CAPABILITY.iter().filter(|(capability, _)| has(*capability)) {
         allowed.extend(*calls);
     }
@@ -133,7 +134,7 @@ pub fn profile(capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
     }
     if !has(SYS_ADMIN) {
         rules.push(allow(&["clone"], vec![argument(Operator::ScmpCmpMaskedEq, NAMESPACES, Some(0))?]));
-        // What clone3 is asked for is in memory, where no filter looks: programs fall back to clone.
+        // The flags of clone3 are in memory, which filters cannot read. Programs fall back to clone.
         rules.push(rule(&["clone3"], Vec::new(), Action::ScmpActErrno, Some(ENOSYS)));
     }
     let mut profile = LinuxSeccomp::default();
@@ -145,8 +146,9 @@ pub fn profile(capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
     Ok(profile)
 }
 
-/// The calls of a pause: those that it makes once it runs, those by which it becomes the pause or tells that it could not.
-const OF_THE_PAUSE: [&str; 8] = [
+/// The calls of a pause: those that it makes while it runs, and those with which its init executes it or reports
+/// an error.
+const PAUSE_CALLS: [&str; 8] = [
     "rt_sigprocmask",
     "rt_sigtimedwait",
     "rt_sigreturn",
@@ -157,13 +159,13 @@ const OF_THE_PAUSE: [&str; 8] = [
     "sendmsg",
 ];
 
-/// The profile of a pod's pause, which holds all its namespaces: it can wait and end.
+/// Returns the profile of a pod's pause, which holds the pod's namespaces. It can only wait and exit.
 #[must_use]
-pub fn of_pause() -> LinuxSeccomp {
+pub fn pause_profile() -> LinuxSeccomp {
     let mut profile = LinuxSeccomp::default();
     profile
         .set_default_action(Action::ScmpActKillProcess)
-        .set_syscalls(Some(vec![allow(&OF_THE_PAUSE, Vec::new())]));
+        .set_syscalls(Some(vec![allow(&PAUSE_CALLS, Vec::new())]));
     profile
 }
 
@@ -185,7 +187,7 @@ fn rule(
     rule
 }
 
-/// A condition on the first argument.
+/// Returns a condition on the first argument.
 fn argument(operator: Operator, value: u64, value_two: Option<u64>) -> oci_spec::Result<LinuxSeccompArg> {
     let argument = LinuxSeccompArgBuilder::default().index(0_usize).op(operator).value(value);
     match value_two {
