@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::images;
-use crate::runtime_service::ResponseStream;
+use crate::responses::ResponseStream;
 
 type Reply<T> = Result<Response<T>, Status>;
 

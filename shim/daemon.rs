@@ -13,16 +13,16 @@ use berth_runtime::seccomp::Cache;
 use oci_spec::runtime::PosixRlimitType;
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
-use tracing::Instrument;
 
+use crate::blocking::blocking;
 use crate::config::Config;
 use crate::error::CriError;
 use crate::event::Events;
 use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
+use crate::session_url::SessionUrls;
 use crate::store::{Folders, RecordWriter, Store};
-use crate::stream::SessionUrls;
 use crate::systemd::Systemd;
 
 /// One running daemon. All requests share it. It holds nothing that is not also on disk or in a keeper.
@@ -31,7 +31,7 @@ pub struct Daemon {
     /// The configuration, as read at the start.
     pub config: Config,
     /// Pods and containers.
-    pub store: Store,
+    pub store: Arc<Store>,
     /// The folders of pods and containers on disk.
     pub folders: Folders,
     /// Writes records in the background.
@@ -45,7 +45,7 @@ pub struct Daemon {
     /// The writable layers that existed when the daemon started.
     pub layers_at_start: Vec<String>,
     /// The cgroups of this host.
-    pub hierarchies: Hierarchies,
+    pub hierarchies: Arc<Hierarchies>,
     /// The programs of the keeper and the pause, in sealed memory files.
     pub programs: Programs,
     /// The connection to systemd, for the cgroup driver `systemd`.
@@ -98,7 +98,7 @@ impl Daemon {
 /// A daemon, shared between requests.
 pub type Shared = Arc<Daemon>;
 
-/// Opens a daemon: opens the crates below it, and loads the records of a former daemon.
+/// Opens the crates below the daemon and looks at the host. [`crate::recover::run`] then takes over the pods of an earlier daemon.
 ///
 /// # Errors
 /// A folder cannot be created, or the host lacks a required feature.
@@ -110,15 +110,17 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
     let fail = |what: &'static str| move |error: std::io::Error| CriError::internal(what, error);
     let own =
         rustix::thread::capabilities(None).map_err(|error| CriError::internal("read capabilities", error))?;
+    let store = Arc::new(Store::default());
     let daemon = Arc::new(Daemon {
-        store: Store::default(),
+        events: Events::new(store.clone(), network.clone()),
+        store,
         folders: Folders::new(&config.root, &config.state),
         records: RecordWriter::start().map_err(fail("start the record writer"))?,
         layers_at_start: images.writable_layers(),
         images,
         network,
         attaching: tokio::sync::RwLock::default(),
-        hierarchies: Hierarchies::detect().map_err(fail("detect cgroup hierarchies"))?,
+        hierarchies: Arc::new(Hierarchies::detect().map_err(fail("detect cgroup hierarchies"))?),
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
         systemd: Systemd::default(),
         apparmor: AppArmor::detect(Path::new("/")),
@@ -126,7 +128,6 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         filters: Cache::default(),
         streams: SessionUrls::default(),
         operations: Operations::default(),
-        events: Events::default(),
         boot_id: boot_id().map_err(fail("read the boot id"))?,
         last_capability: read_number(Path::new("/proc/sys/kernel/cap_last_cap"))
             .map_err(fail("read the kernel's capabilities"))?,
@@ -139,9 +140,6 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
             .map_err(fail("read the daemon's oom_score_adj"))?,
         config,
     });
-    let rest = crate::recover::load(&daemon).await?;
-    tokio::spawn(crate::recover::finish(daemon.clone(), rest).in_current_span());
-    berth_runtime::sys::memory::trim();
     Ok(daemon)
 }
 
@@ -191,7 +189,7 @@ pub(crate) fn image_options(config: &Config) -> berth_image::Options {
         // The names were checked when the configuration was read.
         pinned: config.pinned_images.iter().filter_map(|name| name.parse().ok()).collect(),
         release_memory: berth_runtime::sys::memory::trim,
-        project_quotas: Some(std::sync::Arc::new(crate::images::quota::KernelQuotas)),
+        project_quotas: Some(std::sync::Arc::new(crate::project_quota::KernelQuotas)),
         ..berth_image::Options::default()
     }
 }
@@ -232,21 +230,4 @@ pub fn read_number<T: std::str::FromStr>(file: &Path) -> std::io::Result<T> {
         .trim()
         .parse()
         .map_err(|_| std::io::Error::new(std::io::ErrorKind::InvalidData, file.display().to_string()))
-}
-
-/// Runs `work` that can block (files, cgroups, mounts) on a thread that does not answer requests.
-///
-/// # Errors
-/// The error of `work`, or `Internal` when it panicked.
-pub async fn blocking<T, E, F>(work: F) -> Result<T, CriError>
-where
-    F: FnOnce() -> Result<T, E> + Send + 'static,
-    T: Send + 'static,
-    E: Into<CriError> + Send + 'static,
-{
-    let span = tracing::Span::current();
-    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
-        Ok(result) => result.map_err(Into::into),
-        Err(panic) => Err(CriError::internal("finish a blocking step", panic)),
-    }
 }

@@ -1,16 +1,18 @@
-//! The errors of CRI calls, and the only place that maps them to gRPC status codes. [`sources`] converts the errors
-//! of the crates below and gives each its code.
+//! The errors of CRI calls, and the only place that maps them to gRPC status codes. [`subsystems`] converts the errors
+//! of the crates below and gives each its code; errors of this crate are converted where they are defined.
 //!
 //! The kubelet acts on three codes: `NotFound` (the object does not exist; no need to stop or remove it),
 //! `DeadlineExceeded` (retry) and `Unimplemented` (use the older call). All others are for people who read events and
 //! logs: each error names its object and its reason.
 
-mod sources;
+mod subsystems;
 
 use std::fmt::Display;
 
 use berth_image::printable;
 use tonic::{Code, Status};
+
+pub(crate) use subsystems::{code_of_file, subsystem};
 
 /// The reason why a CRI call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::images;
-use crate::runtime_service::{ResponseStream, in_messages};
+use crate::responses::{ResponseStream, in_messages};
 
 type Reply<T> = Result<Response<T>, Status>;
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tracing::Instrument;
 
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
 use crate::store::file::{self, FileError};

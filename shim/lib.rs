@@ -9,13 +9,17 @@
 //! * [`server`], [`info`], [`error`]: the outer layer
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: one function per RPC, by its name
 //! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`spec`]: one module per kind of object
-//! * [`stream`]: streaming sessions and their protocols
+//! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
+//! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
+//! * [`blocking`], [`cgroups`], [`host_files`]: work that blocks
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
 //!   [`systemd`], [`leftovers`]: small parts
 
 pub mod admin_service;
+pub mod blocking;
 pub mod cdi;
+pub mod cgroups;
 pub mod check;
 pub mod cli;
 pub mod clock;
@@ -28,6 +32,7 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod exec;
+pub mod host_files;
 pub mod ids;
 pub mod image_service;
 pub mod images;
@@ -38,13 +43,17 @@ pub mod lsm;
 pub mod operation;
 pub mod pod;
 pub mod programs;
+pub(crate) mod project_quota;
 pub mod recover;
+pub mod responses;
 pub mod runtime_service;
 pub mod seccomp;
 pub mod server;
+pub mod session_url;
 pub mod spec;
 pub mod stats;
 pub mod store;
 pub mod stream;
 pub mod systemd;
 pub mod undo;
+pub mod views;

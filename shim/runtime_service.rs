@@ -1,21 +1,13 @@
 //! The CRI's RuntimeService: each RPC calls the function that is named after it.
 
-use std::pin::Pin;
-
 use berth_proto::v1::runtime_service_server::RuntimeService;
 use berth_proto::v1::*;
-use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status};
 
 use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::responses::{ResponseStream, in_messages};
 use crate::{container, exec, info, pod, stats};
-
-/// The number of objects in one message of a streamed list: far below the message limit of clients (4 MiB by default).
-const PER_MESSAGE: usize = 100;
-
-/// The stream of responses of an RPC.
-pub type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -31,16 +23,6 @@ impl Runtime {
     pub fn new(daemon: Shared) -> Self {
         Self { daemon }
     }
-}
-
-/// Splits a list into messages of bounded size.
-pub fn in_messages<T, M>(items: Vec<T>, message: impl Fn(Vec<T>) -> M + Send + 'static) -> ResponseStream<M>
-where
-    T: Send + 'static,
-    M: Send + 'static,
-{
-    let pieces = stream::iter(items).chunks(PER_MESSAGE);
-    Box::pin(pieces.map(move |piece| Ok(message(piece))))
 }
 
 fn unimplemented<T>(rpc: &'static str) -> Result<T, Status> {
@@ -311,7 +293,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        Ok(Response::new(Box::pin(self.daemon.events.subscribe(&self.daemon))))
+        Ok(Response::new(Box::pin(self.daemon.events.subscribe())))
     }
 
     async fn list_metric_descriptors(

@@ -9,7 +9,8 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use berth::daemon::Shared;
-use berth::exec::session::{self, Reader, RequestedStreams, Session, SessionEnd, TerminalSize, Writer};
+use berth::exec::session::{self, Reader, Session, SessionEnd, TerminalSize, Writer};
+use berth::session_url::RequestedStreams;
 use berth_proto::v1::*;
 use support::{Berth, PATIENCE, shell, sleeper};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -109,7 +110,12 @@ async fn open(berth: &Berth) -> (Shared, Runtime) {
     let file = berth.path("config.toml");
     let config = berth::config::load(Some(&file), berth::config::Layer::default()).unwrap();
     let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let daemon = threads.spawn(berth::daemon::open(config)).await.unwrap().unwrap();
+    let start = async move {
+        let daemon = berth::daemon::open(config).await?;
+        berth::recover::run(&daemon).await?;
+        Ok::<_, berth::error::CriError>(daemon)
+    };
+    let daemon = threads.spawn(start).await.unwrap().unwrap();
     (daemon, threads)
 }
 

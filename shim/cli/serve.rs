@@ -60,6 +60,7 @@ fn start(config: Config) -> Result<(), String> {
         .map_err(|error| format!("failed to start threads: {error}"))?;
     let served = runtime.block_on(async {
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
+        crate::recover::run(&daemon).await.map_err(|error| error.to_string())?;
         let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
         let store = daemon.images.clone();
         tokio::spawn(async move { store.import_from(folder).await });

@@ -20,7 +20,6 @@ use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
 use crate::lsm::selinux::{self, Labels};
-use crate::pod::files;
 use crate::seccomp;
 use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
@@ -196,7 +195,7 @@ fn container_spec(
         restrict_oom_score_adj: daemon.config.restrict_oom_score_adj,
         last_cap: daemon.last_capability,
         oom_score_adj_floor: daemon.oom_score_adj,
-        node_name: files::node_name(),
+        node_name: crate::spec::node_name(),
     };
     let cgroup = spec_cgroup(daemon, container)?;
     Ok(spec::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)

@@ -15,14 +15,15 @@ use tonic::Status;
 use super::assemble::{self, Assembled};
 use super::log;
 use super::out_of_memory;
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::cgroups;
+use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::images;
 use crate::keeper::{KeeperClient, KeeperError};
 use crate::operation::{Key, Progress};
-use crate::pod;
 use crate::spec::resources::{self, limits};
 use crate::spec::{classes, stop_signal, validate};
 use crate::store::container::RecordedUser;
@@ -91,7 +92,7 @@ impl Creation {
         match result {
             Ok(container) => {
                 self.daemon.store.insert_container(container.clone());
-                self.daemon.events.container(&self.daemon, &container);
+                self.daemon.events.container(&container);
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
@@ -248,7 +249,7 @@ impl Creation {
         let (daemon, cgroup) = (self.daemon.clone(), container.with(|record| record.cgroup.clone()));
         let recorded = cgroup.clone();
         self.undo.push("remove the cgroup", async move {
-            pod::stop::release_cgroup(&daemon, recorded).await.map_err(|error| error.to_string())
+            cgroups::release(&daemon.hierarchies, recorded).await.map_err(|error| error.to_string())
         });
         if !self.daemon.uses_systemd() {
             return Ok(None);
@@ -257,7 +258,8 @@ impl Creation {
         let v2 = self.daemon.hierarchies.is_v2();
         let limits = requested.map(|requested| limits(requested, v2)).unwrap_or_default();
         let path = CgroupPath::from_recorded(&cgroup)?;
-        systemd::start_scope(&self.daemon, &path, &limits).await.map(Some)
+        let crate::daemon::Daemon { systemd, programs, hierarchies, .. } = &*self.daemon;
+        systemd.start_scope(programs, hierarchies.version(), &path, &limits).await.map(Some)
     }
 
     async fn assemble(

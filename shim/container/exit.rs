@@ -7,7 +7,8 @@ use std::time::Duration;
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{ExitRecord, InitFailure};
 
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::store::{Container, ContainerState, Exit, ExitReason};
 
@@ -34,7 +35,7 @@ pub(crate) async fn record_exit(daemon: &Shared, container: &Arc<Container>, rec
         None => Exit::from_record(record),
     };
     container.transition(|state| state.exited(exit));
-    daemon.events.container(daemon, container);
+    daemon.events.container(container);
 }
 
 /// Kills the remaining processes in the cgroup of a container that has exited.
@@ -69,7 +70,7 @@ pub(crate) fn record_unknown_exit(daemon: &Shared, container: &Container, why: &
         ContainerState::Running { started_at, .. } => state.exited(Exit::unknown(*started_at, why)),
         _ => state.exited(Exit::unknown(0, why)),
     });
-    daemon.events.container(daemon, container);
+    daemon.events.container(container);
 }
 
 /// Kills a container and waits for its exit. The cgroup, not the record, determines which processes run.
@@ -121,7 +122,7 @@ pub(crate) fn record_kill(daemon: &Shared, container: &Container, why: &str) {
         };
         state.exited(Exit::killed(started_at, why))
     });
-    daemon.events.container(daemon, container);
+    daemon.events.container(container);
 }
 
 /// Returns the kernel function in which a process waits (proc(5), `wchan`), as the end of an error text.

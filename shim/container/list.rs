@@ -1,24 +1,15 @@
 //! ListContainers, answered from memory.
 
-use berth_proto::v1::{Container as Summary, ContainerFilter, ContainerState as CriState};
+use berth_proto::v1::{Container as Summary, ContainerFilter};
 
 use crate::daemon::Daemon;
-use crate::store::{Container, ContainerState};
+use crate::store::Container;
+use crate::views::container_state;
 
 /// Returns the containers that match every part of the filter.
 #[must_use]
 pub fn list_containers(daemon: &Daemon, filter: Option<&ContainerFilter>) -> Vec<Summary> {
     daemon.store.containers().iter().map(|c| summary(c)).filter(|c| matches(c, filter)).collect()
-}
-
-/// Returns the CRI's state.
-#[must_use]
-pub fn state(state: &ContainerState) -> CriState {
-    match state {
-        ContainerState::Creating | ContainerState::Created { .. } => CriState::ContainerCreated,
-        ContainerState::Running { .. } => CriState::ContainerRunning,
-        ContainerState::Exited(_) => CriState::ContainerExited,
-    }
 }
 
 fn summary(container: &Container) -> Summary {
@@ -28,7 +19,7 @@ fn summary(container: &Container) -> Summary {
         metadata: record.config.metadata.clone(),
         image: record.image.clone().or_else(|| record.config.image.clone()),
         image_ref: record.image_ref.clone(),
-        state: state(&record.state).into(),
+        state: container_state(&record.state).into(),
         created_at: record.created_at,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
@@ -46,7 +37,7 @@ fn matches(container: &Summary, filter: Option<&ContainerFilter>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use berth_proto::v1::ContainerStateValue;
+    use berth_proto::v1::{ContainerState as CriState, ContainerStateValue};
 
     use super::*;
 

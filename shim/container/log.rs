@@ -9,7 +9,7 @@ use berth_runtime::wire::Call;
 
 use crate::daemon::Daemon;
 use crate::error::CriError;
-use crate::pod::files;
+use crate::host_files;
 use crate::store::{ContainerState, Pod};
 
 /// An open log file.
@@ -27,7 +27,7 @@ pub(super) struct LogFile {
 /// They cannot be created in time, or the path at or below the pod's log folder contains a symbolic link.
 pub(super) async fn make(pod: &Pod, config: &ContainerConfig) -> Result<Option<LogFile>, CriError> {
     let Some(path) = path_of(pod, config).await? else { return Ok(None) };
-    let file = files::create_log(&path).await?;
+    let file = host_files::create_log(&path).await?;
     Ok(Some(LogFile { path, file }))
 }
 
@@ -39,7 +39,7 @@ async fn path_of(pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, 
     }
     let folder = match recorded {
         Some(folder) => Some(folder),
-        None => files::create_log_folder(&directory).await?,
+        None => host_files::create_log_folder(&directory).await?,
     };
     Ok(folder.map(|folder| format!("{folder}/{}", config.log_path)))
 }
@@ -62,7 +62,7 @@ pub async fn reopen(daemon: &Daemon, id: &str) -> Result<(), CriError> {
     })?;
     let config = container.with(|record| record.config.clone());
     let (log, files) = match path_of(&pod, &config).await? {
-        Some(path) => (Some(FdSlot(0)), vec![files::open_log(path).await?]),
+        Some(path) => (Some(FdSlot(0)), vec![host_files::open_log(path).await?]),
         None => (None, Vec::new()),
     };
     link.call(Call::ReopenLog { container: container.id.as_str().to_owned(), log }, files).await?;

@@ -4,7 +4,8 @@
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{InitFailure, Step};
 
-use crate::daemon::{Daemon, Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::store::Container;
 

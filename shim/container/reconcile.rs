@@ -7,7 +7,8 @@ use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Snapshot};
 
 use super::exit;
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
 use crate::store::{Container, ContainerState, KeeperReport, Pod, file};
@@ -30,7 +31,7 @@ async fn reconcile_container(daemon: &Shared, container: &Arc<Container>, seen: 
         KeeperReport::Unchanged => {}
         KeeperReport::Running(started_at) => {
             container.transition(|state| state.started(started_at));
-            daemon.events.container(daemon, container);
+            daemon.events.container(container);
         }
         KeeperReport::Ended(record) => exit::handle(daemon, container, &record).await,
         KeeperReport::Forgotten => {

@@ -6,12 +6,13 @@ use berth_runtime::wire::{Call, Failure};
 use tonic::Status;
 
 use super::exit;
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::cgroups;
+use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::KeeperError;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
-use crate::pod::stop::release_cgroup;
 use crate::store::{Container, ContainerState};
 
 /// Removes a container. An unknown container is a success (CRI: "must be idempotent").
@@ -48,7 +49,7 @@ async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progr
     let _turn = container.turn.write().await;
     forget(daemon, container).await?;
     progress.step("cgroup");
-    release_cgroup(daemon, container.with(|record| record.cgroup.clone())).await?;
+    cgroups::release(&daemon.hierarchies, container.with(|record| record.cgroup.clone())).await?;
     progress.step("writable layer");
     leftovers::remove(daemon, Leftover::Layer(container.id.clone())).await?;
     progress.step("folder");
@@ -60,7 +61,7 @@ async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progr
     .await?;
     leftovers::remove(daemon, Leftover::Folder(container.folder().to_owned())).await?;
     daemon.store.forget_container(container);
-    daemon.events.container_deleted(daemon, container);
+    daemon.events.container_deleted(container);
     Ok(())
 }
 

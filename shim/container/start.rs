@@ -53,7 +53,7 @@ async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progr
     match answer {
         Ok((Outcome::Started { at }, _)) => {
             container.transition(|state| state.started(at));
-            daemon.events.container(daemon, container);
+            daemon.events.container(container);
             Ok(())
         }
         Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
@@ -80,6 +80,6 @@ async fn cannot_run(
     let exit = exit::cannot_run(container, failure, crate::clock::now()).await;
     let message = exit.message.clone();
     container.transition(|state| state.exited(exit));
-    daemon.events.container(daemon, container);
+    daemon.events.container(container);
     Err(CriError::failed(format!("start container {}", container.id), message))
 }

@@ -9,12 +9,12 @@ use berth_runtime::cgroup::{Cgroup, CgroupError, CgroupPath, Change, OomScores};
 use oci_spec::runtime::LinuxResources;
 use tracing::Instrument;
 
-use crate::daemon::{Daemon, Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::spec::resources::{applied, change, check, limits};
 use crate::spec::{score, validate};
 use crate::store::{Container, ContainerRecord, ContainerState};
-use crate::systemd;
 use crate::undo::UndoStack;
 
 /// Changes limits. 0 and empty leave a limit unchanged. A new oom_score_adj applies to every process of the container.
@@ -122,10 +122,11 @@ impl Update {
         let (daemon, scope, limits_for_undo) = (self.daemon.clone(), path.clone(), limits.clone());
         self.undo.push("restore the scope's limits", async move {
             let Limits { before, after, .. } = &limits_for_undo;
-            let restored = systemd::restore_limits(&daemon, &scope, before, after).await;
+            let restored =
+                daemon.systemd.restore_limits(daemon.hierarchies.version(), &scope, before, after).await;
             restored.map_err(|error| error.to_string())
         });
-        systemd::set_limits(&self.daemon, &path, &limits.after).await?;
+        self.daemon.systemd.set_limits(self.daemon.hierarchies.version(), &path, &limits.after).await?;
         // systemd has written the limits to the cgroup, with quotas rounded to whole percents.
         self.update_cgroup(limits.clone()).await.map(drop)
     }

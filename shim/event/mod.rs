@@ -12,31 +12,29 @@
 //! Events of a pod sandbox carry the id of the sandbox as the container id, as in containerd.
 
 mod subscribers;
-mod told;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use berth_cni::Network;
 use berth_proto::v1::{ContainerEventResponse, ContainerEventType};
 use futures_util::Stream;
 use tonic::Status;
 
+use crate::store::{Container, Level, Pod, Store};
+use crate::views::{container_status, pod_status};
 use subscribers::Subscribers;
-pub use told::{EventCursor, Level};
-
-use crate::container::status::container_status;
-use crate::daemon::Daemon;
-use crate::pod::status::pod_status;
-use crate::store::{Container, Pod};
 
 /// The subscribers, and the events that were reported before anyone could subscribe. The lock is held while
 /// an event is created from memory and queued, so all subscribers see the same order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Events {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    store: Arc<Store>,
+    network: Network,
     subscribers: Subscribers<ContainerEventResponse>,
     /// The time of the last event. Times strictly increase, even when the clock is set back.
     last: i64,
@@ -56,29 +54,37 @@ struct Missed {
 }
 
 impl Events {
+    /// Events whose statuses are made from these pods, containers and addresses.
+    #[must_use]
+    pub fn new(store: Arc<Store>, network: Network) -> Self {
+        let subscribers = Subscribers::default();
+        let inner = Inner { store, network, subscribers, last: 0, recovered: false, missed: Vec::new() };
+        Self { inner: Mutex::new(inner) }
+    }
+
     /// Publishes the events that the container's state implies and that were not sent yet.
-    pub fn container(&self, daemon: &Daemon, container: &Container) {
+    pub fn container(&self, container: &Container) {
         let mut inner = self.lock();
         for kind in container.event_cursor.advance_to(Level::of_container(&container.state())) {
-            inner.publish_container(daemon, container, kind);
+            inner.publish_container(container, kind);
         }
     }
 
     /// Publishes the deletion of a container. The caller must have removed the container from the store, so
     /// that Status does not find it.
-    pub fn container_deleted(&self, daemon: &Daemon, container: &Container) {
+    pub fn container_deleted(&self, container: &Container) {
         let mut inner = self.lock();
         let last = container.event_cursor.advance_to(Level::of_container(&container.state()));
         for kind in last.into_iter().chain(container.event_cursor.advance_to(Level::Deleted)) {
-            inner.publish_container(daemon, container, kind);
+            inner.publish_container(container, kind);
         }
     }
 
     /// Publishes the events up to `level` that were not sent yet.
-    pub fn pod(&self, daemon: &Daemon, pod: &Pod, level: Level) {
+    pub fn pod(&self, pod: &Pod, level: Level) {
         let mut inner = self.lock();
         for kind in pod.event_cursor.advance_to(level) {
-            inner.publish(daemon, Some(pod), pod.id.as_str(), kind);
+            inner.publish(Some(pod), pod.id.as_str(), kind);
         }
     }
 
@@ -88,21 +94,19 @@ impl Events {
     }
 
     /// Subscribes to all future events. The stop events that were found during recovery come first.
-    pub fn subscribe(
-        &self,
-        daemon: &Daemon,
-    ) -> impl Stream<Item = Result<ContainerEventResponse, Status>> + Send + use<> {
+    pub fn subscribe(&self) -> impl Stream<Item = Result<ContainerEventResponse, Status>> + Send + use<> {
         let mut inner = self.lock();
+        let store = inner.store.clone();
         let exists = |missed: &Missed| match missed.id == missed.pod {
-            true => daemon.store.pod(&missed.id).is_ok(),
-            false => daemon.store.container(&missed.id).is_ok(),
+            true => store.pod(&missed.id).is_ok(),
+            false => store.container(&missed.id).is_ok(),
         };
         inner.missed.retain(exists);
         let missed = std::mem::take(&mut inner.missed);
         let mut first = Vec::new();
         for Missed { pod, id, kind } in &missed {
-            let pod = daemon.store.pod(pod).ok();
-            first.push(Arc::new(inner.event(daemon, pod.as_deref(), id, *kind)));
+            let pod = store.pod(pod).ok();
+            first.push(Arc::new(inner.event(pod.as_deref(), id, *kind)));
         }
         inner.missed = missed;
         inner.subscribers.add(&first)
@@ -114,16 +118,16 @@ impl Events {
 }
 
 impl Inner {
-    fn publish_container(&mut self, daemon: &Daemon, container: &Container, kind: ContainerEventType) {
-        let pod = daemon.store.pod(container.pod.as_str()).ok();
+    fn publish_container(&mut self, container: &Container, kind: ContainerEventType) {
+        let pod = self.store.pod(container.pod.as_str()).ok();
         if !self.recovered && kind == ContainerEventType::ContainerStoppedEvent {
             let (pod, id) = (container.pod.as_str().to_owned(), container.id.as_str().to_owned());
             self.missed.push(Missed { pod, id, kind });
         }
-        self.publish(daemon, pod.as_deref(), container.id.as_str(), kind);
+        self.publish(pod.as_deref(), container.id.as_str(), kind);
     }
 
-    fn publish(&mut self, daemon: &Daemon, pod: Option<&Pod>, id: &str, kind: ContainerEventType) {
+    fn publish(&mut self, pod: Option<&Pod>, id: &str, kind: ContainerEventType) {
         let is_stop = kind == ContainerEventType::ContainerStoppedEvent;
         if let Some(pod) = pod.filter(|pod| is_stop && !self.recovered && pod.id.as_str() == id) {
             self.missed.push(Missed { pod: pod.id.as_str().to_owned(), id: id.to_owned(), kind });
@@ -131,24 +135,18 @@ impl Inner {
         if self.subscribers.is_empty() {
             return;
         }
-        let event = Arc::new(self.event(daemon, pod, id, kind));
+        let event = Arc::new(self.event(pod, id, kind));
         self.subscribers.publish(&event);
     }
 
-    fn event(
-        &mut self,
-        daemon: &Daemon,
-        pod: Option<&Pod>,
-        id: &str,
-        kind: ContainerEventType,
-    ) -> ContainerEventResponse {
+    fn event(&mut self, pod: Option<&Pod>, id: &str, kind: ContainerEventType) -> ContainerEventResponse {
         self.last = crate::clock::now().max(self.last + 1);
-        let containers = pod.map(|pod| daemon.store.containers_of(&pod.id)).unwrap_or_default();
+        let containers = pod.map(|pod| self.store.containers_of(&pod.id)).unwrap_or_default();
         ContainerEventResponse {
             container_id: id.to_owned(),
             container_event_type: kind.into(),
             created_at: self.last,
-            pod_sandbox_status: pod.map(|pod| pod_status(daemon, pod)),
+            pod_sandbox_status: pod.map(|pod| pod_status(&self.network, pod)),
             containers_statuses: containers.iter().map(|container| container_status(container)).collect(),
         }
     }

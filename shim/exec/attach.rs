@@ -17,11 +17,12 @@ use berth_runtime::sys::socket;
 use berth_runtime::wire::{Call, Detachment};
 
 use super::process::link_of;
-use super::session::{Control, Reader, RequestedStreams, Session, SessionEnd, SessionStreams, Writer};
+use super::session::{Control, Reader, Session, SessionEnd, SessionStreams, Writer};
 use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
+use crate::session_url::RequestedStreams;
 
 /// How many bytes a client may be behind in reading one stream. A client that keeps up uses none of it.
 const CLIENT_BUFFER: usize = 16 << 20;

@@ -4,10 +4,9 @@ use berth_proto::v1::AttachRequest;
 
 use super::exec_url::validated;
 use super::process::link_of;
-use super::session::RequestedStreams;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::stream::SessionRequest;
+use crate::session_url::{RequestedStreams, SessionRequest};
 
 /// Returns the URL of a session with the streams of a running container.
 ///

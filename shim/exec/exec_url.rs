@@ -3,10 +3,9 @@
 use berth_proto::v1::ExecRequest;
 
 use super::process::link_of;
-use super::session::RequestedStreams;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::stream::SessionRequest;
+use crate::session_url::{RequestedStreams, SessionRequest};
 
 /// Returns the URL of a session with a command in a running container.
 ///

@@ -12,7 +12,8 @@ use berth_runtime::wire::{Call, Failure};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::{KeeperClient, KeeperError};

@@ -19,19 +19,7 @@ pub use super::stream::{Reader, Writer};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
-
-/// The streams that a client requests. With a terminal, stderr is part of stdout.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RequestedStreams {
-    /// The client sends input.
-    pub stdin: bool,
-    /// The client receives the output.
-    pub stdout: bool,
-    /// The client receives the errors.
-    pub stderr: bool,
-    /// The process has a terminal. Attach ignores this and uses the container's config.
-    pub tty: bool,
-}
+use crate::session_url::RequestedStreams;
 
 /// The size of a terminal in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

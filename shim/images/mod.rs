@@ -1,11 +1,9 @@
 //! The ImageService: one function per RPC, on the store of the image crate.
 //!
 //! * [`progress`]: a pull that reports its progress, for `berth image pull`
-//! * [`quota`]: project quotas of the kernel, which measure writable layers
 //! * [`save`]: archives, for `berth image save`
 
 pub mod progress;
-pub(crate) mod quota;
 pub mod save;
 
 use std::collections::HashMap;

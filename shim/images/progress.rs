@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::daemon::Daemon;
 use crate::error::CriError;
-use crate::runtime_service::ResponseStream;
+use crate::responses::ResponseStream;
 
 /// The interval of progress messages.
 const INTERVAL: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ use tonic::Status;
 
 use crate::daemon::Daemon;
 use crate::error::CriError;
-use crate::runtime_service::ResponseStream;
+use crate::responses::ResponseStream;
 
 /// The size of a piece in bytes; a message has at most 4 MiB.
 const PIECE: usize = 1 << 20;

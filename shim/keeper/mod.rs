@@ -20,9 +20,12 @@ use std::time::Duration;
 use berth_runtime::client::{Connection, KeeperProcess};
 use berth_runtime::wire::{Call, Detachment, Event, Failure, Outcome, PROTOCOL, Snapshot};
 use tokio::sync::{mpsc, oneshot};
+use tonic::Code;
 
 pub(crate) use driver::wait_for_end;
 use driver::{Driver, Outgoing};
+
+use crate::error::{CriError, subsystem};
 
 /// Capacity of the queue of unsent calls: a stopped keeper accepts none.
 const MAX_QUEUED_CALLS: usize = 256;
@@ -77,6 +80,21 @@ pub enum KeeperError {
     /// The connection could not be used.
     #[error("failed to use the connection to the pod's keeper: {0}")]
     Connection(#[from] std::io::Error),
+}
+
+impl From<KeeperError> for CriError {
+    fn from(error: KeeperError) -> Self {
+        let code = match &error {
+            KeeperError::Gone | KeeperError::Connection(_) | KeeperError::Broken { .. } => Code::Unavailable,
+            KeeperError::NoAnswer { .. } => Code::DeadlineExceeded,
+            KeeperError::Busy { .. } | KeeperError::NoDescriptors => Code::ResourceExhausted,
+            KeeperError::Failure(Failure::NotFound { .. }) => Code::NotFound,
+            KeeperError::Failure(Failure::Init(_) | Failure::State { .. }) => Code::FailedPrecondition,
+            KeeperError::Failure(Failure::Unknown) => Code::Unimplemented,
+            KeeperError::Failure(Failure::System { .. }) | KeeperError::Unexpected(_) => Code::Internal,
+        };
+        subsystem(code, error)
+    }
 }
 
 /// A message of a keeper that is not the answer to a call.
@@ -250,4 +268,18 @@ fn timeout_of(call: &Call) -> Duration {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_that_has_ended_is_unavailable() {
+        let gone = CriError::from(KeeperError::Gone);
+        assert_eq!(
+            (gone.code(), gone.to_string().as_str()),
+            (Code::Unavailable, "the pod's keeper has ended")
+        );
+    }
 }

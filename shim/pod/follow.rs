@@ -9,9 +9,9 @@ use tracing::Instrument;
 use crate::container::{exit, reconcile};
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::event::Level;
 use crate::keeper::{KeeperClient, KeeperUpdate, KeeperUpdates};
 use crate::pod::keeper::pause_of;
+use crate::store::Level;
 use crate::store::{Pod, PodState};
 
 /// Follows a pod's keeper until its process ends, or until the pod is released.
@@ -60,7 +60,7 @@ fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
     pod.transition(PodState::pause_ended);
     // A former daemon may not have sent the event.
     if pod.state() == PodState::Lost {
-        daemon.events.pod(daemon, pod, Level::Stopped);
+        daemon.events.pod(pod, Level::Stopped);
     }
 }
 
@@ -107,7 +107,7 @@ pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
         reconcile::end_without_keeper(daemon, &container).await;
     }
     if needed_keeper {
-        daemon.events.pod(daemon, pod, Level::Stopped);
+        daemon.events.pod(pod, Level::Stopped);
         if let Err(error) = super::stop::stop_pod(daemon, pod).await {
             tracing::error!(%error, "failed to release the resources of the pod");
         }

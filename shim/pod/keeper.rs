@@ -10,7 +10,8 @@ use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::{FoundKeeper, find_keepers};
 use berth_runtime::wire::{Call, Outcome};
 
-use crate::daemon::{Daemon, Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
 use crate::keeper::{KeeperClient, KeeperError, wait_for_end};

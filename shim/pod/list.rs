@@ -1,9 +1,10 @@
 //! ListPodSandbox, answered from memory.
 
-use berth_proto::v1::{PodSandbox, PodSandboxFilter, PodSandboxState};
+use berth_proto::v1::{PodSandbox, PodSandboxFilter};
 
 use crate::daemon::Daemon;
-use crate::store::{Pod, PodState};
+use crate::store::Pod;
+use crate::views::pod_state;
 
 /// Returns the pods that match every part of the filter.
 #[must_use]
@@ -11,20 +12,11 @@ pub fn list_pod_sandboxes(daemon: &Daemon, filter: Option<&PodSandboxFilter>) ->
     daemon.store.pods().iter().map(|pod| summary(pod)).filter(|pod| matches(pod, filter)).collect()
 }
 
-/// Returns the CRI's state.
-#[must_use]
-pub fn state(state: &PodState) -> PodSandboxState {
-    match state {
-        PodState::Ready { .. } => PodSandboxState::SandboxReady,
-        PodState::Creating | PodState::Lost | PodState::NotReady { .. } => PodSandboxState::SandboxNotready,
-    }
-}
-
 fn summary(pod: &Pod) -> PodSandbox {
     pod.with(|record| PodSandbox {
         id: record.id.as_str().to_owned(),
         metadata: record.config.metadata.clone(),
-        state: state(&record.state).into(),
+        state: pod_state(&record.state).into(),
         created_at: record.created_at,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
@@ -41,7 +33,7 @@ fn matches(pod: &PodSandbox, filter: Option<&PodSandboxFilter>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use berth_proto::v1::PodSandboxStateValue;
+    use berth_proto::v1::{PodSandboxState, PodSandboxStateValue};
 
     use super::*;
 

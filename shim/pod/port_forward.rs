@@ -4,8 +4,8 @@ use berth_proto::v1::PortForwardRequest;
 
 use crate::daemon::Daemon;
 use crate::error::CriError;
+use crate::session_url::SessionRequest;
 use crate::store::PodState;
-use crate::stream::SessionRequest;
 
 /// The most ports of one request: WebSocket channels are numbered with one byte, two for each port.
 const MAX_PORTS: usize = 127;

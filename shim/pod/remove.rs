@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tonic::Status;
 
+use crate::blocking::blocking;
 use crate::container;
-use crate::daemon::{Shared, blocking};
+use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::event::Level;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
+use crate::store::Level;
 use crate::store::Pod;
 
 /// Removes a pod with its containers. An unknown pod is a success.
@@ -51,6 +52,6 @@ async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Resu
         leftovers::remove(daemon, Leftover::Folder(folder)).await.map_err(CriError::from)?;
     }
     daemon.store.forget_pod(pod);
-    daemon.events.pod(daemon, pod, Level::Deleted);
+    daemon.events.pod(pod, Level::Deleted);
     Ok(())
 }

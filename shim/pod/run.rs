@@ -16,17 +16,18 @@ use tonic::Status;
 
 use super::keeper::{self, Pause, pause_of};
 use super::{files, follow, network};
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
-use crate::event::Level;
 use crate::ids::PodId;
 use crate::keeper::KeeperClient;
 use crate::lsm::selinux::{Labels, level_of};
 use crate::operation::{Key, Progress};
 use crate::seccomp;
 use crate::spec::{has_own_uts, pause, validate};
-use crate::store::pod::{FilesLocation, PodResources, namespaces};
+use crate::store::Level;
+use crate::store::pod::{FilesLocation, PodResources};
 use crate::store::{Pod, PodName, PodRecord, PodState, file};
 use crate::systemd;
 use crate::undo::UndoStack;
@@ -88,7 +89,7 @@ impl Creation {
         match self.run_steps().await {
             Ok(pod) => {
                 self.daemon.store.insert_pod(pod.clone());
-                self.daemon.events.pod(&self.daemon, &pod, Level::Started);
+                self.daemon.events.pod(&pod, Level::Started);
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
@@ -129,7 +130,7 @@ impl Creation {
     /// Writes the intent to disk, before its side effects.
     async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<(Arc<Pod>, Vec<PodFile>), CriError> {
         self.progress.step("intent");
-        let log_folder = files::create_log_folder(&self.config.log_directory).await?;
+        let log_folder = crate::host_files::create_log_folder(&self.config.log_directory).await?;
         let record = PodRecord {
             id: self.id.clone(),
             config: self.config.clone(),
@@ -173,7 +174,12 @@ impl Creation {
                 .map_err(|error| error.to_string())
         });
         let placeholder = match daemon.uses_systemd() {
-            true => Some(systemd::start_scope(&daemon, &path, &Default::default()).await?),
+            true => Some(
+                daemon
+                    .systemd
+                    .start_scope(&daemon.programs, daemon.hierarchies.version(), &path, &Default::default())
+                    .await?,
+            ),
             false => None,
         };
         let cgroup = blocking(move || Cgroup::create(&daemon.hierarchies, &path, &Default::default()));
@@ -304,7 +310,7 @@ fn sandbox_plan(
     cgroup: CgroupJoin,
     selinux: Option<Labels>,
 ) -> Result<SandboxPlan, CriError> {
-    let modes = namespaces(config);
+    let modes = crate::spec::pod_modes(config);
     let source = |mode: NamespaceMode| match mode {
         NamespaceMode::Node => NamespaceSource::Host,
         _ => NamespaceSource::New,

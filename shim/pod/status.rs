@@ -2,18 +2,14 @@
 
 use std::collections::HashMap;
 
-use berth_proto::v1::{
-    LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
-    PodSandboxStatusResponse,
-};
+use berth_proto::v1::PodSandboxStatusResponse;
 
-use super::list::state;
-use crate::container;
 use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::operation::Key;
 use crate::spec::{PodContext, sandbox_spec};
 use crate::store::{Pod, PodState};
+use crate::views::{container_status, pod_status};
 
 /// Returns the response of PodSandboxStatus, with the statuses of the pod's containers.
 ///
@@ -27,44 +23,11 @@ pub fn pod_sandbox_status(
     let pod = daemon.store.pod(id)?;
     let containers = daemon.store.containers_of(&pod.id);
     Ok(PodSandboxStatusResponse {
-        status: Some(pod_status(daemon, &pod)),
+        status: Some(pod_status(&daemon.network, &pod)),
         info: if verbose { info(daemon, &pod)? } else { HashMap::new() },
-        containers_statuses: containers.iter().map(|c| container::status::container_status(c)).collect(),
+        containers_statuses: containers.iter().map(|c| container_status(c)).collect(),
         timestamp: crate::clock::now(),
     })
-}
-
-/// Returns the CRI status of a pod.
-#[must_use]
-pub fn pod_status(daemon: &Daemon, pod: &Pod) -> PodSandboxStatus {
-    let network = network(daemon, pod);
-    pod.with(|record| PodSandboxStatus {
-        id: record.id.as_str().to_owned(),
-        metadata: record.config.metadata.clone(),
-        state: state(&record.state).into(),
-        created_at: record.created_at,
-        network: Some(network),
-        linux: Some(LinuxPodSandboxStatus {
-            namespaces: Some(Namespace { options: Some(crate::store::pod::namespaces(&record.config)) }),
-        }),
-        labels: record.config.labels.clone(),
-        annotations: record.config.annotations.clone(),
-        runtime_handler: record.runtime_handler.clone(),
-    })
-}
-
-/// Returns the addresses of a ready pod in the order of the network's config; none for a pod in the host's network,
-/// as in containerd.
-fn network(daemon: &Daemon, pod: &Pod) -> PodSandboxNetworkStatus {
-    let attachment = match pod.state() {
-        PodState::Ready { .. } => daemon.network.attachment(pod.id.as_str()),
-        _ => None,
-    };
-    let mut ips = attachment.into_iter().flat_map(|attachment| attachment.ips).map(|ip| ip.to_string());
-    PodSandboxNetworkStatus {
-        ip: ips.next().unwrap_or_default(),
-        additional_ips: ips.map(|ip| PodIp { ip }).collect(),
-    }
 }
 
 fn info(daemon: &Daemon, pod: &Pod) -> Result<HashMap<String, String>, CriError> {

@@ -4,21 +4,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::Call;
 use tonic::Status;
 use tracing::Instrument;
 
 use super::keeper;
+use crate::blocking::blocking;
+use crate::cgroups;
 use crate::container::exit;
-use crate::daemon::{Shared, blocking};
+use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::event::Level;
 use crate::ids::ContainerId;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
+use crate::store::Level;
 use crate::store::{Pod, PodState};
-use crate::systemd;
 
 /// Stops a pod. A pod that is unknown or already stopped is a success (CRI: "must be idempotent").
 ///
@@ -55,7 +55,7 @@ async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Resu
     cancel_creations(pod).await?;
     progress.step("containers");
     kill_containers(daemon, pod).await?;
-    daemon.events.pod(daemon, pod, Level::Stopped);
+    daemon.events.pod(pod, Level::Stopped);
     progress.step("release");
     release(daemon, pod).await
 }
@@ -100,7 +100,7 @@ async fn kill_containers(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError
         let kill = async move {
             exit::kill(&daemon, &container).await?;
             // The event of the pod follows those of its containers.
-            daemon.events.container(&daemon, &container);
+            daemon.events.container(&container);
             Ok::<_, CriError>(())
         };
         tasks.spawn(kill.in_current_span());
@@ -138,7 +138,8 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
     }
     pod.set_netns(None);
     pod.set_userns(None);
-    if let Err(error) = release_cgroup(daemon, pod.with(|record| record.cgroup.clone())).await {
+    if let Err(error) = cgroups::release(&daemon.hierarchies, pod.with(|record| record.cgroup.clone())).await
+    {
         errors.push(format!("failed to remove the cgroup: {error}"));
     }
     if errors.is_empty() {
@@ -146,21 +147,6 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
         return Ok(());
     }
     Err(CriError::internal(format!("stop pod sandbox {}", pod.id), errors.join("; ")))
-}
-
-/// Kills and removes the cgroups of an object without a record, wherever they are: the name of a cgroup contains the
-/// id.
-///
-/// # Errors
-/// As [`release_cgroup`].
-pub async fn release_cgroups_of(daemon: &Shared, id: &str) -> Result<(), CriError> {
-    let names = [id.to_owned(), systemd::scope_name(id)];
-    let daemon = daemon.clone();
-    blocking(move || {
-        let found = berth_runtime::cgroup::find(&daemon.hierarchies, &names);
-        found.iter().try_for_each(|path| Cgroup::open(&daemon.hierarchies, path).release())
-    })
-    .await
 }
 
 /// The time limit for writing the exits of containers.
@@ -177,17 +163,4 @@ async fn write_exits(daemon: &Shared) {
     if !written.unwrap_or(false) {
         tracing::warn!("ending a keeper before all exits of its containers are on disk");
     }
-}
-
-/// Kills what is in a cgroup and removes it.
-///
-/// # Errors
-/// It cannot be emptied or removed.
-pub async fn release_cgroup(daemon: &Shared, recorded: String) -> Result<(), CriError> {
-    let daemon = daemon.clone();
-    blocking(move || {
-        let path = CgroupPath::from_recorded(&recorded)?;
-        Cgroup::open(&daemon.hierarchies, &path).release()
-    })
-    .await
 }

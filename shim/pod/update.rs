@@ -3,7 +3,8 @@
 
 use berth_proto::v1::UpdatePodSandboxResourcesRequest;
 
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::Shared;
 use crate::error::CriError;
 
 /// Records the resources of a pod.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use crate::blocking::blocking;
+use crate::cgroups;
 use crate::container::reconcile;
-use crate::daemon::{Shared, blocking};
+use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::ContainerId;
-use crate::pod::stop::{release_cgroup, release_cgroups_of};
 use crate::store::file::FileError;
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 
@@ -96,7 +97,7 @@ pub(super) async fn finish(daemon: &Shared, cleanup: ContainerCleanup) {
         let daemon = daemon.clone();
         tasks.spawn(async move {
             let cgroup = container.with(|record| record.cgroup.clone());
-            if let Err(error) = release_cgroup(&daemon, cgroup).await {
+            if let Err(error) = cgroups::release(&daemon.hierarchies, cgroup).await {
                 tracing::warn!(container = container.id.as_str(), %error, "failed to kill the processes of a container without a keeper");
             }
         });
@@ -110,8 +111,8 @@ pub(super) async fn finish(daemon: &Shared, cleanup: ContainerCleanup) {
 
 async fn discard(daemon: &Shared, id: &ContainerId, cgroup: Option<String>) {
     let released = match cgroup {
-        Some(cgroup) => release_cgroup(daemon, cgroup).await,
-        None => release_cgroups_of(daemon, id.as_str()).await,
+        Some(cgroup) => cgroups::release(&daemon.hierarchies, cgroup).await,
+        None => cgroups::release_all_of(&daemon.hierarchies, id.as_str()).await,
     };
     if let Err(error) = released {
         tracing::warn!(container = id.as_str(), %error, "failed to remove the cgroup");

@@ -1,8 +1,8 @@
 //! Recovery: what an earlier daemon left behind: records on disk, living keepers, cgroups, networks and
 //! writable layers.
 //!
-//! [`load`] reads the records, so that the daemon can answer; the state of each keeper is taken over as soon
-//! as it answers. [`finish`] does the rest in the background, since it may take long (CNI plugins, processes
+//! `load` reads the records, so that the daemon can answer; the state of each keeper is taken over as soon
+//! as it answers. `finish` does the rest in the background, since it may take long (CNI plugins, processes
 //! that do not end):
 //!
 //! * an interrupted creation of a pod or container is undone
@@ -18,7 +18,10 @@ mod pods;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::daemon::{Shared, blocking};
+use tracing::Instrument;
+
+use crate::blocking::blocking;
+use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::store::PodState;
 
@@ -28,9 +31,20 @@ const KEEPERS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The cleanup that runs in the background.
 #[derive(Debug)]
-pub struct PendingCleanup {
+struct PendingCleanup {
     pods: pods::PodCleanup,
     containers: containers::ContainerCleanup,
+}
+
+/// Takes over the pods of an earlier daemon. When it returns, the daemon can answer; the cleanup goes on in the background.
+///
+/// # Errors
+/// The folders of the store cannot be created or read, or the host's processes cannot be listed.
+pub async fn run(daemon: &Shared) -> Result<(), CriError> {
+    let cleanup = load(daemon).await?;
+    tokio::spawn(finish(daemon.clone(), cleanup).in_current_span());
+    berth_runtime::sys::memory::trim();
+    Ok(())
 }
 
 /// Reads the records and connects to the keepers.
@@ -38,7 +52,7 @@ pub struct PendingCleanup {
 /// # Errors
 /// The folders of the store cannot be created or read, or the host's processes cannot be listed. A daemon
 /// that lacks descriptors or memory does not start: it would treat objects that it cannot read as gone.
-pub async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
+async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
     let folders = daemon.folders.clone();
     blocking(move || {
         for folder in [folders.pods(), folders.containers(), folders.pods_state()] {
@@ -66,7 +80,7 @@ pub async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
 }
 
 /// Undoes interrupted creations, releases the resources of ended pods, and frees resources without an owner.
-pub async fn finish(daemon: Shared, cleanup: PendingCleanup) {
+async fn finish(daemon: Shared, cleanup: PendingCleanup) {
     tokio::join!(containers::finish(&daemon, cleanup.containers), pods::finish(&daemon, cleanup.pods));
     sweep_layers(&daemon).await;
     sweep_network(&daemon).await;

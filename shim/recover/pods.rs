@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use berth_runtime::client::FoundKeeper;
 
-use crate::daemon::{Shared, blocking};
+use crate::blocking::blocking;
+use crate::cgroups;
+use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::event::Level;
 use crate::ids::PodId;
 use crate::keeper::{KeeperClient, KeeperUpdates};
 use crate::pod::{follow, keeper, stop};
+use crate::store::Level;
 use crate::store::file::FileError;
 use crate::store::{Folders, Pod, PodRecord, PodRecovery, PodState, file};
 
@@ -114,7 +116,7 @@ fn load_one(
 pub(super) fn publish_ends(daemon: &Shared) {
     for pod in daemon.store.pods() {
         if pod.link().is_none() && pod.state().is_being_released() {
-            daemon.events.pod(daemon, &pod, Level::Stopped);
+            daemon.events.pod(&pod, Level::Stopped);
         }
     }
 }
@@ -161,8 +163,8 @@ async fn discard(daemon: &Shared, id: &PodId, cgroup: Option<String>) {
         tracing::warn!(pod = id.as_str(), %error, "failed to detach a pod from its network");
     }
     let released = match cgroup {
-        Some(cgroup) => stop::release_cgroup(daemon, cgroup).await,
-        None => stop::release_cgroups_of(daemon, id.as_str()).await,
+        Some(cgroup) => cgroups::release(&daemon.hierarchies, cgroup).await,
+        None => cgroups::release_all_of(&daemon.hierarchies, id.as_str()).await,
     };
     if let Err(error) = released {
         tracing::warn!(pod = id.as_str(), %error, "failed to remove the cgroup");

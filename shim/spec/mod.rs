@@ -33,11 +33,15 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, PosixRlimitType, Root,
 pub use annotations::classes;
 pub use dns::resolv_conf;
 pub use mounts::{POD_FILES, normal};
-pub use namespaces::has_own_uts;
+pub use namespaces::{has_own_uts, node_name, pod_modes};
 pub use process::{exec_process, score};
 pub use sandbox::sandbox_spec;
 pub use signal::{stop_signal, stop_signal_number};
 pub use user::user_request;
+
+use tonic::Code;
+
+use crate::error::{CriError, subsystem};
 
 /// An invalid request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +54,12 @@ pub struct SpecError {
 }
 
 /// Creates an error about a field.
+impl From<SpecError> for CriError {
+    fn from(error: SpecError) -> Self {
+        subsystem(Code::InvalidArgument, error)
+    }
+}
+
 pub(crate) fn error(field: impl Into<String>, why: impl Into<String>) -> SpecError {
     SpecError { field: field.into(), why: why.into() }
 }
@@ -202,7 +212,7 @@ fn pod_user_namespace(
     security: &LinuxContainerSecurityContext,
 ) -> Result<Option<berth_runtime::plan::UserNamespace>> {
     let requested = userns::requested(&security.namespace_options.clone().unwrap_or_default())?;
-    let pods = userns::requested(&crate::store::pod::namespaces(pod.config))?;
+    let pods = userns::requested(&pod_modes(pod.config))?;
     if requested != pods {
         return Err(error("namespace_options.userns_options", "differ from those of the pod"));
     }

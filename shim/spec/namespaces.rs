@@ -4,7 +4,6 @@ use berth_proto::v1::{LinuxContainerSecurityContext, NamespaceMode, NamespaceOpt
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::{Host, PodContext};
-use crate::store::pod::namespaces;
 
 /// Returns a namespace of the pod's pause, as a path.
 pub(super) fn of_pause(pause_pid: i32, kind: LinuxNamespaceType, file: &str) -> LinuxNamespace {
@@ -20,17 +19,34 @@ pub(super) fn new(kind: LinuxNamespaceType) -> LinuxNamespace {
     namespace
 }
 
+/// Returns the namespace modes of a pod's config.
+#[must_use]
+pub fn pod_modes(config: &PodSandboxConfig) -> NamespaceOption {
+    config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|context| context.namespace_options.clone())
+        .unwrap_or_default()
+}
+
+/// Returns the name of the node, which a new UTS namespace inherits (uts_namespaces(7)).
+#[must_use]
+pub fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// Whether a pod has a separate UTS namespace. A pod in the host's network has the host's, unless it requests a
 /// hostname.
 #[must_use]
 pub fn has_own_uts(pod: &PodSandboxConfig) -> bool {
-    namespaces(pod).network() != NamespaceMode::Node || !pod.hostname.is_empty()
+    pod_modes(pod).network() != NamespaceMode::Node || !pod.hostname.is_empty()
 }
 
 /// Returns the modes of a container. The mode POD, which is also the default, means the host's namespace if the pod
 /// shares that with the host.
 pub(super) fn modes(security: &LinuxContainerSecurityContext, pod: &PodSandboxConfig) -> NamespaceOption {
-    let of_pod = namespaces(pod);
+    let of_pod = pod_modes(pod);
     let mut modes = security.namespace_options.clone().unwrap_or_default();
     let (node, shared) = (i32::from(NamespaceMode::Node), i32::from(NamespaceMode::Pod));
     for (own, pod_mode) in
@@ -72,7 +88,7 @@ pub(super) fn of_container(
     if in_pods_network {
         namespaces.push(of_pause(pod.pause_pid, LinuxNamespaceType::Network, "net"));
     }
-    let host_network = self::namespaces(pod.config).network() == NamespaceMode::Node;
+    let host_network = pod_modes(pod.config).network() == NamespaceMode::Node;
     if in_pods_network || host_network && has_own_uts(pod.config) {
         namespaces.push(of_pause(pod.pause_pid, LinuxNamespaceType::Uts, "uts"));
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use berth_proto::v1::NamespaceMode;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Root, Spec, User};
 
+use super::namespaces::pod_modes as modes_of;
 use super::{PodContext, Result, annotations, namespaces, pause};
-use crate::store::pod::namespaces as modes_of;
 
 /// Returns the OCI spec of a pod.
 ///

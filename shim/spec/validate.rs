@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use berth_image::ImageConfig;
 use berth_proto::v1::{ContainerConfig, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
 
+use super::namespaces::pod_modes;
 use super::{Result, error};
-use crate::store::pod::namespaces;
 
 /// The longest name, label or annotation key in bytes.
 const NAME: usize = 1024;
@@ -51,7 +51,7 @@ pub fn pod(config: &PodSandboxConfig) -> Result<()> {
         return Err(error("windows", "is not supported on Linux"));
     }
     super::pause::user(config)?;
-    let options = namespaces(config);
+    let options = pod_modes(config);
     modes(&options, false)?;
     super::userns::requested(&options).map(drop)
 }
@@ -254,7 +254,7 @@ fn sysctl(config: &PodSandboxConfig, key: &str, value: &str) -> Result<()> {
     if value.chars().any(|c| c.is_control() && c != '\t') {
         return Err(error(field, format!("{value:?} contains control characters")));
     }
-    let modes = namespaces(config);
+    let modes = pod_modes(config);
     let dotted = key.replace('/', ".");
     let is = |names: &[&str]| names.iter().any(|name| dotted.starts_with(name));
     let (namespace, mode) = if is(&["net."]) {

@@ -8,7 +8,8 @@ use berth_proto::v1::{
 use berth_runtime::cgroup::{Cgroup, CgroupPath, Stats};
 
 use super::usage::{Reading, value};
-use crate::daemon::{Daemon, Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::store::{Container, ContainerState};
 

@@ -7,7 +7,8 @@ use berth_runtime::cgroup::{Cgroup, CgroupPath, Memory, Stats};
 
 use super::usage::Reading;
 use super::{container, network};
-use crate::daemon::{Daemon, Shared, blocking};
+use crate::blocking::blocking;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::store::{Container, Pod, PodState};
 

@@ -9,13 +9,13 @@ use berth_runtime::wire::ExitRecord;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::event_cursor::{EventCursor, Level};
 use super::file::FileError;
 use super::name::ContainerName;
 use super::rate::Rate;
 use super::record::Record;
 use super::spec::SpecStore;
 use super::writer::RecordWriter;
-use crate::event::{EventCursor, Level};
 use crate::ids::{ContainerId, PodId};
 
 /// The state of a container. The data that belongs to a state is in its variant, so that both cannot

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::error::{CriError, code_of_file, subsystem};
+
 /// A file of the store could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {action} {}: {source}", path.display())]
@@ -30,6 +32,12 @@ impl FileError {
     #[must_use]
     pub fn is_shortage(&self) -> bool {
         is_shortage(&self.source)
+    }
+}
+
+impl From<FileError> for CriError {
+    fn from(error: FileError) -> Self {
+        subsystem(code_of_file(error.cause()), error)
     }
 }
 

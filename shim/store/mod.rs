@@ -6,11 +6,12 @@
 //! * [`spec`]: the OCI spec of a container; [`rate`]: the CPU usage of an object
 //! * [`name`]: the names that clients give
 //! * [`pod`], [`container`]: the records, their states and the only functions that change them; [`decide`]:
-//!   decisions that depend on the states; [`model`]: an exhaustive model check of both
+//!   decisions that depend on the states; [`event_cursor`]: the events of an object that were sent; [`model`]: an exhaustive model check of both
 //! * this file: the indexes by id, by prefix of an id and by name
 
 pub mod container;
 pub mod decide;
+mod event_cursor;
 pub mod file;
 #[cfg(test)]
 mod model;
@@ -27,6 +28,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use container::{Container, ContainerRecord, ContainerState, Exit, ExitReason};
 pub use decide::{KeeperReport, PodRecovery};
+pub use event_cursor::{EventCursor, Level};
 pub use name::{ContainerName, PodName};
 pub use pod::{Pod, PodRecord, PodState};
 pub use writer::RecordWriter;

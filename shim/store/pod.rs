@@ -10,16 +10,16 @@ use berth_proto::v1::{LinuxContainerResources, NamespaceMode, NamespaceOption, P
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::event_cursor::{EventCursor, Level};
 use super::file::FileError;
 use super::name::PodName;
 use super::rate::Rate;
 use super::record::Record;
 use super::writer::RecordWriter;
-use crate::event::{EventCursor, Level};
 use crate::ids::{ContainerId, PodId};
 use crate::keeper::{KeeperClient, KeeperUpdates};
 use crate::lsm::selinux::Labels;
-use crate::spec::PodFiles;
+use crate::spec::{PodFiles, pod_modes};
 
 /// The state of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -357,7 +357,7 @@ impl Pod {
     /// Returns the requested namespace modes; unset ones are `POD`, the zero value of the CRI.
     #[must_use]
     pub fn namespaces(&self) -> NamespaceOption {
-        self.with(|record| namespaces(&record.config))
+        self.with(|record| pod_modes(&record.config))
     }
 
     /// Returns whether the pod uses the host's network.
@@ -365,17 +365,6 @@ impl Pod {
     pub fn host_network(&self) -> bool {
         self.namespaces().network() == NamespaceMode::Node
     }
-}
-
-/// Returns the namespace modes of a pod's config.
-#[must_use]
-pub fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
-    config
-        .linux
-        .as_ref()
-        .and_then(|linux| linux.security_context.as_ref())
-        .and_then(|context| context.namespace_options.clone())
-        .unwrap_or_default()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

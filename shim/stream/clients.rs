@@ -11,7 +11,7 @@ use super::spdy::{NewStream, SpdySession};
 use super::upgrade::{CommandVersion, ReportFormat};
 use super::websocket::{Channels, Coding};
 use crate::daemon::Shared;
-use crate::exec::session::RequestedStreams;
+use crate::session_url::RequestedStreams;
 
 /// How long a client may take to open its streams, as in containerd and CRI-O.
 pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(30);

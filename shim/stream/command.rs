@@ -12,11 +12,11 @@ use super::inbox::Incoming;
 use super::outgoing::Outgoing;
 use super::resize::sizes;
 use super::status::{CommandOutcome, encode_outcome};
-use super::token::SessionRequest;
 use super::upgrade::ReportFormat;
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::exec::session::{self, Control, RequestedStreams, Session, SessionEnd, TerminalSize};
+use crate::exec::session::{self, Control, Session, SessionEnd, TerminalSize};
+use crate::session_url::{RequestedStreams, SessionRequest};
 
 /// How long output is relayed after the command has ended, if a descendant holds the pipe open.
 const DRAIN: Duration = Duration::from_secs(1);

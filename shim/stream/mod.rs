@@ -1,6 +1,6 @@
 //! The streaming server: what `kubectl exec`, `attach` and `port-forward` connect to.
 //!
-//! Exec, Attach and PortForward return a URL of this server with a token for the request ([`token`]). The
+//! Exec, Attach and PortForward return a URL of this server with a token for the request ([`crate::session_url`]). The
 //! kubelet, the API server and crictl connect to it and negotiate a protocol ([`upgrade`]):
 //!
 //! * [`server`], [`tls`]: connections and their requests; [`source`], [`waiting`]: limits of connections by
@@ -32,41 +32,8 @@ mod source;
 pub mod spdy;
 pub mod status;
 pub mod tls;
-pub mod token;
 pub mod upgrade;
 mod waiting;
 pub mod websocket;
 
-use std::sync::OnceLock;
-
 pub use server::{Listener, StreamError};
-pub use token::{SessionRequest, Tokens};
-
-use crate::error::CriError;
-
-/// The part of the server that the RPCs use: it creates the URLs of sessions.
-#[derive(Debug, Default)]
-pub struct SessionUrls {
-    tokens: Tokens,
-    base: OnceLock<String>,
-}
-
-impl SessionUrls {
-    /// Sets the base URL of the server.
-    pub fn set_base_url(&self, base: String) {
-        // It is set once, before the first request.
-        let _previous = self.base.set(base);
-    }
-
-    /// Creates the URL of a session for a request.
-    ///
-    /// # Errors
-    /// Too many sessions wait for their client, or the server is not running yet.
-    pub fn url(&self, request: SessionRequest) -> Result<String, CriError> {
-        let base = self.base.get();
-        let base =
-            base.ok_or_else(|| CriError::unavailable("sessions", "the streaming server is not running yet"))?;
-        let verb = request.verb();
-        Ok(format!("{base}/{verb}/{}", self.tokens.issue(request)?))
-    }
-}

@@ -22,12 +22,12 @@ use tracing::field::Empty;
 use super::activity::TrackedIo;
 use super::command::CommandTarget;
 use super::source::Sources;
-use super::token::SessionRequest;
 use super::upgrade::{Negotiated, Purpose, Refusal, negotiate};
 use super::waiting::{PendingConnection, PendingConnections};
 use super::websocket::tunnel;
 use super::{clients, forwarder, tls};
 use crate::daemon::Shared;
+use crate::session_url::SessionRequest;
 
 /// How long a connection may take to become a session: TLS handshake, request and response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -231,7 +231,7 @@ impl Server {
             refusal.headers.push((http::header::RETRY_AFTER, HeaderValue::from_static("60")));
             return Err(refusal);
         };
-        let session = self.daemon.streams.tokens.redeem(verb, token).ok_or_else(unknown)?;
+        let session = self.daemon.streams.redeem(verb, token).ok_or_else(unknown)?;
         slot.leave();
         match &session {
             SessionRequest::Exec { container, .. } | SessionRequest::Attach { container, .. } => {

@@ -10,14 +10,14 @@ mod properties;
 use std::time::Duration;
 
 use berth_runtime::cgroup::{CgroupPath, Version};
-use berth_runtime::client::Placeholder;
+use berth_runtime::client::{Placeholder, Programs};
 use futures_util::StreamExt;
 use oci_spec::runtime::LinuxResources;
 use tokio::sync::Mutex;
 
 use zbus::{Connection, ObjectPath, OwnedObjectPath, Variant};
 
-use crate::daemon::{Daemon, blocking};
+use crate::blocking::blocking;
 use crate::error::CriError;
 
 /// The time limit for the start of a scope.
@@ -74,75 +74,79 @@ pub fn spec_path(slice: &str, id: &str) -> String {
     format!("{slice}:berth:{id}")
 }
 
-/// Starts the scope of a cgroup. Returns the placeholder process that holds it until another process is in the cgroup.
-///
-/// # Errors
-/// systemd cannot be reached or refuses.
-pub async fn start_scope(
-    daemon: &Daemon,
-    cgroup: &CgroupPath,
-    resources: &LinuxResources,
-) -> Result<Placeholder, CriError> {
-    let placeholder = daemon.programs.placeholder().map_err(CriError::from)?;
-    let (Some(scope), Some(slice)) = (cgroup.leaf(), cgroup.parent().leaf().map(str::to_owned)) else {
-        return Err(CriError::internal("start a scope", format!("{cgroup} is not in a slice")));
-    };
-    let limits = properties::of(resources, daemon.hierarchies.version() == Version::V2);
-    let description = format!("berth {scope}");
-    let mut properties = properties::of_scope(&slice, &description, placeholder.pid());
-    properties.extend(limits);
-    daemon.systemd.start(scope, &properties).await?;
-    Ok(placeholder)
-}
-
-/// Sends new limits to systemd, which would otherwise restore its own. A scope that does not exist is ignored.
-///
-/// # Errors
-/// systemd cannot be reached or refuses.
-pub async fn set_limits(
-    daemon: &Daemon,
-    cgroup: &CgroupPath,
-    resources: &LinuxResources,
-) -> Result<(), CriError> {
-    set_properties(daemon, cgroup, properties::of(resources, daemon.hierarchies.is_v2())).await
-}
-
-/// Restores the limits of before an update in systemd. A limit that was not set before is unset.
-///
-/// # Errors
-/// As [`set_limits`].
-pub async fn restore_limits(
-    daemon: &Daemon,
-    cgroup: &CgroupPath,
-    before: &LinuxResources,
-    after: &LinuxResources,
-) -> Result<(), CriError> {
-    set_properties(daemon, cgroup, properties::restored(before, after, daemon.hierarchies.is_v2())).await
-}
-
-async fn set_properties(
-    daemon: &Daemon,
-    cgroup: &CgroupPath,
-    limits: Vec<properties::Property>,
-) -> Result<(), CriError> {
-    let Some(scope) = cgroup.leaf().filter(|leaf| leaf.ends_with(".scope") && !limits.is_empty()) else {
-        return Ok(());
-    };
-    let mut set = daemon.systemd.set(scope, &limits).await;
-    if daemon.systemd.was_disconnected(set.as_ref().err()).await {
-        set = daemon.systemd.set(scope, &limits).await;
-    }
-    match set {
-        Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => Ok(()),
-        result => result.map_err(|error| failed(&format!("change the limits of {scope}"), error)),
-    }
-}
-
 fn failed(operation: &str, error: impl std::fmt::Display) -> CriError {
     CriError::failed(format!("{operation} in systemd"), error.to_string())
 }
 
 impl Systemd {
+    /// Starts the scope of a cgroup. Returns the placeholder process that holds it until another process is in the cgroup.
+    ///
+    /// # Errors
+    /// systemd cannot be reached or refuses.
+    pub async fn start_scope(
+        &self,
+        programs: &Programs,
+        version: Version,
+        cgroup: &CgroupPath,
+        resources: &LinuxResources,
+    ) -> Result<Placeholder, CriError> {
+        let placeholder = programs.placeholder().map_err(CriError::from)?;
+        let (Some(scope), Some(slice)) = (cgroup.leaf(), cgroup.parent().leaf().map(str::to_owned)) else {
+            return Err(CriError::internal("start a scope", format!("{cgroup} is not in a slice")));
+        };
+        let limits = properties::of(resources, version == Version::V2);
+        let description = format!("berth {scope}");
+        let mut properties = properties::of_scope(&slice, &description, placeholder.pid());
+        properties.extend(limits);
+        self.start(scope, &properties).await?;
+        Ok(placeholder)
+    }
+
+    /// Sends new limits to systemd, which would otherwise restore its own. A scope that does not exist is ignored.
+    ///
+    /// # Errors
+    /// systemd cannot be reached or refuses.
+    pub async fn set_limits(
+        &self,
+        version: Version,
+        cgroup: &CgroupPath,
+        resources: &LinuxResources,
+    ) -> Result<(), CriError> {
+        self.set_properties(cgroup, properties::of(resources, version == Version::V2)).await
+    }
+
+    /// Restores the limits of before an update in systemd. A limit that was not set before is unset.
+    ///
+    /// # Errors
+    /// As [`Self::set_limits`].
+    pub async fn restore_limits(
+        &self,
+        version: Version,
+        cgroup: &CgroupPath,
+        before: &LinuxResources,
+        after: &LinuxResources,
+    ) -> Result<(), CriError> {
+        self.set_properties(cgroup, properties::restored(before, after, version == Version::V2)).await
+    }
+
+    async fn set_properties(
+        &self,
+        cgroup: &CgroupPath,
+        limits: Vec<properties::Property>,
+    ) -> Result<(), CriError> {
+        let Some(scope) = cgroup.leaf().filter(|leaf| leaf.ends_with(".scope") && !limits.is_empty()) else {
+            return Ok(());
+        };
+        let mut set = self.set(scope, &limits).await;
+        if self.was_disconnected(set.as_ref().err()).await {
+            set = self.set(scope, &limits).await;
+        }
+        match set {
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => Ok(()),
+            result => result.map_err(|error| failed(&format!("change the limits of {scope}"), error)),
+        }
+    }
+
     async fn manager(&self) -> zbus::Result<ManagerProxy<'static>> {
         let mut connection = self.manager.lock().await;
         if let Some(manager) = &*connection {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rand::TryRngCore;
 
+use super::RequestedStreams;
 use crate::error::CriError;
-use crate::exec::session::RequestedStreams;
 
 /// How long a token is valid, as in containerd and CRI-O.
 const LIFETIME: Duration = Duration::from_secs(60);

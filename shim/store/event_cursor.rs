@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use berth_proto::v1::ContainerEventType;
 
-use crate::store::{ContainerState, PodState};
+use super::{ContainerState, PodState};
 
 /// How far an object is in its life cycle, as far as events are concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,16 +8,12 @@ use berth_runtime::client::ClientError;
 use berth_runtime::compile::CompileError;
 use berth_runtime::seccomp::SeccompError;
 use berth_runtime::users::UserError;
-use berth_runtime::wire::Failure;
 use tonic::Code;
 
 use super::CriError;
-use crate::keeper::KeeperError;
-use crate::pod::files::PodFileError;
-use crate::spec::SpecError;
-use crate::store::file::FileError;
 
-fn subsystem(code: Code, error: impl Display) -> CriError {
+/// Returns the error of a subsystem: its text, and the gRPC code for it.
+pub(crate) fn subsystem(code: Code, error: impl Display) -> CriError {
     CriError::Subsystem { code, message: error.to_string() }
 }
 
@@ -140,27 +136,6 @@ impl From<CompileError> for CriError {
     }
 }
 
-impl From<SpecError> for CriError {
-    fn from(error: SpecError) -> Self {
-        subsystem(Code::InvalidArgument, error)
-    }
-}
-
-impl From<KeeperError> for CriError {
-    fn from(error: KeeperError) -> Self {
-        let code = match &error {
-            KeeperError::Gone | KeeperError::Connection(_) | KeeperError::Broken { .. } => Code::Unavailable,
-            KeeperError::NoAnswer { .. } => Code::DeadlineExceeded,
-            KeeperError::Busy { .. } | KeeperError::NoDescriptors => Code::ResourceExhausted,
-            KeeperError::Failure(Failure::NotFound { .. }) => Code::NotFound,
-            KeeperError::Failure(Failure::Init(_) | Failure::State { .. }) => Code::FailedPrecondition,
-            KeeperError::Failure(Failure::Unknown) => Code::Unimplemented,
-            KeeperError::Failure(Failure::System { .. }) | KeeperError::Unexpected(_) => Code::Internal,
-        };
-        subsystem(code, error)
-    }
-}
-
 /// Converts errors that are the node's fault.
 macro_rules! internal {
     ($($error:ty),*) => {
@@ -174,20 +149,8 @@ macro_rules! internal {
 
 internal!(ClientError, berth_runtime::sys::Error);
 
-impl From<PodFileError> for CriError {
-    fn from(error: PodFileError) -> Self {
-        subsystem(code_of_file(error.cause()), error)
-    }
-}
-
-impl From<FileError> for CriError {
-    fn from(error: FileError) -> Self {
-        subsystem(code_of_file(error.cause()), error)
-    }
-}
-
 /// Maps an error of a file. A full disk is a limit of the node, and the kubelet's eviction frees space.
-fn code_of_file(cause: &std::io::Error) -> Code {
+pub(crate) fn code_of_file(cause: &std::io::Error) -> Code {
     match cause.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
         _ => Code::Internal,
@@ -200,11 +163,6 @@ mod tests {
 
     #[test]
     fn a_failure_of_a_subsystem_keeps_its_text_and_gets_its_code() {
-        let gone = CriError::from(KeeperError::Gone);
-        assert_eq!(
-            (gone.code(), gone.to_string().as_str()),
-            (Code::Unavailable, "the pod's keeper has ended")
-        );
         let user = CriError::from(UserError::UnknownUser("bob".to_owned()));
         assert_eq!(user.code(), Code::InvalidArgument);
         assert!(user.to_string().contains("bob"));
