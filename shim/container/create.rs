@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use berth_image::{Digest, Image, WritableLayer};
-use berth_proto::v1::ContainerConfig;
+use berth_proto::v1::{ContainerConfig, ImageSpec};
 use berth_runtime::cgroup::CgroupPath;
 use berth_runtime::client::Placeholder;
 use berth_runtime::wire::{Call, Failure, Outcome};
@@ -156,12 +156,9 @@ impl Creation {
             .ok_or_else(|| CriError::not_found("image", &spec.image))
     }
 
-    /// By the name that the author of the pod wrote, or the client.
     async fn check_policy(&mut self, image: &Image) -> Result<(), CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
-        let by_author = spec.user_specified_image.as_str();
-        let name = if by_author.is_empty() { &spec.image } else { by_author };
-        Ok(self.daemon.images.check_policy(image, name).await?)
+        Ok(self.daemon.images.check_policy(image, name_of(&spec)).await?)
     }
 
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
@@ -221,7 +218,7 @@ impl Creation {
                 let what = format!("mounts[{}]: {}", mount.container_path, assemble::IMAGE_VOLUME_FAILED);
                 CriError::failed(what, format!("image {:?} not found", spec.image))
             })?;
-            self.daemon.images.check_policy(&image, &spec.image).await?;
+            self.daemon.images.check_policy(&image, name_of(spec)).await?;
             // As PullImage has answered it: the kubelet compares the two.
             spec.image_ref = image.id.to_string();
             digests.push(image.id.clone());
@@ -302,6 +299,14 @@ impl Creation {
             ))),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// The name by which the policy decides: the one that the author of the pod wrote, else the client's.
+fn name_of(spec: &ImageSpec) -> &str {
+    match spec.user_specified_image.as_str() {
+        "" => &spec.image,
+        by_author => by_author,
     }
 }
 
