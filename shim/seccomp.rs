@@ -10,8 +10,8 @@ use berth_runtime::seccomp::Cache;
 use oci_spec::runtime::LinuxSeccomp;
 
 use crate::error::CriError;
-use crate::spec::seccomp::{SeccompChoice, container_choice};
-use crate::spec::{pause, security};
+use crate::oci::seccomp::{SeccompChoice, container_choice};
+use crate::oci::{pause, security};
 
 /// The longest profile in bytes. Docker's has about 20 KiB.
 const LONGEST: u64 = 1 << 20;

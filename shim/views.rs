@@ -7,7 +7,7 @@ use berth_proto::v1::{
     PodSandboxStatus,
 };
 
-use crate::spec::{pod_modes, stop_signal_number};
+use crate::oci::{pod_modes, stop_signal_number};
 use crate::store::{Container, ContainerState, Pod, PodState};
 
 /// Returns the CRI's state of a container.

@@ -107,6 +107,37 @@ async fn an_image_can_be_mounted_read_only_whole_or_in_part() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_decides_by_the_name_in_the_pod() {
+    let mut berth = Berth::start().await;
+    let registry = Registry::start(berth.host_process());
+    let layer = layer(&[("file", "in both")]);
+    registry.layers("signed", std::slice::from_ref(&layer));
+    registry.layers("other", &[layer]);
+    let names = [pull(&mut berth, &registry, "signed").await, pull(&mut berth, &registry, "other").await];
+    let policy = serde_json::json!({
+        "default": [{ "type": "insecureAcceptAnything" }],
+        "transports": { "docker": { format!("{}/other", registry.address): [{ "type": "reject" }] } },
+    });
+    std::fs::write(berth.path("policy.json"), policy.to_string()).unwrap();
+    let status = ImageStatusRequest {
+        image: Some(ImageSpec { image: names[0].clone(), ..ImageSpec::default() }),
+        verbose: false,
+    };
+    let id = berth.images.image_status(status).await.unwrap().into_inner().image.unwrap().id;
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    // As the kubelet: the id that PullImage answered, and the name in the pod. Both are of one image.
+    let mounted = |name: &str| {
+        let mut mount = volume(&id, "/volume", "");
+        mount.image.as_mut().unwrap().user_specified_image = name.to_owned();
+        with(vec![mount], shell("c", "cat /volume/file"))
+    };
+    let refused = berth.try_create(&pod, mounted(&names[1])).await.unwrap_err();
+    assert!(refused.message().starts_with("SignatureValidationFailed: "), "{refused}");
+    berth.try_create(&pod, mounted(&names[0])).await.unwrap();
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
 fn users() -> Option<UserNamespace> {
     let ids = vec![IdMapping { host_id: 400_000, container_id: 0, length: 65_536 }];
     Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids })

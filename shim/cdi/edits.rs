@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 };
 
 use super::file::{Edits, Hook, Mount, Node};
-use crate::spec::normal;
+use crate::oci::normal;
 
 /// Applies the edits to `spec`. Adds the host paths of the device nodes to `sources`.
 pub(super) fn apply(

@@ -116,7 +116,7 @@ checked! {
 
 fn ulimits(limits: Vec<String>) -> Result<Vec<String>, InvalidValue> {
     for limit in &limits {
-        if let Err(why) = crate::spec::rlimits::parse(limit) {
+        if let Err(why) = crate::oci::rlimits::parse(limit) {
             return invalid(format!("{limit:?} {why}"));
         }
     }

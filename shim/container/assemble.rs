@@ -20,8 +20,8 @@ use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
 use crate::lsm::selinux::{self, Labels};
+use crate::oci::{self, Host, ImageContext, PodContext, User};
 use crate::seccomp;
-use crate::spec::{self, Host, ImageContext, PodContext, User};
 use crate::store::container::RecordedUser;
 use crate::store::spec::CachedSpec;
 use crate::store::{Container, Pod};
@@ -61,7 +61,7 @@ pub fn assemble(
     pause_pid: i32,
 ) -> Result<Assembled, CriError> {
     let config = container.with(|record| record.config.clone());
-    let users = crate::spec::userns::requested(&pod.namespaces())?;
+    let users = crate::oci::userns::requested(&pod.namespaces())?;
     let userns = match &users {
         Some(_) => {
             let userns = pod.userns();
@@ -132,7 +132,7 @@ fn limits_of(config: &ContainerConfig, spec: &oci_spec::runtime::Spec) -> LinuxC
     let requested =
         config.linux.as_ref().and_then(|linux| linux.resources.as_ref()).cloned().unwrap_or_default();
     let score = spec.process().as_ref().and_then(oci_spec::runtime::Process::oom_score_adj);
-    spec::resources::applied(&requested, score.unwrap_or_default())
+    oci::resources::applied(&requested, score.unwrap_or_default())
 }
 
 /// Creates the folder that the spec names as the root filesystem, which only hooks look for.
@@ -155,7 +155,7 @@ fn set_owner_of_upper(users: &UserNamespace, layer: &WritableLayer) -> Result<()
 }
 
 fn resolve_user(config: &ContainerConfig, layer: &WritableLayer, rootfs: &OwnedFd) -> Result<User, CriError> {
-    let request = spec::user_request(config, &layer.image.config)?;
+    let request = oci::user_request(config, &layer.image.config)?;
     let user = users::resolve_user(rootfs.as_fd(), &request)?;
     Ok(User { uid: user.uid, gid: user.gid, groups: user.groups, home: user.home })
 }
@@ -181,7 +181,7 @@ fn container_spec(
     let image_id = layer.image.id.to_string();
     let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
     let image = ImageContext { config: &layer.image.config, name, id: &image_id };
-    let privileged = spec::is_privileged(config);
+    let privileged = oci::is_privileged(config);
     let host = Host {
         privileged_devices: if privileged { devices::all() } else { Vec::new() },
         devices: devices::requested(config)?,
@@ -195,15 +195,15 @@ fn container_spec(
         restrict_oom_score_adj: daemon.config.restrict_oom_score_adj,
         last_cap: daemon.last_capability,
         oom_score_adj_floor: daemon.oom_score_adj,
-        node_name: crate::spec::node_name(),
+        node_name: crate::oci::node_name(),
     };
     let cgroup = spec_cgroup(daemon, container)?;
-    Ok(spec::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
+    Ok(oci::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
 }
 
 /// Returns the SELinux labels of a container, if the host has SELinux. Relabels the volumes that request it.
 fn selinux_labels(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<Labels>, CriError> {
-    let requested = spec::security(config).selinux_options;
+    let requested = oci::security(config).selinux_options;
     let labels =
         pod.with(|record| daemon.selinux.of_container(requested.as_ref(), record.selinux.as_ref()))?;
     if let Some(labels) = &labels {
@@ -222,7 +222,7 @@ fn confine(
     labels: Option<&Labels>,
     spec: &mut oci_spec::runtime::Spec,
 ) -> Result<(), CriError> {
-    let security = spec::security(config);
+    let security = oci::security(config);
     let profile = daemon.apparmor.profile(&security)?;
     if let Some(process) = spec.process_mut() {
         process.set_apparmor_profile(profile);
@@ -281,7 +281,7 @@ fn image_volumes(
                 let why = format!("{IMAGE_VOLUME_FAILED}: {path:?} of image {}: {error}", volume.image.id);
                 CriError::failed(operation, why)
             })?;
-        trees.insert(spec::normal(&mount.container_path), descriptors.push(tree));
+        trees.insert(oci::normal(&mount.container_path), descriptors.push(tree));
     }
     Ok(trees)
 }
@@ -289,5 +289,5 @@ fn image_volumes(
 /// Returns the image's VOLUME paths. They become folders of the writable layer, as with CRI-O's `image_volumes =
 /// "mkdir"`: nothing is copied out of the image (CVE-2022-23648).
 fn volumes(layer: &WritableLayer) -> Vec<String> {
-    layer.image.config.volumes.iter().map(|path| spec::normal(path)).collect()
+    layer.image.config.volumes.iter().map(|path| oci::normal(path)).collect()
 }

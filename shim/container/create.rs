@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use berth_image::{Digest, Image, WritableLayer};
-use berth_proto::v1::ContainerConfig;
+use berth_proto::v1::{ContainerConfig, ImageSpec};
 use berth_runtime::cgroup::CgroupPath;
 use berth_runtime::client::Placeholder;
 use berth_runtime::wire::{Call, Failure, Outcome};
@@ -23,9 +23,9 @@ use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::images;
 use crate::keeper::{KeeperClient, KeeperError};
+use crate::oci::resources::{self, limits};
+use crate::oci::{classes, stop_signal, validate};
 use crate::operation::{Key, Progress};
-use crate::spec::resources::{self, limits};
-use crate::spec::{classes, stop_signal, validate};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
 use crate::systemd;
@@ -158,12 +158,9 @@ impl Creation {
             .ok_or_else(|| CriError::not_found("image", &spec.image))
     }
 
-    /// Checks the signature policy for the name that the pod's author wrote, or else for the client's.
     async fn check_policy(&mut self, image: &Image) -> Result<(), CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
-        let by_author = spec.user_specified_image.as_str();
-        let name = if by_author.is_empty() { &spec.image } else { by_author };
-        Ok(self.daemon.images.check_policy(image, name).await?)
+        Ok(self.daemon.images.check_policy(image, name_of(&spec)).await?)
     }
 
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
@@ -224,8 +221,6 @@ impl Creation {
                 let why = format!("{}: image {:?} not found", assemble::IMAGE_VOLUME_FAILED, spec.image);
                 CriError::failed(operation, why)
             })?;
-            self.daemon.images.check_policy(&image, &spec.image).await?;
-            // The id that PullImage returned: the kubelet compares the two.
             spec.image_ref = image.id.to_string();
             digests.push(image.id.clone());
         }
@@ -309,7 +304,6 @@ impl Creation {
     }
 }
 
-/// Returns a reference that identifies the image exactly: a name with a digest, or its id.
 fn reference_of(image: &Image) -> String {
     image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())
 }

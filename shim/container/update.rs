@@ -12,8 +12,8 @@ use tracing::Instrument;
 use crate::blocking::blocking;
 use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
-use crate::spec::resources::{applied, change, check, limits};
-use crate::spec::{score, validate};
+use crate::oci::resources::{applied, change, check, limits};
+use crate::oci::{score, validate};
 use crate::store::{Container, ContainerRecord, ContainerState};
 use crate::undo::UndoStack;
 

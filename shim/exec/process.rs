@@ -17,7 +17,7 @@ use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::{KeeperClient, KeeperError};
-use crate::spec::exec_process;
+use crate::oci::exec_process;
 use crate::store::spec::CachedSpec;
 use crate::store::{Container, ContainerState};
 

@@ -5,7 +5,7 @@ use berth_runtime::plan::PodFile;
 
 use crate::error::CriError;
 use crate::host_files;
-use crate::spec::{POD_FILES, has_own_uts, node_name, resolv_conf};
+use crate::oci::{POD_FILES, has_own_uts, node_name, resolv_conf};
 
 /// Returns the initial content of the pod's files.
 ///

@@ -23,9 +23,9 @@ use crate::error::CriError;
 use crate::ids::PodId;
 use crate::keeper::KeeperClient;
 use crate::lsm::selinux::{Labels, level_of};
+use crate::oci::{has_own_uts, pause, validate};
 use crate::operation::{Key, Progress};
 use crate::seccomp;
-use crate::spec::{has_own_uts, pause, validate};
 use crate::store::Level;
 use crate::store::pod::{FilesLocation, PodResources};
 use crate::store::{Pod, PodName, PodRecord, PodState, file};
@@ -310,7 +310,7 @@ fn sandbox_plan(
     cgroup: CgroupJoin,
     selinux: Option<Labels>,
 ) -> Result<SandboxPlan, CriError> {
-    let modes = crate::spec::pod_modes(config);
+    let modes = crate::oci::pod_modes(config);
     let source = |mode: NamespaceMode| match mode {
         NamespaceMode::Node => NamespaceSource::Host,
         _ => NamespaceSource::New,
@@ -322,7 +322,7 @@ fn sandbox_plan(
     let sysctls = sysctls_of(config, |name| !sysctls::is_of_interface(name));
     Ok(SandboxPlan {
         net,
-        userns: crate::spec::userns::requested(&modes)?,
+        userns: crate::oci::userns::requested(&modes)?,
         ipc,
         uts,
         pid: if modes.pid() == NamespaceMode::Pod { NamespaceSource::New } else { NamespaceSource::Host },

@@ -6,8 +6,8 @@ use berth_proto::v1::PodSandboxStatusResponse;
 
 use crate::daemon::Daemon;
 use crate::error::CriError;
+use crate::oci::{PodContext, sandbox_spec};
 use crate::operation::Key;
-use crate::spec::{PodContext, sandbox_spec};
 use crate::store::{Pod, PodState};
 use crate::views::{container_status, pod_status};
 

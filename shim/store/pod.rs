@@ -19,7 +19,7 @@ use super::writer::RecordWriter;
 use crate::ids::{ContainerId, PodId};
 use crate::keeper::{KeeperClient, KeeperUpdates};
 use crate::lsm::selinux::Labels;
-use crate::spec::{PodFiles, pod_modes};
+use crate::oci::{PodFiles, pod_modes};
 
 /// The state of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -135,7 +135,7 @@ mod tests {
     use berth_proto::v1::LinuxContainerResources;
 
     use super::*;
-    use crate::spec::resources::limits;
+    use crate::oci::resources::limits;
 
     fn named(v2: bool, requested: &LinuxContainerResources) -> Vec<Property> {
         of(&limits(requested, v2), v2)

@@ -100,7 +100,7 @@ mod tests {
     use berth_proto::v1::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext};
 
     use super::*;
-    use crate::spec::PodFiles;
+    use crate::oci::PodFiles;
 
     fn pod(options: NamespaceOption, hostname: &str) -> PodSandboxConfig {
         let security = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
