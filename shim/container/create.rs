@@ -304,6 +304,14 @@ impl Creation {
     }
 }
 
+/// Returns the name that the policy checks: the name in the pod, else the name in the request.
+fn name_of(spec: &ImageSpec) -> &str {
+    match spec.user_specified_image.as_str() {
+        "" => &spec.image,
+        name_in_pod => name_in_pod,
+    }
+}
+
 fn reference_of(image: &Image) -> String {
     image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())
 }
