@@ -158,6 +158,7 @@ impl Creation {
             .ok_or_else(|| CriError::not_found("image", &spec.image))
     }
 
+    /// Checks the signature policy for the name in the pod, or else for the name in the request.
     async fn check_policy(&mut self, image: &Image) -> Result<(), CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
         Ok(self.daemon.images.check_policy(image, name_of(&spec)).await?)
@@ -221,6 +222,8 @@ impl Creation {
                 let why = format!("{}: image {:?} not found", assemble::IMAGE_VOLUME_FAILED, spec.image);
                 CriError::failed(operation, why)
             })?;
+            self.daemon.images.check_policy(&image, name_of(spec)).await?;
+            // As PullImage returned it: the kubelet compares the two.
             spec.image_ref = image.id.to_string();
             digests.push(image.id.clone());
         }
