@@ -214,7 +214,7 @@ impl Network {
     ) -> Result<CniResult> {
         let mut result = CniResult::default();
         for entry in &config.plugins {
-            // The loopback of every pod is brought up, whatever the configuration says; its result is not part of the
+            // The loopback of every pod is brought up, independent of the configuration; its result is not part of the
             // pod's.
             if matches!(entry.plugin, Plugin::Loopback) {
                 continue;

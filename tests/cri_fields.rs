@@ -268,7 +268,7 @@ async fn error_messages_name_the_cause() {
     let image = Some(ImageSpec { image: format!("{}/silent:1", registry.address), ..ImageSpec::default() });
     let request = PullImageRequest { image, ..PullImageRequest::default() };
     let error = berth.images.pull_image(request).await.unwrap_err();
-    assert!(error.message().contains("sends no challenge"), "{error}");
+    assert!(error.message().contains("401 without a challenge"), "{error}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 

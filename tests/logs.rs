@@ -237,7 +237,7 @@ async fn links_and_special_files_below_the_log_folder_are_refused() {
     };
     fs::write(&log, "").unwrap();
     replace(&log, |path| fs::hard_link(&precious, path).unwrap());
-    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("another name"));
+    assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("another hard link"));
     replace(&log, make("mkfifo", &[]));
     assert!(reopen(&mut berth, &runs).await.unwrap_err().message().contains("not a regular file"));
     replace(&log, make("mknod", &["c", "1", "3"]));

@@ -1,5 +1,5 @@
 //! The plugin `bandwidth`: traffic limits at the host's end of a pod's veth. That end sends what the pod receives: a
-//! token bucket (tc-tbf(8)) replaces its queue. What the pod sends arrives there and cannot be queued: it is redirected
+//! token bucket (tc-tbf(8)) replaces its queue. Packets from the pod arrive there and cannot be queued: they are redirected
 //! through a separate device with such a queue (ifb).
 
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! Project quotas. Where the filesystem of the store counts by project, each writable layer has a project of its own: the
+//! Project quotas. Where the filesystem of the store counts by project, each writable layer has its own project: the
 //! kernel then answers how much a container has written, however many files that are.
 //!
 //! A process that owns a file in the initial user namespace may take it out of its project (ioctl_xfs_fsgetxattr(2)). So
@@ -62,7 +62,7 @@ pub(super) struct Quotas {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Project {
     number: u32,
-    /// When the next walk is due. `None`: it has never been walked.
+    /// The time of the next walk. `None`: it has never been walked.
     next_audit: Option<Instant>,
 }
 
@@ -126,7 +126,7 @@ impl Inner {
         }
     }
 
-    /// What the project of a container occupies, unless the layer is due for a walk.
+    /// Returns the usage of a container's project. Returns none if the layer must be walked.
     pub(super) fn usage_by_project(&self, id: &str) -> Option<DiskUsage> {
         let quotas = self.quotas.as_ref()?;
         let project = self.index().containers.get(id)?.project?;

@@ -15,7 +15,7 @@ const MOST: u64 = 1 << 62;
 /// The counters and limits of a cgroup with all below it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counters {
-    /// What statistics have as well.
+    /// The values that the statistics also contain.
     pub stats: Stats,
     /// Processor time in user mode, in nanoseconds.
     pub cpu_user: Option<u64>,
@@ -203,7 +203,7 @@ fn counters_v1<'a>(of: impl Fn(&str) -> Option<&'a Path>, stats: Stats) -> Count
         threads_max: figure("pids", "pids.max"),
         limits: Limits {
             cpu_period: figure("cpu", "cpu.cfs_period_us"),
-            // -1, which is no number here, is unlimited.
+            // -1 means unlimited, and does not parse here.
             cpu_quota: figure("cpu", "cpu.cfs_quota_us"),
             cpu_shares: figure("cpu", "cpu.shares"),
             memory: limit("memory.limit_in_bytes"),

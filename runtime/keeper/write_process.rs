@@ -21,7 +21,7 @@ pub(crate) const MOST: usize = 48 << 10;
 /// Kind, number and count before the records.
 const HEADER: usize = 9;
 
-/// What the keeper sends to the writer.
+/// A message of the keeper to the writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Packet<'a> {
     /// Whole records for a log. A new file of the log comes with them as a descriptor. `lost` is the number of

@@ -13,7 +13,7 @@ const PROJECT: u32 = 2;
 const GET_ATTRIBUTES: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
 /// `FS_IOC_FSSETXATTR` of linux/fs.h: `_IOW('X', 32, struct fsxattr)`.
 const SET_ATTRIBUTES: libc::Ioctl = 0x401c_5820;
-/// `FS_XFLAG_PROJINHERIT`: what is created in the folder gets its project.
+/// `FS_XFLAG_PROJINHERIT`: new files of the folder get its project.
 const INHERIT: u32 = 0x200;
 
 /// `struct fsxattr` of linux/fs.h.
@@ -43,7 +43,7 @@ struct Quota {
     valid: u32,
 }
 
-/// What the files of a project occupy.
+/// The disk usage of a project.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProjectUsage {
     /// Bytes of allocated blocks.
@@ -83,7 +83,7 @@ pub fn set_project(folder: impl AsFd, project: u32) -> Result<()> {
     checked(result.into()).on("ioctl(FS_IOC_FSSETXATTR)", project).map(drop)
 }
 
-/// What a project occupies on the filesystem of a file (quotactl_fd(2), Linux 5.14). A project without files occupies nothing.
+/// Returns the usage of a project on the filesystem of a file (quotactl_fd(2), Linux 5.14).
 ///
 /// # Errors
 /// `ESRCH`, `ENOSYS` or `EOPNOTSUPP`: the filesystem does not count projects.

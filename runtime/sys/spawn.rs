@@ -129,7 +129,7 @@ impl SingleThread {
         }
     }
 
-    /// Clones this process as a child of its own parent (clone(2), `CLONE_PARENT`), into new namespaces and into
+    /// Clones this process as a child of its parent (clone(2), `CLONE_PARENT`), into new namespaces and into
     /// the PID namespace that was joined before. The parent is notified of the end of both. The old process exits;
     /// only the new one returns.
     ///

@@ -44,11 +44,11 @@ pub struct Row {
     pub what: String,
     /// Whether the host has it.
     pub found: Availability,
-    /// What was detected, or why the feature is missing.
+    /// The detected value, or why the feature is missing.
     pub detail: String,
     /// Whether berth requires it.
     pub required: bool,
-    /// What does not work without it.
+    /// The functions that do not work without it.
     pub without: &'static str,
 }
 

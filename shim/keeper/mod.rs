@@ -59,13 +59,13 @@ pub enum KeeperError {
         call: &'static str,
         /// The timeout that passed.
         timeout: Duration,
-        /// What the keeper's process is doing.
+        /// The activity of the keeper's process.
         keeper: String,
     },
     /// The queue of unsent calls is full.
     #[error("failed to call the pod's keeper: too many calls are queued: {keeper}")]
     Busy {
-        /// What the keeper's process is doing.
+        /// The activity of the keeper's process.
         keeper: String,
     },
     /// The descriptors of the answer were lost.

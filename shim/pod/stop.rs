@@ -152,7 +152,7 @@ pub async fn release(daemon: &Shared, pod: &Arc<Pod>) -> Result<(), CriError> {
 /// The time limit for writing the exits of containers.
 const LAST_WRITES: Duration = Duration::from_secs(1);
 
-/// Writes the exits of containers to disk. Besides the daemon only the keeper knows them, so they are written before
+/// Writes the exits of containers to disk. Only the daemon and the keeper have them, so they are written before
 /// the keeper ends, unless the disk hangs.
 async fn write_exits(daemon: &Shared) {
     if daemon.records.pending() == 0 {

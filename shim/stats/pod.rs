@@ -87,8 +87,8 @@ fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
 }
 
 /// Reads the statistics of a pod. The parent cgroup that the kubelet created for the pod includes all of its
-/// processes. A pod without one shares berth's default parent with other pods: its statistics are the sum of its own
-/// cgroups.
+/// processes. A pod without one shares berth's default parent with other pods: its statistics are the sum of the
+/// cgroups in it.
 fn read(daemon: &Daemon, pod: &Pod, containers: &[Arc<Container>]) -> Stats {
     let (own, named) = pod.with(|record| {
         let linux = record.config.linux.as_ref();

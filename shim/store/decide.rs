@@ -5,7 +5,7 @@ use berth_runtime::wire::{ExitRecord, Phase};
 
 use super::{ContainerState, PodState};
 
-/// What a keeper's report about a container means for the container's state.
+/// The meaning of a keeper's report for the state of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeeperReport {
     /// The state does not change.
@@ -19,7 +19,7 @@ pub enum KeeperReport {
     Forgotten,
 }
 
-/// What recovery does with a pod record that it finds.
+/// The action of recovery for a pod record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodRecovery {
     /// Its creation was interrupted: undo it and end its keeper.

@@ -46,7 +46,7 @@ pub(super) struct CommandStreams {
     pub(super) report_format: ReportFormat,
 }
 
-/// What a client's streams are connected to.
+/// The target of a client's streams.
 #[derive(Clone, Debug)]
 pub(super) enum CommandTarget {
     /// A command in a container.

@@ -19,7 +19,7 @@ pub struct TlsError {
     pub key: &'static str,
     /// The file.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// The problem.
     pub reason: String,
 }
 

@@ -8,7 +8,7 @@ use loona_hpack::decoder::DecoderError;
 /// Limit of the decoded fields of a block, counted as in `SETTINGS_MAX_HEADER_LIST_SIZE`. The server has a
 /// lower limit and answers it with a status. This one bounds the memory that a small block can expand to.
 const MAX_DECODED: usize = 64 << 10;
-/// What each field counts in addition to its name and value (RFC 9113, section 6.5.2).
+/// The size that each field counts in addition to its name and value (RFC 9113, section 6.5.2).
 const OVERHEAD: usize = 32;
 /// The value that replaces an invalid authority. A server on a unix socket serves one host.
 const AUTHORITY: &[u8] = b"localhost";

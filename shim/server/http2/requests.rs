@@ -29,7 +29,7 @@ enum ParseError {
     Fields(#[from] FieldsError),
 }
 
-/// What the next bytes are.
+/// The kind of the next bytes.
 enum State {
     /// This many bytes to pass on.
     Payload(usize),

@@ -163,7 +163,7 @@ pub fn unmask(mask: &mut [u8; 4], piece: &mut [u8]) {
     mask.rotate_left(rest.len() % 4);
 }
 
-/// What a frame is in the sequence of frames.
+/// The role of a frame in the sequence of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// A part of a message.
