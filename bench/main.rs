@@ -3,7 +3,7 @@
 //!
 //! * [`options`]: the command line
 //! * [`client`]: the connection, with the time that each call takes
-//! * [`bench`]: the image, the folder and the label of one run, and its pods
+//! * [`mod@bench`]: the image, the folder and the label of one run, and its pods
 //! * [`measure`]: one file for each measurement
 //! * [`daemon`]: the cost of an operation for the daemon
 //! * [`processes`]: the processes that exist because of a pod, and their memory

@@ -1,7 +1,7 @@
 //! The program in the built-in image of `berth demo`. It is also a useful container for tests: an image with this one
 //! static file needs no shell, no libraries and no network.
 //!
-//! * [`serve`]: an HTTP server
+//! * [`mod@serve`]: an HTTP server
 //! * [`fetch`]: an HTTP client
 //! * [`request`]: the head of an HTTP message, for both
 //! * [`signals`]: termination as PID 1

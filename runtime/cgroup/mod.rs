@@ -7,8 +7,8 @@
 //! * [`oom`]: the scores by which the kernel selects processes to kill
 //! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
 //! * [`stats`]: resource usage
-//! * [`kill`]: kills everything in a cgroup; [`find`]: finds cgroups by their last path component
-//! * [`error`]: errors
+//! * [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component
+//! * `error`: the error type
 
 mod change;
 mod devices;

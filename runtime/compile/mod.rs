@@ -5,7 +5,7 @@
 //! * [`process`]: the command and its credentials
 //! * [`mounts`]: mounts, /dev, paths
 //! * [`hooks`]: host programs that change the root filesystem
-//! * [`explain`]: describes a failure of the first process with the plan's object that it is about
+//! * [`mod@explain`]: describes a failure of the first process with the plan's object that it is about
 
 mod explain;
 mod hooks;

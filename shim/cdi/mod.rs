@@ -2,7 +2,7 @@
 //! container needs to use their devices, and a request names the device.
 //!
 //! * this file: finds a device in the folders of CDI files
-//! * [`file`]: the format of a file
+//! * [`mod@file`]: the format of a file
 //! * [`edits`]: the changes that a device makes to a container's OCI spec
 
 mod edits;

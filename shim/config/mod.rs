@@ -4,7 +4,7 @@
 //! * [`layer`]: the settings of one file or of the flags
 //! * [`keys`]: the list of keys with descriptions
 //! * [`problem`]: mistakes in a file, with line, key and the nearest key
-//! * [`load`]: the order of the files, and the handling of broken ones
+//! * [`mod@load`]: the order of the files, and the handling of broken ones
 //! * this file: the resulting configuration
 
 pub mod keys;
@@ -251,7 +251,7 @@ impl Config {
         }
     }
 
-    /// Returns the configuration as TOML that [`load`] can read.
+    /// Returns the configuration as TOML that [`load()`] can read.
     ///
     /// # Errors
     /// A path is not UTF-8.

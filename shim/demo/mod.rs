@@ -6,7 +6,7 @@
 //! * [`image`]: the image, as an OCI archive
 //! * [`script`]: the CRI calls
 //! * [`leftovers`]: the comparison of this machine before and after
-//! * [`print`]: the output
+//! * [`mod@print`]: the output
 //! * this file: the order of the steps, and the cleanup in every case
 
 pub mod daemon;

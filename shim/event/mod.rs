@@ -1,7 +1,7 @@
 //! GetContainerEvents: sends the life cycle events of containers and pods to every subscriber.
 //!
 //! * Each event of an object is sent once and in order, even when reports of its changes arrive out of order.
-//!   The object stores the last level that was reported ([`EventCursor`]).
+//!   The object stores the last level that was reported ([`crate::store::EventCursor`]).
 //! * An event is never older than the answer of a Status call. Its statuses are read when the event is
 //!   created. A client that subscribes first and lists afterwards misses nothing.
 //! * If a container or pod ended while no daemon ran, every subscriber receives its stop event, as long as

@@ -1,5 +1,5 @@
 //! An interactive session with a container: the streams of a new process ([`exec`]) or of the container
-//! itself ([`attach`](super::attach::attach)). The streaming server carries them to kubectl.
+//! itself ([`super::attach::attach`]). The streaming server carries them to kubectl.
 //!
 //! The readers in [`SessionStreams`] can return data even after [`Session::end`] has returned. If an exec left
 //! children behind that hold its output open, a reader may never reach the end: the caller must limit the

@@ -76,7 +76,7 @@ pub(super) struct Driver {
 
 /// Why [`Driver::serve`] returned.
 enum ServeEnd {
-    /// All clones of the [`KeeperClient`] were dropped.
+    /// All clones of the [`super::KeeperClient`] were dropped.
     Unused,
     Broken,
 }
@@ -98,7 +98,7 @@ impl Driver {
         }
     }
 
-    /// Runs until the keeper's process has ended. After the last [`KeeperClient`] was dropped, waits at most
+    /// Runs until the keeper's process has ended. After the last [`super::KeeperClient`] was dropped, waits at most
     /// [`EXIT_TIMEOUT`] for that and then kills the process.
     pub(super) async fn run(
         mut self,

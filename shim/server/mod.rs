@@ -6,7 +6,7 @@
 //! * [`rpc`]: the layer around every call: span, deadline, counters, and one log line per error
 //! * [`counters`]: the calls in flight and the answered calls
 //! * [`reflection`]: the services that describe this server (reflection, health)
-//! * [`connect`]: the client side of the socket, for berth's commands
+//! * [`mod@connect`]: the client side of the socket, for berth's commands
 //! * [`notify`]: notifications to the service manager
 //! * [`shutdown`]: signals, and the bounded drain
 //! * this file: starts and stops all of these

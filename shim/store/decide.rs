@@ -1,5 +1,5 @@
 //! Decisions that depend on the states of pods and containers. They are pure functions: the calls, the
-//! recovery and the exhaustive model check in [`model`](super::model) use them.
+//! recovery and the exhaustive model check in `store::model` use them.
 
 use berth_runtime::wire::{ExitRecord, Phase};
 

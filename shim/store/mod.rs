@@ -1,12 +1,12 @@
 //! The daemon's state: every pod and container, in memory for List and Status, and on disk as one folder with
 //! one JSON file each, so that a restarted daemon can read it again.
 //!
-//! * [`file`]: a JSON file that is replaced atomically
+//! * [`mod@file`]: a JSON file that is replaced atomically
 //! * [`record`]: a value in memory and on disk; [`writer`]: the thread that writes changes in the background
 //! * [`spec`]: the OCI spec of a container; [`rate`]: the CPU usage of an object
 //! * [`name`]: the names that clients give
 //! * [`pod`], [`container`]: the records, their states and the only functions that change them; [`decide`]:
-//!   decisions that depend on the states; [`event_cursor`]: the events of an object that were sent; [`model`]: an exhaustive model check of both
+//!   decisions that depend on the states; [`event_cursor`]: the events of an object that were sent; `model`: an exhaustive model check of both
 //! * this file: the indexes by id, by prefix of an id and by name
 
 pub mod container;
