@@ -4,10 +4,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::Network;
-use crate::conflist::{Conflist, Version};
-use crate::nftables;
+use crate::conflist::Conflist;
 use crate::plugins::Plugin;
+use crate::version::Version;
+use crate::{Network, nftables};
 
 /// How long an answer is valid. The kubelet requests the node's status every five seconds.
 const FRESH: Duration = Duration::from_secs(5);

@@ -15,30 +15,41 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
+mod attributes;
+mod bridges;
 mod call;
 mod config;
 mod conflist;
 mod dhcp;
 mod external;
+mod files;
+mod forwarding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gc;
 mod health;
 mod host;
 mod ipam;
+mod keys;
+mod mac;
+mod names;
 mod netlink;
 mod netns;
 mod network;
 mod nftables;
 mod pin;
 mod plugins;
+mod pod_link;
 pub mod port_forward;
 pub mod program;
 mod record;
 mod restore;
 mod result;
+mod runtime_config;
 pub mod sysctls;
 mod template;
+mod version;
 mod watch;
 
 use std::net::IpAddr;
@@ -48,12 +59,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use call::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};
 pub use conflist::{ConfigError, mistakes};
 pub use ipam::BUILT_IN_IPAM;
 pub use network::Network;
 pub use plugins::BUILT_IN;
 pub use result::CniResult;
+pub use runtime_config::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};
 
 /// Folders, limits, and the network of a node without a configuration file.
 #[derive(Clone, Debug)]

@@ -8,19 +8,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use crate::call::{Call, RangeEntry, RuntimeConfig, parse_args};
+use crate::call::{Call, parse_args};
 use crate::config::Configuration;
-use crate::conflist::{Conflist, Entry, Version};
+use crate::conflist::{Conflist, Entry};
 use crate::external::end_leftovers;
 use crate::health::Health;
 use crate::host::{Host, Places};
 use crate::nftables::Packet;
-use crate::pin;
 use crate::plugins::Plugin;
 use crate::plugins::bridge::Bridge;
 use crate::record::{Record, Records};
 use crate::result::CniResult;
-use crate::{Attachment, Error, Options, PodAttach, Result, Status, netns};
+use crate::runtime_config::{RangeEntry, RuntimeConfig};
+use crate::version::Version;
+use crate::{Attachment, Error, Options, PodAttach, Result, Status, pin, pod_link};
 
 /// The name of the interface in a pod.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -232,7 +233,7 @@ impl Network {
     pub async fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
         /// The index of the first link of every namespace (`LOOPBACK_IFINDEX` of the kernel).
         const LOOPBACK: u32 = 1;
-        netns::set_up(netns, LOOPBACK).await
+        pod_link::set_up(netns, LOOPBACK).await
     }
 
     pub(crate) fn call<'a>(

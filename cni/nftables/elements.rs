@@ -7,11 +7,9 @@ use std::io;
 use rustix::io::Errno;
 
 use super::expression::Verdict;
-use super::message::{
-    Attributes, Batch, CREATE, DELETE_ELEMENT, Family, GET_ELEMENT, NEW_ELEMENT, attribute, attributes, get,
-    list, text_of,
-};
+use super::message::{Batch, CREATE, DELETE_ELEMENT, Family, GET_ELEMENT, NEW_ELEMENT, get, list};
 use super::table::{Set, TABLE, all_sets};
+use crate::attributes::{Attributes, attribute, attributes, text_of};
 
 /// The owner of an element: network, pod and interface. nft(8) shows it as the element's comment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -32,9 +32,6 @@ use crate::{Context, Error, Result};
 
 pub(crate) use elements::Comment;
 pub(crate) use foreign::Packet;
-#[cfg(test)]
-pub(crate) use message::Attributes;
-pub(crate) use message::attribute;
 pub(crate) use watch::{Loss, Watch};
 
 /// The parts of the table that this process has installed. A part is installed again when an element does not find its

@@ -8,7 +8,8 @@ use super::expression::{Expressions, Meta, SOURCE_MAC, Verdict};
 use super::message::Family;
 use super::table::{self, Chain, Hook, Part, Set, Type};
 use crate::Result;
-use crate::call::{Call, parse_mac};
+use crate::call::Call;
+use crate::mac::parse_mac;
 use crate::result::CniResult;
 
 /// The guarded bridge ports, and the pairs of port and allowed hardware address.

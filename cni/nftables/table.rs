@@ -10,9 +10,10 @@ use super::expression::Expressions;
 use super::foreign::chains;
 use super::message::{
     APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Family, GET_RULE, NEW_CHAIN, NEW_ELEMENT,
-    NEW_RULE, NEW_SET, NEW_TABLE, attribute, generation, list, text_of,
+    NEW_RULE, NEW_SET, NEW_TABLE, generation, list,
 };
 use super::{ChainRules, InstalledParts};
+use crate::attributes::{attribute, text_of};
 
 /// The name of the tables.
 pub(super) const TABLE: &str = "berth";

@@ -4,17 +4,17 @@
 
 use serde_json::Value;
 
-use super::interface::hash;
-use crate::call::{Bandwidth, Call};
-use crate::ipam;
+use crate::call::Call;
+use crate::names::hash;
 use crate::netlink::Link;
 use crate::netlink::traffic::Limit;
 use crate::result::{CniResult, Interface};
-use crate::{Error, Result};
+use crate::runtime_config::Bandwidth;
+use crate::{Error, Result, keys};
 
 /// Compiles the limits of the configuration. The runtime may override them.
 pub(super) fn compile(config: &Value) -> std::result::Result<Bandwidth, String> {
-    let keys: Bandwidth = ipam::keys(config)?;
+    let keys: Bandwidth = keys::parse(config)?;
     check(&keys).map(|()| keys)
 }
 

@@ -12,14 +12,12 @@ use netlink_packet_route::link::InfoKind;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::find;
 use crate::call::Call;
-use crate::conflist::Search;
-use crate::external::Program;
-use crate::ipam::blocking;
+use crate::external::{Program, Search, find};
+use crate::files::blocking;
 use crate::nftables::guard;
 use crate::result::CniResult;
-use crate::{Context, Error, Result, ipam};
+use crate::{Context, Error, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -43,7 +41,7 @@ impl Firewall {
         config: &Value,
         search: &Search,
     ) -> std::result::Result<std::result::Result<Self, Program>, String> {
-        let keys: Keys = ipam::keys(config)?;
+        let keys: Keys = keys::parse(config)?;
         let same_bridge = match keys.ingress_policy.as_str() {
             "" | "open" => false,
             "same-bridge" => true,

@@ -9,11 +9,12 @@ use serde_json::Value;
 use super::interface;
 use super::with_undo;
 use crate::call::Call;
-use crate::conflist::{Search, is_link_name};
+use crate::external::Search;
 use crate::ipam::{self, Ipam};
+use crate::names::is_link_name;
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
-use crate::{Context, Error, Result, netns};
+use crate::{Context, Error, Result, keys, pod_link};
 
 /// The plugin's keys. One of them identifies the device.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -35,7 +36,7 @@ pub(crate) struct HostDevice {
 
 impl HostDevice {
     pub(super) fn compile(config: &Value, search: &Search) -> std::result::Result<Self, String> {
-        let keys: Keys = ipam::keys(config)?;
+        let keys: Keys = keys::parse(config)?;
         let named = [&keys.device, &keys.hwaddr, &keys.kernelpath, &keys.pci];
         let by_runtime = config.pointer("/capabilities/deviceID") == Some(&Value::Bool(true));
         if named.iter().all(|name| name.is_empty()) && !by_runtime {
@@ -67,7 +68,7 @@ impl HostDevice {
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?.link;
+        let link = pod_link::configure(call.pod_netns()?, call.interface, &result).await?.link;
         let interface =
             crate::result::Interface { pci_id: self.pci(call).to_owned(), ..call.interface_of(&link) };
         result.interfaces = vec![interface];
@@ -92,7 +93,7 @@ impl HostDevice {
             return host.existing(&keys.device).await;
         }
         if !keys.hwaddr.is_empty() {
-            let mac = crate::call::parse_mac(&keys.hwaddr)?;
+            let mac = crate::mac::parse_mac(&keys.hwaddr)?;
             let link = host.links().await?.into_iter().find(|link| link.mac == mac);
             return link.ok_or_else(|| {
                 Error::Invalid(format!("hwaddr: link with address {} not found", keys.hwaddr))
@@ -113,7 +114,7 @@ impl HostDevice {
         let name = device.name.clone();
         host.change(device.index, "set the alias", |link| link.alias(name)).await?;
         host.move_to(device.index, call.pod_netns()?, call.interface).await?;
-        netns::open_with(call.pod_netns()?, call.interface).await
+        pod_link::open_with(call.pod_netns()?, call.interface).await
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {

@@ -18,14 +18,14 @@ pub(crate) mod sbr;
 pub(crate) mod tuning;
 pub(crate) mod vrf;
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
-use crate::call::{Bandwidth, Call};
-use crate::conflist::{Search, Version, is_name};
-use crate::external::Program;
+use crate::call::Call;
+use crate::external::{Program, Search, find};
+use crate::names::{self, is_name};
 use crate::result::CniResult;
+use crate::runtime_config::Bandwidth;
+use crate::version::Version;
 use crate::{Error, Result};
 
 /// A plugin of a network.
@@ -113,22 +113,6 @@ const UNSUPPORTED: [(&str, &str); 2] = [("bandwidth", "shapedSubnets"), ("bandwi
 
 /// Values of such a key that have no effect.
 const EMPTY: [Value; 3] = [Value::Null, Value::Bool(false), Value::Array(Vec::new())];
-
-/// Returns the program of a type.
-pub(crate) fn find(kind: &str, search: &Search) -> std::result::Result<Program, String> {
-    // A link to this program is skipped: it would call itself forever.
-    let own = std::env::current_exe().and_then(|own| own.canonicalize()).ok();
-    let is_other = |program: &PathBuf| own.is_none() || program.canonicalize().ok() != own;
-    let programs = search.bin_dirs.iter().map(|folder| folder.join(kind));
-    let program = programs.filter(is_other).find(|program| program.is_file());
-    match program {
-        Some(path) if is_name(kind) => Ok(Program { kind: kind.to_owned(), path }),
-        _ => {
-            let folders: Vec<_> = search.bin_dirs.iter().map(|folder| folder.display().to_string()).collect();
-            Err(format!("type: {kind:?} is not built in and not found in {}", folders.join(", ")))
-        }
-    }
-}
 
 impl Plugin {
     /// `ADD`: attaches a pod. After an error, nothing remains except what `del` removes.
@@ -261,7 +245,7 @@ impl Plugin {
         match self {
             Self::Bridge(bridge) => bridge.routes_by(),
             // Each pod has a separate link with such a name.
-            Self::Ptp(_) => Some(interface::host_link("0000000000000", "eth0")),
+            Self::Ptp(_) => Some(names::host_link("0000000000000", "eth0")),
             _ => None,
         }
     }

@@ -6,11 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::call::Call;
-use crate::ipam;
 use crate::nftables::conntrack;
 use crate::nftables::ports::{self, Mapping};
 use crate::result::CniResult;
-use crate::{Context, Error, Protocol, Result};
+use crate::{Context, Error, Protocol, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -57,7 +56,7 @@ impl Portmap {
     pub(super) fn compile(
         config: &Value,
     ) -> std::result::Result<std::result::Result<Self, &'static str>, String> {
-        let keys: Keys = ipam::keys(config)?;
+        let keys: Keys = keys::parse(config)?;
         let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         let foreign = [
             (keys.backend.as_deref().is_some_and(|backend| backend != "nftables"), "backend"),

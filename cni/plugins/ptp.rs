@@ -7,15 +7,16 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::interface::{self, host_link};
+use super::interface;
 use super::with_undo;
 use crate::call::Call;
-use crate::conflist::Search;
-use crate::ipam::{self, Ipam};
+use crate::external::Search;
+use crate::ipam::Ipam;
+use crate::names::host_link;
 use crate::netlink::links::Veth;
 use crate::nftables::masquerade;
 use crate::result::{CniResult, Interface, Route};
-use crate::{Error, Result, netns};
+use crate::{Error, Result, keys, netns, pod_link};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -44,7 +45,7 @@ impl Ptp {
         if ipam.is_none() {
             return Err("ipam: missing".to_owned());
         }
-        Ok(Self { keys: ipam::keys(config)?, ipam })
+        Ok(Self { keys: keys::parse(config)?, ipam })
     }
 
     fn ipam(&self) -> Result<&Ipam> {
@@ -72,7 +73,7 @@ impl Ptp {
         let host_end = host.existing(&name).await?;
         host.set_up_as(host_end.index, &call.alias()).await?;
 
-        let inside = netns::open_with(netns, call.interface).await?;
+        let inside = pod_link::open_with(netns, call.interface).await?;
         let link = inside.existing(call.interface).await?;
         for ip in &mut result.ips {
             ip.interface = Some(1);

@@ -11,7 +11,7 @@ use crate::call::Call;
 use crate::netlink::Netlink;
 use crate::netlink::routes::MAIN;
 use crate::result::{CniResult, Route};
-use crate::{Error, Result, ipam};
+use crate::{Error, Result, keys};
 
 /// The first routing table of this plugin (the number of the reference plugin).
 const FIRST: u32 = 100;
@@ -28,7 +28,7 @@ pub(crate) struct Sbr {
 
 impl Sbr {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
-        let keys: Self = ipam::keys(config)?;
+        let keys: Self = keys::parse(config)?;
         match keys.table {
             Some(0 | 253..=255) => Err("table: reserved by the kernel".to_owned()),
             _ => Ok(keys),

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::call::{Call, first_mac, parse_mac};
-use crate::ipam::blocking;
+use crate::call::Call;
+use crate::files::blocking;
+use crate::mac::{first_mac, parse_mac};
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
-use crate::{Context, Error, Result, ipam, netns};
+use crate::{Context, Error, Result, keys, netns};
 
 /// The allowed sysctls, one regular expression per line, if the file exists (the reference plugin's path).
 const ALLOWED: &str = "/etc/cni/tuning/allowlist.conf";
@@ -63,7 +64,7 @@ fn with_arguments(config: &Value) -> Value {
 
 impl Tuning {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
-        let keys: Self = ipam::keys(&with_arguments(config))?;
+        let keys: Self = keys::parse(&with_arguments(config))?;
         for name in keys.sysctl.keys() {
             sysctl_file(name, "eth0").map_err(|why| format!("sysctl.{why}"))?;
         }

@@ -5,10 +5,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::call::Call;
-use crate::conflist::is_link_name;
+use crate::names::is_link_name;
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
-use crate::{Error, Result, ipam};
+use crate::{Error, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -21,7 +21,7 @@ pub(crate) struct Vrf {
 
 impl Vrf {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
-        let keys: Self = ipam::keys(config)?;
+        let keys: Self = keys::parse(config)?;
         match (is_link_name(&keys.name), keys.table) {
             (false, _) => Err(format!("vrfname: invalid link name {:?}", keys.name)),
             (true, Some(0 | 253..=255)) => Err("table: reserved by the kernel".to_owned()),

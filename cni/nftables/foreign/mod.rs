@@ -12,8 +12,9 @@ use std::io;
 
 use ipnet::IpNet;
 
-use super::message::{Family, GET_CHAIN, GET_ELEMENT, GET_RULE, attribute, list, text_of};
+use super::message::{Family, GET_CHAIN, GET_ELEMENT, GET_RULE, list};
 use super::table::TABLE;
+use crate::attributes::{attribute, attributes, text_of};
 use rule::{Match, Outcome, Rule};
 
 /// `NF_INET_FORWARD`.
@@ -166,8 +167,7 @@ impl Table<'_> {
             m.text(1, self.name);
             m.text(2, set);
         })?;
-        let elements =
-            bodies.iter().filter_map(|body| attribute(body, 3)).flat_map(super::message::attributes);
+        let elements = bodies.iter().filter_map(|body| attribute(body, 3)).flat_map(attributes);
         Ok(elements.filter_map(|(_, element)| Some(attribute(attribute(element, 1)?, 1)?.to_vec())).collect())
     }
 }

@@ -1,12 +1,9 @@
 //! The plugin `bridge`: a veth pair whose host end is a port of a bridge.
 //!
-//! * this file: the plugin; [`keys`]: the configuration
-//! * [`make`]: the bridge itself; [`ready`]: whether it is still in the configured state; [`port`]: a pod's port
+//! * this file: the plugin; [`port`]: a pod's port
+//! * the bridge itself: [`crate::bridges`]
 
-mod keys;
-mod make;
 mod port;
-mod ready;
 
 use std::collections::BTreeSet;
 
@@ -14,20 +11,19 @@ use futures_util::future::join;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::interface::{self, host_link};
+use super::interface;
 use super::with_undo;
-use crate::call::{Call, parse_mac};
-use crate::conflist::Search;
-use crate::ipam::host_local::nth;
+use crate::addresses::nth;
+use crate::bridges::{Keys, Made};
+use crate::call::Call;
+use crate::external::Search;
 use crate::ipam::{self, Ipam};
+use crate::mac::parse_mac;
+use crate::names::host_link;
 use crate::netlink::Link;
 use crate::nftables::{masquerade, spoof};
 use crate::result::{CniResult, Interface, Ip, Route};
-use crate::{Error, Result, netns};
-
-use keys::Keys;
-use make::Made;
-pub(crate) use ready::Ready;
+use crate::{Error, Result, pod_link};
 
 /// The plugin.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,7 +74,7 @@ impl Bridge {
         let (port, pod) = match late_ipam {
             Some(ipam) => {
                 let port = self.host_end(call, &name).await?;
-                let inside = netns::open_with(call.pod_netns()?, call.interface).await?;
+                let inside = pod_link::open_with(call.pod_netns()?, call.interface).await?;
                 result = ipam::allocate(Some(ipam), call, config, &inside).await?;
                 self.complete(&mut result);
                 made = self.bridge(call, &result.ips, true).await?;

@@ -10,44 +10,16 @@ use std::sync::{Arc, Mutex};
 use ipnet::IpNet;
 use rustix::fs::FlockOperation;
 
+use super::free::next_free;
 use super::index::{Index, Indexes, lock};
-use super::ranges::{contains, gateway, next_free};
-use crate::call::{Call, RangeEntry as Range};
+use super::owner::Owner;
+use super::ranges::{contains, gateway};
 use crate::result::Ip;
+use crate::runtime_config::RangeEntry as Range;
 use crate::{Context, Error, Result};
 
 /// The name of a file that is being written. Under the lock there is only one.
 const TEMPORARY: &str = ".unfinished";
-
-/// The owner of an address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Owner {
-    pub(crate) container: String,
-    pub(crate) interface: String,
-}
-
-impl Owner {
-    pub(super) fn of(call: &Call<'_>) -> Self {
-        Self { container: call.container.to_owned(), interface: call.interface.to_owned() }
-    }
-
-    /// The owner of an unreadable file.
-    pub(super) fn unknown() -> Self {
-        Self { container: String::new(), interface: String::new() }
-    }
-
-    /// Parses the content of a file. The oldest files contain no interface.
-    pub(super) fn parse(text: &str) -> Self {
-        let mut lines = text.lines().map(str::trim);
-        let container = lines.next().unwrap_or_default().to_owned();
-        Self { container, interface: lines.next().unwrap_or_default().to_owned() }
-    }
-
-    pub(super) fn matches(&self, recorded: &Self) -> bool {
-        self.container == recorded.container
-            && (recorded.interface.is_empty() || self.interface == recorded.interface)
-    }
-}
 
 /// The addresses of one network.
 #[derive(Clone, Debug)]
@@ -57,7 +29,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(super) fn new(folder: PathBuf, indexes: &Indexes) -> Self {
+    pub(crate) fn new(folder: PathBuf, indexes: &Indexes) -> Self {
         let index = indexes.of(&folder);
         Self { folder, index }
     }
@@ -74,7 +46,7 @@ impl Store {
     ///
     /// # Errors
     /// No address is free, a requested address is not available, or the folder cannot be written.
-    pub(super) fn allocate(
+    pub(crate) fn allocate(
         &self,
         sets: &[Vec<Range>],
         owner: &Owner,
@@ -215,7 +187,7 @@ impl Store {
         Ok(released)
     }
 
-    pub(super) fn has(&self, owner: &Owner) -> Result<bool> {
+    pub(crate) fn has(&self, owner: &Owner) -> Result<bool> {
         if !self.folder.is_dir() {
             return Ok(false);
         }
@@ -487,7 +459,7 @@ mod tests {
             std::process::Command::new(std::env::current_exe().unwrap())
                 .args([
                     "--exact",
-                    "ipam::host_local::store::tests::a_thousand_addresses_survive_kills",
+                    "addresses::store::tests::a_thousand_addresses_survive_kills",
                     "--nocapture",
                 ])
                 .env(FOLDER, folder.path())
