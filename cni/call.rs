@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::host::Host;
 use crate::netlink::{Link, Netlink};
-use crate::nftables::Comment;
+use crate::nftables::{Comment, Rules};
 use crate::runtime_config::RuntimeConfig;
 use crate::version::Version;
 use crate::{Result, names, pod_link};
@@ -75,9 +75,10 @@ impl Call<'_> {
         self.args.get("MAC").map(String::as_str)
     }
 
-    /// The comment that marks rules as belonging to this attachment.
-    pub(crate) fn owner(&self) -> Comment {
-        Comment::new(self.network, self.container, self.interface)
+    /// The rules of this attachment. The comment marks them as belonging to it.
+    pub(crate) fn rules(&self) -> Rules<'_> {
+        let owner = Comment::new(self.network, self.container, self.interface);
+        Rules { owner, installed: &self.host.made, knows_all: self.knows_all }
     }
 
     /// The alias of links on the host (`ip link` shows it as `alias`). It identifies the attachment that owns the link.

@@ -47,6 +47,7 @@ mod record;
 mod restore;
 mod result;
 mod runtime_config;
+mod status;
 pub mod sysctls;
 mod template;
 mod version;

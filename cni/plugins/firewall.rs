@@ -91,12 +91,12 @@ impl Firewall {
         }
         let bridge = bridge_of(call, result).await?;
         let addresses = result.ips.iter().map(|ip| ip.address.addr()).collect();
-        guard::apply(call, &bridge, addresses).await?;
+        guard::apply(&call.rules(), &bridge, addresses).await?;
         Ok(true)
     }
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        let isolation = if self.same_bridge { guard::remove(call, previous).await } else { Ok(()) };
+        let isolation = if self.same_bridge { guard::remove(&call.rules(), previous).await } else { Ok(()) };
         let marker = marker(call);
         if let Some(program) = self.program.as_ref().filter(|_| marker.exists()) {
             let before = previous.to_value(call.version);

@@ -95,10 +95,10 @@ impl Portmap {
             }
         }
         let udp = udp_ports(call);
-        match ports::apply(call, &mappings, self.snat).await {
+        match ports::apply(&call.rules(), &mappings, self.snat).await {
             Ok(()) => {}
             Err(error) => {
-                let undone = ports::remove(call, Some(&mappings)).await;
+                let undone = ports::remove(&call.rules(), Some(&mappings)).await;
                 return Err(super::with_undo(error, [undone]));
             }
         }
@@ -124,7 +124,7 @@ pub(super) async fn del(call: &Call<'_>, previous: &CniResult) -> Result<()> {
         return Ok(());
     }
     let recorded = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
-    let released = ports::remove(call, recorded.as_deref()).await;
+    let released = ports::remove(&call.rules(), recorded.as_deref()).await;
     let forgotten = match call.namespace_ends {
         true => {
             call.host.forgetting.start(addresses(previous));

@@ -96,7 +96,7 @@ impl Ptp {
             host.add_route(host_end.index, &route, None).await?;
         }
         if self.keys.ip_masq {
-            masquerade::apply(call, &result).await?;
+            masquerade::apply(&call.rules(), &result).await?;
         }
         let host_interface = Interface {
             name: name.clone(),
@@ -134,7 +134,8 @@ impl Ptp {
 
     pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         let link = super::bridge::detach(call).await;
-        let rules = if self.keys.ip_masq { masquerade::remove(call, previous).await } else { Ok(()) };
+        let rules =
+            if self.keys.ip_masq { masquerade::remove(&call.rules(), previous).await } else { Ok(()) };
         // The address is released when nothing reaches the pod through it any longer.
         link.and(rules)?;
         self.ipam()?.del(call, config).await
@@ -142,7 +143,7 @@ impl Ptp {
 
     pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
         if self.keys.ip_masq {
-            masquerade::apply(call, result).await?;
+            masquerade::apply(&call.rules(), result).await?;
         }
         Ok(self.keys.ip_masq)
     }

@@ -113,7 +113,7 @@ impl Bridge {
 
     async fn masquerade(&self, call: &Call<'_>, result: &CniResult) -> Result<()> {
         match self.keys.ip_masq {
-            true => masquerade::apply(call, result).await,
+            true => masquerade::apply(&call.rules(), result).await,
             false => Ok(()),
         }
     }
@@ -122,7 +122,8 @@ impl Bridge {
         if self.keys.macspoofchk {
             let in_pod = result.of_pod().find(|(_, interface)| interface.name == call.interface);
             let mac = in_pod.map(|(_, interface)| parse_mac(&interface.mac)).transpose()?;
-            spoof::allow(call, &host_link(call.container, call.interface), &mac.unwrap_or_default()).await?;
+            spoof::allow(&call.rules(), &host_link(call.container, call.interface), &mac.unwrap_or_default())
+                .await?;
         }
         self.masquerade(call, result).await?;
         Ok(self.keys.ip_masq || self.keys.macspoofchk)
@@ -184,9 +185,11 @@ impl Bridge {
         // A lease is released over the link.
         let lease = ipam::release(over_link, call, config).await;
         let link = self.disconnect(call, previous).await;
-        let masquerade = if self.keys.ip_masq { masquerade::remove(call, previous).await } else { Ok(()) };
+        let masquerade =
+            if self.keys.ip_masq { masquerade::remove(&call.rules(), previous).await } else { Ok(()) };
         let name = host_link(call.container, call.interface);
-        let spoof = if self.keys.macspoofchk { spoof::remove(call, &name, previous).await } else { Ok(()) };
+        let spoof =
+            if self.keys.macspoofchk { spoof::remove(&call.rules(), &name, previous).await } else { Ok(()) };
         // The address is released when nothing reaches the pod through it any longer.
         lease.and(link).and(masquerade).and(spoof)?;
         ipam::release(self.ipam.as_ref().filter(|_| over_link.is_none()), call, config).await

@@ -105,7 +105,7 @@ impl Bridge {
         self.keys.set_vlans(host, &port).await?;
         if self.keys.macspoofchk {
             let pod_end = pod_link::link(call.pod_netns()?, call.interface).await?;
-            spoof::allow(call, name, &pod_end.mac).await?;
+            spoof::allow(&call.rules(), name, &pod_end.mac).await?;
         }
         host.set_up_as(port.index, &call.alias()).await?;
         Ok(port)
