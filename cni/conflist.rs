@@ -150,7 +150,7 @@ pub(crate) fn parse(text: &str, search: &Search) -> Result<Conflist, String> {
 /// # Errors
 /// As [`parse`], except for invalid plugins.
 pub(crate) fn parse_recorded(text: &str, search: &Search) -> Result<Conflist, String> {
-    parse_with(text, |config| Ok(plugins::compile(config, search).unwrap_or_else(Plugin::Missing)))
+    parse_with(text, |config| Ok(plugins::compile_recorded(config, search)))
 }
 
 /// Checks the text of the built-in network. Its plugins are always the built-in ones.

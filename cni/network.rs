@@ -184,7 +184,7 @@ impl Network {
         for entry in &config.plugins {
             // The loopback of every pod is brought up, whatever the configuration says; its result is not part of the
             // pod's.
-            if matches!(entry.plugin, Plugin::Loopback) {
+            if matches!(entry.plugin, Plugin::Loopback(_)) {
                 continue;
             }
             let runtime = told.of_entry(entry)?;
@@ -305,7 +305,7 @@ impl Network {
         let told = Told::of(record);
         let result = record.result.clone().unwrap_or_default();
         for entry in config.plugins.iter().rev() {
-            if matches!(entry.plugin, Plugin::Loopback) {
+            if matches!(entry.plugin, Plugin::Loopback(_)) {
                 continue;
             }
             let deleted = match told.of_entry(entry) {

@@ -4,6 +4,7 @@ use netlink_packet_route::link::{IpVlanMode, MacVlanMode};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::commands::{Choice, Commands};
 use super::interface;
 use super::with_undo;
 use crate::call::Call;
@@ -68,26 +69,6 @@ impl Derived {
             _ => LinkType::Dummy,
         };
         Ok(Self { keys, link_type, ipam })
-    }
-
-    pub(super) async fn add(
-        &self,
-        call: &Call<'_>,
-        config: &Value,
-        previous: CniResult,
-    ) -> Result<CniResult> {
-        let created = self.create_link(call, config).await;
-        let added = match created {
-            Ok(inside) => self.configure(call, config, previous, inside).await,
-            Err(error) => Err(error),
-        };
-        match added {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
-                Err(with_undo(error, [interface::remove(call).await, addresses]))
-            }
-        }
     }
 
     async fn create_link(&self, call: &Call<'_>, config: &Value) -> Result<Netlink> {
@@ -156,8 +137,29 @@ impl Derived {
         result.dns = interface::dns(config, result.dns);
         Ok(result)
     }
+}
 
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+impl Commands for Derived {
+    fn read(kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(kind, config, search).map(Choice::BuiltIn)
+    }
+
+    async fn add(&self, call: &Call<'_>, config: &Value, previous: CniResult) -> Result<CniResult> {
+        let created = self.create_link(call, config).await;
+        let added = match created {
+            Ok(inside) => self.configure(call, config, previous, inside).await,
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
+                Err(with_undo(error, [interface::remove(call).await, addresses]))
+            }
+        }
+    }
+
+    async fn del(&self, call: &Call<'_>, config: &Value, _previous: &CniResult) -> Result<()> {
         // A lease is released over the link.
         if let Some(ipam) = self.ipam.as_ref().filter(|ipam| ipam.needs_link()) {
             ipam.del(call, config).await?;
@@ -170,7 +172,7 @@ impl Derived {
         ipam::release(self.ipam.as_ref(), call, config).await
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         if let Some(ipam) = &self.ipam {
             ipam.check(call, config, previous).await?;
         }
@@ -188,6 +190,10 @@ impl Derived {
                 Err(Error::Invalid(format!("{}: expected type {expected}, found {kind}", call.interface)))
             }
         }
+    }
+
+    fn ipam(&self) -> Option<&Ipam> {
+        self.ipam.as_ref()
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::commands::{Choice, Commands};
 use super::interface;
 use super::with_undo;
 use crate::call::Call;
@@ -46,22 +47,6 @@ impl HostDevice {
             return Err(format!("device: invalid link name {:?}", keys.device));
         }
         Ok(Self { keys, ipam: Ipam::compile(config, search)? })
-    }
-
-    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let device = self.device(call).await?;
-        let inside = self.move_to_pod(call, &device).await?;
-        let added = match ipam::allocate(self.ipam.as_ref(), call, config, &inside).await {
-            Ok(result) => self.configure(call, config, result).await,
-            Err(error) => Err(error),
-        };
-        match added {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
-                Err(with_undo(error, [return_to_host(call).await, addresses]))
-            }
-        }
     }
 
     async fn configure(&self, call: &Call<'_>, config: &Value, mut result: CniResult) -> Result<CniResult> {
@@ -116,19 +101,45 @@ impl HostDevice {
         host.move_to(device.index, call.pod_netns()?, call.interface).await?;
         pod_link::open_with(call.pod_netns()?, call.interface).await
     }
+}
 
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+impl Commands for HostDevice {
+    fn read(_kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(config, search).map(Choice::BuiltIn)
+    }
+
+    async fn add(&self, call: &Call<'_>, config: &Value, _previous: CniResult) -> Result<CniResult> {
+        let device = self.device(call).await?;
+        let inside = self.move_to_pod(call, &device).await?;
+        let added = match ipam::allocate(self.ipam.as_ref(), call, config, &inside).await {
+            Ok(result) => self.configure(call, config, result).await,
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
+                Err(with_undo(error, [return_to_host(call).await, addresses]))
+            }
+        }
+    }
+
+    async fn del(&self, call: &Call<'_>, config: &Value, _previous: &CniResult) -> Result<()> {
         let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
         // The kernel returns a physical device at the end of the namespace, but with the pod's name for it, and deletes
         // virtual devices (veth, VLAN).
         return_to_host(call).await.and(addresses)
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         if let Some(ipam) = &self.ipam {
             ipam.check(call, config, previous).await?;
         }
         interface::check(call, previous).await.map(drop)
+    }
+
+    fn ipam(&self) -> Option<&Ipam> {
+        self.ipam.as_ref()
     }
 }
 
