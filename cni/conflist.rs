@@ -144,8 +144,8 @@ pub(crate) fn parse(text: &str, search: &Search) -> Result<Conflist, String> {
     parse_with(text, |config| plugins::compile(config, search))
 }
 
-/// Checks the recorded configuration of an attached pod. A plugin that cannot be found becomes [`Plugin::Missing`],
-/// which fails when it is called: the other plugins still detach the pod.
+/// Checks the recorded configuration of an attached pod. A plugin that cannot be found fails when it is
+/// called: the other plugins still detach the pod.
 ///
 /// # Errors
 /// As [`parse`], except for invalid plugins.

@@ -1,17 +1,22 @@
 //! Pod networking. The CNI reference plugins' functions are built in, over netlink in one process. Other plugins run as
 //! external programs (CNI specification).
 //!
-//! * [`network`]: attach, detach, check and status of pods; [`gc`]: garbage collection; [`restore`]: reinstalls lost
-//!   rules
-//! * [`config`]: the active configuration; [`conflist`]: its files, checked as a whole; [`watch`], [`template`],
-//!   [`health`]
-//! * [`plugins`]: the built-in plugins, a file each; [`ipam`]: address management; [`dhcp`]: leases of DHCP servers;
-//!   [`external`]: plugin programs
-//! * [`call`], [`result`]: the parameters and the result of a plugin call
-//! * [`netlink`], [`netns`], [`nftables`]: links, addresses, routes and rules, in the host's namespace and in a pod's
-//! * [`record`], [`pin`]: the persistent state of an attachment
-//! * [`port_forward`]: connections to a pod's loopback
-//! * [`program`]: the built-in plugins as programs for other runtimes
+//! From top to bottom; no module uses one of a line above its own:
+//!
+//! * [`program`]: the built-in plugins as programs for other runtimes; [`port_forward`]: connections to a pod's
+//!   loopback
+//! * [`gc`]: garbage collection; [`restore`]: reinstalls lost rules; [`status`]: whether pods can be attached
+//! * [`network`]: attach, detach and check pods; [`health`]: the last health check
+//! * [`config`]: the active configuration; [`template`]; [`record`], [`pin`]: the persistent state of an attachment
+//! * [`conflist`]: configuration files, checked as a whole
+//! * [`plugins`]: the built-in plugins, a file each
+//! * [`ipam`]: address management; [`external`]: plugin programs
+//! * [`call`]: the parameters of a plugin call; [`host`]: the host's state that calls share
+//! * [`bridges`]: the bridges of pods; [`addresses`]: allocated addresses; [`dhcp`]: leases of DHCP servers;
+//!   [`nftables`]: rules; [`pod_link`]: a pod's interface
+//! * [`netlink`]: links, addresses and routes; [`netns`]: network namespaces; [`sysctls`], [`forwarding`]
+//! * [`result`]: the result of a plugin; [`runtime_config`]: what a runtime passes to plugins
+//! * [`version`], [`names`], [`mac`], [`keys`], [`attributes`], [`files`], [`watch`]: values, formats and files
 
 #![forbid(unsafe_code)]
 

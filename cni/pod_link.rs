@@ -1,5 +1,5 @@
-//! A pod's interface from the outside: netlink sockets in the pod's namespace, and the interface's sysctls, addresses and
-//! routes.
+//! A pod's interface from the outside: netlink sockets in the pod's namespace, and the interface's sysctls, addresses
+//! and routes.
 
 use std::fs;
 use std::os::fd::BorrowedFd;

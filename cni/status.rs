@@ -1,5 +1,5 @@
-//! The network's status: trouble of bridges, the `STATUS` of plugin programs (since CNI 1.1), and whether foreign firewall
-//! rules drop the pods' packets.
+//! The network's status: trouble of bridges, the `STATUS` of plugin programs (since CNI 1.1), and whether foreign
+//! firewall rules drop the pods' packets.
 
 use std::sync::Arc;
 

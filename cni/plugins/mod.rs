@@ -1,10 +1,10 @@
-//! The plugins of a network. The built-in ones have a file each with their type's name: the keys, which are checked when
-//! the configuration is read, and the implementation of the commands ([`commands`]).
+//! The plugins of a network. The built-in ones have a file each with their type's name: the keys, which are checked
+//! when the configuration is read, and the implementation of the commands ([`commands`]).
 //!
 //! Plugins that create an interface: [`bridge`], [`ptp`], [`derived`] (macvlan, ipvlan, vlan, dummy), [`host_device`],
 //! [`loopback`]. Plugins that change an existing interface: [`portmap`], [`bandwidth`], [`tuning`], [`firewall`],
-//! [`sbr`], [`vrf`]. [`interface`] contains what the first group shares. Other plugins are
-//! programs ([`outside`]).
+//! [`sbr`], [`vrf`]. [`interface`] contains what the first group shares. Other plugins are programs
+//! ([`outside`]).
 
 pub(crate) mod bandwidth;
 pub(crate) mod bridge;
