@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 
-use crate::conflist::{self, ConfigError, Conflist, Search};
+use crate::conflist::{self, ConfigError, Conflist};
+use crate::external::Search;
 use crate::record::MadeBy;
 use crate::watch::Watch;
 use crate::{Context, Error, Options, Result, template};

@@ -9,8 +9,11 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::Builtin;
+use crate::external::Search;
+use crate::names::is_name;
 use crate::plugins::bridge::Bridge;
 use crate::plugins::{self, Plugin};
+use crate::version::Version;
 
 /// An invalid configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,52 +23,6 @@ pub struct ConfigError {
     pub file: PathBuf,
     /// The line or key, and what is wrong with it.
     pub why: String,
-}
-
-/// A supported version of the specification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Version {
-    V0_3_0,
-    V0_3_1,
-    V0_4_0,
-    V1_0_0,
-    V1_1_0,
-}
-
-impl Version {
-    /// All versions, oldest first.
-    pub(crate) const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
-
-    /// The version as it is written in configurations.
-    #[must_use]
-    pub(crate) fn text(self) -> &'static str {
-        match self {
-            Self::V0_3_0 => "0.3.0",
-            Self::V0_3_1 => "0.3.1",
-            Self::V0_4_0 => "0.4.0",
-            Self::V1_0_0 => "1.0.0",
-            Self::V1_1_0 => "1.1.0",
-        }
-    }
-
-    /// Returns the version of a configuration: its `cniVersion`, or the highest supported one of its `cniVersions`
-    /// (since 1.1).
-    ///
-    /// # Errors
-    /// The version is not supported.
-    pub(crate) fn of(config: &Value) -> Result<Self, String> {
-        let supported = |text: &str| Self::ALL.into_iter().find(|version| version.text() == text);
-        let list = config.get("cniVersions").and_then(Value::as_array);
-        let best = list.into_iter().flatten().filter_map(Value::as_str).filter_map(supported).max();
-        match (config.get("cniVersion").and_then(Value::as_str), best) {
-            (_, Some(best)) => Ok(best),
-            (None, None) => Ok(Self::V0_3_1),
-            (Some(text), None) => supported(text).ok_or_else(|| {
-                let all: Vec<_> = Self::ALL.iter().map(|version| version.text()).collect();
-                format!("cniVersion: unsupported version {text:?}, expected one of {}", all.join(", "))
-            }),
-        }
-    }
 }
 
 /// A network: a list of plugins that run in order.
@@ -101,17 +58,6 @@ impl Entry {
     pub(crate) fn has_capability(&self, name: &str) -> bool {
         self.config.pointer("/capabilities").and_then(|all| all.get(name)) == Some(&Value::Bool(true))
     }
-}
-
-/// Where plugins are searched.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Search {
-    /// Folders of plugin programs.
-    pub(crate) bin_dirs: Vec<PathBuf>,
-    /// Types of built-in plugins that run as programs nevertheless.
-    pub(crate) external: Vec<String>,
-    /// A daemon runs that renews DHCP leases.
-    pub(crate) daemon: bool,
 }
 
 impl Conflist {
@@ -198,13 +144,13 @@ pub(crate) fn parse(text: &str, search: &Search) -> Result<Conflist, String> {
     parse_with(text, |config| plugins::compile(config, search))
 }
 
-/// Checks the recorded configuration of an attached pod. A plugin that cannot be found becomes [`Plugin::Missing`],
-/// which fails when it is called: the other plugins still detach the pod.
+/// Checks the recorded configuration of an attached pod. A plugin that cannot be found fails when it is
+/// called: the other plugins still detach the pod.
 ///
 /// # Errors
 /// As [`parse`], except for invalid plugins.
 pub(crate) fn parse_recorded(text: &str, search: &Search) -> Result<Conflist, String> {
-    parse_with(text, |config| Ok(plugins::compile(config, search).unwrap_or_else(Plugin::Missing)))
+    parse_with(text, |config| Ok(plugins::compile_recorded(config, search)))
 }
 
 /// Checks the text of the built-in network. Its plugins are always the built-in ones.
@@ -245,22 +191,6 @@ fn parse_with(text: &str, compile: impl Fn(&Value) -> Result<Plugin, String>) ->
         built_in: false,
         text: text.to_owned(),
     })
-}
-
-/// Whether a text is a valid name of the specification: letters, digits, dots, dashes and underscores. Names become
-/// file names.
-pub(crate) fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.len() <= 200
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
-}
-
-/// Whether a link can have this name (the kernel's `dev_valid_name`).
-pub(crate) fn is_link_name(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 15
-        && !matches!(text, "." | "..")
-        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
 }
 
 #[cfg(test)]

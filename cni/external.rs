@@ -7,6 +7,7 @@
 
 mod leftovers;
 mod running;
+mod search;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use crate::call::Call;
 use crate::{Error, Result};
 pub(crate) use leftovers::end_leftovers;
 use running::{MAX_MESSAGE, Running};
+pub(crate) use search::{Search, find};
 
 /// The environment variable that identifies the daemon that a plugin's process belongs to, by the daemon's state
 /// folder.
@@ -132,9 +134,9 @@ mod tests {
     use nix::unistd::Pid;
 
     use super::*;
-    use crate::call::RuntimeConfig;
-    use crate::conflist::Version;
     use crate::host::{Host, Places};
+    use crate::runtime_config::RuntimeConfig;
+    use crate::version::Version;
 
     /// A plugin that is a shell script, and its time limit.
     struct Plugin {

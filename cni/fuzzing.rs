@@ -1,8 +1,8 @@
 //! Parsers of untrusted input, one function each, that must accept any bytes. The fuzz targets (`fuzz/`) call them with
 //! arbitrary input; the tests in this file with `fuzz/corpus`.
 
-use crate::conflist::Version;
 use crate::result::CniResult;
+use crate::version::Version;
 
 /// Parses a packet or a message of a DHCP server.
 ///

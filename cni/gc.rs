@@ -5,12 +5,13 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use crate::conflist::{Conflist, Version};
+use crate::conflist::Conflist;
 use crate::host::Host;
 use crate::network::{Network, Told};
 use crate::nftables::{self, masquerade};
 use crate::plugins::Plugin;
 use crate::record::Record;
+use crate::version::Version;
 use crate::{Error, Result};
 
 /// The objects of a network that are marked as belonging to an attachment.
@@ -36,7 +37,7 @@ impl Owned<'_> {
 
     /// Removes links of the host, identified by their aliases.
     async fn remove_links(self, live: &HashSet<String>, removed: &mut Vec<String>) -> Result<()> {
-        let prefix = crate::call::alias(self.network, "");
+        let prefix = crate::names::alias(self.network, "");
         for link in self.host.links.links().await? {
             let owner = link.alias.as_deref().and_then(|alias| alias.strip_prefix(&prefix));
             if owner.is_some_and(|owner| !live.contains(owner)) {

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Result;
+use crate::addresses::Indexes;
+use crate::bridges::Ready;
 use crate::dhcp::Dhcp;
-use crate::ipam::host_local::Indexes;
 use crate::netlink::Netlink;
 use crate::nftables::InstalledParts;
 use crate::nftables::conntrack::Forgetting;
-use crate::plugins::bridge::Ready;
 
 /// The folders of persistent state, and the time limit of programs.
 #[derive(Clone, Debug)]

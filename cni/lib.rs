@@ -1,44 +1,61 @@
 //! Pod networking. The CNI reference plugins' functions are built in, over netlink in one process. Other plugins run as
 //! external programs (CNI specification).
 //!
-//! * [`network`]: attach, detach, check and status of pods; [`gc`]: garbage collection; [`restore`]: reinstalls lost
-//!   rules
-//! * [`config`]: the active configuration; [`conflist`]: its files, checked as a whole; [`watch`], [`template`],
-//!   [`health`]
-//! * [`plugins`]: the built-in plugins, a file each; [`ipam`]: address management; [`dhcp`]: leases of DHCP servers;
-//!   [`external`]: plugin programs
-//! * [`call`], [`result`]: the parameters and the result of a plugin call
-//! * [`netlink`], [`netns`], [`nftables`]: links, addresses, routes and rules, in the host's namespace and in a pod's
-//! * [`record`], [`pin`]: the persistent state of an attachment
-//! * [`port_forward`]: connections to a pod's loopback
-//! * [`program`]: the built-in plugins as programs for other runtimes
+//! From top to bottom; no module uses one of a line above its own:
+//!
+//! * [`program`]: the built-in plugins as programs for other runtimes; [`port_forward`]: connections to a pod's
+//!   loopback
+//! * [`gc`]: garbage collection; [`restore`]: reinstalls lost rules; [`status`]: whether pods can be attached
+//! * [`network`]: attach, detach and check pods; [`health`]: the last health check
+//! * [`config`]: the active configuration; [`template`]; [`record`], [`pin`]: the persistent state of an attachment
+//! * [`conflist`]: configuration files, checked as a whole
+//! * [`plugins`]: the built-in plugins, a file each
+//! * [`ipam`]: address management; [`external`]: plugin programs
+//! * [`call`]: the parameters of a plugin call; [`host`]: the host's state that calls share
+//! * [`bridges`]: the bridges of pods; [`addresses`]: allocated addresses; [`dhcp`]: leases of DHCP servers;
+//!   [`nftables`]: rules; [`pod_link`]: a pod's interface
+//! * [`netlink`]: links, addresses and routes; [`netns`]: network namespaces; [`sysctls`], [`forwarding`]
+//! * [`result`]: the result of a plugin; [`runtime_config`]: what a runtime passes to plugins
+//! * [`version`], [`names`], [`mac`], [`keys`], [`attributes`], [`files`], [`watch`]: values, formats and files
 
 #![forbid(unsafe_code)]
 
+mod addresses;
+mod attributes;
+mod bridges;
 mod call;
 mod config;
 mod conflist;
 mod dhcp;
 mod external;
+mod files;
+mod forwarding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gc;
 mod health;
 mod host;
 mod ipam;
+mod keys;
+mod mac;
+mod names;
 mod netlink;
 mod netns;
 mod network;
 mod nftables;
 mod pin;
 mod plugins;
+mod pod_link;
 pub mod port_forward;
 pub mod program;
 mod record;
 mod restore;
 mod result;
+mod runtime_config;
+mod status;
 pub mod sysctls;
 mod template;
+mod version;
 mod watch;
 
 use std::net::IpAddr;
@@ -48,12 +65,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use call::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};
 pub use conflist::{ConfigError, mistakes};
 pub use ipam::BUILT_IN_IPAM;
 pub use network::Network;
 pub use plugins::BUILT_IN;
 pub use result::CniResult;
+pub use runtime_config::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};
 
 /// Folders, limits, and the network of a node without a configuration file.
 #[derive(Clone, Debug)]

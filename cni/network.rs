@@ -8,19 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use crate::call::{Call, RangeEntry, RuntimeConfig, parse_args};
+use crate::call::{Call, parse_args};
 use crate::config::Configuration;
-use crate::conflist::{Conflist, Entry, Version};
+use crate::conflist::{Conflist, Entry};
 use crate::external::end_leftovers;
 use crate::health::Health;
 use crate::host::{Host, Places};
-use crate::nftables::Packet;
-use crate::pin;
 use crate::plugins::Plugin;
-use crate::plugins::bridge::Bridge;
 use crate::record::{Record, Records};
 use crate::result::CniResult;
-use crate::{Attachment, Error, Options, PodAttach, Result, Status, netns};
+use crate::runtime_config::{RangeEntry, RuntimeConfig};
+use crate::version::Version;
+use crate::{Attachment, Error, Options, PodAttach, Result, pin, pod_link};
 
 /// The name of the interface in a pod.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -36,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) host: Host,
     pub(crate) records: Records,
     pub(crate) configuration: Configuration,
-    health: Health,
+    pub(crate) health: Health,
     pub(crate) attachments: Mutex<HashMap<String, Attachment>>,
     bin_path: String,
     /// Pods that are being detached.
@@ -70,37 +69,6 @@ impl Network {
             losses: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
-    }
-
-    /// Returns whether pods can be attached, and why not. Programs are checked in the background (`STATUS`, CNI 1.1):
-    /// this returns their last result without waiting.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let not_ready = |network: &str, message: String| Status {
-            ready: false,
-            reason: "NetworkPluginNotReady".to_owned(),
-            message,
-            network: network.to_owned(),
-        };
-        let config = match self.shared.configuration.current() {
-            Ok(config) => config,
-            Err(error) => return not_ready("", error.to_string()),
-        };
-        // No notification arrives when the cause of a failed repair is gone: each status request may retry.
-        if self.shared.host.ready.is_to_be_tried_again() {
-            let network = self.clone();
-            tokio::spawn(async move { network.repair_bridges().await });
-        }
-        match self
-            .shared
-            .host
-            .ready
-            .trouble(config.bridges().map(Bridge::name))
-            .or_else(|| self.shared.health.of(self, &config))
-        {
-            Some(why) => not_ready(&config.name, why),
-            None => Status { ready: true, network: config.name.clone(), ..Status::default() },
-        }
     }
 
     /// Returns the attachment of a pod, from memory.
@@ -216,7 +184,7 @@ impl Network {
         for entry in &config.plugins {
             // The loopback of every pod is brought up, independent of the configuration; its result is not part of the
             // pod's.
-            if matches!(entry.plugin, Plugin::Loopback) {
+            if matches!(entry.plugin, Plugin::Loopback(_)) {
                 continue;
             }
             let runtime = told.of_entry(entry)?;
@@ -232,7 +200,7 @@ impl Network {
     pub async fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
         /// The index of the first link of every namespace (`LOOPBACK_IFINDEX` of the kernel).
         const LOOPBACK: u32 = 1;
-        netns::set_up(netns, LOOPBACK).await
+        pod_link::set_up(netns, LOOPBACK).await
     }
 
     pub(crate) fn call<'a>(
@@ -337,7 +305,7 @@ impl Network {
         let told = Told::of(record);
         let result = record.result.clone().unwrap_or_default();
         for entry in config.plugins.iter().rev() {
-            if matches!(entry.plugin, Plugin::Loopback) {
+            if matches!(entry.plugin, Plugin::Loopback(_)) {
                 continue;
             }
             let deleted = match told.of_entry(entry) {
@@ -369,31 +337,6 @@ impl Network {
             let runtime = told.of_entry(entry)?;
             let call = self.call(&config, pod, Some(netns), &record, &runtime, &told);
             entry.plugin.check(&call, &entry.config, &result).await?;
-        }
-        Ok(())
-    }
-
-    /// Describes the packets that pods of a configuration send to other hosts through this one.
-    pub(crate) fn packets(&self, config: &Conflist) -> Vec<Packet> {
-        let of_kubelet = self.shared.configuration.pod_cidr();
-        let packets = config.plugins.iter().flat_map(|entry| {
-            let by = entry.plugin.routes_by()?;
-            let subnets = entry.plugin.ipam()?.subnets();
-            let all = subnets
-                .into_iter()
-                .chain(of_kubelet.iter().copied().filter(|_| entry.has_capability("ipRanges")));
-            Some(all.map(|from| Packet { by: by.clone(), from: from.trunc() }).collect::<Vec<_>>())
-        });
-        packets.flatten().collect()
-    }
-
-    /// Calls `STATUS` of the programs of a configuration (since CNI 1.1). Returns the first error.
-    pub(crate) async fn ask_status(&self, config: &Conflist) -> Result<()> {
-        let record = Record::of_none(INTERFACE);
-        let told = Told::of(&record);
-        for entry in &config.plugins {
-            let call = self.call(config, "", None, &record, &record.runtime, &told);
-            entry.plugin.status(&call, &entry.config).await?;
         }
         Ok(())
     }

@@ -10,14 +10,17 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::call::{Call, RuntimeConfig, parse_args};
-use crate::conflist::{Search, Version, is_link_name, is_name};
+use crate::call::{Call, parse_args};
+use crate::external::Search;
 use crate::gc::Owned;
 use crate::host::{Host, Places};
 use crate::ipam::Ipam;
+use crate::names::{is_link_name, is_name};
 use crate::nftables::{self, masquerade};
 use crate::plugins::{self, Plugin};
 use crate::result::CniResult;
+use crate::runtime_config::RuntimeConfig;
+use crate::version::Version;
 use crate::{Error, Result};
 
 /// The folder of the plugins' state, apart from addresses.

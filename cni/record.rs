@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::call::RuntimeConfig;
-use crate::ipam::blocking;
+use crate::files::{self, blocking, remove_temporary_files};
 use crate::result::CniResult;
+use crate::runtime_config::RuntimeConfig;
 use crate::{Attachment, Context, Result};
 
 /// The record of an attachment.
@@ -87,29 +87,6 @@ impl Record {
     }
 }
 
-/// The extension of files that are being written.
-const TEMPORARY: &str = "tmp";
-
-/// Replaces a file atomically. On failure, for example on a full disk, the temporary file is removed.
-pub(crate) fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
-    let temporary = file.with_extension(TEMPORARY);
-    let replaced = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, file));
-    replaced.inspect_err(|_| {
-        // The error of the write is reported, not that of the removal.
-        let _removed = fs::remove_file(&temporary);
-    })
-}
-
-/// Removes the temporary files of a process that was killed during [`replace`].
-pub(crate) fn remove_temporary_files(folder: &Path) {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    for temporary in entries.filter(|path| path.extension().is_some_and(|extension| extension == TEMPORARY)) {
-        if let Err(error) = fs::remove_file(&temporary) {
-            tracing::warn!(%error, path = %temporary.display(), "failed to remove temporary file");
-        }
-    }
-}
-
 /// The folder of records. Its disk may hang: the threads that serve requests do not wait for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
@@ -132,7 +109,7 @@ impl Records {
         let file = self.file(pod);
         let text =
             serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode an attachment")?;
-        blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
+        blocking(move || files::replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
     /// Reads the record of a pod. Returns `None` if the record does not exist or is damaged.
@@ -212,7 +189,7 @@ mod tests {
         assert_eq!(names(), ["b.json"]);
         // A failed replacement leaves no temporary file.
         fs::create_dir_all(folder.path().join("pods/c.json/x")).unwrap();
-        assert!(replace(&folder.path().join("pods/c.json"), b"{}").is_err());
+        assert!(files::replace(&folder.path().join("pods/c.json"), b"{}").is_err());
         assert!(!names().contains(&"c.tmp".to_owned()));
     }
 }

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::conflist::Conflist;
+use crate::names::host_link;
 use crate::network::{Network, Told, lock};
 use crate::nftables::{self, Loss};
-use crate::plugins::interface::host_link;
 use crate::record::{MadeBy, Record};
 use crate::{Context, Result};
 

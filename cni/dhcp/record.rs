@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::message::Message;
 use super::offer::{Lease, Times};
 use super::wanted::RequestOptions;
-use crate::ipam::blocking;
-use crate::record::{remove_temporary_files, replace};
+use crate::files::{blocking, remove_temporary_files, replace};
 use crate::{Context, Error, Result};
 
 /// The owner of a lease.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::requested;
 use crate::call::Call;
 use crate::result::{CniResult, Dns, Ip, Route};
-use crate::{Error, Result};
+use crate::{Error, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -29,7 +29,7 @@ struct Address {
 impl Fixed {
     /// Parses and checks the keys. If `dynamic`, a runtime may pass addresses: none are required.
     pub(super) fn compile(ipam: &Value, dynamic: bool) -> std::result::Result<Self, String> {
-        let keys: Self = super::keys(ipam)?;
+        let keys: Self = keys::parse(ipam)?;
         for (place, address) in keys.addresses.iter().enumerate() {
             // The address must have a prefix length; the gateway is optional.
             if address.address.parse::<IpNet>().is_err() {

@@ -14,17 +14,16 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::call::Call;
-use crate::conflist::{Search, Version};
 use crate::dhcp::{Dhcp, Owner};
-use crate::external::Program;
+use crate::external::{Program, Search, find};
+use crate::files::blocking;
 use crate::host::Host;
 use crate::netlink::Netlink;
-use crate::plugins::find;
 use crate::result::{CniResult, Dns, Ip, Route};
+use crate::version::Version;
 use crate::{Context, Error, Result};
 
 use fixed::Fixed;
@@ -237,14 +236,6 @@ async fn lease(call: &Call<'_>, config: &Value) -> Result<CniResult> {
     })
 }
 
-/// Deserializes keys; null means absent. An error names the invalid key.
-pub(crate) fn keys<T: DeserializeOwned>(config: &Value) -> std::result::Result<T, String> {
-    serde_path_to_error::deserialize(berth_json::NullIsAbsent(config)).map_err(|error| {
-        let path = error.path().to_string();
-        format!("{path}: {}", error.into_inner())
-    })
-}
-
 /// Returns the requested addresses: of the runtime, of the network's arguments and of `CNI_ARGS`, with their prefix
 /// lengths if specified.
 pub(crate) fn requested(call: &Call<'_>, config: &Value) -> Result<Vec<(IpAddr, Option<u8>)>> {
@@ -284,12 +275,4 @@ pub(crate) fn resolv_conf(file: &Path) -> Result<Dns> {
         }
     }
     Ok(dns)
-}
-
-/// Runs work that waits for a disk on a blocking thread, not on one that serves requests.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(std::io::Error::other).doing("run blocking work")?
 }

@@ -11,7 +11,7 @@ use tokio::net::UdpSocket;
 
 use super::socket::header;
 use super::{Link, describe};
-use crate::plugins::interface::HOST_LINK_PREFIX;
+use crate::names::HOST_LINK_PREFIX;
 
 /// A group of notifications (`RTNLGRP_*` of linux/rtnetlink.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,7 +193,7 @@ fn port(index: u32, body: &[u8]) -> Option<Change> {
     const UP: u32 = 1;
     let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
     let attributes = body.get(16..)?;
-    let value = |kind| crate::nftables::attribute(attributes, kind);
+    let value = |kind| crate::attributes::attribute(attributes, kind);
     if !value(NAME)?.starts_with(HOST_LINK_PREFIX.as_bytes()) {
         return None;
     }
@@ -201,7 +201,7 @@ fn port(index: u32, body: &[u8]) -> Option<Change> {
         return Some(Change::PortConnected(index));
     }
     let alias = std::str::from_utf8(value(ALIAS)?).ok()?;
-    let pod = crate::call::pod_of_alias(alias.trim_end_matches('\0'))?;
+    let pod = crate::names::pod_of_alias(alias.trim_end_matches('\0'))?;
     Some(Change::PortDisconnected { index, pod: pod.to_owned() })
 }
 
@@ -217,7 +217,7 @@ fn not_forwarding(family: AddressFamily, attributes: &[u8]) -> Option<Change> {
         _ => return None,
     };
     let number = |kind: u16| -> Option<i32> {
-        let value = crate::nftables::attribute(attributes, kind)?;
+        let value = crate::attributes::attribute(attributes, kind)?;
         Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?))
     };
     match (number(INDEX)?, number(FORWARDING)?) {
@@ -243,7 +243,7 @@ mod tests {
         let link = |flags: u32, name: &str, controller: bool, alias: &str| {
             let mut body = vec![0; 16];
             body[8..12].copy_from_slice(&flags.to_ne_bytes());
-            let mut attributes = crate::nftables::Attributes::default();
+            let mut attributes = crate::attributes::Attributes::default();
             attributes.bytes(3, format!("{name}\0").as_bytes());
             if controller {
                 attributes.bytes(10, &3_u32.to_ne_bytes());
@@ -262,12 +262,12 @@ mod tests {
 
     #[test]
     fn settings_are_read() {
-        let mut attributes = crate::nftables::Attributes::default();
+        let mut attributes = crate::attributes::Attributes::default();
         attributes.bytes(1, &(-1_i32).to_ne_bytes());
         attributes.bytes(2, &0_i32.to_ne_bytes());
         let all = not_forwarding(AddressFamily::Inet, attributes.as_bytes());
         assert_eq!(all, Some(Change::NotForwarding { link: None, v4: true }));
-        let mut attributes = crate::nftables::Attributes::default();
+        let mut attributes = crate::attributes::Attributes::default();
         attributes.bytes(1, &7_i32.to_ne_bytes());
         attributes.bytes(2, &0_i32.to_ne_bytes());
         let one = not_forwarding(AddressFamily::Inet6, attributes.as_bytes());

@@ -13,8 +13,9 @@ use rustix::io::Errno;
 
 use super::blocking;
 use super::expression::{Version, bytes};
-use super::message::{Attributes, attribute, dump, request};
+use super::message::{dump, request};
 use crate::Result;
+use crate::attributes::{Attributes, attribute};
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 const SUBSYSTEM: u16 = 1 << 8;

@@ -1,58 +1,16 @@
 //! Elements of the table's sets and maps. Each belongs to an attachment, which its comment names.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::io;
 
 use rustix::io::Errno;
 
+use super::TABLE;
+use super::comment::Comment;
 use super::expression::Verdict;
-use super::message::{
-    Attributes, Batch, CREATE, DELETE_ELEMENT, Family, GET_ELEMENT, NEW_ELEMENT, attribute, attributes, get,
-    list, text_of,
-};
-use super::table::{Set, TABLE, all_sets};
-
-/// The owner of an element: network, pod and interface. nft(8) shows it as the element's comment.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Comment {
-    pub(crate) network: String,
-    pub(crate) container: String,
-    pub(crate) interface: String,
-}
-
-impl fmt::Display for Comment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.network, self.container, self.interface)
-    }
-}
-
-impl Comment {
-    pub(crate) fn new(network: &str, container: &str, interface: &str) -> Self {
-        Self { network: network.to_owned(), container: container.to_owned(), interface: interface.to_owned() }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        // None of the three parts can contain a space.
-        let mut words = text.split(' ');
-        Some(Self::new(words.next()?, words.next()?, words.next()?))
-    }
-
-    /// Encodes the comment as user data of an element: type, length, text (libnftnl's `udata.h`: type 0 is a comment).
-    fn to_data(&self) -> Vec<u8> {
-        let mut text = self.to_string().into_bytes();
-        text.truncate(254);
-        text.push(0);
-        let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
-        [vec![0, length], text].concat()
-    }
-
-    pub(super) fn of_data(data: &[u8]) -> Option<Self> {
-        let (kind, length) = (data.first()?, usize::from(*data.get(1)?));
-        let text = data.get(2..2 + length)?;
-        (*kind == 0).then(|| Self::parse(&text_of(text)))?
-    }
-}
+use super::message::{Batch, CREATE, DELETE_ELEMENT, Family, GET_ELEMENT, NEW_ELEMENT, get, list};
+use super::sets::{self, Set};
+use crate::attributes::{Attributes, attribute, attributes};
 
 /// The value of an element.
 #[derive(Clone, Debug)]
@@ -119,7 +77,7 @@ pub(super) struct OwnedElement {
 
 /// Returns the family of the table that contains a set.
 fn family_of(set: &str) -> Option<Family> {
-    all_sets().find(|(_, candidate)| candidate.name == set).map(|(family, _)| family)
+    sets::all().find(|(_, candidate)| candidate.name == set).map(|(family, _)| family)
 }
 
 /// Lists the elements of a set.
@@ -206,7 +164,7 @@ pub(super) fn remove(elements: &[Element], owner: &Comment) -> io::Result<()> {
 /// Returns the owners of all elements.
 pub(super) fn owners() -> io::Result<HashSet<Comment>> {
     let mut owners = HashSet::new();
-    for (family, set) in all_sets() {
+    for (family, set) in sets::all() {
         owners.extend(elements(family, set)?.into_iter().filter_map(|element| element.owner));
     }
     Ok(owners)
@@ -226,7 +184,7 @@ pub(super) fn remove_elements(
         let mut flushed = false;
         for family in [Family::Inet, Family::Bridge] {
             let mut batch = Batch::new(family);
-            for (_, set) in all_sets().filter(|(of, set)| *of == family && is_in(set)) {
+            for (_, set) in sets::all().filter(|(of, set)| *of == family && is_in(set)) {
                 for OwnedElement { element, owner } in elements(family, set)? {
                     let Some(owner) = owner.filter(&gone) else { continue };
                     element.key_alone().write(&mut batch, DELETE_ELEMENT, None);
@@ -243,18 +201,4 @@ pub(super) fn remove_elements(
         }
     }
     Ok(owners.into_iter().collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_owner_survives_a_round_trip() {
-        let owner = Comment::new("pods", &"ab".repeat(32), "eth0");
-        assert_eq!(Comment::of_data(&owner.to_data()), Some(owner));
-        for data in [&[][..], &[0], &[0, 9, 1], &[1, 2, b'a', 0]] {
-            assert_eq!(Comment::of_data(data), None);
-        }
-    }
 }

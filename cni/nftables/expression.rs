@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::message::Attributes;
+use crate::attributes::Attributes;
 
 /// The first register of four bytes (`NFT_REG32_00`).
 const FIRST: u32 = 8;

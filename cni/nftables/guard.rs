@@ -4,33 +4,22 @@
 use std::net::IpAddr;
 
 use super::blocking;
+use super::comment::Comment;
 use super::elements::{Element, Value, joined};
 use super::expression::{Expressions, Meta, Verdict, Version, bytes};
 use super::message::Family;
-use super::table::{self, Chain, Hook, Part, Set, Type};
-use super::{Removal, foreign};
+use super::sets::{GUARD, GUARD_BRIDGES};
+use super::table::{self, Chain, Hook, Part};
+use super::{Removal, Rules, foreign};
 use crate::Result;
-use crate::call::Call;
 use crate::result::CniResult;
-
-/// The isolated bridges; per IP version, the isolated pods and the pairs of bridge and pod.
-pub(super) const SETS: [Set; 5] = [
-    BRIDGES,
-    Set { name: "isolated4", key: Type::IPV4, value: None },
-    Set { name: "isolated6", key: Type::IPV6, value: None },
-    Set { name: "same-bridge4", key: Type::LINK.with(Type::IPV4), value: None },
-    Set { name: "same-bridge6", key: Type::LINK.with(Type::IPV6), value: None },
-];
-
-/// The isolated bridges. A bridge stays in the set after its last pod is gone, which has no effect.
-pub(super) const BRIDGES: Set = Set { name: "isolating", key: Type::LINK, value: None };
 
 /// `NF_INET_FORWARD` at the usual priority of filters.
 const FORWARD: Hook = Hook { kind: "filter", place: 2, priority: 0 };
 
 /// The names of the sets of one IP version: pods, and pairs of bridge and pod.
 fn names(version: Version) -> (&'static str, &'static str) {
-    let [_, pods4, pods6, pairs4, pairs6] = SETS;
+    let [_, pods4, pods6, pairs4, pairs6] = GUARD;
     match version {
         Version::V4 => (pods4.name, pairs4.name),
         Version::V6 => (pods6.name, pairs6.name),
@@ -38,15 +27,15 @@ fn names(version: Version) -> (&'static str, &'static str) {
 }
 
 /// Isolates the addresses of an attachment on a bridge.
-pub(crate) async fn apply(call: &Call<'_>, bridge: &str, addresses: Vec<IpAddr>) -> Result<()> {
-    let owner = call.owner();
+pub(crate) async fn apply(rules: &Rules<'_>, bridge: &str, addresses: Vec<IpAddr>) -> Result<()> {
+    let owner = rules.owner.clone();
     let link = name_of(bridge);
     let elements = elements(bridge, &addresses);
-    let installed = call.host.made.clone();
+    let installed = rules.installed.clone();
     let action = format!("isolate {owner}");
     blocking(action, move || {
-        let of_bridge = super::Comment::new(&owner.network, "-", "-");
-        let bridge = Element { set: BRIDGES.name, key: link, value: Value::None };
+        let of_bridge = Comment::new(&owner.network, "-", "-");
+        let bridge = Element { set: GUARD_BRIDGES.name, key: link, value: Value::None };
         table::add(&installed, &[base()], &[bridge], &of_bridge)?;
         table::add(&installed, &[base()], &elements, &owner)
     })
@@ -69,12 +58,12 @@ fn elements(bridge: &str, addresses: &[IpAddr]) -> Vec<Element> {
 }
 
 /// Removes the isolation of an attachment.
-pub(crate) async fn remove(call: &Call<'_>, result: &CniResult) -> Result<()> {
+pub(crate) async fn remove(rules: &Rules<'_>, result: &CniResult) -> Result<()> {
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
     // One of the host's interfaces is the bridge.
     let of_host = result.interfaces.iter().filter(|interface| interface.sandbox.is_empty());
     let elements = of_host.flat_map(|interface| elements(&interface.name, &addresses)).collect();
-    super::release(call.owner(), &SETS, Removal::of(call, result, elements)).await
+    super::release(&rules.owner, &GUARD, Removal::of(rules, result, elements)).await
 }
 
 /// Returns a foreign chain that drops forwarded packets which it has no rule for.
@@ -91,7 +80,7 @@ fn base() -> Part {
             start().meta(Meta::InName).field(to).in_set(pairs, true).verdict(Verdict::Return),
             start()
                 .meta(Meta::InName)
-                .in_set(BRIDGES.name, true)
+                .in_set(GUARD_BRIDGES.name, true)
                 .field(to)
                 .in_set(pods, true)
                 .verdict(Verdict::Drop),
@@ -100,7 +89,7 @@ fn base() -> Part {
     Part {
         name: "guard".to_owned(),
         family: Family::Inet,
-        sets: SETS.to_vec(),
+        sets: GUARD.to_vec(),
         chains: vec![Chain {
             name: "guard".to_owned(),
             hook: Some(FORWARD),

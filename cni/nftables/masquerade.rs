@@ -6,27 +6,20 @@
 
 use ipnet::IpNet;
 
-use super::Removal;
-use super::blocking;
 use super::elements::{Element, Value};
 use super::expression::{Expressions, Verdict, Version, bytes};
 use super::message::Family;
-use super::table::{self, Chain, Hook, JUMPED_TO, Part, Set, Type};
+use super::sets::MASQUERADE;
+use super::table::{self, Chain, Hook, JUMPED_TO, Part};
+use super::{Removal, Rules, blocking};
 use crate::Result;
-use crate::call::Call;
 use crate::result::CniResult;
-
-/// The maps from a pod's address to the chain of its subnet.
-pub(super) const SETS: [Set; 2] = [
-    Set { name: "masquerade4", key: Type::IPV4, value: Some(Type::VERDICT) },
-    Set { name: "masquerade6", key: Type::IPV6, value: Some(Type::VERDICT) },
-];
 
 /// `NF_INET_POST_ROUTING` at the priority of source NAT.
 pub(super) const POSTROUTING: Hook = Hook { kind: "nat", place: 4, priority: 100 };
 
 pub(super) fn name_of(set: usize) -> &'static str {
-    SETS.get(set).map_or("", |set| set.name)
+    MASQUERADE.get(set).map_or("", |set| set.name)
 }
 
 fn map(version: Version) -> &'static str {
@@ -37,10 +30,10 @@ fn map(version: Version) -> &'static str {
 }
 
 /// Masquerades packets from the addresses of an attachment.
-pub(crate) async fn apply(call: &Call<'_>, result: &CniResult) -> Result<()> {
-    let owner = call.owner();
+pub(crate) async fn apply(rules: &Rules<'_>, result: &CniResult) -> Result<()> {
+    let owner = rules.owner.clone();
     let subnets: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-    let installed = call.host.made.clone();
+    let installed = rules.installed.clone();
     let action = format!("masquerade {owner}");
     blocking(action, move || {
         let parts: Vec<Part> = [base()].into_iter().chain(subnets.iter().map(of_subnet)).collect();
@@ -57,9 +50,9 @@ pub(crate) async fn remove_unused(installed: &super::InstalledParts) -> Result<(
 }
 
 /// Removes the masquerading of an attachment.
-pub(crate) async fn remove(call: &Call<'_>, result: &CniResult) -> Result<()> {
+pub(crate) async fn remove(rules: &Rules<'_>, result: &CniResult) -> Result<()> {
     let elements = result.ips.iter().map(|ip| element(&ip.address)).collect();
-    super::release(call.owner(), &SETS, Removal::of(call, result, elements)).await
+    super::release(&rules.owner, &MASQUERADE, Removal::of(rules, result, elements)).await
 }
 
 fn base() -> Part {
@@ -67,7 +60,7 @@ fn base() -> Part {
     Part {
         name: "masquerade".to_owned(),
         family: Family::Inet,
-        sets: SETS.to_vec(),
+        sets: MASQUERADE.to_vec(),
         chains: vec![Chain {
             name: "masquerade".to_owned(),
             hook: Some(POSTROUTING),

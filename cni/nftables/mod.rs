@@ -6,11 +6,15 @@
 //! hash, with the attachment as their comment. An attachment is therefore one batch of elements, and its elements can
 //! be found when all its other state is lost.
 //!
-//! * [`message`], [`expression`]: the wire format; [`table`]: chains and sets; [`elements`]: the elements of sets
+//! * [`message`], [`expression`]: the wire format
+//! * [`sets`]: the sets and maps; [`elements`]: their elements; [`comment`]: the owners of elements
+//! * [`table`]: installs the tables; [`chains`]: the chains on the host
 //! * [`masquerade`]: source NAT; [`ports`]: host ports; [`spoof`]: drops frames with a foreign source address
 //! * [`watch`]: detects that rules were removed; [`foreign`]: foreign rules that drop pods' packets
 //! * [`guard`]: isolation of bridges; [`conntrack`]: connection tracking entries
 
+mod chains;
+mod comment;
 pub(crate) mod conntrack;
 mod elements;
 mod expression;
@@ -19,6 +23,7 @@ pub(crate) mod guard;
 pub(crate) mod masquerade;
 mod message;
 pub(crate) mod ports;
+mod sets;
 pub(crate) mod spoof;
 mod table;
 mod watch;
@@ -26,16 +31,26 @@ mod watch;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::call::Call;
 use crate::result::CniResult;
 use crate::{Context, Error, Result};
 
-pub(crate) use elements::Comment;
+pub(crate) use comment::Comment;
 pub(crate) use foreign::Packet;
-#[cfg(test)]
-pub(crate) use message::Attributes;
-pub(crate) use message::attribute;
 pub(crate) use watch::{Loss, Watch};
+
+/// The name of the tables.
+const TABLE: &str = "berth";
+
+/// The rules of one attachment.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules<'a> {
+    /// The attachment.
+    pub(crate) owner: Comment,
+    /// What this process has installed.
+    pub(crate) installed: &'a InstalledParts,
+    /// The result lists everything that the plugins created.
+    pub(crate) knows_all: bool,
+}
 
 /// The parts of the table that this process has installed. A part is installed again when an element does not find its
 /// set, or when rules are missing.
@@ -109,8 +124,8 @@ enum Removal {
 
 impl Removal {
     /// Selects the given elements if the result lists everything that the attachment has.
-    fn of(call: &Call<'_>, result: &CniResult, elements: Vec<elements::Element>) -> Self {
-        match call.knows_all && !result.ips.is_empty() && !elements.is_empty() {
+    fn of(rules: &Rules<'_>, result: &CniResult, elements: Vec<elements::Element>) -> Self {
+        match rules.knows_all && !result.ips.is_empty() && !elements.is_empty() {
             true => Self::Elements(elements),
             false => Self::AllOfOwner,
         }
@@ -118,12 +133,13 @@ impl Removal {
 }
 
 /// Removes the elements of an attachment from some sets, if there are any.
-async fn release(owner: Comment, sets: &'static [table::Set], removal: Removal) -> Result<()> {
+async fn release(owner: &Comment, sets: &'static [sets::Set], removal: Removal) -> Result<()> {
     let action = format!("remove the rules of {owner}");
+    let owner = owner.clone();
     blocking(action, move || match removal {
         Removal::Elements(elements) => elements::remove(&elements, &owner),
         Removal::AllOfOwner => {
-            let is_in = |set: &table::Set| sets.iter().any(|of| of.name == set.name);
+            let is_in = |set: &sets::Set| sets.iter().any(|of| of.name == set.name);
             elements::remove_elements(is_in, |comment| *comment == owner).map(drop)
         }
     })

@@ -14,37 +14,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Removal;
-use super::blocking;
 use super::elements::{self, Element, Value, joined};
 use super::expression::{DESTINATION_PORT, Expressions, Meta, Verdict, Version, bytes};
 use super::masquerade::POSTROUTING;
 use super::message::Family;
-use super::table::{self, Chain, Hook, JUMPED_TO, Part, Set, Type};
-use crate::call::Call;
+use super::sets::PORTS;
+use super::table::{self, Chain, Hook, JUMPED_TO, Part};
+use super::{Removal, Rules, blocking};
 use crate::{Protocol, Result};
-
-const fn port() -> Type {
-    Type::PROTOCOL.with(Type::PORT)
-}
-
-/// The sets, in this order: all addresses, one address, hairpin; each for IPv4 and for IPv6.
-pub(super) const SETS: [Set; 6] = [
-    Set { name: "ports4", key: port(), value: Some(Type::IPV4.with(Type::PORT)) },
-    Set { name: "ports6", key: port(), value: Some(Type::IPV6.with(Type::PORT)) },
-    Set {
-        name: "ports4-at",
-        key: Type::IPV4.with(Type::PROTOCOL).with(Type::PORT),
-        value: Some(Type::IPV4.with(Type::PORT)),
-    },
-    Set {
-        name: "ports6-at",
-        key: Type::IPV6.with(Type::PROTOCOL).with(Type::PORT),
-        value: Some(Type::IPV6.with(Type::PORT)),
-    },
-    Set { name: "hairpin4", key: Type::IPV4, value: Some(Type::VERDICT) },
-    Set { name: "hairpin6", key: Type::IPV6, value: Some(Type::VERDICT) },
-];
 
 /// The names of the sets of one IP version.
 struct Names {
@@ -54,7 +31,7 @@ struct Names {
 }
 
 fn names(version: Version) -> Names {
-    let [all4, all6, at4, at6, hairpin4, hairpin6] = SETS;
+    let [all4, all6, at4, at6, hairpin4, hairpin6] = PORTS;
     match version {
         Version::V4 => Names { everywhere: all4.name, at: at4.name, hairpin: hairpin4.name },
         Version::V6 => Names { everywhere: all6.name, at: at6.name, hairpin: hairpin6.name },
@@ -78,9 +55,9 @@ pub(crate) struct Mapping {
 ///
 /// # Errors
 /// Another pod has one of the ports.
-pub(crate) async fn apply(call: &Call<'_>, mappings: &[Mapping], masquerade: bool) -> Result<()> {
-    let owner = call.owner();
-    let installed = call.host.made.clone();
+pub(crate) async fn apply(rules: &Rules<'_>, mappings: &[Mapping], masquerade: bool) -> Result<()> {
+    let owner = rules.owner.clone();
+    let installed = rules.installed.clone();
     let action = format!("map host {} to {owner}", describe(mappings));
     let (pods, mapped) = (pods(mappings), mappings.iter().map(element).collect::<Vec<_>>());
     blocking(action, move || {
@@ -131,13 +108,13 @@ pub(crate) async fn is_mapped(mapping: &Mapping) -> Result<bool> {
 }
 
 /// Removes the host ports of an attachment. Without `mappings`, all elements of the attachment are removed.
-pub(crate) async fn remove(call: &Call<'_>, mappings: Option<&[Mapping]>) -> Result<()> {
+pub(crate) async fn remove(rules: &Rules<'_>, mappings: Option<&[Mapping]>) -> Result<()> {
     let elements = |mappings: &[Mapping]| {
         let hairpins = pods(mappings);
         mappings.iter().map(element).chain(hairpins.iter().map(hairpin)).collect()
     };
     let removal = mappings.map_or(Removal::AllOfOwner, |mappings| Removal::Elements(elements(mappings)));
-    super::release(call.owner(), &SETS, removal).await
+    super::release(&rules.owner, &PORTS, removal).await
 }
 
 fn element(mapping: &Mapping) -> Element {
@@ -174,7 +151,7 @@ fn base() -> Part {
     Part {
         name: "ports".to_owned(),
         family: Family::Inet,
-        sets: SETS.to_vec(),
+        sets: PORTS.to_vec(),
         chains: vec![
             // NF_INET_PRE_ROUTING, before conntrack translates addresses: answers to this host's own packets still have
             // their translated destination.

@@ -1,21 +1,21 @@
-//! The table: chains with their rules, sets and maps.
+//! The tables: installs and removes chains with their rules, sets and maps.
 
 use std::collections::HashMap;
 use std::io;
 
 use rustix::io::Errno;
 
-use super::elements::{Comment, Element, elements};
+use super::chains::chains;
+use super::comment::Comment;
+use super::elements::{Element, elements};
 use super::expression::Expressions;
-use super::foreign::chains;
 use super::message::{
     APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Family, GET_RULE, NEW_CHAIN, NEW_ELEMENT,
-    NEW_RULE, NEW_SET, NEW_TABLE, attribute, generation, list, text_of,
+    NEW_RULE, NEW_SET, NEW_TABLE, generation, list,
 };
-use super::{ChainRules, InstalledParts};
-
-/// The name of the tables.
-pub(super) const TABLE: &str = "berth";
+use super::sets::{self, Set};
+use super::{ChainRules, InstalledParts, TABLE};
+use crate::attributes::{attribute, text_of};
 
 /// The prefix of chains that only elements of a map jump to. They are removed when no element does.
 pub(super) const JUMPED_TO: &str = "of-";
@@ -34,41 +34,6 @@ pub(super) struct Chain {
     pub(super) name: String,
     pub(super) hook: Option<Hook>,
     pub(super) rules: Vec<Expressions>,
-}
-
-/// The type of a set's elements as nft(8) shows them (`TYPE_*` of its datatype.h; six bits for each part of a
-/// concatenation), and its length.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Type {
-    number: u32,
-    length: u32,
-}
-
-impl Type {
-    pub(super) const IPV4: Self = Self { number: 7, length: 4 };
-    pub(super) const IPV6: Self = Self { number: 8, length: 16 };
-    pub(super) const MAC: Self = Self { number: 9, length: 8 };
-    pub(super) const PROTOCOL: Self = Self { number: 12, length: 4 };
-    pub(super) const PORT: Self = Self { number: 13, length: 4 };
-    pub(super) const LINK: Self = Self { number: 41, length: 16 };
-    /// `NFT_DATA_VERDICT`.
-    pub(super) const VERDICT: Self = Self { number: 0xffff_ff00, length: 0 };
-
-    fn is_text(self) -> bool {
-        self.number == Self::LINK.number
-    }
-
-    pub(super) const fn with(self, other: Self) -> Self {
-        Self { number: (self.number << 6) | other.number, length: self.length + other.length }
-    }
-}
-
-/// A set, or a map.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Set {
-    pub(super) name: &'static str,
-    pub(super) key: Type,
-    pub(super) value: Option<Type>,
 }
 
 /// A part of the table that is installed as a whole.
@@ -184,13 +149,6 @@ impl Chain {
     }
 }
 
-/// The sets and maps of all parts, and the family of their table.
-pub(super) fn all_sets() -> impl Iterator<Item = (Family, Set)> {
-    let inet = super::masquerade::SETS.iter().chain(&super::ports::SETS).chain(&super::guard::SETS);
-    let inet = inet.map(|set| (Family::Inet, *set));
-    inet.chain(super::spoof::SETS.iter().map(|set| (Family::Bridge, *set)))
-}
-
 /// Whether chains have as many rules as were installed.
 pub(super) fn has_rules(expected: &[ChainRules]) -> io::Result<bool> {
     for family in [Family::Inet, Family::Bridge] {
@@ -218,7 +176,7 @@ pub(super) fn remove_if_unused() -> io::Result<bool> {
     const ATTEMPTS: usize = 5;
     for _attempt in 0..ATTEMPTS {
         let generation = generation()?;
-        for (family, set) in all_sets().filter(|(_, set)| set.name != super::guard::BRIDGES.name) {
+        for (family, set) in sets::all().filter(|(_, set)| set.name != sets::GUARD_BRIDGES.name) {
             if !elements(family, set)?.is_empty() {
                 return Ok(false);
             }

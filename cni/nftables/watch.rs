@@ -11,12 +11,12 @@ use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket};
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
-use super::elements::Comment;
+use super::TABLE;
+use super::comment::Comment;
 use super::message::{
     self, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, NEW_CHAIN, NEW_RULE,
-    attribute, attributes, text_of,
 };
-use super::table::TABLE;
+use crate::attributes::{attribute, attributes, text_of};
 
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): notifications of changes in nftables.
 const GROUP: u32 = 7;

@@ -4,15 +4,18 @@ use netlink_packet_route::link::{IpVlanMode, MacVlanMode};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::commands::{Choice, Commands};
 use super::interface;
 use super::with_undo;
-use crate::call::{Call, first_mac};
-use crate::conflist::{Search, is_link_name};
+use crate::call::Call;
+use crate::external::Search;
 use crate::ipam::{self, Ipam};
+use crate::mac::first_mac;
+use crate::names::is_link_name;
 use crate::netlink::links::Kind;
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
-use crate::{Error, Result, netns};
+use crate::{Error, Result, keys, pod_link};
 
 /// The plugins' keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -46,12 +49,12 @@ pub(crate) struct Derived {
 
 impl Derived {
     pub(super) fn compile(kind: &str, config: &Value, search: &Search) -> std::result::Result<Self, String> {
-        let keys: Keys = ipam::keys(config)?;
+        let keys: Keys = keys::parse(config)?;
         if !keys.master.is_empty() && !is_link_name(&keys.master) {
             return Err(format!("master: invalid link name {:?}", keys.master));
         }
         if !keys.mac.is_empty() {
-            crate::call::parse_mac(&keys.mac).map_err(|error| format!("mac: {error}"))?;
+            crate::mac::parse_mac(&keys.mac).map_err(|error| format!("mac: {error}"))?;
         }
         let ipam = Ipam::compile(config, search)?;
         let link_type = match kind {
@@ -68,29 +71,9 @@ impl Derived {
         Ok(Self { keys, link_type, ipam })
     }
 
-    pub(super) async fn add(
-        &self,
-        call: &Call<'_>,
-        config: &Value,
-        previous: CniResult,
-    ) -> Result<CniResult> {
-        let created = self.create_link(call, config).await;
-        let added = match created {
-            Ok(inside) => self.configure(call, config, previous, inside).await,
-            Err(error) => Err(error),
-        };
-        match added {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
-                Err(with_undo(error, [interface::remove(call).await, addresses]))
-            }
-        }
-    }
-
     async fn create_link(&self, call: &Call<'_>, config: &Value) -> Result<Netlink> {
         let (host, netns) = (&call.host.links, call.pod_netns()?);
-        let inside = netns::open(netns).await?;
+        let inside = pod_link::open(netns).await?;
         let namespace = if self.keys.link_in_container { &inside } else { host };
         let parent = self.parent(namespace).await?;
         let mtu = self.mtu(parent.as_ref())?;
@@ -105,7 +88,7 @@ impl Derived {
             LinkType::Dummy => Kind::Dummy,
         };
         namespace.add_in(netns, call.interface, kind, mtu, mac.as_deref()).await?;
-        netns::open_with(netns, call.interface).await
+        pod_link::open_with(netns, call.interface).await
     }
 
     async fn parent(&self, namespace: &Netlink) -> Result<Option<Link>> {
@@ -149,13 +132,34 @@ impl Derived {
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?.link;
+        let link = pod_link::configure(call.pod_netns()?, call.interface, &result).await?.link;
         result.interfaces = vec![call.interface_of(&link)];
         result.dns = interface::dns(config, result.dns);
         Ok(result)
     }
+}
 
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+impl Commands for Derived {
+    fn read(kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(kind, config, search).map(Choice::BuiltIn)
+    }
+
+    async fn add(&self, call: &Call<'_>, config: &Value, previous: CniResult) -> Result<CniResult> {
+        let created = self.create_link(call, config).await;
+        let added = match created {
+            Ok(inside) => self.configure(call, config, previous, inside).await,
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
+                Err(with_undo(error, [interface::remove(call).await, addresses]))
+            }
+        }
+    }
+
+    async fn del(&self, call: &Call<'_>, config: &Value, _previous: &CniResult) -> Result<()> {
         // A lease is released over the link.
         if let Some(ipam) = self.ipam.as_ref().filter(|ipam| ipam.needs_link()) {
             ipam.del(call, config).await?;
@@ -168,7 +172,7 @@ impl Derived {
         ipam::release(self.ipam.as_ref(), call, config).await
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         if let Some(ipam) = &self.ipam {
             ipam.check(call, config, previous).await?;
         }
@@ -186,6 +190,10 @@ impl Derived {
                 Err(Error::Invalid(format!("{}: expected type {expected}, found {kind}", call.interface)))
             }
         }
+    }
+
+    fn ipam(&self) -> Option<&Ipam> {
+        self.ipam.as_ref()
     }
 }
 

@@ -12,14 +12,13 @@ use netlink_packet_route::link::InfoKind;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::find;
+use super::commands::{Choice, Commands};
 use crate::call::Call;
-use crate::conflist::Search;
-use crate::external::Program;
-use crate::ipam::blocking;
+use crate::external::{Program, Search, find};
+use crate::files::blocking;
 use crate::nftables::guard;
 use crate::result::CniResult;
-use crate::{Context, Error, Result, ipam};
+use crate::{Context, Error, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -43,7 +42,7 @@ impl Firewall {
         config: &Value,
         search: &Search,
     ) -> std::result::Result<std::result::Result<Self, Program>, String> {
-        let keys: Keys = ipam::keys(config)?;
+        let keys: Keys = keys::parse(config)?;
         let same_bridge = match keys.ingress_policy.as_str() {
             "" | "open" => false,
             "same-bridge" => true,
@@ -57,13 +56,17 @@ impl Firewall {
             other => Err(format!("backend: {other:?} is not one of nftables, iptables, firewalld")),
         }
     }
+}
 
-    pub(super) async fn add(
-        &self,
-        call: &Call<'_>,
-        config: &Value,
-        previous: CniResult,
-    ) -> Result<CniResult> {
+impl Commands for Firewall {
+    fn read(_kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Ok(match Self::compile(config, search)? {
+            Ok(firewall) => Choice::BuiltIn(firewall),
+            Err(program) => Choice::Program(program),
+        })
+    }
+
+    async fn add(&self, call: &Call<'_>, config: &Value, previous: CniResult) -> Result<CniResult> {
         if let Some(chain) = guard::foreign_closing_chain().await? {
             let Some(program) = &self.program else {
                 let why = format!("{chain} drops packets that no rule accepts");
@@ -86,19 +89,19 @@ impl Firewall {
         Ok(previous)
     }
 
-    pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+    async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
         // The program's rules are not in berth's table.
         if !self.same_bridge || marker(call).exists() {
             return Ok(false);
         }
         let bridge = bridge_of(call, result).await?;
         let addresses = result.ips.iter().map(|ip| ip.address.addr()).collect();
-        guard::apply(call, &bridge, addresses).await?;
+        guard::apply(&call.rules(), &bridge, addresses).await?;
         Ok(true)
     }
 
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        let isolation = if self.same_bridge { guard::remove(call, previous).await } else { Ok(()) };
+    async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        let isolation = if self.same_bridge { guard::remove(&call.rules(), previous).await } else { Ok(()) };
         let marker = marker(call);
         if let Some(program) = self.program.as_ref().filter(|_| marker.exists()) {
             let before = previous.to_value(call.version);
@@ -109,7 +112,7 @@ impl Firewall {
         isolation
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         match self.program.as_ref().filter(|_| marker(call).exists()) {
             Some(program) => {
                 let before = previous.to_value(call.version);
@@ -117,6 +120,10 @@ impl Firewall {
             }
             None => Ok(()),
         }
+    }
+
+    fn is_chained(&self) -> bool {
+        true
     }
 }
 

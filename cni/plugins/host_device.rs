@@ -6,14 +6,16 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::commands::{Choice, Commands};
 use super::interface;
 use super::with_undo;
 use crate::call::Call;
-use crate::conflist::{Search, is_link_name};
+use crate::external::Search;
 use crate::ipam::{self, Ipam};
+use crate::names::is_link_name;
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
-use crate::{Context, Error, Result, netns};
+use crate::{Context, Error, Result, keys, pod_link};
 
 /// The plugin's keys. One of them identifies the device.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -35,7 +37,7 @@ pub(crate) struct HostDevice {
 
 impl HostDevice {
     pub(super) fn compile(config: &Value, search: &Search) -> std::result::Result<Self, String> {
-        let keys: Keys = ipam::keys(config)?;
+        let keys: Keys = keys::parse(config)?;
         let named = [&keys.device, &keys.hwaddr, &keys.kernelpath, &keys.pci];
         let by_runtime = config.pointer("/capabilities/deviceID") == Some(&Value::Bool(true));
         if named.iter().all(|name| name.is_empty()) && !by_runtime {
@@ -47,27 +49,11 @@ impl HostDevice {
         Ok(Self { keys, ipam: Ipam::compile(config, search)? })
     }
 
-    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let device = self.device(call).await?;
-        let inside = self.move_to_pod(call, &device).await?;
-        let added = match ipam::allocate(self.ipam.as_ref(), call, config, &inside).await {
-            Ok(result) => self.configure(call, config, result).await,
-            Err(error) => Err(error),
-        };
-        match added {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
-                Err(with_undo(error, [return_to_host(call).await, addresses]))
-            }
-        }
-    }
-
     async fn configure(&self, call: &Call<'_>, config: &Value, mut result: CniResult) -> Result<CniResult> {
         for ip in &mut result.ips {
             ip.interface = Some(0);
         }
-        let link = netns::configure(call.pod_netns()?, call.interface, &result).await?.link;
+        let link = pod_link::configure(call.pod_netns()?, call.interface, &result).await?.link;
         let interface =
             crate::result::Interface { pci_id: self.pci(call).to_owned(), ..call.interface_of(&link) };
         result.interfaces = vec![interface];
@@ -92,7 +78,7 @@ impl HostDevice {
             return host.existing(&keys.device).await;
         }
         if !keys.hwaddr.is_empty() {
-            let mac = crate::call::parse_mac(&keys.hwaddr)?;
+            let mac = crate::mac::parse_mac(&keys.hwaddr)?;
             let link = host.links().await?.into_iter().find(|link| link.mac == mac);
             return link.ok_or_else(|| {
                 Error::Invalid(format!("hwaddr: link with address {} not found", keys.hwaddr))
@@ -113,21 +99,47 @@ impl HostDevice {
         let name = device.name.clone();
         host.change(device.index, "set the alias", |link| link.alias(name)).await?;
         host.move_to(device.index, call.pod_netns()?, call.interface).await?;
-        netns::open_with(call.pod_netns()?, call.interface).await
+        pod_link::open_with(call.pod_netns()?, call.interface).await
+    }
+}
+
+impl Commands for HostDevice {
+    fn read(_kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(config, search).map(Choice::BuiltIn)
     }
 
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+    async fn add(&self, call: &Call<'_>, config: &Value, _previous: CniResult) -> Result<CniResult> {
+        let device = self.device(call).await?;
+        let inside = self.move_to_pod(call, &device).await?;
+        let added = match ipam::allocate(self.ipam.as_ref(), call, config, &inside).await {
+            Ok(result) => self.configure(call, config, result).await,
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
+                Err(with_undo(error, [return_to_host(call).await, addresses]))
+            }
+        }
+    }
+
+    async fn del(&self, call: &Call<'_>, config: &Value, _previous: &CniResult) -> Result<()> {
         let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
         // The kernel returns a physical device at the end of the namespace, but with the pod's name for it, and deletes
         // virtual devices (veth, VLAN).
         return_to_host(call).await.and(addresses)
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         if let Some(ipam) = &self.ipam {
             ipam.check(call, config, previous).await?;
         }
         interface::check(call, previous).await.map(drop)
+    }
+
+    fn ipam(&self) -> Option<&Ipam> {
+        self.ipam.as_ref()
     }
 }
 

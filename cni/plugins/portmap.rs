@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::commands::{Choice, Commands};
 use crate::call::Call;
-use crate::ipam;
+use crate::external::{Search, find};
 use crate::nftables::conntrack;
 use crate::nftables::ports::{self, Mapping};
 use crate::result::CniResult;
-use crate::{Context, Error, Protocol, Result};
+use crate::{Context, Error, Protocol, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -57,7 +58,7 @@ impl Portmap {
     pub(super) fn compile(
         config: &Value,
     ) -> std::result::Result<std::result::Result<Self, &'static str>, String> {
-        let keys: Keys = ipam::keys(config)?;
+        let keys: Keys = keys::parse(config)?;
         let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         let foreign = [
             (keys.backend.as_deref().is_some_and(|backend| backend != "nftables"), "backend"),
@@ -72,8 +73,20 @@ impl Portmap {
             None => Ok(Self { snat: keys.snat }),
         })
     }
+}
 
-    pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
+impl Commands for Portmap {
+    fn read(_kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        match Self::compile(config)? {
+            Ok(portmap) => Ok(Choice::BuiltIn(portmap)),
+            // The key concerns rules of another firewall backend, which the program supports.
+            Err(key) => find("portmap", search).map(Choice::Program).map_err(|why| {
+                format!("{key}: not supported by the built-in portmap, which uses nftables directly; {why}")
+            }),
+        }
+    }
+
+    async fn add(&self, call: &Call<'_>, _config: &Value, previous: CniResult) -> Result<CniResult> {
         // The addresses may recently have belonged to another pod.
         call.host.forgetting.wait_for(&addresses(&previous)).await;
         let mappings = mappings(call, &previous)?;
@@ -96,10 +109,10 @@ impl Portmap {
             }
         }
         let udp = udp_ports(call);
-        match ports::apply(call, &mappings, self.snat).await {
+        match ports::apply(&call.rules(), &mappings, self.snat).await {
             Ok(()) => {}
             Err(error) => {
-                let undone = ports::remove(call, Some(&mappings)).await;
+                let undone = ports::remove(&call.rules(), Some(&mappings)).await;
                 return Err(super::with_undo(error, [undone]));
             }
         }
@@ -108,7 +121,25 @@ impl Portmap {
         Ok(previous)
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, previous: &CniResult) -> Result<()> {
+    async fn del(&self, call: &Call<'_>, _config: &Value, previous: &CniResult) -> Result<()> {
+        // The daemon has a record of the ports that it requested.
+        if call.namespace_ends && call.runtime.port_mappings.is_empty() {
+            return Ok(());
+        }
+        let recorded = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
+        let released = ports::remove(&call.rules(), recorded.as_deref()).await;
+        let forgotten = match call.namespace_ends {
+            true => {
+                call.host.forgetting.start(addresses(previous));
+                Ok(())
+            }
+            // A process that exits after the call removes the entries now.
+            false => conntrack::forget_pods(addresses(previous)).await,
+        };
+        released.and(forgotten).and(conntrack::forget_ports(udp_ports(call)).await)
+    }
+
+    async fn check(&self, call: &Call<'_>, _config: &Value, previous: &CniResult) -> Result<()> {
         for mapping in mappings(call, previous)? {
             if !ports::is_mapped(&mapping).await? {
                 let port = mapping.host_port;
@@ -117,24 +148,15 @@ impl Portmap {
         }
         Ok(())
     }
-}
 
-pub(super) async fn del(call: &Call<'_>, previous: &CniResult) -> Result<()> {
-    // The daemon has a record of the ports that it requested.
-    if call.namespace_ends && call.runtime.port_mappings.is_empty() {
-        return Ok(());
+    async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+        let any = !call.runtime.port_mappings.is_empty();
+        self.add(call, &Value::Null, result.clone()).await.map(|_| any)
     }
-    let recorded = mappings(call, previous).ok().filter(|all| call.knows_all && !all.is_empty());
-    let released = ports::remove(call, recorded.as_deref()).await;
-    let forgotten = match call.namespace_ends {
-        true => {
-            call.host.forgetting.start(addresses(previous));
-            Ok(())
-        }
-        // A process that exits after the call removes the entries now.
-        false => conntrack::forget_pods(addresses(previous)).await,
-    };
-    released.and(forgotten).and(conntrack::forget_ports(udp_ports(call)).await)
+
+    fn is_chained(&self) -> bool {
+        true
+    }
 }
 
 fn addresses(result: &CniResult) -> Vec<IpAddr> {

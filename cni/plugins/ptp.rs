@@ -7,15 +7,17 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::interface::{self, host_link};
+use super::commands::{Choice, Commands};
+use super::interface;
 use super::with_undo;
 use crate::call::Call;
-use crate::conflist::Search;
-use crate::ipam::{self, Ipam};
+use crate::external::Search;
+use crate::ipam::Ipam;
+use crate::names::host_link;
 use crate::netlink::links::Veth;
 use crate::nftables::masquerade;
 use crate::result::{CniResult, Interface, Route};
-use crate::{Error, Result, netns};
+use crate::{Error, Result, keys, netns, pod_link};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -44,22 +46,11 @@ impl Ptp {
         if ipam.is_none() {
             return Err("ipam: missing".to_owned());
         }
-        Ok(Self { keys: ipam::keys(config)?, ipam })
+        Ok(Self { keys: keys::parse(config)?, ipam })
     }
 
-    fn ipam(&self) -> Result<&Ipam> {
+    fn required_ipam(&self) -> Result<&Ipam> {
         self.ipam.as_ref().ok_or_else(|| Error::Invalid("ptp: ipam: missing".to_owned()))
-    }
-
-    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let addresses = self.ipam()?.add(call, config).await?;
-        match self.attach(call, config, addresses).await {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
-                Err(with_undo(error, [link, self.ipam()?.del(call, config).await]))
-            }
-        }
     }
 
     async fn attach(&self, call: &Call<'_>, config: &Value, mut result: CniResult) -> Result<CniResult> {
@@ -72,7 +63,7 @@ impl Ptp {
         let host_end = host.existing(&name).await?;
         host.set_up_as(host_end.index, &call.alias()).await?;
 
-        let inside = netns::open_with(netns, call.interface).await?;
+        let inside = pod_link::open_with(netns, call.interface).await?;
         let link = inside.existing(call.interface).await?;
         for ip in &mut result.ips {
             ip.interface = Some(1);
@@ -95,7 +86,7 @@ impl Ptp {
             host.add_route(host_end.index, &route, None).await?;
         }
         if self.keys.ip_masq {
-            masquerade::apply(call, &result).await?;
+            masquerade::apply(&call.rules(), &result).await?;
         }
         let host_interface = Interface {
             name: name.clone(),
@@ -130,25 +121,52 @@ impl Ptp {
         }
         Ok(())
     }
+}
 
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        let link = super::bridge::detach(call).await;
-        let rules = if self.keys.ip_masq { masquerade::remove(call, previous).await } else { Ok(()) };
-        // The address is released when nothing reaches the pod through it any longer.
-        link.and(rules)?;
-        self.ipam()?.del(call, config).await
+impl Commands for Ptp {
+    fn read(_kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(config, search).map(Choice::BuiltIn)
     }
 
-    pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+    async fn add(&self, call: &Call<'_>, config: &Value, _previous: CniResult) -> Result<CniResult> {
+        let addresses = self.required_ipam()?.add(call, config).await?;
+        match self.attach(call, config, addresses).await {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
+                Err(with_undo(error, [link, self.required_ipam()?.del(call, config).await]))
+            }
+        }
+    }
+
+    async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        let link = super::bridge::detach(call).await;
+        let rules =
+            if self.keys.ip_masq { masquerade::remove(&call.rules(), previous).await } else { Ok(()) };
+        // The address is released when nothing reaches the pod through it any longer.
+        link.and(rules)?;
+        self.required_ipam()?.del(call, config).await
+    }
+
+    async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
         if self.keys.ip_masq {
-            masquerade::apply(call, result).await?;
+            masquerade::apply(&call.rules(), result).await?;
         }
         Ok(self.keys.ip_masq)
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        self.ipam()?.check(call, config, previous).await?;
+    async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        self.required_ipam()?.check(call, config, previous).await?;
         call.host.links.existing(&host_link(call.container, call.interface)).await?;
         interface::check(call, previous).await.map(drop)
+    }
+
+    fn ipam(&self) -> Option<&Ipam> {
+        self.ipam.as_ref()
+    }
+
+    fn routes_by(&self) -> Option<String> {
+        // Each pod has a separate link with such a name.
+        Some(host_link("0000000000000", "eth0"))
     }
 }

@@ -7,11 +7,13 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::commands::{Choice, Commands};
 use crate::call::Call;
+use crate::external::Search;
 use crate::netlink::Netlink;
 use crate::netlink::routes::MAIN;
 use crate::result::{CniResult, Route};
-use crate::{Error, Result, ipam};
+use crate::{Error, Result, keys};
 
 /// The first routing table of this plugin (the number of the reference plugin).
 const FIRST: u32 = 100;
@@ -28,14 +30,20 @@ pub(crate) struct Sbr {
 
 impl Sbr {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
-        let keys: Self = ipam::keys(config)?;
+        let keys: Self = keys::parse(config)?;
         match keys.table {
             Some(0 | 253..=255) => Err("table: reserved by the kernel".to_owned()),
             _ => Ok(keys),
         }
     }
+}
 
-    pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
+impl Commands for Sbr {
+    fn read(_kind: &str, config: &Value, _search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(config).map(Choice::BuiltIn)
+    }
+
+    async fn add(&self, call: &Call<'_>, _config: &Value, previous: CniResult) -> Result<CniResult> {
         let inside = call.inside().await?;
         let link = inside.existing(call.interface).await?;
         let of_link = |route: &crate::netlink::routes::InstalledRoute| {
@@ -72,7 +80,7 @@ impl Sbr {
     }
 
     /// Removes the rules of the interface's addresses. Its routes are removed with it.
-    pub(super) async fn del(call: &Call<'_>) -> Result<()> {
+    async fn del(&self, call: &Call<'_>, _config: &Value, _previous: &CniResult) -> Result<()> {
         if call.netns.is_none() || call.namespace_ends {
             return Ok(());
         }
@@ -82,7 +90,7 @@ impl Sbr {
         remove_rules(&inside, &addresses).await
     }
 
-    pub(super) async fn check(call: &Call<'_>, previous: &CniResult) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, _config: &Value, previous: &CniResult) -> Result<()> {
         let rules = call.inside().await?.rules().await?;
         for ip in addresses_of(call, previous) {
             let address = ip.address.addr();
@@ -91,6 +99,10 @@ impl Sbr {
             }
         }
         Ok(())
+    }
+
+    fn is_chained(&self) -> bool {
+        true
     }
 }
 

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::call::{Call, first_mac, parse_mac};
-use crate::ipam::blocking;
+use super::commands::{Choice, Commands};
+use crate::call::Call;
+use crate::external::Search;
+use crate::files::blocking;
+use crate::mac::{first_mac, parse_mac};
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
-use crate::{Context, Error, Result, ipam, netns};
+use crate::{Context, Error, Result, keys, netns};
 
 /// The allowed sysctls, one regular expression per line, if the file exists (the reference plugin's path).
 const ALLOWED: &str = "/etc/cni/tuning/allowlist.conf";
@@ -63,7 +66,7 @@ fn with_arguments(config: &Value) -> Value {
 
 impl Tuning {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
-        let keys: Self = ipam::keys(&with_arguments(config))?;
+        let keys: Self = keys::parse(&with_arguments(config))?;
         for name in keys.sysctl.keys() {
             sysctl_file(name, "eth0").map_err(|why| format!("sysctl.{why}"))?;
         }
@@ -76,38 +79,6 @@ impl Tuning {
     fn requested_mac(&self, call: &Call<'_>, config: &Value) -> Result<Option<Vec<u8>>> {
         let of_args = config.pointer("/args/cni/mac").and_then(Value::as_str);
         first_mac([of_args, call.runtime.mac.as_deref(), call.argument_mac(), self.mac.as_deref()])
-    }
-
-    pub(super) async fn add(
-        &self,
-        call: &Call<'_>,
-        config: &Value,
-        mut previous: CniResult,
-    ) -> Result<CniResult> {
-        self.set_sysctls(call).await?;
-        let mac = self.requested_mac(call, config)?;
-        let inside = call.inside().await?;
-        let Some(link) = inside.link(call.interface).await? else {
-            return match mac.is_none() && self.mtu == 0 && !self.promisc {
-                true => Ok(previous),
-                false => Err(Error::Invalid(format!("tuning: interface {} not found", call.interface))),
-            };
-        };
-        self.record_original(call, &link, mac.is_some()).await?;
-        if let Some(mac) = &mac {
-            set_mac(&inside, &link, mac).await?;
-        }
-        self.change(&inside, &link).await?;
-        for interface in previous.interfaces.iter_mut().filter(|interface| is_pod_interface(interface, call))
-        {
-            if let Some(mac) = &mac {
-                interface.mac = Link { mac: mac.clone(), ..Link::default() }.mac_text();
-            }
-            if self.mtu != 0 {
-                interface.mtu = self.mtu;
-            }
-        }
-        Ok(previous)
     }
 
     async fn change(&self, inside: &Netlink, link: &Link) -> Result<()> {
@@ -183,8 +154,41 @@ impl Tuning {
         })
         .await
     }
+}
 
-    pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
+impl Commands for Tuning {
+    fn read(_kind: &str, config: &Value, _search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(config).map(Choice::BuiltIn)
+    }
+
+    async fn add(&self, call: &Call<'_>, config: &Value, mut previous: CniResult) -> Result<CniResult> {
+        self.set_sysctls(call).await?;
+        let mac = self.requested_mac(call, config)?;
+        let inside = call.inside().await?;
+        let Some(link) = inside.link(call.interface).await? else {
+            return match mac.is_none() && self.mtu == 0 && !self.promisc {
+                true => Ok(previous),
+                false => Err(Error::Invalid(format!("tuning: interface {} not found", call.interface))),
+            };
+        };
+        self.record_original(call, &link, mac.is_some()).await?;
+        if let Some(mac) = &mac {
+            set_mac(&inside, &link, mac).await?;
+        }
+        self.change(&inside, &link).await?;
+        for interface in previous.interfaces.iter_mut().filter(|interface| is_pod_interface(interface, call))
+        {
+            if let Some(mac) = &mac {
+                interface.mac = Link { mac: mac.clone(), ..Link::default() }.mac_text();
+            }
+            if self.mtu != 0 {
+                interface.mtu = self.mtu;
+            }
+        }
+        Ok(previous)
+    }
+
+    async fn del(&self, call: &Call<'_>, _config: &Value, _previous: &CniResult) -> Result<()> {
         let file = file(call);
         let original = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Original>(&text).ok());
         // The interface is removed with the namespace, unless it is a device of the host.
@@ -201,7 +205,7 @@ impl Tuning {
         .await
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, config: &Value, _previous: &CniResult) -> Result<()> {
         let failed = |why: String| Err(Error::Invalid(format!("tuning: {why}")));
         for (name, value) in &self.sysctl {
             let file = sysctl_file(name, call.interface).map_err(Error::Invalid)?;
@@ -224,6 +228,10 @@ impl Tuning {
             return failed("the interface is not promiscuous".to_owned());
         }
         Ok(())
+    }
+
+    fn is_chained(&self) -> bool {
+        true
     }
 }
 

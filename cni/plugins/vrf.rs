@@ -4,11 +4,13 @@ use netlink_packet_route::link::InfoKind;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::commands::{Choice, Commands};
 use crate::call::Call;
-use crate::conflist::is_link_name;
+use crate::external::Search;
+use crate::names::is_link_name;
 use crate::netlink::{Link, Netlink};
 use crate::result::CniResult;
-use crate::{Error, Result, ipam};
+use crate::{Error, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -21,7 +23,7 @@ pub(crate) struct Vrf {
 
 impl Vrf {
     pub(super) fn compile(config: &Value) -> std::result::Result<Self, String> {
-        let keys: Self = ipam::keys(config)?;
+        let keys: Self = keys::parse(config)?;
         match (is_link_name(&keys.name), keys.table) {
             (false, _) => Err(format!("vrfname: invalid link name {:?}", keys.name)),
             (true, Some(0 | 253..=255)) => Err("table: reserved by the kernel".to_owned()),
@@ -29,7 +31,31 @@ impl Vrf {
         }
     }
 
-    pub(super) async fn add(&self, call: &Call<'_>, previous: CniResult) -> Result<CniResult> {
+    /// Returns the VRF and creates it if necessary.
+    async fn vrf(&self, inside: &Netlink) -> Result<Link> {
+        if let Some(link) = inside.link(&self.name).await? {
+            if link.kind != Some(InfoKind::Vrf) {
+                return Err(Error::Invalid(format!("vrf: link {} exists and is not a VRF", self.name)));
+            }
+            if self.table.is_some() && link.table != self.table {
+                let why = format!("{} has the table {:?}", self.name, link.table.unwrap_or_default());
+                return Err(Error::Invalid(format!("table: {why}")));
+            }
+            return Ok(link);
+        }
+        let used: Vec<u32> = inside.links().await?.iter().filter_map(|link| link.table).collect();
+        let table = self.table.or_else(|| (1..).find(|table| !used.contains(table) && *table != 253));
+        inside.add_vrf(&self.name, table.unwrap_or(1)).await?;
+        inside.existing(&self.name).await
+    }
+}
+
+impl Commands for Vrf {
+    fn read(_kind: &str, config: &Value, _search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(config).map(Choice::BuiltIn)
+    }
+
+    async fn add(&self, call: &Call<'_>, _config: &Value, previous: CniResult) -> Result<CniResult> {
         let inside = call.inside().await?;
         let link = inside.existing(call.interface).await?;
         let vrf = self.vrf(&inside).await?;
@@ -53,25 +79,7 @@ impl Vrf {
         Ok(previous)
     }
 
-    /// Returns the VRF and creates it if necessary.
-    async fn vrf(&self, inside: &Netlink) -> Result<Link> {
-        if let Some(link) = inside.link(&self.name).await? {
-            if link.kind != Some(InfoKind::Vrf) {
-                return Err(Error::Invalid(format!("vrf: link {} exists and is not a VRF", self.name)));
-            }
-            if self.table.is_some() && link.table != self.table {
-                let why = format!("{} has the table {:?}", self.name, link.table.unwrap_or_default());
-                return Err(Error::Invalid(format!("table: {why}")));
-            }
-            return Ok(link);
-        }
-        let used: Vec<u32> = inside.links().await?.iter().filter_map(|link| link.table).collect();
-        let table = self.table.or_else(|| (1..).find(|table| !used.contains(table) && *table != 253));
-        inside.add_vrf(&self.name, table.unwrap_or(1)).await?;
-        inside.existing(&self.name).await
-    }
-
-    pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
+    async fn del(&self, call: &Call<'_>, _config: &Value, _previous: &CniResult) -> Result<()> {
         if call.netns.is_none() || call.namespace_ends {
             return Ok(());
         }
@@ -86,13 +94,17 @@ impl Vrf {
         if others { Ok(()) } else { inside.remove(&self.name).await }
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>) -> Result<()> {
+    async fn check(&self, call: &Call<'_>, _config: &Value, _previous: &CniResult) -> Result<()> {
         let inside = call.inside().await?;
         let (vrf, link) = (inside.existing(&self.name).await?, inside.existing(call.interface).await?);
         match link.controller == Some(vrf.index) {
             true => Ok(()),
             false => Err(Error::Invalid(format!("vrf: {} is not in {}", call.interface, self.name))),
         }
+    }
+
+    fn is_chained(&self) -> bool {
+        true
     }
 }
 

@@ -2,7 +2,7 @@
 //! administrators do so with nftables. A rule of berth's table can drop packets, but cannot accept what another table
 //! drops.
 //!
-//! * this file: foreign chains, and a packet's path through them; [`rule`]: the evaluation of one rule; [`legacy`]: the
+//! * this file: a packet's path through them; [`rule`]: the evaluation of one rule; [`legacy`]: the
 //!   rules of an iptables that does not use nftables
 
 mod legacy;
@@ -12,8 +12,10 @@ use std::io;
 
 use ipnet::IpNet;
 
-use super::message::{Family, GET_CHAIN, GET_ELEMENT, GET_RULE, attribute, list, text_of};
-use super::table::TABLE;
+use super::TABLE;
+use super::chains::{InstalledChain, chains};
+use super::message::{Family, GET_ELEMENT, GET_RULE, list};
+use crate::attributes::{attribute, attributes, text_of};
 use rule::{Match, Outcome, Rule};
 
 /// `NF_INET_FORWARD`.
@@ -21,17 +23,6 @@ const FORWARD: u32 = 2;
 
 /// The maximum depth of jumps between chains (the kernel's `NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
-
-/// A chain of any program.
-#[derive(Clone, Debug)]
-pub(super) struct InstalledChain {
-    pub(super) table: String,
-    pub(super) name: String,
-    /// The hook (`NF_INET_*`) and the priority, of a base chain.
-    hook: Option<(u32, i32)>,
-    /// The verdict on packets that no rule decides: 0 is drop.
-    policy: Option<u32>,
-}
 
 /// Returns a foreign chain at a hook that drops every packet which it has no rule for.
 pub(super) fn closing_chain(hook: u32) -> io::Result<Option<String>> {
@@ -44,25 +35,6 @@ pub(super) fn closing_chain(hook: u32) -> io::Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-/// Lists the chains of a family.
-pub(super) fn chains(family: Family) -> io::Result<Vec<InstalledChain>> {
-    let bodies = list(family, GET_CHAIN, |_| {})?;
-    let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
-    let parsed = bodies.iter().filter_map(|body| {
-        let hook = attribute(body, 4).and_then(|hook| {
-            let at = attribute(hook, 1).and_then(number)?;
-            Some((at, attribute(hook, 2).and_then(number).map_or(0, u32::cast_signed)))
-        });
-        Some(InstalledChain {
-            table: text_of(attribute(body, 1)?),
-            name: text_of(attribute(body, 3)?),
-            hook,
-            policy: attribute(body, 5).and_then(number),
-        })
-    });
-    Ok(parsed.collect())
 }
 
 /// The first packet of a connection from a pod to another host.
@@ -166,8 +138,7 @@ impl Table<'_> {
             m.text(1, self.name);
             m.text(2, set);
         })?;
-        let elements =
-            bodies.iter().filter_map(|body| attribute(body, 3)).flat_map(super::message::attributes);
+        let elements = bodies.iter().filter_map(|body| attribute(body, 3)).flat_map(attributes);
         Ok(elements.filter_map(|(_, element)| Some(attribute(attribute(element, 1)?, 1)?.to_vec())).collect())
     }
 }

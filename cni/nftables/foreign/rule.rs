@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
-use super::super::message::{attribute, attributes, text_of};
 use super::Packet;
+use crate::attributes::{attribute, attributes, text_of};
 
 /// Whether a packet matches a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,9 @@
 //! The plugin `bridge`: a veth pair whose host end is a port of a bridge.
 //!
-//! * this file: the plugin; [`keys`]: the configuration
-//! * [`make`]: the bridge itself; [`ready`]: whether it is still in the configured state; [`port`]: a pod's port
+//! * this file: the plugin; [`port`]: a pod's port
+//! * the bridge itself: [`crate::bridges`]
 
-mod keys;
-mod make;
 mod port;
-mod ready;
 
 use std::collections::BTreeSet;
 
@@ -14,20 +11,20 @@ use futures_util::future::join;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::interface::{self, host_link};
+use super::commands::{Choice, Commands};
+use super::interface;
 use super::with_undo;
-use crate::call::{Call, parse_mac};
-use crate::conflist::Search;
-use crate::ipam::host_local::nth;
+use crate::addresses::nth;
+use crate::bridges::{Keys, Made};
+use crate::call::Call;
+use crate::external::Search;
 use crate::ipam::{self, Ipam};
+use crate::mac::parse_mac;
+use crate::names::host_link;
 use crate::netlink::Link;
 use crate::nftables::{masquerade, spoof};
 use crate::result::{CniResult, Interface, Ip, Route};
-use crate::{Error, Result, netns};
-
-use keys::Keys;
-use make::Made;
-pub(crate) use ready::Ready;
+use crate::{Error, Result, pod_link};
 
 /// The plugin.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,22 +43,6 @@ impl Bridge {
         Ok(Self { keys, ipam })
     }
 
-    pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
-        let addresses = match &self.ipam {
-            Some(ipam) if ipam.needs_link() => None,
-            Some(ipam) => Some(ipam.add(call, config).await?),
-            None => Some(CniResult::default()),
-        };
-        match self.attach(call, config, addresses).await {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
-                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
-                Err(with_undo(error, [addresses, link]))
-            }
-        }
-    }
-
     /// Attaches a pod. If `addresses` is `None`, they are requested over the new link.
     async fn attach(
         &self,
@@ -78,7 +59,7 @@ impl Bridge {
         let (port, pod) = match late_ipam {
             Some(ipam) => {
                 let port = self.host_end(call, &name).await?;
-                let inside = netns::open_with(call.pod_netns()?, call.interface).await?;
+                let inside = pod_link::open_with(call.pod_netns()?, call.interface).await?;
                 result = ipam::allocate(Some(ipam), call, config, &inside).await?;
                 self.complete(&mut result);
                 made = self.bridge(call, &result.ips, true).await?;
@@ -117,19 +98,9 @@ impl Bridge {
 
     async fn masquerade(&self, call: &Call<'_>, result: &CniResult) -> Result<()> {
         match self.keys.ip_masq {
-            true => masquerade::apply(call, result).await,
+            true => masquerade::apply(&call.rules(), result).await,
             false => Ok(()),
         }
-    }
-
-    pub(super) async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
-        if self.keys.macspoofchk {
-            let in_pod = result.of_pod().find(|(_, interface)| interface.name == call.interface);
-            let mac = in_pod.map(|(_, interface)| parse_mac(&interface.mac)).transpose()?;
-            spoof::allow(call, &host_link(call.container, call.interface), &mac.unwrap_or_default()).await?;
-        }
-        self.masquerade(call, result).await?;
-        Ok(self.keys.ip_masq || self.keys.macspoofchk)
     }
 
     /// Completes the result: the interface of the addresses, gateways, a default route.
@@ -162,12 +133,6 @@ impl Bridge {
         host.ready.bridge(&host.links, &self.keys, &self.gateways(&result.ips)?, false).await.map(drop)
     }
 
-    /// See [`super::Plugin::routes_by`].
-    pub(super) fn routes_by(&self) -> Option<String> {
-        let by = if self.keys.vlan == 0 { self.keys.bridge.clone() } else { self.keys.vlan_link() };
-        self.keys.is_gateway.then_some(by)
-    }
-
     /// The bridge's name.
     pub(crate) fn name(&self) -> &str {
         &self.keys.bridge
@@ -181,19 +146,6 @@ impl Bridge {
                 IpNet::new(gateway, length).map_err(|error| Error::Invalid(error.to_string()))
             })
             .collect()
-    }
-
-    pub(super) async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
-        let over_link = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
-        // A lease is released over the link.
-        let lease = ipam::release(over_link, call, config).await;
-        let link = self.disconnect(call, previous).await;
-        let masquerade = if self.keys.ip_masq { masquerade::remove(call, previous).await } else { Ok(()) };
-        let name = host_link(call.container, call.interface);
-        let spoof = if self.keys.macspoofchk { spoof::remove(call, &name, previous).await } else { Ok(()) };
-        // The address is released when nothing reaches the pod through it any longer.
-        lease.and(link).and(masquerade).and(spoof)?;
-        ipam::release(self.ipam.as_ref().filter(|_| over_link.is_none()), call, config).await
     }
 
     /// Disconnects the pod and deletes the host's neighbour entries of its addresses.
@@ -216,7 +168,64 @@ impl Bridge {
         .await
     }
 
-    pub(super) async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+    /// Removes the links that all pods of the network share.
+    pub(crate) async fn teardown(&self, host: &crate::host::Host) -> Result<()> {
+        host.ready.forget(&self.keys.bridge).await;
+        if self.keys.vlan != 0 {
+            host.links.remove(&self.keys.vlan_link()).await?;
+        }
+        host.links.remove(&self.keys.bridge).await
+    }
+}
+
+impl Commands for Bridge {
+    fn read(_kind: &str, config: &Value, search: &Search) -> std::result::Result<Choice<Self>, String> {
+        Self::compile(config, search).map(Choice::BuiltIn)
+    }
+
+    async fn add(&self, call: &Call<'_>, config: &Value, _previous: CniResult) -> Result<CniResult> {
+        let addresses = match &self.ipam {
+            Some(ipam) if ipam.needs_link() => None,
+            Some(ipam) => Some(ipam.add(call, config).await?),
+            None => Some(CniResult::default()),
+        };
+        match self.attach(call, config, addresses).await {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let addresses = ipam::release(self.ipam.as_ref(), call, config).await;
+                let link = call.host.links.remove(&host_link(call.container, call.interface)).await;
+                Err(with_undo(error, [addresses, link]))
+            }
+        }
+    }
+
+    async fn restore(&self, call: &Call<'_>, result: &CniResult) -> Result<bool> {
+        if self.keys.macspoofchk {
+            let in_pod = result.of_pod().find(|(_, interface)| interface.name == call.interface);
+            let mac = in_pod.map(|(_, interface)| parse_mac(&interface.mac)).transpose()?;
+            spoof::allow(&call.rules(), &host_link(call.container, call.interface), &mac.unwrap_or_default())
+                .await?;
+        }
+        self.masquerade(call, result).await?;
+        Ok(self.keys.ip_masq || self.keys.macspoofchk)
+    }
+
+    async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
+        let over_link = self.ipam.as_ref().filter(|ipam| ipam.needs_link());
+        // A lease is released over the link.
+        let lease = ipam::release(over_link, call, config).await;
+        let link = self.disconnect(call, previous).await;
+        let masquerade =
+            if self.keys.ip_masq { masquerade::remove(&call.rules(), previous).await } else { Ok(()) };
+        let name = host_link(call.container, call.interface);
+        let spoof =
+            if self.keys.macspoofchk { spoof::remove(&call.rules(), &name, previous).await } else { Ok(()) };
+        // The address is released when nothing reaches the pod through it any longer.
+        lease.and(link).and(masquerade).and(spoof)?;
+        ipam::release(self.ipam.as_ref().filter(|_| over_link.is_none()), call, config).await
+    }
+
+    async fn check(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()> {
         if let Some(ipam) = &self.ipam {
             ipam.check(call, config, previous).await?;
         }
@@ -230,13 +239,13 @@ impl Bridge {
         interface::check(call, previous).await.map(drop)
     }
 
-    /// Removes the links that all pods of the network share.
-    pub(crate) async fn teardown(&self, host: &crate::host::Host) -> Result<()> {
-        host.ready.forget(&self.keys.bridge).await;
-        if self.keys.vlan != 0 {
-            host.links.remove(&self.keys.vlan_link()).await?;
-        }
-        host.links.remove(&self.keys.bridge).await
+    fn ipam(&self) -> Option<&Ipam> {
+        self.ipam.as_ref()
+    }
+
+    fn routes_by(&self) -> Option<String> {
+        let by = if self.keys.vlan == 0 { self.keys.bridge.clone() } else { self.keys.vlan_link() };
+        self.keys.is_gateway.then_some(by)
     }
 }
 

@@ -8,14 +8,16 @@ use std::time::Duration;
 use futures_util::future::try_join;
 
 use super::Bridge;
-use super::make::Made;
-use crate::call::{Call, first_mac};
+use crate::bridges::Made;
+use crate::call::Call;
+use crate::mac::first_mac;
+use crate::names::host_link;
 use crate::netlink::links::Veth;
 use crate::netlink::monitor::{Group, Monitor};
 use crate::netlink::{Link, Netlink};
-use crate::netns::Configured;
 use crate::nftables::spoof;
-use crate::plugins::interface::{self, host_link};
+use crate::plugins::interface;
+use crate::pod_link::{self, Configured};
 use crate::result::{CniResult, Ip};
 use crate::{Context, Error, Result, netns};
 
@@ -102,8 +104,8 @@ impl Bridge {
         }
         self.keys.set_vlans(host, &port).await?;
         if self.keys.macspoofchk {
-            let pod_end = netns::link(call.pod_netns()?, call.interface).await?;
-            spoof::allow(call, name, &pod_end.mac).await?;
+            let pod_end = pod_link::link(call.pod_netns()?, call.interface).await?;
+            spoof::allow(&call.rules(), name, &pod_end.mac).await?;
         }
         host.set_up_as(port.index, &call.alias()).await?;
         Ok(port)
@@ -113,11 +115,11 @@ impl Bridge {
         let (netns, interface) = (call.pod_netns()?, call.interface);
         match (self.keys.disable_container_interface, self.keys.enable_dad) {
             (true, _) => {
-                let inside = netns::open_with(netns, interface).await?;
+                let inside = pod_link::open_with(netns, interface).await?;
                 Ok(Configured { link: inside.existing(interface).await?, inside })
             }
             (false, true) => interface::configure_detecting(netns, interface, result).await,
-            (false, false) => netns::configure(netns, interface, result).await,
+            (false, false) => pod_link::configure(netns, interface, result).await,
         }
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::conflist::is_link_name;
-use crate::ipam;
+use crate::keys;
+use crate::names::is_link_name;
 
 /// The highest VLAN id (IEEE 802.1Q).
 const HIGHEST_VLAN: u16 = 4094;
@@ -14,26 +14,26 @@ const HIGHEST_VLAN: u16 = 4094;
 /// The configuration of a bridge and its ports.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Keys {
-    pub(super) bridge: String,
-    pub(super) is_gateway: bool,
-    pub(super) is_default_gateway: bool,
-    pub(super) force_address: bool,
-    pub(super) ip_masq: bool,
+pub(crate) struct Keys {
+    pub(crate) bridge: String,
+    pub(crate) is_gateway: bool,
+    pub(crate) is_default_gateway: bool,
+    pub(crate) force_address: bool,
+    pub(crate) ip_masq: bool,
     mtu: u32,
-    pub(super) hairpin_mode: bool,
-    pub(super) promisc_mode: bool,
-    pub(super) vlan: u16,
+    pub(crate) hairpin_mode: bool,
+    pub(crate) promisc_mode: bool,
+    pub(crate) vlan: u16,
     vlan_trunk: Vec<Trunk>,
-    pub(super) preserve_default_vlan: bool,
-    pub(super) macspoofchk: bool,
+    pub(crate) preserve_default_vlan: bool,
+    pub(crate) macspoofchk: bool,
     #[serde(rename = "enabledad")]
-    pub(super) enable_dad: bool,
-    pub(super) disable_container_interface: bool,
-    pub(super) port_isolation: bool,
+    pub(crate) enable_dad: bool,
+    pub(crate) disable_container_interface: bool,
+    pub(crate) port_isolation: bool,
     /// The VLAN ids of `vlanTrunk`.
     #[serde(skip)]
-    pub(super) trunk: BTreeSet<u16>,
+    pub(crate) trunk: BTreeSet<u16>,
 }
 
 impl Default for Keys {
@@ -71,8 +71,8 @@ struct Trunk {
 }
 
 impl Keys {
-    pub(super) fn compile(config: &Value) -> Result<Self, String> {
-        let mut keys: Self = ipam::keys(config)?;
+    pub(crate) fn compile(config: &Value) -> Result<Self, String> {
+        let mut keys: Self = keys::parse(config)?;
         keys.is_gateway |= keys.is_default_gateway;
         if !is_link_name(&keys.bridge) {
             return Err(format!("bridge: invalid link name {:?}", keys.bridge));
@@ -87,21 +87,21 @@ impl Keys {
         Ok(keys)
     }
 
-    pub(super) fn has_vlans(&self) -> bool {
+    pub(crate) fn has_vlans(&self) -> bool {
         self.vlan != 0 || !self.trunk.is_empty()
     }
 
     /// Whether a pod's port must be protected before the pod may send.
-    pub(super) fn is_guarded(&self) -> bool {
+    pub(crate) fn is_guarded(&self) -> bool {
         self.macspoofchk || self.port_isolation || self.has_vlans()
     }
 
-    pub(super) fn mtu(&self) -> Option<u32> {
+    pub(crate) fn mtu(&self) -> Option<u32> {
         Some(self.mtu).filter(|mtu| *mtu != 0)
     }
 
     /// The link through which the host is in the pods' VLAN.
-    pub(super) fn vlan_link(&self) -> String {
+    pub(crate) fn vlan_link(&self) -> String {
         format!("{}.{}", self.bridge, self.vlan)
     }
 }

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::index::Index;
-use crate::call::RangeEntry as Range;
+use crate::runtime_config::RangeEntry as Range;
 
 /// The gateway of a range. Default: the first address of the subnet.
 pub(super) fn gateway(range: &Range) -> IpAddr {
@@ -31,7 +30,7 @@ pub(super) fn number(address: IpAddr) -> u128 {
 }
 
 /// The address of a family that has this number.
-fn address(number: u128, v4: bool) -> Option<IpAddr> {
+pub(super) fn address(number: u128, v4: bool) -> Option<IpAddr> {
     match v4 {
         true => u32::try_from(number).ok().map(|number| IpAddr::V4(number.into())),
         false => Some(IpAddr::V6(number.into())),
@@ -39,7 +38,7 @@ fn address(number: u128, v4: bool) -> Option<IpAddr> {
 }
 
 /// The first and the last address of a range that pods can have.
-fn bounds(range: &Range) -> (IpAddr, IpAddr) {
+pub(super) fn bounds(range: &Range) -> (IpAddr, IpAddr) {
     let first = range.range_start.unwrap_or_else(|| nth(range.subnet, 1));
     // The last address of an IPv4 subnet is its broadcast address.
     let last = range.range_end.unwrap_or_else(|| match range.subnet.broadcast() {
@@ -54,39 +53,8 @@ pub(super) fn contains(range: &Range, address: IpAddr) -> bool {
     address.is_ipv4() == first.is_ipv4() && first <= address && address <= last
 }
 
-/// Returns the first free address after the last allocated one, wrapping around, so that an address is reused as late
-/// as possible. If the last one is in none of the ranges (the ranges are new, or it is of the other family), the search
-/// begins at their start.
-pub(super) fn next_free<'a>(
-    ranges: &'a [Range],
-    last: Option<IpAddr>,
-    index: &Index,
-) -> Option<(IpAddr, &'a Range)> {
-    let in_last = last.and_then(|last| {
-        let at = ranges.iter().position(|range| contains(range, last))?;
-        Some((at, number(last).checked_add(1)))
-    });
-    let after = in_last.into_iter().flat_map(|(at, start)| {
-        let rest = ranges.iter().skip(at + 1).map(|range| (range, Some(number(bounds(range).0))));
-        ranges.get(at).map(|range| (range, start)).into_iter().chain(rest)
-    });
-    let all = ranges.iter().map(|range| (range, Some(number(bounds(range).0))));
-    after.chain(all).find_map(|(range, start)| Some((free_in(range, start?, index)?, range)))
-}
-
-/// Returns the first free address of a range from a number on.
-fn free_in(range: &Range, start: u128, index: &Index) -> Option<IpAddr> {
-    let ((_, last), gateway) = (bounds(range), gateway(range));
-    let allocated = index.allocated(last.is_ipv4());
-    let mut free = allocated.next_free(start)?;
-    if free == number(gateway) {
-        free = allocated.next_free(free.checked_add(1)?)?;
-    }
-    (free <= number(last)).then(|| address(free, last.is_ipv4())).flatten()
-}
-
 /// Checks a range.
-pub(super) fn check(range: &Range) -> std::result::Result<(), String> {
+pub(crate) fn check(range: &Range) -> std::result::Result<(), String> {
     let subnet = range.subnet;
     if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
         return Err(format!("subnet: no room for pods in {subnet}"));
@@ -115,7 +83,7 @@ pub(super) fn check(range: &Range) -> std::result::Result<(), String> {
 }
 
 /// Rejects sets that overlap: an address could be allocated from both.
-pub(super) fn overlaps(sets: &[Vec<Range>]) -> std::result::Result<(), String> {
+pub(crate) fn overlaps(sets: &[Vec<Range>]) -> std::result::Result<(), String> {
     for (at, set) in sets.iter().enumerate() {
         for (other_at, other) in sets.iter().enumerate().skip(at + 1) {
             let meet = |range: &Range| {

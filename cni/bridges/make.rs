@@ -6,23 +6,22 @@ use std::os::fd::AsFd;
 use ipnet::IpNet;
 use netlink_packet_route::link::InfoKind;
 
-use super::super::interface;
 use super::keys::Keys;
 use crate::netlink::links::Veth;
 use crate::netlink::{Link, Netlink};
-use crate::{Context, Error, Result, netns};
+use crate::{Context, Error, Result, forwarding, names, netns};
 
 /// A bridge in the configured state.
 #[derive(Clone, Debug)]
-pub(super) struct Made {
-    pub(super) bridge: Link,
+pub(crate) struct Made {
+    pub(crate) bridge: Link,
     /// The link with the gateways' addresses: the bridge, or a link in the pods' VLAN.
-    pub(super) gateway: Link,
+    pub(crate) gateway: Link,
 }
 
 impl Keys {
     /// Creates the bridge if necessary, adds the gateways' addresses, brings it up and enables forwarding on the host.
-    pub(super) async fn make(&self, host: &Netlink, gateways: &BTreeSet<IpNet>) -> Result<Made> {
+    pub(crate) async fn make(&self, host: &Netlink, gateways: &BTreeSet<IpNet>) -> Result<Made> {
         let name = &self.bridge;
         if host.link(name).await?.is_none() {
             host.add_bridge(name, self.mtu(), self.has_vlans()).await?;
@@ -42,8 +41,8 @@ impl Keys {
         };
         for gateway in gateways {
             self.add_gateway_address(host, &of_gateways, *gateway).await?;
-            interface::forward(gateway.addr().is_ipv4())?;
-            interface::forward_from(&of_gateways.name, gateway.addr().is_ipv4())?;
+            forwarding::enable(gateway.addr().is_ipv4())?;
+            forwarding::enable_from(&of_gateways.name, gateway.addr().is_ipv4())?;
         }
         // Read its current state.
         let bridge = host.existing(name).await?;
@@ -89,7 +88,7 @@ impl Keys {
         }
         let own =
             std::fs::File::open("/proc/thread-self/ns/net").doing("open the host's network namespace")?;
-        let port = format!("bp{:013x}", interface::hash(&[&name]) >> 12);
+        let port = format!("bp{:013x}", names::hash(&[&name]) >> 12);
         let veth = Veth {
             host: &port,
             pod: &name,
@@ -110,7 +109,7 @@ impl Keys {
     }
 
     /// Sets the VLANs of a port: that of the pods for untagged packets, and those of the trunk.
-    pub(super) async fn set_vlans(&self, host: &Netlink, port: &Link) -> Result<()> {
+    pub(crate) async fn set_vlans(&self, host: &Netlink, port: &Link) -> Result<()> {
         /// The VLAN of a new bridge port (`default_pvid` of the kernel's bridge).
         const DEFAULT: u16 = 1;
         if !self.has_vlans() {

@@ -13,8 +13,7 @@ use super::keys::Keys;
 use super::make::Made;
 use crate::netlink::Netlink;
 use crate::netlink::monitor::{Change, Group, Heard, Monitor};
-use crate::plugins::interface;
-use crate::{Context, Result};
+use crate::{Context, Result, forwarding};
 
 /// The interval between repairs after a failure, when the network's status is requested.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -129,7 +128,7 @@ impl Ready {
 
     /// Returns the bridge of a configuration in its configured state, with some gateways. `again` ignores the known
     /// state.
-    pub(super) async fn bridge(
+    pub(crate) async fn bridge(
         &self,
         host: &Netlink,
         keys: &Keys,
@@ -173,14 +172,14 @@ impl Ready {
         let mut state = self.state.lock().await;
         self.take_in(&mut state);
         if self.monitor.is_none() || !state.forwarding.contains(&v4) {
-            interface::forward(v4)?;
+            forwarding::enable(v4)?;
             state.forwarding.insert(v4);
         }
         Ok(())
     }
 
     /// Discards the state of a bridge that is to be removed.
-    pub(super) async fn forget(&self, bridge: &str) {
+    pub(crate) async fn forget(&self, bridge: &str) {
         self.state.lock().await.bridges.remove(bridge);
         self.note(bridge, None);
     }
@@ -210,7 +209,7 @@ impl Ready {
         let had_forwarding = state.forwarding.clone();
         self.take_in(&mut state);
         for v4 in had_forwarding {
-            if !state.forwarding.contains(&v4) && interface::forward(v4).is_ok() {
+            if !state.forwarding.contains(&v4) && forwarding::enable(v4).is_ok() {
                 tracing::warn!(ipv4 = v4, "IP forwarding was disabled: enabled it again");
                 state.forwarding.insert(v4);
             }

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::inotify::{self, ReadFlags};
 use rustix::io::Errno;
 
+use super::owner::Owner;
 use super::ranges::number;
 use super::runs::Runs;
-use super::store::Owner;
 use crate::watch::changes_in;
 use crate::{Context, Result};
 

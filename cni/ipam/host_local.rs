@@ -1,14 +1,5 @@
-//! The IPAM plugin `host-local`: one file per address in a folder per network. The format is that of the reference
-//! plugin, so a node that used that plugin keeps its addresses.
-//!
-//! * this file: the keys, and the plugin
-//! * [`ranges`]: arithmetic of ranges; [`store`]: the owners of addresses, on disk; [`index`]: the same in memory;
-//!   [`runs`]: which numbers are free
-
-mod index;
-mod ranges;
-mod runs;
-mod store;
+//! The IPAM plugin `host-local`: ranges of this host's addresses. A node that used the reference plugin keeps its
+//! addresses: see [`crate::addresses`].
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -18,15 +9,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::requested;
-use crate::call::{Call, RangeEntry as Range};
+use crate::addresses::{Owner, Store, check, overlaps};
+use crate::call::Call;
+use crate::files::blocking;
 use crate::host::Host;
 use crate::result::{CniResult, Route};
-use crate::{Error, Result};
-
-pub(crate) use index::Indexes;
-pub(crate) use ranges::nth;
-use ranges::{check, overlaps};
-pub(crate) use store::{Owner, Store};
+use crate::runtime_config::RangeEntry as Range;
+use crate::{Error, Result, keys};
 
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -46,7 +35,7 @@ pub(crate) struct HostLocal {
 impl HostLocal {
     /// Parses and checks the keys. If `dynamic`, a runtime may pass ranges: none are required.
     pub(super) fn compile(ipam: &Value, dynamic: bool) -> std::result::Result<Self, String> {
-        let mut keys: Self = super::keys(ipam)?;
+        let mut keys: Self = keys::parse(ipam)?;
         if let Some(subnet) = keys.subnet.take() {
             let range = Range {
                 subnet,
@@ -91,9 +80,9 @@ impl HostLocal {
     /// Allocates addresses. They are on disk before they are used.
     pub(super) async fn add(&self, call: &Call<'_>, config: &Value) -> Result<CniResult> {
         let (store, ranges) = (self.store_of(call), self.all_ranges(call)?);
-        let (owner, requested) = (Owner::of(call), requested(call, config)?);
+        let (owner, requested) = (owner_of(call), requested(call, config)?);
         let requested: Vec<IpAddr> = requested.into_iter().map(|(address, _)| address).collect();
-        let ips = super::blocking(move || store.allocate(&ranges, &owner, &requested)).await?;
+        let ips = blocking(move || store.allocate(&ranges, &owner, &requested)).await?;
         let dns = match &self.resolv_conf {
             Some(file) => super::resolv_conf(file)?,
             None => crate::result::Dns::default(),
@@ -102,17 +91,21 @@ impl HostLocal {
     }
 
     pub(super) async fn del(&self, call: &Call<'_>) -> Result<()> {
-        let (store, owner) = (self.store_of(call), Owner::of(call));
-        super::blocking(move || store.release(&owner)).await
+        let (store, owner) = (self.store_of(call), owner_of(call));
+        blocking(move || store.release(&owner)).await
     }
 
     pub(super) async fn check(&self, call: &Call<'_>) -> Result<()> {
-        let (store, owner) = (self.store_of(call), Owner::of(call));
-        match super::blocking(move || store.has(&owner)).await? {
+        let (store, owner) = (self.store_of(call), owner_of(call));
+        match blocking(move || store.has(&owner)).await? {
             true => Ok(()),
             false => Err(Error::Invalid(format!("host-local: {} has no address", call.container))),
         }
     }
+}
+
+fn owner_of(call: &Call<'_>) -> Owner {
+    Owner { container: call.container.to_owned(), interface: call.interface.to_owned() }
 }
 
 #[cfg(test)]
@@ -125,7 +118,7 @@ mod tests {
     fn the_keys_are_checked() {
         let compile = |keys: Value| HostLocal::compile(&keys, false);
         let old = compile(json!({ "subnet": "10.2.0.0/24", "gateway": "10.2.0.254" })).unwrap();
-        assert_eq!(ranges::gateway(&old.ranges[0][0]).to_string(), "10.2.0.254");
+        assert_eq!(old.ranges[0][0].gateway, "10.2.0.254".parse().ok());
         for (keys, why) in [
             (json!({}), "ranges: must not be empty"),
             (json!({ "ranges": [[{ "subnet": "10.0.0.0/31" }]] }), "no room"),
