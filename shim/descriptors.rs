@@ -48,12 +48,7 @@ pub fn reserve(what: &str) -> Result<Permit, CriError> {
     let reserved = RESERVED.fetch_add(PER_OPERATION, Ordering::AcqRel) + PER_OPERATION;
     let permit = Permit(());
     let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(permit) };
-    // The kernel assigns the lowest free number: all numbers below it are in use.
-    let lowest = rustix::io::fcntl_dupfd_cloexec(std::io::stderr().as_fd(), 3);
-    let open = match &lowest {
-        Ok(fd) => u64::try_from(std::os::fd::AsRawFd::as_raw_fd(fd)).unwrap_or(0),
-        Err(_) => limit,
-    };
+    let open = open_files(limit);
     if open + reserved + RESERVE.min(limit / 4) < limit {
         return Ok(permit);
     }
@@ -64,6 +59,20 @@ pub fn reserve(what: &str) -> Result<Permit, CriError> {
              (RLIMIT_NOFILE, LimitNOFILE= of its service)"
         ),
     ))
+}
+
+/// Returns the number of open files, at least: the kernel assigns the lowest free number, so all numbers below it are in use.
+fn open_files(limit: u64) -> u64 {
+    match rustix::io::fcntl_dupfd_cloexec(std::io::stderr().as_fd(), 3) {
+        Ok(fd) => u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&fd)).unwrap_or(0),
+        Err(_) => limit,
+    }
+}
+
+/// Returns whether a client may connect. Clients must not take the descriptors that an operation of another client needs.
+#[must_use]
+pub fn have_room_for_client() -> bool {
+    getrlimit(Resource::Nofile).current.is_none_or(|limit| open_files(limit) + PER_OPERATION < limit)
 }
 
 #[cfg(test)]

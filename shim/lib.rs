@@ -8,7 +8,8 @@
 //! * [`cli`], [`config`], [`check`], [`demo`]: the user interface
 //! * [`server`], [`info`], [`error`]: the outer layer
 //! * [`runtime_service`], [`image_service`], [`admin_service`]: one function per RPC, by its name
-//! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`oci`]: one module per kind of object
+//! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`metrics`], [`oci`]: one module per kind of
+//!   object
 //! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
@@ -40,6 +41,7 @@ pub mod info;
 pub mod keeper;
 pub mod leftovers;
 pub mod lsm;
+pub mod metrics;
 pub mod oci;
 pub mod operation;
 pub mod pod;

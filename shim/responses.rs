@@ -17,6 +17,19 @@ where
     T: Send + 'static,
     M: Send + 'static,
 {
-    let pieces = stream::iter(items).chunks(PER_MESSAGE);
+    in_messages_of(PER_MESSAGE, items, message)
+}
+
+/// Splits a list into messages of at most `per_message` items.
+pub fn in_messages_of<T, M>(
+    per_message: usize,
+    items: Vec<T>,
+    message: impl Fn(Vec<T>) -> M + Send + 'static,
+) -> ResponseStream<M>
+where
+    T: Send + 'static,
+    M: Send + 'static,
+{
+    let pieces = stream::iter(items).chunks(per_message);
     Box::pin(pieces.map(move |piece| Ok(message(piece))))
 }

@@ -6,8 +6,11 @@ use tonic::{Request, Response, Status};
 
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::responses::{ResponseStream, in_messages};
-use crate::{container, exec, info, pod, stats};
+use crate::responses::{ResponseStream, in_messages, in_messages_of};
+use crate::{container, exec, info, metrics, pod, stats};
+
+/// The number of pods with metrics in one message. The metrics of a container have about 30 KB.
+const PODS_WITH_METRICS_PER_MESSAGE: usize = 10;
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -300,20 +303,23 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Reply<ListMetricDescriptorsResponse> {
-        unimplemented("ListMetricDescriptors")
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: metrics::list_metric_descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Reply<ListPodSandboxMetricsResponse> {
-        unimplemented("ListPodSandboxMetrics")
+        let pod_metrics = metrics::list_pod_sandbox_metrics(&self.daemon).await?;
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("StreamPodSandboxMetrics")
+        let items = metrics::list_pod_sandbox_metrics(&self.daemon).await?;
+        let message = |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        Ok(Response::new(in_messages_of(PODS_WITH_METRICS_PER_MESSAGE, items, message)))
     }
 }

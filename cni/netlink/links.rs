@@ -169,13 +169,13 @@ impl Netlink {
         .await
     }
 
-    /// See [`Socket::set_up_as`].
+    /// See [`super::socket::Socket::set_up_as`].
     pub(crate) async fn set_up_as(&self, index: u32, alias: &str) -> Result<()> {
         let alias = alias.to_owned();
         self.visit(move |links| links.set_up_as(index, &alias)).await
     }
 
-    /// See [`Socket::cut_off`].
+    /// See [`super::socket::Socket::cut_off`].
     pub(crate) async fn cut_off(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.visit(move |links| links.cut_off(&name)).await
@@ -190,7 +190,7 @@ impl Netlink {
         .await
     }
 
-    /// See [`Socket::set_port`].
+    /// See [`super::socket::Socket::set_port`].
     pub(crate) async fn set_port(&self, index: u32, hairpin: bool, isolated: bool) -> Result<()> {
         self.visit(move |links| links.set_port(index, hairpin, isolated)).await
     }

@@ -48,7 +48,7 @@ pub use verify::{Verdict, Verified};
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -287,6 +287,12 @@ impl ImageStore {
             Ok(Some(printable_json(&json)))
         })
         .await
+    }
+
+    /// Returns the folder of the store.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.inner.folders.root()
     }
 
     /// Returns the disk usage of the store. That of images is counted as by `du`, that of containers is the

@@ -6,11 +6,12 @@
 //! * [`limits`]: resources of the OCI spec as files of both versions; [`change`]: writes several files or none
 //! * [`oom`]: the scores by which the kernel selects processes to kill
 //! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
-//! * [`stats`]: resource usage
+//! * [`stats`]: resource usage; [`counters`]: all counters and limits
 //! * [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component
 //! * `error`: the error type
 
 mod change;
+mod counters;
 mod devices;
 mod error;
 mod find;
@@ -31,6 +32,7 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
 
 pub use change::Change;
+pub use counters::{Counters, DeviceCounters, HugePages, Limits, MemoryCounters, Throttling};
 pub use error::CgroupError;
 pub use find::find;
 pub use hierarchy::{Hierarchies, Version};

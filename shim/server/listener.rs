@@ -15,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::http2::Connection;
+use crate::descriptors;
 
 /// Why the socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,7 @@ impl Listener {
     pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> + Send {
         stream::unfold(self.listener, |listener| async move {
             loop {
+                wait_for_room().await;
                 match listener.accept().await {
                     Ok((connection, _)) => {
                         let peer = peer(&connection);
@@ -100,6 +102,16 @@ impl Listener {
                 }
             }
         })
+    }
+}
+
+/// Waits while too few descriptors are free. Clients wait in the queue of the socket (listen(2)).
+async fn wait_for_room() {
+    if !descriptors::have_room_for_client() {
+        tracing::warn!("too few file descriptors are free: new clients must wait (RLIMIT_NOFILE)");
+    }
+    while !descriptors::have_room_for_client() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -4,6 +4,6 @@
 //! * [`usage`]: converts the statistics of a cgroup to CRI messages; [`network`]: those of a pod's interfaces
 
 pub mod container;
-mod network;
+pub(crate) mod network;
 pub mod pod;
 mod usage;

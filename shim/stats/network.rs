@@ -10,10 +10,42 @@ use super::usage::value;
 /// The usual name of a pod's interface with its addresses.
 const DEFAULT: &str = "eth0";
 
+/// The traffic of an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    pub(crate) received: Traffic,
+    pub(crate) sent: Traffic,
+}
+
+/// The traffic of an interface in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) bytes: u64,
+    pub(crate) packets: u64,
+    pub(crate) errors: u64,
+    pub(crate) drops: u64,
+}
+
+/// Returns the interfaces in the network namespace of a process, without `lo`; none if the process does not exist.
+pub(crate) fn interfaces(pid: i32) -> Option<Vec<Interface>> {
+    Some(parse(&fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?))
+}
+
 /// Returns the traffic of the network namespace of a process; none if the process does not exist.
 pub(super) fn of(pid: i32, at: i64) -> Option<NetworkUsage> {
-    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
-    Some(usage(parse(&text), at))
+    Some(usage(interfaces(pid)?.into_iter().map(message).collect(), at))
+}
+
+fn message(interface: Interface) -> NetworkInterfaceUsage {
+    let Interface { name, received, sent } = interface;
+    NetworkInterfaceUsage {
+        name,
+        rx_bytes: value(received.bytes),
+        rx_errors: value(received.errors),
+        tx_bytes: value(sent.bytes),
+        tx_errors: value(sent.errors),
+    }
 }
 
 /// Selects the default interface: `eth0`, or else the first.
@@ -27,19 +59,16 @@ fn usage(mut interfaces: Vec<NetworkInterfaceUsage>, at: i64) -> NetworkUsage {
     }
 }
 
-/// Parses lines such as `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs ...`.
-fn parse(text: &str) -> Vec<NetworkInterfaceUsage> {
+/// Parses lines such as `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs drop ...`.
+fn parse(text: &str) -> Vec<Interface> {
     let interface = |line: &str| {
         let (name, figures) = line.split_once(':')?;
         let figures: Vec<u64> = figures.split_whitespace().filter_map(|figure| figure.parse().ok()).collect();
-        let figure = |place: usize| figures.get(place).copied().and_then(value);
-        Some(NetworkInterfaceUsage {
-            name: name.trim().to_owned(),
-            rx_bytes: figure(0),
-            rx_errors: figure(2),
-            tx_bytes: figure(8),
-            tx_errors: figure(10),
-        })
+        let traffic = |start: usize| match figures.get(start..)? {
+            &[bytes, packets, errors, drops, ..] => Some(Traffic { bytes, packets, errors, drops }),
+            _ => None,
+        };
+        Some(Interface { name: name.trim().to_owned(), received: traffic(0)?, sent: traffic(8)? })
     };
     text.lines().filter_map(interface).filter(|interface| interface.name != "lo").collect()
 }
@@ -65,13 +94,10 @@ mod tests {
 
     #[test]
     fn figures_are_read_by_their_place() {
-        let text = "Inter-|   Receive |  Transmit\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 500 5 1 0 0 0 0 0 700 7 2 0 0 0 0 0\n";
-        let interfaces = parse(text);
-        assert_eq!(interfaces.len(), 1);
-        let figures = |usage: &NetworkInterfaceUsage| {
-            [usage.rx_bytes, usage.rx_errors, usage.tx_bytes, usage.tx_errors]
-                .map(|figure| figure.unwrap().value)
-        };
-        assert_eq!(figures(&interfaces[0]), [500, 1, 700, 2]);
+        let text = "Inter-|   Receive |  Transmit\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 500 5 1 3 0 0 0 0 700 7 2 4 0 0 0 0\n";
+        let received = Traffic { bytes: 500, packets: 5, errors: 1, drops: 3 };
+        let sent = Traffic { bytes: 700, packets: 7, errors: 2, drops: 4 };
+        let eth0 = Interface { name: "eth0".to_owned(), received, sent };
+        assert_eq!(parse(text), [eth0]);
     }
 }

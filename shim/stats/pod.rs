@@ -86,21 +86,27 @@ fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
     }
 }
 
-/// Reads the statistics of a pod. The parent cgroup that the kubelet created for the pod includes all of its
-/// processes. A pod without one shares berth's default parent with other pods: its statistics are the sum of the
-/// cgroups in it.
+/// Reads the statistics of a pod. The cgroup that the kubelet created for the pod includes all of its processes. A
+/// pod without one shares berth's default parent with other pods: its statistics are the sum of the cgroups of its
+/// pause and containers.
 fn read(daemon: &Daemon, pod: &Pod, containers: &[Arc<Container>]) -> Stats {
-    let (own, named) = pod.with(|record| {
-        let linux = record.config.linux.as_ref();
-        let named = linux.is_some_and(|linux| !linux.cgroup_parent.is_empty());
-        (CgroupPath::from_recorded(&record.cgroup), named)
-    });
-    let Ok(own) = own else { return Stats::default() };
-    if named {
-        return Cgroup::open(&daemon.hierarchies, &own.parent()).stats();
+    let stats = |path: &CgroupPath| Cgroup::open(&daemon.hierarchies, path).stats();
+    if let Some(path) = kubelet_cgroup(pod) {
+        return stats(&path);
     }
-    let pause = Cgroup::open(&daemon.hierarchies, &own).stats();
-    containers.iter().fold(pause, |sum, found| add(sum, &container::read(daemon, found)))
+    let Ok(own) = pod.with(|record| CgroupPath::from_recorded(&record.cgroup)) else {
+        return Stats::default();
+    };
+    containers.iter().fold(stats(&own), |sum, found| add(sum, &container::read(daemon, found)))
+}
+
+/// Returns the cgroup that the kubelet created for a pod (CRI `cgroup_parent`), if it did.
+pub(crate) fn kubelet_cgroup(pod: &Pod) -> Option<CgroupPath> {
+    pod.with(|record| {
+        let named = record.config.linux.as_ref().is_some_and(|linux| !linux.cgroup_parent.is_empty());
+        let own = CgroupPath::from_recorded(&record.cgroup).ok()?;
+        named.then(|| own.parent())
+    })
 }
 
 fn add(sum: Stats, more: &Stats) -> Stats {

@@ -72,10 +72,10 @@ crictl update --memory 67108864 --cpu-share 512 "$container" >/dev/null
 has "update" '"67108864"' "$(crictl inspect "$container" | grep memoryLimitInBytes)"
 has "stats" "${container:0:13}" "$(crictl stats --id "$container")"
 has "statsp" "${pod:0:13}" "$(crictl statsp --id "$pod")"
+has "metricdescs" "container_memory_working_set_bytes" "$(crictl metricdescs)"
+has "metricsp" "container_network_receive_bytes_total" "$(crictl metricsp)"
 # Unsupported calls return Unimplemented.
 has "checkpoint" "Unimplemented" "$(crictl checkpoint --export "$folder/checkpoint.tar" "$container" 2>&1 || true)"
-has "metricdescs" "Unimplemented" "$(crictl metricdescs 2>&1 || true)"
-has "metricsp" "Unimplemented" "$(crictl metricsp 2>&1 || true)"
 crictl stop --timeout 10 "$container" >/dev/null
 is "exit code" "3" "$(crictl inspect -o go-template --template '{{.status.exitCode}}' "$container")"
 is "logs" "started stopping" "$(crictl logs "$container" | xargs)"

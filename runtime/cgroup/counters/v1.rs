@@ -1,0 +1,140 @@
+//! The files of cgroup v1 (Documentation/admin-guide/cgroup-v1).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Counters, DeviceCounters, Limits, MemoryCounters, Throttling, huge_pages};
+use crate::cgroup::Stats;
+use crate::cgroup::stats::{number, read, value};
+
+/// The smallest value that is not a limit: without one the kernel reports the largest multiple of a page.
+const UNLIMITED: u64 = 1 << 62;
+
+pub(super) fn counters<'a>(of: impl Fn(&str) -> Option<&'a Path>, stats: Stats) -> Counters {
+    let figure = |controller: &str, file: &str| number(&of(controller)?.join(file));
+    let text = |controller: &str, file: &str| read(&of(controller)?.join(file));
+    let limit = |file: &str| figure("memory", file).filter(|limit| *limit < UNLIMITED);
+    let throttling = text("cpu", "cpu.stat").and_then(|cpu| {
+        Some(Throttling {
+            periods: value(&cpu, "nr_periods")?,
+            throttled_periods: value(&cpu, "nr_throttled").unwrap_or(0),
+            throttled_time: value(&cpu, "throttled_time").unwrap_or(0),
+        })
+    });
+    let memory = text("memory", "memory.stat").map(|stat| MemoryCounters {
+        cache: value(&stat, "total_cache").unwrap_or(0),
+        mapped_file: value(&stat, "total_mapped_file").unwrap_or(0),
+        active_file: value(&stat, "total_active_file").unwrap_or(0),
+        inactive_file: value(&stat, "total_inactive_file").unwrap_or(0),
+        kernel: figure("memory", "memory.kmem.usage_in_bytes"),
+        max_usage: figure("memory", "memory.max_usage_in_bytes"),
+        limit_hits: figure("memory", "memory.failcnt"),
+        own_faults: value(&stat, "pgfault").unwrap_or(0),
+        own_major_faults: value(&stat, "pgmajfault").unwrap_or(0),
+    });
+    let bytes = text("blkio", "blkio.throttle.io_service_bytes_recursive").unwrap_or_default();
+    let operations = text("blkio", "blkio.throttle.io_serviced_recursive").unwrap_or_default();
+    Counters {
+        cpu_user: figure("cpuacct", "cpuacct.usage_user"),
+        cpu_system: figure("cpuacct", "cpuacct.usage_sys"),
+        throttling,
+        memory,
+        oom_kills: text("memory", "memory.oom_control").and_then(|text| value(&text, "oom_kill")),
+        devices: blkio(&bytes, &operations),
+        huge_pages: of("hugetlb")
+            .map(|folder| huge_pages(folder, ".usage_in_bytes", Some(".max_usage_in_bytes")))
+            .unwrap_or_default(),
+        threads_max: figure("pids", "pids.max"),
+        limits: Limits {
+            cpu_period: figure("cpu", "cpu.cfs_period_us"),
+            // The kernel reports -1 if there is no quota, which `number` does not parse.
+            cpu_quota: figure("cpu", "cpu.cfs_quota_us"),
+            cpu_shares: figure("cpu", "cpu.shares"),
+            memory: limit("memory.limit_in_bytes"),
+            memory_reservation: limit("memory.soft_limit_in_bytes"),
+            swap: limit("memory.memsw.limit_in_bytes"),
+        },
+        stats,
+    }
+}
+
+/// Parses lines such as `8:0 Read 4096` of two files: bytes, and operations.
+fn blkio(bytes: &str, operations: &str) -> Vec<DeviceCounters> {
+    let mut devices: BTreeMap<(u32, u32), DeviceCounters> = BTreeMap::new();
+    for (text, is_bytes) in [(bytes, true), (operations, false)] {
+        for (major, minor, operation, figure) in text.lines().filter_map(blkio_line) {
+            let new = DeviceCounters { major, minor, ..DeviceCounters::default() };
+            let device = devices.entry((major, minor)).or_insert(new);
+            match (operation, is_bytes) {
+                ("Read", true) => device.read_bytes = figure,
+                ("Write", true) => device.written_bytes = figure,
+                ("Read", false) => device.reads = figure,
+                ("Write", false) => device.writes = figure,
+                _ => {}
+            }
+        }
+    }
+    devices.into_values().collect()
+}
+
+fn blkio_line(line: &str) -> Option<(u32, u32, &str, u64)> {
+    let mut words = line.split_whitespace();
+    let (major, minor) = words.next()?.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?, words.next()?, words.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn counters_of_v1() {
+        let folder = folder(&[
+            ("cpuacct.usage_user", "5\n"),
+            ("cpuacct.usage_sys", "4\n"),
+            ("cpu.stat", "nr_periods 7\nnr_throttled 3\nthrottled_time 2\n"),
+            ("cpu.cfs_quota_us", "-1\n"),
+            ("cpu.cfs_period_us", "100000\n"),
+            ("cpu.shares", "1024\n"),
+            ("memory.stat", "cache 1\ntotal_cache 300\ntotal_mapped_file 200\npgfault 7\ntotal_pgfault 9\n"),
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory.soft_limit_in_bytes", "4096\n"),
+            ("memory.failcnt", "5\n"),
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
+            (
+                "blkio.throttle.io_service_bytes_recursive",
+                "8:16 Read 4096\n8:16 Write 8192\n8:16 Total 1\nTotal 1\n",
+            ),
+            ("blkio.throttle.io_serviced_recursive", "8:16 Read 1\n8:16 Write 2\nTotal 3\n"),
+            ("hugetlb.2MB.usage_in_bytes", "0\n"),
+            ("hugetlb.2MB.max_usage_in_bytes", "2097152\n"),
+        ]);
+        let found = counters(|_| Some(folder.path()), Stats::default());
+        assert_eq!((found.cpu_user, found.cpu_system, found.oom_kills), (Some(5), Some(4), Some(2)));
+        assert_eq!(found.throttling.unwrap().throttled_time, 2);
+        let memory = found.memory.unwrap();
+        assert_eq!((memory.cache, memory.mapped_file, memory.limit_hits), (300, 200, Some(5)));
+        assert_eq!((memory.own_faults, memory.kernel), (7, None));
+        let disk = DeviceCounters {
+            major: 8,
+            minor: 16,
+            read_bytes: 4096,
+            written_bytes: 8192,
+            reads: 1,
+            writes: 2,
+        };
+        assert_eq!(found.devices, [disk]);
+        assert_eq!(found.huge_pages[0].max_usage, Some(2 << 20));
+        assert_eq!((found.limits.cpu_quota, found.limits.cpu_shares), (None, Some(1024)));
+        assert_eq!((found.limits.memory, found.limits.memory_reservation), (None, Some(4096)));
+        assert_eq!(counters(|_| None, Stats::default()), Counters::default());
+    }
+}
