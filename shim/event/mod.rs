@@ -65,7 +65,7 @@ impl Events {
     /// Publishes the events that the container's state implies and that were not sent yet.
     pub fn container(&self, container: &Container) {
         let mut inner = self.lock();
-        for kind in container.event_cursor.advance_to(Level::of_container(&container.state())) {
+        for kind in container.event_cursor.advance_to(container.state().event_level()) {
             inner.publish_container(container, kind);
         }
     }
@@ -74,7 +74,7 @@ impl Events {
     /// that Status does not find it.
     pub fn container_deleted(&self, container: &Container) {
         let mut inner = self.lock();
-        let last = container.event_cursor.advance_to(Level::of_container(&container.state()));
+        let last = container.event_cursor.advance_to(container.state().event_level());
         for kind in last.into_iter().chain(container.event_cursor.advance_to(Level::Deleted)) {
             inner.publish_container(container, kind);
         }

@@ -87,6 +87,18 @@ impl ExitReason {
 }
 
 impl ContainerState {
+    /// Returns how far a container in this state is in its life cycle, for events.
+    #[must_use]
+    pub fn event_level(&self) -> Level {
+        match self {
+            Self::Creating => Level::Nothing,
+            Self::Created { .. } => Level::Created,
+            Self::Running { .. } => Level::Started,
+            Self::Exited(exit) if exit.started_at == 0 => Level::NeverStarted,
+            Self::Exited(_) => Level::Stopped,
+        }
+    }
+
     /// Returns the state after init has reached the gate.
     #[must_use]
     pub fn created(&self, pid: i32) -> Self {
@@ -262,7 +274,7 @@ impl Container {
             id: record.id.clone(),
             pod: record.pod.clone(),
             created_at: record.created_at,
-            event_cursor: EventCursor::at(Level::of_container(&record.state)),
+            event_cursor: EventCursor::at(record.state.event_level()),
             spec: SpecStore::new(folder.join("config.json")),
             record: Record::new(record, Self::record_file(&folder), writer),
             folder,

@@ -4,8 +4,6 @@ use std::sync::{Mutex, PoisonError};
 
 use berth_proto::v1::ContainerEventType;
 
-use super::{ContainerState, PodState};
-
 /// How far an object is in its life cycle, as far as events are concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -22,31 +20,6 @@ pub enum Level {
     Stopped,
     /// Deleted.
     Deleted,
-}
-
-impl Level {
-    /// Returns the level of a container in this state.
-    #[must_use]
-    pub fn of_container(state: &ContainerState) -> Self {
-        match state {
-            ContainerState::Creating => Self::Nothing,
-            ContainerState::Created { .. } => Self::Created,
-            ContainerState::Running { .. } => Self::Started,
-            ContainerState::Exited(exit) if exit.started_at == 0 => Self::NeverStarted,
-            ContainerState::Exited(_) => Self::Stopped,
-        }
-    }
-
-    /// Returns the level of a pod that was read from disk. A pod that is not fully released counts as
-    /// started: its stop event may not have been sent.
-    #[must_use]
-    pub fn of_stored_pod(state: &PodState) -> Self {
-        match state {
-            PodState::Creating => Self::Nothing,
-            PodState::Ready { .. } | PodState::Lost | PodState::NotReady { released: false } => Self::Started,
-            PodState::NotReady { released: true } => Self::Stopped,
-        }
-    }
 }
 
 /// The level up to which the events of an object were sent.

@@ -42,6 +42,17 @@ pub enum PodState {
 }
 
 impl PodState {
+    /// Returns how far a pod that was read from disk is in its life cycle, for events. A pod that is not fully released
+    /// counts as started: its stop event may not have been sent.
+    #[must_use]
+    pub fn stored_event_level(&self) -> Level {
+        match self {
+            Self::Creating => Level::Nothing,
+            Self::Ready { .. } | Self::Lost | Self::NotReady { released: false } => Level::Started,
+            Self::NotReady { released: true } => Level::Stopped,
+        }
+    }
+
     /// Returns the state after the pause has started.
     #[must_use]
     pub fn ready(&self, pause_pid: i32) -> Self {
@@ -188,7 +199,7 @@ impl Pod {
         Self {
             id: record.id.clone(),
             created_at: record.created_at,
-            event_cursor: EventCursor::at(Level::of_stored_pod(&record.state)),
+            event_cursor: EventCursor::at(record.state.stored_event_level()),
             rate: Rate::default(),
             record: Record::new(record, file, writer),
             changed: watch::Sender::new(()),
