@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::credentials::Credentials;
-use crate::manifest::Descriptor;
+use crate::descriptor::Descriptor;
 use crate::reference::Reference;
 use crate::store::{ImageStore, PullKey};
 

@@ -13,11 +13,12 @@ use futures_util::future::try_join_all;
 
 use crate::artifact::{self, ArtifactFolder};
 use crate::config::{ParsedConfig, parse_config};
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::downloads::Slots;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{ArtifactManifest, Descriptor};
+use crate::manifest::ArtifactManifest;
 use crate::policy;
 use crate::printable::Printable;
 use crate::reference::Reference;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
+use crate::descriptor::Descriptor;
 use crate::digest::Hasher;
 use crate::error::Error;
-use crate::manifest::Descriptor;
 use crate::policy::Transport;
 use crate::store::{Inner, StagingFolder};
 use crate::unpack::{MemberKind, Members, TreePath, decompressed};

@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use super::hosts::{self, Endpoint};
 use super::pace::{OnSlow, Pace};
 use super::repository::{RETRIES, Repository, header};
+use crate::descriptor::Descriptor;
 use crate::digest::Hasher;
 use crate::error::{Error, ErrorKind};
-use crate::manifest::Descriptor;
 
 /// A message to the reader of a transfer. If the channel closes without `End`, the transfer broke off.
 #[derive(Debug)]
