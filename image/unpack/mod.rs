@@ -1,5 +1,5 @@
 //! Unpacks the bytes of a layer into a folder that overlayfs can stack: decompression and digest (`stream`),
-//! the tar format (`tar`, `pax`, `sparse`), the tree, which is created by descriptors only (`tree`,
+//! the tar format (`tar`, `header`, `pax`, `sparse`), the tree, which is created by descriptors only (`tree`,
 //! `extract`), and the reverse (`recipe`).
 //!
 //! A layer is untrusted. It is read once, in order, within limits. No entry can name a place outside the
@@ -7,6 +7,7 @@
 
 mod extract;
 mod frames;
+mod header;
 mod limits;
 mod members;
 mod notes;
