@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::Timeouts;
 use super::auth::{AuthContext, Tokens};
 use super::challenge::challenges;
-use super::hosts::Endpoint;
+use super::endpoint::Endpoint;
 use super::proxy::Proxies;
 use super::sources::Sources;
 use super::transport::{HttpTransport, OutgoingRequest};
