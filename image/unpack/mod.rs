@@ -5,12 +5,12 @@
 //! A layer is untrusted. It is read once, in order, within limits. No entry can name a place outside the
 //! layer's folder. Nothing is used before both digests are verified.
 
+mod dependencies;
 mod extract;
 mod frames;
 mod header;
 mod limits;
 mod members;
-mod notes;
 mod path;
 mod pax;
 mod recipe;
