@@ -10,8 +10,9 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::descriptor::Descriptor;
 use crate::error::Error;
-use crate::manifest::{ArtifactManifest, Descriptor};
+use crate::manifest::ArtifactManifest;
 use crate::store::{Inner, LayerRecord, StagingFolder};
 use crate::unpack::{Budget, TreePath};
 
@@ -152,8 +153,8 @@ pub(crate) fn content_size(blobs: &[Descriptor]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptor::Annotations;
     use crate::digest::{Algorithm, Digest};
-    use crate::manifest::Annotations;
     use crate::unpack::Limits;
 
     fn names(titles: &[&str]) -> Result<Vec<String>, Error> {

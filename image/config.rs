@@ -6,11 +6,12 @@ use serde::Deserialize;
 use crate::bounded::{Bounded, BoundedKeys, is_object};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::manifest::MAX_LAYERS;
 use crate::platform::Platform;
 
 /// The largest config, in bytes.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+/// The most layers of an image: overlayfs stacks at most 500 lower folders.
+pub(crate) const MAX_LAYERS: usize = 500;
 /// The most variables, arguments, or volumes. It is more than any image has.
 const MAX_LIST: usize = 4096;
 /// The most bytes that are kept of one config. This is twice the limit of the kernel for one argument

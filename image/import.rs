@@ -4,22 +4,18 @@
 //! The imported files are recorded beside the images, so that a start does not read the archives again. If an
 //! image of the folder was removed, it is loaded again. The images are pinned as long as their file exists.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use inotify::{Inotify, WatchMask};
-use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::printable::Printable;
-use crate::store::{ImageStore, Inner, durable_replace, read_json};
+use crate::store::{ImageStore, Import, Stamp};
 
 /// The interval of scans without events. The files of a layout are below the watched folder, so their changes
 /// cause no events.
@@ -28,43 +24,12 @@ const SCAN_INTERVAL: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(2);
 /// The longest time between two attempts to load a file.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
-/// The file that records the imports.
-const RECORD: &str = "imported.json";
-
-/// The imported files, by their names in the folder.
-pub(crate) type Imports = BTreeMap<String, Import>;
-
-/// The images of one imported file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Import {
-    stamp: Stamp,
-    images: BTreeSet<Digest>,
-}
-
-/// Identifies a version of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    /// The mtime and the ctime, in nanoseconds since the epoch.
-    changed: [i128; 2],
-}
 
 /// A file that could not be loaded.
 struct Failed {
     stamp: Stamp,
     backoff: Duration,
     retry_at: Instant,
-}
-
-/// Reads the record of imports that former daemons wrote.
-pub(crate) fn read_imports(root: &Path) -> Imports {
-    read_json(&root.join(RECORD)).unwrap_or_default()
-}
-
-/// Returns the images of all imported files.
-pub(crate) fn images_of(imports: &Imports) -> BTreeSet<Digest> {
-    imports.values().flat_map(|import| import.images.iter().cloned()).collect()
 }
 
 impl ImageStore {
@@ -139,20 +104,6 @@ impl ImageStore {
     }
 }
 
-impl Inner {
-    /// Records the imports, and updates the images whose pinning changes.
-    fn set_imports(self: &Arc<Self>, imports: Imports) -> Result<(), Error> {
-        let before = self.imports();
-        if before == imports {
-            return Ok(());
-        }
-        durable_replace(&self.options.root.join(RECORD), &imports)?;
-        let (old, new) = (images_of(&before), images_of(&imports));
-        self.replace_imports(imports);
-        old.symmetric_difference(&new).try_for_each(|id| self.refresh(id))
-    }
-}
-
 async fn watch(folder: &Path) -> Option<inotify::EventStream<Vec<u8>>> {
     let path = folder.to_owned();
     let watching = blocking("watch the import folder", move || {
@@ -191,15 +142,6 @@ fn stamps(folder: &Path) -> Result<BTreeMap<String, Stamp>, Error> {
         }
     }
     Ok(files)
-}
-
-impl Stamp {
-    fn of(stat: &fs::Metadata) -> Self {
-        let time =
-            |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
-        let changed = [time(stat.mtime(), stat.mtime_nsec()), time(stat.ctime(), stat.ctime_nsec())];
-        Self { inode: stat.ino(), size: stat.len(), changed }
-    }
 }
 
 fn is_fresh(path: &Path) -> bool {

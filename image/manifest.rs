@@ -5,76 +5,19 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::bounded::{Bounded, is_object};
-use crate::config::MAX_CONFIG;
-use crate::digest::Digest;
+use crate::config::{MAX_CONFIG, MAX_LAYERS};
+use crate::descriptor::Descriptor;
 use crate::error::Error;
+use crate::media_types::{
+    CONFIGS, DOCKER_LIST, DOCKER_MANIFEST, LAYER_PREFIXES, OCI_INDEX, OCI_MANIFEST, UNSPECIFIC_TYPES,
+    essence, is_manifest_type,
+};
 use crate::platform::Platform;
 
 /// The largest manifest or index, in bytes: the OCI distribution spec recommends that registries accept this size.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
-/// The most layers of an image: overlayfs stacks at most 500 lower folders.
-pub(crate) const MAX_LAYERS: usize = 500;
 /// The most entries of an index. Those of images have some dozens, those of archives one for each image.
 const MAX_ENTRIES: usize = 10_000;
-/// The most additional URLs of one layer.
-const MAX_URLS: usize = 16;
-
-pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-const CONFIGS: [&str; 2] = [OCI_CONFIG, "application/vnd.docker.container.image.v1+json"];
-/// Media types of configs and layers in Docker's manifests that carry no information
-/// (github.com/docker/distribution issue 1621). Docker and containerd accept them as those of an image. The
-/// compression of a layer is detected from its first bytes.
-const UNSPECIFIC_TYPES: [&str; 5] =
-    ["", "application/octet-stream", "application/json", "text/html", "text/plain"];
-const LAYER_PREFIXES: [&str; 5] = [
-    OCI_LAYER,
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
-];
-
-/// A reference to content by its digest.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Descriptor {
-    #[serde(default)]
-    pub(crate) media_type: String,
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    #[serde(default)]
-    pub(crate) platform: Option<OfferedPlatform>,
-    #[serde(default)]
-    pub(crate) annotations: Box<Annotations>,
-    /// Other locations of the content, for layers that a registry may not distribute (OCI descriptor,
-    /// "urls").
-    #[serde(default)]
-    pub(crate) urls: Bounded<String, MAX_URLS>,
-}
-
-/// The annotations that berth uses, each in one place. All others are skipped, so an annotation of an image
-/// cannot control anything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(crate) struct Annotations {
-    /// The name of an artifact's file (OCI image spec, "Pre-Defined Annotation Keys").
-    #[serde(rename = "org.opencontainers.image.title")]
-    pub(crate) title: Option<String>,
-    /// In a layout a tag, by the spec. skopeo and podman may write a full reference.
-    #[serde(rename = "org.opencontainers.image.ref.name")]
-    pub(crate) ref_name: Option<String>,
-    /// A full reference in a layout, as containerd and docker write it.
-    #[serde(rename = "io.containerd.image.name")]
-    pub(crate) full_name: Option<String>,
-    /// The signature of the signed content (cosign's signature specification).
-    #[serde(rename = "dev.cosignproject.cosign/signature")]
-    pub(crate) signature: Option<String>,
-}
 
 /// A manifest or an index, depending on its fields.
 #[derive(Deserialize)]
@@ -87,29 +30,6 @@ struct Document {
     manifests: Option<Bounded<Descriptor, MAX_ENTRIES>>,
     config: Option<Descriptor>,
     layers: Option<Bounded<Descriptor, MAX_LAYERS>>,
-}
-
-/// The platform of an entry of an index. Missing members are empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(crate) struct OfferedPlatform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-}
-
-impl OfferedPlatform {
-    fn platform(&self) -> Platform {
-        let Self { os, architecture, variant } = self.clone();
-        Platform { os, architecture, variant }
-    }
-}
-
-impl Descriptor {
-    /// Returns the platform that the index specifies for this entry.
-    pub(crate) fn specified_platform(&self) -> Option<Platform> {
-        self.platform.as_ref().map(OfferedPlatform::platform).filter(Platform::is_specified)
-    }
 }
 
 /// A parsed manifest or index.
@@ -248,15 +168,6 @@ impl ImageManifest {
     }
 }
 
-/// Returns a media type without its parameters.
-fn essence(text: &str) -> String {
-    text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-fn is_manifest_type(text: &str) -> bool {
-    [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].contains(&text)
-}
-
 /// Chooses the entry of an index that fits the platform best. An entry without a platform is the last choice:
 /// its config decides.
 pub(crate) fn choose(what: &str, entries: &[Descriptor], platform: &Platform) -> Result<Descriptor, Error> {
@@ -279,6 +190,8 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], platform: &Platform) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptor::Annotations;
+    use crate::digest::Digest;
     use crate::error::ErrorKind;
     use proptest::prelude::*;
     use serde_json::{Value, json};

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::credentials::Credentials;
-use crate::manifest::Descriptor;
-use crate::reference::Reference;
-use crate::store::{ImageStore, PullKey};
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+
+/// Identifies a pull: the name, and the fingerprint of the credentials.
+pub(crate) type PullKey = (String, Option<Digest>);
 
 /// The stage of a layer in a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +69,12 @@ impl Pulls {
         pulls.values().all(|pull| pull.strong_count() == 0)
     }
 
-    fn of(&self, key: &PullKey) -> Option<Arc<Progress>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
+    /// Returns the progress of the layers of a pull. It is empty if the pull does not run.
+    pub(crate) fn layers(&self, key: &PullKey) -> Vec<LayerProgress> {
+        let pull = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).and_then(Weak::upgrade);
+        let Some(progress) = pull else { return Vec::new() };
+        let layers = progress.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.iter().map(|layer| layer.show()).collect()
     }
 }
 
@@ -112,17 +117,5 @@ impl Tracked {
             received: self.received.load(Ordering::Relaxed),
             stage,
         }
-    }
-}
-
-impl ImageStore {
-    /// Returns the progress of the pull of a name with these credentials. It is empty before the manifest is
-    /// received and after the pull.
-    #[must_use]
-    pub fn progress(&self, reference: &Reference, auth: Option<&Credentials>) -> Vec<LayerProgress> {
-        let key = (reference.to_string(), auth.map(Credentials::fingerprint));
-        let Some(progress) = self.inner().pulls.of(&key) else { return Vec::new() };
-        let layers = progress.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.iter().map(|layer| layer.show()).collect()
     }
 }

@@ -9,12 +9,13 @@ use futures_util::future::try_join_all;
 use crate::artifact::{self, ArtifactFolder};
 use crate::config::{MAX_CONFIG, ParsedConfig, parse_config};
 use crate::credentials::Credentials;
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{ArtifactManifest, Descriptor, ImageManifest, MAX_MANIFEST, Manifest, choose};
+use crate::manifest::{ArtifactManifest, ImageManifest, MAX_MANIFEST, Manifest, choose};
 use crate::policy;
-use crate::progress::Progress;
+use crate::progress::{LayerProgress, Progress};
 use crate::reference::Reference;
 use crate::registry::Repository;
 use crate::store::{Creation, ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
@@ -69,6 +70,14 @@ impl ImageStore {
             Pull { inner, reference, auth, progress, _memory_user: memory_user }.run()
         };
         self.inner().share_pull(key.clone(), start).await
+    }
+
+    /// Returns the progress of the pull of a name with these credentials. It is empty before the manifest is
+    /// received and after the pull.
+    #[must_use]
+    pub fn progress(&self, reference: &Reference, auth: Option<&Credentials>) -> Vec<LayerProgress> {
+        let key = (reference.to_string(), auth.map(Credentials::fingerprint));
+        self.inner().pulls.layers(&key)
     }
 }
 

@@ -9,10 +9,10 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::artifact::ArtifactFolder;
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
-use crate::manifest::Descriptor;
 use crate::progress::{Stage, Tracked};
 use crate::registry::{Figures, MIN_RATE, PieceReader, Repository, Watcher};
 use crate::store::{Creation, Inner, LayerKey, LayerRecord, Lease, StagingFolder};

@@ -7,9 +7,10 @@ use super::source::Source;
 use super::{ArchivedImage, Content, MAX_IMAGES, MAX_TAGS, Offer, Place, Stored, read_small};
 use crate::bounded::Bounded;
 use crate::config::MAX_CONFIG;
+use crate::config::MAX_LAYERS;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
-use crate::manifest::{MAX_LAYERS, MAX_MANIFEST};
+use crate::manifest::MAX_MANIFEST;
 use crate::reference::Reference;
 
 pub(super) const MANIFEST: &str = "manifest.json";

@@ -13,12 +13,13 @@ use futures_util::future::try_join_all;
 
 use crate::artifact::{self, ArtifactFolder};
 use crate::config::{ParsedConfig, parse_config};
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::downloads::Slots;
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::manifest::{ArtifactManifest, Descriptor};
-use crate::policy;
+use crate::manifest::ArtifactManifest;
+use crate::policy::{self, Transport};
 use crate::printable::Printable;
 use crate::reference::Reference;
 use crate::store::{ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
@@ -50,7 +51,7 @@ impl ImageStore {
             Ok((Arc::new(source), offers))
         })
         .await?;
-        let transport = source.transport(path)?;
+        let transport = transport(&source, path)?;
         if let Some(policy) = policy {
             policy::check_archive(&policy, &transport, &path.display().to_string()).await?;
         }
@@ -110,6 +111,17 @@ struct Stored {
     member: String,
     /// The expected blob. A docker-archive has none: it only has digests of the unpacked layers.
     blob: Option<Descriptor>,
+}
+
+/// Returns the transport of the archive at `path`, as policies call it.
+fn transport<'a>(source: &Source, path: &'a Path) -> Result<Transport<'a>, Error> {
+    Ok(if source.is_folder() {
+        Transport::Layout(path)
+    } else if source.has(layout::INDEX)? {
+        Transport::OciArchive(path)
+    } else {
+        Transport::DockerArchive(path)
+    })
 }
 
 fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {

@@ -11,10 +11,9 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
+use crate::descriptor::Descriptor;
 use crate::digest::Hasher;
 use crate::error::Error;
-use crate::manifest::Descriptor;
-use crate::policy::Transport;
 use crate::store::{Inner, StagingFolder};
 use crate::unpack::{MemberKind, Members, TreePath, decompressed};
 
@@ -77,13 +76,9 @@ impl Source {
         }
     }
 
-    /// Returns the transport of the archive, as policies call it.
-    pub(super) fn transport<'a>(&self, path: &'a Path) -> Result<Transport<'a>, Error> {
-        Ok(match &self.form {
-            Form::Folder(_) => Transport::Layout(path),
-            Form::Tar(_) if self.has(super::layout::INDEX)? => Transport::OciArchive(path),
-            Form::Tar(_) => Transport::DockerArchive(path),
-        })
+    /// Returns whether the archive is a folder.
+    pub(super) fn is_folder(&self) -> bool {
+        matches!(self.form, Form::Folder(_))
     }
 
     pub(super) fn name(&self) -> &str {

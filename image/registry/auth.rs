@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, StatusCode, Uri};
 use serde::Deserialize;
 
 use super::challenge::{Challenge, Challenges};
-use super::hosts::{Endpoint, is_loopback};
+use super::endpoint::{Endpoint, is_loopback};
 use super::transport::{HttpTransport, OutgoingRequest, join, without_query};
 use crate::credentials::Credentials;
 use crate::digest::Digest;
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_header_is_cached_for_its_repository_and_owner() {
         let tokens = Tokens::default();
-        let endpoint = super::super::hosts::origin("r.example", "a");
+        let endpoint = super::super::endpoint::origin("r.example", "a");
         let user = Credentials::RegistryToken("x".into());
         let context = AuthContext { endpoint: &endpoint, repository: "a", credentials: Some(&user) };
         tokens.keep(context.key(), HeaderValue::from_static("Bearer x"), Duration::from_secs(60));
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn tokens_of_many_repositories_take_bounded_memory() {
         let tokens = Tokens::default();
-        let endpoint = super::super::hosts::origin("r.example", "a");
+        let endpoint = super::super::endpoint::origin("r.example", "a");
         let long = HeaderValue::from_str(&"x".repeat(MAX_TOKEN)).unwrap();
         for number in 0..2000 {
             let repository = number.to_string();

@@ -10,12 +10,12 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
-use super::hosts::{self, Endpoint};
+use super::endpoint::{self, Endpoint};
 use super::pace::{OnSlow, Pace};
 use super::repository::{RETRIES, Repository, header};
+use crate::descriptor::Descriptor;
 use crate::digest::Hasher;
 use crate::error::{Error, ErrorKind};
-use crate::manifest::Descriptor;
 
 /// A message to the reader of a transfer. If the channel closes without `End`, the transfer broke off.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Repository {
         let mut failure = None;
         let mut last = first;
         let external: Vec<Endpoint> =
-            blob.urls.kept().iter().filter_map(|url| hosts::external(url)).collect();
+            blob.urls.kept().iter().filter_map(|url| endpoint::external(url)).collect();
         for (place, endpoint) in self.endpoints.iter().chain(&external).enumerate().skip(first) {
             // External locations are only used if the registry does not have the blob.
             let unneeded = endpoint.external

@@ -12,61 +12,13 @@ use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::credentials::SourcedCredentials;
+use super::endpoint::{Endpoint, origin};
+use super::tls::Tls;
 use crate::error::Error;
 use crate::reference::Reference;
 
 /// The largest file of certificates, in bytes. A file with all public authorities has a quarter of this.
 const MAX_PEM: u64 = 1 << 20;
-
-/// One server of a registry.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Endpoint {
-    pub(crate) scheme: Scheme,
-    /// Host and port.
-    pub(crate) authority: String,
-    /// The path before `/<repository>/manifests/...`: `/v2`, unless overridden.
-    pub(crate) path: String,
-    /// It serves manifests by digest, and blobs.
-    pub(crate) pull: bool,
-    /// It resolves tags to digests.
-    pub(crate) resolve: bool,
-    pub(crate) tls: Tls,
-    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-    /// The registry's name, which is sent to a mirror (`?ns=docker.io`).
-    pub(crate) namespace: Option<String>,
-    /// The name of the repository on this server.
-    pub(crate) repository: String,
-    /// It is a mirror of the registry in the image's name.
-    pub(crate) mirror: bool,
-    /// It receives only credentials that are configured for it, not those for the registry.
-    pub(crate) own_credentials: bool,
-    /// It is a location outside the registry. The path is that of the content itself, not of an API.
-    pub(crate) external: bool,
-    /// Requests to it are retried if it does not answer.
-    pub(crate) retried: bool,
-    /// The credentials for it.
-    pub(crate) credentials: Option<SourcedCredentials>,
-}
-
-impl Endpoint {
-    /// Returns host and repository, as a key for credentials.
-    pub(crate) fn name(&self) -> String {
-        format!("{}/{}", self.authority, self.repository)
-    }
-}
-
-/// The TLS settings for a server: how it is verified, and the client certificates.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Tls {
-    /// Authorities (PEM) in addition to those of the system.
-    pub(crate) ca: Vec<Vec<u8>>,
-    /// Client certificates, each with its key (PEM).
-    pub(crate) client: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(crate) skip_verify: bool,
-    /// The timeout for connecting, if it is configured.
-    pub(crate) dial_timeout: Option<Duration>,
-}
 
 /// The keys of `hosts.toml` that matter for pulls. Unknown keys are ignored, as in containerd.
 #[derive(Deserialize)]
@@ -198,50 +150,6 @@ fn folder_names(domain: &str) -> Vec<String> {
     }
     names.push(domain.to_owned());
     names
-}
-
-/// Returns the registry's own server, without configuration.
-pub(crate) fn origin(domain: &str, repository: &str) -> Endpoint {
-    let authority = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
-    Endpoint {
-        scheme: if is_loopback(authority) { Scheme::HTTP } else { Scheme::HTTPS },
-        authority: authority.to_owned(),
-        path: "/v2".to_owned(),
-        pull: true,
-        resolve: true,
-        tls: Tls::default(),
-        headers: Vec::new(),
-        namespace: None,
-        repository: repository.to_owned(),
-        mirror: false,
-        own_credentials: false,
-        external: false,
-        retried: true,
-        credentials: None,
-    }
-}
-
-/// Returns a location of a layer outside the registry, from the `urls` of its descriptor. No credentials are
-/// sent there. Plain http is only accepted for this machine.
-pub(crate) fn external(url: &str) -> Option<Endpoint> {
-    let uri: Uri = url.parse().ok()?;
-    let authority = uri.authority().map(|authority| authority.as_str()).filter(|text| !text.contains('@'))?;
-    let scheme = match uri.scheme() {
-        Some(scheme) if *scheme == Scheme::HTTPS => Scheme::HTTPS,
-        Some(scheme) if *scheme == Scheme::HTTP && is_loopback(authority) => Scheme::HTTP,
-        _ => return None,
-    };
-    let path = uri.path_and_query().map(PathAndQuery::to_string).unwrap_or_default();
-    Some(Endpoint { scheme, path, external: true, own_credentials: true, ..origin(authority, "") })
-}
-
-/// Returns whether `authority` (host and port) is this machine. Plain HTTP is the default for it.
-pub(crate) fn is_loopback(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
-    };
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Parses a `hosts.toml` in `folder`.
@@ -446,14 +354,6 @@ fn mistakes_of(text: &str, folder: &Path) -> Vec<String> {
             .err()
     };
     hosts.chain(server).filter_map(check).collect()
-}
-
-impl Tls {
-    /// Checks that the certificates and keys can be used.
-    fn check(&self, folder: &Path) -> Result<(), Error> {
-        let config = super::transport::tls_config(self);
-        config.map(drop).map_err(|error| Error::invalid(folder.display().to_string(), error))
-    }
 }
 
 /// Reads a certificate or a key. A file that is too large is an error.

@@ -1,10 +1,11 @@
-//! The client for OCI registries: which servers to use (`sources`, `hosts`, `registries_conf`), connections
-//! (`transport`, `proxy`), authentication (`auth`, `challenge`), and content (`repository`, `blob`, `pace`,
+//! The client for OCI registries: which servers to use (`sources`, `hosts`, `registries_conf`, `endpoint`), connections
+//! (`transport`, `tls`, `proxy`), authentication (`auth`, `challenge`), and content (`repository`, `blob`, `pace`,
 //! `reader`).
 
 mod auth;
 mod blob;
 mod challenge;
+mod endpoint;
 mod hosts;
 mod no_proxy;
 mod p521;
@@ -15,10 +16,12 @@ mod registries_conf;
 mod repository;
 mod server_identity;
 mod sources;
+mod tls;
 mod transport;
 
 pub(crate) use blob::{Piece, Watcher};
-pub(crate) use hosts::{Endpoint, mistakes as host_mistakes};
+pub(crate) use endpoint::Endpoint;
+pub(crate) use hosts::mistakes as host_mistakes;
 pub(crate) use pace::{Figures, MIN_RATE};
 pub use proxy::Proxies;
 pub(crate) use reader::PieceReader;
@@ -32,7 +35,7 @@ pub(crate) use transport::traced;
 pub(crate) mod parsers {
     use std::path::Path;
 
-    use super::{challenge, hosts, registries_conf};
+    use super::{Endpoint, challenge, hosts, registries_conf};
     use crate::reference::Reference;
 
     /// Parses a `hosts.toml` for images of several registries.
@@ -45,7 +48,7 @@ pub(crate) mod parsers {
             let Ok(endpoints) = hosts::parse(text, Path::new("/nonexistent"), &reference) else { continue };
             assert!(!endpoints.is_empty(), "no server for {name}");
             for endpoint in endpoints {
-                let hosts::Endpoint { scheme, authority, path, repository, .. } = &endpoint;
+                let Endpoint { scheme, authority, path, repository, .. } = &endpoint;
                 let url = format!("{scheme}://{authority}{path}/{repository}/manifests/1");
                 assert!(url.parse::<http::Uri>().is_ok(), "{url}");
                 assert!(!authority.contains('@'), "{url}");

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use http::uri::Scheme;
 use serde::Deserialize;
 
-use super::hosts::{Endpoint, Tls, origin};
+use super::endpoint::{Endpoint, origin};
+use super::tls::Tls;
 use crate::error::Error;
 use crate::reference::{Reference, is_hex_id};
 

@@ -13,14 +13,16 @@ use serde::Deserialize;
 use super::Timeouts;
 use super::auth::{AuthContext, Tokens};
 use super::challenge::challenges;
-use super::hosts::Endpoint;
+use super::endpoint::Endpoint;
 use super::proxy::Proxies;
 use super::sources::Sources;
 use super::transport::{HttpTransport, OutgoingRequest};
 use crate::credentials::Credentials;
+use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
-use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use crate::manifest::MAX_MANIFEST;
+use crate::media_types::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::printable::Printable;
 use crate::reference::Reference;
 

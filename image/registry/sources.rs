@@ -3,8 +3,10 @@
 
 use std::path::PathBuf;
 
-use super::hosts::{self, Endpoint, Tls};
+use super::endpoint::{Endpoint, origin};
+use super::hosts;
 use super::registries_conf::{RegistriesConf, is_short};
+use super::tls::Tls;
 use crate::auth_file::AuthFiles;
 use crate::credentials::{Credentials, SourcedCredentials};
 use crate::error::{Error, blocking};
@@ -68,8 +70,7 @@ impl Sources {
             Some(file) => RegistriesConf::read(file)?.endpoints(reference)?,
             None => None,
         };
-        let mut endpoints =
-            configured.unwrap_or_else(|| vec![hosts::origin(reference.domain(), reference.path())]);
+        let mut endpoints = configured.unwrap_or_else(|| vec![origin(reference.domain(), reference.path())]);
         for endpoint in &mut endpoints {
             let tls = hosts::certificates(&self.certs_dirs, &endpoint.authority)?;
             if tls == Tls::default() {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::index::LayerKey;
+use super::layer_key::LayerKey;
 use crate::digest::Digest;
 use crate::error::Error;
 

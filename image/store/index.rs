@@ -4,84 +4,19 @@
 //! recorded. Images and layers without users are collected.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::str::FromStr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use super::Inner;
+use super::disk_usage::{DiskUsage, Measured, sum};
+use super::layer_key::LayerKey;
 use super::quota::Project;
-use super::reaper::Job;
-use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
-use super::usage::{Measured, sum};
+use super::record::{ContainerRecord, ImageRecord, LayerSummary};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::image::Image;
 use crate::reference::{Reference, is_hex_id};
 
-/// The name of a layer's folder.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) enum LayerKey {
-    /// A layer as it is, by its diff id.
-    Diff(Digest),
-    /// The patch above the topmost layer of a chain, by the chain's id (OCI image config, "ChainID").
-    Patch(Digest),
-    /// The files of an artifact, by its manifest.
-    Artifact(Digest),
-}
-
 /// The prefix of containers among an image's users.
 const CONTAINER: &str = "container ";
-const PATCH: &str = "patch-";
-const ARTIFACT: &str = "artifact-";
-
-impl LayerKey {
-    pub(crate) fn file_name(&self) -> String {
-        match self {
-            Self::Diff(digest) => digest.file_name(),
-            Self::Patch(chain) => format!("{PATCH}{}", chain.file_name()),
-            Self::Artifact(manifest) => format!("{ARTIFACT}{}", manifest.file_name()),
-        }
-    }
-}
-
-impl FromStr for LayerKey {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        let invalid = || Error::invalid(format!("layer {name:?}"), "the name is not a digest");
-        let key = if let Some(chain) = name.strip_prefix(PATCH) {
-            Digest::from_file_name(chain).map(Self::Patch)
-        } else if let Some(manifest) = name.strip_prefix(ARTIFACT) {
-            Digest::from_file_name(manifest).map(Self::Artifact)
-        } else {
-            Digest::from_file_name(name).map(Self::Diff)
-        };
-        key.ok_or_else(invalid)
-    }
-}
-
-impl TryFrom<String> for LayerKey {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self, Error> {
-        name.parse()
-    }
-}
-
-impl From<LayerKey> for String {
-    fn from(key: LayerKey) -> Self {
-        key.file_name()
-    }
-}
-
-impl fmt::Display for LayerKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file_name())
-    }
-}
 
 /// An image and its users.
 #[derive(Debug)]
@@ -247,7 +182,7 @@ impl Index {
         let former = self.images.remove(&id);
         if let Some(former) = &former {
             self.names.retain(|_, holder| *holder != id);
-            self.unreference(&former.referenced);
+            self.drop_references(&former.referenced);
         }
         let users = former.map(|former| former.users).unwrap_or_default();
         let entry = ImageEntry { record, image, usage, damage, users, referenced };
@@ -277,7 +212,8 @@ impl Index {
         self.names.retain(|_, holder| holder != id);
     }
 
-    fn unreference(&mut self, keys: &[LayerKey]) -> Vec<LayerKey> {
+    /// Removes a user from each of the layers. Returns those that have no users left.
+    pub(super) fn drop_references(&mut self, keys: &[LayerKey]) -> Vec<LayerKey> {
         let mut unused = Vec::new();
         for key in keys {
             if let Some(layer) = self.layers.get_mut(key) {
@@ -296,7 +232,7 @@ impl Index {
         let entry = self.images.get(id).filter(|entry| entry.record.removed && entry.users.is_empty())?;
         let keys = entry.referenced.clone();
         self.images.remove(id);
-        Some(self.unreference(&keys))
+        Some(self.drop_references(&keys))
     }
 
     /// Returns the damaged image of a name.
@@ -344,6 +280,13 @@ impl Index {
             entry.users.swap_remove(place);
         }
         entry.record.removed && entry.users.is_empty()
+    }
+
+    /// Adds a user to a layer that can be used. Returns whether the layer may need a patch above other layers.
+    pub(super) fn add_reference(&mut self, key: &LayerKey) -> Option<bool> {
+        let layer = self.layers.get_mut(key).filter(|layer| !layer.broken)?;
+        layer.references += 1;
+        Some(layer.depends_on_others)
     }
 
     pub(super) fn layer(&self, key: &LayerKey) -> Option<&LayerEntry> {
@@ -434,77 +377,7 @@ impl Index {
     }
 }
 
-/// Keeps an image's layers on the disk until it is dropped.
-pub struct Hold {
-    inner: Weak<Inner>,
-    id: Digest,
-    owner: String,
-}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold").field("image", &self.id).field("owner", &self.owner).finish()
-    }
-}
-
-pub(super) fn hold(inner: &Arc<Inner>, id: &Digest, owner: &str) -> Result<Hold, Error> {
-    let owner = format!("hold by {owner}");
-    inner.index().add_user(id, &owner)?;
-    Ok(Hold { inner: Arc::downgrade(inner), id: id.clone(), owner })
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if let Some(inner) = self.inner.upgrade() {
-            let collect = inner.index().drop_user(&self.id, &self.owner);
-            if collect {
-                inner.reaper.send(Job::Purge(self.id.clone()));
-            }
-        }
-    }
-}
-
 /// Returns the name of a container among an image's users.
 pub(super) fn user(container_id: &str) -> String {
     format!("{CONTAINER}{container_id}")
-}
-
-/// Keeps one layer on the disk while its image is being created.
-pub(crate) struct Lease {
-    inner: Weak<Inner>,
-    key: LayerKey,
-    /// Whether the layer may need a patch above other layers.
-    pub(super) depends_on_others: bool,
-}
-
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Lease").field(&self.key).finish()
-    }
-}
-
-impl Lease {
-    pub(crate) fn key(&self) -> &LayerKey {
-        &self.key
-    }
-}
-
-/// Leases a layer if it exists.
-pub(super) fn lease(inner: &Arc<Inner>, key: &LayerKey) -> Option<Lease> {
-    let mut index = inner.index();
-    let layer = index.layers.get_mut(key).filter(|layer| !layer.broken)?;
-    layer.references += 1;
-    let depends_on_others = layer.depends_on_others;
-    Some(Lease { inner: Arc::downgrade(inner), key: key.clone(), depends_on_others })
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(inner) = self.inner.upgrade() {
-            let unused = inner.index().unreference(std::slice::from_ref(&self.key));
-            if !unused.is_empty() {
-                inner.reaper.send(Job::Collect(unused));
-            }
-        }
-    }
 }

@@ -3,71 +3,27 @@
 use std::fs;
 use std::future::Future;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 
+use super::Inner;
+use super::disk_usage::DiskUsage;
 use super::durable::{durable_replace, sync_folder};
-use super::flights::Creation;
-use super::folders::{CONFIG, RECORD, create_private, write_json};
-use super::index::{LayerKey, Lease, NewLayer, lease};
-use super::reaper::Job;
-use super::record::{DiskUsage, ImageRecord, LayerRecord};
+use super::folders::{CONFIG, Folders, RECORD, write_json};
+use super::hold::{Lease, lease};
+use super::in_progress::Creation;
+use super::index::NewLayer;
+use super::jobs::ReadingJob;
+use super::layer_key::LayerKey;
+use super::names::Names;
+use super::record::{ImageRecord, LayerRecord};
+use super::staging::StagingFolder;
 use super::walk::{measure, measure_patch};
-use super::{Inner, folders, marker};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
 use crate::image::Image;
-use crate::reference::Reference;
-
-/// A folder in which a layer or an image is created. Unless it becomes part of the store, it is deleted with
-/// its last owner. The thread that writes into it is one of its owners.
-#[derive(Debug)]
-pub(crate) struct StagingFolder {
-    store: Weak<Inner>,
-    path: PathBuf,
-}
-
-impl StagingFolder {
-    pub(crate) fn new(inner: &Arc<Inner>) -> Result<Self, Error> {
-        let path = inner.folders.new_tmp();
-        create_private(&path)?;
-        Ok(Self { store: Arc::downgrade(inner), path })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Returns the folder that becomes the layer's content.
-    pub(crate) fn fs(&self) -> PathBuf {
-        self.path.join("fs")
-    }
-
-    /// Returns the file of the recipe, by which the layer's archive can be rebuilt.
-    pub(crate) fn recipe(&self) -> PathBuf {
-        self.path.join(folders::RECIPE)
-    }
-
-    /// Creates that folder, as the root of a filesystem.
-    pub(crate) fn create_fs(&self) -> Result<(), Error> {
-        let fs = self.fs();
-        fs::create_dir(&fs).map_err(|error| Error::io("create", &fs, error))?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&fs, mode).map_err(|error| Error::io("change the mode of", &fs, error))
-    }
-}
-
-impl Drop for StagingFolder {
-    fn drop(&mut self) {
-        // After the rename the path does not exist. Folders that a crash leaves are removed at the next open.
-        if let Some(inner) = self.store.upgrade() {
-            inner.reaper.send(Job::Delete(self.path.clone()));
-        }
-    }
-}
 
 /// An image from a pull or a load.
 #[derive(Debug)]
@@ -79,27 +35,6 @@ pub(crate) struct NewImage {
     pub(crate) layers: Vec<LayerKey>,
     pub(crate) names: Names,
     pub(crate) size: u64,
-}
-
-/// The names of an image, with its manifests, signatures and origins.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Names {
-    pub(crate) tags: Vec<String>,
-    pub(crate) digests: Vec<String>,
-    pub(crate) manifests: Vec<Digest>,
-    /// The marks of verified signatures.
-    pub(crate) verified: Vec<String>,
-    /// The archives that it was loaded from.
-    pub(crate) origins: Vec<String>,
-}
-
-impl Names {
-    /// Returns the names from a pull of `reference`. The first of the manifests is the one of the reference.
-    pub(crate) fn pulled(reference: &Reference, manifests: Vec<Digest>) -> Self {
-        let digests = manifests.first().map(|digest| reference.with_digest(digest)).into_iter().collect();
-        let tags = reference.tagged().into_iter().collect();
-        Self { tags, digests, manifests, ..Self::default() }
-    }
 }
 
 impl Inner {
@@ -215,7 +150,7 @@ impl Inner {
         // disk.
         self.syncs.all().await?;
         for key in self.index().set_durable(&new.layers) {
-            self.marker.send(marker::Job::Digest(key));
+            self.marker.send(ReadingJob::Digest(key));
         }
         let guard = self.records.lock().await;
         let inner = self.clone();
@@ -331,7 +266,7 @@ impl Inner {
         };
         let Some((mut record, image)) = existing else { return Ok(()) };
         for key in self.index().set_durable(&record.layers) {
-            self.marker.send(marker::Job::Digest(key));
+            self.marker.send(ReadingJob::Digest(key));
         }
         record.synced = true;
         self.write_record(record, &image.config).map(drop)
@@ -383,7 +318,7 @@ impl Inner {
 }
 
 /// Reads the config that is stored with an image.
-pub(super) fn read_config(folders: &folders::Folders, id: &Digest) -> Result<Vec<u8>, Error> {
+pub(super) fn read_config(folders: &Folders, id: &Digest) -> Result<Vec<u8>, Error> {
     let path = folders.image(id).join(CONFIG);
     let bytes = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
     if Digest::of(id.algorithm(), &bytes) != *id {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::fstat;
 
 use super::Inner;
+use super::disk_usage::{DiskUsage, sum};
 use super::durable::{durable_replace_at, open_folder};
 use super::folders::read_json;
-use super::index::LayerKey;
-use super::record::{DiskUsage, Synced};
+use super::jobs::ReadingJob;
+use super::layer_key::LayerKey;
+use super::record::Synced;
 use super::tree_digest::tree_digest;
-use super::usage::sum;
 use super::walk::{BLOCK, measure, measure_patch};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -28,17 +29,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(30);
 /// The file in a layer's folder which states that its content is on the disk, and its digest.
 pub(super) const MARKER: &str = "synced";
-
-/// A job of the thread.
-#[derive(Debug)]
-pub(super) enum Job {
-    /// Record the digest of a layer's files.
-    Digest(LayerKey),
-    /// Sync an image that an earlier daemon has recorded before its layers were on the disk.
-    Sync(Digest),
-    /// Release free memory to the system.
-    ReleaseMemory,
-}
 
 /// Marks work that uses memory. When it is dropped, free memory is released to the system: an allocator keeps
 /// freed memory.
@@ -54,7 +44,7 @@ impl MemoryUser {
 impl Drop for MemoryUser {
     fn drop(&mut self) {
         if let Some(inner) = self.0.upgrade() {
-            inner.marker.send(Job::ReleaseMemory);
+            inner.marker.send(ReadingJob::ReleaseMemory);
         }
     }
 }
@@ -68,14 +58,14 @@ struct Pending {
 }
 
 impl Pending {
-    fn add(&mut self, job: Job) {
+    fn add(&mut self, job: ReadingJob) {
         match job {
-            Job::ReleaseMemory => {
+            ReadingJob::ReleaseMemory => {
                 self.release_memory = true;
                 return;
             }
-            Job::Digest(key) => self.layers.push(key),
-            Job::Sync(id) => self.images.push(id),
+            ReadingJob::Digest(key) => self.layers.push(key),
+            ReadingJob::Sync(id) => self.images.push(id),
         }
         self.since.get_or_insert_with(Instant::now);
     }
@@ -85,7 +75,7 @@ impl Pending {
     }
 }
 
-pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
+pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<ReadingJob>) {
     let mut pending = Pending::default();
     loop {
         let first = if pending.since.is_none() && !pending.release_memory {

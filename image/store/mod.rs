@@ -13,21 +13,28 @@
 //! reboot. When a tag moves, the new image's record is durable before the tag is removed from the old image.
 
 mod containers;
+mod disk_usage;
 mod durable;
-mod flights;
 mod folders;
-mod graft;
+mod hold;
+mod imports;
+mod in_progress;
 mod index;
+mod jobs;
+mod layer_key;
 mod make;
 mod marker;
 mod merged;
+mod names;
 mod open;
 mod patch;
+mod patch_input;
 mod quota;
 mod reaper;
 mod record;
 mod remove;
 mod repair;
+mod staging;
 mod trash;
 mod tree_digest;
 mod usage;
@@ -35,15 +42,17 @@ mod verify;
 mod walk;
 mod worker;
 
-pub(crate) use durable::durable_replace;
-pub(crate) use flights::{Creation, PullKey};
-pub(crate) use folders::read_json;
-pub use index::Hold;
-pub(crate) use index::{LayerKey, Lease};
-pub(crate) use make::{Names, NewImage, StagingFolder};
+pub use hold::Hold;
+pub(crate) use hold::Lease;
+pub(crate) use imports::{Import, Stamp};
+pub(crate) use in_progress::Creation;
+pub(crate) use layer_key::LayerKey;
+pub(crate) use make::NewImage;
 pub(crate) use marker::MemoryUser;
+pub(crate) use names::Names;
 pub use quota::ProjectQuotas;
 pub(crate) use record::LayerRecord;
+pub(crate) use staging::StagingFolder;
 pub use verify::{Verdict, Verified};
 
 use std::collections::BTreeSet;
@@ -56,18 +65,19 @@ use crate::digest::Digest;
 use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
 use crate::image::{Image, Usage};
-use crate::import::Imports;
 use crate::platform::Platform;
 use crate::printable::printable_json;
-use crate::progress::Pulls;
+use crate::progress::{PullKey, Pulls};
 use crate::reference::Reference;
 use crate::registry::{Proxies, Registry, Timeouts};
 use crate::unpack::{Budget, Limits, Windows};
 
 use durable::Syncs;
-use flights::InProgress;
 use folders::Folders;
+use imports::Imports;
+use in_progress::InProgress;
 use index::Index;
+use jobs::{DeletionJob, ReadingJob};
 use quota::Quotas;
 use trash::Trash;
 use usage::Counters;
@@ -156,9 +166,9 @@ pub(crate) struct Inner {
     trash: Trash,
     syncs: Syncs,
     /// The thread that deletes folders.
-    reaper: Worker<reaper::Job>,
+    reaper: Worker<DeletionJob>,
     /// The thread that reads whole layers.
-    marker: Worker<marker::Job>,
+    marker: Worker<ReadingJob>,
     pub(crate) pulls: Pulls,
     /// The record of the import folder.
     imported: Mutex<Imports>,
@@ -311,6 +321,6 @@ impl ImageStore {
     }
 
     fn hold_id(&self, id: &Digest, owner: &str) -> Result<Hold, Error> {
-        index::hold(&self.inner, id, owner)
+        hold::hold(&self.inner, id, owner)
     }
 }

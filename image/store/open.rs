@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
+use super::disk_usage::DiskUsage;
 use super::durable::{Syncs, durable_replace};
-use super::flights::InProgress;
 use super::folders::{Folders, RECORD, names, read_json};
-use super::index::{ContainerEntry, Index, LayerKey, NewLayer, user};
+use super::imports::{Imports, read_imports};
+use super::in_progress::InProgress;
+use super::index::{ContainerEntry, Index, NewLayer, user};
+use super::jobs::{DeletionJob, ReadingJob};
+use super::layer_key::LayerKey;
 use super::make::read_config;
 use super::quota::Quotas;
-use super::record::{ContainerRecord, DiskUsage, ImageRecord, LayerSummary};
+use super::record::{ContainerRecord, ImageRecord, LayerSummary};
 use super::trash::Trash;
 use super::usage::Counters;
 use super::walk::measure;
@@ -25,7 +29,6 @@ use crate::config::{ImageConfig, parse_config};
 use crate::digest::Digest;
 use crate::downloads::Downloads;
 use crate::error::{Error, blocking};
-use crate::import::{Imports, read_imports};
 use crate::progress::Pulls;
 use crate::registry::{Registry, Sources};
 use crate::unpack::Windows;
@@ -90,9 +93,9 @@ impl Inner {
         for key in layers {
             unless_read_only(inner.collect_layer(&key))?;
         }
-        to_delete.into_iter().for_each(|path| inner.reaper.send(reaper::Job::Delete(path)));
-        unsynced.into_iter().for_each(|id| inner.marker.send(marker::Job::Sync(id)));
-        undigested.into_iter().for_each(|key| inner.marker.send(marker::Job::Digest(key)));
+        to_delete.into_iter().for_each(|path| inner.reaper.send(DeletionJob::Delete(path)));
+        unsynced.into_iter().for_each(|id| inner.marker.send(ReadingJob::Sync(id)));
+        undigested.into_iter().for_each(|key| inner.marker.send(ReadingJob::Digest(key)));
         Ok(inner)
     }
 }

@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Inner;
 use super::folders::read_json;
-use super::graft::PatchInput;
-use super::index::{LayerKey, Lease, lease};
-use super::make::StagingFolder;
+use super::hold::{Lease, lease};
+use super::layer_key::LayerKey;
 use super::merged::Merged;
+use super::patch_input::PatchInput;
 use super::record::LayerRecord;
+use super::staging::StagingFolder;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, blocking};
 

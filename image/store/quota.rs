@@ -14,8 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Inner;
-use super::index::Index;
-use super::record::DiskUsage;
+use super::disk_usage::DiskUsage;
 
 /// The numbers of berth's projects. The kubelet numbers those of emptyDir volumes from 1,048,577, administrators theirs from 1.
 const FIRST: u32 = 0x6265_0000;
@@ -115,15 +114,17 @@ impl Inner {
     pub(super) fn assign_project(&self, id: &str) {
         let Some(quotas) = &self.quotas else { return };
         let _assigning = quotas.assigning.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = |index: &Index| {
-            let projects = index.containers.values().filter_map(|entry| entry.project);
-            projects.map(|project| project.number).collect()
-        };
-        let used: BTreeSet<u32> = used(&self.index());
+        let used = self.project_numbers();
         let project = quotas.assign(&self.folders.container(id), &used);
         if let Some(entry) = self.index().containers.get_mut(id) {
             entry.project = project;
         }
+    }
+
+    fn project_numbers(&self) -> BTreeSet<u32> {
+        let index = self.index();
+        let projects = index.containers.values().filter_map(|entry| entry.project);
+        projects.map(|project| project.number).collect()
     }
 
     /// Returns the usage of a container's project. Returns none if the layer must be walked.

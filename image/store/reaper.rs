@@ -5,26 +5,12 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::sync::mpsc::Receiver;
 
-use super::index::LayerKey;
-use super::record::DiskUsage;
+use super::disk_usage::DiskUsage;
+use super::jobs::DeletionJob;
 use super::{Inner, walk};
-use crate::digest::Digest;
 use crate::error::Error;
 
-/// A job of the thread.
-#[derive(Debug, PartialEq)]
-pub(super) enum Job {
-    /// Delete a folder that is not part of the store.
-    Delete(PathBuf),
-    /// Remove layers, unless they have users again.
-    Collect(Vec<LayerKey>),
-    /// Remove an image that was removed while it was in use.
-    Purge(Digest),
-    /// Retry deletions that failed.
-    Retry,
-}
-
-pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
+pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<DeletionJob>) {
     let mut failed: Vec<PathBuf> = Vec::new();
     while let Ok(first) = inbox.recv() {
         let Some(inner) = store.upgrade() else { return };
@@ -32,10 +18,10 @@ pub(super) fn run(store: &Weak<Inner>, inbox: &Receiver<Job>) {
         let retries = std::mem::take(&mut failed);
         for job in std::iter::once(first).chain(inbox.try_iter()) {
             let result = match job {
-                Job::Delete(path) => delete(&inner, path, &mut failed),
-                Job::Collect(keys) => keys.iter().try_for_each(|key| inner.collect_layer(key)),
-                Job::Purge(id) => inner.purge(&id),
-                Job::Retry => Ok(()),
+                DeletionJob::Delete(path) => delete(&inner, path, &mut failed),
+                DeletionJob::Collect(keys) => keys.iter().try_for_each(|key| inner.collect_layer(key)),
+                DeletionJob::Purge(id) => inner.purge(&id),
+                DeletionJob::Retry => Ok(()),
             };
             if let Err(error) = result {
                 tracing::error!(%error, "failed to clean up the image store");

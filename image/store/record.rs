@@ -6,13 +6,14 @@ use std::sync::Arc;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use super::index::LayerKey;
-use super::make::Names;
+use super::disk_usage::DiskUsage;
+use super::imports::{Imports, images_of};
+use super::layer_key::LayerKey;
+use super::names::Names;
 use crate::bounded::{Bounded, BoundedKeys};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::image::Image;
-use crate::import::{self, Imports};
 use crate::reference::Reference;
 use crate::unpack::TreePath;
 
@@ -99,7 +100,7 @@ impl ImageRecord {
             let pinned = pinned.to_string();
             self.tags.contains(&pinned) || self.digests.contains(&pinned)
         };
-        names.iter().any(named) || import::images_of(imported).contains(&self.id)
+        names.iter().any(named) || images_of(imported).contains(&self.id)
     }
 
     /// Returns whether it is an artifact. Its stored config is then its manifest.
@@ -174,19 +175,6 @@ impl From<PartialLayerRecord> for LayerSummary {
     fn from(record: PartialLayerRecord) -> Self {
         let PartialLayerRecord { boot_id, usage, implicit, length, links } = record;
         Self { boot_id, usage, length, depends_on_others: !implicit.is_empty() || !links.is_empty() }
-    }
-}
-
-/// The disk usage of a folder, counted as by `du`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct DiskUsage {
-    pub(crate) bytes: u64,
-    pub(crate) inodes: u64,
-}
-
-impl DiskUsage {
-    pub(super) fn without(self, part: Self) -> Self {
-        Self { bytes: self.bytes.saturating_sub(part.bytes), inodes: self.inodes.saturating_sub(part.inodes) }
     }
 }
 

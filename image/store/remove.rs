@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::index::LayerKey;
+use super::layer_key::LayerKey;
 use super::{ImageStore, Inner};
 use crate::digest::Digest;
 use crate::error::{Error, blocking};

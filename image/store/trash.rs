@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::reaper::Job;
-use super::record::DiskUsage;
+use super::Inner;
+use super::disk_usage::{DiskUsage, sum};
+use super::jobs::DeletionJob;
 use super::walk::measure;
-use super::{Inner, usage};
 use crate::error::Error;
 
 /// The folders in the trash, with their usage as far as it is known.
@@ -42,7 +42,7 @@ impl Trash {
     }
 
     pub(super) fn usage(&self) -> DiskUsage {
-        usage::sum(self.entries().values().copied())
+        sum(self.entries().values().copied())
     }
 
     /// Measures the folders again. A part of a large one may have been deleted, and the usage of those of
@@ -71,7 +71,7 @@ impl Inner {
     pub(super) fn move_to_trash(&self, path: &Path, usage: DiskUsage) -> Result<(), Error> {
         if let Some(moved) = self.folders.discard(path)? {
             self.trash.add(moved.clone(), usage);
-            self.reaper.send(Job::Delete(moved));
+            self.reaper.send(DeletionJob::Delete(moved));
         }
         Ok(())
     }
@@ -104,7 +104,7 @@ mod tests {
             assert!(Instant::now() < until, "the thread did not retry");
             std::thread::sleep(Duration::from_millis(10));
         }
-        inner.reaper.send(Job::Delete(stuck.clone()));
+        inner.reaper.send(DeletionJob::Delete(stuck.clone()));
         while store.usage().image.bytes > 0 {
             assert!(Instant::now() < until, "a deleted folder still counts");
             std::thread::sleep(Duration::from_millis(10));

@@ -7,18 +7,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Mutex;
 
-use super::record::DiskUsage;
+use super::disk_usage::{Measured, sum};
+use super::jobs::DeletionJob;
 use super::walk::measure;
-use super::{ImageStore, Inner, reaper};
+use super::{ImageStore, Inner};
 use crate::error::blocking;
 use crate::image::{FsUsage, Usage};
-
-/// The age up to which a measurement is used. The kubelet requests one every ten seconds.
-const MAX_AGE: Duration = Duration::from_secs(5);
-
-/// The measurement of a layer may take at most one part in this many of the time: a layer with a million
-/// files takes seconds.
-const DUTY: u32 = 10;
 
 /// The time for which a request waits for measurements. A measurement that takes longer continues for the
 /// next request.
@@ -28,23 +22,6 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     walking: Arc<Mutex<()>>,
-}
-
-/// The measured usage of a container.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Measured {
-    pub(super) usage: DiskUsage,
-    /// The time of the measurement, in nanoseconds since the epoch.
-    pub(super) at: i64,
-    done: Instant,
-    took: Duration,
-}
-
-impl Measured {
-    /// Returns whether it should be measured again.
-    fn is_due(&self) -> bool {
-        self.done.elapsed() > MAX_AGE.max(self.took.saturating_mul(DUTY))
-    }
 }
 
 impl ImageStore {
@@ -102,7 +79,7 @@ impl Inner {
     pub(super) fn usage(&self) -> Usage {
         // A request for the usage may mean that space is short: failed deletions are retried.
         if self.trash.is_stuck() {
-            self.reaper.send(reaper::Job::Retry);
+            self.reaper.send(DeletionJob::Retry);
         }
         let trash = self.trash.usage();
         let index = self.index();
@@ -156,14 +133,6 @@ impl Inner {
             }
         }
     }
-}
-
-/// Returns the sum of several usages.
-pub(super) fn sum(parts: impl Iterator<Item = DiskUsage>) -> DiskUsage {
-    parts.fold(DiskUsage::default(), |sum, part| DiskUsage {
-        bytes: sum.bytes.saturating_add(part.bytes),
-        inodes: sum.inodes.saturating_add(part.inodes),
-    })
 }
 
 fn now() -> i64 {

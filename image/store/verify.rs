@@ -1,6 +1,6 @@
 //! Verifies that the content of the store has not changed.
 
-use super::index::LayerKey;
+use super::layer_key::LayerKey;
 use super::make::read_config;
 use super::marker::{self, MemoryUser};
 use super::tree_digest::tree_digest;

@@ -12,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::record::DiskUsage;
+use super::disk_usage::DiskUsage;
 use crate::error::Error;
 
 /// The most nested folders that are measured. Each needs a descriptor. Layers have fewer.

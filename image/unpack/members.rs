@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use super::header::{BLOCK, checksum_matches, field, numeric, padding, plain_name, terminated};
 use super::pax::Pax;
-use super::tar::{BLOCK, MAX_EXTENSION, checksum_matches, field, numeric, padding, plain_name, terminated};
+use super::tar::MAX_EXTENSION;
 use crate::error::Error;
 
 /// A member of an archive.

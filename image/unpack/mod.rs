@@ -1,15 +1,16 @@
 //! Unpacks the bytes of a layer into a folder that overlayfs can stack: decompression and digest (`stream`),
-//! the tar format (`tar`, `pax`, `sparse`), the tree, which is created by descriptors only (`tree`,
+//! the tar format (`tar`, `header`, `pax`, `sparse`), the tree, which is created by descriptors only (`tree`,
 //! `extract`), and the reverse (`recipe`).
 //!
 //! A layer is untrusted. It is read once, in order, within limits. No entry can name a place outside the
 //! layer's folder. Nothing is used before both digests are verified.
 
+mod dependencies;
 mod extract;
 mod frames;
+mod header;
 mod limits;
 mod members;
-mod notes;
 mod path;
 mod pax;
 mod recipe;

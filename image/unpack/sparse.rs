@@ -1,8 +1,8 @@
 //! Sparse files, in the four formats of GNU tar (GNU tar manual, "Storing Sparse Files").
 
+use super::header::{BLOCK, field, numeric};
 use super::pax::{PaxSparse, number};
 use super::stream::LayerStream;
-use super::tar::{BLOCK, field, numeric};
 use crate::error::Error;
 
 /// The most segments of a sparse file.

@@ -17,8 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::dependencies::Dependencies;
 use super::limits::Budget;
-use super::notes::Dependencies;
 use super::path::TreePath;
 use crate::error::Error;
 

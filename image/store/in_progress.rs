@@ -12,13 +12,11 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::index::LayerKey;
-use crate::digest::Digest;
+use super::layer_key::LayerKey;
 use crate::error::Error;
 use crate::image::Image;
+use crate::progress::PullKey;
 
-/// Identifies a pull: the name, and the fingerprint of the credentials.
-pub(crate) type PullKey = (String, Option<Digest>);
 type PullResult = Result<Arc<Image>, Error>;
 type PullFuture = BoxFuture<'static, PullResult>;
 
@@ -31,7 +29,7 @@ pub(super) struct InProgress {
 
 impl fmt::Debug for InProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Flights")
+        f.write_str("InProgress")
     }
 }
 
