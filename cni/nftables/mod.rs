@@ -46,7 +46,7 @@ const TABLE: &str = "berth";
 pub(crate) struct Rules<'a> {
     /// The attachment.
     pub(crate) owner: Comment,
-    /// What this process has installed.
+    /// The parts that this process has installed.
     pub(crate) installed: &'a InstalledParts,
     /// The result lists everything that the plugins created.
     pub(crate) knows_all: bool,

@@ -1,4 +1,4 @@
-//! What a plugin can do: the commands of the CNI specification.
+//! The commands of a plugin (CNI specification).
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::external::{Program, Search};
 use crate::ipam::Ipam;
 use crate::result::CniResult;
 
-/// What runs for a plugin's type: the built-in plugin, or a program for keys that the built-in one does not support.
+/// The implementation of a plugin type: the built-in plugin, or a program for keys that the built-in one does not support.
 pub(crate) enum Choice<T> {
     BuiltIn(T),
     Program(Program),
