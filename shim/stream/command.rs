@@ -16,6 +16,7 @@ use super::token::SessionRequest;
 use super::upgrade::ReportFormat;
 use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::exec::attach::attach;
 use crate::exec::session::{self, Control, RequestedStreams, Session, SessionEnd, TerminalSize};
 
 /// How long output is relayed after the command has ended, if a descendant holds the pipe open.
@@ -89,7 +90,7 @@ impl CommandTarget {
                 };
                 session::exec_with_size(daemon, container, command.clone(), requested, size).await
             }
-            Self::Attach { container } => session::attach(daemon, container, requested).await,
+            Self::Attach { container } => attach(daemon, container, requested).await,
         }
     }
 
