@@ -9,6 +9,7 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use berth::daemon::Shared;
+use berth::exec::attach::attach;
 use berth::exec::session::{self, Reader, Session, SessionEnd, TerminalSize, Writer};
 use berth::session_url::RequestedStreams;
 use berth_proto::v1::*;
@@ -81,7 +82,7 @@ impl Inside {
     }
 
     async fn attach(&self, id: &str, wanted: RequestedStreams) -> Session {
-        session::attach(&self.daemon, id, wanted).await.unwrap()
+        attach(&self.daemon, id, wanted).await.unwrap()
     }
 
     fn log(&self, name: &str) -> String {
@@ -361,7 +362,7 @@ async fn without_stdin_once_the_input_stays_open_after_clients_leave() {
     assert_eq!(all(&mut second.streams.stdout).await, "got bye\n");
     assert_eq!(within(second.end()).await, SessionEnd::Exited(7));
     assert_eq!(inside.log("stays"), "got one\ngot bye\n");
-    let error = session::attach(&inside.daemon, &ids[0], ALL).await.unwrap_err();
+    let error = attach(&inside.daemon, &ids[0], ALL).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::FailedPrecondition);
     inside.finish().await;
 }

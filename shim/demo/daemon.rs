@@ -151,7 +151,7 @@ impl PrivateDaemon {
     /// Removes the parent cgroup. The client that names a parent, the kubelet or the demo, owns it. Only the empty
     /// folder is removed: anything in it was left by berth and must be reported.
     fn remove_cgroup(&self) -> Result<(), DemoError> {
-        for folder in super::leftovers::cgroup_mounts()? {
+        for folder in super::machine::cgroup_mounts()? {
             let folder = folder.join(self.cgroup_parent.trim_start_matches('/'));
             if folder.is_dir() {
                 fs::remove_dir(&folder).map_err(DemoError::file("remove cgroup", &folder))?;
@@ -229,7 +229,7 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
 
 /// Returns a bridge name that no interface has.
 fn free_bridge() -> Result<String, DemoError> {
-    let used = super::leftovers::interfaces()?;
+    let used = super::machine::interfaces()?;
     let names = (0..100).map(|number| format!("berthdemo{number}"));
     names.into_iter().find(|name| !used.contains(name)).ok_or_else(|| {
         DemoError::Host("interfaces already use the names berthdemo0 to berthdemo99".to_owned())

@@ -5,6 +5,7 @@
 //! * [`daemon`]: the separate daemon, and the network that it may leave
 //! * [`image`]: the image, as an OCI archive
 //! * [`script`]: the CRI calls
+//! * [`machine`]: the mounts and interfaces of this machine
 //! * [`leftovers`]: the comparison of this machine before and after
 //! * [`mod@print`]: the output
 //! * this file: the order of the steps, and the cleanup in every case
@@ -12,6 +13,7 @@
 pub mod daemon;
 pub mod image;
 pub mod leftovers;
+pub mod machine;
 pub mod print;
 pub mod script;
 

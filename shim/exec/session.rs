@@ -13,7 +13,6 @@ use std::sync::Arc;
 use berth_runtime::sys::pty;
 use berth_runtime::wire::Call;
 
-pub use super::attach::attach;
 use super::process::{Process, Stdio};
 pub use super::stream::{Reader, Writer};
 use crate::daemon::Shared;

@@ -15,6 +15,7 @@ use super::status::{CommandOutcome, encode_outcome};
 use super::upgrade::ReportFormat;
 use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::exec::attach::attach;
 use crate::exec::session::{self, Control, Session, SessionEnd, TerminalSize};
 use crate::session_url::{RequestedStreams, SessionRequest};
 
@@ -89,7 +90,7 @@ impl CommandTarget {
                 };
                 session::exec_with_size(daemon, container, command.clone(), requested, size).await
             }
-            Self::Attach { container } => session::attach(daemon, container, requested).await,
+            Self::Attach { container } => attach(daemon, container, requested).await,
         }
     }
 

@@ -1,12 +1,12 @@
 //! The sending side of a stream. Data goes through a short queue to the task that writes the connection.
 //! While the peer does not read or its flow control window is full, the sender waits.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::futures::Notified;
 use tokio::sync::mpsc;
-
-use super::spdy::table::StreamTable;
 
 /// Capacity of the writer's queue. A message is at most one read from a pipe.
 pub(super) const QUEUE: usize = 8;
@@ -39,18 +39,45 @@ pub(super) enum Item {
     },
 }
 
+/// Flow control windows, which limit how much may be sent on each stream.
+pub(super) trait SendWindows: fmt::Debug + Send + Sync {
+    /// Reserves up to `length` bytes and returns how many, or `None` if a window is full.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    fn try_reserve(&self, stream: u32, length: usize) -> Result<Option<usize>, Gone>;
+
+    /// Waits for the next change of a window.
+    fn changed(&self) -> Notified<'_>;
+}
+
+/// Waits for space in the windows of a stream. Reserves up to `length` bytes and returns how many.
+///
+/// # Errors
+/// The stream has ended.
+pub(super) async fn reserve(windows: &dyn SendWindows, stream: u32, length: usize) -> Result<usize, Gone> {
+    loop {
+        // Registered before the check, so that no change in between is missed.
+        let changed = windows.changed();
+        if let Some(taken) = windows.try_reserve(stream, length)? {
+            return Ok(taken);
+        }
+        changed.await;
+    }
+}
+
 /// Sends on one stream.
 #[derive(Debug)]
 pub struct Outgoing {
     stream: u32,
     items: mpsc::Sender<Item>,
     /// The flow control windows of a SPDY session.
-    table: Option<Arc<StreamTable>>,
+    windows: Option<Arc<dyn SendWindows>>,
 }
 
 impl Outgoing {
-    pub(super) fn new(stream: u32, items: mpsc::Sender<Item>, table: Option<Arc<StreamTable>>) -> Self {
-        Self { stream, items, table }
+    pub(super) fn new(stream: u32, items: mpsc::Sender<Item>, windows: Option<Arc<dyn SendWindows>>) -> Self {
+        Self { stream, items, windows }
     }
 
     /// Sends bytes. On streams without windows, an empty message is sent as well.
@@ -58,9 +85,9 @@ impl Outgoing {
     /// # Errors
     /// The peer is gone.
     pub async fn send(&self, mut bytes: Bytes) -> Result<(), Gone> {
-        let Some(table) = &self.table else { return self.item(self.data(bytes)).await };
+        let Some(windows) = &self.windows else { return self.item(self.data(bytes)).await };
         while !bytes.is_empty() {
-            let room = table.reserve(self.stream, bytes.len()).await?;
+            let room = reserve(windows.as_ref(), self.stream, bytes.len()).await?;
             let piece = bytes.split_to(room.min(bytes.len()));
             self.item(self.data(piece)).await?;
         }

@@ -4,15 +4,17 @@
 //! * [`frame`]: the frames; [`headers`] and [`dictionary`]: header blocks. Both work without I/O
 //! * [`table`]: the streams of a session and their flow control windows
 //! * [`reader`], [`writer`]: the two tasks of a session
-//! * [`session`]: the interface for the rest of the shim
+//! * [`session`], [`new_stream`]: the interface for the rest of the shim
 
 pub mod dictionary;
 pub mod frame;
 pub mod headers;
+pub mod new_stream;
 mod reader;
 pub mod session;
 pub mod table;
 mod writer;
 
 pub use headers::Headers;
-pub use session::{NewStream, SpdySession};
+pub use new_stream::NewStream;
+pub use session::SpdySession;

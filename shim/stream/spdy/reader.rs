@@ -12,7 +12,7 @@ use super::super::inbox::inbox;
 use super::super::outgoing::{Item, Outgoing};
 use super::frame::{Control, FrameError, HEAD, Head, ResetStatus, StreamId};
 use super::headers::{Decompressor, HeaderError, HeaderWriter, Headers};
-use super::session::NewStream;
+use super::new_stream::NewStream;
 use super::table::{Credit, OpenError, StreamState, StreamTable};
 
 /// Why reading ended.

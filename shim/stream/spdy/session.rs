@@ -6,29 +6,15 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 
 use super::super::connection::ConnectionTasks;
-use super::super::inbox::Incoming;
-use super::super::outgoing::{Outgoing, QUEUE};
-use super::frame::StreamId;
-use super::headers::{Decompressor, HeaderWriter, Headers};
+use super::super::outgoing::QUEUE;
+use super::headers::{Decompressor, HeaderWriter};
+use super::new_stream::NewStream;
 use super::reader::Reader;
 use super::table::StreamTable;
 use super::writer::FrameWriter;
 
 /// Size of the read buffer.
 const READ: usize = 64 << 10;
-
-/// A stream that the client has opened. The reply was already sent.
-#[derive(Debug)]
-pub struct NewStream {
-    /// The stream's number.
-    pub id: StreamId,
-    /// The headers of the stream.
-    pub headers: Headers,
-    /// The client's data.
-    pub incoming: Incoming,
-    /// Sends data to the client.
-    pub outgoing: Outgoing,
-}
 
 /// A SPDY session. Dropping it aborts the connection.
 #[derive(Debug)]

@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::super::inbox::{Consumed, Inbox};
-use super::super::outgoing::Gone;
+use super::super::outgoing::{Gone, SendWindows};
 use super::frame::{INITIAL_WINDOW, StreamId};
 
 /// The number of consumed bytes after which a window update is sent: half a window, so that the window never
@@ -175,36 +176,6 @@ impl StreamTable {
         self.window_changed.notify_waiters();
     }
 
-    /// Waits for space in the windows of a stream and the session. Reserves up to `length` bytes and returns
-    /// how many.
-    ///
-    /// # Errors
-    /// The stream has ended.
-    pub async fn reserve(&self, stream: u32, length: usize) -> Result<usize, Gone> {
-        loop {
-            // Registered before the check, so that no change in between is missed.
-            let changed = self.window_changed.notified();
-            if let Some(taken) = self.try_reserve(StreamId::new(stream), length)? {
-                return Ok(taken);
-            }
-            changed.await;
-        }
-    }
-
-    fn try_reserve(&self, stream: StreamId, length: usize) -> Result<Option<usize>, Gone> {
-        let mut state = self.lock();
-        let (peer_has_flow_control, session) = (state.peer_has_flow_control, state.window);
-        let entry = state.streams.get_mut(&stream).filter(|entry| !entry.finished_local).ok_or(Gone)?;
-        let room = match peer_has_flow_control {
-            true => usize::try_from(entry.window.min(session)).unwrap_or(0).min(length),
-            false => length,
-        };
-        let taken = i64::try_from(room).unwrap_or(i64::MAX);
-        entry.window = entry.window.saturating_sub(taken);
-        state.window = state.window.saturating_sub(taken);
-        Ok((room > 0).then_some(room))
-    }
-
     /// Widens a window at the peer's request. Returns whether it is still in its range.
     pub fn widen(&self, stream: StreamId, delta: u32) -> bool {
         let mut state = self.lock();
@@ -278,6 +249,30 @@ impl StreamTable {
     }
 }
 
+impl SendWindows for StreamTable {
+    fn try_reserve(&self, stream: u32, length: usize) -> Result<Option<usize>, Gone> {
+        let mut state = self.lock();
+        let (peer_has_flow_control, session) = (state.peer_has_flow_control, state.window);
+        let entry = state
+            .streams
+            .get_mut(&StreamId::new(stream))
+            .filter(|entry| !entry.finished_local)
+            .ok_or(Gone)?;
+        let room = match peer_has_flow_control {
+            true => usize::try_from(entry.window.min(session)).unwrap_or(0).min(length),
+            false => length,
+        };
+        let taken = i64::try_from(room).unwrap_or(i64::MAX);
+        entry.window = entry.window.saturating_sub(taken);
+        state.window = state.window.saturating_sub(taken);
+        Ok((room > 0).then_some(room))
+    }
+
+    fn changed(&self) -> Notified<'_> {
+        self.window_changed.notified()
+    }
+}
+
 /// Reports to the table what the consumer of a stream takes.
 #[derive(Debug)]
 pub(super) struct Credit {
@@ -294,6 +289,7 @@ impl Consumed for Credit {
 #[cfg(test)]
 mod tests {
     use super::super::super::inbox::inbox;
+    use super::super::super::outgoing::reserve;
     use super::*;
 
     fn table() -> StreamTable {
@@ -326,8 +322,8 @@ mod tests {
     #[test]
     fn a_peer_without_flow_control_is_not_waited_for() {
         let table = table();
-        assert_eq!(table.try_reserve(FIRST, 1 << 20), Ok(Some(1 << 20)));
-        assert_eq!(table.try_reserve(FIRST, 1 << 20), Ok(Some(1 << 20)));
+        assert_eq!(table.try_reserve(FIRST.get(), 1 << 20), Ok(Some(1 << 20)));
+        assert_eq!(table.try_reserve(FIRST.get(), 1 << 20), Ok(Some(1 << 20)));
     }
 
     #[test]
@@ -335,12 +331,12 @@ mod tests {
         let table = table();
         assert!(table.widen(FIRST, 100));
         let window = 64 << 10;
-        assert_eq!(table.try_reserve(FIRST, window + 200), Ok(Some(window)), "the session's window");
+        assert_eq!(table.try_reserve(FIRST.get(), window + 200), Ok(Some(window)), "the session's window");
         assert!(table.widen(StreamId::SESSION, 1000));
-        assert_eq!(table.try_reserve(FIRST, 200), Ok(Some(100)), "the stream's window");
-        assert_eq!(table.try_reserve(FIRST, 200), Ok(None));
+        assert_eq!(table.try_reserve(FIRST.get(), 200), Ok(Some(100)), "the stream's window");
+        assert_eq!(table.try_reserve(FIRST.get(), 200), Ok(None));
         assert!(table.set_initial(INITIAL_WINDOW + 50));
-        assert_eq!(table.try_reserve(FIRST, 200), Ok(Some(50)));
+        assert_eq!(table.try_reserve(FIRST.get(), 200), Ok(Some(50)));
         assert!(!table.widen(FIRST, 0x7fff_ffff) || !table.widen(FIRST, 1));
     }
 
@@ -350,7 +346,7 @@ mod tests {
         assert!(table.set_initial(0));
         let waiting = tokio::spawn({
             let table = table.clone();
-            async move { table.reserve(1, 1).await }
+            async move { reserve(table.as_ref(), 1, 1).await }
         });
         tokio::task::yield_now().await;
         assert!(table.remove(FIRST));

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::super::connection::ConnectionTasks;
 use super::super::inbox::{Inbox, Incoming, inbox};
 use super::super::outgoing::{Outgoing, QUEUE};
+use super::coding::Coding;
 use super::reader::{ReadError, Receive, read};
 use super::writer::write;
 
@@ -19,17 +20,6 @@ const READ: usize = 64 << 10;
 
 /// The first byte of a message that closes a channel.
 const CLOSE: u8 = 255;
-
-/// The encoding of messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
-    /// A byte for the channel, then bytes.
-    Binary,
-    /// A digit for the channel, then base64.
-    Base64,
-    /// The bytes of one stream, without channels.
-    Tunnel,
-}
 
 /// A connection with numbered channels. Dropping it aborts the connection.
 #[derive(Debug)]

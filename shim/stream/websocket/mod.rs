@@ -8,9 +8,11 @@
 //! * [`tunnel`]: SPDY in messages, `SPDY/3.1+portforward.k8s.io`
 
 pub mod channels;
+pub mod coding;
 pub mod frame;
 mod reader;
 pub mod tunnel;
 mod writer;
 
-pub use channels::{Channels, Coding};
+pub use channels::Channels;
+pub use coding::Coding;

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::super::connection::LINGER;
 use super::super::outgoing::{Item, QUEUE};
-use super::channels::Coding;
+use super::coding::Coding;
 use super::reader::{ReadError, Receive, read};
 use super::writer::write;
 

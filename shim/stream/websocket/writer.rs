@@ -8,7 +8,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::super::outgoing::Item;
-use super::channels::Coding;
+use super::coding::Coding;
 use super::frame::{Opcode, encode_head};
 
 /// Status codes of a close frame (RFC 6455, section 7.4.1).
