@@ -1,5 +1,5 @@
-//! Keeps images and layers on the disk while they are used: holds of images, and leases of layers whose image is
-//! not recorded yet.
+//! Keeps images and layers on the disk while they are used: holds of images, and leases of layers whose image
+//! is not recorded yet.
 
 use std::fmt;
 use std::sync::{Arc, Weak};

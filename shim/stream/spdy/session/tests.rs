@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::super::frame::{Control, GoAwayStatus, HEAD, Head, INITIAL_WINDOW, ResetStatus};
-use super::super::headers::HeaderWriter;
+use super::super::frame::{Control, GoAwayStatus, HEAD, Head, INITIAL_WINDOW, ResetStatus, StreamId};
+use super::super::headers::{HeaderWriter, Headers};
 use super::*;
 
 /// A frame that the client receives.
