@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, UseTree};
@@ -93,11 +93,11 @@ impl<'ast> Visit<'ast> for Source {
 /// All modules that are reached from a crate's root file.
 fn read(root: &Path) -> BTreeMap<Module, Source> {
     let mut sources = BTreeMap::new();
-    read_module(root, &root.parent().unwrap().to_owned(), &Module::new(), &mut sources);
+    read_module(root, root.parent().unwrap(), &Module::new(), &mut sources);
     sources
 }
 
-fn read_module(file: &Path, folder: &PathBuf, module: &Module, sources: &mut BTreeMap<Module, Source>) {
+fn read_module(file: &Path, folder: &Path, module: &Module, sources: &mut BTreeMap<Module, Source>) {
     let mut source = Source::default();
     let text = fs::read_to_string(file).unwrap();
     source.visit_file(&syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display())));

@@ -10,7 +10,7 @@ const GET: u32 = 0x80_0007;
 /// `PRJQUOTA` of linux/quota.h.
 const PROJECT: u32 = 2;
 /// `FS_IOC_FSGETXATTR` of linux/fs.h: `_IOR('X', 31, struct fsxattr)`.
-const GET_ATTRIBUTES: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+const GET_ATTRIBUTES: libc::Ioctl = 0x801c_581f;
 /// `FS_IOC_FSSETXATTR` of linux/fs.h: `_IOW('X', 32, struct fsxattr)`.
 const SET_ATTRIBUTES: libc::Ioctl = 0x401c_5820;
 /// `FS_XFLAG_PROJINHERIT`: new files of the folder get its project.
