@@ -1,7 +1,7 @@
 //! All counters and limits of a cgroup, for metrics (Documentation/admin-guide/cgroup-v1, cgroup-v2.rst). A value is
 //! `None` if its controller or file does not exist.
 //!
-//! * [`Stats`](super::Stats) has the few values that are read often
+//! * [`Stats`] has the few values that are read often
 //! * [`v1`], [`v2`]: the files of each version
 
 mod v1;
