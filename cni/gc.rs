@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::conflist::Conflist;
 use crate::host::Host;
-use crate::network::{Network, Told};
+use crate::network::{Network, PluginParameters};
 use crate::nftables::{self, masquerade};
 use crate::plugins::Plugin;
 use crate::record::Record;
@@ -117,8 +117,8 @@ impl Network {
             request.insert("cni.dev/valid-attachments".to_owned(), Value::Array(live));
         }
         let record = Record::of_none("eth0");
-        let told = Told::of(&record);
-        let call = self.call(config, "", None, &record, &record.runtime, &told);
+        let parameters = PluginParameters::of(&record);
+        let call = self.call(config, "", None, &record, &record.runtime, &parameters);
         program.run(&call, "GC", &request, None).await.map(drop)
     }
 

@@ -165,9 +165,9 @@ impl Network {
         if let Some(path) = &record.pinned {
             pin::pin(netns, path)?;
         }
-        let told = Told::of(record);
-        told.check_ports(config)?;
-        let plugins = self.add_plugins(config, pod, netns, record, &told);
+        let parameters = PluginParameters::of(record);
+        parameters.check_ports(config)?;
+        let plugins = self.add_plugins(config, pod, netns, record, &parameters);
         let (up, result) = futures_util::future::join(Self::loopback_up(netns), plugins).await;
         up.and(result)
     }
@@ -178,7 +178,7 @@ impl Network {
         pod: &str,
         netns: BorrowedFd<'_>,
         record: &Record,
-        told: &Told,
+        parameters: &PluginParameters,
     ) -> Result<CniResult> {
         let mut result = CniResult::default();
         for entry in &config.plugins {
@@ -187,8 +187,8 @@ impl Network {
             if matches!(entry.plugin, Plugin::Loopback(_)) {
                 continue;
             }
-            let runtime = told.of_entry(entry)?;
-            let call = self.call(config, pod, Some(netns), record, &runtime, told);
+            let runtime = parameters.of_entry(entry)?;
+            let call = self.call(config, pod, Some(netns), record, &runtime, parameters);
             let started = std::time::Instant::now();
             result = entry.plugin.add(&call, &entry.config, result).await?;
             tracing::debug!(pod, plugin = entry.kind(), elapsed = ?started.elapsed(), "network plugin attached pod");
@@ -210,7 +210,7 @@ impl Network {
         netns: Option<BorrowedFd<'a>>,
         record: &'a Record,
         runtime: &'a RuntimeConfig,
-        told: &'a Told,
+        parameters: &'a PluginParameters,
     ) -> Call<'a> {
         Call {
             network: &config.name,
@@ -222,7 +222,7 @@ impl Network {
             namespace_ends: true,
             knows_all: !config.plugins.iter().any(|entry| entry.plugin.is_external()),
             runtime,
-            args: &told.args,
+            args: &parameters.args,
             args_text: &record.args,
             bin_path: &self.shared.bin_path,
             data_dir: record.data_dir.as_deref().unwrap_or(self.shared.host.data_dir()),
@@ -302,15 +302,15 @@ impl Network {
         netns: Option<BorrowedFd<'_>>,
         errors: &mut Vec<Error>,
     ) {
-        let told = Told::of(record);
+        let parameters = PluginParameters::of(record);
         let result = record.result.clone().unwrap_or_default();
         for entry in config.plugins.iter().rev() {
             if matches!(entry.plugin, Plugin::Loopback(_)) {
                 continue;
             }
-            let deleted = match told.of_entry(entry) {
+            let deleted = match parameters.of_entry(entry) {
                 Ok(runtime) => {
-                    let call = self.call(config, pod, netns, record, &runtime, &told);
+                    let call = self.call(config, pod, netns, record, &runtime, &parameters);
                     entry.plugin.del(&call, &entry.config, &result).await
                 }
                 Err(error) => Err(error),
@@ -332,10 +332,10 @@ impl Network {
         if config.disable_check || config.version < Version::V0_4_0 {
             return Ok(());
         }
-        let told = Told::of(&record);
+        let parameters = PluginParameters::of(&record);
         for entry in &config.plugins {
-            let runtime = told.of_entry(entry)?;
-            let call = self.call(&config, pod, Some(netns), &record, &runtime, &told);
+            let runtime = parameters.of_entry(entry)?;
+            let call = self.call(&config, pod, Some(netns), &record, &runtime, &parameters);
             entry.plugin.check(&call, &entry.config, &result).await?;
         }
         Ok(())
@@ -356,13 +356,13 @@ impl Drop for Ended<'_> {
 
 /// The runtime's parameters for the plugins of one attachment.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct PluginParameters {
     pub(crate) args: std::collections::BTreeMap<String, String>,
     /// The runtime configuration by capability.
     runtime: Value,
 }
 
-impl Told {
+impl PluginParameters {
     pub(crate) fn of(record: &Record) -> Self {
         Self { args: parse_args(&record.args), runtime: serde_json::json!(record.runtime) }
     }

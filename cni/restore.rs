@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::conflist::Conflist;
 use crate::names::host_link;
-use crate::network::{Network, Told, lock};
+use crate::network::{Network, PluginParameters, lock};
 use crate::nftables::{self, Loss};
 use crate::record::{MadeBy, Record};
 use crate::{Context, Result};
@@ -125,8 +125,9 @@ impl Network {
             {
                 continue;
             }
-            let (told, ips) = (Told::of(&record), record.result.clone().unwrap_or_default().ips);
-            let call = self.call(&config, &pod, None, &record, &record.runtime, &told);
+            let (parameters, ips) =
+                (PluginParameters::of(&record), record.result.clone().unwrap_or_default().ips);
+            let call = self.call(&config, &pod, None, &record, &record.runtime, &parameters);
             for bridge in config.bridges() {
                 match bridge.join_again(&call, &ips).await {
                     Ok(()) => {
@@ -194,11 +195,11 @@ impl Network {
         // The attachment in progress restores its rules itself.
         let Some(result) = &record.result else { return Ok(false) };
         let config = self.shared.configuration.recorded(&record.made_by())?;
-        let told = Told::of(&record);
+        let parameters = PluginParameters::of(&record);
         let mut any = false;
         for entry in &config.plugins {
-            let runtime = told.of_entry(entry)?;
-            let call = self.call(&config, pod, None, &record, &runtime, &told);
+            let runtime = parameters.of_entry(entry)?;
+            let call = self.call(&config, pod, None, &record, &runtime, &parameters);
             any |= entry.plugin.restore(&call, result).await?;
         }
         Ok(any)

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::conflist::Conflist;
-use crate::network::{INTERFACE, Network, Told};
+use crate::network::{INTERFACE, Network, PluginParameters};
 use crate::nftables::{self, Packet};
 use crate::plugins::Plugin;
 use crate::plugins::bridge::Bridge;
@@ -69,9 +69,9 @@ impl Network {
     /// Calls `STATUS` of the programs of a configuration (since CNI 1.1). Returns the first error.
     async fn ask_status(&self, config: &Conflist) -> Result<()> {
         let record = Record::of_none(INTERFACE);
-        let told = Told::of(&record);
+        let parameters = PluginParameters::of(&record);
         for entry in &config.plugins {
-            let call = self.call(config, "", None, &record, &record.runtime, &told);
+            let call = self.call(config, "", None, &record, &record.runtime, &parameters);
             entry.plugin.status(&call, &entry.config).await?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use super::keys::Keys;
 use super::make::Made;
 use crate::netlink::Netlink;
-use crate::netlink::monitor::{Change, Group, Heard, Monitor};
+use crate::netlink::monitor::{Change, Group, Monitor, Notification};
 use crate::{Context, Result, forwarding};
 
 /// The interval between repairs after a failure, when the network's status is requested.
@@ -44,9 +44,9 @@ struct Known {
     /// A link of the bridge is down or was renamed.
     down: bool,
     /// Something of the bridge is missing, or may be missing.
-    lacks: bool,
-    /// The bridge is not the one that pods were attached to.
-    another: bool,
+    incomplete: bool,
+    /// Ports of pods may be on no bridge: the bridge was created again, or changes of links were lost.
+    ports_lost: bool,
 }
 
 /// Why a bridge is not in its configured state.
@@ -59,10 +59,10 @@ struct Trouble {
 
 impl Known {
     fn is_sound(&self) -> bool {
-        !self.down && !self.lacks
+        !self.down && !self.incomplete
     }
 
-    fn take_in(&mut self, change: &Change) {
+    fn apply(&mut self, change: &Change) {
         let (bridge, gateway) = (self.made.bridge.index, self.made.gateway.index);
         match change {
             Change::Link(link) if link.index == bridge => {
@@ -70,12 +70,12 @@ impl Known {
                 self.made.bridge.mac.clone_from(&link.mac);
                 self.made.bridge.mtu = link.mtu;
             }
-            Change::Link(link) if link.index == gateway => self.lacks |= !link.up,
+            Change::Link(link) if link.index == gateway => self.incomplete |= !link.up,
             Change::LinkGone(index) | Change::AddressGone(index) if *index == bridge || *index == gateway => {
-                self.lacks = true;
+                self.incomplete = true;
             }
             Change::NotForwarding { link, .. } if *link == Some(bridge) || *link == Some(gateway) => {
-                self.lacks = true;
+                self.incomplete = true;
             }
             _ => {}
         }
@@ -83,9 +83,13 @@ impl Known {
 }
 
 impl State {
-    fn take_in(&mut self, heard: Heard) {
-        let Heard::Messages(messages) = heard else {
-            self.bridges.values_mut().for_each(|known| known.lacks = true);
+    fn apply(&mut self, notification: Notification) {
+        let Notification::Messages(messages) = notification else {
+            // Unknown changes: each bridge is checked, and so are the ports on it.
+            for known in self.bridges.values_mut() {
+                (known.incomplete, known.ports_lost) = (true, true);
+            }
+            self.disconnected.clear();
             self.forwarding.clear();
             return;
         };
@@ -97,7 +101,7 @@ impl State {
             if let Change::NotForwarding { link: None, v4 } = change {
                 self.forwarding.remove(&v4);
                 let has = |known: &&mut Known| known.gateways.iter().any(|ip| ip.addr().is_ipv4() == v4);
-                self.bridges.values_mut().filter(has).for_each(|known| known.lacks = true);
+                self.bridges.values_mut().filter(has).for_each(|known| known.incomplete = true);
             }
             match change {
                 Change::PortDisconnected { index, pod } if !self.bridges.is_empty() => {
@@ -105,9 +109,9 @@ impl State {
                 }
                 Change::PortConnected(index) | Change::LinkGone(index) => {
                     self.disconnected.remove(&index);
-                    self.bridges.values_mut().for_each(|known| known.take_in(&change));
+                    self.bridges.values_mut().for_each(|known| known.apply(&change));
                 }
-                _ => self.bridges.values_mut().for_each(|known| known.take_in(&change)),
+                _ => self.bridges.values_mut().for_each(|known| known.apply(&change)),
             }
         }
     }
@@ -121,9 +125,9 @@ impl Ready {
         Ok(Self { monitor: Some(monitor), ..Self::default() })
     }
 
-    fn take_in(&self, state: &mut State) {
-        let heard = self.monitor.iter().flat_map(|monitor| std::iter::from_fn(|| monitor.heard()));
-        heard.for_each(|heard| state.take_in(heard));
+    fn apply(&self, state: &mut State) {
+        let notification = self.monitor.iter().flat_map(|monitor| std::iter::from_fn(|| monitor.receive()));
+        notification.for_each(|notification| state.apply(notification));
     }
 
     /// Returns the bridge of a configuration in its configured state, with some gateways. `again` ignores the known
@@ -136,7 +140,7 @@ impl Ready {
         again: bool,
     ) -> Result<Made> {
         let mut state = self.state.lock().await;
-        self.take_in(&mut state);
+        self.apply(&mut state);
         let known = state.bridges.get(&keys.bridge).filter(|known| known.keys == *keys);
         if let Some(known) = known
             && self.monitor.is_some()
@@ -154,14 +158,14 @@ impl Ready {
         state.forwarding.extend(all.iter().map(|gateway: &IpNet| gateway.addr().is_ipv4()));
         let index = made.bridge.index;
         let former = state.bridges.get(&keys.bridge);
-        let another = former.is_some_and(|former| former.another || former.made.bridge.index != index);
+        let ports_lost = former.is_some_and(|former| former.ports_lost || former.made.bridge.index != index);
         let known = Known {
             keys: keys.clone(),
             made: made.clone(),
             gateways: all,
             down: false,
-            lacks: false,
-            another,
+            incomplete: false,
+            ports_lost,
         };
         state.bridges.insert(keys.bridge.clone(), known);
         Ok(made)
@@ -170,7 +174,7 @@ impl Ready {
     /// Enables forwarding of an IP version on the host.
     pub(crate) async fn forward(&self, v4: bool) -> Result<()> {
         let mut state = self.state.lock().await;
-        self.take_in(&mut state);
+        self.apply(&mut state);
         if self.monitor.is_none() || !state.forwarding.contains(&v4) {
             forwarding::enable(v4)?;
             state.forwarding.insert(v4);
@@ -198,7 +202,7 @@ impl Ready {
     /// Whether all bridges are in their configured state.
     pub(crate) async fn is_sound(&self) -> bool {
         let mut state = self.state.lock().await;
-        self.take_in(&mut state);
+        self.apply(&mut state);
         state.bridges.values().all(|known| known.is_sound())
     }
 
@@ -207,17 +211,17 @@ impl Ready {
     pub(crate) async fn repair(&self, host: &Netlink, in_use: impl Fn(&str) -> bool) -> bool {
         let mut state = self.state.lock().await;
         let had_forwarding = state.forwarding.clone();
-        self.take_in(&mut state);
+        self.apply(&mut state);
         for v4 in had_forwarding {
             if !state.forwarding.contains(&v4) && forwarding::enable(v4).is_ok() {
                 tracing::warn!(ipv4 = v4, "IP forwarding was disabled: enabled it again");
                 state.forwarding.insert(v4);
             }
         }
-        let mut another = false;
+        let mut ports_lost = false;
         for (name, known) in &mut state.bridges {
             if known.is_sound() {
-                another |= std::mem::take(&mut known.another);
+                ports_lost |= std::mem::take(&mut known.ports_lost);
                 continue;
             }
             if host.link(name).await.is_ok_and(|link| link.is_none()) && !in_use(name) {
@@ -232,21 +236,21 @@ impl Ready {
                     } else {
                         tracing::info!(bridge = name, "checked bridge after a change by another program");
                     }
-                    another |= std::mem::take(&mut known.another) || made.bridge.index != before.0;
+                    ports_lost |= std::mem::take(&mut known.ports_lost) || made.bridge.index != before.0;
                     known.made = made;
-                    (known.down, known.lacks) = (false, false);
+                    (known.down, known.incomplete) = (false, false);
                 }
                 Err(error) => self.note(name, Some(error.to_string())),
             }
         }
-        another
+        ports_lost
     }
 
     /// The pods whose port has lost its bridge since the last call. A port that is being set up or removed is among them only
     /// if the kernel has not reported the rest of it yet.
     pub(crate) async fn disconnected(&self) -> BTreeSet<String> {
         let mut state = self.state.lock().await;
-        self.take_in(&mut state);
+        self.apply(&mut state);
         std::mem::take(&mut state.disconnected).into_values().collect()
     }
 
@@ -281,5 +285,33 @@ impl Ready {
             }
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        let keys: Keys = serde_json::from_value(serde_json::json!({ "bridge": "br0" })).unwrap();
+        let link = crate::netlink::Link { index: 3, name: "br0".to_owned(), up: true, ..Default::default() };
+        let known = Known {
+            keys,
+            made: Made { bridge: link.clone(), gateway: link },
+            gateways: BTreeSet::new(),
+            down: false,
+            incomplete: false,
+            ports_lost: false,
+        };
+        State { bridges: BTreeMap::from([("br0".to_owned(), known)]), ..State::default() }
+    }
+
+    #[test]
+    fn lost_notifications_cause_a_check_of_bridges_and_ports() {
+        let mut state = state();
+        assert!(state.bridges["br0"].is_sound());
+        state.apply(Notification::Lost);
+        assert!(!state.bridges["br0"].is_sound());
+        assert!(state.bridges["br0"].ports_lost);
     }
 }

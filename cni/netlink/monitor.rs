@@ -39,7 +39,7 @@ impl Group {
 
 /// Received notifications.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum Notification {
     /// A datagram of messages.
     Messages(Vec<u8>),
     /// Notifications were lost because the socket's buffer was full.
@@ -71,7 +71,7 @@ impl Monitor {
 
     /// Returns the next unread notifications, if there are any. They include every change that was made before the
     /// call: the kernel sends notifications before it answers the request of a change.
-    pub(crate) fn heard(&self) -> Option<Heard> {
+    pub(crate) fn receive(&self) -> Option<Notification> {
         /// Larger than any message about a link.
         const LARGEST: usize = 64 << 10;
         let mut buffer = Vec::with_capacity(LARGEST);
@@ -81,10 +81,10 @@ impl Monitor {
             rustix::buffer::spare_capacity(&mut buffer),
             rustix::net::RecvFlags::DONTWAIT,
         ) {
-            Ok(_) => Some(Heard::Messages(buffer)),
+            Ok(_) => Some(Notification::Messages(buffer)),
             Err(rustix::io::Errno::AGAIN) => None,
-            Err(rustix::io::Errno::INTR) => self.heard(),
-            Err(_) => Some(Heard::Lost),
+            Err(rustix::io::Errno::INTR) => self.receive(),
+            Err(_) => Some(Notification::Lost),
         }
     }
 
@@ -107,9 +107,9 @@ impl Monitor {
     }
 
     /// Waits for the next notifications.
-    pub(crate) async fn next(&self) -> io::Result<Heard> {
+    pub(crate) async fn next(&self) -> io::Result<Notification> {
         loop {
-            if let Some(heard) = self.heard() {
+            if let Some(heard) = self.receive() {
                 return Ok(heard);
             }
             self.changed().await?;

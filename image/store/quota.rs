@@ -1,8 +1,9 @@
-//! Project quotas. Where the filesystem of the store counts by project, each writable layer has its own project: the
-//! kernel then answers how much a container has written, however many files that are.
+//! Project quotas. If the filesystem of the store counts by project, each writable layer has its own project. The kernel
+//! then reports the usage of a container without a walk of its files.
 //!
-//! A process that owns a file in the initial user namespace may take it out of its project (ioctl_xfs_fsgetxattr(2)). So
-//! layers are walked now and then nevertheless, and a layer in which more is found than its project has is walked from then on.
+//! In the initial user namespace, the owner of a file can change the project of the file (ioctl_xfs_fsgetxattr(2)).
+//! Therefore layers are still walked at long intervals. If a walk finds more than the project contains, the layer is
+//! walked from then on.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,13 +17,13 @@ use std::time::{Duration, Instant};
 use super::Inner;
 use super::disk_usage::DiskUsage;
 
-/// The numbers of berth's projects. The kubelet numbers those of emptyDir volumes from 1,048,577, administrators theirs from 1.
+/// The range of berth's project numbers. The kubelet uses numbers from 1,048,577, administrators low numbers.
 const FIRST: u32 = 0x6265_0000;
 const LAST: u32 = 0x6265_ffff;
 
 /// Shortest time between two walks of a layer that has a project.
 const AUDIT: Duration = Duration::from_mins(5);
-/// A layer that has a project is walked for one part in so many of the time at most.
+/// The walks of a layer with a project take at most one part in this many of the time.
 const AUDIT_SHARE: u32 = 100;
 /// Differences between a walk and the project's usage that come from writes during the walk.
 const TOLERATED: DiskUsage = DiskUsage { bytes: 16 << 20, inodes: 1024 };
@@ -66,7 +67,7 @@ pub(super) struct Project {
 }
 
 impl Quotas {
-    /// `None` where the filesystem does not count by project.
+    /// Returns none if the filesystem does not count by project.
     pub(super) fn of(access: Option<&Arc<dyn ProjectQuotas>>, containers: &Path) -> Option<Self> {
         let access = access?.clone();
         let containers = File::open(containers).ok()?;
@@ -85,14 +86,14 @@ impl Quotas {
         }
     }
 
-    /// The project of a layer that an earlier daemon has made.
+    /// Returns the project of a layer that an earlier daemon created.
     pub(super) fn existing(&self, layer: &Path) -> Option<Project> {
         let number = self.access.project(File::open(layer).ok()?.as_fd()).ok()?;
         (FIRST..=LAST).contains(&number).then_some(Project { number, next_audit: None })
     }
 
-    /// Gives an empty layer a project that no other one has. Another store on the same filesystem, or a layer that waits to be
-    /// deleted, may have a number that is not `used`: then that project occupies something.
+    /// Gives an empty layer a free project. A project that is not in `used` is not free if it occupies something: it belongs to
+    /// another store on the filesystem, or to a layer that waits for its deletion.
     fn assign(&self, layer: &Path, used: &BTreeSet<u32>) -> Option<Project> {
         let free = |number: &u32| {
             !used.contains(number) && self.usage(*number).is_some_and(|usage| usage == DiskUsage::default())
@@ -110,7 +111,7 @@ impl Quotas {
 }
 
 impl Inner {
-    /// Gives the new layer of a container a project. Without one it is walked.
+    /// Gives the new layer of a container a project. A layer without one is walked.
     pub(super) fn assign_project(&self, id: &str) {
         let Some(quotas) = &self.quotas else { return };
         let _assigning = quotas.assigning.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,7 +159,7 @@ impl Inner {
     }
 }
 
-/// Whether a project has all that a walk has found.
+/// Returns whether a project contains everything that a walk found.
 fn is_whole(counted: DiskUsage, walked: DiskUsage) -> bool {
     walked.bytes <= counted.bytes.saturating_add(TOLERATED.bytes)
         && walked.inodes <= counted.inodes.saturating_add(TOLERATED.inodes)
