@@ -99,6 +99,11 @@ fn build(program: &Program, root: &Path, target_folder: &Path) -> Result<PathBuf
         .arg(target_folder);
     isolate(&mut command);
     command.env("RUSTFLAGS", program.rustflags);
+    // A cross-compiler needs the linker of the target. Cargo passes the one that it resolved for this build:
+    // https://doc.rust-lang.org/cargo/reference/environment-variables.html
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        command.env(linker_variable(&target), linker);
+    }
     let output =
         command.output().map_err(|error| format!("failed to start cargo for {}: {error}", program.name))?;
     if !output.status.success() {
@@ -113,6 +118,11 @@ fn build(program: &Program, root: &Path, target_folder: &Path) -> Result<PathBuf
         );
     }
     Ok(built)
+}
+
+/// The environment variable that sets the linker of a target.
+fn linker_variable(target: &str) -> String {
+    format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"))
 }
 
 /// Removes the environment of the outer build: its flags, its target, clippy in place of rustc. Settings of the machine
