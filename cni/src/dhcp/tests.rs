@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::*;
 
-#[path = "../../../tests/support/net.rs"]
+#[path = "../../../tests/it/support/net.rs"]
 mod net;
 
 use net::Namespace;
