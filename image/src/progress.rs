@@ -30,7 +30,7 @@ pub struct LayerProgress {
     pub size: u64,
     /// The bytes that were received.
     pub received: u64,
-    /// The stage.
+    /// What is done with the layer.
     pub stage: Stage,
 }
 

@@ -47,7 +47,7 @@ pub enum DemoError {
         action: &'static str,
         /// The path of the file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The machine lacks a feature, or a system call failed.

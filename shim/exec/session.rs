@@ -23,9 +23,9 @@ use crate::session_url::RequestedStreams;
 /// The size of a terminal in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TerminalSize {
-    /// Columns.
+    /// Width in columns of characters.
     pub width: u16,
-    /// Rows.
+    /// Height in rows of characters.
     pub height: u16,
 }
 

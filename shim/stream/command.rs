@@ -54,7 +54,7 @@ pub(super) enum CommandTarget {
     Exec {
         /// The container's id.
         container: String,
-        /// The command.
+        /// The command to execute, with its arguments.
         command: Vec<String>,
     },
     /// A container's own streams.

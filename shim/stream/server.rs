@@ -54,9 +54,9 @@ pub enum StreamError {
     /// The address cannot be listened on.
     #[error("failed to listen on stream_address {address}: {error}")]
     Listen {
-        /// The address.
+        /// The address that could not be used.
         address: SocketAddr,
-        /// The cause.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// The certificate or its key is invalid.

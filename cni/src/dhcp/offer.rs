@@ -30,7 +30,7 @@ pub(crate) struct Lease {
 /// A route from a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Route {
-    /// The destination.
+    /// The network that the route leads to.
     pub(crate) to: Ipv4Net,
     /// The router; `None` for a destination on the link.
     pub(crate) via: Option<Ipv4Addr>,

@@ -58,11 +58,11 @@ pub const BUILT_IN_IPAM: [&str; 3] = ["dhcp", "host-local", "static"];
 /// An IPAM plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ipam {
-    /// `host-local`.
+    /// `host-local`: addresses of ranges, recorded in files.
     HostLocal(HostLocal),
-    /// `static`.
+    /// `static`: the addresses of the configuration.
     Static(Fixed),
-    /// `dhcp`.
+    /// `dhcp`: a lease of a DHCP server.
     Dhcp,
     /// A plugin program.
     External(Program),

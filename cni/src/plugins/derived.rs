@@ -39,7 +39,7 @@ enum LinkType {
     Dummy,
 }
 
-/// The plugin.
+/// A compiled configuration of `macvlan`, `ipvlan` or another type of derived link.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Derived {
     keys: Keys,

@@ -28,7 +28,7 @@ struct Keys {
     ingress_policy: String,
 }
 
-/// The plugin.
+/// A compiled configuration of `firewall`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Firewall {
     same_bridge: bool,

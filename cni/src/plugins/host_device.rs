@@ -28,7 +28,7 @@ struct Keys {
     pci: String,
 }
 
-/// The plugin.
+/// A compiled configuration of `host-device`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HostDevice {
     keys: Keys,

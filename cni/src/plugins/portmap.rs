@@ -46,7 +46,7 @@ impl Default for Keys {
     }
 }
 
-/// The plugin.
+/// A compiled configuration of `portmap`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Portmap {
     snat: bool,

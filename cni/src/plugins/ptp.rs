@@ -27,7 +27,7 @@ struct Keys {
     mtu: u32,
 }
 
-/// The plugin.
+/// A compiled configuration of `ptp`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ptp {
     keys: Keys,

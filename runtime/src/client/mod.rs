@@ -39,7 +39,7 @@ pub enum ClientError {
     Log {
         /// The log's path.
         path: String,
-        /// The cause.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
@@ -131,7 +131,7 @@ impl Programs {
 /// A keeper that was just started.
 #[derive(Debug)]
 pub struct Keeper {
-    /// The process.
+    /// The process of the keeper.
     pub process: KeeperProcess,
     /// The connection to it.
     pub connection: Connection,

@@ -26,7 +26,7 @@ use crate::nftables::{masquerade, spoof};
 use crate::result::{CniResult, Interface, Ip, Route};
 use crate::{Error, Result, pod_link};
 
-/// The plugin.
+/// A compiled configuration of `bridge`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Bridge {
     keys: Keys,
