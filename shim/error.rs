@@ -44,7 +44,7 @@ pub enum CriError {
     /// The state of the object does not allow the call.
     #[error("{what}: {why}")]
     FailedPrecondition {
-        /// The object whose state is wrong, or the name that is taken.
+        /// The object whose state is wrong.
         what: String,
         /// The state that prevents the call.
         why: String,
@@ -99,7 +99,7 @@ pub enum CriError {
     Internal {
         /// The operation and its object.
         operation: String,
-        /// What went wrong.
+        /// The error that caused it.
         why: String,
     },
     /// A call failed, and undoing its steps failed too.

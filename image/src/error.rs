@@ -31,7 +31,7 @@ pub enum Error {
     Unavailable {
         /// The object or the URL of the request.
         what: Printable,
-        /// What failed: the connection, or the registry's answer.
+        /// The failure of the connection, or the registry's answer.
         why: Printable,
     },
     /// Received content does not match its digest, its size or its format.
@@ -39,7 +39,7 @@ pub enum Error {
     Corrupt {
         /// The manifest, config, layer or archive.
         what: Printable,
-        /// What differs: the digest, the size or the format.
+        /// The difference: in the digest, the size or the format.
         why: Printable,
     },
     /// The name is not an image reference.
@@ -63,7 +63,7 @@ pub enum Error {
     InvalidInput {
         /// The field or the file.
         what: Printable,
-        /// What is wrong with it.
+        /// The mistake in the field or file.
         why: Printable,
     },
     /// The content is well formed, but berth does not support it: schema 1, another platform, an artifact.
@@ -97,7 +97,7 @@ pub enum Error {
     Internal {
         /// The operation, a verb with its object.
         operation: &'static str,
-        /// What went wrong.
+        /// The error that caused it.
         why: Printable,
     },
 }

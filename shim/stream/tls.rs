@@ -19,7 +19,7 @@ pub struct TlsError {
     pub key: &'static str,
     /// The file that was read.
     pub file: PathBuf,
-    /// What is wrong with its content.
+    /// The mistake in the field or file. content.
     pub reason: String,
 }
 
