@@ -64,10 +64,10 @@ pub struct Session {
     pub streams: SessionStreams,
     /// Changes the terminal's size.
     pub control: Control,
-    kind: Kind,
+    kind: SessionKind,
 }
 
-enum Kind {
+enum SessionKind {
     Exec(Process),
     Attached { waiting: EndFuture, end: Option<SessionEnd> },
 }
@@ -80,16 +80,16 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     pub(super) fn attached(streams: SessionStreams, control: Control, waiting: EndFuture) -> Self {
-        Self { streams, control, kind: Kind::Attached { waiting, end: None } }
+        Self { streams, control, kind: SessionKind::Attached { waiting, end: None } }
     }
 
     /// Waits for the process to end or, when attached, for the container to end or the client to be detached.
     /// Can be cancelled and called again; later calls return the same.
     pub async fn end(&mut self) -> SessionEnd {
         match &mut self.kind {
-            Kind::Exec(process) => process.ended().await.map_or(SessionEnd::Gone, SessionEnd::Exited),
-            Kind::Attached { end: Some(end), .. } => *end,
-            Kind::Attached { waiting, end } => *end.insert(waiting.await),
+            SessionKind::Exec(process) => process.ended().await.map_or(SessionEnd::Gone, SessionEnd::Exited),
+            SessionKind::Attached { end: Some(end), .. } => *end,
+            SessionKind::Attached { waiting, end } => *end.insert(waiting.await),
         }
     }
 }
@@ -181,7 +181,7 @@ pub async fn exec_with_size(
         }
         control.terminal = Terminal::OfExec(Arc::new(master));
     }
-    Ok(Session { streams, control, kind: Kind::Exec(process) })
+    Ok(Session { streams, control, kind: SessionKind::Exec(process) })
 }
 
 /// Creates the pipes of a command. A terminal's streams come with the answer to the start.

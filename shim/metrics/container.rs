@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use berth_proto::v1::ContainerMetrics;
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 
-use super::collector::{Collector, Labels};
+use super::collector::{Collector, SeriesLabels};
 use super::descriptors::{LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
@@ -16,7 +16,7 @@ use crate::store::{Container, ContainerRecord, ContainerState};
 
 /// Values that the containers of one request share.
 #[derive(Debug)]
-pub(super) struct Sources<'a> {
+pub(super) struct MetricSources<'a> {
     pub(super) daemon: &'a Daemon,
     /// The filesystem of the writable layers.
     pub(super) filesystem: Option<Filesystem>,
@@ -26,8 +26,8 @@ pub(super) struct Sources<'a> {
 
 /// Returns the metrics of a container, or `None` if it is not running. `pod` has the labels of its pod.
 pub(super) fn metrics(
-    sources: &Sources<'_>,
-    pod: &Labels,
+    sources: &MetricSources<'_>,
+    pod: &SeriesLabels,
     container: &Container,
     descriptors: &mut Descriptors,
 ) -> Option<ContainerMetrics> {
@@ -53,10 +53,10 @@ pub(super) fn metrics(
     Some(ContainerMetrics { container_id: container.id.as_str().to_owned(), metrics: collector.finish() })
 }
 
-fn labels(record: &ContainerRecord, path: &CgroupPath, pod: &Labels) -> Labels {
+fn labels(record: &ContainerRecord, path: &CgroupPath, pod: &SeriesLabels) -> SeriesLabels {
     let metadata = record.config.metadata.as_ref();
     let image = record.image.as_ref().or(record.config.image.as_ref());
-    Labels {
+    SeriesLabels {
         container: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
         id: path.to_string(),
         image: image.map(|image| image.image.clone()).unwrap_or_default(),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use berth_proto::v1::{Metric, PodSandboxMetrics};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 
-use super::collector::{Collector, Labels};
-use super::container::{self, Sources, seconds};
+use super::collector::{Collector, SeriesLabels};
+use super::container::{self, MetricSources, seconds};
 use super::descriptors::{LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
@@ -20,7 +20,7 @@ use crate::stats;
 use crate::store::{Container, ContainerState, Pod, PodState};
 
 /// A ready pod with its running containers.
-type Running = (Arc<Pod>, Vec<Arc<Container>>);
+type RunningPod = (Arc<Pod>, Vec<Arc<Container>>);
 
 /// Returns the metrics of all ready pods and their running containers.
 ///
@@ -38,13 +38,13 @@ pub async fn list_pod_sandbox_metrics(daemon: &Shared) -> Result<Vec<PodSandboxM
     let daemon = daemon.clone();
     let read = move || {
         let filesystem = Filesystem::of(daemon.images.root());
-        let sources = Sources { daemon: &daemon, filesystem, logs };
+        let sources = MetricSources { daemon: &daemon, filesystem, logs };
         Ok::<_, CriError>(pods.iter().filter_map(|pod| metrics(&sources, pod)).collect())
     };
     blocking(read).await
 }
 
-fn running(daemon: &Shared) -> Vec<Running> {
+fn running(daemon: &Shared) -> Vec<RunningPod> {
     let mut by_pod: HashMap<PodId, Vec<Arc<Container>>> = HashMap::new();
     for container in daemon.store.containers() {
         if matches!(container.state(), ContainerState::Running { .. }) {
@@ -56,7 +56,7 @@ fn running(daemon: &Shared) -> Vec<Running> {
 }
 
 /// Returns the metrics of a pod, or `None` if it is no longer ready.
-fn metrics(sources: &Sources<'_>, (pod, containers): &Running) -> Option<PodSandboxMetrics> {
+fn metrics(sources: &MetricSources<'_>, (pod, containers): &RunningPod) -> Option<PodSandboxMetrics> {
     let PodState::Ready { pause_pid } = pod.state() else { return None };
     let kubelet_cgroup = stats::pod::kubelet_cgroup(pod);
     let labels = labels(pod, kubelet_cgroup.as_ref());
@@ -77,7 +77,7 @@ fn metrics(sources: &Sources<'_>, (pod, containers): &Running) -> Option<PodSand
 fn of_pod(
     pod: &Pod,
     pause_pid: i32,
-    labels: Labels,
+    labels: SeriesLabels,
     cgroup: Option<&Cgroup>,
     descriptors: &mut Descriptors,
 ) -> Vec<Metric> {
@@ -97,15 +97,15 @@ fn of_pod(
 }
 
 /// Returns the labels of a pod. `cgroup` is the one that the kubelet created for it.
-fn labels(pod: &Pod, cgroup: Option<&CgroupPath>) -> Labels {
+fn labels(pod: &Pod, cgroup: Option<&CgroupPath>) -> SeriesLabels {
     pod.with(|record| {
         let metadata = record.config.metadata.as_ref();
-        Labels {
+        SeriesLabels {
             id: cgroup.map_or_else(|| record.cgroup.clone(), ToString::to_string),
             name: record.id.as_str().to_owned(),
             namespace: metadata.map(|metadata| metadata.namespace.clone()).unwrap_or_default(),
             pod: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
-            ..Labels::default()
+            ..SeriesLabels::default()
         }
     })
 }

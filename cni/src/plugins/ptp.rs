@@ -22,7 +22,7 @@ use crate::{Error, Result, keys, netns, pod_link};
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Keys {
+struct PtpKeys {
     ip_masq: bool,
     mtu: u32,
 }
@@ -30,7 +30,7 @@ struct Keys {
 /// A compiled configuration of `ptp`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ptp {
-    keys: Keys,
+    keys: PtpKeys,
     pub(super) ipam: Option<Ipam>,
 }
 

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use berth::stream::spdy::Headers;
-use berth::stream::spdy::frame::{Control, HEAD, Head, StreamId};
+use berth::stream::spdy::frame::{ControlFrame, HEAD, Head, StreamId};
 use berth::stream::spdy::headers::HeaderWriter;
 use berth_proto::v1::{AttachRequest, ExecRequest, PortForwardRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -196,7 +196,8 @@ impl Spdy {
     pub async fn open(&mut self, stream: u32, headers: &[(&str, &str)]) {
         let block = self.headers.block(&Headers::from_pairs(headers.iter().copied()));
         let mut frame = Vec::new();
-        Control::SynStream { stream: StreamId::new(stream), fin: false, block: &block }.encode(&mut frame);
+        ControlFrame::SynStream { stream: StreamId::new(stream), fin: false, block: &block }
+            .encode(&mut frame);
         self.io.write_all(&frame).await.unwrap();
     }
 
@@ -224,9 +225,9 @@ impl Spdy {
         self.io.read_exact(&mut payload).await.unwrap();
         match head {
             Head::Data { stream, .. } => self.received.data.entry(stream.get()).or_default().extend(payload),
-            Head::Control { kind, flags, .. } => match Control::parse(kind, flags, &payload).unwrap() {
-                Control::SynReply { stream, .. } => drop(self.received.replies.insert(stream.get())),
-                Control::Reset { stream, .. } => drop(self.received.reset.insert(stream.get())),
+            Head::Control { kind, flags, .. } => match ControlFrame::parse(kind, flags, &payload).unwrap() {
+                ControlFrame::SynReply { stream, .. } => drop(self.received.replies.insert(stream.get())),
+                ControlFrame::Reset { stream, .. } => drop(self.received.reset.insert(stream.get())),
                 _ => {}
             },
         }
