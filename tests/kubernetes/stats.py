@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -105,7 +106,7 @@ class Kubelet:
             stdout=self.log, stderr=self.log)
 
     def get(self, path):
-        context = __import__("ssl")._create_unverified_context()
+        context = ssl._create_unverified_context()
         with urllib.request.urlopen(f"https://127.0.0.1:{PORT}{path}", context=context, timeout=30) as answer:
             return answer.read().decode()
 
@@ -127,6 +128,36 @@ def series(text):
         found.setdefault((match[1], labels.get("id", "")), {})[other] = float(match[3])
         identities[labels.get("id", "")] = {key: value for key, value in labels.items() if key in IDENTITY}
     return found, identities
+
+
+def hierarchies():
+    """Returns the mount points of the cgroup hierarchies."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        return [line.split()[4] for line in file if " - cgroup" in line]
+
+
+def make_cgroup_root():
+    """The kubelet wants its root to exist in each hierarchy."""
+    for folder in hierarchies():
+        root = folder + os.environ["CGROUP_ROOT"]
+        os.makedirs(root, exist_ok=True)
+        # An empty cpuset accepts no process (cgroup-v1/cpusets.rst).
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if os.path.exists(f"{root}/{name}"):
+                with open(f"{folder}/{name}", encoding="utf-8") as source, open(f"{root}/{name}", "w", encoding="utf-8") as file:
+                    file.write(source.read())
+
+
+def remove_cgroup_root():
+    for folder in hierarchies():
+        for path, _, _ in os.walk(folder + os.environ["CGROUP_ROOT"], topdown=False):
+            os.rmdir(path)
+
+
+def remove_pods(work):
+    endpoint = f"unix://{work}/berth.sock"
+    crictl = [f"{os.environ['tools']}/crictl", "--runtime-endpoint", endpoint, "--image-endpoint", endpoint]
+    subprocess.run([*crictl, "rmp", "--all", "--force"], stdout=subprocess.DEVNULL, check=True)
 
 
 def observe(program, work, from_cri):
@@ -156,27 +187,83 @@ def observe(program, work, from_cri):
 
 
 def fields(value, path=""):
-    """Returns the paths of the leaves of a JSON document."""
+    """Returns the leaves of a JSON document by their path."""
     if isinstance(value, dict):
-        return {leaf for key, inner in value.items() for leaf in fields(inner, f"{path}.{key}")}
+        return {leaf: inner for key, part in value.items() for leaf, inner in fields(part, f"{path}.{key}").items()}
     if isinstance(value, list):
-        return {leaf for inner in value for leaf in fields(inner, f"{path}[]")}
-    return {path}
+        return {leaf: inner for part in value for leaf, inner in fields(part, f"{path}[]").items()}
+    return {path: value}
+
+
+def close(before, after):
+    """Whether a value of the second run fits that of the first: the pods are the same, some time later."""
+    return abs(before - after) <= 0.05 * max(abs(before), abs(after), 1)
+
+
+def compare_series(by_cadvisor, by_cri):
+    """Returns the differences between the metrics for the objects that berth reports."""
+    cadvisor, _ = series(by_cadvisor)
+    cri, identities = series(by_cri)
+    problems, compared = [], 0
+    for identity, labels in identities.items():
+        if not labels.get("pod"):
+            problems.append(f"{identity}: no label pod from the CRI")
+        for (name, of), expected in cadvisor.items():
+            if of != identity or any(name == known or name.startswith(known + "_") for known in NOT_FROM_CRI):
+                continue
+            found = cri.get((name, of), {})
+            for other, value in expected.items():
+                # cAdvisor has a series for each device of the host, also those that the container never used.
+                if other not in found and value == 0:
+                    continue
+                compared += 1
+                if other not in found:
+                    problems.append(f"{identity}: {name}{dict(other)} = {value} is missing from the CRI")
+                elif not MOVING.fullmatch(name) and not close(value, found[other]):
+                    problems.append(f"{identity}: {name}{dict(other)}: {value} from cAdvisor, {found[other]} from the CRI")
+    more = {name for name, of in cri} - {name for name, of in cadvisor}
+    print(f"{len(identities)} objects, {compared} series compared; only from the CRI: {', '.join(sorted(more)) or 'none'}")
+    return problems
+
+
+def compare_summaries(by_cadvisor, by_cri):
+    """Returns the fields of pods and containers that only cAdvisor's summary has."""
+    problems = []
+    pods = {found["podRef"]["name"]: found for found in by_cri["pods"]}
+    for expected in by_cadvisor["pods"]:
+        name = expected["podRef"]["name"]
+        left, right = fields(expected), fields(pods.get(name, {}))
+        for path, value in left.items():
+            if path not in right:
+                problems.append(f"summary of {name}: {path} = {value} is missing from the CRI")
+        print(f"summary of {name}: {len(left)} fields; only from the CRI: {', '.join(sorted(set(right) - set(left))) or 'none'}")
+    return problems
 
 
 def main():
     program, work = sys.argv[1:]
     os.environ["CGROUP_ROOT"] = f"/berth-stats-{os.getpid()}"
+    make_cgroup_root()
     os.makedirs(f"{work}/manifests")
     for manifest in PODS:
         write(f"{work}/manifests/{manifest['metadata']['name']}.json", manifest)
-    by_cadvisor, summary_cadvisor = observe(program, work, from_cri=False)
-    by_cri, summary_cri = observe(program, work, from_cri=True)
-    for name, text in (("cadvisor", by_cadvisor), ("cri", by_cri)):
-        with open(f"{os.environ.get('STATS_OUT', work)}/{name}.prom", "w", encoding="utf-8") as file:
-            file.write(text)
-    write(f"{os.environ.get('STATS_OUT', work)}/summary-cadvisor.json", summary_cadvisor)
-    write(f"{os.environ.get('STATS_OUT', work)}/summary-cri.json", summary_cri)
+    try:
+        metrics_cadvisor, summary_cadvisor = observe(program, work, from_cri=False)
+        metrics_cri, summary_cri = observe(program, work, from_cri=True)
+    finally:
+        remove_pods(work)
+        remove_cgroup_root()
+    out = os.environ.get("BERTH_STATS_LOG")
+    if out:
+        for name, text in (("cadvisor.prom", metrics_cadvisor), ("cri.prom", metrics_cri)):
+            with open(f"{out}/{name}", "w", encoding="utf-8") as file:
+                file.write(text)
+        write(f"{out}/summary-cadvisor.json", summary_cadvisor)
+        write(f"{out}/summary-cri.json", summary_cri)
+    problems = compare_series(metrics_cadvisor, metrics_cri) + compare_summaries(summary_cadvisor, summary_cri)
+    for problem in problems:
+        print(problem)
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":

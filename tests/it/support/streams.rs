@@ -60,7 +60,8 @@ pub fn is_closed(connection: &std::net::TcpStream) -> bool {
     }
 }
 
-/// Returns the folder with streamclient and crictl.
+/// Returns the folder with streamclient and crictl. The first call builds them, which can take longer than the minute for which
+/// a session waits for its client: it comes before the request of a session.
 fn tools() -> &'static Path {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
     TOOLS.get_or_init(|| {
@@ -76,16 +77,19 @@ fn tools() -> &'static Path {
 
 impl Berth {
     pub async fn exec_url(&mut self, request: ExecRequest) -> String {
+        tools();
         self.runtime.exec(request).await.unwrap().into_inner().url
     }
 
     pub async fn attach_url(&mut self, id: &str, streams: Streams) -> String {
+        tools();
         let Streams { stdin, stdout, stderr, tty } = streams;
         let request = AttachRequest { container_id: id.to_owned(), stdin, stdout, stderr, tty };
         self.runtime.attach(request).await.unwrap().into_inner().url
     }
 
     pub async fn port_forward_url(&mut self, pod: &str) -> String {
+        tools();
         let request = PortForwardRequest { pod_sandbox_id: pod.to_owned(), port: Vec::new() };
         self.runtime.port_forward(request).await.unwrap().into_inner().url
     }
