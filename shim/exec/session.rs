@@ -13,9 +13,9 @@ use std::sync::Arc;
 use berth_runtime::sys::pty;
 use berth_runtime::wire::Call;
 
+use super::access::ContainerAccess;
 use super::process::{Process, Stdio};
 pub use super::stream::{Reader, Writer};
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
 use crate::session_url::RequestedStreams;
@@ -144,12 +144,12 @@ impl Control {
 /// `NotFound`; `InvalidArgument` if the command is empty; `FailedPrecondition` if the container does not run;
 /// an error with the reason if the command cannot be run.
 pub async fn exec(
-    daemon: &Shared,
+    access: &ContainerAccess,
     container_id: &str,
     command: Vec<String>,
     requested: RequestedStreams,
 ) -> Result<Session, CriError> {
-    exec_with_size(daemon, container_id, command, requested, None).await
+    exec_with_size(access, container_id, command, requested, None).await
 }
 
 /// Like [`exec`], with an initial terminal size: the process never sees another one.
@@ -157,17 +157,17 @@ pub async fn exec(
 /// # Errors
 /// As [`exec`].
 pub async fn exec_with_size(
-    daemon: &Shared,
+    access: &ContainerAccess,
     container_id: &str,
     command: Vec<String>,
     requested: RequestedStreams,
     size: Option<TerminalSize>,
 ) -> Result<Session, CriError> {
-    let container = daemon.store.container(container_id)?;
+    let container = access.store.container(container_id)?;
     let failed = |error| CriError::internal("create the streams of an exec", error);
     let (mut stdio, mut streams) = pipes_for(requested).map_err(failed)?;
     stdio.size = size.map(|size| (size.width, size.height));
-    let (process, master) = Process::start(daemon, container, command, stdio).await?;
+    let (process, master) = Process::start(access, container, command, stdio).await?;
     let mut control = Control::none();
     if requested.tty {
         let master = master

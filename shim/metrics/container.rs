@@ -2,22 +2,24 @@
 
 use std::collections::HashMap;
 
+use berth_image::ImageStore;
 use berth_proto::v1::ContainerMetrics;
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::cgroup::CgroupPath;
 
 use super::collector::{Collector, SeriesLabels};
 use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, process};
-use crate::daemon::Daemon;
+use crate::cgroups::Cgroups;
 use crate::ids::ContainerId;
 use crate::store::{Container, ContainerRecord, ContainerState};
 
 /// Values that the containers of one request share.
 #[derive(Debug)]
 pub(super) struct MetricSources<'a> {
-    pub(super) daemon: &'a Daemon,
+    pub(super) cgroups: &'a Cgroups,
+    pub(super) images: &'a ImageStore,
     /// The filesystem of the writable layers.
     pub(super) filesystem: Option<Filesystem>,
     /// The sizes of the logs.
@@ -42,12 +44,12 @@ pub(super) fn metrics(
     collector.add(&CREATION_TIME, seconds(container.created_at));
     collector.add(&START_TIME, seconds(started_at));
     collector.add(&LAST_SEEN, seconds(now));
-    let cgroup = Cgroup::open(&sources.daemon.hierarchies, &path);
+    let cgroup = sources.cgroups.at(&path);
     cgroup::add(&mut collector, &cgroup.counters());
     process::add(&mut collector, &cgroup, descriptors);
     process::add_limits(&mut collector, pid);
     if let Some(filesystem) = &sources.filesystem {
-        let layer = sources.daemon.images.layer_usage(container.id.as_str());
+        let layer = sources.images.layer_usage(container.id.as_str());
         let log = sources.logs.get(&container.id).copied().unwrap_or(0);
         filesystem.add(&mut collector, layer.map(|layer| layer.bytes.saturating_add(log)));
     }

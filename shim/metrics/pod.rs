@@ -13,11 +13,10 @@ use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, log, network, process};
 use crate::blocking::blocking;
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::PodId;
-use crate::stats;
-use crate::store::{Container, ContainerState, Pod, PodState};
+use crate::stats::{self, StatsSources};
+use crate::store::{Container, ContainerState, Pod, PodState, Store};
 
 /// A ready pod with its running containers.
 type RunningPod = (Arc<Pod>, Vec<Arc<Container>>);
@@ -26,32 +25,31 @@ type RunningPod = (Arc<Pod>, Vec<Arc<Container>>);
 ///
 /// # Errors
 /// The daemon is shutting down.
-pub async fn list_pod_sandbox_metrics(daemon: &Shared) -> Result<Vec<PodSandboxMetrics>, CriError> {
-    let pods = running(daemon);
+pub async fn list_pod_sandbox_metrics(stats: StatsSources) -> Result<Vec<PodSandboxMetrics>, CriError> {
+    let pods = running(&stats.store);
     let containers = || pods.iter().flat_map(|(_, containers)| containers);
     let ids: Vec<String> = containers().map(|container| container.id.as_str().to_owned()).collect();
     let log = |container: &Arc<Container>| {
         Some((container.id.clone(), container.with(|record| record.log_path.clone())?))
     };
     let logs = containers().filter_map(log).collect();
-    let ((), logs) = tokio::join!(daemon.images.measure_layers(&ids), log::sizes(logs));
-    let daemon = daemon.clone();
+    let ((), logs) = tokio::join!(stats.images.measure_layers(&ids), log::sizes(logs));
     let read = move || {
-        let filesystem = Filesystem::of(daemon.images.root());
-        let sources = MetricSources { daemon: &daemon, filesystem, logs };
+        let filesystem = Filesystem::of(stats.images.root());
+        let sources = MetricSources { cgroups: &stats.cgroups, images: &stats.images, filesystem, logs };
         Ok::<_, CriError>(pods.iter().filter_map(|pod| metrics(&sources, pod)).collect())
     };
     blocking(read).await
 }
 
-fn running(daemon: &Shared) -> Vec<RunningPod> {
+fn running(store: &Store) -> Vec<RunningPod> {
     let mut by_pod: HashMap<PodId, Vec<Arc<Container>>> = HashMap::new();
-    for container in daemon.store.containers() {
+    for container in store.containers() {
         if matches!(container.state(), ContainerState::Running { .. }) {
             by_pod.entry(container.pod.clone()).or_default().push(container);
         }
     }
-    let ready = daemon.store.pods().into_iter().filter(|pod| matches!(pod.state(), PodState::Ready { .. }));
+    let ready = store.pods().into_iter().filter(|pod| matches!(pod.state(), PodState::Ready { .. }));
     ready.map(|pod| (pod.clone(), by_pod.remove(&pod.id).unwrap_or_default())).collect()
 }
 
@@ -64,7 +62,7 @@ fn metrics(sources: &MetricSources<'_>, (pod, containers): &RunningPod) -> Optio
     let of_container =
         |container: &Arc<Container>| container::metrics(sources, &labels, container, &mut descriptors);
     let container_metrics = containers.iter().filter_map(of_container).collect();
-    let cgroup = kubelet_cgroup.map(|path| Cgroup::open(&sources.daemon.hierarchies, &path));
+    let cgroup = kubelet_cgroup.map(|path| sources.cgroups.at(&path));
     Some(PodSandboxMetrics {
         pod_sandbox_id: pod.id.as_str().to_owned(),
         metrics: of_pod(pod, pause_pid, labels, cgroup.as_ref(), &mut descriptors),
