@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use berth_image::ImageStore;
 use berth_proto::v1::ContainerMetrics;
 use berth_runtime::cgroup::CgroupPath;
 
@@ -11,15 +10,14 @@ use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, process};
-use crate::cgroups::Cgroups;
 use crate::ids::ContainerId;
+use crate::stats::StatsSources;
 use crate::store::{Container, ContainerRecord, ContainerState};
 
 /// Values that the containers of one request share.
 #[derive(Debug)]
-pub(super) struct MetricSources<'a> {
-    pub(super) cgroups: &'a Cgroups,
-    pub(super) images: &'a ImageStore,
+pub(super) struct MetricSources {
+    pub(super) stats: StatsSources,
     /// The filesystem of the writable layers.
     pub(super) filesystem: Option<Filesystem>,
     /// The sizes of the logs.
@@ -28,7 +26,7 @@ pub(super) struct MetricSources<'a> {
 
 /// Returns the metrics of a container, or `None` if it is not running. `pod` has the labels of its pod.
 pub(super) fn metrics(
-    sources: &MetricSources<'_>,
+    sources: &MetricSources,
     pod: &SeriesLabels,
     container: &Container,
     descriptors: &mut Descriptors,
@@ -44,12 +42,12 @@ pub(super) fn metrics(
     collector.add(&CREATION_TIME, seconds(container.created_at));
     collector.add(&START_TIME, seconds(started_at));
     collector.add(&LAST_SEEN, seconds(now));
-    let cgroup = sources.cgroups.at(&path);
+    let cgroup = sources.stats.cgroups.at(&path);
     cgroup::add(&mut collector, &cgroup.counters());
     process::add(&mut collector, &cgroup, descriptors);
     process::add_limits(&mut collector, pid);
     if let Some(filesystem) = &sources.filesystem {
-        let layer = sources.images.layer_usage(container.id.as_str());
+        let layer = sources.stats.images.layer_usage(container.id.as_str());
         let log = sources.logs.get(&container.id).copied().unwrap_or(0);
         filesystem.add(&mut collector, layer.map(|layer| layer.bytes.saturating_add(log)));
     }

@@ -1,6 +1,5 @@
 //! ListPodSandboxMetrics and StreamPodSandboxMetrics.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use berth_proto::v1::{Metric, PodSandboxMetrics};
@@ -12,9 +11,8 @@ use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, log, network, process};
-use crate::blocking::blocking;
+use crate::blocking::{blocking, blocking_each};
 use crate::error::CriError;
-use crate::ids::PodId;
 use crate::stats::{self, StatsSources};
 use crate::store::{Container, ContainerState, Pod, PodState, Store};
 
@@ -34,27 +32,24 @@ pub async fn list_pod_sandbox_metrics(stats: StatsSources) -> Result<Vec<PodSand
     };
     let logs = containers().filter_map(log).collect();
     let ((), logs) = tokio::join!(stats.images.measure_layers(&ids), log::sizes(logs));
-    let read = move || {
-        let filesystem = Filesystem::of(stats.images.root());
-        let sources = MetricSources { cgroups: &stats.cgroups, images: &stats.images, filesystem, logs };
-        Ok::<_, CriError>(pods.iter().filter_map(|pod| metrics(&sources, pod)).collect())
-    };
-    blocking(read).await
+    let root = stats.images.root().to_owned();
+    let filesystem = blocking(move || Ok::<_, CriError>(Filesystem::of(&root))).await?;
+    let sources = MetricSources { stats, filesystem, logs };
+    let of_pods = blocking_each(pods, move |pod| metrics(&sources, &pod)).await?;
+    Ok(of_pods.into_iter().flatten().collect())
 }
 
 fn running(store: &Store) -> Vec<RunningPod> {
-    let mut by_pod: HashMap<PodId, Vec<Arc<Container>>> = HashMap::new();
-    for container in store.containers() {
-        if matches!(container.state(), ContainerState::Running { .. }) {
-            by_pod.entry(container.pod.clone()).or_default().push(container);
-        }
-    }
     let ready = store.pods().into_iter().filter(|pod| matches!(pod.state(), PodState::Ready { .. }));
-    ready.map(|pod| (pod.clone(), by_pod.remove(&pod.id).unwrap_or_default())).collect()
+    let mut pods = store.with_containers(ready.collect());
+    for (_, containers) in &mut pods {
+        containers.retain(|container| matches!(container.state(), ContainerState::Running { .. }));
+    }
+    pods
 }
 
 /// Returns the metrics of a pod, or `None` if it is no longer ready.
-fn metrics(sources: &MetricSources<'_>, (pod, containers): &RunningPod) -> Option<PodSandboxMetrics> {
+fn metrics(sources: &MetricSources, (pod, containers): &RunningPod) -> Option<PodSandboxMetrics> {
     let PodState::Ready { pause_pid } = pod.state() else { return None };
     let kubelet_cgroup = stats::pod::kubelet_cgroup(pod);
     let labels = labels(pod, kubelet_cgroup.as_ref());
@@ -62,7 +57,7 @@ fn metrics(sources: &MetricSources<'_>, (pod, containers): &RunningPod) -> Optio
     let of_container =
         |container: &Arc<Container>| container::metrics(sources, &labels, container, &mut descriptors);
     let container_metrics = containers.iter().filter_map(of_container).collect();
-    let cgroup = kubelet_cgroup.map(|path| sources.cgroups.at(&path));
+    let cgroup = kubelet_cgroup.map(|path| sources.stats.cgroups.at(&path));
     Some(PodSandboxMetrics {
         pod_sandbox_id: pod.id.as_str().to_owned(),
         metrics: of_pod(pod, pause_pid, labels, cgroup.as_ref(), &mut descriptors),

@@ -10,7 +10,7 @@ use berth_runtime::cgroup::{CgroupPath, Stats};
 
 use super::StatsSources;
 use super::usage::{Reading, value};
-use crate::blocking::blocking;
+use crate::blocking::{blocking, blocking_each};
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::store::{Container, ContainerState};
@@ -37,8 +37,7 @@ pub async fn list_container_stats(
     let mut containers = sources.store.containers();
     containers.retain(|container| matches(container, filter.as_ref()));
     measure(&sources.images, &containers).await;
-    blocking(move || Ok::<_, CriError>(containers.iter().map(|container| of(&sources, container)).collect()))
-        .await
+    blocking_each(containers, move |container| of(&sources, &container)).await
 }
 
 /// Measures the writable layers of containers.
@@ -68,12 +67,15 @@ pub(super) fn read(cgroups: &Cgroups, container: &Container) -> Stats {
     path.map(|path| cgroups.at(&path).stats()).unwrap_or_default()
 }
 
-/// Returns the statistics of a container.
-pub(super) fn of(sources: &StatsSources, container: &Container) -> ContainerStats {
-    let stats = read(&sources.cgroups, container);
+fn of(sources: &StatsSources, container: &Container) -> ContainerStats {
+    message(&sources.images, container, &read(&sources.cgroups, container))
+}
+
+/// Returns the statistics of a container from those of its cgroup.
+pub(super) fn message(images: &ImageStore, container: &Container, stats: &Stats) -> ContainerStats {
     let nano_cores = stats.cpu.and_then(|cpu| container.rate.nano_cores(cpu));
     let at = crate::clock::now();
-    let reading = Reading { at, stats: &stats, nano_cores };
+    let reading = Reading { at, stats, nano_cores };
     ContainerStats {
         attributes: Some(container.with(|record| ContainerAttributes {
             id: record.id.as_str().to_owned(),
@@ -83,7 +85,7 @@ pub(super) fn of(sources: &StatsSources, container: &Container) -> ContainerStat
         })),
         cpu: reading.cpu(),
         memory: reading.memory(),
-        writable_layer: writable_layer(&sources.images, container),
+        writable_layer: writable_layer(images, container),
         swap: reading.swap(),
         io: reading.io(),
     }

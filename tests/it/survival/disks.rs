@@ -168,6 +168,14 @@ async fn a_frozen_disk_blocks_only_calls_that_write_to_it() {
             Some(ContainerState::ContainerRunning)
         );
         answered("Status", berth.runtime.status(StatusRequest { verbose: false })).await.unwrap();
+        let request = ListContainerStatsRequest { filter: None };
+        let stats =
+            answered("ListContainerStats", berth.runtime.list_container_stats(request)).await.unwrap();
+        assert!(stats.into_inner().stats.iter().any(|found| found.cpu.is_some()));
+        let request = ListPodSandboxStatsRequest { filter: None };
+        answered("ListPodSandboxStats", berth.runtime.list_pod_sandbox_stats(request)).await.unwrap();
+        let request = ListPodSandboxMetricsRequest {};
+        answered("ListPodSandboxMetrics", berth.runtime.list_pod_sandbox_metrics(request)).await.unwrap();
     }
     assert_eq!(berth.sh(&lives, "echo there").await, "there");
     // An exit is reported although the disk is frozen.
