@@ -3,6 +3,7 @@
 pub mod check;
 pub mod cni;
 pub mod config;
+pub mod generate;
 pub mod image;
 pub mod load;
 pub mod logging;
@@ -42,6 +43,12 @@ enum Command {
     Config(config::ConfigArgs),
     /// Show the version
     Version,
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions(generate::CompletionsArgs),
 }
 
 /// The source of the configuration.
@@ -78,6 +85,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Cni(args) => cni::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => version::run(),
+        Command::Man(args) => generate::man(&args),
+        Command::Completions(args) => generate::completions(&args),
     }
 }
 

@@ -45,7 +45,14 @@ macro_rules! settings {
         #[doc = $config_about]
         #[derive(Clone, Debug, PartialEq, Serialize)]
         pub struct $config {
-            $(#[doc = $about] pub $key: $plain,)+
+            $(
+                #[doc = $about]
+                $(
+                    #[doc = concat!(" Example: `", $example, "`.")]
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                )?
+                pub $key: $plain,
+            )+
             $(#[doc = $inner_about] pub $inner: $inner_config,)*
             $($(#[$also_attribute])* pub $also: $also_type,)*
         }

@@ -1,6 +1,7 @@
 //! The keys as documents: the default configuration as a file, and a table for docs/configuration.md.
 
 use super::keys::{self, Key, Layer};
+use super::{DEFAULT_FILE, DROP_INS};
 
 /// Returns the default configuration as a file with a comment for each key.
 ///
@@ -42,6 +43,47 @@ pub fn table() -> String {
         text += &format!("| `{name}` | {}{note} | {flag} |\n", key.values);
     }
     text
+}
+
+/// Returns the manual page of the configuration file, in the language of man(7).
+///
+/// # Errors
+/// A default is not valid TOML.
+pub fn manual_page() -> Result<String, toml::ser::Error> {
+    let mut text = format!(
+        ".TH berth\\-config.toml 5 \"\" \"berth {}\"\n.SH NAME\nberth\\-config.toml \\- configuration of berth\n\
+         .SH SYNOPSIS\n{DEFAULT_FILE}\n.br\n{DROP_INS}\n\
+         .SH DESCRIPTION\nBoth files are in TOML and need not exist. Drop-ins are read in the order of their names; a \
+         later file overrides an earlier one, and the flags override all. The daemon reads them when it starts.\n\
+         .SH KEYS\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    for key in Layer::KEYS {
+        text += &manual_entry(key)?;
+    }
+    for (table, about, keys) in Layer::TABLES {
+        text += &format!(".SH TABLE {}\n{}\n", roff(table), roff(about));
+        for key in *keys {
+            text += &manual_entry(key)?;
+        }
+    }
+    Ok(text + ".SH SEE ALSO\nberth(1), berth\\-serve(1), berth\\-config(1)\n")
+}
+
+fn manual_entry(key: &Key) -> Result<String, toml::ser::Error> {
+    let note = key.note.map(|note| format!(" {}.", capitalized(note))).unwrap_or_default();
+    let default = match (keys::default_of(key.table, key.name)?, key.example) {
+        (Some(value), _) => format!(" The default is {value}."),
+        (None, Some(example)) => format!(" An example is {example}."),
+        (None, None) => String::new(),
+    };
+    let values = format!("{} Value: {}.{note}{default}", key.about, key.values);
+    Ok(format!(".TP\n.B {}\n{}\n", roff(key.name), roff(&values)))
+}
+
+/// Escapes text for man(7). Markdown's backquotes are dropped.
+fn roff(text: &str) -> String {
+    text.replace('`', "").replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
 }
 
 /// Returns a text with an upper-case first letter.

@@ -29,6 +29,9 @@ use value::is_systemd_host;
 /// The path of the main file, unless `--config` names another one.
 pub const DEFAULT_FILE: &str = "/etc/berth/config.toml";
 
+/// The drop-ins beside it.
+const DROP_INS: &str = "/etc/berth/conf.d/*.toml";
+
 /// A drop-in that was skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokenDropIn {
