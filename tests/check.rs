@@ -1,5 +1,5 @@
-//! `berth check` on a node whose settings are changed: in a network namespace, and with a configuration and files of its
-//! own. Runs as root.
+//! `berth check` on a node whose settings are changed: in a network namespace, and with a private configuration and
+//! private files. Runs as root.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
 
 use std::fs;

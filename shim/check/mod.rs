@@ -118,7 +118,7 @@ impl HostReport {
         self
     }
 
-    /// Returns the rows that have a command that mends them.
+    /// Returns the rows that have a command that fixes them.
     pub fn fixable(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(|row| row.fix.is_some())
     }

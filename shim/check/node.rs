@@ -1,5 +1,5 @@
 //! The settings of a node that Kubernetes and pods depend on: sysctls, swap, disks, the clock, and other runtimes. They can
-//! change at any time, so that only `berth check` reads them. Every row has the command that mends it.
+//! change at any time, so that only `berth check` reads them. Every row has the command that fixes it.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -261,7 +261,7 @@ mod tests {
             "echo 'net.ipv4.ip_forward = 1' >> /etc/sysctl.d/99-kubernetes.conf && sysctl --system";
         assert_eq!(forwarding.hint(), Some(expected));
         assert_eq!(row("inotify watches").found, Availability::Yes);
-        assert_eq!(row("inotify watches").hint(), None, "nothing to mend");
+        assert_eq!(row("inotify watches").hint(), None, "nothing to fix");
         let bridge = row("rules for bridged IPv4 packets");
         assert!(bridge.hint().unwrap().starts_with("modprobe br_netfilter && echo"), "{bridge:?}");
     }

@@ -30,7 +30,7 @@ pub fn render(report: &HostReport, terminal: bool) -> String {
     text
 }
 
-/// Returns the commands that mend what is missing, one paragraph for each; shell comments name the reason.
+/// Returns the commands that fix what is missing, one paragraph for each; shell comments name the reason.
 #[must_use]
 pub fn hints(report: &HostReport) -> String {
     let mut text = String::new();
@@ -42,13 +42,13 @@ pub fn hints(report: &HostReport) -> String {
     text
 }
 
-/// Says how many rows can be mended, if any.
+/// Says how many rows can be fixed, if any.
 #[must_use]
 pub fn summary_of_hints(report: &HostReport) -> String {
     match report.fixable().count() {
         0 => String::new(),
-        1 => "1 setting can be mended: berth check --fix-hints shows the command.\n".to_owned(),
-        count => format!("{count} settings can be mended: berth check --fix-hints shows the commands.\n"),
+        1 => "1 setting can be fixed: berth check --fix-hints shows the command.\n".to_owned(),
+        count => format!("{count} settings can be fixed: berth check --fix-hints shows the commands.\n"),
     }
 }
 

@@ -9,7 +9,7 @@ use super::Source;
 use crate::check::{HostReport, host, namespaces, table};
 use crate::config::mistakes;
 
-/// The exit code of `--strict` if a setting can be mended. 1 means that berth does not run here, 2 is a wrong argument.
+/// The exit code of `--strict` if a setting can be fixed. 1 means that berth does not run here, 2 is a wrong argument.
 const FIXABLE: u8 = 3;
 
 /// Arguments of `berth check`. Exit codes: 0 if berth runs here, 1 if it does not, 3 with --strict if a setting can be
@@ -19,10 +19,10 @@ pub struct CheckArgs {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Show a command for each setting that can be mended
+    /// Show a command for each setting that can be fixed
     #[arg(long)]
     fix_hints: bool,
-    /// Exit with code 3 if berth runs here but a setting can be mended
+    /// Exit with code 3 if berth runs here but a setting can be fixed
     #[arg(long)]
     strict: bool,
     #[command(flatten)]

@@ -16,7 +16,7 @@ pub struct Key {
     pub example: Option<&'static str>,
     /// The name of the value of the key's flag, if it has one.
     pub flag: Option<&'static str>,
-    /// What else an operator needs to know about the values.
+    /// Further information about the values.
     pub note: Option<&'static str>,
 }
 

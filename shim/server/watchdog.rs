@@ -40,7 +40,7 @@ async fn run(socket: PathBuf, limit: Duration) {
 }
 
 /// Connects to the daemon as a client does and makes calls that need every part of the answering path: the listener, the
-/// server, and the locks of all pods and containers. The calls do not touch the disk, because a restart does not mend a
+/// server, and the locks of all pods and containers. The calls do not touch the disk, because a restart does not repair a
 /// disk that hangs.
 async fn check(socket: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut client = RuntimeServiceClient::new(connect(socket).await?);
