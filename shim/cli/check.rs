@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use berth_image::printable;
+
 use super::Source;
 use crate::check::{HostReport, host, namespaces, table};
 use crate::config::mistakes;
@@ -12,9 +14,11 @@ use crate::config::mistakes;
 /// The exit code of `--strict` if a setting can be fixed. 1 means that berth does not run here, 2 is a wrong argument.
 const FIXABLE: u8 = 3;
 
-/// Arguments of `berth check`. Exit codes: 0 if berth runs here, 1 if it does not, 3 with --strict if a setting can be
-/// mended
+/// Arguments of `berth check`.
 #[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 if berth runs here, 1 if it does not, 3 with --strict if a setting can be fixed"
+)]
 pub struct CheckArgs {
     /// Print the result as JSON
     #[arg(long)]
@@ -42,9 +46,12 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
             }
         };
     }
-    // `berth config check` reports mistakes; here the valid settings are enough.
+    // The valid settings are enough to check the folders that they name.
     let (file, layer) = args.source.clone().parts();
-    let (config, _) = mistakes(file.as_deref(), layer);
+    let (config, mistakes) = mistakes(file.as_deref(), layer);
+    for mistake in mistakes {
+        eprintln!("berth: {}", printable(&mistake, usize::MAX));
+    }
     let report = &host().clone().with_node(&config);
     let text = match args.json {
         true => serde_json::to_string_pretty(report).map(|text| text + "\n"),
