@@ -17,7 +17,8 @@ mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 mkdir "$root/packages"
-cp "$work"/one/*.deb "$work"/two/*.deb "$root/packages/"
+cp "$work"/one/berth_*.deb "$root/packages/first.deb"
+cp "$work"/two/berth_*.deb "$root/packages/second.deb"
 upper=$work/root/upper
 
 in_root() { DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$root" "$@"; }
@@ -26,7 +27,7 @@ state() { in_root dpkg-query -W -f '${db:Status-Status}' berth 2>/dev/null || ec
 
 # Another package of this system can own the file.
 rm -f "$root/etc/crictl.yaml"
-install_deb /packages/berth_[!9]*.deb
+install_deb /packages/first.deb
 [ "$(state)" = installed ] || fail "state after installation: $(state)"
 in_root dpkg --verify berth || fail "files differ from the package"
 in_root berth version | grep -q '^berth ' || fail "the program does not run"
@@ -39,7 +40,7 @@ fi
 # An upgrade keeps what the administrator has changed.
 echo 'log_level = "debug"' >"$root/etc/berth/config.toml"
 echo 'parallel_pulls = 7' >"$root/etc/berth/conf.d/50-local.toml"
-install_deb /packages/berth_99*.deb
+install_deb /packages/second.deb
 in_root dpkg-query -W -f '${Version}' berth | grep -q '^99' || fail "not upgraded"
 in_root berth config dump | grep -q '^log_level = "debug"' || fail "an upgrade replaces the configuration"
 
