@@ -8,7 +8,7 @@ use berth_image::printable;
 
 use super::Source;
 use crate::cdi;
-use crate::config::{commented_default, mistakes};
+use crate::config::{document, mistakes};
 use crate::images;
 use crate::stream::tls;
 
@@ -28,16 +28,19 @@ enum Action {
     Check(Source),
     /// Print the default configuration, with a comment for each key
     Default,
+    /// Print a Markdown table of all keys, with their values and flags
+    Keys,
 }
 
 pub(super) fn run(args: ConfigArgs) -> ExitCode {
     match args.action {
         Action::Dump(source) => dump(source),
         Action::Check(source) => check(source),
-        Action::Default => match commented_default() {
+        Action::Default => match document::commented_default() {
             Ok(text) => super::print(&text),
             Err(error) => super::fail(&error),
         },
+        Action::Keys => super::print(&document::table()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::problem::{self, Problem};
-use super::{Config, DEFAULT_FILE, Layer};
+use super::{BrokenDropIn, Config, DEFAULT_FILE, Layer};
 
 /// The largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -39,15 +39,6 @@ pub enum ConfigError {
         /// The line, the key and the mistake.
         problem: Problem,
     },
-}
-
-/// A drop-in that was skipped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokenDropIn {
-    /// The file that was read.
-    pub file: PathBuf,
-    /// The mistake, with file, line and key.
-    pub message: String,
 }
 
 /// Reads the configuration. The default file may be missing; a file that `file` names must exist.

@@ -212,9 +212,9 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         cni_conf_dir: folder.join("net.d"),
         cni_data_dir: folder.join("addresses"),
         // Likewise, this machine's registries, credentials and policy are not used.
-        certs_dirs: vec![folder.join("certs.d")],
+        certs_dir: vec![folder.join("certs.d")],
         registries_conf: folder.join("registries.conf"),
-        auth_files: Vec::new(),
+        auth_file: Vec::new(),
         signature_policy: folder.join("policy.json"),
         stream_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         cgroup_driver: CgroupDriver::Cgroupfs,

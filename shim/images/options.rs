@@ -9,7 +9,7 @@ use crate::config::Config;
 pub fn options(config: &Config) -> berth_image::Options {
     berth_image::Options {
         root: config.root.join("image"),
-        certs_dirs: config.certs_dirs.clone(),
+        certs_dirs: config.certs_dir.clone(),
         platform: Platform::default(),
         parallel_downloads: config.parallel_pulls,
         limits: Limits {
@@ -20,7 +20,7 @@ pub fn options(config: &Config) -> berth_image::Options {
             ..Limits::default()
         },
         registries_conf: Some(config.registries_conf.clone()),
-        auth_files: config.auth_files.clone(),
+        auth_files: config.auth_file.clone(),
         policy: Some(config.signature_policy.clone()),
         // The names were checked when the configuration was read.
         pinned: config.pinned_images.iter().filter_map(|name| name.parse().ok()).collect(),

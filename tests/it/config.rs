@@ -116,6 +116,27 @@ fn the_documentation_contains_the_default_config() {
 }
 
 #[test]
+fn the_documentation_contains_the_table_of_keys() {
+    let document =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
+    let table = String::from_utf8(berth(&["config", "keys"]).stdout).unwrap();
+    assert!(document.contains(&table), "docs/configuration.md does not contain the table:\n{table}");
+}
+
+#[test]
+fn every_flag_of_the_table_is_in_the_help_with_its_description_and_default() {
+    let table = String::from_utf8(berth(&["config", "keys"]).stdout).unwrap();
+    let help = String::from_utf8(berth(&["serve", "--help"]).stdout).unwrap();
+    let flags: Vec<&str> =
+        table.lines().filter_map(|line| line.split("| `--").nth(1)?.split('`').next()).collect();
+    assert!(flags.contains(&"socket") && flags.contains(&"cgroup-driver"), "{flags:?}");
+    for flag in flags {
+        assert!(help.contains(&format!("--{flag} <")), "{flag}: {help}");
+    }
+    assert!(help.contains("Socket for the kubelet and crictl [default: /run/berth/berth.sock]"), "{help}");
+}
+
+#[test]
 fn a_stream_certificate_needs_its_matching_key() {
     let half = Files::new("stream_key = \"/k\"\n", &[]);
     let output = half.berth(&["config", "check"]);

@@ -14,6 +14,7 @@
 mod as_peers;
 mod attacks;
 mod bad_input;
+mod check;
 mod clients;
 mod cni_reference;
 mod config;

@@ -237,6 +237,29 @@ async fn the_daemon_accepts_a_socket_from_systemd() {
     assert!(place.exists());
 }
 
+/// The service manager restarts a daemon that sends no notification in time (sd_watchdog_enabled(3)).
+#[test]
+fn the_watchdog_is_notified_only_while_the_daemon_answers_on_its_socket() {
+    let home = Home::new();
+    let mut command = home.command();
+    command.env("WATCHDOG_USEC", "600000");
+    let daemon = home.start_by(command);
+    for _ in 0..3 {
+        assert_eq!(daemon.next_message(), "WATCHDOG=1\n");
+    }
+    // The checks fail when the socket is gone. A check that has already connected can still succeed.
+    fs::remove_file(home.socket()).unwrap();
+    let began = Instant::now();
+    while !home.log().contains("failed the health check") {
+        assert!(began.elapsed() < PATIENCE, "{}", home.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon.notify.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    while !daemon.next_message().is_empty() {}
+    daemon.notify.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    assert_eq!(daemon.next_message(), "", "no notification follows a failed check");
+}
+
 #[test]
 fn without_a_daemon_commands_fail_with_one_line() {
     let home = Home::new();
