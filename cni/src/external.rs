@@ -3,9 +3,10 @@
 //!
 //! A program has a time limit and an output limit, and runs in its own process group ([`running`]). If a call fails or
 //! is cancelled, the group is killed. When the daemon starts, it kills the groups that a previous daemon has left
-//! ([`leftovers`]).
+//! ([`leftovers`]). [`ongoing`] lists the running programs.
 
 mod leftovers;
+mod ongoing;
 mod running;
 mod search;
 
@@ -17,6 +18,8 @@ use tokio::process::Command;
 use crate::call::Call;
 use crate::{Error, Result};
 pub(crate) use leftovers::end_leftovers;
+pub(crate) use ongoing::Ongoing;
+pub use ongoing::PluginCall;
 use running::{MAX_MESSAGE, Running};
 pub(crate) use search::{Search, find};
 
@@ -48,7 +51,9 @@ impl Program {
         let input = request(call, config, previous).to_string();
         let patience = call.host.patience();
         let running = Running::start(self.command(call, command)).map_err(|why| self.failed(why))?;
-        let output = running.output(input, patience).await;
+        let ongoing = call.host.ongoing.begin(&self.kind, command, call.container, running.pid());
+        let output = running.output(input, patience, ongoing.stderr()).await;
+        drop(ongoing);
         let output = output.map_err(|why| self.failed(format!("{command} {why}")))?;
         let stderr = text_of(&output.stderr);
         if !output.status.success() {

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::addresses::Indexes;
 use crate::bridges::Ready;
 use crate::dhcp::Dhcp;
+use crate::external::Ongoing;
 use crate::netlink::Netlink;
 use crate::nftables::InstalledParts;
 use crate::nftables::conntrack::Forgetting;
@@ -34,6 +35,8 @@ pub(crate) struct Host {
     pub(crate) addresses: Indexes,
     /// The DHCP client. Only a daemon has one: leases must be renewed.
     pub(crate) dhcp: Option<Dhcp>,
+    /// The plugin programs that run.
+    pub(crate) ongoing: Ongoing,
     places: Places,
 }
 
@@ -47,6 +50,7 @@ impl Host {
             forgetting: Forgetting::default(),
             addresses: Indexes::default(),
             dhcp: None,
+            ongoing: Ongoing::default(),
             places,
         })
     }

@@ -6,6 +6,7 @@
 //! * [`program`]: the built-in plugins as programs for other runtimes; [`port_forward`]: connections to a pod's
 //!   loopback
 //! * [`gc`]: garbage collection; [`restore`]: reinstalls lost rules; [`status`]: whether pods can be attached
+//! * [`describe`]: how packets reach a pod
 //! * [`network`]: attach, detach and check pods; [`health`]: the last health check
 //! * [`config`]: the active configuration; [`template`]; [`record`], [`pin`]: the persistent state of an attachment
 //! * [`conflist`]: configuration files, checked as a whole
@@ -26,6 +27,7 @@ mod bridges;
 mod call;
 mod config;
 mod conflist;
+mod describe;
 mod dhcp;
 mod external;
 mod files;
@@ -66,6 +68,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use conflist::{ConfigError, mistakes};
+pub use describe::HostLink;
+pub use external::PluginCall;
 pub use ipam::BUILT_IN_IPAM;
 pub use network::Network;
 pub use plugins::BUILT_IN;

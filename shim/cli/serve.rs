@@ -9,6 +9,7 @@ use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
 use crate::image_service::Images;
+use crate::observer_service::ObserverService;
 use crate::runtime_service::Runtime;
 use crate::server::{Claim, serve};
 use crate::stream::Listener;
@@ -68,7 +69,8 @@ fn start(config: Config) -> Result<(), String> {
         daemon.streams.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(daemon.clone()));
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
-        let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
+        let (admin, observer) = (AdminService::new(daemon.clone()), ObserverService::new(daemon.clone()));
+        let served = serve(config, claim, runtime, images, admin, observer).await;
         crate::pod::run::release_default_cgroup(&daemon);
         let records = daemon.records.clone();
         if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {

@@ -1,9 +1,11 @@
 //! The ImageService: one function per RPC, on the store of the image crate.
 //!
 //! * [`progress`]: a pull that reports its progress, for `berth image pull`
+//! * [`report`]: the events of pulls
 //! * [`save`]: archives, for `berth image save`
 
 pub mod progress;
+mod report;
 pub mod save;
 
 use std::collections::HashMap;
@@ -27,7 +29,8 @@ pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) 
     spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
     check_handler(daemon, spec)?;
     let credentials = auth.map(credentials).transpose()?.flatten();
-    let image = daemon.images.pull_name(&spec.image, credentials).await?;
+    let pulling = async { Ok(daemon.images.pull_name(&spec.image, credentials).await?) };
+    let image = report::pull(daemon, &spec.image, pulling).await?;
     Ok(image.id.to_string())
 }
 

@@ -8,7 +8,8 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::daemon::Daemon;
+use super::report;
+use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::responses::ResponseStream;
 
@@ -17,13 +18,13 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Pulls an image. The messages contain the progress, the last one the id. The pull ends if the client disconnects.
 #[must_use]
-pub fn pull(daemon: &Daemon, name: String, credentials: Option<Credentials>) -> ResponseStream<PullProgress> {
-    let store = daemon.images.clone();
+pub fn pull(daemon: &Shared, name: String, credentials: Option<Credentials>) -> ResponseStream<PullProgress> {
+    let daemon = daemon.clone();
     let (sink, messages) = mpsc::channel(4);
     tokio::spawn(async move {
         tokio::select! {
             () = sink.closed() => {}
-            result = follow(&store, &name, credentials, &sink) => {
+            result = report::pull(&daemon, &name, follow(&daemon.images, &name, credentials, &sink)) => {
                 let last = result
                     .map(|image| PullProgress { id: image.id.to_string(), ..PullProgress::default() })
                     .map_err(Status::from);
