@@ -16,6 +16,7 @@ mod attacks;
 mod bad_input;
 mod clients;
 mod cni_reference;
+mod commands;
 mod config;
 mod containers;
 mod cri_fields;

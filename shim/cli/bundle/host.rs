@@ -1,10 +1,11 @@
 //! Facts of the host: files of procfs, and the log of the systemd unit.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
 
 /// Files of the host without secrets. The command line of the kernel is left out, since it can have some.
 const FILES: [&str; 14] = [
@@ -47,34 +48,21 @@ pub(super) fn facts() -> String {
 ///
 /// # Errors
 /// journalctl is not installed, fails, or takes too long.
-pub(super) fn journal(unit: &str, folder: &Path) -> Result<String, String> {
-    // A file instead of a pipe: the process never waits for a reader.
-    let path = folder.join("journal");
-    let failed = |error: std::io::Error| format!("failed to run journalctl: {error}");
-    let output = File::create(&path).map_err(failed)?;
-    let mut child = Command::new("journalctl")
+pub(super) async fn journal(unit: &str) -> Result<String, String> {
+    let mut command = Command::new("journalctl");
+    command
         .args(["--unit", unit, "--lines", JOURNAL_LINES, "--no-pager", "--output", "short-iso-precise"])
         .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(failed)?;
-    let until = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(failed)? {
-            break status;
-        }
-        if Instant::now() >= until {
-            // It has not ended, so its pid is its own.
-            child.kill().and_then(|()| child.wait()).map_err(failed)?;
-            return Err(format!("journalctl did not end within {} s", PATIENCE.as_secs()));
-        }
-        std::thread::sleep(Duration::from_millis(20));
+        .kill_on_drop(true);
+    let output = match tokio::time::timeout(PATIENCE, command.output()).await {
+        Ok(output) => output.map_err(|error| format!("failed to run journalctl: {error}"))?,
+        Err(_) => return Err(format!("journalctl did not end within {} s", PATIENCE.as_secs())),
     };
-    if !status.success() {
-        return Err(format!("journalctl failed: {status}"));
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("journalctl failed: {}: {}", output.status, stderr.trim()));
     }
-    fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(failed)
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod archive;
 mod host;
 mod redact;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use berth_proto::v1::{ImageSpec, ImageStatusRequest, ListImagesRequest, StatusRequest};
@@ -77,7 +77,7 @@ async fn write(args: BundleArgs) -> Result<String, String> {
     let mut archive =
         Archive::create(&path, &name, u64::try_from(now.as_second()).unwrap_or(0)).map_err(failed)?;
     let mut parts = Parts::default();
-    of_host(&mut parts, &args, path.parent().unwrap_or(Path::new("")));
+    of_host(&mut parts, &args).await;
     match Node::connect(args.endpoint).await {
         Ok(mut node) => of_daemon(&mut parts, &mut node).await,
         // The other parts are more useful if the daemon does not run.
@@ -91,28 +91,13 @@ async fn write(args: BundleArgs) -> Result<String, String> {
     Ok(format!("{}: {} files, {}\n", path.display(), parts.texts.len(), size(bytes)))
 }
 
-fn of_host(parts: &mut Parts, args: &BundleArgs, folder: &Path) {
+async fn of_host(parts: &mut Parts, args: &BundleArgs) {
     parts.text("version.txt", Ok(format!("{NAME} {VERSION} (CRI {API_VERSION})\n")));
     parts.json("check.json", encoded(check::host()));
     let config = args.endpoint.clone().load();
     parts.json("config.json", config.map_err(|error| error.to_string()).and_then(|config| encoded(&config)));
     parts.text("host.txt", Ok(host::facts()));
-    let journal = scratch(folder).and_then(|folder| {
-        let journal = host::journal(&args.unit, &folder);
-        // The folder has only the copy of the log.
-        drop(std::fs::remove_dir_all(&folder));
-        journal
-    });
-    parts.text("journal.txt", journal);
-}
-
-/// Creates a private folder beside the archive.
-fn scratch(beside: &Path) -> Result<PathBuf, String> {
-    use std::os::unix::fs::DirBuilderExt;
-    let folder = beside.join(format!(".berth-bundle-{}", std::process::id()));
-    let made = std::fs::DirBuilder::new().mode(0o700).create(&folder);
-    made.map_err(|error| format!("failed to create {}: {error}", folder.display()))?;
-    Ok(folder)
+    parts.text("journal.txt", host::journal(&args.unit).await);
 }
 
 async fn of_daemon(parts: &mut Parts, node: &mut Node) {

@@ -87,8 +87,8 @@ impl Redactor {
                 let name = object.get("key").or(object.get("name")).and_then(Value::as_str);
                 let is_secret = name.is_some_and(has_secret_name);
                 if let Some(value) = object.get_mut("value") {
-                    if let Some(text) = value.as_str().filter(|_| is_secret) {
-                        self.remember(text);
+                    if is_secret {
+                        self.remember(&text_of(value));
                     }
                     *value = Value::String(REDACTED.to_owned());
                 }
@@ -161,6 +161,13 @@ impl Redactor {
     }
 }
 
+/// Returns a value of the CRI as text: a string, or a list of bytes.
+fn text_of(value: &Value) -> String {
+    let bytes = value.as_array().into_iter().flatten().filter_map(Value::as_u64);
+    let bytes: Vec<u8> = bytes.filter_map(|byte| u8::try_from(byte).ok()).collect();
+    value.as_str().map_or_else(|| String::from_utf8_lossy(&bytes).into_owned(), str::to_owned)
+}
+
 fn has_secret_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_KEYS.iter().any(|part| name.contains(part)) || name.contains("auth") || name.contains("key")
@@ -198,7 +205,7 @@ mod tests {
         let mut redactor = Redactor::default();
         let inner = json!({ "process": { "env": ["DB_PASSWORD=hunter2-x", "PATH=/bin"], "args": ["sh", "-c", "s3cr3t"] } });
         let value = json!({
-            "envs": [{ "key": "API_TOKEN", "value": "token-123456" }, { "key": "MODE", "value": "production" }],
+            "envs": [{ "key": "API_TOKEN", "value": b"token-123456" }, { "key": "MODE", "value": "production" }],
             "annotations": { "example.com/config": "annotated-secret", "io.kubernetes.pod.uid": "uid-1" },
             "auth": { "username": "user-name", "password": "" },
             "auth_file": ["/root/.docker/config.json"],

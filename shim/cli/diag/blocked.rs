@@ -1,4 +1,4 @@
-//! What probably blocks a pod or a container, as sentences: a network plugin, a pull, a process in the kernel, a frozen
+//! Likely causes of a hang of a pod or a container, as sentences: a network plugin, a pull, a process in the kernel, a frozen
 //! cgroup, a keeper that does not run.
 
 use std::time::Duration;

@@ -248,7 +248,7 @@ impl Found {
         let keeper_ended = common.description.is_ok() && keeper == 0 && pod.needs_keeper;
         let single = common.plugins.iter().map(|call| (call.pid, format!("plugin {}", call.plugin)));
         let single = single.chain((keeper > 0).then(|| (keeper, "keeper".to_owned())));
-        let gathering: Vec<(String, Gathering<(Seen, Vec<Process>)>)> = subjects
+        let gathering: Vec<(String, Gathering<Members>)> = subjects
             .into_iter()
             .map(|Subject { name, cgroup }| {
                 (name.clone(), gather(PATIENCE, move || of_cgroup(&name, &cgroup)))
@@ -286,7 +286,10 @@ impl Found {
     }
 }
 
-fn of_cgroup(name: &str, path: &str) -> Result<(Seen, Vec<Process>), String> {
+/// A cgroup with its processes.
+type Members = (Seen, Vec<Process>);
+
+fn of_cgroup(name: &str, path: &str) -> Result<Members, String> {
     let seen = cgroup::read(path)?;
     let shown = seen.pids.iter().take(MAX_PROCESSES);
     let processes = shown.filter_map(|pid| processes::read(*pid, name)).collect();

@@ -125,7 +125,7 @@ fn selected<'a>(args: &LogsArgs, objects: &Objects<'a>) -> Result<&'a Container,
             of_pod.dedup_by_key(|container| container_name(container));
             match of_pod.as_slice() {
                 [] => return Err(format!("container of pod {} not found", pod_name(pod).1)),
-                [one] => one,
+                [one] => *one,
                 several => {
                     let names: Vec<_> = several.iter().map(|container| container_name(container)).collect();
                     let pod = pod_name(pod).1;

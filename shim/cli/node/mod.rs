@@ -83,7 +83,6 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<String, String> {
 /// A connection to the daemon.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    pub(super) config: Config,
     pub(super) runtime: RuntimeServiceClient<Channel>,
     pub(super) images: ImageServiceClient<Channel>,
     pub(super) observer: ObserverClient<Channel>,
@@ -97,7 +96,6 @@ impl Node {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
             observer: ObserverClient::new(channel).max_decoding_message_size(MAX_ANSWER),
-            config,
         })
     }
 
