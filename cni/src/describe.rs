@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::external::PluginCall;
 use crate::netlink::Link;
 use crate::network::Network;
 use crate::nftables::describe::elements_of;
+use crate::ongoing::PluginCall;
 use crate::{Result, names};
 
 /// A link of the host.

@@ -3,10 +3,9 @@
 //!
 //! A program has a time limit and an output limit, and runs in its own process group ([`running`]). If a call fails or
 //! is cancelled, the group is killed. When the daemon starts, it kills the groups that a previous daemon has left
-//! ([`leftovers`]). [`ongoing`] lists the running programs.
+//! ([`leftovers`]).
 
 mod leftovers;
-mod ongoing;
 mod running;
 mod search;
 
@@ -18,8 +17,6 @@ use tokio::process::Command;
 use crate::call::Call;
 use crate::{Error, Result};
 pub(crate) use leftovers::end_leftovers;
-pub(crate) use ongoing::Ongoing;
-pub use ongoing::PluginCall;
 use running::{MAX_MESSAGE, Running};
 pub(crate) use search::{Search, find};
 

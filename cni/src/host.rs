@@ -7,10 +7,10 @@ use crate::Result;
 use crate::addresses::Indexes;
 use crate::bridges::Ready;
 use crate::dhcp::Dhcp;
-use crate::external::Ongoing;
 use crate::netlink::Netlink;
 use crate::nftables::InstalledParts;
 use crate::nftables::conntrack::Forgetting;
+use crate::ongoing::Ongoing;
 
 /// The folders of persistent state, and the time limit of programs.
 #[derive(Clone, Debug)]

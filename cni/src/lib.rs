@@ -17,6 +17,7 @@
 //!   [`nftables`]: rules; [`pod_link`]: a pod's interface
 //! * [`netlink`]: links, addresses and routes; [`netns`]: network namespaces; [`sysctls`], [`forwarding`]
 //! * [`result`]: the result of a plugin; [`runtime_config`]: what a runtime passes to plugins
+//! * [`ongoing`]: the running plugin programs
 //! * [`version`], [`names`], [`mac`], [`keys`], [`attributes`], [`files`], [`watch`]: values, formats and files
 
 #![forbid(unsafe_code)]
@@ -45,6 +46,7 @@ mod netlink;
 mod netns;
 mod network;
 mod nftables;
+mod ongoing;
 mod pin;
 mod plugins;
 mod pod_link;
@@ -69,9 +71,9 @@ use ipnet::IpNet;
 
 pub use conflist::{ConfigError, mistakes};
 pub use describe::HostLink;
-pub use external::PluginCall;
 pub use ipam::BUILT_IN_IPAM;
 pub use network::Network;
+pub use ongoing::PluginCall;
 pub use plugins::BUILT_IN;
 pub use result::CniResult;
 pub use runtime_config::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-use super::ongoing::Stderr;
+use crate::ongoing::Stderr;
 
 /// The longest accepted result. Results of the reference plugins have some hundred bytes.
 const MAX_OUTPUT: usize = 1 << 20;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// The standard error of a running plugin.
-pub(super) type Stderr = Arc<Mutex<Vec<u8>>>;
+pub(crate) type Stderr = Arc<Mutex<Vec<u8>>>;
 
 /// A plugin program that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Ongoing {
     }
 
     /// Lists a program until the result is dropped.
-    pub(super) fn begin(&self, plugin: &str, command: &str, pod: &str, pid: Option<u32>) -> Begun {
+    pub(crate) fn begin(&self, plugin: &str, command: &str, pod: &str, pid: Option<u32>) -> Begun {
         let call = PluginCall {
             plugin: plugin.to_owned(),
             command: command.to_owned(),
@@ -62,7 +62,8 @@ impl Ongoing {
     pub(crate) fn calls(&self) -> Vec<PluginCall> {
         let calls = self.lock();
         let calls = calls.values().map(|entry| {
-            let stderr = super::text_of(&entry.stderr.lock().unwrap_or_else(PoisonError::into_inner));
+            let stderr = entry.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+            let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
             PluginCall { stderr, ..entry.call.clone() }
         });
         calls.collect()
@@ -71,7 +72,7 @@ impl Ongoing {
 
 /// Lists a program as running until it is dropped.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(crate) struct Begun {
     ongoing: Ongoing,
     number: u64,
     stderr: Stderr,
@@ -79,7 +80,7 @@ pub(super) struct Begun {
 
 impl Begun {
     /// The standard error of the program, which `output` appends to.
-    pub(super) fn stderr(&self) -> &Stderr {
+    pub(crate) fn stderr(&self) -> &Stderr {
         &self.stderr
     }
 }
