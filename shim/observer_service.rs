@@ -7,7 +7,7 @@ use berth_proto::admin::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::daemon::Shared;
+use crate::daemon::{Daemon, Shared};
 use crate::observe;
 use crate::responses::ResponseStream;
 
@@ -30,17 +30,19 @@ impl ObserverService {
 #[tonic::async_trait]
 impl Observer for ObserverService {
     async fn list_operations(&self, _: Request<ListOperationsRequest>) -> Reply<ListOperationsResponse> {
-        Ok(Response::new(observe::operations::list(&self.daemon)))
+        let Daemon { pods, network, images, .. } = &*self.daemon;
+        Ok(Response::new(observe::operations::list(pods, &network.network, images)))
     }
 
     async fn describe_pod(&self, request: Request<DescribePodRequest>) -> Reply<DescribePodResponse> {
-        let described = observe::pod::describe(&self.daemon, &request.into_inner().pod_id).await?;
+        let Daemon { pods, network, .. } = &*self.daemon;
+        let described = observe::pod::describe(pods, &network.network, &request.into_inner().pod_id).await?;
         Ok(Response::new(described))
     }
 
     type StreamEventsStream = ResponseStream<NodeEvent>;
 
     async fn stream_events(&self, _: Request<StreamEventsRequest>) -> Reply<Self::StreamEventsStream> {
-        Ok(Response::new(Box::pin(self.daemon.events.watch())))
+        Ok(Response::new(Box::pin(self.daemon.pods.events.watch())))
     }
 }

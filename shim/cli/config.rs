@@ -9,7 +9,7 @@ use berth_image::printable;
 use super::Source;
 use crate::cdi;
 use crate::config::{commented_default, mistakes};
-use crate::daemon::image_options;
+use crate::images;
 use crate::stream::tls;
 
 /// Arguments of `berth config`.
@@ -68,7 +68,7 @@ fn check(source: Source) -> ExitCode {
     ));
     mistakes.extend(cdi::mistakes(&config.cdi_spec_dirs));
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => mistakes.extend(runtime.block_on(berth_image::mistakes(&image_options(&config)))),
+        Ok(runtime) => mistakes.extend(runtime.block_on(berth_image::mistakes(&images::options(&config)))),
         Err(error) => mistakes.push(format!("failed to start a runtime: {error}")),
     }
     for mistake in &mistakes {

@@ -18,9 +18,9 @@ pub enum ConfigError {
     /// A file cannot be read.
     #[error("failed to read {}: {error}", file.display())]
     Read {
-        /// The file.
+        /// The file that was read.
         file: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// One of two keys that belong together is missing.
@@ -34,7 +34,7 @@ pub enum ConfigError {
     /// A file has a mistake.
     #[error("{}:{problem}", file.display())]
     Wrong {
-        /// The file.
+        /// The file with the mistake.
         file: PathBuf,
         /// The line, the key and the mistake.
         problem: Problem,
@@ -44,7 +44,7 @@ pub enum ConfigError {
 /// A drop-in that was skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokenDropIn {
-    /// The file.
+    /// The file that was read.
     pub file: PathBuf,
     /// The mistake, with file, line and key.
     pub message: String,

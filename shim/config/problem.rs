@@ -17,7 +17,7 @@ pub struct Problem {
     pub line: usize,
     /// The dotted key; empty if the text is not TOML.
     pub key: String,
-    /// The mistake.
+    /// The mistake, as text for the operator.
     pub why: String,
 }
 

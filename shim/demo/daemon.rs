@@ -143,7 +143,7 @@ impl PrivateDaemon {
     async fn remove_network(&self) -> Result<(), DemoError> {
         let failed =
             |error: berth_cni::Error| DemoError::Host(format!("failed to remove the network: {error}"));
-        let network = Network::open(crate::daemon::network_options(&self.config)).map_err(failed)?;
+        let network = Network::open(crate::network::options(&self.config)).map_err(failed)?;
         network.teardown().await.map_err(failed)?;
         self.ip_forward.as_ref().map_or(Ok(()), IpForward::turn_off)
     }

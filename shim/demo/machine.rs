@@ -23,19 +23,19 @@ pub fn cgroup_mounts() -> Result<Vec<PathBuf>, DemoError> {
     Ok(mounts.filter(|mount| mount.kind.starts_with("cgroup")).map(|mount| mount.point).collect())
 }
 
-struct Mount {
+struct MountEntry {
     point: PathBuf,
     kind: String,
 }
 
 /// Parses proc(5), `/proc/pid/mountinfo`: the fifth field is the mount point, the first after the dash the filesystem.
-fn mountinfo() -> Result<Vec<Mount>, DemoError> {
+fn mountinfo() -> Result<Vec<MountEntry>, DemoError> {
     let path = Path::new("/proc/self/mountinfo");
     let text = fs::read_to_string(path).map_err(DemoError::file("read", path))?;
     let mount = |line: &str| {
         let (left, right) = line.split_once(" - ")?;
         let kind = right.split(' ').next()?.to_owned();
-        Some(Mount { point: left.split(' ').nth(4)?.into(), kind })
+        Some(MountEntry { point: left.split(' ').nth(4)?.into(), kind })
     };
     Ok(text.lines().filter_map(mount).collect())
 }

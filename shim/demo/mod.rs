@@ -47,7 +47,7 @@ pub enum DemoError {
         action: &'static str,
         /// The path of the file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The machine lacks a feature, or a system call failed.
@@ -126,7 +126,7 @@ async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoErro
     // is found.
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|error| DemoError::Host(format!("failed to become a subreaper: {error}")))?;
-    let mut signals = Signals::watch()?;
+    let mut signals = StopSignals::watch()?;
     let before = Snapshot::take()?;
     let folder = Folder::create()?;
     let mut daemon = None;
@@ -171,13 +171,13 @@ async fn play(
 
 /// Ctrl-C, SIGTERM and SIGHUP. They are watched before anything is created, so that everything is removed.
 #[derive(Debug)]
-struct Signals {
+struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-impl Signals {
+impl StopSignals {
     fn watch() -> Result<Self, DemoError> {
         let watch =
             |kind| signal(kind).map_err(|error| DemoError::Host(format!("failed to watch signals: {error}")));

@@ -2,23 +2,30 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use berth_image::{LayerProgress, Stage, printable};
+use berth_cni::Network;
+use berth_image::{ImageStore, LayerProgress, Stage, printable};
 use berth_proto::admin::{ListOperationsResponse, OperationInFlight, PluginCall, RunningPull};
 
-use crate::daemon::Daemon;
 use crate::ids::ContainerId;
 use crate::operation::{InFlight, Key};
+use crate::pods::Pods;
+use crate::store::Store;
 
 /// The longest text of a plugin or a reference.
 const MAX_TEXT: usize = 4000;
 
 /// Returns the operations, network plugins and pulls in flight.
 #[must_use]
-pub fn list(daemon: &Daemon) -> ListOperationsResponse {
+pub fn list(pods: &Pods, network: &Network, images: &ImageStore) -> ListOperationsResponse {
     let now = crate::clock::now();
     ListOperationsResponse {
-        operations: daemon.operations.in_flight().into_iter().map(|seen| shown(daemon, seen, now)).collect(),
-        plugins: daemon.network.plugin_calls().into_iter().map(plugin).collect(),
+        operations: pods
+            .operations
+            .in_flight()
+            .into_iter()
+            .map(|seen| shown(&pods.store, seen, now))
+            .collect(),
+        plugins: network.plugin_calls().into_iter().map(plugin).collect(),
         pulls: daemon
             .images
             .running_pulls()
@@ -28,7 +35,7 @@ pub fn list(daemon: &Daemon) -> ListOperationsResponse {
     }
 }
 
-fn shown(daemon: &Daemon, seen: InFlight, now: i64) -> OperationInFlight {
+fn shown(store: &Store, seen: InFlight, now: i64) -> OperationInFlight {
     let before =
         |elapsed: Duration| now.saturating_sub(i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX));
     let base = OperationInFlight {
@@ -41,7 +48,7 @@ fn shown(daemon: &Daemon, seen: InFlight, now: i64) -> OperationInFlight {
     let of_pod =
         |rpc: &str, id: String| OperationInFlight { rpc: rpc.to_owned(), pod_id: id, ..base.clone() };
     let of_container = |rpc: &str, id: &ContainerId| {
-        let pod = daemon.store.container(id.as_str()).map(|found| found.pod.as_str().to_owned());
+        let pod = store.container(id.as_str()).map(|found| found.pod.as_str().to_owned());
         let container_id = id.as_str().to_owned();
         OperationInFlight { container_id, ..of_pod(rpc, pod.unwrap_or_default()) }
     };

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use berth_cni::HostLink;
+use berth_cni::{HostLink, Network};
 use berth_proto::admin::{DescribePodResponse, HostLink as Link};
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::ids::PodId;
+use crate::pods::Pods;
 
 /// The time limit of requests to the kernel.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -16,13 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// `NotFound`.
-pub async fn describe(daemon: &Daemon, id: &str) -> Result<DescribePodResponse, CriError> {
-    let pod = daemon.store.pod(id);
+pub async fn describe(pods: &Pods, network: &Network, id: &str) -> Result<DescribePodResponse, CriError> {
+    let pod = pods.store.pod(id);
     let id = match &pod {
         Ok(pod) => pod.id.clone(),
-        Err(_) => being_created(daemon, id).ok_or_else(|| CriError::not_found("pod sandbox", id))?,
+        Err(_) => being_created(pods, id).ok_or_else(|| CriError::not_found("pod sandbox", id))?,
     };
-    let network = &daemon.network;
     let links = tokio::time::timeout(PATIENCE, network.host_links(id.as_str()));
     let rules = tokio::time::timeout(PATIENCE, network.rules_of(id.as_str()));
     let (links, rules) = tokio::join!(links, rules);
@@ -31,8 +30,8 @@ pub async fn describe(daemon: &Daemon, id: &str) -> Result<DescribePodResponse, 
     let keeper = pod.as_ref().ok().and_then(|pod| pod.link());
     Ok(DescribePodResponse {
         keeper_pid: keeper.map(|keeper| keeper.process().pid()).unwrap_or_default(),
-        keeper_log: daemon.folders.pod_state(&id).join("keeper.log").display().to_string(),
-        record: daemon.folders.pod(&id).join("pod.json").display().to_string(),
+        keeper_log: pods.folders.pod_state(&id).join("keeper.log").display().to_string(),
+        record: pods.folders.pod(&id).join("pod.json").display().to_string(),
         reconciled: pod.as_ref().is_ok_and(|pod| pod.is_reconciled_now()),
         network: network.status().network,
         links: links.into_iter().map(link).collect(),
@@ -42,8 +41,8 @@ pub async fn describe(daemon: &Daemon, id: &str) -> Result<DescribePodResponse, 
     })
 }
 
-fn being_created(daemon: &Daemon, id: &str) -> Option<PodId> {
-    let operations = daemon.operations.in_flight();
+fn being_created(pods: &Pods, id: &str) -> Option<PodId> {
+    let operations = pods.operations.in_flight();
     let created = operations.into_iter().find_map(|seen| seen.creates.filter(|created| created == id))?;
     PodId::try_from(created).ok()
 }

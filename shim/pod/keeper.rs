@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::{FoundKeeper, find_keepers};
 use berth_runtime::wire::{Call, Outcome};
 
 use crate::blocking::blocking;
-use crate::daemon::{Daemon, Shared};
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
 use crate::keeper::{KeeperClient, KeeperError, wait_for_end};
+use crate::store::Folders;
 use crate::systemd;
 
 /// The time limit for the exit of a killed keeper. In an uninterruptible sleep it exits only when its disk answers.
@@ -59,10 +59,10 @@ pub(crate) async fn shut_down(link: &KeeperClient) -> Result<(), String> {
 ///
 /// # Errors
 /// The processes of the host cannot be read.
-pub(crate) async fn living_keepers(daemon: &Shared) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
-    let daemon = daemon.clone();
+pub(crate) async fn living_keepers(folders: &Folders) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
+    let folders = folders.clone();
     blocking(move || {
-        let own = OwnKeepers::of(&daemon);
+        let own = OwnKeepers::of(&folders);
         let found = find_keepers(|keeper| own.pod_of(keeper).is_some())
             .map_err(|error| CriError::internal("find keepers", error))?;
         Ok::<_, CriError>(
@@ -73,13 +73,13 @@ pub(crate) async fn living_keepers(daemon: &Shared) -> Result<BTreeMap<PodId, Fo
 }
 
 /// Ends keepers that cannot be reached, since they have no record or no socket, and all processes of their pods.
-pub(crate) async fn end_unreachable(daemon: &Shared, keepers: Vec<FoundKeeper>) {
-    let ending = daemon.clone();
+pub(crate) async fn end_unreachable(cgroups: &Cgroups, keepers: Vec<FoundKeeper>) {
+    let all = cgroups.clone();
     let ended = blocking(move || {
         for keeper in keepers {
             tracing::warn!(pod = keeper.pod(), "ending an unreachable keeper and all processes of its pod");
             match keeper.end() {
-                Ok(cgroups) => remove_cgroups(&ending, &cgroups),
+                Ok(cgroups) => remove_cgroups(&all, &cgroups),
                 Err(error) => tracing::error!(%error, "failed to end a keeper"),
             }
         }
@@ -92,14 +92,14 @@ pub(crate) async fn end_unreachable(daemon: &Shared, keepers: Vec<FoundKeeper>) 
 
 /// Distinguishes the keepers of this daemon from those of other daemons on the host.
 struct OwnKeepers<'a> {
-    daemon: &'a Daemon,
+    folders: &'a Folders,
     /// The folder of the pods' volatile folders, as the kernel reports it.
     folder: Option<PathBuf>,
 }
 
 impl<'a> OwnKeepers<'a> {
-    fn of(daemon: &'a Daemon) -> Self {
-        Self { daemon, folder: daemon.folders.pods_state().canonicalize().ok() }
+    fn of(folders: &'a Folders) -> Self {
+        Self { folders, folder: folders.pods_state().canonicalize().ok() }
     }
 
     /// Returns the pod of a keeper that this daemon or a former one has started: its folder is or was in this
@@ -109,7 +109,7 @@ impl<'a> OwnKeepers<'a> {
     fn pod_of(&self, keeper: &FoundKeeper) -> Option<PodId> {
         let id = PodId::try_from(keeper.pod().to_owned()).ok()?;
         let elsewhere = keeper.folder().is_some_and(Path::exists);
-        let recorded = !elsewhere && self.daemon.folders.pod(&id).exists();
+        let recorded = !elsewhere && self.folders.pod(&id).exists();
         let here =
             self.folder.as_ref().is_some_and(|folder| keeper.folder() == Some(&folder.join(id.as_str())));
         (recorded || here).then_some(id)
@@ -117,10 +117,9 @@ impl<'a> OwnKeepers<'a> {
 }
 
 /// Removes the cgroups of pods and containers after their processes have ended. Some of them have no record.
-fn remove_cgroups(daemon: &Daemon, paths: &BTreeSet<String>) {
+fn remove_cgroups(cgroups: &Cgroups, paths: &BTreeSet<String>) {
     for path in paths.iter().filter_map(|path| of_object(path)).collect::<BTreeSet<_>>() {
-        let removed = CgroupPath::from_recorded(&path).map_err(CriError::from).and_then(|path| {
-            let cgroup = Cgroup::open(&daemon.hierarchies, &path);
+        let removed = cgroups.recorded(&path).and_then(|cgroup| {
             // Processes that are still in it do not belong to this pod.
             if cgroup.processes()?.is_empty() { Ok(cgroup.release()?) } else { Ok(()) }
         });

@@ -20,6 +20,7 @@ mod commands;
 mod config;
 mod containers;
 mod cri_fields;
+mod daemon_parts;
 mod demo;
 mod events;
 mod hostile_images;

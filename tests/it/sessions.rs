@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::support::{Berth, PATIENCE, shell, sleeper};
 use berth::daemon::Shared;
+use berth::exec::ContainerAccess;
 use berth::exec::attach::attach;
 use berth::exec::session::{self, Reader, Session, SessionEnd, TerminalSize, Writer};
 use berth::session_url::RequestedStreams;
@@ -75,11 +76,11 @@ impl Inside {
 
     async fn exec(&self, id: &str, script: &str, wanted: RequestedStreams) -> Session {
         let command = ["sh", "-c", script].map(str::to_owned).to_vec();
-        session::exec(&self.daemon, id, command, wanted).await.unwrap()
+        session::exec(&ContainerAccess::of(&self.daemon), id, command, wanted).await.unwrap()
     }
 
     async fn attach(&self, id: &str, wanted: RequestedStreams) -> Session {
-        attach(&self.daemon, id, wanted).await.unwrap()
+        attach(&self.daemon.pods.store, id, wanted).await.unwrap()
     }
 
     fn log(&self, name: &str) -> String {
@@ -201,7 +202,9 @@ async fn an_exec_has_stdin_stdout_stderr_and_an_exit_code() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(all(&mut large.streams.stdout).await.lines().count(), 300_000);
     assert_eq!(within(large.end()).await, SessionEnd::Exited(0));
-    let gone = session::exec(&inside.daemon, &ids[0], vec!["/nope".to_owned()], ALL).await.unwrap_err();
+    let gone = session::exec(&ContainerAccess::of(&inside.daemon), &ids[0], vec!["/nope".to_owned()], ALL)
+        .await
+        .unwrap_err();
     assert!(gone.to_string().contains("/nope"), "{gone}");
     inside.finish().await;
 }
@@ -234,7 +237,9 @@ async fn an_exec_with_a_terminal_has_window_size_and_control_keys() {
     let size = TerminalSize { width: 101, height: 33 };
     let command = ["stty", "size"].map(str::to_owned).to_vec();
     let mut sized =
-        session::exec_with_size(&inside.daemon, &ids[0], command, TERMINAL, Some(size)).await.unwrap();
+        session::exec_with_size(&ContainerAccess::of(&inside.daemon), &ids[0], command, TERMINAL, Some(size))
+            .await
+            .unwrap();
     assert_eq!(
         all(&mut sized.streams.stdout).await.trim(),
         "33 101",
@@ -326,7 +331,7 @@ async fn attached_clients_share_streams_and_stdin_once_closes_with_the_first() {
     assert_eq!(inside.log("once"), "from the first\nfrom the second\neof\n");
     drop((first, second, late));
     assert!(
-        inside.daemon.store.container(&ids[0]).unwrap().state().pid().is_some(),
+        inside.daemon.pods.store.container(&ids[0]).unwrap().state().pid().is_some(),
         "the container must still run"
     );
     inside.finish().await;
@@ -359,7 +364,7 @@ async fn without_stdin_once_the_input_stays_open_after_clients_leave() {
     assert_eq!(all(&mut second.streams.stdout).await, "got bye\n");
     assert_eq!(within(second.end()).await, SessionEnd::Exited(7));
     assert_eq!(inside.log("stays"), "got one\ngot bye\n");
-    let error = attach(&inside.daemon, &ids[0], ALL).await.unwrap_err();
+    let error = attach(&inside.daemon.pods.store, &ids[0], ALL).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::FailedPrecondition);
     inside.finish().await;
 }
@@ -454,7 +459,9 @@ async fn a_terminal_comes_only_from_the_containers_devpts() {
         let stderr = all(&mut prepare.streams.stderr).await;
         assert_eq!(within(prepare.end()).await, SessionEnd::Exited(0), "{stderr}");
         let command = vec!["true".to_owned()];
-        let refused = session::exec(&inside.daemon, &ids[0], command, TERMINAL).await.unwrap_err();
+        let refused = session::exec(&ContainerAccess::of(&inside.daemon), &ids[0], command, TERMINAL)
+            .await
+            .unwrap_err();
         assert!(refused.to_string().contains("make the terminal"), "{refused}");
     }
     let Inside { mut berth, daemon, threads, pod } = inside;
@@ -497,7 +504,7 @@ async fn many_execs_leave_nothing_in_keeper_daemon_or_cgroup() {
         }
     };
     round(50).await;
-    let cgroup = inside.daemon.store.container(&ids[0]).unwrap().with(|record| record.cgroup.clone());
+    let cgroup = inside.daemon.pods.store.container(&ids[0]).unwrap().with(|record| record.cgroup.clone());
     let execs = || {
         let folders = crate::support::leftovers::cgroup_folders(&cgroup);
         folders.iter().filter(|folder| folder.to_string_lossy().contains("exec-")).count()

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use berth::stream::spdy::Headers;
-use berth::stream::spdy::frame::{Control, HEAD, Head, StreamId};
+use berth::stream::spdy::frame::{ControlFrame, HEAD, Head, StreamId};
 use berth::stream::spdy::headers::HeaderWriter;
 use berth_proto::v1::{AttachRequest, ExecRequest, PortForwardRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,7 +60,8 @@ pub fn is_closed(connection: &std::net::TcpStream) -> bool {
     }
 }
 
-/// Returns the folder with streamclient and crictl.
+/// Returns the folder with streamclient and crictl. The first call builds them, which can take longer than the minute for which
+/// a session waits for its client: it comes before the request of a session.
 fn tools() -> &'static Path {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
     TOOLS.get_or_init(|| {
@@ -76,16 +77,19 @@ fn tools() -> &'static Path {
 
 impl Berth {
     pub async fn exec_url(&mut self, request: ExecRequest) -> String {
+        tools();
         self.runtime.exec(request).await.unwrap().into_inner().url
     }
 
     pub async fn attach_url(&mut self, id: &str, streams: Streams) -> String {
+        tools();
         let Streams { stdin, stdout, stderr, tty } = streams;
         let request = AttachRequest { container_id: id.to_owned(), stdin, stdout, stderr, tty };
         self.runtime.attach(request).await.unwrap().into_inner().url
     }
 
     pub async fn port_forward_url(&mut self, pod: &str) -> String {
+        tools();
         let request = PortForwardRequest { pod_sandbox_id: pod.to_owned(), port: Vec::new() };
         self.runtime.port_forward(request).await.unwrap().into_inner().url
     }
@@ -196,7 +200,8 @@ impl Spdy {
     pub async fn open(&mut self, stream: u32, headers: &[(&str, &str)]) {
         let block = self.headers.block(&Headers::from_pairs(headers.iter().copied()));
         let mut frame = Vec::new();
-        Control::SynStream { stream: StreamId::new(stream), fin: false, block: &block }.encode(&mut frame);
+        ControlFrame::SynStream { stream: StreamId::new(stream), fin: false, block: &block }
+            .encode(&mut frame);
         self.io.write_all(&frame).await.unwrap();
     }
 
@@ -224,9 +229,9 @@ impl Spdy {
         self.io.read_exact(&mut payload).await.unwrap();
         match head {
             Head::Data { stream, .. } => self.received.data.entry(stream.get()).or_default().extend(payload),
-            Head::Control { kind, flags, .. } => match Control::parse(kind, flags, &payload).unwrap() {
-                Control::SynReply { stream, .. } => drop(self.received.replies.insert(stream.get())),
-                Control::Reset { stream, .. } => drop(self.received.reset.insert(stream.get())),
+            Head::Control { kind, flags, .. } => match ControlFrame::parse(kind, flags, &payload).unwrap() {
+                ControlFrame::SynReply { stream, .. } => drop(self.received.replies.insert(stream.get())),
+                ControlFrame::Reset { stream, .. } => drop(self.received.reset.insert(stream.get())),
                 _ => {}
             },
         }

@@ -32,7 +32,7 @@ const DEFAULT: [u8; 7] = [
 ];
 
 #[derive(Debug, Deserialize)]
-struct Keys {
+struct DhcpKeys {
     #[serde(default)]
     provide: Vec<Provide>,
     #[serde(default)]
@@ -64,7 +64,7 @@ impl RequestOptions {
     /// # Errors
     /// A key is invalid. The error names it.
     pub(crate) fn compile(ipam: &Value, arguments: &BTreeMap<String, String>) -> Result<Self, String> {
-        let keys = Keys::deserialize(ipam).map_err(|error| format!("ipam: {error}"))?;
+        let keys = DhcpKeys::deserialize(ipam).map_err(|error| format!("ipam: {error}"))?;
         let mut provided = BTreeMap::new();
         for provide in keys.provide {
             let number = number(&provide.option).map_err(|why| format!("ipam.provide: {why}"))?;
