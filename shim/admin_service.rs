@@ -74,7 +74,8 @@ impl Admin for AdminService {
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<Self::PullImageStream> {
         let PullImageRequest { image, username, password } = request.into_inner();
         let credentials = credentials(&username, &password)?;
-        Ok(Response::new(images::progress::pull(self.daemon.images.clone(), image, credentials)))
+        let (store, pods) = (self.daemon.images.clone(), self.daemon.pods.clone());
+        Ok(Response::new(images::progress::pull(store, pods, image, credentials)))
     }
 
     async fn explain_image(&self, request: Request<ExplainImageRequest>) -> Reply<ExplainImageResponse> {

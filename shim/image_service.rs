@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use crate::daemon::Shared;
 use crate::error::CriError;
-use crate::images;
+use crate::images::{self, report};
 use crate::responses::{ResponseStream, in_messages};
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -62,7 +62,8 @@ impl ImageService for Images {
         let (store, handlers) = self.parts();
         let request = request.into_inner();
         let image = required(request.image)?;
-        let image_ref = images::pull(store, handlers, &image, request.auth.as_ref()).await?;
+        let pulling = images::pull(store, handlers, &image, request.auth.as_ref());
+        let image_ref = report::pull(&self.daemon.pods.events, &image.image, pulling).await?;
         Ok(Response::new(PullImageResponse { image_ref }))
     }
 

@@ -7,12 +7,13 @@
 //!
 //! * [`cli`], [`config`], [`check`], [`demo`]: the user interface
 //! * [`server`], [`info`], [`error`]: the outer layer
-//! * [`runtime_service`], [`image_service`], [`admin_service`]: one function per RPC, by its name
+//! * [`runtime_service`], [`image_service`], [`admin_service`], [`observer_service`]: one function per RPC, by its name
 //! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`metrics`], [`oci`]: one module per kind of
 //!   object
 //! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
 //! * [`daemon`]: the running daemon and its parts: [`pods`] with the [`store`] and the [`operation`]s, [`network`],
 //!   [`cgroups`], [`host`]; [`recover`]: recovery after a restart; [`undo`]: undoes a failed operation
+//! * [`observe`]: operations in flight and the surroundings of a pod, for `berth diag`
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`host_files`]: work that blocks
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
@@ -45,6 +46,8 @@ pub mod leftovers;
 pub mod lsm;
 pub mod metrics;
 pub mod network;
+pub mod observe;
+pub mod observer_service;
 pub mod oci;
 pub mod operation;
 pub mod pod;

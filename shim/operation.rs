@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tonic::Status;
@@ -37,11 +37,36 @@ pub enum Key {
 #[derive(Clone, Debug)]
 pub struct Progress {
     step: Arc<Mutex<(&'static str, Instant)>>,
+    started: Instant,
+    /// The id of the object that is being created.
+    creates: Arc<OnceLock<String>>,
+}
+
+/// An operation in flight, as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct InFlight {
+    /// The kind and the object.
+    pub key: Key,
+    /// The id of the object that is being created, once it has one.
+    pub creates: Option<String>,
+    /// The current step.
+    pub step: &'static str,
+    /// The time since the start of the operation.
+    pub elapsed: Duration,
+    /// The time since the start of the step.
+    pub step_elapsed: Duration,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self { step: Arc::new(Mutex::new(("waiting", Instant::now()))) }
+        let started = Instant::now();
+        Self { step: Arc::new(Mutex::new(("waiting", started))), started, creates: Arc::default() }
+    }
+
+    /// Sets the id of the object that is being created.
+    pub fn creates(&self, id: &str) {
+        // An operation creates one object.
+        let _first = self.creates.get_or_init(|| id.to_owned());
     }
 
     /// Starts the next step.
@@ -132,6 +157,27 @@ impl Operations {
             .collect()
     }
 
+    /// Returns all operations in flight, the longest-running first.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        let mut all: Vec<InFlight> = lock(&self.running)
+            .iter()
+            .map(|(key, operation)| {
+                let progress = &operation.progress;
+                let (step, since) = *lock(&progress.step);
+                InFlight {
+                    key: key.clone(),
+                    creates: progress.creates.get().cloned(),
+                    step,
+                    elapsed: progress.started.elapsed(),
+                    step_elapsed: since.elapsed(),
+                }
+            })
+            .collect();
+        all.sort_by_key(|operation| std::cmp::Reverse(operation.elapsed));
+        all
+    }
+
     /// Waits until no operation is in flight.
     pub async fn idle(&self) {
         loop {
@@ -209,6 +255,25 @@ mod tests {
         go_on.send(()).unwrap();
         operations.idle().await;
         assert_eq!(done.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn an_operation_in_flight_shows_its_step_and_its_new_object() {
+        let operations = Operations::default();
+        let (go_on, given_up) = tokio::sync::oneshot::channel();
+        let call = operations.join(key(), move |progress| async move {
+            progress.creates("id");
+            progress.step("network");
+            drop(given_up.await);
+            Ok(String::new())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
+        let [seen] = &operations.in_flight()[..] else { panic!("one operation") };
+        assert_eq!((seen.step, seen.creates.as_deref(), &seen.key), ("network", Some("id"), &key()));
+        assert!(seen.elapsed >= seen.step_elapsed);
+        go_on.send(()).unwrap();
+        operations.idle().await;
+        assert!(operations.in_flight().is_empty());
     }
 
     #[tokio::test]

@@ -48,7 +48,9 @@ impl Program {
         let input = request(call, config, previous).to_string();
         let patience = call.host.patience();
         let running = Running::start(self.command(call, command)).map_err(|why| self.failed(why))?;
-        let output = running.output(input, patience).await;
+        let ongoing = call.host.ongoing.begin(&self.kind, command, call.container, running.pid());
+        let output = running.output(input, patience, ongoing.stderr()).await;
+        drop(ongoing);
         let output = output.map_err(|why| self.failed(format!("{command} {why}")))?;
         let stderr = text_of(&output.stderr);
         if !output.status.success() {

@@ -10,6 +10,7 @@ use crate::dhcp::Dhcp;
 use crate::netlink::Netlink;
 use crate::nftables::InstalledParts;
 use crate::nftables::conntrack::Forgetting;
+use crate::ongoing::Ongoing;
 
 /// The folders of persistent state, and the time limit of programs.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct Host {
     pub(crate) addresses: Indexes,
     /// The DHCP client. Only a daemon has one: leases must be renewed.
     pub(crate) dhcp: Option<Dhcp>,
+    /// The plugin programs that run.
+    pub(crate) ongoing: Ongoing,
     places: Places,
 }
 
@@ -47,6 +50,7 @@ impl Host {
             forgetting: Forgetting::default(),
             addresses: Indexes::default(),
             dhcp: None,
+            ongoing: Ongoing::default(),
             places,
         })
     }

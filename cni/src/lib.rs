@@ -6,6 +6,7 @@
 //! * [`program`]: the built-in plugins as programs for other runtimes; [`port_forward`]: connections to a pod's
 //!   loopback
 //! * [`gc`]: garbage collection; [`restore`]: reinstalls lost rules; [`status`]: whether pods can be attached
+//! * [`describe`]: how packets reach a pod
 //! * [`network`]: attach, detach and check pods; [`health`]: the last health check
 //! * [`config`]: the active configuration; [`template`]; [`record`], [`pin`]: the persistent state of an attachment
 //! * [`conflist`]: configuration files, checked as a whole
@@ -16,6 +17,7 @@
 //!   [`nftables`]: rules; [`pod_link`]: a pod's interface
 //! * [`netlink`]: links, addresses and routes; [`netns`]: network namespaces; [`sysctls`], [`forwarding`]
 //! * [`result`]: the result of a plugin; [`runtime_config`]: what a runtime passes to plugins
+//! * [`ongoing`]: the running plugin programs
 //! * [`version`], [`names`], [`mac`], [`keys`], [`attributes`], [`files`], [`watch`]: values, formats and files
 
 #![forbid(unsafe_code)]
@@ -26,6 +28,7 @@ mod bridges;
 mod call;
 mod config;
 mod conflist;
+mod describe;
 mod dhcp;
 mod external;
 mod files;
@@ -43,6 +46,7 @@ mod netlink;
 mod netns;
 mod network;
 mod nftables;
+mod ongoing;
 mod pin;
 mod plugins;
 mod pod_link;
@@ -66,8 +70,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use conflist::{ConfigError, mistakes};
+pub use describe::HostLink;
 pub use ipam::BUILT_IN_IPAM;
 pub use network::Network;
+pub use ongoing::PluginCall;
 pub use plugins::BUILT_IN;
 pub use result::CniResult;
 pub use runtime_config::{Bandwidth, DnsConfig, PortMappingEntry, RuntimeConfig};

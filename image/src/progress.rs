@@ -69,16 +69,26 @@ impl Pulls {
         pulls.values().all(|pull| pull.strong_count() == 0)
     }
 
+    /// Returns the references of the running pulls, with the progress of their layers.
+    pub(crate) fn running(&self) -> Vec<(String, Vec<LayerProgress>)> {
+        let pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = pulls.iter().filter_map(|((name, _), pull)| Some((name, pull.upgrade()?)));
+        running.map(|(name, progress)| (name.clone(), progress.show())).collect()
+    }
+
     /// Returns the progress of the layers of a pull. It is empty if the pull does not run.
     pub(crate) fn layers(&self, key: &PullKey) -> Vec<LayerProgress> {
         let pull = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).and_then(Weak::upgrade);
-        let Some(progress) = pull else { return Vec::new() };
-        let layers = progress.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.iter().map(|layer| layer.show()).collect()
+        pull.map(|progress| progress.show()).unwrap_or_default()
     }
 }
 
 impl Progress {
+    fn show(&self) -> Vec<LayerProgress> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.iter().map(|layer| layer.show()).collect()
+    }
+
     /// Sets the layers, when the manifest is received.
     pub(crate) fn track(&self, layers: &[Descriptor]) -> Vec<Arc<Tracked>> {
         let tracked = layers.iter().map(|layer| {

@@ -72,6 +72,12 @@ impl ImageStore {
         self.inner().share_pull(key.clone(), start).await
     }
 
+    /// Returns the references of the running pulls, with the progress of their layers.
+    #[must_use]
+    pub fn running_pulls(&self) -> Vec<(String, Vec<LayerProgress>)> {
+        self.inner().pulls.running()
+    }
+
     /// Returns the progress of the pull of a name with these credentials. It is empty before the manifest is
     /// received and after the pull.
     #[must_use]

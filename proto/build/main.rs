@@ -8,7 +8,7 @@ use std::{env, fs};
 
 use prost::Message;
 
-const PROTOS: [&str; 2] = ["runtime/v1/api.proto", "berth/v1/admin.proto"];
+const PROTOS: [&str; 3] = ["runtime/v1/api.proto", "berth/v1/admin.proto", "berth/v1/observer.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for proto in PROTOS {

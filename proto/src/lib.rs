@@ -1,5 +1,5 @@
 //! The messages and services on berth's socket. They are generated from the protos in this folder: the complete CRI
-//! (`runtime/v1/api.proto`), and the admin service for berth's command line (`berth/v1/admin.proto`).
+//! (`runtime/v1/api.proto`), and the services for berth's command line (`berth/v1/admin.proto`, `berth/v1/observer.proto`).
 
 pub mod codec;
 mod credentials;
@@ -21,7 +21,7 @@ pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
 
-/// The admin service, which berth's command line calls on a running daemon.
+/// The admin and observer services, which berth's command line calls on a running daemon.
 pub mod admin {
     #![allow(
         missing_docs,

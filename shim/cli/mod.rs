@@ -1,13 +1,21 @@
 //! The command line: one file per command. Output for programs goes to stdout, everything else to stderr.
 
+pub mod bundle;
 pub mod check;
 pub mod cni;
 pub mod config;
+pub mod diag;
+pub mod events;
+mod format;
 pub mod generate;
 pub mod image;
 pub mod load;
 pub mod logging;
+pub mod logs;
+mod node;
+pub mod ps;
 pub mod serve;
+pub mod top;
 pub mod version;
 
 use std::path::PathBuf;
@@ -31,6 +39,18 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Check what this host supports, and show what does not work
     Check(check::CheckArgs),
+    /// List pods and containers
+    Ps(ps::PsArgs),
+    /// Show the usage of processors and memory by pods and containers
+    Top(top::TopArgs),
+    /// Print the log of a container
+    Logs(logs::LogsArgs),
+    /// Show starts, exits, OOM kills, image pulls and network errors, as they happen
+    Events(events::EventsArgs),
+    /// Show all about a pod or a container on one page: state, operation, processes, network, what blocks
+    Diag(diag::DiagArgs),
+    /// Write an archive for a defect report, without secrets
+    Bundle(bundle::BundleArgs),
     /// Load images from a file: an OCI layout, an OCI archive or a docker-archive
     Load(load::LoadArgs),
     /// List, pull, load, save, verify and remove images
@@ -79,6 +99,12 @@ pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(&args),
+        Command::Ps(args) => ps::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Logs(args) => logs::run(args),
+        Command::Events(args) => events::run(args),
+        Command::Diag(args) => diag::run(args),
+        Command::Bundle(args) => bundle::run(args),
         Command::Load(args) => load::run(args),
         Command::Image(args) => image::run(args),
         Command::Demo(options) => crate::demo::run(options),

@@ -10,6 +10,7 @@ use crate::check;
 use crate::config::Config;
 use crate::exec::ContainerAccess;
 use crate::image_service::Images;
+use crate::observer_service::ObserverService;
 use crate::runtime_service::Runtime;
 use crate::server::{Claim, serve};
 use crate::stream::Listener;
@@ -69,7 +70,8 @@ fn start(config: Config) -> Result<(), String> {
         daemon.sessions.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(ContainerAccess::of(&daemon), daemon.sessions.clone()));
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
-        let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
+        let (admin, observer) = (AdminService::new(daemon.clone()), ObserverService::new(daemon.clone()));
+        let served = serve(config, claim, runtime, images, admin, observer).await;
         daemon.cgroups.release_default_parent();
         let records = daemon.pods.records.clone();
         if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {

@@ -54,6 +54,7 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
             }
             let id = ContainerId::random();
             span.record("container", id.as_str());
+            progress.creates(id.as_str());
             let _making = pod.begin_creating(id.clone());
             let creation = Creation { daemon, pod, id, config, progress, undo: UndoStack::default() };
             creation.run().await.map_err(Status::from)

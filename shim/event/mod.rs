@@ -1,4 +1,5 @@
-//! GetContainerEvents: sends the life cycle events of containers and pods to every subscriber.
+//! GetContainerEvents: sends the life cycle events of containers and pods to every subscriber. `berth events` watches
+//! the events of the node ([`node`]): these, and image pulls, failures and OOM kills.
 //!
 //! * Each event of an object is sent once and in order, even when reports of its changes arrive out of order.
 //!   The object stores the last level that was reported ([`crate::store::EventCursor`]).
@@ -11,11 +12,13 @@
 //!
 //! Events of a pod sandbox carry the id of the sandbox as the container id, as in containerd.
 
+mod node;
 mod subscribers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_cni::Network;
+use berth_proto::admin::NodeEvent;
 use berth_proto::v1::{ContainerEventResponse, ContainerEventType};
 use futures_util::Stream;
 use tonic::Status;
@@ -36,6 +39,7 @@ struct Inner {
     store: Arc<Store>,
     network: Network,
     subscribers: Subscribers<ContainerEventResponse>,
+    watchers: Subscribers<NodeEvent>,
     /// The time of the last event. Times strictly increase, even when the clock is set back.
     last: i64,
     /// Recovery is complete: later stop events are not stored in `missed`.
@@ -58,7 +62,15 @@ impl Events {
     #[must_use]
     pub fn new(store: Arc<Store>, network: Network) -> Self {
         let subscribers = Subscribers::default();
-        let inner = Inner { store, network, subscribers, last: 0, recovered: false, missed: Vec::new() };
+        let inner = Inner {
+            store,
+            network,
+            subscribers,
+            watchers: Subscribers::default(),
+            last: 0,
+            recovered: false,
+            missed: Vec::new(),
+        };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -84,8 +96,19 @@ impl Events {
     pub fn pod(&self, pod: &Pod, level: Level) {
         let mut inner = self.lock();
         for kind in pod.event_cursor.advance_to(level) {
+            inner.notify(|| vec![node::of_pod(pod, kind)]);
             inner.publish(Some(pod), pod.id.as_str(), kind);
         }
+    }
+
+    /// Sends an event of the node to its watchers, if there are any. The event gets the current time.
+    pub fn report(&self, event: impl FnOnce() -> NodeEvent) {
+        self.lock().notify(|| vec![event()]);
+    }
+
+    /// Watches all future events of the node. Nothing is kept for later watchers.
+    pub fn watch(&self) -> impl Stream<Item = Result<NodeEvent, Status>> + Send + use<> {
+        self.lock().watchers.add(&[])
     }
 
     /// Marks recovery as complete: from here on, stop events go only to the current subscribers.
@@ -124,6 +147,7 @@ impl Inner {
             let (pod, id) = (container.pod.as_str().to_owned(), container.id.as_str().to_owned());
             self.missed.push(Missed { pod, id, kind });
         }
+        self.notify(|| node::of_container(pod.as_deref(), container, kind));
         self.publish(pod.as_deref(), container.id.as_str(), kind);
     }
 
@@ -137,6 +161,16 @@ impl Inner {
         }
         let event = Arc::new(self.event(pod, id, kind));
         self.subscribers.publish(&event);
+    }
+
+    fn notify(&mut self, events: impl FnOnce() -> Vec<NodeEvent>) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        for event in events() {
+            self.last = crate::clock::now().max(self.last + 1);
+            self.watchers.publish(&Arc::new(NodeEvent { at: self.last, ..event }));
+        }
     }
 
     fn event(&mut self, pod: Option<&Pod>, id: &str, kind: ContainerEventType) -> ContainerEventResponse {

@@ -77,7 +77,7 @@ impl<T> Subscriber<T> {
 
 fn too_far_behind() -> Status {
     let reason = format!("the client left more than {QUEUE} events unread; subscribe again, then list");
-    CriError::exhausted("container events", reason).into()
+    CriError::exhausted("events", reason).into()
 }
 
 #[cfg(test)]

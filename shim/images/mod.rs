@@ -2,10 +2,12 @@
 //!
 //! * [`progress`]: a pull that reports its progress, for `berth image pull`
 //! * [`mod@options`]: the options of the store
+//! * [`report`]: the events of pulls
 //! * [`save`]: archives, for `berth image save`
 
 mod options;
 pub mod progress;
+pub mod report;
 pub mod save;
 
 use std::collections::HashMap;

@@ -1,14 +1,17 @@
 //! A pull that reports its progress.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use berth_image::{Credentials, Image, ImageStore, Reference, Stage};
+use berth_image::{Credentials, ImageStore, Reference, Stage};
 use berth_proto::admin::{LayerProgress, LayerStage, PullProgress};
 use futures_util::stream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::report;
 use crate::error::CriError;
+use crate::pods::Pods;
 use crate::responses::ResponseStream;
 
 /// The interval of progress messages.
@@ -18,6 +21,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 #[must_use]
 pub fn pull(
     store: ImageStore,
+    pods: Arc<Pods>,
     name: String,
     credentials: Option<Credentials>,
 ) -> ResponseStream<PullProgress> {
@@ -25,9 +29,9 @@ pub fn pull(
     tokio::spawn(async move {
         tokio::select! {
             () = sink.closed() => {}
-            result = follow(&store, &name, credentials, &sink) => {
+            result = report::pull(&pods.events, &name, follow(&store, &name, credentials, &sink)) => {
                 let last = result
-                    .map(|image| PullProgress { id: image.id.to_string(), ..PullProgress::default() })
+                    .map(|id| PullProgress { id, ..PullProgress::default() })
                     .map_err(Status::from);
                 // The send fails if the client has disconnected.
                 drop(sink.send(last).await);
@@ -46,14 +50,14 @@ async fn follow(
     name: &str,
     credentials: Option<Credentials>,
     sink: &Sink,
-) -> Result<std::sync::Arc<Image>, CriError> {
+) -> Result<String, CriError> {
     let candidates = store.names(name).await?;
     let pulling = store.pull_name(name, credentials.clone());
     tokio::pin!(pulling);
     let mut reported = Vec::new();
     loop {
         match tokio::time::timeout(INTERVAL, &mut pulling).await {
-            Ok(result) => return Ok(result?),
+            Ok(result) => return Ok(result?.id.to_string()),
             Err(_) => {
                 let layers = layers(store, &candidates, credentials.as_ref());
                 if !layers.is_empty() && layers != reported {

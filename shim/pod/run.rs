@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use berth_cni::{PodAttach, sysctls};
+use berth_proto::admin::{NodeEvent, NodeEventKind};
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::Placeholder;
@@ -63,6 +64,7 @@ pub async fn run_pod_sandbox(
             }
             let id = PodId::random();
             tracing::Span::current().record("pod", id.as_str());
+            progress.creates(id.as_str());
             Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
         })
         .await
@@ -96,12 +98,25 @@ impl Creation {
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
+                self.daemon.pods.events.report(|| self.failure(NodeEventKind::PodFailed, &error));
                 self.progress.step("undo");
                 match self.undo.run().await {
                     Ok(()) => Err(error),
                     Err(undo_errors) => Err(error.with_undo_errors(&undo_errors)),
                 }
             }
+        }
+    }
+
+    fn failure(&self, kind: NodeEventKind, error: &CriError) -> NodeEvent {
+        let metadata = self.config.metadata.clone().unwrap_or_default();
+        NodeEvent {
+            kind: kind.into(),
+            pod_id: self.id.as_str().to_owned(),
+            namespace: metadata.namespace,
+            pod: metadata.name,
+            message: error.to_string(),
+            ..NodeEvent::default()
         }
     }
 
@@ -119,7 +134,10 @@ impl Creation {
         pod.set_netns(Some(pause.netns));
         pod.set_userns(pause.userns);
         self.progress.step("network");
-        self.attach_network(&pod, pause_pid).await?;
+        let attached = self.attach_network(&pod, pause_pid).await;
+        attached.inspect_err(|error| {
+            self.daemon.pods.events.report(|| self.failure(NodeEventKind::NetworkFailed, error));
+        })?;
         self.progress.step("record");
         let ready = pod.clone();
         blocking(move || ready.intend(|record| record.state = record.state.ready(pause_pid))).await?;

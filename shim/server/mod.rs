@@ -29,6 +29,7 @@ mod tests;
 use std::sync::Arc;
 
 use berth_proto::admin::admin_server::{Admin, AdminServer};
+use berth_proto::admin::observer_server::{Observer, ObserverServer};
 use berth_proto::v1::image_service_server::{ImageService, ImageServiceServer};
 use berth_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use tokio::sync::oneshot;
@@ -82,6 +83,7 @@ pub async fn serve(
     runtime: impl RuntimeService,
     images: impl ImageService,
     admin: impl Admin,
+    observer: impl Observer,
 ) -> Result<(), ServeError> {
     let mut signals = shutdown::Signals::install().map_err(ServeError::Signals)?;
     let listener = listener::listen(&config.socket).await?;
@@ -101,6 +103,7 @@ pub async fn serve(
                 .max_encoding_message_size(MAX_ANSWER),
         )
         .add_service(AdminServer::new(admin))
+        .add_service(ObserverServer::new(observer))
         .add_service(health)
         .add_service(reflection::v1()?)
         .add_service(reflection::v1alpha()?);

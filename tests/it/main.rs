@@ -17,6 +17,7 @@ mod bad_input;
 mod check;
 mod clients;
 mod cni_reference;
+mod commands;
 mod config;
 mod containers;
 mod cri_fields;

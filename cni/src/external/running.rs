@@ -1,11 +1,14 @@
 //! A running plugin. It has its own process group, which is killed if the call fails or is cancelled.
 
 use std::process::{ExitStatus, Stdio};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+
+use crate::ongoing::Stderr;
 
 /// The longest accepted result. Results of the reference plugins have some hundred bytes.
 const MAX_OUTPUT: usize = 1 << 20;
@@ -45,10 +48,21 @@ impl Running {
         Ok(Self { child, group })
     }
 
+    /// Returns the pid of the plugin, unless it has ended.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Writes the input and waits for the end of the plugin. If the plugin takes too long or prints too much, it is
-    /// killed with all of its children. It has ended when this function returns.
-    pub(super) async fn output(mut self, input: String, patience: Duration) -> Result<Output, String> {
-        let result = tokio::time::timeout(patience, self.communicate(input)).await;
+    /// killed with all of its children. It has ended when this function returns. While it runs, `errors` contains its
+    /// standard error so far.
+    pub(super) async fn output(
+        mut self,
+        input: String,
+        patience: Duration,
+        errors: &Stderr,
+    ) -> Result<Output, String> {
+        let result = tokio::time::timeout(patience, self.communicate(input, errors)).await;
         let why = match result {
             Ok(Ok(output)) => {
                 // Processes that a successful plugin has put into the background keep running.
@@ -67,11 +81,11 @@ impl Running {
         }
     }
 
-    async fn communicate(&mut self, input: String) -> Result<Output, String> {
+    async fn communicate(&mut self, input: String, errors: &Stderr) -> Result<Output, String> {
         let failed = |error: std::io::Error| error.to_string();
         let (stdin, stdout, stderr) =
             (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
-        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut out = Vec::new();
         let status = {
             let write = async {
                 if let Some(mut stdin) = stdin {
@@ -80,10 +94,16 @@ impl Running {
                 }
             };
             let read = async {
-                tokio::try_join!(
-                    read(stdout, &mut out, MAX_OUTPUT, true),
-                    read(stderr, &mut err, MAX_MESSAGE, false)
-                )
+                let mut kept_errors = |piece: &[u8]| {
+                    let mut kept = errors.lock().unwrap_or_else(PoisonError::into_inner);
+                    keep(&mut kept, piece, MAX_MESSAGE);
+                    Ok(())
+                };
+                let mut whole_output = |piece: &[u8]| match keep(&mut out, piece, MAX_OUTPUT) {
+                    true => Ok(()),
+                    false => Err(format!("output exceeds {} KiB", MAX_OUTPUT >> 10)),
+                };
+                tokio::try_join!(read(stdout, &mut whole_output), read(stderr, &mut kept_errors))
             };
             let streams = async { tokio::join!(write, read).1 };
             tokio::pin!(streams);
@@ -100,7 +120,8 @@ impl Running {
                 }
             }
         };
-        Ok(Output { status, stdout: out, stderr: err })
+        let stderr = errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Output { status, stdout: out, stderr })
     }
 
     fn kill(&mut self) {
@@ -117,12 +138,17 @@ impl Drop for Running {
     }
 }
 
-/// Reads to the end and keeps at most `limit` bytes. If the `whole` output is required, more than that is an error.
+/// Appends as much of a piece as fits within `limit` bytes. Returns whether all of it fits.
+fn keep(kept: &mut Vec<u8>, piece: &[u8], limit: usize) -> bool {
+    let room = limit.saturating_sub(kept.len());
+    kept.extend_from_slice(piece.get(..piece.len().min(room)).unwrap_or_default());
+    piece.len() <= room
+}
+
+/// Reads to the end and passes each piece on.
 async fn read(
     stream: Option<impl AsyncRead + Unpin>,
-    kept: &mut Vec<u8>,
-    limit: usize,
-    whole: bool,
+    take: &mut impl FnMut(&[u8]) -> Result<(), String>,
 ) -> Result<(), String> {
     let Some(mut stream) = stream else { return Ok(()) };
     let mut buffer = vec![0; 16 << 10];
@@ -131,11 +157,7 @@ async fn read(
         if length == 0 {
             return Ok(());
         }
-        let room = limit.saturating_sub(kept.len());
-        if length > room && whole {
-            return Err(format!("output exceeds {} KiB", limit >> 10));
-        }
-        kept.extend_from_slice(buffer.get(..length.min(room)).unwrap_or_default());
+        take(buffer.get(..length).unwrap_or_default())?;
     }
 }
 
@@ -153,7 +175,10 @@ mod tests {
 
     #[tokio::test]
     async fn background_processes_of_a_plugin_do_not_delay_the_call() {
-        let output = shell("cat; sleep 1000 & exit 3").output("in".to_owned(), LONG).await.unwrap();
+        let output = shell("cat; sleep 1000 & exit 3")
+            .output("in".to_owned(), LONG, &Stderr::default())
+            .await
+            .unwrap();
         assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"in"[..]));
         drop(std::process::Command::new("true").status());
     }
@@ -163,7 +188,8 @@ mod tests {
         let script = "trap '' TERM; sleep 1000 & echo $!; wait; sleep 1000";
         let running = shell(script);
         let group = running.group.unwrap();
-        let error = running.output(String::new(), Duration::from_millis(500)).await.unwrap_err();
+        let error =
+            running.output(String::new(), Duration::from_millis(500), &Stderr::default()).await.unwrap_err();
         assert!(error.contains("did not end"), "{error}");
         // The group is gone once init has reaped the orphan.
         let until = std::time::Instant::now() + LONG;
@@ -171,7 +197,8 @@ mod tests {
             assert!(std::time::Instant::now() < until, "a process of the group is still alive");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let error = shell("exec cat /dev/zero").output(String::new(), LONG).await.unwrap_err();
+        let error =
+            shell("exec cat /dev/zero").output(String::new(), LONG, &Stderr::default()).await.unwrap_err();
         assert!(error.contains("output exceeds"), "{error}");
     }
 

@@ -11,11 +11,13 @@
 //! * [`table`]: installs the tables; [`chains`]: the chains on the host
 //! * [`masquerade`]: source NAT; [`ports`]: host ports; [`spoof`]: drops frames with a foreign source address
 //! * [`watch`]: detects that rules were removed; [`foreign`]: foreign rules that drop pods' packets
+//! * [`describe`]: elements as text
 //! * [`guard`]: isolation of bridges; [`conntrack`]: connection tracking entries
 
 mod chains;
 mod comment;
 pub(crate) mod conntrack;
+pub(crate) mod describe;
 mod elements;
 mod expression;
 mod foreign;

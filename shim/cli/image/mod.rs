@@ -18,6 +18,7 @@ use clap::{Args, Subcommand};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::format::size as human;
 use super::load::LoadArgs;
 use super::{Source, load};
 use crate::server::connect;
@@ -228,39 +229,9 @@ fn table(images: &[Image]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// Formats a size for people.
-fn human(bytes: u64) -> String {
-    let mut whole = bytes;
-    let mut rest = 0;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if whole < 1024 {
-            let tenth = rest * 10 / 1024;
-            return if unit == "B" { format!("{whole} B") } else { format!("{whole}.{tenth} {unit}") };
-        }
-        rest = whole % 1024;
-        whole /= 1024;
-    }
-    format!("{whole}.{} TiB", rest * 10 / 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_readable() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            (5 << 20, "5.0 MiB"),
-            ((3 << 30) + (1 << 29), "3.5 GiB"),
-            (2 << 40, "2.0 TiB"),
-        ] {
-            assert_eq!(human(bytes), text);
-        }
-    }
 
     #[test]
     fn each_name_has_a_line() {

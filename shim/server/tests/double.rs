@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use berth_proto::admin::admin_server::Admin;
+use berth_proto::admin::observer_server::Observer;
 use berth_proto::admin::{
-    self, ArchivePiece, ExplainImageRequest, ExplainImageResponse, LoadImageRequest, LoadImageResponse,
-    PullProgress, SaveImagesRequest, VerifyImagesRequest, VerifyImagesResponse,
+    self, ArchivePiece, DescribePodRequest, DescribePodResponse, ExplainImageRequest, ExplainImageResponse,
+    ListOperationsRequest, ListOperationsResponse, LoadImageRequest, LoadImageResponse, NodeEvent,
+    PullProgress, SaveImagesRequest, StreamEventsRequest, VerifyImagesRequest, VerifyImagesResponse,
 };
 use berth_proto::v1::image_service_server::ImageService;
 use berth_proto::v1::runtime_service_server::RuntimeService;
@@ -150,5 +152,16 @@ service! { Admin {}
     streams {
         pull_image(admin::PullImageRequest) -> PullProgress as PullImageStream;
         save_images(SaveImagesRequest) -> ArchivePiece as SaveImagesStream;
+    }
+}
+
+service! { Observer {}
+    unary {
+        list_operations(ListOperationsRequest) -> ListOperationsResponse;
+        describe_pod(DescribePodRequest) -> DescribePodResponse;
+    }
+
+    streams {
+        stream_events(StreamEventsRequest) -> NodeEvent as StreamEventsStream;
     }
 }
