@@ -26,12 +26,7 @@ pub fn list(pods: &Pods, network: &Network, images: &ImageStore) -> ListOperatio
             .map(|seen| shown(&pods.store, seen, now))
             .collect(),
         plugins: network.plugin_calls().into_iter().map(plugin).collect(),
-        pulls: daemon
-            .images
-            .running_pulls()
-            .into_iter()
-            .map(|(image, layers)| pull(&image, &layers))
-            .collect(),
+        pulls: images.running_pulls().into_iter().map(|(image, layers)| pull(&image, &layers)).collect(),
     }
 }
 
