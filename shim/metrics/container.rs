@@ -7,7 +7,7 @@ use berth_proto::v1::ContainerMetrics;
 use berth_runtime::cgroup::CgroupPath;
 
 use super::collector::{Collector, SeriesLabels};
-use super::descriptors::{LAST_SEEN, START_TIME};
+use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, process};
@@ -41,6 +41,7 @@ pub(super) fn metrics(
     })?;
     let now = crate::clock::now();
     let mut collector = Collector::new(labels, now);
+    collector.add(&CREATION_TIME, seconds(container.created_at));
     collector.add(&START_TIME, seconds(started_at));
     collector.add(&LAST_SEEN, seconds(now));
     let cgroup = sources.cgroups.at(&path);

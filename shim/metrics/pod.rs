@@ -8,7 +8,7 @@ use berth_runtime::cgroup::{Cgroup, CgroupPath};
 
 use super::collector::{Collector, SeriesLabels};
 use super::container::{self, MetricSources, seconds};
-use super::descriptors::{LAST_SEEN, START_TIME};
+use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, log, network, process};
@@ -81,6 +81,7 @@ fn of_pod(
 ) -> Vec<Metric> {
     let now = crate::clock::now();
     let mut collector = Collector::new(labels, now);
+    collector.add(&CREATION_TIME, seconds(pod.created_at));
     collector.add(&START_TIME, seconds(pod.created_at));
     collector.add(&LAST_SEEN, seconds(now));
     if let Some(cgroup) = cgroup {

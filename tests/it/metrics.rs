@@ -138,6 +138,7 @@ async fn metrics_match_their_descriptors_and_the_container() {
     assert!(value(metrics, "container_ulimits_soft", &["max_open_files"]).unwrap() > 0);
     let (started, seen) = (of("container_start_time_seconds"), of("container_last_seen"));
     assert!(started <= seen && seen <= now() && now() - started < 600, "{started} {seen}");
+    assert!((1..=started).contains(&of("container_creation_time_seconds")));
     let faults = value(metrics, "container_memory_failures_total", &["pgfault", "container"]);
     assert!(faults > Some(0));
 
