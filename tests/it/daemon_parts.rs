@@ -94,5 +94,5 @@ fn every_form_of_the_daemon_is_found() {
         impl Other { fn inner(&self, name: &str, d: &Shared) {} fn not(&self) {} }
         fn part(pods: &Pods) -> Shared { fn nested(d: &Daemon) {} }
     ";
-    assert_eq!(takers(text), ["method", "reference", "shared", "arc", "inner"]);
+    assert_eq!(takers(text), ["method", "reference", "shared", "arc", "inner", "nested"]);
 }
