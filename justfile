@@ -34,6 +34,10 @@ demo:
 bench *options: build
     bench/run {{options}}
 
+# Build the packages of a release in target/packages
+package *options:
+    packaging/build {{options}}
+
 # Build the documentation of the code, with private items
 doc:
     cargo doc --workspace --exclude berth-proto --no-deps --document-private-items --locked

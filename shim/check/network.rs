@@ -38,13 +38,20 @@ fn forwarding() -> Row {
     let what = "forwarding for pods";
     let row = match berth_cni::obstacle(&builtin) {
         Ok(None) => Row::new(what, Availability::Yes, "no firewall rule drops it"),
-        Ok(Some(why)) => Row::new(what, Availability::No, why)
-            .fix(format!("iptables -I FORWARD -i {} -j ACCEPT", builtin.bridge)),
+        Ok(Some(why)) => Row::new(what, Availability::No, why).fix(permit(&builtin.bridge)),
         Err(error) => {
             Row::new(what, Availability::Unknown, format!("failed to read the firewall rules: {error}"))
         }
     };
     row.without("pods do not reach other hosts, and the network is not ready")
+}
+
+/// Returns the commands that accept packets from a bridge to other hosts, and their answers.
+fn permit(bridge: &str) -> String {
+    format!(
+        "iptables -I FORWARD -i {bridge} -j ACCEPT && \
+         iptables -I FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    )
 }
 
 fn in_namespace(trial: fn() -> Result<(), String>) -> Result<String, String> {

@@ -90,7 +90,16 @@ fn a_firewall_that_drops_forwarded_packets_is_reported() {
         .unwrap();
     let found = row(&output, "forwarding for pods");
     assert_eq!(found["found"], "no", "{found}");
-    assert!(found["fix"].as_str().unwrap().starts_with("iptables -I FORWARD -i berth0"), "{found}");
+    assert!(found["fix"].as_str().unwrap().contains("iptables -I FORWARD -i berth0"), "{found}");
+    // The commands work: afterwards nothing drops the packets.
+    let script = "iptables -P FORWARD DROP && sh -ec \"$0\" && exec \"$@\"";
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", script, found["fix"].as_str().unwrap()])
+        .args([env!("CARGO_BIN_EXE_berth"), "check", "--json", "--config"])
+        .arg(folder.path().join("config.toml"))
+        .output()
+        .unwrap();
+    assert_eq!(row(&output, "forwarding for pods")["found"], "yes", "{output:?}");
 }
 
 /// In a mount namespace in which /run is empty.
