@@ -108,9 +108,9 @@ macro_rules! settings {
             $($(
                 #[doc = $about]
                 #[arg(long, value_name = $value_name, help = help($table, stringify!($key), $about))]
-                $key: Option<$checked>,
+                pub(crate) $key: Option<$checked>,
             )?)+
-            $(#[command(flatten)] $inner: $inner_flags,)*
+            $(#[command(flatten)] pub(crate) $inner: $inner_flags,)*
         }
 
         impl From<$flags> for $layer {
