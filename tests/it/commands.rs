@@ -315,6 +315,7 @@ async fn diag_of_a_pod_that_waits_for_a_plugin_shows_the_plugin_and_its_errors()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one daemon with its pods serves all checks")]
 async fn diag_shows_processes_limits_network_mounts_logs_and_exits() {
     let conflist = serde_json::json!({
         "cniVersion": "1.0.0", "name": "pods", "plugins": [
@@ -409,6 +410,7 @@ async fn diag_shows_processes_limits_network_mounts_logs_and_exits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one daemon with its pods serves all checks")]
 async fn a_bundle_has_no_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let auth = folder.path().join("auth.json");
