@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use berth_cni::{Builtin, Network};
 use berth_image::{ImageStore, Limits, Platform};
-use berth_runtime::cgroup::Hierarchies;
+use berth_runtime::cgroup::{Hierarchies, Mark};
 use berth_runtime::client::Programs;
 use berth_runtime::seccomp::Cache;
 
@@ -120,7 +120,11 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         images,
         network,
         attaching: tokio::sync::RwLock::default(),
-        hierarchies: Arc::new(Hierarchies::detect().map_err(fail("detect cgroup hierarchies"))?),
+        hierarchies: Arc::new(
+            Hierarchies::detect()
+                .map_err(fail("detect cgroup hierarchies"))?
+                .with_mark(Mark::of_root(&config.root).map_err(fail("read the root folder"))?),
+        ),
         programs: Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?,
         systemd: Systemd::default(),
         apparmor: AppArmor::detect(Path::new("/")),

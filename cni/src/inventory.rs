@@ -135,12 +135,20 @@ pub async fn objects(options: &Options) -> Result<Vec<Object>> {
         let records = Records::existing(&options.state_dir);
         let attachment = |pod: String| Object::Attachment { file: records.file(&pod), pod };
         objects.extend(records.names_if_any()?.into_iter().map(attachment));
-        let pins = pin::pins(&options.state_dir).doing("list pinned network namespaces")?;
-        objects.extend(pins.into_iter().map(|Pin { pod, path, certain }| Object::Pin { pod, path, certain }));
+        objects.extend(pins(&options)?);
         Ok(objects)
     });
     objects.extend(files.await?);
     Ok(objects)
+}
+
+/// Lists the pinned network namespaces. Blocks.
+///
+/// # Errors
+/// Their folder cannot be read.
+pub fn pins(options: &Options) -> Result<Vec<Object>> {
+    let pins = pin::pins(&options.state_dir).doing("list pinned network namespaces")?;
+    Ok(pins.into_iter().map(|Pin { pod, path, certain }| Object::Pin { pod, path, certain }).collect())
 }
 
 async fn networks_of(options: &Options) -> Result<Networks> {
@@ -169,7 +177,8 @@ async fn networks_of(options: &Options) -> Result<Networks> {
 
 async fn links(networks: &Networks) -> Result<Vec<Object>> {
     let links = Netlink::open()?.links().await?;
-    let of_network = |alias: &str| networks.names.iter().any(|name| alias.starts_with(&names::alias(name, "")));
+    let of_network =
+        |alias: &str| networks.names.iter().any(|name| alias.starts_with(&names::alias(name, "")));
     let owned = links.into_iter().filter_map(|link| {
         let alias = link.alias.filter(|alias| of_network(alias))?;
         Some(Object::Link { name: link.name, alias })
@@ -178,7 +187,8 @@ async fn links(networks: &Networks) -> Result<Vec<Object>> {
 }
 
 async fn rules(networks: &Networks) -> Result<Vec<Object>> {
-    let owners = nftables::owners().await?.into_iter().filter(|owner| networks.names.contains(&owner.network));
+    let owners =
+        nftables::owners().await?.into_iter().filter(|owner| networks.names.contains(&owner.network));
     let rules = |Comment { network, container: pod, interface }| Object::Rules { network, pod, interface };
     let mut rules: Vec<_> = owners.map(rules).collect();
     rules.sort_by(|left, right| left.pod().cmp(right.pod()));
@@ -264,15 +274,10 @@ mod tests {
         fs::create_dir_all(folder.path().join("network/pods")).unwrap();
         fs::write(folder.path().join("network/pods/pod3.json"), "{").unwrap();
         let found = objects(&options).await.unwrap();
-        let address = Object::Address {
-            folder: addresses,
-            address: "10.76.0.2".to_owned(),
-            pod: "pod1".to_owned(),
-        };
-        let attachment = Object::Attachment {
-            pod: "pod3".to_owned(),
-            file: folder.path().join("network/pods/pod3.json"),
-        };
+        let address =
+            Object::Address { folder: addresses, address: "10.76.0.2".to_owned(), pod: "pod1".to_owned() };
+        let attachment =
+            Object::Attachment { pod: "pod3".to_owned(), file: folder.path().join("network/pods/pod3.json") };
         assert_eq!(found, [address, attachment]);
     }
 }

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod cni;
 pub mod config;
+pub mod fsck;
 pub mod image;
 pub mod load;
 pub mod logging;
@@ -38,6 +39,8 @@ enum Command {
     Demo(crate::demo::Options),
     /// Run a built-in CNI plugin for another runtime
     Cni(cni::CniArgs),
+    /// Find what belongs to no pod, container or image on this host, and remove it with --repair
+    Fsck(fsck::FsckArgs),
     /// Show or check the configuration
     Config(config::ConfigArgs),
     /// Show the version
@@ -121,6 +124,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Image(args) => image::run(args),
         Command::Demo(options) => crate::demo::run(options),
         Command::Cni(args) => cni::run(args),
+        Command::Fsck(args) => fsck::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => version::run(),
     }

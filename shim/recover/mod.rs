@@ -10,7 +10,8 @@
 //! * if a pod's keeper has ended, or the pod ran in another boot, the pod becomes not ready: its containers
 //!   have ended, its resources are released
 //! * a keeper without a record or without its socket is ended, with everything that runs in its pod
-//! * writable layers and addresses without an owner are removed and freed
+//! * writable layers and addresses without an owner are removed and freed, then cgroups, pinned network namespaces and
+//!   temporary files ([`crate::fsck::sweep`])
 
 mod containers;
 mod pods;
@@ -44,6 +45,16 @@ pub async fn run(daemon: &Shared) -> Result<(), CriError> {
     let cleanup = load(daemon).await?;
     tokio::spawn(finish(daemon.clone(), cleanup).in_current_span());
     berth_runtime::sys::memory::trim();
+    Ok(())
+}
+
+/// Takes over the pods of an earlier daemon like [`run`], and waits until the cleanup is finished.
+///
+/// # Errors
+/// As [`run`].
+pub async fn complete(daemon: &Shared) -> Result<(), CriError> {
+    let cleanup = load(daemon).await?;
+    finish(daemon.clone(), cleanup).await;
     Ok(())
 }
 
@@ -84,6 +95,7 @@ async fn finish(daemon: Shared, cleanup: PendingCleanup) {
     tokio::join!(containers::finish(&daemon, cleanup.containers), pods::finish(&daemon, cleanup.pods));
     sweep_layers(&daemon).await;
     sweep_network(&daemon).await;
+    sweep_host(&daemon).await;
     daemon.events.recovery_finished();
 }
 
@@ -100,6 +112,15 @@ async fn sweep_layers(daemon: &Shared) {
                 tracing::warn!(container = id, %error, "failed to remove a writable layer without a container");
             }
         }
+    }
+}
+
+/// Removes what no record names: cgroups, pinned network namespaces and temporary files.
+async fn sweep_host(daemon: &Shared) {
+    match crate::fsck::sweep(daemon).await {
+        Ok(report) if report.is_clean() => {}
+        Ok(report) => tracing::info!(objects = report.findings.len(), "removed objects without a record"),
+        Err(error) => tracing::warn!(%error, "failed to look for objects without a record"),
     }
 }
 

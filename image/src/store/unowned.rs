@@ -252,7 +252,8 @@ mod tests {
     fn plant(root: &Path) -> Vec<PathBuf> {
         let key = LayerKey::Diff(Digest::of(crate::digest::Algorithm::Sha256, b"no image has this layer"));
         let folders = ["tmp/old", "trash/old", "images/sha256-77"].map(|name| root.join(name));
-        let planted: Vec<_> = [root.join("layers").join(key.file_name())].into_iter().chain(folders).collect();
+        let planted: Vec<_> =
+            [root.join("layers").join(key.file_name())].into_iter().chain(folders).collect();
         for folder in &planted {
             fs::create_dir_all(folder).unwrap();
             fs::write(folder.join("file"), vec![7; 10_000]).unwrap();

@@ -35,8 +35,7 @@ impl Mark {
 
     /// Marks the folder of a cgroup. Without the mark the cgroup works, and is found by its name if its record is lost.
     pub(super) fn set(&self, folder: &Path) {
-        if let Err(error) =
-            rustix::fs::setxattr(folder, ATTRIBUTE, self.text.as_bytes(), XattrFlags::empty())
+        if let Err(error) = rustix::fs::setxattr(folder, ATTRIBUTE, self.text.as_bytes(), XattrFlags::empty())
         {
             tracing::debug!(path = %folder.display(), %error, "failed to mark a cgroup");
         }

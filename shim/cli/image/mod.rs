@@ -229,7 +229,7 @@ fn table(images: &[Image]) -> String {
 }
 
 /// Formats a size for people.
-fn human(bytes: u64) -> String {
+pub(super) fn human(bytes: u64) -> String {
     let mut whole = bytes;
     let mut rest = 0;
     for unit in ["B", "KiB", "MiB", "GiB"] {
