@@ -1,7 +1,5 @@
 //! The findings of a check as text, as JSON, and as messages of berth's private service.
 
-use std::fmt::Write as _;
-
 use berth_proto::admin::{FsckFinding, FsckOutcome, FsckResponse};
 use serde::Serialize;
 
@@ -162,13 +160,11 @@ impl Report {
         let (kind_width, size_width, outcome_width, name_width) = (width(0), width(1), width(2), width(3));
         let mut text = String::new();
         for [kind, size, outcome, object, reason] in &rows {
-            // Writing to a String does not fail.
-            drop(writeln!(
-                text,
-                "{kind:kind_width$}  {size:>size_width$}  {outcome:outcome_width$}  {object:name_width$}  {reason}"
+            text.push_str(&format!(
+                "{kind:kind_width$}  {size:>size_width$}  {outcome:outcome_width$}  {object:name_width$}  {reason}\n"
             ));
         }
-        drop(writeln!(text, "\n{}", self.summary(human)));
+        text.push_str(&format!("\n{}\n", self.summary(human)));
         text
     }
 
