@@ -203,8 +203,8 @@ impl Inner {
     fn incomplete(&self) -> Vec<Incomplete> {
         let records: Vec<_> = {
             let index = self.index();
-            let listed = index.list();
-            let entries = listed.iter().filter_map(|image| index.entry(&image.id));
+            // An image whose layer was missing at open is damaged, and not listed.
+            let entries = index.entries().filter(|entry| !entry.record.removed);
             let whole = entries.filter(|entry| !index.has_broken(&entry.record.layers));
             whole
                 .map(|entry| (entry.record.clone(), entry.containers().map(str::to_owned).collect()))
