@@ -2,7 +2,7 @@
 //!
 //! A pod or container is recorded before anything of it is created, and its record is removed last; ids are never used
 //! again. Objects are therefore listed before records are read: an object whose record does not exist then is a leftover,
-//! or it is being removed at this moment. What is found is looked for a second time later, so that only the former is
+//! or it is being removed at this moment. A second scan follows one second later, and only findings of both are
 //! reported. No lock is needed, and no pod waits.
 //!
 //! * [`known`]: the pods and containers that have a record, of a running daemon or on disk

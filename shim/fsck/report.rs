@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::compare::Candidate;
 
-/// What became of a finding.
+/// The outcome of a finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It was only found.
@@ -52,7 +52,7 @@ pub struct Finding {
     pub reason: String,
     /// The disk space that its removal frees.
     pub bytes: u64,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
@@ -74,7 +74,7 @@ impl Finding {
 /// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// What was found.
+    /// The findings.
     pub findings: Vec<Finding>,
 }
 

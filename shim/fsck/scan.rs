@@ -14,7 +14,7 @@ use crate::error::CriError;
 use crate::inventory::{InventoryError, Kind, Object, Owner, Place, Scope};
 use crate::inventory::{cgroups, files, network, objects};
 
-/// The time between the two scans. What is being removed when a scan sees it is gone in the next.
+/// The time between the two scans. An object that is being removed during one scan is gone in the next.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns the leftovers, and the records whose object is gone, that two scans have found. `daemon` is the running daemon of
@@ -136,7 +136,7 @@ async fn images(scope: &Scope, daemon: Option<&Shared>) -> Result<Vec<Candidate>
     Ok(unowned.into_iter().map(folder).chain(incomplete.into_iter().map(record)).collect())
 }
 
-/// Returns the sizes of files and folders in bytes, in the order of the candidates. What cannot be measured counts as empty.
+/// Returns the sizes of files and folders in bytes, in the order of the candidates. An object that cannot be measured counts as empty.
 ///
 /// # Errors
 /// The measurement was interrupted.

@@ -1,4 +1,4 @@
-//! What a test's daemon has left on the host. Only objects count that this daemon can have created: other tests and
+//! The objects that a test's daemon has left on the host. Only objects count that this daemon can have created: other tests and
 //! programs run at the same time.
 
 use std::fs;

@@ -180,7 +180,7 @@ impl ImageStore {
                 tokio::time::sleep(INTERVAL).await;
             }
         };
-        // What is left then is deleted by the next process that opens the store.
+        // The rest is deleted by the next process that opens the store.
         drop(tokio::time::timeout(limit, deleted).await);
     }
 }
