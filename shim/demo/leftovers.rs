@@ -64,10 +64,11 @@ async fn left(daemon: &PrivateDaemon) -> Result<Vec<String>, DemoError> {
     Ok(left)
 }
 
-/// Returns the images and layers that are left: the demo removes its image.
+/// Returns the images and layers that are left: the demo removes its image. The trash, which the daemon had no time to delete,
+/// is removed with the demo's folder.
 fn images(scope: &Scope) -> Result<Vec<String>, DemoError> {
     let mut left = Vec::new();
-    for name in ["images", "layers", "tmp", "trash"] {
+    for name in ["images", "layers"] {
         let folder = scope.config.root.join("image").join(name);
         let names = crate::store::file::names_in(&folder).map_err(InventoryError::from)?;
         left.extend(names.iter().map(|name| format!("file {}", folder.join(name).display())));
