@@ -76,7 +76,7 @@ impl Admin for AdminService {
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<Self::PullImageStream> {
         let PullImageRequest { image, username, password } = request.into_inner();
         let credentials = credentials(&username, &password)?;
-        Ok(Response::new(images::progress::pull(&self.daemon, image, credentials)))
+        Ok(Response::new(images::progress::pull(self.daemon.images.clone(), image, credentials)))
     }
 
     async fn explain_image(&self, request: Request<ExplainImageRequest>) -> Reply<ExplainImageResponse> {
@@ -88,9 +88,9 @@ impl Admin for AdminService {
     }
 
     async fn fsck(&self, request: Request<FsckRequest>) -> Reply<FsckResponse> {
-        let (daemon, repair) = (self.daemon.clone(), request.into_inner().repair);
+        let (parts, repair) = (fsck::Parts::of(&self.daemon), request.into_inner().repair);
         // A client that disconnects does not stop a repair halfway.
-        let check = tokio::spawn(async move { fsck::run(&daemon, repair).await }.in_current_span());
+        let check = tokio::spawn(async move { fsck::run(&parts, repair).await }.in_current_span());
         let report = check.await.map_err(|panic| CriError::internal("check the host", panic))?;
         Ok(Response::new(report.map_err(CriError::from)?.into()))
     }
@@ -98,6 +98,6 @@ impl Admin for AdminService {
     type SaveImagesStream = ResponseStream<ArchivePiece>;
 
     async fn save_images(&self, request: Request<SaveImagesRequest>) -> Reply<Self::SaveImagesStream> {
-        Ok(Response::new(images::save::save(&self.daemon, request.into_inner().images)))
+        Ok(Response::new(images::save::save(self.daemon.images.clone(), request.into_inner().images)))
     }
 }

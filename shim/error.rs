@@ -44,7 +44,7 @@ pub enum CriError {
     /// The state of the object does not allow the call.
     #[error("{what}: {why}")]
     FailedPrecondition {
-        /// The object.
+        /// The object whose state is wrong.
         what: String,
         /// The state that prevents the call.
         why: String,
@@ -55,7 +55,7 @@ pub enum CriError {
     Failed {
         /// The operation and its object, such as "start container abc".
         operation: String,
-        /// The reason.
+        /// Why it does not work, for the client.
         why: String,
     },
     /// A step took longer than it may.
@@ -69,7 +69,7 @@ pub enum CriError {
     Unavailable {
         /// The service that does not answer.
         what: String,
-        /// The reason.
+        /// Why it does not answer.
         why: String,
     },
     /// A limit of the image, the disk or the addresses is reached.
@@ -77,7 +77,7 @@ pub enum CriError {
     ResourceExhausted {
         /// The resource or the operation that needs it.
         what: String,
-        /// The limit.
+        /// The limit that was reached, or why.
         why: String,
     },
     /// A crate below failed. Its error contains operation, object and reason.
@@ -99,7 +99,7 @@ pub enum CriError {
     Internal {
         /// The operation and its object.
         operation: String,
-        /// The reason.
+        /// The error that caused it.
         why: String,
     },
     /// A call failed, and undoing its steps failed too.

@@ -1,5 +1,6 @@
 //! The CRI's ImageService: each RPC calls the function that is named after it.
 
+use berth_image::ImageStore;
 use berth_proto::v1::image_service_server::ImageService;
 use berth_proto::v1::*;
 use tonic::{Request, Response, Status};
@@ -23,6 +24,11 @@ impl Images {
     pub fn new(daemon: Shared) -> Self {
         Self { daemon }
     }
+
+    /// Returns the image store and the names of the runtime handlers.
+    fn parts(&self) -> (&ImageStore, &[String]) {
+        (&self.daemon.images, &self.daemon.config.runtime_handlers)
+    }
 }
 
 fn required(image: Option<ImageSpec>) -> Result<ImageSpec, CriError> {
@@ -34,34 +40,39 @@ impl ImageService for Images {
     type StreamImagesStream = ResponseStream<StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Reply<ListImagesResponse> {
-        let images = images::list(&self.daemon, request.into_inner().filter.as_ref())?;
+        let (store, handlers) = self.parts();
+        let images = images::list(store, handlers, request.into_inner().filter.as_ref())?;
         Ok(Response::new(ListImagesResponse { images }))
     }
 
     async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        let items = images::list(&self.daemon, request.into_inner().filter.as_ref())?;
+        let (store, handlers) = self.parts();
+        let items = images::list(store, handlers, request.into_inner().filter.as_ref())?;
         Ok(Response::new(in_messages(items, |images| StreamImagesResponse { images })))
     }
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Reply<ImageStatusResponse> {
+        let (store, handlers) = self.parts();
         let request = request.into_inner();
-        let answer = images::status(&self.daemon, &required(request.image)?, request.verbose).await?;
+        let answer = images::status(store, handlers, &required(request.image)?, request.verbose).await?;
         Ok(Response::new(answer))
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Reply<PullImageResponse> {
+        let (store, handlers) = self.parts();
         let request = request.into_inner();
         let image = required(request.image)?;
-        let image_ref = images::pull(&self.daemon, &image, request.auth.as_ref()).await?;
+        let image_ref = images::pull(store, handlers, &image, request.auth.as_ref()).await?;
         Ok(Response::new(PullImageResponse { image_ref }))
     }
 
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Reply<RemoveImageResponse> {
-        images::remove(&self.daemon, &required(request.into_inner().image)?).await?;
+        let (store, handlers) = self.parts();
+        images::remove(store, handlers, &required(request.into_inner().image)?).await?;
         Ok(Response::new(RemoveImageResponse {}))
     }
 
     async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Reply<ImageFsInfoResponse> {
-        Ok(Response::new(images::fs_info(&self.daemon).await))
+        Ok(Response::new(images::fs_info(&self.daemon.images).await))
     }
 }

@@ -2,32 +2,64 @@
 //! and remove calls succeed anyway, since nothing of the object runs or is held. The files are removed as soon as the
 //! disk permits it. If the daemon restarts before that, it finds them and treats them as an object that has ended.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use berth_image::ImageStore;
 use rustix::io::Errno;
 use tracing::Instrument;
 
 use crate::blocking::blocking;
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
+use crate::network::PodNetwork;
+use crate::store::Store;
 use crate::store::file::{self, FileError};
 
 /// The delay before the first retry, and the longest delay.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// Files of an object that has ended.
-#[derive(Clone, Debug)]
+/// Files of an object that has ended, with what removes them.
+#[derive(Clone)]
 pub enum Leftover {
     /// The record of a pod's network. Its addresses are in use until they are released.
-    Attachment(PodId),
+    Attachment {
+        /// The network.
+        network: Arc<PodNetwork>,
+        /// The pods, for the pod's network namespace.
+        store: Arc<Store>,
+        /// The pod.
+        pod: PodId,
+    },
     /// A container's writable layer.
-    Layer(ContainerId),
+    Layer {
+        /// The store of the layer.
+        images: ImageStore,
+        /// The container.
+        container: ContainerId,
+    },
     /// A folder of a pod or container.
     Folder(PathBuf),
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attachment { pod, .. } => write!(f, "network of pod {pod}"),
+            Self::Layer { container, .. } => write!(f, "writable layer of container {container}"),
+            Self::Folder(folder) => write!(f, "folder {}", folder.display()),
+        }
+    }
+}
+
+impl fmt::Debug for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 /// The reason why a leftover could not be removed.
@@ -81,37 +113,36 @@ fn refuses_every_change(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// The files cannot be removed for another reason.
-pub async fn remove(daemon: &Shared, leftover: Leftover) -> Result<(), RemoveError> {
-    match attempt(daemon, &leftover).await {
+pub async fn remove(leftover: Leftover) -> Result<(), RemoveError> {
+    match attempt(&leftover).await {
         Err(error) if error.is_disk_refusal() => {
-            tracing::warn!(?leftover, %error, "the disk refuses to remove files of an ended object; retrying later");
-            let daemon = daemon.clone();
-            tokio::spawn(async move { remove_later(&daemon, &leftover).await }.in_current_span());
+            tracing::warn!(%leftover, %error, "the disk refuses to remove files of an ended object; retrying later");
+            tokio::spawn(async move { remove_later(&leftover).await }.in_current_span());
             Ok(())
         }
         done => done,
     }
 }
 
-async fn remove_later(daemon: &Shared, leftover: &Leftover) {
+async fn remove_later(leftover: &Leftover) {
     let mut pause = FIRST_RETRY;
     loop {
         tokio::time::sleep(pause).await;
-        match attempt(daemon, leftover).await {
-            Ok(()) => return tracing::info!(?leftover, "removed the files of an ended object"),
-            Err(error) => tracing::debug!(?leftover, %error, "the disk still refuses to remove the files"),
+        match attempt(leftover).await {
+            Ok(()) => return tracing::info!(%leftover, "removed the files of an ended object"),
+            Err(error) => tracing::debug!(%leftover, %error, "the disk still refuses to remove the files"),
         }
         pause = (pause * 2).min(LONGEST_RETRY);
     }
 }
 
-async fn attempt(daemon: &Shared, leftover: &Leftover) -> Result<(), RemoveError> {
+async fn attempt(leftover: &Leftover) -> Result<(), RemoveError> {
     match leftover {
-        Leftover::Attachment(pod) => {
-            let netns = daemon.store.pod(pod.as_str()).ok().and_then(|pod| pod.netns());
-            Ok(daemon.network.del(pod.as_str(), netns.as_ref().map(std::os::fd::AsFd::as_fd)).await?)
+        Leftover::Attachment { network, store, pod } => {
+            let netns = store.pod(pod.as_str()).ok().and_then(|pod| pod.netns());
+            Ok(network.detach(pod.as_str(), netns.as_ref().map(std::os::fd::AsFd::as_fd)).await?)
         }
-        Leftover::Layer(container) => Ok(daemon.images.remove_layer(container.as_str()).await?),
+        Leftover::Layer { images, container } => Ok(images.remove_layer(container.as_str()).await?),
         Leftover::Folder(folder) => {
             let folder = folder.clone();
             blocking(move || Ok::<_, CriError>(file::remove_folder(&folder))).await?.map_err(Into::into)

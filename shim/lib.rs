@@ -11,10 +11,11 @@
 //! * [`pod`], [`container`], [`exec`], [`event`], [`images`], [`stats`], [`metrics`], [`oci`]: one module per kind of
 //!   object
 //! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
-//! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
+//! * [`daemon`]: the running daemon and its parts: [`pods`] with the [`store`] and the [`operation`]s, [`network`],
+//!   [`cgroups`], [`host`]; [`recover`]: recovery after a restart; [`undo`]: undoes a failed operation
 //! * [`inventory`], [`fsck`]: objects on the host, and their comparison with the records
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
-//! * [`blocking`], [`cgroups`], [`host_files`]: work that blocks
+//! * [`blocking`], [`host_files`]: work that blocks
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
 //!   [`systemd`], [`leftovers`]: small parts
 
@@ -35,6 +36,7 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod fsck;
+pub mod host;
 pub mod host_files;
 pub mod ids;
 pub mod image_service;
@@ -45,9 +47,11 @@ pub mod keeper;
 pub mod leftovers;
 pub mod lsm;
 pub mod metrics;
+pub mod network;
 pub mod oci;
 pub mod operation;
 pub mod pod;
+pub mod pods;
 pub mod programs;
 pub(crate) mod project_quota;
 pub mod recover;

@@ -4,9 +4,13 @@ use berth_proto::v1::runtime_service_server::RuntimeService;
 use berth_proto::v1::*;
 use tonic::{Request, Response, Status};
 
-use crate::daemon::Shared;
+use crate::container::update::LimitParts;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
+use crate::exec::ContainerAccess;
+use crate::pod::stopper::PodStopper;
 use crate::responses::{ResponseStream, in_messages, in_messages_of};
+use crate::stats::StatsSources;
 use crate::{container, exec, info, metrics, pod, stats};
 
 /// The number of pods with metrics in one message. The metrics of a container have about 30 KB.
@@ -46,11 +50,15 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusResponse> {
-        Ok(Response::new(info::status_of(&self.daemon, request.into_inner().verbose)?))
+        Ok(Response::new(info::status_of(
+            &self.daemon.config,
+            &self.daemon.network.network,
+            request.into_inner().verbose,
+        )?))
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Reply<RuntimeConfigResponse> {
-        Ok(Response::new(info::runtime_config_of(&self.daemon)))
+        Ok(Response::new(info::runtime_config(&self.daemon.config)))
     }
 
     async fn update_runtime_config(
@@ -60,7 +68,7 @@ impl RuntimeService for Runtime {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
         // An empty CIDR requests nothing: a network plugin manages addresses itself.
         if let Some(network) = network.filter(|network| !network.pod_cidr.is_empty()) {
-            self.daemon.network.set_pod_cidr(&network.pod_cidr).map_err(CriError::from)?;
+            self.daemon.network.network.set_pod_cidr(&network.pod_cidr).map_err(CriError::from)?;
         }
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }
@@ -76,7 +84,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StopPodSandboxRequest>,
     ) -> Reply<StopPodSandboxResponse> {
-        pod::stop::stop_pod_sandbox(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        pod::stop::stop_pod_sandbox(&PodStopper::of(&self.daemon), &request.into_inner().pod_sandbox_id)
+            .await?;
         Ok(Response::new(StopPodSandboxResponse {}))
     }
 
@@ -94,7 +103,8 @@ impl RuntimeService for Runtime {
     ) -> Reply<PodSandboxStatusResponse> {
         let request = request.into_inner();
         Ok(Response::new(pod::status::pod_sandbox_status(
-            &self.daemon,
+            &self.daemon.pods,
+            &self.daemon.network.network,
             &request.pod_sandbox_id,
             request.verbose,
         )?))
@@ -104,7 +114,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Reply<ListPodSandboxResponse> {
-        let items = pod::list::list_pod_sandboxes(&self.daemon, request.into_inner().filter.as_ref());
+        let items =
+            pod::list::list_pod_sandboxes(&self.daemon.pods.store, request.into_inner().filter.as_ref());
         Ok(Response::new(ListPodSandboxResponse { items }))
     }
 
@@ -112,7 +123,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Reply<Self::StreamPodSandboxesStream> {
-        let items = pod::list::list_pod_sandboxes(&self.daemon, request.into_inner().filter.as_ref());
+        let items =
+            pod::list::list_pod_sandboxes(&self.daemon.pods.store, request.into_inner().filter.as_ref());
         Ok(Response::new(in_messages(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })))
     }
 
@@ -131,13 +143,24 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StartContainerRequest>,
     ) -> Reply<StartContainerResponse> {
-        container::start::start_container(&self.daemon, &request.into_inner().container_id).await?;
+        container::start::start_container(
+            &self.daemon.pods,
+            &self.daemon.cgroups,
+            &request.into_inner().container_id,
+        )
+        .await?;
         Ok(Response::new(StartContainerResponse {}))
     }
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Reply<StopContainerResponse> {
         let request = request.into_inner();
-        container::stop::stop_container(&self.daemon, &request.container_id, request.timeout).await?;
+        container::stop::stop_container(
+            &self.daemon.pods,
+            &self.daemon.cgroups,
+            &request.container_id,
+            request.timeout,
+        )
+        .await?;
         Ok(Response::new(StopContainerResponse {}))
     }
 
@@ -145,7 +168,9 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<RemoveContainerRequest>,
     ) -> Reply<RemoveContainerResponse> {
-        container::remove::remove_container(&self.daemon, &request.into_inner().container_id).await?;
+        let Daemon { pods, cgroups, images, .. } = &*self.daemon;
+        container::remove::remove_container(pods, cgroups, images, &request.into_inner().container_id)
+            .await?;
         Ok(Response::new(RemoveContainerResponse {}))
     }
 
@@ -153,7 +178,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Reply<ListContainersResponse> {
-        let containers = container::list::list_containers(&self.daemon, request.into_inner().filter.as_ref());
+        let containers =
+            container::list::list_containers(&self.daemon.pods.store, request.into_inner().filter.as_ref());
         Ok(Response::new(ListContainersResponse { containers }))
     }
 
@@ -161,7 +187,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Reply<Self::StreamContainersStream> {
-        let items = container::list::list_containers(&self.daemon, request.into_inner().filter.as_ref());
+        let items =
+            container::list::list_containers(&self.daemon.pods.store, request.into_inner().filter.as_ref());
         Ok(Response::new(in_messages(items, |containers| StreamContainersResponse { containers })))
     }
 
@@ -171,7 +198,7 @@ impl RuntimeService for Runtime {
     ) -> Reply<ContainerStatusResponse> {
         let request = request.into_inner();
         Ok(Response::new(container::status::container_status_response(
-            &self.daemon,
+            &self.daemon.pods,
             &request.container_id,
             request.verbose,
         )?))
@@ -180,8 +207,13 @@ impl RuntimeService for Runtime {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Reply<ExecSyncResponse> {
         let request = request.into_inner();
         let timeout = request.timeout;
-        let answer =
-            exec::sync::exec_sync(&self.daemon, &request.container_id, &request.cmd, timeout).await?;
+        let answer = exec::sync::exec_sync(
+            &ContainerAccess::of(&self.daemon),
+            &request.container_id,
+            &request.cmd,
+            timeout,
+        )
+        .await?;
         Ok(Response::new(answer))
     }
 
@@ -189,7 +221,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ReopenContainerLogRequest>,
     ) -> Reply<ReopenContainerLogResponse> {
-        container::log::reopen(&self.daemon, &request.into_inner().container_id).await?;
+        container::log::reopen(&self.daemon.pods.store, &request.into_inner().container_id).await?;
         Ok(Response::new(ReopenContainerLogResponse {}))
     }
 
@@ -197,7 +229,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Reply<UpdateContainerResourcesResponse> {
-        container::update::update_container_resources(&self.daemon, request.into_inner()).await?;
+        container::update::update_container_resources(LimitParts::of(&self.daemon), request.into_inner())
+            .await?;
         Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
@@ -205,22 +238,31 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Reply<UpdatePodSandboxResourcesResponse> {
-        pod::update::update_pod_sandbox_resources(&self.daemon, request.into_inner()).await?;
+        pod::update::update_pod_sandbox_resources(&self.daemon.pods.store, request.into_inner()).await?;
         Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Reply<ExecResponse> {
-        let url = exec::exec_url::exec_url(&self.daemon, request.into_inner())?;
+        let url =
+            exec::exec_url::exec_url(&self.daemon.pods.store, &self.daemon.sessions, request.into_inner())?;
         Ok(Response::new(ExecResponse { url }))
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Reply<AttachResponse> {
-        let url = exec::attach_url::attach_url(&self.daemon, &request.into_inner())?;
+        let url = exec::attach_url::attach_url(
+            &self.daemon.pods.store,
+            &self.daemon.sessions,
+            &request.into_inner(),
+        )?;
         Ok(Response::new(AttachResponse { url }))
     }
 
     async fn port_forward(&self, request: Request<PortForwardRequest>) -> Reply<PortForwardResponse> {
-        let url = pod::port_forward::port_forward_url(&self.daemon, &request.into_inner())?;
+        let url = pod::port_forward::port_forward_url(
+            &self.daemon.pods.store,
+            &self.daemon.sessions,
+            &request.into_inner(),
+        )?;
         Ok(Response::new(PortForwardResponse { url }))
     }
 
@@ -228,8 +270,11 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ContainerStatsRequest>,
     ) -> Reply<ContainerStatsResponse> {
-        let found =
-            stats::container::container_stats(&self.daemon, &request.into_inner().container_id).await?;
+        let found = stats::container::container_stats(
+            StatsSources::of(&self.daemon),
+            &request.into_inner().container_id,
+        )
+        .await?;
         Ok(Response::new(ContainerStatsResponse { stats: Some(found) }))
     }
 
@@ -237,7 +282,11 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainerStatsRequest>,
     ) -> Reply<ListContainerStatsResponse> {
-        let stats = stats::container::list_container_stats(&self.daemon, request.into_inner().filter).await?;
+        let stats = stats::container::list_container_stats(
+            StatsSources::of(&self.daemon),
+            request.into_inner().filter,
+        )
+        .await?;
         Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
@@ -245,7 +294,11 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamContainerStatsRequest>,
     ) -> Reply<Self::StreamContainerStatsStream> {
-        let items = stats::container::list_container_stats(&self.daemon, request.into_inner().filter).await?;
+        let items = stats::container::list_container_stats(
+            StatsSources::of(&self.daemon),
+            request.into_inner().filter,
+        )
+        .await?;
         Ok(Response::new(in_messages(items, |container_stats| StreamContainerStatsResponse {
             container_stats,
         })))
@@ -255,7 +308,11 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<PodSandboxStatsRequest>,
     ) -> Reply<PodSandboxStatsResponse> {
-        let found = stats::pod::pod_sandbox_stats(&self.daemon, &request.into_inner().pod_sandbox_id).await?;
+        let found = stats::pod::pod_sandbox_stats(
+            StatsSources::of(&self.daemon),
+            &request.into_inner().pod_sandbox_id,
+        )
+        .await?;
         Ok(Response::new(PodSandboxStatsResponse { stats: Some(found) }))
     }
 
@@ -263,7 +320,9 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListPodSandboxStatsRequest>,
     ) -> Reply<ListPodSandboxStatsResponse> {
-        let stats = stats::pod::list_pod_sandbox_stats(&self.daemon, request.into_inner().filter).await?;
+        let stats =
+            stats::pod::list_pod_sandbox_stats(StatsSources::of(&self.daemon), request.into_inner().filter)
+                .await?;
         Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
@@ -271,7 +330,9 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamPodSandboxStatsRequest>,
     ) -> Reply<Self::StreamPodSandboxStatsStream> {
-        let items = stats::pod::list_pod_sandbox_stats(&self.daemon, request.into_inner().filter).await?;
+        let items =
+            stats::pod::list_pod_sandbox_stats(StatsSources::of(&self.daemon), request.into_inner().filter)
+                .await?;
         Ok(Response::new(in_messages(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse {
             pod_sandbox_stats,
         })))
@@ -296,7 +357,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        Ok(Response::new(Box::pin(self.daemon.events.subscribe())))
+        Ok(Response::new(Box::pin(self.daemon.pods.events.subscribe())))
     }
 
     async fn list_metric_descriptors(
@@ -310,7 +371,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Reply<ListPodSandboxMetricsResponse> {
-        let pod_metrics = metrics::list_pod_sandbox_metrics(&self.daemon).await?;
+        let pod_metrics = metrics::list_pod_sandbox_metrics(StatsSources::of(&self.daemon)).await?;
         Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
@@ -318,7 +379,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        let items = metrics::list_pod_sandbox_metrics(&self.daemon).await?;
+        let items = metrics::list_pod_sandbox_metrics(StatsSources::of(&self.daemon)).await?;
         let message = |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
         Ok(Response::new(in_messages_of(PODS_WITH_METRICS_PER_MESSAGE, items, message)))
     }

@@ -79,7 +79,7 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// A measurement.
+/// A measurement that `--only` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
     /// Each call of a pod's life, with the pod network.

@@ -43,7 +43,7 @@ pub(crate) struct Call<'a> {
     pub(crate) bin_path: &'a str,
     /// The folder of allocated addresses, unless the configuration names another.
     pub(crate) data_dir: &'a Path,
-    /// The host.
+    /// The host's netlink sockets and files.
     pub(crate) host: &'a Host,
 }
 

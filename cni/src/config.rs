@@ -20,11 +20,11 @@ const FROM_TEMPLATE: &str = "10-berth-net.conflist";
 #[derive(Debug)]
 pub(crate) struct Configuration {
     options: Options,
-    loaded: Mutex<Loaded>,
+    loaded: Mutex<LoadedConflist>,
 }
 
 #[derive(Debug)]
-struct Loaded {
+struct LoadedConflist {
     watch: Watch,
     config: std::result::Result<Arc<Conflist>, ConfigError>,
     pod_cidr: Vec<IpNet>,
@@ -33,7 +33,7 @@ struct Loaded {
 impl Configuration {
     pub(crate) fn new(options: &Options) -> Self {
         let pod_cidr = fs::read_to_string(options.state_dir.join("pod-cidr")).unwrap_or_default();
-        let loaded = Loaded {
+        let loaded = LoadedConflist {
             watch: Watch::new(&options.conf_dir),
             config: Err(ConfigError { file: options.conf_dir.clone(), why: "not read yet".to_owned() }),
             pod_cidr: parse_cidrs(&pod_cidr).unwrap_or_default(),
@@ -41,7 +41,7 @@ impl Configuration {
         Self { options: options.clone(), loaded: Mutex::new(loaded) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Loaded> {
+    fn lock(&self) -> MutexGuard<'_, LoadedConflist> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -19,7 +19,7 @@ use crate::version::Version;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {why}", file.display())]
 pub struct ConfigError {
-    /// The file.
+    /// The file that the list was read from.
     pub file: PathBuf,
     /// The line or key, and what is wrong with it.
     pub why: String,

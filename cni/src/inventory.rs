@@ -125,7 +125,7 @@ pub async fn objects(options: &Options) -> Result<Vec<Object>> {
                 pod: owner.container,
             }));
         }
-        let lease = |(owner, address): (dhcp::Owner, String)| Object::Lease {
+        let lease = |(owner, address): (dhcp::LeaseOwner, String)| Object::Lease {
             network: owner.network,
             pod: owner.container,
             interface: owner.interface,
@@ -221,7 +221,7 @@ impl Network {
                 blocking(move || store.release_where(|owner| owner.container == pod)).await.map(drop)
             }
             Object::Lease { network, pod, interface, .. } => {
-                let owner = dhcp::Owner {
+                let owner = dhcp::LeaseOwner {
                     container: pod.clone(),
                     network: network.clone(),
                     interface: interface.clone(),

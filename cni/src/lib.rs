@@ -212,7 +212,7 @@ pub enum Error {
     Netlink {
         /// The operation and its object, in the infinitive: "remove link x".
         action: String,
-        /// The cause.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A file or system call failed.
@@ -220,7 +220,7 @@ pub enum Error {
     Io {
         /// The operation and its object, in the infinitive: "read x".
         action: String,
-        /// The cause.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// All addresses are allocated.

@@ -119,12 +119,16 @@ fn versions() -> String {
 }
 
 /// A plugin or an IPAM plugin.
-enum Kind {
+enum RequestedPlugin {
     Plugin(Plugin),
     Addresses(Ipam),
 }
 
-fn kind(invocation: &Invocation, config: &Value, search: &Search) -> std::result::Result<Kind, Failure> {
+fn kind(
+    invocation: &Invocation,
+    config: &Value,
+    search: &Search,
+) -> std::result::Result<RequestedPlugin, Failure> {
     let invalid = |why: String| Failure::new(Failure::INVALID_CONFIG, why);
     let of_config = config.get("type").and_then(Value::as_str).unwrap_or_default();
     let name = invocation.kind.as_deref().unwrap_or(of_config);
@@ -135,7 +139,7 @@ fn kind(invocation: &Invocation, config: &Value, search: &Search) -> std::result
         }
         // Values that a runtime may add are already in the configuration.
         let ipam = Ipam::compile_for_program(&named, search).map_err(invalid)?;
-        return ipam.map(Kind::Addresses).ok_or_else(|| invalid("ipam: missing".to_owned()));
+        return ipam.map(RequestedPlugin::Addresses).ok_or_else(|| invalid("ipam: missing".to_owned()));
     }
     if !plugins::BUILT_IN.contains(&name) {
         return Err(invalid(format!("type: {name:?} is not built in")));
@@ -145,7 +149,7 @@ fn kind(invocation: &Invocation, config: &Value, search: &Search) -> std::result
         named.insert("type".to_owned(), json!(name));
         named.insert("capabilities".to_owned(), json!({ "ipRanges": true, "ips": true, "deviceID": true }));
     }
-    plugins::compile(&named, search).map(Kind::Plugin).map_err(invalid)
+    plugins::compile(&named, search).map(RequestedPlugin::Plugin).map_err(invalid)
 }
 
 async fn answer(
@@ -200,7 +204,7 @@ async fn answer(
     };
     let previous = CniResult::parse(config.get("prevResult").unwrap_or(&Value::Null))
         .map_err(|why| Failure::new(Failure::DECODE, format!("prevResult: {why}")))?;
-    if let Kind::Plugin(plugin) = &kind
+    if let RequestedPlugin::Plugin(plugin) = &kind
         && plugin.is_chained()
         && config.get("prevResult").is_none()
         && matches!(invocation.command.as_str(), "ADD" | "CHECK")
@@ -216,34 +220,40 @@ async fn answer(
 
 async fn command(
     command: &str,
-    kind: &Kind,
+    kind: &RequestedPlugin,
     call: &Call<'_>,
     config: &Value,
     previous: CniResult,
 ) -> std::result::Result<Option<CniResult>, Failure> {
     match (command, kind) {
-        ("ADD", Kind::Plugin(plugin)) => Ok(Some(plugin.add(call, config, previous).await?)),
-        ("ADD", Kind::Addresses(ipam)) => Ok(Some(ipam.add(call, config).await?)),
-        ("DEL", Kind::Plugin(plugin)) => {
+        ("ADD", RequestedPlugin::Plugin(plugin)) => Ok(Some(plugin.add(call, config, previous).await?)),
+        ("ADD", RequestedPlugin::Addresses(ipam)) => Ok(Some(ipam.add(call, config).await?)),
+        ("DEL", RequestedPlugin::Plugin(plugin)) => {
             plugin.del(call, config, &previous).await?;
             clean(call).await?;
             Ok(None)
         }
-        ("DEL", Kind::Addresses(ipam)) => Ok(ipam.del(call, config).await.map(|()| None)?),
-        ("CHECK", Kind::Plugin(plugin)) => Ok(plugin.check(call, config, &previous).await.map(|()| None)?),
-        ("CHECK", Kind::Addresses(ipam)) => Ok(ipam.check(call, config, &previous).await.map(|()| None)?),
-        ("STATUS", Kind::Plugin(plugin)) => Ok(plugin.status(call, config).await.map(|()| None)?),
-        ("STATUS", Kind::Addresses(ipam)) => Ok(ipam.status(call, config).await.map(|()| None)?),
+        ("DEL", RequestedPlugin::Addresses(ipam)) => Ok(ipam.del(call, config).await.map(|()| None)?),
+        ("CHECK", RequestedPlugin::Plugin(plugin)) => {
+            Ok(plugin.check(call, config, &previous).await.map(|()| None)?)
+        }
+        ("CHECK", RequestedPlugin::Addresses(ipam)) => {
+            Ok(ipam.check(call, config, &previous).await.map(|()| None)?)
+        }
+        ("STATUS", RequestedPlugin::Plugin(plugin)) => {
+            Ok(plugin.status(call, config).await.map(|()| None)?)
+        }
+        ("STATUS", RequestedPlugin::Addresses(ipam)) => Ok(ipam.status(call, config).await.map(|()| None)?),
         ("GC", kind) => {
             let live = attachments(config)?;
             let ipam = match kind {
-                Kind::Plugin(plugin) => plugin.ipam(),
-                Kind::Addresses(ipam) => Some(ipam),
+                RequestedPlugin::Plugin(plugin) => plugin.ipam(),
+                RequestedPlugin::Addresses(ipam) => Some(ipam),
             };
             if let Some(ipam) = ipam {
                 ipam.gc(call.host, call.network, &live).await?;
             }
-            if let Kind::Plugin(_) = kind {
+            if let RequestedPlugin::Plugin(_) = kind {
                 Owned { host: call.host, network: call.network }.release(&live).await?;
                 clean(call).await?;
             }

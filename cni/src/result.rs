@@ -26,7 +26,7 @@ pub struct CniResult {
     pub dns: Dns,
 }
 
-/// An interface.
+/// An interface that a plugin created, on the host or in the pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Interface {
@@ -49,7 +49,7 @@ pub struct Interface {
     pub pci_id: String,
 }
 
-/// An address.
+/// An address of an interface in the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ip {
     /// The address with the prefix length of its subnet.
@@ -62,10 +62,10 @@ pub struct Ip {
     pub interface: Option<usize>,
 }
 
-/// A route.
+/// A route in the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// The destination.
+    /// The network that the route leads to.
     pub dst: IpNet,
     /// The gateway. Default: the gateway of an address of the same family.
     #[serde(default, skip_serializing_if = "Option::is_none")]

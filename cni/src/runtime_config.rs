@@ -108,7 +108,7 @@ pub struct Bandwidth {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RangeEntry {
-    /// The subnet.
+    /// The subnet from which addresses are assigned.
     pub subnet: IpNet,
     /// The first address. Default: the second address of the subnet.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -33,14 +33,14 @@ pub(crate) struct AuthFiles {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct AuthFile {
-    auths: BTreeMap<String, Entry>,
+    auths: BTreeMap<String, AuthEntry>,
     cred_helpers: BTreeMap<String, String>,
     creds_store: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Entry {
+struct AuthEntry {
     username: String,
     password: String,
     auth: String,
@@ -51,7 +51,7 @@ struct Entry {
 /// A helper's answer (docker-credential-helpers, "get").
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct HelperAnswer {
     username: String,
     secret: String,
 }
@@ -207,7 +207,7 @@ async fn run_helper(helper: &str, server: &str) -> Result<Option<SourcedCredenti
         let reason = text.trim();
         return if reason.contains(NOT_FOUND) { Ok(None) } else { Err(failed(reason.to_owned())) };
     }
-    let answer: Answer =
+    let answer: HelperAnswer =
         berth_json::from_str(&text).map_err(|error| failed(format!("invalid answer: {error}")))?;
     let credentials = match answer.username.as_str() {
         TOKEN_USER => Credentials::IdentityToken(answer.secret),

@@ -61,7 +61,7 @@ impl ParsedConfig {
 
 /// The document. Builders omit required members, and Docker writes `null` into others.
 #[derive(Deserialize)]
-struct Document {
+struct ConfigDocument {
     #[serde(default)]
     os: String,
     #[serde(default)]
@@ -95,8 +95,9 @@ pub(crate) fn parse_config(what: &str, bytes: &[u8]) -> Result<ParsedConfig, Err
     if !is_object(bytes) {
         return Err(Error::corrupt(what, "not a JSON object"));
     }
-    let document: Document = berth_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
-    let Document { os, architecture, variant, config, rootfs } = document;
+    let document: ConfigDocument =
+        berth_json::from_slice(bytes).map_err(|error| Error::corrupt(what, error))?;
+    let ConfigDocument { os, architecture, variant, config, rootfs } = document;
     let offered = Platform { os, architecture, variant: Some(variant).filter(|variant| !variant.is_empty()) };
     Ok(ParsedConfig {
         config: config.checked(what)?,

@@ -13,9 +13,9 @@ use crate::error::Error;
 pub enum Credentials {
     /// A user and a password, or a token in place of the password.
     Basic {
-        /// The user.
+        /// The user name at the registry.
         username: String,
-        /// The password.
+        /// The password or access token.
         password: String,
     },
     /// A refresh token, which is exchanged at the token service (OAuth2).

@@ -31,7 +31,7 @@ pub enum Error {
     Unavailable {
         /// The object or the URL of the request.
         what: Printable,
-        /// The failure.
+        /// The failure of the connection, or the registry's answer.
         why: Printable,
     },
     /// Received content does not match its digest, its size or its format.
@@ -39,7 +39,7 @@ pub enum Error {
     Corrupt {
         /// The manifest, config, layer or archive.
         what: Printable,
-        /// The difference.
+        /// The difference: in the digest, the size or the format.
         why: Printable,
     },
     /// The name is not an image reference.
@@ -63,7 +63,7 @@ pub enum Error {
     InvalidInput {
         /// The field or the file.
         what: Printable,
-        /// The reason.
+        /// The mistake in the field or file.
         why: Printable,
     },
     /// The content is well formed, but berth does not support it: schema 1, another platform, an artifact.
@@ -87,9 +87,9 @@ pub enum Error {
     Io {
         /// The operation, a verb.
         operation: &'static str,
-        /// The file.
+        /// The file or folder of the call.
         object: Printable,
-        /// The cause.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
     /// An internal error of berth.
@@ -97,7 +97,7 @@ pub enum Error {
     Internal {
         /// The operation, a verb with its object.
         operation: &'static str,
-        /// The cause.
+        /// The error that caused it.
         why: Printable,
     },
 }

@@ -33,7 +33,7 @@ pub struct Image {
 /// An image that is mounted in a container.
 #[derive(Clone, Debug)]
 pub struct ImageVolume {
-    /// The image.
+    /// The image whose files are mounted.
     pub image: Arc<Image>,
     /// Its layers, the topmost first. There are at least two; the last may be an empty folder, since
     /// overlayfs needs two layers without a writable one. An overlay has its own superblock, so the

@@ -30,7 +30,7 @@ pub struct LayerProgress {
     pub size: u64,
     /// The bytes that were received.
     pub received: u64,
-    /// The stage.
+    /// The current step of the layer: download, unpack and so on.
     pub stage: Stage,
 }
 

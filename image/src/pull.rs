@@ -82,7 +82,7 @@ impl ImageStore {
 }
 
 /// The fetched parts of an image: its layers, and its config as bytes and parsed.
-type Fetched = (Vec<Lease>, Vec<u8>, ParsedConfig);
+type FetchedParts = (Vec<Lease>, Vec<u8>, ParsedConfig);
 
 struct Pull {
     inner: Arc<Inner>,
@@ -162,7 +162,7 @@ impl Pull {
         id: &Digest,
         manifest: ArtifactManifest,
         bytes: Bytes,
-    ) -> Result<Fetched, Error> {
+    ) -> Result<FetchedParts, Error> {
         let key = LayerKey::Artifact(id.clone());
         let make = async |creation: Arc<Creation>, _slot| {
             let slots = self.inner.downloads.slots();
@@ -196,7 +196,7 @@ impl Pull {
         repository: &Repository,
         manifest: ImageManifest,
         platform_checked: bool,
-    ) -> Result<Fetched, Error> {
+    ) -> Result<FetchedParts, Error> {
         let id = &manifest.config.digest;
         let what = format!("config {}@{id}", self.reference.name());
         let config_bytes = repository.blob(&manifest.config, MAX_CONFIG).await?;

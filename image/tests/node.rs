@@ -11,7 +11,7 @@
     reason = "a failing test panics"
 )]
 
-#[path = "../../tests/support/registry.rs"]
+#[path = "../../tests/it/support/registry.rs"]
 mod registry;
 
 use std::fs;

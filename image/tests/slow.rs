@@ -10,7 +10,7 @@
     reason = "a failing test panics"
 )]
 
-#[path = "../../tests/support/registry.rs"]
+#[path = "../../tests/it/support/registry.rs"]
 mod registry;
 
 use std::sync::Arc;

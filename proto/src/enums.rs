@@ -18,7 +18,7 @@ pub trait Known {
 pub struct Unknown {
     /// The field, as a dotted path from the checked message.
     pub field: String,
-    /// The number.
+    /// The number on the wire.
     pub value: i32,
     /// The name of the enum.
     pub kind: &'static str,

@@ -63,9 +63,9 @@ pub struct IdRange {
 /// The ids of a pod's user namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNamespace {
-    /// Users.
+    /// Ranges of user IDs.
     pub uids: Vec<IdRange>,
-    /// Groups.
+    /// Ranges of group IDs.
     pub gids: Vec<IdRange>,
 }
 
@@ -212,7 +212,7 @@ impl Hooks {
     pub const PID: &str = "\"PID\"";
 }
 
-/// A hook.
+/// A program that runs at a point of the container's lifecycle.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookPlan {
     /// An absolute path of the host.
@@ -466,7 +466,7 @@ pub struct CgroupHierarchy {
 pub struct DeviceNode {
     /// The path: relative to /dev in [`MountKind::Dev`], absolute in [`ContainerPlan::devices`].
     pub path: String,
-    /// Kind.
+    /// Block, character or FIFO.
     pub kind: DeviceKind,
     /// Major number.
     pub major: u32,
@@ -474,9 +474,9 @@ pub struct DeviceNode {
     pub minor: u32,
     /// Permission bits.
     pub mode: u32,
-    /// Owner.
+    /// The user ID of the owner.
     pub uid: u32,
-    /// Group.
+    /// The group ID of the owner.
     pub gid: u32,
     /// The absolute path of the host's node, if it differs.
     #[serde(default)]
@@ -497,7 +497,7 @@ pub enum DeviceKind {
 /// The plan of an exec: a further process in a running container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecPlan {
-    /// The command.
+    /// The command with its credentials and limits.
     pub process: ProcessPlan,
     /// The exec's cgroup, below the container's.
     pub cgroup: CgroupJoin,

@@ -19,7 +19,7 @@ const HIGHEST: u32 = u32::MAX - 1;
 /// The requested user of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserRequest {
-    /// The user.
+    /// The user, by id or by name.
     pub user: Principal,
     /// The group. Without one it is the user's group in /etc/passwd, or 0.
     pub group: Option<Principal>,

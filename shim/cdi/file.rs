@@ -24,7 +24,7 @@ pub(super) struct File {
     pub(super) edits: Edits,
 }
 
-/// A device.
+/// A device that containers can request.
 #[derive(Debug, Deserialize)]
 pub(super) struct Device {
     pub(super) name: String,
@@ -61,7 +61,7 @@ pub(super) struct Node {
     pub(super) gid: Option<u32>,
 }
 
-/// A mount.
+/// A mount that a device adds to the container.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Mount {

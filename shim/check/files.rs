@@ -71,7 +71,11 @@ pub(super) fn cgroups() -> Vec<Row> {
         (None, false) => "version 1",
         (None, true) => "not mounted",
     };
-    let mut rows = vec![Row::new("cgroup", version != "not mounted", version).required()];
+    let mut rows = vec![
+        Row::new("cgroup", version != "not mounted", version)
+            .required()
+            .fix("mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+    ];
     let on_v2 = found.v1.is_empty() && found.v2.is_some();
     for (name, v2_name, without) in [
         ("memory", "memory", "memory limits are refused, memory use is not known"),

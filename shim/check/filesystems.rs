@@ -17,7 +17,7 @@ const PLACE: &str = "/proc";
 pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::tried("mount API", detached().map_err(|error| error.to_string())).required(),
-        Row::tried("overlayfs", in_thread(overlay)).required(),
+        Row::tried("overlayfs", in_thread(overlay)).required().fix("modprobe overlay"),
         idmapped(),
         read_only(),
     ]

@@ -1,10 +1,12 @@
 //! Finds out what this host supports by trying it, in threads and namespaces that end afterwards. The host is never
-//! changed. `berth check` shows the result as a table, verbose Status as JSON under "host".
+//! changed. `berth check` shows the result as a table, verbose Status as JSON under "host". `berth check` also reads the
+//! settings of the node.
 //!
 //! * [`files`]: what procfs and sysfs report (kernel, cgroups, seccomp, LSMs, capabilities)
 //! * [`namespaces`]: each kind, created in a separate thread
 //! * [`filesystems`]: the mount API, overlayfs, ID-mapped mounts
 //! * [`netlink`], [`network`]: nftables and devices, created in a separate network namespace
+//! * [`node`]: settings of the node: sysctls, swap, disks, the clock, other runtimes
 //! * [`table`]: the table of `berth check`
 
 pub mod files;
@@ -12,12 +14,15 @@ pub mod filesystems;
 pub mod namespaces;
 pub mod netlink;
 pub mod network;
+pub mod node;
 pub mod table;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use serde::Serialize;
+
+use crate::config::Config;
 
 /// Whether the host has a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -50,11 +55,15 @@ pub struct Row {
     pub required: bool,
     /// The functions that do not work without it.
     pub without: &'static str,
+    /// The command that makes the feature available, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
 }
 
 impl Row {
     fn new(what: impl Into<String>, found: impl Into<Availability>, detail: impl Into<String>) -> Self {
-        Self { what: what.into(), found: found.into(), detail: detail.into(), required: false, without: "" }
+        let (what, found, detail) = (what.into(), found.into(), detail.into());
+        Self { what, found, detail, required: false, without: "", fix: None }
     }
 
     /// Creates a row from the result of a trial.
@@ -71,6 +80,18 @@ impl Row {
 
     fn without(self, without: &'static str) -> Self {
         Self { without, ..self }
+    }
+
+    /// Adds the command that makes the feature available. It is dropped if the feature is available.
+    fn fix(self, command: impl Into<String>) -> Self {
+        let fix = (self.found == Availability::No).then(|| command.into());
+        Self { fix, ..self }
+    }
+
+    /// Returns the command that makes the feature available, if the feature is missing and there is one.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.fix.as_deref()
     }
 
     /// Whether berth requires the feature and it is missing.
@@ -90,6 +111,18 @@ pub struct HostReport {
 }
 
 impl HostReport {
+    /// Adds the settings of the node. They change at any time, and are not part of the host's features.
+    #[must_use]
+    pub fn with_node(mut self, config: &Config) -> Self {
+        self.rows.extend(node::rows(config));
+        self
+    }
+
+    /// Returns the rows that have a command that fixes them.
+    pub fn fixable(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.fix.is_some())
+    }
+
     /// Lists the required features that are missing; none if all are available.
     #[must_use]
     pub fn missing(&self) -> Option<String> {

@@ -13,15 +13,20 @@ const PARENT: i32 = 1000;
 pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::tried("nftables", in_namespace(nftables))
-            .without("no masquerade: pods reach only hosts that route back to their addresses"),
+            .without("no masquerade: pods reach only hosts that route back to their addresses")
+            .fix("modprobe -a nf_tables nft_masq"),
         Row::tried("veth device", in_namespace(|| link("veth", None)))
-            .without("pods have the host's network or none"),
+            .without("pods have the host's network or none")
+            .fix("modprobe veth"),
         Row::tried("bridge device", in_namespace(|| link("bridge", None)))
-            .without("the built-in network is not ready; ptp and macvlan networks are"),
+            .without("the built-in network is not ready; ptp and macvlan networks are")
+            .fix("modprobe bridge"),
         Row::tried("macvlan device", in_namespace(|| on_veth("macvlan")))
-            .without("macvlan networks are not ready"),
+            .without("macvlan networks are not ready")
+            .fix("modprobe macvlan"),
         Row::tried("ipvlan device", in_namespace(|| on_veth("ipvlan")))
-            .without("ipvlan networks are not ready"),
+            .without("ipvlan networks are not ready")
+            .fix("modprobe ipvlan"),
         forwarding(),
     ]
 }
@@ -33,10 +38,8 @@ fn forwarding() -> Row {
     let what = "forwarding for pods";
     let row = match berth_cni::obstacle(&builtin) {
         Ok(None) => Row::new(what, Availability::Yes, "no firewall rule drops it"),
-        Ok(Some(why)) => {
-            let permit = format!("iptables -I FORWARD -i {} -j ACCEPT", builtin.bridge);
-            Row::new(what, Availability::No, format!("{why}; to permit it: {permit}"))
-        }
+        Ok(Some(why)) => Row::new(what, Availability::No, why)
+            .fix(format!("iptables -I FORWARD -i {} -j ACCEPT", builtin.bridge)),
         Err(error) => {
             Row::new(what, Availability::Unknown, format!("failed to read the firewall rules: {error}"))
         }

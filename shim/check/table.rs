@@ -30,6 +30,28 @@ pub fn render(report: &HostReport, terminal: bool) -> String {
     text
 }
 
+/// Returns the commands that fix what is missing, one paragraph for each; shell comments name the reason.
+#[must_use]
+pub fn hints(report: &HostReport) -> String {
+    let mut text = String::new();
+    for row in report.fixable() {
+        let Row { what, detail, without, .. } = row;
+        let command = row.hint().unwrap_or_default();
+        text += &format!("\n# {what}: {detail}: {without}\n{command}\n");
+    }
+    text
+}
+
+/// Says how many rows can be fixed, if any.
+#[must_use]
+pub fn summary_of_hints(report: &HostReport) -> String {
+    match report.fixable().count() {
+        0 => String::new(),
+        1 => "1 setting can be fixed: berth check --fix-hints shows the command.\n".to_owned(),
+        count => format!("{count} settings can be fixed: berth check --fix-hints shows the commands.\n"),
+    }
+}
+
 /// The mark of a row, four columns wide without its colours.
 fn mark(row: &Row, terminal: bool) -> String {
     let (word, colour) = match row.found {
@@ -65,6 +87,18 @@ AppArmor   no    not enabled     it is ignored
 berth does not run here. Missing: overlayfs (no such device).
 ";
         assert_eq!(render(&report(), false), expected);
+    }
+
+    #[test]
+    fn hints_are_commands_with_their_reason() {
+        let mut report = report();
+        assert_eq!((hints(&report), summary_of_hints(&report)), (String::new(), String::new()));
+        report.rows.push(
+            Row::new("swap off", Availability::No, "/dev/sda2").without("no kubelet").fix("swapoff -a"),
+        );
+        report.rows.push(Row::new("bridge", Availability::Yes, "available").fix("modprobe bridge"));
+        assert_eq!(hints(&report), "\n# swap off: /dev/sda2: no kubelet\nswapoff -a\n");
+        assert!(summary_of_hints(&report).starts_with("1 setting"));
     }
 
     #[test]

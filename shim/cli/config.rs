@@ -8,8 +8,8 @@ use berth_image::printable;
 
 use super::Source;
 use crate::cdi;
-use crate::config::{commented_default, mistakes};
-use crate::daemon::image_options;
+use crate::config::{document, mistakes};
+use crate::images;
 use crate::stream::tls;
 
 /// Arguments of `berth config`.
@@ -28,16 +28,19 @@ enum Action {
     Check(Source),
     /// Print the default configuration, with a comment for each key
     Default,
+    /// Print a Markdown table of all keys, with their values and flags
+    Keys,
 }
 
 pub(super) fn run(args: ConfigArgs) -> ExitCode {
     match args.action {
         Action::Dump(source) => dump(source),
         Action::Check(source) => check(source),
-        Action::Default => match commented_default() {
+        Action::Default => match document::commented_default() {
             Ok(text) => super::print(&text),
             Err(error) => super::fail(&error),
         },
+        Action::Keys => super::print(&document::table()),
     }
 }
 
@@ -68,7 +71,7 @@ fn check(source: Source) -> ExitCode {
     ));
     mistakes.extend(cdi::mistakes(&config.cdi_spec_dirs));
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => mistakes.extend(runtime.block_on(berth_image::mistakes(&image_options(&config)))),
+        Ok(runtime) => mistakes.extend(runtime.block_on(berth_image::mistakes(&images::options(&config)))),
         Err(error) => mistakes.push(format!("failed to start a runtime: {error}")),
     }
     for mistake in &mistakes {

@@ -104,13 +104,13 @@ async fn repaired(config: Config) -> Result<Report, String> {
     }
     let daemon = crate::daemon::open(config).await.map_err(|error| error.to_string())?;
     crate::recover::complete(&daemon).await.map_err(|error| error.to_string())?;
-    let rest = fsck::run(&daemon, true).await.map_err(|error| error.to_string())?;
+    let rest = fsck::run(&fsck::Parts::of(&daemon), true).await.map_err(|error| error.to_string())?;
     if let Some(socket) = crate::inventory::files::dead_socket(&scope) {
         std::fs::remove_file(&socket.name).map_err(|error| format!("failed to remove {socket}: {error}"))?;
     }
     daemon.images.wait_for_deletions(DELETION_TIME).await;
-    crate::pod::run::release_default_cgroup(&daemon);
-    let records = daemon.records.clone();
+    daemon.cgroups.release_default_parent();
+    let records = daemon.pods.records.clone();
     if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {
         return Err("failed to write all records".to_owned());
     }

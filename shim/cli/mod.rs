@@ -4,6 +4,7 @@ pub mod check;
 pub mod cni;
 pub mod config;
 pub mod fsck;
+pub mod generate;
 pub mod image;
 pub mod load;
 pub mod logging;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Layer, LogFormat, load as load_config, value};
+use crate::config::{Config, ConfigError, Flags, Layer, load as load_config};
 
 /// A Kubernetes container runtime.
 #[derive(Debug, Parser)]
@@ -45,6 +46,12 @@ enum Command {
     Config(config::ConfigArgs),
     /// Show the version
     Version,
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions(generate::CompletionsArgs),
 }
 
 /// The source of the configuration.
@@ -57,38 +64,6 @@ pub struct Source {
     flags: Flags,
 }
 
-/// Flags that override the configuration files.
-#[derive(Clone, Debug, Default, Args)]
-pub struct Flags {
-    /// Serve clients on this socket
-    #[arg(long, value_name = "PATH")]
-    socket: Option<value::SocketPath>,
-    /// Keep persistent state in this folder
-    #[arg(long, value_name = "FOLDER")]
-    root: Option<value::AbsolutePath>,
-    /// Keep volatile state in this folder
-    #[arg(long, value_name = "FOLDER")]
-    state: Option<value::AbsolutePath>,
-    /// Read CNI configuration from this folder
-    #[arg(long, value_name = "FOLDER")]
-    cni_conf_dir: Option<value::AbsolutePath>,
-    /// Serve exec, attach and port-forward sessions on this address
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    stream_address: Option<std::net::SocketAddr>,
-    /// Serve metrics on this address
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    metrics_address: Option<std::net::SocketAddr>,
-    /// Set the log level: off, error, warn, info, debug or trace; or by module
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<value::LogFilter>,
-    /// Set the format of log lines
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<LogFormat>,
-    /// Set the cgroup driver
-    #[arg(long, value_name = "DRIVER")]
-    cgroup_driver: Option<value::CgroupDriver>,
-}
-
 impl Source {
     fn load(self) -> Result<Config, ConfigError> {
         let (file, layer) = self.parts();
@@ -97,20 +72,7 @@ impl Source {
 
     /// Returns the main file, if one is named, and the settings of the flags.
     fn parts(self) -> (Option<PathBuf>, Layer) {
-        let flags = self.flags;
-        let layer = Layer {
-            socket: flags.socket,
-            root: flags.root,
-            state: flags.state,
-            cni_conf_dir: flags.cni_conf_dir,
-            stream_address: flags.stream_address,
-            metrics_address: flags.metrics_address,
-            log_level: flags.log_level,
-            log_format: flags.log_format,
-            cgroup_driver: flags.cgroup_driver,
-            ..Layer::default()
-        };
-        (self.config, layer)
+        (self.config, self.flags.into())
     }
 }
 
@@ -127,6 +89,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Fsck(args) => fsck::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => version::run(),
+        Command::Man(args) => generate::man(&args),
+        Command::Completions(args) => generate::completions(&args),
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Source, logging};
 use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
+use crate::exec::ContainerAccess;
 use crate::image_service::Images;
 use crate::runtime_service::Runtime;
 use crate::server::{Claim, serve};
@@ -65,12 +66,12 @@ fn start(config: Config) -> Result<(), String> {
         let store = daemon.images.clone();
         tokio::spawn(async move { store.import_from(folder).await });
         let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
-        daemon.streams.set_base_url(sessions.base());
-        tokio::spawn(sessions.serve(daemon.clone()));
+        daemon.sessions.set_base_url(sessions.base());
+        tokio::spawn(sessions.serve(ContainerAccess::of(&daemon), daemon.sessions.clone()));
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
         let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
-        crate::pod::run::release_default_cgroup(&daemon);
-        let records = daemon.records.clone();
+        daemon.cgroups.release_default_parent();
+        let records = daemon.pods.records.clone();
         if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {
             tracing::error!("failed to write all records; the next daemon gets the states from the keepers");
         }

@@ -1,197 +1,176 @@
-//! The list of configuration keys with a description of each. `berth config default` prints it, and the suggestion
-//! for an unknown key comes from it.
+//! The configuration keys. Each is declared once: its type, default, description, example and flag. `berth config default`,
+//! `berth config keys`, the help of the flags and docs/configuration.md show the declarations.
 
-/// A key of the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    /// The table that contains the key; empty for the top level.
-    pub table: &'static str,
-    /// The name of the key in its table.
-    pub name: &'static str,
-    /// The description of the key.
-    pub about: &'static str,
-    /// An example value for a key without a default.
-    pub example: Option<&'static str>,
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
+
+use super::BrokenDropIn;
+use super::declare::settings;
+use super::value::{
+    AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, Described, HandlerNames, LogFilter,
+    LogFormat, Mtu, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
+};
+
+pub use super::declare::Key;
+
+settings! {
+    "", "The settings of one daemon.", Config, Layer, Flags;
+    keys {
+        socket: SocketPath => PathBuf = path("/run/berth/berth.sock"),
+            "Socket for the kubelet and crictl.", flag "PATH";
+        root: AbsolutePath => PathBuf = path("/var/lib/berth"),
+            "Folder for persistent state: images, containers, addresses.", flag "FOLDER";
+        state: AbsolutePath => PathBuf = path("/run/berth"),
+            "Folder for volatile state: the pods' keepers and their sockets.", flag "FOLDER";
+        cni_conf_dir: AbsolutePath => PathBuf = path("/etc/cni/net.d"),
+            "Folder of CNI configuration files; if it has none, pods get the built-in network.", flag "FOLDER";
+        cni_bin_dirs: PathList => Vec<PathBuf> = paths(&["/opt/cni/bin"]),
+            "Folders of CNI plugins that are not built in.";
+        cni_data_dir: AbsolutePath => PathBuf = path("/var/lib/cni/networks"),
+            "Folder of allocated addresses, in the format of the plugin host-local; its allocations stay valid.";
+        cni_conf_template: AbsolutePath => Option<PathBuf> = None,
+            "Template of the file that is written to cni_conf_dir when the kubelet sets the pod subnets, in the format of \
+             containerd's conf_template.", example "\"/etc/berth/cni.conflist.tmpl\"";
+        cni_external_plugins: PluginNames => Vec<String> = Vec::new(),
+            "Types of built-in plugins that are run from cni_bin_dirs instead.";
+        cni_plugin_timeout: AtLeastOne => u64 = 90,
+            "Time limit in seconds for a call of a plugin from cni_bin_dirs.";
+        cdi_spec_dirs: PathList => Vec<PathBuf> = paths(&["/etc/cdi", "/var/run/cdi"]),
+            "Folders of vendors' CDI files; a later folder takes precedence.";
+        certs_dir: PathList => Vec<PathBuf> = paths(&[
+                "/etc/berth/certs.d",
+                "/etc/containerd/certs.d",
+                "/etc/containers/certs.d",
+                "/etc/docker/certs.d",
+            ]),
+            "Folders of <registry>/hosts.toml or certificates, one or several; the first folder that has any is used.";
+        registries_conf: AbsolutePath => PathBuf = path("/etc/containers/registries.conf"),
+            "Mirrors and short names in the format of podman and CRI-O, for registries without a hosts.toml.";
+        // The second is the login file of podman and skopeo for root (containers-auth.json(5)).
+        auth_file: PathList => Vec<PathBuf> = paths(&["/etc/berth/auth.json", "/run/containers/0/auth.json"]),
+            "Credentials for registries in the format of docker's config.json, for requests without any: one file or \
+             several.",
+            note "keys of the file are registries or repositories (`quay.io/team`), and the longest match applies; \
+                  `credHelpers` and `credsStore` work";
+        signature_policy: AbsolutePath => PathBuf = path("/etc/containers/policy.json"),
+            "Policy for accepted images (containers-policy.json); without the file, all.";
+        import_dir: AbsolutePath => Option<PathBuf> = None,
+            "Folder from which archives and layouts are imported as they appear; the default is <root>/import.",
+            example "\"/var/lib/berth/import\"";
+        pinned_images: References => Vec<String> = Vec::new(),
+            "References of images that the kubelet's garbage collection must keep.";
+        parallel_pulls: Parallel => usize = 4,
+            "Number of layers that are downloaded in parallel, in addition to one per pull and to slow transfers.";
+        max_image_size: ByteSize => ByteSize = ByteSize::gib(64),
+            "Largest unpacked size of an image that is pulled or loaded.";
+        max_image_files: AtLeastOne => u64 = 10_000_000,
+            "Largest number of files, folders and links in an image.";
+        max_image_depth: Depth => usize = 256,
+            "Deepest nesting of folders in an image.";
+        max_compression_ratio: AtLeastOne => u64 = 1100,
+            "Largest ratio of unpacked to compressed bytes of a layer, beyond the first 4 GiB.";
+        stream_address: SocketAddr => SocketAddr = SocketAddr::from(([127, 0, 0, 1], 0)),
+            "Address for exec, attach and port-forward sessions; port 0 selects a free port.", flag "ADDRESS:PORT",
+            note "the kubelet connects from this node; an address other than loopback needs TLS or other protection";
+        stream_certificate: AbsolutePath => Option<PathBuf> = None,
+            "Certificate for these sessions, followed by its chain, in PEM; without it they use plain HTTP.",
+            example "\"/etc/berth/stream.crt\"",
+            note "needs `stream_key`; both are read when the daemon starts";
+        stream_key: AbsolutePath => Option<PathBuf> = None,
+            "Key of that certificate, in PEM.", example "\"/etc/berth/stream.key\"",
+            note "needs `stream_certificate`";
+        metrics_address: SocketAddr => Option<SocketAddr> = None,
+            "Address for metrics; without it, metrics are not served.", example "\"127.0.0.1:9470\"", flag "ADDRESS:PORT";
+        log_level: LogFilter => String = "info".to_owned(),
+            "Log level: off, error, warn, info, debug or trace; or by module: \"info,berth_image=debug\".", flag "LEVEL";
+        log_format: LogFormat => LogFormat = LogFormat::Text,
+            "Log format: text or json.", flag "FORMAT";
+        cgroup_driver: CgroupDriver => CgroupDriver = CgroupDriver::Auto,
+            "Cgroup driver: auto, systemd or cgroupfs; the kubelet uses the same.", flag "DRIVER",
+            note "`auto` is `systemd` if systemd runs the host on cgroup v2, otherwise `cgroupfs`";
+        restrict_oom_score_adj: bool => bool = false,
+            "Raise the oom_score_adj of containers to the daemon's if it is lower, instead of failing.";
+        default_ulimits: Ulimits => Vec<String> = Vec::new(),
+            "Resource limits of every container: \"nofile=1024:524288\" sets soft and hard, \"core=0\" sets both.",
+            note "other limits are those that the kernel gives to its first process, never those of the daemon; exceptions: \
+                  `nofile` is 1048576, `nproc` is unlimited";
+        // The default of containerd and CRI-O.
+        shm_size: ByteSize => ByteSize = ByteSize::mib(64),
+            "Size of a pod's /dev/shm.";
+        device_ownership_from_security_context: bool => bool = false,
+            "Give devices to the user and group of their container's security context.";
+        runtime_handlers: HandlerNames => Vec<String> = vec!["berth".to_owned()],
+            "RuntimeClass handlers that pods may name; pods without a handler always run.";
+    }
+    tables {
+        network: NetworkConfig, NetworkLayer, NetworkFlags,
+            "Network of pods when cni_conf_dir has no configuration.";
+    }
+    also {
+        /// The drop-ins that were skipped, and why.
+        #[serde(skip)]
+        broken_drop_ins: Vec<BrokenDropIn>;
+    }
 }
 
-const fn key(table: &'static str, name: &'static str, about: &'static str) -> Key {
-    Key { table, name, about, example: None }
+settings! {
+    "network", "The network that pods get when `cni_conf_dir` has no configuration.",
+    NetworkConfig, NetworkLayer, NetworkFlags;
+    keys {
+        bridge: BridgeName => String = "berth0".to_owned(),
+            "Bridge of the built-in network.";
+        // docker uses 172.17-31, podman 10.88, CRI-O 10.85, the guides of kubeadm 10.244 and 10.96.
+        subnets: Subnets => Vec<IpNet> = vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 83, 0, 0), 16))],
+            "Address ranges of its pods, at most one per address family.";
+        mtu: Mtu => Option<u32> = None,
+            "MTU of its pods' interfaces; the default is the bridge's.", example "1450";
+    }
+    tables {}
+    also {}
 }
 
-/// All keys, in the order in which they are printed.
-pub const KEYS: [Key; 37] = [
-    key("", "socket", "Socket for the kubelet and crictl."),
-    key("", "root", "Folder for persistent state: images, containers, addresses."),
-    key("", "state", "Folder for volatile state: the pods' keepers and their sockets."),
-    key(
-        "",
-        "cni_conf_dir",
-        "Folder of CNI configuration files; if it has none, pods get the built-in network.",
-    ),
-    key("", "cni_bin_dirs", "Folders of CNI plugins that are not built in."),
-    key(
-        "",
-        "cni_data_dir",
-        "Folder of allocated addresses, in the format of the plugin host-local; its allocations stay valid.",
-    ),
-    Key {
-        table: "",
-        name: "cni_conf_template",
-        about: "Template of the file that is written to cni_conf_dir when the kubelet sets the pod subnets, in the format of containerd's conf_template.",
-        example: Some("\"/etc/berth/cni.conflist.tmpl\""),
-    },
-    key("", "cni_external_plugins", "Types of built-in plugins that are run from cni_bin_dirs instead."),
-    key("", "cni_plugin_timeout", "Time limit in seconds for a call of a plugin from cni_bin_dirs."),
-    key("", "cdi_spec_dirs", "Folders of vendors' CDI files; a later folder takes precedence."),
-    key(
-        "",
-        "certs_dir",
-        "Folders of <registry>/hosts.toml or certificates, one or several; the first folder that has any is used.",
-    ),
-    key(
-        "",
-        "registries_conf",
-        "Mirrors and short names in the format of podman and CRI-O, for registries without a hosts.toml.",
-    ),
-    key(
-        "",
-        "auth_file",
-        "Credentials for registries in the format of docker's config.json, for requests without any: one file or several.",
-    ),
-    key(
-        "",
-        "signature_policy",
-        "Policy for accepted images (containers-policy.json); without the file, all.",
-    ),
-    Key {
-        table: "",
-        name: "import_dir",
-        about: "Folder from which archives and layouts are imported as they appear; the default is <root>/import.",
-        example: Some("\"/var/lib/berth/import\""),
-    },
-    key("", "pinned_images", "References of images that the kubelet's garbage collection must keep."),
-    key(
-        "",
-        "parallel_pulls",
-        "Number of layers that are downloaded in parallel, in addition to one per pull and to slow transfers.",
-    ),
-    key("", "max_image_size", "Largest unpacked size of an image that is pulled or loaded."),
-    key("", "max_image_files", "Largest number of files, folders and links in an image."),
-    key("", "max_image_depth", "Deepest nesting of folders in an image."),
-    key(
-        "",
-        "max_compression_ratio",
-        "Largest ratio of unpacked to compressed bytes of a layer, beyond the first 4 GiB.",
-    ),
-    key(
-        "",
-        "stream_address",
-        "Address for exec, attach and port-forward sessions; port 0 selects a free port.",
-    ),
-    Key {
-        table: "",
-        name: "stream_certificate",
-        about: "Certificate for these sessions, followed by its chain, in PEM; without it they use plain HTTP.",
-        example: Some("\"/etc/berth/stream.crt\""),
-    },
-    Key {
-        table: "",
-        name: "stream_key",
-        about: "Key of that certificate, in PEM.",
-        example: Some("\"/etc/berth/stream.key\""),
-    },
-    Key {
-        table: "",
-        name: "metrics_address",
-        about: "Address for metrics; without it, metrics are not served.",
-        example: Some("\"127.0.0.1:9470\""),
-    },
-    key(
-        "",
-        "log_level",
-        "Log level: off, error, warn, info, debug or trace; or by module: \"info,berth_image=debug\".",
-    ),
-    key("", "log_format", "Log format: text or json."),
-    key("", "cgroup_driver", "Cgroup driver: auto, systemd or cgroupfs; the kubelet uses the same."),
-    key(
-        "",
-        "restrict_oom_score_adj",
-        "Raise the oom_score_adj of containers to the daemon's if it is lower, instead of failing.",
-    ),
-    key(
-        "",
-        "default_ulimits",
-        "Resource limits of every container: \"nofile=1024:524288\" sets soft and hard, \"core=0\" sets both.",
-    ),
-    key("", "shm_size", "Size of a pod's /dev/shm."),
-    key(
-        "",
-        "device_ownership_from_security_context",
-        "Give devices to the user and group of their container's security context.",
-    ),
-    key(
-        "",
-        "runtime_handlers",
-        "RuntimeClass handlers that pods may name; pods without a handler always run.",
-    ),
-    key("network", "bridge", "Bridge of the built-in network."),
-    key("network", "subnets", "Address ranges of its pods, at most one per address family."),
-    Key {
-        table: "network",
-        name: "mtu",
-        about: "MTU of its pods' interfaces; the default is the bridge's.",
-        example: Some("1450"),
-    },
-    key("", "network", "Network of pods when cni_conf_dir has no configuration."),
-];
+fn path(text: &str) -> PathBuf {
+    PathBuf::from(text)
+}
 
-/// Returns the key of a table that is nearest to a name, if one is near.
+fn paths(texts: &[&str]) -> Vec<PathBuf> {
+    texts.iter().map(PathBuf::from).collect()
+}
+
+/// Returns the keys of a table; the name of the top level is empty.
 #[must_use]
-pub fn nearest(table: &str, name: &str) -> Option<&'static str> {
-    KEYS.iter()
-        .filter(|key| key.table == table)
-        .map(|key| (distance(key.name, name), key.name))
-        .min()
-        .filter(|(distance, known)| *distance <= known.len().max(name.len()) / 2)
-        .map(|(_, known)| known)
+pub fn of_table(table: &str) -> Option<&'static [Key]> {
+    match table {
+        "" => Some(Layer::KEYS),
+        name => Layer::TABLES.iter().find(|(table, ..)| *table == name).map(|(_, _, keys)| *keys),
+    }
 }
 
-/// Returns how many letters must be added, removed or changed to get from one text to the other (Levenshtein
-/// distance).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, letter) in a.chars().enumerate() {
-        let mut next = vec![i + 1];
-        let mut left = i + 1;
-        for ((above_left, above), other) in row.iter().zip(row.iter().skip(1)).zip(&b) {
-            left = (left + 1).min(above + 1).min(above_left + usize::from(letter != *other));
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
+/// Returns the default value of a key, if it has one.
+///
+/// # Errors
+/// A default is not valid TOML.
+pub fn default_of(table: &str, name: &str) -> Result<Option<toml::Value>, toml::ser::Error> {
+    let mut defaults = toml::Table::try_from(Config::default())?;
+    let table = match table {
+        "" => defaults,
+        name => match defaults.remove(name) {
+            Some(toml::Value::Table(inner)) => inner,
+            _ => return Ok(None),
+        },
+    };
+    Ok(table.get(name).cloned())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn distances() {
-        for (a, b, expected) in
-            [("", "", 0), ("abc", "", 3), ("", "abc", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
-        {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
-        }
-    }
-
-    #[test]
-    fn the_nearest_key_is_of_the_same_table_and_near() {
-        assert_eq!(nearest("", "sokcet"), Some("socket"));
-        assert_eq!(nearest("", "cni_bin_dir"), Some("cni_bin_dirs"));
-        assert_eq!(nearest("network", "subnet"), Some("subnets"));
-        assert_eq!(nearest("network", "socket"), None);
-        assert_eq!(nearest("", "plugins_io_containerd"), None);
+/// Returns the help text of a flag: the description of its key, with the default.
+fn help(table: &str, name: &str, about: &str) -> String {
+    let about = about.trim_end_matches('.');
+    match default_of(table, name) {
+        Ok(Some(toml::Value::String(text))) => format!("{about} [default: {text}]"),
+        Ok(Some(value)) => format!("{about} [default: {value}]"),
+        Ok(None) | Err(_) => about.to_owned(),
     }
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::problem::{self, Problem};
-use super::{Config, DEFAULT_FILE, Layer};
+use super::{BrokenDropIn, Config, DEFAULT_FILE, Layer};
 
 /// The largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -18,9 +18,9 @@ pub enum ConfigError {
     /// A file cannot be read.
     #[error("failed to read {}: {error}", file.display())]
     Read {
-        /// The file.
+        /// The file that was read.
         file: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// One of two keys that belong together is missing.
@@ -34,20 +34,11 @@ pub enum ConfigError {
     /// A file has a mistake.
     #[error("{}:{problem}", file.display())]
     Wrong {
-        /// The file.
+        /// The file with the mistake.
         file: PathBuf,
         /// The line, the key and the mistake.
         problem: Problem,
     },
-}
-
-/// A drop-in that was skipped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokenDropIn {
-    /// The file.
-    pub file: PathBuf,
-    /// The mistake, with file, line and key.
-    pub message: String,
 }
 
 /// Reads the configuration. The default file may be missing; a file that `file` names must exist.

@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Layer;
-use super::keys::{KEYS, nearest};
+use super::keys;
+use super::nearest::nearest;
 
 /// A mistake in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub struct Problem {
     pub line: usize,
     /// The dotted key; empty if the text is not TOML.
     pub key: String,
-    /// The mistake.
+    /// The mistake, as text for the operator.
     pub why: String,
 }
 
@@ -93,8 +94,9 @@ fn at(text: &str, span: Option<Range<usize>>, key: &str, why: &str) -> Problem {
 fn remove_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems: &mut Vec<Problem>) {
     let mut unknown = Vec::new();
     for (key, value) in table.iter_mut() {
-        let is_known = KEYS.iter().any(|k| k.table == name && k.name == key.get_ref());
-        if !is_known {
+        let inner_table = keys::of_table(key.get_ref()).filter(|_| name.is_empty());
+        let is_key = keys::of_table(name).is_some_and(|keys| keys.iter().any(|k| k.name == key.get_ref()));
+        if !is_key && inner_table.is_none() {
             let dotted = dotted(name, key);
             let why = match nearest(name, key.get_ref()) {
                 Some(near) => format!("unknown key; did you mean {near:?}?"),
@@ -105,8 +107,7 @@ fn remove_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems
             continue;
         }
         if let DeValue::Table(inner) = value.get_mut()
-            && name.is_empty()
-            && KEYS.iter().any(|k| k.table == key.get_ref())
+            && inner_table.is_some()
         {
             remove_unknown_keys(text, inner, key.get_ref(), problems);
         }

@@ -2,6 +2,7 @@
 //! plain types in [`super::Config`].
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
@@ -17,9 +18,23 @@ fn invalid<T>(why: impl Into<String>) -> Result<T, InvalidValue> {
     Err(InvalidValue(why.into()))
 }
 
+/// A type of values with a description of what it accepts.
+pub trait Described {
+    /// The accepted values, for docs/configuration.md.
+    const VALUES: &'static str;
+}
+
+impl Described for bool {
+    const VALUES: &'static str = "`true` or `false`";
+}
+
+impl Described for SocketAddr {
+    const VALUES: &'static str = "an IP address and a port: `\"127.0.0.1:9470\"`, `\"[::1]:9470\"`";
+}
+
 /// Defines a type around `$inner` that is read as `$raw` and checked by a function.
 macro_rules! checked {
-    ($(#[$doc:meta])* $name:ident, $raw_text:literal, $raw:ty => $inner:ty, $check:ident) => {
+    ($(#[$doc:meta])* $name:ident, $raw_text:literal, $raw:ty => $inner:ty, $check:ident, $values:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Deserialize)]
         #[serde(try_from = $raw_text)]
@@ -38,13 +53,23 @@ macro_rules! checked {
                 value.0
             }
         }
+
+        impl From<$name> for Option<$inner> {
+            fn from(value: $name) -> Self {
+                Some(value.0)
+            }
+        }
+
+        impl Described for $name {
+            const VALUES: &'static str = $values;
+        }
     };
 }
 
 /// Defines a checked type that is read as text, also from flags.
 macro_rules! checked_text {
-    ($(#[$doc:meta])* $name:ident => $inner:ty, $check:ident) => {
-        checked! { $(#[$doc])* $name, "String", String => $inner, $check }
+    ($(#[$doc:meta])* $name:ident => $inner:ty, $check:ident, $values:literal) => {
+        checked! { $(#[$doc])* $name, "String", String => $inner, $check, $values }
 
         impl FromStr for $name {
             type Err = InvalidValue;
@@ -58,60 +83,74 @@ macro_rules! checked_text {
 
 checked_text! {
     /// An absolute path without `..`.
-    AbsolutePath => PathBuf, absolute
+    AbsolutePath => PathBuf, absolute,
+        "an absolute path without `..`"
 }
 checked_text! {
     /// A path that fits in the address of a unix socket (unix(7): 108 bytes including the terminating zero).
-    SocketPath => PathBuf, socket_path
+    SocketPath => PathBuf, socket_path,
+        "an absolute path without `..` of at most 107 bytes, also as `unix:///run/...`"
 }
 checked_text! {
     /// The name of a network interface (netdevice(7): 15 bytes).
-    BridgeName => String, interface_name
+    BridgeName => String, interface_name,
+        "the name of an interface: 1 to 15 letters, digits and `._-`"
 }
 checked_text! {
     /// A level such as `info`, or levels by module such as `info,berth_image=debug`.
-    LogFilter => String, log_filter
+    LogFilter => String, log_filter,
+        "a level, or levels by module: `\"info,berth_image=debug\"`"
 }
 checked! {
     /// References of images.
-    References, "Vec<String>", Vec<String> => Vec<String>, references
+    References, "Vec<String>", Vec<String> => Vec<String>, references,
+        "a list of references, with a tag or a digest"
 }
 checked! {
     /// One path or a list of paths.
-    PathList, "toml::Value", toml::Value => Vec<PathBuf>, paths
+    PathList, "toml::Value", toml::Value => Vec<PathBuf>, paths,
+        "an absolute path without `..`, or a list of them"
 }
 checked! {
     /// Names of RuntimeClass handlers: DNS labels, as Kubernetes requires.
-    HandlerNames, "Vec<String>", Vec<String> => Vec<String>, handlers
+    HandlerNames, "Vec<String>", Vec<String> => Vec<String>, handlers,
+        "a list of DNS labels; a pod without a RuntimeClass needs none"
 }
 checked! {
     /// Types of built-in CNI plugins.
-    PluginNames, "Vec<String>", Vec<String> => Vec<String>, plugins
+    PluginNames, "Vec<String>", Vec<String> => Vec<String>, plugins,
+        "a list of types of built-in plugins"
 }
 checked! {
     /// Resource limits as `name=soft:hard`, by the names of setrlimit(2) in lower case.
-    Ulimits, "Vec<String>", Vec<String> => Vec<String>, ulimits
+    Ulimits, "Vec<String>", Vec<String> => Vec<String>, ulimits,
+        "a list of limits: `\"nofile=1024:524288\"`, `\"core=0\"`, `\"memlock=unlimited\"`"
 }
 checked! {
     /// Ranges of pod addresses: at least one, at most one of each family, large enough for a gateway and a pod.
-    Subnets, "Vec<IpNet>", Vec<IpNet> => Vec<IpNet>, subnets
+    Subnets, "Vec<IpNet>", Vec<IpNet> => Vec<IpNet>, subnets,
+        "at most one range of each address family: `[\"10.83.0.0/16\", \"fd83:6265:7274::/64\"]`"
 }
 checked! {
     /// An MTU, at least 1280 bytes (required by IPv6) and at most 65535.
-    Mtu, "u32", u32 => u32, mtu
+    Mtu, "u32", u32 => u32, mtu,
+        "1280 to 65535"
 }
 checked! {
     /// A degree of parallelism.
-    Parallel, "usize", usize => usize, parallel
+    Parallel, "usize", usize => usize, parallel,
+        "1 to 64"
 }
 
 checked! {
     /// A limit of at least 1.
-    AtLeastOne, "u64", u64 => u64, at_least_one
+    AtLeastOne, "u64", u64 => u64, at_least_one,
+        "a number of at least 1"
 }
 checked! {
     /// A depth of nested folders. The kernel accepts at most 2047: a path of one-letter names up to PATH_MAX.
-    Depth, "usize", usize => usize, depth
+    Depth, "usize", usize => usize, depth,
+        "1 to 2047"
 }
 
 fn ulimits(limits: Vec<String>) -> Result<Vec<String>, InvalidValue> {
@@ -259,6 +298,10 @@ pub enum LogFormat {
     Json,
 }
 
+impl Described for LogFormat {
+    const VALUES: &'static str = "`\"text\"` or `\"json\"`";
+}
+
 /// The creator of pods' parent cgroups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -270,6 +313,10 @@ pub enum CgroupDriver {
     Systemd,
     /// The kubelet: parents are plain paths.
     Cgroupfs,
+}
+
+impl Described for CgroupDriver {
+    const VALUES: &'static str = "`\"auto\"`, `\"systemd\"` or `\"cgroupfs\"`";
 }
 
 /// Whether systemd is the host's init (`sd_booted(3)`) and cgroup v2 is the only hierarchy.
@@ -303,6 +350,10 @@ impl ByteSize {
     pub fn bytes(self) -> u64 {
         self.0
     }
+}
+
+impl Described for ByteSize {
+    const VALUES: &'static str = "bytes, or with a unit: `\"512MiB\"`, `\"64GiB\"`";
 }
 
 impl FromStr for ByteSize {

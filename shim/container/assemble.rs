@@ -9,23 +9,25 @@ use std::path::Path;
 
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::cgroup::CgroupPath;
 use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
 use berth_runtime::{rootfs, users};
 
 use super::log::LogFile;
 use crate::cdi;
+use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
-use crate::lsm::selinux::{self, Labels};
+use crate::host::HostFacts;
+use crate::lsm::apparmor::AppArmor;
+use crate::lsm::selinux::{self, Labels, SeLinux};
 use crate::oci::{self, Host, ImageContext, PodContext, User};
 use crate::seccomp;
 use crate::store::container::RecordedUser;
 use crate::store::spec::CachedSpec;
-use crate::store::{Container, Pod};
-use crate::systemd;
+use crate::store::{Container, Pod, Store};
 
 /// The text by which the kubelet recognizes this failure (k8s.io/cri-api/pkg/errors, `ErrImageVolumeMountFailed`).
 pub(super) const IMAGE_VOLUME_FAILED: &str = "ImageVolumeMountFailed";
@@ -61,29 +63,38 @@ pub fn assemble(
     pause_pid: i32,
 ) -> Result<Assembled, CriError> {
     let config = container.with(|record| record.config.clone());
-    let users = crate::oci::userns::requested(&pod.namespaces())?;
-    let userns = match &users {
-        Some(_) => {
-            let userns = pod.userns();
-            Some(userns.ok_or_else(|| CriError::internal("map ids", "the pod's user namespace is gone"))?)
-        }
-        None => None,
-    };
-    if let Some(users) = &users {
-        set_owner_of_upper(users, layer)?;
-    }
+    let userns = prepare_userns(pod, layer)?;
     let userns = userns.as_ref().map(AsFd::as_fd);
-    let labels = selinux_labels(daemon, pod, &config)?;
+    let labels = selinux_labels(&daemon.host.selinux, pod, &config)?;
     let label = labels.as_ref().map(|labels| labels.mount.as_str());
     let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work), userns, label)?;
     let user = resolve_user(&config, layer, &rootfs)?;
-    let mut spec = container_spec(daemon, pod, container, &config, layer, &user, pause_pid)?;
+    let host = host_of(&daemon.config, &daemon.host, daemon.cgroups.is_v2(), &config)?;
+    let cgroup = container.with(|record| record.cgroup.clone());
+    let record = pod.record();
+    let folder = daemon.pods.folders.pod_state(&record.id);
+    let pod_context = PodContext {
+        id: record.id.as_str(),
+        config: &record.config,
+        pause_pid,
+        files: record.files(&folder),
+        runtime_handler: &record.runtime_handler,
+    };
+    let mut spec = container_spec(
+        container.id.as_str(),
+        &config,
+        &pod_context,
+        layer,
+        &user,
+        &host,
+        &daemon.cgroups.spec_path(cgroup.clone(), container.id.as_str())?,
+    )?;
     let limits = limits_of(&config, &spec);
     container.intend(|record| {
         record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
         record.resources = Some(limits.clone());
     })?;
-    confine(daemon, &config, labels.as_ref(), &mut spec)?;
+    confine(&daemon.host.apparmor, &config, labels.as_ref(), &mut spec)?;
     let cdi_devices = cdi::requested(&config)?;
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
@@ -92,8 +103,7 @@ pub fn assemble(
     let profile = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(|profile| daemon.filters.filter(profile)).transpose()?;
     let CachedSpec { spec, filter } = container.spec.keep(spec, filter)?;
-    let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
-    let cgroup = Cgroup::create(&daemon.hierarchies, &path, &resources)?;
+    let cgroup = daemon.cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
 
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
@@ -102,9 +112,9 @@ pub fn assemble(
     make_root_for_hooks(&spec, container)?;
     let context = Context {
         bundle: container.folder(),
-        pid_target: pid_target(daemon, pod, &config)?,
+        pid_target: pid_target(&daemon.pods.store, pod, &config)?,
         pod: PodNamespaces { pause_pid },
-        hierarchies: &daemon.hierarchies,
+        hierarchies: daemon.cgroups.hierarchies(),
         stdio: StdioPlan {
             stdin: config.stdin,
             stdin_once: config.stdin_once,
@@ -143,6 +153,15 @@ fn make_root_for_hooks(spec: &oci_spec::runtime::Spec, container: &Container) ->
         .map_err(|error| CriError::internal("create the root folder for hooks", error))
 }
 
+/// Returns the pod's user namespace, if it has one, and prepares the writable layer for it.
+fn prepare_userns(pod: &Pod, layer: &WritableLayer) -> Result<Option<OwnedFd>, CriError> {
+    let Some(users) = oci::userns::requested(&pod.namespaces())? else { return Ok(None) };
+    let gone = || CriError::internal("map ids", "the pod's user namespace is gone");
+    let userns = pod.userns().ok_or_else(gone)?;
+    set_owner_of_upper(&users, layer)?;
+    Ok(Some(userns))
+}
+
 /// Gives the root of the writable layer the owner that it has in the image, mapped by the pod's user namespace: files
 /// that a container writes have the host's ids on disk.
 fn set_owner_of_upper(users: &UserNamespace, layer: &WritableLayer) -> Result<(), CriError> {
@@ -161,51 +180,52 @@ fn resolve_user(config: &ContainerConfig, layer: &WritableLayer, rootfs: &OwnedF
 }
 
 fn container_spec(
-    daemon: &Daemon,
-    pod: &Pod,
-    container: &Container,
+    id: &str,
     config: &ContainerConfig,
+    pod: &PodContext<'_>,
     layer: &WritableLayer,
     user: &User,
-    pause_pid: i32,
+    host: &Host,
+    cgroup: &str,
 ) -> Result<oci_spec::runtime::Spec, CriError> {
-    let record = pod.record();
-    let folder = daemon.folders.pod_state(&record.id);
-    let pod = PodContext {
-        id: record.id.as_str(),
-        config: &record.config,
-        pause_pid,
-        files: record.files(&folder),
-        runtime_handler: &record.runtime_handler,
-    };
     let image_id = layer.image.id.to_string();
     let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
     let image = ImageContext { config: &layer.image.config, name, id: &image_id };
-    let privileged = oci::is_privileged(config);
-    let host = Host {
-        privileged_devices: if privileged { devices::all() } else { Vec::new() },
+    Ok(oci::container_spec(id, config, pod, &image, user, host, cgroup)?)
+}
+
+/// Returns the properties of the host that the spec of a container depends on.
+fn host_of(
+    daemon_config: &Config,
+    facts: &HostFacts,
+    cgroup_v2: bool,
+    config: &ContainerConfig,
+) -> Result<Host, CriError> {
+    Ok(Host {
+        privileged_devices: if oci::is_privileged(config) { devices::all() } else { Vec::new() },
         devices: devices::requested(config)?,
         seccomp_profile: seccomp::requested(config)?,
-        default_ulimits: daemon.config.default_ulimits.clone(),
-        device_ownership: daemon.config.device_ownership_from_security_context,
-        bounding: daemon.capabilities,
-        rlimit_ceilings: daemon.rlimit_ceilings.clone(),
-        pending_signals: daemon.pending_signals,
-        cgroup_v2: daemon.hierarchies.is_v2(),
-        restrict_oom_score_adj: daemon.config.restrict_oom_score_adj,
-        last_cap: daemon.last_capability,
-        oom_score_adj_floor: daemon.oom_score_adj,
+        default_ulimits: daemon_config.default_ulimits.clone(),
+        device_ownership: daemon_config.device_ownership_from_security_context,
+        bounding: facts.capabilities,
+        rlimit_ceilings: facts.rlimit_ceilings.clone(),
+        pending_signals: facts.pending_signals,
+        cgroup_v2,
+        restrict_oom_score_adj: daemon_config.restrict_oom_score_adj,
+        last_cap: facts.last_capability,
+        oom_score_adj_floor: facts.oom_score_adj,
         node_name: crate::oci::node_name(),
-    };
-    let cgroup = spec_cgroup(daemon, container)?;
-    Ok(oci::container_spec(container.id.as_str(), config, &pod, &image, user, &host, &cgroup)?)
+    })
 }
 
 /// Returns the SELinux labels of a container, if the host has SELinux. Relabels the volumes that request it.
-fn selinux_labels(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<Labels>, CriError> {
+fn selinux_labels(
+    selinux: &SeLinux,
+    pod: &Pod,
+    config: &ContainerConfig,
+) -> Result<Option<Labels>, CriError> {
     let requested = oci::security(config).selinux_options;
-    let labels =
-        pod.with(|record| daemon.selinux.of_container(requested.as_ref(), record.selinux.as_ref()))?;
+    let labels = pod.with(|record| selinux.of_container(requested.as_ref(), record.selinux.as_ref()))?;
     if let Some(labels) = &labels {
         for mount in config.mounts.iter().filter(|mount| mount.selinux_relabel && !mount.host_path.is_empty())
         {
@@ -217,13 +237,13 @@ fn selinux_labels(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Resul
 
 /// Sets the AppArmor profile and the SELinux labels. A privileged container keeps the daemon's SELinux process label.
 fn confine(
-    daemon: &Daemon,
+    apparmor: &AppArmor,
     config: &ContainerConfig,
     labels: Option<&Labels>,
     spec: &mut oci_spec::runtime::Spec,
 ) -> Result<(), CriError> {
     let security = oci::security(config);
-    let profile = daemon.apparmor.profile(&security)?;
+    let profile = apparmor.profile(&security)?;
     if let Some(process) = spec.process_mut() {
         process.set_apparmor_profile(profile);
         process
@@ -235,18 +255,8 @@ fn confine(
     Ok(())
 }
 
-/// Returns the cgroup in the form of the spec: a path, or the scope in its slice for the systemd driver.
-fn spec_cgroup(daemon: &Daemon, container: &Container) -> Result<String, CriError> {
-    let recorded = container.with(|record| record.cgroup.clone());
-    if !daemon.uses_systemd() {
-        return Ok(recorded);
-    }
-    let slice = CgroupPath::from_recorded(&recorded)?.parent();
-    Ok(systemd::spec_path(slice.leaf().unwrap_or_default(), container.id.as_str()))
-}
-
 /// Returns the container that shares its PID namespace (CRI `NamespaceMode.TARGET`, for debug containers).
-fn pid_target(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
+fn pid_target(store: &Store, pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
     let options = config
         .linux
         .as_ref()
@@ -256,7 +266,7 @@ fn pid_target(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Op
     if options.pid() != NamespaceMode::Target {
         return Ok(None);
     }
-    let target = daemon.store.container(&options.target_id)?;
+    let target = store.container(&options.target_id)?;
     if target.pod != pod.id {
         return Err(CriError::invalid("namespace_options.target_id", "is a container of another pod"));
     }

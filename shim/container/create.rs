@@ -16,7 +16,7 @@ use super::assemble::{self, Assembled};
 use super::log;
 use super::out_of_memory;
 use crate::blocking::blocking;
-use crate::cgroups;
+use crate::cgroups::Cgroups;
 use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
@@ -37,18 +37,18 @@ use crate::undo::UndoStack;
 /// `InvalidArgument`, `NotFound` (pod, image), `AlreadyExists` with the holder's id, `FailedPrecondition` if the pod
 /// is not ready, or the step that failed with its object.
 pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
-    check(daemon, &config)?;
+    check(&daemon.config.runtime_handlers, &daemon.cgroups, &config)?;
     let permit = descriptors::reserve("create a container")?;
-    let pod = daemon.store.pod(pod)?;
+    let pod = daemon.pods.store.pod(pod)?;
     let name = ContainerName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
-    let operations = daemon.operations.clone();
+    let operations = daemon.pods.operations.clone();
     let span = tracing::Span::current();
     span.record("pod", pod.id.as_str());
     operations
         .join(Key::Create(pod.id.clone(), name.clone()), move |progress| async move {
             let _permit = permit;
-            if let Some(holder) = daemon.store.container_by_name(&pod.id, &name) {
+            if let Some(holder) = daemon.pods.store.container_by_name(&pod.id, &name) {
                 let what = format!("container {name} of pod sandbox {}", pod.id);
                 return Err(CriError::already_exists(what, holder.as_str()).into());
             }
@@ -62,15 +62,16 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
 }
 
 /// Checks the parts of a request that are invalid in any state of the node.
-fn check(daemon: &Shared, config: &ContainerConfig) -> Result<(), CriError> {
+fn check(handlers: &[String], cgroups: &Cgroups, config: &ContainerConfig) -> Result<(), CriError> {
     validate::container(config)?;
     if let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
-        resources::check(resources, daemon.hierarchies.is_v2())?;
+        resources::check(resources, cgroups.is_v2())?;
     }
     let images = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
-    images
-        .chain(&config.image)
-        .try_for_each(|image| daemon.check_runtime_handler("image.runtime_handler", &image.runtime_handler))
+    for image in images.chain(&config.image) {
+        validate::runtime_handler(handlers, "image.runtime_handler", &image.runtime_handler)?;
+    }
+    Ok(())
 }
 
 struct Creation {
@@ -91,8 +92,8 @@ impl Creation {
         });
         match result {
             Ok(container) => {
-                self.daemon.store.insert_container(container.clone());
-                self.daemon.events.container(&container);
+                self.daemon.pods.store.insert_container(container.clone());
+                self.daemon.pods.events.container(&container);
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
@@ -165,14 +166,9 @@ impl Creation {
     }
 
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
-        let folder = self.daemon.folders.container(&self.id);
-        let parent = self.pod.with(|record| CgroupPath::from_recorded(&record.cgroup))?.parent();
-        let leaf = match self.daemon.uses_systemd() {
-            true => systemd::scope_name(self.id.as_str()),
-            false => self.id.as_str().to_owned(),
-        };
-        let cgroup = CgroupPath::new(&parent.to_string(), &leaf)
-            .map_err(|error| CriError::internal("name the container's cgroup", error))?;
+        let folder = self.daemon.pods.folders.container(&self.id);
+        let pod_cgroup = self.pod.with(|record| record.cgroup.clone());
+        let cgroup = self.daemon.cgroups.path_of_container(&pod_cgroup, self.id.as_str())?;
         let record = ContainerRecord {
             id: self.id.clone(),
             pod: self.pod.id.clone(),
@@ -180,7 +176,7 @@ impl Creation {
             image_id: image.id.to_string(),
             image_ref: reference_of(image),
             created_at: crate::clock::now(),
-            boot_id: self.daemon.boot_id.clone(),
+            boot_id: self.daemon.host.boot_id.clone(),
             log_path: self.log_path(),
             cgroup: cgroup.to_string(),
             stop_signal: stop_signal(&self.config, &image.config)?,
@@ -190,7 +186,7 @@ impl Creation {
             image: Some(images::shown(&self.config.image.clone().unwrap_or_default(), image)),
             state: ContainerState::Creating,
         };
-        let container = Arc::new(Container::new(record, folder.clone(), self.daemon.records.clone()));
+        let container = Arc::new(Container::new(record, folder.clone(), self.daemon.pods.records.clone()));
         let gone = folder.clone();
         self.undo.push("remove the container's folder", async move {
             blocking(move || file::remove_folder(&gone)).await.map_err(|error| error.to_string())
@@ -235,29 +231,24 @@ impl Creation {
         image: &Arc<Image>,
         volumes: &[Digest],
     ) -> Result<WritableLayer, CriError> {
-        let (daemon, id) = (self.daemon.clone(), self.id.clone());
+        let (images, id) = (self.daemon.images.clone(), self.id.clone());
         self.undo.push("remove the writable layer", async move {
-            daemon.images.remove_layer(id.as_str()).await.map_err(|error| error.to_string())
+            images.remove_layer(id.as_str()).await.map_err(|error| error.to_string())
         });
         Ok(self.daemon.images.create_layer(self.id.as_str(), &image.id, volumes).await?)
     }
 
     /// Starts the scope of the systemd driver. A scope needs a process from its start, the placeholder.
     async fn start_scope(&mut self, container: &Container) -> Result<Option<Placeholder>, CriError> {
-        let (daemon, cgroup) = (self.daemon.clone(), container.with(|record| record.cgroup.clone()));
+        let (cgroups, cgroup) = (self.daemon.cgroups.clone(), container.with(|record| record.cgroup.clone()));
         let recorded = cgroup.clone();
         self.undo.push("remove the cgroup", async move {
-            cgroups::release(&daemon.hierarchies, recorded).await.map_err(|error| error.to_string())
+            cgroups.release(recorded).await.map_err(|error| error.to_string())
         });
-        if !self.daemon.uses_systemd() {
-            return Ok(None);
-        }
         let requested = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-        let v2 = self.daemon.hierarchies.is_v2();
-        let limits = requested.map(|requested| limits(requested, v2)).unwrap_or_default();
-        let path = CgroupPath::from_recorded(&cgroup)?;
-        let crate::daemon::Daemon { systemd, programs, hierarchies, .. } = &*self.daemon;
-        systemd.start_scope(programs, hierarchies.version(), &path, &limits).await.map(Some)
+        let cgroups = &self.daemon.cgroups;
+        let limits = requested.map(|requested| limits(requested, cgroups.is_v2())).unwrap_or_default();
+        cgroups.start_scope(&CgroupPath::from_recorded(&cgroup)?, &limits).await
     }
 
     async fn assemble(
@@ -291,7 +282,7 @@ impl Creation {
             Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
             Err(KeeperError::Failure(Failure::Init(failure))) => {
                 let why = berth_runtime::compile::explain(&failure, &assembled.plan);
-                let hint = out_of_memory::hint(&self.daemon, container, &failure).await;
+                let hint = out_of_memory::hint(&self.daemon.cgroups, container, &failure).await;
                 Err(CriError::failed(format!("create container {}", self.id), format!("{why}{hint}")))
             }
             Err(KeeperError::Failure(Failure::State { .. })) if self.ready_pod().is_err() => {

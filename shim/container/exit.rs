@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{ExitRecord, InitFailure};
 
 use crate::blocking::blocking;
-use crate::daemon::Shared;
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
+use crate::event::Events;
+use crate::pods::Pods;
 use crate::store::{Container, ContainerState, Exit, ExitReason};
 
 /// The exit code of a container with a command that could not be run, as in containerd. Programs do not normally exit
@@ -22,25 +23,25 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
 /// Handles the exit of a container. With a separate PID namespace no process is left; in a shared namespace or the
 /// host's, other processes of the container continue to run and are killed.
-pub async fn handle(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
-    record_exit(daemon, container, record).await;
-    kill_rest(daemon, container).await;
+pub async fn handle(events: &Events, cgroups: &Cgroups, container: &Arc<Container>, record: &ExitRecord) {
+    record_exit(events, container, record).await;
+    kill_rest(cgroups, container).await;
 }
 
 /// Records the exit of a container.
-pub(crate) async fn record_exit(daemon: &Shared, container: &Arc<Container>, record: &ExitRecord) {
+pub(crate) async fn record_exit(events: &Events, container: &Arc<Container>, record: &ExitRecord) {
     tracing::debug!(container = container.id.as_str(), code = record.code, "container exited");
     let exit = match &record.failure {
         Some(failure) => cannot_run(container, failure, record.finished_at).await,
         None => Exit::from_record(record),
     };
     container.transition(|state| state.exited(exit));
-    daemon.events.container(container);
+    events.container(container);
 }
 
 /// Kills the remaining processes in the cgroup of a container that has exited.
-pub(crate) async fn kill_rest(daemon: &Shared, container: &Arc<Container>) {
-    if let Err(error) = kill_cgroup(daemon, container).await {
+pub(crate) async fn kill_rest(cgroups: &Cgroups, container: &Arc<Container>) {
+    if let Err(error) = kill_cgroup(cgroups, container).await {
         tracing::warn!(container = container.id.as_str(), %error, "failed to kill the remaining processes");
     }
 }
@@ -65,25 +66,25 @@ pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure
 }
 
 /// Records an exit with unknown code and reason.
-pub(crate) fn record_unknown_exit(daemon: &Shared, container: &Container, why: &str) {
+pub(crate) fn record_unknown_exit(events: &Events, container: &Container, why: &str) {
     container.transition(|state| match state {
         ContainerState::Running { started_at, .. } => state.exited(Exit::unknown(*started_at, why)),
         _ => state.exited(Exit::unknown(0, why)),
     });
-    daemon.events.container(container);
+    events.container(container);
 }
 
 /// Kills a container and waits for its exit. The cgroup, not the record, determines which processes run.
 ///
 /// # Errors
 /// A process of the container does not end.
-pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriError> {
+pub async fn kill(pods: &Pods, cgroups: &Cgroups, container: &Arc<Container>) -> Result<(), CriError> {
     if matches!(container.state(), ContainerState::Exited(_)) {
         return Ok(());
     }
-    kill_cgroup(daemon, container).await?;
-    let Some(link) = daemon.store.pod(container.pod.as_str())?.link() else {
-        record_unknown_exit(daemon, container, "the pod's keeper has ended");
+    kill_cgroup(cgroups, container).await?;
+    let Some(link) = pods.keeper_of(container)? else {
+        record_unknown_exit(&pods.events, container, "the pod's keeper has ended");
         return Ok(());
     };
     if tokio::time::timeout(USUAL_DELAY, container.ended()).await.is_ok() {
@@ -101,7 +102,7 @@ pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), Cri
         Err(error) => Some(error.to_string()),
     };
     if let Some(why) = missing_event {
-        record_kill(daemon, container, &why);
+        record_kill(&pods.events, container, &why);
         return Ok(());
     }
     if tokio::time::timeout(LONGEST_DELAY, container.ended()).await.is_ok() {
@@ -114,7 +115,7 @@ pub async fn kill(daemon: &Shared, container: &Arc<Container>) -> Result<(), Cri
 }
 
 /// Records that a container was killed when its keeper does not report it.
-pub(crate) fn record_kill(daemon: &Shared, container: &Container, why: &str) {
+pub(crate) fn record_kill(events: &Events, container: &Container, why: &str) {
     container.transition(|state| {
         let started_at = match state {
             ContainerState::Running { started_at, .. } => *started_at,
@@ -122,7 +123,7 @@ pub(crate) fn record_kill(daemon: &Shared, container: &Container, why: &str) {
         };
         state.exited(Exit::killed(started_at, why))
     });
-    daemon.events.container(container);
+    events.container(container);
 }
 
 /// Returns the kernel function in which a process waits (proc(5), `wchan`), as the end of an error text.
@@ -131,12 +132,6 @@ fn waits_in(pid: Option<i32>) -> String {
     wchan.map(|wchan| format!(", it waits in {wchan}")).unwrap_or_default()
 }
 
-async fn kill_cgroup(daemon: &Shared, container: &Container) -> Result<(), CriError> {
-    let recorded = container.with(|record| record.cgroup.clone());
-    let daemon = daemon.clone();
-    blocking(move || {
-        let path = CgroupPath::from_recorded(&recorded)?;
-        Cgroup::open(&daemon.hierarchies, &path).kill()
-    })
-    .await
+async fn kill_cgroup(cgroups: &Cgroups, container: &Container) -> Result<(), CriError> {
+    cgroups.kill(container.with(|record| record.cgroup.clone())).await
 }

@@ -2,14 +2,13 @@
 
 use berth_proto::v1::{Container as Summary, ContainerFilter};
 
-use crate::daemon::Daemon;
-use crate::store::Container;
+use crate::store::{Container, Store};
 use crate::views::container_state;
 
 /// Returns the containers that match every part of the filter.
 #[must_use]
-pub fn list_containers(daemon: &Daemon, filter: Option<&ContainerFilter>) -> Vec<Summary> {
-    daemon.store.containers().iter().map(|c| summary(c)).filter(|c| matches(c, filter)).collect()
+pub fn list_containers(store: &Store, filter: Option<&ContainerFilter>) -> Vec<Summary> {
+    store.containers().iter().map(|c| summary(c)).filter(|c| matches(c, filter)).collect()
 }
 
 fn summary(container: &Container) -> Summary {

@@ -7,10 +7,9 @@ use berth_proto::v1::ContainerConfig;
 use berth_runtime::plan::FdSlot;
 use berth_runtime::wire::Call;
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::host_files;
-use crate::store::{ContainerState, Pod};
+use crate::store::{ContainerState, Pod, Store};
 
 /// An open log file.
 #[derive(Debug)]
@@ -48,15 +47,15 @@ async fn path_of(pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, 
 ///
 /// # Errors
 /// `FailedPrecondition` if the container is not running; the file cannot be opened.
-pub async fn reopen(daemon: &Daemon, id: &str) -> Result<(), CriError> {
-    let container = daemon.store.container(id)?;
+pub async fn reopen(store: &Store, id: &str) -> Result<(), CriError> {
+    let container = store.container(id)?;
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
     let ContainerState::Running { .. } = container.state() else {
         return Err(CriError::precondition(format!("container {}", container.id), "it is not running"));
     };
-    let pod = daemon.store.pod(container.pod.as_str())?;
+    let pod = store.pod(container.pod.as_str())?;
     let link = pod.link().ok_or_else(|| {
         CriError::precondition(format!("pod sandbox {}", container.pod), "its keeper has ended")
     })?;

@@ -1,11 +1,10 @@
 //! Detects that a container could not be created because its memory limit is too small for the steps before its
 //! command. The kernel kills the first process then, or one of its system calls fails with ENOMEM.
 
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{InitFailure, Step};
 
 use crate::blocking::blocking;
-use crate::daemon::{Daemon, Shared};
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::store::Container;
 
@@ -17,21 +16,17 @@ const TOO_SMALL: i64 = 4 << 20;
 
 /// Returns the text to add to the failure: the limit as the likely cause, and the fix. Empty if the limit is not the
 /// cause.
-pub(super) async fn hint(daemon: &Shared, container: &Container, failure: &InitFailure) -> String {
+pub(super) async fn hint(cgroups: &Cgroups, container: &Container, failure: &InitFailure) -> String {
     let (limit, cgroup) =
         container.with(|record| (record.limits().memory_limit_in_bytes, record.cgroup.clone()));
     let suspect = failure.step == Step::Vanished || failure.errno == NO_MEMORY;
     if limit <= 0 || !suspect {
         return String::new();
     }
-    let daemon = daemon.clone();
-    let kills = blocking(move || kills(&daemon, &cgroup)).await.unwrap_or(0);
+    let cgroups = cgroups.clone();
+    let kills =
+        blocking(move || Ok::<_, CriError>(cgroups.recorded(&cgroup)?.oom_kills())).await.unwrap_or(0);
     text(limit, kills)
-}
-
-fn kills(daemon: &Daemon, cgroup: &str) -> Result<u64, CriError> {
-    let path = CgroupPath::from_recorded(cgroup)?;
-    Ok(Cgroup::open(&daemon.hierarchies, &path).oom_kills())
 }
 
 fn text(limit: i64, kills: u64) -> String {

@@ -3,61 +3,73 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Snapshot};
 
 use super::exit;
 use crate::blocking::blocking;
-use crate::daemon::Shared;
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
+use crate::event::Events;
 use crate::keeper::KeeperClient;
-use crate::store::{Container, ContainerState, KeeperReport, Pod, file};
+use crate::pods::Pods;
+use crate::store::{Container, ContainerState, KeeperReport, Pod, Store, file};
 
 /// The number of attempts to read a record while the daemon lacks descriptors, and the delay between them.
 const ATTEMPTS: u32 = 20;
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// Takes over the keeper's state of all containers of its pod.
-pub(crate) async fn reconcile_pod(daemon: &Shared, pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) {
-    for container in daemon.store.containers_of(&pod.id) {
+pub(crate) async fn reconcile_pod(
+    pods: &Pods,
+    cgroups: &Cgroups,
+    pod: &Pod,
+    link: &KeeperClient,
+    snapshot: &Snapshot,
+) {
+    for container in pods.store.containers_of(&pod.id) {
         let seen = snapshot.containers.iter().find(|seen| seen.id == container.id.as_str());
-        reconcile_container(daemon, &container, seen).await;
+        reconcile_container(&pods.events, cgroups, &container, seen).await;
     }
-    forget_unknown(daemon, pod, link, snapshot).await;
+    forget_unknown(&pods.store, pod, link, snapshot).await;
 }
 
-async fn reconcile_container(daemon: &Shared, container: &Arc<Container>, seen: Option<&ContainerSnapshot>) {
+async fn reconcile_container(
+    events: &Events,
+    cgroups: &Cgroups,
+    container: &Arc<Container>,
+    seen: Option<&ContainerSnapshot>,
+) {
     match container.state().compare(seen.map(|seen| &seen.phase)) {
         KeeperReport::Unchanged => {}
         KeeperReport::Running(started_at) => {
             container.transition(|state| state.started(started_at));
-            daemon.events.container(container);
+            events.container(container);
         }
-        KeeperReport::Ended(record) => exit::handle(daemon, container, &record).await,
+        KeeperReport::Ended(record) => exit::handle(events, cgroups, container, &record).await,
         KeeperReport::Forgotten => {
             match read_exit_record(container).await {
-                Some(record) => exit::record_exit(daemon, container, &record).await,
-                None => exit::record_kill(daemon, container, "it was being removed"),
+                Some(record) => exit::record_exit(events, container, &record).await,
+                None => exit::record_kill(events, container, "it was being removed"),
             }
-            exit::kill_rest(daemon, container).await;
+            exit::kill_rest(cgroups, container).await;
         }
     }
 }
 
 /// Records the exit of a container without a keeper, and kills its remaining processes.
-pub(crate) async fn end_without_keeper(daemon: &Shared, container: &Arc<Container>) {
-    record_end_without_keeper(daemon, container).await;
-    exit::kill_rest(daemon, container).await;
+pub(crate) async fn end_without_keeper(events: &Events, cgroups: &Cgroups, container: &Arc<Container>) {
+    record_end_without_keeper(events, container).await;
+    exit::kill_rest(cgroups, container).await;
 }
 
 /// Records the exit of a container without a keeper, from the exit record that the keeper has left.
-pub(crate) async fn record_end_without_keeper(daemon: &Shared, container: &Arc<Container>) {
+pub(crate) async fn record_end_without_keeper(events: &Events, container: &Arc<Container>) {
     if matches!(container.state(), ContainerState::Exited(_)) {
         return;
     }
     match read_exit_record(container).await {
-        Some(record) => exit::record_exit(daemon, container, &record).await,
-        None => exit::record_unknown_exit(daemon, container, "it ended with its keeper or with the host"),
+        Some(record) => exit::record_exit(events, container, &record).await,
+        None => exit::record_unknown_exit(events, container, "it ended with its keeper or with the host"),
     }
 }
 
@@ -80,11 +92,11 @@ async fn read_exit_record(container: &Container) -> Option<ExitRecord> {
 }
 
 /// Makes the keeper forget containers without a record, and those that a former daemon was creating.
-async fn forget_unknown(daemon: &Shared, pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) {
+async fn forget_unknown(store: &Store, pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) {
     let making = pod.wait_for_creations(Duration::ZERO).await;
     for seen in &snapshot.containers {
         let is_being_created = making.iter().any(|id| id.as_str() == seen.id);
-        if is_being_created || daemon.store.container(&seen.id).is_ok() {
+        if is_being_created || store.container(&seen.id).is_ok() {
             continue;
         }
         if let Err(error) = link.execute(Call::Forget { container: seen.id.clone() }).await {
@@ -95,13 +107,12 @@ async fn forget_unknown(daemon: &Shared, pod: &Pod, link: &KeeperClient, snapsho
 
 /// Ends the execs of a former daemon: their callers lost the connection and no caller waits for them. Processes that
 /// an exec left running when it ended continue to run.
-pub(crate) async fn end_execs(daemon: &Shared, pod: &Pod, execs: Vec<String>) {
-    for container in daemon.store.containers_of(&pod.id) {
+pub(crate) async fn end_execs(store: &Store, cgroups: &Cgroups, pod: &Pod, execs: Vec<String>) {
+    for container in store.containers_of(&pod.id) {
         let recorded = container.with(|record| record.cgroup.clone());
-        let (hierarchies, execs) = (daemon.clone(), execs.clone());
+        let (cgroups, execs) = (cgroups.clone(), execs.clone());
         let ended = blocking(move || -> Result<Vec<String>, CriError> {
-            let path = CgroupPath::from_recorded(&recorded)?;
-            Ok(Cgroup::open(&hierarchies.hierarchies, &path).end_execs(&execs)?)
+            Ok(cgroups.recorded(&recorded)?.end_execs(&execs)?)
         });
         match ended.await {
             Ok(left) => container.put_leftover_execs(left),

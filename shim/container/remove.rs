@@ -2,25 +2,31 @@
 
 use std::sync::Arc;
 
+use berth_image::ImageStore;
 use berth_runtime::wire::{Call, Failure};
 use tonic::Status;
 
 use super::exit;
 use crate::blocking::blocking;
-use crate::cgroups;
-use crate::daemon::Shared;
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::keeper::KeeperError;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
+use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 
 /// Removes a container. An unknown container is a success (CRI: "must be idempotent").
 ///
 /// # Errors
 /// A part cannot be removed; a retry continues there.
-pub async fn remove_container(daemon: &Shared, id: &str) -> Result<(), Status> {
-    let container = match daemon.store.container(id) {
+pub async fn remove_container(
+    pods: &Arc<Pods>,
+    cgroups: &Cgroups,
+    images: &ImageStore,
+    id: &str,
+) -> Result<(), Status> {
+    let container = match pods.store.container(id) {
         Ok(container) => container,
         Err(CriError::NotFound { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -28,30 +34,38 @@ pub async fn remove_container(daemon: &Shared, id: &str) -> Result<(), Status> {
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
-    let daemon = daemon.clone();
-    let operations = daemon.operations.clone();
-    operations
+    let (removing, cgroups, images) = (pods.clone(), cgroups.clone(), images.clone());
+    pods.operations
         .join(Key::Remove(container.id.clone()), move |progress| async move {
-            run_steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
+            run_steps(&removing, &cgroups, images, &container, &progress)
+                .await
+                .map(|()| String::new())
+                .map_err(Status::from)
         })
         .await
         .map(drop)
 }
 
-async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
+async fn run_steps(
+    pods: &Pods,
+    cgroups: &Cgroups,
+    images: ImageStore,
+    container: &Arc<Container>,
+    progress: &Progress,
+) -> Result<(), CriError> {
     progress.step("end");
     if let ContainerState::Running { .. } = container.state() {
-        exit::kill(daemon, container).await?;
+        exit::kill(pods, cgroups, container).await?;
     }
     // A container that the keeper has forgotten cannot be started. This also ends a start that waits for the keeper.
-    forget(daemon, container).await?;
+    forget(pods, cgroups, container).await?;
     progress.step("turn");
     let _turn = container.turn.write().await;
-    forget(daemon, container).await?;
+    forget(pods, cgroups, container).await?;
     progress.step("cgroup");
-    cgroups::release(&daemon.hierarchies, container.with(|record| record.cgroup.clone())).await?;
+    cgroups.release(container.with(|record| record.cgroup.clone())).await?;
     progress.step("writable layer");
-    leftovers::remove(daemon, Leftover::Layer(container.id.clone())).await?;
+    leftovers::remove(Leftover::Layer { images, container: container.id.clone() }).await?;
     progress.step("folder");
     let ended = container.clone();
     blocking(move || {
@@ -59,23 +73,23 @@ async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progr
         Ok::<_, CriError>(())
     })
     .await?;
-    leftovers::remove(daemon, Leftover::Folder(container.folder().to_owned())).await?;
-    daemon.store.forget_container(container);
-    daemon.events.container_deleted(container);
+    leftovers::remove(Leftover::Folder(container.folder().to_owned())).await?;
+    pods.store.forget_container(container);
+    pods.events.container_deleted(container);
     Ok(())
 }
 
 /// Makes the keeper forget the container and kill a first process that has not started. If the keeper does not
 /// answer, all processes in the container's cgroup are killed: a keeper that reconnects has only memory of it.
-async fn forget(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriError> {
-    let Some(link) = daemon.store.pod(container.pod.as_str()).ok().and_then(|pod| pod.link()) else {
+async fn forget(pods: &Pods, cgroups: &Cgroups, container: &Arc<Container>) -> Result<(), CriError> {
+    let Ok(Some(link)) = pods.keeper_of(container) else {
         return Ok(());
     };
     match link.execute(Call::Forget { container: container.id.as_str().to_owned() }).await {
         Ok(()) | Err(KeeperError::Gone | KeeperError::Failure(Failure::NotFound { .. })) => Ok(()),
         Err(error) => {
             tracing::warn!(container = container.id.as_str(), %error, "the keeper failed to forget the container");
-            exit::kill(daemon, container).await
+            exit::kill(pods, cgroups, container).await
         }
     }
 }

@@ -6,10 +6,12 @@ use berth_runtime::wire::{Call, Failure, InitFailure, Outcome};
 use tonic::Status;
 
 use super::{exit, reconcile};
-use crate::daemon::Shared;
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
+use crate::event::Events;
 use crate::keeper::KeeperError;
 use crate::operation::{Key, Progress};
+use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 
 /// Starts a created container.
@@ -17,27 +19,34 @@ use crate::store::{Container, ContainerState};
 /// # Errors
 /// `FailedPrecondition` in any other state; the reason why the command cannot be run, which the status then contains
 /// too.
-pub async fn start_container(daemon: &Shared, id: &str) -> Result<(), Status> {
-    let container = daemon.store.container(id)?;
+pub async fn start_container(pods: &Arc<Pods>, cgroups: &Cgroups, id: &str) -> Result<(), Status> {
+    let container = pods.store.container(id)?;
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
-    let daemon = daemon.clone();
-    let operations = daemon.operations.clone();
-    operations
+    let (starting, cgroups) = (pods.clone(), cgroups.clone());
+    pods.operations
         .join(Key::Start(container.id.clone()), move |progress| async move {
-            run_steps(&daemon, &container, &progress).await.map(|()| String::new()).map_err(Status::from)
+            run_steps(&starting, &cgroups, &container, &progress)
+                .await
+                .map(|()| String::new())
+                .map_err(Status::from)
         })
         .await
         .map(drop)
 }
 
-async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progress) -> Result<(), CriError> {
+async fn run_steps(
+    pods: &Pods,
+    cgroups: &Cgroups,
+    container: &Arc<Container>,
+    progress: &Progress,
+) -> Result<(), CriError> {
     let _turn = container.turn.write().await;
-    daemon.store.container(container.id.as_str())?;
+    pods.store.container(container.id.as_str())?;
     let what = || format!("container {}", container.id);
     container.state().may_start().map_err(|why| CriError::precondition(what(), why))?;
-    let pod = daemon.store.pod(container.pod.as_str())?;
+    let pod = pods.store.pod(container.pod.as_str())?;
     let link = match (pod.state().pause(), pod.link()) {
         (Some(_), Some(link)) => link,
         _ => return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready")),
@@ -53,15 +62,17 @@ async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progr
     match answer {
         Ok((Outcome::Started { at }, _)) => {
             container.transition(|state| state.started(at));
-            daemon.events.container(container);
+            pods.events.container(container);
             Ok(())
         }
         Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
-        Err(KeeperError::Failure(Failure::Init(failure))) => cannot_run(daemon, container, &failure).await,
+        Err(KeeperError::Failure(Failure::Init(failure))) => {
+            cannot_run(&pods.events, container, &failure).await
+        }
         // The state in the keeper shows whether the command runs.
         Err(error @ KeeperError::Broken { .. }) => {
             if let Ok(snapshot) = link.hello().await {
-                reconcile::reconcile_pod(daemon, &pod, &link, &snapshot).await;
+                reconcile::reconcile_pod(pods, cgroups, &pod, &link, &snapshot).await;
             }
             match container.state() {
                 ContainerState::Running { .. } => Ok(()),
@@ -73,13 +84,13 @@ async fn run_steps(daemon: &Shared, container: &Arc<Container>, progress: &Progr
 }
 
 async fn cannot_run(
-    daemon: &Shared,
+    events: &Events,
     container: &Arc<Container>,
     failure: &InitFailure,
 ) -> Result<(), CriError> {
     let exit = exit::cannot_run(container, failure, crate::clock::now()).await;
     let message = exit.message.clone();
     container.transition(|state| state.exited(exit));
-    daemon.events.container(container);
+    events.container(container);
     Err(CriError::failed(format!("start container {}", container.id), message))
 }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use berth_proto::v1::ContainerStatusResponse;
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::operation::Key;
+use crate::pods::Pods;
 use crate::store::Container;
 use crate::views::container_status;
 
@@ -15,18 +15,18 @@ use crate::views::container_status;
 /// # Errors
 /// `NotFound`.
 pub fn container_status_response(
-    daemon: &Daemon,
+    pods: &Pods,
     id: &str,
     verbose: bool,
 ) -> Result<ContainerStatusResponse, CriError> {
-    let container = daemon.store.container(id)?;
+    let container = pods.store.container(id)?;
     Ok(ContainerStatusResponse {
         status: Some(container_status(&container)),
-        info: if verbose { info(daemon, &container)? } else { HashMap::new() },
+        info: if verbose { info(pods, &container)? } else { HashMap::new() },
     })
 }
 
-fn info(daemon: &Daemon, container: &Container) -> Result<HashMap<String, String>, CriError> {
+fn info(pods: &Pods, container: &Container) -> Result<HashMap<String, String>, CriError> {
     let record = container.record();
     let info = serde_json::json!({
         "sandboxID": record.pod,
@@ -36,7 +36,7 @@ fn info(daemon: &Daemon, container: &Container) -> Result<HashMap<String, String
         "runtimeSpec": container.spec.whole()?,
         "config": record.config,
         "updateAnnotations": record.update_annotations,
-        "operations": daemon.operations.describe(|key| matches!(
+        "operations": pods.operations.describe(|key| matches!(
             key,
             Key::Start(id) | Key::Stop(id, _) | Key::Remove(id) if *id == container.id
         )),

@@ -8,19 +8,25 @@ use berth_runtime::wire::{Call, Failure};
 use tonic::Status;
 
 use super::exit;
-use crate::daemon::Shared;
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::keeper::KeeperError;
 use crate::operation::{Key, Progress};
-use crate::store::Container;
+use crate::pods::Pods;
+use crate::store::{Container, Store};
 
 /// Stops a container within `timeout` seconds; 0 or less kills it immediately. A container that is unknown, not
 /// started or exited is a success (CRI: "must be idempotent").
 ///
 /// # Errors
 /// It cannot be killed.
-pub async fn stop_container(daemon: &Shared, id: &str, timeout: i64) -> Result<(), Status> {
-    let container = match daemon.store.container(id) {
+pub async fn stop_container(
+    pods: &Arc<Pods>,
+    cgroups: &Cgroups,
+    id: &str,
+    timeout: i64,
+) -> Result<(), Status> {
+    let container = match pods.store.container(id) {
         Ok(container) => container,
         Err(CriError::NotFound { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -28,11 +34,10 @@ pub async fn stop_container(daemon: &Shared, id: &str, timeout: i64) -> Result<(
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
-    let daemon = daemon.clone();
-    let operations = daemon.operations.clone();
-    operations
+    let (stopping, cgroups) = (pods.clone(), cgroups.clone());
+    pods.operations
         .join(Key::Stop(container.id.clone(), timeout), move |progress| async move {
-            run_steps(&daemon, &container, timeout, &progress)
+            run_steps(&stopping, &cgroups, &container, timeout, &progress)
                 .await
                 .map(|()| String::new())
                 .map_err(Status::from)
@@ -42,19 +47,20 @@ pub async fn stop_container(daemon: &Shared, id: &str, timeout: i64) -> Result<(
 }
 
 async fn run_steps(
-    daemon: &Shared,
+    pods: &Pods,
+    cgroups: &Cgroups,
     container: &Arc<Container>,
     timeout: i64,
     progress: &Progress,
 ) -> Result<(), CriError> {
-    if !container.state().needs_stop(is_reconciled(daemon, container)) {
+    if !container.state().needs_stop(is_reconciled(&pods.store, container)) {
         return Ok(());
     }
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
     if !grace.is_zero() {
         progress.step("grace period");
         let stop_by_signal = async {
-            if send_stop_signal(daemon, container).await? {
+            if send_stop_signal(pods, container).await? {
                 container.ended().await;
                 return Ok::<_, CriError>(true);
             }
@@ -67,18 +73,17 @@ async fn run_steps(
         }
     }
     progress.step("kill");
-    exit::kill(daemon, container).await
+    exit::kill(pods, cgroups, container).await
 }
 
 /// Whether the keeper's state of the pod has been taken over.
-fn is_reconciled(daemon: &Shared, container: &Container) -> bool {
-    daemon.store.pod(container.pod.as_str()).is_ok_and(|pod| pod.is_reconciled_now())
+fn is_reconciled(store: &Store, container: &Container) -> bool {
+    store.pod(container.pod.as_str()).is_ok_and(|pod| pod.is_reconciled_now())
 }
 
 /// Has the keeper send the stop signal. Returns false if the keeper does not answer: the caller then kills.
-async fn send_stop_signal(daemon: &Shared, container: &Container) -> Result<bool, CriError> {
-    let pod = daemon.store.pod(container.pod.as_str())?;
-    let Some(link) = pod.link() else { return Ok(false) };
+async fn send_stop_signal(pods: &Pods, container: &Container) -> Result<bool, CriError> {
+    let Some(link) = pods.keeper_of(container)? else { return Ok(false) };
     let signal = container.with(|record| record.stop_signal);
     let call = Call::Signal { container: container.id.as_str().to_owned(), signal };
     match link.execute(call).await {

@@ -5,17 +5,45 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use berth_proto::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
-use berth_runtime::cgroup::{Cgroup, CgroupError, CgroupPath, Change, OomScores};
+use berth_runtime::cgroup::{CgroupError, CgroupPath, Change, OomScores};
+use berth_runtime::seccomp::Cache;
 use oci_spec::runtime::LinuxResources;
 use tracing::Instrument;
 
 use crate::blocking::blocking;
-use crate::daemon::{Daemon, Shared};
+use crate::cgroups::Cgroups;
+use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::oci::resources::{applied, change, check, limits};
 use crate::oci::{score, validate};
-use crate::store::{Container, ContainerRecord, ContainerState};
+use crate::store::{Container, ContainerRecord, ContainerState, Store};
 use crate::undo::UndoStack;
+
+/// The parts of the daemon that an update of limits uses.
+#[derive(Clone, Debug)]
+pub struct LimitParts {
+    /// The pods and containers.
+    pub store: Arc<Store>,
+    /// Their cgroups.
+    pub cgroups: Cgroups,
+    /// Compiled seccomp profiles.
+    pub filters: Arc<Cache>,
+    /// The lowest oom_score_adj: lower ones are raised to it.
+    pub oom_score_adj_floor: Option<i32>,
+}
+
+impl LimitParts {
+    /// Returns the parts of a daemon.
+    #[must_use]
+    pub fn of(daemon: &Daemon) -> Self {
+        Self {
+            store: daemon.pods.store.clone(),
+            cgroups: daemon.cgroups.clone(),
+            filters: daemon.filters.clone(),
+            oom_score_adj_floor: daemon.host.oom_score_adj_floor(daemon.config.restrict_oom_score_adj),
+        }
+    }
+}
 
 /// Changes limits. 0 and empty leave a limit unchanged. A new oom_score_adj applies to every process of the container.
 ///
@@ -23,10 +51,10 @@ use crate::undo::UndoStack;
 /// `NotFound`; `InvalidArgument` for an invalid value; the limit that the kernel refuses or that has no controller.
 /// All limits are unchanged then.
 pub async fn update_container_resources(
-    daemon: &Shared,
+    parts: LimitParts,
     request: UpdateContainerResourcesRequest,
 ) -> Result<(), CriError> {
-    let container = daemon.store.container(&request.container_id)?;
+    let container = parts.store.container(&request.container_id)?;
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
@@ -34,19 +62,18 @@ pub async fn update_container_resources(
         return Err(CriError::invalid("windows", "is not supported on Linux"));
     }
     validate::annotations(&request.annotations)?;
-    let daemon = daemon.clone();
     // A separate task: a caller that disconnects does not interrupt the update.
     let task = async move {
         let _turn = container.turn.clone().write_owned().await;
-        daemon.store.container(container.id.as_str())?;
-        Update::new(daemon, container, request.linux, request.annotations)?.run().await
+        parts.store.container(container.id.as_str())?;
+        Update::new(parts, container, request.linux, request.annotations)?.run().await
     };
     let done = tokio::spawn(task.in_current_span()).await;
     done.map_err(|panic| CriError::internal("update a container", panic))?
 }
 
 struct Update {
-    daemon: Shared,
+    parts: LimitParts,
     container: Arc<Container>,
     /// None if the request has no limits.
     change: Option<Limits>,
@@ -69,14 +96,14 @@ struct Limits {
 
 impl Update {
     fn new(
-        daemon: Shared,
+        parts: LimitParts,
         container: Arc<Container>,
         requested: Option<LinuxContainerResources>,
         annotations: HashMap<String, String>,
     ) -> Result<Self, CriError> {
-        let change = requested.map(|requested| Limits::new(&daemon, &container, &requested)).transpose()?;
+        let change = requested.map(|requested| Limits::new(&parts, &container, &requested)).transpose()?;
         let annotations = annotations.into_iter().collect();
-        Ok(Self { daemon, container, change, annotations, undo: UndoStack::default() })
+        Ok(Self { parts, container, change, annotations, undo: UndoStack::default() })
     }
 
     async fn run(mut self) -> Result<(), CriError> {
@@ -115,18 +142,17 @@ impl Update {
     }
 
     async fn apply_limits(&mut self, limits: &Limits) -> Result<(), CriError> {
-        if !self.update_cgroup(limits.clone()).await? || !self.daemon.uses_systemd() {
+        if !self.update_cgroup(limits.clone()).await? || !self.parts.cgroups.has_scopes() {
             return Ok(());
         }
         let path = self.container.with(|record| CgroupPath::from_recorded(&record.cgroup))?;
-        let (daemon, scope, limits_for_undo) = (self.daemon.clone(), path.clone(), limits.clone());
+        let (cgroups, scope, limits_for_undo) = (self.parts.cgroups.clone(), path.clone(), limits.clone());
         self.undo.push("restore the scope's limits", async move {
             let Limits { before, after, .. } = &limits_for_undo;
-            let restored =
-                daemon.systemd.restore_limits(daemon.hierarchies.version(), &scope, before, after).await;
+            let restored = cgroups.restore_scope_limits(&scope, before, after).await;
             restored.map_err(|error| error.to_string())
         });
-        self.daemon.systemd.set_limits(self.daemon.hierarchies.version(), &path, &limits.after).await?;
+        self.parts.cgroups.set_scope_limits(&path, &limits.after).await?;
         // systemd has written the limits to the cgroup, with quotas rounded to whole percents.
         self.update_cgroup(limits.clone()).await.map(drop)
     }
@@ -134,8 +160,8 @@ impl Update {
     /// Sets the limits in the cgroup; the former values go to the undo stack. Returns false if the cgroup does not
     /// exist, since the container has just ended.
     async fn update_cgroup(&mut self, limits: Limits) -> Result<bool, CriError> {
-        let (daemon, container) = (self.daemon.clone(), self.container.clone());
-        let set = blocking(move || set_cgroup(&daemon, &container, &limits)).await?;
+        let (cgroups, container) = (self.parts.cgroups.clone(), self.container.clone());
+        let set = blocking(move || set_cgroup(&cgroups, &container, &limits)).await?;
         let Some((change, scores)) = set else { return Ok(false) };
         self.undo.push("restore the limits", async move {
             let restore = move || {
@@ -152,11 +178,11 @@ impl Update {
     }
 
     async fn update_spec(&mut self, limits: &Limits) -> Result<(), CriError> {
-        let (daemon, container, limits) = (self.daemon.clone(), self.container.clone(), limits.clone());
-        let former = blocking(move || {
-            container.spec.change_limits(limits.after, limits.oom_score_adj, &daemon.filters)
-        })
-        .await?;
+        let (filters, container, limits) =
+            (self.parts.filters.clone(), self.container.clone(), limits.clone());
+        let former =
+            blocking(move || container.spec.change_limits(limits.after, limits.oom_score_adj, &filters))
+                .await?;
         let container = self.container.clone();
         self.undo.push("restore the spec", async move {
             blocking(move || container.spec.restore(former)).await.map_err(|error| error.to_string())
@@ -167,17 +193,16 @@ impl Update {
 
 impl Limits {
     fn new(
-        daemon: &Daemon,
+        parts: &LimitParts,
         container: &Container,
         requested: &LinuxContainerResources,
     ) -> Result<Self, CriError> {
-        let v2 = daemon.hierarchies.is_v2();
+        let v2 = parts.cgroups.is_v2();
         let before = container.with(ContainerRecord::limits);
         let mut after = before.clone();
         change(&mut after, requested);
         check(&after, v2)?;
-        let floor = Some(daemon.oom_score_adj).filter(|_| daemon.config.restrict_oom_score_adj);
-        let oom_score_adj = score(after.oom_score_adj, floor);
+        let oom_score_adj = score(after.oom_score_adj, parts.oom_score_adj_floor);
         Ok(Self {
             before: limits(&before, v2),
             after: limits(&after, v2),
@@ -189,12 +214,11 @@ impl Limits {
 }
 
 fn set_cgroup(
-    daemon: &Daemon,
+    cgroups: &Cgroups,
     container: &Container,
     limits: &Limits,
 ) -> Result<Option<(Change, OomScores)>, CriError> {
-    let path = container.with(|record| CgroupPath::from_recorded(&record.cgroup))?;
-    let cgroup = Cgroup::open(&daemon.hierarchies, &path);
+    let cgroup = cgroups.recorded(&container.with(|record| record.cgroup.clone()))?;
     let change = match cgroup.update(&limits.after) {
         Ok(change) => change,
         Err(CgroupError::Gone { .. }) => return Ok(None),

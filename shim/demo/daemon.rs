@@ -145,7 +145,7 @@ impl PrivateDaemon {
     async fn remove_network(&self) -> Result<(), DemoError> {
         let failed =
             |error: berth_cni::Error| DemoError::Host(format!("failed to remove the network: {error}"));
-        let network = Network::open(crate::daemon::network_options(&self.config)).map_err(failed)?;
+        let network = Network::open(crate::network::options(&self.config)).map_err(failed)?;
         network.teardown().await.map_err(failed)?;
         self.ip_forward.as_ref().map_or(Ok(()), IpForward::turn_off)
     }
@@ -219,9 +219,9 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         cni_conf_dir: folder.join("net.d"),
         cni_data_dir: folder.join("addresses"),
         // Likewise, this machine's registries, credentials and policy are not used.
-        certs_dirs: vec![folder.join("certs.d")],
+        certs_dir: vec![folder.join("certs.d")],
         registries_conf: folder.join("registries.conf"),
-        auth_files: Vec::new(),
+        auth_file: Vec::new(),
         signature_policy: folder.join("policy.json"),
         stream_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         cgroup_driver: CgroupDriver::Cgroupfs,

@@ -44,7 +44,7 @@ pub enum DemoError {
         action: &'static str,
         /// The path of the file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The machine lacks a feature, or a system call failed.
@@ -123,7 +123,7 @@ async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoErro
     // is found.
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|error| DemoError::Host(format!("failed to become a subreaper: {error}")))?;
-    let mut signals = Signals::watch()?;
+    let mut signals = StopSignals::watch()?;
     let folder = Folder::create()?;
     let mut daemon = None;
     let played = tokio::select! {
@@ -167,13 +167,13 @@ async fn play(
 
 /// Ctrl-C, SIGTERM and SIGHUP. They are watched before anything is created, so that everything is removed.
 #[derive(Debug)]
-struct Signals {
+struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-impl Signals {
+impl StopSignals {
     fn watch() -> Result<Self, DemoError> {
         let watch =
             |kind| signal(kind).map_err(|error| DemoError::Host(format!("failed to watch signals: {error}")));

@@ -47,7 +47,7 @@ const PORT: &str = "8080";
 const TEXT: &str = "hello from the other container";
 
 /// The CRI client of the demo.
-struct Client<'a> {
+struct DemoClient<'a> {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     admin: AdminClient<Channel>,
@@ -55,7 +55,7 @@ struct Client<'a> {
 }
 
 /// A pod and its config.
-struct Pod {
+struct DemoPod {
     id: String,
     config: PodSandboxConfig,
 }
@@ -65,7 +65,7 @@ struct Pod {
 /// # Errors
 /// A call failed, or an answer is not the expected one.
 pub async fn play(daemon: &PrivateDaemon, printer: &Printer) -> Result<(), DemoError> {
-    let client = Client::new(daemon.connect().await?, printer);
+    let client = DemoClient::new(daemon.connect().await?, printer);
     client.version().await?;
     client.load_image(&daemon.logs().with_file_name("image.tar")).await?;
     let pod = client.run_pod(daemon).await?;
@@ -130,7 +130,7 @@ async fn timed<T>(
     Err(DemoError::Call { rpc, why })
 }
 
-impl<'a> Client<'a> {
+impl<'a> DemoClient<'a> {
     fn new(channel: Channel, printer: &'a Printer) -> Self {
         Self {
             runtime: RuntimeServiceClient::new(channel.clone()),
@@ -174,7 +174,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    async fn run_pod(&self, daemon: &PrivateDaemon) -> Result<Pod, DemoError> {
+    async fn run_pod(&self, daemon: &PrivateDaemon) -> Result<DemoPod, DemoError> {
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: "hello".to_owned(),
@@ -202,10 +202,10 @@ impl<'a> Client<'a> {
             return Err(DemoError::Unexpected("the pod has no address".to_owned()));
         }
         self.printer.step("PodSandboxStatus", &format!("address {address}"), took)?;
-        Ok(Pod { id, config })
+        Ok(DemoPod { id, config })
     }
 
-    async fn run_container(&self, pod: &Pod, name: &str, args: &[&str]) -> Result<String, DemoError> {
+    async fn run_container(&self, pod: &DemoPod, name: &str, args: &[&str]) -> Result<String, DemoError> {
         let namespace_options =
             Some(NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() });
         let security_context =
@@ -241,7 +241,7 @@ impl<'a> Client<'a> {
     }
 
     /// Waits until the second container has fetched from the first and exited, and checks its output.
-    async fn wait_for_fetch(&self, pod: &Pod, container: &str) -> Result<(), DemoError> {
+    async fn wait_for_fetch(&self, pod: &DemoPod, container: &str) -> Result<(), DemoError> {
         let start = Instant::now();
         let status = loop {
             let status = self.status(container).await?;
@@ -265,7 +265,7 @@ impl<'a> Client<'a> {
         Ok(self.printer.step("ContainerStatus", &detail, start.elapsed())?)
     }
 
-    fn show_logs(&self, pod: &Pod) -> Result<(), DemoError> {
+    fn show_logs(&self, pod: &DemoPod) -> Result<(), DemoError> {
         for name in ["server", "client"] {
             self.printer.text(&format!("log of the {name}"), &read_log(pod, name)?)?;
         }
@@ -316,7 +316,7 @@ fn log_file(container: &str) -> String {
 }
 
 /// Returns the output of a container: its log without the timestamps.
-fn read_log(pod: &Pod, container: &str) -> Result<String, DemoError> {
+fn read_log(pod: &DemoPod, container: &str) -> Result<String, DemoError> {
     let path = Path::new(&pod.config.log_directory).join(log_file(container));
     let text = fs::read_to_string(&path).map_err(DemoError::file("read", &path))?;
     Ok(without_times(&text))

@@ -16,13 +16,13 @@ use berth_runtime::plan::FdSlot;
 use berth_runtime::sys::socket;
 use berth_runtime::wire::{Call, Detachment};
 
-use super::process::link_of;
+use super::access::keeper_of;
 use super::session::{Control, Reader, Session, SessionEnd, SessionStreams, Writer};
-use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
 use crate::session_url::RequestedStreams;
+use crate::store::Store;
 
 /// How many bytes a client may be behind in reading one stream. A client that keeps up uses none of it.
 const CLIENT_BUFFER: usize = 16 << 20;
@@ -37,12 +37,12 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 /// `NotFound`; `FailedPrecondition` if the container does not run; `Unimplemented` if the pod's keeper was
 /// started by an older daemon without this call.
 pub async fn attach(
-    daemon: &Shared,
+    store: &Store,
     container_id: &str,
     requested: RequestedStreams,
 ) -> Result<Session, CriError> {
-    let container = daemon.store.container(container_id)?;
-    let link = link_of(daemon, &container)?;
+    let container = store.container(container_id)?;
+    let link = keeper_of(store, &container)?;
     let _permit = descriptors::reserve("attach")?;
     let tty = container.with(|record| record.config.tty);
     let requested = RequestedStreams { stderr: requested.stderr && !tty, tty, ..requested };

@@ -2,25 +2,25 @@
 
 use berth_proto::v1::ExecRequest;
 
-use super::process::link_of;
-use crate::daemon::Shared;
+use super::access::keeper_of;
 use crate::error::CriError;
-use crate::session_url::{RequestedStreams, SessionRequest};
+use crate::session_url::{RequestedStreams, SessionRequest, SessionUrls};
+use crate::store::Store;
 
 /// Returns the URL of a session with a command in a running container.
 ///
 /// # Errors
 /// `NotFound`; `InvalidArgument` if the command is empty, no stream is requested, or stderr with a terminal;
 /// `FailedPrecondition` if the container does not run; `ResourceExhausted`.
-pub fn exec_url(daemon: &Shared, request: ExecRequest) -> Result<String, CriError> {
-    let container = daemon.store.container(&request.container_id)?;
+pub fn exec_url(store: &Store, sessions: &SessionUrls, request: ExecRequest) -> Result<String, CriError> {
+    let container = store.container(&request.container_id)?;
     if request.cmd.is_empty() {
         return Err(CriError::invalid("cmd", "is empty"));
     }
     let ExecRequest { stdin, stdout, stderr, tty, .. } = request;
     let requested = validated(RequestedStreams { stdin, stdout, stderr, tty })?;
-    let _running = link_of(daemon, &container)?;
-    daemon.streams.url(SessionRequest::Exec {
+    let _running = keeper_of(store, &container)?;
+    sessions.url(SessionRequest::Exec {
         container: container.id.as_str().to_owned(),
         command: request.cmd,
         requested,

@@ -4,7 +4,9 @@
 //! * [`exec_url`], [`attach_url`]: the Exec and Attach calls, which return the URL of a session
 //! * [`sync`]: ExecSync, with its [`output`]
 //! * [`process`]: the process that ExecSync and Exec start
+//! * [`access`]: the parts of the daemon that these use
 
+mod access;
 pub mod attach;
 pub mod attach_url;
 pub mod exec_url;
@@ -13,3 +15,5 @@ mod process;
 pub mod session;
 pub mod stream;
 pub mod sync;
+
+pub use access::ContainerAccess;

@@ -5,21 +5,21 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::cgroup::Cgroup;
 use berth_runtime::compile::{FdList, compile_process, compile_users};
 use berth_runtime::plan::ExecPlan;
 use berth_runtime::wire::{Call, Failure};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use super::access::{ContainerAccess, keeper_of};
 use crate::blocking::blocking;
-use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::{KeeperClient, KeeperError};
 use crate::oci::exec_process;
+use crate::store::Container;
 use crate::store::spec::CachedSpec;
-use crate::store::{Container, ContainerState};
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
@@ -66,7 +66,7 @@ impl Process {
     /// `InvalidArgument` if the command is empty; `FailedPrecondition` if the container does not run; an
     /// error with the reason if the command cannot be run.
     pub(super) async fn start(
-        daemon: &Shared,
+        access: &ContainerAccess,
         container: Arc<Container>,
         command: Vec<String>,
         stdio: Stdio,
@@ -75,7 +75,7 @@ impl Process {
             return Err(CriError::invalid("cmd", "is empty"));
         }
         let permit = descriptors::reserve("exec")?;
-        let handle = ExecHandle::new(daemon, container)?;
+        let handle = ExecHandle::new(access, container)?;
         // Dropped together with the caller's future.
         let (_alive, caller_gone) = oneshot::channel::<()>();
         let starting = async move {
@@ -146,18 +146,18 @@ impl Drop for Process {
 /// The process's container, keeper and id.
 #[derive(Debug)]
 struct ExecHandle {
-    daemon: Shared,
+    access: ContainerAccess,
     container: Arc<Container>,
     link: KeeperClient,
     id: String,
 }
 
 impl ExecHandle {
-    fn new(daemon: &Shared, container: Arc<Container>) -> Result<Self, CriError> {
-        let link = link_of(daemon, &container)?;
+    fn new(access: &ContainerAccess, container: Arc<Container>) -> Result<Self, CriError> {
+        let link = keeper_of(&access.store, &container)?;
         let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}{:016x}-{number}", Cgroup::EXEC, daemon_number());
-        Ok(Self { daemon: daemon.clone(), container, link, id })
+        Ok(Self { access: access.clone(), container, link, id })
     }
 
     /// Waits for other operations on the container, but not for other execs, and starts the command.
@@ -185,13 +185,13 @@ impl ExecHandle {
         command: Vec<String>,
         stdio: Stdio,
     ) -> Result<(ExecPlan, Vec<OwnedFd>), CriError> {
-        let (daemon, container, id) = (self.daemon.clone(), self.container.clone(), self.id.clone());
+        let (access, container, id) = (self.access.clone(), self.container.clone(), self.id.clone());
         blocking(move || -> Result<_, CriError> {
-            let CachedSpec { spec, filter } = container.spec.cached(&daemon.filters)?;
+            let CachedSpec { spec, filter } = container.spec.cached(&access.filters)?;
             let mut process = compile_process(&exec_process(&spec, &command, stdio.tty)?)?;
             process.terminal_size = stdio.size.or(process.terminal_size);
             let userns = compile_users(&spec);
-            let cgroup = container_cgroup(&daemon, &container)?;
+            let cgroup = access.cgroup_of(&container)?;
             let cgroup = match cgroup.is_frozen() {
                 true => {
                     let limits = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
@@ -295,9 +295,9 @@ impl ExecHandle {
     where
         W: FnOnce(&Cgroup, &str) -> Result<Vec<String>, CriError> + Send + 'static,
     {
-        let (daemon, container, id) = (self.daemon.clone(), self.container.clone(), self.id.clone());
+        let (access, container, id) = (self.access.clone(), self.container.clone(), self.id.clone());
         let done = blocking(move || -> Result<(), CriError> {
-            let left = work(&container_cgroup(&daemon, &container)?, &id)?;
+            let left = work(&access.cgroup_of(&container)?, &id)?;
             container.put_leftover_execs(left);
             Ok(())
         })
@@ -306,20 +306,4 @@ impl ExecHandle {
             tracing::warn!(exec = self.id, %error, "failed to {action}; it stays until the container is removed");
         }
     }
-}
-
-/// Returns the keeper of a running container, or an error if it does not run.
-pub(super) fn link_of(daemon: &Shared, container: &Container) -> Result<KeeperClient, CriError> {
-    let ContainerState::Running { .. } = container.state() else {
-        return Err(CriError::precondition(format!("container {}", container.id), "it is not running"));
-    };
-    let link = daemon.store.pod(container.pod.as_str())?.link();
-    link.ok_or_else(|| {
-        CriError::precondition(format!("pod sandbox {}", container.pod), "its keeper has ended")
-    })
-}
-
-fn container_cgroup(daemon: &Shared, container: &Container) -> Result<Cgroup, CriError> {
-    let path = CgroupPath::from_recorded(&container.with(|record| record.cgroup.clone()))?;
-    Ok(Cgroup::open(&daemon.hierarchies, &path))
 }

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use berth_runtime::sys::pty;
 use berth_runtime::wire::Call;
 
+use super::access::ContainerAccess;
 use super::process::{Process, Stdio};
 pub use super::stream::{Reader, Writer};
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
 use crate::session_url::RequestedStreams;
@@ -23,9 +23,9 @@ use crate::session_url::RequestedStreams;
 /// The size of a terminal in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TerminalSize {
-    /// Columns.
+    /// Width in columns of characters.
     pub width: u16,
-    /// Rows.
+    /// Height in rows of characters.
     pub height: u16,
 }
 
@@ -64,10 +64,10 @@ pub struct Session {
     pub streams: SessionStreams,
     /// Changes the terminal's size.
     pub control: Control,
-    kind: Kind,
+    kind: SessionKind,
 }
 
-enum Kind {
+enum SessionKind {
     Exec(Process),
     Attached { waiting: EndFuture, end: Option<SessionEnd> },
 }
@@ -80,16 +80,16 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     pub(super) fn attached(streams: SessionStreams, control: Control, waiting: EndFuture) -> Self {
-        Self { streams, control, kind: Kind::Attached { waiting, end: None } }
+        Self { streams, control, kind: SessionKind::Attached { waiting, end: None } }
     }
 
     /// Waits for the process to end or, when attached, for the container to end or the client to be detached.
     /// Can be cancelled and called again; later calls return the same.
     pub async fn end(&mut self) -> SessionEnd {
         match &mut self.kind {
-            Kind::Exec(process) => process.ended().await.map_or(SessionEnd::Gone, SessionEnd::Exited),
-            Kind::Attached { end: Some(end), .. } => *end,
-            Kind::Attached { waiting, end } => *end.insert(waiting.await),
+            SessionKind::Exec(process) => process.ended().await.map_or(SessionEnd::Gone, SessionEnd::Exited),
+            SessionKind::Attached { end: Some(end), .. } => *end,
+            SessionKind::Attached { waiting, end } => *end.insert(waiting.await),
         }
     }
 }
@@ -144,12 +144,12 @@ impl Control {
 /// `NotFound`; `InvalidArgument` if the command is empty; `FailedPrecondition` if the container does not run;
 /// an error with the reason if the command cannot be run.
 pub async fn exec(
-    daemon: &Shared,
+    access: &ContainerAccess,
     container_id: &str,
     command: Vec<String>,
     requested: RequestedStreams,
 ) -> Result<Session, CriError> {
-    exec_with_size(daemon, container_id, command, requested, None).await
+    exec_with_size(access, container_id, command, requested, None).await
 }
 
 /// Like [`exec`], with an initial terminal size: the process never sees another one.
@@ -157,17 +157,17 @@ pub async fn exec(
 /// # Errors
 /// As [`exec`].
 pub async fn exec_with_size(
-    daemon: &Shared,
+    access: &ContainerAccess,
     container_id: &str,
     command: Vec<String>,
     requested: RequestedStreams,
     size: Option<TerminalSize>,
 ) -> Result<Session, CriError> {
-    let container = daemon.store.container(container_id)?;
+    let container = access.store.container(container_id)?;
     let failed = |error| CriError::internal("create the streams of an exec", error);
     let (mut stdio, mut streams) = pipes_for(requested).map_err(failed)?;
     stdio.size = size.map(|size| (size.width, size.height));
-    let (process, master) = Process::start(daemon, container, command, stdio).await?;
+    let (process, master) = Process::start(access, container, command, stdio).await?;
     let mut control = Control::none();
     if requested.tty {
         let master = master
@@ -181,7 +181,7 @@ pub async fn exec_with_size(
         }
         control.terminal = Terminal::OfExec(Arc::new(master));
     }
-    Ok(Session { streams, control, kind: Kind::Exec(process) })
+    Ok(Session { streams, control, kind: SessionKind::Exec(process) })
 }
 
 /// Creates the pipes of a command. A terminal's streams come with the answer to the start.

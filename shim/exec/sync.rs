@@ -6,9 +6,9 @@ use berth_proto::v1::ExecSyncResponse;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
+use super::access::ContainerAccess;
 use super::output::Output;
 use super::process::{Process, Stdio};
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::KeeperError;
 
@@ -24,12 +24,12 @@ const NEVER: Duration = Duration::from_secs(1 << 30);
 /// `DeadlineExceeded` after the timeout: everything the command started is killed. `FailedPrecondition` if
 /// the container does not run; an error with the reason if the command cannot be run.
 pub async fn exec_sync(
-    daemon: &Shared,
+    access: &ContainerAccess,
     id: &str,
     command: &[String],
     timeout: i64,
 ) -> Result<ExecSyncResponse, CriError> {
-    let container = daemon.store.container(id)?;
+    let container = access.store.container(id)?;
     let span = tracing::Span::current();
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
@@ -42,7 +42,7 @@ pub async fn exec_sync(
         let id = container.id.clone();
         move || CriError::deadline(format!("exec in container {id} after {timeout} s"))
     };
-    let starting = Process::start(daemon, container, command.to_vec(), stdio);
+    let starting = Process::start(access, container, command.to_vec(), stdio);
     // If the start finishes too late, the process is dropped, which kills it.
     let (process, _) = timeout_at(deadline, starting).await.map_err(|_| timed_out())??;
     // A separate task: if the caller goes away, the command is still ended in time.

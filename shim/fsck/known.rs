@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::daemon::Daemon;
+use super::parts::Parts;
 use crate::ids::{ContainerId, PodId};
 use crate::store::file::{self, FileError};
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, PodRecord, PodState};
@@ -50,13 +50,13 @@ impl Known {
     /// Returns those of a running daemon. An object that is being created moves from one list to the other, so the list of
     /// those is read first and last.
     #[must_use]
-    pub fn of_daemon(daemon: &Daemon) -> Self {
+    pub fn of_daemon(daemon: &Parts) -> Self {
         let mut known = Self { creating: creating(daemon), daemon_runs: true, ..Self::default() };
-        for container in daemon.store.containers() {
+        for container in daemon.pods.store.containers() {
             let (pod, state) = (container.pod.clone().into(), container.state());
             known.containers.insert(container.id.clone().into(), KnownContainer { pod, state });
         }
-        for pod in daemon.store.pods() {
+        for pod in daemon.pods.store.pods() {
             let this_boot = pod.with(|record| record.boot_id == daemon.boot_id);
             known.pods.insert(pod.id.clone().into(), KnownPod { state: pod.state(), this_boot });
         }
@@ -89,9 +89,10 @@ impl Known {
     }
 }
 
-fn creating(daemon: &Daemon) -> BTreeSet<String> {
-    let mut creating: BTreeSet<String> = daemon.store.creating_pods().into_iter().map(String::from).collect();
-    for pod in daemon.store.pods() {
+fn creating(daemon: &Parts) -> BTreeSet<String> {
+    let mut creating: BTreeSet<String> =
+        daemon.pods.store.creating_pods().into_iter().map(String::from).collect();
+    for pod in daemon.pods.store.pods() {
         creating.extend(pod.creating().into_iter().map(String::from));
     }
     creating

@@ -7,19 +7,21 @@
 //!
 //! * [`known`]: the pods and containers that have a record, of a running daemon or on disk
 //! * [`compare`]: compares objects with records, as pure functions
+//! * [`parts`]: the parts of a running daemon
 //! * [`scan`]: lists and compares
 //! * [`repair`]: removes what was found
 //! * [`report`]: findings as text, JSON and messages
 
 pub mod compare;
 pub mod known;
+pub mod parts;
 pub mod repair;
 pub mod report;
 pub mod scan;
 
+pub use parts::Parts;
 pub use report::{Finding, Outcome, Report};
 
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::inventory::{InventoryError, Scope};
 use crate::store::file::FileError;
@@ -56,7 +58,7 @@ impl From<FsckError> for CriError {
 ///
 /// # Errors
 /// The host or the records cannot be read. Objects that cannot be removed are in the report.
-pub async fn run(daemon: &Shared, repair: bool) -> Result<Report, FsckError> {
+pub async fn run(daemon: &Parts, repair: bool) -> Result<Report, FsckError> {
     let scope = Scope::of(&daemon.config);
     let candidates = scan::certain(&scope, Some(daemon)).await?;
     let mut report = Report::default();
@@ -88,7 +90,7 @@ pub async fn check(scope: &Scope) -> Result<Report, FsckError> {
 ///
 /// # Errors
 /// The host cannot be read.
-pub async fn sweep(daemon: &Shared) -> Result<Report, FsckError> {
+pub async fn sweep(daemon: &Parts) -> Result<Report, FsckError> {
     let candidates = scan::safe(&Scope::of(&daemon.config), daemon).await?;
     let mut report = Report::default();
     for candidate in candidates {

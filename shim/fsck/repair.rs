@@ -7,20 +7,20 @@ use std::path::Path;
 use berth_runtime::client::FoundKeeper;
 
 use super::compare::Candidate;
+use super::parts::Parts;
 use super::report::Outcome;
 use crate::blocking::blocking;
-use crate::cgroups;
 use crate::container::remove::remove_container;
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::inventory::processes::OwnKeepers;
 use crate::inventory::{Kind, Object, Place};
 use crate::pod::keeper::end_unreachable;
 use crate::pod::stop::stop_pod_sandbox;
+use crate::pod::stopper::PodStopper;
 use crate::store::{ContainerState, file};
 
 /// Removes one leftover.
-pub async fn repair(daemon: &Shared, candidate: &Candidate) -> Outcome {
+pub async fn repair(daemon: &Parts, candidate: &Candidate) -> Outcome {
     match remove(daemon, &candidate.object).await {
         Ok(outcome) => {
             tracing::info!(object = %candidate.object, reason = candidate.reason, ?outcome, "repaired a leftover");
@@ -33,11 +33,11 @@ pub async fn repair(daemon: &Shared, candidate: &Candidate) -> Outcome {
     }
 }
 
-async fn remove(daemon: &Shared, object: &Object) -> Result<Outcome, CriError> {
+async fn remove(daemon: &Parts, object: &Object) -> Result<Outcome, CriError> {
     match &object.place {
         Place::Process(pid) => end_keeper(daemon, *pid, object.owner.id()).await?,
-        Place::Cgroup(path) => cgroups::release(&daemon.hierarchies, path.to_string()).await?,
-        Place::Network(of) => daemon.network.remove_object(of).await?,
+        Place::Cgroup(path) => daemon.cgroups.release(path.to_string()).await?,
+        Place::Network(of) => daemon.network.network.remove_object(of).await?,
         Place::Store(folder) => daemon.images.discard(folder).await?,
         Place::Path(path) => match object.kind {
             Kind::WritableLayer => daemon.images.remove_layer(object.owner.id()).await?,
@@ -52,16 +52,16 @@ async fn remove(daemon: &Shared, object: &Object) -> Result<Outcome, CriError> {
 }
 
 /// Ends a keeper with all processes of its pod, if this process is still that keeper.
-async fn end_keeper(daemon: &Shared, pid: i32, pod: &str) -> Result<(), CriError> {
-    end_unreachable(daemon, keepers(daemon, pid, pod).await?).await;
+async fn end_keeper(daemon: &Parts, pid: i32, pod: &str) -> Result<(), CriError> {
+    end_unreachable(&daemon.cgroups, keepers(daemon, pid, pod).await?).await;
     match keepers(daemon, pid, pod).await?.is_empty() {
         true => Ok(()),
         false => Err(CriError::internal(format!("end the keeper of pod {pod}"), "its processes do not end")),
     }
 }
 
-async fn keepers(daemon: &Shared, pid: i32, pod: &str) -> Result<Vec<FoundKeeper>, CriError> {
-    let (folders, pod) = (daemon.folders.clone(), pod.to_owned());
+async fn keepers(daemon: &Parts, pid: i32, pod: &str) -> Result<Vec<FoundKeeper>, CriError> {
+    let (folders, pod) = (daemon.pods.folders.clone(), pod.to_owned());
     blocking(move || {
         let found = OwnKeepers::of(&folders).find();
         let found = found.map_err(|error| CriError::internal("list processes", error))?.into_iter();
@@ -86,19 +86,24 @@ fn remove_path(kind: Kind, path: &Path) -> Result<(), CriError> {
 
 /// Repairs a record whose object is gone: the pod is stopped, the container or the image is removed. A client that needs it
 /// creates another one.
-async fn remove_record(daemon: &Shared, object: &Object) -> Result<Outcome, CriError> {
+async fn remove_record(daemon: &Parts, object: &Object) -> Result<Outcome, CriError> {
     let failed = |status: tonic::Status| CriError::internal(format!("repair {object}"), status.message());
     match object.kind {
         Kind::PodRecord => {
-            stop_pod_sandbox(daemon, object.owner.id()).await.map_err(failed)?;
+            let Parts { pods, cgroups, network, .. } = daemon.clone();
+            stop_pod_sandbox(&PodStopper { pods, cgroups, network }, object.owner.id())
+                .await
+                .map_err(failed)?;
             Ok(Outcome::Stopped)
         }
         Kind::ContainerRecord => {
-            let container = daemon.store.container(object.owner.id());
+            let container = daemon.pods.store.container(object.owner.id());
             if container.is_ok_and(|container| matches!(container.state(), ContainerState::Running { .. })) {
                 return Ok(Outcome::Kept("the container runs: stop or remove it".to_owned()));
             }
-            remove_container(daemon, object.owner.id()).await.map_err(failed)?;
+            remove_container(&daemon.pods, &daemon.cgroups, &daemon.images, object.owner.id())
+                .await
+                .map_err(failed)?;
             Ok(Outcome::Removed)
         }
         _ => {

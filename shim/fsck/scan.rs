@@ -8,9 +8,10 @@ use berth_image::Checked;
 use super::FsckError;
 use super::compare::{Candidate, unowned, without_object};
 use super::known::Known;
+use super::parts::Parts;
 use crate::blocking::blocking;
-use crate::daemon::{Shared, boot_id};
 use crate::error::CriError;
+use crate::host::boot_id;
 use crate::inventory::{InventoryError, Kind, Object, Owner, Place, Scope};
 use crate::inventory::{cgroups, files, network, objects};
 
@@ -22,7 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The host or the records cannot be read.
-pub async fn certain(scope: &Scope, daemon: Option<&Shared>) -> Result<Vec<Candidate>, FsckError> {
+pub async fn certain(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candidate>, FsckError> {
     let found = once(scope, daemon).await?;
     if found.is_empty() {
         return Ok(found);
@@ -35,7 +36,7 @@ pub async fn certain(scope: &Scope, daemon: Option<&Shared>) -> Result<Vec<Candi
 ///
 /// # Errors
 /// The host cannot be read.
-pub async fn safe(scope: &Scope, daemon: &Shared) -> Result<Vec<Candidate>, FsckError> {
+pub async fn safe(scope: &Scope, daemon: &Parts) -> Result<Vec<Candidate>, FsckError> {
     let found = safe_once(scope, daemon).await?;
     if found.is_empty() {
         return Ok(found);
@@ -50,7 +51,7 @@ fn in_both(mut found: Vec<Candidate>, again: Vec<Candidate>) -> Vec<Candidate> {
     found
 }
 
-async fn safe_once(scope: &Scope, daemon: &Shared) -> Result<Vec<Candidate>, FsckError> {
+async fn safe_once(scope: &Scope, daemon: &Parts) -> Result<Vec<Candidate>, FsckError> {
     let listed = scope.clone();
     let objects = blocking(move || {
         let mut objects = cgroups::objects(&listed);
@@ -62,7 +63,7 @@ async fn safe_once(scope: &Scope, daemon: &Shared) -> Result<Vec<Candidate>, Fsc
     Ok(unowned(&objects, &Known::of_daemon(daemon)))
 }
 
-async fn once(scope: &Scope, daemon: Option<&Shared>) -> Result<Vec<Candidate>, FsckError> {
+async fn once(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candidate>, FsckError> {
     // Objects are listed before the records are read: see the module.
     let mut objects = objects(scope).await?;
     let listed = scope.clone();
@@ -106,7 +107,7 @@ async fn unmarked_cgroups(scope: &Scope, found: &[Candidate]) -> Result<Vec<Cand
     Ok(new.map(|cgroup| Candidate::new(cgroup, "its pod or container has no record")).collect())
 }
 
-async fn images(scope: &Scope, daemon: Option<&Shared>) -> Result<Vec<Candidate>, FsckError> {
+async fn images(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candidate>, FsckError> {
     let Checked { unowned, incomplete } = match daemon {
         Some(daemon) => daemon.images.check_folders().await?,
         None => {

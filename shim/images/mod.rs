@@ -1,40 +1,49 @@
 //! The ImageService: one function per RPC, on the store of the image crate.
 //!
 //! * [`progress`]: a pull that reports its progress, for `berth image pull`
+//! * [`mod@options`]: the options of the store
 //! * [`save`]: archives, for `berth image save`
 
+mod options;
 pub mod progress;
 pub mod save;
 
 use std::collections::HashMap;
 
-use berth_image::{Credentials, FsUsage, Image, Printable, Reference};
+use berth_image::{Credentials, FsUsage, Image, ImageStore, Printable, Reference};
 use berth_proto::admin::{ExplainedServer, Explanation};
 use berth_proto::v1::{
     AuthConfig, FilesystemIdentifier, FilesystemUsage, Image as CriImage, ImageFilter, ImageFsInfoResponse,
     ImageSpec, ImageStatusResponse, Int64Value, UInt64Value,
 };
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
+use crate::oci::validate;
+
+pub use options::options;
 
 /// Pulls an image and returns its id, as containerd does. The kubelet then creates containers with this id.
 ///
 /// # Errors
 /// The reference, the registry or the content is invalid.
-pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) -> Result<String, CriError> {
+pub async fn pull(
+    store: &ImageStore,
+    handlers: &[String],
+    spec: &ImageSpec,
+    auth: Option<&AuthConfig>,
+) -> Result<String, CriError> {
     // The reference is checked first, so that the error names the field.
     spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
-    check_handler(daemon, spec)?;
+    check_handler(handlers, spec)?;
     let credentials = auth.map(credentials).transpose()?.flatten();
-    let image = daemon.images.pull_name(&spec.image, credentials).await?;
+    let image = store.pull_name(&spec.image, credentials).await?;
     Ok(image.id.to_string())
 }
 
 /// Checks the runtime handler. It could select how an image is stored (CRI `ImageSpec.runtime_handler`); all handlers
 /// of berth share one store.
-fn check_handler(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
-    daemon.check_runtime_handler("image.runtime_handler", &spec.runtime_handler)
+fn check_handler(handlers: &[String], spec: &ImageSpec) -> Result<(), CriError> {
+    Ok(validate::runtime_handler(handlers, "image.runtime_handler", &spec.runtime_handler)?)
 }
 
 /// Returns the credentials of the request (CRI `AuthConfig`), if it has any.
@@ -61,12 +70,16 @@ fn credentials(auth: &AuthConfig) -> Result<Option<Credentials>, CriError> {
 ///
 /// # Errors
 /// The filter names a runtime handler that is not configured.
-pub fn list(daemon: &Daemon, filter: Option<&ImageFilter>) -> Result<Vec<CriImage>, CriError> {
+pub fn list(
+    store: &ImageStore,
+    handlers: &[String],
+    filter: Option<&ImageFilter>,
+) -> Result<Vec<CriImage>, CriError> {
     let requested = filter.and_then(|filter| filter.image.as_ref());
-    requested.map_or(Ok(()), |spec| check_handler(daemon, spec))?;
+    requested.map_or(Ok(()), |spec| check_handler(handlers, spec))?;
     Ok(match requested.map(|spec| spec.image.as_str()).filter(|name| !name.is_empty()) {
-        Some(name) => daemon.images.resolve(name).iter().map(|image| cri_image(image)).collect(),
-        None => daemon.images.list().iter().map(|image| cri_image(image)).collect(),
+        Some(name) => store.resolve(name).iter().map(|image| cri_image(image)).collect(),
+        None => store.list().iter().map(|image| cri_image(image)).collect(),
     })
 }
 
@@ -78,23 +91,24 @@ const MAX_SHOWN: usize = 1 << 20;
 /// # Errors
 /// The request has no name, or the details cannot be read.
 pub async fn status(
-    daemon: &Daemon,
+    store: &ImageStore,
+    handlers: &[String],
     spec: &ImageSpec,
     verbose: bool,
 ) -> Result<ImageStatusResponse, CriError> {
-    check_handler(daemon, spec)?;
-    let image = daemon.images.resolve(name_of(spec)?);
+    check_handler(handlers, spec)?;
+    let image = store.resolve(name_of(spec)?);
     let info = match &image {
-        Some(image) if verbose => HashMap::from([("info".to_owned(), info(daemon, image).await?)]),
+        Some(image) if verbose => HashMap::from([("info".to_owned(), info(store, image).await?)]),
         _ => HashMap::new(),
     };
     Ok(ImageStatusResponse { image: image.map(|image| cri_image(&image)), info })
 }
 
 /// Returns the config of an image as it is on disk, and its layers, as JSON.
-async fn info(daemon: &Daemon, image: &Image) -> Result<String, CriError> {
+async fn info(store: &ImageStore, image: &Image) -> Result<String, CriError> {
     let layers = serde_json::json!(image.layers);
-    let config = daemon.images.config_json(&image.id, MAX_SHOWN).await?;
+    let config = store.config_json(&image.id, MAX_SHOWN).await?;
     Ok(match config {
         Some(config) => format!("{{\"imageSpec\":{config},\"layers\":{layers}}}"),
         None => {
@@ -108,9 +122,9 @@ async fn info(daemon: &Daemon, image: &Image) -> Result<String, CriError> {
 ///
 /// # Errors
 /// The request has no name, or the image cannot be removed.
-pub async fn remove(daemon: &Daemon, spec: &ImageSpec) -> Result<(), CriError> {
-    check_handler(daemon, spec)?;
-    daemon.images.remove(name_of(spec)?).await?;
+pub async fn remove(store: &ImageStore, handlers: &[String], spec: &ImageSpec) -> Result<(), CriError> {
+    check_handler(handlers, spec)?;
+    store.remove(name_of(spec)?).await?;
     Ok(())
 }
 
@@ -136,9 +150,9 @@ fn name_of(spec: &ImageSpec) -> Result<&str, CriError> {
 }
 
 /// Returns the disk usage of images and writable layers.
-pub async fn fs_info(daemon: &Daemon) -> ImageFsInfoResponse {
-    daemon.images.measure_all_layers().await;
-    let usage = daemon.images.usage();
+pub async fn fs_info(store: &ImageStore) -> ImageFsInfoResponse {
+    store.measure_all_layers().await;
+    let usage = store.usage();
     ImageFsInfoResponse {
         image_filesystems: vec![filesystem(&usage.image)],
         container_filesystems: vec![filesystem(&usage.containers)],

@@ -8,7 +8,6 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::responses::ResponseStream;
 
@@ -17,8 +16,11 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Pulls an image. The messages contain the progress, the last one the id. The pull ends if the client disconnects.
 #[must_use]
-pub fn pull(daemon: &Daemon, name: String, credentials: Option<Credentials>) -> ResponseStream<PullProgress> {
-    let store = daemon.images.clone();
+pub fn pull(
+    store: ImageStore,
+    name: String,
+    credentials: Option<Credentials>,
+) -> ResponseStream<PullProgress> {
     let (sink, messages) = mpsc::channel(4);
     tokio::spawn(async move {
         tokio::select! {

@@ -2,12 +2,12 @@
 
 use std::io::{self, Write};
 
+use berth_image::ImageStore;
 use berth_proto::admin::ArchivePiece;
 use futures_util::stream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::responses::ResponseStream;
 
@@ -16,8 +16,7 @@ const PIECE: usize = 1 << 20;
 
 /// Saves images. An error is the last message.
 #[must_use]
-pub fn save(daemon: &Daemon, names: Vec<String>) -> ResponseStream<ArchivePiece> {
-    let store = daemon.images.clone();
+pub fn save(store: ImageStore, names: Vec<String>) -> ResponseStream<ArchivePiece> {
     let (sink, pieces) = mpsc::channel(2);
     tokio::spawn(async move {
         let pieces = Pieces { sink: sink.clone(), gathered: Vec::new() };

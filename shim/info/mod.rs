@@ -5,11 +5,11 @@
 
 pub mod status;
 
+use berth_cni::Network;
 use berth_proto::v1::{LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusResponse, VersionResponse};
 
 use crate::check;
 use crate::config::Config;
-use crate::daemon::Daemon;
 use crate::error::CriError;
 
 /// The version of berth.
@@ -37,17 +37,11 @@ pub fn version() -> VersionResponse {
 ///
 /// # Errors
 /// The verbose part cannot be encoded as JSON.
-pub fn status_of(daemon: &Daemon, verbose: bool) -> Result<StatusResponse, CriError> {
-    let network = daemon.network.status();
+pub fn status_of(config: &Config, network: &Network, verbose: bool) -> Result<StatusResponse, CriError> {
+    let network = network.status();
     let network =
         status::Network { ready: network.ready, reason: &network.reason, message: &network.message };
-    status::response(&daemon.config, network, check::host(), verbose)
-}
-
-/// Returns the runtime config of a running daemon.
-#[must_use]
-pub fn runtime_config_of(daemon: &Daemon) -> RuntimeConfigResponse {
-    runtime_config(&daemon.config)
+    status::response(config, network, check::host(), verbose)
 }
 
 /// Returns the runtime config: the cgroup driver, which the kubelet adopts.

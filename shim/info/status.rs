@@ -132,6 +132,7 @@ mod tests {
             detail: "no such device".to_owned(),
             required: true,
             without: "berth does not run",
+            fix: None,
         };
         HostReport { fit: found == Availability::Yes, rows: vec![row] }
     }

@@ -23,7 +23,6 @@ use berth_image::{Unowned, UnownedKind};
 use berth_runtime::cgroup::{CgroupPath, Hierarchies, Mark};
 
 use crate::config::Config;
-use crate::daemon::network_options;
 use crate::store::Folders;
 use crate::store::file::FileError;
 
@@ -240,7 +239,7 @@ impl Scope {
     pub fn of(config: &Config) -> Self {
         Self {
             folders: Folders::new(&config.root, &config.state),
-            network: network_options(config),
+            network: crate::network::options(config),
             hierarchies: Hierarchies::detect().ok(),
             mark: Mark::of_root(&config.root).ok(),
             config: config.clone(),

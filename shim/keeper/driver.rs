@@ -30,13 +30,13 @@ const STATE_CHANGING_CALLS: [&str; 2] = ["Create", "Start"];
 
 /// A call that was not sent yet.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+pub(super) struct QueuedCall {
     call: Call,
     descriptors: Vec<OwnedFd>,
     reply: oneshot::Sender<Reply>,
 }
 
-impl Outgoing {
+impl QueuedCall {
     pub(super) fn new(call: Call, descriptors: Vec<OwnedFd>, reply: oneshot::Sender<Reply>) -> Self {
         Self { call, descriptors, reply }
     }
@@ -71,7 +71,7 @@ pub(super) struct Driver {
     waiting: HashMap<u64, PendingCall>,
     next_id: u64,
     /// The call that was taken off the queue but not accepted by the keeper's socket yet.
-    unsent: Option<Outgoing>,
+    unsent: Option<QueuedCall>,
 }
 
 /// Why [`Driver::serve`] returned.
@@ -103,7 +103,7 @@ impl Driver {
     pub(super) async fn run(
         mut self,
         first: Option<AsyncConnection>,
-        mut outgoing: mpsc::Receiver<Outgoing>,
+        mut outgoing: mpsc::Receiver<QueuedCall>,
     ) {
         let mut was_connected = first.is_some();
         let mut next = first;
@@ -149,7 +149,7 @@ impl Driver {
     async fn serve(
         &mut self,
         connection: &AsyncConnection,
-        outgoing: &mut mpsc::Receiver<Outgoing>,
+        outgoing: &mut mpsc::Receiver<QueuedCall>,
     ) -> ServeEnd {
         loop {
             tokio::select! {
@@ -181,7 +181,7 @@ impl Driver {
 
     /// Sends the pending call, if the keeper's socket accepts it.
     fn send(&mut self, connection: &AsyncConnection) {
-        let Some(Outgoing { call, descriptors, reply }) = self.unsent.take() else { return };
+        let Some(QueuedCall { call, descriptors, reply }) = self.unsent.take() else { return };
         // If its caller is gone, a call is not sent.
         if reply.is_closed() {
             return;
@@ -195,7 +195,7 @@ impl Driver {
                 self.next_id += 1;
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                self.unsent = Some(Outgoing { call: request.call, descriptors, reply });
+                self.unsent = Some(QueuedCall { call: request.call, descriptors, reply });
             }
             // The caller may be gone; the error is then dropped.
             Err(error) => drop(reply.send(Err(error.into()))),
@@ -291,7 +291,7 @@ impl Driver {
 
 /// Waits until the caller of the pending call is gone. Without this, a stopped keeper would keep the call's
 /// descriptors open.
-async fn caller_gone(unsent: Option<&mut Outgoing>) {
+async fn caller_gone(unsent: Option<&mut QueuedCall>) {
     match unsent {
         Some(call) => call.reply.closed().await,
         None => std::future::pending().await,

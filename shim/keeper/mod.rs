@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
 pub(crate) use driver::wait_for_end;
-use driver::{Driver, Outgoing};
+use driver::{Driver, QueuedCall};
 
 use crate::error::{CriError, subsystem};
 
@@ -115,7 +115,7 @@ type Reply = Result<(Outcome, Vec<OwnedFd>), KeeperError>;
 
 #[derive(Debug)]
 struct ClientState {
-    calls: mpsc::Sender<Outgoing>,
+    calls: mpsc::Sender<QueuedCall>,
     process: Arc<KeeperProcess>,
     /// The keeper's protocol version; the oldest one until the keeper has reported it.
     protocol: AtomicU32,
@@ -188,12 +188,14 @@ impl KeeperClient {
             false => timeout_of(&call),
         };
         let (reply, answer) = oneshot::channel();
-        self.shared.calls.try_send(Outgoing::new(call, descriptors, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                KeeperError::Busy { keeper: self.shared.process.describe() }
-            }
-            mpsc::error::TrySendError::Closed(_) => KeeperError::Gone,
-        })?;
+        self.shared.calls.try_send(QueuedCall::new(call, descriptors, reply)).map_err(
+            |error| match error {
+                mpsc::error::TrySendError::Full(_) => {
+                    KeeperError::Busy { keeper: self.shared.process.describe() }
+                }
+                mpsc::error::TrySendError::Closed(_) => KeeperError::Gone,
+            },
+        )?;
         match tokio::time::timeout(timeout, answer).await {
             Ok(answer) => answer.map_err(|_| KeeperError::Gone)?,
             Err(_) => {

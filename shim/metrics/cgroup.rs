@@ -110,12 +110,12 @@ mod tests {
         DeviceCounters, HugePages, Limits, Memory, MemoryCounters, StallTimes, Stats, Throttling,
     };
 
-    use super::super::collector::Labels;
+    use super::super::collector::SeriesLabels;
     use super::*;
 
     /// Returns the names of the metrics with their additional labels and values.
     fn metrics(counters: &Counters) -> Vec<(String, Vec<String>, u64)> {
-        let mut collector = Collector::new(Labels::default(), 0);
+        let mut collector = Collector::new(SeriesLabels::default(), 0);
         add(&mut collector, counters);
         let metrics = collector.finish().into_iter();
         metrics

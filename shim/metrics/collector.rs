@@ -6,7 +6,7 @@ use super::descriptors::{COMMON_LABELS, Descriptor};
 
 /// The values of the labels that every metric has.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Labels {
+pub(super) struct SeriesLabels {
     /// The container's name; empty for a pod.
     pub(super) container: String,
     /// The path of the cgroup.
@@ -30,9 +30,9 @@ pub(super) struct Collector {
 
 impl Collector {
     /// Creates a collector for metrics that are measured at `at`.
-    pub(super) fn new(labels: Labels, at: i64) -> Self {
+    pub(super) fn new(labels: SeriesLabels, at: i64) -> Self {
         // In the order of `COMMON_LABELS`.
-        let Labels { container, id, image, name, namespace, pod } = labels;
+        let SeriesLabels { container, id, image, name, namespace, pod } = labels;
         Self { labels: [container, id, image, name, namespace, pod], at, metrics: Vec::new() }
     }
 
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn labels_are_in_the_order_of_the_descriptor() {
         let text = |text: &str| text.to_owned();
-        let labels = Labels {
+        let labels = SeriesLabels {
             container: text("c"),
             id: text("/pod/c"),
             image: text("busybox"),

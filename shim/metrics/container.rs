@@ -3,21 +3,21 @@
 use std::collections::HashMap;
 
 use berth_proto::v1::ContainerMetrics;
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::cgroup::CgroupPath;
 
-use super::collector::{Collector, Labels};
-use super::descriptors::{LAST_SEEN, START_TIME};
+use super::collector::{Collector, SeriesLabels};
+use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, process};
-use crate::daemon::Daemon;
 use crate::ids::ContainerId;
+use crate::stats::StatsSources;
 use crate::store::{Container, ContainerRecord, ContainerState};
 
 /// Values that the containers of one request share.
 #[derive(Debug)]
-pub(super) struct Sources<'a> {
-    pub(super) daemon: &'a Daemon,
+pub(super) struct MetricSources {
+    pub(super) stats: StatsSources,
     /// The filesystem of the writable layers.
     pub(super) filesystem: Option<Filesystem>,
     /// The sizes of the logs.
@@ -26,8 +26,8 @@ pub(super) struct Sources<'a> {
 
 /// Returns the metrics of a container, or `None` if it is not running. `pod` has the labels of its pod.
 pub(super) fn metrics(
-    sources: &Sources<'_>,
-    pod: &Labels,
+    sources: &MetricSources,
+    pod: &SeriesLabels,
     container: &Container,
     descriptors: &mut Descriptors,
 ) -> Option<ContainerMetrics> {
@@ -39,24 +39,25 @@ pub(super) fn metrics(
     })?;
     let now = crate::clock::now();
     let mut collector = Collector::new(labels, now);
+    collector.add(&CREATION_TIME, seconds(container.created_at));
     collector.add(&START_TIME, seconds(started_at));
     collector.add(&LAST_SEEN, seconds(now));
-    let cgroup = Cgroup::open(&sources.daemon.hierarchies, &path);
+    let cgroup = sources.stats.cgroups.at(&path);
     cgroup::add(&mut collector, &cgroup.counters());
     process::add(&mut collector, &cgroup, descriptors);
     process::add_limits(&mut collector, pid);
     if let Some(filesystem) = &sources.filesystem {
-        let layer = sources.daemon.images.layer_usage(container.id.as_str());
+        let layer = sources.stats.images.layer_usage(container.id.as_str());
         let log = sources.logs.get(&container.id).copied().unwrap_or(0);
         filesystem.add(&mut collector, layer.map(|layer| layer.bytes.saturating_add(log)));
     }
     Some(ContainerMetrics { container_id: container.id.as_str().to_owned(), metrics: collector.finish() })
 }
 
-fn labels(record: &ContainerRecord, path: &CgroupPath, pod: &Labels) -> Labels {
+fn labels(record: &ContainerRecord, path: &CgroupPath, pod: &SeriesLabels) -> SeriesLabels {
     let metadata = record.config.metadata.as_ref();
     let image = record.image.as_ref().or(record.config.image.as_ref());
-    Labels {
+    SeriesLabels {
         container: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
         id: path.to_string(),
         image: image.map(|image| image.image.clone()).unwrap_or_default(),

@@ -100,6 +100,7 @@ descriptors! {
     SOCKETS: Gauge "container_sockets" [] "File descriptors that are sockets.";
     ULIMITS: Gauge "container_ulimits_soft" ["ulimit"] "Soft limits of the first process.";
 
+    CREATION_TIME: Gauge "container_creation_time_seconds" [] "Creation time in seconds since the epoch.";
     START_TIME: Gauge "container_start_time_seconds" [] "Start time in seconds since the epoch.";
     LAST_SEEN: Gauge "container_last_seen" [] "Time of the measurement in seconds since the epoch.";
 

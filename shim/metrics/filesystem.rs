@@ -7,7 +7,7 @@ use std::path::Path;
 use super::collector::Collector;
 use super::descriptors::{FS_INODES, FS_INODES_FREE, FS_LIMIT, FS_USAGE};
 
-/// A filesystem.
+/// The size and use of a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filesystem {
     device: String,

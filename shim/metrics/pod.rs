@@ -1,62 +1,55 @@
 //! ListPodSandboxMetrics and StreamPodSandboxMetrics.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use berth_proto::v1::{Metric, PodSandboxMetrics};
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 
-use super::collector::{Collector, Labels};
-use super::container::{self, Sources, seconds};
-use super::descriptors::{LAST_SEEN, START_TIME};
+use super::collector::{Collector, SeriesLabels};
+use super::container::{self, MetricSources, seconds};
+use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
 use super::filesystem::Filesystem;
 use super::process::Descriptors;
 use super::{cgroup, log, network, process};
-use crate::blocking::blocking;
-use crate::daemon::Shared;
+use crate::blocking::{blocking, blocking_each};
 use crate::error::CriError;
-use crate::ids::PodId;
-use crate::stats;
-use crate::store::{Container, ContainerState, Pod, PodState};
+use crate::stats::{self, StatsSources};
+use crate::store::{Container, ContainerState, Pod, PodState, Store};
 
 /// A ready pod with its running containers.
-type Running = (Arc<Pod>, Vec<Arc<Container>>);
+type RunningPod = (Arc<Pod>, Vec<Arc<Container>>);
 
 /// Returns the metrics of all ready pods and their running containers.
 ///
 /// # Errors
 /// The daemon is shutting down.
-pub async fn list_pod_sandbox_metrics(daemon: &Shared) -> Result<Vec<PodSandboxMetrics>, CriError> {
-    let pods = running(daemon);
+pub async fn list_pod_sandbox_metrics(stats: StatsSources) -> Result<Vec<PodSandboxMetrics>, CriError> {
+    let pods = running(&stats.store);
     let containers = || pods.iter().flat_map(|(_, containers)| containers);
     let ids: Vec<String> = containers().map(|container| container.id.as_str().to_owned()).collect();
     let log = |container: &Arc<Container>| {
         Some((container.id.clone(), container.with(|record| record.log_path.clone())?))
     };
     let logs = containers().filter_map(log).collect();
-    let ((), logs) = tokio::join!(daemon.images.measure_layers(&ids), log::sizes(logs));
-    let daemon = daemon.clone();
-    let read = move || {
-        let filesystem = Filesystem::of(daemon.images.root());
-        let sources = Sources { daemon: &daemon, filesystem, logs };
-        Ok::<_, CriError>(pods.iter().filter_map(|pod| metrics(&sources, pod)).collect())
-    };
-    blocking(read).await
+    let ((), logs) = tokio::join!(stats.images.measure_layers(&ids), log::sizes(logs));
+    let root = stats.images.root().to_owned();
+    let filesystem = blocking(move || Ok::<_, CriError>(Filesystem::of(&root))).await?;
+    let sources = MetricSources { stats, filesystem, logs };
+    let of_pods = blocking_each(pods, move |pod| metrics(&sources, &pod)).await?;
+    Ok(of_pods.into_iter().flatten().collect())
 }
 
-fn running(daemon: &Shared) -> Vec<Running> {
-    let mut by_pod: HashMap<PodId, Vec<Arc<Container>>> = HashMap::new();
-    for container in daemon.store.containers() {
-        if matches!(container.state(), ContainerState::Running { .. }) {
-            by_pod.entry(container.pod.clone()).or_default().push(container);
-        }
+fn running(store: &Store) -> Vec<RunningPod> {
+    let ready = store.pods().into_iter().filter(|pod| matches!(pod.state(), PodState::Ready { .. }));
+    let mut pods = store.with_containers(ready.collect());
+    for (_, containers) in &mut pods {
+        containers.retain(|container| matches!(container.state(), ContainerState::Running { .. }));
     }
-    let ready = daemon.store.pods().into_iter().filter(|pod| matches!(pod.state(), PodState::Ready { .. }));
-    ready.map(|pod| (pod.clone(), by_pod.remove(&pod.id).unwrap_or_default())).collect()
+    pods
 }
 
 /// Returns the metrics of a pod, or `None` if it is no longer ready.
-fn metrics(sources: &Sources<'_>, (pod, containers): &Running) -> Option<PodSandboxMetrics> {
+fn metrics(sources: &MetricSources, (pod, containers): &RunningPod) -> Option<PodSandboxMetrics> {
     let PodState::Ready { pause_pid } = pod.state() else { return None };
     let kubelet_cgroup = stats::pod::kubelet_cgroup(pod);
     let labels = labels(pod, kubelet_cgroup.as_ref());
@@ -64,7 +57,7 @@ fn metrics(sources: &Sources<'_>, (pod, containers): &Running) -> Option<PodSand
     let of_container =
         |container: &Arc<Container>| container::metrics(sources, &labels, container, &mut descriptors);
     let container_metrics = containers.iter().filter_map(of_container).collect();
-    let cgroup = kubelet_cgroup.map(|path| Cgroup::open(&sources.daemon.hierarchies, &path));
+    let cgroup = kubelet_cgroup.map(|path| sources.stats.cgroups.at(&path));
     Some(PodSandboxMetrics {
         pod_sandbox_id: pod.id.as_str().to_owned(),
         metrics: of_pod(pod, pause_pid, labels, cgroup.as_ref(), &mut descriptors),
@@ -77,12 +70,13 @@ fn metrics(sources: &Sources<'_>, (pod, containers): &Running) -> Option<PodSand
 fn of_pod(
     pod: &Pod,
     pause_pid: i32,
-    labels: Labels,
+    labels: SeriesLabels,
     cgroup: Option<&Cgroup>,
     descriptors: &mut Descriptors,
 ) -> Vec<Metric> {
     let now = crate::clock::now();
     let mut collector = Collector::new(labels, now);
+    collector.add(&CREATION_TIME, seconds(pod.created_at));
     collector.add(&START_TIME, seconds(pod.created_at));
     collector.add(&LAST_SEEN, seconds(now));
     if let Some(cgroup) = cgroup {
@@ -97,15 +91,15 @@ fn of_pod(
 }
 
 /// Returns the labels of a pod. `cgroup` is the one that the kubelet created for it.
-fn labels(pod: &Pod, cgroup: Option<&CgroupPath>) -> Labels {
+fn labels(pod: &Pod, cgroup: Option<&CgroupPath>) -> SeriesLabels {
     pod.with(|record| {
         let metadata = record.config.metadata.as_ref();
-        Labels {
+        SeriesLabels {
             id: cgroup.map_or_else(|| record.cgroup.clone(), ToString::to_string),
             name: record.id.as_str().to_owned(),
             namespace: metadata.map(|metadata| metadata.namespace.clone()).unwrap_or_default(),
             pod: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
-            ..Labels::default()
+            ..SeriesLabels::default()
         }
     })
 }

@@ -210,6 +210,17 @@ pub fn annotations(annotations: &Map) -> Result<()> {
     map("annotations", annotations)
 }
 
+/// Checks the runtime handler in `field` of a request; an empty name is the default.
+///
+/// # Errors
+/// No runtime handler has that name.
+pub fn runtime_handler(handlers: &[String], field: &str, handler: &str) -> Result<()> {
+    if handler.is_empty() || handlers.iter().any(|known| known == handler) {
+        return Ok(());
+    }
+    Err(error(field, format!("no runtime handler {handler:?} is configured")))
+}
+
 fn map(field: &str, map: &Map) -> Result<()> {
     for (key, value) in map {
         text(field, key, NAME)?;

@@ -7,29 +7,30 @@ use berth_runtime::wire::{Call, Event, Snapshot};
 use tracing::Instrument;
 
 use crate::container::{exit, reconcile};
-use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::event::Events;
 use crate::keeper::{KeeperClient, KeeperUpdate, KeeperUpdates};
 use crate::pod::keeper::pause_of;
+use crate::pod::stopper::PodStopper;
 use crate::store::Level;
 use crate::store::{Pod, PodState};
 
 /// Follows a pod's keeper until its process ends, or until the pod is released.
-pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &KeeperClient, mut news: KeeperUpdates) {
-    let (daemon, pod, process) = (daemon.clone(), pod.clone(), link.process());
+pub fn follow(stopper: &PodStopper, pod: &Arc<Pod>, link: &KeeperClient, mut news: KeeperUpdates) {
+    let (stopper, pod, process) = (stopper.clone(), pod.clone(), link.process());
     let span = tracing::info_span!(parent: None, "keeper", pod = pod.id.as_str());
     tokio::spawn(
         async move {
             while let Some(news) = news.recv().await {
                 match news {
-                    KeeperUpdate::Event(event) => handle(&daemon, &pod, event).await,
-                    KeeperUpdate::Reconnected(snapshot) => take_over(&daemon, &pod, snapshot).await,
+                    KeeperUpdate::Event(event) => handle(&stopper, &pod, event).await,
+                    KeeperUpdate::Reconnected(snapshot) => take_over(&stopper, &pod, snapshot).await,
                 }
             }
             // The channel closes when the process ends, or when the last holder of the link is dropped with its
             // released pod.
             if process.has_ended(Duration::ZERO) {
-                keeper_ended(&daemon, &pod).await;
+                keeper_ended(&stopper, &pod).await;
             }
             pod.set_reconciled(true);
         }
@@ -37,13 +38,13 @@ pub fn follow(daemon: &Shared, pod: &Arc<Pod>, link: &KeeperClient, mut news: Ke
     );
 }
 
-async fn handle(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
+async fn handle(stopper: &PodStopper, pod: &Arc<Pod>, event: Event) {
     match event {
-        Event::Exited { container, record } => match daemon.store.container(&container) {
-            Ok(container) => exit::handle(daemon, &container, &record).await,
+        Event::Exited { container, record } => match stopper.pods.store.container(&container) {
+            Ok(container) => exit::handle(&stopper.pods.events, &stopper.cgroups, &container, &record).await,
             Err(_) => tracing::debug!(container, "a container exited while it was being created or removed"),
         },
-        Event::PauseExited { code } => pause_ended(daemon, pod, code),
+        Event::PauseExited { code } => pause_ended(&stopper.pods.events, pod, code),
         Event::ExecExited { exec, .. } => tracing::debug!(exec, "an exec exited that no caller waits for"),
         Event::Detached { client, .. } => {
             tracing::debug!(client, "a client detached that no caller waits for")
@@ -51,7 +52,7 @@ async fn handle(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
     }
 }
 
-fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
+fn pause_ended(events: &Events, pod: &Arc<Pod>, code: i32) {
     // If the pod is being created, the creation fails and undoes its steps.
     pod.set_lost();
     if matches!(pod.state(), PodState::Ready { .. }) {
@@ -60,15 +61,16 @@ fn pause_ended(daemon: &Shared, pod: &Arc<Pod>, code: i32) {
     pod.transition(PodState::pause_ended);
     // A former daemon may not have sent the event.
     if pod.state() == PodState::Lost {
-        daemon.events.pod(pod, Level::Stopped);
+        events.pod(pod, Level::Stopped);
     }
 }
 
 /// Takes over the state in the keeper's snapshot, after a connection was made.
-async fn take_over(daemon: &Shared, pod: &Arc<Pod>, snapshot: Snapshot) {
+async fn take_over(stopper: &PodStopper, pod: &Arc<Pod>, snapshot: Snapshot) {
+    let PodStopper { pods, cgroups, .. } = stopper;
     let Some(link) = pod.link() else { return };
     if snapshot.pause.is_none() && pod.state() != PodState::Creating {
-        pause_ended(daemon, pod, 0);
+        pause_ended(&pods.events, pod, 0);
     }
     if pod.netns().is_none()
         && let Err(error) = take_namespaces(pod, &link, &snapshot).await
@@ -76,9 +78,9 @@ async fn take_over(daemon: &Shared, pod: &Arc<Pod>, snapshot: Snapshot) {
         tracing::error!(%error, "failed to take over the namespaces of the pod");
     }
     if pod.take_from_earlier_daemon() {
-        reconcile::end_execs(daemon, pod, snapshot.execs.clone()).await;
+        reconcile::end_execs(&pods.store, cgroups, pod, snapshot.execs.clone()).await;
     }
-    reconcile::reconcile_pod(daemon, pod, &link, &snapshot).await;
+    reconcile::reconcile_pod(pods, cgroups, pod, &link, &snapshot).await;
     pod.set_reconciled(true);
 }
 
@@ -94,7 +96,8 @@ async fn take_namespaces(pod: &Pod, link: &KeeperClient, snapshot: &Snapshot) ->
 }
 
 /// Handles the exit of the keeper: nothing monitors the pod any longer, so its processes are killed by their cgroups.
-pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
+async fn keeper_ended(stopper: &PodStopper, pod: &Arc<Pod>) {
+    let PodStopper { pods, cgroups, .. } = stopper;
     pod.set_link(None);
     // If the pod is being created, the creation fails and undoes its steps.
     pod.set_lost();
@@ -103,12 +106,12 @@ pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
         tracing::error!("the pod's keeper has exited; killing its containers");
         pod.transition(PodState::stopping);
     }
-    for container in daemon.store.containers_of(&pod.id) {
-        reconcile::end_without_keeper(daemon, &container).await;
+    for container in pods.store.containers_of(&pod.id) {
+        reconcile::end_without_keeper(&pods.events, cgroups, &container).await;
     }
     if needed_keeper {
-        daemon.events.pod(pod, Level::Stopped);
-        if let Err(error) = super::stop::stop_pod(daemon, pod).await {
+        pods.events.pod(pod, Level::Stopped);
+        if let Err(error) = stopper.stop(pod).await {
             tracing::error!(%error, "failed to release the resources of the pod");
         }
     }

@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::client::FoundKeeper;
 use berth_runtime::wire::{Call, Outcome};
 
 use crate::blocking::blocking;
-use crate::daemon::{Daemon, Shared};
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
 use crate::inventory::processes::OwnKeepers;
 use crate::keeper::{KeeperClient, KeeperError, wait_for_end};
+use crate::store::Folders;
 use crate::systemd;
 
 /// The time limit for the exit of a killed keeper. In an uninterruptible sleep it exits only when its disk answers.
@@ -59,10 +59,10 @@ pub(crate) async fn shut_down(link: &KeeperClient) -> Result<(), String> {
 ///
 /// # Errors
 /// The processes of the host cannot be read.
-pub(crate) async fn living_keepers(daemon: &Shared) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
-    let daemon = daemon.clone();
+pub(crate) async fn living_keepers(folders: &Folders) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
+    let folders = folders.clone();
     blocking(move || {
-        let found = OwnKeepers::of(&daemon.folders).find();
+        let found = OwnKeepers::of(&folders).find();
         let found = found.map_err(|error| CriError::internal("find keepers", error))?;
         Ok::<_, CriError>(found.into_iter().collect())
     })
@@ -70,13 +70,13 @@ pub(crate) async fn living_keepers(daemon: &Shared) -> Result<BTreeMap<PodId, Fo
 }
 
 /// Ends keepers that cannot be reached, since they have no record or no socket, and all processes of their pods.
-pub(crate) async fn end_unreachable(daemon: &Shared, keepers: Vec<FoundKeeper>) {
-    let ending = daemon.clone();
+pub(crate) async fn end_unreachable(cgroups: &Cgroups, keepers: Vec<FoundKeeper>) {
+    let all = cgroups.clone();
     let ended = blocking(move || {
         for keeper in keepers {
             tracing::warn!(pod = keeper.pod(), "ending an unreachable keeper and all processes of its pod");
             match keeper.end() {
-                Ok(cgroups) => remove_cgroups(&ending, &cgroups),
+                Ok(cgroups) => remove_cgroups(&all, &cgroups),
                 Err(error) => tracing::error!(%error, "failed to end a keeper"),
             }
         }
@@ -88,10 +88,9 @@ pub(crate) async fn end_unreachable(daemon: &Shared, keepers: Vec<FoundKeeper>) 
 }
 
 /// Removes the cgroups of pods and containers after their processes have ended. Some of them have no record.
-fn remove_cgroups(daemon: &Daemon, paths: &BTreeSet<String>) {
+fn remove_cgroups(cgroups: &Cgroups, paths: &BTreeSet<String>) {
     for path in paths.iter().filter_map(|path| of_object(path)).collect::<BTreeSet<_>>() {
-        let removed = CgroupPath::from_recorded(&path).map_err(CriError::from).and_then(|path| {
-            let cgroup = Cgroup::open(&daemon.hierarchies, &path);
+        let removed = cgroups.recorded(&path).and_then(|cgroup| {
             // Processes that are still in it do not belong to this pod.
             if cgroup.processes()?.is_empty() { Ok(cgroup.release()?) } else { Ok(()) }
         });

@@ -2,14 +2,13 @@
 
 use berth_proto::v1::{PodSandbox, PodSandboxFilter};
 
-use crate::daemon::Daemon;
-use crate::store::Pod;
+use crate::store::{Pod, Store};
 use crate::views::pod_state;
 
 /// Returns the pods that match every part of the filter.
 #[must_use]
-pub fn list_pod_sandboxes(daemon: &Daemon, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
-    daemon.store.pods().iter().map(|pod| summary(pod)).filter(|pod| matches(pod, filter)).collect()
+pub fn list_pod_sandboxes(store: &Store, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
+    store.pods().iter().map(|pod| summary(pod)).filter(|pod| matches(pod, filter)).collect()
 }
 
 fn summary(pod: &Pod) -> PodSandbox {

@@ -14,4 +14,5 @@ pub mod remove;
 pub mod run;
 pub mod status;
 pub mod stop;
+pub mod stopper;
 pub mod update;

@@ -2,10 +2,9 @@
 
 use berth_proto::v1::PortForwardRequest;
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
-use crate::session_url::SessionRequest;
-use crate::store::PodState;
+use crate::session_url::{SessionRequest, SessionUrls};
+use crate::store::{PodState, Store};
 
 /// The most ports of one request: WebSocket channels are numbered with one byte, two for each port.
 const MAX_PORTS: usize = 127;
@@ -15,8 +14,12 @@ const MAX_PORTS: usize = 127;
 /// # Errors
 /// `NotFound`; `InvalidArgument` for an invalid port; `FailedPrecondition` if the pod is not running;
 /// `ResourceExhausted`.
-pub fn port_forward_url(daemon: &Daemon, request: &PortForwardRequest) -> Result<String, CriError> {
-    let pod = daemon.store.pod(&request.pod_sandbox_id)?;
+pub fn port_forward_url(
+    store: &Store,
+    sessions: &SessionUrls,
+    request: &PortForwardRequest,
+) -> Result<String, CriError> {
+    let pod = store.pod(&request.pod_sandbox_id)?;
     if request.port.len() > MAX_PORTS {
         return Err(CriError::invalid("port", format!("has more than {MAX_PORTS} ports")));
     }
@@ -30,5 +33,5 @@ pub fn port_forward_url(daemon: &Daemon, request: &PortForwardRequest) -> Result
     if !matches!(pod.state(), PodState::Ready { .. }) {
         return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not running"));
     }
-    daemon.streams.url(SessionRequest::PortForward { pod: pod.id.as_str().to_owned(), ports })
+    sessions.url(SessionRequest::PortForward { pod: pod.id.as_str().to_owned(), ports })
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use tonic::Status;
 
+use super::stopper::PodStopper;
 use crate::blocking::blocking;
 use crate::container;
-use crate::daemon::Shared;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{Key, Progress};
@@ -18,14 +19,14 @@ use crate::store::Pod;
 /// # Errors
 /// A part cannot be released or removed; a retry continues there.
 pub async fn remove_pod_sandbox(daemon: &Shared, id: &str) -> Result<(), Status> {
-    let pod = match daemon.store.pod(id) {
+    let pod = match daemon.pods.store.pod(id) {
         Ok(pod) => pod,
         Err(CriError::NotFound { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     tracing::Span::current().record("pod", pod.id.as_str());
     let daemon = daemon.clone();
-    let operations = daemon.operations.clone();
+    let operations = daemon.pods.operations.clone();
     operations
         .join(Key::RemovePod(pod.id.clone()), move |progress| async move {
             run_steps(&daemon, &pod, &progress).await.map(|()| String::new())
@@ -36,10 +37,11 @@ pub async fn remove_pod_sandbox(daemon: &Shared, id: &str) -> Result<(), Status>
 
 async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), Status> {
     progress.step("stop");
-    super::stop::stop_pod(daemon, pod).await?;
+    PodStopper::of(daemon).stop(pod).await?;
     progress.step("containers");
-    for container in daemon.store.containers_of(&pod.id) {
-        container::remove::remove_container(daemon, container.id.as_str()).await?;
+    let Daemon { pods, cgroups, images, .. } = &**daemon;
+    for container in pods.store.containers_of(&pod.id) {
+        container::remove::remove_container(pods, cgroups, images, container.id.as_str()).await?;
     }
     progress.step("folders");
     let ended = pod.clone();
@@ -48,10 +50,10 @@ async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Resu
         Ok::<_, CriError>(())
     })
     .await?;
-    for folder in [daemon.folders.pod_state(&pod.id), daemon.folders.pod(&pod.id)] {
-        leftovers::remove(daemon, Leftover::Folder(folder)).await.map_err(CriError::from)?;
+    for folder in [pods.folders.pod_state(&pod.id), pods.folders.pod(&pod.id)] {
+        leftovers::remove(Leftover::Folder(folder)).await.map_err(CriError::from)?;
     }
-    daemon.store.forget_pod(pod);
-    daemon.events.pod(pod, Level::Deleted);
+    pods.store.forget_pod(pod);
+    pods.events.pod(pod, Level::Deleted);
     Ok(())
 }

@@ -15,20 +15,22 @@ use std::os::fd::AsFd;
 use tonic::Status;
 
 use super::keeper::{self, Pause, pause_of};
+use super::stopper::PodStopper;
 use super::{files, follow, network};
 use crate::blocking::blocking;
 use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
+use crate::host::HostFacts;
 use crate::ids::PodId;
 use crate::keeper::KeeperClient;
-use crate::lsm::selinux::{Labels, level_of};
+use crate::lsm::selinux::{Labels, SeLinux, level_of};
 use crate::oci::{has_own_uts, pause, validate};
 use crate::operation::{Key, Progress};
 use crate::seccomp;
 use crate::store::Level;
 use crate::store::pod::{FilesLocation, PodResources};
-use crate::store::{Pod, PodName, PodRecord, PodState, file};
+use crate::store::{Pod, PodName, PodRecord, PodState, Store, file};
 use crate::systemd;
 use crate::undo::UndoStack;
 
@@ -46,20 +48,21 @@ pub async fn run_pod_sandbox(
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
     seccomp::check_pod(&config, &daemon.filters)?;
-    daemon.check_runtime_handler("runtime_handler", &runtime_handler)?;
+    let handlers = &daemon.config.runtime_handlers;
+    validate::runtime_handler(handlers, "runtime_handler", &runtime_handler).map_err(CriError::from)?;
     let permit = descriptors::reserve("run a pod sandbox")?;
     let name = PodName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
     let key = Key::RunPod(name.clone());
-    let operations = daemon.operations.clone();
+    let operations = daemon.pods.operations.clone();
     operations
         .join(key, move |progress| async move {
             let _permit = permit;
-            if let Some(holder) = daemon.store.pod_by_name(&name) {
+            if let Some(holder) = daemon.pods.store.pod_by_name(&name) {
                 return Err(CriError::already_exists(format!("pod sandbox {name}"), holder.as_str()).into());
             }
             let id = PodId::random();
-            let _creating = daemon.store.begin_creating(id.clone());
+            let _creating = daemon.pods.store.begin_creating(id.clone());
             tracing::Span::current().record("pod", id.as_str());
             Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
         })
@@ -89,8 +92,8 @@ impl Creation {
     async fn run(mut self) -> Result<String, CriError> {
         match self.run_steps().await {
             Ok(pod) => {
-                self.daemon.store.insert_pod(pod.clone());
-                self.daemon.events.pod(&pod, Level::Started);
+                self.daemon.pods.store.insert_pod(pod.clone());
+                self.daemon.pods.events.pod(&pod, Level::Started);
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
@@ -104,7 +107,7 @@ impl Creation {
     }
 
     async fn run_steps(&mut self) -> Result<Arc<Pod>, CriError> {
-        let path = cgroup_path(&self.daemon, &self.config, &self.id)?;
+        let path = self.daemon.cgroups.path_of_pod(requested_parent(&self.config), self.id.as_str())?;
         let (pod, files) = self.write_intent(&path).await?;
         self.progress.step("cgroup");
         let (cgroup, placeholder) = self.make_cgroup(path).await?;
@@ -137,17 +140,17 @@ impl Creation {
             config: self.config.clone(),
             runtime_handler: self.runtime_handler.clone(),
             created_at: crate::clock::now(),
-            boot_id: self.daemon.boot_id.clone(),
+            boot_id: self.daemon.host.boot_id.clone(),
             cgroup: cgroup.to_string(),
-            selinux: selinux_labels(&self.daemon, &self.config)?,
+            selinux: selinux_labels(&self.daemon.pods.store, &self.daemon.host.selinux, &self.config)?,
             log_folder,
             resources: PodResources::default(),
             files: FilesLocation::Pause,
             state: PodState::Creating,
         };
-        let folder = self.daemon.folders.pod(&self.id);
-        let state_folder = self.daemon.folders.pod_state(&self.id);
-        let pod = Arc::new(Pod::new(record, folder.join("pod.json"), self.daemon.records.clone()));
+        let folder = self.daemon.pods.folders.pod(&self.id);
+        let state_folder = self.daemon.pods.folders.pod_state(&self.id);
+        let pod = Arc::new(Pod::new(record, folder.join("pod.json"), self.daemon.pods.records.clone()));
         let (gone, gone_state) = (folder.clone(), state_folder.clone());
         self.undo.push("remove the pod's folders", async move {
             blocking(move || file::remove_folder(&gone_state).and_then(|()| file::remove_folder(&gone)))
@@ -166,41 +169,28 @@ impl Creation {
     }
 
     async fn make_cgroup(&mut self, path: CgroupPath) -> Result<(Cgroup, Option<Placeholder>), CriError> {
-        let daemon = self.daemon.clone();
-        let gone = path.clone();
-        let undo_daemon = daemon.clone();
+        let (cgroups, gone) = (self.daemon.cgroups.clone(), path.to_string());
         self.undo.push("remove the cgroup", async move {
-            blocking(move || Cgroup::open(&undo_daemon.hierarchies, &gone).release())
-                .await
-                .map_err(|error| error.to_string())
+            cgroups.release(gone).await.map_err(|error| error.to_string())
         });
-        let placeholder = match daemon.uses_systemd() {
-            true => Some(
-                daemon
-                    .systemd
-                    .start_scope(&daemon.programs, daemon.hierarchies.version(), &path, &Default::default())
-                    .await?,
-            ),
-            false => None,
-        };
-        let cgroup = blocking(move || Cgroup::create(&daemon.hierarchies, &path, &Default::default()));
-        Ok((cgroup.await?, placeholder))
+        let cgroups = self.daemon.cgroups.clone();
+        let placeholder = cgroups.start_scope(&path, &Default::default()).await?;
+        let cgroup = blocking(move || cgroups.create(&path, &Default::default())).await?;
+        Ok((cgroup, placeholder))
     }
 
     async fn start_keeper(&mut self, pod: &Arc<Pod>) -> Result<KeeperClient, CriError> {
-        let daemon = self.daemon.clone();
-        let id = self.id.clone();
-        let folder = self.daemon.folders.pod_state(&self.id);
+        let (programs, id) = (self.daemon.programs.clone(), self.id.clone());
+        let folder = self.daemon.pods.folders.pod_state(&self.id);
         let place = folder.clone();
-        let keeper =
-            blocking(move || berth_runtime::client::spawn(&daemon.programs, id.as_str(), &folder)).await?;
+        let keeper = blocking(move || berth_runtime::client::spawn(&programs, id.as_str(), &folder)).await?;
         let (link, news) =
             KeeperClient::start(keeper.connection, keeper.process, place).map_err(CriError::from)?;
         let stopping = link.clone();
         self.undo.push("end the keeper", async move { keeper::shut_down(&stopping).await });
         link.hello().await?;
         pod.set_link(Some(link.clone()));
-        follow::follow(&self.daemon, pod, &link, news);
+        follow::follow(&PodStopper::of(&self.daemon), pod, &link, news);
         Ok(link)
     }
 
@@ -214,7 +204,9 @@ impl Creation {
         let mut descriptors = FdList::default();
         let join = cgroup.join().map_err(CriError::from)?;
         let selinux = pod.with(|record| record.selinux.clone());
-        let mut plan = sandbox_plan(&self.config, &self.daemon, descriptors.push_cgroup(join), selinux)?;
+        let shm_size = self.daemon.config.shm_size.bytes();
+        let cgroup = descriptors.push_cgroup(join);
+        let mut plan = sandbox_plan(&self.config, &self.daemon.host, shm_size, cgroup, selinux)?;
         let filter = self.daemon.filters.filter(&pause_profile())?;
         plan.files = files;
         plan.seccomp = Some(descriptors.push_filter(&filter).map_err(CriError::from)?);
@@ -232,12 +224,11 @@ impl Creation {
         };
         let metadata = self.config.metadata.clone().unwrap_or_default();
         let runtime = network::runtime_config(&self.config, &pod.with(|record| record.cgroup.clone()))?;
-        let daemon = self.daemon.clone();
-        let (undo_daemon, undo_id) = (daemon.clone(), self.id.clone());
+        let (undo_network, undo_id) = (self.daemon.network.clone(), self.id.clone());
         let undo_pod = pod.clone();
         self.undo.push("detach the network", async move {
             let netns = undo_pod.netns();
-            let detached = undo_daemon.network.del(undo_id.as_str(), netns.as_ref().map(AsFd::as_fd)).await;
+            let detached = undo_network.detach(undo_id.as_str(), netns.as_ref().map(AsFd::as_fd)).await;
             undo_pod.set_netns(None);
             detached.map_err(|error| error.to_string())
         });
@@ -250,50 +241,25 @@ impl Creation {
             uid: &metadata.uid,
             runtime,
         };
-        let _attaching = daemon.attaching.read().await;
-        daemon.network.add(attach).await?;
-        Ok(sysctls::set(netns.as_fd(), sysctls_of(&self.config, sysctls::is_of_interface)).await?)
-    }
-}
-
-/// The parent cgroup of pods without a requested one. Clients remove the parents that they name; berth removes this
-/// one.
-const DEFAULT_CGROUP_PARENT: &str = "/berth";
-
-/// Removes the default parent cgroup if it is empty. Call it only when no pod is being created.
-pub fn release_default_cgroup(daemon: &Shared) {
-    let released = CgroupPath::from_recorded(DEFAULT_CGROUP_PARENT)
-        .map_err(CriError::from)
-        .and_then(|path| Ok(Cgroup::open(&daemon.hierarchies, &path).remove_if_unused()?));
-    if let Err(error) = released {
-        tracing::warn!(%error, "failed to remove the cgroup {DEFAULT_CGROUP_PARENT}");
+        self.daemon.network.attach(attach, sysctls_of(&self.config, sysctls::is_of_interface)).await
     }
 }
 
 /// Returns the labels of a pod on a host with SELinux, with a level that no other pod has.
-fn selinux_labels(daemon: &Shared, config: &PodSandboxConfig) -> Result<Option<Labels>, CriError> {
+fn selinux_labels(
+    store: &Store,
+    selinux: &SeLinux,
+    config: &PodSandboxConfig,
+) -> Result<Option<Labels>, CriError> {
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let pods = daemon.store.pods();
+    let pods = store.pods();
     let used = pods.iter().filter_map(|pod| pod.with(|record| record.selinux.as_ref().and_then(level_of)));
-    daemon.selinux.of_pod(security.and_then(|security| security.selinux_options.as_ref()), &used.collect())
+    selinux.of_pod(security.and_then(|security| security.selinux_options.as_ref()), &used.collect())
 }
 
-/// Returns the cgroup of a pod below the requested parent: a path, or a scope in a slice for the systemd driver.
-fn cgroup_path(daemon: &Shared, config: &PodSandboxConfig, id: &PodId) -> Result<CgroupPath, CriError> {
-    let invalid = |why: String| CriError::invalid("config.linux.cgroup_parent", why);
-    let requested =
-        config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).filter(|name| !name.is_empty());
-    if !daemon.uses_systemd() {
-        let parent = requested.unwrap_or(DEFAULT_CGROUP_PARENT);
-        return CgroupPath::new(parent, id.as_str()).map_err(|error| invalid(error.to_string()));
-    }
-    let slice = requested.unwrap_or(systemd::DEFAULT_SLICE);
-    // The kubelet may send the path of the slice; its last part is the name.
-    let slice = slice.trim_end_matches('/').rsplit('/').next().unwrap_or(slice);
-    if !slice.ends_with(".slice") {
-        return Err(invalid(format!("{slice:?} is not a slice, and the cgroup driver is systemd")));
-    }
-    CgroupPath::new(slice, &systemd::scope_name(id.as_str())).map_err(|error| invalid(error.to_string()))
+/// Returns the requested parent of the pod's cgroup.
+fn requested_parent(config: &PodSandboxConfig) -> Option<&str> {
+    config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).filter(|name| !name.is_empty())
 }
 
 /// Returns the sysctls of a pod with matching names, sorted.
@@ -307,7 +273,8 @@ fn sysctls_of(config: &PodSandboxConfig, matches: impl Fn(&str) -> bool) -> Vec<
 
 fn sandbox_plan(
     config: &PodSandboxConfig,
-    daemon: &Shared,
+    host: &HostFacts,
+    shm_size: u64,
     cgroup: CgroupJoin,
     selinux: Option<Labels>,
 ) -> Result<SandboxPlan, CriError> {
@@ -330,16 +297,16 @@ fn sandbox_plan(
         hostname: (uts == NamespaceSource::New && !config.hostname.is_empty())
             .then(|| config.hostname.clone()),
         sysctls,
-        shm_size: (ipc == NamespaceSource::New).then(|| daemon.config.shm_size.bytes()),
+        shm_size: (ipc == NamespaceSource::New).then_some(shm_size),
         cgroup,
         seccomp: None,
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
-        apparmor: daemon.apparmor.of_pause(&pause::security(config))?,
+        apparmor: host.apparmor.of_pause(&pause::security(config))?,
         selinux: selinux.as_ref().map(|labels| labels.process.clone()),
         mount_label: selinux.map(|labels| labels.mount),
         files: Vec::new(),
-        oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(daemon.oom_score_adj)),
+        oom_score_adj: Some(PAUSE_OOM_SCORE_ADJ.max(host.oom_score_adj)),
     })
 }

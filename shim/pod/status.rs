@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
+use berth_cni::Network;
 use berth_proto::v1::PodSandboxStatusResponse;
 
-use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::oci::{PodContext, sandbox_spec};
 use crate::operation::Key;
+use crate::pods::Pods;
 use crate::store::{Pod, PodState};
 use crate::views::{container_status, pod_status};
 
@@ -16,27 +17,28 @@ use crate::views::{container_status, pod_status};
 /// # Errors
 /// `NotFound`.
 pub fn pod_sandbox_status(
-    daemon: &Daemon,
+    pods: &Pods,
+    network: &Network,
     id: &str,
     verbose: bool,
 ) -> Result<PodSandboxStatusResponse, CriError> {
-    let pod = daemon.store.pod(id)?;
-    let containers = daemon.store.containers_of(&pod.id);
+    let pod = pods.store.pod(id)?;
+    let containers = pods.store.containers_of(&pod.id);
     Ok(PodSandboxStatusResponse {
-        status: Some(pod_status(&daemon.network, &pod)),
-        info: if verbose { info(daemon, &pod)? } else { HashMap::new() },
+        status: Some(pod_status(network, &pod)),
+        info: if verbose { info(pods, network, &pod)? } else { HashMap::new() },
         containers_statuses: containers.iter().map(|c| container_status(c)).collect(),
         timestamp: crate::clock::now(),
     })
 }
 
-fn info(daemon: &Daemon, pod: &Pod) -> Result<HashMap<String, String>, CriError> {
+fn info(pods: &Pods, network: &Network, pod: &Pod) -> Result<HashMap<String, String>, CriError> {
     let record = pod.record();
     let pause_pid = match record.state {
         PodState::Ready { pause_pid } => pause_pid,
         _ => 0,
     };
-    let folder = daemon.folders.pod_state(&record.id);
+    let folder = pods.folders.pod_state(&record.id);
     let context = PodContext {
         id: record.id.as_str(),
         config: &record.config,
@@ -44,14 +46,14 @@ fn info(daemon: &Daemon, pod: &Pod) -> Result<HashMap<String, String>, CriError>
         files: record.files(&folder),
         runtime_handler: &record.runtime_handler,
     };
-    let operations = daemon.operations.describe(|key| concerns(key, pod));
+    let operations = pods.operations.describe(|key| concerns(key, pod));
     let info = serde_json::json!({
         "pid": pause_pid,
         "state": record.state,
         "cgroup": record.cgroup,
         "runtimeHandler": record.runtime_handler,
         "runtimeSpec": sandbox_spec(&context)?,
-        "cniResult": daemon.network.attachment(record.id.as_str()).map(|attachment| serde_json::json!(attachment.result)),
+        "cniResult": network.attachment(record.id.as_str()).map(|attachment| serde_json::json!(attachment.result)),
         "config": record.config,
         "overhead": record.resources.overhead,
         "resources": record.resources.resources,

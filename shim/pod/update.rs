@@ -4,18 +4,18 @@
 use berth_proto::v1::UpdatePodSandboxResourcesRequest;
 
 use crate::blocking::blocking;
-use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::store::Store;
 
 /// Records the resources of a pod.
 ///
 /// # Errors
 /// The pod does not exist, or its record cannot be written.
 pub async fn update_pod_sandbox_resources(
-    daemon: &Shared,
+    store: &Store,
     request: UpdatePodSandboxResourcesRequest,
 ) -> Result<(), CriError> {
-    let pod = daemon.store.pod(&request.pod_sandbox_id)?;
+    let pod = store.pod(&request.pod_sandbox_id)?;
     tracing::Span::current().record("pod", pod.id.as_str());
     blocking(move || {
         // The config stays as the client sent it when it ran the pod.

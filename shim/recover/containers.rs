@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use berth_image::ImageStore;
 use tokio::task::JoinSet;
 
 use crate::blocking::blocking;
-use crate::cgroups;
+use crate::cgroups::Cgroups;
 use crate::container::reconcile;
-use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::ContainerId;
+use crate::pods::Pods;
 use crate::store::file::FileError;
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 
@@ -24,16 +25,16 @@ pub(super) struct ContainerCleanup {
 }
 
 /// Reads all records and fills the store.
-pub(super) async fn load(daemon: &Shared) -> Result<ContainerCleanup, CriError> {
+pub(super) async fn load(pods: &Pods) -> Result<ContainerCleanup, CriError> {
     let mut cleanup = ContainerCleanup::default();
-    let folders = daemon.folders.clone();
+    let folders = pods.folders.clone();
     let records = blocking(move || read_all(&folders)).await?;
     for (id, record) in records {
-        load_one(daemon, id, record, &mut cleanup);
+        load_one(pods, id, record, &mut cleanup);
     }
     // Remaining processes of ended containers are killed in the background. That the containers have ended is recorded now.
     for container in &cleanup.ended {
-        reconcile::record_end_without_keeper(daemon, container).await;
+        reconcile::record_end_without_keeper(&pods.events, container).await;
     }
     Ok(cleanup)
 }
@@ -56,12 +57,12 @@ fn read_all(folders: &Folders) -> Result<Vec<LoadedRecord>, FileError> {
 }
 
 fn load_one(
-    daemon: &Shared,
+    pods: &Pods,
     id: ContainerId,
     record: Result<ContainerRecord, FileError>,
     cleanup: &mut ContainerCleanup,
 ) {
-    let folder = daemon.folders.container(&id);
+    let folder = pods.folders.container(&id);
     let record = match record {
         Ok(record) => record,
         Err(error) => {
@@ -70,7 +71,7 @@ fn load_one(
         }
     };
     let Some(pod) =
-        daemon.store.pod(record.pod.as_str()).ok().filter(|_| record.state != ContainerState::Creating)
+        pods.store.pod(record.pod.as_str()).ok().filter(|_| record.state != ContainerState::Creating)
     else {
         tracing::info!(
             container = id.as_str(),
@@ -78,8 +79,8 @@ fn load_one(
         );
         return cleanup.discard.push((id, Some(record.cgroup)));
     };
-    let container = Arc::new(Container::new(record, folder, daemon.records.clone()));
-    daemon.store.insert_container(container.clone());
+    let container = Arc::new(Container::new(record, folder, pods.records.clone()));
+    pods.store.insert_container(container.clone());
     if pod.link().is_none() && !matches!(container.state(), ContainerState::Exited(_)) {
         cleanup.ended.push(container);
     }
@@ -87,17 +88,22 @@ fn load_one(
 
 /// Undoes interrupted creations and kills the remaining processes of containers without a keeper. All run
 /// concurrently: processes that do not end must not delay the others.
-pub(super) async fn finish(daemon: &Shared, cleanup: ContainerCleanup) {
+pub(super) async fn finish(
+    folders: &Folders,
+    cgroups: &Cgroups,
+    images: &ImageStore,
+    cleanup: ContainerCleanup,
+) {
     let mut tasks = JoinSet::new();
     for (id, cgroup) in cleanup.discard {
-        let daemon = daemon.clone();
-        tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
+        let (folders, cgroups, images) = (folders.clone(), cgroups.clone(), images.clone());
+        tasks.spawn(async move { discard(&folders, &cgroups, &images, &id, cgroup).await });
     }
     for container in cleanup.ended {
-        let daemon = daemon.clone();
+        let cgroups = cgroups.clone();
         tasks.spawn(async move {
             let cgroup = container.with(|record| record.cgroup.clone());
-            if let Err(error) = cgroups::release(&daemon.hierarchies, cgroup).await {
+            if let Err(error) = cgroups.release(cgroup).await {
                 tracing::warn!(container = container.id.as_str(), %error, "failed to kill the processes of a container without a keeper");
             }
         });
@@ -109,18 +115,24 @@ pub(super) async fn finish(daemon: &Shared, cleanup: ContainerCleanup) {
     }
 }
 
-async fn discard(daemon: &Shared, id: &ContainerId, cgroup: Option<String>) {
+async fn discard(
+    folders: &Folders,
+    cgroups: &Cgroups,
+    images: &ImageStore,
+    id: &ContainerId,
+    cgroup: Option<String>,
+) {
     let released = match cgroup {
-        Some(cgroup) => cgroups::release(&daemon.hierarchies, cgroup).await,
-        None => cgroups::release_all_of(&daemon.hierarchies, id.as_str()).await,
+        Some(cgroup) => cgroups.release(cgroup).await,
+        None => cgroups.release_all_of(id.as_str()).await,
     };
     if let Err(error) = released {
         tracing::warn!(container = id.as_str(), %error, "failed to remove the cgroup");
     }
-    if let Err(error) = daemon.images.remove_layer(id.as_str()).await {
+    if let Err(error) = images.remove_layer(id.as_str()).await {
         tracing::warn!(container = id.as_str(), %error, "failed to remove the writable layer");
     }
-    let folder = daemon.folders.container(id);
+    let folder = folders.container(id);
     if let Err(error) = blocking(move || file::remove_folder(&folder)).await {
         tracing::warn!(container = id.as_str(), %error, "failed to remove the container's folder");
     }

@@ -16,15 +16,17 @@
 mod containers;
 mod pods;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
+use berth_image::ImageStore;
 use tracing::Instrument;
 
 use crate::blocking::blocking;
-use crate::daemon::Shared;
+use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
-use crate::store::PodState;
+use crate::fsck;
+use crate::pod::stopper::PodStopper;
+use crate::store::Store;
 
 /// How long the daemon waits for keepers before it answers with the recorded state: a stopped keeper does not
 /// answer.
@@ -35,6 +37,8 @@ const KEEPERS_TIMEOUT: Duration = Duration::from_secs(2);
 struct PendingCleanup {
     pods: pods::PodCleanup,
     containers: containers::ContainerCleanup,
+    /// The writable layers that existed when the daemon started.
+    layers: Vec<String>,
 }
 
 /// Takes over the pods of an earlier daemon. When it returns, the daemon can answer; the cleanup goes on in the background.
@@ -64,7 +68,8 @@ pub async fn complete(daemon: &Shared) -> Result<(), CriError> {
 /// The folders of the store cannot be created or read, or the host's processes cannot be listed. A daemon
 /// that lacks descriptors or memory does not start: it would treat objects that it cannot read as gone.
 async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
-    let folders = daemon.folders.clone();
+    let layers = daemon.images.writable_layers();
+    let folders = daemon.pods.folders.clone();
     blocking(move || {
         for folder in [folders.pods(), folders.containers(), folders.pods_state()] {
             crate::store::file::make_private_folder(&folder)?;
@@ -72,41 +77,46 @@ async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
         Ok::<_, crate::store::file::FileError>(())
     })
     .await?;
-    let pods = pods::load(daemon).await?;
-    let containers = containers::load(daemon).await?;
-    pods::publish_ends(daemon);
-    pods::follow(daemon);
+    let pods = pods::load(&daemon.pods).await?;
+    let containers = containers::load(&daemon.pods).await?;
+    pods::publish_ends(&daemon.pods);
+    pods::follow(&PodStopper::of(daemon));
     let all = async {
-        for pod in daemon.store.pods() {
+        for pod in daemon.pods.store.pods() {
             pod.is_reconciled().await;
         }
     };
     match tokio::time::timeout(KEEPERS_TIMEOUT, all).await {
-        Ok(()) => daemon.events.recovery_finished(),
+        Ok(()) => daemon.pods.events.recovery_finished(),
         Err(_) => {
             tracing::warn!("some keepers did not answer in time; their pods are shown as last recorded")
         }
     }
-    Ok(PendingCleanup { pods, containers })
+    Ok(PendingCleanup { pods, containers, layers })
 }
 
 /// Undoes interrupted creations, releases the resources of ended pods, and frees resources without an owner.
 async fn finish(daemon: Shared, cleanup: PendingCleanup) {
-    tokio::join!(containers::finish(&daemon, cleanup.containers), pods::finish(&daemon, cleanup.pods));
-    sweep_layers(&daemon).await;
-    sweep_network(&daemon).await;
-    sweep_host(&daemon).await;
-    daemon.events.recovery_finished();
+    let Daemon { pods, cgroups, images, network, .. } = &*daemon;
+    let stopper = PodStopper::of(&daemon);
+    tokio::join!(
+        containers::finish(&pods.folders, cgroups, images, cleanup.containers),
+        pods::finish(&stopper, cleanup.pods)
+    );
+    sweep_layers(&pods.store, images, &cleanup.layers).await;
+    network.sweep(&pods.store).await;
+    sweep_host(&fsck::Parts::of(&daemon)).await;
+    pods.events.recovery_finished();
 }
 
 /// Removes writable layers without a container. Only those that existed at the start are checked: the layer
 /// of a container that is being created is newer.
-async fn sweep_layers(daemon: &Shared) {
-    for id in &daemon.layers_at_start {
-        if daemon.store.container(id).is_ok() {
+async fn sweep_layers(store: &Store, images: &ImageStore, layers: &[String]) {
+    for id in layers {
+        if store.container(id).is_ok() {
             continue;
         }
-        match daemon.images.remove_layer(id).await {
+        match images.remove_layer(id).await {
             Ok(()) => tracing::info!(container = id, "removed a writable layer without a container"),
             Err(error) => {
                 tracing::warn!(container = id, %error, "failed to remove a writable layer without a container");
@@ -115,30 +125,11 @@ async fn sweep_layers(daemon: &Shared) {
     }
 }
 
-/// Removes what no record names: cgroups, pinned network namespaces and temporary files.
-async fn sweep_host(daemon: &Shared) {
-    match crate::fsck::sweep(daemon).await {
+/// Removes objects that no record names: cgroups, pinned network namespaces and temporary files.
+async fn sweep_host(parts: &fsck::Parts) {
+    match fsck::sweep(parts).await {
         Ok(report) if report.is_clean() => {}
         Ok(report) => tracing::info!(objects = report.findings.len(), "removed objects without a record"),
         Err(error) => tracing::warn!(%error, "failed to look for objects without a record"),
     }
-}
-
-async fn sweep_network(daemon: &Shared) {
-    // No pod may be attached meanwhile: plugins receive the list of live pods.
-    let _exclusive = daemon.attaching.write().await;
-    let live: HashSet<String> = daemon
-        .store
-        .pods()
-        .into_iter()
-        .filter(|pod| pod.state() != PodState::NotReady { released: true })
-        .map(|pod| pod.id.as_str().to_owned())
-        .collect();
-    daemon.network.resume(|id| daemon.store.pods().iter().find(|pod| pod.id.as_str() == id)?.netns());
-    match daemon.network.gc(&live).await {
-        Ok(freed) if freed.is_empty() => {}
-        Ok(freed) => tracing::info!(?freed, "freed network resources without a pod"),
-        Err(error) => tracing::warn!(%error, "failed to free network resources without a pod"),
-    }
-    daemon.network.keep();
 }

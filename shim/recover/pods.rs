@@ -7,12 +7,14 @@ use std::sync::Arc;
 use berth_runtime::client::FoundKeeper;
 
 use crate::blocking::blocking;
-use crate::cgroups;
-use crate::daemon::Shared;
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::ids::PodId;
 use crate::keeper::{KeeperClient, KeeperUpdates};
-use crate::pod::{follow, keeper, stop};
+use crate::network::PodNetwork;
+use crate::pod::stopper::PodStopper;
+use crate::pod::{follow, keeper};
+use crate::pods::Pods;
 use crate::store::Level;
 use crate::store::file::FileError;
 use crate::store::{Folders, Pod, PodRecord, PodRecovery, PodState, file};
@@ -28,19 +30,19 @@ pub(super) struct PodCleanup {
 }
 
 /// Reads every record, and finds the keepers that live.
-pub(super) async fn load(daemon: &Shared) -> Result<PodCleanup, CriError> {
-    let mut keepers = keeper::living_keepers(daemon).await?;
+pub(super) async fn load(pods: &Pods) -> Result<PodCleanup, CriError> {
+    let mut keepers = keeper::living_keepers(&pods.folders).await?;
     let mut cleanup = PodCleanup::default();
-    let folders = daemon.folders.clone();
+    let folders = pods.folders.clone();
     let (records, state_folders) =
         blocking(move || Ok::<_, FileError>((read_all(&folders)?, file::names_in(&folders.pods_state())?)))
             .await?;
     for (id, record) in records {
-        load_one(daemon, id, record, &mut keepers, &mut cleanup);
+        load_one(pods, id, record, &mut keepers, &mut cleanup);
     }
     for name in state_folders {
         match PodId::try_from(name) {
-            Ok(id) if daemon.store.pod(id.as_str()).is_err() && !daemon.folders.pod(&id).exists() => {
+            Ok(id) if pods.store.pod(id.as_str()).is_err() && !pods.folders.pod(&id).exists() => {
                 tracing::info!(pod = id.as_str(), "removing a keeper's folder without a pod");
                 cleanup.discard.push((id, None));
             }
@@ -73,7 +75,7 @@ fn read_all(folders: &Folders) -> Result<Vec<LoadedRecord>, FileError> {
 }
 
 fn load_one(
-    daemon: &Shared,
+    pods: &Pods,
     id: PodId,
     record: Result<PodRecord, FileError>,
     keepers: &mut BTreeMap<PodId, FoundKeeper>,
@@ -86,15 +88,15 @@ fn load_one(
             return cleanup.discard.push((id, None));
         }
     };
-    let folder = daemon.folders.pod_state(&id);
+    let folder = pods.folders.pod_state(&id);
     let reachable = keepers.contains_key(&id) && berth_runtime::client::has_socket(&folder);
     let recovery = record.state.recovery(reachable);
     if recovery == PodRecovery::Undo {
         tracing::info!(pod = id.as_str(), "removing a pod after an interrupted creation");
         return cleanup.discard.push((id, Some(record.cgroup)));
     }
-    let pod = Arc::new(Pod::new(record, record_file(&daemon.folders, &id), daemon.records.clone()));
-    daemon.store.insert_pod(pod.clone());
+    let pod = Arc::new(Pod::new(record, record_file(&pods.folders, &id), pods.records.clone()));
+    pods.store.insert_pod(pod.clone());
     match (recovery, keepers.remove(&id)) {
         (PodRecovery::Follow, Some(keeper)) => {
             pod.set_from_earlier_daemon();
@@ -113,38 +115,38 @@ fn load_one(
 }
 
 /// Publishes the stop events of pods without a keeper. Those of their containers must be published before.
-pub(super) fn publish_ends(daemon: &Shared) {
-    for pod in daemon.store.pods() {
+pub(super) fn publish_ends(pods: &Pods) {
+    for pod in pods.store.pods() {
         if pod.link().is_none() && pod.state().is_being_released() {
-            daemon.events.pod(&pod, Level::Stopped);
+            pods.events.pod(&pod, Level::Stopped);
         }
     }
 }
 
 /// Starts to follow the keepers. All containers must be loaded before, since the keepers report about them.
-pub(super) fn follow(daemon: &Shared) {
-    for pod in daemon.store.pods() {
+pub(super) fn follow(stopper: &PodStopper) {
+    for pod in stopper.pods.store.pods() {
         let updates: Option<KeeperUpdates> = pod.take_updates();
         if let (Some(link), Some(updates)) = (pod.link(), updates) {
-            follow::follow(daemon, &pod, &link, updates);
+            follow::follow(stopper, &pod, &link, updates);
         }
     }
 }
 
 /// Ends unreachable keepers, undoes interrupted creations, and releases the resources of pods that are not
 /// ready.
-pub(super) async fn finish(daemon: &Shared, cleanup: PodCleanup) {
-    keeper::end_unreachable(daemon, cleanup.unreachable).await;
+pub(super) async fn finish(stopper: &PodStopper, cleanup: PodCleanup) {
+    keeper::end_unreachable(&stopper.cgroups, cleanup.unreachable).await;
     let mut tasks = tokio::task::JoinSet::new();
     for (id, cgroup) in cleanup.discard {
-        let daemon = daemon.clone();
-        tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
+        let PodStopper { pods, cgroups, network } = stopper.clone();
+        tasks.spawn(async move { discard(&pods.folders, &cgroups, &network, &id, cgroup).await });
     }
-    for pod in daemon.store.pods() {
+    for pod in stopper.pods.store.pods() {
         if pod.state().is_being_released() {
-            let daemon = daemon.clone();
+            let stopper = stopper.clone();
             tasks.spawn(async move {
-                if let Err(error) = stop::stop_pod(&daemon, &pod).await {
+                if let Err(error) = stopper.stop(&pod).await {
                     tracing::error!(pod = pod.id.as_str(), %error, "failed to release a pod");
                 }
             });
@@ -158,18 +160,24 @@ pub(super) async fn finish(daemon: &Shared, cleanup: PodCleanup) {
 }
 
 /// Removes everything with this pod's id. The pod's keeper must have been ended before.
-async fn discard(daemon: &Shared, id: &PodId, cgroup: Option<String>) {
-    if let Err(error) = daemon.network.del(id.as_str(), None).await {
+async fn discard(
+    folders: &Folders,
+    cgroups: &Cgroups,
+    network: &PodNetwork,
+    id: &PodId,
+    cgroup: Option<String>,
+) {
+    if let Err(error) = network.detach(id.as_str(), None).await {
         tracing::warn!(pod = id.as_str(), %error, "failed to detach a pod from its network");
     }
     let released = match cgroup {
-        Some(cgroup) => cgroups::release(&daemon.hierarchies, cgroup).await,
-        None => cgroups::release_all_of(&daemon.hierarchies, id.as_str()).await,
+        Some(cgroup) => cgroups.release(cgroup).await,
+        None => cgroups.release_all_of(id.as_str()).await,
     };
     if let Err(error) = released {
         tracing::warn!(pod = id.as_str(), %error, "failed to remove the cgroup");
     }
-    let folders = (daemon.folders.pod_state(id), daemon.folders.pod(id));
+    let folders = (folders.pod_state(id), folders.pod(id));
     let removed =
         blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1)))
             .await;

@@ -39,7 +39,7 @@ pub enum ClaimError {
         action: &'static str,
         /// The path it was done to.
         path: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         error: io::Error,
     },
 }

@@ -22,7 +22,7 @@ pub enum ConnectError {
     Connect {
         /// Path of the socket.
         path: PathBuf,
-        /// The cause.
+        /// The error of the connection.
         error: tonic::transport::Error,
     },
     /// The health check failed.

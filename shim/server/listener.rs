@@ -31,7 +31,7 @@ pub enum ListenError {
     /// The path exists and is not a socket.
     #[error("failed to listen on {}: it exists and is not a socket", path.display())]
     NotASocket {
-        /// The path.
+        /// The path of the socket.
         path: PathBuf,
     },
     /// systemd passed something else than one listening unix socket.
@@ -44,7 +44,7 @@ pub enum ListenError {
         action: &'static str,
         /// The path it was done to.
         path: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         error: io::Error,
     },
 }

@@ -8,6 +8,7 @@
 //! * [`reflection`]: the services that describe this server (reflection, health)
 //! * [`mod@connect`]: the client side of the socket, for berth's commands
 //! * [`notify`]: notifications to the service manager
+//! * [`watchdog`]: health checks for the service manager
 //! * [`shutdown`]: signals, and the bounded drain
 //! * this file: starts and stops all of these
 
@@ -20,6 +21,7 @@ pub mod notify;
 pub mod reflection;
 pub mod rpc;
 pub mod shutdown;
+pub mod watchdog;
 
 #[cfg(test)]
 mod tests;
@@ -114,10 +116,13 @@ pub async fn serve(
     }
     tracing::info!(socket = %socket.path().display(), pid = std::process::id(), "ready");
     notify::ready();
+    let checks = watchdog::start(socket.path());
     tokio::select! {
         signal = signals.stop() => tracing::info!(signal, "stopping"),
         ended = &mut server => return Err(ServeError::Ended(shutdown::describe(ended))),
     }
+    // A stopping server does not answer the checks.
+    drop(checks);
     notify::stopping();
     reflection::stop_serving(&reporter).await;
     drop(stop);

@@ -12,6 +12,11 @@ pub fn stopping() {
     notify(&[NotifyState::Stopping, NotifyState::Status("answering calls in flight")]);
 }
 
+/// Reports that the daemon is healthy (sd_watchdog_enabled(3)).
+pub fn healthy() {
+    notify(&[NotifyState::Watchdog]);
+}
+
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "failed to notify the service manager");

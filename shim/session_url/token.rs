@@ -26,7 +26,7 @@ pub enum SessionRequest {
     Exec {
         /// The container's id.
         container: String,
-        /// The command.
+        /// The command to execute, with its arguments.
         command: Vec<String>,
         /// The requested streams.
         requested: RequestedStreams,

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use berth_image::ImageStore;
 use berth_proto::v1::{
     ContainerAttributes, ContainerStats, ContainerStatsFilter, FilesystemIdentifier, FilesystemUsage,
 };
-use berth_runtime::cgroup::{Cgroup, CgroupPath, Stats};
+use berth_runtime::cgroup::{CgroupPath, Stats};
 
+use super::StatsSources;
 use super::usage::{Reading, value};
-use crate::blocking::blocking;
-use crate::daemon::{Daemon, Shared};
+use crate::blocking::{blocking, blocking_each};
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::store::{Container, ContainerState};
 
@@ -17,12 +19,11 @@ use crate::store::{Container, ContainerState};
 ///
 /// # Errors
 /// The container does not exist.
-pub async fn container_stats(daemon: &Shared, id: &str) -> Result<ContainerStats, CriError> {
-    let container = daemon.store.container(id)?;
+pub async fn container_stats(sources: StatsSources, id: &str) -> Result<ContainerStats, CriError> {
+    let container = sources.store.container(id)?;
     tracing::Span::current().record("container", container.id.as_str());
-    daemon.images.measure_layers(&[container.id.as_str().to_owned()]).await;
-    let daemon = daemon.clone();
-    blocking(move || Ok::<_, CriError>(of(&daemon, &container))).await
+    sources.images.measure_layers(&[container.id.as_str().to_owned()]).await;
+    blocking(move || Ok::<_, CriError>(of(&sources, &container))).await
 }
 
 /// Returns the statistics of all containers that have not exited and match the filter.
@@ -30,21 +31,19 @@ pub async fn container_stats(daemon: &Shared, id: &str) -> Result<ContainerStats
 /// # Errors
 /// The daemon is shutting down.
 pub async fn list_container_stats(
-    daemon: &Shared,
+    sources: StatsSources,
     filter: Option<ContainerStatsFilter>,
 ) -> Result<Vec<ContainerStats>, CriError> {
-    let mut containers = daemon.store.containers();
+    let mut containers = sources.store.containers();
     containers.retain(|container| matches(container, filter.as_ref()));
-    measure(daemon, &containers).await;
-    let daemon = daemon.clone();
-    blocking(move || Ok::<_, CriError>(containers.iter().map(|container| of(&daemon, container)).collect()))
-        .await
+    measure(&sources.images, &containers).await;
+    blocking_each(containers, move |container| of(&sources, &container)).await
 }
 
 /// Measures the writable layers of containers.
-pub(super) async fn measure(daemon: &Daemon, containers: &[Arc<Container>]) {
+pub(super) async fn measure(images: &ImageStore, containers: &[Arc<Container>]) {
     let ids: Vec<String> = containers.iter().map(|container| container.id.as_str().to_owned()).collect();
-    daemon.images.measure_layers(&ids).await;
+    images.measure_layers(&ids).await;
 }
 
 fn matches(container: &Arc<Container>, filter: Option<&ContainerStatsFilter>) -> bool {
@@ -60,20 +59,23 @@ fn matches(container: &Arc<Container>, filter: Option<&ContainerStatsFilter>) ->
 }
 
 /// Reads the statistics of a container's cgroup; they are empty if the container has exited.
-pub(super) fn read(daemon: &Daemon, container: &Container) -> Stats {
+pub(super) fn read(cgroups: &Cgroups, container: &Container) -> Stats {
     let path = container.with(|record| match record.state {
         ContainerState::Exited(_) => None,
         _ => CgroupPath::from_recorded(&record.cgroup).ok(),
     });
-    path.map(|path| Cgroup::open(&daemon.hierarchies, &path).stats()).unwrap_or_default()
+    path.map(|path| cgroups.at(&path).stats()).unwrap_or_default()
 }
 
-/// Returns the statistics of a container.
-pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
-    let stats = read(daemon, container);
+fn of(sources: &StatsSources, container: &Container) -> ContainerStats {
+    message(&sources.images, container, &read(&sources.cgroups, container))
+}
+
+/// Returns the statistics of a container from those of its cgroup.
+pub(super) fn message(images: &ImageStore, container: &Container, stats: &Stats) -> ContainerStats {
     let nano_cores = stats.cpu.and_then(|cpu| container.rate.nano_cores(cpu));
     let at = crate::clock::now();
-    let reading = Reading { at, stats: &stats, nano_cores };
+    let reading = Reading { at, stats, nano_cores };
     ContainerStats {
         attributes: Some(container.with(|record| ContainerAttributes {
             id: record.id.as_str().to_owned(),
@@ -83,7 +85,7 @@ pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
         })),
         cpu: reading.cpu(),
         memory: reading.memory(),
-        writable_layer: writable_layer(daemon, container),
+        writable_layer: writable_layer(images, container),
         swap: reading.swap(),
         io: reading.io(),
     }
@@ -91,8 +93,8 @@ pub(super) fn of(daemon: &Daemon, container: &Container) -> ContainerStats {
 
 /// Returns the usage of the writable layer with the time of its measurement, which can be some time ago for a
 /// container with very many files.
-fn writable_layer(daemon: &Daemon, container: &Container) -> Option<FilesystemUsage> {
-    let usage = daemon.images.layer_usage(container.id.as_str())?;
+fn writable_layer(images: &ImageStore, container: &Container) -> Option<FilesystemUsage> {
+    let usage = images.layer_usage(container.id.as_str())?;
     Some(FilesystemUsage {
         timestamp: usage.at,
         fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),

@@ -7,3 +7,34 @@ pub mod container;
 pub(crate) mod network;
 pub mod pod;
 mod usage;
+
+use std::sync::Arc;
+
+use berth_image::ImageStore;
+
+use crate::cgroups::Cgroups;
+use crate::daemon::Daemon;
+use crate::store::Store;
+
+/// The parts of the daemon that statistics are read from.
+#[derive(Clone, Debug)]
+pub struct StatsSources {
+    /// The pods and containers.
+    pub store: Arc<Store>,
+    /// Their cgroups.
+    pub cgroups: Cgroups,
+    /// The writable layers.
+    pub images: ImageStore,
+}
+
+impl StatsSources {
+    /// Returns the parts of a daemon.
+    #[must_use]
+    pub fn of(daemon: &Daemon) -> Self {
+        Self {
+            store: daemon.pods.store.clone(),
+            cgroups: daemon.cgroups.clone(),
+            images: daemon.images.clone(),
+        }
+    }
+}

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use berth_proto::v1::{LinuxPodSandboxStats, PodSandboxAttributes, PodSandboxStats, PodSandboxStatsFilter};
-use berth_runtime::cgroup::{Cgroup, CgroupPath, Memory, Stats};
+use berth_runtime::cgroup::{CgroupPath, Memory, Stats};
 
 use super::usage::Reading;
-use super::{container, network};
-use crate::blocking::blocking;
-use crate::daemon::{Daemon, Shared};
+use super::{StatsSources, container, network};
+use crate::blocking::{blocking, blocking_each};
+use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::store::{Container, Pod, PodState};
 
@@ -16,15 +16,15 @@ use crate::store::{Container, Pod, PodState};
 ///
 /// # Errors
 /// The pod does not exist, or it is not ready.
-pub async fn pod_sandbox_stats(daemon: &Shared, id: &str) -> Result<PodSandboxStats, CriError> {
-    let pod = daemon.store.pod(id)?;
+pub async fn pod_sandbox_stats(sources: StatsSources, id: &str) -> Result<PodSandboxStats, CriError> {
+    let pod = sources.store.pod(id)?;
     tracing::Span::current().record("pod", pod.id.as_str());
     let PodState::Ready { .. } = pod.state() else {
         return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready"));
     };
-    container::measure(daemon, &daemon.store.containers_of(&pod.id)).await;
-    let daemon = daemon.clone();
-    blocking(move || Ok::<_, CriError>(of(&daemon, &pod))).await
+    let containers = sources.store.containers_of(&pod.id);
+    container::measure(&sources.images, &containers).await;
+    blocking(move || Ok::<_, CriError>(of(&sources, &pod, &containers))).await
 }
 
 /// Returns the statistics of all ready pods that match the filter.
@@ -32,16 +32,16 @@ pub async fn pod_sandbox_stats(daemon: &Shared, id: &str) -> Result<PodSandboxSt
 /// # Errors
 /// The daemon is shutting down.
 pub async fn list_pod_sandbox_stats(
-    daemon: &Shared,
+    sources: StatsSources,
     filter: Option<PodSandboxStatsFilter>,
 ) -> Result<Vec<PodSandboxStats>, CriError> {
-    let mut pods = daemon.store.pods();
+    let mut pods = sources.store.pods();
     pods.retain(|pod| matches(pod, filter.as_ref()));
+    let pods = sources.store.with_containers(pods);
     let containers: Vec<Arc<Container>> =
-        pods.iter().flat_map(|pod| daemon.store.containers_of(&pod.id)).collect();
-    container::measure(daemon, &containers).await;
-    let daemon = daemon.clone();
-    blocking(move || Ok::<_, CriError>(pods.iter().map(|pod| of(&daemon, pod)).collect())).await
+        pods.iter().flat_map(|(_, containers)| containers).cloned().collect();
+    container::measure(&sources.images, &containers).await;
+    blocking_each(pods, move |(pod, containers)| of(&sources, &pod, &containers)).await
 }
 
 fn matches(pod: &Pod, filter: Option<&PodSandboxStatsFilter>) -> bool {
@@ -55,10 +55,10 @@ fn matches(pod: &Pod, filter: Option<&PodSandboxStatsFilter>) -> bool {
     })
 }
 
-fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
-    let containers: Vec<Arc<Container>> =
-        daemon.store.containers().into_iter().filter(|container| container.pod == pod.id).collect();
-    let stats = read(daemon, pod, &containers);
+fn of(sources: &StatsSources, pod: &Pod, containers: &[Arc<Container>]) -> PodSandboxStats {
+    let of_containers: Vec<Stats> =
+        containers.iter().map(|found| container::read(&sources.cgroups, found)).collect();
+    let stats = read(&sources.cgroups, pod, &of_containers);
     let nano_cores = stats.cpu.and_then(|cpu| pod.rate.nano_cores(cpu));
     let at = crate::clock::now();
     let reading = Reading { at, stats: &stats, nano_cores };
@@ -79,7 +79,11 @@ fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
             memory: reading.memory(),
             network,
             process: reading.processes(),
-            containers: containers.iter().map(|found| container::of(daemon, found)).collect(),
+            containers: containers
+                .iter()
+                .zip(&of_containers)
+                .map(|(found, stats)| container::message(&sources.images, found, stats))
+                .collect(),
             io: reading.io(),
         }),
         windows: None,
@@ -89,15 +93,15 @@ fn of(daemon: &Daemon, pod: &Pod) -> PodSandboxStats {
 /// Reads the statistics of a pod. The cgroup that the kubelet created for the pod includes all of its processes. A
 /// pod without one shares berth's default parent with other pods: its statistics are the sum of the cgroups of its
 /// pause and containers.
-fn read(daemon: &Daemon, pod: &Pod, containers: &[Arc<Container>]) -> Stats {
-    let stats = |path: &CgroupPath| Cgroup::open(&daemon.hierarchies, path).stats();
+fn read(cgroups: &Cgroups, pod: &Pod, containers: &[Stats]) -> Stats {
+    let stats = |path: &CgroupPath| cgroups.at(path).stats();
     if let Some(path) = kubelet_cgroup(pod) {
         return stats(&path);
     }
     let Ok(own) = pod.with(|record| CgroupPath::from_recorded(&record.cgroup)) else {
         return Stats::default();
     };
-    containers.iter().fold(stats(&own), |sum, found| add(sum, &container::read(daemon, found)))
+    containers.iter().fold(stats(&own), add)
 }
 
 /// Returns the cgroup that the kubelet created for a pod (CRI `cgroup_parent`), if it did.

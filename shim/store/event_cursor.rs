@@ -10,15 +10,15 @@ pub enum Level {
     /// Not visible to clients yet.
     #[default]
     Nothing,
-    /// Created.
+    /// The object was created.
     Created,
-    /// Started.
+    /// The container was started.
     Started,
     /// Ended without ever having run.
     NeverStarted,
     /// Ended after it ran.
     Stopped,
-    /// Deleted.
+    /// The object was removed.
     Deleted,
 }
 

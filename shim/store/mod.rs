@@ -217,6 +217,21 @@ impl Store {
         containers
     }
 
+    /// Returns pods with their containers, sorted by their creation. Each container is looked at once, however many pods there
+    /// are.
+    pub fn with_containers(&self, pods: Vec<Arc<Pod>>) -> Vec<(Arc<Pod>, Vec<Arc<Container>>)> {
+        let mut by_pod: HashMap<PodId, Vec<Arc<Container>>> = HashMap::new();
+        for container in self.containers() {
+            by_pod.entry(container.pod.clone()).or_default().push(container);
+        }
+        let mut containers = |pod: &Pod| {
+            let mut containers = by_pod.remove(&pod.id).unwrap_or_default();
+            containers.sort_by_key(|container| container.created_at);
+            containers
+        };
+        pods.into_iter().map(|pod| (pod.clone(), containers(&pod))).collect()
+    }
+
     /// Returns the containers of a pod, oldest first.
     #[must_use]
     pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<Container>> {

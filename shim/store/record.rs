@@ -14,12 +14,12 @@ use super::writer::{PendingWrite, RecordWriter};
 /// A value that is stored in a file.
 #[derive(Debug)]
 pub struct Record<T> {
-    shared: Arc<Inner<T>>,
+    shared: Arc<RecordState<T>>,
     writer: RecordWriter,
 }
 
 #[derive(Debug)]
-struct Inner<T> {
+struct RecordState<T> {
     file: PathBuf,
     current: RwLock<T>,
     /// Held while the file is written, so that writes happen in order.
@@ -34,7 +34,7 @@ impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static>
     /// Creates a record that is stored in `file`. Nothing is written yet.
     #[must_use]
     pub fn new(value: T, file: PathBuf, writer: RecordWriter) -> Self {
-        let inner = Inner {
+        let inner = RecordState {
             file,
             current: RwLock::new(value),
             writing: Mutex::new(()),
@@ -100,7 +100,7 @@ impl<T: Clone + PartialEq + Serialize + std::fmt::Debug + Send + Sync + 'static>
     }
 }
 
-impl<T: Clone + Serialize + std::fmt::Debug + Send + Sync> PendingWrite for Inner<T> {
+impl<T: Clone + Serialize + std::fmt::Debug + Send + Sync> PendingWrite for RecordState<T> {
     fn write(&self) -> Result<(), FileError> {
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.gone.load(Ordering::Acquire) {

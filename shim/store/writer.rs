@@ -22,18 +22,18 @@ pub(super) trait PendingWrite: Send + Sync + std::fmt::Debug {
 /// Queues records to be written. Clones share one thread, which exits after the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct RecordWriter {
-    state: Arc<State>,
+    state: Arc<WriterState>,
     _close: Arc<CloseOnDrop>,
 }
 
 /// Stops the thread when the last clone is dropped.
 #[derive(Debug)]
 struct CloseOnDrop {
-    state: Arc<State>,
+    state: Arc<WriterState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WriterState {
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -52,7 +52,7 @@ impl RecordWriter {
     /// # Errors
     /// The thread cannot be created.
     pub fn start() -> std::io::Result<Self> {
-        let state = Arc::new(State::default());
+        let state = Arc::new(WriterState::default());
         let worker = state.clone();
         std::thread::Builder::new().name("berth-records".to_owned()).spawn(move || worker.run())?;
         Ok(Self { state: state.clone(), _close: Arc::new(CloseOnDrop { state }) })
@@ -94,7 +94,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-impl State {
+impl WriterState {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,7 +10,7 @@ use super::command::{CommandStreams, CommandTarget, serve};
 use super::spdy::{NewStream, SpdySession};
 use super::upgrade::{CommandVersion, ReportFormat};
 use super::websocket::{Channels, Coding};
-use crate::daemon::Shared;
+use crate::exec::ContainerAccess;
 use crate::session_url::RequestedStreams;
 
 /// How long a client may take to open its streams, as in containerd and CRI-O.
@@ -28,7 +28,7 @@ const RESIZE: u8 = 4;
 
 /// Serves a client that uses SPDY.
 pub(super) async fn over_spdy<T>(
-    daemon: &Shared,
+    access: &ContainerAccess,
     io: T,
     version: CommandVersion,
     target: &CommandTarget,
@@ -43,7 +43,7 @@ pub(super) async fn over_spdy<T>(
         return;
     };
     tokio::select! {
-        () = serve(daemon, target, requested, client) => {}
+        () = serve(access, target, requested, client) => {}
         () = wait_until_gone(&mut session) => tracing::debug!("a client disconnected before the end"),
     }
     // A client that violated the protocol is notified.
@@ -101,7 +101,7 @@ async fn wait_until_gone(session: &mut SpdySession) {
 
 /// Serves a client that uses WebSocket channels.
 pub(super) async fn over_channels<T>(
-    daemon: &Shared,
+    access: &ContainerAccess,
     io: T,
     (coding, report_format, closes): (Coding, ReportFormat, bool),
     target: &CommandTarget,
@@ -126,7 +126,7 @@ pub(super) async fn over_channels<T>(
         return;
     }
     tokio::select! {
-        () = serve(daemon, target, requested, client) => {}
+        () = serve(access, target, requested, client) => {}
         () = channels.gone() => tracing::debug!("a client disconnected before the end"),
     }
     // A client that violated the protocol is notified.

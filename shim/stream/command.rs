@@ -13,8 +13,8 @@ use super::outgoing::Outgoing;
 use super::resize::sizes;
 use super::status::{CommandOutcome, encode_outcome};
 use super::upgrade::ReportFormat;
-use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::exec::ContainerAccess;
 use crate::exec::attach::attach;
 use crate::exec::session::{self, Control, Session, SessionEnd, TerminalSize};
 use crate::session_url::{RequestedStreams, SessionRequest};
@@ -54,7 +54,7 @@ pub(super) enum CommandTarget {
     Exec {
         /// The container's id.
         container: String,
-        /// The command.
+        /// The command to execute, with its arguments.
         command: Vec<String>,
     },
     /// A container's own streams.
@@ -78,7 +78,7 @@ impl CommandTarget {
 
     async fn begin(
         &self,
-        daemon: &Shared,
+        access: &ContainerAccess,
         requested: RequestedStreams,
         sizes: Option<&mut TerminalSizes>,
     ) -> Result<Session, CriError> {
@@ -88,9 +88,9 @@ impl CommandTarget {
                     Some(sizes) => sizes.first().await,
                     None => None,
                 };
-                session::exec_with_size(daemon, container, command.clone(), requested, size).await
+                session::exec_with_size(access, container, command.clone(), requested, size).await
             }
-            Self::Attach { container } => attach(daemon, container, requested).await,
+            Self::Attach { container } => attach(&access.store, container, requested).await,
         }
     }
 
@@ -117,14 +117,14 @@ impl CommandTarget {
 
 /// Serves a client until its session ends.
 pub(super) async fn serve(
-    daemon: &Shared,
+    access: &ContainerAccess,
     target: &CommandTarget,
     requested: RequestedStreams,
     client: CommandStreams,
 ) {
     let CommandStreams { stdin, stdout, stderr, error, resize, report_format } = client;
     let mut sizes = resize.map(TerminalSizes::new);
-    let outcome = match target.begin(daemon, requested, sizes.as_mut()).await {
+    let outcome = match target.begin(access, requested, sizes.as_mut()).await {
         Ok(session) => relay(target, session, stdin, [stdout, stderr], sizes).await,
         Err(reason) => {
             for output in [stdout, stderr].into_iter().flatten() {

@@ -2,6 +2,7 @@
 //! the port in their headers. Over WebSocket channels, each requested port has a pair of channels.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -12,13 +13,13 @@ use super::clients::STREAM_TIMEOUT;
 use super::ports::{Forwarded, forward};
 use super::spdy::{NewStream, SpdySession};
 use super::websocket::{Channels, Coding};
-use crate::daemon::Shared;
+use crate::store::Store;
 
 /// Limit of a client's streams: two for each of 128 connections. A browser opens six per host.
 const MAX_STREAMS: usize = 256;
 
 /// Serves a client that uses SPDY.
-pub(super) async fn over_spdy<T>(daemon: &Shared, io: T, pod: &str)
+pub(super) async fn over_spdy<T>(store: &Arc<Store>, io: T, pod: &str)
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -32,8 +33,8 @@ where
             stream = session.accept() => match stream {
                 Some(stream) => match pairs.add(stream) {
                     Ok(Some(forwarded)) => {
-                        let (daemon, pod) = (daemon.clone(), pod.to_owned());
-                        forwarding.spawn(async move { forward(&daemon, &pod, forwarded).await });
+                        let (store, pod) = (store.clone(), pod.to_owned());
+                        forwarding.spawn(async move { forward(&store, &pod, forwarded).await });
                     }
                     Ok(None) => {}
                     Err(rejected) => reject(*rejected).await,
@@ -158,7 +159,7 @@ fn request_id(stream: &NewStream, kind: Kind) -> String {
 }
 
 /// Serves a client that uses WebSocket channels.
-pub(super) async fn over_channels<T>(daemon: &Shared, io: T, coding: Coding, pod: &str, ports: &[u16])
+pub(super) async fn over_channels<T>(store: &Arc<Store>, io: T, coding: Coding, pod: &str, ports: &[u16])
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -170,13 +171,13 @@ where
     for (port, channel) in numbered() {
         let Some(from_client) = channels.incoming(channel) else { continue };
         let (to_client, error) = (channels.outgoing(channel), channels.outgoing(channel.saturating_add(1)));
-        let (daemon, pod, port) = (daemon.clone(), pod.to_owned(), *port);
+        let (store, pod, port) = (store.clone(), pod.to_owned(), *port);
         forwarding.spawn(async move {
             // Both channels begin with their port number.
             let first = Bytes::copy_from_slice(&port.to_le_bytes());
             if to_client.send(first.clone()).await.is_ok() && error.send(first).await.is_ok() {
                 let forwarded = Forwarded { port, from_client, to_client, error, half_closes: false };
-                forward(&daemon, &pod, forwarded).await;
+                forward(&store, &pod, forwarded).await;
             }
         });
     }

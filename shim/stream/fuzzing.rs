@@ -2,7 +2,7 @@
 //! call them with any bytes; the tests here with the corpus in `fuzz/corpus`.
 
 use super::resize;
-use super::spdy::frame::{Control, HEAD, Head};
+use super::spdy::frame::{ControlFrame, HEAD, Head};
 use super::spdy::headers::{Decompressor, HeaderWriter, Headers, MAX_BLOCK};
 use super::websocket::frame::{self, MAX_CONTROL, Order, Part};
 
@@ -19,11 +19,11 @@ pub fn spdy(bytes: &[u8]) {
         let Some((payload, after)) = after.split_at_checked(length) else { return };
         rest = after;
         let Head::Control { kind, flags, .. } = head else { continue };
-        let Ok(control) = Control::parse(kind, flags, payload) else { return };
+        let Ok(control) = ControlFrame::parse(kind, flags, payload) else { return };
         assert_round_trip(&control);
-        let (Control::SynStream { block, .. }
-        | Control::SynReply { block, .. }
-        | Control::Headers { block, .. }) = control
+        let (ControlFrame::SynStream { block, .. }
+        | ControlFrame::SynReply { block, .. }
+        | ControlFrame::Headers { block, .. }) = control
         else {
             continue;
         };
@@ -36,12 +36,12 @@ pub fn spdy(bytes: &[u8]) {
     }
 }
 
-fn assert_round_trip(control: &Control<'_>) {
+fn assert_round_trip(control: &ControlFrame<'_>) {
     let mut frame = Vec::new();
     control.encode(&mut frame);
     let Some((head, payload)) = frame.split_first_chunk() else { return };
     let again = match Head::parse(*head) {
-        Ok(Head::Control { kind, flags, .. }) => Control::parse(kind, flags, payload).ok(),
+        Ok(Head::Control { kind, flags, .. }) => ControlFrame::parse(kind, flags, payload).ok(),
         _ => None,
     };
     assert_eq!(again.as_ref(), Some(control));

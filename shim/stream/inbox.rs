@@ -27,7 +27,7 @@ enum StreamEnd {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InboxState {
     buffer: BytesMut,
     end: Option<StreamEnd>,
     abandoned: bool,
@@ -35,13 +35,13 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Buffer {
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
     filled: Notify,
     space: Notify,
 }
 
 impl Buffer {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

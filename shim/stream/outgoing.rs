@@ -23,7 +23,7 @@ pub(super) enum Item {
     Data {
         /// The stream's number.
         stream: u32,
-        /// The data.
+        /// The data to send.
         bytes: Bytes,
     },
     /// Ends the sending direction of a stream.

@@ -11,8 +11,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::inbox::{Broken, Incoming};
 use super::outgoing::{Gone, Outgoing};
-use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::store::Store;
 
 /// Size of one read.
 const READ_SIZE: usize = 64 << 10;
@@ -30,9 +30,9 @@ pub(super) struct Forwarded {
 }
 
 /// Forwards one connection until it ends.
-pub(super) async fn forward(daemon: &Shared, pod: &str, forwarded: Forwarded) {
+pub(super) async fn forward(store: &Store, pod: &str, forwarded: Forwarded) {
     let Forwarded { port, from_client, to_client, error: error_stream, half_closes } = forwarded;
-    match connect(daemon, pod, port).await {
+    match connect(store, pod, port).await {
         Ok(stream) => relay(stream, from_client, to_client, half_closes).await,
         Err(error) => {
             tracing::debug!(pod, port, %error, "failed to forward a port");
@@ -45,8 +45,8 @@ pub(super) async fn forward(daemon: &Shared, pod: &str, forwarded: Forwarded) {
     drop(error_stream.finish().await);
 }
 
-async fn connect(daemon: &Shared, pod: &str, port: u16) -> Result<TcpStream, CriError> {
-    let pod = daemon.store.pod(pod)?;
+async fn connect(store: &Store, pod: &str, port: u16) -> Result<TcpStream, CriError> {
+    let pod = store.pod(pod)?;
     if pod.host_network() {
         return Ok(berth_cni::port_forward::connect(None, port).await?);
     }

@@ -26,8 +26,9 @@ use super::upgrade::{Negotiated, Purpose, Refusal, negotiate};
 use super::waiting::{PendingConnection, PendingConnections};
 use super::websocket::tunnel;
 use super::{clients, forwarder, tls};
-use crate::daemon::Shared;
-use crate::session_url::SessionRequest;
+use crate::exec::ContainerAccess;
+use crate::session_url::{SessionRequest, SessionUrls};
+use crate::store::Store;
 
 /// How long a connection may take to become a session: TLS handshake, request and response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,9 +55,9 @@ pub enum StreamError {
     /// The address cannot be listened on.
     #[error("failed to listen on stream_address {address}: {error}")]
     Listen {
-        /// The address.
+        /// The address that could not be used.
         address: SocketAddr,
-        /// The cause.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// The certificate or its key is invalid.
@@ -102,10 +103,10 @@ impl Listener {
     }
 
     /// Serves until the future is dropped.
-    pub async fn serve(self, daemon: Shared) {
+    pub async fn serve(self, access: ContainerAccess, urls: Arc<SessionUrls>) {
         tracing::info!(address = %self.address, tls = self.tls.is_some(), "streaming server is ready");
         let (sources, pending) = (Sources::open(), PendingConnections::default());
-        let server = Server { daemon, sessions: Arc::new(Semaphore::new(MAX_SESSIONS)) };
+        let server = Server { access, urls, sessions: Arc::new(Semaphore::new(MAX_SESSIONS)) };
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
@@ -134,7 +135,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 #[derive(Clone)]
 struct Server {
-    daemon: Shared,
+    access: ContainerAccess,
+    urls: Arc<SessionUrls>,
     sessions: Arc<Semaphore>,
 }
 
@@ -231,7 +233,7 @@ impl Server {
             refusal.headers.push((http::header::RETRY_AFTER, HeaderValue::from_static("60")));
             return Err(refusal);
         };
-        let session = self.daemon.streams.redeem(verb, token).ok_or_else(unknown)?;
+        let session = self.urls.redeem(verb, token).ok_or_else(unknown)?;
         slot.leave();
         match &session {
             SessionRequest::Exec { container, .. } | SessionRequest::Attach { container, .. } => {
@@ -240,10 +242,10 @@ impl Server {
             SessionRequest::PortForward { pod, .. } => tracing::Span::current().record("pod", pod),
         };
         let upgrade = hyper::upgrade::on(&mut request);
-        let daemon = self.daemon.clone();
+        let access = self.access.clone();
         let run = async move {
             match upgrade.await {
-                Ok(io) => run(&daemon, TrackedIo::new(TokioIo::new(io)), negotiated, session).await,
+                Ok(io) => run(&access, TrackedIo::new(TokioIo::new(io)), negotiated, session).await,
                 Err(error) => tracing::debug!(%error, "a client disconnected before its session began"),
             }
             drop(permit);
@@ -265,36 +267,36 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Runs a session until it ends or its idle timeout expires.
-async fn run<T>(daemon: &Shared, io: TrackedIo<T>, negotiated: Negotiated, request: SessionRequest)
+async fn run<T>(access: &ContainerAccess, io: TrackedIo<T>, negotiated: Negotiated, request: SessionRequest)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let activity = io.activity();
     tokio::select! {
-        () = serve(daemon, io, negotiated, request) => {}
+        () = serve(access, io, negotiated, request) => {}
         () = activity.idle(IDLE_TIMEOUT) => tracing::info!("closing an idle session"),
     }
 }
 
-async fn serve<T>(daemon: &Shared, io: TrackedIo<T>, negotiated: Negotiated, request: SessionRequest)
+async fn serve<T>(access: &ContainerAccess, io: TrackedIo<T>, negotiated: Negotiated, request: SessionRequest)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match (negotiated, request) {
         (negotiated, SessionRequest::PortForward { pod, ports }) => {
-            let Ok(stored) = daemon.store.pod(&pod) else { return };
+            let Ok(stored) = access.store.pod(&pod) else { return };
             tokio::select! {
-                () = forward(daemon, io, negotiated, &pod, &ports) => {}
+                () = forward(&access.store, io, negotiated, &pod, &ports) => {}
                 // A socket keeps its network namespace alive, so the session must end with the pod.
                 () = stored.stopping() => tracing::debug!("the pod stops: ending its port forwarding"),
             }
         }
         (negotiated, request) => match (negotiated, CommandTarget::of(request)) {
             (Negotiated::SpdyCommand(version), Some((target, requested))) => {
-                clients::over_spdy(daemon, io, version, &target, requested).await;
+                clients::over_spdy(access, io, version, &target, requested).await;
             }
             (Negotiated::ChannelsCommand { coding, report_format, closes }, Some((target, requested))) => {
-                clients::over_channels(daemon, io, (coding, report_format, closes), &target, requested).await;
+                clients::over_channels(access, io, (coding, report_format, closes), &target, requested).await;
             }
             // The path determines the protocols, and a token is only valid for its path.
             (negotiated, _) => {
@@ -304,16 +306,14 @@ where
     }
 }
 
-async fn forward<T>(daemon: &Shared, io: TrackedIo<T>, negotiated: Negotiated, pod: &str, ports: &[u16])
+async fn forward<T>(store: &Arc<Store>, io: TrackedIo<T>, negotiated: Negotiated, pod: &str, ports: &[u16])
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match negotiated {
-        Negotiated::SpdyPorts => forwarder::over_spdy(daemon, io, pod).await,
-        Negotiated::TunnelPorts => forwarder::over_spdy(daemon, tunnel::start(io), pod).await,
-        Negotiated::ChannelsPorts { coding } => {
-            forwarder::over_channels(daemon, io, coding, pod, ports).await
-        }
+        Negotiated::SpdyPorts => forwarder::over_spdy(store, io, pod).await,
+        Negotiated::TunnelPorts => forwarder::over_spdy(store, tunnel::start(io), pod).await,
+        Negotiated::ChannelsPorts { coding } => forwarder::over_channels(store, io, coding, pod, ports).await,
         Negotiated::SpdyCommand(_) | Negotiated::ChannelsCommand { .. } => {
             tracing::error!(?negotiated, "the negotiated protocol does not match the request");
         }

@@ -17,9 +17,9 @@ use crate::config::Config;
 pub struct TlsError {
     /// The configuration key that names the file.
     pub key: &'static str,
-    /// The file.
+    /// The file that was read.
     pub file: PathBuf,
-    /// The problem.
+    /// The mistake in the field or file. content.
     pub reason: String,
 }
 

@@ -1,7 +1,8 @@
 # A private node for external test suites: a registry on loopback with stand-in images, and a daemon. A script that runs in a
 # private network and mount namespace sources this file.
 #
-# Needs: here (this folder), cache, tools (see tools.sh), BERTH_BIN, port.
+# Needs: here (this folder), cache, tools (see tools.sh), BERTH_BIN, port. Optional: more_config, lines for the daemon's
+# configuration.
 # Provides: work (a folder), the socket $work/berth.sock, `end PID`. When the script exits, all processes are terminated and all
 # files removed.
 
@@ -126,6 +127,7 @@ cni_conf_dir = "$work/net.d"
 cni_data_dir = "$work/addresses"
 cgroup_driver = "cgroupfs"
 log_level = "${BERTH_LOG:-debug}"
+${more_config:-}
 [network]
 bridge = "conform0"
 subnets = ["10.87.0.0/16"]

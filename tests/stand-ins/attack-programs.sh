@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Compiles the programs of tests/attacks as static binaries. Prints only the folder with them on standard output.
+# Compiles the programs of tests/it/attacks as static binaries. Prints only the folder with them on standard output.
 #
 # Environment:
 #   BERTH_CACHE    folder for the programs (default ~/.cache/berth)
 #   CC             the C compiler (default gcc)
 set -eu
-sources=$(cd "$(dirname "$0")/../attacks/programs" && pwd)
+sources=$(cd "$(dirname "$0")/../it/attacks/programs" && pwd)
 stamp=$(cat "$sources"/*.[ch] | sha256sum | cut -c1-16)
 bin="${BERTH_CACHE:-$HOME/.cache/berth}/attacks-$stamp"
 

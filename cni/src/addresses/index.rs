@@ -40,7 +40,7 @@ pub(super) fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
 
 /// A file of the folder. Its name is an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
+struct IndexEntry {
     owner: Owner,
     /// The file name. The reference plugin writes underscores for colons on some systems.
     name: String,
@@ -49,7 +49,7 @@ struct Entry {
 /// The index of one folder.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    entries: HashMap<IpAddr, Entry>,
+    entries: HashMap<IpAddr, IndexEntry>,
     /// A container has few addresses, one per interface and family.
     by_container: HashMap<String, Vec<IpAddr>>,
     v4: Runs,
@@ -104,7 +104,7 @@ impl Index {
         self.remove(address);
         self.by_container.entry(owner.container.clone()).or_default().push(address);
         self.runs(address).insert(number(address));
-        self.entries.insert(address, Entry { owner, name: name.to_owned() });
+        self.entries.insert(address, IndexEntry { owner, name: name.to_owned() });
     }
 
     pub(super) fn remove(&mut self, address: IpAddr) {

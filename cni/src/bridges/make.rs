@@ -13,7 +13,7 @@ use crate::{Context, Error, Result, forwarding, names, netns};
 
 /// A bridge in the configured state.
 #[derive(Clone, Debug)]
-pub(crate) struct Made {
+pub(crate) struct ReadyBridge {
     pub(crate) bridge: Link,
     /// The link with the gateways' addresses: the bridge, or a link in the pods' VLAN.
     pub(crate) gateway: Link,
@@ -21,7 +21,7 @@ pub(crate) struct Made {
 
 impl Keys {
     /// Creates the bridge if necessary, adds the gateways' addresses, brings it up and enables forwarding on the host.
-    pub(crate) async fn make(&self, host: &Netlink, gateways: &BTreeSet<IpNet>) -> Result<Made> {
+    pub(crate) async fn make(&self, host: &Netlink, gateways: &BTreeSet<IpNet>) -> Result<ReadyBridge> {
         let name = &self.bridge;
         if host.link(name).await?.is_none() {
             host.add_bridge(name, self.mtu(), self.has_vlans()).await?;
@@ -51,7 +51,7 @@ impl Keys {
             host.keep_link_local(of_gateways.index, &of_gateways.mac).await?;
         }
         let gateway = if of_gateways.index == bridge.index { bridge.clone() } else { of_gateways };
-        Ok(Made { bridge, gateway })
+        Ok(ReadyBridge { bridge, gateway })
     }
 
     /// Adds a gateway's address. If the link has another address of the same subnet, `forceAddress` decides between its

@@ -8,5 +8,5 @@ mod make;
 mod ready;
 
 pub(crate) use keys::Keys;
-pub(crate) use make::Made;
+pub(crate) use make::ReadyBridge;
 pub(crate) use ready::Ready;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::Mutex;
 
 use super::keys::Keys;
-use super::make::Made;
+use super::make::ReadyBridge;
 use crate::netlink::Netlink;
 use crate::netlink::monitor::{Change, Group, Monitor, Notification};
 use crate::{Context, Result, forwarding};
@@ -29,7 +29,7 @@ pub(crate) struct Ready {
 
 #[derive(Debug, Default)]
 struct State {
-    bridges: BTreeMap<String, Known>,
+    bridges: BTreeMap<String, WatchedBridge>,
     /// The IP versions that the host forwards; `true` is version 4.
     forwarding: BTreeSet<bool>,
     /// Links of pods that are disconnected from their bridge, with the pod's id.
@@ -37,9 +37,9 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Known {
+struct WatchedBridge {
     keys: Keys,
-    made: Made,
+    made: ReadyBridge,
     gateways: BTreeSet<IpNet>,
     /// A link of the bridge is down or was renamed.
     down: bool,
@@ -57,7 +57,7 @@ struct Trouble {
     since: Instant,
 }
 
-impl Known {
+impl WatchedBridge {
     fn is_sound(&self) -> bool {
         !self.down && !self.incomplete
     }
@@ -100,7 +100,8 @@ impl State {
         for change in Change::all(&messages, links) {
             if let Change::NotForwarding { link: None, v4 } = change {
                 self.forwarding.remove(&v4);
-                let has = |known: &&mut Known| known.gateways.iter().any(|ip| ip.addr().is_ipv4() == v4);
+                let has =
+                    |known: &&mut WatchedBridge| known.gateways.iter().any(|ip| ip.addr().is_ipv4() == v4);
                 self.bridges.values_mut().filter(has).for_each(|known| known.incomplete = true);
             }
             match change {
@@ -138,7 +139,7 @@ impl Ready {
         keys: &Keys,
         gateways: &BTreeSet<IpNet>,
         again: bool,
-    ) -> Result<Made> {
+    ) -> Result<ReadyBridge> {
         let mut state = self.state.lock().await;
         self.apply(&mut state);
         let known = state.bridges.get(&keys.bridge).filter(|known| known.keys == *keys);
@@ -159,7 +160,7 @@ impl Ready {
         let index = made.bridge.index;
         let former = state.bridges.get(&keys.bridge);
         let ports_lost = former.is_some_and(|former| former.ports_lost || former.made.bridge.index != index);
-        let known = Known {
+        let known = WatchedBridge {
             keys: keys.clone(),
             made: made.clone(),
             gateways: all,
@@ -295,9 +296,9 @@ mod tests {
     fn state() -> State {
         let keys: Keys = serde_json::from_value(serde_json::json!({ "bridge": "br0" })).unwrap();
         let link = crate::netlink::Link { index: 3, name: "br0".to_owned(), up: true, ..Default::default() };
-        let known = Known {
+        let known = WatchedBridge {
             keys,
-            made: Made { bridge: link.clone(), gateway: link },
+            made: ReadyBridge { bridge: link.clone(), gateway: link },
             gateways: BTreeSet::new(),
             down: false,
             incomplete: false,

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, eth, sockopt};
 use tokio::net::UdpSocket;
 
-use super::message::{Message, Sender};
+use super::message::{DhcpMessage, Sender};
 use crate::{Context, Error, Result, netns};
 
 const SERVER_PORT: u16 = 67;
@@ -45,19 +45,19 @@ impl Channel {
     }
 
     /// Sends a message to a server, or to the broadcast address.
-    pub(super) async fn send(&self, message: &Message, to: Ipv4Addr) -> Result<()> {
+    pub(super) async fn send(&self, message: &DhcpMessage, to: Ipv4Addr) -> Result<()> {
         let sent = self.out.send_to(&message.to_bytes(), SocketAddrV4::new(to, SERVER_PORT)).await;
         sent.map(drop).doing(format!("send to the DHCP server {to} through {}", self.interface))
     }
 
     /// Receives the next message of a server to this interface.
-    pub(super) async fn receive(&self) -> Result<Message> {
+    pub(super) async fn receive(&self) -> Result<DhcpMessage> {
         loop {
             let mut buffer = [0; 2048];
             let length = self.heard.recv(&mut buffer).await;
             let length = length.doing(format!("receive from DHCP servers on {}", self.interface))?;
             let packet = buffer.get(..length).unwrap_or_default();
-            let message = payload(packet).and_then(|bytes| Message::parse(bytes).ok());
+            let message = payload(packet).and_then(|bytes| DhcpMessage::parse(bytes).ok());
             if let Some(message) = message
                 && message.from == Sender::Server
                 && message.hardware == self.hardware

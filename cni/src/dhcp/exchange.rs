@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::channel::Channel;
-use super::message::{Kind, Message, option};
-use super::wanted::RequestOptions;
+use super::message::{DhcpMessage, MessageType, option};
+use super::request_options::RequestOptions;
 use crate::{Error, Result};
 
 /// The time limit for getting an address: less than the kubelet's time limit for the pod.
@@ -30,8 +30,8 @@ pub(super) struct Client<'a> {
 
 /// An answer to a request for a known address.
 #[derive(Debug)]
-pub(super) enum Answer {
-    Granted(Message),
+pub(super) enum DhcpAnswer {
+    Granted(DhcpMessage),
     /// The address must not be used further. Contains the server's message.
     Refused(String),
     /// No server answered.
@@ -43,24 +43,24 @@ impl Client<'_> {
     ///
     /// # Errors
     /// No server has granted one in time, or the interface fails.
-    pub(super) async fn find(&self, channel: &Channel) -> Result<Message> {
+    pub(super) async fn find(&self, channel: &Channel) -> Result<DhcpMessage> {
         let began = Instant::now();
         let until = began + ACQUIRE_TIMEOUT;
         let mut last = "no DHCP server answered".to_owned();
         let mut wait = FIRST_WAIT;
         for attempt in 0_u32.. {
-            let mut discover = self.message(Kind::Discover, channel);
+            let mut discover = self.message(MessageType::Discover, channel);
             discover.seconds = u16::try_from(began.elapsed().as_secs()).unwrap_or(u16::MAX);
             // A server may be able to reach an interface without an address only by broadcast. Some networks drop
             // broadcasts, so only every second message requests one.
             discover.broadcast = attempt % 2 == 1;
             channel.send(&discover, Ipv4Addr::BROADCAST).await?;
             let limit = around(wait).min(until.saturating_duration_since(Instant::now()));
-            if let Some(offer) = answer(channel, &discover, &[Kind::Offer], limit).await? {
+            if let Some(offer) = answer(channel, &discover, &[MessageType::Offer], limit).await? {
                 match self.accept(channel, &offer, discover.broadcast, until).await? {
-                    Answer::Granted(ack) => return Ok(ack),
-                    Answer::Refused(why) => last = why,
-                    Answer::Silence => {
+                    DhcpAnswer::Granted(ack) => return Ok(ack),
+                    DhcpAnswer::Refused(why) => last = why,
+                    DhcpAnswer::Silence => {
                         last = "the DHCP server did not answer the request for its offer".to_owned()
                     }
                 }
@@ -77,11 +77,11 @@ impl Client<'_> {
     async fn accept(
         &self,
         channel: &Channel,
-        offer: &Message,
+        offer: &DhcpMessage,
         broadcast: bool,
         until: Instant,
-    ) -> Result<Answer> {
-        let mut request = self.message(Kind::Request, channel);
+    ) -> Result<DhcpAnswer> {
+        let mut request = self.message(MessageType::Request, channel);
         request.transaction = offer.transaction;
         request.seconds = offer.seconds;
         request.broadcast = broadcast;
@@ -93,12 +93,14 @@ impl Client<'_> {
         for _ in 0..3 {
             channel.send(&request, Ipv4Addr::BROADCAST).await?;
             let limit = around(wait).min(until.saturating_duration_since(Instant::now()));
-            if let Some(message) = answer(channel, &request, &[Kind::Ack, Kind::Nak], limit).await? {
+            if let Some(message) =
+                answer(channel, &request, &[MessageType::Ack, MessageType::Nak], limit).await?
+            {
                 return Ok(granted(message));
             }
             wait *= 2;
         }
-        Ok(Answer::Silence)
+        Ok(DhcpAnswer::Silence)
     }
 
     /// Sends one request to extend a lease (RENEWING and REBINDING), to its server or to all servers.
@@ -111,12 +113,12 @@ impl Client<'_> {
         address: Ipv4Addr,
         server: Option<Ipv4Addr>,
         limit: Duration,
-    ) -> Result<Answer> {
-        let mut request = self.message(Kind::Request, channel);
+    ) -> Result<DhcpAnswer> {
+        let mut request = self.message(MessageType::Request, channel);
         request.client = address;
         channel.send(&request, server.unwrap_or(Ipv4Addr::BROADCAST)).await?;
-        let message = answer(channel, &request, &[Kind::Ack, Kind::Nak], limit).await?;
-        Ok(message.map_or(Answer::Silence, granted))
+        let message = answer(channel, &request, &[MessageType::Ack, MessageType::Nak], limit).await?;
+        Ok(message.map_or(DhcpAnswer::Silence, granted))
     }
 
     /// Releases a lease. Servers do not answer a release.
@@ -129,15 +131,15 @@ impl Client<'_> {
         address: Ipv4Addr,
         server: Ipv4Addr,
     ) -> Result<()> {
-        let mut release = Message::of_client(Kind::Release, rand::random(), channel.hardware);
+        let mut release = DhcpMessage::of_client(MessageType::Release, rand::random(), channel.hardware);
         release.client = address;
         release.options.insert(option::CLIENT, self.id.to_vec());
         release.options.insert(option::SERVER, server.octets().to_vec());
         channel.send(&release, server).await
     }
 
-    fn message(&self, kind: Kind, channel: &Channel) -> Message {
-        let mut message = Message::of_client(kind, rand::random(), channel.hardware);
+    fn message(&self, kind: MessageType, channel: &Channel) -> DhcpMessage {
+        let mut message = DhcpMessage::of_client(kind, rand::random(), channel.hardware);
         message.options.insert(option::CLIENT, self.id.to_vec());
         message.options.insert(option::LARGEST_MESSAGE, MAX_MESSAGE_SIZE.to_be_bytes().to_vec());
         if !self.options.requested.is_empty() {
@@ -151,7 +153,12 @@ impl Client<'_> {
 }
 
 /// Returns the first answer to a message that has one of these kinds and comes from the server that the message names.
-async fn answer(channel: &Channel, to: &Message, kinds: &[Kind], limit: Duration) -> Result<Option<Message>> {
+async fn answer(
+    channel: &Channel,
+    to: &DhcpMessage,
+    kinds: &[MessageType],
+    limit: Duration,
+) -> Result<Option<DhcpMessage>> {
     let wait = timeout(limit, async {
         loop {
             let message = channel.receive().await?;
@@ -166,13 +173,13 @@ async fn answer(channel: &Channel, to: &Message, kinds: &[Kind], limit: Duration
     wait.await.map_or(Ok(None), |message| message.map(Some))
 }
 
-fn granted(message: Message) -> Answer {
-    if message.kind() == Some(Kind::Ack) {
-        return Answer::Granted(message);
+fn granted(message: DhcpMessage) -> DhcpAnswer {
+    if message.kind() == Some(MessageType::Ack) {
+        return DhcpAnswer::Granted(message);
     }
     let reason =
         message.option(option::ERROR).map(|text| String::from_utf8_lossy(text).escape_debug().to_string());
-    Answer::Refused(match reason {
+    DhcpAnswer::Refused(match reason {
         Some(reason) => format!("the DHCP server refused: {reason}"),
         None => "the DHCP server refused".to_owned(),
     })

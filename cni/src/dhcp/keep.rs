@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::channel::Channel;
-use super::exchange::{Answer, Client, sleep_until};
+use super::exchange::{Client, DhcpAnswer, sleep_until};
 use super::offer::Lease;
-use super::record::{Record, Records, Stage, now};
+use super::record::{LeaseRecord, LeaseRecords, Stage, now};
 use crate::netlink::Netlink;
 use crate::{Result, netns};
 
@@ -21,7 +21,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(60);
 const MAX_SLEEP: Duration = Duration::from_secs(12 * 3600);
 
 /// Renews a lease until it is lost. The caller aborts the task when the lease is released.
-pub(super) async fn renew(records: Records, mut record: Record, netns: OwnedFd) {
+pub(super) async fn renew(records: LeaseRecords, mut record: LeaseRecord, netns: OwnedFd) {
     let mut first = true;
     loop {
         let stage = record.stage(now());
@@ -42,13 +42,13 @@ pub(super) async fn renew(records: Records, mut record: Record, netns: OwnedFd) 
         first = false;
         let sent = Instant::now();
         match extend(&record, &netns, server, left.min(ANSWER_TIMEOUT)).await {
-            Ok(Answer::Granted(ack)) => {
-                match Record::new(record.owner.clone(), &ack, &record.request_options()) {
+            Ok(DhcpAnswer::Granted(ack)) => {
+                match LeaseRecord::new(record.owner.clone(), &ack, &record.request_options()) {
                     Ok(renewed) if renewed.lease.address == record.lease.address => {
                         tracing::debug!(address = %record.lease.address, owner = ?record.owner, "renewed DHCP lease");
                         // Other changes that the server reports only affect pods that start later.
                         let lease = Lease { server: renewed.lease.server, ..record.lease };
-                        record = Record { lease, ..renewed };
+                        record = LeaseRecord { lease, ..renewed };
                         if let Err(error) = records.write(&record).await {
                             tracing::warn!(%error, "failed to record renewed DHCP lease");
                         }
@@ -63,8 +63,10 @@ pub(super) async fn renew(records: Records, mut record: Record, netns: OwnedFd) 
                     }
                 }
             }
-            Ok(Answer::Refused(why)) => return lose(&records, record, &netns, &why).await,
-            Ok(Answer::Silence) => tracing::debug!(owner = ?record.owner, ?stage, "no DHCP server answered"),
+            Ok(DhcpAnswer::Refused(why)) => return lose(&records, record, &netns, &why).await,
+            Ok(DhcpAnswer::Silence) => {
+                tracing::debug!(owner = ?record.owner, ?stage, "no DHCP server answered")
+            }
             Err(error) => tracing::warn!(%error, owner = ?record.owner, "failed to renew DHCP lease"),
         }
         if !expired {
@@ -76,11 +78,11 @@ pub(super) async fn renew(records: Records, mut record: Record, netns: OwnedFd) 
 }
 
 async fn extend(
-    record: &Record,
+    record: &LeaseRecord,
     netns: &OwnedFd,
     server: Option<std::net::Ipv4Addr>,
     limit: Duration,
-) -> Result<Answer> {
+) -> Result<DhcpAnswer> {
     let channel = Channel::open(netns.as_fd(), &record.owner.interface).await?;
     let (id, options) = (record.owner.client_id(), record.request_options());
     let client = Client { id: &id, options: &options };
@@ -88,7 +90,7 @@ async fn extend(
 }
 
 /// Handles the loss of a lease: the address may be given to another host.
-async fn lose(records: &Records, mut record: Record, netns: &OwnedFd, why: &str) {
+async fn lose(records: &LeaseRecords, mut record: LeaseRecord, netns: &OwnedFd, why: &str) {
     tracing::error!(address = %record.lease.address, owner = ?record.owner, why, "DHCP lease lost: bringing its interface down");
     record.lost = Some(why.to_owned());
     if let Err(error) = records.write(&record).await {

@@ -40,7 +40,7 @@ pub(crate) mod option {
 
 /// The message type (RFC 2132, section 9.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum MessageType {
     Discover,
     Offer,
     Request,
@@ -51,18 +51,18 @@ pub(crate) enum Kind {
     Inform,
 }
 
-const KINDS: [Kind; 8] = [
-    Kind::Discover,
-    Kind::Offer,
-    Kind::Request,
-    Kind::Decline,
-    Kind::Ack,
-    Kind::Nak,
-    Kind::Release,
-    Kind::Inform,
+const KINDS: [MessageType; 8] = [
+    MessageType::Discover,
+    MessageType::Offer,
+    MessageType::Request,
+    MessageType::Decline,
+    MessageType::Ack,
+    MessageType::Nak,
+    MessageType::Release,
+    MessageType::Inform,
 ];
 
-impl Kind {
+impl MessageType {
     fn number(self) -> u8 {
         KINDS.iter().zip(1..).find(|(kind, _)| **kind == self).map_or(0, |(_, number)| number)
     }
@@ -81,7 +81,7 @@ pub(crate) enum Sender {
 
 /// A message between a client on Ethernet and a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Message {
+pub(crate) struct DhcpMessage {
     pub(crate) from: Sender,
     /// `xid`: an answer has the transaction of its request.
     pub(crate) transaction: u32,
@@ -116,9 +116,9 @@ pub(crate) enum Malformed {
     Cookie,
 }
 
-impl Message {
+impl DhcpMessage {
     /// A client's message whose only option is its type.
-    pub(crate) fn of_client(kind: Kind, transaction: u32, hardware: [u8; 6]) -> Self {
+    pub(crate) fn of_client(kind: MessageType, transaction: u32, hardware: [u8; 6]) -> Self {
         Self {
             from: Sender::Client,
             transaction,
@@ -134,9 +134,9 @@ impl Message {
     }
 
     /// The message type. BOOTP messages have none.
-    pub(crate) fn kind(&self) -> Option<Kind> {
+    pub(crate) fn kind(&self) -> Option<MessageType> {
         match self.options.get(&option::MESSAGE_TYPE)?.as_slice() {
-            [number] => Kind::of(*number),
+            [number] => MessageType::of(*number),
             _ => None,
         }
     }
@@ -287,10 +287,10 @@ mod tests {
             "63825363 350102 36040a050001 33040000003c 3a040000001e 3b0400000034 0104ffffff00",
         ));
         offer.extend(bytes("03040a050001 060400000000 ff"));
-        let message = Message::parse(&offer).unwrap();
+        let message = DhcpMessage::parse(&offer).unwrap();
         assert_eq!(
             (message.from, message.transaction, message.kind()),
-            (Sender::Server, 0xdead_beef, Some(Kind::Offer))
+            (Sender::Server, 0xdead_beef, Some(MessageType::Offer))
         );
         assert_eq!(message.yours, Ipv4Addr::new(10, 5, 0, 111));
         assert_eq!(message.hardware, [2, 0, 0, 0, 0, 1]);
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn options_continue_in_other_fields() {
-        let mut message = Message::of_client(Kind::Request, 7, [2; 6]);
+        let mut message = DhcpMessage::of_client(MessageType::Request, 7, [2; 6]);
         message.options.insert(option::OVERLOAD, vec![3]);
         message.options.insert(option::HOST_NAME, b"be".to_vec());
         let mut sent = message.to_bytes();
@@ -308,23 +308,23 @@ mod tests {
         sent[112] = END;
         sent[44..47].copy_from_slice(&[option::HOST_NAME, 1, b'h']);
         sent[47] = END;
-        assert_eq!(Message::parse(&sent).unwrap().option(option::HOST_NAME), Some(&b"berth"[..]));
+        assert_eq!(DhcpMessage::parse(&sent).unwrap().option(option::HOST_NAME), Some(&b"berth"[..]));
     }
 
     #[test]
     fn invalid_messages_are_rejected() {
-        let sent = Message::of_client(Kind::Discover, 7, [2; 6]).to_bytes();
+        let sent = DhcpMessage::of_client(MessageType::Discover, 7, [2; 6]).to_bytes();
         assert_eq!(sent.len(), MIN_LENGTH);
         let changed = |place: usize, value: u8| {
             let mut changed = sent.clone();
             changed[place] = value;
-            Message::parse(&changed)
+            DhcpMessage::parse(&changed)
         };
         assert_eq!(changed(0, 3), Err(Malformed::Sender));
         assert_eq!(changed(1, 6), Err(Malformed::Hardware));
         assert_eq!(changed(2, 16), Err(Malformed::Hardware));
         assert_eq!(changed(236, 0), Err(Malformed::Cookie));
-        assert_eq!(Message::parse(&sent[..239]), Err(Malformed::Short));
+        assert_eq!(DhcpMessage::parse(&sent[..239]), Err(Malformed::Short));
     }
 
     proptest! {
@@ -340,8 +340,8 @@ mod tests {
             let [client, yours, boot, relay] = addresses.map(Ipv4Addr::from);
             let from = if server { Sender::Server } else { Sender::Client };
             let message =
-                Message { from, transaction, seconds, broadcast, client, yours, boot, relay, hardware, options };
-            prop_assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
+                DhcpMessage { from, transaction, seconds, broadcast, client, yours, boot, relay, hardware, options };
+            prop_assert_eq!(DhcpMessage::parse(&message.to_bytes()), Ok(message));
         }
 
         #[test]
@@ -350,8 +350,8 @@ mod tests {
                 bytes[..4].copy_from_slice(&[2, 1, 6, 0]);
                 bytes[236..240].copy_from_slice(&COOKIE);
             }
-            if let Ok(message) = Message::parse(&bytes) {
-                prop_assert_eq!(Message::parse(&message.to_bytes()).map(|again| again.hardware), Ok(message.hardware));
+            if let Ok(message) = DhcpMessage::parse(&bytes) {
+                prop_assert_eq!(DhcpMessage::parse(&message.to_bytes()).map(|again| again.hardware), Ok(message.hardware));
             }
         }
     }

@@ -2,7 +2,7 @@
 //! plugin `dhcp` has a separate daemon.
 //!
 //! * this file: get and release a lease, resume all leases after a restart
-//! * [`message`]: the wire format; [`offer`]: the content of a server's answer; [`wanted`]: the configuration keys
+//! * [`message`]: the wire format; [`offer`]: the content of a server's answer; [`request_options`]: the configuration keys
 //! * [`channel`]: sockets in the pod's namespace; [`exchange`]: the exchanges with servers; [`keep`]: renewals
 //! * [`record`]: leases on disk
 
@@ -12,9 +12,9 @@ mod keep;
 mod message;
 mod offer;
 mod record;
+mod request_options;
 #[cfg(test)]
 mod tests;
-mod wanted;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -26,15 +26,15 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-pub(crate) use offer::{Lease, Route};
-pub(crate) use record::Owner;
+pub(crate) use offer::{Lease, OfferedRoute};
+pub(crate) use record::LeaseOwner;
 
 use crate::netlink::Netlink;
 use crate::{Context, Error, Result, netns};
 use channel::Channel;
 use exchange::Client;
-use record::{Record, Records, Stage, now};
-use wanted::RequestOptions;
+use record::{LeaseRecord, LeaseRecords, Stage, now};
+use request_options::RequestOptions;
 
 /// How long a release waits for the kernel to resolve a server's hardware address. On the same link this is immediate.
 const RESOLVED: Duration = Duration::from_millis(500);
@@ -42,18 +42,18 @@ const RESOLVED: Duration = Duration::from_millis(500);
 /// The clients of all interfaces that have a lease. Drop ends the renewals and releases no lease.
 #[derive(Clone, Debug)]
 pub(crate) struct Dhcp {
-    records: Records,
+    records: LeaseRecords,
     clients: Arc<Clients>,
 }
 
 #[derive(Debug, Default)]
 struct Clients {
     /// The task that renews a lease, by the lease's owner.
-    renewals: Mutex<HashMap<Owner, JoinHandle<()>>>,
+    renewals: Mutex<HashMap<LeaseOwner, JoinHandle<()>>>,
 }
 
 impl Clients {
-    fn renewals(&self) -> MutexGuard<'_, HashMap<Owner, JoinHandle<()>>> {
+    fn renewals(&self) -> MutexGuard<'_, HashMap<LeaseOwner, JoinHandle<()>>> {
         self.renewals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,7 +70,7 @@ impl Dhcp {
     /// # Errors
     /// The folder cannot be created.
     pub(crate) fn new(folder: &Path) -> Result<Self> {
-        Ok(Self { records: Records::open(folder)?, clients: Arc::default() })
+        Ok(Self { records: LeaseRecords::open(folder)?, clients: Arc::default() })
     }
 
     /// Gets a lease for an existing interface that has no address yet, and brings the interface up. Returns the
@@ -80,7 +80,7 @@ impl Dhcp {
     /// The configuration is invalid, no server grants a lease, or the interface fails.
     pub(crate) async fn acquire(
         &self,
-        owner: &Owner,
+        owner: &LeaseOwner,
         netns: BorrowedFd<'_>,
         ipam: &Value,
         arguments: &BTreeMap<String, String>,
@@ -99,7 +99,7 @@ impl Dhcp {
         let client = Client { id: &id, options: &options };
         let ack = client.find(&channel).await?;
         drop(channel);
-        let record = Record::new(owner.clone(), &ack, &options)?;
+        let record = LeaseRecord::new(owner.clone(), &ack, &options)?;
         self.records.write(&record).await?;
         let lease = record.lease.clone();
         self.start_renewal(
@@ -114,7 +114,7 @@ impl Dhcp {
     ///
     /// # Errors
     /// The lease's record cannot be removed.
-    pub(crate) async fn release(&self, owner: &Owner, netns: Option<BorrowedFd<'_>>) -> Result<()> {
+    pub(crate) async fn release(&self, owner: &LeaseOwner, netns: Option<BorrowedFd<'_>>) -> Result<()> {
         let renewal = self.clients.renewals().remove(owner);
         if let Some(renewal) = renewal {
             renewal.abort();
@@ -135,8 +135,8 @@ impl Dhcp {
     ///
     /// # Errors
     /// The interface has no lease or has lost it.
-    pub(crate) fn check(&self, owner: &Owner) -> Result<Lease> {
-        let Owner { container, network, interface } = owner;
+    pub(crate) fn check(&self, owner: &LeaseOwner) -> Result<Lease> {
+        let LeaseOwner { container, network, interface } = owner;
         let attachment = format!("{interface} of {container} in network {network}");
         let record = self.records.read(owner)?;
         let record = record.ok_or_else(|| Error::Invalid(format!("{attachment} has no DHCP lease")))?;
@@ -147,7 +147,7 @@ impl Dhcp {
 
     /// Resumes all leases after a restart. The lease of a pod whose namespace is gone is not renewed; it is released
     /// with the pod. Returns the owners of the resumed leases.
-    pub(crate) fn resume(&self, netns_of: impl Fn(&Owner) -> Option<OwnedFd>) -> Vec<Owner> {
+    pub(crate) fn resume(&self, netns_of: impl Fn(&LeaseOwner) -> Option<OwnedFd>) -> Vec<LeaseOwner> {
         let mut resumed = Vec::new();
         for record in self.records.all().into_iter().filter(|record| record.lost.is_none()) {
             if let Some(netns) = netns_of(&record.owner) {
@@ -162,7 +162,7 @@ impl Dhcp {
     ///
     /// # Errors
     /// A record cannot be removed.
-    pub(crate) async fn release_where(&self, gone: impl Fn(&Owner) -> bool) -> Result<Vec<Owner>> {
+    pub(crate) async fn release_where(&self, gone: impl Fn(&LeaseOwner) -> bool) -> Result<Vec<LeaseOwner>> {
         let owners: Vec<_> =
             self.records.all().into_iter().map(|record| record.owner).filter(|owner| gone(owner)).collect();
         for owner in &owners {
@@ -171,7 +171,7 @@ impl Dhcp {
         Ok(owners)
     }
 
-    fn start_renewal(&self, record: Record, netns: OwnedFd) {
+    fn start_renewal(&self, record: LeaseRecord, netns: OwnedFd) {
         let owner = record.owner.clone();
         let renewal = tokio::spawn(keep::renew(self.records.clone(), record, netns));
         if let Some(previous) = self.clients.renewals().insert(owner, renewal) {
@@ -186,8 +186,8 @@ pub(crate) fn folder(state_dir: &Path) -> std::path::PathBuf {
 }
 
 /// Returns the owners of all recorded leases, with their addresses. Nothing is created or changed.
-pub(crate) fn recorded(folder: &Path) -> Vec<(Owner, String)> {
-    let records = Records::existing(folder).all().into_iter();
+pub(crate) fn recorded(folder: &Path) -> Vec<(LeaseOwner, String)> {
+    let records = LeaseRecords::existing(folder).all().into_iter();
     records.map(|record| (record.owner, record.lease.address.addr().to_string())).collect()
 }
 
@@ -200,7 +200,7 @@ pub(crate) fn check(ipam: &Value) -> std::result::Result<(), String> {
 }
 
 /// Returns an error if a lease is lost or expired.
-fn usable(record: &Record) -> std::result::Result<(), String> {
+fn usable(record: &LeaseRecord) -> std::result::Result<(), String> {
     match &record.lost {
         Some(why) => Err(why.clone()),
         None if record.stage(now()) == Stage::Ended => Err("it has expired".to_owned()),
@@ -208,7 +208,7 @@ fn usable(record: &Record) -> std::result::Result<(), String> {
     }
 }
 
-async fn give_back(record: &Record, netns: BorrowedFd<'_>) -> Result<()> {
+async fn give_back(record: &LeaseRecord, netns: BorrowedFd<'_>) -> Result<()> {
     let channel = Channel::open(netns, &record.owner.interface).await?;
     let (id, options) = (record.owner.client_id(), record.request_options());
     let (address, server) = (record.lease.address.addr(), record.lease.server);
@@ -238,11 +238,11 @@ fn resolving() -> bool {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let Some(message) =
-        channel::payload(bytes).or(Some(bytes)).and_then(|bytes| message::Message::parse(bytes).ok())
+        channel::payload(bytes).or(Some(bytes)).and_then(|bytes| message::DhcpMessage::parse(bytes).ok())
     else {
         return;
     };
-    let again = message::Message::parse(&message.to_bytes());
+    let again = message::DhcpMessage::parse(&message.to_bytes());
     // An overload option remains in a re-encoded message and refers to fields that are empty there.
     assert_eq!(again.as_ref().map(|again| &again.options), Ok(&message.options));
     if let Ok(lease) = Lease::of(&message) {

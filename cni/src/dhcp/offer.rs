@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::message::{Message, option};
+use super::message::{DhcpMessage, option};
 
 /// A leased address and its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub(crate) struct Lease {
     /// The first router.
     pub(crate) gateway: Option<Ipv4Addr>,
     /// Routes, the default route among them.
-    pub(crate) routes: Vec<Route>,
+    pub(crate) routes: Vec<OfferedRoute>,
     /// Name servers.
     pub(crate) name_servers: Vec<Ipv4Addr>,
     /// The search domain.
@@ -29,8 +29,8 @@ pub(crate) struct Lease {
 
 /// A route from a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Route {
-    /// The destination.
+pub(crate) struct OfferedRoute {
+    /// The network that the route leads to.
     pub(crate) to: Ipv4Net,
     /// The router; `None` for a destination on the link.
     pub(crate) via: Option<Ipv4Addr>,
@@ -58,7 +58,7 @@ const SMALLEST_MTU: u16 = 68;
 
 impl Times {
     /// Returns the times of an answer; `None` for a lease that does not expire.
-    pub(crate) fn of(ack: &Message) -> Option<Self> {
+    pub(crate) fn of(ack: &DhcpMessage) -> Option<Self> {
         let end = ack.number(option::LEASE_TIME).unwrap_or(DEFAULT_LEASE_TIME);
         if end == FOREVER {
             return None;
@@ -80,7 +80,7 @@ impl Lease {
     ///
     /// # Errors
     /// The answer contains no address that a pod can have.
-    pub(crate) fn of(ack: &Message) -> Result<Self, String> {
+    pub(crate) fn of(ack: &DhcpMessage) -> Result<Self, String> {
         let mask = match ack.addresses(option::SUBNET_MASK).as_slice() {
             [mask] => *mask,
             _ => return Err("the DHCP server sent no subnet mask".to_owned()),
@@ -113,29 +113,29 @@ impl Lease {
 }
 
 /// Parses the routes. Classless routes replace all others (RFC 3442, "DHCP Client Behavior").
-fn routes(ack: &Message) -> Vec<Route> {
+fn routes(ack: &DhcpMessage) -> Vec<OfferedRoute> {
     let classless = classless(ack.option(option::CLASSLESS_ROUTE).unwrap_or_default());
     if !classless.is_empty() {
         return classless;
     }
     let (pairs, _rest) = ack.option(option::STATIC_ROUTE).unwrap_or_default().as_chunks::<8>();
-    let mut routes: Vec<Route> = pairs
+    let mut routes: Vec<OfferedRoute> = pairs
         .iter()
-        .map(|&[a, b, c, d, e, f, g, h]| Route {
+        .map(|&[a, b, c, d, e, f, g, h]| OfferedRoute {
             to: of_class(Ipv4Addr::new(a, b, c, d)),
             via: Some(Ipv4Addr::new(e, f, g, h)),
             priority: 0,
         })
         .collect();
     if let Some(&router) = ack.addresses(option::ROUTER).first() {
-        routes.push(Route { to: Ipv4Net::default(), via: Some(router), priority: 0 });
+        routes.push(OfferedRoute { to: Ipv4Net::default(), via: Some(router), priority: 0 });
     }
     routes
 }
 
 /// Parses routes: a prefix length, the significant bytes of the destination, and the router. A truncated route ends the
 /// list.
-fn classless(mut rest: &[u8]) -> Vec<Route> {
+fn classless(mut rest: &[u8]) -> Vec<OfferedRoute> {
     let mut routes = Vec::new();
     while let Some((&length, after)) = rest.split_first() {
         let Some((significant, after)) = after.split_at_checked(usize::from(length).div_ceil(8)) else {
@@ -148,7 +148,7 @@ fn classless(mut rest: &[u8]) -> Vec<Route> {
         }
         let Ok(to) = Ipv4Net::new(destination.into(), length) else { break };
         let router = Ipv4Addr::from(router);
-        routes.push(Route {
+        routes.push(OfferedRoute {
             to: to.trunc(),
             via: Some(router).filter(|router| !router.is_unspecified()),
             priority: 0,
@@ -182,10 +182,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dhcp::message::{Kind, Sender};
+    use crate::dhcp::message::{MessageType, Sender};
 
-    fn ack(options: &[(u8, &[u8])]) -> Message {
-        let mut message = Message::of_client(Kind::Ack, 1, [2; 6]);
+    fn ack(options: &[(u8, &[u8])]) -> DhcpMessage {
+        let mut message = DhcpMessage::of_client(MessageType::Ack, 1, [2; 6]);
         message.from = Sender::Server;
         message.yours = Ipv4Addr::new(10, 5, 0, 7);
         let usual: [(u8, &[u8]); 2] = [(1, &[255, 255, 255, 0]), (54, &[10, 5, 0, 1])];
@@ -197,7 +197,7 @@ mod tests {
 
     fn routes_of(options: &[(u8, &[u8])]) -> Vec<String> {
         let lease = Lease::of(&ack(options)).unwrap();
-        let text = |route: &Route| match route.via {
+        let text = |route: &OfferedRoute| match route.via {
             Some(via) => format!("{} via {via}", route.to),
             None => format!("{} on link", route.to),
         };

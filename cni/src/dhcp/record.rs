@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::message::Message;
+use super::message::DhcpMessage;
 use super::offer::{Lease, Times};
-use super::wanted::RequestOptions;
+use super::request_options::RequestOptions;
 use crate::files::{blocking, remove_temporary_files, replace};
 use crate::{Context, Error, Result};
 
 /// The owner of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Owner {
+pub(crate) struct LeaseOwner {
     /// The pod's id.
     pub(crate) container: String,
     /// The network's name.
@@ -24,7 +24,7 @@ pub(crate) struct Owner {
     pub(crate) interface: String,
 }
 
-impl Owner {
+impl LeaseOwner {
     /// The client id that servers see. It equals that of the reference plugin, so a node that used that plugin keeps
     /// its addresses. The first byte marks it as not being a hardware address (RFC 2132, section 9.14).
     pub(super) fn client_id(&self) -> Vec<u8> {
@@ -47,8 +47,8 @@ impl Owner {
 
 /// The record of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) owner: Owner,
+pub(super) struct LeaseRecord {
+    pub(super) owner: LeaseOwner,
     pub(super) lease: Lease,
     /// `None` for a lease that does not expire.
     pub(super) times: Option<Times>,
@@ -73,8 +73,8 @@ pub(super) enum Stage {
     Ended,
 }
 
-impl Record {
-    pub(super) fn new(owner: Owner, ack: &Message, options: &RequestOptions) -> Result<Self> {
+impl LeaseRecord {
+    pub(super) fn new(owner: LeaseOwner, ack: &DhcpMessage, options: &RequestOptions) -> Result<Self> {
         let mut lease = Lease::of(ack).map_err(Error::Invalid)?;
         for route in &mut lease.routes {
             route.priority = options.priority;
@@ -119,11 +119,11 @@ pub(super) fn now() -> Duration {
 
 /// The folder of records. Its disk may hang on a write: the threads that serve requests do not wait for it.
 #[derive(Clone, Debug)]
-pub(super) struct Records {
+pub(super) struct LeaseRecords {
     folder: PathBuf,
 }
 
-impl Records {
+impl LeaseRecords {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).doing(format!("create {}", folder.display()))?;
         remove_temporary_files(folder);
@@ -136,20 +136,20 @@ impl Records {
     }
 
     /// Replaces a record atomically.
-    pub(super) async fn write(&self, record: &Record) -> Result<()> {
+    pub(super) async fn write(&self, record: &LeaseRecord) -> Result<()> {
         let file = self.folder.join(record.owner.file_name()?);
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from).doing("encode a lease")?;
         blocking(move || replace(&file, &text).doing(format!("write {}", file.display()))).await
     }
 
     /// Reads a record. Returns `None` if there is none or it is unreadable.
-    pub(super) fn read(&self, owner: &Owner) -> Result<Option<Record>> {
+    pub(super) fn read(&self, owner: &LeaseOwner) -> Result<Option<LeaseRecord>> {
         let text = fs::read(self.folder.join(owner.file_name()?)).ok();
         Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
     }
 
     /// Removes a record, if there is one.
-    pub(super) async fn remove(&self, owner: &Owner) -> Result<()> {
+    pub(super) async fn remove(&self, owner: &LeaseOwner) -> Result<()> {
         let file = self.folder.join(owner.file_name()?);
         blocking(move || match fs::remove_file(&file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -159,7 +159,7 @@ impl Records {
     }
 
     /// Returns all readable records.
-    pub(super) fn all(&self) -> Vec<Record> {
+    pub(super) fn all(&self) -> Vec<LeaseRecord> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         files.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
@@ -170,11 +170,15 @@ impl Records {
 mod tests {
     use super::*;
 
-    fn owner(container: &str) -> Owner {
-        Owner { container: container.to_owned(), network: "net".to_owned(), interface: "eth0".to_owned() }
+    fn owner(container: &str) -> LeaseOwner {
+        LeaseOwner {
+            container: container.to_owned(),
+            network: "net".to_owned(),
+            interface: "eth0".to_owned(),
+        }
     }
 
-    fn record(times: Option<[u64; 3]>) -> Record {
+    fn record(times: Option<[u64; 3]>) -> LeaseRecord {
         let lease = Lease {
             address: "10.0.0.2/24".parse().unwrap(),
             gateway: None,
@@ -188,7 +192,7 @@ mod tests {
         let times = times.map(|[renew, rebind, end]| Times { renew, rebind, end });
         let given = Duration::from_secs(1000);
         let (provided, requested) = (vec![(12, b"x".to_vec())], vec![1, 3]);
-        Record { owner: owner("a"), lease, times, given, provided, requested, lost: None }
+        LeaseRecord { owner: owner("a"), lease, times, given, provided, requested, lost: None }
     }
 
     #[test]
@@ -207,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn a_record_survives_a_round_trip() {
         let folder = tempfile::tempdir().unwrap();
-        let records = Records::open(folder.path()).unwrap();
+        let records = LeaseRecords::open(folder.path()).unwrap();
         let mut record = record(Some([1, 2, 3]));
         records.write(&record).await.unwrap();
         record.lost = Some("the lease expired".to_owned());

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::*;
 
-#[path = "../../../tests/support/net.rs"]
+#[path = "../../../tests/it/support/net.rs"]
 mod net;
 
 use net::Namespace;
@@ -134,8 +134,8 @@ impl Drop for Network {
     }
 }
 
-fn owner() -> Owner {
-    Owner { container: "c".repeat(64), network: "lan".to_owned(), interface: "eth0".to_owned() }
+fn owner() -> LeaseOwner {
+    LeaseOwner { container: "c".repeat(64), network: "lan".to_owned(), interface: "eth0".to_owned() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,13 +281,14 @@ async fn a_refused_address_is_no_longer_used() {
     let socket = socket.await.unwrap();
     let mut buffer = [0; 1500];
     let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-    let request = message::Message::parse(&buffer[..length]).unwrap();
-    assert_eq!(request.kind(), Some(message::Kind::Request));
+    let request = message::DhcpMessage::parse(&buffer[..length]).unwrap();
+    assert_eq!(request.kind(), Some(message::MessageType::Request));
     assert_eq!(
         (from.ip().to_string(), request.client.to_string()),
         ("10.5.0.100".to_owned(), "10.5.0.100".to_owned())
     );
-    let mut nak = message::Message::of_client(message::Kind::Nak, request.transaction, request.hardware);
+    let mut nak =
+        message::DhcpMessage::of_client(message::MessageType::Nak, request.transaction, request.hardware);
     nak.from = message::Sender::Server;
     nak.options.insert(message::option::ERROR, b"taken\nby another".to_vec());
     socket.send_to(&nak.to_bytes(), from).await.unwrap();

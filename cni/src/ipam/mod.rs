@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::call::Call;
-use crate::dhcp::{Dhcp, Owner};
+use crate::dhcp::{Dhcp, LeaseOwner};
 use crate::external::{Program, Search, find};
 use crate::files::blocking;
 use crate::host::Host;
@@ -58,11 +58,11 @@ pub const BUILT_IN_IPAM: [&str; 3] = ["dhcp", "host-local", "static"];
 /// An IPAM plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ipam {
-    /// `host-local`.
+    /// `host-local`: addresses of ranges, recorded in files.
     HostLocal(HostLocal),
-    /// `static`.
+    /// `static`: the addresses of the configuration.
     Static(Fixed),
-    /// `dhcp`.
+    /// `dhcp`: a lease of a DHCP server.
     Dhcp,
     /// A plugin program.
     External(Program),
@@ -216,8 +216,8 @@ fn dhcp_client<'a>(call: &'a Call<'_>) -> Result<&'a Dhcp> {
 }
 
 /// The owner of the call's lease.
-fn lease_owner(call: &Call<'_>) -> Owner {
-    Owner {
+fn lease_owner(call: &Call<'_>) -> LeaseOwner {
+    LeaseOwner {
         container: call.container.to_owned(),
         network: call.network.to_owned(),
         interface: call.interface.to_owned(),
@@ -227,7 +227,7 @@ fn lease_owner(call: &Call<'_>) -> Owner {
 async fn lease(call: &Call<'_>, config: &Value) -> Result<CniResult> {
     let ipam = config.get("ipam").unwrap_or(&Value::Null);
     let lease = dhcp_client(call)?.acquire(&lease_owner(call), call.pod_netns()?, ipam, call.args).await?;
-    let route = |route: crate::dhcp::Route| Route {
+    let route = |route: crate::dhcp::OfferedRoute| Route {
         priority: route.priority,
         ..Route::new(IpNet::V4(route.to), route.via.map(IpAddr::V4))
     };

@@ -44,7 +44,7 @@ const TABLE: &str = "berth";
 /// The rules of one attachment.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules<'a> {
-    /// The attachment.
+    /// The attachment that the elements belong to.
     pub(crate) owner: Comment,
     /// The parts that this process has installed.
     pub(crate) installed: &'a InstalledParts,

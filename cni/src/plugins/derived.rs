@@ -20,7 +20,7 @@ use crate::{Error, Result, keys, pod_link};
 /// The plugins' keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Keys {
+struct DerivedKeys {
     master: String,
     mode: String,
     mtu: u32,
@@ -39,17 +39,17 @@ enum LinkType {
     Dummy,
 }
 
-/// The plugin.
+/// A compiled configuration of `macvlan`, `ipvlan` or another type of derived link.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Derived {
-    keys: Keys,
+    keys: DerivedKeys,
     link_type: LinkType,
     pub(super) ipam: Option<Ipam>,
 }
 
 impl Derived {
     pub(super) fn compile(kind: &str, config: &Value, search: &Search) -> std::result::Result<Self, String> {
-        let keys: Keys = keys::parse(config)?;
+        let keys: DerivedKeys = keys::parse(config)?;
         if !keys.master.is_empty() && !is_link_name(&keys.master) {
             return Err(format!("master: invalid link name {:?}", keys.master));
         }

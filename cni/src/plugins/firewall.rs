@@ -23,12 +23,12 @@ use crate::{Context, Error, Result, keys};
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Keys {
+struct FirewallKeys {
     backend: String,
     ingress_policy: String,
 }
 
-/// The plugin.
+/// A compiled configuration of `firewall`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Firewall {
     same_bridge: bool,
@@ -42,7 +42,7 @@ impl Firewall {
         config: &Value,
         search: &Search,
     ) -> std::result::Result<std::result::Result<Self, Program>, String> {
-        let keys: Keys = keys::parse(config)?;
+        let keys: FirewallKeys = keys::parse(config)?;
         let same_bridge = match keys.ingress_policy.as_str() {
             "" | "open" => false,
             "same-bridge" => true,

@@ -20,7 +20,7 @@ use crate::{Context, Error, Result, keys, pod_link};
 /// The plugin's keys. One of them identifies the device.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-struct Keys {
+struct HostDeviceKeys {
     device: String,
     hwaddr: String,
     kernelpath: String,
@@ -28,16 +28,16 @@ struct Keys {
     pci: String,
 }
 
-/// The plugin.
+/// A compiled configuration of `host-device`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HostDevice {
-    keys: Keys,
+    keys: HostDeviceKeys,
     pub(super) ipam: Option<Ipam>,
 }
 
 impl HostDevice {
     pub(super) fn compile(config: &Value, search: &Search) -> std::result::Result<Self, String> {
-        let keys: Keys = keys::parse(config)?;
+        let keys: HostDeviceKeys = keys::parse(config)?;
         let named = [&keys.device, &keys.hwaddr, &keys.kernelpath, &keys.pci];
         let by_runtime = config.pointer("/capabilities/deviceID") == Some(&Value::Bool(true));
         if named.iter().all(|name| name.is_empty()) && !by_runtime {

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 const NAME: &str = "lo";
 
-/// The plugin.
+/// A compiled configuration of `loopback`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Loopback;
 

@@ -16,7 +16,7 @@ use crate::{Context, Error, Protocol, Result, keys};
 /// The plugin's keys.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
-struct Keys {
+struct PortmapKeys {
     /// Masquerade connections whose answers would not return through the host.
     snat: bool,
     backend: Option<String>,
@@ -32,7 +32,7 @@ struct Keys {
     conditions_v6: Option<Vec<String>>,
 }
 
-impl Default for Keys {
+impl Default for PortmapKeys {
     fn default() -> Self {
         Self {
             snat: true,
@@ -46,7 +46,7 @@ impl Default for Keys {
     }
 }
 
-/// The plugin.
+/// A compiled configuration of `portmap`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Portmap {
     snat: bool,
@@ -58,7 +58,7 @@ impl Portmap {
     pub(super) fn compile(
         config: &Value,
     ) -> std::result::Result<std::result::Result<Self, &'static str>, String> {
-        let keys: Keys = keys::parse(config)?;
+        let keys: PortmapKeys = keys::parse(config)?;
         let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         let foreign = [
             (keys.backend.as_deref().is_some_and(|backend| backend != "nftables"), "backend"),

@@ -22,15 +22,15 @@ use crate::{Error, Result, keys, netns, pod_link};
 /// The plugin's keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Keys {
+struct PtpKeys {
     ip_masq: bool,
     mtu: u32,
 }
 
-/// The plugin.
+/// A compiled configuration of `ptp`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ptp {
-    keys: Keys,
+    keys: PtpKeys,
     pub(super) ipam: Option<Ipam>,
 }
 

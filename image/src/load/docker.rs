@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::source::Source;
-use super::{ArchivedImage, Content, MAX_IMAGES, MAX_TAGS, Offer, Place, Stored, read_small};
+use super::{ArchiveContent, ArchivedImage, ImageLocation, MAX_IMAGES, MAX_TAGS, Offer, Stored, read_small};
 use crate::bounded::Bounded;
 use crate::config::MAX_CONFIG;
 use crate::config::MAX_LAYERS;
@@ -18,7 +18,7 @@ pub(super) const MANIFEST: &str = "manifest.json";
 /// One image of `manifest.json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+struct ManifestEntry {
     config: String,
     #[serde(default)]
     repo_tags: Bounded<String, MAX_TAGS>,
@@ -30,7 +30,7 @@ struct Entry {
 pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
     let what = format!("{MANIFEST} of {}", source.name());
     let bytes = read_small(source, MANIFEST, MAX_MANIFEST)?;
-    let entries: Bounded<Entry, MAX_IMAGES> =
+    let entries: Bounded<ManifestEntry, MAX_IMAGES> =
         berth_json::from_slice(&bytes).map_err(|error| Error::corrupt(what.as_str(), error))?;
     let entries = entries.all(&what, "images")?;
     if entries.is_empty() {
@@ -39,7 +39,7 @@ pub(super) fn offers(source: &Source) -> Result<Vec<Offer>, Error> {
     entries.into_iter().map(|entry| offer(source, &what, entry)).collect()
 }
 
-fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
+fn offer(source: &Source, what: &str, entry: ManifestEntry) -> Result<Offer, Error> {
     let tags = entry.repo_tags.all(what, "names of one image")?;
     let tags = tags.iter().map(|tag| tag.parse::<Reference>()).collect::<Result<Vec<_>, _>>();
     let layers = entry.layers.all(what, "layers")?;
@@ -47,7 +47,7 @@ fn offer(source: &Source, what: &str, entry: Entry) -> Result<Offer, Error> {
     for member in layers.iter().chain([&entry.config]) {
         source.length(member)?;
     }
-    let place = Place::Docker { config: entry.config, layers };
+    let place = ImageLocation::Docker { config: entry.config, layers };
     Ok(Offer { tags: tags.map_err(|error| Error::corrupt(what, error))?, place })
 }
 
@@ -63,7 +63,7 @@ pub(super) fn resolve(source: &Source, config: &str, layers: &[String]) -> Resul
     Ok(ArchivedImage {
         id: Digest::of(Algorithm::Sha256, &config_bytes),
         config_bytes,
-        content: Content::Image(stored),
+        content: ArchiveContent::Image(stored),
         manifests: Vec::new(),
         size,
         platform_checked: false,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::source::Source;
-use super::{ArchivedImage, Content, MAX_TAGS, Offer, Place, Stored, read_small};
+use super::{ArchiveContent, ArchivedImage, ImageLocation, MAX_TAGS, Offer, Stored, read_small};
 use crate::artifact;
 use crate::config::MAX_CONFIG;
 use crate::descriptor::{Annotations, Descriptor};
@@ -34,9 +34,8 @@ pub(super) fn offers(source: &Source, platform: &Platform) -> Result<Vec<Offer>,
                 let place = *places.entry(image.id).or_insert(offers.len());
                 match offers.get_mut(place) {
                     Some(offer) => offer.tags.extend(tag),
-                    None => {
-                        offers.push(Offer { tags: tag.into_iter().collect(), place: Place::Layout(entry) })
-                    }
+                    None => offers
+                        .push(Offer { tags: tag.into_iter().collect(), place: ImageLocation::Layout(entry) }),
                 }
             }
             Err(error @ Error::Unsupported { .. }) => {
@@ -107,7 +106,7 @@ pub(super) fn resolve(
         match Manifest::parse(&what, media_type, &bytes)? {
             Manifest::Artifact(artifact) => {
                 let size = artifact::content_size(&artifact.blobs).saturating_add(entry.size);
-                let content = Content::Artifact(artifact);
+                let content = ArchiveContent::Artifact(artifact);
                 return Ok(ArchivedImage {
                     config_bytes: bytes,
                     id: entry.digest,
@@ -125,7 +124,7 @@ pub(super) fn resolve(
                     .layers
                     .into_iter()
                     .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer) });
-                let content = Content::Image(layers.collect());
+                let content = ArchiveContent::Image(layers.collect());
                 let id = manifest.config.digest;
                 return Ok(ArchivedImage { config_bytes, id, content, manifests, size, platform_checked });
             }

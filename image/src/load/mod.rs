@@ -73,12 +73,12 @@ impl ImageStore {
 #[derive(Debug)]
 struct Offer {
     tags: Vec<Reference>,
-    place: Place,
+    place: ImageLocation,
 }
 
 /// The description of an image in an archive.
 #[derive(Debug)]
-enum Place {
+enum ImageLocation {
     /// A manifest, or an index with a manifest for this platform.
     Layout(Descriptor),
     /// The names of its members.
@@ -90,7 +90,7 @@ enum Place {
 struct ArchivedImage {
     config_bytes: Vec<u8>,
     id: Digest,
-    content: Content,
+    content: ArchiveContent,
     /// The manifests that lead to it. None in a docker-archive.
     manifests: Vec<Digest>,
     size: u64,
@@ -99,7 +99,7 @@ struct ArchivedImage {
 }
 
 #[derive(Debug)]
-enum Content {
+enum ArchiveContent {
     Image(Vec<Stored>),
     /// For an artifact, `config_bytes` is its manifest.
     Artifact(ArtifactManifest),
@@ -137,10 +137,10 @@ fn read_offers(source: &Source, inner: &Inner) -> Result<Vec<Offer>, Error> {
     Err(Error::invalid(source.name(), why))
 }
 
-fn read_image(source: &Source, inner: &Inner, place: &Place) -> Result<ArchivedImage, Error> {
+fn read_image(source: &Source, inner: &Inner, place: &ImageLocation) -> Result<ArchivedImage, Error> {
     match place {
-        Place::Layout(entry) => layout::resolve(source, &inner.options.platform, entry),
-        Place::Docker { config, layers } => docker::resolve(source, config, layers),
+        ImageLocation::Layout(entry) => layout::resolve(source, &inner.options.platform, entry),
+        ImageLocation::Docker { config, layers } => docker::resolve(source, config, layers),
     }
 }
 
@@ -164,8 +164,8 @@ impl Loading {
         }
         let budget = Arc::new(self.inner.budget());
         let (leases, parsed) = match &image.content {
-            Content::Image(layers) => self.image(&image, layers, &budget).await?,
-            Content::Artifact(manifest) => {
+            ArchiveContent::Image(layers) => self.image(&image, layers, &budget).await?,
+            ArchiveContent::Artifact(manifest) => {
                 (vec![self.artifact(&image.id, manifest, &budget).await?], ParsedConfig::default())
             }
         };

@@ -31,11 +31,11 @@ const USTAR: (u64, &[u8]) = (257, b"ustar");
 #[derive(Debug)]
 pub(super) struct Source {
     name: String,
-    form: Form,
+    form: ArchiveForm,
 }
 
 #[derive(Debug)]
-enum Form {
+enum ArchiveForm {
     Folder(OwnedFd),
     Tar(Tar),
 }
@@ -67,9 +67,9 @@ impl Source {
         let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         let stat = fstat(&fd).map_err(|error| failed(error.into()))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Ok(Self { name, form: Form::Folder(fd) }),
+            FileType::Directory => Ok(Self { name, form: ArchiveForm::Folder(fd) }),
             FileType::RegularFile => {
-                let form = Form::Tar(Tar::open(inner, &name, File::from(fd))?);
+                let form = ArchiveForm::Tar(Tar::open(inner, &name, File::from(fd))?);
                 Ok(Self { name, form })
             }
             _ => Err(Error::invalid(name, "neither a folder nor a file")),
@@ -78,7 +78,7 @@ impl Source {
 
     /// Returns whether the archive is a folder.
     pub(super) fn is_folder(&self) -> bool {
-        matches!(self.form, Form::Folder(_))
+        matches!(self.form, ArchiveForm::Folder(_))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -108,11 +108,11 @@ impl Source {
         let missing = || Error::not_found(format!("{member} of {}", self.name), "not in the archive");
         let path = TreePath::parse(member.as_bytes()).filter(|path| !path.is_root()).ok_or_else(missing)?;
         match &self.form {
-            Form::Tar(tar) => {
+            ArchiveForm::Tar(tar) => {
                 let (position, length) = tar.find(path).ok_or_else(missing)?;
                 Ok(FileRange { file: tar.file.clone(), position, end: position.saturating_add(length) })
             }
-            Form::Folder(folder) => {
+            ArchiveForm::Folder(folder) => {
                 let what = format!("{}/{member}", self.name);
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;

@@ -38,14 +38,14 @@ pub struct Proxies {
 /// One proxy.
 #[derive(Clone)]
 struct Proxy {
-    kind: Kind,
+    kind: ProxyKind,
     /// A URL with scheme `http` or `https` and a port.
     address: Uri,
     user: Option<(String, String)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ProxyKind {
     Http,
     Socks,
     /// An unsupported scheme. It is reported when the proxy is used.
@@ -102,7 +102,7 @@ impl Proxies {
         if uri.scheme() != Some(&Scheme::HTTP) {
             return None;
         }
-        self.of(uri).filter(|proxy| proxy.kind == Kind::Http)?.authorization()
+        self.of(uri).filter(|proxy| proxy.kind == ProxyKind::Http)?.authorization()
     }
 }
 
@@ -116,11 +116,11 @@ impl Proxy {
             None => (None, rest),
         };
         let (kind, tls, port) = match scheme.to_ascii_lowercase().as_str() {
-            "http" => (Kind::Http, false, 80),
-            "https" => (Kind::Http, true, 443),
+            "http" => (ProxyKind::Http, false, 80),
+            "https" => (ProxyKind::Http, true, 443),
             // In Go, the proxy resolves names in both cases.
-            "socks5" | "socks5h" => (Kind::Socks, false, 1080),
-            _ => (Kind::Unknown, false, 80),
+            "socks5" | "socks5h" => (ProxyKind::Socks, false, 1080),
+            _ => (ProxyKind::Unknown, false, 80),
         };
         let authority: http::uri::Authority = host.parse().ok()?;
         let port = authority.port_u16().unwrap_or(port);
@@ -193,10 +193,10 @@ impl Connector {
         };
         let address = proxy.address.clone();
         let (inner, absolute_form) = match proxy.kind {
-            Kind::Unknown => {
+            ProxyKind::Unknown => {
                 return Err("unsupported proxy: only http, https and socks5 are supported".into());
             }
-            Kind::Socks => {
+            ProxyKind::Socks => {
                 let mut socks = SocksV5::new(address, self.to_proxy);
                 if let Some((name, password)) = proxy.user.clone() {
                     socks = socks.with_auth(name, password);
@@ -204,14 +204,14 @@ impl Connector {
                 let connected = Service::call(&mut socks, with_port(&uri, tls)?).await;
                 (connected.map_err(|error| proxy_error(error.into()))?, false)
             }
-            Kind::Http if tls => {
+            ProxyKind::Http if tls => {
                 let mut tunnel = Tunnel::new(address, self.to_proxy);
                 if let Some(header) = proxy.authorization() {
                     tunnel = tunnel.with_auth(header);
                 }
                 (Service::call(&mut tunnel, uri).await.map_err(|error| proxy_error(error.into()))?, false)
             }
-            Kind::Http => (Service::call(&mut self.to_proxy, address).await.map_err(proxy_error)?, true),
+            ProxyKind::Http => (Service::call(&mut self.to_proxy, address).await.map_err(proxy_error)?, true),
         };
         Ok(Stream { inner, absolute_form })
     }
@@ -346,11 +346,11 @@ mod tests {
             |text: &str| Proxy::parse(text).map(|proxy| (proxy.kind, proxy.address.to_string(), proxy.user));
         let user = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
         for (text, kind, address, expected) in [
-            ("p.test:3128", Kind::Http, "http://p.test:3128/", None),
-            ("http://u@p.test", Kind::Http, "http://p.test:80/", user("u", "")),
-            ("HTTPS://u:p%40ss@p.test/", Kind::Http, "https://p.test:443/", user("u", "p@ss")),
-            ("socks5h://[::1]:9", Kind::Socks, "http://[::1]:9/", None),
-            ("quic://p.test", Kind::Unknown, "http://p.test:80/", None),
+            ("p.test:3128", ProxyKind::Http, "http://p.test:3128/", None),
+            ("http://u@p.test", ProxyKind::Http, "http://p.test:80/", user("u", "")),
+            ("HTTPS://u:p%40ss@p.test/", ProxyKind::Http, "https://p.test:443/", user("u", "p@ss")),
+            ("socks5h://[::1]:9", ProxyKind::Socks, "http://[::1]:9/", None),
+            ("quic://p.test", ProxyKind::Unknown, "http://p.test:80/", None),
         ] {
             assert_eq!(parse(text), Some((kind, address.to_owned(), expected)), "{text}");
         }

@@ -19,7 +19,7 @@ use crate::reference::{Reference, is_hex_id};
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct RegistriesConf {
     unqualified_search_registries: Option<Vec<String>>,
-    registry: Vec<Registry>,
+    registry: Vec<RegistryEntry>,
     aliases: BTreeMap<String, String>,
     /// The tables of version 1: `[registries.search]` and others.
     registries: Option<toml::Table>,
@@ -28,7 +28,7 @@ pub(crate) struct RegistriesConf {
 /// The settings for the images below one prefix.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
-struct Registry {
+struct RegistryEntry {
     prefix: String,
     location: String,
     insecure: bool,
@@ -159,18 +159,18 @@ impl RegistriesConf {
 
     /// Finds the settings with the longest prefix of a name. A wildcard is less specific than any prefix
     /// without one.
-    fn find(&self, name: &str) -> Option<(usize, &Registry)> {
+    fn find(&self, name: &str) -> Option<(usize, &RegistryEntry)> {
         let fitting = self.registry.iter().filter_map(|one| Some((one.matched(name)?, one)));
         fitting.max_by_key(|(_, one)| (!one.is_wildcard(), one.name().len()))
     }
 
     /// Returns the settings that block a location.
-    fn blocking(&self, location: &str) -> Option<&Registry> {
+    fn blocking(&self, location: &str) -> Option<&RegistryEntry> {
         self.find(location).map(|(_, registry)| registry).filter(|registry| registry.blocked)
     }
 }
 
-impl Registry {
+impl RegistryEntry {
     fn name(&self) -> &str {
         if self.prefix.is_empty() { &self.location } else { &self.prefix }
     }

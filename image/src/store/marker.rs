@@ -118,21 +118,22 @@ fn sync(inner: &Inner, images: &[Digest]) {
 }
 
 fn digest(store: &Weak<Inner>, key: &LayerKey) {
-    let digested = Layer::open(store, key).map(|layer| layer.map_or(Ok(()), |layer| layer.record_digest()));
+    let digested =
+        OpenLayer::open(store, key).map(|layer| layer.map_or(Ok(()), |layer| layer.record_digest()));
     if let Err(error) = digested.and_then(|result| result) {
         tracing::error!(%error, "failed to record the digest of a layer");
     }
 }
 
 /// A layer that is being read.
-struct Layer<'a> {
+struct OpenLayer<'a> {
     store: &'a Weak<Inner>,
     key: &'a LayerKey,
     folder: OwnedFd,
     inode: u64,
 }
 
-impl<'a> Layer<'a> {
+impl<'a> OpenLayer<'a> {
     fn open(store: &'a Weak<Inner>, key: &'a LayerKey) -> Result<Option<Self>, Error> {
         let Some(inner) = store.upgrade() else { return Ok(None) };
         if inner.index().layer(key).is_none() {

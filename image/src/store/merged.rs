@@ -82,7 +82,7 @@ pub(super) struct Hit {
 }
 
 /// A folder on the path of a lookup.
-struct Place {
+struct LookupFolder {
     path: TreePath,
     node: Option<usize>,
     in_above: bool,
@@ -176,7 +176,7 @@ impl Merged {
     }
 
     fn resolve(&mut self, path: &TreePath, follow: bool, above: Above<'_>) -> Result<Option<Hit>, Errno> {
-        let root = Place {
+        let root = LookupFolder {
             path: TreePath::default(),
             node: (!self.roots.is_empty()).then_some(ROOT),
             in_above: above.is_some(),
@@ -230,8 +230,8 @@ impl Merged {
     }
 
     /// Returns the folder at the end of a lookup.
-    fn at(&self, place: Place, above: Above<'_>) -> Result<Option<Hit>, Errno> {
-        let Place { path, in_above, top, node } = place;
+    fn at(&self, place: LookupFolder, above: Above<'_>) -> Result<Option<Hit>, Errno> {
+        let LookupFolder { path, in_above, top, node } = place;
         let layer = match (in_above, top) {
             (true, _) => None,
             (false, Some(top)) => Some(top.layer),
@@ -254,7 +254,12 @@ impl Merged {
     }
 
     /// Looks up a name in a folder. Returns its entry and its place.
-    fn step(&mut self, here: &Place, name: &[u8], above: Above<'_>) -> Result<Option<(Top, Place)>, Errno> {
+    fn step(
+        &mut self,
+        here: &LookupFolder,
+        name: &[u8],
+        above: Above<'_>,
+    ) -> Result<Option<(Top, LookupFolder)>, Errno> {
         let path = here.path.join(name);
         if let Some(above) = above.filter(|_| here.in_above) {
             let folder = open_beneath(above, &here.path)?;
@@ -273,7 +278,7 @@ impl Merged {
                         Some(_) => self.node_of(here.node, &here.path, name)?,
                         None => None,
                     };
-                    return Ok(Some((top, Place { path, node, in_above: true, top: Some(top) })));
+                    return Ok(Some((top, LookupFolder { path, node, in_above: true, top: Some(top) })));
                 }
             }
         }
@@ -281,7 +286,7 @@ impl Merged {
             return Ok(None);
         };
         let node = if top.is_folder() { self.node_of(here.node, &here.path, name)? } else { None };
-        Ok(Some((top, Place { path, node, in_above: false, top: Some(top) })))
+        Ok(Some((top, LookupFolder { path, node, in_above: false, top: Some(top) })))
     }
 
     /// Returns a name in a folder of the stack. If it was not announced, the layers are probed.

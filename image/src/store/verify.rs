@@ -28,7 +28,7 @@ pub struct Verified {
     pub what: String,
     /// The names of the images that use it.
     pub images: Vec<String>,
-    /// The result.
+    /// Whether the content has the recorded digest.
     pub verdict: Verdict,
 }
 

@@ -10,7 +10,7 @@
     reason = "each test uses only some of the items"
 )]
 
-#[path = "../../../tests/support/registry.rs"]
+#[path = "../../../tests/it/support/registry.rs"]
 pub mod registry;
 
 use std::fs;

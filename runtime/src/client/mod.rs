@@ -39,7 +39,7 @@ pub enum ClientError {
     Log {
         /// The log's path.
         path: String,
-        /// The cause.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
@@ -47,20 +47,20 @@ pub enum ClientError {
 /// The programs of a pod, in sealed memory files.
 #[derive(Debug)]
 pub struct Programs {
-    keeper: Program,
-    pause: Program,
+    keeper: SealedProgram,
+    pause: SealedProgram,
 }
 
 /// A program that is executed from a memory file. A container can open the file of a program that runs in it. A
 /// change that it makes to the file's metadata must not prevent the start of the next pod.
 #[derive(Debug)]
-struct Program {
+struct SealedProgram {
     name: &'static str,
     content: &'static [u8],
     file: Mutex<Arc<OwnedFd>>,
 }
 
-impl Program {
+impl SealedProgram {
     fn seal(name: &'static str, content: &'static [u8]) -> Result<Self, ClientError> {
         let file = Arc::new(sys::fs::sealed(name, content, true)?);
         Ok(Self { name, content, file: Mutex::new(file) })
@@ -122,8 +122,8 @@ impl Programs {
     /// The kernel does not support memory files.
     pub fn seal(keeper: &'static [u8], pause: &'static [u8]) -> Result<Self, ClientError> {
         Ok(Self {
-            keeper: Program::seal("berth-keeper", keeper)?,
-            pause: Program::seal("berth-pause", pause)?,
+            keeper: SealedProgram::seal("berth-keeper", keeper)?,
+            pause: SealedProgram::seal("berth-pause", pause)?,
         })
     }
 }
@@ -131,7 +131,7 @@ impl Programs {
 /// A keeper that was just started.
 #[derive(Debug)]
 pub struct Keeper {
-    /// The process.
+    /// The process of the keeper.
     pub process: KeeperProcess,
     /// The connection to it.
     pub connection: Connection,

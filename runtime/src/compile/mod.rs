@@ -47,17 +47,17 @@ pub enum CompileError {
     /// A field has an invalid value.
     #[error("invalid {field}: {value:?} {why}")]
     Invalid {
-        /// The field.
+        /// The field of the OCI spec.
         field: String,
-        /// The value.
+        /// The value that cannot be used.
         value: String,
-        /// The reason.
+        /// The rule that the value breaks.
         why: &'static str,
     },
     /// The runtime does not support the field.
     #[error("{field} is not supported")]
     Unsupported {
-        /// The field.
+        /// The field of the OCI spec.
         field: String,
     },
 }

@@ -7,6 +7,8 @@
 
 #[cfg(feature = "daemon")]
 pub mod bpf;
+#[cfg(feature = "daemon")]
+pub mod clock;
 pub mod fs;
 pub mod keys;
 pub mod memory;

@@ -13,19 +13,19 @@ pub struct Namespaces(u32);
 impl Namespaces {
     /// No namespace.
     pub const NONE: Self = Self(0);
-    /// Mounts.
+    /// Mount namespace.
     pub const MOUNT: Self = Self(0x0002_0000);
-    /// Cgroups.
+    /// Cgroup namespace.
     pub const CGROUP: Self = Self(0x0200_0000);
     /// Host name.
     pub const UTS: Self = Self(0x0400_0000);
     /// System V IPC and POSIX message queues.
     pub const IPC: Self = Self(0x0800_0000);
-    /// Users.
+    /// User namespace.
     pub const USER: Self = Self(0x1000_0000);
-    /// Processes.
+    /// PID namespace.
     pub const PID: Self = Self(0x2000_0000);
-    /// Network.
+    /// Network namespace.
     pub const NET: Self = Self(0x4000_0000);
 
     /// Returns the flags for clone(2).

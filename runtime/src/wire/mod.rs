@@ -41,7 +41,7 @@ pub const PROTOCOL: u32 = 2;
 pub struct Request {
     /// Chosen by the daemon, unique in the connection.
     pub id: u64,
-    /// The call.
+    /// The call of the daemon.
     pub call: Call,
 }
 
@@ -132,9 +132,9 @@ pub enum Call {
     Resize {
         /// The container's id.
         container: String,
-        /// Columns.
+        /// Width in columns of characters.
         width: u16,
-        /// Rows.
+        /// Height in rows of characters.
         height: u16,
     },
     /// Removes a container from the keeper's list. If its process still runs, it is killed.
@@ -333,7 +333,7 @@ steps! {
     AttachRootfs = 8, "attach the root filesystem";
     /// Creating or finding the target of a mount.
     MountTarget = 9, "prepare the target of mount";
-    /// Mounting.
+    /// A mount or bind mount of the plan.
     Mount = 10, "mount";
     /// Setting the attributes or the propagation of a mount.
     MountAttributes = 11, "set the attributes of mount";
@@ -487,7 +487,7 @@ pub enum Event {
     Detached {
         /// The client's id.
         client: String,
-        /// The reason.
+        /// Why the client was detached.
         why: Detachment,
     },
 }

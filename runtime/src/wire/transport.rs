@@ -83,7 +83,7 @@ pub fn send<T: Serialize>(
 /// A received message.
 #[derive(Debug)]
 pub struct Received<T> {
-    /// The message.
+    /// The decoded message.
     pub message: T,
     /// The descriptors that came with it. Empty if [`cut`](Self::cut) is set.
     pub descriptors: Vec<OwnedFd>,

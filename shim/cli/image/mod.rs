@@ -92,12 +92,12 @@ pub(super) fn run(args: ImageArgs) -> ExitCode {
 
 async fn answer(command: Command) -> Result<String, String> {
     match command {
-        Command::Ls(args) => Ok(table(&Client::connect(args.source).await?.list().await?)),
+        Command::Ls(args) => Ok(table(&ImageClient::connect(args.source).await?.list().await?)),
         Command::Pull(args) => pull::pull(args).await,
         Command::Explain(args) => explain::explain(args).await,
         Command::Save(args) => save::save(args).await,
         Command::Rm(args) => {
-            let mut client = Client::connect(args.source).await?;
+            let mut client = ImageClient::connect(args.source).await?;
             let mut removed = String::new();
             for name in args.images {
                 // RemoveImage succeeds for an unknown image; a user who mistypes a name needs an error.
@@ -108,7 +108,7 @@ async fn answer(command: Command) -> Result<String, String> {
             Ok(removed)
         }
         Command::Verify(args) => verify(args).await,
-        Command::Prune(args) => prune(Client::connect(args.source).await?).await,
+        Command::Prune(args) => prune(ImageClient::connect(args.source).await?).await,
         Command::Load(_) => Err("load is handled before".to_owned()),
     }
 }
@@ -134,7 +134,7 @@ async fn verify(args: VerifyArgs) -> Result<String, String> {
     if of(Verdict::Broken).count() == 0 { Ok(text) } else { Err(text.trim_end().to_owned()) }
 }
 
-async fn prune(mut client: Client) -> Result<String, String> {
+async fn prune(mut client: ImageClient) -> Result<String, String> {
     let containers = client.runtime.list_containers(ListContainersRequest { filter: None }).await;
     let containers =
         containers.map_err(|status| failure("list", "containers", &status))?.into_inner().containers;
@@ -152,13 +152,13 @@ async fn prune(mut client: Client) -> Result<String, String> {
     Ok(text)
 }
 
-struct Client {
+struct ImageClient {
     channel: Channel,
     images: ImageServiceClient<Channel>,
     runtime: RuntimeServiceClient<Channel>,
 }
 
-impl Client {
+impl ImageClient {
     async fn connect(source: Source) -> Result<Self, String> {
         let config = source.load().map_err(|error| error.to_string())?;
         let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;

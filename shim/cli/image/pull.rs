@@ -11,7 +11,7 @@ use berth_proto::admin::{LayerProgress, LayerStage, PullImageRequest};
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{Client, Source, failure, human};
+use super::{ImageClient, Source, failure, human};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct PullArgs {
@@ -28,7 +28,7 @@ pub(super) struct PullArgs {
 pub(super) async fn pull(args: PullArgs) -> Result<String, String> {
     let (username, password) =
         args.credentials.as_deref().map(read_credentials).transpose()?.unwrap_or_default();
-    let mut client = Client::connect(args.source).await?;
+    let mut client = ImageClient::connect(args.source).await?;
     let began = Instant::now();
     let request = PullImageRequest { image: args.image.clone(), username, password };
     let failed = |status: tonic::Status| failure("pull", &args.image, &status);

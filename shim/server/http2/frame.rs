@@ -23,7 +23,7 @@ pub(super) const PRIORITY: u8 = 0x20;
 
 /// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct FrameHeader {
     /// Length of the payload.
     pub(super) length: usize,
     /// Frame type.
@@ -34,7 +34,7 @@ pub(super) struct Head {
     pub(super) stream: u32,
 }
 
-impl Head {
+impl FrameHeader {
     /// Reads the header at the start of `bytes`; none if it is incomplete.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = *bytes.first_chunk::<HEAD>()?;

@@ -5,7 +5,7 @@ use loona_hpack::Decoder;
 use tokio::io::ReadBuf;
 
 use super::fields::{self, FieldsError};
-use super::frame::{CONTINUATION, END_HEADERS, HEAD, HEADERS, Head, MAX_PAYLOAD, PADDED, PRIORITY};
+use super::frame::{CONTINUATION, END_HEADERS, FrameHeader, HEAD, HEADERS, MAX_PAYLOAD, PADDED, PRIORITY};
 
 /// Length of the preface that a client sends first (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
@@ -30,7 +30,7 @@ enum ParseError {
 }
 
 /// The kind of the next bytes.
-enum State {
+enum ReadState {
     /// This many bytes to pass on.
     Payload(usize),
     /// The header of a frame.
@@ -42,7 +42,7 @@ enum State {
 /// An incomplete header block.
 struct Block {
     /// The HEADERS frame.
-    head: Head,
+    head: FrameHeader,
     /// The fields that the flag `PRIORITY` adds.
     priority: BytesMut,
     /// The received part of the block.
@@ -54,7 +54,7 @@ struct Block {
 /// Rewrites what a client sends.
 pub(super) struct Requests {
     peer: Option<i32>,
-    state: State,
+    state: ReadState,
     received: BytesMut,
     block: Option<Block>,
     decoder: Decoder<'static>,
@@ -68,7 +68,7 @@ impl Requests {
         decoder.set_max_allowed_table_size(TABLE);
         Self {
             peer,
-            state: State::Payload(PREFACE),
+            state: ReadState::Payload(PREFACE),
             received: BytesMut::new(),
             block: None,
             decoder,
@@ -108,29 +108,29 @@ impl Requests {
     /// Handles the next frame, or a part of it. Returns whether there may be more to handle.
     fn step(&mut self) -> bool {
         match self.state {
-            State::Opaque => {
+            ReadState::Opaque => {
                 self.ready.unsplit(self.received.split());
                 false
             }
-            State::Payload(length) => {
+            ReadState::Payload(length) => {
                 let now = length.min(self.received.len());
                 self.ready.unsplit(self.received.split_to(now));
-                self.state = if now == length { State::Frame } else { State::Payload(length - now) };
+                self.state = if now == length { ReadState::Frame } else { ReadState::Payload(length - now) };
                 now == length
             }
-            State::Frame => self.frame(),
+            ReadState::Frame => self.frame(),
         }
     }
 
     fn frame(&mut self) -> bool {
-        let Some(head) = Head::read(&self.received) else { return false };
+        let Some(head) = FrameHeader::read(&self.received) else { return false };
         let belongs = match &self.block {
             None => head.kind == HEADERS,
             Some(block) => head.kind == CONTINUATION && head.stream == block.head.stream,
         };
         if !belongs || head.length > MAX_PAYLOAD {
             match self.block {
-                None => self.state = State::Payload(HEAD + head.length),
+                None => self.state = ReadState::Payload(HEAD + head.length),
                 Some(_) => self.pass_unparsed(&ParseError::Interrupted),
             }
             return true;
@@ -146,7 +146,7 @@ impl Requests {
     }
 
     /// Handles a whole HEADERS or CONTINUATION frame.
-    fn block_frame(&mut self, head: Head, frame: &[u8]) -> Result<(), ParseError> {
+    fn block_frame(&mut self, head: FrameHeader, frame: &[u8]) -> Result<(), ParseError> {
         let block = self.block.get_or_insert_with(|| Block {
             head,
             priority: BytesMut::new(),
@@ -175,8 +175,8 @@ impl Requests {
     }
 
     /// Writes a block as one HEADERS frame and as many CONTINUATION frames as it needs.
-    fn write(&mut self, first: Head, priority: &[u8], mut fields: &[u8]) {
-        let mut head = Head { flags: first.flags & !(PADDED | END_HEADERS), ..first };
+    fn write(&mut self, first: FrameHeader, priority: &[u8], mut fields: &[u8]) {
+        let mut head = FrameHeader { flags: first.flags & !(PADDED | END_HEADERS), ..first };
         let mut before = priority;
         loop {
             let (now, rest) = fields.split_at(fields.len().min(MAX_PAYLOAD - before.len()));
@@ -192,7 +192,7 @@ impl Requests {
             }
             fields = rest;
             before = &[];
-            head = Head { kind: CONTINUATION, flags: 0, ..head };
+            head = FrameHeader { kind: CONTINUATION, flags: 0, ..head };
         }
     }
 
@@ -202,12 +202,12 @@ impl Requests {
         if let Some(block) = self.block.take() {
             self.ready.unsplit(block.frames);
         }
-        self.state = State::Opaque;
+        self.state = ReadState::Opaque;
     }
 }
 
 /// Splits a HEADERS frame into priority fields and block, without padding (RFC 9113, section 6.2).
-fn without_padding(head: Head, mut payload: &[u8]) -> Option<(&[u8], &[u8])> {
+fn without_padding(head: FrameHeader, mut payload: &[u8]) -> Option<(&[u8], &[u8])> {
     if head.has(PADDED) {
         let (padding, rest) = payload.split_first()?;
         payload = rest.get(..rest.len().checked_sub(usize::from(*padding))?)?;

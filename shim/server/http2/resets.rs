@@ -1,7 +1,7 @@
 //! The errors of HTTP/2 with which the server rejects a request before it reaches a service. The HTTP/2
 //! library logs the cause only at level DEBUG, among much else.
 
-use super::frame::{GOAWAY, HEAD, Head, RST_STREAM};
+use super::frame::{FrameHeader, GOAWAY, HEAD, RST_STREAM};
 
 /// Names of the error codes that indicate a fault of the client (RFC 9113, section 7), by code, from
 /// `PROTOCOL_ERROR` (1) on. Codes with an empty name are not logged.
@@ -88,7 +88,8 @@ impl Resets {
                 if let Some(reset) = self.reset() {
                     report(self.peer, reset);
                 }
-                self.skip = Head::read(&self.start).map_or(0, |head| (HEAD + head.length) - self.filled);
+                self.skip =
+                    FrameHeader::read(&self.start).map_or(0, |head| (HEAD + head.length) - self.filled);
                 self.filled = 0;
             }
         }
@@ -96,17 +97,17 @@ impl Resets {
 
     /// Returns how many bytes of the frame are needed.
     fn needed(&self) -> usize {
-        let head = if self.filled < HEAD { None } else { Head::read(&self.start) };
+        let head = if self.filled < HEAD { None } else { FrameHeader::read(&self.start) };
         match head {
-            Some(Head { kind: RST_STREAM, length: 4.., .. }) => HEAD + 4,
-            Some(Head { kind: GOAWAY, length: 8.., .. }) => HEAD + 8,
+            Some(FrameHeader { kind: RST_STREAM, length: 4.., .. }) => HEAD + 4,
+            Some(FrameHeader { kind: GOAWAY, length: 8.., .. }) => HEAD + 8,
             _ => HEAD,
         }
     }
 
     /// Returns the error in the frame, if it is one.
     fn reset(&self) -> Option<Reset> {
-        let head = Head::read(&self.start)?;
+        let head = FrameHeader::read(&self.start)?;
         let code = self.start.get(..self.filled)?.get(HEAD..)?.last_chunk::<4>()?;
         let code =
             CODES.get(usize::try_from(u32::from_be_bytes(*code)).ok()?).filter(|code| !code.is_empty())?;

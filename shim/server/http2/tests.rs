@@ -3,7 +3,7 @@ use loona_hpack::{Decoder, Encoder};
 use proptest::prelude::*;
 use tokio::io::ReadBuf;
 
-use super::frame::{CONTINUATION, END_HEADERS, GOAWAY, HEADERS, Head, PADDED, PRIORITY, RST_STREAM};
+use super::frame::{CONTINUATION, END_HEADERS, FrameHeader, GOAWAY, HEADERS, PADDED, PRIORITY, RST_STREAM};
 use super::requests::Requests;
 use super::resets::{Reset, Resets};
 
@@ -12,7 +12,7 @@ const DATA: u8 = 0;
 const END_STREAM: u8 = 1;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = Head { length: payload.len(), kind, flags, stream }.bytes().to_vec();
+    let mut frame = FrameHeader { length: payload.len(), kind, flags, stream }.bytes().to_vec();
     frame.extend_from_slice(payload);
     frame
 }
@@ -39,11 +39,11 @@ fn passed_on(bytes: &[u8], piece: usize) -> Vec<u8> {
 }
 
 /// Returns the frames after the preface.
-fn frames(mut bytes: &[u8]) -> Vec<(Head, &[u8])> {
+fn frames(mut bytes: &[u8]) -> Vec<(FrameHeader, &[u8])> {
     let mut frames = Vec::new();
     bytes = bytes.strip_prefix(PREFACE).unwrap();
     while !bytes.is_empty() {
-        let head = Head::read(bytes).unwrap();
+        let head = FrameHeader::read(bytes).unwrap();
         let (frame, rest) = bytes.split_at(9 + head.length);
         frames.push((head, &frame[9..]));
         bytes = rest;

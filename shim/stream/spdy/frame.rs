@@ -75,7 +75,7 @@ impl GoAwayStatus {
 
 /// A violation of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
+pub enum SpdyFrameError {
     /// The version of the protocol is not 3.
     #[error("invalid frame: version {0}, not 3")]
     Version(u16),
@@ -117,7 +117,7 @@ pub enum Head {
 
 /// A control frame. Header blocks are compressed, as on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Control<'a> {
+pub enum ControlFrame<'a> {
     /// Opens a stream.
     SynStream {
         /// The stream.
@@ -182,7 +182,7 @@ impl Head {
     ///
     /// # Errors
     /// The version is not 3, or a control frame is too large.
-    pub fn parse(bytes: [u8; HEAD]) -> Result<Self, FrameError> {
+    pub fn parse(bytes: [u8; HEAD]) -> Result<Self, SpdyFrameError> {
         let [a, b, c, d, flags, x, y, z] = bytes;
         let length = usize::try_from(u32::from_be_bytes([0, x, y, z])).unwrap_or(usize::MAX);
         if a & CONTROL == 0 {
@@ -191,10 +191,10 @@ impl Head {
         }
         let version = u16::from_be_bytes([a & !CONTROL, b]);
         if version != VERSION {
-            return Err(FrameError::Version(version));
+            return Err(SpdyFrameError::Version(version));
         }
         if length > MAX_CONTROL {
-            return Err(FrameError::TooLarge(length));
+            return Err(SpdyFrameError::TooLarge(length));
         }
         Ok(Self::Control { kind: u16::from_be_bytes([c, d]), flags, length })
     }
@@ -232,14 +232,14 @@ impl<'a> Fields<'a> {
     }
 }
 
-impl<'a> Control<'a> {
+impl<'a> ControlFrame<'a> {
     /// Parses the payload of a control frame.
     ///
     /// # Errors
     /// The payload does not fit the kind.
-    pub fn parse(kind: u16, flags: u8, payload: &'a [u8]) -> Result<Self, FrameError> {
+    pub fn parse(kind: u16, flags: u8, payload: &'a [u8]) -> Result<Self, SpdyFrameError> {
         Self::fields(kind, flags & FLAG_FIN != 0, Fields(payload))
-            .ok_or(FrameError::Length { kind, length: payload.len() })
+            .ok_or(SpdyFrameError::Length { kind, length: payload.len() })
     }
 
     fn fields(kind: u16, fin: bool, mut fields: Fields<'a>) -> Option<Self> {
@@ -353,31 +353,31 @@ mod tests {
 
     use super::*;
 
-    fn controls(block: &[u8]) -> impl Strategy<Value = Control<'_>> {
+    fn controls(block: &[u8]) -> impl Strategy<Value = ControlFrame<'_>> {
         let stream = any::<u32>().prop_map(StreamId::new);
         let (a, b, c, d, e) =
             (stream.clone(), stream.clone(), stream.clone(), stream.clone(), stream.clone());
         prop_oneof![
-            (a, any::<bool>()).prop_map(move |(stream, fin)| Control::SynStream { stream, fin, block }),
-            (b, any::<bool>()).prop_map(move |(stream, fin)| Control::SynReply { stream, fin, block }),
-            (c, any::<bool>()).prop_map(move |(stream, fin)| Control::Headers { stream, fin, block }),
+            (a, any::<bool>()).prop_map(move |(stream, fin)| ControlFrame::SynStream { stream, fin, block }),
+            (b, any::<bool>()).prop_map(move |(stream, fin)| ControlFrame::SynReply { stream, fin, block }),
+            (c, any::<bool>()).prop_map(move |(stream, fin)| ControlFrame::Headers { stream, fin, block }),
             (d, any::<u32>())
-                .prop_map(|(stream, status)| Control::Reset { stream, status: ResetStatus(status) }),
+                .prop_map(|(stream, status)| ControlFrame::Reset { stream, status: ResetStatus(status) }),
             (e, any::<u32>())
-                .prop_map(|(last, status)| Control::GoAway { last, status: GoAwayStatus(status) }),
-            (stream, 0..1_u32 << 31).prop_map(|(stream, delta)| Control::WindowUpdate { stream, delta }),
-            any::<Option<u32>>().prop_map(|initial_window| Control::Settings { initial_window }),
-            any::<u32>().prop_map(Control::Ping),
-            (10..u16::MAX).prop_map(Control::Unknown),
+                .prop_map(|(last, status)| ControlFrame::GoAway { last, status: GoAwayStatus(status) }),
+            (stream, 0..1_u32 << 31).prop_map(|(stream, delta)| ControlFrame::WindowUpdate { stream, delta }),
+            any::<Option<u32>>().prop_map(|initial_window| ControlFrame::Settings { initial_window }),
+            any::<u32>().prop_map(ControlFrame::Ping),
+            (10..u16::MAX).prop_map(ControlFrame::Unknown),
         ]
     }
 
-    fn parse(frame: &[u8]) -> Result<Control<'_>, FrameError> {
+    fn parse(frame: &[u8]) -> Result<ControlFrame<'_>, SpdyFrameError> {
         let (head, payload) = frame.split_first_chunk().unwrap();
         match Head::parse(*head)? {
             Head::Control { kind, flags, length } => {
                 assert_eq!(length, payload.len());
-                Control::parse(kind, flags, payload)
+                ControlFrame::parse(kind, flags, payload)
             }
             Head::Data { .. } => panic!("data"),
         }
@@ -401,16 +401,16 @@ mod tests {
         #[test]
         fn nothing_breaks_the_parser(kind in 0_u16..12, flags: u8, payload: Vec<u8>, head: [u8; HEAD]) {
             let _parsed = Head::parse(head);
-            drop(Control::parse(kind, flags, &payload));
+            drop(ControlFrame::parse(kind, flags, &payload));
         }
     }
 
     #[test]
     fn invalid_frames_are_refused() {
-        assert_eq!(Head::parse([0x80, 2, 0, 1, 0, 0, 0, 0]), Err(FrameError::Version(2)));
-        assert_eq!(Head::parse([0x80, 3, 0, 1, 0, 1, 0, 1]), Err(FrameError::TooLarge(65537)));
-        assert_eq!(Control::parse(6, 0, &[0; 5]), Err(FrameError::Length { kind: 6, length: 5 }));
+        assert_eq!(Head::parse([0x80, 2, 0, 1, 0, 0, 0, 0]), Err(SpdyFrameError::Version(2)));
+        assert_eq!(Head::parse([0x80, 3, 0, 1, 0, 1, 0, 1]), Err(SpdyFrameError::TooLarge(65537)));
+        assert_eq!(ControlFrame::parse(6, 0, &[0; 5]), Err(SpdyFrameError::Length { kind: 6, length: 5 }));
         // A settings frame that declares four billion entries.
-        assert_eq!(Control::parse(4, 0, &[0xff; 4]), Err(FrameError::Length { kind: 4, length: 4 }));
+        assert_eq!(ControlFrame::parse(4, 0, &[0xff; 4]), Err(SpdyFrameError::Length { kind: 4, length: 4 }));
     }
 }

@@ -10,20 +10,20 @@ use tokio::sync::mpsc;
 
 use super::super::inbox::inbox;
 use super::super::outgoing::{Item, Outgoing};
-use super::frame::{Control, FrameError, HEAD, Head, ResetStatus, StreamId};
+use super::frame::{ControlFrame, HEAD, Head, ResetStatus, SpdyFrameError, StreamId};
 use super::headers::{Decompressor, HeaderError, HeaderWriter, Headers};
 use super::new_stream::NewStream;
 use super::table::{Credit, OpenError, StreamState, StreamTable};
 
 /// Why reading ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ReadError {
+pub(super) enum SpdyReadError {
     /// The connection is lost.
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// A frame is invalid.
     #[error(transparent)]
-    Frame(#[from] FrameError),
+    Frame(#[from] SpdyFrameError),
     /// A header block is invalid.
     #[error(transparent)]
     Headers(#[from] HeaderError),
@@ -38,7 +38,7 @@ pub(super) enum ReadError {
     Closed,
 }
 
-pub(super) struct Reader<R> {
+pub(super) struct FrameReader<R> {
     pub(super) io: R,
     pub(super) table: Arc<StreamTable>,
     pub(super) items: mpsc::Sender<Item>,
@@ -47,9 +47,9 @@ pub(super) struct Reader<R> {
     pub(super) writer: HeaderWriter,
 }
 
-impl<R: AsyncBufRead + Unpin> Reader<R> {
+impl<R: AsyncBufRead + Unpin> FrameReader<R> {
     /// Reads until the end. A disconnect between two frames is not an error.
-    pub(super) async fn run(&mut self) -> Result<(), ReadError> {
+    pub(super) async fn run(&mut self) -> Result<(), SpdyReadError> {
         loop {
             if self.io.fill_buf().await?.is_empty() {
                 return Ok(());
@@ -61,13 +61,13 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
                 Head::Control { kind, flags, length } => {
                     let mut payload = vec![0; length];
                     self.io.read_exact(&mut payload).await?;
-                    self.control(Control::parse(kind, flags, &payload)?).await?;
+                    self.control(ControlFrame::parse(kind, flags, &payload)?).await?;
                 }
             }
         }
     }
 
-    async fn data(&mut self, stream: StreamId, fin: bool, mut length: usize) -> Result<(), ReadError> {
+    async fn data(&mut self, stream: StreamId, fin: bool, mut length: usize) -> Result<(), SpdyReadError> {
         let state = self.table.find(stream);
         match &state {
             // Data that was sent before the client learned of the stream's end is not an error.
@@ -81,7 +81,7 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
         while length > 0 {
             let arrived = self.io.fill_buf().await?;
             if arrived.is_empty() {
-                return Err(ReadError::Io(std::io::ErrorKind::UnexpectedEof.into()));
+                return Err(SpdyReadError::Io(std::io::ErrorKind::UnexpectedEof.into()));
             }
             let piece = arrived.get(..length).unwrap_or(arrived);
             let unused = match &state {
@@ -101,31 +101,31 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
         Ok(())
     }
 
-    async fn control(&mut self, control: Control<'_>) -> Result<(), ReadError> {
+    async fn control(&mut self, control: ControlFrame<'_>) -> Result<(), SpdyReadError> {
         match control {
-            Control::SynStream { stream, fin, block } => {
+            ControlFrame::SynStream { stream, fin, block } => {
                 let headers = self.decompressor.block(block)?;
                 self.open(stream, fin, headers).await?;
             }
             // The block must be decompressed in any case, to keep the compression state.
-            Control::Headers { stream, fin, block } | Control::SynReply { stream, fin, block } => {
+            ControlFrame::Headers { stream, fin, block } | ControlFrame::SynReply { stream, fin, block } => {
                 let _unused = self.decompressor.block(block)?;
                 if fin {
                     self.table.finish_remote(stream);
                 }
             }
-            Control::Reset { stream, .. } => {
+            ControlFrame::Reset { stream, .. } => {
                 self.table.remove(stream);
             }
-            Control::Settings { initial_window: Some(window) } => {
+            ControlFrame::Settings { initial_window: Some(window) } => {
                 if !self.table.set_initial(window) {
-                    return Err(ReadError::Window);
+                    return Err(SpdyReadError::Window);
                 }
             }
-            Control::WindowUpdate { stream, delta } => {
+            ControlFrame::WindowUpdate { stream, delta } => {
                 if !self.table.widen(stream, delta) {
                     if stream == StreamId::SESSION {
-                        return Err(ReadError::Window);
+                        return Err(SpdyReadError::Window);
                     }
                     self.table.remove(stream);
                     self.reset(stream, ResetStatus::FLOW_CONTROL_ERROR).await?;
@@ -133,25 +133,28 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
             }
             // The client's pings have odd numbers. Even ones would answer pings of the server, which sends
             // none.
-            Control::Ping(id) if id % 2 == 1 => self.send(&Control::Ping(id)).await?,
+            ControlFrame::Ping(id) if id % 2 == 1 => self.send(&ControlFrame::Ping(id)).await?,
             // After GOAWAY, the client cannot open streams; open ones continue.
-            Control::Ping(_) | Control::GoAway { .. } | Control::Settings { .. } | Control::Unknown(_) => {}
+            ControlFrame::Ping(_)
+            | ControlFrame::GoAway { .. }
+            | ControlFrame::Settings { .. }
+            | ControlFrame::Unknown(_) => {}
         }
         Ok(())
     }
 
-    async fn open(&mut self, stream: StreamId, fin: bool, headers: Headers) -> Result<(), ReadError> {
+    async fn open(&mut self, stream: StreamId, fin: bool, headers: Headers) -> Result<(), SpdyReadError> {
         let credit = Credit { table: self.table.clone(), stream };
         let (inbox, incoming) = inbox(Some(Arc::new(credit)));
         match self.table.open(stream, fin, inbox) {
             Ok(()) => {}
-            Err(OpenError::Number) => return Err(ReadError::Number(stream.get())),
+            Err(OpenError::Number) => return Err(SpdyReadError::Number(stream.get())),
             Err(OpenError::TooMany) => return self.reset(stream, ResetStatus::REFUSED_STREAM).await,
         }
         // The reply must come first: the client's library drops data that arrives on a stream before its
         // reply.
         let block = self.writer.block(&Headers::default());
-        self.send(&Control::SynReply { stream, fin: false, block: &block }).await?;
+        self.send(&ControlFrame::SynReply { stream, fin: false, block: &block }).await?;
         let outgoing = Outgoing::new(stream.get(), self.items.clone(), Some(self.table.clone()));
         let new = NewStream { id: stream, headers, incoming, outgoing };
         // While the session ends, no streams are accepted.
@@ -161,13 +164,13 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
         Ok(())
     }
 
-    async fn reset(&mut self, stream: StreamId, status: ResetStatus) -> Result<(), ReadError> {
-        self.send(&Control::Reset { stream, status }).await
+    async fn reset(&mut self, stream: StreamId, status: ResetStatus) -> Result<(), SpdyReadError> {
+        self.send(&ControlFrame::Reset { stream, status }).await
     }
 
-    async fn send(&mut self, control: &Control<'_>) -> Result<(), ReadError> {
+    async fn send(&mut self, control: &ControlFrame<'_>) -> Result<(), SpdyReadError> {
         let mut frame = Vec::new();
         control.encode(&mut frame);
-        self.items.send(Item::Frame(Bytes::from(frame))).await.map_err(|_| ReadError::Closed)
+        self.items.send(Item::Frame(Bytes::from(frame))).await.map_err(|_| SpdyReadError::Closed)
     }
 }

@@ -9,7 +9,7 @@ use super::super::connection::ConnectionTasks;
 use super::super::outgoing::QUEUE;
 use super::headers::{Decompressor, HeaderWriter};
 use super::new_stream::NewStream;
-use super::reader::Reader;
+use super::reader::FrameReader;
 use super::table::StreamTable;
 use super::writer::FrameWriter;
 
@@ -33,7 +33,7 @@ impl SpdySession {
         let (items, queued) = mpsc::channel(QUEUE);
         let (accepting, accepted) = mpsc::channel(QUEUE);
         let table = Arc::new(StreamTable::new(max_streams));
-        let mut reader = Reader {
+        let mut reader = FrameReader {
             io: BufReader::with_capacity(READ, read),
             table: table.clone(),
             items: items.clone(),

@@ -47,7 +47,7 @@ pub enum StreamState {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct StreamEntry {
     inbox: Inbox,
     window: i64,
     finished_local: bool,
@@ -56,7 +56,7 @@ struct Entry {
 
 #[derive(Debug)]
 struct State {
-    streams: HashMap<StreamId, Entry>,
+    streams: HashMap<StreamId, StreamEntry>,
     last: StreamId,
     window: i64,
     initial: i64,
@@ -111,7 +111,7 @@ impl StreamTable {
         if fin {
             inbox.finish();
         }
-        let entry = Entry { inbox, window: state.initial, finished_local: false, finished_remote: fin };
+        let entry = StreamEntry { inbox, window: state.initial, finished_local: false, finished_remote: fin };
         state.streams.insert(stream, entry);
         Ok(())
     }

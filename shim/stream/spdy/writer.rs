@@ -9,7 +9,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::super::outgoing::Item;
-use super::frame::{Control, GoAwayStatus, Head, ResetStatus, StreamId};
+use super::frame::{ControlFrame, GoAwayStatus, Head, ResetStatus, StreamId};
 use super::table::StreamTable;
 
 /// The most data in one frame: its length has 24 bits.
@@ -67,12 +67,12 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
                 if !self.table.remove(stream) {
                     return Ok(());
                 }
-                self.control(&Control::Reset { stream, status: ResetStatus::CANCEL }).await
+                self.control(&ControlFrame::Reset { stream, status: ResetStatus::CANCEL }).await
             }
             Item::Frame(frame) => self.io.write_all(&frame).await,
             Item::Goodbye { in_order } => {
                 let status = if in_order { GoAwayStatus::OK } else { GoAwayStatus::PROTOCOL_ERROR };
-                self.control(&Control::GoAway { last: self.table.last(), status }).await
+                self.control(&ControlFrame::GoAway { last: self.table.last(), status }).await
             }
         }
     }
@@ -88,12 +88,12 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 
     async fn credits(&mut self) -> io::Result<()> {
         for (stream, delta) in self.table.credits() {
-            self.control(&Control::WindowUpdate { stream, delta }).await?;
+            self.control(&ControlFrame::WindowUpdate { stream, delta }).await?;
         }
         Ok(())
     }
 
-    async fn control(&mut self, control: &Control<'_>) -> io::Result<()> {
+    async fn control(&mut self, control: &ControlFrame<'_>) -> io::Result<()> {
         let mut frame = Vec::new();
         control.encode(&mut frame);
         self.io.write_all(&frame).await

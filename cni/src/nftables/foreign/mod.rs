@@ -95,16 +95,16 @@ impl Table<'_> {
             let (matches, verdict) = rule.evaluate(packet, |set| self.keys(set))?;
             let outcome = match &verdict {
                 _ if matches == Match::No => continue,
-                rule::Verdict::None => continue,
-                rule::Verdict::Return => Outcome::Undecided,
-                rule::Verdict::Unknown => Outcome::Unknown,
-                rule::Verdict::Accept => Outcome::Accepted,
-                rule::Verdict::Drop => Outcome::Dropped,
-                rule::Verdict::Jump(to) => match self.walk(to, packet, depth + 1)? {
+                rule::RuleVerdict::None => continue,
+                rule::RuleVerdict::Return => Outcome::Undecided,
+                rule::RuleVerdict::Unknown => Outcome::Unknown,
+                rule::RuleVerdict::Accept => Outcome::Accepted,
+                rule::RuleVerdict::Drop => Outcome::Dropped,
+                rule::RuleVerdict::Jump(to) => match self.walk(to, packet, depth + 1)? {
                     Outcome::Undecided => continue,
                     outcome => outcome,
                 },
-                rule::Verdict::Goto(to) => self.walk(to, packet, depth + 1)?,
+                rule::RuleVerdict::Goto(to) => self.walk(to, packet, depth + 1)?,
             };
             match (matches, outcome) {
                 (Match::Yes, outcome) => return Ok(outcome),

@@ -53,7 +53,7 @@ pub(super) enum Outcome {
 
 /// The action of a rule on matching packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RuleVerdict {
     None,
     Accept,
     Drop,
@@ -99,7 +99,7 @@ impl Rule {
         &self,
         packet: &Packet,
         keys: impl Fn(&str) -> io::Result<Vec<Vec<u8>>>,
-    ) -> io::Result<(Match, Verdict)> {
+    ) -> io::Result<(Match, RuleVerdict)> {
         let mut registers: HashMap<u32, (Loaded, Option<Vec<u8>>)> = HashMap::new();
         let mut matches = Match::Yes;
         for (name, data) in &self.expressions {
@@ -122,14 +122,14 @@ impl Rule {
                     matches = matches.and(in_set(loaded, &keys(&set)?, packet).negated_if(not));
                 }
                 // A verdict map.
-                "lookup" => return Ok((matches.and(Match::Maybe), Verdict::Unknown)),
+                "lookup" => return Ok((matches.and(Match::Maybe), RuleVerdict::Unknown)),
                 "match" => matches = matches.and(iptables_match(data)),
                 "target" => match attribute(data, 1).map(text_of).as_deref() {
-                    Some("REJECT" | "DROP") => return Ok((matches, Verdict::Drop)),
-                    Some("ACCEPT") => return Ok((matches, Verdict::Accept)),
+                    Some("REJECT" | "DROP") => return Ok((matches, RuleVerdict::Drop)),
+                    Some("ACCEPT") => return Ok((matches, RuleVerdict::Accept)),
                     _ => {}
                 },
-                "reject" => return Ok((matches, Verdict::Drop)),
+                "reject" => return Ok((matches, RuleVerdict::Drop)),
                 "immediate" if number(1) == Some(0) => return Ok((matches, verdict(data))),
                 // These expressions match every packet.
                 "counter" | "log" | "immediate" | "last" | "notrack" => {}
@@ -139,7 +139,7 @@ impl Rule {
                 }
             }
         }
-        Ok((matches, Verdict::None))
+        Ok((matches, RuleVerdict::None))
     }
 }
 
@@ -306,17 +306,17 @@ fn iptables_match(data: &[u8]) -> Match {
 }
 
 /// Parses the verdict of `immediate`.
-fn verdict(data: &[u8]) -> Verdict {
+fn verdict(data: &[u8]) -> RuleVerdict {
     let verdict = attribute(data, 2).and_then(|value| attribute(value, 2)).unwrap_or_default();
     let chain = || attribute(verdict, 2).map(text_of).unwrap_or_default();
     match number(verdict, 1).map(u32::cast_signed) {
-        Some(0) => Verdict::Drop,
-        Some(1) => Verdict::Accept,
-        Some(-3) => Verdict::Jump(chain()),
-        Some(-4) => Verdict::Goto(chain()),
-        Some(-5) => Verdict::Return,
-        Some(-1) => Verdict::None,
-        _ => Verdict::Unknown,
+        Some(0) => RuleVerdict::Drop,
+        Some(1) => RuleVerdict::Accept,
+        Some(-3) => RuleVerdict::Jump(chain()),
+        Some(-4) => RuleVerdict::Goto(chain()),
+        Some(-5) => RuleVerdict::Return,
+        Some(-1) => RuleVerdict::None,
+        _ => RuleVerdict::Unknown,
     }
 }
 

@@ -15,7 +15,7 @@ use super::commands::{Choice, Commands};
 use super::interface;
 use super::with_undo;
 use crate::addresses::nth;
-use crate::bridges::{Keys, Made};
+use crate::bridges::{Keys, ReadyBridge};
 use crate::call::Call;
 use crate::external::Search;
 use crate::ipam::{self, Ipam};
@@ -26,7 +26,7 @@ use crate::nftables::{masquerade, spoof};
 use crate::result::{CniResult, Interface, Ip, Route};
 use crate::{Error, Result, pod_link};
 
-/// The plugin.
+/// A compiled configuration of `bridge`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Bridge {
     keys: Keys,
@@ -124,7 +124,7 @@ impl Bridge {
     }
 
     /// Creates the bridge if necessary and adds the gateways' addresses.
-    async fn bridge(&self, call: &Call<'_>, ips: &[Ip], again: bool) -> Result<Made> {
+    async fn bridge(&self, call: &Call<'_>, ips: &[Ip], again: bool) -> Result<ReadyBridge> {
         call.host.ready.bridge(&call.host.links, &self.keys, &self.gateways(ips)?, again).await
     }
 

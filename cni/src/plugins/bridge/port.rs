@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::try_join;
 
 use super::Bridge;
-use crate::bridges::Made;
+use crate::bridges::ReadyBridge;
 use crate::call::Call;
 use crate::mac::first_mac;
 use crate::names::host_link;
@@ -36,12 +36,12 @@ impl Bridge {
         name: &str,
         mac: &Option<String>,
         ips: &[Ip],
-    ) -> Result<Made> {
+    ) -> Result<ReadyBridge> {
         let host = &call.host.links;
         let requested = [call.runtime.mac.as_deref(), mac.as_deref(), call.argument_mac()];
         let mac = first_mac(requested)?;
         let mut made = self.bridge(call, ips, false).await?;
-        let veth = |made: &Made| {
+        let veth = |made: &ReadyBridge| {
             let (pod, netns) = (call.interface, call.pod_netns()?);
             Ok::<_, Error>(Veth {
                 host: name,
@@ -128,7 +128,7 @@ impl Bridge {
     pub(super) async fn announce(
         &self,
         call: &Call<'_>,
-        made: &Made,
+        made: &ReadyBridge,
         port: &Link,
         pod: Configured,
         result: &CniResult,

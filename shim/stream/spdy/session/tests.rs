@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::super::frame::{Control, GoAwayStatus, HEAD, Head, INITIAL_WINDOW, ResetStatus, StreamId};
+use super::super::frame::{ControlFrame, GoAwayStatus, HEAD, Head, INITIAL_WINDOW, ResetStatus, StreamId};
 use super::super::headers::{HeaderWriter, Headers};
 use super::*;
 
@@ -24,7 +24,7 @@ struct Client {
 }
 
 impl Client {
-    async fn control(&mut self, control: Control<'_>) {
+    async fn control(&mut self, control: ControlFrame<'_>) {
         let mut frame = Vec::new();
         control.encode(&mut frame);
         self.io.write_all(&frame).await.unwrap();
@@ -32,7 +32,8 @@ impl Client {
 
     async fn open(&mut self, stream: u32, pairs: &[(&str, &str)]) {
         let block = self.headers.block(&Headers::from_pairs(pairs.iter().copied()));
-        self.control(Control::SynStream { stream: StreamId::new(stream), fin: false, block: &block }).await;
+        self.control(ControlFrame::SynStream { stream: StreamId::new(stream), fin: false, block: &block })
+            .await;
     }
 
     async fn data(&mut self, stream: u32, fin: bool, bytes: &[u8]) {
@@ -55,12 +56,12 @@ impl Client {
         };
         let mut payload = vec![0; length];
         self.io.read_exact(&mut payload).await.unwrap();
-        Some(match Control::parse(kind, flags, &payload).unwrap() {
-            Control::SynReply { stream, .. } => Received::Reply(stream.get()),
-            Control::Reset { stream, status } => Received::Reset(stream.get(), status),
-            Control::WindowUpdate { stream, delta } => Received::Window(stream.get(), delta),
-            Control::Ping(id) => Received::Ping(id),
-            Control::GoAway { last, status } => Received::GoAway(last.get(), status),
+        Some(match ControlFrame::parse(kind, flags, &payload).unwrap() {
+            ControlFrame::SynReply { stream, .. } => Received::Reply(stream.get()),
+            ControlFrame::Reset { stream, status } => Received::Reset(stream.get(), status),
+            ControlFrame::WindowUpdate { stream, delta } => Received::Window(stream.get(), delta),
+            ControlFrame::Ping(id) => Received::Ping(id),
+            ControlFrame::GoAway { last, status } => Received::GoAway(last.get(), status),
             other => panic!("{other:?}"),
         })
     }
@@ -120,7 +121,7 @@ async fn a_reset_ends_a_stream_on_both_sides_and_no_other() {
     let (mut client, mut session) = pair(4);
     let mut first = opened(&mut client, &mut session, 1).await;
     let second = opened(&mut client, &mut session, 3).await;
-    client.control(Control::Reset { stream: first.id, status: ResetStatus::CANCEL }).await;
+    client.control(ControlFrame::Reset { stream: first.id, status: ResetStatus::CANCEL }).await;
     first.incoming.next().await.unwrap_err();
     first.outgoing.send(Bytes::from_static(b"late")).await.unwrap_err();
     // Data in flight is dropped.
@@ -134,9 +135,9 @@ async fn a_reset_ends_a_stream_on_both_sides_and_no_other() {
 #[tokio::test]
 async fn pings_are_answered_and_unknown_frames_are_ignored() {
     let (mut client, _session) = pair(4);
-    client.control(Control::Unknown(77)).await;
-    client.control(Control::Ping(2)).await;
-    client.control(Control::Ping(3)).await;
+    client.control(ControlFrame::Unknown(77)).await;
+    client.control(ControlFrame::Ping(2)).await;
+    client.control(ControlFrame::Ping(3)).await;
     client.expect(Received::Ping(3)).await;
     client.data(9, false, b"never opened").await;
     client.expect(Received::Reset(9, ResetStatus::INVALID_STREAM)).await;
@@ -174,7 +175,7 @@ async fn a_compression_bomb_ends_the_session() {
     let mut block = Vec::with_capacity(64 << 10);
     let plain = Headers::from_pairs([("x", value.as_str())]).encode();
     zlib.compress_vec(&plain, &mut block, flate2::FlushCompress::Sync).unwrap();
-    client.control(Control::SynStream { stream: StreamId::new(1), fin: false, block: &block }).await;
+    client.control(ControlFrame::SynStream { stream: StreamId::new(1), fin: false, block: &block }).await;
     assert!(session.accept().await.is_none());
     client.expect(Received::GoAway(0, GoAwayStatus::PROTOCOL_ERROR)).await;
 }
@@ -213,7 +214,7 @@ async fn consumed_bytes_are_credited_to_the_client() {
 #[tokio::test]
 async fn a_peer_with_flow_control_receives_no_more_than_its_window() {
     let (mut client, mut session) = pair(4);
-    client.control(Control::Settings { initial_window: Some(10) }).await;
+    client.control(ControlFrame::Settings { initial_window: Some(10) }).await;
     let stream = opened(&mut client, &mut session, 1).await;
     let sending = tokio::spawn(async move {
         stream.outgoing.send(Bytes::from(vec![1; 25])).await.unwrap();
@@ -221,9 +222,9 @@ async fn a_peer_with_flow_control_receives_no_more_than_its_window() {
     });
     client.expect(Received::Data(1, false, vec![1; 10])).await;
     // No data arrives before the answer to a ping that is sent here.
-    client.control(Control::Ping(1)).await;
+    client.control(ControlFrame::Ping(1)).await;
     client.expect(Received::Ping(1)).await;
-    client.control(Control::WindowUpdate { stream: StreamId::new(1), delta: 100 }).await;
+    client.control(ControlFrame::WindowUpdate { stream: StreamId::new(1), delta: 100 }).await;
     client.expect(Received::Data(1, false, vec![1; 15])).await;
     client.expect(Received::Data(1, true, Vec::new())).await;
     sending.await.unwrap();

@@ -1,0 +1,55 @@
+//! The integration tests: one file or folder per area, in one program, so that the daemon's code is linked once. They run
+//! the real daemon as root. `tests/README.md` describes each area.
+//!
+//! One area: `cargo test --test it pods::`. One test: `cargo test --test it pods::lists_are_filtered`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    missing_docs,
+    unreachable_pub,
+    reason = "a failing test panics; nothing here is an interface"
+)]
+
+mod as_peers;
+mod attacks;
+mod bad_input;
+mod check;
+mod clients;
+mod cni_reference;
+mod config;
+mod containers;
+mod cri_fields;
+mod daemon_parts;
+mod demo;
+mod events;
+mod fsck;
+mod hostile_images;
+mod image_volumes;
+mod load;
+mod logs;
+mod metrics;
+mod module_graph;
+mod mount_rights;
+mod mounts;
+mod network;
+mod network_paths;
+mod network_upkeep;
+mod plugins;
+mod pod_files;
+mod pods;
+mod power_cuts;
+mod registry;
+mod resources;
+mod restart;
+mod seccomp;
+mod server;
+mod sessions;
+mod storm;
+mod streaming;
+mod streaming_limits;
+mod support;
+mod survival;
+mod systemd;
+mod updates;
+mod userns;

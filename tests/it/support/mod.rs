@@ -1,0 +1,527 @@
+//! A private daemon for one test: it has its own folders, socket, bridge and network namespace, and an image with
+//! this host's busybox. After the test, nothing of the daemon is left on the host.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::as_conversions,
+    reason = "each test uses a part"
+)]
+
+pub mod disk;
+pub mod image;
+pub mod leftovers;
+pub mod net;
+pub mod node;
+pub mod registry;
+pub mod streams;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use berth::server::connect;
+use berth_proto::admin::LoadImageRequest;
+use berth_proto::admin::admin_client::AdminClient;
+use berth_proto::v1::image_service_client::ImageServiceClient;
+use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
+use berth_proto::v1::*;
+use rustix::process::{Pid, Signal, kill_process};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use disk::Disk;
+
+/// The longest time that an action can take in a debug build, on a busy or an emulated machine. Only a failing test
+/// waits this long.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The image that every test has.
+pub const IMAGE: &str = "localhost/busybox:test";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A daemon with its clients. Drop stops the daemon and kills what is left of its pods.
+pub struct Berth {
+    pub folder: tempfile::TempDir,
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub images: ImageServiceClient<Channel>,
+    /// `unshare`, which has become the daemon.
+    process: Child,
+    /// A process that keeps the network namespace open over a restart of the daemon.
+    holder: Child,
+    /// The parent of all cgroups of this test.
+    pub cgroup_parent: String,
+    /// The disk with the daemon's root folder, if the test has requested one.
+    pub disk: Option<Disk>,
+    under: Vec<String>,
+}
+
+/// The options with which the daemon of a test is started.
+#[derive(Default)]
+pub struct Setup<'a> {
+    /// Additional lines of configuration.
+    pub more: &'a str,
+    /// The command that starts the daemon, such as `prlimit`.
+    pub under: &'a [&'a str],
+    /// The size in MiB of a separate filesystem for the root folder and the addresses.
+    pub disk: Option<u64>,
+}
+
+impl Berth {
+    /// Starts a daemon and loads the test image.
+    pub async fn start() -> Self {
+        let mut berth = Self::start_with("").await;
+        berth.load_image().await;
+        berth
+    }
+
+    /// Starts a daemon with additional configuration, without an image.
+    pub async fn start_with(more: &str) -> Self {
+        Self::set_up(Setup { more, ..Setup::default() }).await
+    }
+
+    /// Starts a daemon with these options and loads the test image.
+    pub async fn start_as(setup: Setup<'_>) -> Self {
+        let mut berth = Self::set_up(setup).await;
+        berth.load_image().await;
+        berth
+    }
+
+    async fn set_up(setup: Setup<'_>) -> Self {
+        let Setup { more, under, disk } = setup;
+        let folder = tempfile::Builder::new().prefix(leftovers::FOLDER).tempdir().unwrap();
+        let disk = disk.map(|mebibytes| Disk::make(folder.path(), mebibytes));
+        let path = folder.path().display();
+        let data = disk.as_ref().map_or(folder.path(), |disk| disk.folder()).display();
+        // The credentials of this machine must not have an effect.
+        let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
+        let config = format!(
+            "socket = \"{path}/run/berth.sock\"\nroot = \"{data}/root\"\nstate = \"{path}/run\"\n\
+             cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncni_data_dir = \"{data}/addresses\"\ncerts_dir = \"{path}/certs.d\"\n\
+             registries_conf = \"{path}/registries.conf\"\nsignature_policy = \"{path}/policy.json\"\n\
+             log_level = \"debug\"\n{auth}{more}\n\
+             [network]\nbridge = \"testbr0\"\nsubnets = [\"10.77.0.0/24\", \"fd77::/64\"]\n"
+        );
+        fs::write(folder.path().join("config.toml"), config).unwrap();
+        fs::create_dir(folder.path().join("net.d")).unwrap();
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut up = [0_u8; 3];
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut up).unwrap();
+        let under: Vec<String> = under.iter().map(|&part| part.to_owned()).collect();
+        let process = serve(folder.path(), holder.id(), &under);
+        let channel = connected(folder.path()).await;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
+            images: ImageServiceClient::new(channel),
+            process,
+            holder,
+            cgroup_parent: format!("/berth-test-{}-{number}", std::process::id()),
+            disk,
+            under,
+            folder,
+        }
+    }
+
+    /// Returns the pid of the daemon: the process that was started, or its descendant if a wrapper stays in between.
+    pub fn pid(&self) -> Pid {
+        let started = Pid::from_child(&self.process);
+        let number = started.as_raw_nonzero().get();
+        let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let berth = Path::new(env!("CARGO_BIN_EXE_berth")).canonicalize().ok();
+        if self.under.is_empty() || program(number) == berth {
+            return started;
+        }
+        // Keepers run another program.
+        let mut descendants = vec![number];
+        while let Some(pid) = descendants.pop() {
+            if program(pid) == berth {
+                return Pid::from_raw(pid).unwrap();
+            }
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            descendants.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+        started
+    }
+
+    /// Starts the daemon through another command from the next start on.
+    pub fn start_under(&mut self, command: &[&str]) {
+        self.under = command.iter().map(|&part| part.to_owned()).collect();
+    }
+
+    /// Returns the verbose status of a container, with fields such as `pid` and `cgroup`.
+    pub async fn info(&mut self, container: &str) -> serde_json::Value {
+        let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+        let info = self.runtime.container_status(request).await.unwrap().into_inner().info;
+        serde_json::from_str(&info["info"]).unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Returns a path on the filesystem of the daemon's root folder.
+    pub fn disk_path(&self, name: &str) -> PathBuf {
+        self.disk.as_ref().map_or(self.folder.path(), |disk| disk.folder()).join(name)
+    }
+
+    /// Loads the test image as `berth load` does.
+    pub async fn load_image(&mut self) {
+        let archive = self.path("image.tar");
+        image::write_archive(&archive, IMAGE);
+        let channel = connect(&self.path("run/berth.sock")).await.unwrap();
+        let path = archive.display().to_string();
+        AdminClient::new(channel).load_image(LoadImageRequest { path }).await.unwrap();
+    }
+
+    /// Kills the daemon with SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts the daemon again. A running daemon is killed first.
+    pub async fn restart(&mut self) {
+        self.start_again();
+        self.connect_again().await;
+    }
+
+    /// Starts the daemon again and does not wait until it answers.
+    pub fn start_again(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+        self.process = serve(self.folder.path(), self.holder.id(), &self.under);
+    }
+
+    /// Waits until the daemon answers.
+    pub async fn connect_again(&mut self) {
+        let channel = connected(self.folder.path()).await;
+        self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        self.images = ImageServiceClient::new(channel);
+    }
+
+    /// Returns whether the daemon has exited by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
+    /// Returns the config of a pod with a log folder and the test's cgroup parent.
+    pub fn pod_config(&self, name: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("uid-{name}"),
+                namespace: "default".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            log_directory: self.path(&format!("logs/{name}")).display().to_string(),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: self.cgroup_parent.clone(),
+                ..LinuxPodSandboxConfig::default()
+            }),
+            ..PodSandboxConfig::default()
+        }
+    }
+
+    pub async fn run_pod(&mut self, config: PodSandboxConfig) -> String {
+        self.try_run_pod(config).await.unwrap()
+    }
+
+    pub async fn try_run_pod(&mut self, config: PodSandboxConfig) -> Result<String, Status> {
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    pub async fn try_create(&mut self, pod: &str, config: ContainerConfig) -> Result<String, Status> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config),
+            sandbox_config: None,
+        };
+        Ok(self.runtime.create_container(request).await?.into_inner().container_id)
+    }
+
+    pub async fn try_start_container(&mut self, id: &str) -> Result<(), Status> {
+        let request = StartContainerRequest { container_id: id.to_owned() };
+        self.runtime.start_container(request).await.map(drop)
+    }
+
+    /// Creates and starts a container.
+    pub async fn run(&mut self, pod: &str, config: ContainerConfig) -> String {
+        let id = self.try_create(pod, config).await.unwrap();
+        self.try_start_container(&id).await.unwrap();
+        id
+    }
+
+    /// Runs a shell script as a container of a pod and waits for its exit. Returns the exit code and the log.
+    pub async fn script(&mut self, pod: &str, name: &str, script: &str) -> (i32, String) {
+        self.run_to_end(pod, shell(name, script)).await
+    }
+
+    /// Runs a container and waits for its exit. Returns the exit code and the text of its log.
+    pub async fn run_to_end(&mut self, pod: &str, config: ContainerConfig) -> (i32, String) {
+        let id = self.run(pod, config).await;
+        let status = self.wait_exited(&id).await;
+        (status.exit_code, text_of(&fs::read_to_string(&status.log_path).unwrap_or_default()))
+    }
+
+    pub async fn status(&mut self, id: &str) -> ContainerStatus {
+        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        self.runtime.container_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    pub async fn pod_status(&mut self, id: &str) -> PodSandboxStatus {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        self.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    /// Waits until a container has exited.
+    pub async fn wait_exited(&mut self, id: &str) -> ContainerStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status(id).await;
+            if status.state() == ContainerState::ContainerExited {
+                return status;
+            }
+            assert!(Instant::now() < until, "{id} does not end: {status:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn exec(
+        &mut self,
+        id: &str,
+        command: &[&str],
+        timeout: i64,
+    ) -> Result<ExecSyncResponse, Status> {
+        let cmd = command.iter().map(|&part| part.to_owned()).collect();
+        let request = ExecSyncRequest { container_id: id.to_owned(), cmd, timeout };
+        Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    /// Runs a shell script in a container and returns its output.
+    pub async fn sh(&mut self, id: &str, script: &str) -> String {
+        let answer = self.exec(id, &["sh", "-c", script], 0).await.unwrap();
+        String::from_utf8_lossy(&answer.stdout).trim().to_owned()
+    }
+
+    /// Waits until the first process of a container has a handler for `signal`. Before that the kernel drops the
+    /// signal, because the process is number 1 of its PID namespace (pid_namespaces(7)).
+    pub async fn wait_for_handler(&mut self, id: &str, signal: rustix::process::Signal) {
+        let script = format!(
+            "until mask=0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/1/status); \
+             [ $((mask >> {} & 1)) = 1 ]; do sleep 0.05; done; echo yes",
+            signal.as_raw() - 1
+        );
+        assert_eq!(self.sh(id, &script).await, "yes");
+    }
+
+    pub async fn stop_container(&mut self, id: &str, timeout: i64) {
+        let request = StopContainerRequest { container_id: id.to_owned(), timeout };
+        self.runtime.stop_container(request).await.unwrap();
+    }
+
+    pub async fn remove_container(&mut self, id: &str) {
+        let request = RemoveContainerRequest { container_id: id.to_owned() };
+        self.runtime.remove_container(request).await.unwrap();
+    }
+
+    pub async fn stop_pod(&mut self, id: &str) {
+        let request = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.stop_pod_sandbox(request).await.unwrap();
+    }
+
+    pub async fn remove_pod(&mut self, id: &str) {
+        let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.remove_pod_sandbox(request).await.unwrap();
+    }
+
+    /// Returns a process in the network namespace of the daemon's host.
+    pub fn host_process(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// Runs a command in the network namespace of the daemon's host, as a process on the node would.
+    pub fn on_host(&self, command: &[&str]) -> std::process::Output {
+        let target = format!("--net=/proc/{}/ns/net", self.holder.id());
+        Command::new("nsenter").arg(target).arg("--").args(command).output().unwrap()
+    }
+
+    /// Returns the files of pods and containers that are left on disk. A daemon that has just started removes partially
+    /// created objects while it already answers.
+    async fn files_left(&self) -> Vec<String> {
+        let (folder, host) = (self.folder.path().to_owned(), self.host_process());
+        tokio::task::spawn_blocking(move || leftovers::left_on_disk(&folder, host)).await.unwrap()
+    }
+
+    /// Removes every pod. Returns what is left on the host that did not exist before.
+    pub async fn clean(&mut self) -> Vec<String> {
+        let request = ListPodSandboxRequest { filter: None };
+        let pods = self.runtime.list_pod_sandbox(request).await.unwrap().into_inner().items;
+        for pod in pods {
+            self.remove_pod(&pod.id).await;
+        }
+        let mut left = self.left_running().await;
+        left.extend(self.files_left().await);
+        left
+    }
+
+    /// Returns the processes, mounts, links, rules, cgroups and files of pods that are left on the host.
+    pub async fn left_running(&self) -> Vec<String> {
+        let daemon = u32::try_from(self.pid().as_raw_nonzero().get()).unwrap();
+        let (folder, parent) = (self.folder.path().to_owned(), self.cgroup_parent.clone());
+        let host = self.host_process();
+        let left = move || leftovers::left_running(&folder, &parent, daemon, host);
+        tokio::task::spawn_blocking(left).await.unwrap()
+    }
+}
+
+impl Drop for Berth {
+    fn drop(&mut self) {
+        let _gone = kill_process(self.pid(), Signal::TERM);
+        let until = Instant::now() + PATIENCE;
+        while self.process.try_wait().unwrap().is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(self.process.kill());
+        drop(self.process.wait());
+        drop(self.holder.kill());
+        drop(self.holder.wait());
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
+            let tail: Vec<_> = log.lines().rev().take(60).collect();
+            eprintln!("the end of the daemon's log:");
+            tail.iter().rev().for_each(|line| eprintln!("  {line}"));
+        }
+        // A test that failed, or that exits without removing its pods, leaves them here.
+        leftovers::kill_all(self.folder.path(), &self.cgroup_parent);
+        drop(self.disk.take());
+    }
+}
+
+fn serve(folder: &Path, holder: u32, under: &[String]) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("daemon.log")).unwrap();
+    Command::new("nsenter")
+        .arg(format!("--net=/proc/{holder}/ns/net"))
+        .arg("--")
+        .args(under)
+        .arg(env!("CARGO_BIN_EXE_berth"))
+        .args(["serve", "--config"])
+        .arg(folder.join("config.toml"))
+        // Tests do not use the systemd of this machine.
+        .env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", folder.join("bus").display()))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+async fn connected(folder: &Path) -> Channel {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Ok(channel) = connect(&folder.join("run/berth.sock")).await {
+            let mut client = RuntimeServiceClient::new(channel.clone());
+            if client.version(VersionRequest::default()).await.is_ok() {
+                return channel;
+            }
+        }
+        if Instant::now() > until {
+            panic!(
+                "the daemon does not answer: {}",
+                fs::read_to_string(folder.join("daemon.log")).unwrap_or_default()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Returns the config of a container of the test image that runs a command.
+pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
+    ContainerConfig {
+        metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        image: Some(ImageSpec { image: IMAGE.to_owned(), ..ImageSpec::default() }),
+        command: command.iter().map(|&part| part.to_owned()).collect(),
+        log_path: format!("{name}.log"),
+        linux: Some(LinuxContainerConfig {
+            resources: None,
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Container.into(),
+                    ..NamespaceOption::default()
+                }),
+                ..LinuxContainerSecurityContext::default()
+            }),
+        }),
+        ..ContainerConfig::default()
+    }
+}
+
+/// Returns the config of a container that runs a shell script.
+pub fn shell(name: &str, script: &str) -> ContainerConfig {
+    container(name, &["sh", "-c", script])
+}
+
+/// Returns the config of a container that runs until it is stopped.
+pub fn sleeper(name: &str) -> ContainerConfig {
+    shell(name, "trap 'exit 0' TERM; while true; do sleep 0.1; done")
+}
+
+/// Changes the security context of a container's config.
+pub fn with_security(
+    mut config: ContainerConfig,
+    change: impl FnOnce(&mut LinuxContainerSecurityContext),
+) -> ContainerConfig {
+    change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
+    config
+}
+
+/// Returns the config of a pod with a changed security context.
+pub fn pod_with(
+    berth: &Berth,
+    name: &str,
+    change: impl FnOnce(&mut LinuxSandboxSecurityContext),
+) -> PodSandboxConfig {
+    let mut config = berth.pod_config(name);
+    change(config.linux.get_or_insert_default().security_context.get_or_insert_default());
+    config
+}
+
+/// Returns the text of a CRI log without times, streams and tags.
+pub fn text_of(log: &str) -> String {
+    let mut text = String::new();
+    for record in log.lines() {
+        let mut fields = record.splitn(4, ' ');
+        let (tag, line) = (fields.nth(2).unwrap_or_default(), fields.next().unwrap_or_default());
+        text.push_str(line);
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Returns whether this host has only cgroup v2.
+pub fn is_v2() -> bool {
+    fs::metadata("/sys/fs/cgroup/cgroup.controllers").is_ok()
+}
+
+/// Returns the code of an error, or `Ok`.
+pub fn code<T>(result: Result<T, Status>) -> Code {
+    match result {
+        Ok(_) => Code::Ok,
+        Err(status) => status.code(),
+    }
+}
