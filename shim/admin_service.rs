@@ -5,14 +5,16 @@ use std::path::Path;
 use berth_image::Credentials;
 use berth_proto::admin::admin_server::Admin;
 use berth_proto::admin::{
-    ArchivePiece, ExplainImageRequest, ExplainImageResponse, LoadImageRequest, LoadImageResponse,
-    LoadedImage, PullImageRequest, PullProgress, SaveImagesRequest, Verdict, VerifiedPart,
+    ArchivePiece, ExplainImageRequest, ExplainImageResponse, FsckRequest, FsckResponse, LoadImageRequest,
+    LoadImageResponse, LoadedImage, PullImageRequest, PullProgress, SaveImagesRequest, Verdict, VerifiedPart,
     VerifyImagesRequest, VerifyImagesResponse,
 };
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use crate::daemon::Shared;
 use crate::error::CriError;
+use crate::fsck;
 use crate::images;
 use crate::responses::ResponseStream;
 
@@ -84,6 +86,14 @@ impl Admin for AdminService {
         let explained = self.daemon.images.explain(&image, credentials).await.map_err(CriError::from)?;
         let explanations = explained.into_iter().map(images::explanation).collect();
         Ok(Response::new(ExplainImageResponse { explanations }))
+    }
+
+    async fn fsck(&self, request: Request<FsckRequest>) -> Reply<FsckResponse> {
+        let (parts, repair) = (fsck::Parts::of(&self.daemon), request.into_inner().repair);
+        // A client that disconnects does not stop a repair halfway.
+        let check = tokio::spawn(async move { fsck::run(&parts, repair).await }.in_current_span());
+        let report = check.await.map_err(|panic| CriError::internal("check the host", panic))?;
+        Ok(Response::new(report.map_err(CriError::from)?.into()))
     }
 
     type SaveImagesStream = ResponseStream<ArchivePiece>;

@@ -1,9 +1,10 @@
 //! The cgroups of pods and containers: their names, their creation with the configured driver, and their end.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use berth_proto::v1::CgroupDriver;
-use berth_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies};
+use berth_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Mark};
 use berth_runtime::client::{Placeholder, Programs};
 use oci_spec::runtime::LinuxResources;
 
@@ -30,16 +31,18 @@ struct Scopes {
 }
 
 impl Cgroups {
-    /// Finds the hierarchies of this host. `programs` has the placeholder of new scopes.
+    /// Finds the hierarchies of this host. `programs` has the placeholder of new scopes. New cgroups get the mark of the daemon
+    /// with this root folder.
     ///
     /// # Errors
     /// The host has no cgroups.
-    pub fn detect(driver: CgroupDriver, programs: &Arc<Programs>) -> Result<Self, CriError> {
+    pub fn detect(driver: CgroupDriver, programs: &Arc<Programs>, root: &Path) -> Result<Self, CriError> {
+        let mark = Mark::of_root(root).map_err(|error| CriError::internal("read the root folder", error))?;
         let hierarchies =
             Hierarchies::detect().map_err(|error| CriError::internal("detect cgroup hierarchies", error))?;
         let scopes = || Arc::new(Scopes { systemd: Systemd::default(), programs: programs.clone() });
         Ok(Self {
-            hierarchies: Arc::new(hierarchies),
+            hierarchies: Arc::new(hierarchies.with_mark(mark)),
             scopes: (driver == CgroupDriver::Systemd).then(scopes),
         })
     }

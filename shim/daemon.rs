@@ -57,7 +57,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         pods: Arc::new(Pods::open(&config, network.network.clone())?),
         images,
         network,
-        cgroups: Cgroups::detect(config.cgroup_driver(), &programs)?,
+        cgroups: Cgroups::detect(config.cgroup_driver(), &programs, &config.root)?,
         host: HostFacts::detect()?,
         programs,
         filters: Arc::default(),

@@ -14,6 +14,7 @@
 //! * [`daemon`]: the running daemon and its parts: [`pods`] with the [`store`] and the [`operation`]s, [`network`],
 //!   [`cgroups`], [`host`]; [`recover`]: recovery after a restart; [`undo`]: undoes a failed operation
 //! * [`observe`]: operations in flight and the surroundings of a pod, for `berth diag`
+//! * [`inventory`], [`fsck`]: objects on the host, and their comparison with the records
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`host_files`]: work that blocks
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
@@ -35,12 +36,14 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod exec;
+pub mod fsck;
 pub mod host;
 pub mod host_files;
 pub mod ids;
 pub mod image_service;
 pub mod images;
 pub mod info;
+pub mod inventory;
 pub mod keeper;
 pub mod leftovers;
 pub mod lsm;

@@ -3,13 +3,13 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_proto::v1::{
     ImageSpec, ListPodSandboxRequest, PodSandbox, PodSandboxFilter, RemoveImageRequest,
     RemovePodSandboxRequest, StopPodSandboxRequest,
 };
+use berth_runtime::cgroup::{CgroupPath, tree};
 use futures_util::StreamExt;
 
 use crate::bench::{Bench, LABEL};
@@ -91,28 +91,13 @@ async fn remove(bench: &Bench, pod: PodSandbox) -> Result<(), BenchError> {
 /// Removes the run's parent cgroup in every hierarchy, because runtimes leave the parents that they create. systemd
 /// removes slices by itself.
 fn cgroups(parent: &str) -> Vec<BenchError> {
-    let root = Path::new("/sys/fs/cgroup");
-    let hierarchies =
-        fs::read_dir(root).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
-    let folders = std::iter::once(root.to_owned()).chain(hierarchies);
-    folders
-        .map(|hierarchy| hierarchy.join(parent.trim_start_matches('/')))
-        .filter(|folder| parent.starts_with('/') && folder.is_dir())
-        .filter_map(|folder| remove_tree(&folder).err().map(|source| (folder, source)))
-        .map(|(path, source)| BenchError::File { action: "remove cgroup", path, source })
-        .collect()
-}
-
-/// Removes the folders of a cgroup, the innermost first. The files in it cannot be removed and go with the folder.
-fn remove_tree(folder: &PathBuf) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        }
+    if !parent.starts_with('/') {
+        return Vec::new();
     }
-    match fs::remove_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let failed = |(path, source)| BenchError::File { action: "remove cgroup", path, source };
+    let invalid = |source| vec![failed((parent.into(), source))];
+    match CgroupPath::from_recorded(parent).map_err(io::Error::other).and_then(|path| tree::remove(&path)) {
+        Ok(left) => left.into_iter().map(failed).collect(),
+        Err(error) => invalid(error),
     }
 }

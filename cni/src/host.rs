@@ -57,7 +57,7 @@ impl Host {
 
     /// Opens the namespace for a daemon, which renews leases.
     pub(crate) fn open_for_daemon(places: Places) -> Result<Self> {
-        let dhcp = Dhcp::new(&places.state_dir.join("dhcp"))?;
+        let dhcp = Dhcp::new(&crate::dhcp::folder(&places.state_dir))?;
         Ok(Self { dhcp: Some(dhcp), ready: Ready::watching()?, ..Self::open(places)? })
     }
 

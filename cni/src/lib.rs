@@ -5,7 +5,8 @@
 //!
 //! * [`program`]: the built-in plugins as programs for other runtimes; [`port_forward`]: connections to a pod's
 //!   loopback
-//! * [`gc`]: garbage collection; [`restore`]: reinstalls lost rules; [`status`]: whether pods can be attached
+//! * [`gc`]: garbage collection; [`inventory`]: the objects of pods on the host; [`restore`]: reinstalls lost rules;
+//!   [`status`]: whether pods can be attached
 //! * [`describe`]: how packets reach a pod
 //! * [`network`]: attach, detach and check pods; [`health`]: the last health check
 //! * [`config`]: the active configuration; [`template`]; [`record`], [`pin`]: the persistent state of an attachment
@@ -38,6 +39,7 @@ pub mod fuzzing;
 mod gc;
 mod health;
 mod host;
+pub mod inventory;
 mod ipam;
 mod keys;
 mod mac;

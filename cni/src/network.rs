@@ -163,7 +163,7 @@ impl Network {
         record: &Record,
     ) -> Result<CniResult> {
         if let Some(path) = &record.pinned {
-            pin::pin(netns, path)?;
+            pin::pin(netns, path, self.shared.host.state_dir())?;
         }
         let parameters = PluginParameters::of(record);
         parameters.check_ports(config)?;

@@ -101,7 +101,13 @@ impl Records {
         Ok(Self { folder })
     }
 
-    fn file(&self, pod: &str) -> PathBuf {
+    /// Returns the folder of records, which may be missing. Nothing is created.
+    pub(crate) fn existing(state_dir: &Path) -> Self {
+        Self { folder: state_dir.join("pods") }
+    }
+
+    /// Returns the file of a pod's record.
+    pub(crate) fn file(&self, pod: &str) -> PathBuf {
         self.folder.join(format!("{pod}.json"))
     }
 
@@ -121,7 +127,7 @@ impl Records {
         blocking(move || Self::read_file(&file)).await
     }
 
-    fn read_file(file: &Path) -> Result<Option<Record>> {
+    pub(crate) fn read_file(file: &Path) -> Result<Option<Record>> {
         match fs::read(file) {
             Ok(text) => Ok(serde_json::from_slice(&text).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -158,6 +164,16 @@ impl Records {
             attachments.extend(attachment.map(|attachment| (pod, attachment)));
         }
         Ok(attachments)
+    }
+
+    /// Returns the pods that have a record, sorted. None if the folder is missing.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) fn names_if_any(&self) -> Result<Vec<String>> {
+        let mut names = if self.folder.is_dir() { self.names()? } else { Vec::new() };
+        names.sort();
+        Ok(names)
     }
 
     fn names(&self) -> Result<Vec<String>> {

@@ -47,5 +47,8 @@ pub use printable::{Printable, printable, printable_json};
 pub use progress::{LayerProgress, Stage};
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};
-pub use store::{Hold, ImageStore, Options, ProjectQuotas, Verdict, Verified};
+pub use store::{
+    Checked, Hold, ImageStore, Incomplete, Options, ProjectQuotas, Unowned, UnownedKind, Verdict, Verified,
+    check_closed, disk_usage,
+};
 pub use unpack::Limits;

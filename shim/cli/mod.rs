@@ -7,6 +7,7 @@ pub mod config;
 pub mod diag;
 pub mod events;
 mod format;
+pub mod fsck;
 pub mod generate;
 pub mod image;
 pub mod load;
@@ -59,6 +60,8 @@ enum Command {
     Demo(crate::demo::Options),
     /// Run a built-in CNI plugin for another runtime
     Cni(cni::CniArgs),
+    /// Find what belongs to no pod, container or image on this host, and remove it with --repair
+    Fsck(fsck::FsckArgs),
     /// Show or check the configuration
     Config(config::ConfigArgs),
     /// Show the version
@@ -109,6 +112,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Image(args) => image::run(args),
         Command::Demo(options) => crate::demo::run(options),
         Command::Cni(args) => cni::run(args),
+        Command::Fsck(args) => fsck::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => version::run(),
         Command::Man(args) => generate::man(&args),

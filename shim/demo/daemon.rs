@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use berth_cni::Network;
+use berth_runtime::cgroup::{CgroupPath, tree};
 use ipnet::{IpNet, Ipv4Net};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,6 +18,7 @@ use tonic::transport::Channel;
 use super::DemoError;
 use super::print::Printer;
 use crate::config::{CgroupDriver, Config, NetworkConfig};
+use crate::inventory::network::interfaces;
 use crate::server::connect::{answers, connect};
 
 /// The time limit for the daemon to start, and to end.
@@ -151,11 +153,16 @@ impl PrivateDaemon {
     /// Removes the parent cgroup. The client that names a parent, the kubelet or the demo, owns it. Only the empty
     /// folder is removed: anything in it was left by berth and must be reported.
     fn remove_cgroup(&self) -> Result<(), DemoError> {
-        for folder in super::machine::cgroup_mounts()? {
-            let folder = folder.join(self.cgroup_parent.trim_start_matches('/'));
-            if folder.is_dir() {
-                fs::remove_dir(&folder).map_err(DemoError::file("remove cgroup", &folder))?;
-            }
+        let failed = |error: String| {
+            DemoError::Host(format!("failed to remove cgroup {}: {error}", self.cgroup_parent))
+        };
+        let parent =
+            CgroupPath::from_recorded(&self.cgroup_parent).map_err(|error| failed(error.to_string()))?;
+        let folders = tree::folders(&parent).map_err(|error| failed(error.to_string()))?;
+        for folder in
+            folders.iter().filter(|folder| folder.ends_with(self.cgroup_parent.trim_start_matches('/')))
+        {
+            fs::remove_dir(folder).map_err(DemoError::file("remove cgroup", folder))?;
         }
         Ok(())
     }
@@ -178,10 +185,10 @@ impl PrivateDaemon {
         &self.cgroup_parent
     }
 
-    /// Returns the folders of its state.
+    /// Returns its configuration.
     #[must_use]
-    pub fn state_folders(&self) -> [&Path; 2] {
-        [&self.config.root, &self.config.state]
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 }
 
@@ -229,7 +236,7 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
 
 /// Returns a bridge name that no interface has.
 fn free_bridge() -> Result<String, DemoError> {
-    let used = super::machine::interfaces()?;
+    let used = interfaces().map_err(DemoError::file("read", Path::new("/proc/self/net/dev")))?;
     let names = (0..100).map(|number| format!("berthdemo{number}"));
     names.into_iter().find(|name| !used.contains(name)).ok_or_else(|| {
         DemoError::Host("interfaces already use the names berthdemo0 to berthdemo99".to_owned())

@@ -5,15 +5,13 @@
 //! * [`daemon`]: the separate daemon, and the network that it may leave
 //! * [`image`]: the image, as an OCI archive
 //! * [`script`]: the CRI calls
-//! * [`machine`]: the mounts and interfaces of this machine
-//! * [`leftovers`]: the comparison of this machine before and after
+//! * [`leftovers`]: checks that nothing is left
 //! * [`mod@print`]: the output
 //! * this file: the order of the steps, and the cleanup in every case
 
 pub mod daemon;
 pub mod image;
 pub mod leftovers;
-pub mod machine;
 pub mod print;
 pub mod script;
 
@@ -26,7 +24,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::check;
 use daemon::PrivateDaemon;
-use leftovers::Snapshot;
 use print::Printer;
 
 /// Arguments of `berth demo`.
@@ -127,7 +124,6 @@ async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoErro
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|error| DemoError::Host(format!("failed to become a subreaper: {error}")))?;
     let mut signals = StopSignals::watch()?;
-    let before = Snapshot::take()?;
     let folder = Folder::create()?;
     let mut daemon = None;
     let played = tokio::select! {
@@ -144,7 +140,7 @@ async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoErro
         if options.log || results.iter().any(Result::is_err) {
             results.push(printer.text("the daemon's log", &daemon.log()).map_err(DemoError::from));
         }
-        results.push(leftovers::prove_nothing_left(&before, &daemon, printer).await);
+        results.push(leftovers::prove_nothing_left(&daemon, printer).await);
     }
     results.push(folder.remove());
     // The first error is the reason; the others follow from it or list leftovers.

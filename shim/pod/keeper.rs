@@ -3,16 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_runtime::client::{FoundKeeper, find_keepers};
+use berth_runtime::client::FoundKeeper;
 use berth_runtime::wire::{Call, Outcome};
 
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::ids::{ContainerId, PodId};
+use crate::inventory::processes::OwnKeepers;
 use crate::keeper::{KeeperClient, KeeperError, wait_for_end};
 use crate::store::Folders;
 use crate::systemd;
@@ -62,12 +62,9 @@ pub(crate) async fn shut_down(link: &KeeperClient) -> Result<(), String> {
 pub(crate) async fn living_keepers(folders: &Folders) -> Result<BTreeMap<PodId, FoundKeeper>, CriError> {
     let folders = folders.clone();
     blocking(move || {
-        let own = OwnKeepers::of(&folders);
-        let found = find_keepers(|keeper| own.pod_of(keeper).is_some())
-            .map_err(|error| CriError::internal("find keepers", error))?;
-        Ok::<_, CriError>(
-            found.into_iter().filter_map(|keeper| Some((own.pod_of(&keeper)?, keeper))).collect(),
-        )
+        let found = OwnKeepers::of(&folders).find();
+        let found = found.map_err(|error| CriError::internal("find keepers", error))?;
+        Ok::<_, CriError>(found.into_iter().collect())
     })
     .await
 }
@@ -87,32 +84,6 @@ pub(crate) async fn end_unreachable(cgroups: &Cgroups, keepers: Vec<FoundKeeper>
     });
     if let Err(error) = ended.await {
         tracing::error!(%error, "failed to end unreachable keepers");
-    }
-}
-
-/// Distinguishes the keepers of this daemon from those of other daemons on the host.
-struct OwnKeepers<'a> {
-    folders: &'a Folders,
-    /// The folder of the pods' volatile folders, as the kernel reports it.
-    folder: Option<PathBuf>,
-}
-
-impl<'a> OwnKeepers<'a> {
-    fn of(folders: &'a Folders) -> Self {
-        Self { folders, folder: folders.pods_state().canonicalize().ok() }
-    }
-
-    /// Returns the pod of a keeper that this daemon or a former one has started: its folder is or was in this
-    /// daemon's folder, or it is unknown and this daemon has a record of the pod. No other daemon has the same
-    /// folders ([`crate::server::Claim`]), and no two pods the same id; but the records of another daemon may have
-    /// been copied.
-    fn pod_of(&self, keeper: &FoundKeeper) -> Option<PodId> {
-        let id = PodId::try_from(keeper.pod().to_owned()).ok()?;
-        let elsewhere = keeper.folder().is_some_and(Path::exists);
-        let recorded = !elsewhere && self.folders.pod(&id).exists();
-        let here =
-            self.folder.as_ref().is_some_and(|folder| keeper.folder() == Some(&folder.join(id.as_str())));
-        (recorded || here).then_some(id)
     }
 }
 

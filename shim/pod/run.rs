@@ -63,6 +63,7 @@ pub async fn run_pod_sandbox(
                 return Err(CriError::already_exists(format!("pod sandbox {name}"), holder.as_str()).into());
             }
             let id = PodId::random();
+            let _creating = daemon.pods.store.begin_creating(id.clone());
             tracing::Span::current().record("pod", id.as_str());
             progress.creates(id.as_str());
             Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)

@@ -10,7 +10,8 @@
 //! * if a pod's keeper has ended, or the pod ran in another boot, the pod becomes not ready: its containers
 //!   have ended, its resources are released
 //! * a keeper without a record or without its socket is ended, with everything that runs in its pod
-//! * writable layers and addresses without an owner are removed and freed
+//! * writable layers and addresses without an owner are removed and freed, then cgroups, pinned network namespaces and
+//!   temporary files ([`crate::fsck::sweep`])
 
 mod containers;
 mod pods;
@@ -23,6 +24,7 @@ use tracing::Instrument;
 use crate::blocking::blocking;
 use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
+use crate::fsck;
 use crate::pod::stopper::PodStopper;
 use crate::store::Store;
 
@@ -47,6 +49,16 @@ pub async fn run(daemon: &Shared) -> Result<(), CriError> {
     let cleanup = load(daemon).await?;
     tokio::spawn(finish(daemon.clone(), cleanup).in_current_span());
     berth_runtime::sys::memory::trim();
+    Ok(())
+}
+
+/// Takes over the pods of an earlier daemon like [`run`], and waits until the cleanup is finished.
+///
+/// # Errors
+/// As [`run`].
+pub async fn complete(daemon: &Shared) -> Result<(), CriError> {
+    let cleanup = load(daemon).await?;
+    finish(daemon.clone(), cleanup).await;
     Ok(())
 }
 
@@ -93,6 +105,7 @@ async fn finish(daemon: Shared, cleanup: PendingCleanup) {
     );
     sweep_layers(&pods.store, images, &cleanup.layers).await;
     network.sweep(&pods.store).await;
+    sweep_host(&fsck::Parts::of(&daemon)).await;
     pods.events.recovery_finished();
 }
 
@@ -109,5 +122,14 @@ async fn sweep_layers(store: &Store, images: &ImageStore, layers: &[String]) {
                 tracing::warn!(container = id, %error, "failed to remove a writable layer without a container");
             }
         }
+    }
+}
+
+/// Removes objects that no record names: cgroups, pinned network namespaces and temporary files.
+async fn sweep_host(parts: &fsck::Parts) {
+    match fsck::sweep(parts).await {
+        Ok(report) if report.is_clean() => {}
+        Ok(report) => tracing::info!(objects = report.findings.len(), "removed objects without a record"),
+        Err(error) => tracing::warn!(%error, "failed to look for objects without a record"),
     }
 }

@@ -71,6 +71,38 @@ impl Claim {
         }
         Ok(Self { _locks: locks })
     }
+
+    /// Checks that no daemon uses the folders. Nothing is created or changed.
+    ///
+    /// # Errors
+    /// A daemon holds one of them, or they cannot be read.
+    pub fn check_free(config: &Config) -> Result<(), ClaimError> {
+        check_lock(&config.root)?;
+        if config.state == config.root { Ok(()) } else { check_lock(&config.state) }
+    }
+}
+
+/// Returns an error if a daemon holds the lock of a folder. A folder or lock that does not exist is free.
+fn check_lock(folder: &Path) -> Result<(), ClaimError> {
+    let path = folder.join("lock");
+    let io_error = |action| {
+        let path = path.clone();
+        move |error: io::Error| ClaimError::Io { action, path, error }
+    };
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(io_error("open"))?,
+    };
+    // A daemon that starts at this moment tries again for some seconds.
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => {
+            let pid =
+                holder(&file).map_or_else(|| "unknown".to_owned(), |pid| pid.as_raw_nonzero().to_string());
+            Err(ClaimError::Held { folder: folder.to_owned(), pid })
+        }
+        Err(error) => Err(io_error("lock")(error.into())),
+    }
 }
 
 /// Creates a folder and returns its device and inode.
@@ -179,7 +211,11 @@ mod tests {
         assert!(
             matches!(Claim::take(&other_root), Err(ClaimError::Held { folder, .. }) if folder == config.state)
         );
+        assert!(matches!(Claim::check_free(&config), Err(ClaimError::Held { .. })));
         drop(claim);
+        Claim::check_free(&config).unwrap();
+        Claim::check_free(&other_root).unwrap();
+        assert!(!other_root.root.join("lock").exists(), "a check creates nothing");
         Claim::take(&config).unwrap();
     }
 

@@ -21,12 +21,13 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(240);
 
 /// Calls without a default deadline: streams, and calls that take as long as a registry, a grace period or a
 /// command.
-const WITHOUT_DEADLINE: [&str; 18] = [
+const WITHOUT_DEADLINE: [&str; 19] = [
     "PullImage",
     "LoadImage",
     "VerifyImages",
     "ExplainImage",
     "SaveImages",
+    "Fsck",
     "ExecSync",
     "StopContainer",
     "StopPodSandbox",

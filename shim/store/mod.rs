@@ -22,7 +22,7 @@ pub mod record;
 pub mod spec;
 pub mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -93,12 +93,27 @@ struct Index {
     pod_names: HashMap<PodName, PodId>,
     containers: HashMap<ContainerId, Arc<Container>>,
     container_names: HashMap<(PodId, ContainerName), ContainerId>,
+    /// Pods that are being created. They have a record on disk and are in no other list.
+    creating: HashSet<PodId>,
 }
 
 /// The indexes of all pods and containers. Their lock is never held across a call that can block.
 #[derive(Debug, Default)]
 pub struct Store {
     index: RwLock<Index>,
+}
+
+/// Marks a pod as being created until it is dropped.
+#[derive(Debug)]
+pub struct PodCreation {
+    store: Arc<Store>,
+    pod: PodId,
+}
+
+impl Drop for PodCreation {
+    fn drop(&mut self) {
+        self.store.write().creating.remove(&self.pod);
+    }
 }
 
 impl Store {
@@ -108,6 +123,19 @@ impl Store {
 
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks a pod as being created until the guard is dropped, after it was added or its creation was undone.
+    #[must_use]
+    pub fn begin_creating(self: &Arc<Self>, pod: PodId) -> PodCreation {
+        self.write().creating.insert(pod.clone());
+        PodCreation { store: self.clone(), pod }
+    }
+
+    /// Returns the pods that are being created.
+    #[must_use]
+    pub fn creating_pods(&self) -> Vec<PodId> {
+        self.read().creating.iter().cloned().collect()
     }
 
     /// Adds a pod and its name.

@@ -244,6 +244,12 @@ impl Pod {
         CreationGuard { pod: self.clone(), container }
     }
 
+    /// Returns the containers that are being created.
+    #[must_use]
+    pub fn creating(&self) -> Vec<ContainerId> {
+        self.creating.borrow().clone()
+    }
+
     /// Waits up to `timeout` until no container is being created. Returns those that still are.
     pub async fn wait_for_creations(&self, timeout: Duration) -> Vec<ContainerId> {
         let mut creating = self.creating.subscribe();

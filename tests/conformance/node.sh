@@ -8,7 +8,6 @@
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/berth-conformance-XXXXXX")
 pids=()
-had_cgroup=unknown
 
 end() { # pid
     kill -TERM "$1" 2>/dev/null || return 0
@@ -20,19 +19,13 @@ end() { # pid
     wait "$1" 2>/dev/null || true
 }
 
-# Prints leftovers of this run: keepers, which are in the daemon's network namespace, and the cgroup of its pods.
+# Prints what the daemon of this run has left on the host. The daemon has ended.
 leftovers() {
-    local process
-    for process in /proc/[0-9]*; do
-        [ "$(cat "$process/comm" 2>/dev/null)" = berth-keeper ] || continue
-        [ "$(readlink "$process/ns/net" 2>/dev/null)" != "$(readlink /proc/self/ns/net)" ] || echo "process ${process#/proc/}"
-    done
-    [ -n "$had_cgroup" ] || default_cgroups
-}
-
-# Prints the default cgroups of pods. Errors of find(1) are ignored, because other cgroups appear and disappear at any time.
-default_cgroups() {
-    find /sys/fs/cgroup -type d -name berth 2>/dev/null || true
+    local found
+    [ -f "$work/config.toml" ] || return 0
+    found=$("$BERTH_BIN" fsck --config "$work/config.toml" 2>&1) || echo "$found"
+    # Pods that could not be removed still have a record.
+    find "$work/root/pods" -mindepth 1 -maxdepth 1 2>/dev/null || true
 }
 
 remove_pods() {
@@ -95,8 +88,6 @@ end_daemon() {
 
 # Starts the registry and the daemon, in this network and mount namespace.
 start_node() {
-    # Another daemon of this host may have created it.
-    had_cgroup=$(default_cgroups)
     ip link set lo up
     # Sockets and bound namespaces of this run are removed with the mount namespace.
     mount -t tmpfs none /run

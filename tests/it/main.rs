@@ -24,6 +24,7 @@ mod cri_fields;
 mod daemon_parts;
 mod demo;
 mod events;
+mod fsck;
 mod hostile_images;
 mod image_volumes;
 mod load;

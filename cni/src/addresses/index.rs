@@ -144,7 +144,7 @@ impl Index {
 }
 
 /// Parses a file name as an address.
-fn address_of(name: &str) -> Option<IpAddr> {
+pub(super) fn address_of(name: &str) -> Option<IpAddr> {
     name.replace('_', ":").parse().ok()
 }
 

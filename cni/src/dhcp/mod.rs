@@ -180,6 +180,17 @@ impl Dhcp {
     }
 }
 
+/// Returns the folder of lease records.
+pub(crate) fn folder(state_dir: &Path) -> std::path::PathBuf {
+    state_dir.join("dhcp")
+}
+
+/// Returns the owners of all recorded leases, with their addresses. Nothing is created or changed.
+pub(crate) fn recorded(folder: &Path) -> Vec<(LeaseOwner, String)> {
+    let records = LeaseRecords::existing(folder).all().into_iter();
+    records.map(|record| (record.owner, record.lease.address.addr().to_string())).collect()
+}
+
 /// Checks the keys of a configuration. The values of `CNI_ARGS` are not available yet.
 ///
 /// # Errors

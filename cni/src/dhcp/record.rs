@@ -130,6 +130,11 @@ impl LeaseRecords {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    /// Returns the folder of records, which may be missing. Nothing is created.
+    pub(super) fn existing(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
     /// Replaces a record atomically.
     pub(super) async fn write(&self, record: &LeaseRecord) -> Result<()> {
         let file = self.folder.join(record.owner.file_name()?);

@@ -70,7 +70,12 @@ impl HostLocal {
 
     /// The address store of a network, in `data_dir` unless the keys name another folder.
     pub(crate) fn store(&self, host: &Host, data_dir: &Path, network: &str) -> Store {
-        Store::new(self.data_dir.as_deref().unwrap_or(data_dir).join(network), &host.addresses)
+        Store::new(self.folder(data_dir, network), &host.addresses)
+    }
+
+    /// The folder of a network's addresses.
+    pub(super) fn folder(&self, data_dir: &Path, network: &str) -> PathBuf {
+        self.data_dir.as_deref().unwrap_or(data_dir).join(network)
     }
 
     fn store_of(&self, call: &Call<'_>) -> Store {

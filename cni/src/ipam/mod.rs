@@ -167,6 +167,14 @@ impl Ipam {
         }
     }
 
+    /// The folder of a network's addresses, if this plugin keeps them on this host.
+    pub(crate) fn address_folder(&self, data_dir: &Path, network: &str) -> Option<std::path::PathBuf> {
+        match self {
+            Self::HostLocal(ipam) => Some(ipam.folder(data_dir, network)),
+            Self::Static(_) | Self::Dhcp | Self::External(_) => None,
+        }
+    }
+
     /// Whether the plugin is a program.
     pub(crate) fn is_external(&self) -> bool {
         matches!(self, Self::External(_))

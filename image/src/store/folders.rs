@@ -44,6 +44,11 @@ impl Folders {
         Ok(folders)
     }
 
+    /// Returns the folders, which may be missing. Nothing is created.
+    pub(crate) fn existing(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }

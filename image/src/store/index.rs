@@ -131,6 +131,10 @@ impl Index {
         fitting.next().is_none().then(|| first.image.clone())
     }
 
+    pub(super) fn entries(&self) -> impl Iterator<Item = &ImageEntry> {
+        self.images.values()
+    }
+
     pub(super) fn entry(&self, id: &Digest) -> Option<&ImageEntry> {
         self.images.get(id)
     }

@@ -37,6 +37,7 @@ mod repair;
 mod staging;
 mod trash;
 mod tree_digest;
+mod unowned;
 mod usage;
 mod verify;
 mod walk;
@@ -53,6 +54,7 @@ pub(crate) use names::Names;
 pub use quota::ProjectQuotas;
 pub(crate) use record::LayerRecord;
 pub(crate) use staging::StagingFolder;
+pub use unowned::{Checked, Incomplete, Unowned, UnownedKind, check_closed, disk_usage};
 pub use verify::{Verdict, Verified};
 
 use std::collections::BTreeSet;
@@ -80,6 +82,7 @@ use index::Index;
 use jobs::{DeletionJob, ReadingJob};
 use quota::Quotas;
 use trash::Trash;
+use unowned::StagingFolders;
 use usage::Counters;
 use worker::Worker;
 
@@ -164,6 +167,7 @@ pub(crate) struct Inner {
     counters: Counters,
     quotas: Option<Quotas>,
     trash: Trash,
+    staging: StagingFolders,
     syncs: Syncs,
     /// The thread that deletes folders.
     reaper: Worker<DeletionJob>,

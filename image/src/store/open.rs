@@ -20,6 +20,7 @@ use super::make::read_config;
 use super::quota::Quotas;
 use super::record::{ContainerRecord, ImageRecord, LayerSummary};
 use super::trash::Trash;
+use super::unowned::StagingFolders;
 use super::usage::Counters;
 use super::walk::measure;
 use super::worker::Worker;
@@ -77,6 +78,7 @@ impl Inner {
             counters: Counters::default(),
             quotas,
             trash,
+            staging: StagingFolders::default(),
             reaper,
             marker,
             pulls: Pulls::default(),

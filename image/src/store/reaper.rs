@@ -49,7 +49,10 @@ fn delete(inner: &Inner, path: PathBuf, failed: &mut Vec<PathBuf>) -> Result<(),
             Ok(())
         });
         match deleted {
-            Ok(()) => inner.trash.forget(&path),
+            Ok(()) => {
+                inner.trash.forget(&path);
+                inner.staging.forget(&path);
+            }
             Err(error) => {
                 failure = failure.or(Some(error));
                 failed.push(path);

@@ -20,7 +20,8 @@ pub(crate) struct StagingFolder {
 impl StagingFolder {
     pub(crate) fn new(inner: &Arc<Inner>) -> Result<Self, Error> {
         let path = inner.folders.new_tmp();
-        create_private(&path)?;
+        inner.staging.add(&path);
+        create_private(&path).inspect_err(|_| inner.staging.forget(&path))?;
         Ok(Self { store: Arc::downgrade(inner), path })
     }
 

@@ -25,6 +25,10 @@ impl Trash {
         self.entries().insert(path, usage);
     }
 
+    pub(super) fn contains(&self, path: &Path) -> bool {
+        self.entries().contains_key(path)
+    }
+
     pub(super) fn forget(&self, path: &Path) {
         self.entries().remove(path);
     }

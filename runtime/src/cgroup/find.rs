@@ -1,9 +1,11 @@
-//! Finds cgroups by their last path component. If an object's record is lost, its parent cgroup is not known.
+//! Finds cgroups by their last path component, or by the mark of a daemon. If an object's record is lost, its parent cgroup
+//! is not known.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::mark::Mark;
 use super::{CgroupPath, Hierarchies};
 
 /// Returns the cgroups of this host that have one of these names as their last path component, in any hierarchy.
@@ -12,15 +14,30 @@ use super::{CgroupPath, Hierarchies};
 pub fn find(hierarchies: &Hierarchies, names: &[String]) -> Vec<CgroupPath> {
     let mut found = BTreeSet::new();
     for hierarchy in hierarchies.used() {
-        for folder in folders_of(&hierarchy.mount, names) {
-            let path = folder.strip_prefix(&hierarchy.mount).ok().and_then(Path::to_str);
-            found.extend(path.map(str::to_owned));
-        }
+        let has_name = |folder: &Path| names.iter().any(|name| folder.ends_with(name));
+        found.extend(paths_of(&hierarchy.mount, has_name));
     }
     found.iter().filter_map(|path| CgroupPath::from_recorded(path).ok()).collect()
 }
 
-fn folders_of(mount: &Path, names: &[String]) -> Vec<PathBuf> {
+/// Returns the cgroups of this host that have this mark, in any hierarchy. Those below a marked one are not listed.
+#[must_use]
+pub fn marked(hierarchies: &Hierarchies, mark: &Mark) -> Vec<CgroupPath> {
+    let mut found = BTreeSet::new();
+    for hierarchy in hierarchies.used() {
+        found.extend(paths_of(&hierarchy.mount, |folder| mark.is_on(folder)));
+    }
+    found.iter().filter_map(|path| CgroupPath::from_recorded(path).ok()).collect()
+}
+
+/// Returns the paths of the topmost folders that fulfil the condition.
+fn paths_of(mount: &Path, condition: impl Fn(&Path) -> bool) -> Vec<String> {
+    let folders = folders_of(mount, condition);
+    let path = |folder: &PathBuf| folder.strip_prefix(mount).ok()?.to_str().map(str::to_owned);
+    folders.iter().filter_map(path).collect()
+}
+
+fn folders_of(mount: &Path, condition: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![mount.to_owned()];
     while let Some(folder) = pending.pop() {
@@ -28,9 +45,10 @@ fn folders_of(mount: &Path, names: &[String]) -> Vec<PathBuf> {
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
-            match names.iter().any(|name| *entry.file_name() == **name) {
-                true => found.push(entry.path()),
-                false => pending.push(entry.path()),
+            let path = entry.path();
+            match condition(&path) {
+                true => found.push(path),
+                false => pending.push(path),
             }
         }
     }
@@ -48,7 +66,7 @@ mod tests {
             fs::create_dir_all(root.path().join(folder)).unwrap();
         }
         fs::write(root.path().join("c/wanted"), "a file").unwrap();
-        let mut found = folders_of(root.path(), &["wanted".to_owned()]);
+        let mut found = folders_of(root.path(), |folder| folder.ends_with("wanted"));
         found.sort();
         assert_eq!(found, [root.path().join("a/b/wanted"), root.path().join("wanted")]);
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::mark::Mark;
 use crate::plan::CgroupHierarchy;
 
 /// The cgroup version of a host.
@@ -31,6 +32,8 @@ pub(super) struct Hierarchy {
 pub struct Hierarchies {
     version: Version,
     used: Vec<Hierarchy>,
+    /// The mark of cgroups that are created.
+    mark: Option<Mark>,
 }
 
 impl Hierarchies {
@@ -66,7 +69,20 @@ impl Hierarchies {
             (false, Some(_)) => (Version::Hybrid, v1),
             (true, None) => return None,
         };
-        Some(Self { version, used })
+        Some(Self { version, used, mark: None })
+    }
+
+    /// Sets the mark of the cgroups that are created.
+    #[must_use]
+    pub fn with_mark(self, mark: Mark) -> Self {
+        Self { mark: Some(mark), ..self }
+    }
+
+    /// Marks the folder of a new cgroup.
+    pub(super) fn mark(&self, folder: &Path) {
+        if let Some(mark) = &self.mark {
+            mark.set(folder);
+        }
     }
 
     /// Returns the version.
@@ -117,6 +133,12 @@ impl Hierarchy {
         };
         CgroupHierarchy { folder, options, links }
     }
+}
+
+/// Returns the mount points of all hierarchies, including an unused one of version 2.
+pub(super) fn mounts() -> io::Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts.lines().filter_map(|line| mounted(line).map(|(_, hierarchy)| hierarchy.mount)).collect())
 }
 
 /// Parses a line of mountinfo. Returns the filesystem type and the hierarchy if it is a cgroup mount.

@@ -7,7 +7,8 @@
 //! * [`oom`]: the scores by which the kernel selects processes to kill
 //! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
 //! * [`stats`]: resource usage; [`counters`]: all counters and limits
-//! * [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component
+//! * [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component or mark;
+//!   [`mark`]: the mark of a daemon; [`tree`]: the folders of a cgroup in all hierarchies
 //! * `error`: the error type
 
 mod change;
@@ -18,9 +19,11 @@ mod find;
 mod hierarchy;
 mod kill;
 mod limits;
+mod mark;
 mod oom;
 mod path;
 mod stats;
+pub mod tree;
 
 use std::fs;
 use std::io;
@@ -34,9 +37,10 @@ use rustix::fs::{CWD, Mode, OFlags};
 pub use change::Change;
 pub use counters::{Counters, DeviceCounters, HugePages, Limits, MemoryCounters, Throttling};
 pub use error::CgroupError;
-pub use find::find;
+pub use find::{find, marked};
 pub use hierarchy::{Hierarchies, Version};
 pub use limits::weight_of;
+pub use mark::Mark;
 pub use oom::OomScores;
 pub use path::{CgroupPath, CgroupPathError};
 pub use stats::{Memory, Pressure, StallTimes, Stats};
@@ -107,6 +111,7 @@ impl Cgroup {
         let cgroup = Self::open(hierarchies, path);
         for folder in &cgroup.folders {
             folder.make(cgroup.v2)?;
+            hierarchies.mark(&folder.path);
         }
         // If the limits cannot be set, the caller removes the whole cgroup.
         drop(cgroup.update(resources)?);

@@ -74,6 +74,12 @@ impl FoundKeeper {
         &self.pod
     }
 
+    /// Returns the keeper's pid.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Returns the pod's volatile folder at the keeper's start, without symbolic links: the folder that contains,
     /// or contained, the keeper's log.
     #[must_use]

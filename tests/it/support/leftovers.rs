@@ -1,55 +1,80 @@
-//! The state of the host, which has to be the same before and after a test.
+//! The objects that a test's daemon has left on the host. Only objects count that this daemon can have created: other tests and
+//! programs run at the same time.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use berth::inventory::{Kind, Object, Scope, files, objects, processes};
+use berth_runtime::cgroup::{CgroupPath, tree};
 use berth_runtime::client::{FoundKeeper, find_keepers};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::PATIENCE;
 
 /// The prefix of the names of test folders.
 pub const FOLDER: &str = "berth-test-";
 
-/// The mounts and network links of the host.
-pub struct Host {
-    mounts: BTreeSet<String>,
-    links: BTreeSet<String>,
+/// Returns what is left of pods and needs no file: keepers, cgroups, mounts, links, rules, pins. `host` is a process in the
+/// network namespace of the daemon's host, `daemon` the daemon. Waits for a while, since the kernel removes some objects
+/// in the background.
+pub fn left_running(folder: &Path, cgroup_parent: &str, daemon: u32, host: u32) -> Vec<String> {
+    let scope = scope_of(folder);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut left = names(on_host(host, &scope), is_running);
+        left.extend(cgroups_left(cgroup_parent));
+        let children = processes::children(daemon).unwrap_or_default();
+        left.extend(children.into_iter().map(|child| format!("process {child}")));
+        if left.is_empty() || Instant::now() > until {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
-impl Host {
-    pub fn snapshot() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        // The first fields of a line are ids, which differ between equal mounts.
-        let mounts = mounts.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned());
-        let links = fs::read_dir("/sys/class/net").unwrap().flatten();
-        Self {
-            mounts: mounts.collect(),
-            links: links.map(|link| link.file_name().to_string_lossy().into_owned()).collect(),
+/// Returns the files of pods that are left: records, folders, addresses. See [`left_running`].
+pub fn left_on_disk(folder: &Path, host: u32) -> Vec<String> {
+    let scope = scope_of(folder);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut left = names(on_host(host, &scope), |kind| !is_running(kind));
+        // With folders that are not named by an id.
+        left.extend(files::entries(&scope).unwrap().iter().map(|path| format!("file {}", path.display())));
+        if left.is_empty() || Instant::now() > until {
+            return left;
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
+}
 
-    /// Returns the mounts, links, cgroups and processes that exist and did not exist before. Mounts in the folders of
-    /// other tests are ignored. Everything else is checked again for a while, because it can belong to another test.
-    pub fn left_after(&self, folder: &Path, cgroup_parent: &str, daemon: u32) -> Vec<String> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let now = Self::snapshot();
-            let new = now.mounts.difference(&self.mounts);
-            // The options of the test's disk can have changed.
-            let own = format!(" {}/{} ", folder.display(), super::disk::FOLDER);
-            let mut left: Vec<String> =
-                new.filter(|mount| !is_of_another(mount, folder) && !mount.contains(&own)).cloned().collect();
-            left.extend(now.links.difference(&self.links).cloned());
-            left.extend(cgroups_left(cgroup_parent));
-            left.extend(children_of(daemon));
-            if left.is_empty() || Instant::now() > until {
-                return left;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
+fn is_running(kind: Kind) -> bool {
+    matches!(kind, Kind::Keeper | Kind::Cgroup | Kind::Mount | Kind::Link | Kind::Rules | Kind::Pin)
+}
+
+fn names(objects: Vec<Object>, is_wanted: impl Fn(Kind) -> bool) -> Vec<String> {
+    // A pin without a mark may be that of another test.
+    let wanted = objects.iter().filter(|object| object.certain && is_wanted(object.kind));
+    wanted.map(ToString::to_string).collect()
+}
+
+/// Returns what the daemon of a test can have created, by its configuration file.
+fn scope_of(folder: &Path) -> Scope {
+    let config =
+        berth::config::load(Some(&folder.join("config.toml")), berth::config::Layer::default()).unwrap();
+    Scope::of(&config)
+}
+
+/// Lists the objects in the network namespace of a process, on a thread that enters it and ends.
+fn on_host(host: u32, scope: &Scope) -> Vec<Object> {
+    let list = || {
+        let netns = fs::File::open(format!("/proc/{host}/ns/net")).unwrap();
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network))
+            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(objects(scope)).unwrap()
+    };
+    std::thread::scope(|threads| threads.spawn(list).join().unwrap())
 }
 
 /// Returns the cgroups below `parent`. `parent` plays the role of the kubelet's cgroup: the test removes it itself.
@@ -57,46 +82,12 @@ fn cgroups_left(parent: &str) -> Vec<String> {
     let is_parent = |folder: &Path| folder.ends_with(parent.trim_start_matches('/'));
     let folders = cgroup_folders(parent);
     let left = folders.iter().filter(|folder| !is_parent(folder) || fs::remove_dir(folder).is_err());
-    left.map(|folder| folder.display().to_string()).collect()
-}
-
-fn is_of_another(mount: &str, folder: &Path) -> bool {
-    mount.contains(FOLDER) && !mount.contains(&folder.display().to_string())
+    left.map(|folder| format!("cgroup {}", folder.display())).collect()
 }
 
 /// Returns the folders of a cgroup in every hierarchy, the deepest first.
 pub fn cgroup_folders(path: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-    for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
-        let folder = root.join(path.trim_start_matches('/'));
-        if folder.is_dir() {
-            collect(&folder, &mut found);
-        }
-    }
-    found
-}
-
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&entry.path(), found);
-        }
-    }
-    found.push(folder.to_owned());
-}
-
-/// Returns the processes whose parent is the daemon: keepers that have not ended, and zombies.
-fn children_of(parent: u32) -> Vec<String> {
-    let mut children = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some((start, rest)) = stat.rsplit_once(')') else { continue };
-        if rest.split_whitespace().nth(1) == Some(parent.to_string().as_str()) {
-            children.push(format!("process {start})"));
-        }
-    }
-    children
+    tree::folders(&CgroupPath::from_recorded(path).unwrap()).unwrap()
 }
 
 /// Kills what a daemon has left behind: its keepers and all processes in the cgroups of its pods. Removes the

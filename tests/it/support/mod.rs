@@ -1,5 +1,5 @@
 //! A private daemon for one test: it has its own folders, socket, bridge and network namespace, and an image with
-//! this host's busybox. The state of the host is compared before and after the test.
+//! this host's busybox. After the test, nothing of the daemon is left on the host.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -37,7 +37,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use disk::Disk;
-use leftovers::Host;
 
 /// The longest time that an action can take in a debug build, on a busy or an emulated machine. Only a failing test
 /// waits this long.
@@ -57,7 +56,6 @@ pub struct Berth {
     process: Child,
     /// A process that keeps the network namespace open over a restart of the daemon.
     holder: Child,
-    before: Host,
     /// The parent of all cgroups of this test.
     pub cgroup_parent: String,
     /// The disk with the daemon's root folder, if the test has requested one.
@@ -100,7 +98,6 @@ impl Berth {
         let Setup { more, under, disk } = setup;
         let folder = tempfile::Builder::new().prefix(leftovers::FOLDER).tempdir().unwrap();
         let disk = disk.map(|mebibytes| Disk::make(folder.path(), mebibytes));
-        let before = Host::snapshot();
         let path = folder.path().display();
         let data = disk.as_ref().map_or(folder.path(), |disk| disk.folder()).display();
         // The credentials of this machine must not have an effect.
@@ -130,7 +127,6 @@ impl Berth {
             images: ImageServiceClient::new(channel),
             process,
             holder,
-            before,
             cgroup_parent: format!("/berth-test-{}-{number}", std::process::id()),
             disk,
             under,
@@ -363,23 +359,11 @@ impl Berth {
         Command::new("nsenter").arg(target).arg("--").args(command).output().unwrap()
     }
 
-    /// Returns the folders of pods and containers that are left on disk. A daemon that has just started removes
-    /// partially created objects while it already answers.
-    async fn folders_left(&self) -> Vec<String> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let mut left = Vec::new();
-            for folder in ["root/pods", "root/containers", "run/pods", "root/network/pods"] {
-                let place = self.disk.as_ref().filter(|_| folder.starts_with("root"));
-                let place = place.map_or(self.folder.path(), |disk| disk.folder());
-                let entries = fs::read_dir(place.join(folder)).into_iter().flatten().flatten();
-                left.extend(entries.map(|entry| entry.path().display().to_string()));
-            }
-            if left.is_empty() || Instant::now() > until {
-                return left;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    /// Returns the files of pods and containers that are left on disk. A daemon that has just started removes partially
+    /// created objects while it already answers.
+    async fn files_left(&self) -> Vec<String> {
+        let (folder, host) = (self.folder.path().to_owned(), self.host_process());
+        tokio::task::spawn_blocking(move || leftovers::left_on_disk(&folder, host)).await.unwrap()
     }
 
     /// Removes every pod. Returns what is left on the host that did not exist before.
@@ -390,23 +374,17 @@ impl Berth {
             self.remove_pod(&pod.id).await;
         }
         let mut left = self.left_running().await;
-        left.extend(self.folders_left().await);
+        left.extend(self.files_left().await);
         left
     }
 
-    /// Returns the processes, mounts, links and cgroups of pods that are left on the host.
+    /// Returns the processes, mounts, links, rules, cgroups and files of pods that are left on the host.
     pub async fn left_running(&self) -> Vec<String> {
         let daemon = u32::try_from(self.pid().as_raw_nonzero().get()).unwrap();
-        let mut left = self.before.left_after(self.folder.path(), &self.cgroup_parent, daemon);
-        let mut links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
-        let until = Instant::now() + PATIENCE;
-        while links.contains("bv") && Instant::now() < until {
-            // The kernel removes the links of a namespace in the background.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            links = String::from_utf8(self.on_host(&["ip", "-o", "link"]).stdout).unwrap();
-        }
-        left.extend(links.lines().filter(|link| link.contains(": bv")).map(str::to_owned));
-        left
+        let (folder, parent) = (self.folder.path().to_owned(), self.cgroup_parent.clone());
+        let host = self.host_process();
+        let left = move || leftovers::left_running(&folder, &parent, daemon, host);
+        tokio::task::spawn_blocking(left).await.unwrap()
     }
 }
 

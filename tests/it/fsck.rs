@@ -1,0 +1,338 @@
+//! `berth fsck`: it finds leftovers of every kind and records whose object is gone, changes nothing without `--repair`,
+//! removes exactly those with it, and never takes a pod that is being created or removed for a leftover.
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use berth_proto::admin::LoadImageRequest;
+use berth_proto::admin::admin_client::AdminClient;
+use berth_proto::v1::{PodSandboxState, PortMapping, RemoveImageRequest};
+use rustix::fs::XattrFlags;
+
+use crate::support::leftovers::{cgroup_folders, kill_keeper_of};
+use crate::support::{self, Berth, image, sleeper};
+
+/// The id of a pod and container that does not exist.
+fn stranger() -> String {
+    "ab".repeat(32)
+}
+
+/// Runs `berth fsck` in the network namespace of the daemon's host. Returns the exit code and the findings.
+fn fsck(berth: &Berth, more: &[&str]) -> (i32, Vec<serde_json::Value>) {
+    let config = berth.path("config.toml").display().to_string();
+    let mut command = vec![env!("CARGO_BIN_EXE_berth"), "fsck", "--output", "json", "--config", &config];
+    command.extend(more);
+    let output = berth.on_host(&command);
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{errors}"));
+    let findings = json["findings"].as_array().unwrap().clone();
+    assert_eq!(json["clean"], findings.is_empty());
+    (output.status.code().unwrap(), findings)
+}
+
+fn kinds(findings: &[serde_json::Value]) -> BTreeSet<String> {
+    findings.iter().map(|finding| finding["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+fn of_kind<'a>(findings: &'a [serde_json::Value], kind: &str) -> Vec<&'a serde_json::Value> {
+    findings.iter().filter(|finding| finding["kind"] == kind).collect()
+}
+
+/// Creates a folder with a file of 10 kB.
+fn folder(path: PathBuf) {
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join("file"), vec![7; 10_000]).unwrap();
+}
+
+/// Plants files of a pod and a container without a record. Returns the kinds.
+fn plant_files(berth: &Berth) -> Vec<&'static str> {
+    let id = stranger();
+    for name in ["root/pods", "run/pods", "root/containers", "root/image/containers"] {
+        folder(berth.path(&format!("{name}/{id}")));
+    }
+    for name in
+        [&format!("layers/sha256-{id}"), &format!("images/sha256-{id}"), "tmp/unfinished", "trash/removed"]
+    {
+        folder(berth.path(&format!("root/image/{name}")));
+    }
+    fs::write(berth.path("addresses/testbr0/10.77.0.99"), format!("{id}\r\neth0")).unwrap();
+    fs::write(berth.path(&format!("root/network/pods/{id}.json")), "{").unwrap();
+    let lease = serde_json::json!({
+        "owner": { "container": id, "network": "testbr0", "interface": "eth0" },
+        "lease": {
+            "address": "10.0.0.2/24", "gateway": null, "routes": [], "name_servers": [], "domain": null, "mtu": null,
+            "server": "10.0.0.1",
+        },
+        "times": null, "given": { "secs": 0, "nanos": 0 }, "provided": [], "requested": [],
+    });
+    fs::write(berth.path(&format!("root/network/dhcp/{id}@testbr0@eth0.json")), lease.to_string()).unwrap();
+    let temporary = berth.path("root/network/pods/interrupted.tmp");
+    fs::write(&temporary, "{").unwrap();
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    File::options().write(true).open(&temporary).unwrap().set_modified(old).unwrap();
+    vec![
+        "pod-folder",
+        "state-folder",
+        "container-folder",
+        "writable-layer",
+        "layer",
+        "image-folder",
+        "staging-folder",
+        "trash",
+        "address",
+        "attachment",
+        "dhcp-lease",
+        "temporary-file",
+    ]
+}
+
+/// Plants objects of the kernel. Returns the kinds.
+fn plant_in_kernel(berth: &Berth, pod: &str) -> Vec<&'static str> {
+    let id = stranger();
+    let script = format!(
+        "ip link add bvleft type veth peer name bvright; ip link set bvleft alias 'berth testbr0 {id}'; \
+         nft add element inet berth ports4 '{{ tcp . 9090 comment \"testbr0 {id} eth0\" : 10.77.0.99 . 90 }}'; \
+         ip link add others type veth peer name others1; ip link set others alias 'berth elsewhere {id}'"
+    );
+    let planted = berth.on_host(&["sh", "-ec", &script]);
+    assert!(planted.status.success(), "{planted:?}");
+    for folder in cgroup_folders(&berth.cgroup_parent).iter().filter(|folder| folder.ends_with(pod)) {
+        let (marked, unmarked) = (folder.with_file_name(&id), folder.with_file_name("cd".repeat(32)));
+        fs::create_dir(&marked).unwrap();
+        fs::create_dir(unmarked).unwrap();
+        let mut mark = [0; 4200];
+        let length = rustix::fs::getxattr(folder, "trusted.berth", &mut mark[..]).unwrap();
+        rustix::fs::setxattr(&marked, "trusted.berth", &mark[..length], XattrFlags::empty()).unwrap();
+    }
+    let state = berth.path("root/network");
+    pin(&id, &format!("berth {}\n", state.display()));
+    vec!["link", "nft-elements", "cgroup", "netns-pin"]
+}
+
+fn pin(id: &str, content: &str) {
+    fs::create_dir_all("/run/netns").unwrap();
+    let path = format!("/run/netns/berth-{id}");
+    fs::write(&path, content).unwrap();
+    let bound = Command::new("mount").args(["--bind", "/proc/self/ns/net", &path]).status().unwrap();
+    assert!(bound.success());
+}
+
+fn unpin(id: &str) {
+    let path = format!("/run/netns/berth-{id}");
+    assert!(Command::new("umount").arg(&path).status().unwrap().success());
+    fs::remove_file(path).unwrap();
+}
+
+/// Everything in a folder: paths, sizes and times.
+fn state_of(folder: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(stat) = fs::symlink_metadata(&path) else { continue };
+        // The daemon's log grows.
+        if !path.ends_with("daemon.log") {
+            found.insert(format!("{} {} {}", path.display(), stat.len(), stat.mtime_nsec()));
+        }
+        if stat.is_dir() {
+            found.extend(state_of(&path));
+        }
+    }
+    found
+}
+
+/// Loads an image with one more file, and returns the folder of its layer.
+async fn load_another_image(berth: &Berth) -> PathBuf {
+    let layers =
+        || fs::read_dir(berth.path("root/image/layers")).unwrap().flatten().map(|entry| entry.path());
+    let before: BTreeSet<PathBuf> = layers().collect();
+    let archive = berth.path("another.tar");
+    image::write_archive_with(&archive, "localhost/another:test", &[("another", b"file")]);
+    let channel = berth::server::connect(&berth.path("run/berth.sock")).await.unwrap();
+    let path = archive.display().to_string();
+    AdminClient::new(channel).load_image(LoadImageRequest { path }).await.unwrap();
+    layers().find(|layer| !before.contains(layer)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_of_every_kind_are_found_beside_a_running_pod_and_removed() {
+    let mut berth = Berth::start().await;
+    let mut config = berth.pod_config("lives");
+    config.port_mappings =
+        vec![PortMapping { container_port: 80, host_port: 8080, ..PortMapping::default() }];
+    let pod = berth.run_pod(config).await;
+    let container = berth.run(&pod, sleeper("lives")).await;
+    berth.sh(&container, "echo kept > /srv/kept").await;
+    assert_eq!(fsck(&berth, &[]), (0, Vec::new()), "a daemon with a pod is clean");
+
+    let mut expected: BTreeSet<String> = plant_files(&berth).into_iter().map(str::to_owned).collect();
+    expected.extend(plant_in_kernel(&berth, &pod).into_iter().map(str::to_owned));
+    // Records whose object is gone.
+    let hollow = berth.try_create(&pod, sleeper("hollow")).await.unwrap();
+    fs::remove_dir_all(berth.path(&format!("root/image/containers/{hollow}"))).unwrap();
+    fs::remove_dir_all(load_another_image(&berth).await).unwrap();
+    expected.extend(["container-record", "image-record"].map(str::to_owned));
+    // An object of another daemon.
+    let foreign = "ef".repeat(32);
+    pin(&foreign, "berth /elsewhere/network\n");
+
+    let before = state_of(berth.folder.path());
+    let (code, found) = fsck(&berth, &[]);
+    assert_eq!((code, kinds(&found)), (1, expected.clone()), "{found:#?}");
+    assert_eq!(found.len(), expected.len(), "one of each kind: {found:#?}");
+    assert_eq!(state_of(berth.folder.path()), before, "a dry run changes nothing");
+    for finding in &found {
+        assert_eq!(finding["outcome"], "found", "{finding}");
+        let name = finding["name"].as_str().unwrap();
+        assert!(!name.contains(&foreign) && !name.contains(&"cd".repeat(32)), "{finding}");
+    }
+    for kind in ["layer", "staging-folder", "writable-layer", "container-folder"] {
+        let finding = of_kind(&found, kind)[0];
+        assert!(finding["bytes"].as_u64().unwrap() >= 10_000, "{finding}");
+    }
+    let record = of_kind(&found, "container-record")[0];
+    assert_eq!(record["owner"], hollow.as_str());
+    assert_eq!(record["reason"], "its writable layer is gone");
+
+    let (code, repaired) = fsck(&berth, &["--repair"]);
+    assert_eq!((code, kinds(&repaired)), (1, expected), "{repaired:#?}");
+    assert!(repaired.iter().all(|finding| finding["outcome"] == "removed"), "{repaired:#?}");
+    assert_eq!(fsck(&berth, &[]), (0, Vec::new()), "a second run is clean");
+
+    // The running pod is as before, and so is what others have made.
+    assert_eq!(berth.pod_status(&pod).await.state(), PodSandboxState::SandboxReady);
+    assert_eq!(berth.sh(&container, "cat /srv/kept").await, "kept");
+    let rules = berth.on_host(&["nft", "list", "table", "inet", "berth"]);
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    assert!(rules.contains("8080") && !rules.contains("9090"), "{rules}");
+    let links = String::from_utf8(berth.on_host(&["ip", "link"]).stdout).unwrap();
+    assert!(links.contains("others") && !links.contains("bvleft"), "{links}");
+    assert!(links.contains(&format!("bv{}", &pod[..13])), "{links}");
+    unpin(&foreign);
+    for folder in cgroup_folders(&berth.cgroup_parent) {
+        if folder.ends_with("cd".repeat(32)) {
+            fs::remove_dir(folder).unwrap();
+        }
+    }
+    assert!(berth.on_host(&["ip", "link", "del", "others"]).status.success());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon_the_host_is_checked_and_repaired_too() {
+    let mut berth = Berth::start().await;
+    let lives = berth.run_pod(berth.pod_config("lives")).await;
+    let container = berth.run(&lives, sleeper("lives")).await;
+    berth.sh(&container, "echo kept > /srv/kept").await;
+    let lost = berth.run_pod(berth.pod_config("lost")).await;
+    let orphan = berth.run_pod(berth.pod_config("orphan")).await;
+    let hollow = berth.run(&lives, sleeper("hollow")).await;
+    berth.stop_container(&hollow, 0).await;
+    let layer = load_another_image(&berth).await;
+    berth.kill();
+    kill_keeper_of(&lost);
+    fs::remove_dir_all(berth.path(&format!("root/pods/{orphan}"))).unwrap();
+    fs::remove_dir_all(berth.path(&format!("root/image/containers/{hollow}"))).unwrap();
+    fs::remove_dir_all(layer).unwrap();
+    let mut planted: BTreeSet<String> = plant_files(&berth).into_iter().map(str::to_owned).collect();
+    let of_orphan = ["keeper", "cgroup", "link", "nft-elements", "address", "attachment", "state-folder"];
+    planted.extend(of_orphan.map(str::to_owned));
+    planted.extend(["pod-record", "container-record", "image-record", "socket"].map(str::to_owned));
+
+    let before = state_of(berth.folder.path());
+    let (code, found) = fsck(&berth, &[]);
+    assert_eq!((code, kinds(&found)), (1, planted), "{found:#?}");
+    assert_eq!(state_of(berth.folder.path()), before, "a dry run changes nothing");
+    let owners = |kind: &str| -> Vec<String> {
+        of_kind(&found, kind).iter().map(|finding| finding["owner"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(owners("keeper"), [orphan.as_str()]);
+    assert_eq!(owners("cgroup"), [orphan.as_str()]);
+    assert_eq!(owners("pod-record"), [lost.as_str()]);
+    assert_eq!(owners("container-record"), [hollow.as_str()]);
+    assert!(owners("state-folder").contains(&orphan));
+
+    let (code, repaired) = fsck(&berth, &["--repair"]);
+    assert_eq!((code, kinds(&repaired)), (1, kinds(&found)), "{repaired:#?}");
+    for finding in &repaired {
+        let expected = if finding["kind"] == "pod-record" { "stopped" } else { "removed" };
+        assert_eq!(finding["outcome"], expected, "{finding}");
+    }
+    assert_eq!(fsck(&berth, &[]), (0, Vec::new()), "a second run is clean");
+
+    berth.restart().await;
+    assert_eq!(berth.pod_status(&lives).await.state(), PodSandboxState::SandboxReady);
+    assert_eq!(berth.sh(&container, "cat /srv/kept").await, "kept");
+    assert_eq!(berth.pod_status(&lost).await.state(), PodSandboxState::SandboxNotready);
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_start_and_stop_are_never_found() {
+    let mut berth = Berth::start().await;
+    let mut pods = tokio::task::JoinSet::new();
+    for number in 0..3 {
+        let mut runtime = berth.runtime.clone();
+        let mut config = berth.pod_config(&format!("busy{number}"));
+        pods.spawn(async move {
+            for attempt in 0..12 {
+                config.metadata.as_mut().unwrap().attempt = attempt;
+                let request = berth_proto::v1::RunPodSandboxRequest {
+                    config: Some(config.clone()),
+                    runtime_handler: String::new(),
+                };
+                let id = runtime.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
+                let request = berth_proto::v1::CreateContainerRequest {
+                    pod_sandbox_id: id.clone(),
+                    config: Some(sleeper("c")),
+                    sandbox_config: None,
+                };
+                runtime.create_container(request).await.unwrap();
+                let request = berth_proto::v1::RemovePodSandboxRequest { pod_sandbox_id: id };
+                runtime.remove_pod_sandbox(request).await.unwrap();
+            }
+        });
+    }
+    let mut checks = 0;
+    while !pods.is_empty() {
+        let mode: &[&str] = if checks % 2 == 0 { &[] } else { &["--repair"] };
+        assert_eq!(fsck(&berth, mode), (0, Vec::new()), "check {checks}");
+        checks += 1;
+        while let Some(done) = pods.try_join_next() {
+            done.unwrap();
+        }
+    }
+    assert!(checks > 3, "{checks}");
+    let image = support::container("c", &[]).image;
+    berth.images.remove_image(RemoveImageRequest { image }).await.unwrap();
+    assert_eq!(fsck(&berth, &[]), (0, Vec::new()));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_has_its_own_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.toml");
+    fs::write(&config, "no_such_key = 1\n").unwrap();
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        command.args(["fsck", "--config"]).arg(&config).output().unwrap()
+    };
+    let failed = run();
+    assert_eq!(failed.status.code(), Some(2), "{failed:?}");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("no_such_key"), "{failed:?}");
+    // A host on which berth has never run is clean, and nothing is created.
+    let path = folder.path().display();
+    let text = format!(
+        "socket = \"{path}/s/berth.sock\"\nroot = \"{path}/r\"\nstate = \"{path}/s\"\ncni_conf_dir = \"{path}/net.d\"\n\
+         cni_data_dir = \"{path}/a\"\n[network]\nbridge = \"fscktest0\"\nsubnets = [\"10.79.0.0/24\"]\n"
+    );
+    fs::write(&config, text).unwrap();
+    let clean = run();
+    assert_eq!(clean.status.code(), Some(0), "{clean:?}");
+    assert!(String::from_utf8_lossy(&clean.stdout).starts_with("clean"), "{clean:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
