@@ -43,6 +43,7 @@ macro_rules! settings {
         also { $($(#[$also_attribute:meta])* $also:ident: $also_type:ty;)* }
     ) => {
         #[doc = $config_about]
+        #[allow(rustdoc::invalid_html_tags, reason = "descriptions are plain text, also for files and help")]
         #[derive(Clone, Debug, PartialEq, Serialize)]
         pub struct $config {
             $(
@@ -78,6 +79,7 @@ macro_rules! settings {
         }
 
         #[doc = concat!("The settings of [`", stringify!($config), "`] in one source. Every value is checked.")]
+        #[allow(rustdoc::invalid_html_tags, reason = "descriptions are plain text, also for files and help")]
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct $layer {
@@ -103,6 +105,7 @@ macro_rules! settings {
         }
 
         #[doc = concat!("The flags that override settings of [`", stringify!($config), "`].")]
+        #[allow(rustdoc::invalid_html_tags, reason = "descriptions are plain text, also for files and help")]
         #[derive(Clone, Debug, Default, clap::Args)]
         pub struct $flags {
             $($(
