@@ -7,7 +7,7 @@ use berth_proto::admin::FsckRequest;
 use berth_proto::admin::admin_client::AdminClient;
 use clap::{Args, ValueEnum};
 
-use super::{Source, image};
+use super::Source;
 use crate::config::Config;
 use crate::fsck::{self, Outcome, Report};
 use crate::inventory::Scope;

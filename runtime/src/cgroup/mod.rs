@@ -6,7 +6,8 @@
 //! * [`limits`]: resources of the OCI spec as files of both versions; [`change`]: writes several files or none
 //! * [`oom`]: the scores by which the kernel selects processes to kill
 //! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
-//! * [`stats`]: resource usage; [`counters`]: all counters and limits
+//! * [`stats`]: resource usage; [`counters`]: all counters and limits; [`files`]: reads their files
+//! * [`hugetlb`], [`mod@io`], [`psi`]: the counters of one controller, v1 and v2 side by side
 //! * [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component or mark;
 //!   [`mark`]: the mark of a daemon; [`tree`]: the folders of a cgroup in all hierarchies
 //! * `error`: the error type
@@ -15,18 +16,22 @@ mod change;
 mod counters;
 mod devices;
 mod error;
+mod files;
 mod find;
 mod hierarchy;
+mod hugetlb;
+mod io;
 mod kill;
 mod limits;
 mod mark;
 mod oom;
 mod path;
+mod psi;
 mod stats;
 pub mod tree;
 
 use std::fs;
-use std::io;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,15 +40,18 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
 
 pub use change::Change;
-pub use counters::{Counters, DeviceCounters, HugePages, Limits, MemoryCounters, Throttling};
+pub use counters::{Counters, Limits, MemoryCounters, Throttling};
 pub use error::CgroupError;
 pub use find::{find, marked};
 pub use hierarchy::{Hierarchies, Version};
+pub use hugetlb::HugePages;
+pub use io::DeviceCounters;
 pub use limits::weight_of;
 pub use mark::Mark;
 pub use oom::OomScores;
 pub use path::{CgroupPath, CgroupPathError};
-pub use stats::{Memory, Pressure, StallTimes, Stats};
+pub use psi::{Pressure, StallTimes};
+pub use stats::{Memory, Stats};
 
 use crate::sys::Context;
 
@@ -311,7 +319,7 @@ impl Cgroup {
     /// A folder cannot be removed for another reason.
     pub fn remove_if_unused(&self) -> Result<()> {
         for folder in &self.folders {
-            use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+            use ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
             let path = &folder.path;
             match fs::remove_dir(path).map_err(|error| (error.kind(), error)) {
                 Ok(()) | Err((NotFound | ResourceBusy | DirectoryNotEmpty, _)) => {}
@@ -378,7 +386,7 @@ fn is_exec(name: &str) -> bool {
 
 fn make_folder(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         result => {
             result.map_err(|source| CgroupError::File { action: "create", path: path.to_owned(), source })
         }
@@ -399,7 +407,7 @@ fn remove(path: &Path, until: Instant) -> Result<()> {
             Err(error) if error.raw_os_error() == Some(16) && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(2));
             }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(CgroupError::File { action: "remove", path: path.to_owned(), source: error });
             }
             _ => return Ok(()),

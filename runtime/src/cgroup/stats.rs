@@ -1,10 +1,11 @@
 //! The resource usage of a cgroup, read on request (Documentation/admin-guide/cgroup-v1, cgroup-v2.rst). A figure
 //! is `None` if its controller or file does not exist.
 
-use std::fs;
 use std::path::Path;
 
 use super::Cgroup;
+use super::files::{number, read, value};
+use super::psi::{Pressure, pressure};
 
 /// The usage of a cgroup and everything below it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,28 +45,6 @@ pub struct Memory {
     pub swap_limit: Option<u64>,
 }
 
-/// Time in which tasks waited (Documentation/accounting/psi.rst).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Pressure {
-    /// The time in which some tasks waited.
-    pub some: StallTimes,
-    /// The time in which all tasks waited simultaneously.
-    pub full: StallTimes,
-}
-
-/// Shares of time in percent, and the total in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StallTimes {
-    /// The share over ten seconds.
-    pub avg10: f64,
-    /// The share over one minute.
-    pub avg60: f64,
-    /// The share over five minutes.
-    pub avg300: f64,
-    /// The total since the cgroup was created.
-    pub total: u64,
-}
-
 impl Cgroup {
     /// Returns the usage. If the cgroup does not exist, all figures are `None`.
     #[must_use]
@@ -83,16 +62,15 @@ impl Cgroup {
 }
 
 fn v2(folder: &Path) -> Stats {
-    let pressure = |name: &str| read(&folder.join(name)).map(|text| pressure(&text));
     Stats {
         cpu: read(&folder.join("cpu.stat"))
             .and_then(|text| value(&text, "usage_usec"))
             .map(|usec| usec * 1000),
         memory: memory_v2(folder),
         processes: number(&folder.join("pids.current")),
-        cpu_pressure: pressure("cpu.pressure"),
-        memory_pressure: pressure("memory.pressure"),
-        io_pressure: pressure("io.pressure"),
+        cpu_pressure: pressure(folder, "cpu.pressure"),
+        memory_pressure: pressure(folder, "memory.pressure"),
+        io_pressure: pressure(folder, "io.pressure"),
     }
 }
 
@@ -133,51 +111,14 @@ fn memory_v1(folder: &Path) -> Option<Memory> {
     })
 }
 
-pub(super) fn read(path: &Path) -> Option<String> {
-    fs::read_to_string(path).ok()
-}
-
-pub(super) fn number(path: &Path) -> Option<u64> {
-    read(path)?.trim().parse().ok()
-}
-
-/// Returns the value of a line `key value`.
-pub(super) fn value(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-/// Parses lines such as `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
-fn pressure(text: &str) -> Pressure {
-    let line = |kind: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(kind)).unwrap_or_default();
-        let field =
-            |name: &str| line.split_whitespace().find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-        let share = |name| field(name).and_then(|text| text.parse().ok()).unwrap_or_default();
-        StallTimes {
-            avg10: share("avg10"),
-            avg60: share("avg60"),
-            avg300: share("avg300"),
-            total: field("total").and_then(|text| text.parse().ok()).unwrap_or_default(),
-        }
-    };
-    Pressure { some: line("some"), full: line("full") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            fs::write(folder.path().join(name), text).unwrap();
-        }
-        folder
-    }
+    use crate::cgroup::files::folder_with;
 
     #[test]
     fn figures_of_v2() {
-        let folder = folder(&[
+        let folder = folder_with(&[
             ("cpu.stat", "usage_usec 2500\nuser_usec 2000\n"),
             ("memory.current", "1000\n"),
             ("memory.max", "max\n"),
@@ -201,7 +142,7 @@ mod tests {
 
     #[test]
     fn figures_of_v1() {
-        let folder = folder(&[
+        let folder = folder_with(&[
             ("memory.usage_in_bytes", "1000\n"),
             ("memory.memsw.usage_in_bytes", "1200\n"),
             ("memory.limit_in_bytes", "9223372036854771712\n"),

@@ -7,10 +7,8 @@
 mod v1;
 mod v2;
 
-use std::fs;
-use std::path::Path;
-
-use super::stats::number;
+use super::hugetlb::HugePages;
+use super::io::DeviceCounters;
 use super::{Cgroup, Stats};
 
 /// The counters and limits of a cgroup with all below it.
@@ -72,34 +70,6 @@ pub struct MemoryCounters {
     pub own_major_faults: u64,
 }
 
-/// Reads and writes of a block device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceCounters {
-    /// Major number of the device.
-    pub major: u32,
-    /// Minor number of the device.
-    pub minor: u32,
-    /// Bytes that were read.
-    pub read_bytes: u64,
-    /// Bytes that were written.
-    pub written_bytes: u64,
-    /// Completed reads.
-    pub reads: u64,
-    /// Completed writes.
-    pub writes: u64,
-}
-
-/// Huge pages of one size.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HugePages {
-    /// The size, as the kernel names it: `2MB`.
-    pub size: String,
-    /// Bytes in use.
-    pub usage: u64,
-    /// Largest usage so far, where the kernel counts it (v1).
-    pub max_usage: Option<u64>,
-}
-
 /// Limits. `None`: unlimited, or there is no such controller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -128,25 +98,4 @@ impl Cgroup {
             v1::counters(|name| self.folder_of(name), stats)
         }
     }
-}
-
-/// Reads the files `hugetlb.SIZE.current` (v2) or `hugetlb.SIZE.usage_in_bytes` (v1) of a folder.
-fn huge_pages(folder: &Path, usage: &str, max: Option<&str>) -> Vec<HugePages> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let pages = entries.filter_map(|entry| {
-        let name = entry.ok()?.file_name().into_string().ok()?;
-        let size = name.strip_prefix("hugetlb.")?.strip_suffix(usage)?;
-        // `hugetlb.SIZE.rsvd.current` counts reservations.
-        if size.contains('.') {
-            return None;
-        }
-        Some(HugePages {
-            size: size.to_owned(),
-            usage: number(&folder.join(&name))?,
-            max_usage: max.and_then(|max| number(&folder.join(format!("hugetlb.{size}{max}")))),
-        })
-    });
-    let mut pages: Vec<HugePages> = pages.collect();
-    pages.sort_by(|left, right| left.size.cmp(&right.size));
-    pages
 }

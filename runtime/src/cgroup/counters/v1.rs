@@ -1,11 +1,10 @@
 //! The files of cgroup v1 (Documentation/admin-guide/cgroup-v1).
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Counters, DeviceCounters, Limits, MemoryCounters, Throttling, huge_pages};
-use crate::cgroup::Stats;
-use crate::cgroup::stats::{number, read, value};
+use super::{Counters, Limits, MemoryCounters, Throttling};
+use crate::cgroup::files::{number, read, value};
+use crate::cgroup::{Stats, hugetlb, io};
 
 /// The smallest value that is not a limit: without one the kernel reports the largest multiple of a page.
 const UNLIMITED: u64 = 1 << 62;
@@ -32,18 +31,14 @@ pub(super) fn counters<'a>(of: impl Fn(&str) -> Option<&'a Path>, stats: Stats) 
         own_faults: value(&stat, "pgfault").unwrap_or(0),
         own_major_faults: value(&stat, "pgmajfault").unwrap_or(0),
     });
-    let bytes = text("blkio", "blkio.throttle.io_service_bytes_recursive").unwrap_or_default();
-    let operations = text("blkio", "blkio.throttle.io_serviced_recursive").unwrap_or_default();
     Counters {
         cpu_user: figure("cpuacct", "cpuacct.usage_user"),
         cpu_system: figure("cpuacct", "cpuacct.usage_sys"),
         throttling,
         memory,
         oom_kills: text("memory", "memory.oom_control").and_then(|text| value(&text, "oom_kill")),
-        devices: blkio(&bytes, &operations),
-        huge_pages: of("hugetlb")
-            .map(|folder| huge_pages(folder, ".usage_in_bytes", Some(".max_usage_in_bytes")))
-            .unwrap_or_default(),
+        devices: of("blkio").map(io::counters_v1).unwrap_or_default(),
+        huge_pages: of("hugetlb").map(hugetlb::usage_v1).unwrap_or_default(),
         threads_max: figure("pids", "pids.max"),
         limits: Limits {
             cpu_period: figure("cpu", "cpu.cfs_period_us"),
@@ -58,46 +53,15 @@ pub(super) fn counters<'a>(of: impl Fn(&str) -> Option<&'a Path>, stats: Stats) 
     }
 }
 
-/// Parses lines such as `8:0 Read 4096` of two files: bytes, and operations.
-fn blkio(bytes: &str, operations: &str) -> Vec<DeviceCounters> {
-    let mut devices: BTreeMap<(u32, u32), DeviceCounters> = BTreeMap::new();
-    for (text, is_bytes) in [(bytes, true), (operations, false)] {
-        for (major, minor, operation, figure) in text.lines().filter_map(blkio_line) {
-            let new = DeviceCounters { major, minor, ..DeviceCounters::default() };
-            let device = devices.entry((major, minor)).or_insert(new);
-            match (operation, is_bytes) {
-                ("Read", true) => device.read_bytes = figure,
-                ("Write", true) => device.written_bytes = figure,
-                ("Read", false) => device.reads = figure,
-                ("Write", false) => device.writes = figure,
-                _ => {}
-            }
-        }
-    }
-    devices.into_values().collect()
-}
-
-fn blkio_line(line: &str) -> Option<(u32, u32, &str, u64)> {
-    let mut words = line.split_whitespace();
-    let (major, minor) = words.next()?.split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?, words.next()?, words.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(folder.path().join(name), text).unwrap();
-        }
-        folder
-    }
+    use crate::cgroup::DeviceCounters;
+    use crate::cgroup::files::folder_with;
 
     #[test]
     fn counters_of_v1() {
-        let folder = folder(&[
+        let folder = folder_with(&[
             ("cpuacct.usage_user", "5\n"),
             ("cpuacct.usage_sys", "4\n"),
             ("cpu.stat", "nr_periods 7\nnr_throttled 3\nthrottled_time 2\n"),

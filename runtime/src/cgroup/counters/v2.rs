@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::{Counters, DeviceCounters, Limits, MemoryCounters, Throttling, huge_pages};
-use crate::cgroup::Stats;
-use crate::cgroup::stats::{number, read, value};
+use super::{Counters, Limits, MemoryCounters, Throttling};
+use crate::cgroup::files::{number, read, value};
+use crate::cgroup::{Stats, hugetlb, io};
 
 pub(super) fn counters(folder: &Path, stats: Stats) -> Counters {
     let cpu = read(&folder.join("cpu.stat")).unwrap_or_default();
@@ -34,8 +34,8 @@ pub(super) fn counters(folder: &Path, stats: Stats) -> Counters {
         throttling,
         memory,
         oom_kills: value(&events, "oom_kill"),
-        devices: read(&folder.join("io.stat")).map(|text| io_stat(&text)).unwrap_or_default(),
-        huge_pages: huge_pages(folder, ".current", None),
+        devices: io::counters_v2(folder),
+        huge_pages: hugetlb::usage_v2(folder),
         threads_max: number(&folder.join("pids.max")),
         limits: Limits {
             cpu_period,
@@ -60,47 +60,15 @@ fn shares_of(weight: u64) -> u64 {
     2 + weight.saturating_sub(1).saturating_mul(262_142) / 9999
 }
 
-/// Parses lines such as `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
-fn io_stat(text: &str) -> Vec<DeviceCounters> {
-    let device = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (major, minor) = words.next()?.split_once(':')?;
-        let mut device = DeviceCounters {
-            major: major.parse().ok()?,
-            minor: minor.parse().ok()?,
-            ..DeviceCounters::default()
-        };
-        for (key, figure) in words.filter_map(|word| word.split_once('=')) {
-            let figure = figure.parse().unwrap_or(0);
-            match key {
-                "rbytes" => device.read_bytes = figure,
-                "wbytes" => device.written_bytes = figure,
-                "rios" => device.reads = figure,
-                "wios" => device.writes = figure,
-                _ => {}
-            }
-        }
-        Some(device)
-    };
-    text.lines().filter_map(device).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::{HugePages, Memory};
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(folder.path().join(name), text).unwrap();
-        }
-        folder
-    }
+    use crate::cgroup::files::folder_with;
+    use crate::cgroup::{DeviceCounters, HugePages, Memory};
 
     #[test]
     fn counters_of_v2() {
-        let folder = folder(&[
+        let folder = folder_with(&[
             (
                 "cpu.stat",
                 "usage_usec 9\nuser_usec 5\nsystem_usec 4\nnr_periods 7\nnr_throttled 3\nthrottled_usec 2\n",
