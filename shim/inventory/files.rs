@@ -15,13 +15,16 @@ use crate::store::file;
 /// The age from which a temporary file is not being written: a write takes milliseconds.
 const STALE: Duration = Duration::from_secs(60);
 
+/// Makes an owner of an id.
+type OwnerOf = fn(String) -> Owner;
+
 /// Returns the folders of pods and containers, and the writable layers.
 ///
 /// # Errors
 /// A folder cannot be read.
 pub fn folders(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
     let layers = scope.config.root.join("image/containers");
-    let kinds: [(Kind, PathBuf, fn(String) -> Owner); 4] = [
+    let kinds: [(Kind, PathBuf, OwnerOf); 4] = [
         (Kind::PodFolder, scope.folders.pods(), Owner::Pod),
         (Kind::StateFolder, scope.folders.pods_state(), Owner::Pod),
         (Kind::ContainerFolder, scope.folders.containers(), Owner::Container),

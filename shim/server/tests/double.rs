@@ -6,8 +6,9 @@ use berth_proto::admin::admin_server::Admin;
 use berth_proto::admin::observer_server::Observer;
 use berth_proto::admin::{
     self, ArchivePiece, DescribePodRequest, DescribePodResponse, ExplainImageRequest, ExplainImageResponse,
-    ListOperationsRequest, ListOperationsResponse, LoadImageRequest, LoadImageResponse, NodeEvent,
-    PullProgress, SaveImagesRequest, StreamEventsRequest, VerifyImagesRequest, VerifyImagesResponse,
+    FsckRequest, FsckResponse, ListOperationsRequest, ListOperationsResponse, LoadImageRequest,
+    LoadImageResponse, NodeEvent, PullProgress, SaveImagesRequest, StreamEventsRequest, VerifyImagesRequest,
+    VerifyImagesResponse,
 };
 use berth_proto::v1::image_service_server::ImageService;
 use berth_proto::v1::runtime_service_server::RuntimeService;
@@ -147,6 +148,7 @@ service! { Admin {}
         load_image(LoadImageRequest) -> LoadImageResponse;
         verify_images(VerifyImagesRequest) -> VerifyImagesResponse;
         explain_image(ExplainImageRequest) -> ExplainImageResponse;
+        fsck(FsckRequest) -> FsckResponse;
     }
 
     streams {
