@@ -42,6 +42,8 @@ pub mod images;
 pub mod info;
 pub mod keeper;
 pub mod leftovers;
+#[cfg(test)]
+mod lifecycle_tests;
 pub mod lsm;
 pub mod metrics;
 pub mod network;
