@@ -46,6 +46,8 @@ pub mod info;
 pub mod inventory;
 pub mod keeper;
 pub mod leftovers;
+#[cfg(test)]
+mod lifecycle_tests;
 pub mod lsm;
 pub mod metrics;
 pub mod network;

@@ -6,9 +6,12 @@
 //! does not answer in time, the error describes what its process is doing.
 //!
 //! * [`driver`]: the task that owns the connection
+//! * `fake`: a keeper in a thread, for unit tests
 //! * this file: the calls
 
 mod driver;
+#[cfg(test)]
+pub(crate) mod fake;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

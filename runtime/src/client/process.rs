@@ -22,7 +22,7 @@ impl KeeperProcess {
     ///
     /// # Errors
     /// The process does not exist (`ESRCH`), or no descriptor is left (`EMFILE`).
-    pub(super) fn open(pid: i32) -> sys::Result<Self> {
+    pub fn open(pid: i32) -> sys::Result<Self> {
         let raw = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH).on("pidfd_open", pid)?;
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK).on("pidfd_open", pid)?;
         Ok(Self { pid, pidfd })
