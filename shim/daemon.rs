@@ -18,6 +18,7 @@ use crate::blocking::blocking;
 use crate::config::Config;
 use crate::error::CriError;
 use crate::event::Events;
+use crate::instruments::Instruments;
 use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::SeLinux;
 use crate::operation::Operations;
@@ -58,6 +59,8 @@ pub struct Daemon {
     pub filters: Cache,
     /// The streaming sessions: those that wait for their client, and the address that serves them.
     pub streams: SessionUrls,
+    /// The daemon's own metrics.
+    pub instruments: Arc<Instruments>,
     /// The operations in flight.
     pub operations: Operations,
     /// The subscribers of container events.
@@ -106,7 +109,9 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
     let root = config.root.clone();
     blocking(move || crate::store::file::make_private_folder(&root)).await?;
     let images = ImageStore::open(image_options(&config)).await?;
-    let network = Network::open(network_options(&config))?;
+    let instruments = Arc::new(Instruments::default());
+    let observer: Arc<dyn berth_cni::PluginObserver> = instruments.clone();
+    let network = Network::open(berth_cni::Options { observer: Some(observer), ..network_options(&config) })?;
     let fail = |what: &'static str| move |error: std::io::Error| CriError::internal(what, error);
     let own =
         rustix::thread::capabilities(None).map_err(|error| CriError::internal("read capabilities", error))?;
@@ -127,7 +132,8 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         selinux: SeLinux::detect(Path::new("/")),
         filters: Cache::default(),
         streams: SessionUrls::default(),
-        operations: Operations::default(),
+        operations: Operations::new(instruments.clone()),
+        instruments,
         boot_id: boot_id().map_err(fail("read the boot id"))?,
         last_capability: read_number(Path::new("/proc/sys/kernel/cap_last_cap"))
             .map_err(fail("read the kernel's capabilities"))?,
@@ -210,6 +216,7 @@ pub fn network_options(config: &Config) -> berth_cni::Options {
             subnets: config.network.subnets.clone(),
             mtu: config.network.mtu,
         },
+        observer: None,
     }
 }
 

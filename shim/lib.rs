@@ -12,6 +12,7 @@
 //!   object
 //! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
+//! * [`instruments`]: counters and durations of the daemon's own work; [`exposition`]: serves them to Prometheus
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`cgroups`], [`host_files`]: work that blocks
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
@@ -33,11 +34,13 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod exec;
+pub mod exposition;
 pub mod host_files;
 pub mod ids;
 pub mod image_service;
 pub mod images;
 pub mod info;
+pub mod instruments;
 pub mod keeper;
 pub mod leftovers;
 pub mod lsm;

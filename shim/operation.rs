@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tonic::Status;
 use tracing::Instrument;
 
 use crate::ids::{ContainerId, PodId};
+use crate::instruments::Instruments;
 use crate::store::{ContainerName, PodName};
 
 /// The kind and the object of an operation. Two calls with equal keys are one operation.
@@ -33,28 +34,81 @@ pub enum Key {
     Remove(ContainerId),
 }
 
-/// The current step of an operation; verbose status shows it.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    step: Arc<Mutex<(&'static str, Instant)>>,
+impl Key {
+    /// Returns the name of the RPC that starts the operation.
+    #[must_use]
+    pub fn rpc(&self) -> &'static str {
+        match self {
+            Self::RunPod(_) => "RunPodSandbox",
+            Self::StopPod(_) => "StopPodSandbox",
+            Self::RemovePod(_) => "RemovePodSandbox",
+            Self::Create(..) => "CreateContainer",
+            Self::Start(_) => "StartContainer",
+            Self::Stop(..) => "StopContainer",
+            Self::Remove(_) => "RemoveContainer",
+        }
+    }
 }
 
+/// The steps of an operation; verbose status shows the current one.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    rpc: &'static str,
+    steps: Arc<Mutex<Steps>>,
+    instruments: Arc<Instruments>,
+}
+
+#[derive(Debug)]
+struct Steps {
+    finished: Vec<(&'static str, Duration)>,
+    current: &'static str,
+    since: Instant,
+}
+
+/// The step before the first one that an operation names.
+const FIRST_STEP: &str = "waiting";
+
 impl Progress {
-    fn new() -> Self {
-        Self { step: Arc::new(Mutex::new(("waiting", Instant::now()))) }
+    fn new(rpc: &'static str, instruments: Arc<Instruments>) -> Self {
+        let steps = Steps { finished: Vec::new(), current: FIRST_STEP, since: Instant::now() };
+        Self { rpc, steps: Arc::new(Mutex::new(steps)), instruments }
     }
 
     /// Starts the next step.
     pub fn step(&self, name: &'static str) {
-        let mut step = lock(&self.step);
-        tracing::debug!(finished = step.0, micros = step.1.elapsed().as_micros(), next = name, "step");
-        *step = (name, Instant::now());
+        let mut steps = lock(&self.steps);
+        let (finished, time) = (steps.current, steps.since.elapsed());
+        tracing::debug!(finished, micros = time.as_micros(), next = name, "step");
+        steps.finished.push((finished, time));
+        (steps.current, steps.since) = (name, Instant::now());
+        drop(steps);
+        self.instruments.step_ended(self.rpc, finished, time);
+    }
+
+    /// Ends the last step.
+    fn end(&self) {
+        let mut steps = lock(&self.steps);
+        let (finished, time) = (steps.current, steps.since.elapsed());
+        steps.finished.push((finished, time));
+        drop(steps);
+        self.instruments.step_ended(self.rpc, finished, time);
     }
 
     fn describe(&self) -> String {
-        let step = lock(&self.step);
-        format!("{} for {:.1} s", step.0, step.1.elapsed().as_secs_f64())
+        let steps = lock(&self.steps);
+        format!("{} for {:.1} s", steps.current, steps.since.elapsed().as_secs_f64())
     }
+}
+
+/// The current step of an operation in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CurrentStep {
+    /// The RPC that started the operation.
+    pub rpc: &'static str,
+    /// The name of the step.
+    pub step: &'static str,
+    /// How long the step has taken so far.
+    pub time: Duration,
 }
 
 type Answer = Option<Result<String, Status>>;
@@ -68,6 +122,7 @@ struct Running {
 #[derive(Clone, Default)]
 pub struct Operations {
     running: Arc<Mutex<HashMap<Key, Running>>>,
+    instruments: Arc<Instruments>,
 }
 
 impl fmt::Debug for Operations {
@@ -77,6 +132,12 @@ impl fmt::Debug for Operations {
 }
 
 impl Operations {
+    /// Creates an empty list, whose operations record the durations of their steps.
+    #[must_use]
+    pub fn new(instruments: Arc<Instruments>) -> Self {
+        Self { running: Arc::default(), instruments }
+    }
+
     /// Runs `work` as a separate task, or joins the operation in flight with the same key, and waits for the answer.
     /// The task runs to its end even if the caller disconnects.
     ///
@@ -107,13 +168,14 @@ impl Operations {
         F: Future<Output = Result<String, Status>> + Send + 'static,
     {
         let (sender, answer) = watch::channel(None);
-        let progress = Progress::new();
+        let progress = Progress::new(key.rpc(), self.instruments.clone());
         running.insert(key.clone(), Running { progress: progress.clone(), answer: answer.clone() });
         let guard = RunningGuard { operations: self.clone(), key };
-        let work = work(progress);
+        let work = work(progress.clone());
         tokio::spawn(
             async move {
                 let result = work.await;
+                progress.end();
                 drop(guard);
                 sender.send_replace(Some(result));
             }
@@ -130,6 +192,17 @@ impl Operations {
             .filter(|(key, _)| concerns(key))
             .map(|(key, operation)| format!("{key:?}: {}", operation.progress.describe()))
             .collect()
+    }
+
+    /// Returns the current step of each operation in flight.
+    #[must_use]
+    pub fn current_steps(&self) -> Vec<CurrentStep> {
+        let running = lock(&self.running);
+        let steps = running.values().map(|operation| {
+            let steps = lock(&operation.progress.steps);
+            CurrentStep { rpc: operation.progress.rpc, step: steps.current, time: steps.since.elapsed() }
+        });
+        steps.collect()
     }
 
     /// Waits until no operation is in flight.
@@ -165,10 +238,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
     use proptest::prelude::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Layer, LogFormat, load as load_config, value};
+use crate::config::{Config, ConfigError, Layer, LogFormat, MetricsAddress, load as load_config, value};
 
 /// A Kubernetes container runtime.
 #[derive(Debug, Parser)]
@@ -72,9 +72,9 @@ pub struct Flags {
     /// Serve exec, attach and port-forward sessions on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     stream_address: Option<std::net::SocketAddr>,
-    /// Serve metrics on this address
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    metrics_address: Option<std::net::SocketAddr>,
+    /// Serve metrics on this address: ADDRESS:PORT or unix:///PATH
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_address: Option<MetricsAddress>,
     /// Set the log level: off, error, warn, info, debug or trace; or by module
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<value::LogFilter>,

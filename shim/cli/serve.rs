@@ -8,8 +8,11 @@ use super::{Source, logging};
 use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
+use crate::daemon::Shared;
+use crate::exposition;
 use crate::image_service::Images;
 use crate::runtime_service::Runtime;
+use crate::server::listener::Socket;
 use crate::server::{Claim, serve};
 use crate::stream::Listener;
 
@@ -67,8 +70,12 @@ fn start(config: Config) -> Result<(), String> {
         let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
         daemon.streams.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(daemon.clone()));
+        let metrics_socket = serve_metrics(&config, &daemon).await?;
+        let instruments = daemon.instruments.clone();
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
-        let served = serve(config, claim, runtime, images, AdminService::new(daemon.clone())).await;
+        let served =
+            serve(config, claim, runtime, images, AdminService::new(daemon.clone()), instruments).await;
+        metrics_socket.inspect(Socket::remove);
         crate::pod::run::release_default_cgroup(&daemon);
         let records = daemon.records.clone();
         if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {
@@ -79,6 +86,15 @@ fn start(config: Config) -> Result<(), String> {
     // Calls that block in the kernel do not delay the exit.
     runtime.shutdown_background();
     served
+}
+
+/// Starts to serve metrics, if an address is configured. Returns the unix socket, if they are served on one.
+async fn serve_metrics(config: &Config, daemon: &Shared) -> Result<Option<Socket>, String> {
+    let Some(address) = &config.metrics_address else { return Ok(None) };
+    let metrics = exposition::Listener::bind(address).await.map_err(|error| error.to_string())?;
+    let socket = metrics.socket();
+    tokio::spawn(metrics.serve(daemon.clone()));
+    Ok(socket)
 }
 
 /// The time limit for writing the last records.

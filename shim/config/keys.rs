@@ -103,7 +103,7 @@ pub const KEYS: [Key; 37] = [
     Key {
         table: "",
         name: "metrics_address",
-        about: "Address for metrics; without it, metrics are not served.",
+        about: "Address for metrics in the format of Prometheus, or unix:///PATH; without it, metrics are not served.",
         example: Some("\"127.0.0.1:9470\""),
     },
     key(

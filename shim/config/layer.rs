@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
+use super::metrics_address::MetricsAddress;
 use super::value::{
     AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, HandlerNames, LogFilter, LogFormat,
     Mtu, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
@@ -38,7 +39,7 @@ pub struct Layer {
     pub stream_address: Option<SocketAddr>,
     pub stream_certificate: Option<AbsolutePath>,
     pub stream_key: Option<AbsolutePath>,
-    pub metrics_address: Option<SocketAddr>,
+    pub metrics_address: Option<MetricsAddress>,
     pub log_level: Option<LogFilter>,
     pub log_format: Option<LogFormat>,
     pub cgroup_driver: Option<CgroupDriver>,

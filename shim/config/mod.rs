@@ -4,12 +4,14 @@
 //! * [`layer`]: the settings of one file or of the flags
 //! * [`keys`]: the list of keys with descriptions
 //! * [`problem`]: mistakes in a file, with line, key and the nearest key
+//! * [`metrics_address`]: the address of the metrics: TCP or a unix socket
 //! * [`mod@load`]: the order of the files, and the handling of broken ones
 //! * this file: the resulting configuration
 
 pub mod keys;
 pub mod layer;
 pub mod load;
+pub mod metrics_address;
 pub mod problem;
 pub mod value;
 
@@ -21,6 +23,7 @@ use serde::Serialize;
 
 pub use layer::Layer;
 pub use load::{BrokenDropIn, ConfigError, load, mistakes};
+pub use metrics_address::MetricsAddress;
 pub use problem::Problem;
 pub use value::{ByteSize, CgroupDriver, LogFormat};
 
@@ -88,7 +91,7 @@ pub struct Config {
     pub stream_key: Option<PathBuf>,
     /// Address for metrics; none means that metrics are not served.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics_address: Option<SocketAddr>,
+    pub metrics_address: Option<MetricsAddress>,
     /// Log level, or levels by module.
     pub log_level: String,
     /// Log format.
@@ -308,7 +311,7 @@ mod tests {
     #[test]
     fn every_setting_has_its_key_and_every_key_its_setting() {
         let mut config = Config {
-            metrics_address: Some(([127, 0, 0, 1], 1).into()),
+            metrics_address: Some(MetricsAddress::Tcp(([127, 0, 0, 1], 1).into())),
             import_dir: Some("/import".into()),
             cni_conf_template: Some("/template".into()),
             stream_certificate: Some("/tls/certificate".into()),

@@ -34,6 +34,10 @@ pub(crate) async fn record_exit(daemon: &Shared, container: &Arc<Container>, rec
         Some(failure) => cannot_run(container, failure, record.finished_at).await,
         None => Exit::from_record(record),
     };
+    let is_news = !matches!(container.state(), ContainerState::Exited(_));
+    if is_news && exit.reason == ExitReason::OomKilled {
+        daemon.instruments.container_out_of_memory();
+    }
     container.transition(|state| state.exited(exit));
     daemon.events.container(container);
 }

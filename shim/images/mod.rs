@@ -1,8 +1,10 @@
 //! The ImageService: one function per RPC, on the store of the image crate.
 //!
+//! * [`measured`]: counts pulls
 //! * [`progress`]: a pull that reports its progress, for `berth image pull`
 //! * [`save`]: archives, for `berth image save`
 
+mod measured;
 pub mod progress;
 pub mod save;
 
@@ -27,8 +29,10 @@ pub async fn pull(daemon: &Daemon, spec: &ImageSpec, auth: Option<&AuthConfig>) 
     spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
     check_handler(daemon, spec)?;
     let credentials = auth.map(credentials).transpose()?.flatten();
-    let image = daemon.images.pull_name(&spec.image, credentials).await?;
-    Ok(image.id.to_string())
+    let measured = measured::Pull::start(daemon.instruments.clone());
+    let pulled = daemon.images.pull_name(&spec.image, credentials).await;
+    measured.ended(&pulled);
+    Ok(pulled?.id.to_string())
 }
 
 /// Checks the runtime handler. It could select how an image is stored (CRI `ImageSpec.runtime_handler`); all handlers

@@ -8,6 +8,7 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::measured::Pull;
 use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::responses::ResponseStream;
@@ -18,12 +19,14 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Pulls an image. The messages contain the progress, the last one the id. The pull ends if the client disconnects.
 #[must_use]
 pub fn pull(daemon: &Daemon, name: String, credentials: Option<Credentials>) -> ResponseStream<PullProgress> {
-    let store = daemon.images.clone();
+    let (store, instruments) = (daemon.images.clone(), daemon.instruments.clone());
     let (sink, messages) = mpsc::channel(4);
     tokio::spawn(async move {
+        let measured = Pull::start(instruments);
         tokio::select! {
             () = sink.closed() => {}
             result = follow(&store, &name, credentials, &sink) => {
+                measured.ended(&result);
                 let last = result
                     .map(|image| PullProgress { id: image.id.to_string(), ..PullProgress::default() })
                     .map_err(Status::from);

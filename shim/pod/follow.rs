@@ -101,6 +101,7 @@ pub(crate) async fn keeper_ended(daemon: &Shared, pod: &Arc<Pod>) {
     let needed_keeper = pod.state().needs_keeper();
     if needed_keeper {
         tracing::error!("the pod's keeper has exited; killing its containers");
+        daemon.instruments.keeper_lost();
         pod.transition(PodState::stopping);
     }
     for container in daemon.store.containers_of(&pod.id) {

@@ -10,6 +10,7 @@ use crate::container::reconcile;
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::ContainerId;
+use crate::instruments::{Recovered, RecoveredObject};
 use crate::store::file::FileError;
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 
@@ -66,6 +67,7 @@ fn load_one(
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(container = id.as_str(), %error, "removing a container without a readable record");
+            daemon.instruments.recovered(RecoveredObject::Container, Recovered::Removed);
             return cleanup.discard.push((id, None));
         }
     };
@@ -76,11 +78,15 @@ fn load_one(
             container = id.as_str(),
             "removing a container without a pod or after an interrupted creation"
         );
+        daemon.instruments.recovered(RecoveredObject::Container, Recovered::Removed);
         return cleanup.discard.push((id, Some(record.cgroup)));
     };
     let container = Arc::new(Container::new(record, folder, daemon.records.clone()));
     daemon.store.insert_container(container.clone());
-    if pod.link().is_none() && !matches!(container.state(), ContainerState::Exited(_)) {
+    let has_ended = matches!(container.state(), ContainerState::Exited(_));
+    let outcome = if has_ended || pod.link().is_none() { Recovered::Ended } else { Recovered::Followed };
+    daemon.instruments.recovered(RecoveredObject::Container, outcome);
+    if pod.link().is_none() && !has_ended {
         cleanup.ended.push(container);
     }
 }

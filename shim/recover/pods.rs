@@ -11,6 +11,7 @@ use crate::cgroups;
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::PodId;
+use crate::instruments::{Recovered, RecoveredObject};
 use crate::keeper::{KeeperClient, KeeperUpdates};
 use crate::pod::{follow, keeper, stop};
 use crate::store::Level;
@@ -83,12 +84,14 @@ fn load_one(
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(pod = id.as_str(), %error, "removing a pod without a readable record");
+            daemon.instruments.recovered(RecoveredObject::Pod, Recovered::Removed);
             return cleanup.discard.push((id, None));
         }
     };
     let folder = daemon.folders.pod_state(&id);
     let reachable = keepers.contains_key(&id) && berth_runtime::client::has_socket(&folder);
     let recovery = record.state.recovery(reachable);
+    daemon.instruments.recovered(RecoveredObject::Pod, outcome(recovery));
     if recovery == PodRecovery::Undo {
         tracing::info!(pod = id.as_str(), "removing a pod after an interrupted creation");
         return cleanup.discard.push((id, Some(record.cgroup)));
@@ -109,6 +112,14 @@ fn load_one(
     if recovery == PodRecovery::Release {
         tracing::warn!(pod = id.as_str(), "the pod's keeper has ended: the pod is not ready");
         pod.transition(PodState::stopping);
+    }
+}
+
+fn outcome(recovery: PodRecovery) -> Recovered {
+    match recovery {
+        PodRecovery::Undo => Recovered::Removed,
+        PodRecovery::Follow => Recovered::Followed,
+        PodRecovery::Release | PodRecovery::Released => Recovered::Ended,
     }
 }
 

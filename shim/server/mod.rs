@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use tonic::transport::Server;
 
 use crate::config::Config;
+use crate::instruments::Instruments;
 
 pub use claim::{Claim, ClaimError};
 pub use connect::{ConnectError, connect};
@@ -80,10 +81,11 @@ pub async fn serve(
     runtime: impl RuntimeService,
     images: impl ImageService,
     admin: impl Admin,
+    instruments: Arc<Instruments>,
 ) -> Result<(), ServeError> {
     let mut signals = shutdown::Signals::install().map_err(ServeError::Signals)?;
     let listener = listener::listen(&config.socket).await?;
-    let counters = Arc::new(counters::Counters::default());
+    let counters = Arc::new(counters::Counters::new(instruments));
     let (reporter, health) = reflection::health().await;
     let router = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
