@@ -200,6 +200,7 @@ impl Instruments {
         self.calls_in_flight.get_or_create(&operation).dec();
         self.calls.get_or_create(&operation).inc();
         self.call_durations.get_or_create(&operation).observe(time.as_secs_f64());
+        drop(self.cancelled_calls.get_or_create(&operation));
         if code != Code::Ok {
             let failure = Failure { operation: rpc.to_owned(), code: format!("{code:?}") };
             self.call_errors.get_or_create(&failure).inc();
@@ -283,8 +284,9 @@ impl PluginObserver for Instruments {
     fn called(&self, plugin: &str, command: PluginCommand, time: Duration, succeeded: bool) {
         let labels = Plugin { plugin: plugin.to_owned(), command: command.name() };
         self.plugin_durations.get_or_create(&labels).observe(time.as_secs_f64());
+        let errors = self.plugin_errors.get_or_create(&labels);
         if !succeeded {
-            self.plugin_errors.get_or_create(&labels).inc();
+            errors.inc();
         }
     }
 }

@@ -36,6 +36,7 @@ mod plugins;
 mod pod_files;
 mod pods;
 mod power_cuts;
+mod prometheus;
 mod registry;
 mod resources;
 mod restart;
