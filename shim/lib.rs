@@ -12,6 +12,7 @@
 //!   object
 //! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
+//! * [`logging`]: the log, its formats and its level
 //! * [`instruments`]: counters and durations of the daemon's own work; [`exposition`]: serves them to Prometheus
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`cgroups`], [`host_files`]: work that blocks
@@ -43,6 +44,7 @@ pub mod info;
 pub mod instruments;
 pub mod keeper;
 pub mod leftovers;
+pub mod logging;
 pub mod lsm;
 pub mod metrics;
 pub mod oci;

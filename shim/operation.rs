@@ -65,6 +65,33 @@ struct Steps {
     since: Instant,
 }
 
+impl Steps {
+    /// Returns the time of the finished steps in milliseconds.
+    fn total(&self) -> String {
+        milliseconds(self.finished.iter().map(|(_, time)| *time).sum())
+    }
+
+    /// Returns the finished steps with their times, without the first one if nothing had to wait.
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for (step, time) in &self.finished {
+            if *step == FIRST_STEP && *time < SHORT_WAIT {
+                continue;
+            }
+            let comma = if text.is_empty() { "" } else { ", " };
+            text.push_str(&format!("{comma}{step} {} ms", milliseconds(*time)));
+        }
+        text
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() * 1000.0)
+}
+
+/// A wait before the first step that is not worth a word.
+const SHORT_WAIT: Duration = Duration::from_millis(1);
+
 /// The step before the first one that an operation names.
 const FIRST_STEP: &str = "waiting";
 
@@ -85,13 +112,18 @@ impl Progress {
         self.instruments.step_ended(self.rpc, finished, time);
     }
 
-    /// Ends the last step.
-    fn end(&self) {
+    /// Ends the last step and logs the operation, in one line. The pod and the container are in the span.
+    fn end(&self, succeeded: bool) {
         let mut steps = lock(&self.steps);
         let (finished, time) = (steps.current, steps.since.elapsed());
         steps.finished.push((finished, time));
-        drop(steps);
-        self.instruments.step_ended(self.rpc, finished, time);
+        let (rpc, ms, steps) = (self.rpc, steps.total(), steps.describe());
+        self.instruments.step_ended(rpc, finished, time);
+        match succeeded {
+            true => tracing::info!(ms, steps, "{rpc} done"),
+            // The RPC's own line has the error.
+            false => tracing::info!(ms, steps, "{rpc} failed"),
+        }
     }
 
     fn describe(&self) -> String {
@@ -175,7 +207,7 @@ impl Operations {
         tokio::spawn(
             async move {
                 let result = work.await;
-                progress.end();
+                progress.end(result.is_ok());
                 drop(guard);
                 sender.send_replace(Some(result));
             }

@@ -5,7 +5,7 @@ pub mod cni;
 pub mod config;
 pub mod image;
 pub mod load;
-pub mod logging;
+pub mod log_level;
 pub mod serve;
 pub mod version;
 
@@ -40,6 +40,8 @@ enum Command {
     Cni(cni::CniArgs),
     /// Show or check the configuration
     Config(config::ConfigArgs),
+    /// Show or change the log level of the running daemon
+    LogLevel(log_level::LogLevelArgs),
     /// Show the version
     Version,
 }
@@ -122,6 +124,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Demo(options) => crate::demo::run(options),
         Command::Cni(args) => cni::run(args),
         Command::Config(args) => config::run(args),
+        Command::LogLevel(args) => log_level::run(args),
         Command::Version => version::run(),
     }
 }

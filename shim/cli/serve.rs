@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Source, logging};
+use super::Source;
 use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
 use crate::daemon::Shared;
 use crate::exposition;
 use crate::image_service::Images;
+use crate::logging::{self, LogLevel};
 use crate::runtime_service::Runtime;
 use crate::server::listener::Socket;
 use crate::server::{Claim, serve};
@@ -32,15 +33,16 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return super::fail(&error),
     };
-    if let Err(error) = logging::start(&config) {
-        return super::fail(&error);
-    }
+    let log_level = match logging::start(&config) {
+        Ok(log_level) => log_level,
+        Err(error) => return super::fail(&error),
+    };
     for broken in &config.broken_drop_ins {
         tracing::error!("skipped a broken drop-in: {}", broken.message);
     }
     berth_runtime::sys::memory::limit_arenas();
     crate::descriptors::raise_limit();
-    match start(config) {
+    match start(config, log_level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -49,7 +51,7 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
-fn start(config: Config) -> Result<(), String> {
+fn start(config: Config, log_level: LogLevel) -> Result<(), String> {
     // The folders are claimed before anything is read from them: they may be in use by another daemon.
     let claim = Claim::take(&config).map_err(|error| error.to_string())?;
     if let Some(missing) = check::host().missing() {
@@ -62,6 +64,8 @@ fn start(config: Config) -> Result<(), String> {
         .build()
         .map_err(|error| format!("failed to start threads: {error}"))?;
     let served = runtime.block_on(async {
+        logging::follow_signals(log_level.clone())
+            .map_err(|error| format!("failed to install signal handlers: {error}"))?;
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
         crate::recover::run(&daemon).await.map_err(|error| error.to_string())?;
         let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
@@ -72,9 +76,9 @@ fn start(config: Config) -> Result<(), String> {
         tokio::spawn(sessions.serve(daemon.clone()));
         let metrics_socket = serve_metrics(&config, &daemon).await?;
         let instruments = daemon.instruments.clone();
+        let admin = AdminService::new(daemon.clone(), log_level);
         let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
-        let served =
-            serve(config, claim, runtime, images, AdminService::new(daemon.clone()), instruments).await;
+        let served = serve(config, claim, runtime, images, admin, instruments).await;
         metrics_socket.inspect(Socket::remove);
         crate::pod::run::release_default_cgroup(&daemon);
         let records = daemon.records.clone();

@@ -111,7 +111,11 @@ pub const KEYS: [Key; 37] = [
         "log_level",
         "Log level: off, error, warn, info, debug or trace; or by module: \"info,berth_image=debug\".",
     ),
-    key("", "log_format", "Log format: text or json."),
+    key(
+        "",
+        "log_format",
+        "Log format: text, json, journald (entries with fields), or auto: journald if it receives standard error, else text.",
+    ),
     key("", "cgroup_driver", "Cgroup driver: auto, systemd or cgroupfs; the kubelet uses the same."),
     key(
         "",

@@ -165,7 +165,7 @@ impl Default for Config {
             stream_key: None,
             metrics_address: None,
             log_level: "info".to_owned(),
-            log_format: LogFormat::Text,
+            log_format: LogFormat::Auto,
             cgroup_driver: CgroupDriver::Auto,
             restrict_oom_score_adj: false,
             default_ulimits: Vec::new(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_runtime::client::FoundKeeper;
+use tracing::Instrument;
 
 use crate::blocking::blocking;
 use crate::cgroups;
@@ -154,11 +155,13 @@ pub(super) async fn finish(daemon: &Shared, cleanup: PodCleanup) {
     for pod in daemon.store.pods() {
         if pod.state().is_being_released() {
             let daemon = daemon.clone();
-            tasks.spawn(async move {
+            let span = tracing::info_span!(parent: None, "recovery", pod = pod.id.as_str());
+            let release = async move {
                 if let Err(error) = stop::stop_pod(&daemon, &pod).await {
-                    tracing::error!(pod = pod.id.as_str(), %error, "failed to release a pod");
+                    tracing::error!(%error, "failed to release a pod");
                 }
-            });
+            };
+            tasks.spawn(release.instrument(span));
         }
     }
     while let Some(done) = tasks.join_next().await {

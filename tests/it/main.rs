@@ -19,6 +19,7 @@ mod cni_reference;
 mod config;
 mod containers;
 mod cri_fields;
+mod daemon_log;
 mod demo;
 mod events;
 mod hostile_images;
