@@ -13,6 +13,7 @@
 //! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
 //! * [`logging`]: the log, its formats and its level
+//! * [`traces`]: spans for OpenTelemetry
 //! * [`instruments`]: counters and durations of the daemon's own work; [`exposition`]: serves them to Prometheus
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`cgroups`], [`host_files`]: work that blocks
@@ -62,5 +63,6 @@ pub mod stats;
 pub mod store;
 pub mod stream;
 pub mod systemd;
+pub mod traces;
 pub mod undo;
 pub mod views;

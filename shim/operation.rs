@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tonic::Status;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::ids::{ContainerId, PodId};
 use crate::instruments::Instruments;
 use crate::store::{ContainerName, PodName};
+use crate::traces;
 
 /// The kind and the object of an operation. Two calls with equal keys are one operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +57,8 @@ pub struct Progress {
     rpc: &'static str,
     steps: Arc<Mutex<Steps>>,
     instruments: Arc<Instruments>,
+    /// The operation in its trace.
+    span: Span,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,8 @@ struct Steps {
     finished: Vec<(&'static str, Duration)>,
     current: &'static str,
     since: Instant,
+    /// The current step in the trace of the operation.
+    span: Span,
 }
 
 impl Steps {
@@ -97,8 +102,10 @@ const FIRST_STEP: &str = "waiting";
 
 impl Progress {
     fn new(rpc: &'static str, instruments: Arc<Instruments>) -> Self {
-        let steps = Steps { finished: Vec::new(), current: FIRST_STEP, since: Instant::now() };
-        Self { rpc, steps: Arc::new(Mutex::new(steps)), instruments }
+        let steps =
+            Steps { finished: Vec::new(), current: FIRST_STEP, since: Instant::now(), span: Span::none() };
+        let span = tracing::trace_span!(target: traces::TARGET, "operation", otel.name = %format_args!("operation {rpc}"));
+        Self { rpc, steps: Arc::new(Mutex::new(steps)), instruments, span }
     }
 
     /// Starts the next step.
@@ -108,6 +115,9 @@ impl Progress {
         tracing::debug!(finished, micros = time.as_micros(), next = name, "step");
         steps.finished.push((finished, time));
         (steps.current, steps.since) = (name, Instant::now());
+        steps.span = tracing::trace_span!(
+            target: traces::TARGET, parent: &self.span, "step", otel.name = %format_args!("step {name}")
+        );
         drop(steps);
         self.instruments.step_ended(self.rpc, finished, time);
     }
@@ -117,6 +127,7 @@ impl Progress {
         let mut steps = lock(&self.steps);
         let (finished, time) = (steps.current, steps.since.elapsed());
         steps.finished.push((finished, time));
+        steps.span = Span::none();
         let (rpc, ms, steps) = (self.rpc, steps.total(), steps.describe());
         self.instruments.step_ended(rpc, finished, time);
         match succeeded {
@@ -206,7 +217,11 @@ impl Operations {
         let work = work(progress.clone());
         tokio::spawn(
             async move {
-                let result = work.await;
+                let span = progress.span.clone();
+                let result = work.instrument(span.clone()).await;
+                if let Err(status) = &result {
+                    traces::fail(&span, &status.message());
+                }
                 progress.end(result.is_ok());
                 drop(guard);
                 sender.send_replace(Some(result));

@@ -55,6 +55,7 @@ mod runtime_config;
 mod status;
 pub mod sysctls;
 mod template;
+mod trace;
 mod version;
 mod watch;
 

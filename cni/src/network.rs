@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde_json::Value;
+use tracing::Instrument;
 
 use crate::call::{Call, parse_args};
 use crate::config::Configuration;
@@ -20,7 +21,9 @@ use crate::record::{Record, Records};
 use crate::result::CniResult;
 use crate::runtime_config::{RangeEntry, RuntimeConfig};
 use crate::version::Version;
-use crate::{Attachment, Error, Options, PluginCommand, PluginObserver, PodAttach, Result, pin, pod_link};
+use crate::{
+    Attachment, Error, Options, PluginCommand, PluginObserver, PodAttach, Result, pin, pod_link, trace,
+};
 
 /// The name of the interface in a pod.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -193,7 +196,9 @@ impl Network {
             let runtime = parameters.of_entry(entry)?;
             let call = self.call(config, pod, Some(netns), record, &runtime, parameters);
             let started = Instant::now();
-            let added = entry.plugin.add(&call, &entry.config, result).await;
+            let span = trace::plugin(entry.kind(), PluginCommand::Add);
+            let added = entry.plugin.add(&call, &entry.config, result).instrument(span.clone()).await;
+            trace::end(&span, &added);
             self.observe(entry, PluginCommand::Add, started, added.is_ok());
             result = added?;
             tracing::debug!(pod, plugin = entry.kind(), elapsed = ?started.elapsed(), "network plugin attached pod");
@@ -323,7 +328,10 @@ impl Network {
                 Ok(runtime) => {
                     let call = self.call(config, pod, netns, record, &runtime, &parameters);
                     let started = Instant::now();
-                    let deleted = entry.plugin.del(&call, &entry.config, &result).await;
+                    let span = trace::plugin(entry.kind(), PluginCommand::Del);
+                    let deleted =
+                        entry.plugin.del(&call, &entry.config, &result).instrument(span.clone()).await;
+                    trace::end(&span, &deleted);
                     self.observe(entry, PluginCommand::Del, started, deleted.is_ok());
                     deleted
                 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio::runtime::Runtime;
 
 use super::Source;
 use crate::admin_service::AdminService;
@@ -12,10 +13,11 @@ use crate::daemon::Shared;
 use crate::exposition;
 use crate::image_service::Images;
 use crate::logging::{self, LogLevel};
-use crate::runtime_service::Runtime;
+use crate::runtime_service::Runtime as RuntimeService;
 use crate::server::listener::Socket;
 use crate::server::{Claim, serve};
 use crate::stream::Listener;
+use crate::traces;
 
 /// Arguments of `berth serve`.
 #[derive(Clone, Debug, Args)]
@@ -33,37 +35,53 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return super::fail(&error),
     };
-    let log_level = match logging::start(&config) {
+    berth_runtime::sys::memory::limit_arenas();
+    let runtime = match threads() {
+        Ok(runtime) => runtime,
+        Err(error) => return super::fail(&format!("failed to start threads: {error}")),
+    };
+    // The export of traces runs on these threads.
+    let entered = runtime.enter();
+    let (traces, layer) = match traces::export::from_environment() {
+        Ok(exported) => exported.unzip(),
+        Err(error) => return super::fail(&error),
+    };
+    let log_level = match logging::start(&config, layer) {
         Ok(log_level) => log_level,
         Err(error) => return super::fail(&error),
     };
+    drop(entered);
     for broken in &config.broken_drop_ins {
         tracing::error!("skipped a broken drop-in: {}", broken.message);
     }
-    berth_runtime::sys::memory::limit_arenas();
     crate::descriptors::raise_limit();
-    match start(config, log_level) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
+    let served = start(&runtime, config, log_level);
+    if let Err(error) = &served {
+        tracing::error!("{error}");
     }
+    if let Some(traces) = traces {
+        traces.stop();
+    }
+    // Calls that block in the kernel do not delay the exit.
+    runtime.shutdown_background();
+    if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn start(config: Config, log_level: LogLevel) -> Result<(), String> {
+fn threads() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .thread_name("berth")
+        .enable_all()
+        .build()
+}
+
+fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), String> {
     // The folders are claimed before anything is read from them: they may be in use by another daemon.
     let claim = Claim::take(&config).map_err(|error| error.to_string())?;
     if let Some(missing) = check::host().missing() {
         tracing::error!("this host lacks {missing}; pods will not run");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers())
-        .thread_name("berth")
-        .enable_all()
-        .build()
-        .map_err(|error| format!("failed to start threads: {error}"))?;
-    let served = runtime.block_on(async {
+    runtime.block_on(async {
         logging::follow_signals(log_level.clone())
             .map_err(|error| format!("failed to install signal handlers: {error}"))?;
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
@@ -77,7 +95,7 @@ fn start(config: Config, log_level: LogLevel) -> Result<(), String> {
         let metrics_socket = serve_metrics(&config, &daemon).await?;
         let instruments = daemon.instruments.clone();
         let admin = AdminService::new(daemon.clone(), log_level);
-        let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
+        let (runtime, images) = (RuntimeService::new(daemon.clone()), Images::new(daemon.clone()));
         let served = serve(config, claim, runtime, images, admin, instruments).await;
         metrics_socket.inspect(Socket::remove);
         crate::pod::run::release_default_cgroup(&daemon);
@@ -86,10 +104,7 @@ fn start(config: Config, log_level: LogLevel) -> Result<(), String> {
             tracing::error!("failed to write all records; the next daemon gets the states from the keepers");
         }
         served.map_err(|error| error.to_string())
-    });
-    // Calls that block in the kernel do not delay the exit.
-    runtime.shutdown_background();
-    served
+    })
 }
 
 /// Starts to serve metrics, if an address is configured. Returns the unix socket, if they are served on one.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::layer::Layered;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 
@@ -14,10 +13,8 @@ use tracing_subscriber::reload;
 const QUIET_LIBRARIES: &str =
     "h2=info,hyper=info,hyper_util=info,loona_hpack=info,rustls=info,tonic=info,tower=info";
 
-type Filter = reload::Layer<EnvFilter, Registry>;
-
-/// The events and spans that pass the filter.
-pub(super) type Filtered = Layered<Filter, Registry>;
+/// The filter of the log.
+pub(super) type Filter = reload::Layer<EnvFilter, Registry>;
 
 /// The control of the log's level. Clones share it.
 #[derive(Clone, Debug)]

@@ -17,24 +17,26 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Config, LogFormat};
+use crate::traces::export::TracesLayer;
 
 pub use level::{LogLevel, follow_signals};
 
 use journal::Journal;
-use level::Filtered;
 use repeats::Repeats;
 
-/// Starts logging as configured, and returns the control of its level.
+/// Starts logging as configured, and returns the control of its level. `traces` gets the spans, too.
 ///
 /// # Errors
 /// The journal cannot be reached although it is configured, or logging was started before.
-pub fn start(config: &Config) -> Result<LogLevel, String> {
+pub fn start(config: &Config, traces: Option<TracesLayer>) -> Result<LogLevel, String> {
     let (filter, level) = level::filter(&config.log_level)?;
-    let started = Registry::default().with(filter).with(output(config.log_format)?).try_init();
-    started.map_err(|error| format!("failed to start logging: {error}")).map(|()| level)
+    let output = output(config.log_format)?.with_filter(filter);
+    let started =
+        Registry::default().with(vec![output.boxed()].into_iter().chain(traces).collect::<Vec<_>>());
+    started.try_init().map_err(|error| format!("failed to start logging: {error}")).map(|()| level)
 }
 
-type Output = Box<dyn Layer<Filtered> + Send + Sync>;
+type Output = Box<dyn Layer<Registry> + Send + Sync>;
 
 fn output(format: LogFormat) -> Result<Output, String> {
     match format {

@@ -52,6 +52,7 @@ pub async fn run_pod_sandbox(
     let daemon = daemon.clone();
     let key = Key::RunPod(name.clone());
     let operations = daemon.operations.clone();
+    let span = tracing::Span::current();
     operations
         .join(key, move |progress| async move {
             let _permit = permit;
@@ -59,7 +60,7 @@ pub async fn run_pod_sandbox(
                 return Err(CriError::already_exists(format!("pod sandbox {name}"), holder.as_str()).into());
             }
             let id = PodId::random();
-            tracing::Span::current().record("pod", id.as_str());
+            span.record("pod", id.as_str());
             Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
         })
         .await
