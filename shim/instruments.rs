@@ -52,7 +52,7 @@ struct Pull {
     result: &'static str,
 }
 
-/// What recovery did to an object of an earlier daemon.
+/// The action of recovery on an object of an earlier daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Recovery {
     object: &'static str,
@@ -82,7 +82,7 @@ impl PullResult {
     }
 }
 
-/// What recovery does to a pod or container of an earlier daemon.
+/// The action of recovery on a pod or container of an earlier daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovered {
     /// It runs, and its keeper is followed.

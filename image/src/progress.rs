@@ -60,7 +60,7 @@ struct Totals {
     reused: AtomicU64,
 }
 
-/// What pulls have transferred since the store was opened.
+/// The amounts that pulls have transferred since the store was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transferred {
     /// The bytes of layers and files as they were received, also those of failed transfers.

@@ -271,7 +271,7 @@ impl KeeperClient {
     }
 }
 
-/// Records the failure of a call in its span. The failed step of a first process gets a span of its own, with the error of
+/// Records the failure of a call in its span. The failed step of a first process gets a separate span, with the error of
 /// its system call.
 fn trace_failure(span: &Span, error: &KeeperError) {
     if let KeeperError::Failure(Failure::Init(failure)) = error {

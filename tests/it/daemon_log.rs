@@ -171,7 +171,7 @@ async fn a_repeated_warning_is_held_back_and_counted() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// A socket in the place of journald's, for a daemon with a mount namespace of its own.
+/// A socket in the place of journald's, for a daemon with a private mount namespace.
 struct JournalSocket {
     folder: tempfile::TempDir,
     socket: UnixDatagram,

@@ -50,5 +50,6 @@ mod streaming_limits;
 mod support;
 mod survival;
 mod systemd;
+mod traces;
 mod updates;
 mod userns;
