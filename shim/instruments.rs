@@ -318,7 +318,7 @@ mod tests {
             "berth_operations_cancelled_total{operation=\"Version\"} 1\n",
             "berth_operations_in_flight{operation=\"Version\"} 0\n",
             "berth_operations_duration_seconds_count{operation=\"Version\"} 2\n",
-            "berth_operations_duration_seconds_bucket{le=\"0.005\",operation=\"Version\"} 1\n",
+            "berth_operations_duration_seconds_bucket{operation=\"Version\",le=\"0.005\"} 1\n",
             "berth_image_pulls_total{result=\"failure\"} 0\n",
         ] {
             assert!(text.contains(line), "{line}{text}");

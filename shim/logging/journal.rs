@@ -4,7 +4,6 @@
 
 use std::fmt::{Debug, Write as _};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -44,7 +43,7 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn connect() -> io::Result<Self> {
         // The socket is not connected: journald may be restarted.
-        let _exists = std::fs::metadata(SOCKET)?.ino();
+        std::fs::metadata(SOCKET)?;
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
         Ok(Self { socket })

@@ -64,7 +64,7 @@ async fn every_operation_logs_one_line_with_the_times_of_its_steps() {
         ("StartContainer done", 1, &container, vec!["exec "]),
         ("StartContainer failed", 1, &failing, vec!["exec "]),
         ("StopContainer done", 1, &container, vec!["grace period "]),
-        ("RemoveContainer done", 1, &container, vec!["writable layer ", "folder "]),
+        ("RemoveContainer done", 2, &container, vec!["writable layer ", "folder "]),
         ("StopPodSandbox done", 1, &pod, vec!["release "]),
         ("RemovePodSandbox done", 1, &pod, vec!["folders "]),
     ] {
