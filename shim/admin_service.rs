@@ -6,16 +6,18 @@ use berth_image::Credentials;
 use berth_proto::admin::admin_server::Admin;
 use berth_proto::admin::{
     ArchivePiece, ExplainImageRequest, ExplainImageResponse, FsckRequest, FsckResponse, LoadImageRequest,
-    LoadImageResponse, LoadedImage, PullImageRequest, PullProgress, SaveImagesRequest, Verdict, VerifiedPart,
-    VerifyImagesRequest, VerifyImagesResponse,
+    LoadImageResponse, LoadedImage, LogLevelRequest, LogLevelResponse, PullImageRequest, PullProgress,
+    SaveImagesRequest, Verdict, VerifiedPart, VerifyImagesRequest, VerifyImagesResponse,
 };
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
+use crate::config::value::LogFilter;
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::fsck;
 use crate::images;
+use crate::logging::LogLevel;
 use crate::responses::ResponseStream;
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -24,13 +26,14 @@ type Reply<T> = Result<Response<T>, Status>;
 #[derive(Clone, Debug)]
 pub struct AdminService {
     daemon: Shared,
+    log_level: LogLevel,
 }
 
 impl AdminService {
-    /// Creates the service of `daemon`.
+    /// Creates the service of `daemon`, which changes the level of its log by `log_level`.
     #[must_use]
-    pub fn new(daemon: Shared) -> Self {
-        Self { daemon }
+    pub fn new(daemon: Shared, log_level: LogLevel) -> Self {
+        Self { daemon, log_level }
     }
 }
 
@@ -94,6 +97,22 @@ impl Admin for AdminService {
         let check = tokio::spawn(async move { fsck::run(&parts, repair).await }.in_current_span());
         let report = check.await.map_err(|panic| CriError::internal("check the host", panic))?;
         Ok(Response::new(report.map_err(CriError::from)?.into()))
+    }
+
+    async fn log_level(&self, request: Request<LogLevelRequest>) -> Reply<LogLevelResponse> {
+        let LogLevelRequest { level, reset } = request.into_inner();
+        let by = "berth log-level";
+        let changed = match (level.as_str(), reset) {
+            ("", false) => Ok(()),
+            ("", true) => self.log_level.reset(by),
+            (level, _) => level
+                .parse::<LogFilter>()
+                .map_err(|error| error.to_string())
+                .and_then(|level| self.log_level.set(&String::from(level), by)),
+        };
+        changed.map_err(|why| CriError::invalid("level", why))?;
+        let (level, configured) = (self.log_level.current(), self.log_level.configured().to_owned());
+        Ok(Response::new(LogLevelResponse { level, configured }))
     }
 
     type SaveImagesStream = ResponseStream<ArchivePiece>;

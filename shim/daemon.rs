@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::CriError;
 use crate::host::HostFacts;
 use crate::images;
+use crate::instruments::Instruments;
 use crate::network::PodNetwork;
 use crate::pods::Pods;
 use crate::session_url::SessionUrls;
@@ -51,10 +52,11 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
     let root = config.root.clone();
     blocking(move || crate::store::file::make_private_folder(&root)).await?;
     let images = ImageStore::open(images::options(&config)).await?;
-    let network = Arc::new(PodNetwork::open(&config)?);
+    let instruments = Arc::new(Instruments::default());
+    let network = Arc::new(PodNetwork::open(&config, instruments.clone())?);
     let programs = Arc::new(Programs::seal(crate::programs::KEEPER, crate::programs::PAUSE)?);
     Ok(Arc::new(Daemon {
-        pods: Arc::new(Pods::open(&config, network.network.clone())?),
+        pods: Arc::new(Pods::open(&config, network.network.clone(), instruments)?),
         images,
         network,
         cgroups: Cgroups::detect(config.cgroup_driver(), &programs, &config.root)?,

@@ -62,7 +62,8 @@ impl ImageService for Images {
         let (store, handlers) = self.parts();
         let request = request.into_inner();
         let image = required(request.image)?;
-        let pulling = images::pull(store, handlers, &image, request.auth.as_ref());
+        let pulling =
+            images::pull(store, &self.daemon.pods.instruments, handlers, &image, request.auth.as_ref());
         let image_ref = report::pull(&self.daemon.pods.events, &image.image, pulling).await?;
         Ok(Response::new(PullImageResponse { image_ref }))
     }

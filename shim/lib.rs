@@ -15,6 +15,9 @@
 //!   [`cgroups`], [`host`]; [`recover`]: recovery after a restart; [`undo`]: undoes a failed operation
 //! * [`observe`]: operations in flight and the surroundings of a pod, for `berth diag`
 //! * [`inventory`], [`fsck`]: objects on the host, and their comparison with the records
+//! * [`logging`]: the log, its formats and its level
+//! * [`traces`]: spans for OpenTelemetry
+//! * [`instruments`]: counters and durations of the daemon's own work; [`exposition`]: serves them to Prometheus
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`host_files`]: work that blocks
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
@@ -36,6 +39,7 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod exec;
+pub mod exposition;
 pub mod fsck;
 pub mod host;
 pub mod host_files;
@@ -43,11 +47,13 @@ pub mod ids;
 pub mod image_service;
 pub mod images;
 pub mod info;
+pub mod instruments;
 pub mod inventory;
 pub mod keeper;
 pub mod leftovers;
 #[cfg(test)]
 mod lifecycle_tests;
+pub mod logging;
 pub mod lsm;
 pub mod metrics;
 pub mod network;
@@ -69,5 +75,6 @@ pub mod stats;
 pub mod store;
 pub mod stream;
 pub mod systemd;
+pub mod traces;
 pub mod undo;
 pub mod views;

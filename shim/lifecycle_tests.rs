@@ -11,6 +11,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::container::{start, stop};
 use crate::ids::{ContainerId, PodId};
+use crate::instruments::Instruments;
 use crate::keeper::KeeperClient;
 use crate::keeper::fake::{FakeKeeper, Reaction};
 use crate::network::PodNetwork;
@@ -39,10 +40,11 @@ impl Node {
             cni_data_dir: place("addresses"),
             ..Config::default()
         };
-        let network = Arc::new(PodNetwork::open(&config).unwrap());
-        let pods = Arc::new(Pods::open(&config, network.network.clone()).unwrap());
+        let instruments = Arc::new(Instruments::default());
+        let network = Arc::new(PodNetwork::open(&config, instruments.clone()).unwrap());
+        let pods = Arc::new(Pods::open(&config, network.network.clone(), instruments).unwrap());
         let programs = Arc::new(Programs::seal(b"", b"").unwrap());
-        let cgroups = Cgroups::detect(CgroupDriver::Cgroupfs, &programs).unwrap();
+        let cgroups = Cgroups::detect(CgroupDriver::Cgroupfs, &programs, folder.path()).unwrap();
         let pod_record = PodRecord {
             id: PodId::random(),
             config: PodSandboxConfig::default(),

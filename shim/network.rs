@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
-use berth_cni::{Builtin, Network, PodAttach, sysctls};
+use berth_cni::{Builtin, Network, PluginObserver, PodAttach, sysctls};
 
 use crate::config::Config;
 use crate::error::CriError;
@@ -19,12 +20,12 @@ pub struct PodNetwork {
 }
 
 impl PodNetwork {
-    /// Opens the configured network.
+    /// Opens the configured network. `observer` receives the calls of plugins.
     ///
     /// # Errors
     /// A folder cannot be created, or a record cannot be read.
-    pub fn open(config: &Config) -> Result<Self, CriError> {
-        let network = Network::open(options(config))?;
+    pub fn open(config: &Config, observer: Arc<dyn PluginObserver>) -> Result<Self, CriError> {
+        let network = Network::open(berth_cni::Options { observer: Some(observer), ..options(config) })?;
         Ok(Self { network, attaching: tokio::sync::RwLock::default() })
     }
 
@@ -83,5 +84,6 @@ pub fn options(config: &Config) -> berth_cni::Options {
             subnets: config.network.subnets.clone(),
             mtu: config.network.mtu,
         },
+        observer: None,
     }
 }

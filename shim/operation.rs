@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tonic::Status;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::ids::{ContainerId, PodId};
+use crate::instruments::Instruments;
 use crate::store::{ContainerName, PodName};
+use crate::traces;
 
 /// The kind and the object of an operation. Two calls with equal keys are one operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,15 +35,6 @@ pub enum Key {
     Remove(ContainerId),
 }
 
-/// The current step of an operation; verbose status shows it.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    step: Arc<Mutex<(&'static str, Instant)>>,
-    started: Instant,
-    /// The id of the object that is being created.
-    creates: Arc<OnceLock<String>>,
-}
-
 /// An operation in flight, as an operator sees it.
 #[derive(Clone, Debug)]
 pub struct InFlight {
@@ -57,10 +50,87 @@ pub struct InFlight {
     pub step_elapsed: Duration,
 }
 
+impl Key {
+    /// Returns the name of the RPC that starts the operation.
+    #[must_use]
+    pub fn rpc(&self) -> &'static str {
+        match self {
+            Self::RunPod(_) => "RunPodSandbox",
+            Self::StopPod(_) => "StopPodSandbox",
+            Self::RemovePod(_) => "RemovePodSandbox",
+            Self::Create(..) => "CreateContainer",
+            Self::Start(_) => "StartContainer",
+            Self::Stop(..) => "StopContainer",
+            Self::Remove(_) => "RemoveContainer",
+        }
+    }
+}
+
+/// The steps of an operation; verbose status shows the current one.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    rpc: &'static str,
+    steps: Arc<Mutex<Steps>>,
+    started: Instant,
+    /// The id of the object that is being created.
+    creates: Arc<OnceLock<String>>,
+    instruments: Arc<Instruments>,
+    /// The operation in its trace.
+    span: Span,
+}
+
+#[derive(Debug)]
+struct Steps {
+    finished: Vec<(&'static str, Duration)>,
+    current: &'static str,
+    since: Instant,
+    /// The current step in the trace of the operation.
+    span: Span,
+}
+
+impl Steps {
+    /// Returns the time of the finished steps in milliseconds.
+    fn total(&self) -> String {
+        milliseconds(self.finished.iter().map(|(_, time)| *time).sum())
+    }
+
+    /// Returns the finished steps with their times, without the first one if nothing had to wait.
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for (step, time) in &self.finished {
+            if *step == FIRST_STEP && *time < SHORT_WAIT {
+                continue;
+            }
+            let comma = if text.is_empty() { "" } else { ", " };
+            text.push_str(&format!("{comma}{step} {} ms", milliseconds(*time)));
+        }
+        text
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() * 1000.0)
+}
+
+/// A wait before the first step that is not worth a word.
+const SHORT_WAIT: Duration = Duration::from_millis(1);
+
+/// The step before the first one that an operation names.
+const FIRST_STEP: &str = "waiting";
+
 impl Progress {
-    fn new() -> Self {
-        let started = Instant::now();
-        Self { step: Arc::new(Mutex::new(("waiting", started))), started, creates: Arc::default() }
+    fn new(rpc: &'static str, instruments: Arc<Instruments>) -> Self {
+        let steps =
+            Steps { finished: Vec::new(), current: FIRST_STEP, since: Instant::now(), span: Span::none() };
+        let span = tracing::trace_span!(target: traces::TARGET, "operation", otel.name = %format_args!("operation {rpc}"));
+        Self {
+            rpc,
+            steps: Arc::new(Mutex::new(steps)),
+            started: Instant::now(),
+            creates: Arc::default(),
+            instruments,
+            span,
+        }
     }
 
     /// Sets the id of the object that is being created.
@@ -71,15 +141,48 @@ impl Progress {
 
     /// Starts the next step.
     pub fn step(&self, name: &'static str) {
-        let mut step = lock(&self.step);
-        tracing::debug!(finished = step.0, micros = step.1.elapsed().as_micros(), next = name, "step");
-        *step = (name, Instant::now());
+        let mut steps = lock(&self.steps);
+        let (finished, time) = (steps.current, steps.since.elapsed());
+        tracing::debug!(finished, micros = time.as_micros(), next = name, "step");
+        steps.finished.push((finished, time));
+        (steps.current, steps.since) = (name, Instant::now());
+        steps.span = tracing::trace_span!(
+            target: traces::TARGET, parent: &self.span, "step", otel.name = %format_args!("step {name}")
+        );
+        drop(steps);
+        self.instruments.step_ended(self.rpc, finished, time);
+    }
+
+    /// Ends the last step and logs the operation, in one line. The pod and the container are in the span.
+    fn end(&self, succeeded: bool) {
+        let mut steps = lock(&self.steps);
+        let (finished, time) = (steps.current, steps.since.elapsed());
+        steps.finished.push((finished, time));
+        steps.span = Span::none();
+        let (rpc, ms, steps) = (self.rpc, steps.total(), steps.describe());
+        self.instruments.step_ended(rpc, finished, time);
+        match succeeded {
+            true => tracing::info!(ms, steps, "{rpc} done"),
+            // The RPC's own line has the error.
+            false => tracing::info!(ms, steps, "{rpc} failed"),
+        }
     }
 
     fn describe(&self) -> String {
-        let step = lock(&self.step);
-        format!("{} for {:.1} s", step.0, step.1.elapsed().as_secs_f64())
+        let steps = lock(&self.steps);
+        format!("{} for {:.1} s", steps.current, steps.since.elapsed().as_secs_f64())
     }
+}
+
+/// The current step of an operation in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CurrentStep {
+    /// The RPC that started the operation.
+    pub rpc: &'static str,
+    /// The name of the step.
+    pub step: &'static str,
+    /// How long the step has taken so far.
+    pub time: Duration,
 }
 
 type Answer = Option<Result<String, Status>>;
@@ -93,6 +196,7 @@ struct Running {
 #[derive(Clone, Default)]
 pub struct Operations {
     running: Arc<Mutex<HashMap<Key, Running>>>,
+    instruments: Arc<Instruments>,
 }
 
 impl fmt::Debug for Operations {
@@ -102,6 +206,12 @@ impl fmt::Debug for Operations {
 }
 
 impl Operations {
+    /// Creates an empty list, whose operations record the durations of their steps.
+    #[must_use]
+    pub fn new(instruments: Arc<Instruments>) -> Self {
+        Self { running: Arc::default(), instruments }
+    }
+
     /// Runs `work` as a separate task, or joins the operation in flight with the same key, and waits for the answer.
     /// The task runs to its end even if the caller disconnects.
     ///
@@ -132,13 +242,18 @@ impl Operations {
         F: Future<Output = Result<String, Status>> + Send + 'static,
     {
         let (sender, answer) = watch::channel(None);
-        let progress = Progress::new();
+        let progress = Progress::new(key.rpc(), self.instruments.clone());
         running.insert(key.clone(), Running { progress: progress.clone(), answer: answer.clone() });
         let guard = RunningGuard { operations: self.clone(), key };
-        let work = work(progress);
+        let work = work(progress.clone());
         tokio::spawn(
             async move {
-                let result = work.await;
+                let span = progress.span.clone();
+                let result = work.instrument(span.clone()).await;
+                if let Err(status) = &result {
+                    traces::fail(&span, &status.message());
+                }
+                progress.end(result.is_ok());
                 drop(guard);
                 sender.send_replace(Some(result));
             }
@@ -164,18 +279,29 @@ impl Operations {
             .iter()
             .map(|(key, operation)| {
                 let progress = &operation.progress;
-                let (step, since) = *lock(&progress.step);
+                let steps = lock(&progress.steps);
                 InFlight {
                     key: key.clone(),
                     creates: progress.creates.get().cloned(),
-                    step,
+                    step: steps.current,
                     elapsed: progress.started.elapsed(),
-                    step_elapsed: since.elapsed(),
+                    step_elapsed: steps.since.elapsed(),
                 }
             })
             .collect();
         all.sort_by_key(|operation| std::cmp::Reverse(operation.elapsed));
         all
+    }
+
+    /// Returns the current step of each operation in flight.
+    #[must_use]
+    pub fn current_steps(&self) -> Vec<CurrentStep> {
+        let running = lock(&self.running);
+        let steps = running.values().map(|operation| {
+            let steps = lock(&operation.progress.steps);
+            CurrentStep { rpc: operation.progress.rpc, step: steps.current, time: steps.since.elapsed() }
+        });
+        steps.collect()
     }
 
     /// Waits until no operation is in flight.
@@ -211,10 +337,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
     use proptest::prelude::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 

@@ -10,6 +10,7 @@ use crate::blocking::blocking;
 use crate::config::Config;
 use crate::error::CriError;
 use crate::event::Events;
+use crate::instruments::Instruments;
 use crate::keeper::KeeperClient;
 use crate::operation::Operations;
 use crate::store::{Container, Folders, RecordWriter, Store};
@@ -27,6 +28,8 @@ pub struct Pods {
     pub operations: Operations,
     /// The subscribers of container events.
     pub events: Events,
+    /// The daemon's own metrics.
+    pub instruments: Arc<Instruments>,
 }
 
 /// The time limit for writing the exits of containers.
@@ -37,7 +40,7 @@ impl Pods {
     ///
     /// # Errors
     /// The thread that writes records cannot be started.
-    pub fn open(config: &Config, network: Network) -> Result<Self, CriError> {
+    pub fn open(config: &Config, network: Network, instruments: Arc<Instruments>) -> Result<Self, CriError> {
         let store = Arc::new(Store::default());
         let records =
             RecordWriter::start().map_err(|error| CriError::internal("start the record writer", error))?;
@@ -46,7 +49,8 @@ impl Pods {
             store,
             folders: Folders::new(&config.root, &config.state),
             records,
-            operations: Operations::default(),
+            operations: Operations::new(instruments.clone()),
+            instruments,
         })
     }
 

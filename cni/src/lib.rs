@@ -61,6 +61,7 @@ mod runtime_config;
 mod status;
 pub mod sysctls;
 mod template;
+mod trace;
 mod version;
 mod watch;
 
@@ -99,6 +100,34 @@ pub struct Options {
     pub patience: Duration,
     /// The network of a node without a configuration file.
     pub builtin: Builtin,
+    /// Receives the duration of every call of a plugin.
+    pub observer: Option<std::sync::Arc<dyn PluginObserver>>,
+}
+
+/// A command of the CNI specification that attaches or detaches a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PluginCommand {
+    /// `ADD`.
+    Add,
+    /// `DEL`.
+    Del,
+}
+
+impl PluginCommand {
+    /// Returns the name in the specification.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+        }
+    }
+}
+
+/// Receives the calls of plugins, for metrics.
+pub trait PluginObserver: std::fmt::Debug + Send + Sync {
+    /// A call of a plugin of type `plugin` has ended.
+    fn called(&self, plugin: &str, command: PluginCommand, time: Duration, succeeded: bool);
 }
 
 /// The network that a node has without a configuration file: a bridge that masquerades.

@@ -15,13 +15,13 @@ pub(crate) async fn within<T: Send + 'static>(
 ) -> Result<T> {
     let netns: OwnedFd =
         netns.try_clone_to_owned().doing("duplicate the descriptor of a network namespace")?;
-    let runtime = tokio::runtime::Handle::current();
+    let (runtime, span) = (tokio::runtime::Handle::current(), tracing::Span::current());
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let run = move || {
         let _runtime = runtime.enter();
         let entered =
             move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network));
-        let result = entered.doing("enter the pod's network namespace").and_then(|()| work());
+        let result = entered.doing("enter the pod's network namespace").and_then(|()| span.in_scope(work));
         // If the caller is gone, nobody receives the result.
         drop(sender.send(result));
     };
@@ -36,9 +36,10 @@ pub(crate) fn on_a_thread_in<T: Send>(
     netns: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
+    let span = tracing::Span::current();
     let enter = || {
         let entered = move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network));
-        entered.doing("enter a network namespace").and_then(|()| work())
+        entered.doing("enter a network namespace").and_then(|()| span.in_scope(work))
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, enter);

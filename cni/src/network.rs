@@ -5,8 +5,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde_json::Value;
+use tracing::Instrument;
 
 use crate::call::{Call, parse_args};
 use crate::config::Configuration;
@@ -19,7 +21,9 @@ use crate::record::{Record, Records};
 use crate::result::CniResult;
 use crate::runtime_config::{RangeEntry, RuntimeConfig};
 use crate::version::Version;
-use crate::{Attachment, Error, Options, PodAttach, Result, pin, pod_link};
+use crate::{
+    Attachment, Error, Options, PluginCommand, PluginObserver, PodAttach, Result, pin, pod_link, trace,
+};
 
 /// The name of the interface in a pod.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -44,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) restoring: tokio::sync::Mutex<()>,
     /// How often other programs have removed rules.
     pub(crate) losses: AtomicU64,
+    observer: Option<Arc<dyn PluginObserver>>,
 }
 
 impl Network {
@@ -67,6 +72,7 @@ impl Network {
             ending: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             losses: AtomicU64::new(0),
+            observer: options.observer.clone(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -189,11 +195,21 @@ impl Network {
             }
             let runtime = parameters.of_entry(entry)?;
             let call = self.call(config, pod, Some(netns), record, &runtime, parameters);
-            let started = std::time::Instant::now();
-            result = entry.plugin.add(&call, &entry.config, result).await?;
+            let started = Instant::now();
+            let span = trace::plugin(entry.kind(), PluginCommand::Add);
+            let added = entry.plugin.add(&call, &entry.config, result).instrument(span.clone()).await;
+            trace::end(&span, &added);
+            self.observe(entry, PluginCommand::Add, started, added.is_ok());
+            result = added?;
             tracing::debug!(pod, plugin = entry.kind(), elapsed = ?started.elapsed(), "network plugin attached pod");
         }
         Ok(result)
+    }
+
+    fn observe(&self, entry: &Entry, command: PluginCommand, started: Instant, succeeded: bool) {
+        if let Some(observer) = &self.shared.observer {
+            observer.called(entry.kind(), command, started.elapsed(), succeeded);
+        }
     }
 
     /// Brings the loopback interface of a namespace up.
@@ -311,7 +327,13 @@ impl Network {
             let deleted = match parameters.of_entry(entry) {
                 Ok(runtime) => {
                     let call = self.call(config, pod, netns, record, &runtime, &parameters);
-                    entry.plugin.del(&call, &entry.config, &result).await
+                    let started = Instant::now();
+                    let span = trace::plugin(entry.kind(), PluginCommand::Del);
+                    let deleted =
+                        entry.plugin.del(&call, &entry.config, &result).instrument(span.clone()).await;
+                    trace::end(&span, &deleted);
+                    self.observe(entry, PluginCommand::Del, started, deleted.is_ok());
+                    deleted
                 }
                 Err(error) => Err(error),
             };

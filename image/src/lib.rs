@@ -44,7 +44,7 @@ pub use image::{FsUsage, Image, ImageVolume, Usage, WritableLayer};
 pub use mistakes::mistakes;
 pub use platform::Platform;
 pub use printable::{Printable, printable, printable_json};
-pub use progress::{LayerProgress, Stage};
+pub use progress::{LayerProgress, Stage, Transferred};
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};
 pub use store::{

@@ -49,9 +49,27 @@ pub(crate) struct Tracked {
     stage: AtomicU8,
 }
 
-/// The running pulls.
+/// The running pulls, and what all pulls have transferred.
 #[derive(Debug, Default)]
-pub(crate) struct Pulls(Mutex<HashMap<PullKey, Weak<Progress>>>);
+pub(crate) struct Pulls(Mutex<HashMap<PullKey, Weak<Progress>>>, Totals);
+
+#[derive(Debug, Default)]
+struct Totals {
+    bytes: AtomicU64,
+    fetched: AtomicU64,
+    reused: AtomicU64,
+}
+
+/// The amounts that pulls have transferred since the store was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transferred {
+    /// The bytes of layers and files as they were received, also those of failed transfers.
+    pub bytes: u64,
+    /// The layers and files that were fetched.
+    pub fetched: u64,
+    /// The layers that were in the store, or that another pull has fetched.
+    pub reused: u64,
+}
 
 impl Pulls {
     /// Registers a new pull.
@@ -74,6 +92,27 @@ impl Pulls {
         let pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = pulls.iter().filter_map(|((name, _), pull)| Some((name, pull.upgrade()?)));
         running.map(|(name, progress)| (name.clone(), progress.show())).collect()
+    }
+
+    /// Counts a layer whose transfer has ended.
+    pub(crate) fn count(&self, layer: &Tracked, succeeded: bool) {
+        let add = |total: &AtomicU64, count| total.fetch_add(count, Ordering::Relaxed);
+        let was_fetched = layer.show().stage == Stage::Receiving;
+        if was_fetched {
+            add(&self.1.bytes, layer.received.load(Ordering::Relaxed));
+        }
+        match (succeeded, was_fetched) {
+            (true, true) => _ = add(&self.1.fetched, 1),
+            (true, false) => _ = add(&self.1.reused, 1),
+            (false, _) => {}
+        }
+    }
+
+    /// Returns what was counted so far.
+    pub(crate) fn transferred(&self) -> Transferred {
+        let Totals { bytes, fetched, reused } = &self.1;
+        let read = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        Transferred { bytes: read(bytes), fetched: read(fetched), reused: read(reused) }
     }
 
     /// Returns the progress of the layers of a pull. It is empty if the pull does not run.

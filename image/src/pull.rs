@@ -15,7 +15,7 @@ use crate::error::{Error, blocking};
 use crate::image::Image;
 use crate::manifest::{ArtifactManifest, ImageManifest, MAX_MANIFEST, Manifest, choose};
 use crate::policy;
-use crate::progress::{LayerProgress, Progress};
+use crate::progress::{LayerProgress, Progress, Transferred};
 use crate::reference::Reference;
 use crate::registry::Repository;
 use crate::store::{Creation, ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
@@ -76,6 +76,12 @@ impl ImageStore {
     #[must_use]
     pub fn running_pulls(&self) -> Vec<(String, Vec<LayerProgress>)> {
         self.inner().pulls.running()
+    }
+
+    /// Returns what pulls have transferred since the store was opened.
+    #[must_use]
+    pub fn transferred(&self) -> Transferred {
+        self.inner().pulls.transferred()
     }
 
     /// Returns the progress of the pull of a name with these credentials. It is empty before the manifest is
@@ -183,7 +189,8 @@ impl Pull {
             let files = manifest.blobs.iter().zip(names).zip(tracked).map(|((blob, name), tracked)| {
                 let (folder, budget) = (folder.clone(), budget.clone());
                 let (slots, creation) = (&slots, &creation);
-                BlobFile { repository, blob, name, folder, budget, tracked, slots, creation }.fetch()
+                let pulls = &self.inner.pulls;
+                BlobFile { repository, blob, name, folder, budget, tracked, slots, creation, pulls }.fetch()
             });
             try_join_all(files).await?;
             let folder = Arc::into_inner(folder);

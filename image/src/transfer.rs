@@ -13,7 +13,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
-use crate::progress::{Stage, Tracked};
+use crate::progress::{Pulls, Stage, Tracked};
 use crate::registry::{Figures, MIN_RATE, PieceReader, Repository, Watcher};
 use crate::store::{Creation, Inner, LayerKey, LayerRecord, Lease, StagingFolder};
 use crate::unpack::{self, Budget, TreePath};
@@ -68,7 +68,9 @@ impl Download<'_> {
     pub(crate) async fn lease(self) -> Result<Lease, Error> {
         let key = LayerKey::Diff(self.diff_id.clone());
         let fetch = |creation, slot| self.fetch(creation, slot);
-        let lease = self.inner.lease_or_create(&key, Some(self.slots), fetch).await?;
+        let lease = self.inner.lease_or_create(&key, Some(self.slots), fetch).await;
+        self.inner.pulls.count(self.tracked, lease.is_ok());
+        let lease = lease?;
         self.tracked.set(Stage::Done);
         self.finished.add(self.inner.lease_again(&key));
         Ok(lease)
@@ -166,6 +168,7 @@ pub(crate) struct BlobFile<'a> {
     pub(crate) tracked: Arc<Tracked>,
     pub(crate) slots: &'a Slots,
     pub(crate) creation: &'a Creation,
+    pub(crate) pulls: &'a Pulls,
 }
 
 impl BlobFile<'_> {
@@ -183,6 +186,7 @@ impl BlobFile<'_> {
                     first = host + 1;
                 }
                 result => {
+                    self.pulls.count(&self.tracked, result.is_ok());
                     self.tracked.set(Stage::Done);
                     return result;
                 }

@@ -11,7 +11,7 @@ pub mod fsck;
 pub mod generate;
 pub mod image;
 pub mod load;
-pub mod logging;
+pub mod log_level;
 pub mod logs;
 mod node;
 pub mod ps;
@@ -64,6 +64,8 @@ enum Command {
     Fsck(fsck::FsckArgs),
     /// Show or check the configuration
     Config(config::ConfigArgs),
+    /// Show or change the log level of the running daemon
+    LogLevel(log_level::LogLevelArgs),
     /// Show the version
     Version,
     /// Write the manual pages
@@ -114,6 +116,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Cni(args) => cni::run(args),
         Command::Fsck(args) => fsck::run(args),
         Command::Config(args) => config::run(args),
+        Command::LogLevel(args) => log_level::run(args),
         Command::Version => version::run(),
         Command::Man(args) => generate::man(&args),
         Command::Completions(args) => generate::completions(&args),

@@ -3,17 +3,23 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio::runtime::Runtime;
 
-use super::{Source, logging};
+use super::Source;
 use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
+use crate::daemon::Shared;
 use crate::exec::ContainerAccess;
+use crate::exposition;
 use crate::image_service::Images;
+use crate::logging::{self, LogLevel};
 use crate::observer_service::ObserverService;
-use crate::runtime_service::Runtime;
+use crate::runtime_service::Runtime as RuntimeService;
+use crate::server::listener::Socket;
 use crate::server::{Claim, serve};
 use crate::stream::Listener;
+use crate::traces;
 
 /// Arguments of `berth serve`.
 #[derive(Clone, Debug, Args)]
@@ -31,36 +37,55 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return super::fail(&error),
     };
-    if let Err(error) = logging::start(&config) {
-        return super::fail(&error);
-    }
+    berth_runtime::sys::memory::limit_arenas();
+    let runtime = match threads() {
+        Ok(runtime) => runtime,
+        Err(error) => return super::fail(&format!("failed to start threads: {error}")),
+    };
+    // The export of traces runs on these threads.
+    let entered = runtime.enter();
+    let (traces, layer) = match traces::export::from_environment() {
+        Ok(exported) => exported.unzip(),
+        Err(error) => return super::fail(&error),
+    };
+    let log_level = match logging::start(&config, layer) {
+        Ok(log_level) => log_level,
+        Err(error) => return super::fail(&error),
+    };
+    drop(entered);
     for broken in &config.broken_drop_ins {
         tracing::error!("skipped a broken drop-in: {}", broken.message);
     }
-    berth_runtime::sys::memory::limit_arenas();
     crate::descriptors::raise_limit();
-    match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
+    let served = start(&runtime, config, log_level);
+    if let Err(error) = &served {
+        tracing::error!("{error}");
     }
+    if let Some(traces) = traces {
+        traces.stop();
+    }
+    // Calls that block in the kernel do not delay the exit.
+    runtime.shutdown_background();
+    if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn start(config: Config) -> Result<(), String> {
+fn threads() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .thread_name("berth")
+        .enable_all()
+        .build()
+}
+
+fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), String> {
     // The folders are claimed before anything is read from them: they may be in use by another daemon.
     let claim = Claim::take(&config).map_err(|error| error.to_string())?;
     if let Some(missing) = check::host().missing() {
         tracing::error!("this host lacks {missing}; pods will not run");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers())
-        .thread_name("berth")
-        .enable_all()
-        .build()
-        .map_err(|error| format!("failed to start threads: {error}"))?;
-    let served = runtime.block_on(async {
+    runtime.block_on(async {
+        logging::follow_signals(log_level.clone())
+            .map_err(|error| format!("failed to install signal handlers: {error}"))?;
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
         crate::recover::run(&daemon).await.map_err(|error| error.to_string())?;
         let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
@@ -69,19 +94,29 @@ fn start(config: Config) -> Result<(), String> {
         let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
         daemon.sessions.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(ContainerAccess::of(&daemon), daemon.sessions.clone()));
-        let (runtime, images) = (Runtime::new(daemon.clone()), Images::new(daemon.clone()));
-        let (admin, observer) = (AdminService::new(daemon.clone()), ObserverService::new(daemon.clone()));
-        let served = serve(config, claim, runtime, images, admin, observer).await;
+        let metrics_socket = serve_metrics(&config, &daemon).await?;
+        let instruments = daemon.pods.instruments.clone();
+        let (runtime, images) = (RuntimeService::new(daemon.clone()), Images::new(daemon.clone()));
+        let admin = AdminService::new(daemon.clone(), log_level);
+        let observer = ObserverService::new(daemon.clone());
+        let served = serve(config, claim, runtime, images, admin, observer, instruments).await;
+        metrics_socket.inspect(Socket::remove);
         daemon.cgroups.release_default_parent();
         let records = daemon.pods.records.clone();
         if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {
             tracing::error!("failed to write all records; the next daemon gets the states from the keepers");
         }
         served.map_err(|error| error.to_string())
-    });
-    // Calls that block in the kernel do not delay the exit.
-    runtime.shutdown_background();
-    served
+    })
+}
+
+/// Starts to serve metrics, if an address is configured. Returns the unix socket, if they are served on one.
+async fn serve_metrics(config: &Config, daemon: &Shared) -> Result<Option<Socket>, String> {
+    let Some(address) = &config.metrics_address else { return Ok(None) };
+    let metrics = exposition::Listener::bind(address).await.map_err(|error| error.to_string())?;
+    let socket = metrics.socket();
+    tokio::spawn(metrics.serve(daemon.clone()));
+    Ok(socket)
 }
 
 /// The time limit for writing the last records.

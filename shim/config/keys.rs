@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BrokenDropIn;
 use super::declare::settings;
+use super::metrics_address::MetricsAddress;
 use super::value::{
     AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, Described, HandlerNames, LogFilter,
     LogFormat, Mtu, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
@@ -82,12 +83,14 @@ settings! {
         stream_key: AbsolutePath => Option<PathBuf> = None,
             "Key of that certificate, in PEM.", example "\"/etc/berth/stream.key\"",
             note "needs `stream_certificate`";
-        metrics_address: SocketAddr => Option<SocketAddr> = None,
-            "Address for metrics; without it, metrics are not served.", example "\"127.0.0.1:9470\"", flag "ADDRESS:PORT";
+        metrics_address: MetricsAddress => Option<MetricsAddress> = None,
+            "Address for metrics in the format of Prometheus, or unix:///PATH; without it, metrics are not served.",
+            example "\"127.0.0.1:9470\"", flag "ADDRESS";
         log_level: LogFilter => String = "info".to_owned(),
             "Log level: off, error, warn, info, debug or trace; or by module: \"info,berth_image=debug\".", flag "LEVEL";
-        log_format: LogFormat => LogFormat = LogFormat::Text,
-            "Log format: text or json.", flag "FORMAT";
+        log_format: LogFormat => LogFormat = LogFormat::Auto,
+            "Log format: text, json, journald (entries with fields), or auto: journald if it receives standard error, else text.",
+            flag "FORMAT";
         cgroup_driver: CgroupDriver => CgroupDriver = CgroupDriver::Auto,
             "Cgroup driver: auto, systemd or cgroupfs; the kubelet uses the same.", flag "DRIVER",
             note "`auto` is `systemd` if systemd runs the host on cgroup v2, otherwise `cgroupfs`";

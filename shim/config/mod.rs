@@ -13,6 +13,7 @@ pub mod declare;
 pub mod document;
 pub mod keys;
 pub mod load;
+pub mod metrics_address;
 pub mod nearest;
 pub mod problem;
 pub mod value;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 
 pub use keys::{Config, Flags, Layer, NetworkConfig};
 pub use load::{ConfigError, load, mistakes};
+pub use metrics_address::MetricsAddress;
 pub use problem::Problem;
 pub use value::{ByteSize, CgroupDriver, LogFormat};
 
@@ -79,7 +81,7 @@ mod tests {
     #[test]
     fn every_setting_has_its_key_and_every_key_its_setting() {
         let mut config = Config {
-            metrics_address: Some(([127, 0, 0, 1], 1).into()),
+            metrics_address: Some(MetricsAddress::Tcp(([127, 0, 0, 1], 1).into())),
             import_dir: Some("/import".into()),
             cni_conf_template: Some("/template".into()),
             stream_certificate: Some("/tls/certificate".into()),

@@ -291,15 +291,19 @@ fn parallel(count: usize) -> Result<usize, InvalidValue> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Text for people.
+    /// Entries for journald if it receives standard error, else text.
     #[default]
+    Auto,
+    /// Text for people.
     Text,
     /// One JSON object per line.
     Json,
+    /// Entries with fields for journald.
+    Journald,
 }
 
 impl Described for LogFormat {
-    const VALUES: &'static str = "`\"text\"` or `\"json\"`";
+    const VALUES: &'static str = "`\"auto\"`, `\"text\"`, `\"json\"` or `\"journald\"`";
 }
 
 /// The creator of pods' parent cgroups.

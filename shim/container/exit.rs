@@ -23,20 +23,24 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
 /// Handles the exit of a container. With a separate PID namespace no process is left; in a shared namespace or the
 /// host's, other processes of the container continue to run and are killed.
-pub async fn handle(events: &Events, cgroups: &Cgroups, container: &Arc<Container>, record: &ExitRecord) {
-    record_exit(events, container, record).await;
+pub async fn handle(pods: &Pods, cgroups: &Cgroups, container: &Arc<Container>, record: &ExitRecord) {
+    record_exit(pods, container, record).await;
     kill_rest(cgroups, container).await;
 }
 
 /// Records the exit of a container.
-pub(crate) async fn record_exit(events: &Events, container: &Arc<Container>, record: &ExitRecord) {
+pub(crate) async fn record_exit(pods: &Pods, container: &Arc<Container>, record: &ExitRecord) {
     tracing::debug!(container = container.id.as_str(), code = record.code, "container exited");
     let exit = match &record.failure {
         Some(failure) => cannot_run(container, failure, record.finished_at).await,
         None => Exit::from_record(record),
     };
+    let is_news = !matches!(container.state(), ContainerState::Exited(_));
+    if is_news && exit.reason == ExitReason::OomKilled {
+        pods.instruments.container_out_of_memory();
+    }
     container.transition(|state| state.exited(exit));
-    events.container(container);
+    pods.events.container(container);
 }
 
 /// Kills the remaining processes in the cgroup of a container that has exited.

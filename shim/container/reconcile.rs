@@ -9,7 +9,6 @@ use super::exit;
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
-use crate::event::Events;
 use crate::keeper::KeeperClient;
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState, KeeperReport, Pod, Store, file};
@@ -28,13 +27,13 @@ pub(crate) async fn reconcile_pod(
 ) {
     for container in pods.store.containers_of(&pod.id) {
         let seen = snapshot.containers.iter().find(|seen| seen.id == container.id.as_str());
-        reconcile_container(&pods.events, cgroups, &container, seen).await;
+        reconcile_container(pods, cgroups, &container, seen).await;
     }
     forget_unknown(&pods.store, pod, link, snapshot).await;
 }
 
 async fn reconcile_container(
-    events: &Events,
+    pods: &Pods,
     cgroups: &Cgroups,
     container: &Arc<Container>,
     seen: Option<&ContainerSnapshot>,
@@ -43,13 +42,13 @@ async fn reconcile_container(
         KeeperReport::Unchanged => {}
         KeeperReport::Running(started_at) => {
             container.transition(|state| state.started(started_at));
-            events.container(container);
+            pods.events.container(container);
         }
-        KeeperReport::Ended(record) => exit::handle(events, cgroups, container, &record).await,
+        KeeperReport::Ended(record) => exit::handle(pods, cgroups, container, &record).await,
         KeeperReport::Forgotten => {
             match read_exit_record(container).await {
-                Some(record) => exit::record_exit(events, container, &record).await,
-                None => exit::record_kill(events, container, "it was being removed"),
+                Some(record) => exit::record_exit(pods, container, &record).await,
+                None => exit::record_kill(&pods.events, container, "it was being removed"),
             }
             exit::kill_rest(cgroups, container).await;
         }
@@ -57,19 +56,21 @@ async fn reconcile_container(
 }
 
 /// Records the exit of a container without a keeper, and kills its remaining processes.
-pub(crate) async fn end_without_keeper(events: &Events, cgroups: &Cgroups, container: &Arc<Container>) {
-    record_end_without_keeper(events, container).await;
+pub(crate) async fn end_without_keeper(pods: &Pods, cgroups: &Cgroups, container: &Arc<Container>) {
+    record_end_without_keeper(pods, container).await;
     exit::kill_rest(cgroups, container).await;
 }
 
 /// Records the exit of a container without a keeper, from the exit record that the keeper has left.
-pub(crate) async fn record_end_without_keeper(events: &Events, container: &Arc<Container>) {
+pub(crate) async fn record_end_without_keeper(pods: &Pods, container: &Arc<Container>) {
     if matches!(container.state(), ContainerState::Exited(_)) {
         return;
     }
     match read_exit_record(container).await {
-        Some(record) => exit::record_exit(events, container, &record).await,
-        None => exit::record_unknown_exit(events, container, "it ended with its keeper or with the host"),
+        Some(record) => exit::record_exit(pods, container, &record).await,
+        None => {
+            exit::record_unknown_exit(&pods.events, container, "it ended with its keeper or with the host")
+        }
     }
 }
 

@@ -1,16 +1,19 @@
 //! The ImageService: one function per RPC, on the store of the image crate.
 //!
+//! * [`measured`]: counts pulls
 //! * [`progress`]: a pull that reports its progress, for `berth image pull`
 //! * [`mod@options`]: the options of the store
 //! * [`report`]: the events of pulls
 //! * [`save`]: archives, for `berth image save`
 
+mod measured;
 mod options;
 pub mod progress;
 pub mod report;
 pub mod save;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use berth_image::{Credentials, FsUsage, Image, ImageStore, Printable, Reference};
 use berth_proto::admin::{ExplainedServer, Explanation};
@@ -20,6 +23,7 @@ use berth_proto::v1::{
 };
 
 use crate::error::CriError;
+use crate::instruments::Instruments;
 use crate::oci::validate;
 
 pub use options::options;
@@ -30,6 +34,7 @@ pub use options::options;
 /// The reference, the registry or the content is invalid.
 pub async fn pull(
     store: &ImageStore,
+    instruments: &Arc<Instruments>,
     handlers: &[String],
     spec: &ImageSpec,
     auth: Option<&AuthConfig>,
@@ -38,8 +43,10 @@ pub async fn pull(
     spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
     check_handler(handlers, spec)?;
     let credentials = auth.map(credentials).transpose()?.flatten();
-    let image = store.pull_name(&spec.image, credentials).await?;
-    Ok(image.id.to_string())
+    let measured = measured::Pull::start(instruments.clone());
+    let pulled = store.pull_name(&spec.image, credentials).await;
+    measured.ended(&pulled);
+    Ok(pulled?.id.to_string())
 }
 
 /// Checks the runtime handler. It could select how an image is stored (CRI `ImageSpec.runtime_handler`); all handlers

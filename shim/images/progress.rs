@@ -9,6 +9,7 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::measured::Pull;
 use super::report;
 use crate::error::CriError;
 use crate::pods::Pods;
@@ -27,9 +28,11 @@ pub fn pull(
 ) -> ResponseStream<PullProgress> {
     let (sink, messages) = mpsc::channel(4);
     tokio::spawn(async move {
+        let measured = Pull::start(pods.instruments.clone());
         tokio::select! {
             () = sink.closed() => {}
             result = report::pull(&pods.events, &name, follow(&store, &name, credentials, &sink)) => {
+                measured.ended(&result);
                 let last = result
                     .map(|id| PullProgress { id, ..PullProgress::default() })
                     .map_err(Status::from);

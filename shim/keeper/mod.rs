@@ -24,11 +24,13 @@ use berth_runtime::client::{Connection, KeeperProcess};
 use berth_runtime::wire::{Call, Detachment, Event, Failure, Outcome, PROTOCOL, Snapshot};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
+use tracing::{Instrument, Span};
 
 pub(crate) use driver::wait_for_end;
 use driver::{Driver, QueuedCall};
 
 use crate::error::{CriError, subsystem};
+use crate::traces;
 
 /// Capacity of the queue of unsent calls: a stopped keeper accepts none.
 const MAX_QUEUED_CALLS: usize = 256;
@@ -181,6 +183,17 @@ impl KeeperClient {
     /// # Errors
     /// The keeper refuses the call, does not answer in time or has ended.
     pub async fn call(&self, call: Call, descriptors: Vec<OwnedFd>) -> Reply {
+        let span = tracing::trace_span!(
+            target: traces::TARGET, "keeper", otel.name = %format_args!("keeper {}", call.name())
+        );
+        let reply = self.send(call, descriptors).instrument(span.clone()).await;
+        if let Err(error) = &reply {
+            trace_failure(&span, error);
+        }
+        reply
+    }
+
+    async fn send(&self, call: Call, descriptors: Vec<OwnedFd>) -> Reply {
         // A keeper of an older daemon takes an unknown call for an invalid message and closes the connection.
         if call.since() > self.shared.protocol.load(Ordering::Relaxed) {
             return Err(Failure::Unknown.into());
@@ -261,6 +274,21 @@ impl KeeperClient {
     pub fn forget_exec(&self, exec: &str) {
         lock(&self.shared.execs).remove(exec);
     }
+}
+
+/// Records the failure of a call in its span. The failed step of a first process gets a separate span, with the error of
+/// its system call.
+fn trace_failure(span: &Span, error: &KeeperError) {
+    if let KeeperError::Failure(Failure::Init(failure)) = error {
+        let step = tracing::trace_span!(
+            target: traces::TARGET, parent: span, "init",
+            otel.name = %format_args!("init {}", failure.step.description()),
+            errno = failure.errno,
+            detail = failure.detail,
+        );
+        traces::fail(&step, failure);
+    }
+    traces::fail(span, error);
 }
 
 /// Returns the timeout of a call.

@@ -41,7 +41,7 @@ pub fn follow(stopper: &PodStopper, pod: &Arc<Pod>, link: &KeeperClient, mut new
 async fn handle(stopper: &PodStopper, pod: &Arc<Pod>, event: Event) {
     match event {
         Event::Exited { container, record } => match stopper.pods.store.container(&container) {
-            Ok(container) => exit::handle(&stopper.pods.events, &stopper.cgroups, &container, &record).await,
+            Ok(container) => exit::handle(&stopper.pods, &stopper.cgroups, &container, &record).await,
             Err(_) => tracing::debug!(container, "a container exited while it was being created or removed"),
         },
         Event::PauseExited { code } => pause_ended(&stopper.pods.events, pod, code),
@@ -104,10 +104,11 @@ async fn keeper_ended(stopper: &PodStopper, pod: &Arc<Pod>) {
     let needed_keeper = pod.state().needs_keeper();
     if needed_keeper {
         tracing::error!("the pod's keeper has exited; killing its containers");
+        pods.instruments.keeper_lost();
         pod.transition(PodState::stopping);
     }
     for container in pods.store.containers_of(&pod.id) {
-        reconcile::end_without_keeper(&pods.events, cgroups, &container).await;
+        reconcile::end_without_keeper(pods, cgroups, &container).await;
     }
     if needed_keeper {
         pods.events.pod(pod, Level::Stopped);

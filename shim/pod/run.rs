@@ -56,6 +56,7 @@ pub async fn run_pod_sandbox(
     let daemon = daemon.clone();
     let key = Key::RunPod(name.clone());
     let operations = daemon.pods.operations.clone();
+    let span = tracing::Span::current();
     operations
         .join(key, move |progress| async move {
             let _permit = permit;
@@ -64,7 +65,7 @@ pub async fn run_pod_sandbox(
             }
             let id = PodId::random();
             let _creating = daemon.pods.store.begin_creating(id.clone());
-            tracing::Span::current().record("pod", id.as_str());
+            span.record("pod", id.as_str());
             progress.creates(id.as_str());
             Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
         })

@@ -10,6 +10,7 @@ use crate::cgroups::Cgroups;
 use crate::container::reconcile;
 use crate::error::CriError;
 use crate::ids::ContainerId;
+use crate::instruments::{Recovered, RecoveredObject};
 use crate::pods::Pods;
 use crate::store::file::FileError;
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
@@ -34,7 +35,7 @@ pub(super) async fn load(pods: &Pods) -> Result<ContainerCleanup, CriError> {
     }
     // Remaining processes of ended containers are killed in the background. That the containers have ended is recorded now.
     for container in &cleanup.ended {
-        reconcile::record_end_without_keeper(&pods.events, container).await;
+        reconcile::record_end_without_keeper(pods, container).await;
     }
     Ok(cleanup)
 }
@@ -67,6 +68,7 @@ fn load_one(
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(container = id.as_str(), %error, "removing a container without a readable record");
+            pods.instruments.recovered(RecoveredObject::Container, Recovered::Removed);
             return cleanup.discard.push((id, None));
         }
     };
@@ -77,11 +79,15 @@ fn load_one(
             container = id.as_str(),
             "removing a container without a pod or after an interrupted creation"
         );
+        pods.instruments.recovered(RecoveredObject::Container, Recovered::Removed);
         return cleanup.discard.push((id, Some(record.cgroup)));
     };
     let container = Arc::new(Container::new(record, folder, pods.records.clone()));
     pods.store.insert_container(container.clone());
-    if pod.link().is_none() && !matches!(container.state(), ContainerState::Exited(_)) {
+    let has_ended = matches!(container.state(), ContainerState::Exited(_));
+    let outcome = if has_ended || pod.link().is_none() { Recovered::Ended } else { Recovered::Followed };
+    pods.instruments.recovered(RecoveredObject::Container, outcome);
+    if pod.link().is_none() && !has_ended {
         cleanup.ended.push(container);
     }
 }

@@ -16,7 +16,7 @@
 mod containers;
 mod pods;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_image::ImageStore;
 use tracing::Instrument;
@@ -46,7 +46,9 @@ struct PendingCleanup {
 /// # Errors
 /// The folders of the store cannot be created or read, or the host's processes cannot be listed.
 pub async fn run(daemon: &Shared) -> Result<(), CriError> {
+    let started = Instant::now();
     let cleanup = load(daemon).await?;
+    daemon.pods.instruments.recovery_took(started.elapsed());
     tokio::spawn(finish(daemon.clone(), cleanup).in_current_span());
     berth_runtime::sys::memory::trim();
     Ok(())

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_runtime::client::FoundKeeper;
+use tracing::Instrument;
 
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::ids::PodId;
+use crate::instruments::{Recovered, RecoveredObject};
 use crate::keeper::{KeeperClient, KeeperUpdates};
 use crate::network::PodNetwork;
 use crate::pod::stopper::PodStopper;
@@ -85,12 +87,14 @@ fn load_one(
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(pod = id.as_str(), %error, "removing a pod without a readable record");
+            pods.instruments.recovered(RecoveredObject::Pod, Recovered::Removed);
             return cleanup.discard.push((id, None));
         }
     };
     let folder = pods.folders.pod_state(&id);
     let reachable = keepers.contains_key(&id) && berth_runtime::client::has_socket(&folder);
     let recovery = record.state.recovery(reachable);
+    pods.instruments.recovered(RecoveredObject::Pod, outcome(recovery));
     if recovery == PodRecovery::Undo {
         tracing::info!(pod = id.as_str(), "removing a pod after an interrupted creation");
         return cleanup.discard.push((id, Some(record.cgroup)));
@@ -111,6 +115,14 @@ fn load_one(
     if recovery == PodRecovery::Release {
         tracing::warn!(pod = id.as_str(), "the pod's keeper has ended: the pod is not ready");
         pod.transition(PodState::stopping);
+    }
+}
+
+fn outcome(recovery: PodRecovery) -> Recovered {
+    match recovery {
+        PodRecovery::Undo => Recovered::Removed,
+        PodRecovery::Follow => Recovered::Followed,
+        PodRecovery::Release | PodRecovery::Released => Recovered::Ended,
     }
 }
 
@@ -145,11 +157,13 @@ pub(super) async fn finish(stopper: &PodStopper, cleanup: PodCleanup) {
     for pod in stopper.pods.store.pods() {
         if pod.state().is_being_released() {
             let stopper = stopper.clone();
-            tasks.spawn(async move {
+            let span = tracing::info_span!(parent: None, "recovery", pod = pod.id.as_str());
+            let release = async move {
                 if let Err(error) = stopper.stop(&pod).await {
-                    tracing::error!(pod = pod.id.as_str(), %error, "failed to release a pod");
+                    tracing::error!(%error, "failed to release a pod");
                 }
-            });
+            };
+            tasks.spawn(release.instrument(span));
         }
     }
     while let Some(done) = tasks.join_next().await {

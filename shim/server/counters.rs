@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tonic::Code;
 
+use crate::instruments::Instruments;
+
 /// The totals of one RPC since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -37,6 +39,7 @@ pub enum CallEnd {
 pub struct Counters {
     totals: Mutex<BTreeMap<String, Totals>>,
     in_flight: watch::Sender<usize>,
+    instruments: Arc<Instruments>,
 }
 
 /// How many different RPC names are counted. Beyond that, unknown names share one counter.
@@ -44,17 +47,25 @@ const MAX_NAMES: usize = 200;
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { totals: Mutex::default(), in_flight: watch::Sender::new(0) }
+        Self::new(Arc::default())
     }
 }
 
 impl Counters {
+    /// Creates counters at zero that also record the calls in the daemon's metrics.
+    #[must_use]
+    pub fn new(instruments: Arc<Instruments>) -> Self {
+        Self { totals: Mutex::default(), in_flight: watch::Sender::new(0), instruments }
+    }
+
     /// Counts a new call. It counts as abandoned if the result is dropped without an answer.
     #[must_use]
     pub fn begin(self: &Arc<Self>, rpc: &str) -> InFlight {
         let mut totals = self.lock();
         let name = if totals.len() < MAX_NAMES || totals.contains_key(rpc) { rpc } else { "other" };
         totals.entry(name.to_owned()).or_default().in_flight += 1;
+        drop(totals);
+        self.instruments.call_began(name);
         self.in_flight.send_modify(|count| *count += 1);
         InFlight { counters: self.clone(), rpc: name.to_owned(), end: None }
     }
@@ -92,6 +103,10 @@ impl Counters {
     }
 
     fn end(&self, rpc: &str, end: CallEnd, time: Duration) {
+        match end {
+            CallEnd::Answered(code) => self.instruments.call_answered(rpc, code, time),
+            CallEnd::Abandoned => self.instruments.call_cancelled(rpc),
+        }
         if let Some(totals) = self.lock().get_mut(rpc) {
             totals.in_flight = totals.in_flight.saturating_sub(1);
             match end {

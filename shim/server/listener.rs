@@ -174,7 +174,11 @@ fn adopt_descriptor(number: i32) -> rustix::io::Result<OwnedFd> {
     rustix::process::pidfd_getfd(&own_process, number, PidfdGetfdFlags::empty())
 }
 
-fn bind(path: &Path) -> Result<(StdListener, Socket), ListenError> {
+/// Creates a socket that only root and its group can use. A stale socket is replaced.
+///
+/// # Errors
+/// A process listens on the path, or it cannot be used.
+pub fn bind(path: &Path) -> Result<(StdListener, Socket), ListenError> {
     let io_error = |action| move |error| ListenError::Io { action, path: path.to_owned(), error };
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io_error("listen on")(io::ErrorKind::InvalidInput.into()));

@@ -36,6 +36,7 @@ use tokio::sync::oneshot;
 use tonic::transport::Server;
 
 use crate::config::Config;
+use crate::instruments::Instruments;
 
 pub use claim::{Claim, ClaimError};
 pub use connect::{ConnectError, connect};
@@ -84,10 +85,11 @@ pub async fn serve(
     images: impl ImageService,
     admin: impl Admin,
     observer: impl Observer,
+    instruments: Arc<Instruments>,
 ) -> Result<(), ServeError> {
     let mut signals = shutdown::Signals::install().map_err(ServeError::Signals)?;
     let listener = listener::listen(&config.socket).await?;
-    let counters = Arc::new(counters::Counters::default());
+    let counters = Arc::new(counters::Counters::new(instruments));
     let (reporter, health) = reflection::health().await;
     let router = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)

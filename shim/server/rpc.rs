@@ -15,6 +15,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::counters::{Counters, InFlight};
+use crate::traces;
 
 /// Deadline of a call if the client sets none. The kubelet's own is two minutes.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(240);
@@ -89,7 +90,16 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let rpc = name_of(request.uri().path()).to_owned();
         let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
-        let span = tracing::info_span!("rpc", rpc, peer, pod = Empty, container = Empty);
+        let span = tracing::info_span!(
+            "rpc",
+            rpc,
+            peer,
+            pod = Empty,
+            container = Empty,
+            otel.name = Empty,
+            otel.kind = Empty
+        );
+        traces::continue_trace(&span, request.uri().path(), request.headers());
         let deadline = deadline_of(&rpc, request.headers());
         // Start the timer now and not at the first poll. tonic handles the same header with the code
         // CANCELLED, and the timer that started first expires first. The kubelet retries only on
@@ -179,6 +189,10 @@ fn record<E>(rpc: &str, in_flight: InFlight, result: &Result<Response<Body>, E>,
     let code = status.as_ref().map_or(Code::Ok, Status::code);
     let micros = time.as_micros();
     let message = status.as_ref().map_or("", |status| status.message());
+    if code != Code::Ok {
+        let span = tracing::Span::current();
+        traces::fail(&span, &format_args!("{code:?}: {message}"));
+    }
     match code {
         Code::Ok => tracing::debug!(micros, "answered"),
         // Expected: clients request objects that were just removed, and try calls that a runtime may not

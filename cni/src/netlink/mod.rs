@@ -86,8 +86,9 @@ impl Netlink {
         &self,
         work: impl FnOnce(&mut Socket) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let own = self.clone();
-        let joined = tokio::task::spawn_blocking(move || own.here(work).map_err(io::Error::other));
+        let (own, span) = (self.clone(), tracing::Span::current());
+        let joined =
+            tokio::task::spawn_blocking(move || span.in_scope(|| own.here(work)).map_err(io::Error::other));
         joined.await.map_err(io::Error::other).and_then(|result| result?)
     }
 

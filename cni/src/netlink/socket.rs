@@ -16,6 +16,8 @@ use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 
+use crate::trace;
+
 /// How many requests are sent in one datagram: all their answers fit into the socket's buffer.
 const MAX_BATCH: usize = 64;
 
@@ -108,7 +110,21 @@ impl Socket {
         Ok(answers)
     }
 
+    /// Sends requests in one datagram and receives their answers, as one span of the trace.
     fn exchange(&mut self, requests: &[(Operation, RouteNetlinkMessage)]) -> io::Result<Vec<Answer>> {
+        let span = trace::netlink(requests.len(), requests.iter().map(|(_, message)| message));
+        let answers = span.in_scope(|| self.exchange_untraced(requests));
+        trace::end(&span, &answers);
+        for answer in answers.iter().flatten() {
+            trace::end(&span, answer);
+        }
+        answers
+    }
+
+    fn exchange_untraced(
+        &mut self,
+        requests: &[(Operation, RouteNetlinkMessage)],
+    ) -> io::Result<Vec<Answer>> {
         self.out_of_sync = true;
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();

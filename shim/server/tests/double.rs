@@ -147,6 +147,7 @@ service! { Admin {}
     unary {
         load_image(LoadImageRequest) -> LoadImageResponse;
         verify_images(VerifyImagesRequest) -> VerifyImagesResponse;
+        log_level(admin::LogLevelRequest) -> admin::LogLevelResponse;
         explain_image(ExplainImageRequest) -> ExplainImageResponse;
         fsck(FsckRequest) -> FsckResponse;
     }

@@ -31,7 +31,7 @@ impl Running {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
         let claim = Claim::take(&config).unwrap();
-        let server = tokio::spawn(serve(config, claim, Double, Double, Double, Double));
+        let server = tokio::spawn(serve(config, claim, Double, Double, Double, Double, Arc::default()));
         let running = Self { folder, server };
         let until = Instant::now() + PATIENCE;
         while let Err(error) = connect::answers(&running.socket()).await {
