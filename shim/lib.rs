@@ -14,7 +14,7 @@
 //! * [`daemon`], [`store`], [`operation`], [`undo`], [`recover`]: the shared state, and recovery after a restart
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`cgroups`], [`host_files`]: work that blocks
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`hook_folders`], [`seccomp`], [`lsm`],
 //!   [`systemd`], [`leftovers`]: small parts
 
 pub mod admin_service;
@@ -33,6 +33,7 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod exec;
+pub mod hook_folders;
 pub mod host_files;
 pub mod ids;
 pub mod image_service;

@@ -214,8 +214,14 @@ fn circles(root: &Path) -> String {
 #[test]
 fn modules_form_no_circle() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let crates =
-        ["shim/lib.rs", "runtime/src/lib.rs", "cni/src/lib.rs", "image/src/lib.rs", "json/src/lib.rs", "proto/src/lib.rs"];
+    let crates = [
+        "shim/lib.rs",
+        "runtime/src/lib.rs",
+        "cni/src/lib.rs",
+        "image/src/lib.rs",
+        "json/src/lib.rs",
+        "proto/src/lib.rs",
+    ];
     let report: String = crates.iter().map(|file| circles(&root.join(file))).collect();
     assert!(report.is_empty(), "modules use each other in circles:\n{report}");
 }

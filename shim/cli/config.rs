@@ -10,6 +10,7 @@ use super::Source;
 use crate::cdi;
 use crate::config::{commented_default, mistakes};
 use crate::daemon::image_options;
+use crate::hook_folders;
 use crate::stream::tls;
 
 /// Arguments of `berth config`.
@@ -67,6 +68,7 @@ fn check(source: Source) -> ExitCode {
         &config.cni_external_plugins,
     ));
     mistakes.extend(cdi::mistakes(&config.cdi_spec_dirs));
+    mistakes.extend(hook_folders::mistakes(&config.hooks_dirs));
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => mistakes.extend(runtime.block_on(berth_image::mistakes(&image_options(&config)))),
         Err(error) => mistakes.push(format!("failed to start a runtime: {error}")),

@@ -19,7 +19,7 @@ const fn key(table: &'static str, name: &'static str, about: &'static str) -> Ke
 }
 
 /// All keys, in the order in which they are printed.
-pub const KEYS: [Key; 37] = [
+pub const KEYS: [Key; 38] = [
     key("", "socket", "Socket for the kubelet and crictl."),
     key("", "root", "Folder for persistent state: images, containers, addresses."),
     key("", "state", "Folder for volatile state: the pods' keepers and their sockets."),
@@ -43,6 +43,7 @@ pub const KEYS: [Key; 37] = [
     key("", "cni_external_plugins", "Types of built-in plugins that are run from cni_bin_dirs instead."),
     key("", "cni_plugin_timeout", "Time limit in seconds for a call of a plugin from cni_bin_dirs."),
     key("", "cdi_spec_dirs", "Folders of vendors' CDI files; a later folder takes precedence."),
+    key("", "hooks_dirs", "Folders of OCI hooks (oci-hooks(5)); a file of a later folder takes precedence."),
     key(
         "",
         "certs_dir",

@@ -24,6 +24,7 @@ pub struct Layer {
     pub cni_external_plugins: Option<PluginNames>,
     pub cni_plugin_timeout: Option<AtLeastOne>,
     pub cdi_spec_dirs: Option<PathList>,
+    pub hooks_dirs: Option<PathList>,
     pub certs_dir: Option<PathList>,
     pub registries_conf: Option<AbsolutePath>,
     pub auth_file: Option<PathList>,

@@ -53,6 +53,8 @@ pub struct Config {
     pub cni_plugin_timeout: u64,
     /// Folders of vendors' CDI files (Container Device Interface); a later folder takes precedence.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Folders of OCI hooks (oci-hooks(5)); a file of a later folder takes precedence.
+    pub hooks_dirs: Vec<PathBuf>,
     /// Folders of registries' `hosts.toml`; the first folder that has one for a registry is used.
     #[serde(rename = "certs_dir")]
     pub certs_dirs: Vec<PathBuf>,
@@ -138,6 +140,10 @@ impl Default for Config {
             cni_external_plugins: Vec::new(),
             cni_plugin_timeout: 90,
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            hooks_dirs: vec![
+                "/usr/share/containers/oci/hooks.d".into(),
+                "/etc/containers/oci/hooks.d".into(),
+            ],
             certs_dirs: [
                 "/etc/berth/certs.d",
                 "/etc/containerd/certs.d",
@@ -200,6 +206,7 @@ impl Config {
         set(&mut self.cni_external_plugins, layer.cni_external_plugins);
         set(&mut self.cni_plugin_timeout, layer.cni_plugin_timeout);
         set(&mut self.cdi_spec_dirs, layer.cdi_spec_dirs);
+        set(&mut self.hooks_dirs, layer.hooks_dirs);
         set(&mut self.certs_dirs, layer.certs_dir);
         set(&mut self.registries_conf, layer.registries_conf);
         set(&mut self.auth_files, layer.auth_file);

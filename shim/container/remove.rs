@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use berth_runtime::plan::HookKind;
 use berth_runtime::wire::{Call, Failure};
 use tonic::Status;
 
-use super::exit;
+use super::{exit, hooks};
 use crate::blocking::blocking;
 use crate::cgroups;
 use crate::daemon::Shared;
@@ -71,7 +72,9 @@ async fn forget(daemon: &Shared, container: &Arc<Container>) -> Result<(), CriEr
     let Some(link) = daemon.store.pod(container.pod.as_str()).ok().and_then(|pod| pod.link()) else {
         return Ok(());
     };
-    match link.execute(Call::Forget { container: container.id.as_str().to_owned() }).await {
+    let more = hooks::longest(daemon, container, &[HookKind::Poststop]).await;
+    let call = Call::Forget { container: container.id.as_str().to_owned() };
+    match link.call_with(call, Vec::new(), more).await.map(drop) {
         Ok(()) | Err(KeeperError::Gone | KeeperError::Failure(Failure::NotFound { .. })) => Ok(()),
         Err(error) => {
             tracing::warn!(container = container.id.as_str(), %error, "the keeper failed to forget the container");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use berth_runtime::wire::{Call, Event, Snapshot};
 use tracing::Instrument;
 
-use crate::container::{exit, reconcile};
+use crate::container::{exit, hooks, reconcile};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::keeper::{KeeperClient, KeeperUpdate, KeeperUpdates};
@@ -42,6 +42,10 @@ async fn handle(daemon: &Shared, pod: &Arc<Pod>, event: Event) {
         Event::Exited { container, record } => match daemon.store.container(&container) {
             Ok(container) => exit::handle(daemon, &container, &record).await,
             Err(_) => tracing::debug!(container, "a container exited while it was being created or removed"),
+        },
+        Event::PoststopFailed { container, failure } => match daemon.store.container(&container) {
+            Ok(container) => hooks::record_failure(&container, &failure).await,
+            Err(_) => tracing::warn!(container, %failure, "a poststop hook has failed"),
         },
         Event::PauseExited { code } => pause_ended(daemon, pod, code),
         Event::ExecExited { exec, .. } => tracing::debug!(exec, "an exec exited that no caller waits for"),

@@ -6,7 +6,8 @@ use tokio::task::JoinSet;
 
 use crate::blocking::blocking;
 use crate::cgroups;
-use crate::container::reconcile;
+use crate::container::hooks;
+use crate::container::reconcile::{self, EndRecord};
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::ids::ContainerId;
@@ -19,8 +20,8 @@ pub(super) struct ContainerCleanup {
     /// Containers with an interrupted creation, without a readable record or without a pod. Everything with
     /// their id is removed. The cgroup is known if the record is.
     discard: Vec<(ContainerId, Option<String>)>,
-    /// Containers of pods without a keeper.
-    ended: Vec<Arc<Container>>,
+    /// Containers of pods without a keeper, and whether the keeper has left an exit record.
+    ended: Vec<(Arc<Container>, EndRecord)>,
 }
 
 /// Reads all records and fills the store.
@@ -32,8 +33,8 @@ pub(super) async fn load(daemon: &Shared) -> Result<ContainerCleanup, CriError> 
         load_one(daemon, id, record, &mut cleanup);
     }
     // Remaining processes of ended containers are killed in the background. That the containers have ended is recorded now.
-    for container in &cleanup.ended {
-        reconcile::record_end_without_keeper(daemon, container).await;
+    for (container, recorded) in &mut cleanup.ended {
+        *recorded = reconcile::record_end_without_keeper(daemon, container).await;
     }
     Ok(cleanup)
 }
@@ -81,7 +82,7 @@ fn load_one(
     let container = Arc::new(Container::new(record, folder, daemon.records.clone()));
     daemon.store.insert_container(container.clone());
     if pod.link().is_none() && !matches!(container.state(), ContainerState::Exited(_)) {
-        cleanup.ended.push(container);
+        cleanup.ended.push((container, EndRecord::Missing));
     }
 }
 
@@ -93,12 +94,15 @@ pub(super) async fn finish(daemon: &Shared, cleanup: ContainerCleanup) {
         let daemon = daemon.clone();
         tasks.spawn(async move { discard(&daemon, &id, cgroup).await });
     }
-    for container in cleanup.ended {
+    for (container, recorded) in cleanup.ended {
         let daemon = daemon.clone();
         tasks.spawn(async move {
             let cgroup = container.with(|record| record.cgroup.clone());
             if let Err(error) = cgroups::release(&daemon.hierarchies, cgroup).await {
                 tracing::warn!(container = container.id.as_str(), %error, "failed to kill the processes of a container without a keeper");
+            }
+            if recorded == EndRecord::Missing {
+                hooks::run_poststop(&daemon, &container).await;
             }
         });
     }

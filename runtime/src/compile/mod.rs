@@ -4,7 +4,7 @@
 //! * this file: the plan as a whole, and the namespaces
 //! * [`process`]: the command and its credentials
 //! * [`mounts`]: mounts, /dev, paths
-//! * [`hooks`]: host programs that change the root filesystem
+//! * [`hooks`]: programs that run at points of a container's life
 //! * [`mod@explain`]: describes a failure of the first process with the plan's object that it is about
 
 mod explain;
@@ -19,6 +19,7 @@ use std::path::Path;
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 
 pub use explain::explain;
+pub use hooks::compile_hooks;
 pub use process::compile_process;
 
 use crate::cgroup::{Hierarchies, JoinFds};
@@ -200,7 +201,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
             }
             None => Propagation::Unchanged,
         },
-        hooks: hooks::compile(spec, context)?,
+        hooks: compile_hooks(spec, context.bundle, context.users.is_some())?,
         mounts,
         directories: directories.collect::<Result<_>>()?,
         devices: dev,

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::process::candidates;
 use super::seccomp::{self, exec_failure};
 use super::{At, Gate, START, StepResult};
-use crate::plan::ProcessPlan;
+use crate::hooks;
+use crate::plan::{HookKind, Hooks, ProcessPlan};
 use crate::sys::process::{default_signals, exit_now};
 use crate::sys::program::{CStrings, FilterProgram, Program};
 use crate::sys::spawn::SingleThread;
@@ -27,7 +28,12 @@ pub(super) struct FinalSteps {
 }
 
 /// Collects what is needed to execute the program of a plan.
-pub(super) fn program(plan: &ProcessPlan, filter: Option<FilterProgram>, variant: FinalSteps) -> Program {
+pub(super) fn program(
+    plan: &ProcessPlan,
+    filter: Option<FilterProgram>,
+    start_hooks: Option<&Hooks>,
+    variant: FinalSteps,
+) -> Program {
     Program {
         paths: CStrings::new(&candidates(plan)),
         arguments: CStrings::new(&plan.args),
@@ -38,6 +44,7 @@ pub(super) fn program(plan: &ProcessPlan, filter: Option<FilterProgram>, variant
         terminal: variant.terminal,
         joins_processes: variant.joins_processes,
         waits: variant.waits,
+        start_hooks: start_hooks.cloned(),
     }
 }
 
@@ -84,6 +91,10 @@ fn final_steps(
     if program.waits {
         gate.report(&Report::Ready, None);
         gate.wait_for(START);
+    }
+    if let Some(hooks) = &program.start_hooks {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        hooks::run(hooks, HookKind::StartContainer, pid, None)?;
     }
     Err(become_program(gate, &program, single))
 }

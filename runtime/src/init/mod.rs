@@ -10,12 +10,10 @@
 //! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
 //!   can propagate; [`users`]: ids of volumes
 //! * [`process`]: the steps that a container and an exec have in common: streams, limits, credentials
-//! * [`hooks`]: host programs that change a container's root filesystem
 //! * [`last`]: from the credentials to the exec; [`seccomp`]: the seccomp filter
 
 pub mod container;
 pub mod exec;
-mod hooks;
 mod last;
 mod masks;
 mod mounts;
@@ -36,6 +34,9 @@ use crate::wire::{InitFailure, Step};
 
 /// The byte with which the keeper notifies a child in a new user namespace that its ids are mapped.
 pub const MAPPED: u8 = b'c';
+
+/// The byte with which the keeper lets a first process continue after the hooks of the host.
+pub const HOOKED: u8 = b'h';
 
 /// The byte with which the keeper lets a first process exec.
 pub const START: u8 = b's';
