@@ -128,8 +128,7 @@ async fn hooks_of_all_kinds_run_in_order_with_their_state() {
     });
     fs::write(lab.path("hooks.d/start.json"), hook.to_string()).unwrap();
     let pod = lab.berth.run_pod(lab.berth.pod_config("kinds")).await;
-    let mut config = hooked(shell("c", "cat /tmp/state; trap 'exit 0' TERM; while true; do sleep 0.1; done"));
-    config.annotations.insert("tricky".to_owned(), "PID".to_owned());
+    let config = hooked(shell("c", "cat /tmp/state; trap 'exit 0' TERM; while true; do sleep 0.1; done"));
     let id = lab.berth.try_create(&pod, config).await.unwrap();
     assert_eq!(lab.order(), ["prestart", "createRuntime", "createContainer"]);
     let info = lab.berth.info(&id).await;
@@ -142,8 +141,7 @@ async fn hooks_of_all_kinds_run_in_order_with_their_state() {
         assert_eq!(state["status"], "creating", "{kind}");
         assert_eq!(state["id"], id.as_str());
         assert_eq!(state["pid"], info["pid"], "{kind}: the pid of the host");
-        assert_eq!(state["annotations"]["hooks"], "yes");
-        assert_eq!(state["annotations"]["tricky"], "PID");
+        assert_eq!(state["annotations"]["io.kubernetes.cri.container-type"], "container");
         assert_eq!(state["ociVersion"], saved["ociVersion"]);
     }
     let seen = fs::read_to_string(lab.path("createRuntime.seen")).unwrap();
@@ -325,5 +323,35 @@ async fn cdi_files_add_hooks_of_any_kind() {
     lab.berth.try_start_container(&id).await.unwrap();
     lab.remove(&id).await;
     assert_eq!(lab.order(), HOST);
+    assert_eq!(lab.berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_the_documentation_works() {
+    let mut lab = Lab::start().await;
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hooks.md")).unwrap();
+    let mut blocks = page.split("```json\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let ended = lab.path("ended.json");
+    let example = blocks.next().unwrap().replace("/tmp/ended.json", &ended.display().to_string());
+    fs::write(lab.path("hooks.d/50-tell.json"), example).unwrap();
+    let documented: Value = serde_json::from_str(blocks.next().unwrap()).unwrap();
+    let pod = lab.berth.run_pod(lab.berth.pod_config("docs")).await;
+    for (name, bind) in [("without", false), ("with", true)] {
+        let mut config = shell(name, "true");
+        if bind {
+            let (host_path, container_path) = ("/etc".to_owned(), "/host".to_owned());
+            config.mounts = vec![Mount { host_path, container_path, readonly: true, ..Mount::default() }];
+        }
+        let id = lab.berth.try_create(&pod, config).await.unwrap();
+        lab.berth.try_start_container(&id).await.unwrap();
+        lab.remove(&id).await;
+        assert_eq!(ended.exists(), bind);
+    }
+    let state: Value = serde_json::from_str(&fs::read_to_string(&ended).unwrap()).unwrap();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&state), keys(&documented));
+    for key in ["pid", "status", "ociVersion"] {
+        assert_eq!(state[key], documented[key], "{key}");
+    }
     assert_eq!(lab.berth.clean().await, Vec::<String>::new());
 }

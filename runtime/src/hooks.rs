@@ -1,7 +1,7 @@
 //! Runs hooks: programs that the runtime starts at points of a container's life (OCI runtime specification,
 //! "POSIX-platform Hooks"). The specification's state of the container is their standard input.
 //!
-//! A hook runs in its own process group and has a time limit. What it writes is read all the time, so that it never
+//! A hook runs in its own process group and has a time limit. Its output is read all the time, so that it never
 //! waits for a reader, but only the start is kept, for the error.
 
 use std::io;

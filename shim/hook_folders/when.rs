@@ -44,7 +44,7 @@ pub(super) struct When {
     pub(super) combination: Combination,
 }
 
-/// What is known of a container.
+/// The properties of a container that conditions are about.
 #[derive(Debug)]
 pub(super) struct Container<'a> {
     pub(super) annotations: &'a HashMap<String, String>,

@@ -247,7 +247,7 @@ fn start_runner(plan: &Hooks, kind: HookKind, pid: i32) -> sys::Result<Spawned> 
         // The keeper ignores signals, and its children inherit that.
         default_signals();
         let socket = gate.into_socket();
-        // The `poststop` hooks run to their end, even if the keeper is told to end.
+        // The `poststop` hooks run to their end, even if the keeper receives a call to end.
         let cancel = (kind != HookKind::Poststop).then_some(socket.as_fd());
         let report = match hooks::run(plan, kind, pid, cancel) {
             Ok(()) => Report::Ready,
