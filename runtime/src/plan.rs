@@ -22,6 +22,8 @@ pub enum NamespaceSource {
     Pod,
     /// The host's namespace: nothing is done.
     Host,
+    /// The namespace of a descriptor.
+    Descriptor(FdSlot),
 }
 
 /// The process namespace of a container.

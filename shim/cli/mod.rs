@@ -6,6 +6,7 @@ pub mod config;
 pub mod image;
 pub mod load;
 pub mod logging;
+pub mod oci;
 pub mod serve;
 pub mod version;
 
@@ -38,6 +39,9 @@ enum Command {
     Demo(crate::demo::Options),
     /// Run a built-in CNI plugin for another runtime
     Cni(cni::CniArgs),
+    /// Run containers of bundles, as an OCI runtime for containerd, podman and CRI-O
+    #[command(disable_help_flag = true)]
+    Oci(oci::OciArgs),
     /// Show or check the configuration
     Config(config::ConfigArgs),
     /// Show the version
@@ -121,6 +125,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Image(args) => image::run(args),
         Command::Demo(options) => crate::demo::run(options),
         Command::Cni(args) => cni::run(args),
+        Command::Oci(args) => oci::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => version::run(),
     }

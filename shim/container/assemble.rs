@@ -103,6 +103,7 @@ pub fn assemble(
     let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
     make_root_for_hooks(&spec, container)?;
     let context = Context {
+        id: container.id.as_str(),
         bundle: container.folder(),
         pid_target: pid_target(daemon, pod, &config)?,
         pod: PodNamespaces { pause_pid },
@@ -120,6 +121,7 @@ pub fn assemble(
         directories: volumes(layer),
         users: compile::compile_users(&spec),
         trees,
+        namespaces: BTreeMap::new(),
         device_sources,
         mount_label: label.map(str::to_owned),
         cgroup_namespace: compile::has_cgroup_namespace(&spec),

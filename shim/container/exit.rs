@@ -51,7 +51,7 @@ pub(crate) async fn kill_rest(daemon: &Shared, container: &Arc<Container>) {
 pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure, finished_at: i64) -> Exit {
     let spec = container.clone();
     let spec = blocking(move || spec.spec.whole()).await.ok();
-    let hook = spec.as_ref().and_then(|spec| hooks::explain(spec, container.folder(), failure));
+    let hook = spec.as_ref().and_then(|spec| hooks::explain(spec, container, failure));
     let command = spec
         .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
         .and_then(|args| args.into_iter().next())

@@ -1,7 +1,6 @@
 //! The daemon's part of a container's hooks: the time that they take, and their failures. The pod's keeper runs them.
 //! Only if the keeper was killed does the daemon run the `poststop` hooks.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,21 +28,23 @@ pub(super) async fn longest(daemon: &Shared, container: &Arc<Container>, kinds: 
             blocking(move || container.spec.cached(&daemon.filters)).await.ok().map(|cached| cached.spec)
         }
     };
-    let hooks = spec.and_then(|spec| hooks_of(&spec, container.folder()));
+    let hooks = spec.and_then(|spec| hooks_of(&spec, container));
     hooks.map_or(Duration::ZERO, |hooks| hooks.longest(kinds))
 }
 
-fn hooks_of(spec: &Spec, folder: &Path) -> Option<Hooks> {
+fn hooks_of(spec: &Spec, container: &Container) -> Option<Hooks> {
     // The spec was compiled before, when the container was created.
-    compile_hooks(spec, folder, compile_users(spec).is_some()).ok().flatten()
+    compile_hooks(spec, container.id.as_str(), container.folder(), compile_users(spec).is_some())
+        .ok()
+        .flatten()
 }
 
 /// Describes the failure of a hook with the hook's path. Returns none for another failure.
-pub(super) fn explain(spec: &Spec, folder: &Path, failure: &InitFailure) -> Option<String> {
+pub(super) fn explain(spec: &Spec, container: &Container, failure: &InitFailure) -> Option<String> {
     if failure.step != Step::Hook {
         return None;
     }
-    let hooks = hooks_of(spec, folder)?;
+    let hooks = hooks_of(spec, container)?;
     let (kind, hook) = hooks.all().nth(usize::try_from(failure.index?).ok()?)?;
     let why = match failure.errno {
         0 => failure.detail.clone(),
@@ -57,7 +58,7 @@ pub(crate) async fn record_failure(container: &Arc<Container>, failure: &InitFai
     let (read, failure) = (container.clone(), failure.clone());
     let text = blocking(move || {
         let spec = read.spec.whole()?;
-        Ok::<_, CriError>(explain(&spec, read.folder(), &failure).unwrap_or_else(|| failure.to_string()))
+        Ok::<_, CriError>(explain(&spec, &read, &failure).unwrap_or_else(|| failure.to_string()))
     });
     let text = text.await.unwrap_or_else(|error| error.to_string());
     tracing::warn!(container = container.id.as_str(), error = text, "a poststop hook has failed");
@@ -72,7 +73,7 @@ pub(crate) async fn run_poststop(daemon: &Shared, container: &Arc<Container>) {
     }
     let ended = container.clone();
     let run = blocking(move || {
-        let hooks = hooks_of(&ended.spec.whole()?, ended.folder());
+        let hooks = hooks_of(&ended.spec.whole()?, &ended);
         let hooks = hooks.filter(|hooks| hooks.has(HookKind::Poststop));
         Ok::<_, CriError>(hooks.and_then(|hooks| hooks::run(&hooks, HookKind::Poststop, 0, None).err()))
     });

@@ -7,7 +7,7 @@
 //! * [`oom`]: the scores by which the kernel selects processes to kill
 //! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
 //! * [`stats`]: resource usage; [`counters`]: all counters and limits
-//! * [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component
+//! * [`freeze`]: freezes and thaws; [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component
 //! * `error`: the error type
 
 mod change;
@@ -15,6 +15,7 @@ mod counters;
 mod devices;
 mod error;
 mod find;
+mod freeze;
 mod hierarchy;
 mod kill;
 mod limits;

@@ -14,7 +14,7 @@ use crate::plan::{HookKind, HookPlan, Hooks};
 ///
 /// # Errors
 /// A hook has an invalid field, or is not supported.
-pub fn compile_hooks(spec: &Spec, bundle: &Path, has_users: bool) -> Result<Option<Hooks>> {
+pub fn compile_hooks(spec: &Spec, id: &str, bundle: &Path, has_users: bool) -> Result<Option<Hooks>> {
     let Some(hooks) = spec.hooks() else { return Ok(None) };
     let of = |kind: HookKind| -> Result<Vec<HookPlan>> {
         list(hooks, kind).iter().flatten().map(|hook| compile_one(kind, hook)).collect()
@@ -23,7 +23,7 @@ pub fn compile_hooks(spec: &Spec, bundle: &Path, has_users: bool) -> Result<Opti
     let root = path_text("root.path", &bundle.join(root.path()))?;
     let hooks = Hooks {
         root: (!has_users).then_some(root),
-        state: state(spec, bundle)?,
+        state: state(spec, id, bundle)?,
         prestart: of(HookKind::Prestart)?,
         create_runtime: of(HookKind::CreateRuntime)?,
         create_container: of(HookKind::CreateContainer)?,
@@ -72,10 +72,8 @@ fn compile_one(kind: HookKind, hook: &Hook) -> Result<HookPlan> {
     })
 }
 
-/// Returns the state of a container that is being created. The name of the bundle's folder is the container's id. The
-/// placeholders come first: see [`Hooks::state_at`].
-fn state(spec: &Spec, bundle: &Path) -> Result<String> {
-    let id = bundle.file_name().map(Path::new).map_or(Ok(String::new()), |id| path_text("id", id))?;
+/// Returns the state of a container that is being created. The placeholders come first: see [`Hooks::state_at`].
+fn state(spec: &Spec, id: &str, bundle: &Path) -> Result<String> {
     let rest = json!({
         "ociVersion": spec.version(),
         "id": id,
@@ -102,7 +100,7 @@ mod tests {
     }
 
     fn compile(hooks: serde_json::Value, has_users: bool) -> Result<Option<Hooks>> {
-        compile_hooks(&spec(hooks), Path::new("/b/c1"), has_users)
+        compile_hooks(&spec(hooks), "c1", Path::new("/b/c1"), has_users)
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn prepare(start: &Start<'_>) -> StepResult<Program> {
         false => Some(Masks::create(plan.mount_label.as_deref()).at(Step::MaskedPath)?),
     };
     enter_users(start, userns)?;
-    join_and_unshare(plan, joined.pause)?;
+    join_and_unshare(plan, joined.pause, *descriptors)?;
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
     if let Some(masks) = &masks {
@@ -211,7 +211,11 @@ fn from_mounts_of<T>(process: BorrowedFd<'_>, open: impl FnOnce() -> sys::Result
     opened
 }
 
-fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> StepResult<()> {
+fn join_and_unshare(
+    plan: &ContainerPlan,
+    pause: Option<BorrowedFd<'_>>,
+    descriptors: Descriptors<'_>,
+) -> StepResult<()> {
     let kinds = [(plan.net, Namespaces::NET), (plan.ipc, Namespaces::IPC), (plan.uts, Namespaces::UTS)];
     let of = |requested: NamespaceSource| -> Namespaces {
         kinds.iter().filter(|(source, _)| *source == requested).map(|(_, kind)| *kind).collect()
@@ -221,6 +225,12 @@ fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> Step
         let pause =
             pause.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's pause").at(Step::JoinNamespaces)?;
         namespaces::join_of(pause, joined).at(Step::JoinNamespaces)?;
+    }
+    for (source, kind) in kinds {
+        if let NamespaceSource::Descriptor(slot) = source {
+            let namespace = descriptors.get(slot).at(Step::JoinNamespaces)?;
+            namespaces::join_of(namespace, kind).at(Step::JoinNamespaces)?;
+        }
     }
     // The process is in its cgroup already, which becomes the root of a new cgroup namespace.
     let cgroup = if plan.cgroup_namespace { Namespaces::CGROUP } else { Namespaces::NONE };

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::process::candidates;
 use super::seccomp::{self, exec_failure};
-use super::{At, Gate, START, StepResult};
+use super::{At, Gate, StepResult};
 use crate::hooks;
 use crate::plan::{HookKind, Hooks, ProcessPlan};
 use crate::sys::process::{default_signals, exit_now};
@@ -57,8 +57,8 @@ pub(super) fn run(gate: Gate, single: SingleThread, program: Program) -> ! {
 }
 
 fn walk(socket: OwnedFd, program: Program, single: SingleThread) -> ! {
-    let gate = Gate::new(socket);
-    let failure = match final_steps(&gate, program, single) {
+    let mut gate = Gate::new(socket);
+    let failure = match final_steps(&mut gate, program, single) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -66,7 +66,7 @@ fn walk(socket: OwnedFd, program: Program, single: SingleThread) -> ! {
 }
 
 fn final_steps(
-    gate: &Gate,
+    gate: &mut Gate,
     mut program: Program,
     single: SingleThread,
 ) -> StepResult<std::convert::Infallible> {
@@ -90,7 +90,7 @@ fn final_steps(
     }
     if program.waits {
         gate.report(&Report::Ready, None);
-        gate.wait_for(START);
+        gate.wait_for_start();
     }
     if let Some(hooks) = &program.start_hooks {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
