@@ -20,7 +20,7 @@
 //! * [`instruments`]: counters and durations of the daemon's own work; [`exposition`]: serves them to Prometheus
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`host_files`]: work that blocks
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`seccomp`], [`lsm`],
+//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`hook_folders`], [`seccomp`], [`lsm`],
 //!   [`systemd`], [`leftovers`]: small parts
 
 pub mod admin_service;
@@ -41,6 +41,7 @@ pub mod event;
 pub mod exec;
 pub mod exposition;
 pub mod fsck;
+pub mod hook_folders;
 pub mod host;
 pub mod host_files;
 pub mod ids;

@@ -11,10 +11,12 @@
 //! * [`logs`]: log files, in folders that containers may have mounted
 //! * [`plan`]: compiled descriptions of what the init of a container or pod does
 //! * [`wire`]: the messages between daemon and keeper, and the record with which an init reports its failure
+//! * [`hooks`]: runs the hooks of a container
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
 //! * `keeper`: the event loop of the keeper
 //! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: only for the daemon
 
+pub mod hooks;
 pub mod init;
 pub mod logs;
 pub mod path;

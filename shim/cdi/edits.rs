@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
+use berth_runtime::plan::HookKind;
 use oci_spec::runtime::{
     Hook as OciHook, Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount as OciMount, Process, Spec,
 };
 
 use super::file::{Edits, Hook, Mount, Node};
-use crate::oci::normal;
+use crate::oci::{hooks, normal};
 
 /// Applies the edits to `spec`. Adds the host paths of the device nodes to `sources`.
 pub(super) fn apply(
@@ -49,7 +50,7 @@ fn refuse_unsupported(edits: &Edits) -> Result<(), String> {
     }
 }
 
-/// Adds a hook to the spec. The compiler of the spec rejects hooks that are not supported.
+/// Adds a hook to the spec.
 fn add_hook(spec: &mut Spec, hook: &Hook) -> Result<(), String> {
     let mut added = OciHook::default();
     added
@@ -57,19 +58,9 @@ fn add_hook(spec: &mut Spec, hook: &Hook) -> Result<(), String> {
         .set_args(Some(hook.args.clone()))
         .set_env(Some(hook.env.clone()))
         .set_timeout(hook.timeout);
-    let mut hooks = spec.hooks().clone().unwrap_or_default();
-    let with = |existing: &Option<Vec<OciHook>>| {
-        Some(existing.iter().flatten().cloned().chain([added.clone()]).collect::<Vec<_>>())
-    };
-    match hook.hook_name.as_str() {
-        "createRuntime" | "prestart" => hooks.set_create_runtime(with(hooks.create_runtime())),
-        "createContainer" => hooks.set_create_container(with(hooks.create_container())),
-        "startContainer" => hooks.set_start_container(with(hooks.start_container())),
-        "poststart" => hooks.set_poststart(with(hooks.poststart())),
-        "poststop" => hooks.set_poststop(with(hooks.poststop())),
-        name => return Err(format!("invalid hook name {name:?}")),
-    };
-    spec.set_hooks(Some(hooks));
+    let kind = HookKind::from_name(&hook.hook_name)
+        .ok_or_else(|| format!("invalid hook name {:?}", hook.hook_name))?;
+    hooks::add(spec, kind, added);
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use berth_image::printable;
 use super::Source;
 use crate::cdi;
 use crate::config::{document, mistakes};
+use crate::hook_folders;
 use crate::images;
 use crate::stream::tls;
 
@@ -70,6 +71,7 @@ fn check(source: Source) -> ExitCode {
         &config.cni_external_plugins,
     ));
     mistakes.extend(cdi::mistakes(&config.cdi_spec_dirs));
+    mistakes.extend(hook_folders::mistakes(&config.hooks_dirs));
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => mistakes.extend(runtime.block_on(berth_image::mistakes(&images::options(&config)))),
         Err(error) => mistakes.push(format!("failed to start a runtime: {error}")),

@@ -41,6 +41,8 @@ settings! {
             "Time limit in seconds for a call of a plugin from cni_bin_dirs.";
         cdi_spec_dirs: PathList => Vec<PathBuf> = paths(&["/etc/cdi", "/var/run/cdi"]),
             "Folders of vendors' CDI files; a later folder takes precedence.";
+        hooks_dirs: PathList => Vec<PathBuf> = paths(&["/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"]),
+            "Folders of OCI hooks (oci-hooks(5)); a file of a later folder takes precedence.";
         certs_dir: PathList => Vec<PathBuf> = paths(&[
                 "/etc/berth/certs.d",
                 "/etc/containerd/certs.d",

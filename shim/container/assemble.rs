@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
+use crate::hook_folders;
 use crate::host::HostFacts;
 use crate::lsm::apparmor::AppArmor;
 use crate::lsm::selinux::{self, Labels, SeLinux};
@@ -98,6 +99,7 @@ pub fn assemble(
     let cdi_devices = cdi::requested(&config)?;
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
+    inject_hooks(daemon, pod, &config, &mut spec)?;
     let linux = spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let profile = linux.and_then(|linux| linux.seccomp().as_ref());
@@ -111,6 +113,7 @@ pub fn assemble(
     let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
     make_root_for_hooks(&spec, container)?;
     let context = Context {
+        id: container.id.as_str(),
         bundle: container.folder(),
         pid_target: pid_target(&daemon.pods.store, pod, &config)?,
         pod: PodNamespaces { pause_pid },
@@ -128,6 +131,7 @@ pub fn assemble(
         directories: volumes(layer),
         users: compile::compile_users(&spec),
         trees,
+        namespaces: BTreeMap::new(),
         device_sources,
         mount_label: label.map(str::to_owned),
         cgroup_namespace: compile::has_cgroup_namespace(&spec),
@@ -143,6 +147,21 @@ fn limits_of(config: &ContainerConfig, spec: &oci_spec::runtime::Spec) -> LinuxC
         config.linux.as_ref().and_then(|linux| linux.resources.as_ref()).cloned().unwrap_or_default();
     let score = spec.process().as_ref().and_then(oci_spec::runtime::Process::oom_score_adj);
     oci::resources::applied(&requested, score.unwrap_or_default())
+}
+
+/// Adds the hooks of the hook folders that match the container.
+fn inject_hooks(
+    daemon: &Daemon,
+    pod: &Pod,
+    config: &ContainerConfig,
+    spec: &mut oci_spec::runtime::Spec,
+) -> Result<(), CriError> {
+    // A key of the pod takes precedence, as in CRI-O.
+    let mut annotations = config.annotations.clone();
+    annotations.extend(pod.with(|record| record.config.annotations.clone()));
+    let has_bind_mounts = config.mounts.iter().any(|mount| !mount.host_path.is_empty());
+    hook_folders::inject(spec, &annotations, has_bind_mounts, &daemon.config.hooks_dirs)
+        .map_err(|why| CriError::failed("select the hooks of the container", why))
 }
 
 /// Creates the folder that the spec names as the root filesystem, which only hooks look for.

@@ -4,15 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_image::{Digest, Image, WritableLayer};
 use berth_proto::v1::{ContainerConfig, ImageSpec};
 use berth_runtime::cgroup::CgroupPath;
 use berth_runtime::client::Placeholder;
+use berth_runtime::plan::HookKind;
 use berth_runtime::wire::{Call, Failure, Outcome};
 use tonic::Status;
 
 use super::assemble::{self, Assembled};
+use super::hooks;
 use super::log;
 use super::out_of_memory;
 use crate::blocking::blocking;
@@ -268,17 +271,23 @@ impl Creation {
         container: &Container,
         assembled: Assembled,
     ) -> Result<i32, CriError> {
+        let hooks = assembled.plan.hooks.as_ref();
+        let poststop = hooks.map_or(Duration::ZERO, |hooks| hooks.longest(&[HookKind::Poststop]));
         let (forget, id) = (link.clone(), self.id.clone());
         self.undo.push("end the first process", async move {
-            match forget.execute(Call::Forget { container: id.as_str().to_owned() }).await {
+            // The `poststop` hooks of a container whose creation has failed run before the answer.
+            let call = Call::Forget { container: id.as_str().to_owned() };
+            match forget.call_with(call, Vec::new(), poststop).await.map(drop) {
                 Ok(()) | Err(KeeperError::Gone | KeeperError::Failure(Failure::NotFound { .. })) => Ok(()),
                 Err(error) => Err(error.to_string()),
             }
         });
         let plan = Box::new(assembled.plan.clone());
         let folder = container.folder().display().to_string();
+        let hooks = assembled.plan.hooks.as_ref();
+        let more = hooks.map_or(Duration::ZERO, |hooks| hooks.longest(&hooks::OF_CREATE));
         let call = Call::Create { container: self.id.as_str().to_owned(), folder, plan };
-        match link.call(call, assembled.descriptors).await {
+        match link.call_with(call, assembled.descriptors, more).await {
             Ok((Outcome::Created { pid }, _)) => Ok(pid),
             Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
             Err(KeeperError::Failure(Failure::Init(failure))) => {

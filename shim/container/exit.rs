@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use berth_runtime::wire::{ExitRecord, InitFailure};
 
+use super::hooks;
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
@@ -54,16 +55,16 @@ pub(crate) async fn kill_rest(cgroups: &Cgroups, container: &Arc<Container>) {
 /// can arrive in either order: both use this.
 pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure, finished_at: i64) -> Exit {
     let spec = container.clone();
-    let command = blocking(move || spec.spec.whole())
-        .await
-        .ok()
+    let spec = blocking(move || spec.spec.whole()).await.ok();
+    let hook = spec.as_ref().and_then(|spec| hooks::explain(spec, container, failure));
+    let command = spec
         .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
         .and_then(|args| args.into_iter().next())
         .unwrap_or_default();
     Exit {
         code: START_FAILED,
         reason: ExitReason::StartError,
-        message: format!("{failure}: {command:?}"),
+        message: hook.unwrap_or_else(|| format!("{failure}: {command:?}")),
         started_at: 0,
         finished_at,
     }

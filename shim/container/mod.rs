@@ -3,12 +3,14 @@
 //! * [`create`], [`start`], [`stop`], [`remove`], [`status`], [`list`], [`log`], [`update`]: the RPCs
 //! * [`assemble`]: converts a CRI config into a compiled plan with its descriptors
 //! * [`exit`]: handles the exit of a container
+//! * [`hooks`]: programs that run at points of the container's life
 //! * [`reconcile`]: takes over the state that the keeper reports
 //! * [`out_of_memory`]: detects that the memory limit is too small for the first process
 
 pub mod assemble;
 pub mod create;
 pub mod exit;
+pub mod hooks;
 pub mod list;
 pub mod log;
 mod out_of_memory;

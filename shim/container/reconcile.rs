@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use berth_runtime::wire::{Call, ContainerSnapshot, ExitRecord, Snapshot};
 
-use super::exit;
+use super::{exit, hooks};
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
@@ -38,6 +38,18 @@ async fn reconcile_container(
     container: &Arc<Container>,
     seen: Option<&ContainerSnapshot>,
 ) {
+    take_state(pods, cgroups, container, seen).await;
+    if let Some(failure) = seen.and_then(|seen| seen.poststop_failure.as_ref()) {
+        hooks::record_failure(container, failure).await;
+    }
+}
+
+async fn take_state(
+    pods: &Pods,
+    cgroups: &Cgroups,
+    container: &Arc<Container>,
+    seen: Option<&ContainerSnapshot>,
+) {
     match container.state().compare(seen.map(|seen| &seen.phase)) {
         KeeperReport::Unchanged => {}
         KeeperReport::Running(started_at) => {
@@ -57,19 +69,35 @@ async fn reconcile_container(
 
 /// Records the exit of a container without a keeper, and kills its remaining processes.
 pub(crate) async fn end_without_keeper(pods: &Pods, cgroups: &Cgroups, container: &Arc<Container>) {
-    record_end_without_keeper(pods, container).await;
+    let recorded = record_end_without_keeper(pods, container).await;
     exit::kill_rest(cgroups, container).await;
+    if recorded == EndRecord::Missing {
+        hooks::run_poststop(container).await;
+    }
+}
+
+/// Whether a keeper that has ended left an exit record of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndRecord {
+    /// It did, or the end was known before: the keeper has run the `poststop` hooks.
+    Left,
+    /// It did not: the container ended with it or after it.
+    Missing,
 }
 
 /// Records the exit of a container without a keeper, from the exit record that the keeper has left.
-pub(crate) async fn record_end_without_keeper(pods: &Pods, container: &Arc<Container>) {
+pub(crate) async fn record_end_without_keeper(pods: &Pods, container: &Arc<Container>) -> EndRecord {
     if matches!(container.state(), ContainerState::Exited(_)) {
-        return;
+        return EndRecord::Left;
     }
     match read_exit_record(container).await {
-        Some(record) => exit::record_exit(pods, container, &record).await,
+        Some(record) => {
+            exit::record_exit(pods, container, &record).await;
+            EndRecord::Left
+        }
         None => {
-            exit::record_unknown_exit(&pods.events, container, "it ended with its keeper or with the host")
+            exit::record_unknown_exit(&pods.events, container, "it ended with its keeper or with the host");
+            EndRecord::Missing
         }
     }
 }

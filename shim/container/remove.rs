@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use berth_image::ImageStore;
+use berth_runtime::plan::HookKind;
 use berth_runtime::wire::{Call, Failure};
 use tonic::Status;
 
-use super::exit;
+use super::{exit, hooks};
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
@@ -85,7 +86,9 @@ async fn forget(pods: &Pods, cgroups: &Cgroups, container: &Arc<Container>) -> R
     let Ok(Some(link)) = pods.keeper_of(container) else {
         return Ok(());
     };
-    match link.execute(Call::Forget { container: container.id.as_str().to_owned() }).await {
+    let more = hooks::longest(container, &[HookKind::Poststop]).await;
+    let call = Call::Forget { container: container.id.as_str().to_owned() };
+    match link.call_with(call, Vec::new(), more).await.map(drop) {
         Ok(()) | Err(KeeperError::Gone | KeeperError::Failure(Failure::NotFound { .. })) => Ok(()),
         Err(error) => {
             tracing::warn!(container = container.id.as_str(), %error, "the keeper failed to forget the container");

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use berth_runtime::plan::HookKind;
 use berth_runtime::wire::{Call, Failure, InitFailure, Outcome};
 use tonic::Status;
 
-use super::{exit, reconcile};
+use super::{exit, hooks, reconcile};
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::event::Events;
@@ -52,7 +53,9 @@ async fn run_steps(
         _ => return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready")),
     };
     progress.step("exec");
-    let call = link.call(Call::Start { container: container.id.as_str().to_owned() }, Vec::new());
+    let more = hooks::longest(container, &[HookKind::StartContainer, HookKind::Poststart]).await;
+    let call = Call::Start { container: container.id.as_str().to_owned() };
+    let call = link.call_with(call, Vec::new(), more);
     let answer = tokio::select! {
         biased;
         answer = call => answer,

@@ -183,17 +183,25 @@ impl KeeperClient {
     /// # Errors
     /// The keeper refuses the call, does not answer in time or has ended.
     pub async fn call(&self, call: Call, descriptors: Vec<OwnedFd>) -> Reply {
+        self.call_with(call, descriptors, Duration::ZERO).await
+    }
+
+    /// Like [`KeeperClient::call`], with additional time: for hooks.
+    ///
+    /// # Errors
+    /// As [`KeeperClient::call`].
+    pub async fn call_with(&self, call: Call, descriptors: Vec<OwnedFd>, more: Duration) -> Reply {
         let span = tracing::trace_span!(
             target: traces::TARGET, "keeper", otel.name = %format_args!("keeper {}", call.name())
         );
-        let reply = self.send(call, descriptors).instrument(span.clone()).await;
+        let reply = self.send(call, descriptors, more).instrument(span.clone()).await;
         if let Err(error) = &reply {
             trace_failure(&span, error);
         }
         reply
     }
 
-    async fn send(&self, call: Call, descriptors: Vec<OwnedFd>) -> Reply {
+    async fn send(&self, call: Call, descriptors: Vec<OwnedFd>, more: Duration) -> Reply {
         // A keeper of an older daemon takes an unknown call for an invalid message and closes the connection.
         if call.since() > self.shared.protocol.load(Ordering::Relaxed) {
             return Err(Failure::Unknown.into());
@@ -201,7 +209,7 @@ impl KeeperClient {
         let name = call.name();
         let timeout = match self.shared.unresponsive.load(Ordering::Relaxed) {
             true => UNRESPONSIVE_TIMEOUT,
-            false => timeout_of(&call),
+            false => timeout_of(&call).saturating_add(more),
         };
         let (reply, answer) = oneshot::channel();
         self.shared.calls.try_send(QueuedCall::new(call, descriptors, reply)).map_err(

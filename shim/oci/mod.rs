@@ -5,12 +5,13 @@
 //! * [`process`]: command, environment, user, capabilities; [`mounts`], [`namespaces`], [`resources`], [`rlimits`],
 //!   [`devices`]
 //! * [`seccomp`]: system calls; [`pause`]: the security context of a pod
-//! * [`signal`]: stop signals; [`dns`]: resolv.conf
+//! * [`hooks`]: hooks of the runtime; [`signal`]: stop signals; [`dns`]: resolv.conf
 
 mod annotations;
 mod capabilities;
 mod devices;
 mod dns;
+pub mod hooks;
 mod mounts;
 mod namespaces;
 pub mod pause;

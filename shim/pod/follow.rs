@@ -6,7 +6,7 @@ use std::time::Duration;
 use berth_runtime::wire::{Call, Event, Snapshot};
 use tracing::Instrument;
 
-use crate::container::{exit, reconcile};
+use crate::container::{exit, hooks, reconcile};
 use crate::error::CriError;
 use crate::event::Events;
 use crate::keeper::{KeeperClient, KeeperUpdate, KeeperUpdates};
@@ -43,6 +43,10 @@ async fn handle(stopper: &PodStopper, pod: &Arc<Pod>, event: Event) {
         Event::Exited { container, record } => match stopper.pods.store.container(&container) {
             Ok(container) => exit::handle(&stopper.pods, &stopper.cgroups, &container, &record).await,
             Err(_) => tracing::debug!(container, "a container exited while it was being created or removed"),
+        },
+        Event::PoststopFailed { container, failure } => match stopper.pods.store.container(&container) {
+            Ok(container) => hooks::record_failure(&container, &failure).await,
+            Err(_) => tracing::warn!(container, %failure, "a poststop hook has failed"),
         },
         Event::PauseExited { code } => pause_ended(&stopper.pods.events, pod, code),
         Event::ExecExited { exec, .. } => tracing::debug!(exec, "an exec exited that no caller waits for"),

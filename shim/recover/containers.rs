@@ -7,7 +7,8 @@ use tokio::task::JoinSet;
 
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
-use crate::container::reconcile;
+use crate::container::hooks;
+use crate::container::reconcile::{self, EndRecord};
 use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::instruments::{Recovered, RecoveredObject};
@@ -21,8 +22,8 @@ pub(super) struct ContainerCleanup {
     /// Containers with an interrupted creation, without a readable record or without a pod. Everything with
     /// their id is removed. The cgroup is known if the record is.
     discard: Vec<(ContainerId, Option<String>)>,
-    /// Containers of pods without a keeper.
-    ended: Vec<Arc<Container>>,
+    /// Containers of pods without a keeper, and whether the keeper has left an exit record.
+    ended: Vec<(Arc<Container>, EndRecord)>,
 }
 
 /// Reads all records and fills the store.
@@ -34,8 +35,8 @@ pub(super) async fn load(pods: &Pods) -> Result<ContainerCleanup, CriError> {
         load_one(pods, id, record, &mut cleanup);
     }
     // Remaining processes of ended containers are killed in the background. That the containers have ended is recorded now.
-    for container in &cleanup.ended {
-        reconcile::record_end_without_keeper(pods, container).await;
+    for (container, recorded) in &mut cleanup.ended {
+        *recorded = reconcile::record_end_without_keeper(pods, container).await;
     }
     Ok(cleanup)
 }
@@ -88,7 +89,7 @@ fn load_one(
     let outcome = if has_ended || pod.link().is_none() { Recovered::Ended } else { Recovered::Followed };
     pods.instruments.recovered(RecoveredObject::Container, outcome);
     if pod.link().is_none() && !has_ended {
-        cleanup.ended.push(container);
+        cleanup.ended.push((container, EndRecord::Missing));
     }
 }
 
@@ -105,12 +106,15 @@ pub(super) async fn finish(
         let (folders, cgroups, images) = (folders.clone(), cgroups.clone(), images.clone());
         tasks.spawn(async move { discard(&folders, &cgroups, &images, &id, cgroup).await });
     }
-    for container in cleanup.ended {
+    for (container, recorded) in cleanup.ended {
         let cgroups = cgroups.clone();
         tasks.spawn(async move {
             let cgroup = container.with(|record| record.cgroup.clone());
             if let Err(error) = cgroups.release(cgroup).await {
                 tracing::warn!(container = container.id.as_str(), %error, "failed to kill the processes of a container without a keeper");
+            }
+            if recorded == EndRecord::Missing {
+                hooks::run_poststop(&container).await;
             }
         });
     }

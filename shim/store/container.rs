@@ -99,6 +99,18 @@ impl ContainerState {
         }
     }
 
+    /// Returns the state with an addition to the message of the exit. A repeated one is not added.
+    #[must_use]
+    pub fn with_exit_note(&self, note: &str) -> Self {
+        match self {
+            Self::Exited(exit) if !exit.message.contains(note) => {
+                let separator = if exit.message.is_empty() { "" } else { "; " };
+                Self::Exited(Exit { message: format!("{}{separator}{note}", exit.message), ..exit.clone() })
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// Returns the state after init has reached the gate.
     #[must_use]
     pub fn created(&self, pid: i32) -> Self {

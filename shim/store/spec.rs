@@ -100,6 +100,13 @@ impl SpecStore {
         self.keep(previous.spec, previous.filter).map(drop)
     }
 
+    /// Returns the spec if it is in memory.
+    #[must_use]
+    pub fn in_memory(&self) -> Option<Arc<Spec>> {
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().map(|cached| cached.spec.clone())
+    }
+
     /// Returns what a further process needs, reading the spec from disk if it is not cached.
     ///
     /// # Errors

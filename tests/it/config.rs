@@ -188,11 +188,13 @@ fn config_check_reports_every_mistake_in_every_file() {
     write("net.d/10-one.conflist", r#"{"cniVersion": "1.0.0", "name": "../x", "plugins": []}"#);
     write("net.d/20-two.conflist", "{");
     write("cdi/vendor.yaml", "kind: x\n");
+    write("hooks.d/broken.json", r#"{"version": "1.0.0", "hook": {"path": "/bin/true"}, "when": {}}"#);
     let place = folder.path().display();
     let main = format!(
         "sokcet = \"/x\"\nroot = \"relative\"\ncerts_dir = \"{place}/certs.d\"\n\
          registries_conf = \"{place}/registries.conf\"\nsignature_policy = \"{place}/policy.json\"\n\
-         auth_file = [\"{place}/auth.json\"]\ncni_conf_dir = \"{place}/net.d\"\ncdi_spec_dirs = [\"{place}/cdi\"]\n"
+         auth_file = [\"{place}/auth.json\"]\ncni_conf_dir = \"{place}/net.d\"\ncdi_spec_dirs = [\"{place}/cdi\"]\n\
+         hooks_dirs = [\"{place}/hooks.d\"]\n"
     );
     let files =
         Files::new(&main, &[("10-a.toml", "parallel_pulls = 0\nno_key = 1\n"), ("20-b.toml", "= 1\n")]);
@@ -212,6 +214,7 @@ fn config_check_reports_every_mistake_in_every_file() {
         "10-one.conflist",
         "20-two.conflist",
         "vendor.yaml",
+        "hooks.d/broken.json",
     ] {
         assert!(
             errors.lines().any(|line| line.starts_with("berth: ") && line.contains(expected)),

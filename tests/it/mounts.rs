@@ -417,7 +417,7 @@ esac
         )
     };
     let (link, fail) = (hook("createContainer", "link"), hook("createContainer", "fail"));
-    let (stay, late) = (hook("createContainer", "stay"), hook("poststop", "late"));
+    let (stay, late) = (hook("createContainer", "stay"), hook("later", "late"));
     let file = format!("cdiVersion: 0.6.0\nkind: vendor.example/gpu\ndevices:\n{link}{fail}{stay}{late}");
     fs::write(folder.path().join("vendor.yaml"), file).unwrap();
     let pod = berth.run_pod(berth.pod_config("hooks")).await;
@@ -432,7 +432,7 @@ esac
     for (name, expected) in [
         ("fail", "exit status: 3: no such accelerator"),
         ("stay", "ended after 1 s"),
-        ("late", "hooks.poststop is not supported"),
+        ("late", "invalid hook name \"later\""),
     ] {
         let error = berth.try_create(&pod, named(name)).await.unwrap_err();
         assert!(error.message().contains(expected), "{error}");

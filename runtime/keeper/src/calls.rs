@@ -22,7 +22,10 @@ impl Keeper {
     /// goal.
     pub(crate) fn call(&mut self, origin: Origin, call: Call, descriptors: Vec<OwnedFd>) {
         let now = match call {
-            Call::Hello { .. } => Some(Ok(Outcome::Hello(self.snapshot()))),
+            Call::Hello { protocol } => {
+                self.set_protocol(origin.connection, protocol);
+                Some(Ok(Outcome::Hello(self.snapshot())))
+            }
             Call::Sandbox(plan) => self.sandbox(origin, &plan, &descriptors).err().map(Err),
             Call::Namespaces => return self.answer_namespaces(origin),
             Call::Create { container, folder, plan } => {
@@ -40,6 +43,7 @@ impl Keeper {
                 Some(self.attach(origin, (&container, &client), slots, descriptors))
             }
             Call::Resize { container, width, height } => Some(self.resize(&container, width, height)),
+            Call::Forget { container } if self.removal_waits(origin, &container) => None,
             Call::Forget { container } => Some(self.forget(&container)),
             Call::Shutdown => Some(self.shut_down()),
         };
@@ -53,6 +57,7 @@ impl Keeper {
             id: id.clone(),
             pid: container.child.pid,
             phase: container.phase(),
+            poststop_failure: container.hooks.poststop_failure(),
         });
         Snapshot {
             protocol: PROTOCOL,
@@ -208,7 +213,7 @@ impl Keeper {
 
     /// Removes a container. If its process still runs, it is killed; it is reaped as an orphan, and its end is not
     /// reported. Pending calls to create or start it are answered first.
-    fn forget(&mut self, id: &str) -> Answer {
+    pub(crate) fn forget(&mut self, id: &str) -> Answer {
         if !self.containers.contains_key(id) {
             return Err(not_found(&format!("container {id}")));
         }

@@ -35,11 +35,13 @@ impl Incoming {
 pub(crate) struct Connection {
     socket: OwnedFd,
     queue: VecDeque<(Message, Vec<OwnedFd>)>,
+    /// The version of the messages that the daemon supports; the oldest one until it has reported it.
+    pub(crate) protocol: u32,
 }
 
 impl Connection {
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket, queue: VecDeque::new() }
+        Self { socket, queue: VecDeque::new(), protocol: 1 }
     }
 
     pub(crate) fn socket(&self) -> &OwnedFd {

@@ -14,6 +14,7 @@ use berth_runtime::wire::{ExitRecord, InitFailure, Phase};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::attach::{AttachedClient, Input};
+use crate::hooks::ContainerHooks;
 use crate::keeper::Origin;
 use crate::lines::{Lines, Stream};
 use crate::log::Log;
@@ -67,6 +68,7 @@ pub(crate) struct Container {
     pub(crate) keyring: KeyringName,
     /// The supervisor of its system calls, if its filter has one.
     pub(crate) supervisor: Option<SeccompListener>,
+    pub(crate) hooks: ContainerHooks,
 }
 
 /// The child's and the keeper's ends of a container's standard streams. Empty with a terminal, which arrives
@@ -138,6 +140,7 @@ impl Container {
             oom,
             keyring,
             supervisor: plan.process.seccomp.as_ref().and_then(|seccomp| seccomp.listener.clone()),
+            hooks: ContainerHooks::new(plan.hooks.as_ref()),
         })
     }
 

@@ -32,6 +32,9 @@ impl Keeper {
     pub(crate) fn begin_ending(&mut self, id: &str, ended: Ended) {
         self.close_gate(id);
         let Some(container) = self.containers.get_mut(id) else { return };
+        if container.hooks.delay_end() {
+            return container.child.store_exit(ended);
+        }
         let _record = container.exited(ended);
         let (container, until, last) = (id.to_owned(), after(PATIENCE), after(MOST));
         self.endings.push(Ending { container, flush: None, until, last });
@@ -101,6 +104,7 @@ impl Keeper {
             }
         }
         self.broadcast(&Event::Exited { container: id.to_owned(), record });
+        self.run_poststop_hooks(id);
     }
 }
 

@@ -114,6 +114,7 @@ impl Keeper {
             EventSource::PauseGate => self.pause_gate(),
             EventSource::ContainerGate(id) => drop(self.container_gate(&id)),
             EventSource::ExecGate(id) => drop(self.exec_gate(&id)),
+            EventSource::Hooks(id) => self.hooks_event(&id),
             EventSource::Output(id, place) => self.output(&id, place),
             EventSource::Writer => self.writer_event(),
             EventSource::Input(id) => self.flush_input(&id),
@@ -205,7 +206,13 @@ impl Keeper {
     }
 
     pub(crate) fn broadcast(&mut self, event: &Event) {
-        for id in self.connections.keys().copied().collect::<Vec<_>>() {
+        self.broadcast_since(1, event);
+    }
+
+    /// Sends an event to the daemons that support this version of the messages.
+    pub(crate) fn broadcast_since(&mut self, version: u32, event: &Event) {
+        let supporting = self.connections.iter().filter(|(_, connection)| connection.protocol >= version);
+        for id in supporting.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.send(id, Message::Event(event.clone()), Vec::new());
         }
     }
@@ -239,6 +246,7 @@ impl Keeper {
                     self.fail_container(id, system(&error));
                 }
             }
+            (State::Creating(_), GateEvent::Report(Report::Hooks, _)) => self.run_create_hooks(id),
             (State::Creating(_), GateEvent::Moved(sender)) => {
                 if let Err(error) = container.child.moved(sender) {
                     self.fail_container(id, system(&error));
@@ -250,7 +258,7 @@ impl Keeper {
             (State::Starting(origin), GateEvent::End) => {
                 let (origin, at) = (*origin, now());
                 container.state = State::Running { started_at: at };
-                self.answer(origin, Ok(Outcome::Started { at }), Vec::new());
+                self.command_runs(id, origin, at);
                 self.container_gate_closed(id);
             }
             (State::Creating(_) | State::Starting(_), GateEvent::Report(report, _)) => {
@@ -434,6 +442,12 @@ impl Keeper {
         self.broadcast(&Event::ExecExited { exec: id.to_owned(), code: ended.code() });
     }
 
+    pub(crate) fn set_protocol(&mut self, connection: u64, protocol: u32) {
+        if let Some(connection) = self.connections.get_mut(&connection) {
+            connection.protocol = protocol;
+        }
+    }
+
     /// Unregisters a container from the event loop, before it is dropped.
     pub(crate) fn unwatch_container(&mut self, id: &str) {
         self.drop_ending(id);
@@ -442,6 +456,7 @@ impl Keeper {
             let _all = self.drain(id);
         }
         self.detach_all(id);
+        self.end_runner(id);
         self.close_gate(id);
         if let Some(container) = self.containers.get(id) {
             self.writer.close(&container.log, &mut self.watch);
@@ -450,7 +465,7 @@ impl Keeper {
 }
 
 /// An event of a child's socket.
-enum GateEvent {
+pub(crate) enum GateEvent {
     Report(Report, Option<OwnedFd>),
     /// Another child, the sender, continues.
     Moved(Option<i32>),
@@ -459,7 +474,7 @@ enum GateEvent {
 }
 
 /// Reads a child's socket. Returns `None` if there is no event.
-fn read_gate(gate: BorrowedFd<'_>) -> Option<GateEvent> {
+pub(crate) fn read_gate(gate: BorrowedFd<'_>) -> Option<GateEvent> {
     let mut record = [0_u8; RECORD];
     match sys::socket::receive_from(gate, &mut record) {
         Ok(packet) => match Report::decode(record.get(..packet.length).unwrap_or_default()) {
@@ -476,7 +491,7 @@ fn read_gate(gate: BorrowedFd<'_>) -> Option<GateEvent> {
 fn failure_of(report: Report) -> Failure {
     match report {
         Report::Failed(failure) => Failure::Init(failure),
-        Report::Ready | Report::Terminal | Report::Listener | Report::Moved => vanished(),
+        Report::Ready | Report::Terminal | Report::Listener | Report::Moved | Report::Hooks => vanished(),
     }
 }
 

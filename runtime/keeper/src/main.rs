@@ -7,6 +7,7 @@
 //! * [`connection`]: connections of daemons
 //! * [`calls`]: the daemons' calls
 //! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: supervisors of their system calls
+//! * [`hooks`]: hooks of the host, in a child
 //! * [`attach`]: clients of a container's streams
 //! * [`output`], [`lines`], [`log`], [`stamp`]: output and its conversion to lines of a CRI log
 //! * [`writer`], [`write_process`]: a child that writes to disks, which may hang
@@ -20,6 +21,7 @@ mod connection;
 mod container;
 mod ending;
 mod exec;
+mod hooks;
 mod keeper;
 mod lines;
 mod log;

@@ -21,6 +21,8 @@ pub(crate) enum EventSource {
     PauseGate,
     ContainerGate(String),
     ExecGate(String),
+    /// The socket of the process that runs a container's hooks.
+    Hooks(String),
     Output(String, usize),
     /// The socket of the writer process.
     Writer,

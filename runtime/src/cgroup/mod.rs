@@ -8,7 +8,8 @@
 //! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
 //! * [`stats`]: resource usage; [`counters`]: all counters and limits; [`files`]: reads their files
 //! * [`hugetlb`], [`mod@io`], [`psi`]: the counters of one controller, v1 and v2 side by side
-//! * [`kill`]: kills everything in a cgroup; [`mod@find`]: finds cgroups by their last path component or mark;
+//! * [`freeze`]: freezes and thaws; [`kill`]: kills everything in a cgroup
+//! * [`mod@find`]: finds cgroups by their last path component or mark;
 //!   [`mark`]: the mark of a daemon; [`tree`]: the folders of a cgroup in all hierarchies
 //! * `error`: the error type
 
@@ -18,6 +19,7 @@ mod devices;
 mod error;
 mod files;
 mod find;
+mod freeze;
 mod hierarchy;
 mod hugetlb;
 mod io;

@@ -39,7 +39,10 @@ fn object(failure: &InitFailure, plan: &ContainerPlan) -> Option<String> {
         Step::ReadonlyPath => plan.readonly_paths.get(index).cloned(),
         Step::MaskedPath => plan.masked_paths.get(index).cloned(),
         Step::Rlimit => plan.process.rlimits.get(index).map(|limit| format!("{limit:?}")),
-        Step::Hook => plan.hooks.as_ref()?.create_container.get(index).map(|hook| hook.path.clone()),
+        Step::Hook => {
+            let (kind, hook) = plan.hooks.as_ref()?.all().nth(index)?;
+            Some(format!("{} ({})", hook.path, kind.name()))
+        }
         Step::WorkingDirectory => Some(plan.process.cwd.clone()),
         Step::Exec => plan.process.args.first().map(|program| format!("{program:?}")),
         Step::Credentials => Some(format!("{}:{}", plan.process.uid, plan.process.gid)),

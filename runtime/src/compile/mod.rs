@@ -4,7 +4,7 @@
 //! * this file: the plan as a whole, and the namespaces
 //! * [`process`]: the command and its credentials
 //! * [`mounts`]: mounts, /dev, paths
-//! * [`hooks`]: host programs that change the root filesystem
+//! * [`hooks`]: programs that run at points of a container's life
 //! * [`mod@explain`]: describes a failure of the first process with the plan's object that it is about
 
 mod explain;
@@ -14,11 +14,12 @@ mod process;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 
 pub use explain::explain;
+pub use hooks::compile_hooks;
 pub use process::compile_process;
 
 use crate::cgroup::{Hierarchies, JoinFds};
@@ -144,7 +145,9 @@ pub struct PodNamespaces {
 pub struct Context<'a> {
     /// The container whose process namespace is joined, if any.
     pub pid_target: Option<String>,
-    /// The folder of the spec. Its name is the container's id.
+    /// The container's id.
+    pub id: &'a str,
+    /// The folder of the spec.
     pub bundle: &'a Path,
     /// The pod's namespaces.
     pub pod: PodNamespaces,
@@ -168,6 +171,8 @@ pub struct Context<'a> {
     pub cgroup_namespace: bool,
     /// Detached mounts, by the destination of the mount in the spec.
     pub trees: BTreeMap<String, FdSlot>,
+    /// Namespaces that are not the pod's, by their paths in the spec.
+    pub namespaces: BTreeMap<PathBuf, FdSlot>,
 }
 
 /// Compiles the spec of a container.
@@ -179,7 +184,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
     let linux = spec.linux().as_ref().ok_or(CompileError::Missing("linux section"))?;
     refuse_unsupported(linux)?;
     let (dev, mounts) = mounts::compile(spec, linux, context)?;
-    let namespaces = SpecNamespaces { linux, pod: context.pod };
+    let namespaces = SpecNamespaces { linux, pod: context.pod, opened: &context.namespaces };
     let directories = context.directories.iter().map(|path| text("volumes", path));
     let list = |field: &'static str, paths: &Option<Vec<String>>| -> Result<Vec<String>> {
         paths.iter().flatten().map(|path| text(field, path)).collect()
@@ -200,7 +205,7 @@ pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<Container
             }
             None => Propagation::Unchanged,
         },
-        hooks: hooks::compile(spec, context)?,
+        hooks: compile_hooks(spec, context.id, context.bundle, context.users.is_some())?,
         mounts,
         directories: directories.collect::<Result<_>>()?,
         devices: dev,
@@ -258,6 +263,7 @@ fn sysctls(linux: &Linux) -> Result<Vec<(String, String)>> {
 struct SpecNamespaces<'a> {
     linux: &'a Linux,
     pod: PodNamespaces,
+    opened: &'a BTreeMap<PathBuf, FdSlot>,
 }
 
 impl SpecNamespaces<'_> {
@@ -272,9 +278,10 @@ impl SpecNamespaces<'_> {
             None => Ok(NamespaceSource::Host),
             Some(None) => Ok(NamespaceSource::New),
             Some(Some(path)) if self.is_pods(path) => Ok(NamespaceSource::Pod),
-            Some(Some(path)) => {
-                Err(invalid(format!("namespace {kind}"), path.to_string_lossy(), "is not the pod's"))
-            }
+            Some(Some(path)) => match self.opened.get(path) {
+                Some(slot) => Ok(NamespaceSource::Descriptor(*slot)),
+                None => Err(invalid(format!("namespace {kind}"), path.to_string_lossy(), "is not the pod's")),
+            },
         }
     }
 
@@ -283,8 +290,8 @@ impl SpecNamespaces<'_> {
     fn users(&self) -> Result<Option<UserNamespace>> {
         match self.source(LinuxNamespaceType::User)? {
             NamespaceSource::Host => Ok(None),
-            NamespaceSource::New => {
-                Err(CompileError::Unsupported { field: "a new user namespace".to_owned() })
+            NamespaceSource::New | NamespaceSource::Descriptor(_) => {
+                Err(CompileError::Unsupported { field: "a user namespace that is not the pod's".to_owned() })
             }
             NamespaceSource::Pod => Ok(Some(UserNamespace {
                 uids: ranges(self.linux.uid_mappings()),
@@ -301,6 +308,9 @@ impl SpecNamespaces<'_> {
             NamespaceSource::New => PidNamespace::New,
             NamespaceSource::Pod => PidNamespace::Pod,
             NamespaceSource::Host => PidNamespace::Host,
+            NamespaceSource::Descriptor(_) => {
+                return Err(CompileError::Unsupported { field: "a PID namespace by its path".to_owned() });
+            }
         })
     }
 

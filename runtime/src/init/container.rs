@@ -2,15 +2,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::hooks;
 use super::last::{self, FinalSteps};
 use super::masks::Masks;
 use super::mounts::{self, PodMounts};
 use super::process::{self, Streams};
 use super::seccomp;
-use super::{At, Descriptors, Gate, StepResult};
+use super::{At, Descriptors, Gate, HOOKED, StepResult};
+use crate::hooks;
 use crate::path::Root;
-use crate::plan::{ContainerPlan, MountKind, NamespaceSource, PidNamespace};
+use crate::plan::{ContainerPlan, HookKind, Hooks, MountKind, NamespaceSource, PidNamespace};
 use crate::procfs::Proc;
 use crate::sys::keys::{self, KeyringName};
 use crate::sys::namespaces::{self, Namespaces};
@@ -82,7 +82,7 @@ fn prepare(start: &Start<'_>) -> StepResult<Program> {
         false => Some(Masks::create(plan.mount_label.as_deref()).at(Step::MaskedPath)?),
     };
     enter_users(start, userns)?;
-    join_and_unshare(plan, joined.pause)?;
+    join_and_unshare(plan, joined.pause, *descriptors)?;
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
     if let Some(masks) = &masks {
@@ -92,8 +92,9 @@ fn prepare(start: &Start<'_>) -> StepResult<Program> {
     // It covers the host's root, which is gone after the pivot. Nothing else of the host is changed. Hooks find it
     // at a path.
     let rootfs = descriptors.get(plan.rootfs).at(Step::AttachRootfs)?;
-    let place = match &plan.hooks {
-        Some(hooks) => mount::place(&hooks.root).at(Step::AttachRootfs)?,
+    let hooks_root = plan.hooks.as_ref().and_then(|hooks| hooks.root.as_deref());
+    let place = match hooks_root {
+        Some(folder) => mount::place(folder).at(Step::AttachRootfs)?,
         None => host_root,
     };
     mount::attach(rootfs, place.as_fd()).at(Step::AttachRootfs)?;
@@ -119,11 +120,13 @@ fn prepare(start: &Start<'_>) -> StepResult<Program> {
             masks.hide(&root, path).at_index(Step::MaskedPath, index)?;
         }
     }
+    if hooks_root.is_some()
+        && let Some(masks) = &masks
+    {
+        masks.detach().at(Step::MaskedPath)?;
+    }
     if let Some(hooks) = &plan.hooks {
-        if let Some(masks) = &masks {
-            masks.detach().at(Step::MaskedPath)?;
-        }
-        hooks::run(hooks)?;
+        run_hooks(hooks, gate)?;
     }
     mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;
     set_root_attributes(plan).at(Step::RootAttributes)?;
@@ -131,7 +134,24 @@ fn prepare(start: &Start<'_>) -> StepResult<Program> {
     become_user(start, slave.as_ref())?;
     let variant =
         FinalSteps { terminal: slave.is_some(), joins_processes: joined.pid_target.is_some(), waits: true };
-    Ok(last::program(&plan.process, filter, variant))
+    let start_hooks = plan.hooks.as_ref().filter(|hooks| hooks.has(HookKind::StartContainer));
+    Ok(last::program(&plan.process, filter, start_hooks, variant))
+}
+
+/// Waits until the parent has run the hooks of the host, and runs those that change the root filesystem.
+fn run_hooks(hooks: &Hooks, gate: &Gate) -> StepResult<()> {
+    if hooks.has_host_hooks() {
+        gate.report(&Report::Hooks, None);
+        gate.wait_for(HOOKED);
+    }
+    if hooks.has(HookKind::CreateContainer) {
+        // The keeper ignores signals, and its children inherit that.
+        sys::process::default_signals();
+        // Runtimes write the pid of the process's own namespace here.
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        hooks::run(hooks, HookKind::CreateContainer, pid, None)?;
+    }
+    Ok(())
 }
 
 /// If the pod has a user namespace, joins it for all following steps. If the container gets a new process
@@ -191,7 +211,11 @@ fn from_mounts_of<T>(process: BorrowedFd<'_>, open: impl FnOnce() -> sys::Result
     opened
 }
 
-fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> StepResult<()> {
+fn join_and_unshare(
+    plan: &ContainerPlan,
+    pause: Option<BorrowedFd<'_>>,
+    descriptors: Descriptors<'_>,
+) -> StepResult<()> {
     let kinds = [(plan.net, Namespaces::NET), (plan.ipc, Namespaces::IPC), (plan.uts, Namespaces::UTS)];
     let of = |requested: NamespaceSource| -> Namespaces {
         kinds.iter().filter(|(source, _)| *source == requested).map(|(_, kind)| *kind).collect()
@@ -201,6 +225,12 @@ fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> Step
         let pause =
             pause.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's pause").at(Step::JoinNamespaces)?;
         namespaces::join_of(pause, joined).at(Step::JoinNamespaces)?;
+    }
+    for (source, kind) in kinds {
+        if let NamespaceSource::Descriptor(slot) = source {
+            let namespace = descriptors.get(slot).at(Step::JoinNamespaces)?;
+            namespaces::join_of(namespace, kind).at(Step::JoinNamespaces)?;
+        }
     }
     // The process is in its cgroup already, which becomes the root of a new cgroup namespace.
     let cgroup = if plan.cgroup_namespace { Namespaces::CGROUP } else { Namespaces::NONE };

@@ -78,5 +78,5 @@ fn prepare(start: &Start<'_>) -> StepResult<Program> {
     }
     process::set_credentials_and_cwd(&plan.process)?;
     let variant = FinalSteps { terminal: plan.tty, joins_processes: true, waits: false };
-    Ok(last::program(&plan.process, filter, variant))
+    Ok(last::program(&plan.process, filter, None, variant))
 }

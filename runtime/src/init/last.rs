@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::process::candidates;
 use super::seccomp::{self, exec_failure};
-use super::{At, Gate, START, StepResult};
-use crate::plan::ProcessPlan;
+use super::{At, Gate, StepResult};
+use crate::hooks;
+use crate::plan::{HookKind, Hooks, ProcessPlan};
 use crate::sys::process::{default_signals, exit_now};
 use crate::sys::program::{CStrings, FilterProgram, Program};
 use crate::sys::spawn::SingleThread;
@@ -27,7 +28,12 @@ pub(super) struct FinalSteps {
 }
 
 /// Collects what is needed to execute the program of a plan.
-pub(super) fn program(plan: &ProcessPlan, filter: Option<FilterProgram>, variant: FinalSteps) -> Program {
+pub(super) fn program(
+    plan: &ProcessPlan,
+    filter: Option<FilterProgram>,
+    start_hooks: Option<&Hooks>,
+    variant: FinalSteps,
+) -> Program {
     Program {
         paths: CStrings::new(&candidates(plan)),
         arguments: CStrings::new(&plan.args),
@@ -38,6 +44,7 @@ pub(super) fn program(plan: &ProcessPlan, filter: Option<FilterProgram>, variant
         terminal: variant.terminal,
         joins_processes: variant.joins_processes,
         waits: variant.waits,
+        start_hooks: start_hooks.cloned(),
     }
 }
 
@@ -50,8 +57,8 @@ pub(super) fn run(gate: Gate, single: SingleThread, program: Program) -> ! {
 }
 
 fn walk(socket: OwnedFd, program: Program, single: SingleThread) -> ! {
-    let gate = Gate::new(socket);
-    let failure = match final_steps(&gate, program, single) {
+    let mut gate = Gate::new(socket);
+    let failure = match final_steps(&mut gate, program, single) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -59,7 +66,7 @@ fn walk(socket: OwnedFd, program: Program, single: SingleThread) -> ! {
 }
 
 fn final_steps(
-    gate: &Gate,
+    gate: &mut Gate,
     mut program: Program,
     single: SingleThread,
 ) -> StepResult<std::convert::Infallible> {
@@ -83,7 +90,11 @@ fn final_steps(
     }
     if program.waits {
         gate.report(&Report::Ready, None);
-        gate.wait_for(START);
+        gate.wait_for_start();
+    }
+    if let Some(hooks) = &program.start_hooks {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        hooks::run(hooks, HookKind::StartContainer, pid, None)?;
     }
     Err(become_program(gate, &program, single))
 }

@@ -10,12 +10,10 @@
 //! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
 //!   can propagate; [`users`]: ids of volumes
 //! * [`process`]: the steps that a container and an exec have in common: streams, limits, credentials
-//! * [`hooks`]: host programs that change a container's root filesystem
 //! * [`last`]: from the credentials to the exec; [`seccomp`]: the seccomp filter
 
 pub mod container;
 pub mod exec;
-mod hooks;
 mod last;
 mod masks;
 mod mounts;
@@ -29,6 +27,8 @@ pub use process::Streams;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::net::SocketFlags;
+
 use crate::plan::{CgroupJoin, FdSlot};
 use crate::sys::{self, process::exit_now};
 use crate::wire::transport::Report;
@@ -36,6 +36,12 @@ use crate::wire::{InitFailure, Step};
 
 /// The byte with which the keeper notifies a child in a new user namespace that its ids are mapped.
 pub const MAPPED: u8 = b'c';
+
+/// The byte with which the keeper lets a first process continue after the hooks of the host.
+pub const HOOKED: u8 = b'h';
+
+/// The byte with which a parent that ends passes a listening socket. The connection to it replaces the gate's socket.
+pub const HANDOVER: u8 = b'l';
 
 /// The byte with which the keeper lets a first process exec.
 pub const START: u8 = b's';
@@ -124,6 +130,24 @@ impl Gate {
             match rustix::io::read(&self.socket, &mut packet) {
                 Ok(1) if packet == [expected] => return,
                 Err(rustix::io::Errno::INTR) => {}
+                _ => exit_now(1),
+            }
+        }
+    }
+
+    /// Waits for the permission to exec. The parent may first pass a listening socket: another process, which connects
+    /// to it, then gives the permission.
+    fn wait_for_start(&mut self) {
+        loop {
+            let mut packet = [0_u8; 1];
+            match sys::socket::receive(self.socket.as_fd(), &mut packet) {
+                Ok((1, _)) if packet == [START] => return,
+                Ok((1, descriptors)) if packet == [HANDOVER] => {
+                    let accept = |listener| rustix::net::accept_with(listener, SocketFlags::CLOEXEC);
+                    let Some(Ok(connection)) = descriptors.first().map(accept) else { exit_now(1) };
+                    self.socket = connection;
+                }
+                Err(error) if error.errno == rustix::io::Errno::INTR => {}
                 _ => exit_now(1),
             }
         }

@@ -45,6 +45,22 @@ impl KeyringName {
         }
         Ok(Self(name))
     }
+
+    /// Returns the name, to be kept in a file that only root can read.
+    #[must_use]
+    pub fn secret(&self) -> String {
+        String::from_utf8_lossy(&self.0).trim_end_matches('\0').to_owned()
+    }
+
+    /// Returns the name with a text that [`KeyringName::secret`] has returned.
+    #[must_use]
+    pub fn from_secret(text: &str) -> Self {
+        let mut name = [0_u8; NAME];
+        for (place, byte) in name.iter_mut().zip(text.bytes().take(NAME - 1)) {
+            *place = byte;
+        }
+        Self(name)
+    }
 }
 
 /// Replaces the session keyring by the one with this name, which is created if there is none. On a host without

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use rustix::io::Errno;
 
 use super::checked;
-use crate::plan::CapabilityMasks;
+use crate::plan::{CapabilityMasks, Hooks};
 
 /// Strings in the form that execve(2) requires.
 #[derive(Debug)]
@@ -68,6 +68,8 @@ pub struct Program {
     pub joins_processes: bool,
     /// Whether the process reports that it is ready, and waits for the keeper before it calls exec.
     pub waits: bool,
+    /// Hooks that run in the container before the program.
+    pub start_hooks: Option<Hooks>,
 }
 
 impl Program {

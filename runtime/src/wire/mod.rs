@@ -9,6 +9,7 @@
 //!   | Request{id, Create(plan)} + fds ---->|-- clone3 ----------------------------->| steps
 //!   |                                      |<-- Report: Terminal -------------------|
 //!   |                                      |<-- Report: Moved (a clone continues) ---|
+//!   |                                      |<-- Report: Hooks --- hooks of the host --> |
 //!   |                                      |<-- Report: Ready | Failed -------------| waits
 //!   |<------------- Answer{id, Created} ---|
 //!   | Request{id, Start} ----------------->|-- one byte --------------------------->| execve
@@ -30,10 +31,14 @@ pub mod transport;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ContainerPlan, ExecPlan, FdSlot, SandboxPlan};
+use crate::plan::{ContainerPlan, ExecPlan, FdSlot, HookKind, Hooks, SandboxPlan};
 
-/// The version of these messages. Version 2 added [`Call::Attach`] and [`Call::Resize`].
-pub const PROTOCOL: u32 = 2;
+/// The version of these messages. Version 2 added [`Call::Attach`] and [`Call::Resize`], version 3 hooks other than
+/// `createContainer` and [`Event::PoststopFailed`].
+pub const PROTOCOL: u32 = 3;
+
+/// The version of the messages that added [`Event::PoststopFailed`].
+pub const POSTSTOP_EVENT: u32 = 3;
 
 /// A call of the daemon. The keeper answers it with a [`Message::Answer`] with the same id. Answers may arrive in
 /// another order.
@@ -137,7 +142,8 @@ pub enum Call {
         /// Height in rows of characters.
         height: u16,
     },
-    /// Removes a container from the keeper's list. If its process still runs, it is killed.
+    /// Removes a container from the keeper's list. If its process still runs, it is killed. The answer is sent after
+    /// the `poststop` hooks have ended.
     Forget {
         /// The container's id.
         container: String,
@@ -172,10 +178,16 @@ impl Call {
     #[must_use]
     pub fn since(&self) -> u32 {
         match self {
+            Self::Create { plan, .. } if plan.hooks.as_ref().is_some_and(has_new_hooks) => 3,
             Self::Attach { .. } | Self::Resize { .. } => 2,
             _ => 1,
         }
     }
+}
+
+/// Whether there are hooks that older keepers ignore.
+fn has_new_hooks(hooks: &Hooks) -> bool {
+    hooks.all().any(|(kind, _)| kind != HookKind::CreateContainer)
 }
 
 /// A message of the keeper.
@@ -413,6 +425,9 @@ pub struct ContainerSnapshot {
     pub pid: i32,
     /// The container's phase.
     pub phase: Phase,
+    /// The first `poststop` hook that failed.
+    #[serde(default)]
+    pub poststop_failure: Option<InitFailure>,
 }
 
 /// The phase of a container, as the keeper sees it.
@@ -476,6 +491,13 @@ pub enum Event {
         exec: String,
         /// The exit code, or 128 plus the signal's number.
         code: i32,
+    },
+    /// A `poststop` hook has failed. Sent after [`Event::Exited`], to daemons that support it.
+    PoststopFailed {
+        /// The container's id.
+        container: String,
+        /// The first failure.
+        failure: InitFailure,
     },
     /// The pause has ended. New containers can no longer join the pod's namespaces.
     PauseExited {

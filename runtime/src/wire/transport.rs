@@ -141,6 +141,7 @@ const FAILED: u32 = 2;
 const MOVED: u32 = 3;
 const LISTENER: u32 = 4;
 const TERMINAL: u32 = 5;
+const HOOKS: u32 = 6;
 const NO_INDEX: u32 = u32::MAX;
 
 /// A report of a first process to its parent, over their socket: it has reached the gate, or it has failed. The
@@ -159,6 +160,8 @@ pub enum Report {
     /// The process has loaded a filter that passes system calls to a supervisor. The filter's descriptor is in the
     /// packet.
     Listener,
+    /// The container's environment exists. The process waits until the hooks of the host have run.
+    Hooks,
     /// A step has failed.
     Failed(InitFailure),
 }
@@ -177,6 +180,7 @@ impl Report {
             Self::Ready => put(0, &READY.to_ne_bytes()),
             Self::Listener => put(0, &LISTENER.to_ne_bytes()),
             Self::Terminal => put(0, &TERMINAL.to_ne_bytes()),
+            Self::Hooks => put(0, &HOOKS.to_ne_bytes()),
             Self::Moved => put(0, &MOVED.to_ne_bytes()),
             Self::Failed(failure) => {
                 let detail = cut(&failure.detail);
@@ -199,6 +203,7 @@ impl Report {
             READY => Some(Self::Ready),
             LISTENER => Some(Self::Listener),
             TERMINAL => Some(Self::Terminal),
+            HOOKS => Some(Self::Hooks),
             MOVED => Some(Self::Moved),
             FAILED => {
                 let length = usize::try_from(u32::from_ne_bytes(word(16)?)).ok()?;
