@@ -83,7 +83,7 @@ pub(crate) fn wait(child: &FirstProcess, terminal: Option<&OwnedFd>, signals: &S
 }
 
 fn copy_size(terminal: &OwnedFd) {
-    // Without a terminal of its own, the caller has no size.
+    // A caller without a terminal has no size.
     if let Ok(size) = tcgetwinsize(stdio::stdin()) {
         drop(pty::resize(terminal.as_fd(), size.ws_col, size.ws_row));
     }

@@ -1,4 +1,4 @@
-//! The OCI runtime as a program of its own. `berth oci` is the same.
+//! The OCI runtime as a separate program. `berth oci` is the same.
 
 use std::process::ExitCode;
 
