@@ -256,6 +256,7 @@ mod tests {
                 subnets: vec!["10.76.0.0/24".parse().unwrap()],
                 mtu: None,
             },
+            observer: None,
         }
     }
 
