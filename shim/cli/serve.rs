@@ -9,9 +9,8 @@ use super::Source;
 use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
-use crate::daemon::Shared;
 use crate::exec::ContainerAccess;
-use crate::exposition;
+use crate::exposition::{self, ScrapeSources};
 use crate::image_service::Images;
 use crate::logging::{self, LogLevel};
 use crate::observer_service::ObserverService;
@@ -94,7 +93,7 @@ fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), S
         let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
         daemon.sessions.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(ContainerAccess::of(&daemon), daemon.sessions.clone()));
-        let metrics_socket = serve_metrics(&config, &daemon).await?;
+        let metrics_socket = serve_metrics(&config, ScrapeSources::of(&daemon)).await?;
         let instruments = daemon.pods.instruments.clone();
         let (runtime, images) = (RuntimeService::new(daemon.clone()), Images::new(daemon.clone()));
         let admin = AdminService::new(daemon.clone(), log_level);
@@ -111,11 +110,11 @@ fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), S
 }
 
 /// Starts to serve metrics, if an address is configured. Returns the unix socket, if they are served on one.
-async fn serve_metrics(config: &Config, daemon: &Shared) -> Result<Option<Socket>, String> {
+async fn serve_metrics(config: &Config, sources: ScrapeSources) -> Result<Option<Socket>, String> {
     let Some(address) = &config.metrics_address else { return Ok(None) };
     let metrics = exposition::Listener::bind(address).await.map_err(|error| error.to_string())?;
     let socket = metrics.socket();
-    tokio::spawn(metrics.serve(daemon.clone()));
+    tokio::spawn(metrics.serve(sources));
     Ok(socket)
 }
 

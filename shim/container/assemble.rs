@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
@@ -99,7 +99,7 @@ pub fn assemble(
     let cdi_devices = cdi::requested(&config)?;
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
-    inject_hooks(daemon, pod, &config, &mut spec)?;
+    inject_hooks(&daemon.config.hooks_dirs, pod, &config, &mut spec)?;
     let linux = spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let profile = linux.and_then(|linux| linux.seccomp().as_ref());
@@ -151,7 +151,7 @@ fn limits_of(config: &ContainerConfig, spec: &oci_spec::runtime::Spec) -> LinuxC
 
 /// Adds the hooks of the hook folders that match the container.
 fn inject_hooks(
-    daemon: &Daemon,
+    folders: &[PathBuf],
     pod: &Pod,
     config: &ContainerConfig,
     spec: &mut oci_spec::runtime::Spec,
@@ -160,7 +160,7 @@ fn inject_hooks(
     let mut annotations = config.annotations.clone();
     annotations.extend(pod.with(|record| record.config.annotations.clone()));
     let has_bind_mounts = config.mounts.iter().any(|mount| !mount.host_path.is_empty());
-    hook_folders::inject(spec, &annotations, has_bind_mounts, &daemon.config.hooks_dirs)
+    hook_folders::inject(spec, &annotations, has_bind_mounts, folders)
         .map_err(|why| CriError::failed("select the hooks of the container", why))
 }
 

@@ -12,6 +12,7 @@ use oci_spec::runtime::Spec;
 
 use crate::blocking::blocking;
 use crate::error::CriError;
+use crate::host::boot_id;
 use crate::store::Container;
 
 /// The kinds of hooks that run while a container is created.
@@ -67,12 +68,12 @@ pub(crate) async fn record_failure(container: &Arc<Container>, failure: &InitFai
 /// Runs the `poststop` hooks of a container whose keeper was killed before the container had ended. After a reboot,
 /// nothing is left that they could undo.
 pub(crate) async fn run_poststop(container: &Arc<Container>) {
-    let this_boot = crate::host::boot_id().is_ok_and(|boot| container.with(|record| record.boot_id == boot));
-    if !this_boot {
-        return;
-    }
     let ended = container.clone();
     let run = blocking(move || {
+        let boot_id = boot_id().map_err(|error| CriError::internal("read the boot id", error))?;
+        if ended.with(|record| record.boot_id != boot_id) {
+            return Ok(None);
+        }
         let hooks = hooks_of(&ended.spec.whole()?, &ended);
         let hooks = hooks.filter(|hooks| hooks.has(HookKind::Poststop));
         Ok::<_, CriError>(hooks.and_then(|hooks| hooks::run(&hooks, HookKind::Poststop, 0, None).err()))

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::AbortHandle;
 
+use super::sources::ScrapeSources;
 use crate::config::MetricsAddress;
-use crate::daemon::Shared;
 use crate::descriptors;
 use crate::server::ListenError;
 use crate::server::listener::{Socket, bind};
@@ -91,15 +91,15 @@ impl Listener {
     }
 
     /// Serves until the future is dropped.
-    pub async fn serve(self, daemon: Shared) {
+    pub async fn serve(self, sources: ScrapeSources) {
         let mut connections = VecDeque::new();
         loop {
             let accepted = match &self.inner {
                 Inner::Tcp(listener) => {
-                    listener.accept().await.map(|(stream, _)| start(&mut connections, &daemon, stream))
+                    listener.accept().await.map(|(stream, _)| start(&mut connections, &sources, stream))
                 }
                 Inner::Unix(listener) => {
-                    listener.accept().await.map(|(stream, _)| start(&mut connections, &daemon, stream))
+                    listener.accept().await.map(|(stream, _)| start(&mut connections, &sources, stream))
                 }
             };
             if let Err(error) = accepted {
@@ -111,7 +111,7 @@ impl Listener {
 }
 
 /// Starts to serve a connection. If descriptors are scarce, it is closed: pods need them more.
-fn start<T>(connections: &mut VecDeque<AbortHandle>, daemon: &Shared, stream: T)
+fn start<T>(connections: &mut VecDeque<AbortHandle>, sources: &ScrapeSources, stream: T)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -123,18 +123,18 @@ where
     while connections.len() >= MAX_CONNECTIONS {
         connections.pop_front().inspect(AbortHandle::abort);
     }
-    let served = tokio::spawn(serve_one(daemon.clone(), stream));
+    let served = tokio::spawn(serve_one(sources.clone(), stream));
     connections.push_back(served.abort_handle());
 }
 
 /// Serves one request.
-async fn serve_one<T>(daemon: Shared, stream: T)
+async fn serve_one<T>(sources: ScrapeSources, stream: T)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = hyper::service::service_fn(|request| {
-        let daemon = daemon.clone();
-        async move { Ok::<_, Infallible>(super::answer(&daemon, &request).await) }
+        let sources = sources.clone();
+        async move { Ok::<_, Infallible>(super::answer(&sources, &request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)

@@ -3,12 +3,14 @@
 //!
 //! * [`scrape`]: values that are read when a client asks: pods, containers, operations in flight
 //! * [`process`]: values of the process, with the names that all client libraries of Prometheus use
+//! * [`sources`]: the parts of the daemon that are read
 //! * [`listener`]: the socket, and its connections within limits
 //! * this file: requests and responses
 
 mod listener;
 mod process;
 mod scrape;
+mod sources;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -17,9 +19,8 @@ use http_body_util::Full;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
-use crate::daemon::Shared;
-
 pub use listener::{ExpositionError, Listener};
+pub use sources::ScrapeSources;
 
 /// The path of the metrics.
 const PATH: &str = "/metrics";
@@ -68,14 +69,14 @@ fn weight_of(range: &str, kind: &str) -> Option<f64> {
 }
 
 /// Answers a request. Everything but `GET /metrics` is unknown.
-async fn answer<B>(daemon: &Shared, request: &Request<B>) -> Response<Full<Bytes>> {
+async fn answer<B>(sources: &ScrapeSources, request: &Request<B>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET || request.uri().path() != PATH {
         return plain(StatusCode::NOT_FOUND, "not found; the metrics are at GET /metrics\n");
     }
     let format = Format::preferred(request.headers());
-    let daemon = daemon.clone();
+    let sources = sources.clone();
     // The values of the process are read from procfs.
-    match tokio::task::spawn_blocking(move || encode(&daemon, format)).await {
+    match tokio::task::spawn_blocking(move || encode(&sources, format)).await {
         Ok(Ok(text)) => {
             let mut response = Response::new(Full::from(text));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
@@ -98,10 +99,10 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-fn encode(daemon: &Shared, format: Format) -> Result<String, std::fmt::Error> {
+fn encode(sources: &ScrapeSources, format: Format) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::default();
-    daemon.pods.instruments.register(&mut registry);
-    registry.register_collector(Box::new(scrape::Scrape::new(daemon.clone())));
+    sources.pods.instruments.register(&mut registry);
+    registry.register_collector(Box::new(scrape::Scrape::new(sources.clone())));
     registry.register_collector(Box::new(process::Process));
     let mut encoded = String::new();
     match format {

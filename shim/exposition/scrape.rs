@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 
-use crate::daemon::Shared;
+use super::sources::ScrapeSources;
 use crate::store::{ContainerState, PodState};
 
 /// An operation that has been at one step for longer than this counts as stalled. Most steps take milliseconds.
@@ -20,12 +20,12 @@ const STALLED: Duration = Duration::from_secs(30);
 /// Reads the state of one daemon.
 #[derive(Debug)]
 pub(super) struct Scrape {
-    daemon: Shared,
+    sources: ScrapeSources,
 }
 
 impl Scrape {
-    pub(super) fn new(daemon: Shared) -> Self {
-        Self { daemon }
+    pub(super) fn new(sources: ScrapeSources) -> Self {
+        Self { sources }
     }
 }
 
@@ -42,12 +42,8 @@ impl Collector for Scrape {
 
 impl Scrape {
     fn build(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let driver = if self.daemon.config.cgroup_driver() == berth_proto::v1::CgroupDriver::Systemd {
-            "systemd"
-        } else {
-            "cgroupfs"
-        };
-        let cgroup = if self.daemon.cgroups.is_v2() { "2" } else { "1" };
+        let driver = if self.sources.uses_systemd { "systemd" } else { "cgroupfs" };
+        let cgroup = if self.sources.cgroups.is_v2() { "2" } else { "1" };
         let labels = vec![
             ("version", env!("CARGO_PKG_VERSION")),
             ("architecture", std::env::consts::ARCH),
@@ -62,7 +58,7 @@ impl Scrape {
     fn objects(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let mut pods = BTreeMap::from(["ready", "lost", "stopping", "stopped"].map(|state| (state, 0_u32)));
         let mut keepers = 0_u32;
-        for pod in self.daemon.pods.store.pods() {
+        for pod in self.sources.pods.store.pods() {
             let state = match pod.state() {
                 // A pod that is being created is not in the store.
                 PodState::Creating => continue,
@@ -75,7 +71,7 @@ impl Scrape {
             keepers += u32::from(pod.link().is_some());
         }
         let mut containers = BTreeMap::from(["created", "running", "exited"].map(|state| (state, 0_u32)));
-        for container in self.daemon.pods.store.containers() {
+        for container in self.sources.pods.store.containers() {
             let state = match container.state() {
                 ContainerState::Creating => continue,
                 ContainerState::Created { .. } => "created",
@@ -95,7 +91,7 @@ impl Scrape {
     /// Encodes the operations in flight by their current step. Operations at the same step are added up.
     fn operations(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let mut steps: BTreeMap<(&'static str, &'static str), (u32, u32, Duration)> = BTreeMap::new();
-        for current in self.daemon.pods.operations.current_steps() {
+        for current in self.sources.pods.operations.current_steps() {
             let (running, stalled, longest) = steps.entry((current.rpc, current.step)).or_default();
             *running += 1;
             *stalled += u32::from(current.time > STALLED);
@@ -119,7 +115,7 @@ impl Scrape {
     }
 
     fn transfers(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let transferred = self.daemon.images.transferred();
+        let transferred = self.sources.images.transferred();
         let bytes = ConstCounter::new(transferred.bytes);
         let help = "Received bytes of layers, compressed as the registry sends them";
         let name = "berth_image_pull_received_bytes";
@@ -130,7 +126,7 @@ impl Scrape {
         for (source, count) in [("fetched", transferred.fetched), ("reused", transferred.reused)] {
             ConstCounter::new(count).encode(layers.encode_family(&[("source", source)])?)?;
         }
-        let images = u32::try_from(self.daemon.images.list().len()).unwrap_or(u32::MAX);
+        let images = u32::try_from(self.sources.images.list().len()).unwrap_or(u32::MAX);
         gauges(encoder, "berth_images", "Images in the store", [(Labels::new(), f64::from(images))])
     }
 }

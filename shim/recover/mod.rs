@@ -47,7 +47,7 @@ struct PendingCleanup {
 /// The folders of the store cannot be created or read, or the host's processes cannot be listed.
 pub async fn run(daemon: &Shared) -> Result<(), CriError> {
     let started = Instant::now();
-    let cleanup = load(daemon).await?;
+    let cleanup = load(&PodStopper::of(daemon), &daemon.images).await?;
     daemon.pods.instruments.recovery_took(started.elapsed());
     tokio::spawn(finish(daemon.clone(), cleanup).in_current_span());
     berth_runtime::sys::memory::trim();
@@ -59,7 +59,7 @@ pub async fn run(daemon: &Shared) -> Result<(), CriError> {
 /// # Errors
 /// As [`run`].
 pub async fn complete(daemon: &Shared) -> Result<(), CriError> {
-    let cleanup = load(daemon).await?;
+    let cleanup = load(&PodStopper::of(daemon), &daemon.images).await?;
     finish(daemon.clone(), cleanup).await;
     Ok(())
 }
@@ -69,9 +69,10 @@ pub async fn complete(daemon: &Shared) -> Result<(), CriError> {
 /// # Errors
 /// The folders of the store cannot be created or read, or the host's processes cannot be listed. A daemon
 /// that lacks descriptors or memory does not start: it would treat objects that it cannot read as gone.
-async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
-    let layers = daemon.images.writable_layers();
-    let folders = daemon.pods.folders.clone();
+async fn load(stopper: &PodStopper, images: &ImageStore) -> Result<PendingCleanup, CriError> {
+    let layers = images.writable_layers();
+    let stores = &stopper.pods;
+    let folders = stores.folders.clone();
     blocking(move || {
         for folder in [folders.pods(), folders.containers(), folders.pods_state()] {
             crate::store::file::make_private_folder(&folder)?;
@@ -79,17 +80,17 @@ async fn load(daemon: &Shared) -> Result<PendingCleanup, CriError> {
         Ok::<_, crate::store::file::FileError>(())
     })
     .await?;
-    let pods = pods::load(&daemon.pods).await?;
-    let containers = containers::load(&daemon.pods).await?;
-    pods::publish_ends(&daemon.pods);
-    pods::follow(&PodStopper::of(daemon));
+    let pods = pods::load(stores).await?;
+    let containers = containers::load(stores).await?;
+    pods::publish_ends(stores);
+    pods::follow(stopper);
     let all = async {
-        for pod in daemon.pods.store.pods() {
+        for pod in stores.store.pods() {
             pod.is_reconciled().await;
         }
     };
     match tokio::time::timeout(KEEPERS_TIMEOUT, all).await {
-        Ok(()) => daemon.pods.events.recovery_finished(),
+        Ok(()) => stores.events.recovery_finished(),
         Err(_) => {
             tracing::warn!("some keepers did not answer in time; their pods are shown as last recorded")
         }

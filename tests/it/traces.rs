@@ -26,10 +26,13 @@ use crate::support::{Berth, PATIENCE, code, container, sleeper};
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 
-/// The received spans, each with the attributes of its resource.
+/// A received span with the attributes of its resource.
+type Received = (Vec<(String, String)>, Span);
+
+/// The received spans.
 #[derive(Clone, Default)]
 struct Receiver {
-    spans: Arc<Mutex<Vec<(Vec<(String, String)>, Span)>>>,
+    spans: Arc<Mutex<Vec<Received>>>,
 }
 
 #[tonic::async_trait]
