@@ -38,7 +38,6 @@ mod mounts;
 mod network;
 mod network_paths;
 mod network_upkeep;
-mod oci;
 mod plugins;
 mod pod_files;
 mod pods;

@@ -196,7 +196,11 @@ impl Keeper {
     fn poststart_ended(&mut self, id: &str, result: Result<(), Failure>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some((origin, at)) = container.hooks.starting.take() else { return };
-        if result.is_err() {
+        if let Err(failure) = &result {
+            // The exit record names the failure: it can arrive before or after the answer.
+            if let Failure::Init(failure) = failure {
+                container.state = State::Failed(Some(failure.clone()));
+            }
             sys::process::kill(container.child.pidfd.as_fd());
         }
         let ended = container.child.take_exit();
