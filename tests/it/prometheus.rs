@@ -204,10 +204,13 @@ async fn an_operation_in_flight_shows_its_step_and_since_when() {
     let request = StopContainerRequest { container_id: id, timeout: 600 };
     let stopping = tokio::spawn(async move { client.stop_container(request).await });
     let labels = "{operation=\"StopContainer\",step=\"grace period\"}";
+    let at_step = format!("berth_operations_at_step{labels}");
     let until = Instant::now() + PATIENCE;
     let text = loop {
         let text = scrape(&berth);
-        if value(&text, &format!("berth_operations_at_step{labels}")) == Some(1.0) || Instant::now() > until {
+        // The call may begin while the values are read one after the other.
+        let both = ["berth_operations_in_flight{operation=\"StopContainer\"}".to_owned(), at_step.clone()];
+        if both.iter().all(|name| value(&text, name) == Some(1.0)) || Instant::now() > until {
             break text;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
