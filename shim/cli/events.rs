@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::format::{short, time};
-use super::node::{Endpoint, Node, Output, run as run_command};
+use super::node::{Endpoint, NodeClient, OutputFormat, run as run_command};
 
 /// Arguments of `berth events`.
 #[derive(Clone, Debug, Args)]
@@ -24,7 +24,7 @@ pub struct EventsArgs {
     pod: Option<String>,
     /// Set the format of the output; JSON has one object per line
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -34,7 +34,7 @@ pub(super) fn run(args: EventsArgs) -> ExitCode {
 }
 
 async fn show(args: EventsArgs) -> Result<String, String> {
-    let mut node = Node::connect(args.endpoint.clone()).await?;
+    let mut node = NodeClient::connect(args.endpoint.clone()).await?;
     let failed = |status: tonic::Status| format!("failed to receive events: {}", status.message());
     let mut events = node.observer.stream_events(StreamEventsRequest {}).await.map_err(failed)?.into_inner();
     while let Some(event) = events.message().await.map_err(failed)? {
@@ -42,8 +42,8 @@ async fn show(args: EventsArgs) -> Result<String, String> {
             continue;
         }
         let line = match args.output {
-            Output::Text => text(&event),
-            Output::Json => object(&event).to_string(),
+            OutputFormat::Text => text(&event),
+            OutputFormat::Json => object(&event).to_string(),
         };
         let mut stdout = std::io::stdout().lock();
         if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {

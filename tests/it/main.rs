@@ -56,5 +56,6 @@ mod support;
 mod survival;
 mod systemd;
 mod traces;
+mod type_names;
 mod updates;
 mod userns;
