@@ -19,19 +19,19 @@ use crate::traces;
 /// The kind and the object of an operation. Two calls with equal keys are one operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OperationKey {
-    /// RunPodSandbox.
+    /// A pod is created and started (RunPodSandbox).
     RunPod(PodName),
-    /// StopPodSandbox.
+    /// A pod is stopped (StopPodSandbox).
     StopPod(PodId),
-    /// RemovePodSandbox.
+    /// A pod is removed (RemovePodSandbox).
     RemovePod(PodId),
     /// CreateContainer in a pod.
     Create(PodId, ContainerName),
-    /// StartContainer.
+    /// A container is started (StartContainer).
     Start(ContainerId),
     /// StopContainer with a grace period in seconds: a call with another grace period is another operation.
     Stop(ContainerId, i64),
-    /// RemoveContainer.
+    /// A container is removed (RemoveContainer).
     Remove(ContainerId),
 }
 

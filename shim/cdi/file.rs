@@ -15,7 +15,7 @@ const LONGEST: u64 = 4 << 20;
 #[serde(rename_all = "camelCase")]
 pub(super) struct File {
     cdi_version: String,
-    /// `vendor.com/class`.
+    /// The vendor and class of the devices, as in `vendor.com/class`.
     pub(super) kind: String,
     #[serde(default)]
     pub(super) devices: Vec<Device>,

@@ -48,7 +48,7 @@ pub(super) struct When {
 #[derive(Debug)]
 pub(super) struct ContainerProperties<'a> {
     pub(super) annotations: &'a HashMap<String, String>,
-    /// `process.args[0]`.
+    /// The program of the first process (`process.args[0]`).
     pub(super) command: Option<&'a str>,
     pub(super) has_bind_mounts: bool,
 }

@@ -83,7 +83,7 @@ impl Sources {
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST` (netlink(7)).
 const REQUEST: u16 = 1;
-/// `IPPROTO_TCP`.
+/// The protocol of the sockets that are looked up (`IPPROTO_TCP`).
 const TCP: u8 = 6;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;

@@ -17,7 +17,7 @@ use super::message::{dump, request};
 use crate::Result;
 use crate::attributes::{Attributes, attribute};
 
-/// `NFNL_SUBSYS_CTNETLINK`.
+/// The subsystem of connection tracking in message types (`NFNL_SUBSYS_CTNETLINK`).
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
@@ -33,7 +33,7 @@ const DESTINATION: [u16; 2] = [2, 4];
 /// `CTA_PROTO_NUM`, `CTA_PROTO_DST_PORT`.
 const NUMBER: u16 = 1;
 const DESTINATION_PORT: u16 = 3;
-/// `CTA_ZONE`.
+/// The attribute of a connection's zone (`CTA_ZONE`).
 const ZONE: u16 = 18;
 /// `CTA_FILTER`; in it `CTA_FILTER_ORIG_FLAGS` and `CTA_FILTER_REPLY_FLAGS`; their flag `CTA_FILTER_F_CTA_IP_SRC`.
 const FILTER: u16 = 25;

@@ -192,7 +192,7 @@ impl Expressions {
 
     /// Matches packets whose destination address belongs to this host: `fib daddr type local` (rtnetlink(7), `RTN_*`).
     pub(super) fn destination_is_local(mut self) -> Self {
-        /// `RTN_LOCAL`.
+        /// The route type of the host's own addresses (`RTN_LOCAL`).
         const LOCAL: u32 = 2;
         let register = self.next_register(4);
         // NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.

@@ -110,7 +110,7 @@ impl TablePart {
 
 impl Set {
     fn write(&self, batch: &mut Batch, id: u32) {
-        /// `NFT_SET_MAP`.
+        /// The flag of a set whose elements have data (`NFT_SET_MAP`).
         const MAP: u32 = 8;
         batch.message(NEW_SET, CREATE, |m| {
             m.text(1, TABLE);

@@ -58,7 +58,7 @@ pub(super) enum OutputFormat {
     /// For people
     #[default]
     Text,
-    /// JSON
+    /// For programs, as JSON
     Json,
 }
 

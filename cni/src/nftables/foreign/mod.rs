@@ -18,7 +18,7 @@ use super::message::{Family, GET_ELEMENT, GET_RULE, list};
 use crate::attributes::{attribute, attributes, text_of};
 use rule::{ForeignRule, Match, Outcome};
 
-/// `NF_INET_FORWARD`.
+/// The hook of packets that the host forwards (`NF_INET_FORWARD`).
 const FORWARD: u32 = 2;
 
 /// The maximum depth of jumps between chains (the kernel's `NFT_JUMP_STACK_SIZE`).
