@@ -51,7 +51,7 @@ pub async fn follow(pods: Arc<Pods>, cgroups: Cgroups) -> Result<(), CriError> {
     let watching = cgroups.clone();
     blocking(move || {
         for container in containers.iter().filter(|container| !has_ended(container)) {
-            // What was killed before is not reported again.
+            // Earlier kills are not reported again.
             if let Some(cgroup) = watch_now(&watching, container) {
                 container.oom_kills.fetch_max(cgroup.oom_kills(), Ordering::Relaxed);
             }

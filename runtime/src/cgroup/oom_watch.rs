@@ -67,7 +67,7 @@ impl OomWatcher {
         Ok(Self { source, watched: Mutex::default() })
     }
 
-    /// Watches a cgroup from now on. A cgroup without a memory controller has no OOM kills of its own.
+    /// Watches a cgroup from now on. Without a memory controller there are no OOM kills to count.
     ///
     /// # Errors
     /// The cgroup does not exist, or a limit of the kernel is reached.
