@@ -294,11 +294,11 @@ type Members = (CgroupUsage, Vec<ProcessSummary>);
 fn of_cgroup(name: &str, path: &str) -> Result<Members, String> {
     let seen = cgroup::read(path)?;
     let shown = seen.pids.iter().take(MAX_PROCESSES);
-    let mut found: Vec<Process> = shown.filter_map(|pid| processes::read(*pid, name)).collect();
+    let mut found: Vec<ProcessSummary> = shown.filter_map(|pid| processes::read(*pid, name)).collect();
     let of_execs = seen.execs.iter().flat_map(|(exec, pids)| pids.iter().map(move |pid| (exec, *pid)));
     found.extend(of_execs.take(MAX_PROCESSES).filter_map(|(exec, pid)| {
         let process = processes::read(pid, name)?;
-        Some(Process { exec: exec.clone(), ..process })
+        Some(ProcessSummary { exec: exec.clone(), ..process })
     }));
     Ok((seen, found))
 }
