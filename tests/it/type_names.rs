@@ -25,7 +25,7 @@ const ROOTS: [&str; 10] = [
     "shim/lib.rs",
 ];
 
-/// What is defined in a crate.
+/// The definitions of a crate.
 #[derive(Default)]
 struct Definitions {
     /// The places of each type name: files, or modules in them.
