@@ -153,7 +153,7 @@ async fn a_pod_whose_keeper_answers_goes_on() {
     let keeper = FakeKeeper::left_behind(&records.pod, &records.state_folder(), snapshot, react);
     let (stopper, cleanup) = records.load().await;
     assert_eq!(records.pod().state(), READY);
-    // The start of the earlier daemon was not recorded; the keeper knows it.
+    // The start of the earlier daemon was not recorded; the keeper reports it.
     assert_eq!(records.container().state(), ContainerState::Running { pid: 9, started_at: 42 });
     records.finish(&stopper, cleanup).await;
     assert_eq!(records.pod().state(), READY, "nothing of a living pod is released");

@@ -75,7 +75,7 @@ fn leads(document: &Path, link: &str) -> bool {
 fn documents_name_files_that_exist() {
     let mut missing = Vec::new();
     for document in documents() {
-        // The past is told with the names of its time.
+        // Entries about former releases have the names of their time.
         if document.ends_with("CHANGELOG.md") {
             continue;
         }
