@@ -71,7 +71,7 @@ impl Pause {
             descriptors,
         };
         let child = spawn(options, |gate, single| {
-            sandbox::run(sandbox::Start {
+            sandbox::run(sandbox::SandboxStart {
                 plan,
                 program: program.program.as_fd(),
                 null: program.null.as_fd(),
