@@ -60,9 +60,8 @@ impl Container {
 
     /// Handles all pending reports, if it is still being created.
     pub(crate) fn drain_gate(&mut self, services: &mut Services) {
-        if self.state.is_creating() {
-            while self.on_gate(services) {}
-        }
+        // A closed socket is reported again and again, so the state must be checked each time.
+        while self.state.is_creating() && self.on_gate(services) {}
     }
 
     /// Handles the failure of the first process: answers the pending call, and kills the process if it still runs.
