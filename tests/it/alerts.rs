@@ -64,11 +64,11 @@ async fn failures_of_a_daemon_fire_their_alerts() {
     }
     let prometheus = Prometheus::start(&berth);
     prometheus.wait_for_series("up{job=\"berth\"} == 1");
-    // Several scrapes see each daemon.
-    for _ in 0..3 {
-        let started = "count_over_time(process_start_time_seconds{job=\"berth\"}[3s]) > 2";
-        prometheus.wait_for_series(started);
+    // A scrape sees each daemon.
+    for restarts in 1..=3 {
         berth.restart().await;
+        let seen = format!("changes(process_start_time_seconds{{job=\"berth\"}}[30m]) == {restarts}");
+        prometheus.wait_for_series(&seen);
     }
     prometheus.wait_for("BerthRestarting", |prometheus| prometheus.firing("BerthRestarting"));
     for number in 0_u8..12 {

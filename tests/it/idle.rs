@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::support::{Berth, sleeper};
+use crate::support::{Berth, shell};
 use crate::traces::Receiver;
 
 /// Longer than every usual timer: the batches of traces (5 s), idle threads (10 s).
@@ -61,7 +61,7 @@ async fn a_daemon_with_pods_metrics_and_traces_is_not_woken() {
     let mut pods = Vec::new();
     for number in 0..5 {
         let pod = berth.run_pod(berth.pod_config(&format!("pod{number}"))).await;
-        let id = berth.run(&pod, sleeper("sleeper")).await;
+        let id = berth.run(&pod, shell("sleeps", "exec sleep 10000")).await;
         berth.sh(&id, "true").await;
         pods.push(pod);
     }
