@@ -251,7 +251,8 @@ async fn without_a_daemon_the_host_is_checked_and_repaired_too() {
     fs::remove_dir_all(berth.path(&format!("root/image/containers/{hollow}"))).unwrap();
     remove_folder(&layer);
     let mut planted: BTreeSet<String> = plant_files(&berth).into_iter().map(str::to_owned).collect();
-    let of_orphan = ["keeper", "cgroup", "link", "nft-elements", "address", "attachment", "state-folder"];
+    let of_orphan =
+        ["keeper", "cgroup", "link", "nft-elements", "address", "attachment", "state-folder", "log-folder"];
     planted.extend(of_orphan.map(str::to_owned));
     planted.extend(["pod-record", "container-record", "image-record", "socket"].map(str::to_owned));
 
