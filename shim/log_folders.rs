@@ -26,7 +26,7 @@ struct FolderRecord {
     path: PathBuf,
 }
 
-/// What is done with a folder.
+/// The result of a removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// It is removed, or was gone.
