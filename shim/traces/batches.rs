@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// The limits of batches: the `OTEL_BSP_*` variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(super) struct BatchLimits {
     /// How long the first span of a batch waits for others.
     delay: Duration,
     /// The most spans that wait; further ones are dropped.
@@ -26,7 +26,7 @@ pub(super) struct Limits {
     export: Duration,
 }
 
-impl Limits {
+impl BatchLimits {
     /// Reads the variables. An invalid value counts as missing.
     pub(super) fn from_environment() -> Self {
         Self::from(|name| env::var(name).ok())
@@ -62,7 +62,7 @@ impl Batches {
     pub(super) fn start<E: SpanExporter + 'static>(
         mut exporter: E,
         resource: &Resource,
-        limits: Limits,
+        limits: BatchLimits,
     ) -> Self {
         exporter.set_resource(resource);
         let (queue, spans) = mpsc::channel(limits.queue);
@@ -102,7 +102,7 @@ impl SpanProcessor for Batches {
 async fn send<E: SpanExporter>(
     exporter: E,
     mut spans: mpsc::Receiver<SpanData>,
-    limits: Limits,
+    limits: BatchLimits,
     _running: SyncSender<()>,
 ) {
     while let Some(first) = spans.recv().await {
@@ -137,12 +137,12 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Debug, Default)]
-    struct Collector {
+    struct StubExporter {
         sizes: Arc<Mutex<Vec<usize>>>,
         hangs: bool,
     }
 
-    impl SpanExporter for Collector {
+    impl SpanExporter for StubExporter {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
             if self.hangs {
                 std::future::pending::<()>().await;
@@ -152,30 +152,35 @@ mod tests {
         }
     }
 
-    fn limits(delay: u64) -> Limits {
-        Limits { delay: Duration::from_millis(delay), batch: 4, queue: 10, export: Duration::from_secs(1) }
+    fn limits(delay: u64) -> BatchLimits {
+        BatchLimits {
+            delay: Duration::from_millis(delay),
+            batch: 4,
+            queue: 10,
+            export: Duration::from_secs(1),
+        }
     }
 
-    fn provider(collector: &Collector, limits: Limits) -> SdkTracerProvider {
+    fn provider(collector: &StubExporter, limits: BatchLimits) -> SdkTracerProvider {
         let batches = Batches::start(collector.clone(), &Resource::builder_empty().build(), limits);
         SdkTracerProvider::builder().with_span_processor(batches).build()
     }
 
     #[test]
     fn limits_are_those_of_the_environment() {
-        let limits = Limits::from(|name| match name {
+        let limits = BatchLimits::from(|name| match name {
             "OTEL_BSP_SCHEDULE_DELAY" => Some("100".to_owned()),
             "OTEL_BSP_MAX_QUEUE_SIZE" => Some("64".to_owned()),
             _ => Some("many".to_owned()),
         });
         assert_eq!((limits.delay, limits.queue, limits.batch), (Duration::from_millis(100), 64, 64));
         assert_eq!(limits.export, Duration::from_secs(30));
-        assert_eq!(Limits::from(|_| None).batch, 512);
+        assert_eq!(BatchLimits::from(|_| None).batch, 512);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn spans_are_sent_in_batches_and_the_last_ones_at_the_shutdown() {
-        let collector = Collector::default();
+        let collector = StubExporter::default();
         let provider = provider(&collector, limits(60_000));
         let tracer = provider.tracer("test");
         for _ in 0..6 {
@@ -191,7 +196,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_receiver_that_hangs_costs_a_limited_number_of_spans() {
-        let collector = Collector { hangs: true, ..Collector::default() };
+        let collector = StubExporter { hangs: true, ..StubExporter::default() };
         let provider = provider(&collector, limits(0));
         let tracer = provider.tracer("test");
         for _ in 0..1000 {

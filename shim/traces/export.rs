@@ -14,7 +14,7 @@ use tracing_subscriber::filter::{LevelFilter, dynamic_filter_fn};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
-use super::batches::{Batches, Limits};
+use super::batches::{BatchLimits, Batches};
 use super::client::OtlpClient;
 use super::{ON, TARGET};
 
@@ -75,7 +75,7 @@ pub fn from_environment() -> Result<Option<(Traces, TracesLayer)>, TracesError> 
             .build()?,
     };
     let resource = resource();
-    let batches = Batches::start(exporter, &resource, Limits::from_environment());
+    let batches = Batches::start(exporter, &resource, BatchLimits::from_environment());
     let provider = SdkTracerProvider::builder().with_span_processor(batches).with_resource(resource).build();
     let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(SERVICE))
