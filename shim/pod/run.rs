@@ -194,9 +194,11 @@ impl PodBuilder {
         let (folders, id) = (self.daemon.pods.folders.clone(), self.id.clone());
         let (undone, undo_id) = (folders.clone(), id.clone());
         self.undo.push("remove the log folder", async move {
-            blocking(move || Ok::<_, CriError>(log_folders::undo(&undone, &undo_id)))
-                .await
-                .map_err(|error| error.to_string())
+            let undo = move || {
+                log_folders::undo(&undone, &undo_id);
+                Ok::<_, CriError>(())
+            };
+            blocking(undo).await.map_err(|error| error.to_string())
         });
         let create = move |path: &Path| log_folders::create(&folders, &id, path);
         host_files::create_log_folder_by(&self.config.log_directory, create).await
