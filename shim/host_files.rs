@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_runtime::logs;
@@ -64,12 +64,23 @@ pub fn read(path: &str) -> Result<String, HostFileError> {
 /// # Errors
 /// It cannot be created in time.
 pub async fn create_log_folder(folder: &str) -> Result<Option<String>, CriError> {
+    create_log_folder_by(folder, |path| fs::create_dir_all(path)).await
+}
+
+/// As [`create_log_folder`], with a function that creates the folder.
+///
+/// # Errors
+/// As [`create_log_folder`].
+pub async fn create_log_folder_by(
+    folder: &str,
+    create: impl FnOnce(&Path) -> io::Result<()> + Send + 'static,
+) -> Result<Option<String>, CriError> {
     if folder.is_empty() {
         return Ok(None);
     }
     let path = PathBuf::from(folder);
     let create = move || {
-        fs::create_dir_all(&path).map_err(|source| HostFileError {
+        create(&path).map_err(|source| HostFileError {
             action: "create log folder",
             path: path.clone(),
             source,

@@ -58,6 +58,7 @@ pub mod keeper;
 pub mod leftovers;
 #[cfg(test)]
 mod lifecycle_tests;
+pub mod log_folders;
 pub mod logging;
 pub mod lsm;
 pub mod metrics;

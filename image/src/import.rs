@@ -11,19 +11,32 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 
 use crate::error::{Error, blocking};
 use crate::printable::Printable;
 use crate::store::{ImageStore, Import, Stamp};
 
-/// The interval of scans without events. The files of a layout are below the watched folder, so their changes
-/// cause no events.
+/// The interval of scans without events while there are files. The files of a layout are below the watched folder, so
+/// their changes cause no events, and neither does the removal of an image. An empty folder is not scanned.
 const SCAN_INTERVAL: Duration = Duration::from_secs(30);
+/// Events within this time are handled together.
+const SETTLE: Duration = Duration::from_millis(200);
 /// A file that changed more recently than this is still being written.
 const QUIET: Duration = Duration::from_secs(2);
 /// The longest time between two attempts to load a file.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+/// When the folder is scanned again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NextScan {
+    /// A file is still being written.
+    Soon,
+    /// There are files, or the folder cannot be read.
+    Periodic,
+    /// The folder is empty.
+    AtEvent,
+}
 
 /// A file that could not be loaded.
 struct Failed {
@@ -37,41 +50,54 @@ impl ImageStore {
     /// created if it is missing.
     pub async fn import_from(&self, folder: PathBuf) {
         let mut failed = BTreeMap::new();
-        let mut watch = watch(&folder).await;
+        let mut events = watch(&folder).await;
         loop {
-            let unready = self.import(&folder, &mut failed).await.unwrap_or_else(|error| {
+            let scanned = self.import(&folder, &mut failed).await.unwrap_or_else(|error| {
                 tracing::warn!(folder = %folder.display(), %error, "failed to scan the import folder");
-                false
+                NextScan::Periodic
             });
             let next = failed.values().map(|failed: &Failed| failed.retry_at).min();
-            let longest = if unready { QUIET } else { SCAN_INTERVAL };
+            let longest = match scanned {
+                NextScan::Soon => QUIET,
+                NextScan::Periodic => SCAN_INTERVAL,
+                NextScan::AtEvent => Duration::MAX,
+            };
             let pause =
                 next.map_or(longest, |next| next.saturating_duration_since(Instant::now()).min(longest));
             // A lower bound prevents a busy loop.
             let pause = pause.max(Duration::from_millis(500));
-            match &mut watch {
-                Some(events) => {
-                    drop(tokio::time::timeout(pause, events.next()).await);
-                    // Events within a short time are handled by one scan.
-                    while let Ok(Some(_)) =
-                        tokio::time::timeout(Duration::from_millis(200), events.next()).await
-                    {
-                    }
-                }
-                None => tokio::time::sleep(pause).await,
+            let Some(watched) = &mut events else {
+                tokio::time::sleep(pause.min(SCAN_INTERVAL)).await;
+                events = watch(&folder).await;
+                continue;
+            };
+            let mut event = match pause {
+                // A timer would wake an idle daemon when its longest time is over.
+                Duration::MAX => watched.next().await,
+                pause => tokio::time::timeout(pause, watched.next()).await.ok().flatten(),
+            };
+            // Events within a short time are handled by one scan.
+            let mut is_watched = true;
+            while let Some(Ok(seen)) = event {
+                // The folder was removed or moved: the watch has ended.
+                is_watched &= !seen.mask.intersects(EventMask::IGNORED | EventMask::MOVE_SELF);
+                event = tokio::time::timeout(SETTLE, watched.next()).await.ok().flatten();
+            }
+            if !is_watched {
+                events = watch(&folder).await;
             }
         }
     }
 
-    /// Scans the folder once. Returns whether a file in it is still being written.
-    async fn import(&self, folder: &Path, failed: &mut BTreeMap<String, Failed>) -> Result<bool, Error> {
+    /// Scans the folder once.
+    async fn import(&self, folder: &Path, failed: &mut BTreeMap<String, Failed>) -> Result<NextScan, Error> {
         let path = folder.to_owned();
         let files = blocking("read the import folder", move || stamps(&path)).await?;
         failed.retain(|name, failure| files.get(name) == Some(&failure.stamp));
         let inner = self.inner();
         let mut imports = inner.imports();
         imports.retain(|name, _| files.contains_key(name));
-        let mut unready = false;
+        let mut next = if files.is_empty() { NextScan::AtEvent } else { NextScan::Periodic };
         for (name, stamp) in files {
             let recorded = imports.get(&name).filter(|import| import.stamp == stamp);
             if recorded.is_some_and(|import| import.images.iter().all(|id| inner.has(id))) {
@@ -81,7 +107,9 @@ impl ImageStore {
             let shown = Printable::new(&path.to_string_lossy());
             let waits = failed.get(&name).is_some_and(|failure| failure.retry_at > Instant::now());
             if waits || is_fresh(&path) {
-                unready |= !waits;
+                if !waits {
+                    next = NextScan::Soon;
+                }
                 continue;
             }
             match self.load(&path).await {
@@ -100,7 +128,7 @@ impl ImageStore {
             }
         }
         let inner = inner.clone();
-        blocking("record the imports", move || inner.set_imports(imports)).await.map(|()| unready)
+        blocking("record the imports", move || inner.set_imports(imports)).await.map(|()| next)
     }
 }
 
@@ -114,6 +142,7 @@ async fn watch(folder: &Path) -> Option<inotify::EventStream<Vec<u8>>> {
             | WatchMask::MOVED_TO
             | WatchMask::MOVED_FROM
             | WatchMask::DELETE
+            | WatchMask::MOVE_SELF
             | WatchMask::CREATE;
         inotify.watches().add(&path, events).map_err(failed)?;
         inotify.into_event_stream(vec![0; 4096]).map_err(failed)

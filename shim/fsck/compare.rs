@@ -39,7 +39,8 @@ fn unowned_one(object: &Object, known: &Known) -> Option<Candidate> {
         return None;
     }
     // A released pod has folders, but nothing that needs a release.
-    let is_folder = matches!(object.kind, ObjectKind::PodFolder | ObjectKind::StateFolder);
+    let is_folder =
+        matches!(object.kind, ObjectKind::PodFolder | ObjectKind::StateFolder | ObjectKind::LogFolder);
     let pod = known.pods.get(id);
     let owned_by_pod = pod.is_some_and(|pod| is_folder || pod.holds_resources());
     let owned_by_container = known.containers.contains_key(id);

@@ -12,8 +12,10 @@ use super::report::Outcome;
 use crate::blocking::blocking;
 use crate::container::remove::remove_container;
 use crate::error::CriError;
+use crate::inventory::mounts::mount_points;
 use crate::inventory::processes::OwnKeepers;
 use crate::inventory::{Object, ObjectKind, Place};
+use crate::log_folders::{self, Removal};
 use crate::pod::keeper::end_unreachable;
 use crate::pod::stop::stop_pod_sandbox;
 use crate::pod::stopper::PodStopper;
@@ -40,6 +42,7 @@ async fn remove(daemon: &DaemonParts, object: &Object) -> Result<Outcome, CriErr
         Place::Network(of) => daemon.network.network.remove_object(of).await?,
         Place::Store(folder) => daemon.images.discard(folder).await?,
         Place::Path(path) => match object.kind {
+            ObjectKind::LogFolder => return remove_log_folder(daemon, object).await,
             ObjectKind::WritableLayer => daemon.images.remove_layer(object.owner.id()).await?,
             kind => {
                 let path = path.clone();
@@ -49,6 +52,18 @@ async fn remove(daemon: &DaemonParts, object: &Object) -> Result<Outcome, CriErr
         Place::Record => return remove_record(daemon, object).await,
     }
     Ok(Outcome::Removed)
+}
+
+async fn remove_log_folder(daemon: &DaemonParts, object: &Object) -> Result<Outcome, CriError> {
+    let (folders, id) = (daemon.pods.folders.clone(), object.owner.id().to_owned());
+    let removing = blocking(move || {
+        let removed = mount_points().and_then(|mounts| log_folders::remove(&folders, &id, &mounts));
+        removed.map_err(|error| CriError::internal("remove the log folder", error))
+    });
+    Ok(match removing.await? {
+        Removal::Removed => Outcome::Removed,
+        Removal::Kept(why) => Outcome::Kept(why),
+    })
 }
 
 /// Ends a keeper with all processes of its pod, if this process is still that keeper.

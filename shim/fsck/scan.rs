@@ -70,6 +70,7 @@ async fn once(scope: &Scope, daemon: Option<&DaemonParts>) -> Result<Vec<Candida
     let runs = daemon.is_some();
     let others = blocking(move || {
         let mut others = files::temporary(&listed)?;
+        others.extend(files::log_folders(&listed)?);
         others.extend(files::dead_socket(&listed).filter(|_| !runs));
         Ok::<_, FsckError>(others)
     });

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{InventoryError, Object, ObjectKind, Owner, Scope};
 use crate::ids::ContainerId;
+use crate::log_folders;
 use crate::store::file;
 
 /// The age from which a temporary file is not being written: a write takes milliseconds.
@@ -43,6 +44,15 @@ fn is_id(name: &str) -> bool {
     ContainerId::try_from(name.to_owned()).is_ok()
 }
 
+/// Returns the log folders that berth has created for pods that were not removed.
+///
+/// # Errors
+/// Their records cannot be listed.
+pub fn log_folders(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
+    let all = log_folders::all(&scope.folders)?.into_iter();
+    Ok(all.map(|(id, path)| Object::at(ObjectKind::LogFolder, Owner::Pod(id), path)).collect())
+}
+
 /// Returns the socket if no process listens on it.
 #[must_use]
 pub fn dead_socket(scope: &Scope) -> Option<Object> {
@@ -60,7 +70,8 @@ pub fn dead_socket(scope: &Scope) -> Option<Object> {
 pub fn temporary(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
     let root = &scope.config.root;
     let (network, image) = (root.join("network"), root.join("image"));
-    let mut places = vec![(network.clone(), "tmp"), (image.clone(), "new")];
+    let mut places =
+        vec![(network.clone(), "tmp"), (image.clone(), "new"), (scope.folders.log_folders(), "tmp")];
     places.extend(["pods", "dhcp"].map(|name| (network.join(name), "tmp")));
     for (above, extension) in [
         (scope.folders.pods(), "tmp"),

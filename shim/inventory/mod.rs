@@ -86,6 +86,8 @@ pub enum ObjectKind {
     TemporaryFile,
     /// A socket.
     Socket,
+    /// A log folder that berth has created.
+    LogFolder,
     /// The volatile folder of a pod: the keeper's socket and log.
     StateFolder,
     /// The persistent folder of a container.
@@ -121,6 +123,7 @@ impl ObjectKind {
             Self::Trash => "trash",
             Self::TemporaryFile => "temporary-file",
             Self::Socket => "socket",
+            Self::LogFolder => "log-folder",
             Self::StateFolder => "state-folder",
             Self::ContainerFolder => "container-folder",
             Self::PodFolder => "pod-folder",

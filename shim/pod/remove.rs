@@ -10,6 +10,7 @@ use crate::container;
 use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::leftovers::{self, Leftover};
+use crate::log_folders;
 use crate::operation::{OperationKey, Progress};
 use crate::store::Level;
 use crate::store::Pod;
@@ -44,9 +45,10 @@ async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Resu
         container::remove::remove_container(pods, cgroups, images, container.id.as_str()).await?;
     }
     progress.step("folders");
-    let ended = pod.clone();
+    let (ended, folders) = (pod.clone(), pods.folders.clone());
     blocking(move || {
         ended.stop_writing_record();
+        log_folders::release(&folders, &ended.id);
         Ok::<_, CriError>(())
     })
     .await?;

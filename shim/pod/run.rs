@@ -1,6 +1,7 @@
 //! RunPodSandbox: records the intent, creates the cgroup, starts keeper and pause, attaches the network. Each step
 //! pushes its undo.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use berth_cni::{PodAttach, sysctls};
@@ -23,8 +24,10 @@ use crate::daemon::Shared;
 use crate::descriptors;
 use crate::error::CriError;
 use crate::host::HostFacts;
+use crate::host_files;
 use crate::ids::PodId;
 use crate::keeper::KeeperClient;
+use crate::log_folders;
 use crate::lsm::selinux::{Labels, SeLinux, level_of};
 use crate::oci::{has_own_uts, pause, validate};
 use crate::operation::{OperationKey, Progress};
@@ -153,7 +156,7 @@ impl PodBuilder {
     /// Writes the intent to disk, before its side effects.
     async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<(Arc<Pod>, Vec<PodFile>), CriError> {
         self.progress.step("intent");
-        let log_folder = crate::host_files::create_log_folder(&self.config.log_directory).await?;
+        let log_folder = self.create_log_folder().await?;
         let record = PodRecord {
             id: self.id.clone(),
             config: self.config.clone(),
@@ -185,6 +188,20 @@ impl PodBuilder {
         })
         .await?;
         Ok((pod, files))
+    }
+
+    async fn create_log_folder(&mut self) -> Result<Option<String>, CriError> {
+        let (folders, id) = (self.daemon.pods.folders.clone(), self.id.clone());
+        let (undone, undo_id) = (folders.clone(), id.clone());
+        self.undo.push("remove the log folder", async move {
+            let undo = move || {
+                log_folders::undo(&undone, &undo_id);
+                Ok::<_, CriError>(())
+            };
+            blocking(undo).await.map_err(|error| error.to_string())
+        });
+        let create = move |path: &Path| log_folders::create(&folders, &id, path);
+        host_files::create_log_folder_by(&self.config.log_directory, create).await
     }
 
     async fn make_cgroup(&mut self, path: CgroupPath) -> Result<(JoinFds, Option<Placeholder>), CriError> {

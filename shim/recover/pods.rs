@@ -13,6 +13,7 @@ use crate::error::CriError;
 use crate::ids::PodId;
 use crate::instruments::{Recovered, RecoveredObject};
 use crate::keeper::{KeeperClient, KeeperUpdates};
+use crate::log_folders;
 use crate::network::PodNetwork;
 use crate::pod::stopper::PodStopper;
 use crate::pod::{follow, keeper};
@@ -191,10 +192,12 @@ async fn discard(
     if let Err(error) = released {
         tracing::warn!(pod = id.as_str(), %error, "failed to remove the cgroup");
     }
-    let folders = (folders.pod_state(id), folders.pod(id));
-    let removed =
-        blocking(move || file::remove_folder(&folders.0).and_then(|()| file::remove_folder(&folders.1)))
-            .await;
+    let (removing, pod) = (folders.clone(), id.clone());
+    let removed = blocking(move || {
+        log_folders::undo(&removing, &pod);
+        file::remove_folder(&removing.pod_state(&pod)).and_then(|()| file::remove_folder(&removing.pod(&pod)))
+    })
+    .await;
     if let Err(error) = removed {
         tracing::warn!(pod = id.as_str(), %error, "failed to remove the pod's folders");
     }

@@ -68,6 +68,12 @@ impl Folders {
         self.state.join("pods")
     }
 
+    /// The folder of the records of log folders ([`crate::log_folders`]).
+    #[must_use]
+    pub fn log_folders(&self) -> PathBuf {
+        self.root.join("log-folders")
+    }
+
     /// A pod's persistent folder, which contains its record.
     #[must_use]
     pub fn pod(&self, id: &PodId) -> PathBuf {

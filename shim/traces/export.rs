@@ -1,12 +1,12 @@
 //! The environment variables of OpenTelemetry, and the layer that sends spans. The SDK reads the variables of the sampler,
-//! the resource, the batches and the headers itself.
+//! the resource, the headers and the compression itself.
 
 use std::env;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::SpanExporter;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Metadata;
@@ -14,6 +14,8 @@ use tracing_subscriber::filter::{LevelFilter, dynamic_filter_fn};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
+use super::batches::{BatchLimits, Batches};
+use super::client::OtlpClient;
 use super::{ON, TARGET};
 
 /// The name of the service, unless the environment has another one.
@@ -26,7 +28,7 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
     /// The protocol is not supported.
-    #[error("invalid {variable}: {protocol:?} is not supported; berth sends traces with the protocol grpc")]
+    #[error("invalid {variable}: {protocol:?} is neither grpc nor http/protobuf")]
     Protocol {
         /// The environment variable.
         variable: &'static str,
@@ -36,6 +38,9 @@ pub enum TracesError {
     /// The exporter cannot be created.
     #[error("failed to start the export of traces: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// TLS cannot be configured.
+    #[error("failed to start the export of traces: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 /// Sends spans until it is stopped.
@@ -61,19 +66,17 @@ pub fn from_environment() -> Result<Option<(Traces, TracesLayer)>, TracesError> 
     if endpoint.is_none() || disabled || none {
         return Ok(None);
     }
-    // The first one takes precedence.
-    for name in ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"] {
-        match variable(name) {
-            Some(protocol) if protocol != "grpc" => {
-                return Err(TracesError::Protocol { variable: name, protocol });
-            }
-            Some(_) => break,
-            None => {}
-        }
-    }
-    let exporter = SpanExporter::builder().with_tonic().build()?;
-    let provider =
-        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build();
+    let exporter = match protocol(variable)? {
+        Protocol::Grpc => SpanExporter::builder().with_tonic().with_protocol(Protocol::Grpc).build()?,
+        _ => SpanExporter::builder()
+            .with_http()
+            .with_protocol(Protocol::HttpBinary)
+            .with_http_client(OtlpClient::from_environment()?)
+            .build()?,
+    };
+    let resource = resource();
+    let batches = Batches::start(exporter, &resource, BatchLimits::from_environment());
+    let provider = SdkTracerProvider::builder().with_span_processor(batches).with_resource(resource).build();
     let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(SERVICE))
         .with_location(false)
@@ -82,6 +85,21 @@ pub fn from_environment() -> Result<Option<(Traces, TracesLayer)>, TracesError> 
         .with_filter(dynamic_filter_fn(is_traced).with_max_level_hint(LevelFilter::TRACE));
     ON.store(true, Ordering::Relaxed);
     Ok(Some((Traces { provider }, layer.boxed())))
+}
+
+/// Returns the protocol that the environment requests.
+fn protocol(variable: impl Fn(&str) -> Option<String>) -> Result<Protocol, TracesError> {
+    // The first one takes precedence.
+    let names = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+    let found = names.into_iter().find_map(|name| Some((name, variable(name)?)));
+    match found {
+        None => Ok(Protocol::Grpc),
+        Some((variable, protocol)) => match protocol.as_str() {
+            "grpc" => Ok(Protocol::Grpc),
+            "http/protobuf" => Ok(Protocol::HttpBinary),
+            _ => Err(TracesError::Protocol { variable, protocol }),
+        },
+    }
 }
 
 /// Returns the resource: the environment's, with a name of the service.
@@ -115,5 +133,31 @@ impl Traces {
         if let Err(error) = self.provider.shutdown_with_timeout(LAST_SPANS) {
             tracing::warn!(%error, "failed to send the last spans");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_protocol_of_traces_takes_precedence() {
+        let of = |set: &'static [(&str, &str)]| {
+            protocol(move |name| {
+                set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert!(matches!(of(&[]), Ok(Protocol::Grpc)));
+        assert!(matches!(of(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")]), Ok(Protocol::HttpBinary)));
+        let both = &[
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
+        ];
+        assert!(matches!(of(both), Ok(Protocol::Grpc)));
+        let error = of(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "invalid OTEL_EXPORTER_OTLP_PROTOCOL: \"http/json\" is neither grpc nor http/protobuf"
+        );
     }
 }

@@ -1,10 +1,13 @@
 //! Traces by OpenTelemetry: spans from a call through its operation, the calls of the keeper, the network plugins and
-//! netlink. They are sent by OTLP over gRPC if the standard environment variables name an endpoint; otherwise no span is
-//! created. The spans of this crate and of `berth-cni` have the target [`TARGET`], which the log does not show.
+//! netlink. They are sent by OTLP over gRPC or HTTP if the standard environment variables name an endpoint; otherwise no span
+//! is created. The spans of this crate and of `berth-cni` have the target [`TARGET`], which the log does not show.
 //!
 //! * [`export`]: the environment, and the layer that sends spans
+//! * [`batches`]: collects ended spans and sends them; [`client`]: the client for HTTP
 //! * this file: the caller's trace, and failures
 
+mod batches;
+mod client;
 pub mod export;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -251,7 +251,8 @@ async fn without_a_daemon_the_host_is_checked_and_repaired_too() {
     fs::remove_dir_all(berth.path(&format!("root/image/containers/{hollow}"))).unwrap();
     remove_folder(&layer);
     let mut planted: BTreeSet<String> = plant_files(&berth).into_iter().map(str::to_owned).collect();
-    let of_orphan = ["keeper", "cgroup", "link", "nft-elements", "address", "attachment", "state-folder"];
+    let of_orphan =
+        ["keeper", "cgroup", "link", "nft-elements", "address", "attachment", "state-folder", "log-folder"];
     planted.extend(of_orphan.map(str::to_owned));
     planted.extend(["pod-record", "container-record", "image-record", "socket"].map(str::to_owned));
 
@@ -348,4 +349,68 @@ async fn a_failure_has_its_own_exit_code() {
     assert_eq!(clean.status.code(), Some(0), "{clean:?}");
     assert!(String::from_utf8_lossy(&clean.stdout).starts_with("clean"), "{clean:?}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_folder_is_removed_only_if_berth_has_made_it_for_a_pod_that_is_lost() {
+    let mut berth = Berth::start().await;
+    berth.load_image().await;
+    let folder_of = |berth: &Berth, name: &str| berth.path(&format!("logs-of-{name}"));
+    let mut ids = std::collections::BTreeMap::new();
+    fs::create_dir(folder_of(&berth, "client")).unwrap();
+    for name in ["lost", "removed", "client"] {
+        let mut config = berth.pod_config(name);
+        config.log_directory = folder_of(&berth, name).display().to_string();
+        let pod = berth.run_pod(config).await;
+        let mut main = support::shell("main", "head -c 20000 /dev/zero | tr '\\0' x; echo; exec sleep 1000");
+        main.log_path = "main/0.log".to_owned();
+        let id = berth.run(&pod, main).await;
+        let log = berth.status(&id).await.log_path;
+        let until = Instant::now() + support::PATIENCE;
+        while fs::metadata(&log).map_or(0, |file| file.len()) < 20_000 {
+            assert!(Instant::now() < until, "{log} has no lines");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        ids.insert(name, pod);
+    }
+    // A pod that cannot be created leaves no folder.
+    let mut config = berth.pod_config("failed");
+    config.log_directory = folder_of(&berth, "failed").display().to_string();
+    config.linux.as_mut().unwrap().sysctls.insert("net.ipv4.no_such_sysctl".to_owned(), "1".to_owned());
+    berth.try_run_pod(config).await.unwrap_err();
+    assert!(!folder_of(&berth, "failed").exists());
+    // The client decides when it removes the logs of a removed pod.
+    berth.remove_pod(&ids["removed"]).await;
+    assert_eq!(fsck(&berth, &[]), (0, Vec::new()));
+
+    berth.kill();
+    for name in ["lost", "client"] {
+        kill_keeper_of(&ids[name]);
+        fs::remove_dir_all(berth.path(&format!("root/pods/{}", ids[name]))).unwrap();
+    }
+    berth.restart().await;
+    let (code, found) = fsck(&berth, &["--repair"]);
+    let folders = of_kind(&found, "log-folder");
+    assert_eq!((code, folders.len()), (1, 1), "{found:#?}");
+    assert_eq!(
+        (&folders[0]["owner"], &folders[0]["outcome"]),
+        (&ids["lost"].as_str().into(), &"removed".into())
+    );
+    assert_eq!(folders[0]["name"], folder_of(&berth, "lost").display().to_string());
+    assert!(folders[0]["bytes"].as_u64().unwrap() >= 20_000, "{found:#?}");
+    assert!(!folder_of(&berth, "lost").exists());
+    for name in ["removed", "client"] {
+        assert!(folder_of(&berth, name).join("main/0.log").exists(), "the logs of {name}");
+    }
+    // A record that names another folder, such as one that was moved there later.
+    let precious = berth.path("precious");
+    folder(precious.clone());
+    fs::create_dir_all(berth.path("root/log-folders")).unwrap();
+    let record = serde_json::json!({ "path": precious }).to_string();
+    fs::write(berth.path(&format!("root/log-folders/{}.json", stranger())), record).unwrap();
+    let (_, found) = fsck(&berth, &["--repair"]);
+    assert_eq!(of_kind(&found, "log-folder")[0]["outcome"], "kept", "{found:#?}");
+    assert!(precious.join("file").exists());
+    assert_eq!(fsck(&berth, &[]), (0, Vec::new()));
+    assert_eq!(berth.clean().await, Vec::<String>::new());
 }

@@ -11,6 +11,7 @@
     reason = "a failing test panics; nothing here is an interface"
 )]
 
+mod alerts;
 mod as_peers;
 mod attacks;
 mod bad_input;
@@ -29,6 +30,7 @@ mod events;
 mod fsck;
 mod hooks;
 mod hostile_images;
+mod idle;
 mod image_volumes;
 mod load;
 mod logs;

@@ -23,14 +23,14 @@ use crate::support::{Berth, PATIENCE, code, leftovers, shell, sleeper};
 /// The port of the metrics. Every test has a private network namespace.
 const PORT: u16 = 9470;
 
-const CONFIG: &str = "metrics_address = \"127.0.0.1:9470\"\n";
+pub(crate) const CONFIG: &str = "metrics_address = \"127.0.0.1:9470\"\n";
 
-fn repository(path: &str) -> PathBuf {
+pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// Returns the folder with the programs of `tests/stand-ins/prometheus.sh`.
-fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     if let Some(folder) = std::env::var_os("BERTH_PROMETHEUS") {
         return folder.into();
     }
@@ -69,7 +69,7 @@ fn get(berth: &Berth, path: &str, headers: &str) -> (String, String) {
     exchange(connect(berth), &format!("GET {path} HTTP/1.1\r\nHost: berth\r\n{headers}\r\n"))
 }
 
-fn scrape(berth: &Berth) -> String {
+pub(crate) fn scrape(berth: &Berth) -> String {
     let (head, body) = get(berth, "/metrics", "");
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
     body
@@ -344,14 +344,15 @@ async fn an_address_that_cannot_be_used_is_an_error_that_names_the_key() {
 }
 
 /// A Prometheus in the daemon's network namespace. Drop ends it.
-struct Prometheus<'a> {
+pub(crate) struct Prometheus {
     process: Child,
-    berth: &'a Berth,
+    /// A process in that namespace.
+    host: u32,
     folder: tempfile::TempDir,
 }
 
-impl<'a> Prometheus<'a> {
-    fn start(berth: &'a Berth) -> Self {
+impl Prometheus {
+    pub(crate) fn start(berth: &Berth) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let rules = repository("contrib/prometheus/berth.rules.yml");
         let config = format!(
@@ -373,18 +374,30 @@ impl<'a> Prometheus<'a> {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { process, berth, folder }
+        Self { process, host: berth.host_process(), folder }
     }
 
     /// Calls an endpoint of its API; none if it does not answer yet.
     fn api(&self, path: &str, query: Option<&str>) -> Option<serde_json::Value> {
         let url = format!("http://127.0.0.1:9090/api/v1/{path}");
         let query = query.map(|query| format!("query={query}"));
-        let mut command = vec!["curl", "--silent", "--get", &url];
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{}/ns/net", self.host))
+            .args(["--", "curl", "--silent", "--get", &url]);
         if let Some(query) = &query {
-            command.extend(["--data-urlencode", query]);
+            command.args(["--data-urlencode", query]);
         }
-        serde_json::from_slice(&self.berth.on_host(&command).stdout).ok()
+        serde_json::from_slice(&command.output().unwrap().stdout).ok()
+    }
+
+    /// Returns the summary of an alert, if it fires.
+    pub(crate) fn firing(&self, name: &str) -> Option<String> {
+        let alerts = self.api("alerts", None)?;
+        let mut alerts = alerts["data"]["alerts"].as_array()?.iter();
+        let found =
+            alerts.find(|alert| alert["labels"]["alertname"] == name && alert["state"] == "firing")?;
+        Some(found["annotations"]["summary"].as_str()?.to_owned())
     }
 
     fn query(&self, query: &str) -> Vec<serde_json::Value> {
@@ -394,7 +407,7 @@ impl<'a> Prometheus<'a> {
     }
 
     /// Waits until `found` returns something.
-    fn wait_for<T>(&self, what: &str, found: impl Fn(&Self) -> Option<T>) -> T {
+    pub(crate) fn wait_for<T>(&self, what: &str, found: impl Fn(&Self) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(found) = found(self) {
@@ -408,7 +421,7 @@ impl<'a> Prometheus<'a> {
         }
     }
 
-    fn wait_for_series(&self, query: &str) -> Vec<serde_json::Value> {
+    pub(crate) fn wait_for_series(&self, query: &str) -> Vec<serde_json::Value> {
         self.wait_for(query, |prometheus| {
             prometheus.api("query", Some(query))?;
             Some(prometheus.query(query)).filter(|series| !series.is_empty())
@@ -416,7 +429,7 @@ impl<'a> Prometheus<'a> {
     }
 }
 
-impl Drop for Prometheus<'_> {
+impl Drop for Prometheus {
     fn drop(&mut self) {
         drop(self.process.kill());
         drop(self.process.wait());
@@ -495,19 +508,11 @@ async fn prometheus_accepts_metrics_rules_and_queries_and_alerts() {
         .filter(|rule| rule["lastError"].as_str().is_some_and(|error| !error.is_empty()))
         .collect();
     assert!(unhealthy.is_empty(), "{unhealthy:?}");
-    let alert = |prometheus: &Prometheus<'_>, name: &str| {
-        let alerts = prometheus.api("alerts", None)?;
-        let found = alerts["data"]["alerts"]
-            .as_array()?
-            .iter()
-            .find(|alert| alert["labels"]["alertname"] == name && alert["state"] == "firing")?;
-        Some(found["annotations"]["summary"].as_str()?.to_owned())
-    };
-    assert_eq!(alert(&prometheus, "BerthKeeperLost"), None);
+    assert_eq!(prometheus.firing("BerthKeeperLost"), None);
     // The increase is measured from a sample before it.
     prometheus.wait_for_series("count_over_time(berth_keepers_lost_total[1m]) > 1");
     leftovers::kill_keeper_of(&keeper_of);
-    let summary = prometheus.wait_for("BerthKeeperLost", |prometheus| alert(prometheus, "BerthKeeperLost"));
+    let summary = prometheus.wait_for("BerthKeeperLost", |prometheus| prometheus.firing("BerthKeeperLost"));
     assert!(summary.contains("keepers ended on 127.0.0.1:9470"), "{summary}");
     prometheus.wait_for_series("berth_pods{state=\"ready\"} == 1");
     drop(prometheus);

@@ -1,7 +1,8 @@
 //! Traces: a receiver of OTLP gets the spans of calls, in the trace of the caller and with the errors. Runs as root.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -31,8 +32,10 @@ type Received = (Vec<(String, String)>, Span);
 
 /// The received spans.
 #[derive(Clone, Default)]
-struct Receiver {
+pub(crate) struct Receiver {
     spans: Arc<Mutex<Vec<Received>>>,
+    /// The heads of HTTP requests.
+    heads: Arc<Mutex<Vec<String>>>,
 }
 
 #[tonic::async_trait]
@@ -41,15 +44,59 @@ impl TraceService for Receiver {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.add(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Receiver {
+    fn add(&self, request: ExportTraceServiceRequest) {
         let mut spans = self.spans.lock().unwrap();
-        for resource in request.into_inner().resource_spans {
+        for resource in request.resource_spans {
             let of_resource =
                 resource.resource.map(|resource| attributes(&resource.attributes)).unwrap_or_default();
             for scope in resource.scope_spans {
                 spans.extend(scope.spans.into_iter().map(|span| (of_resource.clone(), span)));
             }
         }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+
+    /// Serves HTTP/1.1 in the network namespace of a process, and returns the endpoint.
+    fn start_http(pid: u32) -> (Self, String) {
+        let listener = Self::listen(pid);
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let receiver = Self::default();
+        let serving = receiver.clone();
+        std::thread::spawn(move || {
+            listener.incoming().flatten().try_for_each(|stream| serving.serve(stream))
+        });
+        (receiver, endpoint)
+    }
+
+    /// Answers one request.
+    fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head)? == 0 {
+                return Ok(());
+            }
+        }
+        let head = head.to_ascii_lowercase();
+        let length =
+            head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap();
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        if head.contains("content-encoding: gzip") {
+            let mut plain = Vec::new();
+            flate2::read::GzDecoder::new(body.as_slice()).read_to_end(&mut plain)?;
+            body = plain;
+        }
+        self.heads.lock().unwrap().push(head);
+        self.add(prost::Message::decode(body.as_slice()).unwrap());
+        (&stream).write_all(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n",
+        )
     }
 }
 
@@ -64,15 +111,20 @@ fn attributes(found: &[opentelemetry_proto::tonic::common::v1::KeyValue]) -> Vec
 }
 
 impl Receiver {
-    /// Serves in the network namespace of a process, and returns the endpoint.
-    fn start(pid: u32) -> (Self, String) {
-        let listener = std::thread::spawn(move || {
+    /// Listens in the network namespace of a process.
+    fn listen(pid: u32) -> TcpListener {
+        let listening = std::thread::spawn(move || {
             let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             TcpListener::bind("127.0.0.1:0").unwrap()
         })
-        .join()
-        .unwrap();
+        .join();
+        listening.unwrap()
+    }
+
+    /// Serves gRPC in the network namespace of a process, and returns the endpoint.
+    pub(crate) fn start(pid: u32) -> (Self, String) {
+        let listener = Self::listen(pid);
         listener.set_nonblocking(true).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let receiver = Self::default();
@@ -101,6 +153,15 @@ impl Receiver {
             if let Some(span) = found {
                 return span;
             }
+            assert!(Instant::now() < until, "no span {name:?}: {:?}", self.names());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits for a span with this name.
+    pub(crate) async fn wait_for_any(&self, name: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.names().iter().any(|found| found == name) {
             assert!(Instant::now() < until, "no span {name:?}: {:?}", self.names());
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
@@ -245,13 +306,45 @@ async fn the_daemon_does_not_need_the_receiver() {
         .args(["serve", "--root"])
         .arg(folder.path())
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        error.contains("invalid OTEL_EXPORTER_OTLP_PROTOCOL: \"http/protobuf\" is not supported"),
+        error
+            .contains("invalid OTEL_EXPORTER_OTLP_PROTOCOL: \"http/json\" is neither grpc nor http/protobuf"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_are_sent_over_http_too() {
+    for (variable, compressed) in [("OTEL_EXPORTER_OTLP_COMPRESSION=gzip", true), ("A=b", false)] {
+        let mut berth = Berth::start().await;
+        let (receiver, endpoint) = Receiver::start_http(berth.host_process());
+        berth.start_under(&[
+            "env",
+            &format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}"),
+            "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+            "OTEL_EXPORTER_OTLP_HEADERS=authorization=token-1",
+            "OTEL_BSP_SCHEDULE_DELAY=100",
+            variable,
+        ]);
+        berth.restart().await;
+        let config = Some(berth.pod_config("pod"));
+        let request = RunPodSandboxRequest { config, ..RunPodSandboxRequest::default() };
+        berth.runtime.run_pod_sandbox(traced(request)).await.unwrap();
+        let operation = receiver.wait_for("operation RunPodSandbox").await;
+        receiver.wait_for(RUN).await;
+        assert_eq!(receiver.path(&operation), ["operation RunPodSandbox", RUN]);
+        let heads = receiver.heads.lock().unwrap().clone();
+        for head in &heads {
+            assert!(head.starts_with("post /v1/traces http/1.1"), "{head}");
+            assert!(head.contains("content-type: application/x-protobuf"), "{head}");
+            assert!(head.contains("authorization: token-1"), "{head}");
+            assert_eq!(head.contains("content-encoding: gzip"), compressed, "{head}");
+        }
+        assert_eq!(berth.clean().await, Vec::<String>::new());
+    }
 }
