@@ -5,13 +5,11 @@ use berth_proto::admin::{
     DescribePodRequest, DescribePodResponse, ListOperationsRequest, ListOperationsResponse, NodeEvent,
     StreamEventsRequest,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 use crate::daemon::{Daemon, Shared};
 use crate::observe;
-use crate::responses::ResponseStream;
-
-type Reply<T> = Result<Response<T>, Status>;
+use crate::responses::{Reply, ResponseStream};
 
 /// The Observer service of one daemon.
 #[derive(Clone, Debug)]
@@ -42,7 +40,12 @@ impl Observer for ObserverService {
 
     type StreamEventsStream = ResponseStream<NodeEvent>;
 
-    async fn stream_events(&self, _: Request<StreamEventsRequest>) -> Reply<Self::StreamEventsStream> {
-        Ok(Response::new(Box::pin(self.daemon.pods.events.watch())))
+    async fn stream_events(&self, request: Request<StreamEventsRequest>) -> Reply<Self::StreamEventsStream> {
+        let StreamEventsRequest { since, recent_only } = request.into_inner();
+        let events = &self.daemon.pods.events;
+        Ok(Response::new(match recent_only {
+            true => Box::pin(events.recent(since)),
+            false => Box::pin(events.watch((since > 0).then_some(since))),
+        }))
     }
 }

@@ -21,38 +21,38 @@ pub async fn pull(
     image: &str,
     pulling: impl Future<Output = Result<String, CriError>>,
 ) -> Result<String, CriError> {
-    let mut report = Report { events, image, ended: false };
-    report.send(NodeEventKind::PullStarted, String::new);
+    let mut report = PullReport { events, image, ended: false };
+    report.send(NodeEventKind::PullStarted, "");
     let pulled = pulling.await;
     report.ended = true;
     match &pulled {
-        Ok(id) => report.send(NodeEventKind::PullFinished, || id.clone()),
-        Err(error) => report.send(NodeEventKind::PullFailed, || error.to_string()),
+        Ok(id) => report.send(NodeEventKind::PullFinished, id),
+        Err(error) => report.send(NodeEventKind::PullFailed, &error.to_string()),
     }
     pulled
 }
 
-struct Report<'a> {
+struct PullReport<'a> {
     events: &'a Events,
     image: &'a str,
     ended: bool,
 }
 
-impl Report<'_> {
-    fn send(&self, kind: NodeEventKind, message: impl FnOnce() -> String) {
-        self.events.report(|| NodeEvent {
+impl PullReport<'_> {
+    fn send(&self, kind: NodeEventKind, message: &str) {
+        self.events.report(NodeEvent {
             kind: kind.into(),
             image: printable(self.image, MAX_MESSAGE),
-            message: printable(&message(), MAX_MESSAGE),
+            message: printable(message, MAX_MESSAGE),
             ..NodeEvent::default()
         });
     }
 }
 
-impl Drop for Report<'_> {
+impl Drop for PullReport<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.send(NodeEventKind::PullFailed, || "the client has cancelled the pull".to_owned());
+            self.send(NodeEventKind::PullFailed, "the client has cancelled the pull");
         }
     }
 }

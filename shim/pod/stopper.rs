@@ -16,7 +16,7 @@ use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::leftovers::{self, Leftover};
 use crate::network::PodNetwork;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Level, Pod, PodState};
 
@@ -49,7 +49,7 @@ impl PodStopper {
         let (stopper, pod) = (self.clone(), pod.clone());
         let operations = &self.pods.operations;
         operations
-            .join(Key::StopPod(pod.id.clone()), move |progress| async move {
+            .join(OperationKey::StopPod(pod.id.clone()), move |progress| async move {
                 stopper.run_steps(&pod, &progress).await.map(|()| String::new()).map_err(Status::from)
             })
             .await
@@ -102,7 +102,9 @@ impl PodStopper {
         if !pod.host_network()
             && let Err(error) = leftovers::remove(self.attachment_of(pod)).await
         {
-            errors.push(format!("failed to detach the network: {error}"));
+            let error = format!("failed to detach the network: {error}");
+            self.pods.events.network_failed(pod, &error);
+            errors.push(error);
         }
         if let Some(link) = pod.link() {
             self.pods.write_exits().await;

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use berth_proto::admin::observer_client::ObserverClient;
 use berth_proto::admin::{
-    DescribePodRequest, DescribePodResponse, ListOperationsRequest, ListOperationsResponse,
+    DescribePodRequest, DescribePodResponse, ListOperationsRequest, ListOperationsResponse, NodeEvent,
+    StreamEventsRequest,
 };
 use berth_proto::v1::image_service_client::ImageServiceClient;
 use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
@@ -25,7 +26,7 @@ use clap::{Args, ValueEnum};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use super::{Flags, Source};
+use super::{ConfigSource, Flags};
 use crate::config::{Config, ConfigError, value};
 use crate::server::connect;
 
@@ -48,17 +49,17 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn load(self) -> Result<Config, ConfigError> {
-        Source { config: self.config, flags: Flags { socket: self.socket, ..Flags::default() } }.load()
+        ConfigSource { config: self.config, flags: Flags { socket: self.socket, ..Flags::default() } }.load()
     }
 }
 
 /// The format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
+pub(super) enum OutputFormat {
     /// For people
     #[default]
     Text,
-    /// JSON
+    /// For programs, as JSON
     Json,
 }
 
@@ -82,13 +83,13 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<String, String> {
 
 /// A connection to the daemon.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct NodeClient {
     pub(super) runtime: RuntimeServiceClient<Channel>,
     pub(super) images: ImageServiceClient<Channel>,
     pub(super) observer: ObserverClient<Channel>,
 }
 
-impl Node {
+impl NodeClient {
     pub(super) async fn connect(endpoint: Endpoint) -> Result<Self, String> {
         let config = endpoint.load().map_err(|error| error.to_string())?;
         let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
@@ -121,6 +122,20 @@ impl Node {
 
     pub(super) async fn operations(&mut self) -> Result<ListOperationsResponse, String> {
         answer("list operations", self.observer.list_operations(ListOperationsRequest {})).await
+    }
+
+    /// Returns the events that the daemon has kept.
+    pub(super) async fn recent_events(&mut self) -> Result<Vec<NodeEvent>, String> {
+        let request = StreamEventsRequest { since: 0, recent_only: true };
+        let mut stream = answer("list recent events", self.observer.stream_events(request)).await?;
+        let all = async {
+            let mut events = Vec::new();
+            while let Some(event) = stream.message().await? {
+                events.push(event);
+            }
+            Ok(Response::new(events))
+        };
+        answer("list recent events", all).await
     }
 
     pub(super) async fn describe_pod(&mut self, id: &str) -> Result<DescribePodResponse, String> {
