@@ -11,7 +11,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::blocking::blocking;
 use crate::error::CriError;
-use crate::systemd::{self, Systemd};
+use crate::systemd::{self, ShutdownOrder, Systemd};
 
 /// The parent cgroup of pods without a requested one. Clients remove the parents that they name; berth removes this
 /// one.
@@ -183,10 +183,11 @@ impl Cgroups {
         &self,
         path: &CgroupPath,
         limits: &LinuxResources,
+        order: &ShutdownOrder,
     ) -> Result<Option<Placeholder>, CriError> {
         let Some(scopes) = &self.scopes else { return Ok(None) };
         let version = self.hierarchies.version();
-        scopes.systemd.start_scope(&scopes.programs, version, path, limits).await.map(Some)
+        scopes.systemd.start_scope(&scopes.programs, version, path, limits, order).await.map(Some)
     }
 
     /// Sends new limits to systemd, if it creates the cgroups: it would otherwise restore its own.

@@ -254,7 +254,9 @@ impl ContainerBuilder {
         let requested = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
         let cgroups = &self.daemon.cgroups;
         let limits = requested.map(|requested| limits(requested, cgroups.is_v2())).unwrap_or_default();
-        cgroups.start_scope(&CgroupPath::from_recorded(&cgroup)?, &limits).await
+        let annotation = |key: &str| self.config.annotations.get(key).map(String::as_str);
+        let order = ShutdownOrder::of_container(self.pod.id.as_str(), annotation);
+        cgroups.start_scope(&CgroupPath::from_recorded(&cgroup)?, &limits, &order).await
     }
 
     async fn assemble(

@@ -210,7 +210,7 @@ impl PodBuilder {
             cgroups.release(gone).await.map_err(|error| error.to_string())
         });
         let cgroups = self.daemon.cgroups.clone();
-        let placeholder = cgroups.start_scope(&path, &Default::default()).await?;
+        let placeholder = cgroups.start_scope(&path, &Default::default(), &ShutdownOrder::of_pod()).await?;
         let cgroup = blocking(move || cgroups.create(&path, &Default::default())).await?;
         Ok((cgroup, placeholder))
     }

@@ -4,8 +4,10 @@
 //!
 //! * this file: creates scopes and updates their limits
 //! * [`properties`]: converts limits to systemd's properties
+//! * [`shutdown`]: when systemd stops a scope, and how long it waits
 
 mod properties;
+mod shutdown;
 
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use zbus::{Connection, ObjectPath, OwnedObjectPath, Variant};
 
 use crate::blocking::blocking;
 use crate::error::CriError;
+
+pub use shutdown::ShutdownOrder;
 
 /// The time limit for the start of a scope.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -89,6 +93,7 @@ impl Systemd {
         version: Version,
         cgroup: &CgroupPath,
         resources: &LinuxResources,
+        order: &ShutdownOrder,
     ) -> Result<Placeholder, CriError> {
         let placeholder = programs.placeholder().map_err(CriError::from)?;
         let (Some(scope), Some(slice)) = (cgroup.leaf(), cgroup.parent().leaf().map(str::to_owned)) else {
@@ -97,6 +102,7 @@ impl Systemd {
         let limits = properties::of(resources, version == Version::V2);
         let description = format!("berth {scope}");
         let mut properties = properties::of_scope(&slice, &description, placeholder.pid());
+        properties.extend(order.properties());
         properties.extend(limits);
         self.start(scope, &properties).await?;
         Ok(placeholder)

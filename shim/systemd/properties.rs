@@ -19,7 +19,6 @@ pub(super) fn of_scope(slice: &str, description: &str, pid: u32) -> Vec<Property
         ("Slice", slice.to_owned().into()),
         ("Delegate", true.into()),
         ("PIDs", vec![pid].into()),
-        ("DefaultDependencies", false.into()),
         ("CollectMode", "inactive-or-failed".into()),
     ];
     // Without accounting, controllers may be missing in the slices above.

@@ -153,13 +153,18 @@ async fn pods_and_containers_are_scopes_in_the_requested_slice() {
     assert!(text(properties, "Slice").contains(&slice()), "{properties:?}");
     assert!(text(properties, "Delegate").contains("true") && properties.contains_key("PIDs"));
 
+    // A node that shuts down stops containers in their time, before the pause and the daemon.
+    assert!(text(properties, "DefaultDependencies").contains("true"));
     let mut config = sleeper("c");
+    config.annotations.insert("io.kubernetes.pod.terminationGracePeriod".to_owned(), "33".to_owned());
     let resources = LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
     config.linux.as_mut().unwrap().resources = Some(resources);
     let id = berth.run(&pod, config).await;
     let started = bus.started();
     let [(name, properties)] = started.as_slice() else { panic!("{started:?}") };
     assert_eq!(*name, format!("berth-{id}.scope"));
+    assert!(text(properties, "TimeoutStopUSec").contains("33000000"), "{properties:?}");
+    assert!(text(properties, "After").contains(&format!("berth-{pod}.scope")), "{properties:?}");
     let limit =
         if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "MemoryMax" } else { "MemoryLimit" };
     assert!(text(properties, limit).contains("67108864"), "{properties:?}");
