@@ -38,7 +38,7 @@ fn info(pods: &Pods, container: &Container) -> Result<HashMap<String, String>, C
         "updateAnnotations": record.update_annotations,
         "operations": pods.operations.describe(|key| matches!(
             key,
-            Key::Start(id) | Key::Stop(id, _) | Key::Remove(id) if *id == container.id
+            Key::Start(id) | Key::Stop(id, _) | Key::Remove(id) | Key::Checkpoint(id, _) if *id == container.id
         )),
     });
     Ok(HashMap::from([("info".to_owned(), info.to_string())]))

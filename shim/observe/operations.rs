@@ -63,6 +63,7 @@ fn shown(store: &Store, seen: InFlight, now: i64) -> OperationInFlight {
         Key::Start(id) => of_container("StartContainer", id),
         Key::Stop(id, _) => of_container("StopContainer", id),
         Key::Remove(id) => of_container("RemoveContainer", id),
+        Key::Checkpoint(id, _) => of_container("CheckpointContainer", id),
     }
 }
 
