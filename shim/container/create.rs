@@ -17,6 +17,7 @@ use tonic::Status;
 use super::assemble::{self, Assembled};
 use super::hooks;
 use super::log;
+use super::oom_kills;
 use super::out_of_memory;
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
@@ -97,6 +98,7 @@ impl Creation {
         match result {
             Ok(container) => {
                 self.daemon.pods.store.insert_container(container.clone());
+                oom_kills::watch(self.daemon.cgroups.clone(), container.clone());
                 self.daemon.pods.events.container(&container);
                 Ok(self.id.as_str().to_owned())
             }

@@ -5,6 +5,7 @@
 //! * [`exit`]: handles the exit of a container
 //! * [`hooks`]: programs that run at points of the container's life
 //! * [`reconcile`]: takes over the state that the keeper reports
+//! * [`oom_kills`]: reports processes that the kernel kills for lack of memory
 //! * [`out_of_memory`]: detects that the memory limit is too small for the first process
 
 pub mod assemble;
@@ -14,6 +15,7 @@ pub mod exit;
 pub mod hooks;
 pub mod list;
 pub mod log;
+pub mod oom_kills;
 mod out_of_memory;
 pub mod reconcile;
 pub mod remove;

@@ -100,7 +100,7 @@ impl Creation {
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
-                self.daemon.pods.events.report(|| self.failure(NodeEventKind::PodFailed, &error));
+                self.daemon.pods.events.report(self.failure(NodeEventKind::PodFailed, &error));
                 self.progress.step("undo");
                 match self.undo.run().await {
                     Ok(()) => Err(error),
@@ -138,7 +138,7 @@ impl Creation {
         self.progress.step("network");
         let attached = self.attach_network(&pod, pause_pid).await;
         attached.inspect_err(|error| {
-            self.daemon.pods.events.report(|| self.failure(NodeEventKind::NetworkFailed, error));
+            self.daemon.pods.events.report(self.failure(NodeEventKind::NetworkFailed, error));
         })?;
         self.progress.step("record");
         let ready = pod.clone();
