@@ -59,7 +59,8 @@ impl WritableDiff {
     /// # Errors
     /// A file cannot be read, or the archive cannot be written.
     pub fn write(&self, out: impl Write) -> Result<Vec<String>, Error> {
-        let mut walk = Walk { diff: self, out: Builder::new(out), links: HashMap::new(), removed: Vec::new() };
+        let mut walk =
+            Walk { diff: self, out: Builder::new(out), links: HashMap::new(), removed: Vec::new() };
         let mut folders = vec![PathBuf::new()];
         while let Some(folder) = folders.pop() {
             walk.folder(&folder, &mut folders)?;
@@ -195,7 +196,8 @@ impl<W: Write> Walk<'_, W> {
         if attributes.is_empty() {
             return Ok(());
         }
-        self.out.append_pax_extensions(attributes.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
+        self.out
+            .append_pax_extensions(attributes.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
     }
 }
 

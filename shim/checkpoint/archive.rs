@@ -29,7 +29,10 @@ impl ArchiveLocation {
         let path = PathBuf::from(location);
         let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
         if !path.is_absolute() || !plain || path.file_name().is_none() || location.ends_with('/') {
-            return Err(CriError::invalid("location", format!("{location:?} is not the absolute path of a file")));
+            return Err(CriError::invalid(
+                "location",
+                format!("{location:?} is not the absolute path of a file"),
+            ));
         }
         if location.contains('\0') {
             return Err(CriError::invalid("location", "contains a zero byte"));

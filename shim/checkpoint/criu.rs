@@ -76,7 +76,9 @@ pub struct Criu {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoCriu {
     /// The program does not exist.
-    #[error("CRIU is not installed ({place}): install the package criu, version {required} or newer, or set criu_path")]
+    #[error(
+        "CRIU is not installed ({place}): install the package criu, version {required} or newer, or set criu_path"
+    )]
     Missing {
         /// Where it was looked for.
         place: String,

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 
 use super::arguments::{self, DumpFacts};
-use super::work::{CheckpointWork, DELETED_FILES, DUMP_LOG, IMAGES, ROOTFS_DIFF};
 use super::mounts;
+use super::work::{CheckpointWork, DELETED_FILES, DUMP_LOG, IMAGES, ROOTFS_DIFF};
 
 /// The hidden command of berth that runs the helper.
 pub const COMMAND: &str = "checkpoint-dump";

@@ -127,7 +127,11 @@ mod tests {
             id: "abc".to_owned(),
             metadata: Some(ContainerMetadata { name: "web".to_owned(), attempt: 2 }),
             created_at: 1_700_000_000_000_000_000,
-            image: Some(ImageSpec { image: "sha256:1".to_owned(), user_specified_image: "nginx:1".to_owned(), ..ImageSpec::default() }),
+            image: Some(ImageSpec {
+                image: "sha256:1".to_owned(),
+                user_specified_image: "nginx:1".to_owned(),
+                ..ImageSpec::default()
+            }),
             image_ref: "nginx@sha256:2".to_owned(),
             ..ContainerStatus::default()
         };
@@ -141,7 +145,10 @@ mod tests {
         assert_eq!(config["rootfsImageName"], "nginx:1");
         assert_eq!(config["rootfsImageRef"], "nginx@sha256:2");
         assert_eq!(config["createdTime"], "2023-11-14T22:13:20Z");
-        assert_eq!((&config["id"], &config["name"], &config["restored"]), (&"abc".into(), &"web".into(), &false.into()));
+        assert_eq!(
+            (&config["id"], &config["name"], &config["restored"]),
+            (&"abc".into(), &"web".into(), &false.into())
+        );
         assert_eq!(read(STATUS)["Pid"], 7);
         assert_eq!(read(STATUS_DUMP)["metadata"]["attempt"], 2);
         assert!(read(SPEC_DUMP)["ociVersion"].is_string());

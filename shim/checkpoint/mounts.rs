@@ -68,7 +68,8 @@ pub fn external(mounts: &[ContainerMount], bound: &[String]) -> Vec<String> {
         // The cgroup namespace of the container hides the folders above its own.
         let is_cgroup = mount.kind.starts_with("cgroup");
         let is_part_of_other = mount.root != "/" && !is_cgroup && !whole.contains(mount.device.as_str());
-        mount.point != "/" && (!own || is_part_of_other || bound.iter().any(|place| is_at(&mount.point, place)))
+        mount.point != "/"
+            && (!own || is_part_of_other || bound.iter().any(|place| is_at(&mount.point, place)))
     };
     mounts.iter().filter(is_external).map(|mount| mount.point.clone()).collect()
 }

@@ -165,9 +165,10 @@ impl Checkpoint {
         // An exit is reported slightly after the process has ended.
         let operation = format!("checkpoint container {}", self.container.id);
         Err(match self.container.state() {
-            ContainerState::Exited(_) => {
-                CriError::precondition(format!("container {}", self.container.id), "it ended during the checkpoint")
-            }
+            ContainerState::Exited(_) => CriError::precondition(
+                format!("container {}", self.container.id),
+                "it ended during the checkpoint",
+            ),
             _ => CriError::failed(operation, why),
         })
     }
@@ -177,8 +178,7 @@ impl Checkpoint {
         let layer = self.parts.images.layer(self.container.id.as_str()).ok_or_else(missing)?;
         let pod = self.parts.pods.store.pod(self.container.pod.as_str())?;
         let users = oci::userns::requested(&pod.namespaces())?.unwrap_or_default();
-        let (cgroup, terminal) =
-            self.container.with(|record| (record.cgroup.clone(), record.config.tty));
+        let (cgroup, terminal) = self.container.with(|record| (record.cgroup.clone(), record.config.tty));
         Ok(DumpOrder {
             criu: self.criu.program.clone(),
             pid,

@@ -8,9 +8,9 @@ pub mod status;
 use berth_cni::Network;
 use berth_proto::v1::{LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusResponse, VersionResponse};
 
+use crate::blocking::blocking;
 use crate::check;
 use crate::checkpoint::criu::{self, CriuReport};
-use crate::blocking::blocking;
 use crate::config::Config;
 use crate::error::CriError;
 

@@ -11,7 +11,6 @@ use berth_proto::v1::*;
 use serde_json::Value;
 use tonic::{Code, Status};
 
-use super::support::image::write_archive;
 use super::support::{Berth, IMAGE, PATIENCE, Setup, shell};
 
 /// Builds or downloads a stand-in, unless `tests/run` has done it.
@@ -117,7 +116,9 @@ async fn an_archive_has_memory_files_and_descriptions_and_the_container_goes_on(
     assert_goes_on(&mut berth, &id).await;
 
     let found = files(&path);
-    for name in ["config.dump", "spec.dump", "status.dump", "status", "dump.log", "stats-dump", "rootfs-diff.tar"] {
+    for name in
+        ["config.dump", "spec.dump", "status.dump", "status", "dump.log", "stats-dump", "rootfs-diff.tar"]
+    {
         assert!(found.contains_key(name), "{name}: {:?}", found.keys());
     }
     let config: Value = serde_json::from_slice(&found["config.dump"]).unwrap();
@@ -173,12 +174,8 @@ async fn containers_of_every_kind_can_be_checkpointed() {
     fs::create_dir(&volume).unwrap();
     std::os::unix::fs::chown(&volume, Some(200_000), Some(200_000)).unwrap();
     let host_path = volume.display().to_string();
-    let archive = berth.path("second.tar");
-    write_archive(&archive, "localhost/volume:test");
-
     let ids = IdMapping { host_id: 200_000, container_id: 0, length: 65_536 };
-    let users =
-        UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![ids.clone()], gids: vec![ids] };
+    let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![ids.clone()], gids: vec![ids] };
     for userns in [None, Some(users)] {
         let name = if userns.is_some() { "user" } else { "root" };
         let mut config = berth.pod_config(name);
@@ -192,6 +189,7 @@ async fn containers_of_every_kind_can_be_checkpointed() {
             Mount { container_path: "/data".into(), host_path: host_path.clone(), ..Mount::default() },
             Mount {
                 container_path: "/image".into(),
+                readonly: true,
                 image: Some(ImageSpec { image: IMAGE.to_owned(), ..ImageSpec::default() }),
                 ..Mount::default()
             },
@@ -245,8 +243,8 @@ async fn a_failure_leaves_the_container_running_and_nothing_else() {
     let pod = berth.run_pod(berth.pod_config("web")).await;
     let id = berth.run(&pod, counter("c")).await;
     wait_for(&mut berth, &id, "test -e /tmp/counter").await;
-    // A file of /proc of another PID namespace cannot be dumped; an inotify watch and others can.
-    let before: Vec<_> = fs::read_dir(berth.folder.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+    let before: Vec<_> =
+        fs::read_dir(berth.folder.path()).unwrap().flatten().map(|e| e.file_name()).collect();
     for (location, code) in [
         ("relative.tar".to_owned(), Code::InvalidArgument),
         (String::new(), Code::InvalidArgument),
@@ -291,7 +289,9 @@ async fn a_program_that_fails_or_takes_long() {
     assert_eq!(shown["usable"], false, "{shown}");
 
     let fake = |version: &str, rest: &str| {
-        let script = format!("#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'Version: {version}'; exit; fi\n{rest}\n");
+        let script = format!(
+            "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'Version: {version}'; exit; fi\n{rest}\n"
+        );
         fs::write(&program, script).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&program, mode).unwrap();
@@ -362,7 +362,8 @@ async fn a_killed_daemon_leaves_the_container_running() {
     let path = checkpoint(&mut berth, &id, "last.tar").await.unwrap();
     assert!(files(&path).contains_key("checkpoint/inventory.img"));
     let left = fs::read_dir(berth.folder.path()).unwrap().flatten();
-    let hidden: Vec<_> = left.map(|e| e.file_name()).filter(|name| name.to_string_lossy().starts_with('.')).collect();
+    let hidden: Vec<_> =
+        left.map(|e| e.file_name()).filter(|name| name.to_string_lossy().starts_with('.')).collect();
     assert!(hidden.is_empty(), "{hidden:?}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
@@ -371,7 +372,11 @@ async fn a_killed_daemon_leaves_the_container_running() {
 fn check_shows_criu() {
     let folder = tempfile::tempdir().unwrap();
     let rows = |criu: &Path| -> Vec<Value> {
-        let config = format!("root = \"{0}/root\"\nstate = \"{0}/run\"\ncriu_path = \"{1}\"\n", folder.path().display(), criu.display());
+        let config = format!(
+            "root = \"{0}/root\"\nstate = \"{0}/run\"\ncriu_path = \"{1}\"\n",
+            folder.path().display(),
+            criu.display()
+        );
         fs::write(folder.path().join("config.toml"), config).unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_berth"))
             .args(["check", "--json", "--config"])
@@ -379,7 +384,13 @@ fn check_shows_criu() {
             .output()
             .unwrap();
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        report["rows"].as_array().unwrap().iter().filter(|row| row["what"] == "checkpoints").cloned().collect()
+        report["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|row| row["what"] == "checkpoints")
+            .cloned()
+            .collect()
     };
     let found = rows(&criu());
     assert_eq!(found[0]["found"], "yes", "{found:?}");
