@@ -344,7 +344,12 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<CheckpointContainerRequest>,
     ) -> Reply<CheckpointContainerResponse> {
-        let parts = CheckpointParts::of(&self.daemon);
+        let parts = CheckpointParts {
+            pods: self.daemon.pods.clone(),
+            cgroups: self.daemon.cgroups.clone(),
+            images: self.daemon.images.clone(),
+            criu: self.daemon.config.criu_path.clone(),
+        };
         container::checkpoint::checkpoint_container(parts, request.into_inner()).await?;
         Ok(Response::new(CheckpointContainerResponse {}))
     }

@@ -11,7 +11,7 @@ const EXTERNAL_PIDS: &str = "extRootPidNS";
 /// many programs.
 const LARGEST_DELETED_FILE: &str = "1G";
 
-/// What a dump must know about a container.
+/// The facts about a container that a dump needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DumpFacts {
     /// The first process of the container.

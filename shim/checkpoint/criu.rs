@@ -100,7 +100,7 @@ pub enum NoCriu {
     Broken {
         /// The path of the program.
         program: PathBuf,
-        /// What it reports.
+        /// The reason that it reports.
         why: String,
     },
 }
@@ -111,7 +111,7 @@ impl From<NoCriu> for CriError {
     }
 }
 
-/// What `berth check` and Status report about CRIU.
+/// CRIU as `berth check` and Status show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CriuReport {
     /// The path of the program, if there is one.
@@ -120,7 +120,7 @@ pub struct CriuReport {
     pub version: Option<String>,
     /// Whether containers can be checkpointed.
     pub usable: bool,
-    /// What is missing, or an empty text.
+    /// The reason why they cannot, or an empty text.
     pub why: String,
 }
 

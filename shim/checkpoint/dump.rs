@@ -1,5 +1,5 @@
 //! The helper process of a checkpoint. It freezes the container, runs CRIU, copies the changes of the root filesystem while
-//! nothing can change them, and thaws the container. It is a process of its own so that the container goes on even if the
+//! nothing can change them, and thaws the container. It is a separate process so that the container goes on even if the
 //! daemon is killed in the middle.
 
 use std::fs::{self, File};
@@ -26,7 +26,7 @@ const QUOTED_LINES: usize = 3;
 /// A message of CRIU that has no effect on a dump.
 const HARMLESS: &str = "RLIMIT_NOFILE";
 
-/// What the helper is to do.
+/// The task of the helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DumpOrder {
     /// The program CRIU.

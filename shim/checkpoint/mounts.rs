@@ -67,7 +67,10 @@ pub fn external(mounts: &[ContainerMount], bound: &[String]) -> Vec<String> {
         let own = OWN.contains(&mount.kind.as_str());
         // The cgroup namespace of the container hides the folders above its own.
         let is_cgroup = mount.kind.starts_with("cgroup");
-        let is_part_of_other = mount.root != "/" && !is_cgroup && !whole.contains(mount.device.as_str());
+        // /dev/console: the other end of the terminal belongs to the keeper.
+        let is_terminal = mount.kind == "devpts" && mount.root != "/" && mount.root != "/ptmx";
+        let is_part_of_other =
+            mount.root != "/" && !is_cgroup && (is_terminal || !whole.contains(mount.device.as_str()));
         mount.point != "/"
             && (!own || is_part_of_other || bound.iter().any(|place| is_at(&mount.point, place)))
     };
@@ -94,6 +97,7 @@ mod tests {
 78 47 0:46 / /dev rw,nosuid - tmpfs tmpfs rw
 79 47 0:47 / /sys ro - sysfs sysfs rw
 81 78 0:48 / /dev/pts rw - devpts devpts rw
+82 78 0:48 /0 /dev/console rw - devpts devpts rw
 83 79 0:29 /pod/container /sys/fs/cgroup/cpu ro - cgroup none rw,cpu
 84 52 0:46 /null /proc/kcore rw - tmpfs tmpfs rw
 85 52 0:43 /sys /proc/sys ro - proc none rw
@@ -102,11 +106,11 @@ mod tests {
     #[test]
     fn volumes_pod_files_and_devices_of_the_host_are_external() {
         let mounts = parse(MOUNTINFO);
-        assert_eq!(mounts.len(), 13);
+        assert_eq!(mounts.len(), 14);
         let bound = ["/dev/shm".to_owned(), "/data a".to_owned(), "/etc/hostname".to_owned()];
         assert_eq!(
             external(&mounts, &bound),
-            ["/dev/shm", "/etc/hostname", "/data a", "/data a/below", "/dev/null"]
+            ["/dev/shm", "/etc/hostname", "/data a", "/data a/below", "/dev/console", "/dev/null"]
         );
     }
 

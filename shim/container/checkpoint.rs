@@ -18,7 +18,6 @@ use crate::checkpoint::criu::{self, Criu};
 use crate::checkpoint::dump::{self, DumpOrder};
 use crate::checkpoint::metadata::Described;
 use crate::checkpoint::work::CheckpointWork;
-use crate::daemon::Daemon;
 use crate::error::CriError;
 use crate::oci;
 use crate::operation::{Key, Progress};
@@ -37,19 +36,6 @@ pub struct CheckpointParts {
     pub images: ImageStore,
     /// The configured path of CRIU.
     pub criu: Option<PathBuf>,
-}
-
-impl CheckpointParts {
-    /// Returns the parts of a daemon.
-    #[must_use]
-    pub fn of(daemon: &Daemon) -> Self {
-        Self {
-            pods: daemon.pods.clone(),
-            cgroups: daemon.cgroups.clone(),
-            images: daemon.images.clone(),
-            criu: daemon.config.criu_path.clone(),
-        }
-    }
 }
 
 /// Checkpoints a container. A timeout of 0 is none. CRIU is never interrupted: after a timeout it ends in the background,

@@ -33,7 +33,7 @@ async fn start() -> Berth {
     Berth::start_as(Setup { more: &more, ..Setup::default() }).await
 }
 
-/// A pod and a container as the kubelet requests them: each container has a PID namespace of its own.
+/// A pod and a container as the kubelet requests them: each container has its own PID namespace.
 fn private_pids(mut config: ContainerConfig) -> ContainerConfig {
     let linux = config.linux.get_or_insert_default();
     let security = linux.security_context.get_or_insert_default();

@@ -16,7 +16,7 @@ keys=/usr/share/keyrings/debian-archive-keyring.gpg
 if [ ! -e "$folder/complete" ]; then
     work=$(mktemp -d "${TMPDIR:-/tmp}/berth-criu-XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    # apt runs with a configuration of its own and an empty list of installed packages: the host's is neither read nor
+    # apt runs with a separate configuration and an empty list of installed packages: the host's is neither read nor
     # changed, and every library is part of the download.
     mkdir -p "$work/lists/partial" "$work/archives/partial" "$work/packages" "$folder"
     : >"$work/status"
