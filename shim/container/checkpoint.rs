@@ -20,7 +20,7 @@ use crate::checkpoint::metadata::Described;
 use crate::checkpoint::work::CheckpointWork;
 use crate::error::CriError;
 use crate::oci;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 use crate::views::container_status;
@@ -60,7 +60,7 @@ pub async fn checkpoint_container(
     let criu = blocking(move || criu::find(configured.as_deref(), kernel_version())).await?;
     let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_secs(timeout));
     let operations = parts.pods.operations.clone();
-    let key = Key::Checkpoint(container.id.clone(), location.path().to_owned());
+    let key = OperationKey::Checkpoint(container.id.clone(), location.path().to_owned());
     let checkpoint = operations.join(key, move |progress| async move {
         let checkpoint = Checkpoint { parts, container, criu, location, deadline };
         checkpoint.run(&progress).await.map(|()| String::new()).map_err(Status::from)

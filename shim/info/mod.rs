@@ -46,7 +46,7 @@ pub fn status_of(
 ) -> Result<StatusResponse, CriError> {
     let network = network.status();
     let network =
-        status::Network { ready: network.ready, reason: &network.reason, message: &network.message };
+        status::NetworkReadiness { ready: network.ready, reason: &network.reason, message: &network.message };
     status::response(config, network, check::host(), criu)
 }
 
