@@ -25,7 +25,7 @@ const RUNTIME: &str = "berth";
 
 /// A container at the time of its checkpoint.
 #[derive(Debug)]
-pub struct Described {
+pub struct CheckpointedContainer {
     /// The CRI's status.
     pub status: ContainerStatus,
     /// The pid of its first process.
@@ -63,7 +63,7 @@ struct ContainerdStatus<'a> {
     message: &'a str,
 }
 
-impl Described {
+impl CheckpointedContainer {
     /// Writes the descriptions to the work folder.
     ///
     /// # Errors
@@ -135,8 +135,12 @@ mod tests {
             image_ref: "nginx@sha256:2".to_owned(),
             ..ContainerStatus::default()
         };
-        let described =
-            Described { status, pid: 7, spec: Spec::default(), checkpointed_at: 1_700_000_001_000_000_000 };
+        let described = CheckpointedContainer {
+            status,
+            pid: 7,
+            spec: Spec::default(),
+            checkpointed_at: 1_700_000_001_000_000_000,
+        };
         described.write(&work).unwrap();
         let read = |name: &str| -> serde_json::Value {
             serde_json::from_slice(&fs::read(work.file(name)).unwrap()).unwrap()

@@ -16,7 +16,7 @@ use crate::check::files::kernel_version;
 use crate::checkpoint::archive::{ArchiveLocation, UnnamedArchive};
 use crate::checkpoint::criu::{self, Criu};
 use crate::checkpoint::dump::{self, DumpOrder};
-use crate::checkpoint::metadata::Described;
+use crate::checkpoint::metadata::CheckpointedContainer;
 use crate::checkpoint::work::CheckpointWork;
 use crate::error::CriError;
 use crate::oci;
@@ -136,10 +136,10 @@ impl Checkpoint {
         }
     }
 
-    async fn dump(&self, work: &CheckpointWork, pid: i32) -> Result<Described, CriError> {
+    async fn dump(&self, work: &CheckpointWork, pid: i32) -> Result<CheckpointedContainer, CriError> {
         let container = self.container.clone();
         let spec: Spec = blocking(move || container.spec.whole()).await?;
-        let described = Described {
+        let described = CheckpointedContainer {
             status: container_status(&self.container),
             pid,
             spec,
@@ -181,7 +181,11 @@ impl Checkpoint {
         })
     }
 
-    async fn write_archive(&self, work: &CheckpointWork, described: Described) -> Result<(), CriError> {
+    async fn write_archive(
+        &self,
+        work: &CheckpointWork,
+        described: CheckpointedContainer,
+    ) -> Result<(), CriError> {
         let (work, location) = (work.clone(), self.location.clone());
         let deadline = self.deadline;
         blocking(move || {
