@@ -13,6 +13,7 @@
 //! * [`stream`]: streaming sessions and their protocols; [`session_url`]: their URLs
 //! * [`daemon`]: the running daemon and its parts: [`pods`] with the [`store`] and the [`operation`]s, [`network`],
 //!   [`cgroups`], [`host`]; [`recover`]: recovery after a restart; [`undo`]: undoes a failed operation
+//! * [`checkpoint`]: checkpoints of containers, with CRIU
 //! * [`observe`]: operations in flight and the surroundings of a pod, for `berth diag`
 //! * [`inventory`], [`fsck`]: objects on the host, and their comparison with the records
 //! * [`logging`]: the log, its formats and its level
@@ -28,6 +29,7 @@ pub mod blocking;
 pub mod cdi;
 pub mod cgroups;
 pub mod check;
+pub mod checkpoint;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub enum OperationKey {
     Stop(ContainerId, i64),
     /// A container is removed (RemoveContainer).
     Remove(ContainerId),
+    /// CheckpointContainer to a location.
+    Checkpoint(ContainerId, PathBuf),
 }
 
 /// An operation in flight, as an operator sees it.
@@ -62,6 +65,7 @@ impl OperationKey {
             Self::Start(_) => "StartContainer",
             Self::Stop(..) => "StopContainer",
             Self::Remove(_) => "RemoveContainer",
+            Self::Checkpoint(..) => "CheckpointContainer",
         }
     }
 }

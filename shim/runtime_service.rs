@@ -4,6 +4,7 @@ use berth_proto::v1::runtime_service_server::RuntimeService;
 use berth_proto::v1::*;
 use tonic::{Request, Response, Status};
 
+use crate::container::checkpoint::CheckpointParts;
 use crate::container::update::LimitParts;
 use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
@@ -48,11 +49,12 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusResponse> {
-        Ok(Response::new(info::status_of(
-            &self.daemon.config,
-            &self.daemon.network.network,
-            request.into_inner().verbose,
-        )?))
+        let config = &self.daemon.config;
+        let criu = match request.into_inner().verbose {
+            true => Some(info::criu_report(config).await?),
+            false => None,
+        };
+        Ok(Response::new(info::status_of(config, &self.daemon.network.network, criu.as_ref())?))
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Reply<RuntimeConfigResponse> {
@@ -335,9 +337,16 @@ impl RuntimeService for Runtime {
 
     async fn checkpoint_container(
         &self,
-        _: Request<CheckpointContainerRequest>,
+        request: Request<CheckpointContainerRequest>,
     ) -> Reply<CheckpointContainerResponse> {
-        unimplemented("CheckpointContainer")
+        let parts = CheckpointParts {
+            pods: self.daemon.pods.clone(),
+            cgroups: self.daemon.cgroups.clone(),
+            images: self.daemon.images.clone(),
+            criu: self.daemon.config.criu_path.clone(),
+        };
+        container::checkpoint::checkpoint_container(parts, request.into_inner()).await?;
+        Ok(Response::new(CheckpointContainerResponse {}))
     }
 
     async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Reply<CheckpointPodResponse> {

@@ -34,6 +34,7 @@ mod save;
 mod store;
 mod transfer;
 mod unpack;
+mod writable_diff;
 
 pub use config::ImageConfig;
 pub use credentials::Credentials;
@@ -52,3 +53,4 @@ pub use store::{
     check_closed, disk_usage,
 };
 pub use unpack::Limits;
+pub use writable_diff::{IdRange, WritableDiff};

@@ -1,11 +1,12 @@
 //! The settings of a node that Kubernetes and pods depend on: sysctls, swap, disks, the clock, and other runtimes. They can
-//! change at any time, so that only `berth check` reads them. Every row has the command that fixes it.
+//! change at any time, so that only `berth check` reads them. Every row of a setting has the command that fixes it.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::{Availability, HostFeature};
+use crate::checkpoint::criu;
 use crate::config::Config;
 
 /// The file to which hints write sysctls, so that they survive a reboot.
@@ -38,6 +39,7 @@ pub(super) fn rows(config: &Config) -> Vec<HostFeature> {
     rows.push(clock());
     rows.push(runtimes(root, &config.socket));
     rows.push(networks(&config.cni_conf_dir));
+    rows.push(checkpoints(config.criu_path.as_deref()));
     rows
 }
 
@@ -50,6 +52,16 @@ struct Sysctl {
     without: &'static str,
     /// A command that must run before the sysctl can be set.
     before: &'static str,
+}
+
+/// CRIU is optional, so that there is no command to install it: `--strict` accepts a node without it.
+fn checkpoints(criu_path: Option<&Path>) -> HostFeature {
+    let report = criu::report(criu_path, super::files::kernel_version());
+    let found = match (report.program, report.version) {
+        (Some(program), Some(version)) => Ok(format!("CRIU {version} ({})", program.display())),
+        _ => Err(report.why),
+    };
+    HostFeature::tried("checkpoints", found).without("CheckpointContainer is refused")
 }
 
 const SYSCTLS: [Sysctl; 7] = [

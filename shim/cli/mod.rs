@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod check;
+mod checkpoint_dump;
 pub mod cni;
 pub mod config;
 pub mod diag;
@@ -68,6 +69,9 @@ enum Command {
     LogLevel(log_level::LogLevelArgs),
     /// Show the version
     Version,
+    /// Dump a container, for the daemon
+    #[command(hide = true)]
+    CheckpointDump,
     /// Write the manual pages
     #[command(hide = true)]
     Man(generate::ManArgs),
@@ -118,6 +122,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Config(args) => config::run(args),
         Command::LogLevel(args) => log_level::run(args),
         Command::Version => version::run(),
+        Command::CheckpointDump => checkpoint_dump::run(),
         Command::Man(args) => generate::man(&args),
         Command::Completions(args) => generate::completions(&args),
     }

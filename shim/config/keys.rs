@@ -107,6 +107,9 @@ settings! {
             "Size of a pod's /dev/shm.";
         device_ownership_from_security_context: bool => bool = false,
             "Give devices to the user and group of their container's security context.";
+        criu_path: AbsolutePath => Option<PathBuf> = None,
+            "Program CRIU, which checkpoints containers; the default is criu in a folder of PATH.",
+            example "\"/usr/sbin/criu\"";
         runtime_handlers: HandlerNames => Vec<String> = vec!["berth".to_owned()],
             "RuntimeClass handlers that pods may name; pods without a handler always run.";
     }

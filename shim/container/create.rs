@@ -157,6 +157,10 @@ impl ContainerBuilder {
     /// Resolves the image of the request. Since 1.27 the kubelet sends the id that PullImage returned.
     fn image(&self) -> Result<Arc<Image>, CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
+        if spec.image.starts_with('/') {
+            let what = format!("image {:?}", spec.image);
+            return Err(CriError::precondition(what, "berth does not restore checkpoints"));
+        }
         let name = if spec.image_ref.is_empty() { &spec.image } else { &spec.image_ref };
         self.daemon
             .images

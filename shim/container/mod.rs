@@ -1,6 +1,6 @@
 //! Containers: one file per RPC, and the code that they share.
 //!
-//! * [`create`], [`start`], [`stop`], [`remove`], [`status`], [`list`], [`log`], [`update`]: the RPCs
+//! * [`create`], [`start`], [`stop`], [`remove`], [`status`], [`list`], [`log`], [`update`], [`checkpoint`]: the RPCs
 //! * [`assemble`]: converts a CRI config into a compiled plan with its descriptors
 //! * [`exit`]: handles the exit of a container
 //! * [`hooks`]: programs that run at points of the container's life
@@ -9,6 +9,7 @@
 //! * [`out_of_memory`]: detects that the memory limit is too small for the first process
 
 pub mod assemble;
+pub mod checkpoint;
 pub mod create;
 pub mod exit;
 pub mod hooks;

@@ -38,7 +38,7 @@ fn info(pods: &Pods, container: &Container) -> Result<HashMap<String, String>, C
         "updateAnnotations": record.update_annotations,
         "operations": pods.operations.describe(|key| matches!(
             key,
-            OperationKey::Start(id) | OperationKey::Stop(id, _) | OperationKey::Remove(id) if *id == container.id
+            OperationKey::Start(id) | OperationKey::Stop(id, _) | OperationKey::Remove(id) | OperationKey::Checkpoint(id, _) if *id == container.id
         )),
     });
     Ok(HashMap::from([("info".to_owned(), info.to_string())]))

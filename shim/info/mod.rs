@@ -8,7 +8,9 @@ pub mod status;
 use berth_cni::Network;
 use berth_proto::v1::{LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusResponse, VersionResponse};
 
+use crate::blocking::blocking;
 use crate::check;
+use crate::checkpoint::criu::{self, CriuReport};
 use crate::config::Config;
 use crate::error::CriError;
 
@@ -33,15 +35,29 @@ pub fn version() -> VersionResponse {
     }
 }
 
-/// Returns the status of a running daemon.
+/// Returns the status of a running daemon. A report about CRIU makes it verbose.
 ///
 /// # Errors
 /// The verbose part cannot be encoded as JSON.
-pub fn status_of(config: &Config, network: &Network, verbose: bool) -> Result<StatusResponse, CriError> {
+pub fn status_of(
+    config: &Config,
+    network: &Network,
+    criu: Option<&CriuReport>,
+) -> Result<StatusResponse, CriError> {
     let network = network.status();
     let network =
         status::NetworkReadiness { ready: network.ready, reason: &network.reason, message: &network.message };
-    status::response(config, network, check::host(), verbose)
+    status::response(config, network, check::host(), criu)
+}
+
+/// Looks for CRIU, for a verbose status.
+///
+/// # Errors
+/// `Internal`: the search panicked.
+pub async fn criu_report(config: &Config) -> Result<CriuReport, CriError> {
+    let configured = config.criu_path.clone();
+    let kernel = check::files::kernel_version();
+    blocking(move || Ok::<_, CriError>(criu::report(configured.as_deref(), kernel))).await
 }
 
 /// Returns the runtime config: the cgroup driver, which the kubelet adopts.

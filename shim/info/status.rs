@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{API_VERSION, VERSION};
 use crate::check::HostReport;
 use crate::check::files::kernel_version;
+use crate::checkpoint::criu::CriuReport;
 use crate::config::{BrokenDropIn, Config};
 use crate::error::CriError;
 
@@ -25,7 +26,7 @@ pub struct NetworkReadiness<'a> {
     pub message: &'a str,
 }
 
-/// Returns the response of Status.
+/// Returns the response of Status: a verbose one if there is a report about CRIU.
 ///
 /// # Errors
 /// The verbose part cannot be encoded as JSON.
@@ -33,13 +34,13 @@ pub fn response(
     config: &Config,
     network: NetworkReadiness<'_>,
     host: &HostReport,
-    verbose: bool,
+    criu: Option<&CriuReport>,
 ) -> Result<StatusResponse, CriError> {
     let mut conditions = vec![runtime_ready(host), network_ready(network)];
     conditions.extend(config.broken_drop_ins.iter().map(broken_drop_in));
     Ok(StatusResponse {
         status: Some(RuntimeStatus { conditions }),
-        info: if verbose { info(config, host)? } else { HashMap::new() },
+        info: criu.map(|criu| info(config, host, criu)).transpose()?.unwrap_or_default(),
         runtime_handlers: handlers(config),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -99,7 +100,7 @@ fn handlers(config: &Config) -> Vec<RuntimeHandler> {
     names.into_iter().map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
 }
 
-fn info(config: &Config, host: &HostReport) -> Result<HashMap<String, String>, CriError> {
+fn info(config: &Config, host: &HostReport, criu: &CriuReport) -> Result<HashMap<String, String>, CriError> {
     let kernel = rustix::system::uname();
     let versions = json!({
         "berth": VERSION,
@@ -111,6 +112,7 @@ fn info(config: &Config, host: &HostReport) -> Result<HashMap<String, String>, C
         ("config".to_owned(), text("config", config)?),
         ("versions".to_owned(), text("versions", &versions)?),
         ("host".to_owned(), text("host", host)?),
+        ("checkpoints".to_owned(), text("checkpoints", criu)?),
     ]))
 }
 
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_fit_host_with_a_network_is_ready() {
-        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), false).unwrap();
+        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), None).unwrap();
         let expected = ["RuntimeReady", "NetworkReady"].map(|kind| (kind.to_owned(), true, String::new()));
         assert_eq!(conditions(&answer), expected);
         assert!(answer.info.is_empty());
@@ -157,7 +159,7 @@ mod tests {
         let config = Config { broken_drop_ins: vec![broken], ..Config::default() };
         let network =
             NetworkReadiness { ready: false, reason: "NetworkPluginNotReady", message: "10-x:1: bad" };
-        let answer = response(&config, network, &host(Availability::No), false).unwrap();
+        let answer = response(&config, network, &host(Availability::No), None).unwrap();
         let expected = [
             ("RuntimeReady", "this host lacks overlayfs (no such device); see berth check"),
             ("NetworkReady", "10-x:1: bad"),
@@ -171,17 +173,19 @@ mod tests {
     fn the_default_handler_comes_first_under_the_empty_name() {
         let config =
             Config { runtime_handlers: vec!["z".to_owned(), "berth".to_owned()], ..Config::default() };
-        let answer = response(&config, NETWORK, &host(Availability::Yes), false).unwrap();
+        let answer = response(&config, NETWORK, &host(Availability::Yes), None).unwrap();
         let names: Vec<_> = answer.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
         assert_eq!(names, ["", "berth", "z"]);
     }
 
     #[test]
     fn verbose_info_is_json_by_key() {
-        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), true).unwrap();
+        let criu = CriuReport { program: None, version: None, usable: false, why: "no criu".to_owned() };
+        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), Some(&criu)).unwrap();
         let value = |key: &str| serde_json::from_str::<serde_json::Value>(&answer.info[key]).unwrap();
         assert_eq!(value("config")["socket"], "/run/berth/berth.sock");
         assert_eq!(value("versions")["berth"], VERSION);
         assert_eq!(value("host")["rows"][0]["found"], "yes");
+        assert_eq!(value("checkpoints")["why"], "no criu");
     }
 }

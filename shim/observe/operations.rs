@@ -63,6 +63,7 @@ fn shown(store: &Store, seen: OperationSnapshot, now: i64) -> OperationInFlight 
         OperationKey::Start(id) => of_container("StartContainer", id),
         OperationKey::Stop(id, _) => of_container("StopContainer", id),
         OperationKey::Remove(id) => of_container("RemoveContainer", id),
+        OperationKey::Checkpoint(id, _) => of_container("CheckpointContainer", id),
     }
 }
 

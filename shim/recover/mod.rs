@@ -24,6 +24,7 @@ use berth_image::ImageStore;
 use tracing::Instrument;
 
 use crate::blocking::blocking;
+use crate::container::checkpoint;
 use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::fsck;
@@ -104,6 +105,7 @@ async fn load(stopper: &PodStopper, images: &ImageStore) -> Result<PendingCleanu
 async fn finish(daemon: Shared, cleanup: PendingCleanup) {
     let Daemon { pods, cgroups, images, network, .. } = &*daemon;
     let stopper = PodStopper::of(&daemon);
+    checkpoint::remove_leftovers(pods, cgroups);
     tokio::join!(
         containers::finish(&pods.folders, cgroups, images, cleanup.containers),
         pods::finish(&stopper, cleanup.pods)

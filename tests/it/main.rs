@@ -16,6 +16,7 @@ mod as_peers;
 mod attacks;
 mod bad_input;
 mod check;
+mod checkpoint;
 mod clients;
 mod cni_reference;
 mod commands;

@@ -116,6 +116,12 @@ impl Cgroup {
         Self { process_folder, folders, v2: hierarchies.is_v2() }
     }
 
+    /// Returns the folder by which its processes are found and frozen: the only folder on v2, the freezer's on v1.
+    #[must_use]
+    pub fn process_folder(&self) -> &Path {
+        &self.process_folder
+    }
+
     /// Creates a cgroup with these limits.
     ///
     /// # Errors
