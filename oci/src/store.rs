@@ -193,7 +193,7 @@ fn make_folder(path: &Path, recursive: bool) -> io::Result<()> {
 }
 
 /// Accepts the ids that runc accepts.
-fn check_id(id: &str) -> Result<()> {
+pub(crate) fn check_id(id: &str) -> Result<()> {
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
     if id.is_empty() || id.len() > 1024 || id == "." || id == ".." || !id.chars().all(valid) {
         let why = format!("{id:?} must have letters, digits, and \"_+-.\"");
