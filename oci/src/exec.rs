@@ -70,14 +70,26 @@ fn process(spec: &Spec, arguments: &Exec) -> Result<Process> {
     if let Some(cwd) = &arguments.cwd {
         process.set_cwd(cwd.clone());
     }
-    let env = process.env().iter().flatten().chain(&arguments.env).cloned().collect();
-    process.set_env(Some(env));
+    process.set_env(Some(merge(process.env().iter().flatten().chain(&arguments.env))));
     if arguments.no_new_privs {
         process.set_no_new_privileges(Some(true));
     }
     set_user(&mut process, arguments)?;
     add_capabilities(&mut process, &arguments.capabilities)?;
     Ok(process)
+}
+
+/// Returns the variables. The last value of a name is the one that counts.
+fn merge<'a>(variables: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let name = |text: &str| text.split('=').next().map(str::to_owned);
+    let mut all: Vec<String> = Vec::new();
+    for variable in variables {
+        match all.iter_mut().find(|known| name(known) == name(variable)) {
+            Some(known) => known.clone_from(variable),
+            None => all.push(variable.clone()),
+        }
+    }
+    all
 }
 
 fn set_user(process: &mut Process, arguments: &Exec) -> Result<()> {

@@ -47,6 +47,9 @@ impl Launch {
         let mut spec = bundle.spec.clone();
         let mut descriptors = FdList::default();
         let rootfs = mount::clone_path(bundle.rootfs.to_str().unwrap_or_default(), true)?;
+        // The clone of a shared mount is its peer: mounts of the container would appear on the host, and pivot_root(2)
+        // would fail.
+        mount::set_attributes(rootfs.as_fd(), 0, 0, mount::PRIVATE, true)?;
         let rootfs = descriptors.push(rootfs);
         let cgroup = descriptors.push_cgroup(cgroup.join()?);
         let pid_target = take_pid_target(&mut spec)?;

@@ -86,16 +86,20 @@ fn exec_runs_in_the_container() {
     let output = lab.berth(&[
         "exec",
         "--env",
+        "A=a",
+        "--env",
         "A=b",
+        "--env",
+        "TERM=new",
         "--user",
         "5:6",
         "c1",
         "sh",
         "-c",
-        "id -u; id -g; echo $A; exit 4",
+        "id -u; id -g; echo $A $TERM; env | grep -c TERM; exit 4",
     ]);
     assert_eq!(output.status.code(), Some(4), "{output:?}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "5\n6\nb\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "5\n6\nb new\n1\n");
     let process = json!({ "args": ["sh", "-c", "echo $$ $0"], "cwd": "/tmp", "user": { "uid": 0, "gid": 0 },
         "env": ["PATH=/bin"] });
     fs::write(lab.path("process.json"), process.to_string()).unwrap();

@@ -70,6 +70,18 @@ fn a_container_cannot_change_the_program() {
     assert!(fs::read(PROGRAM).unwrap() == before, "the program has changed");
 }
 
+/// The root of most hosts is a shared mount (systemd). What is mounted on a peer of it is mounted on the host.
+#[test]
+fn the_mounts_of_a_container_are_not_on_the_host() {
+    const SHARED: &str =
+        "mount --make-rshared / && \"$0\" --root \"$1\" run c1 && grep -c rootfs/ /proc/self/mountinfo";
+    let lab = Lab::new("echo works");
+    let mut host = Command::new("unshare");
+    host.args(["--mount", "--propagation", "private", "sh", "-c", SHARED, PROGRAM]).arg(lab.path("state"));
+    let output = host.current_dir(lab.folder.path()).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "works\n0\n", "{output:?}");
+}
+
 /// CVE-2024-21626: neither a descriptor of the caller nor one of the runtime is open in a container, and a working
 /// folder by such a descriptor leads nowhere.
 #[test]
