@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
 use berth_runtime::cgroup::CgroupPath;
-use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
+use berth_runtime::compile::{self, FdList, PlanInput, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
 use berth_runtime::{rootfs, users};
 
@@ -56,7 +56,7 @@ impl Assembled {
 ///
 /// # Errors
 /// The config requests something impossible, or the host refuses.
-pub fn assemble(
+pub fn build(
     daemon: &Daemon,
     pod: &Pod,
     container: &Container,
@@ -112,7 +112,7 @@ pub fn assemble(
     let cgroup = descriptors.push_cgroup(cgroup.join()?);
     let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
     make_root_for_hooks(&spec, container)?;
-    let context = Context {
+    let context = PlanInput {
         id: container.id.as_str(),
         bundle: container.folder(),
         pid_target: pid_target(&daemon.pods.store, pod, &config)?,

@@ -29,7 +29,7 @@ use crate::images;
 use crate::keeper::{KeeperClient, KeeperError};
 use crate::oci::resources::{self, limits};
 use crate::oci::{classes, stop_signal, validate};
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
 use crate::systemd;
@@ -50,7 +50,7 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
     let span = tracing::Span::current();
     span.record("pod", pod.id.as_str());
     operations
-        .join(Key::Create(pod.id.clone(), name.clone()), move |progress| async move {
+        .join(OperationKey::Create(pod.id.clone(), name.clone()), move |progress| async move {
             let _permit = permit;
             if let Some(holder) = daemon.pods.store.container_by_name(&pod.id, &name) {
                 let what = format!("container {name} of pod sandbox {}", pod.id);
@@ -60,7 +60,7 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
             span.record("container", id.as_str());
             progress.creates(id.as_str());
             let _making = pod.begin_creating(id.clone());
-            let creation = Creation { daemon, pod, id, config, progress, undo: UndoStack::default() };
+            let creation = ContainerBuilder { daemon, pod, id, config, progress, undo: UndoStack::default() };
             creation.run().await.map_err(Status::from)
         })
         .await
@@ -79,7 +79,7 @@ fn check(handlers: &[String], cgroups: &Cgroups, config: &ContainerConfig) -> Re
     Ok(())
 }
 
-struct Creation {
+struct ContainerBuilder {
     daemon: Shared,
     pod: Arc<Pod>,
     id: ContainerId,
@@ -88,7 +88,7 @@ struct Creation {
     undo: UndoStack,
 }
 
-impl Creation {
+impl ContainerBuilder {
     async fn run(mut self) -> Result<String, CriError> {
         let result = self.run_steps().await.and_then(|container| {
             // StopPodSandbox waits for this operation and kills the containers in the store: none may be added after
@@ -264,7 +264,7 @@ impl Creation {
         pause_pid: i32,
     ) -> Result<Assembled, CriError> {
         let (daemon, pod, container) = (self.daemon.clone(), self.pod.clone(), container.clone());
-        blocking(move || assemble::assemble(&daemon, &pod, &container, &layer, pause_pid)).await
+        blocking(move || assemble::build(&daemon, &pod, &container, &layer, pause_pid)).await
     }
 
     async fn create_process(

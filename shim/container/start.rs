@@ -11,7 +11,7 @@ use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::event::Events;
 use crate::keeper::KeeperError;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 
@@ -27,7 +27,7 @@ pub async fn start_container(pods: &Arc<Pods>, cgroups: &Cgroups, id: &str) -> R
     span.record("pod", container.pod.as_str());
     let (starting, cgroups) = (pods.clone(), cgroups.clone());
     pods.operations
-        .join(Key::Start(container.id.clone()), move |progress| async move {
+        .join(OperationKey::Start(container.id.clone()), move |progress| async move {
             run_steps(&starting, &cgroups, &container, &progress)
                 .await
                 .map(|()| String::new())

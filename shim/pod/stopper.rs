@@ -16,7 +16,7 @@ use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::leftovers::{self, Leftover};
 use crate::network::PodNetwork;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Level, Pod, PodState};
 
@@ -49,7 +49,7 @@ impl PodStopper {
         let (stopper, pod) = (self.clone(), pod.clone());
         let operations = &self.pods.operations;
         operations
-            .join(Key::StopPod(pod.id.clone()), move |progress| async move {
+            .join(OperationKey::StopPod(pod.id.clone()), move |progress| async move {
                 stopper.run_steps(&pod, &progress).await.map(|()| String::new()).map_err(Status::from)
             })
             .await
