@@ -165,7 +165,7 @@ fn clone_process(container: &Container, spec: &Spec, process: &Process) -> Resul
         };
         let gate = Gate::new(socket);
         let init = init.as_fd();
-        exec::run(exec::Start {
+        exec::run(exec::ExecStart {
             plan: &plan,
             descriptors,
             init,

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use berth_runtime::cgroup::Cgroup;
-use berth_runtime::compile::{self, Context, FdList, PodNamespaces, compile_container};
+use berth_runtime::compile::{self, FdList, PlanInput, PodNamespaces, compile_container};
 use berth_runtime::hooks;
 use berth_runtime::init::container::{self, JoinTargets};
 use berth_runtime::init::{Descriptors, Gate, HANDOVER, HOOKED, Streams};
@@ -68,7 +68,7 @@ impl Launch {
         }
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
         let mount_label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
-        let context = Context {
+        let input = PlanInput {
             pid_target: pid_target.is_some().then(|| "of the spec".to_owned()),
             id: &container.record.id,
             bundle: &bundle.folder,
@@ -86,7 +86,7 @@ impl Launch {
             trees: Default::default(),
             namespaces,
         };
-        let mut plan = compile_container(&spec, &context)?;
+        let mut plan = compile_container(&spec, &input)?;
         if let Some(filter) = filter {
             let mut filter = descriptors.push_filter(&filter)?;
             // The process waits for the start with system calls that the filter may reject.
@@ -139,7 +139,7 @@ impl Launch {
                 None => Streams { stdin: None, stdout: None, stderr: None },
             };
             let gate = Gate::new(socket);
-            container::run(container::Start {
+            container::run(container::ContainerStart {
                 plan,
                 descriptors,
                 joined,

@@ -82,7 +82,7 @@ fn execute(global: &Global, command: Command) -> Result<u8> {
     }
     global.check()?;
     if matches!(command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
-        protect::protect()?;
+        protect::seal_program()?;
     }
     let store = Store::open(&global.root)?;
     match command {
@@ -92,7 +92,7 @@ fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Kill(arguments) => done(kill::run(&store, &arguments)),
         Command::Delete(arguments) => done(delete::run(global, &store, &arguments)),
         Command::Exec(arguments) => exec::run(&store, &arguments),
-        Command::Run(arguments) => run::run(global, &store, &arguments),
+        Command::Run(arguments) => run::create_and_start(global, &store, &arguments),
         Command::List(arguments) => done(state::list(&store, &arguments)),
         Command::Ps(arguments) => done(ps::run(&store, &arguments)),
         Command::Pause(arguments) => done(pause::run(&store, &arguments.id, true)),

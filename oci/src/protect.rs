@@ -17,7 +17,7 @@ const PROGRAM: &str = "/proc/self/exe";
 const MARK: &str = "BERTH_OCI_PROTECTED";
 
 /// Executes this program again from a read-only mount, unless it runs from one.
-pub(crate) fn protect() -> Result<()> {
+pub(crate) fn seal_program() -> Result<()> {
     let failed = |source: std::io::Error| Error::Io { action: "protect the program", source };
     let stat = statvfs(PROGRAM).map_err(|errno| failed(errno.into()))?;
     if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {

@@ -9,7 +9,7 @@ use crate::start::start;
 use crate::store::Store;
 
 /// Runs the command. Returns the container's exit code.
-pub(crate) fn run(global: &Global, store: &Store, arguments: &Run) -> Result<u8> {
+pub(crate) fn create_and_start(global: &Global, store: &Store, arguments: &Run) -> Result<u8> {
     let (container, launched) = create(global, store, &arguments.create, arguments.detach)?;
     let ended = start(&container).and_then(|()| match arguments.detach {
         true => Ok(0),

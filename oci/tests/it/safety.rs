@@ -70,7 +70,7 @@ fn a_container_cannot_change_the_program() {
     assert!(fs::read(PROGRAM).unwrap() == before, "the program has changed");
 }
 
-/// The root of most hosts is a shared mount (systemd). What is mounted on a peer of it is mounted on the host.
+/// The root of most hosts is a shared mount (systemd). A mount on a peer of it appears on the host.
 #[test]
 fn the_mounts_of_a_container_are_not_on_the_host() {
     const SHARED: &str =
