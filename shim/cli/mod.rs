@@ -15,6 +15,7 @@ pub mod load;
 pub mod log_level;
 pub mod logs;
 mod node;
+pub mod oci;
 pub mod ps;
 pub mod serve;
 pub mod top;
@@ -63,6 +64,9 @@ enum Command {
     Cni(cni::CniArgs),
     /// Find what belongs to no pod, container or image on this host, and remove it with --repair
     Fsck(fsck::FsckArgs),
+    /// Run containers of bundles, as an OCI runtime for containerd, podman and CRI-O
+    #[command(disable_help_flag = true)]
+    Oci(oci::OciArgs),
     /// Show or check the configuration
     Config(config::ConfigArgs),
     /// Show or change the log level of the running daemon
@@ -119,6 +123,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Demo(options) => crate::demo::run(options),
         Command::Cni(args) => cni::run(args),
         Command::Fsck(args) => fsck::run(args),
+        Command::Oci(args) => oci::run(args),
         Command::Config(args) => config::run(args),
         Command::LogLevel(args) => log_level::run(args),
         Command::Version => version::run(),

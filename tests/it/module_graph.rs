@@ -217,6 +217,7 @@ fn modules_form_no_circle() {
         "shim/lib.rs",
         "runtime/src/lib.rs",
         "cni/src/lib.rs",
+        "oci/src/lib.rs",
         "image/src/lib.rs",
         "json/src/lib.rs",
         "proto/src/lib.rs",

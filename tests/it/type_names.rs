@@ -12,12 +12,13 @@ use syn::{Attribute, ExprPath, Item, ItemMod};
 const ALLOWED: [&str; 1] = ["Result"];
 
 /// The root files of the crates.
-const ROOTS: [&str; 10] = [
+const ROOTS: [&str; 11] = [
     "bench/src/main.rs",
     "cni/src/lib.rs",
     "demo/src/main.rs",
     "image/src/lib.rs",
     "json/src/lib.rs",
+    "oci/src/lib.rs",
     "proto/src/lib.rs",
     "runtime/keeper/src/main.rs",
     "runtime/pause/src/main.rs",

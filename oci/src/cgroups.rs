@@ -1,0 +1,38 @@
+//! The cgroup that a spec names (OCI runtime specification, "Cgroups Path").
+
+use std::path::Path;
+
+use berth_runtime::cgroup::CgroupPath;
+
+use crate::error::{Error, Result};
+
+/// Returns the path of a container's cgroup. Without a path in the spec, it is `/berth-oci-ID`.
+pub(crate) fn path(requested: Option<&Path>, id: &str) -> Result<CgroupPath> {
+    let requested = requested.filter(|path| !path.as_os_str().is_empty());
+    let Some(requested) = requested else { return Ok(CgroupPath::new("/", &format!("berth-oci-{id}"))?) };
+    let text = requested.to_str().unwrap_or_default();
+    if !text.contains('/') && text.split(':').count() == 3 {
+        return Err(Error::Unsupported(format!("linux.cgroupsPath {text:?} of systemd")));
+    }
+    Ok(CgroupPath::from_recorded(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_used_as_it_is() {
+        let named = |path: &str| path_of(Some(path));
+        assert_eq!(named("/a/b").unwrap(), "/a/b");
+        assert_eq!(named("a").unwrap(), "/a");
+        assert_eq!(path_of(None).unwrap(), "/berth-oci-c1");
+        assert_eq!(named("").unwrap(), "/berth-oci-c1");
+        assert!(named("system.slice:podman:c1").is_err());
+        assert!(named("/a/../b").is_err());
+    }
+
+    fn path_of(requested: Option<&str>) -> Result<String> {
+        path(requested.map(Path::new), "c1").map(|path| path.to_string())
+    }
+}

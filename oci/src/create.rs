@@ -1,0 +1,125 @@
+//! `create`: clones the first process of a container.
+
+use std::path::Path;
+
+use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::hooks;
+use berth_runtime::plan::HookKind;
+use berth_runtime::sys::keys::KeyringName;
+
+use crate::arguments::{Create, Global, check_preserved};
+use crate::bundle::Bundle;
+use crate::cgroups;
+use crate::console;
+use crate::error::{At, Error, Result};
+use crate::launch::{Launch, Launched};
+use crate::log;
+use crate::store::{Container, Record, Store, check_id, hierarchies, start_time};
+
+/// Runs the command.
+pub(crate) fn run(global: &Global, store: &Store, arguments: &Create) -> Result<()> {
+    create(global, store, arguments, true).map(drop)
+}
+
+/// Creates a container. If it fails, nothing is left.
+pub(crate) fn create(
+    global: &Global,
+    store: &Store,
+    arguments: &Create,
+    detached: bool,
+) -> Result<(Container, Launched)> {
+    check_id(&arguments.id)?;
+    check(arguments)?;
+    let bundle = Bundle::read(&arguments.bundle)?;
+    let process = bundle.spec.process().as_ref();
+    let terminal = process.and_then(|process| process.terminal()).unwrap_or(false);
+    console::check(terminal, detached, arguments.console_socket.as_deref())?;
+    let linux = bundle.spec.linux().as_ref();
+    let cgroup = cgroups::path(linux.and_then(|linux| linux.cgroups_path().as_deref()), &arguments.id)?;
+    let record = Record {
+        oci_version: bundle.spec.version().clone(),
+        id: arguments.id.clone(),
+        bundle: bundle.folder.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: jiff::Timestamp::now().to_string(),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+        cgroup: cgroup.to_string(),
+        pid: 0,
+        start_time: 0,
+        keyring: KeyringName::new()?.secret(),
+    };
+    let mut container = store.create(record)?;
+    let made = make(&mut container, &bundle, &cgroup, arguments);
+    match made {
+        Ok(launched) => Ok((container, launched)),
+        Err(error) => {
+            undo(global, &container);
+            Err(error)
+        }
+    }
+}
+
+fn check(arguments: &Create) -> Result<()> {
+    check_preserved(arguments.preserve_fds)?;
+    for (set, flag) in [(arguments.no_pivot, "--no-pivot"), (arguments.no_new_keyring, "--no-new-keyring")] {
+        if set {
+            return Err(Error::Unsupported(flag.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+fn make(
+    container: &mut Container,
+    bundle: &Bundle,
+    path: &CgroupPath,
+    arguments: &Create,
+) -> Result<Launched> {
+    container.keep_spec(&bundle.spec)?;
+    let hierarchies = hierarchies()?;
+    let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    let cgroup = Cgroup::create(&hierarchies, path, &resources.unwrap_or_default())?;
+    let launch = Launch::compile(bundle, container, &hierarchies, &cgroup)?;
+    let launched = match launch.start(container, arguments.console_socket.as_deref()) {
+        Ok(launched) => launched,
+        Err(error) => {
+            // The hooks that undo also run after a failure (OCI runtime specification, "Lifecycle").
+            if let Some(plan) = launch.plan.hooks.as_ref().filter(|plan| plan.has(HookKind::Poststop)) {
+                drop(hooks::run(plan, HookKind::Poststop, 0, None));
+            }
+            return Err(error);
+        }
+    };
+    let recorded = record_process(container, &launched, arguments.pid_file.as_deref());
+    if recorded.is_err() {
+        launched.process.kill();
+    }
+    recorded.map(|()| launched)
+}
+
+fn record_process(container: &mut Container, launched: &Launched, pid_file: Option<&Path>) -> Result<()> {
+    container.record.pid = launched.process.pid;
+    container.record.start_time = start_time(launched.process.pid).unwrap_or(0);
+    container.write()?;
+    match pid_file {
+        Some(path) => write_pid(path, launched.process.pid),
+        None => Ok(()),
+    }
+}
+
+/// Writes a pid. A reader never sees a part of it.
+pub(crate) fn write_pid(path: &Path, pid: i32) -> Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let new = path.with_file_name(name);
+    std::fs::write(&new, pid.to_string()).at("write", &new)?;
+    std::fs::rename(&new, path).at("write", path)
+}
+
+/// Removes what a failed creation has left.
+fn undo(global: &Global, container: &Container) {
+    let released = container.cgroup().and_then(|cgroup| Ok(cgroup.release()?));
+    for error in [released.err(), container.remove_folder().err()].into_iter().flatten() {
+        log::warning(global, &error.to_string());
+    }
+}

@@ -1,0 +1,105 @@
+//! The command line of an OCI runtime over berth's runtime, so that containerd, podman and CRI-O can use it. Its commands
+//! and flags are those of runc (opencontainers/runtime-tools, "OCI Runtime Command Line Interface").
+//!
+//! There is no keeper. `create` clones the container's first process itself and ends when that process waits at its
+//! gate. The first process gets a listening socket in the container's folder; `start` connects to it. The caller of
+//! `create` becomes the parent of the first process, if it is a subreaper.
+//!
+//! * [`arguments`]: the command line; [`log`]: the log file in which callers look for errors; [`error`]: errors
+//! * [`store`]: the folders of containers; [`bundle`]: the spec of a bundle; [`cgroups`]: the cgroup that a spec names
+//! * [`child`]: reports of a first process; [`launch`]: clones a container's first process; [`console`]: terminals;
+//!   [`foreground`]: waits for a process
+//! * [`protect`]: protects the program from its containers
+//! * the other modules: one per command
+
+mod arguments;
+mod bundle;
+mod cgroups;
+mod child;
+mod console;
+mod create;
+mod delete;
+mod error;
+mod events;
+mod exec;
+mod features;
+mod foreground;
+mod kill;
+mod launch;
+mod log;
+mod pause;
+mod protect;
+mod ps;
+mod run;
+mod spec;
+mod start;
+mod state;
+mod store;
+mod update;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command, Global};
+use error::Result;
+use store::Store;
+
+/// The exit code of an exec that could not be started, as in runc.
+const EXEC_FAILED: u8 = 255;
+
+/// Runs the command with these arguments, without the program's name.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let program = OsString::from("berth-oci");
+    let Arguments { global, command } =
+        match Arguments::try_parse_from([program].into_iter().chain(arguments)) {
+            Ok(arguments) => arguments,
+            Err(error) => {
+                // If standard error is closed, nobody reads the message.
+                drop(error.print());
+                return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            }
+        };
+    let failed = if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
+    match execute(&global, command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            log::error(&global, &error.to_string());
+            ExitCode::from(failed)
+        }
+    }
+}
+
+fn execute(global: &Global, command: Command) -> Result<u8> {
+    // The descriptors of the caller must not be inherited by a container.
+    berth_runtime::sys::process::close_on_exec_from(3)?;
+    let done = |result: Result<()>| result.map(|()| 0);
+    match &command {
+        Command::Features => return done(features::run()),
+        Command::Spec(arguments) => return done(spec::run(arguments)),
+        _ => {}
+    }
+    global.check()?;
+    if matches!(command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
+        protect::seal_program()?;
+    }
+    let store = Store::open(&global.root)?;
+    match command {
+        Command::Create(arguments) => done(create::run(global, &store, &arguments)),
+        Command::Start(arguments) => done(start::run(&store, &arguments.id)),
+        Command::State(arguments) => done(state::run(&store, &arguments.id)),
+        Command::Kill(arguments) => done(kill::run(&store, &arguments)),
+        Command::Delete(arguments) => done(delete::run(global, &store, &arguments)),
+        Command::Exec(arguments) => exec::run(&store, &arguments),
+        Command::Run(arguments) => run::create_and_start(global, &store, &arguments),
+        Command::List(arguments) => done(state::list(&store, &arguments)),
+        Command::Ps(arguments) => done(ps::run(&store, &arguments)),
+        Command::Pause(arguments) => done(pause::run(&store, &arguments.id, true)),
+        Command::Resume(arguments) => done(pause::run(&store, &arguments.id, false)),
+        Command::Update(arguments) => done(update::run(&store, &arguments)),
+        Command::Events(arguments) => done(events::run(&store, &arguments)),
+        Command::Features => done(features::run()),
+        Command::Spec(arguments) => done(spec::run(&arguments)),
+    }
+}

@@ -1,0 +1,26 @@
+//! `run`: creates and starts a container, and waits for its end.
+
+use crate::arguments::{Global, Run};
+use crate::create::create;
+use crate::delete::delete;
+use crate::error::Result;
+use crate::foreground::{self, Signals};
+use crate::start::start;
+use crate::store::Store;
+
+/// Runs the command. Returns the container's exit code.
+pub(crate) fn create_and_start(global: &Global, store: &Store, arguments: &Run) -> Result<u8> {
+    let (container, launched) = create(global, store, &arguments.create, arguments.detach)?;
+    let ended = start(&container).and_then(|()| match arguments.detach {
+        true => Ok(0),
+        false => foreground::wait(&launched.process, launched.terminal.as_ref(), &Signals::catch()?),
+    });
+    let stays = ended.is_ok() && (arguments.detach || arguments.keep);
+    if ended.is_err() {
+        launched.process.kill();
+    }
+    if !stays {
+        delete(global, &container)?;
+    }
+    ended
+}
