@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use berth_runtime::cgroup::CgroupPath;
+use berth_runtime::cgroup::{Cgroup, CgroupPath};
 
 use crate::error::{Error, Result};
+use crate::store::hierarchies;
 
 /// Returns the path of a container's cgroup. Without a path in the spec, it is `/berth-oci-ID`.
 pub(crate) fn path(requested: Option<&Path>, id: &str) -> Result<CgroupPath> {
@@ -14,7 +15,23 @@ pub(crate) fn path(requested: Option<&Path>, id: &str) -> Result<CgroupPath> {
     if !text.contains('/') && text.split(':').count() == 3 {
         return Err(Error::Unsupported(format!("linux.cgroupsPath {text:?} of systemd")));
     }
-    Ok(CgroupPath::from_recorded(text)?)
+    let path = CgroupPath::from_recorded(text)?;
+    match path.leaf() {
+        Some(_) => Ok(path),
+        None => Err(invalid(&path, "is the root of the hierarchies")),
+    }
+}
+
+/// Rejects a cgroup that has processes. The end of a container kills everything in its cgroup, so it must not be shared.
+pub(crate) fn check_unused(path: &CgroupPath) -> Result<()> {
+    match Cgroup::open(&hierarchies()?, path).processes()?.is_empty() {
+        true => Ok(()),
+        false => Err(invalid(path, "has processes")),
+    }
+}
+
+fn invalid(path: &CgroupPath, why: &str) -> Error {
+    Error::Invalid { field: "linux.cgroupsPath", why: format!("{path} {why}") }
 }
 
 #[cfg(test)]
@@ -28,6 +45,9 @@ mod tests {
         assert_eq!(named("a").unwrap(), "/a");
         assert_eq!(path_of(None).unwrap(), "/berth-oci-c1");
         assert_eq!(named("").unwrap(), "/berth-oci-c1");
+        for root in ["/", "//"] {
+            assert!(named(root).unwrap_err().to_string().contains("is the root"), "{root}");
+        }
         assert!(named("system.slice:podman:c1").is_err());
         assert!(named("/a/../b").is_err());
     }

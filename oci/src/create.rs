@@ -14,7 +14,7 @@ use crate::console;
 use crate::error::{At, Error, Result};
 use crate::launch::{Launch, Launched};
 use crate::log;
-use crate::store::{Container, Record, Store, check_id, hierarchies, start_time};
+use crate::store::{Container, Record, Store, hierarchies, start_time};
 
 /// Runs the command.
 pub(crate) fn run(global: &Global, store: &Store, arguments: &Create) -> Result<()> {
@@ -28,7 +28,7 @@ pub(crate) fn create(
     arguments: &Create,
     detached: bool,
 ) -> Result<(Container, Launched)> {
-    check_id(&arguments.id)?;
+    store.check_new(&arguments.id)?;
     check(arguments)?;
     let bundle = Bundle::read(&arguments.bundle)?;
     let process = bundle.spec.process().as_ref();
@@ -36,6 +36,7 @@ pub(crate) fn create(
     console::check(terminal, detached, arguments.console_socket.as_deref())?;
     let linux = bundle.spec.linux().as_ref();
     let cgroup = cgroups::path(linux.and_then(|linux| linux.cgroups_path().as_deref()), &arguments.id)?;
+    cgroups::check_unused(&cgroup)?;
     let record = Record {
         oci_version: bundle.spec.version().clone(),
         id: arguments.id.clone(),

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use berth_runtime::sys::process;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 use crate::arguments::Kill;
 use crate::error::{Error, Result};
@@ -16,6 +16,7 @@ const NAMES: [&str; 31] = [
     "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
+const KILL: i32 = Signal::KILL.as_raw();
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
@@ -27,12 +28,18 @@ pub(crate) fn run(store: &Store, arguments: &Kill) -> Result<()> {
         return signal_all(&container, signal);
     }
     let process = container.process().ok_or(Error::NotRunning)?;
-    Ok(process::signal(process.as_fd(), signal)?)
+    process::signal(process.as_fd(), signal)?;
+    let cgroup = container.cgroup()?;
+    if signal == KILL && cgroup.is_frozen() {
+        // On v1, a frozen process does not end before it is thawed (freezer-subsystem.rst).
+        cgroup.set_frozen(false)?;
+    }
+    Ok(())
 }
 
 fn signal_all(container: &Container, signal: i32) -> Result<()> {
     let cgroup = container.cgroup()?;
-    if signal == rustix::process::Signal::KILL.as_raw() {
+    if signal == KILL {
         return Ok(cgroup.kill()?);
     }
     for pid in cgroup.processes()? {

@@ -101,6 +101,15 @@ impl Store {
         Container::read(self.root.join(id))?.ok_or_else(|| Error::NotFound(id.to_owned()))
     }
 
+    /// Accepts the id of a container that does not exist yet.
+    pub(crate) fn check_new(&self, id: &str) -> Result<()> {
+        match self.find(id) {
+            Ok(_) => Err(Error::Exists(id.to_owned())),
+            Err(Error::NotFound(_)) => Ok(()),
+            Err(other) => Err(other),
+        }
+    }
+
     /// Returns all containers.
     pub(crate) fn all(&self) -> Result<Vec<Container>> {
         let mut all = Vec::new();
@@ -193,7 +202,7 @@ fn make_folder(path: &Path, recursive: bool) -> io::Result<()> {
 }
 
 /// Accepts the ids that runc accepts.
-pub(crate) fn check_id(id: &str) -> Result<()> {
+fn check_id(id: &str) -> Result<()> {
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
     if id.is_empty() || id.len() > 1024 || id == "." || id == ".." || !id.chars().all(valid) {
         let why = format!("{id:?} must have letters, digits, and \"_+-.\"");

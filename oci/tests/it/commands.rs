@@ -214,6 +214,30 @@ fn limits_events_and_pause() {
 }
 
 #[test]
+fn a_paused_container_can_be_killed() {
+    let lab = Lab::new(SLEEPER);
+    lab.leave_running(&["run", "--detach", "c1"]);
+    succeed(&lab.berth(&["pause", "c1"]));
+    succeed(&lab.berth(&["kill", "c1", "KILL"]));
+    lab.until_status("c1", "stopped");
+}
+
+#[test]
+fn a_cgroup_of_another_container_is_rejected() {
+    let lab = Lab::new(SLEEPER);
+    lab.leave_running(&["run", "--detach", "c1"]);
+    let mut other = Lab::new("true");
+    let own = lab.config["linux"]["cgroupsPath"].clone();
+    for path in [own, "/berth-oci-test".into()] {
+        other.config["linux"]["cgroupsPath"] = path;
+        other.write();
+        other.fail(&["create", "c2"], "has processes");
+        other.fail(&["delete", "c2"], "does not exist");
+        assert_eq!(lab.state("c1")["status"], "running");
+    }
+}
+
+#[test]
 fn namespaces_of_another_container_are_joined() {
     let lab = Lab::new(SLEEPER);
     lab.leave_running(&["run", "--detach", "first"]);
