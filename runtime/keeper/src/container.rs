@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::init::container::{self, JoinTargets};
 use berth_runtime::init::{Descriptors, Streams};
+use berth_runtime::oom_kills;
 use berth_runtime::plan::{ContainerPlan, PidNamespace, SeccompListener};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::keys::KeyringName;
@@ -210,14 +211,11 @@ impl Container {
         record
     }
 
-    /// Returns the number of OOM kills in the container's cgroup: `oom_kill N` is a line of both memory.events
-    /// (v2) and memory.oom_control (v1).
+    /// Returns the number of OOM kills in the container's cgroup.
     fn oom_kills(&self) -> u64 {
         let Some(oom) = &self.oom else { return 0 };
         let Ok(text) = sys::fs::read_all(oom, 4096) else { return 0 };
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let value = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).map(str::trim);
-        value.and_then(|value| value.parse().ok()).unwrap_or(0)
+        oom_kills::parse(&String::from_utf8_lossy(&text)).unwrap_or(0)
     }
 }
 
