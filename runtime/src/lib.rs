@@ -12,6 +12,7 @@
 //! * [`plan`]: compiled descriptions of what the init of a container or pod does
 //! * [`wire`]: the messages between daemon and keeper, and the record with which an init reports its failure
 //! * [`hooks`]: runs the hooks of a container
+//! * [`oom_kills`]: parses the OOM kills that the kernel counts in a cgroup
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
 //! * `keeper`: the event loop of the keeper
 //! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: only for the daemon
@@ -19,6 +20,7 @@
 pub mod hooks;
 pub mod init;
 pub mod logs;
+pub mod oom_kills;
 pub mod path;
 pub mod plan;
 pub mod procfs;

@@ -58,6 +58,7 @@ pub use path::{CgroupPath, CgroupPathError};
 pub use psi::{Pressure, StallTimes};
 pub use stats::{Memory, Stats};
 
+use crate::oom_kills;
 use crate::sys::Context;
 
 /// The time limit for a cgroup to stay busy after everything in it has ended. The kernel frees it slightly later.
@@ -255,7 +256,7 @@ impl Cgroup {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         let (file, thawed) = if self.v2 { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
-        fs::read_to_string(self.process_folder.join(file)).is_ok_and(|state| state.trim() != thawed)
+        files::read(&self.process_folder.join(file)).is_some_and(|state| state.trim() != thawed)
     }
 
     /// Kills everything in the cgroup and below, and waits until it has ended. Succeeds if the cgroup does not
@@ -364,9 +365,7 @@ impl Cgroup {
     /// Returns the number of OOM kills in the cgroup, if it exists and has a memory controller.
     #[must_use]
     pub fn counted_oom_kills(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.oom_file()?).ok()?;
-        let value = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        value.and_then(|value| value.trim().parse().ok())
+        oom_kills::parse(&files::read(&self.oom_file()?)?)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use berth_runtime::oom_kills;
 use berth_runtime::sys;
 use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::wire::{Event, ExitRecord};
@@ -141,14 +142,11 @@ impl Container {
         });
     }
 
-    /// Returns the number of OOM kills in the container's cgroup: `oom_kill N` is a line of both memory.events
-    /// (v2) and memory.oom_control (v1).
+    /// Returns the number of OOM kills in the container's cgroup.
     fn oom_kills(&self) -> u64 {
         let Some(oom) = &self.oom else { return 0 };
         let Ok(text) = sys::fs::read_all(oom, 4096) else { return 0 };
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let value = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).map(str::trim);
-        value.and_then(|value| value.parse().ok()).unwrap_or(0)
+        oom_kills::parse(&String::from_utf8_lossy(&text)).unwrap_or(0)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{Counters, Limits, MemoryCounters, Throttling};
 use crate::cgroup::files::{number, read, value};
 use crate::cgroup::{Stats, hugetlb, io};
+use crate::oom_kills;
 
 /// The smallest value that is not a limit: without one the kernel reports the largest multiple of a page.
 const UNLIMITED: u64 = 1 << 62;
@@ -36,7 +37,7 @@ pub(super) fn counters<'a>(of: impl Fn(&str) -> Option<&'a Path>, stats: Stats) 
         cpu_system: figure("cpuacct", "cpuacct.usage_sys"),
         throttling,
         memory,
-        oom_kills: text("memory", "memory.oom_control").and_then(|text| value(&text, "oom_kill")),
+        oom_kills: text("memory", "memory.oom_control").and_then(|text| oom_kills::parse(&text)),
         devices: of("blkio").map(io::counters_v1).unwrap_or_default(),
         huge_pages: of("hugetlb").map(hugetlb::usage_v1).unwrap_or_default(),
         threads_max: figure("pids", "pids.max"),

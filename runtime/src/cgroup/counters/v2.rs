@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{Counters, Limits, MemoryCounters, Throttling};
 use crate::cgroup::files::{number, read, value};
 use crate::cgroup::{Stats, hugetlb, io};
+use crate::oom_kills;
 
 pub(super) fn counters(folder: &Path, stats: Stats) -> Counters {
     let cpu = read(&folder.join("cpu.stat")).unwrap_or_default();
@@ -33,7 +34,7 @@ pub(super) fn counters(folder: &Path, stats: Stats) -> Counters {
         cpu_system: nanoseconds("system_usec"),
         throttling,
         memory,
-        oom_kills: value(&events, "oom_kill"),
+        oom_kills: oom_kills::parse(&events),
         devices: io::counters_v2(folder),
         huge_pages: hugetlb::usage_v2(folder),
         threads_max: number(&folder.join("pids.max")),
