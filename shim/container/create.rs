@@ -32,7 +32,7 @@ use crate::oci::{classes, stop_signal, validate};
 use crate::operation::{OperationKey, Progress};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
-use crate::systemd;
+use crate::systemd::{self, ShutdownOrder};
 use crate::undo::UndoStack;
 
 /// Creates a container, or joins the call that is creating it.

@@ -35,7 +35,7 @@ use crate::seccomp;
 use crate::store::Level;
 use crate::store::pod::{FilesLocation, PodResources};
 use crate::store::{Pod, PodName, PodRecord, PodState, Store, file};
-use crate::systemd;
+use crate::systemd::{self, ShutdownOrder};
 use crate::undo::UndoStack;
 
 /// The score of the pause, which is killed last when memory is short (the kubelet's value for pod infrastructure).

@@ -11,11 +11,11 @@ use berth_runtime::wire::{Detachment, Event, Failure, Message, Outcome};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
-use crate::client::{AttachedClient, ClientStream};
+use crate::client::AttachedClient;
 use crate::failure::{Answer, Origin, state, system};
 use crate::input::Input;
 use crate::services::Services;
-use crate::watch::{EventSource, Watch};
+use crate::watch::{ClientStream, EventSource, Watch};
 
 /// The number of input bytes that are read at a time.
 const READ_SIZE: usize = 16 << 10;

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::sys;
 
-use crate::watch::{EventSource, Watch};
+use crate::watch::{ClientStream, EventSource, Watch};
 
 /// An attached client.
 #[derive(Debug)]
@@ -15,17 +15,6 @@ pub(crate) struct AttachedClient {
     stdin: Option<OwnedFd>,
     /// By their index, as in the container.
     outputs: [Option<OwnedFd>; 2],
-}
-
-/// A stream of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ClientStream {
-    Stdin,
-    Output(usize),
-}
-
-impl ClientStream {
-    pub(crate) const ALL: [Self; 3] = [Self::Stdin, Self::Output(0), Self::Output(1)];
 }
 
 impl AttachedClient {

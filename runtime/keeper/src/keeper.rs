@@ -10,12 +10,12 @@ use berth_runtime::wire::{Call, Event, Failure, Outcome, PROTOCOL, Snapshot};
 use rustix::event::epoll::EventFlags;
 
 use crate::attachments::StreamSlots;
+use crate::buffers::Buffers;
 use crate::connections::{Connections, IncomingCall};
 use crate::container::Container;
 use crate::containers::{Containers, CreateCall};
 use crate::execs::Execs;
 use crate::failure::{Origin, not_found, state};
-use crate::output::Buffers;
 use crate::pause::{Pause, PauseProgram};
 use crate::services::Services;
 use crate::watch::{EventSource, Watch};

@@ -4,7 +4,7 @@
 //! Its descriptors at the start are a listening socket (0), the pause's program (1) and its own log (2).
 //!
 //! * [`keeper`]: the event loop, which passes events and calls on; [`watch`]: the descriptors that it waits for
-//! * [`services`]: used by all parts: [`connections`] of daemons, the [`writer`], the watched descriptors
+//! * [`services`]: used by all parts: [`connections`] of daemons, the [`writer`], [`buffers`], the watched descriptors
 //! * [`pause`], [`containers`], [`execs`]: the children; [`gate`]: their reports; [`supervisor`]: supervisors of their
 //!   system calls
 //! * [`container`]: the life of one container, with its [`output`] and [`log`], its [`attachments`] ([`client`],
@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod attachments;
+mod buffers;
 mod client;
 mod connection;
 mod connections;

@@ -17,25 +17,6 @@ use crate::watch::{EventSource, Watch};
 /// The number of bytes that are read at a time: a pipe's capacity.
 const READ_SIZE: usize = 64 << 10;
 
-/// Buffers that all streams share.
-#[derive(Debug, Default)]
-pub(crate) struct Buffers {
-    piece: Vec<u8>,
-    records: Vec<u8>,
-}
-
-impl Buffers {
-    /// The piece that was read last.
-    pub(crate) fn piece(&mut self) -> &mut Vec<u8> {
-        &mut self.piece
-    }
-
-    /// Releases the memory while the keeper is idle.
-    pub(crate) fn release(&mut self) {
-        *self = Self::default();
-    }
-}
-
 /// A stream that the keeper reads and logs.
 #[derive(Debug)]
 struct OutputStream {
@@ -107,7 +88,7 @@ impl Outputs {
     /// nothing means the end; a terminal reports it as EIO.
     pub(crate) fn read(&mut self, place: usize, services: &mut Services) -> Result<bool, Errno> {
         let Some(Some(stream)) = self.streams.get_mut(place) else { return Ok(false) };
-        let Buffers { piece, records } = &mut services.buffers;
+        let (piece, records) = services.buffers.parts();
         piece.clear();
         piece.reserve(READ_SIZE);
         if rustix::io::read(&stream.fd, spare_capacity(piece))? == 0 {
@@ -124,7 +105,7 @@ impl Outputs {
     /// Closes a stream, and writes its last incomplete line. Returns whether it was open.
     pub(crate) fn close(&mut self, place: usize, services: &mut Services) -> bool {
         let Some(mut stream) = self.streams.get_mut(place).and_then(Option::take) else { return false };
-        let records = &mut services.buffers.records;
+        let records = services.buffers.records();
         records.clear();
         stream.lines.finish(&Stamp::of(now()), records);
         services.writer.write(&mut self.log, records, &mut services.watch);

@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use berth_runtime::procfs::Proc;
 use berth_runtime::wire::Event;
 
+use crate::buffers::Buffers;
 use crate::connections::Connections;
 use crate::failure::{Answer, Origin};
-use crate::output::Buffers;
 use crate::watch::Watch;
 use crate::writer::Writer;
 

@@ -10,7 +10,16 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
-use crate::client::ClientStream;
+/// A stream of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClientStream {
+    Stdin,
+    Output(usize),
+}
+
+impl ClientStream {
+    pub(crate) const ALL: [Self; 3] = [Self::Stdin, Self::Output(0), Self::Output(1)];
+}
 
 /// The source of an event.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,9 +2,9 @@
 
 use rustix::io::Errno;
 
-use crate::client::ClientStream;
 use crate::container::Container;
 use crate::services::Services;
+use crate::watch::ClientStream;
 
 /// How many pieces are read after a container has ended. More can come only from processes that it left behind.
 const LAST_PIECES: usize = 64;

@@ -24,7 +24,6 @@ use berth_runtime::sys::{Context, process};
 use berth_runtime::wire::{ContainerSnapshot, Failure, Outcome};
 
 use crate::attachments::{Attachments, StreamSlots};
-use crate::client::ClientStream;
 use crate::container::end::Ending;
 use crate::container::state::State;
 use crate::failure::{Answer, Origin, state, system};
@@ -33,7 +32,7 @@ use crate::output::Outputs;
 use crate::services::Services;
 use crate::spawn::Spawned;
 use crate::supervisor::Supervisor;
-use crate::watch::EventSource;
+use crate::watch::{ClientStream, EventSource};
 
 pub(crate) use crate::container::create::NewContainer;
 
