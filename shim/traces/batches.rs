@@ -80,8 +80,10 @@ impl SpanProcessor for Batches {
             return;
         }
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
-        // A span is dropped if too many wait.
-        let _dropped = queue.as_ref().map(|queue| queue.try_send(span));
+        if let Some(queue) = queue.as_ref() {
+            // A span is dropped if too many wait.
+            drop(queue.try_send(span));
+        }
     }
 
     /// Nothing waits longer than the delay of the batches.
