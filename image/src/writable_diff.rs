@@ -256,6 +256,9 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
+    /// Type, content and owner of each entry, by its name.
+    type Entries = HashMap<String, (EntryType, Vec<u8>, u64)>;
+
     struct Layers {
         folder: tempfile::TempDir,
     }
@@ -272,7 +275,7 @@ mod tests {
             self.folder.path().join("upper").join(name)
         }
 
-        fn diff(&self) -> (HashMap<String, (EntryType, Vec<u8>, u64)>, Vec<String>) {
+        fn diff(&self) -> (Entries, Vec<String>) {
             let ranges = vec![IdRange { inside: 7, outside: 0, length: 10 }];
             let diff = WritableDiff {
                 upper: self.folder.path().join("upper"),
