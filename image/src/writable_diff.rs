@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// The type, content and user of each entry, by name.
+    /// Type, content and owner of each entry, by its name.
     type Entries = HashMap<String, (EntryType, Vec<u8>, u64)>;
 
     struct Layers {
@@ -275,7 +275,6 @@ mod tests {
             self.folder.path().join("upper").join(name)
         }
 
-        /// The entries of the archive by name, and the removed files.
         fn diff(&self) -> (Entries, Vec<String>) {
             let ranges = vec![IdRange { inside: 7, outside: 0, length: 10 }];
             let diff = WritableDiff {
