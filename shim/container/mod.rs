@@ -5,14 +5,17 @@
 //! * [`exit`]: handles the exit of a container
 //! * [`hooks`]: programs that run at points of the container's life
 //! * [`reconcile`]: takes over the state that the keeper reports
+//! * [`nri_requests`]: changes that NRI plugins request for containers that exist; [`adjusted`]: changes to new ones
 //! * [`out_of_memory`]: detects that the memory limit is too small for the first process
 
+mod adjusted;
 pub mod assemble;
 pub mod create;
 pub mod exit;
 pub mod hooks;
 pub mod list;
 pub mod log;
+pub mod nri_requests;
 mod out_of_memory;
 pub mod reconcile;
 pub mod remove;
