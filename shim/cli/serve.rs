@@ -98,8 +98,8 @@ fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), S
         let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
         daemon.sessions.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(ContainerAccess::of(&daemon), daemon.sessions.clone()));
-        let nri_socket = serve_nri(&config, &daemon.pods, LimitParts::of(&daemon)).await;
         let metrics_socket = serve_metrics(&config, ScrapeSources::of(&daemon)).await?;
+        let nri_socket = serve_nri(&config, &daemon.pods, LimitParts::of(&daemon)).await;
         let instruments = daemon.pods.instruments.clone();
         let (runtime, images) = (RuntimeService::new(daemon.clone()), Images::new(daemon.clone()));
         let admin = AdminService::new(daemon.clone(), log_level);

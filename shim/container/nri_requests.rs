@@ -14,7 +14,7 @@ use crate::pods::Pods;
 /// The grace period of an evicted container.
 const EVICTION_GRACE_SECONDS: i64 = 30;
 
-/// What the plugins need of the daemon.
+/// The parts of the daemon that the requests of plugins use.
 #[derive(Clone, Debug)]
 pub struct NriRequests {
     pods: Arc<Pods>,

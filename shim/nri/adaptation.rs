@@ -33,7 +33,7 @@ use crate::config::{NriConfig, NriValidatorConfig};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What the plugins need of the daemon.
+/// The daemon, as far as the requests of plugins use it.
 pub trait NriHost: Send + Sync {
     /// Returns all pods and containers that run.
     fn snapshot(&self) -> Boxed<'_, (Vec<PodSandbox>, Vec<Container>)>;

@@ -57,7 +57,7 @@ impl fmt::Display for PluginName {
     }
 }
 
-/// What the daemon sends to every plugin, and how long it waits.
+/// The time limits, which the daemon also sends to every plugin.
 #[derive(Clone, Debug)]
 pub struct PluginSettings {
     /// The time until a plugin that connects has registered, and until it has handled all pods and containers.

@@ -38,6 +38,7 @@ mod mounts;
 mod network;
 mod network_paths;
 mod network_upkeep;
+mod nri;
 mod plugins;
 mod pod_files;
 mod pods;

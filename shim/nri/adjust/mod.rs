@@ -137,7 +137,7 @@ fn scheduler_of(scheduler: &LinuxScheduler) -> Result<oci_spec::runtime::Schedul
     if scheduler.policy() == LinuxSchedulerPolicy::SchedNone {
         return Err("invalid scheduler: the policy is missing".to_owned());
     }
-    let flags: Vec<&str> = scheduler.flags().map(|flag: LinuxSchedulerFlag| flag.as_str_name()).collect();
+    let flags: Vec<&str> = scheduler.flags().map(flag_name).collect();
     let value = serde_json::json!({
         "policy": scheduler.policy().as_str_name(),
         "nice": scheduler.nice,
@@ -148,6 +148,15 @@ fn scheduler_of(scheduler: &LinuxScheduler) -> Result<oci_spec::runtime::Schedul
         "period": scheduler.period,
     });
     parse("scheduler", value)
+}
+
+/// Returns the name of a flag in the types of the spec.
+fn flag_name(flag: LinuxSchedulerFlag) -> &'static str {
+    match flag {
+        LinuxSchedulerFlag::SchedFlagResetOnFork => "SCHED_RESET_ON_FORK",
+        LinuxSchedulerFlag::SchedFlagDlOverrun => "SCHED_FLAG_D_L_OVERRUN",
+        other => other.as_str_name(),
+    }
 }
 
 /// Mounts are sorted afterwards, so that a parent comes before the mounts inside it.
